@@ -1,0 +1,77 @@
+"""The published settings as data (arXiv 2509.06942 and its released recipes): a recipe names one and overrides at will."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+PresetName = Literal["official_flux", "official_pickscore", "official_qwen"]
+
+_WORDS = {
+    "positive": ["Natural-lighting", "Detail", "Detailed", "Real"],
+    "negative": ["Concept art", "Painting", "Anime", "Flat", "Oil"],
+    "order": "cycle",
+}
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, section by section; a section of another `kind` replaces the whole section."""
+    if "kind" in above and above["kind"] != below.get("kind"):
+        return above
+    result = dict(below)
+    for key, value in above.items():
+        both_sections = isinstance(value, dict) and isinstance(below.get(key), dict)
+        result[key] = merged(below[key], value) if both_sections else value
+    return result
+
+
+_FLUX: dict[str, Any] = {
+    "method": {
+        "name": "srpo",
+        "form": "relative",
+        "words": _WORDS,
+        "branches": "both",
+        "denoise": {"k_pos": {"low_noise": 0.1, "high_noise": 0.25}},
+        "inversion": {"k_neg": {"low_noise": 0.3, "high_noise": 0.01}},
+        "moves": {"kind": "window", "schedule_steps": 50, "schedule_shift": 3.0, "first": 5, "last": 25, "points": 1000, "groundtruth_ratio": 0.9},
+        "margin": 0.7,
+        "noise": {"source": "rollout", "scope": "shared"},
+        "image_mapping": "clamp",
+        "embedded_guidance": 3.5,
+        "truncate_timestep": 1000,
+    },
+    "rollout": {"num_sampling_steps": 25, "shift": 3.0, "embedded_guidance": 1.0},
+    "train": {"learning_rate": 5e-6, "schedule": "constant", "betas": [0.9, 0.999], "weight_decay": 1e-4, "clip_norm": 0.1},
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "official_flux": _FLUX,
+    "official_pickscore": merged(
+        _FLUX,
+        {
+            "reward": {"scale": 5.0},
+            "method": {
+                "denoise": {"k_pos": {"low_noise": 0.1, "high_noise": 0.5}},
+                "inversion": {"k_neg": {"low_noise": 0.6, "high_noise": 0.01}},
+                "moves": {"kind": "window", "last": 30},
+            },
+            "rollout": {"embedded_guidance": 2.0},
+        },
+    ),
+    "official_qwen": merged(
+        _FLUX,
+        {
+            "method": {
+                "branches": "denoise",
+                "denoise": {"k_pos": {"low_noise": 0.0, "high_noise": 0.0}},
+                "inversion": {"k_neg": {"low_noise": 0.0, "high_noise": 0.0}},
+                "moves": {"kind": "window", "last": 40, "groundtruth_ratio": 0.6},
+                "margin": None,
+                "discount_shift": 3.0,
+                "image_mapping": "min_max",
+                "embedded_guidance": None,
+            },
+            "rollout": {"embedded_guidance": None},
+            "train": {"learning_rate": 3e-6, "clip_norm": 50.0},
+        },
+    ),
+}
