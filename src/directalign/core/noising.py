@@ -1,0 +1,35 @@
+"""The known noise: drawn reproducibly, and put into clean latents.
+
+Noise is drawn on the CPU and then moved, so that a seed means the same noise on every device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..types import Latents, Noised, PathName, PerSample
+from .path import alpha, per_sample
+
+
+def generator_for(seed: int, *keys: int) -> torch.Generator:
+    """A CPU generator that depends on (seed, *keys) and nothing else; keys name a stream, a step, a rank, ...
+
+    Another key, or one key more, is another stream: the numbers are hashed, never added.
+    """
+    digest = hashlib.blake2b(repr((seed, *keys)).encode(), digest_size=4).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+def draw_noise(shape: Sequence[int], generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal float32 numbers of `shape`, drawn on the CPU and moved to `device`."""
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32).to(device)
+
+
+def inject(path: PathName, x0: Latents, noise: Latents, sigma: PerSample) -> Noised:
+    """x_t = alpha(sigma)·x0 + sigma·noise (arXiv 2509.06942, eq. 2), at one level in [0, 1] per sample."""
+    x_t = per_sample(alpha(path, sigma), x0) * x0 + per_sample(sigma, noise) * noise
+    return Noised(x_t, x0, noise, sigma)
