@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from .presets import PRESETS, PresetName, merged
 
 Positive = Annotated[int, Field(ge=1)]
 Sigma = Annotated[float, Field(ge=0, le=1)]
+Pair = Annotated[tuple[float, float], BeforeValidator(lambda given: tuple(given) if isinstance(given, list) else given)]
+"""YAML has lists only; read strictly, a list is no tuple."""
 
 
 class Strict(BaseModel):
@@ -185,7 +187,7 @@ class Train(Strict):
     learning_rate: float = Field(5e-6, description="Peak learning rate of AdamW.", gt=0)
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Learning rate after the warm-up; linear and cosine fall to zero at num_steps.")
     warmup_steps: int = Field(0, description="Updates over which the learning rate rises from zero.", ge=0)
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW averages.")
+    betas: Pair = Field((0.9, 0.999), description="AdamW averages.")
     weight_decay: float = Field(1e-4, description="AdamW decay.", ge=0)
     clip_norm: float = Field(0.1, description="Gradients are scaled down to this norm.", gt=0)
     accumulation: Positive = Field(1, description="Batches per update.")
@@ -224,4 +226,4 @@ class Run(Strict):
     @classmethod
     def _over_preset(cls, given: Any) -> Any:
         preset = given.get("preset") if isinstance(given, dict) else None
-        return merged(PRESETS[preset], given) if preset in PRESETS else given
+        return merged(PRESETS[preset], given) if isinstance(preset, str) and preset in PRESETS else given

@@ -85,7 +85,8 @@ class Batch:
     """One optimiser step's share of the data on one rank.
 
     `images` are real images in [0, 1] for offline training, None for online rollouts. Every random draw of a step is
-    made from (seed, step, rank), so a resumed run draws what the undisturbed one would have drawn.
+    made from (seed, step, micro, rank), so a resumed run draws what the undisturbed one would have drawn; `micro`
+    counts the batches accumulated into one update.
     """
 
     step: int
@@ -93,6 +94,7 @@ class Batch:
     images: Images | None = None
     seed: int = 0
     rank: int = 0
+    micro: int = 0
 
 
 @dataclass(frozen=True)

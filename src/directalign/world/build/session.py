@@ -7,7 +7,6 @@ same batches as an undisturbed one.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,4 +101,4 @@ def _schedule(step: int, budget: Budget) -> float:
 def _write_atomically(file: Path, state: dict) -> None:
     partial = file.with_suffix(".partial")
     torch.save(state, partial)
-    os.replace(partial, file)
+    partial.replace(file)

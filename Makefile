@@ -1,0 +1,40 @@
+# Everything lives in .venv; the first target that needs it makes it.
+PYTHON ?= python3
+BIN := .venv/bin
+# Without a GPU the pinned torch is taken; with one, pip chooses the build for it.
+CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "-c constraints-cpu.txt")
+CHROMIUM := $(shell command -v chromium chromium-browser google-chrome 2>/dev/null | head -n 1)
+
+.PHONY: setup demo test check bench browser clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/directalign study demo --out runs/demo
+
+test: setup browser
+	$(BIN)/pytest --cov --cov-report=term:skip-covered
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python benchmarks/replay_reference.py tests/fixtures/reference/hps_mid tests/fixtures/reference/pickscore tests/fixtures/reference/span_clipped_low
+	$(BIN)/python benchmarks/offline_cost.py
+
+# The page tests need a browser; on a build server it is installed, elsewhere they are skipped with a reason.
+browser:
+ifeq ($(CHROMIUM),)
+	if [ -n "$$CI" ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -qq -y chromium chromium-driver >/dev/null; fi
+endif
+
+clean:
+	rm -rf .venv runs .pytest_cache .ruff_cache .coverage

@@ -1,0 +1,1 @@
+"""Experiments as runnable units, each of one or several training runs and a page."""

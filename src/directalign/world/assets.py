@@ -1,0 +1,146 @@
+"""Where the embedded world's weights lie, and how they become complete folders.
+
+Shipped as 16-bit safetensors with every shared part once (`assets/`); `export` writes full float32 diffusers and
+transformers folders that need nothing of this package. `resolve("world:flux")` gives such a folder from a cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from ..types import DirectAlignError
+
+ASSETS = Path(__file__).parent / "assets"
+MAX_SEQUENCE_LENGTH = 16
+
+PIPELINES: dict[str, dict[str, str]] = {
+    "flux": {
+        "transformer": "flux/transformer",
+        "text_encoder": "flux/text_encoder",
+        "text_encoder_2": "flux/text_encoder_2",
+        "tokenizer": "clip_tokenizer",
+        "tokenizer_2": "t5_tokenizer",
+        "vae": "autoencoder",
+        "scheduler": "flux/scheduler",
+    },
+    "sd": {"unet": "sd/unet", "text_encoder": "sd/text_encoder", "tokenizer": "clip_tokenizer", "vae": "autoencoder", "scheduler": "sd/scheduler"},
+    "sd_v": {"unet": "sd_v/unet", "text_encoder": "sd/text_encoder", "tokenizer": "clip_tokenizer", "vae": "autoencoder", "scheduler": "sd_v/scheduler"},
+}
+"""Which shipped folder stands behind each part of each pipeline."""
+
+CLASSES: dict[str, dict[str, list[str]]] = {
+    "flux": {
+        "_class_name": ["FluxPipeline"],
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "T5TokenizerFast"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    },
+    "sd": {
+        "_class_name": ["StableDiffusionPipeline"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+    },
+}
+CLASSES["sd_v"] = CLASSES["sd"]
+
+
+def file(name: str) -> Path:
+    """One shipped file, e.g. `judges/style.safetensors`."""
+    path = ASSETS / name
+    if not path.exists():
+        raise DirectAlignError(f"embedded asset {name} is missing from {ASSETS}: reinstall the package, or make it with `directalign world build`")
+    return path
+
+
+def resolve(path: str) -> Path:
+    """A folder on disk: `world:flux`, `world:sd`, `world:sd_v` or `world:reward` from the cache, anything else as it is."""
+    if not path.startswith("world:"):
+        return Path(path)
+    name = path.removeprefix("world:")
+    if name not in (*PIPELINES, "reward"):
+        raise DirectAlignError(f"no embedded model {path!r}: choose world:flux, world:sd, world:sd_v or world:reward")
+    folder = _cache() / name
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+        _write(name, partial / name)
+        _move_unless_there(partial / name, folder)
+        shutil.rmtree(partial)
+    return folder
+
+
+def export(folder: Path) -> list[Path]:
+    """Write `flux`, `sd`, `sd_v` and `reward` into `folder` as complete folders; an existing one is not overwritten."""
+    names = [*PIPELINES, "reward"]
+    there = [name for name in names if (folder / name).exists()]
+    if there:
+        raise DirectAlignError(f"{folder / there[0]} exists already: choose an empty folder")
+    for name in names:
+        _write(name, folder / name)
+    return [folder / name for name in names]
+
+
+def _cache() -> Path:
+    root = os.environ.get("DIRECTALIGN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "directalign"
+    digest = hashlib.sha256()
+    for path in sorted(ASSETS.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(ASSETS)}:{path.stat().st_size}:{path.stat().st_mtime_ns};".encode())
+    return Path(root) / f"world-{digest.hexdigest()[:12]}"
+
+
+def _move_unless_there(source: Path, target: Path) -> None:
+    try:
+        source.replace(target)
+    except OSError:
+        if not target.exists():  # another process may have won the race; anything else is a real failure
+            raise
+
+
+def _write(name: str, folder: Path) -> None:
+    if name == "reward":
+        _copy_part(file("reward"), folder)
+        return
+    for part, source in PIPELINES[name].items():
+        _copy_part(file(source), folder / part)
+    if name != "flux":  # a Stable Diffusion pipeline scales its latents but does not shift them
+        _edit_json(folder / "vae/config.json", shift_factor=None)
+    index = {"_class_name": CLASSES[name]["_class_name"][0], "_diffusers_version": "0.38.0"}
+    index |= {part: library for part, library in CLASSES[name].items() if part != "_class_name"}
+    if name == "flux":
+        index |= {"feature_extractor": [None, None], "image_encoder": [None, None]}
+        (folder / "directalign.json").write_text(json.dumps({"max_sequence_length": MAX_SEQUENCE_LENGTH}) + "\n")
+    else:
+        index |= {"feature_extractor": [None, None], "image_encoder": [None, None], "safety_checker": [None, None], "requires_safety_checker": False}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _copy_part(source: Path, target: Path) -> None:
+    """Copy one part's folder, its weights widened to float32."""
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.suffix == ".safetensors":
+            save_file({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}, target / path.name, metadata={"format": "pt"})
+        else:
+            shutil.copy(path, target / path.name)
+    config = target / "config.json"
+    if config.exists() and "dtype" in json.loads(config.read_text()):
+        _edit_json(config, dtype="float32")
+
+
+def _edit_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values, indent=2) + "\n")
