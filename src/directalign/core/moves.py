@@ -7,14 +7,15 @@ A window draws a `landing` per sample, and both branches of a step end there: `d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from ..types import DirectAlignError, PathName, PredictionName
 from . import recovery
-from .path import flow_sigmas
+from .path import shifted
 
 Levels = Float64[Tensor, " b"]
 Points = Int64[Tensor, " b"]
@@ -79,15 +80,12 @@ class WindowGrid:
         if self.points <= 2 * EDGE:
             raise DirectAlignError(f"points is {self.points}: {2 * EDGE + 1} or more are needed, as no move lands on the {EDGE} at either end")
 
-    @property
-    def sigma_high(self) -> float:
-        """High-noise end of the window."""
-        return float(flow_sigmas(self.schedule_steps, self.schedule_shift)[self.first])
-
-    @property
-    def sigma_low(self) -> float:
-        """Low-noise end of the window."""
-        return float(flow_sigmas(self.schedule_steps, self.schedule_shift)[self.last])
+    @cached_property
+    def levels(self) -> Float32[Tensor, " points"]:
+        """Noise level of every point, from low to high; float32 as in the official step, for a network that is shown
+        truncated timesteps hears the last digit at a whole one."""
+        grid = shifted(torch.linspace(1, 0, self.schedule_steps + 1, dtype=torch.float32), self.schedule_shift)
+        return torch.linspace(float(grid[self.first]), float(grid[self.last]), self.points, dtype=torch.float32).flip(0)
 
     def draw(self, b: int, generator: torch.Generator) -> Points:
         """A landing point for each of `b` samples."""
@@ -109,10 +107,8 @@ class WindowGrid:
         return self._move(start, start + span)
 
     def _move(self, start: Points, end: Points) -> Move:
-        return Move(self._sigma(start), self._sigma(end), torch.minimum(start, end).double() / (self.points - 1))
-
-    def _sigma(self, point: Points) -> Levels:
-        return self.sigma_low + (self.sigma_high - self.sigma_low) * (point - 1).double() / (self.points - 1)
+        sigma_from, sigma_to = (self.levels[point - 1].double() for point in (start, end))
+        return Move(sigma_from, sigma_to, torch.minimum(start, end).double() / (self.points - 1))
 
 
 @dataclass(frozen=True)
