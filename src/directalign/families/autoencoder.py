@@ -1,0 +1,37 @@
+"""Between images in [0, 1] and latents in the denoiser's scale: x0 = (mode − shift)·scale, shared by all families with an AutoencoderKL."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL
+
+from ..types import DirectAlignError, Images, Latents
+
+
+def downscaling(vae: AutoencoderKL) -> int:
+    """Pixels per latent along one side."""
+    return 2 ** (len(vae.config["block_out_channels"]) - 1)
+
+
+def encode(vae: AutoencoderKL, images: Images) -> Latents:
+    """Mode of the posterior, scaled, float32, no gradient."""
+    with torch.no_grad():
+        mode = vae.encode(images.to(vae.device, vae.dtype) * 2 - 1).latent_dist.mode().float()
+    return (mode - _shift(vae)) * vae.config["scaling_factor"]
+
+
+def decode(vae: AutoencoderKL, x0: Latents) -> Images:
+    """Images around [0, 1], not clamped, float32, gradient intact (recomputed block by block under gradient checkpointing)."""
+    latents = x0 / vae.config["scaling_factor"] + _shift(vae)
+    return vae.decode(latents.to(vae.dtype), return_dict=False)[0].float() / 2 + 0.5
+
+
+def latent_size(vae: AutoencoderKL, height: int, width: int, multiple: int) -> tuple[int, int]:
+    """(h, w) of the latents of an image; sides that are not a positive multiple of `multiple` pixels are an error."""
+    if min(height, width) < 1 or height % multiple or width % multiple:
+        raise DirectAlignError(f"image size {height}x{width}: both sides must be multiples of {multiple} for this model (rollout.height, rollout.width)")
+    return height // downscaling(vae), width // downscaling(vae)
+
+
+def _shift(vae: AutoencoderKL) -> float:
+    return vae.config.get("shift_factor") or 0.0

@@ -1,0 +1,147 @@
+"""FLUX: rectified flow on packed tokens, a pooled CLIP embedding beside the T5 sequence, guidance fed to the network.
+
+Peculiar to a checkpoint and kept in here: packing, the scheduler's shift, the length of the T5 sequence (512, or
+`max_sequence_length` in the folder's `directalign.json`), whether guidance is embedded, the VAE's constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from torch import Tensor, nn
+
+from .. import config
+from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
+from . import autoencoder, packing, tuning
+from .parts import load_parts, read_json
+from .passes import autocast, guided
+
+PARTS = {
+    "tokenizer": None,
+    "tokenizer_2": None,
+    "text_encoder": None,
+    "text_encoder_2": None,
+    "transformer": FluxTransformer2DModel,
+    "vae": AutoencoderKL,
+    "scheduler": FlowMatchEulerDiscreteScheduler,
+}
+ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp")
+
+
+class Flux:
+    """A FLUX checkpoint as `interfaces.Family`."""
+
+    path: PathName = "flow"
+    prediction: PredictionName = "velocity"
+    lora_targets: tuple[str, ...] = ATTENTION + FEED_FORWARD
+
+    def __init__(self, folder: FilePath, model: config.Model, device: torch.device, seed: int) -> None:
+        self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
+        dtypes = dict.fromkeys(PARTS, self.dtype) | ({"transformer": torch.float32} if model.tune == "full" else {})
+        parts = load_parts(folder, "FluxPipeline", PARTS, dtypes)
+        self.tokenizer, self.tokenizer_2, self.scheduler = parts["tokenizer"], parts["tokenizer_2"], parts["scheduler"]
+        self.text_encoder, self.text_encoder_2 = parts["text_encoder"].to(device), parts["text_encoder_2"].to(device)
+        self.vae: AutoencoderKL = parts["vae"].to(device)
+        self.denoiser: nn.Module = parts["transformer"].to(device)
+        self.embeds_guidance = bool(parts["transformer"].config["guidance_embeds"])
+        self.max_sequence_length = _max_sequence_length(folder)
+        self.default_size = (self.vae.config["sample_size"],) * 2
+        _check(folder, parts)
+        tuning.make_trainable(self.denoiser, model, self.lora_targets, seed)
+        if model.gradient_checkpointing:
+            parts["transformer"].enable_gradient_checkpointing()
+            self.vae.enable_gradient_checkpointing()
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
+        """Tensors `pooled` (b, d) from CLIP and `sequence` (b, tokens, D) from T5, for the prompts and for the empty prompt."""
+        empty = {key: tensor.expand(len(prompts), *tensor.shape[1:]) for key, tensor in self._embed([""]).items()}
+        return Conditioning(tuple(prompts), self._embed(prompts), unconditional=empty)
+
+    def _embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        clip = self.tokenizer(list(prompts), padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt")
+        t5 = self.tokenizer_2(list(prompts), padding="max_length", max_length=self.max_sequence_length, truncation=True, return_tensors="pt")
+        return {
+            "pooled": self.text_encoder(clip.input_ids.to(self.device)).pooler_output,
+            "sequence": self.text_encoder_2(t5.input_ids.to(self.device))[0],
+        }
+
+    def encode_image(self, images: Images) -> Latents:
+        """Clean latents of images in [0, 1]."""
+        return autoencoder.encode(self.vae, images)
+
+    def decode(self, x0: Latents) -> Images:
+        """Images around [0, 1], not clamped, gradient intact."""
+        return autoencoder.decode(self.vae, x0)
+
+    def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
+        """Velocity (noise − x0) at x_t, float32. Guidance given to a network without its input, or missing for one with it, is an error."""
+        guidance = self._guidance(cond, len(x_t))
+
+        def call(tensors: Mapping[str, Tensor]) -> Latents:
+            return self._velocity(x_t, sigma, guidance, tensors)
+
+        return guided(call, cond)
+
+    def _velocity(self, x_t: Latents, sigma: PerSample, guidance: Tensor | None, tensors: Mapping[str, Tensor]) -> Latents:
+        h, w = x_t.shape[2:]
+        with autocast(self.device, self.dtype):
+            tokens = self.denoiser(
+                hidden_states=packing.pack(x_t).to(self.dtype),
+                timestep=sigma.float(),
+                guidance=guidance,
+                pooled_projections=tensors["pooled"],
+                encoder_hidden_states=tensors["sequence"],
+                txt_ids=packing.text_ids(tensors["sequence"].shape[1], self.device),
+                img_ids=packing.image_ids(h, w, self.device),
+                return_dict=False,
+            )[0]
+        return packing.unpack(tokens.float(), h, w)
+
+    def _guidance(self, cond: Conditioning, b: int) -> Tensor | None:
+        keys = "rollout.embedded_guidance and method.embedded_guidance"
+        if self.embeds_guidance and cond.embedded_guidance is None:
+            raise DirectAlignError(f"this FLUX model takes its guidance as an input: give {keys} (3.5 is usual)")
+        if not self.embeds_guidance and cond.embedded_guidance is not None:
+            raise DirectAlignError(f"embedded guidance {cond.embedded_guidance}: this FLUX model has no input for it: leave {keys} out")
+        return None if cond.embedded_guidance is None else torch.full((b,), float(cond.embedded_guidance), device=self.device)
+
+    def sigmas(self, num_sampling_steps: int, height: int, width: int) -> Tensor:
+        """The grid of FluxPipeline: linspace(1, 1/n) under the scheduler's own shift, fixed or by the number of tokens; (n + 1,) float64."""
+        _, h, w = self.latent_shape(height, width)
+        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        shift = calculate_shift((h // 2) * (w // 2), *(self.scheduler.config[name] for name in names))
+        self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_sampling_steps, num_sampling_steps), mu=shift)
+        return self.scheduler.sigmas.double()
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(c, h, w); sides must be multiples of 2x2 latents."""
+        return self.vae.config["latent_channels"], *autoencoder.latent_size(self.vae, height, width, 2 * autoencoder.downscaling(self.vae))
+
+    def save(self, folder: FilePath) -> None:
+        """`lora.safetensors` for FluxPipeline.load_lora_weights, or `transformer/`."""
+        tuning.save(self.denoiser, folder)
+
+
+def _max_sequence_length(folder: FilePath) -> int:
+    file = folder / "directalign.json"
+    length = read_json(file).get("max_sequence_length", 512) if file.exists() else 512
+    if not isinstance(length, int) or length < 1:
+        raise DirectAlignError(f"{file}: max_sequence_length is {length!r}: give a whole number of tokens, or leave it out for 512")
+    return length
+
+
+def _check(folder: FilePath, parts: Mapping[str, Any]) -> None:
+    channels, latents = parts["transformer"].config["in_channels"], parts["vae"].config["latent_channels"]
+    if channels != 4 * latents:
+        raise DirectAlignError(f"{folder / 'transformer'}: takes {channels} channels, text-to-image needs 4 x {latents}: give a plain FLUX model in model.path")
+    for name in ("stochastic_sampling", "invert_sigmas"):
+        if parts["scheduler"].config.get(name):
+            raise DirectAlignError(f"{folder / 'scheduler'}: {name} is on, sampling here is plain Euler: set it to false")

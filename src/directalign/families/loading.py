@@ -1,0 +1,35 @@
+"""The one door: from `config.Model` to a family on a device, its trained weights, and back from a run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+
+import torch
+from torch import nn
+
+from .. import config
+from ..interfaces import Family
+from ..world import assets
+from . import tuning
+from .flux import Flux
+from .sd import StableDiffusion
+
+FAMILIES = {"flux": Flux, "sd": StableDiffusion}
+
+
+def load_family(model: config.Model, device: torch.device | str, seed: int = 0) -> Family:
+    """A frozen pipeline whose denoiser is ready to train as `model.tune` says; `seed` draws the adapters' first factor.
+
+    Errors: DirectAlignError for a folder, file or class that is missing, torn or of another architecture.
+    """
+    return FAMILIES[model.family](assets.resolve(model.path), model, torch.device(device), seed)
+
+
+def trainable(family: Family) -> dict[str, nn.Parameter]:
+    """What the optimiser steps: adapters or all weights of the denoiser, by name, float32."""
+    return tuning.trained(family.denoiser)
+
+
+def load_trained(family: Family, folder: FilePath) -> None:
+    """Reads what `family.save(folder)` wrote into a family of the same architecture and `tune`; a misfit is an error."""
+    tuning.load(family.denoiser, folder)

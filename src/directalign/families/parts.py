@@ -1,0 +1,110 @@
+"""Reads the parts of a diffusers folder, each with the class that its model_index.json names, and trusts none of it.
+
+Whatever is missing, truncated, of another architecture or only half there ends in one line that names the file. Weights
+come from safetensors alone; nothing is unpickled and nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from ..types import DirectAlignError
+
+LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
+
+
+def read_json(file: FilePath) -> dict[str, Any]:
+    """The object in a JSON file; a missing or malformed file is an error that names it."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DirectAlignError(f"{file}: no such file: give a complete diffusers folder in model.path") from None
+    except (OSError, ValueError) as error:
+        raise DirectAlignError(f"{file}: not readable as JSON ({error}): copy the folder again") from None
+    if not isinstance(content, dict):
+        raise DirectAlignError(f"{file}: holds a {type(content).__name__}, not an object: copy the folder again")
+    return content
+
+
+def load_parts(folder: FilePath, pipeline: str, parts: Mapping[str, type | None], dtypes: Mapping[str, torch.dtype]) -> dict[str, Any]:
+    """The named parts of a diffusers folder; models are frozen and in eval mode.
+
+    `pipeline` is the class name that model_index.json must carry. `parts` maps each part to the class it must be of, None
+    for any. `dtypes` gives the dtype of each model. Errors: DirectAlignError naming the file, what it holds, the remedy.
+    """
+    index = read_json(folder / "model_index.json")
+    if index.get("_class_name") != pipeline:
+        raise DirectAlignError(f"{folder / 'model_index.json'}: holds a {index.get('_class_name')}, not a {pipeline}: set model.family to match model.path")
+    return {name: _load_part(folder / name, _part_class(folder, index, name, wanted), dtypes.get(name)) for name, wanted in parts.items()}
+
+
+def _part_class(folder: FilePath, index: Mapping[str, Any], name: str, wanted: type | None) -> type:
+    library, class_name = index.get(name) or (None, None)
+    found = getattr(LIBRARIES.get(str(library)), str(class_name), None)
+    if found is None:
+        raise DirectAlignError(f"{folder / 'model_index.json'}: {name} is {class_name} of {library}, which is not known here: give a complete folder")
+    if wanted is not None and not issubclass(found, wanted):
+        raise DirectAlignError(f"{folder / 'model_index.json'}: {name} is a {class_name}, a {wanted.__name__} is needed: give another model.path")
+    return found
+
+
+def _load_part(folder: FilePath, part: type, dtype: torch.dtype | None) -> Any:
+    if not folder.is_dir():
+        raise DirectAlignError(f"{folder}: no such folder: give a complete diffusers folder in model.path")
+    try:
+        return _load_model(folder, part, dtype or torch.float32) if issubclass(part, nn.Module) else _load_other(folder, part)
+    except DirectAlignError:
+        raise
+    except UNREADABLE as error:
+        raise DirectAlignError(f"{folder}: not readable as a {part.__name__} ({_first_line(error)}): copy the folder again") from error
+
+
+def _load_model(folder: FilePath, part: Any, dtype: torch.dtype) -> nn.Module:
+    read_json(folder / "config.json")
+    weights_files(folder)
+    name = "torch_dtype" if issubclass(part, diffusers.ModelMixin) else "dtype"
+    model, info = part.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **{name: dtype})
+    lacking = sorted(str(key) for key in info["missing_keys"])
+    if lacking:
+        raise DirectAlignError(f"{folder}: the weights lack {len(lacking)} tensors of a {part.__name__} ({lacking[0]}, ...): copy the folder again")
+    return model.requires_grad_(False).eval()
+
+
+def _load_other(folder: FilePath, part: Any) -> Any:
+    return part.from_pretrained(folder, local_files_only=True)
+
+
+def weights_files(folder: FilePath) -> list[FilePath]:
+    """The safetensors files of a part, each with a whole header and the length it promises; none, or a torn one, is an error."""
+    files = sorted(folder.glob("*.safetensors"))
+    promised = {name for index in folder.glob("*.safetensors.index.json") for name in read_json(index).get("weight_map", {}).values()}
+    for file in [*files, *(folder / name for name in sorted(promised))]:
+        check_safetensors(file)
+    if not files:
+        raise DirectAlignError(f"{folder}: no .safetensors file: weights in other formats are not read, convert them first")
+    return files
+
+
+def check_safetensors(file: FilePath) -> None:
+    """Reads the header alone: a file that is missing, torn or of another format is an error that names it."""
+    if not file.is_file():
+        raise DirectAlignError(f"{file}: no such file: copy the folder again")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            opened.keys()
+    except (OSError, SafetensorError) as error:
+        raise DirectAlignError(f"{file}: truncated or not a safetensors file ({_first_line(error)}): copy it again") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

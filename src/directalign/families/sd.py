@@ -1,0 +1,126 @@
+"""Stable Diffusion 1.x and 2.x: a UNet on a variance-preserving path, predicting the noise or v, told DDPM timesteps.
+
+Peculiar to a checkpoint and kept in here: its table of alphas, the timesteps its sampler visits, what it predicts. Sampling
+is DDIM (eta 0) on the scheduler's own timesteps. The last step always ends at clean (`set_alpha_to_one: true`); a folder that
+says false stops at the table's first level in diffusers, some sigma .03, and is sampled to the end here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any, cast
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, UNet2DConditionModel
+from torch import Tensor, nn
+
+from .. import config
+from ..core.path import DdpmTable
+from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
+from . import autoencoder, tuning
+from .parts import load_parts
+from .passes import autocast, guided
+
+PARTS = {"tokenizer": None, "text_encoder": None, "unet": UNet2DConditionModel, "vae": AutoencoderKL, "scheduler": SchedulerMixin}
+PREDICTIONS: dict[str, PredictionName] = {"epsilon": "epsilon", "v_prediction": "v"}
+
+
+class StableDiffusion:
+    """An SD checkpoint as `interfaces.Family`."""
+
+    path: PathName = "vp"
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+
+    def __init__(self, folder: FilePath, model: config.Model, device: torch.device, seed: int) -> None:
+        self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
+        dtypes = dict.fromkeys(PARTS, self.dtype) | ({"unet": torch.float32} if model.tune == "full" else {})
+        parts = load_parts(folder, "StableDiffusionPipeline", PARTS, dtypes)
+        self.tokenizer, self.text_encoder = parts["tokenizer"], parts["text_encoder"].to(device)
+        self.vae: AutoencoderKL = parts["vae"].to(device)
+        self.denoiser: nn.Module = parts["unet"].to(device)
+        self.scheduler = _ddim(folder / "scheduler", parts["scheduler"])
+        self.prediction: PredictionName = PREDICTIONS[self.scheduler.config["prediction_type"]]
+        self.levels = DdpmTable(self.scheduler.alphas_cumprod)
+        self.default_size = _default_size(parts["unet"], self.vae)
+        self.multiple = 2 ** (len(parts["unet"].config["block_out_channels"]) - 1) * autoencoder.downscaling(self.vae)
+        _check_channels(folder, parts["unet"], self.vae)
+        tuning.make_trainable(self.denoiser, model, self.lora_targets, seed)
+        if model.gradient_checkpointing:
+            parts["unet"].enable_gradient_checkpointing()
+            self.vae.enable_gradient_checkpointing()
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
+        """Tensor `sequence` (b, tokens, d) from CLIP, for the prompts and for the empty prompt."""
+        empty = self._embed([""]).expand(len(prompts), -1, -1)
+        return Conditioning(tuple(prompts), {"sequence": self._embed(prompts)}, unconditional={"sequence": empty})
+
+    def _embed(self, prompts: Sequence[str]) -> Tensor:
+        tokens = self.tokenizer(list(prompts), padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt")
+        wants_mask = getattr(self.text_encoder.config, "use_attention_mask", False)
+        mask = tokens.attention_mask.to(self.device) if wants_mask else None
+        return self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
+
+    def encode_image(self, images: Images) -> Latents:
+        """Clean latents of images in [0, 1]."""
+        return autoencoder.encode(self.vae, images)
+
+    def decode(self, x0: Latents) -> Images:
+        """Images around [0, 1], not clamped, gradient intact."""
+        return autoencoder.decode(self.vae, x0)
+
+    def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
+        """Noise or v at x_t, float32. Give sigma in float64: near 1, timesteps lie closer than float32 can tell apart."""
+        if cond.embedded_guidance is not None:
+            raise DirectAlignError("embedded guidance: SD has no input for it: leave rollout.embedded_guidance and method.embedded_guidance out, use cfg_scale")
+        timestep = self.levels.timestep_of(sigma).to(x_t)
+
+        def call(tensors: Mapping[str, Tensor]) -> Latents:
+            with autocast(self.device, self.dtype):
+                return self.denoiser(x_t.to(self.dtype), timestep, tensors["sequence"], return_dict=False)[0].float()
+
+        return guided(call, cond)
+
+    def sigmas(self, num_sampling_steps: int, height: int, width: int) -> Tensor:
+        """Levels of DDIMScheduler's timesteps under the folder's own spacing and offset, then 0; (n + 1,) float64; the size plays no part."""
+        length = len(self.scheduler.alphas_cumprod)
+        self.scheduler.set_timesteps(min(num_sampling_steps, length))
+        if num_sampling_steps > length or self.scheduler.timesteps.max() >= length:
+            raise DirectAlignError(f"rollout.num_sampling_steps: {num_sampling_steps} does not fit the {length} levels of this model's schedule: ask for fewer")
+        levels = self.levels.sigma_of(self.scheduler.timesteps)
+        return torch.cat([levels, levels.new_zeros(1)])
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(c, h, w); sides must fit the VAE and every halving of the UNet."""
+        return self.vae.config["latent_channels"], *autoencoder.latent_size(self.vae, height, width, self.multiple)
+
+    def save(self, folder: FilePath) -> None:
+        """`lora.safetensors` for StableDiffusionPipeline.load_lora_weights, or `unet/`."""
+        tuning.save(self.denoiser, folder)
+
+
+def _ddim(folder: FilePath, scheduler: Any) -> DDIMScheduler:
+    """DDIM on the folder's own table; what this package could not repeat exactly is an error."""
+    for name in ("clip_sample", "thresholding"):
+        if scheduler.config.get(name, False):
+            raise DirectAlignError(f"{folder}: {name} is on, which latents do not survive: set it to false in scheduler_config.json")
+    ddim = cast(DDIMScheduler, DDIMScheduler.from_config(scheduler.config))
+    prediction = ddim.config["prediction_type"]
+    if prediction not in PREDICTIONS:
+        raise DirectAlignError(f"{folder}: prediction_type {prediction} is not read: epsilon and v_prediction are")
+    if prediction == "epsilon" and ddim.alphas_cumprod[-1] == 0:
+        raise DirectAlignError(f"{folder}: a network that predicts the noise cannot start where nothing else is left: set rescale_betas_zero_snr to false")
+    return ddim
+
+
+def _default_size(unet: UNet2DConditionModel, vae: AutoencoderKL) -> tuple[int, int]:
+    size = unet.config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * autoencoder.downscaling(vae), width * autoencoder.downscaling(vae)
+
+
+def _check_channels(folder: FilePath, unet: UNet2DConditionModel, vae: AutoencoderKL) -> None:
+    channels, latents = unet.config["in_channels"], vae.config["latent_channels"]
+    if channels != latents:
+        raise DirectAlignError(f"{folder / 'unet'}: takes {channels} channels, text-to-image needs {latents}: inpainting and editing models are not read")

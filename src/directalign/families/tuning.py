@@ -1,0 +1,109 @@
+"""What of a denoiser is trained, and how that is written and read: LoRA adapters, or all weights.
+
+LoRA goes to `lora.safetensors` in diffusers format with alpha / rank folded into the second factor, so every reader that
+takes alpha = rank where none is given (diffusers, ComfyUI) sees the update that was trained, whatever alpha was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel, StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .. import config
+from ..types import DirectAlignError
+from .parts import check_safetensors, weights_files
+
+LORA_FILE = "lora.safetensors"
+ADAPTER = "default"
+HOMES: dict[type, tuple[str, Any]] = {FluxTransformer2DModel: ("transformer", FluxPipeline), UNet2DConditionModel: ("unet", StableDiffusionPipeline)}
+"""Class of the denoiser -> its name in a pipeline, the pipeline that writes its LoRA."""
+
+
+def make_trainable(denoiser: Any, model: config.Model, default_targets: Sequence[str], seed: int) -> None:
+    """Opens all weights, or adds adapters: the first factor drawn from `seed`, the second 0, so nothing changes yet. Float32 either way."""
+    if model.tune == "full":
+        denoiser.float().requires_grad_(True)
+        return
+    targets = list(model.lora.targets or default_targets)
+    settings = LoraConfig(r=model.lora.rank, lora_alpha=model.lora.alpha, target_modules=targets, init_lora_weights="gaussian")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            denoiser.add_adapter(settings, adapter_name=ADAPTER)
+        except ValueError as error:
+            raise DirectAlignError(f"model.lora.targets: {targets} fit no layer of this model ({error}): leave the key out for the usual ones") from None
+    for parameter in trained(denoiser).values():
+        parameter.data = parameter.data.float()
+
+
+def trained(denoiser: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that carry gradient, by name."""
+    return {name: parameter for name, parameter in denoiser.named_parameters() if parameter.requires_grad}
+
+
+def save(denoiser: Any, folder: FilePath) -> None:
+    """Writes `lora.safetensors` into `folder`, or all weights as `transformer/` or `unet/`."""
+    part, pipeline = HOMES[type(denoiser)]
+    if not _has_adapters(denoiser):
+        denoiser.save_pretrained(folder / part)
+        return
+    layers = {key: parameter.detach() * _scale(denoiser, key) for key, parameter in _adapters(denoiser).items()}
+    pipeline.save_lora_weights(folder, **{f"{part}_lora_layers": layers}, weight_name=LORA_FILE)
+
+
+def load(denoiser: Any, folder: FilePath) -> None:
+    """Reads what `save` wrote; a missing or torn file, other layers, another rank or architecture are errors that name it."""
+    part, _ = HOMES[type(denoiser)]
+    if _has_adapters(denoiser):
+        _load_lora(denoiser, folder / LORA_FILE, part)
+    else:
+        _load_full(denoiser, folder / part)
+
+
+def _load_lora(denoiser: nn.Module, file: FilePath, part: str) -> None:
+    check_safetensors(file)
+    found = {key.removeprefix(f"{part}."): tensor for key, tensor in load_file(file).items()}
+    own = _adapters(denoiser)
+    _check_fit(file, own, found, remedy="use the model.path, model.lora.rank and model.lora.targets it was trained with")
+    with torch.no_grad():
+        for key, parameter in own.items():
+            parameter.copy_(found[key] / _scale(denoiser, key))
+
+
+def _load_full(denoiser: nn.Module, folder: FilePath) -> None:
+    if not folder.is_dir():
+        raise DirectAlignError(f"{folder}: no such folder: give a run that was trained with model.tune: full, or set tune: lora")
+    found = {key: tensor for file in weights_files(folder) for key, tensor in load_file(file).items()}
+    _check_fit(folder, denoiser.state_dict(), found, remedy="use the model.path it was trained from")
+    denoiser.load_state_dict(found)
+
+
+def _has_adapters(denoiser: nn.Module) -> bool:
+    return bool(getattr(denoiser, "peft_config", None))
+
+
+def _adapters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained factors under the names they have in a file."""
+    return {name.replace(f".{ADAPTER}.", "."): parameter for name, parameter in trained(denoiser).items()}
+
+
+def _scale(denoiser: Any, key: str) -> float:
+    settings = denoiser.peft_config[ADAPTER]
+    return settings.lora_alpha / settings.r if ".lora_B." in key else 1.0
+
+
+def _check_fit(file: FilePath, own: Mapping[str, Tensor], found: Mapping[str, Tensor], remedy: str) -> None:
+    differing = sorted(own.keys() ^ found.keys())
+    if differing:
+        verb = "lacks" if differing[0] in own else "has"
+        raise DirectAlignError(f"{file}: made for other layers or another architecture: it {verb} {differing[0]} ({len(differing)} differ): {remedy}")
+    for key, tensor in own.items():
+        if tensor.shape != found[key].shape:
+            raise DirectAlignError(f"{file}: {key} is {tuple(found[key].shape)}, this model has {tuple(tensor.shape)}: {remedy}")
