@@ -1,0 +1,13 @@
+"""Every annotation of the package is checked while tests run; one thread, and no deadline for a slow machine."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+install_import_hook("directalign", "beartype.beartype")
+torch.set_num_threads(1)
+
+settings.register_profile("directalign", deadline=None, max_examples=50)
+settings.load_profile("directalign")

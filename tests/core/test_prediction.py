@@ -1,0 +1,75 @@
+"""Every parametrisation says the same thing about x_t."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from directalign.core.noising import inject
+from directalign.core.path import alpha, per_sample
+from directalign.core.prediction import classifier_free, convert, determinant, target, to_noise, to_x0
+
+PATHS = ("flow", "vp")
+PREDICTIONS = ("velocity", "epsilon", "v", "x0")
+SIGMA = torch.tensor([0.05, 0.6, 0.97], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_perfect_network_knows_x0_and_noise(path, prediction, latents):
+    x0, noise, _ = latents
+    x_t = inject(path, x0, noise, SIGMA).x_t
+    pred = target(path, prediction, x0, noise, SIGMA)
+    assert_close(to_x0(path, prediction, pred, x_t, SIGMA), x0)
+    assert_close(to_noise(path, prediction, pred, x_t, SIGMA), noise)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_any_prediction_splits_x_t_into_its_two_parts(path, prediction, latents):
+    x_t, _, pred = latents
+    x0_hat, noise_hat = to_x0(path, prediction, pred, x_t, SIGMA), to_noise(path, prediction, pred, x_t, SIGMA)
+    assert_close(per_sample(alpha(path, SIGMA), x_t) * x0_hat + per_sample(SIGMA, x_t) * noise_hat, x_t)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("source", PREDICTIONS)
+@pytest.mark.parametrize("to", PREDICTIONS)
+def test_conversions_round_trip(path, source, to, latents):
+    x_t, _, pred = latents
+    there = convert(path, pred, x_t, SIGMA, source, to)
+    assert_close(convert(path, there, x_t, SIGMA, to, source), pred)
+    assert_close(to_x0(path, to, there, x_t, SIGMA), to_x0(path, source, pred, x_t, SIGMA))
+
+
+def test_targets_written_out(latents):
+    x0, noise, _ = latents
+    a, s = per_sample(alpha("vp", SIGMA), x0), per_sample(SIGMA, x0)
+    assert_close(target("flow", "velocity", x0, noise, SIGMA), noise - x0)
+    assert_close(target("vp", "epsilon", x0, noise, SIGMA), noise)
+    assert_close(target("vp", "v", x0, noise, SIGMA), a * noise - s * x0)
+    assert_close(target("vp", "x0", x0, noise, SIGMA), x0)
+
+
+@given(st.floats(0, 1))
+def test_native_parametrisations_are_never_singular(sigma):
+    level = torch.tensor([sigma], dtype=torch.float64)
+    assert_close(determinant("flow", "velocity", level), torch.ones_like(level))
+    assert_close(determinant("vp", "v", level), torch.ones_like(level))
+
+
+def test_classifier_free_guidance_runs_through_both_answers(latents):
+    cond, uncond, _ = latents
+    assert_close(classifier_free(cond, uncond, 1.0), cond)
+    assert_close(classifier_free(cond, uncond, 0.0), uncond)
+    assert_close(classifier_free(cond, uncond, 3.0), 3 * cond - 2 * uncond)
+
+
+def test_classifier_free_guidance_commutes_with_conversion(latents):
+    cond, uncond, x_t = latents
+    guided = convert("vp", classifier_free(cond, uncond, 7.5), x_t, SIGMA, "epsilon", "v")
+    cond_v, uncond_v = (convert("vp", pred, x_t, SIGMA, "epsilon", "v") for pred in (cond, uncond))
+    assert_close(guided, classifier_free(cond_v, uncond_v, 7.5))
