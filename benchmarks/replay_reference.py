@@ -53,7 +53,8 @@ class Case:
     def grid(self) -> WindowGrid:
         """The window that the landing point belongs to."""
         s = self.settings
-        return WindowGrid(s["window_schedule_steps"], s["shift"], *s["window"], s["timestep_length"], s["groundtruth_ratio"])
+        first, last = s["window"]
+        return WindowGrid(s["window_schedule_steps"], s["shift"], first, last, s["timestep_length"], s["groundtruth_ratio"])
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -63,7 +64,11 @@ class Case:
 
     def latents(self, name: str) -> Latents:
         """A recorded tensor of tokens, unpacked."""
-        return unpack(self.tensors[name], *self.latent_size)
+        h, w = self.latent_size
+        tokens = self.tensors[name].shape[1]
+        if tokens != (h // 2) * (w // 2):
+            raise DirectAlignError(f"{name} has {tokens} tokens, height and width make {(h // 2) * (w // 2)}: record the size of the image")
+        return unpack(self.tensors[name], h, w)
 
 
 @dataclass(frozen=True)
@@ -204,7 +209,7 @@ def _attempt(what: str, action: Callable[[], Result]) -> Result:
     except KeyError as error:
         raise DirectAlignError(f"{what}: {error.args[0]} is not recorded") from error
     except (OSError, ValueError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
-        raise DirectAlignError(f"{what}: {str(error).strip().splitlines()[0]}") from error
+        raise DirectAlignError(f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error
 
 
 def main(arguments: list[str] | None = None) -> int:
