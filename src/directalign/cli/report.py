@@ -1,0 +1,22 @@
+"""`directalign report`: the page of a run, or of several side by side, made again from their records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import one_line_errors
+from .options import Debug
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, or a folder of runs.", show_default=False)],
+    debug: Debug = False,
+) -> None:
+    """Write the page of a run, or of a folder of runs side by side."""
+    with one_line_errors(debug):
+        from ..report import write_page
+
+        typer.echo(write_page(folder))

@@ -1,0 +1,43 @@
+"""`directalign sample`: images from a run or from a bare model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import one_line_errors
+from .options import Debug
+
+
+def sample(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A run's folder, a diffusers folder, or world:flux.", show_default=False)],
+    prompt: Annotated[list[str], typer.Option("--prompt", help="A prompt. Repeatable.")] = [],  # noqa: B006 (typer copies it)
+    prompts: Annotated[str | None, typer.Option(metavar="FILE", help="A list of prompts (.txt, .jsonl, .csv, .tsv, .parquet), or world.")] = None,
+    seed: Annotated[list[int], typer.Option("--seed", help="Seed of the noise; every prompt is sampled with every seed. Repeatable.")] = [0],  # noqa: B006
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the images.")] = Path("images"),
+    num_sampling_steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; the recipe's if not given.")] = None,
+    base: Annotated[bool, typer.Option("--base", help="Sample the model as it was before training.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Sample images from what was trained: PNG files, and images.jsonl with the diffusers call that makes each again."""
+    with one_line_errors(debug):
+        texts = _prompts(prompt, prompts)
+        from ..evaluate.sampling import sample_images
+
+        pairs = [(text, number) for text in texts for number in seed]
+        for file in sample_images(source, [text for text, _ in pairs], [number for _, number in pairs], out, num_sampling_steps, base):
+            typer.echo(file)
+
+
+def _prompts(given: list[str], source: str | None) -> list[str]:
+    from ..prompts import read_prompts
+    from ..texts import checked_prompt
+    from ..types import DirectAlignError
+
+    listed = read_prompts(source) if source is not None else []
+    texts = [checked_prompt(text, "--prompt") for text in given] + listed
+    if not texts:
+        raise DirectAlignError("nothing to sample: give --prompt 'a red star' or --prompts FILE")
+    return texts

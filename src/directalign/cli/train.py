@@ -1,0 +1,33 @@
+"""`directalign train RECIPE`: the main job."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import one_line_errors
+from .options import Debug, Overrides, Recipe, default_out
+
+
+def train(
+    recipe: Recipe,
+    overrides: Overrides = [],  # noqa: B006 (typer copies it)
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Output folder; runs/ and the recipe's name if not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the output folder.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Align a model as RECIPE says, and leave weights, records and a page in one folder."""
+    out = out or default_out(recipe)
+    again = ["directalign", "train", str(recipe), *(f"--set={each}" for each in overrides), "--out", str(out), "--resume"]
+    with one_line_errors(debug, f"; continue with: {shlex.join(again)}"):
+        from ..config_loading import load_run
+        from ..planning import plan
+        from ..train.assemble import run as run_training
+
+        run = load_run(recipe, overrides)
+        for warning in plan(run, out).warnings:
+            typer.echo(f"warning: {warning}", err=True)
+        typer.echo(run_training(run, out, resume))

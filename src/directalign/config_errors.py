@@ -1,0 +1,147 @@
+"""What pydantic says of a recipe, retold in one line for the person who wrote it: where, what was given, what would do.
+
+Paths are as written in the recipe (`method.moves.first`), without the tags that pydantic puts in for unions.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from .config import Run
+
+_REMEDIES = {
+    "int_type": "write a whole number such as 100, without quotes",
+    "float_type": "write a number such as 1e-4, without quotes",
+    "bool_type": "write true or false",
+    "string_type": "write text, in quotes if it looks like a number",
+    "list_type": "write a list: [a, b]",
+    "tuple_type": "write a list of numbers: [a, b]",
+    "model_type": "write a section: keys, each on its own indented line",
+    "model_attributes_type": "write a section: keys, each on its own indented line",
+}
+
+
+def explain(error: ValidationError, file: str, overrides: Sequence[str] = ()) -> str:
+    """The first mistake as "file: key: complaint; remedy", unknown keys before all others, and how many more there are.
+
+    Args:
+        overrides: dotted keys given on the command line; a mistake under one of them names it instead of the file.
+    """
+    mistakes = sorted(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
+    path, section, field = _walk(mistakes[0]["loc"])
+    source = _source(path, file, overrides)
+    more = f" ({len(mistakes) - 1} more to mend after this one)" if len(mistakes) > 1 else ""
+    return f"{source}: {_complaint(mistakes[0], path, section, field)}{more}"
+
+
+def _source(path: str, file: str, overrides: Sequence[str]) -> str:
+    """Who said it: the file, or the override that set the key, a section above it, or something within it."""
+    if path in overrides:
+        return f"--set {path}"
+    above = next((key for key in overrides if path.startswith(f"{key}.")), None)
+    within = next((key for key in overrides if key.startswith(f"{path}.")), None)
+    if above:
+        return f"--set {above}: {path}"
+    return f"{file} with --set {within}: {path}" if within else f"{file}: {path}"
+
+
+def _complaint(mistake: Mapping[str, Any], path: str, section: type[BaseModel] | None, field: FieldInfo | None) -> str:
+    kind, context, meaning = mistake["type"], mistake.get("ctx", {}), _meaning(field)
+    if kind == "extra_forbidden":
+        return f"unknown key; {_nearest_key(path, section)}"
+    if kind == "missing":
+        return f"missing; add it{meaning}"
+    if kind == "union_tag_not_found":
+        return f"missing key kind; add it, one of {', '.join(_kinds(field))}"
+    if kind == "union_tag_invalid":
+        return f"kind {context['tag']!r} is none of {', '.join(_kinds(field))}{_did_you_mean(context['tag'], _kinds(field))}"
+    if kind == "literal_error":
+        return f"got {_shown(mistake['input'])}, and it is one of {context['expected']}{_did_you_mean(mistake['input'], _choices(field))}"
+    if kind == "value_error":
+        return str(context["error"])
+    remedy = f"; {_REMEDIES[kind]}" if kind in _REMEDIES else ""
+    return f"got {_shown(mistake['input'])}, and it {mistake['msg'].removeprefix('Input ')}{remedy}{meaning}"
+
+
+def _walk(loc: Sequence[str | int]) -> tuple[str, type[BaseModel] | None, FieldInfo | None]:
+    """The dotted path of a pydantic location, the section that holds its last key, and the field itself if it exists."""
+    path: list[str] = []
+    section: type[BaseModel] | None = None
+    field: FieldInfo | None = None
+    below: type[BaseModel] | dict[str, type[BaseModel]] | None = Run
+    for part in loc:
+        if isinstance(below, dict):  # inside a union pydantic names the alternative first: not a key of the recipe
+            below = below.get(str(part))
+            continue
+        path.append(str(part))
+        if isinstance(part, str) and below is not None:
+            section, field = below, below.model_fields.get(part)
+            below = _below(field)
+    return ".".join(path), section, field
+
+
+def _below(field: FieldInfo | None) -> type[BaseModel] | dict[str, type[BaseModel]] | None:
+    """The section behind a field; for a union of sections, each under its kind; None for plain values."""
+    if field is None:
+        return None
+    if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
+        return field.annotation
+    sections = [each for each in get_args(field.annotation) if inspect.isclass(each) and issubclass(each, BaseModel)]
+    return {each.model_fields["kind"].default: each for each in sections} or None
+
+
+def _kinds(field: FieldInfo | None) -> list[str]:
+    below = _below(field)
+    return list(below) if isinstance(below, dict) else []
+
+
+def _choices(field: FieldInfo | None) -> list[str]:
+    """The words a Literal field allows, also behind an optional."""
+    if field is None:
+        return []
+    arguments = [inner for each in get_args(field.annotation) for inner in (get_args(each) or [each])]
+    return [each for each in arguments if isinstance(each, str)]
+
+
+def _nearest_key(path: str, section: type[BaseModel] | None) -> str:
+    """The nearest name in the same section, else the same name in another section, else all names of the section."""
+    parent, _, name = path.rpartition(".")
+    known = list(section.model_fields) if section else []
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    elsewhere = [key for key in _all_keys(Run) if difflib.get_close_matches(name, [key.rpartition(".")[2]], cutoff=0.85)]
+    if elsewhere:
+        return f"did you mean {elsewhere[0]!r}?"
+    return f"{parent or 'a recipe'} has {', '.join(known)}"
+
+
+def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        below = _below(field)
+        sections = list(below.values()) if isinstance(below, dict) else [below] if below else []
+        keys += [prefix + name, *(key for each in sections for key in _all_keys(each, f"{prefix}{name}."))]
+    return keys
+
+
+def _did_you_mean(given: Any, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1) if isinstance(given, str) else []
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _meaning(field: FieldInfo | None) -> str:
+    return f" ({field.description.rstrip('.')})" if field and field.description else ""
+
+
+def _shown(value: Any) -> str:
+    """A value as a recipe has it, cut to a readable length."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,106 @@
+"""Prompt lists: every format, every way to be broken (file and line named), and an order without state."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from directalign.prompts import PromptStream, held_out_captions, read_prompts, train_captions
+from directalign.types import DirectAlignError
+from directalign.world.scenes import all_captions
+
+TWO = ["a red star", 'a sign that says "Peace, now"']
+
+
+def test_text_lists_take_one_prompt_a_line_and_skip_blank_ones(tmp_path: Path) -> None:
+    file = tmp_path / "list.txt"
+    file.write_bytes(b"\xef\xbb\xbf  a red star \r\n\r\n   \n" + TWO[1].encode())
+    assert read_prompts(file) == TWO
+
+
+@pytest.mark.parametrize("key", ["prompt", "caption", "Text"])
+def test_json_lines_know_three_keys(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "list.jsonl"
+    file.write_text("\n".join(json.dumps({"id": 1, key: text}) for text in TWO) + "\n\n", encoding="utf-8")
+    assert read_prompts(str(file)) == TWO
+
+
+@pytest.mark.parametrize(("name", "row"), [("a.csv", '{0},"{1}"'), ("a.tsv", "{0}\t{1}"), ("a.TSV", "{0}\t{1}")])
+def test_tables_know_the_column(tmp_path: Path, name: str, row: str) -> None:
+    quoted = TWO[1].replace('"', '""') if name.endswith("csv") else TWO[1]
+    file = tmp_path / name
+    file.write_text("\n".join([row.format("id", "PROMPT"), row.format(1, TWO[0]), "", row.format(2, quoted)]), encoding="utf-8")
+    assert read_prompts(file) == TWO
+
+
+def test_parquet(tmp_path: Path) -> None:
+    file = tmp_path / "list.parquet"
+    parquet.write_table(pa.table({"id": [1, 2, 3], "Prompt": [*TWO, None]}), file)
+    assert read_prompts(file) == TWO
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "list.parquet"
+    file.write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DirectAlignError, match=r"list\.parquet: .*pip install 'directalign\[data\]'"):
+        read_prompts(file)
+
+
+BROKEN = {
+    "empty.txt": (b"", "no prompts"),
+    "blank.txt": (b"\n  \n", "no prompts"),
+    "header_only.csv": (b"prompt,id\n", "no prompts"),
+    "latin.txt": (b"a star\na caf\xe9\n", r":2: not UTF-8: byte 0xe9 at offset 12"),
+    "utf16.txt": ("a star".encode("utf-16"), ":1: not UTF-8"),
+    "long.txt": (b"a\n" + b"x" * 10_000, r":2: prompt of 10,000 characters; the limit is 2,000"),
+    "nul.txt": (b"a\nb\0c\n", r":2: control character U\+0000 at character 2"),
+    "escape.jsonl": (b'{"prompt": "a \\u001b[31m star"}', r":1: control character U\+001B"),
+    "broken.jsonl": (b'{"prompt": "a"}\n{"prompt": ', ":2: not JSON"),
+    "list.jsonl": (b"[1]", ":1: list instead of an object"),
+    "other_key.jsonl": (b'{"title": "a"}', ":1: no key prompt, caption or text among 'title'"),
+    "number.jsonl": (b'{"prompt": 3}', ":1: prompt is int 3, and text is needed"),
+    "other_column.csv": (b"title,id\na,1\n", "no column prompt, caption or text among 'title', 'id'"),
+    "short_row.tsv": (b"id\tprompt\n1\ta\n2\n", ":3: 1 fields"),
+    "open_quote.csv": (b'prompt\na\n"b\n', "not a table"),
+    "list.parquet": (b"PAR1 nothing", "not a readable parquet file"),
+    "list.pdf": (b"", "prompt lists end in .txt, .jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_list_is_one_line_that_names_file_and_place(tmp_path: Path, name: str) -> None:
+    content, complaint = BROKEN[name]
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(DirectAlignError, match=complaint) as raised:
+        read_prompts(file)
+    assert str(raised.value).startswith(str(file)) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "missing.parquet", "folder.txt"])
+def test_what_is_no_file_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(DirectAlignError, match=name):
+        read_prompts(tmp_path / name)
+
+
+def test_the_world_keeps_every_sixth_caption_for_measuring() -> None:
+    assert read_prompts("world") == train_captions()
+    assert (len(train_captions()), len(held_out_captions())) == (200, 40)
+    assert sorted(train_captions() + held_out_captions()) == sorted(all_captions())
+    assert held_out_captions()[1] == all_captions()[6]
+
+
+def test_a_stream_started_anew_goes_on_exactly() -> None:
+    def steps(first: int, last: int) -> list[tuple[str, ...]]:
+        stream = PromptStream(train_captions(), seed=3)
+        return [stream.batch(step, rank, 2, 4, micro, 2) for step in range(first, last) for micro in (0, 1) for rank in (0, 1)]
+
+    assert steps(0, 40) == steps(0, 17) + steps(17, 40)
+    assert len(set().union(*steps(0, 13))) == 200  # 13 steps of 16 prompts: a whole epoch
