@@ -1,7 +1,7 @@
 """Tiny random pipelines as complete diffusers folders: tokenizers, text encoders, VAE, denoiser and scheduler, some 200 kB each.
 
-`write_flux` and `write_sd` are for any test; every weight comes from a seed, and denoisers are not near zero, so that a
-wrong timestep, embedding or shift changes the picture.
+`write_flux` and `write_sd` are for any test, as are the session fixtures `tiny_flux`, `tiny_sd` and `tiny_sd_v` (import them
+into a conftest; folders, not to be written to). Every weight comes from a seed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -28,7 +29,7 @@ SIZE = 32
 MAX_SEQUENCE_LENGTH = 12
 
 
-def write_flux(folder: Path, guidance_embeds: bool = True, scheduler: dict[str, Any] | None = None, seed: int = 0) -> Path:
+def write_flux(folder: Path, guidance_embeds: bool = True, scheduler: dict[str, Any] | None = None, in_channels: int | None = None, seed: int = 0) -> Path:
     """A FluxPipeline of 16 image and 12 text tokens; `scheduler` overrides a static shift of 3."""
     torch.manual_seed(seed)
     clip, t5 = clip_tokenizer(), t5_tokenizer()
@@ -40,7 +41,7 @@ def write_flux(folder: Path, guidance_embeds: bool = True, scheduler: dict[str, 
         text_encoder_2=T5EncoderModel(T5Config(vocab_size=len(t5), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)),
         tokenizer_2=t5,
         transformer=FluxTransformer2DModel(
-            in_channels=16,
+            in_channels=in_channels or 16,
             num_layers=1,
             num_single_layers=1,
             attention_head_dim=8,
@@ -54,7 +55,7 @@ def write_flux(folder: Path, guidance_embeds: bool = True, scheduler: dict[str, 
     return _save(pipeline, folder)
 
 
-def write_sd(folder: Path, prediction_type: str = "epsilon", scheduler: dict[str, Any] | None = None, seed: int = 0) -> Path:
+def write_sd(folder: Path, prediction_type: str = "epsilon", scheduler: dict[str, Any] | None = None, in_channels: int | None = None, seed: int = 0) -> Path:
     """A StableDiffusionPipeline with a two-level UNet; `scheduler` overrides the settings of SD 1.5 (but with `set_alpha_to_one`)."""
     torch.manual_seed(seed)
     clip = clip_tokenizer()
@@ -65,6 +66,7 @@ def write_sd(folder: Path, prediction_type: str = "epsilon", scheduler: dict[str
         tokenizer=clip,
         unet=UNet2DConditionModel(
             sample_size=SIZE // 4,
+            in_channels=in_channels or 4,
             block_out_channels=(8, 16),
             layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -79,6 +81,28 @@ def write_sd(folder: Path, prediction_type: str = "epsilon", scheduler: dict[str
         requires_safety_checker=False,
     )
     return _save(pipeline, folder)
+
+
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+"""Scheduler settings under which sampling starts at alpha = 0 exactly."""
+
+
+@pytest.fixture(scope="session")
+def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FLUX with embedded guidance and a static shift."""
+    return write_flux(tmp_path_factory.mktemp("flux"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SD that predicts the noise."""
+    return write_sd(tmp_path_factory.mktemp("sd"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd_v(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SD that predicts v, with zero terminal SNR."""
+    return write_sd(tmp_path_factory.mktemp("sd_v"), "v_prediction", ZERO_SNR)
 
 
 def clip_tokenizer() -> CLIPTokenizer:

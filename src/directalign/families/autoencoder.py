@@ -16,8 +16,8 @@ def downscaling(vae: AutoencoderKL) -> int:
 def encode(vae: AutoencoderKL, images: Images) -> Latents:
     """Mode of the posterior, scaled, float32, no gradient."""
     with torch.no_grad():
-        mode = vae.encode(images.to(vae.device, vae.dtype) * 2 - 1).latent_dist.mode().float()
-    return (mode - _shift(vae)) * vae.config["scaling_factor"]
+        posterior = vae.encode(images.to(vae.device, vae.dtype) * 2 - 1, return_dict=False)[0]
+    return (posterior.mode().float() - _shift(vae)) * vae.config["scaling_factor"]
 
 
 def decode(vae: AutoencoderKL, x0: Latents) -> Images:

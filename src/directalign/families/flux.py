@@ -58,11 +58,13 @@ class Flux:
         if model.gradient_checkpointing:
             parts["transformer"].enable_gradient_checkpointing()
             self.vae.enable_gradient_checkpointing()
+        with torch.no_grad():
+            self.empty_prompt = self._embed([""])
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensors `pooled` (b, d) from CLIP and `sequence` (b, tokens, D) from T5, for the prompts and for the empty prompt."""
-        empty = {key: tensor.expand(len(prompts), *tensor.shape[1:]) for key, tensor in self._embed([""]).items()}
+        empty = {key: tensor.expand(len(prompts), *tensor.shape[1:]) for key, tensor in self.empty_prompt.items()}
         return Conditioning(tuple(prompts), self._embed(prompts), unconditional=empty)
 
     def _embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -82,7 +84,10 @@ class Flux:
         return autoencoder.decode(self.vae, x0)
 
     def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
-        """Velocity (noise − x0) at x_t, float32. Guidance given to a network without its input, or missing for one with it, is an error."""
+        """Velocity (noise − x0) at x_t, float32; a bfloat16 network reads sigma in bfloat16, as it does in FluxPipeline.
+
+        Guidance given to a network without an input for it, or missing for one with it, is an error.
+        """
         guidance = self._guidance(cond, len(x_t))
 
         def call(tensors: Mapping[str, Tensor]) -> Latents:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -42,6 +42,8 @@ def load_parts(folder: FilePath, pipeline: str, parts: Mapping[str, type | None]
     `pipeline` is the class name that model_index.json must carry. `parts` maps each part to the class it must be of, None
     for any. `dtypes` gives the dtype of each model. Errors: DirectAlignError naming the file, what it holds, the remedy.
     """
+    for library in LIBRARIES.values():
+        library.utils.logging.disable_progress_bar()
     index = read_json(folder / "model_index.json")
     if index.get("_class_name") != pipeline:
         raise DirectAlignError(f"{folder / 'model_index.json'}: holds a {index.get('_class_name')}, not a {pipeline}: set model.family to match model.path")
@@ -58,7 +60,7 @@ def _part_class(folder: FilePath, index: Mapping[str, Any], name: str, wanted: t
     return found
 
 
-def _load_part(folder: FilePath, part: type, dtype: torch.dtype | None) -> Any:
+def _load_part(folder: FilePath, part: Any, dtype: torch.dtype | None) -> Any:
     if not folder.is_dir():
         raise DirectAlignError(f"{folder}: no such folder: give a complete diffusers folder in model.path")
     try:
@@ -66,22 +68,29 @@ def _load_part(folder: FilePath, part: type, dtype: torch.dtype | None) -> Any:
     except DirectAlignError:
         raise
     except UNREADABLE as error:
-        raise DirectAlignError(f"{folder}: not readable as a {part.__name__} ({_first_line(error)}): copy the folder again") from error
+        raise DirectAlignError(f"{folder}: not readable as a {part.__name__} ({_brief(error)}): its files must belong together, copy them again") from error
+
+
+def _load_other(folder: FilePath, part: Any) -> Any:
+    """A tokenizer or scheduler; transformers would make an empty tokenizer where its files are missing."""
+    vocabulary: dict[str, str] = getattr(part, "vocab_files_names", {})
+    others = [name for key, name in vocabulary.items() if key != "tokenizer_file"]
+    whole = (folder / "tokenizer.json").is_file() or (others and all((folder / name).is_file() for name in others))
+    if vocabulary and not whole:
+        raise DirectAlignError(f"{folder}: lacks {', '.join(vocabulary.values())}: copy the tokenizer's files again")
+    return part.from_pretrained(folder, local_files_only=True)
 
 
 def _load_model(folder: FilePath, part: Any, dtype: torch.dtype) -> nn.Module:
     read_json(folder / "config.json")
     weights_files(folder)
     name = "torch_dtype" if issubclass(part, diffusers.ModelMixin) else "dtype"
-    model, info = part.from_pretrained(folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **{name: dtype})
+    options: dict[str, Any] = {name: dtype, "local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    model, info = cast(tuple[nn.Module, Any], part.from_pretrained(folder, **options))
     lacking = sorted(str(key) for key in info["missing_keys"])
     if lacking:
         raise DirectAlignError(f"{folder}: the weights lack {len(lacking)} tensors of a {part.__name__} ({lacking[0]}, ...): copy the folder again")
     return model.requires_grad_(False).eval()
-
-
-def _load_other(folder: FilePath, part: Any) -> Any:
-    return part.from_pretrained(folder, local_files_only=True)
 
 
 def weights_files(folder: FilePath) -> list[FilePath]:
@@ -103,8 +112,9 @@ def check_safetensors(file: FilePath) -> None:
         with safe_open(file, framework="pt") as opened:
             opened.keys()
     except (OSError, SafetensorError) as error:
-        raise DirectAlignError(f"{file}: truncated or not a safetensors file ({_first_line(error)}): copy it again") from None
+        raise DirectAlignError(f"{file}: truncated or not a safetensors file ({_brief(error)}): copy it again") from None
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _brief(error: Exception) -> str:
+    """The first sentence of a library's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:200]

@@ -49,12 +49,14 @@ class StableDiffusion:
         if model.gradient_checkpointing:
             parts["unet"].enable_gradient_checkpointing()
             self.vae.enable_gradient_checkpointing()
+        with torch.no_grad():
+            self.empty_prompt = self._embed([""])
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensor `sequence` (b, tokens, d) from CLIP, for the prompts and for the empty prompt."""
-        empty = self._embed([""]).expand(len(prompts), -1, -1)
-        return Conditioning(tuple(prompts), {"sequence": self._embed(prompts)}, unconditional={"sequence": empty})
+        empty = {"sequence": self.empty_prompt.expand(len(prompts), -1, -1)}
+        return Conditioning(tuple(prompts), {"sequence": self._embed(prompts)}, unconditional=empty)
 
     def _embed(self, prompts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(list(prompts), padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt")
