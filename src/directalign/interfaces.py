@@ -75,6 +75,8 @@ class Reward(Protocol):
         ...
 
 
+@runtime_checkable
+@runtime_checkable
 class Method(Protocol):
     """One paper: from a batch to losses. The loop backs up each loss as it appears, so memory is one branch."""
 
@@ -87,6 +89,8 @@ class Method(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
+@runtime_checkable
+@runtime_checkable
 class Judge(Protocol):
     """Measures, is never trained on: {"photo_rate": (b,), "content": (b,), ...}, each per image."""
 
