@@ -1,0 +1,62 @@
+"""From a recipe to a finished folder: claim it, load what the recipe names, train, write the page.
+
+    run.yaml  metrics.jsonl  tensorboard/  samples/  checkpoints/  lora.safetensors | transformer/ | unet/  summary.json  report.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from .. import config
+from ..evaluate.measure import Measurer
+from ..families.loading import load_family
+from ..methods import load_method
+from ..report import write_page
+from ..rewards import load_reward
+from ..types import DirectAlignError
+from ..world.judges import load_judge
+from . import folder, random_state, sealed
+from .distributed import Ranks, joined
+from .session import Loaded, train_loaded
+
+
+def run(run: config.Run, out: Path, resume: bool) -> Path:
+    """Train as `run` says and leave everything in `out`, which is returned.
+
+    Args:
+        resume: go on from the newest whole checkpoint in `out`, or from the beginning if it has none yet.
+    Raises:
+        DirectAlignError: `out` may not be used, a file is missing or broken, the disk is full, a checkpoint does not fit.
+        NonFiniteError, Interrupted: see `loop.train`.
+    """
+    with joined() as ranks, _disk_errors(out):
+        if ranks.is_main:
+            folder.claim(out, resume)
+        ranks.wait()
+        random_state.seed_all(run.seed)
+        train_loaded(run, out, resume, ranks, _load(run, ranks))
+        if ranks.is_main:
+            write_page(out)
+    return out
+
+
+def _load(run: config.Run, ranks: Ranks) -> Loaded:
+    family = load_family(run.model, ranks.device, run.seed)
+    reward = load_reward(run.reward, ranks.device)
+    judge = load_judge() if run.evaluate.judge == "world" else None
+    return Loaded(family, load_method(run, family, reward), Measurer(run, family, reward, judge))
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    """A full disk is one line, wherever it strikes."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not sealed.is_disk_full(error):
+            raise
+        raise DirectAlignError(f"no space left on the disk that holds {out}; free some and continue with --resume --out {out}") from error

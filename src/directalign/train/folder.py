@@ -1,0 +1,36 @@
+"""The rules of the output folder: a run never writes over another one, and `--resume` continues only what is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..types import DirectAlignError
+
+OWN_NAMES = ("run.yaml", "metrics.jsonl", "checkpoints", "samples", "tensorboard", "summary.json", "report.html", "lora.safetensors", "transformer", "unet")
+
+
+def claim(out: Path, resume: bool) -> None:
+    """Make sure that `out` may be written to, and that it exists; refuse otherwise with the remedy."""
+    if out.exists() and not out.is_dir():
+        raise DirectAlignError(f"--out {out} is a file; name a folder")
+    if resume:
+        _claim_former(out)
+    else:
+        _claim_new(out)
+
+
+def _claim_former(out: Path) -> None:
+    if not out.exists():
+        raise DirectAlignError(f"--resume: there is no folder {out}; leave --resume out to start a new run there")
+    if not (out / "run.yaml").is_file():
+        raise DirectAlignError(f"--resume: {out} holds no run (no run.yaml); leave --resume out to start a new run there")
+
+
+def _claim_new(out: Path) -> None:
+    taken = [name for name in OWN_NAMES if (out / name).exists()]
+    if taken:
+        raise DirectAlignError(f"--out {out} already holds a run ({', '.join(taken)}); add --resume to continue it, or name another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DirectAlignError(f"--out {out} cannot be made: {error.strerror}; name a folder that you may write to") from error

@@ -1,0 +1,153 @@
+"""The loop: update, average, record; now and then a checkpoint, a sample grid, a measurement.
+
+    for step in range(first, num_steps):
+        for loss in method.losses(batch):      # step.py
+            loss.value.backward()
+        clip; step; ema; log
+
+Updates are counted from 0 where they are drawn from (`Batch.step`) and by how many are done where they are recorded. A
+checkpoint is written before the grid and the measurement of the same step: a run that is killed there makes up for them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from .. import config
+from ..interfaces import Family
+from ..types import NonFiniteError
+from . import checkpoint, random_state, samples
+from .distributed import Ranks
+from .feed import Feed
+from .interrupt import Interrupted, StopRequest
+from .log import RunLog
+from .optim import learning_rate, set_learning_rate
+from .progress import Display
+from .snapshot import Parts
+from .step import Updater
+
+
+@runtime_checkable
+class Measures(Protocol):
+    """What the loop asks of `evaluate.measure.Measurer`."""
+
+    def measure(self, num_pairs: int) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that the loop touches. `shown` are the prompts of the sample grids; `log` is None on ranks other than 0, which write no records."""
+
+    run: config.Run
+    out: Path
+    ranks: Ranks
+    parts: Parts
+    updater: Updater
+    feed: Feed
+    family: Family
+    shown: Sequence[str]
+    measurer: Measures
+    log: RunLog | None
+    display: Display
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.out / "checkpoints"
+
+
+def train(job: Job, done: int) -> None:
+    """Go from `done` updates to `train.num_steps`.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM; the state is in a checkpoint.
+        NonFiniteError: from `Updater.update`, with the checkpoint that is left.
+    """
+    num_steps = job.run.train.num_steps
+    with StopRequest() as stop:
+        look(job, done)
+        for step in range(done, num_steps):
+            _write(job, take_step(job, step))
+            stopped = job.ranks.any(stop.received is not None)
+            if stopped or _due(step + 1, job.run.train.checkpoint_every, num_steps):
+                _checkpoint(job, step + 1)
+            if stopped:
+                raise Interrupted(f"stopped by {stop.received or 'another rank'} after step {step + 1} of {num_steps}; continue with --resume --out {job.out}")
+            look(job, step + 1)
+
+
+def take_step(job: Job, step: int) -> dict[str, Any]:
+    """Update number `step` (from 0) with everything that belongs to it; its record."""
+    start = time.perf_counter()
+    rate = learning_rate(job.run.train, step)
+    set_learning_rate(job.parts.optimizer, rate)
+    random_state.seed_step(job.run.seed, step, job.ranks.rank)
+    try:
+        measured = job.updater.update(step + 1, job.feed.batches(step))
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error}; {_last_good(job)}") from error
+    if job.parts.average is not None:
+        job.parts.average.update()
+    return {"event": "step", "step": step + 1, **measured, "learning_rate": rate, "seconds": time.perf_counter() - start}
+
+
+def look(job: Job, done: int) -> None:
+    """The sample grid and the measurement that are due after `done` updates and not yet there; training does not notice."""
+    if not job.ranks.is_main:
+        return
+    assert job.log is not None
+    settings, num_steps = job.run, job.run.train.num_steps
+    file = samples.path_of(job.out, done)
+    with finished_weights(job):
+        if _due(done, settings.train.sample_every, num_steps) and not file.exists():
+            picture = samples.grid(job.family, settings, job.shown)
+            samples.save(picture, file)
+            job.log.grid(done, picture)
+        if _due(done, settings.evaluate.every, num_steps) and not job.log.has("evaluate", done):
+            _measure(job, done)
+
+
+@contextmanager
+def finished_weights(job: Job) -> Iterator[None]:
+    """The weights that are shown, measured and saved: the average where there is one."""
+    with ExitStack() as stack:
+        if job.parts.average is not None:
+            stack.enter_context(job.parts.average.swapped_in())
+        yield
+
+
+def _measure(job: Job, done: int) -> None:
+    whole = done in (0, job.run.train.num_steps)
+    measured = job.measurer.measure(job.run.evaluate.num_pairs if whole else min(job.run.evaluate.pairs_during, job.run.evaluate.num_pairs))
+    record = {"event": "evaluate", "step": done, **measured}
+    assert job.log is not None
+    job.log.write(record)
+    job.display.measured(record)
+
+
+def _due(done: int, every: int, num_steps: int) -> bool:
+    """First, last, and every `every` updates in between (0: never in between)."""
+    return done in (0, num_steps) or (every > 0 and done % every == 0)
+
+
+def _write(job: Job, record: dict[str, Any]) -> None:
+    if job.log is not None:
+        job.log.write(record)
+    job.display.step(record)
+
+
+def _checkpoint(job: Job, done: int) -> None:
+    if job.log is not None:
+        job.log.sync()
+    checkpoint.save(job.checkpoints, job.parts, done, job.ranks)
+
+
+def _last_good(job: Job) -> str:
+    kept = checkpoint.all_of(job.checkpoints)
+    return f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before it"
+
+

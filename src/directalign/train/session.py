@@ -1,0 +1,112 @@
+"""A run with its models at hand: find the place to start, train, leave weights and summary. `assemble` loads what it needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from .. import config
+from ..config_loading import dump_run
+from ..interfaces import Family, Method
+from . import checkpoint, loop, samples, summary
+from .distributed import Ranks
+from .ema import Average
+from .feed import open_feed
+from .log import RunLog, read
+from .loop import Job, Measures
+from .optim import adamw, trained_parameters
+from .progress import Display
+from .sealed import write_text
+from .snapshot import Parts
+from .step import Updater
+
+Say = Callable[[str], None]
+NOTHING = -1
+"""Keeps no record: not even the measurement at step 0, which may be of another config."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The models of a run: what is trained, how, and how it is measured."""
+
+    family: Family
+    method: Method
+    measurer: Measures
+
+
+def train_loaded(run: config.Run, out: Path, resume: bool, ranks: Ranks, loaded: Loaded) -> None:
+    """Train in the claimed folder `out`, from its newest checkpoint with `resume`; everything but the page is there afterwards.
+
+    Raises: see `assemble.run`.
+    """
+    family = loaded.family
+    console = Console()
+    say = _speaker(console, ranks)
+    feed = open_feed(run, family, ranks)
+    for fault in feed.skipped:
+        say(f"skipped image {fault}")
+
+    parameters = trained_parameters(family.denoiser)
+    ranks.broadcast(parameters.values())
+    average = Average(parameters, run.train.ema_decay) if run.train.ema_decay is not None else None
+    parts = Parts(run, family.denoiser, parameters, adamw(parameters, run.train), average, loaded.method, feed.fingerprint)
+
+    done = _place_to_start(out, parts, ranks, say) if resume else 0
+    updater = Updater(parts.method, list(parameters.values()), parts.optimizer, run.train.clip_norm, ranks)
+    shown = run.train.sample_prompts or feed.shown(samples.NUM_SAMPLES)
+    log = _open_log(run, out, done, shown) if ranks.is_main else None
+    with Display(run.train.num_steps, done, console, silent=not ranks.is_main) as display:
+        job = Job(run, out, ranks, parts, updater, feed, family, shown, loaded.measurer, log, display)
+        try:
+            loop.train(job, done)
+            _leave_results(job)
+        finally:
+            if log is not None:
+                log.close()
+
+
+def _place_to_start(out: Path, parts: Parts, ranks: Ranks, say: Say) -> int:
+    """Restore the newest whole checkpoint into `parts`; the updates behind it, 0 when there is none."""
+    path = checkpoint.find(out / "checkpoints", say)
+    if path is None:
+        say(f"no checkpoint in {out} yet: starting from the beginning")
+        return 0
+    done = checkpoint.restore(path, parts, ranks)
+    say(f"continuing from {path}")
+    return done
+
+
+def _open_log(run: config.Run, out: Path, done: int, shown: Sequence[str]) -> RunLog:
+    """Write run.yaml and open the records, without what a former process left beyond `done` updates (all of it when that is 0)."""
+    write_text(out / "run.yaml", dump_run(run))
+    samples.describe(out, shown)
+    log = RunLog(out, done if done else NOTHING)
+    for file in sorted((out / "samples").glob("step-*.png")):
+        step = int(file.stem.removeprefix("step-"))
+        if done and step <= done:
+            log.grid(step, samples.load(file))
+        else:
+            file.unlink()
+    return log
+
+
+def _leave_results(job: Job) -> None:
+    if not job.ranks.is_main:
+        return
+    with loop.finished_weights(job):
+        job.family.save(job.out)
+    count = sum(p.numel() for p in job.parts.parameters.values())
+    found = summary.summarise(job.run, read(job.out), job.ranks.size, count)
+    write_text(job.out / "summary.json", json.dumps(found, indent=2) + "\n")
+
+
+def _speaker(console: Console, ranks: Ranks) -> Say:
+    def say(text: str) -> None:
+        if ranks.is_main:
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    return say

@@ -1,0 +1,113 @@
+"""One update: accumulation is a big batch, the gradient is clipped, and nothing moves when a number is not finite."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from directalign.train.distributed import Ranks
+from directalign.train.levels import Levels
+from directalign.train.step import Updater
+from directalign.types import Batch, Loss, NonFiniteError
+
+
+class Regression:
+    """A method whose loss is a mean over its prompts, which are numbers."""
+
+    def __init__(self, weight: nn.Parameter, factor: float = 1.0) -> None:
+        self.weight, self.factor = weight, factor
+
+    def losses(self, batch: Batch) -> Iterator[Loss]:
+        x = torch.tensor([float(prompt) for prompt in batch.prompts])
+        value = (self.weight * x - 1).square().mean() * self.factor
+        yield Loss(value, "denoise", {"reward": float(x.mean())}, {"sigma": [0.8123] * len(x), "gain": x.tolist()})
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+def make(factor: float = 1.0, clip_norm: float = 1e9) -> tuple[nn.Parameter, Updater]:
+    weight = nn.Parameter(torch.tensor([0.3]))
+    return weight, Updater(Regression(weight, factor), [weight], torch.optim.SGD([weight], lr=0.1), clip_norm, Ranks())
+
+
+def batch(*prompts: float) -> Batch:
+    return Batch(0, tuple(str(p) for p in prompts))
+
+
+def test_accumulated_batches_equal_one_big_batch():
+    (small, accumulated), (big, whole) = make(), make()
+    first = accumulated.update(1, [batch(1, 2), batch(3, 5)])
+    second = whole.update(1, [batch(1, 2, 3, 5)])
+    assert torch.allclose(small, big, atol=1e-7)
+    assert first["loss"] == pytest.approx(second["loss"]) and first["reward"] == second["reward"] == 2.75
+    assert first["grad_norm"] == pytest.approx(second["grad_norm"])
+
+
+def test_gradients_beyond_the_clip_norm_are_scaled_down_to_it():
+    weight, updater = make(factor=1000.0, clip_norm=0.5)
+    assert updater.update(1, [batch(1, 2)])["grad_norm"] > 100
+    assert float((weight.detach() - 0.3).abs()) == pytest.approx(0.1 * 0.5, rel=1e-4)
+
+
+def test_gradients_below_the_clip_norm_are_left_alone():
+    weight, updater = make(clip_norm=100.0)
+    updater.update(1, [batch(1)])
+    assert float(weight.detach()) == pytest.approx(0.3 - 0.1 * 2 * (0.3 - 1))
+
+
+@pytest.mark.parametrize(("factor", "what"), [(math.inf, "loss is -?inf"), (math.nan, "loss is nan")])
+def test_a_loss_that_is_not_finite_names_update_branch_and_sigma(factor: float, what: str):
+    weight, updater = make(factor=factor)
+    with pytest.raises(NonFiniteError, match=rf"update 7: the {what} \(branch denoise, sigma 0\.8123\)"):
+        updater.update(7, [batch(1)])
+    assert float(weight.detach()) == pytest.approx(0.3)
+
+
+class Explosive(torch.autograd.Function):
+    """Harmless forwards, infinite backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad * math.inf
+
+
+class SecondBranchExplodes(Regression):
+    def losses(self, batch: Batch) -> Iterator[Loss]:
+        yield Loss((self.weight * 2).sum(), "denoise", {}, {"sigma": [0.9]})
+        yield Loss(Explosive.apply(self.weight * 2).sum(), "inversion", {}, {"sigma": [0.75, 0.8]})
+
+
+def test_a_gradient_that_is_not_finite_names_its_branch_and_leaves_the_optimiser_as_it_was():
+    weight = nn.Parameter(torch.tensor([0.3]))
+    optimizer = torch.optim.AdamW([weight], lr=0.1)
+    Updater(Regression(weight), [weight], optimizer, 1.0, Ranks()).update(1, [batch(1)])
+    before, state = weight.detach().clone(), copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(NonFiniteError, match=r"update 2: the gradient is inf \(branch inversion, sigma 0\.7500, 0\.8000\); the optimiser was not stepped"):
+        Updater(SecondBranchExplodes(weight), [weight], optimizer, 1.0, Ranks()).update(2, [batch(1)])
+    after = optimizer.state_dict()["state"][0]
+    assert torch.equal(weight, before)
+    assert all(torch.equal(after[key], value) for key, value in state["state"][0].items())
+
+
+def test_levels_are_means_by_branch_and_bin_of_sigma():
+    levels = Levels()
+    levels.add(Loss(torch.tensor(0.0), "denoise", {}, {"sigma": [0.81, 0.84, 1.0], "gain": [0.2, 0.4, 1.0]}))
+    levels.add(Loss(torch.tensor(0.0), "inversion", {}, {"sigma": [0.0], "gain": [-0.1]}))
+    levels.add(Loss(torch.tensor(0.0), "silent"))
+    found = levels.record(Ranks())
+    assert found["inversion"] == [{"n": 1, "gain": pytest.approx(-0.1), "sigma": 0.0}]
+    assert found["denoise"] == [{"n": 2, "gain": pytest.approx(0.3), "sigma": pytest.approx(0.825)}, {"n": 1, "gain": 1.0, "sigma": 1.0}]
+    assert "silent" not in found
