@@ -1,0 +1,69 @@
+"""`directalign evaluate`: base and tuned on the same prompt-seed pairs, with paired differences and their intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import config
+from ..interfaces import Judge
+from ..rewards import load_reward
+from ..types import DirectAlignError, PerSample
+from ..world.judges import load_judge
+from .intervals import paired_difference, win_rate
+from .measure import MEANS, RATES, Measurer
+from .sampling import run_of, trained_family
+
+RECORD = "evaluation.jsonl"
+SUMMARY = "evaluation.json"
+
+
+def evaluate_run(run_folder: Path, num_pairs: int | None = None, out: Path | None = None) -> Path:
+    """Measure a finished run against its base; returns the folder written to (`out`, or the run's own).
+
+    Writes `evaluation.jsonl`, one line per pair {"prompt", "seed", "base": {...}, "tuned": {...}}, and `evaluation.json`
+    {"base", "tuned": as `Measurer.measure`, "difference": {name: interval of tuned − base}, "wins": {name: share of pairs won}}.
+    """
+    run, trained = run_of(run_folder)
+    if trained is None:
+        raise DirectAlignError(f"{run_folder}: holds no run (no run.yaml); give the folder that directalign train wrote")
+    run = run if num_pairs is None else run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"num_pairs": num_pairs})})
+    measurer = _measurer(run, trained)
+    count = len(measurer.pairs)
+    base, tuned = measurer.base_images(measurer.pairs), measurer.images(count)
+    each = {"base": measurer.per_image(base), "tuned": measurer.per_image(tuned)}
+    summaries = {"base": measurer.summary(base, each["base"]), "tuned": measurer.summary(tuned, each["tuned"])}
+    return _write(out or run_folder, measurer, each, {**summaries, **compared(each["base"], each["tuned"])})
+
+
+def compared(base: Mapping[str, PerSample], tuned: Mapping[str, PerSample]) -> dict[str, Any]:
+    """Paired differences, and win rates of whatever is higher for better."""
+    names = [name for name in (*RATES, *MEANS) if name in base]
+    return {
+        "difference": {name: paired_difference(base[name], tuned[name]) for name in names},
+        "wins": {name: win_rate(base[name], tuned[name]) for name in names if name in ("reward", *RATES)},
+    }
+
+
+def judge_of(run: config.Run) -> Judge | None:
+    """The judge that a recipe asks for."""
+    return load_judge() if run.evaluate.judge == "world" else None
+
+
+def _measurer(run: config.Run, trained: Path) -> Measurer:
+    family = trained_family(run, trained)
+    reward = load_reward(run.reward, next(family.denoiser.parameters()).device)
+    return Measurer(run, family, reward, judge_of(run))
+
+
+def _write(out: Path, measurer: Measurer, each: Mapping[str, Mapping[str, PerSample]], summary: dict[str, Any]) -> Path:
+    out.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for index, (prompt, seed) in enumerate(zip(measurer.pairs.prompts, measurer.pairs.seeds, strict=True)):
+        sides = {side: {name: float(values[index]) for name, values in numbers.items()} for side, numbers in each.items()}
+        lines.append(json.dumps({"prompt": prompt, "seed": seed, **sides}, ensure_ascii=False) + "\n")
+    (out / RECORD).write_text("".join(lines), encoding="utf-8")
+    (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return out

@@ -1,0 +1,64 @@
+"""The algebra of the drift statistics: what moves them, by how much, and what must not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from directalign.evaluate import drift
+
+IMAGES = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.5 + 0.2
+
+
+def tinted(red: float, green: float = 0.0, blue: float = 0.0) -> torch.Tensor:
+    return IMAGES + torch.tensor([red, green, blue], dtype=torch.float64)[None, :, None, None]
+
+
+def test_uniform_tint_moves_the_cast_by_exactly_that():
+    moved = drift.color_cast(tinted(0.09)) - drift.color_cast(IMAGES)
+    assert moved == pytest.approx(torch.tensor([0.06, -0.03, -0.03], dtype=torch.float64).expand(6, 3))
+    assert drift.color_drift(tinted(0.09), IMAGES) == pytest.approx(0.09 * (2 / 3) ** 0.5)
+
+
+def test_brightness_is_no_drift():
+    assert drift.color_drift(tinted(0.1, 0.1, 0.1), IMAGES) == pytest.approx(0, abs=1e-12)
+    assert (drift.brightness(tinted(0.1, 0.1, 0.1)) - drift.brightness(IMAGES)).numpy() == pytest.approx(0.1)
+
+
+def test_scaling_grey_images_is_no_drift():
+    grey = IMAGES[:, :1].expand(-1, 3, -1, -1)
+    assert drift.color_drift(0.3 * grey, grey) == pytest.approx(0, abs=1e-12)
+
+
+def test_symmetric_loss_of_saturation_is_no_drift():
+    balanced = torch.cat([IMAGES, IMAGES[:, [1, 2, 0]], IMAGES[:, [2, 0, 1]]])
+    faded = balanced.mean(1, keepdim=True) + 0.4 * (balanced - balanced.mean(1, keepdim=True))
+    assert drift.color_drift(faded, balanced) == pytest.approx(0, abs=1e-12)
+    assert drift.saturation(faded).numpy() == pytest.approx((0.4 * drift.saturation(balanced)).numpy())
+
+
+def test_luminance_weights_sum_to_one():
+    assert drift.luminance(torch.full((1, 3, 2, 2), 0.7)).numpy() == pytest.approx(0.7)
+
+
+def test_flat_images_have_no_detail():
+    flat = torch.full((2, 3, 8, 8), 0.4)
+    assert drift.sharpness(flat).abs().max() == 0
+    assert drift.high_frequency(flat).max() < 1e-12
+
+
+def test_a_ramp_has_gradient_but_no_fine_detail_inside():
+    ramp = torch.linspace(0, 1, 11).expand(1, 3, 11, 11)
+    assert drift.sharpness(ramp).item() == pytest.approx(0.01, rel=1e-5)
+    checker = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(6, 6).expand(1, 3, 12, 12)
+    assert drift.high_frequency(checker).item() > 50 * drift.high_frequency(ramp).item()
+
+
+def test_dark_share_counts_pixels():
+    half = torch.zeros(1, 3, 4, 4)
+    half[..., :2] = 0.5
+    assert drift.dark_share(half).item() == 0.5
+
+
+def test_statistics_are_per_image():
+    assert {name: tuple(value.shape) for name, value in drift.statistics(IMAGES).items()} == dict.fromkeys(drift.STATISTICS, (6,))

@@ -1,0 +1,48 @@
+"""Small runs on tiny pipelines, and the folders they would leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from directalign.config import Run
+from directalign.config_loading import dump_run
+from directalign.families.loading import load_family, trainable
+from directalign.interfaces import Family
+
+
+def recipe(family: str, path: Path, prompts: Path | str, **rollout: Any) -> Run:
+    """A small run on a tiny pipeline, with a reward that sees pixels alone."""
+    guidance = {"embedded_guidance": 2.0} if family == "flux" else {}
+    return Run.model_validate(
+        {
+            "name": "tiny",
+            "model": {"family": family, "path": str(path), "tune": "lora", "lora": {"rank": 2, "alpha": 2}},
+            "reward": {"name": "pixels", "statistic": "redness"},
+            "method": {"form": "absolute"},
+            "rollout": {"num_sampling_steps": 2, **guidance, **rollout},
+            "data": {"prompts": str(prompts)},
+            "train": {"num_steps": 1},
+            "evaluate": {"num_pairs": 5, "pairs_during": 3, "batch_size": 2},
+        }
+    )
+
+
+def trained(run: Run) -> Family:
+    """The run's family after an imagined training: every weight that is trained has moved."""
+    family = load_family(run.model, "cpu")
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in trainable(family).values():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return family
+
+
+def write_run_folder(folder: Path, run: Run) -> Path:
+    """run.yaml and the trained weights."""
+    folder.mkdir()
+    (folder / "run.yaml").write_text(dump_run(run))
+    trained(run).save(folder)
+    return folder
