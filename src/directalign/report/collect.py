@@ -1,0 +1,193 @@
+"""What a run left in its folder, read as it is: a file that is missing or cut short becomes a note on the page, not a crash."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Record = dict[str, Any]
+LEVEL_NUMBERS = ("recovery_error", "gain", "reward")
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """One run folder. `steps` and `measured` are the records of metrics.jsonl by event, in order of step."""
+
+    folder: Path
+    settings: Record
+    settings_text: str
+    steps: list[Record]
+    measured: list[Record]
+    summary: Record
+    samples: list[tuple[int, Path]]
+    sample_info: Record
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        return self.folder.name
+
+    @property
+    def name(self) -> str:
+        return str(self.settings.get("name") or self.folder.name)
+
+    def setting(self, *keys: str, default: Any = None) -> Any:
+        """A value deep in run.yaml, `default` where the path ends early."""
+        value: Any = self.settings
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return default if value is None else value
+
+    def curve(self, name: str) -> list[tuple[float, float]]:
+        """(step, value) of one number over the updates; dots reach inside ("metrics.reward")."""
+        return _curve(self.steps, name)
+
+    def measured_curve(self, name: str) -> list[tuple[float, float]]:
+        """(step, value) over the measurements; of an interval its value."""
+        return _curve(self.measured, name)
+
+    def band(self, name: str) -> list[tuple[float, float, float]]:
+        """(step, low, high) over the measurements, for numbers with an interval."""
+        found = [(record["step"], record.get(name)) for record in self.measured]
+        return [(float(step), value["low"], value["high"]) for step, value in found if isinstance(value, dict) and number(value.get("low")) is not None]
+
+    def levels(self) -> dict[str, list[Record]]:
+        """{branch: rows by rising sigma}, each a mean over all updates, weighted by how many samples fell into the bin."""
+        rows: dict[str, dict[float, list[Record]]] = {}
+        for record in self.steps:
+            for branch, entries in _mapping(record.get("levels")).items():
+                for entry in entries if isinstance(entries, list) else []:
+                    if isinstance(entry, dict) and number(entry.get("sigma")) is not None:
+                        rows.setdefault(branch, {}).setdefault(round(entry["sigma"] * 20 - 0.5) / 20, []).append(entry)
+        return {branch: [_mean_row(bins[place]) for place in sorted(bins)] for branch, bins in rows.items()}
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Everything there is of one run."""
+    notes: list[str] = []
+    text = _text(folder / "run.yaml", notes)
+    records = list(_records(folder / "metrics.jsonl", notes))
+    samples = sorted((folder / "samples").glob("step[-_]*.png")) if (folder / "samples").is_dir() else []
+    if not samples:
+        notes.append("No sample grids: samples/ is missing or empty.")
+    return RunFiles(
+        folder=folder,
+        settings=_yaml(text, notes),
+        settings_text=text,
+        steps=_of(records, "step"),
+        measured=_of(records, "evaluate"),
+        summary=_json(folder / "summary.json", notes),
+        samples=[(_step_of(file), file) for file in samples],
+        sample_info=_json(folder / "samples" / "samples.json", None),
+        notes=notes,
+    )
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The run folders directly inside a folder: srpo first, then direct_align, longer runs last."""
+    rank = {"srpo": 0, "direct_align": 1, "srpo_long": 3, "official_long": 4}
+    found = [path for path in folder.iterdir() if path.is_dir() and is_run(path)]
+    return sorted(found, key=lambda path: (rank.get(path.name, 2), path.name))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run."""
+    return (folder / "run.yaml").is_file() or (folder / "metrics.jsonl").is_file()
+
+
+def read_summary(folder: Path, notes: list[str]) -> Record:
+    """A folder's summary.json, {} with a note where there is none."""
+    return _json(folder / "summary.json", notes)
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or the value of an interval; None for anything else."""
+    if isinstance(value, dict):
+        value = value.get("value")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < float("inf"):
+        return None
+    return float(value)
+
+
+def _curve(records: Sequence[Record], name: str) -> list[tuple[float, float]]:
+    points = []
+    for record in records:
+        value: Any = record
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        found = number(value)
+        if found is not None:
+            points.append((float(record["step"]), found))
+    return points
+
+
+def _of(records: Sequence[Record], event: str) -> list[Record]:
+    """The last record of each step, by step: a resumed run may have measured twice."""
+    return [record for _, record in sorted({record["step"]: record for record in records if record.get("event") == event}.items())]
+
+
+def _mean_row(entries: Sequence[Record]) -> Record:
+    counts = [max(1.0, number(entry.get("n")) or 1.0) for entry in entries]
+    row: Record = {"n": int(sum(counts))}
+    for name in ("sigma", *LEVEL_NUMBERS):
+        values = [(number(entry.get(name)), count) for entry, count in zip(entries, counts, strict=True)]
+        known = [(value, count) for value, count in values if value is not None]
+        if known:
+            row[name] = sum(value * count for value, count in known) / sum(count for _, count in known)
+    return row
+
+
+def _records(file: Path, notes: list[str]) -> Iterator[Record]:
+    for place, line in enumerate(_text(file, notes).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            notes.append(f"{file.name}, line {place}: cut short or not JSON, left out.")
+            continue
+        if isinstance(record, dict) and number(record.get("step")) is not None:
+            yield record
+        else:
+            notes.append(f"{file.name}, line {place}: not a record with a step, left out.")
+
+
+def _step_of(file: Path) -> int:
+    digits = "".join(c for c in file.stem if c.isdigit())
+    return int(digits) if digits else 0
+
+
+def _text(file: Path, notes: list[str]) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        notes.append(f"{file.name}: {error.strerror}.")
+        return ""
+
+
+def _yaml(text: str, notes: list[str]) -> Record:
+    try:
+        return _mapping(yaml.safe_load(text))
+    except yaml.YAMLError:
+        notes.append("run.yaml: not YAML, settings left out.")
+        return {}
+
+
+def _json(file: Path, notes: list[str] | None) -> Record:
+    """`notes` None: a file that may be absent."""
+    if notes is None and not file.exists():
+        return {}
+    try:
+        return _mapping(json.loads(_text(file, notes if notes is not None else []) or "{}"))
+    except (ValueError, RecursionError):
+        (notes if notes is not None else []).append(f"{file.name}: cut short or not JSON, left out.")
+        return {}
+
+
+def _mapping(value: Any) -> Record:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,157 @@
+"""The numbers in plain words: before and after, and runs compared where they have come equally far.
+
+Nothing here says that a result is good: sentences state what was measured, and a comparison that the data does not allow is not made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from .collect import Record, RunFiles, number
+
+METHODS = {
+    "absolute": "plain Direct-Align (one score, nothing to compare it with)",
+    "relative": "SRPO (the relative reward)",
+    "anchored": "SRPO with the anchored reward",
+}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One number before and after; `better` is +1 where more is better, −1 where less is."""
+
+    title: str
+    key: str
+    better: int
+    before: Any
+    after: Any
+
+    @property
+    def is_rate(self) -> bool:
+        return isinstance(self.after, dict)
+
+
+def changes(run: RunFiles) -> list[Change]:
+    """What the first and the last measurement of a run have to say, most telling first; fewer than two: nothing."""
+    if len(run.measured) < 2:
+        return []
+    first, last = run.measured[0], run.measured[-1]
+    asked = (("Photo rate", "photo_rate", 1), ("Content right", "content", 1), ("Colour drift", "color_drift", -1), ("Reward", "reward", 1))
+    known = [each for each in asked if number(first.get(each[1])) is not None and number(last.get(each[1])) is not None]
+    return [Change(title, key, better, first[key], last[key]) for title, key, better in known]
+
+
+def percent(value: Any) -> str:
+    """A rate in whole points."""
+    found = number(value)
+    return "?" if found is None else f"{100 * found:.0f}\u00a0%"
+
+
+def decimal(value: Any) -> str:
+    """Three decimals, a true minus sign."""
+    found = number(value)
+    return "–" if found is None else f"{found:.3f}".replace("-", "−")
+
+
+def shown(value: Any) -> str:
+    """A rate as a percentage, any other number with three decimals."""
+    return percent(value) if isinstance(value, dict) else decimal(value)
+
+
+def span(value: Any) -> str:
+    """The 95 % interval of a rate, in points; empty for a number without one."""
+    if not isinstance(value, dict) or number(value.get("low")) is None or number(value.get("high")) is None:
+        return ""
+    return f"{100 * value['low']:.0f}–{100 * value['high']:.0f}"
+
+
+def seconds(value: Any) -> str:
+    """A duration for people."""
+    found = number(value)
+    if found is None:
+        return "–"
+    if found < 100:
+        return f"{found:.1f}\u00a0s" if found < 10 else f"{found:.0f}\u00a0s"
+    return f"{found / 60:.0f}\u00a0min" if found < 6000 else f"{found / 3600:.1f}\u00a0h"
+
+
+def align_seconds(run: RunFiles) -> float | None:
+    """Seconds spent on updates alone: the summary's figure, or the sum over the steps there are."""
+    told = number(run.summary.get("align_seconds"))
+    if told is not None:
+        return told
+    return sum((value for _, value in run.curve("seconds")), 0.0) if run.steps else None
+
+
+def lead(run: RunFiles) -> str:
+    """One or two sentences on top of a run's page."""
+    method = METHODS.get(run.setting("method", "form", default="relative"), "Alignment")
+    taken = f"{len(run.steps)} update{'s' if len(run.steps) != 1 else ''} of {method}, {seconds(align_seconds(run))}"
+    told = [f"{change.title.lower()} {shown(change.before)} → {shown(change.after)}" for change in changes(run)]
+    return f"{taken}: {', '.join(told)}." if told else f"{taken}. Nothing was measured before and after."
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Runs at one photo rate: (run, its drift there, its content there, the update at which it got there)."""
+
+    photo_rate: float
+    rows: list[tuple[RunFiles, float, float | None, float]]
+
+    @property
+    def ratio(self) -> float | None:
+        """Drift of the second over the first."""
+        first, second = (row[1] for row in self.rows[:2])
+        return second / first if first > 0 else None
+
+
+def matched(runs: Sequence[RunFiles]) -> Matched | None:
+    """Both runs where they first reached the highest photo rate that both reached, read off straight lines between measurements.
+
+    None when a run was not measured, or never rose above where it started: nothing to match then.
+    """
+    curves = [run.measured_curve("photo_rate") for run in runs]
+    if len(runs) < 2 or any(len(curve) < 2 for curve in curves):
+        return None
+    rate = min(max(value for _, value in curve) for curve in curves)
+    if any(rate <= curve[0][1] for curve in curves):
+        return None
+    rows = []
+    for run, curve in zip(runs, curves, strict=True):
+        step = _reached(curve, rate)
+        drift = _at(run.measured_curve("color_drift"), step)
+        if drift is None:
+            return None
+        rows.append((run, drift, _at(run.measured_curve("content"), step), step))
+    return Matched(rate, rows)
+
+
+def _reached(curve: Sequence[tuple[float, float]], rate: float) -> float:
+    """The step at which a curve first reaches `rate`, which it does."""
+    for (step, low), (later, high) in pairwise(curve):
+        if low < rate <= high:
+            return step + (rate - low) / (high - low) * (later - step)
+    return curve[0][0]
+
+
+def _at(curve: Sequence[tuple[float, float]], step: float) -> float | None:
+    """A curve at `step`, on straight lines between its points; None outside."""
+    for (here, low), (later, high) in pairwise(curve):
+        if here <= step <= later:
+            return low + (step - here) / (later - here) * (high - low)
+    return None
+
+
+def table(summary: Mapping[str, Record], runs: Sequence[RunFiles]) -> list[tuple[str, str, Record]]:
+    """(key, name, numbers) of the base and every run: from the folder's summary, else from the run's last measurement."""
+    rows = []
+    base = summary.get("base") or (runs[0].measured[0] if runs and runs[0].measured else None)
+    if base:
+        rows.append(("base", "Base model", base))
+    for run in runs:
+        numbers = summary.get(run.key) or (run.measured[-1] if run.measured else {})
+        rows.append((run.key, run.name, {"align_seconds": align_seconds(run), **numbers}))
+    return rows

@@ -1,0 +1,53 @@
+"""Charts: round ticks, true positions, labels that do not overlap, nothing unescaped."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from directalign.report.charts import Axes, Series, apart, interval_bar, line_chart, ticks, written
+
+
+def test_ticks_are_round_and_inside():
+    assert ticks(0, 1) == [0, 0.25, 0.5, 0.75, 1.0]
+    assert ticks(-0.3, 0.31) == [-0.2, 0.0, 0.2]
+    assert ticks(0, 97) == [0, 25, 50, 75]
+    for low, high in ((1e-7, 3e-7), (-5000.0, 12.0), (0.991, 0.9912)):
+        found = ticks(low, high)
+        assert 2 <= len(found) <= 6 and low <= min(found) and max(found) <= high
+
+
+def test_numbers_as_people_write_them():
+    assert [written(value) for value in (0.05, -1.5, 12345.0, 0.0)] == ["0.05", "−1.5", "12,345", "0"]
+    assert written(0.25, percent=True) == "25 %"
+
+
+def test_a_straight_line_is_drawn_straight():
+    chart = line_chart([Series("", [(0, 0), (1, 1), (2, 2)])], Axes("update", "loss"), "Loss")
+    points = re.search(r'<polyline[^>]*points="([^"]*)"', chart)
+    assert points
+    (x0, y0), (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in points[1].split())
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11) and y1 - y0 == pytest.approx(y2 - y1, abs=0.11) and y2 < y0
+
+
+def test_charts_are_wellformed_and_escaped():
+    hostile = "<script>alert('&\")</script>"
+    band = [(0.0, -1.0, 1.0), (1.0, 0.0, 2.0)]
+    chart = line_chart([Series(hostile, [(0, 0), (1, 1)], band=band, notes=[hostile, hostile])], Axes(hostile, hostile), hostile)
+    ElementTree.fromstring(chart)
+    assert "<script" not in chart
+    ElementTree.fromstring(interval_bar([("s0", (0.1, 0.3), 0.2)], hostile))
+
+
+def test_nothing_to_draw_and_nothing_that_varies():
+    assert line_chart([Series("a", [])], Axes("x", "y"), "t") == ""
+    for value in (0.0, 1.0, 1e9):
+        ElementTree.fromstring(line_chart([Series("a", [(3, value)])], Axes("x", "y", y_low=0.0), "t"))
+
+
+def test_labels_keep_their_distance():
+    places = apart([50, 51, 52, 200], [16, 30, 16, 16], 20, 210)
+    assert all(later - here >= size for here, later, size in zip(places, places[1:], [16, 30, 16], strict=False))
+    assert places[-1] <= 210 - 16
