@@ -88,7 +88,7 @@ class UniformMoves(Strict):
 
 
 class ConstantGainMoves(Strict):
-    """Starting sigma uniform, the jump solved so that every move has the same |gain|."""
+    """Landing sigma uniform, the start solved so that every move has the same |gain|."""
 
     kind: Literal["constant_gain"] = "constant_gain"
     sigma_high: Sigma = Field(0.96, description="High-noise end of the window.")

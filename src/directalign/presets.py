@@ -64,7 +64,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                 "branches": "denoise",
                 "denoise": {"k_pos": {"low_noise": 0.0, "high_noise": 0.0}},
                 "inversion": {"k_neg": {"low_noise": 0.0, "high_noise": 0.0}},
-                "moves": {"kind": "window", "last": 40, "groundtruth_ratio": 0.6},
+                "moves": {"kind": "window", "schedule_shift": 1.0, "last": 40, "groundtruth_ratio": 0.6},
                 "margin": None,
                 "discount_shift": 3.0,
                 "image_mapping": "min_max",

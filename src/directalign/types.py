@@ -63,7 +63,8 @@ class Noised:
 class Recovered:
     """Direct-Align's image `x0 + gain·(target − pred)`, gradient through `pred` alone.
 
-    `residual` is target − pred, detached, for the records of recovery error by noise level.
+    `residual` is target − pred (pred − target where the network predicts x0, so that a positive gain always denoises),
+    detached, for the records of recovery error by noise level.
     """
 
     x0: Latents

@@ -19,10 +19,10 @@ from ..config import ConstantGainMoves, UniformMoves, WindowMoves
 from ..config import Method as Settings
 from ..config import Rollout as RolloutSettings
 from ..core import moves, noising, preference, recovery
-from ..core.path import flow_sigmas, per_sample, truncated
+from ..core.path import per_sample, truncated
 from ..interfaces import Family, Reward
 from ..rewards import require_text_side
-from ..rollout import sample
+from ..rollout import rollout_sigmas, sample
 from ..types import Batch, Conditioning, Images, Latents, Loss, PerSample, Scores
 
 NOISE, FRESH_NOISE, MOVE = 1, 2, 3
@@ -148,13 +148,6 @@ def window_of(chosen: WindowMoves | UniformMoves | ConstantGainMoves, family: Fa
     if isinstance(chosen, UniformMoves):
         return moves.UniformWindow(chosen.sigma_high, chosen.sigma_low, chosen.jump)
     return moves.ConstantGainWindow(chosen.sigma_high, chosen.sigma_low, chosen.gain, family.path, family.prediction)
-
-
-def rollout_sigmas(family: Family, rollout: RolloutSettings, height: int, width: int) -> Tensor:
-    """The sampling grid: the recipe's own shift, or the checkpoint's scheduler."""
-    if rollout.shift is None:
-        return family.sigmas(rollout.num_sampling_steps, height, width)
-    return flow_sigmas(rollout.num_sampling_steps, rollout.shift)
 
 
 def map_images(images: Images, mapping: str) -> Images:
