@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 NARROW, WIDE = (380, 240), (760, 400)
 TOP, BOTTOM, LEFT = 16, 40, 50
-LETTER = 6.3
+LETTER = 6.8
 """Mean width of a letter at the charts' font size, in SVG units."""
 LABEL_LETTERS, LABEL_LINE = 18, 14
 """A label is broken into lines of so many letters, so far apart."""

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from .charts import WIDE, Axes, Series, interval_bar, line_chart
+from .charts import NARROW, WIDE, Axes, Series, interval_bar, line_chart
 from .collect import Record, RunFiles, number
 from .story import Change, percent, span
 
 STYLES = ("s0", "s1", "s2", "s3", "s4")
+PLANE_SIZES = {"wide": WIDE, "narrow": NARROW}
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,16 @@ def levels(run: RunFiles) -> list[Figure]:
     return [figure for figure in figures if figure.chart]
 
 
-def plane(runs: Sequence[RunFiles]) -> Markup:
-    """Judge against drift: the path of every run through (photo rate, colour drift)."""
+def plane(runs: Sequence[RunFiles]) -> dict[str, Markup]:
+    """Judge against drift: the path of every run through (photo rate, colour drift), drawn for wide and for narrow screens."""
     series = []
     for run, style in zip(runs, STYLES, strict=False):
         records = [record for record in run.measured if number(record.get("photo_rate")) is not None and number(record.get("color_drift")) is not None]
         points = [(number(record["photo_rate"]) or 0.0, number(record["color_drift"]) or 0.0) for record in records]
         series.append(Series(run.name, points, style, notes=[f"after {record['step']} updates" for record in records]))
     axes = Axes(x="photo rate", y="colour drift", percent_x=True, x_low=0.0, x_high=1.0, y_low=0.0)
-    return line_chart(series, axes, "Colour drift against photo rate, one line per run", size=WIDE)
+    charts = {name: line_chart(series, axes, "Colour drift against photo rate, one line per run", size=size) for name, size in PLANE_SIZES.items()}
+    return {name: chart for name, chart in charts.items() if chart}
 
 
 def long_curves(runs: Sequence[RunFiles]) -> list[Figure]:
