@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
-from methods.toy import ToyFamily, ToyReward
 
 from directalign.config import Method, Rollout, Run
 from directalign.core import moves, noising
 from directalign.methods.srpo import MOVE, NOISE, SRPO, chosen, map_images
 from directalign.types import Batch, DirectAlignError
+from methods.toy import ToyFamily, ToyReward
 
 WORDS = {"positive": ["Photo", "Real"], "negative": ["Render", "Flat", "Oil"], "order": "cycle"}
 RAMPS = {"denoise": {"k_pos": {"low_noise": 0.1, "high_noise": 0.25}}, "inversion": {"k_neg": {"low_noise": 0.3, "high_noise": 0.01}}}
@@ -28,7 +30,7 @@ def gradient(srpo: SRPO, batch: Batch) -> list[torch.Tensor]:
 def euler(family: ToyFamily, noise: torch.Tensor, steps: int) -> torch.Tensor:
     x, levels = noise.double(), torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     with torch.no_grad():
-        for high, low in zip(levels[:-1], levels[1:], strict=True):
+        for high, low in pairwise(levels):
             x = x + (low - high) * family.denoiser(x, high.expand(len(x)), 1.0)
     return x
 
@@ -196,6 +198,7 @@ def test_presets_carry_the_published_values_and_give_way_to_the_recipe(preset):
         "official_qwen": (40, None, "denoise", 0.0, 0.0, None, 1.0),
     }[preset]
     m = run.method
-    assert (m.moves.last, m.margin, m.branches, m.denoise.k_pos.high_noise, m.inversion.k_neg.low_noise, run.rollout.embedded_guidance, run.reward.scale) == expected
+    ramps = (m.denoise.k_pos.high_noise, m.inversion.k_neg.low_noise)
+    assert (m.moves.last, m.margin, m.branches, *ramps, run.rollout.embedded_guidance, run.reward.scale) == expected
     assert run.train.learning_rate == 1e-3
     assert m.words.positive == ["Natural-lighting", "Detail", "Detailed", "Real"] and len(m.words.negative) == 5
