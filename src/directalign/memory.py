@@ -123,7 +123,7 @@ def _frozen(run: config.Run, folder: Path, denoiser: Shapes) -> list[Item]:
     if run.model.tune == "lora":
         name = DENOISER[run.model.family]
         items.append(Item(name, count(denoiser) * width, f"{_millions(count(denoiser))}, {run.model.dtype}, frozen"))
-    if run.reward.path is not None:
+    if run.reward.name == "clip" and run.reward.path is not None:
         parameters = count(shapes(resolve(run.reward.path)))
         items.append(Item("reward", parameters * 4, f"{_millions(parameters)}, float32, frozen"))
     return items

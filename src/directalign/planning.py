@@ -53,10 +53,11 @@ def check_reward(run: config.Run) -> None:
         raise DirectAlignError(f"reward.name: pixels ignores prompts, and method.form: {form} compares two; set method.form: absolute or reward.name: clip")
     if reward.name == "pixels" and reward.statistic is None:
         raise DirectAlignError("reward.statistic: missing; reward.name: pixels needs brightness, saturation or redness")
-    if reward.name == "clip" and reward.path is None:
-        raise DirectAlignError("reward.path: missing; reward.name: clip needs a CLIPModel folder, or world:reward")
-    if reward.path is not None and not resolve(reward.path).is_dir():
-        raise DirectAlignError(f"reward.path: {reward.path}: no such folder; give a CLIPModel folder, or world:reward")
+    if reward.name == "clip":
+        if reward.path is None:
+            raise DirectAlignError("reward.path: missing; reward.name: clip needs a CLIPModel folder, or world:reward")
+        if not resolve(reward.path).is_dir():
+            raise DirectAlignError(f"reward.path: {reward.path}: no such folder; give a CLIPModel folder, or world:reward")
 
 
 def check_method(run: config.Run) -> None:

@@ -63,9 +63,9 @@ def json_rows(path: Path, what: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DirectAlignError(f"{path}:{number}: not JSON ({error}); write one object a line, like {{\"prompt\": \"a red star\"}}") from error
+            raise DirectAlignError(f'{path}:{number}: not JSON ({error}); write one object a line, like {{"prompt": "a red star"}}') from error
         if not isinstance(row, dict):
-            raise DirectAlignError(f"{path}:{number}: {type(row).__name__} instead of an object; write it like {{\"prompt\": \"a red star\"}}")
+            raise DirectAlignError(f'{path}:{number}: {type(row).__name__} instead of an object; write it like {{"prompt": "a red star"}}')
         yield number, row
 
 

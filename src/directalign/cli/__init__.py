@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -20,22 +22,21 @@ app.add_typer(study.app, name="study")
 app.add_typer(world.app, name="world")
 
 
-def _print_version(asked: bool) -> None:
+def _print_version(asked: bool) -> bool:
     if asked:
         typer.echo(f"directalign {__version__}")
         raise typer.Exit
+    return asked
 
 
-@app.callback(invoke_without_command=True)
-def _bare(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
-) -> None:
+@app.callback()
+def _whole(version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False) -> None:
     """Align a text-to-image model with Direct-Align and SRPO. The main job is [bold]directalign train RECIPE[/bold]."""
-    if context.invoked_subcommand is None and not version:
-        typer.echo(context.get_help())
 
 
 def main() -> None:
-    """Entry point of the command and of `python -m directalign`."""
-    app(prog_name="directalign")
+    """Entry point of the command and of `python -m directalign`; without any word it shows the help."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # their remarks on missing optional parts are noise around our one line
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    app(sys.argv[1:] or ["--help"], prog_name="directalign")

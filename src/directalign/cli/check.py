@@ -19,14 +19,15 @@ def check(
 ) -> None:
     """Check a recipe, its files and prompts, and estimate memory and disk, without loading any weight."""
     with one_line_errors(debug):
+        from ..config_loading import load_run
+
+        run = load_run(recipe, overrides)
         from rich.console import Console
 
-        from ..config_loading import load_run
-        from ..planning import plan
+        from ..planning import plan  # only now: diffusers and transformers take seconds to import
         from .tables import findings, memory
 
-        found = plan(load_run(recipe, overrides), out or default_out(recipe))
-        console = Console()
-        console.print(findings(recipe, found), memory(found.memory), highlight=False)
+        found = plan(run, out or default_out(recipe))
+        Console().print(findings(recipe, found), memory(found.memory), highlight=False)
         for warning in found.warnings:
             typer.echo(f"warning: {warning}", err=True)

@@ -24,10 +24,12 @@ def train(
     again = ["directalign", "train", str(recipe), *(f"--set={each}" for each in overrides), "--out", str(out), "--resume"]
     with one_line_errors(debug, f"; continue with: {shlex.join(again)}"):
         from ..config_loading import load_run
-        from ..planning import plan
-        from ..train.assemble import run as run_training
 
         run = load_run(recipe, overrides)
+        from ..planning import plan  # only now: diffusers and transformers take seconds to import
+
         for warning in plan(run, out).warnings:
             typer.echo(f"warning: {warning}", err=True)
+        from ..train import run as run_training
+
         typer.echo(run_training(run, out, resume))

@@ -1,0 +1,39 @@
+"""A recipe on a tiny random model, and a way to run the command in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from directalign.cli import app
+from tiny import tiny_flux, tiny_sd
+
+__all__ = ["tiny_flux", "tiny_sd"]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """recipe.yaml and prompts.txt in an otherwise empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "name": "test",
+        "model": {"family": "flux", "path": str(tiny_flux)},
+        "reward": {"name": "pixels", "statistic": "redness"},
+        "method": {"form": "absolute", "embedded_guidance": 3.5},
+        "rollout": {"num_sampling_steps": 2, "embedded_guidance": 1.0},
+        "data": {"prompts": "prompts.txt"},
+        "train": {"num_steps": 2},
+    }
+    (tmp_path / "prompts.txt").write_text("a red star\na blue circle\n")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given))
+    return Path("recipe.yaml")
+
+
+@pytest.fixture
+def command() -> Callable[..., Result]:
+    """Run `directalign` with the given words."""
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])

@@ -1,0 +1,127 @@
+"""Each command hands on what the user said, and ends as it should; one test starts real processes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from directalign import cli
+from directalign.train import Interrupted
+from directalign.types import NonFiniteError
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Replace everything that does real work by a note of how it was called."""
+    calls: list[tuple[Any, ...]] = []
+
+    def note(name: str, result: object) -> Any:
+        return lambda *args: calls.append((name, *args)) or result
+
+    monkeypatch.setattr("directalign.train.run", note("train", Path("page")))
+    monkeypatch.setattr("directalign.evaluate.sampling.sample_images", note("sample", [Path("0000-seed0.png")]))
+    monkeypatch.setattr("directalign.evaluate.compare.evaluate_run", note("evaluate", Path("results")))
+    monkeypatch.setattr("directalign.report.write_page", note("report", Path("page.html")))
+    monkeypatch.setattr("directalign.world.assets.export", note("export", [Path("w/flux")]))
+    monkeypatch.setattr("directalign.world.build.build_world", note("build", None))
+    return calls
+
+
+def test_train_hands_on_the_checked_run(command, recipe: Path, heard: list[tuple[Any, ...]]) -> None:
+    result = command("train", recipe, "--set", "train.num_steps=7", "--resume")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "page\n", "")
+    (_, run, out, resume), = heard  # fmt: skip
+    assert (run.train.num_steps, out, resume) == (7, Path("runs/recipe"), True)
+
+
+def test_sample_pairs_every_prompt_with_every_seed(command, recipe: Path, heard: list[tuple[Any, ...]]) -> None:
+    command("sample", "run", "--prompts", "prompts.txt", "--prompt", "extra", "--seed", "1", "--seed", "2", "--num-sampling-steps", "4", "--base", "--out", "o")
+    prompts = ["extra", "extra", "a red star", "a red star", "a blue circle", "a blue circle"]
+    assert heard == [("sample", Path("run"), prompts, [1, 2, 1, 2, 1, 2], Path("o"), 4, True)]
+
+
+def test_sample_needs_prompts(command, heard: list[tuple[Any, ...]]) -> None:
+    result = command("sample", "world:flux")
+    assert result.exit_code == 1 and "give --prompt" in result.stderr and heard == []
+
+
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        (["evaluate", "run", "--num-pairs", "8"], ("evaluate", Path("run"), 8, None)),
+        (["report", "runs"], ("report", Path("runs"))),
+        (["world", "export", "w"], ("export", Path("w"))),
+        (["world", "build", "w", "--only", "flux", "--device", "cuda"], ("build", Path("w"), ["flux"], "cuda")),
+        (["world", "build", "w"], ("build", Path("w"), None, "cpu")),
+    ],
+)
+def test_the_other_commands_hand_on_what_was_said(command, heard: list[tuple[Any, ...]], words: list[str], call: tuple[Any, ...]) -> None:
+    assert command(*words).exit_code == 0 and heard == [call]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (NonFiniteError("step 3, inversion:\nsigma 0.8"), 1, "directalign: step 3, inversion: sigma 0.8"),
+        (Interrupted("stopped after step 3; continue with --resume"), 130, "directalign: stopped after step 3"),
+        (KeyboardInterrupt(), 130, "interrupted; continue with: directalign train recipe.yaml '--set=name=a b' --out runs/recipe --resume"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.bin"), 1, "no space left on the disk of x.bin; free some, then go on with --resume"),
+        (PermissionError(errno.EACCES, "Permission denied", "x.bin"), 1, "directalign: x.bin: Permission denied"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 1, "out of device memory; set model.tune: lora"),
+        (TypeError("int + str"), 1, "unexpected TypeError: int + str; this is a fault of directalign"),
+    ],
+)
+def test_whatever_goes_wrong_is_one_line(command, recipe: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, line: str) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("directalign.train.run", fail)
+    result = command("train", recipe, "--set", "name=a b")
+    assert result.exit_code == code and result.stderr.count("\n") == 1 and line in result.stderr
+    if isinstance(error, Exception):
+        assert command("train", recipe, "--debug").exception is error
+
+
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_help_begins_with_the_main_job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["directalign", *words])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    text = capsys.readouterr().out
+    assert 0 < text.index("directalign train RECIPE") < text.index("check") < text.index("world")
+
+
+@pytest.mark.parametrize("words", [["trian"], ["train"], ["train", "a", "--bogus"], ["sample", "x", "--seed", "one"], ["evaluate", "x", "--num-pairs", "0"]])
+def test_a_command_line_that_cannot_be_read_ends_with_2(command, words: list[str]) -> None:
+    assert command(*words).exit_code == 2
+
+
+def test_a_missing_recipe_is_one_line(command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = command("train", "gone.yaml")
+    assert (result.exit_code, result.stderr.count("\n"), list(tmp_path.iterdir())) == (1, 1, [])
+    assert result.stderr.startswith("directalign: gone.yaml: no such recipe")
+
+
+def test_version(command) -> None:
+    assert command("--version").stdout == f"directalign {cli.__version__}\n"
+
+
+def test_as_a_process_errors_are_short_and_help_needs_no_torch(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> None:
+    tmp_path, recipe = tmp_path_factory.mktemp("empty"), recipe.absolute()
+
+    def process(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, *words], cwd=tmp_path, env={**os.environ, "COLUMNS": "100"}, capture_output=True, text=True)
+
+    failed = process("-m", "directalign", "check", str(recipe), "--set", "model.family=sd")  # the libraries that talk on import are loaded by then
+    assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (1, "", 1)
+    assert failed.stderr.startswith("directalign: model.path: ") and list(tmp_path.iterdir()) == []
+    light = "import sys; from typer.testing import CliRunner; from directalign.cli import app; r = CliRunner().invoke(app, sys.argv[1:]);"
+    for words in (["--help"], ["schema"]):
+        assert process("-c", f"{light} print(r.exit_code, 'torch' in sys.modules)", *words).stdout == "0 False\n"
