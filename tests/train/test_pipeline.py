@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,24 +14,43 @@ import torch
 import tiny
 from directalign import config
 from directalign.methods.srpo import SRPO
+from directalign.train import assemble
 from directalign.train import run as train
-from directalign.types import Batch, NonFiniteError
+from directalign.types import Batch, DirectAlignError, NonFiniteError
 
 
-def recipe(folder: Path, family: str, tune: str, **method: Any) -> config.Run:
+def recipe(folder: Path, family: str, tune: str) -> config.Run:
     (folder / "prompts.txt").write_text("a red star\na blue circle\na green square")
     write = {"flux": tiny.write_flux, "sd": tiny.write_sd}[family]
+    guidance = 3.5 if family == "flux" else None
     given = {
         "name": "tiny",
         "model": {"family": family, "path": str(write(folder / "model")), "tune": tune, "lora": {"rank": 2, "alpha": 2}, "gradient_checkpointing": True},
         "reward": {"name": "pixels", "statistic": "redness"},
-        "method": {"form": "absolute", "moves": {"kind": "uniform", "sigma_high": 0.9, "sigma_low": 0.5, "jump": 0.1}, **method},
-        "rollout": {"num_sampling_steps": 2},
+        "method": {"form": "absolute", "moves": {"kind": "uniform", "sigma_high": 0.9, "sigma_low": 0.5, "jump": 0.1}, "embedded_guidance": guidance},
+        "rollout": {"num_sampling_steps": 2, "embedded_guidance": guidance},
         "data": {"prompts": str(folder / "prompts.txt"), "batch_size": 2},
         "train": {"num_steps": 3, "learning_rate": 1e-2, "clip_norm": 1.0, "checkpoint_every": 1, "ema_decay": 0.5},
         "evaluate": {"num_pairs": 2, "batch_size": 2},
     }
     return config.Run.model_validate(given)
+
+
+def test_a_full_disk_outside_a_checkpoint_is_one_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(run: config.Run, ranks: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = recipe(tmp_path, "flux", "lora")
+    monkeypatch.setattr(assemble, "_load", full)
+    with pytest.raises(DirectAlignError, match=r"no space left on the disk that holds .*out; free some and continue with --resume"):
+        train(run, tmp_path / "out", resume=False)
+
+    def other(run: config.Run, ranks: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(assemble, "_load", other)
+    with pytest.raises(OSError, match="Input/output"):
+        train(run, tmp_path / "other", resume=False)
 
 
 def break_at(step: int) -> Callable[[SRPO, Batch], Any]:

@@ -97,18 +97,18 @@ def take_step(job: Job, step: int) -> dict[str, Any]:
 
 def look(job: Job, done: int) -> None:
     """The sample grid and the measurement that are due after `done` updates and not yet there; training does not notice."""
-    if not job.ranks.is_main:
+    if job.log is None:
         return
-    assert job.log is not None
     settings, num_steps = job.run, job.run.train.num_steps
-    file = samples.path_of(job.out, done)
+    grid_due = _due(done, settings.train.sample_every, num_steps) and not samples.path_of(job.out, done).exists()
+    measurement_due = _due(done, settings.evaluate.every, num_steps) and not job.log.has("evaluate", done)
+    if not (grid_due or measurement_due):
+        return
     with finished_weights(job):
-        if _due(done, settings.train.sample_every, num_steps) and not file.exists():
-            picture = samples.grid(job.family, settings, job.shown)
-            samples.save(picture, file)
-            job.log.grid(done, picture)
-        if _due(done, settings.evaluate.every, num_steps) and not job.log.has("evaluate", done):
-            _measure(job, done)
+        if grid_due:
+            _draw_grid(job, job.log, done)
+        if measurement_due:
+            _measure(job, job.log, done)
 
 
 @contextmanager
@@ -120,12 +120,19 @@ def finished_weights(job: Job) -> Iterator[None]:
         yield
 
 
-def _measure(job: Job, done: int) -> None:
+def _draw_grid(job: Job, log: RunLog, done: int) -> None:
+    picture = samples.grid(job.family, job.run, job.shown)
+    samples.save(picture, samples.path_of(job.out, done))
+    log.grid(done, picture)
+
+
+def _measure(job: Job, log: RunLog, done: int) -> None:
+    """All pairs before and after, some of them during the run."""
+    settings = job.run.evaluate
     whole = done in (0, job.run.train.num_steps)
-    measured = job.measurer.measure(job.run.evaluate.num_pairs if whole else min(job.run.evaluate.pairs_during, job.run.evaluate.num_pairs))
+    measured = job.measurer.measure(settings.num_pairs if whole else min(settings.pairs_during, settings.num_pairs))
     record = {"event": "evaluate", "step": done, **measured}
-    assert job.log is not None
-    job.log.write(record)
+    log.write(record)
     job.display.measured(record)
 
 
