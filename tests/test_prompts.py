@@ -10,7 +10,7 @@ import pytest
 
 from directalign.prompts import PromptStream, held_out_captions, read_prompts, train_captions
 from directalign.types import DirectAlignError
-from directalign.world.scenes import all_captions
+from directalign.world.scenes import BACKGROUNDS, COLORS, SHAPES, all_captions
 
 TWO = ["a red star", 'a sign that says "Peace, now"']
 
@@ -93,11 +93,14 @@ def test_what_is_no_file_is_named(tmp_path: Path, name: str) -> None:
         read_prompts(tmp_path / name)
 
 
-def test_the_world_keeps_every_sixth_caption_for_measuring() -> None:
+def test_the_world_keeps_every_seventh_caption_for_measuring() -> None:
     assert read_prompts("world") == train_captions()
-    assert (len(train_captions()), len(held_out_captions())) == (200, 40)
+    assert (len(train_captions()), len(held_out_captions())) == (205, 35)
     assert sorted(train_captions() + held_out_captions()) == sorted(all_captions())
-    assert held_out_captions()[1] == all_captions()[6]
+    assert held_out_captions()[1] == all_captions()[7]
+    held_out = {word for caption in held_out_captions() for word in caption.split()}
+    trained = {word for caption in train_captions() for word in caption.split()}
+    assert {*COLORS, *SHAPES, *BACKGROUNDS} <= held_out & trained
 
 
 def test_a_stream_started_anew_goes_on_exactly() -> None:

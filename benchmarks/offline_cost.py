@@ -1,0 +1,85 @@
+"""What one update costs with real images instead of rollouts: seconds of both, in turn, and their ratio pair by pair.
+
+    python benchmarks/offline_cost.py [--pairs 8] [--out benchmarks/results/offline_cost.json]
+
+The embedded FLUX, one denoise branch, rollouts of the released 25 steps and of the embedded recipe's 8. Written out with
+machine, commit and seed; the ratio is what counts, seconds depend on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from directalign.config_loading import load_run
+from directalign.families.loading import load_family, trainable
+from directalign.methods import load_method
+from directalign.prompts import train_captions
+from directalign.rewards import load_reward
+from directalign.train.summary import commit, machine, versions
+from directalign.types import Batch
+from directalign.world.scenes import render, scenes_of
+
+ROLLOUT_STEPS = (25, 8)
+RECIPE = Path(__file__).parent.parent / "recipes/world_srpo.yaml"
+
+
+class Updates:
+    """One model, and a whole update (losses, backward, clip, step) on a batch with or without images."""
+
+    def __init__(self, num_sampling_steps: int) -> None:
+        self.run = load_run(RECIPE, [f"rollout.num_sampling_steps={num_sampling_steps}"])
+        family = load_family(self.run.model, "cpu")
+        self.weights = list(trainable(family).values())
+        self.optimizer = torch.optim.AdamW(self.weights, lr=self.run.train.learning_rate)
+        self.method = load_method(self.run, family, load_reward(self.run.reward, "cpu"))
+        self.prompts = tuple(train_captions()[: self.run.data.batch_size])
+        self.images = render(scenes_of(list(self.prompts)), torch.Generator().manual_seed(0))
+
+    def seconds(self, step: int, offline: bool) -> float:
+        start = time.perf_counter()
+        self.optimizer.zero_grad(set_to_none=True)
+        for loss in self.method.losses(Batch(step, self.prompts, self.images if offline else None, self.run.seed)):
+            loss.value.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights, self.run.train.clip_norm)
+        self.optimizer.step()
+        return time.perf_counter() - start
+
+
+def measure(num_sampling_steps: int, pairs: int) -> dict[str, float | int]:
+    """Median seconds of both kinds of update and the median of their ratio, after one warm-up of each."""
+    updates = Updates(num_sampling_steps)
+    timed = [(updates.seconds(step, True), updates.seconds(step, False)) for step in range(pairs + 1)][1:]
+    offline, online = zip(*timed, strict=True)
+    ratios = [a / b for a, b in timed]
+    return {
+        "num_sampling_steps": num_sampling_steps,
+        "offline_seconds": statistics.median(offline),
+        "online_seconds": statistics.median(online),
+        "ratio": statistics.median(ratios),
+        "ratio_low": min(ratios),
+        "ratio_high": max(ratios),
+        "pairs": pairs,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/offline_cost.json"))
+    arguments = parser.parse_args()
+    rows = [measure(steps, arguments.pairs) for steps in ROLLOUT_STEPS]
+    for row in rows:
+        print("rollout of {num_sampling_steps} steps: offline {offline_seconds:.3f} s, online {online_seconds:.3f} s, ratio {ratio:.3f}".format(**row))
+    result = {"rows": rows, "seed": 0, "commit": commit(), "machine": machine(), "versions": versions()}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
