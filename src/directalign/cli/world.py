@@ -27,6 +27,21 @@ def export(
 
 
 @app.command()
+def pictures(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder to write the pictures and captions into.", show_default=False)],
+    count: Annotated[int, typer.Option(help="How many.")] = 256,
+    style: Annotated[str, typer.Option(help="photo, cg, painting or anime.")] = "photo",
+    seed: Annotated[int, typer.Option(help="Seed of the drawing.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Draw pictures with captions, as a set of real images for offline training."""
+    with one_line_errors(debug):
+        from ..world.picture_set import write_pictures
+
+        typer.echo(write_pictures(folder, count, style, seed))
+
+
+@app.command()
 def build(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the state of the trainings, which can be resumed.", show_default=False)],
     only: Annotated[list[str], typer.Option("--only", help="Make this part alone. Repeatable.")] = [],  # noqa: B006 (typer copies it)

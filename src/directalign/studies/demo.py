@@ -7,17 +7,19 @@ three times as long, with the anchored reward and with the released ramps. All o
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config import Run
 from ..config_loading import load_run
 from ..report import write_page
+from ..report.collect import RunFiles, read_run
+from ..report.story import matched
 from ..train import run as train
 
 MEASURED = ("photo_rate", "content", "color_drift", "reward")
 LONGER = 3
+TITLE = "SRPO beside plain Direct-Align, and three times the updates"
 
 
 def demo(out: Path, recipes: Path = Path("recipes")) -> Path:
@@ -26,7 +28,7 @@ def demo(out: Path, recipes: Path = Path("recipes")) -> Path:
         folder = out / name
         if not (folder / "summary.json").exists():
             train(settings, folder, resume=(folder / "run.yaml").exists())
-    summary = summarise({name: _read(out / name) for name in _runs(recipes)})
+    summary = summarise({name: read_run(out / name) for name in _runs(recipes)})
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return write_page(out)
 
@@ -42,43 +44,22 @@ def _runs(recipes: Path) -> dict[str, Run]:
     }
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    """A run's summary with its measurements in order."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return summary | {"measured": [record for record in records if record["event"] == "evaluate"]}
-
-
-def summarise(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """`base` and every run's end as {photo_rate, content, color_drift, reward, align_seconds}, and the comparison of
-    colour drift at matched photo rate."""
-    first = runs["srpo"]
-    summary: dict[str, Any] = {"base": _end(first["before"], 0.0)}
-    summary |= {name: _end(run["after"], run["align_seconds"]) for name, run in runs.items()}
-    summary["matched"] = matched(runs["srpo"]["measured"], runs["direct_align"]["measured"])
-    return summary | {key: first[key] for key in ("commit", "versions", "machine", "seed")}
+def summarise(runs: dict[str, RunFiles]) -> dict[str, Any]:
+    """`base` and every run's end as {photo_rate, content, color_drift, reward, align_seconds}, and the colour drift of
+    SRPO and of plain Direct-Align at the highest photo rate that both reach (None if Direct-Align never rose)."""
+    first = runs["srpo"].summary
+    ends = {name: _end(run.summary["after"], run.summary["align_seconds"]) for name, run in runs.items()}
+    facts = {key: first[key] for key in ("seed", "commit", "machine", "versions")}
+    return {"title": TITLE, "base": _end(first["before"], 0.0), **ends, "matched": _matched(runs["srpo"], runs["direct_align"]), **facts}
 
 
 def _end(measured: dict[str, Any], seconds: float) -> dict[str, Any]:
     return {name: measured[name] for name in MEASURED} | {"align_seconds": seconds}
 
 
-def matched(srpo: Sequence[dict[str, Any]], direct_align: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Colour drift of both at one photo rate: the highest that both reach, read off the measured curves (linear between
-    measurements, first crossing)."""
-    rate = min(max(record["photo_rate"]["value"] for record in curve) for curve in (srpo, direct_align))
-    ours, theirs = drift_at(srpo, rate), drift_at(direct_align, rate)
-    return {"photo_rate": rate, "srpo": ours, "direct_align": theirs, "ratio": ours / theirs}
-
-
-def drift_at(curve: Sequence[dict[str, Any]], rate: float) -> float:
-    """Colour drift where the curve first reaches a photo rate."""
-    before = curve[0]
-    for after in curve:
-        low, high = before["photo_rate"]["value"], after["photo_rate"]["value"]
-        if high >= rate:
-            share = 1.0 if high == low else (rate - low) / (high - low)
-            return before["color_drift"] + share * (after["color_drift"] - before["color_drift"])
-        before = after
-    raise ValueError(f"photo rate {rate} is never reached")
+def _matched(srpo: RunFiles, direct_align: RunFiles) -> dict[str, float] | None:
+    found = matched([srpo, direct_align])
+    if found is None:
+        return None
+    (_, ours, *_), (_, theirs, *_) = found.rows
+    return {"photo_rate": found.rate, "srpo": ours, "direct_align": theirs, "ratio": ours / theirs}

@@ -22,9 +22,9 @@ from .tokenizers import MAX_TOKENS, clip_tokenizer, t5_tokenizer
 
 POOL = 24576
 PLAIN, STYLED = 0.5, 0.4
-FLUX_BUDGET = Budget(steps=7000, batch=64, learning_rate=1.5e-3)
-SD_BUDGET = Budget(steps=4500, batch=48, learning_rate=1.2e-3)
-SD_V_BUDGET = Budget(steps=1000, batch=48, learning_rate=6e-4)
+FLUX_BUDGET = Budget(steps=5800, batch=64, learning_rate=1.5e-3)
+SD_BUDGET = Budget(steps=3600, batch=48, learning_rate=1.2e-3)
+SD_V_BUDGET = Budget(steps=800, batch=48, learning_rate=6e-4)
 SD_SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
