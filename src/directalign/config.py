@@ -75,7 +75,7 @@ class WindowMoves(Strict):
     first: int = Field(5, description="Grid index of the high-noise end.", ge=0)
     last: int = Field(25, description="Grid index of the low-noise end.", ge=1)
     points: Annotated[int, Field(ge=11)] = Field(1000, description="Linear points that the window is divided into.")
-    groundtruth_ratio: float = Field(0.9, description="Share of the window that a move never crosses: the span is (1 − ratio)·points + 1 points at most.", ge=0, lt=1)
+    groundtruth_ratio: float = Field(0.9, description="A move crosses (1 − ratio) of the window at most.", ge=0, lt=1)
 
 
 class UniformMoves(Strict):
@@ -104,28 +104,37 @@ class Words(Strict):
 
     positive: list[str] = Field(default_factory=list, description="Desired phrases.")
     negative: list[str] = Field(default_factory=list, description="Undesired phrases; each list cycles at its own length.")
-    order: Literal["cycle", "fixed", "average"] = Field("cycle", description="One phrase of each list per step in turn (official), always the first, or the mean score over all.")
+    order: Literal["cycle", "fixed", "average"] = Field(
+        "cycle", description="A phrase of each list per step in turn (official), always the first, or the mean over all."
+    )
 
 
 class Anchor(Strict):
     """Our anchored relative reward: (pos − neg) − (plain − reference)² / (2·tolerance)."""
 
-    tolerance: float = Field(0.05, description="Deviation of the plain score at which the anchor pulls as hard as the relative term, in score units.", gt=0)
+    tolerance: float = Field(0.05, description="Deviation of the plain score, in its units, at which the anchor pulls as hard as the relative term.", gt=0)
     reference_updates: Positive = Field(5, description="First updates over which the reference, the mean plain score, is measured.")
 
 
 class Noise(Strict):
     """The known noise that is injected."""
 
-    source: Literal["rollout", "fresh"] = Field("rollout", description="The rollout's own initial noise (official), or a new draw; real images always take a new draw.")
-    scope: Literal["shared", "per_rank"] = Field("per_rank", description="shared: one noise for every sample on every rank (official); per_rank: every sample its own.")
+    source: Literal["rollout", "fresh"] = Field(
+        "rollout", description="The rollout's own initial noise (official), or a new draw; real images always take a new one."
+    )
+    scope: Literal["shared", "per_rank"] = Field(
+        "per_rank", description="shared: one noise for all samples and ranks (official); per_rank: every sample its own."
+    )
 
 
 class Method(Strict):
     """Direct-Align with an absolute, relative (SRPO) or anchored relative reward."""
 
     name: Literal["srpo"] = "srpo"
-    form: Literal["absolute", "relative", "anchored"] = Field("relative", description="absolute: plain Direct-Align on pos, or on the bare prompt when there are no words; relative: SRPO; anchored: relative with the bare prompt's score held.")
+    form: Literal["absolute", "relative", "anchored"] = Field(
+        "relative",
+        description="absolute: plain Direct-Align (positive phrases, else the bare prompt); relative: SRPO; anchored: SRPO with the bare score held.",
+    )
     words: Words = Field(Words(), description="Control phrases.")
     branches: Literal["denoise", "inversion", "both"] = Field("both", description="Which branches a step takes; both land on the same sigma.")
     denoise: Branch = Field(Branch(), description="Ramps of the denoise branch.")
@@ -185,7 +194,9 @@ class Train(Strict):
 
     num_steps: Positive = Field(description="Optimiser updates.")
     learning_rate: float = Field(5e-6, description="Peak learning rate of AdamW.", gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Learning rate after the warm-up; linear and cosine fall to zero at num_steps.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="Learning rate after the warm-up; linear and cosine fall to zero at num_steps."
+    )
     warmup_steps: int = Field(0, description="Updates over which the learning rate rises from zero.", ge=0)
     betas: Pair = Field((0.9, 0.999), description="AdamW averages.")
     weight_decay: float = Field(1e-4, description="AdamW decay.", ge=0)

@@ -1,6 +1,6 @@
 """The three contracts, on one page. Nobody inherits from them; pyright checks that each implementation fits.
 
-    family.encode_prompt -> rollout -> core -> family.predict -> family.decode -> reward.encode/score -> method.losses
+family.encode_prompt -> rollout -> core -> family.predict -> family.decode -> reward.encode/score -> method.losses
 """
 
 from __future__ import annotations

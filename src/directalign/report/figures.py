@@ -78,9 +78,7 @@ def long_curves(runs: Sequence[RunFiles]) -> list[Figure]:
     figures = []
     for key, title in texts.items():
         rate = key != "color_drift"
-        lines = [
-            Series(run.name, run.measured_curve(key), style, run.band(key)) for run, style in zip(runs, STYLES, strict=False)
-        ]
+        lines = [Series(run.name, run.measured_curve(key), style, run.band(key)) for run, style in zip(runs, STYLES, strict=False)]
         axes = Axes(x="update", y=title.lower(), percent=rate, y_low=0.0, y_high=1.0 if rate else None)
         figures.append(Figure(title, line_chart(lines, axes, f"{title} by update, long runs"), captions[key]))
     return [figure for figure in figures if figure.chart]

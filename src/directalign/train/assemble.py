@@ -1,6 +1,6 @@
 """From a recipe to a finished folder: claim it, load what the recipe names, train, write the page.
 
-    run.yaml  metrics.jsonl  tensorboard/  samples/  checkpoints/  lora.safetensors | transformer/ | unet/  summary.json  report.html
+run.yaml  metrics.jsonl  tensorboard/  samples/  checkpoints/  lora.safetensors | transformer/ | unet/  summary.json  report.html
 """
 
 from __future__ import annotations

@@ -156,5 +156,3 @@ def _checkpoint(job: Job, done: int) -> None:
 def _last_good(job: Job) -> str:
     kept = checkpoint.all_of(job.checkpoints)
     return f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before it"
-
-

@@ -1,8 +1,8 @@
 """What a checkpoint holds: everything that a step reads or changes, as files that load with `weights_only=True`.
 
-    record.json         step, resolved config, architecture, schedule, data position, versions
-    weights.safetensors trained weights            ema.safetensors   their average
-    optimizer.pt        AdamW's moments            rank-R.pt         random states and the method's memory of rank R
+record.json         step, resolved config, architecture, schedule, data position, versions
+weights.safetensors trained weights            ema.safetensors   their average
+optimizer.pt        AdamW's moments            rank-R.pt         random states and the method's memory of rank R
 """
 
 from __future__ import annotations

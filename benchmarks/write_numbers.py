@@ -1,0 +1,107 @@
+"""Write the recorded numbers into the documents: every figure in README.md and docs/ stands between two markers and comes from here.
+
+    python benchmarks/write_numbers.py [--check]
+
+Reads `benchmarks/results/*.json`; a block is `<!-- numbers: NAME -->` to `<!-- /numbers -->`. With --check nothing is
+written, and a document that differs from its records ends the command with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results"
+DOCUMENTS = ("README.md", "docs/world.md")
+BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- /numbers -->)", re.DOTALL)
+ROWS = {
+    "base": "base model",
+    "srpo": "**SRPO, anchored**",
+    "direct_align": "Direct-Align, plain reward, same budget",
+    "srpo_long": "SRPO, anchored, 3x the updates",
+    "official_long": "SRPO, official ramps, 3x the updates",
+}
+
+
+def percent(interval: dict[str, float]) -> str:
+    """A rate with its 95 % interval, in per cent."""
+    return f"{100 * interval['value']:.0f} % ({100 * interval['low']:.0f}-{100 * interval['high']:.0f})"
+
+
+def machine_line(found: dict[str, Any]) -> str:
+    machine, versions = found["machine"], found["versions"]
+    where = machine["gpu"] or f"{machine['cores']} CPU cores ({machine['processor']})"
+    return f"{where}, torch {versions['torch']}, diffusers {versions['diffusers']}, seed {found['seed']}, commit {str(found['commit'])[:10]}."
+
+
+def demo(found: dict[str, Any]) -> str:
+    """The table of the demo and its comparison at matched photo rate."""
+    lines = ["| | photo rate | content right | colour drift | seconds of alignment |", "|---|---|---|---|---|"]
+    for key, name in ROWS.items():
+        row = found[key]
+        seconds = f"{row['align_seconds']:.0f}" if row["align_seconds"] else ""
+        lines.append(f"| {name} | {percent(row['photo_rate'])} | {percent(row['content'])} | {row['color_drift']:.3f} | {seconds} |")
+    matched, n = found["matched"], found["base"]["photo_rate"]["n"]
+    lines += [
+        "",
+        f"At the highest photo rate that both reach ({100 * matched['photo_rate']:.0f} %), SRPO has drifted by {matched['srpo']:.3f} and plain "
+        f"Direct-Align by {matched['direct_align']:.3f}: a ratio of {matched['ratio']:.2f}. {n} prompt-seed pairs, 95 % intervals; {machine_line(found)}",
+    ]
+    return "\n".join(lines)
+
+
+def world_runs(found: dict[str, Any]) -> str:
+    """One row per recipe: before and after."""
+    lines = ["| recipe | updates | photo rate before | after | content before | after | seconds |", "|---|---|---|---|---|---|---|"]
+    for name, row in found.items():
+        ends = " | ".join(percent(row[end][key]) for key in ("photo_rate", "content") for end in ("before", "after"))
+        lines.append(f"| `{name}.yaml` | {row['num_steps']} | {ends} | {row['align_seconds']:.0f} |")
+    return "\n".join([*lines, "", machine_line(next(iter(found.values())))])
+
+
+def offline_cost(found: dict[str, Any]) -> str:
+    """Seconds of an update online and offline, and their ratio."""
+    lines = ["| rollout steps | online update | offline update | ratio (range over pairs) |", "|---|---|---|---|"]
+    for row in found["rows"]:
+        span = f"{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})"
+        lines.append(f"| {row['num_sampling_steps']} | {row['online_seconds']:.2f} s | {row['offline_seconds']:.2f} s | {span} |")
+    return "\n".join([*lines, "", machine_line(found)])
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"demo": demo, "world_runs": world_runs, "offline_cost": offline_cost}
+
+
+def filled(text: str) -> str:
+    """A document with every block written anew from its record."""
+
+    def block(match: re.Match[str]) -> str:
+        record = json.loads((RESULTS / f"{match[2]}.json").read_text(encoding="utf-8"))
+        return f"{match[1]}{TABLES[match[2]](record)}\n{match[3]}"
+
+    return BLOCK.sub(block, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = []
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        written = filled(text)
+        if written != text:
+            stale.append(name)
+            if not check:
+                (ROOT / name).write_text(written, encoding="utf-8")
+    if check and stale:
+        sys.exit(f"{', '.join(stale)}: numbers differ from benchmarks/results; run python benchmarks/write_numbers.py")
+
+
+if __name__ == "__main__":
+    main()
