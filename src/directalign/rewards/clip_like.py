@@ -1,0 +1,110 @@
+"""Any transformers CLIPModel as a reward: the cosine of image and prompt (CLIP, PickScore, HPSv2.1, the world's own).
+
+score = scale · cos(image, prompt). Weights are frozen; the gradient runs through the preprocessing to the pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
+
+from ..types import DirectAlignError, Images, PerSample
+from ..world.assets import resolve
+from .preprocessing import Preprocessing
+
+CACHED_PHRASES = 65_536
+Features = Float[Tensor, "b d"]
+
+
+class ClipReward:
+    """A frozen CLIP (`interfaces.Reward`); features are unit vectors, scores lie in [-scale, scale]."""
+
+    name = "clip"
+    reads_prompt = True
+
+    def __init__(self, model: CLIPModel, tokenizer: PreTrainedTokenizerBase, preprocessing: Preprocessing, scale: float = 1.0) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer, self.preprocessing, self.scale = tokenizer, preprocessing, scale
+        self._phrases: dict[str, Tensor] = {}
+
+    @classmethod
+    def load(cls, path: str, scale: float = 1.0, device: torch.device | str = "cpu") -> ClipReward:
+        """From a folder with config, safetensors, tokenizer and image settings, or `world:reward`; float32."""
+        folder = resolve(path)
+        preprocessing = Preprocessing.read(_checked(folder))
+        return cls(_model(folder).to(device), _tokenizer(folder), preprocessing, scale)
+
+    def encode(self, images: Images) -> Features:
+        """Images (b, 3, h, w) in [0, 1], any size, to unit features (b, d)."""
+        pixels = self.preprocessing(images.to(self.model.dtype))
+        return F.normalize(self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output), dim=-1)
+
+    def score(self, features: Features, prompts: Sequence[str]) -> PerSample:
+        """scale · cos, one prompt per image; phrases longer than the text tower reads are cut at its end."""
+        assert len(prompts) == len(features), f"{len(prompts)} prompts for {len(features)} images"
+        return self.scale * (features * self._read(prompts)).sum(-1)
+
+    def _read(self, prompts: Sequence[str]) -> Tensor:
+        new = [phrase for phrase in dict.fromkeys(prompts) if phrase not in self._phrases]
+        if new:
+            self._phrases.update(zip(new, self._encode_text(new), strict=True))
+        read = torch.stack([self._phrases[prompt] for prompt in prompts])
+        for phrase in list(self._phrases)[: max(0, len(self._phrases) - CACHED_PHRASES)]:
+            del self._phrases[phrase]
+        return read
+
+    @torch.no_grad()
+    def _encode_text(self, phrases: list[str]) -> Tensor:
+        length = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(phrases, padding=True, truncation=True, max_length=length, return_tensors="pt").to(self.model.device)
+        pooled = self.model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
+        return F.normalize(self.model.text_projection(pooled), dim=-1)
+
+
+def _checked(folder: Path) -> Path:
+    """Refuse, by file name, what transformers would report in pages: missing files and truncated weights."""
+    if not folder.is_dir():
+        raise DirectAlignError(f"reward.path {folder}: no such folder; give a transformers CLIPModel folder, or world:reward")
+    if not (folder / "config.json").exists():
+        raise DirectAlignError(f"reward.path {folder}: config.json is missing; it must be a complete transformers CLIPModel folder")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise DirectAlignError(f"reward.path {folder}: model.safetensors is missing; save the model with safetensors")
+    for file in weights:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise DirectAlignError(f"{file}: not a complete safetensors file ({error}); copy it again") from error
+    return folder
+
+
+def _model(folder: Path) -> CLIPModel:
+    try:
+        model, info = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DirectAlignError(f"reward.path {folder}: not a transformers CLIPModel ({_first_line(error)})") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise DirectAlignError(f"reward.path {folder}: weights lack {missing[0]} and {len(missing) - 1} more; take the weights that belong to config.json")
+    return model
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
+        raise DirectAlignError(f"reward.path {folder}: tokenizer.json (or vocab.json and merges.txt) is missing; copy it from the original checkpoint")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise DirectAlignError(f"reward.path {folder}: its tokenizer cannot be read ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

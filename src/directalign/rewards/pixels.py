@@ -1,0 +1,53 @@
+"""Rewards that see only pixels: plain statistics, for tests, for contrast and as a first own reward to copy.
+
+They ignore the prompt, so a relative reward cannot be formed from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from ..types import Images, PerSample
+
+Statistic = Literal["brightness", "saturation", "redness"]
+
+
+def brightness(images: Images) -> PerSample:
+    """Mean of all channels, 0 black to 1 white."""
+    return images.mean((1, 2, 3))
+
+
+def saturation(images: Images) -> PerSample:
+    """Mean over pixels of largest minus smallest channel, 0 gray to 1 pure colour."""
+    return (images.amax(1) - images.amin(1)).mean((1, 2))
+
+
+def redness(images: Images) -> PerSample:
+    """Mean red minus the mean of green and blue, -1 to 1."""
+    red, green, blue = images.mean((2, 3)).unbind(1)
+    return red - (green + blue) / 2
+
+
+STATISTICS: dict[Statistic, Callable[[Tensor], Tensor]] = {"brightness": brightness, "saturation": saturation, "redness": redness}
+
+
+class PixelReward:
+    """`scale` times one statistic (`interfaces.Reward`)."""
+
+    name = "pixels"
+    reads_prompt = False
+
+    def __init__(self, statistic: Statistic, scale: float = 1.0) -> None:
+        self.statistic, self.scale = STATISTICS[statistic], scale
+
+    def encode(self, images: Images) -> PerSample:
+        """The statistic itself, (b,)."""
+        return self.statistic(images)
+
+    def score(self, features: PerSample, prompts: Sequence[str]) -> PerSample:
+        """Larger is more of the statistic; `prompts` are not read."""
+        del prompts
+        return self.scale * features

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from directalign import config
+from directalign.interfaces import Reward
+from directalign.rewards import ClipReward, PixelReward, load_reward, require_text_side
+from directalign.types import DirectAlignError
+
+
+def solid(red: float, green: float, blue: float) -> torch.Tensor:
+    return torch.tensor([red, green, blue])[None, :, None, None].expand(1, 3, 4, 4)
+
+
+@pytest.mark.parametrize(("statistic", "value"), [("brightness", 0.5), ("saturation", 0.7), ("redness", 0.6)])
+def test_statistics_of_a_solid_colour(statistic: str, value: float) -> None:
+    reward = load_reward(config.Reward(name="pixels", statistic=statistic, scale=3.0))
+    assert isinstance(reward, Reward)
+    score = reward.score(reward.encode(solid(0.9, 0.2, 0.4)), ["ignored"])
+    assert torch.allclose(score, torch.tensor([3 * value]))
+
+
+def test_pixel_gradient_points_to_more_of_it() -> None:
+    x = solid(0.5, 0.5, 0.5).clone().requires_grad_()
+    reward = PixelReward("redness")
+    reward.score(reward.encode(x), ["ignored"]).sum().backward()
+    assert x.grad is not None
+    assert (x.grad[:, 0] > 0).all() and (x.grad[:, 1:] < 0).all()
+
+
+def test_clip_is_loaded_with_its_scale(clip_folder: Path) -> None:
+    reward = load_reward(config.Reward(name="clip", path=str(clip_folder), scale=5.0), "cpu")
+    assert isinstance(reward, ClipReward)
+    assert reward.scale == 5.0
+
+
+@pytest.mark.parametrize(("name", "key"), [("clip", "reward.path"), ("pixels", "reward.statistic")])
+def test_a_setting_that_is_needed_is_named(name: str, key: str) -> None:
+    with pytest.raises(DirectAlignError, match=key):
+        load_reward(config.Reward(name=name))
+
+
+@pytest.mark.parametrize("form", ["relative", "anchored"])
+def test_a_reward_without_a_text_side_has_no_relative_form(form: str, clip_folder: Path) -> None:
+    with pytest.raises(DirectAlignError, match=rf"reward\.name pixels .* method\.form {form}"):
+        require_text_side(PixelReward("brightness"), form)
+    require_text_side(PixelReward("brightness"), "absolute")
+    require_text_side(ClipReward.load(str(clip_folder)), form)
