@@ -1,0 +1,84 @@
+"""The world's independent judges: two small networks that look at pixels and are never trained on.
+
+The style judge answers "is this a photo"; the content judge reads colour, shape and background, which are compared with
+the caption. Both saw blurred, noisy, recoloured and autoencoded renders (`build/judges.py`), so a colour cast does not
+move them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import nn
+
+from ..types import Images, PerSample
+from . import assets
+from .scenes import BACKGROUNDS, COLORS, SHAPES, STYLES, scenes_of
+
+STYLE_HEADS = {"style": len(STYLES)}
+CONTENT_HEADS = {"color": len(COLORS), "shape": len(SHAPES), "background": len(BACKGROUNDS)}
+
+
+class Classifier(nn.Module):
+    """A small CNN with one linear head per question: images (b, 3, 64, 64) in [0, 1] to logits (b, answers) by question."""
+
+    def __init__(self, heads: Mapping[str, int], width: int = 24) -> None:
+        super().__init__()
+        w = width
+        self.trunk = nn.Sequential(
+            _block(3, w, kernel=5, stride=2), _block(w, 2 * w, stride=2), _block(2 * w, 2 * w), _block(2 * w, 4 * w, stride=2), _block(4 * w, 4 * w)
+        )
+        self.heads = nn.ModuleDict({name: nn.Linear(8 * w, answers) for name, answers in heads.items()})
+
+    def forward(self, images: Images) -> dict[str, Float[torch.Tensor, "b _answers"]]:
+        maps = self.trunk(images * 2 - 1)
+        seen = torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
+        return {name: head(seen) for name, head in self.heads.items()}
+
+
+def _block(channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2), nn.GroupNorm(4, channels_out), nn.SiLU())
+
+
+def plain_caption(prompt: str) -> str:
+    """The caption behind a control phrase: "Realistic photo. a red star ..." to "a red star ..."."""
+    return prompt.rsplit(". ", 1)[-1]
+
+
+class WorldJudge:
+    """Both judges behind one face (`interfaces.Judge`): every answer is 1.0 or 0.0 per image."""
+
+    def __init__(self, style: Classifier, content: Classifier) -> None:
+        self.style = style.eval().requires_grad_(False)
+        self.content = content.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Mapping[str, PerSample]:
+        """Judge images (b, 3, 64, 64) in [0, 1] against their prompts, control phrases put aside.
+
+        Returns photo_rate, color, shape, background, and content (all three right), each (b,). A prompt that is no
+        caption of the world is a ValueError that quotes it.
+        """
+        wanted = scenes_of([plain_caption(prompt) for prompt in prompts])
+        images = images.float().cpu()
+        photo = self.style(images)["style"].argmax(1) == STYLES.index("photo")
+        right = {name: logits.argmax(1) == getattr(wanted, name) for name, logits in self.content(images).items()}
+        content = torch.stack(list(right.values())).all(0)
+        return {name: answer.float() for name, answer in {"photo_rate": photo, "content": content, **right}.items()}
+
+
+def load_judge() -> WorldJudge:
+    """The two judges that are shipped with the package."""
+    style, content = assets.file("judges/style.safetensors"), assets.file("judges/content.safetensors")
+    return WorldJudge(load_classifier(style, STYLE_HEADS), load_classifier(content, CONTENT_HEADS))
+
+
+def load_classifier(file: Path, heads: Mapping[str, int]) -> Classifier:
+    """One judge from its safetensors file, in float32."""
+    classifier = Classifier(heads)
+    classifier.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()})
+    return classifier
