@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,9 @@ class ClipReward:
         """From a folder with config, safetensors, tokenizer and image settings, or `world:reward`; float32."""
         folder = resolve(path)
         preprocessing = Preprocessing.read(_checked(folder))
-        return cls(_model(folder).to(device), _tokenizer(folder), preprocessing, scale)
+        model = _model(folder)
+        torch.nn.Module.to(model, device)
+        return cls(model, _tokenizer(folder), preprocessing, scale)
 
     def encode(self, images: Images) -> Features:
         """Images (b, 3, h, w) in [0, 1], any size, to unit features (b, d)."""
@@ -62,7 +65,7 @@ class ClipReward:
 
     @torch.no_grad()
     def _encode_text(self, phrases: list[str]) -> Tensor:
-        length = self.model.config.text_config.max_position_embeddings
+        length = self.model.text_model.config.max_position_embeddings
         tokens = self.tokenizer(phrases, padding=True, truncation=True, max_length=length, return_tensors="pt").to(self.model.device)
         pooled = self.model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
         return F.normalize(self.model.text_projection(pooled), dim=-1)
@@ -88,9 +91,10 @@ def _checked(folder: Path) -> Path:
 
 def _model(folder: Path) -> CLIPModel:
     try:
-        model, info = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True)
+        loaded: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DirectAlignError(f"reward.path {folder}: not a transformers CLIPModel ({_first_line(error)})") from error
+    model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:
         raise DirectAlignError(f"reward.path {folder}: weights lack {missing[0]} and {len(missing) - 1} more; take the weights that belong to config.json")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
+from torch import nn
 
 from ..judges import CONTENT_HEADS, STYLE_HEADS, Classifier
 from ..scenes import Scenes, draw_scenes, render
@@ -51,10 +53,12 @@ def pool(count: int, autoencoder: AutoencoderKL | None, seed: int, device: str =
     """Renders as uint8 (n, 3, 64, 64) with their scenes; every second one reconstructed when an autoencoder is given."""
     generator = torch.Generator().manual_seed(seed)
     scenes, images = draw_scenes(count, generator), []
+    if autoencoder is not None:
+        nn.Module.to(autoencoder, device)
     for start in range(0, count, 128):
         part = render(take(scenes, torch.arange(start, min(start + 128, count))), generator)
         if autoencoder is not None:
-            part[::2] = reconstruct(part[::2], autoencoder.to(device), LATENT_NOISE, generator)
+            part[::2] = reconstruct(part[::2], autoencoder, LATENT_NOISE, generator)
         images.append((part * 255).round().to(torch.uint8))
     return torch.cat(images), scenes
 
@@ -65,7 +69,7 @@ def take(scenes: Scenes, chosen: torch.Tensor) -> Scenes:
 
 
 @torch.no_grad()
-def reconstruct(images: torch.Tensor, autoencoder: AutoencoderKL, latent_noise: float, generator: torch.Generator) -> torch.Tensor:
+def reconstruct(images: torch.Tensor, autoencoder: Any, latent_noise: float, generator: torch.Generator) -> torch.Tensor:
     """Encode, add up to `latent_noise` standard deviations of noise, decode: images in [0, 1] to images in [0, 1]."""
     device = next(autoencoder.parameters()).device
     x0 = autoencoder.encode(images.to(device) * 2 - 1).latent_dist.mean
