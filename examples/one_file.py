@@ -17,6 +17,7 @@ import torch
 from diffusers import FluxPipeline
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPModel
 
 from directalign.core import moves, noising, preference, recovery
@@ -55,8 +56,10 @@ class World:
     @torch.no_grad()
     def rollout(self, noise: Tensor, text: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         x = noise
-        for high, low in pairwise(flow_sigmas(STEPS)):
-            x = x + (low - high).float() * self.predict(x, high.expand(len(x)), text, 1.0)
+        for high, low in pairwise(flow_sigmas(STEPS).float()):
+            pred = self.predict(x, high.expand(len(x)), text, 1.0)
+            x0_hat, noise_hat = x - high * pred, (1 - high) * pred + x
+            x = (1 - low) * x0_hat + low * noise_hat  # an Euler step: x + (low - high) * pred
         return x
 
     def decode(self, x0: Tensor) -> Tensor:
@@ -68,18 +71,21 @@ class World:
         embeds, pooled, ids = self.pipe.encode_prompt(list(prompts), None, max_sequence_length=TOKENS)
         return embeds, pooled, ids
 
-    def scores(self, images: Tensor, prompts: Sequence[str], phrases: list[str]) -> Tensor:
-        """Mean cosine of images and phrases put before their prompts; the world's CLIP reads 64 pixels and mean, std of 1/2."""
-        seen = self.clip.visual_projection(self.clip.vision_model((images - 0.5) / 0.5).pooler_output)
+    def see(self, images: Tensor) -> Tensor:
+        """Unit features; the world's CLIP reads 64 pixels, with mean and std of 1/2."""
+        return normalize(self.clip.visual_projection(self.clip.vision_model((images - 0.5) / 0.5).pooler_output))
+
+    def scores(self, seen: Tensor, prompts: Sequence[str], phrases: list[str]) -> Tensor:
+        """Mean cosine of images and phrases put before their prompts."""
         each = []
         for phrase in phrases:
             tokens = self.tokenizer([f"{phrase}{p}" for p in prompts], padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
-            read = self.clip.text_projection(self.clip.text_model(**tokens).pooler_output)
-            each.append(torch.cosine_similarity(seen, read))
+            read = normalize(self.clip.text_projection(self.clip.text_model(**tokens).pooler_output))
+            each.append((seen * read).sum(-1))
         return torch.stack(each).mean(0)
 
 
-def align(world: World, batches: Iterable[Sequence[str]], seed: int = 0, learning_rate: float = 1e-4, tolerance: float = 0.05) -> None:
+def align(world: World, batches: Iterable[Sequence[str]], seed: int = 0, learning_rate: float = 1e-4, tolerance: float = 0.02) -> None:
     """One update per batch of prompts."""
     weights = list(world.pipe.transformer.parameters())
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.999), weight_decay=1e-4)
@@ -92,9 +98,9 @@ def align(world: World, batches: Iterable[Sequence[str]], seed: int = 0, learnin
         move = window.denoise(window.draw(b, noising.generator_for(seed, MOVE, step, 0, 0, 0)))
         noised = noising.inject("flow", x0, noise, move.sigma_from)
         pred = world.predict(noised.x_t, move.sigma_from, text, 3.5)
-        images = world.decode(recovery.recover("flow", "velocity", noised, pred, move.sigma_to).x0)
+        seen = world.see(world.decode(recovery.recover("flow", "velocity", noised, pred, move.sigma_to).x0))
 
-        pos, neg, plain = (world.scores(images, prompts, phrases) for phrases in ([f"{w}. " for w in POSITIVE], [f"{w}. " for w in NEGATIVE], [""]))
+        pos, neg, plain = (world.scores(seen, prompts, phrases) for phrases in ([f"{w}. " for w in POSITIVE], [f"{w}. " for w in NEGATIVE], [""]))
         if step < 5:
             first_scores.append(plain.detach())
         reward = preference.anchored_reward(pos, neg, plain, float(torch.cat(first_scores).double().mean()), tolerance)

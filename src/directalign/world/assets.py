@@ -76,10 +76,9 @@ def resolve(path: str) -> Path:
     folder = _cache() / name
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
-        _write(name, partial / name)
-        _move_unless_there(partial / name, folder)
-        shutil.rmtree(partial)
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as partial:
+            _write(name, Path(partial) / name)
+            _move_unless_there(Path(partial) / name, folder)
     return folder
 
 

@@ -27,7 +27,9 @@ def clip_tokenizer() -> CLIPTokenizer:
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer, learner.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=4000, min_frequency=1, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False)
+    # Given as special tokens, because the trainer numbers an initial alphabet's word ends in the order of a hash, anew each time.
+    ends = sorted({word[-1] + "</w>" for phrase in phrases() for word in phrase.lower().replace(".", " .").split()})
+    trainer = trainers.BpeTrainer(vocab_size=4000, min_frequency=1, end_of_word_suffix="</w>", special_tokens=[*alphabet, *ends], show_progress=False)
     learner.train_from_iterator(phrases(), trainer)
     model = json.loads(learner.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
