@@ -58,8 +58,7 @@ class World:
         x = noise
         for high, low in pairwise(flow_sigmas(STEPS).float()):
             pred = self.predict(x, high.expand(len(x)), text, 1.0)
-            x0_hat, noise_hat = x - high * pred, (1 - high) * pred + x
-            x = (1 - low) * x0_hat + low * noise_hat  # an Euler step: x + (low - high) * pred
+            x = (1 - low) * (x - high * pred) + low * (x + (1 - high) * pred)  # what it takes for x0 and for noise, one level lower
         return x
 
     def decode(self, x0: Tensor) -> Tensor:
@@ -99,7 +98,6 @@ def align(world: World, batches: Iterable[Sequence[str]], seed: int = 0, learnin
         noised = noising.inject("flow", x0, noise, move.sigma_from)
         pred = world.predict(noised.x_t, move.sigma_from, text, 3.5)
         seen = world.see(world.decode(recovery.recover("flow", "velocity", noised, pred, move.sigma_to).x0))
-
         pos, neg, plain = (world.scores(seen, prompts, phrases) for phrases in ([f"{w}. " for w in POSITIVE], [f"{w}. " for w in NEGATIVE], [""]))
         if step < 5:
             first_scores.append(plain.detach())
