@@ -71,4 +71,4 @@ def _matched(srpo: RunFiles, direct_align: RunFiles) -> dict[str, float] | None:
     if found is None:
         return None
     (_, ours, *_), (_, theirs, *_) = found.rows
-    return {"photo_rate": found.rate, "srpo": ours, "direct_align": theirs, "ratio": ours / theirs}
+    return {"photo_rate": found.photo_rate, "srpo": ours, "direct_align": theirs, "ratio": ours / theirs}
