@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, CLIPModel
 from directalign.core import moves, noising, preference, recovery
 from directalign.core.path import flow_sigmas
 
-POSITIVE, NEGATIVE = ["Realistic photo", "Natural lighting"], ["CG render", "Glossy plastic"]
+POSITIVE, NEGATIVE = ["Realistic photo", "Natural lighting"], ["CG render", "Oil painting", "Anime"]
 NOISE, MOVE = 1, 3  # two streams of random numbers
 SIZE, TOKENS, STEPS = 64, 16, 8  # pixels, text tokens, sampling steps
 
