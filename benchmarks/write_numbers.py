@@ -47,13 +47,18 @@ def demo(found: dict[str, Any]) -> str:
         row = found[key]
         seconds = f"{row['align_seconds']:.0f}" if row["align_seconds"] else ""
         lines.append(f"| {name} | {percent(row['photo_rate'])} | {percent(row['content'])} | {row['color_drift']:.3f} | {seconds} |")
-    matched, n = found["matched"], found["base"]["photo_rate"]["n"]
-    lines += [
-        "",
+    n = found["base"]["photo_rate"]["n"]
+    return "\n".join([*lines, "", f"{matched_line(found['matched'])} {n} prompt-seed pairs, 95 % intervals; {machine_line(found)}"])
+
+
+def matched_line(matched: dict[str, float] | None) -> str:
+    """What the comparison at equal photo rate came to, or that there is none."""
+    if matched is None:
+        return "Plain Direct-Align's photo rate never rose, so there is no rate at which to compare the two."
+    return (
         f"At the highest photo rate that both reach ({100 * matched['photo_rate']:.0f} %), SRPO has drifted by {matched['srpo']:.3f} and plain "
-        f"Direct-Align by {matched['direct_align']:.3f}: a ratio of {matched['ratio']:.2f}. {n} prompt-seed pairs, 95 % intervals; {machine_line(found)}",
-    ]
-    return "\n".join(lines)
+        f"Direct-Align by {matched['direct_align']:.3f}: a ratio of {matched['ratio']:.2f}."
+    )
 
 
 def world_runs(found: dict[str, Any]) -> str:

@@ -145,7 +145,7 @@ def _at(curve: Sequence[tuple[float, float]], step: float) -> float | None:
     return None
 
 
-def table(summary: Mapping[str, Record], runs: Sequence[RunFiles]) -> list[tuple[str, str, Record]]:
+def table(summary: Mapping[str, Any], runs: Sequence[RunFiles]) -> list[tuple[str, str, Record]]:
     """(key, name, numbers) of the base and every run: from the folder's summary, else from the run's last measurement."""
     rows = []
     base = summary.get("base") or (runs[0].measured[0] if runs and runs[0].measured else None)
