@@ -1,0 +1,140 @@
+"""The rules of the house: one arrow of imports, short files with a head, nothing swallowed or unpickled, recipes that hold."""
+
+from __future__ import annotations
+
+import ast
+import os
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tomllib
+from importlinter.cli import lint_imports
+
+from directalign.config import Run
+from directalign.config_loading import load_run
+from directalign.planning import plan
+from directalign.world.picture_set import write_pictures
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "directalign"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SCRIPTS = [*sorted((ROOT / "benchmarks").glob("*.py")), *sorted((ROOT / "examples").glob("*.py"))]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+LONGEST, MEDIAN = 300, 150
+FORBIDDEN = ("nan_to_num", "weights_only=False", "trust_remote_code=True", "pickle.load", "unsafe_load")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+# --- imports ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_import_rule_is_broken(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    code = lint_imports(config_filename="pyproject.toml", no_cache=True, no_logo=True)
+    assert code == os.EX_OK, capsys.readouterr().out
+
+
+def test_every_room_has_its_place_on_the_arrow() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = next(contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
+    placed = {name.strip().removeprefix("directalign.") for layer in layers for name in layer.split("|")}
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert rooms - placed == {"__init__", "__main__", "report"}  # the report reads files and imports nothing of the package
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_short() -> None:
+    lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
+    assert statistics.median(lengths.values()) <= MEDIAN
+
+
+@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=name_of)
+def test_a_module_says_what_it_is_and_hides_nothing(path: Path) -> None:
+    parsed = tree(path)
+    assert ast.get_docstring(parsed), "no head"
+    assert not any(_is_annotated(node) for node in ast.walk(parsed)) or _has_future_annotations(parsed), "no from __future__ import annotations"
+    assert [name for name in FORBIDDEN if name in path.read_text(encoding="utf-8")] == []
+    assert list(_swallowing(parsed)) == []
+
+
+def _is_annotated(node: ast.AST) -> bool:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return True
+    return isinstance(node, ast.AnnAssign)
+
+
+def _has_future_annotations(parsed: ast.Module) -> bool:
+    found = [node for node in parsed.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+    return any(alias.name == "annotations" for node in found for alias in node.names)
+
+
+def _swallowing(parsed: ast.Module) -> Iterator[int]:
+    """Lines of handlers that take anything, or that do nothing with what they take."""
+    for node in ast.walk(parsed):
+        if isinstance(node, ast.ExceptHandler):
+            does_nothing = all(isinstance(each, ast.Pass) for each in node.body)
+            if node.type is None or does_nothing:
+                yield node.lineno
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("try:\n    f()\nexcept:\n    g()\n", [3]),
+        ("try:\n    f()\nexcept Exception:\n    pass\n", [3]),
+        ("try:\n    f()\nexcept OSError as error:\n    g(error)\n", []),
+    ],
+)
+def test_the_search_finds_what_it_looks_for(code: str, found: list[int]) -> None:
+    assert list(_swallowing(ast.parse(code))) == found
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("set") / "pictures", 4)
+
+
+def read(path: Path, pictures: Path) -> Run:
+    """The recipe; one that wants an image set gets a small one."""
+    return load_run(path, [f"data.images={pictures}"] if load_run(path).data.images is not None else [])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_every_recipe_opens_with_what_to_expect_and_is_sound(path: Path, pictures: Path, tmp_path: Path) -> None:
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    run = read(path, pictures)
+    found = plan(run, tmp_path / "out")
+    assert found.warnings == () and dict(found.findings)["model"].startswith(run.model.path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_recipes_are_all_there() -> None:
+    names = {path.stem for path in RECIPES}
+    assert {"world_srpo", "world_direct_align", "world_official", "world_sd", "world_sd_v", "world_offline", "world_srpo_lora"} <= names
+
+
+def test_srpo_and_its_contrast_have_the_same_budget(pictures: Path) -> None:
+    ours, theirs = (load_run(ROOT / "recipes" / f"{name}.yaml") for name in ("world_srpo", "world_direct_align"))
+    for section in ("seed", "model", "reward", "rollout", "data", "train", "evaluate"):
+        assert getattr(ours, section) == getattr(theirs, section), section
+
+
+def test_the_sd_recipes_differ_in_the_checkpoint_alone() -> None:
+    epsilon, v = (load_run(ROOT / "recipes" / f"{name}.yaml") for name in ("world_sd", "world_sd_v"))
+    same = {"name": v.name, "model": v.model}
+    assert epsilon.model_copy(update=same) == v and epsilon.model.path != v.model.path
