@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tomllib
+from importlinter.api import read_configuration
 from importlinter.cli import lint_imports
 
 from directalign.config import Run
@@ -44,8 +44,8 @@ def test_no_import_rule_is_broken(capsys: pytest.CaptureFixture[str], monkeypatc
 
 
 def test_every_room_has_its_place_on_the_arrow() -> None:
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
-    layers = next(contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
+    contracts = read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
     placed = {name.strip().removeprefix("directalign.") for layer in layers for name in layer.split("|")}
     rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     assert rooms - placed == {"__init__", "__main__", "report"}  # the report reads files and imports nothing of the package
