@@ -48,7 +48,7 @@ class Flux:
         parts = load_parts(folder, "FluxPipeline", PARTS, dtypes)
         self.tokenizer, self.tokenizer_2, self.scheduler = parts["tokenizer"], parts["tokenizer_2"], parts["scheduler"]
         self.text_encoder, self.text_encoder_2 = parts["text_encoder"].to(device), parts["text_encoder_2"].to(device)
-        self.vae: AutoencoderKL = parts["vae"].to(device)
+        self.vae: AutoencoderKL = parts["vae"].to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
         self.denoiser: nn.Module = parts["transformer"].to(device)
         self.embeds_guidance = bool(parts["transformer"].config["guidance_embeds"])
         self.max_sequence_length = _max_sequence_length(folder)
