@@ -35,6 +35,7 @@ class World:
         self.pipe = FluxPipeline.from_pretrained(f"{folder}/flux")
         self.clip = CLIPModel.from_pretrained(f"{folder}/reward", dtype=torch.float32).requires_grad_(False)
         self.tokenizer = AutoTokenizer.from_pretrained(f"{folder}/reward")
+        self.pipe.vae.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
         self.pipe.transformer.requires_grad_(True)
 
     def predict(self, x_t: Tensor, sigma: Tensor, text: tuple[Tensor, Tensor, Tensor], guidance: float) -> Tensor:
@@ -67,8 +68,7 @@ class World:
 
     @torch.no_grad()
     def text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        embeds, pooled, ids = self.pipe.encode_prompt(list(prompts), None, max_sequence_length=TOKENS)
-        return embeds, pooled, ids
+        return self.pipe.encode_prompt(list(prompts), None, max_sequence_length=TOKENS)
 
     def see(self, images: Tensor) -> Tensor:
         """Unit features; the world's CLIP reads 64 pixels, with mean and std of 1/2."""
