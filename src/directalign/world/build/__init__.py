@@ -3,6 +3,8 @@
 Each training keeps its state in the working folder, so a killed build continues; a finished part is not made again.
 """
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
+# (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
 from __future__ import annotations
 
 import json

@@ -4,6 +4,8 @@ diffusers' default initialisation hardly learns at this size on a CPU; Kaiming w
 variance does (docs/log.md). Three quarters of the steps see 32-pixel crops, which cost a quarter.
 """
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
+# (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
 from __future__ import annotations
 
 from pathlib import Path

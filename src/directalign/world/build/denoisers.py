@@ -4,6 +4,8 @@ Half of the captions are plain, and behind those most pictures are CG: that is w
 Four in ten carry a style word, one in ten is empty (for classifier-free guidance).
 """
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
+# (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """The untrained networks of the two embedded pipelines, in the real architectures at toy size."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
+# (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
 from __future__ import annotations
 
 import torch

@@ -3,6 +3,8 @@
 Anything else still tokenizes (bytes for CLIP, letters for T5), so free prompts are not an error.
 """
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
+# (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
 from __future__ import annotations
 
 import json
