@@ -1,0 +1,102 @@
+"""The trainings behind the assets, at two steps each: they run, they resume exactly, and what they write is what is shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from directalign.types import DirectAlignError
+from directalign.world import assets, build
+from directalign.world.build import autoencoder, denoisers, networks, session, tokenizers
+
+TWO_STEPS = session.Budget(steps=2, batch=4, learning_rate=1e-3, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> denoisers.LatentPool:
+    vae = autoencoder.new_autoencoder()
+    vae.register_to_config(scaling_factor=1.0, shift_factor=0.1)
+    return denoisers.latent_pool(vae, tmp_path_factory.mktemp("pool"), count=256)
+
+
+def test_captions_of_the_pool_are_plain_styled_or_empty(pool: denoisers.LatentPool) -> None:
+    empty = sum(text == "" for text in pool.captions) / len(pool.captions)
+    styled = sum(". " in text for text in pool.captions) / len(pool.captions)
+    assert 0.03 < empty < 0.2 and 0.3 < styled < 0.5
+    assert pool.x0.shape == (256, 16, 8, 8)
+
+
+def test_a_broken_off_training_ends_at_the_same_bits(tmp_path: Path) -> None:
+    def train(folder: Path, stop_at: int | None = None) -> torch.Tensor:
+        torch.manual_seed(0)
+        net = nn.Linear(3, 1)
+
+        def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
+            if step == stop_at:
+                raise KeyboardInterrupt
+            return net(torch.randn(8, 3, generator=generator)).square().mean()
+
+        session.fit("line", net, loss_of, session.Budget(steps=6, batch=8, learning_rate=0.1, warmup=2), folder, say=lambda _: None)
+        return net.weight.detach().clone()
+
+    whole = train(tmp_path / "whole")
+    session_seconds, session.STATE_EVERY_SECONDS = session.STATE_EVERY_SECONDS, -1.0
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "broken", stop_at=4)
+    finally:
+        session.STATE_EVERY_SECONDS = session_seconds
+    assert torch.equal(train(tmp_path / "broken"), whole)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_by_name(tmp_path: Path) -> None:
+    net = nn.Linear(1, 1)
+    with pytest.raises(FloatingPointError, match="line: loss is nan at step 0"):
+        session.fit("line", net, lambda step, generator: net(torch.full((1, 1), torch.nan)).sum(), TWO_STEPS, tmp_path)
+
+
+def test_the_denoisers_train(pool: denoisers.LatentPool, tmp_path: Path) -> None:
+    fresh = networks.flux_transformer().state_dict()
+    flux = denoisers.train_flux(pool, tmp_path, TWO_STEPS)
+    assert any(not torch.equal(weight, fresh[name]) for name, weight in flux["transformer"].state_dict().items())
+    epsilon = denoisers.train_sd(pool, tmp_path, TWO_STEPS)
+    v = denoisers.train_sd_v(pool, epsilon, tmp_path, TWO_STEPS)
+    same_text = zip(epsilon["text_encoder"].parameters(), v["text_encoder"].parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in same_text)
+    assert any(not torch.equal(a, b) for a, b in zip(epsilon["unet"].parameters(), v["unet"].parameters(), strict=True))
+
+
+def test_the_autoencoder_trains_and_scales_its_latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = autoencoder.image_pool(1024)
+    monkeypatch.setattr(autoencoder, "image_pool", lambda: few)
+    vae = autoencoder.train_autoencoder(tmp_path, TWO_STEPS)
+    with torch.no_grad():
+        latents = vae.encode(few[:512].float() / 127.5 - 1).latent_dist.mean
+    scaled = (latents - vae.config["shift_factor"]) * vae.config["scaling_factor"]
+    assert abs(scaled.mean()) < 0.1 and abs(scaled.std() - 1) < 0.1
+
+
+def test_tokenizers_are_the_same_at_every_build_and_as_shipped() -> None:
+    first, second = tokenizers.clip_tokenizer(), tokenizers.clip_tokenizer()
+    shipped = type(first).from_pretrained(assets.file("clip_tokenizer"))
+    assert first.get_vocab() == second.get_vocab() == shipped.get_vocab()
+    for phrase in tokenizers.phrases():
+        assert len(first(phrase).input_ids) <= tokenizers.MAX_TOKENS
+        assert first(phrase).input_ids == shipped(phrase).input_ids
+
+
+def test_an_unknown_part_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DirectAlignError, match="'vae'"):
+        build.build_world(tmp_path, ["vae"])
+
+
+def test_finished_parts_are_shipped_in_sixteen_bits(tmp_path: Path) -> None:
+    made, target = tmp_path / "made", tmp_path / "assets"
+    autoencoder.new_autoencoder().save_pretrained(made / "autoencoder")
+    build.build_world(made, ["autoencoder"], target=target)
+    weights = load_file(target / "autoencoder/diffusion_pytorch_model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float16}
