@@ -30,6 +30,6 @@ def draw_noise(shape: Sequence[int], generator: torch.Generator, device: torch.d
 
 
 def inject(path: PathName, x0: Latents, noise: Latents, sigma: PerSample) -> Noised:
-    """x_t = alpha(sigma)·x0 + sigma·noise (arXiv 2509.06942, eq. 2), at one level in [0, 1] per sample."""
+    """x_t = alpha(sigma)·x0 + sigma·noise (the injection of arXiv 2509.06942), at one level in [0, 1] per sample."""
     x_t = per_sample(alpha(path, sigma), x0) * x0 + per_sample(sigma, noise) * noise
     return Noised(x_t, x0, noise, sigma)

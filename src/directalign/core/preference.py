@@ -14,7 +14,7 @@ from .path import shifted
 
 
 def relative_reward(pos: PerSample, neg: PerSample, k_pos: PerSample | float, k_neg: PerSample | float) -> PerSample:
-    """(1 + k_pos)·pos − (1 + k_neg)·neg, the semantic relative preference (arXiv 2509.06942, eq. 8-10).
+    """(1 + k_pos)·pos − (1 + k_neg)·neg, the semantic relative preference of arXiv 2509.06942.
 
     `pos` and `neg` are scores of one image under the prompt with a desired and an undesired control phrase.
     """

@@ -1,7 +1,7 @@
 """Direct-Align and SRPO (arXiv 2509.06942): known noise in, one network call, a closed-form image, a reward asked two ways.
 
-The paper: optimise the whole trajectory by recovering x0 from any noise level with the *injected* noise (eqs. 3-6), and
-reward what one control phrase has over another (eqs. 7-9), on a denoise and an inversion branch that land on the same
+The paper: optimise the whole trajectory by recovering x0 from any noise level with the *injected* noise, and
+reward what one control phrase has over another, on a denoise and an inversion branch that land on the same
 level. Here: the same step for every path and prediction, with `form` choosing plain Direct-Align (absolute), SRPO
 (relative), or our own anchored reward, which holds the bare prompt's score where the base model had it and needs no
 inversion branch. Left out: nothing of the released trainer's step; its values are the presets.
