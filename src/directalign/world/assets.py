@@ -98,7 +98,7 @@ def _cache() -> Path:
     digest = hashlib.sha256()
     for path in sorted(ASSETS.rglob("*")):
         if path.is_file():
-            digest.update(f"{path.relative_to(ASSETS)}:{path.stat().st_size}:{path.stat().st_mtime_ns};".encode())
+            digest.update(str(path.relative_to(ASSETS)).encode() + path.read_bytes())
     return Path(root) / f"world-{digest.hexdigest()[:12]}"
 
 
