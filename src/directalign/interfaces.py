@@ -41,7 +41,7 @@ class Family(Protocol):
         ...
 
     def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
-        """One network call at noise level `sigma` in [0, 1] (two when `cond.cfg_scale` is not 1), in float32."""
+        """One network call at noise level `sigma` in [0, 1], best in float64 (two calls when `cond.cfg_scale` is not 1); float32."""
         ...
 
     def sigmas(self, num_sampling_steps: int, height: int, width: int) -> Tensor:

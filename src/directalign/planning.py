@@ -43,7 +43,7 @@ def plan(run: config.Run, out: Path) -> Plan:
     height, width = image_size(run, folder)
     disk = check_disk(run, out, memory.trained)
     findings = [("model", f"{run.model.path}, {run.model.tune}, {height}x{width}"), *data, ("output", f"{out}, {disk}")]
-    return Plan(tuple(findings), (*warnings, *check_memory(memory)), memory)
+    return Plan(tuple(findings), (*unread(run.method), *warnings, *check_memory(memory)), memory)
 
 
 def check_reward(run: config.Run) -> None:
@@ -72,6 +72,17 @@ def check_method(run: config.Run) -> None:
             raise DirectAlignError("method.moves.first: 0 starts at pure noise, where nothing of the image is left to recover; give 1 or more")
     elif not chosen.sigma_low < chosen.sigma_high:
         raise DirectAlignError(f"method.moves: sigma_low {chosen.sigma_low} is not below sigma_high {chosen.sigma_high}; swap or change them")
+
+
+def unread(method: config.Method) -> list[str]:
+    """A warning for what the recipe says and its form does not read; a preset may have brought it, so it is no error."""
+    doubts = []
+    blank = config.Branch()
+    if method.form != "relative" and (method.denoise, method.inversion) != (blank, blank):
+        doubts.append(f"method.denoise, method.inversion: form {method.form} reads no ramps; they have no effect")
+    if method.form == "absolute" and method.words.negative:
+        doubts.append("method.words.negative: form absolute asks about the positive phrases alone; they have no effect")
+    return doubts
 
 
 def check_steps(run: config.Run) -> None:

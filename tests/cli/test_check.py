@@ -138,3 +138,11 @@ def test_the_schema_in_the_repository_is_the_current_one(command) -> None:
     assert schema["additionalProperties"] is False and schema["properties"]["name"]["description"]
     for section in schema["$defs"].values():
         assert section["additionalProperties"] is False and section["description"]
+
+
+def test_settings_that_the_form_does_not_read_are_a_warning(command, recipe: Path) -> None:
+    """The recipe's form is absolute: it reads neither ramps nor negative phrases."""
+    unread = ("--set", "method.denoise={k_pos: {high_noise: 0.2}}", "--set", "method.words={positive: [Photo], negative: [CG]}")
+    result = command("check", recipe, *unread)
+    shown = " ".join(result.stdout.split() + result.stderr.split())
+    assert result.exit_code == 0 and "method.words.negative" in shown and "method.denoise, method.inversion" in shown

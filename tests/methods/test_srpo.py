@@ -202,3 +202,10 @@ def test_presets_carry_the_published_values_and_give_way_to_the_recipe(preset):
     assert (m.moves.last, m.margin, m.branches, *ramps, run.rollout.embedded_guidance, run.reward.scale) == expected
     assert run.train.learning_rate == 1e-3
     assert m.words.positive == ["Natural-lighting", "Detail", "Detailed", "Real"] and len(m.words.negative) == 5
+
+
+def test_the_network_is_shown_levels_in_float64():
+    """Near 1, a DDPM's timesteps lie closer together than float32 can tell apart."""
+    family = ToyFamily()
+    list(method(family, branches="denoise").losses(Batch(0, PROMPTS)))
+    assert family.calls[-1][0].dtype == torch.float64

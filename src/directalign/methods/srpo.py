@@ -89,7 +89,7 @@ class SRPO:
 
     def _shown(self, sigma: Tensor, device: torch.device) -> PerSample:
         resolution = self.settings.truncate_timestep
-        return (sigma if resolution is None else truncated(sigma, resolution)).to(device, torch.float32)
+        return (sigma if resolution is None else truncated(sigma, resolution)).to(device)
 
     # --- reward -----------------------------------------------------------------------------------------------------
 
