@@ -9,7 +9,7 @@ import difflib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -59,9 +59,9 @@ def _complaint(mistake: Mapping[str, Any], path: str, section: type[BaseModel] |
     if kind == "missing":
         return f"missing; add it{meaning}"
     if kind == "union_tag_not_found":
-        return f"missing key kind; add it, one of {', '.join(_kinds(field))}"
+        return f"missing key {_tag(field)}; add it, one of {', '.join(_sorts(field))}"
     if kind == "union_tag_invalid":
-        return f"kind {context['tag']!r} is none of {', '.join(_kinds(field))}{_did_you_mean(context['tag'], _kinds(field))}"
+        return f"{_tag(field)} {context['tag']!r} is none of {', '.join(_sorts(field))}{_did_you_mean(context['tag'], _sorts(field))}"
     if kind == "literal_error":
         return f"got {_shown(mistake['input'])}, and it is one of {context['expected']}{_did_you_mean(mistake['input'], _choices(field))}"
     if kind == "value_error":
@@ -93,11 +93,29 @@ def _below(field: FieldInfo | None) -> type[BaseModel] | dict[str, type[BaseMode
         return None
     if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
         return field.annotation
-    sections = [each for each in get_args(field.annotation) if inspect.isclass(each) and issubclass(each, BaseModel)]
-    return {each.model_fields["kind"].default: each for each in sections} or None
+    return {_sort(each): each for each in _sections(field.annotation)} or None
 
 
-def _kinds(field: FieldInfo | None) -> list[str]:
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The alternatives of a union of sections, each perhaps wrapped with its tag."""
+    found = []
+    for each in get_args(annotation):
+        inner = get_args(each)[0] if get_origin(each) is Annotated else each
+        found += [inner] if inspect.isclass(inner) and issubclass(inner, BaseModel) else []
+    return found
+
+
+def _sort(section: type[BaseModel]) -> str:
+    return section.model_fields["kind" if "kind" in section.model_fields else "name"].default
+
+
+def _tag(field: FieldInfo | None) -> str:
+    """The key that says which alternative a section is."""
+    sections = _sections(field.annotation) if field else []
+    return "kind" if sections and "kind" in sections[0].model_fields else "name"
+
+
+def _sorts(field: FieldInfo | None) -> list[str]:
     below = _below(field)
     return list(below) if isinstance(below, dict) else []
 

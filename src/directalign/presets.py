@@ -13,15 +13,23 @@ _WORDS = {
 }
 
 
+_SORTS: dict[str, tuple[str, str | None]] = {"method": ("name", "srpo"), "reward": ("name", None), "moves": ("kind", None)}
+"""Sections that come in sorts: the key that names the sort, and the sort that is meant when it is left out."""
+
+
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` laid over `below`, section by section; a section of another `kind` replaces the whole section."""
-    if "kind" in above and above["kind"] != below.get("kind"):
-        return above
+    """`above` laid over `below`, section by section; a section of another sort (method, reward, moves) replaces the whole section."""
     result = dict(below)
     for key, value in above.items():
         both_sections = isinstance(value, dict) and isinstance(below.get(key), dict)
-        result[key] = merged(below[key], value) if both_sections else value
+        result[key] = merged(below[key], value) if both_sections and not _is_another(key, value, below[key]) else value
     return result
+
+
+def _is_another(section: str, above: dict[str, Any], below: dict[str, Any]) -> bool:
+    tag, usual = _SORTS.get(section, ("", None))
+    here = below.get(tag, usual)
+    return tag in above and here is not None and above[tag] != here
 
 
 _FLUX: dict[str, Any] = {

@@ -1,0 +1,127 @@
+"""The settings of each method, one class a paper, tagged by `name`; what they share is `Preferring`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from .base import Positive, Strict
+from .moves import Branch, Moves, WindowMoves
+from .preferring import Preferring
+
+
+class Noise(Strict):
+    """The known noise that is injected."""
+
+    source: Literal["rollout", "fresh"] = Field(
+        default="rollout", description="The rollout's own initial noise (official), or a new draw; real images always take a new one."
+    )
+    scope: Literal["shared", "per_rank"] = Field(
+        default="per_rank", description="shared: one noise for all samples and ranks (official); per_rank: every sample its own."
+    )
+
+
+class SRPO(Preferring):
+    """Direct-Align with an absolute, relative (SRPO) or anchored relative reward (arXiv 2509.06942)."""
+
+    name: Literal["srpo"] = "srpo"
+    form: Literal["absolute", "relative", "anchored"] = Field(
+        default="relative",
+        description="absolute: plain Direct-Align (positive phrases, else the bare prompt); relative: SRPO; anchored: SRPO with the bare score held.",
+    )
+    branches: Literal["denoise", "inversion", "both"] = Field(default="both", description="Which branches a step takes; both land on the same sigma.")
+    denoise: Branch = Field(default=Branch(), description="Ramps of the denoise branch.")
+    inversion: Branch = Field(default=Branch(), description="Ramps of the inversion branch.")
+    moves: Moves = Field(default=WindowMoves(), description="How pairs of noise levels are drawn.")
+    injections: Positive = Field(default=1, description="Noise injections per clean image (eq. 6): the rollout is paid once.")
+    discount_shift: float | None = Field(default=None, description="Shift of the factor on the loss, shift(position in the window); none is no discount.", gt=0)
+    noise: Noise = Field(default=Noise(), description="The known noise.")
+    embedded_guidance: float | None = Field(default=None, description="Guidance fed to the network in the training call.")
+    cfg_scale: float = Field(default=1.0, description="Classifier-free guidance of the training call (two passes when not 1).", ge=0)
+    truncate_timestep: Positive | None = Field(
+        default=None, description="Show the network int(n·sigma)/n instead of sigma (official: 1000); the algebra stays exact."
+    )
+
+
+class ReFL(Preferring):
+    """Gradient through one late step to the one-step guess (arXiv 2304.05977)."""
+
+    name: Literal["refl"] = "refl"
+    last_steps: Positive = Field(default=2, description="The trained step is drawn from this many last steps of the rollout (the paper: 10 of 40).")
+
+
+class DRaFT(Preferring):
+    """Gradient through the last K steps of the rollout (arXiv 2309.17400)."""
+
+    name: Literal["draft"] = "draft"
+    grad_steps: Positive = Field(default=1, description="K: the last steps of the rollout that keep their gradient.")
+    lv_samples: Positive = Field(default=1, description="DRaFT-LV: the sample is noised anew for the last step until it was taken this often (the paper: 2).")
+
+    @model_validator(mode="after")
+    def _low_variance_is_of_one_step(self) -> DRaFT:
+        if self.lv_samples > 1 and self.grad_steps > 1:
+            raise ValueError(f"lv_samples {self.lv_samples} repeats the last step alone: set grad_steps: 1, or lv_samples: 1")
+        return self
+
+
+class AlignProp(Preferring):
+    """Gradient through a random number of last steps, activations recomputed (arXiv 2310.03739)."""
+
+    name: Literal["alignprop"] = "alignprop"
+    max_grad_steps: Positive | None = Field(default=None, description="Largest truncation depth, drawn uniformly from 1; none takes the whole rollout.")
+
+
+class DRTune(Preferring):
+    """Gradient through a few spread steps, the network's input cut off from it (arXiv 2405.00760)."""
+
+    name: Literal["drtune"] = "drtune"
+    trained_steps: Positive = Field(default=2, description="K: equally spaced steps of the rollout that are trained.")
+    early_stop: Positive = Field(default=2, description="The reward sees the one-step guess at a step drawn from this many last ones.")
+
+
+class LeapAlign(Preferring):
+    """Gradient through two leaps along the sampled path."""
+
+    name: Literal["leapalign"] = "leapalign"
+    nested_scale: float = Field(default=0.3, description="Factor on the gradient that reaches the first leap through the input of the second call.", ge=0)
+
+
+class FlowBP(Preferring):
+    """Gradient of the reward at the sampled image through a few repeated steps of its path."""
+
+    name: Literal["flowbp"] = "flowbp"
+    trained_steps: Positive = Field(default=3, description="K: steps of the sampled path that are repeated with gradient.")
+
+
+class FlowGRPO(Preferring):
+    """Policy gradient on stochastic rollouts with advantages within a prompt's group (arXiv 2505.05470, 2505.07818)."""
+
+    name: Literal["flow_grpo"] = "flow_grpo"
+    group_size: int = Field(default=8, description="Samples per prompt, compared with each other.", ge=2)
+    sde: Literal["flow_grpo", "dance", "ddim"] = Field(default="ddim", description="Form of the stochastic step; flow_grpo and dance are for rectified flow.")
+    noise_level: float = Field(default=0.7, description="Strength of the noise in the stochastic step.", gt=0)
+    clip_range: float = Field(default=1e-3, description="The probability ratio is clipped to 1 ± this.", gt=0)
+    trained_steps: Positive | None = Field(default=None, description="Steps of the rollout that train, drawn anew each update; none trains all of them.")
+    updates_per_rollout: Positive = Field(default=1, description="Updates that share one set of rollouts.")
+    same_noise: bool = Field(default=False, description="One initial noise for all samples of a group.")
+    kl_weight: float = Field(default=0.0, description="Weight of the divergence from the base model's step.", ge=0)
+
+
+def _name_of(given: Any) -> str | None:
+    """The tag of a method section: SRPO when it names none."""
+    name = given.get("name", "srpo") if isinstance(given, dict) else getattr(given, "name", None)
+    return name if isinstance(name, str) else None
+
+
+Method = Annotated[
+    Annotated[SRPO, Tag("srpo")]
+    | Annotated[ReFL, Tag("refl")]
+    | Annotated[DRaFT, Tag("draft")]
+    | Annotated[AlignProp, Tag("alignprop")]
+    | Annotated[DRTune, Tag("drtune")]
+    | Annotated[LeapAlign, Tag("leapalign")]
+    | Annotated[FlowBP, Tag("flowbp")]
+    | Annotated[FlowGRPO, Tag("flow_grpo")],
+    Discriminator(_name_of),
+]
