@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from directalign.train.calls import CallCounter
 from directalign.train.distributed import Ranks
 from directalign.train.levels import Levels
 from directalign.train.step import Updater
@@ -36,7 +37,7 @@ class Regression:
 
 def make(factor: float = 1.0, clip_norm: float = 1e9) -> tuple[nn.Parameter, Updater]:
     weight = nn.Parameter(torch.tensor([0.3]))
-    return weight, Updater(Regression(weight, factor), [weight], torch.optim.SGD([weight], lr=0.1), clip_norm, Ranks())
+    return weight, Updater(Regression(weight, factor), [weight], torch.optim.SGD([weight], lr=0.1), clip_norm, Ranks(), CallCounter(nn.Identity()))
 
 
 def batch(*prompts: float) -> Batch:
@@ -93,10 +94,10 @@ class SecondBranchExplodes(Regression):
 def test_a_gradient_that_is_not_finite_names_its_branch_and_leaves_the_optimiser_as_it_was():
     weight = nn.Parameter(torch.tensor([0.3]))
     optimizer = torch.optim.AdamW([weight], lr=0.1)
-    Updater(Regression(weight), [weight], optimizer, 1.0, Ranks()).update(1, [batch(1)])
+    Updater(Regression(weight), [weight], optimizer, 1.0, Ranks(), CallCounter(nn.Identity())).update(1, [batch(1)])
     before, state = weight.detach().clone(), copy.deepcopy(optimizer.state_dict())
     with pytest.raises(NonFiniteError, match=r"update 2: the gradient is inf \(branch inversion, sigma 0\.7500, 0\.8000\); the optimiser was not stepped"):
-        Updater(SecondBranchExplodes(weight), [weight], optimizer, 1.0, Ranks()).update(2, [batch(1)])
+        Updater(SecondBranchExplodes(weight), [weight], optimizer, 1.0, Ranks(), CallCounter(nn.Identity())).update(2, [batch(1)])
     after = optimizer.state_dict()["state"][0]
     assert torch.equal(weight, before)
     assert all(torch.equal(after[key], value) for key, value in state["state"][0].items())
@@ -111,3 +112,17 @@ def test_levels_are_means_by_branch_and_bin_of_sigma():
     assert found["inversion"] == [{"n": 1, "gain": pytest.approx(-0.1), "sigma": 0.0}]
     assert found["denoise"] == [{"n": 2, "gain": pytest.approx(0.3), "sigma": pytest.approx(0.825)}, {"n": 1, "gain": 1.0, "sigma": 1.0}]
     assert "silent" not in found
+
+
+def test_network_calls_are_counted_with_and_without_gradient_and_from_the_update_alone():
+    network = nn.Linear(3, 3)
+
+    class TwoCalls(Regression):
+        def losses(self, batch: Batch) -> Iterator[Loss]:
+            with torch.no_grad():
+                network(torch.ones(5, 3))
+            yield Loss(network(torch.ones(2, 3)).mean(), "denoise")
+
+    updater = Updater(TwoCalls(network.weight), [network.weight], torch.optim.SGD([network.weight], lr=0.1), 1.0, Ranks(), CallCounter(network))
+    network(torch.ones(7, 3))  # a measurement between two updates does not count
+    assert updater.update(1, [batch(1), batch(2)])["network_calls"] == {"forward": 14, "backward": 4}

@@ -1,6 +1,7 @@
 """`metrics.jsonl`, one JSON object a line, and TensorBoard as a mirror of it.
 
-    {"event": "step", "step": 7, "loss", "reward", "losses", "metrics", "grad_norm", "learning_rate", "levels", "seconds", "phases"}
+    {"event": "step", "step": 7, "loss", "reward", "losses", "metrics", "grad_norm", "network_calls", "learning_rate", "levels",
+     "seconds", "phases"}
     {"event": "evaluate", "step": 10, ...what the Measurer says..., "seconds"}
 
 A resumed run first forgets what lies after its checkpoint, so the file ends up as the undisturbed run's, timings aside.

@@ -13,6 +13,7 @@ from .. import config
 from ..config_loading import dump_run
 from ..interfaces import Family, Method
 from . import checkpoint, loop, samples, summary
+from .calls import CallCounter
 from .distributed import Ranks
 from .ema import Average
 from .feed import open_feed
@@ -56,7 +57,7 @@ def train_loaded(run: config.Run, out: Path, resume: bool, ranks: Ranks, loaded:
     parts = Parts(run, family.denoiser, parameters, adamw(parameters, run.train), average, loaded.method, feed.fingerprint)
 
     done = _place_to_start(out, parts, ranks, say) if resume else 0
-    updater = Updater(parts.method, list(parameters.values()), parts.optimizer, run.train.clip_norm, ranks)
+    updater = Updater(parts.method, list(parameters.values()), parts.optimizer, run.train.clip_norm, ranks, CallCounter(family.denoiser))
     shown = run.train.sample_prompts or feed.shown(samples.NUM_SAMPLES)
     log = _open_log(run, out, done, shown) if ranks.is_main else None
     with Display(run.train.num_steps, done, console, silent=not ranks.is_main) as display:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..interfaces import Method
 from ..types import Batch, Loss, NonFiniteError
+from .calls import CallCounter
 from .distributed import Ranks
 from .levels import Levels
 
@@ -30,6 +31,7 @@ class Updater:
     optimizer: torch.optim.Optimizer
     clip_norm: float
     ranks: Ranks
+    calls: CallCounter
 
     def update(self, step: int, batches: Sequence[Batch]) -> dict[str, Any]:
         """Average the gradient over `batches` and ranks, clip it, take the step; returns what there is to record of it.
@@ -38,6 +40,7 @@ class Updater:
             NonFiniteError: a loss or gradient is not finite. Names update, branch and sigma; weights and optimiser are untouched.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        self.calls.taken()
         tally, clock = _Tally(), _Clock()
         for batch in batches:
             for loss in clock.through("forward", self.method.losses(batch)):
@@ -48,7 +51,9 @@ class Updater:
                 tally.add(loss)
         with clock.on("update"):
             norm = self._take_step(step)
-        return {**tally.record(len(batches), self.ranks), "grad_norm": norm, "phases": dict(clock.seconds)}
+        forward, backward = self.ranks.sum(torch.tensor(self.calls.taken())).tolist()
+        calls = {"forward": forward, "backward": backward}
+        return {**tally.record(len(batches), self.ranks), "grad_norm": norm, "network_calls": calls, "phases": dict(clock.seconds)}
 
     def _take_step(self, step: int) -> float:
         self.ranks.average_gradients(self.parameters)
