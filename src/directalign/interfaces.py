@@ -59,12 +59,14 @@ class Family(Protocol):
 
 @runtime_checkable
 class Reward(Protocol):
-    """A frozen, differentiable judge that is trained on. Two calls, because the relative reward asks two questions of
+    """A frozen judge that is trained on. Two calls, because the relative reward asks two questions of
     one image; text features are computed once per phrase and kept."""
 
     name: str
     reads_prompt: bool
     """False for a reward that sees only pixels: a relative reward cannot be formed from it."""
+    differentiable: bool
+    """False for a black box, from which a policy gradient alone can learn."""
 
     def encode(self, images: Images) -> Any:
         """Image features, gradient intact; images are in [0, 1]."""
@@ -75,7 +77,6 @@ class Reward(Protocol):
         ...
 
 
-@runtime_checkable
 @runtime_checkable
 class Method(Protocol):
     """One paper: from a batch to losses. The loop backs up each loss as it appears, so memory is one branch."""
@@ -89,7 +90,6 @@ class Method(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-@runtime_checkable
 @runtime_checkable
 class Judge(Protocol):
     """Measures, is never trained on: {"photo_rate": (b,), "content": (b,), ...}, each per image."""

@@ -61,11 +61,16 @@ def check_reward(run: config.Run) -> None:
 
 
 def check_method(run: config.Run) -> None:
-    """Control phrases say something, and the window of noise levels lies below pure noise and is not empty."""
+    """Control phrases say something, and what the method draws from exists."""
     for side in ("positive", "negative"):
         if any(not phrase.strip() for phrase in getattr(run.method.words, side)):
             raise DirectAlignError(f"method.words.{side}: holds a blank phrase; remove it")
-    chosen = run.method.moves
+    if isinstance(run.method, config.SRPO):
+        check_moves(run.method.moves)
+
+
+def check_moves(chosen: config.Moves) -> None:
+    """The window of noise levels lies below pure noise and is not empty."""
     if isinstance(chosen, config.WindowMoves):
         moves.WindowGrid(chosen.schedule_steps, chosen.schedule_shift, chosen.first, chosen.last, chosen.points, chosen.groundtruth_ratio)
         if chosen.first == 0:
@@ -78,7 +83,7 @@ def unread(method: config.Method) -> list[str]:
     """A warning for what the recipe says and its form does not read; a preset may have brought it, so it is no error."""
     doubts = []
     blank = config.Branch()
-    if method.form != "relative" and (method.denoise, method.inversion) != (blank, blank):
+    if isinstance(method, config.SRPO) and method.form != "relative" and (method.denoise, method.inversion) != (blank, blank):
         doubts.append(f"method.denoise, method.inversion: form {method.form} reads no ramps; they have no effect")
     if method.form == "absolute" and method.words.negative:
         doubts.append("method.words.negative: form absolute asks about the positive phrases alone; they have no effect")
@@ -109,8 +114,9 @@ def check_model(run: config.Run, folder: Path) -> None:
     if size[0] % multiple or size[1] % multiple:
         raise DirectAlignError(f"rollout.height, rollout.width: {size[0]}x{size[1]} does not fit; both are multiples of {multiple} for this model")
     embeds = bool(read_json(folder / DENOISER[run.model.family] / "config.json").get("guidance_embeds"))
-    for section in ("rollout", "method"):
-        _check_guidance(section, getattr(run, section).embedded_guidance, embeds)
+    _check_guidance("rollout", run.rollout.embedded_guidance, embeds)
+    if isinstance(run.method, config.SRPO):
+        _check_guidance("method", run.method.embedded_guidance, embeds)
 
 
 def _check_guidance(section: str, guidance: float | None, embeds: bool) -> None:

@@ -5,6 +5,7 @@ Both are one line: split x_t into what the network takes for signal and for nois
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -12,10 +13,37 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .config import Rollout
+from .core.noising import NOISE, draw_noise, generator_for, generator_of
 from .core.path import alpha, flow_sigmas, per_sample
 from .core.prediction import to_noise, to_x0
 from .interfaces import Family
-from .types import Conditioning, DirectAlignError, Latents
+from .types import Batch, Conditioning, DirectAlignError, Latents, PerSample
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a rollout begins: the prompts under the rollout's guidance, pure noise, and the levels to visit (they end in 0)."""
+
+    cond: Conditioning
+    noise: Latents
+    sigmas: Float[Tensor, " levels"]
+
+
+@torch.no_grad()
+def start(family: Family, settings: Rollout, batch: Batch, shared_noise: bool = False) -> Start:
+    """The beginning of a batch's rollout; `shared_noise` gives all samples and ranks the same noise, as the official trainer does."""
+    height, width = settings.height or family.default_size[0], settings.width or family.default_size[1]
+    cond = family.encode_prompt(batch.prompts).guided(settings.embedded_guidance, settings.cfg_scale)
+    noise = noise_of(batch, NOISE, (len(batch.prompts), *family.latent_shape(height, width)), shared_noise)
+    return Start(cond, noise.to(next(family.denoiser.parameters()).device), rollout_sigmas(family, settings, height, width))
+
+
+def noise_of(batch: Batch, stream: int, shape: tuple[int, ...], shared: bool = False, index: int = 0) -> Latents:
+    """Noise of `shape` (b, c, h, w) from a stream of the batch, on the CPU; `shared` is one draw for all samples and ranks."""
+    if shared:
+        one = draw_noise((1, *shape[1:]), generator_for(batch.seed, stream, batch.step, batch.micro, index))
+        return one.expand(*shape)
+    return draw_noise(shape, generator_of(batch, stream, index))
 
 
 def sample(family: Family, cond: Conditioning, noise: Latents, sigmas: Float[Tensor, " levels"], grad_steps: int = 0) -> Latents:
@@ -28,8 +56,30 @@ def sample(family: Family, cond: Conditioning, noise: Latents, sigmas: Float[Ten
     keeps_graph = torch.is_grad_enabled()
     for index, (sigma_from, sigma_to) in enumerate(pairwise(sigmas.to(noise.device))):
         with torch.set_grad_enabled(keeps_graph and index >= num_sampling_steps - grad_steps):
-            x_t = _step(family, cond, x_t, sigma_from.expand(len(noise)), sigma_to.expand(len(noise)))
+            x_t = step(family, cond, x_t, sigma_from.expand(len(noise)), sigma_to.expand(len(noise)))
     return x_t
+
+
+@torch.no_grad()
+def trajectory(family: Family, begun: Start) -> list[Latents]:
+    """Every state of a rollout without gradient, one per level: [0] is the noise, [-1] is x0."""
+    states = [begun.noise]
+    for sigma_from, sigma_to in pairwise(begun.sigmas.to(begun.noise.device)):
+        states.append(step(family, begun.cond, states[-1], sigma_from.expand(len(begun.noise)), sigma_to.expand(len(begun.noise))))
+    return states
+
+
+def step(family: Family, cond: Conditioning, x_t: Latents, sigma_from: PerSample, sigma_to: PerSample) -> Latents:
+    """One sampling step, one network call: x_to = alpha_to·x0_hat + sigma_to·noise_hat."""
+    pred = family.predict(x_t, sigma_from, cond)
+    x0_hat = to_x0(family.path, family.prediction, pred, x_t, sigma_from)
+    noise_hat = to_noise(family.path, family.prediction, pred, x_t, sigma_from)
+    return per_sample(alpha(family.path, sigma_to), x_t) * x0_hat + per_sample(sigma_to, x_t) * noise_hat
+
+
+def one_step_guess(family: Family, cond: Conditioning, x_t: Latents, sigma: PerSample) -> Latents:
+    """x0_hat: what the network takes for the clean latents at x_t, one network call."""
+    return to_x0(family.path, family.prediction, family.predict(x_t, sigma, cond), x_t, sigma)
 
 
 def rollout_sigmas(family: Family, rollout: Rollout, height: int, width: int) -> Float[Tensor, " levels"]:
@@ -39,10 +89,3 @@ def rollout_sigmas(family: Family, rollout: Rollout, height: int, width: int) ->
     if family.path != "flow":
         raise DirectAlignError(f"rollout.shift {rollout.shift} is for rectified-flow models, and this one follows a DDPM schedule: remove rollout.shift")
     return flow_sigmas(rollout.num_sampling_steps, rollout.shift)
-
-
-def _step(family: Family, cond: Conditioning, x_t: Latents, sigma_from: Tensor, sigma_to: Tensor) -> Latents:
-    pred = family.predict(x_t, sigma_from, cond)
-    x0_hat = to_x0(family.path, family.prediction, pred, x_t, sigma_from)
-    noise_hat = to_noise(family.path, family.prediction, pred, x_t, sigma_from)
-    return per_sample(alpha(family.path, sigma_to), x_t) * x0_hat + per_sample(sigma_to, x_t) * noise_hat

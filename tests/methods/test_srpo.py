@@ -5,19 +5,24 @@ from itertools import pairwise
 import pytest
 import torch
 
-from directalign.config import Method, Rollout, Run
+from directalign.config import SRPO as Settings
+from directalign.config import Rollout, Run
 from directalign.core import moves, noising
-from directalign.methods.srpo import MOVE, NOISE, SRPO, chosen, map_images
+from directalign.core.noising import MOVE, NOISE
+from directalign.methods.srpo import SRPO
+from directalign.rewards.preference import chosen, map_images
+from directalign.rollout import start
 from directalign.types import Batch, DirectAlignError
 from methods.toy import ToyFamily, ToyReward
 
 WORDS = {"positive": ["Photo", "Real"], "negative": ["Render", "Flat", "Oil"], "order": "cycle"}
 RAMPS = {"denoise": {"k_pos": {"low_noise": 0.1, "high_noise": 0.25}}, "inversion": {"k_neg": {"low_noise": 0.3, "high_noise": 0.01}}}
+ROLLOUT = Rollout(num_sampling_steps=3, embedded_guidance=1.0)
 PROMPTS = ("a red star", "a blue ring")
 
 
 def method(family=None, reward=None, rollout=None, **settings) -> SRPO:
-    chosen_settings = Method.model_validate({"words": WORDS, **settings})
+    chosen_settings = Settings.model_validate({"words": WORDS, **settings})
     return SRPO(family or ToyFamily(), reward or ToyReward(), chosen_settings, rollout or Rollout(num_sampling_steps=3, embedded_guidance=1.0))
 
 
@@ -122,19 +127,28 @@ def test_the_network_is_shown_the_truncated_level_only_if_asked():
 
 def test_shared_noise_is_one_draw_for_samples_and_ranks():
     batch = [Batch(0, PROMPTS, rank=rank, seed=5) for rank in (0, 1)]
-    shared, own = method(noise={"scope": "shared"}), method(noise={"scope": "per_rank"})
-    draws = [shared._noise(b, NOISE, (2, 4, 4, 4)) for b in batch]
+    draws = [start(ToyFamily(), ROLLOUT, b, shared_noise=True).noise for b in batch]
     assert torch.equal(draws[0], draws[1]) and torch.equal(draws[0][0], draws[0][1])
-    draws = [own._noise(b, NOISE, (2, 4, 4, 4)) for b in batch]
+    draws = [start(ToyFamily(), ROLLOUT, b).noise for b in batch]
     assert not torch.equal(draws[0], draws[1]) and not torch.equal(draws[0][0], draws[0][1])
 
 
-def test_fresh_noise_differs_from_the_rollouts():
-    srpo = method(noise={"source": "fresh"})
-    _, noise = srpo._clean_images(Batch(0, PROMPTS), srpo.family.encode_prompt(PROMPTS))
-    assert noise is None
-    _, noise = method()._clean_images(Batch(0, PROMPTS), srpo.family.encode_prompt(PROMPTS))
-    assert noise is not None
+@pytest.mark.parametrize("source", ["fresh", "rollout"])
+def test_the_known_noise_is_the_rollouts_or_a_new_one(source):
+    """One step to the landing of a perfect start: the noise in x_t tells which was injected."""
+    seen = []
+
+    class Watching(ToyFamily):
+        def predict(self, x_t, sigma, cond):
+            seen.append((x_t.detach(), sigma.detach()))
+            return super().predict(x_t, sigma, cond)
+
+    list(method(Watching(), branches="denoise", noise={"source": source}).losses(Batch(0, PROMPTS)))
+    first, (x_t, sigma) = seen[0][0], seen[-1]
+    x0 = euler(ToyFamily(), first, 3)
+    share = sigma.double()[:, None, None, None]
+    injected = (x_t - (1 - share) * x0) / share
+    assert torch.allclose(injected, first.double(), atol=1e-5) is (source == "rollout")
 
 
 def test_words_cycle_at_their_own_lengths_or_stand_or_are_averaged():
@@ -167,7 +181,7 @@ def test_the_anchor_refers_to_the_first_updates_and_survives_a_resume():
     anchor = {"tolerance": 0.05, "reference_updates": 2}
     srpo = method(form="anchored", branches="denoise", anchor=anchor)
     plain = [next(srpo.losses(Batch(step, PROMPTS))).metrics["score_plain"] for step in range(3)]
-    assert srpo.reference.value == pytest.approx((plain[0] + plain[1]) / 2)
+    assert srpo.preference.reference.value == pytest.approx((plain[0] + plain[1]) / 2)
     again = method(form="anchored", branches="denoise", anchor=anchor)
     again.load_state_dict(srpo.state_dict())
     assert float(next(again.losses(Batch(3, PROMPTS))).value) == float(next(srpo.losses(Batch(3, PROMPTS))).value)

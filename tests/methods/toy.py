@@ -63,8 +63,8 @@ class ToyReward:
 
     name = "toy"
 
-    def __init__(self, reads_prompt: bool = True) -> None:
-        self.reads_prompt = reads_prompt
+    def __init__(self, reads_prompt: bool = True, differentiable: bool = True) -> None:
+        self.reads_prompt, self.differentiable = reads_prompt, differentiable
         self.asked: list[tuple[str, ...]] = []
         self.images: list[Tensor] = []
 

@@ -11,8 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..types import Latents, Noised, PathName, PerSample
+from ..types import Batch, Latents, Noised, PathName, PerSample
 from .path import alpha, per_sample
+
+NOISE, FRESH_NOISE, MOVE, STEPS, TRANSITION = 1, 2, 3, 4, 5
+"""Streams of random numbers: each use draws from its own."""
 
 
 def generator_for(seed: int, *keys: int) -> torch.Generator:
@@ -22,6 +25,11 @@ def generator_for(seed: int, *keys: int) -> torch.Generator:
     """
     digest = hashlib.blake2b(repr((seed, *keys)).encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+def generator_of(batch: Batch, stream: int, index: int = 0) -> torch.Generator:
+    """The generator of one use of random numbers in one batch; `index` tells apart the draws of a stream within it."""
+    return generator_for(batch.seed, stream, batch.step, batch.micro, index, batch.rank)
 
 
 def draw_noise(shape: Sequence[int], generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..config import Run
 from ..interfaces import Family, Method, Reward
+from .alignprop import AlignProp
+from .draft import DRaFT
+from .drtune import DRTune
+from .flow_grpo import FlowGRPO
+from .flowbp import FlowBP
+from .leapalign import LeapAlign
+from .refl import ReFL
 from .srpo import SRPO
+
+METHODS: dict[str, Any] = {
+    "srpo": SRPO,
+    "refl": ReFL,
+    "draft": DRaFT,
+    "alignprop": AlignProp,
+    "drtune": DRTune,
+    "leapalign": LeapAlign,
+    "flowbp": FlowBP,
+    "flow_grpo": FlowGRPO,
+}
 
 
 def load_method(run: Run, family: Family, reward: Reward) -> Method:
     """The method that a run names, bound to its model and reward."""
-    methods = {"srpo": SRPO}
-    return methods[run.method.name](family, reward, run.method, run.rollout)
+    return METHODS[run.method.name](family, reward, run.method, run.rollout)

@@ -1,4 +1,4 @@
-"""Differentiable, frozen rewards, and the one place where a recipe's `reward` section becomes one of them."""
+"""Frozen rewards, what is asked of them (`preference`), and the one place where a recipe's `reward` section becomes one of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from ..interfaces import Reward
 from ..types import DirectAlignError
 from .clip_like import ClipReward
 from .pixels import PixelReward
+from .preference import require_gradient, require_text_side
 
-__all__ = ["ClipReward", "PixelReward", "load_reward", "require_text_side"]
+__all__ = ["ClipReward", "PixelReward", "load_reward", "require_gradient", "require_text_side"]
 
 
 def load_reward(reward: config.Reward, device: torch.device | str = "cpu") -> Reward:
@@ -22,12 +23,3 @@ def load_reward(reward: config.Reward, device: torch.device | str = "cpu") -> Re
     if reward.statistic is None:
         raise DirectAlignError("reward.statistic is missing: reward.name pixels needs brightness, saturation or redness")
     return PixelReward(reward.statistic, reward.scale)
-
-
-def require_text_side(reward: Reward, form: str) -> None:
-    """Refuse a relative or anchored form of a reward that ignores the prompt: both phrasings would get one score."""
-    if form != "absolute" and not reward.reads_prompt:
-        raise DirectAlignError(
-            f"reward.name {reward.name} ignores prompts, so method.form {form} has no two scores to compare: "
-            "set method.form: absolute, or take a reward with a text side (reward.name: clip)"
-        )

@@ -29,6 +29,7 @@ class ClipReward:
 
     name = "clip"
     reads_prompt = True
+    differentiable = True
 
     def __init__(self, model: CLIPModel, tokenizer: PreTrainedTokenizerBase, preprocessing: Preprocessing, scale: float = 1.0) -> None:
         self.model = model.eval().requires_grad_(False)

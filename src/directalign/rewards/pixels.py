@@ -39,6 +39,7 @@ class PixelReward:
 
     name = "pixels"
     reads_prompt = False
+    differentiable = True
 
     def __init__(self, statistic: Statistic, scale: float = 1.0) -> None:
         self.statistic, self.scale = STATISTICS[statistic], scale
