@@ -48,8 +48,10 @@ def test_content_is_right_when_all_three_parts_are() -> None:
     assert isinstance(judge, Judge)
     scenes = draw_scenes(16, seeded(1))
     said = answers(judge, torch.rand(16, 3, 64, 64, generator=seeded(2)), scenes)
-    assert set(said) == {"photo_rate", "content", "color", "shape", "background"}
+    assert set(said) == {"photo_rate", "content", "color", "shape", "background"} | {f"style_{style}" for style in STYLES}
     assert torch.equal(said["content"], said["color"] * said["shape"] * said["background"])
+    assert torch.equal(said["photo_rate"], said["style_photo"])
+    assert torch.equal(sum((said[f"style_{style}"] for style in STYLES), torch.zeros(16)), torch.ones(16))
     assert all(set(answer.tolist()) <= {0.0, 1.0} for answer in said.values())
 
 
@@ -95,6 +97,8 @@ def _after_drawing(count: int, seed: int) -> torch.Generator:
 def test_shipped_judges_read_fresh_renders(shipped: WorldJudge, images: torch.Tensor, scenes: Scenes) -> None:
     said = answers(shipped, images, scenes)
     assert (said["photo_rate"] == is_photo(scenes)).float().mean() >= 0.98
+    for index, style in enumerate(STYLES):
+        assert (said[f"style_{style}"] == (scenes.style == index)).float().mean() >= 0.98
     assert said["content"].mean() >= 0.98
 
 

@@ -1,8 +1,8 @@
 """The world's independent judges: two small networks that look at pixels and are never trained on.
 
-The style judge answers "is this a photo"; the content judge reads colour, shape and background, which are compared with
-the caption. Both saw blurred, noisy, recoloured and autoencoded renders (`build/judges.py`), so a colour cast does not
-move them.
+The style judge says which of the world's styles it sees; the content judge reads colour, shape and background, which
+are compared with the caption. Both saw blurred, noisy, recoloured and autoencoded renders (`build/judges.py`), so a
+colour cast does not move them.
 """
 
 from __future__ import annotations
@@ -60,15 +60,17 @@ class WorldJudge:
     def __call__(self, images: Images, prompts: Sequence[str]) -> Mapping[str, PerSample]:
         """Judge images (b, 3, 64, 64) in [0, 1] against their prompts, control phrases put aside.
 
-        Returns photo_rate, color, shape, background, and content (all three right), each (b,). A prompt that is no
-        caption of the world is a ValueError that quotes it.
+        Returns style_photo, style_cg, style_painting and style_anime (one of them is 1), photo_rate (style_photo by its usual
+        name), color, shape, background, and content (all three right), each (b,). A prompt that is no caption of the world
+        is a ValueError that quotes it.
         """
         wanted = scenes_of([plain_caption(prompt) for prompt in prompts])
         images = images.float().cpu()
-        photo = self.style(images)["style"].argmax(1) == STYLES.index("photo")
+        seen = self.style(images)["style"].argmax(1)
+        styles = {f"style_{name}": seen == index for index, name in enumerate(STYLES)}
         right = {name: logits.argmax(1) == getattr(wanted, name) for name, logits in self.content(images).items()}
         content = torch.stack(list(right.values())).all(0)
-        return {name: answer.float() for name, answer in {"photo_rate": photo, "content": content, **right}.items()}
+        return {name: answer.float() for name, answer in {"photo_rate": styles["style_photo"], "content": content, **right, **styles}.items()}
 
 
 def load_judge() -> WorldJudge:
