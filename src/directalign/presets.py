@@ -1,10 +1,10 @@
-"""The published settings as data (arXiv 2509.06942 and its released recipes): a recipe names one and overrides at will."""
+"""The published settings as data (arXiv 2509.06942 and its released recipes), and one of our own: a recipe names one and overrides at will."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-PresetName = Literal["official_flux", "official_pickscore", "official_qwen"]
+PresetName = Literal["official_flux", "official_pickscore", "official_qwen", "half_cost"]
 
 _WORDS = {
     "positive": ["Natural-lighting", "Detail", "Detailed", "Real"],
@@ -80,6 +80,18 @@ PRESETS: dict[str, dict[str, Any]] = {
             },
             "rollout": {"embedded_guidance": None},
             "train": {"learning_rate": 3e-6, "clip_norm": 50.0},
+        },
+    ),
+    # Ours: the two branches of official_flux folded into one denoise branch. Half the official k_d as k_pos and half the official k_i as
+    # k_neg give it half the absolute and half the relative weight of their sum at every level, for half the calls (docs/method.md, section 4).
+    "half_cost": merged(
+        _FLUX,
+        {
+            "method": {
+                "branches": "denoise",
+                "denoise": {"k_pos": {"low_noise": 0.05, "high_noise": 0.125}, "k_neg": {"low_noise": 0.15, "high_noise": 0.005}},
+                "inversion": {"k_neg": {"low_noise": 0.0, "high_noise": 0.0}},
+            },
         },
     ),
 }
