@@ -19,12 +19,15 @@ from ..interfaces import Family, Judge, Reward
 from ..types import Images, PerSample
 from ..world.scenes import render, scenes_of
 from . import drift
+from .diversity import diversity, diversity_pairs
 from .generate import base_weights, generate
 from .intervals import rate
 from .pairs import Pairs, fixed_pairs, measured_prompts
 
 RATES = ("photo_rate", "content")
 MEANS = ("reward", "score_pos", "score_neg", *drift.STATISTICS)
+STYLE = "style_"
+"""What a judge's answers about single styles begin with; their means are reported."""
 
 Reference = Callable[[Pairs], Images]
 
@@ -39,24 +42,32 @@ class Measurer:
     def __init__(self, run: config.Run, family: Family, reward: Reward | None, judge: Judge | None, reference: Reference | None = None) -> None:
         self.run, self.family, self.reward, self.judge = run, family, reward, judge
         self.device = next(family.denoiser.parameters()).device
-        self.pairs = fixed_pairs(measured_prompts(run.data), run.evaluate.num_pairs)
+        prompts = measured_prompts(run.data)
+        self.pairs = fixed_pairs(prompts, run.evaluate.num_pairs)
+        self._diversity_pairs = diversity_pairs(prompts, run.evaluate.diversity_prompts)
         self._reference = reference or (photographs if run.evaluate.judge == "world" else self.base_images)
         self._references: Images | None = None
 
     def measure(self, num_pairs: int) -> dict[str, Any]:
         """{"photo_rate": {value, low, high, n}, "content": {...}, "color_drift", "reward", "brightness", ..., "seconds"}.
 
-        `reward` is the mean score under the plain prompt, `score_pos` and `score_neg` those under the control phrases.
+        `reward` is the mean score under the plain prompt, `score_pos` and `score_neg` those under the control phrases;
+        `diversity` is there when `evaluate.diversity_prompts` asks for it.
         """
         start = time.perf_counter()
         images = self.images(num_pairs)
         measured = self.summary(images, self.per_image(images))
-        return {**measured, "seconds": time.perf_counter() - start}
+        return {**measured, **self._diversity(), "seconds": time.perf_counter() - start}
 
     def images(self, num_pairs: int) -> Images:
         """Images (n, 3, H, W) of the first pairs, under the present weights."""
-        pairs = self.pairs.first(num_pairs)
+        return self._generate(self.pairs.first(num_pairs))
+
+    def _generate(self, pairs: Pairs) -> Images:
         return generate(self.family, pairs.prompts, pairs.seeds, self.run.rollout, self.run.evaluate.batch_size)
+
+    def _diversity(self) -> dict[str, float]:
+        return {"diversity": diversity(self._generate(self._diversity_pairs))} if len(self._diversity_pairs) else {}
 
     def base_images(self, pairs: Pairs) -> Images:
         """The same pairs from the model before training; where all weights are trained it is loaded anew for the purpose."""
@@ -84,7 +95,8 @@ class Measurer:
     def summary(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
         """Means over the pairs, with intervals where they are rates, and the colour drift of the whole set."""
         rates = {name: rate(each[name]) for name in RATES if name in each}
-        means = {name: float(each[name].double().mean()) for name in MEANS if name in each}
+        averaged = [name for name in each if name in MEANS or name.startswith(STYLE)]
+        means = {name: float(each[name].double().mean()) for name in averaged}
         return {**rates, "color_drift": drift.color_drift(images, self.references[: len(images)]), **means}
 
     def _scores(self, images: Images, prompts: tuple[str, ...]) -> dict[str, PerSample]:

@@ -1,0 +1,78 @@
+"""Diversity in closed form, on fixed seeds, and the same however the images were batched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import recipe, trained
+
+from directalign.config import Run
+from directalign.evaluate.diversity import SEEDS_PER_PROMPT, diversity, diversity_pairs
+from directalign.evaluate.measure import Measurer
+from directalign.evaluate.pairs import fixed_pairs
+from directalign.types import DirectAlignError, Images, PerSample
+
+
+def constant_images(levels: list[float]) -> torch.Tensor:
+    return torch.tensor(levels)[:, None, None, None].expand(-1, 3, 8, 8).clone()
+
+
+def test_constant_images_differ_by_their_levels():
+    first, second = [0.1, 0.2, 0.4, 0.8], [0.5, 0.5, 0.5, 1.0]
+    pairwise = [0.1, 0.3, 0.7, 0.2, 0.6, 0.4], [0, 0, 0.5, 0, 0.5, 0.5]
+    expected = (sum(pairwise[0]) / 6 + sum(pairwise[1]) / 6) / 2
+    assert diversity(constant_images(first + second)) == pytest.approx(expected, abs=1e-7)
+
+
+def test_equal_images_have_none_and_independent_noise_has_its_own():
+    assert diversity(constant_images([0.3] * 8)) == 0
+    noise = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert diversity(noise) == pytest.approx((1 / 6) ** 0.5, rel=0.01)  # two independent uniform numbers: E (a − b)² = 1/6
+
+
+def test_prompts_do_not_mix():
+    images = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    alone = [diversity(images[:4]), diversity(images[4:])]
+    assert diversity(images) == pytest.approx(sum(alone) / 2) == diversity(images.flip(0))
+
+
+def test_the_pairs_share_seeds_between_prompts_and_with_nothing_else():
+    prompts = ["a", "b", "c", "d", "e"]
+    pairs = diversity_pairs(prompts, 3)
+    assert len(pairs) == 3 * SEEDS_PER_PROMPT and len(set(pairs.prompts)) == 3
+    assert pairs.seeds == pairs.seeds[:SEEDS_PER_PROMPT] * 3 and len(set(pairs.seeds)) == SEEDS_PER_PROMPT
+    assert diversity_pairs(prompts, 5).first(len(pairs)) == pairs and len(diversity_pairs(prompts, 0)) == 0
+    assert not set(pairs.seeds) & set(fixed_pairs(prompts, 5000).seeds)
+
+
+def test_more_prompts_than_there_are_is_an_error():
+    with pytest.raises(DirectAlignError, match="evaluate.diversity_prompts is 3, and the run is measured on 2 prompts: ask for 2 at most"):
+        diversity_pairs(["a", "b"], 3)
+
+
+def with_diversity(run: Run, num_prompts: int, batch_size: int) -> Run:
+    return run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"diversity_prompts": num_prompts, "batch_size": batch_size})})
+
+
+def test_a_measurement_has_it_when_asked_whatever_the_batch_size(pipelines: dict[str, Path], prompts: Path):
+    run = recipe("flux", pipelines["flux"], prompts)
+    family = trained(run)
+    assert "diversity" not in Measurer(run, family, None, None).measure(2)
+    one, five = (Measurer(with_diversity(run, 2, size), family, None, None).measure(2)["diversity"] for size in (1, 5))
+    assert one > 0 and one == pytest.approx(five, rel=1e-4)
+
+
+class StyleJudge:
+    """Says of every image how much it is a drawing, and what it is not asked for."""
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> Mapping[str, PerSample]:
+        return {"style_drawing": torch.arange(len(images)).float(), "color": torch.ones(len(images))}
+
+
+def test_answers_about_styles_are_averaged(pipelines: dict[str, Path], prompts: Path):
+    run = recipe("flux", pipelines["flux"], prompts)
+    measured = Measurer(run, trained(run), None, StyleJudge()).measure(3)
+    assert measured["style_drawing"] == 1.0 and "color" not in measured
