@@ -100,3 +100,15 @@ def test_the_allowance_for_the_decoder_is_what_autograd_keeps() -> None:
     measured = kept_bytes(vae, lambda: vae.decode(latents))  # pyright: ignore
     cells = sum(3 * c * side**2 // 4**level for level, c in enumerate(channels))
     assert 0.7 < measured / (4 * cells * memory.KEPT_PER_CELL_VAE) < 1.3
+
+
+@pytest.mark.parametrize(
+    ("method", "calls", "decodes"),
+    [({"name": "draft", "grad_steps": 3}, 3, True), ({"name": "leapalign"}, 2, True), ({"name": "alignprop"}, 1, True), ({"name": "flow_grpo"}, 8, False)],
+)
+def test_a_method_keeps_as_many_calls_as_it_differentiates_at_once(tiny_sd: Path, method: dict[str, Any], calls: int, decodes: bool) -> None:  # noqa: F811
+    """A policy gradient keeps one call, of a whole group, and never differentiates the decoder."""
+    one = a_run("sd", tiny_sd)
+    other = Run.model_validate({**one.model_dump(), "method": method})
+    assert sizes(other)["activations, unet"] == calls * sizes(one)["activations, unet"]
+    assert ("activations, vae" in sizes(other)) is decodes

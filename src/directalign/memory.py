@@ -144,16 +144,28 @@ def _trained(run: config.Run, parameters: int) -> list[Item]:
 
 
 def _activations(run: config.Run, folder: Path) -> list[Item]:
-    """Of one branch, since each branch's loss is backed up before the next: denoiser and VAE decoder."""
+    """Of one loss, since each is backed up before the next: the denoiser's calls that it keeps, and the VAE decoder if the reward is differentiated."""
     height, width = image_size(run, folder)
-    scale = run.data.batch_size * BYTES[run.model.dtype]
+    grpo = isinstance(run.method, config.FlowGRPO)
+    samples = run.data.batch_size * (run.method.group_size if isinstance(run.method, config.FlowGRPO) else 1)
+    scale, calls = samples * BYTES[run.model.dtype], kept_calls(run.method)
     latent = (height // _downscaling(folder), width // _downscaling(folder))
     network = _flux_numbers(run, folder, latent) if run.model.family == "flux" else _unet_numbers(run, folder, latent)
-    note = f"batch {run.data.batch_size}, {height}x{width}, {'checkpointed' if run.model.gradient_checkpointing else 'all kept'}"
-    return [
-        Item(f"activations, {DENOISER[run.model.family]}", scale * network, note, is_allowance=True),
-        Item("activations, vae", scale * _vae_numbers(run, folder, height, width), note, is_allowance=True),
-    ]
+    kept = "checkpointed" if run.model.gradient_checkpointing else "all kept"
+    note = f"batch {samples}, {height}x{width}, {kept}"
+    several = f"{calls} calls of " if calls > 1 else ""
+    items = [Item(f"activations, {DENOISER[run.model.family]}", scale * calls * network, several + note, is_allowance=True)]
+    decoder = Item("activations, vae", scale * _vae_numbers(run, folder, height, width), note, is_allowance=True)
+    return items if grpo else [*items, decoder]
+
+
+def kept_calls(method: config.Method) -> int:
+    """Calls of the denoiser whose activations one loss keeps at once; AlignProp recomputes all of its but one."""
+    if isinstance(method, config.DRaFT):
+        return method.grad_steps
+    if isinstance(method, config.DRTune | config.FlowBP):
+        return method.trained_steps
+    return 2 if isinstance(method, config.LeapAlign) else 1
 
 
 def _flux_numbers(run: config.Run, folder: Path, latent: tuple[int, int]) -> int:

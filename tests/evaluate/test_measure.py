@@ -29,7 +29,7 @@ class Judge:
 class WordReward:
     """Scores the length of the prompt, so that it is seen which words were asked."""
 
-    name, reads_prompt = "words", True
+    name, reads_prompt, differentiable = "words", True, True
 
     def encode(self, images: Images) -> Images:
         return images

@@ -109,6 +109,10 @@ class Evaluate(Strict):
     )
 
 
+STEPS_OF_THE_ROLLOUT = ("last_steps", "grad_steps", "max_grad_steps", "trained_steps", "early_stop")
+"""Settings of methods that count steps of the rollout, and so cannot exceed them."""
+
+
 class Run(Strict):
     """A whole run."""
 
@@ -127,6 +131,15 @@ class Run(Strict):
     def _only_srpo_takes_images(self) -> Run:
         if self.method.name != "srpo" and self.data.images is not None:
             raise ValueError(f"method {self.method.name} trains on samples of its own: remove data.images, or set method.name: srpo")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_lie_in_the_rollout(self) -> Run:
+        available = self.rollout.num_sampling_steps
+        for key in STEPS_OF_THE_ROLLOUT:
+            asked = getattr(self.method, key, None)
+            if asked is not None and asked > available:
+                raise ValueError(f"method.{key} {asked} is more than rollout.num_sampling_steps {available}: lower it, or sample in more steps")
         return self
 
     @model_validator(mode="before")

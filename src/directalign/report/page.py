@@ -96,6 +96,7 @@ def _facts(run: RunFiles) -> list[tuple[str, Any]]:
         ("Model", run.setting("model", "path")),
         ("Trained", run.setting("model", "tune")),
         ("Reward model", run.setting("reward", "path") or run.setting("reward", "name")),
+        ("Method", story.method_of(run)),
         ("Form of the reward", run.setting("method", "form")),
         ("Desired words", ", ".join(map(str, words[0]))),
         ("Undesired words", ", ".join(map(str, words[1]))),

@@ -12,11 +12,21 @@ from typing import Any
 
 from .collect import Record, RunFiles, number
 
-METHODS = {
+FORMS = {
     "absolute": "plain Direct-Align (one score, nothing to compare it with)",
     "relative": "SRPO (the relative reward)",
     "anchored": "SRPO with the anchored reward",
 }
+RIVALS = {
+    "refl": "ReFL",
+    "draft": "DRaFT",
+    "alignprop": "AlignProp",
+    "drtune": "DRTune",
+    "leapalign": "LeapAlign",
+    "flowbp": "FlowBP",
+    "flow_grpo": "Flow-GRPO",
+}
+RIVAL_FORMS = {"absolute": "one score", "relative": "the relative reward", "anchored": "the anchored reward"}
 
 
 @dataclass(frozen=True)
@@ -86,9 +96,17 @@ def align_seconds(run: RunFiles) -> float | None:
     return sum((value for _, value in run.curve("seconds")), 0.0) if run.steps else None
 
 
+def method_of(run: RunFiles) -> str:
+    """What was done, in words: the method and what it asked of the reward."""
+    name, form = run.setting("method", "name", default="srpo"), run.setting("method", "form", default="relative")
+    if name in RIVALS:
+        return f"{RIVALS[name]} ({RIVAL_FORMS.get(form, form)})"
+    return FORMS.get(form, "alignment")
+
+
 def lead(run: RunFiles) -> str:
     """One or two sentences on top of a run's page."""
-    method = METHODS.get(run.setting("method", "form", default="relative"), "Alignment")
+    method = method_of(run)
     taken = f"{len(run.steps)} update{'s' if len(run.steps) != 1 else ''} of {method}, {seconds(align_seconds(run))}"
     told = [f"{change.title.lower()} {shown(change.before)} → {shown(change.after)}" for change in changes(run)]
     return f"{taken}: {', '.join(told)}." if told else f"{taken}. Nothing was measured before and after."
