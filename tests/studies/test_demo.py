@@ -94,7 +94,7 @@ def test_finished_runs_of_other_settings_are_refused_by_name(shown: Path, recipe
     changed = tmp_path / "recipes" / "world_direct_align.yaml"
     changed.write_text(yaml.safe_dump(yaml.safe_load(changed.read_text()) | {"seed": 5}))
     before = (shown / "summary.json").read_bytes()
-    with pytest.raises(DirectAlignError, match=r"direct_align holds a finished run of other settings .*: remove .*demo, or choose another --out"):
+    with pytest.raises(DirectAlignError, match=r"direct_align holds a finished run of other settings .*: remove .*direct_align, or choose another --out"):
         demo(shown, tmp_path / "recipes")
     assert (shown / "summary.json").read_bytes() == before
 

@@ -1,1 +1,93 @@
-"""Experiments as runnable units, each of one or several training runs and a page."""
+"""Experiments as runnable units: `directalign study NAME` trains what is compared, and leaves rows, tables, figures and a text.
+
+Every number and every sentence of a study's text is computed from its rows. Modules are imported when asked for, so that
+the command's help stays instant.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+STUDIES = {
+    "table1": "All methods side by side, at matched compute and at matched reward",
+    "tuning": "The learning rate of every method, chosen with equal care",
+    "convergence": "What it costs to reach the same judge level",
+    "timesteps": "Early, late or full window: which training looks most hacked",
+    "words": "Control words: which pairs cancel the bias, and what they suppress",
+    "inversion": "Two branches, one branch and the half-cost variant",
+    "anchor": "The anchored reward against the ramps, and where it fails",
+    "recovery": "How exact the recovered image is, by noise level and jump",
+    "ddpm": "The comparison on the embedded Stable Diffusion",
+    "stability": "The aligned model over samplers, step counts, guidance, seeds and long chains",
+}
+"""What `directalign study --help` says of each; the same words as the module's TITLE."""
+
+
+@runtime_checkable
+class Study(Protocol):
+    """What a module of this package offers.
+
+    `measure(out, quick, recipes)` trains or measures whatever is not there yet and returns the rows, `tell(rows)` gives
+    Markdown, `draw(rows, folder)` writes PNG files named after NAME. QUESTION is two to four sentences: what the paper
+    claims and what is measured.
+    """
+
+    NAME: str
+    TITLE: str
+    QUESTION: str
+
+    def measure(self, out: Path, quick: bool, recipes: Path) -> list[dict[str, Any]]: ...
+
+    def tell(self, rows: list[dict[str, Any]]) -> str: ...
+
+    def draw(self, rows: list[dict[str, Any]], folder: Path) -> list[Path]: ...
+
+
+def run_study(name: str, out: Path, quick: bool, recipes: Path) -> Path:
+    """Measure, and write `out/results.jsonl`, the figures and `out/README.md`, which is returned. Called again it goes on.
+
+    Raises: DirectAlignError for an unknown name, for a folder of another study or size, and as `measure` does.
+    """
+    from .publish import claim, publish
+
+    study = load_study(name)
+    claim(out, name, quick)
+    return publish(study, study.measure(out, quick, recipes), out, quick)
+
+
+def load_study(name: str) -> Study:
+    """The module of a study.
+
+    Raises: DirectAlignError for an unknown name.
+    """
+    if name not in STUDIES:
+        from ..types import DirectAlignError
+
+        raise DirectAlignError(f"no study is called {name}; there are {', '.join(STUDIES)}")
+    return _imported(name)
+
+
+def _imported(name: str) -> Study:
+    match name:
+        case "table1":
+            from . import table1 as study
+        case "tuning":
+            from . import tuning as study
+        case "convergence":
+            from . import convergence as study
+        case "timesteps":
+            from . import timesteps as study
+        case "words":
+            from . import words as study
+        case "inversion":
+            from . import inversion as study
+        case "anchor":
+            from . import anchor as study
+        case "recovery":
+            from . import recovery as study
+        case "ddpm":
+            from . import ddpm as study
+        case _:
+            from . import stability as study
+    return study

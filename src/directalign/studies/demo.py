@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Run
-from ..config_loading import dump_run, load_run
+from ..config_loading import load_run
 from ..report import write_page
 from ..report.collect import RunFiles, read_run
 from ..report.story import matched
-from ..train import run as train
-from ..types import DirectAlignError
+from .experiment import trained
 
 MEASURED = ("photo_rate", "content", "color_drift", "reward")
 LONGER = 3
@@ -26,20 +25,10 @@ TITLE = "SRPO beside plain Direct-Align, and three times the updates"
 def demo(out: Path, recipes: Path = Path("recipes")) -> Path:
     """Train the four runs into `out`, write `out/summary.json` and the page; returns the page. Finished runs are kept."""
     for name, settings in _runs(recipes).items():
-        if not _is_finished(out / name, settings):
-            train(settings, out / name, resume=(out / name / "run.yaml").exists())
+        trained(settings, out / name)
     summary = summarise({name: read_run(out / name) for name in _runs(recipes)})
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return write_page(out)
-
-
-def _is_finished(folder: Path, settings: Run) -> bool:
-    """Whether the run is there to its end; a finished run of other settings is an error, never shown as this one."""
-    if not (folder / "summary.json").exists():
-        return False
-    if (folder / "run.yaml").read_text(encoding="utf-8") != dump_run(settings):
-        raise DirectAlignError(f"{folder} holds a finished run of other settings than the recipe has now: remove {folder.parent}, or choose another --out")
-    return True
 
 
 def _runs(recipes: Path) -> dict[str, Run]:
