@@ -1,0 +1,66 @@
+"""DRaFT (arXiv 2309.17400, algorithm 1): the gradient of the reward through the last K steps of sampling.
+
+The paper: DRaFT-K cuts the chain before its last K steps; DRaFT-LV takes K = 1, noises the sample anew to the last
+level n − 1 more times, and adds the gradients of all n last steps for a lower variance. Here: both, for every path and
+prediction; the n losses are averaged, so that n leaves their size alone, and come one by one, so that memory is that
+of one. Left out: the full chain under checkpointing (AlignProp has it) and the mixing of LoRA scales after training.
+
+What LV estimates: its first loss is that of K = 1. The others are, given the sample x0, independent draws of the last
+step at alpha·x0 + sigma·noise; they equal K = 1 in expectation as far as the sampler's own last state is distributed
+like that. On a rollout of one step from pure noise this is exact: the n losses are n independent draws of K = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..config import DRaFT as Settings
+from ..config import Rollout as RolloutSettings
+from ..core.noising import FRESH_NOISE, inject
+from ..core.preference import hinge
+from ..interfaces import Family, Reward
+from ..rewards.preference import Preference, require_gradient
+from ..rollout import Start, noise_of, one_step_guess, sample, start
+from ..types import Batch, Latents, Loss
+
+
+class DRaFT:
+    """`losses(batch)` yields the loss of the sample, then one for each time that it is noised anew.
+
+    Raises DirectAlignError for a reward without gradient, or one that ignores the prompt where the form compares two phrasings.
+    """
+
+    def __init__(self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings) -> None:
+        require_gradient(reward, settings.name)
+        assert settings.grad_steps <= rollout.num_sampling_steps, (settings.grad_steps, rollout.num_sampling_steps)
+        self.family, self.settings, self.rollout = family, settings, rollout
+        self.preference = Preference(reward, settings)
+
+    def losses(self, batch: Batch) -> Iterator[Loss]:
+        """Make x0 with the gradient of its last steps; reward; yield; then noise, denoise, reward and yield again."""
+        begun = start(self.family, self.rollout, batch)
+        x0 = sample(self.family, begun.cond, begun.noise, begun.sigmas, self.settings.grad_steps)
+        yield self._loss(x0, batch, "sampled")
+
+        x0 = x0.detach()
+        for index in range(1, self.settings.lv_samples):
+            yield self._loss(self._denoised_again(x0, begun, batch, index), batch, "noised_anew")
+
+    def _denoised_again(self, x0: Latents, begun: Start, batch: Batch, index: int) -> Latents:
+        """The sample put back to the last level with the noise of draw `index`, and taken from there by one step with gradient."""
+        noise = noise_of(batch, FRESH_NOISE, tuple(x0.shape), index=index).to(x0)
+        sigma = begun.sigmas[-2].expand(len(x0)).to(x0.device)
+        x_t = inject(self.family.path, x0, noise, sigma).x_t
+        return one_step_guess(self.family, begun.cond, x_t, sigma)
+
+    def _loss(self, x0: Latents, batch: Batch, branch: str) -> Loss:
+        asked = self.preference.ask(self.family.decode(x0), batch)
+        loss = hinge(asked.reward, 1.0, self.settings.margin)
+        return Loss(loss.mean() / self.settings.lv_samples, branch, asked.metrics)
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return self.preference.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.preference.load_state_dict(state)

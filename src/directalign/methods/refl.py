@@ -1,0 +1,61 @@
+"""ReFL (ImageReward, arXiv 2304.05977, algorithm 1): the gradient of the reward through one late step of sampling.
+
+The paper: sample without gradient down to a random one of the last ten of forty steps, guess the clean image from
+there at once, and raise its reward through a hinge, beside the pretraining loss on a second data set. Here: one draw
+for the whole batch from the last `last_steps` of any rollout, any reward and form. Left out: the pretraining loss,
+which wants captioned real images, and the factor on the loss that balances the two: alone, AdamW cancels it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from ..config import ReFL as Settings
+from ..config import Rollout as RolloutSettings
+from ..core.noising import STEPS, generator_of
+from ..core.preference import hinge
+from ..interfaces import Family, Reward
+from ..rewards.preference import Preference, require_gradient
+from ..rollout import one_step_guess, sample, start
+from ..types import Batch, Loss
+
+
+class ReFL:
+    """`losses(batch)` yields one loss, with the gradient of one network call.
+
+    Raises DirectAlignError for a reward without gradient, or one that ignores the prompt where the form compares two phrasings.
+    """
+
+    def __init__(self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings) -> None:
+        require_gradient(reward, settings.name)
+        assert settings.last_steps <= rollout.num_sampling_steps, (settings.last_steps, rollout.num_sampling_steps)
+        self.family, self.settings, self.rollout = family, settings, rollout
+        self.preference = Preference(reward, settings)
+
+    def losses(self, batch: Batch) -> Iterator[Loss]:
+        """Make x_t; predict x0_hat; reward; yield."""
+        begun, index = start(self.family, self.rollout, batch), self.trained_step(batch)
+        x_t = sample(self.family, begun.cond, begun.noise, begun.sigmas[: index + 1])
+
+        sigma = begun.sigmas[index].expand(len(x_t)).to(x_t.device)
+        x0_hat = one_step_guess(self.family, begun.cond, x_t, sigma)
+
+        asked = self.preference.ask(self.family.decode(x0_hat), batch)
+        loss = hinge(asked.reward, 1.0, self.settings.margin)
+
+        levels = {"sigma": sigma, "reward": asked.reward}
+        yield Loss(loss.mean(), "late_step", asked.metrics, {name: value.detach().double().tolist() for name, value in levels.items()})
+
+    def trained_step(self, batch: Batch) -> int:
+        """Index of the step with gradient, uniform over the last `last_steps` of the rollout; 0 is the first step, from pure noise."""
+        back = int(torch.randint(1, self.settings.last_steps + 1, (), generator=generator_of(batch, STEPS)))
+        return self.rollout.num_sampling_steps - back
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return self.preference.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.preference.load_state_dict(state)
