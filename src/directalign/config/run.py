@@ -39,8 +39,12 @@ class Model(Strict):
 class Reward(Strict):
     """The model whose preference is followed."""
 
-    name: Literal["clip", "pixels"] = Field(description="clip: a transformers CLIPModel folder; pixels: a plain statistic that ignores prompts.")
-    path: str | None = Field(default=None, description="For clip: the folder, or world:reward for the embedded one.")
+    name: Literal["clip", "pixels", "python"] = Field(
+        description="clip: a transformers CLIPModel folder; pixels: a plain statistic that ignores prompts; python: any function, a black box without gradient."
+    )
+    path: str | None = Field(
+        default=None, description="For clip: the folder, or world:reward for the embedded one; for python: file.py:function, and the file is run."
+    )
     statistic: Literal["brightness", "saturation", "redness"] | None = Field(default=None, description="For pixels: which statistic is rewarded.")
     scale: float = Field(default=1.0, description="Factor on every score (the official PickScore setting is 5: 100·cos/20).", gt=0)
 

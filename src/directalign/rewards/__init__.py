@@ -7,11 +7,12 @@ import torch
 from .. import config
 from ..interfaces import Reward
 from ..types import DirectAlignError
+from .black_box import BlackBoxReward
 from .clip_like import ClipReward
 from .pixels import PixelReward
 from .preference import require_gradient, require_text_side
 
-__all__ = ["ClipReward", "PixelReward", "load_reward", "require_gradient", "require_text_side"]
+__all__ = ["BlackBoxReward", "ClipReward", "PixelReward", "load_reward", "require_gradient", "require_text_side"]
 
 
 def load_reward(reward: config.Reward, device: torch.device | str = "cpu") -> Reward:
@@ -20,6 +21,10 @@ def load_reward(reward: config.Reward, device: torch.device | str = "cpu") -> Re
         if reward.path is None:
             raise DirectAlignError("reward.path is missing: reward.name clip needs a transformers CLIPModel folder, or world:reward")
         return ClipReward.load(reward.path, reward.scale, device)
+    if reward.name == "python":
+        if reward.path is None:
+            raise DirectAlignError("reward.path is missing: reward.name python needs file.py:function")
+        return BlackBoxReward.load(reward.path, reward.scale)
     if reward.statistic is None:
         raise DirectAlignError("reward.statistic is missing: reward.name pixels needs brightness, saturation or redness")
     return PixelReward(reward.statistic, reward.scale)
