@@ -12,10 +12,13 @@ from pathlib import Path
 
 from . import config
 from .core import moves
+from .families.loading import FAMILIES
 from .families.parts import read_json
 from .images import scan_images
 from .memory import DENOISER, Estimate, estimate, image_size, size_multiple
+from .methods import flow_grpo
 from .prompts import read_prompts
+from .rewards import load_reward, require_gradient
 from .types import DirectAlignError
 from .world.assets import resolve
 
@@ -58,6 +61,10 @@ def check_reward(run: config.Run) -> None:
             raise DirectAlignError("reward.path: missing; reward.name: clip needs a CLIPModel folder, or world:reward")
         if not resolve(reward.path).is_dir():
             raise DirectAlignError(f"reward.path: {reward.path}: no such folder; give a CLIPModel folder, or world:reward")
+    if reward.name == "python":
+        black_box = load_reward(reward)
+        if not isinstance(run.method, config.FlowGRPO):
+            require_gradient(black_box, run.method.name)
 
 
 def check_method(run: config.Run) -> None:
@@ -67,6 +74,9 @@ def check_method(run: config.Run) -> None:
             raise DirectAlignError(f"method.words.{side}: holds a blank phrase; remove it")
     if isinstance(run.method, config.SRPO):
         check_moves(run.method.moves)
+    if isinstance(run.method, config.FlowGRPO):
+        flow_grpo.check_steps(run.method, run.rollout)
+        flow_grpo.check_sde(run.method, FAMILIES[run.model.family].path)
 
 
 def check_moves(chosen: config.Moves) -> None:

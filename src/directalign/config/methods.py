@@ -76,22 +76,31 @@ class DRTune(Preferring):
     """Gradient through a few spread steps, the network's input cut off from it (arXiv 2405.00760)."""
 
     name: Literal["drtune"] = "drtune"
-    trained_steps: Positive = Field(default=2, description="K: equally spaced steps of the rollout that are trained.")
-    early_stop: Positive = Field(default=2, description="The reward sees the one-step guess at a step drawn from this many last ones.")
+    trained_steps: Positive = Field(default=2, description="K: steps that are trained, equally spaced from a random first one on.")
+    early_stop: Positive = Field(default=2, description="Sampling stops at a step drawn from this many last ones, and the reward sees the one-step guess there.")
 
 
 class LeapAlign(Preferring):
-    """Gradient through two leaps along the sampled path."""
+    """Gradient through two leaps along the sampled path (arXiv 2604.15311)."""
 
     name: Literal["leapalign"] = "leapalign"
-    nested_scale: float = Field(default=0.3, description="Factor on the gradient that reaches the first leap through the input of the second call.", ge=0)
+    nested_scale: float = Field(
+        default=0.3, description="Factor on the gradient that reaches the first leap through the input of the second call (the paper: 0.3).", ge=0
+    )
+    similarity_floor: float | None = Field(
+        default=0.1, description="tau: a sample counts 1 over the sum of its leaps' distances from the path, each at least this; none weighs all alike.", gt=0
+    )
 
 
 class FlowBP(Preferring):
-    """Gradient of the reward at the sampled image through a few repeated steps of its path."""
+    """Gradient of the reward at the sampled image through a few repeated steps of its path: FlowBP-Sparse (arXiv 2606.11075)."""
 
     name: Literal["flowbp"] = "flowbp"
-    trained_steps: Positive = Field(default=3, description="K: steps of the sampled path that are repeated with gradient.")
+    trained_steps: Positive = Field(default=3, description="K: steps of the sampled path that are repeated with gradient (the paper: 3 of 25).")
+    late_bias: float = Field(default=2.0, description="Step i of 1, ..., N is drawn with weight i to this power; 0 draws them uniformly.", ge=0)
+    rescale: float = Field(
+        default=1.0, description="1 stretches the gradient by the length of all steps over that of the drawn ones, 0 leaves it; linear between.", ge=0
+    )
 
 
 class FlowGRPO(Preferring):
@@ -99,13 +108,26 @@ class FlowGRPO(Preferring):
 
     name: Literal["flow_grpo"] = "flow_grpo"
     group_size: int = Field(default=8, description="Samples per prompt, compared with each other.", ge=2)
-    sde: Literal["flow_grpo", "dance", "ddim"] = Field(default="ddim", description="Form of the stochastic step; flow_grpo and dance are for rectified flow.")
-    noise_level: float = Field(default=0.7, description="Strength of the noise in the stochastic step.", gt=0)
-    clip_range: float = Field(default=1e-3, description="The probability ratio is clipped to 1 ± this.", gt=0)
-    trained_steps: Positive | None = Field(default=None, description="Steps of the rollout that train, drawn anew each update; none trains all of them.")
-    updates_per_rollout: Positive = Field(default=1, description="Updates that share one set of rollouts.")
-    same_noise: bool = Field(default=False, description="One initial noise for all samples of a group.")
-    kl_weight: float = Field(default=0.0, description="Weight of the divergence from the base model's step.", ge=0)
+    sde: Literal["ddim", "flow_grpo", "dance"] = Field(default="ddim", description="Form of the stochastic step; flow_grpo and dance are for rectified flow.")
+    noise_level: float = Field(
+        default=0.7, description="Strength of the noise: eta of ddim, at most 1; a of flow_grpo (the paper: 0.7); eta of dance (the paper: 0.3).", gt=0
+    )
+    same_noise: bool = Field(default=False, description="One initial noise for all samples of a group (DanceGRPO); the steps' own noise tells them apart.")
+    normalise: Literal["group", "batch"] = Field(
+        default="group", description="Advantages are divided by the spread of the reward within their own group, or over the groups of the batch."
+    )
+    clip_range: float = Field(default=1e-3, description="The ratio of probabilities (of their mean over dimensions) is clipped to 1 plus or minus this.", gt=0)
+    trained_steps: Positive | None = Field(default=None, description="Steps of the rollout that an update trains, drawn at random; none: all but the last.")
+    updates_per_rollout: Positive = Field(default=1, description="Updates that share one set of samples, taking turns at its steps.")
+    kl_weight: float = Field(default=0.0, description="Weight of the divergence from the base model's steps (Flow-GRPO); 0 needs no base model.", ge=0)
+
+    @model_validator(mode="after")
+    def _has_no_hinge_and_noise_that_fits(self) -> FlowGRPO:
+        if self.margin is not None:
+            raise ValueError("margin belongs to a hinge, and a policy gradient compares rewards with each other: remove it")
+        if self.sde == "ddim" and self.noise_level > 1:
+            raise ValueError(f"noise_level {self.noise_level} exchanges more noise than there is: give sde ddim at most 1")
+        return self
 
 
 def _name_of(given: Any) -> str | None:

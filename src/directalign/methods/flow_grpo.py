@@ -1,0 +1,181 @@
+"""Flow-GRPO (arXiv 2505.05470) and DanceGRPO (arXiv 2505.07818): sample with noise, compare within a prompt, make good steps likelier.
+
+The papers: turn the sampler into an SDE, so that each step is a Gaussian whose log-probability can be raised; the advantage
+of a sample is its reward against the other samples of its prompt; PPO's clipped ratio, and in Flow-GRPO a divergence from
+the base model. DanceGRPO starts a prompt's samples from one noise and trains a random part of the steps. Here: both, by
+settings, and the DDIM step, which works on VP paths too. The reward is asked in any form: with the relative one, SRPO's
+preference is the advantage, and since no gradient is asked of it, a black box will do.
+Left out: advantages over ranks and clipping of advantages (a group is whole on its rank), splitting a batch of rollouts
+into smaller ones for its updates (each takes all samples, and its own steps of them), fewer steps than in use (one rollout for both).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import config
+from ..core import transition
+from ..core.noising import STEPS, TRANSITION, generator_of
+from ..families.reference import BaseModel
+from ..interfaces import Family, Reward
+from ..rewards.preference import Preference
+from ..rollout import noise_of, start
+from ..types import Batch, Conditioning, DirectAlignError, Latents, Loss, PerSample
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What is kept of one stochastic rollout of n samples, neighbours sharing a prompt: tensors and plain values, to survive a resume."""
+
+    step: int
+    prompts: tuple[str, ...]
+    sigmas: Tensor
+    states: list[Tensor]
+    """One (n, c, h, w) per level: [0] is the noise, [-1] is x0."""
+    log_probs: list[Tensor]
+    """(n,) of each step that can be trained: all but the last."""
+    reward: Tensor
+    advantage: Tensor
+    metrics: dict[str, float]
+
+
+class FlowGRPO:
+    """`losses(batch)` yields one loss per trained step of the rollout; `data.batch_size` prompts make `group_size` samples each.
+
+    With `updates_per_rollout` > 1 the following updates go on with the same samples, and their own prompts are passed over.
+    Raises DirectAlignError for more trained steps than can be trained, and for an SDE of rectified flow on another path.
+    """
+
+    def __init__(self, family: Family, reward: Reward, settings: config.FlowGRPO, rollout: config.Rollout) -> None:
+        check_steps(settings, rollout)
+        check_sde(settings, family.path)
+        self.family, self.settings, self.rollout = family, settings, rollout
+        self.preference = Preference(reward, settings)
+        self.base = BaseModel(family.denoiser) if settings.kl_weight > 0 else None
+        self.kept: dict[int, Rollouts] = {}
+
+    def losses(self, batch: Batch) -> Iterator[Loss]:
+        """Make x0 (or go on with what is kept); then for each trained step: predict, weigh by the reward, yield."""
+        made = self._rollouts(batch)
+        cond = self._conditioning(made.prompts)
+        chosen = self._trained_steps(made, batch)
+        for index in chosen:
+            yield self._step_loss(made, cond, index, len(chosen))
+
+    def _step_loss(self, made: Rollouts, cond: Conditioning, index: int, count: int) -> Loss:
+        """Clipped ratio and divergence of one step of all samples; `count` steps share the batch's loss."""
+        settings, x_t = self.settings, made.states[index]
+        base = self._base_transition(made, cond, index)
+        moved = self._transition(x_t, cond, made.sigmas[index], made.sigmas[index + 1])
+
+        ratio = (transition.log_prob(moved, made.states[index + 1]) - made.log_probs[index]).exp()
+        loss = transition.clipped_loss(ratio, made.advantage, settings.clip_range)
+        metrics = made.metrics | {"ratio": _mean(ratio), "clip_fraction": _mean((ratio - 1).abs() > settings.clip_range)}
+        if base is not None:
+            divergence = transition.divergence(moved, base)
+            loss = loss + settings.kl_weight * divergence
+            metrics["kl"] = _mean(divergence)
+        levels = {"sigma": [float(made.sigmas[index])] * len(x_t), "reward": made.reward.double().tolist()}
+        return Loss(loss.mean() / count, "policy", metrics, levels)
+
+    # --- make x0 ----------------------------------------------------------------------------------------------------
+
+    def _rollouts(self, batch: Batch) -> Rollouts:
+        """The samples of this update, new or kept; they are dropped when their last update takes them."""
+        made = self.kept.pop(batch.micro, None)
+        if made is None:
+            made = self._roll_out(batch)
+        if batch.step - made.step + 1 < self.settings.updates_per_rollout:
+            self.kept[batch.micro] = made
+        return made
+
+    @torch.no_grad()
+    def _roll_out(self, batch: Batch) -> Rollouts:
+        size = self.settings.group_size
+        batch = replace(batch, prompts=tuple(prompt for prompt in batch.prompts for _ in range(size)))
+        begun = start(self.family, self.rollout, batch)
+        noise = begun.noise[::size].repeat_interleave(size, 0) if self.settings.same_noise else begun.noise
+        sigmas, states, log_probs = begun.sigmas.to(noise.device), [noise], []
+        for index, (sigma_from, sigma_to) in enumerate(pairwise(sigmas)):
+            moved = self._transition(states[-1], begun.cond, sigma_from, sigma_to)
+            states.append(moved.draw(noise_of(batch, TRANSITION, tuple(noise.shape), index=index)))
+            if sigma_to > 0:
+                log_probs.append(transition.log_prob(moved, states[-1]))
+        asked = self.preference.ask(self.family.decode(states[-1]), batch)
+        reward = asked.reward.to(noise.device)
+        advantage = transition.group_advantage(reward, size, self.settings.normalise)
+        metrics = {**asked.metrics, "group_spread": _mean(transition.centred(reward, size).square().mean(1).sqrt())}
+        return Rollouts(batch.step, batch.prompts, sigmas, states, log_probs, reward, advantage, metrics)
+
+    def _trained_steps(self, made: Rollouts, batch: Batch) -> list[int]:
+        """Which steps this update trains: the next ones in an order drawn with the rollout, so that its updates take turns."""
+        trainable = len(made.log_probs)
+        count = self.settings.trained_steps or trainable
+        order = torch.randperm(trainable, generator=generator_of(replace(batch, step=made.step), STEPS)).tolist()
+        first = (batch.step - made.step) * count
+        return [order[(first + turn) % trainable] for turn in range(count)]
+
+    # --- predict ----------------------------------------------------------------------------------------------------
+
+    def _conditioning(self, prompts: tuple[str, ...]) -> Conditioning:
+        return self.family.encode_prompt(prompts).guided(self.rollout.embedded_guidance, self.rollout.cfg_scale)
+
+    def _transition(self, x_t: Latents, cond: Conditioning, sigma_from: Tensor, sigma_to: Tensor) -> transition.Transition:
+        family, settings, n = self.family, self.settings, len(x_t)
+        start_of, end_of = sigma_from.expand(n), sigma_to.expand(n)
+        pred = family.predict(x_t, start_of, cond)
+        return transition.transition(settings.sde, family.path, family.prediction, pred, x_t, start_of, end_of, settings.noise_level)
+
+    @torch.no_grad()
+    def _base_transition(self, made: Rollouts, cond: Conditioning, index: int) -> transition.Transition | None:
+        if self.base is None:
+            return None
+        with self.base.worn():
+            return self._transition(made.states[index], cond, made.sigmas[index], made.sigmas[index + 1])
+
+    def state_dict(self) -> Mapping[str, Any]:
+        kept = {micro: {each.name: getattr(made, each.name) for each in fields(made)} for micro, made in self.kept.items()}
+        return {**self.preference.state_dict(), "rollouts": kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.preference.load_state_dict(state)
+        device = next(self.family.denoiser.parameters()).device
+        self.kept = {micro: _on_device(Rollouts(**made), device) for micro, made in state["rollouts"].items()}
+
+
+def check_steps(settings: config.FlowGRPO, rollout: config.Rollout) -> None:
+    """The rollout has enough steps to train; its last adds no noise and has no probability."""
+    trainable = rollout.num_sampling_steps - 1
+    if (settings.trained_steps or 1) > trainable:
+        raise DirectAlignError(
+            f"method.trained_steps: {settings.trained_steps or 'all'} of the {trainable} steps that rollout.num_sampling_steps: {rollout.num_sampling_steps} "
+            "leaves to train (its last adds no noise): lower the one or raise the other"
+        )
+
+
+def check_sde(settings: config.FlowGRPO, path: str) -> None:
+    """Two of the stochastic steps are derived for rectified flow."""
+    if settings.sde != "ddim" and path != "flow":
+        raise DirectAlignError(f"method.sde: {settings.sde} is a step of rectified flow, and this model follows a DDPM schedule: set method.sde: ddim")
+
+
+def _on_device(made: Rollouts, device: torch.device) -> Rollouts:
+    """Checkpoints are read to the CPU."""
+    return replace(
+        made,
+        sigmas=made.sigmas.to(device),
+        states=[each.to(device) for each in made.states],
+        log_probs=[each.to(device) for each in made.log_probs],
+        reward=made.reward.to(device),
+        advantage=made.advantage.to(device),
+    )
+
+
+def _mean(values: PerSample | Tensor) -> float:
+    return float(values.detach().double().mean())
