@@ -24,7 +24,7 @@ from ..train.distributed import joined
 from ..train.feed import open_feed
 from ..train.sealed import write_text
 from .experiment import settings_of
-from .records import Arm, call_equivalents
+from .records import Arm, Number, call_equivalents
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Budget:
     `probed` how many updates the price is measured on.
     """
 
-    calls: float
+    calls: Number
     measurements: int
     num_pairs: int
     diversity_prompts: int
@@ -66,7 +66,7 @@ def _overrides(budget: Budget, updates: int, every: int) -> Sequence[str]:
     )
 
 
-def price(settings: Run, probed: int, kept: Path) -> float:
+def price(settings: Run, probed: int, kept: Path) -> Number:
     """Call equivalents of one update of a run, the mean over its first `probed` updates; read from `kept` if it is there."""
     known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
     key = hashlib.sha256(f"{probed} {dump_run(settings)}".encode()).hexdigest()[:16]
@@ -77,7 +77,7 @@ def price(settings: Run, probed: int, kept: Path) -> float:
     return known[key]
 
 
-def _measured_price(settings: Run, probed: int) -> float:
+def _measured_price(settings: Run, probed: int) -> Number:
     with joined() as ranks:
         random_state.seed_all(settings.seed)
         family = load_family(settings.model, ranks.device, settings.seed)

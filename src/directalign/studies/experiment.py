@@ -72,4 +72,4 @@ def is_finished(folder: Path, settings: Run) -> bool:
 def _line(rows: Sequence[Row]) -> str:
     last = rows[-1]
     numbers = [f"{name.replace('_', ' ')} {last[name]:.3f}" for name in ("photo_rate", "content", "color_drift", "reward") if name in last]
-    return f"{last['study']}: {last['arm']}, seed {last['seed']}: {last['step']} updates in {last['seconds']:.0f} s, {', '.join(numbers)}"
+    return f"{last['study']}: {last['arm']}, seed {last['seed']}: update {last['step']} after {last['seconds']:.0f} s, {', '.join(numbers)}"

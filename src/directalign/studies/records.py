@@ -20,6 +20,7 @@ from ..train.sealed import write_text
 from ..types import DirectAlignError
 
 Row = dict[str, Any]
+Number = int | float
 FACTS = ("commit", "machine", "versions")
 
 
@@ -36,7 +37,7 @@ class Arm:
     overrides: tuple[str, ...] = ()
 
 
-def call_equivalents(forward: float, backward: float) -> float:
+def call_equivalents(forward: Number, backward: Number) -> Number:
     """Cost in network calls: a sample through the network counts one, and two more where a gradient went back through it."""
     return forward + 2 * backward
 

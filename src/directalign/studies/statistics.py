@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TypedDict
 
-from .records import Row
+from .records import Number, Row
 
 CONFIDENCE = 0.95
 
@@ -25,7 +25,7 @@ class SeedInterval(TypedDict):
     n: int
 
 
-def mean_interval(values: Sequence[float]) -> SeedInterval:
+def mean_interval(values: Sequence[Number]) -> SeedInterval:
     """Mean of one number per seed, with value ± t·s/√n (Student 1908).
 
     Raises: ValueError without any value.
@@ -41,12 +41,12 @@ def mean_interval(values: Sequence[float]) -> SeedInterval:
     return SeedInterval(value=mean, low=mean - half, high=mean + half, n=n)
 
 
-def paired_over_seeds(a: Sequence[float], b: Sequence[float]) -> SeedInterval:
+def paired_over_seeds(a: Sequence[Number], b: Sequence[Number]) -> SeedInterval:
     """Mean of `a − b`, where a[i] and b[i] come from the same seed; the interval is that of the differences."""
     return mean_interval([ours - theirs for ours, theirs in _pairs(a, b)])
 
 
-def ratio_interval(a: Sequence[float], b: Sequence[float]) -> SeedInterval:
+def ratio_interval(a: Sequence[Number], b: Sequence[Number]) -> SeedInterval:
     """Geometric mean of `a / b` over seeds: the interval of the mean log-ratio, taken back from the logarithm.
 
     Raises: ValueError for a number that is not positive.
@@ -58,7 +58,7 @@ def ratio_interval(a: Sequence[float], b: Sequence[float]) -> SeedInterval:
     return SeedInterval(value=math.exp(logs["value"]), low=ends[0], high=ends[1], n=logs["n"])
 
 
-def _pairs(a: Sequence[float], b: Sequence[float]) -> list[tuple[float, float]]:
+def _pairs(a: Sequence[Number], b: Sequence[Number]) -> list[tuple[Number, Number]]:
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} values are not pairs: give one of each per seed")
     return list(zip(a, b, strict=True))
@@ -67,7 +67,7 @@ def _pairs(a: Sequence[float], b: Sequence[float]) -> list[tuple[float, float]]:
 # --- runs where they are equal ----------------------------------------------------------------------------------------
 
 
-def at_level(rows: Sequence[Row], key: str, level: float) -> Row | None:
+def at_level(rows: Sequence[Row], key: str, level: Number) -> Row | None:
     """The run (rows of one arm and seed) where `key` first reaches `level` from below; None if it never does.
 
     Numbers that both neighbouring measurements have are linear between them; what both agree on is kept; the rest is
@@ -82,7 +82,7 @@ def at_level(rows: Sequence[Row], key: str, level: float) -> Row | None:
     return None
 
 
-def at_budget(rows: Sequence[Row], key: str, amount: float) -> Row | None:
+def at_budget(rows: Sequence[Row], key: str, amount: Number) -> Row | None:
     """The run where it has spent `amount` of a key that never falls (seconds, call_equivalents, step); None if it ended before.
 
     Raises: ValueError where the key falls.
@@ -93,7 +93,7 @@ def at_budget(rows: Sequence[Row], key: str, amount: float) -> Row | None:
     return at_level(rows, key, amount)
 
 
-def _between(before: Row, after: Row, share: float) -> Row:
+def _between(before: Row, after: Row, share: Number) -> Row:
     """The row at `share` of the way from one measurement to the next."""
     row: Row = {}
     for name in before.keys() & after.keys():

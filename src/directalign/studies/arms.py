@@ -1,0 +1,39 @@
+"""The methods that stand side by side, each with its recipe; policy gradients go on longer, so that there is a level at which to compare them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from .budget import Budget
+from .palette import title_of
+from .records import Arm
+
+RECIPES = {
+    "srpo": "world_srpo",
+    "srpo_official": "world_official",
+    "direct_align": "world_direct_align",
+    "refl": "world_refl",
+    "draft_k": "world_draft_k",
+    "draft_lv": "world_draft_lv",
+    "alignprop": "world_alignprop",
+    "drtune": "world_drtune",
+    "leapalign": "world_leapalign",
+    "flowbp": "world_flowbp",
+    "flow_grpo": "world_flow_grpo",
+    "grpo_relative": "world_grpo_relative",
+}
+ARMS = tuple(Arm(name, title_of(name), recipe) for name, recipe in RECIPES.items())
+OURS = "srpo"
+POLICY_GRADIENTS, LONGER = ("flow_grpo", "grpo_relative"), 3
+QUICK_OVERRIDES = ("data.batch_size=2", "train.sample_prompts=[a red star on a navy background]")
+
+
+def sized(arms: Sequence[Arm], quick: bool) -> list[Arm]:
+    """The arms as they are, or with the small batches of a quick run."""
+    return [replace(arm, overrides=(*arm.overrides, *QUICK_OVERRIDES)) if quick else arm for arm in arms]
+
+
+def allowance(arm: Arm, budget: Budget) -> Budget:
+    """What an arm may spend of a study's budget: policy gradients `LONGER` times as much."""
+    return budget.times(LONGER) if arm.name in POLICY_GRADIENTS else budget
