@@ -28,7 +28,7 @@ QUESTION = (
 RATES = (3e-5, 1e-4, 3e-4)
 SEED = 100
 KEEPS = 0.95
-FULL = Budget(calls=12_000, measurements=6, num_pairs=128, diversity_prompts=0)
+FULL = Budget(calls=8_000, measurements=5, num_pairs=64, diversity_prompts=0)
 QUICK = Budget(calls=32, measurements=1, num_pairs=8, diversity_prompts=0, probed=1)
 QUICK_ARMS = ("srpo", "refl")
 
