@@ -168,6 +168,15 @@ def test_updates_take_turns_at_the_steps_of_one_rollout():
     assert len(family.calls) == 4 + 3 + 4 + 1
 
 
+def test_words_take_turns_by_rollout():
+    """By update, every rollout of two updates would be asked about the same one of two phrases."""
+    reward = ToyReward()
+    grpo = method(reward=reward, words={"positive": ["Photo", "Real"]}, updates_per_rollout=2)
+    for step in range(4):
+        list(grpo.losses(Batch(step, PROMPTS)))
+    assert [asked[0] for asked in reward.asked] == ["Photo. a red star", "Real. a red star"]
+
+
 def test_the_second_update_has_other_ratios_and_the_clip_bites():
     grpo = method(updates_per_rollout=2, clip_range=1e-6)
     optimizer = torch.optim.SGD(grpo.family.denoiser.parameters(), lr=1e-2)

@@ -48,7 +48,8 @@ class Rollouts:
 class FlowGRPO:
     """`losses(batch)` yields one loss per trained step of the rollout; `data.batch_size` prompts make `group_size` samples each.
 
-    With `updates_per_rollout` > 1 the following updates go on with the same samples, and their own prompts are passed over.
+    With `updates_per_rollout` > 1 the following updates go on with the same samples, and their own prompts are passed over;
+    control words that take turns, and the anchor's first updates, then count rollouts.
     Raises DirectAlignError for more trained steps than can be trained, and for an SDE of rectified flow on another path.
     """
 
@@ -107,7 +108,7 @@ class FlowGRPO:
             states.append(moved.draw(noise_of(batch, TRANSITION, tuple(noise.shape), index=index)))
             if sigma_to > 0:
                 log_probs.append(transition.log_prob(moved, states[-1]))
-        asked = self.preference.ask(self.family.decode(states[-1]), batch)
+        asked = self.preference.ask(self.family.decode(states[-1]), replace(batch, step=batch.step // self.settings.updates_per_rollout))
         reward = asked.reward.to(noise.device)
         advantage = transition.group_advantage(reward, size, self.settings.normalise)
         metrics = {**asked.metrics, "group_spread": _mean(transition.centred(reward, size).square().mean(1).sqrt())}
