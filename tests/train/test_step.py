@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from directalign.train.calls import CallCounter
 from directalign.train.distributed import Ranks
@@ -126,3 +127,15 @@ def test_network_calls_are_counted_with_and_without_gradient_and_from_the_update
     updater = Updater(TwoCalls(network.weight), [network.weight], torch.optim.SGD([network.weight], lr=0.1), 1.0, Ranks(), CallCounter(network))
     network(torch.ones(7, 3))  # a measurement between two updates does not count
     assert updater.update(1, [batch(1), batch(2)])["network_calls"] == {"forward": 14, "backward": 4}
+
+
+def test_a_recomputed_call_is_two_forward_and_one_backward():
+    network = nn.Linear(3, 3)
+
+    class Recomputed(Regression):
+        def losses(self, batch: Batch) -> Iterator[Loss]:
+            once = checkpoint(network, torch.ones(2, 3, requires_grad=True), use_reentrant=False)
+            yield Loss(checkpoint(network, once, use_reentrant=False).mean(), "chain")
+
+    updater = Updater(Recomputed(network.weight), [network.weight], torch.optim.SGD([network.weight], lr=0.1), 1.0, Ranks(), CallCounter(network))
+    assert updater.update(1, [batch(1)])["network_calls"] == {"forward": 8, "backward": 4}

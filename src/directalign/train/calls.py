@@ -1,14 +1,13 @@
 """What an update costs in the currency that all methods share: samples through the denoiser, with and without gradient.
 
-A call with classifier-free guidance counts twice, since the network runs twice; so does a step whose activations are
-recomputed in the backward pass.
+A call with classifier-free guidance counts twice, since the network runs twice. A step whose activations are recomputed
+in the backward pass is two calls forward and one backward.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 
@@ -20,7 +19,7 @@ class CallCounter:
         denoiser.register_forward_hook(self._count)
 
     def taken(self) -> tuple[int, int]:
-        """Samples through the network, and how many of them carried a gradient."""
+        """Samples through the network, and samples that a gradient came back through."""
         counts = self._forward, self._backward
         self._forward, self._backward = 0, 0
         return counts
@@ -28,5 +27,8 @@ class CallCounter:
     def _count(self, module: nn.Module, given: Any, output: Any) -> None:
         tensor = output if isinstance(output, Tensor) else output[0]
         self._forward += len(tensor)
-        if torch.is_grad_enabled() and tensor.requires_grad:
-            self._backward += len(tensor)
+        if tensor.requires_grad:
+            tensor.register_hook(lambda gradient: self._count_backward(len(gradient)))
+
+    def _count_backward(self, samples: int) -> None:
+        self._backward += samples
