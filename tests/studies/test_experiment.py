@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+from test_records import FACTS, RECIPE, measurement, update
 
 from directalign.config import Run
 from directalign.config_loading import dump_run, load_run
 from directalign.studies.experiment import Arm, run_arm, run_arms, settings_of
 from directalign.types import DirectAlignError
-from test_records import FACTS, RECIPE, measurement, update
 
 Trained = list[tuple[str, bool]]
 A, B = Arm("a", "Arm A", "short"), Arm("b", "Arm B", "short", ("train.learning_rate=1.0e-3", "train.num_steps=2"))
@@ -69,9 +69,7 @@ def test_a_finished_run_of_other_settings_is_refused_by_name(tmp_path: Path, rec
     assert len(trained) == 1
 
 
-def test_all_arms_are_run_at_the_first_seed_before_the_next(
-    tmp_path: Path, recipes: Path, trained: Trained, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_arms_are_run_at_the_first_seed_before_the_next(tmp_path: Path, recipes: Path, trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     rows = run_arms("demo", [A, B], [0, 1], tmp_path, recipes)
     assert [name for name, _ in trained] == ["a-seed0", "b-seed0", "a-seed1", "b-seed1"]
     assert [(row["arm"], row["seed"], row["step"]) for row in rows] == [(arm, seed, step) for arm in "ab" for seed in (0, 1) for step in (0, 3)]

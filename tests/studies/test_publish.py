@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from planted import run
 
 from directalign import studies
 from directalign.studies import publish
 from directalign.types import DirectAlignError
-from synthetic_rows import run
 
 
 class Toy:
@@ -88,5 +88,5 @@ def test_an_unknown_study_is_refused_with_the_names_there_are() -> None:
 @pytest.mark.parametrize(("name", "title"), studies.STUDIES.items())
 def test_every_study_is_there_under_its_name_and_title(name: str, title: str) -> None:
     study = studies.load_study(name)
-    assert isinstance(study, studies.Study) and (study.NAME, study.TITLE) == (name, title)
+    assert isinstance(study, studies.Study) and (name, title) == (study.NAME, study.TITLE)
     assert 2 <= study.QUESTION.count(". ") + 1 <= 5

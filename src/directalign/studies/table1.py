@@ -26,7 +26,7 @@ QUESTION = (
 )
 SEEDS, QUICK_SEEDS = (0, 1, 2), (0,)
 FULL = Budget(calls=8_000, measurements=6, num_pairs=128, diversity_prompts=8)
-QUICK = Budget(calls=32, measurements=2, num_pairs=8, diversity_prompts=1, probed=1)
+QUICK = Budget(calls=32, measurements=1, num_pairs=8, diversity_prompts=1, probed=1)
 
 
 def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
