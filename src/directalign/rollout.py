@@ -49,8 +49,8 @@ def noise_of(batch: Batch, stream: int, shape: tuple[int, ...], shared: bool = F
 def sample(family: Family, cond: Conditioning, noise: Latents, sigmas: Float[Tensor, " levels"], grad_steps: int = 0) -> Latents:
     """Clean latents x0 from `noise`, one network call per pair of neighbours in `sigmas` (falling to 0; `family.sigmas` gives them).
 
-    Levels that end above 0 give x_t at the last of them. The last `grad_steps` steps keep their graph, the others run without gradient. `noise` is taken as x_t at the first
-    level as it is, as the diffusers pipelines do.
+    Levels that end above 0 give x_t at the last of them. The last `grad_steps` steps keep their graph, the others run
+    without gradient. `noise` is taken as x_t at the first level as it is, as the diffusers pipelines do.
     """
     x_t, num_sampling_steps = noise, len(sigmas) - 1
     keeps_graph = torch.is_grad_enabled()

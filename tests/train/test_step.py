@@ -134,8 +134,11 @@ def test_a_recomputed_call_is_two_forward_and_one_backward():
 
     class Recomputed(Regression):
         def losses(self, batch: Batch) -> Iterator[Loss]:
-            once = checkpoint(network, torch.ones(2, 3, requires_grad=True), use_reentrant=False)
-            yield Loss(checkpoint(network, once, use_reentrant=False).mean(), "chain")
+            def step(x: Tensor) -> Tensor:
+                return network(x) * x
+
+            once = checkpoint(step, torch.ones(2, 3, requires_grad=True), use_reentrant=False)
+            yield Loss(checkpoint(step, once, use_reentrant=False).mean(), "chain")
 
     updater = Updater(Recomputed(network.weight), [network.weight], torch.optim.SGD([network.weight], lr=0.1), 1.0, Ranks(), CallCounter(network))
     assert updater.update(1, [batch(1)])["network_calls"] == {"forward": 8, "backward": 4}
