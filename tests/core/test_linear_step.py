@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from directalign.core.linear_step import chain_coefficients, linear_step, step_coefficients
+from directalign.core.prediction import to_x0
+from directalign.rollout import step
+from directalign.types import Conditioning
+from methods.toy import ToyFamily
+
+NATIVE = [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v"), ("vp", "x0"), ("flow", "epsilon")]
+HIGH = torch.tensor([0.97, 0.8, 0.3], dtype=torch.float64)
+LOW = torch.tensor([0.9, 0.1, 0.0], dtype=torch.float64)
+SIGMAS = torch.tensor([0.99, 0.7, 0.4, 0.15, 0.0], dtype=torch.float64)
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+
+
+@pytest.mark.parametrize(("start", "end"), [(HIGH, LOW), (LOW + 0.01, HIGH)], ids=["denoise", "inversion"])
+@pytest.mark.parametrize("native", NATIVE)
+def test_the_line_is_the_samplers_own_step(native, start, end, latents):
+    family, x_t = ToyFamily(*native), latents[0]
+    pred = family.predict(x_t, start, Conditioning(("", "", ""), {}))
+    assert_close(linear_step(*native, x_t, pred, start, end), step(family, Conditioning(("", "", ""), {}), x_t, start, end), **EXACT)
+
+
+@pytest.mark.parametrize("native", NATIVE)
+def test_a_step_to_the_end_is_the_one_step_guess(native, latents):
+    x_t, pred, _ = latents
+    assert_close(linear_step(*native, x_t, pred, HIGH, torch.zeros_like(HIGH)), to_x0(*native, pred, x_t, HIGH), **EXACT)
+
+
+@pytest.mark.parametrize("native", NATIVE)
+def test_no_step_leaves_everything_where_it_is(native):
+    a, b = step_coefficients(*native, HIGH, HIGH)
+    assert_close(a, torch.ones_like(HIGH), **EXACT)
+    assert_close(b, torch.zeros_like(HIGH), **EXACT)
+
+
+@pytest.mark.parametrize("native", NATIVE)
+def test_a_chain_counts_each_answer_as_its_gradient_does(native):
+    x_t = torch.randn(1, 4, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    preds = [torch.randn_like(x_t).requires_grad_() for _ in SIGMAS[1:]]
+    for pred, (sigma_from, sigma_to) in zip(preds, pairwise(SIGMAS), strict=True):
+        x_t = linear_step(*native, x_t, pred, sigma_from.expand(1), sigma_to.expand(1))
+    found = torch.stack([gradient[0, 0, 0, 0] for gradient in torch.autograd.grad(x_t.sum(), preds)])
+    assert_close(chain_coefficients(*native, SIGMAS), found, **EXACT)
+
+
+def test_on_a_flow_the_answers_count_by_the_length_of_their_steps():
+    assert_close(chain_coefficients("flow", "velocity", SIGMAS), SIGMAS.diff(), **EXACT)
+
+
+def test_v_turns_by_the_angle_between_the_levels():
+    a, b = step_coefficients("vp", "v", HIGH, LOW)
+    angle = HIGH.asin() - LOW.asin()
+    assert_close(a, angle.cos(), **EXACT)
+    assert_close(b, -angle.sin(), **EXACT)
+
+
+def test_float32_latents_stay_float32(latents):
+    x_t, pred, _ = (tensor.float() for tensor in latents)
+    assert linear_step("vp", "v", x_t, pred, HIGH, LOW).dtype == torch.float32
