@@ -16,7 +16,7 @@ from .families.loading import FAMILIES
 from .families.parts import read_json
 from .images import scan_images
 from .memory import DENOISER, Estimate, estimate, image_size, size_multiple
-from .methods import flow_grpo
+from .methods import drtune, flow_grpo, leapalign
 from .prompts import read_prompts
 from .rewards import load_reward, require_gradient
 from .types import DirectAlignError
@@ -74,6 +74,10 @@ def check_method(run: config.Run) -> None:
             raise DirectAlignError(f"method.words.{side}: holds a blank phrase; remove it")
     if isinstance(run.method, config.SRPO):
         check_moves(run.method.moves)
+    if isinstance(run.method, config.DRTune):
+        drtune.check_steps(run.method, run.rollout)
+    if isinstance(run.method, config.LeapAlign):
+        leapalign.check_steps(run.rollout)
     if isinstance(run.method, config.FlowGRPO):
         flow_grpo.check_steps(run.method, run.rollout)
         flow_grpo.check_sde(run.method, FAMILIES[run.model.family].path)

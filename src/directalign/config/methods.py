@@ -77,7 +77,7 @@ class DRTune(Preferring):
 
     name: Literal["drtune"] = "drtune"
     trained_steps: Positive = Field(default=2, description="K: steps that are trained, equally spaced from a random first one on.")
-    early_stop: Positive = Field(default=2, description="Sampling stops at a step drawn from this many last ones, and the reward sees the one-step guess there.")
+    early_stop: Positive = Field(default=2, description="Sampling stops at a step drawn from this many last ones; the reward sees the one-step guess there.")
 
 
 class LeapAlign(Preferring):
@@ -96,7 +96,7 @@ class FlowBP(Preferring):
     """Gradient of the reward at the sampled image through a few repeated steps of its path: FlowBP-Sparse (arXiv 2606.11075)."""
 
     name: Literal["flowbp"] = "flowbp"
-    trained_steps: Positive = Field(default=3, description="K: steps of the sampled path that are repeated with gradient (the paper: 3 of 25).")
+    trained_steps: Positive = Field(default=3, description="K: steps of the sampled path that are repeated with gradient (released for FLUX.1: 3 of 25).")
     late_bias: float = Field(default=2.0, description="Step i of 1, ..., N is drawn with weight i to this power; 0 draws them uniformly.", ge=0)
     rescale: float = Field(
         default=1.0, description="1 stretches the gradient by the length of all steps over that of the drawn ones, 0 leaves it; linear between.", ge=0

@@ -1,0 +1,92 @@
+"""DRTune (arXiv 2405.00760): a few steps spread over the sampling train, and no gradient goes through a network's input.
+
+The paper: cut the gradient at the input of the denoiser, so that the reward reaches early steps along the chain of
+samples alone, where nothing multiplies up; train K equally spaced steps; stop early at random and let the reward see
+the one-step guess. Here: the same for every path and prediction, one draw of the stop and of the first trained step
+for the whole batch, the K steps spread over those before the stop so that all of them count. Left out: nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..config import DRTune as Settings
+from ..config import Rollout as RolloutSettings
+from ..core.linear_step import linear_step
+from ..core.noising import STEPS, generator_of
+from ..core.preference import hinge
+from ..interfaces import Family, Reward
+from ..rewards.preference import Preference, require_gradient
+from ..rollout import Start, start
+from ..types import Batch, DirectAlignError, Latents, Loss
+
+
+class DRTune:
+    """`losses(batch)` yields one loss, with the gradient of K network calls.
+
+    Raises DirectAlignError for a reward without gradient, for one that ignores the prompt where the form compares two
+    phrasings, and where an early stop could leave fewer than K steps.
+    """
+
+    def __init__(self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings) -> None:
+        require_gradient(reward, settings.name)
+        check_steps(settings, rollout)
+        self.family, self.settings, self.rollout = family, settings, rollout
+        self.preference = Preference(reward, settings)
+
+    def losses(self, batch: Batch) -> Iterator[Loss]:
+        """Make the steps down to the stop, some with gradient; predict x0_hat there; reward; yield."""
+        begun, (stop, trained) = start(self.family, self.rollout, batch), self.steps(batch)
+        sigmas = torch.cat([begun.sigmas[: stop + 1], torch.zeros_like(begun.sigmas[:1])])  # from the stop, one step to the end is x0_hat
+
+        x0_hat = self._chain(begun, sigmas, trained)
+
+        asked = self.preference.ask(self.family.decode(x0_hat), batch)
+        loss = hinge(asked.reward, 1.0, self.settings.margin)
+
+        levels = {"sigma": begun.sigmas[stop].expand(len(loss)), "reward": asked.reward}
+        yield Loss(loss.mean(), "chain", asked.metrics, {name: value.detach().double().tolist() for name, value in levels.items()})
+
+    def steps(self, batch: Batch) -> tuple[int, range]:
+        """(stop, trained): the step whose guess is judged, uniform over the last `early_stop`, and the K trained ones among 0, ..., stop.
+
+        The trained steps lie ⌊(stop + 1) / K⌋ apart, from a first one drawn uniformly from where they all fit.
+        """
+        generator, trained_steps = generator_of(batch, STEPS), self.settings.trained_steps
+        stop = self.rollout.num_sampling_steps - int(torch.randint(1, self.settings.early_stop + 1, (), generator=generator))
+        spacing = (stop + 1) // trained_steps
+        span = (trained_steps - 1) * spacing + 1
+        first = int(torch.randint(stop + 2 - span, (), generator=generator))
+        return stop, range(first, first + span, spacing)
+
+    def _chain(self, begun: Start, sigmas: Float[Tensor, " levels"], trained: range) -> Latents:
+        """The end of the steps along `sigmas`; the graph joins the trained answers by the numbers of the sampler alone."""
+        family, x_t = self.family, begun.noise
+        for index, (sigma_from, sigma_to) in enumerate(pairwise(sigmas.to(x_t.device))):
+            levels = sigma_from.expand(len(x_t)), sigma_to.expand(len(x_t))
+            with torch.set_grad_enabled(index in trained):
+                pred = family.predict(x_t.detach(), levels[0], begun.cond)
+            x_t = linear_step(family.path, family.prediction, x_t, pred, *levels)
+        return x_t
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return self.preference.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.preference.load_state_dict(state)
+
+
+def check_steps(settings: Settings, rollout: RolloutSettings) -> None:
+    """Refuse more trained steps than the earliest stop leaves."""
+    fewest = rollout.num_sampling_steps + 1 - settings.early_stop
+    if settings.trained_steps > fewest:
+        raise DirectAlignError(
+            f"method.trained_steps {settings.trained_steps} does not fit: with method.early_stop {settings.early_stop} a rollout of "
+            f"rollout.num_sampling_steps {rollout.num_sampling_steps} may end after {fewest}; lower one of the first two, or sample in more steps"
+        )
