@@ -33,9 +33,14 @@ class Study(Protocol):
     claims and what is measured.
     """
 
-    NAME: str
-    TITLE: str
-    QUESTION: str
+    @property
+    def NAME(self) -> str: ...
+
+    @property
+    def TITLE(self) -> str: ...
+
+    @property
+    def QUESTION(self) -> str: ...
 
     def measure(self, out: Path, quick: bool, recipes: Path) -> list[dict[str, Any]]: ...
 
