@@ -37,7 +37,7 @@ def _command(name: str) -> Callable[..., None]:
 
     def study(
         quick: Annotated[bool, typer.Option("--quick", help="A tiny size that shows the wiring, in minutes.")] = False,
-        out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for runs, rows, figures and text; called again it goes on.")] = Path("runs", f"study_{name}"),
+        out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the study; called again it goes on.")] = Path("runs", f"study_{name}"),
         recipes: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the recipes that are compared.")] = Path("recipes"),
         debug: Debug = False,
     ) -> None:
