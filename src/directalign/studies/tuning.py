@@ -21,7 +21,7 @@ from .tables import markdown, number
 NAME = "tuning"
 TITLE = "The learning rate of every method, chosen with equal care"
 QUESTION = (
-    "A comparison of methods is worth what the tuning of each of them is worth; the paper does not say how its rivals were tuned (arXiv 2509.06942). "
+    "The paper puts SRPO beside ReFL, DRaFT-LV and DanceGRPO (arXiv 2509.06942, table 1); such a comparison is worth what the tuning of each method is worth. "
     "Here every method is trained with the same learning rates, each within the same number of network calls, and one rule picks the rate with which "
     "`directalign study table1` compares it."
 )
