@@ -14,10 +14,10 @@ from directalign.core.noising import inject
 from directalign.core.prediction import determinant, target
 from directalign.core.recovery import gain, recover
 from directalign.studies import run_study
-from directalign.studies.recovery_collapse import kept, lost_from
+from directalign.studies.records import read_rows
+from directalign.studies.recovery_collapse import collapse, kept, lost_from
 from directalign.studies.recovery_errors import HIGHEST, landings, predicted_ratio, rmse, stepped
 from directalign.studies.recovery_story import deviations, upward
-from directalign.studies.records import read_rows
 from directalign.types import DirectAlignError, PathName, PredictionName
 from methods.toy import ToyFamily
 
@@ -78,9 +78,9 @@ def test_what_is_kept_is_measured_from_chance():
     recovered = planted(image="recovered", sigma=0.2, jump=0.02, reward=0.8, content=0.4)
     other_jump = planted(image="recovered", sigma=0.2, jump=0.2, reward=0.0, content=0.0)
     rows = [clean, *guesses, recovered, other_jump]
-    assert kept(rows, "flux", "x0_hat", "fresh", "reward kept") == [(0.2, pytest.approx(1.0)), (0.9, pytest.approx(0.25))]
+    assert kept(rows, "flux", "x0_hat", "fresh", "reward") == [(0.2, pytest.approx(1.0)), (0.9, pytest.approx(0.25))]
     assert kept(rows, "flux", "x0_hat", "fresh", "content") == [(0.2, pytest.approx(1.0)), (0.9, pytest.approx(0.25))]
-    assert kept(rows, "flux", "recovered", "fresh", "reward kept") == [(0.2, pytest.approx(0.5))]
+    assert kept(rows, "flux", "recovered", "fresh", "reward") == [(0.2, pytest.approx(0.5))]
     assert kept(rows, "flux", "recovered", "rollout", "content") == []
 
 
@@ -91,6 +91,13 @@ def test_sentences_count_what_the_rows_hold():
     assert [found for found, _ in deviations(rows)] == [0.5, 0.5]
     assert upward(rows, "flux").startswith("In 1 of the 2 pairs") and "sigma 0.94" in upward(rows, "flux") and "0.05" in upward(rows, "flux")
     assert upward(rows[:1], "flux").startswith("In none of the 1 cases")
+
+
+def test_half_lost_is_told_by_name():
+    clean = planted(image="clean", reward=0.9, chance=0.7, content=1.0, agreement=1.0, style=1.0, sharpness=2.0)
+    numbers = {"reward": 0.9, "content": 1.0, "agreement": 0.9, "style": 1.0}
+    rows = [clean, planted(image="x0_hat", sigma=0.9, sharpness=0.4, **numbers), planted(image="recovered", sigma=0.9, jump=0.02, sharpness=1.9, **numbers)]
+    assert "one-step guess of sharpness (from sigma 0.9), in the recovered image of nothing." in collapse(rows)
 
 
 # --- the quick size ---------------------------------------------------------------------------------------------------
@@ -117,6 +124,7 @@ def test_on_the_embedded_models_the_measured_ratio_is_the_predicted_one(quick: P
 
 def test_the_page_holds_tables_and_pictures(quick: Path):
     page = (quick / "README.md").read_text(encoding="utf-8")
+    assert page.count("reward's ranking |") == 6 and "half is lost in the one-step guess of" in page
     for title in ("FLUX (flow, velocity)", "SD (vp, epsilon)", "SD (vp, v)"):
         assert f"### {title}" in page
     for name in ("recovery_errors.png", "recovery_scores.png"):

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 from .records import Row, arms_of
 from .statistics import mean_interval
-from .tables import markdown
+from .tables import markdown, number
 
 JUMP = 0.02
 """The jump that the tables and the collapse are read at; the official span is 0.0214."""
 HALF = 0.5
+SEEN = {
+    "reward": "reward's score",
+    "agreement": "reward's ranking",
+    "content": "content",
+    "style": "style",
+    "sharpness": "sharpness",
+}
+"""What may be lost, by its name in the rows."""
 OWN, FRESH = "rollout", "fresh"
 NOISES = {OWN: "its own", FRESH: "fresh"}
 
@@ -29,8 +38,8 @@ def sigmas_of(rows: Sequence[Row], arm: str) -> list[float]:
 def kept(rows: Sequence[Row], arm: str, image: str, noise: str, what: str) -> list[tuple[float, float]]:
     """(sigma, share of the clean images' value that is left), means over seeds.
 
-    `content` is the judge's; `reward kept` is (score − chance) / (clean score − chance), where chance is the clean
-    images' mean score under other captions.
+    `what` is one of `SEEN`. Of the reward's score that is (score − chance) / (clean score − chance), where chance is the
+    clean images' mean score under other captions.
     """
     clean = [row for row in rows if row["arm"] == arm and row["image"] == "clean"]
     points = []
@@ -42,10 +51,8 @@ def kept(rows: Sequence[Row], arm: str, image: str, noise: str, what: str) -> li
 
 
 def _share(found: Sequence[Row], clean: Sequence[Row], what: str) -> float:
-    if what == "content":
-        return _mean(found, "content") / _mean(clean, "content")
-    chance = _mean(clean, "chance")
-    return (_mean(found, "reward") - chance) / (_mean(clean, "reward") - chance)
+    nothing = _mean(clean, "chance") if what == "reward" else 0.0
+    return (_mean(found, what) - nothing) / (_mean(clean, what) - nothing)
 
 
 def lost_from(points: Sequence[tuple[float, float]]) -> float | None:
@@ -59,29 +66,37 @@ def lost_from(points: Sequence[tuple[float, float]]) -> float | None:
 
 
 def collapse_table(rows: list[Row]) -> str:
-    """Where each image loses half of what the reward and the judge see, and what the recovered one has there."""
+    """Where each image loses half of what is seen, and the least that is left of it at any level."""
     lines = []
     for arm, title in arms_of(rows).items():
-        for noise in (OWN, FRESH):
-            cells = [_level(lost_from(kept(rows, arm, image, noise, what))) for what in ("reward kept", "content") for image in ("x0_hat", "recovered")]
-            least = min(share for _, share in kept(rows, arm, "recovered", noise, "content"))
-            lines.append([title, NOISES[noise], *cells, f"{100 * least:.0f} %"])
-    headers = ["model", "noise", "reward: guess", "reward: recovered", "content: guess", "content: recovered", "recovered, least content"]
+        for noise, what in product(NOISES, SEEN):
+            points = [kept(rows, arm, image, noise, what) for image in ("x0_hat", "recovered")]
+            levels = [_level(lost_from(found)) for found in points]
+            least = [f"{number(100 * min(share for _, share in found), 0)} %" for found in points]
+            lines.append([title, NOISES[noise], SEEN[what], *levels, *least])
+    headers = ["model", "noise", "what", "guess: half lost", "recovered: half lost", "guess: least left", "recovered: least left"]
     return markdown(headers, lines)
 
 
+LEGEND = (
+    f"The level from which on less than half of the clean images' value is left, and the least that is left at any level; jump {JUMP} down. The reward's score "
+    "counts from what the same images get under other captions; its ranking is the correlation of scores over images with those of the clean images. "
+    "Content is the judge's rate, style the share of images that it names as it names the clean one, sharpness the gradient energy."
+)
+
+
 def collapse(rows: list[Row]) -> str:
-    """The same as sentences."""
-    said = [
-        f"The level from which on less than half of the clean images' value is left; jump {JUMP} down. For the reward that is half of what its score has over "
-        "the score that the same images get under other captions, for the judge half of the clean images' content rate."
-    ]
+    """The same as sentences, for fresh noise."""
+    said = []
     for arm, title in arms_of(rows).items():
-        guess, recovered = (lost_from(kept(rows, arm, image, FRESH, "content")) for image in ("x0_hat", "recovered"))
-        held = "the recovered image keeps it at every level" if recovered is None else f"the recovered image from sigma {recovered:g}"
-        lost = "never loses half of its content" if guess is None else f"loses half of its content from sigma {guess:g}"
-        said.append(f"{title}, fresh noise: the one-step guess {lost}; {held}.")
-    return "\n\n".join([said[0], " ".join(said[1:])])
+        guess, recovered = (_losses(rows, arm, image) for image in ("x0_hat", "recovered"))
+        said.append(f"{title}, fresh noise: half is lost in the one-step guess of {guess}, in the recovered image of {recovered}.")
+    return "\n\n".join([LEGEND, " ".join(said)])
+
+
+def _losses(rows: list[Row], arm: str, image: str) -> str:
+    levels = {title: lost_from(kept(rows, arm, image, FRESH, what)) for what, title in SEEN.items()}
+    return ", ".join(f"{title} (from sigma {level:g})" for title, level in levels.items() if level is not None) or "nothing"
 
 
 def _mean(rows: Sequence[Row], key: str) -> float:

@@ -6,7 +6,7 @@ out, to the next level and back by the known noise, in the network's own float32
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +17,8 @@ from ..core.noising import inject
 from ..core.path import alpha, per_sample
 from ..core.prediction import to_noise, to_x0
 from ..core.recovery import recover
+from ..evaluate.drift import sharpness
+from ..evaluate.measure import STYLE
 from ..interfaces import Family, Judge, Reward
 from ..types import Conditioning, Images, Latents, Noised, PathName, PerSample
 from .records import Row
@@ -95,17 +97,30 @@ class Bench:
             yield {**row, "ratio": ratio, "predicted": predicted_ratio(family.path, sigma, sigma_to), **self.seen(recovered)}
 
     def seen(self, latents: Latents) -> Row:
-        """Distance to the clean latents and to the clean pixels, the reward's score and the judge's content."""
-        images, prompts = self.images(latents), self.cond.prompts
-        reward = self.reward.score(self.reward.encode(images), prompts).mean()
-        content = self.judge(images, prompts)["content"].mean()
+        """How far latents and their pixels are from the clean ones, and what is still seen in the images.
+
+        `reward` is the mean score, `agreement` its correlation over images with the clean images' scores; `content` the judge's,
+        `style` the share of images whose style the judge names as it names the clean one's; `sharpness` the gradient energy.
+        """
+        images = self.images(latents)
+        scores, judged = self._scores(images), self.judge(images, self.cond.prompts)
         away = {"latents_rmse": rmse(latents, self.x0), "pixels_rmse": rmse(images, self.truth)}
-        return {**away, "reward": float(reward), "content": float(content)}
+        agreement = torch.corrcoef(torch.stack([scores, self._scores(self.truth)]).double())[0, 1]
+        same = torch.stack([(answer == self._judged[name]).float() for name, answer in judged.items() if name.startswith(STYLE)]).amin(0)
+        kept = {"content": judged["content"].mean(), "style": same.mean(), "sharpness": sharpness(images).mean()}
+        return {**away, "reward": float(scores.mean()), "agreement": float(agreement), **{name: float(value) for name, value in kept.items()}}
+
+    def _scores(self, images: Images) -> PerSample:
+        return self.reward.score(self.reward.encode(images), self.cond.prompts).cpu()
 
     @cached_property
     def truth(self) -> Images:
         """The clean images."""
         return self.images(self.x0)
+
+    @cached_property
+    def _judged(self) -> Mapping[str, PerSample]:
+        return self.judge(self.truth, self.cond.prompts)
 
     def images(self, latents: Latents) -> Images:
         """Decoded and clamped to [0, 1]."""

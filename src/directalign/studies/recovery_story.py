@@ -8,9 +8,12 @@ from pathlib import Path
 from .figures import Line, Panel, curves
 from .reading import over
 from .records import Row, arms_of, seeds_of
-from .recovery_collapse import FRESH, JUMP, OWN, collapse, collapse_table, kept, of, sigmas_of
+from .recovery_collapse import FRESH, JUMP, OWN, SEEN, collapse, collapse_table, kept, of, sigmas_of
 from .statistics import SeedInterval
 from .tables import markdown, number, with_interval
+
+DRAWN = ("agreement", "style", "sharpness")
+"""What the picture shows of `recovery_collapse.SEEN`."""
 
 
 def tell(rows: list[Row]) -> str:
@@ -26,12 +29,11 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
     arms = arms_of(rows)
     note = "Error (RMS, latents) of the one-step guess and of the image recovered after a jump down; the image's own noise, means over seeds."
     errors = [Panel(title, "sigma", "error", _error_lines(rows, arm), log_y=True, named=arm == list(arms)[-1]) for arm, title in arms.items()]
-    pairs = [(what, arm) for what in ("reward kept", "content") for arm in arms]
-    scores = [Panel(f"{arms[arm]}: {what}", "sigma", what, _score_lines(rows, arm, what), percent=True, named=arm == list(arms)[-1]) for what, arm in pairs]
-    seen = f"What the reward and the judge keep of the picture, jump {JUMP}, fresh noise."
+    scores = [_seen_panel(rows, arm, what, named=arm == list(arms)[-1]) for what in DRAWN for arm in arms]
+    seen = f"What is left of the clean images' value in the one-step guess and in the recovered image; jump {JUMP}, fresh noise."
     return [
         curves(folder / "recovery_errors.png", "The recovered image stays near the clean one where a one-step guess does not", errors, note),
-        curves(folder / "recovery_scores.png", "What is seen in the two images", scores, seen),
+        curves(folder / "recovery_scores.png", "What reward and judge still see", scores, seen),
     ]
 
 
@@ -113,10 +115,10 @@ def _error_lines(rows: list[Row], arm: str) -> list[Line]:
     return lines
 
 
-def _score_lines(rows: list[Row], arm: str, what: str) -> list[Line]:
-    named = {"x0_hat": "guess", "recovered": "recovered"}
-    points = {name: kept(rows, arm, image, FRESH, what) for image, name in named.items()}
-    return [Line(name, [sigma for sigma, _ in found], [share for _, share in found]) for name, found in points.items()]
+def _seen_panel(rows: list[Row], arm: str, what: str, named: bool) -> Panel:
+    points = {name: kept(rows, arm, image, FRESH, what) for image, name in {"x0_hat": "guess", "recovered": "recovered"}.items()}
+    lines = [Line(name, [sigma for sigma, _ in found], [share for _, share in found]) for name, found in points.items()]
+    return Panel(arms_of(rows)[arm], "sigma", SEEN[what], lines, percent=True, named=named)
 
 
 def _value(interval: SeedInterval | None) -> float | None:
