@@ -159,8 +159,8 @@ def _name_lines(axes: Axes, lines: Sequence[Line], looks: Mapping[str, Look]) ->
     """The names under each other beside the right edge, as near the last points of their lines as there is room."""
     axes.autoscale_view()
     box = axes.get_window_extent()
-    ends = [tuple(map(float, axes.transData.transform((line.x[-1], line.y[-1])))) for line in lines]
-    heights = apart([height for _, height in ends], LINE_HEIGHT, float(box.y0) - 0.3 * DPI, float(box.y1) + 0.1 * DPI)
+    ends = [_pixels(axes, line.x[-1], line.y[-1]) for line in lines]
+    heights = apart([height for _, height in ends], LINE_HEIGHT, float(box.y0) - 0.3 * DPI, float(box.y1))
     for line, end, height in zip(lines, ends, heights, strict=True):
         look, edge = looks[line.name], float(box.x1) + 16
         thread = {"arrowstyle": "-", "color": look.colour, "linewidth": 0.6, "alpha": 0.55, "shrinkA": 0, "shrinkB": 0}
@@ -207,7 +207,7 @@ def _draw_place(axes: Axes, place: Place, look: Look) -> None:
 def _name_places(axes: Axes, places: Sequence[Place], looks: Mapping[str, Look], taken: Sequence[Box]) -> None:
     """A name near every mark, clear of whiskers, marks and other names."""
     axes.autoscale_view()
-    points = [tuple(map(float, axes.transData.transform((place.x["value"], place.y["value"])))) for place in places]
+    points = [_pixels(axes, place.x["value"], place.y["value"]) for place in places]
     sizes = [(0.64 * LABEL * len(looks[place.name].title) * DPI / 72, LINE_HEIGHT) for place in places]
     frame = axes.get_window_extent()
     found = beside(points, sizes, _covered(frame.get_points()), [*taken, *_whiskers(axes, places)])
@@ -256,6 +256,11 @@ def _write(axes: Axes, look: Look, left: Number, middle: Number) -> None:
 
 def _weight(look: Look) -> str:
     return "bold" if look.weight > 2 else "normal"
+
+
+def _pixels(axes: Axes, x: Number, y: Number) -> tuple[float, float]:
+    across, up = axes.transData.transform((x, y))
+    return float(across), float(up)
 
 
 def _covered(corners: Any) -> Box:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,7 +17,8 @@ from PIL import Image
 INK, SOFT, LINE, PAPER = "#1b1d22", "#5d636e", "#e4e4df", "#ffffff"
 WIDTH, DPI = 10.4, 120  # inches, pixels per inch
 LABEL = 10  # points
-STYLE = {
+TITLE_LETTERS = 85  # of a title in full size; a longer one is set smaller
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": LABEL,
     "text.color": INK,
@@ -50,7 +51,7 @@ class Sheet:
     def __init__(self, title: str, note: str, height: int | float) -> None:
         self.height = height + (0.8 if note else 0.55)
         figure = Figure((WIDTH, self.height), dpi=DPI, facecolor=PAPER)
-        figure.text(0.25 / WIDTH, 1 - 0.2 / self.height, title, size=14, weight="bold", va="top")
+        figure.text(0.25 / WIDTH, 1 - 0.2 / self.height, title, size=min(14, 14 * TITLE_LETTERS / max(1, len(title))), weight="bold", va="top")
         figure.text(0.25 / WIDTH, 1 - 0.5 / self.height, note, size=LABEL, color=SOFT, va="top")
         self._figure, self._canvas = figure, FigureCanvasAgg(figure)
 
