@@ -83,7 +83,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     ),
     # Ours: the two branches of official_flux folded into one denoise branch. Half the official k_d as k_pos and half the official k_i as
-    # k_neg give it half the absolute and half the relative weight of their sum at every level, for half the calls (docs/method.md, section 4).
+    # k_neg give it half the absolute and half the relative weight of their sum, for half the calls (docs/method.md, section 4). Exact but for the
+    # place where the inversion branch reads its ramp, a tenth of the window lower: 0.015 of absolute weight.
     "half_cost": merged(
         _FLUX,
         {
