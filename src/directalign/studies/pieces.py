@@ -6,7 +6,7 @@ OUT/pieces/NAME.yaml     the settings that they were measured under
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..config import Run
@@ -17,7 +17,7 @@ from ..types import DirectAlignError
 from .records import Row, read_rows, write_rows
 
 
-def piece(out: Path, name: str, settings: Run, measure: Callable[[], Sequence[Row]]) -> list[Row]:
+def piece(out: Path, name: str, settings: Run, measure: Callable[[], Iterable[Row]]) -> list[Row]:
     """The rows of a piece, measured when they are not there yet; commit, machine and versions are added to each.
 
     Raises: DirectAlignError where rows of other settings lie.
