@@ -73,5 +73,5 @@ def test_every_method_is_tried_with_the_same_rates(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tuning, "run_arms", lambda study, arms, seeds, out, recipes: [{"arm": arm.name, "seed": seed} for arm in arms for seed in seeds])
     rows = tuning.measure(tmp_path, False, Path("recipes"))
     assert [(row["method"], row["arm"]) for row in rows] == [(arm.name, with_rate(arm, rate).name) for arm in ARMS for rate in RATES]
-    assert {row["seed"] for row in rows} == {tuning.SEED} and set(asked) == {tuning.FULL}
+    assert {row["seed"] for row in rows} == {tuning.SEED} and set(asked) == {tuning.FULL, tuning.FULL.times(3)}
     assert "train.learning_rate=3e-05" in with_rate(ARMS[0], 3e-5).overrides
