@@ -73,7 +73,7 @@ def test_every_case_is_a_sound_run_of_its_reach(case: Case) -> None:
     run = settings_of(lengthened(case, False, RECIPES), 0, RECIPES)
     recipe = settings_of(case.arm, 0, RECIPES)
     assert run.train.num_steps == case.reach * recipe.train.num_steps and run.train.num_steps % run.evaluate.every == 0
-    assert run.evaluate.num_pairs == run.evaluate.pairs_during == 128 and run.train.checkpoint_every == 0
+    assert run.evaluate.num_pairs == run.evaluate.pairs_during == 64 and run.train.checkpoint_every == 0
     is_anchored = case.arm.name not in RIVALS and not case.arm.name.endswith("_relative")
     assert (run.method.form == "anchored") == is_anchored and run.method.words.negative
 

@@ -1,6 +1,6 @@
 """Two branches, one branch, and ramps of other signs: what inversion is for, and whether half the calls do the same.
 
-Two halves: trainings up to three times the recommended length, and, without any training, how much absolute and how much
+Two halves: trainings up to twice the recommended length, and, without any training, how much absolute and how much
 relative preference is in the gradient of one update at each noise level.
 """
 
@@ -30,10 +30,10 @@ QUESTION = (
     "The paper takes every update on a denoise and an inversion branch and says that inversion stops hacking. To first order the two add up to one update "
     "whose absolute preference changes its sign inside the window, so one denoise branch with such ramps should do the same for half the training calls. "
     "Here the official step is set against that half-cost step, against single branches and against the maintainers' tip of a negative ramp at low noise, up "
-    "to three times the recommended length; and the absolute and relative shares of one update's gradient are measured against the derivation."
+    "to twice the recommended length; and the absolute and relative shares of one update's gradient are measured against the derivation."
 )
 SEEDS = (0, 1, 2)
-LONGER = 3
+LONGER = 2
 ONE_BRANCH = "method.branches=denoise"
 ARMS = (
     Arm("official", "official, two branches", "world_official"),

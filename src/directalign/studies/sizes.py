@@ -1,4 +1,4 @@
-"""How large a study's runs are: the full size measures 128 pairs and keeps no checkpoints on the way, the quick one shows that the wiring holds."""
+"""How large a study's runs are: the full size measures 64 pairs and keeps no checkpoints on the way, the quick one shows that the wiring holds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from .records import Arm
 
-PAIRS, QUICK_PAIRS = 128, 16
+PAIRS, QUICK_PAIRS = 64, 16
 ALWAYS = ("train.checkpoint_every=0", "train.sample_every=0", "train.sample_prompts=[a red star on a navy background]")
 FULL = (*ALWAYS, f"evaluate.num_pairs={PAIRS}", f"evaluate.pairs_during={PAIRS}")
 QUICK = (

@@ -34,7 +34,7 @@ QUESTION = (
     "drift, the share of the common red bias that cancels in the difference, and whether a style that the prompt itself asks for is still delivered."
 )
 SEEDS = (0, 1, 2)
-ASKED_PAIRS = 64
+ASKED_PAIRS = 32
 STYLE_HELD = 0.9
 """A style counts as suppressed when it is delivered in less than this share of the cases in which the base model delivers it."""
 QUICK_NAMES = ("to_photo", "to_anime")
