@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from . import convergence_figures, convergence_text, depth, table1
-from .arms import ARMS, allowance, sized
+from .arms import ARMS, sized, watched
 from .budget import within
 from .experiment import run_arms
 from .publish import MARK
@@ -32,7 +32,7 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     """The measurements of the runs, trained where no finished `table1` of this size lends them, and the rows of `depth`. A quick run takes two methods."""
     home, budget = home_of(out, quick), table1.QUICK if quick else table1.FULL
     arms = [arm for arm in ARMS if not quick or arm.name in QUICK_ARMS]
-    paid = [within(allowance(arm, budget), arm, home, recipes) for arm in sized(arms, quick)]
+    paid = [within(watched(arm, budget), arm, home, recipes) for arm in sized(arms, quick)]
     return run_arms(NAME, paid, table1.QUICK_SEEDS if quick else table1.SEEDS, home, recipes) + depth.measure(NAME, out, quick, recipes)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import table1_figures, table1_text
-from .arms import ARMS, allowance, sized
+from .arms import ARMS, sized, watched
 from .budget import Budget, within
 from .experiment import run_arms
 from .photographs import with_drift
@@ -32,7 +32,7 @@ QUICK = Budget(calls=32, measurements=1, num_pairs=8, diversity_prompts=1, probe
 def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     """Train every arm within its budget from every seed."""
     budget = QUICK if quick else FULL
-    arms = [within(allowance(arm, budget), arm, out, recipes) for arm in sized(ARMS, quick)]
+    arms = [within(watched(arm, budget), arm, out, recipes) for arm in sized(ARMS, quick)]
     rows = run_arms(NAME, arms, QUICK_SEEDS if quick else SEEDS, out, recipes)
     return with_drift(rows, budget.num_pairs)
 
