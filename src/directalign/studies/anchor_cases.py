@@ -31,7 +31,7 @@ class Case:
 
     arm: Arm
     group: str
-    reach: int = 3
+    reach: int = 2
     seeds: tuple[int, ...] = SEEDS
 
 
@@ -78,11 +78,11 @@ def recommended(arm: Arm, quick: bool, recipes: Path) -> int:
 
 
 def lengthened(case: Case, quick: bool, recipes: Path) -> Arm:
-    """The arm at its full reach: measured at every length up to ten, at every half length up to three."""
+    """The arm at its full reach: measured at every length, the main cases up to three at every half length."""
     if quick:
         return sized([case.arm], quick)[0]
     length = recommended(case.arm, quick, recipes)
-    every = length if case.reach > 3 else length // 2
+    every = length // 2 if case.reach == 3 else length
     longer = (f"train.num_steps={case.reach * length}", f"evaluate.every={every}")
     return sized([Arm(case.arm.name, case.arm.title, case.arm.recipe, (*case.arm.overrides, *longer))], quick)[0]
 

@@ -17,7 +17,7 @@ KEPT = 0.95
 """Share of the base model's content that counts as kept."""
 FAILED = 0.9
 """Content below this is a failure."""
-LENGTHS = (1, 3, 10)
+LENGTHS = (1, 2, 3, 10)
 SHOWN = {"photo_rate": "photo rate", "content": "content", "color_drift": "colour drift"}
 
 
