@@ -32,8 +32,8 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
     scores = [_seen_panel(rows, arm, what, named=arm == list(arms)[-1]) for what in DRAWN for arm in arms]
     seen = f"What is left of the clean images' value in the one-step guess and in the recovered image; jump {JUMP}, fresh noise."
     return [
-        curves(folder / "recovery_errors.png", "The recovered image stays near the clean one where a one-step guess does not", errors, note),
-        curves(folder / "recovery_scores.png", "What reward and judge still see", scores, seen),
+        curves(folder / "recovery_errors.png", "The recovered image stays near the clean one where a one-step guess does not", errors, note, columns=len(arms)),
+        curves(folder / "recovery_scores.png", "What reward and judge still see", scores, seen, columns=len(arms)),
     ]
 
 
@@ -83,7 +83,7 @@ def upward(rows: list[Row], arm: str) -> str:
 def legend(rows: list[Row]) -> str:
     """What the columns are."""
     return (
-        f"Root mean square errors with the noise that the image was sampled from, jump {JUMP} down: mean (95 % interval) over {len(seeds_of(rows))} seed(s). "
+        f"Root mean square errors with the noise that the image was sampled from, jump {JUMP} down: mean (95 % interval) over seeds ({len(seeds_of(rows))}). "
         "Latents are about of unit size, pixels lie in [0, 1]. The last column is the one-step guess's error in latents with fresh noise."
     )
 
