@@ -49,7 +49,7 @@ def test_the_pairs_share_seeds_between_prompts_and_with_nothing_else():
 
 
 def test_more_prompts_than_there_are_is_an_error():
-    with pytest.raises(DirectAlignError, match=r"evaluate\.diversity_prompts is 3, and the run is measured on 2 prompts: ask for no more"):
+    with pytest.raises(DirectAlignError, match=r"evaluate\.diversity_prompts is 3, and the run is measured on 2 prompts: ask for 2 at most"):
         diversity_pairs(["a", "b"], 3)
 
 
