@@ -81,7 +81,7 @@ METHODS = {
 """Title, recipe and overrides of each method. Policy gradient's recipe spends several times the calls of the others, and the table says so."""
 QUICK_METHODS = {"refl": ("method.last_steps=1",), "flow_grpo": ("method.trained_steps=1", "method.group_size=2")}
 """What fits a rollout of two steps."""
-MEASURED = ("evaluate.num_pairs=48", "evaluate.pairs_during=48", "evaluate.every=5")
+MEASURED = ("evaluate.num_pairs=48", "evaluate.pairs_during=48", "evaluate.every=10")
 
 
 def methods_of(prediction: str, quick: bool) -> tuple[tuple[str, Arm], ...]:

@@ -25,7 +25,7 @@ QUESTION = (
     "the diversity of the images of one prompt, and what it cost."
 )
 SEEDS, QUICK_SEEDS = (0, 1, 2), (0,)
-FULL = Budget(calls=6_000, measurements=6, num_pairs=96, diversity_prompts=8)
+FULL = Budget(calls=5_000, measurements=5, num_pairs=64, diversity_prompts=8)
 QUICK = Budget(calls=32, measurements=1, num_pairs=8, diversity_prompts=1, probed=1)
 
 
