@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from directalign.studies import matching
-from directalign.studies.records import Row, arms_of, read_rows, seeds_of
+from directalign.studies.comparing import matching
+from directalign.studies.running.records import Row, arms_of, read_rows, seeds_of
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"

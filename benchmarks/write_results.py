@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from directalign.studies import STUDIES, load_study
-from directalign.studies.publish import MARK, facts
-from directalign.studies.records import Row, arms_of, read_rows, seeds_of, write_rows
-from directalign.studies.tables import markdown
+from directalign.studies.running.records import Row, arms_of, read_rows, seeds_of, write_rows
+from directalign.studies.showing.publish import MARK, facts
+from directalign.studies.showing.tables import markdown
 from directalign.types import DirectAlignError
 
 ROOT = Path(__file__).parent.parent

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from directalign.studies.palette import title_of
+from directalign.studies.showing.palette import title_of
 
 FACTS = {
     "commit": "0123456789abcdef",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from directalign.studies.records import read_rows, write_rows
+from directalign.studies.running.records import read_rows, write_rows
 from planted_costs import depths, runs
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from directalign.studies.palette import title_of
+from directalign.studies.showing.palette import title_of
 
 FACTS = {"commit": "0123abc", "machine": {"cores": 2, "processor": "x86_64", "threads": 1, "gpu": None}, "versions": {"torch": "2.13"}}
 

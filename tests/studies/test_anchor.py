@@ -8,8 +8,8 @@ import pytest
 
 from directalign.studies import STUDIES, anchor, anchor_story, run_study
 from directalign.studies.anchor_cases import CASES, GAPS, MAIN_SEEDS, RIVALS, SEEDS, Case, cases, lengthened
-from directalign.studies.experiment import settings_of
-from directalign.studies.records import Row, read_rows
+from directalign.studies.running.experiment import settings_of
+from directalign.studies.running.records import Row, read_rows
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

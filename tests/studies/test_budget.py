@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from directalign.config_loading import load_run
-from directalign.studies import budget
-from directalign.studies.budget import Budget, price, within
-from directalign.studies.experiment import settings_of
-from directalign.studies.records import Arm
+from directalign.studies.running import budget
+from directalign.studies.running.budget import Budget, price, within
+from directalign.studies.running.experiment import settings_of
+from directalign.studies.running.records import Arm
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = ("data.batch_size=2", "rollout.num_sampling_steps=3")

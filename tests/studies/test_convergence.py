@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from planted_costs import depths, runs
 
 from directalign.studies import convergence, convergence_figures, convergence_text, costs, run_study
+from directalign.studies.comparing.reading import of_runs
+from directalign.studies.comparing.statistics import SeedInterval
 from directalign.studies.convergence import draw, home_of, tell
 from directalign.studies.costs import Ratio, against_paper, cost, ratio, spent
-from directalign.studies.reading import of_runs
-from directalign.studies.records import read_rows
-from directalign.studies.statistics import SeedInterval
+from directalign.studies.running.records import read_rows
+from planted_costs import depths, runs
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PRICES = {"srpo": 2.0, "srpo_official": 4.0, "refl": 8.0, "flow_grpo": 200.0, "drtune": 6.0}

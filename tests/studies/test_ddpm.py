@@ -18,10 +18,10 @@ from directalign.studies import run_study
 from directalign.studies.ddpm import METHODS, OFFICIAL_RAMPS, groups, with_spacing
 from directalign.studies.ddpm_levels import schedule_verdict, short_verdict
 from directalign.studies.ddpm_story import at_photo_rate, level_table, orders, verdict
-from directalign.studies.experiment import settings_of
-from directalign.studies.records import read_rows
+from directalign.studies.running.experiment import settings_of
+from directalign.studies.running.records import read_rows
+from directalign.studies.running.sizes import sized
 from directalign.studies.schedules import SCHEDULES, by_step, ddim, exactness
-from directalign.studies.sizes import sized
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -12,7 +12,7 @@ from test_records import FACTS, RECIPE, measurement, update
 
 from directalign.config import Run
 from directalign.config_loading import dump_run, load_run
-from directalign.studies.experiment import Arm, run_arm, run_arms, settings_of
+from directalign.studies.running.experiment import Arm, run_arm, run_arms, settings_of
 from directalign.types import DirectAlignError
 
 Trained = list[tuple[str, bool]]
@@ -41,7 +41,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
         (folder / "summary.json").write_text(json.dumps(FACTS))
         return folder
 
-    monkeypatch.setattr("directalign.studies.experiment.train", train)
+    monkeypatch.setattr("directalign.studies.running.experiment.train", train)
     return calls
 
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from directalign.studies.figures import Column, Line, Panel, Place, Scale, curves, dots_with_intervals, plane
-from directalign.studies.palette import CONTRAST, LOOKS, OTHERS, linear, looks_of, luminance
-from directalign.studies.placing import Box, apart, beside
-from directalign.studies.sheet import tick
+from directalign.studies.showing.figures import Column, Line, Panel, Place, Scale, curves, dots_with_intervals, plane
+from directalign.studies.showing.palette import CONTRAST, LOOKS, OTHERS, linear, looks_of, luminance
+from directalign.studies.showing.placing import Box, apart, beside
+from directalign.studies.showing.sheet import tick
 
 ARMS = [name for name in LOOKS if name != "base"]
 DEUTERANOPIA = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]

@@ -13,8 +13,8 @@ from directalign.config_loading import load_run
 from directalign.core import moves
 from directalign.core.preference import absolute_relative, from_absolute_relative
 from directalign.studies import STUDIES, coefficients, inversion, inversion_story, run_study
-from directalign.studies.experiment import settings_of
-from directalign.studies.records import Row, read_rows
+from directalign.studies.running.experiment import settings_of
+from directalign.studies.running.records import Row, read_rows
 from directalign.types import Batch, DirectAlignError
 from methods.toy import ToyFamily, ToyReward
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from planted import run
 
-from directalign.studies.matching import Column, absent, at_common_budget, at_same_level, base_row, level_of_most, summit, table
-from directalign.studies.records import arms_of
+from directalign.studies.comparing.matching import Column, absent, at_common_budget, at_same_level, base_row, level_of_most, summit, table
+from directalign.studies.running.records import arms_of
 
 ROWS = [
     *run("srpo", 0, [0.1, 0.5, 0.9], 100),

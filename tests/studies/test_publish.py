@@ -10,7 +10,7 @@ import pytest
 from planted import run
 
 from directalign import studies
-from directalign.studies import publish
+from directalign.studies.showing import publish
 from directalign.types import DirectAlignError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from directalign.studies.records import Arm, arms_of, call_equivalents, of_run, read_rows, rows_of, seeds_of, write_rows
+from directalign.studies.running.records import Arm, arms_of, call_equivalents, of_run, read_rows, rows_of, seeds_of, write_rows
 from directalign.types import DirectAlignError
 
 ARM = Arm("refl", "ReFL", "world_refl")

@@ -14,10 +14,10 @@ from directalign.core.noising import inject
 from directalign.core.prediction import determinant, target
 from directalign.core.recovery import gain, recover
 from directalign.studies import run_study
-from directalign.studies.records import read_rows
 from directalign.studies.recovery_collapse import collapse, kept, lost_from
 from directalign.studies.recovery_errors import HIGHEST, landings, predicted_ratio, rmse, stepped
 from directalign.studies.recovery_story import deviations, upward
+from directalign.studies.running.records import read_rows
 from directalign.types import DirectAlignError, PathName, PredictionName
 from methods.toy import ToyFamily
 

@@ -12,7 +12,7 @@ from directalign.core.noising import FRESH_NOISE, draw_noise, generator_for
 from directalign.core.path import flow_sigmas
 from directalign.rollout import sample
 from directalign.studies import run_study
-from directalign.studies.records import read_rows
+from directalign.studies.running.records import read_rows
 from directalign.studies.sampling_ways import CHAIN_STEPS, SAMPLERS, STRENGTH, chain, euler, in_batches, scheduled
 from directalign.studies.stability_story import conditions, gain, spread, spread_verdict, summary, verdict
 from methods.toy import ToyFamily

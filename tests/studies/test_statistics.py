@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from directalign.studies.statistics import at_budget, at_level, mean_interval, paired_over_seeds, ratio_interval, t_quantile
+from directalign.studies.comparing.statistics import at_budget, at_level, mean_interval, paired_over_seeds, ratio_interval, t_quantile
 
 TABLE = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645, 5: 2.57058, 9: 2.26216, 10: 2.22814, 30: 2.04227, 120: 1.97993}
 

@@ -10,8 +10,8 @@ from typer.testing import CliRunner, Result
 
 from directalign.cli import app
 from directalign.studies import table1
-from directalign.studies.arms import ARMS
-from directalign.studies.records import read_rows, seeds_of
+from directalign.studies.running.arms import ARMS
+from directalign.studies.running.records import read_rows, seeds_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from directalign.studies.tables import markdown, number, with_interval
+from directalign.studies.showing.tables import markdown, number, with_interval
 
 
 def test_a_table_has_a_head_a_rule_and_its_rows() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from directalign.studies import STUDIES, hacking, run_study, timesteps
-from directalign.studies.records import Row, read_rows
+from directalign.studies.running.records import Row, read_rows
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

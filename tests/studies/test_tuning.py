@@ -10,7 +10,7 @@ import pytest
 from planted import run
 
 from directalign.studies import tuning
-from directalign.studies.arms import ARMS
+from directalign.studies.running.arms import ARMS
 from directalign.studies.tuning import RATES, choice, chosen, draw, tell, with_rate
 
 Curve = Sequence[tuple[float, float]]

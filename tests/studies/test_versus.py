@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from directalign.studies import reading
-from directalign.studies.records import Row
-from directalign.studies.statistics import mean_interval
-from directalign.studies.versus import after, at_photo_rate, common_photo_rate, excludes_zero, signed, table, versus
+from directalign.studies.comparing import reading
+from directalign.studies.comparing.statistics import mean_interval
+from directalign.studies.comparing.versus import after, at_photo_rate, common_photo_rate, excludes_zero, signed, table, versus
+from directalign.studies.running.records import Row
 
 
 def run(arm: str, seed: int, photo: float, calls: float) -> list[Row]:

@@ -10,8 +10,8 @@ import torch
 from directalign.config_loading import load_run
 from directalign.rewards import ClipReward
 from directalign.studies import STUDIES, run_study, words
-from directalign.studies.experiment import settings_of
-from directalign.studies.records import Row, read_rows
+from directalign.studies.running.experiment import settings_of
+from directalign.studies.running.records import Row, read_rows
 from directalign.studies.wordings import TINT, WORDINGS, Wording, cancelled, facts_of, seen_by, text_cosine, tinted
 from directalign.world.scenes import STYLE_WORDS, STYLES, caption
 

@@ -54,7 +54,7 @@ def run_study(name: str, out: Path, quick: bool, recipes: Path) -> Path:
 
     Raises: DirectAlignError for an unknown name, for a folder of another study or size, and as `measure` does.
     """
-    from .publish import claim, publish
+    from .showing.publish import claim, publish
 
     study = load_study(name)
     claim(out, name, quick)

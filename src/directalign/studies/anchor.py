@@ -8,9 +8,9 @@ from ..config_loading import load_run
 from ..rewards import ClipReward, load_reward
 from .anchor_cases import GAPS, Case, cases, lengthened, recommended
 from .anchor_story import draw, tell
-from .experiment import run_arms, settings_of
-from .pieces import piece
-from .records import Row
+from .running.experiment import run_arms, settings_of
+from .running.pieces import piece
+from .running.records import Row
 from .wordings import facts_of, seen_by, text_cosine
 
 __all__ = ["NAME", "QUESTION", "TITLE", "draw", "measure", "tell"]

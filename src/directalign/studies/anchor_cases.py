@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config_loading import load_run
-from .records import Arm
-from .sizes import QUICK, sized
+from .running.records import Arm
+from .running.sizes import QUICK, sized
 from .wordings import OTHERS, PHOTO, Wording
 
 MAIN_SEEDS, SEEDS = (0, 1, 2, 3, 4), (0, 1)

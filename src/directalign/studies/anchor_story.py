@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .anchor_cases import ANCHORED, rivals_of
-from .figures import Column, Panel, curves, dots_with_intervals
-from .reading import before_training, curve, line, of_kind, of_runs, over
-from .records import Row, arms_of, of_run, seeds_of
-from .statistics import SeedInterval, mean_interval
-from .tables import DASH, markdown, number, with_interval
-from .versus import CALLS, after, at_photo_rate, common_photo_rate, excludes_zero, table, versus
+from .comparing.reading import before_training, curve, line, of_kind, of_runs, over
+from .comparing.statistics import SeedInterval, mean_interval
+from .comparing.versus import CALLS, after, at_photo_rate, common_photo_rate, excludes_zero, table, versus
+from .running.records import Row, arms_of, of_run, seeds_of
+from .showing.figures import Column, Panel, curves, dots_with_intervals
+from .showing.tables import DASH, markdown, number, with_interval
 
 KEPT = 0.95
 """Share of the base model's content that counts as kept."""

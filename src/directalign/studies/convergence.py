@@ -10,11 +10,11 @@ import json
 from pathlib import Path
 
 from . import convergence_figures, convergence_text, depth, table1
-from .arms import ARMS, sized, watched
-from .budget import within
-from .experiment import run_arms
-from .publish import MARK
-from .records import Row
+from .running.arms import ARMS, sized, watched
+from .running.budget import within
+from .running.experiment import run_arms
+from .running.records import Row
+from .showing.publish import MARK
 
 NAME = "convergence"
 TITLE = "What it costs to reach the same judge level"

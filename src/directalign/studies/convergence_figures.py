@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .arms import OURS
+from .comparing.matching import interval_of
+from .comparing.reading import of_kind, of_runs
 from .costs import LEVELS, ratio
 from .depth import INJECTION, MODELS
-from .figures import Column, Line, Panel, curves, dots_with_intervals
-from .matching import interval_of
-from .reading import of_kind, of_runs
-from .records import Row, arms_of, of_run, seeds_of
-from .tables import number
+from .running.arms import OURS
+from .running.records import Row, arms_of, of_run, seeds_of
+from .showing.figures import Column, Line, Panel, curves, dots_with_intervals
+from .showing.tables import number
 
 CURRENCIES = {"call_equivalents": "network call equivalents", "seconds": "seconds of training", "step": "updates"}
 JUDGED = {"photo_rate": ("Photo rate", True), "score_pos": ("Reward", False)}

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .records import Row, of_run, seeds_of
-from .statistics import SeedInterval, at_level, mean_interval, ratio_interval
-from .tables import DASH, number, with_interval
+from .comparing.statistics import SeedInterval, at_level, mean_interval, ratio_interval
+from .running.records import Row, of_run, seeds_of
+from .showing.tables import DASH, number, with_interval
 
 LEVELS = (0.4, 0.6, 0.75)
 """Photo rates at which costs are compared."""

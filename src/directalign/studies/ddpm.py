@@ -14,10 +14,10 @@ from pathlib import Path
 
 from ..world import assets
 from .ddpm_story import draw, tell
-from .experiment import run_arms
-from .records import Arm, Row
+from .running.experiment import run_arms
+from .running.records import Arm, Row
+from .running.sizes import sized
 from .schedules import exactness
-from .sizes import sized
 
 __all__ = ["NAME", "QUESTION", "TITLE", "draw", "measure", "tell"]
 

@@ -15,7 +15,7 @@ from ..config_loading import load_run
 from ..report import write_page
 from ..report.collect import RunFiles, read_run
 from ..report.story import matched
-from .experiment import trained
+from .running.experiment import trained
 
 MEASURED = ("photo_rate", "content", "color_drift", "reward")
 LONGER = 3

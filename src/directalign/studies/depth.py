@@ -33,9 +33,9 @@ from ..rewards.preference import Preference
 from ..rollout import start, step
 from ..train.calls import CallCounter
 from ..types import Batch
-from .pieces import piece
-from .records import Row
-from .statistics import SeedInterval, mean_interval, ratio_interval
+from .comparing.statistics import SeedInterval, mean_interval, ratio_interval
+from .running.pieces import piece
+from .running.records import Row
 
 MODELS = {"flux": ("FLUX", "world_direct_align"), "sd": ("SD", "world_sd_direct_align")}
 INJECTION = 0

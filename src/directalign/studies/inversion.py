@@ -16,11 +16,11 @@ from ..prompts import PromptStream, read_prompts
 from ..rewards import load_reward
 from ..types import Batch
 from . import coefficients
-from .experiment import run_arms, settings_of
 from .inversion_story import draw, tell
-from .pieces import piece
-from .records import Arm, Row
-from .sizes import sized
+from .running.experiment import run_arms, settings_of
+from .running.pieces import piece
+from .running.records import Arm, Row
+from .running.sizes import sized
 
 __all__ = ["NAME", "QUESTION", "TITLE", "draw", "measure", "tell"]
 

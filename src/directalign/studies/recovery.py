@@ -21,10 +21,10 @@ from ..families.loading import load_family
 from ..rewards import load_reward
 from ..rollout import rollout_sigmas, sample
 from ..world.judges import load_judge
-from .pieces import piece
-from .records import Row
 from .recovery_errors import Bench
 from .recovery_story import draw, tell
+from .running.pieces import piece
+from .running.records import Row
 
 __all__ = ["NAME", "QUESTION", "TITLE", "draw", "measure", "tell"]
 

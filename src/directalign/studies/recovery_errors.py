@@ -21,7 +21,7 @@ from ..evaluate.drift import sharpness
 from ..evaluate.measure import STYLE
 from ..interfaces import Family, Judge, Reward
 from ..types import Conditioning, Images, Latents, Noised, PathName, PerSample
-from .records import Row
+from .running.records import Row
 
 HIGHEST = 0.99
 """No jump goes beyond this level: there is no signal left at 1 to recover."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from .figures import Line, Panel, curves
-from .reading import over
-from .records import Row, arms_of, seeds_of
+from .comparing.reading import over
+from .comparing.statistics import SeedInterval
 from .recovery_collapse import FRESH, JUMP, OWN, SEEN, collapse, collapse_table, kept, of, sigmas_of
-from .statistics import SeedInterval
-from .tables import markdown, number, with_interval
+from .running.records import Row, arms_of, seeds_of
+from .showing.figures import Line, Panel, curves
+from .showing.tables import markdown, number, with_interval
 
 DRAWN = ("agreement", "style", "sharpness")
 """What the picture shows of `recovery_collapse.SEEN`."""

@@ -20,7 +20,7 @@ from ..core.path import DdpmTable, alpha, per_sample
 from ..core.prediction import target
 from ..core.recovery import recover
 from ..types import Latents, Noised
-from .records import Row
+from .running.records import Row
 
 SHAPE = (4, 4, 4)
 NUM_STEPS = 50

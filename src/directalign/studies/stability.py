@@ -22,11 +22,11 @@ from ..evaluate.sampling import trained_family
 from ..interfaces import Family, Judge
 from ..types import Images
 from ..world.judges import load_judge
-from .experiment import run_arm, settings_of
-from .pieces import piece
-from .records import Arm, Row
+from .running.experiment import run_arm, settings_of
+from .running.pieces import piece
+from .running.records import Arm, Row
+from .running.sizes import sized
 from .sampling_ways import SAMPLERS, chain, in_batches, scheduled
-from .sizes import sized
 from .stability_story import draw, tell
 
 __all__ = ["NAME", "QUESTION", "TITLE", "draw", "measure", "tell"]

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from .figures import Line, Panel, curves
-from .reading import of_kind, over
-from .records import Row, seeds_of
-from .statistics import SeedInterval, mean_interval, paired_over_seeds
-from .tables import markdown, number, with_interval
+from .comparing.reading import of_kind, over
+from .comparing.statistics import SeedInterval, mean_interval, paired_over_seeds
+from .running.records import Row, seeds_of
+from .showing.figures import Line, Panel, curves
+from .showing.tables import markdown, number, with_interval
 
 KINDS = {
     "samplers": "Samplers",

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import table1_figures, table1_text
-from .arms import ARMS, sized, watched
-from .budget import Budget, within
-from .experiment import run_arms
-from .photographs import with_drift
-from .records import Row
+from .running.arms import ARMS, sized, watched
+from .running.budget import Budget, within
+from .running.experiment import run_arms
+from .running.photographs import with_drift
+from .running.records import Row
 
 NAME = "table1"
 TITLE = "All methods side by side, at matched compute and at matched reward"

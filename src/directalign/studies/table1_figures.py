@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import figures
-from .matching import at_same_level, base_row, interval_of, level_of_most
-from .records import Number, Row, arms_of, of_run, seeds_of
-from .tables import number
+from .comparing.matching import at_same_level, base_row, interval_of, level_of_most
+from .running.records import Number, Row, arms_of, of_run, seeds_of
+from .showing import figures
+from .showing.tables import number
 
 COLUMNS = (
     ("color_drift", "Colour drift", False, False),

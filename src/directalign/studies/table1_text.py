@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .arms import LONGER, OURS, POLICY_GRADIENTS
-from .matching import Column, Matched, absent, at_common_budget, at_same_level, base_row, level_of_most, summit, table
-from .palette import title_of
-from .records import Row, arms_of, seeds_of
-from .statistics import paired_over_seeds, ratio_interval
-from .tables import number, with_interval
+from .comparing.matching import Column, Matched, absent, at_common_budget, at_same_level, base_row, level_of_most, summit, table
+from .comparing.statistics import paired_over_seeds, ratio_interval
+from .running.arms import LONGER, OURS, POLICY_GRADIENTS
+from .running.records import Row, arms_of, seeds_of
+from .showing.palette import title_of
+from .showing.tables import number, with_interval
 
 QUALITY = (
     Column("score_pos", "reward"),

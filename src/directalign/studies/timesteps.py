@@ -11,17 +11,17 @@ from pathlib import Path
 import torch
 
 from . import hacking
-from .experiment import folder_of as run_folder
-from .experiment import run_arms, settings_of
-from .figures import Column, Panel, curves, dots_with_intervals
-from .looking import measurer_of
-from .pieces import piece
-from .reading import before_training, curve, ends, line, of_kind, of_runs, over
-from .records import Arm, Row, of_run, seeds_of
-from .sizes import sized
-from .statistics import SeedInterval
-from .tables import markdown, with_interval
-from .versus import at_photo_rate, common_photo_rate
+from .comparing.reading import before_training, curve, ends, line, of_kind, of_runs, over
+from .comparing.statistics import SeedInterval
+from .comparing.versus import at_photo_rate, common_photo_rate
+from .running.experiment import folder_of as run_folder
+from .running.experiment import run_arms, settings_of
+from .running.looking import measurer_of
+from .running.pieces import piece
+from .running.records import Arm, Row, of_run, seeds_of
+from .running.sizes import sized
+from .showing.figures import Column, Panel, curves, dots_with_intervals
+from .showing.tables import markdown, with_interval
 
 NAME = "timesteps"
 TITLE = "Early, late or full window: which training looks most hacked"

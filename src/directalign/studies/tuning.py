@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import figures
-from .arms import ARMS, allowance, sized
-from .budget import Budget, within
-from .experiment import Arm, run_arms
-from .matching import base_row
-from .palette import title_of
-from .records import Row
-from .tables import markdown, number
+from .comparing.matching import base_row
+from .running.arms import ARMS, allowance, sized
+from .running.budget import Budget, within
+from .running.experiment import Arm, run_arms
+from .running.records import Row
+from .showing import figures
+from .showing.palette import title_of
+from .showing.tables import markdown, number
 
 NAME = "tuning"
 TITLE = "The learning rate of every method, chosen with equal care"

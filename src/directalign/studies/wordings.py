@@ -16,7 +16,7 @@ from ..rewards import ClipReward
 from ..types import Images, PerSample
 from ..world.build import reward_card
 from ..world.scenes import STYLE_WORDS, STYLES, render, scenes_of
-from .records import Arm
+from .running.records import Arm
 
 TINT = 0.1
 """Strength of the red cast that the embedded reward likes under every prompt."""

@@ -13,16 +13,16 @@ from pathlib import Path
 from ..interfaces import Reward
 from ..rewards import load_reward
 from ..world.scenes import STYLES
-from .experiment import folder_of as run_folder
-from .experiment import run_arms, settings_of
-from .figures import Column, dots_with_intervals
-from .looking import asked_images, measurer_of
-from .pieces import piece
-from .reading import before_training, ends, of_kind, of_runs, over
-from .records import Arm, Row
-from .sizes import sized
-from .statistics import SeedInterval
-from .tables import DASH, markdown, number, with_interval
+from .comparing.reading import before_training, ends, of_kind, of_runs, over
+from .comparing.statistics import SeedInterval
+from .running.experiment import folder_of as run_folder
+from .running.experiment import run_arms, settings_of
+from .running.looking import asked_images, measurer_of
+from .running.pieces import piece
+from .running.records import Arm, Row
+from .running.sizes import sized
+from .showing.figures import Column, dots_with_intervals
+from .showing.tables import DASH, markdown, number, with_interval
 from .wordings import WORDINGS, Wording, facts_of, seen_by
 
 NAME = "words"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .figures import Line
-from .records import Row, of_run, seeds_of
+from ..running.records import Row, of_run, seeds_of
+from ..showing.figures import Line
 from .statistics import SeedInterval, mean_interval
 
 

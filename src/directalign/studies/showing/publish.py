@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..train.sealed import write_text
-from ..types import DirectAlignError
-from . import Study
-from .records import FACTS, Row, seeds_of, write_rows
+from ...train.sealed import write_text
+from ...types import DirectAlignError
+from .. import Study
+from ..running.records import FACTS, Row, seeds_of, write_rows
 
 MARK = "study.json"
 QUICK = "> Quick size: it shows that the wiring works. No number here says anything about a method."

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TypedDict
 
-from .records import Number, Row
+from ..running.records import Number, Row
 
 CONFIDENCE = 0.95
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config_loading import load_run
-from ..train.log import read
-from ..train.sealed import write_text
-from ..types import DirectAlignError
+from ...config_loading import load_run
+from ...train.log import read
+from ...train.sealed import write_text
+from ...types import DirectAlignError
 
 Row = dict[str, Any]
 Number = int | float

@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .records import Number, Row, arms_of, of_run, seeds_of
+from ..running.records import Number, Row, arms_of, of_run, seeds_of
+from ..showing.tables import markdown, with_interval
 from .statistics import SeedInterval, at_budget, at_level, mean_interval
-from .tables import markdown, with_interval
 
 Reading = Callable[[list[Row]], Row | None]
 """From the rows of one arm and seed to the row that is compared, None if there is none."""

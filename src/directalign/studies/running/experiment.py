@@ -9,10 +9,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config import Run
-from ..config_loading import dump_run, load_run
-from ..train import run as train
-from ..types import DirectAlignError
+from ...config import Run
+from ...config_loading import dump_run, load_run
+from ...train import run as train
+from ...types import DirectAlignError
 from .records import Arm, Row, rows_of
 
 __all__ = ["Arm", "is_finished", "run_arm", "run_arms", "settings_of", "trained"]

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..config import Run
-from ..config_loading import dump_run
-from ..families.loading import load_family
-from ..methods import load_method
-from ..rewards import load_reward
-from ..train import random_state
-from ..train.calls import CallCounter
-from ..train.distributed import joined
-from ..train.feed import open_feed
-from ..train.sealed import write_text
+from ...config import Run
+from ...config_loading import dump_run
+from ...families.loading import load_family
+from ...methods import load_method
+from ...rewards import load_reward
+from ...train import random_state
+from ...train.calls import CallCounter
+from ...train.distributed import joined
+from ...train.feed import open_feed
+from ...train.sealed import write_text
 from .experiment import settings_of
 from .records import Arm, Number, call_equivalents
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ..config import Run
-from ..config_loading import dump_run
-from ..train.sealed import write_text
-from ..train.summary import commit, machine, versions
-from ..types import DirectAlignError
+from ...config import Run
+from ...config_loading import dump_run
+from ...train.sealed import write_text
+from ...train.summary import commit, machine, versions
+from ...types import DirectAlignError
 from .records import Row, read_rows, write_rows
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..showing.palette import title_of
 from .budget import Budget
-from .palette import title_of
 from .records import Arm
 
 RECIPES = {
