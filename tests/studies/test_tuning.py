@@ -10,7 +10,8 @@ import pytest
 from planted import run
 
 from directalign.studies import tuning
-from directalign.studies.running.arms import ARMS
+from directalign.studies.running.arms import ARMS, CHOSEN
+from directalign.studies.running.records import read_rows
 from directalign.studies.tuning import RATES, choice, chosen, draw, tell, with_rate
 
 Curve = Sequence[tuple[float, float]]
@@ -75,3 +76,8 @@ def test_every_method_is_tried_with_the_same_rates(monkeypatch: pytest.MonkeyPat
     assert [(row["method"], row["arm"]) for row in rows] == [(arm.name, with_rate(arm, rate).name) for arm in ARMS for rate in RATES]
     assert {row["seed"] for row in rows} == {tuning.SEED} and set(asked) == {tuning.FULL, tuning.FULL.times(3)}
     assert "train.learning_rate=3e-05" in with_rate(ARMS[0], 3e-5).overrides
+
+
+def test_methods_are_compared_under_the_rates_that_the_recorded_study_chose() -> None:
+    recorded = Path(__file__).parents[2] / "benchmarks/results/studies/tuning.jsonl"
+    assert chosen(read_rows(recorded)) == CHOSEN

@@ -100,7 +100,7 @@ def _reading(rows: list[Row]) -> str:
         f"{' and '.join(map(title_of, POLICY_GRADIENTS))} {LONGER} times as much. Between measurements a run is taken as a straight line. "
         "Colour drift is the distance of the mean colour cast from that of real photographs of the same captions; saturation and sharpness drift are "
         "relative to theirs (0 %: as in photographs). Diversity is the mean distance between images of one prompt (RMSE of pixels). "
-        "Learning rates are those of the recipes, chosen by `directalign study tuning`."
+        "Learning rates are those that `directalign study tuning` chose."
     )
 
 

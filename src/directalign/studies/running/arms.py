@@ -1,4 +1,7 @@
-"""The methods that stand side by side, each with its recipe; policy gradients go on longer, so that there is a level at which to compare them."""
+"""The methods that stand side by side, each with its recipe and the learning rate that the study `tuning` chose for it.
+
+Policy gradients go on longer, so that there is a level at which to compare them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,22 @@ RECIPES = {
     "flow_grpo": "world_flow_grpo",
     "grpo_relative": "world_grpo_relative",
 }
-ARMS = tuple(Arm(name, title_of(name), recipe) for name, recipe in RECIPES.items())
+CHOSEN = {
+    "srpo": 3e-4,
+    "srpo_official": 3e-5,
+    "direct_align": 3e-5,
+    "refl": 1e-4,
+    "draft_k": 3e-5,
+    "draft_lv": 1e-4,
+    "alignprop": 3e-4,
+    "drtune": 3e-5,
+    "leapalign": 3e-5,
+    "flowbp": 3e-5,
+    "flow_grpo": 1e-4,
+    "grpo_relative": 1e-4,
+}
+"""Learning rates, as `tuning.chosen` finds them in the recorded study; a test holds the two equal."""
+ARMS = tuple(Arm(name, title_of(name), recipe, (f"train.learning_rate={CHOSEN[name]}",)) for name, recipe in RECIPES.items())
 OURS = "srpo"
 POLICY_GRADIENTS, LONGER = ("flow_grpo", "grpo_relative"), 3
 QUICK_OVERRIDES = ("data.batch_size=2", "train.sample_prompts=[a red star on a navy background]")
