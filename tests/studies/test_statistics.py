@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from directalign.studies.comparing.statistics import at_budget, at_level, mean_interval, paired_over_seeds, ratio_interval, t_quantile
+from directalign.studies.comparing.statistics import at_budget, at_level, mean_interval, mean_of, paired_over_seeds, ratio_interval, t_quantile
 
 TABLE = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645, 5: 2.57058, 9: 2.26216, 10: 2.22814, 30: 2.04227, 120: 1.97993}
 
@@ -91,3 +91,13 @@ def test_a_budget_is_read_off_a_key_that_only_rises() -> None:
     assert at_budget(ROWS, "seconds", 12.1) is None
     with pytest.raises(ValueError, match="photo_rate falls during the run"):
         at_budget(ROWS, "photo_rate", 0.3)
+
+
+def test_the_interval_of_a_rate_ends_at_its_bounds() -> None:
+    """0.9, 1.0, 1.0: mean 29/30, t interval beyond 1; a drift of the same values keeps its ends."""
+    values = [0.9, 1.0, 1.0]
+    free = mean_interval(values)
+    assert free["high"] is not None and free["high"] > 1
+    assert mean_of("photo_rate", values) == {**free, "high": 1.0}
+    assert mean_of("style_anime", [0.0, 0.1, 0.0])["low"] == 0.0
+    assert mean_of("color_drift", values) == free and mean_of("content", [0.5]) == mean_interval([0.5])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .anchor_cases import ANCHORED, rivals_of
 from .comparing.reading import before_training, curve, line, of_kind, of_runs, over
-from .comparing.statistics import SeedInterval, mean_interval
+from .comparing.statistics import SeedInterval, mean_of
 from .comparing.versus import CALLS, after, at_photo_rate, common_photo_rate, excludes_zero, table, versus
 from .running.records import Row, arms_of, of_run, seeds_of
 from .showing.figures import Column, Panel, curves, dots_with_intervals
@@ -43,7 +43,7 @@ def failed_at(run: Sequence[Row]) -> int | None:
 
 def best_of(trained: Sequence[Row], arm: str) -> SeedInterval:
     """`best_kept` over the arm's seeds."""
-    return mean_interval([best_kept(of_run(trained, arm, seed)) for seed in seeds_of(trained, arm)])
+    return mean_of("photo_rate", [best_kept(of_run(trained, arm, seed)) for seed in seeds_of(trained, arm)])
 
 
 def failures(trained: Sequence[Row], arm: str) -> list[int]:
@@ -167,4 +167,4 @@ def _panel(trained: Sequence[Row], arms: Sequence[str], key: str, title: str) ->
 
 
 def _last(trained: Sequence[Row], arm: str, key: str) -> SeedInterval:
-    return mean_interval([of_run(trained, arm, seed)[-1][key] for seed in seeds_of(trained, arm)])
+    return mean_of(key, [of_run(trained, arm, seed)[-1][key] for seed in seeds_of(trained, arm)])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .comparing.reading import of_kind, over
-from .comparing.statistics import SeedInterval, mean_interval, paired_over_seeds
+from .comparing.statistics import SeedInterval, mean_interval, mean_of, paired_over_seeds
 from .running.records import Row, seeds_of
 from .showing.figures import Line, Panel, curves
 from .showing.tables import markdown, number, with_interval
@@ -164,7 +164,7 @@ def _lines(rows: list[Row], kind: str, key: str) -> list[Line]:
     lines = []
     for arm in (BASE, ALIGNED):
         x = [what for what in conditions(rows, kind) if not isinstance(what, str)]
-        found = [mean_interval([row[key] for row in by_seed(rows, arm, kind, what)]) for what in x]
+        found = [mean_of(key, [row[key] for row in by_seed(rows, arm, kind, what)]) for what in x]
         bands = [(each["low"], each["high"]) for each in found]
         known = [(low, high) for low, high in bands if low is not None and high is not None]
         low, high = ([low for low, _ in known], [high for _, high in known]) if len(known) == len(found) else ([], [])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..running.records import Number, Row, arms_of, of_run, seeds_of
 from ..showing.tables import markdown, with_interval
-from .statistics import SeedInterval, at_budget, at_level, mean_interval
+from .statistics import SeedInterval, at_budget, at_level, mean_of
 
 Reading = Callable[[list[Row]], Row | None]
 """From the rows of one arm and seed to the row that is compared, None if there is none."""
@@ -82,7 +82,7 @@ def interval_of(rows: Sequence[Row], key: str) -> SeedInterval | None:
     """Mean of `key` over the rows, one per seed; None where a row lacks it."""
     values = [row.get(key) for row in rows]
     known = [float(value) for value in values if value is not None]
-    return mean_interval(known) if known and len(known) == len(values) else None
+    return mean_of(key, known) if known and len(known) == len(values) else None
 
 
 def table(found: Matched, titles: Mapping[str, str], columns: Sequence[Column], base: Row | None = None) -> str:

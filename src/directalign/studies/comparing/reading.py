@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..running.records import Row, of_run, seeds_of
 from ..showing.figures import Line
-from .statistics import SeedInterval, mean_interval
+from .statistics import SeedInterval, mean_of
 
 
 def of_runs(rows: Sequence[Row]) -> list[Row]:
@@ -21,7 +21,7 @@ def of_kind(rows: Sequence[Row], kind: str, **values: object) -> list[Row]:
 
 def over(rows: Sequence[Row], key: str) -> SeedInterval | None:
     """Mean of one number over rows, one row per seed, with its interval; None without rows."""
-    return mean_interval([row[key] for row in rows]) if rows else None
+    return mean_of(key, [row[key] for row in rows]) if rows else None
 
 
 def at_step(rows: Sequence[Row], arm: str, step: int) -> list[Row]:
@@ -46,7 +46,7 @@ def steps_of(rows: Sequence[Row], arm: str) -> list[int]:
 
 def curve(rows: Sequence[Row], arm: str, key: str) -> list[tuple[int, SeedInterval]]:
     """(updates, mean over seeds) of one number along the arm's runs."""
-    return [(step, mean_interval([row[key] for row in at_step(rows, arm, step)])) for step in steps_of(rows, arm)]
+    return [(step, mean_of(key, [row[key] for row in at_step(rows, arm, step)])) for step in steps_of(rows, arm)]
 
 
 def line(name: str, points: Sequence[tuple[int | float, SeedInterval]], banded: bool = True) -> Line:

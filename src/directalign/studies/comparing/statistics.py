@@ -14,6 +14,8 @@ from typing import TypedDict
 from ..running.records import Number, Row
 
 CONFIDENCE = 0.95
+RATES = ("photo_rate", "content", "share", "lost", "delivered")
+"""Numbers that are shares of images: none lies outside [0, 1], and so no end of an interval does."""
 
 
 class SeedInterval(TypedDict):
@@ -39,6 +41,14 @@ def mean_interval(values: Sequence[Number]) -> SeedInterval:
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     half = t_quantile(n - 1) * spread / math.sqrt(n)
     return SeedInterval(value=mean, low=mean - half, high=mean + half, n=n)
+
+
+def mean_of(key: str, values: Sequence[Number]) -> SeedInterval:
+    """`mean_interval` of a named number; that of a rate ends at 0 and at 1."""
+    found = mean_interval(values)
+    if found["low"] is None or found["high"] is None or not key.startswith((*RATES, "style_")):
+        return found
+    return SeedInterval(value=found["value"], low=max(0.0, found["low"]), high=min(1.0, found["high"]), n=found["n"])
 
 
 def paired_over_seeds(a: Sequence[Number], b: Sequence[Number]) -> SeedInterval:
