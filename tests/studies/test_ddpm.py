@@ -15,7 +15,7 @@ from directalign.core.path import DdpmTable
 from directalign.core.prediction import target
 from directalign.families.loading import load_family
 from directalign.studies import run_study
-from directalign.studies.ddpm import METHODS, OFFICIAL_RAMPS, groups, with_spacing
+from directalign.studies.ddpm import METHODS, OFFICIAL_RAMPS, ON_V, groups, with_spacing
 from directalign.studies.ddpm_levels import schedule_verdict, short_verdict
 from directalign.studies.ddpm_story import at_photo_rate, level_table, orders, verdict
 from directalign.studies.running.experiment import settings_of
@@ -65,6 +65,7 @@ def test_every_arm_is_a_sound_run(tmp_path: Path, quick: bool):
     runs = {arm.name: settings_of(arm, 1, RECIPES) for arm in arms}
     assert all(found.seed == 1 and found.model.family == "sd" for found in runs.values())
     assert {f"epsilon-{name}" for name in METHODS} <= runs.keys()
+    assert quick or {name for name in runs if name.startswith("v-")} == {f"v-{name}" for name in ON_V}
     refl, grpo = runs["epsilon-refl"].method, runs["epsilon-flow_grpo"].method
     assert isinstance(refl, ReFL) and refl.last_steps <= runs["epsilon-refl"].rollout.num_sampling_steps
     assert isinstance(grpo, FlowGRPO) and grpo.sde == "ddim" and grpo.trained_steps is not None
@@ -73,7 +74,9 @@ def test_every_arm_is_a_sound_run(tmp_path: Path, quick: bool):
 
 
 def test_the_arms_differ_from_the_recipe_in_what_they_are_named_after(tmp_path: Path):
-    found = {group.name: {what: settings_of(arm, 0, RECIPES) for what, arm in group.parts} for group in groups(tmp_path, False)}
+    found = {
+        group.name: {what: settings_of(arm, 0, RECIPES) for what, arm in group.parts} for group in groups(tmp_path, False) if group.prediction == "epsilon"
+    }
     anchored, official = (found["methods"][name].method for name in ("srpo", "srpo_official"))
     assert isinstance(anchored, SRPO) and isinstance(official, SRPO)
     assert (official.form, official.branches, official.inversion.k_neg.low_noise) == ("relative", "both", 0.3) and len(OFFICIAL_RAMPS) == 5
