@@ -17,7 +17,7 @@ from directalign.config_loading import load_run
 from directalign.train import run as train
 from directalign.world.picture_set import write_pictures
 
-RECIPES = ("world_sd", "world_sd_v", "world_srpo_lora", "world_offline")
+RECIPES = ("world_sd", "world_sd_v", "world_srpo_lora", "world_offline", "world_black_box")
 FOLDER = Path(__file__).parent.parent / "recipes"
 KEPT = ("photo_rate", "content", "color_drift", "reward")
 FACTS = ("name", "num_steps", "align_seconds", "seed", "commit", "machine", "versions")
