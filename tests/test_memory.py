@@ -112,3 +112,13 @@ def test_a_method_keeps_as_many_calls_as_it_differentiates_at_once(tiny_sd: Path
     other = Run.model_validate({**one.model_dump(), "method": method})
     assert sizes(other)["activations, unet"] == calls * sizes(one)["activations, unet"]
     assert ("activations, vae" in sizes(other)) is decodes
+
+
+def test_a_divergence_from_the_base_needs_a_second_copy_of_weights_that_are_trained_whole(tiny_sd: Path) -> None:  # noqa: F811
+    def copies(**model: str) -> int | None:
+        run = a_run("sd", tiny_sd, **model)
+        with_divergence = Run.model_validate({**run.model_dump(), "method": {"name": "flow_grpo", "kl_weight": 0.1}})
+        return sizes(with_divergence).get("frozen copy of weights")
+
+    assert copies(tune="full") == 4 * memory.estimate(a_run("sd", tiny_sd, tune="full")).trained
+    assert copies(tune="lora") is None

@@ -138,6 +138,8 @@ def _trained(run: config.Run, parameters: int) -> list[Item]:
     ]
     if run.train.ema_decay is not None:
         items.append(Item("average of weights", 4 * parameters, "float32"))
+    if run.model.tune == "full" and isinstance(run.method, config.FlowGRPO) and run.method.kl_weight > 0:
+        items.append(Item("frozen copy of weights", 4 * parameters, "float32, for method.kl_weight"))
     if run.model.dtype == "bfloat16" and run.model.tune == "full":
         items.append(Item("cast weights", 2 * parameters, "bfloat16 copy during the forward pass"))
     return items

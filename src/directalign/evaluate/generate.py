@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from .. import config
+from ..families.reference import BaseModel, has_adapters
 from ..interfaces import Family
 from ..rollout import rollout_sigmas, sample
 from ..types import DirectAlignError, Images
@@ -40,11 +40,7 @@ def image_size(family: Family, rollout: config.Rollout) -> tuple[int, int]:
 @contextmanager
 def base_weights(family: Family) -> Iterator[None]:
     """The model as it was before training, for as long as the context lasts: LoRA adapters off, then on again."""
-    denoiser: Any = family.denoiser
-    if not getattr(denoiser, "_hf_peft_config_loaded", False):
+    if not has_adapters(family.denoiser):
         raise DirectAlignError("all weights were trained, so the base model is not in here: load it by itself from model.path")
-    denoiser.disable_adapters()
-    try:
+    with BaseModel(family.denoiser).worn():
         yield
-    finally:
-        denoiser.enable_adapters()

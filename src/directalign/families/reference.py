@@ -11,12 +11,17 @@ from torch import nn
 from . import tuning
 
 
+def has_adapters(denoiser: nn.Module) -> bool:
+    """Whether LoRA is trained, so that the base model is still in there."""
+    return bool(getattr(denoiser, "peft_config", None))
+
+
 class BaseModel:
     """Remembers the weights of `denoiser` at the moment it is made; with LoRA nothing is copied."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser: Any = denoiser
-        self.has_adapters = bool(getattr(denoiser, "peft_config", None))
+        self.has_adapters = has_adapters(denoiser)
         self.weights = {} if self.has_adapters else {name: each.detach().clone() for name, each in tuning.trained(denoiser).items()}
 
     @contextmanager
