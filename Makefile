@@ -5,7 +5,7 @@ BIN := .venv/bin
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "-c constraints-cpu.txt")
 CHROMIUM := $(shell command -v chromium chromium-browser google-chrome 2>/dev/null | head -n 1)
 
-.PHONY: setup demo test check bench browser clean
+.PHONY: setup demo test check bench studies browser clean
 
 setup: .venv/installed
 
@@ -32,6 +32,12 @@ bench: demo
 	mkdir -p benchmarks/results && cp runs/demo/summary.json benchmarks/results/demo.json
 	$(BIN)/python benchmarks/world_runs.py
 	$(BIN)/python benchmarks/offline_cost.py
+	$(BIN)/python benchmarks/write_numbers.py
+
+# Every study in its full size, hours of it; each goes on where it was stopped. docs/results.md is written from what they leave.
+STUDIES := tuning table1 convergence timesteps words inversion anchor recovery ddpm stability
+studies: setup
+	for name in $(STUDIES); do $(BIN)/directalign study $$name && $(BIN)/python benchmarks/write_results.py --record $$name runs/study_$$name || exit 1; done
 	$(BIN)/python benchmarks/write_numbers.py
 
 # The page tests need a browser; on a build server it is installed, elsewhere they are skipped with a reason.
