@@ -2,8 +2,8 @@
 
     python benchmarks/world_runs.py [NAME ...] [--runs runs/bench] [--out benchmarks/results/world_runs.json]
 
-NAME is a recipe without path and ending (default: all of `RECIPES`). Finished runs are kept and read again; the recorded
-JSON carries machine, commit and seed, and `write_numbers.py` makes the tables of the documents from it.
+NAME is a recipe without path and ending (default: all of `RECIPES`); what is recorded of others stays. Finished runs are kept and
+read again; the recorded JSON carries machine, commit and seed, and `write_numbers.py` makes the tables of the documents from it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/bench"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/world_runs.json"))
     arguments = parser.parse_args()
-    results = {name: measure(name, arguments.runs) for name in arguments.names}
+    kept = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.is_file() else {}
+    results = kept | {name: measure(name, arguments.runs) for name in arguments.names}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

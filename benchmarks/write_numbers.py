@@ -37,10 +37,13 @@ def percent(interval: dict[str, float]) -> str:
     return f"{100 * interval['value']:.0f} % ({100 * interval['low']:.0f}-{100 * interval['high']:.0f})"
 
 
-def machine_line(found: dict[str, Any]) -> str:
-    machine, versions = found["machine"], found["versions"]
+def machine_line(*found: dict[str, Any]) -> str:
+    """Where records were taken: the machine of the first, the commits of them all."""
+    machine, versions = found[0]["machine"], found[0]["versions"]
     where = machine["gpu"] or f"{machine['cores']} CPU cores ({machine['processor']})"
-    return f"{where}, torch {versions['torch']}, diffusers {versions['diffusers']}, seed {found['seed']}, commit {str(found['commit'])[:10]}."
+    commits = list(dict.fromkeys(str(each["commit"])[:10] for each in found))
+    named = f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}"
+    return f"{where}, torch {versions['torch']}, diffusers {versions['diffusers']}, seed {found[0]['seed']}, {named}."
 
 
 def demo(found: dict[str, Any]) -> str:
@@ -70,7 +73,7 @@ def world_runs(found: dict[str, Any]) -> str:
     for name, row in found.items():
         ends = " | ".join(percent(row[end][key]) for key in ("photo_rate", "content") for end in ("before", "after"))
         lines.append(f"| `{name}.yaml` | {row['num_steps']} | {ends} | {row['align_seconds']:.0f} |")
-    return "\n".join([*lines, "", machine_line(next(iter(found.values())))])
+    return "\n".join([*lines, "", machine_line(*found.values())])
 
 
 def offline_cost(found: dict[str, Any]) -> str:
