@@ -52,7 +52,7 @@ class Size:
     batch_size: int
 
 
-FULL = Size(("flux", "sd"), (8, 25), 8, 8)
+FULL = Size(("flux", "sd"), (8, 25), 4, 8)
 QUICK = Size(("flux",), (2,), 2, 2)
 
 
