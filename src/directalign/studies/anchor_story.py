@@ -154,12 +154,13 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
     note = "Means over seeds, with 95 % intervals."
     first = curves(folder / "anchor_curves.png", "The anchored reward and its rivals, far beyond the recommended length", panels, note, columns=2)
     arms = list(arms_of(trained))
+    note = f"Best: the highest photo rate with content at {KEPT:g} of the base model's or more; the dashed line is failure."
     columns = [
-        Column(f"best photo rate, content ≥ {KEPT:g} of base", {arm: best_of(trained, arm) for arm in arms}, percent=True),
+        Column("best photo rate", {arm: best_of(trained, arm) for arm in arms}, percent=True),
         Column("content at the end", {arm: _last(trained, arm, "content") for arm in arms}, percent=True, at=FAILED),
         Column("colour drift at the end", {arm: _last(trained, arm, "color_drift") for arm in arms}),
     ]
-    return [first, dots_with_intervals(folder / "anchor_cases.png", "Every case: the best it gives, and where it ends", columns, "The dashed line is failure.")]
+    return [first, dots_with_intervals(folder / "anchor_cases.png", "Every case: the best it gives, and where it ends", columns, note)]
 
 
 def _panel(trained: Sequence[Row], arms: Sequence[str], key: str, title: str) -> Panel:
