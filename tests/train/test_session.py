@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,15 @@ def test_a_run_without_a_checkpoint_starts_from_the_beginning_and_says_so(tmp_pa
     assert without_timings(out) == without_timings(tmp_path / "whole")
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler: a shell that starts a job in the background leaves SIGINT ignored."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_second_signal_finds_the_former_handler():
     former = signal.getsignal(signal.SIGINT)
     with StopRequest() as stop:
