@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from .config import Rollout
 from .types import Batch, Conditioning, Images, Latents, Loss, PathName, PerSample, PredictionName
 
 
@@ -20,6 +21,10 @@ class Family(Protocol):
 
     path: PathName
     prediction: PredictionName
+    pipeline: str
+    """Class of the library's pipeline, as model_index.json names it."""
+    part: str
+    """Name of the denoiser in that pipeline: transformer or unet."""
     denoiser: nn.Module
     """The only module that is ever trained; with LoRA its adapters carry the gradient."""
     lora_targets: tuple[str, ...]
@@ -52,9 +57,49 @@ class Family(Protocol):
         """(c, h, w) of the latents of an image; a size that does not fit is an error that names the multiple."""
         ...
 
+    def call_arguments(self, rollout: Rollout) -> dict[str, Any]:
+        """Arguments of the library pipeline's call that sample as `rollout` says, beside prompt, size, steps and generator."""
+        ...
+
     def save(self, folder: FilePath) -> None:
         """Write what was trained into `folder` in diffusers format: `lora.safetensors`, or `transformer/` or `unet/`."""
         ...
+
+
+@runtime_checkable
+class Together(Protocol):
+    """This process among those that train together; a single process is `ALONE`."""
+
+    @property
+    def rank(self) -> int:
+        """Counted from 0."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        ...
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over the ranks of an equally shaped tensor."""
+        ...
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Equally shaped tensors of all ranks, joined along their first dimension in the order of ranks."""
+        ...
+
+
+class _Alone:
+    rank, size = 0, 1
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+    def gather(self, values: Tensor) -> Tensor:
+        return values
+
+
+ALONE: Together = _Alone()
 
 
 @runtime_checkable

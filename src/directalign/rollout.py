@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .config import Rollout
-from .core.noising import NOISE, draw_noise, generator_for, generator_of
+from .core.noising import NOISE, draw_noise, for_update, generator_for, generator_of
 from .core.path import alpha, flow_sigmas, per_sample
 from .core.prediction import to_noise, to_x0
 from .interfaces import Family
@@ -32,18 +32,19 @@ class Start:
 @torch.no_grad()
 def start(family: Family, settings: Rollout, batch: Batch, shared_noise: bool = False) -> Start:
     """The beginning of a batch's rollout; `shared_noise` gives all samples and ranks the same noise, as the official trainer does."""
-    height, width = settings.height or family.default_size[0], settings.width or family.default_size[1]
+    height, width = batch.size or (settings.height or family.default_size[0], settings.width or family.default_size[1])
     cond = family.encode_prompt(batch.prompts).guided(settings.embedded_guidance, settings.cfg_scale)
     noise = noise_of(batch, NOISE, (len(batch.prompts), *family.latent_shape(height, width)), shared_noise)
     return Start(cond, noise.to(next(family.denoiser.parameters()).device), rollout_sigmas(family, settings, height, width))
 
 
 def noise_of(batch: Batch, stream: int, shape: tuple[int, ...], shared: bool = False, index: int = 0) -> Latents:
-    """Noise of `shape` (b, c, h, w) from a stream of the batch, on the CPU; `shared` is one draw for all samples and ranks."""
+    """Noise of `shape` (b, c, h, w) from a stream of the update, on the CPU; `shared` is one draw for all samples and ranks."""
     if shared:
-        one = draw_noise((1, *shape[1:]), generator_for(batch.seed, stream, batch.step, batch.micro, index))
+        one = draw_noise((1, *shape[1:]), generator_for(batch.seed, stream, batch.step, 0, index))
         return one.expand(*shape)
-    return draw_noise(shape, generator_of(batch, stream, index))
+    generator = generator_of(batch, stream, index)
+    return for_update(batch, lambda total: draw_noise((total, *shape[1:]), generator))
 
 
 def sample(family: Family, cond: Conditioning, noise: Latents, sigmas: Float[Tensor, " levels"], grad_steps: int = 0) -> Latents:

@@ -85,17 +85,19 @@ class Scores:
 class Batch:
     """One optimiser step's share of the data on one rank.
 
-    `images` are real images in [0, 1] for offline training, None for online rollouts. Every random draw of a step is
-    made from (seed, step, micro, rank), so a resumed run draws what the undisturbed one would have drawn; `micro`
-    counts the batches accumulated into one update.
+    `images` are real images in [0, 1] for offline training, None for online rollouts. Every random draw of a step is made
+    from (seed, step) for the update's whole global batch, all ranks and accumulated batches together; this batch takes the
+    rows from `place` on, of `total` (None: it is the whole). So a resumed run draws what the undisturbed one would have
+    drawn, however many processes it goes on with. `size` is (height, width) in pixels, None for the recipe's.
     """
 
     step: int
     prompts: tuple[str, ...]
     images: Images | None = None
     seed: int = 0
-    rank: int = 0
-    micro: int = 0
+    place: int = 0
+    total: int | None = None
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

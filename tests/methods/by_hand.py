@@ -27,7 +27,7 @@ def levels(family: ToyFamily, num_sampling_steps: int = 4) -> list[float]:
 
 def noise_of(batch: Batch) -> Tensor:
     """The noise that the rollout of a batch begins with."""
-    return draw_noise((2, 4, 4, 4), generator_for(batch.seed, NOISE, batch.step, batch.micro, 0, batch.rank)).double()
+    return draw_noise((2, 4, 4, 4), generator_for(batch.seed, NOISE, batch.step, 0, 0, 0)).double()
 
 
 def split(family: ToyFamily, x_t: Tensor, sigma: float) -> tuple[Tensor, Tensor]:

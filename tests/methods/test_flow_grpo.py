@@ -207,10 +207,10 @@ def test_a_killed_run_goes_on_in_the_middle_of_a_rollout():
 
 def test_accumulated_batches_keep_their_own_rollouts():
     grpo = method(updates_per_rollout=2)
-    for micro in (0, 1):
-        list(grpo.losses(Batch(0, PROMPTS, micro=micro)))
-    assert sorted(grpo.kept) == [0, 1]
-    assert not grpo.kept[0].states[-1].equal(grpo.kept[1].states[-1])
+    for place in (0, 2):
+        list(grpo.losses(Batch(0, PROMPTS, place=place, total=4)))
+    assert sorted(grpo.kept) == [0, 2]
+    assert not grpo.kept[0].states[-1].equal(grpo.kept[2].states[-1])
 
 
 # --- the base model ---------------------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def test_the_network_is_shown_the_truncated_level_only_if_asked():
 
 
 def test_shared_noise_is_one_draw_for_samples_and_ranks():
-    batch = [Batch(0, PROMPTS, rank=rank, seed=5) for rank in (0, 1)]
+    batch = [Batch(0, PROMPTS, place=place, total=4, seed=5) for place in (0, 2)]
     draws = [start(ToyFamily(), ROLLOUT, b, shared_noise=True).noise for b in batch]
     assert torch.equal(draws[0], draws[1]) and torch.equal(draws[0][0], draws[0][1])
     draws = [start(ToyFamily(), ROLLOUT, b).noise for b in batch]

@@ -26,7 +26,7 @@ class ToyDenoiser(nn.Module):
 
 
 class ToyFamily:
-    lora_targets = ()
+    pipeline, part, lora_targets = "ToyPipeline", "transformer", ()
     default_size = (4, 4)
 
     def __init__(self, path: PathName = "flow", prediction: PredictionName = "velocity") -> None:
@@ -53,6 +53,9 @@ class ToyFamily:
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return (4, height, width)
+
+    def call_arguments(self, rollout):
+        raise NotImplementedError
 
     def save(self, folder: Path) -> None:
         torch.save(self.denoiser.state_dict(), folder / "toy.pt")

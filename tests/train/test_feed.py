@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> config.Run:
 def test_images_come_first_then_prompts(run: config.Run):
     feed = open_feed(run, stubs.StubFamily(), Ranks())
     offline, online = feed.batches(1), feed.batches(2)
-    assert [batch.micro for batch in offline] == [0, 1] and all(batch.step == 1 for batch in offline)
+    assert [(batch.place, batch.total) for batch in offline] == [(0, 2), (1, 2)] and all(batch.step == 1 for batch in offline)
     for batch in offline:
         assert batch.images is not None and batch.images.shape == (1, 3, stubs.SIZE, stubs.SIZE)
         assert float(batch.images.mean()) == pytest.approx(40 / 255 if batch.prompts == ("grey 1",) else 0.0, abs=1e-6)
@@ -51,7 +51,7 @@ def test_ranks_and_micro_batches_share_out_the_prompts(run: config.Run):
     feeds = [open_feed(run, stubs.StubFamily(), Ranks(rank, 2)) for rank in range(2)]
     seen = [batch.prompts[0] for feed in feeds for step in (0, 1) for batch in feed.batches(step)]
     assert len(set(seen)) == 8
-    assert [batch.rank for batch in feeds[1].batches(0)] == [1, 1]
+    assert [(batch.place, batch.total) for batch in feeds[1].batches(0)] == [(1, 4), (3, 4)]
 
 
 def test_the_fingerprint_follows_the_contents(run: config.Run):

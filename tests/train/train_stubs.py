@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from directalign import config
-from directalign.core.noising import generator_for
+from directalign.core.noising import for_update, generator_for
 from directalign.train.distributed import Ranks
 from directalign.train.folder import claim
 from directalign.train.session import Loaded, train_loaded
@@ -45,6 +45,7 @@ class StubFamily:
     """The image is the latent; `predict` maps its last axis."""
 
     path, prediction = "flow", "velocity"
+    pipeline, part = "StubPipeline", "transformer"
     lora_targets: tuple[str, ...] = ("base",)
     default_size = (SIZE, SIZE)
 
@@ -69,6 +70,9 @@ class StubFamily:
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return 3, height, width
 
+    def call_arguments(self, rollout: config.Rollout) -> dict[str, object]:
+        raise NotImplementedError
+
     def save(self, folder: Path) -> None:
         trained = {name: p.detach().clone() for name, p in self.denoiser.named_parameters() if p.requires_grad}
         save_file(trained, folder / "lora.safetensors")
@@ -84,7 +88,7 @@ class StubMethod:
     def losses(self, batch: Batch) -> Iterator[Loss]:
         if self.on_step is not None:
             self.on_step(batch.step)
-        known = torch.randn(len(batch.prompts), SIZE, generator=generator_for(batch.seed, batch.step, batch.micro, batch.rank))
+        known = for_update(batch, lambda total: torch.randn(total, SIZE, generator=generator_for(batch.seed, batch.step)))
         jitter = torch.randn(SIZE) + random.random() + float(np.random.rand())
         wanted = torch.tensor([[float(sum(map(ord, prompt)) % 7)] for prompt in batch.prompts])
         for branch in ("denoise", "inversion"):

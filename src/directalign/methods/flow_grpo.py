@@ -89,17 +89,18 @@ class FlowGRPO:
 
     def _rollouts(self, batch: Batch) -> Rollouts:
         """The samples of this update, new or kept; they are dropped when their last update takes them."""
-        made = self.kept.pop(batch.micro, None)
+        made = self.kept.pop(batch.place, None)
         if made is None:
             made = self._roll_out(batch)
         if batch.step - made.step + 1 < self.settings.updates_per_rollout:
-            self.kept[batch.micro] = made
+            self.kept[batch.place] = made
         return made
 
     @torch.no_grad()
     def _roll_out(self, batch: Batch) -> Rollouts:
         size = self.settings.group_size
-        batch = replace(batch, prompts=tuple(prompt for prompt in batch.prompts for _ in range(size)))
+        total = None if batch.total is None else batch.total * size
+        batch = replace(batch, prompts=tuple(prompt for prompt in batch.prompts for _ in range(size)), place=batch.place * size, total=total)
         begun = start(self.family, self.rollout, batch)
         noise = begun.noise[::size].repeat_interleave(size, 0) if self.settings.same_noise else begun.noise
         sigmas, states, log_probs = begun.sigmas.to(noise.device), [noise], []
@@ -141,13 +142,13 @@ class FlowGRPO:
             return self._transition(made.states[index], cond, made.sigmas[index], made.sigmas[index + 1])
 
     def state_dict(self) -> Mapping[str, Any]:
-        kept = {micro: {each.name: getattr(made, each.name) for each in fields(made)} for micro, made in self.kept.items()}
+        kept = {place: {each.name: getattr(made, each.name) for each in fields(made)} for place, made in self.kept.items()}
         return {**self.preference.state_dict(), "rollouts": kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.preference.load_state_dict(state)
         device = next(self.family.denoiser.parameters()).device
-        self.kept = {micro: _on_device(Rollouts(**made), device) for micro, made in state["rollouts"].items()}
+        self.kept = {place: _on_device(Rollouts(**made), device) for place, made in state["rollouts"].items()}
 
 
 def check_steps(settings: config.FlowGRPO, rollout: config.Rollout) -> None:

@@ -43,7 +43,8 @@ class SRPO:
         x0, noise, cond = self._clean_images(batch)
         for injection in range(self.settings.injections):
             known = noise if noise is not None else noise_of(batch, FRESH_NOISE, tuple(x0.shape), self.shared_noise, injection)
-            landing = self.window.draw(len(x0), noising.generator_of(batch, MOVE, injection))
+            generator = noising.generator_of(batch, MOVE, injection)
+            landing = noising.for_update(batch, lambda total, generator=generator: self.window.draw(total, generator))
             for branch in self.branches:
                 move = self.window.denoise(landing) if branch == "denoise" else self.window.inversion(landing)
                 yield self._branch(batch, cond, x0, known.to(x0), move, branch)

@@ -55,6 +55,14 @@ class Ranks:
             dist.all_reduce(values)
         return values.cpu()
 
+    def gather(self, values: Tensor) -> Tensor:
+        """Equally shaped tensors of all ranks, joined along their first dimension in the order of ranks."""
+        if self.size == 1:
+            return values
+        parts = [torch.empty_like(values, device=self.device) for _ in range(self.size)]
+        dist.all_gather(parts, values.to(self.device).contiguous())
+        return torch.cat(parts).to(values.device)
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any rank."""
         return bool(self.sum(torch.tensor(float(flag))) > 0)

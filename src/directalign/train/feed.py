@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .. import config
 from ..images import ImageStream, scan_images
 from ..interfaces import Family
 from ..prompts import PromptStream, read_prompts
-from ..types import Batch
+from ..types import Batch, DirectAlignError
 from .distributed import Ranks
 
 
@@ -24,8 +25,8 @@ class Feed:
     images: ImageStream | None
 
     def batches(self, step: int) -> list[Batch]:
-        """The `train.accumulation` batches of this rank at update `step` (0 is the first)."""
-        return [self._batch(step, micro) for micro in range(self.run.train.accumulation)]
+        """The batches of this rank that are accumulated into update `step` (0 is the first)."""
+        return [self._batch(step, micro) for micro in range(accumulation(self.run, self.ranks.size))]
 
     def shown(self, count: int) -> Sequence[str]:
         """The first `count` prompts of the data, for sample grids."""
@@ -53,15 +54,31 @@ class Feed:
 
     def _batch(self, step: int, micro: int) -> Batch:
         settings = self.run
-        seed, rank = settings.seed, self.ranks.rank
-        place = {"rank": rank, "world_size": self.ranks.size, "size": settings.data.batch_size, "micro": micro, "accumulation": settings.train.accumulation}
+        size, parts = settings.data.batch_size, accumulation(settings, self.ranks.size)
+        place = {"rank": self.ranks.rank, "world_size": self.ranks.size, "size": size, "micro": micro, "accumulation": parts}
+        shared: dict[str, Any] = {"seed": settings.seed, "place": (micro * self.ranks.size + self.ranks.rank) * size, "total": parts * self.ranks.size * size}
         offline = self.images is not None and (settings.data.offline_steps is None or step < settings.data.offline_steps)
         if offline:
             assert self.images is not None
             captions, images = self.images.batch(step, **place)
-            return Batch(step, captions, images, seed, rank, micro)
+            return Batch(step, captions, images, **shared)
         assert self.prompts is not None
-        return Batch(step, self.prompts.batch(step, **place), None, seed, rank, micro)
+        return Batch(step, self.prompts.batch(step, **place), **shared)
+
+
+def accumulation(run: config.Run, ranks: int) -> int:
+    """Batches per update on each rank: `train.accumulation`, or what makes up `train.global_batch_size`.
+
+    Raises DirectAlignError when that is not a multiple of `data.batch_size` on all ranks.
+    """
+    wanted, together = run.train.global_batch_size, run.data.batch_size * ranks
+    if wanted is None:
+        return run.train.accumulation
+    if wanted % together:
+        raise DirectAlignError(
+            f"train.global_batch_size: {wanted} is not a multiple of data.batch_size {run.data.batch_size} on {ranks} ranks ({together}); change one of them"
+        )
+    return wanted // together
 
 
 def open_feed(run: config.Run, family: Family, ranks: Ranks) -> Feed:
