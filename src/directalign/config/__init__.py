@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .base import Pair, Positive, Sigma, Strict
+from .base import DtypeName, Pair, Positive, Sigma, Size, Strict
 from .methods import SRPO, AlignProp, DRaFT, DRTune, FlowBP, FlowGRPO, LeapAlign, Method, Noise, ReFL
+from .model import FamilyName, Lora, Model
 from .moves import Branch, ConstantGainMoves, Moves, Ramp, UniformMoves, WindowMoves
 from .preferring import Anchor, Preferring, Words
-from .run import Data, Evaluate, Lora, Model, Reward, Rollout, Run, Train
+from .run import Data, Evaluate, Reward, Rollout, Run, Train
 
 __all__ = [
     "AlignProp",
@@ -16,7 +17,9 @@ __all__ = [
     "DRTune",
     "DRaFT",
     "Data",
+    "DtypeName",
     "Evaluate",
+    "FamilyName",
     "FlowBP",
     "FlowGRPO",
     "LeapAlign",
@@ -35,6 +38,7 @@ __all__ = [
     "Run",
     "SRPO",
     "Sigma",
+    "Size",
     "Strict",
     "Train",
     "UniformMoves",

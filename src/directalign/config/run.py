@@ -11,29 +11,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ..presets import PRESETS, PresetName, merged
-from .base import Pair, Positive, Strict
+from .base import Pair, Positive, Size, Strict
 from .methods import Method
-
-
-class Lora(Strict):
-    """Low-rank adapters (peft) on the denoiser."""
-
-    rank: Positive = Field(default=16, description="Rank of the update.")
-    alpha: Positive = Field(default=16, description="Scale numerator: the update is multiplied by alpha / rank.")
-    targets: list[str] | None = Field(default=None, description="Layer names to adapt; none means the family's own list.")
-
-
-class Model(Strict):
-    """The text-to-image model and what of it is trained."""
-
-    family: Literal["flux", "sd"] = Field(description="Architecture: flux (rectified flow) or sd (UNet, DDPM; epsilon or v).")
-    path: str = Field(description="A diffusers folder, or an embedded pipeline: world:flux, world:sd, world:sd_v.")
-    tune: Literal["lora", "full"] = Field(default="lora", description="Train adapters, or all weights of the denoiser.")
-    lora: Lora = Field(default=Lora(), description="Adapter settings; read when tune is lora.")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Dtype of the frozen weights and of the forward pass; trained weights are float32."
-    )
-    gradient_checkpointing: bool = Field(default=False, description="Recompute activations of the denoiser and the VAE decoder in the backward pass.")
+from .model import Model
 
 
 class Reward(Strict):
@@ -43,10 +23,11 @@ class Reward(Strict):
         description="clip: a transformers CLIPModel folder; pixels: a plain statistic that ignores prompts; python: any function, a black box without gradient."
     )
     path: str | None = Field(
-        default=None, description="For clip: the folder, or world:reward for the embedded one; for python: file.py:function, and the file is run."
+        default=None, description="For clip: a folder, a hub id, or world:reward for the embedded one; for python: file.py:function, and the file is run."
     )
     statistic: Literal["brightness", "saturation", "redness"] | None = Field(default=None, description="For pixels: which statistic is rewarded.")
     scale: float = Field(default=1.0, description="Factor on every score (the official PickScore setting is 5: 100·cos/20).", gt=0)
+    gradient_checkpointing: bool = Field(default=False, description="Recompute activations of the reward in the backward pass; for clip.")
 
 
 class Rollout(Strict):
@@ -58,13 +39,28 @@ class Rollout(Strict):
     cfg_scale: float = Field(default=1.0, description="Classifier-free guidance (two passes when not 1).", ge=0)
     height: int | None = Field(default=None, description="Pixels; none takes the checkpoint's own size.", ge=8)
     width: int | None = Field(default=None, description="Pixels; none takes the checkpoint's own size.", ge=8)
+    sizes: list[Size] | None = Field(
+        default=None,
+        description="Several [height, width] for training, one drawn per update; height and width are then those of samples and measurements.",
+        min_length=1,
+    )
 
 
 class Data(Strict):
     """Prompts, and real images for offline training."""
 
-    prompts: str | None = Field(default=None, description="A .txt, .jsonl, .csv/.tsv or .parquet file of prompts, or world for the embedded list.")
-    images: str | None = Field(default=None, description="A folder of real images with captions (same-named .txt, or metadata.jsonl): offline training.")
+    prompts: str | None = Field(
+        default=None,
+        description="A .txt, .jsonl, .csv/.tsv or .parquet file, a dataset hf:owner/name[@split][#column] or hf:folder, or world for the embedded list.",
+    )
+    images: str | None = Field(
+        default=None, description="A folder of real images with captions (same-named .txt, or metadata.jsonl), or a dataset hf:...: offline training."
+    )
+    buckets: list[Size] | None = Field(
+        default=None,
+        description="Shapes [height, width] for images of different aspect ratios, one per update; none crops all to the rollout's size.",
+        min_length=1,
+    )
     offline_steps: Positive | None = Field(default=None, description="Use the images for this many first steps, then roll out; none uses them throughout.")
     batch_size: Positive = Field(default=1, description="Prompts per rank and forward pass.")
     strict: bool = Field(default=False, description="Refuse a set with an unreadable image instead of skipping it by name.")
@@ -75,8 +71,9 @@ class Data(Strict):
             raise ValueError("nothing to train on: give data.prompts (online) or data.images (offline)")
         if self.prompts is None and self.offline_steps is not None:
             raise ValueError("offline_steps goes online afterwards and needs data.prompts too")
-        if self.offline_steps is not None and self.images is None:
-            raise ValueError("offline_steps needs data.images")
+        for key in ("offline_steps", "buckets"):
+            if getattr(self, key) is not None and self.images is None:
+                raise ValueError(f"{key} needs data.images")
         return self
 
 
@@ -92,12 +89,26 @@ class Train(Strict):
     betas: Pair = Field(default=(0.9, 0.999), description="AdamW averages.")
     weight_decay: float = Field(default=1e-4, description="AdamW decay.", ge=0)
     clip_norm: float = Field(default=0.1, description="Gradients are scaled down to this norm.", gt=0)
-    accumulation: Positive = Field(default=1, description="Batches per update.")
+    accumulation: Positive = Field(default=1, description="Batches per update on each rank.")
+    global_batch_size: Positive | None = Field(
+        default=None, description="Prompts per update over all ranks; the number of batches per update follows from it, and accumulation stays 1."
+    )
+    optimizer: Literal["adamw", "adamw8bit"] = Field(default="adamw", description="AdamW, or AdamW with 8-bit averages.")
+    parallel: Literal["auto", "data", "sharded"] = Field(
+        default="auto", description="On several ranks: data copies the network to each, sharded splits it (FSDP2); auto shards when tune is full."
+    )
+    compile: bool = Field(default=False, description="Compile the denoiser's repeated blocks (torch.compile).")
     ema_decay: float | None = Field(default=None, description="Average of the trained weights; when set, samples, judges and saved weights use it.", gt=0, lt=1)
     checkpoint_every: int = Field(default=0, description="Updates between checkpoints; 0 keeps only the last.", ge=0)
     keep_checkpoints: Positive = Field(default=3, description="Newest checkpoints that are kept.")
     sample_every: int = Field(default=0, description="Updates between fixed-seed sample grids; 0 makes only the first and the last.", ge=0)
     sample_prompts: list[str] | None = Field(default=None, description="Prompts of the sample grids; none takes the first eight of the data.")
+
+    @model_validator(mode="after")
+    def _one_way_to_accumulate(self) -> Train:
+        if self.global_batch_size is not None and self.accumulation != 1:
+            raise ValueError(f"global_batch_size sets the batches per update, and so does accumulation {self.accumulation}: leave one of them out")
+        return self
 
 
 class Evaluate(Strict):
@@ -130,6 +141,17 @@ class Run(Strict):
     data: Data
     train: Train
     evaluate: Evaluate = Field(default=Evaluate(), description="Measurement inside the run.")
+
+    @model_validator(mode="after")
+    def _narrow_weights_are_rounded_at_random(self) -> Run:
+        if self.model.trained_dtype == "bfloat16" and self.train.optimizer != "adamw8bit":
+            raise ValueError(
+                "model.trained_dtype: bfloat16 under train.optimizer: adamw loses updates smaller than its last digit: "
+                "set train.optimizer: adamw8bit, which rounds at random, or trained_dtype: float32"
+            )
+        if self.train.parallel == "sharded" and self.model.quantization is not None:
+            raise ValueError("train.parallel: sharded splits plain weights alone: leave model.quantization out, or set parallel: data")
+        return self
 
     @model_validator(mode="after")
     def _only_srpo_takes_images(self) -> Run:
