@@ -80,4 +80,4 @@ def test_weights_stored_in_16_bit_are_widened(tmp_path):
     stored.denoiser.half().save_pretrained(folder / "transformer")
     family = load_family(Model(family="flux", path=str(folder), tune="full", dtype="bfloat16"), "cpu")
     assert {parameter.dtype for parameter in family.denoiser.parameters()} == {torch.float32}
-    assert family.vae.dtype == family.text_encoder.dtype == torch.bfloat16
+    assert family.vae.dtype == family.prompts.modules["text_encoder"].dtype == torch.bfloat16

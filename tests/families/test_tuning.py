@@ -89,14 +89,14 @@ def test_only_the_denoiser_is_trained(case):
         own = {id(parameter) for parameter in trainable(family).values()}
         assert own
         assert own <= {id(parameter) for parameter in family.denoiser.parameters()}
-        frozen = [family.vae, family.text_encoder, getattr(family, "text_encoder_2", family.vae)]
+        frozen = [family.vae, *family.prompts.modules.values()]
         assert not any(parameter.requires_grad for module in frozen for parameter in module.parameters())
         assert not any(module.training for module in [*frozen, family.denoiser])
 
 
 def test_a_step_touches_nothing_frozen(case):
     family = lora(case)
-    modules = [family.vae, family.text_encoder]
+    modules = [family.vae, *family.prompts.modules.values()]
     before = [parameter.clone() for module in modules for parameter in module.parameters()]
     optimiser = torch.optim.AdamW(trainable(family).values(), lr=0.1)
     family.decode(pred_of(family)).square().mean().backward()

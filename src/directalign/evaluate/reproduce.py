@@ -16,36 +16,28 @@ from ..types import DirectAlignError
 from ..world import assets
 from .generate import image_size
 
-PIPELINES = {"flux": "FluxPipeline", "sd": "StableDiffusionPipeline"}
-
 
 def diffusers_call(family: Family, run: config.Run, prompt: str, seed: int, trained: Path | None) -> dict[str, Any]:
     """Everything the call needs, and the same as lines of Python under "code"; `trained` is the run folder, None for the base model."""
     call = {
-        "pipeline": PIPELINES[run.model.family],
+        "pipeline": family.pipeline,
         "path": str(assets.resolve(run.model.path)),
         "weights": str(trained) if trained else None,
-        "scheduler": _scheduler(run),
-        "arguments": {"prompt": prompt, **_arguments(family, run)},
+        "scheduler": _scheduler(family, run),
+        "arguments": {"prompt": prompt, **_arguments(family, run.rollout)},
         "seed": seed,
     }
-    return {**call, "code": _code(call, run)}
+    return {**call, "code": _code(call, family, run)}
 
 
-def _arguments(family: Family, run: config.Run) -> dict[str, Any]:
-    height, width = image_size(family, run.rollout)
-    shared = {"height": height, "width": width, "num_inference_steps": run.rollout.num_sampling_steps}
-    if run.model.family == "sd":
-        return {**shared, "guidance_scale": run.rollout.cfg_scale}
-    if run.rollout.cfg_scale != 1.0:
-        shared |= {"negative_prompt": "", "true_cfg_scale": run.rollout.cfg_scale}
-    length = getattr(family, "max_sequence_length")  # noqa: B009 (FLUX alone has it; the contract does not)
-    return {**shared, "guidance_scale": run.rollout.embedded_guidance or 1.0, "max_sequence_length": length}
+def _arguments(family: Family, rollout: config.Rollout) -> dict[str, Any]:
+    height, width = image_size(family, rollout)
+    return {"height": height, "width": width, "num_inference_steps": rollout.num_sampling_steps, **family.call_arguments(rollout)}
 
 
-def _scheduler(run: config.Run) -> dict[str, Any]:
+def _scheduler(family: Family, run: config.Run) -> dict[str, Any]:
     """Which scheduler the pipeline must have, and what of its config is changed."""
-    if run.model.family == "sd":
+    if family.path == "vp":
         if run.rollout.shift is not None:
             raise DirectAlignError(f"rollout.shift {run.rollout.shift} shifts a flow; an SD model has its own timesteps: leave it out")
         return {"class": "DDIMScheduler", "changes": {"set_alpha_to_one": True}}
@@ -53,7 +45,7 @@ def _scheduler(run: config.Run) -> dict[str, Any]:
     return {"class": "FlowMatchEulerDiscreteScheduler", "changes": changes}
 
 
-def _code(call: dict[str, Any], run: config.Run) -> str:
+def _code(call: dict[str, Any], family: Family, run: config.Run) -> str:
     scheduler, changes = call["scheduler"]["class"], call["scheduler"]["changes"]
     extra = "".join(f", {name}={value!r}" for name, value in changes.items())
     arguments = ", ".join(f"{name}={value!r}" for name, value in call["arguments"].items())
@@ -62,17 +54,16 @@ def _code(call: dict[str, Any], run: config.Run) -> str:
         "import torch",
         f"from diffusers import {call['pipeline']}, {scheduler}",
         f"pipe = {call['pipeline']}.from_pretrained({call['path']!r}{dtype})",
-        *_load_lines(call, run),
+        *_load_lines(call, family.part, run),
         f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{extra})",
         f"image = pipe({arguments}, generator=torch.Generator().manual_seed({call['seed']})).images[0]",
     ]
     return "\n".join(lines)
 
 
-def _load_lines(call: dict[str, Any], run: config.Run) -> list[str]:
+def _load_lines(call: dict[str, Any], part: str, run: config.Run) -> list[str]:
     if call["weights"] is None:
         return []
     if run.model.tune == "lora":
         return [f"pipe.load_lora_weights({call['weights']!r}, weight_name='lora.safetensors')"]
-    part = {"flux": "transformer", "sd": "unet"}[run.model.family]
     return [f"pipe.{part} = type(pipe.{part}).from_pretrained({call['weights']!r}, subfolder={part!r})"]

@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
 from .. import config
 from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
 from . import autoencoder, packing, tuning
-from .parts import load_parts, read_json
+from .parts import dtypes_of, load_parts, read_json
 from .passes import autocast, guided
+from .prompt_encoder import PromptEncoder
+from .source import Source
 
 PARTS = {
     "tokenizer": None,
@@ -40,39 +42,38 @@ class Flux:
 
     path: PathName = "flow"
     prediction: PredictionName = "velocity"
+    pipeline, part, text_parts = "FluxPipeline", "transformer", ("text_encoder", "text_encoder_2")
     lora_targets: tuple[str, ...] = ATTENTION + FEED_FORWARD
 
-    def __init__(self, folder: FilePath, model: config.Model, device: torch.device, seed: int) -> None:
+    def __init__(self, source: Source, model: config.Model, device: torch.device, seed: int) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
-        dtypes = dict.fromkeys(PARTS, self.dtype) | ({"transformer": torch.float32} if model.tune == "full" else {})
-        parts = load_parts(folder, "FluxPipeline", PARTS, dtypes)
+        parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
         self.tokenizer, self.tokenizer_2, self.scheduler = parts["tokenizer"], parts["tokenizer_2"], parts["scheduler"]
-        self.text_encoder, self.text_encoder_2 = parts["text_encoder"].to(device), parts["text_encoder_2"].to(device)
         self.vae: AutoencoderKL = parts["vae"].to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
         self.denoiser: nn.Module = parts["transformer"].to(device)
         self.embeds_guidance = bool(parts["transformer"].config["guidance_embeds"])
-        self.max_sequence_length = _max_sequence_length(folder)
+        self.max_sequence_length = _max_sequence_length(source.folder)
         self.default_size = (self.vae.config["sample_size"],) * 2
-        _check(folder, parts)
+        _check(source.folder, parts)
         tuning.make_trainable(self.denoiser, model, self.lora_targets, seed)
         if model.gradient_checkpointing:
             parts["transformer"].enable_gradient_checkpointing()
             self.vae.enable_gradient_checkpointing()
-        with torch.no_grad():
-            self.empty_prompt = self._embed([""])
+        self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts}, self._embed, device, model.text_encoders)
+        self.empty_prompt = self.prompts([""])
 
-    @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensors `pooled` (b, d) from CLIP and `sequence` (b, tokens, D) from T5, for the prompts and for the empty prompt."""
         empty = {key: tensor.expand(len(prompts), *tensor.shape[1:]) for key, tensor in self.empty_prompt.items()}
-        return Conditioning(tuple(prompts), self._embed(prompts), unconditional=empty)
+        return Conditioning(tuple(prompts), self.prompts(prompts), unconditional=empty)
 
-    def _embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        clip = self.tokenizer(list(prompts), padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt")
-        t5 = self.tokenizer_2(list(prompts), padding="max_length", max_length=self.max_sequence_length, truncation=True, return_tensors="pt")
+    def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
+        clip_model, t5_model = (self.prompts.modules[name] for name in self.text_parts)
+        clip = self.tokenizer(prompts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt")
+        t5 = self.tokenizer_2(prompts, padding="max_length", max_length=self.max_sequence_length, truncation=True, return_tensors="pt")
         return {
-            "pooled": self.text_encoder(clip.input_ids.to(self.device)).pooler_output,
-            "sequence": self.text_encoder_2(t5.input_ids.to(self.device))[0],
+            "pooled": clip_model(clip.input_ids.to(self.device)).pooler_output,
+            "sequence": t5_model(t5.input_ids.to(self.device))[0],
         }
 
     def encode_image(self, images: Images) -> Latents:
@@ -130,9 +131,14 @@ class Flux:
         """(c, h, w); sides must be multiples of 2x2 latents."""
         return self.vae.config["latent_channels"], *autoencoder.latent_size(self.vae, height, width, 2 * autoencoder.downscaling(self.vae))
 
+    def call_arguments(self, rollout: config.Rollout) -> dict[str, Any]:
+        """What FluxPipeline is told to sample as the rollout does."""
+        two_passes = {} if rollout.cfg_scale == 1.0 else {"negative_prompt": "", "true_cfg_scale": rollout.cfg_scale}
+        return {**two_passes, "guidance_scale": rollout.embedded_guidance or 1.0, "max_sequence_length": self.max_sequence_length}
+
     def save(self, folder: FilePath) -> None:
         """`lora.safetensors` for FluxPipeline.load_lora_weights, or `transformer/`."""
-        tuning.save(self.denoiser, folder)
+        tuning.save(self.denoiser, folder, self.part, FluxPipeline)
 
 
 def _max_sequence_length(folder: FilePath) -> int:

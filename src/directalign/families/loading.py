@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path as FilePath
+from typing import Any
 
 import torch
 from torch import nn
 
 from .. import config
 from ..interfaces import Family
-from ..world import assets
 from . import tuning
 from .flux import Flux
 from .sd import StableDiffusion
+from .source import open_source
 
-FAMILIES = {"flux": Flux, "sd": StableDiffusion}
+FAMILIES: dict[str, Any] = {"flux": Flux, "sd": StableDiffusion}
+"""Name in a recipe -> the class, whose `pipeline`, `part` and `text_parts` say what a folder must hold."""
 
 
 def load_family(model: config.Model, device: torch.device | str, seed: int = 0) -> Family:
@@ -22,7 +24,7 @@ def load_family(model: config.Model, device: torch.device | str, seed: int = 0) 
 
     Errors: DirectAlignError for a folder, file or class that is missing, torn or of another architecture.
     """
-    return FAMILIES[model.family](assets.resolve(model.path), model, torch.device(device), seed)
+    return FAMILIES[model.family](open_source(model), model, torch.device(device), seed)
 
 
 def trainable(family: Family) -> dict[str, nn.Parameter]:
@@ -32,4 +34,4 @@ def trainable(family: Family) -> dict[str, nn.Parameter]:
 
 def load_trained(family: Family, folder: FilePath) -> None:
     """Reads what `family.save(folder)` wrote into a family of the same architecture and `tune`; a misfit is an error."""
-    tuning.load(family.denoiser, folder)
+    tuning.load(family.denoiser, folder, family.part)

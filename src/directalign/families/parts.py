@@ -17,7 +17,9 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from .. import config
 from ..types import DirectAlignError
+from .source import Source
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
@@ -36,18 +38,32 @@ def read_json(file: FilePath) -> dict[str, Any]:
     return content
 
 
-def load_parts(folder: FilePath, pipeline: str, parts: Mapping[str, type | None], dtypes: Mapping[str, torch.dtype]) -> dict[str, Any]:
+def dtypes_of(parts: Mapping[str, type | None], model: config.Model, denoiser: str) -> dict[str, torch.dtype]:
+    """The dtype of each model among the parts: the recipe's, and for a denoiser whose weights are all trained theirs."""
+    trained = model.trained_dtype if model.tune == "full" else model.dtype
+    return {name: getattr(torch, trained if name == denoiser else model.dtype) for name in parts}
+
+
+def load_parts(
+    source: Source,
+    pipeline: str,
+    parts: Mapping[str, type | None],
+    dtypes: Mapping[str, torch.dtype],
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
     """The named parts of a diffusers folder; models are frozen and in eval mode.
 
     `pipeline` is the class name that model_index.json must carry. `parts` maps each part to the class it must be of, None
-    for any. `dtypes` gives the dtype of each model. Errors: DirectAlignError naming the file, what it holds, the remedy.
+    for any. `dtypes` gives the dtype of each model, `options` what else its from_pretrained is told.
+    Errors: DirectAlignError naming the file, what it holds, the remedy.
     """
+    folder, extra = source.folder, options or {}
     for library in LIBRARIES.values():
         library.utils.logging.disable_progress_bar()
     index = read_json(folder / "model_index.json")
     if index.get("_class_name") != pipeline:
         raise DirectAlignError(f"{folder / 'model_index.json'}: holds a {index.get('_class_name')}, not a {pipeline}: set model.family to match model.path")
-    return {name: _load_part(folder / name, _part_class(folder, index, name, wanted), dtypes.get(name)) for name, wanted in parts.items()}
+    return {name: _load_part(folder / name, _part_class(folder, index, name, wanted), dtypes.get(name), extra.get(name, {})) for name, wanted in parts.items()}
 
 
 def _part_class(folder: FilePath, index: Mapping[str, Any], name: str, wanted: type | None) -> type:
@@ -60,11 +76,11 @@ def _part_class(folder: FilePath, index: Mapping[str, Any], name: str, wanted: t
     return found
 
 
-def _load_part(folder: FilePath, part: Any, dtype: torch.dtype | None) -> Any:
+def _load_part(folder: FilePath, part: Any, dtype: torch.dtype | None, extra: Mapping[str, Any]) -> Any:
     if not folder.is_dir():
         raise DirectAlignError(f"{folder}: no such folder: give a complete diffusers folder in model.path")
     try:
-        return _load_model(folder, part, dtype or torch.float32) if issubclass(part, nn.Module) else _load_other(folder, part)
+        return _load_model(folder, part, dtype or torch.float32, extra) if issubclass(part, nn.Module) else _load_other(folder, part)
     except DirectAlignError:
         raise
     except UNREADABLE as error:
@@ -81,11 +97,11 @@ def _load_other(folder: FilePath, part: Any) -> Any:
     return part.from_pretrained(folder, local_files_only=True)
 
 
-def _load_model(folder: FilePath, part: Any, dtype: torch.dtype) -> nn.Module:
+def _load_model(folder: FilePath, part: Any, dtype: torch.dtype, extra: Mapping[str, Any]) -> nn.Module:
     read_json(folder / "config.json")
     weights_files(folder)
     name = "torch_dtype" if issubclass(part, diffusers.ModelMixin) else "dtype"
-    options: dict[str, Any] = {name: dtype, "local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    options: dict[str, Any] = {name: dtype, "local_files_only": True, "use_safetensors": True, "output_loading_info": True, **extra}
     model, info = cast(tuple[nn.Module, Any], part.from_pretrained(folder, **options))
     lacking = sorted(str(key) for key in info["missing_keys"])
     if lacking:

@@ -12,15 +12,17 @@ from pathlib import Path as FilePath
 from typing import Any, cast
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 from .. import config
 from ..core.path import DdpmTable
 from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
 from . import autoencoder, tuning
-from .parts import load_parts
+from .parts import dtypes_of, load_parts
 from .passes import autocast, guided
+from .prompt_encoder import PromptEncoder
+from .source import Source
 
 PARTS = {"tokenizer": None, "text_encoder": None, "unet": UNet2DConditionModel, "vae": AutoencoderKL, "scheduler": SchedulerMixin}
 PREDICTIONS: dict[str, PredictionName] = {"epsilon": "epsilon", "v_prediction": "v"}
@@ -30,39 +32,39 @@ class StableDiffusion:
     """An SD checkpoint as `interfaces.Family`."""
 
     path: PathName = "vp"
+    pipeline, part, text_parts = "StableDiffusionPipeline", "unet", ("text_encoder",)
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
-    def __init__(self, folder: FilePath, model: config.Model, device: torch.device, seed: int) -> None:
+    def __init__(self, source: Source, model: config.Model, device: torch.device, seed: int) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
-        dtypes = dict.fromkeys(PARTS, self.dtype) | ({"unet": torch.float32} if model.tune == "full" else {})
-        parts = load_parts(folder, "StableDiffusionPipeline", PARTS, dtypes)
-        self.tokenizer, self.text_encoder = parts["tokenizer"], parts["text_encoder"].to(device)
+        parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
+        self.tokenizer = parts["tokenizer"]
         self.vae: AutoencoderKL = parts["vae"].to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
         self.denoiser: nn.Module = parts["unet"].to(device)
-        self.scheduler = _ddim(folder / "scheduler", parts["scheduler"])
+        self.scheduler = _ddim(source.folder / "scheduler", parts["scheduler"])
         self.prediction: PredictionName = PREDICTIONS[self.scheduler.config["prediction_type"]]
         self.levels = DdpmTable(self.scheduler.alphas_cumprod)
         self.default_size = _default_size(parts["unet"], self.vae)
         self.multiple = 2 ** (len(parts["unet"].config["block_out_channels"]) - 1) * autoencoder.downscaling(self.vae)
-        _check_channels(folder, parts["unet"], self.vae)
+        _check_channels(source.folder, parts["unet"], self.vae)
         tuning.make_trainable(self.denoiser, model, self.lora_targets, seed)
         if model.gradient_checkpointing:
             parts["unet"].enable_gradient_checkpointing()
             self.vae.enable_gradient_checkpointing()
-        with torch.no_grad():
-            self.empty_prompt = self._embed([""])
+        self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts}, self._embed, device, model.text_encoders)
+        self.empty_prompt = self.prompts([""])
 
-    @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensor `sequence` (b, tokens, d) from CLIP, for the prompts and for the empty prompt."""
-        empty = {"sequence": self.empty_prompt.expand(len(prompts), -1, -1)}
-        return Conditioning(tuple(prompts), {"sequence": self._embed(prompts)}, unconditional=empty)
+        empty = {"sequence": self.empty_prompt["sequence"].expand(len(prompts), -1, -1)}
+        return Conditioning(tuple(prompts), self.prompts(prompts), unconditional=empty)
 
-    def _embed(self, prompts: Sequence[str]) -> Tensor:
-        tokens = self.tokenizer(list(prompts), padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt")
-        wants_mask = getattr(self.text_encoder.config, "use_attention_mask", False)
+    def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
+        text_encoder: Any = self.prompts.modules["text_encoder"]
+        tokens = self.tokenizer(prompts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt")
+        wants_mask = getattr(text_encoder.config, "use_attention_mask", False)
         mask = tokens.attention_mask.to(self.device) if wants_mask else None
-        return self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
+        return {"sequence": text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]}
 
     def encode_image(self, images: Images) -> Latents:
         """Clean latents of images in [0, 1]."""
@@ -97,9 +99,13 @@ class StableDiffusion:
         """(c, h, w); sides must fit the VAE and every halving of the UNet."""
         return self.vae.config["latent_channels"], *autoencoder.latent_size(self.vae, height, width, self.multiple)
 
+    def call_arguments(self, rollout: config.Rollout) -> dict[str, Any]:
+        """What StableDiffusionPipeline is told to sample as the rollout does."""
+        return {"guidance_scale": rollout.cfg_scale}
+
     def save(self, folder: FilePath) -> None:
         """`lora.safetensors` for StableDiffusionPipeline.load_lora_weights, or `unet/`."""
-        tuning.save(self.denoiser, folder)
+        tuning.save(self.denoiser, folder, self.part, StableDiffusionPipeline)
 
 
 def _ddim(folder: FilePath, scheduler: Any) -> DDIMScheduler:

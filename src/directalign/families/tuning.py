@@ -11,7 +11,6 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,14 +21,12 @@ from .parts import check_safetensors, weights_files
 
 LORA_FILE = "lora.safetensors"
 ADAPTER = "default"
-HOMES: dict[type, tuple[str, Any]] = {FluxTransformer2DModel: ("transformer", FluxPipeline), UNet2DConditionModel: ("unet", StableDiffusionPipeline)}
-"""Class of the denoiser -> its name in a pipeline, the pipeline that writes its LoRA."""
 
 
 def make_trainable(denoiser: Any, model: config.Model, default_targets: Sequence[str], seed: int) -> None:
-    """Opens all weights, or adds adapters: the first factor drawn from `seed`, the second 0, so nothing changes yet. Float32 either way."""
+    """Opens all weights, or adds adapters in float32: the first factor drawn from `seed`, the second 0, so nothing changes yet."""
     if model.tune == "full":
-        denoiser.float().requires_grad_(True)
+        denoiser.to(getattr(torch, model.trained_dtype)).requires_grad_(True)
         return
     targets = list(model.lora.targets or default_targets)
     settings = LoraConfig(r=model.lora.rank, lora_alpha=model.lora.alpha, target_modules=targets, init_lora_weights="gaussian")
@@ -48,9 +45,8 @@ def trained(denoiser: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in denoiser.named_parameters() if parameter.requires_grad}
 
 
-def save(denoiser: Any, folder: FilePath) -> None:
-    """Writes `lora.safetensors` into `folder`, or all weights as `transformer/` or `unet/`."""
-    part, pipeline = HOMES[type(denoiser)]
+def save(denoiser: Any, folder: FilePath, part: str, pipeline: Any) -> None:
+    """Writes `lora.safetensors` into `folder` as `pipeline` (a class of diffusers) does, or all weights as `part`: `transformer/` or `unet/`."""
     if not _has_adapters(denoiser):
         denoiser.save_pretrained(folder / part)
         return
@@ -58,9 +54,8 @@ def save(denoiser: Any, folder: FilePath) -> None:
     pipeline.save_lora_weights(folder, **{f"{part}_lora_layers": layers}, weight_name=LORA_FILE)
 
 
-def load(denoiser: Any, folder: FilePath) -> None:
+def load(denoiser: Any, folder: FilePath, part: str) -> None:
     """Reads what `save` wrote; a missing or torn file, other layers, another rank or architecture are errors that name it."""
-    part, _ = HOMES[type(denoiser)]
     if _has_adapters(denoiser):
         _load_lora(denoiser, folder / LORA_FILE, part)
     else:
