@@ -1,12 +1,11 @@
-"""Reads the parts of a diffusers folder, each with the class that its model_index.json names, and trusts none of it.
+"""Reads the parts of a checkpoint, each with the class that its model_index.json names, and trusts none of it.
 
-Whatever is missing, truncated, of another architecture or only half there ends in one line that names the file. Weights
-come from safetensors alone; nothing is unpickled and nothing is downloaded.
+Whatever is missing, truncated, of another architecture or only half there ends in one line that names the file, all of it before
+the first weights are loaded. Weights come from safetensors alone; nothing is unpickled and nothing is downloaded.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any, cast
@@ -14,28 +13,19 @@ from typing import Any, cast
 import diffusers
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
 from .. import config
 from ..types import DirectAlignError
+from . import single_file
+from .files import brief, check_safetensors, read_json, weights_files
 from .source import Source
+
+__all__ = ["check_parts", "check_safetensors", "dtypes_of", "load_parts", "read_json", "weights_files"]
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
-
-
-def read_json(file: FilePath) -> dict[str, Any]:
-    """The object in a JSON file; a missing or malformed file is an error that names it."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DirectAlignError(f"{file}: no such file: give a complete diffusers folder in model.path") from None
-    except (OSError, ValueError) as error:
-        raise DirectAlignError(f"{file}: not readable as JSON ({error}): copy the folder again") from None
-    if not isinstance(content, dict):
-        raise DirectAlignError(f"{file}: holds a {type(content).__name__}, not an object: copy the folder again")
-    return content
 
 
 def dtypes_of(parts: Mapping[str, type | None], model: config.Model, denoiser: str) -> dict[str, torch.dtype]:
@@ -51,55 +41,89 @@ def load_parts(
     dtypes: Mapping[str, torch.dtype],
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The named parts of a diffusers folder; models are frozen and in eval mode.
+    """The named parts of a checkpoint; models are frozen and in eval mode.
 
     `pipeline` is the class name that model_index.json must carry. `parts` maps each part to the class it must be of, None
-    for any. `dtypes` gives the dtype of each model, `options` what else its from_pretrained is told.
+    for any. `dtypes` gives the dtype of each model, `options` what else its from_pretrained or from_single_file is told.
     Errors: DirectAlignError naming the file, what it holds, the remedy.
     """
-    folder, extra = source.folder, options or {}
     for library in LIBRARIES.values():
         library.utils.logging.disable_progress_bar()
-    index = read_json(folder / "model_index.json")
+    classes = check_parts(source, pipeline, parts)
+    return {name: _load_part(source, name, part, dtypes.get(name, torch.float32), (options or {}).get(name, {})) for name, part in classes.items()}
+
+
+def check_parts(source: Source, pipeline: str, parts: Mapping[str, type | None], weights: bool = True) -> dict[str, type]:
+    """The class of each part, when `load_parts` has what it needs, by configs and headers alone; without `weights`, by configs alone.
+
+    Errors: as `load_parts`, for a missing or torn file, another architecture, a variant that is not there.
+    """
+    index_file = source.folder / "model_index.json"
+    index, held = read_json(index_file), _held(source)
     if index.get("_class_name") != pipeline:
-        raise DirectAlignError(f"{folder / 'model_index.json'}: holds a {index.get('_class_name')}, not a {pipeline}: set model.family to match model.path")
-    return {name: _load_part(folder / name, _part_class(folder, index, name, wanted), dtypes.get(name), extra.get(name, {})) for name, wanted in parts.items()}
+        raise DirectAlignError(f"{index_file}: holds a {index.get('_class_name')}, not a {pipeline}: set model.family to match model.path")
+    if held is not None and held.layout.part not in index:
+        raise DirectAlignError(f"{held.file}: holds {held.layout.name}, and {index_file} is a {pipeline}: give model.components and model.family to match")
+    classes = {name: _part_class(index_file, index, name, wanted) for name, wanted in parts.items()}
+    for name, part in classes.items():
+        if held is not None and name in held.parts:
+            single_file.check(held, name, part, source.folder)
+        else:
+            _check_part(source.folder / name, part, source.variant, weights)
+    return classes
 
 
-def _part_class(folder: FilePath, index: Mapping[str, Any], name: str, wanted: type | None) -> type:
+def _held(source: Source) -> single_file.Contents | None:
+    return None if source.single_file is None else single_file.contents(source.single_file)
+
+
+def _part_class(index_file: FilePath, index: Mapping[str, Any], name: str, wanted: type | None) -> type:
     library, class_name = index.get(name) or (None, None)
     found = getattr(LIBRARIES.get(str(library)), str(class_name), None)
     if found is None:
-        raise DirectAlignError(f"{folder / 'model_index.json'}: {name} is {class_name} of {library}, which is not known here: give a complete folder")
+        raise DirectAlignError(f"{index_file}: {name} is {class_name} of {library}, which is not known here: give a complete folder")
     if wanted is not None and not issubclass(found, wanted):
-        raise DirectAlignError(f"{folder / 'model_index.json'}: {name} is a {class_name}, a {wanted.__name__} is needed: give another model.path")
+        raise DirectAlignError(f"{index_file}: {name} is a {class_name}, a {wanted.__name__} is needed: give another model.path")
     return found
 
 
-def _load_part(folder: FilePath, part: Any, dtype: torch.dtype | None, extra: Mapping[str, Any]) -> Any:
+def _check_part(folder: FilePath, part: Any, variant: str | None, weights: bool) -> None:
     if not folder.is_dir():
         raise DirectAlignError(f"{folder}: no such folder: give a complete diffusers folder in model.path")
-    try:
-        return _load_model(folder, part, dtype or torch.float32, extra) if issubclass(part, nn.Module) else _load_other(folder, part)
-    except DirectAlignError:
-        raise
-    except UNREADABLE as error:
-        raise DirectAlignError(f"{folder}: not readable as a {part.__name__} ({_brief(error)}): its files must belong together, copy them again") from error
+    if issubclass(part, nn.Module):
+        read_json(folder / "config.json")
+        if weights:
+            weights_files(folder, variant)
+    else:
+        _check_vocabulary(folder, part)
 
 
-def _load_other(folder: FilePath, part: Any) -> Any:
-    """A tokenizer or scheduler; transformers would make an empty tokenizer where its files are missing."""
+def _check_vocabulary(folder: FilePath, part: Any) -> None:
+    """transformers would make an empty tokenizer where its files are missing."""
     vocabulary: dict[str, str] = getattr(part, "vocab_files_names", {})
     others = [name for key, name in vocabulary.items() if key != "tokenizer_file"]
     whole = (folder / "tokenizer.json").is_file() or (others and all((folder / name).is_file() for name in others))
     if vocabulary and not whole:
         raise DirectAlignError(f"{folder}: lacks {', '.join(vocabulary.values())}: copy the tokenizer's files again")
-    return part.from_pretrained(folder, local_files_only=True)
+
+
+def _load_part(source: Source, name: str, part: Any, dtype: torch.dtype, extra: Mapping[str, Any]) -> Any:
+    folder, held = source.folder / name, _held(source)
+    from_file = held is not None and name in held.parts
+    try:
+        if held is not None and from_file:
+            return single_file.load(held, name, part, source.folder, dtype, extra).requires_grad_(False).eval()
+        if issubclass(part, nn.Module):
+            return _load_model(folder, part, dtype, {"variant": source.variant, **extra})
+        return part.from_pretrained(folder, local_files_only=True)
+    except DirectAlignError:
+        raise
+    except UNREADABLE as error:
+        where = source.single_file if from_file else folder
+        raise DirectAlignError(f"{where}: not readable as a {part.__name__} ({brief(error)}): its files must belong together, copy them again") from error
 
 
 def _load_model(folder: FilePath, part: Any, dtype: torch.dtype, extra: Mapping[str, Any]) -> nn.Module:
-    read_json(folder / "config.json")
-    weights_files(folder)
     name = "torch_dtype" if issubclass(part, diffusers.ModelMixin) else "dtype"
     options: dict[str, Any] = {name: dtype, "local_files_only": True, "use_safetensors": True, "output_loading_info": True, **extra}
     model, info = cast(tuple[nn.Module, Any], part.from_pretrained(folder, **options))
@@ -107,30 +131,3 @@ def _load_model(folder: FilePath, part: Any, dtype: torch.dtype, extra: Mapping[
     if lacking:
         raise DirectAlignError(f"{folder}: the weights lack {len(lacking)} tensors of a {part.__name__} ({lacking[0]}, ...): copy the folder again")
     return model.requires_grad_(False).eval()
-
-
-def weights_files(folder: FilePath) -> list[FilePath]:
-    """The safetensors files of a part, each with a whole header and the length it promises; none, or a torn one, is an error."""
-    files = sorted(folder.glob("*.safetensors"))
-    promised = {name for index in folder.glob("*.safetensors.index.json") for name in read_json(index).get("weight_map", {}).values()}
-    for file in [*files, *(folder / name for name in sorted(promised))]:
-        check_safetensors(file)
-    if not files:
-        raise DirectAlignError(f"{folder}: no .safetensors file: weights in other formats are not read, convert them first")
-    return files
-
-
-def check_safetensors(file: FilePath) -> None:
-    """Reads the header alone: a file that is missing, torn or of another format is an error that names it."""
-    if not file.is_file():
-        raise DirectAlignError(f"{file}: no such file: copy the folder again")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            opened.keys()
-    except (OSError, SafetensorError) as error:
-        raise DirectAlignError(f"{file}: truncated or not a safetensors file ({_brief(error)}): copy it again") from None
-
-
-def _brief(error: Exception) -> str:
-    """The first sentence of a library's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:200]

@@ -1,0 +1,165 @@
+"""A checkpoint in one file, in the layout its makers published: told apart by its tensors' names, read part by part through diffusers.
+
+Stable Diffusion 1, 2 and XL bring UNet, VAE and CLIP in it (LDM layout); FLUX, SD3 and the other transformers come alone or with their VAE, with
+or without ComfyUI's `model.diffusion_model.`. Configs, tokenizers, scheduler and whatever is lacking come from a diffusers folder. Not read:
+weights stored in fewer bits with scales beside them (scaled fp8, nf4, GGUF), and the text encoders inside SD3 and FLUX files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from diffusers.loaders import FromOriginalModelMixin
+from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ..types import DirectAlignError
+from .files import tensor_shapes
+
+PREFIX = "model.diffusion_model."
+"""Before the denoiser's tensors in LDM's all-in-one files and in ComfyUI's."""
+
+PREFIXES = {
+    "vae": ("first_stage_model.", "vae."),
+    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0."),
+    "text_encoder_2": ("conditioner.embedders.1.",),
+}
+"""Before the tensors of the other parts."""
+
+VAE_TENSORS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+SCALES = (".scale_weight", ".weight_scale", ".absmax", ".quant_map", ".comfy_quant", "scaled_fp8")
+"""Ends of the names of tensors that stand beside weights in fewer bits."""
+UNUSED = ("norm_final.weight",)
+"""In ComfyUI's files of Z-Image, and in no network."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An architecture as files hold it: the denoiser's `part` and class, `marks` of which one is among its tensors, other parts it may bring."""
+
+    name: str
+    part: str
+    class_name: str
+    marks: tuple[str, ...]
+    brings: tuple[str, ...] = ()
+
+
+LAYOUTS = (
+    Layout("FLUX.2", "transformer", "Flux2Transformer2DModel", ("single_stream_modulation.lin.weight", "single_stream_modulation.linear.weight")),
+    Layout("Chroma", "transformer", "ChromaTransformer2DModel", ("distilled_guidance_layer.in_proj.bias",)),
+    Layout(
+        "FLUX.1",
+        "transformer",
+        "FluxTransformer2DModel",
+        ("double_blocks.0.img_attn.norm.key_norm.scale", "single_transformer_blocks.0.proj_mlp.weight"),
+        ("vae",),
+    ),
+    Layout("SD3", "transformer", "SD3Transformer2DModel", ("joint_blocks.0.context_block.adaLN_modulation.1.bias", "pos_embed.pos_embed"), ("vae",)),
+    Layout("Z-Image", "transformer", "ZImageTransformer2DModel", ("layers.0.adaLN_modulation.0.weight",)),
+    Layout("Qwen-Image", "transformer", "QwenImageTransformer2DModel", ("transformer_blocks.0.img_mod.1.weight",)),
+    Layout("Stable Diffusion XL", "unet", "UNet2DConditionModel", ("label_emb.0.0.weight", "add_embedding.linear_1.weight"), tuple(PREFIXES)),
+    Layout("Stable Diffusion 1 or 2", "unet", "UNet2DConditionModel", ("input_blocks.0.0.weight", "mid_block.resnets.0.norm1.weight"), ("vae", "text_encoder")),
+)
+"""In this order: the marks of FLUX.1 are in FLUX.2 and Chroma too, those of Stable Diffusion 1 in XL."""
+
+OTHER_FILES = {
+    "a LoRA, which adds to a model": (".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight"),
+    "a VAE alone": ("decoder.conv_in.weight", "decoder.conv1.weight"),
+    "a text encoder alone": ("embeddings.token_embedding.weight", "shared.weight", "embed_tokens.weight"),
+}
+"""What a file is otherwise, by the end of one of its tensors' names."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds: its layout, and for each part the shapes of its tensors under the names in the file."""
+
+    file: FilePath
+    layout: Layout
+    parts: Mapping[str, Mapping[str, list[int]]]
+
+
+def contents(file: FilePath) -> Contents:
+    """Reads the header of a single-file checkpoint; one that is torn, quantised or no text-to-image model is an error that says what it is."""
+    shapes = tensor_shapes(file)
+    scaled = next((name for name in shapes if name.endswith(SCALES)), None)
+    if scaled is not None:
+        raise DirectAlignError(f"{file}: its weights are quantised ({scaled}): take the file in bf16 or fp16, and set model.quantization for fewer bits")
+    denoiser = {name: shape for name, shape in shapes.items() if name.startswith(PREFIX)} or shapes
+    layout = _layout(file, denoiser)
+    parts = {layout.part: {name: shape for name, shape in denoiser.items() if not name.endswith(UNUSED)}}
+    for part in layout.brings:
+        found = {name: shape for name, shape in shapes.items() if name.startswith(PREFIXES[part])}
+        parts |= {part: found} if found else {}
+    return Contents(file, layout, parts)
+
+
+def check(held: Contents, part: str, part_class: Any, folder: FilePath) -> None:
+    """A part of the file is of the class, and has the number of weights, that the diffusers folder describes; nothing is loaded."""
+    if part == held.layout.part and part_class.__name__ != held.layout.class_name:
+        raise DirectAlignError(f"{held.file}: holds {held.layout.name}, and {folder} a {part_class.__name__}: give model.components and model.family to match")
+    if part in ("text_encoder", "text_encoder_2"):
+        return  # a config of transformers says nothing of what the file may leave out
+    if not issubclass(part_class, FromOriginalModelMixin):
+        raise DirectAlignError(f"{held.file}: this version of diffusers reads no single file of a {part_class.__name__}: give a diffusers folder in model.path")
+    stored, wanted = _count(_counted(part, held.parts[part])), _count(_described(part_class, folder / part))
+    if stored != wanted:
+        what = f"{held.layout.name}, with {stored:,} weights in its {part}"
+        raise DirectAlignError(f"{held.file}: holds {what}, and {folder / part} describes {wanted:,}: give the model.components that it was trained from")
+
+
+def load(held: Contents, part: str, part_class: Any, folder: FilePath, dtype: torch.dtype, options: Mapping[str, Any]) -> nn.Module:
+    """A part from the file, built after `folder`, in `dtype`. Libraries' own errors pass through."""
+    tensors = _tensors(held, part, dtype)
+    if part in ("text_encoder", "text_encoder_2"):
+        model = create_diffusers_clip_model_from_ldm(part_class, tensors, subfolder=part, config=str(folder), torch_dtype=dtype, local_files_only=True)
+    else:
+        model = part_class.from_single_file(tensors, config=str(folder), subfolder=part, torch_dtype=dtype, local_files_only=True, **options)
+    lacking = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if lacking:
+        raise DirectAlignError(
+            f"{held.file}: lacks {len(lacking)} tensors of the {part} in {folder} ({lacking[0]}, ...): give the model.components it belongs to"
+        )
+    return model
+
+
+def _layout(file: FilePath, names: Iterable[str]) -> Layout:
+    bare = {name.removeprefix(PREFIX) for name in names}
+    for layout in LAYOUTS:
+        if not bare.isdisjoint(layout.marks):
+            return layout
+    kind = next((kind for kind, ends in OTHER_FILES.items() if any(name.endswith(ends) for name in bare)), "no architecture that is known here")
+    raise DirectAlignError(f"{file}: holds {kind} ({min(bare, default='no tensor')}): model.path takes a whole text-to-image model or its denoiser")
+
+
+def _tensors(held: Contents, part: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The part's tensors in `dtype`, the denoiser's under the names that diffusers converts from: with the prefix for a UNet in LDM layout alone."""
+    with safe_open(held.file, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in held.parts[part]}
+    tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    if part != held.layout.part:
+        return tensors
+    bare = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    return {PREFIX + name: tensor for name, tensor in bare.items()} if "input_blocks.0.0.weight" in bare else bare
+
+
+def _counted(part: str, shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Without what old VAE files keep of their training."""
+    if part != "vae":
+        return dict(shapes)
+    return {name: shape for name, shape in shapes.items() if name.startswith(tuple(prefix + kind for prefix in PREFIXES["vae"] for kind in VAE_TENSORS))}
+
+
+def _described(part_class: Any, folder: FilePath) -> dict[str, list[int]]:
+    with torch.device("meta"):
+        model = part_class.from_config(part_class.load_config(folder, local_files_only=True))
+    return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _count(shapes: Mapping[str, list[int]]) -> int:
+    return sum(torch.Size(shape).numel() for shape in shapes.values())
