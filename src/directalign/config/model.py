@@ -37,6 +37,8 @@ class Model(Strict):
     )
     quantization: Literal["8bit", "4bit"] | None = Field(default=None, description="Hold the denoiser's frozen weights in 8 or 4 bits; for tune lora.")
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations of the denoiser and the VAE decoder in the backward pass.")
+    compile: bool = Field(default=False, description="Compile the denoiser's repeated blocks (torch.compile): the first updates are slow, the others faster.")
+    attention: str | None = Field(default=None, description="Attention backend of diffusers, native or flash for instance; none leaves the library's choice.")
     text_encoders: Literal["keep", "offload", "free"] = Field(
         default="keep",
         description="keep them on the device; offload them to the CPU between uses; free them, once all prompts of the run are encoded into a cache on disk.",

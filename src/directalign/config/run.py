@@ -97,7 +97,6 @@ class Train(Strict):
     parallel: Literal["auto", "data", "sharded"] = Field(
         default="auto", description="On several ranks: data copies the network to each, sharded splits it (FSDP2); auto shards when tune is full."
     )
-    compile: bool = Field(default=False, description="Compile the denoiser's repeated blocks (torch.compile).")
     ema_decay: float | None = Field(default=None, description="Average of the trained weights; when set, samples, judges and saved weights use it.", gt=0, lt=1)
     checkpoint_every: int = Field(default=0, description="Updates between checkpoints; 0 keeps only the last.", ge=0)
     keep_checkpoints: Positive = Field(default=3, description="Newest checkpoints that are kept.")

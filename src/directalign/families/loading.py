@@ -11,11 +11,15 @@ from torch import nn
 from .. import config
 from ..interfaces import Family
 from . import tuning
+from .acceleration import accelerate
 from .flux import Flux
+from .flux2_klein import Flux2Klein
+from .qwen_image import QwenImage
 from .sd import StableDiffusion
 from .source import open_source
+from .z_image import ZImage
 
-FAMILIES: dict[str, Any] = {"flux": Flux, "sd": StableDiffusion}
+FAMILIES: dict[str, Any] = {"flux": Flux, "flux2_klein": Flux2Klein, "sd": StableDiffusion, "qwen_image": QwenImage, "z_image": ZImage}
 """Name in a recipe -> the class, whose `pipeline`, `part` and `text_parts` say what a folder must hold."""
 
 
@@ -24,7 +28,9 @@ def load_family(model: config.Model, device: torch.device | str, seed: int = 0) 
 
     Errors: DirectAlignError for a folder, file or class that is missing, torn or of another architecture.
     """
-    return FAMILIES[model.family](open_source(model), model, torch.device(device), seed)
+    family = FAMILIES[model.family](open_source(model), model, torch.device(device), seed)
+    accelerate(family.denoiser, model)
+    return family
 
 
 def trainable(family: Family) -> dict[str, nn.Parameter]:

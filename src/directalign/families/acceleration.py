@@ -1,0 +1,42 @@
+"""What makes the denoiser faster without changing what it computes: another attention kernel, and compiled blocks.
+
+Both are the library's own: its attention backends, and `compile_repeated_blocks`, which compiles one block of each kind and
+uses it for all of them. A backend without a backward pass cannot train and is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers.models.attention_dispatch import AttentionBackendName
+
+from .. import config
+from ..types import DirectAlignError
+
+WITHOUT_BACKWARD = "sage"
+"""Backends of this name quantise the forward pass and have no gradient."""
+
+
+def accelerate(denoiser: Any, model: config.Model) -> None:
+    """Set the attention backend and compile the blocks as the recipe says. Raises DirectAlignError for a backend that cannot be used here."""
+    if model.attention is not None:
+        _set_attention(denoiser, model.attention)
+    if model.compile:
+        denoiser.compile_repeated_blocks()
+
+
+def _set_attention(denoiser: Any, name: str) -> None:
+    known = [backend.value for backend in AttentionBackendName if WITHOUT_BACKWARD not in backend.value]
+    if name not in known:
+        raise DirectAlignError(f"model.attention: {name} is not a backend that can train: choose one of {', '.join(known)}, or leave the key out")
+    if not any(hasattr(module, "_attention_backend") for module in _processors(denoiser)):
+        raise DirectAlignError(f"model.attention: {name}, and a {type(denoiser).__name__} chooses its attention itself: leave the key out")
+    try:
+        denoiser.set_attention_backend(name)
+    except (ImportError, RuntimeError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DirectAlignError(f"model.attention: {name} cannot be used here ({reason}): install what it needs, or leave the key out") from error
+
+
+def _processors(denoiser: Any) -> list[Any]:
+    return [module.processor for module in denoiser.modules() if hasattr(module, "processor")]
