@@ -1,31 +1,29 @@
 """Stable Diffusion 1.x and 2.x: a UNet on a variance-preserving path, predicting the noise or v, told DDPM timesteps.
 
 Peculiar to a checkpoint and kept in here: its table of alphas, the timesteps its sampler visits, what it predicts. Sampling
-is DDIM (eta 0) on the scheduler's own timesteps. The last step always ends at clean (`set_alpha_to_one: true`); a folder that
-says false stops at the table's first level in diffusers, some sigma .03, and is sampled to the end here.
+is DDIM (eta 0) on the scheduler's own timesteps, to clean (`families/ddpm.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
-from typing import Any, cast
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 from .. import config
 from ..core.path import DdpmTable
 from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
-from . import autoencoder, tuning
+from . import autoencoder, ddpm, tuning
 from .parts import dtypes_of, load_parts
 from .passes import autocast, guided
 from .prompt_encoder import PromptEncoder
 from .source import Source
 
 PARTS = {"tokenizer": None, "text_encoder": None, "unet": UNet2DConditionModel, "vae": AutoencoderKL, "scheduler": SchedulerMixin}
-PREDICTIONS: dict[str, PredictionName] = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
 class StableDiffusion:
@@ -41,12 +39,12 @@ class StableDiffusion:
         self.tokenizer = parts["tokenizer"]
         self.vae: AutoencoderKL = parts["vae"].to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
         self.denoiser: nn.Module = parts["unet"].to(device)
-        self.scheduler = _ddim(source.folder / "scheduler", parts["scheduler"])
-        self.prediction: PredictionName = PREDICTIONS[self.scheduler.config["prediction_type"]]
+        self.scheduler = ddpm.ddim(source.folder / "scheduler", parts["scheduler"])
+        self.prediction: PredictionName = ddpm.PREDICTIONS[self.scheduler.config["prediction_type"]]
         self.levels = DdpmTable(self.scheduler.alphas_cumprod)
-        self.default_size = _default_size(parts["unet"], self.vae)
-        self.multiple = 2 ** (len(parts["unet"].config["block_out_channels"]) - 1) * autoencoder.downscaling(self.vae)
-        _check_channels(source.folder, parts["unet"], self.vae)
+        self.default_size = ddpm.default_size(parts["unet"], self.vae)
+        self.multiple = ddpm.multiple(parts["unet"], self.vae)
+        ddpm.check_channels(source.folder, parts["unet"], self.vae)
         tuning.make_trainable(self.denoiser, model, self.lora_targets, seed)
         if model.gradient_checkpointing:
             parts["unet"].enable_gradient_checkpointing()
@@ -88,12 +86,7 @@ class StableDiffusion:
 
     def sigmas(self, num_sampling_steps: int, height: int, width: int) -> Tensor:
         """Levels of DDIMScheduler's timesteps under the folder's own spacing and offset, then 0; (n + 1,) float64; the size plays no part."""
-        length = len(self.scheduler.alphas_cumprod)
-        self.scheduler.set_timesteps(min(num_sampling_steps, length))
-        if num_sampling_steps > length or self.scheduler.timesteps.max() >= length:
-            raise DirectAlignError(f"rollout.num_sampling_steps: {num_sampling_steps} does not fit the {length} levels of this model's schedule: ask for fewer")
-        levels = self.levels.sigma_of(self.scheduler.timesteps)
-        return torch.cat([levels, levels.new_zeros(1)])
+        return ddpm.sigmas(self.scheduler, self.levels, num_sampling_steps)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(c, h, w); sides must fit the VAE and every halving of the UNet."""
@@ -106,29 +99,3 @@ class StableDiffusion:
     def save(self, folder: FilePath) -> None:
         """`lora.safetensors` for StableDiffusionPipeline.load_lora_weights, or `unet/`."""
         tuning.save(self.denoiser, folder, self.part, StableDiffusionPipeline)
-
-
-def _ddim(folder: FilePath, scheduler: Any) -> DDIMScheduler:
-    """DDIM on the folder's own table; what this package could not repeat exactly is an error."""
-    for name in ("clip_sample", "thresholding"):
-        if scheduler.config.get(name, False):
-            raise DirectAlignError(f"{folder}: {name} is on, which latents do not survive: set it to false in scheduler_config.json")
-    ddim = cast(DDIMScheduler, DDIMScheduler.from_config(scheduler.config))
-    prediction = ddim.config["prediction_type"]
-    if prediction not in PREDICTIONS:
-        raise DirectAlignError(f"{folder}: prediction_type {prediction} is not read: epsilon and v_prediction are")
-    if prediction == "epsilon" and ddim.alphas_cumprod[-1] == 0:
-        raise DirectAlignError(f"{folder}: a network that predicts the noise cannot start where nothing else is left: set rescale_betas_zero_snr to false")
-    return ddim
-
-
-def _default_size(unet: UNet2DConditionModel, vae: AutoencoderKL) -> tuple[int, int]:
-    size = unet.config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return height * autoencoder.downscaling(vae), width * autoencoder.downscaling(vae)
-
-
-def _check_channels(folder: FilePath, unet: UNet2DConditionModel, vae: AutoencoderKL) -> None:
-    channels, latents = unet.config["in_channels"], vae.config["latent_channels"]
-    if channels != latents:
-        raise DirectAlignError(f"{folder / 'unet'}: takes {channels} channels, text-to-image needs {latents}: inpainting and editing models are not read")
