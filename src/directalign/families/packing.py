@@ -1,12 +1,12 @@
-"""FLUX's tokens: each 2x2 block of latents becomes one token of 4c numbers, with its place on the grid.
+"""Tokens of the networks that want them: each 2x2 block of latents becomes one token of 4c numbers, with its place on the grid.
 
-Only `flux` needs this; latents stay unpacked (b, c, h, w) everywhere else.
+For `flux`, `qwen_image` and `flux2_klein`, whose latents are such blocks already; they stay unpacked (b, c, h, w) everywhere else.
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..types import Latents
@@ -37,3 +37,25 @@ def image_ids(h: int, w: int, device: torch.device) -> Float[Tensor, "tokens 3"]
 def text_ids(num_tokens: int, device: torch.device) -> Float[Tensor, "tokens 3"]:
     """Text tokens have no place on the grid: all zeros."""
     return torch.zeros(num_tokens, 3, device=device)
+
+
+def flatten(latents: Latents) -> Tokens:
+    """(b, c, h, w) to (b, h·w, c), rows first: one token for each place."""
+    return latents.flatten(2).transpose(1, 2)
+
+
+def unflatten(tokens: Tokens, h: int, w: int) -> Latents:
+    """The inverse of `flatten` for latents of height h and width w."""
+    return tokens.transpose(1, 2).unflatten(2, (h, w))
+
+
+def image_places(h: int, w: int, device: torch.device) -> Int[Tensor, "tokens 4"]:
+    """(0, row, column, 0) of every token of latents of height h and width w, one token for each place."""
+    still, row, column = torch.arange(1, device=device), torch.arange(h, device=device), torch.arange(w, device=device)
+    return torch.cartesian_prod(still, row, column, still)
+
+
+def text_places(num_tokens: int, device: torch.device) -> Int[Tensor, "tokens 4"]:
+    """(0, 0, 0, place in the text) of every text token."""
+    place = torch.arange(num_tokens, device=device)
+    return torch.nn.functional.pad(place[:, None], (3, 0))
