@@ -13,17 +13,17 @@ from torch import Tensor
 
 from .. import config
 from ..config_loading import load_run
-from ..families.loading import load_family, load_trained
-from ..families.parts import read_json
+from ..families.files import read_json
+from ..families.loading import FAMILIES, load_family, load_trained
+from ..families.source import open_source
 from ..interfaces import Family
 from ..types import DirectAlignError
-from ..world import assets
 from .generate import generate
 from .pairs import Pairs
 from .reproduce import diffusers_call
 
 RECORD = "images.jsonl"
-FAMILY_OF = {"FluxPipeline": "flux", "StableDiffusionPipeline": "sd"}
+FAMILY_OF = {family.pipeline: name for name, family in FAMILIES.items()}
 
 
 def sample_images(
@@ -32,7 +32,7 @@ def sample_images(
     """Write one PNG per prompt-seed pair into `out`, and `images.jsonl` with the diffusers call that makes each again.
 
     Args:
-        source: a run's folder, or a model (a diffusers folder or world:flux, world:sd, world:sd_v), sampled as it is.
+        source: a run's folder, or a model (a diffusers folder, a hub id or world:flux, world:sd, world:sd_v), sampled as it is.
         prompts, seeds: equally long; pair i is image i.
         num_sampling_steps: None takes the recipe's.
         base: sample the model as it was before training.
@@ -54,7 +54,7 @@ def run_of(source: Path) -> tuple[config.Run, Path | None]:
     """The recipe behind a run's folder and that folder; or a bare recipe for a model, and None."""
     if (source / "run.yaml").is_file():
         return load_run(source / "run.yaml"), source
-    folder = assets.resolve(str(source))
+    folder = open_source(config.Model(family="flux", path=str(source)), weights=False).folder  # which family it is, its index will say
     if not (folder / "model_index.json").is_file():
         raise DirectAlignError(f"{source}: neither a run (no run.yaml) nor a diffusers pipeline (no model_index.json); give one of the two")
     name = read_json(folder / "model_index.json").get("_class_name")
@@ -65,7 +65,7 @@ def run_of(source: Path) -> tuple[config.Run, Path | None]:
 
 def _bare_recipe(path: str, folder: Path, family: str) -> config.Run:
     """Sampling settings for a model that no run is behind: 25 steps, guidance 3.5 where the network takes it."""
-    part = folder / ("transformer" if family == "flux" else "unet") / "config.json"
+    part = folder / FAMILIES[family].part / "config.json"
     guidance = 3.5 if read_json(part).get("guidance_embeds") else None
     given = {
         "name": path,
