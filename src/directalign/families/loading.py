@@ -16,10 +16,20 @@ from .flux import Flux
 from .flux2_klein import Flux2Klein
 from .qwen_image import QwenImage
 from .sd import StableDiffusion
+from .sd3 import StableDiffusion3
+from .sdxl import StableDiffusionXL
 from .source import open_source
 from .z_image import ZImage
 
-FAMILIES: dict[str, Any] = {"flux": Flux, "flux2_klein": Flux2Klein, "sd": StableDiffusion, "qwen_image": QwenImage, "z_image": ZImage}
+FAMILIES: dict[str, Any] = {
+    "flux": Flux,
+    "flux2_klein": Flux2Klein,
+    "sd3": StableDiffusion3,
+    "sd": StableDiffusion,
+    "sdxl": StableDiffusionXL,
+    "qwen_image": QwenImage,
+    "z_image": ZImage,
+}
 """Name in a recipe -> the class, whose `pipeline`, `part` and `text_parts` say what a folder must hold."""
 
 
