@@ -30,6 +30,7 @@ PREFIXES = {
     "text_encoder_2": ("conditioner.embedders.1.",),
 }
 """Before the tensors of the other parts."""
+OTHERS = (*(prefix for prefixes in PREFIXES.values() for prefix in prefixes), "text_encoders.")
 
 VAE_TENSORS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 SCALES = (".scale_weight", ".weight_scale", ".absmax", ".quant_map", ".comfy_quant", "scaled_fp8")
@@ -92,7 +93,7 @@ def contents(file: FilePath) -> Contents:
         raise DirectAlignError(f"{file}: its weights are quantised ({scaled}): take the file in bf16 or fp16, and set model.quantization for fewer bits")
     denoiser = {name: shape for name, shape in shapes.items() if name.startswith(PREFIX)} or shapes
     layout = _layout(file, denoiser)
-    parts = {layout.part: {name: shape for name, shape in denoiser.items() if not name.endswith(UNUSED)}}
+    parts = {layout.part: {name: shape for name, shape in denoiser.items() if not name.endswith(UNUSED) and not name.startswith(OTHERS)}}
     for part in layout.brings:
         found = {name: shape for name, shape in shapes.items() if name.startswith(PREFIXES[part])}
         parts |= {part: found} if found else {}
