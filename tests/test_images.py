@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import weakref
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 
-from directalign.images import ImageStream, load_image, scan_images
+from directalign.images import Bucket, ImageSet, ImageStream, load_image, pixels, scan, scan_images
 from directalign.types import DirectAlignError
 
+datasets = pytest.importorskip("datasets", reason="datasets are an extra: directalign[data]")
+
 CAT = Image.fromarray(data.chelsea()).resize((90, 60))
+
+
+def in_one_size(images: ImageSet, side: int, seed: int) -> ImageStream:
+    return ImageStream(images, (Bucket((side, side), tuple(range(len(images)))),), seed)
 
 
 def save(image: Image.Image, file: Path, caption: str | None = "a cat", **options: object) -> Path:
@@ -100,7 +108,7 @@ def mixed(tmp_path: Path) -> Path:
 
 def test_unusable_images_are_skipped_by_name(mixed: Path) -> None:
     found = scan_images(mixed)
-    assert [file.name for file in found.files] == ["b.jpg", "a.png"]
+    assert found.names == ("b.jpg", "deep/a.png") and found.sizes == ((60, 90), (60, 90))
     assert found.captions == ("a cat", "a deep cat")
     reasons = dict(line.split(": ", 1) for line in found.skipped)
     assert set(reasons) == {"blank.png", "cut.jpg", "empty.png", "phone.heic", "text.webp", "uncaptioned.png"}
@@ -162,7 +170,7 @@ def test_pixels_of_unknown_range_are_not_guessed(tmp_path: Path) -> None:
 
 
 def test_an_image_lost_after_the_scan_is_named(tmp_path: Path) -> None:
-    stream = ImageStream(scan_images(save(CAT, tmp_path / "cat.png").parent), 32, 32, seed=0)
+    stream = in_one_size(scan_images(save(CAT, tmp_path / "cat.png").parent), 32, seed=0)
     (tmp_path / "cat.png").write_bytes(b"")
     with pytest.raises(DirectAlignError, match=r"cat\.png: empty file"):
         stream.batch(0)
@@ -178,15 +186,102 @@ def test_no_flipped_byte_escapes_the_scan(tmp_path: Path, place: int, byte: int,
     (tmp_path / "set" / f"spoilt{ending}").write_bytes(bytes(content[: place + 1]))
     (tmp_path / "set" / "spoilt.txt").write_text("a cat")
     found = scan_images(tmp_path / "set")
-    assert found.captions[0] == "a cat" and all(load_image(file, 8, 8).isfinite().all() for file in found.files)
+    assert found.captions[0] == "a cat" and all(found.image(i, 8, 8).isfinite().all() for i in range(len(found)))
 
 
 def test_a_stream_gives_captions_with_their_images(tmp_path: Path) -> None:
     for level in range(5):
         save(Image.new("RGB", (8, 8), (50 * level,) * 3), tmp_path / f"{level}.png", caption=f"grey {level}")
-    stream = ImageStream(scan_images(tmp_path), 16, 16, seed=1)
-    seen = [stream.batch(step, rank, 2, 2) for step in range(5) for rank in (0, 1)]
+    stream = in_one_size(scan_images(tmp_path), 16, seed=1)
+    seen = [stream.batch(step, 2, place, 4) for step in range(5) for place in (0, 2)]
     for captions, images in seen:
         assert images.shape == (2, 3, 16, 16)
         assert [f"grey {round(float(image.mean()) * 255 / 50)}" for image in images] == list(captions)
     assert sorted(caption for captions, _ in seen for caption in captions) == sorted(f"grey {level}" for level in range(5) for _ in range(4))
+
+
+# --- datasets ---------------------------------------------------------------------------------------------------------
+
+
+def encoded(image: Image.Image, ending: str = "png", **options: object) -> dict[str, object]:
+    """A cell as a column of images stores it."""
+    held = BytesIO()
+    image.save(held, ending, **options)
+    return {"bytes": held.getvalue(), "path": None}
+
+
+def save_dataset(folder: Path, columns: dict[str, list[object]], images: tuple[str, ...] = ("image",)) -> str:
+    table = datasets.Dataset.from_dict(columns)
+    for name in images:
+        table = table.cast_column(name, datasets.Image())
+    table.save_to_disk(folder)
+    return f"hf:{folder}"
+
+
+@pytest.fixture
+def mixed_dataset(tmp_path: Path) -> str:
+    cut = encoded(CAT, "jpeg")
+    cut["bytes"] = bytes(cut["bytes"])[:900]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    cells = [encoded(CAT), cut, None, encoded(CAT, exif=exif), encoded(CAT), {"bytes": None, "path": str(save(CAT, tmp_path / "beside.png"))}]
+    return save_dataset(tmp_path / "set", {"image": cells, "text": ["a cat", "cut", "none", "turned", " ", "beside"], "id": list(range(6))})
+
+
+def test_a_dataset_is_scanned_as_a_folder_is(mixed_dataset: str) -> None:
+    found = scan_images(mixed_dataset)
+    assert (found.where, found.names) == (mixed_dataset, ("row 0", "row 3", "row 5"))
+    assert found.captions == ("a cat", "turned", "beside") and found.sizes == ((60, 90), (90, 60), (60, 90))
+    reasons = dict(line.split(": ", 1) for line in found.skipped)
+    assert set(reasons) == {"row 1", "row 2", "row 4"}
+    assert "truncated" in reasons["row 1"] and reasons["row 2"] == "no image in this row" and reasons["row 4"] == "no caption: its text is blank"
+    with pytest.raises(DirectAlignError, match=r"hf:.*: row 1: unreadable .*data\.strict: false"):
+        scan_images(mixed_dataset, strict=True)
+
+
+def test_images_of_a_dataset_are_those_of_files(mixed_dataset: str, tmp_path: Path) -> None:
+    found = scan_images(mixed_dataset)
+    from_file = load_image(tmp_path / "beside.png", 24, 24)
+    assert torch.equal(found.image(0, 24, 24), from_file) and torch.equal(found.image(2, 24, 24), from_file)
+    assert not torch.equal(found.image(1, 24, 24), from_file)
+
+
+def test_pixels_of_a_dataset_are_not_kept(mixed_dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[np.ndarray]] = []
+    decode = pixels.read_pixels
+
+    def watched(picture: pixels.Picture) -> np.ndarray:
+        assert not any(each() is not None for each in alive[:-1])
+        alive.append(weakref.ref(decoded := decode(picture)))
+        return decoded
+
+    monkeypatch.setattr(scan, "read_pixels", watched)
+    scan_images(mixed_dataset)
+    assert len(alive) == 3 and all(each() is None for each in alive)
+
+
+def test_the_column_of_images_is_told_by_its_name_or_by_being_alone(tmp_path: Path) -> None:
+    red, blue = (encoded(Image.new("RGB", (8, 8), name)) for name in ("red", "blue"))
+    source = save_dataset(tmp_path / "named", {"mask": [blue], "Image": [red], "title": ["a"]}, ("mask", "Image"))
+    assert scan_images(f"{source}#title").image(0, 4, 4)[:, 0, 0].tolist() == [1, 0, 0]
+    source = save_dataset(tmp_path / "alone", {"view": [blue], "caption": ["a"]}, ("view",))
+    assert scan_images(source).image(0, 4, 4)[:, 0, 0].tolist() == [0, 0, 1]
+
+
+CELL = encoded(CAT)
+
+
+@pytest.mark.parametrize(
+    ("columns", "images", "complaint"),
+    [
+        ({"image": [CELL], "label": [1]}, ("image",), "no column prompt or caption or text among 'image', 'label'"),
+        ({"text": ["a"], "label": [1]}, (), "no column of images among 'text', 'label'"),
+        ({"left": [CELL], "right": [CELL], "text": ["a"]}, ("left", "right"), "2 columns of images, 'left', 'right'; rename the one to take to image"),
+        ({"image": [CELL], "text": [""]}, ("image",), "no usable image: all 1 were skipped, first row 0: no caption"),
+        ({"image": [CELL], "text": ["x" * 2001]}, ("image",), "row 0: prompt of 2,001 characters"),
+    ],
+)
+def test_a_dataset_without_what_is_needed_is_refused(tmp_path: Path, columns: dict[str, list[object]], images: tuple[str, ...], complaint: str) -> None:
+    with pytest.raises(DirectAlignError, match=complaint) as raised:
+        scan_images(save_dataset(tmp_path / "set", columns, images))
+    assert str(raised.value).startswith(f"hf:{tmp_path / 'set'}: ") and "\n" not in str(raised.value)

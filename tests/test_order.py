@@ -1,31 +1,57 @@
-"""The order of the data is a pure function of the step: every item once per epoch, however ranks and batches cut it."""
+"""The order of the data is a pure function of the step: every item once per epoch, every choice in proportion, however it is cut."""
 
 from __future__ import annotations
 
+from collections import Counter
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from directalign.order import indices, permutation
+from directalign.order import indices, permutation, turn
 
 small = st.integers(1, 5)
+packs = st.lists(st.integers(0, 6), min_size=1, max_size=5).map(tuple).filter(any)
 
 
-@given(length=st.integers(1, 30), seed=st.integers(0, 99), world_size=small, size=small, accumulation=small)
-def test_every_item_is_seen_once_per_epoch(length: int, seed: int, world_size: int, size: int, accumulation: int) -> None:
+@given(length=st.integers(1, 30), seed=st.integers(0, 99), cut=st.lists(st.integers(1, 9), min_size=1, max_size=20))
+def test_every_item_is_seen_once_per_epoch_however_the_row_is_cut(length: int, seed: int, cut: list[int]) -> None:
     seen: list[int] = []
-    step = 0
     while len(seen) < 2 * length:
-        for micro in range(accumulation):
-            for rank in range(world_size):
-                seen += indices(length, seed, step=step, rank=rank, world_size=world_size, size=size, micro=micro, accumulation=accumulation)
-        step += 1
+        for count in cut:
+            seen += indices(length, seed, len(seen), count)
     assert sorted(seen[:length]) == sorted(seen[length : 2 * length]) == list(range(length))
+    assert seen == indices(length, seed, 0, len(seen))
 
 
-def test_the_order_depends_on_seed_and_epoch() -> None:
-    orders = {permutation(50, seed, epoch) for seed in range(3) for epoch in range(3)}
-    assert len(orders) == 9
+def test_the_order_depends_on_seed_epoch_and_use() -> None:
+    orders = {permutation(50, seed, epoch, stream) for seed in range(3) for epoch in range(3) for stream in ("order", "sizes")}
+    assert len(orders) == 18
 
 
 def test_the_order_never_changes_between_versions() -> None:
     assert permutation(6, 0, 0) == (2, 5, 1, 4, 0, 3)
+    assert [turn((2, 1, 3), 0, step, "buckets") for step in range(7)] == [(2, 0), (2, 1), (0, 0), (2, 2), (0, 1), (1, 0), (2, 3)]
+
+
+@given(weights=packs, seed=st.integers(0, 99), rounds=small)
+def test_choices_come_up_in_exact_proportion(weights: tuple[int, ...], seed: int, rounds: int) -> None:
+    dealt = Counter(turn(weights, seed, step, "buckets")[0] for step in range(rounds * sum(weights)))
+    assert dealt == Counter({choice: rounds * weight for choice, weight in enumerate(weights) if weight})
+
+
+@given(weights=packs, seed=st.integers(0, 99), last=st.integers(0, 60))
+def test_a_turn_counts_the_same_choices_before_it(weights: tuple[int, ...], seed: int, last: int) -> None:
+    before = [turn(weights, seed, step, "buckets")[0] for step in range(last)]
+    choice, earlier = turn(weights, seed, last, "buckets")
+    assert earlier == before.count(choice)
+
+
+def test_packs_are_shuffled_anew_and_by_seed() -> None:
+    rows = [tuple(turn((5, 5, 5), seed, 15 * pack + card, "sizes")[0] for card in range(15)) for seed in range(3) for pack in range(3)]
+    assert len(set(rows)) == 9
+
+
+def test_nothing_to_choose_from_is_our_own_mistake() -> None:
+    with pytest.raises(AssertionError):
+        turn((0, 0), 0, 0, "buckets")

@@ -28,6 +28,31 @@ def test_json_lines_know_three_keys(tmp_path: Path, key: str) -> None:
     assert read_prompts(str(file)) == TWO
 
 
+PARTI = (
+    "Prompt\tCategory\tChallenge\tNote\r\n"
+    'Dogs playing poker\tAnimals\tImagination\tDescription of "Dogs Playing Poker"\r\n'
+    "\t\t\t\r\n"
+    '"G I G G L E" painted on a wall\tIllustrations\tWriting & Symbols\t\r\n'
+    '"HI" and "HO"\tIllustrations\tWriting & Symbols\t\r\n'
+    '"a sign that says ""OPEN"", lit"\tIndoor Scenes\tWriting & Symbols\t'
+)
+GENEVAL = '{"tag": "counting", "include": [{"class": "clock", "count": 4}], "exclude": [{"class": "clock", "count": 5}], "prompt": "a photo of four clocks"}\n'
+OCR = 'A sign, at dusk, that reads "Step Goal Achieved".\n"Forever Yours", engraved in a ring.\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "prompts"),
+    [
+        ("parti.tsv", PARTI, ["Dogs playing poker", '"G I G G L E" painted on a wall', '"HI" and "HO"', 'a sign that says "OPEN", lit']),
+        ("geneval.jsonl", GENEVAL, ["a photo of four clocks"]),
+        ("ocr.txt", OCR, OCR.splitlines()),
+    ],
+)
+def test_the_lists_of_the_field_are_read_as_they_are(tmp_path: Path, name: str, content: str, prompts: list[str]) -> None:
+    (tmp_path / name).write_bytes(content.encode())
+    assert read_prompts(tmp_path / name) == prompts
+
+
 @pytest.mark.parametrize(("name", "row"), [("a.csv", '{0},"{1}"'), ("a.tsv", "{0}\t{1}"), ("a.TSV", "{0}\t{1}")])
 def test_tables_know_the_column(tmp_path: Path, name: str, row: str) -> None:
     quoted = TWO[1].replace('"', '""') if name.endswith("csv") else TWO[1]
@@ -71,6 +96,7 @@ BROKEN = {
     "number.jsonl": (b'{"prompt": 3}', ":1: prompt is int 3, and text is needed"),
     "other_column.csv": (b"title,id\na,1\n", "no column prompt, caption or text among 'title', 'id'"),
     "short_row.tsv": (b"id\tprompt\n1\ta\n2\n", ":3: 1 fields"),
+    "two_lines.tsv": (b'prompt\tid\na\t1\n"b\nc"\t2\n', ":3: a quote opens a field and does not close on this line"),
     "open_quote.csv": (b'prompt\na\n"b\n', "not a table"),
     "list.pdf": (b"", "prompt lists end in .txt, .jsonl"),
 }
@@ -106,7 +132,7 @@ def test_the_world_keeps_every_seventh_caption_for_measuring() -> None:
 def test_a_stream_started_anew_goes_on_exactly() -> None:
     def steps(first: int, last: int) -> list[tuple[str, ...]]:
         stream = PromptStream(train_captions()[:200], seed=3)
-        return [stream.batch(step, rank, 2, 4, micro, 2) for step in range(first, last) for micro in (0, 1) for rank in (0, 1)]
+        return [stream.batch(step, 4, place, 16) for step in range(first, last) for place in range(0, 16, 4)]
 
     assert steps(0, 40) == steps(0, 17) + steps(17, 40)
     assert len(set().union(*steps(0, 13))) == 200  # 13 steps of 16 prompts: a whole epoch

@@ -1,4 +1,4 @@
-"""Prompt lists: .txt, .jsonl, .csv, .tsv, .parquet, or `world` for the captions of the embedded world.
+"""Prompt lists: .txt, .jsonl, .csv, .tsv, .parquet, a Hugging Face dataset, or `world` for the captions of the embedded world.
 
 `read_prompts` refuses a broken list before anything is loaded; `PromptStream` deals the prompts out, step by step, as a pure
 function of the step.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import rows
 from .order import indices
 from .texts import PROMPT_KEYS, checked_prompt, json_rows, prompt_key, prompt_of_row, read_text
 from .types import DirectAlignError
@@ -21,7 +23,8 @@ HELD_OUT_EVERY = 7
 """Every seventh caption of the embedded world is kept for measuring and never trained on. Seven shares no factor with the
 numbers of colours, shapes and backgrounds, so every word is held out in some captions and trained on in others."""
 
-Rows = Iterator[tuple[int, str]]
+Lines = Iterator[tuple[int, str]]
+"""(line or row number, its text), as a reader yields them."""
 
 
 def train_captions() -> list[str]:
@@ -38,21 +41,17 @@ def read_prompts(source: str | Path) -> list[str]:
     """All prompts of a list, in its own order, blank ones left out.
 
     Args:
-        source: a file, its format told by its ending, or "world" for `train_captions()`.
+        source: a file, its format told by its ending; a dataset, `hf:owner/name[@split][#column]` or `hf:folder`, as `rows`
+            describes it; or "world" for `train_captions()`.
     Raises:
-        DirectAlignError: missing, empty or non-UTF-8 file, unknown ending, a row without a prompt, a prompt over 2,000
-            characters or with a control character; names file and line.
+        DirectAlignError: missing, empty or non-UTF-8 file, unknown ending, whatever `rows.open_rows` refuses, a row without
+            a prompt, a prompt over 2,000 characters or with a control character; names file and line, or dataset and row.
     """
     if source == "world":
         return train_captions()
-    path = Path(source)
-    if path.suffix.lower() not in _READERS:
-        raise DirectAlignError(f"{path}: prompt lists end in {', '.join(_READERS)} (or write world); got {path.suffix or 'no ending'!r}")
-    rows = _READERS[path.suffix.lower()](path)
-    checked = (checked_prompt(text, f"{path}:{line}") for line, text in rows)
-    prompts = [prompt for prompt in checked if prompt]
+    prompts = [prompt for text, where in _placed(source) if (prompt := checked_prompt(text, where))]
     if not prompts:
-        raise DirectAlignError(f"{path}: no prompts in it; write one a line, or give another data.prompts")
+        raise DirectAlignError(f"{source}: no prompts in it; write one a line, or give another data.prompts")
     return prompts
 
 
@@ -63,37 +62,75 @@ class PromptStream:
     prompts: Sequence[str]
     seed: int
 
-    def batch(self, step: int, rank: int = 0, world_size: int = 1, size: int = 1, micro: int = 0, accumulation: int = 1) -> tuple[str, ...]:
-        """The `size` prompts of micro-batch `micro` (of `accumulation`) at update `step` on `rank` (of `world_size`)."""
-        places = indices(len(self.prompts), self.seed, step=step, rank=rank, world_size=world_size, size=size, micro=micro, accumulation=accumulation)
-        return tuple(self.prompts[i] for i in places)
+    def batch(self, step: int, size: int = 1, place: int = 0, total: int | None = None) -> tuple[str, ...]:
+        """`size` of the `total` prompts of update `step`, from the `place`-th on; without `total` they are the whole update."""
+        first = step * (size if total is None else total) + place
+        return tuple(self.prompts[i] for i in indices(len(self.prompts), self.seed, first, size))
 
 
-def _lines(path: Path) -> Rows:
+def _placed(source: str | Path) -> Iterator[tuple[str, str]]:
+    """(text, where it stands) of every row."""
+    if rows.is_address(source):
+        opened = rows.open_rows(str(source))
+        return ((text, f"{source}: row {number}") for number, text in opened.texts())
+    path = Path(source)
+    if path.suffix.lower() not in _READERS:
+        endings = ", ".join(_READERS)
+        raise DirectAlignError(f"{path}: prompt lists end in {endings} (or write world, or hf:owner/name for a dataset); got {path.suffix or 'no ending'!r}")
+    return ((text, f"{path}:{line}") for line, text in _READERS[path.suffix.lower()](path))
+
+
+def _lines(path: Path) -> Lines:
     yield from enumerate(read_text(path, "prompt file").split("\n"), start=1)
 
 
-def _objects(path: Path) -> Rows:
+def _objects(path: Path) -> Lines:
     for line, row in json_rows(path, "prompt file"):
         yield line, prompt_of_row(row, f"{path}:{line}")
 
 
-def _table(path: Path) -> Rows:
-    """Comma- or tab-separated values with a header; a field that opens with a quote runs to the closing one."""
-    text = io.StringIO(read_text(path, "prompt file"), newline="")
-    reader = csv.reader(text, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+def _csv(path: Path) -> Lines:
+    """Comma-separated values with a header; a field that opens with a quote runs to the closing one."""
+    return _cells(path, _comma_separated(path))
+
+
+def _tsv(path: Path) -> Lines:
+    """Tab-separated values with a header, one row a line; a quote is a letter like others, unless quotes wrap the whole field."""
+    lines = enumerate(read_text(path, "prompt file").split("\n"), start=1)
+    return _cells(path, ((line, [_unwrapped(field, f"{path}:{line}") for field in row.rstrip("\r").split("\t")]) for line, row in lines))
+
+
+def _cells(path: Path, table: Iterator[tuple[int, list[str]]]) -> Lines:
+    """The cells of the prompt column below the header; blank lines are blank prompts."""
+    header = next(table, (1, []))[1]
+    column = _column(path, header)
+    for line, row in table:
+        blank = not any(row)
+        if not blank and len(row) <= column:
+            raise DirectAlignError(f"{path}:{line}: {len(row)} fields, and {header[column]!r} is field {column + 1}")
+        yield line, "" if blank else row[column]
+
+
+def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(read_text(path, "prompt file"), newline=""), strict=True)
     try:
-        header = next(reader, [])
-        column = _column(path, header)
         for row in reader:
-            if row and len(row) <= column:
-                raise DirectAlignError(f"{path}:{reader.line_num}: {len(row)} fields, and {header[column]!r} is field {column + 1}")
-            yield reader.line_num, row[column] if row else ""
+            yield reader.line_num, row
     except csv.Error as error:
         raise DirectAlignError(f"{path}:{reader.line_num}: not a table ({error}); quote fields that hold a separator") from error
 
 
-def _parquet(path: Path) -> Rows:
+def _unwrapped(field: str, where: str) -> str:
+    """A field without the quotes that spreadsheets wrap it in (those inside are doubled); any other is left as it is."""
+    wrapped = re.fullmatch(r'"((?:[^"]|"")*)"', field)
+    if wrapped:
+        return wrapped[1].replace('""', '"')
+    if field.startswith('"') and field.count('"') % 2:
+        raise DirectAlignError(f"{where}: a quote opens a field and does not close on this line; write one row a line, or save the table as .csv")
+    return field
+
+
+def _parquet(path: Path) -> Lines:
     if not path.is_file():
         raise DirectAlignError(f"{path}: no such prompt file")
     try:
@@ -117,4 +154,4 @@ def _column(path: Path, header: list[str]) -> int:
     return header.index(name)
 
 
-_READERS: dict[str, Callable[[Path], Rows]] = {".txt": _lines, ".jsonl": _objects, ".csv": _table, ".tsv": _table, ".parquet": _parquet}
+_READERS: dict[str, Callable[[Path], Lines]] = {".txt": _lines, ".jsonl": _objects, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}

@@ -1,18 +1,21 @@
-"""What each update is fed: prompts or real images, as a function of the step, the rank and the micro-batch."""
+"""What each update is fed: prompts or real images of one shape, as a function of the step alone, however ranks share it out."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import train_stubs as stubs
 from PIL import Image
 
 from directalign import config
 from directalign.train.distributed import Ranks
-from directalign.train.feed import open_feed
+from directalign.train.feed import Feed, open_feed
+from directalign.types import Batch, DirectAlignError
 
 
 @pytest.fixture
@@ -61,3 +64,103 @@ def test_the_fingerprint_follows_the_contents(run: config.Run):
     fewer = replace(feed, prompts=replace(feed.prompts, prompts=feed.prompts.prompts[1:]))
     renamed = replace(feed, images=replace(feed.images, images=replace(feed.images.images, captions=("grey 1", "grey 0"))))
     assert len({feed.fingerprint, fewer.fingerprint, renamed.fingerprint}) == 3
+
+
+# --- several shapes ---------------------------------------------------------------------------------------------------
+
+SHAPES = {(16, 16): 4, (24, 8): 4}
+SIZES = [(8, 8), (8, 16), (16, 8)]
+
+
+@pytest.fixture
+def shaped(tmp_path: Path) -> config.Run:
+    """Four square and four tall images in buckets for 8 updates of 4, then prompts in three sizes."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for index in range(8):
+        Image.fromarray(np.full((10, 10, 3) if index % 2 else (30, 10, 3), 20 * index, np.uint8)).save(pictures / f"{index}.png")
+        (pictures / f"{index}.txt").write_text(f"grey {index}")
+    run = stubs.make_run(tmp_path / "prompts.txt", batch_size=1, global_batch_size=4)
+    data = {"images": str(pictures), "prompts": run.data.prompts, "offline_steps": 8, "buckets": [list(size) for size in SHAPES]}
+    rollout = {"num_sampling_steps": 2, "sizes": [list(size) for size in SIZES]}
+    return run.model_copy(update={"data": config.Data.model_validate(data), "rollout": config.Rollout.model_validate(rollout)})
+
+
+def updates(run: config.Run, steps: range, world_size: int = 1, batch_size: int = 1) -> list[list[Batch]]:
+    """The batches of each update over all ranks, in the order of their places; every feed is opened anew."""
+    run = run.model_copy(update={"data": run.data.model_copy(update={"batch_size": batch_size})})
+    feeds = [open_feed(run, stubs.StubFamily(), Ranks(rank, world_size)) for rank in range(world_size)]
+    return [sorted((batch for feed in feeds for batch in feed.batches(step)), key=lambda batch: batch.place) for step in steps]
+
+
+def whole(update: list[Batch]) -> tuple[object, ...]:
+    """What an update sees, apart from how it is cut."""
+    images = [batch.images for batch in update if batch.images is not None]
+    pixels = torch.cat(images).numpy().tobytes() if images else None
+    return update[0].step, sum((batch.prompts for batch in update), ()), pixels, update[0].size, update[0].total
+
+
+def test_an_update_takes_one_bucket_then_one_size(shaped: config.Run):
+    seen = updates(shaped, range(14))
+    for step, update in enumerate(seen):
+        assert len({batch.size for batch in update}) == 1 and [(batch.place, batch.total) for batch in update] == [(place, 4) for place in range(4)]
+        for batch in update:
+            assert (batch.images is not None) == (step < 8)
+            assert batch.images is None or batch.images.shape == (1, 3, *(batch.size or ()))
+    assert Counter(update[0].size for update in seen[:8]) == SHAPES
+    assert {batch.prompts[0] for update in seen[:8] for batch in update} == {f"grey {index}" for index in range(8)}
+    online = [update[0].size for update in updates(shaped, range(9, 15))]
+    assert Counter(online) == dict.fromkeys(SIZES, 2)
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 2), (1, 4), (2, 1), (2, 2), (4, 1)])
+def test_an_update_is_the_same_however_it_is_shared_out(shaped: config.Run, world_size: int, batch_size: int):
+    steps = range(4, 12)
+    assert list(map(whole, updates(shaped, steps, world_size, batch_size))) == list(map(whole, updates(shaped, steps)))
+
+
+def test_a_feed_opened_anew_goes_on_exactly(shaped: config.Run):
+    straight = list(map(whole, updates(shaped, range(14))))
+    assert list(map(whole, updates(shaped, range(5)) + updates(shaped, range(5, 14)))) == straight
+    other = shaped.model_copy(update={"seed": shaped.seed + 1})
+    assert list(map(whole, updates(other, range(14)))) != straight
+
+
+def test_without_buckets_images_have_the_size_of_the_rollout(shaped: config.Run):
+    data = shaped.data.model_copy(update={"buckets": None})
+    rollout = shaped.rollout.model_copy(update={"height": 12, "width": 20})
+    ((batch, *_),) = updates(shaped.model_copy(update={"data": data, "rollout": rollout}), range(1))
+    assert batch.images is not None and batch.images.shape == (1, 3, 12, 20) and batch.size == (12, 20)
+
+
+def test_a_bucket_too_small_for_an_update_is_refused_before_training(shaped: config.Run):
+    run = shaped.model_copy(update={"train": shaped.train.model_copy(update={"global_batch_size": 6})})
+    with pytest.raises(DirectAlignError, match=r"data\.buckets: \[16, 16\] has 4, \[24, 8\] has 4 images, and an update takes 6"):
+        open_feed(run, stubs.StubFamily(), Ranks())
+
+
+class Choosy(stubs.StubFamily):
+    """Takes sides that are multiples of 16."""
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        if height % 16 or width % 16:
+            raise DirectAlignError("both sides must be multiples of 16")
+        return 3, height, width
+
+
+def test_a_shape_that_the_model_cannot_take_is_named_with_its_key(shaped: config.Run):
+    def complaint(run: config.Run) -> str:
+        with pytest.raises(DirectAlignError) as raised:
+            open_feed(run, Choosy(), Ranks())
+        return str(raised.value)
+
+    assert complaint(shaped) == "data.buckets: [24, 8]: both sides must be multiples of 16"
+    unbucketed = shaped.model_copy(update={"data": shaped.data.model_copy(update={"buckets": None})})
+    assert complaint(unbucketed) == "rollout.sizes: [8, 8]: both sides must be multiples of 16"
+
+
+def test_the_fingerprint_tells_images_apart_by_name(shaped: config.Run):
+    feed: Feed = open_feed(shaped, stubs.StubFamily(), Ranks())
+    assert feed.images is not None
+    renamed = replace(feed, images=replace(feed.images, images=replace(feed.images.images, names=tuple("abcdefgh"))))
+    assert feed.fingerprint != renamed.fingerprint

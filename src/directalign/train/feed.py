@@ -1,15 +1,18 @@
-"""The batches of each update, online or offline, as a pure function of the step: no reader, no worker, nothing to save but the step."""
+"""The batches of each update, online or offline, as a pure function of the step: no reader, no worker, nothing to save but the step.
+
+Every batch of an update has one shape: that of a bucket of images, or one of the recipe's sizes for rollouts.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from .. import config
-from ..images import ImageStream, scan_images
+from ..images import Bucket, ImageStream, check_buckets, fill_buckets, scan_images
 from ..interfaces import Family
+from ..order import turn
 from ..prompts import PromptStream, read_prompts
 from ..types import Batch, DirectAlignError
 from .distributed import Ranks
@@ -17,7 +20,7 @@ from .distributed import Ranks
 
 @dataclass(frozen=True)
 class Feed:
-    """Deals out real images while `offline` says so, prompts afterwards. At least one of the two streams is there."""
+    """Deals out real images, for all updates or the first `data.offline_steps`, and prompts after them; one of the two may lack."""
 
     run: config.Run
     ranks: Ranks
@@ -40,7 +43,7 @@ class Feed:
     @property
     def fingerprint(self) -> str:
         """Changes when a prompt, caption or image name does, or their order."""
-        names = [file.name for file in self.images.images.files] if self.images is not None else []
+        names = self.images.images.names if self.images is not None else ()
         captions = self.images.images.captions if self.images is not None else ()
         lines = [*(self.prompts.prompts if self.prompts is not None else ()), "", *names, "", *captions]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
@@ -53,17 +56,20 @@ class Feed:
         return self.images.images.captions
 
     def _batch(self, step: int, micro: int) -> Batch:
-        settings = self.run
-        size, parts = settings.data.batch_size, accumulation(settings, self.ranks.size)
-        place = {"rank": self.ranks.rank, "world_size": self.ranks.size, "size": size, "micro": micro, "accumulation": parts}
-        shared: dict[str, Any] = {"seed": settings.seed, "place": (micro * self.ranks.size + self.ranks.rank) * size, "total": parts * self.ranks.size * size}
-        offline = self.images is not None and (settings.data.offline_steps is None or step < settings.data.offline_steps)
-        if offline:
-            assert self.images is not None
-            captions, images = self.images.batch(step, **place)
-            return Batch(step, captions, images, **shared)
+        size = self.run.data.batch_size
+        place = (micro * self.ranks.size + self.ranks.rank) * size
+        total = accumulation(self.run, self.ranks.size) * self.ranks.size * size
+        offline_steps = self.run.data.offline_steps
+        if self.images is not None and (offline_steps is None or step < offline_steps):
+            captions, images = self.images.batch(step, size, place, total)
+            return Batch(step, captions, images, self.run.seed, place, total, self.images.size(step))
         assert self.prompts is not None
-        return Batch(step, self.prompts.batch(step, **place), **shared)
+        return Batch(step, self.prompts.batch(step, size, place, total), None, self.run.seed, place, total, self._rollout_size(step))
+
+    def _rollout_size(self, step: int) -> tuple[int, int] | None:
+        """The size that all samples of update `step` have; each of `rollout.sizes` comes up equally often."""
+        sizes = self.run.rollout.sizes
+        return None if sizes is None else sizes[turn((1,) * len(sizes), self.run.seed, step, "sizes")[0]]
 
 
 def accumulation(run: config.Run, ranks: int) -> int:
@@ -82,10 +88,27 @@ def accumulation(run: config.Run, ranks: int) -> int:
 
 
 def open_feed(run: config.Run, family: Family, ranks: Ranks) -> Feed:
-    """Read and check the prompt list and the image set that a run names."""
-    height, width = run.rollout.height or family.default_size[0], run.rollout.width or family.default_size[1]
+    """Read and check the prompt list and the image set that a run names, and the sizes that its images will have."""
+    for key, sizes in (("data.buckets", run.data.buckets), ("rollout.sizes", run.rollout.sizes)):
+        for height, width in sizes or ():
+            _check_size(family, key, height, width)
     prompts = PromptStream(read_prompts(run.data.prompts), run.seed) if run.data.prompts is not None else None
-    images = None
-    if run.data.images is not None:
-        images = ImageStream(scan_images(run.data.images, run.data.strict), height, width, run.seed)
+    images = _open_images(run, run.data.images, family, ranks) if run.data.images is not None else None
     return Feed(run, ranks, prompts, images)
+
+
+def _open_images(run: config.Run, source: str, family: Family, ranks: Ranks) -> ImageStream:
+    found = scan_images(source, run.data.strict)
+    if run.data.buckets is None:
+        size = run.rollout.height or family.default_size[0], run.rollout.width or family.default_size[1]
+        return ImageStream(found, (Bucket(size, tuple(range(len(found)))),), run.seed)
+    buckets = fill_buckets(found.sizes, run.data.buckets)
+    check_buckets(buckets, accumulation(run, ranks.size) * ranks.size * run.data.batch_size)
+    return ImageStream(found, buckets, run.seed)
+
+
+def _check_size(family: Family, key: str, height: int, width: int) -> None:
+    try:
+        family.latent_shape(height, width)
+    except DirectAlignError as error:
+        raise DirectAlignError(f"{key}: [{height}, {width}]: {error}") from error

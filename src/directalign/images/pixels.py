@@ -1,0 +1,91 @@
+"""One image: decoded upright, in three channels and on white, then cut and resized to the shape asked for.
+
+Whatever is odd about a file is settled here (palettes, transparency, 16 bits, the camera's orientation, truncation); what
+cannot be decoded is an `Unreadable` with its reason.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..types import DirectAlignError
+
+Picture = Path | bytes
+"""An encoded image: a file, or its contents."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+
+
+class Unreadable(Exception):
+    """Why a picture cannot be used as an image."""
+
+
+def load_image(picture: Picture, height: int, width: int, name: str | None = None) -> Float[Tensor, "3 H W"]:
+    """One image that covers the shape asked for, centre-cropped and resized with antialiasing: float32 in [0, 1].
+
+    Raises:
+        DirectAlignError: it cannot be decoded; `name` says which it is where `picture` is not a file.
+    """
+    try:
+        pixels = read_pixels(picture)
+    except Unreadable as error:
+        raise DirectAlignError(f"{name or picture}: {error}; the image was readable when the set was scanned: restore it") from error
+    cropped = _centre_crop(torch.from_numpy(pixels).permute(2, 0, 1), height / width)
+    resized = F.interpolate(cropped[None], (height, width), mode="bicubic", align_corners=False, antialias=True)
+    return resized[0].clamp(0, 1)
+
+
+def read_pixels(picture: Picture) -> np.ndarray:
+    """Decoded pixels (H, W, 3), float32 in [0, 1]; whatever a decoder raises becomes the reason of `Unreadable`.
+
+    The image is decoded whole, since a truncated one opens without complaint.
+    """
+    if isinstance(picture, Path) and not picture.is_file():
+        raise Unreadable("no such file")
+    if (len(picture) if isinstance(picture, bytes) else picture.stat().st_size) == 0:
+        raise Unreadable("empty file (0 bytes)")
+    try:
+        return _decode(picture)
+    except Exception as error:  # decoders raise nearly anything on broken files
+        reason = str(error).replace("\n", " ") or type(error).__name__
+        raise Unreadable(f"unreadable ({_without_folder(reason, picture)})") from error
+
+
+def _without_folder(reason: str, picture: Picture) -> str:
+    return reason.replace(str(picture), picture.name) if isinstance(picture, Path) else reason
+
+
+def _decode(picture: Picture) -> np.ndarray:
+    """First frame, upright, three channels, composited on white: (H, W, 3), float32 in [0, 1]."""
+    with Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture, formats=_FORMATS) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode == "F":
+            raise ValueError("floating-point pixels of unknown range; save it with 8 or 16 bits")
+        if image.mode.startswith("I"):
+            return _from_16_bit(np.asarray(image))
+        if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+
+
+def _from_16_bit(grey: np.ndarray) -> np.ndarray:
+    if grey.min() < 0 or grey.max() > 65535:
+        raise ValueError(f"grey values from {grey.min()} to {grey.max()}; save it with 8 or 16 bits")
+    return np.repeat((grey / np.float32(65535)).astype(np.float32)[:, :, None], 3, axis=2)
+
+
+def _centre_crop(image: Float[Tensor, "3 H W"], ratio: float) -> Float[Tensor, "3 H2 W2"]:
+    """The largest centred part whose height / width is `ratio`, to the nearest pixel."""
+    h, w = image.shape[1:]
+    new_h, new_w = min(h, max(1, round(w * ratio))), min(w, max(1, round(h / ratio)))
+    top, left = (h - new_h) // 2, (w - new_w) // 2
+    return image[:, top : top + new_h, left : left + new_w]
