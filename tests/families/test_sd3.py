@@ -9,13 +9,12 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from directalign.config import Lora, Model, Rollout
-from directalign.families.loading import load_family, load_trained, trainable
-from directalign.methods.srpo import SRPO
-from directalign.rollout import sample
+from directalign.config import Model, Rollout
+from directalign.families.loading import load_family, trainable
 from directalign.types import DirectAlignError
-from families.srpo_by_hand import BATCH, PROMPTS, SETTINGS, TRAINING_CFG, known_noise, losses_by_hand
-from methods.toy import ToyReward
+from families import proofs
+from families.proofs import LIBRARY_CALL, STEPS, image_of_ours, noise_for, noisy
+from families.srpo_by_hand import PROMPTS, TRAINING_CFG
 from tiny import SIZE
 from tiny_sd3 import MEDIUM, write_sd3
 
@@ -30,7 +29,7 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def family(folder):
-    return load_family(Model(family="sd3", path=str(folder), tune="full"), "cpu")
+    return proofs.load("sd3", folder)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +50,6 @@ def pipeline_of(folder):
     return pipeline
 
 
-def noisy(family, seed=0):
-    x_t = torch.randn(2, *family.latent_shape(SIZE, SIZE), generator=torch.Generator().manual_seed(seed))
-    return x_t, torch.tensor([0.9, 0.3], dtype=torch.float64), family.encode_prompt(PROMPTS)
-
-
 def raw(pipeline, x_t, sigma, tensors):
     return pipeline.transformer(x_t, tensors["sequence"], tensors["pooled"], (1000 * sigma).float()).sample
 
@@ -68,14 +62,8 @@ def raw_with_cfg(pipeline, x_t, sigma, prompts, scale):
 
 
 def image_of_pipeline(pipeline, family, noise, rollout):
-    call = {"latents": noise, "num_inference_steps": 4, "height": 4 * noise.shape[2], "width": 4 * noise.shape[3], "output_type": "pt"}
-    return pipeline(PROMPTS, **call, **family.call_arguments(rollout)).images
-
-
-@torch.no_grad()
-def image_of_ours(family, noise, rollout):
-    cond = family.encode_prompt(PROMPTS).guided(None, rollout.cfg_scale)
-    return family.decode(sample(family, cond, noise, family.sigmas(4, 4 * noise.shape[2], 4 * noise.shape[3]))).clamp(0, 1)
+    sizes = {"height": 4 * noise.shape[2], "width": 4 * noise.shape[3]}
+    return pipeline(PROMPTS, latents=noise, **sizes, **LIBRARY_CALL, **family.call_arguments(rollout)).images
 
 
 def test_encode_prompt_equals_the_pipeline(family, pipeline):
@@ -92,16 +80,7 @@ def test_encode_prompt_equals_the_pipeline(family, pipeline):
 
 def test_predict_equals_the_raw_network_value_and_gradient(family, pipeline):
     x_t, sigma, cond = noisy(family)
-    weights = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(1))
-    pred, expected = family.predict(x_t, sigma, cond), raw(pipeline, x_t, sigma, cond.tensors)
-    torch.testing.assert_close(pred, expected, atol=1e-6, rtol=0)
-    family.denoiser.zero_grad()
-    pipeline.transformer.zero_grad()
-    (pred * weights).sum().backward()
-    (expected * weights).sum().backward()
-    theirs = dict(pipeline.transformer.named_parameters())
-    for name, parameter in trainable(family).items():
-        torch.testing.assert_close(parameter.grad, theirs[name].grad, atol=1e-5, rtol=1e-5)
+    proofs.check_gradient(family, pipeline.transformer, family.predict(x_t, sigma, cond), raw(pipeline, x_t, sigma, cond.tensors))
 
 
 def test_predict_with_cfg_is_two_passes(family, pipeline):
@@ -114,51 +93,26 @@ def test_predict_with_cfg_is_two_passes(family, pipeline):
 
 @pytest.mark.parametrize("cfg_scale", [1.0, 4.0])
 def test_rollout_equals_the_pipeline(family, pipeline, cfg_scale):
-    noise, rollout = noisy(family, seed=3)[0], Rollout(cfg_scale=cfg_scale)
+    noise, rollout = noise_for(family), Rollout(cfg_scale=cfg_scale)
     torch.testing.assert_close(image_of_ours(family, noise, rollout), image_of_pipeline(pipeline, family, noise, rollout), atol=1e-4, rtol=0)
 
 
 def test_srpo_step_equals_the_one_written_out_with_the_raw_network(family, pipeline):
-    rollout = Rollout(num_sampling_steps=4, cfg_scale=3.0)
-    ours = list(SRPO(family, ToyReward(), SETTINGS, rollout).losses(BATCH))
-    noise = known_noise(family.latent_shape(SIZE, SIZE))
-    x0 = pipeline(PROMPTS, latents=noise, num_inference_steps=4, height=SIZE, width=SIZE, output_type="latent", guidance_scale=3.0).images
-    theirs = losses_by_hand(
-        path="flow",
+    def sample_by_library(noise, cfg_scale):
+        sizes = {"height": SIZE, "width": SIZE, "num_inference_steps": STEPS}
+        return pipeline(PROMPTS, latents=noise, guidance_scale=cfg_scale, output_type="latent", **sizes).images
+
+    proofs.check_srpo_update(
+        family,
+        pipeline.transformer,
+        sample_by_library,
         predict=lambda x_t, sigma: raw_with_cfg(pipeline, x_t, sigma, PROMPTS, TRAINING_CFG),
         decode=lambda x0: pipeline.vae.decode(x0 / 0.4 + 0.1).sample / 2 + 0.5,
-        x0=x0,
-        noise=noise,
     )
-    assert [loss.branch for loss in ours] == ["denoise", "inversion"]
-    for our, their in zip(ours, theirs, strict=True):
-        assert their > 0
-        torch.testing.assert_close(our.value, their, atol=1e-5, rtol=1e-5)
-    parameters = dict(pipeline.transformer.named_parameters())
-    names, weights = zip(*trainable(family).items(), strict=True)
-    found = torch.autograd.grad(sum(loss.value for loss in ours), weights)
-    expected = torch.autograd.grad(sum(theirs), [parameters[name] for name in names])
-    assert max(gradient.abs().max() for gradient in expected) > 1e-3
-    for name, our, their in zip(names, found, expected, strict=True):
-        torch.testing.assert_close(our, their, atol=1e-6, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_lora_comes_back_in_a_fresh_pipeline_and_in_ours(folder, pipeline, tmp_path):
-    model = Model(family="sd3", path=str(folder), lora=Lora(rank=2, alpha=3))
-    family, noise, rollout = load_family(model, "cpu"), noisy(load_family(model, "cpu"), seed=3)[0], Rollout(cfg_scale=2.0)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in trainable(family).values():
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
-    family.save(tmp_path)
-    image = image_of_ours(family, noise, rollout)
-    assert (image - image_of_pipeline(pipeline, family, noise, rollout)).abs().max() > 1e-2
-
-    fresh = pipeline_of(folder)
-    fresh.load_lora_weights(tmp_path, weight_name="lora.safetensors")
-    torch.testing.assert_close(image, image_of_pipeline(fresh, family, noise, rollout), atol=1e-4, rtol=0)
-    again = load_family(model, "cpu", seed=9)
-    load_trained(again, tmp_path)
-    torch.testing.assert_close(image_of_ours(again, noise, rollout), image, atol=1e-5, rtol=0)
+def test_lora_comes_back_in_a_fresh_pipeline_and_in_ours(folder, tmp_path):
+    proofs.check_lora("sd3", folder, pipeline_of(folder), image_of_pipeline, tmp_path)
 
 
 def test_lora_adapts_the_second_attention_where_there_is_one(folder):
@@ -174,9 +128,8 @@ def test_lora_adapts_the_second_attention_where_there_is_one(folder):
 def test_the_shift_follows_the_size_where_the_scheduler_says_so(tmp_path, width):
     folder = write_sd3(tmp_path, scheduler=DYNAMIC)
     family, rollout = load_family(Model(family="sd3", path=str(folder)), "cpu"), Rollout()
-    noise = torch.randn(2, *family.latent_shape(SIZE, width), generator=torch.Generator().manual_seed(4))
-    pipeline = pipeline_of(folder)
-    torch.testing.assert_close(image_of_ours(family, noise, rollout), image_of_pipeline(pipeline, family, noise, rollout), atol=1e-4, rtol=0)
+    noise, pipeline = noise_for(family, width), pipeline_of(folder)
+    torch.testing.assert_close(image_of_ours(family, noise, rollout, width), image_of_pipeline(pipeline, family, noise, rollout), atol=1e-4, rtol=0)
     torch.testing.assert_close(family.sigmas(4, SIZE, width), pipeline.scheduler.sigmas.double(), atol=0, rtol=0)
     assert not torch.equal(family.sigmas(4, SIZE, SIZE), family.sigmas(4, SIZE, 3 * SIZE))
 
@@ -191,11 +144,19 @@ def test_decode_and_encode_are_the_vaes(plain):
 
 
 def test_bfloat16_stays_close_to_float32(plain):
-    exact, rounded = (load_family(Model(family="sd3", path=str(plain), dtype=dtype), "cpu") for dtype in ("float32", "bfloat16"))
-    x_t, sigma, cond = noisy(exact)
-    pred = rounded.predict(x_t, sigma, rounded.encode_prompt(PROMPTS))
-    assert pred.dtype == torch.float32
-    torch.testing.assert_close(pred, exact.predict(x_t, sigma, cond), atol=3e-2, rtol=0)
+    proofs.check_bfloat16("sd3", plain)
+
+
+def test_held_in_8_bits_it_answers_nearly_the_same(tmp_path):
+    proofs.check_eight_bits("sd3", write_sd3(tmp_path, transformer={"attention_head_dim": 64, "caption_projection_dim": 128}))
+
+
+def test_gradient_checkpointing_changes_no_gradient(plain):
+    proofs.check_recomputing("sd3", plain)
+
+
+def test_prompts_encoded_one_by_one_are_the_same(family):
+    proofs.check_rows_of_a_cache(family)
 
 
 def test_embedded_guidance_and_a_missing_empty_prompt_are_refused(plain):

@@ -9,11 +9,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, StableDiffusionXLPipeline
 
-from directalign.config import Lora, Model, Rollout
-from directalign.families.loading import load_family, load_trained, trainable
+from directalign.config import Model, Rollout
+from directalign.families.loading import load_family, trainable
 from directalign.methods.srpo import SRPO
-from directalign.rollout import sample
 from directalign.types import DirectAlignError
+from families import proofs
+from families.proofs import LIBRARY_CALL, STEPS, image_of_ours, noise_for
 from families.srpo_by_hand import BATCH, PROMPTS, SETTINGS, TRAINING_CFG, known_noise, losses_by_hand
 from methods.toy import ToyReward
 from tiny import SIZE, ZERO_SNR
@@ -72,14 +73,8 @@ def raw_with_cfg(pipeline, x_t, timesteps, scale):
 
 
 def image_of_pipeline(pipeline, family, noise, rollout):
-    call = {"latents": noise, "num_inference_steps": 5, "height": 4 * noise.shape[2], "width": 4 * noise.shape[3], "output_type": "pt"}
-    return pipeline(PROMPTS, **call, **family.call_arguments(rollout)).images
-
-
-@torch.no_grad()
-def image_of_ours(family, noise, rollout):
-    cond = family.encode_prompt(PROMPTS).guided(None, rollout.cfg_scale)
-    return family.decode(sample(family, cond, noise, family.sigmas(5, 4 * noise.shape[2], 4 * noise.shape[3]))).clamp(0, 1)
+    sizes = {"height": 4 * noise.shape[2], "width": 4 * noise.shape[3]}
+    return pipeline(PROMPTS, latents=noise, **sizes, **LIBRARY_CALL, **family.call_arguments(rollout)).images
 
 
 def test_encode_prompt_equals_the_pipeline(family, pipeline):
@@ -95,17 +90,8 @@ def test_encode_prompt_equals_the_pipeline(family, pipeline):
 
 def test_predict_equals_the_raw_network_value_and_gradient(family, pipeline):
     x_t, sigma, cond = noisy(family, width=2 * SIZE)
-    weights = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(1))
-    pred = family.predict(x_t, sigma, cond)
     expected = raw(pipeline, x_t, torch.tensor([901, 7]), cond.tensors["sequence"], cond.tensors["pooled"])
-    torch.testing.assert_close(pred, expected, atol=1e-6, rtol=0)
-    family.denoiser.zero_grad()
-    pipeline.unet.zero_grad()
-    (pred * weights).sum().backward()
-    (expected * weights).sum().backward()
-    theirs = dict(pipeline.unet.named_parameters())
-    for name, parameter in trainable(family).items():
-        torch.testing.assert_close(parameter.grad, theirs[name].grad, atol=1e-5, rtol=1e-5)
+    proofs.check_gradient(family, pipeline.unet, family.predict(x_t, sigma, cond), expected)
 
 
 def test_predict_with_cfg_is_two_passes(family, pipeline):
@@ -118,17 +104,17 @@ def test_predict_with_cfg_is_two_passes(family, pipeline):
 
 @pytest.mark.parametrize(("cfg_scale", "width"), [(1.0, SIZE), (4.0, 2 * SIZE)])
 def test_rollout_equals_the_pipeline_with_ddim(family, pipeline, cfg_scale, width):
-    noise, rollout = noisy(family, width=width)[0], Rollout(cfg_scale=cfg_scale)
-    torch.testing.assert_close(image_of_ours(family, noise, rollout), image_of_pipeline(pipeline, family, noise, rollout), atol=1e-4, rtol=0)
+    noise, rollout = noise_for(family, width), Rollout(cfg_scale=cfg_scale)
+    torch.testing.assert_close(image_of_ours(family, noise, rollout, width), image_of_pipeline(pipeline, family, noise, rollout), atol=1e-4, rtol=0)
     visited = pipeline.scheduler.timesteps
-    torch.testing.assert_close(family.levels.timestep_of(family.sigmas(5, SIZE, width)[:-1]), visited.double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(family.levels.timestep_of(family.sigmas(STEPS, SIZE, width)[:-1]), visited.double(), atol=1e-6, rtol=0)
 
 
 def test_srpo_step_equals_the_one_written_out_with_the_raw_network(family, pipeline):
-    rollout = Rollout(num_sampling_steps=4, cfg_scale=3.0)
+    rollout = Rollout(num_sampling_steps=STEPS, cfg_scale=3.0)
     ours = list(SRPO(family, ToyReward(), SETTINGS, rollout).losses(BATCH))
     noise = known_noise(family.latent_shape(SIZE, SIZE))
-    x0 = pipeline(PROMPTS, latents=noise, num_inference_steps=4, height=SIZE, width=SIZE, output_type="latent", guidance_scale=3.0).images
+    x0 = pipeline(PROMPTS, latents=noise, num_inference_steps=STEPS, height=SIZE, width=SIZE, output_type="latent", guidance_scale=3.0).images
     table = (1 - pipeline.scheduler.alphas_cumprod.double()).sqrt().numpy()
 
     def predict(x_t, sigma):
@@ -149,22 +135,8 @@ def test_srpo_step_equals_the_one_written_out_with_the_raw_network(family, pipel
         torch.testing.assert_close(our, their, atol=1e-6, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_lora_comes_back_in_a_fresh_pipeline_and_in_ours(folder, pipeline, tmp_path):
-    model = Model(family="sdxl", path=str(folder), lora=Lora(rank=2, alpha=3))
-    family, rollout = load_family(model, "cpu"), Rollout(cfg_scale=2.0)
-    noise, generator = noisy(family)[0], torch.Generator().manual_seed(1)
-    for parameter in trainable(family).values():
-        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
-    family.save(tmp_path)
-    image = image_of_ours(family, noise, rollout)
-    assert (image - image_of_pipeline(pipeline, family, noise, rollout)).abs().max() > 1e-2
-
-    fresh = pipeline_of(folder)
-    fresh.load_lora_weights(tmp_path, weight_name="lora.safetensors")
-    torch.testing.assert_close(image, image_of_pipeline(fresh, family, noise, rollout), atol=1e-4, rtol=0)
-    again = load_family(model, "cpu", seed=9)
-    load_trained(again, tmp_path)
-    torch.testing.assert_close(image_of_ours(again, noise, rollout), image, atol=1e-4, rtol=0)
+def test_lora_comes_back_in_a_fresh_pipeline_and_in_ours(folder, tmp_path):
+    proofs.check_lora("sdxl", folder, pipeline_of(folder), image_of_pipeline, tmp_path)
 
 
 def test_a_vae_that_overflows_in_half_precision_stays_in_float32(folder):
@@ -177,6 +149,18 @@ def test_a_vae_that_overflows_in_half_precision_stays_in_float32(folder):
     with torch.no_grad():
         torch.testing.assert_close(family.predict(x_t, sigma, cond), exact.predict(x_t, sigma, exact.encode_prompt(PROMPTS)), atol=5e-2, rtol=0)
         torch.testing.assert_close(family.decode(x_t), exact.decode(x_t), atol=1e-6 if upcast else 5e-2, rtol=0)
+
+
+def test_held_in_8_bits_it_answers_nearly_the_same(tmp_path):
+    proofs.check_eight_bits("sdxl", write_sdxl(tmp_path, unet={"block_out_channels": (8, 64)}))
+
+
+def test_gradient_checkpointing_changes_no_gradient(plain):
+    proofs.check_recomputing("sdxl", plain)
+
+
+def test_prompts_encoded_one_by_one_are_the_same(family):
+    proofs.check_rows_of_a_cache(family)
 
 
 def test_decode_and_encode_are_the_vaes(plain):

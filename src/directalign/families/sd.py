@@ -21,6 +21,7 @@ from . import autoencoder, ddpm, tuning
 from .parts import dtypes_of, load_parts
 from .passes import autocast, guided
 from .prompt_encoder import PromptEncoder
+from .quantized import placed
 from .source import Source
 
 PARTS = {"tokenizer": None, "text_encoder": None, "unet": UNet2DConditionModel, "vae": AutoencoderKL, "scheduler": SchedulerMixin}
@@ -38,7 +39,7 @@ class StableDiffusion:
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
         self.tokenizer = parts["tokenizer"]
         self.vae: AutoencoderKL = parts["vae"].to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
-        self.denoiser: nn.Module = parts["unet"].to(device)
+        self.denoiser: nn.Module = placed(parts["unet"], model, device)
         self.scheduler = ddpm.ddim(source.folder / "scheduler", parts["scheduler"])
         self.prediction: PredictionName = ddpm.PREDICTIONS[self.scheduler.config["prediction_type"]]
         self.levels = DdpmTable(self.scheduler.alphas_cumprod)

@@ -22,6 +22,7 @@ from . import autoencoder, clip_text, schedule, tuning
 from .parts import dtypes_of, load_parts, read_json
 from .passes import autocast, guided
 from .prompt_encoder import PromptEncoder
+from .quantized import placed
 from .source import Source
 
 PARTS = {
@@ -53,7 +54,7 @@ class StableDiffusion3:
         parts = load_parts(source, self.pipeline, wanted, dtypes_of(wanted, model, self.part))
         self.tokenizers, self.scheduler = [parts[name] for name in wanted if name.startswith("tokenizer")], parts["scheduler"]
         self.vae: AutoencoderKL = parts["vae"].to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
-        self.denoiser: nn.Module = parts["transformer"].to(device)
+        self.denoiser: nn.Module = placed(parts["transformer"], model, device)
         self.architecture: Mapping[str, Any] = parts["transformer"].config
         self.default_size = (self.architecture["sample_size"] * autoencoder.downscaling(self.vae),) * 2
         self.lora_targets: tuple[str, ...] = ATTENTION + (SECOND_ATTENTION if self.architecture["dual_attention_layers"] else ())

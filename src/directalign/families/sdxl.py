@@ -25,6 +25,7 @@ from . import autoencoder, clip_text, ddpm, tuning
 from .parts import dtypes_of, load_parts, read_json
 from .passes import autocast, guided
 from .prompt_encoder import PromptEncoder
+from .quantized import placed
 from .source import Source
 
 PARTS = {
@@ -52,7 +53,7 @@ class StableDiffusionXL:
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part) | _vae_dtype(source.folder, self.dtype))
         self.tokenizers = [parts["tokenizer"], parts["tokenizer_2"]]
         self.vae: AutoencoderKL = parts["vae"].to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
-        self.denoiser: nn.Module = parts["unet"].to(device)
+        self.denoiser: nn.Module = placed(parts["unet"], model, device)
         self.scheduler = ddpm.ddim(source.folder / "scheduler", parts["scheduler"])
         self.prediction: PredictionName = ddpm.PREDICTIONS[self.scheduler.config["prediction_type"]]
         self.levels = DdpmTable(self.scheduler.alphas_cumprod)
