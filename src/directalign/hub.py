@@ -42,7 +42,7 @@ def download(repo: str, patterns: Sequence[str], key: str, revision: str | None 
 def listing(repo: str, key: str, revision: str | None = None) -> list[str] | None:
     """Names of all files of a repository, or None where the hub is out of reach."""
     try:
-        return HfApi().list_repo_files(repo, revision=revision)
+        return [file.rfilename for file in HfApi().model_info(repo, revision=revision).siblings or ()]
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise DirectAlignError(f"{key}: {repo}: {_reason(error, repo, revision)}") from error
     except (OSError, HTTPError):
