@@ -34,6 +34,8 @@ def turn(weights: tuple[int, ...], seed: int, step: int, stream: str) -> tuple[i
     shuffled anew: after each whole pack the proportions are exact.
     """
     assert sum(weights) > 0 and step >= 0, (weights, step)
+    if len(weights) == 1:
+        return 0, step
     pack, place = divmod(step, sum(weights))
     choice, earlier = _dealt(weights, seed, pack, stream)[place]
     return choice, pack * weights[choice] + earlier
