@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from directalign.config import Train
+from directalign.train.adamw8bit import AdamW8bit
 from directalign.train.ema import Average
 from directalign.train.optim import adamw, learning_rate, set_learning_rate, trained_parameters
 from directalign.types import DirectAlignError
@@ -54,6 +55,25 @@ def test_only_weights_that_ask_for_a_gradient_are_trained():
         trained_parameters(layer.requires_grad_(False))
 
 
+def test_trained_weights_are_of_one_dtype():
+    mixed = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).bfloat16())
+    assert {p.dtype for p in trained_parameters(mixed[1]).values()} == {torch.bfloat16}
+    with pytest.raises(AssertionError, match="all be float32 or all be bfloat16"):
+        trained_parameters(mixed)
+    with pytest.raises(AssertionError, match="adamw8bit alone"):
+        adamw(trained_parameters(mixed[1]), settings())
+
+
+def test_the_recipe_chooses_the_optimiser():
+    weights = trained_parameters(nn.Linear(2, 2))
+    assert type(adamw(weights, settings())) is torch.optim.AdamW
+    chosen = adamw(weights, settings(optimizer="adamw8bit", betas=[0.5, 0.6], weight_decay=0.01), seed=7)
+    set_learning_rate(chosen, 0.125)
+    group = chosen.param_groups[0]
+    assert isinstance(chosen, AdamW8bit) and chosen.seed == 7
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (0.125, (0.5, 0.6), 0.01)
+
+
 def test_the_average_follows_its_recurrence():
     weight = nn.Parameter(torch.zeros(1))
     average, expected = Average({"w": weight}, decay=0.3), 0.0
@@ -80,7 +100,8 @@ def test_a_restored_average_goes_on_as_the_first():
     first = Average({"w": weight}, decay=0.9)
     first.update()
     second = Average({"w": weight}, decay=0.9)
-    second.restore({"w": first.tensors()["w"].clone()}, num_updates=1)
+    second.tensors()["w"].copy_(first.tensors()["w"])
+    second.continue_after(1)
     weight.data.fill_(3.0)
     first.update()
     second.update()

@@ -1,4 +1,4 @@
-"""AdamW over the trained float32 weights; the learning rate is a pure function of the step, so a resume needs no scheduler state."""
+"""AdamW over the trained weights; the learning rate is a pure function of the step, so a resume needs no scheduler state."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from torch import nn
 
 from ..config import Train
 from ..types import DirectAlignError
+from .adamw8bit import AdamW8bit
 
 
 def trained_parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that carry a gradient, by name. They are float32 whatever the dtype of the frozen ones."""
+    """The weights that carry a gradient, by name: float32, or bfloat16 where `model.trained_dtype` says so, all alike."""
     named = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
     if not named:
         raise DirectAlignError("model.tune leaves nothing to train: no weight of the denoiser asks for a gradient; check model.lora.targets")
-    narrow = [name for name, p in named.items() if p.dtype != torch.float32]
-    assert not narrow, f"trained weights must be float32, {narrow[0]} is {named[narrow[0]].dtype}"
+    dtypes = {p.dtype for p in named.values()}
+    assert dtypes in ({torch.float32}, {torch.bfloat16}), f"trained weights must all be float32 or all be bfloat16, they are {dtypes}"
     return named
 
 
@@ -30,9 +31,16 @@ def learning_rate(settings: Train, step: int) -> float:
     return settings.learning_rate * factor
 
 
-def adamw(parameters: dict[str, nn.Parameter], settings: Train) -> torch.optim.AdamW:
-    """The optimiser; its rate is set before each update by `set_learning_rate`."""
-    return torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay)
+def adamw(parameters: dict[str, nn.Parameter], settings: Train, seed: int = 0) -> torch.optim.Optimizer:
+    """The optimiser that `train.optimizer` names; its rate is set before each update by `set_learning_rate`.
+
+    `seed` is that of the random rounding in 8 bits. bfloat16 weights are for adamw8bit alone: rounded to nearest they would not move.
+    """
+    given = {"lr": settings.learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "adamw8bit":
+        return AdamW8bit(parameters.values(), seed=seed, **given)
+    assert all(p.dtype == torch.float32 for p in parameters.values()), "the recipe's validator lets bfloat16 pass for adamw8bit alone"
+    return torch.optim.AdamW(parameters.values(), **given)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
