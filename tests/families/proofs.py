@@ -11,6 +11,7 @@ from torch import Tensor
 
 from directalign.config import Lora, Model, Rollout
 from directalign.families.loading import load_family, load_trained, trainable
+from directalign.families.prompt_encoder import padded
 from directalign.interfaces import Family
 from directalign.methods.srpo import SRPO
 from directalign.rollout import sample
@@ -123,3 +124,22 @@ def check_bfloat16(family: str, folder: Path) -> None:
     torch.testing.assert_close(pred, exact.predict(x_t, sigma, cond), atol=0.1, rtol=0.1)
     rounded.decode(pred).mean().backward()
     assert max(parameter.grad.abs().max() for parameter in trainable(rounded).values() if parameter.grad is not None) > 0
+
+
+def check_eight_bits(family: str, folder: Path) -> None:
+    """A denoiser held in 8 bits answers nearly as the plain one does, and its adapters get a gradient."""
+    plain, rounded = (load(family, folder, tune="lora", quantization=quantization) for quantization in (None, "8bit"))
+    x_t, sigma, cond = noisy(plain)
+    pred, expected = rounded.predict(x_t, sigma, cond), plain.predict(x_t, sigma, cond)
+    assert 0 < (pred - expected).abs().max() < 0.05 * expected.abs().max()
+    pred.sum().backward()
+    assert max(parameter.grad.abs().max() for parameter in trainable(rounded).values() if parameter.grad is not None) > 0
+
+
+def check_rows_of_a_cache(family: Any) -> None:
+    """Prompts encoded one by one and joined are prompts encoded together."""
+    rows, together = [family.prompts([prompt]) for prompt in PROMPTS], family.prompts(PROMPTS)
+    for key, tensor in together.items():
+        joined = padded([row[key] for row in rows])
+        assert joined.dtype == tensor.dtype
+        torch.testing.assert_close(joined, tensor, atol=1e-6, rtol=0)

@@ -97,6 +97,10 @@ def test_tokens_and_their_places_are_the_pipelines():
     assert torch.equal(packing.text_places(5, device), Flux2KleinPipeline._prepare_text_ids(torch.zeros(1, 5, 3))[0])
 
 
+def test_prompts_may_be_encoded_one_by_one(family):
+    proofs.check_rows_of_a_cache(family)
+
+
 def test_predict_equals_the_raw_network_value_and_gradient(family, pipeline):
     x_t, sigma, cond = noisy(family)
     proofs.check_gradient(family, pipeline.transformer, family.predict(x_t, sigma, cond), raw(pipeline, x_t, sigma, PROMPTS))
@@ -174,6 +178,10 @@ def test_a_distilled_model_takes_no_guidance(tmp_path):
     torch.testing.assert_close(image_of_ours(family, noise, Rollout()), library_call(pipeline, family, noise, Rollout()), atol=1e-4, rtol=0)
     with pytest.raises(DirectAlignError, match=r"cfg_scale 4\.0: this FLUX\.2 klein is step-distilled"):
         image_of_ours(family, noise, Rollout(cfg_scale=4.0))
+
+
+def test_eight_bits_stay_close(tmp_path):
+    proofs.check_eight_bits("flux2_klein", write_klein(tmp_path, transformer={"num_attention_heads": 8}))
 
 
 def test_embedded_guidance_and_a_missing_unconditional_are_refused(family):

@@ -92,6 +92,10 @@ def test_the_instruction_is_dropped(family):
     assert len(family.tokenizer(instruction).input_ids) == family.dropped == 34
 
 
+def test_prompts_may_be_encoded_one_by_one(family):
+    proofs.check_rows_of_a_cache(family)
+
+
 def test_predict_equals_the_raw_network_value_and_gradient(family, pipeline):
     x_t, sigma, cond = noisy(family)
     proofs.check_gradient(family, pipeline.transformer, family.predict(x_t, sigma, cond), unpacked(raw(pipeline, x_t, sigma, PROMPTS)))
@@ -187,6 +191,10 @@ def test_checkpointing_recomputes_and_changes_nothing(folder):
 
 def test_bfloat16_stays_close_to_float32(folder):
     proofs.check_bfloat16("qwen_image", folder)
+
+
+def test_eight_bits_stay_close(tmp_path):
+    proofs.check_eight_bits("qwen_image", write_qwen_image(tmp_path, transformer={"num_attention_heads": 8}))
 
 
 def test_embedded_guidance_and_a_missing_unconditional_are_refused(family):

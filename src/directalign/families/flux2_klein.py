@@ -24,6 +24,7 @@ from . import autoencoder, packing, schedule, tuning
 from .parts import dtypes_of, load_parts, read_json
 from .passes import autocast, guided
 from .prompt_encoder import PromptEncoder
+from .quantized import placed
 from .source import Source
 
 PARTS = {
@@ -56,7 +57,7 @@ class Flux2Klein:
         self.tokenizer, self.scheduler = parts["tokenizer"], parts["scheduler"]
         self.vae: AutoencoderKLFlux2 = parts["vae"].to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
         self.block = 2 * 2 ** (len(self.vae.config["block_out_channels"]) - 1)
-        self.denoiser: nn.Module = parts["transformer"].to(device)
+        self.denoiser: nn.Module = placed(parts["transformer"], model, device)
         self.default_size = (self.vae.config["sample_size"],) * 2
         tuning.make_trainable(self.denoiser, model, self.lora_targets, seed)
         if model.gradient_checkpointing:

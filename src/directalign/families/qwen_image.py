@@ -23,6 +23,7 @@ from . import autoencoder, frame_autoencoder, packing, schedule, tuning
 from .parts import dtypes_of, load_parts
 from .passes import autocast, guided
 from .prompt_encoder import PromptEncoder
+from .quantized import placed
 from .source import Source
 
 PARTS = {
@@ -53,7 +54,7 @@ class QwenImage:
         _check(source.folder, parts)
         self.tokenizer, self.scheduler = parts["tokenizer"], parts["scheduler"]
         self.vae: AutoencoderKLQwenImage = parts["vae"].to(device)
-        self.denoiser: nn.Module = parts["transformer"].to(device)
+        self.denoiser: nn.Module = placed(parts["transformer"], model, device)
         library: Any = QwenImagePipeline(**parts)
         self.template, self.dropped = library.prompt_template_encode, library.prompt_template_encode_start_idx
         self.downscaling = library.vae_scale_factor

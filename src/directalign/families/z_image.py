@@ -22,6 +22,7 @@ from . import autoencoder, schedule, tuning
 from .parts import dtypes_of, load_parts
 from .passes import autocast, guided
 from .prompt_encoder import PromptEncoder
+from .quantized import placed
 from .source import Source
 
 PARTS = {
@@ -51,7 +52,7 @@ class ZImage:
         _check(source.folder, parts)
         self.tokenizer, self.scheduler = parts["tokenizer"], parts["scheduler"]
         self.vae: AutoencoderKL = parts["vae"].to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
-        self.denoiser: nn.Module = parts["transformer"].to(device)
+        self.denoiser: nn.Module = placed(parts["transformer"], model, device)
         self.default_size = (self.vae.config["sample_size"],) * 2
         tuning.make_trainable(self.denoiser, model, self.lora_targets, seed)
         if model.gradient_checkpointing:
@@ -100,7 +101,10 @@ class ZImage:
         return -torch.stack(from_noise)[:, :, 0].float()
 
     def sigmas(self, num_sampling_steps: int, height: int, width: int) -> Tensor:
-        """The grid of ZImagePipeline: linspace(1, 1/n) under the scheduler's own shift, fixed or by the number of tokens; (n + 1,) float64."""
+        """The grid of ZImagePipeline: linspace(1, 1/n) under the scheduler's own shift, fixed or by the number of tokens; (n + 1,) float64.
+
+        Early releases of the library stand still in the last of their n steps (diffusers 0.38 does); all of these move.
+        """
         _, h, w = self.latent_shape(height, width)
         return schedule.euler_grid(self.scheduler, num_sampling_steps, schedule.shift_by_size(self.scheduler, (h // 2) * (w // 2)))
 
