@@ -34,7 +34,7 @@ def latent_size(vae: AutoencoderKL, height: int, width: int, multiple: int) -> t
 def grid(height: int, width: int, pixels: int, multiple: int) -> tuple[int, int]:
     """(h, w) of an image in cells of `pixels` along a side; sides that are not a positive multiple of `multiple` pixels are an error."""
     if min(height, width) < 1 or height % multiple or width % multiple:
-        raise DirectAlignError(f"image size {height}x{width}: both sides must be multiples of {multiple} for this model (rollout.height, rollout.width)")
+        raise DirectAlignError(f"image size {height}x{width}: both sides must be multiples of {multiple} for this model")
     return height // pixels, width // pixels
 
 
