@@ -6,6 +6,7 @@ score = scale · cos(image, prompt). Weights are frozen; the gradient runs throu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
 from ..types import DirectAlignError, Images, PerSample
@@ -37,12 +39,14 @@ class ClipReward:
         self._phrases: dict[str, Tensor] = {}
 
     @classmethod
-    def load(cls, path: str, scale: float = 1.0, device: torch.device | str = "cpu") -> ClipReward:
+    def load(cls, path: str, scale: float = 1.0, device: torch.device | str = "cpu", gradient_checkpointing: bool = False) -> ClipReward:
         """From a folder with config, safetensors, tokenizer and image settings, or `world:reward`; float32."""
         folder = resolve(path)
         preprocessing = Preprocessing.read(_checked(folder))
         model = _model(folder)
         torch.nn.Module.to(model, device)
+        if gradient_checkpointing:
+            _recompute(model)
         return cls(model, _tokenizer(folder), preprocessing, scale)
 
     def encode(self, images: Images) -> Features:
@@ -100,6 +104,12 @@ def _model(folder: Path) -> CLIPModel:
     if missing:
         raise DirectAlignError(f"reward.path {folder}: weights lack {missing[0]} and {len(missing) - 1} more; take the weights that belong to config.json")
     return model
+
+
+def _recompute(model: CLIPModel) -> None:
+    """Let each layer of the vision tower keep its input alone and run again in the backward pass; transformers does so in train mode only."""
+    for layer in model.vision_model.encoder.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
