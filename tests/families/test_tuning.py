@@ -178,6 +178,21 @@ def test_another_rank_or_other_layers_are_refused(case, tmp_path):
         load_trained(other, tmp_path)
 
 
+def test_targets_that_fit_nothing_are_refused_with_near_names(case):
+    with pytest.raises(
+        DirectAlignError, match=r"model\.lora\.targets: \['too_q'\] fit no linear or convolution layer of this model: did you mean .*to_q"
+    ) as caught:
+        load_family(Model(**case, lora=Lora(targets=["to_k", "too_q"])), "cpu")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DirectAlignError, match="leave the key out for the usual ones"):
+        load_family(Model(**case, lora=Lora(targets=["norm"])), "cpu")
+
+
+def test_a_rank_that_a_layer_cannot_hold_is_refused_by_its_name(case):
+    with pytest.raises(DirectAlignError, match=r"model\.lora\.rank: 17 is more than \S+ can take, whose smaller side is 16: give 16 or less"):
+        load_family(Model(**case, lora=Lora(rank=17)), "cpu")
+
+
 def test_targets_that_fit_nothing_are_refused(case):
     with pytest.raises(DirectAlignError, match=r"model\.lora\.targets: \['nothing'\]"):
         load_family(Model(**case, lora=Lora(targets=["nothing"])), "cpu")

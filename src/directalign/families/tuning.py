@@ -6,7 +6,10 @@ takes alpha = rank where none is given (diffusers, ComfyUI) sees the update that
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -21,6 +24,8 @@ from .parts import check_safetensors, weights_files
 
 LORA_FILE = "lora.safetensors"
 ADAPTER = "default"
+ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""What LoRA adapts; layers of a quantised model are among them."""
 
 
 def make_trainable(denoiser: Any, model: config.Model, default_targets: Sequence[str], seed: int) -> None:
@@ -29,15 +34,35 @@ def make_trainable(denoiser: Any, model: config.Model, default_targets: Sequence
         denoiser.to(getattr(torch, model.trained_dtype)).requires_grad_(True)
         return
     targets = list(model.lora.targets or default_targets)
+    _check_targets(denoiser, model.lora, targets)
     settings = LoraConfig(r=model.lora.rank, lora_alpha=model.lora.alpha, target_modules=targets, init_lora_weights="gaussian")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        try:
-            denoiser.add_adapter(settings, adapter_name=ADAPTER)
-        except ValueError as error:
-            raise DirectAlignError(f"model.lora.targets: {targets} fit no layer of this model ({error}): leave the key out for the usual ones") from None
+        denoiser.add_adapter(settings, adapter_name=ADAPTER)
     for parameter in trained(denoiser).values():
         parameter.data = parameter.data.float()
+
+
+def _check_targets(denoiser: nn.Module, lora: config.Lora, targets: Sequence[str]) -> None:
+    """Each target that the recipe names is a layer that LoRA can adapt, as peft looks them up, and none is too small for the rank."""
+    layers = {name: layer for name, layer in denoiser.named_modules() if isinstance(layer, ADAPTABLE)}
+    fitting = {target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in targets}
+    lost = [target for target in lora.targets or () if not fitting[target]]
+    if lost:
+        known = {re.sub(r"^.*?\.\d+\.", "", name) for name in layers}  # without the block it stands in
+        near = sorted({match for target in lost for match in get_close_matches(target, known | {name.split(".")[-1] for name in known}, n=2)})
+        hint = f"did you mean {', '.join(near)}?" if near else "leave the key out for the usual ones"
+        raise DirectAlignError(f"model.lora.targets: {lost} fit no linear or convolution layer of this model: {hint}")
+    for name in sorted({name for names in fitting.values() for name in names}):
+        limit = _smaller_side(layers[name])
+        if lora.rank > limit:
+            raise DirectAlignError(f"model.lora.rank: {lora.rank} is more than {name} can take, whose smaller side is {limit}: give {limit} or less")
+
+
+def _smaller_side(layer: Any) -> int:
+    if isinstance(layer, nn.Linear):
+        return min(layer.in_features, layer.out_features)
+    return min(layer.in_channels * math.prod(layer.kernel_size), layer.out_channels)
 
 
 def trained(denoiser: nn.Module) -> dict[str, nn.Parameter]:
