@@ -13,10 +13,9 @@ from typing import Any
 
 import yaml
 
-from .. import config
+from .. import config, hub
 from ..families.files import read_json
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 HUB = "https://huggingface.co"
 
 
@@ -73,7 +72,7 @@ def base_of(model: config.Model) -> Base:
     if model.path.startswith("world:"):
         return Base(f"{model.path} (embedded in directalign)", None, Licence("apache-2.0"))
     path = Path(model.path).expanduser()
-    hub_id = _hub_id(path) if path.exists() else (model.path if HUB_ID.fullmatch(model.path) else None)
+    hub_id = _hub_id(path) if path.exists() else (model.path if hub.HUB_ID.fullmatch(model.path) else None)
     told = _told(path / "README.md") if path.is_dir() else None
     return Base(hub_id or path.name, hub_id, told or KNOWN.get(hub_id or ""))
 
@@ -82,7 +81,7 @@ def _hub_id(path: Path) -> str | None:
     """The id that diffusers noted in a folder it had downloaded from the Hub."""
     index = path / "model_index.json"
     noted = str(read_json(index).get("_name_or_path", "")) if index.is_file() else ""
-    return noted if HUB_ID.fullmatch(noted) else None
+    return noted if hub.HUB_ID.fullmatch(noted) else None
 
 
 def _told(readme: Path) -> Licence | None:
