@@ -179,9 +179,7 @@ def test_another_rank_or_other_layers_are_refused(case, tmp_path):
 
 
 def test_targets_that_fit_nothing_are_refused_with_near_names(case):
-    with pytest.raises(
-        DirectAlignError, match=r"model\.lora\.targets: \['too_q'\] fit no linear or convolution layer of this model: did you mean .*to_q"
-    ) as caught:
+    with pytest.raises(DirectAlignError, match=r"model\.lora\.targets: \['too_q'\] fit no .* layer of this model: did you mean .*to_q") as caught:
         load_family(Model(**case, lora=Lora(targets=["to_k", "too_q"])), "cpu")
     assert "\n" not in str(caught.value)
     with pytest.raises(DirectAlignError, match="leave the key out for the usual ones"):

@@ -18,11 +18,15 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
+from .. import hub
 from ..types import DirectAlignError, Images, PerSample
 from ..world.assets import resolve
 from .preprocessing import Preprocessing
 
 CACHED_PHRASES = 65_536
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+FILES = ("*config.json", "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", *WEIGHTS)
+"""What is fetched of a repository on the hub, which may hold the weights in other formats too."""
 Features = Float[Tensor, "b d"]
 
 
@@ -40,8 +44,8 @@ class ClipReward:
 
     @classmethod
     def load(cls, path: str, scale: float = 1.0, device: torch.device | str = "cpu", gradient_checkpointing: bool = False) -> ClipReward:
-        """From a folder with config, safetensors, tokenizer and image settings, or `world:reward`; float32."""
-        folder = resolve(path)
+        """From a folder, or a repository on the hub, with config, safetensors, tokenizer and image settings, or `world:reward`; float32."""
+        folder = hub.download(path, FILES, "reward.path") if hub.is_hub_id(path) else resolve(path)
         preprocessing = Preprocessing.read(_checked(folder))
         model = _model(folder)
         torch.nn.Module.to(model, device)
