@@ -35,6 +35,14 @@ class Feed:
         """The first `count` prompts of the data, for sample grids."""
         return self._texts[:count]
 
+    def texts(self, step: int) -> tuple[str, ...]:
+        """The prompts or captions of update `step` on all ranks; no image is read."""
+        offline, total = self._offline(step), self._total
+        if offline is not None:
+            return offline.captions(step, total)
+        assert self.prompts is not None
+        return self.prompts.batch(step, total)
+
     @property
     def skipped(self) -> Sequence[str]:
         """Images that cannot be used, with the reason."""
@@ -58,13 +66,22 @@ class Feed:
     def _batch(self, step: int, micro: int) -> Batch:
         size = self.run.data.batch_size
         place = (micro * self.ranks.size + self.ranks.rank) * size
-        total = accumulation(self.run, self.ranks.size) * self.ranks.size * size
-        offline_steps = self.run.data.offline_steps
-        if self.images is not None and (offline_steps is None or step < offline_steps):
-            captions, images = self.images.batch(step, size, place, total)
-            return Batch(step, captions, images, self.run.seed, place, total, self.images.size(step))
+        offline, total = self._offline(step), self._total
+        if offline is not None:
+            captions, images = offline.batch(step, size, place, total)
+            return Batch(step, captions, images, self.run.seed, place, total, offline.size(step))
         assert self.prompts is not None
         return Batch(step, self.prompts.batch(step, size, place, total), None, self.run.seed, place, total, self._rollout_size(step))
+
+    @property
+    def _total(self) -> int:
+        """Prompts per update, all ranks and accumulated batches together."""
+        return accumulation(self.run, self.ranks.size) * self.ranks.size * self.run.data.batch_size
+
+    def _offline(self, step: int) -> ImageStream | None:
+        """The images, while they are what is trained on."""
+        last = self.run.data.offline_steps
+        return self.images if last is None or step < last else None
 
     def _rollout_size(self, step: int) -> tuple[int, int] | None:
         """The size that all samples of update `step` have; each of `rollout.sizes` comes up equally often."""

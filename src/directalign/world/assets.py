@@ -93,13 +93,17 @@ def export(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def cache_root() -> Path:
+    """Where this package keeps what it can make again: $DIRECTALIGN_CACHE, else `directalign` in $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("DIRECTALIGN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "directalign")
+
+
 def _cache() -> Path:
-    root = os.environ.get("DIRECTALIGN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "directalign"
     digest = hashlib.sha256()
     for path in sorted(ASSETS.rglob("*")):
         if path.is_file():
             digest.update(str(path.relative_to(ASSETS)).encode() + path.read_bytes())
-    return Path(root) / f"world-{digest.hexdigest()[:12]}"
+    return cache_root() / f"world-{digest.hexdigest()[:12]}"
 
 
 def _move_unless_there(source: Path, target: Path) -> None:

@@ -1,0 +1,130 @@
+"""Embeddings on disk: found by content, whole or refused by name, told apart by all that shapes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shutil import disk_usage
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from directalign.families import embedding_cache
+from directalign.families.embedding_cache import EmbeddingCache, default_folder, fingerprint_of
+from directalign.types import DirectAlignError
+
+TENSORS = {"sequence": torch.arange(6.0).reshape(1, 3, 2).bfloat16(), "mask": torch.tensor([[True, True, False]]), "pooled": torch.rand(1, 4)}
+PROBE = {"sequence": torch.ones(1, 2)}
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EmbeddingCache:
+    return EmbeddingCache(tmp_path, "f" * 64)
+
+
+def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == wanted.keys() and all(found[key].dtype == wanted[key].dtype and torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def test_what_was_written_is_read_bit_for_bit(cache):
+    for prompt in ("a red star", "", "ein Stern, ☆\n"):
+        assert not cache.has(prompt)
+        cache.write(prompt, TENSORS)
+        assert cache.has(prompt) and cache.fault(prompt) is None and same(cache.read(prompt), TENSORS)
+
+
+def test_views_are_stored_as_what_they_show(cache):
+    cache.write("a", {"sequence": torch.arange(12.0).reshape(2, 6)[:1, ::2]})
+    assert cache.read("a")["sequence"].tolist() == [[0.0, 2.0, 4.0]]
+
+
+def test_another_fingerprint_or_prompt_is_another_file(cache, tmp_path):
+    cache.write("a", TENSORS)
+    assert not EmbeddingCache(tmp_path, "e" * 64).has("a")
+    assert not cache.has("a ")
+
+
+def test_a_prompt_that_was_never_stored_is_named_with_the_remedy(cache):
+    with pytest.raises(DirectAlignError, match=r"no embedding of 'a red star' in .* set model\.text_encoders: offload"):
+        cache.read("a red star")
+
+
+@pytest.mark.parametrize("left", [0, 5, 100, -1])
+def test_a_torn_file_is_refused_by_name(cache, left):
+    cache.write("a", TENSORS)
+    path = cache.path_of("a")
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(DirectAlignError, match=rf"{path.name}: truncated .* delete it"):
+        cache.read("a")
+
+
+def test_a_file_of_another_prompt_or_maker_is_refused_by_name(cache):
+    for prompt in ("a", "b"):
+        cache.write(prompt, TENSORS)
+    moved = cache.path_of("b")
+    moved.write_bytes(cache.path_of("a").read_bytes())
+    with pytest.raises(DirectAlignError, match=rf"{moved.name}: not written here for this prompt"):
+        cache.read("b")
+    save_file({"sequence": torch.ones(1)}, moved)
+    assert "not written here" in str(cache.fault("b"))
+
+
+def test_altered_numbers_are_refused_by_name(cache):
+    cache.write("a", TENSORS)
+    path = cache.path_of("a")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(DirectAlignError, match=rf"{path.name}: its numbers were altered"):
+        cache.read("a")
+
+
+def test_a_failed_write_leaves_the_file_of_before_and_nothing_else(cache, monkeypatch):
+    cache.write("a", TENSORS)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(embedding_cache, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        cache.write("a", {"sequence": torch.zeros(1, 1)})
+    assert same(load_file(cache.path_of("a")), TENSORS)
+    assert len(list(cache.path_of("a").parent.iterdir())) == 1
+
+
+def test_a_disk_too_small_for_the_rest_is_said_before_it_is_full(cache, tmp_path):
+    cache.write("a", TENSORS)
+    size = cache.path_of("a").stat().st_size
+    cache.check_room("a", 1)
+    with pytest.raises(DirectAlignError, match=r"more prompts need .* GB are free: .*DIRECTALIGN_CACHE"):
+        cache.check_room("a", 2 * disk_usage(tmp_path).free // size)
+
+
+def linear(**changes: torch.Tensor) -> nn.Module:
+    torch.manual_seed(0)
+    layer = nn.Linear(40, 40)
+    layer.load_state_dict(layer.state_dict() | changes)
+    return layer
+
+
+def test_the_fingerprint_tells_encoders_apart_and_repeats_itself():
+    first = fingerprint_of({"text_encoder": linear()}, PROBE)
+    assert fingerprint_of({"text_encoder": linear()}, PROBE) == first
+    others = [
+        fingerprint_of({"text_encoder": linear(weight=torch.ones(40, 40))}, PROBE),
+        fingerprint_of({"text_encoder": linear().bfloat16()}, PROBE),
+        fingerprint_of({"text_encoder_2": linear()}, PROBE),
+        fingerprint_of({"text_encoder": linear()}, {"sequence": torch.ones(1, 3)}),
+        fingerprint_of({"text_encoder": linear()}, {"pooled": torch.ones(1, 2)}),
+    ]
+    assert len({first, *others}) == 6
+
+
+def test_the_folder_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIRECTALIGN_CACHE", str(tmp_path))
+    assert default_folder() == tmp_path / "embeddings"
+    monkeypatch.delenv("DIRECTALIGN_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert default_folder() == tmp_path / "home" / ".cache" / "directalign" / "embeddings"
