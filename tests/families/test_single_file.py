@@ -148,7 +148,7 @@ def test_other_transformers_are_read_alone(tmp_path, model, original, name, pref
     held = single_file.contents(write(tmp_path / "x.safetensors", layouts.prefixed(prefix, original(model.state_dict()))))
     assert held.layout.name == name and held.parts.keys() == {"transformer"}
     single_file.check(held, "transformer", type(model), tmp_path)
-    assert_equal(single_file.load(held, "transformer", type(model), tmp_path, torch.float32, {}), model.state_dict())
+    assert_equal(single_file.load(held, "transformer", type(model), tmp_path, torch.float32), model.state_dict())
 
 
 def patterned(like, start):
@@ -165,7 +165,7 @@ def test_flux_is_read_at_the_one_width_that_diffusers_converts(tmp_path):
     weights = {name: patterned(tensor, 89 * place) for place, (name, tensor) in enumerate(model.state_dict().items())}
     held = single_file.contents(write(tmp_path / "flux.safetensors", layouts.prefixed(COMFY, layouts.flux(weights))))
     single_file.check(held, "transformer", FluxTransformer2DModel, tmp_path)
-    loaded = single_file.load(held, "transformer", FluxTransformer2DModel, tmp_path, torch.bfloat16, {})
+    loaded = single_file.load(held, "transformer", FluxTransformer2DModel, tmp_path, torch.bfloat16)
     held.file.unlink()
     assert_equal(loaded, weights)
 

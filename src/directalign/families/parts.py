@@ -34,23 +34,16 @@ def dtypes_of(parts: Mapping[str, type | None], model: config.Model, denoiser: s
     return {name: getattr(torch, trained if name == denoiser else model.dtype) for name in parts}
 
 
-def load_parts(
-    source: Source,
-    pipeline: str,
-    parts: Mapping[str, type | None],
-    dtypes: Mapping[str, torch.dtype],
-    options: Mapping[str, Mapping[str, Any]] | None = None,
-) -> dict[str, Any]:
+def load_parts(source: Source, pipeline: str, parts: Mapping[str, type | None], dtypes: Mapping[str, torch.dtype]) -> dict[str, Any]:
     """The named parts of a checkpoint; models are frozen and in eval mode.
 
     `pipeline` is the class name that model_index.json must carry. `parts` maps each part to the class it must be of, None
-    for any. `dtypes` gives the dtype of each model, `options` what else its from_pretrained or from_single_file is told.
-    Errors: DirectAlignError naming the file, what it holds, the remedy.
+    for any. `dtypes` gives the dtype of each model. Errors: DirectAlignError naming the file, what it holds, the remedy.
     """
     for library in LIBRARIES.values():
         library.utils.logging.disable_progress_bar()
     classes = check_parts(source, pipeline, parts)
-    return {name: _load_part(source, name, part, dtypes.get(name, torch.float32), (options or {}).get(name, {})) for name, part in classes.items()}
+    return {name: _load_part(source, name, part, dtypes.get(name, torch.float32)) for name, part in classes.items()}
 
 
 def check_parts(source: Source, pipeline: str, parts: Mapping[str, type | None], weights: bool = True) -> dict[str, type]:
@@ -107,15 +100,13 @@ def _check_vocabulary(folder: FilePath, part: Any) -> None:
         raise DirectAlignError(f"{folder}: lacks {', '.join(vocabulary.values())}: copy the tokenizer's files again")
 
 
-def _load_part(source: Source, name: str, part: Any, dtype: torch.dtype, extra: Mapping[str, Any]) -> Any:
+def _load_part(source: Source, name: str, part: Any, dtype: torch.dtype) -> Any:
     folder, held = source.folder / name, _held(source)
     from_file = held is not None and name in held.parts
     try:
         if held is not None and from_file:
-            return single_file.load(held, name, part, source.folder, dtype, extra).requires_grad_(False).eval()
-        if issubclass(part, nn.Module):
-            return _load_model(folder, part, dtype, {"variant": source.variant, **extra})
-        return part.from_pretrained(folder, local_files_only=True)
+            return single_file.load(held, name, part, source.folder, dtype).requires_grad_(False).eval()
+        return _load_model(folder, part, dtype, source.variant) if issubclass(part, nn.Module) else part.from_pretrained(folder, local_files_only=True)
     except DirectAlignError:
         raise
     except UNREADABLE as error:
@@ -123,9 +114,9 @@ def _load_part(source: Source, name: str, part: Any, dtype: torch.dtype, extra: 
         raise DirectAlignError(f"{where}: not readable as a {part.__name__} ({brief(error)}): its files must belong together, copy them again") from error
 
 
-def _load_model(folder: FilePath, part: Any, dtype: torch.dtype, extra: Mapping[str, Any]) -> nn.Module:
+def _load_model(folder: FilePath, part: Any, dtype: torch.dtype, variant: str | None) -> nn.Module:
     name = "torch_dtype" if issubclass(part, diffusers.ModelMixin) else "dtype"
-    options: dict[str, Any] = {name: dtype, "local_files_only": True, "use_safetensors": True, "output_loading_info": True, **extra}
+    options: dict[str, Any] = {name: dtype, "variant": variant, "local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     model, info = cast(tuple[nn.Module, Any], part.from_pretrained(folder, **options))
     lacking = sorted(str(key) for key in info["missing_keys"])
     if lacking:

@@ -114,13 +114,13 @@ def check(held: Contents, part: str, part_class: Any, folder: FilePath) -> None:
         raise DirectAlignError(f"{held.file}: holds {what}, and {folder / part} describes {wanted:,}: give the model.components that it was trained from")
 
 
-def load(held: Contents, part: str, part_class: Any, folder: FilePath, dtype: torch.dtype, options: Mapping[str, Any]) -> nn.Module:
+def load(held: Contents, part: str, part_class: Any, folder: FilePath, dtype: torch.dtype) -> nn.Module:
     """A part from the file, built after `folder`, in `dtype`. Libraries' own errors pass through."""
     tensors = _tensors(held, part, dtype)
     if part in ("text_encoder", "text_encoder_2"):
         model = create_diffusers_clip_model_from_ldm(part_class, tensors, subfolder=part, config=str(folder), torch_dtype=dtype, local_files_only=True)
     else:
-        model = part_class.from_single_file(tensors, config=str(folder), subfolder=part, torch_dtype=dtype, local_files_only=True, **options)
+        model = part_class.from_single_file(tensors, config=str(folder), subfolder=part, torch_dtype=dtype, local_files_only=True)
     lacking = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if lacking:
         raise DirectAlignError(
