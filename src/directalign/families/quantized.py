@@ -75,8 +75,10 @@ def _linear_4bit(layer: nn.Linear, device: torch.device) -> nn.Module:
         raise DirectAlignError("model.quantization 4bit needs bitsandbytes: pip install 'bitsandbytes>=0.46', or set 8bit, which does not") from None
     settings: dict[str, Any] = {"compress_statistics": True, "quant_type": "nf4"}
     with torch.device("meta"):
-        rounded = bnb.nn.Linear4bit(layer.in_features, layer.out_features, layer.bias is not None, layer.weight.dtype, **settings)
-    rounded.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, module=rounded, **settings).to(device)
+        rounded: Any = bnb.nn.Linear4bit(layer.in_features, layer.out_features, layer.bias is not None, layer.weight.dtype, **settings)
+    settings["module"] = rounded
+    weight: Any = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, **settings)
+    rounded.weight = weight.to(device)  # which rounds it there
     rounded.bias = _frozen(layer.bias, device)
     rounded.support_avx512bf16_for_cpu = False  # a CPU layout for inference, from which there is no way back to training
     return rounded.eval()

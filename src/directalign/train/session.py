@@ -21,6 +21,7 @@ from .log import RunLog, read
 from .loop import Job, Measures
 from .optim import adamw, trained_parameters
 from .progress import Display
+from .prompts_ahead import free_text_encoders
 from .sealed import write_text
 from .snapshot import Parts
 from .step import Updater
@@ -50,11 +51,12 @@ def train_loaded(run: config.Run, out: Path, resume: bool, ranks: Ranks, loaded:
     feed = open_feed(run, family, ranks)
     for fault in feed.skipped:
         say(f"skipped image {fault}")
+    free_text_encoders(run, family, feed, ranks, say)
 
     parameters = trained_parameters(family.denoiser)
     ranks.broadcast(parameters.values())
     average = Average(parameters, run.train.ema_decay) if run.train.ema_decay is not None else None
-    parts = Parts(run, family.denoiser, parameters, adamw(parameters, run.train), average, loaded.method, feed.fingerprint)
+    parts = Parts(run, family.denoiser, parameters, adamw(parameters, run.train, run.seed), average, loaded.method, feed.fingerprint)
 
     done = _place_to_start(out, parts, ranks, say) if resume else 0
     updater = Updater(parts.method, list(parameters.values()), parts.optimizer, run.train.clip_norm, ranks, CallCounter(family.denoiser))
