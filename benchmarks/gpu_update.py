@@ -1,0 +1,147 @@
+"""One model under measurement: whole updates as the trainer makes them, their time by phase, memory and operations.
+
+Phases are told apart by what is called: the denoiser without gradient is the rollout, with gradient the train call; decode,
+reward, backward (everything that runs in it, recomputation included) and the optimiser. A phase waits for the device at both
+ends; the whole update is timed apart, without those waits.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from directalign import config
+from directalign.families.loading import load_family, trainable
+from directalign.methods import load_method
+from directalign.rewards import load_reward
+from directalign.train.optim import adamw
+from directalign.types import Batch
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Medians over the measured updates: seconds of the whole, seconds by phase; the peak over all of them in GiB (None on a CPU)."""
+
+    seconds: float
+    phases: dict[str, float]
+    peak_gib: float | None
+
+
+class Bench:
+    """A loaded run; the models of the one before are let go first."""
+
+    def __init__(self, run: config.Run, offline: bool, cache: Path, num_updates: int) -> None:
+        gc.collect()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        self.run, self.offline, self.num_updates = run, offline, num_updates
+        self.family = load_family(run.model, self.device, run.seed)
+        self.reward = load_reward(run.reward, self.device)
+        self.weights = trainable(self.family)
+        self.optimizer = adamw(self.weights, run.train, run.seed)
+        self.method = load_method(run, self.family, self.reward)
+        self.clock = PhaseClock(self.device)
+        self._free_text_encoders(cache)
+        self._watch()
+
+    def update(self, step: int) -> None:
+        """Losses, their gradients, clip and step, on one batch."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for loss in self.method.losses(self._batch(step)):
+            with self.clock.on("backward"):
+                loss.value.backward()
+        with self.clock.on("optimiser"):
+            torch.nn.utils.clip_grad_norm_(self.weights.values(), self.run.train.clip_norm)
+            self.optimizer.step()
+
+    def operations(self) -> float:
+        """Floating-point operations that one update executes."""
+        with FlopCounterMode(display=False) as counter:
+            self.update(0)
+        return float(counter.get_total_flops())
+
+    def figures(self, steps: Iterable[int]) -> Figures:
+        """Time every step twice: as a whole, then with the phases told apart."""
+        wholes, phases = [], defaultdict(list)
+        for step in steps:
+            self.clock.active = False
+            wholes.append(self.timed(self.device, lambda step=step: self.update(step)))
+            self.clock.active = True
+            self.clock.seconds.clear()
+            self.update(step)
+            for name, seconds in self.clock.seconds.items():
+                phases[name].append(seconds)
+        peak = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else None
+        return Figures(statistics.median(wholes), {name: statistics.median(each) for name, each in phases.items()}, peak)
+
+    @staticmethod
+    def timed(device: torch.device, act: Callable[[], Any]) -> float:
+        """Seconds of one call, to the moment the device is done."""
+        _wait(device)
+        start = time.perf_counter()
+        act()
+        _wait(device)
+        return time.perf_counter() - start
+
+    def _free_text_encoders(self, cache: Path) -> None:
+        """As the recipe has it: prompts are encoded once, ahead, and are no part of an update."""
+        prompts: Any = getattr(self.family, "prompts")  # noqa: B009 (of the families alone, not of the contract)
+        prompts.store([prompt for step in range(self.num_updates) for prompt in self._prompts(step)], cache)
+        prompts.free()
+
+    def _prompts(self, step: int) -> tuple[str, ...]:
+        b = self.run.data.batch_size
+        return tuple(f"a photograph of the number {step * b + index}" for index in range(b))
+
+    def _batch(self, step: int) -> Batch:
+        b, settings, prompts = self.run.data.batch_size, self.run.rollout, self._prompts(step)
+        images = torch.rand(b, 3, settings.height or 720, settings.width or 720, device=self.device) if self.offline else None
+        return Batch(step, prompts, images, self.run.seed)
+
+    def _watch(self) -> None:
+        """Put the clock around the calls that a phase is made of."""
+        family: Any = self.family
+        predict = family.predict
+        family.predict = lambda *given: self.clock.around("train call" if torch.is_grad_enabled() else "rollout", predict, *given)
+        for owner, name, phase in ((family, "decode", "decode"), (family, "encode_image", "encode image"), (self.reward, "encode", "reward")):
+            setattr(owner, name, lambda *given, act=getattr(owner, name), phase=phase: self.clock.around(phase, act, *given))
+
+
+class PhaseClock:
+    """Seconds by phase, while it is active."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.active = device, False
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def on(self, phase: str) -> Any:
+        if not self.active:
+            yield
+            return
+        _wait(self.device)
+        start = time.perf_counter()
+        yield
+        _wait(self.device)
+        self.seconds[phase] += time.perf_counter() - start
+
+    def around(self, phase: str, act: Callable[..., Any], *given: Any) -> Any:
+        with self.on(phase):
+            return act(*given)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
