@@ -25,6 +25,18 @@ def test_it_scores_as_the_folder_does_and_fetches_one_format(clip_folder: Path, 
     assert torch.equal(reward.score(reward.encode(images), PROMPTS), local.score(local.encode(images), PROMPTS))
 
 
+def test_tokenizer_and_image_settings_may_come_from_elsewhere(clip_folder: Path, tmp_path: Path) -> None:
+    images = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).symlink_to(clip_folder / name)
+    with pytest.raises(DirectAlignError, match="preprocessor_config"):
+        ClipReward.load(str(bare))
+    reward, local = ClipReward.load(str(bare), processor=str(clip_folder)), ClipReward.load(str(clip_folder))
+    assert torch.equal(reward.score(reward.encode(images), PROMPTS), local.score(local.encode(images), PROMPTS))
+
+
 def test_a_name_that_is_neither_folder_nor_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with download_hub() as served:
         point_at(served.url, tmp_path, monkeypatch)

@@ -25,6 +25,7 @@ class Reward(Strict):
     path: str | None = Field(
         default=None, description="For clip: a folder, a hub id, or world:reward for the embedded one; for python: file.py:function, and the file is run."
     )
+    processor: str | None = Field(default=None, description="For clip: folder or hub id of tokenizer and image settings, for weights that come without.")
     statistic: Literal["brightness", "saturation", "redness"] | None = Field(default=None, description="For pixels: which statistic is rewarded.")
     scale: float = Field(default=1.0, description="Factor on every score (the official PickScore setting is 5: 100·cos/20).", gt=0)
     gradient_checkpointing: bool = Field(default=False, description="Recompute activations of the reward in the backward pass; for clip.")

@@ -20,7 +20,7 @@ def load_reward(reward: config.Reward, device: torch.device | str = "cpu") -> Re
     if reward.name == "clip":
         if reward.path is None:
             raise DirectAlignError("reward.path is missing: reward.name clip needs a transformers CLIPModel folder, or world:reward")
-        return ClipReward.load(reward.path, reward.scale, device, reward.gradient_checkpointing)
+        return ClipReward.load(reward.path, reward.scale, device, reward.gradient_checkpointing, reward.processor)
     if reward.name == "python":
         if reward.path is None:
             raise DirectAlignError("reward.path is missing: reward.name python needs file.py:function")

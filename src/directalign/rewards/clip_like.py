@@ -25,7 +25,7 @@ from .preprocessing import Preprocessing
 
 CACHED_PHRASES = 65_536
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
-FILES = ("*config.json", "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", *WEIGHTS)
+SETTINGS = ("*config.json", "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")
 """What is fetched of a repository on the hub, which may hold the weights in other formats too."""
 Features = Float[Tensor, "b d"]
 
@@ -43,15 +43,22 @@ class ClipReward:
         self._phrases: dict[str, Tensor] = {}
 
     @classmethod
-    def load(cls, path: str, scale: float = 1.0, device: torch.device | str = "cpu", gradient_checkpointing: bool = False) -> ClipReward:
-        """From a folder, or a repository on the hub, with config, safetensors, tokenizer and image settings, or `world:reward`; float32."""
-        folder = hub.download(path, FILES, "reward.path") if hub.is_hub_id(path) else resolve(path)
-        preprocessing = Preprocessing.read(_checked(folder))
+    def load(
+        cls, path: str, scale: float = 1.0, device: torch.device | str = "cpu", gradient_checkpointing: bool = False, processor: str | None = None
+    ) -> ClipReward:
+        """From a folder, or a repository on the hub, with config, safetensors, tokenizer and image settings, or `world:reward`; float32.
+
+        `processor` is another folder or repository, for the tokenizer and image settings of weights that come without.
+        """
+        folder = _folder(path, "reward.path", (*SETTINGS, *WEIGHTS))
+        reader = folder if processor is None else _folder(processor, "reward.processor", SETTINGS)
+        _check(folder)
+        preprocessing = Preprocessing.read(reader)
         model = _model(folder)
         torch.nn.Module.to(model, device)
         if gradient_checkpointing:
             _recompute(model)
-        return cls(model, _tokenizer(folder), preprocessing, scale)
+        return cls(model, _tokenizer(reader), preprocessing, scale)
 
     def encode(self, images: Images) -> Features:
         """Images (b, 3, h, w) in [0, 1], any size, to unit features (b, d)."""
@@ -80,7 +87,11 @@ class ClipReward:
         return F.normalize(self.model.text_projection(pooled), dim=-1)
 
 
-def _checked(folder: Path) -> Path:
+def _folder(path: str, key: str, patterns: tuple[str, ...]) -> Path:
+    return hub.download(path, patterns, key) if hub.is_hub_id(path) else resolve(path)
+
+
+def _check(folder: Path) -> None:
     """Refuse, by file name, what transformers would report in pages: missing files and truncated weights."""
     if not folder.is_dir():
         raise DirectAlignError(f"reward.path {folder}: no such folder; give a transformers CLIPModel folder, or world:reward")
@@ -95,7 +106,6 @@ def _checked(folder: Path) -> Path:
                 pass
         except SafetensorError as error:
             raise DirectAlignError(f"{file}: not a complete safetensors file ({error}); copy it again") from error
-    return folder
 
 
 def _model(folder: Path) -> CLIPModel:

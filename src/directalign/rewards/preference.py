@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config import Preferring
 from ..core import preference
-from ..interfaces import Reward
+from ..interfaces import ALONE, Reward, Together
 from ..types import Batch, DirectAlignError, Images, PerSample, Scores
 
 
@@ -27,14 +27,14 @@ class Asked:
 
 
 class Preference:
-    """A reward with the questions of a recipe (`config.Preferring`).
+    """A reward with the questions of a recipe (`config.Preferring`); ranks that train `together` have one reference for the anchor.
 
     Raises DirectAlignError for a reward that ignores the prompt where two phrasings are to be compared.
     """
 
-    def __init__(self, reward: Reward, settings: Preferring) -> None:
+    def __init__(self, reward: Reward, settings: Preferring, together: Together = ALONE) -> None:
         require_text_side(reward, settings.form)
-        self.reward_model, self.settings = reward, settings
+        self.reward_model, self.settings, self.together = reward, settings, together
         self.reference = Reference(settings.anchor.reference_updates)
 
     def ask(self, images: Images, batch: Batch, k_pos: PerSample | float = 0.0, k_neg: PerSample | float = 0.0) -> Asked:
@@ -66,7 +66,7 @@ class Preference:
             assert score is not None
             return score
         if scores.plain is not None:
-            self.reference.see(scores.plain, step)
+            self.reference.see(scores.plain, step, self.together)
             return preference.anchored_reward(scores.pos, scores.neg, scores.plain, self.reference.value, self.settings.anchor.tolerance)
         return preference.relative_reward(scores.pos, scores.neg, k_pos, k_neg)
 
@@ -78,15 +78,16 @@ class Preference:
 
 
 class Reference:
-    """The base model's score of the bare prompt: its mean over the first updates, when little has moved yet."""
+    """The base model's score of the bare prompt: its mean over the first updates and all ranks, when little has moved yet."""
 
     def __init__(self, updates: int) -> None:
         self.updates, self.total, self.count = updates, 0.0, 0
 
-    def see(self, plain: PerSample, step: int) -> None:
+    def see(self, plain: PerSample, step: int, together: Together = ALONE) -> None:
         if step < self.updates:
-            self.total += float(plain.detach().double().sum())
-            self.count += len(plain)
+            total, count = together.sum(torch.stack([plain.detach().double().sum(), torch.tensor(float(len(plain)), dtype=torch.float64).to(plain.device)]))
+            self.total += float(total)
+            self.count += int(count)
 
     @property
     def value(self) -> float:
