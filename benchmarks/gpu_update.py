@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ class Bench:
         predict = family.predict
         family.predict = lambda *given: self.clock.around("train call" if torch.is_grad_enabled() else "rollout", predict, *given)
         for owner, name, phase in ((family, "decode", "decode"), (family, "encode_image", "encode image"), (self.reward, "encode", "reward")):
-            setattr(owner, name, lambda *given, act=getattr(owner, name), phase=phase: self.clock.around(phase, act, *given))
+            setattr(owner, name, partial(self.clock.around, phase, getattr(owner, name)))
 
 
 class PhaseClock:
