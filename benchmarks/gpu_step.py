@@ -68,7 +68,7 @@ CASES = [
 def run_of(case: Case, flux: Path, reward: Path, size: str) -> config.Run:
     """The recipe of a case, on the random checkpoints; one batch is one update."""
     small = ["model.dtype=float32", "rollout.height=64", "rollout.width=64"] if size == "tiny" else []
-    changes = [f"model.path={flux}", f"reward.path={reward}", "train.global_batch_size=null", *PLAIN, *small, *case.shape, *case.lever]
+    changes = [f"model.path={flux}", f"reward.path={reward}", "reward.processor=null", "train.global_batch_size=null", *PLAIN, *small, *case.shape, *case.lever]
     return load_run(RECIPES / f"{case.recipe}.yaml", changes)
 
 
@@ -103,12 +103,8 @@ def row_of(case: Case, run: config.Run, figures: Figures, operations: float | No
 def ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The levers by what they gained: seconds per prompt of the plain case over those of the lever's, largest first."""
     measured = {row["case"]: row["seconds_per_prompt"] for row in rows if "seconds_per_prompt" in row}
-    gains = [
-        {"case": name, "over": base, "gain": measured[base] / measured[name]}
-        for name in measured
-        for base in [_base(name)]
-        if base in measured and base != name
-    ]
+    pairs = [(name, _base(name)) for name in measured if _base(name) in measured and _base(name) != name]
+    gains = [{"case": name, "over": base, "gain": measured[base] / measured[name]} for name, base in pairs]
     return sorted(gains, key=lambda gain: gain["gain"], reverse=True)
 
 
