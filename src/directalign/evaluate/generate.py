@@ -1,4 +1,4 @@
-"""From pairs to images: an image depends on its prompt, its seed and the weights, never on the batch it was made in."""
+"""From pairs to images: an image depends on its prompt, its seed and the weights, never on the batch or process it was made in."""
 
 from __future__ import annotations
 
@@ -9,17 +9,27 @@ import torch
 
 from .. import config
 from ..families.reference import BaseModel, has_adapters
-from ..interfaces import Family
+from ..interfaces import ALONE, Family, Together
 from ..rollout import rollout_sigmas, sample
 from ..types import DirectAlignError, Images
 from .pairs import noise_of
 
 
 @torch.no_grad()
-def generate(family: Family, prompts: Sequence[str], seeds: Sequence[int], rollout: config.Rollout, batch_size: int = 32) -> Images:
-    """Images (n, 3, H, W) of the prompt-seed pairs, float32 clamped to [0, 1], on the CPU."""
+def generate(family: Family, prompts: Sequence[str], seeds: Sequence[int], rollout: config.Rollout, batch_size: int = 32, together: Together = ALONE) -> Images:
+    """Images (n, 3, H, W) of the prompt-seed pairs, float32 clamped to [0, 1], on the CPU.
+
+    Ranks that come here `together` each make an equal part and all return all images.
+    """
     if not prompts:
         raise DirectAlignError("no prompts to sample: give at least one")
+    each = -(-len(prompts) // together.size)
+    own = [min(place, len(prompts) - 1) for place in range(together.rank * each, (together.rank + 1) * each)]  # the last pair fills up
+    images = _generate(family, [prompts[place] for place in own], [seeds[place] for place in own], rollout, batch_size)
+    return together.gather(images)[: len(prompts)]
+
+
+def _generate(family: Family, prompts: Sequence[str], seeds: Sequence[int], rollout: config.Rollout, batch_size: int) -> Images:
     height, width = image_size(family, rollout)
     sigmas = rollout_sigmas(family, rollout, height, width)
     noise = noise_of(seeds, family.latent_shape(height, width))

@@ -15,7 +15,7 @@ import torch
 from .. import config
 from ..core.noising import generator_for
 from ..families.loading import load_family
-from ..interfaces import Family, Judge, Reward
+from ..interfaces import ALONE, Family, Judge, Reward, Together
 from ..types import Images, PerSample
 from ..world.scenes import render, scenes_of
 from . import drift
@@ -36,11 +36,14 @@ class Measurer:
     """Measures the family's present weights on the first `num_pairs` of the run's fixed pairs.
 
     `reward` and `judge` may be None: their numbers are then left out. `reference` makes the images that drift is measured
-    against; None takes `photographs` where the world's judge is asked for, the base model's images elsewhere.
+    against; None takes `photographs` where the world's judge is asked for, the base model's images elsewhere. Ranks that
+    measure `together` share the images among them, and rank 0 judges.
     """
 
-    def __init__(self, run: config.Run, family: Family, reward: Reward | None, judge: Judge | None, reference: Reference | None = None) -> None:
-        self.run, self.family, self.reward, self.judge = run, family, reward, judge
+    def __init__(
+        self, run: config.Run, family: Family, reward: Reward | None, judge: Judge | None, reference: Reference | None = None, together: Together = ALONE
+    ) -> None:
+        self.run, self.family, self.reward, self.judge, self.together = run, family, reward, judge, together
         self.device = next(family.denoiser.parameters()).device
         prompts = measured_prompts(run.data)
         self.pairs = fixed_pairs(prompts, run.evaluate.num_pairs)
@@ -48,30 +51,36 @@ class Measurer:
         self._reference = reference or (photographs if run.evaluate.judge == "world" else self.base_images)
         self._references: Images | None = None
 
+    def prepare(self) -> None:
+        """Make the base model's images while the family is that model: where all weights are trained, it is in there no longer."""
+        if self.run.model.tune == "full" and self._reference == self.base_images:
+            self._references = self._generate(self.pairs)
+
     def measure(self, num_pairs: int) -> dict[str, Any]:
         """{"photo_rate": {value, low, high, n}, "content": {...}, "color_drift", "reward", "brightness", ..., "seconds"}.
 
         `reward` is the mean score under the plain prompt, `score_pos` and `score_neg` those under the control phrases;
-        `diversity` is there when `evaluate.diversity_prompts` asks for it.
+        `diversity` is there when `evaluate.diversity_prompts` asks for it. Ranks other than 0 help to make the images and
+        get nothing back.
         """
         start = time.perf_counter()
-        images = self.images(num_pairs)
+        images, many = self.images(num_pairs), self._generate(self._diversity_pairs) if len(self._diversity_pairs) else None
+        _ = self.references  # made by all ranks
+        if self.together.rank > 0:
+            return {}
         measured = self.summary(images, self.per_image(images))
-        return {**measured, **self._diversity(), "seconds": time.perf_counter() - start}
+        return {**measured, **({"diversity": diversity(many)} if many is not None else {}), "seconds": time.perf_counter() - start}
 
     def images(self, num_pairs: int) -> Images:
         """Images (n, 3, H, W) of the first pairs, under the present weights."""
         return self._generate(self.pairs.first(num_pairs))
 
     def _generate(self, pairs: Pairs) -> Images:
-        return generate(self.family, pairs.prompts, pairs.seeds, self.run.rollout, self.run.evaluate.batch_size)
-
-    def _diversity(self) -> dict[str, float]:
-        return {"diversity": diversity(self._generate(self._diversity_pairs))} if len(self._diversity_pairs) else {}
+        return generate(self.family, pairs.prompts, pairs.seeds, self.run.rollout, self.run.evaluate.batch_size, self.together)
 
     def base_images(self, pairs: Pairs) -> Images:
         """The same pairs from the model before training; where all weights are trained it is loaded anew for the purpose."""
-        settings = self.run.rollout, self.run.evaluate.batch_size
+        settings = self.run.rollout, self.run.evaluate.batch_size, self.together
         if self.run.model.tune == "full":
             base = load_family(self.run.model, self.device)
             return generate(base, pairs.prompts, pairs.seeds, *settings)

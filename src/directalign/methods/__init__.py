@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..config import Run
-from ..interfaces import Family, Method, Reward
+from ..interfaces import ALONE, Family, Method, Reward, Together
 from .alignprop import AlignProp
 from .draft import DRaFT
 from .drtune import DRTune
@@ -27,6 +27,8 @@ METHODS: dict[str, Any] = {
 }
 
 
-def load_method(run: Run, family: Family, reward: Reward) -> Method:
-    """The method that a run names, bound to its model and reward."""
-    return METHODS[run.method.name](family, reward, run.method, run.rollout)
+def load_method(run: Run, family: Family, reward: Reward, together: Together = ALONE) -> Method:
+    """The method that a run names, bound to its model and reward; ranks that train `together` share what it remembers of the reward."""
+    method = METHODS[run.method.name](family, reward, run.method, run.rollout)
+    method.preference.together = together
+    return method
