@@ -22,6 +22,7 @@ from . import autoencoder, packing, tuning
 from .parts import dtypes_of, load_parts, read_json
 from .passes import autocast, guided
 from .prompt_encoder import PromptEncoder
+from .quantized import placed
 from .source import Source
 
 PARTS = {
@@ -50,7 +51,7 @@ class Flux:
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
         self.tokenizer, self.tokenizer_2, self.scheduler = parts["tokenizer"], parts["tokenizer_2"], parts["scheduler"]
         self.vae: AutoencoderKL = parts["vae"].to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
-        self.denoiser: nn.Module = parts["transformer"].to(device)
+        self.denoiser: nn.Module = placed(parts["transformer"], model, device)
         self.embeds_guidance = bool(parts["transformer"].config["guidance_embeds"])
         self.max_sequence_length = _max_sequence_length(source.folder)
         self.default_size = (self.vae.config["sample_size"],) * 2

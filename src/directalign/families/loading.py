@@ -14,6 +14,7 @@ from . import tuning
 from .acceleration import accelerate
 from .flux import Flux
 from .flux2_klein import Flux2Klein
+from .home import denoiser_on
 from .qwen_image import QwenImage
 from .sd import StableDiffusion
 from .sd3 import StableDiffusion3
@@ -33,12 +34,14 @@ FAMILIES: dict[str, Any] = {
 """Name in a recipe -> the class, whose `pipeline`, `part` and `text_parts` say what a folder must hold."""
 
 
-def load_family(model: config.Model, device: torch.device | str, seed: int = 0) -> Family:
+def load_family(model: config.Model, device: torch.device | str, seed: int = 0, denoiser_device: torch.device | None = None) -> Family:
     """A frozen pipeline whose denoiser is ready to train as `model.tune` says; `seed` draws the adapters' first factor.
 
+    `denoiser_device` keeps the denoiser elsewhere than the rest: one that is to be split over several devices fits on none.
     Errors: DirectAlignError for a folder, file or class that is missing, torn or of another architecture.
     """
-    family = FAMILIES[model.family](open_source(model), model, torch.device(device), seed)
+    with denoiser_on(denoiser_device):
+        family = FAMILIES[model.family](open_source(model), model, torch.device(device), seed)
     accelerate(family.denoiser, model)
     return family
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .. import config
 from ..types import DirectAlignError
+from .home import home_of_denoiser
 
 SMALLEST = 4096
 """Weights with fewer numbers are left as they are: they save nothing."""
@@ -33,7 +34,7 @@ def placed(denoiser: nn.Module, model: config.Model, device: torch.device) -> nn
     """The frozen denoiser on the device, in as many bits as the recipe says; to be called before adapters are added."""
     if model.quantization is not None:
         quantize(denoiser, model.quantization, device)
-    return denoiser.to(device)
+    return denoiser.to(home_of_denoiser(device))
 
 
 def quantize(denoiser: Any, quantization: str, device: torch.device) -> None:

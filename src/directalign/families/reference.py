@@ -40,5 +40,8 @@ class BaseModel:
                 self._swap()
 
     def _swap(self) -> None:
+        """In place: a sharded weight is tied to the memory that it is gathered from."""
         for name, parameter in tuning.trained(self.denoiser).items():
-            parameter.data, self.weights[name] = self.weights[name], parameter.data
+            own = parameter.detach().clone()
+            parameter.detach().copy_(self.weights[name])
+            self.weights[name].copy_(own)
