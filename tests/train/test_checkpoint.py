@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,13 @@ def names(out: Path) -> list[str]:
 
 def test_it_holds_everything_and_loads_without_unpickling(out: Path):
     path = out / "checkpoints" / "step-000006"
-    assert {f.name for f in path.iterdir()} == {"weights.safetensors", "ema.safetensors", "optimizer.pt", "rank-0.pt", "record.json", "manifest.json"}
+    tensors = {f"{group}.safetensors" for group in ("weights", "ema", "exp_avg", "exp_avg_sq")}
+    assert {f.name for f in path.iterdir()} == {*tensors, "optimizer.pt", "rank-0.pt", "record.json", "manifest.json"}
     own = torch.load(path / "rank-0.pt", weights_only=True)
     assert set(own["random"]) == {"python", "numpy", "torch", "cuda"} and set(own["method"]) == {"reference"}
     assert torch.load(path / "optimizer.pt", weights_only=True)["state"][0]["step"] == 6
     record = snapshot.read_record(path)
-    assert record["step"] == 6 and record["config"]["train"]["num_steps"] == 6 and record["data"]["batches_per_rank"] == 6
+    assert record["step"] == 6 and record["config"]["train"]["num_steps"] == 6 and record["data"]["ranks"] == 1 and record["data"]["global_batch_size"] == 2
     assert record["schedule"] == {"kind": "constant", "learning_rate": 0.05} and "torch" in record["versions"]
 
 
@@ -60,10 +62,10 @@ def test_only_the_newest_are_kept(out: Path):
 def test_a_crash_between_writing_and_renaming_leaves_the_former_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = stubs.make_run(tmp_path / "prompts.txt")
 
-    def crash(target: Path) -> None:
+    def crash(target: Path, files: Mapping[str, Any]) -> None:
         if target.name == "step-000004":
             raise KeyboardInterrupt  # stands for a kill: nothing cleans up
-        real(target)
+        real(target, files)
 
     real = sealed.publish
     monkeypatch.setattr(sealed, "publish", crash)
@@ -125,18 +127,18 @@ def test_a_checkpoint_past_the_end_is_refused(out: Path):
         again(out, num_steps=5)
 
 
-def test_another_architecture_data_set_or_number_of_ranks_is_refused(out: Path):
+def test_another_architecture_data_set_or_format_is_refused(out: Path):
     path = out / "checkpoints" / "step-000006"
     record = snapshot.read_record(path)
     for change, message in (
         ({"architecture": "0123"}, r"another architecture \(0123, not [0-9a-f]{16}\): model\.path"),
         ({"data": {**record["data"], "fingerprint": "0123"}}, r"another data .*data\.prompts"),
-        ({"data": {**record["data"], "ranks": 2}}, r"another number of ranks \(2, not 1\)"),
+        ({"format": 1}, r"written by directalign .* in another format"),
     ):
         (path / "record.json").write_text(json.dumps({**record, **change}))
         (path / "manifest.json").unlink()
         shutil.move(path, sealed.partial_of(path))
-        sealed.publish(path)
+        sealed.publish(path, sealed.sums(sealed.partial_of(path)))
         with pytest.raises(DirectAlignError, match=message):
             again(out)
 
@@ -174,7 +176,7 @@ def test_a_full_disk_is_one_line_and_the_last_good_one_stays(tmp_path: Path, mon
 
 
 def test_nothing_is_found_where_nothing_is(tmp_path: Path):
-    assert checkpoint.find(tmp_path / "checkpoints", print) is None
+    assert checkpoint.find(tmp_path / "checkpoints", print, Ranks()) is None
     assert checkpoint.all_of(tmp_path) == []
 
 

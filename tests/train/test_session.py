@@ -86,7 +86,7 @@ def test_measuring_and_sampling_do_not_touch_training(tmp_path: Path):
 def test_with_an_average_it_is_the_average_that_is_measured_and_saved(tmp_path: Path):
     out = tmp_path / "out"
     family = stubs.start(stubs.make_run(tmp_path / "prompts.txt", ema_decay=0.9), out)
-    average = load_file(out / "checkpoints" / "step-000006" / "ema.safetensors")["base"]
+    average = load_file(out / "checkpoints" / "step-000006" / "ema.safetensors")["ema.base"]
     saved = load_file(out / "lora.safetensors")["base"]
     assert torch.equal(saved, average) and not torch.equal(saved, family.denoiser.base)
     assert log.read(out)[-1]["color_drift"] == pytest.approx(float(average.sum()))

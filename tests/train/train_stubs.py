@@ -113,6 +113,9 @@ class StubMeasurer:
     def __init__(self, family: StubFamily) -> None:
         self.family = family
 
+    def prepare(self) -> None:
+        torch.randn(3)
+
     def measure(self, num_pairs: int) -> dict[str, Any]:
         torch.randn(3), random.random(), np.random.rand()
         total = sum(float(p.detach().sum()) for p in self.family.denoiser.parameters())

@@ -9,17 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 
 from .. import config
 from ..evaluate.measure import Measurer
 from ..families.loading import load_family
+from ..interfaces import Family
 from ..methods import load_method
 from ..report import write_page
 from ..rewards import load_reward
 from ..types import DirectAlignError
 from ..world.judges import load_judge
-from . import folder, random_state, sealed
+from . import folder, random_state, sealed, sharding
 from .distributed import Ranks, joined
 from .session import Loaded, train_loaded
 
@@ -28,12 +30,14 @@ def run(run: config.Run, out: Path, resume: bool) -> Path:
     """Train as `run` says and leave everything in `out`, which is returned.
 
     Args:
-        resume: go on from the newest whole checkpoint in `out`, or from the beginning if it has none yet.
+        resume: go on from the newest whole checkpoint in `out`, or from the beginning if it has none yet. A run that its
+            launcher starts again after a failure does so by itself.
     Raises:
         DirectAlignError: `out` may not be used, a file is missing or broken, the disk is full, a checkpoint does not fit.
         NonFiniteError, Interrupted: see `loop.train`.
     """
     with joined() as ranks, _disk_errors(out):
+        resume = resume or ranks.any(ranks.attempt > 0 and ranks.is_main and (out / "run.yaml").exists())
         if ranks.is_main:
             folder.claim(out, resume)
         ranks.wait()
@@ -45,10 +49,19 @@ def run(run: config.Run, out: Path, resume: bool) -> Path:
 
 
 def _load(run: config.Run, ranks: Ranks) -> Loaded:
-    family = load_family(run.model, ranks.device, run.seed)
     reward = load_reward(run.reward, ranks.device)
     judge = load_judge() if run.evaluate.judge == "world" else None
-    return Loaded(family, load_method(run, family, reward), Measurer(run, family, reward, judge))
+    family = _load_family(run, ranks)
+    return Loaded(family, load_method(run, family, reward, ranks), Measurer(run, family, reward, judge, together=ranks))
+
+
+def _load_family(run: config.Run, ranks: Ranks) -> Family:
+    """On every rank the whole network, or on the CPU first and from there its shards."""
+    if not sharding.is_sharded_run(run, ranks):
+        return load_family(run.model, ranks.device, run.seed)
+    family = load_family(run.model, ranks.device, run.seed, denoiser_device=torch.device("cpu"))
+    sharding.shard(family.denoiser, run.model, ranks)
+    return family
 
 
 @contextmanager

@@ -1,24 +1,29 @@
 """Checkpoints of a run: written atomically, the newest few kept, the newest whole one found again and checked before use.
 
 A damaged checkpoint is named and the one before it is used, never silently; one of another config, architecture, data
-set or number of ranks is refused.
+set or global batch is refused. The number of processes may differ: whatever split the state then, it is read as it is split now.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 
 from ..types import DirectAlignError
-from . import sealed, snapshot
+from . import sealed, snapshot, tensors
 from .distributed import Ranks
 from .snapshot import Parts
 
-MAY_DIFFER = ("train.num_steps", "train.checkpoint_every", "train.keep_checkpoints", "train.sample_every", "evaluate.")
+KEPT = ("train.num_steps", "train.checkpoint_every", "train.keep_checkpoints", "train.sample_every", "evaluate.")
+SHARED_OUT = ("data.batch_size", "train.accumulation", "train.global_batch_size", "train.parallel")
+MAY_DIFFER = (*KEPT, *SHARED_OUT)
+"""What is kept and measured, and how one global batch is shared out."""
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -43,21 +48,32 @@ def save(folder: Path, parts: Parts, step: int, ranks: Ranks) -> Path:
         ranks.wait()
         snapshot.write(partial, parts, step, ranks)
         ranks.wait()
+        _publish(target, ranks)
         if ranks.is_main:
-            sealed.publish(target)
             _drop_oldest(folder, parts.run.train.keep_checkpoints)
         ranks.wait()
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, CheckpointException) as error:
+        ranks.blame(error)
         shutil.rmtree(partial, ignore_errors=True)
-        raise DirectAlignError(_not_written(target, error)) from error
+        cause = tensors.first_failure(error) if isinstance(error, CheckpointException) else error
+        raise DirectAlignError(_not_written(target, cause)) from error
     return target
 
 
-def find(folder: Path, say: Callable[[str], None]) -> Path | None:
+def _publish(target: Path, ranks: Ranks) -> None:
+    """Every rank checks off its part of the files, rank 0 seals them."""
+    own = sealed.sums(sealed.partial_of(target), ranks.rank, ranks.size)
+    files = [found for text in ranks.texts(json.dumps(own)) for found in json.loads(text).items()]
+    if ranks.is_main:
+        sealed.publish(target, dict(sorted(files)))
+
+
+def find(folder: Path, say: Callable[[str], None], ranks: Ranks) -> Path | None:
     """The newest whole checkpoint, None when there is none yet. Passing over a damaged one is said; if all are damaged it is an error."""
     damaged: list[str] = []
-    for candidate in reversed(all_of(folder)):
-        trouble = sealed.damage(candidate)
+    names = ranks.texts("\n".join(path.name for path in all_of(folder)))[0].split()
+    for candidate in [folder / name for name in reversed(names)]:
+        trouble = next(filter(None, ranks.texts(sealed.damage(candidate, ranks.rank, ranks.size) or "")), None)
         if trouble is None:
             if damaged:
                 say(f"damaged checkpoint passed over: {'; '.join(damaged)}. Using {candidate} instead")
@@ -71,10 +87,12 @@ def find(folder: Path, say: Callable[[str], None]) -> Path | None:
 def restore(path: Path, parts: Parts, ranks: Ranks) -> int:
     """Put the checkpoint's state into `parts` after making sure that it belongs to this run; the updates behind it."""
     record = snapshot.read_record(path)
+    if record.get("format") != snapshot.FORMAT:
+        raise DirectAlignError(f"{path} was written by directalign {record['versions']['directalign']} in another format: continue it with that version")
     _refuse_other_config(path, record["config"], parts.run.model_dump(mode="json"))
     _refuse_other(path, "architecture", record["architecture"], snapshot.architecture(parts.denoiser), "model.path or model.lora")
     _refuse_other(path, "data", record["data"]["fingerprint"], parts.data, "the contents of data.prompts or data.images")
-    _refuse_other(path, "number of ranks", record["data"]["ranks"], ranks.size, "torchrun --nproc-per-node")
+    _refuse_other_batch(path, record["data"], parts, ranks)
     if record["step"] > parts.run.train.num_steps:
         raise DirectAlignError(f"{path} is at step {record['step']}, past train.num_steps {parts.run.train.num_steps}; raise train.num_steps to continue it")
     return snapshot.restore(path, parts, ranks)
@@ -93,6 +111,15 @@ def _refuse_other(path: Path, what: str, theirs: object, ours: object, cause: st
         raise DirectAlignError(f"{path} is of another {what} ({theirs}, not {ours}): {cause} has changed; put it back or choose another --out")
 
 
+def _refuse_other_batch(path: Path, record: dict[str, Any], parts: Parts, ranks: Ranks) -> None:
+    then, now = record["global_batch_size"], snapshot.global_batch_size(parts.run, ranks)
+    if then != now:
+        raise DirectAlignError(
+            f"{path} is of another global batch: {then} prompts per update on {record['ranks']} ranks, and {now} on {ranks.size} now; "
+            f"set train.global_batch_size: {then}, or data.batch_size and train.accumulation so that they make {then} on all ranks"
+        )
+
+
 def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in section.items():
@@ -105,7 +132,7 @@ def _drop_oldest(folder: Path, keep: int) -> None:
         shutil.rmtree(old)
 
 
-def _not_written(target: Path, error: Exception) -> str:
+def _not_written(target: Path, error: BaseException) -> str:
     cause = "no space left on the disk" if sealed.is_disk_full(error) else str(error)
     last = all_of(target.parent)
     kept = f"{last[-1]} is kept; free some space and go on with --resume" if last else "there was none before it; free some space and start again"

@@ -34,11 +34,9 @@ class Average:
             self.model.restore(self.parameters.values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """The averaged weights by name."""
+        """The averaged weights by name, to be read or filled; sharded where the weights are."""
         return dict(zip(self.parameters, self.model.shadow_params, strict=True))
 
-    def restore(self, tensors: Mapping[str, Tensor], num_updates: int) -> None:
-        """Continue an average that has seen `num_updates` updates."""
-        for name, shadow in self.tensors().items():
-            shadow.copy_(tensors[name])
+    def continue_after(self, num_updates: int) -> None:
+        """Go on with `tensors`, filled with an average that has seen `num_updates` updates."""
         self.model.optimization_step = num_updates

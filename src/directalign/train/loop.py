@@ -36,6 +36,10 @@ from .step import Updater
 class Measures(Protocol):
     """What the loop asks of `evaluate.measure.Measurer`."""
 
+    def prepare(self) -> None:
+        """Called once, while the weights are those of the base model."""
+        ...
+
     def measure(self, num_pairs: int) -> dict[str, Any]: ...
 
 
@@ -85,7 +89,7 @@ def take_step(job: Job, step: int) -> dict[str, Any]:
     start = time.perf_counter()
     rate = learning_rate(job.run.train, step)
     set_learning_rate(job.parts.optimizer, rate)
-    random_state.seed_step(job.run.seed, step, job.ranks.rank)
+    random_state.seed_step(job.run.seed, step)
     try:
         measured = job.updater.update(step + 1, job.feed.batches(step))
     except NonFiniteError as error:
@@ -96,19 +100,22 @@ def take_step(job: Job, step: int) -> dict[str, Any]:
 
 
 def look(job: Job, done: int) -> None:
-    """The sample grid and the measurement that are due after `done` updates and not yet there; training does not notice."""
-    if job.log is None:
-        return
-    settings, num_steps = job.run, job.run.train.num_steps
-    grid_due = _due(done, settings.train.sample_every, num_steps) and not samples.path_of(job.out, done).exists()
-    measurement_due = _due(done, settings.evaluate.every, num_steps) and not job.log.has("evaluate", done)
+    """The sample grid and the measurement that are due after `done` updates and not yet there; training does not notice.
+
+    All ranks take part in making the images, and rank 0, which has the records, says what there is already.
+    """
+    settings, num_steps, log = job.run, job.run.train.num_steps, job.log
+    grid_due = _due(done, settings.train.sample_every, num_steps)
+    measurement_due = _due(done, settings.evaluate.every, num_steps)
     if not (grid_due or measurement_due):
         return
+    grid_due = job.ranks.any(grid_due and log is not None and not samples.path_of(job.out, done).exists())
+    measurement_due = job.ranks.any(measurement_due and log is not None and not log.has("evaluate", done))
     with finished_weights(job):
         if grid_due:
-            _draw_grid(job, job.log, done)
+            _draw_grid(job, done)
         if measurement_due:
-            _measure(job, job.log, done)
+            _measure(job, done)
 
 
 @contextmanager
@@ -120,20 +127,22 @@ def finished_weights(job: Job) -> Iterator[None]:
         yield
 
 
-def _draw_grid(job: Job, log: RunLog, done: int) -> None:
-    picture = samples.grid(job.family, job.run, job.shown)
-    samples.save(picture, samples.path_of(job.out, done))
-    log.grid(done, picture)
+def _draw_grid(job: Job, done: int) -> None:
+    picture = samples.grid(job.family, job.run, job.shown, job.ranks)
+    if job.log is not None:
+        samples.save(picture, samples.path_of(job.out, done))
+        job.log.grid(done, picture)
 
 
-def _measure(job: Job, log: RunLog, done: int) -> None:
+def _measure(job: Job, done: int) -> None:
     """All pairs before and after, some of them during the run."""
     settings = job.run.evaluate
     whole = done in (0, job.run.train.num_steps)
     measured = job.measurer.measure(settings.num_pairs if whole else min(settings.pairs_during, settings.num_pairs))
-    record = {"event": "evaluate", "step": done, **measured}
-    log.write(record)
-    job.display.measured(record)
+    if job.log is not None:
+        record = {"event": "evaluate", "step": done, **measured}
+        job.log.write(record)
+        job.display.measured(record)
 
 
 def _due(done: int, every: int, num_steps: int) -> bool:

@@ -1,7 +1,8 @@
 """The four global random states (Python, numpy, torch, CUDA).
 
-Every update starts from a seed made of (seed, step, rank), so that whatever draws from a global state (dropout, a library)
-draws the same after a resume, however much was drawn between the updates. Checkpoints hold the states too, as plain values.
+Every update starts from a seed made of (seed, step), so that whatever draws from a global state (dropout, a library) draws
+the same after a resume, however much was drawn between the updates and on however many processes it goes on: what is drawn
+for a batch as a whole is one on all ranks. Checkpoints hold the states too, as plain values.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed the four generators for update `step` (0 is the first) on `rank`."""
-    seed_all(generator_for(seed, GLOBAL_STREAM, step, rank).initial_seed())
+def seed_step(seed: int, step: int) -> None:
+    """Seed the four generators for update `step` (0 is the first), alike on all ranks."""
+    seed_all(generator_for(seed, GLOBAL_STREAM, step, 0).initial_seed())
 
 
 def capture() -> dict[str, Any]:
@@ -39,7 +40,7 @@ def capture() -> dict[str, Any]:
         "python": [version, list(words), gauss],
         "numpy": [str(name), [int(key) for key in keys], int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
     }
 
 
@@ -51,4 +52,4 @@ def restore(state: Mapping[str, Any]) -> None:
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"][0])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import config
 from ..evaluate.generate import generate
-from ..interfaces import Family
+from ..interfaces import ALONE, Family, Together
 from ..types import Images
 from .sealed import partial_of, write_text
 
@@ -21,9 +21,9 @@ NUM_SAMPLES = 8
 COLUMNS = 4
 
 
-def grid(family: Family, run: config.Run, prompts: Sequence[str]) -> Images:
+def grid(family: Family, run: config.Run, prompts: Sequence[str], together: Together = ALONE) -> Images:
     """(1, 3, rows·H, columns·W) in [0, 1], on the CPU: the prompts in order, with seeds 0, 1, 2, ... whatever the run's own seed."""
-    return tiled(generate(family, prompts, range(len(prompts)), run.rollout, run.evaluate.batch_size))
+    return tiled(generate(family, prompts, range(len(prompts)), run.rollout, run.evaluate.batch_size, together))
 
 
 def tiled(images: Sequence[Tensor] | Tensor) -> Images:

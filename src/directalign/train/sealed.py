@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
@@ -22,10 +24,14 @@ def partial_of(target: Path) -> Path:
     return target.with_name(PARTIAL + target.name)
 
 
-def publish(target: Path) -> None:
-    """Seal the partial folder of `target` and rename it into place; a former `target` is replaced."""
+def sums(folder: Path, part: int = 0, parts: int = 1) -> dict[str, Any]:
+    """Size and checksum of every file in a folder, or of one `part` of its files in `parts`, by name."""
+    return {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(folder.iterdir())[part::parts]}
+
+
+def publish(target: Path, files: Mapping[str, Any]) -> None:
+    """Seal the partial folder of `target` with the `sums` of its files and rename it into place; a former `target` is replaced."""
     partial = partial_of(target)
-    files = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(partial.iterdir())}
     (partial / MANIFEST).write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
     for file in partial.iterdir():
         _flush(file)
@@ -36,15 +42,15 @@ def publish(target: Path) -> None:
     _flush(target.parent)
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a published folder, in words; None when every file fits the manifest."""
+def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with a published folder, in words; None when every file fits the manifest, or every one in a `part` of `parts`."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except (ValueError, KeyError, TypeError):
         return f"{MANIFEST} is not readable"
-    for name, expected in files.items():
+    for name, expected in list(files.items())[part::parts]:
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"

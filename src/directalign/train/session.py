@@ -12,7 +12,7 @@ from rich.console import Console
 from .. import config
 from ..config_loading import dump_run
 from ..interfaces import Family, Method
-from . import checkpoint, loop, samples, summary
+from . import checkpoint, loop, samples, sharding, summary
 from .calls import CallCounter
 from .distributed import Ranks
 from .ema import Average
@@ -55,6 +55,7 @@ def train_loaded(run: config.Run, out: Path, resume: bool, ranks: Ranks, loaded:
 
     parameters = trained_parameters(family.denoiser)
     ranks.broadcast(parameters.values())
+    loaded.measurer.prepare()
     average = Average(parameters, run.train.ema_decay) if run.train.ema_decay is not None else None
     parts = Parts(run, family.denoiser, parameters, adamw(parameters, run.train, run.seed), average, loaded.method, feed.fingerprint)
 
@@ -74,7 +75,7 @@ def train_loaded(run: config.Run, out: Path, resume: bool, ranks: Ranks, loaded:
 
 def _place_to_start(out: Path, parts: Parts, ranks: Ranks, say: Say) -> int:
     """Restore the newest whole checkpoint into `parts`; the updates behind it, 0 when there is none."""
-    path = checkpoint.find(out / "checkpoints", say)
+    path = checkpoint.find(out / "checkpoints", say, ranks)
     if path is None:
         say(f"no checkpoint in {out} yet: starting from the beginning")
         return 0
@@ -98,10 +99,10 @@ def _open_log(run: config.Run, out: Path, done: int, shown: Sequence[str]) -> Ru
 
 
 def _leave_results(job: Job) -> None:
+    with loop.finished_weights(job):
+        sharding.save(job.family, job.out, job.ranks)
     if not job.ranks.is_main:
         return
-    with loop.finished_weights(job):
-        job.family.save(job.out)
     count = sum(p.numel() for p in job.parts.parameters.values())
     found = summary.summarise(job.run, read(job.out), job.ranks.size, count)
     write_text(job.out / "summary.json", json.dumps(found, indent=2) + "\n")

@@ -18,6 +18,7 @@ from ..types import Batch, Loss, NonFiniteError
 from .calls import CallCounter
 from .distributed import Ranks
 from .levels import Levels
+from .sharding import whole
 
 REMEDY = "lower train.learning_rate or the jump of method.moves"
 
@@ -57,14 +58,14 @@ class Updater:
 
     def _take_step(self, step: int) -> float:
         self.ranks.average_gradients(self.parameters)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.clip_norm))
+        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)))
         if not math.isfinite(norm):
             raise NonFiniteError(f"update {step}: the norm of the gradient over all ranks is {norm}; the optimiser was not stepped; lower train.learning_rate")
         self.optimizer.step()
         return norm
 
     def _check_gradients(self, loss: Loss, step: int) -> None:
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = whole(nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
         if not torch.isfinite(norm):
             raise NonFiniteError(_not_finite("gradient", loss, step, norm))
 

@@ -84,7 +84,7 @@ def _measured_price(settings: Run, probed: int) -> Number:
         method = load_method(settings, family, load_reward(settings.reward, ranks.device))
         feed, counter = open_feed(settings, family, ranks), CallCounter(family.denoiser)
         for step in range(probed):
-            random_state.seed_step(settings.seed, step, ranks.rank)
+            random_state.seed_step(settings.seed, step)
             for batch in feed.batches(step):
                 for loss in method.losses(batch):
                     loss.value.backward()

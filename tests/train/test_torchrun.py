@@ -1,0 +1,155 @@
+"""Two processes do what one does, in both ways of sharing the network, and each number of processes goes on with what the other left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import launching
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+HALF = "--set=data.batch_size=2"
+"""Of the recipe's four prompts per update."""
+TUNES = ("lora", "full")
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module", params=TUNES)
+def whole(request: pytest.FixtureRequest, folder: Path) -> Path:
+    """An undisturbed run on one process; beside it lies its recipe."""
+    recipe, out = launching.write_recipe(folder, request.param), folder / f"{request.param}-whole"
+    assert launching.alone(launching.train(recipe, out), folder / "whole.log") == 0, (folder / "whole.log").read_text()
+    return out
+
+
+def recipe_of(whole: Path) -> Path:
+    return whole.with_name(whole.name.removesuffix("-whole") + ".yaml")
+
+
+def weights(out: Path) -> dict[str, Tensor]:
+    return load_file(next(out.glob("lora.safetensors"), out / WEIGHTS))
+
+
+def furthest(out: Path, whole: Path) -> float:
+    """The largest difference of a saved weight."""
+    ours, theirs = weights(out), weights(whole)
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in ("seconds", "phases")} for record in found]
+
+
+def alike(ours: Any, theirs: Any) -> bool:
+    """Equal but for rounding, numbers within 1e-4 of one another."""
+    if isinstance(theirs, Mapping):
+        return ours.keys() == theirs.keys() and all(alike(ours[key], theirs[key]) for key in theirs)
+    if isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(alike, ours, theirs))
+    return ours == (pytest.approx(theirs, rel=1e-4, abs=1e-4) if isinstance(theirs, float) else theirs)
+
+
+def killed_at(step: int, rank: int) -> launching.Sabotage:
+    def sabotage(own: int, current: int) -> None:
+        if (own, current) == (rank, step) and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return sabotage
+
+
+def fails_at(step: int, rank: int) -> launching.Sabotage:
+    def sabotage(own: int, current: int) -> None:
+        if (own, current) == (rank, step):
+            raise RuntimeError("boom")
+
+    return sabotage
+
+
+def test_two_processes_end_where_one_does(whole: Path, tmp_path: Path):
+    out, log = tmp_path / "out", tmp_path / "log"
+    assert launching.by_torchrun(launching.train(recipe_of(whole), out, HALF), log) == 0, log.read_text()
+    moved = max(float((weights(whole)[name] - start).abs().max()) for name, start in beginnings(whole).items())
+    assert furthest(out, whole) < 1e-5 < 1e-4 < moved
+    ours, theirs = records(out), records(whole)
+    assert len(ours) == len(theirs) and all(map(alike, ours, theirs))
+    assert json.loads((out / "summary.json").read_text())["ranks"] == 2
+    assert {file.name for file in (out / "samples").iterdir()} == {file.name for file in (whole / "samples").iterdir()}
+    is_split = any(file.name.startswith("shard-00002") for file in (out / "checkpoints" / "step-000004").iterdir())
+    assert is_split == (whole.name == "full-whole")
+
+
+def beginnings(whole: Path) -> dict[str, Tensor]:
+    """The weights before training: the base model's, or second factors of zero."""
+    if whole.name == "full-whole":
+        return load_file(whole.parent / "model" / WEIGHTS)
+    return {name: torch.zeros_like(tensor) for name, tensor in weights(whole).items() if ".lora_B." in name or ".lora.up." in name}
+
+
+def test_one_process_goes_on_with_what_two_left(whole: Path, tmp_path: Path):
+    out, log = tmp_path / "out", tmp_path / "log"
+    command = launching.train(recipe_of(whole), out, HALF)
+    assert launching.by_torchrun(command, log, killed_at(3, rank=1)) != 0
+    assert "directalign: rank 1 is gone: no sign of life" in log.read_text()
+    assert [record["step"] for record in records(out) if record["event"] == "step"] == [1, 2, 3]
+    assert launching.alone(launching.train(recipe_of(whole), out, "--resume"), log) == 0, log.read_text()
+    assert furthest(out, whole) < 1e-5
+    assert all(map(alike, records(out), records(whole)))
+
+
+def test_two_processes_go_on_with_what_one_left(whole: Path, tmp_path: Path):
+    out, log = tmp_path / "out", tmp_path / "log"
+    assert launching.alone(launching.train(recipe_of(whole), out, "--set=train.num_steps=2"), log) == 0, log.read_text()
+    assert launching.by_torchrun(launching.train(recipe_of(whole), out, HALF, "--resume"), log) == 0, log.read_text()
+    assert furthest(out, whole) < 1e-5
+
+
+def test_torchrun_starts_again_where_a_rank_was_killed(whole: Path, tmp_path: Path):
+    if whole.name == "full-whole":
+        pytest.skip("the same as with adapters")
+    out, log = tmp_path / "out", tmp_path / "log"
+    assert launching.by_torchrun(launching.train(recipe_of(whole), out, HALF), log, killed_at(3, rank=0), max_restarts=1) == 0, log.read_text()
+    assert furthest(out, whole) < 1e-5
+
+
+def slurm_variables(rank: int, port: int) -> Mapping[str, str]:
+    step = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1"}
+    return {**step, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "MASTER_PORT": str(port)}
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "codes", "reason"),
+    [
+        (killed_at(1, rank=0), [-signal.SIGKILL, 1], "directalign: rank 0 is gone: "),
+        (fails_at(1, rank=1), [1, 1], "directalign: rank 1 is gone: boom\n"),
+        (fails_at(1, rank=0), [1, 1], "directalign: rank 0 is gone: boom\n"),
+    ],
+)
+def test_a_rank_that_dies_ends_the_others_without_a_launcher_too(folder: Path, tmp_path: Path, sabotage: launching.Sabotage, codes: list[int], reason: str):
+    recipe, log = launching.write_recipe(folder, "full"), tmp_path / "log"
+    begun = time.monotonic()
+    assert launching.by_hand(launching.train(recipe, tmp_path / "out", HALF), log, sabotage, slurm_variables) == codes, log.read_text()
+    assert reason in log.read_text()
+    assert time.monotonic() - begun < 60
+
+
+def test_another_global_batch_is_refused_with_the_remedy(whole: Path, tmp_path: Path):
+    out, log = tmp_path / "out", tmp_path / "log"
+    shutil.copytree(whole, out)
+    assert launching.by_torchrun(launching.train(recipe_of(whole), out, "--resume", "--set=train.num_steps=6"), log) != 0
+    assert "is of another global batch: 4 prompts per update on 1 ranks, and 8 on 2 now; set train.global_batch_size: 4" in log.read_text()
