@@ -31,7 +31,8 @@ ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def make_trainable(denoiser: Any, model: config.Model, default_targets: Sequence[str], seed: int) -> None:
     """Opens all weights, or adds adapters in float32: the first factor drawn from `seed`, the second 0, so nothing changes yet."""
     if model.tune == "full":
-        denoiser.to(getattr(torch, model.trained_dtype)).requires_grad_(True)
+        for parameter in denoiser.requires_grad_(True).parameters():
+            parameter.data = parameter.data.to(getattr(torch, model.trained_dtype))
         return
     targets = list(model.lora.targets or default_targets)
     _check_targets(denoiser, model.lora, targets)
