@@ -8,15 +8,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from directalign import planning
+from directalign.config_loading import load_run
+from directalign.memory import Place
+from directalign.planning import surroundings
 
 
 def test_a_sound_recipe_gives_findings_and_memory(command, recipe: Path) -> None:
     result = command("check", recipe, "--set", "train.ema_decay=0.9")
     assert result.exit_code == 0 and not Path("runs").exists()
-    for expected in ("recipe.yaml can run", "2 from prompts.txt", "32x32", "transformer", "average of weights", "allowance", "total", "fits"):
+    for expected in ("recipe.yaml can run", "2 from prompts.txt", "32x32", "transformer", "measure", "total", "fits the CPU"):
         assert expected in result.stdout
 
 
@@ -89,6 +93,10 @@ def without_weights(folder: Path) -> None:
     next((folder / "text_encoder").glob("*.safetensors")).unlink()
 
 
+def without_part(folder: Path) -> None:
+    shutil.rmtree(folder / "text_encoder_2")
+
+
 def without_config(folder: Path) -> None:
     (folder / "vae" / "config.json").unlink()
 
@@ -99,7 +107,14 @@ def half_json(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "named"),
-    [(truncate, "transformer"), (not_safetensors, "vae"), (without_weights, "text_encoder"), (without_config, "config.json"), (half_json, "model_index.json")],
+    [
+        (truncate, "transformer"),
+        (not_safetensors, "vae"),
+        (without_weights, "text_encoder"),
+        (without_config, "config.json"),
+        (without_part, "text_encoder_2"),
+        (half_json, "model_index.json"),
+    ],
 )
 def test_a_spoilt_model_folder_is_one_line(command, recipe: Path, tiny_flux: Path, spoil, named: str) -> None:
     shutil.copytree(tiny_flux, "model")
@@ -108,17 +123,79 @@ def test_a_spoilt_model_folder_is_one_line(command, recipe: Path, tiny_flux: Pat
     assert result.exit_code == 1 and result.stderr.count("\n") == 1 and named in result.stderr
 
 
-def test_what_does_not_fit_is_refused_and_what_may_not_fit_is_a_warning(command, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("directalign.memory._device", lambda: ("Abacus", 1_000))
-    refused = command("check", recipe)
-    assert refused.exit_code == 1 and "Abacus has 1.0 kB; set model.tune: lora" in refused.stderr
-    monkeypatch.setattr("directalign.memory._device", lambda: ("Abacus", 600_000))
-    doubtful = command("check", recipe)
-    assert doubtful.exit_code == 0 and "does not fit Abacus" in doubtful.stdout and doubtful.stderr.startswith("warning: memory: about")
+def test_what_does_not_fit_is_said_with_what_would_lower_it(command, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("directalign.memory.phases.CONTEXT", 0)
+    monkeypatch.setattr("directalign.memory.changes.candidates", lambda *_: iter([("data.batch_size: 1", {"data.batch_size": 1})]))
+    crowded = ("check", recipe, "--set", "data.batch_size=4", "--set", "evaluate.batch_size=1", "--gpu-memory", "0.0005")
+    result = command(*crowded)
+    assert result.exit_code == 0 and "does not fit a GPU of 0.0005 GB with 524 KiB" in result.stdout
+    assert "data.batch_size: 1" in result.stdout.split("What lowers the peak")[1]
+    monkeypatch.setattr("directalign.memory.changes.candidates", lambda *_: iter([]))
+    assert "What lowers the peak: nothing in the recipe" in command(*crowded).stdout
+
+
+def test_a_run_that_cannot_fit_does_not_start(command, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "this_machine", lambda: Place("Abacus", 1_000, is_gpu=False))
+    monkeypatch.setattr(planning, "remedies", lambda *_: [])
+    refused = command("train", recipe)
+    assert refused.exit_code == 1 and refused.stderr.startswith("directalign: model: needs") and "Abacus has 1 KiB; see directalign check" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_a_run_that_may_not_fit_is_a_warning(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = load_run(recipe, [])
+    counted = planning.plan(run, Path("out")).memory.counted
+    monkeypatch.setattr(planning, "this_machine", lambda: Place("Abacus", counted + 1, is_gpu=False))
+    assert any(warning.startswith("memory: about") for warning in planning.plan(run, Path("out")).warnings)
+
+
+FLUX_24GB = {
+    "name": "FLUX.1-dev on 24 GB",
+    "model": {
+        "family": "flux", "path": "black-forest-labs/FLUX.1-dev", "lora": {"rank": 32, "alpha": 32}, "dtype": "bfloat16",
+        "quantization": "4bit", "gradient_checkpointing": True, "text_encoders": "free",
+    },
+    "reward": {"name": "clip", "path": "yuvalkirstain/PickScore_v1", "gradient_checkpointing": True},
+    "method": {"form": "relative", "words": {"positive": ["Realistic photo"], "negative": ["CG Render"]}, "embedded_guidance": 3.5},
+    "rollout": {"height": 720, "width": 720, "embedded_guidance": 1.0},
+    "data": {"prompts": "prompts.txt"},
+    "train": {"num_steps": 2},
+    "evaluate": {"batch_size": 1},
+}  # fmt: skip
+
+
+def test_flux_on_24_gb_is_planned_without_weights_network_or_gpu(command, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("check must not open a connection")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setenv("COLUMNS", "160")
+    recipe.write_text(yaml.safe_dump(FLUX_24GB))
+    result = command("check", recipe, "--gpu-memory", "24")
+    assert result.exit_code == 0 and result.stderr == ""
+    for expected in ("FLUX.1-dev, not downloaded yet", "11.90 B in 4 bits", "fits a GPU of 24 GB"):
+        assert expected in result.stdout
+
+
+def test_an_unknown_hub_id_is_a_warning(command, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("directalign.memory.phases.passing", lambda subject: {})
+    small = {"model": {"family": "sd", "path": "someone/finetune"}, "rollout": {"height": 64, "width": 64}, "method": {"form": "absolute"}}
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | small))
+    result = command("check", recipe)
+    assert result.exit_code == 0 and "figures are those of stable-diffusion-v1-5" in result.stderr
+
+
+def test_a_bucket_needs_an_update_full_of_images(command, recipe: Path) -> None:
+    pictures(Path("pictures"))
+    few = ("--set=data.images=pictures", "--set=data.buckets=[[32, 32], [32, 64]]", "--set=data.batch_size=1", "--set=train.accumulation=2")
+    result = command("check", recipe, *few)
+    assert result.exit_code == 1 and "data.buckets: [32, 32] has 1, [32, 64] has 0 images, and an update takes 2" in result.stderr
+    odd = command("check", recipe, "--set=data.images=pictures", "--set=data.buckets=[[32, 36]]")
+    assert odd.exit_code == 1 and "data.buckets: 32x36 does not fit" in odd.stderr
 
 
 def test_a_full_disk_is_seen_beforehand(command, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6, 0))
+    monkeypatch.setattr(surroundings.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6, 0))
     result = command("check", recipe, "--out", "a/b")
     assert result.exit_code == 1 and "--out a/b: checkpoints need" in result.stderr and "train.keep_checkpoints" in result.stderr
 

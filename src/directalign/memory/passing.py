@@ -1,0 +1,103 @@
+"""What comes and goes in each phase: the traced pieces of an update put in their order.
+
+A loss is made of the denoiser's call, the decoder with the reward, and back: what the call keeps is still there while images
+are judged. Of a method that differentiates several calls, all but one are kept while that one runs backward.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .. import config
+from .architecture import preprocessing_of
+from .calls import Shape
+from .geometry import encoder_tokens, image_size, largest_size, prompt_tokens
+from .held import Subject, vae_width
+from .live import Piece
+from .traces import Judged, denoiser_call, encoding_images, encoding_prompts, judging
+
+GRID = 8
+"""Images of a sample grid, where the recipe names no prompts of its own."""
+
+
+def passing(subject: Subject) -> dict[str, int]:
+    """Bytes at most, by phase, beyond what is held."""
+    run = subject.run
+    samples = run.data.batch_size * (run.method.group_size if isinstance(run.method, config.FlowGRPO) else 1)
+    size = largest_size(run, subject.geometry)
+    measured = _measured_at_once(run)
+    smaller = image_size(run, subject.geometry)
+    return {
+        "encode": _encode(subject, run.data.batch_size),
+        "rollout": _rollout(subject, samples, size),
+        "train": _train(subject, samples, size),
+        "update": 0,
+        "measure": max(_call(subject, measured, smaller, False).forward, _judge(subject, measured, smaller, False).forward),
+    }
+
+
+def _encode(subject: Subject, b: int) -> int:
+    run, dtype = subject.run.model, getattr(torch, subject.run.model.dtype)
+    told = [(subject.model.parts[part], encoder_tokens(run.family, subject.model, part)) for part in subject.text_parts]
+    return max((encoding_prompts(part, dtype, b, tokens).forward for part, tokens in told), default=0)
+
+
+def _rollout(subject: Subject, samples: int, size: tuple[int, int]) -> int:
+    """Sampling, or real images encoded; a policy gradient has its samples judged here."""
+    run, dtype = subject.run, torch.float32 if vae_width(subject) == 4 else torch.bfloat16
+    online = _call(subject, samples, size, False).forward if run.data.prompts is not None else 0
+    offline = encoding_images(subject.model.parts["vae"], dtype, (samples, 3, *size)).forward if run.data.images is not None else 0
+    judged = _judge(subject, samples, size, False).forward if isinstance(run.method, config.FlowGRPO) else 0
+    return max(online, offline, judged)
+
+
+def _train(subject: Subject, samples: int, size: tuple[int, int]) -> int:
+    run, calls = subject.run, kept_calls(subject.run)
+    call = _call(subject, samples, size, True)
+    judge = Piece(0, 0, 0) if isinstance(run.method, config.FlowGRPO) else _judge(subject, samples, size, True)
+    before = (calls - 1) * call.kept
+    return max(before + call.forward, before + call.kept + max(judge.forward, judge.backward), before + call.backward)
+
+
+def kept_calls(run: config.Run) -> int:
+    """Calls of the denoiser whose activations one loss keeps at once, two for each where guidance takes two passes.
+
+    AlignProp recomputes all of its but one.
+    """
+    method, calls = run.method, 1
+    if isinstance(method, config.DRaFT):
+        calls = method.grad_steps
+    elif isinstance(method, config.DRTune | config.FlowBP):
+        calls = method.trained_steps
+    elif isinstance(method, config.LeapAlign):
+        calls = 2
+    cfg_scale = method.cfg_scale if isinstance(method, config.SRPO) else run.rollout.cfg_scale
+    return calls if cfg_scale == 1.0 else 2 * calls
+
+
+def _call(subject: Subject, samples: int, size: tuple[int, int], with_gradient: bool) -> Piece:
+    _, _, h, w = subject.geometry.latents(samples, size)
+    tokens = prompt_tokens(subject.run.model.family, subject.model)
+    return denoiser_call(subject.denoiser, Shape(samples, h, w, tokens, getattr(torch, subject.run.model.dtype)), with_gradient)
+
+
+def _judge(subject: Subject, samples: int, size: tuple[int, int], with_gradient: bool) -> Piece:
+    run, reward, vae = subject.run, subject.reward, subject.model.parts["vae"]
+    latents = subject.geometry.latents(samples, size)
+    if run.model.family == "flux2_klein":  # 2x2 blocks of latents are channels
+        latents = (latents[0], 4 * latents[1], latents[2] // 2, latents[3] // 2)
+    judged = Judged(
+        vae=vae,
+        dtype=torch.float32 if vae_width(subject) == 4 else torch.bfloat16,
+        recompute=run.model.gradient_checkpointing,
+        reward=reward.parts["reward"] if reward else None,
+        preprocessing=preprocessing_of(reward) if reward else None,
+        recompute_reward=run.reward.gradient_checkpointing,
+    )
+    return judging(judged, latents, with_gradient)
+
+
+def _measured_at_once(run: config.Run) -> int:
+    """Images in the largest batch of a sample grid or measurement."""
+    grid = len(run.train.sample_prompts) if run.train.sample_prompts is not None else GRID
+    return min(run.evaluate.batch_size, max(grid, run.evaluate.num_pairs))
