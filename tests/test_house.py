@@ -14,14 +14,19 @@ from importlinter.cli import lint_imports
 
 from directalign.config import Run
 from directalign.config_loading import load_run
-from directalign.planning import plan
+from directalign.memory.architecture import model_architecture
+from directalign.memory.geometry import geometry
+from directalign.planning import check_method, check_reward, check_steps, plan
+from directalign.planning.surroundings import check_data, check_model
 from directalign.world.picture_set import write_pictures
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "directalign"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = [*sorted((ROOT / "benchmarks").glob("*.py")), *sorted((ROOT / "examples").glob("*.py"))]
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").glob("world_*.yaml"))
+REAL = sorted(set((ROOT / "recipes").glob("*.yaml")) - set(RECIPES))
+"""Recipes for published models: found sound without their weights, for a GPU of the size that the benchmark of memory names."""
 LONGEST, MEDIAN = 300, 150
 FORBIDDEN = ("nan_to_num", "weights_only=False", "trust_remote_code=True", "pickle.load", "unsafe_load")
 
@@ -123,8 +128,23 @@ def test_every_recipe_opens_with_what_to_expect_and_is_sound(path: Path, picture
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("path", REAL, ids=name_of)
+def test_every_recipe_of_a_real_model_is_sound_without_its_weights(path: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the root, where its prompts lie; memory is counted in tests/memory, and recorded by benchmarks/recipe_memory.py."""
+    monkeypatch.chdir(ROOT)
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    run = load_run(path, [f"data.images={pictures}", "data.buckets=null"] if load_run(path).data.images is not None else [])
+    check_reward(run)
+    check_method(run)
+    check_steps(run)
+    model = model_architecture(run.model)
+    check_model(run, model, geometry(run, model))
+    assert check_data(run, 1, False)[1] == [] and model.doubts == ()
+
+
 def test_the_recipes_are_all_there() -> None:
-    names = {path.stem for path in RECIPES}
+    names = {path.stem for path in [*RECIPES, *REAL]}
+    assert {"flux_srpo", "flux_srpo_lora_24gb", "flux_srpo_offline", "sd35_srpo_lora", "sdxl_srpo_lora", "sd15_srpo_lora", "qwen_srpo_lora"} <= names
     assert {"world_srpo", "world_direct_align", "world_official", "world_sd", "world_sd_v", "world_offline", "world_srpo_lora"} <= names
 
 
