@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -72,6 +73,13 @@ def alone(arguments: Sequence[str], log: Path) -> int:
     return ended(started(lambda: run(arguments), log))
 
 
+def by_command(arguments: Sequence[str], log: Path) -> int:
+    """As a user starts it: torchrun, with everything that the command does."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    with log.open("a") as words:
+        return subprocess.run([*torchrun, "-m", "directalign", *arguments], stdout=words, stderr=words, check=False).returncode
+
+
 def by_torchrun(arguments: Sequence[str], log: Path, sabotage: Sabotage | None = None, max_restarts: int = 0) -> int:
     """The command on two processes of torchrun's agent; what they say ends up in `log`. 0 when all went well."""
     return ended(started(lambda: _agent(arguments, sabotage, max_restarts), log))
@@ -81,11 +89,25 @@ def by_hand(
     arguments: Sequence[str], log: Path, sabotage: Sabotage | None = None, variables: Callable[[int, int], Mapping[str, str]] | None = None
 ) -> list[int]:
     """The command on two processes that know of each other by `variables(rank, port)` alone; their exit codes."""
+    return by_hand_with(lambda: _worker(arguments, sabotage), log, variables)
+
+
+def plain_variables(rank: int, port: int) -> Mapping[str, str]:
+    """What every launcher sets."""
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def by_hand_with(work: Callable[[], object], log: Path, variables: Callable[[int, int], Mapping[str, str]] = plain_variables) -> list[int]:
+    """Any work on two such processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environments = [variables(rank, port) for rank in range(2)]
-    return [ended(child) for child in [started(lambda each=each: _worker(arguments, sabotage, each), log) for each in environments]]
+
+    def with_variables(rank: int) -> None:
+        os.environ.update(variables(rank, port))
+        work()
+
+    return [ended(child) for child in [started(lambda rank=rank: with_variables(rank), log) for rank in range(2)]]
 
 
 def started(work: Callable[[], object], log: Path) -> int:
@@ -112,11 +134,10 @@ def ended(child: int) -> int:
 
 def _agent(arguments: Sequence[str], sabotage: Sabotage | None, max_restarts: int) -> None:
     settings: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "127.0.0.1:0", "start_method": "fork", "max_restarts": max_restarts}
-    elastic_launch(LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, **settings), _worker)(arguments, sabotage, {})
+    elastic_launch(LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, **settings), _worker)(arguments, sabotage)
 
 
-def _worker(arguments: Sequence[str], sabotage: Sabotage | None, variables: Mapping[str, str]) -> None:
-    os.environ.update(variables)
+def _worker(arguments: Sequence[str], sabotage: Sabotage | None) -> None:
     real = loop.take_step
 
     def take_step(job: loop.Job, step: int) -> dict[str, Any]:

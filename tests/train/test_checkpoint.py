@@ -143,6 +143,16 @@ def test_another_architecture_data_set_or_format_is_refused(out: Path):
             again(out)
 
 
+def test_one_global_batch_may_be_shared_out_anew_but_not_be_another(out: Path):
+    wanted = (out / "lora.safetensors").read_bytes()
+    again(out, batch_size=1, accumulation=2, parallel="data")
+    again(out, batch_size=1, global_batch_size=2)
+    assert (out / "lora.safetensors").read_bytes() == wanted
+    message = r"another global batch: 2 prompts per update on 1 ranks, and 6 on 1 now; set train\.global_batch_size: 2, or data\.batch_size"
+    with pytest.raises(DirectAlignError, match=message):
+        again(out, batch_size=3, accumulation=2)
+
+
 def test_the_architecture_is_names_and_shapes_not_weights():
     whole, other = stubs.LowRank(full=True), stubs.LowRank(full=True)
     torch.nn.init.normal_(other.base)

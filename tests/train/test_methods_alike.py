@@ -82,6 +82,16 @@ def test_records_alike_and_resumes_to_the_same_bits(tmp_path: Path, model: Path,
     assert [untimed(record) for record in steps_of(tmp_path / "broken")] == [untimed(record) for record in records]
 
 
+def test_rollouts_that_are_gone_on_with_belong_to_their_share_of_the_batch(tmp_path: Path, model: Path) -> None:
+    recipe = given(tmp_path, model, "flow_grpo")
+    recipe["train"] |= {"num_steps": 3}
+    train(config.Run.model_validate(recipe), tmp_path / "out", resume=False)
+    recipe["train"] |= {"num_steps": 4, "accumulation": 2}
+    recipe["data"] |= {"batch_size": 1}
+    with pytest.raises(DirectAlignError, match=r"holds rollouts that each rank goes on with .*than its 1, or with another data\.batch_size than 2"):
+        train(config.Run.model_validate(recipe), tmp_path / "out", resume=True)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_loss_that_is_not_finite_stops_the_step_by_name(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     run = config.Run.model_validate(given(tmp_path, model, name))
