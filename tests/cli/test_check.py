@@ -179,6 +179,7 @@ def test_flux_on_24_gb_is_planned_without_weights_network_or_gpu(command, recipe
 
 def test_an_unknown_hub_id_is_a_warning(command, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("directalign.memory.phases.passing", lambda subject: {})
+    monkeypatch.setattr("directalign.memory.phases.says", lambda subject: "")
     small = {"model": {"family": "sd", "path": "someone/finetune"}, "rollout": {"height": 64, "width": 64}, "method": {"form": "absolute"}}
     recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | small))
     result = command("check", recipe)
@@ -198,6 +199,8 @@ def test_a_full_disk_is_seen_beforehand(command, recipe: Path, monkeypatch: pyte
     monkeypatch.setattr(surroundings.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6, 0))
     result = command("check", recipe, "--out", "a/b")
     assert result.exit_code == 1 and "--out a/b: checkpoints need" in result.stderr and "train.keep_checkpoints" in result.stderr
+    elsewhere = command("check", recipe, "--out", "a/b", "--gpu-memory", "8")
+    assert elsewhere.exit_code == 0 and elsewhere.stderr.startswith("warning: --out a/b: checkpoints need")
 
 
 @pytest.mark.parametrize("writable", [True, False])

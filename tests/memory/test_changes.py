@@ -26,6 +26,7 @@ def fake_peaks(subject: Subject) -> dict[str, int]:
 @pytest.fixture
 def run(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> Run:  # noqa: F811
     monkeypatch.setattr("directalign.memory.phases.passing", fake_peaks)
+    monkeypatch.setattr("directalign.memory.phases.says", lambda subject: "")
     return changed(a_run("flux", tiny_flux), data={"batch_size": 4})
 
 

@@ -35,6 +35,7 @@ def sizes(run: Run, place: memory.Place = CPU) -> dict[str, int]:
 def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here needs a trace."""
     monkeypatch.setattr("directalign.memory.phases.passing", lambda subject: dict.fromkeys(memory.PHASES, 0))
+    monkeypatch.setattr("directalign.memory.phases.says", lambda subject: "")
 
 
 def test_what_is_trained_is_counted_exactly(tiny_flux: Path) -> None:  # noqa: F811
@@ -77,10 +78,11 @@ def test_text_encoders_are_there_in_the_phases_that_they_are_needed_in(tiny_flux
 
 
 def test_eight_bits_of_a_base_are_counted_as_they_are_held() -> None:
-    network = FluxTransformer2DModel(
+    network: Any = FluxTransformer2DModel(
         in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=32, num_attention_heads=4,
         joint_attention_dim=16, pooled_projection_dim=16, axes_dims_rope=(8, 12, 12),
-    ).to(torch.bfloat16)  # fmt: skip
+    )  # fmt: skip
+    network.to(torch.bfloat16)
     plain = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     quantize(network, "8bit", torch.device("cpu"))
     held = sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from directalign.config import Lora, Model
+from directalign.config import FamilyName, Lora, Model
 from directalign.families.loading import FAMILIES
 from directalign.memory.architecture import model_architecture
 from directalign.memory.blocks import block_counts, by_blocks, with_blocks
@@ -38,7 +38,7 @@ CLIP = Part.of(
 )  # fmt: skip
 
 
-def denoiser(part: Part, family: str = "flux", **model: Any) -> Denoiser:
+def denoiser(part: Part, family: FamilyName = "flux", **model: Any) -> Denoiser:
     settings = Model(family=family, path="", lora=Lora(rank=4), **model)
     return Denoiser(family, part, settings, FAMILIES[family].lora_targets, like_gpu=False)
 
@@ -138,7 +138,7 @@ def test_checkpointing_keeps_less_and_rounded_layers_take_scratch() -> None:
         ("flux2_klein", "black-forest-labs/FLUX.2-klein-4B"),
     ],
 )
-def test_every_family_of_transformers_can_be_called(family: str, hub_id: str) -> None:
+def test_every_family_of_transformers_can_be_called(family: FamilyName, hub_id: str) -> None:
     """A checkpointed block keeps its two inputs at most: the tokens of the image and of the prompt, in the network's dtype."""
     part = model_architecture(Model(family=family, path=hub_id)).parts["transformer"]
     one, two = (

@@ -13,7 +13,7 @@ from ..planning import Plan
 
 def findings(recipe: Path, found: Plan) -> Table:
     """What the run will use."""
-    table = Table(title=f"{recipe} can run", show_header=False, title_justify="left")
+    table = Table(title=f"{recipe} {'can run' if found.memory.fits else 'is sound'}", show_header=False, title_justify="left")
     for name, finding in found.findings:
         table.add_row(name, finding)
     return table

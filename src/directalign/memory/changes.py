@@ -75,7 +75,8 @@ def candidates(run: config.Run, place: Place) -> Iterator[tuple[str, Changes]]:
         *({"model.quantization": bits} for bits in ("8bit", "4bit") if run.model.tune == "lora"),
     ]
     if run.model.tune == "full":
-        whole += [{"model.tune": "lora", "model.trained_dtype": "float32"}, {"train.optimizer": "adamw8bit"}]
+        narrow = {"model.dtype": "bfloat16", "model.trained_dtype": "bfloat16", "train.optimizer": "adamw8bit"}
+        whole += [{"model.tune": "lora", "model.trained_dtype": "float32"}, {"train.optimizer": "adamw8bit"}, narrow]
         yield f"--ranks {2 * place.ranks}", {"ranks": 2 * place.ranks}
     for changes in whole:
         shown = {key: value for key, value in changes.items() if value != _value(run, key)}

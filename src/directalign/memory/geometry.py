@@ -37,7 +37,7 @@ def geometry(run: config.Run, found: Architecture) -> Geometry:
     """Read off the configs of the VAE and the denoiser."""
     vae, family = found.parts["vae"].config, run.model.family
     downscaling = 2 ** (len(vae["temperal_downsample"]) if family == "qwen_image" else len(vae["block_out_channels"]) - 1)
-    channels = vae.get("latent_channels", vae.get("z_dim"))
+    channels = vae["z_dim"] if family == "qwen_image" else vae["latent_channels"]
     if family in ("sd", "sdxl"):
         unet = found.parts["unet"].config
         return Geometry(downscaling, 2 ** (len(unet["block_out_channels"]) - 1) * downscaling, _side(unet["sample_size"], downscaling), channels)
@@ -57,7 +57,7 @@ def largest_size(run: config.Run, of: Geometry) -> tuple[int, int]:
     """The (height, width) that training takes the most memory for: of the recipe's sizes and buckets, else its only one."""
     offline = run.data.buckets or ([image_size(run, of)] if run.data.images is not None else [])
     online = (run.rollout.sizes or [image_size(run, of)]) if run.data.prompts is not None else []
-    return max(tuple(size) for size in sorted([*online, *offline], key=lambda size: size[0] * size[1])[-1:])
+    return max([*online, *offline], key=lambda size: size[0] * size[1])
 
 
 def prompt_tokens(family: str, found: Architecture) -> int:

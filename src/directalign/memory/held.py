@@ -133,9 +133,6 @@ def _trained(subject: Subject) -> Iterator[Held]:
         yield Held("average of weights", numbers * width, dtype, later)
     if full and isinstance(run.method, config.FlowGRPO) and run.method.kl_weight > 0:
         yield Held("frozen copy of weights", numbers * width, "for method.kl_weight", later)
-    if full and run.evaluate.judge == "none":
-        base = sum(subject.model.count(part) for part in (subject.part, "vae", *subject.text_parts))
-        yield Held("base model", base * BYTES[run.model.dtype], "loaded anew for the images that drift is measured against", ("measure",))
     yield from _step(subject, numbers * width)
 
 

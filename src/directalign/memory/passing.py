@@ -14,6 +14,7 @@ from .calls import Shape
 from .geometry import encoder_tokens, image_size, largest_size, prompt_tokens
 from .held import Subject, vae_width
 from .live import Piece
+from .place import binary
 from .traces import Judged, denoiser_call, encoding_images, encoding_prompts, judging
 
 GRID = 8
@@ -23,8 +24,7 @@ GRID = 8
 def passing(subject: Subject) -> dict[str, int]:
     """Bytes at most, by phase, beyond what is held."""
     run = subject.run
-    samples = run.data.batch_size * (run.method.group_size if isinstance(run.method, config.FlowGRPO) else 1)
-    size = largest_size(run, subject.geometry)
+    samples, size = samples_of(run), largest_size(run, subject.geometry)
     measured = _measured_at_once(run)
     smaller = image_size(run, subject.geometry)
     return {
@@ -49,6 +49,23 @@ def _rollout(subject: Subject, samples: int, size: tuple[int, int]) -> int:
     offline = encoding_images(subject.model.parts["vae"], dtype, (samples, 3, *size)).forward if run.data.images is not None else 0
     judged = _judge(subject, samples, size, False).forward if isinstance(run.method, config.FlowGRPO) else 0
     return max(online, offline, judged)
+
+
+def says(subject: Subject) -> str:
+    """What the traced bytes of a training call are made of."""
+    run = subject.run
+    samples, size = samples_of(run), largest_size(run, subject.geometry)
+    call = _call(subject, samples, size, True)
+    kept = f"train: {kept_calls(run)} x {binary(call.kept)} kept by the denoiser"
+    if isinstance(run.method, config.FlowGRPO):
+        return kept
+    judge = _judge(subject, samples, size, True)
+    return f"{kept}, then {binary(max(judge.forward, judge.backward))} for decoder and reward"
+
+
+def samples_of(run: config.Run) -> int:
+    """Images that train at once on a rank: a group for each prompt where samples are compared."""
+    return run.data.batch_size * (run.method.group_size if isinstance(run.method, config.FlowGRPO) else 1)
 
 
 def _train(subject: Subject, samples: int, size: tuple[int, int]) -> int:

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 from .. import config
 from .architecture import model_architecture, reward_architecture
 from .held import Subject, held
-from .passing import passing
+from .passing import passing, says
 from .place import CONTEXT, FRAGMENTS, Place
 
 Phase = Literal["encode", "rollout", "train", "update", "measure"]
@@ -81,7 +81,7 @@ def estimate(run: config.Run, place: Place) -> Estimate:
     subject = Subject(run, model_architecture(run.model), reward, place)
     rows = [Row(each.part, each.note, dict.fromkeys(each.phases, each.size), "counted") for each in held(subject) if each.size]
     peaks = passing(subject)
-    rows.append(Row("comes and goes", "activations and what is made for a moment, traced", peaks, "traced"))
+    rows.append(Row("comes and goes", says(subject), peaks, "traced"))
     if place.is_gpu:
         rows.append(Row("CUDA", "context, kernels, workspaces", dict.fromkeys(PHASES, CONTEXT), "allowance"))
         rows.append(Row("fragments", f"{FRAGMENTS:.0%} of what comes and goes", {phase: int(FRAGMENTS * size) for phase, size in peaks.items()}, "allowance"))

@@ -16,12 +16,13 @@ FRAGMENTS = 0.08
 
 @dataclass(frozen=True)
 class Place:
-    """One device of `capacity` bytes, and how many ranks share the run."""
+    """One device of `capacity` bytes, and how many ranks share the run; `is_here` where it is this machine's."""
 
     name: str
     capacity: int
     is_gpu: bool
     ranks: int = 1
+    is_here: bool = True
 
 
 def this_machine(ranks: int | None = None) -> Place:
@@ -35,7 +36,7 @@ def this_machine(ranks: int | None = None) -> Place:
 
 def a_gpu(gibibytes: float | int, ranks: int | None = None) -> Place:
     """A GPU of that many GiB, as cards are named: 24 for a 24 GB card."""
-    return Place(f"a GPU of {gibibytes:g} GB", int(gibibytes * GIB), True, ranks or int(os.environ.get("WORLD_SIZE", "1")))
+    return Place(f"a GPU of {gibibytes:g} GB", int(gibibytes * GIB), True, ranks or int(os.environ.get("WORLD_SIZE", "1")), is_here=False)
 
 
 def binary(size: int) -> str:

@@ -43,10 +43,20 @@ def survey(run: config.Run, out: Path, place: Place, online: bool = False) -> Pl
     data, warnings = check_data(run, place.ranks, online)
     memory = estimate(run, place)
     height, width = image_size(run, of)
-    disk = check_disk(run, out, memory.trained)
+    disk, small = _disk(run, out, memory)
     state = f", {model.state}" if model.state else ""
     findings = [("model", f"{run.model.path}{state}, {run.model.tune}, {height}x{width}"), *data, ("output", f"{out}, {disk}")]
-    return Plan(tuple(findings), (*unread(run.method), *warnings, *memory.doubts), memory)
+    return Plan(tuple(findings), (*unread(run.method), *warnings, *memory.doubts, *small), memory)
+
+
+def _disk(run: config.Run, out: Path, memory: Estimate) -> tuple[str, list[str]]:
+    """What the output folder will hold, and doubts: too small a disk is an error where the run is meant for this machine."""
+    try:
+        return check_disk(run, out, memory.trained), []
+    except DirectAlignError as error:
+        if memory.place.is_here:
+            raise
+        return "on another machine", [str(error)]
 
 
 def plan(run: config.Run, out: Path) -> Plan:
