@@ -149,6 +149,8 @@ class Run(Strict):
                 "model.trained_dtype: bfloat16 under train.optimizer: adamw loses updates smaller than its last digit: "
                 "set train.optimizer: adamw8bit, which rounds at random, or trained_dtype: float32"
             )
+        if self.model.trained_dtype == "bfloat16" and self.train.ema_decay is not None:
+            raise ValueError("train.ema_decay: an average kept in model.trained_dtype: bfloat16 stands still: leave it out, or set trained_dtype: float32")
         if self.train.parallel == "sharded" and self.model.quantization is not None:
             raise ValueError("train.parallel: sharded splits plain weights alone: leave model.quantization out, or set parallel: data")
         return self
