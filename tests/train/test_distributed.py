@@ -32,8 +32,7 @@ def work(rank: int, port: int, folder: str, run: config.Run) -> None:
         family = stubs.StubFamily(full=True)
         if rank == 1:
             torch.nn.init.zeros_(family.denoiser.base)
-        loaded = stubs.Loaded(family, stubs.StubMethod(family), stubs.StubMeasurer(family))
-        stubs.train_loaded(run, out, False, ranks, loaded)
+        stubs.train_loaded(run, out, False, ranks, stubs.load(run, family, ranks))
         torch.save({"weights": family.denoiser.base.detach(), "seen": seen}, Path(folder) / f"result-{rank}.pt")
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from directalign import config
 from directalign.core.noising import for_update, generator_for
 from directalign.train.distributed import Ranks
+from directalign.train.feed import open_feed
 from directalign.train.folder import claim
 from directalign.train.session import Loaded, train_loaded
 from directalign.types import Batch, Conditioning, Images, Latents, Loss, PerSample
@@ -140,9 +141,14 @@ def make_run(prompts: Path, **train: Any) -> config.Run:
     return config.Run.model_validate(given)
 
 
+def load(run: config.Run, family: StubFamily, ranks: Ranks, **method: Any) -> Loaded:
+    """The stubs of a run, with its data."""
+    return Loaded(family, StubMethod(family, **method), StubMeasurer(family), open_feed(run, family, ranks))
+
+
 def start(run: config.Run, out: Path, resume: bool = False, ranks: Ranks | None = None, **method: Any) -> StubFamily:
     """A whole stub run; the family it trained."""
     claim(out, resume)
     family = StubFamily(full=run.model.tune == "full")
-    train_loaded(run, out, resume, ranks or Ranks(), Loaded(family, StubMethod(family, **method), StubMeasurer(family)))
+    train_loaded(run, out, resume, ranks or Ranks(), load(run, family, ranks or Ranks(), **method))
     return family

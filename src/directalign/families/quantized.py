@@ -32,20 +32,24 @@ NF4_TABLES = 4 * (16 + 256 + 1)
 
 def placed(denoiser: nn.Module, model: config.Model, device: torch.device) -> nn.Module:
     """The frozen denoiser on the device, in as many bits as the recipe says; to be called before adapters are added."""
+    home = home_of_denoiser(device)
     if model.quantization is not None:
-        quantize(denoiser, model.quantization, device)
-    return denoiser.to(home_of_denoiser(device))
+        quantize(denoiser, model.quantization, device, home)
+    return denoiser.to(home)
 
 
-def quantize(denoiser: Any, quantization: str, device: torch.device) -> None:
-    """Puts rounded layers on `device` in the place of the linear layers of the repeated blocks. Raises DirectAlignError where there are none."""
+def quantize(denoiser: Any, quantization: str, device: torch.device, home: torch.device | None = None) -> None:
+    """Puts rounded layers in the place of the linear layers of the repeated blocks: rounded on `device`, then moved to `home` (None: they stay).
+
+    Raises DirectAlignError where there are none.
+    """
     layers = list(_layers(denoiser))
     if not layers:
         raise DirectAlignError(f"model.quantization {quantization}: no layer of this model has {SMALLEST} weights or more: leave the key out")
     rounded = {"8bit": Linear8bit, "4bit": _linear_4bit}[quantization]
     for name, layer in layers:
         parent, _, own = name.rpartition(".")
-        setattr(denoiser.get_submodule(parent), own, rounded(layer, device))
+        setattr(denoiser.get_submodule(parent), own, rounded(layer, device).to(home or device))
     denoiser.is_loaded_in_4bit = quantization == "4bit"  # tells peft to take its own layers for bitsandbytes
 
 

@@ -56,6 +56,11 @@ class Subject:
         return self.place.ranks > 1 and (asked == "sharded" or (asked == "auto" and self.run.model.tune == "full"))
 
     @property
+    def settled(self) -> tuple[str, ...]:
+        """Phases with denoiser and reward on the device: after text encoders that are freed, which a GPU holds before them."""
+        return ALWAYS[1:] if self.run.model.text_encoders == "free" and self.place.is_gpu else ALWAYS
+
+    @property
     def text_parts(self) -> tuple[str, ...]:
         """The text encoders that this checkpoint has."""
         return tuple(part for part in FAMILIES[self.run.model.family].text_parts if part in self.model.parts)
@@ -111,22 +116,22 @@ def _frozen(subject: Subject) -> Iterator[Held]:
     if run.model.tune == "lora":
         size = base_bytes(shapes(subject.denoiser.part), run.model)
         bits = f" in {run.model.quantization[0]} bits" if run.model.quantization else ""
-        yield Held(subject.part, size // split, f"{_count(subject.model.count(subject.part))}{bits}, frozen{_share(split)}")
+        yield Held(subject.part, size // split, f"{_count(subject.model.count(subject.part))}{bits}, frozen{_share(split)}", subject.settled)
     vae = subject.model.count("vae")
     yield Held("vae", vae * vae_width(subject), f"{_count(vae)}, frozen")
     if subject.reward is not None:
         judge = subject.reward.count("reward")
-        yield Held("reward", judge * BYTES["float32"], f"{_count(judge)}, float32, frozen")
+        yield Held("reward", judge * BYTES["float32"], f"{_count(judge)}, float32, frozen", subject.settled)
 
 
 def _trained(subject: Subject) -> Iterator[Held]:
-    """What is trained and what the optimiser keeps of it; encoding prompts once, at the start, comes before all but the weights."""
+    """What is trained and what the optimiser keeps of it; encoding prompts once, at the start, comes before all of it."""
     run, split = subject.run, subject.place.ranks if subject.is_sharded else 1
     numbers, full = subject.trained // split, run.model.tune == "full"
     width, dtype = (BYTES[run.model.trained_dtype], run.model.trained_dtype) if full else (BYTES["float32"], "float32")
     later = ALWAYS[1:] if run.model.text_encoders == "free" else ALWAYS
     what = f"{subject.part if full else 'adapters'}, trained"
-    yield Held(what, numbers * width, f"{_count(subject.trained)}, {dtype}{_share(split)}")
+    yield Held(what, numbers * width, f"{_count(subject.trained)}, {dtype}{_share(split)}", subject.settled)
     yield Held("gradients", numbers * width, dtype, _with_gradients(subject))
     yield Held("moments", int(numbers * MOMENTS[run.train.optimizer]), f"of {run.train.optimizer}", later)
     if run.train.ema_decay is not None:

@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from .. import config
 from ..evaluate.measure import Measurer
 from ..families.loading import load_family
-from ..interfaces import Family
 from ..methods import load_method
 from ..report import write_page
 from ..rewards import load_reward
@@ -23,7 +22,9 @@ from ..types import DirectAlignError
 from ..world.judges import load_judge
 from . import folder, random_state, sealed, sharding
 from .distributed import Ranks, joined
-from .session import Loaded, train_loaded
+from .feed import open_feed
+from .prompts_ahead import free_text_encoders
+from .session import Loaded, speaker, train_loaded
 
 
 def run(run: config.Run, out: Path, resume: bool) -> Path:
@@ -49,19 +50,22 @@ def run(run: config.Run, out: Path, resume: bool) -> Path:
 
 
 def _load(run: config.Run, ranks: Ranks) -> Loaded:
+    """One after the other what is large: text encoders that are freed come before the denoiser and the reward."""
+    say = speaker(ranks)
+    sharded, frees = sharding.is_sharded_run(run, ranks), run.model.text_encoders == "free"
+    family = load_family(run.model, ranks.device, run.seed, denoiser_device=torch.device("cpu") if sharded or frees else None)
+    feed = open_feed(run, family, ranks)
+    for fault in feed.skipped:
+        say(f"skipped image {fault}")
+    if frees:
+        free_text_encoders(run, family, feed, ranks, say)
+    if sharded:
+        sharding.shard(family.denoiser, run.model, ranks)
+    else:
+        family.denoiser.to(ranks.device)
     reward = load_reward(run.reward, ranks.device)
     judge = load_judge() if run.evaluate.judge == "world" else None
-    family = _load_family(run, ranks)
-    return Loaded(family, load_method(run, family, reward, ranks), Measurer(run, family, reward, judge, together=ranks))
-
-
-def _load_family(run: config.Run, ranks: Ranks) -> Family:
-    """On every rank the whole network, or on the CPU first and from there its shards."""
-    if not sharding.is_sharded_run(run, ranks):
-        return load_family(run.model, ranks.device, run.seed)
-    family = load_family(run.model, ranks.device, run.seed, denoiser_device=torch.device("cpu"))
-    sharding.shard(family.denoiser, run.model, ranks)
-    return family
+    return Loaded(family, load_method(run, family, reward, ranks), Measurer(run, family, reward, judge, together=ranks), feed)
 
 
 @contextmanager

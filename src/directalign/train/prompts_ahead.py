@@ -28,12 +28,10 @@ def prompts_of_run(run: config.Run, feed: Feed) -> list[str]:
 
 
 def free_text_encoders(run: config.Run, family: Any, feed: Feed, ranks: Ranks, say: Callable[[str], None]) -> None:
-    """Where the recipe wants it, encode all prompts of the run into the cache on disk and drop the family's encoders.
+    """Encode all prompts of the run into the cache on disk and drop the family's encoders.
 
     Each rank encodes its share; then each makes up for what the others left on a disk that it does not see.
     """
-    if run.model.text_encoders != "free":
-        return
     encoder: PromptEncoder = family.prompts
     prompts, folder = prompts_of_run(run, feed), default_folder()
     show = partial(track, description="encoding prompts") if ranks.is_main else iter

@@ -16,28 +16,29 @@ from . import checkpoint, loop, samples, sharding, summary
 from .calls import CallCounter
 from .distributed import Ranks
 from .ema import Average
-from .feed import open_feed
+from .feed import Feed
 from .log import RunLog, read
 from .loop import Job, Measures
 from .optim import adamw, trained_parameters
 from .progress import Display
-from .prompts_ahead import free_text_encoders
 from .sealed import write_text
 from .snapshot import Parts
 from .step import Updater
 
 Say = Callable[[str], None]
+CONSOLE = Console()
 NOTHING = -1
 """Keeps no record: not even the measurement at step 0, which may be of another config."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """The models of a run: what is trained, how, and how it is measured."""
+    """The models of a run and its data: what is trained, how, how it is measured, and on what."""
 
     family: Family
     method: Method
     measurer: Measures
+    feed: Feed
 
 
 def train_loaded(run: config.Run, out: Path, resume: bool, ranks: Ranks, loaded: Loaded) -> None:
@@ -45,14 +46,7 @@ def train_loaded(run: config.Run, out: Path, resume: bool, ranks: Ranks, loaded:
 
     Raises: see `assemble.run`.
     """
-    family = loaded.family
-    console = Console()
-    say = _speaker(console, ranks)
-    feed = open_feed(run, family, ranks)
-    for fault in feed.skipped:
-        say(f"skipped image {fault}")
-    free_text_encoders(run, family, feed, ranks, say)
-
+    family, feed, say = loaded.family, loaded.feed, speaker(ranks)
     parameters = trained_parameters(family.denoiser)
     ranks.broadcast(parameters.values())
     loaded.measurer.prepare()
@@ -63,7 +57,7 @@ def train_loaded(run: config.Run, out: Path, resume: bool, ranks: Ranks, loaded:
     updater = Updater(parts.method, list(parameters.values()), parts.optimizer, run.train.clip_norm, ranks, CallCounter(family.denoiser))
     shown = run.train.sample_prompts or feed.shown(samples.NUM_SAMPLES)
     log = _open_log(run, out, done, shown) if ranks.is_main else None
-    with Display(run.train.num_steps, done, console, silent=not ranks.is_main) as display:
+    with Display(run.train.num_steps, done, CONSOLE, silent=not ranks.is_main) as display:
         job = Job(run, out, ranks, parts, updater, feed, family, shown, loaded.measurer, log, display)
         try:
             loop.train(job, done)
@@ -108,9 +102,11 @@ def _leave_results(job: Job) -> None:
     write_text(job.out / "summary.json", json.dumps(found, indent=2) + "\n")
 
 
-def _speaker(console: Console, ranks: Ranks) -> Say:
+def speaker(ranks: Ranks) -> Say:
+    """Prints lines for people, on rank 0 alone."""
+
     def say(text: str) -> None:
         if ranks.is_main:
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            CONSOLE.print(text, highlight=False, markup=False, soft_wrap=True)
 
     return say
