@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -28,8 +29,12 @@ def train(
         run = load_run(recipe, overrides)
         from ..planning import plan  # only now: diffusers and transformers take seconds to import
 
-        for warning in plan(run, out).warnings:
-            typer.echo(f"warning: {warning}", err=True)
         from ..train import run as run_training
+        from ..train.launch import launched
 
-        typer.echo(run_training(run, out, resume))
+        warnings, speaks = plan(run, out).warnings, launched(os.environ).rank == 0  # one of several processes
+        for warning in warnings if speaks else ():
+            typer.echo(f"warning: {warning}", err=True)
+        finished = run_training(run, out, resume)
+        if speaks:
+            typer.echo(finished)
