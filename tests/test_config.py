@@ -140,17 +140,17 @@ def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     assert complaint(tmp_path) == f"{tmp_path}: is a folder, and a recipe is needed"
 
 
+FULL = ["model.tune=full", "model.dtype=bfloat16", "model.trained_dtype=bfloat16"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
         (["model.quantization=4bit", "model.tune=full"], "quantization 4bit freezes the weights that tune: full trains"),
         (["model.trained_dtype=bfloat16"], "trained_dtype: bfloat16 is for tune: full with dtype: bfloat16"),
         (["model.components=some/folder"], "components complete a single .safetensors file in path"),
-        (["model.tune=full", "model.dtype=bfloat16", "model.trained_dtype=bfloat16"], "loses updates smaller than its last digit: set train.optimizer: adamw8bit"),
-        (
-            ["model.tune=full", "model.dtype=bfloat16", "model.trained_dtype=bfloat16", "train.optimizer=adamw8bit", "train.ema_decay=0.9"],
-            "an average kept in model.trained_dtype: bfloat16 stands still",
-        ),
+        (FULL, "loses updates smaller than its last digit: set train.optimizer: adamw8bit"),
+        ([*FULL, "train.optimizer=adamw8bit", "train.ema_decay=0.9"], "an average kept in model.trained_dtype: bfloat16 stands still"),
         (["model.tune=lora", "model.quantization=8bit", "train.parallel=sharded"], "train.parallel: sharded splits plain weights alone"),
         (["train.global_batch_size=8", "train.accumulation=2"], "global_batch_size sets the batches per update, and so does accumulation 2"),
         (["data.buckets=[[64,64]]"], "buckets needs data.images"),

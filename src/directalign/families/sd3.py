@@ -127,8 +127,7 @@ class StableDiffusion3:
         h, w = autoencoder.latent_size(self.vae, height, width, patch)
         if most is not None and max(height, width) > most * patch:
             raise DirectAlignError(
-                f"image size {height}x{width}: this model's position embeddings end at {most * patch} pixels a side (pos_embed_max_size {most}): "
-                "ask for less"
+                f"image size {height}x{width}: this model's position embeddings end at {most * patch} pixels a side (pos_embed_max_size {most}): ask for less"
             )
         return self.vae.config["latent_channels"], h, w
 
