@@ -32,6 +32,8 @@ bench: demo
 	mkdir -p benchmarks/results && cp runs/demo/summary.json benchmarks/results/demo.json
 	$(BIN)/python benchmarks/world_runs.py
 	$(BIN)/python benchmarks/offline_cost.py
+	$(BIN)/python benchmarks/recipe_memory.py
+	$(BIN)/python benchmarks/gpu_step.py
 	$(BIN)/python benchmarks/write_numbers.py
 
 # Every study in its full size, hours of it; each goes on where it was stopped. docs/results.md is written from what they leave.

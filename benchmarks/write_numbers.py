@@ -21,7 +21,7 @@ from directalign.studies.running.records import Row, arms_of, read_rows, seeds_o
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
-DOCUMENTS = ("README.md", "docs/world.md")
+DOCUMENTS = ("README.md", "docs/world.md", "docs/recipes.md")
 BLOCK = re.compile(r"(<!-- numbers: (\w+) -->\n).*?(<!-- /numbers -->)", re.DOTALL)
 ROWS = {
     "base": "base model",
@@ -76,6 +76,16 @@ def world_runs(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", machine_line(*found.values())])
 
 
+def recipe_memory(found: dict[str, Any]) -> str:
+    """Predicted memory of each recipe on the GPU that it is meant for."""
+    lines = ["| recipe | meant for | encode | rollout | train | update | measure | peak |", "|---|---|---:|---:|---:|---:|---:|---:|"]
+    for row in found["rows"]:
+        count = f"{row['ranks']} x " if row["ranks"] > 1 else ""
+        phases = " | ".join(f"{row['phases'][phase]:.1f}" for phase in ("encode", "rollout", "train", "update", "measure"))
+        lines.append(f"| `{row['recipe']}.yaml` | {count}{row['gpu_gib']} GB | {phases} | **{row['peak_gib']:.1f}** |")
+    return "\n".join([*lines, "", f"GiB on one GPU by phase, predicted; {machine_line(found)}"])
+
+
 def offline_cost(found: dict[str, Any]) -> str:
     """Seconds of an update online and offline, and their ratio."""
     lines = ["| rollout steps | online update | offline update | ratio (range over pairs) |", "|---|---|---|---|"]
@@ -104,7 +114,13 @@ def table1(rows: list[Row]) -> str:
     return "\n\n".join(lines).rstrip()
 
 
-TABLES: dict[str, Callable[[Any], str]] = {"demo": demo, "world_runs": world_runs, "offline_cost": offline_cost, "table1": table1}
+TABLES: dict[str, Callable[[Any], str]] = {
+    "demo": demo,
+    "world_runs": world_runs,
+    "offline_cost": offline_cost,
+    "table1": table1,
+    "recipe_memory": recipe_memory,
+}
 
 
 def record_of(name: str) -> Any:

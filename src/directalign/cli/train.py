@@ -28,7 +28,6 @@ def train(
 
         run = load_run(recipe, overrides)
         from ..planning import plan  # only now: diffusers and transformers take seconds to import
-
         from ..train import run as run_training
         from ..train.launch import launched
 
