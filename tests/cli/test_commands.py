@@ -15,6 +15,8 @@ from directalign import cli
 from directalign.train import Interrupted
 from directalign.types import NonFiniteError
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
@@ -115,6 +117,8 @@ def test_as_a_process_errors_are_short_and_help_needs_no_torch(tmp_path: Path) -
     failed = process("-m", "directalign", "train", "gone.yaml")
     assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (1, "", 1)
     assert failed.stderr.startswith("directalign: gone.yaml: no such recipe") and list(tmp_path.iterdir()) == []
+    sound = process("-m", "directalign", "check", str(ROOT / "recipes/world_srpo.yaml"))
+    assert (sound.returncode, sound.stderr) == (0, "")  # no library speaks in between
     light = "import sys; from typer.testing import CliRunner; from directalign.cli import app; r = CliRunner().invoke(app, sys.argv[1:]);"
     for words in (["--help"], ["schema"]):
         assert process("-c", f"{light} print(r.exit_code, 'torch' in sys.modules)", *words).stdout == "0 False\n"

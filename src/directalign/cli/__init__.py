@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated
@@ -39,5 +40,6 @@ def main() -> None:
     """Entry point of the command and of `python -m directalign`; without any word it shows the help."""
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # their remarks on missing optional parts are noise around our one line
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     app(sys.argv[1:] or ["--help"], prog_name="directalign")
