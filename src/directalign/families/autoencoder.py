@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKL
 
+from .. import config
 from ..types import DirectAlignError, Images, Latents
+
+
+def ready(vae: Any, model: config.Model, device: torch.device) -> Any:
+    """A frozen VAE on the device, in the memory layout that convolutions are fastest in; activations recomputed if the recipe says so."""
+    if model.gradient_checkpointing:
+        vae.enable_gradient_checkpointing()
+    return vae.to(device, memory_format=torch.channels_last)
 
 
 def downscaling(vae: AutoencoderKL) -> int:

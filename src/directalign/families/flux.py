@@ -10,19 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import config
 from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
-from . import autoencoder, packing, tuning
+from . import autoencoder, packing, schedule, tuning
 from .parts import dtypes_of, load_parts, read_json
 from .passes import autocast, guided
 from .prompt_encoder import PromptEncoder
-from .quantized import placed
 from .source import Source
 
 PARTS = {
@@ -50,23 +47,18 @@ class Flux:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
         self.tokenizer, self.tokenizer_2, self.scheduler = parts["tokenizer"], parts["tokenizer_2"], parts["scheduler"]
-        self.vae: AutoencoderKL = parts["vae"].to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
-        self.denoiser: nn.Module = placed(parts["transformer"], model, device)
+        self.vae: AutoencoderKL = autoencoder.ready(parts["vae"], model, device)
         self.embeds_guidance = bool(parts["transformer"].config["guidance_embeds"])
         self.max_sequence_length = _max_sequence_length(source.folder)
         self.default_size = (self.vae.config["sample_size"],) * 2
         _check(source.folder, parts)
-        tuning.make_trainable(self.denoiser, model, self.lora_targets, seed)
-        if model.gradient_checkpointing:
-            parts["transformer"].enable_gradient_checkpointing()
-            self.vae.enable_gradient_checkpointing()
+        self.denoiser = tuning.ready(parts["transformer"], model, self.lora_targets, device, seed)
         self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts}, self._embed, device, model.text_encoders)
         self.empty_prompt = self.prompts([""])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensors `pooled` (b, d) from CLIP and `sequence` (b, tokens, D) from T5, for the prompts and for the empty prompt."""
-        empty = {key: tensor.expand(len(prompts), *tensor.shape[1:]) for key, tensor in self.empty_prompt.items()}
-        return Conditioning(tuple(prompts), self.prompts(prompts), unconditional=empty)
+        return self.prompts.conditioning(prompts, self.empty_prompt)
 
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
         clip_model, t5_model = (self.prompts.modules[name] for name in self.text_parts)
@@ -123,10 +115,7 @@ class Flux:
     def sigmas(self, num_sampling_steps: int, height: int, width: int) -> Tensor:
         """The grid of FluxPipeline: linspace(1, 1/n) under the scheduler's own shift, fixed or by the number of tokens; (n + 1,) float64."""
         _, h, w = self.latent_shape(height, width)
-        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-        shift = calculate_shift((h // 2) * (w // 2), *(self.scheduler.config[name] for name in names))
-        self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_sampling_steps, num_sampling_steps), mu=shift)
-        return self.scheduler.sigmas.double()
+        return schedule.euler_grid(self.scheduler, num_sampling_steps, schedule.shift_by_size(self.scheduler, (h // 2) * (w // 2)))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(c, h, w); sides must be multiples of 2x2 latents."""
@@ -154,6 +143,4 @@ def _check(folder: FilePath, parts: Mapping[str, Any]) -> None:
     channels, latents = parts["transformer"].config["in_channels"], parts["vae"].config["latent_channels"]
     if channels != 4 * latents:
         raise DirectAlignError(f"{folder / 'transformer'}: takes {channels} channels, text-to-image needs 4 x {latents}: give a plain FLUX model in model.path")
-    for name in ("stochastic_sampling", "invert_sigmas"):
-        if parts["scheduler"].config.get(name):
-            raise DirectAlignError(f"{folder / 'scheduler'}: {name} is on, sampling here is plain Euler: set it to false")
+    schedule.check_euler(folder, parts["scheduler"])

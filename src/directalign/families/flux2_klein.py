@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from .. import config
@@ -24,7 +24,6 @@ from . import autoencoder, packing, schedule, tuning
 from .parts import dtypes_of, load_parts, read_json
 from .passes import autocast, guided
 from .prompt_encoder import PromptEncoder
-from .quantized import placed
 from .source import Source
 
 PARTS = {
@@ -55,21 +54,16 @@ class Flux2Klein:
         _check(source.folder, parts)
         self.is_distilled = bool(read_json(source.folder / "model_index.json").get("is_distilled", False))
         self.tokenizer, self.scheduler = parts["tokenizer"], parts["scheduler"]
-        self.vae: AutoencoderKLFlux2 = parts["vae"].to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
+        self.vae: AutoencoderKLFlux2 = autoencoder.ready(parts["vae"], model, device)
         self.block = 2 * 2 ** (len(self.vae.config["block_out_channels"]) - 1)
-        self.denoiser: nn.Module = placed(parts["transformer"], model, device)
         self.default_size = (self.vae.config["sample_size"],) * 2
-        tuning.make_trainable(self.denoiser, model, self.lora_targets, seed)
-        if model.gradient_checkpointing:
-            parts["transformer"].enable_gradient_checkpointing()
-            self.vae.enable_gradient_checkpointing()
+        self.denoiser = tuning.ready(parts["transformer"], model, self.lora_targets, device, seed)
         self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts}, self._embed, device, model.text_encoders)
         self.empty_prompt = self.prompts([""])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensor `sequence` (b, 512, d) of the three layers side by side, for the prompts and for the empty prompt."""
-        empty = {key: tensor.expand(len(prompts), *tensor.shape[1:]) for key, tensor in self.empty_prompt.items()}
-        return Conditioning(tuple(prompts), self.prompts(prompts), unconditional=empty)
+        return self.prompts.conditioning(prompts, self.empty_prompt)
 
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
         text_encoder: Any = self.prompts.modules["text_encoder"]

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..types import Conditioning
 from .embedding_cache import EmbeddingCache, fingerprint_of
 
 Embed = Callable[[list[str]], dict[str, Tensor]]
@@ -41,6 +42,11 @@ class PromptEncoder:
             return {name: padded([row[name] for row in rows]).to(self.device) for name in rows[0]}
         with self._at_work():
             return self.embed(list(prompts))
+
+    def conditioning(self, prompts: Sequence[str], empty: Mapping[str, Tensor]) -> Conditioning:
+        """What the network is told of the prompts, and of the one prompt `empty` (1, ...) in its unguided pass."""
+        unconditional = {name: tensor.expand(len(prompts), *tensor.shape[1:]) for name, tensor in empty.items()}
+        return Conditioning(tuple(prompts), self(prompts), unconditional)
 
     @torch.no_grad()
     def store(self, prompts: Sequence[str], folder: Path, show: Callable[[list[str]], Iterable[str]] = iter) -> list[str]:

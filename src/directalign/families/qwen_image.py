@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import config
 from ..core.prediction import classifier_free
@@ -23,7 +23,6 @@ from . import autoencoder, frame_autoencoder, packing, schedule, tuning
 from .parts import dtypes_of, load_parts
 from .passes import autocast, guided
 from .prompt_encoder import PromptEncoder
-from .quantized import placed
 from .source import Source
 
 PARTS = {
@@ -54,21 +53,17 @@ class QwenImage:
         _check(source.folder, parts)
         self.tokenizer, self.scheduler = parts["tokenizer"], parts["scheduler"]
         self.vae: AutoencoderKLQwenImage = parts["vae"].to(device)
-        self.denoiser: nn.Module = placed(parts["transformer"], model, device)
         library: Any = QwenImagePipeline(**parts)
         self.template, self.dropped = library.prompt_template_encode, library.prompt_template_encode_start_idx
         self.downscaling = library.vae_scale_factor
         self.default_size = (library.default_sample_size * self.downscaling,) * 2
-        tuning.make_trainable(self.denoiser, model, self.lora_targets, seed)
-        if model.gradient_checkpointing:
-            parts["transformer"].enable_gradient_checkpointing()
+        self.denoiser = tuning.ready(parts["transformer"], model, self.lora_targets, device, seed)
         self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts}, self._embed, device, model.text_encoders)
         self.empty_prompt = self.prompts([UNCONDITIONAL])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensors `sequence` (b, tokens, d) and its `mask` (b, tokens) of true and false, for the prompts and for a space."""
-        empty = {key: tensor.expand(len(prompts), *tensor.shape[1:]) for key, tensor in self.empty_prompt.items()}
-        return Conditioning(tuple(prompts), self.prompts(prompts), unconditional=empty)
+        return self.prompts.conditioning(prompts, self.empty_prompt)
 
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
         text_encoder: Any = self.prompts.modules["text_encoder"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import config
 from ..core.path import DdpmTable
@@ -21,7 +21,6 @@ from . import autoencoder, ddpm, tuning
 from .parts import dtypes_of, load_parts
 from .passes import autocast, guided
 from .prompt_encoder import PromptEncoder
-from .quantized import placed
 from .source import Source
 
 PARTS = {"tokenizer": None, "text_encoder": None, "unet": UNet2DConditionModel, "vae": AutoencoderKL, "scheduler": SchedulerMixin}
@@ -38,25 +37,20 @@ class StableDiffusion:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
         self.tokenizer = parts["tokenizer"]
-        self.vae: AutoencoderKL = parts["vae"].to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
-        self.denoiser: nn.Module = placed(parts["unet"], model, device)
+        self.vae: AutoencoderKL = autoencoder.ready(parts["vae"], model, device)
         self.scheduler = ddpm.ddim(source.folder / "scheduler", parts["scheduler"])
         self.prediction: PredictionName = ddpm.PREDICTIONS[self.scheduler.config["prediction_type"]]
         self.levels = DdpmTable(self.scheduler.alphas_cumprod)
         self.default_size = ddpm.default_size(parts["unet"], self.vae)
         self.multiple = ddpm.multiple(parts["unet"], self.vae)
         ddpm.check_channels(source.folder, parts["unet"], self.vae)
-        tuning.make_trainable(self.denoiser, model, self.lora_targets, seed)
-        if model.gradient_checkpointing:
-            parts["unet"].enable_gradient_checkpointing()
-            self.vae.enable_gradient_checkpointing()
+        self.denoiser = tuning.ready(parts["unet"], model, self.lora_targets, device, seed)
         self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts}, self._embed, device, model.text_encoders)
         self.empty_prompt = self.prompts([""])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensor `sequence` (b, tokens, d) from CLIP, for the prompts and for the empty prompt."""
-        empty = {"sequence": self.empty_prompt["sequence"].expand(len(prompts), -1, -1)}
-        return Conditioning(tuple(prompts), self.prompts(prompts), unconditional=empty)
+        return self.prompts.conditioning(prompts, self.empty_prompt)
 
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
         text_encoder: Any = self.prompts.modules["text_encoder"]

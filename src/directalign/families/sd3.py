@@ -22,7 +22,6 @@ from . import autoencoder, clip_text, schedule, tuning
 from .parts import dtypes_of, load_parts, read_json
 from .passes import autocast, guided
 from .prompt_encoder import PromptEncoder
-from .quantized import placed
 from .source import Source
 
 PARTS = {
@@ -53,23 +52,18 @@ class StableDiffusion3:
         wanted = PARTS | (T5_PARTS if _has_t5(source.folder) else {})
         parts = load_parts(source, self.pipeline, wanted, dtypes_of(wanted, model, self.part))
         self.tokenizers, self.scheduler = [parts[name] for name in wanted if name.startswith("tokenizer")], parts["scheduler"]
-        self.vae: AutoencoderKL = parts["vae"].to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
-        self.denoiser: nn.Module = placed(parts["transformer"], model, device)
+        self.vae: AutoencoderKL = autoencoder.ready(parts["vae"], model, device)
         self.architecture: Mapping[str, Any] = parts["transformer"].config
         self.default_size = (self.architecture["sample_size"] * autoencoder.downscaling(self.vae),) * 2
         self.lora_targets: tuple[str, ...] = ATTENTION + (SECOND_ATTENTION if self.architecture["dual_attention_layers"] else ())
         _check(source.folder, parts)
-        tuning.make_trainable(self.denoiser, model, self.lora_targets, seed)
-        if model.gradient_checkpointing:
-            parts["transformer"].enable_gradient_checkpointing()
-            self.vae.enable_gradient_checkpointing()
+        self.denoiser = tuning.ready(parts["transformer"], model, self.lora_targets, device, seed)
         self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts if name in parts}, self._embed, device, model.text_encoders)
         self.empty_prompt = self.prompts([""])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensors `pooled` (b, d) from both CLIPs and `sequence` (b, tokens, D) from CLIP, then T5, for the prompts and for the empty prompt."""
-        empty = {key: tensor.expand(len(prompts), *tensor.shape[1:]) for key, tensor in self.empty_prompt.items()}
-        return Conditioning(tuple(prompts), self.prompts(prompts), unconditional=empty)
+        return self.prompts.conditioning(prompts, self.empty_prompt)
 
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
         encoders = [self.prompts.modules[name] for name in self.text_parts[:2]]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionXLPipeline, UNet2DConditionModel
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from .. import config
@@ -25,7 +25,6 @@ from . import autoencoder, clip_text, ddpm, tuning
 from .parts import dtypes_of, load_parts, read_json
 from .passes import autocast, guided
 from .prompt_encoder import PromptEncoder
-from .quantized import placed
 from .source import Source
 
 PARTS = {
@@ -52,25 +51,20 @@ class StableDiffusionXL:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part) | _vae_dtype(source.folder, self.dtype))
         self.tokenizers = [parts["tokenizer"], parts["tokenizer_2"]]
-        self.vae: AutoencoderKL = parts["vae"].to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
-        self.denoiser: nn.Module = placed(parts["unet"], model, device)
+        self.vae: AutoencoderKL = autoencoder.ready(parts["vae"], model, device)
         self.scheduler = ddpm.ddim(source.folder / "scheduler", parts["scheduler"])
         self.prediction: PredictionName = ddpm.PREDICTIONS[self.scheduler.config["prediction_type"]]
         self.levels = DdpmTable(self.scheduler.alphas_cumprod)
         self.default_size = ddpm.default_size(parts["unet"], self.vae)
         self.multiple = ddpm.multiple(parts["unet"], self.vae)
         _check(source.folder, parts)
-        tuning.make_trainable(self.denoiser, model, self.lora_targets, seed)
-        if model.gradient_checkpointing:
-            parts["unet"].enable_gradient_checkpointing()
-            self.vae.enable_gradient_checkpointing()
+        self.denoiser = tuning.ready(parts["unet"], model, self.lora_targets, device, seed)
         self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts}, self._embed, device, model.text_encoders)
         self.empty_prompt = self._empty_prompt(source.folder)
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensors `pooled` (b, d) from the second CLIP and `sequence` (b, tokens, D) from both, for the prompts and for the empty prompt."""
-        empty = {key: tensor.expand(len(prompts), *tensor.shape[1:]) for key, tensor in self.empty_prompt.items()}
-        return Conditioning(tuple(prompts), self.prompts(prompts), unconditional=empty)
+        return self.prompts.conditioning(prompts, self.empty_prompt)
 
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
         sequence, said = clip_text.read_both([self.prompts.modules[name] for name in self.text_parts], self.tokenizers, prompts)

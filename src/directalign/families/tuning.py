@@ -21,11 +21,21 @@ from torch import Tensor, nn
 from .. import config
 from ..types import DirectAlignError
 from .parts import check_safetensors, weights_files
+from .quantized import placed
 
 LORA_FILE = "lora.safetensors"
 ADAPTER = "default"
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """What LoRA adapts; layers of a quantised model are among them."""
+
+
+def ready(network: Any, model: config.Model, default_targets: Sequence[str], device: torch.device, seed: int) -> nn.Module:
+    """A frozen network made the denoiser of a run: on its device, in the recipe's bits, with what is trained opened, activations recomputed or kept."""
+    denoiser: Any = placed(network, model, device)
+    make_trainable(denoiser, model, default_targets, seed)
+    if model.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()
+    return denoiser
 
 
 def make_trainable(denoiser: Any, model: config.Model, default_targets: Sequence[str], seed: int) -> None:
