@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import nn
 
 from directalign.config import Model
@@ -31,6 +32,13 @@ def assert_same(ours, theirs):
 
 def test_another_backend_gives_the_same_answer_and_gradient(tiny_flux):
     assert_same(answer(family_of(tiny_flux, attention="_native_math")), answer(family_of(tiny_flux)))
+
+
+def test_the_choice_is_this_networks_alone(tiny_flux):
+    before = _AttentionBackendRegistry.get_active_backend()
+    family = family_of(tiny_flux, attention="_native_math")
+    assert _AttentionBackendRegistry.get_active_backend() == before
+    assert all(block.attn.processor._attention_backend == "_native_math" for block in family.denoiser.transformer_blocks)
 
 
 def test_compiled_blocks_give_the_same_answer_and_gradient(tiny_flux, monkeypatch):

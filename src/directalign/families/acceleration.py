@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
 from .. import config
 from ..types import DirectAlignError
@@ -32,7 +32,8 @@ def _set_attention(denoiser: Any, name: str) -> None:
     if not any(hasattr(module, "_attention_backend") for module in _processors(denoiser)):
         raise DirectAlignError(f"model.attention: {name}, and a {type(denoiser).__name__} chooses its attention itself: leave the key out")
     try:
-        denoiser.set_attention_backend(name)
+        with attention_backend(name):  # the library would change its default for every other network too; here it is put back
+            denoiser.set_attention_backend(name)
     except (ImportError, RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DirectAlignError(f"model.attention: {name} cannot be used here ({reason}): install what it needs, or leave the key out") from error
