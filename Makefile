@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/directalign study demo --out runs/demo
 
 test: setup browser
-	$(BIN)/pytest --cov --cov-report=term:skip-covered
+	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 check: setup
 	$(BIN)/ruff check .
