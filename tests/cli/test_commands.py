@@ -43,9 +43,15 @@ def test_train_hands_on_the_checked_run(command, recipe: Path, heard: list[tuple
 
 
 def test_sample_pairs_every_prompt_with_every_seed(command, recipe: Path, heard: list[tuple[Any, ...]]) -> None:
-    command("sample", "run", "--prompts", "prompts.txt", "--prompt", "extra", "--seed", "1", "--seed", "2", "--num-sampling-steps", "4", "--base", "--out", "o")
+    words = ["--prompts", "prompts.txt", "--prompt", "extra", "--seed", "1", "--seed", "2", "--num-sampling-steps", "4", "--base", "--out", "o"]
+    command("sample", "run", *words)
     prompts = ["extra", "extra", "a red star", "a red star", "a blue circle", "a blue circle"]
-    assert heard == [("sample", Path("run"), prompts, [1, 2, 1, 2, 1, 2], Path("o"), 4, True)]
+    assert heard == [("sample", Path("run"), prompts, [1, 2, 1, 2, 1, 2], Path("o"), {"num_sampling_steps": 4}, True)]
+
+
+def test_sample_overrides_what_the_rollout_names(command, recipe: Path, heard: list[tuple[Any, ...]]) -> None:
+    command("sample", "run", "--prompt", "x", "--cfg-scale", "4.5", "--embedded-guidance", "0", "--height", "64", "--width", "32")
+    assert heard == [("sample", Path("run"), ["x"], [0], Path("images"), {"cfg_scale": 4.5, "embedded_guidance": 0.0, "height": 64, "width": 32}, False)]
 
 
 def test_sample_needs_prompts(command, heard: list[tuple[Any, ...]]) -> None:

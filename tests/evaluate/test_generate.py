@@ -52,7 +52,7 @@ def test_base_weights_of_a_fully_trained_model_are_gone(pipelines: dict[str, Pat
 @pytest.mark.parametrize(("name", "rollout"), [("flux", {}), ("flux", {"shift": 2.0}), ("sd", {"cfg_scale": 2.0})])
 def test_the_recorded_call_makes_the_same_image(pipelines: dict[str, Path], tmp_path: Path, name: str, rollout: dict[str, float]):
     folder = write_run_folder(tmp_path / "run", recipe(name, pipelines[name], "none", **rollout))
-    files = sample_images(folder, PROMPTS[:2], SEEDS[:2], tmp_path / "out", num_sampling_steps=3)
+    files = sample_images(folder, PROMPTS[:2], SEEDS[:2], tmp_path / "out", rollout={"num_sampling_steps": 3})
     record = json.loads((tmp_path / "out" / "images.jsonl").read_text().splitlines()[1])
     image = _run(record["diffusers"]["code"])
     run = recipe(name, pipelines[name], "none", **{**rollout, "num_sampling_steps": 3})
@@ -75,8 +75,19 @@ def test_base_and_trained_differ(pipelines: dict[str, Path], tmp_path: Path):
     folder = write_run_folder(tmp_path / "run", recipe("sd", pipelines["sd"], "none"))
     tuned = sample_images(folder, PROMPTS[:1], [1], tmp_path / "tuned")
     base = sample_images(folder, PROMPTS[:1], [1], tmp_path / "base", base=True)
-    plain = sample_images(pipelines["sd"], PROMPTS[:1], [1], tmp_path / "plain", num_sampling_steps=2)
+    plain = sample_images(pipelines["sd"], PROMPTS[:1], [1], tmp_path / "plain", rollout={"num_sampling_steps": 2})
     assert base[0].read_bytes() == plain[0].read_bytes() != tuned[0].read_bytes()
+
+
+@pytest.mark.parametrize(("name", "rollout"), [("sd", {"cfg_scale": 3.0}), ("flux", {"embedded_guidance": 1.0})])
+def test_a_bare_model_is_sampled_with_the_guidance_and_size_asked_for(pipelines: dict[str, Path], tmp_path: Path, name: str, rollout: dict[str, float]):
+    asked = {"num_sampling_steps": 2, "height": 48, "width": 32, **rollout}
+    files = sample_images(pipelines[name], PROMPTS[:1], [1], tmp_path / "out", asked)
+    image = _run(json.loads((tmp_path / "out" / "images.jsonl").read_text())["diffusers"]["code"])
+    pixels = np.asarray(Image.open(files[0])) / 255
+    assert pixels.shape == (48, 32, 3) and np.abs(pixels - image.permute(1, 2, 0).numpy()).max() < 1 / 255
+    plain = sample_images(pipelines[name], PROMPTS[:1], [1], tmp_path / "plain", {name: asked[name] for name in ("num_sampling_steps", "height", "width")})
+    assert files[0].read_bytes() != plain[0].read_bytes()
 
 
 def test_bad_sources_and_full_folders_get_one_line(pipelines: dict[str, Path], tmp_path: Path):

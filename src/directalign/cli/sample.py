@@ -10,6 +10,8 @@ import typer
 from .errors import one_line_errors
 from .options import Debug
 
+RECIPES = "if not given the recipe's, or for a bare model"
+
 
 def sample(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A run's folder, a diffusers folder, or world:flux.", show_default=False)],
@@ -17,17 +19,23 @@ def sample(
     prompts: Annotated[str | None, typer.Option(metavar="FILE", help="A list of prompts (.txt, .jsonl, .csv, .tsv, .parquet), or world.")] = None,
     seed: Annotated[list[int], typer.Option("--seed", help="Seed of the noise; every prompt is sampled with every seed. Repeatable.")] = [0],  # noqa: B006
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the images.")] = Path("images"),
-    num_sampling_steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; the recipe's if not given.")] = None,
+    num_sampling_steps: Annotated[int | None, typer.Option(min=1, help=f"Sampling steps; {RECIPES}, 25.")] = None,
+    cfg_scale: Annotated[float | None, typer.Option(min=0, help=f"Classifier-free guidance, two passes when not 1; {RECIPES}, 1.")] = None,
+    embedded_guidance: Annotated[float | None, typer.Option(help=f"Guidance fed to the network; {RECIPES}, 3.5 where it takes one.")] = None,
+    height: Annotated[int | None, typer.Option(min=8, help=f"Pixels; {RECIPES}, the size it was made for.")] = None,
+    width: Annotated[int | None, typer.Option(min=8, help=f"Pixels; {RECIPES}, the size it was made for.")] = None,
     base: Annotated[bool, typer.Option("--base", help="Sample the model as it was before training.")] = False,
     debug: Debug = False,
 ) -> None:
     """Sample images from what was trained: PNG files, and images.jsonl with the diffusers call that makes each again."""
     with one_line_errors(debug):
         texts = _prompts(prompt, prompts)
+        asked = {"num_sampling_steps": num_sampling_steps, "cfg_scale": cfg_scale, "embedded_guidance": embedded_guidance, "height": height, "width": width}
+        rollout = {name: value for name, value in asked.items() if value is not None}
         from ..evaluate.sampling import sample_images
 
         pairs = [(text, number) for text in texts for number in seed]
-        for file in sample_images(source, [text for text, _ in pairs], [number for _, number in pairs], out, num_sampling_steps, base):
+        for file in sample_images(source, [text for text, _ in pairs], [number for _, number in pairs], out, rollout, base):
             typer.echo(file)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -27,14 +28,14 @@ FAMILY_OF = {family.pipeline: name for name, family in FAMILIES.items()}
 
 
 def sample_images(
-    source: Path, prompts: Sequence[str], seeds: Sequence[int], out: Path, num_sampling_steps: int | None = None, base: bool = False
+    source: Path, prompts: Sequence[str], seeds: Sequence[int], out: Path, rollout: Mapping[str, Any] | None = None, base: bool = False
 ) -> list[Path]:
     """Write one PNG per prompt-seed pair into `out`, and `images.jsonl` with the diffusers call that makes each again.
 
     Args:
         source: a run's folder, or a model (a diffusers folder, a hub id or world:flux, world:sd, world:sd_v), sampled as it is.
         prompts, seeds: equally long; pair i is image i.
-        num_sampling_steps: None takes the recipe's.
+        rollout: what of `config.Rollout` is to differ from the recipe's, or from a bare model's settings; each name with its value.
         base: sample the model as it was before training.
     Raises:
         DirectAlignError: nothing to sample from, an `out` that holds images already, numbers that do not match.
@@ -42,8 +43,7 @@ def sample_images(
     pairs = Pairs(tuple(prompts), tuple(seeds))
     _claim(out)
     run, trained = run_of(source)
-    if num_sampling_steps is not None:
-        run = run.model_copy(update={"rollout": run.rollout.model_copy(update={"num_sampling_steps": num_sampling_steps})})
+    run = run.model_copy(update={"rollout": run.rollout.model_copy(update=dict(rollout or {}))})
     trained = None if base else trained
     family = trained_family(run, trained)
     images = generate(family, pairs.prompts, pairs.seeds, run.rollout, batch_size=1)
@@ -64,7 +64,7 @@ def run_of(source: Path) -> tuple[config.Run, Path | None]:
 
 
 def _bare_recipe(path: str, folder: Path, family: str) -> config.Run:
-    """Sampling settings for a model that no run is behind: 25 steps, guidance 3.5 where the network takes it."""
+    """Sampling settings for a model that no run is behind: 25 steps, no classifier-free guidance, embedded guidance 3.5 where the network takes it."""
     part = folder / FAMILIES[family].part / "config.json"
     guidance = 3.5 if read_json(part).get("guidance_embeds") else None
     given = {
