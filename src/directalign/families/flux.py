@@ -41,6 +41,7 @@ class Flux:
     path: PathName = "flow"
     prediction: PredictionName = "velocity"
     pipeline, part, text_parts = "FluxPipeline", "transformer", ("text_encoder", "text_encoder_2")
+    parts: Mapping[str, Any] = PARTS
     lora_targets: tuple[str, ...] = ATTENTION + FEED_FORWARD
 
     def __init__(self, source: Source, model: config.Model, device: torch.device, seed: int) -> None:
@@ -51,10 +52,20 @@ class Flux:
         self.embeds_guidance = bool(parts["transformer"].config["guidance_embeds"])
         self.max_sequence_length = _max_sequence_length(source.folder)
         self.default_size = (self.vae.config["sample_size"],) * 2
-        _check(source.folder, parts)
+        self.check(source.folder, parts)
         self.denoiser = tuning.ready(parts["transformer"], model, self.lora_targets, device, seed)
         self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts}, self._embed, device, model.text_encoders)
         self.empty_prompt = self.prompts([""])
+
+    @staticmethod
+    def check(folder: FilePath, parts: Mapping[str, Any]) -> None:
+        """A plain FLUX, sampled by plain Euler: asks the configs of these parts of `folder` alone; anything else is an error that names the file."""
+        channels, latents = parts["transformer"].config["in_channels"], parts["vae"].config["latent_channels"]
+        if channels != 4 * latents:
+            raise DirectAlignError(
+                f"{folder / 'transformer'}: takes {channels} channels, text-to-image needs 4 x {latents}: give a plain FLUX model in model.path"
+            )
+        schedule.check_euler(folder, parts["scheduler"])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensors `pooled` (b, d) from CLIP and `sequence` (b, tokens, D) from T5, for the prompts and for the empty prompt."""
@@ -137,10 +148,3 @@ def _max_sequence_length(folder: FilePath) -> int:
     if not isinstance(length, int) or length < 1:
         raise DirectAlignError(f"{file}: max_sequence_length is {length!r}: give a whole number of tokens, or leave it out for 512")
     return length
-
-
-def _check(folder: FilePath, parts: Mapping[str, Any]) -> None:
-    channels, latents = parts["transformer"].config["in_channels"], parts["vae"].config["latent_channels"]
-    if channels != 4 * latents:
-        raise DirectAlignError(f"{folder / 'transformer'}: takes {channels} channels, text-to-image needs 4 x {latents}: give a plain FLUX model in model.path")
-    schedule.check_euler(folder, parts["scheduler"])

@@ -46,12 +46,13 @@ class Flux2Klein:
     path: PathName = "flow"
     prediction: PredictionName = "velocity"
     pipeline, part, text_parts = "Flux2KleinPipeline", "transformer", ("text_encoder",)
+    parts: Mapping[str, Any] = PARTS
     lora_targets: tuple[str, ...] = ATTENTION + FEED_FORWARD
 
     def __init__(self, source: Source, model: config.Model, device: torch.device, seed: int) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
-        _check(source.folder, parts)
+        self.check(source.folder, parts)
         self.is_distilled = bool(read_json(source.folder / "model_index.json").get("is_distilled", False))
         self.tokenizer, self.scheduler = parts["tokenizer"], parts["scheduler"]
         self.vae: AutoencoderKLFlux2 = autoencoder.ready(parts["vae"], model, device)
@@ -60,6 +61,23 @@ class Flux2Klein:
         self.denoiser = tuning.ready(parts["transformer"], model, self.lora_targets, device, seed)
         self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts}, self._embed, device, model.text_encoders)
         self.empty_prompt = self.prompts([""])
+
+    @staticmethod
+    def check(folder: FilePath, parts: Mapping[str, Any]) -> None:
+        """A FLUX.2 klein, sampled by plain Euler: asks the configs of these parts of `folder` alone; anything else is an error that names the file."""
+        network, channels = parts["transformer"].config, parts["vae"].config["latent_channels"]
+        if network["in_channels"] != 4 * channels:
+            raise DirectAlignError(
+                f"{folder / 'transformer'}: takes {network['in_channels']} channels, the VAE gives 4 x {channels}: give a FLUX.2 klein in model.path"
+            )
+        if network["guidance_embeds"]:
+            raise DirectAlignError(f"{folder / 'transformer'}: guidance_embeds is on, which FLUX.2 klein has no use for: give a FLUX.2 klein in model.path")
+        layers = parts["text_encoder"].config.num_hidden_layers
+        if layers < max(TEXT_LAYERS):
+            raise DirectAlignError(
+                f"{folder / 'text_encoder'}: has {layers} layers, the prompt is read from layers {TEXT_LAYERS}: give a FLUX.2 klein in model.path"
+            )
+        schedule.check_euler(folder, parts["scheduler"])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensor `sequence` (b, 512, d) of the three layers side by side, for the prompts and for the empty prompt."""
@@ -136,19 +154,3 @@ def _scale(vae: AutoencoderKLFlux2) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel of a block, from the VAE's batch norm."""
     norm: Any = vae.bn
     return norm.running_mean.float().view(1, -1, 1, 1), (norm.running_var.float() + vae.config["batch_norm_eps"]).sqrt().view(1, -1, 1, 1)
-
-
-def _check(folder: FilePath, parts: Mapping[str, Any]) -> None:
-    network, channels = parts["transformer"].config, parts["vae"].config["latent_channels"]
-    if network["in_channels"] != 4 * channels:
-        raise DirectAlignError(
-            f"{folder / 'transformer'}: takes {network['in_channels']} channels, the VAE gives 4 x {channels}: give a FLUX.2 klein in model.path"
-        )
-    if network["guidance_embeds"]:
-        raise DirectAlignError(f"{folder / 'transformer'}: guidance_embeds is on, which FLUX.2 klein has no use for: give a FLUX.2 klein in model.path")
-    layers = parts["text_encoder"].config.num_hidden_layers
-    if layers < max(TEXT_LAYERS):
-        raise DirectAlignError(
-            f"{folder / 'text_encoder'}: has {layers} layers, the prompt is read from layers {TEXT_LAYERS}: give a FLUX.2 klein in model.path"
-        )
-    schedule.check_euler(folder, parts["scheduler"])

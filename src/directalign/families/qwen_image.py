@@ -45,12 +45,13 @@ class QwenImage:
     path: PathName = "flow"
     prediction: PredictionName = "velocity"
     pipeline, part, text_parts = "QwenImagePipeline", "transformer", ("text_encoder",)
+    parts: Mapping[str, Any] = PARTS
     lora_targets: tuple[str, ...] = ATTENTION + FEED_FORWARD
 
     def __init__(self, source: Source, model: config.Model, device: torch.device, seed: int) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
-        _check(source.folder, parts)
+        self.check(source.folder, parts)
         self.tokenizer, self.scheduler = parts["tokenizer"], parts["scheduler"]
         self.vae: AutoencoderKLQwenImage = parts["vae"].to(device)
         library: Any = QwenImagePipeline(**parts)
@@ -60,6 +61,21 @@ class QwenImage:
         self.denoiser = tuning.ready(parts["transformer"], model, self.lora_targets, device, seed)
         self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts}, self._embed, device, model.text_encoders)
         self.empty_prompt = self.prompts([UNCONDITIONAL])
+
+    @staticmethod
+    def check(folder: FilePath, parts: Mapping[str, Any]) -> None:
+        """A plain Qwen-Image, sampled by plain Euler: asks the configs of these parts of `folder` alone; anything else is an error that names the file."""
+        network, channels = parts["transformer"].config, parts["vae"].config["z_dim"]
+        if network["in_channels"] != 4 * channels:
+            raise DirectAlignError(
+                f"{folder / 'transformer'}: takes {network['in_channels']} channels, text-to-image needs 4 x {channels}: give a plain Qwen-Image in model.path"
+            )
+        for name in ("guidance_embeds", "use_additional_t_cond"):
+            if network.get(name):
+                raise DirectAlignError(
+                    f"{folder / 'transformer'}: {name} is on, which plain text-to-image has no input for: give a plain Qwen-Image in model.path"
+                )
+        schedule.check_euler(folder, parts["scheduler"])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensors `sequence` (b, tokens, d) and its `mask` (b, tokens) of true and false, for the prompts and for a space."""
@@ -129,15 +145,3 @@ def _with_norm_of_conditional(cond: Latents, uncond: Latents, scale: float) -> L
     """Classifier-free guidance, each 2x2 block of latents scaled to the norm that it has under the prompt alone."""
     tokens, own = packing.pack(classifier_free(cond, uncond, scale)), packing.pack(cond)
     return packing.unpack(tokens * (own.norm(dim=-1, keepdim=True) / tokens.norm(dim=-1, keepdim=True)), *cond.shape[2:])
-
-
-def _check(folder: FilePath, parts: Mapping[str, Any]) -> None:
-    network, channels = parts["transformer"].config, parts["vae"].config["z_dim"]
-    if network["in_channels"] != 4 * channels:
-        raise DirectAlignError(
-            f"{folder / 'transformer'}: takes {network['in_channels']} channels, text-to-image needs 4 x {channels}: give a plain Qwen-Image in model.path"
-        )
-    for name in ("guidance_embeds", "use_additional_t_cond"):
-        if network.get(name):
-            raise DirectAlignError(f"{folder / 'transformer'}: {name} is on, which plain text-to-image has no input for: give a plain Qwen-Image in model.path")
-    schedule.check_euler(folder, parts["scheduler"])

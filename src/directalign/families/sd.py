@@ -31,11 +31,13 @@ class StableDiffusion:
 
     path: PathName = "vp"
     pipeline, part, text_parts = "StableDiffusionPipeline", "unet", ("text_encoder",)
+    parts: Mapping[str, Any] = PARTS
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __init__(self, source: Source, model: config.Model, device: torch.device, seed: int) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
+        self.check(source.folder, parts)
         self.tokenizer = parts["tokenizer"]
         self.vae: AutoencoderKL = autoencoder.ready(parts["vae"], model, device)
         self.scheduler = ddpm.ddim(source.folder / "scheduler", parts["scheduler"])
@@ -43,10 +45,15 @@ class StableDiffusion:
         self.levels = DdpmTable(self.scheduler.alphas_cumprod)
         self.default_size = ddpm.default_size(parts["unet"], self.vae)
         self.multiple = ddpm.multiple(parts["unet"], self.vae)
-        ddpm.check_channels(source.folder, parts["unet"], self.vae)
         self.denoiser = tuning.ready(parts["unet"], model, self.lora_targets, device, seed)
         self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts}, self._embed, device, model.text_encoders)
         self.empty_prompt = self.prompts([""])
+
+    @staticmethod
+    def check(folder: FilePath, parts: Mapping[str, Any]) -> None:
+        """A plain SD with a DDPM table: asks the configs of these parts of `folder` alone; anything else is an error that names the file."""
+        ddpm.ddim(folder / "scheduler", parts["scheduler"])
+        ddpm.check_channels(folder, parts["unet"], parts["vae"])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensor `sequence` (b, tokens, d) from CLIP, for the prompts and for the empty prompt."""

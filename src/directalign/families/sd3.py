@@ -46,6 +46,7 @@ class StableDiffusion3:
     path: PathName = "flow"
     prediction: PredictionName = "velocity"
     pipeline, part, text_parts = "StableDiffusion3Pipeline", "transformer", ("text_encoder", "text_encoder_2", "text_encoder_3")
+    parts: Mapping[str, Any] = PARTS | T5_PARTS
 
     def __init__(self, source: Source, model: config.Model, device: torch.device, seed: int) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
@@ -56,10 +57,18 @@ class StableDiffusion3:
         self.architecture: Mapping[str, Any] = parts["transformer"].config
         self.default_size = (self.architecture["sample_size"] * autoencoder.downscaling(self.vae),) * 2
         self.lora_targets: tuple[str, ...] = ATTENTION + (SECOND_ATTENTION if self.architecture["dual_attention_layers"] else ())
-        _check(source.folder, parts)
+        self.check(source.folder, parts)
         self.denoiser = tuning.ready(parts["transformer"], model, self.lora_targets, device, seed)
         self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts if name in parts}, self._embed, device, model.text_encoders)
         self.empty_prompt = self.prompts([""])
+
+    @staticmethod
+    def check(folder: FilePath, parts: Mapping[str, Any]) -> None:
+        """A plain SD3, sampled by plain Euler: asks the configs of these parts of `folder` alone; anything else is an error that names the file."""
+        channels, latents = parts["transformer"].config["in_channels"], parts["vae"].config["latent_channels"]
+        if channels != latents:
+            raise DirectAlignError(f"{folder / 'transformer'}: takes {channels} channels, text-to-image needs {latents}: give a plain SD3 model in model.path")
+        schedule.check_euler(folder, parts["scheduler"])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensors `pooled` (b, d) from both CLIPs and `sequence` (b, tokens, D) from CLIP, then T5, for the prompts and for the empty prompt."""
@@ -137,10 +146,3 @@ class StableDiffusion3:
 def _has_t5(folder: FilePath) -> bool:
     library, _ = read_json(folder / "model_index.json").get("text_encoder_3") or (None, None)
     return library is not None
-
-
-def _check(folder: FilePath, parts: Mapping[str, Any]) -> None:
-    channels, latents = parts["transformer"].config["in_channels"], parts["vae"].config["latent_channels"]
-    if channels != latents:
-        raise DirectAlignError(f"{folder / 'transformer'}: takes {channels} channels, text-to-image needs {latents}: give a plain SD3 model in model.path")
-    schedule.check_euler(folder, parts["scheduler"])

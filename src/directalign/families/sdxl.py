@@ -45,6 +45,7 @@ class StableDiffusionXL:
 
     path: PathName = "vp"
     pipeline, part, text_parts = "StableDiffusionXLPipeline", "unet", ("text_encoder", "text_encoder_2")
+    parts: Mapping[str, Any] = PARTS
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __init__(self, source: Source, model: config.Model, device: torch.device, seed: int) -> None:
@@ -57,10 +58,30 @@ class StableDiffusionXL:
         self.levels = DdpmTable(self.scheduler.alphas_cumprod)
         self.default_size = ddpm.default_size(parts["unet"], self.vae)
         self.multiple = ddpm.multiple(parts["unet"], self.vae)
-        _check(source.folder, parts)
+        self.check(source.folder, parts)
         self.denoiser = tuning.ready(parts["unet"], model, self.lora_targets, device, seed)
         self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts}, self._embed, device, model.text_encoders)
         self.empty_prompt = self._empty_prompt(source.folder)
+
+    @staticmethod
+    def check(folder: FilePath, parts: Mapping[str, Any]) -> None:
+        """A base SDXL with a DDPM table: asks the configs of these parts of `folder` alone; anything else is an error that names the file."""
+        ddpm.ddim(folder / "scheduler", parts["scheduler"])
+        unet, vae = parts["unet"].config, parts["vae"].config
+        ddpm.check_channels(folder, parts["unet"], parts["vae"])
+        if unet["addition_embed_type"] != "text_time":
+            raise DirectAlignError(f"{folder / 'unet'}: addition_embed_type is {unet['addition_embed_type']}, SDXL's is text_time: set model.family to match")
+        if unet["time_cond_proj_dim"] is not None:
+            raise DirectAlignError(
+                f"{folder / 'unet'}: takes its guidance as an input (time_cond_proj_dim), as distilled models do: give the model it was made from"
+            )
+        width, told = unet["projection_class_embeddings_input_dim"], TIME_IDS * unet["addition_time_embed_dim"] + parts["text_encoder_2"].config.projection_dim
+        if width != told:
+            raise DirectAlignError(
+                f"{folder / 'unet'}: takes {width} numbers beside the prompt, SDXL has {told} to tell: refiners are not read, give a base model"
+            )
+        if vae.get("latents_mean") is not None:
+            raise DirectAlignError(f"{folder / 'vae'}: shifts its latents by channel (latents_mean): only SDXL's plain scaling_factor is read")
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensors `pooled` (b, d) from the second CLIP and `sequence` (b, tokens, D) from both, for the prompts and for the empty prompt."""
@@ -122,19 +143,3 @@ class StableDiffusionXL:
 def _vae_dtype(folder: FilePath, dtype: torch.dtype) -> dict[str, torch.dtype]:
     """SDXL's own VAE overflows in half precision and says so, as does one that says nothing; the repaired ones say it is off."""
     return {"vae": torch.float32 if read_json(folder / "vae/config.json").get("force_upcast", True) else dtype}
-
-
-def _check(folder: FilePath, parts: Mapping[str, Any]) -> None:
-    unet, vae = parts["unet"].config, parts["vae"].config
-    ddpm.check_channels(folder, parts["unet"], parts["vae"])
-    if unet["addition_embed_type"] != "text_time":
-        raise DirectAlignError(f"{folder / 'unet'}: addition_embed_type is {unet['addition_embed_type']}, SDXL's is text_time: set model.family to match")
-    if unet["time_cond_proj_dim"] is not None:
-        raise DirectAlignError(
-            f"{folder / 'unet'}: takes its guidance as an input (time_cond_proj_dim), as distilled models do: give the model it was made from"
-        )
-    width, told = unet["projection_class_embeddings_input_dim"], TIME_IDS * unet["addition_time_embed_dim"] + parts["text_encoder_2"].config.projection_dim
-    if width != told:
-        raise DirectAlignError(f"{folder / 'unet'}: takes {width} numbers beside the prompt, SDXL has {told} to tell: refiners are not read, give a base model")
-    if vae.get("latents_mean") is not None:
-        raise DirectAlignError(f"{folder / 'vae'}: shifts its latents by channel (latents_mean): only SDXL's plain scaling_factor is read")

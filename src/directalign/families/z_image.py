@@ -43,18 +43,31 @@ class ZImage:
     path: PathName = "flow"
     prediction: PredictionName = "velocity"
     pipeline, part, text_parts = "ZImagePipeline", "transformer", ("text_encoder",)
+    parts: Mapping[str, Any] = PARTS
     lora_targets: tuple[str, ...] = ATTENTION + FEED_FORWARD
 
     def __init__(self, source: Source, model: config.Model, device: torch.device, seed: int) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
-        _check(source.folder, parts)
+        self.check(source.folder, parts)
         self.tokenizer, self.scheduler = parts["tokenizer"], parts["scheduler"]
         self.vae: AutoencoderKL = autoencoder.ready(parts["vae"], model, device)
         self.default_size = (self.vae.config["sample_size"],) * 2
         self.denoiser = tuning.ready(parts["transformer"], model, self.lora_targets, device, seed)
         self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts}, self._embed, device, model.text_encoders)
         self.empty_prompt = self.prompts([""])
+
+    @staticmethod
+    def check(folder: FilePath, parts: Mapping[str, Any]) -> None:
+        """A plain Z-Image, sampled by plain Euler: asks the configs of these parts of `folder` alone; anything else is an error that names the file."""
+        network, channels = parts["transformer"].config, parts["vae"].config["latent_channels"]
+        if network["in_channels"] != channels:
+            raise DirectAlignError(
+                f"{folder / 'transformer'}: takes {network['in_channels']} channels, the VAE has {channels}: give a plain Z-Image in model.path"
+            )
+        if network.get("siglip_feat_dim") is not None:
+            raise DirectAlignError(f"{folder / 'transformer'}: reads images too (siglip_feat_dim), which is not supported: give a plain Z-Image in model.path")
+        schedule.check_euler(folder, parts["scheduler"])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensors `sequence` (b, tokens, d) and its `mask` (b, tokens) of true and false, for the prompts and for the empty prompt."""
@@ -113,12 +126,3 @@ class ZImage:
     def save(self, folder: FilePath) -> None:
         """`lora.safetensors` for ZImagePipeline.load_lora_weights, or `transformer/`."""
         tuning.save(self.denoiser, folder, self.part, ZImagePipeline)
-
-
-def _check(folder: FilePath, parts: Mapping[str, Any]) -> None:
-    network, channels = parts["transformer"].config, parts["vae"].config["latent_channels"]
-    if network["in_channels"] != channels:
-        raise DirectAlignError(f"{folder / 'transformer'}: takes {network['in_channels']} channels, the VAE has {channels}: give a plain Z-Image in model.path")
-    if network.get("siglip_feat_dim") is not None:
-        raise DirectAlignError(f"{folder / 'transformer'}: reads images too (siglip_feat_dim), which is not supported: give a plain Z-Image in model.path")
-    schedule.check_euler(folder, parts["scheduler"])
