@@ -53,6 +53,15 @@ def quantize(denoiser: Any, quantization: str, device: torch.device, home: torch
     denoiser.is_loaded_in_4bit = quantization == "4bit"  # tells peft to take its own layers for bitsandbytes
 
 
+def check_quantization(quantization: str) -> None:
+    """The library that rounds is installed; 8bit needs none."""
+    if quantization == "4bit":
+        try:
+            import bitsandbytes  # noqa: F401
+        except ImportError:
+            raise DirectAlignError("model.quantization: 4bit needs bitsandbytes: pip install 'bitsandbytes>=0.46', or set 8bit, which does not") from None
+
+
 def is_quantized(layer: str, shape: Sequence[int]) -> bool:
     """Whether a layer of this name and weight shape is: a matrix of a repeated block, such as `blocks.3.attn.to_q`."""
     return len(shape) == 2 and math.prod(shape) >= SMALLEST and any(piece.isdigit() for piece in layer.split("."))
@@ -74,10 +83,9 @@ def _layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def _linear_4bit(layer: nn.Linear, device: torch.device) -> nn.Module:
-    try:
-        import bitsandbytes as bnb
-    except ImportError:
-        raise DirectAlignError("model.quantization 4bit needs bitsandbytes: pip install 'bitsandbytes>=0.46', or set 8bit, which does not") from None
+    check_quantization("4bit")
+    import bitsandbytes as bnb
+
     settings: dict[str, Any] = {"compress_statistics": True, "quant_type": "nf4"}
     with torch.device("meta"):
         rounded: Any = bnb.nn.Linear4bit(layer.in_features, layer.out_features, layer.bias is not None, layer.weight.dtype, **settings)
