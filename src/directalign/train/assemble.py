@@ -40,10 +40,14 @@ def run(run: config.Run, out: Path, resume: bool) -> Path:
     with joined() as ranks, _disk_errors(out):
         resume = resume or ranks.any(ranks.attempt > 0 and ranks.is_main and (out / "run.yaml").exists())
         if ranks.is_main:
-            folder.claim(out, resume)
+            folder.check(out, resume)
         ranks.wait()
         random_state.seed_all(run.seed)
-        train_loaded(run, out, resume, ranks, _load(run, ranks))
+        loaded = _load(run, ranks)
+        if ranks.is_main:
+            folder.make(out)  # only now: what cannot be loaded leaves no folder behind
+        ranks.wait()
+        train_loaded(run, out, resume, ranks, loaded)
         if ranks.is_main:
             write_page(out)
     return out
