@@ -56,7 +56,8 @@ def with_blocks(part: Part, counts: Counts) -> Part:
     if part.class_name == "UNet2DConditionModel":
         most = counts["deepest"]
         return part.changed(transformer_layers_per_block=[min(depth, most) if depth < FEWEST + 1 else most for depth in _depths(part.config)])
-    return part.changed(**counts)
+    kinds = part.config.get("layer_types")  # transformers may list what each layer is
+    return part.changed(**counts) if kinds is None else part.changed(**counts, layer_types=kinds[: counts["num_hidden_layers"]])
 
 
 def _depths(config: dict[str, Any]) -> list[int]:
