@@ -21,12 +21,13 @@ CLIP_TOKENS = 77
 
 @dataclass(frozen=True)
 class Geometry:
-    """Of one checkpoint: pixels per latent along a side, `multiple` of both sides, default size, channels of a latent."""
+    """Of one checkpoint: pixels per latent along a side, `multiple` of both sides, default size, channels of a latent, `largest` side (None: any)."""
 
     downscaling: int
     multiple: int
     default_size: tuple[int, int]
     channels: int
+    largest: int | None = None
 
     def latents(self, b: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """(b, c, h, w) for images of `size`."""
@@ -43,7 +44,8 @@ def geometry(run: config.Run, found: Architecture) -> Geometry:
         return Geometry(downscaling, 2 ** (len(unet["block_out_channels"]) - 1) * downscaling, _side(unet["sample_size"], downscaling), channels)
     if family == "sd3":
         network = found.parts["transformer"].config
-        return Geometry(downscaling, network.get("patch_size", 2) * downscaling, _side(network["sample_size"], downscaling), channels)
+        patch, most = network.get("patch_size", 2) * downscaling, network.get("pos_embed_max_size", 96)
+        return Geometry(downscaling, patch, _side(network["sample_size"], downscaling), channels, most and most * patch)
     default = _side(QWEN_SIDE, downscaling) if family == "qwen_image" else _side(vae["sample_size"], 1)
     return Geometry(downscaling, 2 * downscaling, default, channels)
 

@@ -14,6 +14,7 @@ from ..memory import Estimate, Place, binary, estimate, remedies, this_machine
 from ..memory.architecture import model_architecture
 from ..memory.geometry import geometry, image_size
 from ..types import DirectAlignError
+from .checkpoint import check_checkpoint, check_here, fetch
 from .recipe import check_method, check_moves, check_reward, check_steps, unread
 from .surroundings import check_data, check_disk, check_model, readable
 
@@ -30,23 +31,27 @@ class Plan:
 
 
 def survey(run: config.Run, out: Path, place: Place, online: bool = False) -> Plan:
-    """Check a run and its surroundings, and estimate its memory at `place`. Loads no weight, writes nothing, downloads nothing.
+    """Check a run and its surroundings, and estimate its memory at `place`. Loads no weight, writes nothing in `out`.
 
-    Data sets on the hub are read when `online`. Raises DirectAlignError at the first mistake; too little memory is none.
+    When `online`, the configs of models on the hub are downloaded, and data sets there are read. Raises DirectAlignError at
+    the first mistake; too little memory is none.
     """
     check_reward(run)
     check_method(run)
     check_steps(run)
+    fetch(run, online)
     model = model_architecture(run.model)
+    check_checkpoint(run.model, model)
     of = geometry(run, model)
     check_model(run, model, of)
+    lacking = check_here(run.model, model, online) if place.is_here else []
     data, warnings = check_data(run, place.ranks, online)
     memory = estimate(run, place)
     height, width = image_size(run, of)
     disk, small = _disk(run, out, memory)
     state = f", {model.state}" if model.state else ""
     findings = [("model", f"{run.model.path}{state}, {run.model.tune}, {height}x{width}"), *data, ("output", f"{out}, {disk}")]
-    return Plan(tuple(findings), (*unread(run.method), *warnings, *memory.doubts, *small), memory)
+    return Plan(tuple(findings), (*unread(run.method), *lacking, *warnings, *memory.doubts, *small), memory)
 
 
 def _disk(run: config.Run, out: Path, memory: Estimate) -> tuple[str, list[str]]:

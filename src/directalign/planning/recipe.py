@@ -6,7 +6,7 @@ from .. import config, hub
 from ..core import moves
 from ..families.loading import FAMILIES
 from ..methods import drtune, flow_grpo, leapalign
-from ..rewards import load_reward, require_gradient
+from ..rewards import clip_like, load_reward, require_gradient
 from ..types import DirectAlignError
 from ..world.assets import resolve
 
@@ -21,12 +21,21 @@ def check_reward(run: config.Run) -> None:
     if reward.name == "clip":
         if reward.path is None:
             raise DirectAlignError("reward.path: missing; reward.name: clip needs a CLIPModel folder, or world:reward")
-        if not hub.is_hub_id(reward.path) and not resolve(reward.path).is_dir():
-            raise DirectAlignError(f"reward.path: {reward.path}: no such folder; give a CLIPModel folder, a hub id (owner/name), or world:reward")
+        if not hub.is_hub_id(reward.path):
+            _check_clip(reward.path, reward.processor)
     if reward.name == "python":
         black_box = load_reward(reward)
         if not isinstance(run.method, config.FlowGRPO):
             require_gradient(black_box, run.method.name)
+
+
+def _check_clip(path: str, processor: str | None) -> None:
+    """A folder holds a CLIPModel with its tokenizer and image settings, or another one brings those."""
+    if not resolve(path).is_dir():
+        raise DirectAlignError(f"reward.path: {path}: no such folder; give a CLIPModel folder, a hub id (owner/name), or world:reward")
+    clip_like.check_folder(resolve(path))
+    if processor is None or not hub.is_hub_id(processor):
+        clip_like.check_reader(*((resolve(path), "reward.path") if processor is None else (resolve(processor), "reward.processor")))
 
 
 def check_method(run: config.Run) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import config
+from ..families.files import read_json
 from ..images import ImageSet, check_buckets, fill_buckets, scan_images
 from ..memory.architecture import Architecture
 from ..memory.geometry import Geometry, image_size
@@ -23,11 +24,23 @@ def check_model(run: config.Run, model: Architecture, geometry: Geometry) -> Non
     for key, named in sizes.items():
         for height, width in named or ():
             if height % geometry.multiple or width % geometry.multiple:
-                raise DirectAlignError(f"{key}: {height}x{width} does not fit; both are multiples of {geometry.multiple} for this model")
+                near = " and ".join(str(max(round(side / geometry.multiple), 1) * geometry.multiple) for side in (height, width))
+                raise DirectAlignError(f"{key}: {height}x{width} does not fit; both are multiples of {geometry.multiple} for this model: {near} are near")
+            if geometry.largest is not None and max(height, width) > geometry.largest:
+                raise DirectAlignError(f"{key}: {height}x{width} is too large; this model's position embeddings end at {geometry.largest} a side: ask for less")
     embeds = run.model.family == "flux" and bool(model.parts["transformer"].config.get("guidance_embeds"))
+    scales = {"rollout.cfg_scale": run.rollout.cfg_scale, "method.cfg_scale": getattr(run.method, "cfg_scale", 1.0)}
+    for key, scale in scales.items() if _is_distilled(model) else ():
+        if scale != 1.0:
+            raise DirectAlignError(f"{key}: {scale:g}, and this model is step-distilled and takes no guidance: set it to 1, or give a base model in model.path")
     _check_guidance("rollout", run.rollout.embedded_guidance, embeds)
     if isinstance(run.method, config.SRPO):
         _check_guidance("method", run.method.embedded_guidance, embeds)
+
+
+def _is_distilled(model: Architecture) -> bool:
+    """A FLUX.2 klein says so in its model_index.json."""
+    return model.folder is not None and bool(read_json(model.folder / "model_index.json").get("is_distilled", False))
 
 
 def _check_guidance(section: str, guidance: float | None, embeds: bool) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 
-from .. import hub
+from .. import config, hub
 from ..types import DirectAlignError, Images, PerSample
 from ..world.assets import resolve
 from .preprocessing import Preprocessing
@@ -51,14 +51,14 @@ class ClipReward:
         `processor` is another folder or repository, for the tokenizer and image settings of weights that come without.
         """
         folder = _folder(path, "reward.path", (*SETTINGS, *WEIGHTS))
-        reader = folder if processor is None else _folder(processor, "reward.processor", SETTINGS)
-        _check(folder)
-        preprocessing = Preprocessing.read(reader)
+        key, reader = ("reward.path", folder) if processor is None else ("reward.processor", _folder(processor, "reward.processor", SETTINGS))
+        check_folder(folder)
+        preprocessing, tokenizer = check_reader(reader, key)
         model = _model(folder)
         torch.nn.Module.to(model, device)
         if gradient_checkpointing:
             _recompute(model)
-        return cls(model, _tokenizer(reader), preprocessing, scale)
+        return cls(model, tokenizer, preprocessing, scale)
 
     def encode(self, images: Images) -> Features:
         """Images (b, 3, h, w) in [0, 1], any size, to unit features (b, d)."""
@@ -91,7 +91,14 @@ def _folder(path: str, key: str, patterns: tuple[str, ...]) -> Path:
     return hub.download(path, patterns, key) if hub.is_hub_id(path) else resolve(path)
 
 
-def _check(folder: Path) -> None:
+def fetch_settings(reward: config.Reward) -> None:
+    """What a reward on the hub is, without its weights; one that is gated, private or not there is an error."""
+    for key, path in (("reward.path", reward.path), ("reward.processor", reward.processor)):
+        if path is not None and hub.is_hub_id(path):
+            hub.download(path, SETTINGS, key)
+
+
+def check_folder(folder: Path) -> None:
     """Refuse, by file name, what transformers would report in pages: missing files and truncated weights."""
     if not folder.is_dir():
         raise DirectAlignError(f"reward.path {folder}: no such folder; give a transformers CLIPModel folder, or world:reward")
@@ -126,13 +133,20 @@ def _recompute(model: CLIPModel) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def check_reader(folder: Path, key: str) -> tuple[Preprocessing, PreTrainedTokenizerBase]:
+    """Image settings and tokenizer of a folder, named by `key` in the recipe; a missing or unreadable file is an error."""
+    if not folder.is_dir():
+        raise DirectAlignError(f"{key} {folder}: no such folder; give one with tokenizer and image settings")
+    return Preprocessing.read(folder), _tokenizer(folder, key)
+
+
+def _tokenizer(folder: Path, key: str) -> PreTrainedTokenizerBase:
     if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
-        raise DirectAlignError(f"reward.path {folder}: tokenizer.json (or vocab.json and merges.txt) is missing; copy it from the original checkpoint")
+        raise DirectAlignError(f"{key} {folder}: tokenizer.json (or vocab.json and merges.txt) is missing; copy it from the original checkpoint")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise DirectAlignError(f"reward.path {folder}: its tokenizer cannot be read ({_first_line(error)})") from error
+        raise DirectAlignError(f"{key} {folder}: its tokenizer cannot be read ({_first_line(error)})") from error
 
 
 def _first_line(error: Exception) -> str:
