@@ -129,6 +129,18 @@ def test_network_calls_are_counted_with_and_without_gradient_and_from_the_update
     assert updater.update(1, [batch(1), batch(2)])["network_calls"] == {"forward": 14, "backward": 4}
 
 
+def test_a_network_that_returns_a_list_of_samples_is_counted_alike():
+    class Listed(nn.Linear):
+        def forward(self, x: Tensor) -> tuple[list[Tensor]]:
+            return (list(super().forward(x)),)
+
+    counter = CallCounter(network := Listed(3, 3))
+    torch.stack(network(torch.ones(2, 3))[0]).sum().backward()
+    with torch.no_grad():
+        network(torch.ones(5, 3))
+    assert counter.taken() == (7, 2)
+
+
 def test_a_recomputed_call_is_two_forward_and_one_backward():
     network = nn.Linear(3, 3)
 

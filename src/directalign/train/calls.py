@@ -25,10 +25,17 @@ class CallCounter:
         return counts
 
     def _count(self, module: nn.Module, given: Any, output: Any) -> None:
-        tensor = output if isinstance(output, Tensor) else output[0]
-        self._forward += len(tensor)
-        if tensor.requires_grad:
-            tensor.register_hook(lambda gradient: self._count_backward(len(gradient)))
+        pred = output if isinstance(output, Tensor) else output[0]
+        if isinstance(pred, Tensor):
+            self._count_call(pred, len(pred))
+        else:  # some networks return a list of samples
+            for sample in pred:
+                self._count_call(sample, 1)
+
+    def _count_call(self, pred: Tensor, samples: int) -> None:
+        self._forward += samples
+        if pred.requires_grad:
+            pred.register_hook(lambda gradient: self._count_backward(samples))
 
     def _count_backward(self, samples: int) -> None:
         self._backward += samples
