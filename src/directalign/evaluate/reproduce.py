@@ -40,7 +40,8 @@ def _scheduler(family: Family, run: config.Run) -> dict[str, Any]:
     if family.path == "vp":
         if run.rollout.shift is not None:
             raise DirectAlignError(f"rollout.shift {run.rollout.shift} shifts a flow; an SD model has its own timesteps: leave it out")
-        return {"class": "DDIMScheduler", "changes": {"set_alpha_to_one": True}}
+        # a folder saved with another sampler may say nothing of clipping, and DDIM's default is to clip
+        return {"class": "DDIMScheduler", "changes": {"set_alpha_to_one": True, "clip_sample": False}}
     changes = {} if run.rollout.shift is None else {"use_dynamic_shifting": False, "shift": run.rollout.shift}
     return {"class": "FlowMatchEulerDiscreteScheduler", "changes": changes}
 
