@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from directalign.report.charts import Axes, Series, apart, interval_bar, line_chart, ticks, written
+from directalign.report.charts import Axes, Series, apart, interval_bar, line_chart, ticks, told_apart, written
 
 
 def test_ticks_are_round_and_inside():
@@ -22,6 +22,13 @@ def test_ticks_are_round_and_inside():
 def test_numbers_as_people_write_them():
     assert [written(value) for value in (0.05, -1.5, 12345.0, 0.0)] == ["0.05", "−1.5", "12,345", "0"]
     assert written(0.25, percent=True) == "25 %"
+
+
+def test_numbers_on_an_axis_are_told_apart():
+    assert told_apart([0.1, 0.15, 0.2]) == ["0.1", "0.15", "0.2"]
+    assert told_apart([0.15353, 0.15356, 0.15359]) == ["0.15353", "0.15356", "0.15359"]
+    assert told_apart([0.9991, 0.9992], percent=True) == ["99.91 %", "99.92 %"]
+    assert told_apart([0.5, 0.5]) == ["0.5", "0.5"]
 
 
 def test_a_straight_line_is_drawn_straight():

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from synthetic_run import PROMPTS, rate, write_demo, write_run
 
-from directalign.report import write_page
+from directalign.report import NothingToReport, write_page
 from directalign.report.collect import read_run
 from directalign.report.story import matched
 from directalign.report.strips import cells, data_uri
@@ -110,7 +110,7 @@ def test_a_broken_grid_is_noted(tmp_path: Path):
 
 def test_what_is_no_run_is_refused(tmp_path: Path):
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(ValueError, match="holds no run"):
+        with pytest.raises(NothingToReport, match="holds no run"):
             write_page(folder)
 
 

@@ -17,6 +17,11 @@ def report(
 ) -> None:
     """Write the page of a run, or of a folder of runs side by side."""
     with one_line_errors(debug):
-        from ..report import write_page
+        from ..report import NothingToReport, write_page
 
-        typer.echo(write_page(folder))
+        try:
+            typer.echo(write_page(folder))
+        except NothingToReport as error:  # the report knows none of the package, nor its errors
+            from ..types import DirectAlignError
+
+            raise DirectAlignError(str(error)) from None

@@ -20,6 +20,9 @@ LETTER = 6.8
 LABEL_LETTERS, LABEL_LINE = 18, 14
 """A label is broken into lines of so many letters, so far apart."""
 
+MOST_DIGITS = 6
+"""Digits of a number on an axis, for which there is room left of it."""
+
 Number = float | int
 Point = tuple[Number, Number]
 
@@ -70,10 +73,20 @@ def ticks(low: Number, high: Number, about: int = 4) -> list[float]:
     return [float(round(index * step, 12)) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def written(value: Number, percent: bool = False) -> str:
-    """A number as a person would write it: three significant digits, a true minus sign."""
-    text = f"{100 * value:.3g} %" if percent else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+def written(value: Number, percent: bool = False, digits: int = 3) -> str:
+    """A number as a person would write it: three significant digits or as many as asked for, a true minus sign."""
+    text = f"{100 * value:.{digits}g} %" if percent else f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
     return text.replace("-", "−") if "e" not in text else text
+
+
+def told_apart(values: Sequence[Number], percent: bool = False) -> list[str]:
+    """Numbers as `written`, with more digits where three would make two of them look alike."""
+    texts = [written(value, percent) for value in values]
+    for digits in range(4, MOST_DIGITS + 1):
+        if len(set(texts)) == len(values):
+            break
+        texts = [written(value, percent, digits) for value in values]
+    return texts
 
 
 # --- geometry ---------------------------------------------------------------------------------------------------------
@@ -118,10 +131,11 @@ def _span(values: Sequence[Number], low: Number | None, high: Number | None, mar
 
 def _grid(frame: _Frame, axes: Axes) -> list[str]:
     base, parts = frame.base, []
-    for value in ticks(frame.y_low, frame.y_high):
+    rows = ticks(frame.y_low, frame.y_high)
+    for value, text in zip(rows, told_apart(rows, axes.percent), strict=True):
         y = frame.y(value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{frame.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 3.5:.1f}" text-anchor="end">{written(value, axes.percent)}</text>')
+        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
     for value in ticks(frame.x_low, frame.x_high):
         parts.append(f'<text class="tick" x="{frame.x(value):.1f}" y="{base + 17}" text-anchor="middle">{written(value, axes.percent_x)}</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{frame.right:.1f}" y1="{base}" y2="{base}"/>')

@@ -16,15 +16,19 @@ TEMPLATES = Path(__file__).parent / "templates"
 NAME = "report.html"
 
 
+class NothingToReport(ValueError):
+    """A folder without a run; the message says what to give instead."""
+
+
 def write_page(folder: Path) -> Path:
     """Write `folder/report.html` and return its path.
 
-    A folder with run.yaml or metrics.jsonl is one run; any other is taken for a folder of runs. Errors: ValueError when
+    A folder with run.yaml or metrics.jsonl is one run; any other is taken for a folder of runs. Errors: NothingToReport when
     neither is there. Whatever else is missing is said on the page.
     """
     runs = [] if is_run(folder) or not folder.is_dir() else [read_run(path) for path in run_folders(folder)]
     if not runs and not is_run(folder):
-        raise ValueError(f"{folder}: holds no run (run.yaml, metrics.jsonl) and no folder with one; give what directalign train wrote")
+        raise NothingToReport(f"{folder}: holds no run (run.yaml, metrics.jsonl) and no folder with one; give what directalign train wrote")
     html = _comparison(folder, runs) if runs else _single(read_run(folder))
     file = folder / NAME
     file.write_text(html, encoding="utf-8")
