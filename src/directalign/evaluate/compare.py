@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import config
+from ..config_loading import load_run
 from ..interfaces import Judge
 from ..rewards import load_reward
 from ..types import DirectAlignError, PerSample
 from ..world.judges import load_judge
 from .intervals import paired_difference, win_rate
 from .measure import MEANS, RATES, Measurer
-from .sampling import run_of, trained_family
+from .sampling import trained_family
 
 RECORD = "evaluation.jsonl"
 SUMMARY = "evaluation.json"
@@ -26,11 +27,11 @@ def evaluate_run(run_folder: Path, num_pairs: int | None = None, out: Path | Non
     Writes `evaluation.jsonl`, one line per pair {"prompt", "seed", "base": {...}, "tuned": {...}}, and `evaluation.json`
     {"base", "tuned": as `Measurer.measure`, "difference": {name: interval of tuned − base}, "wins": {name: share of pairs won}}.
     """
-    run, trained = run_of(run_folder)
-    if trained is None:
+    if not (run_folder / "run.yaml").is_file():
         raise DirectAlignError(f"{run_folder}: holds no run (no run.yaml); give the folder that directalign train wrote")
+    run = load_run(run_folder / "run.yaml")
     run = run if num_pairs is None else run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"num_pairs": num_pairs})})
-    measurer = _measurer(run, trained)
+    measurer = _measurer(run, run_folder)
     count = len(measurer.pairs)
     base, tuned = measurer.base_images(measurer.pairs), measurer.images(count)
     each = {"base": measurer.per_image(base), "tuned": measurer.per_image(tuned)}

@@ -17,6 +17,7 @@ from ..config_loading import load_run
 from ..families.files import read_json
 from ..families.loading import FAMILIES, load_family, load_trained
 from ..families.source import open_source
+from ..hub import is_hub_id
 from ..interfaces import Family
 from ..types import DirectAlignError
 from .generate import generate
@@ -54,6 +55,7 @@ def run_of(source: Path) -> tuple[config.Run, Path | None]:
     """The recipe behind a run's folder and that folder; or a bare recipe for a model, and None."""
     if (source / "run.yaml").is_file():
         return load_run(source / "run.yaml"), source
+    _check_model(source)
     folder = open_source(config.Model(family="flux", path=str(source)), weights=False).folder  # which family it is, its index will say
     if not (folder / "model_index.json").is_file():
         raise DirectAlignError(f"{source}: neither a run (no run.yaml) nor a diffusers pipeline (no model_index.json); give one of the two")
@@ -61,6 +63,16 @@ def run_of(source: Path) -> tuple[config.Run, Path | None]:
     if name not in FAMILY_OF:
         raise DirectAlignError(f"{folder}: holds a {name}, and {', '.join(FAMILY_OF)} are read")
     return _bare_recipe(str(source), folder, FAMILY_OF[name]), None
+
+
+def _check_model(source: Path) -> None:
+    """Refuses what would be looked for on the hub and is no repository: runs/typo beside other runs, a checkpoint in one file."""
+    if is_hub_id(str(source)) and source.parent.is_dir():
+        raise DirectAlignError(f"{source}: no such folder in {source.parent}; give a run's folder, a diffusers folder or a hub id")
+    if source.suffix == ".safetensors":
+        raise DirectAlignError(
+            f"{source}: a single file brings no configs and tokenizers; give a run that was trained from it, or a diffusers folder or hub id"
+        )
 
 
 def _bare_recipe(path: str, folder: Path, family: str) -> config.Run:
