@@ -6,11 +6,13 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FluxPipeline, StableDiffusionPipeline
 
-from directalign.config import Model
+from directalign.config import Model, Rollout
 from directalign.families import packing
 from directalign.families.loading import load_family, trainable
-from directalign.rollout import sample
+from directalign.rollout import rollout_sigmas, sample
+from directalign.types import DirectAlignError
 from tiny import MAX_SEQUENCE_LENGTH, SIZE, ZERO_SNR, write_flux, write_sd
+from tiny_qwen import write_qwen_image
 
 PROMPTS = ["a red star", "a blue circle"]
 DYNAMIC = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64, "base_shift": 0.5, "max_shift": 1.15}
@@ -91,3 +93,12 @@ def test_no_graph_under_no_grad(tmp_path):
     with torch.no_grad():
         x0 = sample(family, family.encode_prompt(PROMPTS), noise_for(family), family.sigmas(2, SIZE, SIZE), grad_steps=2)
     assert not x0.requires_grad
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_scheduler_without_a_single_step_is_refused(tmp_path):
+    family = load_family(Model(family="qwen_image", path=str(write_qwen_image(tmp_path))), "cpu")
+    assert rollout_sigmas(family, Rollout(num_sampling_steps=2), SIZE, SIZE).isfinite().all()
+    with pytest.raises(DirectAlignError, match=r"num_sampling_steps 1 at 32x32: the checkpoint's scheduler has no such grid: sample in more steps"):
+        rollout_sigmas(family, Rollout(num_sampling_steps=1), SIZE, SIZE)
+    assert rollout_sigmas(family, Rollout(num_sampling_steps=1, shift=3.0), SIZE, SIZE).tolist() == [1.0, 0.0]

@@ -84,9 +84,13 @@ def one_step_guess(family: Family, cond: Conditioning, x_t: Latents, sigma: PerS
 
 
 def rollout_sigmas(family: Family, rollout: Rollout, height: int, width: int) -> Float[Tensor, " levels"]:
-    """The sampling grid of a recipe: its own shift of linspace(1, 0), or the checkpoint's scheduler."""
+    """The sampling grid of a recipe: its own shift of linspace(1, 0), or the checkpoint's scheduler, which must give numbers."""
     if rollout.shift is None:
-        return family.sigmas(rollout.num_sampling_steps, height, width)
+        sigmas = family.sigmas(rollout.num_sampling_steps, height, width)
+        if not sigmas.isfinite().all():  # a scheduler that ends above 0 (shift_terminal) has no single step
+            asked = f"rollout.num_sampling_steps {rollout.num_sampling_steps} at {height}x{width}"
+            raise DirectAlignError(f"{asked}: the checkpoint's scheduler has no such grid: sample in more steps, or set rollout.shift")
+        return sigmas
     if family.path != "flow":
         raise DirectAlignError(f"rollout.shift {rollout.shift} is for rectified-flow models, and this one follows a DDPM schedule: remove rollout.shift")
     return flow_sigmas(rollout.num_sampling_steps, rollout.shift)

@@ -21,8 +21,12 @@ def shift_by_size(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> fl
 
 
 def euler_grid(scheduler: FlowMatchEulerDiscreteScheduler, num_sampling_steps: int, exponent: float) -> Float64[Tensor, " levels"]:
-    """The levels that the scheduler visits, falling, and 0 at the end; a scheduler with a fixed shift does not read `exponent`."""
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_sampling_steps, num_sampling_steps).tolist(), mu=exponent)
+    """The levels that the scheduler visits, falling, and 0 at the end; a scheduler with a fixed shift does not read `exponent`.
+
+    One that ends above 0 (shift_terminal) gives NaN for a single step.
+    """
+    with np.errstate(invalid="ignore"):
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_sampling_steps, num_sampling_steps).tolist(), mu=exponent)
     return cast(Tensor, scheduler.sigmas).double()
 
 
