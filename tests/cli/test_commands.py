@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import subprocess
 import sys
@@ -105,6 +106,16 @@ def test_help_begins_with_the_main_job(monkeypatch: pytest.MonkeyPatch, capsys: 
     text = capsys.readouterr().out
     assert os.environ["TRANSFORMERS_VERBOSITY"] == os.environ["DIFFUSERS_VERBOSITY"] == "error"  # libraries keep quiet around our one line
     assert 0 < text.index("directalign train RECIPE") < text.index("check") < text.index("world")
+
+
+def test_only_what_is_of_no_use_here_is_kept_from_the_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["directalign", "--version"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU %s from kernels-community: no kernels", "gemm_4bit_forward")
+    logger.warning("4 bits do not work here")
+    assert caplog.messages == ["4 bits do not work here"]
 
 
 @pytest.mark.parametrize("words", [["trian"], ["train"], ["train", "a", "--bogus"], ["sample", "x", "--seed", "one"], ["evaluate", "x", "--num-pairs", "0"]])

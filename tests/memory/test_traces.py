@@ -116,6 +116,8 @@ def test_kinds_of_blocks_are_told_apart() -> None:
     sdxl = model_architecture(Model(family="sdxl", path="stabilityai/stable-diffusion-xl-base-1.0")).parts["unet"]
     assert block_counts(sdxl) == {"deepest": 10}
     assert with_blocks(sdxl, {"deepest": 3}).config["transformer_layers_per_block"] == [1, 2, 3]
+    listed = Part.of("Qwen3ForCausalLM", {"num_hidden_layers": 28, "layer_types": ["full_attention"] * 28})
+    assert with_blocks(listed, {"num_hidden_layers": 2}).config == {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}
 
 
 def test_checkpointing_keeps_less_and_rounded_layers_take_scratch() -> None:

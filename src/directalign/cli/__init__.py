@@ -38,8 +38,19 @@ def _whole(version: Annotated[bool, typer.Option("--version", callback=_print_ve
 
 def main() -> None:
     """Entry point of the command and of `python -m directalign`; without any word it shows the help."""
-    for library in ("TRANSFORMERS", "DIFFUSERS"):  # their remarks on missing optional parts are noise around our one line
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    _quieten()
     app(sys.argv[1:] or ["--help"], prog_name="directalign")
+
+
+def _quieten() -> None:
+    """Keeps out what is noise around our one line: remarks on optional parts that are not used here, bars that nobody watches."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    if not sys.stderr.isatty():  # at a terminal a download of gigabytes is seen to go on
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_of_use)
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """bitsandbytes, imported by diffusers wherever it is installed, asks for a CPU kernel of inference that training cannot use."""
+    return "gemm_4bit_forward" not in record.getMessage()

@@ -50,7 +50,8 @@ def _weightless(folder: Path, kind: type) -> Any:
     """A network as its config describes it, with the settings that its class fills in; of transformers' the config alone."""
     part = Part.of(kind.__name__, read_json(folder / "config.json"))
     if issubclass(kind, transformers.PreTrainedModel):
-        return SimpleNamespace(config=kind.config_class.from_dict(part.config))
+        settings: Any = kind.config_class
+        return SimpleNamespace(config=settings.from_dict(part.config))
     return built(part)
 
 
