@@ -110,6 +110,7 @@ def test_help_begins_with_the_main_job(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_only_what_is_of_no_use_here_is_kept_from_the_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(sys, "argv", ["directalign", "--version"])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
     with pytest.raises(SystemExit, match="0"):
         cli.main()
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
