@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_runs import recipe, trained, write_run_folder
 
+from directalign.config import Model
+from directalign.evaluate import reproduce
 from directalign.evaluate.generate import base_weights, generate
 from directalign.evaluate.sampling import sample_images
+from directalign.families import single_file
 from directalign.families.loading import load_family, trainable
 from directalign.types import DirectAlignError
+from tiny import write_flux
 
 PROMPTS, SEEDS = ["a red star", "a blue circle", "a green square"], [1, 2, 3]
 
@@ -69,6 +74,34 @@ def test_the_call_for_a_fully_trained_model(pipelines: dict[str, Path], tmp_path
     sample_images(folder, PROMPTS[:1], [1], tmp_path / "out")
     image = _run(json.loads((tmp_path / "out" / "images.jsonl").read_text())["diffusers"]["code"])
     assert (image - generate(trained(run), PROMPTS[:1], [1], run.rollout)[0]).abs().max() < 1e-4
+
+
+def test_the_call_for_a_run_on_a_single_file(pipelines: dict[str, Path], tmp_path: Path):
+    tensors = load_file(write_flux(tmp_path / "other", seed=3) / "transformer" / "diffusion_pytorch_model.safetensors")
+    save_file(tensors, tmp_path / "one.safetensors")
+    run = recipe("flux", pipelines["flux"], "none")
+    single = {"path": str(tmp_path / "one.safetensors"), "components": str(pipelines["flux"])}
+    run = run.model_copy(update={"model": run.model.model_copy(update=single)})
+    folder = write_run_folder(tmp_path / "run", run)
+    sample_images(folder, PROMPTS[:1], [1], tmp_path / "out")
+    image = _run(json.loads((tmp_path / "out" / "images.jsonl").read_text())["diffusers"]["code"])
+    assert (image - generate(trained(run), PROMPTS[:1], [1], run.rollout)[0]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("brings", [("vae",), ("vae", "text_encoder")])
+def test_a_file_with_more_than_the_denoiser_opens_with_all_of_it(monkeypatch: pytest.MonkeyPatch, brings: tuple[str, ...]):
+    layout = single_file.LAYOUTS[-1]
+    held = single_file.Contents(Path("one.safetensors"), layout, {name: {} for name in (layout.part, *brings)})
+    monkeypatch.setattr(single_file, "contents", lambda file: held)
+    model = Model(family="sd", path="one.safetensors", components="owner/name", revision="v2", variant="fp16", dtype="bfloat16")
+    classes, opened = reproduce._opened("StableDiffusionPipeline", model)
+    ends = "config='owner/name', {}torch_dtype=torch.bfloat16)"
+    if "text_encoder" in brings:
+        assert (classes, opened) == (["StableDiffusionPipeline"], f"StableDiffusionPipeline.from_single_file('one.safetensors', {ends.format('')}")
+    else:
+        assert classes == ["StableDiffusionPipeline", "UNet2DConditionModel", "AutoencoderKL"]
+        assert opened.startswith("StableDiffusionPipeline.from_pretrained('owner/name', revision='v2', variant='fp16', unet=UNet2DConditionModel.")
+        assert "vae=AutoencoderKL.from_single_file('one.safetensors', " + ends.format("subfolder='vae', ") in opened
 
 
 def test_base_and_trained_differ(pipelines: dict[str, Path], tmp_path: Path):

@@ -2,7 +2,8 @@
 
 Written beside every image. The pipeline's own scheduler gives the grid when the recipe leaves `rollout.shift` out;
 otherwise the scheduler is replaced by one with that shift, under which the pipeline's default grid is the recipe's. Equal
-to 1e-4 in float32; a bfloat16 pipeline draws its noise in bfloat16, so there the picture is near, not equal.
+to 1e-4 in float32; a bfloat16 pipeline draws its noise in bfloat16, so there the picture is near, not equal. A base that
+the run holds in 8 or 4 bits is opened whole, and the picture is near as well.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import config
+from ..families import single_file
 from ..interfaces import Family
 from ..types import DirectAlignError
 from ..world import assets
@@ -48,18 +50,36 @@ def _scheduler(family: Family, run: config.Run) -> dict[str, Any]:
 
 def _code(call: dict[str, Any], family: Family, run: config.Run) -> str:
     scheduler, changes = call["scheduler"]["class"], call["scheduler"]["changes"]
-    extra = "".join(f", {name}={value!r}" for name, value in changes.items())
     arguments = ", ".join(f"{name}={value!r}" for name, value in call["arguments"].items())
-    dtype = "" if run.model.dtype == "float32" else f", torch_dtype=torch.{run.model.dtype}"
+    classes, opened = _opened(call["pipeline"], run.model)
     lines = [
         "import torch",
-        f"from diffusers import {call['pipeline']}, {scheduler}",
-        f"pipe = {call['pipeline']}.from_pretrained({call['path']!r}{dtype})",
+        f"from diffusers import {', '.join([*classes, scheduler])}",
+        f"pipe = {opened}",
         *_load_lines(call, family.part, run),
-        f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{extra})",
+        f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{_extra(changes)})",
         f"image = pipe({arguments}, generator=torch.Generator().manual_seed({call['seed']})).images[0]",
     ]
     return "\n".join(lines)
+
+
+def _opened(pipeline: str, model: config.Model) -> tuple[list[str], str]:
+    """The expression that opens the base model, and the classes in it; what a single file holds takes the place of its components' parts."""
+    dtype = "" if model.dtype == "float32" else f", torch_dtype=torch.{model.dtype}"
+    chosen = _extra({name: value for name, value in {"revision": model.revision, "variant": model.variant}.items() if value is not None})
+    if model.components is None:
+        return [pipeline], f"{pipeline}.from_pretrained({str(assets.resolve(model.path))!r}{chosen}{dtype})"
+    file, folder = str(Path(model.path).expanduser()), str(assets.resolve(model.components))
+    held = single_file.contents(Path(file))
+    if "text_encoder" in held.parts:
+        return [pipeline], f"{pipeline}.from_single_file({file!r}, config={folder!r}{dtype})"
+    kinds = {part: "AutoencoderKL" if part == "vae" else held.layout.class_name for part in held.parts}
+    own = "".join(f", {part}={kind}.from_single_file({file!r}, config={folder!r}, subfolder={part!r}{dtype})" for part, kind in kinds.items())
+    return [pipeline, *kinds.values()], f"{pipeline}.from_pretrained({folder!r}{chosen}{own}{dtype})"
+
+
+def _extra(arguments: dict[str, Any]) -> str:
+    return "".join(f", {name}={value!r}" for name, value in arguments.items())
 
 
 def _load_lines(call: dict[str, Any], part: str, run: config.Run) -> list[str]:
