@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import subprocess
@@ -19,8 +20,17 @@ from directalign.types import NonFiniteError
 ROOT = Path(__file__).parents[2]
 
 
+def measured(folder: Path) -> Path:
+    """What an evaluation leaves, in short."""
+    change = {"value": 0.125, "low": -0.01, "high": 0.26, "n": 8}
+    base, tuned = {"content": {"value": 0.5, "low": 0.2, "high": 0.8, "n": 8}, "color_drift": 0.0}, {"content": {"value": 0.625}, "color_drift": 0.01}
+    folder.mkdir()
+    (folder / "evaluation.json").write_text(json.dumps({"base": base, "tuned": tuned, "difference": {"content": change}, "wins": {}}))
+    return folder
+
+
 @pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+def heard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ...]]:
     """Replace everything that does real work by a note of how it was called."""
     calls: list[tuple[Any, ...]] = []
 
@@ -29,7 +39,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     monkeypatch.setattr("directalign.train.run", note("train", Path("page")))
     monkeypatch.setattr("directalign.evaluate.sampling.sample_images", note("sample", [Path("0000-seed0.png")]))
-    monkeypatch.setattr("directalign.evaluate.compare.evaluate_run", note("evaluate", Path("results")))
+    monkeypatch.setattr("directalign.evaluate.compare.evaluate_run", note("evaluate", measured(tmp_path / "results")))
     monkeypatch.setattr("directalign.report.write_page", note("report", Path("page.html")))
     monkeypatch.setattr("directalign.world.assets.export", note("export", [Path("w/flux")]))
     monkeypatch.setattr("directalign.world.build.build_world", note("build", None))
@@ -58,6 +68,13 @@ def test_sample_overrides_what_the_rollout_names(command, recipe: Path, heard: l
 def test_sample_needs_prompts(command, heard: list[tuple[Any, ...]]) -> None:
     result = command("sample", "world:flux")
     assert result.exit_code == 1 and "give --prompt" in result.stderr and heard == []
+
+
+def test_evaluate_shows_what_changed_and_where_the_rest_is(command, tmp_path: Path, heard: list[tuple[Any, ...]]) -> None:
+    *table, last = command("evaluate", "run").stdout.splitlines()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table if "│" in line]
+    assert rows == [["content", "0.5000", "0.6250", "+0.1250 (-0.0100 to +0.2600)"], ["color drift", "0.0000", "0.0100", ""]]
+    assert last == str(tmp_path / "results")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
-"""`directalign evaluate`: a finished run measured against its base."""
+"""`directalign evaluate`: a finished run measured against its base, as a table; the last line names the folder with the numbers of every pair."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from .errors import one_line_errors
 from .options import Debug, RunFolder
@@ -19,6 +22,25 @@ def evaluate(
 ) -> None:
     """Measure a finished run against its base on fixed prompts and seeds."""
     with one_line_errors(debug):
-        from ..evaluate.compare import evaluate_run
+        from rich.console import Console
 
-        typer.echo(evaluate_run(folder, num_pairs, out))
+        from ..evaluate.compare import SUMMARY, evaluate_run
+
+        done = evaluate_run(folder, num_pairs, out)
+        Console().print(_table(json.loads((done / SUMMARY).read_text(encoding="utf-8"))), highlight=False)
+        typer.echo(done)
+
+
+def _table(found: Mapping[str, Any]) -> Table:
+    """Base and tuned, and the mean change over pairs with its 95 % interval where there is one for each pair."""
+    table = Table("", "base", "tuned", "change (95 % interval)")
+    for name, tuned in found["tuned"].items():
+        change = found["difference"].get(name)
+        told = "" if change is None else f"{change['value']:+.4f} ({change['low']:+.4f} to {change['high']:+.4f})"
+        table.add_row(name.replace("_", " "), _number(found["base"].get(name)), _number(tuned), told)
+    return table
+
+
+def _number(value: Any) -> str:
+    value = value.get("value") if isinstance(value, Mapping) else value
+    return "" if value is None else f"{value:.4f}"
