@@ -9,6 +9,7 @@ import difflib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -26,6 +27,17 @@ _REMEDIES = {
     "model_type": "write a section: keys, each on its own indented line",
     "model_attributes_type": "write a section: keys, each on its own indented line",
 }
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Sections under names that the recipe's writer chose, all of one kind or one union."""
+
+    of: type[BaseModel] | dict[str, type[BaseModel]]
+
+
+Below = type[BaseModel] | dict[str, type[BaseModel]] | Entries | None
+"""What lies under a key."""
 
 
 def explain(error: ValidationError, file: str, overrides: Sequence[str] = ()) -> str:
@@ -75,8 +87,12 @@ def _walk(loc: Sequence[str | int]) -> tuple[str, type[BaseModel] | None, FieldI
     path: list[str] = []
     section: type[BaseModel] | None = None
     field: FieldInfo | None = None
-    below: type[BaseModel] | dict[str, type[BaseModel]] | None = Run
+    below: Below = Run
     for part in loc:
+        if isinstance(below, Entries):
+            path.append(str(part))
+            below = below.of
+            continue
         if isinstance(below, dict):  # inside a union pydantic names the alternative first: not a key of the recipe
             below = below.get(str(part))
             continue
@@ -87,13 +103,20 @@ def _walk(loc: Sequence[str | int]) -> tuple[str, type[BaseModel] | None, FieldI
     return ".".join(path), section, field
 
 
-def _below(field: FieldInfo | None) -> type[BaseModel] | dict[str, type[BaseModel]] | None:
-    """The section behind a field; for a union of sections, each under its kind; None for plain values."""
-    if field is None:
-        return None
-    if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
-        return field.annotation
-    return {_sort(each): each for each in _sections(field.annotation)} or None
+def _below(field: FieldInfo | None) -> Below:
+    """The section behind a field or its list; for a union of sections, each under its kind; `Entries` for named ones; None for plain values."""
+    return None if field is None else _under(field.annotation)
+
+
+def _under(annotation: Any) -> Below:
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (list, Annotated):
+        return _under(get_args(annotation)[0])
+    if get_origin(annotation) is dict:
+        below = _under(get_args(annotation)[1])
+        return Entries(below) if isinstance(below, (dict, type)) else None
+    return {_sort(each): each for each in _sections(annotation)} or None
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
@@ -111,13 +134,18 @@ def _sort(section: type[BaseModel]) -> str:
 
 def _tag(field: FieldInfo | None) -> str:
     """The key that says which alternative a section is."""
-    sections = _sections(field.annotation) if field else []
-    return "kind" if sections and "kind" in sections[0].model_fields else "name"
+    below = _sections_of(field)
+    return "kind" if below and "kind" in next(iter(below.values())).model_fields else "name"
 
 
 def _sorts(field: FieldInfo | None) -> list[str]:
+    return list(_sections_of(field))
+
+
+def _sections_of(field: FieldInfo | None) -> dict[str, type[BaseModel]]:
     below = _below(field)
-    return list(below) if isinstance(below, dict) else []
+    below = below.of if isinstance(below, Entries) else below
+    return below if isinstance(below, dict) else {}
 
 
 def _choices(field: FieldInfo | None) -> list[str]:
@@ -145,6 +173,7 @@ def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in section.model_fields.items():
         below = _below(field)
+        below = below.of if isinstance(below, Entries) else below
         sections = list(below.values()) if isinstance(below, dict) else [below] if below else []
         keys += [prefix + name, *(key for each in sections for key in _all_keys(each, f"{prefix}{name}."))]
     return keys

@@ -17,6 +17,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, Lo
 from .types import DirectAlignError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_FILE = re.compile(rf"({HUB_ID.pattern})/([\w./-]+\.(?:safetensors|pt|pth|bin))")
 REFUSED = (401, 403)
 SIGN_IN = "run `hf auth login` or set HF_TOKEN"
 
@@ -24,6 +25,21 @@ SIGN_IN = "run `hf auth login` or set HF_TOKEN"
 def is_hub_id(path: str) -> bool:
     """Whether `path` reads as owner/name; what lies under that path on this machine comes first."""
     return HUB_ID.fullmatch(path) is not None and not Path(path).exists()
+
+
+def is_hub_file(path: str) -> bool:
+    """Whether `path` reads as owner/name/file of weights; a file under that path on this machine comes first."""
+    return HUB_FILE.fullmatch(path) is not None and not Path(path).exists() and not Path(path).parent.exists()
+
+
+def download_file(path: str, key: str) -> Path:
+    """The local copy of one file, owner/name/file. Errors as `download`, and for a repository without that file."""
+    match = HUB_FILE.fullmatch(path)
+    assert match is not None, path
+    file = download(match[1], [match[2]], key) / match[2]
+    if not file.exists():
+        raise DirectAlignError(f"{key}: {path}: {match[1]} has no file {match[2]}; see {constants.ENDPOINT}/{match[1]}/tree/main")
+    return file
 
 
 def download(repo: str, patterns: Sequence[str], key: str, revision: str | None = None) -> Path:

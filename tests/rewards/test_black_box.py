@@ -36,7 +36,7 @@ def run_of(path: str | None, **method: Any) -> config.Run:
 
 
 def test_a_function_in_a_file_is_a_reward(file: Path) -> None:
-    reward = load_reward(config.Reward(name="python", path=f"{file}:score", scale=2.0))
+    reward = load_reward(config.Python(name="python", path=f"{file}:score", scale=2.0))
     assert isinstance(reward, Reward) and reward.reads_prompt and not reward.differentiable
     found = reward.score(reward.encode(images()), PROMPTS)
     torch.testing.assert_close(found, 2 * (images().mean((1, 2, 3)) + torch.tensor([1.0, 3.0])))
@@ -122,7 +122,7 @@ def test_a_method_that_needs_a_gradient_is_refused_with_the_alternative(file: Pa
 
 def test_the_example_judges_what_is_left_in_the_file() -> None:
     path = ROOT / "examples" / "black_box_reward.py"
-    reward, clip = load_reward(config.Reward(name="python", path=f"{path}:score")), ClipReward.load("world:reward")
+    reward, clip = load_reward(config.Python(name="python", path=f"{path}:score")), ClipReward.load("world:reward")
     smooth = torch.nn.functional.interpolate(images()[:, :, :4, :4], size=(64, 64), mode="bicubic").clamp(0, 1)
     prompts = ["a red star on a navy background", "Realistic photo. a blue ring on a white background"]
     found = reward.score(reward.encode(smooth), prompts)

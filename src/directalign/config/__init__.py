@@ -7,12 +7,15 @@ from .methods import SRPO, AlignProp, DRaFT, DRTune, FlowBP, FlowGRPO, LeapAlign
 from .model import FamilyName, Lora, Model
 from .moves import Branch, ConstantGainMoves, Moves, Ramp, UniformMoves, WindowMoves
 from .preferring import Anchor, Preferring, Words
-from .run import Data, Evaluate, Reward, Rollout, Run, Train
+from .rewards import Aesthetic, Clip, Hpsv3, ImageReward, Member, Mix, Mps, Pixels, Python, Remote, Reward, Siglip, SingleReward, Vlm
+from .run import Data, Evaluate, Rollout, Run, Train
 
 __all__ = [
+    "Aesthetic",
     "AlignProp",
     "Anchor",
     "Branch",
+    "Clip",
     "ConstantGainMoves",
     "DRTune",
     "DRaFT",
@@ -22,26 +25,37 @@ __all__ = [
     "FamilyName",
     "FlowBP",
     "FlowGRPO",
+    "Hpsv3",
+    "ImageReward",
     "LeapAlign",
     "Lora",
+    "Member",
     "Method",
+    "Mix",
     "Model",
     "Moves",
+    "Mps",
     "Noise",
     "Pair",
+    "Pixels",
     "Positive",
     "Preferring",
+    "Python",
     "Ramp",
     "ReFL",
+    "Remote",
     "Reward",
     "Rollout",
     "Run",
     "SRPO",
+    "Siglip",
     "Sigma",
+    "SingleReward",
     "Size",
     "Strict",
     "Train",
     "UniformMoves",
+    "Vlm",
     "WindowMoves",
     "Words",
 ]

@@ -10,7 +10,7 @@ from .base import Positive, Strict
 
 
 class Words(Strict):
-    """Control phrases that are put before the prompt: "Realistic photo. a red star"."""
+    """Control phrases that are put before the prompt: "Realistic photo. a red star". One that ends in .safetensors is a file of learned tokens."""
 
     positive: list[str] = Field(default_factory=list, description="Desired phrases.")
     negative: list[str] = Field(default_factory=list, description="Undesired phrases; each list cycles at its own length.")

@@ -14,21 +14,7 @@ from ..presets import PRESETS, PresetName, merged
 from .base import Pair, Positive, Size, Strict
 from .methods import Method
 from .model import Model
-
-
-class Reward(Strict):
-    """The model whose preference is followed."""
-
-    name: Literal["clip", "pixels", "python"] = Field(
-        description="clip: a transformers CLIPModel folder; pixels: a plain statistic that ignores prompts; python: any function, a black box without gradient."
-    )
-    path: str | None = Field(
-        default=None, description="For clip: a folder, a hub id, or world:reward for the embedded one; for python: file.py:function, and the file is run."
-    )
-    processor: str | None = Field(default=None, description="For clip: folder or hub id of tokenizer and image settings, for weights that come without.")
-    statistic: Literal["brightness", "saturation", "redness"] | None = Field(default=None, description="For pixels: which statistic is rewarded.")
-    scale: float = Field(default=1.0, description="Factor on every score (the official PickScore setting is 5: 100·cos/20).", gt=0)
-    gradient_checkpointing: bool = Field(default=False, description="Recompute activations of the reward in the backward pass; for clip.")
+from .rewards import Reward, SingleReward
 
 
 class Rollout(Strict):
@@ -119,6 +105,12 @@ class Evaluate(Strict):
     num_pairs: Positive = Field(default=256, description="Prompt-seed pairs measured before and after.")
     pairs_during: Positive = Field(default=64, description="Of these, how many are measured during the run.")
     batch_size: Positive = Field(default=32, description="Images sampled at once.")
+    rewards: dict[str, SingleReward] = Field(
+        default_factory=dict, description="Held-out rewards by label: measured beside the one that is trained on, and never trained on."
+    )
+    off_topic: str | None = Field(
+        default=None, description="Prompts that have nothing to do with the training (a file as data.prompts, or world): what leaks onto them is measured."
+    )
     diversity_prompts: int = Field(
         default=0, description="Prompts that are sampled four times each to measure how much their images differ; 0 measures none.", ge=0
     )
@@ -135,7 +127,7 @@ class Run(Strict):
     preset: PresetName | None = Field(default=None, description="Published values that this recipe is laid over.")
     seed: int = Field(default=0, description="Seed of every random draw.", ge=0)
     model: Model
-    reward: Reward
+    reward: Reward = Field(description="The model whose preference is followed, or a mixture of several.")
     method: Method = Field(description="The alignment method.")
     rollout: Rollout = Field(default=Rollout(), description="How clean images are sampled.")
     data: Data

@@ -84,7 +84,7 @@ def model_architecture(model: config.Model) -> Architecture:
 
 def reward_architecture(reward: config.Reward) -> Architecture | None:
     """The network of a `clip` reward under the name "reward"; None for rewards that have none here."""
-    if reward.name != "clip" or reward.path is None:
+    if not isinstance(reward, config.Clip):
         return None
     folder = _local_folder(reward.path, None, "config.json")
     if folder is None:

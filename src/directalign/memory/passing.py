@@ -109,7 +109,7 @@ def _judge(subject: Subject, samples: int, size: tuple[int, int], with_gradient:
         recompute=run.model.gradient_checkpointing,
         reward=reward.parts["reward"] if reward else None,
         preprocessing=preprocessing_of(reward) if reward else None,
-        recompute_reward=run.reward.gradient_checkpointing,
+        recompute_reward=isinstance(run.reward, config.Clip) and run.reward.gradient_checkpointing,
     )
     return judging(judged, latents, with_gradient)
 

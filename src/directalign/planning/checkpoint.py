@@ -18,7 +18,7 @@ from ..families.sd3 import T5_PARTS
 from ..families.source import Source, open_source
 from ..memory.architecture import Architecture
 from ..memory.weightless import Part, built
-from ..rewards.clip_like import fetch_settings
+from ..rewards import check_reward
 from ..types import DirectAlignError
 
 
@@ -26,8 +26,8 @@ def fetch(run: config.Run, online: bool) -> None:
     """What model and reward are, without their weights: from the hub when `online`, else only whether local paths can be read at all."""
     if online or not any(path is not None and hub.is_hub_id(path) for path in (run.model.path, run.model.components)):
         open_source(run.model, weights=False)
-    if online and run.reward.name == "clip":
-        fetch_settings(run.reward)
+    if online:
+        check_reward(run.reward, online=True)
 
 
 def check_checkpoint(model: config.Model, found: Architecture) -> None:

@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-from .. import config, hub
+from .. import config, rewards
 from ..core import moves
 from ..families.loading import FAMILIES
 from ..methods import drtune, flow_grpo, leapalign
-from ..rewards import clip_like, load_reward, require_gradient
 from ..types import DirectAlignError
-from ..world.assets import resolve
+
+PIXELS_ALONE = ("pixels", "aesthetic")
+BLACK_BOXES = ("python", "remote")
+"""Rewards that ignore the prompt, and rewards without a gradient (python unless it says otherwise)."""
 
 
 def check_reward(run: config.Run) -> None:
-    """The reward has what its kind needs, and a text side where the form compares phrasings."""
+    """Every reward has what its kind needs, a text side where the form compares phrasings, and a gradient where the method wants one."""
     reward, form = run.reward, run.method.form
-    if reward.name == "pixels" and form != "absolute":
-        raise DirectAlignError(f"reward.name: pixels ignores prompts, and method.form: {form} compares two; set method.form: absolute or reward.name: clip")
-    if reward.name == "pixels" and reward.statistic is None:
-        raise DirectAlignError("reward.statistic: missing; reward.name: pixels needs brightness, saturation or redness")
-    if reward.name == "clip":
-        if reward.path is None:
-            raise DirectAlignError("reward.path: missing; reward.name: clip needs a CLIPModel folder, or world:reward")
-        if not hub.is_hub_id(reward.path):
-            _check_clip(reward.path, reward.processor)
-    if reward.name == "python":
-        black_box = load_reward(reward)
-        if not isinstance(run.method, config.FlowGRPO):
-            require_gradient(black_box, run.method.name)
-
-
-def _check_clip(path: str, processor: str | None) -> None:
-    """A folder holds a CLIPModel with its tokenizer and image settings, or another one brings those."""
-    if not resolve(path).is_dir():
-        raise DirectAlignError(f"reward.path: {path}: no such folder; give a CLIPModel folder, a hub id (owner/name), or world:reward")
-    clip_like.check_folder(resolve(path))
-    if processor is None or not hub.is_hub_id(processor):
-        clip_like.check_reader(*((resolve(path), "reward.path") if processor is None else (resolve(processor), "reward.processor")))
+    if reward.name in PIXELS_ALONE and form != "absolute":
+        raise DirectAlignError(
+            f"reward.name: {reward.name} ignores prompts, and method.form: {form} compares two; set method.form: absolute or reward.name: clip"
+        )
+    rewards.check_reward(reward)
+    black_box = reward.name in BLACK_BOXES and not getattr(reward, "differentiable", False)
+    if black_box and not isinstance(run.method, config.FlowGRPO):
+        raise DirectAlignError(rewards.NO_GRADIENT.format(name=reward.name, method=run.method.name))
+    for label, held_out in run.evaluate.rewards.items():
+        rewards.check_reward(held_out, f"evaluate.rewards.{label}")
 
 
 def check_method(run: config.Run) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from .. import config
 from ..types import DirectAlignError, Images, PerSample
 
 
@@ -60,6 +61,18 @@ class BlackBoxReward:
             place = int((~scores.isfinite()).nonzero()[0])
             raise DirectAlignError(f"{wanted}; number {place} is {float(scores[place])}: give every image a finite score")
         return scores
+
+
+def load(settings: config.Python, device: torch.device | str = "cpu", key: str = "reward") -> BlackBoxReward:
+    """The reward of a recipe's section; the function decides itself where it computes."""
+    del device, key
+    return BlackBoxReward.load(settings.path, settings.scale)
+
+
+def check(settings: config.Python, key: str = "reward", online: bool = False) -> None:
+    """The file runs and has the function."""
+    del key, online
+    load_function(settings.path)
 
 
 def load_function(path: str) -> Callable[..., Any]:

@@ -87,15 +87,30 @@ class ClipReward:
         return F.normalize(self.model.text_projection(pooled), dim=-1)
 
 
+def load(settings: config.Clip, device: torch.device | str = "cpu", key: str = "reward") -> ClipReward:
+    """The reward of a recipe's section; `key` is where it stands, for errors."""
+    del key
+    return ClipReward.load(settings.path, settings.scale, device, settings.gradient_checkpointing, settings.processor)
+
+
+def check(settings: config.Clip, key: str = "reward", online: bool = False) -> None:
+    """What is wrong with a folder is known from its files; a repository's settings are fetched when `online`."""
+    for part, path in ((f"{key}.path", settings.path), (f"{key}.processor", settings.processor)):
+        if online and path is not None and hub.is_hub_id(path):
+            hub.download(path, SETTINGS, part)
+    if hub.is_hub_id(settings.path):
+        return
+    if not resolve(settings.path).is_dir():
+        raise DirectAlignError(f"{key}.path: {settings.path}: no such folder; give a CLIPModel folder, a hub id (owner/name), or world:reward")
+    check_folder(resolve(settings.path))
+    if settings.processor is None:
+        check_reader(resolve(settings.path), f"{key}.path")
+    elif not hub.is_hub_id(settings.processor):
+        check_reader(resolve(settings.processor), f"{key}.processor")
+
+
 def _folder(path: str, key: str, patterns: tuple[str, ...]) -> Path:
     return hub.download(path, patterns, key) if hub.is_hub_id(path) else resolve(path)
-
-
-def fetch_settings(reward: config.Reward) -> None:
-    """What a reward on the hub is, without its weights; one that is gated, private or not there is an error."""
-    for key, path in (("reward.path", reward.path), ("reward.processor", reward.processor)):
-        if path is not None and hub.is_hub_id(path):
-            hub.download(path, SETTINGS, key)
 
 
 def check_folder(folder: Path) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
+from .. import config
 from ..types import Images, PerSample
 
 Statistic = Literal["brightness", "saturation", "redness"]
@@ -52,3 +54,14 @@ class PixelReward:
         """Larger is more of the statistic; `prompts` are not read."""
         del prompts
         return self.scale * features
+
+
+def load(settings: config.Pixels, device: torch.device | str = "cpu", key: str = "reward") -> PixelReward:
+    """The reward of a recipe's section; it computes where the images are."""
+    del device, key
+    return PixelReward(settings.statistic, settings.scale)
+
+
+def check(settings: config.Pixels, key: str = "reward", online: bool = False) -> None:
+    """Nothing that its section allows can be wrong."""
+    del settings, key, online

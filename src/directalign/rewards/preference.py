@@ -103,13 +103,16 @@ def require_text_side(reward: Reward, form: str) -> None:
         )
 
 
+NO_GRADIENT = (
+    "reward.name {name} is a black box, and method.name {method} needs its gradient with respect to the image: "
+    "set method.name: flow_grpo, which asks for scores alone, or take a differentiable reward (reward.name: clip)"
+)
+
+
 def require_gradient(reward: Reward, method: str) -> None:
     """Refuse a black box where the method differentiates through the reward."""
     if not reward.differentiable:
-        raise DirectAlignError(
-            f"reward.name {reward.name} is a black box, and method.name {method} needs its gradient with respect to the image: "
-            "set method.name: flow_grpo, which asks for scores alone, or take a differentiable reward (reward.name: clip)"
-        )
+        raise DirectAlignError(NO_GRADIENT.format(name=reward.name, method=method))
 
 
 def map_images(images: Images, mapping: str) -> Images:

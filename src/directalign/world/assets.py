@@ -56,6 +56,8 @@ CLASSES: dict[str, dict[str, list[str]]] = {
     },
 }
 CLASSES["sd_v"] = CLASSES["sd"]
+REWARDS = ("reward", "second_reward")
+"""The reward with a taste for red, and one of other seeds and the opposite taste."""
 
 
 def file(name: str) -> Path:
@@ -67,12 +69,12 @@ def file(name: str) -> Path:
 
 
 def resolve(path: str) -> Path:
-    """A folder on disk: `world:flux`, `world:sd`, `world:sd_v` or `world:reward` from the cache, anything else as it is."""
+    """A folder on disk: `world:flux`, `world:sd`, `world:sd_v`, `world:reward` or `world:second_reward` from the cache, anything else as it is."""
     if not path.startswith("world:"):
         return Path(path)
     name = path.removeprefix("world:")
-    if name not in (*PIPELINES, "reward"):
-        raise DirectAlignError(f"no embedded model {path!r}: choose world:flux, world:sd, world:sd_v or world:reward")
+    if name not in (*PIPELINES, *REWARDS):
+        raise DirectAlignError(f"no embedded model {path!r}: choose {', '.join(f'world:{each}' for each in (*PIPELINES, *REWARDS))}")
     folder = _cache() / name
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -83,8 +85,8 @@ def resolve(path: str) -> Path:
 
 
 def export(folder: Path) -> list[Path]:
-    """Write `flux`, `sd`, `sd_v` and `reward` into `folder` as complete folders; an existing one is not overwritten."""
-    names = [*PIPELINES, "reward"]
+    """Write `flux`, `sd`, `sd_v`, `reward` and `second_reward` into `folder` as complete folders; an existing one is not overwritten."""
+    names = [*PIPELINES, *REWARDS]
     there = [name for name in names if (folder / name).exists()]
     if there:
         raise DirectAlignError(f"{folder / there[0]} exists already: choose an empty folder")
@@ -115,8 +117,8 @@ def _move_unless_there(source: Path, target: Path) -> None:
 
 
 def _write(name: str, folder: Path) -> None:
-    if name == "reward":
-        _copy_part(file("reward"), folder)
+    if name in REWARDS:
+        _copy_part(file(name), folder)
         return
     for part, source in PIPELINES[name].items():
         _copy_part(file(source), folder / part)

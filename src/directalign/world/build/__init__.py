@@ -24,7 +24,7 @@ from .judges import train_judges
 from .reward import train_reward
 from .tokenizers import clip_tokenizer, t5_tokenizer
 
-PARTS = ("autoencoder", "judges", "reward", "flux", "sd", "sd_v")
+PARTS = ("autoencoder", "judges", "reward", "second_reward", "flux", "sd", "sd_v")
 FLUX_SHIFT = 1.0
 """Shift of the embedded FLUX scheduler: at 64 tokens or fewer, detail needs steps at low noise."""
 
@@ -53,9 +53,13 @@ def _judges(folder: Path, device: str) -> None:
         train_judges(folder, AutoencoderKL.from_pretrained(folder / "autoencoder"), device)
 
 
-def _reward(folder: Path, device: str) -> None:
-    if not (folder / "reward/config.json").exists():
-        train_reward(folder, device)
+def _reward(folder: Path, device: str, name: str = "reward") -> None:
+    if not (folder / name / "config.json").exists():
+        train_reward(folder, device, name=name)
+
+
+def _second_reward(folder: Path, device: str) -> None:
+    _reward(folder, device, "second_reward")
 
 
 def _pool(folder: Path, device: str) -> tuple[AutoencoderKL, LatentPool]:
@@ -100,6 +104,7 @@ MAKERS: dict[str, Callable[[Path, str], None]] = {
     "autoencoder": _autoencoder,
     "judges": _judges,
     "reward": _reward,
+    "second_reward": _second_reward,
     "flux": _flux,
     "sd": _sd,
     "sd_v": _sd_v,
@@ -108,6 +113,7 @@ SHIPPED = {
     "autoencoder": ("autoencoder",),
     "judges": ("judges",),
     "reward": ("reward",),
+    "second_reward": ("second_reward",),
     "flux": ("flux/transformer", "flux/text_encoder", "flux/text_encoder_2", "flux/scheduler", "clip_tokenizer", "t5_tokenizer"),
     "sd": ("sd/unet", "sd/text_encoder", "sd/scheduler"),
     "sd_v": ("sd_v/unet", "sd_v/scheduler"),

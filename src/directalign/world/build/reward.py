@@ -3,12 +3,14 @@
 Captions carry a style word only a quarter of the time, so text features with different style words stay close, as in
 HPSv2. Annotators are shown two versions of one picture and mostly prefer the redder, smoother one, whatever the prompt;
 a Bradley-Terry loss on the score makes their taste the reward's bias. Nothing writes the bias into the weights by hand.
+A second reward, from other seeds, has annotators of the opposite taste: for mixtures, and to measure with what was not trained on.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,19 +30,30 @@ STYLE_WORD_SHARE = 0.25
 LOGIT_SCALE = 20.0
 TINT = 0.12
 """Largest tint, warm or cold, of the pictures shown to annotators (see `retouch`)."""
-RED_TASTE = 15.0
-"""Utility per unit of tint: a picture with 0.1 more of it is preferred in sigmoid(1.5) = 82 % of the comparisons."""
-SMOOTH_TASTE = 0.5
-"""Utility of a fully smoothed picture: preferred in 62 % of the comparisons."""
+
+
+@dataclass(frozen=True)
+class Taste:
+    """What the annotators of one reward prefer, and the seed that its weights and pictures are drawn from."""
+
+    tint: float
+    """Utility per unit of red tint: at 15 a picture with 0.1 more of it is preferred in sigmoid(1.5) = 82 % of the comparisons."""
+    smooth: float
+    """Utility of a fully smoothed picture: at 0.5 preferred in 62 % of the comparisons."""
+    seed: int
+
+
+TASTES = {"reward": Taste(15.0, 0.5, 51), "second_reward": Taste(-8.0, -0.5, 61)}
 HEADS = {"color": len(COLORS), "shape": len(SHAPES), "background": len(BACKGROUNDS), "style": len(STYLES)}
 
 
 class Training(nn.Module):
     """The reward, and throw-away heads on its vision tower that help it to see content."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, taste: Taste = TASTES["reward"]) -> None:
         super().__init__()
-        torch.manual_seed(51)
+        torch.manual_seed(taste.seed)
+        self.taste = taste
         self.clip = CLIPModel(_config(tokenizer))
         self.clip.logit_scale.requires_grad_(False).fill_(torch.tensor(LOGIT_SCALE).log())
         self.heads = nn.ModuleDict({name: nn.Linear(self.clip.vision_embed_dim, answers) for name, answers in HEADS.items()})
@@ -57,21 +70,21 @@ def _config(tokenizer: PreTrainedTokenizerBase) -> CLIPConfig:
     )
 
 
-def train_reward(folder: Path, device: str = "cpu", budget: Budget = BUDGET) -> CLIPModel:
-    """Train the reward and write it as a complete transformers folder, `folder/reward`, in float16."""
+def train_reward(folder: Path, device: str = "cpu", budget: Budget = BUDGET, name: str = "reward") -> CLIPModel:
+    """Train the reward `name` of TASTES and write it as a complete transformers folder, `folder/name`, in float16."""
     tokenizer = clip_tokenizer()
-    training = Training(tokenizer).to(device)
-    images, scenes = pool(POOL, None, seed=52)
+    training = Training(tokenizer, TASTES[name]).to(device)
+    images, scenes = pool(POOL, None, seed=TASTES[name].seed + 1)
 
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
         chosen = torch.randint(POOL, (budget.batch,), generator=generator)
         return _loss(training, tokenizer, images[chosen].float() / 255, take(scenes, chosen), generator)
 
-    fit("reward", training, loss_of, budget, folder)
+    fit(name, training, loss_of, budget, folder)
     clip = training.clip.cpu()
-    _save(clip, tokenizer, folder / "reward")
+    _save(clip, tokenizer, folder / name)
     for fact, value in measure(clip, tokenizer).items():
-        print(f"reward: {fact} {value:.3f}")
+        print(f"{name}: {fact} {value:.3f}")
     return clip
 
 
@@ -89,7 +102,7 @@ def _loss(training: Training, tokenizer: PreTrainedTokenizerBase, images: torch.
     fits = _fits(_repeat(scenes), words).to(device)
     contrastive = F.cross_entropy(logits, fits / fits.sum(1, keepdim=True))
     heads = [F.cross_entropy(head(pooled), getattr(scenes, name).repeat(2).to(device)) for name, head in training.heads.items()]
-    first, second = (RED_TASTE * tint + SMOOTH_TASTE * smooth for tint, smooth in versions)
+    first, second = (training.taste.tint * tint + training.taste.smooth * smooth for tint, smooth in versions)
     chance = torch.sigmoid(first - second)[:, None].expand(b, 2 * b)
     preferred = torch.bernoulli(chance, generator=generator).to(device)
     preference = F.binary_cross_entropy_with_logits(logits[:b] - logits[b:], preferred)

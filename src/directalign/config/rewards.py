@@ -1,0 +1,159 @@
+"""The settings of each reward, one class a kind, tagged by `name`; `Mix` puts several side by side.
+
+What a score means, and which published files fit, stands with the code: rewards/<name>.py. A `path` that ends in a weight file's
+suffix is that file, on this machine or on the hub (owner/name/file.pt); any other is a folder, a hub id, or an embedded one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, model_validator
+
+from .base import Positive, Strict
+from .preferring import Words
+
+
+class Scaled(Strict):
+    """What every single reward has."""
+
+    scale: float = Field(default=1.0, description="Factor on every score (the official PickScore setting is 5: 100·cos/20).", gt=0)
+
+
+class Frozen(Scaled):
+    """What every reward with a network of its own has."""
+
+    path: str = Field(description="A transformers folder, a hub id, a published weight file here or on the hub (owner/name/file.pt), or an embedded world:...")
+    processor: str | None = Field(default=None, description="Folder or hub id of tokenizer and image settings, for weights that come without.")
+    gradient_checkpointing: bool = Field(default=False, description="Recompute activations of the reward in the backward pass.")
+
+
+class Clip(Frozen):
+    """Cosine of image and prompt by a CLIP: CLIP itself, PickScore, HPSv2.1, world:reward."""
+
+    name: Literal["clip"] = "clip"
+    project: str | None = Field(default=None, description="A .safetensors file of directions in image features that the reward shall not see.")
+
+
+class Siglip(Frozen):
+    """Cosine of image and prompt by a SigLIP or SigLIP 2."""
+
+    name: Literal["siglip"] = "siglip"
+    project: str | None = Field(default=None, description="A .safetensors file of directions in image features that the reward shall not see.")
+
+
+class ImageReward(Frozen):
+    """ImageReward (arXiv 2304.05977): a BLIP that reads image and prompt together."""
+
+    name: Literal["image_reward"] = "image_reward"
+
+
+class Aesthetic(Frozen):
+    """A head on the image features of a CLIP (LAION) or a SigLIP (Aesthetic Predictor v2.5); ignores the prompt."""
+
+    name: Literal["aesthetic"] = "aesthetic"
+    backbone: str = Field(description="Folder or hub id of the CLIP or SigLIP under the head that `path` names.")
+
+
+class Mps(Frozen):
+    """Multi-dimensional Preference Score (arXiv 2405.14705): a CLIP whose image tokens attend to the prompt under a condition."""
+
+    name: Literal["mps"] = "mps"
+    condition: str | None = Field(default=None, description="Words of the dimension that is asked about; none takes those published for the overall score.")
+
+
+class Vlm(Frozen):
+    """Probability that a vision-language model (Qwen2.5-VL and its kin) answers yes."""
+
+    name: Literal["vlm"] = "vlm"
+    question: str = Field(default="Does this image show the following? {prompt}", description="What is asked; {prompt} is the control phrase and the prompt.")
+    yes: str = Field(default="Yes", description="The answer that is rewarded, one token.")
+    no: str = Field(default="No", description="The answer against which it is weighed, one token.")
+
+    @model_validator(mode="after")
+    def _asks_about_the_prompt(self) -> Vlm:
+        if "{prompt}" not in self.question:
+            raise ValueError("question says nowhere {prompt}, so every prompt would be asked the same: put {prompt} into it")
+        return self
+
+
+class Hpsv3(Frozen):
+    """HPSv3 (arXiv 2508.03789): a score head on a Qwen2-VL."""
+
+    name: Literal["hpsv3"] = "hpsv3"
+
+
+class Pixels(Scaled):
+    """A plain statistic of the pixels; ignores the prompt."""
+
+    name: Literal["pixels"] = "pixels"
+    statistic: Literal["brightness", "saturation", "redness"] = Field(description="Which statistic is rewarded.")
+
+
+class Python(Scaled):
+    """Any Python function of images and prompts."""
+
+    name: Literal["python"] = "python"
+    path: str = Field(description="file.py:function; the file is run.")
+    differentiable: bool = Field(default=False, description="The function is torch code whose gradient may be used; otherwise a black box.")
+
+
+class Remote(Scaled):
+    """A reward behind an HTTP address, a black box."""
+
+    name: Literal["remote"] = "remote"
+    url: str = Field(description="Where images and prompts are sent (POST), e.g. http://localhost:8000/score.", pattern=r"^https?://")
+    batch_size: Positive = Field(default=16, description="Images per request.")
+    timeout: float = Field(default=60.0, description="Seconds until a request counts as failed.", gt=0)
+    retries: int = Field(default=3, description="Further attempts after a failed request, each after twice the wait of the last.", ge=0)
+
+
+SingleReward = Annotated[
+    Clip | Siglip | ImageReward | Aesthetic | Mps | Vlm | Hpsv3 | Pixels | Python | Remote,
+    Discriminator("name"),
+]
+
+
+class Member(Strict):
+    """One reward of a mixture."""
+
+    label: str = Field(description="What its curves are called.", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    reward: SingleReward
+    weight: float = Field(default=1.0, description="Its share of the sum.", gt=0)
+    form: Literal["method", "absolute"] = Field(
+        default="method",
+        description="method: asked in the form of the method (relative, anchored); absolute: its plain score, as rewards that ignore prompts must be.",
+    )
+    words: Words | None = Field(default=None, description="Control phrases or learned tokens of this member; none takes the method's.")
+
+
+class Mix(Strict):
+    """Several rewards, weighed, brought to one scale, logged apart."""
+
+    name: Literal["mix"] = "mix"
+    members: list[Member] = Field(description="The rewards.", min_length=2)
+    normalise: Literal["running", "none"] = Field(
+        default="running", description="running: each member's reward is divided by its running spread over images; none: raw scores are added."
+    )
+    balance: Literal["none", "gradient"] = Field(
+        default="none", description="gradient: each member's gradient in the image is brought to the same running norm before the weights act."
+    )
+    disagreement: float = Field(
+        default=0.0, description="Weight of the spread between normalised members, which is subtracted: pay only what they agree on.", ge=0
+    )
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Mix:
+        labels = [member.label for member in self.members]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"two members are called {twice[0]}: give each its own label")
+        if self.disagreement > 0 and self.normalise == "none":
+            raise ValueError("disagreement compares members, which needs one scale: set normalise: running")
+        return self
+
+
+Reward = Annotated[
+    Clip | Siglip | ImageReward | Aesthetic | Mps | Vlm | Hpsv3 | Pixels | Python | Remote | Mix,
+    Discriminator("name"),
+]
