@@ -116,7 +116,8 @@ def _under(annotation: Any) -> Below:
     if get_origin(annotation) is dict:
         below = _under(get_args(annotation)[1])
         return Entries(below) if isinstance(below, (dict, type)) else None
-    return {_sort(each): each for each in _sections(annotation)} or None
+    sections = _sections(annotation)
+    return sections[0] if len(sections) == 1 else {_sort(each): each for each in sections} or None
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

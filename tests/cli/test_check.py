@@ -25,7 +25,7 @@ def test_a_sound_recipe_gives_findings_and_memory(command, recipe: Path) -> None
 
 
 MISTAKES = {
-    ("reward.statistic=null",): "reward.statistic: missing",
+    ("reward.statistic=null",): "reward.statistic: got null, and it is one of 'brightness'",
     ("reward={name: clip}",): "reward.path: missing",
     ("reward={name: clip, path: nowhere}",): "reward.path: nowhere: no such folder",
     ("method.form=relative", "method.words={positive: [Photo], negative: [CG]}"): "reward.name: pixels ignores prompts, and method.form: relative compares two",

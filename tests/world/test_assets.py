@@ -29,7 +29,7 @@ from directalign.world.judges import load_judge
 from directalign.world.scenes import draw_scenes, render
 
 LIMIT = 24_000_000
-NAMES = [*assets.PIPELINES, "reward"]
+NAMES = [*assets.PIPELINES, *assets.REWARDS]
 RECIPES = Path(__file__).parents[2] / "recipes"
 RECIPE_OF = {"flux": "world_srpo", "sd": "world_sd", "sd_v": "world_sd_v"}
 
@@ -150,7 +150,7 @@ def test_a_folder_on_disk_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 def test_an_unknown_embedded_model_is_one_line(cache: Path) -> None:
-    with pytest.raises(DirectAlignError, match=r"^no embedded model 'world:flx': choose world:flux, world:sd, world:sd_v or world:reward$"):
+    with pytest.raises(DirectAlignError, match=r"^no embedded model 'world:flx': choose world:flux, world:sd, world:sd_v, world:reward, world:second_reward$"):
         assets.resolve("world:flx")
     assert not cache.exists()
 

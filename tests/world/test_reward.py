@@ -65,23 +65,41 @@ def test_training_writes_a_complete_folder(tmp_path: Path, monkeypatch: pytest.M
     assert torch.allclose(reward.score(reward.encode(images), prompts), expected, atol=5e-3)
 
 
-@pytest.fixture(scope="module")
-def facts() -> dict[str, float]:
-    reward = ClipReward.load(str(resolve("world:reward")))
+def facts_of(name: str) -> dict[str, float]:
+    reward = ClipReward.load(str(resolve(f"world:{name}")))
     assert isinstance(reward.model, nn.Module)
     return measure(reward.model, reward.tokenizer, count=48)
 
 
-def test_shipped_reward_sees_content_and_style(facts: dict[str, float]) -> None:
+@pytest.fixture(scope="module")
+def facts() -> dict[str, float]:
+    return facts_of("reward")
+
+
+@pytest.fixture(scope="module")
+def second() -> dict[str, float]:
+    return facts_of("second_reward")
+
+
+@pytest.mark.parametrize("name", ["facts", "second"])
+def test_shipped_rewards_see_content_and_style(name: str, request: pytest.FixtureRequest) -> None:
+    facts = request.getfixturevalue(name)
     assert facts["color retrieval"] >= 0.97
     assert facts["background retrieval"] >= 0.97
     assert facts["shape retrieval"] >= 0.75
     assert facts["style retrieval"] >= 0.9
 
 
-def test_shipped_reward_ranks_photo_first_when_asked_two_ways(facts: dict[str, float]) -> None:
+@pytest.mark.parametrize("name", ["facts", "second"])
+def test_shipped_rewards_rank_photo_first_when_asked_two_ways(name: str, request: pytest.FixtureRequest) -> None:
+    facts = request.getfixturevalue(name)
     assert all(facts[f"pos - neg ranks photo above {style}"] >= 0.95 for style in STYLES[1:])
     assert 0.7 <= facts["cos(pos, neg)"] <= 0.95
+
+
+def test_the_second_reward_has_the_opposite_taste(second: dict[str, float]) -> None:
+    assert second["red tint, most over words"] <= -0.03
+    assert second["red tint, share that cancels"] >= 0.85
 
 
 def test_shipped_reward_is_biased_and_the_bias_cancels(facts: dict[str, float]) -> None:

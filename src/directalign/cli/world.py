@@ -15,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, help="The embedded world: tiny models th
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write flux, sd, sd_v and reward into.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write flux, sd, sd_v, reward and second_reward into.", show_default=False)],
     debug: Debug = False,
 ) -> None:
     """Write the embedded models as complete diffusers and transformers folders."""

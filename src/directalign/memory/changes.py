@@ -67,7 +67,7 @@ def candidates(run: config.Run, place: Place) -> Iterator[tuple[str, Changes]]:
         {"model.dtype": "bfloat16"},
         {"model.text_encoders": "free"},
         {"model.gradient_checkpointing": True},
-        {"reward.gradient_checkpointing": True},
+        {"reward.gradient_checkpointing": True} if hasattr(run.reward, "gradient_checkpointing") else {},
         {"evaluate.batch_size": 1},
         {"train.ema_decay": None},
         {"data.batch_size": max(1, run.data.batch_size // 2)},

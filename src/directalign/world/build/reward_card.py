@@ -90,7 +90,7 @@ def _bias(
     tint = torch.full((len(plain),), SHOWN_TINT)
     moved = {style: see(clip, retouch(images, tint, torch.zeros_like(tint)))[1] - seen[style] for style, images in drawn.items()}
     raised = {words: _mean([(move * texts).sum(1) for move in moved.values()]) for words, texts in {"no words": plain, **styled}.items()}
-    left = [abs(raised[pos] - raised[neg]) / raised[pos] for pos in STYLE_WORDS["photo"] for neg in STYLE_WORDS["cg"]]
+    left = [abs((raised[pos] - raised[neg]) / raised[pos]) for pos in STYLE_WORDS["photo"] for neg in STYLE_WORDS["cg"]]
     smooth = {style: see(clip, retouch(images, 0 * tint, torch.ones_like(tint)))[1] - seen[style] for style, images in drawn.items()}
     return {
         "red tint, least over words": min(raised.values()),
