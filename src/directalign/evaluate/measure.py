@@ -16,6 +16,7 @@ from .. import config
 from ..core.noising import generator_for
 from ..families.loading import load_family
 from ..interfaces import ALONE, Family, Judge, Reward, Together
+from ..rewards.mixture import MixReward
 from ..types import Images, PerSample
 from ..world.scenes import render, scenes_of
 from . import drift
@@ -28,6 +29,8 @@ RATES = ("photo_rate", "content")
 MEANS = ("reward", "score_pos", "score_neg", *drift.STATISTICS)
 STYLE = "style_"
 """What a judge's answers about single styles begin with; their means are reported."""
+OF_ONE = "reward_"
+"""What the plain score of one reward among several begins with, before its label."""
 
 Reference = Callable[[Pairs], Images]
 
@@ -59,7 +62,8 @@ class Measurer:
     def measure(self, num_pairs: int) -> dict[str, Any]:
         """{"photo_rate": {value, low, high, n}, "content": {...}, "color_drift", "reward", "brightness", ..., "seconds"}.
 
-        `reward` is the mean score under the plain prompt, `score_pos` and `score_neg` those under the control phrases;
+        `reward` is the mean score under the plain prompt (of a mixture also that of each member, `reward_<label>`), `score_pos` and
+        `score_neg` those under the control phrases;
         `diversity` is there when `evaluate.diversity_prompts` asks for it. Ranks other than 0 help to make the images and
         get nothing back.
         """
@@ -104,7 +108,7 @@ class Measurer:
     def summary(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
         """Means over the pairs, with intervals where they are rates, and the colour drift of the whole set."""
         rates = {name: rate(each[name]) for name in RATES if name in each}
-        averaged = [name for name in each if name in MEANS or name.startswith(STYLE)]
+        averaged = [name for name in each if name in MEANS or name.startswith((STYLE, OF_ONE))]
         means = {name: float(each[name].double().mean()) for name in averaged}
         return {**rates, "color_drift": drift.color_drift(images, self.references[: len(images)]), **means}
 
@@ -132,4 +136,6 @@ def _score_batch(reward: Reward, asked: Mapping[str, list[str]], images: Images,
         each = [reward.score(features, [f"{phrase}. {prompt}" if phrase else prompt for prompt in prompts]) for phrase in phrases]
         if each:
             scores[name] = torch.stack(each).mean(0).float().cpu()
+    if isinstance(reward, MixReward):
+        scores |= {f"{OF_ONE}{label}": score.float().cpu() for label, score in reward.each(features, prompts).items()}
     return scores
