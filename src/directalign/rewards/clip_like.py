@@ -21,12 +21,14 @@ from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 from .. import config, hub
 from ..types import DirectAlignError, Images, PerSample
 from ..world.assets import resolve
+from .control_tokens import SoftWords
 from .preprocessing import Preprocessing
 
 CACHED_PHRASES = 65_536
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 SETTINGS = ("*config.json", "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")
 """What is fetched of a repository on the hub, which may hold the weights in other formats too."""
+TABLE = "text_model.embeddings.token_embedding.weight"
 Features = Float[Tensor, "b d"]
 
 
@@ -41,6 +43,8 @@ class ClipReward:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.preprocessing, self.scale = tokenizer, preprocessing, scale
         self._phrases: dict[str, Tensor] = {}
+        text = model.text_model
+        self.soft_words = SoftWords("clip", text.embeddings.token_embedding, TABLE, tokenizer, text.config.max_position_embeddings)
 
     @classmethod
     def load(
@@ -81,9 +85,14 @@ class ClipReward:
 
     @torch.no_grad()
     def _encode_text(self, phrases: list[str]) -> Tensor:
-        length = self.model.text_model.config.max_position_embeddings
-        tokens = self.tokenizer(phrases, padding=True, truncation=True, max_length=length, return_tensors="pt").to(self.model.device)
-        pooled = self.model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
+        return self.encode_text(phrases)
+
+    def encode_text(self, phrases: Sequence[str]) -> Features:
+        """Unit features (b, d) of phrases, not cached, with the gradient to learned control tokens."""
+        with self.soft_words.placed(phrases) as texts:
+            length = self.model.text_model.config.max_position_embeddings
+            tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt").to(self.model.device)
+            pooled = self.model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
         return F.normalize(self.model.text_projection(pooled), dim=-1)
 
 
