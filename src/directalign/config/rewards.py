@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, model_validator
 
 from .base import Positive, Strict
-from .preferring import Words
+from .preferring import Anchor, Words
 
 
 class Scaled(Strict):
@@ -122,9 +122,11 @@ class Member(Strict):
     weight: float = Field(default=1.0, description="Its share of the sum.", gt=0)
     form: Literal["method", "absolute"] = Field(
         default="method",
-        description="method: asked in the form of the method (relative, anchored); absolute: its plain score, as rewards that ignore prompts must be.",
+        description="method: asked in the form of the method (relative, anchored), with its words; absolute: its score under its own positive words, "
+        "else the bare prompt, as rewards that ignore prompts must be.",
     )
-    words: Words | None = Field(default=None, description="Control phrases or learned tokens of this member; none takes the method's.")
+    words: Words | None = Field(default=None, description="Control phrases or learned tokens of this member in place of the method's.")
+    anchor: Anchor | None = Field(default=None, description="Anchor of this member, whose tolerance is in the units of its score; none takes the method's.")
 
 
 class Mix(Strict):

@@ -22,7 +22,7 @@ from ..config import Rollout as RolloutSettings
 from ..core.noising import STEPS, generator_of
 from ..core.preference import hinge
 from ..interfaces import Family, Reward
-from ..rewards.preference import Preference, require_gradient
+from ..rewards.asking import preference_of
 from ..rollout import sample, start, step
 from ..types import Batch, Conditioning, Latents, Loss
 
@@ -34,11 +34,10 @@ class AlignProp:
     """
 
     def __init__(self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings) -> None:
-        require_gradient(reward, settings.name)
         self.max_grad_steps = settings.max_grad_steps or rollout.num_sampling_steps
         assert self.max_grad_steps <= rollout.num_sampling_steps, (self.max_grad_steps, rollout.num_sampling_steps)
         self.family, self.settings, self.rollout = family, settings, rollout
-        self.preference = Preference(reward, settings)
+        self.preference = preference_of(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Make the state where the gradient begins; predict the rest of the way to x0; reward; yield."""

@@ -20,7 +20,7 @@ from ..config import Rollout as RolloutSettings
 from ..core.noising import FRESH_NOISE, inject
 from ..core.preference import hinge
 from ..interfaces import Family, Reward
-from ..rewards.preference import Preference, require_gradient
+from ..rewards.asking import preference_of
 from ..rollout import Start, noise_of, one_step_guess, sample, start
 from ..types import Batch, Latents, Loss
 
@@ -32,10 +32,9 @@ class DRaFT:
     """
 
     def __init__(self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings) -> None:
-        require_gradient(reward, settings.name)
         assert settings.grad_steps <= rollout.num_sampling_steps, (settings.grad_steps, rollout.num_sampling_steps)
         self.family, self.settings, self.rollout = family, settings, rollout
-        self.preference = Preference(reward, settings)
+        self.preference = preference_of(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Make x0 with the gradient of its last steps; reward; yield; then noise, denoise, reward and yield again."""

@@ -24,7 +24,7 @@ from ..core import transition
 from ..core.noising import STEPS, TRANSITION, generator_of
 from ..families.reference import BaseModel
 from ..interfaces import Family, Reward
-from ..rewards.preference import Preference
+from ..rewards.asking import preference_of
 from ..rollout import noise_of, start
 from ..types import Batch, Conditioning, DirectAlignError, Latents, Loss, PerSample
 
@@ -57,7 +57,7 @@ class FlowGRPO:
         check_steps(settings, rollout)
         check_sde(settings, family.path)
         self.family, self.settings, self.rollout = family, settings, rollout
-        self.preference = Preference(reward, settings)
+        self.preference = preference_of(reward, settings, by_gradient=False)
         self.base = BaseModel(family.denoiser) if settings.kl_weight > 0 else None
         self.kept: dict[int, Rollouts] = {}
 

@@ -23,7 +23,7 @@ from ..core.linear_step import chain_coefficients
 from ..core.noising import STEPS, generator_of
 from ..core.preference import hinge
 from ..interfaces import Family, Reward
-from ..rewards.preference import Preference, require_gradient
+from ..rewards.asking import preference_of
 from ..rollout import Start, start, trajectory
 from ..types import Batch, Latents, Loss
 
@@ -35,10 +35,9 @@ class FlowBP:
     """
 
     def __init__(self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings) -> None:
-        require_gradient(reward, settings.name)
         assert settings.trained_steps <= rollout.num_sampling_steps, (settings.trained_steps, rollout.num_sampling_steps)
         self.family, self.settings, self.rollout = family, settings, rollout
-        self.preference = Preference(reward, settings)
+        self.preference = preference_of(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Make x0 and all states before it; predict again at the drawn ones; reward; yield."""

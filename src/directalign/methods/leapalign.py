@@ -22,7 +22,7 @@ from ..core.linear_step import linear_step
 from ..core.noising import STEPS, generator_of
 from ..core.preference import hinge
 from ..interfaces import Family, Reward
-from ..rewards.preference import Preference, require_gradient
+from ..rewards.asking import preference_of
 from ..rollout import Start, sample, start
 from ..types import Batch, DirectAlignError, Latents, Loss, PerSample
 
@@ -35,10 +35,9 @@ class LeapAlign:
     """
 
     def __init__(self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings) -> None:
-        require_gradient(reward, settings.name)
         check_steps(rollout)
         self.family, self.settings, self.rollout = family, settings, rollout
-        self.preference = Preference(reward, settings)
+        self.preference = preference_of(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Make x0, leaping from two of the states on its way; reward; weigh; yield."""

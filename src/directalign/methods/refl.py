@@ -18,7 +18,7 @@ from ..config import Rollout as RolloutSettings
 from ..core.noising import STEPS, generator_of
 from ..core.preference import hinge
 from ..interfaces import Family, Reward
-from ..rewards.preference import Preference, require_gradient
+from ..rewards.asking import preference_of
 from ..rollout import one_step_guess, sample, start
 from ..types import Batch, Loss
 
@@ -30,10 +30,9 @@ class ReFL:
     """
 
     def __init__(self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings) -> None:
-        require_gradient(reward, settings.name)
         assert settings.last_steps <= rollout.num_sampling_steps, (settings.last_steps, rollout.num_sampling_steps)
         self.family, self.settings, self.rollout = family, settings, rollout
-        self.preference = Preference(reward, settings)
+        self.preference = preference_of(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Make x_t; predict x0_hat; reward; yield."""

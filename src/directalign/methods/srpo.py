@@ -22,7 +22,7 @@ from ..core import moves, noising, preference, recovery
 from ..core.noising import FRESH_NOISE, MOVE
 from ..core.path import per_sample, truncated
 from ..interfaces import Family, Reward
-from ..rewards.preference import Preference, require_gradient
+from ..rewards.asking import preference_of
 from ..rollout import noise_of, sample, start
 from ..types import Batch, Conditioning, Latents, Loss, PerSample
 
@@ -31,9 +31,8 @@ class SRPO:
     """`losses(batch)` yields one loss per injection and branch."""
 
     def __init__(self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings) -> None:
-        require_gradient(reward, settings.name)
         self.family, self.settings, self.rollout = family, settings, rollout
-        self.preference = Preference(reward, settings)
+        self.preference = preference_of(reward, settings)
         self.window = window_of(settings.moves, family)
         self.branches = {"both": ("denoise", "inversion")}.get(settings.branches, (settings.branches,))
         self.shared_noise = settings.noise.scope == "shared"

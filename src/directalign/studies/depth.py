@@ -29,7 +29,7 @@ from ..methods.draft import DRaFT
 from ..methods.srpo import SRPO
 from ..prompts import train_captions
 from ..rewards import load_reward
-from ..rewards.preference import Preference
+from ..rewards.asking import preference_of
 from ..rollout import start, step
 from ..train.calls import CallCounter
 from ..types import Batch
@@ -91,7 +91,7 @@ class Bench:
         self.weights = list(trainable(self.family).values())
         self.calls = CallCounter(self.family.denoiser)
         reward = load_reward(run.reward, "cpu")
-        self.preference = Preference(reward, run.method)
+        self.preference = preference_of(reward, run.method)
         self.ways: dict[int, Method] = {INJECTION: SRPO(self.family, reward, run.method, run.rollout)}
         for grad_steps in depths(run.rollout.num_sampling_steps):
             settings = ChainSettings(grad_steps=grad_steps, words=run.method.words, image_mapping=run.method.image_mapping)
