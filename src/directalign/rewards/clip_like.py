@@ -23,6 +23,7 @@ from ..types import DirectAlignError, Images, PerSample
 from ..world.assets import resolve
 from .control_tokens import SoftWords
 from .preprocessing import Preprocessing
+from .projection import blind, check_project, directions_for
 
 CACHED_PHRASES = 65_536
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -43,6 +44,7 @@ class ClipReward:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.preprocessing, self.scale = tokenizer, preprocessing, scale
         self._phrases: dict[str, Tensor] = {}
+        self.directions: Tensor | None = None
         text = model.text_model
         self.soft_words = SoftWords("clip", text.embeddings.token_embedding, TABLE, tokenizer, text.config.max_position_embeddings)
 
@@ -67,7 +69,7 @@ class ClipReward:
     def encode(self, images: Images) -> Features:
         """Images (b, 3, h, w) in [0, 1], any size, to unit features (b, d)."""
         pixels = self.preprocessing(images.to(self.model.dtype))
-        return F.normalize(self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output), dim=-1)
+        return blind(self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output), self.directions)
 
     def score(self, features: Features, prompts: Sequence[str]) -> PerSample:
         """scale · cos, one prompt per image; phrases longer than the text tower reads are cut at its end."""
@@ -98,12 +100,14 @@ class ClipReward:
 
 def load(settings: config.Clip, device: torch.device | str = "cpu", key: str = "reward") -> ClipReward:
     """The reward of a recipe's section; `key` is where it stands, for errors."""
-    del key
-    return ClipReward.load(settings.path, settings.scale, device, settings.gradient_checkpointing, settings.processor)
+    reward = ClipReward.load(settings.path, settings.scale, device, settings.gradient_checkpointing, settings.processor)
+    reward.directions = directions_for(reward.model, reward.model.config.projection_dim, settings.project, key)
+    return reward
 
 
 def check(settings: config.Clip, key: str = "reward", online: bool = False) -> None:
     """What is wrong with a folder is known from its files; a repository's settings are fetched when `online`."""
+    check_project(settings.project, key)
     for part, path in ((f"{key}.path", settings.path), (f"{key}.processor", settings.processor)):
         if online and path is not None and hub.is_hub_id(path):
             hub.download(path, SETTINGS, part)
