@@ -16,21 +16,21 @@ from .. import config
 from ..core.noising import generator_for
 from ..families.loading import load_family
 from ..interfaces import ALONE, Family, Judge, Reward, Together
-from ..rewards.mixture import MixReward
 from ..types import Images, PerSample
 from ..world.scenes import render, scenes_of
-from . import drift
+from . import drift, held_out
 from .diversity import diversity, diversity_pairs
 from .generate import base_weights, generate
+from .held_out import held_out_scores
 from .intervals import rate
+from .off_topic import OffTopic
 from .pairs import Pairs, fixed_pairs, measured_prompts
+from .scoring import BARE, OF_ONE, scored
 
 RATES = ("photo_rate", "content")
 MEANS = ("reward", "score_pos", "score_neg", *drift.STATISTICS)
 STYLE = "style_"
 """What a judge's answers about single styles begin with; their means are reported."""
-OF_ONE = "reward_"
-"""What the plain score of one reward among several begins with, before its label."""
 
 Reference = Callable[[Pairs], Images]
 
@@ -39,40 +39,51 @@ class Measurer:
     """Measures the family's present weights on the first `num_pairs` of the run's fixed pairs.
 
     `reward` and `judge` may be None: their numbers are then left out. `reference` makes the images that drift is measured
-    against; None takes `photographs` where the world's judge is asked for, the base model's images elsewhere. Ranks that
-    measure `together` share the images among them, and rank 0 judges.
+    against; None takes `photographs` where the world's judge is asked for, the base model's images elsewhere. `held_out` are
+    the recipe's held-out rewards by label. Ranks that measure `together` share the images among them, and rank 0 judges.
     """
 
     def __init__(
-        self, run: config.Run, family: Family, reward: Reward | None, judge: Judge | None, reference: Reference | None = None, together: Together = ALONE
+        self,
+        run: config.Run,
+        family: Family,
+        reward: Reward | None,
+        judge: Judge | None,
+        reference: Reference | None = None,
+        together: Together = ALONE,
+        held_out: Mapping[str, Reward] | None = None,
     ) -> None:
-        self.run, self.family, self.reward, self.judge, self.together = run, family, reward, judge, together
+        self.run, self.family, self.reward, self.judge, self.together, self.held_out = run, family, reward, judge, together, held_out or {}
         self.device = next(family.denoiser.parameters()).device
         prompts = measured_prompts(run.data)
         self.pairs = fixed_pairs(prompts, run.evaluate.num_pairs)
         self._diversity_pairs = diversity_pairs(prompts, run.evaluate.diversity_prompts)
         self._reference = reference or (photographs if run.evaluate.judge == "world" else self.base_images)
         self._references: Images | None = None
+        self.off_topic = OffTopic(run, self._generate, self.base_images) if run.evaluate.off_topic is not None else None
 
     def prepare(self) -> None:
         """Make the base model's images while the family is that model: where all weights are trained, it is in there no longer."""
         if self.run.model.tune == "full" and self._reference == self.base_images:
             self._references = self._generate(self.pairs)
+        if self.run.model.tune == "full" and self.off_topic is not None:
+            self.off_topic.prepare()
 
     def measure(self, num_pairs: int) -> dict[str, Any]:
         """{"photo_rate": {value, low, high, n}, "content": {...}, "color_drift", "reward", "brightness", ..., "seconds"}.
 
         `reward` is the mean score under the plain prompt (of a mixture also that of each member, `reward_<label>`), `score_pos` and
-        `score_neg` those under the control phrases;
-        `diversity` is there when `evaluate.diversity_prompts` asks for it. Ranks other than 0 help to make the images and
+        `score_neg` those under the control phrases; `held_out_<label>` of every held-out reward; `off_topic_...` where the recipe has
+        such prompts; `diversity` when `evaluate.diversity_prompts` asks for it. Ranks other than 0 help to make the images and
         get nothing back.
         """
         start = time.perf_counter()
         images, many = self.images(num_pairs), self._generate(self._diversity_pairs) if len(self._diversity_pairs) else None
-        _ = self.references  # made by all ranks
+        controls = self.off_topic.images() if self.off_topic else None
+        _ = self.references, self.off_topic and self.off_topic.base_images  # made by all ranks
         if self.together.rank > 0:
             return {}
-        measured = self.summary(images, self.per_image(images))
+        measured = {**self.summary(images, self.per_image(images)), **(self.leaked(controls)[1] if controls is not None else {})}
         return {**measured, **({"diversity": diversity(many)} if many is not None else {}), "seconds": time.perf_counter() - start}
 
     def images(self, num_pairs: int) -> Images:
@@ -108,34 +119,28 @@ class Measurer:
     def summary(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
         """Means over the pairs, with intervals where they are rates, and the colour drift of the whole set."""
         rates = {name: rate(each[name]) for name in RATES if name in each}
-        averaged = [name for name in each if name in MEANS or name.startswith((STYLE, OF_ONE))]
+        averaged = [name for name in each if name in MEANS or name.startswith((STYLE, OF_ONE, held_out.PREFIX))]
         means = {name: float(each[name].double().mean()) for name in averaged}
         return {**rates, "color_drift": drift.color_drift(images, self.references[: len(images)]), **means}
 
+    def leaked(self, controls: Images) -> tuple[dict[str, PerSample], dict[str, Any]]:
+        """What images of the off-topic prompts say: per image, and in sum."""
+        assert self.off_topic is not None
+        each = self.off_topic.per_image(controls, self._trained_scores, self.judge)
+        return each, self.off_topic.summary(controls, each)
+
     def _scores(self, images: Images, prompts: tuple[str, ...]) -> dict[str, PerSample]:
+        return {**self._trained_scores(images, prompts), **held_out_scores(self.held_out, images, prompts, self.run, self.device)}
+
+    def _trained_scores(self, images: Images, prompts: tuple[str, ...]) -> dict[str, PerSample]:
         if self.reward is None:
             return {}
         words = self.run.method.words
-        asked = {"reward": [""], **({"score_pos": words.positive, "score_neg": words.negative} if self.reward.reads_prompt else {})}
-        size = self.run.evaluate.batch_size
-        parts = [_score_batch(self.reward, asked, images[i : i + size].to(self.device), prompts[i : i + size]) for i in range(0, len(images), size)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        asked = {"reward": BARE, **({"score_pos": words.positive, "score_neg": words.negative} if self.reward.reads_prompt else {})}
+        return scored(self.reward, asked, images, prompts, self.run.evaluate.batch_size, self.device)
 
 
 def photographs(pairs: Pairs) -> Images:
     """The renderer's own photographs of the pairs' captions, one fixed draw of place, light and texture each."""
     drawn = [render(scenes_of([prompt]), generator_for(seed)) for prompt, seed in zip(pairs.prompts, pairs.seeds, strict=True)]
     return torch.cat(drawn)
-
-
-def _score_batch(reward: Reward, asked: Mapping[str, list[str]], images: Images, prompts: tuple[str, ...]) -> dict[str, PerSample]:
-    """Mean score over the phrases of each question ("" is the bare prompt)."""
-    features = reward.encode(images)
-    scores = {}
-    for name, phrases in asked.items():
-        each = [reward.score(features, [f"{phrase}. {prompt}" if phrase else prompt for prompt in prompts]) for phrase in phrases]
-        if each:
-            scores[name] = torch.stack(each).mean(0).float().cpu()
-    if isinstance(reward, MixReward):
-        scores |= {f"{OF_ONE}{label}": score.float().cpu() for label, score in reward.each(features, prompts).items()}
-    return scores

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from .. import config
+from ..evaluate.held_out import load_held_out
 from ..evaluate.measure import Measurer
 from ..families.loading import load_family
 from ..methods import load_method
@@ -69,7 +70,8 @@ def _load(run: config.Run, ranks: Ranks) -> Loaded:
         family.denoiser.to(ranks.device)
     reward = load_reward(run.reward, ranks.device)
     judge = load_judge() if run.evaluate.judge == "world" else None
-    return Loaded(family, load_method(run, family, reward, ranks), Measurer(run, family, reward, judge, together=ranks), feed)
+    held_out = load_held_out(run.evaluate, ranks.device) if ranks.is_main else {}  # rank 0 alone judges
+    return Loaded(family, load_method(run, family, reward, ranks), Measurer(run, family, reward, judge, together=ranks, held_out=held_out), feed)
 
 
 @contextmanager
