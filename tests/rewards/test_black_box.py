@@ -76,7 +76,7 @@ def test_any_row_of_numbers_will_do(answer: Any) -> None:
     ],
 )
 def test_a_wrong_answer_names_the_function_and_what_is_wanted(answer: Any, complaint: str) -> None:
-    reward = BlackBoxReward(lambda images, prompts: answer, path="mine.py:score")
+    reward = BlackBoxReward(lambda images, prompts: answer, source="reward.path: mine.py:score")
     with pytest.raises(DirectAlignError, match=rf"reward\.path: mine\.py:score must return .*{complaint}"):
         reward.score(reward.encode(images()), PROMPTS)
 

@@ -6,6 +6,7 @@ from .. import config, rewards
 from ..core import moves
 from ..families.loading import FAMILIES
 from ..methods import drtune, flow_grpo, leapalign
+from ..rewards import asking, mixture
 from ..types import DirectAlignError
 
 PIXELS_ALONE = ("pixels", "aesthetic")
@@ -15,24 +16,50 @@ BLACK_BOXES = ("python", "remote")
 
 def check_reward(run: config.Run) -> None:
     """Every reward has what its kind needs, a text side where the form compares phrasings, and a gradient where the method wants one."""
-    reward, form = run.reward, run.method.form
-    if reward.name in PIXELS_ALONE and form != "absolute":
-        raise DirectAlignError(
-            f"reward.name: {reward.name} ignores prompts, and method.form: {form} compares two; set method.form: absolute or reward.name: clip"
-        )
-    rewards.check_reward(reward)
-    black_box = reward.name in BLACK_BOXES and not getattr(reward, "differentiable", False)
-    if black_box and not isinstance(run.method, config.FlowGRPO):
-        raise DirectAlignError(rewards.NO_GRADIENT.format(name=reward.name, method=run.method.name))
+    rewards.check_reward(run.reward)
+    for key, reward, asked in _asked(run):
+        _check_asked(key, reward, asked)
+        _check_gradient(key, reward, run.method)
+    if isinstance(run.reward, config.Mix) and isinstance(run.method, config.FlowGRPO):
+        asking.require_no_balance(run.reward, run.method.name)
     for label, held_out in run.evaluate.rewards.items():
         rewards.check_reward(held_out, f"evaluate.rewards.{label}")
+    _check_labels(run)
+
+
+def _asked(run: config.Run) -> list[tuple[str, config.SingleReward, config.Preferring]]:
+    """Every single reward that is trained on: where it stands, and what it is asked."""
+    if not isinstance(run.reward, config.Mix):
+        return [("reward", run.reward, run.method)]
+    members = enumerate(run.reward.members)
+    return [(mixture.key_of(place), member.reward, asking.questions(place, member, run.method)) for place, member in members]
+
+
+def _check_asked(key: str, reward: config.SingleReward, asked: config.Preferring) -> None:
+    if reward.name in PIXELS_ALONE and asked.form != "absolute":
+        remedy = "set method.form: absolute" if key == "reward" else f"set {key.removesuffix('.reward')}.form: absolute"
+        raise DirectAlignError(f"{key}.name: {reward.name} ignores prompts, and method.form: {asked.form} compares two; {remedy} or {key}.name: clip")
+
+
+def _check_gradient(key: str, reward: config.SingleReward, method: config.Method) -> None:
+    black_box = reward.name in BLACK_BOXES and not getattr(reward, "differentiable", False)
+    if black_box and not isinstance(method, config.FlowGRPO):
+        raise DirectAlignError(rewards.NO_GRADIENT.format(name=reward.name, method=method.name).replace("reward.name", f"{key}.name"))
+
+
+def _check_labels(run: config.Run) -> None:
+    """A curve each: members and held-out rewards are told apart by their labels."""
+    members = [member.label for member in run.reward.members] if isinstance(run.reward, config.Mix) else []
+    twice = next((label for label in members if label in run.evaluate.rewards), None)
+    if twice is not None:
+        raise DirectAlignError(f"evaluate.rewards.{twice}: a member of reward.members is called {twice} too; rename one of them")
 
 
 def check_method(run: config.Run) -> None:
     """Control phrases say something, and what the method draws from exists."""
-    for side in ("positive", "negative"):
-        if any(not phrase.strip() for phrase in getattr(run.method.words, side)):
-            raise DirectAlignError(f"method.words.{side}: holds a blank phrase; remove it")
+    _check_words("method.words", run.method.words)
+    for place, member in enumerate(run.reward.members if isinstance(run.reward, config.Mix) else ()):
+        _check_words(f"reward.members.{place}.words", member.words or config.Words())
     if isinstance(run.method, config.SRPO):
         check_moves(run.method.moves)
     if isinstance(run.method, config.DRTune):
@@ -42,6 +69,12 @@ def check_method(run: config.Run) -> None:
     if isinstance(run.method, config.FlowGRPO):
         flow_grpo.check_steps(run.method, run.rollout)
         flow_grpo.check_sde(run.method, FAMILIES[run.model.family].path)
+
+
+def _check_words(key: str, words: config.Words) -> None:
+    for side in ("positive", "negative"):
+        if any(not phrase.strip() for phrase in getattr(words, side)):
+            raise DirectAlignError(f"{key}.{side}: holds a blank phrase; remove it")
 
 
 def check_moves(chosen: config.Moves) -> None:

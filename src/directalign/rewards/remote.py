@@ -1,19 +1,139 @@
-"""A reward behind HTTP: to come."""
+"""A reward behind an HTTP address: a service, another machine's GPU, a model that lives in another environment.
+
+    POST url    {"prompts": ["Photo. a red star", ...], "images": ["iVBORw0KGgo...", ...]}      images: PNG, 8 bits, base64
+    200         {"scores": [0.31, ...]}                                                          one number each, larger is better
+
+JSON with PNGs inside, since any language has both and nothing needs agreeing on. examples/reward_server.py is such a server. It is a
+black box, for policy gradients. A request that finds nobody, takes too long or meets a busy or broken server (429, 5xx) is repeated
+after 1, 2, 4, ... seconds; any other answer that is not as above ends the run with one line, and `--resume` continues it.
+Left out: authentication (put a proxy before it) and requests at the same time (each rank asks for its own images).
+"""
 
 from __future__ import annotations
 
+import base64
+import io
+import json
+import logging
+import time
+from collections.abc import Sequence
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
 import torch
+from PIL import Image
+from torch import Tensor
 
 from .. import config
-from ..interfaces import Reward
-from ..types import DirectAlignError
+from ..types import DirectAlignError, Images, PerSample
+from .black_box import checked
+
+FIRST_WAIT = 1.0
+"""Seconds before the second attempt; each further wait is twice as long."""
+EXCERPT = 200
+"""Letters of a server's complaint that are passed on."""
+SAY = logging.getLogger(__name__)
 
 
-def load(settings: config.Remote, device: torch.device | str = "cpu", key: str = "reward") -> Reward:
-    """To come."""
-    raise DirectAlignError(f"{key}.name: {settings.name} is not there yet")
+class RemoteReward:
+    """`scale` times what the server at `settings.url` answers (`interfaces.Reward`); `key` is where the recipe has it, for errors."""
+
+    name = "remote"
+    reads_prompt = True
+    differentiable = False
+
+    def __init__(self, settings: config.Remote, key: str = "reward") -> None:
+        self.settings, self.source = settings, f"{key}.url: {settings.url}"
+
+    def encode(self, images: Images) -> tuple[str, ...]:
+        """Each image as it is sent."""
+        return tuple(png(image) for image in images.detach())
+
+    def score(self, features: tuple[str, ...], prompts: Sequence[str]) -> PerSample:
+        """What the server says of each image under its prompt, (b,) float32 on the CPU.
+
+        Raises DirectAlignError naming the address and what went wrong there.
+        """
+        size, prompts = self.settings.batch_size, list(prompts)
+        parts = [self._scores(features[at : at + size], prompts[at : at + size]) for at in range(0, len(prompts), size)]
+        return self.settings.scale * torch.cat(parts)
+
+    def _scores(self, images: Sequence[str], prompts: Sequence[str]) -> PerSample:
+        answer = self._answer(json.dumps({"prompts": prompts, "images": images}).encode())
+        try:
+            found = json.loads(answer)
+        except ValueError as error:
+            raise DirectAlignError(f'{self.source} answers with something else than JSON ({_excerpt(answer)}); it must send {{"scores": [...]}}') from error
+        if not isinstance(found, dict) or "scores" not in found:
+            raise DirectAlignError(f'{self.source} answers {_excerpt(answer)}; it must send {{"scores": [...]}}')
+        return checked(found["scores"], len(prompts), f'{self.source} must send as "scores"')
+
+    def _answer(self, body: bytes) -> bytes:
+        """The body of the server's answer, after as many attempts as it takes and the recipe allows."""
+        for attempt in range(self.settings.retries + 1):
+            try:
+                return self._post(body)
+            except _Temporary as trouble:
+                if attempt == self.settings.retries:
+                    said = f"{attempt + 1} attempts" if attempt else "1 attempt"
+                    raise DirectAlignError(f"{self.source}: {trouble} ({said}); see to the server") from trouble
+                wait = FIRST_WAIT * 2**attempt
+                SAY.warning("%s: %s; trying again in %g s", self.source, trouble, wait)
+                time.sleep(wait)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _post(self, body: bytes) -> bytes:
+        request = Request(self.settings.url, body, {"Content-Type": "application/json"}, method="POST")
+        try:
+            with urlopen(request, timeout=self.settings.timeout) as answer:
+                return answer.read()
+        except HTTPError as error:
+            trouble = f"HTTP {error.code} {error.reason}: {_excerpt(error.read())}"
+            if error.code == 429 or error.code >= 500:
+                raise _Temporary(trouble) from error
+            raise DirectAlignError(f"{self.source}: {trouble}; see that a reward server answers at this address") from error
+        except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
+            raise _Temporary(self._told(error)) from error
+
+    def _told(self, error: Exception) -> str:
+        reason: Any = error.reason if isinstance(error, URLError) else error
+        if isinstance(reason, TimeoutError):
+            return f"no answer within {self.settings.timeout:g} s"
+        if isinstance(reason, ConnectionRefusedError):
+            return "connection refused, nothing listens there"
+        return f"no answer ({type(reason).__name__}: {reason})"
+
+
+class _Temporary(Exception):
+    """A failure that may be over at the next attempt."""
+
+
+def png(image: Tensor) -> str:
+    """An image (3, H, W) in [0, 1] as a base64 PNG of 8 bits."""
+    pixels = (image.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _excerpt(body: bytes) -> str:
+    text = " ".join(body.decode("utf-8", errors="replace").split())
+    return f"{text[:EXCERPT]!r}" + ("..." if len(text) > EXCERPT else "")
+
+
+def load(settings: config.Remote, device: torch.device | str = "cpu", key: str = "reward") -> RemoteReward:
+    """The reward of a recipe's section; nothing is sent yet."""
+    del device
+    return RemoteReward(settings, key)
 
 
 def check(settings: config.Remote, key: str = "reward", online: bool = False) -> None:
-    """To come."""
-    raise DirectAlignError(f"{key}.name: {settings.name} is not there yet")
+    """The address names a host; when `online` the server is asked about one gray image."""
+    if not urlsplit(settings.url).hostname:
+        raise DirectAlignError(f"{key}.url: {settings.url} names no host; write http://host:port/path")
+    if online:
+        reward = load(settings, key=key)
+        reward.score(reward.encode(torch.full((1, 3, 64, 64), 0.5)), [""])

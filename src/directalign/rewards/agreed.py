@@ -1,0 +1,67 @@
+"""A black box may fail on one rank alone; this makes it fail on all, at the same question.
+
+Otherwise the others would wait in their next collective, and none could save what was done before. Costs one number over the
+ranks per question, little beside a request or a program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..interfaces import Reward, Together
+from ..types import DirectAlignError, Images, PerSample
+from .mixture import MixReward
+
+LONGEST = 1000
+"""Bytes of an error that reach the other ranks."""
+
+
+class AgreedError(DirectAlignError):
+    """A reward has failed on some rank, and every rank raises this, in the same place."""
+
+
+class AgreedReward:
+    """`reward` (`interfaces.Reward`), asked equally often on all ranks."""
+
+    def __init__(self, reward: Reward, together: Together) -> None:
+        self.reward, self.together = reward, together
+        self.name, self.reads_prompt, self.differentiable = reward.name, reward.reads_prompt, reward.differentiable
+
+    def encode(self, images: Images) -> Any:
+        """As the reward does it."""
+        return self.reward.encode(images)
+
+    def score(self, features: Any, prompts: Sequence[str]) -> PerSample:
+        """As the reward does it. Raises AgreedError where it raises DirectAlignError on any rank."""
+        scores, words = None, ""
+        try:
+            scores = self.reward.score(features, prompts)
+        except DirectAlignError as error:
+            words = str(error)
+        if float(self.together.sum(torch.tensor(float(scores is None)))) > 0:
+            raise AgreedError(_first(words, self.together))
+        assert scores is not None
+        return scores
+
+
+def agreed(reward: Reward, together: Together) -> Reward:
+    """The same reward, whose black boxes fail on all ranks or none."""
+    if together.size == 1 or reward.differentiable:
+        return reward
+    if isinstance(reward, MixReward):
+        return MixReward([replace(member, reward=agreed(member.reward, together)) for member in reward.members], reward.settings)
+    return AgreedReward(reward, together)
+
+
+def _first(words: str, together: Together) -> str:
+    """What the first rank that failed has to say."""
+    own = torch.zeros(1, LONGEST, dtype=torch.uint8)
+    said = words.encode()[:LONGEST]
+    own[0, : len(said)] = torch.tensor(list(said), dtype=torch.uint8)
+    rows = [bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in together.gather(own)]
+    rank, text = next((rank, text) for rank, text in enumerate(rows) if text)
+    return f"rank {rank}: {text}"
