@@ -20,7 +20,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from .. import config
 from ..interfaces import Family
-from ..types import NonFiniteError
+from ..rewards.agreed import AgreedError
+from ..types import DirectAlignError, NonFiniteError
 from . import checkpoint, random_state, samples
 from .distributed import Ranks
 from .feed import Feed
@@ -70,18 +71,40 @@ def train(job: Job, done: int) -> None:
     Raises:
         Interrupted: SIGINT or SIGTERM; the state is in a checkpoint.
         NonFiniteError: from `Updater.update`, with the checkpoint that is left.
+        DirectAlignError: whatever else ends an update or a measurement, a reward that does not answer before all; what was done
+            before it is in a checkpoint, unless one of several ranks fails by itself.
     """
     num_steps = job.run.train.num_steps
     with StopRequest() as stop:
         look(job, done)
         for step in range(done, num_steps):
-            _write(job, take_step(job, step))
+            with saving_what_was_done(job, step):
+                record = take_step(job, step)
+            _write(job, record)
             stopped = job.ranks.any(stop.received is not None)
             if stopped or _due(step + 1, job.run.train.checkpoint_every, num_steps):
                 _checkpoint(job, step + 1)
             if stopped:
                 raise Interrupted(f"stopped by {stop.received or 'another rank'} after step {step + 1} of {num_steps}; continue with --resume --out {job.out}")
-            look(job, step + 1)
+            with saving_what_was_done(job, step + 1):
+                look(job, step + 1)
+
+
+@contextmanager
+def saving_what_was_done(job: Job, done: int) -> Iterator[None]:
+    """Whatever fails inside leaves a checkpoint of the state after `done` updates, of which an update that fails changes the method's memory alone."""
+    memory = dict(job.parts.method.state_dict())
+    try:
+        yield
+    except NonFiniteError:
+        raise
+    except DirectAlignError as error:
+        if done == 0 or not (job.ranks.size == 1 or isinstance(error, AgreedError)):
+            raise
+        job.parts.method.load_state_dict(memory)
+        if not job.ranks.any(job.ranks.is_main and checkpoint.path_of(job.checkpoints, done).exists()):
+            _checkpoint(job, done)
+        raise DirectAlignError(f"{error}; step {done} of {job.run.train.num_steps} is saved: continue with --resume --out {job.out}") from error
 
 
 def take_step(job: Job, step: int) -> dict[str, Any]:
