@@ -32,6 +32,9 @@ class Clip(Frozen):
     """Cosine of image and prompt by a CLIP: CLIP itself, PickScore, HPSv2.1, world:reward."""
 
     name: Literal["clip"] = "clip"
+    activation: Literal["gelu", "quick_gelu"] | None = Field(
+        default=None, description="Of an open_clip file without its open_clip_config.json: quick_gelu for OpenAI's, DFN's, MetaCLIP's; gelu for LAION's."
+    )
     project: str | None = Field(default=None, description="A .safetensors file of directions in image features that the reward shall not see.")
 
 

@@ -1,34 +1,34 @@
-"""Any transformers CLIPModel as a reward: the cosine of image and prompt (CLIP, PickScore, HPSv2.1, the world's own).
+"""Any CLIP as a reward: the cosine of image and prompt (CLIP, PickScore, HPSv2.1, the world's own), from a transformers folder or an open_clip file.
 
-score = scale · cos(image, prompt). Weights are frozen; the gradient runs through the preprocessing to the pixels.
+score = scale · cos(image, prompt). Weights are frozen; the gradient runs through the preprocessing to the pixels. Scales as published:
+CLIP        cos, about 0.15 to 0.35 for an image and its prompt
+HPSv2.1     cos (scale 1); the tables' 0.28 is its mean, and 28 is 100 · cos
+PickScore   logit_scale · cos = 100 · cos, about 18 to 24; the official SRPO setting divides that by 20: scale 5
+Left out: HPSv2's own package pads an oblong image to a square; this, as the official trainers, cuts its middle (equal on squares).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
+from transformers import CLIPModel, PreTrainedTokenizerBase
 
-from .. import config, hub
+from .. import config
 from ..types import DirectAlignError, Images, PerSample
-from ..world.assets import resolve
+from . import folders, open_clip
 from .control_tokens import SoftWords
 from .preprocessing import Preprocessing
 from .projection import blind, check_project, directions_for
+from .published import is_weight_file
 
 CACHED_PHRASES = 65_536
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
-SETTINGS = ("*config.json", "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json")
-"""What is fetched of a repository on the hub, which may hold the weights in other formats too."""
 TABLE = "text_model.embeddings.token_embedding.weight"
 Features = Float[Tensor, "b d"]
 
@@ -50,21 +50,17 @@ class ClipReward:
 
     @classmethod
     def load(
-        cls, path: str, scale: float = 1.0, device: torch.device | str = "cpu", gradient_checkpointing: bool = False, processor: str | None = None
+        cls,
+        path: str,
+        scale: float = 1.0,
+        device: torch.device | str = "cpu",
+        gradient_checkpointing: bool = False,
+        processor: str | None = None,
+        activation: Literal["gelu", "quick_gelu"] | None = None,
     ) -> ClipReward:
-        """From a folder, or a repository on the hub, with config, safetensors, tokenizer and image settings, or `world:reward`; float32.
-
-        `processor` is another folder or repository, for the tokenizer and image settings of weights that come without.
-        """
-        folder = _folder(path, "reward.path", (*SETTINGS, *WEIGHTS))
-        key, reader = ("reward.path", folder) if processor is None else ("reward.processor", _folder(processor, "reward.processor", SETTINGS))
-        check_folder(folder)
-        preprocessing, tokenizer = check_reader(reader, key)
-        model = _model(folder)
-        torch.nn.Module.to(model, device)
-        if gradient_checkpointing:
-            _recompute(model)
-        return cls(model, tokenizer, preprocessing, scale)
+        """As a recipe's section with these settings (`config.Clip`) says."""
+        settings = config.Clip(path=path, scale=scale, gradient_checkpointing=gradient_checkpointing, processor=processor, activation=activation)
+        return load(settings, device)
 
     def encode(self, images: Images) -> Features:
         """Images (b, 3, h, w) in [0, 1], any size, to unit features (b, d)."""
@@ -99,83 +95,38 @@ class ClipReward:
 
 
 def load(settings: config.Clip, device: torch.device | str = "cpu", key: str = "reward") -> ClipReward:
-    """The reward of a recipe's section; `key` is where it stands, for errors."""
-    reward = ClipReward.load(settings.path, settings.scale, device, settings.gradient_checkpointing, settings.processor)
-    reward.directions = directions_for(reward.model, reward.model.config.projection_dim, settings.project, key)
+    """The reward of a recipe's section, float32; `key` is where it stands, for errors."""
+    weights, reader = folders.fetch(settings, key)
+    if weights.is_dir():
+        _refuse_activation(settings, key)
+        folders.check_folder(weights, f"{key}.path", CLIPModel)
+    preprocessing, tokenizer = folders.processor_of(settings, weights, reader, key)
+    model = folders.load_model(CLIPModel, weights, f"{key}.path") if weights.is_dir() else open_clip.load(weights, key, settings.activation)
+    folders.check_fits(model.config, preprocessing, tokenizer, folders.blamed(settings, key))
+    torch.nn.Module.to(model, device)
+    if settings.gradient_checkpointing:
+        _recompute(model)
+    reward = ClipReward(model, tokenizer, preprocessing, settings.scale)
+    reward.directions = directions_for(model, model.config.projection_dim, settings.project, key)
     return reward
 
 
 def check(settings: config.Clip, key: str = "reward", online: bool = False) -> None:
-    """What is wrong with a folder is known from its files; a repository's settings are fetched when `online`."""
+    """What is wrong with a folder or an open_clip file is known from its settings and headers; a repository's settings are fetched when `online`."""
     check_project(settings.project, key)
-    for part, path in ((f"{key}.path", settings.path), (f"{key}.processor", settings.processor)):
-        if online and path is not None and hub.is_hub_id(path):
-            hub.download(path, SETTINGS, part)
-    if hub.is_hub_id(settings.path):
-        return
-    if not resolve(settings.path).is_dir():
-        raise DirectAlignError(f"{key}.path: {settings.path}: no such folder; give a CLIPModel folder, a hub id (owner/name), or world:reward")
-    check_folder(resolve(settings.path))
-    if settings.processor is None:
-        check_reader(resolve(settings.path), f"{key}.path")
-    elif not hub.is_hub_id(settings.processor):
-        check_reader(resolve(settings.processor), f"{key}.processor")
+    weights = folders.check(settings, key, online, CLIPModel)
+    if weights is not None and weights.is_file():
+        open_clip.describe(weights, key, settings.activation)
+    elif not is_weight_file(settings.path):
+        _refuse_activation(settings, key)
 
 
-def _folder(path: str, key: str, patterns: tuple[str, ...]) -> Path:
-    return hub.download(path, patterns, key) if hub.is_hub_id(path) else resolve(path)
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse, by file name, what transformers would report in pages: missing files and truncated weights."""
-    if not folder.is_dir():
-        raise DirectAlignError(f"reward.path {folder}: no such folder; give a transformers CLIPModel folder, or world:reward")
-    if not (folder / "config.json").exists():
-        raise DirectAlignError(f"reward.path {folder}: config.json is missing; it must be a complete transformers CLIPModel folder")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise DirectAlignError(f"reward.path {folder}: model.safetensors is missing; save the model with safetensors")
-    for file in weights:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise DirectAlignError(f"{file}: not a complete safetensors file ({error}); copy it again") from error
-
-
-def _model(folder: Path) -> CLIPModel:
-    try:
-        loaded: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DirectAlignError(f"reward.path {folder}: not a transformers CLIPModel ({_first_line(error)})") from error
-    model, info = loaded
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise DirectAlignError(f"reward.path {folder}: weights lack {missing[0]} and {len(missing) - 1} more; take the weights that belong to config.json")
-    return model
+def _refuse_activation(settings: config.Clip, key: str) -> None:
+    if settings.activation is not None:
+        raise DirectAlignError(f"{key}.activation: {settings.activation}, but {settings.path} brings its config.json, which says it: leave activation out")
 
 
 def _recompute(model: CLIPModel) -> None:
     """Let each layer of the vision tower keep its input alone and run again in the backward pass; transformers does so in train mode only."""
     for layer in model.vision_model.encoder.layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-
-
-def check_reader(folder: Path, key: str) -> tuple[Preprocessing, PreTrainedTokenizerBase]:
-    """Image settings and tokenizer of a folder, named by `key` in the recipe; a missing or unreadable file is an error."""
-    if not folder.is_dir():
-        raise DirectAlignError(f"{key} {folder}: no such folder; give one with tokenizer and image settings")
-    return Preprocessing.read(folder), _tokenizer(folder, key)
-
-
-def _tokenizer(folder: Path, key: str) -> PreTrainedTokenizerBase:
-    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
-        raise DirectAlignError(f"{key} {folder}: tokenizer.json (or vocab.json and merges.txt) is missing; copy it from the original checkpoint")
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise DirectAlignError(f"{key} {folder}: its tokenizer cannot be read ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
