@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from .. import config, rewards
 from ..core import moves
+from ..evaluate import held_out as held_outs
 from ..families.loading import FAMILIES
 from ..methods import drtune, flow_grpo, leapalign
 from ..rewards import asking, mixture
+from ..rewards.control_tokens import is_tokens_file
 from ..types import DirectAlignError
 
 PIXELS_ALONE = ("pixels", "aesthetic")
 BLACK_BOXES = ("python", "remote")
 """Rewards that ignore the prompt, and rewards without a gradient (python unless it says otherwise)."""
+TOKEN_READERS = ("clip", "siglip")
+"""Rewards that learned control tokens can be put into."""
 
 
 def check_reward(run: config.Run) -> None:
@@ -23,8 +27,8 @@ def check_reward(run: config.Run) -> None:
     if isinstance(run.reward, config.Mix) and isinstance(run.method, config.FlowGRPO):
         asking.require_no_balance(run.reward, run.method.name)
     for label, held_out in run.evaluate.rewards.items():
-        rewards.check_reward(held_out, f"evaluate.rewards.{label}")
-    _check_labels(run)
+        rewards.check_reward(held_out, held_outs.key_of(label))
+    held_outs.check_labels(list(run.evaluate.rewards))
 
 
 def _asked(run: config.Run) -> list[tuple[str, config.SingleReward, config.Preferring]]:
@@ -47,19 +51,12 @@ def _check_gradient(key: str, reward: config.SingleReward, method: config.Method
         raise DirectAlignError(rewards.NO_GRADIENT.format(name=reward.name, method=method.name).replace("reward.name", f"{key}.name"))
 
 
-def _check_labels(run: config.Run) -> None:
-    """A curve each: members and held-out rewards are told apart by their labels."""
-    members = [member.label for member in run.reward.members] if isinstance(run.reward, config.Mix) else []
-    twice = next((label for label in members if label in run.evaluate.rewards), None)
-    if twice is not None:
-        raise DirectAlignError(f"evaluate.rewards.{twice}: a member of reward.members is called {twice} too; rename one of them")
-
-
 def check_method(run: config.Run) -> None:
     """Control phrases say something, and what the method draws from exists."""
-    _check_words("method.words", run.method.words)
-    for place, member in enumerate(run.reward.members if isinstance(run.reward, config.Mix) else ()):
-        _check_words(f"reward.members.{place}.words", member.words or config.Words())
+    members = run.reward.members if isinstance(run.reward, config.Mix) else []
+    _check_words("method.words", run.method.words, None if members else run.reward.name)
+    for place, member in enumerate(members):
+        _check_words(f"reward.members.{place}.words", member.words or config.Words(), member.reward.name)
     if isinstance(run.method, config.SRPO):
         check_moves(run.method.moves)
     if isinstance(run.method, config.DRTune):
@@ -71,10 +68,15 @@ def check_method(run: config.Run) -> None:
         flow_grpo.check_sde(run.method, FAMILIES[run.model.family].path)
 
 
-def _check_words(key: str, words: config.Words) -> None:
+def _check_words(key: str, words: config.Words, reward: str | None) -> None:
+    """No phrase is blank, and learned tokens go to a kind of reward that reads them; several rewards (None) have no tokens in common."""
     for side in ("positive", "negative"):
-        if any(not phrase.strip() for phrase in getattr(words, side)):
-            raise DirectAlignError(f"{key}.{side}: holds a blank phrase; remove it")
+        for phrase in getattr(words, side):
+            if not phrase.strip():
+                raise DirectAlignError(f"{key}.{side}: holds a blank phrase; remove it")
+            if is_tokens_file(phrase) and reward not in TOKEN_READERS:
+                remedy = "put it into the words of the member it was fitted to" if reward is None else f"{reward} reads words alone: give words"
+                raise DirectAlignError(f"{key}.{side}: {phrase} is a file of learned tokens, fitted to one reward; {remedy}")
 
 
 def check_moves(chosen: config.Moves) -> None:
