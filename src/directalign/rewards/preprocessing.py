@@ -24,13 +24,17 @@ _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images in [0, 1] reach a CLIP: `size` is the short side, or (height, width) where the folder says so."""
+    """How images in [0, 1] reach a CLIP: `size` is the short side, or (height, width) where the folder says so.
+
+    `rounded_centre`: an odd border is halved as torchvision does (to the even number), and not downwards as transformers does.
+    """
 
     size: int | tuple[int, int]
     crop: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     mode: str = "bicubic"
+    rounded_centre: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> Preprocessing:
@@ -39,7 +43,7 @@ class Preprocessing:
         try:
             return cls(
                 size=_size(settings["size"]),
-                crop=_pair(settings["crop_size"]),
+                crop=_pair(settings["crop_size"] if "crop_size" in settings else _uncropped(settings["size"])),
                 mean=tuple(settings["image_mean"]),
                 std=tuple(settings["image_std"]),
                 mode=_RESAMPLING[settings.get("resample", 3)],
@@ -53,10 +57,13 @@ class Preprocessing:
         if size != tuple(images.shape[-2:]):
             images = F.interpolate(images, size, mode=self.mode, antialias=True, align_corners=False)
         (height, width), (cut_height, cut_width) = size, self.crop
-        top, left = (height - cut_height) // 2, (width - cut_width) // 2
+        top, left = self._half(height - cut_height), self._half(width - cut_width)
         images = images[..., top : top + cut_height, left : left + cut_width]
         mean, std = (torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None] for values in (self.mean, self.std))
         return (images - mean) / std
+
+    def _half(self, border: int) -> int:
+        return round(border / 2) if self.rounded_centre else border // 2
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if isinstance(self.size, tuple):
@@ -81,6 +88,12 @@ def _settings(folder: Path) -> tuple[Path, dict[str, Any]]:
 def _size(size: int | dict[str, int]) -> int | tuple[int, int]:
     if isinstance(size, dict):
         return size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
+    return size
+
+
+def _uncropped(size: int | dict[str, int]) -> dict[str, int]:
+    if not isinstance(size, dict) or "height" not in size:
+        raise KeyError("crop_size")  # a short side alone leaves oblong images oblong
     return size
 
 
