@@ -26,6 +26,7 @@ _REMEDIES = {
     "tuple_type": "write a list of numbers: [a, b]",
     "model_type": "write a section: keys, each on its own indented line",
     "model_attributes_type": "write a section: keys, each on its own indented line",
+    "dict_type": "write a section: names of your own, each with its settings",
 }
 
 
@@ -79,7 +80,8 @@ def _complaint(mistake: Mapping[str, Any], path: str, section: type[BaseModel] |
     if kind == "value_error":
         return str(context["error"])
     remedy = f"; {_REMEDIES[kind]}" if kind in _REMEDIES else ""
-    return f"got {_shown(mistake['input'])}, and it {mistake['msg'].removeprefix('Input ')}{remedy}{meaning}"
+    rule = mistake["msg"].removeprefix("Input ").removeprefix("String ").removeprefix("List ")
+    return f"got {_shown(mistake['input'])}, and it {rule}{remedy}{meaning}"
 
 
 def _walk(loc: Sequence[str | int]) -> tuple[str, type[BaseModel] | None, FieldInfo | None]:
