@@ -31,10 +31,10 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 def fetch(settings: config.Clip | config.Siglip | config.Mps, key: str) -> tuple[Path, Path]:
     """The folder or file of weights and the folder of tokenizer and image settings: `processor`, else where the weights lie."""
     weights = locate(settings.path, f"{key}.path", (*SETTINGS, *WEIGHTS))
+    if hub.is_hub_file(settings.path):
+        hub.download(on_the_hub(settings.path)[0], SETTINGS, f"{key}.path")  # what lies beside the file
     if settings.processor is not None:
         return weights, locate(settings.processor, f"{key}.processor", SETTINGS)
-    if hub.is_hub_file(settings.path):
-        hub.download(on_the_hub(settings.path)[0], SETTINGS, f"{key}.path")
     return weights, weights.parent if weights.is_file() else weights
 
 

@@ -117,7 +117,7 @@ def _told(file: Path, key: str) -> dict[str, Any] | None:
         return None
     try:
         model = json.loads(found.read_text(encoding="utf-8"))["model_cfg"]
-        towers = {name: model[name] for name in POOLING}
+        towers = {name: dict(model[name]) for name in POOLING}
     except (ValueError, KeyError, TypeError) as error:
         raise DirectAlignError(f"{key}.path: {found}: not the config of an open_clip model ({error}); copy it again") from error
     for name, tower in towers.items():

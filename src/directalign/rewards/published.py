@@ -69,6 +69,8 @@ def read_weights(file: Path, key: str) -> dict[str, Tensor]:
 
     Raises DirectAlignError: cut short or not a file of weights, whole pickled objects, or nothing in it but other things.
     """
+    if _is_program(file):
+        raise DirectAlignError(f"{key}: {file}: {PROGRAM}")
     try:
         read = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except pickle.UnpicklingError as error:
@@ -78,7 +80,7 @@ def read_weights(file: Path, key: str) -> dict[str, Tensor]:
             ) from error
         raise DirectAlignError(f"{key}: {file}: {CUT_SHORT}") from error
     except UNREADABLE as error:
-        raise DirectAlignError(f"{key}: {file}: {PROGRAM if _is_program(file) else CUT_SHORT}") from error
+        raise DirectAlignError(f"{key}: {file}: {CUT_SHORT}") from error
     tensors = _unwrapped(read)
     if not tensors:
         raise DirectAlignError(f"{key}: {file}: holds no tensors by name; give the file of the model's weights")
@@ -105,7 +107,7 @@ def _is_program(file: Path) -> bool:
     if not is_zipfile(file):
         return False
     with ZipFile(file) as archive:
-        return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _unwrapped(read: Any) -> dict[str, Tensor]:
