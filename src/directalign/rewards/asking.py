@@ -48,7 +48,7 @@ class MixedPreference:
     def __init__(self, mix: MixReward, settings: config.Preferring, together: Together = ALONE) -> None:
         self.settings, self.labels = mix.settings, [member.label for member in mix.members]
         self.preferences = [_asker(place, member.reward, member.settings, settings) for place, member in enumerate(mix.members)]
-        self.weights = torch.tensor([member.settings.weight for member in mix.members])
+        self.weights = torch.tensor([member.settings.weight for member in mix.members], dtype=torch.float64)
         self.rewards, self.norms = Running(len(self.labels)), Running(len(self.labels))
         self.together = together
 

@@ -1,0 +1,308 @@
+"""Several rewards in one, in float64: what is asked of each, and the algebra of spread, disagreement and balance."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from directalign import config
+from directalign.interfaces import Reward
+from directalign.methods.srpo import SRPO
+from directalign.planning import check_method, check_reward
+from directalign.rewards import load_reward
+from directalign.rewards.asking import MixedPreference, preference_of
+from directalign.rewards.mixture import Member, MixReward
+from directalign.rewards.running import DECAY, Running
+from directalign.types import Batch, DirectAlignError
+from methods.toy import ToyFamily, ToyReward
+
+PROMPTS = ("a red star", "a blue ring")
+WORDS = {"positive": ["Photo"], "negative": ["Render"]}
+SETTINGS = config.SRPO.model_validate({"form": "relative", "words": WORDS})
+
+
+def images(step: int = 0, count: int = 2) -> Tensor:
+    return torch.rand(count, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+
+
+class Squares(ToyReward):
+    """The mean square of the pixels, whose gradient depends on the image, times a factor."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__(reads_prompt=False)
+        self.factor = factor
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.factor * images.square().mean((1, 2, 3))
+
+    def score(self, features: Tensor, prompts: Any) -> Tensor:
+        return features
+
+
+def mix(*members: tuple[dict[str, Any], Reward], **settings: Any) -> MixReward:
+    """Members from their settings, without the section of their reward, and the reward."""
+    anything = {"name": "pixels", "statistic": "redness"}
+    given = [{"label": f"m{place}", "reward": anything, **each} for place, (each, _) in enumerate(members)]
+    parsed = config.Mix.model_validate({"members": given, **settings})
+    return MixReward([Member(each, reward) for each, (_, reward) in zip(parsed.members, members, strict=True)], parsed)
+
+
+def toys(**settings: Any) -> MixReward:
+    return mix(({"weight": 2.0}, ToyReward()), ({"form": "absolute"}, Squares(30.0)), **settings)
+
+
+def asking(reward: MixReward) -> MixedPreference:
+    found = preference_of(reward, SETTINGS)
+    assert isinstance(found, MixedPreference)
+    return found
+
+
+def raw(seen: Tensor, k_pos: float = 0.0, k_neg: float = 0.0) -> Tensor:
+    """What the members of `toys` are to maximise, (2, b)."""
+    features = seen.mean((2, 3))
+    pos, neg = (ToyReward().score(features, [f"{word}. {prompt}" for prompt in PROMPTS]) for word in ("Photo", "Render"))
+    return torch.stack([(1 + k_pos) * pos - (1 + k_neg) * neg, 30 * seen.square().mean((1, 2, 3))])
+
+
+def test_a_mixture_is_a_reward_and_its_score_the_weighted_sum() -> None:
+    parsed = config.Mix.model_validate(
+        {
+            "members": [
+                {"label": "red", "weight": 0.5, "reward": {"name": "pixels", "statistic": "redness"}},
+                {"label": "dark", "weight": 2.0, "reward": {"name": "pixels", "statistic": "brightness", "scale": 3.0}},
+            ]
+        }
+    )
+    reward = load_reward(parsed)
+    assert isinstance(reward, Reward) and isinstance(reward, MixReward)
+    assert reward.differentiable and not reward.reads_prompt
+    features, red, light = reward.encode(images()), images()[:, 0].mean((1, 2)), images().mean((1, 2, 3))
+    each = reward.each(features, PROMPTS)
+    assert list(each) == ["red", "dark"]
+    torch.testing.assert_close(each["dark"], 3 * light)
+    torch.testing.assert_close(reward.score(features, PROMPTS), 0.5 * (red - images()[:, 1:].mean((1, 2, 3))) + 6 * light)
+
+
+def test_what_a_mixture_can_do_follows_from_its_members() -> None:
+    assert toys().reads_prompt and toys().differentiable
+    assert not mix(({}, ToyReward()), ({}, ToyReward(differentiable=False))).differentiable
+
+
+def test_each_member_is_asked_in_its_own_form_and_words() -> None:
+    relative, own, absolute, bare = ToyReward(), ToyReward(), ToyReward(), ToyReward()
+    words = {"positive": ["Glossy"], "negative": ["Dull"]}
+    members = (({}, relative), ({"words": words}, own), ({"form": "absolute", "words": words}, absolute), ({"form": "absolute"}, bare))
+    asking(mix(*members)).ask(images(), Batch(0, PROMPTS))
+    asked = [[texts[0] for texts in reward.asked] for reward in (relative, own, absolute, bare)]
+    assert asked == [["Photo. a red star", "Render. a red star"], ["Glossy. a red star", "Dull. a red star"], ["Glossy. a red star"], ["a red star"]]
+
+
+def test_the_reward_is_the_weighted_sum_over_running_spreads() -> None:
+    """The first update goes by its own images, later ones by those before, older ones weighing less."""
+    preference, weights = asking(toys()), torch.tensor([[2.0], [1.0]], dtype=torch.float64)
+    seen = [raw(images(step), 0.3, 0.1) for step in range(3)]
+    share = [torch.tensor([1.0, 1.0]).double(), torch.tensor([1.0]).double(), torch.tensor([1.0, 1.0, DECAY, DECAY]).double()]
+    rows = [seen[0], None, torch.cat([seen[1], seen[0]], 1)]
+    for step in (0, 2):
+        values, weight = rows[step], share[step]
+        means = (values * weight).sum(1, keepdim=True) / weight.sum()
+        spread = (((values - means).square() * weight).sum(1, keepdim=True) / weight.sum()).sqrt()
+        if step == 2:
+            preference.ask(images(1), Batch(1, PROMPTS), 0.3, 0.1)
+        asked = preference.ask(images(step), Batch(step, PROMPTS), 0.3, 0.1)
+        torch.testing.assert_close(asked.reward, (weights * seen[step] / spread).sum(0), rtol=1e-7, atol=0)
+        assert asked.metrics["reward_m1"] == pytest.approx(float(seen[step][1].mean()))
+        assert asked.metrics["share_m0"] + asked.metrics["share_m1"] == pytest.approx(asked.metrics["reward"])
+        assert {"score_pos_m0", "score_neg_m0", "score_plain_m1"} <= asked.metrics.keys()
+
+
+def test_without_normalising_raw_rewards_are_added() -> None:
+    asked = asking(toys(normalise="none")).ask(images(), Batch(0, PROMPTS))
+    torch.testing.assert_close(asked.reward, 2 * raw(images())[0] + raw(images())[1])
+
+
+def test_disagreement_takes_off_the_spread_between_members() -> None:
+    plain, careful = asking(toys()), asking(toys(disagreement=0.7))
+    plain_asked, asked = (each.ask(images(), Batch(0, PROMPTS)) for each in (plain, careful))
+    rewards = raw(images())
+    centred = (rewards - rewards.mean(1, keepdim=True)) / rewards.std(1, correction=0, keepdim=True)
+    torch.testing.assert_close(plain_asked.reward - asked.reward, 0.7 * centred.std(0, correction=0), rtol=1e-9, atol=1e-6)
+
+
+def test_members_that_agree_pay_nothing_and_leave_a_gradient() -> None:
+    same = mix(({}, Squares()), ({}, Squares()), disagreement=0.5)
+    at = images().requires_grad_()
+    asked = preference_of(same, SETTINGS.model_copy(update={"form": "absolute"})).ask(at, Batch(0, PROMPTS))
+    gradient = torch.autograd.grad(asked.reward.sum(), at)[0]
+    assert gradient.isfinite().all() and gradient.norm() > 0
+    alone = preference_of(mix(({}, Squares()), ({}, Squares())), SETTINGS.model_copy(update={"form": "absolute"})).ask(images(), Batch(0, PROMPTS))
+    torch.testing.assert_close(asked.reward, alone.reward, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("disagreement", [0.0, 0.4])
+def test_balance_gives_every_member_one_norm_and_leaves_the_value(disagreement: float) -> None:
+    at = images().requires_grad_()
+    asked = asking(toys(balance="gradient", disagreement=disagreement)).ask(at, Batch(0, PROMPTS))
+    ours = torch.autograd.grad(asked.reward.sum(), at)[0]
+    plain = asking(toys(disagreement=disagreement)).ask(images(), Batch(0, PROMPTS))
+    assert asked.reward.equal(plain.reward)
+
+    again = images().requires_grad_()
+    rewards = raw(again)
+    gradients = torch.stack([torch.autograd.grad(reward.sum(), again, retain_graph=True)[0] for reward in rewards])
+    norms = gradients.flatten(2).norm(dim=2).square().mean(1).sqrt()
+    scales, means = rewards.std(1, correction=0).detach(), rewards.mean(1).detach()
+    units = (rewards.detach() / scales[:, None]).requires_grad_()
+    spread = ((units - (means / scales)[:, None]).var(0, correction=0) + 1e-12).sqrt()
+    mixed = 2 * units[0] + units[1] - disagreement * spread
+    slopes = torch.autograd.grad(mixed.sum(), units)[0]
+    expected = sum((norms / scales).mean() * slopes[m][:, None, None, None] * gradients[m] / norms[m] for m in range(2))
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-9)  # a spread from sums of squares
+    assert asked.metrics["gradient_m0"] == pytest.approx(float(gradients[0].flatten(1).norm(dim=1).mean()))
+
+
+def test_members_of_one_norm_are_left_as_they_are() -> None:
+    absolute, found = SETTINGS.model_copy(update={"form": "absolute"}), []
+    for balance in ("none", "gradient"):
+        at, weighed = images().requires_grad_(), mix(({"weight": 3.0}, Squares()), ({}, Squares()), balance=balance)
+        found.append(torch.autograd.grad(preference_of(weighed, absolute).ask(at, Batch(0, PROMPTS)).reward.sum(), at)[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("balance", ["none", "gradient"])
+def test_hinge_and_direction_act_on_a_mixture_as_on_its_one_kind_of_member(balance: str) -> None:
+    rollout = config.Rollout(num_sampling_steps=3, embedded_guidance=1.0)
+    settings = config.SRPO.model_validate({"words": WORDS, "branches": "both", "margin": 0.7, "inversion": {"k_neg": {"low_noise": 0.3, "high_noise": 0.01}}})
+    halves = mix(({"weight": 0.5}, ToyReward()), ({"weight": 0.5}, ToyReward()), normalise="none", balance=balance)
+    each = []
+    for reward in (ToyReward(), halves):
+        family: Any = ToyFamily()
+        method = SRPO(family, reward, settings, rollout)
+        loss = torch.stack([loss.value for loss in method.losses(Batch(0, PROMPTS, seed=3))]).sum()
+        each.append(torch.autograd.grad(loss, list(method.family.denoiser.parameters())))
+    for single, mixed in zip(*each, strict=True):
+        assert single.abs().max() > 0
+        torch.testing.assert_close(mixed, single, rtol=1e-9, atol=1e-12)
+
+
+# --- running numbers --------------------------------------------------------------------------------------------------
+
+
+class Half:
+    """Rank 0 of two; what the other rank would add is known beforehand."""
+
+    rank, size = 0, 2
+
+    def __init__(self, other: Tensor) -> None:
+        self.other = other
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values + torch.stack([torch.full((2,), float(self.other.shape[1])).double(), self.other.sum(1), self.other.square().sum(1)])
+
+    def gather(self, values: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def test_running_numbers_do_not_depend_on_how_an_update_is_cut() -> None:
+    whole, cut, ranks = Running(2), Running(2), Running(2)
+    for step in range(4):
+        values = torch.rand(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        whole.see(values, step)
+        for start in (0, 2, 4):
+            cut.see(values[:, start : start + 2], step)
+        ranks.see(values[:, :3], step, Half(values[:, 3:]))
+        for other in (cut, ranks):
+            torch.testing.assert_close(other.spreads, whole.spreads, rtol=1e-12, atol=0)
+            torch.testing.assert_close(other.means, whole.means, rtol=1e-12, atol=0)
+
+
+def test_what_never_varies_is_divided_by_one() -> None:
+    running = Running(3)
+    running.see(torch.tensor([[0.3, 0.3, 0.3], [0.0, 0.0, 0.0], [0.1, 0.2, 0.3]]), 0)
+    assert running.spreads[:2].tolist() == [1.0, 1.0] and running.spreads[2] == pytest.approx(0.0816497)
+
+
+def test_a_resumed_mixture_goes_on_to_the_bit() -> None:
+    settings = SETTINGS.model_copy(update={"form": "anchored"})
+    first, second = (preference_of(toys(balance="gradient", disagreement=0.2), settings) for _ in range(2))
+    for step in range(3):
+        first.ask(images(step), Batch(step, PROMPTS))
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    first.ask(images(9), Batch(3, PROMPTS))  # what is kept is not what goes on changing
+    second.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    first.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    for step in range(3, 6):
+        asked = [each.ask(images(step), Batch(step, PROMPTS)) for each in (first, second)]
+        assert asked[0].reward.equal(asked[1].reward) and asked[0].metrics == asked[1].metrics
+
+
+def test_each_member_has_its_own_anchor() -> None:
+    settings = SETTINGS.model_copy(update={"form": "anchored"})
+    other = {"tolerance": 3.0, "reference_updates": 1}
+    preference = preference_of(mix(({}, ToyReward()), ({"anchor": other}, ToyReward())), settings)
+    assert isinstance(preference, MixedPreference)
+    for step in range(2):
+        preference.ask(images(step), Batch(step, PROMPTS))
+    assert [each.reference.count for each in preference.preferences] == [4, 2]
+    assert [each.settings.anchor.tolerance for each in preference.preferences] == [0.05, 3.0]
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_member_that_cannot_do_it_is_named() -> None:
+    with pytest.raises(DirectAlignError, match=r"reward\.members\.1\.form: toy ignores prompts, and method\.form: relative compares two"):
+        preference_of(mix(({}, ToyReward()), ({}, Squares())), SETTINGS)
+    with pytest.raises(DirectAlignError, match=r"reward\.members\.1\.reward\.name toy is a black box, and method\.name srpo needs its gradient"):
+        preference_of(mix(({}, ToyReward()), ({}, ToyReward(differentiable=False))), SETTINGS)
+    with pytest.raises(DirectAlignError, match=r"reward\.members\.0\.words: form relative compares two phrasings"):
+        preference_of(mix(({"words": {"positive": ["Photo"]}}, ToyReward()), ({}, ToyReward())), SETTINGS)
+    with pytest.raises(DirectAlignError, match=r"reward\.balance: gradient needs a method that differentiates .* flow_grpo .* set reward\.balance: none"):
+        preference_of(toys(balance="gradient"), config.FlowGRPO(), by_gradient=False)
+
+
+CLIP = {"label": "taste", "reward": {"name": "clip", "path": "world:reward"}}
+RED = {"label": "red", "form": "absolute", "reward": {"name": "pixels", "statistic": "redness"}}
+
+
+def run_of(members: list[dict[str, Any]], method: dict[str, Any], **settings: Any) -> config.Run:
+    recipe = {"name": "x", "model": {"family": "flux", "path": "world:flux"}, "reward": {"name": "mix", "members": members, **settings}}
+    return config.Run.model_validate(recipe | {"method": {"words": WORDS, **method}, "data": {"prompts": "world"}, "train": {"num_steps": 1}})
+
+
+@pytest.mark.parametrize(
+    ("members", "method", "settings", "complaint"),
+    [
+        ([CLIP, RED | {"form": "method"}], {}, {}, r"reward\.members\.1\.reward\.name: pixels ignores prompts.* set reward\.members\.1\.form: absolute"),
+        ([CLIP, {"label": "far", "reward": {"name": "remote", "url": "http://h/score"}}], {}, {}, r"reward\.members\.1\.reward\.name remote is a black box"),
+        ([CLIP | {"reward": {"name": "clip", "path": "nowhere"}}, RED], {}, {}, r"reward\.members\.0\.reward\.path: nowhere: no such folder"),
+        (
+            [CLIP, {"label": "own", "reward": {"name": "python", "path": "none.py:f"}}],
+            {},
+            {},
+            r"reward\.members\.1\.reward\.path: none\.py: no such Python file",
+        ),
+        ([CLIP, RED], {"name": "flow_grpo"}, {"balance": "gradient"}, r"reward\.balance: gradient needs a method that differentiates"),
+        ([CLIP | {"words": {"positive": [" "], "negative": ["x"]}}, RED], {}, {}, r"reward\.members\.0\.words\.positive: holds a blank phrase"),
+        ([CLIP, RED | {"words": {"positive": ["t.safetensors"]}}], {}, {}, r"reward\.members\.1\.words\.positive: t\.safetensors .* pixels reads words alone"),
+        ([CLIP, RED], {"words": {"positive": ["t.safetensors"], "negative": ["x"]}}, {}, r"method\.words\.positive: t\.safetensors .* words of the member"),
+    ],
+)
+def test_what_a_recipe_asks_of_a_member_is_checked_before_the_start(
+    members: list[dict[str, Any]], method: dict[str, Any], settings: dict[str, Any], complaint: str
+) -> None:
+    run = run_of(members, method, **settings)
+    with pytest.raises(DirectAlignError, match=complaint):
+        check_reward(run)
+        check_method(run)
+
+
+def test_a_sound_mixture_passes() -> None:
+    for method in ({}, {"name": "flow_grpo", "form": "relative"}):
+        check_reward(run_of([CLIP, RED], method))
+        check_method(run_of([CLIP, RED], method))
