@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from directalign import config
+from directalign.core.mixing import mixed_reward
 from directalign.interfaces import Reward
 from directalign.methods.srpo import SRPO
 from directalign.planning import check_method, check_reward
@@ -131,6 +132,14 @@ def test_disagreement_takes_off_the_spread_between_members() -> None:
     rewards = raw(images())
     centred = (rewards - rewards.mean(1, keepdim=True)) / rewards.std(1, correction=0, keepdim=True)
     torch.testing.assert_close(plain_asked.reward - asked.reward, 0.7 * centred.std(0, correction=0), rtol=1e-9, atol=1e-6)
+
+
+def test_a_cost_agrees_by_being_low() -> None:
+    units, weights = torch.rand(2, 5, dtype=torch.float64), torch.tensor([1.0, -0.5]).double()
+    against = torch.stack([units[0], -units[0]])
+    means = against.mean(1)
+    torch.testing.assert_close(mixed_reward(against, means, weights, 3.0), 1.5 * units[0], rtol=0, atol=1e-5)
+    assert (mixed_reward(units, units.mean(1), weights, 3.0) < units[0] - 0.5 * units[1]).all()
 
 
 def test_members_that_agree_pay_nothing_and_leave_a_gradient() -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, model_validator
 
-from .base import Positive, Strict
+from .base import DtypeName, Positive, Strict
 from .preferring import Anchor, Words
 
 
@@ -45,17 +45,23 @@ class Siglip(Frozen):
     project: str | None = Field(default=None, description="A .safetensors file of directions in image features that the reward shall not see.")
 
 
-class ImageReward(Frozen):
+class ImageReward(Scaled):
     """ImageReward (arXiv 2304.05977): a BLIP that reads image and prompt together."""
 
     name: Literal["image_reward"] = "image_reward"
+    path: str = Field(description="ImageReward.pt, here or on the hub (zai-org/ImageReward/ImageReward.pt); med_config.json beside it is read.")
+    processor: str = Field(default="google-bert/bert-base-uncased", description="Folder or hub id of the BERT tokenizer.")
+    gradient_checkpointing: bool = Field(default=False, description="Recompute activations of the reward in the backward pass.")
 
 
-class Aesthetic(Frozen):
+class Aesthetic(Scaled):
     """A head on the image features of a CLIP (LAION) or a SigLIP (Aesthetic Predictor v2.5); ignores the prompt."""
 
     name: Literal["aesthetic"] = "aesthetic"
-    backbone: str = Field(description="Folder or hub id of the CLIP or SigLIP under the head that `path` names.")
+    path: str = Field(description="The head's file, here or on the hub (owner/name/file.pth); which head it is shows in its tensors.")
+    backbone: str = Field(description="Folder or hub id of the CLIP (LAION's heads) or SigLIP (v2.5) that the head was made for.")
+    processor: str | None = Field(default=None, description="Folder or hub id of the image settings, for a backbone that comes without.")
+    gradient_checkpointing: bool = Field(default=False, description="Recompute activations of the reward in the backward pass.")
 
 
 class Mps(Frozen):
@@ -72,6 +78,11 @@ class Vlm(Frozen):
     question: str = Field(default="Does this image show the following? {prompt}", description="What is asked; {prompt} is the control phrase and the prompt.")
     yes: str = Field(default="Yes", description="The answer that is rewarded, one token.")
     no: str = Field(default="No", description="The answer against which it is weighed, one token.")
+    answer: Literal["probability", "log_odds"] = Field(
+        default="probability", description="probability: P(yes) of the two; log_odds: the logit of yes minus that of no, whose gradient does not fade."
+    )
+    max_pixels: Positive | None = Field(default=None, description="Larger images are shrunk to this many pixels; none takes the processor's bound.")
+    dtype: DtypeName = Field(default="bfloat16", description="Of the weights; the published ones are bfloat16.")
 
     @model_validator(mode="after")
     def _asks_about_the_prompt(self) -> Vlm:
@@ -84,6 +95,7 @@ class Hpsv3(Frozen):
     """HPSv3 (arXiv 2508.03789): a score head on a Qwen2-VL."""
 
     name: Literal["hpsv3"] = "hpsv3"
+    dtype: DtypeName = Field(default="bfloat16", description="Of the weights below the head, which is float32.")
 
 
 class Pixels(Scaled):
@@ -122,7 +134,7 @@ class Member(Strict):
 
     label: str = Field(description="What its curves are called.", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     reward: SingleReward
-    weight: float = Field(default=1.0, description="Its share of the sum.", gt=0)
+    weight: float = Field(default=1.0, description="Its share of the sum; below 0 it is a cost.")
     form: Literal["method", "absolute"] = Field(
         default="method",
         description="method: asked in the form of the method (relative, anchored), with its words; absolute: its score under its own positive words, "
@@ -130,6 +142,12 @@ class Member(Strict):
     )
     words: Words | None = Field(default=None, description="Control phrases or learned tokens of this member in place of the method's.")
     anchor: Anchor | None = Field(default=None, description="Anchor of this member, whose tolerance is in the units of its score; none takes the method's.")
+
+    @model_validator(mode="after")
+    def _counts(self) -> Member:
+        if self.weight == 0:
+            raise ValueError(f"weight 0 leaves {self.label} out: remove the member, or hold it out under evaluate.rewards")
+        return self
 
 
 class Mix(Strict):

@@ -24,9 +24,11 @@ def disagreement(centred: Members) -> PerSample:
 
 
 def mixed_reward(units: Members, means: PerMember, weights: PerMember, weight_of_disagreement: float) -> PerSample:
-    """Σ weight·reward − weight_of_disagreement·disagreement; `means` are those of `units`."""
+    """Σ weight·reward − weight_of_disagreement·disagreement; `means` are those of `units`. A member of negative weight agrees by being low."""
     total = (weights[:, None] * units).sum(0)
-    return total - weight_of_disagreement * disagreement(units - means[:, None]) if weight_of_disagreement > 0 else total
+    if weight_of_disagreement == 0:
+        return total
+    return total - weight_of_disagreement * disagreement(weights.sign()[:, None] * (units - means[:, None]))
 
 
 def balanced_gradient(gradients: Float[Tensor, "m b 3 H W"], slopes: Members, norms: PerMember, scales: PerMember) -> Images:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 from markupsafe import Markup
 
@@ -12,6 +13,8 @@ from .collect import Record, RunFiles, number
 from .story import Change, percent, span
 
 STYLES = ("s0", "s1", "s2", "s3", "s4")
+SHARE = "share_"
+"""What a member of a mixture adds to its reward is recorded under this and its label."""
 PLANE_SIZES = {"wide": WIDE, "narrow": NARROW}
 
 
@@ -35,8 +38,25 @@ def curves(run: RunFiles) -> list[Figure]:
         _trained(run, "Reward in training", "reward", "What is maximised, on the recovered images of each update.", few),
         _trained(run, "Loss", "loss", "Mean over the branches of an update.", few),
         _trained(run, "Gradient norm", "grad_norm", "Before clipping. A jump here comes before a collapse.", few),
+        *_mixture(run, few),
     ]
     return [figure for figure in drawn if figure.chart]
+
+
+def _mixture(run: RunFiles, dots: bool) -> list[Figure]:
+    """Of a mixture of rewards: what each member adds, then each by itself, in training and in the measurements."""
+    labels = [name.removeprefix(SHARE) for name in (run.steps[-1].get("metrics") or {}) if name.startswith(SHARE)] if run.steps else []
+    if not labels:
+        return []
+    lines = [Series(label, run.curve(f"metrics.{SHARE}{label}"), style) for label, style in zip(labels, cycle(STYLES), strict=False)]
+    chart = line_chart(lines, Axes(x="update", y="share"), "Share of each member by update", dots)
+    figures = [Figure("Shares in the reward", chart, "What each member adds to what is maximised: weight times reward, over its running spread if so asked.")]
+    for label in labels:
+        own = f"What is asked of {label}, in its own units, on the recovered images of each update."
+        whole = f"Mean score of {label} on sampled images under the bare prompt, in its own units."
+        figures.append(_trained(run, f"{label} in training", f"metrics.reward_{label}", own, dots))
+        figures.append(_measured(run, f"{label} of whole images", f"reward_{label}", whole))
+    return figures
 
 
 def levels(run: RunFiles) -> list[Figure]:

@@ -4,7 +4,7 @@
       name: mix
       members:
         - {label: style, weight: 1.0, reward: {name: clip, path: world:reward}}
-        - {label: dark, weight: 0.3, form: absolute, reward: {name: pixels, statistic: brightness, scale: -1}}
+        - {label: light, weight: -0.3, form: absolute, reward: {name: pixels, statistic: brightness}}
 
 This is the plain side: a member's `score` is a raw answer, and that of the mixture their weighted sum in whatever units they have.
 Bringing them to one scale, each asked in its own form, belongs to training: see `asking`.
