@@ -126,7 +126,7 @@ class Measurer:
     def leaked(self, controls: Images) -> tuple[dict[str, PerSample], dict[str, Any]]:
         """What images of the off-topic prompts say: per image, and in sum."""
         assert self.off_topic is not None
-        each = self.off_topic.per_image(controls, self._trained_scores, self.judge)
+        each = self.off_topic.per_image(controls, self._scores, self.judge)
         return each, self.off_topic.summary(controls, each)
 
     def _scores(self, images: Images, prompts: tuple[str, ...]) -> dict[str, PerSample]:

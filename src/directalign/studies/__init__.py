@@ -18,6 +18,7 @@ STUDIES = {
     "inversion": "Two branches, one branch and the half-cost variant",
     "anchor": "The anchored reward against the ramps, and where it fails",
     "recovery": "How exact the recovered image is, by noise level and jump",
+    "defences": "Defences: a reward blind to the exploit, and rewards that must agree",
     "ddpm": "The comparison on the embedded Stable Diffusion",
     "stability": "The aligned model over samplers, step counts, guidance, seeds and long chains",
 }
@@ -91,6 +92,8 @@ def _imported(name: str) -> Study:
             from . import anchor as study
         case "recovery":
             from . import recovery as study
+        case "defences":
+            from . import defences as study
         case "ddpm":
             from . import ddpm as study
         case _:
