@@ -32,12 +32,13 @@ def evaluate(
 
 
 def _table(found: Mapping[str, Any]) -> Table:
-    """Base and tuned, and the mean change over pairs with its 95 % interval where there is one for each pair."""
-    table = Table("", "base", "tuned", "change (95 % interval)")
+    """Base and tuned, the mean change over pairs with its 95 % interval where there is one for each pair, and the share of pairs won."""
+    table = Table("", "base", "tuned", "change (95 % interval)", "wins")
     for name, tuned in found["tuned"].items():
         change = found["difference"].get(name)
         told = "" if change is None else f"{change['value']:+.4f} ({change['low']:+.4f} to {change['high']:+.4f})"
-        table.add_row(name.replace("_", " "), _number(found["base"].get(name)), _number(tuned), told)
+        won = found["wins"].get(name)
+        table.add_row(name.replace("_", " "), _number(found["base"].get(name)), _number(tuned), told, "" if won is None else f"{won['value']:.0%}")
     return table
 
 

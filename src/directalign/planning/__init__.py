@@ -15,6 +15,7 @@ from ..memory.architecture import model_architecture
 from ..memory.geometry import geometry, image_size
 from ..types import DirectAlignError
 from .checkpoint import check_checkpoint, check_here, fetch
+from .measuring import check_off_topic
 from .recipe import check_method, check_moves, check_reward, check_steps, unread
 from .surroundings import check_data, check_disk, check_model, readable
 
@@ -46,6 +47,7 @@ def survey(run: config.Run, out: Path, place: Place, online: bool = False) -> Pl
     check_model(run, model, of)
     lacking = check_here(run.model, model, online) if place.is_here else []
     data, warnings = check_data(run, place.ranks, online)
+    data += check_off_topic(run, online)
     memory = estimate(run, place)
     height, width = image_size(run, of)
     disk, small = _disk(run, out, memory)

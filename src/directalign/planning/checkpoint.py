@@ -10,6 +10,7 @@ import transformers
 from torch import nn
 
 from .. import config, hub
+from ..evaluate.held_out import key_of
 from ..families.acceleration import check_attention, set_attention
 from ..families.loading import FAMILIES
 from ..families.parts import check_parts, load_parts, read_json
@@ -28,6 +29,8 @@ def fetch(run: config.Run, online: bool) -> None:
         open_source(run.model, weights=False)
     if online:
         check_reward(run.reward, online=True)
+        for label, held_out in run.evaluate.rewards.items():
+            check_reward(held_out, key_of(label), online=True)
 
 
 def check_checkpoint(model: config.Model, found: Architecture) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from . import figures, story, strips
+from . import controls, figures, story, strips
 from .collect import RunFiles, is_run, read_run, read_summary, run_folders
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -45,7 +45,7 @@ def _single(run: RunFiles) -> str:
         changes=[(change, figures.change_bar(change)) for change in story.changes(run)],
         film=film,
         prompts=strips.prompts_of(run),
-        curves=figures.curves(run),
+        curves=[*figures.curves(run), *controls.curves(run)],
         levels=figures.levels(run),
         facts=_facts(run),
         command=command(run),

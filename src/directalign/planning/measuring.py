@@ -1,0 +1,33 @@
+"""What is wrong with the off-topic prompts of a recipe: a list that cannot be read, a prompt that is trained on after all."""
+
+from __future__ import annotations
+
+from .. import config
+from ..evaluate.off_topic import KEY, WORLD, off_topic_prompts
+from ..prompts import read_prompts
+from ..rows import is_address, parse
+from ..types import DirectAlignError
+
+
+def check_off_topic(run: config.Run, online: bool = False) -> list[tuple[str, str]]:
+    """The off-topic prompts as a finding, none where none are asked for.
+
+    Raises: DirectAlignError for a list that cannot be read, and for a prompt in it that is trained on. Data sets on the hub are read when `online`.
+    """
+    source = run.evaluate.off_topic
+    if source is None:
+        return []
+    if _is_far(source, online):
+        return [("off topic", f"{source}, read when the run starts")]
+    prompts = off_topic_prompts(source, run.method.words)
+    if run.data.prompts is not None and not _is_far(run.data.prompts, online):
+        trained = set(read_prompts(run.data.prompts))
+        both = [prompt for prompt in prompts if prompt in trained]
+        if both:
+            raise DirectAlignError(f"{KEY}: {source}: {len(both)} of its prompts are trained on, first {both[0]!r:.60}; take them out of one of the two lists")
+    return [("off topic", f"{len(prompts):,} prompts from {source}")]
+
+
+def _is_far(source: str, online: bool) -> bool:
+    """Whether reading this would take a network, and none is to be used."""
+    return source != WORLD and not online and is_address(source) and parse(source).folder is None
