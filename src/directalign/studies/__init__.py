@@ -15,6 +15,7 @@ STUDIES = {
     "convergence": "What it costs to reach the same judge level",
     "timesteps": "Early, late or full window: which training looks most hacked",
     "words": "Control words: which pairs cancel the bias, and what they suppress",
+    "control_words": "Control words by measurement: are the right ones found, and is the suggested ramp better?",
     "inversion": "Two branches, one branch and the half-cost variant",
     "anchor": "The anchored reward against the ramps, and where it fails",
     "recovery": "How exact the recovered image is, by noise level and jump",
@@ -86,6 +87,8 @@ def _imported(name: str) -> Study:
             from . import timesteps as study
         case "words":
             from . import words as study
+        case "control_words":
+            from . import control_words as study
         case "inversion":
             from . import inversion as study
         case "anchor":
