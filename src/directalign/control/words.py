@@ -137,7 +137,7 @@ def word_warnings(word: Word, limit: int | None, prompts: int) -> list[str]:
     if not word.lift.is_clear:
         found.append("says nothing here: its lift is not clear of 0")
     if word.content is not None and word.content < KEEPS:
-        found.append(f"disturbs content: captions are told apart {100 * word.content:.0f} % as well")
+        found.append(f"disturbs content: own captions lead by {100 * word.content:.0f} % of what they do without it")
     return found
 
 
