@@ -1,19 +1,157 @@
-"""Aesthetic heads: to come."""
+"""Aesthetic predictors: a published head on the unit image features of a CLIP (LAION) or a SigLIP (Aesthetic Predictor v2.5).
+
+score = head(features), trained on ratings from 1 to 10, larger is better; nothing holds it in that range. Which head it is shows in its file:
+weight, bias             LAION v1    sa_0_4_vit_l_14_linear.pth         on CLIP ViT-L/14's projected features
+layers.0 2 4 6 7         LAION v2    sac+logos+ava1-l14-linearMSE.pth   on the same; ordinary pictures about 5, liked ones above 6
+scoring_head.0 2 4 6 8   v2.5        aesthetic_predictor_v2_5.pth       on SigLIP SO400M/14 at 384, pooled; its author calls 5.5 and more great
+All are affine in the features, which are unit vectors. The prompt is not read, so only the absolute form can be asked.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoConfig, CLIPModel, SiglipVisionModel
 
-from .. import config
-from ..interfaces import Reward
-from ..types import DirectAlignError
+from .. import config, hub
+from ..types import DirectAlignError, Images, PerSample
+from . import folders
+from .aesthetic_heads import V2_5, HeadLayout, features_of, recognise, require_width
+from .preprocessing import Preprocessing
+from .published import Shapes, check_published, check_tensors, is_weight_file, locate, read_shapes, read_weights
+from .recomputing import recompute
+
+SETTINGS = ("*config.json",)
+Features = Float[Tensor, "b d"]
 
 
-def load(settings: config.Aesthetic, device: torch.device | str = "cpu", key: str = "reward") -> Reward:
-    """To come."""
-    raise DirectAlignError(f"{key}.name: {settings.name} is not there yet")
+class Predictor(nn.Module):
+    """Image tower, projection and head."""
+
+    def __init__(self, tower: nn.Module, projection: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.tower, self.projection, self.head = tower, projection, head
+
+    def see(self, pixels: Float[Tensor, "b 3 h w"]) -> Features:
+        """Unit features (b, d) of preprocessed images."""
+        return F.normalize(self.projection(self.tower(pixel_values=pixels).pooler_output), dim=-1)
+
+    def forward(self, features: Features) -> PerSample:
+        """The head's answer, (b,)."""
+        return self.head(features)[:, 0]
+
+
+class AestheticReward:
+    """A frozen aesthetic predictor (`interfaces.Reward`), blind to prompts."""
+
+    name = "aesthetic"
+    reads_prompt = False
+    differentiable = True
+
+    def __init__(self, model: Predictor, preprocessing: Preprocessing, scale: float = 1.0) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.preprocessing, self.scale = preprocessing, scale
+
+    def encode(self, images: Images) -> Features:
+        """Images (b, 3, h, w) in [0, 1], any size, to unit features (b, d)."""
+        return self.model.see(self.preprocessing(images.to(next(self.model.parameters()).dtype)))
+
+    def score(self, features: Features, prompts: Sequence[str]) -> PerSample:
+        """scale · head(features), about 1 to 10 at scale 1; `prompts` are not read."""
+        del prompts
+        return self.scale * self.model(features)
+
+
+def load(settings: config.Aesthetic, device: torch.device | str = "cpu", key: str = "reward") -> AestheticReward:
+    """The reward of a recipe's section, float32; `key` is where it stands, for errors."""
+    file = _head_file(settings, key)
+    weights = read_weights(file, f"{key}.path")
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    layout = recognise(shapes, file, f"{key}.path")
+    folder = locate(settings.backbone, f"{key}.backbone", (*SETTINGS, *folders.WEIGHTS))
+    folders.check_folder(folder, f"{key}.backbone", layout.backbone)
+    head, side = _fitting(layout, shapes, folder, file, settings, key)
+    preprocessing = _images(layout, side, folder, settings, key)
+    head.load_state_dict(weights)
+    model = Predictor(*_tower(layout, folder, f"{key}.backbone"), head)
+    if settings.gradient_checkpointing:
+        recompute(model)
+    return AestheticReward(model.to(device), preprocessing, settings.scale)
 
 
 def check(settings: config.Aesthetic, key: str = "reward", online: bool = False) -> None:
-    """To come."""
-    raise DirectAlignError(f"{key}.name: {settings.name} is not there yet")
+    """The head is known from its tensors' shapes, the backbone from its settings; a repository's are fetched when `online`."""
+    _require_file(settings, key)
+    check_published(settings.path, f"{key}.path", online)
+    here = not hub.is_hub_id(settings.backbone)
+    folder = locate(settings.backbone, f"{key}.backbone", SETTINGS) if online or here else None
+    if hub.is_hub_file(settings.path):
+        return
+    file = _head_file(settings, key)
+    shapes = read_shapes(file, f"{key}.path")
+    layout = recognise(shapes, file, f"{key}.path")
+    if folder is None:
+        return
+    if here:
+        folders.check_folder(folder, f"{key}.backbone", layout.backbone)
+    _, side = _fitting(layout, shapes, folder, file, settings, key)
+    if online or settings.processor is None or not hub.is_hub_id(settings.processor):
+        _images(layout, side, folder, settings, key)
+
+
+def _fitting(layout: HeadLayout, shapes: Shapes, folder: Path, file: Path, settings: config.Aesthetic, key: str) -> tuple[nn.Module, int]:
+    """The head, not yet filled, which fits its file and the backbone's config, and the side of the images in pixels."""
+    described = _described(layout, folder, f"{key}.backbone")
+    width = features_of(layout, described)
+    require_width(layout, shapes, width, file, settings.backbone, key)
+    head = layout.build(width, shapes)
+    check_tensors({name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}, shapes, file, f"{key}.path", layout.called)
+    return head, described.vision_config.image_size
+
+
+def _described(layout: HeadLayout, folder: Path, key: str) -> Any:
+    kind = layout.backbone.config_class
+    assert kind is not None
+    try:
+        described: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except folders.UNREADABLE as error:
+        raise DirectAlignError(f"{key}: {folder}: its config.json cannot be read ({folders.first_line(error)}); copy it again") from error
+    if not isinstance(described, kind):
+        raise DirectAlignError(f"{key}: {folder}: holds a model of type {described.model_type}; give the folder of a transformers {layout.backbone.__name__}")
+    return described
+
+
+def _images(layout: HeadLayout, side: int, folder: Path, settings: config.Aesthetic, key: str) -> Preprocessing:
+    """The image settings; LAION's heads were trained on pictures cut as torchvision cuts them."""
+    named = "backbone" if settings.processor is None else "processor"
+    reader = folder if settings.processor is None else locate(settings.processor, f"{key}.processor", SETTINGS)
+    preprocessing = Preprocessing.read(reader)
+    if preprocessing.crop != (side, side):
+        rows, columns = preprocessing.crop
+        raise DirectAlignError(f"{key}.{named}: {reader}: its images are {rows} x {columns} and the model reads {side} x {side}; name its own processor")
+    return replace(preprocessing, rounded_centre=layout is not V2_5)
+
+
+def _tower(layout: HeadLayout, folder: Path, key: str) -> tuple[nn.Module, nn.Module]:
+    """What gives pooled features of images, and the projection after it."""
+    if layout is V2_5:
+        return folders.load_model(SiglipVisionModel, folder, key), nn.Identity()
+    model = folders.load_model(CLIPModel, folder, key)
+    return model.vision_model, model.visual_projection
+
+
+def _head_file(settings: config.Aesthetic, key: str) -> Path:
+    _require_file(settings, key)
+    return locate(settings.path, f"{key}.path", ())
+
+
+def _require_file(settings: config.Aesthetic, key: str) -> None:
+    if not is_weight_file(settings.path):
+        raise DirectAlignError(f"{key}.path: {settings.path}: no file of weights; give the head's own file (.pth), and the model under it as {key}.backbone")
