@@ -11,7 +11,7 @@ from directalign.rewards.preprocessing import Preprocessing
 from directalign.types import DirectAlignError
 
 
-@pytest.mark.parametrize("size", [(64, 64), (48, 40), (40, 57), (32, 32), (33, 120)])
+@pytest.mark.parametrize("size", [(64, 64), (48, 40), (40, 57), (32, 32), (33, 120), (20, 27), (25, 21), (200, 130)])
 def test_close_to_transformers(clip_folder: Path, size: tuple[int, int]) -> None:
     images = 0.2 + 0.6 * torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(3))  # theirs cuts overshoot between its two passes
     processor = image_processing_pil_clip.CLIPImageProcessorPil.from_pretrained(clip_folder)

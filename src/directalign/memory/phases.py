@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from .. import config
-from .architecture import model_architecture, reward_architecture
+from .architecture import model_architecture, reward_architecture, reward_doubts
 from .held import Subject, held
 from .passing import passing, says
 from .place import CONTEXT, FRAGMENTS, Place
@@ -85,5 +85,5 @@ def estimate(run: config.Run, place: Place) -> Estimate:
     if place.is_gpu:
         rows.append(Row("CUDA", "context, kernels, workspaces", dict.fromkeys(PHASES, CONTEXT), "allowance"))
         rows.append(Row("fragments", f"{FRAGMENTS:.0%} of what comes and goes", {phase: int(FRAGMENTS * size) for phase, size in peaks.items()}, "allowance"))
-    doubts = (*subject.model.doubts, *(reward.doubts if reward else ()))
+    doubts = (*subject.model.doubts, *(reward.doubts if reward else ()), *reward_doubts(run))
     return Estimate(tuple(rows), subject.trained, place, subject.model.state, doubts)

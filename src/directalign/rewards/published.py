@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from struct import error as StructError
 from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
@@ -98,7 +99,7 @@ def read_shapes(file: Path, key: str) -> dict[str, tuple[int, ...]]:
         raise DirectAlignError(f"{key}: {file}: {CUT_SHORT}") from error
 
 
-UNREADABLE = (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, BadZipFile)
+UNREADABLE = (SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, BadZipFile, StructError)
 PROGRAM = "holds a program (TorchScript), which is never run; save its state_dict() as .safetensors where you trust it, or take a folder of these weights"
 CUT_SHORT = "not a complete file of weights (cut short, or of another kind): fetch it again"
 
