@@ -42,10 +42,11 @@ UPDATES, EVERY = 60, 10
 
 
 def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
-    """Train the arms, and rank the candidates for every style; quick: one seed, two updates, two styles."""
-    rows = run_arms(NAME, sized([_longer(arm) for arm in arms(recipes)], quick), SEEDS[:1] if quick else SEEDS, out, recipes)
+    """Train the arms, and rank the candidates for every style; quick: two arms, one seed, two updates, one style."""
+    chosen = arms(recipes)[:2] if quick else arms(recipes)
+    rows = run_arms(NAME, sized([_longer(arm) for arm in chosen], quick), SEEDS[:1] if quick else SEEDS, out, recipes)
     settings = settings_of(Arm("ranking", "ranking", RECIPE), 0, recipes)
-    styles, count = (STYLES[:2], QUICK_COUNT) if quick else (STYLES, COUNT)
+    styles, count = (STYLES[:1], QUICK_COUNT) if quick else (STYLES, COUNT)
     return rows + piece(out, "ranked", settings, lambda: [row for style in styles for row in ranked(style, count, recipes)])
 
 

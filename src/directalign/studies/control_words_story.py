@@ -22,7 +22,7 @@ LEVELS = (0.75, 0.9, 0.95)
 def tell(rows: list[Row]) -> str:
     """The rankings, the trainings, and both suggestions against the official ramps."""
     trained = of_runs(rows)
-    against = [_against(trained, ours) for ours in OURS]
+    against = [_against(trained, ours) for ours in OURS if ours in arms_of(trained)]
     return "\n\n".join([_rankings(of_kind(rows, "ranked")), _trained(trained), *against])
 
 
