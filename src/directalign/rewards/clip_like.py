@@ -29,6 +29,8 @@ from .projection import blind, check_project, directions_for
 from .published import is_weight_file
 
 CACHED_PHRASES = 65_536
+AT_ONCE = 8
+"""Phrases that are encoded together."""
 TABLE = "text_model.embeddings.token_embedding.weight"
 Features = Float[Tensor, "b d"]
 
@@ -83,13 +85,15 @@ class ClipReward:
 
     @torch.no_grad()
     def _encode_text(self, phrases: list[str]) -> Tensor:
-        return self.encode_text(phrases)
+        """In batches of one shape, filled up: a phrase has the same features to the bit in whatever company it first comes, as after a resume."""
+        parts = [phrases[start : start + AT_ONCE] for start in range(0, len(phrases), AT_ONCE)]
+        return torch.cat([self.encode_text([*part, *part[-1:] * (AT_ONCE - len(part))], "max_length")[: len(part)] for part in parts])
 
-    def encode_text(self, phrases: Sequence[str]) -> Features:
-        """Unit features (b, d) of phrases, not cached, with the gradient to learned control tokens."""
+    def encode_text(self, phrases: Sequence[str], padding: bool | str = True) -> Features:
+        """Unit features (b, d) of phrases, not cached, with the gradient to learned control tokens; `padding` as the tokenizer takes it."""
         with self.soft_words.placed(phrases) as texts:
             length = self.model.text_model.config.max_position_embeddings
-            tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt").to(self.model.device)
+            tokens = self.tokenizer(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt").to(self.model.device)
             pooled = self.model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
         return F.normalize(self.model.text_projection(pooled), dim=-1)
 
