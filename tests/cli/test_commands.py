@@ -25,7 +25,7 @@ def measured(folder: Path) -> Path:
     change = {"value": 0.125, "low": -0.01, "high": 0.26, "n": 8}
     base, tuned = {"content": {"value": 0.5, "low": 0.2, "high": 0.8, "n": 8}, "color_drift": 0.0}, {"content": {"value": 0.625}, "color_drift": 0.01}
     folder.mkdir()
-    (folder / "evaluation.json").write_text(json.dumps({"base": base, "tuned": tuned, "difference": {"content": change}, "wins": {}}))
+    (folder / "evaluation.json").write_text(json.dumps({"base": base, "tuned": tuned, "difference": {"content": change}, "wins": {"content": {"value": 0.75}}}))
     return folder
 
 
@@ -73,7 +73,7 @@ def test_sample_needs_prompts(command, heard: list[tuple[Any, ...]]) -> None:
 def test_evaluate_shows_what_changed_and_where_the_rest_is(command, tmp_path: Path, heard: list[tuple[Any, ...]]) -> None:
     *table, last = command("evaluate", "run").stdout.splitlines()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table if "│" in line]
-    assert rows == [["content", "0.5000", "0.6250", "+0.1250 (-0.0100 to +0.2600)"], ["color drift", "0.0000", "0.0100", ""]]
+    assert rows == [["content", "0.5000", "0.6250", "+0.1250 (-0.0100 to +0.2600)", "75%"], ["color drift", "0.0000", "0.0100", "", ""]]
     assert last == str(tmp_path / "results")
 
 
