@@ -73,8 +73,9 @@ def _line(trained: Sequence[Row], ours: str, theirs: str) -> list[str]:
 def _difference(trained: Sequence[Row], ours: str, theirs: str, key: str) -> tuple[str, bool]:
     """`ours − theirs` as text, and whether it may be 0 by its interval."""
     pick = at_photo_rate(common_photo_rate(trained, (ours, theirs)))
-    read = [[pick(of_run(trained, arm, seed)) for seed in seeds_of(trained, arm)] for arm in (ours, theirs)]
-    known = [(a[key], b[key]) for a, b in zip(*read, strict=True) if a is not None and b is not None and key in a and key in b]
+    both = [seed for seed in seeds_of(trained, ours) if seed in seeds_of(trained, theirs)]
+    read = [(pick(of_run(trained, ours, seed)), pick(of_run(trained, theirs, seed))) for seed in both]
+    known = [(a[key], b[key]) for a, b in read if a is not None and b is not None and key in a and key in b]
     if not known:
         return DASH, True
     found = paired_over_seeds([a for a, _ in known], [b for _, b in known])
