@@ -83,8 +83,9 @@ def check_folder(folder: Path, key: str, kind: type[PreTrainedModel]) -> None:
         raise DirectAlignError(f"{key}: {folder}: no such folder; give a transformers {kind.__name__} folder or a hub id")
     if not (folder / "config.json").exists():
         raise DirectAlignError(f"{key}: {folder}: config.json is missing; it must be a complete transformers {kind.__name__} folder")
-    told = _model_type(folder / "config.json", key)
-    if told != kind.config_class.model_type:
+    told, settings_class = _model_type(folder / "config.json", key), kind.config_class
+    assert settings_class is not None, kind
+    if told != settings_class.model_type:
         raise DirectAlignError(f"{key}: {folder}: holds a model of type {told}; give the folder of a transformers {kind.__name__}")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -97,10 +98,10 @@ def check_folder(folder: Path, key: str, kind: type[PreTrainedModel]) -> None:
             raise DirectAlignError(f"{key}: {file}: not a complete safetensors file ({error}); copy it again") from error
 
 
-def load_model(kind: type[Model], folder: Path, key: str) -> Model:
-    """A model of a checked folder, float32, on the CPU."""
+def load_model(kind: type[Model], folder: Path, key: str, dtype: torch.dtype = torch.float32) -> Model:
+    """A model of a checked folder, in `dtype`, on the CPU."""
     logging.disable_progress_bar()
-    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     try:
         loaded: Any = kind.from_pretrained(folder, **options)
     except UNREADABLE as error:
