@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from .. import config, rewards
+from .. import config, hub, rewards
 from ..core import moves
 from ..evaluate import held_out as held_outs
 from ..families.loading import FAMILIES
 from ..methods import drtune, flow_grpo, leapalign
 from ..rewards import asking, mixture
-from ..rewards.control_tokens import is_tokens_file
+from ..rewards.control_tokens import check_phrases, is_tokens_file
 from ..types import DirectAlignError
+from ..world.assets import resolve
 
 PIXELS_ALONE = ("pixels", "aesthetic")
 BLACK_BOXES = ("python", "remote")
 """Rewards that ignore the prompt, and rewards without a gradient (python unless it says otherwise)."""
-TOKEN_READERS = ("clip", "siglip")
+TOKEN_READERS = (config.Clip, config.Siglip)
 """Rewards that learned control tokens can be put into."""
 
 
@@ -54,9 +55,9 @@ def _check_gradient(key: str, reward: config.SingleReward, method: config.Method
 def check_method(run: config.Run) -> None:
     """Control phrases say something, and what the method draws from exists."""
     members = run.reward.members if isinstance(run.reward, config.Mix) else []
-    _check_words("method.words", run.method.words, None if members else run.reward.name)
+    _check_words("method.words", run.method.words, None if isinstance(run.reward, config.Mix) else run.reward)
     for place, member in enumerate(members):
-        _check_words(f"reward.members.{place}.words", member.words or config.Words(), member.reward.name)
+        _check_words(f"reward.members.{place}.words", member.words or config.Words(), member.reward)
     if isinstance(run.method, config.SRPO):
         check_moves(run.method.moves)
     if isinstance(run.method, config.DRTune):
@@ -68,15 +69,18 @@ def check_method(run: config.Run) -> None:
         flow_grpo.check_sde(run.method, FAMILIES[run.model.family].path)
 
 
-def _check_words(key: str, words: config.Words, reward: str | None) -> None:
-    """No phrase is blank, and learned tokens go to a kind of reward that reads them; several rewards (None) have no tokens in common."""
-    for side in ("positive", "negative"):
-        for phrase in getattr(words, side):
-            if not phrase.strip():
-                raise DirectAlignError(f"{key}.{side}: holds a blank phrase; remove it")
-            if is_tokens_file(phrase) and reward not in TOKEN_READERS:
-                remedy = "put it into the words of the member it was fitted to" if reward is None else f"{reward} reads words alone: give words"
-                raise DirectAlignError(f"{key}.{side}: {phrase} is a file of learned tokens, fitted to one reward; {remedy}")
+def _check_words(key: str, words: config.Words, reward: config.SingleReward | None) -> None:
+    """No phrase is blank, and learned tokens fit the reward that reads them; several rewards (None) have no tokens in common."""
+    for side, phrases in (("positive", words.positive), ("negative", words.negative)):
+        if any(not phrase.strip() for phrase in phrases):
+            raise DirectAlignError(f"{key}.{side}: holds a blank phrase; remove it")
+        learned = [phrase for phrase in phrases if is_tokens_file(phrase)]
+        if learned and not isinstance(reward, TOKEN_READERS):
+            remedy = "put it into the words of the member it was fitted to" if reward is None else f"{reward.name} reads words alone: give words"
+            raise DirectAlignError(f"{key}.{side}: {learned[0]} is a file of learned tokens, fitted to one reward; {remedy}")
+        if isinstance(reward, TOKEN_READERS):
+            folder = None if hub.is_hub_id(reward.path) else resolve(reward.path)
+            check_phrases(learned, reward.name, folder, f"{key}.{side}")
 
 
 def check_moves(chosen: config.Moves) -> None:

@@ -87,14 +87,39 @@ def read_tokens(file: Path, key: str) -> ControlTokens:
     return ControlTokens(tokens.float(), *(facts[name] for name in FACTS))
 
 
-def check_fits(found: ControlTokens, file: Path | str, kind: str, table: Vectors, key: str) -> None:
-    """Refuse tokens of another kind of reward, of another width, or of another table of the same width."""
+def check_fits(found: ControlTokens, file: Path | str, kind: str, table: Vectors | None, key: str) -> None:
+    """Refuse tokens of another kind of reward, of another width, or of another table of the same width; None is a table that is not known yet."""
     if found.kind != kind:
         raise DirectAlignError(f"{key}: {file}: fitted to a reward of kind {found.kind}, and this is {kind}; fit tokens to it with directalign tokens")
-    if found.tokens.shape[1] != table.shape[1] or found.fingerprint != fingerprint(table):
+    if table is not None and (found.tokens.shape[1] != table.shape[1] or found.fingerprint != fingerprint(table)):
         wide = f"{found.tokens.shape[1]} numbers a token, this one has {table.shape[1]}"
         why = wide if found.tokens.shape[1] != table.shape[1] else "another text embedding of the same width"
         raise DirectAlignError(f"{key}: {file}: fitted to another {kind} reward ({why}); fit tokens to this one with directalign tokens")
+
+
+def check_phrases(phrases: Sequence[str], kind: str, folder: Path | None, key: str) -> None:
+    """Every file of learned tokens among control phrases, as far as files tell without loading a reward of this `kind`.
+
+    `folder` holds the reward's own weights, None where they are not on this machine or not in safetensors.
+
+    Raises: as `read_tokens`, `check_fits` and `check_length`.
+    """
+    for phrase in filter(is_tokens_file, phrases):
+        found = read_tokens(Path(phrase).expanduser(), key)
+        table = _tensor_in(folder, found.table)
+        check_fits(found, phrase, kind, table, key)
+        places = _tensor_in(folder, found.table.replace("token_embedding", "position_embedding"))
+        if places is not None:
+            check_length(len(found.tokens), len(places), f"{key}: {phrase}")
+
+
+def _tensor_in(folder: Path | None, name: str) -> Tensor | None:
+    """A tensor of a folder of safetensors; None where no file has one of this name."""
+    for file in sorted(folder.glob("*.safetensors")) if folder is not None else ():
+        with safe_open(file, framework="pt") as opened:
+            if name in set(opened.keys()):
+                return opened.get_tensor(name)
+    return None
 
 
 class SoftWords:
@@ -165,4 +190,6 @@ class SoftWords:
 def check_length(count: int, longest: int, where: str) -> None:
     """Refuse tokens that leave less than half of what the text side reads for the prompt."""
     if count > longest // 2:
-        raise DirectAlignError(f"{where}: {count} learned tokens, and the reward reads {longest} in all; take {longest // 2} at most, the rest is for the prompt")
+        raise DirectAlignError(
+            f"{where}: {count} learned tokens, and the reward reads {longest} in all; take {longest // 2} at most, the rest is for the prompt"
+        )

@@ -24,6 +24,7 @@ from ..world.judges import load_judge
 from . import folder, random_state, sealed, sharding
 from .distributed import Ranks, joined
 from .feed import open_feed
+from .kept_tokens import keep_tokens
 from .prompts_ahead import free_text_encoders
 from .session import Loaded, speaker, train_loaded
 
@@ -47,6 +48,7 @@ def run(run: config.Run, out: Path, resume: bool) -> Path:
         loaded = _load(run, ranks)
         if ranks.is_main:
             folder.make(out)  # only now: what cannot be loaded leaves no folder behind
+            keep_tokens(run, out)
         ranks.wait()
         train_loaded(run, out, resume, ranks, loaded)
         if ranks.is_main:

@@ -6,7 +6,10 @@ from pathlib import Path
 
 from ..types import DirectAlignError
 
-OWN_NAMES = ("run.yaml", "metrics.jsonl", "checkpoints", "samples", "tensorboard", "summary.json", "report.html", "lora.safetensors", "transformer", "unet")
+OWN_NAMES = (
+    *("run.yaml", "metrics.jsonl", "checkpoints", "samples", "tensorboard", "control_tokens", "summary.json", "report.html"),
+    *("lora.safetensors", "transformer", "unet"),
+)
 
 
 def claim(out: Path, resume: bool) -> None:
