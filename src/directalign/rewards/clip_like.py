@@ -10,14 +10,12 @@ Left out: HPSv2's own package pads an oblong image to a square; this, as the off
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from .. import config
@@ -27,6 +25,7 @@ from .control_tokens import SoftWords
 from .preprocessing import Preprocessing
 from .projection import blind, check_project, directions_for
 from .published import is_weight_file
+from .recomputing import recompute
 
 CACHED_PHRASES = 65_536
 AT_ONCE = 8
@@ -109,9 +108,9 @@ def load(settings: config.Clip, device: torch.device | str = "cpu", key: str = "
     folders.check_fits(model.config, preprocessing, tokenizer, folders.blamed(settings, key))
     torch.nn.Module.to(model, device)
     if settings.gradient_checkpointing:
-        _recompute(model)
+        recompute(model.vision_model)
     reward = ClipReward(model, tokenizer, preprocessing, settings.scale)
-    reward.directions = directions_for(model, model.config.projection_dim, settings.project, key)
+    reward.directions = directions_for(model, model.visual_projection.out_features, settings.project, key)
     return reward
 
 
@@ -128,9 +127,3 @@ def check(settings: config.Clip, key: str = "reward", online: bool = False) -> N
 def _refuse_activation(settings: config.Clip, key: str) -> None:
     if settings.activation is not None:
         raise DirectAlignError(f"{key}.activation: {settings.activation}, but {settings.path} brings its config.json, which says it: leave activation out")
-
-
-def _recompute(model: CLIPModel) -> None:
-    """Let each layer of the vision tower keep its input alone and run again in the backward pass; transformers does so in train mode only."""
-    for layer in model.vision_model.encoder.layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)

@@ -8,6 +8,7 @@ Module names are those of the published weights (github.com/Kwai-Kolors/MPS, aft
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ class CrossModel(nn.Module):
     def __init__(self, dim: int, layers: int, dim_head: int, heads: int, ff_mult: int) -> None:
         super().__init__()
         pair = [nn.ModuleList([Added(FromText(dim, dim_head, heads, ff_mult)), Added(Among(dim, dim_head, heads, ff_mult))]) for _ in range(layers)]
-        self.layers = nn.ModuleList(pair)
+        self.layers: Any = nn.ModuleList(pair)
 
     def forward(self, image: ImageTokens, text: TextTokens, heard: Heard) -> ImageTokens:
         """Image tokens that have read the text tokens where `heard`."""

@@ -9,9 +9,9 @@ LIMIT = 65_536
 
 
 class Phrases:
-    """Answers of `encode`, which takes a list of phrases and gives one answer for each; the oldest are forgotten above `limit`."""
+    """Answers of `encode`, which takes a list of phrases and gives as many answers, a list or the rows of a tensor; the oldest are forgotten above `limit`."""
 
-    def __init__(self, encode: Callable[[list[str]], Sequence[Any]], limit: int = LIMIT) -> None:
+    def __init__(self, encode: Callable[[list[str]], Any], limit: int = LIMIT) -> None:
         self.encode, self.limit = encode, limit
         self.held: dict[str, Any] = {}
 

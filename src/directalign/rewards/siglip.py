@@ -9,6 +9,7 @@ a square, not cropped. Left out: SigLIP 2 NaFlex (`Siglip2Model`) and open_clip'
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +85,8 @@ def load(settings: config.Siglip, device: torch.device | str = "cpu", key: str =
     if settings.gradient_checkpointing:
         recompute(model.vision_model)
     reward = SiglipReward(model, tokenizer, preprocessing, settings.scale)
-    reward.directions = directions_for(model, model.config.vision_config.hidden_size, settings.project, key)
+    vision: Any = model.config.vision_config
+    reward.directions = directions_for(model, vision.hidden_size, settings.project, key)
     return reward
 
 
