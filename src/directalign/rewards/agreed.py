@@ -6,9 +6,9 @@ ranks per question, little beside a request or a program.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +16,7 @@ from ..interfaces import Reward, Together
 from ..types import DirectAlignError, Images, PerSample
 from .mixture import MixReward
 
+Answer = TypeVar("Answer")
 LONGEST = 1000
 """Bytes of an error that reach the other ranks."""
 
@@ -37,15 +38,21 @@ class AgreedReward:
 
     def score(self, features: Any, prompts: Sequence[str]) -> PerSample:
         """As the reward does it. Raises AgreedError where it raises DirectAlignError on any rank."""
-        scores, words = None, ""
-        try:
-            scores = self.reward.score(features, prompts)
-        except DirectAlignError as error:
-            words = str(error)
-        if float(self.together.sum(torch.tensor(float(scores is None)))) > 0:
-            raise AgreedError(_first(words, self.together))
-        assert scores is not None
-        return scores
+        return in_agreement(lambda: self.reward.score(features, prompts), self.together)
+
+
+def in_agreement(work: Callable[[], Answer], together: Together) -> Answer:
+    """What `work` gives, which every rank does at once; a DirectAlignError on one of several is an AgreedError on all."""
+    if together.size == 1:
+        return work()
+    answers, words = list[Answer](), ""
+    try:
+        answers.append(work())
+    except DirectAlignError as error:
+        words = str(error)
+    if float(together.sum(torch.tensor(float(not answers)))) > 0:
+        raise AgreedError(_first(words, together))
+    return answers[0]
 
 
 def agreed(reward: Reward, together: Together) -> Reward:

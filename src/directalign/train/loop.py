@@ -20,7 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from .. import config
 from ..interfaces import Family
-from ..rewards.agreed import AgreedError
+from ..rewards.agreed import AgreedError, in_agreement
 from ..types import DirectAlignError, NonFiniteError
 from . import checkpoint, random_state, samples
 from .distributed import Ranks
@@ -161,7 +161,8 @@ def _measure(job: Job, done: int) -> None:
     """All pairs before and after, some of them during the run."""
     settings = job.run.evaluate
     whole = done in (0, job.run.train.num_steps)
-    measured = job.measurer.measure(settings.num_pairs if whole else min(settings.pairs_during, settings.num_pairs))
+    num_pairs = settings.num_pairs if whole else min(settings.pairs_during, settings.num_pairs)
+    measured = in_agreement(lambda: job.measurer.measure(num_pairs), job.ranks)
     if job.log is not None:
         record = {"event": "evaluate", "step": done, **measured}
         job.log.write(record)
