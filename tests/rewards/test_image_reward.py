@@ -14,6 +14,7 @@ from PIL import Image
 from directalign import config
 from directalign.interfaces import Reward
 from directalign.rewards import check_reward, load_reward
+from directalign.rewards.control_tokens import write_tokens
 from directalign.rewards.image_reward import CLIP_MEAN, CLIP_STD, ImageReward
 from directalign.rewards.preprocessing import Preprocessing
 from directalign.types import DirectAlignError
@@ -63,7 +64,7 @@ class TestOriginal:
     def test_token_ids_score_and_gradient(self, reward: ImageReward, number: int) -> None:
         told, kept = recorded("image_reward")
         prompt, pixels = told["prompts"][number], kept["pixels"].requires_grad_()
-        assert torch.equal(reward._tokenize(prompt)[0], kept[f"ids.{number}"])
+        assert torch.equal(reward._tokenize([prompt])[0, 0], kept[f"ids.{number}"])
         score = reward.score(reward.model.see(pixels), [prompt] * 2)
         score.sum().backward()
         assert (score - kept[f"score.{number}"]).abs().max() < 1e-5
@@ -103,12 +104,20 @@ class TestContract:
     def test_each_phrase_is_tokenised_once_and_the_image_encoded_once(self, files: tuple[Path, Path]) -> None:
         reward, seen, read = load_reward(section(files)), [], []
         reward.model.vision.register_forward_pre_hook(lambda *_: seen.append(1))
-        tokenize = reward._tokenize
-        reward._tokenize = lambda text: read.append(text) or tokenize(text)
+        tokenize = reward._phrases.encode
+        reward._phrases.encode = lambda texts: read.extend(texts) or tokenize(texts)
         features = reward.encode(images_drawn(2, 32, 32, 4))
         for prompts in (PROMPTS, PROMPTS[::-1], ["a red star"] * 2):
             reward.score(features, prompts)
         assert len(seen) == 1 and read == PROMPTS
+
+    def test_learned_tokens_that_are_the_vectors_of_words_score_as_the_words(self, reward: ImageReward, tmp_path: Path) -> None:
+        tokens = tmp_path / "tokens.safetensors"
+        write_tokens(tokens, reward.soft_words.made(reward.soft_words.embedding_of("realistic photo"), "from words"))
+        features = reward.encode(images_drawn(2, 32, 32, 8))
+        by_tokens = reward.score(features, [f"{tokens}. a red star", "a blue ring"])
+        torch.testing.assert_close(by_tokens, reward.score(features, ["realistic photo. a red star", "a blue ring"]), atol=1e-6, rtol=1e-6)
+        assert (by_tokens - reward.score(features, ["a red star", "a blue ring"])).abs()[0] > 1e-4
 
     def test_weights_stay_as_they_are(self, files: tuple[Path, Path]) -> None:
         reward = load_reward(section(files))

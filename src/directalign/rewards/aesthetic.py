@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, CLIPModel, SiglipVisionModel
+from transformers import AutoConfig
 
 from .. import config, hub
 from ..types import DirectAlignError, Images, PerSample
@@ -141,10 +141,8 @@ def _images(layout: HeadLayout, side: int, folder: Path, settings: config.Aesthe
 
 def _tower(layout: HeadLayout, folder: Path, key: str) -> tuple[nn.Module, nn.Module]:
     """What gives pooled features of images, and the projection after it."""
-    if layout is V2_5:
-        return folders.load_model(SiglipVisionModel, folder, key), nn.Identity()
-    model = folders.load_model(CLIPModel, folder, key)
-    return model.vision_model, model.visual_projection
+    model: Any = folders.load_model(layout.backbone, folder, key)
+    return model.vision_model, nn.Identity() if layout is V2_5 else model.visual_projection
 
 
 def _head_file(settings: config.Aesthetic, key: str) -> Path:

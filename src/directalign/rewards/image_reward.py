@@ -21,6 +21,7 @@ from ..types import DirectAlignError, Images, PerSample
 from . import blip_layout
 from .blip_layout import MED_CONFIG, Blip
 from .control_tokens import SoftWords
+from .phrases import Phrases
 from .preprocessing import Preprocessing
 from .published import check_published, is_weight_file, locate, on_the_hub
 from .recomputing import recompute
@@ -31,10 +32,8 @@ LENGTH = 35
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TOKENIZER = ("tokenizer*", "vocab.txt", "special_tokens_map.json", "config.json")
 VOCABULARIES = ("tokenizer.json", "vocab.txt")
-CACHED_PHRASES = 65_536
 TABLE = "text.embeddings.word_embeddings.weight"
 Tokens = Float[Tensor, "b n d"]
-Phrase = Int[Tensor, "2 length"]
 
 
 class ImageReward:
@@ -50,7 +49,7 @@ class ImageReward:
         side: Any = model.vision.config.image_size
         self.preprocessing = Preprocessing(side, (side, side), CLIP_MEAN, CLIP_STD, rounded_centre=True)
         self.soft_words = SoftWords("image_reward", model.text.embeddings.word_embeddings, TABLE, tokenizer, LENGTH)
-        self._phrases: dict[str, Phrase] = {}
+        self._phrases = Phrases(self._tokenize)
 
     def encode(self, images: Images) -> Tokens:
         """Images (b, 3, h, w) in [0, 1], any size, to image tokens (b, n, d)."""
@@ -60,23 +59,14 @@ class ImageReward:
         """scale · (head - mean) / std, one prompt per image; prompts longer than 35 tokens are cut at their end."""
         assert len(prompts) == len(features), f"{len(prompts)} prompts for {len(features)} images"
         with self.soft_words.placed(prompts) as texts:
-            ids, mask = torch.stack(self._read(texts), dim=1).to(features.device)
+            ids, mask = torch.stack(self._phrases.read(texts), dim=1).to(features.device)
             answered = self.model(features, ids, mask)
         return self.scale * (answered - MEAN) / STD
 
-    def _read(self, texts: Sequence[str]) -> list[Phrase]:
-        """Token ids and mask of each text, kept per phrase on the CPU."""
-        for text in dict.fromkeys(texts):
-            if text not in self._phrases:
-                self._phrases[text] = self._tokenize(text)
-        read = [self._phrases[text] for text in texts]
-        for phrase in list(self._phrases)[: max(0, len(self._phrases) - CACHED_PHRASES)]:
-            del self._phrases[phrase]
-        return read
-
-    def _tokenize(self, text: str) -> Phrase:
-        tokens = self.tokenizer(text, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
-        return torch.cat([tokens["input_ids"], tokens["attention_mask"]])
+    def _tokenize(self, texts: list[str]) -> Int[Tensor, "b 2 length"]:
+        """Of each text its token ids and its mask, (b, 2, length) on the CPU."""
+        tokens = self.tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+        return torch.stack([tokens["input_ids"], tokens["attention_mask"]], dim=1)
 
 
 def load(settings: config.ImageReward, device: torch.device | str = "cpu", key: str = "reward") -> ImageReward:
