@@ -37,9 +37,9 @@ def measure(reward: Reward, examples: Examples, words: config.Words) -> dict[str
     """
     sides = {"wanted": (examples.wanted, examples.wanted_prompts), "unwanted": (examples.unwanted, examples.unwanted_prompts)}
     told = [relative_scores(reward, images, prompts, words) for images, prompts in sides.values()]
-    found = {**responsiveness(*told), "content": content(reward, *sides["wanted"]), "content_with_words": content(reward, *sides["wanted"], words)}
-    found["bias"] = bias(reward, examples, words)
-    return {**found, **(angles(reward, examples, words) if examples.paired and reward.differentiable else {})}
+    heard = {"content": content(reward, *sides["wanted"]), "content_with_words": content(reward, *sides["wanted"], words)}
+    straight = angles(reward, examples, words) if examples.paired and reward.differentiable else {}
+    return {**responsiveness(*told), **heard, "bias": bias(reward, examples, words), **straight}
 
 
 def relative(reward: Reward, features: Any, prompts: Sequence[str], words: config.Words) -> PerSample:

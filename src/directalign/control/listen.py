@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from . import nuisance
 from .direction import batches, is_vectors, measure
 from .examples import Examples
 from .hearing import Objective, Seen, Side, Weights, length_of_pull, margin_of, remember
-from .students import Part, Student, student_of
+from .students import Part, Student, learner_of, part_of, student_of
 
 HELD_OUT = 0.25
 VIEWS = 4
@@ -37,10 +37,10 @@ class Lessons:
 
     `gap` is the length of pos − neg that is aimed at, in score units per unit of image feature; None keeps the reward's own, and
     `Weights(hold=0)` lets it go. `light` is the share of more or less light that pos − neg shall not answer to: 0 where the wanted
-    pictures are themselves lighter or darker.
+    pictures are themselves lighter or darker. `part` and `learning_rate` None take what `part_of` and `RATES` say.
     """
 
-    part: Part = "text"
+    part: Part | None = None
     num_steps: int = 300
     batch_size: int = 16
     learning_rate: float | None = None
@@ -71,10 +71,12 @@ def teach(reward: Reward, examples: Examples, words: config.Words, lessons: Less
     """
     if not words.positive or not words.negative:
         raise DirectAlignError("--positive, --negative: words of both sides are needed; give one of each, or a recipe that has them")
+    lessons = replace(lessons, part=part_of(reward, lessons.part))
     learn, held = split(examples, lessons.seed)
-    before = measure(reward, held, words)
-    sides, checked = remember(reward, learn, words), remember(reward, held, words)
-    objective = Objective(words, lessons.weights, margin_of(*sides), _gap(reward, sides[1], words, lessons), examples.paired)
+    before, learner = measure(reward, held, words), learner_of(reward)
+    sides, checked = remember(learner, learn, words), remember(learner, held, words)
+    objective = Objective(words, lessons.weights, margin_of(*sides), _gap(learner, sides[1], words, lessons), examples.paired)
+    assert lessons.part is not None
     student = student_of(reward, lessons.part, lessons.seed)
     best_step, stopped_at = _fit(student, objective, sides, checked, lessons)
     settled = student.settle()
@@ -119,9 +121,10 @@ def _fit(student: Student, objective: Objective, sides: Sequence[Side], held: Se
     """Update the student until its held-out loss no longer falls; its best weights are put back. Returns the best and the last update."""
     generator = torch.Generator().manual_seed(lessons.seed)
     views = [_views(student, side, lessons.light, generator) for side in sides]
-    optimizer = torch.optim.AdamW(student.parameters, lr=lessons.learning_rate or RATES[lessons.part], weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP) * (1 - step / lessons.num_steps))
+    optimizer = torch.optim.AdamW(student.parameters, lr=_rate(lessons), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, lessons.num_steps))
     best, best_step, kept = _held_out_loss(student, objective, held), 0, _weights(student)
+    step = 0
     for step in range(1, lessons.num_steps + 1):
         _update(student, objective, [view(places) for view, places in zip(views, _drawn(sides, objective, lessons, generator), strict=True)], optimizer)
         schedule.step()
@@ -133,6 +136,16 @@ def _fit(student: Student, objective: Objective, sides: Sequence[Side], held: Se
                 break
     _put_back(student, kept)
     return best_step, step
+
+
+def _rate(lessons: Lessons) -> float:
+    assert lessons.part is not None
+    return RATES[lessons.part] if lessons.learning_rate is None else lessons.learning_rate
+
+
+def _share(step: int, num_steps: int) -> float:
+    """Of the learning rate at a step: a short rise, then a straight fall to 0."""
+    return min(1.0, (step + 1) / min(WARMUP, num_steps // 5 + 1)) * (1 - step / num_steps)
 
 
 def _update(student: Student, objective: Objective, batch: Sequence[Seen], optimizer: torch.optim.Optimizer) -> None:

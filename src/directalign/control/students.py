@@ -2,6 +2,7 @@
 
 A CLIP learns in its text tower and text projection (`text`; image features stay as they are, so they are computed once), or by
 low-rank adapters on the attention and the feed-forward layers of both towers (`lora`), which are merged into its weights at the end.
+A VLM learns by such adapters in its language model; its vision tower stays as it is.
 """
 
 from __future__ import annotations
@@ -17,24 +18,26 @@ from torch import Tensor, nn
 
 from ..interfaces import Reward
 from ..rewards import ClipReward
+from ..rewards.vlm import VlmReward
 from ..types import DirectAlignError, Images, PerSample
 
 Part = Literal["text", "lora"]
 RANK = 8
-ADAPTED = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+CLIP_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+LANGUAGE_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Student:
-    """A reward whose answers carry the gradient to `parameters`; the shape of `interfaces.Reward`.
+    """A reward whose answers carry the gradient to `parameters` (`interfaces.Reward`), made of `look` and `answer`.
 
     `sees_alike`: no parameter changes what it sees in an image. `settle` folds what was learned into the weights, freezes them, and
     gives the reward to be measured and saved. Text is read once between two calls of `forget`, which each step ends with.
     """
 
     name: str
-    encode: Callable[[Images], Any]
-    score: Callable[[Any, Sequence[str]], PerSample]
+    look: Callable[[Images], Any]
+    answer: Callable[[Any, Sequence[str]], PerSample]
     parameters: list[nn.Parameter]
     sees_alike: bool
     forget: Callable[[], None]
@@ -42,21 +45,46 @@ class Student:
     reads_prompt: bool = True
     differentiable: bool = True
 
+    def encode(self, images: Images) -> Any:
+        """Image features, with the gradient to those parameters that change them."""
+        return self.look(images)
+
+    def score(self, features: Any, prompts: Sequence[str]) -> PerSample:
+        """One score per image, with the gradient to the parameters."""
+        return self.answer(features, prompts)
+
+
+def part_of(reward: Reward, part: Part | None) -> Part:
+    """The part that learns where none is asked for: the text side of a CLIP, adapters in a VLM.
+
+    Raises: DirectAlignError for a kind that cannot be taught, and for the text side of a VLM, whose language model reads both.
+    """
+    if not isinstance(reward, ClipReward | VlmReward):
+        raise DirectAlignError(f"--reward: {reward.name} cannot be taught to listen; give a CLIP (reward.name: clip) or a VLM (reward.name: vlm)")
+    if isinstance(reward, VlmReward) and part == "text":
+        raise DirectAlignError("--part text: a VLM reads image and words in one language model; leave --part out, or take lora")
+    return part or ("lora" if isinstance(reward, VlmReward) else "text")
+
+
+def learner_of(reward: Reward) -> Reward:
+    """The reward as its lessons see it: a VLM by its log-odds, since a sure one's probability lets no gradient through."""
+    if not isinstance(reward, VlmReward):
+        return reward
+    return VlmReward(reward.model, reward.chat, reward.pixels, reward.settings.model_copy(update={"answer": "log_odds"}), reward.answers)
+
 
 def student_of(reward: Reward, part: Part, seed: int) -> Student:
-    """Open the part of a reward that learns; adapters begin from `seed`.
-
-    Raises: DirectAlignError for a reward of a kind that cannot be tuned here.
-    """
-    if isinstance(reward, ClipReward):
-        return _clip_student(reward, part, seed)
-    raise DirectAlignError(f"--reward: {reward.name} cannot be taught to listen; give a CLIP (reward.name: clip)")
+    """Open the part of a reward that learns (see `part_of`); adapters begin from `seed`."""
+    if isinstance(reward, VlmReward):
+        return _vlm_student(reward, seed)
+    assert isinstance(reward, ClipReward)
+    return _clip_student(reward, part, seed)
 
 
 def _clip_student(reward: ClipReward, part: Part, seed: int) -> Student:
     model = reward.model
     opened = [model.text_model, model.text_projection] if part == "text" else []
-    parameters = [each.requires_grad_() for module in opened for each in module.parameters()] or adapt(model, ADAPTED, seed)
+    parameters = [each.requires_grad_() for module in opened for each in module.parameters()] or adapt(model, CLIP_LAYERS, seed)
     read: dict[str, Tensor] = {}
 
     def score(features: Tensor, prompts: Sequence[str]) -> PerSample:
@@ -72,6 +100,16 @@ def _clip_student(reward: ClipReward, part: Part, seed: int) -> Student:
         return settled
 
     return Student("clip", reward.encode, score, parameters, part == "text", read.clear, settle)
+
+
+def _vlm_student(reward: VlmReward, seed: int) -> Student:
+    parameters = adapt(reward.model.model.language_model, LANGUAGE_LAYERS, seed)
+
+    def settle() -> VlmReward:
+        merge(reward.model.model.language_model)
+        return reward
+
+    return Student("vlm", torch.no_grad()(reward.encode), learner_of(reward).score, parameters, True, lambda: None, settle)
 
 
 # --- adapters -----------------------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """From a reward's name to a folder with that reward, taught: what `directalign listen` does, and what it leaves.
 
-FOLDER/   model.safetensors, config.json, tokenizer, preprocessor_config.json: complete, as transformers writes and reads it
+FOLDER/   weights in safetensors, config.json, tokenizer, image settings: complete, as transformers writes and reads it
           listen.json: what it was taught from, with which settings, and the measures before and after on held-out captions
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from dataclasses import asdict
 from importlib.metadata import version
@@ -17,6 +18,9 @@ from .. import __version__, config
 from ..interfaces import Reward
 from ..rewards import ClipReward, load_reward
 from ..rewards.preprocessing import Preprocessing
+from ..rewards.published import locate
+from ..rewards.vlm import VlmReward
+from ..rewards.vlm_model import SETTINGS
 from ..types import DirectAlignError
 from .asked import reward_settings
 from .examples import load_examples
@@ -60,10 +64,22 @@ def _write(reward: Reward, record: dict[str, Any], out: Path) -> None:
 
 def save(reward: Reward, folder: Path) -> None:
     """Weights, tokenizer and image settings of a reward that was taught."""
+    if isinstance(reward, VlmReward):
+        reward.model.save_pretrained(folder)
+        _copy_reader(reward.settings, folder)
+        return
     assert isinstance(reward, ClipReward)
     reward.model.save_pretrained(folder)
     reward.tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(_image_settings(reward.preprocessing), indent=1) + "\n", encoding="utf-8")
+
+
+def _copy_reader(settings: config.Vlm, folder: Path) -> None:
+    """What a VLM reads with lies in many files, which differ between its kinds: they are copied as they are."""
+    source = locate(settings.processor or settings.path, "--reward", SETTINGS)
+    for file in sorted({file for pattern in SETTINGS for file in source.glob(pattern)}):
+        if file.is_file() and not (folder / file.name).exists():
+            shutil.copy(file, folder / file.name)
 
 
 def _image_settings(of: Preprocessing) -> dict[str, Any]:
