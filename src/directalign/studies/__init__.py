@@ -16,11 +16,13 @@ STUDIES = {
     "timesteps": "Early, late or full window: which training looks most hacked",
     "words": "Control words: which pairs cancel the bias, and what they suppress",
     "control_words": "Control words by measurement: are the right ones found, and is the suggested ramp better?",
+    "control_tokens": "Learned control tokens against the best control words",
     "inversion": "Two branches, one branch and the half-cost variant",
     "anchor": "The anchored reward against the ramps, and where it fails",
     "recovery": "How exact the recovered image is, by noise level and jump",
     "defences": "Defences: a reward blind to the exploit, and rewards that must agree",
     "ddpm": "The comparison on the embedded Stable Diffusion",
+    "listening": "A reward that listens: taught to respond to control words, before and after",
     "stability": "The aligned model over samplers, step counts, guidance, seeds and long chains",
 }
 """What `directalign study --help` says of each; the same words as the module's TITLE."""
@@ -89,6 +91,8 @@ def _imported(name: str) -> Study:
             from . import words as study
         case "control_words":
             from . import control_words as study
+        case "control_tokens":
+            from . import control_tokens as study
         case "inversion":
             from . import inversion as study
         case "anchor":
@@ -99,6 +103,8 @@ def _imported(name: str) -> Study:
             from . import defences as study
         case "ddpm":
             from . import ddpm as study
+        case "listening":
+            from . import listening as study
         case _:
             from . import stability as study
     return study
