@@ -1,12 +1,11 @@
 """HPSv3 (arXiv 2508.03789): a Qwen2-VL-7B that reads image and prompt, and a head that gives the mean of a preference score at a token.
 
-score = scale · mu; no bounds, mostly between 0 and 15 (its authors' table: FLUX.1-dev 10.4, Kolors 10.6; other models 8 to 10).
+score = scale · mu; without bounds (its authors' means by model: SD 2 −0.2, SD 3 medium 5.3, SDXL 8.2, FLUX.1-dev 10.4, Kolors 10.6).
 Files: HPSv3.safetensors (MizzenAI/HPSv3/HPSv3.safetensors on the hub) for `path`, and for `processor` the folder or hub id whose
 tokenizer, template, image settings and config.json it was made from: Qwen/Qwen2-VL-7B-Instruct (whose weights are not read).
-As in the original: every image comes to 256 tokens (200,704 pixels at most, or just above), one more token <|Reward|>, and plain
-positions 0, 1, 2, ... in place of the multimodal ones, under which the original trains and scores. The head is float32.
-Known from the published code, and equal to it on random weights; the published weights themselves were not at hand. Their names are taken in
-both of transformers' layouts (model.layers and visual; model.language_model and model.visual). The spread sigma is left out.
+As in the original, an image comes to about 200,704 pixels (256 tokens), and positions are plain, 0, 1, 2, ..., not multimodal: so it was
+trained. Proved equal to the published code on random weights; the published ones were not at hand, so their tensors' names are taken in both
+of transformers' layouts (model.layers and visual; model.language_model and model.visual). Left out: the spread sigma, and HPSv3++.
 """
 
 from __future__ import annotations
