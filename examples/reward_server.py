@@ -2,7 +2,7 @@
 
     python examples/reward_server.py recipes/world_srpo.yaml                    # serves the reward of a recipe
     python examples/reward_server.py examples/black_box_reward.py:score         # serves a Python function
-    directalign train recipes/world_remote.yaml                                 # in another terminal
+    directalign train recipes/remote_reward.yaml                                 # in another terminal
 
     POST /score {"prompts": ["Photo. a red star"], "images": ["<base64 of a PNG>"]}  ->  {"scores": [0.31]}
     400 for a request that cannot be read, 500 with the reason when the reward fails: the training repeats the request, then stops with it.
