@@ -107,25 +107,30 @@ def unit_of(reward: Readable, seen: Seen) -> float:
 
 def loss_of(gaps: Gaps, seen: Seen, unit: float, content: float, bias: float) -> Tensor:
     """Style, content and bias, weighed, of a batch; `unit` from `unit_of`."""
-    tables = [_table(side, gaps(side.captions)) / unit for side in (seen.wanted, seen.unwanted)]
-    moved = [_moved(side, gaps(side.captions)) / unit for side in (seen.wanted, seen.unwanted)]
+    sides, read = (seen.wanted, seen.unwanted), _read(gaps, seen)
+    tables = [_table(side, each) / unit for side, each in zip(sides, read, strict=True)]
     style = F.softplus(-_apart(tables, seen.paired) / TEMPERATURE).mean()
-    own = torch.stack([_own_first(table, _others(side)) for table, side in zip(tables, (seen.wanted, seen.unwanted), strict=True)]).mean()
-    return style + content * own + bias * torch.stack([move.square().mean() for move in moved]).mean() / TEMPERATURE**2
+    own = torch.stack([_own_first(table, _others(side)) for table, side in zip(tables, sides, strict=True)]).mean()
+    moved = torch.stack([(_moved(side, each) / unit).square().mean() for side, each in zip(sides, read, strict=True)]).mean()
+    return style + content * own + bias * moved / TEMPERATURE**2
 
 
 @torch.no_grad()
 def separation_of(gaps: Gaps, seen: Seen, scale: float = 1.0) -> Separation:
     """What pos − neg does, in score units (`scale` as the reward's)."""
-    sides = (seen.wanted, seen.unwanted)
-    read = [gaps(side.captions) for side in sides]
+    sides, read = (seen.wanted, seen.unwanted), _read(gaps, seen)
     tables = [_table(side, each) for side, each in zip(sides, read, strict=True)]
     apart = _apart(tables, seen.paired).double()
-    style = float(apart.mean())
-    content = [_content_gap(table, _others(side)) for table, side in zip(tables, sides, strict=True)]
+    content = torch.stack([_content_gap(table, _others(side)) for table, side in zip(tables, sides, strict=True)]).mean()
     bias = torch.cat([_moved(side, each).flatten() for side, each in zip(sides, read, strict=True)]).square().mean().sqrt()
-    separated = float((apart > 0).double().mean())
-    return Separation(scale * style, separated, scale * float(torch.stack(content).mean()), float(bias) / abs(style) if style else float("inf"))
+    style, separated = float(apart.mean()), float((apart > 0).double().mean())
+    return Separation(scale * style, separated, scale * float(content), float(bias) / abs(style) if style else float("inf"))
+
+
+def _read(gaps: Gaps, seen: Seen) -> tuple[Tensor, Tensor]:
+    """pos − neg under the captions of both sides, read once where they are the same."""
+    wanted = gaps(seen.wanted.captions)
+    return wanted, wanted if seen.unwanted.captions == seen.wanted.captions else gaps(seen.unwanted.captions)
 
 
 def _table(side: Side, gaps: Features) -> Float[Tensor, "c b"]:
