@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -149,7 +150,12 @@ class SoftWords:
             yield list(prompts)
             return
         texts = [rest if each is None else f"{self.joint.join([self.placeholder] * len(each))}. {rest}" for each, (_, rest) in zip(vectors, parts, strict=True)]
-        hook = self.table.register_forward_hook(lambda _, ids, embedded: self._replaced(ids[0], embedded, vectors))
+
+        def replace(module: nn.Module, ids: Any, embedded: Any) -> Tensor:
+            del module
+            return self._replaced(ids[0], embedded, vectors)
+
+        hook = self.table.register_forward_hook(replace)
         try:
             yield texts
         finally:
