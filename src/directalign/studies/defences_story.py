@@ -16,9 +16,9 @@ from .showing.tables import DASH, markdown, number
 COLUMNS = (
     Column("color_drift", "colour drift"),
     Column("content", "content"),
-    Column("held_out_raw_pos", "trained reward, unprojected"),
+    Column("held_out_raw_pos", "trained reward, nothing projected"),
     Column("held_out_second", "held-out reward"),
-    Column("off_topic_held_out_raw_pos", "the first, off topic"),
+    Column("off_topic_held_out_raw_pos", "the same off topic"),
     Column("off_topic_color_drift", "colour drift off topic"),
     Column("off_topic_style_kept", "style kept off topic", digits=2),
 )

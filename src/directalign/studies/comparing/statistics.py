@@ -14,7 +14,7 @@ from typing import TypedDict
 from ..running.records import Number, Row
 
 CONFIDENCE = 0.95
-RATES = ("photo_rate", "content", "share", "lost", "delivered")
+RATES = ("photo_rate", "content", "share", "lost", "delivered", "off_topic_style_kept", "off_topic_content")
 """Numbers that are shares of images: none lies outside [0, 1], and so no end of an interval does."""
 
 
