@@ -22,14 +22,12 @@ from .. import config
 from ..types import DirectAlignError, Images, PerSample
 from . import folders, open_clip
 from .control_tokens import SoftWords
+from .phrases import AT_ONCE, Phrases
 from .preprocessing import Preprocessing
 from .projection import blind, check_project, directions_for
 from .published import is_weight_file
 from .recomputing import recompute
 
-CACHED_PHRASES = 65_536
-AT_ONCE = 8
-"""Phrases that are encoded together."""
 TABLE = "text_model.embeddings.token_embedding.weight"
 Features = Float[Tensor, "b d"]
 
@@ -44,7 +42,7 @@ class ClipReward:
     def __init__(self, model: CLIPModel, tokenizer: PreTrainedTokenizerBase, preprocessing: Preprocessing, scale: float = 1.0) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.preprocessing, self.scale = tokenizer, preprocessing, scale
-        self._phrases: dict[str, Tensor] = {}
+        self._phrases = Phrases(self._encode_text, at_once=AT_ONCE)
         self.directions: Tensor | None = None
         text = model.text_model
         self.soft_words = SoftWords("clip", text.embeddings.token_embedding, TABLE, tokenizer, text.config.max_position_embeddings)
@@ -71,22 +69,11 @@ class ClipReward:
     def score(self, features: Features, prompts: Sequence[str]) -> PerSample:
         """scale · cos, one prompt per image; phrases longer than the text tower reads are cut at its end."""
         assert len(prompts) == len(features), f"{len(prompts)} prompts for {len(features)} images"
-        return self.scale * (features * self._read(prompts)).sum(-1)
-
-    def _read(self, prompts: Sequence[str]) -> Tensor:
-        new = [phrase for phrase in dict.fromkeys(prompts) if phrase not in self._phrases]
-        if new:
-            self._phrases.update(zip(new, self._encode_text(new), strict=True))
-        read = torch.stack([self._phrases[prompt] for prompt in prompts])
-        for phrase in list(self._phrases)[: max(0, len(self._phrases) - CACHED_PHRASES)]:
-            del self._phrases[phrase]
-        return read
+        return self.scale * (features * torch.stack(self._phrases.read(prompts))).sum(-1)
 
     @torch.no_grad()
     def _encode_text(self, phrases: list[str]) -> Tensor:
-        """In batches of one shape, filled up: a phrase has the same features to the bit in whatever company it first comes, as after a resume."""
-        parts = [phrases[start : start + AT_ONCE] for start in range(0, len(phrases), AT_ONCE)]
-        return torch.cat([self.encode_text([*part, *part[-1:] * (AT_ONCE - len(part))], "max_length")[: len(part)] for part in parts])
+        return self.encode_text(phrases, "max_length")
 
     def encode_text(self, phrases: Sequence[str], padding: bool | str = True) -> Features:
         """Unit features (b, d) of phrases, not cached, with the gradient to learned control tokens; `padding` as the tokenizer takes it."""

@@ -23,7 +23,7 @@ from .. import config, hub
 from ..types import DirectAlignError, Images, PerSample
 from . import folders
 from .mps_cross import CrossModel, ImageTokens, sizes_of
-from .phrases import Phrases
+from .phrases import AT_ONCE, Phrases
 from .preprocessing import Preprocessing
 from .published import check_tensors, is_weight_file, locate, read_shapes, read_weights
 from .recomputing import recompute
@@ -70,7 +70,7 @@ class MpsReward:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.preprocessing, self.scale = tokenizer, preprocessing, scale
         self.condition = condition or OVERALL
-        self._phrases = Phrases(self._read, CACHED_PHRASES)
+        self._phrases = Phrases(self._read, CACHED_PHRASES, AT_ONCE)
 
     def encode(self, images: Images) -> ImageTokens:
         """Images (b, 3, h, w) in [0, 1], any size, to projected image tokens (b, n, d)."""

@@ -21,7 +21,7 @@ from .. import config
 from ..types import DirectAlignError, Images, PerSample
 from . import folders
 from .control_tokens import SoftWords
-from .phrases import Phrases
+from .phrases import AT_ONCE, Phrases
 from .preprocessing import Preprocessing
 from .projection import blind, check_project, directions_for
 from .published import is_weight_file
@@ -42,7 +42,7 @@ class SiglipReward:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.preprocessing, self.scale = tokenizer, preprocessing, scale
         self.directions: Tensor | None = None
-        self._phrases = Phrases(self._encode_text)
+        self._phrases = Phrases(self._encode_text, at_once=AT_ONCE)
         text = model.text_model
         self.length = text.config.max_position_embeddings
         self.soft_words = SoftWords("siglip", text.embeddings.token_embedding, TABLE, tokenizer, self.length, _placeholder(tokenizer), joint="")
