@@ -20,8 +20,8 @@ def tokens(
     words: Annotated[list[str], typer.Option("--words", metavar="PHRASE", help="Words of the wanted side to start from. Repeatable.")] = [],  # noqa: B006
     against: Annotated[list[str], typer.Option("--against", metavar="PHRASE", help="Words of the unwanted side. Repeatable.")] = [],  # noqa: B006
     length: Annotated[int | None, typer.Option(min=1, help="Tokens a side; as the longest phrase if not given, 2 without words.")] = None,
-    content: Annotated[float, typer.Option(min=0, help="How much pos − neg shall say of what the caption names, beside the style's 1.")] = 1.0,
-    bias: Annotated[float, typer.Option(min=0, help="How much it shall ignore tints, light, blur and the like.")] = 1.0,
+    content: Annotated[float, typer.Option(min=0, help="How much pos − neg shall say of what the caption names, beside the style's 1.")] = 0.15,
+    bias: Annotated[float, typer.Option(min=0, help="How much it shall ignore tints, light, blur and the like.")] = 0.15,
     count: Annotated[int | None, typer.Option(min=1, help="Images a side; all of a folder, 96 of the world if not given.")] = None,
     num_steps: Annotated[int, typer.Option(min=1, help="Steps of the fit, at most.")] = 300,
     seed: Annotated[int, typer.Option(help="Seed of the fit and of drawn images.")] = 0,

@@ -38,8 +38,8 @@ class Fitting:
     """
 
     length: int | None = None
-    content: float = 1.0
-    bias: float = 1.0
+    content: float = 0.15
+    bias: float = 0.15
     stay: float = 0.0
     num_steps: int = 300
     batch_size: int = 32

@@ -36,7 +36,7 @@ SEEDS = (0, 1, 2)
 FORMS = ("anchored", "relative")
 IMAGES, COUNT, FIRST_SEED = "world:photo/rest", 48, 100
 """Pictures a side that tokens are fitted to; the fit beside run seed s has seed FIRST_SEED + s."""
-LONG = ("train.num_steps=40", "evaluate.every=5", "evaluate.num_pairs=128", "evaluate.pairs_during=128")
+OFTEN = ("evaluate.every=5", "evaluate.num_pairs=128", "evaluate.pairs_during=128")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
 def arm_of(wanted: Wanted, form: str, seed: int, out: Path) -> Arm:
     """The recipe in one form of the reward, with the recipe's words or with this seed's tokens."""
     tokens = [f"method.words={json.dumps(_sides(wanted, seed, out))}"] if wanted.fitting else []
-    return Arm(f"{wanted.name}_{form}", f"{wanted.title}, {form}", RECIPE, (*LONG, f"method.form={form}", *tokens))
+    return Arm(f"{wanted.name}_{form}", f"{wanted.title}, {form}", RECIPE, (*OFTEN, f"method.form={form}", *tokens))
 
 
 def _sides(wanted: Wanted, seed: int, out: Path) -> dict[str, list[str]]:
