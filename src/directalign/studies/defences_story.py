@@ -28,7 +28,21 @@ PAIRS = (("plain_learned", "plain"), ("plain_probes", "plain"), ("plain_texts", 
 """Which arm is a defence of which."""
 HELD = ("shared", "wanted", "held", "gain", "explained")
 COMPARED = {"color_drift": "colour drift", "content": "content", "held_out_second": "held-out reward", "off_topic_held_out_raw_pos": "leak"}
-RATES = ("photo_rate", "content")
+RATES = ("photo_rate", "content", "off_topic_style_kept")
+READ = (
+    "The highest that every run reaches; between measurements runs are straight lines. The held-out reward is the mixtures' second member: "
+    "they are trained on it, and for them alone it proves nothing."
+)
+SHORT = {
+    "plain_learned": "blind: learned",
+    "plain_probes": "blind: tint, blur",
+    "plain_texts": "blind: texts",
+    "official": "official",
+    "official_learned": "official, blind",
+    "mixture": "two rewards",
+    "agreement": "must agree",
+}
+"""Names of arms that fit beside a curve."""
 
 
 def tell(rows: list[Row]) -> str:
@@ -51,7 +65,7 @@ def _at_equal_photo_rate(trained: Sequence[Row]) -> str:
     titles, level = arms_of(trained), common_photo_rate(trained, list(arms_of(trained)))
     found = at_same_level(trained, "photo_rate", level)
     missing = absent(found, titles, len(seeds_of(trained)))
-    heading = f"## At a photo rate of {number(level)}\n\nThe highest that every run reaches; between measurements runs are straight lines. {missing}".rstrip()
+    heading = f"## At a photo rate of {number(level)}\n\n{READ} {missing}".rstrip()
     return f"{heading}\n\n{_table(found, titles, COLUMNS, trained)}"
 
 
@@ -106,4 +120,4 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
         for column in shown
     ]
     note = "Means over seeds, with 95 % intervals."
-    return [curves(folder / "defences_curves.png", "Defences against a reward with a taste for red", panels, note, columns=2, titles=arms_of(trained))]
+    return [curves(folder / "defences_curves.png", "Defences against a reward with a taste for red", panels, note, columns=2, titles=SHORT)]
