@@ -12,6 +12,7 @@ from directalign import config
 from directalign.interfaces import Reward
 from directalign.planning import check_reward
 from directalign.rewards import BlackBoxReward, ClipReward, load_reward
+from directalign.rewards.black_box import TorchFunctionReward
 from directalign.types import DirectAlignError
 
 ROOT = Path(__file__).parents[2]
@@ -81,12 +82,13 @@ def test_a_wrong_answer_names_the_function_and_what_is_wanted(answer: Any, compl
         reward.score(reward.encode(images()), PROMPTS)
 
 
-def test_what_the_function_raises_goes_through() -> None:
+@pytest.mark.parametrize("kind", [BlackBoxReward, TorchFunctionReward])
+def test_what_the_function_raises_is_told_with_its_name(kind: type[BlackBoxReward] | type[TorchFunctionReward]) -> None:
     def score(images: Any, prompts: Any) -> Any:
         raise ConnectionError("the service is down")
 
-    with pytest.raises(ConnectionError, match="the service is down"):
-        BlackBoxReward(score).score(images(), PROMPTS)
+    with pytest.raises(DirectAlignError, match=r"reward\.path: mine\.py:score fails \(ConnectionError: the service is down\); mend the function"):
+        kind(score, source="reward.path: mine.py:score").score(images(), PROMPTS)
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,9 @@ class BlackBoxReward:
     def score(self, features: Images, prompts: Sequence[str]) -> PerSample:
         """What the function says of each image under its prompt, (b,) float32 on the CPU.
 
-        Raises DirectAlignError for an answer that is not one finite number per image. What the function itself raises goes through.
+        Raises DirectAlignError for an answer that is not one finite number per image, and for a function that fails.
         """
-        answer = self.function(features, list(prompts))
+        answer = _answer(self.function, features, prompts, self.source)
         return self.scale * checked(answer, len(prompts), f"{self.source} must return")
 
 
@@ -65,9 +65,9 @@ class TorchFunctionReward:
     def score(self, features: Images, prompts: Sequence[str]) -> PerSample:
         """What the function says of each image under its prompt, (b,), on the device of the images.
 
-        Raises DirectAlignError for an answer that is no tensor of one finite number per image, or has lost the gradient.
+        Raises DirectAlignError for an answer that is no tensor of one finite number per image or has lost the gradient, and for a function that fails.
         """
-        answer = self.function(features, list(prompts))
+        answer = _answer(self.function, features, prompts, self.source)
         checked(answer, len(prompts), f"{self.source} must return")
         cut_off = features.requires_grad and torch.is_grad_enabled() and not (isinstance(answer, Tensor) and answer.requires_grad)
         if cut_off:
@@ -75,12 +75,21 @@ class TorchFunctionReward:
         return self.scale * torch.as_tensor(answer).to(features)
 
 
+def _answer(function: Callable[..., Any], images: Images, prompts: Sequence[str], source: str) -> Any:
+    try:
+        return function(images, list(prompts))
+    except torch.OutOfMemoryError:
+        raise  # the run's to report
+    except (Exception, SystemExit) as error:  # whatever a stranger's function may raise
+        raise DirectAlignError(f"{source} fails ({type(error).__name__}: {error}); mend the function, --debug shows where") from error
+
+
 def checked(answer: Any, count: int, must: str) -> PerSample:
     """The answer as (count,) float32 on the CPU, without a graph; `must` begins the error: who must do what."""
     wanted = f"{must} a list or tensor of {count} numbers, one per image"
     try:
         scores = torch.as_tensor(answer, dtype=torch.float32).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise DirectAlignError(f"{wanted}; it returned a {type(answer).__name__} ({error})") from error
     if scores.shape != (count,):
         raise DirectAlignError(f"{wanted}; it returned shape {tuple(scores.shape)}")
@@ -127,6 +136,6 @@ def _run(file: Path, key: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a stranger's file may raise
+    except (Exception, SystemExit) as error:  # whatever a stranger's file may raise
         raise DirectAlignError(f"{key}: {file} cannot be run ({type(error).__name__}: {error}); see that it runs with python {file}") from error
     return module

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
 import torch
@@ -65,7 +65,7 @@ class RemoteReward:
         answer = self._answer(json.dumps({"prompts": prompts, "images": images}).encode())
         try:
             found = json.loads(answer)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DirectAlignError(f'{self.source} answers with something else than JSON ({_excerpt(answer)}); it must send {{"scores": [...]}}') from error
         if not isinstance(found, dict) or "scores" not in found:
             raise DirectAlignError(f'{self.source} answers {_excerpt(answer)}; it must send {{"scores": [...]}}')
@@ -91,7 +91,7 @@ class RemoteReward:
             with urlopen(request, timeout=self.settings.timeout) as answer:
                 return answer.read()
         except HTTPError as error:
-            trouble = f"HTTP {error.code} {error.reason}: {_excerpt(error.read())}"
+            trouble = f"HTTP {error.code} {error.reason}: {_complaint(error)}"
             if error.code == 429 or error.code >= 500:
                 raise _Temporary(trouble) from error
             raise DirectAlignError(f"{self.source}: {trouble}; see that a reward server answers at this address") from error
@@ -119,6 +119,14 @@ def png(image: Tensor) -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
+def _complaint(error: HTTPError) -> str:
+    """What a server says of its failure, as far as it gets."""
+    try:
+        return _excerpt(error.read())
+    except (OSError, HTTPException) as broken:
+        return f"and breaks off ({type(broken).__name__})"
+
+
 def _excerpt(body: bytes) -> str:
     text = " ".join(body.decode("utf-8", errors="replace").split())
     return f"{text[:EXCERPT]!r}" + ("..." if len(text) > EXCERPT else "")
@@ -131,9 +139,23 @@ def load(settings: config.Remote, device: torch.device | str = "cpu", key: str =
 
 
 def check(settings: config.Remote, key: str = "reward", online: bool = False) -> None:
-    """The address names a host; when `online` the server is asked about one gray image."""
-    if not urlsplit(settings.url).hostname:
-        raise DirectAlignError(f"{key}.url: {settings.url} names no host; write http://host:port/path")
+    """The address names a host and can be sent; when `online` the server is asked about one gray image."""
+    _check_address(settings.url, f"{key}.url")
     if online:
         reward = load(settings, key=key)
         reward.score(reward.encode(torch.full((1, 3, 64, 64), 0.5)), [""])
+
+
+def _check_address(url: str, key: str) -> None:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise DirectAlignError(f"{key}: {url} is no address ({error}); write http://host:port/path") from error
+    if not host:
+        raise DirectAlignError(f"{key}: {url} names no host; write http://host:port/path")
+    if parts.username is not None:
+        raise DirectAlignError(f"{key}: holds a user's name or password, which is not sent and would stand in the run's records; put a proxy before the server")
+    strange = next((letter for letter in url if not "!" <= letter <= "~"), None)
+    if strange is not None:
+        raise DirectAlignError(f"{key}: {url} holds {strange!r}, which cannot be sent; write it as {quote(strange)}")
