@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCardData
 
+from ..report.story import reward_of
 from .base import Base
 from .finished import Finished
 from .how_to_load import how_to_load
@@ -79,7 +80,7 @@ def _what(finished: Finished, base: Base, form: str) -> str:
     held = f" The base was held in {run.model.quantization} while training." if run.model.quantization else ""
     return (
         f"{kind} {source}, aligned to a reward model with directalign: method `{run.method.name}`, {run.train.num_steps} updates, "
-        f"reward `{run.reward.name}`.{held} No trigger words."
+        f"reward `{reward_of(_without_paths(run.reward.model_dump(mode='json')))}`.{held} No trigger words."
     )
 
 

@@ -99,7 +99,7 @@ def _facts(run: RunFiles) -> list[tuple[str, Any]]:
     asked = [
         ("Model", run.setting("model", "path")),
         ("Trained", run.setting("model", "tune")),
-        ("Reward model", run.setting("reward", "path") or run.setting("reward", "name")),
+        ("Reward model", story.reward_of(_mapping(run.setting("reward")))),
         ("Method", story.method_of(run)),
         ("Form of the reward", run.setting("method", "form")),
         ("Desired words", ", ".join(map(str, words[0]))),

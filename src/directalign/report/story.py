@@ -104,6 +104,21 @@ def method_of(run: RunFiles) -> str:
     return FORMS.get(form, "alignment")
 
 
+def reward_of(section: Mapping[str, Any]) -> str:
+    """A recipe's `reward` in words: its kind and where it comes from; of a mixture each member, with its weight unless that is 1."""
+    members = section.get("members")
+    if isinstance(members, list):
+        return f"{section.get('name')} of {', '.join(_member(each) for each in members)}"
+    source = next((section[key] for key in ("path", "url", "statistic") if section.get(key)), "")
+    return f"{section.get('name', '')} {source}".strip()
+
+
+def _member(member: Mapping[str, Any]) -> str:
+    weight = number(member.get("weight"))
+    weighed = "" if weight in (None, 1.0) else f", weight {weight:g}".replace("-", "−")
+    return f"{member.get('label')} ({reward_of(member.get('reward') or {})}{weighed})"
+
+
 def lead(run: RunFiles) -> str:
     """One or two sentences on top of a run's page."""
     method = method_of(run)
