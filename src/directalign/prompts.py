@@ -51,7 +51,7 @@ def read_prompts(source: str | Path) -> list[str]:
         return train_captions()
     prompts = [prompt for text, where in _placed(source) if (prompt := checked_prompt(text, where))]
     if not prompts:
-        raise DirectAlignError(f"{source}: no prompts in it; write one a line, or give another data.prompts")
+        raise DirectAlignError(f"{source}: no prompts in it; write one a line, or give another list")
     return prompts
 
 

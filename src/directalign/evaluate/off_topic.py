@@ -36,7 +36,10 @@ def off_topic_prompts(source: str, words: config.Words) -> list[str]:
     Raises: DirectAlignError for a list that cannot be read, and for "world" where the wanted phrases name every style of it.
     """
     if source != WORLD:
-        return read_prompts(source)
+        try:
+            return read_prompts(source)
+        except DirectAlignError as error:
+            raise DirectAlignError(f"{KEY}: {error}") from error
     named = {style for style, phrases in STYLE_WORDS.items() if set(phrases) & set(words.positive)}
     others = [phrases[0] for style, phrases in STYLE_WORDS.items() if style not in named]
     if not others:

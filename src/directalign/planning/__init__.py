@@ -15,7 +15,7 @@ from ..memory.architecture import model_architecture
 from ..memory.geometry import geometry, image_size
 from ..types import DirectAlignError
 from .checkpoint import check_checkpoint, check_here, fetch
-from .measuring import check_off_topic
+from .measuring import check_off_topic, trained_on_too
 from .recipe import check_method, check_moves, check_reward, check_steps, unread
 from .surroundings import check_data, check_disk, check_model, readable
 
@@ -53,7 +53,7 @@ def survey(run: config.Run, out: Path, place: Place, online: bool = False) -> Pl
     disk, small = _disk(run, out, memory)
     state = f", {model.state}" if model.state else ""
     findings = [("model", f"{run.model.path}{state}, {run.model.tune}, {height}x{width}"), *data, ("output", f"{out}, {disk}")]
-    return Plan(tuple(findings), (*unread(run.method), *lacking, *warnings, *memory.doubts, *small), memory)
+    return Plan(tuple(findings), (*unread(run.method), *trained_on_too(run), *lacking, *warnings, *memory.doubts, *small), memory)
 
 
 def _disk(run: config.Run, out: Path, memory: Estimate) -> tuple[str, list[str]]:

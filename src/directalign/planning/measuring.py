@@ -1,8 +1,9 @@
-"""What is wrong with the off-topic prompts of a recipe: a list that cannot be read, a prompt that is trained on after all."""
+"""What is wrong with what a recipe measures by: off-topic prompts that cannot be read, prompts and rewards that are trained on after all."""
 
 from __future__ import annotations
 
 from .. import config
+from ..evaluate.held_out import key_of
 from ..evaluate.off_topic import KEY, WORLD, off_topic_prompts
 from ..prompts import read_prompts
 from ..rows import is_address, parse
@@ -26,6 +27,14 @@ def check_off_topic(run: config.Run, online: bool = False) -> list[tuple[str, st
         if both:
             raise DirectAlignError(f"{KEY}: {source}: {len(both)} of its prompts are trained on, first {both[0]!r:.60}; take them out of one of the two lists")
     return [("off topic", f"{len(prompts):,} prompts from {source}")]
+
+
+def trained_on_too(run: config.Run) -> list[str]:
+    """A warning for each held-out reward that is the trained one after all, or a member of it, whatever its scale."""
+    trained = [member.reward for member in run.reward.members] if isinstance(run.reward, config.Mix) else [run.reward]
+    unscaled = [each.model_copy(update={"scale": 1.0}) for each in trained]
+    same = [label for label, each in run.evaluate.rewards.items() if each.model_copy(update={"scale": 1.0}) in unscaled]
+    return [f"{key_of(label)}: is a reward that is trained on, and cannot tell hacking; hold another one out" for label in same]
 
 
 def _is_far(source: str, online: bool) -> bool:

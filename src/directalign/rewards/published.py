@@ -51,6 +51,8 @@ def locate(path: str, key: str, patterns: Sequence[str]) -> Path:
     if not found.exists():
         what = "file; give the published weights, or owner/name/file on the hub" if is_weight_file(path) else "folder; give a transformers folder or a hub id"
         raise DirectAlignError(f"{key}: {path}: no such {what}")
+    if found.is_file() and not is_weight_file(path):
+        raise DirectAlignError(f"{key}: {path}: is no file of weights ({', '.join(WEIGHT_FILES)}); give one, a transformers folder or a hub id")
     return found
 
 
