@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .errors import one_line_errors
-from .options import Debug
+from .options import Debug, require_new_file
 
 
 def directions(
@@ -28,9 +28,11 @@ def directions(
     """Find the directions that a reward's exploit shares over prompts, so that the reward can be made blind to them."""
     with one_line_errors(debug):
         from ..config import Words
+        from ..control.phrases import checked_phrases
         from ..evaluate.directions import Request, make_directions
 
-        keep = Words(positive=keep_words, negative=against)
+        require_new_file(out)
+        keep = Words(positive=list(checked_phrases(keep_words, "--keep-words")), negative=list(checked_phrases(against, "--against")))
         found = make_directions(Request(reward, before, after, tuple(probe), prompts, keep, keep_examples, components, num_pairs), out)
         shares = {"shared by all images": found.shared, "along what is kept": found.wanted, "along the directions": found.held}
         for what, share in shares.items():

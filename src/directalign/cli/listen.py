@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .errors import one_line_errors
-from .options import Debug
+from .options import Debug, require_room
 
 
 class Part(str, Enum):
@@ -40,10 +40,13 @@ def listen(
         from .. import config
         from ..control.asked import recipe_words
         from ..control.listen import Lessons
+        from ..control.phrases import checked_phrases
         from ..control.tuned_folder import listen as teach
 
+        require_room(out)
         known = recipe_words(reward)
-        words = config.Words(positive=positive or known.positive, negative=negative or known.negative)
+        wanted, unwanted = checked_phrases(positive, "--positive"), checked_phrases(negative, "--negative")
+        words = config.Words(positive=list(wanted) or known.positive, negative=list(unwanted) or known.negative)
         lessons = Lessons(None if part is None else part.value, num_steps, batch_size, learning_rate, gap, light, seed)
         record = teach(reward, images, words, out, lessons, count)
         for name, (before, after) in _compared(record).items():

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .errors import one_line_errors
-from .options import Debug
+from .options import Debug, require_new_file
 
 NEGATIVE = ".negative.safetensors"
 
@@ -32,11 +32,13 @@ def tokens(
         files = _files(out)
         from ..config import Words
         from ..control.asked import recipe_words, reward_settings
+        from ..control.phrases import checked_phrases
         from ..control.tokens import Fitting
         from ..types import DirectAlignError
 
         settings = reward_settings(reward)
-        start = Words(positive=words, negative=against) if words or against else recipe_words(reward)
+        named = Words(positive=list(checked_phrases(words, "--words")), negative=list(checked_phrases(against, "--against")))
+        start = named if words or against else recipe_words(reward)
         if images is None and not start.positive:
             raise DirectAlignError("nothing to fit: give --images with wanted/ and unwanted/, or --words")
         fitting = Fitting(length, content, bias, num_steps=num_steps, seed=seed)
@@ -55,8 +57,7 @@ def _files(out: Path) -> tuple[Path, Path]:
         raise DirectAlignError(f"--out {out}: learned tokens are known by their ending; name it {out.name}{SUFFIX}")
     files = out, out.with_suffix(NEGATIVE)
     for file in files:
-        if file.exists():
-            raise DirectAlignError(f"--out: {file} exists already; name another file")
+        require_new_file(file)
     return files
 
 

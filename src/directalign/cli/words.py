@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .errors import one_line_errors
-from .options import Debug
+from .options import Debug, require_room
 
 SHOWN = 12
 """Phrases of the table at each end; the page has them all."""
@@ -32,6 +32,7 @@ def words(
     with one_line_errors(debug):
         from rich.console import Console
 
+        require_room(out / "words.html")
         page, found = _run(reward, images, positive, negative, candidates, count, seed, out)
         console = Console()
         console.print(_words(found), highlight=False)

@@ -109,7 +109,7 @@ def _sides(request: Request) -> tuple[Pictures, list[list[Tensor]]]:
     """The images of before, and of each change the images of after, in the same order."""
     source = request.before or request.after
     assert source is not None
-    before = pictures_of(source, True, request.num_pairs, "--before")
+    before = pictures_of(source, True, request.num_pairs, "--before" if request.before else "--after")
     if request.after is None:
         return before, [[PROBES[name](image[None])[0] for image in before.images] for name in request.probes]
     here, after = paired(before, pictures_of(request.after, False, request.num_pairs, "--after"))
