@@ -1,0 +1,62 @@
+"""Several rewards together as a user has them: fitted tokens within a mixture, balance of gradients, adapters, held-out rewards, then page and export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner, Result
+
+from directalign.cli import app
+
+RECIPE = Path(__file__).parents[2] / "recipes/world_mixture.yaml"
+
+
+def call(*words: object) -> Result:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two updates of the recipe of a mixture, one member asked under tokens that were made for it."""
+    folder = tmp_path_factory.mktemp("mixture")
+    tokens = folder / "photo.safetensors"
+    call("tokens", "--reward", "world:reward", "--words", "Realistic photo", "--against", "CG render", "--out", tokens)
+    recipe = yaml.safe_load(RECIPE.read_text())
+    recipe["reward"]["members"][0]["words"] = {"positive": [str(tokens)], "negative": [str(tokens.with_suffix(".negative.safetensors"))]}
+    recipe["model"]["tune"] = "lora"
+    recipe["method"]["anchor"]["reference_updates"] = 1
+    recipe["rollout"]["num_sampling_steps"], recipe["data"]["batch_size"] = 2, 2
+    recipe["train"] |= {"num_steps": 2, "checkpoint_every": 2, "sample_every": 0, "sample_prompts": ["a red star on a navy background"]}
+    recipe["evaluate"] |= {"every": 2, "num_pairs": 2, "pairs_during": 2, "off_topic": "world"}
+    recipe["evaluate"]["rewards"] = {"bright": {"name": "pixels", "statistic": "brightness"}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    call("train", folder / "recipe.yaml", "--out", folder / "run")
+    return folder / "run"
+
+
+def test_every_member_has_curves_of_its_own(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    update = next(row for row in rows if row["event"] == "step")["metrics"]
+    measured = next(row for row in rows if row["event"] == "evaluate")
+    for label in ("first", "second", "colour"):
+        assert {f"reward_{label}", f"share_{label}", f"gradient_{label}"} <= update.keys() and f"reward_{label}" in measured
+    assert "held_out_bright" in measured and "off_topic_held_out_bright" in measured
+    tags = set(EventAccumulator(str(run / "tensorboard")).Reload().Tags()["scalars"])
+    assert all(any(tag.endswith(f"share_{label}") for tag in tags) for label in ("first", "second", "colour")), tags
+
+
+def test_the_page_and_the_model_card_name_every_member(run: Path, tmp_path: Path) -> None:
+    named = "mix of first (clip world:reward), second (clip world:second_reward), colour (pixels saturation, weight −0.2)"
+    assert named in (run / "report.html").read_text()
+    call("export", run, "--format", "diffusers", "--out", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"reward `{named}`" in card and str(run.parent) not in card
+    assert "| reward_first |" in card and "mean score of first, a member of the reward" in card
+    assert "mean score of the held-out reward bright, under the plain prompt" in card
+    assert not any("statistic of the pixels" in line for line in card.splitlines() if line.startswith(("| reward_", "| held_out_", "| off_topic_", "| style_")))
