@@ -132,7 +132,7 @@ SingleReward = Annotated[
 class Member(Strict):
     """One reward of a mixture."""
 
-    label: str = Field(description="What its curves are called.", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    label: str = Field(description="What its curves are called: letters, digits, _ and -.", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     reward: SingleReward
     weight: float = Field(default=1.0, description="Its share of the sum; below 0 it is a cost.")
     form: Literal["method", "absolute"] = Field(
