@@ -182,6 +182,12 @@ def test_words_of_blanks_alone(command: Command, recipe: Path, name: str, words:
     assert f"{option}: phrase " in refusal(command, name, *WORKS[name], *words, "--out", "made.safetensors")
 
 
+@pytest.mark.parametrize(("name", "option"), [("tokens", "--words"), ("listen", "--positive")])
+def test_learned_tokens_where_words_are_wanted(command: Command, recipe: Path, name: str, option: str) -> None:
+    line = refusal(command, name, *WORKS[name], option, "old.safetensors", "--out", "made.safetensors")
+    assert "old.safetensors: is a file of learned tokens, and " in line and "give words" in line
+
+
 def test_directions_blame_the_option_that_was_given(command: Command, recipe: Path) -> None:
     Path("nothing").mkdir()
     line = refusal(command, "directions", "--reward", "world:reward", "--after", "nothing", "--out", "made.safetensors")

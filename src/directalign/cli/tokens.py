@@ -32,13 +32,14 @@ def tokens(
         files = _files(out)
         from ..config import Words
         from ..control.asked import recipe_words, reward_settings
-        from ..control.phrases import checked_phrases
+        from ..control.phrases import checked_phrases, words_alone
         from ..control.tokens import Fitting
         from ..types import DirectAlignError
 
         settings = reward_settings(reward)
         named = Words(positive=list(checked_phrases(words, "--words")), negative=list(checked_phrases(against, "--against")))
         start = named if words or against else recipe_words(reward)
+        words_alone([*start.positive, *start.negative], "tokens start from words")
         if images is None and not start.positive:
             raise DirectAlignError("nothing to fit: give --images with wanted/ and unwanted/, or --words")
         fitting = Fitting(length, content, bias, num_steps=num_steps, seed=seed)

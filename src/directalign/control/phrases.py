@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..rewards.control_tokens import is_tokens_file
 from ..texts import checked_prompt, read_text
 from ..types import DirectAlignError
 from .asked import recipe_words
@@ -40,6 +41,13 @@ def checked_phrases(phrases: Sequence[str], where: str) -> tuple[str, ...]:
             )
         kept.setdefault(text.casefold(), text)
     return tuple(kept.values())
+
+
+def words_alone(phrases: Sequence[str], why: str) -> None:
+    """Refuse files of learned tokens where words are wanted; `why` says what for. Raises: DirectAlignError."""
+    learned = next((phrase for phrase in phrases if is_tokens_file(phrase)), None)
+    if learned is not None:
+        raise DirectAlignError(f"{learned}: is a file of learned tokens, and {why}; give words")
 
 
 def candidates_file(file: Path) -> tuple[str, ...]:
