@@ -18,7 +18,7 @@ COLUMNS = (
     Column("content", "content"),
     Column("held_out_raw_pos", "trained reward, nothing projected"),
     Column("held_out_second", "held-out reward"),
-    Column("off_topic_held_out_raw_pos", "the same off topic"),
+    Column("off_topic_held_out_raw_pos", "trained reward off topic, nothing projected"),
     Column("off_topic_color_drift", "colour drift off topic"),
     Column("off_topic_style_kept", "style kept off topic", digits=2),
 )
