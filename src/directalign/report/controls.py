@@ -38,7 +38,7 @@ def _held_out(run: RunFiles, name: str) -> Figure:
         Series("unwanted phrases", run.measured_curve(f"{name}_neg"), "s2"),
     ]
     chart = line_chart([each for each in lines if each.points], Axes(x="update", y="score"), f"{title} by update")
-    return Figure(title, chart, "Mean score of a reward that is never trained on. It falls while the trained one rises: that is hacking.")
+    return Figure(title, chart, "Mean score of a reward that is never trained on. If it falls while the trained one rises, that is hacking.")
 
 
 def _off_topic(run: RunFiles, name: str) -> Figure:
