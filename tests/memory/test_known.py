@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from directalign.config import Model
 from directalign.families.loading import FAMILIES
 from directalign.memory.architecture import REFERENCES, known, model_architecture
+from directalign.memory.judge_parts import USUAL_MODEL
+from directalign.memory.weightless import Part, shapes
+from directalign.rewards import KINDS
 
 PUBLISHED = {  # millions
     "black-forest-labs/FLUX.1-dev": {"transformer": 11_901, "text_encoder": 123.1, "text_encoder_2": 4_762, "vae": 83.8},
@@ -29,18 +34,39 @@ def test_a_published_model_has_its_published_size(hub_id: str) -> None:
         assert found.count(part) / 1e6 == pytest.approx(millions, rel=1e-3), part
 
 
+PUBLISHED_REWARDS = {  # millions
+    "clip_vit_h": 986.1,
+    "siglip_so400m": 877.96,
+    "siglip2_so400m": 1136.0,
+    "image_reward": 446.2,
+    "qwen2_5_vl_7b": 8292.2,
+    "qwen2_5_vl_3b": 3754.6,
+    "qwen2_vl_7b": 8291.4,
+    "qwen3_vl_8b": 8767.1,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_REWARDS)
+def test_a_published_reward_has_its_published_size(name: str) -> None:
+    settings = known()[name]["parts"]["reward"]
+    found = sum(math.prod(shape) for shape in shapes(Part.of(settings["_class_name"], settings)).values())
+    assert found / 1e6 == pytest.approx(PUBLISHED_REWARDS[name], rel=1e-4)
+
+
 def test_each_file_says_where_it_is_from_and_has_every_part() -> None:
     for name, told in known().items():
         assert told["source"].startswith("https://huggingface.co/") and told["hub_ids"], name
         family = FAMILIES.get(told["family"])
+        assert family is not None or told["family"] in KINDS
         wanted = {"reward"} if family is None else {family.part, "vae", *family.text_parts}
         assert set(told["parts"]) == wanted, name
 
 
 def test_every_family_has_a_model_to_fall_back_on() -> None:
-    assert set(REFERENCES) == {*FAMILIES, "clip"}
+    assert set(REFERENCES) == set(FAMILIES)
     for family, name in REFERENCES.items():
         assert known()[name]["family"] == family
+    assert {known()[name]["family"] for name in USUAL_MODEL.values()} == {"clip", "siglip", "image_reward", "vlm"}
 
 
 def test_an_unknown_hub_id_is_taken_for_the_usual_model_and_says_so() -> None:

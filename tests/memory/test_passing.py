@@ -16,6 +16,7 @@ from directalign.core.recovery import recover
 from directalign.families.loading import load_family, trainable
 from directalign.memory.architecture import model_architecture
 from directalign.memory.held import Subject
+from directalign.memory.judges import Panel
 from directalign.memory.live import LiveStorages
 from directalign.memory.passing import passing
 from directalign.types import Noised
@@ -51,7 +52,7 @@ def test_a_training_call_takes_what_is_foretold(family_name: str, model: dict[st
     vae: Any = getattr(family, "vae")  # noqa: B009 (not of the contract)
     held = [x0, *cond.tensors.values(), *family.denoiser.parameters(), *family.denoiser.buffers(), *vae.parameters()]
     held += [parameter.grad for parameter in trainable(family).values() if parameter.grad is not None]
-    foretold = passing(Subject(run, model_architecture(run.model), None, CPU))["train"]
+    foretold = passing(Subject(run, model_architecture(run.model), Panel(), CPU))["train"]
     assert foretold == pytest.approx(peak_of(loss, held), rel=0.05)
 
 

@@ -14,8 +14,10 @@ from directalign.families.loading import FAMILIES
 from directalign.memory.architecture import model_architecture
 from directalign.memory.blocks import block_counts, by_blocks, with_blocks
 from directalign.memory.calls import Shape, answer, arguments
+from directalign.memory.judges import Judge
+from directalign.memory.judging import Judged, decoded, judging
 from directalign.memory.live import Piece, measured
-from directalign.memory.traces import Denoiser, Judged, decoded, denoiser_call, encoding_prompts, judging, prepared
+from directalign.memory.traces import Denoiser, denoiser_call, encoding_prompts, prepared
 from directalign.memory.weightless import Part, built, residents
 from directalign.rewards.preprocessing import Preprocessing
 from tiny import tiny_flux, tiny_sd  # noqa: F401 (fixtures)
@@ -84,7 +86,8 @@ def test_a_trace_of_a_unet_is_what_a_real_call_takes(tiny_sd: Path) -> None:  # 
 def test_a_trace_of_decoder_and_reward_is_what_a_real_call_takes(tiny_flux: Path, recompute: bool) -> None:  # noqa: F811
     part = model_architecture(Model(family="flux", path=str(tiny_flux))).parts["vae"]
     preprocessing = Preprocessing(16, (16, 16), (0.5,) * 3, (0.5,) * 3)
-    traced = judging(Judged(part, torch.float32, recompute, CLIP, preprocessing, False), (2, 4, 8, 8), True)
+    judge = Judge("reward", "clip", CLIP, torch.float32, preprocessing, recompute=False, texts=2, tokens=64)
+    traced = judging(Judged(part, torch.float32, recompute, (judge,)), (2, 4, 8, 8), True)
     vae, reward = built(part).to_empty(device="cpu"), built(CLIP).to_empty(device="cpu")
     for parameter in (*vae.parameters(), *reward.parameters()):
         torch.nn.init.normal_(parameter, std=0.02)
@@ -95,7 +98,8 @@ def test_a_trace_of_decoder_and_reward_is_what_a_real_call_takes(tiny_flux: Path
 
     def call() -> Tensor:
         images = decoded(vae, x0, recompute).clamp(0, 1)
-        return reward.visual_projection(reward.vision_model(pixel_values=preprocessing(images)).pooler_output).sum()
+        features = reward.visual_projection(reward.vision_model(pixel_values=preprocessing(images)).pooler_output)
+        return torch.stack([torch.nn.functional.normalize(features, dim=-1).sum()]).sum()
 
     assert traced == measured(call, [x0, *residents(vae), *residents(reward)])
 

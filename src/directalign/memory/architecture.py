@@ -21,9 +21,6 @@ from ..families import single_file
 from ..families.files import tensor_shapes
 from ..families.loading import FAMILIES
 from ..families.parts import read_json, weights_files
-from ..rewards import open_clip
-from ..rewards.preprocessing import Preprocessing
-from ..rewards.published import is_weight_file, locate, on_the_hub
 from ..types import DirectAlignError
 from ..world import assets
 from .weightless import Part, shapes
@@ -37,12 +34,8 @@ REFERENCES = {
     "sdxl": "sdxl_base",
     "qwen_image": "qwen_image",
     "z_image": "z_image",
-    "clip": "clip_vit_h",
 }
-"""For each family, and for rewards, the file of the model that an unknown hub id is taken for."""
-
-WITHOUT_NETWORK = (config.Pixels, config.Remote)
-"""Rewards that take no memory of this machine's device to speak of."""
+"""For each family the file of the model that an unknown hub id is taken for."""
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -87,60 +80,9 @@ def model_architecture(model: config.Model) -> Architecture:
     return Architecture(model.path, rest.parts, rest.folder, {**rest.stored, **held.parts}, rest.state, rest.doubts)
 
 
-def reward_architecture(reward: config.Reward) -> Architecture | None:
-    """The network of a `clip` reward under the name "reward", from a transformers folder or an open_clip file; None for rewards that have none here."""
-    if not isinstance(reward, config.Clip):
-        return None
-    if is_weight_file(reward.path):
-        return _open_clip(reward)
-    folder = _local_folder(reward.path, None, "config.json")
-    if folder is None:
-        return _known(reward.path, "reward.path", "clip")
-    settings = read_json(folder / "config.json")
-    if settings.get("model_type") != "clip":
-        raise DirectAlignError(f"reward.path: {folder} holds a {settings.get('model_type')} model, and reward.name: clip needs a transformers CLIPModel")
-    stored = {"reward": _stored(folder, None)} if any(folder.glob("*.safetensors")) else {}
-    return Architecture(reward.path, {"reward": Part.of("CLIPModel", settings)}, folder, stored, "" if stored else "weights not downloaded yet")
-
-
-def _open_clip(reward: config.Clip) -> Architecture:
-    """From the file's shapes; its tensors are held under transformers' names, in as many numbers."""
-    file = _local_file(reward.path)
-    if file is None:
-        return _known(reward.path, "reward.path", "clip")
-    described = open_clip.describe(file, "reward", reward.activation).to_dict()
-    folder = file.parent if reward.processor is None else _local_folder(reward.processor, None, "preprocessor_config.json")
-    return Architecture(reward.path, {"reward": Part.of("CLIPModel", described)}, folder)
-
-
-def _local_file(path: str) -> Path | None:
-    """A file on this machine: as given, or in the hub's cache; None for one that is on the hub alone."""
-    if not hub.is_hub_file(path):
-        return locate(path, "reward.path", ())
-    found = try_to_load_from_cache(*on_the_hub(path))
-    return Path(found) if isinstance(found, str) else None
-
-
-def reward_doubts(run: config.Run) -> tuple[str, ...]:
-    """A warning for each reward, trained on or held out, whose network is not in the estimate: of all but a single `clip`, the main one."""
-    members = enumerate(run.reward.members) if isinstance(run.reward, config.Mix) else ()
-    asked: dict[str, Any] = {f"reward.members.{place}": member.reward for place, member in members} or {"reward": run.reward}
-    asked |= {f"evaluate.rewards.{label}": held_out for label, held_out in run.evaluate.rewards.items()}
-    others = {key: each.name for key, each in asked.items() if not isinstance(each, WITHOUT_NETWORK) and (key != "reward" or not isinstance(each, config.Clip))}
-    return tuple(f"{key}: memory of reward {name} is not in the estimate" for key, name in others.items())
-
-
-def preprocessing_of(reward: Architecture) -> Preprocessing:
-    """How images reach the reward: the folder's own settings, else CLIP's at the size of the network."""
-    if reward.folder is not None and any((reward.folder / name).exists() for name in ("preprocessor_config.json", "processor_config.json")):
-        return Preprocessing.read(reward.folder)
-    side = reward.parts["reward"].config["vision_config"]["image_size"]
-    return Preprocessing(side, (side, side), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-
-
 def _pipeline(path: str, key: str, model: config.Model, held: set[str] = frozenset()) -> Architecture:  # pyright: ignore[reportArgumentType]
     """A pipeline from a path or hub id; weights of the parts `held` in a single file are not looked for."""
-    folder = _local_folder(path, model.revision, "model_index.json")
+    folder = local_folder(path, model.revision, "model_index.json")
     if folder is None:
         return _known(path, key, model.family)
     if not folder.is_dir():
@@ -159,7 +101,7 @@ def _pipeline(path: str, key: str, model: config.Model, held: set[str] = frozens
     return Architecture(path, parts, folder, stored, state)
 
 
-def _local_folder(path: str, revision: str | None, file: str) -> Path | None:
+def local_folder(path: str, revision: str | None, file: str) -> Path | None:
     """A folder on this machine: as given, of the embedded world, or the hub's cache; None for a hub id without `file` there."""
     if path.startswith("world:"):
         return assets.resolve(path)

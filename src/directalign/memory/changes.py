@@ -69,6 +69,7 @@ def candidates(run: config.Run, place: Place) -> Iterator[tuple[str, Changes]]:
         {"model.gradient_checkpointing": True},
         {"reward.gradient_checkpointing": True} if hasattr(run.reward, "gradient_checkpointing") else {},
         {"evaluate.batch_size": 1},
+        {"evaluate.rewards": {}},
         {"train.ema_decay": None},
         {"data.batch_size": max(1, run.data.batch_size // 2)},
         _smaller(run),

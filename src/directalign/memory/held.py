@@ -14,6 +14,7 @@ from ..train.feed import accumulation
 from .adapters import BYTES, base_bytes, gathered_bytes, lora_parameters
 from .architecture import Architecture
 from .geometry import Geometry, geometry
+from .judges import Panel
 from .place import Place
 from .traces import Denoiser
 from .weightless import Part, shapes
@@ -37,11 +38,11 @@ class Held:
 
 @dataclass(frozen=True)
 class Subject:
-    """A run with the architectures of its model and reward, and where it would train."""
+    """A run with the architecture of its model and its rewards, and where it would train."""
 
     run: config.Run
     model: Architecture
-    reward: Architecture | None
+    panel: Panel
     place: Place
 
     @property
@@ -119,9 +120,8 @@ def _frozen(subject: Subject) -> Iterator[Held]:
         yield Held(subject.part, size // split, f"{_count(subject.model.count(subject.part))}{bits}, frozen{_share(split)}", subject.settled)
     vae = subject.model.count("vae")
     yield Held("vae", vae * vae_width(subject), f"{_count(vae)}, frozen")
-    if subject.reward is not None:
-        judge = subject.reward.count("reward")
-        yield Held("reward", judge * BYTES["float32"], f"{_count(judge)}, float32, frozen", subject.settled)
+    for judge in subject.panel.judges:
+        yield Held(judge.label, judge.held, f"{judge.kind}, {_count(judge.count)}, {str(judge.dtype).removeprefix('torch.')}, frozen", subject.settled)
 
 
 def _trained(subject: Subject) -> Iterator[Held]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import torch
 
 from .. import config
-from .architecture import preprocessing_of
 from .calls import Shape
 from .geometry import encoder_tokens, image_size, largest_size, prompt_tokens
 from .held import Subject, vae_width
+from .judges import Judge
+from .judging import Judged, judging
 from .live import Piece
 from .place import binary
-from .traces import Judged, denoiser_call, encoding_images, encoding_prompts, judging
+from .traces import denoiser_call, encoding_images, encoding_prompts
 
 GRID = 8
 """Images of a sample grid, where the recipe names no prompts of its own."""
@@ -32,8 +33,14 @@ def passing(subject: Subject) -> dict[str, int]:
         "rollout": _rollout(subject, samples, size),
         "train": _train(subject, samples, size),
         "update": 0,
-        "measure": max(_call(subject, measured, smaller, False).forward, _judge(subject, measured, smaller, False).forward),
+        "measure": max(_call(subject, measured, smaller, False).forward, *_measure(subject, measured, smaller)),
     }
+
+
+def _measure(subject: Subject, measured: int, size: tuple[int, int]) -> list[int]:
+    """The reward, and held-out ones after it, asked without gradient."""
+    asked = [subject.panel.trained_on, *((judge,) for judge in subject.panel.held_out)]
+    return [_judge(subject, measured, size, False, judges).forward for judges in asked]
 
 
 def _encode(subject: Subject, b: int) -> int:
@@ -98,18 +105,19 @@ def _call(subject: Subject, samples: int, size: tuple[int, int], with_gradient: 
     return denoiser_call(subject.denoiser, Shape(samples, h, w, tokens, getattr(torch, subject.run.model.dtype)), with_gradient)
 
 
-def _judge(subject: Subject, samples: int, size: tuple[int, int], with_gradient: bool) -> Piece:
-    run, reward, vae = subject.run, subject.reward, subject.model.parts["vae"]
+def _judge(subject: Subject, samples: int, size: tuple[int, int], with_gradient: bool, judges: tuple[Judge, ...] | None = None) -> Piece:
+    """Decoding and the rewards, by default those that are trained on."""
+    run = subject.run
     latents = subject.geometry.latents(samples, size)
     if run.model.family == "flux2_klein":  # 2x2 blocks of latents are channels
         latents = (latents[0], 4 * latents[1], latents[2] // 2, latents[3] // 2)
     judged = Judged(
-        vae=vae,
+        vae=subject.model.parts["vae"],
         dtype=torch.float32 if vae_width(subject) == 4 else torch.bfloat16,
         recompute=run.model.gradient_checkpointing,
-        reward=reward.parts["reward"] if reward else None,
-        preprocessing=preprocessing_of(reward) if reward else None,
-        recompute_reward=isinstance(run.reward, config.Clip) and run.reward.gradient_checkpointing,
+        judges=subject.panel.trained_on if judges is None else judges,
+        one_by_one=isinstance(run.reward, config.Mix) and run.reward.balance == "gradient",
+        size=size,
     )
     return judging(judged, latents, with_gradient)
 

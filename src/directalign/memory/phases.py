@@ -2,7 +2,7 @@
 
 encode   prompts through the text encoders          rollout  sampling without gradient, real images through the VAE encoder
 train    a loss with its backward pass              update   the optimiser's step
-measure  sample grids and measurements, `evaluate.batch_size` images at once
+measure  sample grids and measurements, held-out rewards too, `evaluate.batch_size` images at once
 Weights, gradients, moments are counted; what comes and goes is traced; what a GPU and its allocator add is an allowance.
 """
 
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from .. import config
-from .architecture import model_architecture, reward_architecture, reward_doubts
+from .architecture import model_architecture
 from .held import Subject, held
+from .judges import panel
 from .passing import passing, says
 from .place import CONTEXT, FRAGMENTS, Place
 
@@ -77,13 +78,11 @@ def estimate(run: config.Run, place: Place) -> Estimate:
     Raises:
         DirectAlignError: a folder that is missing, torn, without safetensors or of another architecture.
     """
-    reward = reward_architecture(run.reward)
-    subject = Subject(run, model_architecture(run.model), reward, place)
+    subject = Subject(run, model_architecture(run.model), panel(run), place)
     rows = [Row(each.part, each.note, dict.fromkeys(each.phases, each.size), "counted") for each in held(subject) if each.size]
     peaks = passing(subject)
     rows.append(Row("comes and goes", says(subject), peaks, "traced"))
     if place.is_gpu:
         rows.append(Row("CUDA", "context, kernels, workspaces", dict.fromkeys(PHASES, CONTEXT), "allowance"))
         rows.append(Row("fragments", f"{FRAGMENTS:.0%} of what comes and goes", {phase: int(FRAGMENTS * size) for phase, size in peaks.items()}, "allowance"))
-    doubts = (*subject.model.doubts, *(reward.doubts if reward else ()), *reward_doubts(run))
-    return Estimate(tuple(rows), subject.trained, place, subject.model.state, doubts)
+    return Estimate(tuple(rows), subject.trained, place, subject.model.state, (*subject.model.doubts, *subject.panel.doubts))

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..types import DirectAlignError
+from .reward_networks import OWN
 
 
 @dataclass(frozen=True)
 class Part:
-    """One network of a checkpoint: its class in diffusers or transformers, and its config as JSON."""
+    """One network of a checkpoint: its class in diffusers, transformers or `reward_networks`, and its config as JSON."""
 
     class_name: str
     text: str
@@ -51,18 +52,18 @@ def built(part: Part) -> Any:
     """The network on the meta device, frozen, float32. Raises DirectAlignError for a class or config that the libraries do not know."""
     of_diffusers = getattr(diffusers, part.class_name, None)
     of_transformers = getattr(transformers, part.class_name, None)
-    if of_diffusers is None and of_transformers is None:
+    if part.class_name not in OWN and of_diffusers is None and of_transformers is None:
         raise DirectAlignError(f"{part.class_name}: neither diffusers nor transformers has this class: update them, or give another model.path")
     try:
         with torch.device("meta"):
-            network = of_diffusers.from_config(part.config) if of_diffusers else _of_transformers(of_transformers, part.config)
+            network = OWN[part.class_name](part.config) if part.class_name in OWN else _of_library(of_diffusers, of_transformers, part.config)
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
         raise DirectAlignError(f"{part.class_name}: its config.json describes no such network ({error}): copy the folder again") from error
     return network.requires_grad_(False).eval()
 
 
-def _of_transformers(network: Any, settings: dict[str, Any]) -> nn.Module:
-    return network(network.config_class.from_dict(settings))
+def _of_library(of_diffusers: Any, of_transformers: Any, settings: dict[str, Any]) -> nn.Module:
+    return of_diffusers.from_config(settings) if of_diffusers else of_transformers(of_transformers.config_class.from_dict(settings))
 
 
 @cache
@@ -95,6 +96,15 @@ def faked(network: nn.Module, mode: FakeTensorMode, with_gradients: bool = False
             for name, tensor in (*module._buffers.items(), *vars(module).items()):
                 if isinstance(tensor, Tensor):
                     setattr(module, name, torch.empty(tensor.shape, dtype=tensor.dtype))
+
+
+@contextmanager
+def in_shapes_alone(network: nn.Module, with_gradients: bool = False) -> Iterator[FakeTensorMode]:
+    """Inside, the network has fake tensors, and so have all tensors that are made; the mode may be left and entered again."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    faked(network, mode, with_gradients)
+    with mode:
+        yield mode
 
 
 def _fake_parameter(parameter: nn.Parameter, with_gradients: bool) -> nn.Parameter:
