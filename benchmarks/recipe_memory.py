@@ -21,6 +21,7 @@ PLACES = {
     "flux_srpo_lora_24gb": (24, 1),
     "flux_srpo_offline": (24, 1),
     "flux_srpo": (80, 8),
+    "flux_srpo_pickscore": (80, 8),
     "sd35_srpo_lora": (16, 1),
     "sdxl_srpo_lora": (24, 1),
     "sd15_srpo_lora": (12, 1),
