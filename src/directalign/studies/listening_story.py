@@ -103,6 +103,10 @@ def _ends(trained: Sequence[Row], arms: Sequence[str]) -> str:
     return markdown(["run", "updates", *SHOWN.values()], [base, *lines]) if arms else DASH
 
 
+SHORT = {"tuned": "known words", "wide": "wide gap", "made_up": "made-up words"}
+"""What the figure has room for."""
+
+
 # --- figures ------------------------------------------------------------------------------------------------------------
 
 
@@ -112,7 +116,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
     pupils = arms_of(of_kind(rows, "listen"))
     dots = {f"{when}_{arm}": (arm, when) for arm in pupils for when in ("before", "after")}
     columns = [Column(f"{shown}, degrees", {dot: angle_of(rows, *place, name) for dot, place in dots.items()}) for name, shown in ANGLES.items()]
-    named = {dot: f"{pupils[arm]}, {when}" for dot, (arm, when) in dots.items()}
+    named = {dot: f"{SHORT[arm]}, {when}" for dot, (arm, when) in dots.items()}
     note = "Between the pull of the reward and the way to the photograph; 0° is straight. 95 % intervals over scenes."
     files = [dots_with_intervals(folder / "listening_angles.png", "Does the taught reward push straighter?", columns, note, named)]
     for form in ("relative", "anchored"):
