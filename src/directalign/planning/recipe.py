@@ -15,7 +15,7 @@ from ..world.assets import resolve
 PIXELS_ALONE = ("pixels", "aesthetic")
 BLACK_BOXES = ("python", "remote")
 """Rewards that ignore the prompt, and rewards without a gradient (python unless it says otherwise)."""
-TOKEN_READERS = (config.Clip, config.Siglip)
+TOKEN_READERS = (config.Clip, config.Siglip, config.ImageReward)
 """Rewards that learned control tokens can be put into."""
 
 
