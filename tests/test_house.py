@@ -16,8 +16,7 @@ from directalign.config import Run
 from directalign.config_loading import load_run
 from directalign.memory.architecture import model_architecture
 from directalign.memory.geometry import geometry
-from directalign.memory.place import this_machine
-from directalign.planning import check_method, check_reward, check_steps, plan, survey
+from directalign.planning import check_method, check_reward, check_steps, plan
 from directalign.planning.surroundings import check_data, check_model
 from directalign.world.picture_set import write_pictures
 
@@ -124,7 +123,7 @@ def read(path: Path, pictures: Path) -> Run:
 def test_every_recipe_opens_with_what_to_expect_and_is_sound(path: Path, pictures: Path, tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("# ")
     run = read(path, pictures)
-    found = plan(run, tmp_path / "out") if run.reward.name != "remote" else survey(run, tmp_path / "out", this_machine())  # no server listens here
+    found = plan(run, tmp_path / "out")
     assert found.warnings == () and dict(found.findings)["model"].startswith(run.model.path)
     assert list(tmp_path.iterdir()) == []
 
