@@ -35,13 +35,16 @@ ROWS = [
 
 def test_the_best_photo_rate_within_a_content_loss() -> None:
     rows = planted("words_relative", [0.1, 0.6, 0.9], [0.9, 0.88, 0.5])[:3]
-    assert [best_within(rows, loss) for loss in (0.0, 0.05, 0.5)] == [0.1, 0.6, 0.9]
+    read = [best_within(rows, loss) for loss in (0.0, 0.01, 0.05, 0.5)]
+    assert read == pytest.approx([0.1, 0.1 + 0.5 * 0.009 / 0.02, 0.6 + 0.3 * 0.025 / 0.38, 0.9])
 
 
 def test_the_text_says_who_reaches_more_where() -> None:
     text = tell(ROWS)
-    assert "reach at least the words' photo rate on average within 2 %, 5 %, 10 % (tokens minus words: +0.40 (0.40–0.40) within 2 %" in text
-    assert "| words, relative | 0.10 (0.10–0.10) | 0.60 (0.60–0.60) |" in text and "| tokens | 0.100" in text
+    assert "reach at least the words' photo rate on average within 2 %, 5 %, 10 % (tokens minus words: +0.17 (0.17–0.17) within 2 %" in text
+    assert "| words, relative | 0.43 (0.43–0.43) | 0.61 (0.61–0.61) |" in text and "| tokens | 0.100" in text
+    negative = [row | {"content": -0.1 * (1 + row["seed"])} for row in ROWS[-6:]]
+    assert "−0.200 (−0.448 to 0.048)" in tell([*ROWS[:-6], *negative])
     assert forms_of(planted("words_anchored", [0.1], [1.0]) + ROWS[:3]) == ["anchored", "relative"]
     worse = [*planted("words_relative", [0.1, 0.6], [1.0, 1.0]), *planted("tokens_relative", [0.1, 0.5], [1.0, 1.0]), *ROWS[-6:]]
     assert "reach less than the words' photo rate at every loss" in tell(worse)

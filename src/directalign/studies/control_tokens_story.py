@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from .comparing.reading import before_training, curve, ends, line, of_kind, of_runs, over
-from .comparing.statistics import SeedInterval, mean_of, paired_over_seeds
+from .comparing.statistics import SeedInterval, mean_interval, mean_of, paired_over_seeds
 from .comparing.versus import signed
 from .running.records import Row, arms_of, of_run, seeds_of
 from .showing.figures import Panel, curves
@@ -32,9 +33,17 @@ def forms_of(trained: Sequence[Row]) -> list[str]:
 
 
 def best_within(run: Sequence[Row], loss: float) -> float:
-    """The highest photo rate of a run at a measurement that had lost no more than `loss` of the base model's content; the base model counts."""
-    begun = before_training(run)["content"]
-    return max(row["photo_rate"] for row in run if row["content"] >= (1 - loss) * begun)
+    """The highest photo rate of a run while it had lost no more than `loss` of the base model's content; the base model counts.
+
+    Between measurements a run is a straight line, as everywhere here: it is read off where it crosses the loss, too.
+    """
+    level = (1 - loss) * before_training(run)["content"]
+    kept = [row["photo_rate"] for row in run if row["content"] >= level]
+    for before, after in pairwise(sorted(run, key=lambda row: row["step"])):
+        if (before["content"] >= level) != (after["content"] >= level):
+            share = (level - before["content"]) / (after["content"] - before["content"])
+            kept.append(before["photo_rate"] + share * (after["photo_rate"] - before["photo_rate"]))
+    return max(kept)
 
 
 def best_of(trained: Sequence[Row], arm: str, loss: float) -> list[float]:
@@ -54,9 +63,9 @@ def _asked(rows: Sequence[Row]) -> str:
     return f"## What the tokens say\n\n{text}\n\n{markdown(headers, lines)}"
 
 
-def _once(fits: Sequence[Row], name: str, key: str) -> SeedInterval | None:
+def _once(fits: Sequence[Row], name: str, key: str) -> SeedInterval:
     """A number over seeds; the words, measured beside every fit, count once a seed."""
-    return over(list({row["seed"]: row for row in fits if row["arm"] == name}.values()), key)
+    return mean_interval([row[key] for row in {row["seed"]: row for row in fits if row["arm"] == name}.values()])
 
 
 def _reached(trained: Sequence[Row], form: str) -> str:
