@@ -78,7 +78,7 @@ class World:
         """Mean cosine of images and phrases put before their prompts."""
         each = []
         for phrase in phrases:
-            tokens = self.tokenizer([f"{phrase}{p}" for p in prompts], padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
+            tokens = self.tokenizer([f"{phrase}{p}" for p in prompts], padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
             read = normalize(self.clip.text_projection(self.clip.text_model(**tokens).pooler_output))
             each.append((seen * read).sum(-1))
         return torch.stack(each).mean(0)

@@ -257,14 +257,14 @@ def test_guidance_for_a_distilled_klein(command: Command, recipe: Path, models: 
 
 def test_a_folder_that_holds_no_reward(command: Command, recipe: Path, models: dict[str, Path]) -> None:
     other = refused_alike(command, recipe, f"reward={{name: clip, path: {models['flux']}}}")
-    assert f"reward.path {models['flux']}: config.json is missing; it must be a complete transformers CLIPModel folder" in other
+    assert f"reward.path: {models['flux']}: config.json is missing; it must be a complete transformers CLIPModel folder" in other
     judge = Path(shutil.copytree(resolve("world:reward"), "judge"))
     encoder = shutil.copytree(models["flux"] / "text_encoder", "encoder")
     shutil.copytree(models["flux"] / "tokenizer", encoder, dirs_exist_ok=True)
     shutil.copy(judge / "preprocessor_config.json", encoder)
-    assert "reward.name: clip needs a transformers CLIPModel" in refused_alike(command, recipe, "reward={name: clip, path: encoder}")
+    assert "reward.path: encoder: holds a model of type clip_text_model; give the folder of a transformers CLIPModel" in refused_alike(command, recipe, "reward={name: clip, path: encoder}")
     processor = refused_alike(command, recipe, "reward={name: clip, path: judge, processor: nowhere}")
-    assert "reward.processor nowhere: no such folder" in processor
+    assert "reward.processor: nowhere: no such folder" in processor
     next(judge.glob("*.safetensors")).write_bytes(b"torn")
     assert "judge/model.safetensors: not a complete safetensors file" in refused_alike(command, recipe, "reward={name: clip, path: judge}")
 

@@ -96,7 +96,7 @@ def saving_what_was_done(job: Job, done: int) -> Iterator[None]:
     memory = dict(job.parts.method.state_dict())
     try:
         yield
-    except NonFiniteError:
+    except (NonFiniteError, Interrupted):
         raise
     except DirectAlignError as error:
         if done == 0 or not (job.ranks.size == 1 or isinstance(error, AgreedError)):
