@@ -131,6 +131,8 @@ def test_only_what_is_of_no_use_here_is_kept_from_the_log(monkeypatch: pytest.Mo
     with pytest.raises(SystemExit, match="0"):
         cli.main()
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    monkeypatch.setattr(logger, "disabled", False)  # another library's setup may have switched all loggers off
+    monkeypatch.setattr(logging.root.manager, "disable", 0)
     logger.warning("Failed to load CPU %s from kernels-community: no kernels", "gemm_4bit_forward")
     logger.warning("4 bits do not work here")
     assert caplog.messages == ["4 bits do not work here"]
