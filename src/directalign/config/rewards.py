@@ -154,7 +154,7 @@ class Mix(Strict):
     """Several rewards, weighed, brought to one scale, logged apart."""
 
     name: Literal["mix"] = "mix"
-    members: list[Member] = Field(description="The rewards.", min_length=2)
+    members: list[Member] = Field(description="Two rewards or more.", min_length=2)
     normalise: Literal["running", "none"] = Field(
         default="running", description="running: each member's reward is divided by its running spread over images; none: raw scores are added."
     )
