@@ -262,7 +262,9 @@ def test_a_folder_that_holds_no_reward(command: Command, recipe: Path, models: d
     encoder = shutil.copytree(models["flux"] / "text_encoder", "encoder")
     shutil.copytree(models["flux"] / "tokenizer", encoder, dirs_exist_ok=True)
     shutil.copy(judge / "preprocessor_config.json", encoder)
-    assert "reward.path: encoder: holds a model of type clip_text_model; give the folder of a transformers CLIPModel" in refused_alike(command, recipe, "reward={name: clip, path: encoder}")
+    assert "reward.path: encoder: holds a model of type clip_text_model; give the folder of a transformers CLIPModel" in refused_alike(
+        command, recipe, "reward={name: clip, path: encoder}"
+    )
     processor = refused_alike(command, recipe, "reward={name: clip, path: judge, processor: nowhere}")
     assert "reward.processor: nowhere: no such folder" in processor
     next(judge.glob("*.safetensors")).write_bytes(b"torn")
