@@ -89,22 +89,21 @@ def _objects(path: Path) -> Lines:
         yield line, prompt_of_row(row, f"{path}:{line}")
 
 
-def _csv(path: Path) -> Lines:
-    """Comma-separated values with a header; a field that opens with a quote runs to the closing one."""
-    return _cells(path, _comma_separated(path))
+def table(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line, its fields) of a .csv or .tsv file, from the header on.
+
+    Comma-separated: a field that opens with a quote runs to the closing one. Tab-separated: one row a line, and a quote is a
+    letter like others, unless quotes wrap the whole field. Raises DirectAlignError for what cannot be read so.
+    """
+    return _comma_separated(path) if path.suffix.lower() == ".csv" else _tab_separated(path)
 
 
-def _tsv(path: Path) -> Lines:
-    """Tab-separated values with a header, one row a line; a quote is a letter like others, unless quotes wrap the whole field."""
-    lines = enumerate(read_text(path, "prompt file").split("\n"), start=1)
-    return _cells(path, ((line, [_unwrapped(field, f"{path}:{line}") for field in row.rstrip("\r").split("\t")]) for line, row in lines))
-
-
-def _cells(path: Path, table: Iterator[tuple[int, list[str]]]) -> Lines:
-    """The cells of the prompt column below the header; blank lines are blank prompts."""
-    header = next(table, (1, []))[1]
+def _cells(path: Path) -> Lines:
+    """The cells of a table's prompt column; blank lines are blank prompts."""
+    rows_below = table(path)
+    header = next(rows_below, (1, []))[1]
     column = _column(path, header)
-    for line, row in table:
+    for line, row in rows_below:
         blank = not any(row)
         if not blank and len(row) <= column:
             raise DirectAlignError(f"{path}:{line}: {len(row)} fields, and {header[column]!r} is field {column + 1}")
@@ -118,6 +117,11 @@ def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield reader.line_num, row
     except csv.Error as error:
         raise DirectAlignError(f"{path}:{reader.line_num}: not a table ({error}); quote fields that hold a separator") from error
+
+
+def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+    for line, row in enumerate(read_text(path, "prompt file").split("\n"), start=1):
+        yield line, [_unwrapped(field, f"{path}:{line}") for field in row.rstrip("\r").split("\t")]
 
 
 def _unwrapped(field: str, where: str) -> str:
@@ -154,4 +158,4 @@ def _column(path: Path, header: list[str]) -> int:
     return header.index(name)
 
 
-_READERS: dict[str, Callable[[Path], Lines]] = {".txt": _lines, ".jsonl": _objects, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}
+_READERS: dict[str, Callable[[Path], Lines]] = {".txt": _lines, ".jsonl": _objects, ".csv": _cells, ".tsv": _cells, ".parquet": _parquet}
