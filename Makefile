@@ -5,7 +5,7 @@ BIN := .venv/bin
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "-c constraints-cpu.txt")
 CHROMIUM := $(shell command -v chromium chromium-browser google-chrome 2>/dev/null | head -n 1)
 
-.PHONY: setup demo test check bench studies browser clean
+.PHONY: setup demo test coverage check bench studies browser clean
 
 setup: .venv/installed
 
@@ -18,6 +18,10 @@ demo: setup
 	$(BIN)/directalign study demo --out runs/demo
 
 test: setup browser
+	$(BIN)/pytest -n 2 --dist loadfile
+
+# Which lines the tests reach; a third slower than the tests alone.
+coverage: setup browser
 	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 check: setup
