@@ -66,7 +66,7 @@ def _measurements(history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Row, R
             seconds += record["seconds"]
             forward += record["network_calls"]["forward"]
             backward += record["network_calls"]["backward"]
-        else:
+        elif record["event"] == "evaluate":
             calls = {"forward_calls": forward, "backward_calls": backward, "call_equivalents": call_equivalents(forward, backward)}
             yield {"step": record["step"], "seconds": seconds, **calls}, _flat(record)
 
