@@ -15,6 +15,7 @@ from .base import Pair, Positive, Size, Strict
 from .methods import Method
 from .model import Model
 from .rewards import Reward, SingleReward
+from .stopping import Stop
 
 
 class Rollout(Strict):
@@ -133,6 +134,13 @@ class Run(Strict):
     data: Data
     train: Train
     evaluate: Evaluate = Field(default=Evaluate(), description="Measurement inside the run.")
+    stop: Stop | None = Field(default=None, description="When the run ends itself; none goes on to num_steps and leaves the last weights.")
+
+    @model_validator(mode="after")
+    def _stopping_needs_measurements(self) -> Run:
+        if self.stop is not None and self.evaluate.every == 0:
+            raise ValueError("stop: judges the run by its measurements, and evaluate.every is 0: set it to the updates between two of them")
+        return self
 
     @model_validator(mode="after")
     def _narrow_weights_are_rounded_at_random(self) -> Run:
