@@ -9,6 +9,7 @@ from .moves import Branch, ConstantGainMoves, Moves, Ramp, UniformMoves, WindowM
 from .preferring import Anchor, Preferring, Words
 from .rewards import Aesthetic, Clip, Hpsv3, ImageReward, Member, Mix, Mps, Pixels, Python, Remote, Reward, Siglip, SingleReward, Vlm
 from .run import Data, Evaluate, Rollout, Run, Train
+from .stopping import Stop
 
 __all__ = [
     "Aesthetic",
@@ -52,6 +53,7 @@ __all__ = [
     "Sigma",
     "SingleReward",
     "Size",
+    "Stop",
     "Strict",
     "Train",
     "UniformMoves",

@@ -24,7 +24,9 @@ class Stop(Strict):
         description="The measured number that says how good the weights are; none takes photo_rate, else the first held-out reward, else score_pos or reward.",
         min_length=1,
     )
-    judge_patience: Positive | None = Field(default=None, description="Measurements in a row without a better judge before the run stops; none never stops for it.")
+    judge_patience: Positive | None = Field(
+        default=None, description="Measurements in a row without a better judge before the run stops; none never stops for it."
+    )
     score_patience: Positive | None = Field(
         default=None,
         description="Measurements in a row with an absolute score clearly below its peak before the run stops; needs no judge; none never stops for it.",

@@ -23,6 +23,7 @@ from .diversity import diversity, diversity_pairs
 from .generate import base_weights, generate
 from .held_out import held_out_scores
 from .intervals import rate
+from .measured_numbers import judge_of, score_of
 from .off_topic import OffTopic
 from .pairs import Pairs, fixed_pairs, measured_prompts
 from .scoring import BARE, OF_ONE, scored
@@ -31,6 +32,8 @@ RATES = ("photo_rate", "content")
 MEANS = ("reward", "score_pos", "score_neg", *drift.STATISTICS)
 STYLE = "style_"
 """What a judge's answers about single styles begin with; their means are reported."""
+PLACES = 5
+"""Decimals of the numbers of single pairs in a record."""
 
 Reference = Callable[[Pairs], Images]
 
@@ -74,8 +77,9 @@ class Measurer:
 
         `reward` is the mean score under the plain prompt (of a mixture also that of each member, `reward_<label>`), `score_pos` and
         `score_neg` those under the control phrases; `held_out_<label>` of every held-out reward; `off_topic_...` where the recipe has
-        such prompts; `diversity` when `evaluate.diversity_prompts` asks for it. Ranks other than 0 help to make the images and
-        get nothing back.
+        such prompts; `diversity` when `evaluate.diversity_prompts` asks for it. A run that measures in between finds the same numbers
+        of the pairs that it measures then under `during`, where those are fewer; one that may end itself finds under `each` what its
+        rules read of every such pair. Ranks other than 0 help to make the images and get nothing back.
         """
         start = time.perf_counter()
         images, many = self.images(num_pairs), self._generate(self._diversity_pairs) if len(self._diversity_pairs) else None
@@ -83,8 +87,23 @@ class Measurer:
         _ = self.references, self.off_topic and self.off_topic.base_images  # made by all ranks
         if self.together.rank > 0:
             return {}
-        measured = {**self.summary(images, self.per_image(images)), **(self.leaked(controls)[1] if controls is not None else {})}
-        return {**measured, **({"diversity": diversity(many)} if many is not None else {}), "seconds": time.perf_counter() - start}
+        judged = self.per_image(images)
+        measured = {**self.summary(images, judged), **(self.leaked(controls)[1] if controls is not None else {})}
+        diverse = {"diversity": diversity(many)} if many is not None else {}
+        return {**measured, **diverse, **self._comparable(images, judged), "seconds": time.perf_counter() - start}
+
+    def _comparable(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
+        """What a measurement on all pairs needs to be compared with one during the run, and any one to tell a change from noise."""
+        settings = self.run.evaluate
+        count = min(settings.pairs_during, len(images))
+        first = {name: values[:count] for name, values in each.items()}
+        found: dict[str, Any] = {}
+        if settings.every > 0 and count < len(images):
+            found["during"] = self.summary(images[:count], first)
+        if self.run.stop is not None:
+            watched = [name for name in dict.fromkeys((judge_of(self.run), score_of(self.run))) if name in first]
+            found["each"] = {name: [round(value, PLACES) for value in first[name].tolist()] for name in watched}
+        return found
 
     def images(self, num_pairs: int) -> Images:
         """Images (n, 3, H, W) of the first pairs, under the present weights."""

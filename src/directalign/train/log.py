@@ -3,6 +3,8 @@
     {"event": "step", "step": 7, "loss", "reward", "losses", "metrics", "grad_norm", "network_calls", "learning_rate", "levels",
      "seconds", "phases"}
     {"event": "evaluate", "step": 10, ...what the Measurer says..., "seconds"}
+    {"event": "stop", "step": 30, "reason": "drift", "says", "kept": 20}      the run ended itself
+    {"event": "kept", "step": 20, ...what the Measurer says of all pairs...}   the weights that are left, where the recipe has `stop`
 
 A resumed run first forgets what lies after its checkpoint, so the file ends up as the undisturbed run's, timings aside.
 """
@@ -13,7 +15,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +43,9 @@ def read(out: Path) -> list[dict[str, Any]]:
 class RunLog:
     """Appends records; every line is flushed at once, so that a kill loses none."""
 
-    def __init__(self, out: Path, step: int) -> None:
-        """Continue after `step` updates: later records are dropped, and TensorBoard is written anew from the earlier ones."""
-        kept = [record for record in read(out) if record["step"] <= step]
+    def __init__(self, out: Path, step: int, forgotten: Collection[str] = ()) -> None:
+        """Continue after `step` updates: later records are dropped, and `forgotten` events; TensorBoard is written anew from the others."""
+        kept = [record for record in read(out) if record["step"] <= step and record["event"] not in forgotten]
         write_text(out / NAME, "".join(_line(record) for record in kept))
         self._stream = (out / NAME).open("a", encoding="utf-8")
         shutil.rmtree(out / "tensorboard", ignore_errors=True)
