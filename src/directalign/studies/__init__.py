@@ -23,6 +23,7 @@ STUDIES = {
     "defences": "Defences: a reward blind to the exploit, and rewards that must agree",
     "ddpm": "The comparison on the embedded Stable Diffusion",
     "listening": "A reward that listens: taught to respond to control words, before and after",
+    "stopping": "A run that stops itself before it ruins the model",
     "stability": "The aligned model over samplers, step counts, guidance, seeds and long chains",
 }
 """What `directalign study --help` says of each; the same words as the module's TITLE."""
@@ -105,6 +106,8 @@ def _imported(name: str) -> Study:
             from . import ddpm as study
         case "listening":
             from . import listening as study
+        case "stopping":
+            from . import stopping as study
         case _:
             from . import stability as study
     return study

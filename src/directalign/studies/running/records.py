@@ -22,6 +22,8 @@ from ...types import DirectAlignError
 Row = dict[str, Any]
 Number = int | float
 FACTS = ("commit", "machine", "versions")
+COMPARED = ("during", "each")
+"""What a run that may end itself records for its own decisions."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ def _flat(record: Mapping[str, Any]) -> Row:
     """The measured numbers alone, an interval as three."""
     flat: Row = {}
     for name, value in record.items():
+        if name in COMPARED:
+            continue
         if isinstance(value, Mapping):
             flat |= {name: value["value"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
         elif name not in ("event", "step", "seconds"):
