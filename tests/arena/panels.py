@@ -1,0 +1,45 @@
+"""Planted panels: annotators whose taste, and whose likeness to each other, are known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+
+from directalign.arena.records import AXES, LEVELS, Rating, Vote
+
+MODELS = ("base", "srpo", "refl")
+
+
+def planted_votes(
+    strengths: Mapping[str, float], items: int, annotators: int, seed: int, alike: float = 0.0, ties: float = 0.0, pairs: Sequence[tuple[str, str]] = ()
+) -> list[Vote]:
+    """Every annotator on every item and pair. With chance `alike` an annotator repeats the item's own answer, which keeps the win
+    rates as planted and makes votes on one item depend on each other; a share `ties` of answers is a tie instead."""
+    rng = np.random.default_rng(seed)
+    votes = []
+    for item in range(items):
+        for a, b in pairs or tuple(combinations(strengths, 2)):
+            chance = 1 / (1 + np.exp(strengths[b] - strengths[a]))
+            common = rng.random() < chance
+            for annotator in range(annotators):
+                won = common if rng.random() < alike else rng.random() < chance
+                left, right = (a, b) if rng.random() < 0.5 else (b, a)
+                winner = None if rng.random() < ties else a if won else b
+                votes.append(Vote(f"annotator {annotator}", item, left, right, winner))
+    return votes
+
+
+def planted_ratings(quality: Mapping[str, float], items: int, annotators: int, seed: int, noise: float = 0.6, at: float | None = None) -> list[Rating]:
+    """Levels from a model's quality, an item's own difficulty and an annotator's noise; with `at` an answer every ten seconds."""
+    rng = np.random.default_rng(seed)
+    ratings = []
+    for item in range(items):
+        ease = rng.normal()
+        for annotator in range(annotators):
+            for model, good in quality.items():
+                for axis in AXES:
+                    place = int(np.clip(np.round(1.5 - good - ease - noise * rng.normal()), 0, 3))
+                    ratings.append(Rating(f"annotator {annotator}", item, model, axis, LEVELS[place], None if at is None else at + 10 * item))
+    return ratings
