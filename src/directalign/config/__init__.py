@@ -10,6 +10,7 @@ from .preferring import Anchor, Preferring, Words
 from .rewards import Aesthetic, Clip, Hpsv3, ImageReward, Member, Mix, Mps, Pixels, Python, Remote, Reward, Siglip, SingleReward, Vlm
 from .run import Data, Evaluate, Rollout, Run, Train
 from .stopping import Stop
+from .tracking import Track, Trackio, Wandb
 
 __all__ = [
     "Aesthetic",
@@ -55,9 +56,12 @@ __all__ = [
     "Size",
     "Stop",
     "Strict",
+    "Track",
+    "Trackio",
     "Train",
     "UniformMoves",
     "Vlm",
+    "Wandb",
     "WindowMoves",
     "Words",
 ]

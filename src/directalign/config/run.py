@@ -16,6 +16,7 @@ from .methods import Method
 from .model import Model
 from .rewards import Reward, SingleReward
 from .stopping import Stop
+from .tracking import Track
 
 
 class Rollout(Strict):
@@ -135,6 +136,7 @@ class Run(Strict):
     train: Train
     evaluate: Evaluate = Field(default=Evaluate(), description="Measurement inside the run.")
     stop: Stop | None = Field(default=None, description="When the run ends itself; none goes on to num_steps and leaves the last weights.")
+    track: Track = Field(default=Track(), description="Who shows the records besides metrics.jsonl.")
 
     @model_validator(mode="after")
     def _stopping_needs_measurements(self) -> Run:
