@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .base import DtypeName, Pair, Positive, Sigma, Size, Strict
-from .methods import SRPO, AlignProp, DRaFT, DRTune, FlowBP, FlowGRPO, LeapAlign, Method, Noise, ReFL
+from .methods import SRPO, AlignProp, DRaFT, DRTune, FlowBP, FlowGRPO, LeapAlign, Method, Noise, ReFL, Trust
 from .model import FamilyName, Lora, Model
 from .moves import Branch, ConstantGainMoves, Moves, Ramp, UniformMoves, WindowMoves
 from .preferring import Anchor, Preferring, Words
@@ -59,6 +59,7 @@ __all__ = [
     "Track",
     "Trackio",
     "Train",
+    "Trust",
     "UniformMoves",
     "Vlm",
     "Wandb",

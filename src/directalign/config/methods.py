@@ -22,6 +22,12 @@ class Noise(Strict):
     )
 
 
+class Trust(Strict):
+    """A trust region: weight·mean((pred − the base model's pred)²) is added to every loss, at the same x_t and level."""
+
+    weight: float = Field(description="How hard the prediction is held where the base model has it; one more network call without gradient per loss.", gt=0)
+
+
 class SRPO(Preferring):
     """Direct-Align with an absolute, relative (SRPO) or anchored relative reward (arXiv 2509.06942)."""
 
@@ -37,6 +43,7 @@ class SRPO(Preferring):
     injections: Positive = Field(default=1, description="Noise injections per clean image (eq. 6): the rollout is paid once.")
     discount_shift: float | None = Field(default=None, description="Shift of the factor on the loss, shift(position in the window); none is no discount.", gt=0)
     noise: Noise = Field(default=Noise(), description="The known noise.")
+    trust: Trust | None = Field(default=None, description="Hold the prediction close to the base model's; none asks no base model.")
     embedded_guidance: float | None = Field(default=None, description="Guidance fed to the network in the training call.")
     cfg_scale: float = Field(default=1.0, description="Classifier-free guidance of the training call (two passes when not 1).", ge=0)
     truncate_timestep: Positive | None = Field(

@@ -4,7 +4,8 @@ The paper: optimise the whole trajectory by recovering x0 from any noise level w
 reward what one control phrase has over another, on a denoise and an inversion branch that land on the same
 level. Here: the same step for every path and prediction, with `form` choosing plain Direct-Align (absolute), SRPO
 (relative), or our own anchored reward, which holds the bare prompt's score where the base model had it and needs no
-inversion branch. Left out: nothing of the released trainer's step; its values are the presets.
+inversion branch; and, if asked for, a trust region: the base model is asked at the same x_t and the prediction held close
+to its. Left out: nothing of the released trainer's step; its values are the presets.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from torch import Tensor
 from ..config import SRPO as Settings
 from ..config import ConstantGainMoves, UniformMoves, WindowMoves
 from ..config import Rollout as RolloutSettings
-from ..core import moves, noising, preference, recovery
+from ..core import moves, noising, preference, recovery, trust
 from ..core.noising import FRESH_NOISE, MOVE
 from ..core.path import per_sample, truncated
+from ..families.reference import BaseModel
 from ..interfaces import Family, Reward
 from ..rewards.asking import preference_of
 from ..rollout import noise_of, sample, start
@@ -36,6 +38,7 @@ class SRPO:
         self.window = window_of(settings.moves, family)
         self.branches = {"both": ("denoise", "inversion")}.get(settings.branches, (settings.branches,))
         self.shared_noise = settings.noise.scope == "shared"
+        self.base = BaseModel(family.denoiser) if settings.trust is not None else None
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Make x0; then for each injection and branch: inject, predict, recover, reward, yield."""
@@ -51,7 +54,9 @@ class SRPO:
     def _branch(self, batch: Batch, cond: Conditioning, x0: Latents, noise: Latents, move: moves.Move, branch: str) -> Loss:
         family, settings = self.family, self.settings
         noised = noising.inject(family.path, x0, noise, move.sigma_from)
-        pred = family.predict(noised.x_t, self._shown(move.sigma_from, x0.device), cond)
+        shown = self._shown(move.sigma_from, x0.device)
+        base = self._base_prediction(noised.x_t, shown, cond)
+        pred = family.predict(noised.x_t, shown, cond)
         recovered = recovery.recover(family.path, family.prediction, noised, pred, move.sigma_to)
 
         ramps = settings.denoise if branch == "denoise" else settings.inversion
@@ -60,9 +65,21 @@ class SRPO:
         loss = preference.hinge(asked.reward, recovery.direction(recovered.gain), settings.margin)
         if settings.discount_shift is not None:
             loss = loss * preference.discount(move.position, settings.discount_shift).to(loss)
-        value = loss.mean() / settings.injections
         error = (per_sample(recovered.gain, noised.x0).to(noised.x0) * recovered.residual).square().mean((1, 2, 3)).sqrt()
-        return Loss(value, branch, asked.metrics, _levels(move, recovered.gain, asked.reward, error))
+        metrics, levels = asked.metrics, {"sigma": move.sigma_from, "gain": recovered.gain, "reward": asked.reward, "recovery_error": error}
+        if settings.trust is not None and base is not None:
+            away = trust.distance(pred, base)
+            loss = loss + settings.trust.weight * away.to(loss)
+            metrics, levels = {**metrics, "trust": float(away.detach().mean())}, {**levels, "trust": away}
+        return Loss(loss.mean() / settings.injections, branch, metrics, _lists(levels))
+
+    @torch.no_grad()
+    def _base_prediction(self, x_t: Latents, shown: PerSample, cond: Conditioning) -> Latents | None:
+        """What the base model says; before the call with gradient, because weights that change hands in place would spoil its graph."""
+        if self.base is None:
+            return None
+        with self.base.worn():
+            return self.family.predict(x_t, shown, cond)
 
     @torch.no_grad()
     def _clean_images(self, batch: Batch) -> tuple[Latents, Latents | None, Conditioning]:
@@ -94,6 +111,5 @@ def window_of(chosen: WindowMoves | UniformMoves | ConstantGainMoves, family: Fa
     return moves.ConstantGainWindow(chosen.sigma_high, chosen.sigma_low, chosen.gain, family.path, family.prediction)
 
 
-def _levels(move: moves.Move, gain: Tensor, reward: Tensor, error: Tensor) -> dict[str, list[float]]:
-    named = {"sigma": move.sigma_from, "gain": gain, "reward": reward, "recovery_error": error}
-    return {name: value.detach().double().cpu().tolist() for name, value in named.items()}
+def _lists(levels: Mapping[str, PerSample]) -> dict[str, list[float]]:
+    return {name: value.detach().double().cpu().tolist() for name, value in levels.items()}
