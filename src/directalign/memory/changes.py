@@ -16,6 +16,7 @@ from .. import config
 from ..types import DirectAlignError
 from .architecture import model_architecture
 from .geometry import geometry, image_size
+from .held import asks_base
 from .phases import Estimate, estimate
 from .place import Place
 
@@ -78,6 +79,7 @@ def candidates(run: config.Run, place: Place) -> Iterator[tuple[str, Changes]]:
     if run.model.tune == "full":
         narrow = {"model.dtype": "bfloat16", "model.trained_dtype": "bfloat16", "train.optimizer": "adamw8bit"}
         whole += [{"model.tune": "lora", "model.trained_dtype": "float32"}, {"train.optimizer": "adamw8bit"}, narrow]
+        whole.append({"method.trust": None} if asks_base(run.method) == "method.trust" else {})
         yield f"--ranks {2 * place.ranks}", {"ranks": 2 * place.ranks}
     for changes in whole:
         shown = {key: value for key, value in changes.items() if value != _value(run, key)}

@@ -136,9 +136,16 @@ def _trained(subject: Subject) -> Iterator[Held]:
     yield Held("moments", int(numbers * MOMENTS[run.train.optimizer]), f"of {run.train.optimizer}", later)
     if run.train.ema_decay is not None:
         yield Held("average of weights", numbers * width, dtype, later)
-    if full and isinstance(run.method, config.FlowGRPO) and run.method.kl_weight > 0:
-        yield Held("frozen copy of weights", numbers * width, "for method.kl_weight", later)
+    if full and (asking := asks_base(run.method)) is not None:
+        yield Held("frozen copy of weights", numbers * width, f"for {asking}", later)
     yield from _step(subject, numbers * width)
+
+
+def asks_base(method: config.Method) -> str | None:
+    """The setting for which a method asks the base model while it trains, None where it does not."""
+    if isinstance(method, config.FlowGRPO) and method.kl_weight > 0:
+        return "method.kl_weight"
+    return "method.trust" if isinstance(method, config.SRPO) and method.trust is not None else None
 
 
 def _step(subject: Subject, trained_bytes: int) -> Iterator[Held]:

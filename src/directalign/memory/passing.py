@@ -11,7 +11,7 @@ import torch
 from .. import config
 from .calls import Shape
 from .geometry import encoder_tokens, image_size, largest_size, prompt_tokens
-from .held import Subject, vae_width
+from .held import Subject, asks_base, vae_width
 from .judges import Judge
 from .judging import Judged, judging
 from .live import Piece
@@ -64,6 +64,8 @@ def says(subject: Subject) -> str:
     samples, size = samples_of(run), largest_size(run, subject.geometry)
     call = _call(subject, samples, size, True)
     kept = f"train: {kept_calls(run)} x {binary(call.kept)} kept by the denoiser"
+    if asks_base(run.method) is not None:
+        kept = f"train: {binary(_call(subject, samples, size, False).forward)} for the base model's call, given back; {kept.removeprefix('train: ')}"
     if isinstance(run.method, config.FlowGRPO):
         return kept
     judge = _judge(subject, samples, size, True)
@@ -79,8 +81,9 @@ def _train(subject: Subject, samples: int, size: tuple[int, int]) -> int:
     run, calls = subject.run, kept_calls(subject.run)
     call = _call(subject, samples, size, True)
     judge = Piece(0, 0, 0) if isinstance(run.method, config.FlowGRPO) else _judge(subject, samples, size, True)
-    before = (calls - 1) * call.kept
-    return max(before + call.forward, before + call.kept + max(judge.forward, judge.backward), before + call.backward)
+    base = Piece(0, 0, 0) if asks_base(run.method) is None else _call(subject, samples, size, False)  # of its call the answer alone stays
+    before = (calls - 1) * call.kept + base.kept
+    return max(base.forward, before + call.forward, before + call.kept + max(judge.forward, judge.backward), before + call.backward)
 
 
 def kept_calls(run: config.Run) -> int:
