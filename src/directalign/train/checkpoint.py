@@ -20,10 +20,10 @@ from . import sealed, snapshot, tensors
 from .distributed import Ranks
 from .snapshot import Parts
 
-KEPT = ("train.num_steps", "train.checkpoint_every", "train.keep_checkpoints", "train.sample_every", "evaluate.")
+KEPT = ("train.num_steps", "train.checkpoint_every", "train.keep_checkpoints", "train.sample_every", "evaluate.", "track.")
 SHARED_OUT = ("data.batch_size", "train.accumulation", "train.global_batch_size", "train.parallel")
 MAY_DIFFER = (*KEPT, *SHARED_OUT)
-"""What is kept and measured, and how one global batch is shared out."""
+"""What is kept, measured and shown, and how one global batch is shared out."""
 
 
 def path_of(folder: Path, step: int) -> Path:

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`, one JSON object a line, and TensorBoard as a mirror of it.
+"""`metrics.jsonl`, one JSON object a line, and whoever else is told what it says (`trackers`).
 
     {"event": "step", "step": 7, "loss", "reward", "losses", "metrics", "grad_norm", "network_calls", "learning_rate", "levels",
      "seconds", "phases"}
@@ -14,15 +14,14 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from ..types import Images
+from .samples import pixels_of
 from .sealed import write_text
+from .trackers import Tracker, tell_again, values_of
 
 NAME = "metrics.jsonl"
 TIMINGS = ("seconds", "phases")
@@ -43,55 +42,51 @@ def read(out: Path) -> list[dict[str, Any]]:
 class RunLog:
     """Appends records; every line is flushed at once, so that a kill loses none."""
 
-    def __init__(self, out: Path, step: int, forgotten: Collection[str] = ()) -> None:
-        """Continue after `step` updates: later records are dropped, and `forgotten` events; TensorBoard is written anew from the others."""
+    def __init__(self, out: Path, step: int, forgotten: Collection[str] = (), trackers: Sequence[Tracker] = ()) -> None:
+        """Continue after `step` updates: later records are dropped, and `forgotten` events; `trackers` that remember none are told the others again."""
         kept = [record for record in read(out) if record["step"] <= step and record["event"] not in forgotten]
         write_text(out / NAME, "".join(_line(record) for record in kept))
         self._stream = (out / NAME).open("a", encoding="utf-8")
-        shutil.rmtree(out / "tensorboard", ignore_errors=True)
-        self._board = SummaryWriter(str(out / "tensorboard"))
         self.records = kept
-        for record in kept:
-            self._mirror(record)
+        self._trackers, self._finished = trackers, False
+        for tracker in trackers:
+            tell_again(tracker, kept)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record, which has "event" and "step"; a number that is not finite is written as null."""
         self.records.append(record)
         self._stream.write(_line(record))
         self._stream.flush()
-        self._mirror(record)
+        values = values_of(_finite(record))
+        for tracker in self._trackers:
+            tracker.record(values, record["step"])
 
     def has(self, event: str, step: int) -> bool:
         """Whether such a record is there already."""
         return any(record["event"] == event and record["step"] == step for record in self.records)
 
-    def grid(self, step: int, picture: Images) -> None:
-        """Show a sample grid (1, 3, H, W) in TensorBoard."""
-        self._board.add_images("samples", picture, step)
+    def grid(self, step: int, picture: Images, again: bool = False) -> None:
+        """Show a sample grid (1, 3, H, W) in [0, 1]; `again`: one of an earlier process, which some remember."""
+        pixels = pixels_of(picture)
+        for tracker in self._trackers:
+            if not (again and tracker.remembers):
+                tracker.picture(pixels, step)
+
+    def summarise(self, found: Mapping[str, Any]) -> None:
+        """Show what summary.json says: the run is finished."""
+        self._finished = True
+        for tracker in self._trackers:
+            tracker.summary(found)
 
     def sync(self) -> None:
         """Put what was written on the disk, so that a checkpoint never outlives its records."""
         os.fsync(self._stream.fileno())
-        self._board.flush()
 
     def close(self) -> None:
-        """End both files."""
+        """End the file, and let the trackers send what is left."""
         self._stream.close()
-        self._board.close()
-
-    def _mirror(self, record: Mapping[str, Any]) -> None:
-        for name, value in _scalars(record, record["event"]):
-            self._board.add_scalar(name, value, record["step"])
-
-
-def _scalars(value: Any, name: str) -> Iterator[tuple[str, float]]:
-    """All numbers in a record under slash-joined names; lists (levels) are for the page, not for TensorBoard."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            if key not in ("event", "step"):
-                yield from _scalars(inner, f"{name}/{key}")
-    elif isinstance(value, (int, float)):
-        yield name, float(value)
+        for tracker in self._trackers:
+            tracker.close(self._finished)
 
 
 def _line(record: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -50,10 +51,14 @@ def describe(out: Path, prompts: Sequence[str]) -> None:
 def save(picture: Images, file: Path) -> None:
     """Write a grid as PNG, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    pixels = (picture[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
     partial = partial_of(file)
-    Image.fromarray(pixels).save(partial, format="PNG")
+    Image.fromarray(pixels_of(picture)).save(partial, format="PNG")
     partial.replace(file)
+
+
+def pixels_of(picture: Images) -> UInt8[np.ndarray, "H W 3"]:
+    """A grid as eight-bit levels."""
+    return (picture[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
 
 
 def load(file: Path) -> Images:

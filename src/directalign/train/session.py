@@ -24,6 +24,7 @@ from .progress import Display
 from .sealed import write_text
 from .snapshot import Parts
 from .step import Updater
+from .trackers_opening import open_trackers
 
 Say = Callable[[str], None]
 CONSOLE = Console()
@@ -56,7 +57,7 @@ def train_loaded(run: config.Run, out: Path, resume: bool, ranks: Ranks, loaded:
     done = _place_to_start(out, parts, ranks, say) if resume else 0
     updater = Updater(parts.method, list(parameters.values()), parts.optimizer, run.train.clip_norm, ranks, CallCounter(family.denoiser))
     shown = run.train.sample_prompts or feed.shown(samples.NUM_SAMPLES)
-    log = _open_log(run, out, done, shown) if ranks.is_main else None
+    log = _open_log(run, out, done, shown, say) if ranks.is_main else None
     with Display(run.train.num_steps, done, CONSOLE, silent=not ranks.is_main) as display:
         job = Job(run, out, ranks, parts, updater, feed, family, shown, loaded.measurer, log, display)
         try:
@@ -78,15 +79,15 @@ def _place_to_start(out: Path, parts: Parts, ranks: Ranks, say: Say) -> int:
     return done
 
 
-def _open_log(run: config.Run, out: Path, done: int, shown: Sequence[str]) -> RunLog:
+def _open_log(run: config.Run, out: Path, done: int, shown: Sequence[str], say: Say) -> RunLog:
     """Write run.yaml and open the records, without what a former process left beyond `done` updates (all of it when that is 0)."""
     write_text(out / "run.yaml", dump_run(run))
     samples.describe(out, shown)
-    log = RunLog(out, done if done else NOTHING)
+    log = RunLog(out, done if done else NOTHING, trackers=open_trackers(run, out, shown, say))
     for file in sorted((out / "samples").glob("step-*.png")):
         step = int(file.stem.removeprefix("step-"))
         if done and step <= done:
-            log.grid(step, samples.load(file))
+            log.grid(step, samples.load(file), again=True)
         else:
             file.unlink()
     return log
@@ -100,6 +101,8 @@ def _leave_results(job: Job) -> None:
     count = sum(p.numel() for p in job.parts.parameters.values())
     found = summary.summarise(job.run, read(job.out), job.ranks.size, count)
     write_text(job.out / "summary.json", json.dumps(found, indent=2) + "\n")
+    if job.log is not None:
+        job.log.summarise(found)
 
 
 def speaker(ranks: Ranks) -> Say:
