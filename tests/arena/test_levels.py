@@ -55,7 +55,7 @@ def test_models_without_ratings_are_left_out() -> None:
 
 
 def test_a_rating_of_something_else_is_refused() -> None:
-    with pytest.raises(Exception, match="axis|level"):
+    with pytest.raises(Exception, match="axis"):
         Rating("ann", 0, "base", "beauty", "good")  # type: ignore[arg-type]
 
 

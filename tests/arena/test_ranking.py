@@ -125,9 +125,9 @@ def test_groups_are_named_in_the_order_of_who_beats_whom() -> None:
 
 def test_models_without_votes_are_refused_by_name() -> None:
     votes = [Vote("ann", 0, "base", "srpo", "srpo")]
-    with pytest.raises(ArenaError, match="refl; leave out"):
+    with pytest.raises(ArenaError, match="no vote on refl"):
         bradley_terry(votes, MODELS)
-    with pytest.raises(ArenaError, match="only one given|base"):
+    with pytest.raises(ArenaError, match="two or more models: got base"):
         bradley_terry(votes, ["base"])
 
 

@@ -80,7 +80,7 @@ def against_others(panel: Reliability, name: str) -> float | None:
     values = np.unique(answers[np.isfinite(answers)])
     margins = coincidences(answers).sum((0, 2))
     far = distances("ordinal", values, margins)
-    pairs = margins.sum() * (margins.sum() - 1)
+    pairs = float(margins.sum() * (margins.sum() - 1))
     expected = float(margins @ far @ margins) / pairs if pairs > 0 else 0.0
     others = np.delete(answers, column, axis=1)
     shared = np.isfinite(answers[:, column, None]) & np.isfinite(others)

@@ -72,8 +72,10 @@ def bradley_terry(votes: Iterable[Vote], models: Sequence[str]) -> Ranking:
     table = tallies(votes, models)
     wins = table.sum(0)
     unseen = [model for model, seen in zip(models, (wins + wins.T).sum(1), strict=True) if seen == 0]
-    if len(models) < 2 or unseen:
-        raise ArenaError(f"strengths need two or more models with votes on each: {', '.join(unseen) or 'only one given'}; leave out what was not voted on")
+    if len(models) < 2:
+        raise ArenaError(f"strengths compare two or more models: got {', '.join(models) or 'none'}")
+    if unseen:
+        raise ArenaError(f"no vote on {', '.join(unseen)}: leave out models that were never compared")
     groups = strong_groups(wins, models)
     prior = PRIOR_TIES if len(groups) > 1 else 0.0
     strengths = fit(wins + prior / 2 * (1 - np.eye(len(models))))
