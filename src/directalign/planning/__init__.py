@@ -41,7 +41,7 @@ def survey(run: config.Run, out: Path, place: Place, online: bool = False) -> Pl
     check_reward(run)
     check_method(run)
     check_steps(run)
-    shown, unshown = check_track(run, place.is_here)
+    shown, unmet = check_track(run, place.is_here)
     fetch(run, online)
     model = model_architecture(run.model)
     check_checkpoint(run.model, model)
@@ -55,7 +55,7 @@ def survey(run: config.Run, out: Path, place: Place, online: bool = False) -> Pl
     disk, small = _disk(run, out, memory)
     state = f", {model.state}" if model.state else ""
     findings = [("model", f"{run.model.path}{state}, {run.model.tune}, {height}x{width}"), *data, *shown, ("output", f"{out}, {disk}")]
-    return Plan(tuple(findings), (*unread(run.method), *trained_on_too(run), *unshown, *lacking, *warnings, *memory.doubts, *small), memory)
+    return Plan(tuple(findings), (*unread(run.method), *trained_on_too(run), *unmet, *lacking, *warnings, *memory.doubts, *small), memory)
 
 
 def _disk(run: config.Run, out: Path, memory: Estimate) -> tuple[str, list[str]]:
