@@ -1,0 +1,168 @@
+// What both modes share: the line of tasks, progress, the state of saving, the large picture, help.
+import { Outbox } from "/static/outbox.js";
+
+export const $ = (id) => document.getElementById(id);
+const SMALL = 200; // pixels of an image below which it is shown with hard edges, as it is
+const LARGEST = 6; // times its size, for such a small one
+
+const SAYS = {
+  network: (waiting) => `Not sent yet: ${waiting} kept here, trying again`,
+  session: (waiting) => `${waiting} kept here: open your own link again`,
+  refused: () => "An answer was refused: load the page again",
+};
+
+export class Asking {
+  // kind: "vote" or "rating"; render(task): shows a task whose images are there.
+  constructor(kind, render) {
+    Object.assign(this, { kind, render, line: [], past: [], shown: null, images: new Map(), openUntil: 0, ready: false });
+    for (const id of ["back", "end-back"]) $(id).addEventListener("click", (event) => event.detail < 2 && this.back());
+    this.connectDialogs();
+    this.start();
+  }
+
+  async start() {
+    for (let pause = 500; ; pause = Math.min(4000, 2 * pause)) {
+      try {
+        const response = await fetch("/api/state", { signal: AbortSignal.timeout(10000) });
+        if (response.ok) return this.open(await response.json());
+        if (response.status < 500) return this.saved(0, "session");
+      } catch { this.saved(0, "network"); }
+      await new Promise((resolve) => setTimeout(resolve, pause));
+    }
+  }
+
+  open(state) {
+    $("me").textContent = state.name;
+    $("link").value = `${location.origin}/me/${state.link}`;
+    this.name = state.link.split(".")[0];
+    this.outbox = new Outbox(`/api/${this.kind}`, `${this.name}:${state.link.slice(-8)}`, (next) => this.take(next), (...args) => this.saved(...args));
+    this.done = state.done;
+    this.saved(this.outbox.waiting().length, "");
+    if (!this.outbox.waiting().length) this.take(state); // else the last acknowledgement brings the state
+  }
+
+  take(state) {
+    const known = new Set([this.shown, ...this.line, ...this.past, ...this.outbox.waiting()].map((task) => task?.task));
+    this.line.push(...state.next.filter((task) => !known.has(task.task)));
+    this.total = state.total;
+    if (!this.outbox.waiting().length) {
+      this.done = state.done;
+      if (!this.past.length && state.last && state.last.task !== this.shown?.task) this.past = [state.last];
+    }
+    for (const task of this.line) this.preload(task);
+    if (!this.shown) this.forward();
+    this.progress();
+  }
+
+  preload(task) {
+    for (const token of task.images) {
+      if (this.images.has(token)) continue;
+      const image = new Image();
+      image.src = `/image/${token}`;
+      this.images.set(token, image);
+    }
+  }
+
+  forward() {
+    if (this.shown) this.past.push(this.shown);
+    this.show(this.line.shift() ?? null);
+  }
+
+  back() {
+    const task = this.past.pop();
+    if (!task) return null;
+    if (this.shown) this.line.unshift(this.shown);
+    this.show(task);
+    return task;
+  }
+
+  async show(task) {
+    this.shown = task;
+    this.ready = false;
+    $("ask").dataset.state = "loading";
+    $("ask").setAttribute("aria-busy", "true");
+    $("end").hidden = true;
+    $("ask").hidden = false;
+    if (!task) return this.progress();
+    this.preload(task);
+    await this.loaded(task);
+    if (this.shown !== task) return;
+    this.render(task);
+    $("prompt").textContent = task.prompt;
+    $("ask").dataset.state = "ready";
+    $("ask").dataset.task = task.task;
+    $("ask").classList.toggle("pixels", Math.max(task.width, task.height) < SMALL);
+    $("ask").style.setProperty("--ratio", task.width / task.height);
+    $("ask").style.setProperty("--most", `${Math.max(task.width, task.height) < SMALL ? LARGEST * task.width : 860}px`);
+    $("ask").setAttribute("aria-busy", "false");
+    this.ready = true;
+    this.openUntil = performance.now() + 150; // a hand that was faster than the picture
+    this.progress();
+  }
+
+  async loaded(task) {
+    for (const token of task.images) {
+      for (let pause = 500; ; pause = Math.min(4000, 2 * pause)) {
+        try { await this.images.get(token).decode(); break; } catch {
+          this.saved(this.outbox.waiting().length, "network");
+          await new Promise((resolve) => setTimeout(resolve, pause));
+          this.images.delete(token);
+          this.preload(task);
+        }
+      }
+    }
+    this.outbox.show();
+  }
+
+  takesInput() {
+    return this.ready && performance.now() > this.openUntil && !$("zoom").open && !$("help").open;
+  }
+
+  progress() {
+    const ended = !this.shown && !this.line.length && this.total !== undefined && this.done >= this.total && !this.outbox.waiting().length;
+    $("ask").hidden = ended;
+    $("back").disabled = !this.past.length;
+    if (ended && $("end").hidden) { $("end").hidden = false; $("end-title").focus(); }
+    $("done").textContent = this.done;
+    $("total").textContent = this.total ?? "";
+    const track = $("track");
+    track.setAttribute("aria-valuenow", this.done);
+    track.setAttribute("aria-valuemax", this.total ?? 0);
+    track.firstElementChild.style.width = `${(100 * this.done) / (this.total || 1)}%`;
+  }
+
+  saved(waiting, problem) {
+    const text = problem ? SAYS[problem](waiting === 1 ? "1 answer" : `${waiting} answers`) : waiting ? "Saving" : "All saved";
+    $("saved").dataset.state = problem ? "problem" : waiting ? "busy" : "ok";
+    if ($("saved-text").textContent !== text) $("saved-text").textContent = text;
+  }
+
+  zoom(index) {
+    if (!this.ready) return;
+    const count = this.shown.images.length;
+    this.zoomed = (index + count) % count;
+    $("zoom-image").src = `/image/${this.shown.images[this.zoomed]}`;
+    $("zoom-image").classList.toggle("pixels", $("ask").classList.contains("pixels"));
+    $("zoom").style.setProperty("--ratio", this.shown.width / this.shown.height);
+    $("zoom-image").alt = $("zoom-text").textContent = count === 2 ? ["Left picture", "Right picture"][this.zoomed] : `Picture ${this.zoomed + 1} of ${count}`;
+    if (!$("zoom").open) $("zoom").showModal();
+  }
+
+  connectDialogs() {
+    $("zoom-close").addEventListener("click", () => $("zoom").close());
+    $("zoom-other").addEventListener("click", () => this.zoom(this.zoomed + 1));
+    $("zoom").addEventListener("click", (event) => { if ([$("zoom"), $("zoom-image")].includes(event.target)) $("zoom").close(); });
+    $("zoom").addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (step) { event.preventDefault(); this.zoom(this.zoomed + step); }
+    });
+    $("help-button").addEventListener("click", () => $("help").showModal());
+    $("help-close").addEventListener("click", () => $("help").close());
+    $("copy").addEventListener("click", async () => {
+      $("link").select();
+      try { await navigator.clipboard.writeText($("link").value); } catch { document.execCommand("copy"); } // no clipboard over plain http
+      $("copy").textContent = "Copied";
+    });
+    addEventListener("keydown", (event) => { if (event.key === "?" && !$("help").open && !$("zoom").open) $("help").showModal(); });
+  }
+}
