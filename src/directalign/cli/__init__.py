@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import check, directions, evaluate, export, listen, report, sample, schema, study, tokens, train, words, world
+from . import arena, check, directions, evaluate, export, listen, report, sample, schema, study, tokens, train, words, world
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.command()(train.train)
@@ -24,6 +24,7 @@ app.command()(listen.listen)
 app.command()(words.words)
 app.command()(tokens.tokens)
 app.command()(schema.schema)
+app.add_typer(arena.app, name="arena")
 app.add_typer(study.app, name="study")
 app.add_typer(world.app, name="world")
 
