@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import subprocess
@@ -20,15 +19,6 @@ from directalign.types import NonFiniteError
 ROOT = Path(__file__).parents[2]
 
 
-def measured(folder: Path) -> Path:
-    """What an evaluation leaves, in short."""
-    change = {"value": 0.125, "low": -0.01, "high": 0.26, "n": 8}
-    base, tuned = {"content": {"value": 0.5, "low": 0.2, "high": 0.8, "n": 8}, "color_drift": 0.0}, {"content": {"value": 0.625}, "color_drift": 0.01}
-    folder.mkdir()
-    (folder / "evaluation.json").write_text(json.dumps({"base": base, "tuned": tuned, "difference": {"content": change}, "wins": {"content": {"value": 0.75}}}))
-    return folder
-
-
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ...]]:
     """Replace everything that does real work by a note of how it was called."""
@@ -39,7 +29,9 @@ def heard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ..
 
     monkeypatch.setattr("directalign.train.run", note("train", Path("page")))
     monkeypatch.setattr("directalign.evaluate.sampling.sample_images", note("sample", [Path("0000-seed0.png")]))
-    monkeypatch.setattr("directalign.evaluate.compare.evaluate_run", note("evaluate", measured(tmp_path / "results")))
+    monkeypatch.setattr("directalign.evaluate.compare.evaluate_run", note("evaluate", Path("run/evaluation")))
+    monkeypatch.setattr("directalign.evaluate.compare.compare", note("compare", Path("out")))
+    monkeypatch.setattr("directalign.cli.comparing.show", lambda out: None)
     monkeypatch.setattr("directalign.report.write_page", note("report", Path("page.html")))
     monkeypatch.setattr("directalign.world.assets.export", note("export", [Path("w/flux")]))
     monkeypatch.setattr("directalign.world.build.build_world", note("build", None))
@@ -70,17 +62,34 @@ def test_sample_needs_prompts(command, heard: list[tuple[Any, ...]]) -> None:
     assert result.exit_code == 1 and "give --prompt" in result.stderr and heard == []
 
 
-def test_evaluate_shows_what_changed_and_where_the_rest_is(command, tmp_path: Path, heard: list[tuple[Any, ...]]) -> None:
-    *table, last = command("evaluate", "run").stdout.splitlines()
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table if "│" in line]
-    assert rows == [["content", "0.5000", "0.6250", "+0.1250 (-0.0100 to +0.2600)", "75%"], ["color drift", "0.0000", "0.0100", "", ""]]
-    assert last == str(tmp_path / "results")
+def test_evaluate_asks_for_the_run_and_its_base(command, heard: list[tuple[Any, ...]]) -> None:
+    command("evaluate", "run", "--num-pairs", "8", "--sampling-steps", "4", "--judge", "none")
+    (_, request, _), = heard  # fmt: skip
+    assert (request.sources, request.out, request.base, request.num_pairs) == (("run",), Path("run/evaluation"), True, 8)
+    assert (request.rollout, request.judge, request.rewards) == ({"num_sampling_steps": 4}, "none", ())
+    assert {"commit", "machine", "versions"} == set(request.where)
+
+
+def test_compare_hands_on_every_word(command, heard: list[tuple[Any, ...]]) -> None:
+    sizes = ["--height", "64", "--width", "32", "--cfg-scale", "2", "--embedded-guidance", "1"]
+    sets = ["--prompts", "world", "--seeds-per-prompt", "3", "--off-topic", "o.txt", "--batch-size", "5"]
+    words = ["--reward", "a=x", "--reward", "b=y", "--positive", "Photo", "--negative", "CG"]
+    assert command("compare", "A=runs/a", "runs/b", "--out", "o", "--base", *sizes, *sets, *words).exit_code == 0
+    (_, request, _), = heard  # fmt: skip
+    assert (request.sources, request.out, request.base) == (("A=runs/a", "runs/b"), Path("o"), True)
+    assert request.rollout == {"height": 64, "width": 32, "cfg_scale": 2.0, "embedded_guidance": 1.0}
+    assert (request.prompts, request.seeds_per_prompt, request.off_topic, request.batch_size) == ("world", 3, "o.txt", 5)
+    assert (request.rewards, request.positive, request.negative) == (("a=x", "b=y"), ("Photo",), ("CG",))
+
+
+def test_a_judge_that_there_is_not_is_refused(command, heard: list[tuple[Any, ...]]) -> None:
+    result = command("evaluate", "run", "--judge", "human")
+    assert result.exit_code == 1 and "--judge human: no such judge; world or none" in result.stderr and heard == []
 
 
 @pytest.mark.parametrize(
     ("words", "call"),
     [
-        (["evaluate", "run", "--num-pairs", "8"], ("evaluate", Path("run"), 8, None)),
         (["report", "runs"], ("report", Path("runs"))),
         (["world", "export", "w"], ("export", Path("w"))),
         (["world", "build", "w", "--only", "flux", "--device", "cuda"], ("build", Path("w"), ["flux"], "cuda")),

@@ -10,7 +10,7 @@ import torch
 from tiny_runs import recipe, trained
 
 from directalign.config import Run
-from directalign.evaluate.diversity import SEEDS_PER_PROMPT, diversity, diversity_pairs
+from directalign.evaluate.diversity import SEEDS_PER_PROMPT, cosine_distance, diversity, diversity_pairs, rmse, to_siblings
 from directalign.evaluate.measure import Measurer
 from directalign.evaluate.pairs import fixed_pairs
 from directalign.types import DirectAlignError, Images, PerSample
@@ -51,6 +51,20 @@ def test_the_pairs_share_seeds_between_prompts_and_with_nothing_else():
 def test_more_prompts_than_there_are_is_an_error():
     with pytest.raises(DirectAlignError, match=r"evaluate\.diversity_prompts is 3, and the run is measured on 2 prompts: ask for 2 at most"):
         diversity_pairs(["a", "b"], 3)
+
+
+def test_distance_to_siblings_has_the_mean_of_all_pairs_and_none_for_an_only_child():
+    images = torch.rand(9, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    prompts = ["a", "b", "a", "b", "only", "a", "b", "a", "b"]
+    found = to_siblings(images, prompts, rmse)
+    assert found[4].isnan() and found[[0, 2, 5, 7]].mean().item() == pytest.approx(diversity(images[[0, 2, 5, 7]]), rel=1e-9)
+    assert found[torch.arange(9) != 4].mean().item() == pytest.approx(diversity(images[[0, 2, 5, 7, 1, 3, 6, 8]]), rel=1e-9)
+
+
+def test_distances_in_closed_form():
+    assert rmse(torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.5)).tolist() == [0.5, 0.5]
+    there = torch.tensor([[2.0, 0.0], [0.0, 1.0], [-3.0, 0.0]])
+    assert cosine_distance(torch.tensor([[1.0, 0.0]] * 3), there).tolist() == pytest.approx([0, 1, 2], abs=1e-9)
 
 
 def with_diversity(run: Run, num_prompts: int, batch_size: int) -> Run:

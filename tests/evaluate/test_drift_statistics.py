@@ -60,5 +60,29 @@ def test_dark_share_counts_pixels():
     assert drift.dark_share(half).item() == 0.5
 
 
+def test_entropy_counts_levels_in_bits():
+    flat, levels = torch.full((1, 3, 16, 16), 0.3), torch.arange(256).reshape(1, 1, 16, 16).expand(1, 3, 16, 16) / 255
+    halves = torch.cat([torch.zeros(1, 3, 16, 8), torch.ones(1, 3, 16, 8)], dim=3)
+    quarter = torch.where(torch.arange(16)[:, None] * 16 + torch.arange(16) < 64, 1.0, 0.0).expand(1, 3, 16, 16)
+    found = drift.entropy(torch.cat([flat, levels, halves, quarter]))
+    assert found.numpy() == pytest.approx([0.0, 8.0, 1.0, 0.25 * 2 + 0.75 * 0.415037], abs=1e-5)
+
+
+def test_edges_are_where_luminance_jumps():
+    flat, checker = torch.full((1, 3, 8, 8), 0.3), (torch.arange(8)[:, None] + torch.arange(8)).remainder(2).float().expand(1, 3, 8, 8)
+    halves = torch.cat([torch.zeros(1, 3, 8, 4), torch.ones(1, 3, 8, 4)], dim=3)
+    gentle = torch.linspace(0, 0.7, 8).expand(1, 3, 8, 8)
+    assert drift.edge_density(torch.cat([flat, checker, halves, gentle - 0.001 * gentle])).numpy() == pytest.approx([0, 1, 1 / 7, 0], abs=1e-6)
+    assert drift.edge_density(0.09 * checker).item() == 0, "below the threshold of 0.1"
+
+
+def test_casts_are_parts_of_one_vector():
+    red, grey = torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.4)
+    red[:, 0] = 1
+    found = drift.casts(torch.cat([red, grey]))
+    assert found["red_cast"].numpy() == pytest.approx([2 / 3, 0], abs=1e-6) and found["color_cast"].numpy() == pytest.approx([(2 / 3) ** 0.5, 0], abs=1e-6)
+    assert (found["red_cast"] + found["green_cast"] + found["blue_cast"]).abs().max() < 1e-6
+
+
 def test_statistics_are_per_image():
     assert {name: tuple(value.shape) for name, value in drift.statistics(IMAGES).items()} == dict.fromkeys(drift.STATISTICS, (6,))

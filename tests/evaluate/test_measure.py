@@ -1,17 +1,15 @@
-"""What a measurement says: rates with intervals, drift against its reference, and a comparison on equal pairs."""
+"""What a measurement says: rates with intervals, drift against its reference."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import recipe, trained, write_run_folder
+from tiny_runs import recipe, trained
 
 from directalign.evaluate import drift
-from directalign.evaluate.compare import compared, evaluate_run
 from directalign.evaluate.measure import Measurer, photographs
 from directalign.evaluate.pairs import Pairs
 from directalign.families.loading import load_family
@@ -70,23 +68,3 @@ def test_photographs_depend_on_the_pair_alone():
     pairs = Pairs(("a red star on a navy background", "a pink ring on an olive background"), (1, 2))
     both = photographs(pairs)
     assert torch.equal(photographs(pairs.first(1)), both[:1])
-
-
-def test_compared_pairs_sides_up():
-    sides = {"photo_rate": torch.tensor([0.0, 0.0, 1.0, 1.0]), "reward": torch.tensor([0.1, 0.2, 0.3, 0.4])}
-    other = {"photo_rate": torch.ones(4), "reward": sides["reward"] + 0.5}
-    found = compared(sides, other)
-    assert found["difference"]["photo_rate"]["value"] == 0.5
-    assert found["difference"]["reward"]["low"] == pytest.approx(0.5) and found["wins"]["reward"]["value"] == 1.0
-    assert found["wins"]["photo_rate"]["value"] == 0.75
-
-
-def test_evaluate_run_writes_a_line_per_pair(pipelines: dict[str, Path], prompts: Path, tmp_path: Path):
-    folder = write_run_folder(tmp_path / "run", recipe("flux", pipelines["flux"], prompts))
-    out = evaluate_run(folder, num_pairs=4, out=tmp_path / "out")
-    rows = [json.loads(line) for line in (out / "evaluation.jsonl").read_text().splitlines()]
-    summary = json.loads((out / "evaluation.json").read_text())
-    assert len(rows) == 4 and rows[0]["base"].keys() == rows[0]["tuned"].keys()
-    gained = sum(row["tuned"]["reward"] - row["base"]["reward"] for row in rows) / 4
-    assert summary["difference"]["reward"]["value"] == pytest.approx(gained, abs=1e-6)
-    assert summary["base"]["color_drift"] < 1e-6 < summary["tuned"]["color_drift"]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import recipe, trained, write_run_folder
+from tiny_runs import recipe, trained
 
 from directalign import config
 from directalign.evaluate import drift
-from directalign.evaluate.compare import evaluate_run
 from directalign.evaluate.measure import Measurer
 from directalign.evaluate.off_topic import OffTopic, off_topic_pairs, off_topic_prompts, styles_named
 from directalign.evaluate.pairs import FIRST_SEED, Pairs
@@ -102,15 +100,6 @@ def test_as_many_pairs_as_are_measured_during_the_run(pipelines: dict[str, Path]
     watched = OffTopic(run, lambda pairs: asked.append(pairs) or torch.rand(len(pairs), 3, 8, 8), lambda pairs: torch.rand(len(pairs), 3, 8, 8))
     watched.images()
     assert len(asked[0]) == run.evaluate.pairs_during == 3 and set(asked[0].prompts) == {"a map of a city", "a bowl of soup"}
-
-
-def test_evaluating_a_run_tells_the_leak_with_its_interval(pipelines: dict[str, Path], prompts: Path, others: Path, tmp_path: Path) -> None:
-    folder = write_run_folder(tmp_path / "run", off(recipe("flux", pipelines["flux"], prompts), str(others)))
-    summary = json.loads((evaluate_run(folder, num_pairs=4, out=tmp_path / "out") / "evaluation.json").read_text())
-    change = summary["tuned"]["off_topic_reward"] - summary["base"]["off_topic_reward"]
-    assert summary["difference"]["off_topic_reward"]["value"] == pytest.approx(change, abs=1e-6)
-    assert summary["difference"]["off_topic_reward"]["n"] == 3 and summary["base"]["off_topic_color_drift"] < 1e-6 < summary["tuned"]["off_topic_color_drift"]
-    assert not any(name.startswith("off_topic") for name in json.loads((tmp_path / "out" / "evaluation.jsonl").read_text().splitlines()[0])["tuned"])
 
 
 def test_prompts_that_are_trained_on_are_refused_before_the_run(pipelines: dict[str, Path], prompts: Path, others: Path, tmp_path: Path) -> None:

@@ -10,15 +10,17 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import arena, check, directions, evaluate, export, listen, report, sample, schema, study, tokens, train, words, world
+from . import arena, average, check, compare, directions, evaluate, export, listen, report, sample, schema, study, tokens, train, words, world
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.command()(train.train)
 app.command()(check.check)
 app.command()(sample.sample)
 app.command()(evaluate.evaluate)
+app.command()(compare.compare)
 app.command()(report.report)
 app.command()(export.export)
+app.command()(average.average)
 app.command()(directions.directions)
 app.command()(listen.listen)
 app.command()(words.words)

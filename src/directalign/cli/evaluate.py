@@ -1,47 +1,57 @@
-"""`directalign evaluate`: a finished run measured against its base, as a table; the last line names the folder with the numbers of every pair."""
+"""`directalign evaluate`: a finished run measured against the model that it began with; the last line names the folder with everything."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
+from . import comparing as options
 from .errors import one_line_errors
 from .options import Debug, RunFolder
 
 
 def evaluate(
     folder: RunFolder,
-    num_pairs: Annotated[int | None, typer.Option(min=1, help="Prompt-seed pairs; the recipe's number if not given.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="OUT", help="Folder for the results; the run's own if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="OUT", help="Folder for the results; evaluation in the run's own if not given.")] = None,
+    prompts: options.Prompts = None,
+    num_pairs: options.NumPairs = None,
+    seeds_per_prompt: options.SeedsPerPrompt = None,
+    reward: options.Reward = [],  # noqa: B006 (typer copies it)
+    positive: options.PositiveWords = [],  # noqa: B006
+    negative: options.NegativeWords = [],  # noqa: B006
+    judge: options.JudgeName = None,
+    off_topic: options.OffTopic = None,
+    sampling_steps: options.SamplingSteps = None,
+    cfg_scale: options.CfgScale = None,
+    embedded_guidance: options.Guidance = None,
+    height: options.Height = None,
+    width: options.Width = None,
+    batch_size: options.BatchSize = None,
     debug: Debug = False,
 ) -> None:
-    """Measure a finished run against its base on fixed prompts and seeds."""
-    with one_line_errors(debug):
-        from rich.console import Console
+    """Measure a finished run against its base on fixed prompts and seeds: directalign compare of the two."""
+    with one_line_errors(debug, "; the same command goes on where it stopped"):
+        from ..evaluate.compare import Request, evaluate_run
 
-        from ..evaluate.compare import SUMMARY, evaluate_run
-
-        done = evaluate_run(folder, num_pairs, out)
-        Console().print(_table(json.loads((done / SUMMARY).read_text(encoding="utf-8"))), highlight=False)
-        typer.echo(done)
-
-
-def _table(found: Mapping[str, Any]) -> Table:
-    """Base and tuned, the mean change over pairs with its 95 % interval where there is one for each pair, and the share of pairs won."""
-    table = Table("", "base", "tuned", "change (95 % interval)", "wins")
-    for name, tuned in found["tuned"].items():
-        change = found["difference"].get(name)
-        told = "" if change is None else f"{change['value']:+.4f} ({change['low']:+.4f} to {change['high']:+.4f})"
-        won = found["wins"].get(name)
-        table.add_row(name.replace("_", " "), _number(found["base"].get(name)), _number(tuned), told, "" if won is None else f"{won['value']:.0%}")
-    return table
-
-
-def _number(value: Any) -> str:
-    value = value.get("value") if isinstance(value, Mapping) else value
-    return "" if value is None else f"{value:.4f}"
+        judge_: Any = options.checked_judge(judge)
+        request = Request(
+            (str(folder),),
+            out or folder / "evaluation",
+            base=True,
+            prompts=prompts,
+            num_pairs=num_pairs,
+            seeds_per_prompt=seeds_per_prompt,
+            rollout=options.rollout_of(sampling_steps, cfg_scale, embedded_guidance, height, width),
+            rewards=tuple(reward),
+            positive=tuple(positive),
+            negative=tuple(negative),
+            judge=judge_,
+            off_topic=off_topic,
+            batch_size=batch_size,
+            command=options.command_line(sys.argv[1:]),
+            where=options.where(),
+        )
+        options.show(evaluate_run(request, lambda words: typer.echo(words, err=True)))

@@ -1,62 +1,90 @@
-"""`directalign evaluate`: base and tuned on the same prompt-seed pairs, with paired differences and their intervals."""
+"""`directalign compare` and `directalign evaluate`: any number of models on the same prompts and seeds, in one folder that can be gone on with.
+
+    models, prompts, rewards  ->  images of every model  ->  looks at them  ->  a line per image  ->  intervals, differences, wins  ->  page
+
+Everything that can be refused is refused before the first model is loaded. Then models are loaded one after the other, and after them
+rewards, so that memory holds one of either. See docs/evaluation.md for the folder and the numbers.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .. import config
-from ..config_loading import load_run
 from ..interfaces import Judge
-from ..rewards import load_reward
-from ..types import DirectAlignError, PerSample
+from ..report import write_page
+from ..rewards import check_reward
+from ..types import DirectAlignError
 from ..world.judges import load_judge
-from . import held_out, off_topic
-from .held_out import load_held_out
-from .intervals import paired_difference, win_rate
-from .measure import MEANS, RATES, Measurer
-from .sampling import trained_family
+from ..world.scenes import all_captions
+from .comparison import asked, claim, described, differing
+from .drawing import draw_all
+from .image_sets import items_of_images
+from .items import SEEDS_PER_PROMPT, Item, items_of, off_topic_items, unreadable
+from .ledger import Say, write_whole
+from .looking import look_at_all
+from .looks import planned_looks
+from .names import About
+from .pairs import measured_prompts
+from .prompt_sets import PromptRow, read_prompt_set
+from .results import summarise
+from .seen_rewards import SeenReward, rewards_of, words_of
+from .subjects import BASE, Subject, open_subjects
 
-RECORD = "evaluation.jsonl"
-SUMMARY = "evaluation.json"
+SUMMARY = "summary.json"
+LOOKED_AT_ONCE = 16
+MOST_OFF_TOPIC = 64
+TUNED = "tuned"
 
 
-def evaluate_run(run_folder: Path, num_pairs: int | None = None, out: Path | None = None) -> Path:
-    """Measure a finished run against its base; returns the folder written to (`out`, or the run's own).
+@dataclass(frozen=True)
+class Request:
+    """What is asked for; None leaves it to the runs' recipes.
 
-    Writes `evaluation.jsonl`, one line per pair {"prompt", "seed", "base": {...}, "tuned": {...}}, and `evaluation.json`
-    {"base", "tuned": as `Measurer.measure`, "difference": {name: interval of tuned − base}, "wins": {name: share of pairs won}}.
-    Off-topic prompts are pairs of their own: their numbers stand in the second file alone.
+    `sources`: SOURCE or LABEL=SOURCE. `base`: add the model that the runs began with. `rollout`: settings of `config.Rollout` for all models.
+    `rewards`: further ones, LABEL=RECIPE. `batch_size`: images made, or looked at, at once. `command` and `where` (commit, machine,
+    versions) go into the records.
     """
-    if not (run_folder / "run.yaml").is_file():
-        raise DirectAlignError(f"{run_folder}: holds no run (no run.yaml); give the folder that directalign train wrote")
-    run = load_run(run_folder / "run.yaml")
-    run = run if num_pairs is None else run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"num_pairs": num_pairs})})
-    measurer = _measurer(run, run_folder)
-    count = len(measurer.pairs)
-    base, tuned = measurer.base_images(measurer.pairs), measurer.images(count)
-    each = {"base": measurer.per_image(base), "tuned": measurer.per_image(tuned)}
-    summaries = {"base": measurer.summary(base, each["base"]), "tuned": measurer.summary(tuned, each["tuned"])}
-    found = compared(each["base"], each["tuned"])
-    if measurer.off_topic is not None:
-        controls = {"base": measurer.leaked(measurer.off_topic.base_images), "tuned": measurer.leaked(measurer.off_topic.images())}
-        summaries = {side: {**summary, **controls[side][1]} for side, summary in summaries.items()}
-        leaked = compared(controls["base"][0], controls["tuned"][0])
-        found = {name: {**found[name], **leaked[name]} for name in found}
-    return _write(out or run_folder, measurer, each, {**summaries, **found})
+
+    sources: tuple[str, ...]
+    out: Path
+    base: bool = False
+    prompts: str | None = None
+    num_pairs: int | None = None
+    seeds_per_prompt: int | None = None
+    rollout: Mapping[str, Any] = field(default_factory=dict)
+    rewards: tuple[str, ...] = ()
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
+    judge: Literal["world", "none"] | None = None
+    off_topic: str | None = None
+    batch_size: int | None = None
+    command: str = ""
+    where: Mapping[str, Any] = field(default_factory=dict)
 
 
-def compared(base: Mapping[str, PerSample], tuned: Mapping[str, PerSample]) -> dict[str, Any]:
-    """Paired differences, and win rates of whatever is higher for better."""
-    others = [name for name in base if name.startswith((held_out.PREFIX, off_topic.PREFIX))]
-    names = [*(name for name in (*RATES, *MEANS) if name in base), *others]
-    won = [name for name in names if name in ("reward", *RATES) or held_out.is_plain(name)]
-    return {
-        "difference": {name: paired_difference(base[name], tuned[name]) for name in names},
-        "wins": {name: win_rate(base[name], tuned[name]) for name in won},
-    }
+def compare(request: Request, say: Say = lambda words: None) -> Path:
+    """Measure the models of a request; returns its folder. What is there already of the same request is not made again.
+
+    Args:
+        say: is told what goes on, a line at a time.
+    Raises:
+        DirectAlignError: whatever cannot be compared, before anything is loaded where it can be known; a full disk.
+    """
+    return _compare(request, open_subjects(request.sources, request.base, request.rollout), say)
+
+
+def evaluate_run(request: Request, say: Say = lambda words: None) -> Path:
+    """A run against the model that it began with: `compare` of one source with its base, under the keys `base` and `tuned`."""
+    (source,) = request.sources
+    if not (Path(source) / "run.yaml").is_file():
+        raise DirectAlignError(f"{source}: holds no run (no run.yaml); give the folder that directalign train wrote, or use directalign compare")
+    subjects = open_subjects(request.sources, True, request.rollout)
+    return _compare(request, [each if each.key == BASE else replace(each, key=TUNED) for each in subjects], say)
 
 
 def judge_of(run: config.Run) -> Judge | None:
@@ -64,18 +92,92 @@ def judge_of(run: config.Run) -> Judge | None:
     return load_judge() if run.evaluate.judge == "world" else None
 
 
-def _measurer(run: config.Run, trained: Path) -> Measurer:
-    family = trained_family(run, trained)
-    device = next(family.denoiser.parameters()).device
-    return Measurer(run, family, load_reward(run.reward, device), judge_of(run), held_out=load_held_out(run.evaluate, device))
+def _compare(request: Request, subjects: list[Subject], say: Say) -> Path:
+    items, source, files = _items(request, subjects)
+    rewards, words = rewards_of(subjects, request.rewards), words_of(subjects, request.positive, request.negative)
+    judge, off_topic = _judge(request, subjects, items, say), _off_topic(request, subjects)
+    _check_rewards(rewards)
+    if off_topic is not None:
+        wanted = config.Words(positive=[phrase for each in _recipes(subjects) for phrase in each.method.words.positive])
+        items += off_topic_items(off_topic, wanted, len(items), min(MOST_OFF_TOPIC, len(items)))
+    batch_size = request.batch_size or LOOKED_AT_ONCE
+    looks = planned_looks(rewards, words, judge, off_topic, batch_size)
+    told = described(subjects, items, source, rewards, words, request.command)
+    claim(request.out, told, asked(subjects, items, looks, words, off_topic), request.where)
+    _say_what_differs(subjects, say)
+    draw_all(subjects, items, files, request.out, request.batch_size, say)
+    lines = look_at_all(looks, subjects, items, request.out, batch_size, say)
+    about = {name: each for look in looks for name, each in look.about.items()}
+    return _finish(request.out, [subject.key for subject in subjects], lines, about)
 
 
-def _write(out: Path, measurer: Measurer, each: Mapping[str, Mapping[str, PerSample]], summary: dict[str, Any]) -> Path:
-    out.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for index, (prompt, seed) in enumerate(zip(measurer.pairs.prompts, measurer.pairs.seeds, strict=True)):
-        sides = {side: {name: float(values[index]) for name, values in numbers.items()} for side, numbers in each.items()}
-        lines.append(json.dumps({"prompt": prompt, "seed": seed, **sides}, ensure_ascii=False) + "\n")
-    (out / RECORD).write_text("".join(lines), encoding="utf-8")
-    (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+def _finish(out: Path, keys: Sequence[str], lines: Sequence[Mapping[str, Any]], about: Mapping[str, About]) -> Path:
+    summary = summarise(keys, lines, about)
+    write_whole(out / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_page(out)
     return out
+
+
+def _items(request: Request, subjects: Sequence[Subject]) -> tuple[list[Item], str, dict[str, list[Path]]]:
+    """The items, where their prompts come from, and the files of subjects that are images."""
+    sets = [subject for subject in subjects if subject.kind == "images"]
+    if sets:
+        given = {"--prompts": request.prompts, "--seeds-per-prompt": request.seeds_per_prompt, "--off-topic": request.off_topic}
+        taken = next((option for option, value in given.items() if value is not None), None)
+        if taken is not None:
+            raise DirectAlignError(f"{taken}: {sets[0].source} holds images of its own prompts and seeds, which all models are compared on; leave it out")
+        items, files = items_of_images(sets, request.num_pairs)
+        return items, sets[0].source, files
+    rows, source = _prompts(request, subjects)
+    num_pairs = request.num_pairs
+    if num_pairs is None and request.prompts is None:
+        num_pairs = _recipes(subjects)[0].evaluate.num_pairs
+    return items_of(rows, num_pairs, request.seeds_per_prompt or SEEDS_PER_PROMPT), source, {}
+
+
+def _prompts(request: Request, subjects: Sequence[Subject]) -> tuple[Sequence[PromptRow], str]:
+    """The prompts asked for, or what the first run is measured on."""
+    if request.prompts is not None:
+        return read_prompt_set(request.prompts).rows, request.prompts
+    recipes = _recipes(subjects)
+    if not recipes:
+        raise DirectAlignError("--prompts: no run is compared whose prompts could be taken; give a list of prompts, or world")
+    data = recipes[0].data
+    return [PromptRow(prompt) for prompt in measured_prompts(data)], str(data.prompts or data.images)
+
+
+def _recipes(subjects: Sequence[Subject]) -> list[config.Run]:
+    """Of the models that were trained."""
+    return [subject.recipe for subject in subjects if subject.recipe is not None]
+
+
+def _judge(request: Request, subjects: Sequence[Subject], items: Sequence[Item], say: Say) -> str:
+    """The judge asked for, or that of the recipes, if it can read the prompts."""
+    asked_by = any(each.evaluate.judge == "world" for each in _recipes(subjects))
+    chosen = request.judge or ("world" if asked_by else "none")
+    lost = unreadable(items, all_captions()) if chosen == "world" else None
+    if lost is None:
+        return chosen
+    if request.judge is not None:
+        raise DirectAlignError(f"--judge world: {lost!r:.80} is no caption of the embedded world, which is all that its judge can read; leave it out")
+    say(f"the world's judge is not asked: {lost!r:.80} is no caption of the embedded world")
+    return "none"
+
+
+def _off_topic(request: Request, subjects: Sequence[Subject]) -> str | None:
+    """The control prompts asked for, or those of the first run that has some; none where images cannot be made of them."""
+    if any(subject.kind == "images" for subject in subjects):
+        return None
+    return request.off_topic or next((each.evaluate.off_topic for each in _recipes(subjects) if each.evaluate.off_topic is not None), None)
+
+
+def _check_rewards(rewards: Sequence[SeenReward]) -> None:
+    """What would be refused after all images are made is refused before."""
+    for each in rewards:
+        check_reward(each.settings, each.key)
+
+
+def _say_what_differs(subjects: Sequence[Subject], say: Say) -> None:
+    names = differing(subjects)
+    if names:
+        say(f"the models are not sampled alike: {', '.join(names)} differ; give the option to all for one setting")

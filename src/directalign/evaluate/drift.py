@@ -6,6 +6,8 @@ loss of saturation do not move it, a red film over every image moves it by exact
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -15,6 +17,8 @@ from ..types import Images, PerSample
 
 LUMA = (0.2126, 0.7152, 0.0722)
 DARK = 0.1
+EDGE = 0.1
+LEVELS = 256
 
 
 def luminance(images: Images) -> Float[Tensor, "b H W"]:
@@ -61,12 +65,37 @@ def dark_share(images: Images) -> PerSample:
     return (luminance(images) < DARK).float().mean((1, 2))
 
 
+def entropy(images: Images) -> PerSample:
+    """Shannon entropy of the histogram of luminance in 256 levels (Shannon 1948), in bits: 0 for a flat image, 8 where all levels are equally frequent."""
+    levels = (luminance(images) * (LEVELS - 1)).round().long().clamp(0, LEVELS - 1).flatten(1)
+    shares = torch.stack([torch.bincount(each, minlength=LEVELS) for each in levels]).to(images.dtype) / levels.shape[1]
+    return torch.special.entr(shares).sum(1) / math.log(2)
+
+
+def edge_density(images: Images) -> PerSample:
+    """Share of pixels whose luminance differs by more than 0.1 from that of the next pixel right or below; 0 to 1, last row and column left out."""
+    grey = luminance(images)
+    below, right = grey.diff(dim=1)[:, :, :-1].abs(), grey.diff(dim=2)[:, :-1].abs()
+    return (torch.maximum(below, right) > EDGE).to(images.dtype).mean((1, 2))
+
+
+def casts(images: Images) -> dict[str, PerSample]:
+    """The colour cast of every image: red, green and blue part, each in [−2/3, 2/3] and zero in sum, and its length, 0 to 0.82.
+
+    Means of the parts over images are the cast of the set; the length is that of single images, whose casts need not be of one colour.
+    """
+    cast = color_cast(images)
+    return {"color_cast": cast.norm(dim=1), **{f"{name}_cast": cast[:, channel] for channel, name in enumerate(("red", "green", "blue"))}}
+
+
 STATISTICS = {
     "brightness": brightness,
     "saturation": saturation,
     "sharpness": sharpness,
     "high_frequency": high_frequency,
     "dark_share": dark_share,
+    "entropy": entropy,
+    "edge_density": edge_density,
 }
 
 

@@ -52,11 +52,6 @@ def held_out_scores(rewards: Mapping[str, Reward], images: Images, prompts: Sequ
     return found
 
 
-def is_plain(name: str) -> bool:
-    """Whether a number is a held-out reward's score under the bare prompt: the one by which images win or lose."""
-    return name.startswith(PREFIX) and not name.endswith((POS, NEG))
-
-
 def _asked(name: str, reward: Reward, words: config.Words) -> Asked:
     if reward.name not in SEES_ONCE:
         return {name: BARE}

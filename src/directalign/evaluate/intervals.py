@@ -1,4 +1,4 @@
-"""How sure a number is: Wilson intervals for rates, a paired bootstrap for differences on the same prompt-seed pairs.
+"""How sure a number is: Wilson intervals for rates of single images, a bootstrap over prompts for means and for differences of pairs.
 
 Every interval is 95 % and travels as {"value", "low", "high", "n"}, the form that summaries and the page use. Images of one prompt
 resemble each other, so where a prompt was sampled several times whole prompts are resampled, never single images.
@@ -65,12 +65,11 @@ def resamples_of(groups: Sequence[Hashable], resamples: int = RESAMPLES) -> Resa
 
     Samples of one single cluster stand for themselves: nothing is known of other clusters.
     """
-    known: dict[Hashable, int] = {}
-    places = [known.setdefault(group, len(known)) for group in groups]
-    if len(known) == 1:
-        known, places = {place: place for place in range(len(places))}, list(range(len(places)))
-    picks = torch.randint(len(known), (resamples, len(known)), generator=torch.Generator().manual_seed(0))
-    counts = torch.zeros(resamples, len(known), dtype=torch.float64).scatter_add_(1, picks, torch.ones(1, dtype=torch.float64).expand(picks.shape))
+    known = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    places = list(range(len(groups))) if len(known) == 1 else [known[group] for group in groups]
+    clusters = max(places) + 1
+    picks = torch.randint(clusters, (resamples, clusters), generator=torch.Generator().manual_seed(0))
+    counts = torch.zeros(resamples, clusters, dtype=torch.float64).scatter_add_(1, picks, torch.ones(1, dtype=torch.float64).expand(picks.shape))
     return Resamples(counts, torch.tensor(places))
 
 
@@ -91,20 +90,6 @@ def bootstrap_rate(answers: Float[Tensor, " n"], drawn: Resamples) -> Interval:
     if found["low"] < found["high"]:
         return found
     return {**wilson(min(1.0, max(0.0, found["value"])), drawn.clusters), "n": len(answers)}
-
-
-def paired_difference(
-    before: Float[Tensor, " n"], after: Float[Tensor, " n"], groups: Sequence[Hashable] | None = None, resamples: int = RESAMPLES
-) -> Interval:
-    """Mean of `after − before`, pairs resampled together; `groups` names the prompt of each pair where prompts come several times."""
-    drawn = resamples_of(range(len(before)) if groups is None else groups)
-    return bootstrap((after - before).double(), drawn)
-
-
-def win_rate(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> Interval:
-    """Share of pairs on which `after` is the larger; a tie is half a win."""
-    wins = (after > before).double() + 0.5 * (after == before).double()
-    return rate(wins)
 
 
 def _tail(clusters: int) -> float:

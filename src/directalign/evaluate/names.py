@@ -29,7 +29,6 @@ JUDGED: dict[str, About] = {
     "color": About("Colour right", "adherence", 1, "Share of images whose shape has the colour of the prompt, 0 to 1."),
     "shape": About("Shape right", "adherence", 1, "Share of images that show the shape of the prompt, 0 to 1."),
     "background": About("Background right", "adherence", 1, "Share of images whose background is the prompt's, 0 to 1."),
-    "style_photo": About("Seen as photo", "judge", 0, "Share of images that the style judge takes for a photo, 0 to 1."),
     "style_cg": About("Seen as CG", "judge", 0, "Share of images that the style judge takes for computer graphics, 0 to 1."),
     "style_painting": About("Seen as painting", "judge", 0, "Share of images that the style judge takes for a painting, 0 to 1."),
     "style_anime": About("Seen as anime", "judge", 0, "Share of images that the style judge takes for anime, 0 to 1."),
