@@ -17,17 +17,18 @@ def planted_votes(
 ) -> list[Vote]:
     """Every annotator on every item and pair. With chance `alike` an annotator repeats the item's own answer, which keeps the win
     rates as planted and makes votes on one item depend on each other; a share `ties` of answers is a tie instead."""
+    asked = tuple(pairs) or tuple(combinations(strengths, 2))
     rng = np.random.default_rng(seed)
+    chance = np.array([1 / (1 + np.exp(strengths[b] - strengths[a])) for a, b in asked])[:, None]
+    common = rng.random((items, len(asked), 1)) < chance
+    own, repeats, swapped, tied = rng.random((4, items, len(asked), annotators))
+    won = np.where(repeats < alike, common, own < chance)
     votes = []
-    for item in range(items):
-        for a, b in pairs or tuple(combinations(strengths, 2)):
-            chance = 1 / (1 + np.exp(strengths[b] - strengths[a]))
-            common = rng.random() < chance
-            for annotator in range(annotators):
-                won = common if rng.random() < alike else rng.random() < chance
-                left, right = (a, b) if rng.random() < 0.5 else (b, a)
-                winner = None if rng.random() < ties else a if won else b
-                votes.append(Vote(f"annotator {annotator}", item, left, right, winner))
+    for item, pair, annotator in np.ndindex(won.shape):
+        a, b = asked[pair]
+        winner = None if tied[item, pair, annotator] < ties else a if won[item, pair, annotator] else b
+        left, right = (a, b) if swapped[item, pair, annotator] < 0.5 else (b, a)
+        votes.append(Vote(f"annotator {annotator}", item, left, right, winner))
     return votes
 
 

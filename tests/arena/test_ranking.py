@@ -73,26 +73,26 @@ def test_strengths_fit_the_wins_they_came_from() -> None:
     assert elo(0.0) == 1000 and elo(math.log(10)) == pytest.approx(1400)
 
 
-def coverage(alike: float, ties: float, annotators: int, runs: int = 200) -> float:
+def coverage(alike: float, ties: float, annotators: int, runs: int = 100) -> float:
     """Share of intervals that hold what was planted. Ties as half-wins pull rates to one half: the truth is the log-odds of the rate with ties."""
     planted = {"base": 0.0, "srpo": 0.9}
     rate = (1 - ties) / (1 + math.exp(-0.9)) + ties / 2
     truth, covered = math.log(rate / (1 - rate)), 0
     for seed in range(runs):
-        found = bradley_terry(planted_votes(planted, 60, annotators, seed + 1000 * annotators, alike, ties), list(planted)).difference("base", "srpo")
+        found = bradley_terry(planted_votes(planted, 50, annotators, seed + 1000 * annotators, alike, ties), list(planted)).difference("base", "srpo")
         covered += found.low <= truth <= found.high
     return covered / runs
 
 
 def test_intervals_cover_planted_strengths() -> None:
     found = [coverage(0.0, 0.0, 2), coverage(0.8, 0.0, 4), coverage(0.3, 0.3, 3)]
-    assert min(found) >= 0.92 and 0.93 <= np.mean(found) <= 0.98
+    assert min(found) >= 0.9 and 0.92 <= np.mean(found) <= 0.98
 
 
 def test_intervals_cover_for_every_pair_of_several_models() -> None:
     planted = {"base": 0.0, "srpo": 0.9, "refl": -0.4, "draft": 0.3}
     covered = []
-    for seed in range(80):
+    for seed in range(40):
         ranking = bradley_terry(planted_votes(planted, 40, 2, seed, alike=0.5), list(planted))
         for a, b in combinations(planted, 2):
             found = ranking.difference(a, b)

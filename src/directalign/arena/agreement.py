@@ -69,7 +69,7 @@ def voted(votes: Iterable[Vote]) -> Reliability:
 def agreement(panel: Reliability) -> Agreement:
     """Alpha under each metric, and an interval for the ordinal one."""
     table = coincidences(panel.answers)
-    known = {metric: _finite(alpha(panel.answers, metric)) for metric in METRICS}
+    known: dict[Metric, float | None] = {metric: _finite(alpha(panel.answers, metric)) for metric in METRICS}
     ordinal, items = known["ordinal"], _by_item(table, panel.items)
     paired = int((np.isfinite(panel.answers).sum(1) >= 2).sum())
     interval = None

@@ -54,7 +54,7 @@ def overall(levels: Mapping[Axis, Level]) -> Level:
     missing = [axis for axis in AXES if axis not in levels]
     if missing:
         raise ArenaError(f"an overall level needs all axes: {', '.join(missing)} not rated")
-    return max((levels[axis] for axis in AXES), key=LEVELS.index)
+    return LEVELS[max(LEVELS.index(levels[axis]) for axis in AXES)]
 
 
 def judgements(ratings: Iterable[Rating], scale: Scale) -> list[Judgement]:

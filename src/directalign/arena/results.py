@@ -57,7 +57,7 @@ def gather(ratings: Sequence[Rating], votes: Sequence[Vote], labels: Mapping[str
     implied = {str(scale): implied_votes(ratings, scale) for scale in SCALES}
     compared = {source: found for source, found in {VOTES: votes, **implied}.items() if found}
     panels = {VOTES: voted(votes), **{str(scale): rated(ratings, scale) for scale in SCALES}}
-    judged = {scale: shares(ratings, scale, models) for scale in SCALES}
+    judged: dict[Scale, list[Shares]] = {scale: shares(ratings, scale, models) for scale in SCALES}
     return Results(
         labels=dict(labels),
         ratings=len(ratings),
