@@ -47,7 +47,7 @@ def test_it_holds_everything_and_loads_without_unpickling(out: Path):
 
 def test_random_states_come_back(out: Path, monkeypatch: pytest.MonkeyPatch):
     found = []
-    monkeypatch.setattr(loop, "train", lambda job, done: found.append(random_state.capture()))
+    monkeypatch.setattr(loop, "train", lambda job, done: found.append(random_state.capture()) or done)
     torch.manual_seed(99)
     again(out)
     kept = torch.load(out / "checkpoints" / "step-000006" / "rank-0.pt", weights_only=True)["random"]

@@ -17,10 +17,11 @@ from ..types import DirectAlignError
 from .checkpoint import check_checkpoint, check_here, fetch
 from .measuring import check_off_topic, trained_on_too
 from .recipe import check_method, check_moves, check_reward, check_steps, unread
+from .stopping import check_stop, doubts_of_stop
 from .surroundings import check_data, check_disk, check_model, readable
 from .tracking import check_track
 
-__all__ = ["Plan", "check_method", "check_moves", "check_reward", "check_steps", "plan", "readable", "survey"]
+__all__ = ["Plan", "check_method", "check_moves", "check_reward", "check_steps", "check_stop", "plan", "readable", "survey"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def survey(run: config.Run, out: Path, place: Place, online: bool = False) -> Pl
     check_method(run)
     check_steps(run)
     shown, unmet = check_track(run, place.is_here)
+    rules = check_stop(run)
     fetch(run, online)
     model = model_architecture(run.model)
     check_checkpoint(run.model, model)
@@ -54,8 +56,8 @@ def survey(run: config.Run, out: Path, place: Place, online: bool = False) -> Pl
     height, width = image_size(run, of)
     disk, small = _disk(run, out, memory)
     state = f", {model.state}" if model.state else ""
-    findings = [("model", f"{run.model.path}{state}, {run.model.tune}, {height}x{width}"), *data, *shown, ("output", f"{out}, {disk}")]
-    return Plan(tuple(findings), (*unread(run.method), *trained_on_too(run), *unmet, *lacking, *warnings, *memory.doubts, *small), memory)
+    findings = [("model", f"{run.model.path}{state}, {run.model.tune}, {height}x{width}"), *data, *rules, *shown, ("output", f"{out}, {disk}")]
+    return Plan(tuple(findings), (*unread(run.method), *trained_on_too(run), *doubts_of_stop(run), *unmet, *lacking, *warnings, *memory.doubts, *small), memory)
 
 
 def _disk(run: config.Run, out: Path, memory: Estimate) -> tuple[str, list[str]]:

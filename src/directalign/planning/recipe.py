@@ -5,6 +5,7 @@ from __future__ import annotations
 from .. import config, hub, rewards
 from ..core import moves
 from ..evaluate import held_out as held_outs
+from ..evaluate.measured_numbers import PIXELS_ALONE
 from ..families.loading import FAMILIES
 from ..methods import drtune, flow_grpo, leapalign
 from ..rewards import asking, mixture
@@ -12,9 +13,8 @@ from ..rewards.control_tokens import check_phrases, is_tokens_file
 from ..types import DirectAlignError
 from ..world.assets import resolve
 
-PIXELS_ALONE = ("pixels", "aesthetic")
 BLACK_BOXES = ("python", "remote")
-"""Rewards that ignore the prompt, and rewards without a gradient (python unless it says otherwise)."""
+"""Rewards without a gradient (python unless it says otherwise)."""
 TOKEN_READERS = (config.Clip, config.Siglip, config.ImageReward)
 """Rewards that learned control tokens can be put into."""
 

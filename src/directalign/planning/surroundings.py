@@ -91,12 +91,13 @@ def _skipped(images: ImageSet) -> Iterator[str]:
 
 
 def check_disk(run: config.Run, out: Path, trained: int) -> str:
-    """The output folder can be made, and its disk holds the checkpoints: weights, the optimiser's averages, the EMA."""
+    """The output folder can be made, and its disk holds the checkpoints: weights, the optimiser's averages, the EMA, the best weights of each."""
     nearest = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise DirectAlignError(f"--out {out}: {nearest} is not a folder that you may write to; name another one")
     per_number = 4 + 8 + (4 if run.train.ema_decay is not None else 0)
-    needed = trained * per_number * (run.train.keep_checkpoints + 1) + 4 * trained
+    best = 4 * trained * (run.train.keep_checkpoints + 2) if run.stop is not None else 0
+    needed = trained * per_number * (run.train.keep_checkpoints + 1) + 4 * trained + best
     free = shutil.disk_usage(nearest).free
     if needed > free:
         raise DirectAlignError(f"--out {out}: checkpoints need {readable(needed)}, and {readable(free)} are free; make room, or lower train.keep_checkpoints")

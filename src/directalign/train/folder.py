@@ -7,7 +7,7 @@ from pathlib import Path
 from ..types import DirectAlignError
 
 OWN_NAMES = (
-    *("run.yaml", "metrics.jsonl", "checkpoints", "samples", "tensorboard", "tracked.json", "wandb", "control_tokens", "summary.json", "report.html"),
+    *("run.yaml", "metrics.jsonl", "checkpoints", "best", "samples", "tensorboard", "tracked.json", "wandb", "control_tokens", "summary.json", "report.html"),
     *("lora.safetensors", "transformer", "unet"),
 )
 

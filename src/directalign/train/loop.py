@@ -22,8 +22,9 @@ from .. import config
 from ..interfaces import Family
 from ..rewards.agreed import AgreedError, in_agreement
 from ..types import DirectAlignError, NonFiniteError
-from . import checkpoint, random_state, samples
+from . import checkpoint, kept, random_state, samples
 from .distributed import Ranks
+from .ending import Stopping
 from .feed import Feed
 from .interrupt import Interrupted, StopRequest
 from .log import RunLog
@@ -59,14 +60,20 @@ class Job:
     measurer: Measures
     log: RunLog | None
     display: Display
+    stopping: Stopping | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has ended itself."""
+        return self.stopping is not None and self.stopping.over
 
     @property
     def checkpoints(self) -> Path:
         return self.out / "checkpoints"
 
 
-def train(job: Job, done: int) -> None:
-    """Go from `done` updates to `train.num_steps`.
+def train(job: Job, done: int) -> int:
+    """Go from `done` updates to `train.num_steps`, or to where the run's stop rules end it, of which there is a checkpoint; the updates that are done.
 
     Raises:
         Interrupted: SIGINT or SIGTERM; the state is in a checkpoint.
@@ -77,17 +84,23 @@ def train(job: Job, done: int) -> None:
     num_steps = job.run.train.num_steps
     with StopRequest() as stop:
         look(job, done)
-        for step in range(done, num_steps):
+        settle(job, done)
+        while done < num_steps and not job.is_over:
+            step, done = done, done + 1
             with saving_what_was_done(job, step):
                 record = take_step(job, step)
             _write(job, record)
             stopped = job.ranks.any(stop.received is not None)
-            if stopped or _due(step + 1, job.run.train.checkpoint_every, num_steps):
-                _checkpoint(job, step + 1)
+            if stopped or _due(done, job.run.train.checkpoint_every, num_steps):
+                _checkpoint(job, done)
             if stopped:
-                raise Interrupted(f"stopped by {stop.received or 'another rank'} after step {step + 1} of {num_steps}; continue with --resume --out {job.out}")
-            with saving_what_was_done(job, step + 1):
-                look(job, step + 1)
+                raise Interrupted(f"stopped by {stop.received or 'another rank'} after step {done} of {num_steps}; continue with --resume --out {job.out}")
+            with saving_what_was_done(job, done):
+                if look(job, done):
+                    settle(job, done)
+    if job.is_over and not _has_checkpoint(job, done):
+        _checkpoint(job, done)
+    return done
 
 
 @contextmanager
@@ -102,7 +115,7 @@ def saving_what_was_done(job: Job, done: int) -> Iterator[None]:
         if done == 0 or not (job.ranks.size == 1 or isinstance(error, AgreedError)):
             raise
         job.parts.method.load_state_dict(memory)
-        if not job.ranks.any(job.ranks.is_main and checkpoint.path_of(job.checkpoints, done).exists()):
+        if not _has_checkpoint(job, done):
             _checkpoint(job, done)
         raise DirectAlignError(f"{error}; step {done} of {job.run.train.num_steps} is saved: continue with --resume --out {job.out}") from error
 
@@ -122,8 +135,8 @@ def take_step(job: Job, step: int) -> dict[str, Any]:
     return {"event": "step", "step": step + 1, **measured, "learning_rate": rate, "seconds": time.perf_counter() - start}
 
 
-def look(job: Job, done: int) -> None:
-    """The sample grid and the measurement that are due after `done` updates and not yet there; training does not notice.
+def look(job: Job, done: int) -> bool:
+    """The sample grid and the measurement that are due after `done` updates and not yet there; training does not notice. Whether a measurement was due.
 
     All ranks take part in making the images, and rank 0, which has the records, says what there is already.
     """
@@ -131,7 +144,8 @@ def look(job: Job, done: int) -> None:
     grid_due = _due(done, settings.train.sample_every, num_steps)
     measurement_due = _due(done, settings.evaluate.every, num_steps)
     if not (grid_due or measurement_due):
-        return
+        return False
+    due = measurement_due
     grid_due = job.ranks.any(grid_due and log is not None and not samples.path_of(job.out, done).exists())
     measurement_due = job.ranks.any(measurement_due and log is not None and not log.has("evaluate", done))
     with finished_weights(job):
@@ -139,6 +153,14 @@ def look(job: Job, done: int) -> None:
             _draw_grid(job, done)
         if measurement_due:
             _measure(job, done)
+    return due
+
+
+def settle(job: Job, done: int) -> None:
+    """Let the run's stop rules decide on the records of `done` updates, and keep the weights if they are the best so far."""
+    if job.stopping is not None:
+        with finished_weights(job):
+            job.stopping.settle(done)
 
 
 @contextmanager
@@ -166,7 +188,8 @@ def _measure(job: Job, done: int) -> None:
     if job.log is not None:
         record = {"event": "evaluate", "step": done, **measured}
         job.log.write(record)
-        job.display.measured(record)
+        verdict = job.stopping.verdict() if job.stopping is not None else None
+        job.display.measured(record, verdict.last.used if verdict is not None else None)
 
 
 def _due(done: int, every: int, num_steps: int) -> bool:
@@ -186,6 +209,12 @@ def _checkpoint(job: Job, done: int) -> None:
     checkpoint.save(job.checkpoints, job.parts, done, job.ranks)
 
 
+def _has_checkpoint(job: Job, done: int) -> bool:
+    return job.ranks.any(job.ranks.is_main and checkpoint.path_of(job.checkpoints, done).exists())
+
+
 def _last_good(job: Job) -> str:
-    kept = checkpoint.all_of(job.checkpoints)
-    return f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before it"
+    found = checkpoint.all_of(job.checkpoints)
+    best = [kept.path_of(job.out, step) for step in kept.steps(job.out)[-1:]] if job.stopping is not None else []
+    last = f"the last good checkpoint is {found[-1]}" if found else "no checkpoint was written before it"
+    return f"{last}; the best weights so far are {best[0]}" if best else last

@@ -1,4 +1,4 @@
-"""The live line of a run: step, reward, judge, drift, gradient norm, seconds left; plain lines where there is no terminal."""
+"""The live line of a run: step, reward, judge, drift, use of its budget, gradient norm, seconds left; plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Display:
         self.num_steps, self.console, self.silent = num_steps, console, silent
         self.live = console.is_terminal and not silent
         self._values: dict[str, float] = {}
+        self._budget = ""
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[values]}"), TimeRemainingColumn())
         self._bar = Progress(*columns, console=console, disable=not self.live)
         self._task = self._bar.add_task("train", total=num_steps, completed=step, values="")
@@ -42,8 +43,11 @@ class Display:
             left = (self.num_steps - step) * sum(self._seconds) / len(self._seconds)
             self.say(f"step {step}/{self.num_steps}  {self._text()}  {left:.0f} s left")
 
-    def measured(self, record: Mapping[str, Any]) -> None:
-        """Show a measurement: from now on the line carries the judge's photo rate and the colour drift too."""
+    def measured(self, record: Mapping[str, Any], used: Mapping[str, float] | None = None) -> None:
+        """Show a measurement: from now on the line carries the judge's photo rate, the colour drift and the most `used` of the drift budgets too."""
+        if used:
+            worst = max(used, key=lambda name: used[name])
+            self._budget = f"  budget {used[worst]:.0%} used ({worst.replace('_', ' ')})"
         for key in ("photo_rate", "content", "color_drift"):
             value = record.get(key)
             value = value.get("value") if isinstance(value, Mapping) else value
@@ -59,4 +63,4 @@ class Display:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _text(self) -> str:
-        return "  ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in self._values.items())
+        return "  ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in self._values.items()) + self._budget

@@ -12,11 +12,13 @@ from rich.console import Console
 from .. import config
 from ..config_loading import dump_run
 from ..interfaces import Family, Method
-from . import checkpoint, loop, samples, sharding, summary
+from . import checkpoint, loop, samples, summary
 from .calls import CallCounter
 from .distributed import Ranks
 from .ema import Average
+from .ending import NOTHING, Place, Stopping, place_of
 from .feed import Feed
+from .leaving import leave_weights
 from .log import RunLog, read
 from .loop import Job, Measures
 from .optim import adamw, trained_parameters
@@ -24,12 +26,11 @@ from .progress import Display
 from .sealed import write_text
 from .snapshot import Parts
 from .step import Updater
+from .stopping import rules_of
 from .trackers_opening import open_trackers
 
 Say = Callable[[str], None]
 CONSOLE = Console()
-NOTHING = -1
-"""Keeps no record: not even the measurement at step 0, which may be of another config."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,16 @@ def train_loaded(run: config.Run, out: Path, resume: bool, ranks: Ranks, loaded:
     done = _place_to_start(out, parts, ranks, say) if resume else 0
     updater = Updater(parts.method, list(parameters.values()), parts.optimizer, run.train.clip_norm, ranks, CallCounter(family.denoiser))
     shown = run.train.sample_prompts or feed.shown(samples.NUM_SAMPLES)
-    log = _open_log(run, out, done, shown, say) if ranks.is_main else None
+    rules = rules_of(run)
+    place = place_of(rules, run, out, done, say) if ranks.is_main and resume else Place()
+    log = _open_log(run, out, done, shown, place.forgotten, say) if ranks.is_main else None
+    stopping = Stopping(rules, out, ranks, parts, log, place.lost) if rules is not None else None
     with Display(run.train.num_steps, done, CONSOLE, silent=not ranks.is_main) as display:
-        job = Job(run, out, ranks, parts, updater, feed, family, shown, loaded.measurer, log, display)
+        job = Job(run, out, ranks, parts, updater, feed, family, shown, loaded.measurer, log, display, stopping)
         try:
-            loop.train(job, done)
-            _leave_results(job)
+            done = loop.train(job, done)
+            leave_weights(job, done)
+            _summarise(job)
         finally:
             if log is not None:
                 log.close()
@@ -79,11 +84,11 @@ def _place_to_start(out: Path, parts: Parts, ranks: Ranks, say: Say) -> int:
     return done
 
 
-def _open_log(run: config.Run, out: Path, done: int, shown: Sequence[str], say: Say) -> RunLog:
-    """Write run.yaml and open the records, without what a former process left beyond `done` updates (all of it when that is 0)."""
+def _open_log(run: config.Run, out: Path, done: int, shown: Sequence[str], forgotten: Sequence[str], say: Say) -> RunLog:
+    """Write run.yaml and open the records, without what a former process left beyond `done` updates (all of it when that is 0) and `forgotten` events."""
     write_text(out / "run.yaml", dump_run(run))
     samples.describe(out, shown)
-    log = RunLog(out, done if done else NOTHING, trackers=open_trackers(run, out, shown, say))
+    log = RunLog(out, done if done else NOTHING, forgotten, open_trackers(run, out, shown, say))
     for file in sorted((out / "samples").glob("step-*.png")):
         step = int(file.stem.removeprefix("step-"))
         if done and step <= done:
@@ -93,9 +98,7 @@ def _open_log(run: config.Run, out: Path, done: int, shown: Sequence[str], say: 
     return log
 
 
-def _leave_results(job: Job) -> None:
-    with loop.finished_weights(job):
-        sharding.save(job.family, job.out, job.ranks)
+def _summarise(job: Job) -> None:
     if not job.ranks.is_main:
         return
     count = sum(p.numel() for p in job.parts.parameters.values())

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .. import __version__, config
+from .stopping import rules_of, shares
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
 
@@ -42,12 +43,16 @@ def commit() -> str | None:
 
 
 def summarise(run: config.Run, history: Sequence[dict[str, Any]], ranks: int, trained_weights: int) -> dict[str, Any]:
-    """The summary, from the records in metrics.jsonl; `before` and `after` are the first and last measurements (None if none).
+    """The summary, from the records in metrics.jsonl; `before` and `after` are measurements of the base model and of the weights that are left (None if none).
 
-    `align_seconds` adds up the steps alone: no measuring, no sample grids, no loading, no checkpoints.
+    `stopped` says why the run ended itself, None if it did not; `kept` whose weights are left and how much of each drift budget they
+    use on all pairs, None in a run without stop rules. `align_seconds` adds up the steps alone: no measuring, no sample grids, no loading, no checkpoints.
     """
     steps = [record for record in history if record["event"] == "step"]
     measured = [record for record in history if record["event"] == "evaluate"]
+    before = measured[0] if measured and measured[0]["step"] == 0 else None
+    last = measured[-1] if measured and measured[-1]["step"] == len(steps) > 0 else None
+    left = _last(history, "kept")
     return {
         "name": run.name,
         "num_steps": len(steps),
@@ -55,10 +60,23 @@ def summarise(run: config.Run, history: Sequence[dict[str, Any]], ranks: int, tr
         "ranks": ranks,
         "trained_weights": trained_weights,
         "align_seconds": sum(record["seconds"] for record in steps),
-        "before": measured[0] if measured and measured[0]["step"] == 0 else None,
-        "after": measured[-1] if measured and measured[-1]["step"] == len(steps) > 0 else None,
+        "stopped": _last(history, "stop"),
+        "kept": _kept(run, left, before),
+        "before": before,
+        "after": left or last,
         "final": {key: steps[-1][key] for key in ("step", "loss", "reward", "grad_norm")} if steps else None,
         "commit": commit(),
         "versions": versions(),
         "machine": machine(),
     }
+
+
+def _last(history: Sequence[dict[str, Any]], event: str) -> dict[str, Any] | None:
+    return next((record for record in reversed(history) if record["event"] == event), None)
+
+
+def _kept(run: config.Run, left: dict[str, Any] | None, before: dict[str, Any] | None) -> dict[str, Any] | None:
+    rules = rules_of(run)
+    if rules is None or left is None or before is None:
+        return None
+    return {"step": left["step"], "judge": rules.judge, "used": shares(rules, left, before)}

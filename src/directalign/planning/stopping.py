@@ -1,0 +1,56 @@
+"""What is wrong with a recipe's stop rules, and what they come to: known before anything loads."""
+
+from __future__ import annotations
+
+from .. import config
+from ..evaluate.measured_numbers import Better, judge_of, measured_numbers, score_of
+from ..types import DirectAlignError
+
+WAYS: dict[Better, str] = {1: "fall", -1: "rise", 0: "move"}
+
+
+def check_stop(run: config.Run) -> list[tuple[str, str]]:
+    """The rules as a finding, none where the recipe has none.
+
+    Raises: DirectAlignError for a number that the run does not measure, naming what it does, and for a judge that is no better for being higher.
+    """
+    if run.stop is None:
+        return []
+    measured = measured_numbers(run)
+    for name in run.stop.drift:
+        _check_measured(f"stop.drift.{name}", name, measured)
+    judge = judge_of(run)
+    _check_measured("stop.judge", judge, measured)
+    if measured[judge] != 1:
+        better = ", ".join(name for name, way in measured.items() if way == 1)
+        raise DirectAlignError(f"stop.judge: {judge} is not better for being higher; name one that is ({better}), or give {judge} a budget in stop.drift")
+    left = f"the weights with the highest {judge}{' within the budget' if run.stop.drift else ''}"
+    return [("stop", _told(run.stop, judge, score_of(run), measured)), ("left", left)]
+
+
+def doubts_of_stop(run: config.Run) -> list[str]:
+    """A warning for patience that outlasts the run."""
+    if run.stop is None:
+        return []
+    stop, every, num_steps = run.stop, run.evaluate.every, run.train.num_steps
+    given = {"drift_patience": stop.drift_patience if stop.drift else None, "judge_patience": stop.judge_patience, "score_patience": stop.score_patience}
+    late = {key: patience * every for key, patience in given.items() if patience is not None and patience * every >= num_steps}
+    return [f"stop.{key}: takes {updates} updates to end the run, and train.num_steps is {num_steps}: it never will" for key, updates in late.items()]
+
+
+def _check_measured(key: str, name: str, measured: dict[str, Better]) -> None:
+    if name not in measured:
+        raise DirectAlignError(f"{key}: the run does not measure {name}; it measures {', '.join(measured)}: name one of these, or see evaluate in the recipe")
+
+
+def _told(stop: config.Stop, judge: str, score: str, measured: dict[str, Better]) -> str:
+    """Every rule in a few words."""
+    budget = ", ".join(f"{name} may {WAYS[measured[name]]} by {allowed:g}" for name, allowed in stop.drift.items())
+    rules = [f"{budget} (over it {_times(stop.drift_patience)})"] if stop.drift else []
+    rules += [f"no better {judge} {_times(stop.judge_patience)}"] if stop.judge_patience is not None else []
+    rules += [f"{score} below its peak {_times(stop.score_patience)}"] if stop.score_patience is not None else []
+    return "; ".join(rules) or "never by itself"
+
+
+def _times(patience: int) -> str:
+    return f"at {patience} measurement{'s' if patience > 1 else ''} in a row"
