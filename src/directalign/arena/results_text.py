@@ -19,8 +19,8 @@ SURE = 0.05
 FEW_ITEMS = 20
 RELIABLE, TENTATIVE = 0.8, 0.667
 """Krippendorff's own demands on alpha (2004): for conclusions, and for tentative ones."""
-SHARED = 20
-"""Answers below which a single annotator's agreement is not remarked on."""
+SHARED, OTHERS_AGREE = 20, 0.2
+"""A single annotator is remarked on from so many answers on, and only where the others agree among themselves by so much alpha."""
 DECIMAL_FROM = 500
 """Answers from which a percentage is worth a decimal."""
 NAMES = {VOTES: "Votes", "overall": "Overall", "alignment": "Alignment", "realism": "Realism", "detail": "Detail", "aesthetics": "Aesthetics"}
@@ -196,8 +196,10 @@ def _sides(results: Results) -> Iterator[str]:
 
 def _annotators(results: Results) -> Iterator[str]:
     for one in {annotator.name: annotator for annotator in (*results.raters, *results.voters) if _is_odd(annotator)}.values():
-        yield f"{one.name} agrees with the others no more than chance would: worth a look, not by itself a reason to leave them out."
+        yield f"{one.name} agrees with the others no more than chance would, and they agree among themselves: worth a look, not by itself a reason to leave them out."
 
 
 def _is_odd(annotator: Annotator) -> bool:
-    return annotator.answers >= SHARED and annotator.against_others is not None and annotator.against_others <= 0
+    if annotator.against_others is None or annotator.without is None:
+        return False
+    return annotator.answers >= SHARED and annotator.against_others <= 0 and annotator.without >= OTHERS_AGREE
