@@ -196,7 +196,7 @@ def _sides(results: Results) -> Iterator[str]:
 
 def _annotators(results: Results) -> Iterator[str]:
     for one in {annotator.name: annotator for annotator in (*results.raters, *results.voters) if _is_odd(annotator)}.values():
-        yield f"{one.name} agrees with the others no more than chance would, and they agree among themselves: worth a look, not by itself a reason to leave them out."
+        yield f"{one.name} agrees with the others no more than chance would, and they agree among themselves: a reason to look, not yet to leave them out."
 
 
 def _is_odd(annotator: Annotator) -> bool:
