@@ -7,7 +7,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from directalign.report.charts import Axes, Series, apart, interval_bar, line_chart, ticks, told_apart, written
+from directalign.report.bars import Scale, interval_bar
+from directalign.report.charts import MOST_POINTS, Mark, Series, Spot, line_chart
+from directalign.report.frame import Axes, apart, ticks
+from directalign.report.writing import chance, counted, fixed, interval, told_apart, written
 
 
 def test_ticks_are_round_and_inside():
@@ -21,13 +24,13 @@ def test_ticks_are_round_and_inside():
 
 def test_numbers_as_people_write_them():
     assert [written(value) for value in (0.05, -1.5, 12345.0, 0.0)] == ["0.05", "−1.5", "12,345", "0"]
-    assert written(0.25, percent=True) == "25 %"
+    assert written(0.25, percent=True) == "25\u00a0%"
 
 
 def test_numbers_on_an_axis_are_told_apart():
     assert told_apart([0.1, 0.15, 0.2]) == ["0.1", "0.15", "0.2"]
     assert told_apart([0.15353, 0.15356, 0.15359]) == ["0.15353", "0.15356", "0.15359"]
-    assert told_apart([0.9991, 0.9992], percent=True) == ["99.91 %", "99.92 %"]
+    assert told_apart([0.9991, 0.9992], percent=True) == ["99.91\u00a0%", "99.92\u00a0%"]
     assert told_apart([0.5, 0.5]) == ["0.5", "0.5"]
 
 

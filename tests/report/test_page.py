@@ -15,7 +15,8 @@ from synthetic_run import PROMPTS, rate, write_demo, write_run
 from directalign.report import NothingToReport, write_page
 from directalign.report.collect import read_run
 from directalign.report.story import matched
-from directalign.report.strips import cells, data_uri
+from directalign.report.album import data_uri
+from directalign.report.strips import cells
 
 HOSTILE = '<img src=x onerror=alert(1)><script>alert("2")</script>\' & ${`'
 LIMIT = 5_000_000
@@ -47,15 +48,15 @@ def test_one_run(tmp_path: Path):
     assert file.name == "report.html" and len(html) < LIMIT
     assert tags.count("img") == 8 * 5 and all(prompt in html for prompt in PROMPTS)
     assert "photo rate 20\u00a0% → 90\u00a0%" in html and f"directalign train {tmp_path}/run/run.yaml" in html
-    assert tags.count("figure") == 8 + 7 + 3 and "Not on this page" not in html
+    assert tags.count("figure") == 8 + 7 + 3 + 2 and "Not on this page" not in html
 
 
 def test_runs_side_by_side(demo: Path):
     html = write_page(demo).read_text()
     tags = Tags(html)
-    assert len(html) < LIMIT and tags.count("tr") == 1 + 5
+    assert len(html) < LIMIT and tags.count("tr") == 1 + 5 + 2
     assert tags.count("img") == 3 * 8 + 2 * 7 * 3
-    assert "What happens if you train three times longer?" in html and "Official ramps, three times longer" in html
+    assert "What happens if you train longer?" in html and "Official ramps, three times longer" in html
     assert "At a photo rate of 45\u00a0%, which both reached" in html and "9.8 times as much" in html
 
 

@@ -1,30 +1,29 @@
-"""Small line charts as inline SVG: labelled axes, labels at the lines themselves, the numbers as tooltips.
+"""Charts as inline SVG: lines and points, labels at the lines themselves, the numbers as tooltips, and where a run stopped.
 
 Colours come from the page's CSS through classes (`s0`, `s1`, ...), so a chart follows light and dark by itself.
 """
 
 from __future__ import annotations
 
-import math
-import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 
 from markupsafe import Markup
 
-NARROW, WIDE = (380, 240), (760, 400)
-TOP, BOTTOM, LEFT = 16, 40, 50
-LETTER = 6.8
-"""Mean width of a letter at the charts' font size, in SVG units."""
-LABEL_LETTERS, LABEL_LINE = 18, 14
-"""A label is broken into lines of so many letters, so far apart."""
+from .frame import LEFT, LETTER, NARROW, TOP, Axes, Frame, Label, broken, labels
+from .writing import Number, written
 
-MOST_DIGITS = 6
-"""Digits of a number on an axis, for which there is room left of it."""
+MOST_POINTS = 160
+"""A line with more points is drawn through the means of neighbouring ones."""
+FEW_POINTS = 40
+"""A line of no more points shows them as dots."""
 
-Number = float | int
+BELOW = 13
+"""How far the name of a line's beginning stands below it, out of the way of the line."""
+
 Point = tuple[Number, Number]
+Ends = tuple[Number, Number, Number, Number]
 
 
 @dataclass(frozen=True)
@@ -37,173 +36,138 @@ class Series:
     band: Sequence[tuple[Number, Number, Number]] = ()
     notes: Sequence[str] = ()
     """One more line per point for its tooltip."""
+    spread: Sequence[Ends | None] = ()
+    """Intervals of a point (x low, x high, y low, y high), drawn as a cross."""
 
 
 @dataclass(frozen=True)
-class Axes:
-    """Titles, fixed ends where wanted, and how numbers are written."""
+class Mark:
+    """A rule with its name: upright at `x`, a point of time on a chart of updates, or `across` the chart at the height `x`."""
 
-    x: str
-    y: str
-    percent: bool = False
-    percent_x: bool = False
-    y_low: Number | None = None
-    y_high: Number | None = None
-    x_low: Number | None = None
-    x_high: Number | None = None
+    x: Number
+    text: str
+    style: str
+    across: bool = False
 
 
-def line_chart(series: Sequence[Series], axes: Axes, title: str, dots: bool = True, size: tuple[int, int] = NARROW) -> Markup:
-    """A chart with one line per series, `size` = (width, height) in SVG units; empty Markup where there is nothing to draw."""
-    drawn = [one for one in series if one.points]
+@dataclass(frozen=True)
+class Spot:
+    """A point that stands out: "stop" is crossed, "start" and "end" are named alone, all others ringed."""
+
+    point: Point
+    text: str
+    kind: str
+    style: str = "s0"
+
+
+def line_chart(
+    series: Sequence[Series],
+    axes: Axes,
+    title: str,
+    dots: bool | None = None,
+    size: tuple[int, int] = NARROW,
+    marks: Sequence[Mark] = (),
+    spots: Sequence[Spot] = (),
+) -> Markup:
+    """A chart with one line per series, `size` = (width, height) in SVG units; empty Markup where there is nothing to draw.
+
+    `dots` None shows the points of short lines alone.
+    """
+    drawn = [_thinned(one) for one in series if one.points]
     if not drawn:
         return Markup("")
-    frame = _Frame.around(drawn, axes, size)
-    parts = [*_grid(frame, axes), *(part for one in drawn for part in _series(frame, one, axes, dots)), *_labels(frame, drawn)]
+    names = [*(spot.text for spot in spots), *(mark.text for mark in marks if mark.across)]
+    frame = _frame(drawn, axes, size, names)
+    shown = dots if dots is not None else max(len(one.points) for one in drawn) <= FEW_POINTS
+    parts = [*frame.drawn(axes), *_marks(frame, marks), *(part for one in drawn for part in _series(frame, one, axes, shown))]
+    parts += [*(_spot(frame, spot) for spot in spots), *labels([*_ends(frame, drawn), *_names(frame, spots), *_limits(frame, marks)], frame)]
     head = f'<svg class="chart" viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
     return Markup(head + "".join(parts) + "</svg>")
 
 
-def ticks(low: Number, high: Number, about: int = 4) -> list[float]:
-    """Round numbers between low and high, some `about` of them."""
-    raw = (high - low) / about
-    size = 10 ** math.floor(math.log10(raw))
-    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [float(round(index * step, 12)) for index in range(first, math.floor(high / step + 1e-9) + 1)]
+def _frame(series: Sequence[Series], axes: Axes, size: tuple[int, int], names: Sequence[str]) -> Frame:
+    crosses = [ends for one in series for ends in one.spread if ends is not None]
+    xs = [x for one in series for x, _ in one.points] + [end for ends in crosses for end in ends[:2]]
+    ys = [y for one in series for _, y in one.points] + [end for one in series for _, *ends in one.band for end in ends]
+    letters = max(len(line) for name in (*(one.label for one in series), *names) for line in broken(name))
+    return Frame.around(xs, ys + [end for ends in crosses for end in ends[2:]], axes, size, letters)
 
 
-def written(value: Number, percent: bool = False, digits: int = 3) -> str:
-    """A number as a person would write it: three significant digits or as many as asked for, a true minus sign."""
-    text = f"{100 * value:.{digits}g} %" if percent else f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return text.replace("-", "−") if "e" not in text else text
+def _thinned(one: Series) -> Series:
+    """A long line through the means of equally many neighbours each; both ends of the x axis may move in a little."""
+    if len(one.points) <= MOST_POINTS:
+        return one
+    width = -(-len(one.points) // MOST_POINTS)
+    groups = [one.points[start : start + width] for start in range(0, len(one.points), width)]
+    means = [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+    return replace(one, points=means, notes=[f"mean of {len(group)} points" for group in groups], spread=())
 
 
-def told_apart(values: Sequence[Number], percent: bool = False) -> list[str]:
-    """Numbers as `written`, with more digits where three would make two of them look alike."""
-    texts = [written(value, percent) for value in values]
-    for digits in range(4, MOST_DIGITS + 1):
-        if len(set(texts)) == len(values):
-            break
-        texts = [written(value, percent, digits) for value in values]
-    return texts
+def _marks(frame: Frame, marks: Sequence[Mark]) -> Iterator[str]:
+    taken = float("-inf")
+    for mark in marks:
+        if mark.across and frame.y_low <= mark.x <= frame.y_high:
+            y = frame.y(mark.x)
+            yield f'<line class="mark-line {mark.style}" x1="{LEFT}" x2="{frame.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        elif not mark.across and frame.x_low <= mark.x <= frame.x_high:
+            x = frame.x(mark.x)
+            before = x - LETTER * len(mark.text) - 8 > max(taken, LEFT - 20)
+            shift, anchor = (-4, "end") if before else (4, "start")
+            yield f'<line class="mark-line {mark.style}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 10}" y2="{frame.base}"/>'
+            yield f'<text class="mark-name {mark.style}" x="{x + shift:.1f}" y="{TOP - 3}" text-anchor="{anchor}">{escape(mark.text)}</text>'
+            taken = x if before else x + LETTER * len(mark.text)
 
 
-# --- geometry ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Frame:
-    x_low: float
-    x_high: float
-    y_low: float
-    y_high: float
-    right: float
-    base: float
-
-    @classmethod
-    def around(cls, series: Sequence[Series], axes: Axes, size: tuple[int, int]) -> _Frame:
-        xs = [x for one in series for x, _ in one.points]
-        ys = [y for one in series for _, y in one.points] + [end for one in series for _, *ends in one.band for end in ends]
-        x_low, x_high = _span(xs, axes.x_low, axes.x_high, 0.0)
-        y_low, y_high = _span(ys, axes.y_low, axes.y_high, 0.06)
-        longest = max(len(line) for one in series for line in broken(one.label))
-        return cls(x_low, x_high, y_low, y_high, size[0] - 16 - LETTER * longest, float(size[1] - BOTTOM))
-
-    def x(self, value: Number) -> float:
-        return LEFT + (value - self.x_low) / (self.x_high - self.x_low) * (self.right - LEFT)
-
-    def y(self, value: Number) -> float:
-        return self.base - (value - self.y_low) / (self.y_high - self.y_low) * (self.base - TOP)
-
-
-def _span(values: Sequence[Number], low: Number | None, high: Number | None, margin: float) -> tuple[float, float]:
-    """Ends of an axis: the data with a margin, or what is asked for where the data stays inside it; never empty."""
-    least, most = min(values), max(values)
-    pad = margin * (most - least)
-    start = least - pad if low is None else min(low, least)
-    end = most + pad if high is None else max(high, most)
-    return (float(start), float(end)) if end - start > 1e-12 * max(1.0, abs(end)) else (start - 0.5, end + 0.5)
-
-
-# --- drawing ----------------------------------------------------------------------------------------------------------
-
-
-def _grid(frame: _Frame, axes: Axes) -> list[str]:
-    base, parts = frame.base, []
-    rows = ticks(frame.y_low, frame.y_high)
-    for value, text in zip(rows, told_apart(rows, axes.percent), strict=True):
-        y = frame.y(value)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{frame.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
-    for value in ticks(frame.x_low, frame.x_high):
-        parts.append(f'<text class="tick" x="{frame.x(value):.1f}" y="{base + 17}" text-anchor="middle">{written(value, axes.percent_x)}</text>')
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{frame.right:.1f}" y1="{base}" y2="{base}"/>')
-    parts.append(f'<text class="name" x="{(LEFT + frame.right) / 2:.1f}" y="{base + 35}" text-anchor="middle">{escape(axes.x)}</text>')
-    return parts
-
-
-def _series(frame: _Frame, one: Series, axes: Axes, dots: bool) -> list[str]:
-    parts = []
+def _series(frame: Frame, one: Series, axes: Axes, dots: bool) -> Iterator[str]:
     if len(one.band) > 1:
         upper = [f"{frame.x(x):.1f},{frame.y(high):.1f}" for x, _, high in one.band]
         lower = [f"{frame.x(x):.1f},{frame.y(low):.1f}" for x, low, _ in reversed(one.band)]
-        parts.append(f'<polygon class="band {one.style}" points="{" ".join(upper + lower)}"/>')
+        yield f'<polygon class="band {one.style}" points="{" ".join(upper + lower)}"/>'
+    for (x, y), ends in zip(one.points, one.spread, strict=False):
+        yield from _cross(frame, one.style, x, y, ends) if ends is not None else ()
     path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in one.points)
-    parts.append(f'<polyline class="line {one.style}" points="{path}"/>')
+    yield f'<polyline class="line {one.style}" points="{path}"/>'
     for place, point in enumerate(one.points):
-        parts.append(_dot(frame, one, axes, place, point, dots))
-    return parts
+        yield _dot(frame, one, axes, place, point, dots)
 
 
-def _dot(frame: _Frame, one: Series, axes: Axes, place: int, point: Point, shown: bool) -> str:
+def _cross(frame: Frame, style: str, x: Number, y: Number, ends: Ends) -> Iterator[str]:
+    left, right, low, high = frame.x(ends[0]), frame.x(ends[1]), frame.y(ends[2]), frame.y(ends[3])
+    yield f'<line class="whisker {style}" x1="{left:.1f}" x2="{right:.1f}" y1="{frame.y(y):.1f}" y2="{frame.y(y):.1f}"/>'
+    yield f'<line class="whisker {style}" x1="{frame.x(x):.1f}" x2="{frame.x(x):.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
+
+
+def _dot(frame: Frame, one: Series, axes: Axes, place: int, point: Point, shown: bool) -> str:
     """A point with its tooltip; an invisible one where there are too many to show."""
     x, y = point
     tip = f"{axes.x} {written(x, axes.percent_x)}, {axes.y} {written(y, axes.percent)}"
     words = [part for part in (one.label, tip, *one.notes[place : place + 1]) if part]
-    kind, radius = ("dot", 3.2) if shown else ("touch", 6)
+    kind, radius = ("dot", 3.2 if len(one.points) > 1 else 5.5) if shown else ("touch", 6)
     circle = f'<circle class="{kind} {one.style}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="{radius}">'
     return f"{circle}<title>{escape(chr(10).join(words))}</title></circle>"
 
 
-def _labels(frame: _Frame, series: Sequence[Series]) -> list[str]:
-    """Names beside the last points of the lines, moved apart where they would overlap."""
-    named = sorted((one for one in series if one.label), key=lambda one: frame.y(one.points[-1][1]))
-    lines = [broken(one.label) for one in named]
-    places = apart([frame.y(one.points[-1][1]) + 4 for one in named], [LABEL_LINE * len(each) + 2 for each in lines], TOP + 4, frame.base + LABEL_LINE)
-    parts = []
-    for one, each, place in zip(named, lines, places, strict=True):
-        x = frame.x(one.points[-1][0]) + 9
-        spans = "".join(f'<tspan x="{x:.1f}" dy="{LABEL_LINE if row else 0}">{escape(line)}</tspan>' for row, line in enumerate(each))
-        parts.append(f'<text class="label {one.style}" x="{x:.1f}" y="{place:.1f}">{spans}</text>')
-    return parts
+def _spot(frame: Frame, spot: Spot) -> str:
+    x, y = frame.x(spot.point[0]), frame.y(spot.point[1])
+    title = f"<title>{escape(spot.text)}</title>"
+    if spot.kind in ("start", "end"):
+        return ""
+    if spot.kind == "stop":
+        path = f"M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"
+        return f'<path class="spot-back" d="{path}"/><path class="spot {spot.style}" d="{path}">{title}</path>'
+    return f'<circle class="spot {spot.style}" cx="{x:.1f}" cy="{y:.1f}" r="8">{title}</circle>'
 
 
-def broken(label: str) -> list[str]:
-    """A label in lines of at most `LABEL_LETTERS`, three of them; what does not fit is cut."""
-    return textwrap.wrap(label, LABEL_LETTERS, max_lines=3, placeholder=" …") or [""]
+def _ends(frame: Frame, series: Sequence[Series]) -> list[Label]:
+    """The lines' names at their last points."""
+    return [Label(one.label, frame.x(one.points[-1][0]) + 9, frame.y(one.points[-1][1]), one.style) for one in series]
 
 
-def apart(wanted: Sequence[Number], sizes: Sequence[Number], low: Number, high: Number) -> list[Number]:
-    """Rising positions for things of the given sizes: none over another, kept inside [low, high] where they fit."""
-    places: list[Number] = []
-    for index, value in enumerate(wanted):
-        places.append(max(value, places[-1] + sizes[index - 1] if places else low))
-    room = high
-    for index in reversed(range(len(places))):
-        room -= sizes[index]
-        places[index] = min(places[index], room)
-    return places
+def _limits(frame: Frame, marks: Sequence[Mark]) -> list[Label]:
+    """The names of rules across the chart, right of it."""
+    inside = [mark for mark in marks if mark.across and frame.y_low <= mark.x <= frame.y_high]
+    return [Label(mark.text, frame.right + 9, frame.y(mark.x), mark.style) for mark in inside]
 
 
-def interval_bar(values: Sequence[tuple[str, Point, Number]], title: str) -> Markup:
-    """Rates on a line from 0 to 1: (class, (low, high), value) each, as a whisker with a dot."""
-
-    def x(value: Number) -> float:
-        return 6 + 228 * min(1.0, max(0.0, value))
-
-    parts = ['<line class="track" x1="6" x2="234" y1="11" y2="11"/>']
-    for style, (low, high), value in values:
-        parts.append(f'<line class="whisker {style}" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="11" y2="11"/>')
-        parts.append(f'<circle class="dot {style}" cx="{x(value):.1f}" cy="11" r="5"/>')
-    return Markup(f'<svg class="bar" viewBox="0 0 240 22" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>{"".join(parts)}</svg>')
+def _names(frame: Frame, spots: Sequence[Spot]) -> list[Label]:
+    return [Label(spot.text, frame.x(spot.point[0]) + 13, frame.y(spot.point[1]) + (BELOW if spot.kind == "start" else 0), spot.style) for spot in spots]

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from .files import Record, inside, json_lines, mapping, number, read_json, read_text, read_yaml
 
-Record = dict[str, Any]
+__all__ = ["Record", "RunFiles", "is_run", "number", "read_run", "read_summary", "run_folders"]
 LEVEL_NUMBERS = ("recovery_error", "gain", "reward")
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """One run folder. `steps` and `measured` are the records of metrics.jsonl by event, in order of step."""
+    """One run folder. `steps`, `measured`, `stops` and `keeps` are the records of metrics.jsonl by event, in order of step."""
 
     folder: Path
     settings: Record
     settings_text: str
     steps: list[Record]
     measured: list[Record]
+    stops: list[Record]
+    keeps: list[Record]
     summary: Record
     samples: list[tuple[int, Path]]
     sample_info: Record
@@ -53,14 +54,15 @@ class RunFiles:
 
     def band(self, name: str) -> list[tuple[float, float, float]]:
         """(step, low, high) over the measurements, for numbers with an interval."""
-        found = [(record["step"], record.get(name)) for record in self.measured]
-        return [(float(step), value["low"], value["high"]) for step, value in found if isinstance(value, dict) and number(value.get("low")) is not None]
+        found = [(record["step"], mapping(record.get(name))) for record in self.measured]
+        ends = [(float(step), number(told.get("low")), number(told.get("high"))) for step, told in found]
+        return [(step, low, high) for step, low, high in ends if low is not None and high is not None]
 
     def levels(self) -> dict[str, list[Record]]:
         """{branch: rows by rising sigma}, each a mean over all updates, weighted by how many samples fell into the bin."""
         rows: dict[str, dict[float, list[Record]]] = {}
         for record in self.steps:
-            for branch, entries in _mapping(record.get("levels")).items():
+            for branch, entries in mapping(record.get("levels")).items():
                 for entry in entries if isinstance(entries, list) else []:
                     if isinstance(entry, dict) and number(entry.get("sigma")) is not None:
                         rows.setdefault(branch, {}).setdefault(round(entry["sigma"] * 20 - 0.5) / 20, []).append(entry)
@@ -70,20 +72,19 @@ class RunFiles:
 def read_run(folder: Path) -> RunFiles:
     """Everything there is of one run."""
     notes: list[str] = []
-    text = _text(folder / "run.yaml", notes)
+    text = read_text(folder / "run.yaml", notes)
     records = list(_records(folder / "metrics.jsonl", notes))
-    samples = sorted((folder / "samples").glob("step[-_]*.png")) if (folder / "samples").is_dir() else []
-    if not samples:
-        notes.append("No sample grids: samples/ is missing or empty.")
     return RunFiles(
         folder=folder,
-        settings=_yaml(text, notes),
+        settings=read_yaml(text, "run.yaml", notes),
         settings_text=text,
         steps=_of(records, "step"),
         measured=_of(records, "evaluate"),
-        summary=_json(folder / "summary.json", notes),
-        samples=[(_step_of(file), file) for file in samples],
-        sample_info=_json(folder / "samples" / "samples.json", None),
+        stops=_of(records, "stop"),
+        keeps=_of(records, "kept"),
+        summary=read_json(folder / "summary.json", notes),
+        samples=_samples(folder, notes),
+        sample_info=read_json(folder / "samples" / "samples.json", None),
         notes=notes,
     )
 
@@ -102,16 +103,17 @@ def is_run(folder: Path) -> bool:
 
 def read_summary(folder: Path, notes: list[str]) -> Record:
     """A folder's summary.json, {} with a note where there is none."""
-    return _json(folder / "summary.json", notes)
+    return read_json(folder / "summary.json", notes)
 
 
-def number(value: Any) -> float | None:
-    """A finite number, or the value of an interval; None for anything else."""
-    if isinstance(value, dict):
-        value = value.get("value")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < float("inf"):
-        return None
-    return float(value)
+def _samples(folder: Path, notes: list[str]) -> list[tuple[int, Path]]:
+    """(step, file) of the sample grids, by name."""
+    found = sorted((folder / "samples").glob("step[-_]*.png")) if (folder / "samples").is_dir() else []
+    if not found:
+        notes.append("No sample grids: samples/ is missing or empty.")
+    outside = [file for file in found if inside(folder, f"samples/{file.name}") is None]
+    notes.extend(f"samples/{file.name}: leads out of the folder, left out." for file in outside)
+    return [(_step_of(file), file) for file in found if file not in outside]
 
 
 def _curve(records: Sequence[Record], name: str) -> list[tuple[float, float]]:
@@ -143,14 +145,7 @@ def _mean_row(entries: Sequence[Record]) -> Record:
 
 
 def _records(file: Path, notes: list[str]) -> Iterator[Record]:
-    for place, line in enumerate(_text(file, notes).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            notes.append(f"{file.name}, line {place}: cut short or not JSON, left out.")
-            continue
+    for place, record in json_lines(file, notes):
         if isinstance(record, dict) and number(record.get("step")) is not None:
             yield record
         else:
@@ -160,34 +155,3 @@ def _records(file: Path, notes: list[str]) -> Iterator[Record]:
 def _step_of(file: Path) -> int:
     digits = "".join(c for c in file.stem if c.isdigit())
     return int(digits) if digits else 0
-
-
-def _text(file: Path, notes: list[str]) -> str:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        notes.append(f"{file.name}: {error.strerror}.")
-        return ""
-
-
-def _yaml(text: str, notes: list[str]) -> Record:
-    try:
-        return _mapping(yaml.safe_load(text))
-    except yaml.YAMLError:
-        notes.append("run.yaml: not YAML, settings left out.")
-        return {}
-
-
-def _json(file: Path, notes: list[str] | None) -> Record:
-    """`notes` None: a file that may be absent."""
-    if notes is None and not file.exists():
-        return {}
-    try:
-        return _mapping(json.loads(_text(file, notes if notes is not None else []) or "{}"))
-    except (ValueError, RecursionError):
-        (notes if notes is not None else []).append(f"{file.name}: cut short or not JSON, left out.")
-        return {}
-
-
-def _mapping(value: Any) -> Record:
-    return value if isinstance(value, dict) else {}

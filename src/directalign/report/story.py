@@ -11,6 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 from .collect import Record, RunFiles, number
+from .meanings import HELD_OUT, meaning
+from .writing import seconds, shown
 
 FORMS = {
     "absolute": "plain Direct-Align (one score, nothing to compare it with)",
@@ -45,47 +47,24 @@ class Change:
 
 
 def changes(run: RunFiles) -> list[Change]:
-    """What the first and the last measurement of a run have to say, most telling first; fewer than two: nothing."""
-    if len(run.measured) < 2:
+    """What the base model's measurement and that of the weights that are left have to say, most telling first; one alone: nothing.
+
+    The weights that are left are the kept ones where the run says so, else those of the last measurement.
+    """
+    ends = [*run.measured[:1], *(run.keeps[-1:] or run.measured[1:][-1:])]
+    if len(ends) < 2:
         return []
-    first, last = run.measured[0], run.measured[-1]
-    asked = (("Photo rate", "photo_rate", 1), ("Content right", "content", 1), ("Colour drift", "color_drift", -1), ("Reward", "reward", 1))
-    known = [each for each in asked if number(first.get(each[1])) is not None and number(last.get(each[1])) is not None]
+    first, last = ends
+    known = [each for each in _telling(last) if number(first.get(each[1])) is not None and number(last.get(each[1])) is not None]
     return [Change(title, key, better, first[key], last[key]) for title, key, better in known]
 
 
-def percent(value: Any) -> str:
-    """A rate in whole points."""
-    found = number(value)
-    return "?" if found is None else f"{100 * found:.0f}\u00a0%"
-
-
-def decimal(value: Any) -> str:
-    """Three decimals, a true minus sign."""
-    found = number(value)
-    return "–" if found is None else f"{found:.3f}".replace("-", "−")
-
-
-def shown(value: Any) -> str:
-    """A rate as a percentage, any other number with three decimals."""
-    return percent(value) if isinstance(value, dict) else decimal(value)
-
-
-def span(value: Any) -> str:
-    """The 95 % interval of a rate, in points; empty for a number without one."""
-    if not isinstance(value, dict) or number(value.get("low")) is None or number(value.get("high")) is None:
-        return ""
-    return f"{100 * value['low']:.0f}–{100 * value['high']:.0f}"
-
-
-def seconds(value: Any) -> str:
-    """A duration for people."""
-    found = number(value)
-    if found is None:
-        return "–"
-    if found < 100:
-        return f"{found:.1f}\u00a0s" if found < 10 else f"{found:.0f}\u00a0s"
-    return f"{found / 60:.0f}\u00a0min" if found < 6000 else f"{found / 3600:.1f}\u00a0h"
+def _telling(measured: Record) -> list[tuple[str, str, int]]:
+    """(title, key, better) of the numbers that stand on top of a page; without the world's judge held-out rewards take its place."""
+    judged = [("Photo rate", "photo_rate", 1), ("Content right", "content", 1)]
+    held_out = [] if "photo_rate" in measured else [meaning(key) for key in measured if key.startswith(HELD_OUT)]
+    others = [(each.label, each.key, each.better) for each in held_out if each.better > 0][:2]
+    return [*judged, *others, ("Colour drift", "color_drift", -1), ("Reward", "reward", 1)]
 
 
 def align_seconds(run: RunFiles) -> float | None:

@@ -1,23 +1,104 @@
-// Two sliders for all tiles of a section: where the picture is cut, and after which update the right side was made.
+// Pictures that are cut by a line (left one model, right another), and the stage of a comparison: choose two models, step through the prompts.
+
+const cutAt = (stack, share) => stack.style.setProperty("--cut", `${share}%`);
+
+// The line of a picture follows the pointer and goes back to where the slider has it.
+function followed(stack, resting) {
+  stack.addEventListener("pointermove", (event) => {
+    const box = stack.getBoundingClientRect();
+    cutAt(stack, Math.max(0, Math.min(100, (100 * (event.clientX - box.left)) / box.width)));
+  });
+  stack.addEventListener("pointerleave", () => cutAt(stack, resting()));
+}
+
+// One run: all tiles share a slider for the line and one for the update after which their right side was made.
 for (const section of document.querySelectorAll("[data-compare]")) {
   const cut = section.querySelector("[name=cut]");
   const step = section.querySelector("[name=step]");
   const tiles = section.querySelectorAll(".stack");
+  const resting = () => 100 - cut.value;
 
-  const setCut = (stack, share) => stack.style.setProperty("--cut", `${share}%`);
-  cut.addEventListener("input", () => tiles.forEach((stack) => setCut(stack, 100 - cut.value)));
-
+  cut.addEventListener("input", () => tiles.forEach((stack) => cutAt(stack, resting())));
+  tiles.forEach((stack) => followed(stack, resting));
   const setStep = () => {
     section.querySelector("output").textContent = step.dataset.steps.split(",")[step.value];
     for (const image of section.querySelectorAll(".after")) image.classList.toggle("on", image.dataset.frame === step.value);
   };
   if (step) step.addEventListener("input", setStep);
+}
 
-  for (const stack of tiles) {
-    stack.addEventListener("pointermove", (event) => {
-      const box = stack.getBoundingClientRect();
-      setCut(stack, Math.max(0, Math.min(100, (100 * (event.clientX - box.left)) / box.width)));
-    });
-    stack.addEventListener("pointerleave", () => setCut(stack, 100 - cut.value));
-  }
+// A comparison: the stage takes its pictures from the table below it, which is all there is without scripts.
+for (const section of document.querySelectorAll("[data-stage]")) {
+  const stage = section.querySelector(".stage");
+  if (!stage) continue;
+  const named = (name) => stage.querySelector(`[name=${name}]`);
+  const [left, right, group, cut, place] = ["left", "right", "group", "cut", "place"].map(named);
+  const all = [...section.querySelectorAll("table.wall tbody tr")];
+  const stack = stage.querySelector(".stack");
+  let rows = all;
+
+  const side = (row, select) => row.querySelectorAll("td")[select.value];
+  const name = (select) => select.selectedOptions[0].textContent;
+
+  const put = (image, cell, text) => {
+    const source = cell.querySelector("img");
+    image.hidden = !source;
+    if (source) image.src = source.src;
+    image.alt = text;
+  };
+
+  const tell = (cells) => {
+    const numbers = cells.map((cell) => JSON.parse(cell.dataset.numbers));
+    const heads = stage.querySelectorAll(".told thead th");
+    [left, right].forEach((select, index) => (heads[index + 1].textContent = name(select)));
+    const body = stage.querySelector(".told tbody");
+    body.replaceChildren();
+    for (const label of new Set(numbers.flatMap(Object.keys))) {
+      const line = body.insertRow();
+      const head = document.createElement("th");
+      head.scope = "row";
+      head.textContent = label;
+      line.append(head);
+      for (const each of numbers) Object.assign(line.insertCell(), { className: "number", textContent: each[label] ?? "–" });
+    }
+    stage.querySelector(".told").hidden = body.rows.length === 0;
+  };
+
+  const show = () => {
+    const row = rows[place.value];
+    const cells = [side(row, left), side(row, right)];
+    const [before, after] = stack.querySelectorAll("img");
+    put(before, cells[0], `${name(left)}: ${row.dataset.prompt}`);
+    put(after, cells[1], `${name(right)}: ${row.dataset.prompt}`);
+    stage.querySelector(".asked").textContent = row.dataset.prompt;
+    stage.querySelector(".seed").textContent = `seed ${row.dataset.seed}${row.dataset.group ? ` · ${row.dataset.group}` : ""}`;
+    stage.querySelector("output").textContent = `${Number(place.value) + 1} of ${rows.length}`;
+    all.forEach((each) => each.classList.toggle("now", each === row));
+    tell(cells);
+  };
+
+  const go = (index) => {
+    place.value = (index + rows.length) % rows.length;
+    show();
+  };
+
+  const choose = () => {
+    rows = all.filter((row) => !group || !group.value || row.dataset.group === group.value);
+    all.forEach((row) => (row.hidden = !rows.includes(row)));
+    place.max = rows.length - 1;
+    go(0);
+  };
+
+  stage.hidden = false;
+  section.querySelector("table.wall").classList.add("live");
+  const resting = () => cut.value;
+  followed(stack, resting);
+  cut.addEventListener("input", () => cutAt(stack, resting()));
+  place.addEventListener("input", show);
+  [left, right].forEach((select) => select.addEventListener("change", show));
+  if (group) group.addEventListener("change", choose);
+  named("back").addEventListener("click", () => go(Number(place.value) - 1));
+  named("on").addEventListener("click", () => go(Number(place.value) + 1));
+  all.forEach((row) => row.addEventListener("click", () => go(rows.indexOf(row))));
+  go(0);
 }

@@ -1,0 +1,85 @@
+"""The page of a comparison: who wins, in pictures and in numbers, what it cost, where it went wrong, how to repeat it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import by_group
+from .album import BUDGET
+from .comparison_files import Comparison, Model, read_comparison
+from .extremes import extremes, pictures_of
+from .files import mapping, number
+from .meanings import Meaning
+from .panels import panels, plane, styles_of
+from .rendering import environment_of, render
+from .settings import MOST_ROWS, differing
+from .wall import wall
+from .wins import Cell, Matrix, corrected, matrices
+from .writing import counted, cut
+
+FOR_PICTURES, FOR_EXTREMES = BUDGET * 3 // 5, BUDGET * 2 // 5
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A model against the first, by the first number that says who wins."""
+
+    model: Model
+    style: str
+    by: Meaning
+    cell: Cell
+
+
+def html(folder: Path) -> str:
+    """The whole page."""
+    found = read_comparison(folder)
+    styles = styles_of(found)
+    wins, ends = matrices(found), extremes(found)
+    settings = [model.settings for model in found.models]
+    return render(
+        "comparison.html.j2",
+        title=_title(found),
+        lead=_lead(found),
+        models=found.models,
+        styles=styles,
+        headlines=_headlines(wins, styles),
+        wall=wall(found, FOR_PICTURES),
+        matrices=wins,
+        corrected=corrected(found),
+        panels=panels(found),
+        planes=[each for each in [plane(found)] if each is not None],
+        extremes=ends,
+        extreme_pictures=pictures_of(found, ends, FOR_EXTREMES),
+        groups=by_group.tables(found),
+        differing=differing(settings)[:MOST_ROWS],
+        with_settings=sum(each is not None for each in settings),
+        command=cut(found.told.get("command") or "", 2000),
+        environment=environment_of(found.told),
+        notes=found.notes,
+    )
+
+
+def _title(found: Comparison) -> str:
+    labels = [model.label for model in found.models]
+    if len(labels) == 2:
+        return f"{labels[1]} against {labels[0]}"
+    return f"{len(labels)} models compared" if len(labels) != 1 else labels[0]
+
+
+def _lead(found: Comparison) -> str:
+    prompts = mapping(found.told.get("prompts"))
+    pairs = len({index for shots in found.shots.values() for index in shots})
+    count = number(prompts.get("count"))
+    asked = f" from {counted(int(count), 'prompt')}" if count is not None else ""
+    source = f" ({cut(prompts['source'], 80)})" if prompts.get("source") else ""
+    return f"{counted(pairs, 'pair')} of prompt and seed{asked}{source}, the same for every model. Intervals are 95 %."
+
+
+def _headlines(wins: list[Matrix], styles: dict[str, str]) -> list[Headline]:
+    """Of every model but the first, by the most independent number there is."""
+    asked = next((matrix for matrix in wins if matrix.meaning.better > 0 and matrix.rows), None)
+    if asked is None:
+        return []
+    cells = [(model, row[0]) for model, row in asked.rows[1:] if row]
+    return [Headline(model, styles[model.key], asked.meaning, cell) for model, cell in cells if cell is not None]

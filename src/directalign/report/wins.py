@@ -1,0 +1,88 @@
+"""Who wins against whom, by each number: a matrix of the models with intervals and p."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from .bars import interval_bar
+from .comparison_files import Comparison, Model
+from .files import Record, number
+from .meanings import Meaning, by_role
+from .writing import chance, interval
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model against another: the share of pairs it wins (a tie is half), its interval, p, and how often it won, lost and tied.
+
+    `holds`: p stays below `LEVEL` when it is corrected for how many tests there are.
+    """
+
+    share: float
+    value: str
+    ends: str
+    p: str
+    holds: bool
+    counts: str
+    bar: Markup
+
+    @property
+    def side(self) -> str:
+        """Which way it leans: "for", "against" or "even"."""
+        return "even" if abs(self.share - 0.5) < 0.005 else "for" if self.share > 0.5 else "against"
+
+    @property
+    def strength(self) -> float:
+        """How far from even, 0 to 1."""
+        return round(min(1.0, abs(self.share - 0.5) * 2), 2)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """`rows` are (model, its cells against each model); None on the diagonal and where nothing is recorded."""
+
+    meaning: Meaning
+    models: list[Model]
+    rows: list[tuple[Model, list[Cell | None]]]
+
+    @property
+    def duel(self) -> Cell | None:
+        """Of two models: the second against the first."""
+        return self.rows[1][1][0] if len(self.rows) == 2 else None
+
+
+def matrices(comparison: Comparison) -> list[Matrix]:
+    """One for each number by which images win or lose, judges first."""
+    found = []
+    for _, meanings in by_role(comparison.meanings.values()):
+        for each in meanings:
+            wins = comparison.wins(each.key)
+            models = [model for model in comparison.models if any(model.key in pair for pair in wins)]
+            rows = [(row, [_cell(wins.get((column.key, row.key))) for column in models]) for row in models]
+            if len(models) > 1:
+                found.append(Matrix(each, models, rows))
+    return found
+
+
+def corrected(comparison: Comparison) -> bool:
+    """Whether the records tell p after Holm's correction for how many tests there are."""
+    return any("p_holm" in record for each in comparison.meanings for record in comparison.wins(each).values())
+
+
+def _cell(win: Record | None) -> Cell | None:
+    share = number(win)
+    if win is None or share is None:
+        return None
+    value, ends = interval(win, percent=True)
+    low, high = (number(win.get(end)) for end in ("low", "high"))
+    counts = [(win.get(name), name) for name in ("wins", "losses", "ties")]
+    told = ", ".join(f"{count:,} {name}" for count, name in counts if isinstance(count, int))
+    span = (share if low is None else low, share if high is None else high)
+    holm = number(win.get("p_holm"))
+    side = "s0" if share >= 0.5 else "s2"
+    bar = interval_bar([(side, span, share)], f"{value} of pairs won ({ends})", middle=0.5)
+    return Cell(share, value, ends, chance(win.get("p")), holm is not None and holm < LEVEL, told, bar)
