@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .adherence import Adherence, Detector
 from .base import DtypeName, Pair, Positive, Sigma, Size, Strict
 from .methods import SRPO, AlignProp, DRaFT, DRTune, FlowBP, FlowGRPO, LeapAlign, Method, Noise, ReFL, Trust
 from .model import FamilyName, Lora, Model
@@ -13,6 +14,7 @@ from .stopping import Stop
 from .tracking import Track, Trackio, Wandb
 
 __all__ = [
+    "Adherence",
     "Aesthetic",
     "AlignProp",
     "Anchor",
@@ -22,6 +24,7 @@ __all__ = [
     "DRTune",
     "DRaFT",
     "Data",
+    "Detector",
     "DtypeName",
     "Evaluate",
     "FamilyName",

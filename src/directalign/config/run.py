@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ..presets import PRESETS, PresetName, merged
+from .adherence import Adherence
 from .base import Pair, Positive, Size, Strict
 from .methods import Method
 from .model import Model
@@ -115,6 +116,9 @@ class Evaluate(Strict):
     )
     diversity_prompts: int = Field(
         default=0, description="Prompts that are sampled four times each to measure how much their images differ; 0 measures none.", ge=0
+    )
+    adherence: Adherence | None = Field(
+        default=None, description="What judges afterwards, in directalign evaluate, whether images show what their prompts say; none judges nothing."
     )
 
 

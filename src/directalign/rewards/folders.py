@@ -67,9 +67,7 @@ def read_processor(folder: Path, key: str, beside: bool = False) -> tuple[Prepro
         lacking = "tokenizer.json" if lacks_vocabulary else "preprocessor_config.json"
         raise DirectAlignError(f"{key}: missing, and {folder} beside the weights has no {lacking}: name a folder or hub id with tokenizer and image settings")
     preprocessing = Preprocessing.read(folder)
-    if lacks_vocabulary:
-        raise DirectAlignError(f"{key}: {folder}: tokenizer.json (or vocab.json and merges.txt) is missing; copy it from the original checkpoint")
-    return preprocessing, _tokenizer(folder, key)
+    return preprocessing, read_tokenizer(folder, key)
 
 
 def processor_of(settings: config.Clip | config.Siglip | config.Mps, weights: Path, reader: Path, key: str) -> tuple[Preprocessing, PreTrainedTokenizerBase]:
@@ -142,7 +140,10 @@ def _model_type(file: Path, key: str) -> str | None:
         raise DirectAlignError(f"{key}: {file}: not readable as JSON ({error}); copy it again from the original checkpoint") from error
 
 
-def _tokenizer(folder: Path, key: str) -> PreTrainedTokenizerBase:
+def read_tokenizer(folder: Path, key: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder. Raises DirectAlignError: missing or unreadable."""
+    if not any((folder / name).exists() for name in VOCABULARIES):
+        raise DirectAlignError(f"{key}: {folder}: tokenizer.json (or vocab.json and merges.txt) is missing; copy it from the original checkpoint")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:

@@ -39,7 +39,7 @@ class Preprocessing:
     @classmethod
     def read(cls, folder: Path) -> Preprocessing:
         """From `preprocessor_config.json`, or the `processor_config.json` that newer transformers write."""
-        file, settings = _settings(folder)
+        file, settings = read_settings(folder)
         try:
             return cls(
                 size=_size(settings["size"]),
@@ -73,7 +73,8 @@ class Preprocessing:
         return (self.size, longer) if height <= width else (longer, self.size)
 
 
-def _settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+def read_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file of a folder's image settings, and what it says. Raises DirectAlignError: missing, or not JSON."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         file = folder / name
         if file.exists():
