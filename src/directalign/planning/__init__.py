@@ -15,13 +15,13 @@ from ..memory.architecture import model_architecture
 from ..memory.geometry import geometry, image_size
 from ..types import DirectAlignError
 from .checkpoint import check_checkpoint, check_here, fetch
-from .measuring import check_off_topic, trained_on_too
+from .measuring import check_adherence, check_off_topic, trained_on_too
 from .recipe import check_method, check_moves, check_reward, check_steps, unread
 from .stopping import check_stop, doubts_of_stop
 from .surroundings import check_data, check_disk, check_model, readable
 from .tracking import check_track
 
-__all__ = ["Plan", "check_method", "check_moves", "check_reward", "check_steps", "check_stop", "plan", "readable", "survey"]
+__all__ = ["Plan", "check_adherence", "check_method", "check_moves", "check_reward", "check_steps", "check_stop", "plan", "readable", "survey"]
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,15 @@ def survey(run: config.Run, out: Path, place: Place, online: bool = False) -> Pl
     check_model(run, model, of)
     lacking = check_here(run.model, model, online) if place.is_here else []
     data, warnings = check_data(run, place.ranks, online)
-    data += check_off_topic(run, online)
+    data += check_off_topic(run, online) + check_adherence(run, online)
     memory = estimate(run, place)
     height, width = image_size(run, of)
     disk, small = _disk(run, out, memory)
     state = f", {model.state}" if model.state else ""
     findings = [("model", f"{run.model.path}{state}, {run.model.tune}, {height}x{width}"), *data, *rules, *shown, ("output", f"{out}, {disk}")]
-    return Plan(tuple(findings), (*unread(run.method), *trained_on_too(run), *doubts_of_stop(run), *unmet, *lacking, *warnings, *memory.doubts, *small), memory)
+    return Plan(
+        tuple(findings), (*unread(run.method), *trained_on_too(run), *doubts_of_stop(run), *unmet, *lacking, *warnings, *memory.doubts, *small), memory
+    )
 
 
 def _disk(run: config.Run, out: Path, memory: Estimate) -> tuple[str, list[str]]:

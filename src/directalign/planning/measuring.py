@@ -1,8 +1,9 @@
-"""What is wrong with what a recipe measures by: off-topic prompts that cannot be read, prompts and rewards that are trained on after all."""
+"""What is wrong with what a recipe measures by: off-topic prompts or a judge of adherence that cannot be read, what is trained on after all."""
 
 from __future__ import annotations
 
 from .. import config
+from ..evaluate import adherence
 from ..evaluate.held_out import key_of
 from ..evaluate.off_topic import KEY, WORLD, off_topic_prompts
 from ..prompts import read_prompts
@@ -27,6 +28,15 @@ def check_off_topic(run: config.Run, online: bool = False) -> list[tuple[str, st
         if both:
             raise DirectAlignError(f"{KEY}: {source}: {len(both)} of its prompts are trained on, first {both[0]!r:.60}; take them out of one of the two lists")
     return [("off topic", f"{len(prompts):,} prompts from {source}")]
+
+
+def check_adherence(run: config.Run, online: bool = False) -> list[tuple[str, str]]:
+    """What judges adherence as a finding, none where nothing does. Raises DirectAlignError as `adherence.check_adherence`."""
+    settings = run.evaluate.adherence
+    if settings is None:
+        return []
+    adherence.check_adherence(settings, online=online)
+    return [("adherence", f"judged afterwards by {settings.path}")]
 
 
 def trained_on_too(run: config.Run) -> list[str]:
