@@ -1,6 +1,7 @@
-"""Who is asked what next: the tasks with the fewest answers first, in an order of one's own where they have equally many.
+"""Who is asked what next: the tasks with the fewest annotators first, in an order of one's own where they have equally many.
 
-So the items gather annotators evenly however many take part and whenever they leave. Lives in memory, rebuilt from the database at the start.
+Those to whom a task was handed out count with those who answered it: else a crowd that asks at one moment would all be sent to the same
+few. So the items gather annotators evenly, however many take part and whenever they leave. Lives in memory, rebuilt at the start.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class Agenda:
         self._blind = blind
         self._said: defaultdict[int, dict[Task, dict[Question, str]]] = defaultdict(dict)
         self._complete: Counter[Task] = Counter()
+        self._handed: defaultdict[int, list[Task]] = defaultdict(list)
+        self._holders: Counter[Task] = Counter()
         self._orders: dict[int, list[Task]] = {}
 
     def take(self, annotator: int, task: Task, question: Question, said: str | None) -> None:
@@ -69,11 +72,25 @@ class Agenda:
         return next((task for task in reversed(self._said[annotator]) if self._is_complete(annotator, task)), None)
 
     def next(self, annotator: int, most: int) -> list[Task]:
-        """Up to `most` tasks still to answer: those begun, then those with the fewest annotators."""
-        said = self._said[annotator]
+        """Up to `most` tasks still to answer: those begun, those handed out before, then those with the fewest annotators."""
+        begun = [task for task in self._said[annotator] if not self._is_complete(annotator, task)]
+        held = [task for task in self._handed[annotator] if task not in begun and not self._is_complete(annotator, task)]
+        line = [*begun, *held][:most]
+        if len(line) < most:
+            line += self._fewest(annotator, {*line}, most - len(line))
+        self._hand_out(annotator, line)
+        return line
+
+    def _fewest(self, annotator: int, without: set[Task], most: int) -> list[Task]:
         order = enumerate(self._order(annotator))
-        todo = ((task not in said, self._complete[task], place, task) for place, task in order if not self._is_complete(annotator, task))
-        return [task for *_, task in heapq.nsmallest(most, todo, key=lambda each: each[:3])]
+        todo = ((place, task) for place, task in order if task not in without and not self._is_complete(annotator, task))
+        found = heapq.nsmallest(most, ((self._complete[task] + self._holders[task], place, task) for place, task in todo), key=lambda each: each[:2])
+        return [task for *_, task in found]
+
+    def _hand_out(self, annotator: int, line: list[Task]) -> None:
+        self._holders.subtract(self._handed[annotator])
+        self._holders.update(line)
+        self._handed[annotator] = line
 
     def _order(self, annotator: int) -> list[Task]:
         if annotator not in self._orders:

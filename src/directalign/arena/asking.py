@@ -110,7 +110,7 @@ class Arena:
             raise ArenaError(f"--annotators {', '.join(names)}: {error.reason}") from None
 
     def state(self, annotator: int) -> dict[str, Any]:
-        """What an annotator's page needs: progress, the tasks that come next and the one before."""
+        """What an annotator's page needs: progress, the tasks that come next (handed out by this call) and the one before."""
         with self._lock:
             last = self._agenda.last(annotator)
             return {

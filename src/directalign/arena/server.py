@@ -72,7 +72,7 @@ def create_app(arena: Arena, names: frozenset[str], invitation: bool, closed: bo
         invitation: whether joining takes the invitation's link.
         closed: whether only those may take part who have a link already.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     doors = Doors(arena, invitation, closed)
     _add_pages(app, arena, doors)
     _add_answers(app, arena, doors)
@@ -169,16 +169,16 @@ def _add_answers(app: FastAPI, arena: Arena, doors: Doors) -> None:
         return doors.let_in(JSONResponse({"link": link}), link)
 
     @app.get("/api/state")
-    def state(request: Request) -> dict[str, Any]:
-        return arena.state(doors.annotator(request))
+    def state(request: Request) -> Response:
+        return JSONResponse(arena.state(doors.annotator(request)))
 
     @app.post("/api/vote")
-    def vote(posted: VotePosted, request: Request) -> dict[str, Any]:
-        return arena.vote(doors.annotator(request), posted.request, posted.task, posted.choice)
+    def vote(posted: VotePosted, request: Request) -> Response:
+        return JSONResponse(arena.vote(doors.annotator(request), posted.request, posted.task, posted.choice))
 
     @app.post("/api/rating")
-    def rating(posted: RatingPosted, request: Request) -> dict[str, Any]:
-        return arena.rate(doors.annotator(request), posted.request, posted.task, posted.image, posted.axis, posted.level)
+    def rating(posted: RatingPosted, request: Request) -> Response:
+        return JSONResponse(arena.rate(doors.annotator(request), posted.request, posted.task, posted.image, posted.axis, posted.level))
 
 
 def _add_results(app: FastAPI, arena: Arena, doors: Doors) -> None:

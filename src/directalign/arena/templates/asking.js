@@ -3,7 +3,7 @@ import { Outbox } from "/static/outbox.js";
 
 export const $ = (id) => document.getElementById(id);
 const SMALL = 200; // pixels of an image below which it is shown with hard edges, as it is
-const LARGEST = 6; // times its size, for such a small one
+const LARGEST = 8; // times its size, for such a small one
 
 const SAYS = {
   network: (waiting) => `Not sent yet: ${waiting} kept here, trying again`,
