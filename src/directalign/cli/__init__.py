@@ -10,13 +10,14 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import average, check, directions, evaluate, export, listen, report, sample, schema, study, tokens, train, words, world
+from . import arena, average, check, compare, directions, evaluate, export, listen, report, sample, schema, study, tokens, train, words, world
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.command()(train.train)
 app.command()(check.check)
 app.command()(sample.sample)
 app.command()(evaluate.evaluate)
+app.command()(compare.compare)
 app.command()(report.report)
 app.command()(export.export)
 app.command()(average.average)
@@ -25,6 +26,7 @@ app.command()(listen.listen)
 app.command()(words.words)
 app.command()(tokens.tokens)
 app.command()(schema.schema)
+app.add_typer(arena.app, name="arena")
 app.add_typer(study.app, name="study")
 app.add_typer(world.app, name="world")
 
