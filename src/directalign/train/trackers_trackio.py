@@ -11,6 +11,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from contextvars import Context, copy_context
 from types import ModuleType
 from typing import Any
 
@@ -39,10 +40,10 @@ def require(settings: config.Trackio) -> ModuleType:
 
 
 class TrackioRun:
-    """An open run."""
+    """An open run. trackio keeps the current run of a context: this one has its own, so that it is finished once and touches no other."""
 
-    def __init__(self, package: ModuleType, run: Any, caption: str, remembers: bool) -> None:
-        self._trackio, self._run, self._caption, self.remembers = package, run, caption, remembers
+    def __init__(self, package: ModuleType, context: Context, run: Any, caption: str, remembers: bool) -> None:
+        self._trackio, self._context, self._run, self._caption, self.remembers = package, context, run, caption, remembers
         self._last_step = 0
 
     def record(self, values: Values, step: int) -> None:
@@ -57,17 +58,18 @@ class TrackioRun:
 
     def close(self, finished: bool) -> None:
         with redirect_stdout(io.StringIO()):  # it speaks of uploads, on this machine too
-            self._run.finish()
+            self._context.run(self._trackio.finish)
 
 
 def open_run(settings: config.Trackio, about: About, say: Callable[[str], None]) -> TrackioRun:
     """The run `NAME-KEY` of the project. Raises DirectAlignError as `require`, and whatever trackio raises."""
     trackio = require(settings)
-    name, is_local = f"{about.name}-{about.key}", settings.space is None
+    name, is_local, context = f"{about.name}-{about.key}", settings.space is None, copy_context()
     if is_local:
         _forget(trackio, settings.project, name)
     with _offline() if is_local else redirect_stdout(io.StringIO()):
-        run = trackio.init(
+        run = context.run(
+            trackio.init,
             project=settings.project,
             name=name,
             space_id=settings.space,
@@ -79,7 +81,7 @@ def open_run(settings: config.Trackio, about: About, say: Callable[[str], None])
             auto_log_cpu=False,
         )
     say(f"trackio: run {name} in {settings.space}" if settings.space else f"trackio: run {name}; see it with trackio show --project {settings.project}")
-    return TrackioRun(trackio, run, about.caption, remembers=not is_local and about.space == place(settings))
+    return TrackioRun(trackio, context, run, about.caption, remembers=not is_local and about.space == place(settings))
 
 
 def place(settings: config.Trackio) -> str | None:

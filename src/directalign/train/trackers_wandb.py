@@ -74,7 +74,10 @@ class WandbRun:
         self._run.summary.update(found)
 
     def close(self, finished: bool) -> None:
+        """Raises OSError when the service behind the run has died without a word: its file is then empty."""
         self._run.finish(exit_code=0 if finished else 1)
+        if not any(file.stat().st_size for file in Path(self._run.dir).parent.glob("*.wandb")):
+            raise OSError(f"{self._run.dir}: nothing was written")
 
 
 def open_run(settings: config.Wandb, out: Path, about: About, say: Callable[[str], None]) -> WandbRun:
