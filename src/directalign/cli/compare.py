@@ -27,6 +27,7 @@ def compare(
     negative: options.NegativeWords = [],  # noqa: B006
     judge: options.JudgeName = None,
     off_topic: options.OffTopic = None,
+    adherence: options.Adherence = None,
     sampling_steps: options.SamplingSteps = None,
     cfg_scale: options.CfgScale = None,
     embedded_guidance: options.Guidance = None,
@@ -54,6 +55,7 @@ def compare(
             negative=tuple(negative),
             judge=judge_,
             off_topic=off_topic,
+            adherence=adherence,
             batch_size=batch_size,
             command=options.command_line(sys.argv[1:]),
             where=options.where(),

@@ -25,6 +25,8 @@ PositiveWords = Annotated[list[str], typer.Option("--positive", help="Wanted phr
 NegativeWords = Annotated[list[str], typer.Option("--negative", help="Unwanted phrase of the style gap. Repeatable.")]
 JudgeName = Annotated[str | None, typer.Option("--judge", metavar="world|none", help="The world's judges; as the recipes say if not given.")]
 OffTopic = Annotated[str | None, typer.Option(metavar="SET", help="Control prompts for leakage, or world; as the recipes say if not given.")]
+ADHERENCE = "What judges whether images show what prompts say: a detector or VLM, a recipe, or '{name: ...}'; as the recipes say if not given."
+Adherence = Annotated[str | None, typer.Option(metavar="MODEL", help=ADHERENCE)]
 SamplingSteps = Annotated[int | None, typer.Option("--sampling-steps", min=1, help=f"Sampling steps, {ALL}.")]
 CfgScale = Annotated[float | None, typer.Option(min=0, help=f"Classifier-free guidance, {ALL}.")]
 Guidance = Annotated[float | None, typer.Option("--embedded-guidance", help=f"Guidance fed to the network, {ALL}.")]

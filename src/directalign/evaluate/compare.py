@@ -21,6 +21,7 @@ from ..rewards import check_reward
 from ..types import DirectAlignError
 from ..world.judges import load_judge
 from ..world.scenes import all_captions
+from .adherence_look import adherence_asked, planned_adherence
 from .comparison import asked, claim, described, differing
 from .drawing import draw_all
 from .image_sets import items_of_images
@@ -46,8 +47,8 @@ class Request:
     """What is asked for; None leaves it to the runs' recipes.
 
     `sources`: SOURCE or LABEL=SOURCE. `base`: add the model that the runs began with. `rollout`: settings of `config.Rollout` for all models.
-    `rewards`: further ones, LABEL=RECIPE. `batch_size`: images made, or looked at, at once. `command` and `where` (commit, machine,
-    versions) go into the records.
+    `rewards`: further ones, LABEL=RECIPE. `adherence`: its judge, as `adherence_settings` reads it. `batch_size`: images made, or looked at,
+    at once. `command` and `where` (commit, machine, versions) go into the records.
     """
 
     sources: tuple[str, ...]
@@ -62,6 +63,7 @@ class Request:
     negative: tuple[str, ...] = ()
     judge: Literal["world", "none"] | None = None
     off_topic: str | None = None
+    adherence: str | None = None
     batch_size: int | None = None
     command: str = ""
     where: Mapping[str, Any] = field(default_factory=dict)
@@ -102,6 +104,8 @@ def _compare(request: Request, subjects: list[Subject], say: Say) -> Path:
         items += off_topic_items(off_topic, wanted, len(items), min(MOST_OFF_TOPIC, len(items)))
     batch_size = request.batch_size or LOOKED_AT_ONCE
     looks = planned_looks(rewards, words, judge, off_topic, batch_size)
+    adherence = adherence_asked(request.adherence, subjects)
+    looks += [] if adherence is None else [planned_adherence(adherence, items, request.out, say)]
     told = described(subjects, items, source, rewards, words, request.command)
     claim(request.out, told, asked(subjects, items, looks, words, off_topic), request.where)
     _say_what_differs(subjects, say)

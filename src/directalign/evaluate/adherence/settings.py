@@ -1,8 +1,13 @@
-"""What judges adherence, as a command is told it: a recipe with `evaluate.adherence`, or the path of a detector or a vision-language model."""
+"""What judges adherence, as a command is told it: a recipe, its section in YAML, or the path of a detector or a vision-language model."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from ... import config, hub
 from ...config_loading import load_run
@@ -15,12 +20,16 @@ from .detector_files import model_type
 RECIPES = (".yaml", ".yml")
 
 
-def adherence_settings(text: str, option: str = "--adherence") -> config.Detector | config.Vlm:
-    """The settings that `text` names; a bare path means its kind of model with all else as usual, and no CLIP for colours.
+def adherence_settings(text: str, option: str = "--adherence") -> config.Adherence:
+    """The settings that `text` names: a recipe's `evaluate.adherence`, {name: detector, path: ...} itself, or a model's folder or hub id.
+
+    A bare path means its kind of model with all else as usual, and no CLIP for colours.
 
     Raises:
-        DirectAlignError: a recipe without that section, no model there, or one of another kind.
+        DirectAlignError: a recipe without that section, a section that is none, no model there, or one of another kind.
     """
+    if text.lstrip().startswith("{"):
+        return _section(text, option)
     if Path(text).suffix in RECIPES:
         found = load_run(text).evaluate.adherence
         if found is None:
@@ -33,3 +42,15 @@ def adherence_settings(text: str, option: str = "--adherence") -> config.Detecto
     if told in MODELS:
         return config.Detector(path=text)
     raise DirectAlignError(f"{option} {text}: holds a model of type {told}; known are the detectors {', '.join(MODELS)}, and the VLMs {', '.join(KINDS)}")
+
+
+def _section(text: str, option: str) -> config.Adherence:
+    try:
+        read: Any = yaml.safe_load(text)
+        return TypeAdapter(config.Adherence).validate_json(json.dumps(read))
+    except yaml.YAMLError as error:
+        raise DirectAlignError(f"{option} {text!r:.80}: not YAML ({str(error).splitlines()[0]})") from error
+    except (ValidationError, TypeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        place = ".".join(map(str, first["loc"][1:])) or "section"
+        raise DirectAlignError(f"{option}: {place}: {first['msg']}; write {{name: detector, path: ...}} or {{name: vlm, path: ...}}") from error
