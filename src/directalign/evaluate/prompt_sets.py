@@ -125,11 +125,10 @@ def _style_files(folder: Path, style: str) -> list[Path]:
 
 
 def _list_of(file: Path) -> list[Any]:
+    text = read_text(file, "prompt set")
     try:
-        found = json.loads(read_text(file, "prompt set"))
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, DirectAlignError):
-            raise
         line = getattr(error, "lineno", 1)
         raise DirectAlignError(f"{file}:{line}: not JSON ({error}); HPDv2's files are lists of texts") from error
     if not isinstance(found, list):
