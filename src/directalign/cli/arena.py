@@ -53,7 +53,7 @@ def serve(
         from ..arena.asking import open_arena
         from ..arena.serving import serve as serve_arena
 
-        serve_arena(open_arena(out, sources, mode and mode.value, items), host, port, names, typer.echo)
+        serve_arena(open_arena(out, sources, None if mode is None else mode.value, items), host, port, names, typer.echo)
 
 
 @app.command()

@@ -1,0 +1,266 @@
+"""The arena in a real browser: three annotators, 30 items, a reload, a double click, a killed server, a phone; every vote counts once."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from arena_runs import SECRETS, Running, running, write_comparison
+
+pytestmark = pytest.mark.browser
+FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update", "disable-sync", "no-first-run")
+ITEMS = 30
+SCRIPT = "<img src=x onerror=document.title='broken'><script>document.title='broken'</script> & \u202e"
+
+SHOWN = "return document.querySelector('#ask')?.dataset.state === 'ready' ? document.querySelector('#ask').dataset.task : null"
+IS_OVER = "return !document.querySelector('#end').hidden"
+DONE = "return Number(document.querySelector('#done').textContent)"
+MIDDLE = "const b = document.querySelector(arguments[0]).getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]"
+SAVED = "return document.querySelector('#saved').dataset.state"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not chromedriver:
+        pytest.skip("no chromium with chromedriver here: install Debian's chromium and chromium-driver to run the browser tests")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is in the dev extra")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    for flag in (*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(f"--{flag}")
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
+    driver.execute_cdp_cmd("Network.enable", {})
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    prompts = [f"prompt {index} {SCRIPT if index % 3 == 0 else ''}" for index in range(ITEMS)]
+    return write_comparison(tmp_path_factory.mktemp("browser") / "source", prompts)
+
+
+def until(browser: Any, script: str, wanted: Callable[[Any], bool] = bool, most: float = 40) -> Any:
+    """What a script returns, once it is as wanted."""
+    end = time.monotonic() + most
+    while not wanted(found := browser.execute_script(script)):
+        assert time.monotonic() < end, (script, found)
+        time.sleep(0.01)
+    return found
+
+
+def join(browser: Any, server: Running, name: str, width: int = 1280, height: int = 860) -> None:
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600})
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": width < 600})
+    browser.delete_all_cookies()
+    browser.get(server.address)
+    browser.find_element("id", "name").send_keys(name)
+    browser.find_element("css selector", "#join button").click()
+    until(browser, SHOWN)
+
+
+def fresh_task(browser: Any, before: str | None) -> str | None:
+    """The next task, once it takes input; None at the end. Waits inside the page: a hand is not faster than the picture."""
+    script = """
+        const [before, told] = arguments, ask = document.querySelector('#ask'), end = document.querySelector('#end');
+        const look = () => {
+            if (!end.hidden) return told(null);
+            if (ask.dataset.state === 'ready' && ask.dataset.task !== before) return setTimeout(() => told(ask.dataset.task), 160);
+            setTimeout(look, 5);
+        };
+        look();
+    """
+    return browser.execute_async_script(script, before)
+
+
+def press(browser: Any, key: str) -> None:
+    for kind in ("keyDown", "keyUp"):
+        browser.execute_cdp_cmd("Input.dispatchKeyEvent", {"type": kind, "key": key})
+
+
+def click(browser: Any, selector: str, times: int = 1) -> None:
+    """Real clicks of a mouse, the second of which is a double click's."""
+    box = browser.execute_script(MIDDLE, selector)
+    for count in range(1, times + 1):
+        for kind in ("mousePressed", "mouseReleased"):
+            browser.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": kind, "x": box[0], "y": box[1], "button": "left", "clickCount": count})
+
+
+def tap(browser: Any, selector: str) -> None:
+    """A finger."""
+    box = browser.execute_script(MIDDLE, selector)
+    browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": box[0], "y": box[1]}]})
+    browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
+def vote_on(browser: Any, act: Callable[[int], None], most: int = ITEMS) -> int:
+    """Answer up to `most` tasks; returns how many."""
+    task = None
+    for number in range(most):
+        task = fresh_task(browser, task)
+        if task is None:
+            return number
+        act(number)
+    return most
+
+
+def by_key(browser: Any) -> Callable[[int], None]:
+    return lambda number: press(browser, ("ArrowLeft", "ArrowRight", "ArrowDown")[number % 3])
+
+
+def table(server: Running, name: str) -> list[dict[str, str]]:
+    with server.owner() as owner:
+        return list(csv.DictReader(io.StringIO(owner.get(f"/results/{name}").text)))
+
+
+def assert_clean(browser: Any, besides: tuple[str, ...] = ()) -> None:
+    """No error and no violation of the content policy since the last look; nothing received names a model."""
+    entries = [entry for entry in browser.get_log("browser") if not any(word in entry["message"] for word in besides)]
+    assert entries == []
+    received = [entry["message"] for entry in browser.get_log("performance")]
+    assert not any(secret in message for secret in SECRETS for message in received)
+
+
+def test_three_annotators(browser: Any, source: Path, tmp_path: Path):
+    """A desktop with reload, undo and double clicks; one whose server is killed in the middle; a phone."""
+    database = tmp_path / "votes.sqlite"
+    with running(source, database) as server:
+        join(browser, server, "Ann")
+        assert SCRIPT.strip() in "".join(collected_prompts(browser, 6)) and browser.title == "Which picture is better?"
+        for _ in range(3):
+            press(browser, "u")
+        until(browser, DONE, lambda done: done == 3)
+        until(browser, SAVED, lambda state: state == "ok")
+        assert vote_on(browser, by_key(browser), 7) == 7
+        browser.refresh()
+        assert until(browser, DONE, lambda done: done == 10)
+        vote_on(browser, lambda _: click(browser, "[data-choice=left]", times=2), 5)
+        until(browser, SAVED, lambda state: state == "ok")
+        assert browser.execute_script(DONE) == 15
+        vote_on(browser, by_key(browser))
+        assert browser.execute_script(IS_OVER) and browser.execute_script(DONE) == ITEMS
+        assert_clean(browser)
+
+        join(browser, server, "Ben")
+        vote_on(browser, by_key(browser), 12)
+        until(browser, SAVED, lambda state: state == "ok")
+        server.kill()
+        vote_on(browser, by_key(browser), 3)
+        until(browser, SAVED, lambda state: state == "problem")
+        assert "3 answers kept here" in browser.find_element("id", "saved").text
+    with running(source, database, port=server.port) as again:
+        until(browser, SAVED, lambda state: state == "ok")
+        assert browser.execute_script(DONE) == 15
+        vote_on(browser, by_key(browser))
+        assert browser.execute_script(DONE) == ITEMS
+        assert_clean(browser, besides=("ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE", "ERR_SOCKET_NOT_CONNECTED"))
+
+        join(browser, again, "Cem", 390, 844)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        assert_accessible(browser, ("[data-choice=left]", "#back"))
+        vote_on(browser, lambda number: tap(browser, f"[data-choice={('left', 'tie', 'right')[number % 3]}]"))
+        until(browser, IS_OVER)
+        assert_clean(browser)
+        counted, history = table(again, "answers.csv"), table(again, "history.csv")
+    assert len(counted) == 3 * ITEMS == len({(row["annotator"], row["item"]) for row in counted})
+    assert len(history) == 3 * ITEMS + 6 == len({row["request"] for row in history})  # three taken back, three given again
+    assert {(row["left"] < row["right"]) for row in counted} == {True, False}
+
+
+def collected_prompts(browser: Any, most: int) -> list[str]:
+    """The prompts as they stand on the page, voted away one by one."""
+    found: list[str] = []
+
+    def act(_: int) -> None:
+        found.append(browser.find_element("id", "prompt").get_property("textContent"))
+        press(browser, "ArrowLeft")
+
+    vote_on(browser, act, most)
+    until(browser, SAVED, lambda state: state == "ok")
+    return found
+
+
+def test_rating_by_keyboard_zoom_and_help(browser: Any, source: Path, tmp_path: Path):
+    with running(source, tmp_path / "ratings.sqlite", "--mode", "rate", "--items", "3") as server:
+        join(browser, server, "Ann")
+        click(browser, ".picture")
+        assert browser.execute_script("return document.querySelector('#zoom').open && document.querySelector('#zoom-image').alt") == "Left picture"
+        press(browser, "ArrowRight")
+        assert browser.execute_script("return document.querySelector('#zoom-image').alt") == "Right picture"
+        browser.execute_script("document.querySelector('#zoom').close()")
+        press(browser, "?")
+        link = browser.execute_script("return document.querySelector('#help').open && document.querySelector('#link').value")
+        assert link.startswith(f"{server.address}/me/")
+        browser.execute_script("document.querySelector('#help').close()")
+        rate(browser, "12")
+        until(browser, SAVED, lambda state: state == "ok")
+        browser.get(link)
+        browser.find_element("css selector", ".button.primary").click()
+        until(browser, SHOWN)
+        assert browser.execute_script("return document.querySelectorAll('.axis input:checked').length") == 2  # the half-rated one comes first
+        assert browser.execute_script("return document.querySelector('#next').disabled")
+        assert_accessible(browser, (".axis legend", ".level span", ".level input:checked + span"))
+        rate(browser, "341234")
+        task = browser.execute_script(SHOWN)
+        click(browser, "#next", times=2)
+        for number in range(2):
+            task = fresh_task(browser, task)
+            assert task is not None and browser.execute_script(DONE) == number + 1
+            rate(browser, "11223344")
+            press(browser, "Enter")
+        until(browser, IS_OVER)
+        assert_clean(browser)
+        browser.get(server.links[-1])
+        browser.find_element("css selector", ".button.primary").click()
+        assert "SECRETMODEL-a" in until(browser, "return location.pathname === '/results' && document.body.innerText")
+        browser.get_log("performance")
+        assert_clean(browser)
+        counted = table(server, "answers.csv")
+    levels = [row["level"] for row in counted]
+    assert len(counted) == 3 * 2 * 4 == len({(row["item"], row["model"], row["axis"]) for row in counted})
+    assert {level: levels.count(level) for level in set(levels)} == dict.fromkeys(("excellent", "good", "pass", "fail"), 6)
+
+
+def rate(browser: Any, levels: str) -> None:
+    time.sleep(0.16)
+    for level in levels:
+        press(browser, level)
+
+
+def assert_accessible(browser: Any, selectors: tuple[str, ...]) -> None:
+    """Every control has a name and room for a finger, every text contrast, light and dark."""
+    unnamed = """
+        const named = (e) => e.ariaLabel || e.alt || e.innerText.trim() || e.labels?.length || e.querySelector('img')?.alt || e.closest('dialog');
+        return [...document.querySelectorAll('button, input, img, [role=progressbar]')].filter((e) => !named(e)).length;
+    """
+    assert browser.execute_script(unnamed) == 0
+    small = "return [...document.querySelectorAll('button, .level')].filter(b => b.offsetParent && Math.min(b.offsetWidth, b.offsetHeight) < 44).length"
+    assert browser.execute_script(small) == 0
+    for scheme in ("dark", "light"):
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        for selector in (".where", "#prompt", ".mark", "#saved-text", *selectors):
+            assert contrast(browser, selector) >= 4.5, (scheme, selector)
+
+
+def contrast(browser: Any, selector: str) -> float:
+    """Ratio of the luminances of a text and what lies under it (WCAG 2)."""
+    script = """
+        let node = document.querySelector(arguments[0]);
+        const ink = getComputedStyle(node).color;
+        while (getComputedStyle(node).backgroundColor === 'rgba(0, 0, 0, 0)') node = node.parentElement;
+        return [ink, getComputedStyle(node).backgroundColor];
+    """
+    luminances = []
+    for color in browser.execute_script(script, selector):
+        parts = [float(part) / 255 for part in color[color.index("(") + 1 : -1].split(",")[:3]]
+        red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        luminances.append(0.2126 * red + 0.7152 * green + 0.0722 * blue)
+    return (max(luminances) + 0.05) / (min(luminances) + 0.05)
