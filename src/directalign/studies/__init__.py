@@ -23,6 +23,7 @@ STUDIES = {
     "defences": "Defences: a reward blind to the exploit, and rewards that must agree",
     "ddpm": "The comparison on the embedded Stable Diffusion",
     "listening": "A reward that listens: taught to respond to control words, before and after",
+    "compared": "The comparison: who wins on the world, and do its intervals hold what they promise?",
     "stopping": "A run that stops itself before it ruins the model",
     "stability": "The aligned model over samplers, step counts, guidance, seeds and long chains",
 }
@@ -106,6 +107,8 @@ def _imported(name: str) -> Study:
             from . import ddpm as study
         case "listening":
             from . import listening as study
+        case "compared":
+            from . import compared as study
         case "stopping":
             from . import stopping as study
         case _:

@@ -39,17 +39,18 @@ RULES = {
 
 @dataclass(frozen=True)
 class Form:
-    """A form of the reward, by its recipe; measured every `every` updates, since the fast ones are ruined soon."""
+    """A form of the reward, by its recipe; measured every `every` updates. The official ramps ruin the picture fast and so take small steps here."""
 
     name: str
     title: str
     recipe: str
     every: int
+    overrides: tuple[str, ...] = ()
 
 
 FORMS = (
     Form("anchored", "anchored", "world_srpo", 10),
-    Form("official", "official ramps", "world_official", 5),
+    Form("official", "official ramps", "world_official", 5, ("train.learning_rate=3e-5",)),
     Form("plain", "plain Direct-Align", "world_direct_align", 5),
 )
 
@@ -85,16 +86,16 @@ def _length(form: Form, recipes: Path) -> tuple[str, ...]:
 def _arm(form: Form, rule: str, length: tuple[str, ...]) -> Arm:
     title, settings = RULES[rule]
     control = (f"stop={json.dumps(settings)}",) if settings is not None else ()
-    return Arm(f"{form.name}_{rule}", f"{form.title}, {title}", form.recipe, (*length, *control))
+    return Arm(f"{form.name}_{rule}", f"{form.title}, {title}", form.recipe, (*form.overrides, *length, *control))
 
 
 def _ending(arm: Arm, seed: int, folder: Path) -> Row:
     """How a run ended: when and why it stopped, which weights it left, and what all pairs say of them."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     form, rule = arm.name.split("_")
-    stopped, left = summary["stopped"] or {}, summary["kept"] or summary["after"]
+    stopped, left = summary["stopped"] or {}, summary["after"]
     numbers = {name: left[name]["value"] for name in ("photo_rate", "content")} | {"color_drift": left["color_drift"]}
     facts = {name: summary[name] for name in ("commit", "machine", "versions")}
     named = {"study": NAME, "kind": "ending", "arm": arm.name, "title": arm.title, "form": form, "rule": rule, "seed": seed}
-    told = {"updates": summary["num_steps"], "reason": stopped.get("reason"), "says": stopped.get("says"), "kept": left["step"]}
+    told = {"updates": summary["num_steps"], "reason": stopped.get("reason"), "says": stopped.get("says"), "kept": (summary["kept"] or left)["step"]}
     return {**named, **told, **numbers, "align_seconds": summary["align_seconds"], **facts}
