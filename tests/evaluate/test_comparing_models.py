@@ -16,6 +16,7 @@ from tiny_runs import recipe, trained, write_run_folder
 from directalign import config
 from directalign.evaluate import drawing, drift
 from directalign.evaluate.compare import Request, compare, evaluate_run
+from directalign.evaluate.comparison import alone
 from directalign.evaluate.generate import generate
 from directalign.evaluate.items import Item
 from directalign.evaluate.ledger import Ledger
@@ -220,6 +221,12 @@ def test_an_out_that_cannot_be_is_refused(run_folder: Path, tmp_path: Path, monk
             compare(asked(run_folder, tmp_path / out))
     with pytest.raises(DirectAlignError, match="holds no run"):
         evaluate_run(asked(tmp_path, tmp_path / "out"))
+
+
+def test_two_processes_do_not_write_to_one_folder(run_folder: Path, evaluated: Path) -> None:
+    with alone(evaluated), pytest.raises(DirectAlignError, match="another process is at work on this comparison"):
+        evaluate_run(asked(run_folder, evaluated))
+    evaluate_run(asked(run_folder, evaluated))
 
 
 # --- looks --------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from ..types import DirectAlignError
 from ..world.judges import load_judge
 from ..world.scenes import all_captions
 from .adherence_look import adherence_asked, planned_adherence
-from .comparison import asked, claim, described, differing
+from .comparison import alone, asked, claim, described, differing
 from .drawing import draw_all
 from .image_sets import items_of_images
 from .items import SEEDS_PER_PROMPT, Item, items_of, off_topic_items, unreadable
@@ -109,10 +109,11 @@ def _compare(request: Request, subjects: list[Subject], say: Say) -> Path:
     told = described(subjects, items, source, rewards, words, request.command)
     claim(request.out, told, asked(subjects, items, looks, words, off_topic), request.where)
     _say_what_differs(subjects, say)
-    draw_all(subjects, items, files, request.out, request.batch_size, say)
-    lines = look_at_all(looks, subjects, items, request.out, batch_size, say)
-    about = {name: each for look in looks for name, each in look.about.items()}
-    return _finish(request.out, [subject.key for subject in subjects], lines, about)
+    with alone(request.out):
+        draw_all(subjects, items, files, request.out, request.batch_size, say)
+        lines = look_at_all(looks, subjects, items, request.out, batch_size, say)
+        about = {name: each for look in looks for name, each in look.about.items()}
+        return _finish(request.out, [subject.key for subject in subjects], lines, about)
 
 
 def _finish(out: Path, keys: Sequence[str], lines: Sequence[Mapping[str, Any]], about: Mapping[str, About]) -> Path:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,17 @@ def claim(out: Path, told: Mapping[str, Any], now: Mapping[str, Any], where: Map
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise DirectAlignError(f"--out {out} cannot be made: {error.strerror}; name a folder that you may write to") from error
     write_whole(file, json.dumps({**told, **where, "asked": whole}, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """No other process writes to the folder meanwhile; the hold ends with this process, however that ends. Raises: DirectAlignError if there is one."""
+    with (out / COMPARISON).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DirectAlignError(f"--out {out}: another process is at work on this comparison; wait for it, or end it first") from error
+        yield
 
 
 def differing(subjects: Sequence[Subject]) -> list[str]:
