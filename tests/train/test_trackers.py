@@ -20,7 +20,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from directalign import config
-from directalign.train import checkpoint, log, samples, trackers
+from directalign.train import checkpoint, log, samples, trackers, trackers_trackio
 from directalign.train.interrupt import Interrupted
 
 STORE = Path(tempfile.mkdtemp(prefix="trackio-"))
@@ -258,6 +258,11 @@ def test_records_of_an_earlier_step_texts_and_holes(tmp_path: Path):
     assert [row["stop/says"] for row in wandb_rows(tmp_path) if "stop/says" in row] == ["too far"]
     assert [row["stop/says"] for _, row in trackio_rows("holes") if "stop/says" in row] == ["too far"]
     assert board(tmp_path).Tensors("stop/says/text_summary")[0].tensor_proto.string_val == [b"too far"]
+
+
+def test_a_name_leads_out_of_no_folder():
+    told = trackers.About("k", "../../a/b: best\\one", {}, "", None)
+    assert trackers_trackio.run_name(told) == "_a_b_ best_one-k"
 
 
 def test_no_secret_is_told(tmp_path: Path):

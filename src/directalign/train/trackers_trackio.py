@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from contextvars import Context, copy_context
@@ -62,9 +63,9 @@ class TrackioRun:
 
 
 def open_run(settings: config.Trackio, about: About, say: Callable[[str], None]) -> TrackioRun:
-    """The run `NAME-KEY` of the project. Raises DirectAlignError as `require`, and whatever trackio raises."""
+    """The run called `run_name(about)` in the project. Raises DirectAlignError as `require`, and whatever trackio raises."""
     trackio = require(settings)
-    name, is_local, context = f"{about.name}-{about.key}", settings.space is None, copy_context()
+    name, is_local, context = run_name(about), settings.space is None, copy_context()
     if is_local:
         _forget(trackio, settings.project, name)
     with _offline() if is_local else redirect_stdout(io.StringIO()):
@@ -82,6 +83,11 @@ def open_run(settings: config.Trackio, about: About, say: Callable[[str], None])
         )
     say(f"trackio: run {name} in {settings.space}" if settings.space else f"trackio: run {name}; see it with trackio show --project {settings.project}")
     return TrackioRun(trackio, context, run, about.caption, remembers=not is_local and about.space == place(settings))
+
+
+def run_name(about: About) -> str:
+    """`NAME-KEY`; trackio names a folder of images after it, so that slashes and dots go."""
+    return f"{re.sub(r'[^A-Za-z0-9_, ()-]+', '_', about.name)}-{about.key}"
 
 
 def place(settings: config.Trackio) -> str | None:
