@@ -144,7 +144,7 @@ def test_killed_anywhere_it_stops_where_it_would_have(tmp_path: Path, tune: str)
     begun = time.perf_counter()
     assert finished(forked(lambda: start(run, tmp_path / "whole", peak=0.4))) == 0
     duration, wanted, moments = time.perf_counter() - begun, left(tmp_path / "whole"), random.Random(tune)
-    for attempt in range(6):
+    for attempt in range(4):
         out = tmp_path / f"killed-{attempt}"
         child = forked(lambda out=out: start(run, out, peak=0.4))
         time.sleep(moments.uniform(0.3, 1.0) * duration)

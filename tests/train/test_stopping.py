@@ -166,6 +166,18 @@ def test_a_fall_within_its_noise_is_none():
     assert reason(verdict(rules(score_patience=2), clear)) == "score_peak"
 
 
+def test_weights_past_the_peak_of_the_score_are_not_kept_whatever_the_judge_likes():
+    records = course("judge", [0.1, 0.5, 0.8, 0.9], score=[0.74, 0.78, 0.69, 0.46])
+    assert best(rules(score_patience=2), records) == 10 and best(rules(), records) == 30
+
+
+def test_a_later_peak_does_not_change_what_was_decided():
+    records = course("judge", [0.1, 0.5, 0.8, 0.6], score=[0.7, 0.8, 0.75, 0.9])
+    given, expected = rules(score_patience=9), [False, False, True, False]
+    assert [each.fallen for each in measurements(given, records)] == expected
+    assert [measurements(given, records[: count + 1])[-1].fallen for count in range(4)] == expected
+
+
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +196,8 @@ def test_other_events_are_passed_over():
 def test_records_that_cannot_be_judged_are_refused():
     with pytest.raises(DirectAlignError, match="base model was not measured"):
         verdict(rules(), [record(10)])
+    with pytest.raises(DirectAlignError, match=r"stop: judge of the base model is not finite"):
+        verdict(rules(), [record(0, math.nan)])
     with pytest.raises(DirectAlignError, match=r"stop: sharp was not measured at step 0 \(metrics\.jsonl has judge, content, tint, light, score\)"):
         verdict(rules(drift={"sharp": 0.1}), [record(0)])
 

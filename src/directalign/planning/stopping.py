@@ -29,13 +29,16 @@ def check_stop(run: config.Run) -> list[tuple[str, str]]:
 
 
 def doubts_of_stop(run: config.Run) -> list[str]:
-    """A warning for patience that outlasts the run."""
+    """A warning for patience that outlasts the run, and for a judge without anything to hold it."""
     if run.stop is None:
         return []
     stop, every, num_steps = run.stop, run.evaluate.every, run.train.num_steps
     given = {"drift_patience": stop.drift_patience if stop.drift else None, "judge_patience": stop.judge_patience, "score_patience": stop.score_patience}
     late = {key: patience * every for key, patience in given.items() if patience is not None and patience * every >= num_steps}
-    return [f"stop.{key}: takes {updates} updates to end the run, and train.num_steps is {num_steps}: it never will" for key, updates in late.items()]
+    doubts = [f"stop.{key}: takes {updates} updates to end the run, and train.num_steps is {num_steps}: it never will" for key, updates in late.items()]
+    if not stop.drift and stop.score_patience is None:
+        doubts.append("stop.drift: is empty, and nothing holds back weights that the judge alone likes; name what must not be lost, e.g. {content: 0.03}")
+    return doubts
 
 
 def _check_measured(key: str, name: str, measured: dict[str, Better]) -> None:

@@ -3,17 +3,18 @@
 So a run that is killed and continued stops where the undisturbed one would have, and any reader can check the decision. All
 comparisons are with the base model's measurement at step 0, on the pairs that are measured during the run.
 
-A measurement is within the budget while no number of `stop.drift` has moved further for the worse than it may. The weights
-that are kept: of those within the budget the highest judge; where two judges do not differ by more than the standard error of
-their difference on equal pairs, the ones that used less of the budget (Breiman's one-standard-error rule: of what cannot be told
-apart, the more modest). Without any within the budget: those that overdrew it least.
+A measurement is within the budget while no number of `stop.drift` has moved further for the worse than it may and, where
+`stop.score_patience` is set, the absolute score has not clearly fallen from its highest before: by more than two standard errors
+of the difference on equal pairs. The weights that are kept: of those within the budget the highest judge; where two judges do not
+differ by more than the standard error of their difference, the ones that used less of the budget (Breiman's one-standard-error
+rule: of what cannot be told apart, the more modest). Without any within the budget: those that overdrew it least.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .. import config
@@ -46,6 +47,8 @@ class Measured:
     used: Mapping[str, float]
     """By how much of its allowance each budgeted number has moved for the worse: 1 is all of it."""
     each: Mapping[str, Sequence[float | None]]
+    fallen: bool = False
+    """Whether the absolute score has clearly fallen from its highest so far, under a rule that minds it."""
 
     @property
     def drift(self) -> float:
@@ -54,7 +57,7 @@ class Measured:
 
     @property
     def within(self) -> bool:
-        return self.drift <= 1
+        return self.drift <= 1 and not self.fallen
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,19 @@ def measurements(rules: Rules, records: Sequence[Record]) -> list[Measured]:
     for name in (rules.judge, rules.score, *rules.stop.drift):
         if name not in base:
             raise DirectAlignError(f"stop: {name} was not measured at step 0 (metrics.jsonl has {', '.join(_numbers(base))}); name one of these")
-    return [_measured(rules, record, base) for record in found]
+        if not math.isfinite(value(during(base), name)):
+            raise DirectAlignError(f"stop: {name} of the base model is not finite, and changes are counted from it; name another number")
+    seen = [_measured(rules, record, base) for record in found]
+    return seen if rules.stop.score_patience is None else _falls_marked(rules, seen)
+
+
+def _falls_marked(rules: Rules, seen: Sequence[Measured]) -> list[Measured]:
+    """The same measurements, each held against the highest score before it: a later peak does not change what was decided."""
+    marked, peak = list[Measured](), seen[0]
+    for each in seen:
+        marked.append(replace(each, fallen=not peak.score - each.score <= CLEARLY * noise(each, peak, rules.score)))
+        peak = each if each.score > peak.score else peak
+    return marked
 
 
 def _measured(rules: Rules, record: Record, base: Record) -> Measured:
@@ -152,7 +167,7 @@ def _supersedes(rules: Rules, new: Measured, old: Measured, peak: Measured | Non
     if new.within != old.within:
         return new.within
     if not new.within:
-        return new.drift < old.drift
+        return (new.fallen, new.drift) < (old.fallen, old.drift)
     assert peak is not None
     if new.judge > old.judge + noise(new, old, rules.judge):
         return True
@@ -175,7 +190,7 @@ def noise(a: Measured, b: Measured, name: str) -> float:
 
 def _overdrawn(rules: Rules, seen: Sequence[Measured]) -> Ending | None:
     latest = seen[-rules.stop.drift_patience :]
-    if len(latest) < rules.stop.drift_patience or any(each.within for each in latest):
+    if len(latest) < rules.stop.drift_patience or any(each.drift <= 1 for each in latest):
         return None
     worst = max(latest[-1].used, key=lambda name: latest[-1].used[name])
     share, allowed = latest[-1].used[worst], rules.stop.drift[worst]
@@ -192,25 +207,14 @@ def _no_better(rules: Rules, seen: Sequence[Measured]) -> Ending | None:
     since = sum(each.step > peak.step for each in seen)
     if since < patience:
         return None
-    return Ending(
-        "judge_patience", f"{rules.judge} has not got better for {since} measurements: {peak.judge:.4g} at update {peak.step} is its best within the budget"
-    )
+    best = f"{peak.judge:.4g} at update {peak.step} is its best within the budget"
+    return Ending("judge_patience", f"{rules.judge} has not got better for {since} measurements: {best}")
 
 
 def _past_its_peak(rules: Rules, seen: Sequence[Measured]) -> Ending | None:
-    patience, scored = rules.stop.score_patience, [each for each in seen if math.isfinite(each.score)]
-    if patience is None or not scored:
+    patience = rules.stop.score_patience
+    if patience is None or len(seen) < patience or not all(each.fallen for each in seen[-patience:]):
         return None
-    peak = max(scored, key=lambda each: each.score)
-    latest = [each for each in seen if each.step > peak.step][-patience:]
-    if len(latest) < patience or not all(_has_fallen(rules, each, peak) for each in latest):
-        return None
-    now = latest[-1]
-    return Ending(
-        "score_peak",
-        f"{rules.score} has fallen from {peak.score:.4g} at update {peak.step} to {now.score:.4g}, {patience} measurements in a row below its peak",
-    )
-
-
-def _has_fallen(rules: Rules, now: Measured, peak: Measured) -> bool:
-    return not peak.score - now.score <= CLEARLY * noise(now, peak, rules.score)
+    peak, now = max((each for each in seen if math.isfinite(each.score)), key=lambda each: each.score), seen[-1]
+    fall = f"{rules.score} has fallen from {peak.score:.4g} at update {peak.step} to {now.score:.4g}"
+    return Ending("score_peak", f"{fall}, {patience} measurements in a row below its peak")
