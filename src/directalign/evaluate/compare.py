@@ -26,7 +26,7 @@ from .comparison import alone, asked, claim, described, differing
 from .drawing import draw_all
 from .image_sets import items_of_images
 from .items import SEEDS_PER_PROMPT, Item, items_of, off_topic_items, unreadable
-from .ledger import Say, write_whole
+from .ledger import Say, told_where_full, write_whole
 from .looking import look_at_all
 from .looks import planned_looks
 from .names import About
@@ -119,7 +119,8 @@ def _compare(request: Request, subjects: list[Subject], say: Say) -> Path:
 def _finish(out: Path, keys: Sequence[str], lines: Sequence[Mapping[str, Any]], about: Mapping[str, About]) -> Path:
     summary = summarise(keys, lines, about)
     write_whole(out / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    write_page(out)
+    with told_where_full(out):
+        write_page(out)
     return out
 
 
