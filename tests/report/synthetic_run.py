@@ -86,3 +86,18 @@ def _level(sigma: float) -> dict[str, float]:
 def _measurement(step: int, share: float, final_photo: float, drift: float, collapse: float) -> dict[str, object]:
     rates = {"photo_rate": rate(0.2 + (final_photo - 0.2) * share), "content": rate(0.98 - collapse * max(0.0, share - 0.3))}
     return {"event": "evaluate", "step": step, **rates, "color_drift": 0.02 + (drift - 0.02) * share, "reward": 0.5 + 0.1 * share, "seconds": 1.0}
+
+
+def stop_run(folder: Path, stop: int = 15, kept: int = 10, says: str = "colour drift spent its budget") -> Path:
+    """Make a run of `write_run` one that stopped itself after `stop` updates and left the weights of `kept`."""
+    file = folder / "metrics.jsonl"
+    records = [record for record in map(json.loads, file.read_text().splitlines()) if record["step"] <= stop]
+    left = next(record for record in records if record["event"] == "evaluate" and record["step"] == kept)
+    records += [{"event": "stop", "step": stop, "reason": "drift", "says": says, "kept": kept}, {**left, "event": "kept"}]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    settings = yaml.safe_load((folder / "run.yaml").read_text())
+    (folder / "run.yaml").write_text(yaml.safe_dump({**settings, "stop": {"drift": {"color_drift": 0.03}}}), encoding="utf-8")
+    for grid in (folder / "samples").glob("step-*.png"):
+        if int(grid.stem.removeprefix("step-")) > stop:
+            grid.unlink()
+    return folder

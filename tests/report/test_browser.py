@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_run import write_demo
+from page_tags import HOSTILE
+from synthetic_run import stop_run, write_demo
 
+from comparison_folders import write_comparison
 from directalign.report import write_page
 
 pytestmark = pytest.mark.browser
@@ -19,7 +21,11 @@ FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-background-networking
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     demo = write_demo(tmp_path_factory.mktemp("browser") / "demo")
-    return {"run": write_page(demo / "srpo"), "runs": write_page(demo)}
+    stop_run(demo / "srpo_long", stop=45, kept=30)
+    compared = write_comparison(tmp_path_factory.mktemp("browser") / "compared")
+    hostile = write_comparison(tmp_path_factory.mktemp("browser") / "hostile", {"base": HOSTILE, "tuned": f"{HOSTILE}{'x' * 90}"}, prompts=[HOSTILE, "y" * 900])
+    folders = {"run": demo / "srpo", "stopped": demo / "srpo_long", "runs": demo, "comparison": compared, "hostile": hostile}
+    return {name: write_page(folder) for name, folder in folders.items()}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +50,10 @@ def visit(browser: Any, file: Path, width: int = 1280) -> None:
     browser.get(file.as_uri())
 
 
-@pytest.mark.parametrize("name", ["run", "runs"])
+ALL = ["run", "stopped", "runs", "comparison", "hostile"]
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_no_errors_and_no_requests(browser: Any, pages: dict[str, Path], name: str):
     browser.get_log("performance")
     visit(browser, pages[name])
@@ -54,11 +63,13 @@ def test_no_errors_and_no_requests(browser: Any, pages: dict[str, Path], name: s
     assert browser.execute_script("return [...document.images].every(image => image.complete && image.naturalWidth > 0)")
 
 
-@pytest.mark.parametrize("name", ["run", "runs"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("width", [375, 1280])
 def test_nothing_sticks_out(browser: Any, pages: dict[str, Path], name: str, width: int):
     visit(browser, pages[name], width)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    wide = "return [...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll, svg, pre') && e.getBoundingClientRect().right > innerWidth + 1)"
+    assert browser.execute_script(f"{wide}.map(e => e.outerHTML.slice(0, 80))") == []
 
 
 def test_sliders(browser: Any, pages: dict[str, Path]):
@@ -79,3 +90,84 @@ def test_dark_follows_the_system(browser: Any, pages: dict[str, Path]):
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
         colors.append(browser.execute_script("return getComputedStyle(document.body).backgroundColor"))
     assert colors == ["rgb(252, 252, 250)", "rgb(18, 19, 23)"]
+
+
+def choose(browser: Any, name: str, value: str) -> None:
+    """What a person does with a select or a range."""
+    change = (
+        "const e = document.querySelector(`[name=${arguments[0]}]`); e.value = arguments[1]; for (const k of ['input', 'change']) e.dispatchEvent(new Event(k))"
+    )
+    browser.execute_script(change, name, value)
+
+
+def stage(browser: Any) -> dict[str, Any]:
+    """What the stage shows: its two pictures' texts, where they are from, the prompt, the count."""
+    told = """
+        const s = document.querySelector(".stage"), images = [...s.querySelectorAll(".stack img")];
+        const from = images.map(i => [...document.querySelectorAll("table.wall img")].findIndex(w => w.src === i.src));
+        return {alts: images.map(i => i.alt), from, asked: s.querySelector(".asked").textContent, count: s.querySelector("output").textContent,
+                told: s.querySelector(".told").innerText, hidden: s.hidden};
+    """
+    return browser.execute_script(told)
+
+
+def test_any_two_models_stand_left_and_right(browser: Any, pages: dict[str, Path]):
+    visit(browser, pages["comparison"])
+    found = stage(browser)
+    assert not found["hidden"] and found["count"] == "1 of 24" and found["from"] == [0, 2] and "Photo rate" in found["told"]
+    choose(browser, "left", "1")
+    choose(browser, "right", "0")
+    found = stage(browser)
+    assert [alt.split(":")[0] for alt in found["alts"]] == ["Plain Direct-Align", "Base model"] and found["from"] == [1, 0]
+
+
+def test_prompts_are_stepped_through_with_the_keyboard(browser: Any, pages: dict[str, Path]):
+    keys = pytest.importorskip("selenium.webdriver").Keys
+    visit(browser, pages["comparison"])
+    forward = browser.find_element("css selector", ".stage [name=on]")
+    forward.send_keys(keys.ENTER)
+    assert stage(browser)["count"] == "2 of 24"
+    browser.find_element("css selector", ".stage [name=place]").send_keys(keys.ARROW_RIGHT)
+    assert stage(browser)["count"] == "3 of 24"
+    for _ in range(3):
+        browser.find_element("css selector", ".stage [name=back]").send_keys(keys.SPACE)
+    assert stage(browser)["count"] == "24 of 24"
+    line = browser.find_element("css selector", ".stage [name=cut]")
+    line.send_keys(keys.ARROW_LEFT)
+    assert browser.execute_script("return document.querySelector('.stage .stack').style.getPropertyValue('--cut')") == "49%"
+
+
+def test_groups_and_rows_lead_to_the_stage(browser: Any, pages: dict[str, Path]):
+    visit(browser, pages["comparison"])
+    choose(browser, "group", "off_topic")
+    found = stage(browser)
+    assert found["asked"].startswith("Anime. ") and found["count"].startswith("1 of ")
+    assert browser.execute_script("return [...document.querySelectorAll('table.wall tbody tr:not([hidden])')].every(r => r.dataset.group === 'off_topic')")
+    browser.execute_script("document.querySelectorAll('table.wall tbody tr:not([hidden])')[2].click()")
+    assert stage(browser)["count"].startswith("3 of ")
+
+
+def test_without_scripts_all_pictures_are_there(browser: Any, pages: dict[str, Path]):
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        visit(browser, pages["comparison"])
+        shown = [image.is_displayed() for image in browser.find_elements("css selector", "table.wall img")]
+        assert len(shown) == 3 * 24 and all(shown) and not browser.find_element("css selector", ".stage").is_displayed()
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_paper_is_light(browser: Any, pages: dict[str, Path]):
+    visit(browser, pages["comparison"])
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]})
+    told = browser.execute_script("return [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('.stage')).display]")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+    assert told == ["rgb(252, 252, 250)", "none"]
+
+
+def test_hostile_text_is_read_and_not_run(browser: Any, pages: dict[str, Path]):
+    visit(browser, pages["hostile"])
+    assert browser.execute_script("return document.querySelector('h1').textContent").endswith(f"against {HOSTILE}")
+    assert browser.execute_script("return [...document.querySelectorAll('.told th')].length") > 1
+    choose(browser, "left", "1")
+    assert HOSTILE in stage(browser)["alts"][0] and browser.execute_script("return document.querySelectorAll('img[src=x], main script').length") == 0

@@ -10,7 +10,7 @@ import pytest
 from directalign.report.bars import Scale, interval_bar
 from directalign.report.charts import MOST_POINTS, Mark, Series, Spot, line_chart
 from directalign.report.frame import Axes, apart, ticks
-from directalign.report.writing import chance, counted, fixed, interval, told_apart, written
+from directalign.report.writing import told_apart, written
 
 
 def test_ticks_are_round_and_inside():
@@ -61,3 +61,27 @@ def test_labels_keep_their_distance():
     places = apart([50, 51, 52, 200], [16, 30, 16, 16], 20, 210)
     assert all(later - here >= size for here, later, size in zip(places, places[1:], [16, 30, 16], strict=False))
     assert places[-1] <= 210 - 16
+
+
+def test_a_long_line_is_drawn_through_means():
+    chart = line_chart([Series("", [(x, float(x % 2)) for x in range(10 * MOST_POINTS)])], Axes("update", "loss"), "Loss")
+    assert chart.count("<circle") == MOST_POINTS and "mean of 10 points" in chart and len(chart) < 60_000
+
+
+def test_marks_and_spots_stand_where_they_belong():
+    marks = [Mark(5, "kept", "kept"), Mark(10, "stop", "stop"), Mark(99, "outside", "stop"), Mark(0.5, "budget", "stop", across=True)]
+    spots = [Spot((5, 0.5), "kept: update 5", "kept", "kept"), Spot((10, 1), "stopped", "stop", "stop"), Spot((0, 0), "base", "start", "s1")]
+    chart = line_chart([Series("", [(0, 0), (5, 0.5), (10, 1)])], Axes("update", "loss"), "Loss", marks=marks, spots=spots)
+    ElementTree.fromstring(chart)
+    assert "outside" not in chart and all(word in chart for word in (">kept<", ">stop<", "budget", "kept: update 5", "base"))
+    rules = [tuple(map(float, found)) for found in re.findall(r'mark-line \w+" x1="([\d.]+)" x2="([\d.]+)"', chart)]
+    dots = [float(x) for x in re.findall(r'class="dot s0" cx="([\d.]+)"', chart)]
+    assert rules[0] == (dots[1], dots[1]) and rules[1] == (dots[2], dots[2])
+
+
+def test_scales_of_rates_are_whole_and_others_fit():
+    assert (Scale.around([0.2, 0.9], percent=True).low, Scale.around([0.2, 0.9], percent=True).high) == (0.0, 1.0)
+    scale = Scale.around([20.0, 22.0])
+    assert scale.low < 20 and scale.high > 22 and all(0 <= place <= 100 for place, _ in scale.ticks(percent=False))
+    assert Scale.around([0.0]).low < 0 < Scale.around([0.0]).high
+    ElementTree.fromstring(scale.bar("s0", (20.5, 21.5), 21.0, "<x>"))

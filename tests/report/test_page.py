@@ -5,36 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from page_tags import HOSTILE, LIMIT, Tags
 from PIL import Image
 from synthetic_run import PROMPTS, rate, write_demo, write_run
 
 from directalign.report import NothingToReport, write_page
+from directalign.report.album import data_uri
 from directalign.report.collect import read_run
 from directalign.report.story import matched
-from directalign.report.album import data_uri
 from directalign.report.strips import cells
-
-HOSTILE = '<img src=x onerror=alert(1)><script>alert("2")</script>\' & ${`'
-LIMIT = 5_000_000
-
-
-class Tags(HTMLParser):
-    """All start tags with their attributes."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-    def count(self, name: str) -> int:
-        return sum(tag == name for tag, _ in self.found)
 
 
 @pytest.fixture

@@ -136,10 +136,10 @@ def _model(told: Record) -> Model:
 
 
 def _meanings(summary: Record, shots: Mapping[str, Mapping[int, Shot]]) -> dict[str, Meaning]:
-    """Of all numbers, in the order of the summary, then as they come in the lines."""
+    """Of the numbers that the summary names, in its order; where there is none, of those in the lines."""
     told = mapping(summary.get("names"))
     seen = dict.fromkeys(name for each in shots.values() for shot in each.values() for name in shot.numbers)
-    return {name: meaning(name, mapping(told.get(name))) for name in dict.fromkeys([*told, *seen])}
+    return {name: meaning(name, mapping(told.get(name))) for name in told or seen}
 
 
 def _turned(win: Record) -> Record:

@@ -18,17 +18,19 @@ from .wall import wall
 from .wins import Cell, Matrix, corrected, matrices
 from .writing import counted, cut
 
+MOST_JUDGES = 3
 FOR_PICTURES, FOR_EXTREMES = BUDGET * 3 // 5, BUDGET * 2 // 5
 
 
 @dataclass(frozen=True)
 class Headline:
-    """A model against the first, by the first number that says who wins."""
+    """A model against the first, by the first number that says who wins, and by the other judges."""
 
     model: Model
     style: str
     by: Meaning
     cell: Cell
+    others: list[tuple[Meaning, Cell]]
 
 
 def html(folder: Path) -> str:
@@ -77,9 +79,12 @@ def _lead(found: Comparison) -> str:
 
 
 def _headlines(wins: list[Matrix], styles: dict[str, str]) -> list[Headline]:
-    """Of every model but the first, by the most independent number there is."""
-    asked = next((matrix for matrix in wins if matrix.meaning.better > 0 and matrix.rows), None)
-    if asked is None:
-        return []
-    cells = [(model, row[0]) for model, row in asked.rows[1:] if row]
-    return [Headline(model, styles[model.key], asked.meaning, cell) for model, cell in cells if cell is not None]
+    """Of every model but the first, by the most independent number there is, with the judges that may say otherwise."""
+    asked = [matrix for matrix in wins if matrix.meaning.better > 0]
+    asked = [matrix for matrix in asked if matrix is asked[0] or matrix.meaning.role == "judge"][:MOST_JUDGES]
+    cells: dict[str, list[tuple[Meaning, Cell]]] = {}
+    for matrix in asked:
+        for model, row in matrix.rows[1:]:
+            cells.setdefault(model.key, []).extend((matrix.meaning, cell) for cell in row[:1] if cell is not None)
+    models = {model.key: model for matrix in asked for model, _ in matrix.rows}
+    return [Headline(models[key], styles[key], *found[0], found[1:]) for key, found in cells.items() if found]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from .album import Album, album
 from .comparison_files import Comparison, Model, Shot
 from .meanings import Meaning, judging
-from .writing import percent_of, written
 
 SHOWN = 3
 """Pairs of each kind."""
@@ -89,10 +88,4 @@ def _pair(before: Shot, after: Shot, asked: Sequence[Meaning]) -> Pair:
 
 
 def _text(shot: Shot, each: Meaning) -> str:
-    """A single image's number; a judge's yes or no as such."""
-    value = shot.numbers.get(each.key)
-    if value is None:
-        return "–"
-    if each.percent:
-        return {1.0: "yes", 0.0: "no"}.get(value) or percent_of(value)
-    return written(value)
+    return each.of_one(shot.numbers[each.key]) if each.key in shot.numbers else "–"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .files import mapping
-from .writing import cut
+from .writing import cut, percent_of, written
 
 ROLES = {
     "judge": ("Judges", "judge", "Independent of every reward, never trained on."),
@@ -25,6 +25,8 @@ ROLES = {
 """role: (title of a group, word on a chip, what it means), in the order in which groups are shown."""
 
 HELD_OUT, OFF_TOPIC, OF_ONE, STYLE = "held_out_", "off_topic_", "reward_", "style_"
+SHARE = "Share "
+"""What the scale of a rate begins with."""
 RATES = ("photo_rate", "content", "style_kept", "dark_share")
 KNOWN: dict[str, tuple[str, str, int, str]] = {
     "photo_rate": ("Photo rate", "judge", 1, "Share of images that the style judge takes for a photo."),
@@ -70,6 +72,12 @@ class Meaning:
     def chip(self) -> str:
         return ROLES[self.role][1]
 
+    def of_one(self, value: float) -> str:
+        """A single image's number in writing; of a rate the yes or no that it is."""
+        if self.percent and value in (0.0, 1.0):
+            return "yes" if value else "no"
+        return percent_of(value) if self.percent else written(value)
+
     @property
     def direction(self) -> str:
         return {1: "more is better", -1: "less is better"}.get(self.better, "")
@@ -79,14 +87,14 @@ def meaning(key: str, told: Mapping[str, Any] | None = None) -> Meaning:
     """Of a number's name, with what the records tell of it laid over what the name says."""
     label, role, better, scale = KNOWN.get(key) or _guessed(key)
     said = mapping(told)
-    given = said.get("role")
+    given, scale = said.get("role"), cut(said.get("scale") or scale)
     return Meaning(
         key=key,
         label=cut(said.get("label") or label, 60),
         role=given if isinstance(given, str) and given in ROLES else role,
         better=said["better"] if said.get("better") in (-1, 0, 1) else better,
-        scale=cut(said.get("scale") or scale),
-        percent=key.removeprefix(OFF_TOPIC) in RATES or key.startswith(STYLE) or key.endswith(("_rate", "_share")),
+        scale=scale,
+        percent=scale.startswith(SHARE) or key.removeprefix(OFF_TOPIC) in RATES or key.startswith(STYLE) or key.endswith(("_rate", "_share")),
     )
 
 

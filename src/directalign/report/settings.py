@@ -28,12 +28,20 @@ def flat(settings: Mapping[str, Any], under: str = "") -> Record:
 
 
 def differing(models: Sequence[Mapping[str, Any] | None]) -> list[tuple[str, list[str]]]:
-    """(name, one text per model) of every setting that is not the same in all models that have settings (None: it has none)."""
+    """(name, one text per model) of every setting that is not the same in all models (None: a model without settings).
+
+    A model that has nothing of a section, as a base model has no training, has no say in it.
+    """
     told = [flat(settings) if settings else None for settings in models]
     known = [settings for settings in told if settings is not None]
     names = dict.fromkeys(name for settings in known for name in settings if name not in NOT_A_SETTING)
     rows = [(name, [ABSENT if settings is None else text_of(settings, name) for settings in told]) for name in names]
-    return [(name, texts) for name, texts in rows if len({text for text, settings in zip(texts, told, strict=True) if settings is not None}) > 1]
+    return [(name, texts) for name, texts in rows if len({text for text, settings in zip(texts, told, strict=True) if _has_section(settings, name)}) > 1]
+
+
+def _has_section(settings: Record | None, name: str) -> bool:
+    section = name.split(".", 1)[0]
+    return settings is not None and any(key.split(".", 1)[0] == section for key in settings)
 
 
 def text_of(settings: Mapping[str, Any], name: str) -> str:

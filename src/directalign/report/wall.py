@@ -10,7 +10,7 @@ from .album import Album, album
 from .comparison_files import Comparison, Shot
 from .meanings import Meaning, judging
 from .strips import spread
-from .writing import counted, percent_of, written
+from .writing import counted
 
 MOST_PROMPTS, MOST_PICTURES = 24, 96
 """Prompts on the page, and pictures in all: with more models fewer prompts."""
@@ -84,6 +84,4 @@ def _row(comparison: Comparison, index: int, told: list[Meaning]) -> Row:
 
 
 def _numbers(shot: Shot, told: list[Meaning]) -> str:
-    known = {each.label: shot.numbers[each.key] for each in told if each.key in shot.numbers}
-    percent = {each.label for each in told if each.percent}
-    return json.dumps({label: percent_of(value) if label in percent else written(value) for label, value in known.items()}, ensure_ascii=False)
+    return json.dumps({each.label: each.of_one(shot.numbers[each.key]) for each in told if each.key in shot.numbers}, ensure_ascii=False)

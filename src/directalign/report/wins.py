@@ -13,27 +13,25 @@ from .meanings import Meaning, by_role
 from .writing import chance, interval
 
 LEVEL = 0.05
+STYLES = {"for": "s0", "against": "s2", "even": "s1"}
 
 
 @dataclass(frozen=True)
 class Cell:
     """One model against another: the share of pairs it wins (a tie is half), its interval, p, and how often it won, lost and tied.
 
-    `holds`: p stays below `LEVEL` when it is corrected for how many tests there are.
+    `side`: "for" or "against" where the interval leaves out a half, else "even". `holds`: p stays
+    below `LEVEL` when it is corrected for how many tests there are.
     """
 
     share: float
+    side: str
     value: str
     ends: str
     p: str
     holds: bool
     counts: str
     bar: Markup
-
-    @property
-    def side(self) -> str:
-        """Which way it leans: "for", "against" or "even"."""
-        return "even" if abs(self.share - 0.5) < 0.005 else "for" if self.share > 0.5 else "against"
 
     @property
     def strength(self) -> float:
@@ -83,6 +81,6 @@ def _cell(win: Record | None) -> Cell | None:
     told = ", ".join(f"{count:,} {name}" for count, name in counts if isinstance(count, int))
     span = (share if low is None else low, share if high is None else high)
     holm = number(win.get("p_holm"))
-    side = "s0" if share >= 0.5 else "s2"
-    bar = interval_bar([(side, span, share)], f"{value} of pairs won ({ends})", middle=0.5)
-    return Cell(share, value, ends, chance(win.get("p")), holm is not None and holm < LEVEL, told, bar)
+    side = "for" if span[0] > 0.5 else "against" if span[1] < 0.5 else "even"
+    bar = interval_bar([(STYLES[side], span, share)], f"{value} of pairs won ({ends})", middle=0.5)
+    return Cell(share, side, value, ends, chance(win.get("p")), holm is not None and holm < LEVEL, told, bar)

@@ -1,0 +1,99 @@
+"""Tables and groups of the page: settings that differ, what a number's name says, numbers by group, curves of all runs together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic_run import write_demo, write_run
+
+from comparison_folders import write_comparison
+from directalign.report import write_page
+from directalign.report.by_group import tables
+from directalign.report.collect import read_run
+from directalign.report.comparison_files import read_comparison
+from directalign.report.curves import groups
+from directalign.report.figures import styled, together
+from directalign.report.meanings import ROLES, by_role, drifting, judging, meaning
+from directalign.report.settings import ABSENT, differing, flat
+
+
+def test_settings_that_differ_are_the_only_rows():
+    one: dict[str, Any] = {"name": "A", "seed": 0, "train": {"learning_rate": 1e-4, "betas": [0.9, 0.999]}, "stop": None}
+    two: dict[str, Any] = {"name": "B", "seed": 0, "train": {"learning_rate": 3e-5, "betas": [0.9, 0.999]}, "stop": {"drift": {"content": 0.03}}}
+    assert flat(two)["stop.drift.content"] == 0.03
+    assert differing([one, None, two]) == [("train.learning_rate", ["0.0001", ABSENT, "3e-05"]), ("stop.drift.content", [ABSENT, ABSENT, "0.03"])]
+    assert differing([one, one]) == [] and differing([None, one]) == [] and differing([]) == []
+
+
+def test_settings_that_are_flat_already_stay_so():
+    assert differing([{"a.b": 1}, {"a.b": 2}]) == [("a.b", ["1", "2"])]
+
+
+def test_a_base_model_has_no_say_in_how_others_are_trained():
+    base = {"rollout.shift": 1.0}
+    one, two = ({"rollout.shift": 3.0, "train.clip": 0.1, "method.form": form} for form in ("relative", "anchored"))
+    assert differing([base, one, two]) == [("rollout.shift", ["1", "3", "3"]), ("method.form", [ABSENT, "relative", "anchored"])]
+
+
+def test_roles_are_read_off_names_and_records_are_believed():
+    keys = ["photo_rate", "held_out_second", "reward", "color_drift", "off_topic_reward", "brightness", "sgp_clip"]
+    assert [meaning(key).role for key in keys] == ["judge", "held_out", "trained", "drift", "leakage", "drift", "sgp"]
+    told = meaning("score_x", {"role": "held_out", "better": 1, "label": "X", "scale": "Share of images, 0 to 1."})
+    assert (told.role, told.better, told.label, told.percent) == ("held_out", 1, "X", True)
+    odd = meaning("score_x", {"role": "nonsense", "better": 7, "label": ["a"], "scale": None})
+    assert odd.role in ROLES and odd.better in (-1, 0, 1)
+
+
+def test_judges_come_before_held_out_rewards_before_what_is_trained_on():
+    found = [meaning(key) for key in ("reward", "color_drift", "held_out_second", "held_out_second_pos", "content", "off_topic_content")]
+    assert [each.key for each in judging(found)] == ["content", "held_out_second", "reward"]
+    assert [each.key for each in drifting(found)] == ["color_drift"]
+    assert [role for role, _ in by_role(found)] == ["judge", "held_out", "trained", "drift", "leakage"]
+
+
+def test_curves_are_grouped_by_role(tmp_path: Path):
+    folder = write_run(tmp_path / "run")
+    text = (folder / "metrics.jsonl").read_text()
+    more = (
+        '"held_out_second": 0.5, "held_out_second_pos": 0.6, "off_topic_reward": 0.4, "diversity": 0.1, "something_new": 3, "each": {"x": [1]}, "color_drift"'
+    )
+    (folder / "metrics.jsonl").write_text(text.replace('"color_drift"', more))
+    found = {group.role: [figure.title for figure in group.figures] for group in groups(read_run(folder))}
+    assert found["held_out"] == ["Held out: second"] and found["leakage"] == ["Reward off topic"]
+    assert found["drift"] == ["Diversity", "Something new", "Colour drift"] and found["judge"] == ["Photo rate", "Content"]
+    assert "trained on" in write_page(folder).read_text()
+
+
+def test_too_many_numbers_are_counted(tmp_path: Path):
+    folder = write_run(tmp_path / "run")
+    extra = ", ".join(f'"number_{place}": 1' for place in range(100))
+    (folder / "metrics.jsonl").write_text((folder / "metrics.jsonl").read_text().replace('"color_drift"', f'{extra}, "color_drift"'))
+    assert "of 104 measured numbers are not drawn" in write_page(folder).read_text()
+
+
+def test_by_group_needs_two_groups(tmp_path: Path):
+    comparison = read_comparison(write_comparison(tmp_path / "out"))
+    photo = next(table for table in tables(comparison) if table.meaning.key == "photo_rate")
+    rows = {group: (pairs, cells) for group, pairs, cells in photo.rows}
+    assert set(rows) == {"without a group", "animation"} and rows["animation"][0] == "16 pairs"
+    values = [shot.numbers["photo_rate"] for shot in comparison.shots["srpo"].values() if shot.group == "animation"]
+    assert rows["animation"][1][2][0] == f"{100 * sum(values) / 16:.0f}\u00a0%" and rows["animation"][1][0][2] == ""
+    assert tables(read_comparison(write_comparison(tmp_path / "one", prompts=["a red circle"], off_topic=0))) == []
+
+
+def test_runs_are_drawn_together(tmp_path: Path):
+    runs = [read_run(folder) for folder in sorted(write_demo(tmp_path / "demo").iterdir()) if folder.is_dir()]
+    found = {figure.title: figure.chart for figure in together(runs)}
+    assert list(found) == ["Photo rate", "Content", "Reward of whole images", "Colour drift"]
+    assert all(chart.count("<polyline") == 4 for chart in found.values())
+    assert together(runs[:1]) == [] and len(set(styled(7))) == 7
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_any_number_of_runs(tmp_path: Path, count: int):
+    for place in range(count):
+        write_run(tmp_path / "runs" / f"run{place:02d}", f"Run {place}", num_steps=5)
+    html = write_page(tmp_path / "runs").read_text()
+    assert ("4 of 12 runs are in the table alone" in html) == (count == 12) and len(html) < 5_000_000
