@@ -70,6 +70,7 @@ MISTAKES = {
     "learning_rate=1": "--set learning_rate: unknown key; did you mean 'train.learning_rate'?",
     "train.zzz=1": "unknown key; train has num_steps, learning_rate",
     "model.lora.rnk=4": "unknown key; did you mean 'rank'?",
+    "reward.statistic=brightness": "--set reward.statistic: unknown key; it belongs to another kind of reward: remove it, or set reward.name to that kind",
     "method.moves.frist=4": "--set method.moves.frist: unknown key; did you mean 'first'?",
     "method.moves.kind=unform": "kind 'unform' is none of window, uniform, constant_gain; did you mean 'uniform'?",
     "method.moves=3": "--set method.moves: got 3, and it should be an object; write a section",

@@ -167,6 +167,8 @@ def _nearest_key(path: str, section: type[BaseModel] | None) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     elsewhere = [key for key in _all_keys(Run) if difflib.get_close_matches(name, [key.rpartition(".")[2]], cutoff=0.85)]
+    if path in elsewhere:
+        return f"it belongs to another kind of {parent}: remove it, or set {parent}.name to that kind"
     if elsewhere:
         return f"did you mean {elsewhere[0]!r}?"
     return f"{parent or 'a recipe'} has {', '.join(known)}"
