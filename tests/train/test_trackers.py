@@ -23,7 +23,7 @@ from directalign import config
 from directalign.train import checkpoint, log, samples, trackers, trackers_trackio
 from directalign.train.interrupt import Interrupted
 
-STORE = Path(tempfile.mkdtemp(prefix="trackio-"))
+STORE = Path(tempfile.gettempdir()) / f"trackio-{os.getpid()}"
 os.environ["TRACKIO_DIR"] = str(STORE)  # trackio reads it once, when it is imported
 
 Values = set[tuple[str, int, float]]
