@@ -41,7 +41,7 @@ bench: demo
 	$(BIN)/python benchmarks/write_numbers.py
 
 # Every study in its full size, hours of it; each goes on where it was stopped. docs/results.md is written from what they leave.
-STUDIES := tuning table1 convergence timesteps words inversion anchor recovery ddpm stability control_words control_tokens listening defences stopping
+STUDIES := tuning table1 convergence timesteps words inversion anchor recovery ddpm stability control_words control_tokens listening defences stopping compared
 studies: setup
 	for name in $(STUDIES); do $(BIN)/directalign study $$name && $(BIN)/python benchmarks/write_results.py --record $$name runs/study_$$name || exit 1; done
 	$(BIN)/python benchmarks/write_numbers.py
