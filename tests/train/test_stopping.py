@@ -169,6 +169,7 @@ def test_a_fall_within_its_noise_is_none():
 def test_weights_past_the_peak_of_the_score_are_not_kept_whatever_the_judge_likes():
     records = course("judge", [0.1, 0.5, 0.8, 0.9], score=[0.74, 0.78, 0.69, 0.46])
     assert best(rules(score_patience=2), records) == 10 and best(rules(), records) == 30
+    assert best(rules(score_patience=2, drift={"content": 0.05}), records) == 30  # a budget draws the line by itself
 
 
 def test_a_later_peak_does_not_change_what_was_decided():

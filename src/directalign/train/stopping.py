@@ -3,9 +3,9 @@
 So a run that is killed and continued stops where the undisturbed one would have, and any reader can check the decision. All
 comparisons are with the base model's measurement at step 0, on the pairs that are measured during the run.
 
-A measurement is within the budget while no number of `stop.drift` has moved further for the worse than it may and, where
-`stop.score_patience` is set, the absolute score has not clearly fallen from its highest before: by more than two standard errors
-of the difference on equal pairs. The weights that are kept: of those within the budget the highest judge; where two judges do not
+A measurement is within the budget while no number of `stop.drift` has moved further for the worse than it may; where none is
+named and `stop.score_patience` is set, while the absolute score has not clearly fallen from its highest before: by more than two
+standard errors of the difference on equal pairs. The weights that are kept: of those within the budget the highest judge; where two judges do not
 differ by more than the standard error of their difference, the ones that used less of the budget (Breiman's one-standard-error
 rule: of what cannot be told apart, the more modest). Without any within the budget: those that overdrew it least.
 """
@@ -57,7 +57,8 @@ class Measured:
 
     @property
     def within(self) -> bool:
-        return self.drift <= 1 and not self.fallen
+        """Within the budget, or where there is none not past the peak of the score."""
+        return self.drift <= 1 and (bool(self.used) or not self.fallen)
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _supersedes(rules: Rules, new: Measured, old: Measured, peak: Measured | Non
     if new.within != old.within:
         return new.within
     if not new.within:
-        return (new.fallen, new.drift) < (old.fallen, old.drift)
+        return new.drift < old.drift
     assert peak is not None
     if new.judge > old.judge + noise(new, old, rules.judge):
         return True
