@@ -27,6 +27,7 @@ from directalign.evaluate.geneval_facts import checked_facts
 from directalign.evaluate.prompt_sets import PromptRow
 from directalign.rewards import ClipReward
 from directalign.types import DirectAlignError
+from hub_downloads import download_hub, point_at
 from tiny_clip import clip_folder
 from tiny_detectors import CLASSES, MODELS, write_detector
 
@@ -260,3 +261,19 @@ def test_prompts_that_a_detector_cannot_judge_are_refused(detectors: dict[str, P
     check_rows(config.Detector(path=str(detectors["owlv2"])), rows({"class": "zebra"}))
     with pytest.raises(DirectAlignError, match="knows no zebra"):
         adherence_of(closed)(picture()[None], rows({"class": "zebra"}))
+
+
+def test_of_a_detector_on_the_hub_settings_alone_are_fetched_to_check_it(detectors: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config.Detector(path="someone/detector")
+    with download_hub() as hub:
+        hub.publish("someone/detector", detectors["rt_detr"])
+        point_at(hub.url, tmp_path / "cache", monkeypatch)
+        check_adherence(settings)
+        assert hub.fetched == []
+        check_adherence(settings, online=True)
+        with pytest.raises(DirectAlignError, match="knows no zebra"):
+            check_rows(settings, rows({"class": "zebra"}))
+        assert hub.fetched and not any(name.endswith(".safetensors") for name in hub.fetched)
+        with pytest.raises(DirectAlignError, match=r"adherence\.path: someone/missing: .*no such repository"):
+            check_adherence(config.Detector(path="someone/missing"), online=True)
+        assert adherence_of(settings.model_copy(update={"threshold": 0.0}))(picture()[None], rows({"class": "dog"}))["adherence"].tolist() == [1.0]

@@ -52,10 +52,8 @@ def check_detector(settings: config.Detector, key: str, online: bool = False) ->
 
 
 def known_classes(settings: config.Detector, key: str) -> dict[int, str] | None:
-    """The names of its classes by number, of a detector on this machine; None where it takes any, or lies on the hub."""
-    if hub.is_hub_id(settings.path):
-        return None
-    folder = locate(settings.path, f"{key}.path", ())
+    """The names of its classes by number, None where it takes any words; of a detector on the hub config.json alone is fetched."""
+    folder = locate(settings.path, f"{key}.path", ("config.json",))
     return classes_of(folder, kind_of(folder, f"{key}.path"))
 
 
