@@ -22,18 +22,18 @@ NAME = "stopping"
 TITLE = "A run that stops itself before it ruins the model"
 QUESTION = (
     "Users see the quality collapse after some tens of updates. Every form of the reward is trained for ten times the recommended length: freely; with a "
-    "budget of three points of content and patience with the judge; and with no judge at all, by the absolute score under the positive phrases, which rises, "
+    "budget of two points of content and patience with the judge; and with no judge at all, by the absolute score under the positive phrases, which rises, "
     "peaks and falls when a relative reward erases the picture. Does the run end itself, and how far is what it keeps from the best of the free run?"
 )
 SEEDS = (0, 1, 2)
 TIMES = 10
 """How much longer than recommended."""
-LOSS = 0.03
-"""Of content, in shares of images: the budget, and what the best checkpoint of a free run may have lost."""
+BUDGET = 0.02
+"""Of content, in shares of images. Three points may be lost; the budget is smaller, since a measurement of 128 pairs is noisy."""
 PAIRS, PAIRS_DURING = 256, 128
 RULES = {
     "free": ("no control", None),
-    "judged": ("budget and judge", {"drift": {"content": LOSS}, "judge": "photo_rate", "judge_patience": 6}),
+    "judged": ("budget and judge", {"drift": {"content": BUDGET}, "judge": "photo_rate", "judge_patience": 6}),
     "unjudged": ("absolute score alone", {"score_patience": 3, "judge": "score_pos"}),
 }
 

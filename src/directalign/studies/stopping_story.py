@@ -16,7 +16,7 @@ from .showing.figures import Place, Scale, plane
 from .showing.tables import DASH, markdown, number, with_interval
 
 LOSS, NEAR = 0.03, 0.02
-"""The budget of content, and how near to the best photo rate the kept one is to be; in shares of images."""
+"""How much content the best may have lost, and how near to the best photo rate the kept one is to be; in shares of images."""
 FREE, JUDGED, UNJUDGED = "free", "judged", "unjudged"
 CONTROLLED = {JUDGED: "budget and judge", UNJUDGED: "absolute score alone"}
 BEST = "best in hindsight"
