@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from directalign.studies import stopping_story
 from directalign.studies.comparing import matching
 from directalign.studies.running.records import Row, arms_of, read_rows, seeds_of
 
@@ -114,11 +115,18 @@ def table1(rows: list[Row]) -> str:
     return "\n\n".join(lines).rstrip()
 
 
+def stopping(rows: list[Row]) -> str:
+    """Runs of ten times the recommended length, with and without rules that end them."""
+    facts = next(row for row in rows if row.get("kind") == "ending")
+    return f"{stopping_story.in_short(rows)}\n\nMeans and 95 % intervals over seeds {', '.join(map(str, seeds_of(rows)))}; {machine_line(facts)}"
+
+
 TABLES: dict[str, Callable[[Any], str]] = {
     "demo": demo,
     "world_runs": world_runs,
     "offline_cost": offline_cost,
     "table1": table1,
+    "stopping": stopping,
     "recipe_memory": recipe_memory,
 }
 

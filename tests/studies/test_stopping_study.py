@@ -16,7 +16,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 def free(seed: int, content: list[float], photo: list[float]) -> list[Row]:
     named = {"arm": "anchored_free", "title": "anchored, no control", "seed": seed}
-    return [{**named, "step": 10 * place, "content": c, "photo_rate": p} for place, (c, p) in enumerate(zip(content, photo, strict=True))]
+    return [{**named, "step": 10 * place, "content": c, "photo_rate": p, "color_drift": 0.02} for place, (c, p) in enumerate(zip(content, photo, strict=True))]
 
 
 def ending(rule: str, seed: int, photo: float, content: float, reason: str | None) -> Row:
@@ -47,6 +47,18 @@ def test_each_rule_is_held_against_the_best(rows: list[Row]) -> None:
     assert "2 of 2 are within 2 and 3 points" in text
     assert "With absolute score alone 1 of 2 runs ended themselves" in text and "0 of 2 are within" in text
     assert "| budget and judge | 0 | 30 | drift | 10 | 0.790 | 0.980 | 0.010 | 0.800 | 10 |" in text
+
+
+def test_in_short_every_rule_and_the_best_have_a_line(rows: list[Row]) -> None:
+    lines = stopping_story.in_short(rows).splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in lines] == [
+        "anchored, no control",
+        "anchored, budget and judge",
+        "anchored, absolute score alone",
+        "anchored, best in hindsight",
+    ]
+    assert lines[1] == "| anchored, budget and judge | 30 | 10 | 79 % (79–79) | 98 % (98–98) | 0.010 (0.010–0.010) |"
+    assert lines[3] == "| anchored, best in hindsight | – | 10 | 80 % (80–80) | 98 % (98–98) | 0.020 (0.020–0.020) |"
 
 
 def test_a_plane_for_every_form(rows: list[Row], tmp_path: Path) -> None:

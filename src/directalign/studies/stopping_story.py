@@ -23,10 +23,37 @@ BEST = "best in hindsight"
 
 
 def tell(rows: list[Row]) -> str:
-    """One part per form: what became of the free run, and each controlled run against the best in hindsight."""
+    """All forms in one table, then one part per form: what became of the free run, and each controlled run against the best in hindsight."""
     endings, runs = of_kind(rows, "ending"), of_runs(rows)
-    forms = {row["form"]: row["title"].split(",")[0] for row in endings}
-    return "\n\n".join(_form(form, title, runs, endings) for form, title in forms.items())
+    return "\n\n".join([in_short(rows), *(_form(form, title, runs, endings) for form, title in _forms(endings).items())])
+
+
+def in_short(rows: Sequence[Row]) -> str:
+    """One line per form and rule, means over seeds with their intervals: when it ended, and what it left."""
+    endings, runs = of_kind(rows, "ending"), of_runs(rows)
+    lines = [line for form, title in _forms(endings).items() for line in _lines_in_short(form, title, endings, runs)]
+    return markdown(["run", "updates", "weights of update", "photo rate", "content right", "colour drift"], lines)
+
+
+def _forms(endings: Sequence[Row]) -> dict[str, str]:
+    return {row["form"]: row["title"].split(",")[0] for row in endings}
+
+
+def _lines_in_short(form: str, title: str, endings: Sequence[Row], runs: Sequence[Row]) -> list[list[str]]:
+    free = f"{form}_{FREE}"
+    best = [best_of(of_run(runs, free, seed)) for seed in seeds_of(runs, free)]
+    ended = {rule: of_kind(endings, "ending", form=form, rule=rule) for rule in (FREE, *CONTROLLED)}
+    lines = [_mean_line(f"{title}, {CONTROLLED.get(rule, 'no control')}", found) for rule, found in ended.items()]
+    return [*lines, _mean_line(f"{title}, {BEST}", [{**row, "updates": None, "kept": row["step"]} for row in best])]
+
+
+def _mean_line(name: str, rows: Sequence[Row]) -> list[str]:
+    def mean(key: str, digits: int = 0, percent: bool = False) -> str:
+        values = [row[key] for row in rows if row[key] is not None]
+        return with_interval(mean_of(key, values), digits, percent) if values else DASH
+
+    updates = [f"{sum(row[key] for row in rows) / len(rows):.0f}" if rows[0][key] is not None else DASH for key in ("updates", "kept")]
+    return [name, *updates, mean("photo_rate", percent=True), mean("content", percent=True), mean("color_drift", 3)]
 
 
 def best_of(run: Sequence[Row], loss: float = LOSS) -> Row:
