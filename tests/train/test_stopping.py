@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from directalign import config
-from directalign.evaluate.measured_numbers import judge_of, measured_numbers, score_of
+from directalign.evaluate.measured_numbers import Better, judge_of, measured_numbers, score_of
 from directalign.train.stopping import Rules, Verdict, measurements, noise, verdict
 from directalign.types import DirectAlignError
 
-BETTER = {"judge": 1, "content": 1, "tint": -1, "light": 0, "score": 1}
+BETTER: dict[str, Better] = {"judge": 1, "content": 1, "tint": -1, "light": 0, "score": 1}
 
 
 def rules(**stop: Any) -> Rules:
@@ -99,7 +99,8 @@ def test_of_what_cannot_be_told_apart_the_less_drifted_is_kept():
         record(10, 0.9, tint=0.08, each=single_pairs(0.9, 0.3)),
         record(20, 0.89, tint=0.02, each={"judge": [0.89] * 100}),
     ]
-    assert noise(*measurements(given, noisy)[1:], "judge") == pytest.approx(0.03, rel=0.01)
+    _, first, second = measurements(given, noisy)
+    assert noise(first, second, "judge") == pytest.approx(0.03, rel=0.01)
     assert best(given, noisy) == 20
     far = [*noisy[:2], record(20, 0.8, tint=0.02, each={"judge": [0.8] * 100})]
     assert best(given, far) == 10

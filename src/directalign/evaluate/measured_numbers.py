@@ -13,7 +13,6 @@ Better = Literal[1, 0, -1]
 """1 more is better, -1 less is better, 0 neither: such a number only tells that something changed."""
 PIXELS_ALONE = ("pixels", "aesthetic")
 """Rewards that ignore the prompt."""
-SEES_ONCE = held_out.SEES_ONCE
 
 
 def measured_numbers(run: config.Run) -> dict[str, Better]:
@@ -21,12 +20,13 @@ def measured_numbers(run: config.Run) -> dict[str, Better]:
 
     A reward that is a program of the user's is taken to read prompts; where it does not, two of these names will be missing.
     """
-    plain = {**_judged(run), **dict.fromkeys(drift.STATISTICS, 0), **_scores(run)}
-    controls = {f"{off_topic.PREFIX}{name}": 0 for name in _scores(run)} if run.evaluate.off_topic is not None else {}
-    kept = {off_topic.STYLE_KEPT: 1, off_topic.CONTENT: 1} if run.evaluate.off_topic == off_topic.WORLD and run.evaluate.judge == "world" else {}
-    tint = {f"{off_topic.PREFIX}color_drift": -1} if run.evaluate.off_topic is not None else {}
-    diverse = {"diversity": 1} if run.evaluate.diversity_prompts else {}
-    return {**plain, "color_drift": -1, **controls, **kept, **tint, **diverse}
+    scores, settings = _scores(run), run.evaluate
+    found: dict[str, Better] = {**_judged(run), **dict.fromkeys(drift.STATISTICS, 0), **scores, "color_drift": -1}
+    if settings.off_topic is not None:
+        found |= {**dict.fromkeys((f"{off_topic.PREFIX}{name}" for name in scores), 0), f"{off_topic.PREFIX}color_drift": -1}
+    if settings.off_topic == off_topic.WORLD and settings.judge == "world":
+        found |= {off_topic.STYLE_KEPT: 1, off_topic.CONTENT: 1}
+    return {**found, "diversity": 1} if settings.diversity_prompts else found
 
 
 def judge_of(run: config.Run) -> str:
@@ -53,7 +53,7 @@ def _scores(run: config.Run) -> dict[str, Better]:
     asked = [name for name, phrases in (("score_pos", words.positive), ("score_neg", words.negative)) if phrases and _reads_prompt(run.reward)]
     trained: dict[str, Better] = {name: 0 if name == "score_neg" else 1 for name in ("reward", *asked, *(f"{OF_ONE}{member.label}" for member in members))}
     for label, reward in run.evaluate.rewards.items():
-        sides = ((held_out.POS, words.positive), (held_out.NEG, words.negative)) if reward.name in SEES_ONCE else ()
+        sides = ((held_out.POS, words.positive), (held_out.NEG, words.negative)) if reward.name in held_out.SEES_ONCE else ()
         trained |= {f"{held_out.PREFIX}{label}": 1, **{f"{held_out.PREFIX}{label}{side}": 0 for side, phrases in sides if phrases}}
     return trained
 
