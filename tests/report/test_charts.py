@@ -9,7 +9,8 @@ import pytest
 
 from directalign.report.bars import Scale, interval_bar
 from directalign.report.charts import MOST_POINTS, Mark, Series, Spot, line_chart
-from directalign.report.frame import Axes, apart, ticks
+from directalign.report.frame import Axes, ticks
+from directalign.report.labels import apart
 from directalign.report.writing import told_apart, written
 
 

@@ -5,13 +5,16 @@ Colours come from the page's CSS through classes (`s0`, `s1`, ...), so a chart f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import pairwise
 
 from markupsafe import Markup
 
-from .frame import LEFT, LETTER, NARROW, TOP, Axes, Frame, Label, broken, labels
+from .frame import LEFT, LETTER, NARROW, TOP, Axes, Frame
+from .labels import Label, Place, broken, labels
 from .writing import Number, written
 
 MOST_POINTS = 160
@@ -19,8 +22,8 @@ MOST_POINTS = 160
 FEW_POINTS = 40
 """A line of no more points shows them as dots."""
 
-BELOW = 13
-"""How far the name of a line's beginning stands below it, out of the way of the line."""
+INK = 5
+"""How far apart, in SVG units, a line is probed for what a label would cover."""
 
 Point = tuple[Number, Number]
 Ends = tuple[Number, Number, Number, Number]
@@ -80,7 +83,10 @@ def line_chart(
     frame = _frame(drawn, axes, size, names)
     shown = dots if dots is not None else max(len(one.points) for one in drawn) <= FEW_POINTS
     parts = [*frame.drawn(axes), *_marks(frame, marks), *(part for one in drawn for part in _series(frame, one, axes, shown))]
-    parts += [*(_spot(frame, spot) for spot in spots), *labels([*_ends(frame, drawn), *_names(frame, spots), *_limits(frame, marks)], frame)]
+    parts += [
+        *(_spot(frame, spot) for spot in spots),
+        *labels([*_ends(frame, drawn), *_names(frame, spots), *_limits(frame, marks)], frame, _ink(frame, drawn)),
+    ]
     head = f'<svg class="chart" viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
     return Markup(head + "".join(parts) + "</svg>")
 
@@ -160,14 +166,34 @@ def _spot(frame: Frame, spot: Spot) -> str:
 
 def _ends(frame: Frame, series: Sequence[Series]) -> list[Label]:
     """The lines' names at their last points."""
-    return [Label(one.label, frame.x(one.points[-1][0]) + 9, frame.y(one.points[-1][1]), one.style) for one in series]
+    return [Label(one.label, frame.x(one.points[-1][0]), frame.y(one.points[-1][1]), one.style) for one in series]
 
 
 def _limits(frame: Frame, marks: Sequence[Mark]) -> list[Label]:
     """The names of rules across the chart, right of it."""
     inside = [mark for mark in marks if mark.across and frame.y_low <= mark.x <= frame.y_high]
-    return [Label(mark.text, frame.right + 9, frame.y(mark.x), mark.style) for mark in inside]
+    return [Label(mark.text, frame.right, frame.y(mark.x), mark.style) for mark in inside]
 
 
 def _names(frame: Frame, spots: Sequence[Spot]) -> list[Label]:
-    return [Label(spot.text, frame.x(spot.point[0]) + 13, frame.y(spot.point[1]) + (BELOW if spot.kind == "start" else 0), spot.style) for spot in spots]
+    return [Label(spot.text, frame.x(spot.point[0]), frame.y(spot.point[1]), spot.style, gap=13) for spot in spots]
+
+
+def _ink(frame: Frame, series: Sequence[Series]) -> list[Place]:
+    """Places along the lines, the crosses and the lower axis, in SVG units."""
+    lines = [((frame.x(x), frame.y(y)), (frame.x(to_x), frame.y(to_y))) for one in series for (x, y), (to_x, to_y) in pairwise(one.points)]
+    for one in series:
+        for (x, y), ends in zip(one.points, one.spread, strict=False):
+            if ends is not None:
+                lines.append(((frame.x(ends[0]), frame.y(y)), (frame.x(ends[1]), frame.y(y))))
+                lines.append(((frame.x(x), frame.y(ends[2])), (frame.x(x), frame.y(ends[3]))))
+    lines.append(((LEFT, frame.base), (frame.right, frame.base)))
+    return [place for start, end in lines for place in _along(start, end)]
+
+
+def _along(start: Place, end: Place) -> Iterator[Place]:
+    """Places on a straight line, `INK` units apart."""
+    pieces = max(1, math.ceil(math.dist(start, end) / INK))
+    for piece in range(pieces + 1):
+        share = piece / pieces
+        yield start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])

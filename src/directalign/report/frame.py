@@ -1,9 +1,8 @@
-"""Where things stand in a chart: its axes, round ticks, and labels that keep their distance."""
+"""Where things stand in a chart: the drawing area, its axes and round ticks."""
 
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -14,8 +13,6 @@ NARROW, WIDE = (380, 240), (760, 400)
 TOP, BOTTOM, LEFT = 20, 42, 52
 LETTER = 7.5
 """Mean width of a letter at the charts' font size, in SVG units."""
-LABEL_LETTERS, LABEL_LINE = 18, 15
-"""A label is broken into lines of so many letters, so far apart."""
 
 
 @dataclass(frozen=True)
@@ -78,46 +75,6 @@ def ticks(low: Number, high: Number, about: int = 4) -> list[float]:
     step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
     return [float(round(index * step, 12)) for index in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-@dataclass(frozen=True)
-class Label:
-    """A name beside the point (x, y), both in SVG units, in the colour of `style`."""
-
-    text: str
-    x: float
-    y: float
-    style: str
-
-
-def labels(wanted: Sequence[Label], frame: Frame) -> list[str]:
-    """Names beside their points, moved apart where they would overlap."""
-    named = sorted((each for each in wanted if each.text), key=lambda each: each.y)
-    lines = [broken(each.text) for each in named]
-    places = apart([each.y + 4 for each in named], [LABEL_LINE * len(each) + 2 for each in lines], TOP + 4, frame.base + LABEL_LINE)
-    return [_label(each, row, place) for each, row, place in zip(named, lines, places, strict=True)]
-
-
-def _label(one: Label, lines: Sequence[str], place: Number) -> str:
-    spans = "".join(f'<tspan x="{one.x:.1f}" dy="{LABEL_LINE if row else 0}">{escape(line)}</tspan>' for row, line in enumerate(lines))
-    return f'<text class="label {one.style}" x="{one.x:.1f}" y="{place:.1f}">{spans}</text>'
-
-
-def broken(label: str) -> list[str]:
-    """A label in lines of at most `LABEL_LETTERS`, three of them; what does not fit is cut."""
-    return textwrap.wrap(label, LABEL_LETTERS, max_lines=3, placeholder=" …") or [""]
-
-
-def apart(wanted: Sequence[Number], sizes: Sequence[Number], low: Number, high: Number) -> list[Number]:
-    """Rising positions for things of the given sizes: none over another, kept inside [low, high] where they fit."""
-    places: list[Number] = []
-    for index, value in enumerate(wanted):
-        places.append(max(value, places[-1] + sizes[index - 1] if places else low))
-    room = high
-    for index in reversed(range(len(places))):
-        room -= sizes[index]
-        places[index] = min(places[index], room)
-    return places
 
 
 def _span(values: Sequence[Number], low: Number | None, high: Number | None, margin: float) -> tuple[float, float]:

@@ -1,0 +1,100 @@
+"""Names beside points and lines: out of the way of what is drawn where that is possible, and never over one another."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from html import escape
+
+from .frame import LETTER, TOP, Frame
+from .writing import Number
+
+LABEL_LETTERS, NARROW_LETTERS, LABEL_LINE = 18, 10, 15
+"""A label is broken into lines of so many letters, or of fewer where that leaves a line alone; so far apart."""
+ROOM = 16
+"""How far above or below its point a label may stand to leave a line alone."""
+
+Place = tuple[Number, Number]
+
+
+@dataclass(frozen=True)
+class Label:
+    """A name beside the point (x, y), both in SVG units, `gap` away from it, in the colour of `style`."""
+
+    text: str
+    x: Number
+    y: Number
+    style: str
+    gap: Number = 9
+    letters: int = LABEL_LETTERS
+
+    @property
+    def lines(self) -> list[str]:
+        return broken(self.text, self.letters)
+
+    @property
+    def width(self) -> Number:
+        return LETTER * max(map(len, self.lines))
+
+    @property
+    def height(self) -> Number:
+        return LABEL_LINE * len(self.lines) + 2
+
+
+@dataclass(frozen=True)
+class _Placed:
+    label: Label
+    x: Number
+    y: Number
+    anchor: str
+
+
+def labels(wanted: Sequence[Label], frame: Frame, drawn: Sequence[Place] = ()) -> list[str]:
+    """Names beside their points as SVG; `drawn` are places on the chart that they should leave free, in SVG units."""
+    placed = sorted((_free(each, frame, drawn) for each in wanted if each.text), key=lambda each: each.y)
+    heights = [each.label.height for each in placed]
+    places = apart([each.y for each in placed], heights, TOP + 4, frame.base + LABEL_LINE)
+    return [_text(each, y) for each, y in zip(placed, places, strict=True)]
+
+
+def _free(label: Label, frame: Frame, drawn: Sequence[Place]) -> _Placed:
+    """Right of the point, else right above or below it, else narrower, else left of it: the first that covers nothing, or the one that covers least."""
+    right, left = label.x + label.gap, label.x - label.gap
+    shifts = (0.0, -ROOM, ROOM)
+    tried = [_Placed(label, right, label.y + 4 + shift, "start") for shift in shifts]
+    narrow = replace(label, letters=NARROW_LETTERS)
+    if "…" not in "".join(narrow.lines):
+        tried += [_Placed(narrow, right, label.y + 4 + shift, "start") for shift in shifts]
+    tried += [_Placed(label, left, label.y + 4 + shift, "end") for shift in shifts if left - label.width > frame.x(frame.x_low)]
+    inside = [each for each in tried if TOP <= each.y <= frame.base + LABEL_LINE] or tried
+    return min(inside, key=lambda each: _covered(each, drawn))
+
+
+def _covered(placed: _Placed, drawn: Sequence[Place]) -> int:
+    """How many of the places a label would stand on."""
+    low = placed.x if placed.anchor == "start" else placed.x - placed.label.width
+    top, bottom = placed.y - 11, placed.y - 11 + placed.label.height
+    return sum(low - 2 <= x <= low + placed.label.width and top <= y <= bottom for x, y in drawn)
+
+
+def _text(placed: _Placed, y: Number) -> str:
+    spans = "".join(f'<tspan x="{placed.x:.1f}" dy="{LABEL_LINE if row else 0}">{escape(line)}</tspan>' for row, line in enumerate(placed.label.lines))
+    return f'<text class="label {placed.label.style}" x="{placed.x:.1f}" y="{y:.1f}" text-anchor="{placed.anchor}">{spans}</text>'
+
+
+def broken(label: str, letters: int = LABEL_LETTERS) -> list[str]:
+    """A label in lines of at most so many letters, three of them; what does not fit is cut."""
+    return textwrap.wrap(label, letters, max_lines=3, placeholder=" …") or [""]
+
+
+def apart(wanted: Sequence[Number], sizes: Sequence[Number], low: Number, high: Number) -> list[Number]:
+    """Rising positions for things of the given sizes: none over another, kept inside [low, high] where they fit."""
+    places: list[Number] = []
+    for index, value in enumerate(wanted):
+        places.append(max(value, places[-1] + sizes[index - 1] if places else low))
+    room = high
+    for index in reversed(range(len(places))):
+        room -= sizes[index]
+        places[index] = min(places[index], room)
+    return places
