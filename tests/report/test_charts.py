@@ -9,8 +9,8 @@ import pytest
 
 from directalign.report.bars import Scale, interval_bar
 from directalign.report.charts import MOST_POINTS, Mark, Series, Spot, line_chart
-from directalign.report.frame import Axes, ticks
-from directalign.report.labels import apart
+from directalign.report.frame import NARROW, Axes, Frame, ticks
+from directalign.report.labels import Label, apart, labels
 from directalign.report.writing import told_apart, written
 
 
@@ -86,3 +86,20 @@ def test_scales_of_rates_are_whole_and_others_fit():
     assert scale.low < 20 and scale.high > 22 and all(0 <= place <= 100 for place, _ in scale.ticks(percent=False))
     assert Scale.around([0.0]).low < 0 < Scale.around([0.0]).high
     ElementTree.fromstring(scale.bar("s0", (20.5, 21.5), 21.0, "<x>"))
+
+
+def test_a_name_steps_aside_for_a_line():
+    frame = Frame.around([0, 1], [0, 1], Axes("x", "y"), NARROW, 10)
+    label = Label("a name", 100.0, 100.0, "s0")
+    (free,) = labels([label], frame)
+    (aside,) = labels([label], frame, [(float(x), 100.0) for x in range(100, 200, 5)])
+    where = [float(re.search(r' y="([\d.]+)"', text)[1]) for text in (free, aside)]  # type: ignore[index]
+    assert where == [104.0, 88.0]
+
+
+def test_names_side_by_side_do_not_push_each_other():
+    frame = Frame.around([0, 1], [0, 1], Axes("x", "y"), NARROW, 10)
+    near, far = Label("one", 60.0, 100.0, "s0"), Label("two", 200.0, 100.0, "s1")
+    assert [re.findall(r' y="([\d.]+)"', text) for text in labels([near, far], frame)] == [["104.0"], ["104.0"]]
+    over = [float(y) for text in labels([near, near], frame) for y in re.findall(r' y="([\d.]+)"', text)]
+    assert over[1] - over[0] >= 15

@@ -1,4 +1,4 @@
-"""`directalign report`: the page of a run, or of several side by side, made again from their records."""
+"""`directalign report`: the page of a run, of several side by side, or of a comparison, made again from their records."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .options import Debug
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, or a folder of runs.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, a folder of runs, or what evaluate or compare wrote.", show_default=False)],
     debug: Debug = False,
 ) -> None:
-    """Write the page of a run, or of a folder of runs side by side."""
+    """Write the page of a run, of a folder of runs side by side, or of a comparison."""
     with one_line_errors(debug):
         from ..report import NothingToReport, write_page
 

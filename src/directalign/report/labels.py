@@ -49,13 +49,35 @@ class _Placed:
     y: Number
     anchor: str
 
+    @property
+    def left(self) -> Number:
+        return self.x if self.anchor == "start" else self.x - self.label.width
+
+    @property
+    def right(self) -> Number:
+        return self.left + self.label.width
+
 
 def labels(wanted: Sequence[Label], frame: Frame, drawn: Sequence[Place] = ()) -> list[str]:
     """Names beside their points as SVG; `drawn` are places on the chart that they should leave free, in SVG units."""
-    placed = sorted((_free(each, frame, drawn) for each in wanted if each.text), key=lambda each: each.y)
-    heights = [each.label.height for each in placed]
-    places = apart([each.y for each in placed], heights, TOP + 4, frame.base + LABEL_LINE)
-    return [_text(each, y) for each, y in zip(placed, places, strict=True)]
+    found = []
+    for column in _columns([_free(each, frame, drawn) for each in wanted if each.text]):
+        heights = [each.label.height for each in column]
+        places = apart([each.y for each in column], heights, TOP + 4, frame.base + LABEL_LINE)
+        found += [_text(each, y) for each, y in zip(column, places, strict=True)]
+    return found
+
+
+def _columns(placed: Sequence[_Placed]) -> list[list[_Placed]]:
+    """Labels that stand above one another, from the top down: only those can be in each other's way."""
+    columns: list[list[_Placed]] = []
+    for each in sorted(placed, key=lambda each: each.left):
+        last = max((other.right for other in columns[-1]), default=0) if columns else float("-inf")
+        if each.left < last:
+            columns[-1].append(each)
+        else:
+            columns.append([each])
+    return [sorted(column, key=lambda each: each.y) for column in columns]
 
 
 def _free(label: Label, frame: Frame, drawn: Sequence[Place]) -> _Placed:
@@ -73,9 +95,8 @@ def _free(label: Label, frame: Frame, drawn: Sequence[Place]) -> _Placed:
 
 def _covered(placed: _Placed, drawn: Sequence[Place]) -> int:
     """How many of the places a label would stand on."""
-    low = placed.x if placed.anchor == "start" else placed.x - placed.label.width
     top, bottom = placed.y - 11, placed.y - 11 + placed.label.height
-    return sum(low - 2 <= x <= low + placed.label.width and top <= y <= bottom for x, y in drawn)
+    return sum(placed.left - 2 <= x <= placed.right and top <= y <= bottom for x, y in drawn)
 
 
 def _text(placed: _Placed, y: Number) -> str:
