@@ -170,7 +170,7 @@ def test_the_story_is_computed_from_the_rows() -> None:
     text = compared_story.tell(planted_rows(950))
     assert "| <srpo> against <base> | 0.71 (0.60–0.82), 2 of 3 |" in text.replace("base model", "<base>")
     assert "The judges misread 2 of 100 answers" in text
-    assert "Counted by prompts, 0 of 6 hold it too rarely and 0 more often than promised; the least is 95.0 %." in text
+    assert "Counted by prompts, 0 of 6 hold it too rarely and 0 more often than promised; the least is 95.0 % (<equal>, rate, photo rate)." in text
     assert "| <equal> | any number, corrected | 4.0 % (" in text and "| 30 prompts | 50.0 % | 50.0 % |" in text
     assert "Made-up ties were needed in 7 elections." in text
 

@@ -14,7 +14,7 @@ from .showing.tables import DASH, markdown, number, with_interval
 
 NUMBERS = {"photo_rate": "photo rate", "content": "content", "score_second": "held-out reward", "base_color_shift": "colour shift from the base"}
 DUELS = (("base", "direct_align"), ("base", "refl"), ("base", "srpo"), ("direct_align", "srpo"), ("refl", "srpo"))
-OF = {"rate": "rate of a model", "difference": "difference of two", "win": "win rate"}
+OF = {"rate": "rate", "difference": "difference of two", "win": "win rate"}
 OF_VOTES = {"strength": "strength", "strength difference": "difference of strengths", "win": "win rate"}
 SHORT = {"by_image": "8 seeds, by image"}
 """Names that fit beside a picture."""
@@ -90,15 +90,21 @@ def _coverage(rows: Sequence[Row]) -> str:
 
 def verdict(found: Sequence[Row]) -> str:
     """How many kinds of interval hold what they promise, as far as so many simulations can tell; those counted by image are told apart."""
-    parts = []
-    for what, rows in (("by prompts", [row for row in found if row["arm"] != "by_image"]), ("by images", [row for row in found if row["arm"] == "by_image"])):
-        shares = [share(row, "covered") for row in rows]
-        rarely = [row for row, each in zip(rows, shares, strict=True) if each["high"] < PROMISED]
-        often = sum(each["low"] > PROMISED for each in shares)
-        if rows:
-            lowest = number(100 * min(each["value"] for each in shares), 1)
-            parts.append(f"Counted {what}, {len(rarely)} of {len(rows)} hold it too rarely and {often} more often than promised; the least is {lowest} %.")
-    return " ".join(parts)
+    sides = {"by prompts": [row for row in found if row["arm"] != "by_image"], "by images": [row for row in found if row["arm"] == "by_image"]}
+    return " ".join(f"Counted {what}, {_held(rows)}." for what, rows in sides.items() if rows)
+
+
+def _held(rows: Sequence[Row]) -> str:
+    shares = [share(row, "covered") for row in rows]
+    rarely, often = sum(each["high"] < PROMISED for each in shares), sum(each["low"] > PROMISED for each in shares)
+    return f"{rarely} of {len(rows)} hold it too rarely and {often} more often than promised; {_least(rows)}"
+
+
+def _least(rows: Sequence[Row]) -> str:
+    """The interval that held the truth least often."""
+    least = min(rows, key=lambda row: row["covered"] / row["simulated"])
+    what = {**OF, **OF_VOTES}[least["of"]] + (f", {NUMBERS[least['number']]}" if "number" in least else "")
+    return f"the least is {number(100 * share(least, 'covered')['value'], 1)} % ({least['title']}, {what})"
 
 
 def _tests(rows: Sequence[Row]) -> str:
@@ -132,7 +138,7 @@ def _votes(rows: Sequence[Row]) -> str:
         f"{sum(row['split'] for row in found if row['of'] == 'strength')} elections."
     )
     headers = ["planted", *OF_VOTES.values(), "test speaks", "any test, corrected"]
-    return f"## The arena's strengths\n\n{told}\n\n{verdict(found).replace('Counted by prompts, ', '')}\n\n{markdown(headers, lines)}"
+    return f"## The arena's strengths\n\n{told}\n\nOf the kinds of interval, {_held(found)}.\n\n{markdown(headers, lines)}"
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
