@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,9 +15,11 @@ from directalign.studies.running.records import Row, read_rows
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-def free(seed: int, content: list[float], photo: list[float]) -> list[Row]:
+def free(seed: int, content: list[float], photo: list[float], base: float = 1.0) -> list[Row]:
     named = {"arm": "anchored_free", "title": "anchored, no control", "seed": seed}
-    return [{**named, "step": 10 * place, "content": c, "photo_rate": p, "color_drift": 0.02} for place, (c, p) in enumerate(zip(content, photo, strict=True))]
+    measured = {**named, "arm": "anchored_judged", "step": 0, "content": base, "photo_rate": photo[0], "color_drift": 0.02}
+    points = enumerate(zip(content, photo, strict=True))
+    return [measured, *({**named, "step": 10 * place, "content": c, "photo_rate": p, "color_drift": 0.02} for place, (c, p) in points)]
 
 
 def ending(rule: str, seed: int, photo: float, content: float, reason: str | None) -> Row:
@@ -35,9 +38,13 @@ def rows() -> list[Row]:
 
 
 def test_the_best_in_hindsight_is_within_the_budget() -> None:
-    assert stopping_story.best_of(free(0, [1.0, 0.98, 0.9], [0.1, 0.8, 0.95]))["step"] == 10
-    assert stopping_story.best_of(free(0, [1.0, 0.9], [0.1, 0.95]))["step"] == 0
-    assert stopping_story.best_of(free(0, [1.0, 1.0, 1.0], [0.1, 0.9, 0.9]))["step"] == 10, "among equals the earliest"
+    def best(*run: Any, **base: float) -> int:
+        return stopping_story.best_of("anchored", 0, free(0, *run, **base))["step"]
+
+    assert best([1.0, 0.98, 0.9], [0.1, 0.8, 0.95]) == 10
+    assert best([1.0, 0.9], [0.1, 0.95]) == 0
+    assert best([1.0, 0.9], [0.1, 0.95], base=0.93) == 10, "the base model as the same pairs see it"
+    assert best([1.0, 1.0, 1.0], [0.1, 0.9, 0.9]) == 10, "among equals the earliest"
 
 
 def test_each_rule_is_held_against_the_best(rows: list[Row]) -> None:

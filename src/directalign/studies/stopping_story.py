@@ -41,7 +41,7 @@ def _forms(endings: Sequence[Row]) -> dict[str, str]:
 
 def _lines_in_short(form: str, title: str, endings: Sequence[Row], runs: Sequence[Row]) -> list[list[str]]:
     free = f"{form}_{FREE}"
-    best = [best_of(of_run(runs, free, seed)) for seed in seeds_of(runs, free)]
+    best = [best_of(form, seed, runs) for seed in seeds_of(runs, free)]
     ended = {rule: of_kind(endings, "ending", form=form, rule=rule) for rule in (FREE, *CONTROLLED)}
     lines = [_mean_line(f"{title}, {CONTROLLED.get(rule, 'no control')}", found) for rule, found in ended.items()]
     return [*lines, _mean_line(f"{title}, {BEST}", [{**row, "updates": None, "kept": row["step"]} for row in best])]
@@ -56,10 +56,14 @@ def _mean_line(name: str, rows: Sequence[Row]) -> list[str]:
     return [name, *updates, mean("photo_rate", percent=True), mean("content", percent=True), mean("color_drift", 3)]
 
 
-def best_of(run: Sequence[Row], loss: float = LOSS) -> Row:
-    """The best measurement of one free run in hindsight; the base model's where every other one lost too much content."""
-    whole = run[0]["content"]
-    return max((row for row in run if whole - row["content"] <= loss + 1e-9), key=lambda row: (row["photo_rate"], -row["step"]))
+def best_of(form: str, seed: int, runs: Sequence[Row], loss: float = LOSS) -> Row:
+    """The best measurement of a free run in hindsight; the base model's where every other one lost too much content.
+
+    The controlled run of the same seed has measured the base model on the pairs that are measured during a run.
+    """
+    whole = of_run(runs, f"{form}_{JUDGED}", seed)[0]["content"]
+    within = [row for row in of_run(runs, f"{form}_{FREE}", seed) if whole - row["content"] <= loss + 1e-9 or row["step"] == 0]
+    return max(within, key=lambda row: (row["photo_rate"], -row["step"]))
 
 
 def _form(form: str, title: str, runs: Sequence[Row], endings: Sequence[Row]) -> str:
@@ -71,7 +75,7 @@ def _form(form: str, title: str, runs: Sequence[Row], endings: Sequence[Row]) ->
 
 def _line(form: str, rule: str, seed: int, runs: Sequence[Row], endings: Sequence[Row]) -> list[str]:
     (end,) = of_kind(endings, "ending", form=form, rule=rule, seed=seed)
-    best = best_of(of_run(runs, f"{form}_{FREE}", seed))
+    best = best_of(form, seed, runs)
     name = CONTROLLED.get(rule, "no control")
     told = [str(end["updates"]), (end["reason"] or DASH).replace("_", " "), str(end["kept"])]
     return [
@@ -96,7 +100,7 @@ def _verdict(form: str, rule: str, seeds: Sequence[int], runs: Sequence[Row], en
     found = [of_kind(endings, "ending", form=form, rule=rule, seed=seed)[0] for seed in seeds]
     free = [of_run(runs, f"{form}_{FREE}", seed) for seed in seeds]
     stopped = sum(row["reason"] is not None for row in found)
-    short = [best_of(run)["photo_rate"] - row["photo_rate"] for run, row in zip(free, found, strict=True)]
+    short = [best_of(form, seed, runs)["photo_rate"] - row["photo_rate"] for seed, row in zip(seeds, found, strict=True)]
     lost = [run[0]["content"] - row["content"] for run, row in zip(free, found, strict=True)]
     near = sum(a <= NEAR + 1e-9 and b <= LOSS + 1e-9 for a, b in zip(short, lost, strict=True))
     behind = with_interval(mean_of("short", [100 * each for each in short]), 1)
@@ -116,7 +120,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
 def _plane(form: str, runs: Sequence[Row], endings: Sequence[Row], folder: Path) -> Path:
     free, seeds = f"{form}_{FREE}", seeds_of(runs, f"{form}_{FREE}")
     trail = [(row["content"], row["photo_rate"]) for row in of_run(runs, free, seeds[0])]
-    places = [_place("no control, at the end", ends(runs, free), trail), _place(BEST, [best_of(of_run(runs, free, seed)) for seed in seeds])]
+    places = [_place("no control, at the end", ends(runs, free), trail), _place(BEST, [best_of(form, seed, runs) for seed in seeds])]
     places += [_place(title, of_kind(endings, "ending", form=form, rule=rule)) for rule, title in CONTROLLED.items()]
     title = f"What is kept, {endings[[row['form'] for row in endings].index(form)]['title'].split(',')[0]}"
     note = "Means over seeds, with 95 % intervals; the line is the way of the first free run."

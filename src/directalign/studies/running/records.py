@@ -22,8 +22,6 @@ from ...types import DirectAlignError
 Row = dict[str, Any]
 Number = int | float
 FACTS = ("commit", "machine", "versions")
-COMPARED = ("during", "each")
-"""What a run that may end itself records for its own decisions."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +72,10 @@ def _measurements(history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Row, R
 
 
 def _flat(record: Mapping[str, Any]) -> Row:
-    """The measured numbers alone, an interval as three."""
+    """The measured numbers alone, an interval as three; those of the pairs that are measured during the run, where a record tells them apart."""
     flat: Row = {}
-    for name, value in record.items():
-        if name in COMPARED:
+    for name, value in {**record, **record.get("during", {})}.items():
+        if name in ("during", "each"):
             continue
         if isinstance(value, Mapping):
             flat |= {name: value["value"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
