@@ -79,6 +79,12 @@ def test_rates_cover_what_was_planted() -> None:
     assert min(found) >= 0.92 and 0.94 <= np.mean(found) <= 0.98
 
 
+def test_a_rare_rate_is_covered_though_its_hits_come_together() -> None:
+    """Three hits on one picture look like three, until it is known how alike the answers are."""
+    found = [coverage(0.02, 40, 10, 0.9), coverage(0.05, 20, 10, 0.9), coverage(0.95, 40, 10, 0.9), coverage(0.02, 100, 10, 0.5)]
+    assert min(found) >= 0.92
+
+
 def test_repeated_answers_do_not_narrow_a_rate() -> None:
     hits = (np.arange(30) % 3 == 0).astype(float)
     once, often = rate(hits, np.ones(30)), rate(10 * hits, np.full(30, 10.0))

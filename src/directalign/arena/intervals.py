@@ -18,6 +18,8 @@ Z_95 = 1.959963984540054
 DRAWS = 2000
 DEFINED = 0.95
 """Share of resamples on which a number must be defined for its interval to be given."""
+TELLING = 20
+"""Items with a hit, and items without, from which the resampled items alone say how alike the answers on one item are."""
 
 PerItem = Float[np.ndarray, " m"]
 
@@ -44,19 +46,29 @@ def rate(hits: PerItem, answers: PerItem) -> Interval:
     """Σ hits / Σ answers, where an item's `hits` (halves allowed) are some of its `answers` (each > 0).
 
     Wilson's interval for as many independent answers as would be as uncertain as the resampled items are (the effective number of
-    Kish 1965), never more than there are. Where all answers are alike, and resampling shows no doubt at all, each item counts once. One
-    item has the interval from 0 to 1.
+    Kish 1965), never more than there are. One item has the interval from 0 to 1.
     """
     items, total = len(answers), float(answers.sum())
     value = float(hits.sum()) / total
     if items == 1:
         return Interval(value, 0.0, 1.0, round(total))
+    low, high = wilson(value, total / _design_effect(hits, answers), t_95(items - 1))
+    return Interval(value, low, high, round(total))
+
+
+def _design_effect(hits: PerItem, answers: PerItem) -> float:
+    """Answers that are worth one independent answer, 1 or more.
+
+    A rare hit is seen on too few items to tell whether it comes alone or with others; then the answers on one item are taken for one
+    answer, the less so the more items have a hit, and (of a frequent one) lack one.
+    """
+    items, total = len(answers), float(answers.sum())
+    spread = float(hits.sum()) / total * (1 - float(hits.sum()) / total)
     drawn = resamples(items)
     variance = float(np.var(drawn @ hits / (drawn @ answers))) * items / (items - 1)
-    spread = value * (1 - value)
-    effective = float(items) if spread == 0 else total if variance * total <= spread else spread / variance
-    low, high = wilson(value, effective, t_95(items - 1))
-    return Interval(value, low, high, round(total))
+    seen = max(1.0, variance * total / spread) if spread > 0 else 1.0
+    trust = min(1.0, min(int((hits > 0).sum()), int((hits < answers).sum())) / TELLING)
+    return trust * seen + (1 - trust) * max(seen, total / items)
 
 
 def wilson(value: float, n: float, z: float = Z_95) -> tuple[float, float]:
