@@ -1,6 +1,7 @@
 """An image as the browser gets it: decoded and written anew as PNG, so that no name, EXIF, text or format of its file tells who made it.
 
-The images of an item are shown at one size, the smallest among them. Left out: colour profiles, which generators do not write.
+The images of an item are shown at one size, the smallest among them. Files come from anywhere: only still images of three formats, of a size
+that fits into memory, are decoded, and each once before anyone is asked. Left out: colour profiles, which generators do not write.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,10 @@ Size = tuple[int, int]
 HELD_BYTES = 256 * 2**20
 _ASPECT = 0.01
 """Share by which the proportions of an item's images may differ."""
-_UNREADABLE = (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError)
+FORMATS = ("PNG", "JPEG", "WEBP")
+"""What may stand in a source: Pillow reads many more, some with the help of other programs."""
+MOST_PIXELS = 8192 * 8192
+_UNREADABLE = (OSError, EOFError, SyntaxError, Image.DecompressionBombError, ValueError)
 
 
 def shown_size(item: Item) -> Size:
@@ -37,21 +42,42 @@ def shown_size(item: Item) -> Size:
 
 
 def _size(file: Path) -> Size:
+    with still(file) as image:
+        image.load()  # whatever is wrong with it shows now, not to an annotator
+        turned = image.getexif().get(0x0112, 1) >= 5  # orientations that lie on their side
+        return (image.height, image.width) if turned else image.size
+
+
+@contextmanager
+def still(file: Path) -> Iterator[Image.Image]:
+    """An open image that is fit to be shown; what goes wrong with it inside the block is named too. Raises: ArenaError."""
     try:
-        with Image.open(file) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5  # orientations that lie on their side
-            return (image.height, image.width) if turned else image.size
+        with Image.open(file, formats=FORMATS) as image:
+            _check_fit(file, image)
+            yield image
+    except ArenaError:
+        raise
+    except UnidentifiedImageError:
+        raise ArenaError(f"{file}: not a {', '.join(FORMATS)} image; save it as PNG") from None
     except _UNREADABLE as error:
-        raise ArenaError(f"{file}: not an image that can be read ({error}); mend or remove it") from None
+        raise ArenaError(f"{file}: not an image that can be read ({error}); mend it, or copy it again") from None
+
+
+def _check_fit(file: Path, image: Image.Image) -> None:
+    """Refuse what would take gigabytes, move, or lose its shades (Pillow clips those of more than 8 bits)."""
+    frames = getattr(image, "n_frames", 1)
+    if image.width * image.height > MOST_PIXELS:
+        raise ArenaError(f"{file}: is {image.width} x {image.height}, and {MOST_PIXELS} pixels are the most that is decoded; make it smaller")
+    if frames > 1:
+        raise ArenaError(f"{file}: has {frames} frames; save one of them as PNG")
+    if image.mode[0] in "IF":
+        raise ArenaError(f"{file}: has more than 8 bits in a colour ({image.mode}); save it as PNG with 8")
 
 
 def as_png(file: Path, size: Size) -> bytes:
-    """The pixels of a file alone, upright, at a size, as PNG."""
-    try:
-        with Image.open(file) as image:
-            pixels = ImageOps.exif_transpose(image).convert("RGB")
-    except _UNREADABLE as error:
-        raise ArenaError(f"{file}: can no longer be read ({error}); copy it back") from None
+    """The pixels of a file alone, upright, at a size, as PNG. Raises: ArenaError where it is not the image any more that it was."""
+    with still(file) as image:
+        pixels = ImageOps.exif_transpose(image).convert("RGB")
     if pixels.size != size:
         pixels = pixels.resize(size, Image.Resampling.LANCZOS)
     bare, written = Image.frombytes("RGB", pixels.size, pixels.tobytes()), io.BytesIO()

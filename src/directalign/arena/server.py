@@ -19,8 +19,8 @@ from starlette.exceptions import HTTPException
 
 from . import offline
 from .asking import Arena
-from .records import Axis, Level
-from .security import App, Guard, Refused, log_refusal
+from .records import ArenaError, Axis, Level
+from .security import App, Guard, Refused, log, log_refusal, quoted
 from .store import Side
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -155,7 +155,11 @@ def _add_pages(app: FastAPI, arena: Arena, doors: Doors) -> None:
     @app.get("/image/{token}")
     def image(token: str, request: Request) -> Response:
         doors.check_viewer(request)
-        content = arena.pictures.png(token)
+        try:
+            content = arena.pictures.png(token)
+        except ArenaError as error:  # its words name the file, and so the model
+            log.error("%s", quoted(str(error), 500))
+            raise Refused(503, "this picture cannot be had now; whoever started the arena finds in its log why") from None
         if content is None:
             raise Refused(404, "no such image")
         return Response(content, media_type="image/png", headers={"cache-control": "private, max-age=86400, immutable"})

@@ -63,17 +63,24 @@ def read_sources(sources: Sequence[Path]) -> Collection:
 def _comparison(folder: Path) -> Collection:
     if not (folder / COMPARISON).is_file():
         raise ArenaError(f"{folder}: no {COMPARISON} in it; give what directalign compare wrote, or two or more folders from directalign sample")
-    told = _object((folder / COMPARISON).read_text(encoding="utf-8"), str(folder / COMPARISON))
+    told = _object((folder / COMPARISON).read_bytes(), str(folder / COMPARISON))
     if told.get("format") != FORMAT:
         raise ArenaError(f"{folder / COMPARISON}: format is {told.get('format')!r}, and {FORMAT} is read; write it again with this version")
-    models = {str(model["key"]): str(model.get("label") or model["key"]) for model in told.get("models", []) if isinstance(model, dict) and "key" in model}
+    models = _models(told.get("models"), str(folder / COMPARISON))
     rows: dict[int, dict[str, tuple[str, int | None, Path]]] = {}
     for where, row in _rows(folder / RESULTS):
         key, index = str(row.get("model")), row.get("index")
-        if key not in models or not isinstance(index, int):
-            raise ArenaError(f"{where}: model {key!r} or index {index!r:.40} is none of {COMPARISON}; remove the line or compare again")
+        if key not in models or not _is_whole(index):
+            raise ArenaError(f"{where}: model {key!r:.40} or index {index!r:.40} is none of {COMPARISON}; remove the line or compare again")
         rows.setdefault(index, {})[key] = _entry(folder, row, where)
     return _collection(folder.name, models, rows, str(folder / RESULTS))
+
+
+def _models(told: Any, where: str) -> dict[str, str]:
+    """Label by key."""
+    if not isinstance(told, list) or not all(isinstance(model, dict) and isinstance(model.get("key"), str) for model in told):
+        raise ArenaError(f"{where}: models is {told!r:.60}, and a list of objects with a key is needed; compare again")
+    return {model["key"]: str(model.get("label") or model["key"]) for model in told}
 
 
 def _folders(folders: Sequence[Path]) -> Collection:
@@ -110,9 +117,14 @@ def _collection(title: str, models: Mapping[str, str], rows: Mapping[int, Mappin
 
 def _entry(folder: Path, row: Mapping[str, Any], where: str) -> tuple[str, int | None, Path]:
     prompt, seed = row.get("prompt"), row.get("seed")
-    if not isinstance(prompt, str) or not (seed is None or isinstance(seed, int)):
-        raise ArenaError(f"{where}: prompt {prompt!r:.40} and seed {seed!r:.40}; a text and a whole number are needed")
+    if not isinstance(prompt, str) or not (seed is None or _is_whole(seed)):
+        raise ArenaError(f"{where}: prompt {prompt!r:.40} and seed {seed!r:.40}; a text and a whole number below 2**63 are needed")
     return prompt, seed, _inside(folder, row.get("file"), where)
+
+
+def _is_whole(value: Any) -> bool:
+    """A whole number as a database holds it; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def _inside(folder: Path, name: Any, where: str) -> Path:
@@ -131,13 +143,13 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file:line, object) of each line; a last line cut short is a record that is being written, and is left out."""
     if not file.is_file():
         raise ArenaError(f"{file.parent}: no {file.name} in it; give what directalign compare or directalign sample wrote")
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if line.strip() and line.endswith(("\n", "}")):
+            if line.strip() and line.endswith((b"\n", b"}")):
                 yield f"{file}:{number}", _object(line, f"{file}:{number}")
 
 
-def _object(text: str, where: str) -> dict[str, Any]:
+def _object(text: bytes, where: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
         json.dumps(found, ensure_ascii=False).encode()  # half a character, as an escape may write it, is text nowhere else
