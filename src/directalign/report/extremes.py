@@ -66,13 +66,17 @@ def _against(comparison: Comparison, first: Model, model: Model) -> Extremes | N
 
 
 def _ranking(comparison: Comparison, pairs: Sequence[tuple[Shot, Shot]]) -> tuple[list[Meaning], Meaning | None]:
-    """The numbers that decide, and one that decides between equals: all judges that give shares together, or the first number there is."""
+    """The numbers that decide, and one that decides between equals, best one that is not yes or no.
+
+    All judges that give shares decide together, or the first number there is.
+    """
     known = [each for each in judging(comparison.meanings.values()) if any(each.key in one.numbers and each.key in two.numbers for one, two in pairs)]
     if not known:
         return [], None
     together = [each for each in known if each.role == "judge" and each.percent]
     by = together if known[0] in together else known[:1]
-    return by, next((each for each in known if each.role != by[0].role), None)
+    others = [each for each in known if each.role != by[0].role]
+    return by, next((each for each in others if not each.percent), others[0] if others else None)
 
 
 def _gain(pair: tuple[Shot, Shot], by: Sequence[Meaning], then: Meaning | None) -> tuple[float, float]:

@@ -10,8 +10,8 @@ from html import escape
 from .frame import LETTER, TOP, Frame
 from .writing import Number
 
-LABEL_LETTERS, NARROW_LETTERS, LABEL_LINE = 18, 10, 15
-"""A label is broken into lines of so many letters, or of fewer where that leaves a line alone; so far apart."""
+LABEL_LETTERS, LABEL_LINE = 18, 15
+"""A label is broken into lines of so many letters, or of a word each where that leaves a line alone; so far apart."""
 ROOM = 16
 """How far above or below its point a label may stand to leave a line alone."""
 
@@ -85,7 +85,7 @@ def _free(label: Label, frame: Frame, drawn: Sequence[Place]) -> _Placed:
     right, left = label.x + label.gap, label.x - label.gap
     shifts = (0.0, -ROOM, ROOM)
     tried = [_Placed(label, right, label.y + 4 + shift, "start") for shift in shifts]
-    narrow = replace(label, letters=NARROW_LETTERS)
+    narrow = replace(label, letters=min(LABEL_LETTERS, max(map(len, label.text.split()), default=1)))
     if "…" not in "".join(narrow.lines):
         tried += [_Placed(narrow, right, label.y + 4 + shift, "start") for shift in shifts]
     tried += [_Placed(label, left, label.y + 4 + shift, "end") for shift in shifts if left - label.width > frame.x(frame.x_low)]
