@@ -56,6 +56,8 @@ def explain(error: ValidationError, file: str, overrides: Sequence[str] = ()) ->
 
 def _source(path: str, file: str, overrides: Sequence[str]) -> str:
     """Who said it: the file, or the override that set the key, a section above it, or something within it."""
+    if not path:  # a rule between sections says itself which
+        return file
     if path in overrides:
         return f"--set {path}"
     above = next((key for key in overrides if path.startswith(f"{key}.")), None)
@@ -123,11 +125,11 @@ def _under(annotation: Any) -> Below:
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
-    """The alternatives of a union of sections, each perhaps wrapped with its tag."""
+    """The alternatives of a union of sections, each perhaps wrapped with its tag, or the union itself with its rule."""
     found = []
     for each in get_args(annotation):
         inner = get_args(each)[0] if get_origin(each) is Annotated else each
-        found += [inner] if inspect.isclass(inner) and issubclass(inner, BaseModel) else []
+        found += [inner] if inspect.isclass(inner) and issubclass(inner, BaseModel) else _sections(inner) if inner is not each else []
     return found
 
 
