@@ -75,6 +75,14 @@ def test_hostile_runs_side_by_side(demo: Path):
     assert html.count("<script") == 1 and not any("onerror" in attrs for _, attrs in Tags(html).found)
 
 
+def test_runs_of_one_name_are_called_by_their_folders(tmp_path: Path):
+    for name in ("free", "stopped"):
+        write_run(tmp_path / name, "SRPO")
+    write_run(tmp_path / "other", "ReFL")
+    page = write_page(tmp_path).read_text(encoding="utf-8")
+    assert "<h3>free" in page and "<h3>stopped" in page and "<h3>ReFL" in page and "<h3>SRPO" not in page
+
+
 def test_a_run_that_has_just_begun(tmp_path: Path):
     folder = tmp_path / "run"
     folder.mkdir()

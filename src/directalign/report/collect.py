@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class RunFiles:
     samples: list[tuple[int, Path]]
     sample_info: Record
     notes: list[str] = field(default_factory=list)
+    alias: str = ""
+    """What the run is called among others of its name."""
 
     @property
     def key(self) -> str:
@@ -35,7 +37,7 @@ class RunFiles:
 
     @property
     def name(self) -> str:
-        return str(self.settings.get("name") or self.folder.name)
+        return self.alias or str(self.settings.get("name") or self.folder.name)
 
     def setting(self, *keys: str, default: Any = None) -> Any:
         """A value deep in run.yaml, `default` where the path ends early."""
@@ -87,6 +89,12 @@ def read_run(folder: Path) -> RunFiles:
         sample_info=read_json(folder / "samples" / "samples.json", None),
         notes=notes,
     )
+
+
+def told_apart(runs: Sequence[RunFiles]) -> list[RunFiles]:
+    """The same runs; those whose recipes have one name are called by their folders."""
+    names = [run.name for run in runs]
+    return [replace(run, alias=run.key) if names.count(run.name) > 1 else run for run in runs]
 
 
 def run_folders(folder: Path) -> list[Path]:

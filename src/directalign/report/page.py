@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import comparison_page, run_page, runs_page
-from .collect import is_run, read_run, run_folders
+from .collect import is_run, read_run, run_folders, told_apart
 from .comparison_files import is_comparison
 from .rendering import TEMPLATES
 
@@ -34,7 +34,7 @@ def _html(folder: Path) -> str:
         return comparison_page.html(folder)
     if is_run(folder):
         return run_page.html(read_run(folder))
-    runs = [read_run(path) for path in run_folders(folder)] if folder.is_dir() else []
+    runs = told_apart([read_run(path) for path in run_folders(folder)]) if folder.is_dir() else []
     if not runs:
         raise NothingToReport(
             f"{folder}: holds no run (run.yaml, metrics.jsonl), no comparison (comparison.json) and no folder with a run; "
