@@ -58,6 +58,12 @@ def test_a_comparison_in_a_folder_of_its_own_is_no_run(folder: Path):
     assert "3 models compared" in write_page(folder).read_text()
 
 
+def test_control_prompts_are_counted_apart(tmp_path: Path):
+    html = [write_page(write_comparison(tmp_path / str(count), off_topic=count)).read_text() for count in (4, 0)]
+    assert "24 pairs of prompt and seed from 12 prompts (prompts.txt), and 4 of control prompts off the topic, the same for every model." in html[0]
+    assert "24 pairs of prompt and seed from 12 prompts (prompts.txt), the same for every model." in html[1]
+
+
 def test_two_models_are_a_duel(tmp_path: Path):
     html = write_page(write_comparison(tmp_path / "out", {"base": "Base model", "tuned": "Tuned"})).read_text()
     assert "Tuned against Base model" in html and 'class="duels"' in html and 'class="wins"' not in html

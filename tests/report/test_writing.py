@@ -26,6 +26,11 @@ def test_what_has_no_interval_or_no_value():
         assert interval(missing) == ("–", "")
 
 
+def test_a_single_image_has_no_interval():
+    alone = {"value": 0.5, "low": 0.5, "high": 0.5, "n": 1}
+    assert interval(alone) == ("0.5", "") and interval(alone | {"n": 2})[1] == "0.500–0.500"
+
+
 def test_signs():
     assert [fixed(value, 2) for value in (-0.001, 0.0, -1.5, 2.0)] == ["0.00", "0.00", "−1.50", "2.00"]
     assert fixed(0.5, 2, sign=True) == "+0.50" and fixed(-0.12, 2, percent=True) == "−12\u00a0%"

@@ -113,8 +113,9 @@ def _row(name: str, models: Sequence[Mapping[str, Any]], summary: Mapping[str, A
 
 
 def _cell(found: Mapping[str, float], trained_on: bool, won: Mapping[str, float] | None) -> str:
-    """The mean and the wins, below them the interval, to the second digit of its half width."""
+    """The mean and the wins, below them the interval, to the second digit of its half width; of a single image there is none."""
     half = (found["high"] - found["low"]) / 2
     digits = min(6, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 3
     wins = "" if won is None else f"{won['value']:.0%}{'*' if won['p_holm'] < 0.05 else ' '} "
-    return f"{wins}{'†' if trained_on else ''}[bold]{found['value']:.{digits}f}[/bold]\n{found['low']:.{digits}f} to {found['high']:.{digits}f}"
+    ends = "" if half == 0 and found["n"] == 1 else f"{found['low']:.{digits}f} to {found['high']:.{digits}f}"
+    return f"{wins}{'†' if trained_on else ''}[bold]{found['value']:.{digits}f}[/bold]\n{ends}"

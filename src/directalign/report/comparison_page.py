@@ -19,6 +19,8 @@ from .wins import Cell, Matrix, corrected, matrices
 from .writing import counted, cut
 
 MOST_JUDGES = 3
+OFF_TOPIC = "off_topic"
+"""The group of control prompts."""
 FOR_PICTURES, FOR_EXTREMES = BUDGET * 3 // 5, BUDGET * 2 // 5
 
 
@@ -71,11 +73,13 @@ def _title(found: Comparison) -> str:
 
 def _lead(found: Comparison) -> str:
     prompts = mapping(found.told.get("prompts"))
-    pairs = len({index for shots in found.shots.values() for index in shots})
+    seen = {index: shot.group for shots in found.shots.values() for index, shot in shots.items()}
+    control = sum(group == OFF_TOPIC for group in seen.values())
     count = number(prompts.get("count"))
     asked = f" from {counted(int(count), 'prompt')}" if count is not None else ""
     source = f" ({cut(prompts['source'], 80)})" if prompts.get("source") else ""
-    return f"{counted(pairs, 'pair')} of prompt and seed{asked}{source}, the same for every model. Intervals are 95 %."
+    beside = f", and {control} of control prompts off the topic" if control else ""
+    return f"{counted(len(seen) - control, 'pair')} of prompt and seed{asked}{source}{beside}, the same for every model. Intervals are 95 %."
 
 
 def _headlines(wins: list[Matrix], styles: dict[str, str]) -> list[Headline]:

@@ -15,7 +15,7 @@ from .writing import cut, percent_of, written
 
 ROLES = {
     "judge": ("Judges", "judge", "Independent of every reward, never trained on."),
-    "adherence": ("Asked and there", "adherence", "Whether what the prompt asks for is in the image, by a detector or a vision-language model."),
+    "adherence": ("Asked and there", "adherence", "Whether what the prompt asks for is in the image, by a judge that no model was trained on."),
     "held_out": ("Held out", "held out", "Rewards that are measured and never trained on: a fall while the trained one rises is hacking."),
     "sgp": ("Preference for realism", "SGP", "How much higher a reward scores an image under the wanted phrases than under the unwanted."),
     "trained": ("Trained on", "trained on", "What the optimiser sees. It rises whether the images get better or not."),

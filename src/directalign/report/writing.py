@@ -48,13 +48,13 @@ def fixed(value: Number, decimals: int, percent: bool = False, sign: bool = Fals
 def interval(told: Any, percent: bool = False) -> tuple[str, str]:
     """(value, "low – high") of {"value", "low", "high"}, with the digits that the interval's width deserves; "" for what is not there.
 
-    A rate is in whole points, unless its interval is narrower than some.
+    A rate is in whole points, unless its interval is narrower than some. A single image has no interval, though its number is recorded as both ends.
     """
     value = number(told)
     if value is None:
         return "–", ""
     low, high = (number(told.get(end)) for end in ("low", "high")) if isinstance(told, dict) else (None, None)
-    if low is None or high is None:
+    if low is None or high is None or (low == high and number(told.get("n")) == 1):
         return (percent_of(value) if percent else written(value)), ""
     wanted = decimals_for((high - low) / 2)
     decimals = max(2, wanted - 1) if percent else wanted
