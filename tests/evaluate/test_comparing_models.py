@@ -159,6 +159,14 @@ def test_another_comparison_is_refused_by_name(run_folder: Path, evaluated: Path
         evaluate_run(replace(asked(run_folder, evaluated), **change))
 
 
+def test_a_run_that_was_moved_is_the_same(run_folder: Path, tmp_path: Path, evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved, out = Path(shutil.copytree(run_folder, tmp_path / "moved")), Path(shutil.copytree(evaluated, tmp_path / "out"))
+    evaluate_run(asked(moved, out))
+    assert contents(out) == contents(evaluated)
+    monkeypatch.chdir(tmp_path)
+    assert lines_of(evaluate_run(asked(Path("moved"), out))) == lines_of(evaluated)
+
+
 def test_a_run_that_was_trained_again_is_another_model(run_folder: Path, tmp_path: Path, evaluated: Path) -> None:
     weights = run_folder / "lora.safetensors"
     kept, stat = weights.read_bytes(), weights.stat()

@@ -134,11 +134,18 @@ def _safetensors(folder: Path) -> Iterator[Path]:
 
 
 def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    old, new = flat(before), flat(now)
+    old, new = _identity(before), _identity(now)
     changed = next((name for name in (*new, *old) if old.get(name) != new.get(name)), None)
     if changed is not None:
         was, now_ = (f"{each[changed]!r:.80}" if changed in each else "nothing" for each in (old, new))
         raise DirectAlignError(f"--out {out} holds another comparison: {changed} was {was} and is now {now_}; name another folder, or remove that one")
+
+
+def _identity(question: Mapping[str, Any]) -> dict[str, Any]:
+    """`question` without the folders of models whose files are known: a run that was moved, or named by another path, is the same."""
+    found = flat(question)
+    known = {name.split(".files.")[0] for name in found if ".files." in name}
+    return {name: value for name, value in found.items() if name.removesuffix(".source") not in known}
 
 
 def _read(file: Path) -> dict[str, Any]:
