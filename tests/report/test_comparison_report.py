@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from page_tags import HOSTILE, LIMIT, Tags
 from PIL import Image
 from synthetic_run import write_run
@@ -62,6 +63,14 @@ def test_control_prompts_are_counted_apart(tmp_path: Path):
     html = [write_page(write_comparison(tmp_path / str(count), off_topic=count)).read_text() for count in (4, 0)]
     assert "24 pairs of prompt and seed from 12 prompts (prompts.txt), and 4 of control prompts off the topic, the same for every model." in html[0]
     assert "24 pairs of prompt and seed from 12 prompts (prompts.txt), the same for every model." in html[1]
+
+
+def test_runs_of_several_base_models_are_told(tmp_path: Path):
+    runs = [write_run(tmp_path / "runs" / name) for name in ("a", "b")]
+    assert "One base model, 2 alignments" in write_page(tmp_path / "runs").read_text()
+    settings = yaml.safe_load((recipe := runs[1] / "run.yaml").read_text())
+    recipe.write_text(yaml.safe_dump(settings | {"model": {**settings["model"], "path": "another"}}))
+    assert "2 base models, 2 alignments" in write_page(tmp_path / "runs").read_text()
 
 
 def test_two_models_are_a_duel(tmp_path: Path):

@@ -8,7 +8,7 @@ from . import figures, planes, story, strips
 from .collect import RunFiles, read_summary
 from .files import Record
 from .rendering import environment_of, render, repeat_command
-from .settings import MOST_ROWS, differing
+from .settings import MOST_ROWS, differing, flat
 from .strips import Film
 from .writing import cut
 
@@ -34,6 +34,7 @@ def html(folder: Path, runs: list[RunFiles]) -> str:
         "runs.html.j2",
         title=cut(summary.get("title") or "Runs side by side", 120),
         runs=runs,
+        bases=len({str(flat(run.settings).get("model.path", "")) for run in runs}),
         cards=[(run, story.changes(run), story.align_seconds(run)) for run in short[:MOST_DRAWN]],
         rows=[(key, cut(name), numbers, figures.rate_bars(numbers)) for key, name, numbers in story.table(summary, runs)],
         columns=_columns([(run, film) for (run, _), film in zip(side_by_side, films, strict=False)]),

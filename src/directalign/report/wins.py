@@ -10,7 +10,7 @@ from .bars import interval_bar
 from .comparison_files import Comparison, Model
 from .files import Record, number
 from .meanings import Meaning, by_role
-from .writing import chance, interval
+from .writing import chance, counted, interval
 
 LEVEL = 0.05
 STYLES = {"for": "s0", "against": "s2", "even": "s1"}
@@ -77,8 +77,8 @@ def _cell(win: Record | None) -> Cell | None:
         return None
     value, ends = interval(win, percent=True)
     low, high = (number(win.get(end)) for end in ("low", "high"))
-    counts = [(win.get(name), name) for name in ("wins", "losses", "ties")]
-    told = ", ".join(f"{count:,} {name}" for count, name in counts if isinstance(count, int))
+    counts = [(win.get(names), name, names) for name, names in (("win", "wins"), ("loss", "losses"), ("tie", "ties"))]
+    told = ", ".join(counted(count, name, names) for count, name, names in counts if isinstance(count, int))
     span = (share if low is None else low, share if high is None else high)
     holm = number(win.get("p_holm"))
     side = "for" if span[0] > 0.5 else "against" if span[1] < 0.5 else "even"
