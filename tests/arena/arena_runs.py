@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import ssl
 import subprocess
@@ -45,6 +46,16 @@ def write_rows(file: Path, rows: Sequence[dict]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def joining(name: str, invitation: str = "") -> dict[str, str]:
+    """What a browser posts to join."""
+    return {"request": secrets.token_hex(16), "name": name, "invitation": invitation}
+
+
+def number_of(client: httpx.Client | httpx.AsyncClient) -> int:
+    """The annotator whose session a browser has."""
+    return next(int(value.split(".")[0]) for name, value in client.cookies.items() if "owner" not in name)
+
+
 @dataclass
 class Running:
     """A server that was started, its links and what it logs."""
@@ -69,7 +80,7 @@ class Running:
     def joined(self, name: str) -> Iterator[httpx.Client]:
         """A browser with the session of a new annotator."""
         with self.visitor() as client:
-            answer = client.post("/api/join", json={"name": name})
+            answer = client.post("/api/join", json=joining(name))
             assert answer.status_code == 200, answer.text
             yield client
 

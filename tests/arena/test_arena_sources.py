@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from directalign.arena.asking import open_arena
+from directalign.arena.blind import new_secret
 from directalign.arena.records import ArenaError
 from directalign.arena.server import create_app
 from directalign.arena.serving import own_names
@@ -125,7 +126,7 @@ def test_an_image_that_goes_bad_later_names_no_model(tmp_path: Path, caplog: pyt
     source = write_comparison(tmp_path / "source", ["a prompt"])
     arena = open_arena(tmp_path / "a.sqlite", [source])
     client = TestClient(create_app(arena, own_names(None), invitation=False, closed=False), base_url="http://localhost")
-    link = arena.blind.link(arena.join("Ann"))
+    link = arena.blind.link(arena.join("Ann", new_secret()))
     image = arena.state(arena.annotator(link))["next"][0]["images"][0]
     client.get(f"/me/{link}")
     shutil.rmtree(source / "images")
@@ -141,7 +142,7 @@ def test_images_that_would_give_a_model_away_are_refused_or_made_alike(tmp_path:
     image = source / "images" / "SECRETMODEL-a" / "SECRETFILE-00000.png"
     Image.new("RGB", (48, 48), (9, 9, 9)).save(image)
     arena = open_arena(tmp_path / "a.sqlite", [source])
-    task = arena.state(arena.join("Ann"))["next"][0]
+    task = arena.state(arena.join("Ann", new_secret()))["next"][0]
     assert (task["width"], task["height"]) == (24, 24)
     Image.new("RGB", (48, 24)).save(image)
     with pytest.raises(ArenaError, match="is 48 x 24 beside 24 x 24"):

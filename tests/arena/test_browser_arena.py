@@ -175,6 +175,42 @@ def test_three_annotators(browser: Any, source: Path, tmp_path: Path):
     assert {(row["left"] < row["right"]) for row in counted} == {True, False}
 
 
+def test_two_tabs_and_a_join_whose_answer_is_lost(browser: Any, source: Path, tmp_path: Path):
+    """Both tabs of one annotator keep what they could not send; who joined without hearing of it joins again under the same name."""
+    database = tmp_path / "tabs.sqlite"
+    with running(source, database) as server:
+        browser.delete_all_cookies()
+        browser.get(server.address)
+        browser.find_element("id", "name").send_keys("Ann")
+        browser.execute_script("const sent = fetch; window.fetch = async (...all) => { await sent(...all); window.fetch = sent; throw new TypeError('lost'); }")
+        click(browser, "#join button")
+        until(browser, "return document.querySelector('#problem').textContent", lambda text: "Try again" in text)
+        browser.delete_all_cookies()
+        click(browser, "#join button")
+        until(browser, SHOWN)
+        first = browser.current_window_handle
+        browser.switch_to.new_window("tab")
+        browser.get(server.address)
+        until(browser, SHOWN)
+        second = browser.current_window_handle
+        server.kill()
+        for tab in (second, first):
+            browser.switch_to.window(tab)
+            vote_on(browser, by_key(browser), 3)
+        until(browser, "return Object.keys(localStorage).length", lambda kept: kept == 6)
+    with running(source, database, port=server.port) as again:
+        for tab in (second, first):
+            browser.switch_to.window(tab)
+            until(browser, SAVED, lambda state: state == "ok")
+        counted, history = table(again, "answers.csv"), table(again, "history.csv")
+        assert browser.execute_script("return Object.keys(localStorage).length") == 0
+    assert len(history) == 6 == len({row["request"] for row in history}) and len(counted) == 3  # both tabs were asked the same
+    browser.switch_to.window(second)
+    browser.close()
+    browser.switch_to.window(first)
+    browser.get_log("browser")
+
+
 def collected_prompts(browser: Any, most: int) -> list[str]:
     """The prompts as they stand on the page, voted away one by one."""
     found: list[str] = []

@@ -8,7 +8,7 @@ import io
 from pathlib import Path
 
 import httpx
-from arena_runs import NO_TLS, Running, running, write_comparison
+from arena_runs import NO_TLS, Running, joining, number_of, running, write_comparison
 
 VOTERS, VOTES = 200, 3
 
@@ -17,12 +17,12 @@ async def one_voter(server: Running, number: int) -> list[str]:
     """Join, look at the first images, vote, repeat one request; the requests acknowledged."""
     acknowledged = []
     async with httpx.AsyncClient(base_url=server.address, timeout=120, verify=NO_TLS) as client:
-        (await client.post("/api/join", json={"name": f"voter {number}"})).raise_for_status()
+        (await client.post("/api/join", json=joining(f"voter {number}"))).raise_for_status()
         state = (await client.get("/api/state")).raise_for_status().json()
         (await client.get(f"/image/{state['next'][0]['images'][0]}")).raise_for_status()
         for turn in range(VOTES):
             request, task = f"voter-{number}-{turn}", state["next"][0]["task"]
-            posted = {"request": request, "task": task, "choice": ("left", "right", "tie")[number % 3]}
+            posted = {"annotator": number_of(client), "request": request, "task": task, "choice": ("left", "right", "tie")[number % 3]}
             state = (await client.post("/api/vote", json=posted)).raise_for_status().json()
             acknowledged.append(request)
         again = (await client.post("/api/vote", json=posted)).raise_for_status().json()

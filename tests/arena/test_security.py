@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from arena_runs import NO_TLS, Running, running, write_comparison
+import uvicorn
+from arena_runs import NO_TLS, Running, joining, running, write_comparison
+from uvicorn.server import ServerState
 
-from directalign.arena import security
+from directalign.arena import patience, security
 from directalign.arena.asking import checked_name
 from directalign.arena.security import Refused, is_own_host
 from directalign.arena.serving import own_names
@@ -46,7 +49,7 @@ def stranger(server: Running) -> httpx.Client:
 def voter(server: Running, stranger: httpx.Client) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=stranger.base_url, timeout=30, verify=NO_TLS) as client:
         invitation = server.links[0].rpartition("/")[2]
-        assert client.post("/api/join", json={"name": "Ann", "invitation": invitation}).status_code == 200
+        assert client.post("/api/join", json=joining("Ann", invitation)).status_code == 200
         yield client
 
 
@@ -65,7 +68,7 @@ def test_without_the_invitation_nobody_comes_in(server: Running, stranger: httpx
     for path in ("/", "/invitation/0123456789abcdef0123456789abcdef", "/invitation/%00", "/invitation/ä"):
         assert stranger.get(f"{path}").status_code == 403
     for invitation in ("", "0" * 32, "ä" * 32):
-        assert stranger.post("/api/join", json={"name": "Eve", "invitation": invitation}).status_code == 403
+        assert stranger.post("/api/join", json=joining("Eve", invitation)).status_code == 403
     assert logged(server, "needs an invitation", 7)
 
 
@@ -132,13 +135,17 @@ def test_a_post_of_another_site_is_refused(voter: httpx.Client, headers: dict[st
         b'"text"',
         b"\xff\xfe",
         b"[" * 60000,
-        b'{"request": "12345678", "task": "' + b"0" * 32 + b'", "choice": "left"}',
-        b'{"request": "12345678", "task": 7, "choice": "left"}',
-        b'{"request": "a\\nb forged line", "task": "' + b"0" * 32 + b'", "choice": "left"}',
-        b'{"request": "12345678", "task": "' + b"0" * 32 + b'", "choice": "left", "annotator": 2}',
-        b'{"request": "12345678", "task": "../../etc/passwd", "choice": "left"}',
-        b'{"request": "12345678", "task": "\\ud800", "choice": "left"}',
-        b'{"request": ' + b"9" * 5000 + b', "task": "", "choice": null}',
+        b'{"annotator": 1, "request": "12345678", "task": "' + b"0" * 32 + b'", "choice": "left"}',
+        b'{"annotator": 1, "request": "12345678", "task": 7, "choice": "left"}',
+        b'{"annotator": 1, "request": "a\\nb forged line", "task": "' + b"0" * 32 + b'", "choice": "left"}',
+        b'{"annotator": 1, "request": "12345678", "task": "' + b"0" * 32 + b'", "choice": "left", "owner": 2}',
+        b'{"annotator": 1, "request": "12345678", "task": "../../etc/passwd", "choice": "left"}',
+        b'{"annotator": 1, "request": "12345678", "task": "\\ud800", "choice": "left"}',
+        b'{"annotator": 1, "request": ' + b"9" * 5000 + b', "task": "", "choice": null}',
+        b'{"annotator": true, "request": "12345678", "task": "' + b"0" * 32 + b'", "choice": "left"}',
+        b'{"annotator": 1e999, "request": "12345678", "task": "' + b"0" * 32 + b'", "choice": "left"}',
+        b'{"annotator": NaN, "request": "12345678", "task": "' + b"0" * 32 + b'", "choice": "left"}',
+        b'{"a":' * 12000,
         b'{"__proto__": {"x": 1}, "\\n2026 forged": 1}',
     ],
 )
@@ -152,7 +159,7 @@ def test_a_malformed_answer_is_refused(server: Running, voter: httpx.Client, bod
 
 @pytest.mark.parametrize("name", ["", "   ", "x" * 10_000, "x" * 61, "a\u202eb", "a\x00b", "a\x1bb", "\u200b", "=cmd()", "@x", "a\ud800b"])
 def test_a_name_that_is_none_is_refused(server: Running, stranger: httpx.Client, name: str):
-    posted = json.dumps({"name": name, "invitation": server.links[0].rpartition("/")[2]})
+    posted = json.dumps(joining(name, server.links[0].rpartition("/")[2]))
     answer = stranger.post("/api/join", content=posted, headers={"content-type": "application/json"})
     assert answer.status_code == 422 and len(answer.text) < 300
 
@@ -181,8 +188,6 @@ def test_a_large_body_is_refused_unread(server: Running, voter: httpx.Client):
 
 
 def test_a_slow_body_times_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    import asyncio
-
     monkeypatch.setattr(security, "MOST_SECONDS", 0.05)
     monkeypatch.setattr(security, "LINGER", 0.0)
     sent: list[dict] = []
@@ -207,6 +212,35 @@ def test_a_slow_body_times_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     with caplog.at_level(logging.WARNING):
         asyncio.run(security.Guard(nothing, frozenset({"localhost"}))(scope, never, send))  # type: ignore[arg-type]
     assert sent[0]["status"] == 408 and "refused 408" in caplog.text
+
+
+def test_slow_headers_time_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """On a new connection and on one kept alive; a connection on which nothing is said is closed without a line in the log."""
+    monkeypatch.setattr(patience, "MOST_SECONDS", 0.3)
+
+    async def answered(scope: dict, receive: object, send: Callable) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def said(*parts: bytes) -> bytes:
+        """What a server says to these parts of a request until it hangs up."""
+        config = uvicorn.Config(answered, lifespan="off", log_config=None, timeout_keep_alive=20)
+        listening = await asyncio.get_running_loop().create_server(lambda: patience.PatientNoMore(config, ServerState(), {}), "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+        for part in parts:
+            writer.write(part)
+            await asyncio.sleep(0.05)
+        answer = await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+        listening.close()
+        return answer
+
+    whole = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with caplog.at_level(logging.WARNING):
+        assert asyncio.run(said()) == b"" and caplog.text == ""
+        assert asyncio.run(said(b"GET / HT", b"TP/1.1")) == b""
+        assert asyncio.run(said(whole, whole, b"G")).count(b"HTTP/1.1 204") == 2
+    assert caplog.text.count("refused 408 from 127.0.0.1: the headers took longer") == 2
 
 
 def test_every_answer_has_the_headers(server: Running, voter: httpx.Client, stranger: httpx.Client):

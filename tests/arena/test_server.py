@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from arena_runs import SECRETS, Running, running, write_comparison
+from arena_runs import SECRETS, Running, joining, number_of, running, write_comparison
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -32,7 +32,7 @@ def server(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 
 
 def vote(client: httpx.Client, request: str, task: str, choice: str | None) -> dict:
-    answer = client.post("/api/vote", json={"request": request, "task": task, "choice": choice})
+    answer = client.post("/api/vote", json={"annotator": number_of(client), "request": request, "task": task, "choice": choice})
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -87,8 +87,31 @@ def test_the_own_link_goes_on_on_another_device(server: Running):
 
 def test_a_name_is_taken_once(server: Running):
     with server.joined("Twice"), server.visitor() as other:
-        again = other.post("/api/join", json={"name": " twice "})
+        again = other.post("/api/join", json=joining(" twice "))
     assert again.status_code == 409 and "in use" in again.json()["error"]
+
+
+def test_joining_can_be_repeated_by_who_did_it_alone(server: Running):
+    """An answer may be lost on its way; the same request then gets the same link, and another with that name none."""
+    posted = joining("Lost Answer")
+    with server.visitor() as client, server.visitor() as other:
+        links = [client.post("/api/join", json=posted).json()["link"], other.post("/api/join", json={**posted, "name": "LOST  answer"}).json()["link"]]
+        assert links[0] == links[1] and client.get("/api/state").json() == other.get("/api/state").json()
+        assert other.post("/api/join", json={**posted, "name": "Another"}).json()["link"] != links[0]
+        for request in ("0" * 32, "", "short", None):
+            assert other.post("/api/join", json={**posted, "request": request}).status_code in (409, 422)
+        del posted["request"]
+        assert other.post("/api/join", json=posted).status_code == 422
+
+
+def test_an_answer_is_never_taken_for_that_of_whoever_has_the_session_now(server: Running):
+    """Two people on one computer: the tab of the first one is still open when the second opens a link of their own."""
+    with server.joined("First") as client:
+        task, first = client.get("/api/state").json()["next"][0]["task"], number_of(client)
+        second = client.post("/api/join", json=joining("Second")).json()["link"]
+        answer = client.post("/api/vote", json={"annotator": first, "request": "of-the-first", "task": task, "choice": "left"})
+        assert answer.status_code == 401 and "another annotator's session" in answer.json()["error"]
+        assert client.get("/api/state").json()["done"] == 0 and str(number_of(client)) == second.split(".")[0] != str(first)
 
 
 def test_only_the_owner_sees_results(server: Running):
@@ -106,7 +129,7 @@ def test_ratings_end_to_end_and_offline(source: Path, tmp_path: Path):
     database = tmp_path / "ratings.sqlite"
     with running(source, database, "--mode", "rate", "--items", "2", "--annotators", "Ann, Ben") as server:
         with server.visitor() as stranger:
-            assert stranger.get("/").status_code == stranger.post("/api/join", json={"name": "Cem"}).status_code == 403
+            assert stranger.get("/").status_code == stranger.post("/api/join", json=joining("Cem")).status_code == 403
         for link in server.links[:2]:
             with server.visitor() as client:
                 client.get(link)
@@ -124,7 +147,7 @@ def rate_everything(client: httpx.Client) -> None:
     for task in state["next"]:
         for image in task["images"]:
             for axis in AXES:
-                posted = {"request": f"{image[:9]}-{axis}", "task": task["task"], "image": image, "axis": axis, "level": "good"}
+                posted = {"annotator": number_of(client), "request": f"{image[:9]}-{axis}", "task": task["task"], "image": image, "axis": axis, "level": "good"}
                 state = client.post("/api/rating", json=posted).json()
     assert state["done"] == 2 and state["next"] == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import stat
 from collections import Counter
@@ -16,10 +17,11 @@ from hypothesis import strategies as st
 
 from directalign.arena.agenda import Agenda, tasks_of
 from directalign.arena.asking import ONLY_QUESTION, Arena, open_arena
-from directalign.arena.blind import Blind
+from directalign.arena.blind import Blind, new_secret
+from directalign.arena.offline import write_results
 from directalign.arena.records import AXES, LEVELS, ArenaError
 from directalign.arena.sources import Item, read_sources
-from directalign.arena.store import SIDES, Answer, NameTaken, Store, create_store
+from directalign.arena.store import SIDES, Answer, NameTaken, Store, claim, create_store
 
 MODELS = ("x", "y", "z")
 VOTES = st.tuples(st.just("vote"), st.integers(1, 3), st.integers(0, 3), st.sampled_from([("x", "y"), ("x", "z"), ("z", "y")]), st.sampled_from([*SIDES, None]))
@@ -40,7 +42,7 @@ def fresh(source: Path, file: Path, mode: str = "vote") -> Store:
     items = open_items(source)
     store = create_store(file, mode, "a title", {model: model.upper() for model in MODELS}, items, "00" * 32)  # type: ignore[arg-type]
     for name in ("Ann", "Ben", "Cem"):
-        store.join(name)
+        store.join(name, f"joining-{name}")
     return store
 
 
@@ -102,7 +104,7 @@ def test_the_database_is_durable_and_private(source: Path, tmp_path: Path):
 
 def test_a_name_is_taken_in_any_case(source: Path, tmp_path: Path):
     with pytest.raises(NameTaken, match="ANN"):
-        fresh(source, tmp_path / "a.sqlite").join("ANN")
+        fresh(source, tmp_path / "a.sqlite").join("ANN", "joining-ANN")
 
 
 # --- going on, and databases of something else ------------------------------------------------------------------------
@@ -110,13 +112,63 @@ def test_a_name_is_taken_in_any_case(source: Path, tmp_path: Path):
 
 def test_a_restart_knows_everything(source: Path, tmp_path: Path):
     arena = open_arena(tmp_path / "a.sqlite", [source], "vote")
-    annotator = arena.join("Ann")
+    annotator = arena.join("Ann", new_secret())
     state = arena.state(annotator)
     for number in range(5):
         state = arena.vote(annotator, f"request-{number}", state["next"][0]["task"], "left")
-    arena.store.close()
+    arena.close()
     again = open_arena(tmp_path / "a.sqlite", [source])
     assert again.state(annotator) == state and state["done"] == 5
+
+
+def test_one_arena_has_a_database_and_gives_it_back_whole(source: Path, tmp_path: Path):
+    """The second is refused by name, also while the first one makes the database; afterwards the one file holds everything."""
+    file = tmp_path / "new" / "a.sqlite"
+    arena = open_arena(file, [source])
+    arena.join("Ann", new_secret())
+    with pytest.raises(ArenaError, match=r"a.sqlite: another arena runs on it"):
+        open_arena(file, [source])
+    assert write_results(file, tmp_path / "results")  # a reader is no second arena
+    arena.close()
+    assert sorted(each.name for each in file.parent.iterdir()) == ["a.sqlite", "a.sqlite.lock"]
+    shutil.copy(file, tmp_path / "copy.sqlite")
+    assert open_arena(tmp_path / "copy.sqlite", [source]).store.annotators() == {1: "Ann"}
+    claimed = claim(tmp_path / "b.sqlite")
+    with pytest.raises(ArenaError, match=r"b.sqlite: another arena"):
+        open_arena(tmp_path / "b.sqlite", [source])
+    claimed.close()
+    open_arena(tmp_path / "b.sqlite", [source]).close()
+
+
+def test_a_start_that_fails_leaves_no_database_and_no_claim(source: Path, tmp_path: Path):
+    broken = write_comparison(tmp_path / "broken", ["prompt 0", "prompt 1"])
+    images = sorted(broken.glob("images/*/*.png"))
+    whole = images[0].read_bytes()
+    images[0].write_bytes(whole[:-30])
+    with pytest.raises(ArenaError, match=r"SECRETFILE-00000.png: not an image that can be read"):
+        open_arena(tmp_path / "a.sqlite", [broken])
+    assert not (tmp_path / "a.sqlite").exists()
+    images[0].write_bytes(whole)
+    open_arena(tmp_path / "a.sqlite", [broken]).close()
+    with pytest.raises(ArenaError, match="compares"):
+        open_arena(tmp_path / "a.sqlite", [source])
+    open_arena(tmp_path / "a.sqlite", [broken]).close()
+
+
+@pytest.mark.parametrize(("names", "said"), [(["Ann", "ann"], "given twice"), (["Ann", "=x"], "begins with a letter"), (["Ann", "x" * 61], "1 to 60")])
+def test_names_are_taken_all_or_none(source: Path, tmp_path: Path, names: list[str], said: str):
+    arena = open_arena(tmp_path / "a.sqlite", [source])
+    with pytest.raises(ArenaError, match=said):
+        arena.links(names)
+    assert arena.store.annotators() == {}
+    assert arena.links(["Ann", "Ben"]) == arena.links(["Ann", "Ben"]) and arena.links(["Ben"])["Ben"].startswith("2.")
+
+
+@pytest.mark.parametrize(("file", "said"), [("", "is a folder"), ("text.txt/a.sqlite", "its folder cannot be made")])
+def test_a_place_that_can_hold_no_database_is_refused_by_name(source: Path, tmp_path: Path, file: str, said: str):
+    (tmp_path / "text.txt").write_text("a text")
+    with pytest.raises(ArenaError, match=said):
+        open_arena(tmp_path / file, [source])
 
 
 @pytest.mark.parametrize(
@@ -127,13 +179,13 @@ def test_a_restart_knows_everything(source: Path, tmp_path: Path):
     ],
 )
 def test_another_mode_or_number_is_refused(source: Path, tmp_path: Path, said: str, asked: dict):
-    open_arena(tmp_path / "a.sqlite", [source], "vote", 3).store.close()
+    open_arena(tmp_path / "a.sqlite", [source], "vote", 3).close()
     with pytest.raises(ArenaError, match=said):
         open_arena(tmp_path / "a.sqlite", [source], **asked)
 
 
 def test_other_images_are_refused_by_name(source: Path, tmp_path: Path):
-    open_arena(tmp_path / "a.sqlite", [source]).store.close()
+    open_arena(tmp_path / "a.sqlite", [source]).close()
     repainted = write_comparison(tmp_path / "other", [f"prompt {index}" for index in range(4)], MODELS, size=32)
     with pytest.raises(ArenaError, match=r"a.sqlite: item \d is not the same"):
         open_arena(tmp_path / "a.sqlite", [repainted])
@@ -143,7 +195,7 @@ def test_other_images_are_refused_by_name(source: Path, tmp_path: Path):
 
 
 def test_a_source_that_grew_goes_on(source: Path, tmp_path: Path):
-    open_arena(tmp_path / "a.sqlite", [source]).store.close()
+    open_arena(tmp_path / "a.sqlite", [source]).close()
     grown = write_comparison(tmp_path / "grown", [f"prompt {index}" for index in range(6)], MODELS)
     assert len(open_arena(tmp_path / "a.sqlite", [grown]).store.items()) == 4
 
@@ -156,7 +208,7 @@ def test_a_file_of_something_else_is_refused(source: Path, tmp_path: Path, conte
             connection.execute("CREATE TABLE facts (name TEXT, value TEXT)")
     else:
         file.write_bytes(content)
-    with pytest.raises(ArenaError, match=r"else\.sqlite: .*name another --out"):
+    with pytest.raises(ArenaError, match=r"else\.sqlite: .*give another file"):
         open_arena(file, [source])
 
 
@@ -174,7 +226,7 @@ def walk(arena: Arena, annotator: int, most: int = 1000) -> list[str]:
 
 def test_everybody_is_asked_everything_once_in_an_order_of_their_own(source: Path, tmp_path: Path):
     arena = open_arena(tmp_path / "a.sqlite", [source])
-    orders = [walk(arena, arena.join(name)) for name in ("Ann", "Ben", "Cem")]
+    orders = [walk(arena, arena.join(name, new_secret())) for name in ("Ann", "Ben", "Cem")]
     assert all(len(order) == 12 == len(set(order)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3 and len({frozenset(order) for order in orders}) == 1
     votes = arena.store.votes()
@@ -206,7 +258,7 @@ def test_sides_are_fair(source: Path, tmp_path: Path):
 
 def test_undo_and_rating_state(source: Path, tmp_path: Path):
     arena = open_arena(tmp_path / "a.sqlite", [source], "rate")
-    annotator = arena.join("Ann")
+    annotator = arena.join("Ann", new_secret())
     task = arena.state(annotator)["next"][0]
     image = task["images"][0]
     state = arena.rate(annotator, "request-0", task["task"], image, "detail", "good")

@@ -5,6 +5,8 @@ All that a browser may know of a task is made in `_view`: opaque tokens, the pro
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import threading
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -13,11 +15,11 @@ from typing import Any
 
 from .agenda import Agenda, Mode, Question, Task, tasks_of
 from .blind import Blind, new_secret
-from .pictures import Picture, Pictures, shown_size
+from .pictures import Picture, Pictures, Size, shown_size
 from .records import ArenaError
 from .security import Refused
 from .sources import Collection, Item, read_sources
-from .store import Answer, NameTaken, Store, create_store
+from .store import Answer, NameTaken, Store, claim, create_store
 
 AHEAD = 5
 """Tasks told in advance, so that their images are there when they are asked."""
@@ -31,14 +33,25 @@ def open_arena(file: Path, sources: Sequence[Path], mode: Mode | None = None, nu
     Raises: ArenaError where the database is of other images, another mode or number of items.
     """
     collection = read_sources(sources)
-    if file.exists():
-        store = Store(file)
-        _check_same(store, collection, mode, num_items)
-    else:
-        secret = new_secret()
-        items = _drawn(collection, num_items, Blind(bytes.fromhex(secret)))
-        store = create_store(file, mode or "vote", collection.title, collection.models, items, secret)
-    return Arena(store, {index: collection.items[index] for index in store.items()})
+    with contextlib.ExitStack() as undo:
+        claimed = undo.enter_context(contextlib.closing(claim(file)))
+        if file.exists():
+            store = Store(file)
+            undo.callback(store.close)
+            _check_same(store, collection, mode, num_items)
+            items = {index: collection.items[index] for index in store.items()}
+            sizes = _sizes(items)
+        else:
+            secret = new_secret()
+            items = _drawn(collection, num_items, Blind(bytes.fromhex(secret)))
+            sizes = _sizes(items)  # before there is a database, which would hold on to images that are wrong
+            store = create_store(file, mode or "vote", collection.title, collection.models, items, secret)
+        undo.pop_all()
+    return Arena(store, items, sizes, claimed, collection.left_out)
+
+
+def _sizes(items: Mapping[int, Item]) -> dict[int, Size]:
+    return {index: shown_size(item) for index, item in items.items()}
 
 
 def _drawn(collection: Collection, num_items: int | None, blind: Blind) -> dict[int, Item]:
@@ -63,12 +76,13 @@ def _check_same(store: Store, collection: Collection, mode: Mode | None, num_ite
 class Arena:
     """State of a running arena; every method is safe among threads."""
 
-    def __init__(self, store: Store, items: Mapping[int, Item]) -> None:
+    def __init__(self, store: Store, items: Mapping[int, Item], sizes: Mapping[int, Size], claimed: sqlite3.Connection, left_out: int) -> None:
         self.store = store
+        self._claimed, self._left_out = claimed, left_out
         self.mode: Mode = store.mode
         self.blind = Blind(store.secret)
         self._prompts = {index: item.prompt for index, item in items.items()}
-        self._sizes = {index: shown_size(item) for index, item in items.items()}
+        self._sizes = sizes
         self._models = list(store.models())
         files = {self._image(index, key): Picture(item.files[key], self._sizes[index]) for index, item in items.items() for key in self._models}
         self.pictures = Pictures(files)
@@ -80,10 +94,21 @@ class Arena:
         for answer in store.counted():
             self._count(answer)
 
-    def join(self, name: str) -> int:
-        """A new annotator. Raises: Refused for a name that is in use, too long or not text."""
+    def summary(self) -> str:
+        """What is asked, and where the answers go, in a line."""
+        left_out = f" ({self._left_out} left out that a model lacks)" if self._left_out else ""
+        asked = f"{len(self._prompts)} prompts and seeds{left_out}, {len(self._models)} models, {len(self._tasks)} questions"
+        return f"{self.mode}: {asked} to everybody; the answers are in {self.store.file}; Ctrl-C ends, the same command goes on"
+
+    def close(self) -> None:
+        """Give the database back, all of it in its one file."""
+        self.store.close()
+        self._claimed.close()
+
+    def join(self, name: str, request: str) -> int:
+        """A new annotator, the same again for the same request. Raises: Refused for a name that is in use, too long or not text."""
         try:
-            annotator = self.store.join(checked_name(name))
+            annotator = self.store.join(checked_name(name), request)
         except NameTaken as error:
             raise Refused(409, str(error)) from None
         self._names = self.store.annotators()
@@ -104,8 +129,11 @@ class Arena:
         """The link of each name; who has not joined yet does so now. Raises: ArenaError for what is no name."""
         known = {name.casefold(): annotator for annotator, name in self._names.items()}
         try:
-            joined = {name: known.get(checked_name(name).casefold()) for name in names}
-            return {name: self.blind.link(self.join(name) if annotator is None else annotator) for name, annotator in joined.items()}
+            folded = [checked_name(name).casefold() for name in names]
+            if len(set(folded)) < len(folded):
+                raise Refused(422, "a name is given twice; give each once")
+            joined = {name: known.get(folded[place]) for place, name in enumerate(names)}
+            return {name: self.blind.link(self.join(name, new_secret()) if annotator is None else annotator) for name, annotator in joined.items()}
         except Refused as error:
             raise ArenaError(f"--annotators {', '.join(names)}: {error.reason}") from None
 

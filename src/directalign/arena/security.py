@@ -89,7 +89,7 @@ class Guard:
     def _check(self, method: str, headers: Mapping[str, str]) -> None:
         if not is_own_host(headers.get("host", ""), self.names):
             raise Refused(421, f"host {quoted(headers.get('host', ''))} is not this server")
-        if method not in ("GET", "HEAD", "POST"):
+        if method not in ("GET", "POST"):
             raise Refused(405, "method not known here")
         if method != "POST":
             if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:

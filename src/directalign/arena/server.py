@@ -40,25 +40,30 @@ class Posted(BaseModel):
 
 
 class JoinPosted(Posted):
-    """A name, and the invitation where one is needed."""
+    """A name, and the invitation where one is needed. `request` is drawn by the browser and equal in a repetition, whose answer was lost."""
 
+    request: Token
     name: Annotated[str, StringConstraints(max_length=1000)]
     invitation: Annotated[str, StringConstraints(max_length=100)] = ""
 
 
-class VotePosted(Posted):
-    """The better side of a task; None takes the vote back. `request` is equal in a repetition."""
+class AnswerPosted(Posted):
+    """What every answer says: who gives it (the number in their link), a number of its own, equal in a repetition, and the task."""
 
+    annotator: int
     request: RequestId
     task: Token
+
+
+class VotePosted(AnswerPosted):
+    """The better side of a task; None takes the vote back."""
+
     choice: Side | None
 
 
-class RatingPosted(Posted):
+class RatingPosted(AnswerPosted):
     """A level of one image on one axis; None takes it back."""
 
-    request: RequestId
-    task: Token
     image: Token
     axis: Axis
     level: Level | None
@@ -92,6 +97,13 @@ class Doors:
     def annotator(self, request: Request) -> int:
         """Whose session it is. Raises: Refused."""
         return self.arena.annotator(request.cookies.get(self.annotator_cookie, ""))
+
+    def giver(self, request: Request, posted: AnswerPosted) -> int:
+        """Whose answer it is. Raises: Refused where a browser gives one annotator's answer in the session of another, opened in a second tab."""
+        annotator = self.annotator(request)
+        if annotator != posted.annotator:
+            raise Refused(401, "this browser has another annotator's session now; open your own link again")
+        return annotator
 
     def has_session(self, request: Request) -> bool:
         """Whether a cookie of an annotator came along; it may still be forged."""
@@ -169,7 +181,7 @@ def _add_answers(app: FastAPI, arena: Arena, doors: Doors) -> None:
     @app.post("/api/join")
     def join(posted: JoinPosted) -> Response:
         doors.check_invitation(posted.invitation)
-        link = arena.blind.link(arena.join(posted.name))
+        link = arena.blind.link(arena.join(posted.name, posted.request))
         return doors.let_in(JSONResponse({"link": link}), link)
 
     @app.get("/api/state")
@@ -178,11 +190,11 @@ def _add_answers(app: FastAPI, arena: Arena, doors: Doors) -> None:
 
     @app.post("/api/vote")
     def vote(posted: VotePosted, request: Request) -> Response:
-        return JSONResponse(arena.vote(doors.annotator(request), posted.request, posted.task, posted.choice))
+        return JSONResponse(arena.vote(doors.giver(request, posted), posted.request, posted.task, posted.choice))
 
     @app.post("/api/rating")
     def rating(posted: RatingPosted, request: Request) -> Response:
-        return JSONResponse(arena.rate(doors.annotator(request), posted.request, posted.task, posted.image, posted.axis, posted.level))
+        return JSONResponse(arena.rate(doors.giver(request, posted), posted.request, posted.task, posted.image, posted.axis, posted.level))
 
 
 def _add_results(app: FastAPI, arena: Arena, doors: Doors) -> None:

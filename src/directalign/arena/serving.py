@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
+import signal
 import socket
 from collections.abc import Callable, Sequence
 
 import uvicorn
 
 from .asking import Arena
+from .patience import PatientNoMore
 from .records import ArenaError
 from .server import create_app
 
 LOCAL = "127.0.0.1"
+LAST_SECONDS = 5
+"""For what is under way when the arena ends."""
 BACKLOG = 2048
 """Connections that may wait to be accepted: a class that starts at the same moment."""
 
 
 def serve(arena: Arena, host: str | None, port: int, annotators: Sequence[str], say: Callable[[str], None]) -> None:
-    """Serve until interrupted.
+    """Serve until interrupted (Ctrl-C or SIGTERM), then give the database back.
 
     Args:
         host: where to listen; None for this machine alone.
         port: 0 takes a free one.
         annotators: names that get a link each; then nobody else may join.
-        say: where the links are printed.
+        say: where the links, and what is asked, are printed.
     Raises:
         ArenaError where the address cannot be had.
     """
@@ -34,11 +39,17 @@ def serve(arena: Arena, host: str | None, port: int, annotators: Sequence[str], 
     links = arena.links(annotators)
     for line in _links(arena, _address(host or LOCAL, listening.getsockname()[1]), invitation, links):
         say(line)
+    say(arena.summary())
     _log_in_lines()
     app = create_app(arena, own_names(host), invitation, bool(annotators))
     quiet = {"access_log": False, "log_config": None, "server_header": False}
-    config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", proxy_headers=False, timeout_keep_alive=30, backlog=BACKLOG, **quiet)
-    uvicorn.Server(config).run(sockets=[listening])
+    limits = {"timeout_keep_alive": 30, "timeout_graceful_shutdown": LAST_SECONDS, "backlog": BACKLOG}
+    config = uvicorn.Config(app, http=PatientNoMore, ws="none", lifespan="off", proxy_headers=False, **quiet, **limits)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn ends in order, then raises the signal again
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        arena.close()
 
 
 def own_names(host: str | None) -> frozenset[str]:
@@ -55,7 +66,8 @@ def _listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except OSError as error:
-        raise ArenaError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error}); name another one, --port 0 takes a free one") from None
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno)
+        raise ArenaError(f"--host {host} --port {port}: cannot listen there ({reason}); name another one, --port 0 takes a free one") from None
 
 
 def _is_loopback(host: str) -> bool:

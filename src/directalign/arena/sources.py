@@ -41,11 +41,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Collection:
-    """Models (key: label) and the items that all of them painted, by index."""
+    """Models (key: label) and the items that all of them painted, by index; `left_out` prompts and seeds lack the image of one."""
 
     title: str
     models: Mapping[str, str]
     items: Mapping[int, Item]
+    left_out: int
 
 
 def read_sources(sources: Sequence[Path]) -> Collection:
@@ -112,7 +113,7 @@ def _collection(title: str, models: Mapping[str, str], rows: Mapping[int, Mappin
             items[index] = Item(index, prompt, seed, {key: entries[key][2] for key in models})
     if not items:
         raise ArenaError(f"{where}: no prompt and seed of which all of {', '.join(models)} have an image; sample them with equal prompts and seeds")
-    return Collection(title, models, items)
+    return Collection(title, models, items, len(rows) - len(items))
 
 
 def _entry(folder: Path, row: Mapping[str, Any], where: str) -> tuple[str, int | None, Path]:

@@ -2,12 +2,14 @@
 
 An answer is acknowledged after its transaction is on the disk (WAL with synchronous=FULL: it outlives a killed process and a power cut). A
 request that comes twice is stored once (UNIQUE), a later answer supersedes an earlier one, one taken back is a row without a choice;
-triggers refuse to delete or change a row. One process has the file, one lock the connection.
+triggers refuse to delete or change a row. One arena has the file, which an empty file beside it says by a lock that ends with its process, and
+one lock within the process the connection.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hmac
 import sqlite3
 import threading
 import time
@@ -20,7 +22,7 @@ from .agenda import Mode
 from .records import ArenaError, Rating, Vote
 from .sources import Item
 
-FORMAT = "directalign arena 1"
+FORMAT = "directalign arena 2"
 TIE = "tie"
 Side = Literal["left", "right", "tie"]
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -29,7 +31,7 @@ SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE models (place INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, label TEXT NOT NULL);
 CREATE TABLE items (item INTEGER PRIMARY KEY, prompt TEXT NOT NULL, seed INTEGER, digest TEXT NOT NULL);
-CREATE TABLE annotators (annotator INTEGER PRIMARY KEY, name TEXT NOT NULL, folded TEXT NOT NULL UNIQUE, at REAL NOT NULL);
+CREATE TABLE annotators (annotator INTEGER PRIMARY KEY, name TEXT NOT NULL, folded TEXT NOT NULL UNIQUE, request TEXT NOT NULL, at REAL NOT NULL);
 CREATE TABLE answers (
     answer INTEGER PRIMARY KEY AUTOINCREMENT,
     annotator INTEGER NOT NULL REFERENCES annotators,
@@ -72,7 +74,9 @@ class Store:
 
     def __init__(self, file: Path) -> None:
         """Opens what `create_store` made. Raises: ArenaError for a file of anything else."""
-        if not file.is_file():
+        if file.exists() and not file.is_file():
+            raise ArenaError(f"{file}: is a folder; name the file that holds, or shall hold, the answers")
+        if not file.exists():
             raise ArenaError(f"{file}: no such database; directalign arena SOURCE --out {file} makes it")
         self.file = file
         self._lock = threading.RLock()
@@ -94,14 +98,15 @@ class Store:
         """The name of each annotator, in the order in which they joined."""
         return {row["annotator"]: row["name"] for row in self._rows("SELECT * FROM annotators ORDER BY annotator")}
 
-    def join(self, name: str) -> int:
-        """A new annotator of that name. Raises: NameTaken, whatever the case of the letters."""
+    def join(self, name: str, request: str) -> int:
+        """A new annotator of that name, or the one that this very request has made. Raises: NameTaken, whatever the case of the letters."""
         with self._transaction() as connection:
-            row = (name, name.casefold(), time.time())
-            made = connection.execute("INSERT INTO annotators (name, folded, at) VALUES (?, ?, ?) ON CONFLICT (folded) DO NOTHING", row)
-            if made.rowcount == 0:
+            row = (name, name.casefold(), request, time.time())
+            connection.execute("INSERT INTO annotators (name, folded, request, at) VALUES (?, ?, ?, ?) ON CONFLICT (folded) DO NOTHING", row)
+            found = connection.execute("SELECT annotator, request FROM annotators WHERE folded = ?", (name.casefold(),)).fetchone()
+            if not hmac.compare_digest(found["request"], request):
                 raise NameTaken(f"the name {name} is in use: open your own link to go on, or choose another name")
-            return int(made.lastrowid or 0)
+            return int(found["annotator"])
 
     def append(self, answer: Answer, request: str) -> bool:
         """Store an answer; False where this request of the annotator is stored already. On return it is on the disk."""
@@ -132,7 +137,7 @@ class Store:
 
     def history(self) -> list[dict[str, Any]]:
         """Every answer ever given, also those superseded or taken back, as a table."""
-        columns = "answer, name AS annotator, request, item, model, other, axis, said, answers.at"
+        columns = "answer, name AS annotator, answers.request, item, model, other, axis, said, answers.at"
         return self._rows(f"SELECT {columns} FROM answers JOIN annotators USING (annotator) ORDER BY answer")
 
     def close(self) -> None:
@@ -144,7 +149,7 @@ class Store:
         known = self._rows("SELECT name FROM sqlite_master WHERE type = 'table' AND name = 'facts'")
         facts = {row["name"]: row["value"] for row in self._rows("SELECT * FROM facts")} if known else {}
         if facts.get("format") != FORMAT:
-            raise ArenaError(f"{self.file}: is a database of {facts.get('format', 'something else')}, and {FORMAT} is needed; name another --out")
+            raise ArenaError(f"{self.file}: is a database of {facts.get('format', 'something else')}, and {FORMAT} is needed; give another file")
         return facts
 
     def _rows(self, query: str) -> list[dict[str, Any]]:
@@ -159,6 +164,25 @@ class Store:
 
 
 _NAMED = "SELECT name, item, model, other, axis, said, counted.at FROM counted JOIN annotators USING (annotator)"
+
+
+def claim(file: Path) -> sqlite3.Connection:
+    """The right to run an arena on the database `file`, there or not yet, until it is closed or this process ends, however that ends.
+
+    Raises: ArenaError where another arena has it.
+    """
+    beside = file.with_name(f"{file.name}.lock")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        claimed = sqlite3.connect(beside, check_same_thread=False, isolation_level=None, timeout=0)
+        claimed.execute("BEGIN EXCLUSIVE")
+    except OSError as error:
+        raise ArenaError(f"{file}: its folder cannot be made ({error.strerror}); name another --out") from None
+    except sqlite3.DatabaseError as error:
+        if "locked" in str(error):
+            raise ArenaError(f"{file}: another arena runs on it; use that one, or end it first") from None
+        raise ArenaError(f"{beside}: cannot be locked ({error}); name an --out in a folder that you may write to") from None
+    return claimed
 
 
 def create_store(file: Path, mode: Mode, title: str, models: Mapping[str, str], items: Mapping[int, Item], secret: str) -> Store:
@@ -184,5 +208,5 @@ def _connect(file: Path) -> sqlite3.Connection:
         for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {setting}").fetchall()
     except sqlite3.DatabaseError as error:
-        raise ArenaError(f"{file}: cannot be used as a database ({error}); name another --out") from None
+        raise ArenaError(f"{file}: cannot be used as a database ({error}); give another file, in a folder that you may write to") from None
     return connection

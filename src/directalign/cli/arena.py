@@ -46,14 +46,16 @@ def serve(
     debug: Debug = False,
 ) -> None:
     """Ask people which images are better (the word serve may be left out); prints the links."""
-    names = [name.strip() for name in (annotators or "").split(",") if name.strip()]
-    with one_line_errors(debug, f"; every answer is in {out}, and the same command goes on"), _arena_errors():
+    with one_line_errors(debug), _arena_errors():
+        names = _names(annotators)
         require_room(out)
         _require_server()
         from ..arena.asking import open_arena
         from ..arena.serving import serve as serve_arena
 
-        serve_arena(open_arena(out, sources, None if mode is None else mode.value, items), host, port, names, typer.echo)
+        arena = open_arena(out, sources, None if mode is None else mode.value, items)
+    with one_line_errors(debug, f"; every answer is in {out}, and the same command goes on"), _arena_errors():
+        serve_arena(arena, host, port, names, typer.echo)
 
 
 @app.command()
@@ -69,6 +71,16 @@ def results(
 
         for file in write_results(database, out):
             typer.echo(file)
+
+
+def _names(annotators: str | None) -> list[str]:
+    """The names given; an empty list lets everybody join, which must not come about by a variable that is not set."""
+    from ..arena.records import ArenaError
+
+    names = [name.strip() for name in (annotators or "").split(",") if name.strip()]
+    if annotators is not None and not names:
+        raise ArenaError(f"--annotators {annotators!r}: names nobody; give names with commas between, or leave it out to let everybody join")
+    return names
 
 
 @contextmanager

@@ -34,14 +34,15 @@ export class Asking {
   open(state) {
     $("me").textContent = state.name;
     $("link").value = `${location.origin}/me/${state.link}`;
-    this.name = state.link.split(".")[0];
-    this.outbox = new Outbox(`/api/${this.kind}`, `${this.name}:${state.link.slice(-8)}`, (next) => this.take(next), (...args) => this.saved(...args));
+    const number = Number(state.link.split(".")[0]);
+    this.outbox = new Outbox(`/api/${this.kind}`, number, `${number}:${state.link.slice(-8)}`, (next) => this.take(next), (...args) => this.saved(...args));
     this.done = state.done;
     this.saved(this.outbox.waiting().length, "");
     if (!this.outbox.waiting().length) this.take(state); // else the last acknowledgement brings the state
   }
 
   take(state) {
+    if (!state) return this.shown || location.reload();
     const known = new Set([this.shown, ...this.line, ...this.past, ...this.outbox.waiting()].map((task) => task?.task));
     this.line.push(...state.next.filter((task) => !known.has(task.task)));
     this.total = state.total;

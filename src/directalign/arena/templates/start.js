@@ -1,5 +1,23 @@
-// The form that makes an annotator of a name.
+// The form that makes an annotator of a name. The request keeps its number until it is answered, also over a reload, so that one whose answer
+// was lost can be sent again: the name is then in use, but by the same request.
+import { uuid } from "/static/outbox.js";
+
 const form = document.getElementById("join");
+
+const KEY = "arena:joining";
+const drawn = uuid();
+
+function request() {
+  try {
+    if (!sessionStorage.getItem(KEY)) sessionStorage.setItem(KEY, drawn);
+    return sessionStorage.getItem(KEY);
+  } catch { return drawn; }
+}
+
+function joined() {
+  try { sessionStorage.removeItem(KEY); } catch { /* it was never kept */ }
+  location.assign("/");
+}
 
 form?.addEventListener("submit", async (event) => {
   event.preventDefault();
@@ -11,11 +29,11 @@ form?.addEventListener("submit", async (event) => {
     const response = await fetch("/api/join", {
       method: "POST",
       headers: { "content-type": "application/json" },
-      body: JSON.stringify({ name: form.elements.name.value, invitation: form.dataset.invitation }),
+      body: JSON.stringify({ request: request(), name: form.elements.name.value, invitation: form.dataset.invitation }),
       signal: AbortSignal.timeout(15000),
     });
     const answer = await response.json();
-    if (response.ok) return location.assign("/");
+    if (response.ok) return joined();
     problem.textContent = `${answer.error[0].toUpperCase()}${answer.error.slice(1)}.`;
   } catch {
     problem.textContent = "The server does not answer. Try again in a moment.";
