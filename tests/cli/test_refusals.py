@@ -22,6 +22,7 @@ from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from safetensors.torch import save_file
 from typer.testing import Result
 
+from directalign.train.folder import held
 from directalign.world.assets import resolve
 from hub_downloads import TOKEN, DownloadHub, download_hub, point_at
 from tiny import write_flux, write_sd
@@ -89,6 +90,15 @@ def refused_alike(command: Command, recipe: Path, *overrides: str) -> str:
 
 def edit(file: Path, **settings: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+def test_a_folder_in_which_another_process_trains(command: Command, recipe: Path) -> None:
+    out = Path("busy")
+    out.mkdir()
+    with held(out):
+        result = command("train", recipe, "--out", out)
+    assert result.exit_code != 0 and "--out busy: another process is training in it; wait for it, or end it first" in result.stderr
+    assert not any(out.iterdir())
 
 
 OTHERS = [("flux", "sd3"), ("sd", "sdxl"), ("sdxl", "sd"), ("qwen_image", "flux"), ("flux", "qwen_image"), ("z_image", "flux2_klein"), ("sd3", "z_image")]

@@ -6,7 +6,7 @@ run.yaml  metrics.jsonl  tensorboard/  samples/  checkpoints/  lora.safetensors 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ def run(run: config.Run, out: Path, resume: bool) -> Path:
         DirectAlignError: `out` may not be used, a file is missing or broken, the disk is full, a checkpoint does not fit.
         NonFiniteError, Interrupted: see `loop.train`.
     """
-    with joined() as ranks, _disk_errors(out):
+    with joined() as ranks, _disk_errors(out), ExitStack() as held:
         resume = resume or ranks.any(ranks.attempt > 0 and ranks.is_main and (out / "run.yaml").exists())
         if ranks.is_main:
             folder.check(out, resume)
@@ -48,6 +48,9 @@ def run(run: config.Run, out: Path, resume: bool) -> Path:
         loaded = _load(run, ranks)
         if ranks.is_main:
             folder.make(out)  # only now: what cannot be loaded leaves no folder behind
+            unlocked = held.enter_context(folder.held(out))
+            if unlocked is not None:
+                speaker(ranks)(unlocked)
             keep_tokens(run, out)
         ranks.wait()
         train_loaded(run, out, resume, ranks, loaded)

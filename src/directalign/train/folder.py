@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..types import DirectAlignError
@@ -47,3 +51,26 @@ def make(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DirectAlignError(f"--out {out} cannot be made: {error.strerror}; name a folder that you may write to") from error
+
+
+@contextmanager
+def held(out: Path) -> Iterator[str | None]:
+    """No other process trains in the folder meanwhile; the hold ends with this process, however that ends.
+
+    Gives None, or a line to say where the file system knows no locks. Raises: DirectAlignError while another process is at work.
+    """
+    place = os.open(out, os.O_RDONLY)
+    try:
+        yield _lock(place, out)
+    finally:
+        os.close(place)
+
+
+def _lock(place: int, out: Path) -> str | None:
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DirectAlignError(f"--out {out}: another process is training in it; wait for it, or end it first") from error
+    except OSError as error:
+        return f"{out} cannot be locked ({error.strerror}): let no other process train in it meanwhile"
+    return None
