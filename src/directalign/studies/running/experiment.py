@@ -64,7 +64,7 @@ def is_finished(folder: Path, settings: Run) -> bool:
     """Whether the run is there to its end; a finished run of other settings is an error, never shown as this one."""
     if not (folder / "summary.json").exists():
         return False
-    if (folder / "run.yaml").read_text(encoding="utf-8") != dump_run(settings):
+    if dump_run(load_run(folder / "run.yaml")) != dump_run(settings):  # keys that are newer than the run have their defaults
         raise DirectAlignError(f"{folder} holds a finished run of other settings than the recipe has now: remove {folder}, or choose another --out")
     return True
 
