@@ -57,9 +57,7 @@ def survey(run: config.Run, out: Path, place: Place, online: bool = False) -> Pl
     disk, small = _disk(run, out, memory)
     state = f", {model.state}" if model.state else ""
     findings = [("model", f"{run.model.path}{state}, {run.model.tune}, {height}x{width}"), *data, *rules, *shown, ("output", f"{out}, {disk}")]
-    return Plan(
-        tuple(findings), (*unread(run.method), *trained_on_too(run), *doubts_of_stop(run), *unmet, *lacking, *warnings, *memory.doubts, *small), memory
-    )
+    return Plan(tuple(findings), (*unread(run.method), *trained_on_too(run), *doubts_of_stop(run), *unmet, *lacking, *warnings, *memory.doubts, *small), memory)
 
 
 def _disk(run: config.Run, out: Path, memory: Estimate) -> tuple[str, list[str]]:
