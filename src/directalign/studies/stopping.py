@@ -100,9 +100,9 @@ def _ending(arm: Arm, seed: int, folder: Path) -> Row:
     """How a run ended: when and why it stopped, which weights it left, and what all pairs say of them."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     form, rule = arm.name.split("_")
-    stopped, left = summary["stopped"] or {}, summary["after"]
+    stopped, left = summary.get("stopped") or {}, summary["after"]
     numbers = {name: left[name]["value"] for name in ("photo_rate", "content")} | {"color_drift": left["color_drift"]}
     facts = {name: summary[name] for name in ("commit", "machine", "versions")}
     named = {"study": NAME, "kind": "ending", "arm": arm.name, "title": arm.title, "form": form, "rule": rule, "seed": seed}
-    told = {"updates": summary["num_steps"], "reason": stopped.get("reason"), "says": stopped.get("says"), "kept": (summary["kept"] or left)["step"]}
+    told = {"updates": summary["num_steps"], "reason": stopped.get("reason"), "says": stopped.get("says"), "kept": (summary.get("kept") or left)["step"]}
     return {**named, **told, **numbers, "align_seconds": summary["align_seconds"], **facts}
