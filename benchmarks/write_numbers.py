@@ -118,8 +118,9 @@ def table1(rows: list[Row]) -> str:
 def stopping(rows: list[Row]) -> str:
     """Runs of ten times the recommended length, with and without rules that end them."""
     facts = [row for row in rows if row.get("kind") == "ending"]
-    told = f"Means and 95 % intervals over seeds {', '.join(map(str, seeds_of(rows)))}, of the plain reward one seed"
-    return f"{stopping_story.in_short(rows)}\n\n{told}; {machine_line(*facts).replace(f'seed {facts[0]["seed"]}, ', '')}"
+    seeds = f"Means and 95 % intervals over seeds {', '.join(map(str, seeds_of(rows)))}, of the plain reward one seed"
+    where = machine_line(*facts).replace(f"seed {facts[0]['seed']}, ", "")
+    return f"{stopping_story.in_short(rows)}\n\n{seeds}; {where}"
 
 
 TABLES: dict[str, Callable[[Any], str]] = {
