@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from arena_runs import running, write_comparison, write_rows
+from arena_runs import running, write_comparison
 from typer.testing import CliRunner
 
+import comparison_folders
 from directalign.arena.sources import read_sources
 from directalign.cli import app
 from directalign.cli import arena as command
@@ -79,4 +80,9 @@ def test_prompts_that_a_model_lacks_are_counted(tmp_path: Path):
     (source / "results.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
     found = read_sources([source])
     assert (len(found.items), found.left_out) == (2, 1)
-    write_rows(source / "results.jsonl", [])
+
+
+def test_control_prompts_of_a_comparison_are_not_asked(tmp_path: Path):
+    source = comparison_folders.write_comparison(tmp_path / "source", prompts=comparison_folders.PROMPTS[:3], off_topic=2, size=32)
+    found = read_sources([source])
+    assert len(found.items) == 6 and found.left_out == 0 and not any(item.prompt.startswith("Anime") for item in found.items.values())

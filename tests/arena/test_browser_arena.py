@@ -265,6 +265,30 @@ def test_rating_by_keyboard_zoom_and_help(browser: Any, source: Path, tmp_path: 
     assert {level: levels.count(level) for level in set(levels)} == dict.fromkeys(("excellent", "good", "pass", "fail"), 6)
 
 
+def test_a_long_text_and_a_narrow_window(browser: Any, tmp_path: Path):
+    """Two thousand letters leave room for the pictures, are shown whole on request, and give way to the next text; nothing sticks out."""
+    texts = {text[:20]: text for text in (" ".join(["wordy"] * 333), "unbroken" * 250, "short")}
+    with running(write_comparison(tmp_path / "source", list(texts.values())), tmp_path / "long.sqlite") as server:
+        join(browser, server, "Ann")
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False})
+        seen: list[str] = []
+
+        def act(_: int) -> None:
+            shown, is_long = browser.execute_script("const p = document.querySelector('#prompt'); return [p.textContent, p.clientHeight > 100]")
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= 390 and not is_long
+            assert texts[shown[:20]] == shown and browser.execute_script("return document.querySelector('#more').offsetParent !== null") == (len(shown) > 20)
+            if len(shown) > 20:
+                click(browser, "#more")
+                assert browser.execute_script("const p = document.querySelector('#prompt'); return p.scrollHeight <= p.clientHeight && p.clientHeight > 300")
+            seen.append(shown)
+            press(browser, "ArrowLeft")
+
+        vote_on(browser, act)
+        until(browser, IS_OVER)
+        assert_clean(browser)
+    assert sorted(seen) == sorted(texts.values())
+
+
 def rate(browser: Any, levels: str) -> None:
     time.sleep(0.16)
     for level in levels:

@@ -134,3 +134,13 @@ def test_models_without_votes_are_refused_by_name() -> None:
 def test_one_item_says_nothing() -> None:
     votes = [Vote(f"ann {n}", 0, "base", "srpo", "srpo" if n < 3 else "base") for n in range(5)]
     assert bradley_terry(votes, ["base", "srpo"]).interval("srpo").low == -math.inf
+
+
+def test_ties_alone_are_not_certainty() -> None:
+    """They do not scatter; the interval is that of as many votes that were split."""
+    tied = bradley_terry([Vote("ann", item, "base", "srpo", None) for item in range(6)], ["base", "srpo"])
+    split = bradley_terry([Vote("ann", item, "base", "srpo", ("base", "srpo")[item % 2]) for item in range(6)], ["base", "srpo"])
+    assert tied.interval("srpo").value == split.interval("srpo").value == 0
+    assert 0.5 < tied.interval("srpo").high <= split.interval("srpo").high < 2
+    three = bradley_terry([Vote("ann", item, *pair, None) for item in range(6) for pair in (("base", "srpo"), ("srpo", "refl"), ("base", "refl"))], MODELS)
+    assert all(three.interval(model).high > 0.2 for model in MODELS) and np.allclose(three.covariance.sum(0), 0)

@@ -140,9 +140,19 @@ def _climb(wins: Square, strengths: Strengths, move: Strengths) -> Strengths:
 
 
 def _covariance(table: Tallies, strengths: Strengths, prior: float) -> Square:
-    """The sandwich over items; with made-up ties the curvature's own is added, since items that are all alike show no scatter."""
+    """The sandwich over items. Where nothing scatters, as between models that only tie, it is that of as many independent votes: a few
+    ties in a row are no certainty. With made-up ties the curvature's own is added."""
     items, models = len(table), len(strengths)
     bread = np.linalg.pinv(_curvature(table.sum(0) + prior / 2 * (1 - np.eye(models)), strengths), hermitian=True)
     slopes = _slope(table, strengths)
-    sandwich = bread @ (slopes.T @ slopes) @ bread * (items / (items - 1) if items > 1 else 1.0)
+    scatter = slopes.T @ slopes * (items / (items - 1) if items > 1 else 1.0)
+    root = _root(bread)
+    effects, axes = np.linalg.eigh(root @ scatter @ root)
+    sandwich = root @ (axes * np.where(effects > 1e-9, effects, 1.0)) @ axes.T @ root
     return sandwich if prior == 0 else sandwich + bread
+
+
+def _root(square: Square) -> Square:
+    """The symmetric square root of a matrix without negative eigenvalues."""
+    values, axes = np.linalg.eigh(square)
+    return (axes * np.sqrt(np.maximum(values, 0.0))) @ axes.T

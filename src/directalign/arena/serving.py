@@ -42,9 +42,19 @@ def serve(arena: Arena, host: str | None, port: int, annotators: Sequence[str], 
     say(arena.summary())
     _log_in_lines()
     app = create_app(arena, own_names(host), invitation, bool(annotators))
-    quiet = {"access_log": False, "log_config": None, "server_header": False}
-    limits = {"timeout_keep_alive": 30, "timeout_graceful_shutdown": LAST_SECONDS, "backlog": BACKLOG}
-    config = uvicorn.Config(app, http=PatientNoMore, ws="none", lifespan="off", proxy_headers=False, **quiet, **limits)
+    config = uvicorn.Config(
+        app,
+        http=PatientNoMore,
+        ws="none",
+        lifespan="off",
+        proxy_headers=False,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=LAST_SECONDS,
+        backlog=BACKLOG,
+    )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn ends in order, then raises the signal again
     try:
         uvicorn.Server(config).run(sockets=[listening])
@@ -66,7 +76,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except OSError as error:
-        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno)
+        reason = error.strerror if isinstance(error, socket.gaierror) or error.errno is None else os.strerror(error.errno)
         raise ArenaError(f"--host {host} --port {port}: cannot listen there ({reason}); name another one, --port 0 takes a free one") from None
 
 

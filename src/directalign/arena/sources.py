@@ -11,11 +11,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from .records import ArenaError
 
 COMPARISON, RESULTS, SAMPLES = "comparison.json", "results.jsonl", "images.jsonl"
+CONTROL = "off_topic"
+"""The group of control prompts, on which a model is not to change; which image of theirs is better is another question."""
 FORMAT = 1
 _HEAD = 65536
 """Bytes of a file that are hashed beside its length: enough to tell two renderings apart, quick for thousands of files."""
@@ -70,6 +72,8 @@ def _comparison(folder: Path) -> Collection:
     models = _models(told.get("models"), str(folder / COMPARISON))
     rows: dict[int, dict[str, tuple[str, int | None, Path]]] = {}
     for where, row in _rows(folder / RESULTS):
+        if row.get("group") == CONTROL:
+            continue
         key, index = str(row.get("model")), row.get("index")
         if key not in models or not _is_whole(index):
             raise ArenaError(f"{where}: model {key!r:.40} or index {index!r:.40} is none of {COMPARISON}; remove the line or compare again")
@@ -123,7 +127,7 @@ def _entry(folder: Path, row: Mapping[str, Any], where: str) -> tuple[str, int |
     return prompt, seed, _inside(folder, row.get("file"), where)
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> TypeGuard[int]:
     """A whole number as a database holds it; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 

@@ -175,6 +175,7 @@ def claim(file: Path) -> sqlite3.Connection:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         claimed = sqlite3.connect(beside, check_same_thread=False, isolation_level=None, timeout=0)
+        claimed.execute("PRAGMA journal_mode = OFF").fetchall()  # it stays empty, and leaves no second file
         claimed.execute("BEGIN EXCLUSIVE")
     except OSError as error:
         raise ArenaError(f"{file}: its folder cannot be made ({error.strerror}); name another --out") from None

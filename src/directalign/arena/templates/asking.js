@@ -89,7 +89,7 @@ export class Asking {
     await this.loaded(task);
     if (this.shown !== task) return;
     this.render(task);
-    $("prompt").textContent = task.prompt;
+    this.text(task.prompt);
     $("ask").dataset.state = "ready";
     $("ask").dataset.task = task.task;
     $("ask").classList.toggle("pixels", Math.max(task.width, task.height) < SMALL);
@@ -99,6 +99,14 @@ export class Asking {
     this.ready = true;
     this.openUntil = performance.now() + 150; // a hand that was faster than the picture
     this.progress();
+  }
+
+  text(prompt) { // of a long one four lines, and a button that shows the rest
+    const box = $("prompt").parentElement;
+    $("prompt").textContent = prompt;
+    box.classList.remove("whole");
+    box.classList.toggle("long", $("prompt").scrollHeight > $("prompt").clientHeight + 2);
+    $("more").textContent = "Show the whole text";
   }
 
   async loaded(task) {
@@ -159,6 +167,11 @@ export class Asking {
     });
     $("help-button").addEventListener("click", () => $("help").showModal());
     $("help-close").addEventListener("click", () => $("help").close());
+    $("more").addEventListener("click", () => {
+      const whole = $("more").parentElement.classList.toggle("whole");
+      $("more").textContent = whole ? "Show less of the text" : "Show the whole text";
+      $("more").blur(); // so that keys mean an answer again
+    });
     $("copy").addEventListener("click", async () => {
       $("link").select();
       try { await navigator.clipboard.writeText($("link").value); } catch { document.execCommand("copy"); } // no clipboard over plain http
