@@ -78,7 +78,8 @@ def test_what_is_transparent_is_white(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "YCbCr", "LA"])
 def test_every_mode_becomes_three_channels(tmp_path: Path, mode: str) -> None:
-    image = load_image(save(CAT.convert(mode), tmp_path / f"cat{'.png' if mode in ('1', 'P', 'RGBA', 'LA') else '.tif'}"), 60, 90)
+    packed = {"compression": "tiff_lzw"} if mode == "YCbCr" else {}  # Pillow 12 cannot read back the plain YCbCr that it writes
+    image = load_image(save(CAT.convert(mode), tmp_path / f"cat{'.png' if mode in ('1', 'P', 'RGBA', 'LA') else '.tif'}", **packed), 60, 90)
     true = torch.from_numpy(np.asarray(CAT) / 255).float().permute(2, 0, 1)
     tones = [F.avg_pool2d(each.mean(0, keepdim=True), 10) for each in (image, true)]
     assert image.shape == (3, 60, 90) and (tones[0] - tones[1]).abs().max() < 0.08
