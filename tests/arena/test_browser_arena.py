@@ -5,24 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from arena_hands import DONE, IS_OVER, SAVED, SHOWN, assert_accessible, assert_text_fits, by_key, click, fresh_task, join, press, rate, tap, until, vote_on
 from arena_runs import SECRETS, Running, running, write_comparison
 
 pytestmark = pytest.mark.browser
 FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update", "disable-sync", "no-first-run")
 ITEMS = 30
 SCRIPT = "<img src=x onerror=document.title='broken'><script>document.title='broken'</script> & \u202e"
-
-SHOWN = "return document.querySelector('#ask')?.dataset.state === 'ready' ? document.querySelector('#ask').dataset.task : null"
-IS_OVER = "return !document.querySelector('#end').hidden"
-DONE = "return Number(document.querySelector('#done').textContent)"
-MIDDLE = "const b = document.querySelector(arguments[0]).getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]"
-SAVED = "return document.querySelector('#saved').dataset.state"
 
 
 @pytest.fixture(scope="module")
@@ -46,74 +40,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompts = [f"prompt {index} {SCRIPT if index % 3 == 0 else ''}" for index in range(ITEMS)]
     return write_comparison(tmp_path_factory.mktemp("browser") / "source", prompts)
-
-
-def until(browser: Any, script: str, wanted: Callable[[Any], bool] = bool, most: float = 40) -> Any:
-    """What a script returns, once it is as wanted."""
-    end = time.monotonic() + most
-    while not wanted(found := browser.execute_script(script)):
-        assert time.monotonic() < end, (script, found)
-        time.sleep(0.01)
-    return found
-
-
-def join(browser: Any, server: Running, name: str, width: int = 1280, height: int = 860) -> None:
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600})
-    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": width < 600})
-    browser.delete_all_cookies()
-    browser.get(server.address)
-    browser.find_element("id", "name").send_keys(name)
-    browser.find_element("css selector", "#join button").click()
-    until(browser, SHOWN)
-
-
-def fresh_task(browser: Any, before: str | None) -> str | None:
-    """The next task, once it takes input; None at the end. Waits inside the page: a hand is not faster than the picture."""
-    script = """
-        const [before, told] = arguments, ask = document.querySelector('#ask'), end = document.querySelector('#end');
-        const look = () => {
-            if (!end.hidden) return told(null);
-            if (ask.dataset.state === 'ready' && ask.dataset.task !== before) return setTimeout(() => told(ask.dataset.task), 160);
-            setTimeout(look, 5);
-        };
-        look();
-    """
-    return browser.execute_async_script(script, before)
-
-
-def press(browser: Any, key: str) -> None:
-    for kind in ("keyDown", "keyUp"):
-        browser.execute_cdp_cmd("Input.dispatchKeyEvent", {"type": kind, "key": key})
-
-
-def click(browser: Any, selector: str, times: int = 1) -> None:
-    """Real clicks of a mouse, the second of which is a double click's."""
-    box = browser.execute_script(MIDDLE, selector)
-    for count in range(1, times + 1):
-        for kind in ("mousePressed", "mouseReleased"):
-            browser.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": kind, "x": box[0], "y": box[1], "button": "left", "clickCount": count})
-
-
-def tap(browser: Any, selector: str) -> None:
-    """A finger."""
-    box = browser.execute_script(MIDDLE, selector)
-    browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": box[0], "y": box[1]}]})
-    browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-
-
-def vote_on(browser: Any, act: Callable[[int], None], most: int = ITEMS) -> int:
-    """Answer up to `most` tasks; returns how many."""
-    task = None
-    for number in range(most):
-        task = fresh_task(browser, task)
-        if task is None:
-            return number
-        act(number)
-    return most
-
-
-def by_key(browser: Any) -> Callable[[int], None]:
-    return lambda number: press(browser, ("ArrowLeft", "ArrowRight", "ArrowDown")[number % 3])
 
 
 def table(server: Running, name: str) -> list[dict[str, str]]:
@@ -193,6 +119,8 @@ def test_two_tabs_and_a_join_whose_answer_is_lost(browser: Any, source: Path, tm
         browser.get(server.address)
         until(browser, SHOWN)
         second = browser.current_window_handle
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False})
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390  # a narrow window, with keys
         server.kill()
         for tab in (second, first):
             browser.switch_to.window(tab)
@@ -224,9 +152,12 @@ def collected_prompts(browser: Any, most: int) -> list[str]:
     return found
 
 
-def test_rating_by_keyboard_zoom_and_help(browser: Any, source: Path, tmp_path: Path):
+def test_rating_by_keyboard_zoom_help_and_long_texts(browser: Any, tmp_path: Path):
+    texts = [" ".join(["wordy"] * 333), "unbroken" * 250, "short"]
+    source = write_comparison(tmp_path / "source", texts)
     with running(source, tmp_path / "ratings.sqlite", "--mode", "rate", "--items", "3") as server:
         join(browser, server, "Ann")
+        seen = [assert_text_fits(browser)]
         click(browser, ".picture")
         assert browser.execute_script("return document.querySelector('#zoom').open && document.querySelector('#zoom-image').alt") == "Left picture"
         press(browser, "ArrowRight")
@@ -250,9 +181,11 @@ def test_rating_by_keyboard_zoom_and_help(browser: Any, source: Path, tmp_path: 
         for number in range(2):
             task = fresh_task(browser, task)
             assert task is not None and browser.execute_script(DONE) == number + 1
+            seen.append(assert_text_fits(browser))
             rate(browser, "11223344")
             press(browser, "Enter")
         until(browser, IS_OVER)
+        assert sorted(seen) == sorted(texts)
         assert_clean(browser)
         browser.get(server.links[-1])
         browser.find_element("css selector", ".button.primary").click()
@@ -263,64 +196,3 @@ def test_rating_by_keyboard_zoom_and_help(browser: Any, source: Path, tmp_path: 
     levels = [row["level"] for row in counted]
     assert len(counted) == 3 * 2 * 4 == len({(row["item"], row["model"], row["axis"]) for row in counted})
     assert {level: levels.count(level) for level in set(levels)} == dict.fromkeys(("excellent", "good", "pass", "fail"), 6)
-
-
-def test_a_long_text_and_a_narrow_window(browser: Any, tmp_path: Path):
-    """Two thousand letters leave room for the pictures, are shown whole on request, and give way to the next text; nothing sticks out."""
-    texts = {text[:20]: text for text in (" ".join(["wordy"] * 333), "unbroken" * 250, "short")}
-    with running(write_comparison(tmp_path / "source", list(texts.values())), tmp_path / "long.sqlite") as server:
-        join(browser, server, "Ann")
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False})
-        seen: list[str] = []
-
-        def act(_: int) -> None:
-            shown, is_long = browser.execute_script("const p = document.querySelector('#prompt'); return [p.textContent, p.clientHeight > 100]")
-            assert browser.execute_script("return document.documentElement.scrollWidth") <= 390 and not is_long
-            assert texts[shown[:20]] == shown and browser.execute_script("return document.querySelector('#more').offsetParent !== null") == (len(shown) > 20)
-            if len(shown) > 20:
-                click(browser, "#more")
-                assert browser.execute_script("const p = document.querySelector('#prompt'); return p.scrollHeight <= p.clientHeight && p.clientHeight > 300")
-            seen.append(shown)
-            press(browser, "ArrowLeft")
-
-        vote_on(browser, act)
-        until(browser, IS_OVER)
-        assert_clean(browser)
-    assert sorted(seen) == sorted(texts.values())
-
-
-def rate(browser: Any, levels: str) -> None:
-    time.sleep(0.16)
-    for level in levels:
-        press(browser, level)
-
-
-def assert_accessible(browser: Any, selectors: tuple[str, ...]) -> None:
-    """Every control has a name and room for a finger, every text contrast, light and dark."""
-    unnamed = """
-        const named = (e) => e.ariaLabel || e.alt || e.innerText.trim() || e.labels?.length || e.querySelector('img')?.alt || e.closest('dialog');
-        return [...document.querySelectorAll('button, input, img, [role=progressbar]')].filter((e) => !named(e)).length;
-    """
-    assert browser.execute_script(unnamed) == 0
-    small = "return [...document.querySelectorAll('button, .level')].filter(b => b.offsetParent && Math.min(b.offsetWidth, b.offsetHeight) < 44).length"
-    assert browser.execute_script(small) == 0
-    for scheme in ("dark", "light"):
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
-        for selector in (".where", "#prompt", ".mark", "#saved-text", *selectors):
-            assert contrast(browser, selector) >= 4.5, (scheme, selector)
-
-
-def contrast(browser: Any, selector: str) -> float:
-    """Ratio of the luminances of a text and what lies under it (WCAG 2)."""
-    script = """
-        let node = document.querySelector(arguments[0]);
-        const ink = getComputedStyle(node).color;
-        while (getComputedStyle(node).backgroundColor === 'rgba(0, 0, 0, 0)') node = node.parentElement;
-        return [ink, getComputedStyle(node).backgroundColor];
-    """
-    luminances = []
-    for color in browser.execute_script(script, selector):
-        parts = [float(part) / 255 for part in color[color.index("(") + 1 : -1].split(",")[:3]]
-        red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
-        luminances.append(0.2126 * red + 0.7152 * green + 0.0722 * blue)
-    return (max(luminances) + 0.05) / (min(luminances) + 0.05)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import signal
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -134,6 +135,9 @@ def test_ratings_end_to_end_and_offline(source: Path, tmp_path: Path):
             with server.visitor() as client:
                 client.get(link)
                 rate_everything(client)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == 130
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["ratings.sqlite", "ratings.sqlite.lock"]
     result = CliRunner().invoke(app, ["arena", "results", str(database), "--out", str(tmp_path / "found")])
     assert result.exit_code == 0, result.output
     rows = (tmp_path / "found" / "answers.csv").read_text(encoding="utf-8").splitlines()
