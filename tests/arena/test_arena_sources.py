@@ -122,11 +122,7 @@ def test_a_file_that_is_no_plain_image_is_refused_by_name(tmp_path: Path, save: 
         open_arena(tmp_path / "a.sqlite", [source])
 
 
-def test_an_image_that_goes_bad_later_names_no_model(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    for name in ("directalign", "directalign.arena"):  # another library's setup may have switched all loggers off
-        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
-        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
-    monkeypatch.setattr(logging.root.manager, "disable", 0)
+def test_an_image_that_goes_bad_later_names_no_model(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     source = write_comparison(tmp_path / "source", ["a prompt"])
     arena = open_arena(tmp_path / "a.sqlite", [source])
     client = TestClient(create_app(arena, own_names(None), invitation=False, closed=False), base_url="http://localhost")
