@@ -38,7 +38,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    prompts = [f"prompt {index} {SCRIPT if index % 3 == 0 else ''}" for index in range(ITEMS)]
+    prompts = [f"prompt {index} {SCRIPT}" for index in range(ITEMS)]
     return write_comparison(tmp_path_factory.mktemp("browser") / "source", prompts)
 
 
