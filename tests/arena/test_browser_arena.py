@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,27 +12,18 @@ import pytest
 from arena_hands import DONE, IS_OVER, SAVED, SHOWN, assert_accessible, assert_text_fits, by_key, click, fresh_task, join, press, rate, tap, until, vote_on
 from arena_runs import SECRETS, Running, running, write_comparison
 
+from chromium import headless
+
 pytestmark = pytest.mark.browser
-FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update", "disable-sync", "no-first-run")
 ITEMS = 30
 SCRIPT = "<img src=x onerror=document.title='broken'><script>document.title='broken'</script> & \u202e"
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not chromedriver:
-        pytest.skip("no chromium with chromedriver here: install Debian's chromium and chromium-driver to run the browser tests")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is in the dev extra")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    for flag in (*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(f"--{flag}")
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
-    driver.execute_cdp_cmd("Network.enable", {})
-    yield driver
-    driver.quit()
+    with headless(tmp_path_factory.mktemp("profile")) as driver:
+        driver.execute_cdp_cmd("Network.enable", {})
+        yield driver
 
 
 @pytest.fixture(scope="module")
