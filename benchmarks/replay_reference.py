@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from directalign.core.moves import Move, Ramp, WindowGrid
 from directalign.core.noising import inject
 from directalign.core.path import truncated
-from directalign.core.preference import hinge, relative_reward
 from directalign.core.recovery import direction, recover
 from directalign.families.packing import image_ids, pack, text_ids, unpack
+from directalign.methods.objective_math import hinge, relative_reward
 from directalign.types import DirectAlignError, Images, Latents
 
 BOUNDS = {"image": 1e-5, "loss": 1e-6, "gradient": 1e-5}

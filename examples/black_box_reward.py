@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from directalign.rewards import ClipReward
+from directalign.rewards.clip import ClipReward
 
 QUALITY = 75  # of the JPEG, 1 to 95
 

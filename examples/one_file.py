@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPModel
 
-from directalign.core import moves, noising, preference, recovery
+from directalign.core import moves, noising, recovery
 from directalign.core.path import flow_sigmas
 
 POSITIVE, NEGATIVE = ["Realistic photo", "Natural lighting"], ["CG render", "Oil painting", "Anime"]
@@ -101,7 +101,7 @@ def align(world: World, batches: Iterable[Sequence[str]], seed: int = 0, learnin
         pos, neg, plain = (world.scores(seen, prompts, phrases) for phrases in ([f"{w}. " for w in POSITIVE], [f"{w}. " for w in NEGATIVE], [""]))
         if step < 5:
             first_scores.append(plain.detach())
-        reward = preference.anchored_reward(pos, neg, plain, float(torch.cat(first_scores).double().mean()), tolerance)
+        reward = objective_math.anchored_reward(pos, neg, plain, float(torch.cat(first_scores).double().mean()), tolerance)
         optimizer.zero_grad()
         (-reward).mean().backward()
         torch.nn.utils.clip_grad_norm_(weights, 0.1)

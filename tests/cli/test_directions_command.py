@@ -14,7 +14,7 @@ import yaml
 from typer.testing import Result
 
 from directalign.evaluate.sampling import save_png
-from directalign.rewards import ClipReward
+from directalign.rewards.clip import ClipReward
 from directalign.rewards.projection import fingerprint, read_directions
 from directalign.world.scenes import all_captions, render, scenes_of
 from tiny_clip import clip_folder

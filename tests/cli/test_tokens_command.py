@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from directalign.cli import app
-from directalign.rewards.control_tokens import read_tokens
+from directalign.rewards.soft_prompts import read_tokens
 
 RECIPE = Path(__file__).parents[2] / "recipes/world_srpo_lora.yaml"
 TINY = ("data.batch_size=2", "rollout.num_sampling_steps=2", "evaluate.every=0", "evaluate.num_pairs=2", "evaluate.pairs_during=2")

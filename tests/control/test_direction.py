@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from directalign.config import Words
+from directalign.config import ControlPhrases
 from directalign.control.direction import (
     angle_by_scene,
     angle_of_means,
@@ -23,7 +23,7 @@ from directalign.control.direction import (
 )
 from directalign.control.examples import Examples, load_examples
 
-WORDS = Words(positive=["Warm"], negative=["Cold"])
+WORDS = ControlPhrases(positive=["Warm"], negative=["Cold"])
 
 
 class Planted:

@@ -8,21 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from directalign.config import Vlm, Words
+from directalign.config import ControlPhrases, Vlm
 from directalign.control.examples import Examples, load_examples
 from directalign.control.hearing import Weights
 from directalign.control.listen import Lessons, split, teach
 from directalign.control.nuisance import CAST, draw
 from directalign.control.students import adapt, merge
-from directalign.rewards import ClipReward, PixelReward
-from directalign.rewards.vlm import VlmReward, load
+from directalign.rewards.clip import ClipReward
+from directalign.rewards.pixel_statistics import PixelReward
+from directalign.rewards.qwen_vl import VlmReward, load
 from directalign.types import DirectAlignError
 from tiny_clip import clip_folder
 from tiny_vlm import vlm_folder
 
 __all__ = ["clip_folder", "vlm_folder"]
 
-WORDS = Words(positive=["Realistic photo"], negative=["CG render"])
+WORDS = ControlPhrases(positive=["Realistic photo"], negative=["CG render"])
 LESSONS = Lessons(num_steps=60, batch_size=8, learning_rate=1e-3)
 FREE = Weights(keep=0.0, hold=0.0)
 VLM_LESSONS = Lessons(num_steps=16, batch_size=6, learning_rate=1e-2, check_every=4)
@@ -135,12 +136,12 @@ def test_a_cast_is_as_strong_as_said_and_shared_by_no_two() -> None:
 @pytest.mark.parametrize(
     ("words", "lessons", "said"),
     [
-        (Words(positive=["Realistic photo"]), LESSONS, "--negative"),
-        (Words(positive=["Anime"], negative=["Anime"]), LESSONS, "reads both sides alike"),
+        (ControlPhrases(positive=["Realistic photo"]), LESSONS, "--negative"),
+        (ControlPhrases(positive=["Anime"], negative=["Anime"]), LESSONS, "reads both sides alike"),
         (WORDS, replace(LESSONS, learning_rate=1e30), "smaller --learning-rate"),
     ],
 )
-def test_lessons_that_cannot_be_given_are_refused(clip_folder: Path, examples: Examples, words: Words, lessons: Lessons, said: str) -> None:
+def test_lessons_that_cannot_be_given_are_refused(clip_folder: Path, examples: Examples, words: ControlPhrases, lessons: Lessons, said: str) -> None:
     with pytest.raises(DirectAlignError, match=said):
         teach(ClipReward.load(str(clip_folder)), examples, words, lessons)
 

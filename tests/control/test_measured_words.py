@@ -23,8 +23,9 @@ from directalign.control.statistics import effect
 from directalign.control.suggest import AT_REST, anchored_section, choose, fit, ramp, relative_section, setting, tolerance
 from directalign.control.words import Table, pair_warnings, word_warnings
 from directalign.control.words_page import Asked, as_override, fragment, write_words
-from directalign.core.preference import absolute_relative
-from directalign.rewards import ClipReward, load_reward
+from directalign.methods.objective_math import absolute_relative
+from directalign.rewards import load_reward
+from directalign.rewards.clip import ClipReward
 from directalign.types import DirectAlignError
 
 PHOTO, OTHERS = ("Realistic photo", "Natural lighting"), ("CG render", "Oil painting", "Anime")

@@ -12,10 +12,11 @@ from directalign.control.bias_probes import PROBES
 from directalign.control.examples import Examples, load_examples
 from directalign.control.token_objective import Gaps, Seen, Side, loss_of, see, separation_of, unit_of
 from directalign.control.tokens import Fitting, fit_tokens, mean_of_words, starts
-from directalign.rewards import ClipReward, PixelReward
+from directalign.rewards.clip import ClipReward
+from directalign.rewards.pixel_statistics import PixelReward
 from directalign.types import DirectAlignError
 
-WORDS = config.Words(positive=["Realistic photo", "Natural lighting"], negative=["CG render", "Oil painting", "Anime"])
+WORDS = config.ControlPhrases(positive=["Realistic photo", "Natural lighting"], negative=["CG render", "Oil painting", "Anime"])
 FAST = Fitting(num_steps=40)
 
 
@@ -100,14 +101,14 @@ def test_tokens_separate_and_say_what_words_do_not(reward: ClipReward, examples:
     assert fitted.learned.content > 0.1 > abs(fitted.words.content)
     assert fitted.positive.tokens.shape == fitted.negative.tokens.shape == (2, 64)
     assert fitted.positive.kind == "clip" and "16 wanted" in fitted.positive.made and "Realistic photo" in fitted.positive.made
-    assert not [name for name in reward.soft_words.held if "learned" in name]
+    assert not [name for name in reward.soft_prompts.held if "learned" in name]
     assert all(parameter.grad is None for parameter in reward.model.parameters())
 
 
 def test_the_seed_decides_everything(reward: ClipReward, examples: Examples) -> None:
     short = Fitting(num_steps=5, batch_size=8)
-    first, again = (fit_tokens(reward, examples, config.Words(), short) for _ in range(2))
-    other = fit_tokens(reward, examples, config.Words(), Fitting(num_steps=5, batch_size=8, seed=1))
+    first, again = (fit_tokens(reward, examples, config.ControlPhrases(), short) for _ in range(2))
+    other = fit_tokens(reward, examples, config.ControlPhrases(), Fitting(num_steps=5, batch_size=8, seed=1))
     assert torch.equal(first.positive.tokens, again.positive.tokens) and torch.equal(first.negative.tokens, again.negative.tokens)
     assert not torch.equal(first.positive.tokens, other.positive.tokens) and first.words is None
 
@@ -119,7 +120,7 @@ def test_a_strong_pull_stays_at_the_start(reward: ClipReward, examples: Examples
 
 
 def test_words_alone_give_their_mean(reward: ClipReward) -> None:
-    photo, lighting = (reward.soft_words.embedding_of(words) for words in ("Realistic photo", "Natural lighting"))
+    photo, lighting = (reward.soft_prompts.embedding_of(words) for words in ("Realistic photo", "Natural lighting"))
     assert torch.equal(mean_of_words(reward, ["Realistic photo"]).tokens, photo)
     assert torch.allclose(mean_of_words(reward, ["Realistic photo", "Natural lighting"]).tokens, (photo + lighting) / 2)
     assert torch.equal(mean_of_words(reward, ["Realistic photo"], length=4).tokens, photo[[0, 0, 1, 1]])
@@ -138,10 +139,10 @@ def test_what_cannot_be_fitted_is_refused(reward: ClipReward, examples: Examples
     with pytest.raises(DirectAlignError, match=r"reward\.name: pixels has no text tower"):
         fit_tokens(PixelReward("redness"), examples, WORDS, FAST)
     with pytest.raises(DirectAlignError, match="words of one side only"):
-        fit_tokens(reward, examples, config.Words(positive=["Photo"]), FAST)
+        fit_tokens(reward, examples, config.ControlPhrases(positive=["Photo"]), FAST)
     with pytest.raises(DirectAlignError, match="3 different captions on a side; 4 are needed"):
         fit_tokens(reward, load_examples("world", "--images", count=3), WORDS, FAST)
     with pytest.raises(DirectAlignError, match="--length: 9 learned tokens, and the reward reads 16"):
-        fit_tokens(reward, examples, config.Words(), Fitting(length=9))
+        fit_tokens(reward, examples, config.ControlPhrases(), Fitting(length=9))
     apart = Examples(examples.wanted, examples.unwanted, examples.wanted_prompts, tuple(f"{each} too" for each in examples.unwanted_prompts), False)
     assert fit_tokens(reward, apart, WORDS, Fitting(num_steps=1)).held_out > 0

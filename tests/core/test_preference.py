@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from directalign.core.moves import Ramp, WindowGrid
-from directalign.core.preference import absolute_relative, anchored_reward, discount, from_absolute_relative, hinge, relative_reward
+from directalign.methods.objective_math import absolute_relative, anchored_reward, discount, from_absolute_relative, hinge, relative_reward
 
 weights = st.floats(-2, 2)
 OFFICIAL_DENOISE, OFFICIAL_INVERSION = Ramp(0.10, 0.25), Ramp(0.30, 0.01)

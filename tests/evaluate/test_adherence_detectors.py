@@ -25,7 +25,7 @@ from directalign.evaluate.adherence.detector import Detector
 from directalign.evaluate.adherence.found import Found
 from directalign.evaluate.geneval_facts import checked_facts
 from directalign.evaluate.prompt_sets import PromptRow
-from directalign.rewards import ClipReward
+from directalign.rewards.clip import ClipReward
 from directalign.types import DirectAlignError
 from hub_downloads import download_hub, point_at
 from tiny_clip import clip_folder

@@ -15,7 +15,7 @@ from directalign.evaluate.adherence.asking import Asking
 from directalign.evaluate.geneval_facts import checked_facts
 from directalign.evaluate.prompt_sets import PromptRow, read_prompt_set
 from directalign.planning import check_adherence as planned
-from directalign.rewards import vlm
+from directalign.rewards import qwen_vl
 from directalign.types import DirectAlignError
 from finished_runs import finished_recipe
 from tiny_clip import clip_folder
@@ -36,7 +36,7 @@ def images(count: int = 2) -> Tensor:
 
 
 def test_each_fact_becomes_a_question_and_one_half_decides(vlm_folder: Path) -> None:
-    reward = vlm.load(settings(vlm_folder))
+    reward = qwen_vl.VlmReward.from_config(settings(vlm_folder))
     judged = adherence_of(settings(vlm_folder)).judged(images(), [PromptRow("p", "color_attr", checked_facts(FACTS, "here"))] * 2)
     asked = ["a star", "a red star", "a dog"]
     for place, each in enumerate(judged):

@@ -260,7 +260,7 @@ def shown(group: str | None = None) -> Shown:
 
 
 def test_a_reward_is_asked_bare_and_under_both_sides() -> None:
-    words = config.Words(positive=["Photo", "Real one"], negative=["CG"])
+    words = config.ControlPhrases(positive=["Photo", "Real one"], negative=["CG"])
     found = rewarded(Length(), "l", words, "cpu", 2, shown())
     assert found["tuned"]["score_l"].tolist() == [2.5, 2.5, 4.5]
     assert found["base"]["sgp_l"].tolist() == pytest.approx([(5 + 8) / 2 - 2] * 3)

@@ -43,7 +43,7 @@ class Length:
 def watched(pipelines: Mapping[str, Path], prompts: Path, rewards: Mapping[str, Any]) -> config.Run:
     """The small run with held-out rewards and control words."""
     run = recipe("flux", pipelines["flux"], prompts)
-    words = config.Words(positive=["Photo", "Real one", "learned.safetensors"], negative=["CG"])
+    words = config.ControlPhrases(positive=["Photo", "Real one", "learned.safetensors"], negative=["CG"])
     given = run.model_dump() | {"method": {**run.method.model_dump(), "words": words.model_dump()}}
     return config.Run.model_validate({**given, "evaluate": {**given["evaluate"], "rewards": dict(rewards)}})
 

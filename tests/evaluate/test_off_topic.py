@@ -20,7 +20,7 @@ from directalign.prompts import held_out_captions, train_captions
 from directalign.rewards import load_reward
 from directalign.types import DirectAlignError, Images, PerSample
 
-PHOTO = config.Words(positive=["Realistic photo", "Natural lighting"], negative=["CG render"])
+PHOTO = config.ControlPhrases(positive=["Realistic photo", "Natural lighting"], negative=["CG render"])
 
 
 @pytest.fixture
@@ -39,13 +39,13 @@ def test_the_world_has_held_out_captions_in_styles_that_nobody_wants() -> None:
     assert len(prompts) == 3 * 35 and {prompt.split(". ")[0] for prompt in prompts} == {"CG render", "Oil painting", "Anime"}
     assert {prompt.split(". ")[1] for prompt in prompts} == set(held_out_captions())
     assert set(prompts).isdisjoint(train_captions())
-    assert {prompt.split(". ")[0] for prompt in off_topic_prompts("world", config.Words(positive=["Anime"]))} == {
+    assert {prompt.split(". ")[0] for prompt in off_topic_prompts("world", config.ControlPhrases(positive=["Anime"]))} == {
         "Realistic photo",
         "CG render",
         "Oil painting",
     }
     with pytest.raises(DirectAlignError, match=r"evaluate\.off_topic: world: .*names every style"):
-        off_topic_prompts("world", config.Words(positive=["Realistic photo", "CG render", "Brush strokes", "Flat cartoon"]))
+        off_topic_prompts("world", config.ControlPhrases(positive=["Realistic photo", "CG render", "Brush strokes", "Flat cartoon"]))
 
 
 def test_its_seeds_are_its_own() -> None:

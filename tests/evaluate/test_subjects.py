@@ -96,7 +96,7 @@ def test_batches_keep_a_prompt_together_and_control_prompts_apart(tmp_path: Path
     from directalign import config
 
     items = items_of([PromptRow(letter) for letter in "abcde"], None, 3)
-    items += off_topic_items(str(tmp_path / "o.txt"), config.Words(), 15, 4)
+    items += off_topic_items(str(tmp_path / "o.txt"), config.ControlPhrases(), 15, 4)
     found = batches(items, 7)
     assert [len(batch) for batch in found] == [6, 6, 3, 4] and [item for batch in found for item in batch][:15] == items[:15]
     assert {item.group for item in found[-1]} == {OFF_TOPIC} and len({item.seed for item in items}) == 19

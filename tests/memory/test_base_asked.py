@@ -12,7 +12,6 @@ from torch import Tensor
 
 from directalign import memory
 from directalign.config import Run, Trust
-from directalign.core import trust
 from directalign.core.recovery import recover
 from directalign.families.loading import load_family, trainable
 from directalign.families.reference import BaseModel
@@ -21,6 +20,7 @@ from directalign.memory.held import Subject, asks_base
 from directalign.memory.judges import Panel
 from directalign.memory.live import LiveStorages
 from directalign.memory.passing import passing
+from directalign.methods import objective_math
 from directalign.types import Noised
 from tiny import tiny_flux, tiny_sd  # noqa: F401 (fixtures)
 
@@ -74,7 +74,7 @@ def test_a_training_call_beside_the_base_takes_what_is_foretold(model: dict[str,
             base = family.predict(x0, sigma, cond)
         pred = family.predict(x0, sigma, cond)
         recovered = recover(family.path, family.prediction, Noised(x0, x0, x0, sigma), pred, sigma / 2)
-        return family.decode(recovered.x0).clamp(0, 1).mean() + trust.distance(pred, base).mean()
+        return family.decode(recovered.x0).clamp(0, 1).mean() + objective_math.velocity_kl(pred, base).mean()
 
     vae: Any = getattr(family, "vae")  # noqa: B009 (not of the contract)
     held = [x0, *cond.tensors.values(), *family.denoiser.parameters(), *family.denoiser.buffers(), *vae.parameters()]

@@ -11,7 +11,7 @@ from directalign.families.loading import FAMILIES
 from directalign.memory.architecture import REFERENCES, known, model_architecture
 from directalign.memory.judge_parts import USUAL_MODEL
 from directalign.memory.weightless import Part, shapes
-from directalign.rewards import KINDS
+from directalign.rewards import REWARDS
 
 PUBLISHED = {  # millions
     "black-forest-labs/FLUX.1-dev": {"transformer": 11_901, "text_encoder": 123.1, "text_encoder_2": 4_762, "vae": 83.8},
@@ -57,7 +57,7 @@ def test_each_file_says_where_it_is_from_and_has_every_part() -> None:
     for name, told in known().items():
         assert told["source"].startswith("https://huggingface.co/") and told["hub_ids"], name
         family = FAMILIES.get(told["family"])
-        assert family is not None or told["family"] in KINDS
+        assert family is not None or told["family"] in REWARDS
         wanted = {"reward"} if family is None else {family.part, "vae", *family.text_parts}
         assert set(told["parts"]) == wanted, name
 

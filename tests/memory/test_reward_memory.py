@@ -22,7 +22,7 @@ from directalign.memory.judging import Judged, judging, layers_of, reading, scor
 from directalign.memory.live import Piece, measured
 from directalign.memory.weightless import in_shapes_alone, residents, shapes
 from directalign.rewards import load_reward
-from directalign.rewards.hpsv3_question import QUESTION
+from directalign.rewards.hpsv3 import QUESTION
 from directalign.types import DirectAlignError
 from recorded_rewards import write_aesthetic, write_image_reward
 from tiny import tiny_sd  # noqa: F401 (fixture)

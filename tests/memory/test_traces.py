@@ -19,7 +19,7 @@ from directalign.memory.judging import Judged, decoded, judging
 from directalign.memory.live import Piece, measured
 from directalign.memory.traces import Denoiser, denoiser_call, encoding_prompts, prepared
 from directalign.memory.weightless import Part, built, residents
-from directalign.rewards.preprocessing import Preprocessing
+from directalign.rewards.common import Preprocessing
 from tiny import tiny_flux, tiny_sd  # noqa: F401 (fixtures)
 
 FLUX = Part.of(

@@ -16,7 +16,7 @@ from directalign.core import transition
 from directalign.core.noising import NOISE, TRANSITION, draw_noise, generator_of
 from directalign.families.reference import BaseModel
 from directalign.methods.flow_grpo import FlowGRPO
-from directalign.rewards import BlackBoxReward
+from directalign.rewards.python_function import PythonReward
 from directalign.rollout import sample, start
 from directalign.types import Batch, DirectAlignError, Loss
 from methods.toy import ToyDenoiser, ToyFamily, ToyReward
@@ -278,7 +278,7 @@ def test_a_black_box_is_climbed():
         rounded = (images * 15).round() / 15
         return [float(image[0].mean() - image[1:].mean()) for image in rounded]
 
-    grpo = method(reward=BlackBoxReward(redness), group_size=16)
+    grpo = method(reward=PythonReward(redness), group_size=16)
     optimizer = torch.optim.Adam(grpo.family.denoiser.parameters(), lr=3e-2)
     rewards = [update(grpo, optimizer, Batch(step, PROMPTS))[0].metrics["reward"] for step in range(40)]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.05

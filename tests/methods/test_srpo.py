@@ -9,8 +9,8 @@ from directalign.config import SRPO as Settings
 from directalign.config import Rollout, Run
 from directalign.core import moves, noising
 from directalign.core.noising import MOVE, NOISE
+from directalign.methods.objective import map_images, select_phrases
 from directalign.methods.srpo import SRPO
-from directalign.rewards.preference import chosen, map_images
 from directalign.rollout import start
 from directalign.types import Batch, DirectAlignError
 from methods.toy import ToyFamily, ToyReward
@@ -152,8 +152,8 @@ def test_the_known_noise_is_the_rollouts_or_a_new_one(source):
 
 
 def test_words_cycle_at_their_own_lengths_or_stand_or_are_averaged():
-    assert [chosen(["a", "b"], "cycle", step) for step in range(3)] == [["a"], ["b"], ["a"]]
-    assert [chosen(["a", "b"], "fixed", step) for step in range(2)] == [["a"], ["a"]]
+    assert [select_phrases(["a", "b"], "cycle", step) for step in range(3)] == [["a"], ["b"], ["a"]]
+    assert [select_phrases(["a", "b"], "fixed", step) for step in range(2)] == [["a"], ["a"]]
     reward = ToyReward()
     loss = next(method(reward=reward, words=WORDS | {"order": "average"}, branches="denoise").losses(Batch(0, PROMPTS)))
     features = reward.images[0].mean((2, 3))
@@ -181,7 +181,7 @@ def test_the_anchor_refers_to_the_first_updates_and_survives_a_resume():
     anchor = {"tolerance": 0.05, "reference_updates": 2}
     srpo = method(form="anchored", branches="denoise", anchor=anchor)
     plain = [next(srpo.losses(Batch(step, PROMPTS))).metrics["score_plain"] for step in range(3)]
-    assert srpo.preference.reference.value == pytest.approx((plain[0] + plain[1]) / 2)
+    assert srpo.objective.reference.value == pytest.approx((plain[0] + plain[1]) / 2)
     again = method(form="anchored", branches="denoise", anchor=anchor)
     again.load_state_dict(srpo.state_dict())
     assert float(next(again.losses(Batch(3, PROMPTS))).value) == float(next(srpo.losses(Batch(3, PROMPTS))).value)

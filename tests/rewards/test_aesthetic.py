@@ -12,7 +12,8 @@ from PIL import Image
 
 from directalign import config
 from directalign.interfaces import Reward
-from directalign.rewards import check_reward, load_reward, require_text_side
+from directalign.methods.objective import require_prompt_reader
+from directalign.rewards import check_reward, load_reward
 from directalign.rewards.aesthetic import AestheticReward
 from directalign.types import DirectAlignError
 from finite_differences import differs_from_slope
@@ -72,9 +73,9 @@ class TestEachHead:
         features = reward.encode(images_drawn(2, 32, 32, 1))
         assert torch.equal(reward.score(features, ["a", "b"]), reward.score(features, ["c", "d"]))
         torch.testing.assert_close(reward.score(features, ["a", "b"]), 2 * loaded(files, name).score(features, ["a", "b"]))
-        require_text_side(reward, "absolute")
+        require_prompt_reader(reward, "absolute")
         with pytest.raises(DirectAlignError, match="aesthetic ignores prompts"):
-            require_text_side(reward, "relative")
+            require_prompt_reader(reward, "relative")
 
     def test_gradient_to_the_pixels_is_the_slope(self, files: Files, name: str) -> None:
         reward = loaded(files, name)

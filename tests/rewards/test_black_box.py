@@ -11,8 +11,9 @@ import torch
 from directalign import config
 from directalign.interfaces import Reward
 from directalign.planning import check_reward
-from directalign.rewards import BlackBoxReward, ClipReward, load_reward
-from directalign.rewards.black_box import TorchFunctionReward
+from directalign.rewards import load_reward
+from directalign.rewards.clip import ClipReward
+from directalign.rewards.python_function import PythonReward
 from directalign.types import DirectAlignError
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +51,7 @@ def test_the_function_gets_plain_images_and_a_list() -> None:
         seen.append((given, prompts))
         return given.mean((1, 2, 3))
 
-    reward = BlackBoxReward(score)
+    reward = PythonReward(score)
     found = reward.score(reward.encode(images().double().requires_grad_()), tuple(PROMPTS))
     (given, prompts) = seen[0]
     assert given.dtype == torch.float32 and not given.requires_grad and prompts == PROMPTS
@@ -59,7 +60,7 @@ def test_the_function_gets_plain_images_and_a_list() -> None:
 
 @pytest.mark.parametrize("answer", [[1, 2.5], (1.0, 2.5), np.array([1.0, 2.5]), torch.tensor([1.0, 2.5], dtype=torch.float64)])
 def test_any_row_of_numbers_will_do(answer: Any) -> None:
-    reward = BlackBoxReward(lambda images, prompts: answer)
+    reward = PythonReward(lambda images, prompts: answer)
     assert reward.score(reward.encode(images()), PROMPTS).tolist() == [1.0, 2.5]
 
 
@@ -77,13 +78,13 @@ def test_any_row_of_numbers_will_do(answer: Any) -> None:
     ],
 )
 def test_a_wrong_answer_names_the_function_and_what_is_wanted(answer: Any, complaint: str) -> None:
-    reward = BlackBoxReward(lambda images, prompts: answer, source="reward.path: mine.py:score")
+    reward = PythonReward(lambda images, prompts: answer, source="reward.path: mine.py:score")
     with pytest.raises(DirectAlignError, match=rf"reward\.path: mine\.py:score must return .*{complaint}"):
         reward.score(reward.encode(images()), PROMPTS)
 
 
-@pytest.mark.parametrize("kind", [BlackBoxReward, TorchFunctionReward])
-def test_what_the_function_raises_is_told_with_its_name(kind: type[BlackBoxReward] | type[TorchFunctionReward]) -> None:
+@pytest.mark.parametrize("kind", [PythonReward, PythonReward])
+def test_what_the_function_raises_is_told_with_its_name(kind: type[PythonReward] | type[PythonReward]) -> None:
     def score(images: Any, prompts: Any) -> Any:
         raise ConnectionError("the service is down")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from directalign.rewards import ClipReward
+from directalign.rewards.clip import ClipReward
 from directalign.types import DirectAlignError
 from hub_downloads import download_hub, point_at
 

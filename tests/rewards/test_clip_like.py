@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from directalign.interfaces import Reward
-from directalign.rewards import ClipReward
+from directalign.rewards.clip import ClipReward
 from directalign.types import DirectAlignError
 
 PROMPTS = ["Realistic photo. a red star on a navy background", "a blue ring on an olive background"]
@@ -85,7 +85,7 @@ def test_the_cache_stays_bounded(reward: ClipReward, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(reward._phrases, "limit", 3)
     features = reward.encode(images())[:1]
     scores = {f"a {word}": reward.score(features, [f"a {word}"]) for word in ("star", "ring", "circle", "square", "triangle")}
-    assert list(reward._phrases.held) == ["a circle", "a square", "a triangle"]
+    assert list(reward._prompts.cached) == ["a circle", "a square", "a triangle"]
     assert torch.allclose(reward.score(features, ["a star"]), scores["a star"], atol=1e-6)
 
 

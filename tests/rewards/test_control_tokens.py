@@ -12,9 +12,8 @@ from safetensors.torch import save_file
 from directalign import config
 from directalign.config_loading import load_run
 from directalign.planning.recipe import check_method
-from directalign.rewards import ClipReward
-from directalign.rewards.control_tokens import ControlTokens, check_phrases, fingerprint, is_tokens_file, read_tokens, split, write_tokens
-from directalign.rewards.siglip import SiglipReward, load
+from directalign.rewards.clip import ClipReward, SiglipReward, load
+from directalign.rewards.soft_prompts import ControlTokens, check_phrases, fingerprint, is_tokens_file, read_tokens, split, write_tokens
 from directalign.types import DirectAlignError
 from tiny_siglip import write_siglip
 
@@ -32,7 +31,7 @@ def saved(reward: ClipReward, tmp_path: Path) -> Callable[[torch.Tensor], str]:
     """Vectors as a file that fits the reward."""
 
     def save(tokens: torch.Tensor, name: str = "photo.safetensors") -> str:
-        write_tokens(tmp_path / name, reward.soft_words.made(tokens, "by a test"))
+        write_tokens(tmp_path / name, reward.soft_prompts.made(tokens, "by a test"))
         return str(tmp_path / name)
 
     return save
@@ -43,7 +42,7 @@ def before(phrase: str) -> list[str]:
 
 
 def test_the_vectors_of_words_are_those_words(reward: ClipReward, saved: Callable[..., str]) -> None:
-    file = saved(reward.soft_words.embedding_of("Realistic photo"))
+    file = saved(reward.soft_prompts.embedding_of("Realistic photo"))
     assert torch.equal(reward.encode_text(before(file)), reward.encode_text(before("Realistic photo")))
     mixed = [*before(file), *CAPTIONS, *before("CG render")]
     assert torch.equal(reward.encode_text(mixed), reward.encode_text([*before("Realistic photo"), *CAPTIONS, *before("CG render")]))
@@ -56,22 +55,22 @@ def test_other_vectors_are_something_else_and_are_read_once(reward: ClipReward, 
     assert not torch.allclose(first, reward.score(features, before("x x x")), atol=1e-3)
     Path(file).unlink()
     assert torch.equal(reward.score(features, before(file)), first)
-    assert not reward.soft_words.table._forward_hooks
+    assert not reward.soft_prompts.table._forward_hooks
 
 
 def test_a_long_prompt_is_cut_and_not_the_tokens(reward: ClipReward, saved: Callable[..., str]) -> None:
     long = "a red star on a navy background " * 9
     words = "Realistic photo " * 4  # as long as may be: half of what the text tower reads
-    file = saved(reward.soft_words.embedding_of(words), "long.safetensors")
+    file = saved(reward.soft_prompts.embedding_of(words), "long.safetensors")
     assert torch.equal(reward.encode_text([f"{file}. {long}"]), reward.encode_text([f"{words}. {long}"]))
-    other = saved(reward.soft_words.embedding_of("CG render " * 4), "other.safetensors")
+    other = saved(reward.soft_prompts.embedding_of("CG render " * 4), "other.safetensors")
     assert not torch.equal(reward.encode_text([f"{file}. {long}"]), reward.encode_text([f"{other}. {long}"]))
 
 
 def test_siglip_reads_tokens_too(tmp_path: Path) -> None:
     siglip = load(config.Siglip(path=str(write_siglip(tmp_path))))
     assert isinstance(siglip, SiglipReward)
-    write_tokens(tmp_path / "a.safetensors", siglip.soft_words.made(siglip.soft_words.embedding_of("a star"), "by a test"))
+    write_tokens(tmp_path / "a.safetensors", siglip.soft_prompts.made(siglip.soft_prompts.embedding_of("a star"), "by a test"))
     learned, words = (siglip.encode_text([f"{phrase}. a red star"]) for phrase in (tmp_path / "a.safetensors", "a star"))
     assert torch.equal(learned, words) and not torch.allclose(learned, siglip.encode_text(["a red star"]), atol=1e-4)
 
@@ -79,11 +78,11 @@ def test_siglip_reads_tokens_too(tmp_path: Path) -> None:
 def test_the_gradient_reaches_the_tokens_and_is_right(clip_folder: Path) -> None:
     reward = ClipReward.load(str(clip_folder))
     reward.model.double()
-    tokens = reward.soft_words.embedding_of("Realistic photo").requires_grad_()
+    tokens = reward.soft_prompts.embedding_of("Realistic photo").requires_grad_()
     direction = torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
     def value(vectors: torch.Tensor) -> torch.Tensor:
-        reward.soft_words.held["held.safetensors"] = vectors
+        reward.soft_prompts.held["held.safetensors"] = vectors
         return (reward.encode_text(before("held.safetensors")) * direction).sum()
 
     assert torch.autograd.gradcheck(value, (tokens,), eps=1e-6, atol=1e-7, rtol=1e-5)
@@ -106,16 +105,16 @@ def test_a_fingerprint_knows_its_table_in_any_storage() -> None:
 
 
 def test_a_file_says_what_it_was_made_for(reward: ClipReward, tmp_path: Path) -> None:
-    made = reward.soft_words.made(torch.ones(2, 16), "from the words a, b")
+    made = reward.soft_prompts.made(torch.ones(2, 16), "from the words a, b")
     write_tokens(tmp_path / "new/folder.safetensors", made)
     found = read_tokens(tmp_path / "new/folder.safetensors", "words")
     assert torch.equal(found.tokens, made.tokens) and (found.kind, found.made) == ("clip", "from the words a, b")
-    assert (found.fingerprint, found.table) == (fingerprint(reward.soft_words.table.weight), "text_model.embeddings.token_embedding.weight")
+    assert (found.fingerprint, found.table) == (fingerprint(reward.soft_prompts.table.weight), "text_model.embeddings.token_embedding.weight")
 
 
 def broken(kind: str, file: Path, reward: ClipReward) -> None:
     """One way to be no fitting file."""
-    good = reward.soft_words.made(torch.ones(2, 16), "by a test")
+    good = reward.soft_prompts.made(torch.ones(2, 16), "by a test")
     match kind:
         case "cut":
             write_tokens(file, good)
@@ -125,7 +124,7 @@ def broken(kind: str, file: Path, reward: ClipReward) -> None:
         case "no facts":
             save_file({"tokens": torch.ones(2, 16)}, file)
         case "not finite":
-            write_tokens(file, reward.soft_words.made(torch.full((2, 16), torch.nan), "by a test"))
+            write_tokens(file, reward.soft_prompts.made(torch.full((2, 16), torch.nan), "by a test"))
         case "other kind":
             write_tokens(file, ControlTokens(good.tokens, "siglip", good.fingerprint, good.table, good.made))
         case "other width":
@@ -133,7 +132,7 @@ def broken(kind: str, file: Path, reward: ClipReward) -> None:
         case "other reward":
             write_tokens(file, ControlTokens(good.tokens, "clip", "0123456789abcdef", good.table, good.made))
         case "too long":
-            write_tokens(file, reward.soft_words.made(torch.ones(9, 16), "by a test"))
+            write_tokens(file, reward.soft_prompts.made(torch.ones(9, 16), "by a test"))
 
 
 BROKEN = {
@@ -167,7 +166,7 @@ def test_without_weights_here_kind_and_file_are_checked(reward: ClipReward, tmp_
 
 
 def test_a_check_of_the_recipe_finds_it_for_the_method_and_for_members(tmp_path: Path, reward: ClipReward) -> None:
-    write_tokens(tmp_path / "a.safetensors", reward.soft_words.made(torch.ones(2, 16), "for another reward"))
+    write_tokens(tmp_path / "a.safetensors", reward.soft_prompts.made(torch.ones(2, 16), "for another reward"))
     words = f"method.words={{positive: [{tmp_path / 'a.safetensors'}], negative: [Anime]}}"
     with pytest.raises(
         DirectAlignError, match=r"method\.words\.positive: .*a\.safetensors: fitted to another clip reward \(16 numbers a token, this one has 64"

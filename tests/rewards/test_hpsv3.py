@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from directalign import config
 from directalign.interfaces import Reward
-from directalign.rewards import hpsv3, vlm_model
+from directalign.rewards import hpsv3, qwen_vl
 from directalign.types import DirectAlignError
 from hub_downloads import download_hub, point_at
 from tiny_vlm import write_vlm
@@ -44,7 +44,7 @@ def block(levels: Tensor, side: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def reward() -> hpsv3.Hpsv3Reward:
-    return hpsv3.load(settings())
+    return hpsv3.Hpsv3Reward.from_config(settings())
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_score_is_the_mean_that_the_original_gives(reward: hpsv3.Hpsv3Reward) ->
     assert torch.allclose(whole, answers[:2, 0], rtol=1e-5, atol=1e-5)
     resized = [float(reward.score(reward.encode(image[None]), [prompt])) for image, prompt in zip(images[2:], prompts[2:], strict=True)]
     assert resized == pytest.approx(answers[2:, 0].tolist(), abs=0.05)  # the original rounds to 8 bits after resizing
-    scaled = hpsv3.load(settings(scale=0.1))
+    scaled = hpsv3.Hpsv3Reward.from_config(settings(scale=0.1))
     assert torch.allclose(scaled.score(scaled.encode(torch.stack(images[:2])), prompts[:2]), answers[:2, 0] / 10, rtol=1e-5)
 
 
@@ -92,7 +92,7 @@ def test_alone_and_in_company_the_same(reward: hpsv3.Hpsv3Reward) -> None:
 
 
 def test_gradient_to_the_pixels_equals_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
-    reward = hpsv3.load(settings())
+    reward = hpsv3.Hpsv3Reward.from_config(settings())
     reward.model.double()
     reward.head.double()
     monkeypatch.setattr(torch, "float32", torch.float64)  # the library computes norms and rotations in float32, whatever the weights
@@ -121,13 +121,13 @@ def test_weights_are_frozen_and_stay_as_they_are(reward: hpsv3.Hpsv3Reward) -> N
 
 def test_recomputed_activations_and_bfloat16(reward: hpsv3.Hpsv3Reward) -> None:
     gradients = []
-    for judge in (reward, hpsv3.load(settings(gradient_checkpointing=True))):
+    for judge in (reward, hpsv3.Hpsv3Reward.from_config(settings(gradient_checkpointing=True))):
         x = recorded()[0][2][None].requires_grad_()
         judge.score(judge.encode(x), ["a red star"]).sum().backward()
         assert x.grad is not None
         gradients.append(x.grad)
     assert torch.allclose(*gradients, atol=1e-6)
-    half = hpsv3.load(settings(dtype="bfloat16"))
+    half = hpsv3.Hpsv3Reward.from_config(settings(dtype="bfloat16"))
     assert half.model.dtype == torch.bfloat16 and half.head[0].weight.dtype == torch.float32
     assert half.score(half.encode(x), ["a red star"]).dtype == torch.float32
 
@@ -142,7 +142,7 @@ def test_both_layouts_load_and_the_vocabularys_head_may_lack(naming: Callable[[s
     weights = {naming(name): tensor for name, tensor in load_file(copy).items() if name != "lm_head.weight"}
     save_file(weights, copy)
     images, prompts, _ = recorded()
-    named = hpsv3.load(settings(copy))
+    named = hpsv3.Hpsv3Reward.from_config(settings(copy))
     features = torch.stack(images[:2])
     assert torch.equal(named.score(named.encode(features), prompts[:2]), reward.score(reward.encode(features), prompts[:2]))
 
@@ -156,12 +156,12 @@ def test_file_and_reader_come_from_the_hub(tmp_path: Path, monkeypatch: pytest.M
         served.publish("Qwen/Qwen2-VL-7B-Instruct", RECORDED / "processor", model_dot_safetensors=b"not to be read")
         point_at(served.url, tmp_path, monkeypatch)
         given = settings(Path("MizzenAI/HPSv3/HPSv3.safetensors"), processor="Qwen/Qwen2-VL-7B-Instruct")
-        hpsv3.check(given, online=True)
+        hpsv3.Hpsv3Reward.check(given, online=True)
         assert not any("safetensors" in name for name in served.fetched)
-        far = hpsv3.load(given)
+        far = hpsv3.Hpsv3Reward.from_config(given)
         assert [name for name in served.fetched if "safetensors" in name] == ["HPSv3.safetensors"]
         with pytest.raises(DirectAlignError, match=r"reward\.path: MizzenAI/HPSv3/other\.safetensors: .*has no file other\.safetensors"):
-            hpsv3.check(settings(Path("MizzenAI/HPSv3/other.safetensors")), online=True)
+            hpsv3.Hpsv3Reward.check(settings(Path("MizzenAI/HPSv3/other.safetensors")), online=True)
     images, prompts, answers = recorded()
     assert float(far.score(far.encode(images[0][None]), prompts[:1])) == pytest.approx(float(answers[0, 0]), rel=1e-5)
 
@@ -169,18 +169,18 @@ def test_file_and_reader_come_from_the_hub(tmp_path: Path, monkeypatch: pytest.M
 def refused(file: Path, match: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
     """Both `load` and, without a model in memory, `check` say so."""
     with pytest.raises(DirectAlignError, match=match):
-        hpsv3.load(settings(file, **more))
+        hpsv3.Hpsv3Reward.from_config(settings(file, **more))
     with monkeypatch.context() as patched:
         patched.setattr(PreTrainedModel, "from_pretrained", None)
         patched.setattr(hpsv3, "read_weights", None)
         with pytest.raises(DirectAlignError, match=match):
-            hpsv3.check(settings(file, **more))
+            hpsv3.Hpsv3Reward.check(settings(file, **more))
 
 
 def test_a_sound_file_is_checked_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", None)
     monkeypatch.setattr(hpsv3, "read_weights", None)
-    hpsv3.check(settings())
+    hpsv3.Hpsv3Reward.check(settings())
 
 
 @pytest.mark.parametrize("kept", [0, 100, -50])
@@ -215,7 +215,7 @@ def test_its_reader_is_a_qwen2_vl(copy: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_settings_may_lie_beside_the_file(copy: Path, reward: hpsv3.Hpsv3Reward) -> None:
     shutil.copytree(RECORDED / "processor", copy.parent, dirs_exist_ok=True)
-    beside = hpsv3.load(settings(copy, processor=None))
+    beside = hpsv3.Hpsv3Reward.from_config(settings(copy, processor=None))
     image = recorded()[0][0][None]
     assert torch.equal(beside.score(beside.encode(image), ["a ring"]), reward.score(reward.encode(image), ["a ring"]))
 
@@ -226,4 +226,4 @@ def test_what_follows_the_token_changes_nothing(reward: hpsv3.Hpsv3Reward) -> No
     longer = hpsv3.Chat(reward.chat.tokenizer, reward.chat.template).ask(["before <|Reward|> and a tail"], 256)
     assert longer.ids[:, : asked.ids.shape[1]].equal(asked.ids) and longer.ids.shape[1] > asked.ids.shape[1]
     cut = type(longer)(longer.ids, longer.starts, longer.image_tokens, asked.lengths)
-    assert torch.allclose(vlm_model.read(reward.model, features, asked), vlm_model.read(reward.model, features, cut), atol=1e-6)
+    assert torch.allclose(qwen_vl.read(reward.model, features, asked), qwen_vl.read(reward.model, features, cut), atol=1e-6)

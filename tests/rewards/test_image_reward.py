@@ -14,9 +14,9 @@ from PIL import Image
 from directalign import config
 from directalign.interfaces import Reward
 from directalign.rewards import check_reward, load_reward
-from directalign.rewards.control_tokens import write_tokens
+from directalign.rewards.common import Preprocessing
 from directalign.rewards.image_reward import CLIP_MEAN, CLIP_STD, ImageReward
-from directalign.rewards.preprocessing import Preprocessing
+from directalign.rewards.soft_prompts import write_tokens
 from directalign.types import DirectAlignError
 from finite_differences import differs_from_slope
 from published_layouts import images_drawn
@@ -113,7 +113,7 @@ class TestContract:
 
     def test_learned_tokens_that_are_the_vectors_of_words_score_as_the_words(self, reward: ImageReward, tmp_path: Path) -> None:
         tokens = tmp_path / "tokens.safetensors"
-        write_tokens(tokens, reward.soft_words.made(reward.soft_words.embedding_of("realistic photo"), "from words"))
+        write_tokens(tokens, reward.soft_prompts.made(reward.soft_prompts.embedding_of("realistic photo"), "from words"))
         features = reward.encode(images_drawn(2, 32, 32, 8))
         by_tokens = reward.score(features, [f"{tokens}. a red star", "a blue ring"])
         torch.testing.assert_close(by_tokens, reward.score(features, ["realistic photo. a red star", "a blue ring"]), atol=1e-6, rtol=1e-6)

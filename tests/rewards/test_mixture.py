@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from directalign import config
-from directalign.core.mixing import mixed_reward
 from directalign.interfaces import Reward
+from directalign.methods.objective import DECAY, MixedObjective, RunningStats, build_objective
+from directalign.methods.objective_math import mixed_reward
 from directalign.methods.srpo import SRPO
 from directalign.planning import check_method, check_reward
 from directalign.rewards import load_reward
-from directalign.rewards.asking import MixedPreference, preference_of
 from directalign.rewards.mixture import Member, MixReward
-from directalign.rewards.running import DECAY, Running
 from directalign.types import Batch, DirectAlignError
 from methods.toy import ToyFamily, ToyReward
 
@@ -56,9 +55,9 @@ def toys(**settings: Any) -> MixReward:
     return mix(({"weight": 2.0}, ToyReward()), ({"form": "absolute"}, Squares(30.0)), **settings)
 
 
-def asking(reward: MixReward) -> MixedPreference:
-    found = preference_of(reward, SETTINGS)
-    assert isinstance(found, MixedPreference)
+def asking(reward: MixReward) -> MixedObjective:
+    found = build_objective(reward, SETTINGS)
+    assert isinstance(found, MixedObjective)
     return found
 
 
@@ -145,10 +144,10 @@ def test_a_cost_agrees_by_being_low() -> None:
 def test_members_that_agree_pay_nothing_and_leave_a_gradient() -> None:
     same = mix(({}, Squares()), ({}, Squares()), disagreement=0.5)
     at = images().requires_grad_()
-    asked = preference_of(same, SETTINGS.model_copy(update={"form": "absolute"})).ask(at, Batch(0, PROMPTS))
+    asked = build_objective(same, SETTINGS.model_copy(update={"form": "absolute"})).ask(at, Batch(0, PROMPTS))
     gradient = torch.autograd.grad(asked.reward.sum(), at)[0]
     assert gradient.isfinite().all() and gradient.norm() > 0
-    alone = preference_of(mix(({}, Squares()), ({}, Squares())), SETTINGS.model_copy(update={"form": "absolute"})).ask(images(), Batch(0, PROMPTS))
+    alone = build_objective(mix(({}, Squares()), ({}, Squares())), SETTINGS.model_copy(update={"form": "absolute"})).ask(images(), Batch(0, PROMPTS))
     torch.testing.assert_close(asked.reward, alone.reward, rtol=0, atol=1e-6)
 
 
@@ -178,7 +177,7 @@ def test_members_of_one_norm_are_left_as_they_are() -> None:
     absolute, found = SETTINGS.model_copy(update={"form": "absolute"}), []
     for balance in ("none", "gradient"):
         at, weighed = images().requires_grad_(), mix(({"weight": 3.0}, Squares()), ({}, Squares()), balance=balance)
-        found.append(torch.autograd.grad(preference_of(weighed, absolute).ask(at, Batch(0, PROMPTS)).reward.sum(), at)[0])
+        found.append(torch.autograd.grad(build_objective(weighed, absolute).ask(at, Batch(0, PROMPTS)).reward.sum(), at)[0])
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=0)
 
 
@@ -217,7 +216,7 @@ class Half:
 
 
 def test_running_numbers_do_not_depend_on_how_an_update_is_cut() -> None:
-    whole, cut, ranks = Running(2), Running(2), Running(2)
+    whole, cut, ranks = RunningStats(2), RunningStats(2), RunningStats(2)
     for step in range(4):
         values = torch.rand(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
         whole.see(values, step)
@@ -230,14 +229,14 @@ def test_running_numbers_do_not_depend_on_how_an_update_is_cut() -> None:
 
 
 def test_what_never_varies_is_divided_by_one() -> None:
-    running = Running(3)
+    running = RunningStats(3)
     running.see(torch.tensor([[0.3, 0.3, 0.3], [0.0, 0.0, 0.0], [0.1, 0.2, 0.3]]), 0)
     assert running.spreads[:2].tolist() == [1.0, 1.0] and running.spreads[2] == pytest.approx(0.0816497)
 
 
 def test_a_resumed_mixture_goes_on_to_the_bit() -> None:
     settings = SETTINGS.model_copy(update={"form": "anchored"})
-    first, second = (preference_of(toys(balance="gradient", disagreement=0.2), settings) for _ in range(2))
+    first, second = (build_objective(toys(balance="gradient", disagreement=0.2), settings) for _ in range(2))
     for step in range(3):
         first.ask(images(step), Batch(step, PROMPTS))
     file = io.BytesIO()
@@ -253,8 +252,8 @@ def test_a_resumed_mixture_goes_on_to_the_bit() -> None:
 def test_each_member_has_its_own_anchor() -> None:
     settings = SETTINGS.model_copy(update={"form": "anchored"})
     other = {"tolerance": 3.0, "reference_updates": 1}
-    preference = preference_of(mix(({}, ToyReward()), ({"anchor": other}, ToyReward())), settings)
-    assert isinstance(preference, MixedPreference)
+    preference = build_objective(mix(({}, ToyReward()), ({"anchor": other}, ToyReward())), settings)
+    assert isinstance(preference, MixedObjective)
     for step in range(2):
         preference.ask(images(step), Batch(step, PROMPTS))
     assert [each.reference.count for each in preference.preferences] == [4, 2]
@@ -266,13 +265,13 @@ def test_each_member_has_its_own_anchor() -> None:
 
 def test_a_member_that_cannot_do_it_is_named() -> None:
     with pytest.raises(DirectAlignError, match=r"reward\.members\.1\.form: toy ignores prompts, and method\.form: relative compares two"):
-        preference_of(mix(({}, ToyReward()), ({}, Squares())), SETTINGS)
+        build_objective(mix(({}, ToyReward()), ({}, Squares())), SETTINGS)
     with pytest.raises(DirectAlignError, match=r"reward\.members\.1\.reward\.name toy is a black box, and method\.name srpo needs its gradient"):
-        preference_of(mix(({}, ToyReward()), ({}, ToyReward(differentiable=False))), SETTINGS)
+        build_objective(mix(({}, ToyReward()), ({}, ToyReward(differentiable=False))), SETTINGS)
     with pytest.raises(DirectAlignError, match=r"reward\.members\.0\.words: form relative compares two phrasings"):
-        preference_of(mix(({"words": {"positive": ["Photo"]}}, ToyReward()), ({}, ToyReward())), SETTINGS)
+        build_objective(mix(({"words": {"positive": ["Photo"]}}, ToyReward()), ({}, ToyReward())), SETTINGS)
     with pytest.raises(DirectAlignError, match=r"reward\.balance: gradient needs a method that differentiates .* flow_grpo .* set reward\.balance: none"):
-        preference_of(toys(balance="gradient"), config.FlowGRPO(), by_gradient=False)
+        build_objective(toys(balance="gradient"), config.FlowGRPO(), differentiable=False)
 
 
 CLIP = {"label": "taste", "reward": {"name": "clip", "path": "world:reward"}}

@@ -13,9 +13,8 @@ from transformers import CLIPConfig, CLIPModel
 from directalign import config
 from directalign.interfaces import Reward
 from directalign.rewards import check_reward, load_reward, mps
-from directalign.rewards.mps import MpsModel, MpsReward
-from directalign.rewards.mps_cross import CrossModel, rotated, sizes_of
-from directalign.rewards.preprocessing import Preprocessing
+from directalign.rewards.common import Preprocessing
+from directalign.rewards.mps import CrossModel, MpsModel, MpsReward, rotated, sizes_of
 from directalign.types import DirectAlignError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "mps"

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from directalign import config
-from directalign.rewards import ClipReward, check_reward, load_reward, open_clip
-from directalign.rewards.open_clip_config import clip_config
+from directalign.rewards import check_reward, load_reward, open_clip
+from directalign.rewards.clip import ClipReward
+from directalign.rewards.open_clip import clip_config
 from directalign.types import DirectAlignError
 from hub_downloads import download_hub, point_at
 from tiny_open_clip import open_clip_weights, write_open_clip

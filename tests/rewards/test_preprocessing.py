@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.models.clip import image_processing_pil_clip
 
-from directalign.rewards.preprocessing import Preprocessing
+from directalign.rewards.common import Preprocessing
 from directalign.types import DirectAlignError
 
 

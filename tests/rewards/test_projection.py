@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from directalign import config
-from directalign.rewards import ClipReward, check_reward, load_reward
+from directalign.rewards import check_reward, load_reward
+from directalign.rewards.clip import ClipReward
 from directalign.rewards.projection import Directions, blind, fingerprint, read_directions, write_directions
 from directalign.types import DirectAlignError
 

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from directalign import config
 from directalign.interfaces import Reward
-from directalign.rewards import BlackBoxReward, check_reward, load_reward, remote
-from directalign.rewards.agreed import AgreedError, agreed
+from directalign.rewards import check_reward, http, load_reward
+from directalign.rewards.distributed import SynchronizedError, synchronized
 from directalign.rewards.mixture import Member, MixReward
+from directalign.rewards.python_function import PythonReward
 from directalign.types import DirectAlignError
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +83,7 @@ def ask(reward: Reward) -> Tensor:
 def hurry(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Waits are noted, not waited."""
     waits: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    monkeypatch.setattr(http.time, "sleep", waits.append)
     return waits
 
 
@@ -224,19 +225,19 @@ def broken(images: Tensor, prompts: list[str]) -> list[float]:
 
 
 def test_a_black_box_that_fails_on_one_rank_fails_on_all() -> None:
-    with pytest.raises(AgreedError, match=r"^rank 1: it was the network$"):
-        ask(agreed(BlackBoxReward(fine), Both(0, "it was the network")))
-    with pytest.raises(AgreedError, match=r"^rank 1: reward: function must return a list or tensor of 3 numbers"):
-        ask(agreed(BlackBoxReward(broken), Both(1, "failed")))
-    assert ask(agreed(BlackBoxReward(fine), Both(0))).tolist() == [1.0, 1.0, 1.0]
+    with pytest.raises(SynchronizedError, match=r"^rank 1: it was the network$"):
+        ask(synchronized(PythonReward(fine), Both(0, "it was the network")))
+    with pytest.raises(SynchronizedError, match=r"^rank 1: reward: function must return a list or tensor of 3 numbers"):
+        ask(synchronized(PythonReward(broken), Both(1, "failed")))
+    assert ask(synchronized(PythonReward(fine), Both(0))).tolist() == [1.0, 1.0, 1.0]
 
 
 def test_black_boxes_within_a_mixture_agree_too() -> None:
     given = {"reward": {"name": "pixels", "statistic": "redness"}}
     parsed = config.Mix.model_validate({"members": [{"label": "a", **given}, {"label": "b", **given}]})
-    mix = MixReward([Member(parsed.members[0], load_reward(parsed.members[0].reward)), Member(parsed.members[1], BlackBoxReward(fine))], parsed)
-    with pytest.raises(AgreedError, match=r"^rank 1: gone$"):
-        ask(agreed(mix, Both(0, "gone")))
+    mix = MixReward([Member(parsed.members[0], load_reward(parsed.members[0].reward)), Member(parsed.members[1], PythonReward(fine))], parsed)
+    with pytest.raises(SynchronizedError, match=r"^rank 1: gone$"):
+        ask(synchronized(mix, Both(0, "gone")))
 
 
 # --- the reference server ---------------------------------------------------------------------------------------------

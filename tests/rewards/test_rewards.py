@@ -7,7 +7,10 @@ import torch
 
 from directalign import config
 from directalign.interfaces import Reward
-from directalign.rewards import ClipReward, PixelReward, load_reward, require_text_side
+from directalign.methods.objective import require_prompt_reader
+from directalign.rewards import load_reward
+from directalign.rewards.clip import ClipReward
+from directalign.rewards.pixel_statistics import PixelReward
 from directalign.types import DirectAlignError
 
 
@@ -40,6 +43,6 @@ def test_clip_is_loaded_with_its_scale(clip_folder: Path) -> None:
 @pytest.mark.parametrize("form", ["relative", "anchored"])
 def test_a_reward_without_a_text_side_has_no_relative_form(form: str, clip_folder: Path) -> None:
     with pytest.raises(DirectAlignError, match=rf"reward\.name pixels .* method\.form {form}"):
-        require_text_side(PixelReward("brightness"), form)
-    require_text_side(PixelReward("brightness"), "absolute")
-    require_text_side(ClipReward.load(str(clip_folder)), form)
+        require_prompt_reader(PixelReward("brightness"), form)
+    require_prompt_reader(PixelReward("brightness"), "absolute")
+    require_prompt_reader(ClipReward.load(str(clip_folder)), form)

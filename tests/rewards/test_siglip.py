@@ -16,8 +16,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from directalign import config
 from directalign.interfaces import Reward
 from directalign.rewards import check_reward, load_reward
-from directalign.rewards.preprocessing import Preprocessing
-from directalign.rewards.siglip import SiglipReward
+from directalign.rewards.clip import SiglipReward
+from directalign.rewards.common import Preprocessing
 from directalign.types import DirectAlignError
 from hub_downloads import download_hub, point_at
 from tiny_siglip import siglip_folder
@@ -76,12 +76,12 @@ def test_a_phrase_alone_or_in_company_is_the_same_and_long_ones_are_cut(reward: 
 
 
 def test_learned_tokens_that_are_words_score_as_the_words(reward: SiglipReward) -> None:
-    vectors = reward.soft_words.embedding_of(" x")
-    reward.soft_words.held["made.safetensors"] = vectors.repeat(2, 1)
+    vectors = reward.soft_prompts.embedding_of(" x")
+    reward.soft_prompts.held["made.safetensors"] = vectors.repeat(2, 1)
     with torch.no_grad():
         soft, hard = reward.encode_text(["made.safetensors. a red star"]), reward.encode_text(["x x. a red star"])
     assert torch.allclose(soft, hard, atol=1e-6)
-    reward.soft_words.held["made.safetensors"] = -vectors.repeat(2, 1)
+    reward.soft_prompts.held["made.safetensors"] = -vectors.repeat(2, 1)
     with torch.no_grad():
         assert not torch.allclose(reward.encode_text(["made.safetensors. a red star"]), hard, atol=1e-3)
 

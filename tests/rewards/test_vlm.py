@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from directalign import config
 from directalign.interfaces import Reward
-from directalign.rewards import vlm
+from directalign.rewards import qwen_vl
 from directalign.types import DirectAlignError
 from hub_downloads import download_hub, point_at
 from tiny_clip import clip_folder
@@ -39,8 +39,8 @@ def pictures(height: int = 36, width: int = 60, seed: int = 0, count: int = 2) -
 
 
 @pytest.fixture
-def reward(vlm_folder: Path) -> vlm.VlmReward:
-    return vlm.load(settings(vlm_folder))
+def reward(vlm_folder: Path) -> qwen_vl.VlmReward:
+    return qwen_vl.VlmReward.from_config(settings(vlm_folder))
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def copy(vlm_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(vlm_folder, tmp_path / "copy"))
 
 
-def test_is_a_reward(reward: vlm.VlmReward) -> None:
+def test_is_a_reward(reward: qwen_vl.VlmReward) -> None:
     assert isinstance(reward, Reward)
     assert (reward.name, reward.reads_prompt, reward.differentiable) == ("vlm", True, True)
 
@@ -56,7 +56,7 @@ def test_is_a_reward(reward: vlm.VlmReward) -> None:
 @pytest.mark.parametrize("kind", MODELS)
 def test_score_is_what_the_librarys_model_answers_through_its_own_processor(kind: str, tmp_path: Path) -> None:
     folder = write_vlm(tmp_path / kind, kind)
-    reward = vlm.load(settings(folder))
+    reward = qwen_vl.VlmReward.from_config(settings(folder))
     questions = [reward.settings.question.replace("{prompt}", prompt) for prompt in PROMPTS]
     for height, width in ((36, 60), (48, 24)):
         images, shown = pictures(height, width)
@@ -66,26 +66,26 @@ def test_score_is_what_the_librarys_model_answers_through_its_own_processor(kind
         assert (mine > 0).all() and (mine < 1).all()
 
 
-def test_log_odds_are_those_of_the_probability_and_scale_is_a_factor(vlm_folder: Path, reward: vlm.VlmReward) -> None:
+def test_log_odds_are_those_of_the_probability_and_scale_is_a_factor(vlm_folder: Path, reward: qwen_vl.VlmReward) -> None:
     images, _ = pictures()
-    odds = vlm.load(settings(vlm_folder, answer="log_odds", scale=2.0))
+    odds = qwen_vl.VlmReward.from_config(settings(vlm_folder, answer="log_odds", scale=2.0))
     assert torch.allclose((odds.score(odds.encode(images), PROMPTS) / 2).sigmoid(), reward.score(reward.encode(images), PROMPTS), atol=1e-6)
 
 
-def test_the_answers_may_change_sides(vlm_folder: Path, reward: vlm.VlmReward) -> None:
+def test_the_answers_may_change_sides(vlm_folder: Path, reward: qwen_vl.VlmReward) -> None:
     images, _ = pictures()
-    turned = vlm.load(settings(vlm_folder, yes="No", no="Yes"))
+    turned = qwen_vl.VlmReward.from_config(settings(vlm_folder, yes="No", no="Yes"))
     assert torch.allclose(turned.score(turned.encode(images), PROMPTS), 1 - reward.score(reward.encode(images), PROMPTS), atol=1e-6)
 
 
-def test_alone_and_in_company_the_same(reward: vlm.VlmReward) -> None:
+def test_alone_and_in_company_the_same(reward: qwen_vl.VlmReward) -> None:
     images, _ = pictures()
     together = reward.score(reward.encode(images), PROMPTS)
     alone = [reward.score(reward.encode(images[place : place + 1]), PROMPTS[place : place + 1]) for place in range(2)]
     assert torch.allclose(together, torch.cat(alone), atol=1e-6)
 
 
-def test_several_phrasings_share_one_look(reward: vlm.VlmReward) -> None:
+def test_several_phrasings_share_one_look(reward: qwen_vl.VlmReward) -> None:
     looks: list[int] = []
     reward.model.model.visual.register_forward_pre_hook(lambda *_: looks.append(1))
     features = reward.encode(pictures()[0])
@@ -97,7 +97,7 @@ def test_several_phrasings_share_one_look(reward: vlm.VlmReward) -> None:
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("answer", ["probability", "log_odds"])
 def test_gradient_to_the_pixels_equals_finite_differences(kind: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reward = vlm.load(settings(write_vlm(tmp_path / kind, kind), answer=answer))
+    reward = qwen_vl.VlmReward.from_config(settings(write_vlm(tmp_path / kind, kind), answer=answer))
     reward.model.double()
     monkeypatch.setattr(torch, "float32", torch.float64)  # the library computes norms and rotations in float32, whatever the weights
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
@@ -112,7 +112,7 @@ def test_gradient_to_the_pixels_equals_finite_differences(kind: str, answer: str
         assert torch.allclose((ends[0] - ends[1]) / (2 * step), (x.grad * way).sum(), rtol=1e-6, atol=1e-7)
 
 
-def test_weights_are_frozen_and_stay_as_they_are(reward: vlm.VlmReward) -> None:
+def test_weights_are_frozen_and_stay_as_they_are(reward: qwen_vl.VlmReward) -> None:
     before = {name: tensor.clone() for name, tensor in reward.model.state_dict().items()}
     x = pictures()[0].requires_grad_()
     (1 - reward.score(reward.encode(x), PROMPTS)).sum().backward()
@@ -125,7 +125,7 @@ def test_weights_are_frozen_and_stay_as_they_are(reward: vlm.VlmReward) -> None:
 def test_recomputed_activations_give_the_same_gradient_and_less_is_kept(vlm_folder: Path) -> None:
     kept, gradients = [], []
     for choice in (False, True):
-        reward, sizes = vlm.load(settings(vlm_folder, gradient_checkpointing=choice)), []
+        reward, sizes = qwen_vl.VlmReward.from_config(settings(vlm_folder, gradient_checkpointing=choice)), []
         x = pictures()[0].requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor, into=sizes: into.append(tensor.numel()) or tensor, lambda tensor: tensor):
             score = reward.score(reward.encode(x), PROMPTS).sum()
@@ -137,8 +137,8 @@ def test_recomputed_activations_give_the_same_gradient_and_less_is_kept(vlm_fold
     assert kept[1] < 0.5 * kept[0]
 
 
-def test_weights_in_bfloat16_score_about_the_same_in_float32(vlm_folder: Path, reward: vlm.VlmReward) -> None:
-    half, x = vlm.load(config.Vlm(path=str(vlm_folder))), pictures()[0].requires_grad_()
+def test_weights_in_bfloat16_score_about_the_same_in_float32(vlm_folder: Path, reward: qwen_vl.VlmReward) -> None:
+    half, x = qwen_vl.VlmReward.from_config(config.Vlm(path=str(vlm_folder))), pictures()[0].requires_grad_()
     score = half.score(half.encode(x), PROMPTS)
     score.sum().backward()
     assert half.model.dtype == torch.bfloat16 and score.dtype == torch.float32
@@ -146,8 +146,8 @@ def test_weights_in_bfloat16_score_about_the_same_in_float32(vlm_folder: Path, r
     assert torch.allclose(score, reward.score(reward.encode(x), PROMPTS), atol=0.1)
 
 
-def test_larger_images_may_be_shrunk(vlm_folder: Path, reward: vlm.VlmReward) -> None:
-    small = vlm.load(settings(vlm_folder, max_pixels=16 * 16))
+def test_larger_images_may_be_shrunk(vlm_folder: Path, reward: qwen_vl.VlmReward) -> None:
+    small = qwen_vl.VlmReward.from_config(settings(vlm_folder, max_pixels=16 * 16))
     images, _ = pictures(64, 64)
     assert small.encode(images).tokens.shape[1] == 4
     assert reward.encode(images).tokens.shape[1] == 36
@@ -163,15 +163,15 @@ def newer(name: str) -> str:
 
 
 @pytest.mark.parametrize("naming", [older, newer])
-def test_both_published_layouts_load(naming: Callable[[str], str], copy: Path, reward: vlm.VlmReward) -> None:
+def test_both_published_layouts_load(naming: Callable[[str], str], copy: Path, reward: qwen_vl.VlmReward) -> None:
     weights = {naming(name): tensor for name, tensor in load_file(copy / "model.safetensors").items()}
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     images, _ = pictures()
-    named = vlm.load(settings(copy))
+    named = qwen_vl.VlmReward.from_config(settings(copy))
     assert torch.equal(named.score(named.encode(images), PROMPTS), reward.score(reward.encode(images), PROMPTS))
 
 
-def test_it_comes_from_the_hub_and_its_reader_may_lie_elsewhere(copy: Path, reward: vlm.VlmReward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_comes_from_the_hub_and_its_reader_may_lie_elsewhere(copy: Path, reward: qwen_vl.VlmReward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, _ = pictures()
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -182,29 +182,29 @@ def test_it_comes_from_the_hub_and_its_reader_may_lie_elsewhere(copy: Path, rewa
         served.publish("maker/reader", copy)
         point_at(served.url, tmp_path, monkeypatch)
         given = settings(Path("maker/vlm"), processor="maker/reader")
-        vlm.check(given)
+        qwen_vl.VlmReward.check(given)
         assert not served.fetched
-        vlm.check(given, online=True)
+        qwen_vl.VlmReward.check(given, online=True)
         assert served.fetched and not any("model.safetensors" in name for name in served.fetched)
-        far = vlm.load(given)
+        far = qwen_vl.VlmReward.from_config(given)
     assert torch.equal(far.score(far.encode(images), PROMPTS), reward.score(reward.encode(images), PROMPTS))
     with pytest.raises(DirectAlignError, match=r"reward\.path: .*preprocessor_config\.json is missing"):
-        vlm.check(settings(bare))
+        qwen_vl.VlmReward.check(settings(bare))
 
 
 def refused(folder: Path, match: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
     """Both `load` and, without loading weights, `check` say so."""
     with pytest.raises(DirectAlignError, match=match):
-        vlm.load(settings(folder, **more))
+        qwen_vl.VlmReward.from_config(settings(folder, **more))
     with monkeypatch.context() as patched:
         patched.setattr(PreTrainedModel, "from_pretrained", None)
         with pytest.raises(DirectAlignError, match=match):
-            vlm.check(settings(folder, **more))
+            qwen_vl.VlmReward.check(settings(folder, **more))
 
 
 def test_a_sound_folder_is_checked_without_weights(vlm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", None)
-    vlm.check(settings(vlm_folder))
+    qwen_vl.VlmReward.check(settings(vlm_folder))
 
 
 def test_an_answer_is_one_token(vlm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +237,7 @@ def test_weights_that_lack_a_tensor_are_refused(copy: Path) -> None:
     weights.pop("lm_head.weight")
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DirectAlignError, match=r"weights lack lm_head\.weight"):
-        vlm.load(settings(copy))
+        qwen_vl.VlmReward.from_config(settings(copy))
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.json", "preprocessor_config.json"])
@@ -254,24 +254,24 @@ def test_a_template_without_an_image_is_refused(template: str | None, match: str
     refused(copy, rf"reward\.path: .*{match}", monkeypatch)
 
 
-def test_the_tokenizers_own_template_serves_where_there_is_no_other(copy: Path, reward: vlm.VlmReward) -> None:
+def test_the_tokenizers_own_template_serves_where_there_is_no_other(copy: Path, reward: qwen_vl.VlmReward) -> None:
     (copy / "chat_template.json").unlink()
     (copy / "chat_template.jinja").write_text(TEMPLATE)
-    assert vlm.load(settings(copy)).chat.render("a red star") == reward.chat.render("a red star")
+    assert qwen_vl.VlmReward.from_config(settings(copy)).chat.render("a red star") == reward.chat.render("a red star")
 
 
 def test_image_settings_of_another_model_are_refused(copy: Path) -> None:
     file = copy / "preprocessor_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "patch_size": 8}))
     with pytest.raises(DirectAlignError, match=r"reward\.path: .*patches of 8.* the model reads 4, 2, 2"):
-        vlm.load(settings(copy))
+        qwen_vl.VlmReward.from_config(settings(copy))
 
 
-def test_a_prompt_holds_no_image(reward: vlm.VlmReward) -> None:
+def test_a_prompt_holds_no_image(reward: qwen_vl.VlmReward) -> None:
     with pytest.raises(DirectAlignError, match=r"holds <\|image_pad\|>"):
         reward.score(reward.encode(pictures()[0]), ["<|image_pad|>", "a red star"])
 
 
-def test_one_prompt_per_image(reward: vlm.VlmReward) -> None:
+def test_one_prompt_per_image(reward: qwen_vl.VlmReward) -> None:
     with pytest.raises(AssertionError, match="1 prompts for 2 images"):
         reward.score(reward.encode(pictures()[0]), PROMPTS[:1])

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
-from directalign.rewards.vlm_pixels import CLIP_MEAN, CLIP_STD, VlmPixels
+from directalign.rewards.qwen_vl import CLIP_MEAN, CLIP_STD, VlmPixels
 from directalign.types import DirectAlignError
 from tiny_vlm import vlm_folder, write_reader
 

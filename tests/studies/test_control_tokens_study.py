@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from planted import run
 
-from directalign.rewards.control_tokens import read_tokens
+from directalign.rewards.soft_prompts import read_tokens
 from directalign.studies import STUDIES, control_tokens, run_study
 from directalign.studies.control_tokens import FORMS, WANTED, arm_of
 from directalign.studies.control_tokens_story import best_within, forms_of, tell

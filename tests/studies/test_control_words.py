@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from directalign.core.preference import absolute_relative
+from directalign.methods.objective_math import absolute_relative
 from directalign.studies import STUDIES, control_words, control_words_story, run_study
 from directalign.studies.running.experiment import settings_of
 from directalign.studies.running.records import Row, read_rows

@@ -50,13 +50,13 @@ def test_the_gradient_at_the_noise_is_a_finite_difference(bench: Bench) -> None:
     def rewards(noise: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             x0 = sample(bench.family, begun.cond, noise, begun.sigmas)
-            return bench.preference.ask(bench.family.decode(x0), batch).reward.double()
+            return bench.objective(bench.family.decode(x0), batch).reward.double()
 
     sigmas, norms = bench.at_states(batch)
     assert torch.equal(sigmas, begun.sigmas) and norms.shape == (3,) and (norms > 0).all()
 
     noise = begun.noise.requires_grad_()
-    reward = bench.preference.ask(bench.family.decode(sample(bench.family, begun.cond, noise, begun.sigmas, 2)), batch).reward.sum()
+    reward = bench.objective(bench.family.decode(sample(bench.family, begun.cond, noise, begun.sigmas, 2)), batch).reward.sum()
     (gradient,) = torch.autograd.grad(reward, noise)
     direction = gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
     noise, size = noise.detach(), 0.02

@@ -11,7 +11,7 @@ from directalign.config import SRPO as Settings
 from directalign.config import Rollout, WindowMoves
 from directalign.config_loading import load_run
 from directalign.core import moves
-from directalign.core.preference import absolute_relative, from_absolute_relative
+from directalign.methods.objective_math import absolute_relative, from_absolute_relative
 from directalign.studies import STUDIES, coefficients, inversion, inversion_story, run_study
 from directalign.studies.running.experiment import settings_of
 from directalign.studies.running.records import Row, read_rows

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from directalign.config_loading import load_run
-from directalign.rewards import ClipReward
+from directalign.rewards.clip import ClipReward
 from directalign.studies import STUDIES, run_study, words
 from directalign.studies.running.experiment import settings_of
 from directalign.studies.running.records import Row, read_rows

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from directalign import planning
 from directalign.cli import app
-from directalign.rewards import remote
+from directalign.rewards import http
 from tiny import write_flux
 
 WORDS = {"positive": ["Photo", "Real"], "negative": ["Render"]}
@@ -128,7 +128,7 @@ def test_two_processes_mix_as_one_does(folder: Path, tmp_path: Path) -> None:
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waits, and no plan of the memory, which takes longer than all the rest."""
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(http, "FIRST_WAIT", 0.0)
     monkeypatch.setattr(planning, "plan", lambda run, out: SimpleNamespace(warnings=()))
 
 

@@ -13,8 +13,8 @@ from directalign.evaluate.measure import Measurer
 from directalign.families.loading import load_family
 from directalign.interfaces import Family, Together
 from directalign.methods import load_method
+from directalign.methods.objective import Reference
 from directalign.rewards import load_reward
-from directalign.rewards.preference import Reference
 
 PROMPTS, SEEDS = ["a red star", "a blue circle", "a green square", "a star", "a circle"], [1, 2, 3, 4, 5]
 
@@ -95,4 +95,4 @@ def test_all_ranks_have_one_reference():
 def test_a_method_knows_the_ranks_it_trains_with(run: config.Run, family: Family):
     together: Together = One(0, 2)
     method = load_method(run, family, load_reward(run.reward), together)
-    assert method.preference.together is together  # pyright: ignore[reportAttributeAccessIssue]
+    assert method.objective.together is together  # pyright: ignore[reportAttributeAccessIssue]

@@ -22,7 +22,7 @@ from directalign.config_loading import load_run
 from directalign.evaluate.generate import generate
 from directalign.evaluate.pairs import Pairs, fixed_pairs, measured_prompts
 from directalign.families.loading import load_family
-from directalign.rewards import ClipReward
+from directalign.rewards.clip import ClipReward
 from directalign.types import DirectAlignError, PerSample
 from directalign.world import assets
 from directalign.world.judges import load_judge

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from directalign.rewards import ClipReward
+from directalign.rewards.clip import ClipReward
 from directalign.world.assets import resolve
 from directalign.world.build.reward import Training, _fits, _loss, draw_captions, train_reward
 from directalign.world.build.reward_card import measure, read, retouch, see

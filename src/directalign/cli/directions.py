@@ -27,12 +27,12 @@ def directions(
 ) -> None:
     """Find the directions that a reward's exploit shares over prompts, so that the reward can be made blind to them."""
     with one_line_errors(debug):
-        from ..config import Words
+        from ..config import ControlPhrases
         from ..control.phrases import checked_phrases
         from ..evaluate.directions import Request, make_directions
 
         require_new_file(out)
-        keep = Words(positive=list(checked_phrases(keep_words, "--keep-words")), negative=list(checked_phrases(against, "--against")))
+        keep = ControlPhrases(positive=list(checked_phrases(keep_words, "--keep-words")), negative=list(checked_phrases(against, "--against")))
         found = make_directions(Request(reward, before, after, tuple(probe), prompts, keep, keep_examples, components, num_pairs), out)
         shares = {"shared by all images": found.shared, "along what is kept": found.wanted, "along the directions": found.held}
         for what, share in shares.items():

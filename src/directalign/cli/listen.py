@@ -46,7 +46,7 @@ def listen(
         require_room(out)
         known = recipe_words(reward)
         wanted, unwanted = checked_phrases(positive, "--positive"), checked_phrases(negative, "--negative")
-        words = config.Words(positive=list(wanted) or known.positive, negative=list(unwanted) or known.negative)
+        words = config.ControlPhrases(positive=list(wanted) or known.positive, negative=list(unwanted) or known.negative)
         words_alone([*words.positive, *words.negative], "a reward is taught to hear words")
         lessons = Lessons(None if part is None else part.value, num_steps, batch_size, learning_rate, gap, light, seed)
         record = teach(reward, images, words, out, lessons, count)

@@ -17,8 +17,8 @@ def tokens(
     reward: Annotated[str, typer.Option(metavar="R", help="A CLIP or SigLIP folder or hub id, world:reward, or a recipe (.yaml), whose words are the start.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="NAME.safetensors, the wanted side; the unwanted one becomes NAME.negative.safetensors.")],
     images: Annotated[str | None, typer.Option(metavar="DIR", help="wanted/ and unwanted/, or world:photo/cg; without, tokens are a mean of words.")] = None,
-    words: Annotated[list[str], typer.Option("--words", metavar="PHRASE", help="Words of the wanted side to start from. Repeatable.")] = [],  # noqa: B006
-    against: Annotated[list[str], typer.Option("--against", metavar="PHRASE", help="Words of the unwanted side. Repeatable.")] = [],  # noqa: B006
+    words: Annotated[list[str], typer.Option("--words", metavar="PHRASE", help="ControlPhrases of the wanted side to start from. Repeatable.")] = [],  # noqa: B006
+    against: Annotated[list[str], typer.Option("--against", metavar="PHRASE", help="ControlPhrases of the unwanted side. Repeatable.")] = [],  # noqa: B006
     length: Annotated[int | None, typer.Option(min=1, help="Tokens a side; as the longest phrase if not given, 2 without words.")] = None,
     content: Annotated[float, typer.Option(min=0, help="How much pos − neg shall say of what the caption names, beside the style's 1.")] = 0.15,
     bias: Annotated[float, typer.Option(min=0, help="How much it shall ignore tints, light, blur and the like.")] = 0.15,
@@ -30,14 +30,14 @@ def tokens(
     """Fit control tokens from wanted and unwanted images, or as a mean of words."""
     with one_line_errors(debug):
         files = _files(out)
-        from ..config import Words
+        from ..config import ControlPhrases
         from ..control.asked import recipe_words, reward_settings
         from ..control.phrases import checked_phrases, words_alone
         from ..control.tokens import Fitting
         from ..types import DirectAlignError
 
         settings = reward_settings(reward)
-        named = Words(positive=list(checked_phrases(words, "--words")), negative=list(checked_phrases(against, "--against")))
+        named = ControlPhrases(positive=list(checked_phrases(words, "--words")), negative=list(checked_phrases(against, "--against")))
         start = named if words or against else recipe_words(reward)
         words_alone([*start.positive, *start.negative], "tokens start from words")
         if images is None and not start.positive:
@@ -51,7 +51,7 @@ def tokens(
 
 def _files(out: Path) -> tuple[Path, Path]:
     """The files of both sides, neither of which is there."""
-    from ..rewards.control_tokens import SUFFIX
+    from ..rewards.soft_prompts import SUFFIX
     from ..types import DirectAlignError
 
     if out.suffix != SUFFIX:
@@ -65,7 +65,7 @@ def _files(out: Path) -> tuple[Path, Path]:
 def _from_words(settings: Any, start: Any, fitting: Any, files: tuple[Path, Path]) -> None:
     from ..control.tokens import mean_of_words
     from ..rewards import load_reward
-    from ..rewards.control_tokens import write_tokens
+    from ..rewards.soft_prompts import write_tokens
 
     loaded = load_reward(settings, key="--reward")
     for file, phrases in zip(files, (start.positive, start.negative), strict=True):
@@ -81,7 +81,7 @@ def _from_images(settings: Any, start: Any, images: str, count: int | None, fitt
     from ..control.examples import load_examples
     from ..control.tokens import fit_tokens
     from ..rewards import load_reward
-    from ..rewards.control_tokens import write_tokens
+    from ..rewards.soft_prompts import write_tokens
 
     examples = load_examples(images, "--images", count=count, seed=fitting.seed)
     loaded = load_reward(settings, "cuda" if torch.cuda.is_available() else "cpu", "--reward")

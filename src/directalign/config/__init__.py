@@ -7,7 +7,7 @@ from .base import DtypeName, Pair, Positive, Sigma, Size, Strict
 from .methods import SRPO, AlignProp, DRaFT, DRTune, FlowBP, FlowGRPO, LeapAlign, Method, Noise, ReFL, Trust
 from .model import FamilyName, Lora, Model
 from .moves import Branch, ConstantGainMoves, Moves, Ramp, UniformMoves, WindowMoves
-from .preferring import Anchor, Preferring, Words
+from .preferring import Anchor, ControlPhrases, ObjectiveConfig
 from .rewards import Aesthetic, Clip, Hpsv3, ImageReward, Member, Mix, Mps, Pixels, Python, Remote, Reward, Siglip, SingleReward, Vlm
 from .run import Data, Evaluate, Rollout, Run, Train
 from .stopping import Stop
@@ -44,7 +44,7 @@ __all__ = [
     "Pair",
     "Pixels",
     "Positive",
-    "Preferring",
+    "ObjectiveConfig",
     "Python",
     "Ramp",
     "ReFL",
@@ -67,5 +67,5 @@ __all__ = [
     "Vlm",
     "Wandb",
     "WindowMoves",
-    "Words",
+    "ControlPhrases",
 ]

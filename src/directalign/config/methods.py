@@ -1,4 +1,4 @@
-"""The settings of each method, one class a paper, tagged by `name`; what they share is `Preferring`."""
+"""The settings of each method, one class a paper, tagged by `name`; what they share is `ObjectiveConfig`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from .base import Positive, Strict
 from .moves import Branch, Moves, WindowMoves
-from .preferring import Preferring
+from .preferring import ObjectiveConfig
 
 
 class Noise(Strict):
@@ -28,7 +28,7 @@ class Trust(Strict):
     weight: float = Field(description="How hard the prediction is held where the base model has it; one more network call without gradient per loss.", gt=0)
 
 
-class SRPO(Preferring):
+class SRPO(ObjectiveConfig):
     """Direct-Align with an absolute, relative (SRPO) or anchored relative reward (arXiv 2509.06942)."""
 
     name: Literal["srpo"] = "srpo"
@@ -51,14 +51,14 @@ class SRPO(Preferring):
     )
 
 
-class ReFL(Preferring):
+class ReFL(ObjectiveConfig):
     """Gradient through one late step to the one-step guess (arXiv 2304.05977)."""
 
     name: Literal["refl"] = "refl"
     last_steps: Positive = Field(default=2, description="The trained step is drawn from this many last steps of the rollout (the paper: 10 of 40).")
 
 
-class DRaFT(Preferring):
+class DRaFT(ObjectiveConfig):
     """Gradient through the last K steps of the rollout (arXiv 2309.17400)."""
 
     name: Literal["draft"] = "draft"
@@ -72,14 +72,14 @@ class DRaFT(Preferring):
         return self
 
 
-class AlignProp(Preferring):
+class AlignProp(ObjectiveConfig):
     """Gradient through a random number of last steps, activations recomputed (arXiv 2310.03739)."""
 
     name: Literal["alignprop"] = "alignprop"
     max_grad_steps: Positive | None = Field(default=None, description="Largest truncation depth, drawn uniformly from 1; none takes the whole rollout.")
 
 
-class DRTune(Preferring):
+class DRTune(ObjectiveConfig):
     """Gradient through a few spread steps, the network's input cut off from it (arXiv 2405.00760)."""
 
     name: Literal["drtune"] = "drtune"
@@ -87,7 +87,7 @@ class DRTune(Preferring):
     early_stop: Positive = Field(default=2, description="Sampling stops at a step drawn from this many last ones; the reward sees the one-step guess there.")
 
 
-class LeapAlign(Preferring):
+class LeapAlign(ObjectiveConfig):
     """Gradient through two leaps along the sampled path (arXiv 2604.15311)."""
 
     name: Literal["leapalign"] = "leapalign"
@@ -99,7 +99,7 @@ class LeapAlign(Preferring):
     )
 
 
-class FlowBP(Preferring):
+class FlowBP(ObjectiveConfig):
     """Gradient of the reward at the sampled image through a few repeated steps of its path: FlowBP-Sparse (arXiv 2606.11075)."""
 
     name: Literal["flowbp"] = "flowbp"
@@ -110,7 +110,7 @@ class FlowBP(Preferring):
     )
 
 
-class FlowGRPO(Preferring):
+class FlowGRPO(ObjectiveConfig):
     """Policy gradient on stochastic rollouts with advantages within a prompt's group (arXiv 2505.05470, 2505.07818)."""
 
     name: Literal["flow_grpo"] = "flow_grpo"

@@ -34,9 +34,9 @@ def reward_settings(text: str) -> config.SingleReward:
     return reward
 
 
-def recipe_words(text: str) -> config.Words:
+def recipe_words(text: str) -> config.ControlPhrases:
     """The control words of a recipe; none where `text` names a model."""
-    return load_run(text).method.words if Path(text).suffix in RECIPES else config.Words()
+    return load_run(text).method.words if Path(text).suffix in RECIPES else config.ControlPhrases()
 
 
 def _kind(path: str) -> type[config.Clip] | type[config.Siglip]:

@@ -30,7 +30,7 @@ OTHERS = 8
 RESAMPLES = 1000
 
 
-def measure(reward: Reward, examples: Examples, words: config.Words) -> dict[str, Any]:
+def measure(reward: Reward, examples: Examples, words: config.ControlPhrases) -> dict[str, Any]:
     """Everything below by name: responsiveness, content, bias and, where the examples are paired, the angles.
 
     Returns plain numbers, ready for JSON; angles are {"value", "low", "high", "n"} in degrees, scores in the reward's own units.
@@ -42,7 +42,7 @@ def measure(reward: Reward, examples: Examples, words: config.Words) -> dict[str
     return {**responsiveness(*told), **heard, "bias": bias(reward, examples, words), **straight}
 
 
-def relative(reward: Reward, features: Any, prompts: Sequence[str], words: config.Words) -> PerSample:
+def relative(reward: Reward, features: Any, prompts: Sequence[str], words: config.ControlPhrases) -> PerSample:
     """pos − neg, each the mean over its phrases, gradient intact."""
     sides = [[reward.score(features, [f"{phrase}. {prompt}" for prompt in prompts]) for phrase in phrases] for phrases in (words.positive, words.negative)]
     pos, neg = (torch.stack(each).mean(0) for each in sides)
@@ -50,7 +50,7 @@ def relative(reward: Reward, features: Any, prompts: Sequence[str], words: confi
 
 
 @torch.no_grad()
-def relative_scores(reward: Reward, images: Images, prompts: Sequence[str], words: config.Words) -> PerSample:
+def relative_scores(reward: Reward, images: Images, prompts: Sequence[str], words: config.ControlPhrases) -> PerSample:
     """pos − neg of many images, in batches, on the CPU."""
     return torch.cat([relative(reward, reward.encode(part), texts, words).float().cpu() for part, texts in batches(images, prompts)])
 
@@ -76,7 +76,7 @@ def responsiveness(wanted: PerSample, unwanted: PerSample) -> dict[str, float]:
 
 
 @torch.no_grad()
-def content(reward: Reward, images: Images, prompts: Sequence[str], words: config.Words | None = None) -> float:
+def content(reward: Reward, images: Images, prompts: Sequence[str], words: config.ControlPhrases | None = None) -> float:
     """Share of comparisons with other captions of the set that a picture's own caption wins; `words` puts the positive phrases first."""
     phrases = [f"{phrase}. " for phrase in words.positive] if words else [""]
     shifts = sorted({max(1, round(k * len(prompts) / (OTHERS + 1))) for k in range(1, OTHERS + 1)})
@@ -95,7 +95,7 @@ def content(reward: Reward, images: Images, prompts: Sequence[str], words: confi
     return torch.cat(won).double().mean().item()
 
 
-def bias(reward: Reward, examples: Examples, words: config.Words) -> dict[str, dict[str, float]]:
+def bias(reward: Reward, examples: Examples, words: config.ControlPhrases) -> dict[str, dict[str, float]]:
     """What each of `bias_probes` adds to the score of the bare prompt (`absolute`) and to pos − neg (`relative`), means over all pictures."""
     images, prompts = torch.cat([examples.wanted, examples.unwanted]), [*examples.wanted_prompts, *examples.unwanted_prompts]
     before = _plain_and_relative(reward, images, prompts, words)
@@ -104,7 +104,7 @@ def bias(reward: Reward, examples: Examples, words: config.Words) -> dict[str, d
 
 
 @torch.no_grad()
-def _plain_and_relative(reward: Reward, images: Images, prompts: Sequence[str], words: config.Words) -> dict[str, PerSample]:
+def _plain_and_relative(reward: Reward, images: Images, prompts: Sequence[str], words: config.ControlPhrases) -> dict[str, PerSample]:
     seen = [(reward.encode(part), texts) for part, texts in batches(images, prompts)]
     plain = torch.cat([reward.score(features, texts).float().cpu() for features, texts in seen])
     return {"absolute": plain, "relative": torch.cat([relative(reward, features, texts, words).float().cpu() for features, texts in seen])}
@@ -113,7 +113,7 @@ def _plain_and_relative(reward: Reward, images: Images, prompts: Sequence[str], 
 # --- does it push straight? ---------------------------------------------------------------------------------------------
 
 
-def angles(reward: Reward, examples: Examples, words: config.Words) -> dict[str, Any]:
+def angles(reward: Reward, examples: Examples, words: config.ControlPhrases) -> dict[str, Any]:
     """`angle` between the mean directions among image features, `scene_angle` of the mean cosine scene by scene, and `pixel_angle`,
     scene by scene among pixels averaged over blocks; the first two only where a reward's image features are vectors."""
     pixels = pixel_directions(reward, examples, words)
@@ -122,7 +122,7 @@ def angles(reward: Reward, examples: Examples, words: config.Words) -> dict[str,
     return {**found, "pixel_angle": angle_by_scene(*pixels)}
 
 
-def feature_directions(reward: Reward, examples: Examples, words: config.Words) -> tuple[Vectors, Vectors] | None:
+def feature_directions(reward: Reward, examples: Examples, words: config.ControlPhrases) -> tuple[Vectors, Vectors] | None:
     """Intended and actual direction (n, d) among image features at each unwanted picture; None where features are no vectors.
 
     Features of length 1 live on a sphere: of both directions the part along it is taken.
@@ -144,7 +144,7 @@ def is_vectors(features: Any) -> bool:
     return isinstance(features, Tensor) and features.ndim == 2
 
 
-def pull(reward: Reward, features: Vectors, prompts: Sequence[str], words: config.Words, create_graph: bool = False) -> Vectors:
+def pull(reward: Reward, features: Vectors, prompts: Sequence[str], words: config.ControlPhrases, create_graph: bool = False) -> Vectors:
     """Gradient of pos − neg with respect to the image features."""
     with torch.enable_grad():
         leaf = features.detach().requires_grad_()
@@ -157,7 +157,7 @@ def tangent(vectors: Vectors, features: Vectors) -> Vectors:
     return vectors - (vectors * features).sum(1, keepdim=True) * features if is_unit else vectors
 
 
-def pixel_directions(reward: Reward, examples: Examples, words: config.Words, grain: int = GRAIN) -> tuple[Vectors, Vectors]:
+def pixel_directions(reward: Reward, examples: Examples, words: config.ControlPhrases, grain: int = GRAIN) -> tuple[Vectors, Vectors]:
     """Intended and actual direction (n, d) among pixels at each unwanted picture, both averaged over blocks of `grain` pixels."""
 
     def coarse(images: Images) -> Tensor:

@@ -80,14 +80,14 @@ class Told:
 
 
 @torch.no_grad()
-def remember(reward: Reward, examples: Examples, words: config.Words) -> tuple[Side, Side]:
+def remember(reward: Reward, examples: Examples, words: config.ControlPhrases) -> tuple[Side, Side]:
     """Both sides, wanted first, with what the reward says of them now."""
     sides = (examples.wanted, examples.wanted_prompts), (examples.unwanted, examples.unwanted_prompts)
     wanted, unwanted = (_remembered(reward, images, prompts, words) for images, prompts in sides)
     return wanted, unwanted
 
 
-def _remembered(reward: Reward, images: Images, prompts: Sequence[str], words: config.Words) -> Side:
+def _remembered(reward: Reward, images: Images, prompts: Sequence[str], words: config.ControlPhrases) -> Side:
     others = [_other(prompts, place) for place in range(len(prompts))]
     seen = [reward.encode(part) for part, _ in batches(images, prompts)]
 
@@ -124,7 +124,7 @@ def margin_of(*sides: Side) -> float:
 class Objective:
     """The loss of one batch; `gap` is the length of pos − neg aimed at among image features, None where they are no vectors."""
 
-    words: config.Words
+    words: config.ControlPhrases
     weights: Weights
     margin: float
     gap: float | None
@@ -172,7 +172,7 @@ class Objective:
         return terms
 
 
-def length_of_pull(reward: Reward, side: Side, words: config.Words) -> float | None:
+def length_of_pull(reward: Reward, side: Side, words: config.ControlPhrases) -> float | None:
     """Mean length of the gradient of pos − neg among image features; None where they are no vectors."""
     lengths = []
     for images, prompts in batches(side.images, side.prompts):

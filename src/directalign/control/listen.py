@@ -64,7 +64,7 @@ class Taught:
     held_out: int
 
 
-def teach(reward: Reward, examples: Examples, words: config.Words, lessons: Lessons) -> Taught:
+def teach(reward: Reward, examples: Examples, words: config.ControlPhrases, lessons: Lessons) -> Taught:
     """Fine-tune `reward` in place; the same arguments give the same weights.
 
     Raises: DirectAlignError for words of one side only, too few captions, or a reward that cannot be taught.
@@ -83,7 +83,7 @@ def teach(reward: Reward, examples: Examples, words: config.Words, lessons: Less
     return Taught(settled, before, measure(settled, held, words), best_step, stopped_at, len(held.wanted))
 
 
-def _gap(reward: Reward, side: Side, words: config.Words, lessons: Lessons) -> float | None:
+def _gap(reward: Reward, side: Side, words: config.ControlPhrases, lessons: Lessons) -> float | None:
     own = length_of_pull(reward, side, words)
     if own is None and lessons.gap is not None:
         raise DirectAlignError(f"--gap {lessons.gap}: {reward.name} has no image features of one vector an image, so its gap cannot be held: leave --gap out")

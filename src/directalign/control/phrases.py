@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..rewards.control_tokens import is_tokens_file
+from ..rewards.soft_prompts import is_tokens_file
 from ..texts import checked_prompt, read_text
 from ..types import DirectAlignError
 from .asked import recipe_words

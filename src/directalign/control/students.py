@@ -17,8 +17,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ..interfaces import Reward
-from ..rewards import ClipReward
-from ..rewards.vlm import VlmReward
+from ..rewards.clip import ClipReward
+from ..rewards.qwen_vl import VlmReward
 from ..types import DirectAlignError, Images, PerSample
 
 Part = Literal["text", "lora"]
@@ -59,11 +59,12 @@ def part_of(reward: Reward, part: Part | None) -> Part:
 
     Raises: DirectAlignError for a kind that cannot be taught, and for the text side of a VLM, whose language model reads both.
     """
-    if not isinstance(reward, ClipReward | VlmReward):
+    parts: tuple[Part, ...] = getattr(reward, "finetune_parts", ())
+    if not parts:
         raise DirectAlignError(f"--reward: {reward.name} cannot be taught to listen; give a CLIP (reward.name: clip) or a VLM (reward.name: vlm)")
-    if isinstance(reward, VlmReward) and part == "text":
+    if part is not None and part not in parts:
         raise DirectAlignError("--part text: a VLM reads image and words in one language model; leave --part out, or take lora")
-    return part or ("lora" if isinstance(reward, VlmReward) else "text")
+    return part or parts[0]
 
 
 def learner_of(reward: Reward) -> Reward:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import floor, log10
 from typing import Any
 
-from ..core.preference import from_absolute_relative
+from ..methods.objective_math import from_absolute_relative
 from .words import KEEPS, OVERLAP, PAYS, Pair, Table, Word
 
 AT_REST = 0.01

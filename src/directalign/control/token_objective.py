@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..rewards.control_tokens import SoftWords
+from ..rewards.soft_prompts import SoftPrompts
 from ..types import Images
 from .bias_probes import PROBES
 from .examples import Examples
@@ -37,7 +37,7 @@ class Readable(Protocol):
     """A reward with a text tower of its own: unit features of images and phrases, whose product is the score over its scale."""
 
     name: str
-    soft_words: SoftWords
+    soft_prompts: SoftPrompts
 
     def encode(self, images: Images) -> Features: ...
 
@@ -91,7 +91,7 @@ def see(reward: Readable, examples: Examples) -> Seen:
 
 def _side(reward: Readable, images: Images, captions: tuple[str, ...]) -> Side:
     def encoded(change: Callable[[Images], Images] | None) -> Features:
-        parts = [part.to(reward.soft_words.table.weight.device) for part in images.split(BATCH)]
+        parts = [part.to(reward.soft_prompts.table.weight.device) for part in images.split(BATCH)]
         return torch.cat([reward.encode(part if change is None else change(part)) for part in parts])
 
     plain = encoded(None)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import config
 from ..interfaces import Reward
 from ..order import permutation
-from ..rewards.control_tokens import ControlTokens, Vectors, check_length
+from ..rewards.soft_prompts import ControlTokens, Vectors, check_length
 from ..types import DirectAlignError
 from .examples import Examples
 from .token_objective import Gaps, Readable, Seen, Separation, Side, loss_of, see, separation_of, unit_of
@@ -61,7 +61,7 @@ class Fitted:
     best_step: int
 
 
-def fit_tokens(reward: Reward, examples: Examples, words: config.Words, fitting: Fitting) -> Fitted:
+def fit_tokens(reward: Reward, examples: Examples, words: config.ControlPhrases, fitting: Fitting) -> Fitted:
     """Tokens that tell wanted from unwanted images; words are where they start and what they are measured against.
 
     Without words both sides start from the mean of the embedding table and a little seeded noise. The same arguments give the same tokens.
@@ -79,7 +79,7 @@ def fit_tokens(reward: Reward, examples: Examples, words: config.Words, fitting:
     with _held(readable, best):
         after = separation_of(_gaps_of(readable, [POSITIVE], [NEGATIVE]), held, scale)
     how = f"fitted to {len(examples.wanted)} wanted and {len(examples.unwanted)} unwanted images, seed {fitting.seed}, from {_named(words)}"
-    positive, negative = (readable.soft_words.made(each, how) for each in best)
+    positive, negative = (readable.soft_prompts.made(each, how) for each in best)
     return Fitted(positive, negative, before, after, len(held.wanted.captions), best_step)
 
 
@@ -88,11 +88,11 @@ def mean_of_words(reward: Reward, phrases: Sequence[str], length: int | None = N
 
     One phrase at its own length gives that phrase again.
     """
-    soft_words = require_readable(reward).soft_words
-    vectors = [soft_words.embedding_of(phrase) for phrase in phrases]
+    soft_prompts = require_readable(reward).soft_prompts
+    vectors = [soft_prompts.embedding_of(phrase) for phrase in phrases]
     length = length or max(map(len, vectors))
-    check_length(length, soft_words.longest, "--length")
-    return soft_words.made(torch.stack([_stretched(each, length) for each in vectors]).mean(0), f"mean of the words {', '.join(phrases)}")
+    check_length(length, soft_prompts.longest, "--length")
+    return soft_prompts.made(torch.stack([_stretched(each, length) for each in vectors]).mean(0), f"mean of the words {', '.join(phrases)}")
 
 
 def require_readable(reward: Reward) -> Readable:
@@ -105,15 +105,15 @@ def require_readable(reward: Reward) -> Readable:
     return reward
 
 
-def starts(reward: Readable, words: config.Words, fitting: Fitting) -> tuple[Vectors, Vectors]:
+def starts(reward: Readable, words: config.ControlPhrases, fitting: Fitting) -> tuple[Vectors, Vectors]:
     """Where the fit begins, on each side: the mean of its phrases; without phrases the mean of the table, and a little noise."""
-    table = reward.soft_words.table.weight.detach()
+    table = reward.soft_prompts.table.weight.detach()
     if words.positive:
-        length = fitting.length or max(len(reward.soft_words.embedding_of(phrase)) for phrase in (*words.positive, *words.negative))
+        length = fitting.length or max(len(reward.soft_prompts.embedding_of(phrase)) for phrase in (*words.positive, *words.negative))
         positive, negative = (mean_of_words(reward, phrases, length).tokens for phrases in (words.positive, words.negative))  # type: ignore[arg-type]
         return positive.to(table), negative.to(table)
     length = fitting.length or LENGTH
-    check_length(length, reward.soft_words.longest, "--length")
+    check_length(length, reward.soft_prompts.longest, "--length")
     noise = torch.randn(2, length, table.shape[1], generator=torch.Generator().manual_seed(fitting.seed)).to(table)
     positive, negative = table.mean(0) + table.std() * noise
     return positive, negative
@@ -124,7 +124,7 @@ def starts(reward: Readable, words: config.Words, fitting: Fitting) -> tuple[Vec
 
 def _fit(reward: Readable, start: tuple[Vectors, Vectors], learn: Seen, held: Seen, fitting: Fitting) -> tuple[tuple[Vectors, Vectors], int]:
     """The vectors that are best on held-out captions, and the step that they are of."""
-    spread, unit = reward.soft_words.table.weight.detach().std(), unit_of(reward, learn)
+    spread, unit = reward.soft_prompts.table.weight.detach().std(), unit_of(reward, learn)
     moves = [nn.Parameter(torch.zeros_like(each)) for each in start]
     optimizer = torch.optim.Adam(moves, lr=fitting.rate)
     gaps = _gaps_of(reward, [POSITIVE], [NEGATIVE])
@@ -165,7 +165,7 @@ def _gaps_of(reward: Readable, positive: Sequence[str], negative: Sequence[str])
 @contextmanager
 def _held(reward: Readable, vectors: tuple[Tensor, Tensor]) -> Iterator[None]:
     """Inside, the two names stand for these vectors."""
-    held = reward.soft_words.held
+    held = reward.soft_prompts.held
     held.update(zip((POSITIVE, NEGATIVE), vectors, strict=True))
     try:
         yield
@@ -205,5 +205,5 @@ def _stretched(vectors: Vectors, length: int) -> Float[Tensor, "length d"]:
     return vectors[torch.arange(length, device=vectors.device) * len(vectors) // length]
 
 
-def _named(words: config.Words) -> str:
+def _named(words: config.ControlPhrases) -> str:
     return f"the words {', '.join(words.positive)} against {', '.join(words.negative)}" if words.positive else "the mean of the table"

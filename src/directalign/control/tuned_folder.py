@@ -16,11 +16,11 @@ from typing import Any
 
 from .. import __version__, config
 from ..interfaces import Reward
-from ..rewards import ClipReward, load_reward
-from ..rewards.preprocessing import Preprocessing
-from ..rewards.published import locate
-from ..rewards.vlm import VlmReward
-from ..rewards.vlm_model import SETTINGS
+from ..rewards import load_reward
+from ..rewards.clip import ClipReward
+from ..rewards.common import Preprocessing
+from ..rewards.qwen_vl import SETTINGS, VlmReward
+from ..rewards.weights import locate
 from ..types import DirectAlignError
 from .asked import reward_settings
 from .examples import load_examples
@@ -29,7 +29,7 @@ from .listen import Lessons, Taught, teach
 LIBRARIES = ("torch", "transformers", "peft", "safetensors")
 
 
-def listen(reward: str, images: str, words: config.Words, out: Path, lessons: Lessons, count: int | None = None) -> dict[str, Any]:
+def listen(reward: str, images: str, words: config.ControlPhrases, out: Path, lessons: Lessons, count: int | None = None) -> dict[str, Any]:
     """Teach the reward that `reward` names (see `asked`) with the examples that `images` names (see `examples`), and write it to `out`.
 
     Returns what listen.json holds. Nothing is written unless all of it is, and no folder is overwritten.

@@ -21,7 +21,6 @@ from torch import Tensor
 from ..types import Latents, PathName, PerSample, PredictionName
 from .path import alpha, per_sample
 from .prediction import to_noise, to_x0
-from .trust import distance
 
 Kind = Literal["ddim", "flow_grpo", "dance"]
 
@@ -97,7 +96,7 @@ def log_prob(moved: Transition, x_to: Latents) -> PerSample:
 
 def divergence(moved: Transition, base: Transition) -> PerSample:
     """KL(moved ‖ base) = (difference of the means)² / (2·std²), as the mean over dimensions like `log_prob`; one std for both."""
-    return distance(moved.mean, base.mean) / (2 * moved.std.to(moved.mean) ** 2)
+    return ((moved.mean - base.mean) ** 2).mean((1, 2, 3)) / (2 * moved.std.to(moved.mean) ** 2)
 
 
 def group_advantage(reward: PerSample, group_size: int, over: Literal["group", "batch"] = "group") -> PerSample:

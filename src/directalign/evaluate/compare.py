@@ -100,7 +100,7 @@ def _compare(request: Request, subjects: list[Subject], say: Say) -> Path:
     judge, off_topic = _judge(request, subjects, items, say), _off_topic(request, subjects)
     _check_rewards(rewards)
     if off_topic is not None:
-        wanted = config.Words(positive=[phrase for each in _recipes(subjects) for phrase in each.method.words.positive])
+        wanted = config.ControlPhrases(positive=[phrase for each in _recipes(subjects) for phrase in each.method.words.positive])
         items += off_topic_items(off_topic, wanted, len(items), min(MOST_OFF_TOPIC, len(items)))
     batch_size = request.batch_size or LOOKED_AT_ONCE
     looks = planned_looks(rewards, words, judge, off_topic, batch_size)

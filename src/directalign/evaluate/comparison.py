@@ -28,7 +28,7 @@ NO_TRAINING = ("model", "rollout")
 
 
 def described(
-    subjects: Sequence[Subject], items: Sequence[Item], source: str, rewards: Sequence[SeenReward], words: config.Words, command: str
+    subjects: Sequence[Subject], items: Sequence[Item], source: str, rewards: Sequence[SeenReward], words: config.ControlPhrases, command: str
 ) -> dict[str, Any]:
     """What a reader of the folder must know, without what it ran on."""
     own = [item for item in items if not item.off_topic]
@@ -44,7 +44,7 @@ def described(
     }
 
 
-def asked(subjects: Sequence[Subject], items: Sequence[Item], looks: Sequence[Planned], words: config.Words, off_topic: str | None) -> dict[str, Any]:
+def asked(subjects: Sequence[Subject], items: Sequence[Item], looks: Sequence[Planned], words: config.ControlPhrases, off_topic: str | None) -> dict[str, Any]:
     """What must be the same for a comparison to be gone on with: models and their weights, how they are sampled, prompts and seeds, looks."""
     pairs = json.dumps([(item.prompt, item.seed, item.group) for item in items], ensure_ascii=False)
     models = {subject.key: {"source": subject.source, "kind": subject.kind, **_weights(subject), **_sections(subject)} for subject in subjects}

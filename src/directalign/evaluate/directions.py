@@ -36,7 +36,7 @@ class Request:
     after: Path | None
     probes: tuple[str, ...] = ()
     prompts: str | None = None
-    keep: config.Words = field(default_factory=config.Words)
+    keep: config.ControlPhrases = field(default_factory=config.ControlPhrases)
     keep_examples: str | None = None
     components: int = 1
     num_pairs: int = 64

@@ -15,15 +15,13 @@ import torch
 from .. import config
 from ..interfaces import Reward
 from ..rewards import load_reward
-from ..rewards.control_tokens import is_tokens_file
+from ..rewards.soft_prompts import is_tokens_file
 from ..types import DirectAlignError, Images, PerSample
 from .scoring import BARE, Asked, scored
 
 PREFIX = "held_out_"
 POS, NEG = "_pos", "_neg"
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-SEES_ONCE = ("clip", "siglip")
-"""Kinds whose image features answer any number of phrases."""
 
 
 def key_of(label: str) -> str:
@@ -52,8 +50,8 @@ def held_out_scores(rewards: Mapping[str, Reward], images: Images, prompts: Sequ
     return found
 
 
-def _asked(name: str, reward: Reward, words: config.Words) -> Asked:
-    if reward.name not in SEES_ONCE:
+def _asked(name: str, reward: Reward, words: config.ControlPhrases) -> Asked:
+    if not getattr(reward, "image_embeddings", False):
         return {name: BARE}
     sides = {POS: words.positive, NEG: words.negative}
     return {name: BARE, **{f"{name}{side}": [phrase for phrase in phrases if not is_tokens_file(phrase)] for side, phrases in sides.items()}}

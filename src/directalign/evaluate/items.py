@@ -49,7 +49,7 @@ def items_of(rows: Sequence[PromptRow], num_pairs: int | None, seeds_per_prompt:
     return [Item(index, row.prompt, FIRST_SEED + index, row.group, row.facts) for index, row in enumerate(chosen)]
 
 
-def off_topic_items(source: str, words: config.Words, first: int, count: int) -> list[Item]:
+def off_topic_items(source: str, words: config.ControlPhrases, first: int, count: int) -> list[Item]:
     """`count` control images from index `first` on, each of another prompt while there are enough, with seeds that nothing else has."""
     prompts = off_topic_prompts(source, words)
     order = permutation(len(prompts), seed=0, epoch=0)

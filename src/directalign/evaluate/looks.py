@@ -15,12 +15,11 @@ from torch import Tensor
 
 from .. import config
 from ..interfaces import Judge, Reward
-from ..rewards import load_reward
+from ..rewards import load_reward, reward_class
 from ..types import Images, PerSample
 from ..world.judges import load_judge
 from . import drift, names
 from .diversity import cosine_distance, rmse, to_siblings
-from .held_out import SEES_ONCE
 from .items import Item
 from .names import About
 from .off_topic import styles_named
@@ -59,7 +58,7 @@ class Planned:
     settings: Mapping[str, object]
 
 
-def planned_looks(rewards: Sequence[SeenReward], words: config.Words, judge: str, off_topic: str | None, batch_size: int) -> list[Planned]:
+def planned_looks(rewards: Sequence[SeenReward], words: config.ControlPhrases, judge: str, off_topic: str | None, batch_size: int) -> list[Planned]:
     """Every look of a comparison, the cheap ones first; rewards load one at a time."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     looks = [Planned("pixels", _pixel_names(), lambda: pixels, {})]
@@ -116,12 +115,12 @@ def _kept(said: Mapping[str, PerSample], prompts: tuple[str, ...]) -> dict[str, 
 # --- rewards ------------------------------------------------------------------------------------------------------------
 
 
-def _load_reward(each: SeenReward, words: config.Words, device: str, batch_size: int) -> Look:
+def _load_reward(each: SeenReward, words: config.ControlPhrases, device: str, batch_size: int) -> Look:
     return partial(rewarded, load_reward(each.settings, device, each.key), each.label, words, device, batch_size)
 
 
 @torch.no_grad()
-def rewarded(reward: Reward, label: str, words: config.Words, device: str, batch_size: int, shown: Shown) -> Numbers:
+def rewarded(reward: Reward, label: str, words: config.ControlPhrases, device: str, batch_size: int, shown: Shown) -> Numbers:
     """The plain score, the style gap where the reward reads prompts, and distances between its features where it has them."""
     seen = {key: _asked(reward, label, words, images, shown, device, batch_size) for key, images in shown.images.items()}
     found = {key: dict(numbers) for key, (numbers, _) in seen.items()}
@@ -134,17 +133,17 @@ def rewarded(reward: Reward, label: str, words: config.Words, device: str, batch
     return found
 
 
-def _asked(reward: Reward, label: str, words: config.Words, images: Images, shown: Shown, device: str, size: int) -> tuple[dict[str, PerSample], Tensor | None]:
+def _asked(reward: Reward, label: str, words: config.ControlPhrases, images: Images, shown: Shown, device: str, size: int) -> tuple[dict[str, PerSample], Tensor | None]:
     starts = range(0, len(images), size)
     parts = [_ask(reward, words, images[i : i + size].to(device), shown.prompts[i : i + size], shown.off_topic) for i in starts]
     plain, gaps, features = ([part[place] for part in parts] for place in range(3))
     if shown.off_topic:
         return {f"{names.OFF_TOPIC}{names.SCORE}{label}": torch.cat(plain)}, None
     gap = {names.SGP + label: torch.cat(gaps)} if reward.reads_prompt else {}
-    return {names.SCORE + label: torch.cat(plain), **gap}, torch.cat(features) if reward.name in SEES_ONCE else None
+    return {names.SCORE + label: torch.cat(plain), **gap}, torch.cat(features) if getattr(reward, "image_embeddings", False) else None
 
 
-def _ask(reward: Reward, words: config.Words, images: Images, prompts: tuple[str, ...], plain_only: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _ask(reward: Reward, words: config.ControlPhrases, images: Images, prompts: tuple[str, ...], plain_only: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Plain score, style gap and features of a batch; what there is not is empty."""
     features = reward.encode(images)
     plain, nothing = reward.score(features, prompts).float().cpu(), torch.empty(0)
@@ -153,12 +152,12 @@ def _ask(reward: Reward, words: config.Words, images: Images, prompts: tuple[str
         return torch.stack([reward.score(features, [f"{phrase}. {prompt}" for prompt in prompts]).float().cpu() for phrase in phrases]).mean(0)
 
     gap = mean(words.positive) - mean(words.negative) if reward.reads_prompt and not plain_only else nothing
-    return plain, gap, features.float().cpu() if isinstance(features, Tensor) and reward.name in SEES_ONCE else nothing
+    return plain, gap, features.float().cpu() if isinstance(features, Tensor) and getattr(reward, "image_embeddings", False) else nothing
 
 
-def _reward_names(each: SeenReward, words: config.Words) -> dict[str, About]:
+def _reward_names(each: SeenReward, words: config.ControlPhrases) -> dict[str, About]:
     label, scale = each.label, each.settings.scale
-    features = names.about_features(label) if each.settings.name in SEES_ONCE else {}
+    features = names.about_features(label) if reward_class(each.settings.name).image_embeddings else {}
     return {
         names.SCORE + label: names.about_reward(label, each.kind, scale, bool(each.trained)),
         names.SGP + label: names.about_sgp(label, each.kind, scale, words.positive, words.negative),

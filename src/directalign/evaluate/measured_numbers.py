@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from .. import config
+from ..rewards import reward_class
 from ..world.scenes import STYLES
 from . import drift, held_out, off_topic
 from .scoring import OF_ONE
 
 Better = Literal[1, 0, -1]
 """1 more is better, -1 less is better, 0 neither: such a number only tells that something changed."""
-PIXELS_ALONE = ("pixels", "aesthetic")
-"""Rewards that ignore the prompt."""
 
 
 def measured_numbers(run: config.Run) -> dict[str, Better]:
@@ -53,7 +52,7 @@ def _scores(run: config.Run) -> dict[str, Better]:
     asked = [name for name, phrases in (("score_pos", words.positive), ("score_neg", words.negative)) if phrases and _reads_prompt(run.reward)]
     trained: dict[str, Better] = {name: 0 if name == "score_neg" else 1 for name in ("reward", *asked, *(f"{OF_ONE}{member.label}" for member in members))}
     for label, reward in run.evaluate.rewards.items():
-        sides = ((held_out.POS, words.positive), (held_out.NEG, words.negative)) if reward.name in held_out.SEES_ONCE else ()
+        sides = ((held_out.POS, words.positive), (held_out.NEG, words.negative)) if reward_class(reward.name).image_embeddings else ()
         trained |= {f"{held_out.PREFIX}{label}": 1, **{f"{held_out.PREFIX}{label}{side}": 0 for side, phrases in sides if phrases}}
     return trained
 
@@ -64,4 +63,4 @@ def _held_out_plain(run: config.Run) -> list[str]:
 
 def _reads_prompt(reward: config.Reward) -> bool:
     members = [member.reward for member in reward.members] if isinstance(reward, config.Mix) else [reward]
-    return any(member.name not in PIXELS_ALONE for member in members)
+    return any(reward_class(member.name).reads_prompt for member in members)

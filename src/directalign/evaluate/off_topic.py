@@ -30,7 +30,7 @@ STYLE_KEPT, CONTENT = f"{PREFIX}style_kept", f"{PREFIX}content"
 Score = Callable[[Images, tuple[str, ...]], dict[str, PerSample]]
 
 
-def off_topic_prompts(source: str, words: config.Words) -> list[str]:
+def off_topic_prompts(source: str, words: config.ControlPhrases) -> list[str]:
     """The prompts of a recipe's `evaluate.off_topic`.
 
     Raises: DirectAlignError for a list that cannot be read, and for "world" where the wanted phrases name every style of it.

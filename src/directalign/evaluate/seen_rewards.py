@@ -54,15 +54,15 @@ def rewards_of(subjects: Sequence[Subject], given: Sequence[str]) -> list[SeenRe
     return _apart(list(found.values()))
 
 
-def words_of(subjects: Sequence[Subject], positive: Sequence[str], negative: Sequence[str]) -> config.Words:
+def words_of(subjects: Sequence[Subject], positive: Sequence[str], negative: Sequence[str]) -> config.ControlPhrases:
     """The phrases of the style gap: as asked, else of the first run that has both kinds, else those of the paper."""
     if bool(positive) != bool(negative):
         raise DirectAlignError("--positive and --negative: the style gap is the difference between the two; give both or neither")
     if positive:
-        return config.Words(positive=list(positive), negative=list(negative))
+        return config.ControlPhrases(positive=list(positive), negative=list(negative))
     words = [each.recipe.method.words for each in subjects if each.recipe is not None]
-    plain = [config.Words(positive=_plain(each.positive), negative=_plain(each.negative)) for each in words]
-    return next((each for each in plain if each.positive and each.negative), config.Words(positive=["Realistic photo"], negative=["CG Render"]))
+    plain = [config.ControlPhrases(positive=_plain(each.positive), negative=_plain(each.negative)) for each in words]
+    return next((each for each in plain if each.positive and each.negative), config.ControlPhrases(positive=["Realistic photo"], negative=["CG Render"]))
 
 
 def _plain(phrases: Sequence[str]) -> list[str]:

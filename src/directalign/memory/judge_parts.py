@@ -12,16 +12,14 @@ from torch import nn
 
 from .. import config, hub
 from ..families.parts import read_json
-from ..rewards import blip_layout, hpsv3_layout, open_clip
-from ..rewards.aesthetic_heads import V2_5, HeadLayout, recognise
+from ..rewards import hpsv3, image_reward, open_clip
+from ..rewards.aesthetic import V2_5, HeadLayout, recognise
+from ..rewards.common import Preprocessing
 from ..rewards.hpsv3 import PIXELS, USUAL
 from ..rewards.image_reward import CLIP_MEAN, CLIP_STD
-from ..rewards.mps import MADE_FROM
-from ..rewards.mps_cross import sizes_of
-from ..rewards.preprocessing import Preprocessing
-from ..rewards.published import is_weight_file, locate, on_the_hub, read_shapes
-from ..rewards.vlm_model import kind_of
-from ..rewards.vlm_pixels import VlmPixels
+from ..rewards.mps import MADE_FROM, sizes_of
+from ..rewards.qwen_vl import VlmPixels, kind_of
+from ..rewards.weights import is_weight_file, locate, on_the_hub, read_shapes
 from ..types import DirectAlignError
 from .architecture import known, local_folder
 from .weightless import Part
@@ -75,7 +73,7 @@ def _image_reward(reward: config.ImageReward, key: str) -> Found:
     if file is None:
         part, doubts = _published(reward.path, f"{key}.path", "image_reward")
     else:
-        of = blip_layout.describe(file, key)
+        of = image_reward.describe_blip(file, key)
         widths = [layer.out_features for layer in of.head.modules() if isinstance(layer, nn.Linear)]
         part, doubts = Part.of("Blip", {"vision": of.vision.to_dict(), "text": of.text.to_dict(), "inner": widths[:-1]}), ()
     side = part.config["vision"]["image_size"]
@@ -126,8 +124,8 @@ def _hpsv3(reward: config.Hpsv3, key: str) -> Found:
     elif file is None:
         told, doubts = read_json(folder / "config.json"), ()
     else:
-        shapes = {hpsv3_layout.inner(name): shape for name, shape in read_shapes(file, f"{key}.path").items()}
-        told, doubts = hpsv3_layout.described(shapes, folder, file, key).to_dict(), ()
+        shapes = {hpsv3.inner(name): shape for name, shape in read_shapes(file, f"{key}.path").items()}
+        told, doubts = hpsv3.described(shapes, folder, file, key).to_dict(), ()
     part = Part.of("Hpsv3", told)
     return Found(part, replace(_cells(folder, part, name, key), min_pixels=PIXELS, max_pixels=PIXELS), doubts)
 

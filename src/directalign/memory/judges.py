@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from .. import config
-from ..rewards import asking
-from ..rewards.hpsv3_question import QUESTION
-from ..rewards.preprocessing import Preprocessing
-from ..rewards.vlm_pixels import VlmPixels
+from ..methods import objective
+from ..rewards.common import Preprocessing
+from ..rewards.hpsv3 import QUESTION
+from ..rewards.qwen_vl import VlmPixels
 from . import judge_parts
 from .weightless import Part, built
 
@@ -96,18 +96,18 @@ def panel(run: config.Run) -> Panel:
     return Panel(tuple(judges), tuple(doubts))
 
 
-def asked(run: config.Run) -> Iterator[tuple[str, str, config.SingleReward, config.Preferring | None]]:
+def asked(run: config.Run) -> Iterator[tuple[str, str, config.SingleReward, config.ObjectiveConfig | None]]:
     """Key, label and settings of each reward, and how it is asked; held-out ones have no method."""
     if isinstance(run.reward, config.Mix):
         for place, member in enumerate(run.reward.members):
-            yield f"reward.members.{place}.reward", f"reward {member.label}", member.reward, asking.questions(place, member, run.method)
+            yield f"reward.members.{place}.reward", f"reward {member.label}", member.reward, objective.member_settings(place, member, run.method)
     else:
         yield "reward", "reward", run.reward, run.method
     for label, reward in run.evaluate.rewards.items():
         yield f"evaluate.rewards.{label}", f"held out {label}", reward, None
 
 
-def _judge(label: str, reward: Any, found: judge_parts.Found, method: config.Preferring | None) -> Judge:
+def _judge(label: str, reward: Any, found: judge_parts.Found, method: config.ObjectiveConfig | None) -> Judge:
     return Judge(
         label=label,
         kind=reward.name,
@@ -121,7 +121,7 @@ def _judge(label: str, reward: Any, found: judge_parts.Found, method: config.Pre
     )
 
 
-def texts_of(method: config.Preferring) -> int:
+def texts_of(method: config.ObjectiveConfig) -> int:
     """Phrasings whose scores one loss is made of: of a list that is averaged, all."""
     sides = [method.words.positive] + ([method.words.negative] if method.form != "absolute" else [])
     phrases = sum(len(side) if method.words.order == "average" else min(len(side), 1) for side in sides)

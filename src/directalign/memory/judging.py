@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pixel_shuffle
 
 from ..families import autoencoder, frame_autoencoder
-from ..rewards import image_reward, vlm_model
-from ..rewards.recomputing import recompute
-from ..rewards.vlm_chat import Asked
+from ..rewards import image_reward, qwen_vl
+from ..rewards.common import recompute
+from ..rewards.qwen_vl import ObjectiveOutput
 from ..types import Images, Latents
 from .blocks import FEWEST
 from .judges import Judge
@@ -159,16 +159,16 @@ def _mps(judge: Judge, network: Any, images: Images) -> Tensor:
 
 def _vlm(judge: Judge, network: Any, images: Images) -> Tensor:
     """Its logits of two answers are too little to count; so is HPSv3's head."""
-    seen = vlm_model.see(network.model, judge.pixels, images)  # pyright: ignore[reportArgumentType]
+    seen = qwen_vl.see(network.model, judge.pixels, images)  # pyright: ignore[reportArgumentType]
     asked = _chat(len(images), judge.tokens, seen.tokens.shape[1])
     plain = torch.arange(asked.ids.shape[1]).expand(3, *asked.ids.shape) if judge.kind == "hpsv3" else None
-    return torch.stack([vlm_model.read(network.model, seen, asked, plain).float().sum() for _ in range(judge.texts)]).sum()
+    return torch.stack([qwen_vl.read(network.model, seen, asked, plain).float().sum() for _ in range(judge.texts)]).sum()
 
 
-def _chat(b: int, tokens: int, image_tokens: int) -> Asked:
+def _chat(b: int, tokens: int, image_tokens: int) -> ObjectiveOutput:
     """Chats of one length, the image first."""
     length = tokens + image_tokens
-    return Asked(torch.zeros(b, length, dtype=torch.long), (0,) * b, image_tokens, (length,) * b)
+    return ObjectiveOutput(torch.zeros(b, length, dtype=torch.long), (0,) * b, image_tokens, (length,) * b)
 
 
 SCORES: dict[str, Callable[[Judge, Any, Images], Tensor]] = {

@@ -24,10 +24,9 @@ from transformers import (
 )
 
 from ..rewards.aesthetic import Predictor
-from ..rewards.blip_layout import Blip
-from ..rewards.hpsv3_layout import head_of
-from ..rewards.mps import MpsModel
-from ..rewards.mps_cross import CrossModel
+from ..rewards.hpsv3 import head_of
+from ..rewards.image_reward import Blip
+from ..rewards.mps import CrossModel, MpsModel
 
 Settings = Mapping[str, Any]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..config import Run
 from ..interfaces import ALONE, Family, Method, Reward, Together
-from ..rewards.agreed import agreed
+from ..rewards.distributed import synchronized
 from .alignprop import AlignProp
 from .draft import DRaFT
 from .drtune import DRTune
@@ -30,6 +30,8 @@ METHODS: dict[str, Any] = {
 
 def load_method(run: Run, family: Family, reward: Reward, together: Together = ALONE) -> Method:
     """The method that a run names, bound to its model and reward; ranks that train `together` share what it remembers of the reward."""
-    method = METHODS[run.method.name](family, agreed(reward, together), run.method, run.rollout)
-    method.preference.together = together
+    method = METHODS[run.method.name](
+        family, synchronized(reward, together), run.method, run.rollout
+    )
+    method.objective.together = together
     return method

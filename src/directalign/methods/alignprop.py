@@ -20,11 +20,11 @@ from torch.utils.checkpoint import checkpoint
 from ..config import AlignProp as Settings
 from ..config import Rollout as RolloutSettings
 from ..core.noising import STEPS, generator_of
-from ..core.preference import hinge
 from ..interfaces import Family, Reward
-from ..rewards.asking import preference_of
 from ..rollout import sample, start, step
 from ..types import Batch, Conditioning, Latents, Loss
+from .objective import build_objective
+from .objective_math import hinge
 
 
 class AlignProp:
@@ -33,11 +33,16 @@ class AlignProp:
     Raises DirectAlignError for a reward without gradient, or one that ignores the prompt where the form compares two phrasings.
     """
 
-    def __init__(self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings) -> None:
+    def __init__(
+        self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings
+    ) -> None:
         self.max_grad_steps = settings.max_grad_steps or rollout.num_sampling_steps
-        assert self.max_grad_steps <= rollout.num_sampling_steps, (self.max_grad_steps, rollout.num_sampling_steps)
+        assert self.max_grad_steps <= rollout.num_sampling_steps, (
+            self.max_grad_steps,
+            rollout.num_sampling_steps,
+        )
         self.family, self.settings, self.rollout = family, settings, rollout
-        self.preference = preference_of(reward, settings)
+        self.objective = build_objective(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Make the state where the gradient begins; predict the rest of the way to x0; reward; yield."""
@@ -46,16 +51,20 @@ class AlignProp:
 
         x0 = self._recomputed(begun.cond, x_t, begun.sigmas[-grad_steps - 1 :])
 
-        asked = self.preference.ask(self.family.decode(x0), batch)
-        loss = hinge(asked.reward, 1.0, self.settings.margin)
+        output = self.objective(self.family.decode(x0), batch)
+        loss = hinge(output.reward, 1.0, self.settings.margin)
 
-        yield Loss(loss.mean(), "chain", {**asked.metrics, "grad_steps": float(grad_steps)})
+        yield Loss(loss.mean(), "chain", {**output.metrics, "grad_steps": float(grad_steps)})
 
     def depth(self, batch: Batch) -> int:
         """How many last steps keep their gradient: uniform over 1, ..., `max_grad_steps`."""
-        return int(torch.randint(1, self.max_grad_steps + 1, (), generator=generator_of(batch, STEPS)))
+        return int(
+            torch.randint(1, self.max_grad_steps + 1, (), generator=generator_of(batch, STEPS))
+        )
 
-    def _recomputed(self, cond: Conditioning, x_t: Latents, sigmas: Float[Tensor, " levels"]) -> Latents:
+    def _recomputed(
+        self, cond: Conditioning, x_t: Latents, sigmas: Float[Tensor, " levels"]
+    ) -> Latents:
         """The rest of the rollout with gradient; a step keeps its input alone, and runs again in the backward pass."""
         for sigma_from, sigma_to in pairwise(sigmas.to(x_t.device)):
             levels = sigma_from.expand(len(x_t)), sigma_to.expand(len(x_t))
@@ -63,7 +72,7 @@ class AlignProp:
         return x_t
 
     def state_dict(self) -> Mapping[str, Any]:
-        return self.preference.state_dict()
+        return self.objective.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.preference.load_state_dict(state)
+        self.objective.load_state_dict(state)

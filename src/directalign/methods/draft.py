@@ -18,11 +18,11 @@ from typing import Any
 from ..config import DRaFT as Settings
 from ..config import Rollout as RolloutSettings
 from ..core.noising import FRESH_NOISE, inject
-from ..core.preference import hinge
 from ..interfaces import Family, Reward
-from ..rewards.asking import preference_of
 from ..rollout import Start, noise_of, one_step_guess, sample, start
 from ..types import Batch, Latents, Loss
+from .objective import build_objective
+from .objective_math import hinge
 
 
 class DRaFT:
@@ -31,10 +31,15 @@ class DRaFT:
     Raises DirectAlignError for a reward without gradient, or one that ignores the prompt where the form compares two phrasings.
     """
 
-    def __init__(self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings) -> None:
-        assert settings.grad_steps <= rollout.num_sampling_steps, (settings.grad_steps, rollout.num_sampling_steps)
+    def __init__(
+        self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings
+    ) -> None:
+        assert settings.grad_steps <= rollout.num_sampling_steps, (
+            settings.grad_steps,
+            rollout.num_sampling_steps,
+        )
         self.family, self.settings, self.rollout = family, settings, rollout
-        self.preference = preference_of(reward, settings)
+        self.objective = build_objective(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Make x0 with the gradient of its last steps; reward; yield; then noise, denoise, reward and yield again."""
@@ -54,12 +59,12 @@ class DRaFT:
         return one_step_guess(self.family, begun.cond, x_t, sigma)
 
     def _loss(self, x0: Latents, batch: Batch, branch: str) -> Loss:
-        asked = self.preference.ask(self.family.decode(x0), batch)
-        loss = hinge(asked.reward, 1.0, self.settings.margin)
-        return Loss(loss.mean() / self.settings.lv_samples, branch, asked.metrics)
+        output = self.objective(self.family.decode(x0), batch)
+        loss = hinge(output.reward, 1.0, self.settings.margin)
+        return Loss(loss.mean() / self.settings.lv_samples, branch, output.metrics)
 
     def state_dict(self) -> Mapping[str, Any]:
-        return self.preference.state_dict()
+        return self.objective.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.preference.load_state_dict(state)
+        self.objective.load_state_dict(state)

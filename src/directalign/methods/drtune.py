@@ -20,11 +20,11 @@ from ..config import DRTune as Settings
 from ..config import Rollout as RolloutSettings
 from ..core.linear_step import linear_step
 from ..core.noising import STEPS, generator_of
-from ..core.preference import hinge
 from ..interfaces import Family, Reward
-from ..rewards.asking import preference_of
 from ..rollout import Start, start
 from ..types import Batch, DirectAlignError, Latents, Loss
+from .objective import build_objective
+from .objective_math import hinge
 
 
 class DRTune:
@@ -34,23 +34,32 @@ class DRTune:
     phrasings, and where an early stop could leave fewer than K steps.
     """
 
-    def __init__(self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings) -> None:
+    def __init__(
+        self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings
+    ) -> None:
         check_steps(settings, rollout)
         self.family, self.settings, self.rollout = family, settings, rollout
-        self.preference = preference_of(reward, settings)
+        self.objective = build_objective(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Make the steps down to the stop, some with gradient; predict x0_hat there; reward; yield."""
         begun, (stop, trained) = start(self.family, self.rollout, batch), self.steps(batch)
-        sigmas = torch.cat([begun.sigmas[: stop + 1], torch.zeros_like(begun.sigmas[:1])])  # from the stop, one step to the end is x0_hat
+        sigmas = torch.cat(
+            [begun.sigmas[: stop + 1], torch.zeros_like(begun.sigmas[:1])]
+        )  # from the stop, one step to the end is x0_hat
 
         x0_hat = self._chain(begun, sigmas, trained)
 
-        asked = self.preference.ask(self.family.decode(x0_hat), batch)
-        loss = hinge(asked.reward, 1.0, self.settings.margin)
+        output = self.objective(self.family.decode(x0_hat), batch)
+        loss = hinge(output.reward, 1.0, self.settings.margin)
 
-        levels = {"sigma": begun.sigmas[stop].expand(len(loss)), "reward": asked.reward}
-        yield Loss(loss.mean(), "chain", asked.metrics, {name: value.detach().double().tolist() for name, value in levels.items()})
+        levels = {"sigma": begun.sigmas[stop].expand(len(loss)), "reward": output.reward}
+        yield Loss(
+            loss.mean(),
+            "chain",
+            output.metrics,
+            {name: value.detach().double().tolist() for name, value in levels.items()},
+        )
 
     def steps(self, batch: Batch) -> tuple[int, range]:
         """(stop, trained): the step whose guess is judged, uniform over the last `early_stop`, and the K trained ones among 0, ..., stop.
@@ -58,7 +67,9 @@ class DRTune:
         The trained steps lie ⌊(stop + 1) / K⌋ apart, from a first one drawn uniformly from where they all fit.
         """
         generator, trained_steps = generator_of(batch, STEPS), self.settings.trained_steps
-        stop = self.rollout.num_sampling_steps - int(torch.randint(1, self.settings.early_stop + 1, (), generator=generator))
+        stop = self.rollout.num_sampling_steps - int(
+            torch.randint(1, self.settings.early_stop + 1, (), generator=generator)
+        )
         spacing = (stop + 1) // trained_steps
         span = (trained_steps - 1) * spacing + 1
         first = int(torch.randint(stop + 2 - span, (), generator=generator))
@@ -75,10 +86,10 @@ class DRTune:
         return x_t
 
     def state_dict(self) -> Mapping[str, Any]:
-        return self.preference.state_dict()
+        return self.objective.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.preference.load_state_dict(state)
+        self.objective.load_state_dict(state)
 
 
 def check_steps(settings: Settings, rollout: RolloutSettings) -> None:

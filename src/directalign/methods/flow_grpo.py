@@ -3,8 +3,8 @@
 The papers: turn the sampler into an SDE, so that each step is a Gaussian whose log-probability can be raised; the advantage
 of a sample is its reward against the other samples of its prompt; PPO's clipped ratio, and in Flow-GRPO a divergence from
 the base model. DanceGRPO starts a prompt's samples from one noise and trains a random part of the steps. Here: both, by
-settings, and the DDIM step, which works on VP paths too. The reward is asked in any form: with the relative one, SRPO's
-preference is the advantage, and since no gradient is asked of it, a black box will do.
+settings, and the DDIM step, which works on VP paths too. The reward is output in any form: with the relative one, SRPO's
+preference is the advantage, and since no gradient is output of it, a black box will do.
 Left out: advantages over ranks and clipping of advantages (a group is whole on its rank), splitting a batch of rollouts
 into smaller ones for its updates (each takes all samples, and its own steps of them), fewer steps than in use (one rollout for both).
 """
@@ -24,9 +24,9 @@ from ..core import transition
 from ..core.noising import STEPS, TRANSITION, generator_of
 from ..families.reference import BaseModel
 from ..interfaces import Family, Reward
-from ..rewards.asking import preference_of
 from ..rollout import noise_of, start
 from ..types import Batch, Conditioning, DirectAlignError, Latents, Loss, PerSample
+from .objective import build_objective
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,13 @@ class FlowGRPO:
     Raises DirectAlignError for more trained steps than can be trained, and for an SDE of rectified flow on another path.
     """
 
-    def __init__(self, family: Family, reward: Reward, settings: config.FlowGRPO, rollout: config.Rollout) -> None:
+    def __init__(
+        self, family: Family, reward: Reward, settings: config.FlowGRPO, rollout: config.Rollout
+    ) -> None:
         check_steps(settings, rollout)
         check_sde(settings, family.path)
         self.family, self.settings, self.rollout = family, settings, rollout
-        self.preference = preference_of(reward, settings, by_gradient=False)
+        self.objective = build_objective(reward, settings, differentiable=False)
         self.base = BaseModel(family.denoiser) if settings.kl_weight > 0 else None
         self.kept: dict[int, Rollouts] = {}
 
@@ -77,12 +79,18 @@ class FlowGRPO:
 
         ratio = (transition.log_prob(moved, made.states[index + 1]) - made.log_probs[index]).exp()
         loss = transition.clipped_loss(ratio, made.advantage, settings.clip_range)
-        metrics = made.metrics | {"ratio": _mean(ratio), "clip_fraction": _mean((ratio - 1).abs() > settings.clip_range)}
+        metrics = made.metrics | {
+            "ratio": _mean(ratio),
+            "clip_fraction": _mean((ratio - 1).abs() > settings.clip_range),
+        }
         if base is not None:
             divergence = transition.divergence(moved, base)
             loss = loss + settings.kl_weight * divergence
             metrics["kl"] = _mean(divergence)
-        levels = {"sigma": [float(made.sigmas[index])] * len(x_t), "reward": made.reward.double().tolist()}
+        levels = {
+            "sigma": [float(made.sigmas[index])] * len(x_t),
+            "reward": made.reward.double().tolist(),
+        }
         return Loss(loss.mean() / count, "policy", metrics, levels)
 
     # --- make x0 ----------------------------------------------------------------------------------------------------
@@ -100,55 +108,96 @@ class FlowGRPO:
     def _roll_out(self, batch: Batch) -> Rollouts:
         size = self.settings.group_size
         total = None if batch.total is None else batch.total * size
-        batch = replace(batch, prompts=tuple(prompt for prompt in batch.prompts for _ in range(size)), place=batch.place * size, total=total)
+        batch = replace(
+            batch,
+            prompts=tuple(prompt for prompt in batch.prompts for _ in range(size)),
+            place=batch.place * size,
+            total=total,
+        )
         begun = start(self.family, self.rollout, batch)
-        noise = begun.noise[::size].repeat_interleave(size, 0) if self.settings.same_noise else begun.noise
+        noise = (
+            begun.noise[::size].repeat_interleave(size, 0)
+            if self.settings.same_noise
+            else begun.noise
+        )
         sigmas, states, log_probs = begun.sigmas.to(noise.device), [noise], []
         for index, (sigma_from, sigma_to) in enumerate(pairwise(sigmas)):
             moved = self._transition(states[-1], begun.cond, sigma_from, sigma_to)
             states.append(moved.draw(noise_of(batch, TRANSITION, tuple(noise.shape), index=index)))
             if sigma_to > 0:
                 log_probs.append(transition.log_prob(moved, states[-1]))
-        asked = self.preference.ask(self.family.decode(states[-1]), replace(batch, step=batch.step // self.settings.updates_per_rollout))
-        reward = asked.reward.to(noise.device)
+        output = self.objective(
+            self.family.decode(states[-1]),
+            replace(batch, step=batch.step // self.settings.updates_per_rollout),
+        )
+        reward = output.reward.to(noise.device)
         advantage = transition.group_advantage(reward, size, self.settings.normalise)
-        metrics = {**asked.metrics, "group_spread": _mean(transition.centred(reward, size).square().mean(1).sqrt())}
-        return Rollouts(batch.step, batch.prompts, sigmas, states, log_probs, reward, advantage, metrics)
+        metrics = {
+            **output.metrics,
+            "group_spread": _mean(transition.centred(reward, size).square().mean(1).sqrt()),
+        }
+        return Rollouts(
+            batch.step, batch.prompts, sigmas, states, log_probs, reward, advantage, metrics
+        )
 
     def _trained_steps(self, made: Rollouts, batch: Batch) -> list[int]:
         """Which steps this update trains: the next ones in an order drawn with the rollout, so that its updates take turns."""
         trainable = len(made.log_probs)
         count = self.settings.trained_steps or trainable
-        order = torch.randperm(trainable, generator=generator_of(replace(batch, step=made.step), STEPS)).tolist()
+        order = torch.randperm(
+            trainable, generator=generator_of(replace(batch, step=made.step), STEPS)
+        ).tolist()
         first = (batch.step - made.step) * count
         return [order[(first + turn) % trainable] for turn in range(count)]
 
     # --- predict ----------------------------------------------------------------------------------------------------
 
     def _conditioning(self, prompts: tuple[str, ...]) -> Conditioning:
-        return self.family.encode_prompt(prompts).guided(self.rollout.embedded_guidance, self.rollout.cfg_scale)
+        return self.family.encode_prompt(prompts).guided(
+            self.rollout.embedded_guidance, self.rollout.cfg_scale
+        )
 
-    def _transition(self, x_t: Latents, cond: Conditioning, sigma_from: Tensor, sigma_to: Tensor) -> transition.Transition:
+    def _transition(
+        self, x_t: Latents, cond: Conditioning, sigma_from: Tensor, sigma_to: Tensor
+    ) -> transition.Transition:
         family, settings, n = self.family, self.settings, len(x_t)
         start_of, end_of = sigma_from.expand(n), sigma_to.expand(n)
         pred = family.predict(x_t, start_of, cond)
-        return transition.transition(settings.sde, family.path, family.prediction, pred, x_t, start_of, end_of, settings.noise_level)
+        return transition.transition(
+            settings.sde,
+            family.path,
+            family.prediction,
+            pred,
+            x_t,
+            start_of,
+            end_of,
+            settings.noise_level,
+        )
 
     @torch.no_grad()
-    def _base_transition(self, made: Rollouts, cond: Conditioning, index: int) -> transition.Transition | None:
+    def _base_transition(
+        self, made: Rollouts, cond: Conditioning, index: int
+    ) -> transition.Transition | None:
         if self.base is None:
             return None
         with self.base.worn():
-            return self._transition(made.states[index], cond, made.sigmas[index], made.sigmas[index + 1])
+            return self._transition(
+                made.states[index], cond, made.sigmas[index], made.sigmas[index + 1]
+            )
 
     def state_dict(self) -> Mapping[str, Any]:
-        kept = {place: {each.name: getattr(made, each.name) for each in fields(made)} for place, made in self.kept.items()}
-        return {**self.preference.state_dict(), "rollouts": kept}
+        kept = {
+            place: {each.name: getattr(made, each.name) for each in fields(made)}
+            for place, made in self.kept.items()
+        }
+        return {**self.objective.state_dict(), "rollouts": kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.preference.load_state_dict(state)
+        self.objective.load_state_dict(state)
         device = next(self.family.denoiser.parameters()).device
-        self.kept = {place: _on_device(Rollouts(**made), device) for place, made in state["rollouts"].items()}
+        self.kept = {
+            place: _on_device(Rollouts(**made), device) for place, made in state["rollouts"].items()
+        }
 
 
 def check_steps(settings: config.FlowGRPO, rollout: config.Rollout) -> None:
@@ -164,7 +213,9 @@ def check_steps(settings: config.FlowGRPO, rollout: config.Rollout) -> None:
 def check_sde(settings: config.FlowGRPO, path: str) -> None:
     """Two of the stochastic steps are derived for rectified flow."""
     if settings.sde != "ddim" and path != "flow":
-        raise DirectAlignError(f"method.sde: {settings.sde} is a step of rectified flow, and this model follows a DDPM schedule: set method.sde: ddim")
+        raise DirectAlignError(
+            f"method.sde: {settings.sde} is a step of rectified flow, and this model follows a DDPM schedule: set method.sde: ddim"
+        )
 
 
 def _on_device(made: Rollouts, device: torch.device) -> Rollouts:

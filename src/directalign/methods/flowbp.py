@@ -21,11 +21,11 @@ from ..config import FlowBP as Settings
 from ..config import Rollout as RolloutSettings
 from ..core.linear_step import chain_coefficients
 from ..core.noising import STEPS, generator_of
-from ..core.preference import hinge
 from ..interfaces import Family, Reward
-from ..rewards.asking import preference_of
 from ..rollout import Start, start, trajectory
 from ..types import Batch, Latents, Loss
+from .objective import build_objective
+from .objective_math import hinge
 
 
 class FlowBP:
@@ -34,10 +34,15 @@ class FlowBP:
     Raises DirectAlignError for a reward without gradient, or one that ignores the prompt where the form compares two phrasings.
     """
 
-    def __init__(self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings) -> None:
-        assert settings.trained_steps <= rollout.num_sampling_steps, (settings.trained_steps, rollout.num_sampling_steps)
+    def __init__(
+        self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings
+    ) -> None:
+        assert settings.trained_steps <= rollout.num_sampling_steps, (
+            settings.trained_steps,
+            rollout.num_sampling_steps,
+        )
         self.family, self.settings, self.rollout = family, settings, rollout
-        self.preference = preference_of(reward, settings)
+        self.objective = build_objective(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Make x0 and all states before it; predict again at the drawn ones; reward; yield."""
@@ -46,17 +51,26 @@ class FlowBP:
 
         x0 = self._carrying_gradient(begun, states, trained)
 
-        asked = self.preference.ask(self.family.decode(x0), batch)
-        loss = hinge(asked.reward, 1.0, self.settings.margin)
+        output = self.objective(self.family.decode(x0), batch)
+        loss = hinge(output.reward, 1.0, self.settings.margin)
 
-        yield Loss(loss.mean(), "repeated_steps", asked.metrics)
+        yield Loss(loss.mean(), "repeated_steps", output.metrics)
 
     def steps(self, batch: Batch) -> list[int]:
         """K different steps in rising order, step i (0 is the first, from pure noise) drawn with weight (i + 1)^late_bias."""
-        weights = torch.arange(1, self.rollout.num_sampling_steps + 1, dtype=torch.float64) ** self.settings.late_bias
-        return sorted(torch.multinomial(weights, self.settings.trained_steps, generator=generator_of(batch, STEPS)).tolist())
+        weights = (
+            torch.arange(1, self.rollout.num_sampling_steps + 1, dtype=torch.float64)
+            ** self.settings.late_bias
+        )
+        return sorted(
+            torch.multinomial(
+                weights, self.settings.trained_steps, generator=generator_of(batch, STEPS)
+            ).tolist()
+        )
 
-    def _carrying_gradient(self, begun: Start, states: list[Latents], trained: list[int]) -> Latents:
+    def _carrying_gradient(
+        self, begun: Start, states: list[Latents], trained: list[int]
+    ) -> Latents:
         """The sampled x0, value for value, with the gradient that it has through the answers of the `trained` steps."""
         x0, weights = states[-1], self.weights(begun.sigmas, trained)
         for index in trained:
@@ -65,14 +79,16 @@ class FlowBP:
             x0 = x0 + weights[index].to(x0) * (pred - pred.detach())
         return x0
 
-    def weights(self, sigmas: Float[Tensor, " levels"], trained: list[int]) -> Float[Tensor, " steps"]:
+    def weights(
+        self, sigmas: Float[Tensor, " levels"], trained: list[int]
+    ) -> Float[Tensor, " steps"]:
         """What the answer of each step counts for in the gradient of x0, were it one of the `trained`: d x0 / d pred, stretched."""
         each = chain_coefficients(self.family.path, self.family.prediction, sigmas)
         stretch = each.abs().sum() / each[trained].abs().sum()
         return each * (1 + self.settings.rescale * (stretch - 1))
 
     def state_dict(self) -> Mapping[str, Any]:
-        return self.preference.state_dict()
+        return self.objective.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.preference.load_state_dict(state)
+        self.objective.load_state_dict(state)

@@ -20,11 +20,11 @@ from ..config import LeapAlign as Settings
 from ..config import Rollout as RolloutSettings
 from ..core.linear_step import linear_step
 from ..core.noising import STEPS, generator_of
-from ..core.preference import hinge
 from ..interfaces import Family, Reward
-from ..rewards.asking import preference_of
 from ..rollout import Start, sample, start
 from ..types import Batch, DirectAlignError, Latents, Loss, PerSample
+from .objective import build_objective
+from .objective_math import hinge
 
 
 class LeapAlign:
@@ -34,10 +34,12 @@ class LeapAlign:
     phrasings, and for a rollout of one step.
     """
 
-    def __init__(self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings) -> None:
+    def __init__(
+        self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings
+    ) -> None:
         check_steps(rollout)
         self.family, self.settings, self.rollout = family, settings, rollout
-        self.preference = preference_of(reward, settings)
+        self.objective = build_objective(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Make x0, leaping from two of the states on its way; reward; weigh; yield."""
@@ -45,35 +47,53 @@ class LeapAlign:
         x_k = sample(self.family, begun.cond, begun.noise, begun.sigmas[: k + 1])
         leap_to_j, x_j = self._leap(begun, x_k, x_k, k, j)
         carried = leap_to_j - leap_to_j.detach()  # zero, with the gradient of the first leap
-        leap_to_0, x0 = self._leap(begun, x_j + carried, x_j + self.settings.nested_scale * carried, j, len(begun.sigmas) - 1)
+        leap_to_0, x0 = self._leap(
+            begun,
+            x_j + carried,
+            x_j + self.settings.nested_scale * carried,
+            j,
+            len(begun.sigmas) - 1,
+        )
 
-        asked = self.preference.ask(self.family.decode(x0 + (leap_to_0 - leap_to_0.detach())), batch)
+        output = self.objective(self.family.decode(x0 + (leap_to_0 - leap_to_0.detach())), batch)
         distances = distance(leap_to_j, x_j), distance(leap_to_0, x0)
         weight = similarity_weight(*distances, self.settings.similarity_floor)
-        loss = weight * hinge(asked.reward, 1.0, self.settings.margin)
+        loss = weight * hinge(output.reward, 1.0, self.settings.margin)
 
         named = {"distance_j": distances[0], "distance_0": distances[1], "leap_weight": weight}
-        yield Loss(loss.mean(), "leaps", {**asked.metrics, **{name: float(value.mean()) for name, value in named.items()}})
+        yield Loss(
+            loss.mean(),
+            "leaps",
+            {**output.metrics, **{name: float(value.mean()) for name, value in named.items()}},
+        )
 
     def steps(self, batch: Batch) -> tuple[int, int]:
         """(k, j): two different steps of the rollout, drawn uniformly, the earlier first; 0 is the first step, from pure noise."""
-        drawn = torch.randperm(self.rollout.num_sampling_steps, generator=generator_of(batch, STEPS))[:2]
+        drawn = torch.randperm(
+            self.rollout.num_sampling_steps, generator=generator_of(batch, STEPS)
+        )[:2]
         return int(drawn.min()), int(drawn.max())
 
-    def _leap(self, begun: Start, x_t: Latents, shown: Latents, origin: int, end: int) -> tuple[Latents, Latents]:
+    def _leap(
+        self, begun: Start, x_t: Latents, shown: Latents, origin: int, end: int
+    ) -> tuple[Latents, Latents]:
         """(where one leap lands, where the sampler arrives) from step `origin` to level `end`; one call with gradient, on `shown`."""
         family, sigmas = self.family, begun.sigmas.to(x_t.device)
-        level, next_level, end_level = (sigmas[index].expand(len(x_t)) for index in (origin, origin + 1, end))
+        level, next_level, end_level = (
+            sigmas[index].expand(len(x_t)) for index in (origin, origin + 1, end)
+        )
         pred = family.predict(shown, level, begun.cond)
-        stepped = linear_step(family.path, family.prediction, x_t.detach(), pred.detach(), level, next_level)
+        stepped = linear_step(
+            family.path, family.prediction, x_t.detach(), pred.detach(), level, next_level
+        )
         arrived = sample(family, begun.cond, stepped, sigmas[origin + 1 : end + 1])
         return linear_step(family.path, family.prediction, x_t, pred, level, end_level), arrived
 
     def state_dict(self) -> Mapping[str, Any]:
-        return self.preference.state_dict()
+        return self.objective.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.preference.load_state_dict(state)
+        self.objective.load_state_dict(state)
 
 
 def distance(leap: Latents, arrived: Latents) -> PerSample:
@@ -91,4 +111,6 @@ def similarity_weight(to_j: PerSample, to_0: PerSample, floor: float | None) -> 
 def check_steps(rollout: RolloutSettings) -> None:
     """Refuse a rollout without two states to leap from."""
     if rollout.num_sampling_steps < 2:
-        raise DirectAlignError(f"rollout.num_sampling_steps {rollout.num_sampling_steps}: method.name leapalign leaps from two steps; give at least 2")
+        raise DirectAlignError(
+            f"rollout.num_sampling_steps {rollout.num_sampling_steps}: method.name leapalign leaps from two steps; give at least 2"
+        )

@@ -16,11 +16,11 @@ import torch
 from ..config import ReFL as Settings
 from ..config import Rollout as RolloutSettings
 from ..core.noising import STEPS, generator_of
-from ..core.preference import hinge
 from ..interfaces import Family, Reward
-from ..rewards.asking import preference_of
 from ..rollout import one_step_guess, sample, start
 from ..types import Batch, Loss
+from .objective import build_objective
+from .objective_math import hinge
 
 
 class ReFL:
@@ -29,10 +29,15 @@ class ReFL:
     Raises DirectAlignError for a reward without gradient, or one that ignores the prompt where the form compares two phrasings.
     """
 
-    def __init__(self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings) -> None:
-        assert settings.last_steps <= rollout.num_sampling_steps, (settings.last_steps, rollout.num_sampling_steps)
+    def __init__(
+        self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings
+    ) -> None:
+        assert settings.last_steps <= rollout.num_sampling_steps, (
+            settings.last_steps,
+            rollout.num_sampling_steps,
+        )
         self.family, self.settings, self.rollout = family, settings, rollout
-        self.preference = preference_of(reward, settings)
+        self.objective = build_objective(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[Loss]:
         """Make x_t; predict x0_hat; reward; yield."""
@@ -42,19 +47,26 @@ class ReFL:
         sigma = begun.sigmas[index].expand(len(x_t)).to(x_t.device)
         x0_hat = one_step_guess(self.family, begun.cond, x_t, sigma)
 
-        asked = self.preference.ask(self.family.decode(x0_hat), batch)
-        loss = hinge(asked.reward, 1.0, self.settings.margin)
+        output = self.objective(self.family.decode(x0_hat), batch)
+        loss = hinge(output.reward, 1.0, self.settings.margin)
 
-        levels = {"sigma": sigma, "reward": asked.reward}
-        yield Loss(loss.mean(), "late_step", asked.metrics, {name: value.detach().double().tolist() for name, value in levels.items()})
+        levels = {"sigma": sigma, "reward": output.reward}
+        yield Loss(
+            loss.mean(),
+            "late_step",
+            output.metrics,
+            {name: value.detach().double().tolist() for name, value in levels.items()},
+        )
 
     def trained_step(self, batch: Batch) -> int:
         """Index of the step with gradient, uniform over the last `last_steps` of the rollout; 0 is the first step, from pure noise."""
-        back = int(torch.randint(1, self.settings.last_steps + 1, (), generator=generator_of(batch, STEPS)))
+        back = int(
+            torch.randint(1, self.settings.last_steps + 1, (), generator=generator_of(batch, STEPS))
+        )
         return self.rollout.num_sampling_steps - back
 
     def state_dict(self) -> Mapping[str, Any]:
-        return self.preference.state_dict()
+        return self.objective.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.preference.load_state_dict(state)
+        self.objective.load_state_dict(state)

@@ -1,10 +1,10 @@
-"""Direct-Align and SRPO (arXiv 2509.06942): known noise in, one network call, a closed-form image, a reward asked two ways.
+"""Direct-Align and SRPO (arXiv 2509.06942): known noise in, one network call, a closed-form image, a reward output two ways.
 
 The paper: optimise the whole trajectory by recovering x0 from any noise level with the *injected* noise, and
 reward what one control phrase has over another, on a denoise and an inversion branch that land on the same
 level. Here: the same step for every path and prediction, with `form` choosing plain Direct-Align (absolute), SRPO
 (relative), or our own anchored reward, which holds the bare prompt's score where the base model had it and needs no
-inversion branch; and, if asked for, a trust region: the base model is asked at the same x_t and the prediction held close
+inversion branch; and, if output for, a trust region: the base model is output at the same x_t and the prediction held close
 to its. Left out: nothing of the released trainer's step; its values are the presets.
 """
 
@@ -19,24 +19,29 @@ from torch import Tensor
 from ..config import SRPO as Settings
 from ..config import ConstantGainMoves, UniformMoves, WindowMoves
 from ..config import Rollout as RolloutSettings
-from ..core import moves, noising, preference, recovery, trust
+from ..core import moves, noising, recovery
 from ..core.noising import FRESH_NOISE, MOVE
 from ..core.path import per_sample, truncated
 from ..families.reference import BaseModel
 from ..interfaces import Family, Reward
-from ..rewards.asking import preference_of
 from ..rollout import noise_of, sample, start
 from ..types import Batch, Conditioning, Latents, Loss, PerSample
+from . import objective_math
+from .objective import build_objective
 
 
 class SRPO:
     """`losses(batch)` yields one loss per injection and branch."""
 
-    def __init__(self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings) -> None:
+    def __init__(
+        self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings
+    ) -> None:
         self.family, self.settings, self.rollout = family, settings, rollout
-        self.preference = preference_of(reward, settings)
+        self.objective = build_objective(reward, settings)
         self.window = window_of(settings.moves, family)
-        self.branches = {"both": ("denoise", "inversion")}.get(settings.branches, (settings.branches,))
+        self.branches = {"both": ("denoise", "inversion")}.get(
+            settings.branches, (settings.branches,)
+        )
         self.shared_noise = settings.noise.scope == "shared"
         self.base = BaseModel(family.denoiser) if settings.trust is not None else None
 
@@ -44,14 +49,32 @@ class SRPO:
         """Make x0; then for each injection and branch: inject, predict, recover, reward, yield."""
         x0, noise, cond = self._clean_images(batch)
         for injection in range(self.settings.injections):
-            known = noise if noise is not None else noise_of(batch, FRESH_NOISE, tuple(x0.shape), self.shared_noise, injection)
+            known = (
+                noise
+                if noise is not None
+                else noise_of(batch, FRESH_NOISE, tuple(x0.shape), self.shared_noise, injection)
+            )
             generator = noising.generator_of(batch, MOVE, injection)
-            landing = noising.for_update(batch, lambda total, generator=generator: self.window.draw(total, generator))
+            landing = noising.for_update(
+                batch, lambda total, generator=generator: self.window.draw(total, generator)
+            )
             for branch in self.branches:
-                move = self.window.denoise(landing) if branch == "denoise" else self.window.inversion(landing)
+                move = (
+                    self.window.denoise(landing)
+                    if branch == "denoise"
+                    else self.window.inversion(landing)
+                )
                 yield self._branch(batch, cond, x0, known.to(x0), move, branch)
 
-    def _branch(self, batch: Batch, cond: Conditioning, x0: Latents, noise: Latents, move: moves.Move, branch: str) -> Loss:
+    def _branch(
+        self,
+        batch: Batch,
+        cond: Conditioning,
+        x0: Latents,
+        noise: Latents,
+        move: moves.Move,
+        branch: str,
+    ) -> Loss:
         family, settings = self.family, self.settings
         noised = noising.inject(family.path, x0, noise, move.sigma_from)
         shown = self._shown(move.sigma_from, x0.device)
@@ -60,21 +83,44 @@ class SRPO:
         recovered = recovery.recover(family.path, family.prediction, noised, pred, move.sigma_to)
 
         ramps = settings.denoise if branch == "denoise" else settings.inversion
-        k_pos, k_neg = (moves.Ramp(ramp.low_noise, ramp.high_noise).at(move.position) for ramp in (ramps.k_pos, ramps.k_neg))
-        asked = self.preference.ask(family.decode(recovered.x0), batch, k_pos, k_neg)
-        loss = preference.hinge(asked.reward, recovery.direction(recovered.gain), settings.margin)
+        k_pos, k_neg = (
+            moves.Ramp(ramp.low_noise, ramp.high_noise).at(move.position)
+            for ramp in (ramps.k_pos, ramps.k_neg)
+        )
+        output = self.objective(family.decode(recovered.x0), batch, k_pos, k_neg)
+        loss = objective_math.hinge(
+            output.reward, recovery.direction(recovered.gain), settings.margin
+        )
         if settings.discount_shift is not None:
-            loss = loss * preference.discount(move.position, settings.discount_shift).to(loss)
-        error = (per_sample(recovered.gain, noised.x0).to(noised.x0) * recovered.residual).square().mean((1, 2, 3)).sqrt()
-        metrics, levels = asked.metrics, {"sigma": move.sigma_from, "gain": recovered.gain, "reward": asked.reward, "recovery_error": error}
+            loss = loss * objective_math.discount(move.position, settings.discount_shift).to(loss)
+        error = (
+            (per_sample(recovered.gain, noised.x0).to(noised.x0) * recovered.residual)
+            .square()
+            .mean((1, 2, 3))
+            .sqrt()
+        )
+        metrics, levels = (
+            output.metrics,
+            {
+                "sigma": move.sigma_from,
+                "gain": recovered.gain,
+                "reward": output.reward,
+                "recovery_error": error,
+            },
+        )
         if settings.trust is not None and base is not None:
-            away = trust.distance(pred, base)
+            away = objective_math.velocity_kl(pred, base)
             loss = loss + settings.trust.weight * away.to(loss)
-            metrics, levels = {**metrics, "trust": float(away.detach().mean())}, {**levels, "trust": away}
+            metrics, levels = (
+                {**metrics, "trust": float(away.detach().mean())},
+                {**levels, "trust": away},
+            )
         return Loss(loss.mean() / settings.injections, branch, metrics, _lists(levels))
 
     @torch.no_grad()
-    def _base_prediction(self, x_t: Latents, shown: PerSample, cond: Conditioning) -> Latents | None:
+    def _base_prediction(
+        self, x_t: Latents, shown: PerSample, cond: Conditioning
+    ) -> Latents | None:
         """What the base model says; before the call with gradient, because weights that change hands in place would spoil its graph."""
         if self.base is None:
             return None
@@ -86,29 +132,48 @@ class SRPO:
         """Clean latents, the noise they were made from if that is the noise to inject, and the prompts for the training call."""
         guidance = self.settings.embedded_guidance, self.settings.cfg_scale
         if batch.images is not None:
-            return self.family.encode_image(batch.images), None, self.family.encode_prompt(batch.prompts).guided(*guidance)
+            return (
+                self.family.encode_image(batch.images),
+                None,
+                self.family.encode_prompt(batch.prompts).guided(*guidance),
+            )
         begun = start(self.family, self.rollout, batch, self.shared_noise)
         x0 = sample(self.family, begun.cond, begun.noise, begun.sigmas)
-        return x0, begun.noise if self.settings.noise.source == "rollout" else None, begun.cond.guided(*guidance)
+        return (
+            x0,
+            begun.noise if self.settings.noise.source == "rollout" else None,
+            begun.cond.guided(*guidance),
+        )
 
     def _shown(self, sigma: Tensor, device: torch.device) -> PerSample:
         resolution = self.settings.truncate_timestep
         return (sigma if resolution is None else truncated(sigma, resolution)).to(device)
 
     def state_dict(self) -> Mapping[str, Any]:
-        return self.preference.state_dict()
+        return self.objective.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.preference.load_state_dict(state)
+        self.objective.load_state_dict(state)
 
 
-def window_of(chosen: WindowMoves | UniformMoves | ConstantGainMoves, family: Family) -> moves.Window:
+def window_of(
+    chosen: WindowMoves | UniformMoves | ConstantGainMoves, family: Family
+) -> moves.Window:
     """The window of noise levels that the settings describe."""
     if isinstance(chosen, WindowMoves):
-        return moves.WindowGrid(chosen.schedule_steps, chosen.schedule_shift, chosen.first, chosen.last, chosen.points, chosen.groundtruth_ratio)
+        return moves.WindowGrid(
+            chosen.schedule_steps,
+            chosen.schedule_shift,
+            chosen.first,
+            chosen.last,
+            chosen.points,
+            chosen.groundtruth_ratio,
+        )
     if isinstance(chosen, UniformMoves):
         return moves.UniformWindow(chosen.sigma_high, chosen.sigma_low, chosen.jump)
-    return moves.ConstantGainWindow(chosen.sigma_high, chosen.sigma_low, chosen.gain, family.path, family.prediction)
+    return moves.ConstantGainWindow(
+        chosen.sigma_high, chosen.sigma_low, chosen.gain, family.path, family.prediction
+    )
 
 
 def _lists(levels: Mapping[str, PerSample]) -> dict[str, list[float]]:

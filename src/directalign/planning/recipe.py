@@ -5,11 +5,10 @@ from __future__ import annotations
 from .. import config, hub, rewards
 from ..core import moves
 from ..evaluate import held_out as held_outs
-from ..evaluate.measured_numbers import PIXELS_ALONE
 from ..families.loading import FAMILIES
-from ..methods import drtune, flow_grpo, leapalign
-from ..rewards import asking, mixture
-from ..rewards.control_tokens import check_phrases, is_tokens_file
+from ..methods import drtune, flow_grpo, leapalign, objective
+from ..rewards import mixture
+from ..rewards.soft_prompts import check_phrases, is_tokens_file
 from ..types import DirectAlignError
 from ..world.assets import resolve
 
@@ -26,22 +25,22 @@ def check_reward(run: config.Run) -> None:
         _check_asked(key, reward, asked)
         _check_gradient(key, reward, run.method)
     if isinstance(run.reward, config.Mix) and isinstance(run.method, config.FlowGRPO):
-        asking.require_no_balance(run.reward, run.method.name)
+        objective.require_no_balance(run.reward, run.method.name)
     for label, held_out in run.evaluate.rewards.items():
         rewards.check_reward(held_out, held_outs.key_of(label))
     held_outs.check_labels(list(run.evaluate.rewards))
 
 
-def _asked(run: config.Run) -> list[tuple[str, config.SingleReward, config.Preferring]]:
+def _asked(run: config.Run) -> list[tuple[str, config.SingleReward, config.ObjectiveConfig]]:
     """Every single reward that is trained on: where it stands, and what it is asked."""
     if not isinstance(run.reward, config.Mix):
         return [("reward", run.reward, run.method)]
     members = enumerate(run.reward.members)
-    return [(mixture.key_of(place), member.reward, asking.questions(place, member, run.method)) for place, member in members]
+    return [(mixture.key_of(place), member.reward, objective.member_settings(place, member, run.method)) for place, member in members]
 
 
-def _check_asked(key: str, reward: config.SingleReward, asked: config.Preferring) -> None:
-    if reward.name in PIXELS_ALONE and asked.form != "absolute":
+def _check_asked(key: str, reward: config.SingleReward, asked: config.ObjectiveConfig) -> None:
+    if not rewards.reward_class(reward.name).reads_prompt and asked.form != "absolute":
         remedy = "set method.form: absolute" if key == "reward" else f"set {key.removesuffix('.reward')}.form: absolute"
         raise DirectAlignError(f"{key}.name: {reward.name} ignores prompts, and method.form: {asked.form} compares two; {remedy} or {key}.name: clip")
 
@@ -49,7 +48,7 @@ def _check_asked(key: str, reward: config.SingleReward, asked: config.Preferring
 def _check_gradient(key: str, reward: config.SingleReward, method: config.Method) -> None:
     black_box = reward.name in BLACK_BOXES and not getattr(reward, "differentiable", False)
     if black_box and not isinstance(method, config.FlowGRPO):
-        raise DirectAlignError(rewards.NO_GRADIENT.format(name=reward.name, method=method.name).replace("reward.name", f"{key}.name"))
+        raise DirectAlignError(objective.NO_GRADIENT.format(key=key, name=reward.name, method=method.name))
 
 
 def check_method(run: config.Run) -> None:
@@ -57,7 +56,7 @@ def check_method(run: config.Run) -> None:
     members = run.reward.members if isinstance(run.reward, config.Mix) else []
     _check_words("method.words", run.method.words, None if isinstance(run.reward, config.Mix) else run.reward)
     for place, member in enumerate(members):
-        _check_words(f"reward.members.{place}.words", member.words or config.Words(), member.reward)
+        _check_words(f"reward.members.{place}.words", member.words or config.ControlPhrases(), member.reward)
     if isinstance(run.method, config.SRPO):
         check_moves(run.method.moves)
     if isinstance(run.method, config.DRTune):
@@ -69,7 +68,7 @@ def check_method(run: config.Run) -> None:
         flow_grpo.check_sde(run.method, FAMILIES[run.model.family].path)
 
 
-def _check_words(key: str, words: config.Words, reward: config.SingleReward | None) -> None:
+def _check_words(key: str, words: config.ControlPhrases, reward: config.SingleReward | None) -> None:
     """No phrase is blank, and learned tokens fit the reward that reads them; several rewards (None) have no tokens in common."""
     for side, phrases in (("positive", words.positive), ("negative", words.negative)):
         if any(not phrase.strip() for phrase in phrases):

@@ -1,45 +1,51 @@
-"""Frozen rewards, what is asked of them (`preference`), and the one place where a recipe's `reward` section becomes one of them.
+"""Frozen reward models. A new reward is one file with a class, its settings in config/rewards.py, and one line here.
 
-Each kind is a module with two functions: `load(settings, device, key)` gives the reward, `check(settings, key, online)` finds what is
-wrong before any weight is loaded. `key` is where the section stands in the recipe: reward, reward.members.0.reward, ...
+A class has `from_config(settings, device, key)`, `check(settings, key, online)` and the attributes of
+`common.BaseReward`, which the rest of the package reads instead of tables by name. `key` is the section's place in
+the recipe (reward, reward.members.0.reward, ...), for errors.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
 
 from .. import config
 from ..interfaces import Reward
-from . import aesthetic, black_box, clip_like, hpsv3, image_reward, mixture, mps, pixels, remote, siglip, vlm
-from .black_box import BlackBoxReward
-from .clip_like import ClipReward
-from .pixels import PixelReward
-from .preference import NO_GRADIENT, require_gradient, require_text_side
 
-__all__ = ["BlackBoxReward", "ClipReward", "KINDS", "NO_GRADIENT", "PixelReward", "check_reward", "load_reward", "require_gradient", "require_text_side"]
+__all__ = ["REWARDS", "check_reward", "load_reward", "reward_class"]
 
-KINDS: dict[str, Any] = {
-    "clip": clip_like,
-    "siglip": siglip,
-    "image_reward": image_reward,
-    "aesthetic": aesthetic,
-    "mps": mps,
-    "vlm": vlm,
-    "hpsv3": hpsv3,
-    "pixels": pixels,
-    "python": black_box,
-    "remote": remote,
-    "mix": mixture,
+REWARDS = {
+    "clip": "clip:ClipReward",
+    "siglip": "clip:SiglipReward",
+    "image_reward": "image_reward:ImageReward",
+    "aesthetic": "aesthetic:AestheticReward",
+    "mps": "mps:MpsReward",
+    "vlm": "qwen_vl:VlmReward",
+    "hpsv3": "hpsv3:Hpsv3Reward",
+    "pixels": "pixel_statistics:PixelReward",
+    "python": "python_function:PythonReward",
+    "remote": "http:HttpReward",
+    "mix": "mixture:MixReward",
 }
+"""`name` in a recipe to module:class, imported when first needed."""
 
 
-def load_reward(reward: config.Reward, device: torch.device | str = "cpu", key: str = "reward") -> Reward:
-    """The reward of a recipe, frozen, on `device`; whatever is wrong with its files is one error that names the key below `key`."""
-    return KINDS[reward.name].load(reward, device, key)
+def reward_class(name: str) -> Any:
+    """The class of a reward by its `name` in a recipe."""
+    module, _, cls = REWARDS[name].partition(":")
+    return getattr(import_module(f".{module}", __name__), cls)
+
+
+def load_reward(
+    reward: config.Reward, device: torch.device | str = "cpu", key: str = "reward"
+) -> Reward:
+    """The frozen reward of a recipe section on `device`. Raises DirectAlignError, naming `key`, for unusable files."""
+    return reward_class(reward.name).from_config(reward, device, key)
 
 
 def check_reward(reward: config.Reward, key: str = "reward", online: bool = False) -> None:
-    """What `load_reward` would refuse, as far as it can be known without weights; from the hub only when `online`."""
-    KINDS[reward.name].check(reward, key, online)
+    """Raise what `load_reward` would, as far as it is known without reading weights; use the network only if `online`."""
+    reward_class(reward.name).check(reward, key, online)

@@ -5,12 +5,18 @@ weight, bias             LAION v1    sa_0_4_vit_l_14_linear.pth         on CLIP 
 layers.0 2 4 6 7         LAION v2    sac+logos+ava1-l14-linearMSE.pth   on the same; ordinary pictures about 5, liked ones above 6
 scoring_head.0 2 4 6 8   v2.5        aesthetic_predictor_v2_5.pth       on SigLIP SO400M/14 at 384, pooled; its author calls 5.5 and more great
 All are affine in the features, which are unit vectors. The prompt is not read, so only the absolute form can be asked.
+
+
+The published heads of aesthetic predictors: which one a file holds, its layers, and which model gives the features it reads.
+
+Layouts: github.com/LAION-AI/aesthetic-predictor, christophschuhmann/improved-aesthetic-predictor, discus0434/aesthetic-predictor-v2-5.
+Left out: improved-aesthetic-predictor's earlier head with ReLUs (ava+logos-l14-reluMSE.pth), which its authors replaced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +24,26 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, CLIPModel, PreTrainedModel, SiglipModel
 
 from .. import config, hub
 from ..types import DirectAlignError, Images, PerSample
-from . import folders
-from .aesthetic_heads import V2_5, HeadLayout, features_of, recognise, require_width
-from .preprocessing import Preprocessing
-from .published import Shapes, check_published, check_tensors, is_weight_file, locate, read_shapes, read_weights
-from .recomputing import recompute
+from .common import BaseReward, Preprocessing, recompute
+from .weights import (
+    FOLDER_WEIGHTS,
+    UNREADABLE,
+    Shapes,
+    check_folder,
+    check_published,
+    check_tensors,
+    first_line,
+    is_weight_file,
+    linear_layers,
+    load_model,
+    locate,
+    read_shapes,
+    read_weights,
+)
 
 SETTINGS = ("*config.json",)
 Features = Float[Tensor, "b d"]
@@ -48,16 +65,55 @@ class Predictor(nn.Module):
         return self.head(features)[:, 0]
 
 
-class AestheticReward:
+class AestheticReward(BaseReward):
     """A frozen aesthetic predictor (`interfaces.Reward`), blind to prompts."""
 
     name = "aesthetic"
     reads_prompt = False
-    differentiable = True
+    file_keys = ("path", "backbone", "processor")
 
     def __init__(self, model: Predictor, preprocessing: Preprocessing, scale: float = 1.0) -> None:
         self.model = model.eval().requires_grad_(False)
         self.preprocessing, self.scale = preprocessing, scale
+
+    @classmethod
+    def from_config(
+        cls, settings: config.Aesthetic, device: torch.device | str = "cpu", key: str = "reward"
+    ) -> AestheticReward:
+        """The reward of a recipe's section, float32; `key` is where it stands, for errors."""
+        file = _head_file(settings, key)
+        weights = read_weights(file, f"{key}.path")
+        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        layout = recognise(shapes, file, f"{key}.path")
+        folder = locate(settings.backbone, f"{key}.backbone", (*SETTINGS, *FOLDER_WEIGHTS))
+        check_folder(folder, f"{key}.backbone", layout.backbone)
+        head, side = _fitting(layout, shapes, folder, file, settings, key)
+        preprocessing = _images(layout, side, folder, settings, key)
+        head.load_state_dict(weights)
+        model = Predictor(*_tower(layout, folder, f"{key}.backbone"), head)
+        if settings.gradient_checkpointing:
+            recompute(model)
+        return cls(model.to(device), preprocessing, settings.scale)
+
+    @classmethod
+    def check(cls, settings: config.Aesthetic, key: str = "reward", online: bool = False) -> None:
+        """The head is known from its tensors' shapes, the backbone from its settings; a repository's are fetched when `online`."""
+        _require_file(settings, key)
+        check_published(settings.path, f"{key}.path", online)
+        here = not hub.is_hub_id(settings.backbone)
+        folder = locate(settings.backbone, f"{key}.backbone", SETTINGS) if online or here else None
+        if hub.is_hub_file(settings.path):
+            return
+        file = _head_file(settings, key)
+        shapes = read_shapes(file, f"{key}.path")
+        layout = recognise(shapes, file, f"{key}.path")
+        if folder is None:
+            return
+        if here:
+            check_folder(folder, f"{key}.backbone", layout.backbone)
+        _, side = _fitting(layout, shapes, folder, file, settings, key)
+        if online or settings.processor is None or not hub.is_hub_id(settings.processor):
+            _images(layout, side, folder, settings, key)
 
     def encode(self, images: Images) -> Features:
         """Images (b, 3, h, w) in [0, 1], any size, to unit features (b, d)."""
@@ -69,50 +125,26 @@ class AestheticReward:
         return self.scale * self.model(features)
 
 
-def load(settings: config.Aesthetic, device: torch.device | str = "cpu", key: str = "reward") -> AestheticReward:
-    """The reward of a recipe's section, float32; `key` is where it stands, for errors."""
-    file = _head_file(settings, key)
-    weights = read_weights(file, f"{key}.path")
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    layout = recognise(shapes, file, f"{key}.path")
-    folder = locate(settings.backbone, f"{key}.backbone", (*SETTINGS, *folders.WEIGHTS))
-    folders.check_folder(folder, f"{key}.backbone", layout.backbone)
-    head, side = _fitting(layout, shapes, folder, file, settings, key)
-    preprocessing = _images(layout, side, folder, settings, key)
-    head.load_state_dict(weights)
-    model = Predictor(*_tower(layout, folder, f"{key}.backbone"), head)
-    if settings.gradient_checkpointing:
-        recompute(model)
-    return AestheticReward(model.to(device), preprocessing, settings.scale)
-
-
-def check(settings: config.Aesthetic, key: str = "reward", online: bool = False) -> None:
-    """The head is known from its tensors' shapes, the backbone from its settings; a repository's are fetched when `online`."""
-    _require_file(settings, key)
-    check_published(settings.path, f"{key}.path", online)
-    here = not hub.is_hub_id(settings.backbone)
-    folder = locate(settings.backbone, f"{key}.backbone", SETTINGS) if online or here else None
-    if hub.is_hub_file(settings.path):
-        return
-    file = _head_file(settings, key)
-    shapes = read_shapes(file, f"{key}.path")
-    layout = recognise(shapes, file, f"{key}.path")
-    if folder is None:
-        return
-    if here:
-        folders.check_folder(folder, f"{key}.backbone", layout.backbone)
-    _, side = _fitting(layout, shapes, folder, file, settings, key)
-    if online or settings.processor is None or not hub.is_hub_id(settings.processor):
-        _images(layout, side, folder, settings, key)
-
-
-def _fitting(layout: HeadLayout, shapes: Shapes, folder: Path, file: Path, settings: config.Aesthetic, key: str) -> tuple[nn.Module, int]:
+def _fitting(
+    layout: HeadLayout,
+    shapes: Shapes,
+    folder: Path,
+    file: Path,
+    settings: config.Aesthetic,
+    key: str,
+) -> tuple[nn.Module, int]:
     """The head, not yet filled, which fits its file and the backbone's config, and the side of the images in pixels."""
     described = _described(layout, folder, f"{key}.backbone")
     width = features_of(layout, described)
     require_width(layout, shapes, width, file, settings.backbone, key)
     head = layout.build(width, shapes)
-    check_tensors({name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}, shapes, file, f"{key}.path", layout.called)
+    check_tensors(
+        {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()},
+        shapes,
+        file,
+        f"{key}.path",
+        layout.called,
+    )
     return head, described.vision_config.image_size
 
 
@@ -121,27 +153,39 @@ def _described(layout: HeadLayout, folder: Path, key: str) -> Any:
     assert kind is not None
     try:
         described: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except folders.UNREADABLE as error:
-        raise DirectAlignError(f"{key}: {folder}: its config.json cannot be read ({folders.first_line(error)}); copy it again") from error
+    except UNREADABLE as error:
+        raise DirectAlignError(
+            f"{key}: {folder}: its config.json cannot be read ({first_line(error)}); copy it again"
+        ) from error
     if not isinstance(described, kind):
-        raise DirectAlignError(f"{key}: {folder}: holds a model of type {described.model_type}; give the folder of a transformers {layout.backbone.__name__}")
+        raise DirectAlignError(
+            f"{key}: {folder}: holds a model of type {described.model_type}; give the folder of a transformers {layout.backbone.__name__}"
+        )
     return described
 
 
-def _images(layout: HeadLayout, side: int, folder: Path, settings: config.Aesthetic, key: str) -> Preprocessing:
+def _images(
+    layout: HeadLayout, side: int, folder: Path, settings: config.Aesthetic, key: str
+) -> Preprocessing:
     """The image settings; LAION's heads were trained on pictures cut as torchvision cuts them."""
     named = "backbone" if settings.processor is None else "processor"
-    reader = folder if settings.processor is None else locate(settings.processor, f"{key}.processor", SETTINGS)
+    reader = (
+        folder
+        if settings.processor is None
+        else locate(settings.processor, f"{key}.processor", SETTINGS)
+    )
     preprocessing = Preprocessing.read(reader)
     if preprocessing.crop != (side, side):
         rows, columns = preprocessing.crop
-        raise DirectAlignError(f"{key}.{named}: {reader}: its images are {rows} x {columns} and the model reads {side} x {side}; name its own processor")
+        raise DirectAlignError(
+            f"{key}.{named}: {reader}: its images are {rows} x {columns} and the model reads {side} x {side}; name its own processor"
+        )
     return replace(preprocessing, rounded_centre=layout is not V2_5)
 
 
 def _tower(layout: HeadLayout, folder: Path, key: str) -> tuple[nn.Module, nn.Module]:
     """What gives pooled features of images, and the projection after it."""
-    model: Any = folders.load_model(layout.backbone, folder, key)
+    model: Any = load_model(layout.backbone, folder, key)
     return model.vision_model, nn.Identity() if layout is V2_5 else model.visual_projection
 
 
@@ -152,4 +196,81 @@ def _head_file(settings: config.Aesthetic, key: str) -> Path:
 
 def _require_file(settings: config.Aesthetic, key: str) -> None:
     if not is_weight_file(settings.path):
-        raise DirectAlignError(f"{key}.path: {settings.path}: no file of weights; give the head's own file (.pth), and the model under it as {key}.backbone")
+        raise DirectAlignError(
+            f"{key}.path: {settings.path}: no file of weights; give the head's own file (.pth), and the model under it as {key}.backbone"
+        )
+
+
+@dataclass(frozen=True)
+class HeadLayout:
+    """A published head: the layers of its file (`numbers` after `prefix`, or one bare layer), and the model under it."""
+
+    called: str
+    prefix: str
+    numbers: tuple[int, ...]
+    backbone: type[PreTrainedModel]
+    made_for: str
+
+    @property
+    def first(self) -> str:
+        """The tensor whose last size is the number of features that the head reads."""
+        return f"{self.prefix}.{self.numbers[0]}.weight" if self.numbers else "weight"
+
+    def build(self, width: int, shapes: Shapes) -> nn.Module:
+        """The head on `width` features, (b, width) to (b, 1), its inner sizes from `shapes`."""
+        return (
+            linear_layers(self.prefix, self.numbers, width, shapes)
+            if self.numbers
+            else nn.Linear(width, 1)
+        )
+
+
+LINEAR = HeadLayout(
+    "LAION linear aesthetic head", "", (), CLIPModel, "openai/clip-vit-large-patch14"
+)
+IMPROVED = HeadLayout(
+    "LAION improved aesthetic head",
+    "layers",
+    (0, 2, 4, 6, 7),
+    CLIPModel,
+    "openai/clip-vit-large-patch14",
+)
+V2_5 = HeadLayout(
+    "v2.5 aesthetic head",
+    "scoring_head",
+    (0, 2, 4, 6, 8),
+    SiglipModel,
+    "google/siglip-so400m-patch14-384",
+)
+FILES = (
+    "sa_0_4_vit_l_14_linear.pth, sac+logos+ava1-l14-linearMSE.pth or aesthetic_predictor_v2_5.pth"
+)
+
+
+def recognise(shapes: Shapes, file: Path, key: str) -> HeadLayout:
+    """Which head a file holds, by the names of its tensors; DirectAlignError, which blames `key`, where it is none."""
+    for layout in (IMPROVED, V2_5):
+        if any(name.startswith(f"{layout.prefix}.") for name in shapes):
+            return layout
+    if shapes.keys() & {"weight", "bias"}:
+        return LINEAR
+    raise DirectAlignError(
+        f"{key}: {file}: no aesthetic head (it holds {next(iter(shapes))}); give the file of a head: {FILES}"
+    )
+
+
+def features_of(layout: HeadLayout, model_config: Any) -> int:
+    """How many features a backbone gives."""
+    return model_config.vision_config.hidden_size if layout is V2_5 else model_config.projection_dim
+
+
+def require_width(
+    layout: HeadLayout, shapes: Shapes, width: int, file: Path, backbone: str, key: str
+) -> None:
+    """Refuse a head that reads another number of features than its backbone gives; `key` is where the reward stands."""
+    shape = shapes.get(layout.first, (width,))
+    if shape and shape[-1] != width:
+        raise DirectAlignError(
+            f"{key}.backbone: {backbone}: gives {width} features, and {file}, a {layout.called}, reads {shape[-1]}; "
+            f"name the backbone it was made for, as {layout.made_for}"
+        )

@@ -21,6 +21,7 @@ import torch
 from .. import config, rewards
 from ..interfaces import Reward
 from ..types import Images, PerSample
+from .common import BaseReward
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,33 @@ class Member:
         return self.settings.label
 
 
-class MixReward:
+class MixReward(BaseReward):
     """The weighted sum of `members` (`interfaces.Reward`); reads prompts if one of them does, has a gradient if all have."""
 
     name = "mix"
+    file_keys = ()
 
     def __init__(self, members: Sequence[Member], settings: config.Mix) -> None:
         self.members, self.settings = tuple(members), settings
         self.reads_prompt = any(member.reward.reads_prompt for member in self.members)
         self.differentiable = all(member.reward.differentiable for member in self.members)
+
+    @classmethod
+    def from_config(
+        cls, settings: config.Mix, device: torch.device | str = "cpu", key: str = "reward"
+    ) -> MixReward:
+        """All members of a recipe's section, one after the other."""
+        loaded = [
+            Member(each, rewards.load_reward(each.reward, device, key_of(place, key)))
+            for place, each in enumerate(settings.members)
+        ]
+        return cls(loaded, settings)
+
+    @classmethod
+    def check(cls, settings: config.Mix, key: str = "reward", online: bool = False) -> None:
+        """Every member by its own kind."""
+        for place, member in enumerate(settings.members):
+            rewards.check_reward(member.reward, key_of(place, key), online)
 
     def encode(self, images: Images) -> tuple[Any, ...]:
         """The features of each member, in their order."""
@@ -51,26 +70,22 @@ class MixReward:
 
     def score(self, features: tuple[Any, ...], prompts: Sequence[str]) -> PerSample:
         """Weighted sum of the raw scores (b,), on the device of the first member's."""
-        weighted = [member.settings.weight * score for member, score in zip(self.members, self.each(features, prompts).values(), strict=True)]
+        weighted = [
+            member.settings.weight * score
+            for member, score in zip(
+                self.members, self.each(features, prompts).values(), strict=True
+            )
+        ]
         return torch.stack([score.to(weighted[0]) for score in weighted]).sum(0)
 
     def each(self, features: tuple[Any, ...], prompts: Sequence[str]) -> Mapping[str, PerSample]:
         """The raw scores (b,) of every member, by its label."""
-        return {member.label: member.reward.score(own, prompts) for member, own in zip(self.members, features, strict=True)}
+        return {
+            member.label: member.reward.score(own, prompts)
+            for member, own in zip(self.members, features, strict=True)
+        }
 
 
 def key_of(place: int, key: str = "reward") -> str:
     """Where the reward of a member stands in the recipe: reward.members.0.reward."""
     return f"{key}.members.{place}.reward"
-
-
-def load(settings: config.Mix, device: torch.device | str = "cpu", key: str = "reward") -> MixReward:
-    """All members of a recipe's section, one after the other."""
-    loaded = [Member(each, rewards.load_reward(each.reward, device, key_of(place, key))) for place, each in enumerate(settings.members)]
-    return MixReward(loaded, settings)
-
-
-def check(settings: config.Mix, key: str = "reward", online: bool = False) -> None:
-    """Every member by its own kind."""
-    for place, member in enumerate(settings.members):
-        rewards.check_reward(member.reward, key_of(place, key), online)

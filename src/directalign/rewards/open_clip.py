@@ -1,10 +1,19 @@
 """An open_clip file of weights (HPSv2.1, LAION, DataComp, ...) as a transformers CLIPModel: names turned, fused projections split.
 
 What model it is, and which are refused, is found in `open_clip_config`. Layout: github.com/mlfoundations/open_clip, class CLIP.
+
+
+What an open_clip file of weights is the model of: sizes from its tensors' shapes, the rest from the config beside it or a stated rule.
+
+Two things are not in the shapes: the width of an attention head and the activation. An `open_clip_config.json` beside the file says both.
+Without one, heads are those of the published widths (64; 80, 88, 104, 112 in the vision towers of ViT-H, g, bigG, e), and the
+recipe's `activation` says the activation, but for H, g, bigG and e, which take gelu as LAION's weights and HPSv2's do. Left out: towers
+of timm or transformers, ResNets, CoCa, CLIPA; each is refused by name.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +23,18 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 from transformers.utils import logging
 
-from .open_clip_config import TEXT_BLOCKS, VISION_BLOCKS, clip_config
-from .published import Shapes, check_tensors, read_shapes, read_weights
+from ..types import DirectAlignError
+from .weights import Shapes, check_tensors, read_shapes, read_weights
 
+VISION_BLOCKS, TEXT_BLOCKS = "visual.transformer.resblocks", "transformer.resblocks"
 TOWERS = {"vision_model": VISION_BLOCKS, "text_model": TEXT_BLOCKS}
-BLOCK = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+BLOCK = {
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
 FUSED = {"self_attn.q_proj": 0, "self_attn.k_proj": 1, "self_attn.v_proj": 2}
 """Thirds of attn.in_proj."""
 OUTSIDE = {
@@ -42,10 +58,14 @@ UNUSED = ("attn_mask", "logit_bias", "input_resolution", "context_length", "voca
 def load(file: Path, key: str, activation: str | None = None) -> CLIPModel:
     """The CLIPModel of an open_clip file, float32, on the CPU; errors as `describe`."""
     weights = _bare(read_weights(file, f"{key}.path"))
-    described = _described({name: tuple(tensor.shape) for name, tensor in weights.items()}, file, key, activation)
+    described = _described(
+        {name: tuple(tensor.shape) for name, tensor in weights.items()}, file, key, activation
+    )
     turned = {name: _taken(name, weights[_source(name)]) for name in _wanted(described)}
     logging.disable_progress_bar()
-    model: Any = CLIPModel.from_pretrained(None, config=described, state_dict=turned, dtype=torch.float32)
+    model: Any = CLIPModel.from_pretrained(
+        None, config=described, state_dict=turned, dtype=torch.float32
+    )
     return model
 
 
@@ -67,25 +87,41 @@ def _bare(tensors: Mapping[str, Any]) -> dict[str, Any]:
 def _described(shapes: Shapes, file: Path, key: str, activation: str | None) -> CLIPConfig:
     described = clip_config(shapes, file, key, activation)
     wanted = {_source(name): _stored(name, shape) for name, shape in _wanted(described).items()}
-    held = {name: () if name == "logit_scale" else shape for name, shape in shapes.items()}  # some files hold it as a list of one
+    held = {
+        name: () if name == "logit_scale" else shape for name, shape in shapes.items()
+    }  # some files hold it as a list of one
     check_tensors(wanted, held, file, f"{key}.path", "CLIP of open_clip")
     return described
 
 
 def _wanted(described: CLIPConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in CLIPModel(described).state_dict().items()}
+        return {
+            name: tuple(tensor.shape) for name, tensor in CLIPModel(described).state_dict().items()
+        }
 
 
 def _stored(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[::-1] if name in TRANSPOSED else (3 * shape[0], *shape[1:]) if _third(name) is not None else shape
+    return (
+        shape[::-1]
+        if name in TRANSPOSED
+        else (3 * shape[0], *shape[1:])
+        if _third(name) is not None
+        else shape
+    )
 
 
 def _taken(name: str, tensor: Tensor) -> Tensor:
     third = _third(name)
     if third is not None:
         return tensor.chunk(3)[third].contiguous()
-    return tensor.reshape(()) if name == "logit_scale" else tensor.T.contiguous() if name in TRANSPOSED else tensor
+    return (
+        tensor.reshape(())
+        if name == "logit_scale"
+        else tensor.T.contiguous()
+        if name in TRANSPOSED
+        else tensor
+    )
 
 
 def _third(name: str) -> int | None:
@@ -102,3 +138,191 @@ def _source(name: str) -> str:
     part, _, end = rest.rpartition(".")
     inside = f"attn.in_proj_{end}" if part in FUSED else f"{BLOCK[part]}.{end}"
     return f"{TOWERS[tower]}.{number}.{inside}"
+
+
+VISION_HEADS = {
+    384: 64,
+    512: 64,
+    768: 64,
+    896: 64,
+    1024: 64,
+    1280: 80,
+    1408: 88,
+    1664: 104,
+    1792: 112,
+}
+"""Width of the vision tower to the width of one of its heads, in every model that open_clip publishes."""
+TEXT_HEAD = 64
+"""The same of every text tower."""
+GELU_ALONE = (1280, 1408, 1664, 1792)
+"""Widths published with gelu alone, when no config says otherwise (DFN's and MetaCLIP's bring theirs)."""
+VOCABULARY = 49_408
+
+OTHER_FILES = {
+    "visual.trunk.": "a vision tower of timm: take the same model's transformers folder (for SigLIP reward.name: siglip)",
+    "visual.layer1.": "a ResNet CLIP, which transformers has not: take a ViT",
+    "text_decoder.": "a CoCa, which transformers has not: take a plain CLIP",
+    "text.transformer.embeddings.": "a text tower of transformers: take a CLIP with its own",
+    "text.transformer.encoder.": "a text tower of transformers: take a CLIP with its own",
+    "text_model.": "a transformers model: give its folder, with config.json",
+    "vision_model.": "a transformers model: give its folder, with config.json",
+}
+"""What a file holds otherwise, by the beginning of one of its tensors' names."""
+
+CONFIG = "open_clip_config.json"
+PLAIN = {
+    "layers",
+    "width",
+    "patch_size",
+    "image_size",
+    "head_width",
+    "heads",
+    "mlp_ratio",
+    "patch_dropout",
+    "context_length",
+    "vocab_size",
+}
+"""Settings of a tower that a CLIPModel has too; `pool_type` only as below."""
+POOLING = {"vision_cfg": "tok", "text_cfg": "argmax"}
+
+
+def clip_config(shapes: Shapes, file: Path, key: str, activation: str | None = None) -> CLIPConfig:
+    """The config of a file's model from its tensors' shapes, the `open_clip_config.json` beside it, and else the rules above."""
+    told = _told(file, key)
+    _check_kind(shapes, file, key)
+    try:
+        vision, text, width = _vision(shapes), _text(shapes), int(shapes["text_projection"][-1])
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise DirectAlignError(
+            f"{key}.path: {file}: lacks or misshapes {error} of an open_clip ViT; take the whole file"
+        ) from error
+    heads = (
+        _told_heads(told, vision, text, file, key)
+        if told
+        else _known_heads(vision, text, file, key)
+    )
+    act = _activation(told, vision["hidden_size"], activation, file, key)
+    for tower, count in zip((vision, text), heads, strict=True):
+        tower.update(num_attention_heads=count, hidden_act=act, projection_dim=width)
+    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=width)
+
+
+def _check_kind(shapes: Shapes, file: Path, key: str) -> None:
+    for start, what in OTHER_FILES.items():
+        if any(name.startswith((start, start.removeprefix("text."))) for name in shapes):
+            raise DirectAlignError(f"{key}.path: {file}: holds {what}")
+    if "visual.conv1.weight" not in shapes:
+        raise DirectAlignError(
+            f"{key}.path: {file}: holds no CLIP of open_clip (no visual.conv1.weight); give such a file or a transformers CLIPModel folder"
+        )
+
+
+def _vision(shapes: Shapes) -> dict[str, Any]:
+    width, _, patch, _ = shapes["visual.conv1.weight"]
+    positions = shapes["visual.positional_embedding"][0]
+    side = round((positions - 1) ** 0.5)
+    return {"image_size": side * patch, "patch_size": patch} | _tower(shapes, VISION_BLOCKS, width)
+
+
+def _text(shapes: Shapes) -> dict[str, Any]:
+    vocabulary, width = shapes["token_embedding.weight"]
+    # With this end-of-text id transformers pools where the ids are highest, as open_clip does whatever the tokenizer.
+    ends = {"bos_token_id": vocabulary - 2, "eos_token_id": 2, "pad_token_id": 0}
+    return {
+        "vocab_size": vocabulary,
+        "max_position_embeddings": shapes["positional_embedding"][0],
+        **ends,
+    } | _tower(shapes, TEXT_BLOCKS, width)
+
+
+def _tower(shapes: Shapes, blocks: str, width: int) -> dict[str, Any]:
+    layers = {
+        name.removeprefix(f"{blocks}.").split(".")[0]
+        for name in shapes
+        if name.startswith(f"{blocks}.")
+    }
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": len(layers),
+        "intermediate_size": shapes[f"{blocks}.0.mlp.c_fc.weight"][0],
+    }
+
+
+def _known_heads(
+    vision: Mapping[str, Any], text: Mapping[str, Any], file: Path, key: str
+) -> tuple[int, int]:
+    beside = "put the checkpoint's open_clip_config.json beside it"
+    if vision["hidden_size"] not in VISION_HEADS or text["hidden_size"] % TEXT_HEAD:
+        raise DirectAlignError(
+            f"{key}.path: {file}: how many heads towers {vision['hidden_size']} and {text['hidden_size']} wide have is not known: {beside}"
+        )
+    if text["vocab_size"] != VOCABULARY:
+        raise DirectAlignError(
+            f"{key}.path: {file}: its text tower has a vocabulary of its own ({text['vocab_size']} tokens): {beside}"
+        )
+    return vision["hidden_size"] // VISION_HEADS[vision["hidden_size"]], text[
+        "hidden_size"
+    ] // TEXT_HEAD
+
+
+def _activation(
+    told: Mapping[str, Any] | None, width: int, activation: str | None, file: Path, key: str
+) -> str:
+    if told is not None:
+        said = "quick_gelu" if told.get("quick_gelu", False) else "gelu"
+        if activation not in (None, said):
+            raise DirectAlignError(
+                f"{key}.activation: {activation}, but {file.parent / CONFIG} says {said}; leave activation out"
+            )
+        return said
+    if activation is None and width not in GELU_ALONE:
+        raise DirectAlignError(
+            f"{key}.activation: missing; {file} does not tell its own: set quick_gelu for the weights of OpenAI, DFN and MetaCLIP, "
+            f"gelu for LAION's and DataComp's, or put the checkpoint's {CONFIG} beside it"
+        )
+    return activation or "gelu"
+
+
+def _told(file: Path, key: str) -> dict[str, Any] | None:
+    """`model_cfg` of the config beside a file, None without one; a tower that no CLIPModel has is refused by its setting."""
+    found = file.parent / CONFIG
+    if not found.exists():
+        return None
+    try:
+        model = json.loads(found.read_text(encoding="utf-8"))["model_cfg"]
+        towers = {name: dict(model[name]) for name in POOLING}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DirectAlignError(
+            f"{key}.path: {found}: not the config of an open_clip model ({error}); copy it again"
+        ) from error
+    for name, tower in towers.items():
+        other = [
+            setting
+            for setting, value in tower.items()
+            if value and setting not in PLAIN and (setting, value) != ("pool_type", POOLING[name])
+        ]
+        if other:
+            raise DirectAlignError(
+                f"{key}.path: {found}: {name} sets {other[0]}, which a transformers CLIPModel has not; take a plain ViT"
+            )
+    return model
+
+
+def _told_heads(
+    told: Mapping[str, Any],
+    vision: Mapping[str, Any],
+    text: Mapping[str, Any],
+    file: Path,
+    key: str,
+) -> tuple[int, int]:
+    said = {
+        name: told[name].get("width", usual)
+        for name, usual in (("vision_cfg", 768), ("text_cfg", 512))
+    }
+    if (said["vision_cfg"], said["text_cfg"]) != (vision["hidden_size"], text["hidden_size"]):
+        raise DirectAlignError(
+            f"{key}.path: {file.parent / CONFIG} is of another model than {file.name} (other widths); take the one of these weights"
+        )
+    return vision["hidden_size"] // told["vision_cfg"].get("head_width", 64), told["text_cfg"].get(
+        "heads", 8
+    )

@@ -42,7 +42,7 @@ class Directions:
     made: dict[str, str] = field(default_factory=dict)
 
 
-def blind(features: Features, directions: Rows | None) -> Features:
+def project_out(features: Features, directions: Rows | None) -> Features:
     """Unit features (b, d), without their part along the directions; gradient intact, and without such a part too. None leaves them whole."""
     if directions is not None:
         rows = directions.to(features)
@@ -59,9 +59,13 @@ def directions_for(model: nn.Module, width: int, project: str | None, key: str) 
         return None
     found = read_directions(Path(project).expanduser(), f"{key}.project")
     if found.rows.shape[1] != width:
-        raise DirectAlignError(f"{key}.project: {project}: directions of {found.rows.shape[1]} numbers, and this reward's features have {width}; {REMEDY}")
+        raise DirectAlignError(
+            f"{key}.project: {project}: directions of {found.rows.shape[1]} numbers, and this reward's features have {width}; {REMEDY}"
+        )
     if found.fingerprint != fingerprint(model):
-        raise DirectAlignError(f"{key}.project: {project}: was made for a reward with another image side; {REMEDY} --reward for this one")
+        raise DirectAlignError(
+            f"{key}.project: {project}: was made for a reward with another image side; {REMEDY} --reward for this one"
+        )
     anchor = next(model.parameters())
     return found.rows.to(anchor.device, anchor.dtype)
 
@@ -82,13 +86,23 @@ def read_directions(file: Path, key: str) -> Directions:
     try:
         with safe_open(file, framework="pt") as opened:
             facts = dict(opened.metadata() or {})
-            rows = opened.get_tensor("directions").float() if "directions" in set(opened.keys()) else None
+            rows = (
+                opened.get_tensor("directions").float()
+                if "directions" in set(opened.keys())
+                else None
+            )
     except SafetensorError as error:
-        raise DirectAlignError(f"{key}: {file}: not a complete safetensors file ({error}); copy it again, or {REMEDY}") from error
+        raise DirectAlignError(
+            f"{key}: {file}: not a complete safetensors file ({error}); copy it again, or {REMEDY}"
+        ) from error
     if rows is None or rows.ndim != 2 or "fingerprint" not in facts:
-        raise DirectAlignError(f"{key}: {file}: holds no `directions` (m, d) with the fingerprint of their reward; {REMEDY}")
+        raise DirectAlignError(
+            f"{key}: {file}: holds no `directions` (m, d) with the fingerprint of their reward; {REMEDY}"
+        )
     if not is_orthonormal(rows):
-        raise DirectAlignError(f"{key}: {file}: its directions are not orthonormal, and projecting would not take out what they span; {REMEDY}")
+        raise DirectAlignError(
+            f"{key}: {file}: its directions are not orthonormal, and projecting would not take out what they span; {REMEDY}"
+        )
     return Directions(rows, facts.pop("fingerprint"), facts)
 
 
@@ -96,14 +110,21 @@ def write_directions(file: Path, directions: Directions) -> Path:
     """Write `directions` as float32 safetensors; returns `file`. Its folder is made."""
     assert is_orthonormal(directions.rows), directions.rows @ directions.rows.T
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"directions": directions.rows.float().cpu().contiguous()}, file, metadata={**directions.made, "fingerprint": directions.fingerprint})
+    save_file(
+        {"directions": directions.rows.float().cpu().contiguous()},
+        file,
+        metadata={**directions.made, "fingerprint": directions.fingerprint},
+    )
     return file
 
 
 def is_orthonormal(rows: Rows) -> bool:
     """Whether the rows are unit vectors at right angles, of which there are one or more."""
     gram = rows.double() @ rows.double().T
-    return len(rows) > 0 and bool((gram - torch.eye(len(rows), dtype=torch.float64, device=rows.device)).abs().max() < TOLERANCE)
+    return len(rows) > 0 and bool(
+        (gram - torch.eye(len(rows), dtype=torch.float64, device=rows.device)).abs().max()
+        < TOLERANCE
+    )
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config_loading import load_run
-from ..rewards import ClipReward, load_reward
+from ..rewards import load_reward
+from ..rewards.clip import ClipReward
 from .anchor_cases import GAPS, Case, cases, lengthened, recommended
 from .anchor_story import draw, tell
 from .running.experiment import run_arms, settings_of

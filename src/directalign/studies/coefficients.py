@@ -18,9 +18,9 @@ from torch import Tensor
 from ..config import SRPO as Settings
 from ..config import Branch, Ramp, Rollout, WindowMoves
 from ..core import moves
-from ..core.preference import absolute_relative, from_absolute_relative
 from ..families.loading import trainable
 from ..interfaces import Family, Reward
+from ..methods.objective_math import absolute_relative, from_absolute_relative
 from ..methods.srpo import SRPO
 from ..types import Batch, DirectAlignError
 

@@ -14,7 +14,7 @@ from .. import config
 from ..control.examples import load_examples
 from ..control.tokens import Fitted, Fitting, fit_tokens
 from ..rewards import load_reward
-from ..rewards.control_tokens import write_tokens
+from ..rewards.soft_prompts import write_tokens
 from .control_tokens_story import draw, tell
 from .running.experiment import run_arms, settings_of
 from .running.pieces import piece

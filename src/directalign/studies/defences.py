@@ -32,7 +32,7 @@ QUESTION = (
 )
 SEEDS, LEARNED_FROM = (0, 1, 2), 100
 PLAIN, OFFICIAL = "world_direct_align", "world_official"
-KEPT = config.Words(positive=list(PHOTO), negative=list(OTHERS))
+KEPT = config.ControlPhrases(positive=list(PHOTO), negative=list(OTHERS))
 PROBES = ("red tint", "blur")
 SEEN = (
     'evaluate.rewards={second: {name: clip, path: "world:second_reward"}, raw: {name: clip, path: "world:reward"}}',

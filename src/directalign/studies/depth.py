@@ -26,10 +26,10 @@ from ..config_loading import load_run
 from ..families.loading import load_family, trainable
 from ..interfaces import Method
 from ..methods.draft import DRaFT
+from ..methods.objective import build_objective
 from ..methods.srpo import SRPO
 from ..prompts import train_captions
 from ..rewards import load_reward
-from ..rewards.asking import preference_of
 from ..rollout import start, step
 from ..train.calls import CallCounter
 from ..types import Batch
@@ -91,7 +91,7 @@ class Bench:
         self.weights = list(trainable(self.family).values())
         self.calls = CallCounter(self.family.denoiser)
         reward = load_reward(run.reward, "cpu")
-        self.preference = preference_of(reward, run.method)
+        self.objective = build_objective(reward, run.method)
         self.ways: dict[int, Method] = {INJECTION: SRPO(self.family, reward, run.method, run.rollout)}
         for grad_steps in depths(run.rollout.num_sampling_steps):
             settings = ChainSettings(grad_steps=grad_steps, words=run.method.words, image_mapping=run.method.image_mapping)
@@ -117,7 +117,7 @@ class Bench:
         states = [begun.noise.requires_grad_()]
         for sigma_from, sigma_to in pairwise(begun.sigmas):
             states.append(step(self.family, begun.cond, states[-1], sigma_from.expand(len(begun.noise)), sigma_to.expand(len(begun.noise))))
-        reward = self.preference.ask(self.family.decode(states[-1]), batch).reward.sum()
+        reward = self.objective(self.family.decode(states[-1]), batch).reward.sum()
         gradients = torch.autograd.grad(reward, states)
         return begun.sigmas, torch.stack([each.flatten(1).norm(dim=1).mean() for each in gradients]).double()
 

@@ -36,8 +36,8 @@ SEEDS = (0, 1, 2)
 SOURCE, IMAGES, COUNT, QUICK_COUNT = "world:reward", "world:photo/rest", 384, 32
 SEED = 7
 """Of the examples and the fits; settings were chosen with others."""
-KNOWN = config.Words(positive=list(PHOTO), negative=list(OTHERS), order="average")
-MADE_UP = config.Words(positive=["Flarn"], negative=["Blick"], order="average")
+KNOWN = config.ControlPhrases(positive=list(PHOTO), negative=list(OTHERS), order="average")
+MADE_UP = config.ControlPhrases(positive=["Flarn"], negative=["Blick"], order="average")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Pupil:
 
     name: str
     title: str
-    words: config.Words
+    words: config.ControlPhrases
     lessons: Lessons
 
 
@@ -82,7 +82,7 @@ def arms(out: Path) -> list[Arm]:
     ]
 
 
-def _arm(name: str, title: str, form: str, words: config.Words, reward: str) -> Arm:
+def _arm(name: str, title: str, form: str, words: config.ControlPhrases, reward: str) -> Arm:
     overrides = (f"method.form={form}", f"method.words={json.dumps(words.model_dump())}", f"reward.path={reward}", *LENGTHS[form])
     return Arm(name, title, "world_srpo", overrides)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..interfaces import Reward
 from ..prompts import train_captions
-from ..rewards import ClipReward
+from ..rewards.clip import ClipReward
 from ..types import Images, PerSample
 from ..world.build import reward_card
 from ..world.scenes import STYLE_WORDS, STYLES, render, scenes_of

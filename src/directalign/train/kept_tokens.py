@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .. import config
-from ..rewards.control_tokens import is_tokens_file
+from ..rewards.soft_prompts import is_tokens_file
 from ..types import DirectAlignError
 
 FOLDER = "control_tokens"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..rewards.agreed import in_agreement
+from ..rewards.distributed import synchronized_call
 from . import ending, sharding
 from .loop import Job, finished_weights, saving_what_was_done
 from .stopping import Record, Rules, Verdict, shares, value
@@ -50,7 +50,7 @@ def _measure_kept(job: Job, step: int) -> None:
     if not job.ranks.any(job.log is not None and there is None):
         numbers = there
     else:
-        numbers = in_agreement(lambda: job.measurer.measure(job.run.evaluate.num_pairs), job.ranks)
+        numbers = synchronized_call(lambda: job.measurer.measure(job.run.evaluate.num_pairs), job.ranks)
     if job.log is not None and numbers is not None:
         _write_once(job, {"event": "kept", "step": step, **{name: found for name, found in numbers.items() if name not in ("event", "step", "during", "each")}})
 

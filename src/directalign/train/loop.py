@@ -20,7 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from .. import config
 from ..interfaces import Family
-from ..rewards.agreed import AgreedError, in_agreement
+from ..rewards.distributed import SynchronizedError, synchronized_call
 from ..types import DirectAlignError, NonFiniteError
 from . import checkpoint, kept, random_state, samples
 from .distributed import Ranks
@@ -112,7 +112,7 @@ def saving_what_was_done(job: Job, done: int) -> Iterator[None]:
     except (NonFiniteError, Interrupted):
         raise
     except DirectAlignError as error:
-        if done == 0 or not (job.ranks.size == 1 or isinstance(error, AgreedError)):
+        if done == 0 or not (job.ranks.size == 1 or isinstance(error, SynchronizedError)):
             raise
         job.parts.method.load_state_dict(memory)
         if not _has_checkpoint(job, done):
@@ -184,7 +184,7 @@ def _measure(job: Job, done: int) -> None:
     settings = job.run.evaluate
     whole = done in (0, job.run.train.num_steps)
     num_pairs = settings.num_pairs if whole else min(settings.pairs_during, settings.num_pairs)
-    measured = in_agreement(lambda: job.measurer.measure(num_pairs), job.ranks)
+    measured = synchronized_call(lambda: job.measurer.measure(num_pairs), job.ranks)
     if job.log is not None:
         record = {"event": "evaluate", "step": done, **measured}
         job.log.write(record)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from ... import config
-from ...rewards import vlm
+from ...rewards import qwen_vl
 from ...types import DirectAlignError
 from ..prompt_sets import PromptRow
 from .detector import Image
@@ -22,7 +22,7 @@ DECISION = 0.5
 class Asking:
     """Judges by the answers of a frozen `vlm` reward."""
 
-    def __init__(self, reward: vlm.VlmReward) -> None:
+    def __init__(self, reward: qwen_vl.VlmReward) -> None:
         self.reward = reward
 
     @torch.no_grad()
@@ -38,7 +38,7 @@ class Asking:
 def load_asking(settings: config.Vlm, device: torch.device | str, key: str) -> Asking:
     """Of a section `adherence: {name: vlm, ...}`."""
     require_probability(settings, key)
-    return Asking(vlm.load(settings, device, key))
+    return Asking(qwen_vl.VlmReward.from_config(settings, device, key))
 
 
 def require_probability(settings: config.Vlm, key: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ... import config
-from ...rewards import clip_like, vlm
+from ...rewards import clip, qwen_vl
 from ...types import DirectAlignError
 from ..prompt_sets import PromptRow
 from .asking import require_probability
@@ -21,11 +21,11 @@ def check_adherence(settings: config.Adherence, key: str = KEY, online: bool = F
     """What loading would refuse, as far as it can be known without weights; of models on the hub only when `online`."""
     if isinstance(settings, config.Vlm):
         require_probability(settings, key)
-        vlm.check(settings, key, online)
+        qwen_vl.VlmReward.check(settings, key, online)
         return
     check_detector(settings, key, online)
     if settings.colors is not None:
-        clip_like.check(settings.colors, f"{key}.colors", online)
+        clip.ClipReward.check(settings.colors, f"{key}.colors", online)
 
 
 def check_rows(settings: config.Adherence, rows: Sequence[PromptRow], key: str = KEY) -> None:

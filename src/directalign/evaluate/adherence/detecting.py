@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ... import config
-from ...rewards import clip_like
+from ...rewards import clip
 from ..prompt_sets import PromptRow
 from .colors import ColorReader
 from .detector import Detector, Image
@@ -38,5 +38,5 @@ class Detecting:
 def load_detecting(settings: config.Detector, device: torch.device | str, key: str) -> Detecting:
     """Of a section `adherence: {name: detector, ...}`."""
     detector = load_detector(settings, device, key)
-    colors = None if settings.colors is None else ColorReader(clip_like.load(settings.colors, device, f"{key}.colors"))
+    colors = None if settings.colors is None else ColorReader(clip.ClipReward.from_config(settings.colors, device, f"{key}.colors"))
     return Detecting(detector, limits_of(settings, detector.model.config.model_type), colors)

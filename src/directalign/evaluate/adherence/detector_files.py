@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import is_scipy_available
 
 from ... import config, hub
-from ...rewards import folders
-from ...rewards.published import locate
+from ...rewards import weights
+from ...rewards.weights import locate
 from ...types import DirectAlignError
 from .detector import MODELS, Detector
 from .pixels import DetectorPixels
@@ -27,12 +27,12 @@ DIVISOR = 32
 
 def load_detector(settings: config.Detector, device: torch.device | str, key: str) -> Detector:
     """The detector of a section, float32; what is wrong with its files is one error that names the key below `key`."""
-    folder = locate(settings.path, f"{key}.path", (*folders.SETTINGS, *folders.WEIGHTS))
+    folder = locate(settings.path, f"{key}.path", (*weights.FOLDER_SETTINGS, *weights.FOLDER_WEIGHTS))
     kind = kind_of(folder, f"{key}.path")
-    folders.check_folder(folder, f"{key}.path", MODELS[kind])
+    weights.check_folder(folder, f"{key}.path", MODELS[kind])
     _check_scipy(kind, key)
     pixels, tokenizer = _pixels(folder, kind), _tokenizer(folder, kind, f"{key}.path")
-    model = folders.load_model(MODELS[kind], folder, f"{key}.path").eval().requires_grad_(False)
+    model = weights.load_model(MODELS[kind], folder, f"{key}.path").eval().requires_grad_(False)
     torch.nn.Module.to(model, device)
     return Detector(model, pixels, classes_of(folder, kind), tokenizer)
 
@@ -42,10 +42,10 @@ def check_detector(settings: config.Detector, key: str, online: bool = False) ->
     here = not hub.is_hub_id(settings.path)
     if not here and not online:
         return
-    folder = locate(settings.path, f"{key}.path", ()) if here else hub.download(settings.path, folders.SETTINGS, f"{key}.path")
+    folder = locate(settings.path, f"{key}.path", ()) if here else hub.download(settings.path, weights.FOLDER_SETTINGS, f"{key}.path")
     kind = kind_of(folder, f"{key}.path")
     if here:
-        folders.check_folder(folder, f"{key}.path", MODELS[kind])
+        weights.check_folder(folder, f"{key}.path", MODELS[kind])
     _check_scipy(kind, key)
     _pixels(folder, kind)
     _tokenizer(folder, kind, f"{key}.path")
@@ -99,7 +99,7 @@ def _pixels(folder: Path, kind: str) -> DetectorPixels:
 
 
 def _tokenizer(folder: Path, kind: str, key: str) -> PreTrainedTokenizerBase | None:
-    return folders.read_tokenizer(folder, key) if kind == "owlv2" else None
+    return weights.read_tokenizer(folder, key) if kind == "owlv2" else None
 
 
 def _check_scipy(kind: str, key: str) -> None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ...rewards.preprocessing import read_settings
+from ...rewards.common import read_settings
 from ...types import DirectAlignError, Images
 
 BILINEAR = 2

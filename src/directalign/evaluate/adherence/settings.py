@@ -11,8 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from ... import config, hub
 from ...config_loading import load_run
-from ...rewards.published import locate
-from ...rewards.vlm_model import KINDS
+from ...rewards.qwen_vl import KINDS
+from ...rewards.weights import locate
 from ...types import DirectAlignError
 from .detector import MODELS
 from .detector_files import model_type

@@ -21,28 +21,32 @@ LONGEST = 1000
 """Bytes of an error that reach the other ranks."""
 
 
-class AgreedError(DirectAlignError):
+class SynchronizedError(DirectAlignError):
     """A reward has failed on some rank, and every rank raises this, in the same place."""
 
 
-class AgreedReward:
+class SynchronizedReward:
     """`reward` (`interfaces.Reward`), asked equally often on all ranks."""
 
     def __init__(self, reward: Reward, together: Together) -> None:
         self.reward, self.together = reward, together
-        self.name, self.reads_prompt, self.differentiable = reward.name, reward.reads_prompt, reward.differentiable
+        self.name, self.reads_prompt, self.differentiable = (
+            reward.name,
+            reward.reads_prompt,
+            reward.differentiable,
+        )
 
     def encode(self, images: Images) -> Any:
         """As the reward does it."""
         return self.reward.encode(images)
 
     def score(self, features: Any, prompts: Sequence[str]) -> PerSample:
-        """As the reward does it. Raises AgreedError where it raises DirectAlignError on any rank."""
-        return in_agreement(lambda: self.reward.score(features, prompts), self.together)
+        """As the reward does it. Raises SynchronizedError where it raises DirectAlignError on any rank."""
+        return synchronized_call(lambda: self.reward.score(features, prompts), self.together)
 
 
-def in_agreement(work: Callable[[], Answer], together: Together) -> Answer:
-    """What `work` gives, which every rank does at once; a DirectAlignError on one of several is an AgreedError on all."""
+def synchronized_call(work: Callable[[], Answer], together: Together) -> Answer:
+    """What `work` gives, which every rank does at once; a DirectAlignError on one of several is an SynchronizedError on all."""
     if together.size == 1:
         return work()
     answers, words = list[Answer](), ""
@@ -51,17 +55,23 @@ def in_agreement(work: Callable[[], Answer], together: Together) -> Answer:
     except DirectAlignError as error:
         words = str(error)
     if float(together.sum(torch.tensor(float(not answers)))) > 0:
-        raise AgreedError(_first(words, together))
+        raise SynchronizedError(_first(words, together))
     return answers[0]
 
 
-def agreed(reward: Reward, together: Together) -> Reward:
+def synchronized(reward: Reward, together: Together) -> Reward:
     """The same reward, whose black boxes fail on all ranks or none."""
     if together.size == 1 or reward.differentiable:
         return reward
     if isinstance(reward, MixReward):
-        return MixReward([replace(member, reward=agreed(member.reward, together)) for member in reward.members], reward.settings)
-    return AgreedReward(reward, together)
+        return MixReward(
+            [
+                replace(member, reward=synchronized(member.reward, together))
+                for member in reward.members
+            ],
+            reward.settings,
+        )
+    return SynchronizedReward(reward, together)
 
 
 def _first(words: str, together: Together) -> str:
@@ -69,6 +79,8 @@ def _first(words: str, together: Together) -> str:
     own = torch.zeros(1, LONGEST, dtype=torch.uint8)
     said = words.encode()[:LONGEST]
     own[0, : len(said)] = torch.tensor(list(said), dtype=torch.uint8)
-    rows = [bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in together.gather(own)]
+    rows = [
+        bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in together.gather(own)
+    ]
     rank, text = next((rank, text) for rank, text in enumerate(rows) if text)
     return f"rank {rank}: {text}"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import config
 from ..types import Images, PerSample
+from .common import BaseReward
 
 Statistic = Literal["brightness", "saturation", "redness"]
 
@@ -33,18 +34,35 @@ def redness(images: Images) -> PerSample:
     return red - (green + blue) / 2
 
 
-STATISTICS: dict[Statistic, Callable[[Tensor], Tensor]] = {"brightness": brightness, "saturation": saturation, "redness": redness}
+STATISTICS: dict[Statistic, Callable[[Tensor], Tensor]] = {
+    "brightness": brightness,
+    "saturation": saturation,
+    "redness": redness,
+}
 
 
-class PixelReward:
+class PixelReward(BaseReward):
     """`scale` times one statistic (`interfaces.Reward`)."""
 
     name = "pixels"
     reads_prompt = False
-    differentiable = True
+    file_keys = ()
 
     def __init__(self, statistic: Statistic, scale: float = 1.0) -> None:
         self.statistic, self.scale = STATISTICS[statistic], scale
+
+    @classmethod
+    def from_config(
+        cls, settings: config.Pixels, device: torch.device | str = "cpu", key: str = "reward"
+    ) -> PixelReward:
+        """The reward of a recipe's section; it computes where the images are."""
+        del device, key
+        return cls(settings.statistic, settings.scale)
+
+    @classmethod
+    def check(cls, settings: config.Pixels, key: str = "reward", online: bool = False) -> None:
+        """Nothing that its section allows can be wrong."""
+        del settings, key, online
 
     def encode(self, images: Images) -> PerSample:
         """The statistic itself, (b,)."""
@@ -54,14 +72,3 @@ class PixelReward:
         """Larger is more of the statistic; `prompts` are not read."""
         del prompts
         return self.scale * features
-
-
-def load(settings: config.Pixels, device: torch.device | str = "cpu", key: str = "reward") -> PixelReward:
-    """The reward of a recipe's section; it computes where the images are."""
-    del device, key
-    return PixelReward(settings.statistic, settings.scale)
-
-
-def check(settings: config.Pixels, key: str = "reward", online: bool = False) -> None:
-    """Nothing that its section allows can be wrong."""
-    del settings, key, online

@@ -29,7 +29,8 @@ from torch import Tensor
 
 from .. import config
 from ..types import DirectAlignError, Images, PerSample
-from .black_box import checked
+from .common import BaseReward
+from .python_function import check_scores
 
 FIRST_WAIT = 1.0
 """Seconds before the second attempt; each further wait is twice as long."""
@@ -38,15 +39,31 @@ EXCERPT = 200
 SAY = logging.getLogger(__name__)
 
 
-class RemoteReward:
+class HttpReward(BaseReward):
     """`scale` times what the server at `settings.url` answers (`interfaces.Reward`); `key` is where the recipe has it, for errors."""
 
     name = "remote"
-    reads_prompt = True
     differentiable = False
+    file_keys = ()
 
     def __init__(self, settings: config.Remote, key: str = "reward") -> None:
         self.settings, self.source = settings, f"{key}.url: {settings.url}"
+
+    @classmethod
+    def from_config(
+        cls, settings: config.Remote, device: torch.device | str = "cpu", key: str = "reward"
+    ) -> HttpReward:
+        """The reward of a recipe's section; nothing is sent yet."""
+        del device
+        return cls(settings, key)
+
+    @classmethod
+    def check(cls, settings: config.Remote, key: str = "reward", online: bool = False) -> None:
+        """The address names a host and can be sent; when `online` the server is asked about one gray image."""
+        _check_address(settings.url, f"{key}.url")
+        if online:
+            reward = cls.from_config(settings, key=key)
+            reward.score(reward.encode(torch.full((1, 3, 64, 64), 0.5)), [""])
 
     def encode(self, images: Images) -> tuple[str, ...]:
         """Each image as it is sent."""
@@ -58,7 +75,10 @@ class RemoteReward:
         Raises DirectAlignError naming the address and what went wrong there.
         """
         size, prompts = self.settings.batch_size, list(prompts)
-        parts = [self._scores(features[at : at + size], prompts[at : at + size]) for at in range(0, len(prompts), size)]
+        parts = [
+            self._scores(features[at : at + size], prompts[at : at + size])
+            for at in range(0, len(prompts), size)
+        ]
         return self.settings.scale * torch.cat(parts)
 
     def _scores(self, images: Sequence[str], prompts: Sequence[str]) -> PerSample:
@@ -66,10 +86,14 @@ class RemoteReward:
         try:
             found = json.loads(answer)
         except (ValueError, RecursionError) as error:
-            raise DirectAlignError(f'{self.source} answers with something else than JSON ({_excerpt(answer)}); it must send {{"scores": [...]}}') from error
+            raise DirectAlignError(
+                f'{self.source} answers with something else than JSON ({_excerpt(answer)}); it must send {{"scores": [...]}}'
+            ) from error
         if not isinstance(found, dict) or "scores" not in found:
-            raise DirectAlignError(f'{self.source} answers {_excerpt(answer)}; it must send {{"scores": [...]}}')
-        return checked(found["scores"], len(prompts), f'{self.source} must send as "scores"')
+            raise DirectAlignError(
+                f'{self.source} answers {_excerpt(answer)}; it must send {{"scores": [...]}}'
+            )
+        return check_scores(found["scores"], len(prompts), f'{self.source} must send as "scores"')
 
     def _answer(self, body: bytes) -> bytes:
         """The body of the server's answer, after as many attempts as it takes and the recipe allows."""
@@ -79,14 +103,18 @@ class RemoteReward:
             except _Temporary as trouble:
                 if attempt == self.settings.retries:
                     said = f"{attempt + 1} attempts" if attempt else "1 attempt"
-                    raise DirectAlignError(f"{self.source}: {trouble} ({said}); see to the server") from trouble
+                    raise DirectAlignError(
+                        f"{self.source}: {trouble} ({said}); see to the server"
+                    ) from trouble
                 wait = FIRST_WAIT * 2**attempt
                 SAY.warning("%s: %s; trying again in %g s", self.source, trouble, wait)
                 time.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
     def _post(self, body: bytes) -> bytes:
-        request = Request(self.settings.url, body, {"Content-Type": "application/json"}, method="POST")
+        request = Request(
+            self.settings.url, body, {"Content-Type": "application/json"}, method="POST"
+        )
         try:
             with urlopen(request, timeout=self.settings.timeout) as answer:
                 return answer.read()
@@ -94,7 +122,9 @@ class RemoteReward:
             trouble = f"HTTP {error.code} {error.reason}: {_complaint(error)}"
             if error.code == 429 or error.code >= 500:
                 raise _Temporary(trouble) from error
-            raise DirectAlignError(f"{self.source}: {trouble}; see that a reward server answers at this address") from error
+            raise DirectAlignError(
+                f"{self.source}: {trouble}; see that a reward server answers at this address"
+            ) from error
         except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
             raise _Temporary(self._told(error)) from error
 
@@ -132,30 +162,22 @@ def _excerpt(body: bytes) -> str:
     return f"{text[:EXCERPT]!r}" + ("..." if len(text) > EXCERPT else "")
 
 
-def load(settings: config.Remote, device: torch.device | str = "cpu", key: str = "reward") -> RemoteReward:
-    """The reward of a recipe's section; nothing is sent yet."""
-    del device
-    return RemoteReward(settings, key)
-
-
-def check(settings: config.Remote, key: str = "reward", online: bool = False) -> None:
-    """The address names a host and can be sent; when `online` the server is asked about one gray image."""
-    _check_address(settings.url, f"{key}.url")
-    if online:
-        reward = load(settings, key=key)
-        reward.score(reward.encode(torch.full((1, 3, 64, 64), 0.5)), [""])
-
-
 def _check_address(url: str, key: str) -> None:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise DirectAlignError(f"{key}: {url} is no address ({error}); write http://host:port/path") from error
+        raise DirectAlignError(
+            f"{key}: {url} is no address ({error}); write http://host:port/path"
+        ) from error
     if not host:
         raise DirectAlignError(f"{key}: {url} names no host; write http://host:port/path")
     if parts.username is not None:
-        raise DirectAlignError(f"{key}: holds a user's name or password, which is not sent and would stand in the run's records; put a proxy before the server")
+        raise DirectAlignError(
+            f"{key}: holds a user's name or password, which is not sent and would stand in the run's records; put a proxy before the server"
+        )
     strange = next((letter for letter in url if not "!" <= letter <= "~"), None)
     if strange is not None:
-        raise DirectAlignError(f"{key}: {url} holds {strange!r}, which cannot be sent; write it as {quote(strange)}")
+        raise DirectAlignError(
+            f"{key}: {url} holds {strange!r}, which cannot be sent; write it as {quote(strange)}"
+        )

@@ -1,0 +1,393 @@
+"""The objective of all methods: reward model, form (absolute, relative, anchored) and control phrases give one reward per image.
+
+`build_objective` makes it, for a single reward or for a mixture. Methods differ only in how its gradient reaches the
+network.
+
+A mixture evaluates every member in its own form and phrases, with its own anchor, divides each result by its running
+standard deviation, and returns the weighted sum minus a penalty on disagreement. With `balance: gradient` the members'
+gradients with respect to the image are first scaled to the same length. Metrics per member: `reward_<label>` and its
+scores in its own units, `share_<label>` its part of the mixed reward, `gradient_<label>` its gradient norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import config
+from ..interfaces import ALONE, Reward, Together
+from ..rewards.mixture import MixReward
+from ..types import Batch, DirectAlignError, Images, PerSample, Scores
+from . import objective_math
+
+DECAY = 0.95
+"""Weight of older updates in running statistics, per update: a window of about twenty updates."""
+MIN_RELATIVE_STD = 1e-6
+"""A standard deviation below this part of the mean is rounding error: the values count as constant."""
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """`reward` (b,) to maximise, with its gradient, and means of scores and rewards for the log."""
+
+    reward: PerSample
+    metrics: Mapping[str, float]
+
+
+def build_objective(
+    reward: Reward, settings: config.ObjectiveConfig, differentiable: bool = True
+) -> RewardObjective | MixedObjective:
+    """The objective of a reward and a method's settings; `differentiable` is False for a method that needs scores alone.
+
+    Raises DirectAlignError for a reward without a gradient where one is needed, and for one that ignores the prompt
+    where the form compares two phrasings; errors of a mixture name the member.
+    """
+    method = str(getattr(settings, "name", ""))
+    if not isinstance(reward, MixReward):
+        if differentiable:
+            require_gradient(reward, method)
+        return RewardObjective(reward, settings)
+    for index, member in enumerate(reward.members):
+        if differentiable:
+            require_gradient(member.reward, method, f"reward.members.{index}.reward")
+    if not differentiable:
+        require_no_balance(reward.settings, method)
+    return MixedObjective(reward, settings)
+
+
+class RewardObjective:
+    """One reward model with a method's form and control phrases; processes of `together` share the anchor's reference.
+
+    Raises DirectAlignError for a reward that ignores the prompt where two phrasings are compared.
+    """
+
+    def __init__(
+        self, reward: Reward, settings: config.ObjectiveConfig, together: Together = ALONE
+    ) -> None:
+        require_prompt_reader(reward, settings.form)
+        self.reward_model, self.settings, self.together = reward, settings, together
+        self.reference = Reference(settings.anchor.reference_updates)
+
+    def __call__(
+        self,
+        images: Images,
+        batch: Batch,
+        k_pos: PerSample | float = 0.0,
+        k_neg: PerSample | float = 0.0,
+    ) -> ObjectiveOutput:
+        """Evaluate decoded images (b, 3, h, w) of the batch's prompts; `k_pos`, `k_neg` are the ramps of the relative form.
+
+        With n times as many images as prompts, each prompt belongs to n consecutive images.
+        """
+        scores = self.scores(map_images(images, self.settings.image_mapping), batch)
+        reward = self._reward(scores, batch.step, k_pos, k_neg)
+        named = {
+            "reward": reward,
+            "score_pos": scores.pos,
+            "score_neg": scores.neg,
+            "score_plain": scores.plain,
+        }
+        metrics = {
+            name: float(value.detach().mean()) for name, value in named.items() if value is not None
+        }
+        return ObjectiveOutput(reward, metrics)
+
+    def scores(self, images: Images, batch: Batch) -> Scores:
+        """The raw scores that the form needs, for images in [0, 1]."""
+        words, model, form = self.settings.words, self.reward_model, self.settings.form
+        features = model.encode(images)
+        repeats = len(images) // len(batch.prompts)
+        prompts = [prompt for prompt in batch.prompts for _ in range(repeats)]
+
+        def score(phrases: list[str]) -> Tensor:
+            return torch.stack(
+                [
+                    model.score(features, [f"{phrase}. {prompt}" for prompt in prompts])
+                    for phrase in phrases
+                ]
+            ).mean(0)
+
+        pos = neg = plain = None
+        if words.positive and model.reads_prompt:
+            pos = score(select_phrases(words.positive, words.order, batch.step))
+        if form != "absolute":
+            neg = score(select_phrases(words.negative, words.order, batch.step))
+        if form == "anchored" or pos is None:
+            plain = model.score(features, prompts)
+        return Scores(pos, neg, plain)
+
+    def _reward(
+        self, scores: Scores, step: int, k_pos: PerSample | float, k_neg: PerSample | float
+    ) -> PerSample:
+        if scores.pos is None or scores.neg is None:
+            score = scores.plain if scores.pos is None else scores.pos
+            assert score is not None
+            return score
+        if scores.plain is None:
+            return objective_math.relative_reward(scores.pos, scores.neg, k_pos, k_neg)
+        self.reference.update(scores.plain, step, self.together)
+        tolerance = self.settings.anchor.tolerance
+        return objective_math.anchored_reward(
+            scores.pos, scores.neg, scores.plain, self.reference.value, tolerance
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reference_sum": self.reference.total, "reference_count": self.reference.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.reference.total = state["reference_sum"]
+        self.reference.count = state["reference_count"]
+
+
+class MixedObjective:
+    """A mixture of rewards as one objective; processes of `together` share its running statistics."""
+
+    def __init__(
+        self, mix: MixReward, settings: config.ObjectiveConfig, together: Together = ALONE
+    ) -> None:
+        self.settings, self.labels = mix.settings, [member.label for member in mix.members]
+        self.objectives = [
+            _member_objective(index, member.reward, member.settings, settings)
+            for index, member in enumerate(mix.members)
+        ]
+        self.weights = torch.tensor(
+            [member.settings.weight for member in mix.members], dtype=torch.float64
+        )
+        self.rewards, self.norms = RunningStats(len(self.labels)), RunningStats(len(self.labels))
+        self.together = together
+
+    @property
+    def together(self) -> Together:
+        return self._together
+
+    @together.setter
+    def together(self, together: Together) -> None:
+        self._together = together
+        for objective in self.objectives:
+            objective.together = together
+
+    def __call__(
+        self,
+        images: Images,
+        batch: Batch,
+        k_pos: PerSample | float = 0.0,
+        k_neg: PerSample | float = 0.0,
+    ) -> ObjectiveOutput:
+        """Evaluate decoded images of the batch's prompts; the ramps act in every member of the relative form."""
+        if self.settings.balance == "gradient":
+            return self._balanced(images, batch, k_pos, k_neg)
+        outputs = [objective(images, batch, k_pos, k_neg) for objective in self.objectives]
+        scaled = self._scaled(outputs, images, batch.step)
+        return ObjectiveOutput(self._mixed(scaled), self._metrics(outputs, scaled))
+
+    def _balanced(
+        self, images: Images, batch: Batch, k_pos: PerSample | float, k_neg: PerSample | float
+    ) -> ObjectiveOutput:
+        """The same value with a balanced gradient; members are differentiated one by one, so that one graph is kept at a time."""
+        at = images.detach().requires_grad_()
+        outputs, gradients = list[ObjectiveOutput](), list[Tensor]()
+        for objective in self.objectives:
+            output = objective(at, batch, k_pos, k_neg)
+            gradients.append(torch.autograd.grad(output.reward.sum(), at)[0])
+            outputs.append(ObjectiveOutput(output.reward.detach(), output.metrics))
+        lengths = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients])
+        self.norms.update(lengths, batch.step, self.together)
+
+        scaled = self._scaled(outputs, images, batch.step).requires_grad_()
+        mixed = self._mixed(scaled)
+        slopes = torch.autograd.grad(mixed.sum(), scaled)[0]
+        gradient = objective_math.balanced_gradient(
+            torch.stack(gradients), slopes, self.norms.rms.to(slopes), self._scales.to(slopes)
+        )
+        metrics = self._metrics(outputs, scaled)
+        for label, length in zip(self.labels, lengths, strict=True):
+            metrics[f"gradient_{label}"] = float(length.mean())
+        return ObjectiveOutput(objective_math.with_gradient(mixed, gradient, images), metrics)
+
+    def _scaled(self, outputs: list[ObjectiveOutput], images: Images, step: int) -> Tensor:
+        """The members' rewards (m, b), each divided by its running standard deviation, which is updated first."""
+        rewards = torch.stack([output.reward.to(images) for output in outputs])
+        self.rewards.update(rewards, step, self.together)
+        return rewards / self._scales.to(rewards)[:, None]
+
+    def _mixed(self, scaled: Tensor) -> Tensor:
+        means = (self.rewards.means / self._scales).to(scaled)
+        return objective_math.mixed_reward(
+            scaled, means, self.weights.to(scaled), self.settings.disagreement
+        )
+
+    @property
+    def _scales(self) -> Tensor:
+        stds = self.rewards.stds
+        return stds if self.settings.normalise == "running" else torch.ones_like(stds)
+
+    def _metrics(self, outputs: list[ObjectiveOutput], scaled: Tensor) -> dict[str, float]:
+        metrics = {"reward": float(self._mixed(scaled.detach()).mean())}
+        for label, output in zip(self.labels, outputs, strict=True):
+            metrics |= {f"{name}_{label}": value for name, value in output.metrics.items()}
+        shares = (self.weights.to(scaled) * scaled.detach().mean(1)).tolist()
+        return metrics | {
+            f"share_{label}": share for label, share in zip(self.labels, shares, strict=True)
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        members = {
+            label: each.state_dict()
+            for label, each in zip(self.labels, self.objectives, strict=True)
+        }
+        return {
+            "members": members,
+            "rewards": self.rewards.state_dict(),
+            "norms": self.norms.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for label, objective in zip(self.labels, self.objectives, strict=True):
+            objective.load_state_dict(state["members"][label])
+        self.rewards.load_state_dict(state["rewards"])
+        self.norms.load_state_dict(state["norms"])
+
+
+class Reference:
+    """Mean plain score of the base model: over the first `updates` and all processes, while the model has changed little."""
+
+    def __init__(self, updates: int) -> None:
+        self.updates, self.total, self.count = updates, 0.0, 0
+
+    def update(self, plain: PerSample, step: int, together: Together = ALONE) -> None:
+        if step < self.updates:
+            count = torch.tensor(float(len(plain)), dtype=torch.float64).to(plain.device)
+            total, seen = together.sum(torch.stack([plain.detach().double().sum(), count]))
+            self.total += float(total)
+            self.count += int(seen)
+
+    @property
+    def value(self) -> float:
+        return self.total / self.count
+
+
+class RunningStats:
+    """Exponentially weighted mean and standard deviation of `size` kinds of values, over images and all processes.
+
+    Keeps count, sum and sum of squares in float64. An update uses what was recorded in the updates before it, so the
+    result does not depend on how it is split into branches, accumulated batches and processes. Only the first update
+    uses its own values so far.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.before = torch.zeros(3, size, dtype=torch.float64)
+        self.current, self.step = torch.zeros_like(self.before), -1
+
+    def update(self, values: objective_math.Members, step: int, together: Together = ALONE) -> None:
+        """Add one value per kind and image (m, b) of update `step`; every process must call this equally often."""
+        if step != self.step:
+            self.before = DECAY * (self.before + self.current)
+            self.current, self.step = torch.zeros_like(self.current), step
+        new = values.detach().double().cpu()
+        sums = torch.stack([torch.ones_like(new).sum(1), new.sum(1), new.square().sum(1)])
+        self.current = self.current + together.sum(sums)
+
+    @property
+    def means(self) -> objective_math.PerMember:
+        count, total, _ = self._used
+        return total / count
+
+    @property
+    def stds(self) -> objective_math.PerMember:
+        """Standard deviation over images; 1 where all values are alike, so that one can divide by it."""
+        means = self.means
+        std = (self._used[2] / self._used[0] - means.square()).clamp(min=0).sqrt()
+        return torch.where(std > MIN_RELATIVE_STD * means.abs(), std, torch.ones_like(std))
+
+    @property
+    def rms(self) -> objective_math.PerMember:
+        """Root mean square."""
+        return (self._used[2] / self._used[0]).sqrt()
+
+    @property
+    def _used(self) -> Tensor:
+        return self.before if bool((self.before[0] > 0).all()) else self.current
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": self.before, "current": self.current, "step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.before, self.current, self.step = state["before"], state["current"], state["step"]
+
+
+def map_images(images: Images, mapping: str) -> Images:
+    """To [0, 1]: "clamp" (no gradient outside), or "min_max" per image (brightness gives no reward)."""
+    if mapping == "clamp":
+        return images.clamp(0, 1)
+    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+    return (images - low) / (high - low)
+
+
+def select_phrases(phrases: list[str], order: str, step: int) -> list[str]:
+    """The control phrases of a step: "cycle" the next one, "fixed" the first, "average" all (scores are averaged)."""
+    if order == "average":
+        return phrases
+    return [phrases[step % len(phrases) if order == "cycle" else 0]]
+
+
+def require_prompt_reader(reward: Reward, form: str) -> None:
+    """Refuse a relative or anchored form of a reward that ignores the prompt: both phrasings would get one score."""
+    if form != "absolute" and not reward.reads_prompt:
+        raise DirectAlignError(
+            f"reward.name {reward.name} ignores prompts, so method.form {form} has no two scores to compare: "
+            "set method.form: absolute, or use a reward that reads prompts (reward.name: clip)"
+        )
+
+
+def require_gradient(reward: Reward, method: str, key: str = "reward") -> None:
+    """Refuse a reward without a gradient where the method differentiates through it."""
+    if not reward.differentiable:
+        raise DirectAlignError(NO_GRADIENT.format(key=key, name=reward.name, method=method))
+
+
+NO_GRADIENT = (
+    "{key}.name {name} is a black box, and method.name {method} needs its gradient with respect to the image: "
+    "set method.name: flow_grpo, which needs scores alone, or use a differentiable reward (reward.name: clip)"
+)
+
+
+def require_no_balance(settings: config.Mix, method: str) -> None:
+    """Refuse gradient balancing where no gradient is computed."""
+    if settings.balance == "gradient":
+        raise DirectAlignError(
+            f"reward.balance: gradient needs a method that differentiates its reward, and method.name {method} uses scores alone: set reward.balance: none"
+        )
+
+
+def member_settings(
+    index: int, member: config.Member, method: config.ObjectiveConfig
+) -> config.ObjectiveConfig:
+    """The method's settings as one member has them: its own form, control phrases and anchor where it sets any.
+
+    A member of form absolute is scored under its own positive phrases, else the bare prompt: the method's phrases
+    belong to the method's form. Raises DirectAlignError for phrases that do not fit the form.
+    """
+    form = method.form if member.form == "method" else member.form
+    words = member.words or (method.words if member.form == "method" else config.ControlPhrases())
+    if form != "absolute" and not (words.positive and words.negative):
+        raise DirectAlignError(
+            f"reward.members.{index}.words: form {form} compares two phrasings: give positive and negative ones, or leave words out to use the method's"
+        )
+    anchor = member.anchor or method.anchor
+    return method.model_copy(update={"form": form, "words": words, "anchor": anchor})
+
+
+def _member_objective(
+    index: int, reward: Reward, member: config.Member, method: config.ObjectiveConfig
+) -> RewardObjective:
+    settings = member_settings(index, member, method)
+    if settings.form != "absolute" and not reward.reads_prompt:
+        raise DirectAlignError(
+            f"reward.members.{index}.form: {reward.name} ignores prompts, and method.form: {settings.form} compares two; "
+            f"set reward.members.{index}.form: absolute"
+        )
+    return RewardObjective(reward, settings)

@@ -1,0 +1,130 @@
+"""From scores of a reward model to the loss of one branch, from several rewards to one, and velocity-space KL.
+
+`score` is a reward model's raw output, `reward` is what is maximised. `k_pos` and `k_neg` are additive ramps inside the
+reward; `discount` is a factor on the loss. The mixture is ours; gradient balancing follows the idea of GradNorm (arXiv
+1711.02257) without its learning rates: gradient norms are equalised, so that weights keep their meaning.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..core.path import shifted
+from ..types import Images, Latents, PerSample
+
+Members = Float[Tensor, "m b"]
+PerMember = Float[Tensor, " m"]
+EPSILON = 1e-12
+"""Under the root of the standard deviation: its derivative is finite, and zero where all members agree."""
+
+
+def relative_reward(
+    pos: PerSample, neg: PerSample, k_pos: PerSample | float, k_neg: PerSample | float
+) -> PerSample:
+    """(1 + k_pos)·pos − (1 + k_neg)·neg, the semantic relative preference of arXiv 2509.06942.
+
+    `pos` and `neg` are scores of one image under the prompt with a desired and an undesired control phrase.
+    """
+    return (1 + _like(k_pos, pos)) * pos - (1 + _like(k_neg, neg)) * neg
+
+
+def anchored_reward(
+    pos: PerSample,
+    neg: PerSample,
+    plain: PerSample,
+    reference: PerSample | float,
+    tolerance: float,
+) -> PerSample:
+    """(pos − neg) − (plain − reference)² / (2·tolerance): relative, with the absolute score held near its start.
+
+    `plain` is the score under the unchanged prompt, `reference` its value before training, `tolerance` > 0 the
+    deviation, in score units, at which the penalty's slope equals that of the relative term.
+    """
+    return (pos - neg) - (plain - _like(reference, plain)) ** 2 / (2 * tolerance)
+
+
+def hinge(reward: PerSample, direction: PerSample | float, margin: float | None) -> PerSample:
+    """Loss per sample: relu(margin − direction·reward), or −direction·reward without a margin."""
+    signed = _like(direction, reward) * reward
+    return -signed if margin is None else torch.relu(margin - signed)
+
+
+def discount(position: PerSample, shift: float) -> PerSample:
+    """Factor on the loss, larger at high noise: shift·p / (1 + (shift − 1)·p) for the position p in [0, 1] in the sigma range."""
+    return shifted(position, shift)
+
+
+def absolute_relative(
+    k_pos: Tensor | float, k_neg: Tensor | float
+) -> tuple[Tensor | float, Tensor | float]:
+    """(mu, nu) with relative_reward = mu·(pos + neg)/2 + nu·(pos − neg).
+
+    mu = k_pos − k_neg weighs the absolute preference, bias and content alike; nu = 1 + (k_pos + k_neg)/2.
+    """
+    return k_pos - k_neg, 1 + (k_pos + k_neg) / 2
+
+
+def from_absolute_relative(
+    mu: Tensor | float, nu: Tensor | float
+) -> tuple[Tensor | float, Tensor | float]:
+    """(k_pos, k_neg) of an absolute and a relative weight: the inverse of `absolute_relative`."""
+    return nu - 1 + mu / 2, nu - 1 - mu / 2
+
+
+def disagreement(centred: Members) -> PerSample:
+    """Standard deviation over members, per image, of rewards centred on each member's own mean."""
+    return (centred.var(0, correction=0) + EPSILON).sqrt()
+
+
+def mixed_reward(
+    rewards: Members, means: PerMember, weights: PerMember, disagreement_weight: float
+) -> PerSample:
+    """Σ weight·reward − disagreement_weight·disagreement.
+
+    `rewards` are in common units (divided by their own spread) and `means` are theirs. A member of negative weight
+    counts with its sign reversed in the disagreement.
+    """
+    total = (weights[:, None] * rewards).sum(0)
+    if disagreement_weight == 0:
+        return total
+    centred = weights.sign()[:, None] * (rewards - means[:, None])
+    return total - disagreement_weight * disagreement(centred)
+
+
+def balanced_gradient(
+    gradients: Float[Tensor, "m b 3 H W"], slopes: Members, norms: PerMember, scales: PerMember
+) -> Images:
+    """Σ slope·factor·gradient/scale, where the factors give all members the same norm: the mean of norm/scale.
+
+    Args:
+        gradients: of each member's own reward with respect to the image.
+        slopes: of the mixed reward with respect to each member's reward/scale.
+        norms: running norm of each member's gradients; a member without any gradient yet (0) is left unchanged.
+        scales: what each member's reward is divided by.
+    """
+    common = norms / scales
+    factors = torch.where(norms > 0, common.mean() / common, torch.ones_like(common))
+    return torch.einsum("mb,mbchw->bchw", slopes * (factors / scales)[:, None], gradients)
+
+
+def with_gradient(value: PerSample, gradient: Images, images: Images) -> PerSample:
+    """`value`, with `gradient` as its gradient with respect to `images`."""
+    line = (images * gradient).sum((1, 2, 3))
+    return value.detach() + (line - line.detach())
+
+
+def velocity_kl(pred: Latents, base: Latents) -> PerSample:
+    """Velocity-space KL: (pred − base)² as the mean over dimensions, so it does not grow with the latents' size.
+
+    `base` is the base model's prediction at the same x_t and noise level. It is measured on predictions rather than on
+    recovered images: those differ by gain²·distance, and the gain belongs to the sampled jump, not to the model.
+    docs/method.md, section 6, derives what the number bounds.
+    """
+    return ((pred - base) ** 2).mean((1, 2, 3))
+
+
+def _like(value: PerSample | float, score: PerSample) -> Tensor:
+    """A number or float64 numbers, in the dtype and on the device of the scores."""
+    return torch.as_tensor(value, dtype=score.dtype, device=score.device)

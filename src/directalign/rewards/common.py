@@ -1,0 +1,199 @@
+"""What several rewards share: class attributes, differentiable CLIP preprocessing, a cache of encoded prompts, recomputation.
+
+`Preprocessing` resizes the short side, crops the centre and normalises, with settings from the folder's own
+`preprocessor_config.json`. It equals transformers' processor up to its rounding to 8 bits; like the official trainers,
+it keeps values that bicubic resizing carries past [0, 1].
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..types import DirectAlignError, Images
+from .soft_prompts import SoftPrompts
+
+
+class BaseReward:
+    """What the rest of the package knows of a reward class; subclasses override what differs.
+
+    User-defined rewards need not inherit: `interfaces.Reward` lists what is required.
+    """
+
+    name: str
+    reads_prompt: bool = True
+    """False: scores depend on the image alone, so a relative reward cannot be formed."""
+    differentiable: bool = True
+    """False: no gradient with respect to the image; only policy gradients can train on it."""
+    image_embeddings: bool = False
+    """`encode` returns one unit vector (b, d) per image in a space shared with text."""
+    soft_prompts: SoftPrompts | None = None
+    """Learned control tokens of the text tower; None where they are not supported."""
+    finetune_parts: tuple[str, ...] = ()
+    """Parts that `directalign listen` can train, the default first: text (text tower), lora (adapters)."""
+    file_keys: tuple[str, ...] = ("path", "processor")
+    """Settings that name files, folders or hub ids which must exist before loading."""
+    image_size: int | None = None
+    """Side in pixels that images are resized to; None where it follows the image."""
+    tokens_per_image: int | None = None
+    """Tokens of one image in the vision tower; None without one, or where it follows the image."""
+
+    @classmethod
+    def files(cls, settings: Any) -> dict[str, str]:
+        """Files, folders and hub ids that a recipe section needs, by the key that names them."""
+        named = {key: getattr(settings, key, None) for key in cls.file_keys}
+        return {key: path for key, path in named.items() if path is not None}
+
+
+Pixels = Float[Tensor, "b 3 rows columns"]
+_RESAMPLING = {2: "bilinear", 3: "bicubic"}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images in [0, 1] reach a CLIP: `size` is the short side, or (height, width) where the folder says so.
+
+    `rounded_centre`: an odd border is halved as torchvision does (to the even number), and not downwards as transformers does.
+    """
+
+    size: int | tuple[int, int]
+    crop: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    mode: str = "bicubic"
+    rounded_centre: bool = False
+
+    @classmethod
+    def read(cls, folder: Path) -> Preprocessing:
+        """From `preprocessor_config.json`, or the `processor_config.json` that newer transformers write."""
+        file, settings = read_settings(folder)
+        try:
+            return cls(
+                size=_size(settings["size"]),
+                crop=_pair(
+                    settings["crop_size"]
+                    if "crop_size" in settings
+                    else _uncropped(settings["size"])
+                ),
+                mean=tuple(settings["image_mean"]),
+                std=tuple(settings["image_std"]),
+                mode=_RESAMPLING[settings.get("resample", 3)],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DirectAlignError(
+                f"{file}: cannot read {error} of the image settings; copy the file from the original checkpoint"
+            ) from error
+
+    def __call__(self, images: Images) -> Pixels:
+        """Images (b, 3, h, w) in [0, 1] to what the vision tower takes, (b, 3, rows, columns) normalised."""
+        size = self._resized(images.shape[-2], images.shape[-1])
+        if size != tuple(images.shape[-2:]):
+            images = F.interpolate(
+                images, size, mode=self.mode, antialias=True, align_corners=False
+            )
+        (height, width), (cut_height, cut_width) = size, self.crop
+        top, left = self._half(height - cut_height), self._half(width - cut_width)
+        images = images[..., top : top + cut_height, left : left + cut_width]
+        mean, std = (
+            torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None]
+            for values in (self.mean, self.std)
+        )
+        return (images - mean) / std
+
+    def _half(self, border: int) -> int:
+        return round(border / 2) if self.rounded_centre else border // 2
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        if isinstance(self.size, tuple):
+            return self.size
+        short, long = min(height, width), max(height, width)
+        longer = int(self.size * long / short)
+        return (self.size, longer) if height <= width else (longer, self.size)
+
+
+def read_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file of a folder's image settings, and what it says. Raises DirectAlignError: missing, or not JSON."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        file = folder / name
+        if file.exists():
+            try:
+                settings = json.loads(file.read_text())
+            except ValueError as error:
+                raise DirectAlignError(
+                    f"{file}: not readable as JSON ({error}); copy it again from the original checkpoint"
+                ) from error
+            return file, settings.get("image_processor", settings)
+    raise DirectAlignError(
+        f"{folder}: preprocessor_config.json is missing; copy it from the original checkpoint"
+    )
+
+
+def _size(size: int | dict[str, int]) -> int | tuple[int, int]:
+    if isinstance(size, dict):
+        return size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
+    return size
+
+
+def _uncropped(size: int | dict[str, int]) -> dict[str, int]:
+    if not isinstance(size, dict) or "height" not in size:
+        raise KeyError("crop_size")  # a short side alone leaves oblong images oblong
+    return size
+
+
+def _pair(size: int | dict[str, int]) -> tuple[int, int]:
+    return (size["height"], size["width"]) if isinstance(size, dict) else (size, size)
+
+
+CACHE_LIMIT = 65_536
+TEXT_BATCH = 8
+"""Prompts that a text tower encodes together."""
+
+
+class PromptCache:
+    """Results of `encode` by prompt; the oldest are dropped above `limit`.
+
+    `encode` maps a list of prompts to as many results, a list or the rows of a tensor. With `batch_size` every call
+    gets that many prompts, padded with the last one: a prompt then has the same features to the bit whichever
+    prompts it is first encoded with, as after a resume. `encode` must pad to one length.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[list[str]], Any],
+        limit: int = CACHE_LIMIT,
+        batch_size: int | None = None,
+    ) -> None:
+        self.encode, self.limit, self.batch_size = encode, limit, batch_size
+        self.cached: dict[str, Any] = {}
+
+    def read(self, prompts: Sequence[str]) -> list[Any]:
+        """One result per prompt, in order; prompts not yet cached are encoded."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.cached]
+        size = self.batch_size or len(new)
+        for part in (new[start : start + size] for start in range(0, len(new), size or 1)):
+            results = self.encode([*part, *part[-1:] * (size - len(part))])
+            self.cached.update(zip(part, results[: len(part)], strict=True))
+        read = [self.cached[prompt] for prompt in prompts]
+        for prompt in list(self.cached)[: max(0, len(self.cached) - self.limit)]:
+            del self.cached[prompt]
+        return read
+
+
+def recompute(model: nn.Module) -> None:
+    """Every transformer layer of `model`; transformers itself does so in train mode only, and rewards are in eval mode."""
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.forward = partial(
+                checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False
+            )
