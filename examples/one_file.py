@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 from directalign.core import moves, noising, recovery
 from directalign.core.path import flow_sigmas
+from directalign.methods import objective_math
 
 POSITIVE, NEGATIVE = ["Realistic photo", "Natural lighting"], ["CG render", "Oil painting", "Anime"]
 NOISE, MOVE = 1, 3  # two streams of random numbers

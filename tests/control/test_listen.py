@@ -16,7 +16,7 @@ from directalign.control.nuisance import CAST, draw
 from directalign.control.students import adapt, merge
 from directalign.rewards.clip import ClipReward
 from directalign.rewards.pixel_statistics import PixelReward
-from directalign.rewards.qwen_vl import VlmReward, load
+from directalign.rewards.qwen_vl import VlmReward
 from directalign.types import DirectAlignError
 from tiny_clip import clip_folder
 from tiny_vlm import vlm_folder
@@ -107,7 +107,7 @@ def test_lessons_that_do_no_good_leave_the_reward_as_it_was(clip_folder: Path, e
 
 
 def test_a_vlm_learns_in_its_language_model_alone(vlm_folder: Path, plates: Examples) -> None:
-    reward = load(Vlm(path=str(vlm_folder)))
+    reward = VlmReward.from_config(Vlm(path=str(vlm_folder)))
     before = weights_of(reward)
     taught = teach(reward, plates, WORDS, VLM_LESSONS)
     assert taught.best_step > 0 and taught.after["responsiveness"] > taught.before["responsiveness"] + 0.5
@@ -153,6 +153,6 @@ def test_few_captions_and_other_rewards_are_refused(clip_folder: Path, vlm_folde
     with pytest.raises(DirectAlignError, match="pixels cannot be taught"):
         teach(PixelReward("redness"), examples, WORDS, LESSONS)
     with pytest.raises(DirectAlignError, match="--part text"):
-        teach(load(Vlm(path=str(vlm_folder))), plates, WORDS, replace(LESSONS, part="text"))
+        teach(VlmReward.from_config(Vlm(path=str(vlm_folder))), plates, WORDS, replace(LESSONS, part="text"))
     with pytest.raises(DirectAlignError, match="--gap"):
-        teach(load(Vlm(path=str(vlm_folder))), plates, WORDS, replace(VLM_LESSONS, gap=1.0))
+        teach(VlmReward.from_config(Vlm(path=str(vlm_folder))), plates, WORDS, replace(VLM_LESSONS, gap=1.0))

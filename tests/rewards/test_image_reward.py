@@ -104,8 +104,8 @@ class TestContract:
     def test_each_phrase_is_tokenised_once_and_the_image_encoded_once(self, files: tuple[Path, Path]) -> None:
         reward, seen, read = load_reward(section(files)), [], []
         reward.model.vision.register_forward_pre_hook(lambda *_: seen.append(1))
-        tokenize = reward._phrases.encode
-        reward._phrases.encode = lambda texts: read.extend(texts) or tokenize(texts)
+        tokenize = reward._prompts.encode
+        reward._prompts.encode = lambda texts: read.extend(texts) or tokenize(texts)
         features = reward.encode(images_drawn(2, 32, 32, 4))
         for prompts in (PROMPTS, PROMPTS[::-1], ["a red star"] * 2):
             reward.score(features, prompts)

@@ -59,7 +59,7 @@ def test_scores_are_those_of_the_original(reward: MpsReward) -> None:
     ours = MpsReward(mps._filled(*described, used), reward.tokenizer, as_is, condition=spelled(told["condition"]))
     ours.tokenizer = Spelled()  # pyright: ignore[reportAttributeAccessIssue]
     prompts = [spelled(prompt) for prompt in told["prompts"]]
-    heard = torch.stack([each.heard for each in ours._phrases.read(prompts)])
+    heard = torch.stack([each.heard for each in ours._prompts.read(prompts)])
     assert heard.any(1).all() and not heard.all(1).all()  # the mask of the condition has something to do
     scale = weights["model.logit_scale"].exp()
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_is_a_reward_that_hears_its_condition(reward: MpsReward, clip_folder: Pa
     score = reward.score(features, PROMPTS)
     assert score.abs().max() <= 1 and not torch.equal(score, reward.score(features, PROMPTS[::-1]))
     other = load_reward(config.Mps(path=str(mps_file), processor=str(clip_folder), condition="ring", scale=100.0))
-    heard = [torch.stack([each.heard for each in asked._phrases.read(PROMPTS)]) for asked in (reward, other)]
+    heard = [torch.stack([each.heard for each in asked._prompts.read(PROMPTS)]) for asked in (reward, other)]
     assert not torch.equal(*heard)
     assert other.score(features, PROMPTS).abs().max() > 1
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from directalign import config
 from directalign.rewards import check_reward, load_reward
 from directalign.rewards.clip import ClipReward
-from directalign.rewards.projection import Directions, blind, fingerprint, read_directions, write_directions
+from directalign.rewards.projection import Directions, fingerprint, project_out, read_directions, write_directions
 from directalign.types import DirectAlignError
 
 PROMPTS = ["a red star on a navy background", "a blue ring on an olive background"]
@@ -43,8 +43,8 @@ def settings(folder: Path, project: Path | None) -> config.Clip:
 def test_scores_do_not_see_a_move_along_the_directions() -> None:
     d, features, text = rows(), raw_features(), raw_features(seed=2)
     moved = features + torch.tensor([[3.0, -0.7], [0.2, 11.0]], dtype=torch.float64) @ d
-    assert (blind(features, d) * text - blind(moved, d) * text).abs().max() < 1e-12
-    assert (blind(features, None) * text - blind(moved, None) * text).abs().max() > 0.1
+    assert (project_out(features, d) * text - project_out(moved, d) * text).abs().max() < 1e-12
+    assert (project_out(features, None) * text - project_out(moved, None) * text).abs().max() > 0.1
 
 
 def test_without_restoring_the_length_a_move_would_be_seen() -> None:
@@ -56,19 +56,19 @@ def test_without_restoring_the_length_a_move_would_be_seen() -> None:
 
     moved = features + 3 * d[:1]
     assert (unrestored(moved) - unrestored(features)).abs().max() > 0.05
-    assert torch.allclose(blind(moved, d).norm(dim=1), torch.ones(2, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(project_out(moved, d).norm(dim=1), torch.ones(2, dtype=torch.float64), atol=1e-12)
 
 
 def test_the_gradient_has_no_part_along_the_directions() -> None:
     d, features = rows(), raw_features().requires_grad_()
-    (gradient,) = torch.autograd.grad((blind(features, d) * raw_features(seed=2)).sum(), features)
+    (gradient,) = torch.autograd.grad((project_out(features, d) * raw_features(seed=2)).sum(), features)
     assert (gradient @ d.T).abs().max() < 1e-12 < gradient.abs().max()
 
 
 def test_what_is_orthogonal_to_the_directions_is_judged_as_before() -> None:
     d = rows(1)
     inside = raw_features() - (raw_features() @ d.T) @ d
-    assert torch.allclose(blind(inside, d), blind(inside, None), atol=1e-12)
+    assert torch.allclose(project_out(inside, d), project_out(inside, None), atol=1e-12)
 
 
 def test_a_loaded_reward_is_blind_through_its_pixels(clip_folder: Path, file: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_loaded_reward_is_blind_through_its_pixels(clip_folder: Path, file: Pa
     images = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(3))
     seen, whole = reward.encode(images), load_reward(settings(clip_folder, None)).encode(images)
     assert (seen @ rows().float().T).abs().max() < 1e-6 < (whole @ rows().float().T).abs().max()
-    assert torch.allclose(seen, blind(whole, rows().float()), atol=1e-6)
+    assert torch.allclose(seen, project_out(whole, rows().float()), atol=1e-6)
     pixels = images.clone().requires_grad_()
     reward.score(reward.encode(pixels), PROMPTS).sum().backward()
     assert pixels.grad is not None and pixels.grad.abs().max() > 0

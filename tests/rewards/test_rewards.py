@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from directalign import config
+from directalign.config.rewards import _reward_classes
 from directalign.interfaces import Reward
 from directalign.methods.objective import require_prompt_reader
-from directalign.rewards import load_reward
+from directalign.rewards import REWARDS, load_reward, reward_class
 from directalign.rewards.clip import ClipReward
+from directalign.rewards.common import BaseReward
 from directalign.rewards.pixel_statistics import PixelReward
 from directalign.types import DirectAlignError
 
@@ -46,3 +49,31 @@ def test_a_reward_without_a_text_side_has_no_relative_form(form: str, clip_folde
         require_prompt_reader(PixelReward("brightness"), form)
     require_prompt_reader(PixelReward("brightness"), "absolute")
     require_prompt_reader(ClipReward.load(str(clip_folder)), form)
+
+
+def test_every_reward_of_the_schema_is_registered_and_has_its_own_class() -> None:
+    names = {each.model_fields["name"].default for each in _reward_classes()} | {"mix"}
+    assert names == set(REWARDS)
+    for name in names:
+        found = reward_class(name)
+        assert issubclass(found, BaseReward) and found.name == name
+        assert callable(found.from_config) and callable(found.check)
+
+
+@pytest.mark.parametrize(
+    ("settings", "files"),
+    [
+        (config.Clip(path="a", processor="b"), {"path": "a", "processor": "b"}),
+        (config.Aesthetic(path="h.pth", backbone="b"), {"path": "h.pth", "backbone": "b"}),
+        (config.Python(path="my.py:score"), {"path": "my.py"}),
+        (config.Pixels(statistic="redness"), {}),
+    ],
+)
+def test_a_reward_names_the_files_it_needs(settings: Any, files: dict[str, str]) -> None:
+    assert reward_class(settings.name).files(settings) == files
+
+
+def test_image_size_and_tokens_are_those_of_the_vision_tower(clip_folder: Path) -> None:
+    reward = ClipReward.load(str(clip_folder))
+    tokens = reward.model.vision_model(torch.zeros(1, 3, reward.image_size, reward.image_size))
+    assert tokens.last_hidden_state.shape[1] == reward.tokens_per_image

@@ -164,7 +164,7 @@ def test_missing_tensors_and_other_architectures_are_named(copy: Path, clip_fold
     for ask in (check_reward, load_reward):
         with pytest.raises(DirectAlignError, match="holds a model of type clip; give the folder of a transformers SiglipModel"):
             ask(config.Siglip(path=str(clip_folder)))
-        with pytest.raises(DirectAlignError, match=r"open_clip\.safetensors: a SigLIP is read from its transformers folder"):
+        with pytest.raises(DirectAlignError, match=r"open_clip\.safetensors: SigLIP needs a transformers folder"):
             ask(config.Siglip(path="open_clip.safetensors"))
 
 

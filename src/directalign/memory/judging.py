@@ -19,7 +19,7 @@ from torch.nn.functional import normalize, pixel_shuffle
 from ..families import autoencoder, frame_autoencoder
 from ..rewards import image_reward, qwen_vl
 from ..rewards.common import recompute
-from ..rewards.qwen_vl import ObjectiveOutput
+from ..rewards.qwen_vl import ChatBatch
 from ..types import Images, Latents
 from .blocks import FEWEST
 from .judges import Judge
@@ -165,10 +165,10 @@ def _vlm(judge: Judge, network: Any, images: Images) -> Tensor:
     return torch.stack([qwen_vl.read(network.model, seen, asked, plain).float().sum() for _ in range(judge.texts)]).sum()
 
 
-def _chat(b: int, tokens: int, image_tokens: int) -> ObjectiveOutput:
+def _chat(b: int, tokens: int, image_tokens: int) -> ChatBatch:
     """Chats of one length, the image first."""
     length = tokens + image_tokens
-    return ObjectiveOutput(torch.zeros(b, length, dtype=torch.long), (0,) * b, image_tokens, (length,) * b)
+    return ChatBatch(torch.zeros(b, length, dtype=torch.long), (0,) * b, image_tokens, (length,) * b)
 
 
 SCORES: dict[str, Callable[[Judge, Any, Images], Tensor]] = {

@@ -37,7 +37,7 @@ from .. import config, hub
 from ..types import DirectAlignError, Images, PerSample
 from .common import BaseReward, recompute
 from .qwen_vl import (
-    Asked,
+    ChatBatch,
     Chat,
     Seen,
     VlmPixels,
@@ -136,7 +136,7 @@ class Hpsv3Reward(BaseReward):
         )
 
 
-def _plain_positions(asked: Asked) -> Tensor:
+def _plain_positions(asked: ChatBatch) -> Tensor:
     return torch.arange(asked.ids.shape[1], device=asked.ids.device).expand(3, *asked.ids.shape)
 
 

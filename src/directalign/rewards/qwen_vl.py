@@ -220,7 +220,7 @@ def _merged(told: Any) -> tuple[Tensor, Sequence[Tensor]]:
 
 
 def read(
-    backbone: Any, seen: Seen, asked: Asked, positions: Tensor | None = None
+    backbone: Any, seen: Seen, asked: ChatBatch, positions: Tensor | None = None
 ) -> Float[Tensor, "b d"]:
     """Hidden state behind the last token of each chat; `positions` (3, b, length) as the model was trained with, None for multimodal ones."""
     of_image = asked.of_image
@@ -317,7 +317,7 @@ IMAGE = "<|image_pad|>"
 
 
 @dataclass(frozen=True)
-class Asked:
+class ChatBatch:
     """Chats of equally large images: ids (b, length), the place of each chat's first image token of so many, and each one's own length."""
 
     ids: Int[Tensor, "b length"]
@@ -355,7 +355,7 @@ class Chat:
 
     def ask(
         self, texts: Sequence[str], image_tokens: int, device: torch.device | str = "cpu"
-    ) -> Asked:
+    ) -> ChatBatch:
         """One chat per text, each with an image of so many tokens. Raises DirectAlignError for a text that holds the image token itself."""
         rows = [self._ids(text) for text in texts]
         starts = tuple(row.index(self.image_id) for row in rows)
@@ -366,7 +366,7 @@ class Chat:
         lengths = tuple(len(row) for row in filled)
         pad = self.tokenizer.pad_token_id or 0
         padded = [row + [pad] * (max(lengths) - len(row)) for row in filled]
-        return Asked(torch.tensor(padded, device=device), starts, image_tokens, lengths)
+        return ChatBatch(torch.tensor(padded, device=device), starts, image_tokens, lengths)
 
     def render(self, text: str) -> str:
         """The chat in words, its image as one token."""
@@ -441,7 +441,7 @@ def _template(folder: Path, tokenizer: PreTrainedTokenizerBase, key: str) -> str
     return template
 
 
-def rotary_positions(asked: Asked, rows: int, columns: int) -> Int[Tensor, "3 b length"]:
+def rotary_positions(asked: ChatBatch, rows: int, columns: int) -> Int[Tensor, "3 b length"]:
     """Time, row and column of every token, for images of `rows` x `columns` tokens; those of padding are never read."""
     return torch.stack(
         [_positions(asked.ids.shape[1], start, rows, columns) for start in asked.starts], dim=1

@@ -68,8 +68,8 @@ def test_weights_are_frozen(reward: ClipReward) -> None:
 
 def test_a_phrase_is_read_once_and_alone_or_in_company_the_same(reward: ClipReward, clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    encode = reward._phrases.encode
-    monkeypatch.setattr(reward._phrases, "encode", lambda phrases: read.extend(dict.fromkeys(phrases)) or encode(phrases))
+    encode = reward._prompts.encode
+    monkeypatch.setattr(reward._prompts, "encode", lambda phrases: read.extend(dict.fromkeys(phrases)) or encode(phrases))
     features = reward.encode(images())
     first = reward.score(features, PROMPTS)
     swapped = reward.score(features.flip(0), PROMPTS[::-1])
@@ -82,7 +82,7 @@ def test_a_phrase_is_read_once_and_alone_or_in_company_the_same(reward: ClipRewa
 
 
 def test_the_cache_stays_bounded(reward: ClipReward, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reward._phrases, "limit", 3)
+    monkeypatch.setattr(reward._prompts, "limit", 3)
     features = reward.encode(images())[:1]
     scores = {f"a {word}": reward.score(features, [f"a {word}"]) for word in ("star", "ring", "circle", "square", "triangle")}
     assert list(reward._prompts.cached) == ["a circle", "a square", "a triangle"]

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from directalign import config
 from directalign.config_loading import load_run
 from directalign.planning.recipe import check_method
-from directalign.rewards.clip import ClipReward, SiglipReward, load
+from directalign.rewards.clip import ClipReward, SiglipReward
 from directalign.rewards.soft_prompts import ControlTokens, check_phrases, fingerprint, is_tokens_file, read_tokens, split, write_tokens
 from directalign.types import DirectAlignError
 from tiny_siglip import write_siglip
@@ -68,7 +68,7 @@ def test_a_long_prompt_is_cut_and_not_the_tokens(reward: ClipReward, saved: Call
 
 
 def test_siglip_reads_tokens_too(tmp_path: Path) -> None:
-    siglip = load(config.Siglip(path=str(write_siglip(tmp_path))))
+    siglip = SiglipReward.from_config(config.Siglip(path=str(write_siglip(tmp_path))))
     assert isinstance(siglip, SiglipReward)
     write_tokens(tmp_path / "a.safetensors", siglip.soft_prompts.made(siglip.soft_prompts.embedding_of("a star"), "by a test"))
     learned, words = (siglip.encode_text([f"{phrase}. a red star"]) for phrase in (tmp_path / "a.safetensors", "a star"))

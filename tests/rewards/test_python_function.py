@@ -83,13 +83,13 @@ def test_a_wrong_answer_names_the_function_and_what_is_wanted(answer: Any, compl
         reward.score(reward.encode(images()), PROMPTS)
 
 
-@pytest.mark.parametrize("kind", [PythonReward, PythonReward])
-def test_what_the_function_raises_is_told_with_its_name(kind: type[PythonReward] | type[PythonReward]) -> None:
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_what_the_function_raises_is_told_with_its_name(differentiable: bool) -> None:
     def score(images: Any, prompts: Any) -> Any:
         raise ConnectionError("the service is down")
 
-    with pytest.raises(DirectAlignError, match=r"reward\.path: mine\.py:score fails \(ConnectionError: the service is down\); mend the function"):
-        kind(score, source="reward.path: mine.py:score").score(images(), PROMPTS)
+    with pytest.raises(DirectAlignError, match=r"reward\.path: mine\.py:score fails \(ConnectionError: the service is down\); correct the function"):
+        PythonReward(score, source="reward.path: mine.py:score", differentiable=differentiable).score(images(), PROMPTS)
 
 
 @pytest.mark.parametrize(
@@ -136,3 +136,47 @@ def test_the_example_s_jpeg_is_a_jpeg() -> None:
     spec.loader.exec_module(example)
     flat, noise = torch.full((3, 64, 64), 0.5), torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert (example.through_jpeg(flat) - flat).abs().max() < 0.01 < 0.05 < (example.through_jpeg(noise) - noise).abs().mean()
+
+
+SOURCE = """
+import torch
+
+def score(images, prompts, factor):
+    return factor * images.mean((1, 2, 3))
+
+class Callable:
+    reads_prompt = False
+    def __init__(self, factor):
+        self.factor = factor
+    def __call__(self, images, prompts):
+        return self.factor * images.mean((1, 2, 3))
+
+class TwoCalls(Callable):
+    encoded = 0
+    def encode(self, images):
+        self.encoded += 1
+        return images.mean((1, 2, 3))
+    def score(self, features, prompts):
+        return self.factor * features
+"""
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("name", ["score", "Callable", "TwoCalls"])
+def test_functions_and_classes_take_args(tmp_path: Path, name: str, differentiable: bool) -> None:
+    (tmp_path / "own.py").write_text(SOURCE)
+    settings = config.Python(path=f"{tmp_path}/own.py:{name}", args={"factor": 3.0}, differentiable=differentiable)
+    reward, given = load_reward(settings), torch.rand(2, 3, 4, 4, requires_grad=True)
+    features = reward.encode(given)
+    scores = [reward.score(features, PROMPTS[:2]) for _ in range(2)]
+    assert torch.allclose(scores[0], 3 * given.mean((1, 2, 3))) and torch.equal(*scores)
+    assert scores[0].requires_grad == differentiable
+    assert reward.reads_prompt == (name == "score")
+    if name == "TwoCalls":
+        assert reward.function.encoded == 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_class_that_refuses_its_args_is_named(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(SOURCE)
+    with pytest.raises(DirectAlignError, match=r"reward\.path: Callable in .*own\.py cannot be constructed with args {'other': 1}"):
+        load_reward(config.Python(path=f"{tmp_path}/own.py:Callable", args={"other": 1}))

@@ -309,6 +309,6 @@ def test_a_torch_function_keeps_its_gradient(tmp_path: Path) -> None:
 @pytest.mark.parametrize("body", ["images.detach().mean((1, 2, 3))", "[1.0, 2.0, 3.0]"])
 def test_a_function_that_loses_the_gradient_is_told(tmp_path: Path, body: str) -> None:
     reward = function_reward(tmp_path, body)
-    with pytest.raises(DirectAlignError, match=r"reward\.path: .*own\.py:score must return a tensor with a gradient .* leave out detach and no_grad"):
+    with pytest.raises(DirectAlignError, match=r"reward\.path: .*own\.py:score must return a tensor with a gradient .* without detach and no_grad"):
         reward.score(reward.encode(images().requires_grad_()), PROMPTS)
     assert len(reward.score(reward.encode(images()), PROMPTS)) == 3  # where none is asked for, as in a measurement

@@ -96,7 +96,7 @@ def test_each_member_is_asked_in_its_own_form_and_words() -> None:
     relative, own, absolute, bare = ToyReward(), ToyReward(), ToyReward(), ToyReward()
     words = {"positive": ["Glossy"], "negative": ["Dull"]}
     members = (({}, relative), ({"words": words}, own), ({"form": "absolute", "words": words}, absolute), ({"form": "absolute"}, bare))
-    asking(mix(*members)).ask(images(), Batch(0, PROMPTS))
+    asking(mix(*members))(images(), Batch(0, PROMPTS))
     asked = [[texts[0] for texts in reward.asked] for reward in (relative, own, absolute, bare)]
     assert asked == [["Photo. a red star", "Render. a red star"], ["Glossy. a red star", "Dull. a red star"], ["Glossy. a red star"], ["a red star"]]
 
@@ -112,8 +112,8 @@ def test_the_reward_is_the_weighted_sum_over_running_spreads() -> None:
         means = (values * weight).sum(1, keepdim=True) / weight.sum()
         spread = (((values - means).square() * weight).sum(1, keepdim=True) / weight.sum()).sqrt()
         if step == 2:
-            preference.ask(images(1), Batch(1, PROMPTS), 0.3, 0.1)
-        asked = preference.ask(images(step), Batch(step, PROMPTS), 0.3, 0.1)
+            preference(images(1), Batch(1, PROMPTS), 0.3, 0.1)
+        asked = preference(images(step), Batch(step, PROMPTS), 0.3, 0.1)
         torch.testing.assert_close(asked.reward, (weights * seen[step] / spread).sum(0), rtol=1e-7, atol=0)
         assert asked.metrics["reward_m1"] == pytest.approx(float(seen[step][1].mean()))
         assert asked.metrics["share_m0"] + asked.metrics["share_m1"] == pytest.approx(asked.metrics["reward"])
@@ -121,13 +121,13 @@ def test_the_reward_is_the_weighted_sum_over_running_spreads() -> None:
 
 
 def test_without_normalising_raw_rewards_are_added() -> None:
-    asked = asking(toys(normalise="none")).ask(images(), Batch(0, PROMPTS))
+    asked = asking(toys(normalise="none"))(images(), Batch(0, PROMPTS))
     torch.testing.assert_close(asked.reward, 2 * raw(images())[0] + raw(images())[1])
 
 
 def test_disagreement_takes_off_the_spread_between_members() -> None:
     plain, careful = asking(toys()), asking(toys(disagreement=0.7))
-    plain_asked, asked = (each.ask(images(), Batch(0, PROMPTS)) for each in (plain, careful))
+    plain_asked, asked = (each(images(), Batch(0, PROMPTS)) for each in (plain, careful))
     rewards = raw(images())
     centred = (rewards - rewards.mean(1, keepdim=True)) / rewards.std(1, correction=0, keepdim=True)
     torch.testing.assert_close(plain_asked.reward - asked.reward, 0.7 * centred.std(0, correction=0), rtol=1e-9, atol=1e-6)
@@ -144,19 +144,19 @@ def test_a_cost_agrees_by_being_low() -> None:
 def test_members_that_agree_pay_nothing_and_leave_a_gradient() -> None:
     same = mix(({}, Squares()), ({}, Squares()), disagreement=0.5)
     at = images().requires_grad_()
-    asked = build_objective(same, SETTINGS.model_copy(update={"form": "absolute"})).ask(at, Batch(0, PROMPTS))
+    asked = build_objective(same, SETTINGS.model_copy(update={"form": "absolute"}))(at, Batch(0, PROMPTS))
     gradient = torch.autograd.grad(asked.reward.sum(), at)[0]
     assert gradient.isfinite().all() and gradient.norm() > 0
-    alone = build_objective(mix(({}, Squares()), ({}, Squares())), SETTINGS.model_copy(update={"form": "absolute"})).ask(images(), Batch(0, PROMPTS))
+    alone = build_objective(mix(({}, Squares()), ({}, Squares())), SETTINGS.model_copy(update={"form": "absolute"}))(images(), Batch(0, PROMPTS))
     torch.testing.assert_close(asked.reward, alone.reward, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("disagreement", [0.0, 0.4])
 def test_balance_gives_every_member_one_norm_and_leaves_the_value(disagreement: float) -> None:
     at = images().requires_grad_()
-    asked = asking(toys(balance="gradient", disagreement=disagreement)).ask(at, Batch(0, PROMPTS))
+    asked = asking(toys(balance="gradient", disagreement=disagreement))(at, Batch(0, PROMPTS))
     ours = torch.autograd.grad(asked.reward.sum(), at)[0]
-    plain = asking(toys(disagreement=disagreement)).ask(images(), Batch(0, PROMPTS))
+    plain = asking(toys(disagreement=disagreement))(images(), Batch(0, PROMPTS))
     assert asked.reward.equal(plain.reward)
 
     again = images().requires_grad_()
@@ -177,7 +177,7 @@ def test_members_of_one_norm_are_left_as_they_are() -> None:
     absolute, found = SETTINGS.model_copy(update={"form": "absolute"}), []
     for balance in ("none", "gradient"):
         at, weighed = images().requires_grad_(), mix(({"weight": 3.0}, Squares()), ({}, Squares()), balance=balance)
-        found.append(torch.autograd.grad(build_objective(weighed, absolute).ask(at, Batch(0, PROMPTS)).reward.sum(), at)[0])
+        found.append(torch.autograd.grad(build_objective(weighed, absolute)(at, Batch(0, PROMPTS)).reward.sum(), at)[0])
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=0)
 
 
@@ -219,33 +219,33 @@ def test_running_numbers_do_not_depend_on_how_an_update_is_cut() -> None:
     whole, cut, ranks = RunningStats(2), RunningStats(2), RunningStats(2)
     for step in range(4):
         values = torch.rand(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
-        whole.see(values, step)
+        whole.update(values, step)
         for start in (0, 2, 4):
-            cut.see(values[:, start : start + 2], step)
-        ranks.see(values[:, :3], step, Half(values[:, 3:]))
+            cut.update(values[:, start : start + 2], step)
+        ranks.update(values[:, :3], step, Half(values[:, 3:]))
         for other in (cut, ranks):
-            torch.testing.assert_close(other.spreads, whole.spreads, rtol=1e-12, atol=0)
+            torch.testing.assert_close(other.stds, whole.stds, rtol=1e-12, atol=0)
             torch.testing.assert_close(other.means, whole.means, rtol=1e-12, atol=0)
 
 
 def test_what_never_varies_is_divided_by_one() -> None:
     running = RunningStats(3)
-    running.see(torch.tensor([[0.3, 0.3, 0.3], [0.0, 0.0, 0.0], [0.1, 0.2, 0.3]]), 0)
-    assert running.spreads[:2].tolist() == [1.0, 1.0] and running.spreads[2] == pytest.approx(0.0816497)
+    running.update(torch.tensor([[0.3, 0.3, 0.3], [0.0, 0.0, 0.0], [0.1, 0.2, 0.3]]), 0)
+    assert running.stds[:2].tolist() == [1.0, 1.0] and running.stds[2] == pytest.approx(0.0816497)
 
 
 def test_a_resumed_mixture_goes_on_to_the_bit() -> None:
     settings = SETTINGS.model_copy(update={"form": "anchored"})
     first, second = (build_objective(toys(balance="gradient", disagreement=0.2), settings) for _ in range(2))
     for step in range(3):
-        first.ask(images(step), Batch(step, PROMPTS))
+        first(images(step), Batch(step, PROMPTS))
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
-    first.ask(images(9), Batch(3, PROMPTS))  # what is kept is not what goes on changing
+    first(images(9), Batch(3, PROMPTS))  # what is kept is not what goes on changing
     second.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     first.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     for step in range(3, 6):
-        asked = [each.ask(images(step), Batch(step, PROMPTS)) for each in (first, second)]
+        asked = [each(images(step), Batch(step, PROMPTS)) for each in (first, second)]
         assert asked[0].reward.equal(asked[1].reward) and asked[0].metrics == asked[1].metrics
 
 
@@ -255,9 +255,9 @@ def test_each_member_has_its_own_anchor() -> None:
     preference = build_objective(mix(({}, ToyReward()), ({"anchor": other}, ToyReward())), settings)
     assert isinstance(preference, MixedObjective)
     for step in range(2):
-        preference.ask(images(step), Batch(step, PROMPTS))
-    assert [each.reference.count for each in preference.preferences] == [4, 2]
-    assert [each.settings.anchor.tolerance for each in preference.preferences] == [0.05, 3.0]
+        preference(images(step), Batch(step, PROMPTS))
+    assert [each.reference.count for each in preference.objectives] == [4, 2]
+    assert [each.settings.anchor.tolerance for each in preference.objectives] == [0.05, 3.0]
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
