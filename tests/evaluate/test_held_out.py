@@ -31,6 +31,7 @@ class Length:
 
     def __init__(self, name: str) -> None:
         self.name, self.encoded = name, 0
+        self.image_embeddings = name == "clip"
 
     def encode(self, images: Images) -> Images:
         self.encoded += 1

@@ -123,7 +123,7 @@ def test_a_call_in_shapes_takes_what_the_real_reward_takes(kinds: Settings, tiny
 def _tokens(reward: Any, images: Tensor) -> int:
     question = QUESTION if reward.name == "hpsv3" else reward.settings.question
     seen = reward.encode(images.detach()).tokens.shape[1]
-    return reward.chat.ask([question.replace("{prompt}", "Real. a star")], seen).ids.shape[1] - seen
+    return reward.chat.tokenize([question.replace("{prompt}", "Real. a star")], seen).ids.shape[1] - seen
 
 
 def _near(traced: Piece, taken: Piece) -> float:

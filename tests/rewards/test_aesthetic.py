@@ -54,7 +54,7 @@ class TestEachHead:
     def test_score_and_gradient_are_the_originals(self, files: Files, name: str) -> None:
         _, kept = recorded("aesthetic")
         reward, pixels = loaded(files, name), kept["pixels"].requires_grad_()
-        score = reward.score(reward.model.see(pixels), IGNORED)
+        score = reward.score(reward.model.encode_image(pixels), IGNORED)
         score.sum().backward()
         assert (score - kept[f"{name}.score"]).abs().max() < 1e-5
         assert pixels.grad is not None

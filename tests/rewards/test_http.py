@@ -124,8 +124,8 @@ def test_a_passing_failure_is_tried_again_after_doubling_waits(hurry: list[float
 @pytest.mark.parametrize(
     ("answer", "complaint", "attempts"),
     [
-        (failing(503, "model is\nloading"), r"HTTP 503 .*'model is loading' \(2 attempts\); see to the server", 2),
-        (failing(404, "no such path"), r"HTTP 404 .*'no such path'; see that a reward server answers", 1),
+        (failing(503, "model is\nloading"), r"HTTP 503 .*'model is loading' \(2 attempts\); check the server", 2),
+        (failing(404, "no such path"), r"HTTP 404 .*'no such path'; check that a reward server answers", 1),
         (failing(400, "x" * 900), r"HTTP 400 .*'x{200}'\.\.\.;", 1),
         (failing(200, "<html>hello</html>"), r"something else than JSON \('<html>hello</html>'\)", 1),
         (failing(200, '{"score": 1}'), r"answers '\{\"score\": 1\}'; it must send \{\"scores\"", 1),
@@ -145,7 +145,7 @@ def test_what_is_no_answer_is_one_line_with_the_address(answer: Answer, complain
 
 def test_nobody_there_is_said(hurry: list[float]) -> None:
     url = free_address()
-    with pytest.raises(DirectAlignError, match=rf"^reward\.url: {url}: connection refused, nothing listens there \(3 attempts\); see to the server$"):
+    with pytest.raises(DirectAlignError, match=rf"^reward\.url: {url}: connection refused, nothing listens there \(3 attempts\); check the server$"):
         ask(reward_at(url, retries=2))
     assert hurry == [1.0, 2.0]
 

@@ -58,14 +58,14 @@ def refused(files: tuple[Path, Path], **changed: object) -> str:
 class TestOriginal:
     def test_image_tokens(self, reward: ImageReward) -> None:
         _, kept = recorded("image_reward")
-        torch.testing.assert_close(reward.model.see(kept["pixels"]), kept["tokens"], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(reward.model.encode_image(kept["pixels"]), kept["tokens"], atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("number", [0, 1, 2])
     def test_token_ids_score_and_gradient(self, reward: ImageReward, number: int) -> None:
         told, kept = recorded("image_reward")
         prompt, pixels = told["prompts"][number], kept["pixels"].requires_grad_()
         assert torch.equal(reward._tokenize([prompt])[0, 0], kept[f"ids.{number}"])
-        score = reward.score(reward.model.see(pixels), [prompt] * 2)
+        score = reward.score(reward.model.encode_image(pixels), [prompt] * 2)
         score.sum().backward()
         assert (score - kept[f"score.{number}"]).abs().max() < 1e-5
         assert pixels.grad is not None

@@ -85,10 +85,10 @@ def test_the_base_model_is_drawn_before_it_is_trained_away(run: config.Run, monk
 
 def test_all_ranks_have_one_reference():
     here, both = Reference(2), Reference(2)
-    here.see(torch.tensor([1.0, 2.0]), 0)
-    both.see(torch.tensor([1.0, 2.0]), 0, One(0, 2, others=4.0))
+    here.update(torch.tensor([1.0, 2.0]), 0)
+    both.update(torch.tensor([1.0, 2.0]), 0, One(0, 2, others=4.0))
     assert (here.total, here.count) == (3.0, 2) and (both.total, both.count) == (7.0, 6)
-    both.see(torch.tensor([9.0]), 2, One(0, 2, others=4.0))
+    both.update(torch.tensor([9.0]), 2, One(0, 2, others=4.0))
     assert both.count == 6
 
 

@@ -1,4 +1,4 @@
-"""What is asked of the reward and what is maximised: the part that every method's settings share (see rewards/preference.py)."""
+"""What is maximised: the settings that all methods share (see methods/objective.py)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Anchor(Strict):
 
 
 class ObjectiveConfig(Strict):
-    """The settings that all methods share: same words, same form, same reward, so that methods can stand side by side."""
+    """Settings that all methods share: form, control phrases, anchor."""
 
     form: Literal["absolute", "relative", "anchored"] = Field(
         default="absolute",

@@ -18,7 +18,7 @@ from ..rewards.common import Preprocessing
 from ..rewards.hpsv3 import PIXELS, USUAL
 from ..rewards.image_reward import CLIP_MEAN, CLIP_STD
 from ..rewards.mps import MADE_FROM, sizes_of
-from ..rewards.qwen_vl import VlmPixels, kind_of
+from ..rewards.qwen_vl import VlmPixels, model_class_of
 from ..rewards.weights import is_weight_file, locate, on_the_hub, read_shapes
 from ..types import DirectAlignError
 from .architecture import known, local_folder
@@ -109,7 +109,7 @@ def _vlm(reward: config.Vlm, key: str) -> Found:
     if folder is None:
         part, doubts = _published(reward.path, f"{key}.path", "vlm")
     else:
-        part, doubts = Part.of(kind_of(folder, f"{key}.path").__name__, read_json(folder / "config.json")), ()
+        part, doubts = Part.of(model_class_of(folder, f"{key}.path").__name__, read_json(folder / "config.json")), ()
     return Found(part, _cells(_reader(reward, folder), part, reward.path, key).bounded(reward.max_pixels), doubts)
 
 

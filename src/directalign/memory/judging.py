@@ -141,11 +141,11 @@ def _siglip(judge: Judge, network: Any, images: Images) -> Tensor:
 
 
 def _aesthetic(judge: Judge, network: Any, images: Images) -> Tensor:
-    return network(network.see(judge.pixels(images))).sum()
+    return network(network.encode_image(judge.pixels(images))).sum()
 
 
 def _image_reward(judge: Judge, network: Any, images: Images) -> Tensor:
-    seen = network.see(judge.pixels(images))
+    seen = network.encode_image(judge.pixels(images))
     ids = torch.zeros(len(images), image_reward.LENGTH, dtype=torch.long)
     return torch.stack([network(seen, ids, torch.ones_like(ids)).sum() for _ in range(judge.texts)]).sum()
 
@@ -159,10 +159,10 @@ def _mps(judge: Judge, network: Any, images: Images) -> Tensor:
 
 def _vlm(judge: Judge, network: Any, images: Images) -> Tensor:
     """Its logits of two answers are too little to count; so is HPSv3's head."""
-    seen = qwen_vl.see(network.model, judge.pixels, images)  # pyright: ignore[reportArgumentType]
+    seen = qwen_vl.encode_images(network.model, judge.pixels, images)  # pyright: ignore[reportArgumentType]
     asked = _chat(len(images), judge.tokens, seen.tokens.shape[1])
     plain = torch.arange(asked.ids.shape[1]).expand(3, *asked.ids.shape) if judge.kind == "hpsv3" else None
-    return torch.stack([qwen_vl.read(network.model, seen, asked, plain).float().sum() for _ in range(judge.texts)]).sum()
+    return torch.stack([qwen_vl.last_hidden_state(network.model, seen, asked, plain).float().sum() for _ in range(judge.texts)]).sum()
 
 
 def _chat(b: int, tokens: int, image_tokens: int) -> ChatBatch:

@@ -1,16 +1,12 @@
 """Aesthetic predictors: a published head on the unit image features of a CLIP (LAION) or a SigLIP (Aesthetic Predictor v2.5).
 
-score = head(features), trained on ratings from 1 to 10, larger is better; nothing holds it in that range. Which head it is shows in its file:
+score = head(features), trained on ratings from 1 to 10, larger is better, unbounded. The file's tensors identify the head:
 weight, bias             LAION v1    sa_0_4_vit_l_14_linear.pth         on CLIP ViT-L/14's projected features
-layers.0 2 4 6 7         LAION v2    sac+logos+ava1-l14-linearMSE.pth   on the same; ordinary pictures about 5, liked ones above 6
-scoring_head.0 2 4 6 8   v2.5        aesthetic_predictor_v2_5.pth       on SigLIP SO400M/14 at 384, pooled; its author calls 5.5 and more great
-All are affine in the features, which are unit vectors. The prompt is not read, so only the absolute form can be asked.
-
-
-The published heads of aesthetic predictors: which one a file holds, its layers, and which model gives the features it reads.
-
-Layouts: github.com/LAION-AI/aesthetic-predictor, christophschuhmann/improved-aesthetic-predictor, discus0434/aesthetic-predictor-v2-5.
-Left out: improved-aesthetic-predictor's earlier head with ReLUs (ava+logos-l14-reluMSE.pth), which its authors replaced.
+layers.0 2 4 6 7         LAION v2    sac+logos+ava1-l14-linearMSE.pth   same; ordinary photos about 5, good ones above 6
+scoring_head.0 2 4 6 8   v2.5        aesthetic_predictor_v2_5.pth       on SigLIP SO400M/14 at 384, pooled; 5.5 and above is great
+All are affine in the features. The prompt is ignored, so only the absolute form is possible. Layouts:
+github.com/LAION-AI/aesthetic-predictor, christophschuhmann/improved-aesthetic-predictor, discus0434/aesthetic-predictor-v2-5.
+Not supported: the earlier head with ReLUs (ava+logos-l14-reluMSE.pth), which its authors replaced.
 """
 
 from __future__ import annotations
@@ -43,6 +39,7 @@ from .weights import (
     locate,
     read_shapes,
     read_weights,
+    shapes_of,
 )
 
 SETTINGS = ("*config.json",)
@@ -56,17 +53,17 @@ class Predictor(nn.Module):
         super().__init__()
         self.tower, self.projection, self.head = tower, projection, head
 
-    def see(self, pixels: Float[Tensor, "b 3 h w"]) -> Features:
+    def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Features:
         """Unit features (b, d) of preprocessed images."""
         return F.normalize(self.projection(self.tower(pixel_values=pixels).pooler_output), dim=-1)
 
     def forward(self, features: Features) -> PerSample:
-        """The head's answer, (b,)."""
+        """Head output (b,)."""
         return self.head(features)[:, 0]
 
 
 class AestheticReward(BaseReward):
-    """A frozen aesthetic predictor (`interfaces.Reward`), blind to prompts."""
+    """A frozen aesthetic predictor (`interfaces.Reward`), which ignores prompts."""
 
     name = "aesthetic"
     reads_prompt = False
@@ -80,10 +77,10 @@ class AestheticReward(BaseReward):
     def from_config(
         cls, settings: config.Aesthetic, device: torch.device | str = "cpu", key: str = "reward"
     ) -> AestheticReward:
-        """The reward of a recipe's section, float32; `key` is where it stands, for errors."""
+        """The reward of a recipe section, float32; errors name `key`, the section's place in the recipe."""
         file = _head_file(settings, key)
         weights = read_weights(file, f"{key}.path")
-        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        shapes = shapes_of(weights)
         layout = recognise(shapes, file, f"{key}.path")
         folder = locate(settings.backbone, f"{key}.backbone", (*SETTINGS, *FOLDER_WEIGHTS))
         check_folder(folder, f"{key}.backbone", layout.backbone)
@@ -97,7 +94,7 @@ class AestheticReward(BaseReward):
 
     @classmethod
     def check(cls, settings: config.Aesthetic, key: str = "reward", online: bool = False) -> None:
-        """The head is known from its tensors' shapes, the backbone from its settings; a repository's are fetched when `online`."""
+        """Check the head's tensor shapes against the backbone's config; fetch a repository's settings if `online`."""
         _require_file(settings, key)
         check_published(settings.path, f"{key}.path", online)
         here = not hub.is_hub_id(settings.backbone)
@@ -115,12 +112,22 @@ class AestheticReward(BaseReward):
         if online or settings.processor is None or not hub.is_hub_id(settings.processor):
             _images(layout, side, folder, settings, key)
 
+    @property
+    def image_size(self) -> int:
+        return self.preprocessing.crop[0]
+
+    @property
+    def tokens_per_image(self) -> int:
+        return self.model.tower.embeddings.num_positions  # pyright: ignore
+
     def encode(self, images: Images) -> Features:
         """Images (b, 3, h, w) in [0, 1], any size, to unit features (b, d)."""
-        return self.model.see(self.preprocessing(images.to(next(self.model.parameters()).dtype)))
+        return self.model.encode_image(
+            self.preprocessing(images.to(next(self.model.parameters()).dtype))
+        )
 
     def score(self, features: Features, prompts: Sequence[str]) -> PerSample:
-        """scale · head(features), about 1 to 10 at scale 1; `prompts` are not read."""
+        """scale · head(features), about 1 to 10 at scale 1; `prompts` are ignored."""
         del prompts
         return self.scale * self.model(features)
 
@@ -133,13 +140,13 @@ def _fitting(
     settings: config.Aesthetic,
     key: str,
 ) -> tuple[nn.Module, int]:
-    """The head, not yet filled, which fits its file and the backbone's config, and the side of the images in pixels."""
+    """The head without weights, checked against its file and the backbone's config, and the image side in pixels."""
     described = _described(layout, folder, f"{key}.backbone")
     width = features_of(layout, described)
     require_width(layout, shapes, width, file, settings.backbone, key)
     head = layout.build(width, shapes)
     check_tensors(
-        {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()},
+        shapes_of(head.state_dict()),
         shapes,
         file,
         f"{key}.path",
@@ -167,7 +174,7 @@ def _described(layout: HeadLayout, folder: Path, key: str) -> Any:
 def _images(
     layout: HeadLayout, side: int, folder: Path, settings: config.Aesthetic, key: str
 ) -> Preprocessing:
-    """The image settings; LAION's heads were trained on pictures cut as torchvision cuts them."""
+    """Image settings; LAION's heads were trained with torchvision's centre crop."""
     named = "backbone" if settings.processor is None else "processor"
     reader = (
         folder
@@ -184,7 +191,7 @@ def _images(
 
 
 def _tower(layout: HeadLayout, folder: Path, key: str) -> tuple[nn.Module, nn.Module]:
-    """What gives pooled features of images, and the projection after it."""
+    """The image tower with pooled output, and the projection after it."""
     model: Any = load_model(layout.backbone, folder, key)
     return model.vision_model, nn.Identity() if layout is V2_5 else model.visual_projection
 

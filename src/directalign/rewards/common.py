@@ -62,9 +62,9 @@ _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images in [0, 1] reach a CLIP: `size` is the short side, or (height, width) where the folder says so.
+    """Image settings of a CLIP: `size` is the short side, or (height, width).
 
-    `rounded_centre`: an odd border is halved as torchvision does (to the even number), and not downwards as transformers does.
+    `rounded_centre`: an odd border is halved as in torchvision (rounded to even), not downwards as in transformers.
     """
 
     size: int | tuple[int, int]
@@ -96,7 +96,7 @@ class Preprocessing:
             ) from error
 
     def __call__(self, images: Images) -> Pixels:
-        """Images (b, 3, h, w) in [0, 1] to what the vision tower takes, (b, 3, rows, columns) normalised."""
+        """Images (b, 3, h, w) in [0, 1] to normalised vision tower inputs (b, 3, rows, columns)."""
         size = self._resized(images.shape[-2], images.shape[-1])
         if size != tuple(images.shape[-2:]):
             images = F.interpolate(
@@ -123,7 +123,7 @@ class Preprocessing:
 
 
 def read_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file of a folder's image settings, and what it says. Raises DirectAlignError: missing, or not JSON."""
+    """The file of a folder's image settings, and its content. Raises DirectAlignError: missing, or not JSON."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         file = folder / name
         if file.exists():
@@ -191,7 +191,7 @@ class PromptCache:
 
 
 def recompute(model: nn.Module) -> None:
-    """Every transformer layer of `model`; transformers itself does so in train mode only, and rewards are in eval mode."""
+    """Recompute every transformer layer of `model` in the backward pass; transformers does so in train mode only, and rewards are in eval mode."""
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.forward = partial(

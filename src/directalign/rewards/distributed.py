@@ -1,7 +1,7 @@
-"""A black box may fail on one rank alone; this makes it fail on all, at the same question.
+"""Make a black-box reward that fails on one rank fail on all ranks, at the same call.
 
-Otherwise the others would wait in their next collective, and none could save what was done before. Costs one number over the
-ranks per question, little beside a request or a program.
+Otherwise the other ranks would hang in their next collective and no checkpoint could be saved. It costs one all-reduced
+number per call, little beside a request or a program.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from .mixture import MixReward
 
 Answer = TypeVar("Answer")
 LONGEST = 1000
-"""Bytes of an error that reach the other ranks."""
+"""Bytes of an error message that are sent to the other ranks."""
 
 
 class SynchronizedError(DirectAlignError):
-    """A reward has failed on some rank, and every rank raises this, in the same place."""
+    """A reward failed on some rank; every rank raises this, at the same call."""
 
 
 class SynchronizedReward:
-    """`reward` (`interfaces.Reward`), asked equally often on all ranks."""
+    """`reward` (`interfaces.Reward`), which must be called equally often on all ranks."""
 
     def __init__(self, reward: Reward, together: Together) -> None:
         self.reward, self.together = reward, together
@@ -37,16 +37,16 @@ class SynchronizedReward:
         )
 
     def encode(self, images: Images) -> Any:
-        """As the reward does it."""
+        """As the reward."""
         return self.reward.encode(images)
 
     def score(self, features: Any, prompts: Sequence[str]) -> PerSample:
-        """As the reward does it. Raises SynchronizedError where it raises DirectAlignError on any rank."""
+        """As the reward. Raises SynchronizedError where it raises DirectAlignError on any rank."""
         return synchronized_call(lambda: self.reward.score(features, prompts), self.together)
 
 
 def synchronized_call(work: Callable[[], Answer], together: Together) -> Answer:
-    """What `work` gives, which every rank does at once; a DirectAlignError on one of several is an SynchronizedError on all."""
+    """The result of `work`, which every rank calls; a DirectAlignError on one rank is a SynchronizedError on all."""
     if together.size == 1:
         return work()
     answers, words = list[Answer](), ""
@@ -60,7 +60,7 @@ def synchronized_call(work: Callable[[], Answer], together: Together) -> Answer:
 
 
 def synchronized(reward: Reward, together: Together) -> Reward:
-    """The same reward, whose black boxes fail on all ranks or none."""
+    """The same reward, whose black boxes fail on all ranks or on none."""
     if together.size == 1 or reward.differentiable:
         return reward
     if isinstance(reward, MixReward):
@@ -75,7 +75,7 @@ def synchronized(reward: Reward, together: Together) -> Reward:
 
 
 def _first(words: str, together: Together) -> str:
-    """What the first rank that failed has to say."""
+    """The error message of the first rank that failed."""
     own = torch.zeros(1, LONGEST, dtype=torch.uint8)
     said = words.encode()[:LONGEST]
     own[0, : len(said)] = torch.tensor(list(said), dtype=torch.uint8)

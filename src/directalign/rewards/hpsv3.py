@@ -1,19 +1,15 @@
-"""HPSv3 (arXiv 2508.03789): a Qwen2-VL-7B that reads image and prompt, and a head that gives the mean of a preference score at a token.
+"""HPSv3 (arXiv 2508.03789): a Qwen2-VL-7B that reads image and prompt, and a head that predicts a preference score at one token.
 
-score = scale · mu; without bounds (its authors' means by model: SD 2 −0.2, SD 3 medium 5.3, SDXL 8.2, FLUX.1-dev 10.4, Kolors 10.6).
-Files: HPSv3.safetensors (MizzenAI/HPSv3/HPSv3.safetensors on the hub) for `path`, and for `processor` the folder or hub id whose
-tokenizer, template, image settings and config.json it was made from: Qwen/Qwen2-VL-7B-Instruct (whose weights are not read).
-As in the original, an image comes to about 200,704 pixels (256 tokens), and positions are plain, 0, 1, 2, ..., not multimodal: so it was
-trained. Proved equal to the published code on random weights; the published ones were not at hand, so their tensors' names are taken in both
-of transformers' layouts (model.layers and visual; model.language_model and model.visual). Left out: the spread sigma, and HPSv3++.
+score = scale · mu, unbounded (its authors' means by model: SD 2 −0.2, SD 3 medium 5.3, SDXL 8.2, FLUX.1-dev 10.4, Kolors
+10.6). `path` is HPSv3.safetensors (hub: MizzenAI/HPSv3/HPSv3.safetensors); `processor` is the folder or hub id with the
+tokenizer, template, image settings and config.json it was made from: Qwen/Qwen2-VL-7B-Instruct (its weights are not read).
+As in training, an image is resized to about 200,704 pixels (256 tokens), and positions are plain (0, 1, 2, ...), not
+multimodal. Tested equal to the published code on random weights; the published weights were not available, so tensor names
+of both transformers layouts are accepted (model.layers and visual; model.language_model and model.visual). Not supported:
+the standard deviation sigma, and HPSv3++.
 
-
-The published file of HPSv3: which tensors a Qwen2-VL with its head has, under which names, and how they are put in place.
-
-The words HPSv3 was trained under, to the letter (arXiv 2508.03789; from the package hpsv3, MIT licence, copyright 2024 HPSv3 Team).
-
-Scores hold for these words alone, spaces at the ends of lines included. What stands behind the reward token in the original ("END")
-is left out: a causal model never looks to its right, so it changes nothing.
+`QUESTION` is the training prompt, verbatim, trailing spaces included (package hpsv3, MIT licence, copyright 2024 HPSv3 Team).
+The text after the reward token in the original ("END") is omitted: a causal model does not attend to it.
 """
 
 from __future__ import annotations
@@ -37,16 +33,16 @@ from .. import config, hub
 from ..types import DirectAlignError, Images, PerSample
 from .common import BaseReward, recompute
 from .qwen_vl import (
-    ChatBatch,
     Chat,
-    Seen,
+    ChatBatch,
+    ImageTokens,
     VlmPixels,
     check_fits,
-    frozen,
-    kind_of,
-    read,
+    encode_images,
+    freeze,
+    last_hidden_state,
+    model_class_of,
     read_chat,
-    see,
     settings_folder,
 )
 from .weights import (
@@ -57,6 +53,7 @@ from .weights import (
     on_the_hub,
     read_shapes,
     read_weights,
+    shapes_of,
 )
 
 PIXELS = 256 * 28 * 28
@@ -82,7 +79,7 @@ class Hpsv3Reward(BaseReward):
     def from_config(
         cls, settings: config.Hpsv3, device: torch.device | str = "cpu", key: str = "reward"
     ) -> Hpsv3Reward:
-        """The reward of a recipe's section, its weights in `settings.dtype`; `key` is where it stands, for errors."""
+        """The reward of a recipe section, weights in `settings.dtype`; errors name `key`."""
         file = _file(settings, key, fetch=True)
         reader = _reader_folder(settings, key, online=True)
         assert file is not None and reader is not None
@@ -90,13 +87,11 @@ class Hpsv3Reward(BaseReward):
         weights = {
             inner(name): tensor for name, tensor in read_weights(file, f"{key}.path").items()
         }
-        of = described(
-            {name: tuple(tensor.shape) for name, tensor in weights.items()}, reader, file, key
-        )
+        of = described(shapes_of(weights), reader, file, key)
         check_fits(of, pixels, chat, f"{key}.processor")
         model, head = filled(of, weights, getattr(torch, settings.dtype))
-        frozen(model, device)
-        frozen(head, device)
+        freeze(model, device)
+        freeze(head, device)
         if settings.gradient_checkpointing:
             recompute(model)
         return cls(model, head, chat, pixels, settings.scale)
@@ -115,29 +110,29 @@ class Hpsv3Reward(BaseReward):
             }
             check_fits(described(shapes, reader, file, key), pixels, chat, f"{key}.processor")
 
-    def encode(self, images: Images) -> Seen:
+    def encode(self, images: Images) -> ImageTokens:
         """Images (b, 3, h, w) in [0, 1], any size, through the vision tower."""
-        return see(self.model, self.pixels, images)
+        return encode_images(self.model, self.pixels, images)
 
-    def score(self, features: Seen, prompts: Sequence[str]) -> PerSample:
+    def score(self, features: ImageTokens, prompts: Sequence[str]) -> PerSample:
         """scale · mu of each image under its prompt."""
         assert len(prompts) == len(features.tokens), (
             f"{len(prompts)} prompts for {len(features.tokens)} images"
         )
-        asked = self.chat.ask(
+        chats = self.chat.tokenize(
             [QUESTION.replace("{prompt}", prompt) for prompt in prompts],
             features.tokens.shape[1],
             features.tokens.device,
         )
-        hidden = read(self.model, features, asked, _plain_positions(asked))
+        hidden = last_hidden_state(self.model, features, chats, _plain_positions(chats))
         return (
             self.scale
             * self.head(hidden.to(torch.promote_types(hidden.dtype, torch.float32)))[:, 0]
         )
 
 
-def _plain_positions(asked: ChatBatch) -> Tensor:
-    return torch.arange(asked.ids.shape[1], device=asked.ids.device).expand(3, *asked.ids.shape)
+def _plain_positions(chats: ChatBatch) -> Tensor:
+    return torch.arange(chats.ids.shape[1], device=chats.ids.device).expand(3, *chats.ids.shape)
 
 
 def _file(settings: config.Hpsv3, key: str, fetch: bool) -> Path | None:
@@ -202,32 +197,32 @@ def described(
 
     Raises DirectAlignError with what the file lacks, has too much of, or has in another shape.
     """
-    if kind_of(reader, f"{key}.processor") is not Qwen2VLForConditionalGeneration:
+    if model_class_of(reader, f"{key}.processor") is not Qwen2VLForConditionalGeneration:
         raise DirectAlignError(
             f"{key}.processor: {reader}: holds no Qwen2-VL, under which HPSv3 was made; give Qwen/Qwen2-VL-7B-Instruct"
         )
-    told: Qwen2VLConfig = Qwen2VLConfig.from_pretrained(reader)
-    text = told.get_text_config()
+    found: Qwen2VLConfig = Qwen2VLConfig.from_pretrained(reader)
+    text = found.get_text_config()
     text.vocab_size = int(shapes.get(EMBEDDING, [text.vocab_size])[0])
     with torch.device("meta"):
-        model, head = Qwen2VLModel(told), head_of(told)
+        model, head = Qwen2VLModel(found), head_of(found)
     wanted = model.state_dict() | {
         HEAD + name: tensor for name, tensor in head.state_dict().items()
     }
     check_tensors(
-        {name: tuple(tensor.shape) for name, tensor in wanted.items()},
+        shapes_of(wanted),
         shapes,
         file,
         f"{key}.path",
         "HPSv3",
         UNUSED,
     )
-    return told
+    return found
 
 
-def head_of(told: Qwen2VLConfig) -> nn.Sequential:
+def head_of(found: Qwen2VLConfig) -> nn.Sequential:
     """From a hidden state to mu and sigma; where training dropped out, nothing happens."""
-    width = told.get_text_config().hidden_size
+    width = found.get_text_config().hidden_size
     return nn.Sequential(
         nn.Linear(width, 1024),
         nn.ReLU(),
@@ -239,15 +234,15 @@ def head_of(told: Qwen2VLConfig) -> nn.Sequential:
 
 
 def filled(
-    told: Qwen2VLConfig, weights: Mapping[str, Tensor], dtype: torch.dtype
+    found: Qwen2VLConfig, weights: Mapping[str, Tensor], dtype: torch.dtype
 ) -> tuple[Qwen2VLModel, nn.Sequential]:
     """Model in `dtype` and head in float32 with the weights of a checked file, by inner names."""
     logging.disable_progress_bar()
     below = {
         name: tensor for name, tensor in weights.items() if not name.startswith((HEAD, *UNUSED))
     }
-    model: Any = Qwen2VLModel.from_pretrained(None, config=told, state_dict=below, dtype=dtype)
-    head = head_of(told)
+    model: Any = Qwen2VLModel.from_pretrained(None, config=found, state_dict=below, dtype=dtype)
+    head = head_of(found)
     head.load_state_dict(
         {
             name.removeprefix(HEAD): tensor

@@ -1,12 +1,11 @@
-"""A reward behind an HTTP address: a service, another machine's GPU, a model that lives in another environment.
+"""A reward behind an HTTP address: a service, another machine's GPU, a model in another environment.
 
     POST url    {"prompts": ["Photo. a red star", ...], "images": ["iVBORw0KGgo...", ...]}      images: PNG, 8 bits, base64
     200         {"scores": [0.31, ...]}                                                          one number each, larger is better
 
-JSON with PNGs inside, since any language has both and nothing needs agreeing on. examples/reward_server.py is such a server. It is a
-black box, for policy gradients. A request that finds nobody, takes too long or meets a busy or broken server (429, 5xx) is repeated
-after 1, 2, 4, ... seconds; any other answer that is not as above ends the run with one line, and `--resume` continues it.
-Left out: authentication (put a proxy before it) and requests at the same time (each rank asks for its own images).
+examples/reward_server.py is such a server. It is a black box, for policy gradients. Failed connections, timeouts and busy or
+failing servers (429, 5xx) are retried after 1, 2, 4, ... seconds; any other response ends the run with one line, and
+`--resume` continues it. Not supported: authentication (use a proxy) and concurrent requests (each rank sends its own images).
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ from .python_function import check_scores
 FIRST_WAIT = 1.0
 """Seconds before the second attempt; each further wait is twice as long."""
 EXCERPT = 200
-"""Letters of a server's complaint that are passed on."""
-SAY = logging.getLogger(__name__)
+"""Characters of a server's response that are quoted in errors."""
+logger = logging.getLogger(__name__)
 
 
 class HttpReward(BaseReward):
-    """`scale` times what the server at `settings.url` answers (`interfaces.Reward`); `key` is where the recipe has it, for errors."""
+    """`scale` times the scores of the server at `settings.url` (`interfaces.Reward`); errors name `key`."""
 
     name = "remote"
     differentiable = False
@@ -53,24 +52,24 @@ class HttpReward(BaseReward):
     def from_config(
         cls, settings: config.Remote, device: torch.device | str = "cpu", key: str = "reward"
     ) -> HttpReward:
-        """The reward of a recipe's section; nothing is sent yet."""
+        """The reward of a recipe section; nothing is sent yet."""
         del device
         return cls(settings, key)
 
     @classmethod
     def check(cls, settings: config.Remote, key: str = "reward", online: bool = False) -> None:
-        """The address names a host and can be sent; when `online` the server is asked about one gray image."""
+        """Check the address; if `online`, request the score of one gray image."""
         _check_address(settings.url, f"{key}.url")
         if online:
             reward = cls.from_config(settings, key=key)
             reward.score(reward.encode(torch.full((1, 3, 64, 64), 0.5)), [""])
 
     def encode(self, images: Images) -> tuple[str, ...]:
-        """Each image as it is sent."""
+        """Each image as base64 PNG."""
         return tuple(png(image) for image in images.detach())
 
     def score(self, features: tuple[str, ...], prompts: Sequence[str]) -> PerSample:
-        """What the server says of each image under its prompt, (b,) float32 on the CPU.
+        """The server's scores (b,), float32 on the CPU.
 
         Raises DirectAlignError naming the address and what went wrong there.
         """
@@ -96,7 +95,7 @@ class HttpReward(BaseReward):
         return check_scores(found["scores"], len(prompts), f'{self.source} must send as "scores"')
 
     def _answer(self, body: bytes) -> bytes:
-        """The body of the server's answer, after as many attempts as it takes and the recipe allows."""
+        """The body of the server's response, after up to `retries` further attempts."""
         for attempt in range(self.settings.retries + 1):
             try:
                 return self._post(body)
@@ -104,10 +103,10 @@ class HttpReward(BaseReward):
                 if attempt == self.settings.retries:
                     said = f"{attempt + 1} attempts" if attempt else "1 attempt"
                     raise DirectAlignError(
-                        f"{self.source}: {trouble} ({said}); see to the server"
+                        f"{self.source}: {trouble} ({said}); check the server"
                     ) from trouble
                 wait = FIRST_WAIT * 2**attempt
-                SAY.warning("%s: %s; trying again in %g s", self.source, trouble, wait)
+                logger.warning("%s: %s; trying again in %g s", self.source, trouble, wait)
                 time.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
@@ -123,7 +122,7 @@ class HttpReward(BaseReward):
             if error.code == 429 or error.code >= 500:
                 raise _Temporary(trouble) from error
             raise DirectAlignError(
-                f"{self.source}: {trouble}; see that a reward server answers at this address"
+                f"{self.source}: {trouble}; check that a reward server answers at this address"
             ) from error
         except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
             raise _Temporary(self._told(error)) from error
@@ -138,7 +137,7 @@ class HttpReward(BaseReward):
 
 
 class _Temporary(Exception):
-    """A failure that may be over at the next attempt."""
+    """A failure that is worth a retry."""
 
 
 def png(image: Tensor) -> str:
@@ -150,7 +149,7 @@ def png(image: Tensor) -> str:
 
 
 def _complaint(error: HTTPError) -> str:
-    """What a server says of its failure, as far as it gets."""
+    """The body of an error response."""
     try:
         return _excerpt(error.read())
     except (OSError, HTTPException) as broken:

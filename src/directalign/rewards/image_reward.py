@@ -1,14 +1,13 @@
-"""ImageReward (arXiv 2304.05977): a BLIP whose text encoder reads the prompt and looks at the image, and a head on its first token.
+"""ImageReward (arXiv 2304.05977): a BLIP whose text encoder reads the prompt with cross-attention to the image, and a head.
 
-score = (head - 0.1672) / 1.0333: about zero mean and unit spread over generated images, most between -2 and 2, larger is better. From the
-published ImageReward.pt (zai-org/ImageReward on the hub) and, beside it, med_config.json; the tokenizer is BERT's. An image is encoded
-once for all phrasings; each phrasing passes the text encoder with it, so token ids alone can be kept. Known to like over-exposed images.
+score = (head - 0.1672) / 1.0333: about zero mean and unit variance over generated images, mostly in -2 to 2, larger is
+better. Files: the published ImageReward.pt (zai-org/ImageReward on the hub) and med_config.json beside it; the tokenizer is
+BERT's. An image is encoded once for all phrasings; each phrasing runs the text encoder with it, so only token ids are
+cached. Known bias: it prefers over-exposed images.
 
-
-A BLIP in its makers' layout, as ImageReward.pt holds it, as transformers modules: what size it is, its names, and the tensors put in place.
-
-Sizes are read off the tensors. What no tensor tells is as published (heads 64 wide, exact gelu, the epsilons), or from med_config.json
-beside the file. Layout: github.com/salesforce/BLIP, vit.py and med.py. Projections, queues and momentum copies are left unread.
+Sizes of the BLIP come from the file's tensors (github.com/salesforce/BLIP, vit.py and med.py); what they do not give is as
+published (heads 64 wide, exact gelu, the epsilons) or from med_config.json. Projections, queues and momentum copies are
+ignored.
 """
 
 from __future__ import annotations
@@ -49,11 +48,12 @@ from .weights import (
     on_the_hub,
     read_shapes,
     read_weights,
+    shapes_of,
 )
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 LENGTH = 35
-"""Tokens that a phrase is padded or cut to."""
+"""Tokens that a prompt is padded or truncated to."""
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TOKENIZER = ("tokenizer*", "vocab.txt", "special_tokens_map.json", "config.json")
 VOCABULARIES = ("tokenizer.json", "vocab.txt")
@@ -82,7 +82,7 @@ class ImageReward(BaseReward):
     def from_config(
         cls, settings: config.ImageReward, device: torch.device | str = "cpu", key: str = "reward"
     ) -> ImageReward:
-        """The reward of a recipe's section, float32; `key` is where it stands, for errors."""
+        """The reward of a recipe section, float32; errors name `key`, the section's place in the recipe."""
         _require_file(settings.path, key)
         file = locate(settings.path, f"{key}.path", ())
         if hub.is_hub_file(settings.path):
@@ -91,7 +91,7 @@ class ImageReward(BaseReward):
             locate(settings.processor, f"{key}.processor", TOKENIZER), f"{key}.processor"
         )
         model = load_blip(file, key)
-        _require_words(
+        _require_vocabulary(
             tokenizer, model.text.config.vocab_size, f"{key}.processor: {settings.processor}"
         )
         if settings.gradient_checkpointing:
@@ -100,7 +100,7 @@ class ImageReward(BaseReward):
 
     @classmethod
     def check(cls, settings: config.ImageReward, key: str = "reward", online: bool = False) -> None:
-        """What is wrong with a file of weights is known from names and shapes, with a tokenizer from reading it; `online` fetches that of the hub."""
+        """Check names and shapes of the weights, and the tokenizer; fetch a hub tokenizer if `online`."""
         _require_file(settings.path, key)
         check_published(settings.path, f"{key}.path", online)
         found = (
@@ -113,16 +113,24 @@ class ImageReward(BaseReward):
                 locate(settings.processor, f"{key}.processor", TOKENIZER), f"{key}.processor"
             )
             if found is not None:
-                _require_words(
+                _require_vocabulary(
                     tokenizer, found.text.vocab_size, f"{key}.processor: {settings.processor}"
                 )
 
+    @property
+    def image_size(self) -> int:
+        return self.preprocessing.crop[0]
+
+    @property
+    def tokens_per_image(self) -> int:
+        return self.model.vision.embeddings.num_positions
+
     def encode(self, images: Images) -> Tokens:
         """Images (b, 3, h, w) in [0, 1], any size, to image tokens (b, n, d)."""
-        return self.model.see(self.preprocessing(images.to(self.model.vision.dtype)))
+        return self.model.encode_image(self.preprocessing(images.to(self.model.vision.dtype)))
 
     def score(self, features: Tokens, prompts: Sequence[str]) -> PerSample:
-        """scale · (head - mean) / std, one prompt per image; prompts longer than 35 tokens are cut at their end."""
+        """scale · (head - mean) / std, one prompt per image; prompts longer than 35 tokens are truncated."""
         assert len(prompts) == len(features), f"{len(prompts)} prompts for {len(features)} images"
         with self.soft_prompts.placed(prompts) as texts:
             ids, mask = torch.stack(self._prompts.read(texts), dim=1).to(features.device)
@@ -130,7 +138,7 @@ class ImageReward(BaseReward):
         return self.scale * (answered - MEAN) / STD
 
     def _tokenize(self, texts: list[str]) -> Int[Tensor, "b 2 length"]:
-        """Of each text its token ids and its mask, (b, 2, length) on the CPU."""
+        """Token ids and mask of each text, (b, 2, length) on the CPU."""
         tokens = self.tokenizer(
             texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
         )
@@ -168,7 +176,7 @@ def _require_file(path: str, key: str) -> None:
         )
 
 
-def _require_words(tokenizer: PreTrainedTokenizerBase, known: int, named: str) -> None:
+def _require_vocabulary(tokenizer: PreTrainedTokenizerBase, known: int, named: str) -> None:
     if len(tokenizer) > known:
         raise DirectAlignError(
             f"{named}: has {len(tokenizer)} tokens, two of them BLIP's, and the model knows {known}; give the tokenizer it was trained with"
@@ -206,18 +214,18 @@ class Described:
 
 
 class Blip(nn.Module):
-    """An image encoder, a text encoder that attends to its tokens, and a head on the first text token."""
+    """Image encoder, text encoder with cross-attention to the image tokens, and a head on the first text token."""
 
     def __init__(self, vision: BlipVisionModel, text: BlipTextModel, head: nn.Module) -> None:
         super().__init__()
         self.vision, self.text, self.head = vision, text, head
 
-    def see(self, pixels: Float[Tensor, "b 3 h w"]) -> Tokens:
+    def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Tokens:
         """Image tokens (b, n, d): the class token and the patches, normalised."""
         return self.vision(pixel_values=pixels).last_hidden_state
 
     def forward(self, seen: Tokens, ids: Tensor, mask: Tensor) -> Float[Tensor, " b"]:
-        """The head's number for image tokens and as many texts: ids and mask (b, l)."""
+        """Head output (b,) for image tokens and one text each: ids and mask (b, l)."""
         read = self.text(
             input_ids=ids, attention_mask=mask, encoder_hidden_states=seen
         ).last_hidden_state
@@ -227,7 +235,7 @@ class Blip(nn.Module):
 def load_blip(file: Path, key: str) -> Blip:
     """The model of a file in the original layout, float32, on the CPU; errors as `describe_blip`."""
     weights = _used(read_weights(file, f"{key}.path"))
-    found = _described({name: tuple(tensor.shape) for name, tensor in weights.items()}, file, key)
+    found = _described(shapes_of(weights), file, key)
     vision, text, head = (
         {name: weights[source] for name, source in names.items()} for names in found.names
     )
@@ -244,9 +252,9 @@ def load_blip(file: Path, key: str) -> Blip:
 
 
 def describe_blip(file: Path, key: str) -> Described:
-    """What a file holds, without reading the numbers.
+    """Config and tensor names of a file, without reading values.
 
-    Raises DirectAlignError, which blames the recipe's `key` and names the file: cut short, pickled objects, another architecture, a tensor
+    Raises DirectAlignError, naming `key` and the file: cut short, pickled objects, another architecture, a tensor
     that is missing, unknown or misshapen, a med_config.json that belongs to another model.
     """
     return _described(_used(read_shapes(file, f"{key}.path")), file, key)
@@ -267,9 +275,7 @@ def _described(shapes: Shapes, file: Path, key: str) -> Described:
             BlipTextModel(text, add_pooling_layer=False),
             linear_layers("mlp.layers", (0, 2, 4, 6, 7), text.hidden_size, shapes),
         )
-    held = [
-        {name: tuple(tensor.shape) for name, tensor in part.state_dict().items()} for part in parts
-    ]
+    held = [shapes_of(part.state_dict()) for part in parts]
     names = (
         {name: VISION + _source(name) for name in held[0]},
         {name: TEXT + name for name in held[1]},
@@ -285,7 +291,7 @@ def _described(shapes: Shapes, file: Path, key: str) -> Described:
 
 
 class Sizes:
-    """Shapes of a file, asked by name; a tensor that is missing or of another rank is an error that names it."""
+    """Shapes of a file by name; a missing tensor or another rank is an error that names it."""
 
     def __init__(self, shapes: Shapes, file: Path, key: str) -> None:
         self.shapes, self.file, self.key = shapes, file, key
@@ -359,7 +365,7 @@ def _text_config(sizes: Sizes) -> BlipTextConfig:
 
 
 def _med_config(sizes: Sizes, shaped: Mapping[str, int]) -> dict[str, Any]:
-    """Heads, activation and epsilon that the file beside the weights tells, if there is one."""
+    """Heads, activation and epsilon from med_config.json beside the weights, if it exists."""
     file = sizes.file.parent / MED_CONFIG
     if not file.exists():
         return {}

@@ -1,4 +1,4 @@
-"""Several rewards in one: each judges every image, and what they say is weighed and added.
+"""Several rewards in one: each scores every image, and the scores are added with weights.
 
     reward:
       name: mix
@@ -6,8 +6,8 @@
         - {label: style, weight: 1.0, reward: {name: clip, path: world:reward}}
         - {label: light, weight: -0.3, form: absolute, reward: {name: pixels, statistic: brightness}}
 
-This is the plain side: a member's `score` is a raw answer, and that of the mixture their weighted sum in whatever units they have.
-Bringing them to one scale, each asked in its own form, belongs to training: see `asking`.
+`score` here is the weighted sum of raw scores, in whatever units they have. Normalisation and each member's own form are
+part of training: see `methods.objective`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .common import BaseReward
 
 @dataclass(frozen=True)
 class Member:
-    """One reward of a mixture, and what the recipe says of it."""
+    """One reward of a mixture with its settings."""
 
     settings: config.Member
     reward: Reward
@@ -51,7 +51,7 @@ class MixReward(BaseReward):
     def from_config(
         cls, settings: config.Mix, device: torch.device | str = "cpu", key: str = "reward"
     ) -> MixReward:
-        """All members of a recipe's section, one after the other."""
+        """Load all members of a recipe section."""
         loaded = [
             Member(each, rewards.load_reward(each.reward, device, key_of(place, key)))
             for place, each in enumerate(settings.members)
@@ -60,12 +60,12 @@ class MixReward(BaseReward):
 
     @classmethod
     def check(cls, settings: config.Mix, key: str = "reward", online: bool = False) -> None:
-        """Every member by its own kind."""
+        """Check every member."""
         for place, member in enumerate(settings.members):
             rewards.check_reward(member.reward, key_of(place, key), online)
 
     def encode(self, images: Images) -> tuple[Any, ...]:
-        """The features of each member, in their order."""
+        """The features of each member, in order."""
         return tuple(member.reward.encode(images) for member in self.members)
 
     def score(self, features: tuple[Any, ...], prompts: Sequence[str]) -> PerSample:
@@ -87,5 +87,5 @@ class MixReward(BaseReward):
 
 
 def key_of(place: int, key: str = "reward") -> str:
-    """Where the reward of a member stands in the recipe: reward.members.0.reward."""
+    """Recipe key of a member's reward: reward.members.0.reward."""
     return f"{key}.members.{place}.reward"

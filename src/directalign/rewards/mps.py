@@ -1,16 +1,14 @@
-"""MPS (Multi-dimensional Preference Score, arXiv 2405.14705): a CLIP whose image tokens read the prompt under a condition.
+"""MPS (Multi-dimensional Preference Score, arXiv 2405.14705): a CLIP whose image tokens attend to the prompt under a condition.
 
-score = scale · cos(image token 0 after `mps_cross`, prompt); the authors print exp(logit_scale) · cos, which is 100 · cos (scale: 100), about
-5 to 20. Of the prompt's tokens only those are read whose similarity to a word of the condition exceeds 0.3 of the largest, as in the
-authors' evaluation. Their MPS_overall_checkpoint.pth pickles whole objects and is refused: where you trust it, save its state_dict()
-as .safetensors. `processor` is the CLIP that it was made from, laion/CLIP-ViT-H-14-laion2B-s32B-b79K: config, tokenizer, image settings.
+score = scale · cos(image token 0 after the cross model, prompt); the authors report exp(logit_scale) · cos = 100 · cos
+(scale: 100), about 5 to 20. As in their evaluation, only those prompt tokens are used whose similarity to a word of the
+condition exceeds 0.3 of the largest. Their MPS_overall_checkpoint.pth pickles whole objects and is refused: if you trust it,
+save its state_dict() as .safetensors. `processor` is the CLIP it was made from, laion/CLIP-ViT-H-14-laion2B-s32B-b79K
+(config, tokenizer, image settings).
 
-
-MPS's cross model: image tokens read the prompt's tokens, then one another, a few layers deep.
-
-Each layer adds to its input, first, attention from the image to those text tokens that a mask leaves, beside a gated feed-forward; then
-attention among image tokens with rotary positions, beside another such feed-forward. Keys and values have one head for all queries.
-Module names are those of the published weights (github.com/Kwai-Kolors/MPS, after PaLM's parallel layers, arXiv 2204.02311).
+Each layer of the cross model adds to its input cross-attention to the selected text tokens beside a gated feed-forward,
+then self-attention with rotary positions beside another. Keys and values have one head for all queries. Module names are
+those of the published weights (github.com/Kwai-Kolors/MPS, after PaLM's parallel layers, arXiv 2204.02311).
 """
 
 from __future__ import annotations
@@ -41,6 +39,7 @@ from .weights import (
     processor_of,
     read_shapes,
     read_weights,
+    shapes_of,
 )
 
 OVERALL = (
@@ -53,14 +52,14 @@ MADE_FROM = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 CACHED_PHRASES = 256
 """Each takes a whole sequence of token features, 0.3 MB at the published size."""
 UNUSED = ("position_ids", "rotary_emb.inv_freq")
-"""What files hold beside the weights, by the end of its name: it follows from the sizes."""
+"""Buffers in published files that follow from the sizes, by suffix."""
 
 
-class Read(NamedTuple):
-    """A phrase: features of its tokens (l, d), which of them the condition lets through (l,), its unit feature as a whole (d,)."""
+class EncodedPrompt(NamedTuple):
+    """A prompt: token features (l, d), the mask of tokens that the condition selects (l,), and its pooled unit feature (d,)."""
 
     tokens: Float[Tensor, "l d"]
-    heard: Bool[Tensor, " l"]
+    selected: Bool[Tensor, " l"]
     whole: Float[Tensor, " d"]
 
 
@@ -94,14 +93,12 @@ class MpsReward(BaseReward):
     def from_config(
         cls, settings: config.Mps, device: torch.device | str = "cpu", key: str = "reward"
     ) -> MpsReward:
-        """The reward of a recipe's section, float32; `key` is where it stands, for errors."""
+        """The reward of a recipe section, float32; errors name `key`, the section's place in the recipe."""
         _require_file(settings, key)
         file, reader = fetch(settings, key)
         preprocessing, tokenizer = processor_of(settings, file, reader, key)
         weights = _used(read_weights(file, f"{key}.path"))
-        clip, sizes = _described(
-            {name: tuple(tensor.shape) for name, tensor in weights.items()}, file, reader, key
-        )
+        clip, sizes = _described(shapes_of(weights), file, reader, key)
         check_fits(clip, preprocessing, tokenizer, processor_key(settings, key))
         model = _filled(clip, sizes, weights).to(device)
         if settings.gradient_checkpointing:
@@ -110,7 +107,7 @@ class MpsReward(BaseReward):
 
     @classmethod
     def check(cls, settings: config.Mps, key: str = "reward", online: bool = False) -> None:
-        """What is wrong with a file is known from its header and the processor's config; a repository's settings are fetched when `online`."""
+        """Check the file's header against the processor's config; fetch a repository's settings if `online`."""
         _require_file(settings, key)
         file = check_files(settings, key, online, CLIPModel)
         if (
@@ -125,6 +122,14 @@ class MpsReward(BaseReward):
                 key,
             )
 
+    @property
+    def image_size(self) -> int:
+        return self.preprocessing.crop[0]
+
+    @property
+    def tokens_per_image(self) -> int:
+        return self.model.model.vision_model.embeddings.num_positions
+
     def encode(self, images: Images) -> ImageTokens:
         """Images (b, 3, h, w) in [0, 1], any size, to projected image tokens (b, n, d)."""
         clip = self.model.model
@@ -135,32 +140,32 @@ class MpsReward(BaseReward):
         )
 
     def score(self, features: ImageTokens, prompts: Sequence[str]) -> PerSample:
-        """scale · cos, one prompt per image; phrases longer than the text tower reads are cut at their end."""
+        """scale · cos, one prompt per image; prompts longer than the text tower reads are truncated."""
         assert len(prompts) == len(features), f"{len(prompts)} prompts for {len(features)} images"
         read = self._prompts.read(prompts)
-        tokens, heard, whole = (
-            torch.stack([getattr(each, part) for each in read]) for part in Read._fields
+        tokens, selected, whole = (
+            torch.stack([getattr(each, part) for each in read]) for part in EncodedPrompt._fields
         )
-        image = F.normalize(self.model.cross_model(features, tokens, heard)[:, 0], dim=-1)
+        image = F.normalize(self.model.cross_model(features, tokens, selected)[:, 0], dim=-1)
         return self.scale * (image * whole).sum(-1)
 
     @torch.no_grad()
-    def _read(self, phrases: list[str]) -> list[Read]:
-        tokens, whole = self._encode_text([*phrases, self.condition])
+    def _read(self, prompts: list[str]) -> list[EncodedPrompt]:
+        tokens, whole = self._encode_text([*prompts, self.condition])
         similarity = torch.einsum("bld,cd->blc", tokens[:-1], tokens[-1]).amax(-1)
-        heard = similarity / similarity.amax(-1, keepdim=True) > THRESHOLD
+        selected = similarity / similarity.amax(-1, keepdim=True) > THRESHOLD
         return [
-            Read(*parts)
-            for parts in zip(tokens[:-1], heard, F.normalize(whole[:-1], dim=-1), strict=True)
+            EncodedPrompt(*parts)
+            for parts in zip(tokens[:-1], selected, F.normalize(whole[:-1], dim=-1), strict=True)
         ]
 
     def _encode_text(
-        self, phrases: list[str]
+        self, prompts: list[str]
     ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d"]]:
         clip = self.model.model
         length = clip.text_model.config.max_position_embeddings
         ids = self.tokenizer(
-            phrases, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )["input_ids"]
         out = clip.text_model(input_ids=ids.to(clip.device))
         return clip.text_projection(out.last_hidden_state), clip.text_projection(out.pooler_output)
@@ -180,7 +185,7 @@ def _used(tensors: Mapping[str, Any]) -> dict[str, Any]:
 def _described(
     shapes: Mapping[str, tuple[int, ...]], file: Path, reader: Path, key: str
 ) -> tuple[CLIPConfig, dict[str, int]]:
-    """The CLIP that the processor's config describes and the sizes of the cross model; every tensor of the file fits them."""
+    """The CLIP config of the processor folder and the sizes of the cross model, checked against every tensor of the file."""
     if not (reader / "config.json").exists():
         raise DirectAlignError(
             f"{key}.processor: {reader}: config.json is missing; name the CLIP that MPS was made from, as laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -195,7 +200,7 @@ def _described(
     with torch.device("meta"):
         own = MpsModel(CLIPModel(clip), CrossModel(**sizes)).state_dict()
     check_tensors(
-        {name: tuple(tensor.shape) for name, tensor in own.items()},
+        shapes_of(own),
         shapes,
         file,
         f"{key}.path",
@@ -227,7 +232,7 @@ def _filled(clip: CLIPConfig, sizes: Mapping[str, int], weights: Mapping[str, Te
 
 ImageTokens = Float[Tensor, "b n d"]
 TextTokens = Float[Tensor, "b l d"]
-Heard = Bool[Tensor, "b l"]
+TokenMask = Bool[Tensor, "b l"]
 
 
 class CrossModel(nn.Module):
@@ -238,18 +243,18 @@ class CrossModel(nn.Module):
         pair = [
             nn.ModuleList(
                 [
-                    Added(FromText(dim, dim_head, heads, ff_mult)),
-                    Added(Among(dim, dim_head, heads, ff_mult)),
+                    Residual(CrossAttention(dim, dim_head, heads, ff_mult)),
+                    Residual(SelfAttention(dim, dim_head, heads, ff_mult)),
                 ]
             )
             for _ in range(layers)
         ]
         self.layers: Any = nn.ModuleList(pair)
 
-    def forward(self, image: ImageTokens, text: TextTokens, heard: Heard) -> ImageTokens:
-        """Image tokens that have read the text tokens where `heard`."""
-        for from_text, among in self.layers:
-            image = among(from_text(image, text, heard))
+    def forward(self, image: ImageTokens, text: TextTokens, selected: TokenMask) -> ImageTokens:
+        """Image tokens after attention to the `selected` text tokens and among themselves."""
+        for cross, own in self.layers:
+            image = own(cross(image, text, selected))
         return image
 
 
@@ -272,8 +277,8 @@ def sizes_of(shapes: Mapping[str, Sequence[int]], prefix: str = "") -> dict[str,
     }
 
 
-class Added(nn.Module):
-    """What `fn` says, on top of its input."""
+class Residual(nn.Module):
+    """Residual connection around `fn`."""
 
     def __init__(self, fn: nn.Module) -> None:
         super().__init__()
@@ -291,7 +296,7 @@ class Gated(nn.Module):
         return value * F.silu(gate)
 
 
-class FromText(nn.Module):
+class CrossAttention(nn.Module):
     """Attention from image tokens to text tokens, and a feed-forward on the same normalised input."""
 
     def __init__(self, dim: int, dim_head: int, heads: int, ff_mult: int) -> None:
@@ -307,16 +312,16 @@ class FromText(nn.Module):
             nn.Linear(ff_mult * dim, dim, bias=False),
         )
 
-    def forward(self, image: ImageTokens, text: TextTokens, heard: Heard) -> ImageTokens:
+    def forward(self, image: ImageTokens, text: TextTokens, selected: TokenMask) -> ImageTokens:
         image = self.norm(image)
         keys, values = self.to_kv(text).chunk(2, dim=-1)
-        return self.to_out(attend(self.to_q(image), keys, values, self.heads, heard)) + self.ff(
+        return self.to_out(attend(self.to_q(image), keys, values, self.heads, selected)) + self.ff(
             image
         )
 
 
-class Among(nn.Module):
-    """Attention among image tokens with rotary positions, and a feed-forward, out of one projection."""
+class SelfAttention(nn.Module):
+    """Self-attention of image tokens with rotary positions, and a feed-forward, out of one projection."""
 
     def __init__(self, dim: int, dim_head: int, heads: int, ff_mult: int) -> None:
         super().__init__()
@@ -343,17 +348,17 @@ def attend(
     keys: TextTokens,
     values: TextTokens,
     heads: int,
-    heard: Heard | None = None,
+    selected: TokenMask | None = None,
 ) -> Float[Tensor, "b n hd"]:
-    """Many heads of queries over one of keys and values."""
+    """Multi-query attention: `heads` heads of queries, one of keys and values."""
     split = queries.unflatten(-1, (heads, -1)).transpose(1, 2)
-    mask = None if heard is None else heard[:, None, None, :]
+    mask = None if selected is None else selected[:, None, None, :]
     shared = [part[:, None].expand(-1, heads, -1, -1) for part in (keys, values)]
     return F.scaled_dot_product_attention(split, *shared, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 def rotated(x: Float[Tensor, "... n d"]) -> Float[Tensor, "... n d"]:
-    """Rotary positions 0, 1, ... (arXiv 2104.09864): number i and number i + d/2 of a vector turn together."""
+    """Rotary positions 0, 1, ... (arXiv 2104.09864): entries i and i + d/2 form a pair."""
     count, width = x.shape[-2:]
     speeds = 10_000.0 ** (-torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width)
     angles = torch.outer(torch.arange(count, device=x.device, dtype=torch.float32), speeds).repeat(

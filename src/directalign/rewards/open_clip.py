@@ -1,14 +1,9 @@
-"""An open_clip file of weights (HPSv2.1, LAION, DataComp, ...) as a transformers CLIPModel: names turned, fused projections split.
+"""An open_clip weight file (HPSv2.1, LAION, DataComp, ...) as a transformers CLIPModel: names mapped, fused projections split.
 
-What model it is, and which are refused, is found in `open_clip_config`. Layout: github.com/mlfoundations/open_clip, class CLIP.
-
-
-What an open_clip file of weights is the model of: sizes from its tensors' shapes, the rest from the config beside it or a stated rule.
-
-Two things are not in the shapes: the width of an attention head and the activation. An `open_clip_config.json` beside the file says both.
-Without one, heads are those of the published widths (64; 80, 88, 104, 112 in the vision towers of ViT-H, g, bigG, e), and the
-recipe's `activation` says the activation, but for H, g, bigG and e, which take gelu as LAION's weights and HPSv2's do. Left out: towers
-of timm or transformers, ResNets, CoCa, CLIPA; each is refused by name.
+Layout: github.com/mlfoundations/open_clip, class CLIP. Sizes come from the tensors' shapes. Head width and activation do
+not: an `open_clip_config.json` beside the file gives both. Without one, heads have the published widths (64; 80, 88, 104, 112
+in the vision towers of ViT-H, g, bigG, e), and the recipe's `activation` sets the activation, except for H, g, bigG and e,
+which use gelu as LAION's and HPSv2's weights do. Refused by name: towers of timm or transformers, ResNets, CoCa, CLIPA.
 """
 
 from __future__ import annotations
@@ -24,7 +19,7 @@ from transformers import CLIPConfig, CLIPModel
 from transformers.utils import logging
 
 from ..types import DirectAlignError
-from .weights import Shapes, check_tensors, read_shapes, read_weights
+from .weights import Shapes, check_tensors, read_shapes, read_weights, shapes_of
 
 VISION_BLOCKS, TEXT_BLOCKS = "visual.transformer.resblocks", "transformer.resblocks"
 TOWERS = {"vision_model": VISION_BLOCKS, "text_model": TEXT_BLOCKS}
@@ -52,15 +47,13 @@ OUTSIDE = {
 }
 TRANSPOSED = ("text_projection.weight", "visual_projection.weight")
 UNUSED = ("attn_mask", "logit_bias", "input_resolution", "context_length", "vocab_size")
-"""What old files hold beside the weights."""
+"""Entries of old files that are not weights."""
 
 
 def load(file: Path, key: str, activation: str | None = None) -> CLIPModel:
     """The CLIPModel of an open_clip file, float32, on the CPU; errors as `describe`."""
     weights = _bare(read_weights(file, f"{key}.path"))
-    described = _described(
-        {name: tuple(tensor.shape) for name, tensor in weights.items()}, file, key, activation
-    )
+    described = _described(shapes_of(weights), file, key, activation)
     turned = {name: _taken(name, weights[_source(name)]) for name in _wanted(described)}
     logging.disable_progress_bar()
     model: Any = CLIPModel.from_pretrained(
@@ -70,16 +63,16 @@ def load(file: Path, key: str, activation: str | None = None) -> CLIPModel:
 
 
 def describe(file: Path, key: str, activation: str | None = None) -> CLIPConfig:
-    """The config of an open_clip file's model, without reading the numbers.
+    """The config of an open_clip file's model, without reading values.
 
-    Raises DirectAlignError, which blames the recipe's `key` and names the file: cut short, pickled objects, another architecture, a
+    Raises DirectAlignError, naming `key` and the file: cut short, pickled objects, another architecture, a
     tensor that is missing, unknown or misshapen, an activation or a head width that cannot be known.
     """
     return _described(_bare(read_shapes(file, f"{key}.path")), file, key, activation)
 
 
 def _bare(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the `text.` of files whose text tower is a module of its own, and without what is unused."""
+    """Names without the `text.` prefix of files with a separate text module, and without unused entries."""
     found = {name.removeprefix("text."): tensor for name, tensor in tensors.items()}
     return {name: tensor for name, tensor in found.items() if name not in UNUSED}
 
@@ -87,41 +80,32 @@ def _bare(tensors: Mapping[str, Any]) -> dict[str, Any]:
 def _described(shapes: Shapes, file: Path, key: str, activation: str | None) -> CLIPConfig:
     described = clip_config(shapes, file, key, activation)
     wanted = {_source(name): _stored(name, shape) for name, shape in _wanted(described).items()}
-    held = {
-        name: () if name == "logit_scale" else shape for name, shape in shapes.items()
-    }  # some files hold it as a list of one
+    # Some files store logit_scale as a list of one number.
+    held = {name: () if name == "logit_scale" else shape for name, shape in shapes.items()}
     check_tensors(wanted, held, file, f"{key}.path", "CLIP of open_clip")
     return described
 
 
 def _wanted(described: CLIPConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        return {
-            name: tuple(tensor.shape) for name, tensor in CLIPModel(described).state_dict().items()
-        }
+        return shapes_of(CLIPModel(described).state_dict())
 
 
 def _stored(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (
-        shape[::-1]
-        if name in TRANSPOSED
-        else (3 * shape[0], *shape[1:])
-        if _third(name) is not None
-        else shape
-    )
+    """Shape in an open_clip file of the tensor that transformers calls `name`."""
+    if name in TRANSPOSED:
+        return shape[::-1]
+    return shape if _third(name) is None else (3 * shape[0], *shape[1:])
 
 
 def _taken(name: str, tensor: Tensor) -> Tensor:
+    """The tensor that transformers calls `name`, from its source in the file."""
     third = _third(name)
     if third is not None:
         return tensor.chunk(3)[third].contiguous()
-    return (
-        tensor.reshape(())
-        if name == "logit_scale"
-        else tensor.T.contiguous()
-        if name in TRANSPOSED
-        else tensor
-    )
+    if name == "logit_scale":
+        return tensor.reshape(())
+    return tensor.T.contiguous() if name in TRANSPOSED else tensor
 
 
 def _third(name: str) -> int | None:
@@ -129,7 +113,7 @@ def _third(name: str) -> int | None:
 
 
 def _source(name: str) -> str:
-    """The name in an open_clip file of what transformers calls `name`."""
+    """Name in an open_clip file of the tensor that transformers calls `name`."""
     tower, layer, rest = name.partition(".encoder.layers.")
     if not layer:
         stem, _, end = name.rpartition(".")
@@ -140,20 +124,15 @@ def _source(name: str) -> str:
     return f"{TOWERS[tower]}.{number}.{inside}"
 
 
-VISION_HEADS = {
-    384: 64,
-    512: 64,
-    768: 64,
-    896: 64,
-    1024: 64,
+VISION_HEADS = dict.fromkeys((384, 512, 768, 896, 1024), 64) | {
     1280: 80,
     1408: 88,
     1664: 104,
     1792: 112,
 }
-"""Width of the vision tower to the width of one of its heads, in every model that open_clip publishes."""
+"""Head width by width of the vision tower, for all models that open_clip publishes."""
 TEXT_HEAD = 64
-"""The same of every text tower."""
+"""Head width of every text tower."""
 GELU_ALONE = (1280, 1408, 1664, 1792)
 """Widths published with gelu alone, when no config says otherwise (DFN's and MetaCLIP's bring theirs)."""
 VOCABULARY = 49_408
@@ -167,28 +146,19 @@ OTHER_FILES = {
     "text_model.": "a transformers model: give its folder, with config.json",
     "vision_model.": "a transformers model: give its folder, with config.json",
 }
-"""What a file holds otherwise, by the beginning of one of its tensors' names."""
+"""Refused contents, by a prefix of tensor names."""
 
 CONFIG = "open_clip_config.json"
-PLAIN = {
-    "layers",
-    "width",
-    "patch_size",
-    "image_size",
-    "head_width",
-    "heads",
-    "mlp_ratio",
-    "patch_dropout",
-    "context_length",
-    "vocab_size",
-}
-"""Settings of a tower that a CLIPModel has too; `pool_type` only as below."""
+PLAIN = set(
+    "layers width patch_size image_size head_width heads mlp_ratio patch_dropout context_length vocab_size".split()
+)
+"""Tower settings that CLIPModel supports; `pool_type` only as in POOLING."""
 POOLING = {"vision_cfg": "tok", "text_cfg": "argmax"}
 
 
 def clip_config(shapes: Shapes, file: Path, key: str, activation: str | None = None) -> CLIPConfig:
-    """The config of a file's model from its tensors' shapes, the `open_clip_config.json` beside it, and else the rules above."""
-    told = _told(file, key)
+    """The config of a file's model from its tensors' shapes, the `open_clip_config.json` beside it, and otherwise the rules above."""
+    given = _read_config(file, key)
     _check_kind(shapes, file, key)
     try:
         vision, text, width = _vision(shapes), _text(shapes), int(shapes["text_projection"][-1])
@@ -197,11 +167,11 @@ def clip_config(shapes: Shapes, file: Path, key: str, activation: str | None = N
             f"{key}.path: {file}: lacks or misshapes {error} of an open_clip ViT; take the whole file"
         ) from error
     heads = (
-        _told_heads(told, vision, text, file, key)
-        if told
+        _config_heads(given, vision, text, file, key)
+        if given
         else _known_heads(vision, text, file, key)
     )
-    act = _activation(told, vision["hidden_size"], activation, file, key)
+    act = _activation(given, vision["hidden_size"], activation, file, key)
     for tower, count in zip((vision, text), heads, strict=True):
         tower.update(num_attention_heads=count, hidden_act=act, projection_dim=width)
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=width)
@@ -266,10 +236,10 @@ def _known_heads(
 
 
 def _activation(
-    told: Mapping[str, Any] | None, width: int, activation: str | None, file: Path, key: str
+    given: Mapping[str, Any] | None, width: int, activation: str | None, file: Path, key: str
 ) -> str:
-    if told is not None:
-        said = "quick_gelu" if told.get("quick_gelu", False) else "gelu"
+    if given is not None:
+        said = "quick_gelu" if given.get("quick_gelu", False) else "gelu"
         if activation not in (None, said):
             raise DirectAlignError(
                 f"{key}.activation: {activation}, but {file.parent / CONFIG} says {said}; leave activation out"
@@ -283,8 +253,8 @@ def _activation(
     return activation or "gelu"
 
 
-def _told(file: Path, key: str) -> dict[str, Any] | None:
-    """`model_cfg` of the config beside a file, None without one; a tower that no CLIPModel has is refused by its setting."""
+def _read_config(file: Path, key: str) -> dict[str, Any] | None:
+    """`model_cfg` of the config beside a file, None without one; settings that CLIPModel does not support are refused."""
     found = file.parent / CONFIG
     if not found.exists():
         return None
@@ -308,21 +278,21 @@ def _told(file: Path, key: str) -> dict[str, Any] | None:
     return model
 
 
-def _told_heads(
-    told: Mapping[str, Any],
+def _config_heads(
+    given: Mapping[str, Any],
     vision: Mapping[str, Any],
     text: Mapping[str, Any],
     file: Path,
     key: str,
 ) -> tuple[int, int]:
     said = {
-        name: told[name].get("width", usual)
+        name: given[name].get("width", usual)
         for name, usual in (("vision_cfg", 768), ("text_cfg", 512))
     }
     if (said["vision_cfg"], said["text_cfg"]) != (vision["hidden_size"], text["hidden_size"]):
         raise DirectAlignError(
             f"{key}.path: {file.parent / CONFIG} is of another model than {file.name} (other widths); take the one of these weights"
         )
-    return vision["hidden_size"] // told["vision_cfg"].get("head_width", 64), told["text_cfg"].get(
-        "heads", 8
-    )
+    return vision["hidden_size"] // given["vision_cfg"].get("head_width", 64), given[
+        "text_cfg"
+    ].get("heads", 8)

@@ -1,4 +1,4 @@
-"""Rewards that see only pixels: plain statistics, for tests, for contrast and as a first own reward to copy.
+"""Pixel statistics as rewards: for tests, as baselines, and as a template for a new reward.
 
 They ignore the prompt, so a relative reward cannot be formed from them.
 """
@@ -55,13 +55,13 @@ class PixelReward(BaseReward):
     def from_config(
         cls, settings: config.Pixels, device: torch.device | str = "cpu", key: str = "reward"
     ) -> PixelReward:
-        """The reward of a recipe's section; it computes where the images are."""
+        """The reward of a recipe section; it runs on the images' device."""
         del device, key
         return cls(settings.statistic, settings.scale)
 
     @classmethod
     def check(cls, settings: config.Pixels, key: str = "reward", online: bool = False) -> None:
-        """Nothing that its section allows can be wrong."""
+        """Nothing to check beyond the settings."""
         del settings, key, online
 
     def encode(self, images: Images) -> PerSample:
@@ -69,6 +69,6 @@ class PixelReward(BaseReward):
         return self.statistic(images)
 
     def score(self, features: PerSample, prompts: Sequence[str]) -> PerSample:
-        """Larger is more of the statistic; `prompts` are not read."""
+        """Larger is more of the statistic; `prompts` are ignored."""
         del prompts
         return self.scale * features

@@ -1,10 +1,10 @@
-"""A reward made blind to directions of its image features: what an exploit of every prompt moves along, it no longer sees.
+"""Project directions out of a reward's image features, so that its score ignores an exploit along them.
 
     f -> (f − Dᵀ D f) / |f − Dᵀ D f|        D (m, d), rows orthonormal
 
-The length is restored *after* projecting. Left out, a move of the image along D would still change the length of a unit feature's
-remainder, and with it every score; so it is exactly the ray of what is left that is judged. The text side stays as it is: scores keep
-their scale and their range. Files come from `directalign directions` (control/exploit.py).
+The features are normalised after projecting. Otherwise a change of the image along D would still change the length of the
+remainder, and with it every score. Text features are unchanged, so scores keep their scale and range. Files are made by
+`directalign directions`.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ Rows = Float[Tensor, "m d"]
 
 REMEDY = "make it with directalign directions"
 TOLERANCE = 1e-4
-"""How far rows of a file may be from orthonormal: a float32 file is within 1e-6."""
+"""Allowed deviation from orthonormal rows; a float32 file is within 1e-6."""
 IMAGE_SIDE = ("vision_model.", "visual_projection.")
-"""What the names of an image tower's weights begin with, in transformers' CLIP and SigLIP."""
+"""Prefixes of the image tower's weights in transformers' CLIP and SigLIP."""
 SAMPLED = 64
 
 
 @dataclass(frozen=True)
 class Directions:
-    """Orthonormal rows in the image features of one reward; `fingerprint` says of which, `made` holds how they came about, in words."""
+    """Orthonormal rows in a reward's image feature space; `fingerprint` identifies the reward, `made` records how they were computed."""
 
     rows: Rows
     fingerprint: str
@@ -43,7 +43,7 @@ class Directions:
 
 
 def project_out(features: Features, directions: Rows | None) -> Features:
-    """Unit features (b, d), without their part along the directions; gradient intact, and without such a part too. None leaves them whole."""
+    """Unit features (b, d) without their component along the directions (None: all components), gradient intact."""
     if directions is not None:
         rows = directions.to(features)
         features = features - (features @ rows.T) @ rows
@@ -71,13 +71,13 @@ def directions_for(model: nn.Module, width: int, project: str | None, key: str) 
 
 
 def check_project(project: str | None, key: str) -> None:
-    """What can be known to be wrong with a recipe's `project` before the reward is loaded."""
+    """Check a recipe's `project` file before the reward is loaded."""
     if project is not None:
         read_directions(Path(project).expanduser(), f"{key}.project")
 
 
 def read_directions(file: Path, key: str) -> Directions:
-    """The directions in a file, float32 on the CPU; `key` is what errors blame.
+    """The directions in a file, float32 on the CPU; errors name `key`.
 
     Raises: DirectAlignError: no such file, not a whole safetensors file, no `directions` in it, or rows that are not orthonormal.
     """
@@ -107,7 +107,7 @@ def read_directions(file: Path, key: str) -> Directions:
 
 
 def write_directions(file: Path, directions: Directions) -> Path:
-    """Write `directions` as float32 safetensors; returns `file`. Its folder is made."""
+    """Write `directions` as float32 safetensors; returns `file`. Creates its folder."""
     assert is_orthonormal(directions.rows), directions.rows @ directions.rows.T
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(
@@ -119,7 +119,7 @@ def write_directions(file: Path, directions: Directions) -> Path:
 
 
 def is_orthonormal(rows: Rows) -> bool:
-    """Whether the rows are unit vectors at right angles, of which there are one or more."""
+    """Whether there are rows and they are orthonormal."""
     gram = rows.double() @ rows.double().T
     return len(rows) > 0 and bool(
         (gram - torch.eye(len(rows), dtype=torch.float64, device=rows.device)).abs().max()
@@ -128,9 +128,9 @@ def is_orthonormal(rows: Rows) -> bool:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """What a reward's image side is, as 16 hexadecimal digits: the names, shapes and a spread of the values of its weights.
+    """Identifies a reward's image tower, 16 hexadecimal digits: a hash of names, shapes and sampled values of its weights.
 
-    The same for copies of one checkpoint wherever they lie; another after any training of the image side.
+    Equal for copies of one checkpoint; different after any training of the image tower.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):

@@ -1,30 +1,20 @@
-"""A vision-language model as a judge: the probability that it answers yes to a question that holds control phrase and prompt.
+"""A vision-language model as a reward: the probability that it answers yes to a question about image and prompt.
 
-score = scale · P(yes),  P(yes) = softmax over the logits of `yes` and `no` at the place of the answer; in [0, scale].
-Qwen2-VL, Qwen2.5-VL and Qwen3-VL (transformers folders or hub ids); frozen, with the gradient through preprocessing, vision tower and
-language model to the pixels. A sure model gives hardly any gradient, P'(z) = P (1 − P): at P = .999 a thousandth of its logit's. Take
-`answer: log_odds` then, score = scale · (logit of yes − logit of no), unbounded, mostly within −10 to 10, and the same order of images.
-Left out: what a model would write beyond its first token, and thinking aloud before the answer.
+score = scale · P(yes), where P(yes) = softmax over the logits of `yes` and `no` at the first answer token; in [0, scale].
+Qwen2-VL, Qwen2.5-VL and Qwen3-VL (transformers folders or hub ids), frozen, with the gradient through preprocessing,
+vision tower and language model to the pixels. Where the model is certain the gradient vanishes, P'(z) = P (1 − P): at
+P = .999 it is a thousandth of the logit's. `answer: log_odds` gives score = scale · (logit of yes − logit of no): unbounded,
+mostly within −10 to 10, with the same ranking of images. Not supported: text beyond the first token, and reasoning before
+the answer.
 
+`encode_images` runs the vision tower once per image; `last_hidden_state` runs the language model on a chat around those
+image tokens. A chat's user turn is one image and one text, in the model's own template. Image tokens get positions (time, row,
+column) that start where the text before them ends; the text after continues behind the image's longer side (multimodal
+rotary positions). Shorter chats are padded on the right.
 
-The networks under the VLM rewards: Qwen2-VL, Qwen2.5-VL and Qwen3-VL of transformers, their files, and their two passes.
-
-`see` runs the vision tower on images, once; `read` runs the language model on a chat with what was seen in it, up to the hidden state
-of each chat's last token. Several chats about one image share one `see`. Frozen; the gradient runs through both passes to the pixels.
-
-
-What a Qwen VL is shown: a chat in its own template whose user turn is an image and a text, as token ids with their rotary positions.
-
-Each chat holds one image. Its tokens get positions (time, row, column) that all start where the text before them ends; the text behind
-goes on after the longer side of the image (multimodal rotary positions). Shorter chats are padded on the right, where nothing that is
-read ever looks.
-
-
-Preprocessing of the Qwen-VL kind that lets the gradient through: resize to whole cells of patches, normalise, cut into patches.
-
-An image keeps its shape as nearly as multiples of patch·merge allow, and its number of pixels lies within the folder's bounds
-(`preprocessor_config.json`). As by Pillow when these models were made, rows are resized first, then columns, and the range ends at
-[0, 1] each time; here half an 8-bit level farther out, which rounding takes back, so that flat white keeps its gradient.
+Preprocessing resizes to multiples of patch·merge pixels within the folder's bounds on the number of pixels
+(`preprocessor_config.json`). Like Pillow, it resizes columns, then rows, and clamps after each to [0, 1]; here half an
+8-bit level wider, which rounding would undo, so that pure white keeps its gradient.
 """
 
 from __future__ import annotations
@@ -82,7 +72,7 @@ class VlmReward(BaseReward):
     def from_config(
         cls, settings: config.Vlm, device: torch.device | str = "cpu", key: str = "reward"
     ) -> VlmReward:
-        """The reward of a recipe's section, its weights in `settings.dtype`; `key` is where it stands, for errors."""
+        """The reward of a recipe section, weights in `settings.dtype`; errors name `key`."""
         folder = locate(settings.path, f"{key}.path", (*SETTINGS, *FOLDER_WEIGHTS))
         kind = check_weights(folder, f"{key}.path")
         chat, pixels, answers = _reader(
@@ -94,17 +84,19 @@ class VlmReward(BaseReward):
         )
         model = load_model(kind, folder, f"{key}.path", getattr(torch, settings.dtype))
         check_fits(model.config, pixels, chat, _blamed(settings, key))
-        frozen(model, device)
+        freeze(model, device)
         if settings.gradient_checkpointing:
             recompute(model.model)
         return cls(model, chat, pixels, settings, answers)
 
     @classmethod
     def check(cls, settings: config.Vlm, key: str = "reward", online: bool = False) -> None:
-        """Files, kind of model, image settings, template and answers; of the weights only that they are there and whole, where they are here."""
+        """Check model type, image settings, template and answer tokens; local weights must be present and complete."""
         folder = settings_folder(settings.path, f"{key}.path", online)
         if folder is not None:
-            (kind_of if hub.is_hub_id(settings.path) else check_weights)(folder, f"{key}.path")
+            (model_class_of if hub.is_hub_id(settings.path) else check_weights)(
+                folder, f"{key}.path"
+            )
         reader = (
             folder
             if settings.processor is None
@@ -113,12 +105,12 @@ class VlmReward(BaseReward):
         if reader is not None:
             _reader(settings, reader, key)
 
-    def encode(self, images: Images) -> Seen:
+    def encode(self, images: Images) -> ImageTokens:
         """Images (b, 3, h, w) in [0, 1], any size, through the vision tower."""
-        return see(self.model.model, self.pixels, images)
+        return encode_images(self.model.model, self.pixels, images)
 
-    def score(self, features: Seen, prompts: Sequence[str]) -> PerSample:
-        """Of each image, how surely the answer to the question with its prompt is yes."""
+    def score(self, features: ImageTokens, prompts: Sequence[str]) -> PerSample:
+        """scale · P(yes), or scale · log-odds, of the question about each image and its prompt, (b,)."""
         assert len(prompts) == len(features.tokens), (
             f"{len(prompts)} prompts for {len(features.tokens)} images"
         )
@@ -129,10 +121,10 @@ class VlmReward(BaseReward):
             log_odds if self.settings.answer == "log_odds" else log_odds.sigmoid()
         )
 
-    def _log_odds(self, features: Seen, questions: list[str]) -> PerSample:
+    def _log_odds(self, features: ImageTokens, questions: list[str]) -> PerSample:
         """Logit of yes minus logit of no: of the vocabulary's rows only these two are computed, in float32 or better."""
-        asked = self.chat.ask(questions, features.tokens.shape[1], features.tokens.device)
-        hidden = read(self.model.model, features, asked)
+        chats = self.chat.tokenize(questions, features.tokens.shape[1], features.tokens.device)
+        hidden = last_hidden_state(self.model.model, features, chats)
         yes, no = self.model.lm_head.weight[list(self.answers)].to(
             torch.promote_types(hidden.dtype, torch.float32)
         )
@@ -140,7 +132,7 @@ class VlmReward(BaseReward):
 
 
 def one_token(tokenizer: PreTrainedTokenizerBase, answer: str, key: str) -> int:
-    """The token of an answer. Raises DirectAlignError where it takes none or several."""
+    """The token id of an answer. Raises DirectAlignError if it is not exactly one token."""
     ids = list(tokenizer(answer, add_special_tokens=False)["input_ids"])
     if len(ids) != 1:
         raise DirectAlignError(
@@ -182,8 +174,8 @@ INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Equally large images as the language model takes them: `tokens` (b, n, d), and for Qwen3-VL more of them for its first layers.
+class ImageTokens:
+    """Image tokens (b, n, d) of equally large images for the language model; `deeper` are Qwen3-VL's tokens for its first layers.
 
     `rows` x `columns` = n is the grid of tokens.
     """
@@ -194,13 +186,13 @@ class Seen:
     columns: int
 
 
-def see(backbone: Any, pixels: VlmPixels, images: Images) -> Seen:
+def encode_images(backbone: Any, pixels: VlmPixels, images: Images) -> ImageTokens:
     """The vision tower of a model without its head, on images (b, 3, h, w) in [0, 1], any size."""
     rows, columns = pixels.grid(images.shape[-2], images.shape[-1])
     grid = torch.tensor([[1, rows, columns]] * len(images), device=images.device)
     tokens, deeper = _merged(backbone.visual(pixels(images).to(backbone.dtype), grid_thw=grid))
     each = (len(images), -1, tokens.shape[-1])
-    return Seen(
+    return ImageTokens(
         tokens.reshape(each),
         tuple(more.reshape(each) for more in deeper),
         rows // pixels.merge,
@@ -208,57 +200,57 @@ def see(backbone: Any, pixels: VlmPixels, images: Images) -> Seen:
     )
 
 
-def _merged(told: Any) -> tuple[Tensor, Sequence[Tensor]]:
-    """The towers' answers: a tensor, or with its deeper ones a pair, before transformers 5; a record since."""
-    if isinstance(told, Tensor):
-        return told, ()
+def _merged(found: Any) -> tuple[Tensor, Sequence[Tensor]]:
+    """Output of a vision tower: a tensor or a pair before transformers 5, an output object since."""
+    if isinstance(found, Tensor):
+        return found, ()
     return (
-        told
-        if isinstance(told, tuple)
-        else (told.pooler_output, getattr(told, "deepstack_features", ()))
+        found
+        if isinstance(found, tuple)
+        else (found.pooler_output, getattr(found, "deepstack_features", ()))
     )
 
 
-def read(
-    backbone: Any, seen: Seen, asked: ChatBatch, positions: Tensor | None = None
+def last_hidden_state(
+    backbone: Any, image: ImageTokens, chats: ChatBatch, positions: Tensor | None = None
 ) -> Float[Tensor, "b d"]:
-    """Hidden state behind the last token of each chat; `positions` (3, b, length) as the model was trained with, None for multimodal ones."""
-    of_image = asked.of_image
-    embedded = backbone.get_input_embeddings()(asked.ids)
-    embedded = embedded.masked_scatter(of_image[..., None], seen.tokens.to(embedded.dtype))
+    """Hidden state (b, d) of the last token of each chat; `positions` (3, b, length), None for multimodal rotary positions."""
+    of_image = chats.of_image
+    embedded = backbone.get_input_embeddings()(chats.ids)
+    embedded = embedded.masked_scatter(of_image[..., None], image.tokens.to(embedded.dtype))
     deeper = (
         {
             "visual_pos_masks": of_image,
-            "deepstack_visual_embeds": [more.flatten(0, 1) for more in seen.deeper],
+            "deepstack_visual_embeds": [more.flatten(0, 1) for more in image.deeper],
         }
-        if seen.deeper
+        if image.deeper
         else {}
     )
     hidden = backbone.language_model(
         inputs_embeds=embedded,
-        attention_mask=asked.attended,
-        position_ids=rotary_positions(asked, seen.rows, seen.columns)
+        attention_mask=chats.attended,
+        position_ids=rotary_positions(chats, image.rows, image.columns)
         if positions is None
         else positions,
         use_cache=False,
         **deeper,
     ).last_hidden_state
-    return hidden[range(len(hidden)), [length - 1 for length in asked.lengths]]
+    return hidden[range(len(hidden)), [length - 1 for length in chats.lengths]]
 
 
-def frozen(model: nn.Module, device: torch.device | str) -> nn.Module:
-    """In evaluation mode, without gradients of its own, on `device`."""
+def freeze(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """Set evaluation mode and no parameter gradients, and move to `device`."""
     return model.eval().requires_grad_(False).to(device)
 
 
 def settings_folder(path: str, key: str, online: bool) -> Path | None:
-    """The folder of a model's settings: here, or fetched without weights when `online`; None for one that stays on the hub."""
+    """The folder of a model's settings: local, or fetched without weights if `online`; None if it is on the hub."""
     if not hub.is_hub_id(path):
         return locate(path, key, ())
     return hub.download(path, SETTINGS, key) if online else None
 
 
-def kind_of(folder: Path, key: str) -> type[PreTrainedModel]:
+def model_class_of(folder: Path, key: str) -> type[PreTrainedModel]:
     """The class of a folder's model. Raises DirectAlignError for no folder, no config.json, or one of another kind."""
     file = folder / "config.json"
     if not file.exists():
@@ -269,21 +261,21 @@ def kind_of(folder: Path, key: str) -> type[PreTrainedModel]:
         )
         raise DirectAlignError(f"{key}: {folder}: {what}")
     try:
-        told = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+        found = json.loads(file.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
         raise DirectAlignError(
             f"{key}: {file}: not readable as JSON ({error}); copy it again from the original checkpoint"
         ) from error
-    if told not in KINDS:
+    if found not in KINDS:
         raise DirectAlignError(
-            f"{key}: {folder}: holds a model of type {told}, known are {', '.join(KINDS)}; give the folder of a Qwen VL"
+            f"{key}: {folder}: holds a model of type {found}, known are {', '.join(KINDS)}; give the folder of a Qwen VL"
         )
-    return KINDS[told]
+    return KINDS[found]
 
 
 def check_weights(folder: Path, key: str) -> type[PreTrainedModel]:
-    """The class of a folder's model whose files of weights are all there and whole."""
-    kind = kind_of(folder, key)
+    """The class of a folder's model, after checking that all weight files are complete."""
+    kind = model_class_of(folder, key)
     check_folder(folder, key, kind)
     if (folder / INDEX).exists():
         named = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
@@ -318,7 +310,7 @@ IMAGE = "<|image_pad|>"
 
 @dataclass(frozen=True)
 class ChatBatch:
-    """Chats of equally large images: ids (b, length), the place of each chat's first image token of so many, and each one's own length."""
+    """Token ids (b, length) of chats with equally large images; position of the first image token, and length, of each."""
 
     ids: Int[Tensor, "b length"]
     starts: tuple[int, ...]
@@ -327,12 +319,12 @@ class ChatBatch:
 
     @property
     def attended(self) -> Int[Tensor, "b length"]:
-        """1 where a chat's own tokens are, 0 for padding."""
+        """1 for tokens, 0 for padding."""
         return (self._places < self._column(self.lengths)).long()
 
     @property
     def of_image(self) -> Bool[Tensor, "b length"]:
-        """True where the image's tokens go."""
+        """True at image tokens."""
         starts = self._column(self.starts)
         return (self._places >= starts) & (self._places < starts + self.image_tokens)
 
@@ -345,7 +337,7 @@ class ChatBatch:
 
 
 class Chat:
-    """Tokenizer and template; `end` cuts a rendered chat behind its last occurrence, None keeps it up to where the answer begins."""
+    """Tokenizer and template; a rendered chat ends behind the last `end`, or where the answer begins if None."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, template: str, end: str | None = None
@@ -353,10 +345,10 @@ class Chat:
         self.tokenizer, self.template, self.end = tokenizer, template, end
         self.image_id = int(tokenizer.convert_tokens_to_ids(IMAGE))  # pyright: ignore[reportArgumentType]
 
-    def ask(
+    def tokenize(
         self, texts: Sequence[str], image_tokens: int, device: torch.device | str = "cpu"
     ) -> ChatBatch:
-        """One chat per text, each with an image of so many tokens. Raises DirectAlignError for a text that holds the image token itself."""
+        """One chat per text, each with an image of `image_tokens` tokens. Raises DirectAlignError for a text that contains the image token."""
         rows = [self._ids(text) for text in texts]
         starts = tuple(row.index(self.image_id) for row in rows)
         filled = [
@@ -369,7 +361,7 @@ class Chat:
         return ChatBatch(torch.tensor(padded, device=device), starts, image_tokens, lengths)
 
     def render(self, text: str) -> str:
-        """The chat in words, its image as one token."""
+        """The chat as text, with one token for the image."""
         chat: Any = [
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
         ]
@@ -390,7 +382,7 @@ class Chat:
 
 
 def read_chat(folder: Path, key: str) -> tuple[PreTrainedTokenizerBase, str]:
-    """Tokenizer and chat template of a folder. Raises DirectAlignError: either is missing or unreadable, or shows no image."""
+    """Tokenizer and chat template of a folder. Raises DirectAlignError: either is missing or unreadable, or has no place for an image."""
     if not any((folder / name).exists() for name in VOCABULARIES):
         raise DirectAlignError(
             f"{key}: {folder}: tokenizer.json (or vocab.json and merges.txt) is missing; copy it from the original checkpoint"
@@ -422,7 +414,7 @@ def read_chat(folder: Path, key: str) -> tuple[PreTrainedTokenizerBase, str]:
 
 
 def _template(folder: Path, tokenizer: PreTrainedTokenizerBase, key: str) -> str:
-    """The processor's template where there is one, which shows images; else the tokenizer's."""
+    """The processor's template if there is one, else the tokenizer's."""
     file = folder / "chat_template.json"
     try:
         template = (
@@ -441,11 +433,11 @@ def _template(folder: Path, tokenizer: PreTrainedTokenizerBase, key: str) -> str
     return template
 
 
-def rotary_positions(asked: ChatBatch, rows: int, columns: int) -> Int[Tensor, "3 b length"]:
-    """Time, row and column of every token, for images of `rows` x `columns` tokens; those of padding are never read."""
+def rotary_positions(chats: ChatBatch, rows: int, columns: int) -> Int[Tensor, "3 b length"]:
+    """Time, row and column of every token, for images of `rows` x `columns` tokens; those of padding are not used."""
     return torch.stack(
-        [_positions(asked.ids.shape[1], start, rows, columns) for start in asked.starts], dim=1
-    ).to(asked.ids.device)
+        [_positions(chats.ids.shape[1], start, rows, columns) for start in chats.starts], dim=1
+    ).to(chats.ids.device)
 
 
 def _positions(length: int, start: int, rows: int, columns: int) -> Tensor:
@@ -483,52 +475,52 @@ class VlmPixels:
 
     @classmethod
     def read(cls, folder: Path, key: str) -> VlmPixels:
-        """From the folder's own settings; what they leave out is as for Qwen2-VL. Raises DirectAlignError for none, or none of this kind."""
+        """From the folder's settings; defaults are those of Qwen2-VL. Raises DirectAlignError for none, or none of this kind."""
         file = next((folder / name for name in FILES if (folder / name).exists()), None)
         if file is None:
             raise DirectAlignError(
                 f"{key}: {folder}: preprocessor_config.json is missing; copy it from the original checkpoint"
             )
         try:
-            told = json.loads(file.read_text(encoding="utf-8"))
-            return cls._of(told.get("image_processor", told))
+            found = json.loads(file.read_text(encoding="utf-8"))
+            return cls._of(found.get("image_processor", found))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DirectAlignError(
                 f"{key}: {file}: no image settings of a Qwen VL ({error}); copy the file from the original checkpoint"
             ) from error
 
     @classmethod
-    def _of(cls, told: dict[str, Any]) -> VlmPixels:
-        if told.get("resample", BICUBIC) != BICUBIC:
-            raise ValueError(f"resample {told['resample']}, known is {BICUBIC}, bicubic")
-        size = told.get("size") or {}
+    def _of(cls, found: dict[str, Any]) -> VlmPixels:
+        if found.get("resample", BICUBIC) != BICUBIC:
+            raise ValueError(f"resample {found['resample']}, known is {BICUBIC}, bicubic")
+        size = found.get("size") or {}
         least = (
-            told.get("min_pixels")
+            found.get("min_pixels")
             or size.get("shortest_edge")
             or size.get("min_pixels")
             or cls.min_pixels
         )
         most = (
-            told.get("max_pixels")
+            found.get("max_pixels")
             or size.get("longest_edge")
             or size.get("max_pixels")
             or cls.max_pixels
         )
         sides = (
-            int(told.get("patch_size", cls.patch)),
-            int(told.get("merge_size", cls.merge)),
-            int(told.get("temporal_patch_size", cls.frames)),
+            int(found.get("patch_size", cls.patch)),
+            int(found.get("merge_size", cls.merge)),
+            int(found.get("temporal_patch_size", cls.frames)),
         )
         return cls(
             *sides,
             int(least),
             int(most),
-            tuple(told.get("image_mean") or CLIP_MEAN),
-            tuple(told.get("image_std") or CLIP_STD),
+            tuple(found.get("image_mean") or CLIP_MEAN),
+            tuple(found.get("image_std") or CLIP_STD),
         )
 
     def bounded(self, max_pixels: int | None) -> VlmPixels:
-        """With at most `max_pixels` in an image, where given; the lower bound gives way."""
+        """With at most `max_pixels` per image, if given; the lower bound is reduced to match."""
         return (
             self
             if max_pixels is None
@@ -572,7 +564,7 @@ class VlmPixels:
         return self._cut((images - mean) / std)
 
     def _cut(self, images: Tensor) -> Tensor:
-        """Patches in the order of tokens: the merge² patches that become one token stand together. A still image fills all frames."""
+        """Patches in token order: the merge² patches of one token are adjacent. A still image fills all frames."""
         cell = self.patch * self.merge
         rows, columns = images.shape[-2] // cell, images.shape[-1] // cell
         parts = images.reshape(

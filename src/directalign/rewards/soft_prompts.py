@@ -1,8 +1,9 @@
-"""Learned control tokens: vectors that stand in a reward's text embedding where control words would (after textual inversion, arXiv 2208.01618).
+"""Learned control tokens (soft prompts): vectors in place of control words in a reward's text embedding (after textual inversion, arXiv 2208.01618).
 
-A file holds "tokens" (n, d), and says which kind of reward they were fitted to and to which embedding table. "FILE.safetensors. a red star"
-is read as n placeholder words before ". a red star", and a hook on the table replaces their vectors: the prompt, the stop before it and
-the special tokens stay as they are for words, so vectors copied from the table give exactly the features of their words.
+A file holds "tokens" (n, d), the kind of reward they were fitted to and a fingerprint of its embedding table.
+"FILE.safetensors. a red star" is tokenised as n placeholder words before ". a red star", and a forward hook on the table
+replaces their vectors. The prompt, the full stop and the special tokens are as for words, so vectors copied from the table
+give exactly the features of their words.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Vectors = Float[Tensor, "n d"]
 
 @dataclass(frozen=True)
 class ControlTokens:
-    """Vectors (n, d) for the embedding `table` (its name in the model, and its fingerprint) of one `kind` of reward; `made` says how."""
+    """Vectors (n, d) for the embedding `table` (its name in the model, and fingerprint) of a `kind` of reward; `made` records how they were fitted."""
 
     tokens: Vectors
     kind: str
@@ -49,13 +50,13 @@ def is_tokens_file(phrase: str) -> bool:
 
 
 def split(prompt: str) -> tuple[str | None, str]:
-    """(file of learned tokens before the prompt, the prompt itself); None where words or nothing stand there."""
+    """(file of learned tokens before the prompt, the prompt); None if words or nothing precede it."""
     found = BEFORE.fullmatch(prompt)
     return (found[1], found[2]) if found else (None, prompt)
 
 
 def fingerprint(table: Vectors) -> str:
-    """What tells one embedding table from another: its shape and a spread of its rows, rounded to bfloat16 so that storage types agree."""
+    """Hash of an embedding table's shape and sampled rows, rounded to bfloat16 so that it does not depend on the storage dtype."""
     rows = torch.linspace(0, len(table) - 1, min(len(table), SAMPLED_ROWS)).long()
     kept = table.detach()[rows.to(table.device)].to("cpu", torch.bfloat16).contiguous()
     return hashlib.sha256(
@@ -64,7 +65,7 @@ def fingerprint(table: Vectors) -> str:
 
 
 def write_tokens(file: Path, made: ControlTokens) -> None:
-    """Save as safetensors; the folder is made."""
+    """Save as safetensors; creates the folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     facts = {name: str(getattr(made, name)) for name in FACTS}
     save_file(
@@ -75,13 +76,13 @@ def write_tokens(file: Path, made: ControlTokens) -> None:
 
 
 def read_tokens(file: Path, key: str) -> ControlTokens:
-    """The tokens of a file; `key` is the setting that errors blame.
+    """The tokens of a file; errors name `key`.
 
     Raises: DirectAlignError where there is no such file, or one of another content.
     """
     if not file.is_file():
         raise DirectAlignError(
-            f"{key}: {file}: no such file of learned tokens; make it with directalign tokens, or mend the path"
+            f"{key}: {file}: no such file of learned tokens; make it with directalign tokens, or correct the path"
         )
     try:
         with safe_open(file, framework="pt") as opened:
@@ -110,7 +111,7 @@ def read_tokens(file: Path, key: str) -> ControlTokens:
 def check_fits(
     found: ControlTokens, file: Path | str, kind: str, table: Vectors | None, key: str
 ) -> None:
-    """Refuse tokens of another kind of reward, of another width, or of another table of the same width; None is a table that is not known yet."""
+    """Refuse tokens of another kind of reward, width or embedding table; a `table` of None is not known yet."""
     if found.kind != kind:
         raise DirectAlignError(
             f"{key}: {file}: fitted to a reward of kind {found.kind}, and this is {kind}; fit tokens to it with directalign tokens"
@@ -130,7 +131,7 @@ def check_fits(
 
 
 def check_phrases(phrases: Sequence[str], kind: str, folder: Path | None, key: str) -> None:
-    """Every file of learned tokens among control phrases, as far as files tell without loading a reward of this `kind`.
+    """Check every file of learned tokens among control phrases, without loading the reward of this `kind`.
 
     `folder` holds the reward's own weights, None where they are not on this machine or not in safetensors.
 
@@ -155,7 +156,7 @@ def _tensor_in(folder: Path | None, name: str) -> Tensor | None:
 
 
 class SoftPrompts:
-    """The learned tokens of one reward's text side: read from their files when first named, and put where words would stand.
+    """The learned tokens of one reward's text tower, read from their files at first use.
 
     Args:
         kind: the kind of reward (`reward.name`).
@@ -177,11 +178,11 @@ class SoftPrompts:
         self.kind, self.table, self.name, self.longest = kind, table, name, longest
         self.tokenizer, self.placeholder, self.joint = tokenizer, placeholder, joint
         self.held: dict[str, Tensor] = {}
-        """Vectors by the name before the prompt; what is put in here, with its gradient, needs no file."""
+        """Vectors by the name before the prompt; entries set by the caller need no file and keep their gradient."""
 
     @contextmanager
     def placed(self, prompts: Sequence[str]) -> Iterator[list[str]]:
-        """The texts to tokenise and pass through the network inside, in one batch and in this order."""
+        """Context in which the yielded texts must be tokenised and encoded, in one batch and in this order."""
         parts = [split(prompt) for prompt in prompts]
         vectors = [None if name is None else self._vectors(name) for name, _ in parts]
         if all(each is None for each in vectors):
@@ -207,7 +208,7 @@ class SoftPrompts:
         return self.table.weight[self._ids(words)].detach().clone()
 
     def made(self, tokens: Vectors, how: str) -> ControlTokens:
-        """The tokens with all that a file of them says."""
+        """The tokens with the metadata of a file."""
         return ControlTokens(
             tokens.detach(), self.kind, fingerprint(self.table.weight), self.name, how
         )
@@ -242,7 +243,7 @@ class SoftPrompts:
 
 
 def check_length(count: int, longest: int, where: str) -> None:
-    """Refuse tokens that leave less than half of what the text side reads for the prompt."""
+    """Refuse tokens that leave less than half of the text length for the prompt."""
     if count > longest // 2:
         raise DirectAlignError(
             f"{where}: {count} learned tokens, and the reward reads {longest} in all; take {longest // 2} at most, the rest is for the prompt"

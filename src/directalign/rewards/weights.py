@@ -49,9 +49,9 @@ def on_the_hub(path: str) -> tuple[str, str]:
 
 
 def locate(path: str, key: str, patterns: Sequence[str]) -> Path:
-    """The local file or folder of a reward's `path`: fetched from the hub (of a repository only what fits `patterns`), or `world:...`.
+    """The local file or folder of `path`, a local path, `world:...`, or from the hub (of a repository only files that match `patterns`).
 
-    Raises DirectAlignError, which blames the recipe's `key`: nothing there, no access, no network.
+    Raises DirectAlignError naming `key`: nothing there, no access, no network.
     """
     if hub.is_hub_file(path):
         return hub.download_file(path, key)
@@ -75,7 +75,7 @@ def locate(path: str, key: str, patterns: Sequence[str]) -> Path:
 
 
 def check_published(path: str, key: str, online: bool = False) -> None:
-    """Whether `locate` would find a file or folder, without fetching it: here, and `online` also by the hub's list of a repository's files."""
+    """Check that `locate` would find the path, without fetching weights; if `online`, check the hub's file list too."""
     if hub.is_hub_file(path):
         repo, name = on_the_hub(path)
         there = hub.listing(repo, key) if online else None
@@ -88,9 +88,9 @@ def check_published(path: str, key: str, online: bool = False) -> None:
 
 
 def read_weights(file: Path, key: str) -> dict[str, Tensor]:
-    """The tensors of a file, on the CPU, out of the wrappings that trainers put around them; read from the disk where they are used.
+    """The tensors of a file, memory-mapped on the CPU, without the dictionaries that trainers wrap around them.
 
-    Raises DirectAlignError: cut short or not a file of weights, whole pickled objects, or nothing in it but other things.
+    Raises DirectAlignError: truncated or not a weight file, pickled objects, or no tensors.
     """
     if _is_program(file):
         raise DirectAlignError(f"{key}: {file}: {PROGRAM}")
@@ -116,8 +116,13 @@ def read_weights(file: Path, key: str) -> dict[str, Tensor]:
     return tensors
 
 
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
 def read_shapes(file: Path, key: str) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a file, without reading the numbers. Errors as `read_weights`."""
+    """Name and shape of every tensor of a file, without reading values where the format allows. Errors as `read_weights`."""
     if file.suffix != ".safetensors":
         return {name: tuple(tensor.shape) for name, tensor in read_weights(file, key).items()}
     try:
@@ -171,14 +176,14 @@ def fill(
     key: str,
     optional: Sequence[str] = (),
 ) -> None:
-    """Put `weights` into `model` in its own dtype; every name must be there and fit, but for those that begin as one of `optional` on either side.
+    """Load `weights` into `model` in its own dtype. Names must match, except those starting with one of `optional`.
 
     Raises DirectAlignError as `check_tensors`.
     """
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    own = shapes_of(model.state_dict())
     check_tensors(
         own,
-        {name: tuple(tensor.shape) for name, tensor in weights.items()},
+        shapes_of(weights),
         file,
         key,
         type(model).__name__,
@@ -190,7 +195,7 @@ def fill(
 def check_tensors(
     wanted: Shapes, held: Shapes, file: Path, key: str, kind: str, optional: Sequence[str] = ()
 ) -> None:
-    """Raises DirectAlignError with the first tensor of a file that is missing, unknown or of another shape than a `kind` wants, and how many more."""
+    """Raise DirectAlignError for the first tensor that is missing, unknown or of another shape than `kind` needs, with the number of others."""
     free = tuple(optional)
     wrong = {
         "lacks": [name for name in wanted if name not in held and not name.startswith(free)],
@@ -218,13 +223,13 @@ FOLDER_SETTINGS = (
     "special_tokens_map.json",
     "spiece.model",
 )
-"""What is fetched of a repository on the hub, which may hold the weights in other formats too."""
+"""Files fetched from a hub repository beside its weights."""
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def fetch(settings: config.Clip | config.Siglip | config.Mps, key: str) -> tuple[Path, Path]:
-    """The folder or file of weights and the folder of tokenizer and image settings: `processor`, else where the weights lie."""
+    """The weights (folder or file), and the folder of tokenizer and image settings: `processor`, else where the weights are."""
     weights = locate(settings.path, f"{key}.path", (*FOLDER_SETTINGS, *FOLDER_WEIGHTS))
     if hub.is_hub_file(settings.path):
         hub.download(
@@ -241,9 +246,9 @@ def check_files(
     online: bool,
     kind: type[PreTrainedModel],
 ) -> Path | None:
-    """Everything of these files but the weights' own layout; the file or folder of weights that is on this machine, None for the hub's.
+    """Check everything but the layout of the weights. Returns the local weights (file or folder), None if they are on the hub.
 
-    `online` looks at what a repository holds and fetches its settings, for which `key` is blamed.
+    If `online`, also check a repository's file list and fetch its settings.
     """
     check_published(settings.path, f"{key}.path", online)
     for part, path in (("path", settings.path), ("processor", settings.processor)):
@@ -270,7 +275,7 @@ def check_files(
 def read_processor(
     folder: Path, key: str, beside: bool = False
 ) -> tuple[Preprocessing, PreTrainedTokenizerBase]:
-    """Image settings and tokenizer of a folder; `beside` a bare file of weights, where they are often missing, the remedy is another folder."""
+    """Image settings and tokenizer of a folder; `beside`: the folder holds a bare weight file, so the remedy is another folder."""
     if not folder.is_dir():
         raise DirectAlignError(
             f"{key}: {folder}: no such folder; give one with tokenizer and image settings"
@@ -291,14 +296,14 @@ def read_processor(
 def processor_of(
     settings: config.Clip | config.Siglip | config.Mps, weights: Path, reader: Path, key: str
 ) -> tuple[Preprocessing, PreTrainedTokenizerBase]:
-    """As `read_processor`, of what `fetch` gave."""
+    """`read_processor` for what `fetch` returned."""
     return read_processor(
         reader, processor_key(settings, key), weights.is_file() and settings.processor is None
     )
 
 
 def check_folder(folder: Path, key: str, kind: type[PreTrainedModel]) -> None:
-    """Refuse, by file name, what transformers would report in pages: missing files, another architecture, truncated weights."""
+    """Raise one line for missing files, another architecture or truncated weights."""
     if not folder.is_dir():
         raise DirectAlignError(
             f"{key}: {folder}: no such folder; give a transformers {kind.__name__} folder or a hub id"
@@ -331,7 +336,7 @@ def check_folder(folder: Path, key: str, kind: type[PreTrainedModel]) -> None:
 def load_model(
     kind: type[Model], folder: Path, key: str, dtype: torch.dtype = torch.float32
 ) -> Model:
-    """A model of a checked folder, in `dtype`, on the CPU."""
+    """Load a model from a checked folder, in `dtype`, on the CPU."""
     logging.disable_progress_bar()
     options: dict[str, Any] = {
         "dtype": dtype,
@@ -376,7 +381,7 @@ def first_line(error: Exception) -> str:
 
 
 def processor_key(settings: config.Clip | config.Siglip | config.Mps, key: str) -> str:
-    """The recipe's key that says where tokenizer and image settings come from."""
+    """The recipe key that sets where tokenizer and image settings come from."""
     return (
         f"{key}.path"
         if settings.processor is None and not is_weight_file(settings.path)
@@ -408,7 +413,10 @@ def read_tokenizer(folder: Path, key: str) -> PreTrainedTokenizerBase:
 
 
 def linear_layers(prefix: str, numbers: Sequence[int], width: int, shapes: Shapes) -> nn.Sequential:
-    """From (b, width) to (b, 1) by layers `prefix`.`number`, whose inner widths a file's `shapes` tell (1 where a layer is missing)."""
+    """Linear layers `prefix`.`number` from (b, width) to (b, 1); inner widths from a file's `shapes` (1 where a layer is missing).
+
+    The published heads of ImageReward and the aesthetic predictors have no activations; layers are kept separate so that a
+    file is checked tensor by tensor."""
     inner = [(*shapes.get(f"{prefix}.{number}.weight", ()), 1)[0] for number in numbers[:-1]]
     layers = [nn.Linear(given, made) for given, made in pairwise([width, *inner, 1])]
     chain = nn.Sequential(OrderedDict(zip(map(str, numbers), layers, strict=True)))
