@@ -223,7 +223,7 @@ def test_settings_may_lie_beside_the_file(copy: Path, reward: hpsv3.Hpsv3Reward)
 def test_what_follows_the_token_changes_nothing(reward: hpsv3.Hpsv3Reward) -> None:
     features = reward.encode(recorded()[0][0][None])
     asked = reward.chat.tokenize(["before <|Reward|> and a tail"], 256)
-    longer = hpsv3.Chat(reward.chat.tokenizer, reward.chat.template).ask(["before <|Reward|> and a tail"], 256)
+    longer = hpsv3.Chat(reward.chat.tokenizer, reward.chat.template).tokenize(["before <|Reward|> and a tail"], 256)
     assert longer.ids[:, : asked.ids.shape[1]].equal(asked.ids) and longer.ids.shape[1] > asked.ids.shape[1]
     cut = type(longer)(longer.ids, longer.starts, longer.image_tokens, asked.lengths)
     assert torch.allclose(qwen_vl.last_hidden_state(reward.model, features, asked), qwen_vl.last_hidden_state(reward.model, features, cut), atol=1e-6)

@@ -59,8 +59,8 @@ def test_scores_are_those_of_the_original(reward: MpsReward) -> None:
     ours = MpsReward(mps._filled(*described, used), reward.tokenizer, as_is, condition=spelled(told["condition"]))
     ours.tokenizer = Spelled()  # pyright: ignore[reportAttributeAccessIssue]
     prompts = [spelled(prompt) for prompt in told["prompts"]]
-    heard = torch.stack([each.heard for each in ours._prompts.read(prompts)])
-    assert heard.any(1).all() and not heard.all(1).all()  # the mask of the condition has something to do
+    selected = torch.stack([each.selected for each in ours._prompts.read(prompts)])
+    assert selected.any(1).all() and not selected.all(1).all()  # the mask of the condition has something to do
     scale = weights["model.logit_scale"].exp()
     with torch.no_grad():
         assert (scale * ours.score(ours.encode(told["pixels"]), prompts) - told["scores"]).abs().max() < 1e-5
@@ -74,8 +74,8 @@ def test_is_a_reward_that_hears_its_condition(reward: MpsReward, clip_folder: Pa
     score = reward.score(features, PROMPTS)
     assert score.abs().max() <= 1 and not torch.equal(score, reward.score(features, PROMPTS[::-1]))
     other = load_reward(config.Mps(path=str(mps_file), processor=str(clip_folder), condition="ring", scale=100.0))
-    heard = [torch.stack([each.heard for each in asked._prompts.read(PROMPTS)]) for asked in (reward, other)]
-    assert not torch.equal(*heard)
+    selected = [torch.stack([each.selected for each in asked._prompts.read(PROMPTS)]) for asked in (reward, other)]
+    assert not torch.equal(*selected)
     assert other.score(features, PROMPTS).abs().max() > 1
 
 
