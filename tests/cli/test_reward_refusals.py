@@ -141,7 +141,7 @@ def leaves(images, prompts):
 def test_a_function_that_fails_is_named(command: Command, grpo: Path, name: str, complaint: str) -> None:
     Path("mine.py").write_text(FUNCTIONS)
     line = line_of(command("train", grpo, f"--set=reward={{name: python, path: 'mine.py:{name}'}}", "--set=evaluate.every=0"))
-    assert f"reward.path: mine.py:{name} {complaint}" in line and "mend the function" in line
+    assert f"reward.path: mine.py:{name} {complaint}" in line and "correct the function" in line
 
 
 def test_a_file_of_python_that_leaves(command: Command, grpo: Path) -> None:
