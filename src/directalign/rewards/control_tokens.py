@@ -58,14 +58,20 @@ def fingerprint(table: Vectors) -> str:
     """What tells one embedding table from another: its shape and a spread of its rows, rounded to bfloat16 so that storage types agree."""
     rows = torch.linspace(0, len(table) - 1, min(len(table), SAMPLED_ROWS)).long()
     kept = table.detach()[rows.to(table.device)].to("cpu", torch.bfloat16).contiguous()
-    return hashlib.sha256(str(tuple(table.shape)).encode() + kept.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(
+        str(tuple(table.shape)).encode() + kept.view(torch.uint8).numpy().tobytes()
+    ).hexdigest()[:16]
 
 
 def write_tokens(file: Path, made: ControlTokens) -> None:
     """Save as safetensors; the folder is made."""
     file.parent.mkdir(parents=True, exist_ok=True)
     facts = {name: str(getattr(made, name)) for name in FACTS}
-    save_file({"tokens": made.tokens.detach().float().cpu().contiguous()}, file, metadata={"format": "pt", **facts})
+    save_file(
+        {"tokens": made.tokens.detach().float().cpu().contiguous()},
+        file,
+        metadata={"format": "pt", **facts},
+    )
 
 
 def read_tokens(file: Path, key: str) -> ControlTokens:
@@ -74,28 +80,53 @@ def read_tokens(file: Path, key: str) -> ControlTokens:
     Raises: DirectAlignError where there is no such file, or one of another content.
     """
     if not file.is_file():
-        raise DirectAlignError(f"{key}: {file}: no such file of learned tokens; make it with directalign tokens, or mend the path")
+        raise DirectAlignError(
+            f"{key}: {file}: no such file of learned tokens; make it with directalign reward soft-prompts, or mend the path"
+        )
     try:
         with safe_open(file, framework="pt") as opened:
             facts, names = opened.metadata() or {}, set(opened.keys())
             tokens = opened.get_tensor("tokens") if "tokens" in names else None
     except (SafetensorError, OSError) as error:
-        raise DirectAlignError(f"{key}: {file}: not a complete safetensors file ({error}); copy it again, or make it with directalign tokens") from error
-    if tokens is None or tokens.ndim != 2 or len(tokens) == 0 or not all(facts.get(name) for name in FACTS):
-        raise DirectAlignError(f"{key}: {file}: not a file of learned tokens (a tensor `tokens` and what it was fitted to); make it with directalign tokens")
+        raise DirectAlignError(
+            f"{key}: {file}: not a complete safetensors file ({error}); copy it again, or make it with directalign reward soft-prompts"
+        ) from error
+    if (
+        tokens is None
+        or tokens.ndim != 2
+        or len(tokens) == 0
+        or not all(facts.get(name) for name in FACTS)
+    ):
+        raise DirectAlignError(
+            f"{key}: {file}: not a file of learned tokens (a tensor `tokens` and what it was fitted to); make it with directalign reward soft-prompts"
+        )
     if not tokens.isfinite().all():
-        raise DirectAlignError(f"{key}: {file}: holds numbers that are not finite; make it again with directalign tokens")
+        raise DirectAlignError(
+            f"{key}: {file}: holds numbers that are not finite; make it again with directalign reward soft-prompts"
+        )
     return ControlTokens(tokens.float(), *(facts[name] for name in FACTS))
 
 
-def check_fits(found: ControlTokens, file: Path | str, kind: str, table: Vectors | None, key: str) -> None:
+def check_fits(
+    found: ControlTokens, file: Path | str, kind: str, table: Vectors | None, key: str
+) -> None:
     """Refuse tokens of another kind of reward, of another width, or of another table of the same width; None is a table that is not known yet."""
     if found.kind != kind:
-        raise DirectAlignError(f"{key}: {file}: fitted to a reward of kind {found.kind}, and this is {kind}; fit tokens to it with directalign tokens")
-    if table is not None and (found.tokens.shape[1] != table.shape[1] or found.fingerprint != fingerprint(table)):
+        raise DirectAlignError(
+            f"{key}: {file}: fitted to a reward of kind {found.kind}, and this is {kind}; fit tokens to it with directalign reward soft-prompts"
+        )
+    if table is not None and (
+        found.tokens.shape[1] != table.shape[1] or found.fingerprint != fingerprint(table)
+    ):
         wide = f"{found.tokens.shape[1]} numbers a token, this one has {table.shape[1]}"
-        why = wide if found.tokens.shape[1] != table.shape[1] else "another text embedding of the same width"
-        raise DirectAlignError(f"{key}: {file}: fitted to another {kind} reward ({why}); fit tokens to this one with directalign tokens")
+        why = (
+            wide
+            if found.tokens.shape[1] != table.shape[1]
+            else "another text embedding of the same width"
+        )
+        raise DirectAlignError(
+            f"{key}: {file}: fitted to another {kind} reward ({why}); fit tokens to this one with directalign reward soft-prompts"
+        )
 
 
 def check_phrases(phrases: Sequence[str], kind: str, folder: Path | None, key: str) -> None:
@@ -134,7 +165,14 @@ class SoftWords:
     """
 
     def __init__(
-        self, kind: str, table: nn.Embedding, name: str, tokenizer: PreTrainedTokenizerBase, longest: int, placeholder: str = "x", joint: str = " "
+        self,
+        kind: str,
+        table: nn.Embedding,
+        name: str,
+        tokenizer: PreTrainedTokenizerBase,
+        longest: int,
+        placeholder: str = "x",
+        joint: str = " ",
     ) -> None:
         self.kind, self.table, self.name, self.longest = kind, table, name, longest
         self.tokenizer, self.placeholder, self.joint = tokenizer, placeholder, joint
@@ -149,7 +187,10 @@ class SoftWords:
         if all(each is None for each in vectors):
             yield list(prompts)
             return
-        texts = [rest if each is None else f"{self.joint.join([self.placeholder] * len(each))}. {rest}" for each, (_, rest) in zip(vectors, parts, strict=True)]
+        texts = [
+            rest if each is None else f"{self.joint.join([self.placeholder] * len(each))}. {rest}"
+            for each, (_, rest) in zip(vectors, parts, strict=True)
+        ]
 
         def replace(module: nn.Module, ids: Any, embedded: Any) -> Tensor:
             del module
@@ -167,7 +208,9 @@ class SoftWords:
 
     def made(self, tokens: Vectors, how: str) -> ControlTokens:
         """The tokens with all that a file of them says."""
-        return ControlTokens(tokens.detach(), self.kind, fingerprint(self.table.weight), self.name, how)
+        return ControlTokens(
+            tokens.detach(), self.kind, fingerprint(self.table.weight), self.name, how
+        )
 
     def _vectors(self, name: str) -> Tensor:
         if name not in self.held:
@@ -177,7 +220,12 @@ class SoftWords:
             self.held[name] = found.tokens.to(self.table.weight)
         return self.held[name]
 
-    def _replaced(self, ids: Int[Tensor, "b l"], embedded: Float[Tensor, "b l d"], vectors: Sequence[Tensor | None]) -> Float[Tensor, "b l d"]:
+    def _replaced(
+        self,
+        ids: Int[Tensor, "b l"],
+        embedded: Float[Tensor, "b l d"],
+        vectors: Sequence[Tensor | None],
+    ) -> Float[Tensor, "b l d"]:
         place = self._ids(self.placeholder)[0]
         rows = []
         for row, each, vector in zip(ids, embedded, vectors, strict=True):

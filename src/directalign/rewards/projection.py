@@ -4,7 +4,7 @@
 
 The length is restored *after* projecting. Left out, a move of the image along D would still change the length of a unit feature's
 remainder, and with it every score; so it is exactly the ray of what is left that is judged. The text side stays as it is: scores keep
-their scale and their range. Files come from `directalign directions` (control/exploit.py).
+their scale and their range. Files come from `directalign reward bias-directions`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..types import DirectAlignError
 Features = Float[Tensor, "b d"]
 Rows = Float[Tensor, "m d"]
 
-REMEDY = "make it with directalign directions"
+REMEDY = "make it with directalign reward bias-directions"
 TOLERANCE = 1e-4
 """How far rows of a file may be from orthonormal: a float32 file is within 1e-6."""
 IMAGE_SIDE = ("vision_model.", "visual_projection.")

@@ -1,6 +1,6 @@
 """A reward that is taught to listen to control words, before and after: where it pushes, and what a model becomes that is aligned with it.
 
-OUT/rewards/NAME/   the taught rewards, complete folders as `directalign listen` writes them
+OUT/rewards/NAME/   the taught rewards, complete folders as `directalign reward finetune` writes them
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import config
-from ..control.listen import Lessons
-from ..control.tuned_folder import listen
+from ..control.finetune import RECORD, FinetuneConfig, finetune_to_folder
 from ..types import DirectAlignError
 from .listening_story import draw, tell
 from .running.experiment import run_arms, settings_of
@@ -47,13 +46,13 @@ class Pupil:
     name: str
     title: str
     words: config.Words
-    lessons: Lessons
+    lessons: FinetuneConfig
 
 
 PUPILS = (
-    Pupil("tuned", "tuned", KNOWN, Lessons(part="text", learning_rate=3e-4, seed=SEED)),
-    Pupil("wide", "tuned, gap three times as wide", KNOWN, Lessons(part="text", learning_rate=1e-3, gap=1.2, seed=SEED)),
-    Pupil("made_up", "tuned to made-up words", MADE_UP, Lessons(part="text", learning_rate=1e-3, gap=0.4, seed=SEED)),
+    Pupil("tuned", "tuned", KNOWN, FinetuneConfig(part="text", learning_rate=3e-4, seed=SEED)),
+    Pupil("wide", "tuned, gap three times as wide", KNOWN, FinetuneConfig(part="text", learning_rate=1e-3, gap=1.2, seed=SEED)),
+    Pupil("made_up", "tuned to made-up words", MADE_UP, FinetuneConfig(part="text", learning_rate=1e-3, gap=0.4, seed=SEED)),
 )
 QUICK_PUPILS = ("tuned",)
 LENGTHS = {"relative": ("train.num_steps=12", "evaluate.every=2"), "anchored": ("train.num_steps=25", "evaluate.every=5")}
@@ -101,15 +100,15 @@ def _taught(pupil: Pupil, out: Path, quick: bool) -> list[Row]:
     """Two rows, before and after: every measure on held-out captions, angles as three numbers."""
     lessons = replace(pupil.lessons, num_steps=4) if quick else pupil.lessons
     folder = folder_of(out, pupil.name)
-    record = _record(folder, lessons) if folder.exists() else listen(SOURCE, IMAGES, pupil.words, folder, lessons, QUICK_COUNT if quick else COUNT)
+    record = _record(folder, lessons) if folder.exists() else finetune_to_folder(SOURCE, IMAGES, pupil.words, folder, lessons, QUICK_COUNT if quick else COUNT)
     named = {"study": NAME, "kind": "listen", "arm": pupil.name, "title": pupil.title, "seed": SEED, "updates": record["best_step"]}
     return [{**named, "when": when, "held_out": record["held_out"], **_flat(record[when])} for when in ("before", "after")]
 
 
-def _record(folder: Path, lessons: Lessons) -> dict[str, Any]:
-    """listen.json of a reward that was taught before the study was stopped."""
-    record = json.loads((folder / "listen.json").read_text(encoding="utf-8"))
-    if record["lessons"] != json.loads(json.dumps(asdict(lessons))):
+def _record(folder: Path, lessons: FinetuneConfig) -> dict[str, Any]:
+    """finetune.json of a reward that was taught before the study was stopped."""
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    if record["config"] != json.loads(json.dumps(asdict(lessons))):
         raise DirectAlignError(f"{folder} was taught with other settings than the study has now: remove {folder}, or choose another --out")
     return record
 
