@@ -144,7 +144,7 @@ def test_words_alone_become_tokens(tmp_path: Path) -> None:
         (["--out", "there.safetensors"], "--out: there.negative.safetensors exists already"),
         (["--images", "world:photo/photo"], "--images: world:photo/photo"),
         (["--images", "world", "--positive", "Photo"], "words of one side only"),
-        (["--images", "world", "--count", "2"], "2 different captions per side"),
+        (["--images", "world", "--count", "2"], "2 different captions"),
         (["--images", "world", "--count", "8", "--length", "12"], "--length: 12 learned tokens"),
         (["--positive", "Photo", "--length", "12"], "--length: 12 learned tokens"),
     ],

@@ -222,7 +222,7 @@ def test_what_cannot_be_fitted_is_refused(reward: ClipReward, examples: Examples
         fit_soft_prompts(PixelReward("redness"), examples, WORDS, FAST)
     with pytest.raises(DirectAlignError, match="words of one side only"):
         fit_soft_prompts(reward, examples, config.Words(positive=["Photo"]), FAST)
-    with pytest.raises(DirectAlignError, match="3 different captions per side; give at least 4"):
+    with pytest.raises(DirectAlignError, match="3 different captions; give at least 8"):
         fit_soft_prompts(reward, load_examples("world", "--images", count=3), WORDS, FAST)
     with pytest.raises(
         DirectAlignError, match="--length: 9 learned tokens, and the reward reads 16"

@@ -98,9 +98,6 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-# --- phrases --------------------------------------------------------------------------------------
-
-
 @app.command()
 def phrases(
     reward: Reward,
@@ -108,8 +105,7 @@ def phrases(
     positive: Positive = [],  # noqa: B006 (typer copies it)
     negative: Negative = [],  # noqa: B006
     candidates: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Candidates for either side, one per line."),
+        Path | None, typer.Option(metavar="FILE", help="Candidates for either side, one per line.")
     ] = None,
     count: Count = None,
     seed: Seed = 0,
@@ -185,9 +181,6 @@ def _suggestion_table(found: Any) -> Table:
     for warning in found.warnings:
         table.add_row("warning", escape(warning))
     return table
-
-
-# --- soft prompts ---------------------------------------------------------------------------------
 
 
 @app.command()
@@ -284,9 +277,6 @@ def _separation_table(fitted: Any) -> Table:
     return table
 
 
-# --- finetuning -----------------------------------------------------------------------------------
-
-
 @app.command()
 def finetune(
     reward: Reward,
@@ -352,9 +342,6 @@ def _measures(found: dict[str, Any]) -> dict[str, str]:
     for probe, change in found["bias"].items():
         texts[f"{probe} changes pos − neg by"] = f"{change['relative']:+.4f}"
     return texts
-
-
-# --- bias directions ------------------------------------------------------------------------------
 
 
 @app.command()

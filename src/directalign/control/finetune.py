@@ -40,15 +40,13 @@ from torch import Tensor, nn
 
 from .. import __version__, config
 from ..interfaces import Reward
-from ..order import permutation
 from ..rewards import ClipReward
-from ..rewards.preprocessing import Preprocessing
 from ..rewards.published import locate
 from ..rewards.resolve import load_named_reward, reward_settings
 from ..rewards.vlm import VlmReward
 from ..rewards.vlm_model import SETTINGS
 from ..types import DirectAlignError, Images, PerSample
-from .images import Examples, load_examples, random_cast
+from .images import Examples, load_examples, random_cast, split_by_caption
 from .responsiveness import (
     batches,
     feature_gradient,
@@ -61,7 +59,6 @@ from .responsiveness import (
 
 Part = Literal["text", "lora"]
 RECORD = "finetune.json"
-HELD_OUT = 0.25
 VIEWS = 4
 """Random casts per image if image features are computed once."""
 WARMUP = 20
@@ -70,11 +67,7 @@ SHARPNESS = 1.0
 """Slope of the logistic loss per caption margin: low, so that all pairs have similar weight."""
 RANK = 8
 CLIP_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-LANGUAGE_LAYERS = (
-    *("q_proj", "k_proj", "v_proj", "o_proj"),
-    *("gate_proj", "up_proj", "down_proj"),
-)
-LIBRARIES = ("torch", "transformers", "peft", "safetensors")
+LANGUAGE_LAYERS = (*CLIP_LAYERS[:3], "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -141,6 +134,7 @@ def finetune_to_folder(
     source = reward_settings(reward)
     examples = load_examples(images, "--images", count=count, seed=settings.seed)
     result = finetune(load_named_reward(source), examples, words, settings)
+    libraries = "torch", "transformers", "peft", "safetensors"
     record = {
         "reward": source.model_dump(mode="json"),
         "images": images,
@@ -149,7 +143,7 @@ def finetune_to_folder(
         "words": words.model_dump(mode="json"),
         "config": asdict(settings),
         **{name: value for name, value in vars(result).items() if name != "reward"},
-        "versions": {"directalign": __version__, **{name: version(name) for name in LIBRARIES}},
+        "versions": {"directalign": __version__, **{name: version(name) for name in libraries}},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as partial:
@@ -191,30 +185,15 @@ def finetune(
 
 
 def split_examples(examples: Examples, seed: int) -> tuple[Examples, Examples]:
-    """(train, held out) by captions: no caption is in both.
-
-    Raises: DirectAlignError if a side would have too few captions.
-    """
-    captions = sorted({*examples.wanted_prompts, *examples.unwanted_prompts})
-    order = permutation(len(captions), seed, 0, "listen")
-    held = {captions[i] for i in order[: max(2, round(HELD_OUT * len(captions)))]}
+    """(train, held out) by captions, see `split_by_caption`."""
     parts = []
-    for inside in (False, True):
-        chosen = [
-            [i for i, caption in enumerate(prompts) if (caption in held) == inside]
-            for _, prompts in examples.sides
-        ]
+    for chosen in split_by_caption([prompts for _, prompts in examples.sides], seed, "listen"):
         (wanted, wanted_prompts), (unwanted, unwanted_prompts) = (
             (images[indices], tuple(prompts[i] for i in indices))
             for (images, prompts), indices in zip(examples.sides, chosen, strict=True)
         )
         paired = examples.paired and chosen[0] == chosen[1]
         parts.append(Examples(wanted, unwanted, wanted_prompts, unwanted_prompts, paired))
-    if any(len(set(prompts)) < 2 for part in parts for _, prompts in part.sides):
-        raise DirectAlignError(
-            f"--images: {len(captions)} different captions; give at least 8 per side to train on "
-            "and to hold out"
-        )
     return parts[0], parts[1]
 
 
@@ -250,7 +229,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a batch: per phrase (phrases, b), and of the own and another bare caption (b,)."""
+    """Scores of a batch: per phrase (phrases, b), and of the own and another bare caption (b,).
+
+    Over the phrases of each side: `relative` is pos − neg, `middle` is (pos + neg) / 2.
+    """
 
     pos: Tensor
     neg: Tensor
@@ -259,12 +241,10 @@ class Scores:
 
     @property
     def relative(self) -> PerSample:
-        """pos − neg."""
         return self.pos.mean(0) - self.neg.mean(0)
 
     @property
     def middle(self) -> PerSample:
-        """(pos + neg) / 2."""
         return (self.pos.mean(0) + self.neg.mean(0)) / 2
 
 
@@ -389,9 +369,6 @@ def _target_gap(reward: Reward, side: Side, words: config.Words, gap: float | No
     return own if gap is None else gap
 
 
-# --- fit ------------------------------------------------------------------------------------------
-
-
 def _fit(
     reward: TrainableReward,
     objective: Objective,
@@ -404,12 +381,6 @@ def _fit(
 
     Returns the best and the last update.
     """
-    generator = torch.Generator().manual_seed(settings.seed)
-    views = [_batch_source(reward, side, settings.light, generator) for side in sides]
-    optimizer = torch.optim.AdamW(reward.parameters, lr=rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _rate_factor(step, settings.num_steps)
-    )
 
     def draw(side: Side) -> list[int]:
         size = (settings.batch_size,)
@@ -418,39 +389,39 @@ def _fit(
     def weights() -> list[Tensor]:
         return [parameter.detach().clone() for parameter in reward.parameters]
 
+    def rate_factor(step: int) -> float:  # linear warmup, then linear decay to 0
+        warmup = min(1.0, (step + 1) / min(WARMUP, settings.num_steps // 5 + 1))
+        return warmup * (1 - step / settings.num_steps)
+
+    generator = torch.Generator().manual_seed(settings.seed)
+    views = [_batch_source(reward, side, settings.light, generator) for side in sides]
+    optimizer = torch.optim.AdamW(reward.parameters, lr=rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor)
     best, best_step, kept = _held_out_loss(reward, objective, held_out), 0, weights()
     step = 0
     for step in range(1, settings.num_steps + 1):
         indices = draw(sides[0])
         wanted = views[0](indices)
         unwanted = views[1](indices if objective.paired else draw(sides[1]))
-        _update(reward, objective(reward, wanted, unwanted), optimizer)
+        loss = objective(reward, wanted, unwanted)
+        if not math.isfinite(loss.item()):
+            raise DirectAlignError(f"the loss is {loss.item()}: choose a smaller --learning-rate")
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(reward.parameters, 1.0)
+        optimizer.step()
         schedule.step()
+        reward.clear_cache()
         if step % settings.check_every == 0 or step == settings.num_steps:
-            loss = _held_out_loss(reward, objective, held_out)
-            if loss < best:
-                best, best_step, kept = loss, step, weights()
+            current = _held_out_loss(reward, objective, held_out)
+            if current < best:
+                best, best_step, kept = current, step, weights()
             elif step - best_step >= settings.patience * settings.check_every:
                 break
     with torch.no_grad():
         for parameter, value in zip(reward.parameters, kept, strict=True):
             parameter.copy_(value)
     return best_step, step
-
-
-def _rate_factor(step: int, num_steps: int) -> float:
-    """Learning rate schedule: linear warmup, then linear decay to 0."""
-    return min(1.0, (step + 1) / min(WARMUP, num_steps // 5 + 1)) * (1 - step / num_steps)
-
-
-def _update(reward: TrainableReward, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    if not math.isfinite(loss.item()):
-        raise DirectAlignError(f"the loss is {loss.item()}: choose a smaller --learning-rate")
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(reward.parameters, 1.0)
-    optimizer.step()
-    reward.clear_cache()
 
 
 def _batch_source(
@@ -607,9 +578,6 @@ def merge_adapters(model: nn.Module) -> None:
     model.requires_grad_(False)
 
 
-# --- folder ---------------------------------------------------------------------------------------
-
-
 def save_reward(reward: Reward, folder: Path) -> None:
     """Write weights, tokenizer and image processor of a finetuned CLIP or VLM."""
     if isinstance(reward, VlmReward):
@@ -624,23 +592,26 @@ def save_reward(reward: Reward, folder: Path) -> None:
     assert isinstance(reward, ClipReward)
     reward.model.save_pretrained(folder)
     reward.tokenizer.save_pretrained(folder)
-    text = json.dumps(_image_processor(reward.preprocessing), indent=1)
-    (folder / "preprocessor_config.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _image_processor(settings: Preprocessing) -> dict[str, Any]:
-    """Settings of transformers' CLIPImageProcessor."""
-    size = settings.size
-    return {
+    image = reward.preprocessing
+    size, crop = image.size, image.crop
+    edges = (
+        {"shortest_edge": size}
+        if isinstance(size, int)
+        else {
+            "height": size[0],
+            "width": size[1],
+        }
+    )
+    processor = {
         "image_processor_type": "CLIPImageProcessor",
         **{f"do_{step}": True for step in ("convert_rgb", "resize", "center_crop", "rescale")},
         "do_normalize": True,
         "rescale_factor": 1 / 255,
-        "size": {"shortest_edge": size}
-        if isinstance(size, int)
-        else {"height": size[0], "width": size[1]},
-        "crop_size": {"height": settings.crop[0], "width": settings.crop[1]},
-        "image_mean": list(settings.mean),
-        "image_std": list(settings.std),
-        "resample": {"bilinear": 2, "bicubic": 3}[settings.mode],
+        "size": edges,
+        "crop_size": {"height": crop[0], "width": crop[1]},
+        "image_mean": list(image.mean),
+        "image_std": list(image.std),
+        "resample": {"bilinear": 2, "bicubic": 3}[image.mode],
     }
+    text = json.dumps(processor, indent=1)
+    (folder / "preprocessor_config.json").write_text(text + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@ two styles, so only the style differs. In a folder the sides are paired if their
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -25,6 +25,8 @@ WORLD = "world"
 REST = "rest"
 WORLD_COUNT = 96
 """Toy-world scenes if no count is given."""
+HELD_OUT = 0.25
+"""Share of the captions that are held out from a fit."""
 MAX_SIDE = 512
 """Maximum pixels per side if no size is given."""
 
@@ -158,6 +160,29 @@ def _sample(length: int, count: int | None, seed: int) -> list[int]:
     if count is None or count >= length:
         return list(range(length))
     return sorted(permutation(length, seed, 0, "examples")[:count])
+
+
+def split_by_caption(
+    sides: Sequence[Sequence[str]], seed: int, stream: str
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Indices per side to train on and to hold out: no caption is in both parts.
+
+    Raises: DirectAlignError if a part has fewer than two captions of a side.
+    """
+    captions = sorted({caption for side in sides for caption in side})
+    order = permutation(len(captions), seed, 0, stream)
+    held = {captions[i] for i in order[: max(2, round(HELD_OUT * len(captions)))]}
+    train, held_out = (
+        [[i for i, caption in enumerate(side) if (caption in held) == inside] for side in sides]
+        for inside in (False, True)
+    )
+    for part in (train, held_out):
+        if any(len({s[i] for i in chosen}) < 2 for s, chosen in zip(sides, part, strict=True)):
+            raise DirectAlignError(
+                f"--images: {len(captions)} different captions; give at least 8, the same on both "
+                "sides, to train on and to hold out"
+            )
+    return train, held_out
 
 
 # --- bias probes: fixed changes for measuring -----------------------------------------------------

@@ -30,14 +30,12 @@ from ..interfaces import Reward
 from ..order import permutation
 from ..rewards.control_tokens import ControlTokens, SoftWords, Vectors, check_length
 from ..types import DirectAlignError, Images
-from .images import PROBES, Examples
+from .images import PROBES, Examples, split_by_caption
 from .responsiveness import with_phrase
 
 POSITIVE, NEGATIVE = "learned positive.safetensors", "learned negative.safetensors"
 """Names that stand for the vectors during the fit, before any file exists."""
 LENGTH = 2
-MIN_CAPTIONS = 4
-HELD_OUT = 0.25
 TEMPERATURE = 1 / 16
 """Of the logistic terms, in caption margins: about the temperature of CLIP training."""
 BATCH = 32
@@ -106,7 +104,12 @@ def fit_soft_prompts(
     readable = require_text_tower(reward)
     if bool(words.positive) != bool(words.negative):
         raise DirectAlignError("--positive, --negative: words of one side only; give both, or none")
-    train, held_out = _split(encode_examples(readable, examples), settings.seed)
+    encoded = encode_examples(readable, examples)
+    captions = encoded.wanted.captions, encoded.unwanted.captions
+    train, held_out = (
+        EncodedExamples(encoded.wanted.select(a), encoded.unwanted.select(b), encoded.paired)
+        for a, b in split_by_caption(captions, settings.seed, "held out for tokens")
+    )
     start = initial_vectors(readable, words, settings)
     best, best_step = _fit(readable, start, train, held_out, settings)
     scale, before = float(getattr(reward, "scale", 1.0)), None
@@ -236,34 +239,6 @@ def _placed(reward: TextTowerReward, vectors: tuple[Tensor, Tensor]) -> Iterator
         yield
     finally:
         del held[POSITIVE], held[NEGATIVE]
-
-
-def _split(encoded: EncodedExamples, seed: int) -> tuple[EncodedExamples, EncodedExamples]:
-    """(train, held out) by captions: no caption is in both."""
-    sides = encoded.wanted, encoded.unwanted
-    captions = sorted({*sides[0].captions, *sides[1].captions})
-    fewest = min(len(set(side.captions)) for side in sides)
-    if fewest < MIN_CAPTIONS:
-        raise DirectAlignError(
-            f"--images: {fewest} different captions per side; give at least {MIN_CAPTIONS}, better "
-            "16 or more"
-        )
-    count = max(2, round(HELD_OUT * len(captions)))
-    order = permutation(len(captions), seed, 0, "held out for tokens")
-    held = {captions[i] for i in order[:count]}
-    parts = []
-    for inside in (False, True):
-        wanted, unwanted = (
-            side.select([i for i, each in enumerate(side.captions) if (each in held) == inside])
-            for side in sides
-        )
-        parts.append(EncodedExamples(wanted, unwanted, encoded.paired))
-    if any(len(set(s.captions)) < 2 for part in parts for s in (part.wanted, part.unwanted)):
-        raise DirectAlignError(
-            "--images: too few captions occur on both sides to hold some out; give both sides the "
-            "same captions, or more images"
-        )
-    return parts[0], parts[1]
 
 
 def _batch(encoded: EncodedExamples, step: int, settings: SoftPromptConfig) -> EncodedExamples:

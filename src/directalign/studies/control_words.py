@@ -29,7 +29,8 @@ __all__ = ["NAME", "QUESTION", "TITLE", "draw", "measure", "tell"]
 NAME = "control_words"
 TITLE = "Control words by measurement: are the right ones found, and is the suggested ramp better?"
 QUESTION = (
-    "`directalign reward phrases` ranks candidate control words on wanted and unwanted images, before any training, and computes from the reward's geometry how much "
+    "`directalign reward phrases` ranks candidate control words on wanted and unwanted images, "
+    "before any training, and computes from the reward's geometry how much "
     "absolute preference must go with the relative one. Here every style of the embedded world is the wanted one in turn, with thirty candidates; and SRPO is "
     "trained with the official ramps and with the suggested ramp, same words, same network calls, nothing else changed, up to twice the recommended length; "
     "the suggested anchor stands beside them."
