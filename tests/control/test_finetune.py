@@ -15,9 +15,8 @@ from directalign.control.finetune import (
     add_adapters,
     finetune,
     merge_adapters,
-    split_examples,
 )
-from directalign.control.images import CAST, Examples, load_examples, random_cast
+from directalign.control.images import CAST, Examples, load_examples, random_cast, split_examples
 from directalign.rewards import ClipReward, PixelReward
 from directalign.rewards.vlm import VlmReward, load
 from directalign.types import DirectAlignError
@@ -169,15 +168,15 @@ def test_a_vlm_learns_in_its_language_model_alone(vlm_folder: Path, plates: Exam
 
 
 def test_no_caption_is_learned_from_and_held_out(examples: Examples) -> None:
-    learn, held = split_examples(examples, seed=0)
+    learn, held = split_examples(examples, 0, "test")
     assert learn.paired and held.paired and not set(learn.wanted_prompts) & set(held.wanted_prompts)
     assert len(learn.wanted) + len(held.wanted) == len(examples.wanted) and set(
         held.unwanted_prompts
     ) == set(held.wanted_prompts)
     assert (
-        split_examples(examples, seed=0)[1].wanted_prompts
+        split_examples(examples, 0, "test")[1].wanted_prompts
         == held.wanted_prompts
-        != split_examples(examples, seed=1)[1].wanted_prompts
+        != split_examples(examples, 1, "test")[1].wanted_prompts
     )
 
 

@@ -19,7 +19,6 @@ from directalign.control.phrases import (
     AT_REST,
     EncodedImages,
     PhraseTable,
-    TextFeatures,
     analyze_phrases,
     anchor_tolerance,
     choose_phrases,
@@ -341,20 +340,6 @@ def test_texts_that_overlap_are_named_and_not_chosen(world):
     assert far.cosine < 0.9 and not any("overlap" in warning for warning in far.warnings)
     assert near.distance == pytest.approx((2 - 2 * near.cosine) ** 0.5, rel=0.02)
     assert choose_phrases(world, ["Photo"], ["Render"]) is None
-
-
-def test_texts_are_read_once(world, monkeypatch):
-    read: list[str] = []
-    whole = ClipReward.encode_text
-    monkeypatch.setattr(
-        ClipReward,
-        "encode_text",
-        lambda self, phrases: read.extend(phrases) or whole(self, phrases),
-    )
-    texts = TextFeatures(world.reward, world.encoded.wanted)
-    texts.cosine(["Anime"], [""])
-    texts.distance(["Anime"], [""])
-    assert len(read) == 2 * COUNT
 
 
 # --- phrases and page ---------------------------------------------------------------------------------------------------

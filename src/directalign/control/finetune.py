@@ -46,7 +46,7 @@ from ..rewards.resolve import load_named_reward, reward_settings
 from ..rewards.vlm import VlmReward
 from ..rewards.vlm_model import SETTINGS
 from ..types import DirectAlignError, Images, PerSample
-from .images import Examples, load_examples, random_cast, split_by_caption
+from .images import Examples, load_examples, random_cast, split_examples
 from .responsiveness import (
     batches,
     feature_gradient,
@@ -169,7 +169,7 @@ def finetune(
             "recipe that has them"
         )
     part = part_of(reward, settings.part)
-    train, held_out = split_examples(examples, settings.seed)
+    train, held_out = split_examples(examples, settings.seed, "listen")
     before, base = measure(reward, held_out, words), with_logits(reward)
     sides, checks = (
         [baseline(base, *side, words) for side in each.sides] for each in (train, held_out)
@@ -182,19 +182,6 @@ def finetune(
     final = trainable.finish()
     after, count = measure(final, held_out, words), len(held_out.wanted)
     return FinetuneResult(final, before, after, best_step, stopped_at, count)
-
-
-def split_examples(examples: Examples, seed: int) -> tuple[Examples, Examples]:
-    """(train, held out) by captions, see `split_by_caption`."""
-    parts = []
-    for chosen in split_by_caption([prompts for _, prompts in examples.sides], seed, "listen"):
-        (wanted, wanted_prompts), (unwanted, unwanted_prompts) = (
-            (images[indices], tuple(prompts[i] for i in indices))
-            for (images, prompts), indices in zip(examples.sides, chosen, strict=True)
-        )
-        paired = examples.paired and chosen[0] == chosen[1]
-        parts.append(Examples(wanted, unwanted, wanted_prompts, unwanted_prompts, paired))
-    return parts[0], parts[1]
 
 
 # --- objective ------------------------------------------------------------------------------------
@@ -593,14 +580,9 @@ def save_reward(reward: Reward, folder: Path) -> None:
     reward.model.save_pretrained(folder)
     reward.tokenizer.save_pretrained(folder)
     image = reward.preprocessing
-    size, crop = image.size, image.crop
+    size, names = image.size, ("height", "width")
     edges = (
-        {"shortest_edge": size}
-        if isinstance(size, int)
-        else {
-            "height": size[0],
-            "width": size[1],
-        }
+        {"shortest_edge": size} if isinstance(size, int) else dict(zip(names, size, strict=True))
     )
     processor = {
         "image_processor_type": "CLIPImageProcessor",
@@ -608,7 +590,7 @@ def save_reward(reward: Reward, folder: Path) -> None:
         "do_normalize": True,
         "rescale_factor": 1 / 255,
         "size": edges,
-        "crop_size": {"height": crop[0], "width": crop[1]},
+        "crop_size": dict(zip(names, image.crop, strict=True)),
         "image_mean": list(image.mean),
         "image_std": list(image.std),
         "resample": {"bilinear": 2, "bicubic": 3}[image.mode],

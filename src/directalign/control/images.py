@@ -185,6 +185,19 @@ def split_by_caption(
     return train, held_out
 
 
+def split_examples(examples: Examples, seed: int, stream: str) -> tuple[Examples, Examples]:
+    """(train, held out) by captions; see `split_by_caption`."""
+    parts = []
+    for chosen in split_by_caption([prompts for _, prompts in examples.sides], seed, stream):
+        (wanted, wanted_prompts), (unwanted, unwanted_prompts) = (
+            (images[indices], tuple(prompts[i] for i in indices))
+            for (images, prompts), indices in zip(examples.sides, chosen, strict=True)
+        )
+        paired = examples.paired and chosen[0] == chosen[1]
+        parts.append(Examples(wanted, unwanted, wanted_prompts, unwanted_prompts, paired))
+    return parts[0], parts[1]
+
+
 # --- bias probes: fixed changes for measuring -----------------------------------------------------
 # No control phrase asks for them and rewards are known to favour them. arXiv 2509.06942 names red
 # (HPSv2), purple (PickScore), over-exposure (ImageReward) and smoothness (all).
