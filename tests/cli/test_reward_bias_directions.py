@@ -1,4 +1,5 @@
-"""`directalign reward bias-directions` as a real command: from images, probes and texts to a file, and a training with the reward made blind by it."""
+"""`directalign reward bias-directions` as a real command: from images, probes and texts to a file,
+and a training with the reward made blind by it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`directalign reward finetune` from the command line: what it leaves trains as reward.path, and what it cannot do is one line that names why."""
+"""`directalign reward finetune` from the command line: what it leaves trains as reward.path, and
+what it cannot do is one line that names why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`directalign reward phrases` as it is called: table, files and page, the page in a real browser, and what is refused in one line."""
+"""`directalign reward phrases` as it is called: table, files and page, the page in a real browser,
+and what is refused in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Wrong rewards, words, servers and output places through the command: one line that names the key, exit code 1, nothing left behind.
+"""Wrong rewards, words, servers and output places through the command: one line that names the key,
+exit code 1, nothing left behind.
 
 Beside `test_refusals` (models and surroundings) and the tests of each reward: what a user of several of them together may get wrong.
 """
@@ -112,7 +113,8 @@ def test_addresses_that_cannot_be_sent(
 
 @contextmanager
 def saying(body: bytes, status: int = 200, promised: int | None = None) -> Iterator[str]:
-    """A server that answers each request with this body, of which more may be promised than comes."""
+    """A server that answers each request with this body, of which more may be promised than
+    comes."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

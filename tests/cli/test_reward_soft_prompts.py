@@ -1,4 +1,5 @@
-"""`directalign reward soft-prompts` as it is called: fit from images and from words, train with the files, resume to the same weights; refusals in one line."""
+"""`directalign reward soft-prompts` as it is called: fit from images and from words, train with the
+files, resume to the same weights; refusals in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A planted common shift is found again, what is wanted is left in, and the shares say how much of each there was."""
+"""A planted common shift is found again, what is wanted is left in, and the shares say how much of
+each there was."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def noise(seed: int, size: float = 0.01) -> Tensor:
 
 
 class MeanColour:
-    """Features are the mean colour; each phrase pulls towards one channel, and the prompt's length towards blue."""
+    """Features are the mean colour; each phrase pulls towards one channel, and the prompt's length
+    towards blue."""
 
     name, reads_prompt, differentiable = "colour", True, True
 

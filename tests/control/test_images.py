@@ -1,4 +1,5 @@
-"""Wanted and unwanted images: paired renders of the world, folders with captions, and what is refused; which reward is meant."""
+"""Wanted and unwanted images: paired renders of the world, folders with captions, and what is
+refused; which reward is meant."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def test_renders_of_the_world_are_of_the_styles_asked_for_and_share_their_conten
 
 
 def test_both_renders_of_a_pair_are_placed_alike():
-    """Objects sit anywhere within ±0.1 of half an image: where their edges are, on average, goes together within pairs."""
+    """Objects sit anywhere within ±0.1 of half an image: where their edges are, on average, goes
+    together within pairs."""
     examples = load_examples("world:cg/anime", KEY, count=64)
 
     def middle(images: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""Control words measured: planted rewards whose answers are known, the embedded reward whose words are known, and the setting that follows."""
+"""Control words measured: planted rewards whose answers are known, the embedded reward whose words
+are known, and the setting that follows."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ GREYS = {"Light": 1.0, "Dark": -1.0}
 
 
 class PlantedReward:
-    """Features are (grey, redness). Redness pays 1 under every phrase, grey pays 1 under Light, −1 under Dark; a caption pays where it is the image's own.
+    """Features are (grey, redness). Redness pays 1 under every phrase, grey pays 1 under Light, −1
+    under Dark; a caption pays where it is the image's own.
 
     "Rust" is a word that pays redness twice, "Shout" one that drowns the caption.
     """
@@ -102,7 +104,7 @@ def world() -> PhraseTable:
     )
 
 
-# --- numbers ------------------------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 
 def test_an_effect_is_the_mean_of_differences_with_its_normal_interval():
@@ -214,7 +216,7 @@ def test_too_few_images_and_rewards_without_a_text_side_are_refused():
         )
 
 
-# --- geometry and setting -----------------------------------------------------------------------------------------------
+# --- geometry and setting -------------------------------------------------------------------------
 
 
 def unit(seed: int, rows: int = 6) -> Tensor:
@@ -233,7 +235,8 @@ def test_at_the_holding_weight_a_step_uphill_leaves_the_plain_score_alone():
     assert mu > 0
 
     def gained(weight: float, step: float = 1e-6) -> float:
-        """Change of the mean plain score when unit images take a step along weight·mean + difference."""
+        """Change of the mean plain score when unit images take a step along weight·mean +
+        difference."""
         uphill = weight * (pos + neg) / 2 + (pos - neg)
         moved = F.normalize(images + step * uphill, dim=-1)
         return ((moved - images) * plain).sum(-1).mean().item() / step
@@ -294,7 +297,7 @@ def test_pieces_of_recipes_are_accepted_by_a_recipe(world, tmp_path):
         assert as_override(section).startswith("--set 'method={")
 
 
-# --- the embedded reward ------------------------------------------------------------------------------------------------
+# --- the embedded reward --------------------------------------------------------------------------
 
 
 def test_the_true_style_words_are_ranked_first_among_thirty(world):
@@ -342,7 +345,7 @@ def test_texts_that_overlap_are_named_and_not_chosen(world):
     assert choose_phrases(world, ["Photo"], ["Render"]) is None
 
 
-# --- phrases and page ---------------------------------------------------------------------------------------------------
+# --- phrases and page -----------------------------------------------------------------------------
 
 
 def test_phrases_are_trimmed_once_each_and_refused_by_name(tmp_path):

@@ -1,4 +1,5 @@
-"""Where a reward pushes: planted angles are found, intervals cover them, and responsiveness, content and bias are what was planted."""
+"""Where a reward pushes: planted angles are found, intervals cover them, and responsiveness,
+content and bias are what was planted."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ WORDS = Words(positive=["Warm"], negative=["Cold"])
 
 
 class Planted:
-    """Features are the mean colour; "Warm" adds its product with `axis` to the score, and every caption a taste for green."""
+    """Features are the mean colour; "Warm" adds its product with `axis` to the score, and every
+    caption a taste for green."""
 
     name, reads_prompt, differentiable = "planted", True, True
 
@@ -80,7 +82,8 @@ def test_of_unit_features_the_part_along_the_sphere_is_taken() -> None:
 
 
 def test_the_interval_of_an_angle_covers_the_true_one() -> None:
-    """Noise of the directions opens the angle of their means; the reflected bootstrap takes that off. Nominal: 95 %."""
+    """Noise of the directions opens the angle of their means; the reflected bootstrap takes that
+    off. Nominal: 95 %."""
     generator, true = torch.Generator().manual_seed(1), 30.0
     axis = torch.tensor(
         [math.cos(math.radians(true)), math.sin(math.radians(true)), *[0.0] * 6],

@@ -1,4 +1,5 @@
-"""SoftPromptConfig control tokens: a planted reward and the embedded one; what the objective asks, what starts where, and what repeats."""
+"""SoftPromptConfig control tokens: a planted reward and the embedded one; what the objective asks,
+what starts where, and what repeats."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ def examples() -> Examples:
     return load_examples("world:photo/rest", "--images", count=16, seed=7)
 
 
-# --- the objective, on planted features: first axis style, second bias, the rest one axis a caption ----------------------
+# --- the objective, on planted features: first axis style, second bias, the rest one axis a caption
 
 
 def planted(captions: tuple[str, ...] = ("a", "b", "c"), style: float = 1.0) -> EncodedSide:
@@ -148,7 +149,7 @@ def test_unpaired_sides_compare_all_pairs() -> None:
     assert separation_of(flat, wide).style == pytest.approx(2.0)
 
 
-# --- the fit ------------------------------------------------------------------------------------------------------------
+# --- the fit --------------------------------------------------------------------------------------
 
 
 def test_tokens_separate_and_say_what_words_do_not(reward: ClipReward, examples: Examples) -> None:
