@@ -463,14 +463,14 @@ def _held_out_loss(
 class TrainableReward:
     """A reward (`interfaces.Reward`) whose scores are differentiable in `parameters`.
 
-    `encode`, `score`: as in `Reward`. `fixed_features`: no parameter changes the image features.
-    `finish`: merges and freezes the weights and returns the reward to measure and save. Text
-    features are cached until `clear_cache`, which ends each step.
+    `encode`, `score`: callables as in `Reward`. `fixed_features`: no parameter changes the image
+    features. `finish`: merges and freezes the weights and returns the reward to measure and save.
+    Text features are cached until `clear_cache`, which ends each step.
     """
 
     name: str
-    encode: Callable[[Images], Any]
-    score: Callable[[Any, Sequence[str]], PerSample]
+    encode: Any
+    score: Any
     parameters: list[nn.Parameter]
     fixed_features: bool
     clear_cache: Callable[[], None]
@@ -520,8 +520,8 @@ def trainable_reward(reward: Reward, part: Part, seed: int) -> TrainableReward:
     assert isinstance(reward, ClipReward)
     clip, model = reward, reward.model
     if part == "text":
-        modules = (model.text_model, model.text_projection)
-        parameters = [each.requires_grad_() for module in modules for each in module.parameters()]
+        modules = model.text_model.requires_grad_(), model.text_projection.requires_grad_()
+        parameters = [parameter for module in modules for parameter in module.parameters()]
     else:
         parameters = add_adapters(model, CLIP_LAYERS, seed)
     cache: dict[str, Tensor] = {}
