@@ -92,6 +92,16 @@ def renamed(former: str) -> Callable[[], None]:
     return command
 
 
+def _words(positive: list[str], negative: list[str], *options: str) -> Any:
+    """Validate the phrases of both sides; `options` are named in errors."""
+    from ..config import Words
+    from ..control import checked_phrases
+
+    sides = zip((positive, negative), options, strict=True)
+    pos, neg = (list(checked_phrases(phrases, option)) for phrases, option in sides)
+    return Words(positive=pos, negative=neg)
+
+
 def _device() -> str:
     import torch
 
@@ -214,8 +224,7 @@ def soft_prompts(
     """Fit soft control tokens to --images, or without images take the mean of phrases."""
     with one_line_errors(debug):
         files = _token_files(out)
-        from ..config import Words
-        from ..control import checked_phrases, require_words
+        from ..control import require_words
         from ..control.images import load_examples
         from ..control.soft_prompts import SoftPromptConfig, fit_soft_prompts, mean_of_words
         from ..rewards.control_tokens import write_tokens
@@ -223,10 +232,7 @@ def soft_prompts(
         from ..types import DirectAlignError
 
         named = reward_settings(reward)
-        start = Words(
-            positive=list(checked_phrases(positive, "--positive")),
-            negative=list(checked_phrases(negative, "--negative")),
-        )
+        start = _words(positive, negative, "--positive", "--negative")
         start = start if positive or negative else recipe_words(reward)
         require_words([*start.positive, *start.negative], "soft tokens start from words")
         if images is None:
@@ -309,17 +315,15 @@ def finetune(
 ) -> None:
     """Finetune a reward to respond to control phrases, and measure it before and after."""
     with one_line_errors(debug):
-        from ..config import Words
-        from ..control import checked_phrases, require_words
+        from ..control import require_words
         from ..control.finetune import FinetuneConfig, finetune_to_folder
         from ..rewards.resolve import recipe_words
 
         require_room(out)
         known = recipe_words(reward)
-        words = Words(
-            positive=list(checked_phrases(positive, "--positive")) or known.positive,
-            negative=list(checked_phrases(negative, "--negative")) or known.negative,
-        )
+        words = _words(positive, negative, "--positive", "--negative")
+        sides = {"positive": known.positive, "negative": known.negative}
+        words = words.model_copy(update={k: getattr(words, k) or v for k, v in sides.items()})
         require_words([*words.positive, *words.negative], "a reward is finetuned to words")
         name = None if part is None else part.value
         settings = FinetuneConfig(name, num_steps, batch_size, learning_rate, gap, light, seed)
@@ -391,15 +395,10 @@ def bias_directions(
 ) -> None:
     """Find directions along which a reward is exploited, so that it can ignore them."""
     with one_line_errors(debug):
-        from ..config import Words
-        from ..control import checked_phrases
         from ..control.bias_directions import Request, make_directions
 
         require_new_file(out)
-        keep = Words(
-            positive=list(checked_phrases(keep_words, "--keep-words")),
-            negative=list(checked_phrases(against, "--against")),
-        )
+        keep = _words(keep_words, against, "--keep-words", "--against")
         sources = (before, after, tuple(probe), prompts)
         request = Request(reward, *sources, keep, keep_examples, components, num_pairs)
         found = make_directions(request, out)
