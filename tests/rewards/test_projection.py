@@ -93,7 +93,7 @@ def test_directions_of_another_reward_are_refused(clip_folder: Path, tmp_path: P
     with torch.no_grad():
         model.vision_model.encoder.layers[0].mlp.fc1.weight.mul_(1.01)
     other = write_directions(tmp_path / "d.safetensors", Directions(rows().float(), fingerprint(model)))
-    with pytest.raises(DirectAlignError, match=r"reward\.project: .*another image side; make it with directalign directions"):
+    with pytest.raises(DirectAlignError, match=r"reward\.project: .*another image side; make it with directalign reward bias-directions"):
         load_reward(settings(clip_folder, other))
     check_reward(settings(clip_folder, other))  # whose they are is known from the weights alone
 
@@ -132,7 +132,7 @@ def test_a_file_of_other_content_is_refused(clip_folder: Path, tmp_path: Path, t
 
 
 def test_a_missing_or_truncated_file_is_refused_before_anything_is_loaded(clip_folder: Path, file: Path, tmp_path: Path) -> None:
-    with pytest.raises(DirectAlignError, match="no such file; make it with directalign directions"):
+    with pytest.raises(DirectAlignError, match="no such file; make it with directalign reward bias-directions"):
         check_reward(settings(clip_folder, tmp_path / "none.safetensors"), "reward.members.1.reward")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(file.read_bytes()[:-20])

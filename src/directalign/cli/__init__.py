@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import arena, average, check, compare, directions, evaluate, export, listen, report, sample, schema, study, tokens, train, words, world
+from . import arena, average, check, compare, evaluate, export, report, reward, sample, schema, study, train, world
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.command()(train.train)
@@ -21,14 +21,13 @@ app.command()(compare.compare)
 app.command()(report.report)
 app.command()(export.export)
 app.command()(average.average)
-app.command()(directions.directions)
-app.command()(listen.listen)
-app.command()(words.words)
-app.command()(tokens.tokens)
 app.command()(schema.schema)
 app.add_typer(arena.app, name="arena")
+app.add_typer(reward.app, name="reward")
 app.add_typer(study.app, name="study")
 app.add_typer(world.app, name="world")
+for former in reward.RENAMED:
+    app.command(former, hidden=True, context_settings=reward.ANY_ARGUMENTS)(reward.renamed(former))
 
 
 def _print_version(asked: bool) -> bool:

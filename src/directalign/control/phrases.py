@@ -1,71 +1,589 @@
-"""Which phrases are tried as control words: the user's, those of a recipe, or a common list; refused by name where they cannot be any."""
+"""Measure candidate control phrases on example images and suggest phrases and settings.
+
+A phrase is good if it raises the score of wanted images above that of unwanted ones (`lift`, beyond
+the bare prompt), equally for all content (`lift.size`), and the reward still tells captions apart
+(`content`). A pair is good if it separates wanted from unwanted (`gap`), if biases cancel in the
+difference (`probes`), and if the two text features differ (`cosine`).
+
+Suggestion. Phrases: the pair with the best gap, then one more phrase at a time while the gap stays.
+Ramp: the absolute weight that keeps the bare prompt's score at the wanted images
+(`preserving_ratio`), 0 at low noise, twice as much at high noise, where content is decided.
+Tolerance: with that weight mu, the anchor rests mu·tolerance below its reference, which is set to
+`AT_REST` of the content margin.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from math import floor, log10
+from typing import Any, Protocol, runtime_checkable
 
-from ..rewards.soft_prompts import is_tokens_file
-from ..texts import checked_prompt, read_text
-from ..types import DirectAlignError
-from .asked import recipe_words
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
-LONGEST = 200
-"""Characters of a phrase: it stands before the prompt, and rewards read 16 to 77 tokens in all."""
-MOST = 500
+from ..interfaces import Reward
+from ..types import DirectAlignError, Images
+from .images import PROBES, Examples
+from .responsiveness import is_vectors, with_phrase
+from .statistics import Effect, effect, mean, share, spread
 
-COMMON = (
-    *("Photo", "Realistic photo", "Natural lighting", "Real", "Detailed", "Film still", "Sharp", "High quality"),
-    *("CG render", "Render", "Glossy plastic", "Oil painting", "Painting", "Brush strokes", "Anime", "Cartoon", "Flat cartoon", "Concept art"),
-    *("Digital art", "Sketch", "Watercolor", "Pixel art", "Comic", "Image", "Picture", "Simple", "Vintage", "Neon", "Cyberpunk", "Baroque"),
-)
-"""Tried when no phrase is named: styles, the words of arXiv 2509.06942, and words that should say little."""
+BATCH = 32
+OTHER_CAPTIONS = 4
+"""Other captions that every wanted image is scored under."""
+TEXT_PROMPTS = 48
+"""Prompts at which text features are compared."""
+LISTED_PAIRS = 24
+"""Pairs listed, those with the largest gap size."""
+
+MAX_COSINE = 0.97
+"""Text cosine above which less than a quarter of either gradient remains: |pos − neg| < 0.25."""
+MIN_CONTENT = 0.75
+"""Share of the bare prompt's caption margin below which a phrase disturbs content."""
+MAX_PROBE = 0.25
+"""Share of the gap above which a probe counts as rewarded."""
+MIN_PROBE = 0.05
+"""Share of the gap below which a common bias is too small to measure its cancelling."""
+
+AT_REST = 0.01
+"""Calibrated on the toy world, where tolerances from 0.02 to 0.05 work: 0.01 gives 0.03 there."""
+MIN_SIZE = 0.25
+"""Minimum size of a phrase's lift, as a fraction of the best phrase's."""
+KEEP_GAP = 0.98
+"""A further phrase is added if the gap size keeps this factor: more words cover more variation."""
+MAX_PHRASES = 6
+"""Phrases per side."""
+Vectors = Float[Tensor, "b d"]
 
 
-def checked_phrases(phrases: Sequence[str], where: str) -> tuple[str, ...]:
-    """The phrases without surrounding blanks, once each, whatever the case.
+# --- scores ---------------------------------------------------------------------------------------
 
-    Raises:
-        DirectAlignError: an empty one, one of more than 200 characters or of several lines, a control character, more than 500.
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Image features in the batches of `encode`, with prompts."""
+
+    features: tuple[Any, ...]
+    sizes: tuple[int, ...]
+    prompts: tuple[str, ...]
+
+    def score(
+        self, reward: Reward, phrase: str, prompts: Sequence[str] | None = None
+    ) -> Float[Tensor, " b"]:
+        """float64 scores under `with_phrase`; `prompts` replaces the images' own."""
+        texts, start, parts = with_phrase(phrase, prompts or self.prompts), 0, []
+        for batch, size in zip(self.features, self.sizes, strict=True):
+            parts.append(reward.score(batch, texts[start : start + size]))
+            start += size
+        return torch.cat(parts).double().cpu()
+
+
+@dataclass(frozen=True)
+class EncodedExamples:
+    """All images encoded once. `mixed`: images of both sides; `probed`: the same after each probe.
+
+    `others`: other captions for the wanted images, rotated; empty if all captions are equal.
     """
-    if len(phrases) > MOST:
-        raise DirectAlignError(f"{where}: {len(phrases):,} phrases; {MOST} at most are tried at once")
-    kept: dict[str, str] = {}
-    for number, phrase in enumerate(phrases, start=1):
-        text = checked_prompt(phrase, where)
-        if not text.strip(" ."):
-            raise DirectAlignError(f"{where}: phrase {number} is empty; give words, or leave it out")
-        if len(text) > LONGEST or "\n" in text or "\r" in text:
-            raise DirectAlignError(
-                f"{where}: phrase {number} ({text[:40]!r}...) has {len(text)} characters; one line of {LONGEST} at most can stand before a prompt"
+
+    wanted: EncodedImages
+    unwanted: EncodedImages
+    mixed: EncodedImages
+    probed: dict[str, EncodedImages]
+    others: tuple[tuple[str, ...], ...]
+    paired: bool
+
+
+@dataclass(frozen=True)
+class PhraseScores:
+    """float64 scores under one phrase, a mean of phrases, or a difference: all are linear.
+
+    `others`: scores of the wanted images under other captions. `probed`: change of the mixed
+    images' scores by each probe.
+    """
+
+    wanted: Float[Tensor, " n"]
+    unwanted: Float[Tensor, " m"]
+    others: Float[Tensor, "k n"]
+    probed: Float[Tensor, "probes b"]
+
+    def __sub__(self, other: PhraseScores) -> PhraseScores:
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return PhraseScores(*(a - b for a, b in pairs))
+
+    @property
+    def content(self) -> float | None:
+        """Mean margin of the own caption over other captions; None if there is only one caption."""
+        return (self.wanted - self.others).mean().item() if len(self.others) else None
+
+
+def mean_scores(parts: Sequence[PhraseScores]) -> PhraseScores:
+    """The mean over phrases, as `words.order: average` uses."""
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return PhraseScores(*(torch.stack(column).mean(0) for column in columns))
+
+
+@torch.no_grad()
+def encode_examples(
+    reward: Reward, examples: Examples, device: torch.device | str = "cpu"
+) -> EncodedExamples:
+    """Encode the examples and their probed versions.
+
+    Raises: DirectAlignError for fewer than two images per side.
+    """
+    counts = len(examples.wanted), len(examples.unwanted)
+    if min(counts) < 2:
+        raise DirectAlignError(
+            f"--images: {counts[0]} wanted and {counts[1]} unwanted images; an interval needs at "
+            "least two of each"
+        )
+
+    def encode(images: Images, prompts: tuple[str, ...]) -> EncodedImages:
+        parts = images.split(BATCH)
+        features = tuple(reward.encode(part.to(device)) for part in parts)
+        return EncodedImages(features, tuple(map(len, parts)), prompts)
+
+    images = torch.cat([examples.wanted[::2], examples.unwanted[1::2]])
+    prompts = (*examples.wanted_prompts[::2], *examples.unwanted_prompts[1::2])
+    distinct = list(dict.fromkeys(examples.wanted_prompts))
+    shifts = range(1, min(OTHER_CAPTIONS, len(distinct) - 1) + 1)
+    index = {prompt: i for i, prompt in enumerate(distinct)}
+    return EncodedExamples(
+        encode(*examples.sides[0]),
+        encode(*examples.sides[1]),
+        encode(images, prompts),
+        {name: encode(probe(images), prompts) for name, probe in PROBES.items()},
+        tuple(
+            tuple(distinct[(index[each] + s) % len(distinct)] for each in examples.wanted_prompts)
+            for s in shifts
+        ),
+        examples.paired,
+    )
+
+
+@torch.no_grad()
+def score_phrase(reward: Reward, encoded: EncodedExamples, phrase: str) -> PhraseScores:
+    """Scores under one phrase; "" is the bare prompt."""
+    wanted = encoded.wanted.score(reward, phrase)
+    mixed = encoded.mixed.score(reward, phrase)
+    others = [encoded.wanted.score(reward, phrase, prompts) for prompts in encoded.others]
+    return PhraseScores(
+        wanted,
+        encoded.unwanted.score(reward, phrase),
+        torch.stack(others) if others else torch.zeros(0, len(wanted)).double(),
+        torch.stack([probed.score(reward, phrase) - mixed for probed in encoded.probed.values()]),
+    )
+
+
+# --- text features --------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """A reward whose score is a cosine of image and text features."""
+
+    def encode_text(self, phrases: Sequence[str]) -> Tensor: ...
+
+
+class TextFeatures:
+    """Unit text features of phrases before the first `TEXT_PROMPTS` wanted prompts, cached."""
+
+    def __init__(self, reward: TextEncoder, wanted: EncodedImages) -> None:
+        self.reward, self.prompts = reward, wanted.prompts[:TEXT_PROMPTS]
+        images = torch.cat([batch.double().cpu() for batch in wanted.features])
+        self.images = F.normalize(images[:TEXT_PROMPTS], dim=-1)
+        self._cache: dict[str, Vectors] = {}
+
+    @torch.no_grad()
+    def encode(self, phrases: Sequence[str]) -> Vectors:
+        """Mean over phrases of their unit features, float64; "" is the bare prompt."""
+        for phrase in phrases:
+            if phrase not in self._cache:
+                features = self.reward.encode_text(with_phrase(phrase, self.prompts))
+                self._cache[phrase] = F.normalize(features.double().cpu(), dim=-1)
+        return torch.stack([self._cache[phrase] for phrase in phrases]).mean(0)
+
+    def cosine(self, first: Sequence[str], second: Sequence[str]) -> float:
+        """Mean cosine between the same prompts under two sets of phrases."""
+        return F.cosine_similarity(self.encode(first), self.encode(second), dim=-1).mean().item()
+
+    def distance(self, positive: Sequence[str], negative: Sequence[str]) -> float:
+        """Mean length of pos − neg."""
+        return (self.encode(positive) - self.encode(negative)).norm(dim=-1).mean().item()
+
+    def preserving_ratio(self, positive: Sequence[str], negative: Sequence[str]) -> float:
+        """`preserving_ratio` of these phrases."""
+        pos, neg = self.encode(positive), self.encode(negative)
+        return preserving_ratio(pos, neg, self.encode([""]), self.images)
+
+
+def preserving_ratio(pos: Vectors, neg: Vectors, plain: Vectors, images: Vectors) -> float:
+    """mu / nu ≥ 0 at which the bare prompt's score is stationary at the wanted images.
+
+    With unit features a relative reward moves along mu·(pos + neg)/2 + nu·(pos − neg). Returns
+    −⟨pos − neg, plain⟩ / ⟨(pos + neg)/2, plain⟩ in the tangent space at the unit `images`, means
+    over prompts; 0 if negative. To first order this is what the anchor does.
+
+    Raises: DirectAlignError if the phrases reduce the prompt's score, so that no weight preserves
+    it.
+    """
+    across = plain - (plain * images).sum(-1, keepdim=True) * images
+    relative = ((pos - neg) * across).sum(-1).mean()
+    absolute = ((pos + neg) / 2 * across).sum(-1).mean()
+    if absolute <= 0:
+        raise DirectAlignError(
+            "these phrases reduce the score of the prompt itself: choose phrases that the reward "
+            "reads beside a prompt"
+        )
+    return max(0.0, -(relative / absolute).item())
+
+
+def _token_limit(reward: Reward) -> int | None:
+    """Tokens that a CLIP-like reward reads; None if unknown."""
+    text_model = getattr(getattr(reward, "model", None), "text_model", None)
+    limit = getattr(getattr(text_model, "config", None), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and isinstance(reward, TextEncoder) else None
+
+
+def _truncated(reward: Reward, wanted: EncodedImages, phrase: str) -> int:
+    """Number of wanted prompts whose last word does not change the score under the phrase."""
+    whole = wanted.score(reward, phrase)
+    shorter = wanted.score(reward, phrase, [each.rsplit(" ", 1)[0] for each in wanted.prompts])
+    several = torch.tensor([" " in prompt for prompt in wanted.prompts])
+    same = torch.isclose(whole, shorter, rtol=0, atol=1e-6 * whole.abs().max().item())
+    return int((same & several).sum())
+
+
+# --- phrases and pairs ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PhraseStats:
+    """One phrase. `lift`: wanted minus unwanted, beyond the bare prompt; size over content spread.
+
+    `content`: margin of the own caption as a share of the bare prompt's. `cosine`: with the bare
+    prompt's text features. `cut`: wanted prompts that are truncated.
+    """
+
+    phrase: str
+    lift: Effect
+    content: float | None
+    cosine: float | None
+    cut: int
+
+    def warnings(self, limit: int | None, prompts: int) -> list[str]:
+        """One sentence per problem; `limit`: tokens read; `prompts`: number of prompts."""
+        found = []
+        if self.cut:
+            reads = f"the reward reads {limit} tokens, and " if limit else ""
+            found.append(f"too long: {reads}{self.cut} of {prompts} prompts are truncated")
+        if not self.lift.is_clear:
+            found.append("no effect: the interval of its lift contains 0")
+        if self.content is not None and self.content < MIN_CONTENT:
+            kept = f"{100 * self.content:.0f} %"
+            found.append(f"disturbs content: own captions keep {kept} of the bare prompt's margin")
+        return found
+
+
+@dataclass(frozen=True)
+class ProbeEffect:
+    """Score change by one probe: mean of both sides (`absolute`) and in pos − neg (`relative`).
+
+    `cancelled`: 1 − |relative| / |absolute|, None if the absolute change is below `MIN_PROBE` of
+    the gap. `of_gap`: relative over |gap|.
+    """
+
+    absolute: float
+    relative: float
+    cancelled: float | None
+    of_gap: float | None
+
+
+@dataclass(frozen=True)
+class PairStats:
+    """Positive against negative phrases; each side is the mean of its scores.
+
+    `gap`: pos − neg of wanted minus unwanted images, size over the spread between images.
+    `content`: margin of the own caption in pos − neg as a share of the bare prompt's: 0 ignores
+    content, below 0 prefers other captions. `distance`: length of the difference of the unit text
+    features. None if captions or text features are missing.
+    """
+
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    gap: Effect
+    content: float | None
+    cosine: float | None
+    distance: float | None
+    probes: dict[str, ProbeEffect]
+
+    @property
+    def warnings(self) -> list[str]:
+        """One sentence per problem."""
+        found = []
+        if not self.gap.is_clear:
+            found.append(
+                "does not separate wanted from unwanted images: the gap interval contains 0"
             )
-        kept.setdefault(text.casefold(), text)
-    return tuple(kept.values())
+        elif self.gap.value < 0:
+            found.append("prefers the unwanted images: swap the two sides")
+        if self.cosine is not None and self.distance is not None and self.cosine > MAX_COSINE:
+            found.append(
+                f"text features overlap (cosine {self.cosine:.3f}): {100 * self.distance:.0f} % of "
+                "one gradient remains, so noise and bias dominate"
+            )
+        for name, probe in self.probes.items():
+            stays = probe.cancelled is None or probe.cancelled < 1 - MAX_PROBE
+            if probe.of_gap is not None and abs(probe.of_gap) > MAX_PROBE and stays:
+                found.append(
+                    f"{name} stays in the difference: {100 * probe.of_gap:+.0f} % of the gap, as a "
+                    "part of the style or as a bias"
+                )
+        if self.content is not None and self.content < -(1 - MIN_CONTENT):
+            found.append(
+                f"prefers other content: own captions get {100 * self.content:.0f} % of the bare "
+                "prompt's margin"
+            )
+        return found
 
 
-def words_alone(phrases: Sequence[str], why: str) -> None:
-    """Refuse files of learned tokens where words are wanted; `why` says what for. Raises: DirectAlignError."""
-    learned = next((phrase for phrase in phrases if is_tokens_file(phrase)), None)
-    if learned is not None:
-        raise DirectAlignError(f"{learned}: is a file of learned tokens, and {why}; give words")
+class PhraseTable:
+    """Scores of a reward under every phrase, each computed once."""
+
+    def __init__(self, reward: Reward, encoded: EncodedExamples) -> None:
+        self.reward, self.encoded = reward, encoded
+        self.texts: TextFeatures | None = None
+        """None if the reward has no separate text features (a VLM, ImageReward)."""
+        if isinstance(reward, TextEncoder) and all(map(is_vectors, encoded.wanted.features)):
+            self.texts = TextFeatures(reward, encoded.wanted)
+        self.limit = _token_limit(reward)
+        self._cache: dict[str, PhraseScores] = {}
+
+    def scores(self, phrase: str) -> PhraseScores:
+        """Scores under a phrase; "" is the bare prompt."""
+        if phrase not in self._cache:
+            self._cache[phrase] = score_phrase(self.reward, self.encoded, phrase)
+        return self._cache[phrase]
+
+    def sides(
+        self, positive: Sequence[str], negative: Sequence[str]
+    ) -> tuple[PhraseScores, PhraseScores]:
+        """Mean scores of both sides."""
+        pos, neg = (mean_scores([self.scores(p) for p in side]) for side in (positive, negative))
+        return pos, neg
+
+    def gap(self, positive: Sequence[str], negative: Sequence[str]) -> Effect:
+        """pos − neg of wanted minus unwanted images."""
+        pos, neg = self.sides(positive, negative)
+        relative = pos - neg
+        return effect(relative.wanted, relative.unwanted, self.encoded.paired)
+
+    def phrase(self, phrase: str) -> PhraseStats:
+        """Measure one phrase."""
+        plain, under = self.scores(""), self.scores(phrase)
+        beyond, paired = under - plain, self.encoded.paired
+        lift = effect(beyond.wanted, beyond.unwanted, paired, spread(beyond.wanted))
+        cosine = self.texts.cosine([phrase], [""]) if self.texts else None
+        cut = _truncated(self.reward, self.encoded.wanted, phrase)
+        return PhraseStats(phrase, lift, _content_share(under, plain), cosine, cut)
+
+    def pair(self, positive: Sequence[str], negative: Sequence[str]) -> PairStats:
+        """Measure one pair, or several phrases per side."""
+        pos, neg = self.sides(positive, negative)
+        gap, probes = self.gap(positive, negative), {}
+        for name, a, b in zip(PROBES, pos.probed, neg.probed, strict=True):
+            absolute, relative = mean(a + b) / 2, mean(a - b)
+            measurable = abs(absolute) > MIN_PROBE * abs(gap.value)
+            cancelled = 1 - abs(relative) / abs(absolute) if measurable else None
+            of_gap = share(relative, abs(gap.value))
+            probes[name] = ProbeEffect(absolute, relative, cancelled, of_gap)
+        content = _content_share(pos - neg, self.scores(""))
+        cosine = self.texts.cosine(positive, negative) if self.texts else None
+        distance = self.texts.distance(positive, negative) if self.texts else None
+        return PairStats(tuple(positive), tuple(negative), gap, content, cosine, distance, probes)
 
 
-def candidates_file(file: Path) -> tuple[str, ...]:
-    """One phrase a line; blank lines and those that begin with # are passed over."""
-    lines = [line for line in read_text(file, "file of candidates").splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    if not lines:
-        raise DirectAlignError(f"{file}: no phrase in it; write one a line")
-    return checked_phrases(lines, str(file))
+def _content_share(under: PhraseScores, plain: PhraseScores) -> float | None:
+    own, whole = under.content, plain.content
+    return None if own is None or whole is None else share(own, whole)
 
 
-def sides(reward: str, positive: Sequence[str], negative: Sequence[str], file: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Candidates for the wanted and for the unwanted side, each from what was named for it.
+# --- suggestion -----------------------------------------------------------------------------------
 
-    Without any name for a side it takes the file's, else the recipe's words for that side (`reward` is a recipe), else the common list.
-    With a file, all of its phrases are candidates for both.
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Suggested phrases and settings; None or {} without separate text features.
+
+    `mu`: absolute weight per relative weight, mean over noise levels. `tolerance`: of the anchor,
+    in score units. `probe_shares`: reward of each probe under that ramp, as a share of the reward
+    of wanted over unwanted images.
     """
-    of_file = candidates_file(file) if file else ()
-    words = recipe_words(reward)
-    given = (("--positive", positive, words.positive), ("--negative", negative, words.negative))
-    wanted, unwanted = (checked_phrases([*named, *of_file] or recipe or COMMON, option) for option, named, recipe in given)
-    return wanted, unwanted
+
+    pair: PairStats
+    mu: float | None
+    tolerance: float | None
+    probe_shares: dict[str, float]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Problems of the pair and of the ramp."""
+        return self.pair.warnings + [
+            f"the ramp rewards {name} with {100 * value:.0f} % of the wanted style's reward: "
+            "prefer the anchored form"
+            for name, value in self.probe_shares.items()
+            if value > MAX_PROBE
+        ]
+
+
+def suggest(
+    table: PhraseTable, positive: Sequence[PhraseStats], negative: Sequence[PhraseStats]
+) -> Suggestion | None:
+    """Best phrases of both lists with settings; None if no usable pair separates the images."""
+    chosen = choose_phrases(table, usable_phrases(positive, 1), usable_phrases(negative, -1))
+    return None if chosen is None else settings_for(table, *chosen)
+
+
+def settings_for(
+    table: PhraseTable, positive: Sequence[str], negative: Sequence[str]
+) -> Suggestion:
+    """Ramp and tolerance for given phrases."""
+    pair = table.pair(positive, negative)
+    if table.texts is None:
+        return Suggestion(pair, None, None, {})
+    mu = table.texts.preserving_ratio(positive, negative)
+    pos, neg = table.sides(positive, negative)
+    wanted = pos.wanted.mean() + neg.wanted.mean()
+    absolute = (wanted - pos.unwanted.mean() - neg.unwanted.mean()).item() / 2
+    whole = mu * absolute + pair.gap.value
+    shares = {n: (mu * p.absolute + p.relative) / whole for n, p in pair.probes.items()}
+    return Suggestion(pair, mu, anchor_tolerance(table.scores("").content, mu), shares)
+
+
+def usable_phrases(phrases: Sequence[PhraseStats], sign: int) -> list[str]:
+    """Phrases by falling size that qualify for a side (`sign`).
+
+    They have a clear lift of that sign, at least `MIN_SIZE` of the best one's, truncate no prompt
+    and keep content.
+    """
+    clear = [
+        each
+        for each in phrases
+        if each.lift.is_clear
+        and sign * each.lift.value > 0
+        and each.cut == 0
+        and (each.content is None or each.content >= MIN_CONTENT)
+    ]
+    best = max((abs(each.lift.size) for each in clear), default=0.0)
+    ordered = sorted(clear, key=lambda each: -abs(each.lift.size))
+    return [each.phrase for each in ordered if abs(each.lift.size) >= MIN_SIZE * best]
+
+
+def choose_phrases(
+    table: PhraseTable, positive: Sequence[str], negative: Sequence[str]
+) -> tuple[list[str], list[str]] | None:
+    """Greedy: the non-overlapping pair with the largest gap, then phrases that keep it."""
+
+    def size(pair: tuple[list[str], list[str]]) -> float:
+        return table.gap(*pair).size
+
+    pairs = [
+        ([pos], [neg])
+        for pos in positive
+        for neg in negative
+        if table.texts is None or table.texts.cosine([pos], [neg]) <= MAX_COSINE
+    ]
+    best = max(pairs, key=size, default=None)
+    if best is None or table.gap(*best).low <= 0:
+        return None
+    while True:
+        pos, neg = best
+        more = [([*pos, p], neg) for p in positive if p not in pos and len(pos) < MAX_PHRASES]
+        more += [(pos, [*neg, n]) for n in negative if n not in neg and len(neg) < MAX_PHRASES]
+        better = max(more, key=size, default=None)
+        if better is None or size(better) < KEEP_GAP * size(best):
+            return best
+        best = better
+
+
+def anchor_tolerance(content: float | None, mu: float) -> float | None:
+    """`AT_REST`·content / mu to two significant digits; None if content or mu is not positive."""
+    if content is None or content <= 0 or mu <= 0:
+        return None
+    value = AT_REST * content / mu
+    return round(value, 1 - floor(log10(abs(value))))
+
+
+# --- everything together --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PhraseReport:
+    """Phrases by falling lift size, pairs by falling gap size, and the suggestion.
+
+    `together`: all given phrases as one pair, if both sides were named. `gap_by_image`: pos − neg
+    of each wanted and each unwanted image under the suggested phrases, else under the first pair.
+    """
+
+    phrases: tuple[PhraseStats, ...]
+    pairs: tuple[PairStats, ...]
+    together: PairStats | None
+    suggestion: Suggestion | None
+    limit: int | None
+    prompts: int
+    gap_by_image: tuple[tuple[float, ...], tuple[float, ...]]
+
+    def phrase_warnings(self, phrase: PhraseStats) -> list[str]:
+        """Warnings of one phrase."""
+        return phrase.warnings(self.limit, self.prompts)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Warnings of the suggestion, or that there is none."""
+        if self.suggestion is None:
+            return [
+                "nothing to suggest: no usable phrases separate wanted from unwanted images; try "
+                "other phrases"
+            ]
+        return self.suggestion.warnings
+
+
+def analyze_phrases(
+    reward: Reward, encoded: EncodedExamples, positive: Sequence[str], negative: Sequence[str]
+) -> PhraseReport:
+    """Measure all phrases and pairs and suggest settings; both lists may be the same.
+
+    Raises: DirectAlignError for a reward that ignores the prompt.
+    """
+    if not reward.reads_prompt:
+        raise DirectAlignError(
+            f"--reward: {reward.name} ignores prompts, so phrases have no effect; take a reward "
+            "with a text side (reward.name: clip)"
+        )
+    table = PhraseTable(reward, encoded)
+    stats = {each: table.phrase(each) for each in dict.fromkeys((*positive, *negative))}
+    sides = [stats[each] for each in positive], [stats[each] for each in negative]
+    suggestion = suggest(table, *sides)
+    same = tuple(positive) == tuple(negative)
+    firsts, seconds = positive, negative
+    if same:
+        firsts, seconds = usable_phrases(sides[0], 1), usable_phrases(sides[1], -1)
+    candidates = [([pos], [neg]) for pos in firsts for neg in seconds if pos != neg]
+    candidates.sort(key=lambda pair: -table.gap(*pair).size)
+    pairs = tuple(table.pair(*pair) for pair in candidates[:LISTED_PAIRS])
+    shown = suggestion.pair if suggestion else pairs[0] if pairs else None
+    gap_by_image: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+    if shown is not None:
+        pos, neg = table.sides(shown.positive, shown.negative)
+        relative = pos - neg
+        gap_by_image = tuple(relative.wanted.tolist()), tuple(relative.unwanted.tolist())
+    return PhraseReport(
+        tuple(sorted(stats.values(), key=lambda each: -each.lift.size)),
+        pairs,
+        None if same else table.pair(positive, negative),
+        suggestion,
+        table.limit,
+        len(encoded.wanted.prompts),
+        gap_by_image,
+    )

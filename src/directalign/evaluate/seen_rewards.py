@@ -15,7 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from .. import config
-from ..control.asked import RECIPES, reward_settings
+from ..rewards.resolve import RECIPES, reward_settings
 from ..types import DirectAlignError
 from .held_out import LABEL, key_of
 from .subjects import Subject

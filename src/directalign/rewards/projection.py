@@ -4,7 +4,7 @@
 
 The features are normalised after projecting. Otherwise a change of the image along D would still change the length of the
 remainder, and with it every score. Text features are unchanged, so scores keep their scale and range. Files are made by
-`directalign directions`.
+`directalign reward bias-directions`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..types import DirectAlignError
 Features = Float[Tensor, "b d"]
 Rows = Float[Tensor, "m d"]
 
-REMEDY = "make it with directalign directions"
+REMEDY = "make it with directalign reward bias-directions"
 TOLERANCE = 1e-4
 """Allowed deviation from orthonormal rows; a float32 file is within 1e-6."""
 IMAGE_SIDE = ("vision_model.", "visual_projection.")

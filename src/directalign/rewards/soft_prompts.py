@@ -82,7 +82,7 @@ def read_tokens(file: Path, key: str) -> ControlTokens:
     """
     if not file.is_file():
         raise DirectAlignError(
-            f"{key}: {file}: no such file of learned tokens; make it with directalign tokens, or correct the path"
+            f"{key}: {file}: no such file of learned tokens; make it with directalign reward soft-prompts, or correct the path"
         )
     try:
         with safe_open(file, framework="pt") as opened:
@@ -90,7 +90,7 @@ def read_tokens(file: Path, key: str) -> ControlTokens:
             tokens = opened.get_tensor("tokens") if "tokens" in names else None
     except (SafetensorError, OSError) as error:
         raise DirectAlignError(
-            f"{key}: {file}: not a complete safetensors file ({error}); copy it again, or make it with directalign tokens"
+            f"{key}: {file}: not a complete safetensors file ({error}); copy it again, or make it with directalign reward soft-prompts"
         ) from error
     if (
         tokens is None
@@ -99,11 +99,11 @@ def read_tokens(file: Path, key: str) -> ControlTokens:
         or not all(facts.get(name) for name in FACTS)
     ):
         raise DirectAlignError(
-            f"{key}: {file}: not a file of learned tokens (a tensor `tokens` and what it was fitted to); make it with directalign tokens"
+            f"{key}: {file}: not a file of learned tokens (a tensor `tokens` and what it was fitted to); make it with directalign reward soft-prompts"
         )
     if not tokens.isfinite().all():
         raise DirectAlignError(
-            f"{key}: {file}: holds numbers that are not finite; make it again with directalign tokens"
+            f"{key}: {file}: holds numbers that are not finite; make it again with directalign reward soft-prompts"
         )
     return ControlTokens(tokens.float(), *(facts[name] for name in FACTS))
 
@@ -114,7 +114,7 @@ def check_fits(
     """Refuse tokens of another kind of reward, width or embedding table; a `table` of None is not known yet."""
     if found.kind != kind:
         raise DirectAlignError(
-            f"{key}: {file}: fitted to a reward of kind {found.kind}, and this is {kind}; fit tokens to it with directalign tokens"
+            f"{key}: {file}: fitted to a reward of kind {found.kind}, and this is {kind}; fit tokens to it with directalign reward soft-prompts"
         )
     if table is not None and (
         found.tokens.shape[1] != table.shape[1] or found.fingerprint != fingerprint(table)
@@ -126,7 +126,7 @@ def check_fits(
             else "another text embedding of the same width"
         )
         raise DirectAlignError(
-            f"{key}: {file}: fitted to another {kind} reward ({why}); fit tokens to this one with directalign tokens"
+            f"{key}: {file}: fitted to another {kind} reward ({why}); fit tokens to this one with directalign reward soft-prompts"
         )
 
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .. import config
-from ..control.examples import load_examples
-from ..control.tokens import Fitted, Fitting, fit_tokens
+from ..control.images import load_examples
+from ..control.soft_prompts import SoftPromptConfig, SoftPromptResult, fit_soft_prompts
 from ..rewards import load_reward
 from ..rewards.soft_prompts import write_tokens
 from .control_tokens_story import draw, tell
@@ -45,13 +45,13 @@ class Wanted:
 
     name: str
     title: str
-    fitting: Fitting | None
+    fitting: SoftPromptConfig | None
 
 
 WANTED = (
     Wanted("words", "words", None),
-    Wanted("style_tokens", "style tokens", Fitting(content=0.0)),
-    Wanted("tokens", "full tokens", Fitting()),
+    Wanted("style_tokens", "style tokens", SoftPromptConfig(content=0.0)),
+    Wanted("tokens", "full tokens", SoftPromptConfig()),
 )
 
 
@@ -87,15 +87,15 @@ def _fitted(wanted: Wanted, seed: int, out: Path, quick: bool, recipes: Path) ->
 
 def _fit(wanted: Wanted, seed: int, out: Path, quick: bool, settings: config.Run) -> Sequence[Row]:
     assert wanted.fitting is not None
-    fitting = Fitting(content=wanted.fitting.content, num_steps=4 if quick else wanted.fitting.num_steps, seed=FIRST_SEED + seed)
+    fitting = SoftPromptConfig(content=wanted.fitting.content, num_steps=4 if quick else wanted.fitting.num_steps, seed=FIRST_SEED + seed)
     examples = load_examples(IMAGES, NAME, count=8 if quick else COUNT, seed=fitting.seed)
-    fitted = fit_tokens(load_reward(settings.reward), examples, settings.method.words, fitting)
+    fitted = fit_soft_prompts(load_reward(settings.reward), examples, settings.method.words, fitting)
     for side, made in (("positive", fitted.positive), ("negative", fitted.negative)):
         write_tokens(_file(wanted, seed, out, side), made)
     return _rows(wanted, seed, fitted)
 
 
-def _rows(wanted: Wanted, seed: int, fitted: Fitted) -> list[Row]:
+def _rows(wanted: Wanted, seed: int, fitted: SoftPromptResult) -> list[Row]:
     assert fitted.words is not None
     found = (("words", "words", fitted.words), (wanted.name, wanted.title, fitted.learned))
     named = {"study": NAME, "kind": "fit", "seed": seed, "fit": wanted.name, "best_step": fitted.best_step, "pictures": fitted.held_out}

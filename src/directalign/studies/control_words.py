@@ -1,4 +1,4 @@
-"""Does `directalign words` find the words and the settings? Its ranking on the embedded world, and trainings with what it suggests.
+"""Does `directalign reward phrases` find the words and the settings? Its ranking on the embedded world, and trainings with what it suggests.
 
 Two halves: every style of the world as the wanted one, thirty candidates ranked by the reward alone; and the official ramps against the
 suggested ramp on the same words and the same calls, with the suggested anchor as a third.
@@ -12,11 +12,10 @@ from functools import cache
 from pathlib import Path
 
 from ..config_loading import load_run
-from ..control.answers import look
-from ..control.examples import load_examples
-from ..control.phrases import COMMON
-from ..control.suggest import Suggestion, ramp, setting
-from ..control.words import Table, Word
+from ..control import COMMON
+from ..control.images import load_examples
+from ..control.phrases import PhraseStats, PhraseTable, Suggestion, encode_examples, settings_for
+from ..control.phrases_report import ramp
 from ..rewards import load_reward
 from ..world.scenes import STYLE_WORDS, STYLES
 from .control_words_story import draw, tell
@@ -30,7 +29,8 @@ __all__ = ["NAME", "QUESTION", "TITLE", "draw", "measure", "tell"]
 NAME = "control_words"
 TITLE = "Control words by measurement: are the right ones found, and is the suggested ramp better?"
 QUESTION = (
-    "`directalign words` ranks candidate control words on wanted and unwanted images, before any training, and computes from the reward's geometry how much "
+    "`directalign reward phrases` ranks candidate control words on wanted and unwanted images, "
+    "before any training, and computes from the reward's geometry how much "
     "absolute preference must go with the relative one. Here every style of the embedded world is the wanted one in turn, with thirty candidates; and SRPO is "
     "trained with the official ramps and with the suggested ramp, same words, same network calls, nothing else changed, up to twice the recommended length; "
     "the suggested anchor stands beside them."
@@ -71,22 +71,22 @@ def _longer(arm: Arm) -> Arm:
 def suggested(recipes: Path) -> Suggestion:
     """Ramp and tolerance for the recipe's own words, photographs against all other styles."""
     words = load_run(recipes / f"{RECIPE}.yaml").method.words
-    return setting(_table("photo", COUNT, recipes), words.positive, words.negative)
+    return settings_for(_table("photo", COUNT, recipes), words.positive, words.negative)
 
 
-def _table(style: str, count: int, recipes: Path) -> Table:
+def _table(style: str, count: int, recipes: Path) -> PhraseTable:
     reward = load_reward(load_run(recipes / f"{RECIPE}.yaml").reward)
-    return Table(reward, look(reward, load_examples(f"world:{style}/rest", "images", count=count)))
+    return PhraseTable(reward, encode_examples(reward, load_examples(f"world:{style}/rest", "images", count=count)))
 
 
 def ranked(style: str, count: int, recipes: Path) -> list[Row]:
     """One row per candidate, from the most wanted to the most unwanted, when pictures of `style` are wanted."""
     table = _table(style, count, recipes)
-    words = sorted((table.word(phrase) for phrase in COMMON), key=lambda word: -word.lift.size)
+    words = sorted((table.phrase(phrase) for phrase in COMMON), key=lambda word: -word.lift.size)
     return [_row(style, word, place) for place, word in enumerate(words, start=1)]
 
 
-def _row(style: str, word: Word, place: int) -> Row:
+def _row(style: str, word: PhraseStats, place: int) -> Row:
     lift = {"lift": word.lift.value, "lift_low": word.lift.low, "lift_high": word.lift.high, "size": word.lift.size}
     named = {"study": NAME, "kind": "ranked", "arm": style, "title": style, "seed": 0, "phrase": word.phrase, "place": place, "names": named_by(word.phrase)}
     return {**named, **lift, "content": word.content, "cut": word.cut}

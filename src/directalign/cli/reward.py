@@ -1,0 +1,411 @@
+"""`directalign reward ...`: analyze a reward's response to control phrases, and adapt it.
+
+phrases          measure candidate control phrases; suggests phrases, a ramp and a tolerance
+soft-prompts     fit soft control tokens, usable wherever control phrases are
+finetune         finetune a reward until it responds to control phrases
+bias-directions  find directions of exploitation for `reward.project`
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .errors import one_line_errors
+from .options import Debug, require_new_file, require_room
+
+app = typer.Typer(
+    help="Analyze a reward's response to control phrases, and adapt it.", no_args_is_help=True
+)
+RENAMED = {
+    "words": "phrases",
+    "tokens": "soft-prompts",
+    "listen": "finetune",
+    "directions": "bias-directions",
+}
+"""Former top-level commands."""
+ANY_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True}
+LISTED = 12
+"""Phrases shown at each end of the ranking; the page has all."""
+NEGATIVE_SUFFIX = ".negative.safetensors"
+
+Reward = Annotated[
+    str,
+    typer.Option(
+        metavar="R",
+        help="A CLIP or SigLIP folder or hub id, world:reward, or a recipe (.yaml).",
+        show_default=False,
+    ),
+]
+Positive = Annotated[
+    list[str],
+    typer.Option(
+        "--positive",
+        metavar="PHRASE",
+        help="Phrase of the wanted side; if omitted, those of the recipe. Repeatable.",
+    ),
+]
+Negative = Annotated[
+    list[str],
+    typer.Option("--negative", metavar="PHRASE", help="Phrase of the unwanted side. Repeatable."),
+]
+Images = typer.Option(
+    metavar="DIR", help="Folder with wanted/ and unwanted/, or world:photo/rest, world:photo/cg."
+)
+Count = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Images per side; default: all of a folder, 96 of the toy world.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of the drawn images and of the fit.")]
+Steps = Annotated[
+    int, typer.Option(min=1, help="Maximum updates; stops early by the held-out loss.")
+]
+
+
+class Part(str, Enum):
+    """What to train in a reward."""
+
+    text = "text"
+    lora = "lora"
+
+
+def renamed(former: str) -> Callable[[], None]:
+    """A command that names its successor and exits with an error."""
+
+    def command() -> None:
+        new = f"directalign reward {RENAMED[former]}"
+        typer.echo(f"directalign: {former}: renamed to `{new}`", err=True)
+        raise typer.Exit(1)
+
+    return command
+
+
+def _words(positive: list[str], negative: list[str], *options: str) -> Any:
+    """Validate the phrases of both sides; `options` are named in errors."""
+    from ..config import ControlPhrases
+    from ..control import checked_phrases
+
+    sides = zip((positive, negative), options, strict=True)
+    pos, neg = (list(checked_phrases(phrases, option)) for phrases, option in sides)
+    return ControlPhrases(positive=pos, negative=neg)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@app.command()
+def phrases(
+    reward: Reward,
+    images: Annotated[str, Images] = "world",
+    positive: Positive = [],  # noqa: B006 (typer copies it)
+    negative: Negative = [],  # noqa: B006
+    candidates: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Candidates for either side, one per line.")
+    ] = None,
+    count: Count = None,
+    seed: Seed = 0,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help="Folder for phrases.html, phrases.json and recipe sections."
+        ),
+    ] = Path("runs/phrases"),
+    debug: Debug = False,
+) -> None:
+    """Measure candidate control phrases and suggest phrases, ramps and a tolerance."""
+    with one_line_errors(debug):
+        from ..control import candidate_sides
+        from ..control.images import load_examples
+        from ..control.phrases import analyze_phrases, encode_examples
+        from ..control.phrases_report import Source, write_report
+        from ..rewards.resolve import load_named_reward, reward_settings
+
+        require_room(out / "phrases.html")
+        settings = reward_settings(reward)
+        sides = candidate_sides(reward, positive, negative, candidates)
+        examples = load_examples(images, "--images", count=count, seed=seed)
+        device = _device()
+        loaded = load_named_reward(settings, device)
+        found = analyze_phrases(loaded, encode_examples(loaded, examples, device), *sides)
+        command = ["directalign", "reward", "phrases", "--reward", reward, "--images", images]
+        command += [part for phrase in positive for part in ("--positive", phrase)]
+        command += [part for phrase in negative for part in ("--negative", phrase)]
+        command += ["--candidates", str(candidates)] if candidates else []
+        command += ["--count", str(count)] if count else []
+        source = Source(reward, images, shlex.join([*command, "--seed", str(seed)]))
+        page = write_report(found, examples, source, out)
+        Console().print(_phrase_table(found), _suggestion_table(found), highlight=False)
+        typer.echo(page)
+
+
+def _phrase_table(found: Any) -> Table:
+    """Both ends of the ranking."""
+    title = "Control phrases, most wanted first"
+    columns = "phrase", "lift, 95 %", "size", "content", "cosine", "warnings"
+    table = Table(*columns, title=title, title_justify="left")
+    every = list(found.phrases)
+    omitted = len(every) - 2 * LISTED
+    for place, each in enumerate(every):
+        if omitted > 0 and LISTED <= place < len(every) - LISTED:
+            if place == LISTED:
+                table.add_row("…", "", "", "", "", f"{omitted} more on the page")
+            continue
+        lift = f"{each.lift.value:+.3f} ±{each.lift.high - each.lift.value:.3f}"
+        content = "" if each.content is None else f"{each.content:.2f}"
+        cosine = "" if each.cosine is None else f"{each.cosine:.3f}"
+        warnings = "; ".join(warning.split(":")[0] for warning in found.phrase_warnings(each))
+        size = f"{each.lift.size:+.2f}"
+        table.add_row(escape(each.phrase), lift, size, content, cosine, warnings)
+    return table
+
+
+def _suggestion_table(found: Any) -> Table:
+    """The suggestion and its warnings."""
+    table = Table(show_header=False, title="Suggested", title_justify="left")
+    suggestion = found.suggestion
+    if suggestion is not None:
+        gap, mu, tolerance = suggestion.pair.gap, suggestion.mu, suggestion.tolerance
+        ramp = "unknown for this reward"
+        if mu is not None:
+            ramp = f"0 at low noise to {2 * mu:.2f} at high noise"
+        table.add_row("positive", escape(", ".join(suggestion.pair.positive)))
+        table.add_row("negative", escape(", ".join(suggestion.pair.negative)))
+        table.add_row("gap", f"{gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})")
+        table.add_row("k_pos − k_neg", ramp)
+        table.add_row("tolerance", "unknown" if tolerance is None else f"{tolerance:g}")
+    for warning in found.warnings:
+        table.add_row("warning", escape(warning))
+    return table
+
+
+@app.command()
+def soft_prompts(
+    reward: Reward,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="NAME.safetensors, the positive side; the negative is NAME.negative.safetensors.",
+        ),
+    ],
+    images: Annotated[str | None, Images] = None,
+    positive: Positive = [],  # noqa: B006
+    negative: Negative = [],  # noqa: B006
+    length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens per side; default: of the longest phrase, else 2."),
+    ] = None,
+    content: Annotated[
+        float, typer.Option(min=0, help="Weight of caption content in pos − neg; style has 1.")
+    ] = 0.15,
+    bias: Annotated[
+        float, typer.Option(min=0, help="Weight of invariance to tint, brightness, blur etc.")
+    ] = 0.15,
+    count: Count = None,
+    num_steps: Steps = 300,
+    seed: Seed = 0,
+    debug: Debug = False,
+) -> None:
+    """Fit soft control tokens to --images, or without images take the mean of phrases."""
+    with one_line_errors(debug):
+        files = _token_files(out)
+        from ..control import require_words
+        from ..control.images import load_examples
+        from ..control.soft_prompts import SoftPromptConfig, fit_soft_prompts, mean_of_words
+        from ..rewards.soft_prompts import write_tokens
+        from ..rewards.resolve import load_named_reward, recipe_words, reward_settings
+        from ..types import DirectAlignError
+
+        named = reward_settings(reward)
+        start = _words(positive, negative, "--positive", "--negative")
+        start = start if positive or negative else recipe_words(reward)
+        require_words([*start.positive, *start.negative], "soft tokens start from words")
+        if images is None:
+            if not start.positive:
+                raise DirectAlignError(
+                    "nothing to fit: give --images with wanted/ and unwanted/, or --positive"
+                )
+            loaded = load_named_reward(named)
+            sides = zip(files, (start.positive, start.negative), strict=True)
+            made = [(file, mean_of_words(loaded, side, length)) for file, side in sides if side]
+        else:
+            settings = SoftPromptConfig(length, content, bias, num_steps=num_steps, seed=seed)
+            examples = load_examples(images, "--images", count=count, seed=seed)
+            loaded = load_named_reward(named, _device())
+            fitted = fit_soft_prompts(loaded, examples, start, settings)
+            Console().print(_separation_table(fitted), highlight=False)
+            made = list(zip(files, (fitted.positive, fitted.negative), strict=True))
+        for file, tokens in made:
+            write_tokens(file, tokens)
+            typer.echo(file)
+
+
+def _token_files(out: Path) -> tuple[Path, Path]:
+    """The files of both sides, neither of which exists."""
+    from ..rewards.soft_prompts import SUFFIX
+    from ..types import DirectAlignError
+
+    if out.suffix != SUFFIX:
+        raise DirectAlignError(
+            f"--out {out}: learned tokens are known by their ending; name it {out.name}{SUFFIX}"
+        )
+    files = out, out.with_suffix(NEGATIVE_SUFFIX)
+    for file in files:
+        require_new_file(file)
+    return files
+
+
+def _separation_table(fitted: Any) -> Table:
+    """Words and tokens on held-out captions."""
+    title = f"On {fitted.held_out} held-out images per side"
+    columns = "pos − neg", "style", "separated", "content", "bias"
+    table = Table(*columns, title=title, title_justify="left")
+    rows = ("words", fitted.words), (f"tokens, step {fitted.best_step}", fitted.learned)
+    for name, each in rows:
+        if each is not None:
+            numbers = f"{each.style:+.4f}", f"{each.separated:.0%}", f"{each.content:+.4f}"
+            table.add_row(name, *numbers, f"{each.bias:.2f}")
+    return table
+
+
+@app.command()
+def finetune(
+    reward: Reward,
+    images: Annotated[str, Images],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="New folder for the reward, for reward.path in a recipe."),
+    ],
+    positive: Positive = [],  # noqa: B006
+    negative: Negative = [],  # noqa: B006
+    part: Annotated[
+        Part | None,
+        typer.Option(help="Of a CLIP: text tower (default), or lora adapters in both towers."),
+    ] = None,
+    num_steps: Steps = 300,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per side in an update.")] = 16,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0, help="Default: 1e-5 for text, 1e-4 for lora.")
+    ] = None,
+    gap: Annotated[
+        float | None,
+        typer.Option(min=0, help="Target gradient length of pos − neg; default: the reward's own."),
+    ] = None,
+    light: Annotated[
+        float, typer.Option(min=0, max=1, help="Brightness range that pos − neg shall ignore.")
+    ] = 0.0,
+    count: Count = None,
+    seed: Seed = 0,
+    debug: Debug = False,
+) -> None:
+    """Finetune a reward to respond to control phrases, and measure it before and after."""
+    with one_line_errors(debug):
+        from ..control import require_words
+        from ..control.finetune import FinetuneConfig, finetune_to_folder
+        from ..rewards.resolve import recipe_words
+
+        require_room(out)
+        known = recipe_words(reward)
+        words = _words(positive, negative, "--positive", "--negative")
+        sides = {"positive": known.positive, "negative": known.negative}
+        words = words.model_copy(update={k: getattr(words, k) or v for k, v in sides.items()})
+        require_words([*words.positive, *words.negative], "a reward is finetuned to words")
+        name = None if part is None else part.value
+        settings = FinetuneConfig(name, num_steps, batch_size, learning_rate, gap, light, seed)
+        record = finetune_to_folder(reward, images, words, out, settings, count)
+        before, after = _measures(record["before"]), _measures(record["after"])
+        for name in after:
+            typer.echo(f"{name:32} {before[name]:>24} -> {after[name]}")
+        typer.echo(out)
+
+
+def _measures(found: dict[str, Any]) -> dict[str, str]:
+    """Every measure as text, angles with their intervals."""
+    texts = {}
+    for name, value in found.items():
+        if isinstance(value, float):
+            texts[name.replace("_", " ")] = f"{value:.3f}"
+        elif name != "bias":
+            interval = f"({value['low']:.1f} to {value['high']:.1f})"
+            texts[name.replace("_", " ")] = f"{value['value']:.1f}° {interval}"
+    for probe, change in found["bias"].items():
+        texts[f"{probe} changes pos − neg by"] = f"{change['relative']:+.4f}"
+    return texts
+
+
+@app.command()
+def bias_directions(
+    reward: Reward,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="The .safetensors file to write.")
+    ] = Path("directions.safetensors"),
+    before: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Images of the base model, or a run; default: --after's run."
+        ),
+    ] = None,
+    after: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Images of the trained model with the same names, or a run."
+        ),
+    ] = None,
+    probe: Annotated[
+        list[str],
+        typer.Option(help="Instead of --after: change images, e.g. 'red tint', blur. Repeatable."),
+    ] = [],  # noqa: B006
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Instead of images: prompts (or world); common gradient."
+        ),
+    ] = None,
+    keep_words: Annotated[
+        list[str],
+        typer.Option(metavar="PHRASE", help="Wanted phrase to keep, with --against. Repeatable."),
+    ] = [],  # noqa: B006
+    against: Annotated[
+        list[str], typer.Option(metavar="PHRASE", help="Unwanted phrase. Repeatable.")
+    ] = [],  # noqa: B006
+    keep_examples: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="wanted/ and unwanted/, or world:photo/rest, to keep."),
+    ] = None,
+    components: Annotated[
+        int, typer.Option(min=1, help="Directions: the mean shift, then the strongest of the rest.")
+    ] = 1,
+    num_pairs: Annotated[int, typer.Option(min=2, help="Images sampled from a run.")] = 64,
+    debug: Debug = False,
+) -> None:
+    """Find directions along which a reward is exploited, so that it can ignore them."""
+    with one_line_errors(debug):
+        from ..control.bias_directions import Request, make_directions
+
+        require_new_file(out)
+        keep = _words(keep_words, against, "--keep-words", "--against")
+        sources = (before, after, tuple(probe), prompts)
+        request = Request(reward, *sources, keep, keep_examples, components, num_pairs)
+        found = make_directions(request, out)
+        typer.echo(f"{found.shared:7.1%} of the shift is shared by all images")
+        typer.echo(f"{found.wanted:7.1%} of the shift is along what is kept")
+        typer.echo(f"{found.held:7.1%} of the shift is along the directions")
+        if found.explained is not None and found.gain is not None:
+            gain = f"the gain of {found.gain:+.4f} in the mean score"
+            typer.echo(f"{found.explained:7.1%} of {gain} lies along the directions")
+        typer.echo(out)

@@ -1,0 +1,263 @@
+"""How a reward responds to control phrases on wanted and unwanted images.
+
+Measures: separation of the two sides by pos − neg, direction of its gradient, caption accuracy, and
+sensitivity to bias probes. The *intended* direction leads from an unwanted image to the wanted
+image of the same content; the *actual* one is the gradient of pos − neg at the unwanted image.
+Their angle is 0° if the gradient points from unwanted to wanted, and 90° if it is orthogonal to
+that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from .. import config
+from ..interfaces import Reward
+from ..types import Images, PerSample
+from .images import PROBES, Examples
+
+Vectors = Float[Tensor, "n d"]
+BATCH = 32
+BLOCK = 8
+"""Pixels per block for pixel directions: finer detail differs between two images of a scene."""
+OTHER_CAPTIONS = 8
+"""Other captions that each image is compared with."""
+RESAMPLES = 1000
+
+
+def measure(reward: Reward, examples: Examples, words: config.ControlPhrases) -> dict[str, Any]:
+    """All measures by name: responsiveness, content, bias and, for paired examples, angles.
+
+    Returns JSON-ready numbers. Angles are {"value", "low", "high", "n"} in degrees; scores are in
+    the reward's own units.
+    """
+    relative = [relative_scores(reward, images, texts, words) for images, texts in examples.sides]
+    found = {
+        **responsiveness(*relative),
+        "content": content(reward, *examples.sides[0]),
+        "content_with_words": content(reward, *examples.sides[0], words),
+        "bias": bias(reward, examples, words),
+    }
+    if examples.paired and reward.differentiable:
+        found |= angles(reward, examples, words)
+    return found
+
+
+def with_phrase(phrase: str, prompts: Sequence[str]) -> list[str]:
+    """`{phrase}. {prompt}` for each prompt; the bare prompts if `phrase` is empty."""
+    return [f"{phrase}. {prompt}" if phrase else prompt for prompt in prompts]
+
+
+def relative_score(
+    reward: Reward, features: Any, prompts: Sequence[str], words: config.ControlPhrases
+) -> PerSample:
+    """pos − neg, each the mean over its phrases; differentiable."""
+    pos, neg = (
+        torch.stack(
+            [reward.score(features, with_phrase(phrase, prompts)) for phrase in phrases]
+        ).mean(0)
+        for phrases in (words.positive, words.negative)
+    )
+    return pos - neg
+
+
+@torch.no_grad()
+def relative_scores(
+    reward: Reward, images: Images, prompts: Sequence[str], words: config.ControlPhrases
+) -> PerSample:
+    """pos − neg of many images in batches, on the CPU."""
+    parts = (
+        relative_score(reward, reward.encode(part), texts, words)
+        for part, texts in batches(images, prompts)
+    )
+    return torch.cat([part.float().cpu() for part in parts])
+
+
+def batches(images: Images, prompts: Sequence[str]) -> Iterator[tuple[Images, Sequence[str]]]:
+    """Images and their prompts, `BATCH` at a time."""
+    return ((images[i : i + BATCH], prompts[i : i + BATCH]) for i in range(0, len(images), BATCH))
+
+
+def responsiveness(wanted: PerSample, unwanted: PerSample) -> dict[str, float]:
+    """Separation of pos − neg between both sides.
+
+    `separation`: difference of the means in score units. `responsiveness`: the same over the root
+    of the mean variance (d′ of signal detection). `auc`: share of all wanted-unwanted pairs in
+    which the wanted image has the larger pos − neg; ties count half.
+    """
+    separation = (wanted.mean() - unwanted.mean()).item()
+    tiny = torch.finfo(wanted.dtype).tiny
+    std = ((wanted.var() + unwanted.var()) / 2).sqrt().clamp(min=tiny).item()
+    ties = (wanted[:, None] == unwanted).double()
+    auc = ((wanted[:, None] > unwanted).double() + 0.5 * ties).mean().item()
+    return {"separation": separation, "responsiveness": separation / std, "auc": auc}
+
+
+@torch.no_grad()
+def content(
+    reward: Reward, images: Images, prompts: Sequence[str], words: config.ControlPhrases | None = None
+) -> float:
+    """Share of comparisons in which an image's own caption scores higher than another caption.
+
+    `words` puts the positive phrases before all captions.
+    """
+    n = len(prompts)
+    phrases = words.positive if words else [""]
+    features = [reward.encode(part) for part, _ in batches(images, prompts)]
+
+    def score(captions: Sequence[str]) -> PerSample:
+        each = []
+        for phrase in phrases:
+            pairs = zip(features, batches(images, captions), strict=True)
+            parts = [reward.score(part, with_phrase(phrase, texts)) for part, (_, texts) in pairs]
+            each.append(torch.cat(parts))
+        return torch.stack(each).mean(0)
+
+    own, won = score(prompts), []
+    for shift in sorted(
+        {max(1, round(k * n / (OTHER_CAPTIONS + 1))) for k in range(1, OTHER_CAPTIONS + 1)}
+    ):
+        rotated = [*prompts[shift:], *prompts[:shift]]
+        differs = torch.tensor([a != b for a, b in zip(prompts, rotated, strict=True)])
+        won.append((own > score(rotated)).cpu()[differs])
+    return torch.cat(won).double().mean().item()
+
+
+@torch.no_grad()
+def bias(reward: Reward, examples: Examples, words: config.ControlPhrases) -> dict[str, dict[str, float]]:
+    """Mean change of the score by each probe of `PROBES`, over all images.
+
+    `absolute`: of the bare prompt's score; `relative`: of pos − neg.
+    """
+    images = torch.cat([examples.wanted, examples.unwanted])
+    prompts = [*examples.wanted_prompts, *examples.unwanted_prompts]
+
+    def scores(images: Images) -> dict[str, PerSample]:
+        encoded = [(reward.encode(part), texts) for part, texts in batches(images, prompts)]
+        absolute = [reward.score(part, texts).float().cpu() for part, texts in encoded]
+        relative = [relative_score(reward, *each, words).float().cpu() for each in encoded]
+        return {"absolute": torch.cat(absolute), "relative": torch.cat(relative)}
+
+    before, found = scores(images), {}
+    for name, probe in PROBES.items():
+        after = scores(probe(images))
+        found[name] = {kind: (after[kind] - before[kind]).mean().item() for kind in before}
+    return found
+
+
+# --- gradient directions --------------------------------------------------------------------------
+
+
+def angles(reward: Reward, examples: Examples, words: config.ControlPhrases) -> dict[str, Any]:
+    """Angles between the intended and the actual direction.
+
+    `angle`: between the mean directions in feature space. `scene_angle`: of the mean cosine per
+    scene. `pixel_angle`: the same for block-averaged pixels. The first two exist only for rewards
+    whose image features are vectors.
+    """
+    pixels = pixel_directions(reward, examples, words)
+    features = feature_directions(reward, examples, words)
+    found = {}
+    if features is not None:
+        found = {"angle": angle_of_means(*features), "scene_angle": angle_by_scene(*features)}
+    return {**found, "pixel_angle": angle_by_scene(*pixels)}
+
+
+def feature_directions(
+    reward: Reward, examples: Examples, words: config.ControlPhrases
+) -> tuple[Vectors, Vectors] | None:
+    """Intended and actual direction (n, d) in feature space at each unwanted image.
+
+    None if features are not vectors. Both are projected on the tangent space of unit features.
+    """
+    intended, actual = [], []
+    sides = [batches(*side) for side in examples.sides]
+    for (wanted, _), (unwanted, texts) in zip(*sides, strict=True):
+        with torch.no_grad():
+            there, here = reward.encode(wanted), reward.encode(unwanted)
+        if not is_vectors(here):
+            return None
+        intended.append(tangent(there - here, here).cpu())
+        actual.append(tangent(feature_gradient(reward, here, texts, words), here).cpu())
+    return torch.cat(intended).double(), torch.cat(actual).double()
+
+
+def is_vectors(features: Any) -> bool:
+    """Whether image features are one vector per image."""
+    return isinstance(features, Tensor) and features.ndim == 2
+
+
+def feature_gradient(
+    reward: Reward,
+    features: Vectors,
+    prompts: Sequence[str],
+    words: config.ControlPhrases,
+    create_graph: bool = False,
+) -> Vectors:
+    """Gradient of pos − neg with respect to the image features."""
+    with torch.enable_grad():
+        leaf = features.detach().requires_grad_()
+        total = relative_score(reward, leaf, prompts, words).sum()
+        return torch.autograd.grad(total, leaf, create_graph=create_graph)[0]
+
+
+def tangent(vectors: Vectors, features: Vectors) -> Vectors:
+    """Project `vectors` on the tangent space at unit `features`; unchanged if not unit length."""
+    is_unit = (features.norm(dim=1) - 1).abs().max() < 1e-3
+    return vectors - (vectors * features).sum(1, keepdim=True) * features if is_unit else vectors
+
+
+def pixel_directions(
+    reward: Reward, examples: Examples, words: config.ControlPhrases, block: int = BLOCK
+) -> tuple[Vectors, Vectors]:
+    """Intended and actual direction (n, d) in pixel space, averaged over blocks of pixels."""
+
+    def coarse(images: Images) -> Tensor:
+        return F.avg_pool2d(images, min(block, *images.shape[-2:])).flatten(1).double().cpu()
+
+    actual = []
+    for unwanted, texts in batches(*examples.sides[1]):
+        leaf = unwanted.clone().requires_grad_()
+        total = relative_score(reward, reward.encode(leaf), texts, words).sum()
+        actual.append(coarse(torch.autograd.grad(total, leaf)[0]))
+    return coarse(examples.wanted - examples.unwanted), torch.cat(actual)
+
+
+def angle_of_means(intended: Vectors, actual: Vectors) -> dict[str, float]:
+    """Angle in degrees between the mean directions, with a 95 % bootstrap interval over scenes."""
+
+    def cosine(picks: Tensor) -> Tensor:
+        return F.cosine_similarity(intended[picks].mean(-2), actual[picks].mean(-2), dim=-1)
+
+    return _bootstrap(len(intended), cosine)
+
+
+def angle_by_scene(intended: Vectors, actual: Vectors) -> dict[str, float]:
+    """Angle in degrees of the mean cosine over scenes, with a 95 % bootstrap interval."""
+    cosines = F.cosine_similarity(intended, actual, dim=-1)
+    return _bootstrap(len(intended), lambda picks: cosines[picks].mean(-1))
+
+
+def _bootstrap(n: int, cosine: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    """{value, low, high, n} in degrees: reverse-percentile bootstrap with a fixed seed.
+
+    Noise in two means widens their angle, and resampling widens it again. Reflecting the
+    percentiles at the value corrects for that.
+    """
+
+    def degrees(picks: Tensor) -> Tensor:
+        return torch.rad2deg(torch.acos(cosine(picks).clamp(-1, 1)))
+
+    generator = torch.Generator().manual_seed(0)
+    value = degrees(torch.arange(n)[None])[0]
+    draws = (torch.randint(n, (1, n), generator=generator) for _ in range(RESAMPLES))
+    resampled = torch.cat([degrees(picks) for picks in draws])
+    quantiles = resampled.quantile(torch.tensor([0.975, 0.025], dtype=resampled.dtype))
+    low, high = (2 * value - quantiles).clamp(0, 180).tolist()
+    return {"value": value.item(), "low": low, "high": high, "n": n}
