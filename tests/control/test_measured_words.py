@@ -19,7 +19,6 @@ from directalign.control.examples import Examples, load_examples
 from directalign.control.findings import as_data, find
 from directalign.control.geometry import Texts, holding
 from directalign.control.phrases import COMMON, LONGEST, candidates_file, checked_phrases, sides
-from directalign.control.statistics import effect
 from directalign.control.suggest import AT_REST, anchored_section, choose, fit, ramp, relative_section, setting, tolerance
 from directalign.control.words import Table, pair_warnings, word_warnings
 from directalign.control.words_page import Asked, as_override, fragment, write_words
@@ -75,16 +74,6 @@ def world() -> Table:
 
 
 # --- numbers ------------------------------------------------------------------------------------------------------------
-
-
-def test_an_effect_is_the_mean_of_differences_with_its_normal_interval():
-    wanted, unwanted = torch.tensor([3.0, 5.0, 4.0]).double(), torch.tensor([1.0, 2.0, 3.0]).double()
-    paired = effect(wanted, unwanted, paired=True)
-    assert paired.value == pytest.approx(2) and paired.size == pytest.approx(2 / 1.0)
-    assert paired.high - paired.low == pytest.approx(2 * 1.96 / 3**0.5) and paired.is_clear
-    apart = effect(wanted, unwanted[:2], paired=False, spread=0.5)
-    assert apart.value == pytest.approx(2.5) and apart.size == pytest.approx(5)
-    assert apart.high - apart.value == pytest.approx(1.96 * (1 / 3 + 0.5 / 2) ** 0.5)
 
 
 def test_lift_gap_and_content_of_planted_words():

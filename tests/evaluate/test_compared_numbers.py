@@ -9,7 +9,7 @@ import pytest
 
 from directalign.evaluate.names import About
 from directalign.evaluate.results import summarise
-from directalign.evaluate.wins import holm, sign_test
+from directalign.stats import holm, sign_test
 
 ABOUT = {
     "good": About("Good", "held_out", 1, "s"),

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..interfaces import Reward
+from ..stats import SMALLEST, Effect, effect
 from .answers import Answers, Seen, answers, blend
 from .bias_probes import PROBES
 from .geometry import ReadsText, Texts, is_cut, text_limit, texts_of
-from .statistics import Effect, effect, mean, share, spread
 
 OVERLAP = 0.97
 """Cosine of two texts above which less than a quarter of either pull is left in the difference (|pos − neg| < 0.25)."""
@@ -101,7 +101,7 @@ class Table:
         """One phrase measured."""
         plain, under = self.of(""), self.of(phrase)
         beyond = under.minus(plain)
-        lift = effect(beyond.wanted, beyond.unwanted, self.seen.paired, spread(beyond.wanted))
+        lift = effect(beyond.wanted, beyond.unwanted, self.seen.paired, beyond.wanted.double().std().item())
         cosine = self.texts.cosine([phrase], [""]) if self.texts else None
         return Word(phrase, lift, _content(under, plain), cosine, is_cut(self.reward, self.seen, phrase))
 
@@ -110,19 +110,23 @@ class Table:
         pos, neg = self.sides(positive, negative)
         relative, gap = pos.minus(neg), self.gap(positive, negative)
         moves = zip(PROBES, pos.moved, neg.moved, strict=True)
-        probes = {name: _probe(mean(a + b) / 2, mean(a - b), gap.value) for name, a, b in moves}
+        probes = {name: _probe((a + b).mean().item() / 2, (a - b).mean().item(), gap.value) for name, a, b in moves}
         cosine, apart = (self.texts.cosine(positive, negative), self.texts.apart(positive, negative)) if self.texts else (None, None)
         return Pair(tuple(positive), tuple(negative), gap, _content(relative, self.of("")), cosine, apart, probes)
 
 
 def _content(under: Answers, plain: Answers) -> float | None:
     own, whole = under.content, plain.content
-    return None if own is None or whole is None else share(own, whole)
+    return None if own is None or whole is None else _share(own, whole)
 
 
 def _probe(absolute: float, relative: float, gap: float) -> Probe:
     cancelled = 1 - abs(relative) / abs(absolute) if abs(absolute) > FAINT * abs(gap) else None
-    return Probe(absolute, relative, cancelled, share(relative, abs(gap)))
+    return Probe(absolute, relative, cancelled, _share(relative, abs(gap)))
+
+
+def _share(part: float, whole: float) -> float | None:
+    return None if abs(whole) < SMALLEST else part / whole
 
 
 # --- warnings -----------------------------------------------------------------------------------------------------------

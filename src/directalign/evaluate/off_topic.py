@@ -15,10 +15,10 @@ import torch
 from .. import config
 from ..interfaces import Judge
 from ..prompts import held_out_captions, read_prompts
+from ..stats import rate_interval
 from ..types import DirectAlignError, Images, PerSample
 from ..world.scenes import STYLE_WORDS
 from . import drift
-from .intervals import rate
 from .pairs import FIRST_SEED, Pairs, fixed_pairs
 
 PREFIX = "off_topic_"
@@ -86,7 +86,7 @@ class OffTopic:
 
     def summary(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
         """Means over the pairs, rates with their intervals, and `off_topic_color_drift` from the base model's images."""
-        told = {name: rate(values) if name in (STYLE_KEPT, CONTENT) else float(values.double().mean()) for name, values in each.items()}
+        told = {name: rate_interval(values).as_dict() if name in (STYLE_KEPT, CONTENT) else float(values.double().mean()) for name, values in each.items()}
         return {**told, f"{PREFIX}color_drift": drift.color_drift(images, self.base_images)}
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..stats import normal_interval, rate_interval
 from .comparison_files import Comparison, Model
 from .meanings import Meaning, by_role
 from .writing import counted, interval
 
-Z_95 = 1.96
 MOST_NUMBERS, MOST_GROUPS = 6, 40
 SHOWN_ROLES = ("judge", "adherence", "held_out", "sgp", "trained")
 
@@ -53,13 +52,7 @@ def _cell(first: dict[int, float], column: dict[int, float], each: Meaning) -> t
 
 
 def _mean(values: Sequence[float]) -> dict[str, float]:
-    """The mean with its 95 % interval over images: Wilson's of answers that are yes or no, 1.96 standard errors of anything else."""
-    n, mean = len(values), sum(values) / len(values)
+    """The mean with its 95 % interval over images: Wilson's of answers that are yes or no, else the normal one."""
     if set(values) <= {0.0, 1.0}:
-        centre = (mean + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
-        half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(mean * (1 - mean) / n + Z_95**2 / (4 * n * n))
-        return {"value": mean, "low": min(mean, centre - half), "high": max(mean, centre + half)}
-    if n < 2:
-        return {"value": mean}
-    half = Z_95 * math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    return {"value": mean, "low": mean - half, "high": mean + half}
+        return rate_interval(values).as_dict()
+    return normal_interval(values).as_dict() if len(values) > 1 else {"value": values[0]}
