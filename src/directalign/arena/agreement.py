@@ -69,15 +69,16 @@ def agreement(panel: Reliability) -> Agreement:
     values = _values(panel.answers)
     counts = (panel.answers[:, :, None] == values).sum(1)
     paired = counts.sum(1) >= 2
-    known = {metric: alpha(panel.answers, metric) for metric in METRICS}
+    known: dict[Metric, float | None] = {metric: alpha(panel.answers, metric) for metric in METRICS}
     items = np.unique(np.asarray(panel.items)[paired], return_inverse=True)[1]
     interval = None
-    if known["ordinal"] is not None and items.max() > 0:
+    ordinal = known["ordinal"]
+    if ordinal is not None and items.max() > 0:
         drawn = [
             _alpha(np.repeat(counts[paired], times[items], axis=0), values, "ordinal")
             for times in resample_counts(int(items.max()) + 1).astype(int)
         ]
-        interval = percentile_interval(known["ordinal"], np.array(drawn), int(paired.sum()))
+        interval = percentile_interval(ordinal, np.array(drawn), int(paired.sum()))
     return Agreement(known, interval, units=int(paired.sum()), annotators=len(panel.annotators))
 
 

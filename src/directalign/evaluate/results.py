@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from ..metrics import Metric
 from ..stats import bootstrap_interval, bootstrap_rate_interval, holm, resample_groups, win_rate
-from .names import About
 
 Column = Mapping[int, float]
 """A number of one model by the index of the pair."""
@@ -42,7 +41,7 @@ class Results:
         return tuple(self.prompts[index] for index in indices)
 
 
-def summarise(keys: Sequence[str], lines: Sequence[Mapping[str, Any]], about: Mapping[str, About]) -> dict[str, Any]:
+def summarise(keys: Sequence[str], lines: Sequence[Mapping[str, Any]], about: Mapping[str, Metric]) -> dict[str, Any]:
     """`summary.json` of a comparison of the models `keys`, in that order: see docs/evaluation.md for its fields.
 
     `about` says what each number is, in the order of the summary; a number that no image has is left out.
@@ -55,7 +54,7 @@ def summarise(keys: Sequence[str], lines: Sequence[Mapping[str, Any]], about: Ma
     won = [found for a, b, name in pairs if present[name].better and (found := _wins(results, a, b, name, present[name].better))]
     for each, p in zip(won, holm([each["p"] for each in won]), strict=True):
         each["p_holm"] = p
-    return {"names": {name: asdict(each) for name, each in present.items()}, "models": models, "differences": differences, "wins": won}
+    return {"names": {name: each.as_record() for name, each in present.items()}, "models": models, "differences": differences, "wins": won}
 
 
 def _mean(results: Results, name: str, key: str) -> dict[str, float]:

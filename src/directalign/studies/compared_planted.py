@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..core.noising import generator_for
-from ..evaluate.names import JUDGED
 from ..evaluate.results import summarise
+from ..metrics import JUDGED
 from ..stats import resample_groups, win_rate
 from ..world.judges import load_judge
 from ..world.scenes import STYLES, all_captions, render, scenes_of
