@@ -106,7 +106,7 @@ def test_the_plane_has_the_base_at_no_distance_from_itself(made: Path):
 def test_extremes_are_the_pairs_that_changed_most(made: Path):
     comparison = read_comparison(made)
     found = {each.model.key: each for each in extremes(comparison)}["srpo"]
-    assert [each.key for each in found.by] == ["photo_rate", "content"] and found.then and found.then.name == "score_light"
+    assert [each.name for each in found.by] == ["photo_rate", "content"] and found.then and found.then.name == "score_light"
     pairs = [(comparison.shots["base"][index].numbers, comparison.shots["srpo"][index].numbers) for index in range(24)]
     gains = [sum(after[name] - before[name] for name in ("photo_rate", "content")) for before, after in pairs]
     assert found.counts == (sum(g > 0 for g in gains), sum(g < 0 for g in gains), sum(g == 0 for g in gains))
