@@ -10,22 +10,22 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from directalign.evaluate.names import DRIFT, JUDGED, About, about_features, about_leaked, about_reward, about_sgp
 from directalign.evaluate.results import summarise
+from directalign.metrics import JUDGED, PIXELS, Metric, feature_metrics, off_topic_score_metric, score_metric, sgp_metric
 
 COLORS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (40, 80, 240), "yellow": (240, 220, 40)}
 PROMPTS = [f"a {color} circle on {ground} background" for ground in ("a navy", "an olive", "a gray") for color in COLORS]
 MODELS = {"base": "Base model", "direct_align": "Plain Direct-Align", "srpo": "SRPO, anchored"}
 PHRASES = (["Realistic photo"], ["CG render"])
-ABOUT: dict[str, About] = {
+ABOUT: dict[str, Metric] = {
     "photo_rate": JUDGED["photo_rate"],
     "content": JUDGED["content"],
-    "score_world_reward": about_reward("world_reward", "clip world:reward", 1.0, trained=True),
-    "score_light": about_reward("light", "pixels brightness", 1.0, trained=False),
-    "sgp_world_reward": about_sgp("world_reward", "clip world:reward", 1.0, *PHRASES),
-    **DRIFT,
-    **about_features("world_reward"),
-    "off_topic_score_world_reward": about_leaked("world_reward"),
+    "score_world_reward": score_metric("world_reward", "clip world:reward", 1.0, trained=True),
+    "score_light": score_metric("light", "pixels brightness", 1.0, trained=False),
+    "sgp_world_reward": sgp_metric("world_reward", "clip world:reward", 1.0, *PHRASES),
+    **PIXELS,
+    **feature_metrics("world_reward"),
+    "off_topic_score_world_reward": off_topic_score_metric("world_reward"),
 }
 EFFECTS: dict[str, dict[str, float]] = {
     "base": {},

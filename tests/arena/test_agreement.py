@@ -63,21 +63,13 @@ def test_equals_the_definition(metric: Metric) -> None:
     assert alpha(answers, metric) == pytest.approx(by_pairs(answers, metric), abs=1e-12)
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_full_agreement_is_one_and_chance_is_nothing(metric: Metric) -> None:
-    rng = np.random.default_rng(0)
-    same = np.repeat(rng.integers(0, 4, (20, 1)), 3, axis=1).astype(float)
-    assert alpha(same, metric) == pytest.approx(1)
-    found = [alpha(rng.integers(0, 4, (50, 3)).astype(float), metric) for _ in range(100)]
-    assert abs(np.mean(found)) < 0.02
-
-
 def test_opposites_are_below_chance() -> None:
-    assert alpha(np.array([[0.0, 3.0], [3.0, 0.0], [0.0, 3.0]]), "ordinal") < 0
+    found = alpha(np.array([[0.0, 3.0], [3.0, 0.0], [0.0, 3.0]]), "ordinal")
+    assert found is not None and found < 0
 
 
 def test_nothing_to_agree_on_is_not_a_number() -> None:
-    assert np.isnan(alpha(np.full((5, 3), 2.0), "ordinal"))
+    assert alpha(np.full((5, 3), 2.0), "ordinal") is None
     alone = agreement(rated([Rating("ann", item, "base", "realism", LEVELS[item % 4]) for item in range(8)], "realism"))
     assert alone.alpha["ordinal"] is None and alone.interval is None and (alone.units, alone.annotators) == (0, 1)
     assert agreement(rated([], "realism")).units == 0

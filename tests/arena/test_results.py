@@ -13,7 +13,7 @@ from panels import MODELS, planted_ratings, planted_votes
 
 from directalign.arena import results_text as text
 from directalign.arena.levels import SCALES
-from directalign.arena.ranking import bradley_terry
+from directalign.arena.ranking import rank_models
 from directalign.arena.records import Rating, Vote
 from directalign.arena.results import VOTES, Results, gather
 from directalign.arena.results_csv import RATING_COLUMNS, SUMMARY_COLUMNS, VOTE_COLUMNS, csv_table, defused, ratings_csv, summary_csv, votes_csv
@@ -178,12 +178,12 @@ def test_thin_data_still_make_a_page(ratings: list[Rating], votes: list[Vote]) -
 
 
 def test_whiskers_lie_on_the_track() -> None:
-    ranking = bradley_terry(planted_votes(QUALITY, 30, 2, 0), MODELS)
+    ranking = rank_models(planted_votes(QUALITY, 30, 2, 0), MODELS)
     rows, ticks = whiskers(ranking, LABELS)
     assert [row.label for row in rows] == [LABELS[model] for model in ranking.order()]
     assert all(0 <= row.low < row.at < row.high <= 100 for row in rows) and all(0 <= place <= 100 for place, _ in ticks)
     assert 2 <= len(ticks) <= 7 and "0" in [mark for _, mark in ticks]
-    one_item = whiskers(bradley_terry(planted_votes(QUALITY, 1, 3, 0), MODELS), LABELS)[0]
+    one_item = whiskers(rank_models(planted_votes(QUALITY, 1, 3, 0), MODELS), LABELS)[0]
     assert all((row.low, row.high) == (0, 100) for row in one_item)
 
 

@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two updates of the recipe of a mixture, one member asked under tokens that were made for it."""
     folder = tmp_path_factory.mktemp("mixture")
     tokens = folder / "photo.safetensors"
-    call("tokens", "--reward", "world:reward", "--words", "Realistic photo", "--against", "CG render", "--out", tokens)
+    call("reward", "soft-prompts", "--reward", "world:reward", "--positive", "Realistic photo", "--negative", "CG render", "--out", tokens)
     recipe = yaml.safe_load(RECIPE.read_text())
     recipe["reward"]["members"][0]["words"] = {"positive": [str(tokens)], "negative": [str(tokens.with_suffix(".negative.safetensors"))]}
     recipe["model"]["tune"] = "lora"

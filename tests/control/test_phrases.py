@@ -37,7 +37,6 @@ from directalign.control.phrases_report import (
     to_json,
     write_report,
 )
-from directalign.control.statistics import effect
 from directalign.methods.objective_math import absolute_relative
 from directalign.rewards import load_reward
 from directalign.rewards.clip import ClipReward
@@ -106,19 +105,6 @@ def world() -> PhraseTable:
 
 
 # --- numbers --------------------------------------------------------------------------------------
-
-
-def test_an_effect_is_the_mean_of_differences_with_its_normal_interval():
-    wanted, unwanted = (
-        torch.tensor([3.0, 5.0, 4.0]).double(),
-        torch.tensor([1.0, 2.0, 3.0]).double(),
-    )
-    paired = effect(wanted, unwanted, paired=True)
-    assert paired.value == pytest.approx(2) and paired.size == pytest.approx(2 / 1.0)
-    assert paired.high - paired.low == pytest.approx(2 * 1.96 / 3**0.5) and paired.is_clear
-    apart = effect(wanted, unwanted[:2], paired=False, spread=0.5)
-    assert apart.value == pytest.approx(2.5) and apart.size == pytest.approx(5)
-    assert apart.high - apart.value == pytest.approx(1.96 * (1 / 3 + 0.5 / 2) ** 0.5)
 
 
 def test_lift_gap_and_content_of_planted_words():

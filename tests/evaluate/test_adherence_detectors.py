@@ -241,11 +241,6 @@ def test_an_owlv2_without_its_tokenizer_is_refused(detectors: dict[str, Path], t
     refused(r"tokenizer\.json .* is missing", path=str(folder))
 
 
-def test_a_mask2former_needs_scipy(detectors: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "is_scipy_available", lambda: False)
-    refused(r"scipy alone: pip install \"directalign\[adherence\]\"", path=str(detectors["mask2former"]))
-
-
 def test_prompts_that_a_detector_cannot_judge_are_refused(detectors: dict[str, Path], clip_folder: Path) -> None:
     closed = config.Detector(path=str(detectors["rt_detr"]))
     with pytest.raises(DirectAlignError, match=r"'a free prompt' comes without: give a GenEval file"):

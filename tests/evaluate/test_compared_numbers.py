@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from directalign.evaluate.names import About
 from directalign.evaluate.results import summarise
-from directalign.evaluate.wins import holm, sign_test
+from directalign.metrics import Metric
+from directalign.stats import holm, sign_test
 
 ABOUT = {
-    "good": About("Good", "held_out", 1, "s"),
-    "bad": About("Bad", "drift", -1, "s"),
-    "told": About("Told", "drift", 0, "s"),
-    "never": About("Never", "drift", 0, "s"),
+    "good": Metric("good", "Good", "held_out", True, "s"),
+    "bad": Metric("bad", "Bad", "drift", False, "s"),
+    "told": Metric("told", "Told", "drift", None, "s"),
+    "never": Metric("never", "Never", "drift", None, "s"),
 }
 
 

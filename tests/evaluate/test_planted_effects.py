@@ -11,9 +11,9 @@ from PIL import Image
 
 from directalign.core.noising import generator_for
 from directalign.evaluate.compare import Request, compare
-from directalign.evaluate.names import JUDGED, About
 from directalign.evaluate.results import summarise
 from directalign.evaluate.sampling import save_png
+from directalign.metrics import JUDGED, Metric
 from directalign.prompts import held_out_captions
 from directalign.world.scenes import render, scenes_of
 
@@ -28,7 +28,7 @@ def truth(a: float, b: float) -> float:
 
 def test_summaries_cover_planted_rates_and_scores_of_four_models() -> None:
     """Every prompt has a leaning of its own, shared by its images and by all models; four models give six pairs a comparison."""
-    generator, about = torch.Generator().manual_seed(3), {"photo_rate": JUDGED["photo_rate"], "score": About("Score", "held_out", 1, "s")}
+    generator, about = torch.Generator().manual_seed(3), {"photo_rate": JUDGED["photo_rate"], "score": Metric("score", "Score", "held_out", True, "s")}
     covered = {"wins": 0, "rates": 0, "scores": 0}
     for _ in range(COMPARISONS):
         lines = [line for key, rate in RATES.items() for line in drawn_lines(key, rate, generator)]

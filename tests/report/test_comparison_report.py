@@ -79,7 +79,7 @@ def test_two_models_are_a_duel(tmp_path: Path):
 
 
 def test_wins_are_mirrored(made: Path):
-    matrix = next(each for each in matrices(read_comparison(made)) if each.meaning.key == "photo_rate")
+    matrix = next(each for each in matrices(read_comparison(made)) if each.metric.name == "photo_rate")
     assert [model.key for model, _ in matrix.rows] == list(MODELS)
     for place, (_, cells) in enumerate(matrix.rows):
         assert cells[place] is None
@@ -92,21 +92,21 @@ def test_wins_are_mirrored(made: Path):
 
 
 def test_what_a_model_was_trained_on_is_marked(made: Path):
-    found = {panel.meaning.key: {row.model.key: row.trained for row in panel.rows} for _, _, _, each in panels(read_comparison(made)) for panel in each}
+    found = {panel.metric.name: {row.model.key: row.trained for row in panel.rows} for _, _, _, each in panels(read_comparison(made)) for panel in each}
     assert found["score_world_reward"] == {"base": False, "direct_align": True, "srpo": True}
     assert not any(found["score_light"].values()) and set(found["base_rmse"]) == {"direct_align", "srpo"}
 
 
 def test_the_plane_has_the_base_at_no_distance_from_itself(made: Path):
     found = plane(read_comparison(made))
-    assert found and (found.judge.key, found.drift.key) == ("photo_rate", "base_color_shift")
+    assert found and (found.judge.name, found.drift.name) == ("photo_rate", "base_color_shift")
     assert all(label in found.charts["wide"] for label in ("Base model", "Direct-Align", "SRPO"))
 
 
 def test_extremes_are_the_pairs_that_changed_most(made: Path):
     comparison = read_comparison(made)
     found = {each.model.key: each for each in extremes(comparison)}["srpo"]
-    assert [each.key for each in found.by] == ["photo_rate", "content"] and found.then and found.then.key == "score_light"
+    assert [each.name for each in found.by] == ["photo_rate", "content"] and found.then and found.then.name == "score_light"
     pairs = [(comparison.shots["base"][index].numbers, comparison.shots["srpo"][index].numbers) for index in range(24)]
     gains = [sum(after[name] - before[name] for name in ("photo_rate", "content")) for before, after in pairs]
     assert found.counts == (sum(g > 0 for g in gains), sum(g < 0 for g in gains), sum(g == 0 for g in gains))

@@ -67,7 +67,7 @@ def test_after_is_what_is_kept(stopped: Path):
 
 def test_the_plane_of_a_limited_number(stopped: Path):
     (plane,) = of_run(read_run(stopped))
-    assert (plane.judge.key, plane.drift.key, plane.limited) == ("photo_rate", "color_drift", True)
+    assert (plane.judge.name, plane.drift.name, plane.limited) == ("photo_rate", "color_drift", True)
     for chart in plane.charts.values():
         assert "kept: update 10" in chart and "stopped: update 15" in chart and ">budget<" in chart and 'class="spot kept"' in chart
 
@@ -91,7 +91,7 @@ def test_without_the_worlds_judge_a_held_out_reward_judges(tmp_path: Path):
     text = (folder / "metrics.jsonl").read_text().replace('"photo_rate"', '"held_out_second"').replace('"content"', '"held_out_second_pos"')
     (folder / "metrics.jsonl").write_text(text)
     run = read_run(folder)
-    assert [plane.judge.key for plane in of_run(run)] == ["held_out_second"]
+    assert [plane.judge.name for plane in of_run(run)] == ["held_out_second"]
     assert changes(run)[0].title == "Held out: second"
 
 

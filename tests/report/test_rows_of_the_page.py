@@ -9,13 +9,13 @@ import pytest
 from synthetic_run import write_demo, write_run
 
 from comparison_folders import write_comparison
+from directalign.metrics import ROLES
 from directalign.report import write_page
 from directalign.report.by_group import tables
 from directalign.report.collect import read_run
-from directalign.report.comparison_files import read_comparison
+from directalign.report.comparison_files import read_comparison, recorded_metric
 from directalign.report.curves import groups
 from directalign.report.figures import styled, together
-from directalign.report.meanings import ROLES, by_role, drifting, judging, meaning
 from directalign.report.settings import ABSENT, differing, flat
 
 
@@ -37,20 +37,11 @@ def test_a_base_model_has_no_say_in_how_others_are_trained():
     assert differing([base, one, two]) == [("rollout.shift", ["1", "3", "3"]), ("method.form", [ABSENT, "relative", "anchored"])]
 
 
-def test_roles_are_read_off_names_and_records_are_believed():
-    keys = ["photo_rate", "held_out_second", "reward", "color_drift", "off_topic_reward", "brightness", "sgp_clip"]
-    assert [meaning(key).role for key in keys] == ["judge", "held_out", "trained", "drift", "leakage", "drift", "sgp"]
-    told = meaning("score_x", {"role": "held_out", "better": 1, "label": "X", "scale": "Share of images, 0 to 1."})
+def test_records_are_believed_over_the_registry():
+    told = recorded_metric("score_x", {"role": "held_out", "better": 1, "label": "X", "scale": "Share of images, 0 to 1."})
     assert (told.role, told.better, told.label, told.percent) == ("held_out", 1, "X", True)
-    odd = meaning("score_x", {"role": "nonsense", "better": 7, "label": ["a"], "scale": None})
+    odd = recorded_metric("score_x", {"role": "nonsense", "better": 7, "label": ["a"], "scale": None})
     assert odd.role in ROLES and odd.better in (-1, 0, 1)
-
-
-def test_judges_come_before_held_out_rewards_before_what_is_trained_on():
-    found = [meaning(key) for key in ("reward", "color_drift", "held_out_second", "held_out_second_pos", "content", "off_topic_content")]
-    assert [each.key for each in judging(found)] == ["content", "held_out_second", "reward"]
-    assert [each.key for each in drifting(found)] == ["color_drift"]
-    assert [role for role, _ in by_role(found)] == ["judge", "held_out", "trained", "drift", "leakage"]
 
 
 def test_curves_are_grouped_by_role(tmp_path: Path):
@@ -75,7 +66,7 @@ def test_too_many_numbers_are_counted(tmp_path: Path):
 
 def test_by_group_needs_two_groups(tmp_path: Path):
     comparison = read_comparison(write_comparison(tmp_path / "out"))
-    photo = next(table for table in tables(comparison) if table.meaning.key == "photo_rate")
+    photo = next(table for table in tables(comparison) if table.metric.name == "photo_rate")
     rows = {group: (pairs, cells) for group, pairs, cells in photo.rows}
     assert set(rows) == {"without a group", "animation"} and rows["animation"][0] == "16 pairs"
     values = [shot.numbers["photo_rate"] for shot in comparison.shots["srpo"].values() if shot.group == "animation"]

@@ -13,8 +13,8 @@ from PIL import Image
 
 from directalign.core.noising import generator_for
 from directalign.evaluate.compare import Request, compare
-from directalign.evaluate.names import JUDGED
 from directalign.evaluate.results import summarise
+from directalign.metrics import JUDGED
 from directalign.studies import STUDIES, compared, compared_story, run_study
 from directalign.studies.compared_planted import KEYS, NUMBERS, Bank, Planted, bits, held, lines_of, power, rendered_bank, simulated, spoke
 from directalign.studies.compared_votes import Electorate, preferred, simulated_votes, votes_of

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from directalign import config
-from directalign.evaluate.measured_numbers import Better, judge_of, measured_numbers, score_of
+from directalign.evaluate.measured_numbers import judge_of, measured_metrics, score_of
 from directalign.train.stopping import Rules, Verdict, measurements, noise, verdict
 from directalign.types import DirectAlignError
 
-BETTER: dict[str, Better] = {"judge": 1, "content": 1, "tint": -1, "light": 0, "score": 1}
+BETTER: dict[str, int] = {"judge": 1, "content": 1, "tint": -1, "light": 0, "score": 1}
 
 
 def rules(**stop: Any) -> Rules:
@@ -231,7 +231,7 @@ def test_the_judge_is_the_best_that_is_measured():
 
 
 def test_every_number_has_a_way_of_being_worse():
-    found = measured_numbers(recipe(judge="world", off_topic="world", diversity_prompts=2, rewards={"second": {"name": "clip", "path": "elsewhere"}}))
+    found = measured_metrics(recipe(judge="world", off_topic="world", diversity_prompts=2, rewards={"second": {"name": "clip", "path": "elsewhere"}}))
     ways = {
         "content": 1,
         "color_drift": -1,
@@ -242,8 +242,8 @@ def test_every_number_has_a_way_of_being_worse():
         "off_topic_content": 1,
         "off_topic_reward": 0,
     }
-    assert {name: found[name] for name in ways} == ways
-    assert "content" not in measured_numbers(recipe()) and "diversity" not in measured_numbers(recipe())
+    assert {name: found[name].better for name in ways} == ways
+    assert "content" not in measured_metrics(recipe()) and "diversity" not in measured_metrics(recipe())
 
 
 def test_rules_without_measurements_are_refused():

@@ -14,8 +14,8 @@ from statistics import fmean, median
 
 import numpy as np
 
-from .agreement import Reliability, alpha, coincidences, distances, rated, voted
-from .intervals import Interval, sign_test, wilson
+from ..stats import Interval, sign_test, wilson_interval
+from .agreement import Reliability, alpha, rated, voted
 from .records import AXES, Rating, Vote, latest_ratings, latest_votes
 
 
@@ -69,33 +69,34 @@ def side(votes: Iterable[Vote]) -> Side | None:
         return None
     left = sum(vote.winner == vote.left for vote in decided)
     n = len(decided)
-    return Side(Interval(left / n, *wilson(left / n, float(n)), n), left, n - left, sign_test(left, n - left))
+    return Side(wilson_interval(left / n, n), left, n - left, sign_test(left, n - left))
 
 
 def against_others(panel: Reliability, name: str) -> float | None:
     """Ordinal alpha of one annotator's pairs with the others: 1 they say the same, 0 as by chance; None where no unit is shared."""
     if name not in panel.annotators:
         return None
-    answers, column = panel.answers, panel.annotators.index(name)
-    values = np.unique(answers[np.isfinite(answers)])
-    margins = coincidences(answers).sum((0, 2))
-    far = distances("ordinal", values, margins)
-    pairs = float(margins.sum() * (margins.sum() - 1))
-    expected = float(margins @ far @ margins) / pairs if pairs > 0 else 0.0
-    others = np.delete(answers, column, axis=1)
-    shared = np.isfinite(answers[:, column, None]) & np.isfinite(others)
-    if expected == 0 or not shared.any():
+    column = panel.annotators.index(name)
+    answered = np.isfinite(panel.answers)
+    # the ordinal metric: how many answers, on units with two or more, lie between two values
+    paired = panel.answers[answered.sum(1) >= 2]
+    values, counts = np.unique(paired[np.isfinite(paired)], return_counts=True)
+    rank = dict(zip(values.tolist(), (np.cumsum(counts) - counts / 2).tolist(), strict=True))
+    others = np.delete(panel.answers, column, axis=1)
+    own, other = np.nonzero(answered[:, column, None] & np.isfinite(others))
+    if len(values) < 2 or not len(own):
         return None
-    mine = np.searchsorted(values, np.broadcast_to(answers[:, column, None], others.shape)[shared])
-    return 1 - float(far[mine, np.searchsorted(values, others[shared])].mean()) / expected
+    ranks = np.array(list(rank.values()))
+    expected = counts @ (ranks[:, None] - ranks) ** 2 @ counts / (counts.sum() * (counts.sum() - 1))
+    apart = [rank[panel.answers[unit, column]] - rank[others[unit, of]] for unit, of in zip(own, other, strict=True)]
+    return 1 - float(np.square(apart).mean() / expected)
 
 
 def without(panel: Reliability, name: str) -> float | None:
     """Ordinal alpha of the others; None where it is not defined."""
     if name not in panel.annotators:
         return None
-    left = alpha(np.delete(panel.answers, panel.annotators.index(name), axis=1), "ordinal")
-    return left if np.isfinite(left) else None
+    return alpha(np.delete(panel.answers, panel.annotators.index(name), axis=1), "ordinal")
 
 
 def _rating_annotator(name: str, ratings: Sequence[Rating], panels: Sequence[Reliability]) -> Annotator:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .intervals import Interval, rate
+from ..stats import Interval, grouped_rate_interval
 from .records import AXES, LEVELS, ArenaError, Axis, Level, Rating, latest_ratings
 
 Scale = Literal["overall", Axis]
@@ -92,7 +92,7 @@ def _shares(model: str, scale: Scale, judged: Sequence[Judgement]) -> Shares:
     return Shares(
         model,
         scale,
-        shares={level: rate(hits[:, column], answers) for column, level in enumerate(LEVELS)},
+        shares={level: grouped_rate_interval(hits[:, column], answers) for column, level in enumerate(LEVELS)},
         counts={level: int(hits[:, column].sum()) for column, level in enumerate(LEVELS)},
         items=len(rows),
         annotators=len({one.annotator for one in judged}),

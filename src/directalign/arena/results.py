@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..stats import Ranking
 from .agreement import Agreement, agreement, rated, voted
 from .annotators import Annotator, Side, rating_annotators, side, voting_annotators
 from .levels import SCALES, Scale, Shares, incomplete, shares
-from .ranking import Ranking, bradley_terry
+from .ranking import rank_models
 from .records import Rating, Vote, latest_ratings, latest_votes
 from .wins import Wins, implied_votes, win_rates
 
@@ -77,7 +78,7 @@ def gather(ratings: Sequence[Rating], votes: Sequence[Vote], labels: Mapping[str
 
 def _comparison(votes: Sequence[Vote], models: Sequence[str]) -> Comparison:
     seen = {model for vote in votes for model in (vote.left, vote.right)}
-    return Comparison(win_rates(votes, models), bradley_terry(votes, [model for model in models if model in seen]))
+    return Comparison(win_rates(votes, models), rank_models(votes, [model for model in models if model in seen]))
 
 
 def _unequal(ratings: Sequence[Rating], models: Sequence[str]) -> list[str]:

@@ -10,8 +10,8 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 
+from ..stats import Interval
 from .agreement import Agreement
-from .intervals import Interval
 from .ranking import elo
 from .records import Rating, Vote
 from .results import Results

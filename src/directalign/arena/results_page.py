@@ -11,11 +11,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..stats import Interval, Ranking
 from . import results_text as text
 from .agreement import Agreement
-from .intervals import Interval
 from .levels import SCALES
-from .ranking import Ranking, elo
+from .ranking import elo
 from .records import LEVELS
 from .results import VOTES, Comparison, Results
 

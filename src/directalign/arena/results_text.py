@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from ..stats import Interval, Ranking
 from .agreement import Agreement
 from .annotators import Annotator
-from .intervals import Interval
-from .ranking import Ranking
 from .results import VOTES, Comparison, Results
 from .wins import Wins
 

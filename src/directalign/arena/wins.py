@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float
 
-from .intervals import Interval, holm, rate, sign_test
+from ..stats import Interval, grouped_rate_interval, holm, sign_test
 from .levels import Scale, judgements
 from .records import LEVELS, Rating, Vote, latest_votes
 
@@ -85,7 +85,7 @@ def _wins(a: str, b: str, votes: Sequence[Vote]) -> Wins:
     return Wins(
         a,
         b,
-        rate=rate(won, won + lost),
+        rate=grouped_rate_interval(won, won + lost),
         wins=sum(vote.winner == b for vote in votes),
         losses=sum(vote.winner == a for vote in votes),
         ties=sum(vote.winner is None for vote in votes),

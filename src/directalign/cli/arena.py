@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -67,6 +68,7 @@ def results(
     """Write the result page and its tables from a database."""
     with one_line_errors(debug), _arena_errors():
         require_room(out)
+        _require("krippendorff")
         from ..arena.offline import write_results
 
         for file in write_results(database, out):
@@ -97,10 +99,14 @@ def _arena_errors() -> Iterator[None]:
 
 
 def _require_server() -> None:
+    _require("fastapi", "uvicorn", "krippendorff")
+
+
+def _require(*modules: str) -> None:
     from ..arena.records import ArenaError
 
-    try:
-        import fastapi  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise ArenaError(f"the arena needs {error.name}, which is not installed: pip install 'directalign[arena]'") from None
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ArenaError(f"the arena needs {error.name}, which is not installed: pip install 'directalign[arena]'") from None

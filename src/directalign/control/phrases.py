@@ -25,10 +25,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..interfaces import Reward
+from ..stats import SMALLEST, Effect, effect
 from ..types import DirectAlignError, Images
 from .images import PROBES, Examples
 from .responsiveness import is_vectors, with_phrase
-from .statistics import Effect, effect, mean, share, spread
 
 BATCH = 32
 OTHER_CAPTIONS = 4
@@ -383,7 +383,7 @@ class PhraseTable:
         """Measure one phrase."""
         plain, under = self.scores(""), self.scores(phrase)
         beyond, paired = under - plain, self.encoded.paired
-        lift = effect(beyond.wanted, beyond.unwanted, paired, spread(beyond.wanted))
+        lift = effect(beyond.wanted, beyond.unwanted, paired, beyond.wanted.double().std().item())
         cosine = self.texts.cosine([phrase], [""]) if self.texts else None
         cut = _truncated(self.reward, self.encoded.wanted, phrase)
         return PhraseStats(phrase, lift, _content_share(under, plain), cosine, cut)
@@ -393,10 +393,10 @@ class PhraseTable:
         pos, neg = self.sides(positive, negative)
         gap, probes = self.gap(positive, negative), {}
         for name, a, b in zip(PROBES, pos.probed, neg.probed, strict=True):
-            absolute, relative = mean(a + b) / 2, mean(a - b)
+            absolute, relative = (a + b).mean().item() / 2, (a - b).mean().item()
             measurable = abs(absolute) > MIN_PROBE * abs(gap.value)
             cancelled = 1 - abs(relative) / abs(absolute) if measurable else None
-            of_gap = share(relative, abs(gap.value))
+            of_gap = _share(relative, abs(gap.value))
             probes[name] = ProbeEffect(absolute, relative, cancelled, of_gap)
         content = _content_share(pos - neg, self.scores(""))
         cosine = self.texts.cosine(positive, negative) if self.texts else None
@@ -406,7 +406,7 @@ class PhraseTable:
 
 def _content_share(under: PhraseScores, plain: PhraseScores) -> float | None:
     own, whole = under.content, plain.content
-    return None if own is None or whole is None else share(own, whole)
+    return None if own is None or whole is None else _share(own, whole)
 
 
 # --- suggestion -----------------------------------------------------------------------------------
@@ -587,3 +587,7 @@ def analyze_phrases(
         len(encoded.wanted.prompts),
         gap_by_image,
     )
+
+
+def _share(part: float, whole: float) -> float | None:
+    return None if abs(whole) < SMALLEST else part / whole

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from .. import config
+from ..metrics import SHARE, Metric
 from .adherence import ADHERENCE, Adherence, adherence_of, adherence_settings, check_adherence, check_rows, numbers
 from .items import Item
 from .ledger import Ledger, Say
 from .looks import Numbers, Planned, Shown
-from .names import About
 from .prompt_sets import PromptRow
 from .subjects import Subject
 
@@ -40,14 +40,16 @@ def planned_adherence(settings: config.Adherence, items: Sequence[Item], out: Pa
     return Planned(ADHERENCE, about_adherence(rows, settings), partial(_load, settings, out, say), {ADHERENCE: told})
 
 
-def about_adherence(rows: Sequence[PromptRow], settings: config.Adherence) -> dict[str, About]:
+def about_adherence(rows: Sequence[PromptRow], settings: config.Adherence) -> dict[str, Metric]:
     """What each number says: all prompts together, and those of each tag."""
     by = f"a vision-language model ({settings.path})" if isinstance(settings, config.Vlm) else f"a detector ({settings.path}) and GenEval's rules"
     tags = dict.fromkeys(row.facts["tag"] for row in rows if row.facts)
-    each = {
-        f"{ADHERENCE}_{tag}": About(f"As the prompt says: {tag.replace('_', ' ')}", "adherence", 1, f"The same, of prompts of {tag} alone.") for tag in tags
-    }
-    return {ADHERENCE: About("As the prompt says", "adherence", 1, f"Share of images in which all that the prompt asks for is right by {by}, 0 to 1."), **each}
+    text = f"Share of images in which all that the prompt asks for is right by {by}, 0 to 1."
+    found = [Metric(ADHERENCE, "As the prompt says", "adherence", True, text, SHARE)]
+    for tag in tags:
+        named, text = tag.replace("_", " "), f"The same, of prompts of {tag} alone."
+        found.append(Metric(f"{ADHERENCE}_{tag}", f"As the prompt says: {named}", "adherence", True, text))
+    return {each.name: each for each in found}
 
 
 def _load(settings: config.Adherence, out: Path, say: Say) -> partial[Numbers]:

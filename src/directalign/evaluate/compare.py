@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from .. import config
 from ..interfaces import Judge
+from ..metrics import Metric
 from ..report import write_page
 from ..rewards import check_reward
 from ..types import DirectAlignError
@@ -29,7 +30,6 @@ from .items import SEEDS_PER_PROMPT, Item, items_of, off_topic_items, unreadable
 from .ledger import Say, told_where_full, write_whole
 from .looking import look_at_all
 from .looks import planned_looks
-from .names import About
 from .pairs import measured_prompts
 from .prompt_sets import PromptRow, read_prompt_set
 from .results import summarise
@@ -116,7 +116,7 @@ def _compare(request: Request, subjects: list[Subject], say: Say) -> Path:
         return _finish(request.out, [subject.key for subject in subjects], lines, about)
 
 
-def _finish(out: Path, keys: Sequence[str], lines: Sequence[Mapping[str, Any]], about: Mapping[str, About]) -> Path:
+def _finish(out: Path, keys: Sequence[str], lines: Sequence[Mapping[str, Any]], about: Mapping[str, Metric]) -> Path:
     summary = summarise(keys, lines, about)
     write_whole(out / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     with told_where_full(out):

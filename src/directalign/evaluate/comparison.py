@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import config
+from ..metrics import SCORE, SGP
 from ..types import DirectAlignError
-from . import names
 from .items import Item
 from .ledger import told_where_full, write_whole
 from .looks import Planned
@@ -107,7 +107,7 @@ def flat(section: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 def _model(subject: Subject, rewards: Sequence[SeenReward]) -> dict[str, Any]:
     own = [each.label for each in rewards if subject.key in each.trained]
-    trained_on = [f"{prefix}{label}" for label in own for prefix in (names.SCORE, names.SGP)]
+    trained_on = [f"{prefix}{label}" for label in own for prefix in (SCORE, SGP)]
     settings = flat(_sections(subject)) if subject.run else None
     if subject.recipe is not None:
         settings = flat(subject.recipe.model_dump(mode="json"))

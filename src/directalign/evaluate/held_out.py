@@ -14,13 +14,12 @@ import torch
 
 from .. import config
 from ..interfaces import Reward
+from ..metrics import HELD_OUT, NEG, POS
 from ..rewards import load_reward
 from ..rewards.soft_prompts import is_tokens_file
 from ..types import DirectAlignError, Images, PerSample
 from .scoring import BARE, Asked, scored
 
-PREFIX = "held_out_"
-POS, NEG = "_pos", "_neg"
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -46,7 +45,7 @@ def held_out_scores(rewards: Mapping[str, Reward], images: Images, prompts: Sequ
     """`held_out_<label>` of every image, and `held_out_<label>_pos`, `held_out_<label>_neg` where they cost little; each (b,)."""
     found: dict[str, PerSample] = {}
     for label, reward in rewards.items():
-        found |= scored(reward, _asked(f"{PREFIX}{label}", reward, run.method.words), images, prompts, run.evaluate.batch_size, device)
+        found |= scored(reward, _asked(f"{HELD_OUT}{label}", reward, run.method.words), images, prompts, run.evaluate.batch_size, device)
     return found
 
 

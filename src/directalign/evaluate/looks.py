@@ -13,15 +13,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .. import config
+from .. import config, metrics
 from ..interfaces import Judge, Reward
+from ..metrics import Metric
 from ..rewards import load_reward, reward_class
 from ..types import Images, PerSample
 from ..world.judges import load_judge
-from . import drift, names
+from . import drift
 from .diversity import cosine_distance, rmse, to_siblings
 from .items import Item
-from .names import About
 from .off_topic import styles_named
 from .seen_rewards import SeenReward
 
@@ -53,7 +53,7 @@ class Planned:
     """A look before it is loaded: `name` is its file, `about` says what it may measure, `settings` how it is told from another look."""
 
     name: str
-    about: Mapping[str, About]
+    about: Mapping[str, Metric]
     load: Callable[[], Look]
     settings: Mapping[str, object]
 
@@ -61,12 +61,12 @@ class Planned:
 def planned_looks(rewards: Sequence[SeenReward], words: config.ControlPhrases, judge: str, off_topic: str | None, batch_size: int) -> list[Planned]:
     """Every look of a comparison, the cheap ones first; rewards load one at a time."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    looks = [Planned("pixels", _pixel_names(), lambda: pixels, {})]
+    looks = [Planned("pixels", _pixel_metrics(), lambda: pixels, {})]
     if judge == "world":
-        looks.append(Planned("judge", {**names.JUDGED, **names.OFF_TOPIC_OWN}, lambda: partial(judged, load_judge(), off_topic == "world"), {"judge": judge}))
+        looks.append(Planned("judge", {**metrics.JUDGED, **metrics.CONTROL}, lambda: partial(judged, load_judge(), off_topic == "world"), {"judge": judge}))
     for each in rewards:
         load = partial(_load_reward, each, words, device, batch_size)
-        looks.append(Planned(f"reward-{each.label}", _reward_names(each, words), load, {"reward": each.settings.model_dump(mode="json")}))
+        looks.append(Planned(f"reward-{each.label}", _reward_metrics(each, words), load, {"reward": each.settings.model_dump(mode="json")}))
     return looks
 
 
@@ -80,21 +80,21 @@ def pixels(shown: Shown) -> Numbers:
         base = shown.base_of[key]
         against = {} if base is None else _from_base(images, shown.images[base])
         if shown.off_topic:
-            found[key] = {names.OFF_TOPIC + name: values for name, values in against.items()}
+            found[key] = {metrics.OFF_TOPIC + name: values for name, values in against.items()}
         else:
-            own = {**drift.statistics(images), **drift.casts(images), names.DIVERSITY: to_siblings(images, shown.prompts, rmse)}
+            own = {**drift.statistics(images), **drift.casts(images), metrics.DIVERSITY: to_siblings(images, shown.prompts, rmse)}
             found[key] = {**own, **against}
     return found
 
 
 def _from_base(images: Images, base: Images) -> dict[str, PerSample]:
     shift = drift.color_cast(images) - drift.color_cast(base)
-    return {names.BASE_RMSE: rmse(images, base), names.BASE_CAST: shift.norm(dim=1)}
+    return {metrics.BASE_RMSE: rmse(images, base), metrics.BASE_CAST: shift.norm(dim=1)}
 
 
-def _pixel_names() -> dict[str, About]:
-    leaked = {names.OFF_TOPIC + name: names.OFF_TOPIC_OWN[names.OFF_TOPIC + name] for name in (names.BASE_RMSE, names.BASE_CAST)}
-    return {**names.DRIFT, **leaked}
+def _pixel_metrics() -> dict[str, Metric]:
+    leaked = {metrics.OFF_TOPIC + name: metrics.CONTROL[metrics.OFF_TOPIC + name] for name in (metrics.BASE_RMSE, metrics.BASE_CAST)}
+    return {**metrics.PIXELS, **leaked}
 
 
 # --- the judge ----------------------------------------------------------------------------------------------------------
@@ -126,10 +126,10 @@ def rewarded(reward: Reward, label: str, words: config.ControlPhrases, device: s
     found = {key: dict(numbers) for key, (numbers, _) in seen.items()}
     features = {key: each for key, (_, each) in seen.items() if each is not None}
     for key, each in features.items() if not shown.off_topic else ():
-        found[key][names.DIVERSITY_FEATURES + label] = to_siblings(each, shown.prompts, cosine_distance)
+        found[key][metrics.DIVERSITY_FEATURES + label] = to_siblings(each, shown.prompts, cosine_distance)
         base = shown.base_of[key]
         if base is not None:
-            found[key][names.BASE_FEATURES + label] = cosine_distance(each, features[base])
+            found[key][metrics.BASE_FEATURES + label] = cosine_distance(each, features[base])
     return found
 
 
@@ -138,9 +138,9 @@ def _asked(reward: Reward, label: str, words: config.ControlPhrases, images: Ima
     parts = [_ask(reward, words, images[i : i + size].to(device), shown.prompts[i : i + size], shown.off_topic) for i in starts]
     plain, gaps, features = ([part[place] for part in parts] for place in range(3))
     if shown.off_topic:
-        return {f"{names.OFF_TOPIC}{names.SCORE}{label}": torch.cat(plain)}, None
-    gap = {names.SGP + label: torch.cat(gaps)} if reward.reads_prompt else {}
-    return {names.SCORE + label: torch.cat(plain), **gap}, torch.cat(features) if getattr(reward, "image_embeddings", False) else None
+        return {f"{metrics.OFF_TOPIC}{metrics.SCORE}{label}": torch.cat(plain)}, None
+    gap = {metrics.SGP + label: torch.cat(gaps)} if reward.reads_prompt else {}
+    return {metrics.SCORE + label: torch.cat(plain), **gap}, torch.cat(features) if getattr(reward, "image_embeddings", False) else None
 
 
 def _ask(reward: Reward, words: config.ControlPhrases, images: Images, prompts: tuple[str, ...], plain_only: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,12 +155,12 @@ def _ask(reward: Reward, words: config.ControlPhrases, images: Images, prompts: 
     return plain, gap, features.float().cpu() if isinstance(features, Tensor) and getattr(reward, "image_embeddings", False) else nothing
 
 
-def _reward_names(each: SeenReward, words: config.ControlPhrases) -> dict[str, About]:
+def _reward_metrics(each: SeenReward, words: config.ControlPhrases) -> dict[str, Metric]:
     label, scale = each.label, each.settings.scale
-    features = names.about_features(label) if reward_class(each.settings.name).image_embeddings else {}
-    return {
-        names.SCORE + label: names.about_reward(label, each.kind, scale, bool(each.trained)),
-        names.SGP + label: names.about_sgp(label, each.kind, scale, words.positive, words.negative),
-        **features,
-        f"{names.OFF_TOPIC}{names.SCORE}{label}": names.about_leaked(label),
-    }
+    found = [
+        metrics.score_metric(label, each.kind, scale, bool(each.trained)),
+        metrics.sgp_metric(label, each.kind, scale, words.positive, words.negative),
+        metrics.off_topic_score_metric(label),
+    ]
+    features = metrics.feature_metrics(label) if reward_class(each.settings.name).image_embeddings else {}
+    return {**{one.name: one for one in found[:2]}, **features, found[2].name: found[2]}

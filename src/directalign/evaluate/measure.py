@@ -16,17 +16,18 @@ from .. import config
 from ..core.noising import generator_for
 from ..families.loading import load_family
 from ..interfaces import ALONE, Family, Judge, Reward, Together
+from ..metrics import HELD_OUT, MEMBER
+from ..stats import rate_interval
 from ..types import Images, PerSample
 from ..world.scenes import render, scenes_of
-from . import drift, held_out
+from . import drift
 from .diversity import diversity, diversity_pairs
 from .generate import base_weights, generate
 from .held_out import held_out_scores
-from .intervals import rate
 from .measured_numbers import judge_of, score_of
 from .off_topic import OffTopic
 from .pairs import Pairs, fixed_pairs, measured_prompts
-from .scoring import BARE, OF_ONE, scored
+from .scoring import BARE, scored
 
 RATES = ("photo_rate", "content")
 MEANS = ("reward", "score_pos", "score_neg", *drift.STATISTICS)
@@ -137,8 +138,8 @@ class Measurer:
 
     def summary(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
         """Means over the pairs, with intervals where they are rates, and the colour drift of the whole set."""
-        rates = {name: rate(each[name]) for name in RATES if name in each}
-        averaged = [name for name in each if name in MEANS or name.startswith((STYLE, OF_ONE, held_out.PREFIX))]
+        rates = {name: rate_interval(each[name]).as_dict() for name in RATES if name in each}
+        averaged = [name for name in each if name in MEANS or name.startswith((STYLE, MEMBER, HELD_OUT))]
         means = {name: float(each[name].double().mean()) for name in averaged}
         return {**rates, "color_drift": drift.color_drift(images, self.references[: len(images)]), **means}
 

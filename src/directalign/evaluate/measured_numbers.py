@@ -1,31 +1,26 @@
-"""Which numbers a run will measure, and which way each is better: known from the recipe alone, before anything loads."""
+"""Which metrics a run will measure: known from the recipe alone, before anything loads."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 from .. import config
+from ..metrics import DIVERSITY, HELD_OUT, MEMBER, NEG, OFF_TOPIC, POS, Metric, metric
 from ..rewards import reward_class
 from ..world.scenes import STYLES
 from . import drift, held_out, off_topic
-from .scoring import OF_ONE
 
-Better = Literal[1, 0, -1]
-"""1 more is better, -1 less is better, 0 neither: such a number only tells that something changed."""
+def measured_metrics(run: config.Run) -> dict[str, Metric]:
+    """Every metric of a measurement of the run by name, in the order of the records.
 
-
-def measured_numbers(run: config.Run) -> dict[str, Better]:
-    """Every number that stands in a measurement of the run, by name, in the order of the records.
-
-    A reward that is a program of the user's is taken to read prompts; where it does not, two of these names will be missing.
+    A reward that is a user's program is taken to read prompts; where it does not, two of these will be missing.
     """
     scores, settings = _scores(run), run.evaluate
-    found: dict[str, Better] = {**_judged(run), **dict.fromkeys(drift.STATISTICS, 0), **scores, "color_drift": -1}
+    names = [*(["photo_rate", "content", *(f"style_{name}" for name in STYLES)] if settings.judge == "world" else [])]
+    names += [*drift.STATISTICS, *scores, "color_drift"]
     if settings.off_topic is not None:
-        found |= {**dict.fromkeys((f"{off_topic.PREFIX}{name}" for name in scores), 0), f"{off_topic.PREFIX}color_drift": -1}
+        names += [f"{OFF_TOPIC}{name}" for name in (*scores, "color_drift")]
     if settings.off_topic == off_topic.WORLD and settings.judge == "world":
-        found |= {off_topic.STYLE_KEPT: 1, off_topic.CONTENT: 1}
-    return {**found, "diversity": 1} if settings.diversity_prompts else found
+        names += [off_topic.STYLE_KEPT, off_topic.CONTENT]
+    return {name: metric(name) for name in [*names, *([DIVERSITY] if settings.diversity_prompts else [])]}
 
 
 def judge_of(run: config.Run) -> str:
@@ -42,23 +37,18 @@ def score_of(run: config.Run) -> str:
     return "score_pos" if _reads_prompt(run.reward) and run.method.words.positive else "reward"
 
 
-def _judged(run: config.Run) -> dict[str, Better]:
-    return {"photo_rate": 1, "content": 1, **{f"style_{name}": 0 for name in STYLES}} if run.evaluate.judge == "world" else {}
-
-
-def _scores(run: config.Run) -> dict[str, Better]:
+def _scores(run: config.Run) -> list[str]:
     """Those of the trained reward and of the held-out ones."""
     words, members = run.method.words, run.reward.members if isinstance(run.reward, config.Mix) else []
-    asked = [name for name, phrases in (("score_pos", words.positive), ("score_neg", words.negative)) if phrases and _reads_prompt(run.reward)]
-    trained: dict[str, Better] = {name: 0 if name == "score_neg" else 1 for name in ("reward", *asked, *(f"{OF_ONE}{member.label}" for member in members))}
+    sides = [side for side, phrases in ((POS, words.positive), (NEG, words.negative)) if phrases]
+    names = ["reward", *(f"score{side}" for side in sides if _reads_prompt(run.reward)), *(f"{MEMBER}{member.label}" for member in members)]
     for label, reward in run.evaluate.rewards.items():
-        sides = ((held_out.POS, words.positive), (held_out.NEG, words.negative)) if reward_class(reward.name).image_embeddings else ()
-        trained |= {f"{held_out.PREFIX}{label}": 1, **{f"{held_out.PREFIX}{label}{side}": 0 for side, phrases in sides if phrases}}
-    return trained
+        names += [f"{HELD_OUT}{label}{side}" for side in ("", *(sides if reward_class(reward.name).image_embeddings else ()))]
+    return names
 
 
 def _held_out_plain(run: config.Run) -> list[str]:
-    return [f"{held_out.PREFIX}{label}" for label in run.evaluate.rewards]
+    return [f"{HELD_OUT}{label}" for label in run.evaluate.rewards]
 
 
 def _reads_prompt(reward: config.Reward) -> bool:

@@ -14,18 +14,18 @@ import torch
 
 from .. import config
 from ..interfaces import Judge
+from ..metrics import OFF_TOPIC
 from ..prompts import held_out_captions, read_prompts
+from ..stats import rate_interval
 from ..types import DirectAlignError, Images, PerSample
 from ..world.scenes import STYLE_WORDS
 from . import drift
-from .intervals import rate
 from .pairs import FIRST_SEED, Pairs, fixed_pairs
 
-PREFIX = "off_topic_"
 KEY = "evaluate.off_topic"
 WORLD = "world"
 FIRST_OFF_TOPIC_SEED = 3 * FIRST_SEED
-STYLE_KEPT, CONTENT = f"{PREFIX}style_kept", f"{PREFIX}content"
+STYLE_KEPT, CONTENT = f"{OFF_TOPIC}style_kept", f"{OFF_TOPIC}content"
 
 Score = Callable[[Images, tuple[str, ...]], dict[str, PerSample]]
 
@@ -77,7 +77,7 @@ class OffTopic:
 
     def per_image(self, images: Images, score: Score, judge: Judge | None) -> dict[str, PerSample]:
         """Every score under its usual name with `off_topic_` before it; of the world's prompts also whether style and content are as they ask."""
-        found = {f"{PREFIX}{name}": values for name, values in score(images, self.pairs.prompts).items()}
+        found = {f"{OFF_TOPIC}{name}": values for name, values in score(images, self.pairs.prompts).items()}
         if judge is None or not self.styles:
             return found
         judged = judge(images, self.pairs.prompts)
@@ -86,8 +86,8 @@ class OffTopic:
 
     def summary(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
         """Means over the pairs, rates with their intervals, and `off_topic_color_drift` from the base model's images."""
-        told = {name: rate(values) if name in (STYLE_KEPT, CONTENT) else float(values.double().mean()) for name, values in each.items()}
-        return {**told, f"{PREFIX}color_drift": drift.color_drift(images, self.base_images)}
+        told = {name: rate_interval(values).as_dict() if name in (STYLE_KEPT, CONTENT) else float(values.double().mean()) for name, values in each.items()}
+        return {**told, f"{OFF_TOPIC}color_drift": drift.color_drift(images, self.base_images)}
 
 
 def off_topic_pairs(prompts: list[str], count: int) -> Pairs:

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import cache
 from itertools import combinations
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from jaxtyping import Float
 
-from .intervals import Interval, Resamples, bootstrap, bootstrap_rate, resamples_of
-from .names import About
-from .wins import holm, wins
+from ..metrics import Metric
+from ..stats import bootstrap_interval, bootstrap_rate_interval, holm, resample_groups, win_rate
 
 Column = Mapping[int, float]
 """A number of one model by the index of the pair."""
+Values = Float[np.ndarray, " n"]
 
 
 class Results:
@@ -43,7 +41,7 @@ class Results:
         return tuple(self.prompts[index] for index in indices)
 
 
-def summarise(keys: Sequence[str], lines: Sequence[Mapping[str, Any]], about: Mapping[str, About]) -> dict[str, Any]:
+def summarise(keys: Sequence[str], lines: Sequence[Mapping[str, Any]], about: Mapping[str, Metric]) -> dict[str, Any]:
     """`summary.json` of a comparison of the models `keys`, in that order: see docs/evaluation.md for its fields.
 
     `about` says what each number is, in the order of the summary; a number that no image has is left out.
@@ -56,21 +54,22 @@ def summarise(keys: Sequence[str], lines: Sequence[Mapping[str, Any]], about: Ma
     won = [found for a, b, name in pairs if present[name].better and (found := _wins(results, a, b, name, present[name].better))]
     for each, p in zip(won, holm([each["p"] for each in won]), strict=True):
         each["p_holm"] = p
-    return {"names": {name: asdict(each) for name, each in present.items()}, "models": models, "differences": differences, "wins": won}
+    return {"names": {name: each.as_record() for name, each in present.items()}, "models": models, "differences": differences, "wins": won}
 
 
-def _mean(results: Results, name: str, key: str) -> Interval:
+def _mean(results: Results, name: str, key: str) -> dict[str, float]:
     column = results.column(name, key)
-    values, drawn = _values(column, list(column)), _drawn(results.groups(list(column)))
-    answers = bool(((values == 0) | (values == 1)).all())
-    return bootstrap_rate(values, drawn) if answers else bootstrap(values, drawn)
+    values, resamples = _values(column, list(column)), resample_groups(results.groups(list(column)))
+    interval = bootstrap_rate_interval if np.isin(values, (0, 1)).all() else bootstrap_interval
+    return interval(values, resamples).as_dict()
 
 
 def _difference(results: Results, a: str, b: str, name: str) -> dict[str, Any] | None:
     first, second, indices = _both(results, a, b, name)
     if not indices:
         return None
-    return {"a": a, "b": b, "name": name, **bootstrap(second - first, _drawn(results.groups(indices)))}
+    found = bootstrap_interval(second - first, resample_groups(results.groups(indices)))
+    return {"a": a, "b": b, "name": name, **found.as_dict()}
 
 
 def _wins(results: Results, a: str, b: str, name: str, better: int) -> dict[str, Any] | None:
@@ -78,20 +77,16 @@ def _wins(results: Results, a: str, b: str, name: str, better: int) -> dict[str,
     if not indices:
         return None
     groups = results.groups(indices)
-    return {"a": a, "b": b, "name": name, **wins(better * first, better * second, groups, _drawn(groups))}
+    found = win_rate(better * first, better * second, groups, resample_groups(groups))
+    return {"a": a, "b": b, "name": name, **found.as_dict()}
 
 
-def _both(results: Results, a: str, b: str, name: str) -> tuple[Tensor, Tensor, list[int]]:
+def _both(results: Results, a: str, b: str, name: str) -> tuple[Values, Values, list[int]]:
     """The number of both models on the pairs that both have it for."""
     first, second = results.column(name, a), results.column(name, b)
     indices = [index for index in first if index in second]
     return _values(first, indices), _values(second, indices), indices
 
 
-def _values(column: Column, indices: Sequence[int]) -> Tensor:
-    return torch.tensor([column[index] for index in indices], dtype=torch.float64)
-
-
-@cache
-def _drawn(groups: tuple[str, ...]) -> Resamples:
-    return resamples_of(groups)
+def _values(column: Column, indices: Sequence[int]) -> Values:
+    return np.array([column[index] for index in indices], dtype=float)

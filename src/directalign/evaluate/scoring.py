@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..interfaces import Reward
+from ..metrics import MEMBER
 from ..rewards.mixture import MixReward
 from ..types import Images, PerSample
 
-OF_ONE = "reward_"
-"""What the plain score of one reward among several begins with, before its label."""
 BARE = ("",)
 """The phrases of the question that puts nothing before the prompt."""
 
@@ -35,5 +34,5 @@ def _score_batch(reward: Reward, asked: Asked, images: Images, prompts: Sequence
         if each:
             scores[name] = torch.stack(each).mean(0).float().cpu()
     if isinstance(reward, MixReward):
-        scores |= {f"{OF_ONE}{label}": score.float().cpu() for label, score in reward.each(features, prompts).items()}
+        scores |= {f"{MEMBER}{label}": score.float().cpu() for label, score in reward.each(features, prompts).items()}
     return scores

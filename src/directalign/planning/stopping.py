@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from .. import config
-from ..evaluate.measured_numbers import Better, judge_of, measured_numbers, score_of
+from ..evaluate.measured_numbers import judge_of, measured_metrics, score_of
+from ..metrics import Metric
 from ..types import DirectAlignError
 
-WAYS: dict[Better, str] = {1: "fall", -1: "rise", 0: "move"}
+WAYS = {1: "fall", -1: "rise", 0: "move"}
 
 
 def check_stop(run: config.Run) -> list[tuple[str, str]]:
@@ -16,13 +17,13 @@ def check_stop(run: config.Run) -> list[tuple[str, str]]:
     """
     if run.stop is None:
         return []
-    measured = measured_numbers(run)
+    measured = measured_metrics(run)
     for name in run.stop.drift:
         _check_measured(f"stop.drift.{name}", name, measured)
     judge = judge_of(run)
     _check_measured("stop.judge", judge, measured)
-    if measured[judge] != 1:
-        better = ", ".join(name for name, way in measured.items() if way == 1)
+    if not measured[judge].higher_is_better:
+        better = ", ".join(name for name, each in measured.items() if each.higher_is_better)
         raise DirectAlignError(f"stop.judge: {judge} is not better for being higher; name one that is ({better}), or give {judge} a budget in stop.drift")
     left = f"the weights with the highest {judge}{' within the budget' if run.stop.drift else ''}"
     return [("stop", _told(run.stop, judge, score_of(run), measured)), ("left", left)]
@@ -41,14 +42,14 @@ def doubts_of_stop(run: config.Run) -> list[str]:
     return doubts
 
 
-def _check_measured(key: str, name: str, measured: dict[str, Better]) -> None:
+def _check_measured(key: str, name: str, measured: dict[str, Metric]) -> None:
     if name not in measured:
         raise DirectAlignError(f"{key}: the run does not measure {name}; it measures {', '.join(measured)}: name one of these, or see evaluate in the recipe")
 
 
-def _told(stop: config.Stop, judge: str, score: str, measured: dict[str, Better]) -> str:
+def _told(stop: config.Stop, judge: str, score: str, measured: dict[str, Metric]) -> str:
     """Every rule in a few words."""
-    budget = ", ".join(f"{name} may {WAYS[measured[name]]} by {allowed:g}" for name, allowed in stop.drift.items())
+    budget = ", ".join(f"{name} may {WAYS[measured[name].better]} by {allowed:g}" for name, allowed in stop.drift.items())
     rules = [f"{budget} (over it {_times(stop.drift_patience)})"] if stop.drift else []
     rules += [f"no better {judge} {_times(stop.judge_patience)}"] if stop.judge_patience is not None else []
     rules += [f"{score} below its peak {_times(stop.score_patience)}"] if stop.score_patience is not None else []

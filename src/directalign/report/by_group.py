@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..metrics import Metric, by_role
+from ..stats import normal_interval, rate_interval
 from .comparison_files import Comparison, Model
-from .meanings import Meaning, by_role
 from .writing import counted, interval
 
-Z_95 = 1.96
 MOST_NUMBERS, MOST_GROUPS = 6, 40
 SHOWN_ROLES = ("judge", "adherence", "held_out", "sgp", "trained")
 
@@ -19,18 +18,18 @@ SHOWN_ROLES = ("judge", "adherence", "held_out", "sgp", "trained")
 class GroupTable:
     """One number by group: (group, pairs, a cell per model); a cell is (value, interval, share won against the first model)."""
 
-    meaning: Meaning
+    metric: Metric
     rows: list[tuple[str, str, list[tuple[str, str, str]]]]
 
 
 def tables(comparison: Comparison) -> list[GroupTable]:
     """One for each number that says which image is better, judges first; none where the prompts have no two groups."""
-    asked = [each for role, meanings in by_role(comparison.meanings.values()) if role in SHOWN_ROLES for each in meanings if each.better > 0]
+    asked = [each for role, metrics in by_role(comparison.metrics.values()) if role in SHOWN_ROLES for each in metrics if each.better > 0]
     return [table for each in asked[:MOST_NUMBERS] if len((table := _table(comparison, each)).rows) > 1]
 
 
-def _table(comparison: Comparison, each: Meaning) -> GroupTable:
-    groups = dict.fromkeys(shot.group for shots in comparison.shots.values() for shot in shots.values() if each.key in shot.numbers)
+def _table(comparison: Comparison, each: Metric) -> GroupTable:
+    groups = dict.fromkeys(shot.group for shots in comparison.shots.values() for shot in shots.values() if each.name in shot.numbers)
     rows = []
     for group in list(groups)[:MOST_GROUPS]:
         columns = [_column(comparison, model, each, group) for model in comparison.models]
@@ -39,11 +38,11 @@ def _table(comparison: Comparison, each: Meaning) -> GroupTable:
     return GroupTable(each, rows)
 
 
-def _column(comparison: Comparison, model: Model, each: Meaning, group: str) -> dict[int, float]:
-    return {index: shot.numbers[each.key] for index, shot in comparison.shots[model.key].items() if shot.group == group and each.key in shot.numbers}
+def _column(comparison: Comparison, model: Model, each: Metric, group: str) -> dict[int, float]:
+    return {index: shot.numbers[each.name] for index, shot in comparison.shots[model.key].items() if shot.group == group and each.name in shot.numbers}
 
 
-def _cell(first: dict[int, float], column: dict[int, float], each: Meaning) -> tuple[str, str, str]:
+def _cell(first: dict[int, float], column: dict[int, float], each: Metric) -> tuple[str, str, str]:
     value, ends = interval(_mean(list(column.values())), each.percent) if column else ("–", "")
     shared = [index for index in column if index in first]
     if column is first or not shared:
@@ -53,13 +52,7 @@ def _cell(first: dict[int, float], column: dict[int, float], each: Meaning) -> t
 
 
 def _mean(values: Sequence[float]) -> dict[str, float]:
-    """The mean with its 95 % interval over images: Wilson's of answers that are yes or no, 1.96 standard errors of anything else."""
-    n, mean = len(values), sum(values) / len(values)
+    """The mean with its 95 % interval over images: Wilson's of answers that are yes or no, else the normal one."""
     if set(values) <= {0.0, 1.0}:
-        centre = (mean + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
-        half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(mean * (1 - mean) / n + Z_95**2 / (4 * n * n))
-        return {"value": mean, "low": min(mean, centre - half), "high": max(mean, centre + half)}
-    if n < 2:
-        return {"value": mean}
-    half = Z_95 * math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    return {"value": mean, "low": mean - half, "high": mean + half}
+        return rate_interval(values).as_dict()
+    return normal_interval(values).as_dict() if len(values) > 1 else {"value": values[0]}

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..metrics import ROLES, SHARE, Metric, metric
 from .files import Record, json_lines, listing, mapping, number, read_json
-from .meanings import Meaning, meaning
 from .writing import cut
 
 RECORD, RESULTS, SUMMARY = "comparison.json", "results.jsonl", "summary.json"
@@ -53,7 +53,7 @@ class Comparison:
     models: list[Model]
     shots: dict[str, dict[int, Shot]]
     summary: Record
-    meanings: dict[str, Meaning]
+    metrics: dict[str, Metric]
     notes: list[str] = field(default_factory=list)
 
     def interval(self, key: str, name: str) -> Any:
@@ -92,7 +92,7 @@ def read_comparison(folder: Path) -> Comparison:
     shots = _shots(folder, notes)
     models = _models(told, shots, notes)
     summary = read_json(folder / SUMMARY, notes)
-    return Comparison(folder, told, models, {model.key: shots.get(model.key, {}) for model in models}, summary, _meanings(summary, shots), notes)
+    return Comparison(folder, told, models, {model.key: shots.get(model.key, {}) for model in models}, summary, _metrics(summary, shots), notes)
 
 
 def _shots(folder: Path, notes: list[str]) -> dict[str, dict[int, Shot]]:
@@ -135,11 +135,25 @@ def _model(told: Record) -> Model:
     )
 
 
-def _meanings(summary: Record, shots: Mapping[str, Mapping[int, Shot]]) -> dict[str, Meaning]:
+def _metrics(summary: Record, shots: Mapping[str, Mapping[int, Shot]]) -> dict[str, Metric]:
     """Of the numbers that the summary names, in its order; where there is none, of those in the lines."""
     told = mapping(summary.get("names"))
     seen = dict.fromkeys(name for each in shots.values() for shot in each.values() for name in shot.numbers)
-    return {name: meaning(name, mapping(told.get(name))) for name in told or seen}
+    return {name: recorded_metric(name, mapping(told.get(name))) for name in told or seen}
+
+
+def recorded_metric(name: str, told: Record) -> Metric:
+    """The metric of a name, with what the records say of it over what the registry says."""
+    known, role, better = metric(name), told.get("role"), told.get("better")
+    description = cut(told.get("scale") or known.description)
+    return Metric(
+        name,
+        label=cut(told.get("label") or known.label, 60),
+        role=role if isinstance(role, str) and role in ROLES else known.role,
+        higher_is_better={1: True, -1: False, 0: None}[better] if better in (-1, 0, 1) else known.higher_is_better,
+        description=description,
+        unit=SHARE if description.startswith("Share ") else known.unit,
+    )
 
 
 def _turned(win: Record) -> Record:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..metrics import Metric
 from . import by_group
 from .album import BUDGET
 from .comparison_files import Comparison, Model, read_comparison
 from .extremes import extremes, pictures_of
 from .files import mapping, number
-from .meanings import Meaning
 from .panels import panels, plane, styles_of
 from .rendering import environment_of, render
 from .settings import MOST_ROWS, differing
@@ -30,9 +30,9 @@ class Headline:
 
     model: Model
     style: str
-    by: Meaning
+    by: Metric
     cell: Cell
-    others: list[tuple[Meaning, Cell]]
+    others: list[tuple[Metric, Cell]]
 
 
 def html(folder: Path) -> str:
@@ -84,11 +84,11 @@ def _lead(found: Comparison) -> str:
 
 def _headlines(wins: list[Matrix], styles: dict[str, str]) -> list[Headline]:
     """Of every model but the first, by the most independent number there is, with the judges that may say otherwise."""
-    asked = [matrix for matrix in wins if matrix.meaning.better > 0]
-    asked = [matrix for matrix in asked if matrix is asked[0] or matrix.meaning.role == "judge"][:MOST_JUDGES]
-    cells: dict[str, list[tuple[Meaning, Cell]]] = {}
+    asked = [matrix for matrix in wins if matrix.metric.better > 0]
+    asked = [matrix for matrix in asked if matrix is asked[0] or matrix.metric.role == "judge"][:MOST_JUDGES]
+    cells: dict[str, list[tuple[Metric, Cell]]] = {}
     for matrix in asked:
         for model, row in matrix.rows[1:]:
-            cells.setdefault(model.key, []).extend((matrix.meaning, cell) for cell in row[:1] if cell is not None)
+            cells.setdefault(model.key, []).extend((matrix.metric, cell) for cell in row[:1] if cell is not None)
     models = {model.key: model for matrix in asked for model, _ in matrix.rows}
     return [Headline(models[key], styles[key], *found[0], found[1:]) for key, found in cells.items() if found]

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
+from ..metrics import ROLES, STYLE, Metric, by_role, metric
 from .charts import Mark, Series, line_chart
 from .collect import RunFiles
 from .figures import STYLES, Figure
 from .frame import Axes
-from .meanings import ROLES, STYLE, Meaning, by_role, meaning
 from .stopping import ending
 
 SHARE = "share_"
@@ -38,7 +38,7 @@ class Group:
 def groups(run: RunFiles) -> list[Group]:
     """Everything that was recorded more than once, one chart each, grouped by role; beyond `MOST_CHARTS` a note."""
     marks = _marks(run)
-    names = [each for each in measured_names(run) if not _is_side(each.key)]
+    names = [each for each in measured_names(run) if not _is_side(each.name)]
     if len(names) > MOST_CHARTS:
         run.notes.append(f"{len(names) - MOST_CHARTS} of {len(names)} measured numbers are not drawn.")
     drawn = {role: _measured(run, each, marks) for role, each in by_role(names[:MOST_CHARTS])}
@@ -47,10 +47,10 @@ def groups(run: RunFiles) -> list[Group]:
     return [group for group in found if group.figures]
 
 
-def measured_names(run: RunFiles) -> list[Meaning]:
+def measured_names(run: RunFiles) -> list[Metric]:
     """Every number of the run's measurements, in the order in which they were recorded."""
     names = dict.fromkeys(name for record in run.measured for name in record if name not in NOT_DRAWN)
-    return [meaning(name) for name in names if run.measured_curve(name)]
+    return [metric(name) for name in names if run.measured_curve(name)]
 
 
 def _is_side(key: str) -> bool:
@@ -58,26 +58,26 @@ def _is_side(key: str) -> bool:
     return key.endswith((POS, NEG))
 
 
-def _measured(run: RunFiles, meanings: Sequence[Meaning], marks: Sequence[Mark]) -> list[Figure]:
-    styles = [each for each in meanings if each.key.startswith(STYLE)]
-    figures = [_one(run, each, marks) for each in meanings if each not in styles]
+def _measured(run: RunFiles, metrics: Sequence[Metric], marks: Sequence[Mark]) -> list[Figure]:
+    styles = [each for each in metrics if each.name.startswith(STYLE)]
+    figures = [_one(run, each, marks) for each in metrics if each not in styles]
     if styles:
-        lines = [Series(each.label.removeprefix("Style "), run.measured_curve(each.key), style) for each, style in zip(styles, cycle(STYLES), strict=False)]
+        lines = [Series(each.label.removeprefix("Style "), run.measured_curve(each.name), style) for each, style in zip(styles, cycle(STYLES), strict=False)]
         axes = Axes(x="update", y="share", percent=True, y_low=0.0, y_high=1.0)
         figures.append(Figure("Styles", line_chart(lines, axes, "Styles by update", marks=marks), "What the style judge takes the images for."))
     return figures
 
 
-def _one(run: RunFiles, each: Meaning, marks: Sequence[Mark]) -> Figure:
+def _one(run: RunFiles, each: Metric, marks: Sequence[Mark]) -> Figure:
     """A number with its interval, and its scores under the phrases where they were measured."""
     full = each.percent and each.role in FULL_AXIS
     axes = Axes("update", each.label.lower(), each.percent, y_low=0.0 if full or each.better < 0 else None, y_high=1.0 if full else None)
-    sides = SCORES_OF_REWARDS.get(each.key, (f"{each.key}{POS}", f"{each.key}{NEG}"))
-    lines = [Series(side, run.measured_curve(key), style) for side, key, style in zip(SIDES, (each.key, *sides), ("s0", "s2", "s3"), strict=True)]
+    sides = SCORES_OF_REWARDS.get(each.name, (f"{each.name}{POS}", f"{each.name}{NEG}"))
+    lines = [Series(side, run.measured_curve(key), style) for side, key, style in zip(SIDES, (each.name, *sides), ("s0", "s2", "s3"), strict=True)]
     known = [line for line in lines if line.points]
     if len(known) == 1:
-        known = [Series("", run.measured_curve(each.key), "s0", run.band(each.key))]
-    return Figure(each.label, line_chart(known, axes, f"{each.label} by update", marks=marks), each.scale)
+        known = [Series("", run.measured_curve(each.name), "s0", run.band(each.name))]
+    return Figure(each.label, line_chart(known, axes, f"{each.label} by update", marks=marks), each.description)
 
 
 def _training(run: RunFiles, marks: Sequence[Mark]) -> list[Figure]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..metrics import Metric, judging
 from .album import Album, album
 from .comparison_files import Comparison, Model, Shot
-from .meanings import Meaning, judging
+from .writing import of_one_image
 
 SHOWN = 3
 """Pairs of each kind."""
@@ -30,8 +31,8 @@ class Extremes:
 
     model: Model
     first: Model
-    by: list[Meaning]
-    then: Meaning | None
+    by: list[Metric]
+    then: Metric | None
     gained: list[Pair]
     lost: list[Pair]
     counts: tuple[int, int, int]
@@ -56,7 +57,7 @@ def _against(comparison: Comparison, first: Model, model: Model) -> Extremes | N
     by, then = _ranking(comparison, pairs)
     if not by:
         return None
-    known = [pair for pair in pairs if all(each.key in shot.numbers for each in by for shot in pair)]
+    known = [pair for pair in pairs if all(each.name in shot.numbers for each in by for shot in pair)]
     ranked = sorted(((_gain(pair, by, then), pair) for pair in known), key=lambda each: each[0])
     better, worse = sum(gain[0] > 0 for gain, _ in ranked), sum(gain[0] < 0 for gain, _ in ranked)
     asked = [*by, *([then] if then is not None else [])]
@@ -65,12 +66,12 @@ def _against(comparison: Comparison, first: Model, model: Model) -> Extremes | N
     return Extremes(model, first, by, then, gained[:SHOWN], lost[:SHOWN], (better, worse, len(ranked) - better - worse))
 
 
-def _ranking(comparison: Comparison, pairs: Sequence[tuple[Shot, Shot]]) -> tuple[list[Meaning], Meaning | None]:
+def _ranking(comparison: Comparison, pairs: Sequence[tuple[Shot, Shot]]) -> tuple[list[Metric], Metric | None]:
     """The numbers that decide, and one that decides between equals, best one that is not yes or no.
 
     All judges that give shares decide together, or the first number there is.
     """
-    known = [each for each in judging(comparison.meanings.values()) if any(each.key in one.numbers and each.key in two.numbers for one, two in pairs)]
+    known = [each for each in judging(comparison.metrics.values()) if any(each.name in one.numbers and each.name in two.numbers for one, two in pairs)]
     if not known:
         return [], None
     together = [each for each in known if each.role == "judge" and each.percent]
@@ -79,17 +80,17 @@ def _ranking(comparison: Comparison, pairs: Sequence[tuple[Shot, Shot]]) -> tupl
     return by, next((each for each in others if not each.percent), others[0] if others else None)
 
 
-def _gain(pair: tuple[Shot, Shot], by: Sequence[Meaning], then: Meaning | None) -> tuple[float, float]:
+def _gain(pair: tuple[Shot, Shot], by: Sequence[Metric], then: Metric | None) -> tuple[float, float]:
     """What was gained by the numbers that decide, and by the one that decides between equals."""
     before, after = (shot.numbers for shot in pair)
-    tie = after[then.key] - before[then.key] if then is not None and then.key in before and then.key in after else 0.0
-    return sum(after[each.key] - before[each.key] for each in by), tie
+    tie = after[then.name] - before[then.name] if then is not None and then.name in before and then.name in after else 0.0
+    return sum(after[each.name] - before[each.name] for each in by), tie
 
 
-def _pair(before: Shot, after: Shot, asked: Sequence[Meaning]) -> Pair:
+def _pair(before: Shot, after: Shot, asked: Sequence[Metric]) -> Pair:
     numbers = [(each.label, _text(before, each), _text(after, each)) for each in asked]
     return Pair(after.prompt, after.seed, after.group, (before.file, after.file), numbers)
 
 
-def _text(shot: Shot, each: Meaning) -> str:
-    return each.of_one(shot.numbers[each.key]) if each.key in shot.numbers else "–"
+def _text(shot: Shot, each: Metric) -> str:
+    return of_one_image(each, shot.numbers[each.name]) if each.name in shot.numbers else "–"

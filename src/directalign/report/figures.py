@@ -8,11 +8,11 @@ from itertools import cycle
 
 from markupsafe import Markup
 
+from ..metrics import Metric, by_role, metric
 from .bars import interval_bar
 from .charts import Series, line_chart
 from .collect import Record, RunFiles, number
 from .frame import Axes
-from .meanings import Meaning, by_role, meaning
 from .story import Change
 from .writing import percent_of, span
 
@@ -58,15 +58,15 @@ def together(runs: Sequence[RunFiles]) -> list[Figure]:
     for run in runs:
         for name in dict.fromkeys(name for record in run.measured for name in record if name not in NOT_TOGETHER):
             names[name] = names.get(name, 0) + bool(run.measured_curve(name))
-    shared = [meaning(name) for name, count in names.items() if count > 1 and not name.endswith("_neg") and not name.startswith("style_")]
+    shared = [metric(name) for name, count in names.items() if count > 1 and not name.endswith("_neg") and not name.startswith("style_")]
     return [figure for _, each in by_role(shared) for figure in (_one_together(runs, one) for one in each) if figure.chart]
 
 
-def _one_together(runs: Sequence[RunFiles], one: Meaning) -> Figure:
+def _one_together(runs: Sequence[RunFiles], one: Metric) -> Figure:
     full = one.percent and one.role in ("judge", "adherence", "leakage")
     axes = Axes("update", one.label.lower(), one.percent, y_low=0.0 if full or one.better < 0 else None, y_high=1.0 if full else None)
-    lines = [Series("", run.measured_curve(one.key), style, notes=[run.name] * len(run.measured)) for run, style in zip(runs, styled(len(runs)), strict=True)]
-    return Figure(one.label, line_chart(lines, axes, f"{one.label} by update, all runs"), one.scale)
+    lines = [Series("", run.measured_curve(one.name), style, notes=[run.name] * len(run.measured)) for run, style in zip(runs, styled(len(runs)), strict=True)]
+    return Figure(one.label, line_chart(lines, axes, f"{one.label} by update, all runs"), one.description)
 
 
 def change_bar(change: Change) -> Markup:

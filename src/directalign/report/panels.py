@@ -7,12 +7,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..metrics import ROLES, Metric, by_role, drifting, judging
 from .bars import Scale
 from .charts import Ends, Point, Series, line_chart
 from .comparison_files import Comparison, Model
 from .figures import BASE, styled
 from .files import number
-from .meanings import ROLES, Meaning, by_role, drifting, judging
 from .planes import SIZES, Plane, axes_of
 from .writing import cut, interval
 
@@ -37,7 +37,7 @@ class Row:
 class Panel:
     """One number of all models; `ticks` are (place in percent of a row, number), `n` the images of each."""
 
-    meaning: Meaning
+    metric: Metric
     rows: list[Row]
     ticks: list[tuple[float, str]]
     n: int
@@ -53,14 +53,14 @@ def styles_of(comparison: Comparison) -> dict[str, str]:
 
 def panels(comparison: Comparison) -> list[tuple[str, str, str, list[Panel]]]:
     """(title, chip, sentence, panels) of each role."""
-    grouped = by_role(comparison.meanings.values())
-    found = [(*ROLES[role], [panel for each in meanings if (panel := _panel(comparison, each)) is not None]) for role, meanings in grouped]
+    grouped = by_role(comparison.metrics.values())
+    found = [(*ROLES[role], [panel for each in metrics if (panel := _panel(comparison, each)) is not None]) for role, metrics in grouped]
     return [(title, chip, sentence, each) for title, chip, sentence, each in found if each]
 
 
-def _panel(comparison: Comparison, each: Meaning) -> Panel | None:
+def _panel(comparison: Comparison, each: Metric) -> Panel | None:
     styles = styles_of(comparison)
-    told = [(model, comparison.interval(model.key, each.key)) for model in comparison.models]
+    told = [(model, comparison.interval(model.key, each.name)) for model in comparison.models]
     known = [(model, said) for model, said in told if number(said) is not None]
     if not known:
         return None
@@ -71,10 +71,10 @@ def _panel(comparison: Comparison, each: Meaning) -> Panel | None:
     return Panel(each, rows, scale.ticks(each.percent), int(max(counts, default=0)))
 
 
-def _row(model: Model, style: str, said: Any, each: Meaning, scale: Scale) -> Row:
+def _row(model: Model, style: str, said: Any, each: Metric, scale: Scale) -> Row:
     value, ends = interval(said, each.percent)
     bar = scale.bar(style, _ends(said), number(said) or 0.0, f"{model.label}: {value} ({ends})" if ends else f"{model.label}: {value}")
-    return Row(model, style, bar, value, ends, each.key in model.trained_on)
+    return Row(model, style, bar, value, ends, each.name in model.trained_on)
 
 
 def _ends(said: Any) -> Point:
@@ -85,10 +85,10 @@ def _ends(said: Any) -> Point:
 
 def plane(comparison: Comparison) -> Plane | None:
     """The models by the first judge and the first measure of drift that at least two of them have."""
-    judge = next((each for each in judging(comparison.meanings.values()) if len(_points(comparison, each, each)) > 1), None)
+    judge = next((each for each in judging(comparison.metrics.values()) if len(_points(comparison, each, each)) > 1), None)
     if judge is None:
         return None
-    drifts = [*drifting(comparison.meanings.values()), *(each for each in comparison.meanings.values() if each.key.startswith(FROM_THE_BASE))]
+    drifts = [*drifting(comparison.metrics.values()), *(each for each in comparison.metrics.values() if each.name.startswith(FROM_THE_BASE))]
     drift = next((each for each in drifts if len(_points(comparison, judge, each)) > 1), None)
     if drift is None:
         return None
@@ -98,7 +98,7 @@ def plane(comparison: Comparison) -> Plane | None:
     return Plane(judge, drift, {name: line_chart(lines, axes_of(judge, drift), title, size=size) for name, size in SIZES.items()})
 
 
-def _points(comparison: Comparison, judge: Meaning, drift: Meaning) -> list[tuple[Model, Point, Ends]]:
+def _points(comparison: Comparison, judge: Metric, drift: Metric) -> list[tuple[Model, Point, Ends]]:
     found = []
     for model in comparison.models:
         across, up = _told(comparison, model, judge), _told(comparison, model, drift)
@@ -108,6 +108,6 @@ def _points(comparison: Comparison, judge: Meaning, drift: Meaning) -> list[tupl
     return found
 
 
-def _told(comparison: Comparison, model: Model, each: Meaning) -> Any:
-    said = comparison.interval(model.key, each.key)
-    return 0.0 if said is None and model.kind == "base" and each.key.startswith(FROM_THE_BASE) else said
+def _told(comparison: Comparison, model: Model, each: Metric) -> Any:
+    said = comparison.interval(model.key, each.name)
+    return 0.0 if said is None and model.kind == "base" and each.name.startswith(FROM_THE_BASE) else said

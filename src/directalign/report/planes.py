@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from ..metrics import HELD_OUT, Metric, metric
 from .charts import Mark, Point, Series, Spot, line_chart
 from .collect import RunFiles
 from .figures import BASE, styled
 from .files import Record, mapping, number
 from .frame import NARROW, WIDE, Axes
-from .meanings import HELD_OUT, Meaning, meaning
 from .stopping import KEPT, STOP, ending
 from .writing import cut
 
@@ -29,8 +29,8 @@ LOW_RATE = 0.8
 class Plane:
     """Two numbers against each other; `charts` are drawn for the whole width of the page, for half of it, and for narrow screens."""
 
-    judge: Meaning
-    drift: Meaning
+    judge: Metric
+    drift: Metric
     charts: dict[str, Markup]
     limited: bool = False
 
@@ -43,21 +43,21 @@ def of_run(run: RunFiles) -> list[Plane]:
     """One plane for each number that the recipe's `stop.drift` limits, else for the colour drift and the content; none without a judge."""
     allowed = mapping(run.setting("stop", "drift"))
     judge = _judge([run])
-    drifts = [meaning(name) for name in allowed or DRIFTS if judge is not None and name != judge.key]
+    drifts = [metric(name) for name in allowed or DRIFTS if judge is not None and name != judge.name]
     if judge is None:
         return []
-    found = [_plane([run], judge, drift, _limits(run, drift, number(allowed.get(drift.key)))) for drift in drifts]
+    found = [_plane([run], judge, drift, _limits(run, drift, number(allowed.get(drift.name)))) for drift in drifts]
     return [plane for plane in found if plane.charts][:MOST_PLANES]
 
 
 def of_runs(runs: Sequence[RunFiles]) -> list[Plane]:
     """The colour drift of all runs, one line each."""
     judge = _judge(runs)
-    found = [_plane(runs, judge, meaning("color_drift"))] if judge is not None else []
+    found = [_plane(runs, judge, metric("color_drift"))] if judge is not None else []
     return [plane for plane in found if plane.charts]
 
 
-def axes_of(judge: Meaning, drift: Meaning, most: float | None = None) -> Axes:
+def axes_of(judge: Metric, drift: Metric, most: float | None = None) -> Axes:
     """Rates from 0 to 1 on the judge's axis; distances from 0."""
     return Axes(
         x=judge.label.lower(),
@@ -71,16 +71,16 @@ def axes_of(judge: Meaning, drift: Meaning, most: float | None = None) -> Axes:
     )
 
 
-def _judge(runs: Sequence[RunFiles]) -> Meaning | None:
+def _judge(runs: Sequence[RunFiles]) -> Metric | None:
     """The number that says how good the weights are: the recipe's, the world's, the first held-out reward, else the trained score."""
     recorded = dict.fromkeys(name for run in runs for record in run.measured for name in record)
-    held_out = [name for name in recorded if name.startswith(HELD_OUT) and meaning(name).better > 0]
+    held_out = [name for name in recorded if name.startswith(HELD_OUT) and metric(name).better > 0]
     asked = [run.setting("stop", "judge") for run in runs]
     wanted = [*(str(name) for name in asked if name), "photo_rate", *held_out, *FOR_WANT_OF_A_JUDGE]
-    return next((meaning(name) for name in wanted if name in recorded), None)
+    return next((metric(name) for name in wanted if name in recorded), None)
 
 
-def _plane(runs: Sequence[RunFiles], judge: Meaning, drift: Meaning, limits: Sequence[Mark] = ()) -> Plane:
+def _plane(runs: Sequence[RunFiles], judge: Metric, drift: Metric, limits: Sequence[Mark] = ()) -> Plane:
     alone = len(runs) == 1
     lines, spots = [], []
     for run, style in zip(runs, [BASE] if alone else styled(len(runs)), strict=True):
@@ -94,9 +94,9 @@ def _plane(runs: Sequence[RunFiles], judge: Meaning, drift: Meaning, limits: Seq
     return Plane(judge, drift, {name: chart for name, chart in charts.items() if chart}, bool(limits))
 
 
-def _path(run: RunFiles, judge: Meaning, drift: Meaning) -> list[tuple[float, Point]]:
+def _path(run: RunFiles, judge: Metric, drift: Metric) -> list[tuple[float, Point]]:
     """(step, point) of every measurement, on the same pairs throughout where the records tell."""
-    found = [(float(record["step"]), _value(record, judge.key), _value(record, drift.key)) for record in run.measured]
+    found = [(float(record["step"]), _value(record, judge.name), _value(record, drift.name)) for record in run.measured]
     return [(step, (across, up)) for step, across, up in found if across is not None and up is not None]
 
 
@@ -121,9 +121,9 @@ def _spots(run: RunFiles, path: Sequence[tuple[float, Point]], style: str) -> li
     return [start, *(Spot(points[-1], f"{word}: update {at:.0f}", kind, kind) for kind, at, word, points in found if points)]
 
 
-def _limits(run: RunFiles, drift: Meaning, allowed: float | None) -> list[Mark]:
+def _limits(run: RunFiles, drift: Metric, allowed: float | None) -> list[Mark]:
     """How far the recipe lets a number move from the base model's value, as rules across the chart."""
-    base = _value(run.measured[0], drift.key) if run.measured else None
+    base = _value(run.measured[0], drift.name) if run.measured else None
     if base is None or allowed is None:
         return []
     ends = {1: [base - allowed], -1: [base + allowed]}.get(drift.better, [base - allowed, base + allowed])

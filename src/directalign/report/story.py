@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from ..metrics import HELD_OUT, metric
 from .collect import Record, RunFiles, number
-from .meanings import HELD_OUT, meaning
 from .writing import seconds, shown
 
 FORMS = {
@@ -62,8 +62,8 @@ def changes(run: RunFiles) -> list[Change]:
 def _telling(measured: Record) -> list[tuple[str, str, int]]:
     """(title, key, better) of the numbers that stand on top of a page; without the world's judge held-out rewards take its place."""
     judged = [("Photo rate", "photo_rate", 1), ("Content right", "content", 1)]
-    held_out = [] if "photo_rate" in measured else [meaning(key) for key in measured if key.startswith(HELD_OUT)]
-    others = [(each.label, each.key, each.better) for each in held_out if each.better > 0][:2]
+    held_out = [] if "photo_rate" in measured else [metric(key) for key in measured if key.startswith(HELD_OUT)]
+    others = [(each.label, each.name, each.better) for each in held_out if each.better > 0][:2]
     return [*judged, *others, ("Colour drift", "color_drift", -1), ("Reward", "reward", 1)]
 
 

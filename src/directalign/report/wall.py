@@ -6,11 +6,11 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 
+from ..metrics import Metric, judging
 from .album import Album, album
 from .comparison_files import Comparison, Shot
-from .meanings import Meaning, judging
 from .strips import spread
-from .writing import counted
+from .writing import counted, of_one_image
 
 MOST_PROMPTS, MOST_PICTURES = 24, 96
 """Prompts on the page, and pictures in all: with more models fewer prompts."""
@@ -71,17 +71,17 @@ def _any(comparison: Comparison, index: int) -> Shot:
     return next(shots[index] for shots in comparison.shots.values() if index in shots)
 
 
-def _told(comparison: Comparison) -> list[Meaning]:
+def _told(comparison: Comparison) -> list[Metric]:
     """Numbers that are worth a look beside a picture."""
-    return judging(comparison.meanings.values())[:TOLD]
+    return judging(comparison.metrics.values())[:TOLD]
 
 
-def _row(comparison: Comparison, index: int, told: list[Meaning]) -> Row:
+def _row(comparison: Comparison, index: int, told: list[Metric]) -> Row:
     shots = [comparison.shots[model.key].get(index) for model in comparison.models]
     any_shot = _any(comparison, index)
     cells = [(shot.file, _numbers(shot, told)) if shot else None for shot in shots]
     return Row(any_shot.prompt, any_shot.seed, any_shot.group, cells)
 
 
-def _numbers(shot: Shot, told: list[Meaning]) -> str:
-    return json.dumps({each.label: each.of_one(shot.numbers[each.key]) for each in told if each.key in shot.numbers}, ensure_ascii=False)
+def _numbers(shot: Shot, told: list[Metric]) -> str:
+    return json.dumps({each.label: of_one_image(each, shot.numbers[each.name]) for each in told if each.name in shot.numbers}, ensure_ascii=False)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from ..metrics import Metric, by_role
 from .bars import interval_bar
 from .comparison_files import Comparison, Model
 from .files import Record, number
-from .meanings import Meaning, by_role
 from .writing import chance, counted, interval
 
 LEVEL = 0.05
@@ -43,7 +43,7 @@ class Cell:
 class Matrix:
     """`rows` are (model, its cells against each model); None on the diagonal and where nothing is recorded."""
 
-    meaning: Meaning
+    metric: Metric
     models: list[Model]
     rows: list[tuple[Model, list[Cell | None]]]
 
@@ -56,9 +56,9 @@ class Matrix:
 def matrices(comparison: Comparison) -> list[Matrix]:
     """One for each number by which images win or lose, judges first."""
     found = []
-    for _, meanings in by_role(comparison.meanings.values()):
-        for each in meanings:
-            wins = comparison.wins(each.key)
+    for _, metrics in by_role(comparison.metrics.values()):
+        for each in metrics:
+            wins = comparison.wins(each.name)
             models = [model for model in comparison.models if any(model.key in pair for pair in wins)]
             rows = [(row, [_cell(wins.get((column.key, row.key))) for column in models]) for row in models]
             if len(models) > 1:
@@ -68,7 +68,7 @@ def matrices(comparison: Comparison) -> list[Matrix]:
 
 def corrected(comparison: Comparison) -> bool:
     """Whether the records tell p after Holm's correction for how many tests there are."""
-    return any("p_holm" in record for each in comparison.meanings for record in comparison.wins(each).values())
+    return any("p_holm" in record for each in comparison.metrics for record in comparison.wins(each).values())
 
 
 def _cell(win: Record | None) -> Cell | None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ..metrics import Metric
 from .files import number
 
 Number = float | int
@@ -19,6 +20,13 @@ def written(value: Number, percent: bool = False, digits: int = 3) -> str:
     """Three significant digits or as many as asked for."""
     text = f"{100 * value:.{digits}g}\u00a0%" if percent else f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
     return text.replace("-", "−") if "e" not in text else text
+
+
+def of_one_image(metric: Metric, value: Number) -> str:
+    """A metric of a single image; of a share the yes or no that it is."""
+    if metric.percent and value in (0.0, 1.0):
+        return "yes" if value else "no"
+    return percent_of(value) if metric.percent else written(value)
 
 
 def told_apart(values: Sequence[Number], percent: bool = False) -> list[str]:

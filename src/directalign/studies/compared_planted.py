@@ -18,10 +18,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..core.noising import generator_for
-from ..evaluate.intervals import resamples_of
-from ..evaluate.names import JUDGED
 from ..evaluate.results import summarise
-from ..evaluate.wins import wins
+from ..metrics import JUDGED
+from ..stats import resample_groups, win_rate
 from ..world.judges import load_judge
 from ..world.scenes import STYLES, all_captions, render, scenes_of
 from .running.records import Row
@@ -106,11 +105,11 @@ def power(effect: float, prompts: int, comparisons: int) -> Row:
     """How often the sign test speaks of two models whose photo rates lie `effect` apart, around one half, on two images of each prompt."""
     planted = Planted("", "", ((1 - effect) / 2, (1 + effect) / 2), (0.5, 0.5), prompts)
     groups = [image // planted.seeds for image in range(prompts * planted.seeds)]
-    drawn = resamples_of(groups, resamples=1)  # the interval is not looked at
+    drawn = resample_groups(groups, resamples=1)  # the interval is not looked at
     spoken = 0
     for place in range(comparisons):
         before, after = bits(planted.photo, planted, generator_for(place)).double()
-        spoken += wins(before, after, groups, drawn)["p"] < SIGNIFICANT
+        spoken += win_rate(before, after, groups, drawn).p < SIGNIFICANT
     named = {"kind": "power", "arm": f"prompts_{prompts}", "title": f"{prompts} prompts", "seed": 0}
     return {**named, "effect": effect, "spoke": spoken, "simulated": comparisons}
 

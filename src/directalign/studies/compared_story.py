@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..evaluate.intervals import Interval, wilson
+from ..stats import wilson_interval
 from .comparing.reading import of_kind
 from .comparing.statistics import mean_of
 from .running.records import Row, arms_of
@@ -58,18 +58,18 @@ def _duel(rows: Sequence[Row], a: str, b: str, name: str) -> str:
     return f"{with_interval(hull(found))}, {clear} of {len(found)}"
 
 
-def hull(found: Sequence[Row]) -> Interval:
+def hull(found: Sequence[Row]) -> Row:
     """The mean value, between the lowest and the highest end of several intervals."""
     low, high = min(row["low"] for row in found), max(row["high"] for row in found)
-    return Interval(value=sum(row["value"] for row in found) / len(found), low=low, high=high, n=sum(row["n"] for row in found))
+    return {"value": sum(row["value"] for row in found) / len(found), "low": low, "high": high, "n": sum(row["n"] for row in found)}
 
 
 # --- where the truth is known -----------------------------------------------------------------------------------------
 
 
-def share(row: Row, key: str) -> Interval:
+def share(row: Row, key: str) -> Row:
     """How often something happened in simulations, with its own 95 % interval."""
-    return wilson(row[key] / row["simulated"], row["simulated"])
+    return wilson_interval(row[key] / row["simulated"], row["simulated"]).as_dict()
 
 
 def _coverage(rows: Sequence[Row]) -> str:

@@ -14,7 +14,7 @@ from itertools import combinations
 
 import torch
 
-from ..arena.ranking import bradley_terry
+from ..arena.ranking import rank_models
 from ..arena.records import Vote
 from ..arena.wins import win_rates
 from ..core.noising import generator_for
@@ -76,7 +76,7 @@ def _hits(electorate: Electorate, votes: list[Vote]) -> Iterator[str]:
     """The name of every interval that holds its truth, of every test below `SIGNIFICANT`, and "split" where strengths needed made-up ties."""
     first, last = electorate.models[0], electorate.models[-1]
     one, other = electorate.strengths[0], electorate.strengths[-1]
-    ranking, wins = bradley_terry(votes, electorate.models), win_rates(votes, electorate.models)
+    ranking, wins = rank_models(votes, electorate.models), win_rates(votes, electorate.models)
     pair = next(won for won in wins if (won.a, won.b) == (first, last))
     intervals = {
         "strength": (ranking.interval(first), one),

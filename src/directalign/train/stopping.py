@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .. import config
-from ..evaluate.measured_numbers import Better, judge_of, measured_numbers, score_of
+from ..evaluate.measured_numbers import judge_of, measured_metrics, score_of
 from ..types import DirectAlignError
 
 Reason = Literal["drift", "judge_patience", "score_peak"]
@@ -34,7 +34,7 @@ class Rules:
     stop: config.Stop
     judge: str
     score: str
-    better: Mapping[str, Better]
+    better: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Verdict:
 
 def rules_of(run: config.Run) -> Rules | None:
     """The run's stop rules, None where it has none."""
-    return Rules(run.stop, judge_of(run), score_of(run), measured_numbers(run)) if run.stop is not None else None
+    return Rules(run.stop, judge_of(run), score_of(run), {name: each.better for name, each in measured_metrics(run).items()}) if run.stop is not None else None
 
 
 def verdict(rules: Rules, records: Sequence[Record], lost: Collection[int] = ()) -> Verdict:
@@ -140,7 +140,7 @@ def value(record: Record, name: str) -> float:
     return math.nan if found is None else float(found)
 
 
-def _share(change: float, better: Better, allowed: float) -> float:
+def _share(change: float, better: int, allowed: float) -> float:
     worse = abs(change) if better == 0 else -better * change
     return max(0.0, worse / allowed) if math.isfinite(worse) else math.inf
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import is_scipy_available
 
 from ... import config, hub
 from ...rewards import weights
@@ -30,7 +29,6 @@ def load_detector(settings: config.Detector, device: torch.device | str, key: st
     folder = locate(settings.path, f"{key}.path", (*weights.FOLDER_SETTINGS, *weights.FOLDER_WEIGHTS))
     kind = kind_of(folder, f"{key}.path")
     weights.check_folder(folder, f"{key}.path", MODELS[kind])
-    _check_scipy(kind, key)
     pixels, tokenizer = _pixels(folder, kind), _tokenizer(folder, kind, f"{key}.path")
     model = weights.load_model(MODELS[kind], folder, f"{key}.path").eval().requires_grad_(False)
     torch.nn.Module.to(model, device)
@@ -46,7 +44,6 @@ def check_detector(settings: config.Detector, key: str, online: bool = False) ->
     kind = kind_of(folder, f"{key}.path")
     if here:
         weights.check_folder(folder, f"{key}.path", MODELS[kind])
-    _check_scipy(kind, key)
     _pixels(folder, kind)
     _tokenizer(folder, kind, f"{key}.path")
 
@@ -100,9 +97,3 @@ def _pixels(folder: Path, kind: str) -> DetectorPixels:
 
 def _tokenizer(folder: Path, kind: str, key: str) -> PreTrainedTokenizerBase | None:
     return weights.read_tokenizer(folder, key) if kind == "owlv2" else None
-
-
-def _check_scipy(kind: str, key: str) -> None:
-    """transformers builds a Mask2Former's training loss with it, wanted or not."""
-    if kind == "mask2former" and not is_scipy_available():
-        raise DirectAlignError(f'{key}.path: transformers loads a Mask2Former with scipy alone: pip install "directalign[adherence]"')

@@ -5,15 +5,14 @@ Between measurements a run is taken as a straight line. One seed has no interval
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TypedDict
 
+from ...stats import t_interval
 from ..running.records import Number, Row
 
-CONFIDENCE = 0.95
 RATES = ("photo_rate", "content", "share", "lost", "delivered", "off_topic_style_kept", "off_topic_content")
 """Numbers that are shares of images: none lies outside [0, 1], and so no end of an interval does."""
 
@@ -32,15 +31,9 @@ def mean_interval(values: Sequence[Number]) -> SeedInterval:
 
     Raises: ValueError without any value.
     """
-    n = len(values)
-    if n == 0:
-        raise ValueError("an interval over seeds needs at least one value")
-    mean = math.fsum(values) / n
-    if n == 1:
-        return SeedInterval(value=mean, low=None, high=None, n=1)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = t_quantile(n - 1) * spread / math.sqrt(n)
-    return SeedInterval(value=mean, low=mean - half, high=mean + half, n=n)
+    found = t_interval(values)
+    one = found.n == 1
+    return SeedInterval(value=found.value, low=None if one else found.low, high=None if one else found.high, n=found.n)
 
 
 def mean_of(key: str, values: Sequence[Number]) -> SeedInterval:
@@ -117,30 +110,3 @@ def _between(before: Row, after: Row, share: Number) -> Row:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-# --- Student's t ------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """t such that |T| ≤ t with probability `confidence` for T of `freedom` ≥ 1 degrees of freedom, by bisection."""
-    low, high = 0.0, 1.0
-    while _central(high, freedom) < confidence:
-        high *= 2
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if _central(middle, freedom) < confidence else (low, middle)
-    return high
-
-
-def _central(t: float, freedom: int) -> float:
-    """P(|T| ≤ t), the finite sums for a whole number of degrees of freedom (Abramowitz and Stegun 26.7.3-4)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    cosine, odd = math.cos(angle), freedom % 2
-    term = cosine if odd else 1.0
-    total = 0.0
-    for k in range(odd, freedom - 1, 2):
-        total += term
-        term *= cosine**2 * (k + 1) / (k + 2)
-    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total

@@ -1,0 +1,422 @@
+"""Intervals, tests and the bootstrap, in numpy and scipy, without torch.
+
+Every interval is a 95 % interval. Images of one prompt, and answers on one item, are alike: where
+there are several, whole groups (prompts, items) are resampled, never single images. Resampling has a
+fixed seed, so the same data give the same interval.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
+from scipy.special import betainc, ndtr, stdtrit
+
+Z_95 = 1.959963984540054
+RESAMPLES = 2000
+DEFINED = 0.95
+"""Share of resamples on which a number must be finite for its interval to be given."""
+FEW_HITS = 20
+"""Groups with a hit (and groups without) below which their scatter alone does not set the interval."""
+SMALLEST = 1e-9
+"""Spread below which values count as equal."""
+PRIOR_TIES = 1.0
+"""Ties added between every two models where the Bradley-Terry maximum does not exist."""
+TOLERANCE, MAX_NEWTON_STEPS = 1e-10, 200
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number and its 95 % interval, from `n` samples."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def as_dict(self) -> dict[str, float]:
+        """{"value", "low", "high", "n"}: its form in JSON records."""
+        return asdict(self)
+
+
+# --- closed forms ---------------------------------------------------------------------------------
+
+
+def wilson_interval(rate: float, n: int | float, z: float = Z_95) -> Interval:
+    """Wilson's score interval of a rate in [0, 1] from n > 0 samples (Wilson 1927).
+
+    `n` need not be whole (an effective number of samples), and is rounded in the result.
+    Raises: ValueError for a rate outside [0, 1] or n ≤ 0.
+    """
+    if n <= 0 or not 0 <= rate <= 1:
+        raise ValueError(f"a rate in [0, 1] from n > 0 is needed: got rate {rate} from n {n}")
+    scale = 1 + z * z / n
+    centre = (rate + z * z / (2 * n)) / scale
+    half = z / scale * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    low, high = max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))
+    return Interval(rate, low, high, round(n))
+
+
+def rate_interval(answers: ArrayLike) -> Interval:
+    """Wilson's interval of the mean of independent answers in [0, 1], shape (n,)."""
+    values = np.asarray(answers, dtype=float)
+    return wilson_interval(min(1.0, max(0.0, float(values.mean()))), len(values))
+
+
+@functools.cache
+def t_quantile(freedom: int, confidence: float = 0.95) -> float:
+    """t such that P(|T| ≤ t) = `confidence` for Student's T with `freedom` ≥ 1 degrees of freedom."""
+    return float(stdtrit(freedom, (1 + confidence) / 2))
+
+
+def t_interval(values: Sequence[float]) -> Interval:
+    """Mean ± t·s/√n (Student 1908); from −inf to inf for one value.
+
+    Raises: ValueError without any value.
+    """
+    n = len(values)
+    if n == 0:
+        raise ValueError("an interval of a mean needs at least one value")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Interval(mean, -math.inf, math.inf, 1)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = t_quantile(n - 1) * deviation / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def normal_interval(values: ArrayLike) -> Interval:
+    """Mean ± 1.96 standard errors of n independent values, n ≥ 2."""
+    values = np.asarray(values, dtype=float)
+    mean, half = float(values.mean()), Z_95 * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half, len(values))
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A difference of means with its normal 95 % interval; `size` is `value` over a spread."""
+
+    value: float
+    low: float
+    high: float
+    size: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval excludes 0."""
+        return self.low > 0 or self.high < 0
+
+
+def effect(a: ArrayLike, b: ArrayLike, paired: bool, spread: float | None = None) -> Effect:
+    """mean(a) − mean(b), at least two values each, shapes (n,) and (m,), n = m for pairs.
+
+    `spread` is the unit of `size`: by default the standard deviation of the pairs' differences, or
+    the pooled one of both sides (Cohen's d).
+    """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    value = float(a.mean() - b.mean())
+    if paired:
+        own = float((a - b).std(ddof=1))
+        error = own / math.sqrt(len(a))
+    else:
+        own = math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
+        error = math.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b))
+    size = value / max(own if spread is None else spread, SMALLEST)
+    return Effect(value, value - Z_95 * error, value + Z_95 * error, size)
+
+
+# --- bootstrap over groups ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """Groups drawn with replacement: how often each is in each resample, and each sample's group."""
+
+    counts: Float[np.ndarray, "r g"]
+    group_of: Int[np.ndarray, " n"]
+
+    @property
+    def groups(self) -> int:
+        return self.counts.shape[1]
+
+    def means(self, values: ArrayLike) -> Float[np.ndarray, " r"]:
+        """Mean over the samples (n,) of each resample."""
+        values = np.asarray(values, dtype=float)
+        sums = np.bincount(self.group_of, weights=values, minlength=self.groups)
+        sizes = np.bincount(self.group_of, minlength=self.groups).astype(float)
+        return (self.counts @ sums) / (self.counts @ sizes)
+
+
+@functools.lru_cache(maxsize=8)
+def resample_counts(groups: int, resamples: int = RESAMPLES) -> Float[np.ndarray, "r g"]:
+    """How often each group is drawn in each resample of that many groups; read-only, fixed seed."""
+    # Mersenne Twister, seed 0, modulo: the draws of torch.randint with a generator of seed 0
+    draws = np.random.RandomState(0).randint(0, 2**32, (resamples, groups), dtype=np.uint32)
+    cells = draws % groups + groups * np.arange(resamples)[:, None]
+    counts = np.bincount(cells.ravel(), minlength=resamples * groups).astype(float)
+    counts = counts.reshape(resamples, groups)
+    counts.flags.writeable = False
+    return counts
+
+
+def resample_groups(groups: Sequence[Hashable], resamples: int = RESAMPLES) -> Resamples:
+    """Resamples of the groups (prompts, items) that the samples belong to, one name per sample.
+
+    Samples of one single group are resampled one by one: there is no other group to draw.
+    """
+    known = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    places = range(len(groups)) if len(known) == 1 else [known[group] for group in groups]
+    return Resamples(resample_counts(max(places) + 1, resamples), np.array(places))
+
+
+def bootstrap_interval(values: ArrayLike, resamples: Resamples) -> Interval:
+    """Mean of the values (n,) with the expanded percentile interval of its resamples.
+
+    The percentiles are P(Z < −t·sqrt(g/(g−1))), t of Student with g − 1 degrees of freedom for g
+    groups (Hesterberg 2015): the plain 2.5 % and 97.5 % are too narrow for few groups.
+    """
+    values, g = np.asarray(values, dtype=float), resamples.groups
+    tail = 0.025 if g < 2 else float(ndtr(-t_quantile(g - 1) * math.sqrt(g / (g - 1))))
+    low, high = np.quantile(resamples.means(values), [tail, 1 - tail]).tolist()
+    return Interval(float(values.mean()), low, high, len(values))
+
+
+def bootstrap_rate_interval(answers: ArrayLike, resamples: Resamples) -> Interval:
+    """`bootstrap_interval` of answers in [0, 1]; Wilson's over the groups where nothing varies."""
+    found = bootstrap_interval(answers, resamples)
+    if found.low < found.high:
+        return found
+    rate = min(1.0, max(0.0, found.value))
+    return replace(wilson_interval(rate, resamples.groups), n=found.n)
+
+
+def percentile_interval(value: float, drawn: Float[np.ndarray, " r"], n: int) -> Interval | None:
+    """Percentile bootstrap of a statistic; None where it is nan on more than 5 % of resamples."""
+    known = drawn[np.isfinite(drawn)]
+    if len(known) < DEFINED * len(drawn):
+        return None
+    low, high = np.quantile(known, [0.025, 0.975]).tolist()
+    return Interval(value, low, high, n)
+
+
+def grouped_rate_interval(
+    hits: Float[np.ndarray, " g"], answers: Float[np.ndarray, " g"]
+) -> Interval:
+    """Σ hits / Σ answers, for each group some `hits` (halves allowed) of its `answers` (> 0).
+
+    Wilson's interval for the effective number of independent answers (Kish 1965), with the variance
+    over resampled groups, never more than there are. One group has the interval from 0 to 1.
+    """
+    groups, total = len(answers), float(answers.sum())
+    rate = float(hits.sum()) / total
+    if groups == 1:
+        return Interval(rate, 0.0, 1.0, round(total))
+    effective = total / _design_effect(hits, answers)
+    return replace(wilson_interval(rate, effective, t_quantile(groups - 1)), n=round(total))
+
+
+def _design_effect(hits: Float[np.ndarray, " g"], answers: Float[np.ndarray, " g"]) -> float:
+    """Answers that are worth one independent answer, 1 or more.
+
+    With a hit (or its absence) on few groups, their scatter does not tell how alike the answers of a
+    group are; the result then moves towards one independent answer per group.
+    """
+    groups, total = len(answers), float(answers.sum())
+    rate = float(hits.sum()) / total
+    drawn = resample_counts(groups)
+    variance = float(np.var(drawn @ hits / (drawn @ answers))) * groups / (groups - 1)
+    seen = max(1.0, variance * total / (rate * (1 - rate))) if 0 < rate < 1 else 1.0
+    trust = min(1.0, min(int((hits > 0).sum()), int((hits < answers).sum())) / FEW_HITS)
+    return trust * seen + (1 - trust) * max(seen, total / groups)
+
+
+# --- tests and win rates --------------------------------------------------------------------------
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided p of the exact sign test, ties left out: twice the smaller tail of Binomial(n, 1/2).
+
+    1 without any win or loss. Raises: ValueError for a negative count.
+    """
+    n, fewer = wins + losses, min(wins, losses)
+    if fewer < 0:
+        raise ValueError(f"counts are needed: got {wins} wins and {losses} losses")
+    # P(X ≤ k) for X of Binomial(n, p) is the regularised incomplete beta I_{1−p}(n − k, k + 1)
+    return 1.0 if n == 2 * fewer else min(1.0, 2 * float(betainc(n - fewer, fewer + 1, 0.5)))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p values corrected for the number of tests (Holm 1979), in the order given."""
+    adjusted, largest = [0.0] * len(ps), 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """The share of pairs that the second won, a tie half a win; `p` of the sign test over groups."""
+
+    rate: Interval
+    wins: int
+    losses: int
+    ties: int
+    p: float
+
+    def as_dict(self) -> dict[str, float]:
+        """The interval's fields and the counts in one mapping: its form in JSON records."""
+        counts = {"wins": self.wins, "losses": self.losses, "ties": self.ties, "p": self.p}
+        return {**self.rate.as_dict(), **counts}
+
+
+def win_rate(
+    a: ArrayLike, b: ArrayLike, groups: Sequence[Hashable], resamples: Resamples
+) -> WinRate:
+    """How often `b` is larger than `a` on the same pair, shapes (n,); `groups` names each's prompt.
+
+    In the sign test a prompt votes once, for the side that won most of its images: counting every
+    image would take the likeness of a prompt's images for evidence.
+    """
+    signs = np.sign(np.asarray(b, dtype=float) - np.asarray(a, dtype=float))
+    wins, losses, ties = (int((signs == side).sum()) for side in (1, -1, 0))
+    votes: dict[Hashable, float] = {}
+    for group, sign in zip(groups, signs.tolist(), strict=True):
+        votes[group] = votes.get(group, 0.0) + sign
+    p = sign_test(
+        sum(vote > 0 for vote in votes.values()), sum(vote < 0 for vote in votes.values())
+    )
+    return WinRate(bootstrap_rate_interval((signs + 1) / 2, resamples), wins, losses, ties, p)
+
+
+# --- Bradley-Terry --------------------------------------------------------------------------------
+
+Strengths = Float[np.ndarray, " k"]
+Square = Float[np.ndarray, "k k"]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Bradley-Terry strengths in log-odds, mean 0, and the covariance (k, k) of their errors.
+
+    `groups` are the models among which a path of wins leads from each to each. With more than one
+    the maximum does not exist; `prior_ties` were then added between every two models (else 0).
+    """
+
+    models: tuple[str, ...]
+    strengths: Strengths
+    covariance: Square
+    groups: tuple[tuple[str, ...], ...]
+    prior_ties: float
+    items: int
+    votes: int
+
+    def interval(self, model: str) -> Interval:
+        """A model's strength against the mean of all, in log-odds."""
+        one = self.models.index(model)
+        return self._around(self.strengths[one], self.covariance[one, one])
+
+    def difference(self, a: str, b: str) -> Interval:
+        """Strength of b minus that of a, in log-odds: above 0 where b is preferred."""
+        i, j = self.models.index(a), self.models.index(b)
+        covariance = self.covariance
+        variance = covariance[i, i] + covariance[j, j] - 2 * covariance[i, j]
+        return self._around(self.strengths[j] - self.strengths[i], variance)
+
+    def order(self) -> list[str]:
+        """The models, the strongest first."""
+        return [self.models[place] for place in np.argsort(-self.strengths, kind="stable")]
+
+    def _around(self, value: float, variance: float) -> Interval:
+        error = math.sqrt(max(0.0, float(variance)))
+        half = t_quantile(self.items - 1) * error if self.items > 1 else math.inf
+        return Interval(float(value), float(value) - half, float(value) + half, self.votes)
+
+
+def bradley_terry(wins: Float[np.ndarray, "m k k"], models: Sequence[str]) -> Ranking:
+    """Maximum-likelihood strengths: P(i beats j) = 1 / (1 + exp(θ_j − θ_i)) (Bradley and Terry 1952).
+
+    `wins` counts per item the wins of the row over the column, a tie half a win to each, so that a
+    difference of strengths is the log-odds of the win rate (Davidson's 1970 model of ties has one
+    more parameter and another scale). The covariance is a sandwich over items, so it holds where the
+    votes on one item are alike. The maximum exists only where the models cannot be split in two
+    groups of which one never wins against the other (Ford 1957); see `Ranking.prior_ties`.
+    """
+    total = wins.sum(0)
+    groups = strong_groups(total, models)
+    prior = PRIOR_TIES if len(groups) > 1 else 0.0
+    prior_wins = prior / 2 * (1 - np.eye(len(models)))
+    strengths = fit_strengths(total + prior_wins)
+    bread = np.linalg.pinv(_curvature(total + prior_wins, strengths), hermitian=True)
+    covariance = _sandwich(_slope(wins, strengths), bread) + (bread if prior else 0.0)
+    votes = round(float(total.sum()))
+    return Ranking(tuple(models), strengths, covariance, groups, prior, len(wins), votes)
+
+
+def fit_strengths(wins: Square) -> Strengths:
+    """Strengths of mean 0 by damped Newton steps; the comparisons must be strongly connected."""
+    wins = wins - np.diag(np.diag(wins))
+    strengths = np.zeros(len(wins))
+
+    def likelihood(at: Strengths) -> float:
+        return -float((wins * np.logaddexp(0, at[None, :] - at[:, None])).sum())
+
+    for _ in range(MAX_NEWTON_STEPS):
+        slope = _slope(wins, strengths)
+        if np.abs(slope).max() <= TOLERANCE * wins.sum():
+            return strengths - strengths.mean()
+        step = np.linalg.pinv(_curvature(wins, strengths), hermitian=True) @ slope
+        start, size = likelihood(strengths), 1.0
+        while likelihood(strengths + size * step) < start - 1e-12 * abs(start) and size > 1e-9:
+            size /= 2
+        strengths = strengths + size * step
+    raise AssertionError(f"no maximum after {MAX_NEWTON_STEPS} steps: not strongly connected?")
+
+
+def win_probabilities(strengths: Strengths) -> Square:
+    """P(row is preferred to column)."""
+    return 1 / (1 + np.exp(strengths[None, :] - strengths[:, None]))
+
+
+def strong_groups(wins: Square, models: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Strongly connected models under "has won against"; a group that beats another comes first."""
+    reach = (wins > 0) | np.eye(len(wins), dtype=bool)
+    for via in range(len(wins)):  # Warshall's closure
+        reach |= reach[:, via : via + 1] & reach[via : via + 1, :]
+    mutual = reach & reach.T
+    firsts = [row for row in range(len(wins)) if not mutual[row, :row].any()]
+    firsts.sort(key=lambda row: -int(reach[row].sum()))
+    return tuple(
+        tuple(m for m, same in zip(models, mutual[row], strict=True) if same) for row in firsts
+    )
+
+
+def _slope(wins: Float[np.ndarray, "*m k k"], strengths: Strengths) -> Float[np.ndarray, "*m k"]:
+    """Slope of the log-likelihood; per item where wins are."""
+    games = wins + np.swapaxes(wins, -1, -2)
+    return (wins - games * win_probabilities(strengths)).sum(-1)
+
+
+def _curvature(wins: Square, strengths: Strengths) -> Square:
+    chance = win_probabilities(strengths)
+    weights = (wins + wins.T) * chance * (1 - chance)
+    return np.diag(weights.sum(1)) - weights
+
+
+def _sandwich(slopes: Float[np.ndarray, "m k"], bread: Square) -> Square:
+    """bread · scatter of the slopes over items · bread.
+
+    Along directions without scatter, as between models that only tie, the variance is that of as
+    many independent votes (`bread`): a few ties in a row are no certainty.
+    """
+    items = len(slopes)
+    scatter = slopes.T @ slopes * (items / (items - 1) if items > 1 else 1.0)
+    values, axes = np.linalg.eigh(bread)
+    root = (axes * np.sqrt(np.maximum(values, 0.0))) @ axes.T
+    effects, axes = np.linalg.eigh(root @ scatter @ root)
+    return root @ (axes * np.where(effects > SMALLEST, effects, 1.0)) @ axes.T @ root
