@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from directalign.train import samples
+from directalign.train import run_log
 
 HALF = "--set=data.batch_size=2"
 """Of the recipe's four prompts per update."""
@@ -97,7 +97,7 @@ def test_two_processes_end_where_one_does(whole: Callable[[str], Path], tmp_path
     assert len(ours) == len(theirs) and all(map(alike, ours, theirs))
     assert json.loads((out / "summary.json").read_text())["ranks"] == 2
     for ours, theirs in zip(sorted((out / "samples").glob("*.png")), sorted((wanted / "samples").glob("*.png")), strict=True):
-        assert (samples.load(ours) - samples.load(theirs)).abs().max() < 1.5 / 255
+        assert (run_log.load_grid(ours) - run_log.load_grid(theirs)).abs().max() < 1.5 / 255
     is_split = any(file.name.startswith("shard-00002") for file in (out / "checkpoints" / "step-000004").iterdir())
     assert is_split == (tune == "full")
 
