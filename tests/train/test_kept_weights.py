@@ -66,7 +66,7 @@ def start(run: config.Run, out: Path, resume: bool = False, peak: float = 1.2, *
     claim(out, resume)
     family, ranks = stubs.StubFamily(full=run.model.tune == "full"), ProcessGroup()
     loaded = stubs.load(run, family, ranks, **method)
-    train_loaded(run, out, resume, ranks, Loaded(family, loaded.method, Measurer(family, run, peak), loaded.feed))
+    train_loaded(run, out, resume, ranks, Loaded(family, loaded.method, Measurer(family, run, peak), loaded.data))
     return family
 
 
