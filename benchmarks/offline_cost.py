@@ -21,7 +21,7 @@ from directalign.families.loading import load_family, trainable
 from directalign.methods import load_method
 from directalign.prompts import train_captions
 from directalign.rewards import load_reward
-from directalign.train.summary import commit, machine, versions
+from directalign.train.run_folder import commit, machine, versions
 from directalign.types import Batch
 from directalign.world.scenes import render, scenes_of
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from directalign.config_loading import load_run
 from directalign.memory import PHASES, a_gpu, estimate
-from directalign.train.summary import commit, machine, versions
+from directalign.train.run_folder import commit, machine, versions
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PLACES = {

@@ -22,7 +22,7 @@ from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from safetensors.torch import save_file
 from typer.testing import Result
 
-from directalign.train.folder import held
+from directalign.train.run_folder import locked
 from directalign.world.assets import resolve
 from hub_downloads import TOKEN, DownloadHub, download_hub, point_at
 from tiny import write_flux, write_sd
@@ -95,7 +95,7 @@ def edit(file: Path, **settings: Any) -> None:
 def test_a_folder_in_which_another_process_trains(command: Command, recipe: Path) -> None:
     out = Path("busy")
     out.mkdir()
-    with held(out):
+    with locked(out):
         result = command("train", recipe, "--out", out)
     assert result.exit_code != 0 and "--out busy: another process is training in it; wait for it, or end it first" in result.stderr
     assert not any(out.iterdir())

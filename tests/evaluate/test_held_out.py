@@ -16,7 +16,7 @@ from directalign.evaluate.held_out import check_labels, load_held_out
 from directalign.evaluate.measure import Measurer
 from directalign.rewards import load_reward
 from directalign.train import run as train
-from directalign.train.log import read
+from directalign.train.run_log import read
 from directalign.types import DirectAlignError, Images, PerSample
 from tiny_clip import clip_folder
 

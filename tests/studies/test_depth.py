@@ -28,9 +28,9 @@ def test_every_way_is_one_update_s_worth_of_calls(bench: Bench) -> None:
     assert list(bench.ways) == [INJECTION, 1, 2]
     counted = {}
     for steps in bench.ways:
-        bench.calls.taken()
+        bench.calls.take()
         seconds, gradient = bench.gradient(steps, bench.batch(0))
-        counted[steps] = bench.calls.taken()
+        counted[steps] = bench.calls.take()
         assert seconds > 0 and float(gradient.norm()) > 0 and len(gradient) == sum(each.numel() for each in bench.weights)
     assert counted == {INJECTION: (6, 2), 1: (4, 2), 2: (4, 4)}
 

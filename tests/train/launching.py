@@ -138,12 +138,12 @@ def _agent(arguments: Sequence[str], sabotage: Sabotage | None, max_restarts: in
 
 
 def _worker(arguments: Sequence[str], sabotage: Sabotage | None) -> None:
-    real = loop.take_step
+    real = loop.train_step
 
-    def take_step(job: loop.Job, step: int) -> dict[str, Any]:
+    def train_step(context: loop.TrainContext, step: int, batches: Any) -> dict[str, Any]:
         if sabotage is not None:
-            sabotage(job.ranks.rank, step)
-        return real(job, step)
+            sabotage(context.ranks.rank, step)
+        return real(context, step, batches)
 
-    with mock.patch.object(loop, "take_step", take_step):
+    with mock.patch.object(loop, "train_step", train_step):
         run(arguments)

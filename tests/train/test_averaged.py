@@ -72,7 +72,7 @@ def told(out: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("ema", "group", "share"), [(None, "ema", 0.0), (True, "ema", 0.25), (False, "weights", 0.25)])
 def test_whole_weights(trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: bool | None, group: str, share: float) -> None:
-    monkeypatch.setattr(averaged, "BUNCH", 40_000)  # in several bunches of several tensors
+    monkeypatch.setattr(averaged, "GROUP_BYTES", 40_000)  # in several bunches of several tensors
     run = trained("full")
     average_run(run, tmp_path / "out", last=3, ema=ema, base_share=share)
     base = load_file(run.parent / "model" / FILES["full"])

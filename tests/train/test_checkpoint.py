@@ -13,8 +13,8 @@ import pytest
 import torch
 import train_stubs as stubs
 
-from directalign.train import checkpoint, loop, random_state, sealed, snapshot
-from directalign.train.distributed import Ranks
+from directalign.train import checkpoint, loop, sealed
+from directalign.train.distributed import ProcessGroup
 from directalign.types import DirectAlignError
 
 
@@ -40,14 +40,14 @@ def test_it_holds_everything_and_loads_without_unpickling(out: Path):
     own = torch.load(path / "rank-0.pt", weights_only=True)
     assert set(own["random"]) == {"python", "numpy", "torch", "cuda"} and set(own["method"]) == {"reference"}
     assert torch.load(path / "optimizer.pt", weights_only=True)["state"][0]["step"] == 6
-    record = snapshot.read_record(path)
+    record = checkpoint.read_record(path)
     assert record["step"] == 6 and record["config"]["train"]["num_steps"] == 6 and record["data"]["ranks"] == 1 and record["data"]["global_batch_size"] == 2
     assert record["schedule"] == {"kind": "constant", "learning_rate": 0.05} and "torch" in record["versions"]
 
 
 def test_random_states_come_back(out: Path, monkeypatch: pytest.MonkeyPatch):
     found = []
-    monkeypatch.setattr(loop, "train", lambda job, done: found.append(random_state.capture()) or done)
+    monkeypatch.setattr(loop, "train", lambda job, done: found.append(checkpoint.random_state()) or done)
     torch.manual_seed(99)
     again(out)
     kept = torch.load(out / "checkpoints" / "step-000006" / "rank-0.pt", weights_only=True)["random"]
@@ -129,7 +129,7 @@ def test_a_checkpoint_past_the_end_is_refused(out: Path):
 
 def test_another_architecture_data_set_or_format_is_refused(out: Path):
     path = out / "checkpoints" / "step-000006"
-    record = snapshot.read_record(path)
+    record = checkpoint.read_record(path)
     for change, message in (
         ({"architecture": "0123"}, r"another architecture \(0123, not [0-9a-f]{16}\): model\.path"),
         ({"data": {**record["data"], "fingerprint": "0123"}}, r"another data .*data\.prompts"),
@@ -156,8 +156,8 @@ def test_one_global_batch_may_be_shared_out_anew_but_not_be_another(out: Path):
 def test_the_architecture_is_names_and_shapes_not_weights():
     whole, other = stubs.LowRank(full=True), stubs.LowRank(full=True)
     torch.nn.init.normal_(other.base)
-    assert snapshot.architecture(whole) == snapshot.architecture(other)
-    assert snapshot.architecture(whole) != snapshot.architecture(stubs.LowRank(full=False))
+    assert checkpoint.architecture(whole) == checkpoint.architecture(other)
+    assert checkpoint.architecture(whole) != checkpoint.architecture(stubs.LowRank(full=False))
 
 
 def test_a_changed_prompt_list_is_noticed(out: Path):
@@ -186,11 +186,11 @@ def test_a_full_disk_is_one_line_and_the_last_good_one_stays(tmp_path: Path, mon
 
 
 def test_nothing_is_found_where_nothing_is(tmp_path: Path):
-    assert checkpoint.find(tmp_path / "checkpoints", print, Ranks()) is None
+    assert checkpoint.find(tmp_path / "checkpoints", ProcessGroup()) is None
     assert checkpoint.all_of(tmp_path) == []
 
 
 def test_a_single_rank_needs_no_process_group():
-    ranks = Ranks()
+    ranks = ProcessGroup()
     assert ranks.is_main and ranks.any(True) and not ranks.any(False)
     assert ranks.sum(torch.tensor([2.0])).tolist() == [2.0]

@@ -16,11 +16,11 @@ from directalign import config
 def work(rank: int, port: int, folder: str, run: config.Run) -> None:
     import train_stubs as stubs
 
-    from directalign.train.distributed import joined
+    from directalign.train.distributed import process_group
 
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    with joined() as ranks:
+    with process_group() as ranks:
         gradient = torch.nn.Parameter(torch.zeros(1))
         gradient.grad = torch.full((1,), float(rank))
         ranks.average_gradients([gradient])

@@ -13,8 +13,8 @@ import train_stubs as stubs
 from PIL import Image
 
 from directalign import config
-from directalign.train.distributed import Ranks
-from directalign.train.feed import Feed, open_feed
+from directalign.train.data import TrainData, open_data
+from directalign.train.distributed import ProcessGroup
 from directalign.types import Batch, DirectAlignError
 
 
@@ -32,7 +32,7 @@ def run(tmp_path: Path) -> config.Run:
 
 
 def test_images_come_first_then_prompts(run: config.Run):
-    feed = open_feed(run, stubs.StubFamily(), Ranks())
+    feed = open_data(run, stubs.StubFamily(), ProcessGroup())
     offline, online = feed.batches(1), feed.batches(2)
     assert [(batch.place, batch.total) for batch in offline] == [(0, 2), (1, 2)] and all(batch.step == 1 for batch in offline)
     for batch in offline:
@@ -44,23 +44,23 @@ def test_images_come_first_then_prompts(run: config.Run):
 
 def test_images_alone_last_for_the_whole_run_and_show_their_captions(run: config.Run):
     data = config.Data.model_validate({"images": run.data.images})
-    feed = open_feed(run.model_copy(update={"data": data}), stubs.StubFamily(), Ranks())
+    feed = open_data(run.model_copy(update={"data": data}), stubs.StubFamily(), ProcessGroup())
     assert feed.batches(5)[0].images is not None
     assert list(feed.shown(8)) == ["grey 0", "grey 1"]
 
 
 def test_ranks_and_micro_batches_share_out_the_prompts(run: config.Run):
     run = run.model_copy(update={"data": config.Data.model_validate({"prompts": run.data.prompts})})
-    feeds = [open_feed(run, stubs.StubFamily(), Ranks(rank, 2)) for rank in range(2)]
+    feeds = [open_data(run, stubs.StubFamily(), ProcessGroup(rank, 2)) for rank in range(2)]
     seen = [batch.prompts[0] for feed in feeds for step in (0, 1) for batch in feed.batches(step)]
     assert len(set(seen)) == 8
     assert [(batch.place, batch.total) for batch in feeds[1].batches(0)] == [(1, 4), (3, 4)]
 
 
 def test_the_fingerprint_follows_the_contents(run: config.Run):
-    feed = open_feed(run, stubs.StubFamily(), Ranks())
+    feed = open_data(run, stubs.StubFamily(), ProcessGroup())
     assert feed.prompts is not None and feed.images is not None
-    assert feed.fingerprint == open_feed(run, stubs.StubFamily(), Ranks()).fingerprint
+    assert feed.fingerprint == open_data(run, stubs.StubFamily(), ProcessGroup()).fingerprint
     fewer = replace(feed, prompts=replace(feed.prompts, prompts=feed.prompts.prompts[1:]))
     renamed = replace(feed, images=replace(feed.images, images=replace(feed.images.images, captions=("grey 1", "grey 0"))))
     assert len({feed.fingerprint, fewer.fingerprint, renamed.fingerprint}) == 3
@@ -89,7 +89,7 @@ def shaped(tmp_path: Path) -> config.Run:
 def updates(run: config.Run, steps: range, world_size: int = 1, batch_size: int = 1) -> list[list[Batch]]:
     """The batches of each update over all ranks, in the order of their places; every feed is opened anew."""
     run = run.model_copy(update={"data": run.data.model_copy(update={"batch_size": batch_size})})
-    feeds = [open_feed(run, stubs.StubFamily(), Ranks(rank, world_size)) for rank in range(world_size)]
+    feeds = [open_data(run, stubs.StubFamily(), ProcessGroup(rank, world_size)) for rank in range(world_size)]
     return [sorted((batch for feed in feeds for batch in feed.batches(step)), key=lambda batch: batch.place) for step in steps]
 
 
@@ -136,7 +136,7 @@ def test_without_buckets_images_have_the_size_of_the_rollout(shaped: config.Run)
 def test_a_bucket_too_small_for_an_update_is_refused_before_training(shaped: config.Run):
     run = shaped.model_copy(update={"train": shaped.train.model_copy(update={"global_batch_size": 6})})
     with pytest.raises(DirectAlignError, match=r"data\.buckets: \[16, 16\] has 4, \[24, 8\] has 4 images, and an update takes 6"):
-        open_feed(run, stubs.StubFamily(), Ranks())
+        open_data(run, stubs.StubFamily(), ProcessGroup())
 
 
 class Choosy(stubs.StubFamily):
@@ -151,7 +151,7 @@ class Choosy(stubs.StubFamily):
 def test_a_shape_that_the_model_cannot_take_is_named_with_its_key(shaped: config.Run):
     def complaint(run: config.Run) -> str:
         with pytest.raises(DirectAlignError) as raised:
-            open_feed(run, Choosy(), Ranks())
+            open_data(run, Choosy(), ProcessGroup())
         return str(raised.value)
 
     assert complaint(shaped) == "data.buckets: [24, 8]: both sides must be multiples of 16"
@@ -160,7 +160,7 @@ def test_a_shape_that_the_model_cannot_take_is_named_with_its_key(shaped: config
 
 
 def test_the_fingerprint_tells_images_apart_by_name(shaped: config.Run):
-    feed: Feed = open_feed(shaped, stubs.StubFamily(), Ranks())
+    feed: TrainData = open_data(shaped, stubs.StubFamily(), ProcessGroup())
     assert feed.images is not None
     renamed = replace(feed, images=replace(feed.images, images=replace(feed.images.images, names=tuple("abcdefgh"))))
     assert feed.fingerprint != renamed.fingerprint

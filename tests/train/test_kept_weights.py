@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from test_kill import finished, forked
 from test_session import steps, stop_at, without_timings
 
 from directalign import config
-from directalign.train import ending, kept, leaving, log, sealed, tensors
-from directalign.train.distributed import Ranks
-from directalign.train.folder import claim
-from directalign.train.interrupt import Interrupted
-from directalign.train.session import Loaded, train_loaded
+from directalign.train import checkpoint, early_stopping, run_log, sealed
+from directalign.train.distributed import ProcessGroup
+from directalign.train.loop import Interrupted
+from directalign.train.run import Loaded, train_loaded
+from directalign.train.run_folder import claim
 from directalign.types import DirectAlignError, NonFiniteError
+
+run_module = sys.modules["directalign.train.run"]
 
 
 class Measurer(stubs.StubMeasurer):
@@ -61,14 +64,14 @@ def make_run(folder: Path, stop: dict[str, Any] | None = STOP, **train: Any) -> 
 
 def start(run: config.Run, out: Path, resume: bool = False, peak: float = 1.2, **method: Any) -> stubs.StubFamily:
     claim(out, resume)
-    family, ranks = stubs.StubFamily(full=run.model.tune == "full"), Ranks()
+    family, ranks = stubs.StubFamily(full=run.model.tune == "full"), ProcessGroup()
     loaded = stubs.load(run, family, ranks, **method)
-    train_loaded(run, out, resume, ranks, Loaded(family, loaded.method, Measurer(family, run, peak), loaded.feed))
+    train_loaded(run, out, resume, ranks, Loaded(family, loaded.method, Measurer(family, run, peak), loaded.data))
     return family
 
 
 def event(out: Path, name: str) -> list[dict[str, Any]]:
-    return [record for record in log.read(out) if record["event"] == name]
+    return [record for record in run_log.read(out) if record["event"] == name]
 
 
 def left(out: Path) -> tuple[bytes, list[dict[str, Any]], Any]:
@@ -111,7 +114,7 @@ def test_without_the_rules_nothing_is_new(tmp_path: Path):
     start(make_run(tmp_path, None, num_steps=5), out)
     found = json.loads((out / "summary.json").read_text())
     assert not (out / "best").exists() and found["stopped"] is None and found["kept"] is None and found["after"]["step"] == 5
-    assert {record["event"] for record in log.read(out)} == {"step", "evaluate"}
+    assert {record["event"] for record in run_log.read(out)} == {"step", "evaluate"}
 
 
 def test_the_base_model_is_left_where_nothing_was_better_and_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -122,8 +125,8 @@ def test_the_base_model_is_left_where_nothing_was_better_and_it_is_said(tmp_path
 
 
 def test_only_weights_that_can_still_be_chosen_take_up_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    counts, real = [], kept.drop
-    monkeypatch.setattr(kept, "drop", lambda out, needed: (real(out, needed), counts.append(len(kept.steps(out)))))
+    counts, real = [], early_stopping.drop_best
+    monkeypatch.setattr(early_stopping, "drop_best", lambda out, needed: (real(out, needed), counts.append(len(early_stopping.best_steps(out)))))
     start(make_run(tmp_path, {}, num_steps=12, checkpoint_every=3, keep_checkpoints=2), tmp_path / "out", peak=9.0)
     assert max(counts) <= 3 and counts[-1] >= 1
 
@@ -181,7 +184,7 @@ def interrupt_in(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(ending.Stopping, "wear_best"), (leaving, "_measure_kept"), (ending, "stop_record"), (kept, "write"), (kept, "drop")],
+    [(early_stopping.EarlyStopping, "load_best"), (run_module, "_evaluate_exported"), (early_stopping, "stop_record"), (early_stopping, "save_best"), (early_stopping, "drop_best")],
     ids=lambda given: getattr(given, "__name__", given),
 )
 def test_an_interrupt_anywhere_loses_nothing(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: bool):
@@ -218,7 +221,7 @@ def test_rules_that_are_tightened_end_it_at_once_with_what_is_there(tmp_path: Pa
     with pytest.raises(Interrupted):
         start(make_run(tmp_path, {"drift": {"content": 9.0}}), out, on_step=stop_at(9))
     start(make_run(tmp_path, {"drift": {"content": 1e-6}, "drift_patience": 1}), out, resume=True)
-    assert event(out, "stop")[0]["step"] == 10 and event(out, "kept")[0]["step"] in (0, *kept.steps(out))
+    assert event(out, "stop")[0]["step"] == 10 and event(out, "kept")[0]["step"] in (0, *early_stopping.best_steps(out))
 
 
 def test_rules_may_come_later_and_be_taken_out_again(tmp_path: Path):
@@ -243,25 +246,25 @@ def test_damaged_weights_are_named_and_the_best_of_the_others_is_left(tmp_path: 
     run, out = make_run(tmp_path, checkpoint_every=1, keep_checkpoints=9), tmp_path / "out"
     start(run, out)
     best = event(out, "kept")[0]["step"]
-    file = kept.path_of(out, best) / "weights.safetensors"
+    file = early_stopping.best_path(out, best) / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     capsys.readouterr()
     start(run, out, resume=True)
     said = capsys.readouterr().out
-    assert f"damaged weights removed: {kept.path_of(out, best)} (weights.safetensors has" in said
-    assert event(out, "kept")[0]["step"] != best and sealed.damage(kept.path_of(out, event(out, "kept")[0]["step"])) is None
+    assert f"damaged weights removed: {early_stopping.best_path(out, best)} (weights.safetensors has" in said
+    assert event(out, "kept")[0]["step"] != best and sealed.damage(early_stopping.best_path(out, event(out, "kept")[0]["step"])) is None
 
 
 def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    run, real = make_run(tmp_path), tensors.write
+    run, real = make_run(tmp_path), checkpoint.write_tensors
     start(run, tmp_path / "whole")
 
-    def full(folder: Path, groups: Any, ranks: Ranks) -> None:
+    def full(folder: Path, groups: Any, ranks: ProcessGroup) -> None:
         if "best" in str(folder) and "step-000000" not in folder.name:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(folder, groups, ranks)
 
-    monkeypatch.setattr(tensors, "write", full)
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
     with pytest.raises(
         DirectAlignError, match=r"cannot write best weights .*/best/step-.*: no space left on the disk; free some space and go on with --resume"
     ):
@@ -276,4 +279,4 @@ def test_a_loss_that_is_not_finite_leaves_the_best_weights(tmp_path: Path):
     out = tmp_path / "out"
     with pytest.raises(NonFiniteError, match=r"the best weights so far are .*best/step-"):
         start(make_run(tmp_path), out, spoil=lambda value, step, branch: value * float("nan") if step == 4 else value)
-    assert all(sealed.damage(kept.path_of(out, step)) is None for step in kept.steps(out)) and kept.steps(out)
+    assert all(sealed.damage(early_stopping.best_path(out, step)) is None for step in early_stopping.best_steps(out)) and early_stopping.best_steps(out)

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from directalign.train import log, random_state, samples
-from directalign.train.progress import Display
+from directalign.train import checkpoint, run_log
+from directalign.train.run_log import Display
 
 
 def record(step: int, **more: object) -> dict[str, object]:
@@ -19,7 +19,7 @@ def record(step: int, **more: object) -> dict[str, object]:
 
 
 def test_every_record_is_one_line_that_is_there_at_once(tmp_path: Path):
-    written = log.RunLog(tmp_path, step=-1)
+    written = run_log.RunLog(tmp_path, step=-1)
     written.write(record(1, metrics={"odd": math.nan, "even": [1.0, math.inf]}, text="rote Blüte"))
     lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(lines[0])["metrics"] == {"odd": None, "even": [1.0, None]} and "Blüte" in lines[0]
@@ -28,11 +28,11 @@ def test_every_record_is_one_line_that_is_there_at_once(tmp_path: Path):
 
 def test_going_on_drops_what_lies_ahead_and_a_torn_line(tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record(s)) + "\n" for s in (1, 2, 3)) + '{"event": "st')
-    written = log.RunLog(tmp_path, step=2)
-    assert [r["step"] for r in log.read(tmp_path)] == [1, 2] and written.has("step", 2) and not written.has("step", 3)
+    written = run_log.RunLog(tmp_path, step=2)
+    assert [r["step"] for r in run_log.read(tmp_path)] == [1, 2] and written.has("step", 2) and not written.has("step", 3)
     written.write(record(3))
     written.close()
-    assert [r["step"] for r in log.read(tmp_path)] == [1, 2, 3]
+    assert [r["step"] for r in run_log.read(tmp_path)] == [1, 2, 3]
 
 
 def shown(terminal: bool, silent: bool = False) -> str:
@@ -59,7 +59,7 @@ def test_on_a_terminal_the_line_lives_and_other_ranks_are_silent():
 
 def test_grids_are_rows_of_four_filled_up_with_white():
     images = torch.rand(5, 3, 2, 3)
-    grid = samples.tiled(images)
+    grid = run_log.tiled(images)
     assert grid.shape == (1, 3, 4, 12)
     assert torch.equal(grid[0, :, :2, 3:6], images[1]) and torch.equal(grid[0, :, 2:, :3], images[4])
     assert bool((grid[0, :, 2:, 3:] == 1).all())
@@ -67,8 +67,8 @@ def test_grids_are_rows_of_four_filled_up_with_white():
 
 def test_a_saved_grid_reads_back_to_a_grey_level(tmp_path: Path):
     grid = torch.rand(1, 3, 6, 5)
-    samples.save(grid, samples.path_of(tmp_path, 3))
-    assert (samples.load(tmp_path / "samples" / "step-000003.png") - grid).abs().max() <= 0.5 / 255 + 1e-6
+    run_log.save_grid(grid, run_log.grid_path(tmp_path, 3))
+    assert (run_log.load_grid(tmp_path / "samples" / "step-000003.png") - grid).abs().max() <= 0.5 / 255 + 1e-6
 
 
 def test_random_states_of_every_kind_come_back(tmp_path: Path):
@@ -79,17 +79,17 @@ def test_random_states_of_every_kind_come_back(tmp_path: Path):
     def draw() -> tuple[float, float, float, float]:
         return random.random(), random.gauss(0, 1), float(np.random.randn()), float(torch.rand(()))
 
-    random_state.seed_all(5)
+    checkpoint.seed_all(5)
     draw()
-    torch.save(random_state.capture(), tmp_path / "state.pt")
+    torch.save(checkpoint.random_state(), tmp_path / "state.pt")
     wanted = draw()
-    random_state.restore(torch.load(tmp_path / "state.pt", weights_only=True))
+    checkpoint.restore_random_state(torch.load(tmp_path / "state.pt", weights_only=True))
     assert draw() == wanted
 
 
 def test_every_update_has_its_own_seed():
     def first(seed: int, step: int) -> float:
-        random_state.seed_step(seed, step)
+        checkpoint.seed_step(seed, step)
         return float(torch.rand(()))
 
     assert first(1, 2) == first(1, 2)

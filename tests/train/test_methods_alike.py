@@ -67,15 +67,15 @@ def test_records_alike_and_resumes_to_the_same_bits(tmp_path: Path, model: Path,
     assert all(record["network_calls"]["forward"] >= record["network_calls"]["backward"] > 0 for record in records)
     assert all(record["grad_norm"] > 0 for record in records)
 
-    real = loop.take_step
+    real = loop.train_step
 
-    def stopped(job: loop.Job, step: int) -> dict[str, Any]:
+    def stopped(context: loop.TrainContext, step: int, batches: Any) -> dict[str, Any]:
         if step == 3:
             raise Interrupted("stopped before the fourth update")
-        return real(job, step)
+        return real(context, step, batches)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(loop, "take_step", stopped)
+        patch.setattr(loop, "train_step", stopped)
         train(run, tmp_path / "broken", resume=False)
     train(run, tmp_path / "broken", resume=True)
     assert (tmp_path / "broken/lora.safetensors").read_bytes() == (tmp_path / "whole/lora.safetensors").read_bytes()

@@ -10,8 +10,7 @@ from torch import nn
 
 from directalign.config import Train
 from directalign.train.adamw8bit import AdamW8bit
-from directalign.train.ema import Average
-from directalign.train.optim import adamw, learning_rate, set_learning_rate, trained_parameters
+from directalign.train.optim import EMA, adamw, learning_rate, set_learning_rate, trained_parameters
 from directalign.types import DirectAlignError
 
 
@@ -76,7 +75,7 @@ def test_the_recipe_chooses_the_optimiser():
 
 def test_the_average_follows_its_recurrence():
     weight = nn.Parameter(torch.zeros(1))
-    average, expected = Average({"w": weight}, decay=0.3), 0.0
+    average, expected = EMA({"w": weight}, decay=0.3), 0.0
     for update in range(1, 8):
         weight.data.fill_(float(update))
         average.update()
@@ -87,9 +86,9 @@ def test_the_average_follows_its_recurrence():
 
 def test_swapping_the_average_in_is_undone_even_by_an_error():
     weight = nn.Parameter(torch.zeros(2))
-    average = Average({"w": weight}, decay=0.9)
+    average = EMA({"w": weight}, decay=0.9)
     weight.data.fill_(5.0)
-    with pytest.raises(RuntimeError, match="inside"), average.swapped_in():
+    with pytest.raises(RuntimeError, match="inside"), average.ema_weights():
         assert weight.tolist() == [0.0, 0.0]
         raise RuntimeError("inside")
     assert weight.tolist() == [5.0, 5.0]
@@ -97,9 +96,9 @@ def test_swapping_the_average_in_is_undone_even_by_an_error():
 
 def test_a_restored_average_goes_on_as_the_first():
     weight = nn.Parameter(torch.ones(1))
-    first = Average({"w": weight}, decay=0.9)
+    first = EMA({"w": weight}, decay=0.9)
     first.update()
-    second = Average({"w": weight}, decay=0.9)
+    second = EMA({"w": weight}, decay=0.9)
     second.tensors()["w"].copy_(first.tensors()["w"])
     second.continue_after(1)
     weight.data.fill_(3.0)

@@ -12,9 +12,9 @@ from directalign.config import Run
 from directalign.evaluate.pairs import measured_prompts
 from directalign.families.loading import load_family
 from directalign.train import run as train
-from directalign.train.distributed import Ranks
-from directalign.train.feed import open_feed
-from directalign.train.prompts_ahead import prompts_of_run
+from directalign.train.data import open_data
+from directalign.train.distributed import ProcessGroup
+from directalign.train.precompute_embeddings import prompts_of_run
 from tiny import SIZE, write_flux
 
 
@@ -48,7 +48,7 @@ def prompts(tmp_path: Path) -> Path:
 
 def test_a_run_asks_for_these_prompts_and_no_others(tiny_flux, prompts):
     run = recipe(tiny_flux, prompts)
-    feed = open_feed(run, load_family(run.model, "cpu"), Ranks())
+    feed = open_data(run, load_family(run.model, "cpu"), ProcessGroup())
     ahead = prompts_of_run(run, feed)
     dealt = {prompt for step in range(2) for batch in feed.batches(step) for prompt in batch.prompts}
     assert dealt | {"", "a green square"} <= set(ahead) and len(ahead) == len(set(ahead))
@@ -58,7 +58,7 @@ def test_a_run_asks_for_these_prompts_and_no_others(tiny_flux, prompts):
 def test_two_ranks_are_dealt_what_is_known_ahead(tiny_flux, prompts):
     run = recipe(tiny_flux, prompts)
     family = load_family(run.model, "cpu")
-    feeds = [open_feed(run, family, Ranks(rank, 2)) for rank in range(2)]
+    feeds = [open_data(run, family, ProcessGroup(rank, 2)) for rank in range(2)]
     dealt = {prompt for feed in feeds for step in range(2) for batch in feed.batches(step) for prompt in batch.prompts}
     assert dealt <= set(prompts_of_run(run, feeds[1])) and len(dealt) == 16
 

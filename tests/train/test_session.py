@@ -15,23 +15,23 @@ import train_stubs as stubs
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from directalign.train import log, summary
-from directalign.train.interrupt import Interrupted, StopRequest
+from directalign.train import run_folder, run_log
+from directalign.train.loop import Interrupted, StopRequest
 from directalign.types import DirectAlignError, NonFiniteError
 
 
 def without_timings(out: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key not in log.TIMINGS} for record in log.read(out)]
+    return [{key: value for key, value in record.items() if key not in run_log.TIMINGS} for record in run_log.read(out)]
 
 
 def steps(out: Path, event: str) -> list[int]:
-    return [record["step"] for record in log.read(out) if record["event"] == event]
+    return [record["step"] for record in run_log.read(out) if record["event"] == event]
 
 
 def scalars(out: Path) -> dict[str, list[tuple[int, float]]]:
     board = EventAccumulator(str(out / "tensorboard"))
     board.Reload()
-    return {name: [(e.step, e.value) for e in board.Scalars(name)] for name in board.Tags()["scalars"] if not any(t in name for t in log.TIMINGS)}
+    return {name: [(e.step, e.value) for e in board.Scalars(name)] for name in board.Tags()["scalars"] if not any(t in name for t in run_log.TIMINGS)}
 
 
 def stop_at(step: int):
@@ -60,7 +60,7 @@ def test_the_summary_tells_before_and_after_and_counts_the_steps_alone(tmp_path:
     out = tmp_path / "out"
     stubs.start(stubs.make_run(tmp_path / "prompts.txt"), out)
     found = json.loads((out / "summary.json").read_text())
-    seconds = [record["seconds"] for record in log.read(out) if record["event"] == "step"]
+    seconds = [record["seconds"] for record in run_log.read(out) if record["event"] == "step"]
     assert found["align_seconds"] == pytest.approx(sum(seconds)) and found["num_steps"] == 6
     assert (found["before"]["step"], found["after"]["step"]) == (0, 6) and found["before"]["photo_rate"]["n"] == 4
     assert found["final"]["step"] == 6 and found["trained_weights"] == 16 and found["seed"] == 0
@@ -69,7 +69,7 @@ def test_the_summary_tells_before_and_after_and_counts_the_steps_alone(tmp_path:
 
 def test_a_step_record_says_what_the_page_needs(tmp_path: Path):
     stubs.start(stubs.make_run(tmp_path / "prompts.txt", warmup_steps=1, accumulation=2), tmp_path / "out")
-    record = next(r for r in log.read(tmp_path / "out") if r["event"] == "step")
+    record = next(r for r in run_log.read(tmp_path / "out") if r["event"] == "step")
     assert set(record["losses"]) == {"denoise", "inversion"} and record["loss"] == pytest.approx(sum(record["losses"].values()))
     assert record["learning_rate"] == 0.025 and record["grad_norm"] > 0 and record["reward"] < 0
     assert sum(row["n"] for row in record["levels"]["denoise"]) == 4
@@ -89,7 +89,7 @@ def test_with_an_average_it_is_the_average_that_is_measured_and_saved(tmp_path: 
     average = load_file(out / "checkpoints" / "step-000006" / "ema.safetensors")["ema.base"]
     saved = load_file(out / "lora.safetensors")["base"]
     assert torch.equal(saved, average) and not torch.equal(saved, family.denoiser.base)
-    assert log.read(out)[-1]["color_drift"] == pytest.approx(float(average.sum()))
+    assert run_log.read(out)[-1]["color_drift"] == pytest.approx(float(average.sum()))
 
 
 @pytest.mark.parametrize(("tune", "stop"), [("full", 0), ("full", 3), ("lora", 4)])
@@ -190,7 +190,7 @@ def test_the_second_signal_finds_the_former_handler():
 
 
 def test_the_commit_is_that_of_this_package_or_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    found = summary.commit()
+    found = run_folder.commit()
     assert found is None or len(found.split("+")[0]) == 40
-    monkeypatch.setattr(summary, "__file__", str(tmp_path / "summary.py"))
-    assert summary.commit() is None
+    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "run_folder.py"))
+    assert run_folder.commit() is None

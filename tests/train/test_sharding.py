@@ -18,11 +18,10 @@ from directalign import config
 from directalign.families.loading import load_family
 from directalign.families.reference import BaseModel
 from directalign.interfaces import Family
-from directalign.train import sharding, snapshot, tensors
-from directalign.train.distributed import Ranks, joined
-from directalign.train.ema import Average
-from directalign.train.optim import adamw, trained_parameters
-from directalign.train.snapshot import Parts
+from directalign.train import checkpoint, distributed
+from directalign.train.checkpoint import TrainState
+from directalign.train.distributed import ProcessGroup, process_group
+from directalign.train.optim import EMA, adamw, trained_parameters
 
 
 class Forgetful:
@@ -76,12 +75,12 @@ def disturbed(family: Family) -> None:
             p.mul_(1.5).add_(0.01)
 
 
-def parts_of(run: config.Run, family: Family) -> Parts:
+def parts_of(run: config.Run, family: Family) -> TrainState:
     parameters = trained_parameters(family.denoiser)
-    return Parts(run, family.denoiser, parameters, adamw(parameters, run.train), Average(parameters, 0.9), Forgetful(), "data")
+    return TrainState(run, family.denoiser, parameters, adamw(parameters, run.train), EMA(parameters, 0.9), Forgetful(), "data")
 
 
-def updated(parts: Parts, family: Family) -> None:
+def updated(parts: TrainState, family: Family) -> None:
     """One update on a fixed loss."""
     predicted(family).square().mean().backward()
     parts.optimizer.step()
@@ -90,18 +89,18 @@ def updated(parts: Parts, family: Family) -> None:
 
 
 def two(model: Path, folder: Path) -> None:
-    with joined() as ranks:
+    with process_group() as ranks:
         found = {**whole_model(model, folder, ranks), **adapters(model, folder, ranks), **narrow(model, ranks), **sums(ranks)}
         torch.save(found, folder / f"rank-{ranks.rank}.pt")
 
 
-def sharded(run: config.Run, ranks: Ranks) -> Family:
+def sharded(run: config.Run, ranks: ProcessGroup) -> Family:
     family = load_family(run.model, "cpu")
-    sharding.shard(family.denoiser, run.model, ranks)
+    distributed.shard(family.denoiser, run.model, ranks)
     return family
 
 
-def whole_model(model: Path, folder: Path, ranks: Ranks) -> dict[str, Any]:
+def whole_model(model: Path, folder: Path, ranks: ProcessGroup) -> dict[str, Any]:
     """All weights: the base model put on and off, the average too, an update in 8 bits kept and saved."""
     run = recipe(model, optimizer="adamw8bit")
     family = sharded(run, ranks)
@@ -112,29 +111,29 @@ def whole_model(model: Path, folder: Path, ranks: Ranks) -> dict[str, Any]:
     with torch.no_grad(), base.worn():
         found["worn"] = predicted(family)
     assert parts.average is not None
-    with torch.no_grad(), parts.average.swapped_in():
+    with torch.no_grad(), parts.average.ema_weights():
         found["average"] = predicted(family)
     found["again"] = predicted(family).detach()
     updated(parts, family)
     found["updated"] = predicted(family).detach()
     (folder / "kept").mkdir(exist_ok=True)
     ranks.wait()
-    snapshot.write(folder / "kept", parts, 1, ranks)
-    sharding.save(family, folder / "saved", ranks)
-    found["architecture"] = snapshot.architecture(family.denoiser)
+    checkpoint.write_state(folder / "kept", parts, 1, ranks)
+    distributed.save(family, folder / "saved", ranks)
+    found["architecture"] = checkpoint.architecture(family.denoiser)
     found["share"] = max(p.to_local().numel() / p.numel() for p in parts.parameters.values() if isinstance(p, DTensor) and p.shape[0] % 2 == 0)
     return found
 
 
-def adapters(model: Path, folder: Path, ranks: Ranks) -> dict[str, Any]:
+def adapters(model: Path, folder: Path, ranks: ProcessGroup) -> dict[str, Any]:
     """LoRA on a base that is split as well."""
     family = sharded(recipe(model, tune="lora"), ranks)
     disturbed(family)
-    sharding.save(family, folder / "adapters", ranks)
+    distributed.save(family, folder / "adapters", ranks)
     return {"adapted": predicted(family).detach()}
 
 
-def narrow(model: Path, ranks: Ranks) -> dict[str, Any]:
+def narrow(model: Path, ranks: ProcessGroup) -> dict[str, Any]:
     """Computed in bfloat16, kept in float32."""
     family = sharded(recipe(model, dtype="bfloat16"), ranks)
     assert {p.dtype for p in family.denoiser.parameters()} == {torch.float32}
@@ -144,7 +143,7 @@ def narrow(model: Path, ranks: Ranks) -> dict[str, Any]:
     return {"narrow": answer.detach()}
 
 
-def sums(ranks: Ranks) -> dict[str, Any]:
+def sums(ranks: ProcessGroup) -> dict[str, Any]:
     """The plain exchanges: a weight that one rank reached, one that none did, numbers and words."""
     reached, missed = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     if ranks.rank == 1:
@@ -173,7 +172,7 @@ def test_a_shared_network_answers_as_a_whole_one(model: Path, shared: Path):
     for found in results(shared):
         assert torch.allclose(found["base"], base, atol=1e-6) and torch.allclose(found["moved"], predicted(family), atol=1e-6)
         assert found["share"] == 0.5
-        assert found["architecture"] == snapshot.architecture(family.denoiser)
+        assert found["architecture"] == checkpoint.architecture(family.denoiser)
 
 
 def test_weights_change_hands_and_come_back(shared: Path):
@@ -186,7 +185,7 @@ def test_one_process_reads_what_two_kept_and_goes_on(model: Path, shared: Path):
     run = recipe(model, optimizer="adamw8bit")
     family = load_family(run.model, "cpu")
     parts = parts_of(run, family)
-    assert snapshot.restore(shared / "kept", parts, Ranks()) == 1
+    assert checkpoint.restore_state(shared / "kept", parts, ProcessGroup()) == 1
     assert torch.allclose(predicted(family), results(shared)[0]["updated"], atol=1e-6)
     state = parts.optimizer.state_dict()["state"]
     assert any(value.dtype == torch.uint8 for each in state.values() for value in each.values())
@@ -228,18 +227,18 @@ def test_plain_exchanges(shared: Path):
 
 def test_whole_files_are_read_as_they_were_written(tmp_path: Path):
     given = {"w": torch.randn(3, 2), "narrow": torch.randn(4).bfloat16(), "number": torch.tensor(2.5)}
-    tensors.write(tmp_path, {"weights": given, "ema": {"w": torch.ones(3, 2)}}, Ranks())
+    checkpoint.write_tensors(tmp_path, {"weights": given, "ema": {"w": torch.ones(3, 2)}}, ProcessGroup())
     found = {name: torch.empty_like(tensor) for name, tensor in given.items()}
-    tensors.read(tmp_path, {"weights": found})
+    checkpoint.read_tensors(tmp_path, {"weights": found})
     assert all(torch.equal(found[name], given[name]) for name in given)
-    assert set(tensors.listed(tmp_path)) == {"weights.w", "weights.narrow", "weights.number", "ema.w"}
+    assert set(checkpoint.list_tensors(tmp_path)) == {"weights.w", "weights.narrow", "weights.number", "ema.w"}
 
 
 def test_when_the_network_is_split(model: Path):
     def split(ranks: int, tune: str, parallel: str) -> bool:
         run = recipe(model, tune)
         run = run.model_copy(update={"train": run.train.model_copy(update={"parallel": parallel})})
-        return sharding.is_sharded_run(run, replace(Ranks(), size=ranks))
+        return distributed.is_sharded_run(run, replace(ProcessGroup(), size=ranks))
 
     assert split(2, "full", "auto") and split(2, "lora", "sharded")
     assert not split(2, "lora", "auto") and not split(2, "full", "data") and not split(1, "full", "sharded")

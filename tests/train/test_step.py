@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from directalign.train.calls import CallCounter
-from directalign.train.distributed import Ranks
-from directalign.train.levels import Levels
-from directalign.train.step import Updater
+from directalign.train.distributed import ProcessGroup
+from directalign.train.step import NFECounter, SigmaHistogram, TrainStep
 from directalign.types import Batch, Loss, NonFiniteError
 
 
@@ -36,9 +34,9 @@ class Regression:
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-def make(factor: float = 1.0, clip_norm: float = 1e9) -> tuple[nn.Parameter, Updater]:
+def make(factor: float = 1.0, clip_norm: float = 1e9) -> tuple[nn.Parameter, TrainStep]:
     weight = nn.Parameter(torch.tensor([0.3]))
-    return weight, Updater(Regression(weight, factor), [weight], torch.optim.SGD([weight], lr=0.1), clip_norm, Ranks(), CallCounter(nn.Identity()))
+    return weight, TrainStep(Regression(weight, factor), [weight], torch.optim.SGD([weight], lr=0.1), clip_norm, ProcessGroup(), NFECounter(nn.Identity()))
 
 
 def batch(*prompts: float) -> Batch:
@@ -47,8 +45,8 @@ def batch(*prompts: float) -> Batch:
 
 def test_accumulated_batches_equal_one_big_batch():
     (small, accumulated), (big, whole) = make(), make()
-    first = accumulated.update(1, [batch(1, 2), batch(3, 5)])
-    second = whole.update(1, [batch(1, 2, 3, 5)])
+    first = accumulated(1, [batch(1, 2), batch(3, 5)])
+    second = whole(1, [batch(1, 2, 3, 5)])
     assert torch.allclose(small, big, atol=1e-7)
     assert first["loss"] == pytest.approx(second["loss"]) and first["reward"] == second["reward"] == 2.75
     assert first["grad_norm"] == pytest.approx(second["grad_norm"])
@@ -56,13 +54,13 @@ def test_accumulated_batches_equal_one_big_batch():
 
 def test_gradients_beyond_the_clip_norm_are_scaled_down_to_it():
     weight, updater = make(factor=1000.0, clip_norm=0.5)
-    assert updater.update(1, [batch(1, 2)])["grad_norm"] > 100
+    assert updater(1, [batch(1, 2)])["grad_norm"] > 100
     assert float((weight.detach() - 0.3).abs()) == pytest.approx(0.1 * 0.5, rel=1e-4)
 
 
 def test_gradients_below_the_clip_norm_are_left_alone():
     weight, updater = make(clip_norm=100.0)
-    updater.update(1, [batch(1)])
+    updater(1, [batch(1)])
     assert float(weight.detach()) == pytest.approx(0.3 - 0.1 * 2 * (0.3 - 1))
 
 
@@ -70,7 +68,7 @@ def test_gradients_below_the_clip_norm_are_left_alone():
 def test_a_loss_that_is_not_finite_names_update_branch_and_sigma(factor: float, what: str):
     weight, updater = make(factor=factor)
     with pytest.raises(NonFiniteError, match=rf"update 7: the {what} \(branch denoise, sigma 0\.8123\)"):
-        updater.update(7, [batch(1)])
+        updater(7, [batch(1)])
     assert float(weight.detach()) == pytest.approx(0.3)
 
 
@@ -95,21 +93,21 @@ class SecondBranchExplodes(Regression):
 def test_a_gradient_that_is_not_finite_names_its_branch_and_leaves_the_optimiser_as_it_was():
     weight = nn.Parameter(torch.tensor([0.3]))
     optimizer = torch.optim.AdamW([weight], lr=0.1)
-    Updater(Regression(weight), [weight], optimizer, 1.0, Ranks(), CallCounter(nn.Identity())).update(1, [batch(1)])
+    TrainStep(Regression(weight), [weight], optimizer, 1.0, ProcessGroup(), NFECounter(nn.Identity()))(1, [batch(1)])
     before, state = weight.detach().clone(), copy.deepcopy(optimizer.state_dict())
     with pytest.raises(NonFiniteError, match=r"update 2: the gradient is inf \(branch inversion, sigma 0\.7500, 0\.8000\); the optimiser was not stepped"):
-        Updater(SecondBranchExplodes(weight), [weight], optimizer, 1.0, Ranks(), CallCounter(nn.Identity())).update(2, [batch(1)])
+        TrainStep(SecondBranchExplodes(weight), [weight], optimizer, 1.0, ProcessGroup(), NFECounter(nn.Identity()))(2, [batch(1)])
     after = optimizer.state_dict()["state"][0]
     assert torch.equal(weight, before)
     assert all(torch.equal(after[key], value) for key, value in state["state"][0].items())
 
 
 def test_levels_are_means_by_branch_and_bin_of_sigma():
-    levels = Levels()
+    levels = SigmaHistogram()
     levels.add(Loss(torch.tensor(0.0), "denoise", {}, {"sigma": [0.81, 0.84, 1.0], "gain": [0.2, 0.4, 1.0]}))
     levels.add(Loss(torch.tensor(0.0), "inversion", {}, {"sigma": [0.0], "gain": [-0.1]}))
     levels.add(Loss(torch.tensor(0.0), "silent"))
-    found = levels.record(Ranks())
+    found = levels.record(ProcessGroup())
     assert found["inversion"] == [{"n": 1, "gain": pytest.approx(-0.1), "sigma": 0.0}]
     assert found["denoise"] == [{"n": 2, "gain": pytest.approx(0.3), "sigma": pytest.approx(0.825)}, {"n": 1, "gain": 1.0, "sigma": 1.0}]
     assert "silent" not in found
@@ -124,9 +122,9 @@ def test_network_calls_are_counted_with_and_without_gradient_and_from_the_update
                 network(torch.ones(5, 3))
             yield Loss(network(torch.ones(2, 3)).mean(), "denoise")
 
-    updater = Updater(TwoCalls(network.weight), [network.weight], torch.optim.SGD([network.weight], lr=0.1), 1.0, Ranks(), CallCounter(network))
+    updater = TrainStep(TwoCalls(network.weight), [network.weight], torch.optim.SGD([network.weight], lr=0.1), 1.0, ProcessGroup(), NFECounter(network))
     network(torch.ones(7, 3))  # a measurement between two updates does not count
-    assert updater.update(1, [batch(1), batch(2)])["network_calls"] == {"forward": 14, "backward": 4}
+    assert updater(1, [batch(1), batch(2)])["network_calls"] == {"forward": 14, "backward": 4}
 
 
 def test_a_network_that_returns_a_list_of_samples_is_counted_alike():
@@ -134,11 +132,11 @@ def test_a_network_that_returns_a_list_of_samples_is_counted_alike():
         def forward(self, x: Tensor) -> tuple[list[Tensor]]:
             return (list(super().forward(x)),)
 
-    counter = CallCounter(network := Listed(3, 3))
+    counter = NFECounter(network := Listed(3, 3))
     torch.stack(network(torch.ones(2, 3))[0]).sum().backward()
     with torch.no_grad():
         network(torch.ones(5, 3))
-    assert counter.taken() == (7, 2)
+    assert counter.take() == (7, 2)
 
 
 def test_a_recomputed_call_is_two_forward_and_one_backward():
@@ -152,5 +150,5 @@ def test_a_recomputed_call_is_two_forward_and_one_backward():
             once = checkpoint(step, torch.ones(2, 3, requires_grad=True), use_reentrant=False)
             yield Loss(checkpoint(step, once, use_reentrant=False).mean(), "chain")
 
-    updater = Updater(Recomputed(network.weight), [network.weight], torch.optim.SGD([network.weight], lr=0.1), 1.0, Ranks(), CallCounter(network))
-    assert updater.update(1, [batch(1)])["network_calls"] == {"forward": 8, "backward": 4}
+    updater = TrainStep(Recomputed(network.weight), [network.weight], torch.optim.SGD([network.weight], lr=0.1), 1.0, ProcessGroup(), NFECounter(network))
+    assert updater(1, [batch(1)])["network_calls"] == {"forward": 8, "backward": 4}

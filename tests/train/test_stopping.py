@@ -11,7 +11,7 @@ import pytest
 
 from directalign import config
 from directalign.evaluate.measured_numbers import judge_of, measured_metrics, score_of
-from directalign.train.stopping import Rules, Verdict, measurements, noise, verdict
+from directalign.train.early_stopping import Rules, Verdict, measurements, noise, verdict
 from directalign.types import DirectAlignError
 
 BETTER: dict[str, int] = {"judge": 1, "content": 1, "tint": -1, "light": 0, "score": 1}

@@ -12,7 +12,7 @@ from test_stopping import recipe
 from directalign.config_loading import load_run
 from directalign.planning import check_stop
 from directalign.planning.stopping import doubts_of_stop
-from directalign.train.progress import Display
+from directalign.train.run_log import Display
 from directalign.types import DirectAlignError
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "world_stopping.yaml"

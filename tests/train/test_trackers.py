@@ -20,8 +20,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from directalign import config
-from directalign.train import checkpoint, log, samples, trackers, trackers_trackio
-from directalign.train.interrupt import Interrupted
+from directalign.train import checkpoint, run_log, trackers
+from directalign.train.loop import Interrupted
 
 STORE = Path(tempfile.gettempdir()) / f"trackio-{os.getpid()}"
 os.environ["TRACKIO_DIR"] = str(STORE)  # trackio reads it once, when it is imported
@@ -120,7 +120,7 @@ def in_board(out: Path) -> Values:
 
 
 def in_records(out: Path) -> Values:
-    told = [(trackers.values_of(record), record["step"]) for record in log.read(out)]
+    told = [(trackers.values_of(record), record["step"]) for record in run_log.read(out)]
     return {(name, step, value) for values, step in told for name, value in values.items() if not isinstance(value, str)}
 
 
@@ -169,7 +169,7 @@ def test_the_whole_session_of_an_offline_run_is_offline(whole: tuple[Path, confi
 
 def test_the_sample_grids_arrive_pixel_by_pixel_with_their_prompts(whole: tuple[Path, config.Run]):
     out, _ = whole
-    files = {step: levels(samples.path_of(out, step)) for step in (0, 3, 6)}
+    files = {step: levels(run_log.grid_path(out, step)) for step in (0, 3, 6)}
     caption = "1. a thing of kind 0\n2. a thing of kind 1\n"
 
     (run_folder,) = (out / "wandb").glob("offline-run-*")
@@ -245,10 +245,10 @@ def test_who_shows_a_run_may_change_when_it_is_resumed(tmp_path: Path):
 
 
 def test_records_of_an_earlier_step_texts_and_holes(tmp_path: Path):
-    from directalign.train.trackers_opening import open_trackers
+    from directalign.train.trackers import open_trackers
 
     run = tracked(tmp_path, "holes")
-    written = log.RunLog(tmp_path, -1, trackers=open_trackers(run, tmp_path, ["x"], print))
+    written = run_log.RunLog(tmp_path, -1, trackers=open_trackers(run, tmp_path, ["x"]))
     written.write({"event": "step", "step": 4, "reward": float("nan"), "loss": None, "grad_norm": 0.1, "levels": {"sigma": [0.1, 0.2]}})
     written.write({"event": "stop", "step": 4, "reason": "drift", "says": "too far", "kept": 2})
     written.write({"event": "kept", "step": 2, "photo_rate": {"value": 0.5, "low": None, "n": 4}})
@@ -261,15 +261,15 @@ def test_records_of_an_earlier_step_texts_and_holes(tmp_path: Path):
 
 
 def test_a_name_leads_out_of_no_folder():
-    told = trackers.About("k", "../../a/b: best\\one", {}, "", None)
-    assert trackers_trackio.run_name(told) == "_a_b_ best_one-k"
+    told = trackers.RunInfo("k", "../../a/b: best\\one", {}, "", None)
+    assert trackers.trackio_run_name(told) == "_a_b_ best_one-k"
 
 
 def test_no_secret_is_told(tmp_path: Path):
     run = tracked(tmp_path, "secrets")
     reward = {"name": "remote", "url": "https://me:hunter2@judge.example:8000/score"}
     run = config.Run.model_validate({**run.model_dump(mode="json"), "reward": reward, "method": {"name": "flow_grpo", "form": "absolute"}})
-    told = json.dumps(dict(trackers.about(run, tmp_path, []).config))
+    told = json.dumps(dict(trackers.run_info(run, tmp_path, []).config))
     assert "hunter2" not in told and "https://judge.example:8000/score" in told
 
 

@@ -19,28 +19,27 @@ import train_stubs as stubs
 
 from directalign import config
 from directalign.planning.tracking import check_track
-from directalign.train import log, trackers, trackers_opening, trackers_wandb
-from directalign.train.trackers_aside import Aside
+from directalign.train import run_log, trackers
 from directalign.types import DirectAlignError
 
 
 class Scripted:
     """Remembers what it was told; `on_record` may fail or wait."""
 
-    remembers = False
+    has_history = False
 
     def __init__(self, on_record: Callable[[int], None] = lambda step: None) -> None:
         self.told: list[Any] = []
         self._on_record = on_record
 
-    def record(self, values: Mapping[str, float | str], step: int) -> None:
+    def log_values(self, values: Mapping[str, float | str], step: int) -> None:
         self._on_record(step)
         self.told.append((step, dict(values)))
 
-    def picture(self, pixels: trackers.Pixels, step: int) -> None:
+    def log_image(self, pixels: trackers.Pixels, step: int) -> None:
         self.told.append(("picture", step))
 
-    def summary(self, found: Mapping[str, Any]) -> None:
+    def log_summary(self, found: Mapping[str, Any]) -> None:
         self.told.append(("summary", dict(found)))
 
     def close(self, finished: bool) -> None:
@@ -50,57 +49,57 @@ class Scripted:
 # --- while the run goes on ----------------------------------------------------------------------------------------------
 
 
-def test_a_thread_of_its_own_tells_everything_in_order(tmp_path: Path):
-    tracker, said = Scripted(lambda step: time.sleep(0.01)), []
-    written = log.RunLog(tmp_path, -1, trackers=[Aside(tracker, "it", "", said.append)])
+def test_a_thread_of_its_own_tells_everything_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    tracker = Scripted(lambda step: time.sleep(0.01))
+    written = run_log.RunLog(tmp_path, -1, trackers=[trackers.BackgroundTracker(tracker, "it", "")])
     for step in range(5):
         written.write({"event": "step", "step": step, "loss": 0.5})
         written.grid(step, stubs.torch.zeros(1, 3, 4, 4))
     written.summarise({"a": 1})
     written.close()
     wanted: list[Any] = [each for step in range(5) for each in ((step, {"step/loss": 0.5}), ("picture", step))]
-    assert tracker.told == [*wanted, ("summary", {"a": 1}), ("close", True)] and said == []
+    assert tracker.told == [*wanted, ("summary", {"a": 1}), ("close", True)] and caplog.messages == []
 
 
-def test_a_failure_is_said_once_and_the_records_are_whole(tmp_path: Path):
+def test_a_failure_is_said_once_and_the_records_are_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     def fail(step: int) -> None:
         if step >= 2:
             raise ConnectionError("no route\nand more")
 
-    tracker, said = Scripted(fail), []
-    written = log.RunLog(tmp_path, -1, trackers=[Aside(tracker, "it", "Do this.", said.append)])
+    tracker = Scripted(fail)
+    written = run_log.RunLog(tmp_path, -1, trackers=[trackers.BackgroundTracker(tracker, "it", "Do this.")])
     for step in range(5):
         written.write({"event": "step", "step": step})
         time.sleep(0.01)
     written.close()
-    assert said == ["warning: it failed (ConnectionError: no route); the run goes on without it, and metrics.jsonl has everything. Do this."]
-    assert [record["step"] for record in log.read(tmp_path)] == [0, 1, 2, 3, 4] and [step for step, _ in tracker.told] == [0, 1]
+    assert caplog.messages == ["it failed (ConnectionError: no route); the run goes on without it, and metrics.jsonl has everything. Do this."]
+    assert [record["step"] for record in run_log.read(tmp_path)] == [0, 1, 2, 3, 4] and [step for step, _ in tracker.told] == [0, 1]
 
 
-def test_one_that_hangs_holds_nothing_up(tmp_path: Path):
-    free, said = threading.Event(), []
-    hanging = Aside(Scripted(lambda step: free.wait() and None), "it", "", said.append, patience=0.05, last_patience=0.1)
+def test_one_that_hangs_holds_nothing_up(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    free = threading.Event()
+    hanging = trackers.BackgroundTracker(Scripted(lambda step: free.wait() and None), "it", "", timeout=0.05, final_timeout=0.1)
     for step in range(3):
-        hanging.record({}, step)
-    assert said == []
+        hanging.log_values({}, step)
+    assert caplog.messages == []
     time.sleep(0.1)
-    hanging.record({}, 3)
-    assert len(said) == 1 and "took nothing for 0 s" in said[0]
+    hanging.log_values({}, 3)
+    assert len(caplog.messages) == 1 and "made no progress for 0 s" in caplog.messages[0]
     hanging.close(True)
     free.set()
-    late = Aside(Scripted(lambda step: free.wait() and None), "it", "", said.append, last_patience=0.05)
+    late = trackers.BackgroundTracker(Scripted(lambda step: free.wait() and None), "it", "", final_timeout=0.05)
     free.clear()
-    late.record({}, 0)
+    late.log_values({}, 0)
     late.close(True)
-    assert len(said) == 2 and "at the end" in said[1]
+    assert len(caplog.messages) == 2 and "at the end" in caplog.messages[1]
     free.set()
 
 
-def test_who_remembers_is_not_told_again(tmp_path: Path):
+def test_who_has_history_is_not_told_again(tmp_path: Path):
     forgetful, mindful = Scripted(), Scripted()
-    mindful.remembers = True
-    log.RunLog(tmp_path, -1).write({"event": "step", "step": 1, "loss": 1.0})
-    written = log.RunLog(tmp_path, 1, trackers=[forgetful, mindful])
+    mindful.has_history = True
+    run_log.RunLog(tmp_path, -1).write({"event": "step", "step": 1, "loss": 1.0})
+    written = run_log.RunLog(tmp_path, 1, trackers=[forgetful, mindful])
     written.grid(1, stubs.torch.zeros(1, 3, 4, 4), again=True)
     written.grid(2, stubs.torch.zeros(1, 3, 4, 4))
     written.close()
@@ -115,7 +114,7 @@ def wandb_quietly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     for name, value in {"HOME": str(tmp_path), "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "k" * 40}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setitem(trackers_wandb.QUIET, "init_timeout", 1)
+    monkeypatch.setitem(trackers.WANDB_SETTINGS, "init_timeout", 1)
     wandb.teardown()  # it reads its environment once
     yield wandb
     wandb.teardown()
@@ -132,7 +131,7 @@ def test_a_network_that_is_down_at_the_start_makes_an_offline_run(tmp_path: Path
     said = [line for line in capsys.readouterr().out.splitlines() if "Weights & Biases" in line]
     assert len(said) == 2 and "cannot be reached" in said[0] and "wandb sync" in said[1]
     (file,) = (out / "wandb").glob("offline-run-*/*.wandb")
-    assert file.stat().st_size > 0 and len(log.read(out)) == 7
+    assert file.stat().st_size > 0 and len(run_log.read(out)) == 7
 
 
 def test_a_service_that_dies_in_mid_run_is_said_and_a_resume_makes_up_for_it(tmp_path: Path, wandb_quietly: Any, capsys: pytest.CaptureFixture[str]):
@@ -149,7 +148,7 @@ def test_a_service_that_dies_in_mid_run_is_said_and_a_resume_makes_up_for_it(tmp
     stubs.start(run, out, on_step=kill)
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: Weights & Biases")]
     assert len(warnings) == 1 and "--resume" in warnings[0] and "wandb sync" in warnings[0]
-    assert len(log.read(out)) == 7
+    assert len(run_log.read(out)) == 7
     with contextlib.suppress(ConnectionError):
         wandb_quietly.teardown()
     stubs.start(run, out, resume=True)
@@ -157,16 +156,15 @@ def test_a_service_that_dies_in_mid_run_is_said_and_a_resume_makes_up_for_it(tmp
     assert file.stat().st_size > 0 and "warning" not in capsys.readouterr().out
 
 
-def test_one_that_cannot_be_opened_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_one_that_cannot_be_opened_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     def fail(*_: object) -> None:
         raise RuntimeError("disk on fire")
 
-    monkeypatch.setattr(trackers_opening.trackers_wandb, "open_run", fail)
-    said: list[str] = []
-    opened = trackers_opening.open_trackers(with_wandb(tmp_path, "offline"), tmp_path, ["x"], said.append)
-    assert len(opened) == 1 and len(said) == 1 and "cannot be opened (RuntimeError: disk on fire)" in said[0]
-    opened[0].record({"a/b": 1.0}, 1)
-    opened[0].picture(np.zeros((4, 4, 3), np.uint8), 1)
+    monkeypatch.setattr(trackers, "open_wandb", fail)
+    opened = trackers.open_trackers(with_wandb(tmp_path, "offline"), tmp_path, ["x"])
+    assert len(opened) == 1 and "cannot be opened (RuntimeError: disk on fire)" in caplog.text
+    opened[0].log_values({"a/b": 1.0}, 1)
+    opened[0].log_image(np.zeros((4, 4, 3), np.uint8), 1)
     opened[0].close(True)
 
 
@@ -222,10 +220,10 @@ def test_nothing_is_imported_that_no_recipe_asks_for(tmp_path: Path, monkeypatch
     for name in ("wandb", "trackio"):
         monkeypatch.setitem(sys.modules, name, None)
     assert check_track(asking(tmp_path), is_here=True) == ([], [])
-    (board,) = trackers_opening.open_trackers(asking(tmp_path), tmp_path, ["x"], print)
+    (board,) = trackers.open_trackers(asking(tmp_path), tmp_path, ["x"])
     board.close(True)
     assert not (tmp_path / "tracked.json").exists()
-    assert trackers_opening.open_trackers(asking(tmp_path, tensorboard=False), tmp_path, ["x"], print) == []
+    assert trackers.open_trackers(asking(tmp_path, tensorboard=False), tmp_path, ["x"]) == []
 
 
 @pytest.mark.parametrize(

@@ -47,14 +47,14 @@ def steps_of(out: Path) -> list[dict[str, Any]]:
 
 
 def stopped_before(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = loop.take_step
+    real = loop.train_step
 
-    def take_step(job: loop.Job, step: int) -> dict[str, Any]:
+    def train_step(context: loop.TrainContext, step: int, batches: Any) -> dict[str, Any]:
         if step == last:
             raise Interrupted("stopped here")
-        return real(job, step)
+        return real(context, step, batches)
 
-    monkeypatch.setattr(loop, "take_step", take_step)
+    monkeypatch.setattr(loop, "train_step", train_step)
 
 
 @pytest.mark.parametrize("tune", ["lora", "full"])

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from directalign import config
 from directalign.core.noising import for_update, generator_for
-from directalign.train.distributed import Ranks
-from directalign.train.feed import open_feed
-from directalign.train.folder import claim
-from directalign.train.session import Loaded, train_loaded
+from directalign.train.data import open_data
+from directalign.train.distributed import ProcessGroup
+from directalign.train.run import Loaded, train_loaded
+from directalign.train.run_folder import claim
 from directalign.types import Batch, Conditioning, Images, Latents, Loss, PerSample
 
 PROMPTS = [f"a thing of kind {index}" for index in range(11)]
@@ -141,14 +141,14 @@ def make_run(prompts: Path, **train: Any) -> config.Run:
     return config.Run.model_validate(given)
 
 
-def load(run: config.Run, family: StubFamily, ranks: Ranks, **method: Any) -> Loaded:
+def load(run: config.Run, family: StubFamily, ranks: ProcessGroup, **method: Any) -> Loaded:
     """The stubs of a run, with its data."""
-    return Loaded(family, StubMethod(family, **method), StubMeasurer(family), open_feed(run, family, ranks))
+    return Loaded(family, StubMethod(family, **method), StubMeasurer(family), open_data(run, family, ranks))
 
 
-def start(run: config.Run, out: Path, resume: bool = False, ranks: Ranks | None = None, **method: Any) -> StubFamily:
+def start(run: config.Run, out: Path, resume: bool = False, ranks: ProcessGroup | None = None, **method: Any) -> StubFamily:
     """A whole stub run; the family it trained."""
     claim(out, resume)
     family = StubFamily(full=run.model.tune == "full")
-    train_loaded(run, out, resume, ranks or Ranks(), load(run, family, ranks or Ranks(), **method))
+    train_loaded(run, out, resume, ranks or ProcessGroup(), load(run, family, ranks or ProcessGroup(), **method))
     return family

@@ -29,9 +29,8 @@ def train(
         run = load_run(recipe, overrides)
         from ..planning import plan  # only now: diffusers and transformers take seconds to import
         from ..train import run as run_training
-        from ..train.launch import launched
 
-        warnings, speaks = plan(run, out).warnings, launched(os.environ).rank == 0  # one of several processes
+        warnings, speaks = plan(run, out).warnings, os.environ.get("RANK", "0") == "0"  # one of several processes
         for warning in warnings if speaks else ():
             typer.echo(f"warning: {warning}", err=True)
         finished = run_training(run, out, resume)

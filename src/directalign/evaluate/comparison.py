@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from .. import config
 from ..metrics import SCORE, SGP
@@ -82,12 +83,15 @@ def claim(out: Path, told: Mapping[str, Any], now: Mapping[str, Any], where: Map
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
     """No other process writes to the folder meanwhile; the hold ends with this process, however that ends. Raises: DirectAlignError if there is one."""
-    with (out / COMPARISON).open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DirectAlignError(f"--out {out}: another process is at work on this comparison; wait for it, or end it first") from error
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise DirectAlignError(f"--out {out}: another process is at work on this comparison; wait for it, or end it first") from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def differing(subjects: Sequence[Subject]) -> list[str]:

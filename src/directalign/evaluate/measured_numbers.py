@@ -6,7 +6,7 @@ from .. import config
 from ..metrics import DIVERSITY, HELD_OUT, MEMBER, NEG, OFF_TOPIC, POS, Metric, metric
 from ..rewards import reward_class
 from ..world.scenes import STYLES
-from . import drift, held_out, off_topic
+from . import drift, off_topic
 
 def measured_metrics(run: config.Run) -> dict[str, Metric]:
     """Every metric of a measurement of the run by name, in the order of the records.

@@ -10,7 +10,7 @@ from functools import cached_property
 from .. import config
 from ..families import sd3
 from ..families.loading import FAMILIES
-from ..train.feed import accumulation
+from ..train.data import accumulation
 from .adapters import BYTES, base_bytes, gathered_bytes, lora_parameters
 from .architecture import Architecture
 from .geometry import Geometry, geometry

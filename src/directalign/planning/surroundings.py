@@ -14,7 +14,7 @@ from ..memory.architecture import Architecture
 from ..memory.geometry import Geometry, image_size
 from ..prompts import read_prompts
 from ..rows import is_address, parse
-from ..train.feed import accumulation
+from ..train.data import accumulation
 from ..types import DirectAlignError
 
 

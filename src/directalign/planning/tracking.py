@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import config
-from ..train import trackers_trackio, trackers_wandb
+from ..train import trackers
 from ..types import DirectAlignError
 
 
@@ -20,9 +20,9 @@ def check_track(run: config.Run, is_here: bool) -> tuple[list[tuple[str, str]], 
 def _shown(track: config.Track) -> list[tuple[str, str]]:
     shown = []
     if track.wandb is not None:
-        trackers_wandb.require(track.wandb)
+        trackers.require_wandb(track.wandb)
         shown.append(("W&B", f"{track.wandb.mode}, project {track.wandb.project}"))
     if track.trackio is not None:
-        trackers_trackio.require(track.trackio)
+        trackers.require_trackio(track.trackio)
         shown.append(("trackio", f"{track.trackio.space or 'on this machine'}, project {track.trackio.project}"))
     return shown

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..config import Run
 from ..evaluate.compare import SUMMARY, Request, compare
-from ..train.summary import commit, machine, versions
+from ..train.run_folder import commit, machine, versions
 from .compared_planted import Planted, power, rendered_bank, simulated
 from .compared_story import draw, tell
 from .compared_votes import Electorate, simulated_votes

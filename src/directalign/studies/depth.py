@@ -31,7 +31,7 @@ from ..methods.srpo import SRPO
 from ..prompts import train_captions
 from ..rewards import load_reward
 from ..rollout import start, step
-from ..train.calls import CallCounter
+from ..train.step import NFECounter
 from ..types import Batch
 from .comparing.statistics import SeedInterval, mean_interval, ratio_interval
 from .running.pieces import piece
@@ -89,7 +89,7 @@ class Bench:
         assert isinstance(run.method, Settings) and run.method.form == "absolute" and run.method.branches == "denoise", run.method
         self.run, self.family = run, load_family(run.model, "cpu", run.seed)
         self.weights = list(trainable(self.family).values())
-        self.calls = CallCounter(self.family.denoiser)
+        self.calls = NFECounter(self.family.denoiser)
         reward = load_reward(run.reward, "cpu")
         self.objective = build_objective(reward, run.method)
         self.ways: dict[int, Method] = {INJECTION: SRPO(self.family, reward, run.method, run.rollout)}
@@ -141,9 +141,9 @@ def _gradients(bench: Bench, batches: int) -> dict[int, Row]:
     calls: dict[int, tuple[int, int]] = {}
     for count in range(batches + 1):
         for grad_steps in bench.ways:
-            bench.calls.taken()
+            bench.calls.take()
             took, gradient = bench.gradient(grad_steps, bench.batch(count))
-            calls[grad_steps] = bench.calls.taken()
+            calls[grad_steps] = bench.calls.take()
             if count > 0:
                 norm = float(gradient.norm())
                 seconds[grad_steps].append(took)

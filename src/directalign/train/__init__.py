@@ -1,8 +1,8 @@
-"""Training: the loop a newcomer can read (`loop`, `step`), and around it what keeps a run whole (`checkpoint`, `log`, `folder`)."""
+"""Training: `run` trains a recipe, `loop` and `step` are the training loop."""
 
 from __future__ import annotations
 
-from .assemble import run
-from .interrupt import Interrupted
+from .loop import Interrupted
+from .run import run
 
 __all__ = ["Interrupted", "run"]

@@ -1,49 +1,50 @@
-"""The processes that train together, as `interfaces.Together` and a little more; with `sharding` and `watch`, all that knows torch.distributed.
+"""The processes that train together, as torchrun starts them, and sharding with FSDP2 (`fully_shard`).
 
-Gradients are averaged over the ranks before the step, and a rank that dies ends the run with the reason. A single process
-needs none of it: every function of `Ranks` is then the identity.
+With `data` parallelism gradients are averaged over the ranks. With `sharded` every weight, gradient and moment is split: the
+denoiser's repeated blocks are gathered one at a time for a forward or backward pass. Shards are float32; where the network
+computes in bfloat16, blocks are gathered in bfloat16 and gradients reduced in float32. Every rank takes part in every
+call of the network, in the same order. With a single process all collectives are the identity.
 """
 
 from __future__ import annotations
 
-import faulthandler
 import os
-import signal
-import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import empty as distributed_empty
 
+from .. import config
+from ..interfaces import Family
 from ..types import DirectAlignError
-from .interrupt import Interrupted
-from .launch import Launch, launched
-from .watch import Watch
 
-LONGEST_WAIT = timedelta(minutes=30)
-"""How long a collective waits for ranks that are alive but slow; those that are gone are noticed by `watch` within a minute."""
-LAST_RESORT = 30.0
-"""Seconds after a failure when a process that a GPU still holds is ended."""
-FOREIGN = (RuntimeError, CheckpointException)
-"""What libraries raise in a collective that lacks a rank."""
+TIMEOUT = timedelta(minutes=30)
+"""A collective waits this long for ranks that are alive but slow. A dead rank closes its connections and fails it at once."""
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """This process among its fellows; `rank` counts from 0, rank 0 writes the files."""
+class ProcessGroup:
+    """This process among those that train together; `rank` counts from 0, rank 0 writes the files.
+
+    `restarts`: how often torchrun has restarted all processes after a failure.
+    """
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    watch: Watch | None = None
-    attempt: int = 0
-    """How often the launcher has started anew after a failure."""
+    restarts: int = 0
 
     @property
     def is_main(self) -> bool:
@@ -54,9 +55,11 @@ class Ranks:
         whole = [p for p in parameters if not isinstance(p, DTensor)]
         if self.size == 1 or not whole:
             return
-        reached = self.sum(torch.tensor([p.grad is not None for p in whole], dtype=torch.int32)).tolist()
+        reached = self.sum(
+            torch.tensor([p.grad is not None for p in whole], dtype=torch.int32)
+        ).tolist()
         grads = [_gradient_of(p) for p, count in zip(whole, reached, strict=True) if count]
-        with self._blaming():
+        with _collective():
             for work in [dist.all_reduce(grad, async_op=True) for grad in grads]:
                 assert work is not None, "this process is not in the group"
                 work.wait()
@@ -64,7 +67,7 @@ class Ranks:
 
     def broadcast(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give every rank the weights of rank 0; sharded ones stay as they are."""
-        with self._blaming():
+        with _collective():
             for p in parameters:
                 if self.size > 1 and not isinstance(p, DTensor):
                     dist.broadcast(p.detach(), src=0)
@@ -73,7 +76,7 @@ class Ranks:
         """Elementwise sum over the ranks of an equally shaped tensor, on the CPU."""
         total = values.detach().cpu().clone()
         if self.size > 1:
-            with self._blaming():
+            with _collective():
                 dist.all_reduce(total)
         return total
 
@@ -83,7 +86,7 @@ class Ranks:
             return values
         own = values.detach().cpu().contiguous()
         parts = [torch.empty_like(own) for _ in range(self.size)]
-        with self._blaming():
+        with _collective():
             dist.all_gather(parts, own)
         return torch.cat(parts).to(values.device)
 
@@ -93,7 +96,10 @@ class Ranks:
         lengths = self.gather(torch.tensor([len(content)])).tolist()
         padded = torch.nn.functional.pad(content, (0, max(lengths) - len(content)))
         rows = self.gather(padded[None])
-        return [bytes(row[: length - 1].tolist()).decode() for row, length in zip(rows, lengths, strict=True)]
+        return [
+            bytes(row[: length - 1].tolist()).decode()
+            for row, length in zip(rows, lengths, strict=True)
+        ]
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any rank."""
@@ -103,21 +109,18 @@ class Ranks:
         """Return once every rank has come here."""
         self.sum(torch.zeros(1))
 
-    @contextmanager
-    def _blaming(self) -> Iterator[None]:
-        """A collective inside that fails for want of a rank says which."""
-        try:
-            yield
-        except FOREIGN as error:
-            self.blame(error)
-            raise
 
-    def blame(self, error: BaseException) -> None:
-        """Raise DirectAlignError if it is another rank's end that made a collective fail with `error`."""
-        if self.watch is not None and isinstance(error, FOREIGN) and not isinstance(error, torch.OutOfMemoryError):
-            reason = self.watch.look_closer()
-            if reason is not None:
-                raise DirectAlignError(reason) from error
+@contextmanager
+def _collective() -> Iterator[None]:
+    """A collective that fails because another rank has ended raises DirectAlignError."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise DirectAlignError(
+            f"lost the connection to another rank: its own message says why ({reason:.200}); "
+            "the last whole checkpoint stays: continue with --resume"
+        ) from error
 
 
 def _gradient_of(p: nn.Parameter) -> Tensor:
@@ -127,72 +130,139 @@ def _gradient_of(p: nn.Parameter) -> Tensor:
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """The ranks that the environment announces, gloo between CPUs and nccl between GPUs; they part at the end, or when one fails.
+def process_group() -> Iterator[ProcessGroup]:
+    """The process group that torchrun's environment describes: gloo between CPUs, nccl between GPUs.
 
-    Raises DirectAlignError naming the rank that is gone, on all others.
+    Raises: DirectAlignError for an incomplete environment, or processes that cannot connect.
     """
-    launch = launched(os.environ)
-    device = _device_of(launch)
-    if launch.size == 1:
-        yield Ranks(device=device)
+    size, local_rank = (
+        _number(name, default) for name, default in (("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    if size == 1:
+        yield ProcessGroup(device=_device(local_rank))
         return
-    ranks = _join(launch, device)
+    missing = [
+        each
+        for each in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        if not os.environ.get(each)
+    ]
+    if missing:
+        raise DirectAlignError(
+            f"{', '.join(missing)} not set, though WORLD_SIZE is {size}: launch with torchrun (docs/scaling.md)"
+        )
+    device = _device(local_rank)
     try:
-        yield ranks
-    except Interrupted:  # on all ranks together
-        _part(ranks)
-        raise
-    except BaseException as error:
-        _fail(ranks, error)
-        raise
-    _part(ranks)
-
-
-def _device_of(launch: Launch) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    count = torch.cuda.device_count()
-    index = 0 if count == 1 else launch.local_rank  # a launcher may show each process its own GPU alone
-    if launch.local_rank >= count > 1:
-        raise DirectAlignError(f"{launch.local_rank + 1} processes on a machine with {count} GPUs: start {count} (torchrun --nproc-per-node {count})")
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
-
-
-def _join(launch: Launch, device: torch.device) -> Ranks:
-    host, hosts = "the launcher" if launch.is_hosted else "rank 0", launch.rank == 0 and not launch.is_hosted
-    try:
-        store = dist.TCPStore(launch.address, launch.port, is_master=hosts, wait_for_workers=False)
-        own = dist.TCPStore(launch.address, launch.port, is_master=False, wait_for_workers=False)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
     except RuntimeError as error:
-        raise DirectAlignError(f"cannot meet the other processes at {launch.address}:{launch.port} ({str(error).splitlines()[0]})") from error
-    watch = Watch(dist.PrefixStore(f"watch-{launch.attempt}", own), launch.rank, launch.size, host)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    group = dist.PrefixStore(f"group-{launch.attempt}", store)
-    dist.init_process_group(backend, store=group, rank=launch.rank, world_size=launch.size, timeout=LONGEST_WAIT)
-    return Ranks(launch.rank, launch.size, device, watch, launch.attempt)
-
-
-def _part(ranks: Ranks) -> None:
-    """Leave in order: nobody watches any more when the first is gone."""
-    assert ranks.watch is not None
-    ranks.wait()
-    ranks.watch.leave()
+        meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).splitlines()[0]
+        raise DirectAlignError(
+            f"cannot meet the other processes at {meeting} ({reason})"
+        ) from error
+    ranks = ProcessGroup(dist.get_rank(), size, device, _number("TORCHELASTIC_RESTART_COUNT", 0))
+    yield ranks  # after an error the process ends; a barrier or an orderly shutdown would wait for ranks that may be gone
     ranks.wait()
     dist.destroy_process_group()
 
 
-def _fail(ranks: Ranks, error: BaseException) -> None:
-    """Tell the others why this rank ends; raises DirectAlignError where it is one of them that is gone."""
-    assert ranks.watch is not None
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others when one fails; this one has something to say first
-    if ranks.device.type == "cuda":
-        faulthandler.dump_traceback_later(LAST_RESORT, exit=True)
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isdigit():
+        raise DirectAlignError(
+            f"{name} is {text!r}, not a number: launch with torchrun (docs/scaling.md)"
+        )
+    return int(text)
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count > 1:
+        raise DirectAlignError(
+            f"{local_rank + 1} processes on a machine with {count} GPUs: "
+            f"start {count} (torchrun --nproc-per-node {count})"
+        )
+    index = 0 if count == 1 else local_rank  # a launcher may show each process its own GPU alone
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def is_sharded_run(run: config.Run, ranks: ProcessGroup) -> bool:
+    """Whether the ranks split the network: `train.parallel`, where there are several."""
+    return ranks.size > 1 and (
+        run.train.parallel == "sharded"
+        or (run.train.parallel == "auto" and run.model.tune == "full")
+    )
+
+
+def shard(denoiser: nn.Module, model: config.Model, ranks: ProcessGroup) -> None:
+    """Split the denoiser in place, block by block: each is moved to this rank's device, and all of it but one share is dropped."""
+    warnings.filterwarnings(
+        "ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning
+    )  # nothing changes the answers of blocks in place
+    narrow = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )  # families cast what must be cast
+    settings: dict[str, Any] = {
+        "mesh": init_device_mesh(ranks.device.type, (ranks.size,)),
+        "mp_policy": narrow if model.dtype == "bfloat16" else MixedPrecisionPolicy(),
+        "reshard_after_forward": True,  # of the root too: between two forward passes its weights may change hands
+    }
+    repeated = set(getattr(denoiser, "_repeated_blocks", None) or ())
+    for block in [each for each in denoiser.modules() if type(each).__name__ in repeated]:
+        fully_shard(block, **settings)
+    fully_shard(denoiser, **settings)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A plain tensor as it is, a sharded one put together on every rank."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def empty_beside(weight: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A tensor on the device of `weight`, split by its first dimension where that is."""
+    if isinstance(weight, DTensor):
+        return distributed_empty(
+            shape, dtype=dtype, device_mesh=weight.device_mesh, placements=weight.placements
+        )
+    return torch.empty(shape, dtype=dtype, device=weight.device)
+
+
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """The class that a module was made from: sharding puts one of its own in front."""
+    return next(each for each in type(module).__mro__ if not issubclass(each, FSDPModule))
+
+
+def save(family: Family, folder: Path, ranks: ProcessGroup) -> None:
+    """`family.save` on rank 0; of a sharded denoiser, what is trained is first brought together in its memory, tensor by tensor."""
+    if not isinstance(family.denoiser, FSDPModule):
+        if ranks.is_main:
+            family.save(folder)
+        return
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    tensors = get_model_state_dict(family.denoiser, options=options)
+    if ranks.is_main:
+        with _with_denoiser(family, _plain_copy(family.denoiser, tensors)):
+            family.save(folder)
+
+
+def _plain_copy(denoiser: Any, tensors: dict[str, Any]) -> nn.Module:
+    """The network as it was before sharding, with these tensors; the weights of a frozen base stay away."""
+    made_from: Any = class_of(denoiser)
+    with torch.device("meta"):
+        plain = made_from.from_config(denoiser.config)
+        for name, adapter in getattr(denoiser, "peft_config", {}).items():
+            plain.add_adapter(adapter, adapter_name=name)
+    plain.load_state_dict(tensors, strict=not getattr(denoiser, "peft_config", None), assign=True)
+    return plain
+
+
+@contextmanager
+def _with_denoiser(family: Family, denoiser: nn.Module) -> Iterator[None]:
+    own, family.denoiser = family.denoiser, denoiser
     try:
-        ranks.blame(error)
-    except DirectAlignError as found:
-        ranks.watch.leave(str(found))
-        raise
-    ranks.watch.leave(str(error) or type(error).__name__)
+        yield
+    finally:
+        family.denoiser = own

@@ -1,42 +1,44 @@
-"""The loop: update, average, record; now and then a checkpoint, a sample grid, a measurement.
+"""The training loop: load the batches, train, log, checkpoint, evaluate.
 
-    for step in range(first, num_steps):
-        for loss in method.losses(batch):      # step.py
-            loss.value.backward()
-        clip; step; ema; log
-
-Updates are counted from 0 where they are drawn from (`Batch.step`) and by how many are done where they are recorded. A
-checkpoint is written before the grid and the measurement of the same step: a run that is killed there makes up for them.
+Steps are counted from 0 where random draws start from them (`Batch.step`) and by the number of finished steps in records.
+The checkpoint of a step is written before its sample grid and evaluation: a run that is killed there repeats both.
 """
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
 from .. import config
 from ..interfaces import Family
 from ..rewards.distributed import SynchronizedError, synchronized_call
-from ..types import DirectAlignError, NonFiniteError
-from . import checkpoint, kept, random_state, samples
-from .distributed import Ranks
-from .ending import Stopping
-from .feed import Feed
-from .interrupt import Interrupted, StopRequest
-from .log import RunLog
+from ..types import Batch, DirectAlignError, NonFiniteError
+from . import checkpoint, early_stopping, run_log
+from .checkpoint import TrainState
+from .data import TrainData
+from .distributed import ProcessGroup
+from .early_stopping import EarlyStopping
 from .optim import learning_rate, set_learning_rate
-from .progress import Display
-from .snapshot import Parts
-from .step import Updater
+from .run_log import Display, RunLog
+from .step import TrainStep
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(DirectAlignError):
+    """A signal stopped the run after a whole step; `--resume` continues it."""
 
 
 @runtime_checkable
 class Measures(Protocol):
-    """What the loop asks of `evaluate.measure.Measurer`."""
+    """What the loop needs of `evaluate.measure.Measurer`."""
 
     def prepare(self) -> None:
         """Called once, while the weights are those of the base model."""
@@ -46,25 +48,25 @@ class Measures(Protocol):
 
 
 @dataclass(frozen=True)
-class Job:
-    """Everything that the loop touches. `shown` are the prompts of the sample grids; `log` is None on ranks other than 0, which write no records."""
+class TrainContext:
+    """Everything that the loop uses. `shown` are the prompts of the sample grids; `log` is None on ranks other than 0."""
 
     run: config.Run
     out: Path
-    ranks: Ranks
-    parts: Parts
-    updater: Updater
-    feed: Feed
+    ranks: ProcessGroup
+    state: TrainState
+    step: TrainStep
+    data: TrainData
     family: Family
     shown: Sequence[str]
     measurer: Measures
     log: RunLog | None
     display: Display
-    stopping: Stopping | None = None
+    stopping: EarlyStopping | None = None
 
     @property
     def is_over(self) -> bool:
-        """Whether the run has ended itself."""
+        """Whether a stop rule has ended the run."""
         return self.stopping is not None and self.stopping.over
 
     @property
@@ -72,149 +74,188 @@ class Job:
         return self.out / "checkpoints"
 
 
-def train(job: Job, done: int) -> int:
-    """Go from `done` updates to `train.num_steps`, or to where the run's stop rules end it, of which there is a checkpoint; the updates that are done.
+def train(context: TrainContext, done: int) -> int:
+    """Train from `done` finished steps to `train.num_steps` or until a stop rule ends the run; returns the finished steps.
+
+    The last step has a checkpoint.
 
     Raises:
         Interrupted: SIGINT or SIGTERM; the state is in a checkpoint.
-        NonFiniteError: from `Updater.update`, with the checkpoint that is left.
-        DirectAlignError: whatever else ends an update or a measurement, a reward that does not answer before all; what was done
-            before it is in a checkpoint, unless one of several ranks fails by itself.
+        NonFiniteError: from `TrainStep`, with the newest checkpoint in the message.
+        DirectAlignError: any other failure of a step or an evaluation. The finished steps are in a checkpoint, unless one
+            of several ranks fails on its own.
     """
-    num_steps = job.run.train.num_steps
+    num_steps = context.run.train.num_steps
     with StopRequest() as stop:
-        look(job, done)
-        settle(job, done)
-        while done < num_steps and not job.is_over:
-            step, done = done, done + 1
-            with saving_what_was_done(job, step):
-                record = take_step(job, step)
-            _write(job, record)
-            stopped = job.ranks.any(stop.received is not None)
-            if stopped or _due(done, job.run.train.checkpoint_every, num_steps):
-                _checkpoint(job, done)
+        evaluate_if_due(context, done)
+        apply_stop_rules(context, done)
+        while done < num_steps and not context.is_over:
+            start = time.perf_counter()
+            with checkpoint_on_error(context, done):
+                batches = context.data.batches(done)
+                record = train_step(context, done, batches)
+            done += 1
+            log_step(context, {**record, "seconds": time.perf_counter() - start})
+            stopped = context.ranks.any(stop.received is not None)
+            if stopped or _is_due(done, context.run.train.checkpoint_every, num_steps):
+                save_checkpoint(context, done)
             if stopped:
-                raise Interrupted(f"stopped by {stop.received or 'another rank'} after step {done} of {num_steps}; continue with --resume --out {job.out}")
-            with saving_what_was_done(job, done):
-                if look(job, done):
-                    settle(job, done)
-    if job.is_over and not _has_checkpoint(job, done):
-        _checkpoint(job, done)
+                raise Interrupted(
+                    f"stopped by {stop.received or 'another rank'} after step {done} of {num_steps}; "
+                    f"continue with --resume --out {context.out}"
+                )
+            with checkpoint_on_error(context, done):
+                if evaluate_if_due(context, done):
+                    apply_stop_rules(context, done)
+    if context.is_over and not _has_checkpoint(context, done):
+        save_checkpoint(context, done)
     return done
 
 
+def train_step(context: TrainContext, step: int, batches: Sequence[Batch]) -> dict[str, Any]:
+    """Train on `batches` as step `step` (from 0) and update the average; returns the record."""
+    rate = learning_rate(context.run.train, step)
+    set_learning_rate(context.state.optimizer, rate)
+    checkpoint.seed_step(context.run.seed, step)
+    try:
+        measured = context.step(step + 1, batches)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error}; {_last_good(context)}") from error
+    if context.state.average is not None:
+        context.state.average.update()
+    return {"event": "step", "step": step + 1, **measured, "learning_rate": rate}
+
+
+def log_step(context: TrainContext, record: dict[str, Any]) -> None:
+    """Append the record to metrics.jsonl and the trackers, and update the live line."""
+    if context.log is not None:
+        context.log.write(record)
+    context.display.step(record)
+
+
+def save_checkpoint(context: TrainContext, done: int) -> None:
+    """Write the state after `done` steps; the records up to there are on the disk first."""
+    if context.log is not None:
+        context.log.sync()
+    checkpoint.save(context.checkpoints, context.state, done, context.ranks)
+
+
+def evaluate_if_due(context: TrainContext, done: int) -> bool:
+    """Run sampling and evaluation if due; training state is unaffected. Returns whether evaluation was due.
+
+    All ranks generate images. Rank 0 has the records and decides what is still missing.
+    """
+    settings, num_steps, log = context.run, context.run.train.num_steps, context.log
+    grid_due = _is_due(done, settings.train.sample_every, num_steps)
+    evaluation_due = _is_due(done, settings.evaluate.every, num_steps)
+    if not (grid_due or evaluation_due):
+        return False
+    no_grid = log is not None and not run_log.grid_path(context.out, done).exists()
+    draws = context.ranks.any(grid_due and no_grid)
+    evaluates = context.ranks.any(
+        evaluation_due and log is not None and not log.has("evaluate", done)
+    )
+    with final_weights(context):
+        if draws:
+            grid = run_log.sample_grid(context.family, settings, context.shown, context.ranks)
+            if log is not None:
+                run_log.save_grid(grid, run_log.grid_path(context.out, done))
+                log.grid(done, grid)
+        if evaluates:
+            _evaluate(context, done)
+    return evaluation_due
+
+
+def _evaluate(context: TrainContext, done: int) -> None:
+    """Evaluate all pairs before and after training, some of them during the run."""
+    settings = context.run.evaluate
+    on_all_pairs = done in (0, context.run.train.num_steps)
+    num_pairs = (
+        settings.num_pairs if on_all_pairs else min(settings.pairs_during, settings.num_pairs)
+    )
+    measured = synchronized_call(lambda: context.measurer.measure(num_pairs), context.ranks)
+    if context.log is not None:
+        record = {"event": "evaluate", "step": done, **measured}
+        context.log.write(record)
+        verdict = context.stopping.verdict() if context.stopping is not None else None
+        context.display.measured(record, verdict.last.used if verdict is not None else None)
+
+
+def apply_stop_rules(context: TrainContext, done: int) -> None:
+    """Let the stop rules decide on the records of `done` steps; save the weights if they are the best so far."""
+    if context.stopping is not None:
+        with final_weights(context):
+            context.stopping.apply(done)
+
+
+def final_weights(context: TrainContext) -> Any:
+    """A context with the weights that are sampled, evaluated and exported: the average where there is one."""
+    average = context.state.average
+    return nullcontext() if average is None else average.ema_weights()
+
+
 @contextmanager
-def saving_what_was_done(job: Job, done: int) -> Iterator[None]:
-    """Whatever fails inside leaves a checkpoint of the state after `done` updates, of which an update that fails changes the method's memory alone."""
-    memory = dict(job.parts.method.state_dict())
+def checkpoint_on_error(context: TrainContext, done: int) -> Iterator[None]:
+    """Save the state after `done` steps if the block fails. A failed step changes nothing but the method's state."""
+    memory = dict(context.state.method.state_dict())
     try:
         yield
     except (NonFiniteError, Interrupted):
         raise
     except DirectAlignError as error:
-        if done == 0 or not (job.ranks.size == 1 or isinstance(error, SynchronizedError)):
+        if done == 0 or not (context.ranks.size == 1 or isinstance(error, SynchronizedError)):
             raise
-        job.parts.method.load_state_dict(memory)
-        if not _has_checkpoint(job, done):
-            _checkpoint(job, done)
-        raise DirectAlignError(f"{error}; step {done} of {job.run.train.num_steps} is saved: continue with --resume --out {job.out}") from error
+        context.state.method.load_state_dict(memory)
+        if not _has_checkpoint(context, done):
+            save_checkpoint(context, done)
+        raise DirectAlignError(
+            f"{error}; step {done} of {context.run.train.num_steps} is saved: "
+            f"continue with --resume --out {context.out}"
+        ) from error
 
 
-def take_step(job: Job, step: int) -> dict[str, Any]:
-    """Update number `step` (from 0) with everything that belongs to it; its record."""
-    start = time.perf_counter()
-    rate = learning_rate(job.run.train, step)
-    set_learning_rate(job.parts.optimizer, rate)
-    random_state.seed_step(job.run.seed, step)
-    try:
-        measured = job.updater.update(step + 1, job.feed.batches(step))
-    except NonFiniteError as error:
-        raise NonFiniteError(f"{error}; {_last_good(job)}") from error
-    if job.parts.average is not None:
-        job.parts.average.update()
-    return {"event": "step", "step": step + 1, **measured, "learning_rate": rate, "seconds": time.perf_counter() - start}
+class StopRequest:
+    """Context: the first SIGINT or SIGTERM only sets `received`; the second one, and later ones, act as before."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._former: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+        self._former = {}
 
 
-def look(job: Job, done: int) -> bool:
-    """The sample grid and the measurement that are due after `done` updates and not yet there; training does not notice. Whether a measurement was due.
-
-    All ranks take part in making the images, and rank 0, which has the records, says what there is already.
-    """
-    settings, num_steps, log = job.run, job.run.train.num_steps, job.log
-    grid_due = _due(done, settings.train.sample_every, num_steps)
-    measurement_due = _due(done, settings.evaluate.every, num_steps)
-    if not (grid_due or measurement_due):
-        return False
-    due = measurement_due
-    grid_due = job.ranks.any(grid_due and log is not None and not samples.path_of(job.out, done).exists())
-    measurement_due = job.ranks.any(measurement_due and log is not None and not log.has("evaluate", done))
-    with finished_weights(job):
-        if grid_due:
-            _draw_grid(job, done)
-        if measurement_due:
-            _measure(job, done)
-    return due
-
-
-def settle(job: Job, done: int) -> None:
-    """Let the run's stop rules decide on the records of `done` updates, and keep the weights if they are the best so far."""
-    if job.stopping is not None:
-        with finished_weights(job):
-            job.stopping.settle(done)
-
-
-@contextmanager
-def finished_weights(job: Job) -> Iterator[None]:
-    """The weights that are shown, measured and saved: the average where there is one."""
-    with ExitStack() as stack:
-        if job.parts.average is not None:
-            stack.enter_context(job.parts.average.swapped_in())
-        yield
-
-
-def _draw_grid(job: Job, done: int) -> None:
-    picture = samples.grid(job.family, job.run, job.shown, job.ranks)
-    if job.log is not None:
-        samples.save(picture, samples.path_of(job.out, done))
-        job.log.grid(done, picture)
-
-
-def _measure(job: Job, done: int) -> None:
-    """All pairs before and after, some of them during the run."""
-    settings = job.run.evaluate
-    whole = done in (0, job.run.train.num_steps)
-    num_pairs = settings.num_pairs if whole else min(settings.pairs_during, settings.num_pairs)
-    measured = synchronized_call(lambda: job.measurer.measure(num_pairs), job.ranks)
-    if job.log is not None:
-        record = {"event": "evaluate", "step": done, **measured}
-        job.log.write(record)
-        verdict = job.stopping.verdict() if job.stopping is not None else None
-        job.display.measured(record, verdict.last.used if verdict is not None else None)
-
-
-def _due(done: int, every: int, num_steps: int) -> bool:
-    """First, last, and every `every` updates in between (0: never in between)."""
+def _is_due(done: int, every: int, num_steps: int) -> bool:
+    """First, last, and every `every` steps in between (0: never in between)."""
     return done in (0, num_steps) or (every > 0 and done % every == 0)
 
 
-def _write(job: Job, record: dict[str, Any]) -> None:
-    if job.log is not None:
-        job.log.write(record)
-    job.display.step(record)
+def _has_checkpoint(context: TrainContext, done: int) -> bool:
+    path = checkpoint.path_of(context.checkpoints, done)
+    return context.ranks.any(context.ranks.is_main and path.exists())
 
 
-def _checkpoint(job: Job, done: int) -> None:
-    if job.log is not None:
-        job.log.sync()
-    checkpoint.save(job.checkpoints, job.parts, done, job.ranks)
-
-
-def _has_checkpoint(job: Job, done: int) -> bool:
-    return job.ranks.any(job.ranks.is_main and checkpoint.path_of(job.checkpoints, done).exists())
-
-
-def _last_good(job: Job) -> str:
-    found = checkpoint.all_of(job.checkpoints)
-    best = [kept.path_of(job.out, step) for step in kept.steps(job.out)[-1:]] if job.stopping is not None else []
-    last = f"the last good checkpoint is {found[-1]}" if found else "no checkpoint was written before it"
-    return f"{last}; the best weights so far are {best[0]}" if best else last
+def _last_good(context: TrainContext) -> str:
+    found = checkpoint.all_of(context.checkpoints)
+    last = (
+        f"the last good checkpoint is {found[-1]}"
+        if found
+        else "no checkpoint was written before it"
+    )
+    best = early_stopping.best_steps(context.out) if context.stopping is not None else []
+    path = early_stopping.best_path(context.out, best[-1]) if best else None
+    return last if path is None else f"{last}; the best weights so far are {path}"

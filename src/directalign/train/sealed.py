@@ -26,7 +26,10 @@ def partial_of(target: Path) -> Path:
 
 def sums(folder: Path, part: int = 0, parts: int = 1) -> dict[str, Any]:
     """Size and checksum of every file in a folder, or of one `part` of its files in `parts`, by name."""
-    return {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(folder.iterdir())[part::parts]}
+    return {
+        file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        for file in sorted(folder.iterdir())[part::parts]
+    }
 
 
 def publish(target: Path, files: Mapping[str, Any]) -> None:

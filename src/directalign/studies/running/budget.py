@@ -18,11 +18,11 @@ from ...config_loading import dump_run
 from ...families.loading import load_family
 from ...methods import load_method
 from ...rewards import load_reward
-from ...train import random_state
-from ...train.calls import CallCounter
-from ...train.distributed import joined
-from ...train.feed import open_feed
+from ...train import checkpoint
+from ...train.data import open_data
+from ...train.distributed import process_group
 from ...train.sealed import write_text
+from ...train.step import NFECounter
 from .experiment import settings_of
 from .records import Arm, Number, call_equivalents
 
@@ -78,14 +78,14 @@ def price(settings: Run, probed: int, kept: Path) -> Number:
 
 
 def _measured_price(settings: Run, probed: int) -> Number:
-    with joined() as ranks:
-        random_state.seed_all(settings.seed)
+    with process_group() as ranks:
+        checkpoint.seed_all(settings.seed)
         family = load_family(settings.model, ranks.device, settings.seed)
         method = load_method(settings, family, load_reward(settings.reward, ranks.device))
-        feed, counter = open_feed(settings, family, ranks), CallCounter(family.denoiser)
+        feed, counter = open_data(settings, family, ranks), NFECounter(family.denoiser)
         for step in range(probed):
-            random_state.seed_step(settings.seed, step)
+            checkpoint.seed_step(settings.seed, step)
             for batch in feed.batches(step):
                 for loss in method.losses(batch):
                     loss.value.backward()
-    return call_equivalents(*counter.taken()) / probed
+    return call_equivalents(*counter.take()) / probed

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ...config import Run
 from ...config_loading import dump_run
+from ...train.run_folder import commit, machine, versions
 from ...train.sealed import write_text
-from ...train.summary import commit, machine, versions
 from ...types import DirectAlignError
 from .records import Row, read_rows, write_rows
 

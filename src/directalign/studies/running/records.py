@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config_loading import load_run
-from ...train.log import read
+from ...train.run_log import read
 from ...train.sealed import write_text
 from ...types import DirectAlignError
 

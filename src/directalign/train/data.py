@@ -1,6 +1,6 @@
-"""The batches of each update, online or offline, as a pure function of the step: no reader, no worker, nothing to save but the step.
+"""The batches of each step, online or offline, as a pure function of the step: a resume needs nothing but the step.
 
-Every batch of an update has one shape: that of a bucket of images, or one of the recipe's sizes for rollouts.
+Every batch of a step has one shape: that of an image bucket, or one of the recipe's rollout sizes.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from ..interfaces import Family
 from ..order import turn
 from ..prompts import PromptStream, read_prompts
 from ..types import Batch, DirectAlignError
-from .distributed import Ranks
+from .distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
-class Feed:
+class TrainData:
     """Deals out real images, for all updates or the first `data.offline_steps`, and prompts after them; one of the two may lack."""
 
     run: config.Run
-    ranks: Ranks
+    ranks: ProcessGroup
     prompts: PromptStream | None
     images: ImageStream | None
 
     def batches(self, step: int) -> list[Batch]:
         """The batches of this rank that are accumulated into update `step` (0 is the first)."""
-        return [self._batch(step, micro) for micro in range(accumulation(self.run, self.ranks.size))]
+        return [
+            self._batch(step, micro) for micro in range(accumulation(self.run, self.ranks.size))
+        ]
 
     def shown(self, count: int) -> Sequence[str]:
         """The first `count` prompts of the data, for sample grids."""
@@ -53,7 +55,13 @@ class Feed:
         """Changes when a prompt, caption or image name does, or their order."""
         names = self.images.images.names if self.images is not None else ()
         captions = self.images.images.captions if self.images is not None else ()
-        lines = [*(self.prompts.prompts if self.prompts is not None else ()), "", *names, "", *captions]
+        lines = [
+            *(self.prompts.prompts if self.prompts is not None else ()),
+            "",
+            *names,
+            "",
+            *captions,
+        ]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
     @property
@@ -71,7 +79,15 @@ class Feed:
             captions, images = offline.batch(step, size, place, total)
             return Batch(step, captions, images, self.run.seed, place, total, offline.size(step))
         assert self.prompts is not None
-        return Batch(step, self.prompts.batch(step, size, place, total), None, self.run.seed, place, total, self._rollout_size(step))
+        return Batch(
+            step,
+            self.prompts.batch(step, size, place, total),
+            None,
+            self.run.seed,
+            place,
+            total,
+            self._rollout_size(step),
+        )
 
     @property
     def _total(self) -> int:
@@ -86,7 +102,11 @@ class Feed:
     def _rollout_size(self, step: int) -> tuple[int, int] | None:
         """The size that all samples of update `step` have; each of `rollout.sizes` comes up equally often."""
         sizes = self.run.rollout.sizes
-        return None if sizes is None else sizes[turn((1,) * len(sizes), self.run.seed, step, "sizes")[0]]
+        return (
+            None
+            if sizes is None
+            else sizes[turn((1,) * len(sizes), self.run.seed, step, "sizes")[0]]
+        )
 
 
 def accumulation(run: config.Run, ranks: int) -> int:
@@ -104,20 +124,29 @@ def accumulation(run: config.Run, ranks: int) -> int:
     return wanted // together
 
 
-def open_feed(run: config.Run, family: Family, ranks: Ranks) -> Feed:
+def open_data(run: config.Run, family: Family, ranks: ProcessGroup) -> TrainData:
     """Read and check the prompt list and the image set that a run names, and the sizes that its images will have."""
     for key, sizes in (("data.buckets", run.data.buckets), ("rollout.sizes", run.rollout.sizes)):
         for height, width in sizes or ():
             _check_size(family, key, height, width)
-    prompts = PromptStream(read_prompts(run.data.prompts), run.seed) if run.data.prompts is not None else None
-    images = _open_images(run, run.data.images, family, ranks) if run.data.images is not None else None
-    return Feed(run, ranks, prompts, images)
+    prompts = (
+        PromptStream(read_prompts(run.data.prompts), run.seed)
+        if run.data.prompts is not None
+        else None
+    )
+    images = (
+        _open_images(run, run.data.images, family, ranks) if run.data.images is not None else None
+    )
+    return TrainData(run, ranks, prompts, images)
 
 
-def _open_images(run: config.Run, source: str, family: Family, ranks: Ranks) -> ImageStream:
+def _open_images(run: config.Run, source: str, family: Family, ranks: ProcessGroup) -> ImageStream:
     found = scan_images(source, run.data.strict)
     if run.data.buckets is None:
-        size = run.rollout.height or family.default_size[0], run.rollout.width or family.default_size[1]
+        size = (
+            run.rollout.height or family.default_size[0],
+            run.rollout.width or family.default_size[1],
+        )
         return ImageStream(found, (Bucket(size, tuple(range(len(found)))),), run.seed)
     buckets = fill_buckets(found.sizes, run.data.buckets)
     check_buckets(buckets, accumulation(run, ranks.size) * ranks.size * run.data.batch_size)
