@@ -1,4 +1,4 @@
-"""What a hand does and an eye checks on the arena's pages, in a real browser."""
+"""Input and checks on the pages of the arena in a browser."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def rate(browser: Any, levels: str) -> None:
 
 
 def assert_text_fits(browser: Any) -> str:
-    """Four lines of a long text leave room for the pictures, and it is shown whole on request; returns the text."""
+    """A long prompt takes four lines until it is expanded; returns the prompt."""
     look = "const [p, more] = document.querySelectorAll('#prompt, #more'); return [p.textContent, p.clientHeight, more.offsetParent !== null]"
     shown, height, has_more = browser.execute_script(look)
     assert height <= 130 and has_more == (len(shown) > 20)

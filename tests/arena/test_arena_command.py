@@ -1,4 +1,4 @@
-"""The command as a newcomer meets it: what it says when it starts and ends, and when something is missing or wrong."""
+"""The command: its messages at start and end, and its errors."""
 
 from __future__ import annotations
 

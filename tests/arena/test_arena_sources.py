@@ -1,4 +1,4 @@
-"""Hostile sources: records and images that lead elsewhere, burst, move or lie are refused by file and line before anyone is asked."""
+"""Hostile sources are refused with file and line before the arena starts."""
 
 from __future__ import annotations
 

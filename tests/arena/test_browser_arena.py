@@ -1,10 +1,9 @@
-"""The arena in a real browser: three annotators, 30 items, a reload, a double click, a killed server, a phone; every vote counts once."""
+"""The arena in a browser: reload, double click, killed server, phone; each vote counts once."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +27,11 @@ from arena_hands import (
 )
 from arena_runs import SECRETS, Running, running, write_comparison
 
-from chromium import headless
-
 pytestmark = pytest.mark.browser
 ITEMS = 30
 SCRIPT = (
     "<img src=x onerror=document.title='broken'><script>document.title='broken'</script> & \u202e"
 )
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with headless(tmp_path_factory.mktemp("profile")) as driver:
-        driver.execute_cdp_cmd("Network.enable", {})
-        yield driver
 
 
 @pytest.fixture(scope="module")

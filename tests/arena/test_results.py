@@ -1,4 +1,4 @@
-"""The result page and its tables: complete, escaped, self-contained, and silent where the data are."""
+"""The result page and its tables: complete, escaped, self-contained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile requests: harmless, refused by status, and one clean line in the log each."""
+"""Hostile requests are refused with a status and one clean line in the log."""
 
 from __future__ import annotations
 

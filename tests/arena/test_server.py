@@ -1,4 +1,4 @@
-"""The arena over real HTTP: joining, answering, going on after a kill, results for the owner alone, and nothing that tells who made an image."""
+"""The arena over HTTP: joining, answering, restarting, results for the owner, blinding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The database: each question counts once whatever the order of answers, repetitions and takings back, and the history is complete."""
+"""The database counts each question once in any order of answers, and keeps the history."""
 
 from __future__ import annotations
 
