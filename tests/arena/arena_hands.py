@@ -1,4 +1,4 @@
-"""What a hand does and an eye checks on the arena's pages, in a real browser."""
+"""Input and checks on the pages of the arena in a browser."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def until(browser: Any, script: str, wanted: Callable[[Any], bool] = bool, most:
 
 
 def join(browser: Any, server: Running, name: str, width: int = 1280, height: int = 860) -> None:
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600})
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
+    )
     browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": width < 600})
     browser.delete_all_cookies()
     browser.get(server.address)
@@ -58,13 +61,19 @@ def click(browser: Any, selector: str, times: int = 1) -> None:
     box = browser.execute_script(MIDDLE, selector)
     for count in range(1, times + 1):
         for kind in ("mousePressed", "mouseReleased"):
-            browser.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": kind, "x": box[0], "y": box[1], "button": "left", "clickCount": count})
+            browser.execute_cdp_cmd(
+                "Input.dispatchMouseEvent",
+                {"type": kind, "x": box[0], "y": box[1], "button": "left", "clickCount": count},
+            )
 
 
 def tap(browser: Any, selector: str) -> None:
     """A finger."""
     box = browser.execute_script(MIDDLE, selector)
-    browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": box[0], "y": box[1]}]})
+    browser.execute_cdp_cmd(
+        "Input.dispatchTouchEvent",
+        {"type": "touchStart", "touchPoints": [{"x": box[0], "y": box[1]}]},
+    )
     browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
 
@@ -90,14 +99,18 @@ def rate(browser: Any, levels: str) -> None:
 
 
 def assert_text_fits(browser: Any) -> str:
-    """Four lines of a long text leave room for the pictures, and it is shown whole on request; returns the text."""
+    """A long prompt takes four lines until it is expanded; returns the prompt."""
     look = "const [p, more] = document.querySelectorAll('#prompt, #more'); return [p.textContent, p.clientHeight, more.offsetParent !== null]"
     shown, height, has_more = browser.execute_script(look)
     assert height <= 130 and has_more == (len(shown) > 20)
     if has_more:
         click(browser, "#more")
-        assert browser.execute_script("const p = document.querySelector('#prompt'); return p.scrollHeight <= p.clientHeight && p.clientHeight > 300")
-        browser.execute_script("document.querySelector('#more').click(); scrollTo(0, 0)")  # it may stand below the window by now
+        assert browser.execute_script(
+            "const p = document.querySelector('#prompt'); return p.scrollHeight <= p.clientHeight && p.clientHeight > 300"
+        )
+        browser.execute_script(
+            "document.querySelector('#more').click(); scrollTo(0, 0)"
+        )  # it may stand below the window by now
         assert browser.execute_script(look) == [shown, height, has_more]
     return shown
 
@@ -112,7 +125,10 @@ def assert_accessible(browser: Any, selectors: tuple[str, ...]) -> None:
     small = "return [...document.querySelectorAll('button, .level')].filter(b => b.offsetParent && Math.min(b.offsetWidth, b.offsetHeight) < 44).length"
     assert browser.execute_script(small) == 0
     for scheme in ("dark", "light"):
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia",
+            {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+        )
         for selector in (".where", "#prompt", ".mark", "#saved-text", *selectors):
             assert contrast(browser, selector) >= 4.5, (scheme, selector)
 
@@ -128,6 +144,8 @@ def contrast(browser: Any, selector: str) -> float:
     luminances = []
     for color in browser.execute_script(script, selector):
         parts = [float(part) / 255 for part in color[color.index("(") + 1 : -1].split(",")[:3]]
-        red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        red, green, blue = (
+            part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        )
         luminances.append(0.2126 * red + 0.7152 * green + 0.0722 * blue)
     return (max(luminances) + 0.05) / (min(luminances) + 0.05)

@@ -25,9 +25,16 @@ NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Made once: a browser that never needs it would take longer to make its own than to vote."""
 
 
-def write_comparison(folder: Path, prompts: Sequence[str], models: Sequence[str] = ("SECRETMODEL-a", "SECRETMODEL-b"), size: int = 24) -> Path:
+def write_comparison(
+    folder: Path,
+    prompts: Sequence[str],
+    models: Sequence[str] = ("SECRETMODEL-a", "SECRETMODEL-b"),
+    size: int = 24,
+) -> Path:
     """A comparison folder as `directalign compare` leaves it; every image has a colour of its own and a text chunk that gives it away."""
-    known = [{"key": key, "label": f"Label of {key}", "source": key, "kind": "images"} for key in models]
+    known = [
+        {"key": key, "label": f"Label of {key}", "source": key, "kind": "images"} for key in models
+    ]
     rows = []
     for number, key in enumerate(models):
         (folder / "images" / key).mkdir(parents=True, exist_ok=True)
@@ -35,9 +42,23 @@ def write_comparison(folder: Path, prompts: Sequence[str], models: Sequence[str]
             name = f"images/{key}/SECRETFILE-{index:05d}.png"
             note = PngImagePlugin.PngInfo()
             note.add_text("model", f"SECRETTEXT {key}")
-            Image.new("RGB", (size, size), (10 + 40 * number, 7 * index % 256, 90)).save(folder / name, pnginfo=note)
-            rows.append({"model": key, "index": index, "prompt": prompt, "seed": 10000 + index, "file": name, "group": None, "numbers": {}})
-    (folder / "comparison.json").write_text(json.dumps({"format": 1, "models": known}), encoding="utf-8")
+            Image.new("RGB", (size, size), (10 + 40 * number, 7 * index % 256, 90)).save(
+                folder / name, pnginfo=note
+            )
+            rows.append(
+                {
+                    "model": key,
+                    "index": index,
+                    "prompt": prompt,
+                    "seed": 10000 + index,
+                    "file": name,
+                    "group": None,
+                    "numbers": {},
+                }
+            )
+    (folder / "comparison.json").write_text(
+        json.dumps({"format": 1, "models": known}), encoding="utf-8"
+    )
     write_rows(folder / "results.jsonl", rows)
     return folder
 
@@ -53,7 +74,9 @@ def joining(name: str, invitation: str = "") -> dict[str, str]:
 
 def number_of(client: httpx.Client | httpx.AsyncClient) -> int:
     """The annotator whose session a browser has."""
-    return next(int(value.split(".")[0]) for name, value in client.cookies.items() if "owner" not in name)
+    return next(
+        int(value.split(".")[0]) for name, value in client.cookies.items() if "owner" not in name
+    )
 
 
 @dataclass
@@ -100,8 +123,25 @@ class Running:
 @contextmanager
 def running(source: Path, database: Path, *options: str, port: int = 0) -> Iterator[Running]:
     """`directalign arena`, until the block ends."""
-    command = [sys.executable, "-m", "directalign", "arena", str(source), "--out", str(database), "--port", str(port), *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "directalign",
+        "arena",
+        str(source),
+        "--out",
+        str(database),
+        "--port",
+        str(port),
+        *options,
+    ]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
     assert process.stdout is not None and process.stderr is not None
     links = []
     for line in process.stdout:

@@ -1,4 +1,4 @@
-"""Hostile sources: records and images that lead elsewhere, burst, move or lie are refused by file and line before anyone is asked."""
+"""Hostile sources are refused with file and line before the arena starts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from arena_runs import write_comparison, write_rows
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from directalign.arena.asking import open_arena
-from directalign.arena.blind import new_secret
 from directalign.arena.records import ArenaError
-from directalign.arena.server import create_app
-from directalign.arena.serving import own_names
+from directalign.arena.security import new_secret
+from directalign.arena.server import allowed_hosts, create_app
+from directalign.arena.session import open_arena
 from directalign.arena.sources import read_sources
 
 
@@ -29,11 +28,26 @@ def spoiled(folder: Path, file: str) -> Path:
     (source / "link.png").symlink_to(folder / "outside.png")
     (source / "out").symlink_to(folder)
     rows = [json.loads(line) for line in (source / "results.jsonl").read_text().splitlines()]
-    write_rows(source / "results.jsonl", [{**rows[0], "file": file.replace("FOLDER", str(folder))}, *rows[1:]])
+    write_rows(
+        source / "results.jsonl",
+        [{**rows[0], "file": file.replace("FOLDER", str(folder))}, *rows[1:]],
+    )
     return source
 
 
-@pytest.mark.parametrize("file", ["../outside.png", "images/../../outside.png", "FOLDER/outside.png", "link.png", "out/outside.png", "\0", "", "images"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "../outside.png",
+        "images/../../outside.png",
+        "FOLDER/outside.png",
+        "link.png",
+        "out/outside.png",
+        "\0",
+        "",
+        "images",
+    ],
+)
 def test_a_record_that_leads_out_of_its_folder_is_refused_by_name(tmp_path: Path, file: str):
     with pytest.raises(ArenaError, match=r"results.jsonl:1: "):
         read_sources([spoiled(tmp_path, file)])
@@ -42,16 +56,16 @@ def test_a_record_that_leads_out_of_its_folder_is_refused_by_name(tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"prompt": 7}, "a text and a whole number"),
+        ({"prompt": 7}, "a text and an integer"),
         ({"prompt": "another"}, "compare images of one prompt"),
-        ({"model": "stranger"}, "is none of comparison.json"),
-        ({"file": "images/nothing.png"}, "is not there"),
+        ({"model": "stranger"}, "is not in comparison.json"),
+        ({"file": "images/nothing.png"}, "does not exist"),
         ({"prompt": "\ud800"}, "not JSON"),
-        ({"seed": True}, "a text and a whole number"),
-        ({"seed": 2**63}, "a text and a whole number"),
-        ({"index": True}, "index True is none"),
-        ({"index": 2**70}, "is none of comparison.json"),
-        ({"index": float("nan")}, "index nan is none"),
+        ({"seed": True}, "a text and an integer"),
+        ({"seed": 2**63}, "a text and an integer"),
+        ({"index": True}, "index True is not"),
+        ({"index": 2**70}, "is not in comparison.json"),
+        ({"index": float("nan")}, "index nan is not"),
     ],
 )
 def test_a_wrong_record_is_refused_by_name(tmp_path: Path, change: dict, said: str):
@@ -106,34 +120,49 @@ def save_half(file: Path) -> None:
     ("save", "said"),
     [
         (lambda file: file.write_bytes(b""), "not a PNG, JPEG, WEBP image"),
-        (lambda file: file.write_bytes(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "not a PNG, JPEG, WEBP image"),
+        (
+            lambda file: file.write_bytes(b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
+            "not a PNG, JPEG, WEBP image",
+        ),
         (lambda file: Image.new("RGB", (24, 24)).save(file, "GIF"), "not a PNG, JPEG, WEBP image"),
-        (lambda file: Image.new("RGB", (24, 24)).save(file, "EPS"), "not a PNG, JPEG, WEBP image"),  # Pillow would call Ghostscript
-        (save_half, "cannot|can be read"),
+        (
+            lambda file: Image.new("RGB", (24, 24)).save(file, "EPS"),
+            "not a PNG, JPEG, WEBP image",
+        ),  # Pillow would call Ghostscript
+        (save_half, "not a readable image"),
         (save_moving, "has 3 frames"),
         (save_bomb, "is 10000 x 10000"),
         (lambda file: Image.new("I;16", (24, 24), 40_000).save(file, "PNG"), "more than 8 bits"),
     ],
 )
-def test_a_file_that_is_no_plain_image_is_refused_by_name(tmp_path: Path, save: Callable[[Path], object], said: str):
+def test_a_file_that_is_no_plain_image_is_refused_by_name(
+    tmp_path: Path, save: Callable[[Path], object], said: str
+):
     source = write_comparison(tmp_path / "source", ["a prompt"])
     save(source / "images" / "SECRETMODEL-b" / "SECRETFILE-00000.png")
     with pytest.raises(ArenaError, match=f"SECRETMODEL-b/SECRETFILE-00000.png: .*({said})"):
         open_arena(tmp_path / "a.sqlite", [source])
 
 
-def test_an_image_that_goes_bad_later_names_no_model(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_an_image_that_goes_bad_later_names_no_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     source = write_comparison(tmp_path / "source", ["a prompt"])
     arena = open_arena(tmp_path / "a.sqlite", [source])
-    client = TestClient(create_app(arena, own_names(None), invitation=False, closed=False), base_url="http://localhost")
-    link = arena.blind.link(arena.join("Ann", new_secret()))
+    client = TestClient(
+        create_app(arena, allowed_hosts(None), invitation=False, closed=False),
+        base_url="http://localhost",
+    )
+    link = arena.signer.link(arena.join("Ann", new_secret()))
     image = arena.state(arena.annotator(link))["next"][0]["images"][0]
     client.get(f"/me/{link}")
     shutil.rmtree(source / "images")
     with caplog.at_level(logging.WARNING):
         answer = client.get(f"/image/{image}")
     assert answer.status_code == 503 and "SECRET" not in answer.text and "source" not in answer.text
-    assert [record.levelname for record in caplog.records if record.name == "directalign.arena"] == ["ERROR", "WARNING"]
+    assert [
+        record.levelname for record in caplog.records if record.name == "directalign.arena"
+    ] == ["ERROR", "WARNING"]
     assert "SECRETFILE-00000.png" in caplog.text and "Traceback" not in caplog.text
 
 
@@ -145,7 +174,7 @@ def test_images_that_would_give_a_model_away_are_refused_or_made_alike(tmp_path:
     task = arena.state(arena.join("Ann", new_secret()))["next"][0]
     assert (task["width"], task["height"]) == (24, 24)
     Image.new("RGB", (48, 24)).save(image)
-    with pytest.raises(ArenaError, match="is 48 x 24 beside 24 x 24"):
+    with pytest.raises(ArenaError, match="is 48 x 24, another model's image 24 x 24"):
         open_arena(tmp_path / "b.sqlite", [source])
 
 
@@ -154,10 +183,22 @@ def test_folders_of_samples_are_paired_by_prompt_and_seed(tmp_path: Path):
         (tmp_path / name).mkdir()
         for seed in seeds:
             Image.new("RGB", (8, 8), (seed, 0, 0)).save(tmp_path / name / f"{seed}.png")
-        write_rows(tmp_path / name / "images.jsonl", [{"file": f"{seed}.png", "prompt": "a prompt", "seed": seed, "diffusers": {}} for seed in seeds])
+        write_rows(
+            tmp_path / name / "images.jsonl",
+            [
+                {"file": f"{seed}.png", "prompt": "a prompt", "seed": seed, "diffusers": {}}
+                for seed in seeds
+            ],
+        )
     found = read_sources([tmp_path / "one", tmp_path / "two"])
     assert found.models == {"one": "one", "two": "two"}
-    assert [(item.seed, item.files["one"].name, item.files["two"].name) for item in found.items.values()] == [(1, "1.png", "1.png"), (3, "3.png", "3.png")]
-    for sources, said in (([], "nothing to judge"), ([tmp_path / "one"], "no comparison.json"), ([tmp_path / "one"] * 2, "given twice")):
+    assert [
+        (item.seed, item.files["one"].name, item.files["two"].name) for item in found.items.values()
+    ] == [(1, "1.png", "1.png"), (3, "3.png", "3.png")]
+    for sources, said in (
+        ([], "no source"),
+        ([tmp_path / "one"], "no comparison.json"),
+        ([tmp_path / "one"] * 2, "given twice"),
+    ):
         with pytest.raises(ArenaError, match=said):
             read_sources(sources)

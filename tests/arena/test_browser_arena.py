@@ -1,29 +1,37 @@
-"""The arena in a real browser: three annotators, 30 items, a reload, a double click, a killed server, a phone; every vote counts once."""
+"""The arena in a browser: reload, double click, killed server, phone; each vote counts once."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from arena_hands import DONE, IS_OVER, SAVED, SHOWN, assert_accessible, assert_text_fits, by_key, click, fresh_task, join, press, rate, tap, until, vote_on
+from arena_hands import (
+    DONE,
+    IS_OVER,
+    SAVED,
+    SHOWN,
+    assert_accessible,
+    assert_text_fits,
+    by_key,
+    click,
+    fresh_task,
+    join,
+    press,
+    rate,
+    tap,
+    until,
+    vote_on,
+)
 from arena_runs import SECRETS, Running, running, write_comparison
-
-from chromium import headless
 
 pytestmark = pytest.mark.browser
 ITEMS = 30
-SCRIPT = "<img src=x onerror=document.title='broken'><script>document.title='broken'</script> & \u202e"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with headless(tmp_path_factory.mktemp("profile")) as driver:
-        driver.execute_cdp_cmd("Network.enable", {})
-        yield driver
+SCRIPT = (
+    "<img src=x onerror=document.title='broken'><script>document.title='broken'</script> & \u202e"
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +47,11 @@ def table(server: Running, name: str) -> list[dict[str, str]]:
 
 def assert_clean(browser: Any, besides: tuple[str, ...] = ()) -> None:
     """No error and no violation of the content policy since the last look; nothing received names a model."""
-    entries = [entry for entry in browser.get_log("browser") if not any(word in entry["message"] for word in besides)]
+    entries = [
+        entry
+        for entry in browser.get_log("browser")
+        if not any(word in entry["message"] for word in besides)
+    ]
     assert entries == []
     received = [entry["message"] for entry in browser.get_log("performance")]
     assert not any(secret in message for secret in SECRETS for message in received)
@@ -50,7 +62,10 @@ def test_three_annotators(browser: Any, source: Path, tmp_path: Path):
     database = tmp_path / "votes.sqlite"
     with running(source, database) as server:
         join(browser, server, "Ann")
-        assert SCRIPT.strip() in "".join(collected_prompts(browser, 6)) and browser.title == "Which picture is better?"
+        assert (
+            SCRIPT.strip() in "".join(collected_prompts(browser, 6))
+            and browser.title == "Which image is better?"
+        )
         for _ in range(3):
             press(browser, "u")
         until(browser, DONE, lambda done: done == 3)
@@ -71,23 +86,36 @@ def test_three_annotators(browser: Any, source: Path, tmp_path: Path):
         server.kill()
         vote_on(browser, by_key(browser), 3)
         until(browser, SAVED, lambda state: state == "problem")
-        assert "3 answers kept here" in browser.find_element("id", "saved").text
+        assert "3 answers stored here" in browser.find_element("id", "saved").text
     with running(source, database, port=server.port) as again:
         until(browser, SAVED, lambda state: state == "ok")
         assert browser.execute_script(DONE) == 15
         vote_on(browser, by_key(browser))
         assert browser.execute_script(DONE) == ITEMS
-        assert_clean(browser, besides=("ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "ERR_EMPTY_RESPONSE", "ERR_SOCKET_NOT_CONNECTED"))
+        assert_clean(
+            browser,
+            besides=(
+                "ERR_CONNECTION_REFUSED",
+                "ERR_CONNECTION_RESET",
+                "ERR_EMPTY_RESPONSE",
+                "ERR_SOCKET_NOT_CONNECTED",
+            ),
+        )
 
         join(browser, again, "Cem", 390, 844)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
         assert_accessible(browser, ("[data-choice=left]", "#back"))
-        vote_on(browser, lambda number: tap(browser, f"[data-choice={('left', 'tie', 'right')[number % 3]}]"))
+        vote_on(
+            browser,
+            lambda number: tap(browser, f"[data-choice={('left', 'tie', 'right')[number % 3]}]"),
+        )
         until(browser, IS_OVER)
         assert_clean(browser)
         counted, history = table(again, "answers.csv"), table(again, "history.csv")
     assert len(counted) == 3 * ITEMS == len({(row["annotator"], row["item"]) for row in counted})
-    assert len(history) == 3 * ITEMS + 6 == len({row["request"] for row in history})  # three taken back, three given again
+    assert (
+        len(history) == 3 * ITEMS + 6 == len({row["request"] for row in history})
+    )  # three taken back, three given again
     assert {(row["left"] < row["right"]) for row in counted} == {True, False}
 
 
@@ -98,9 +126,15 @@ def test_two_tabs_and_a_join_whose_answer_is_lost(browser: Any, source: Path, tm
         browser.delete_all_cookies()
         browser.get(server.address)
         browser.find_element("id", "name").send_keys("Ann")
-        browser.execute_script("const sent = fetch; window.fetch = async (...all) => { await sent(...all); window.fetch = sent; throw new TypeError('lost'); }")
+        browser.execute_script(
+            "const sent = fetch; window.fetch = async (...all) => { await sent(...all); window.fetch = sent; throw new TypeError('lost'); }"
+        )
         click(browser, "#join button")
-        until(browser, "return document.querySelector('#problem').textContent", lambda text: "Try again" in text)
+        until(
+            browser,
+            "return document.querySelector('#problem').textContent",
+            lambda text: "Try again" in text,
+        )
         browser.delete_all_cookies()
         click(browser, "#join button")
         until(browser, SHOWN)
@@ -109,8 +143,13 @@ def test_two_tabs_and_a_join_whose_answer_is_lost(browser: Any, source: Path, tm
         browser.get(server.address)
         until(browser, SHOWN)
         second = browser.current_window_handle
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False})
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390  # a narrow window, with keys
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False},
+        )
+        assert (
+            browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        )  # a narrow window, with keys
         server.kill()
         for tab in (second, first):
             browser.switch_to.window(tab)
@@ -122,7 +161,9 @@ def test_two_tabs_and_a_join_whose_answer_is_lost(browser: Any, source: Path, tm
             until(browser, SAVED, lambda state: state == "ok")
         counted, history = table(again, "answers.csv"), table(again, "history.csv")
         assert browser.execute_script("return Object.keys(localStorage).length") == 0
-    assert len(history) == 6 == len({row["request"] for row in history}) and len(counted) == 3  # both tabs were asked the same
+    assert (
+        len(history) == 6 == len({row["request"] for row in history}) and len(counted) == 3
+    )  # both tabs were asked the same
     browser.switch_to.window(second)
     browser.close()
     browser.switch_to.window(first)
@@ -149,12 +190,22 @@ def test_rating_by_keyboard_zoom_help_and_long_texts(browser: Any, tmp_path: Pat
         join(browser, server, "Ann")
         seen = [assert_text_fits(browser)]
         click(browser, ".picture")
-        assert browser.execute_script("return document.querySelector('#zoom').open && document.querySelector('#zoom-image').alt") == "Left picture"
+        assert (
+            browser.execute_script(
+                "return document.querySelector('#zoom').open && document.querySelector('#zoom-image').alt"
+            )
+            == "Left image"
+        )
         press(browser, "ArrowRight")
-        assert browser.execute_script("return document.querySelector('#zoom-image').alt") == "Right picture"
+        assert (
+            browser.execute_script("return document.querySelector('#zoom-image').alt")
+            == "Right image"
+        )
         browser.execute_script("document.querySelector('#zoom').close()")
         press(browser, "?")
-        link = browser.execute_script("return document.querySelector('#help').open && document.querySelector('#link').value")
+        link = browser.execute_script(
+            "return document.querySelector('#help').open && document.querySelector('#link').value"
+        )
         assert link.startswith(f"{server.address}/me/")
         browser.execute_script("document.querySelector('#help').close()")
         rate(browser, "12")
@@ -162,7 +213,10 @@ def test_rating_by_keyboard_zoom_help_and_long_texts(browser: Any, tmp_path: Pat
         browser.get(link)
         browser.find_element("css selector", ".button.primary").click()
         until(browser, SHOWN)
-        assert browser.execute_script("return document.querySelectorAll('.axis input:checked').length") == 2  # the half-rated one comes first
+        assert (
+            browser.execute_script("return document.querySelectorAll('.axis input:checked').length")
+            == 2
+        )  # the half-rated one comes first
         assert browser.execute_script("return document.querySelector('#next').disabled")
         assert_accessible(browser, (".axis legend", ".level span", ".level input:checked + span"))
         rate(browser, "341234")
@@ -179,10 +233,18 @@ def test_rating_by_keyboard_zoom_help_and_long_texts(browser: Any, tmp_path: Pat
         assert_clean(browser)
         browser.get(server.links[-1])
         browser.find_element("css selector", ".button.primary").click()
-        assert "SECRETMODEL-a" in until(browser, "return location.pathname === '/results' && document.body.innerText")
+        assert "SECRETMODEL-a" in until(
+            browser, "return location.pathname === '/results' && document.body.innerText"
+        )
         browser.get_log("performance")
         assert_clean(browser)
         counted = table(server, "answers.csv")
     levels = [row["level"] for row in counted]
-    assert len(counted) == 3 * 2 * 4 == len({(row["item"], row["model"], row["axis"]) for row in counted})
-    assert {level: levels.count(level) for level in set(levels)} == dict.fromkeys(("excellent", "good", "pass", "fail"), 6)
+    assert (
+        len(counted)
+        == 3 * 2 * 4
+        == len({(row["item"], row["model"], row["axis"]) for row in counted})
+    )
+    assert {level: levels.count(level) for level in set(levels)} == dict.fromkeys(
+        ("excellent", "good", "pass", "fail"), 6
+    )

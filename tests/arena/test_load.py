@@ -22,7 +22,12 @@ async def one_voter(server: Running, number: int) -> list[str]:
         (await client.get(f"/image/{state['next'][0]['images'][0]}")).raise_for_status()
         for turn in range(VOTES):
             request, task = f"voter-{number}-{turn}", state["next"][0]["task"]
-            posted = {"annotator": number_of(client), "request": request, "task": task, "choice": ("left", "right", "tie")[number % 3]}
+            posted = {
+                "annotator": number_of(client),
+                "request": request,
+                "task": task,
+                "choice": ("left", "right", "tie")[number % 3],
+            }
             state = (await client.post("/api/vote", json=posted)).raise_for_status().json()
             acknowledged.append(request)
         again = (await client.post("/api/vote", json=posted)).raise_for_status().json()
@@ -44,7 +49,9 @@ def test_two_hundred_at_once(tmp_path: Path):
             counted = list(csv.DictReader(io.StringIO(owner.get("/results/answers.csv").text)))
     assert len(acknowledged) == VOTERS * VOTES == len(set(acknowledged))
     assert sorted(row["request"] for row in history) == sorted(acknowledged)
-    assert len(counted) == len({(row["annotator"], row["item"]) for row in counted}) == VOTERS * VOTES
+    assert (
+        len(counted) == len({(row["annotator"], row["item"]) for row in counted}) == VOTERS * VOTES
+    )
     shares = [sum(row["item"] == str(item) for row in counted) for item in range(30)]
     assert max(shares) <= 2 * VOTERS * VOTES / 30  # spread, though all asked at the same moment
     assert [line for line in server.log if "refused" in line or "Traceback" in line] == []

@@ -1,1 +1,1 @@
-"""Blind human comparison in a browser: the server, its records, and what they say about the models."""
+"""Blind human comparison in a browser: web server, database and statistics of the answers."""

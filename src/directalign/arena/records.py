@@ -1,6 +1,6 @@
-"""What annotators leave: one `Rating` per annotator, image and axis, or one `Vote` per annotator and pair; the latest wins.
+"""Answers of annotators: a `Rating` per image and axis, or a `Vote` per pair. The latest answer counts.
 
-The server stores them, the mathematics reads lists of them; neither knows the other. No torch in this room: the arena starts at once.
+This module needs no torch, so that the arena starts at once.
 """
 
 from __future__ import annotations
@@ -9,30 +9,31 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+Mode = Literal["rate", "vote"]
 Axis = Literal["alignment", "realism", "detail", "aesthetics"]
 Level = Literal["excellent", "good", "pass", "fail"]
 
 AXES: tuple[Axis, ...] = get_args(Axis)
-"""What is asked about an image (SRPO, arXiv 2509.06942, human evaluation)."""
+"""Axes of the human evaluation of SRPO (arXiv 2509.06942)."""
 LEVELS: tuple[Level, ...] = get_args(Level)
-"""Answers, the best first."""
+"""Levels of an axis, best first."""
 
 
 class ArenaError(ValueError):
-    """A mistake the user can mend: one line that names what was given and the remedy.
+    """A user mistake: one line with the value and the remedy.
 
-    The command turns it into the package's DirectAlignError, whose module needs torch.
+    The command turns it into a DirectAlignError, whose module imports torch.
     """
 
 
 @dataclass(frozen=True)
 class Rating:
-    """One annotator's level of one image (item × model) on one axis.
+    """Level that an annotator gave one image (item × model) on one axis.
 
-    `item` is the index of the prompt-seed pair, the same for all models. `at` is when the answer was stored, in seconds since 1970;
-    None where it is not known.
+    `item` is the index of the prompt-seed pair, the same for all models. `at` is the time of the
+    answer in seconds since 1970, None if unknown.
 
-    Raises: ArenaError for an axis or a level that does not exist.
+    Raises: ArenaError for an unknown axis or level.
     """
 
     annotator: str
@@ -44,12 +45,17 @@ class Rating:
 
     def __post_init__(self) -> None:
         if self.axis not in AXES or self.level not in LEVELS:
-            raise ArenaError(f"a rating has an axis of {', '.join(AXES)} and a level of {', '.join(LEVELS)}: got {self.axis!r} and {self.level!r}")
+            raise ArenaError(
+                f"a rating needs an axis of {', '.join(AXES)} and a level of {', '.join(LEVELS)}: "
+                f"got {self.axis!r} and {self.level!r}"
+            )
 
 
 @dataclass(frozen=True)
 class Vote:
-    """One annotator's choice between the images of two models for one item, as they stood on the screen; `winner` None is a tie.
+    """Choice of an annotator between the images of two models; `winner` None is a tie.
+
+    `left` and `right` are the sides of the screen.
 
     Raises: ArenaError for a model against itself or a winner that was not shown.
     """
@@ -63,14 +69,19 @@ class Vote:
 
     def __post_init__(self) -> None:
         if self.left == self.right or self.winner not in (self.left, self.right, None):
-            raise ArenaError(f"a vote is between two models and won by one of them or by none: got {self.left!r} and {self.right!r}, won by {self.winner!r}")
+            raise ArenaError(
+                f"a vote needs two models, and one of them or None as the winner: "
+                f"got {self.left!r} and {self.right!r}, won by {self.winner!r}"
+            )
 
 
 def latest_ratings(ratings: Iterable[Rating]) -> list[Rating]:
-    """The last rating in order of each annotator × item × model × axis."""
+    """The last rating of each annotator × item × model × axis."""
     return list({(one.annotator, one.item, one.model, one.axis): one for one in ratings}.values())
 
 
 def latest_votes(votes: Iterable[Vote]) -> list[Vote]:
-    """The last vote in order of each annotator × item × pair, whichever side the models stood on."""
-    return list({(one.annotator, one.item, frozenset((one.left, one.right))): one for one in votes}.values())
+    """The last vote of each annotator × item × pair, whatever the sides."""
+    return list(
+        {(one.annotator, one.item, frozenset((one.left, one.right))): one for one in votes}.values()
+    )

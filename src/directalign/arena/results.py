@@ -1,27 +1,65 @@
-"""Everything that an arena's records say, gathered once: what the page, the tables and their caveats are made of.
+"""Results of an arena: statistics of all answers, as one HTML page and CSV tables.
 
-Pure data from lists of records. Ratings are compared as votes too (see `wins`), on every scale; real votes stand by themselves.
+Ratings are also compared as votes, on every scale (see `wins`). A difference is claimed only if the
+sign test holds after correction for the number of pairs and the interval excludes a draw. All other
+findings are caveats: few data, disagreement, quantities that could not be computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from ..stats import Ranking
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..stats import Interval, Ranking
 from .agreement import Agreement, agreement, rated, voted
-from .annotators import Annotator, Side, rating_annotators, side, voting_annotators
+from .annotators import Annotator, rating_annotators, voting_annotators
+from .annotators import Side as SideBias
+from .annotators import side as side_bias
 from .levels import SCALES, Scale, Shares, incomplete, shares
-from .ranking import rank_models
-from .records import Rating, Vote, latest_ratings, latest_votes
+from .ranking import elo, rank_models
+from .records import LEVELS, Rating, Vote, latest_ratings, latest_votes
+from .store import Store
 from .wins import Wins, implied_votes, win_rates
 
 VOTES = "votes"
+NAMES = {VOTES: "Votes"} | {scale: scale.capitalize() for scale in SCALES}
+ALPHA_LEVEL = 0.05
+FEW_ITEMS = 20
+RELIABLE, TENTATIVE = 0.8, 0.667
+"""Thresholds on Krippendorff's alpha (Krippendorff 2004): for conclusions, for tentative ones."""
+ODD_MIN_ANSWERS, ODD_MIN_ALPHA = 20, 0.2
+"""An annotator is called unusual from this many answers on, if the others agree this well."""
+DECIMAL_FROM = 500
+"""Number of answers from which percentages get a decimal."""
+TEMPLATES = Path(__file__).parent / "templates"
+REPORT_STYLE = Path(__file__).parents[1] / "report" / "templates" / "style.css"
+AXIS_MARGIN = 0.08
+"""Share of the strength axis left free at either end."""
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
+
+RATING_COLUMNS = ("annotator", "item", "model", "axis", "level", "at")
+VOTE_COLUMNS = ("annotator", "item", "left", "right", "winner", "at")
+HISTORY_COLUMNS = (
+    *("answer", "annotator", "request", "item", "model", "other", "axis", "said", "at"),
+)
+ITEM_COLUMNS = ("item", "prompt", "seed")
+SUMMARY_COLUMNS = ("what", "of", "a", "b", "value", "low", "high", "n", "p", "p_of_all")
+
+CsvCell = str | int | float | None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Who is preferred to whom, pair by pair and as strengths."""
+    """Win rates of all pairs, and strengths of the models."""
 
     wins: Sequence[Wins]
     ranking: Ranking
@@ -29,10 +67,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Results:
-    """What the records say.
+    """Statistics of all answers.
 
-    `labels` are all models, by key, in the order of the page. `shares` and `comparisons` are keyed by scale, votes by `VOTES`; what nobody
-    answered is left out. `unequal` are models that were rated on other items than the rest.
+    `labels` are {key: label} of all models, in display order. `shares` is keyed by scale;
+    `comparisons` and `agreement` by scale or `VOTES`; scales without answers are left out.
+    `unequal` are models that were rated on other items than the rest.
     """
 
     labels: Mapping[str, str]
@@ -47,18 +86,21 @@ class Results:
     agreement: Mapping[str, Agreement]
     raters: Sequence[Annotator]
     voters: Sequence[Annotator]
-    side: Side | None
+    side: SideBias | None
 
 
 def gather(ratings: Sequence[Rating], votes: Sequence[Vote], labels: Mapping[str, str]) -> Results:
-    """All of it, for the models named in `labels`; records of other models are left out. The latest answer to each question counts."""
+    """Compute everything for the models in `labels`; answers about other models are ignored."""
     ratings = [one for one in latest_ratings(ratings) if one.model in labels]
     votes = [one for one in latest_votes(votes) if one.left in labels and one.right in labels]
     models, answers = list(labels), [*ratings, *votes]
-    implied = {str(scale): implied_votes(ratings, scale) for scale in SCALES}
-    compared = {source: found for source, found in {VOTES: votes, **implied}.items() if found}
-    panels = {VOTES: voted(votes), **{str(scale): rated(ratings, scale) for scale in SCALES}}
-    judged: dict[Scale, list[Shares]] = {scale: shares(ratings, scale, models) for scale in SCALES}
+    sources = {VOTES: votes} | {scale: implied_votes(ratings, scale) for scale in SCALES}
+    panels = {VOTES: voted(votes)} | {scale: rated(ratings, scale) for scale in SCALES}
+    rated_shares: dict[Scale, list[Shares]] = {
+        scale: shares(ratings, scale, models) for scale in SCALES
+    }
+    items = {model: {one.item for one in ratings if one.model == model} for model in models}
+    most = max(items.values(), key=len, default=set())
     return Results(
         labels=dict(labels),
         ratings=len(ratings),
@@ -66,23 +108,450 @@ def gather(ratings: Sequence[Rating], votes: Sequence[Vote], labels: Mapping[str
         items=len({one.item for one in answers}),
         annotators=len({one.annotator for one in answers}),
         incomplete=incomplete(ratings),
-        unequal=_unequal(ratings, models),
-        shares={scale: found for scale, found in judged.items() if found},
-        comparisons={source: _comparison(found, models) for source, found in compared.items()},
-        agreement={source: agreement(panel) for source, panel in panels.items() if panel.annotators},
+        unequal=[model for model, own in items.items() if own and own != most],
+        shares={scale: found for scale, found in rated_shares.items() if found},
+        comparisons={key: _compare(found, models) for key, found in sources.items() if found},
+        agreement={key: agreement(panel) for key, panel in panels.items() if panel.annotators},
         raters=rating_annotators(ratings),
         voters=voting_annotators(votes),
-        side=side(votes),
+        side=side_bias(votes),
     )
 
 
-def _comparison(votes: Sequence[Vote], models: Sequence[str]) -> Comparison:
+def _compare(votes: Sequence[Vote], models: Sequence[str]) -> Comparison:
     seen = {model for vote in votes for model in (vote.left, vote.right)}
-    return Comparison(win_rates(votes, models), rank_models(votes, [model for model in models if model in seen]))
+    ranking = rank_models(votes, [model for model in models if model in seen])
+    return Comparison(win_rates(votes, models), ranking)
 
 
-def _unequal(ratings: Sequence[Rating], models: Sequence[str]) -> list[str]:
-    """Models whose items are not those of the model with the most."""
-    items = {model: {one.item for one in ratings if one.model == model} for model in models}
-    most = max(items.values(), key=len, default=set())
-    return [model for model, own in items.items() if own and own != most]
+# --- formatting -------------------------------------------------------------------------------
+
+
+def percent(value: float, n: int) -> str:
+    """A share in percent, with a decimal from `DECIMAL_FROM` answers on."""
+    return f"{100 * value:.{1 if n >= DECIMAL_FROM else 0}f}\u00a0%"
+
+
+def span(interval: Interval) -> str:
+    """Both ends of a share's interval in percent."""
+    digits = 1 if interval.n >= DECIMAL_FROM else 0
+    return f"{100 * interval.low:.{digits}f}–{100 * interval.high:.{digits}f}\u00a0%"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign; infinity as ∞."""
+    rounded = round(value, digits) + 0.0  # no minus before a zero
+    return f"{rounded:+.{digits}f}".replace("-", "−").replace("inf", "∞")
+
+
+def number(value: float) -> str:
+    """A number with two decimals."""
+    return f"{value:.2f}".replace("-", "−")
+
+
+def p_value(p: float) -> str:
+    """A p-value such as "p = 0.03" or "p < 0.001"."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def count(amount: int, thing: str) -> str:
+    """ "1 item", "2 items"."""
+    return f"{amount} {thing}{'' if amount == 1 else 's'}"
+
+
+def joined(names: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _opposite(rate: Interval) -> Interval:
+    return Interval(1 - rate.value, 1 - rate.high, 1 - rate.low, rate.n)
+
+
+# --- claims and caveats -----------------------------------------------------------------------
+
+
+def lead(results: Results) -> str:
+    """One sentence about the amount of data."""
+    amounts = ((results.ratings, "rating"), (results.votes, "vote"))
+    given = [count(amount, kind) for amount, kind in amounts if amount]
+    if not given:
+        return "No answers yet."
+    return (
+        f"{' and '.join(given)} by {count(results.annotators, 'annotator')} on "
+        f"{count(results.items, 'item')}, {count(len(results.labels), 'model')}."
+    )
+
+
+def is_clear(wins: Wins) -> bool:
+    """Whether the two models differ beyond chance, corrected for all pairs."""
+    return wins.p_of_all < ALPHA_LEVEL and (wins.rate.low > 0.5 or wins.rate.high < 0.5)
+
+
+def claims(results: Results) -> list[str]:
+    """Significant differences; else a sentence that there is none and how large it may be."""
+    found = []
+    for source, basis in ((VOTES, "in votes"), ("overall", "by overall ratings")):
+        if source not in results.comparisons:
+            continue
+        wins = results.comparisons[source].wins
+        clear = [one for one in wins if is_clear(one)]
+        unclear = [one.rate for one in wins if not is_clear(one)]
+        found += [_preferred(one, results.labels, basis) for one in clear]
+        if unclear:
+            half = max(max(rate.high - rate.value, rate.value - rate.low) for rate in unclear)
+            found.append(
+                f"{basis.capitalize()}, no {'other ' if clear else ''}pair of models differs "
+                f"beyond chance; these win rates may be off by {100 * half:.0f} points."
+            )
+    return found
+
+
+def _preferred(wins: Wins, labels: Mapping[str, str], basis: str) -> str:
+    rate, better, worse = wins.rate, wins.b, wins.a
+    if rate.value < 0.5:
+        rate, better, worse = _opposite(rate), wins.a, wins.b
+    return (
+        f"{labels[better]} is preferred to {labels[worse]} {basis}: it wins "
+        f"{percent(rate.value, rate.n)} (95\u00a0% interval {span(rate)}, {wins.items} items, "
+        f"{p_value(wins.p_of_all)} corrected for all pairs)."
+    )
+
+
+def caveats(results: Results) -> list[str]:
+    """Limits of the data, the most important first."""
+    return [*_few_data(results), *_gaps(results), *_disagreement(results)]
+
+
+def _few_data(results: Results) -> Iterator[str]:
+    if not results.items:
+        return
+    if results.items < FEW_ITEMS:
+        yield (
+            f"Only {count(results.items, 'item')}: below {FEW_ITEMS} items, intervals are rough "
+            "and single prompts matter."
+        )
+    if results.annotators == 1:
+        yield "One annotator: whether others agree is not known."
+    seen = {one.model for found in results.shares.values() for one in found}
+    seen |= {model for one in results.comparisons.values() for model in one.ranking.models}
+    unseen = [label for key, label in results.labels.items() if key not in seen]
+    if unseen:
+        yield f"{joined(unseen)}: no answer yet."
+    if results.incomplete:
+        yield (
+            f"{count(results.incomplete, 'image')} not rated on all four axes, "
+            "and so without an overall level."
+        )
+
+
+def _gaps(results: Results) -> Iterator[str]:
+    """Models that were never compared, or only on other items."""
+    labels = results.labels
+    for source in (VOTES, "overall"):
+        if source not in results.comparisons:
+            continue
+        comparison = results.comparisons[source]
+        pairs = {frozenset((wins.a, wins.b)) for wins in comparison.wins}
+        missing = [
+            f"{labels[a]} with {labels[b]}"
+            for a, b in combinations(comparison.ranking.models, 2)
+            if frozenset((a, b)) not in pairs
+        ]
+        if missing:
+            yield (
+                f"{NAMES[source]}: never compared directly: {joined(missing)}. "
+                "Their strengths compare through other models only."
+            )
+        if comparison.ranking.prior_ties:
+            yield f"{NAMES[source]}: {prior_note(comparison.ranking, labels)}"
+    if results.unequal:
+        yield (
+            f"{joined([labels[model] for model in results.unequal])}: rated on other items than "
+            "the rest, so percentages are not comparable; win rates use common items only."
+        )
+
+
+def prior_note(ranking: Ranking, labels: Mapping[str, str]) -> str:
+    """Why ties were added to make the strengths finite."""
+    groups = joined(["/".join(labels[model] for model in group) for group in ranking.groups])
+    return (
+        f"there are no wins in both directions between {groups}, so the strengths have no finite "
+        "maximum-likelihood value. They are shown with "
+        f"{count(round(ranking.prior_ties), 'artificial tie')} added between every two models; "
+        "the distance between these groups is not known."
+    )
+
+
+def _disagreement(results: Results) -> Iterator[str]:
+    alphas = {key: found.alpha["ordinal"] for key, found in results.agreement.items()}
+    low = [
+        f"{NAMES[key].lower()} {number(alpha)}"
+        for key, alpha in alphas.items()
+        if alpha is not None and alpha < TENTATIVE
+    ]
+    if low:
+        yield (
+            f"Annotators agree little (alpha below {TENTATIVE}): {joined(low)}. Averages over many "
+            "items may still differ clearly; single answers say little."
+        )
+    side = results.side
+    if side is not None and side.p < ALPHA_LEVEL:
+        yield (
+            f"The image on the {'left' if side.left > side.right else 'right'} won more often than "
+            "random sides explain: the left one won "
+            f"{percent(side.rate.value, side.rate.n)} of {side.rate.n} decided votes, "
+            f"{p_value(side.p)}. This pulls all win rates towards one half."
+        )
+    annotators = (*results.raters, *results.voters)
+    for name in dict.fromkeys(one.name for one in annotators if _is_odd(one)):
+        yield (
+            f"{name} agrees with the others no more than by chance, while they agree among "
+            "themselves: check these answers before you exclude them."
+        )
+
+
+def _is_odd(annotator: Annotator) -> bool:
+    if annotator.against_others is None or annotator.without is None:
+        return False
+    enough = annotator.answers >= ODD_MIN_ANSWERS and annotator.without >= ODD_MIN_ALPHA
+    return enough and annotator.against_others <= 0
+
+
+def read_alpha(agreement: Agreement) -> str:
+    """Interpretation of an alpha."""
+    value, interval = agreement.alpha["ordinal"], agreement.interval
+    if value is None:
+        return "unknown: needs two annotators on the same images"
+    if interval is None or interval.low <= 0:
+        return "not distinguishable from chance"
+    if value >= RELIABLE:
+        below = "" if interval.low >= RELIABLE else ", but the interval extends lower"
+        return f"reliable{below}"
+    if value >= TENTATIVE:
+        return "enough for tentative conclusions"
+    return "low: trust averages, not single answers"
+
+
+# --- page -------------------------------------------------------------------------------------
+
+
+class MatrixCell(NamedTuple):
+    """How often the row's model wins against the column's."""
+
+    rate: Interval
+    is_clear: bool
+    note: str
+
+
+class StrengthRow(NamedTuple):
+    """A model's strength; `at`, `low` and `high` are positions in percent of the axis."""
+
+    label: str
+    strength: Interval
+    elo: float
+    beats_average: float
+    at: float
+    low: float
+    high: float
+
+
+def render_results(results: Results, title: str, links: Sequence[tuple[str, str]] = ()) -> str:
+    """The results as one HTML page without script; `links` are (text, URL) of downloads."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=percent, span=span, signed=signed, number=number, p_value=p_value, counted=count
+    )
+    styles = (REPORT_STYLE, TEMPLATES / "results.css")
+    kinds = (("Ratings", results.raters), ("Votes", results.voters))
+    return environment.get_template("results.html.j2").render(
+        style=Markup("".join(file.read_text(encoding="utf-8") for file in styles)),
+        title=title,
+        links=links,
+        labels=results.labels,
+        names=NAMES,
+        levels={level: level.capitalize() for level in LEVELS},
+        lead=lead(results),
+        claims=claims(results),
+        caveats=caveats(results),
+        bars=[(scale, results.shares[scale]) for scale in SCALES if scale in results.shares],
+        comparisons=[
+            _comparison_view(source, found, results.labels)
+            for source, found in results.comparisons.items()
+        ],
+        agreement=[
+            (source, found, read_alpha(found), _alpha_bar(found))
+            for source, found in results.agreement.items()
+        ],
+        panels=[(kind, found) for kind, found in kinds if found],
+        side=results.side,
+    )
+
+
+def _comparison_view(
+    source: str, comparison: Comparison, labels: Mapping[str, str]
+) -> dict[str, Any]:
+    ranking = comparison.ranking
+    cells = {}
+    for one in comparison.wins:
+        p = f"{one.items} items, {p_value(one.p)}, {p_value(one.p_of_all)} corrected for all pairs"
+        note = f"{one.wins} won, {one.losses} lost, {one.ties} tied; {p}"
+        cells[one.b, one.a] = MatrixCell(one.rate, is_clear(one), note)
+        note = f"{one.losses} won, {one.wins} lost, {one.ties} tied; {p}"
+        cells[one.a, one.b] = MatrixCell(_opposite(one.rate), is_clear(one), note)
+    rows, ticks = strength_rows(ranking, labels)
+    return {
+        "source": source,
+        "is_votes": source == VOTES,
+        "models": ranking.models,
+        "matrix": cells,
+        "prior_note": prior_note(ranking, labels) if ranking.prior_ties else "",
+        "strengths": rows,
+        "ticks": ticks,
+    }
+
+
+def strength_rows(
+    ranking: Ranking, labels: Mapping[str, str]
+) -> tuple[list[StrengthRow], list[tuple[float, str]]]:
+    """One row per model, strongest first, and the ticks (position in percent, text) of the axis."""
+    found = {model: ranking.interval(model) for model in ranking.order()}
+    ends = [end for one in found.values() for end in (one.value, one.low, one.high, 0.0)]
+    ends = [end for end in ends if math.isfinite(end)]
+    low, high = min(ends), max(ends)
+    margin = AXIS_MARGIN * (high - low) or 1.0
+
+    def position(value: float) -> float:
+        return 100 * min(1.0, max(0.0, (value - low + margin) / (high - low + 2 * margin)))
+
+    rows = []
+    for model, one in found.items():
+        chance = 1 / (1 + math.exp(-one.value))
+        places = position(one.value), position(one.low), position(one.high)
+        rows.append(StrengthRow(labels[model], one, elo(one.value), chance, *places))
+    sizes = (size * 10.0**power for power in range(-1, 9) for size in (1, 2, 5))
+    step = next(size for size in sizes if high - low <= 6 * size)
+    ticks = [step * place for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return rows, [(position(tick), signed(tick, 1) if tick else "0") for tick in ticks]
+
+
+def _alpha_bar(agreement: Agreement) -> tuple[float, float, float] | None:
+    """Ordinal alpha and its interval as positions in percent of an axis from 0 to 1."""
+    one = agreement.interval
+    if one is None:
+        return None
+    value, low, high = (100 * min(1.0, max(0.0, x)) for x in (one.value, one.low, one.high))
+    return value, low, high
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+
+def csv_table(columns: Sequence[str], rows: Iterable[Sequence[CsvCell]]) -> str:
+    """A table as in RFC 4180; None is an empty cell, texts are escaped."""
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream)
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([escaped(cell) if isinstance(cell, str) else cell for cell in row])
+    return stream.getvalue()
+
+
+def escaped(text: str) -> str:
+    """A text with an apostrophe in front if a spreadsheet might take it for a formula."""
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+
+
+def ratings_csv(ratings: Iterable[Rating]) -> str:
+    """One row per rating."""
+    return csv_table(RATING_COLUMNS, map(astuple, ratings))
+
+
+def votes_csv(votes: Iterable[Vote]) -> str:
+    """One row per vote; a tie has no winner."""
+    return csv_table(VOTE_COLUMNS, map(astuple, votes))
+
+
+def summary_csv(results: Results) -> str:
+    """One row per number of the page.
+
+    `what` is share (of model `a` on the scale `of`, at level `b`), wins (of `b` against `a`; `of`
+    is votes, or the scale of the ratings), strength (of `a`, log-odds), elo, or alpha (`b` is its
+    metric). `low` and `high` are the ends of the 95 % interval.
+    """
+    return csv_table(SUMMARY_COLUMNS, _summary_rows(results))
+
+
+def _summary_rows(results: Results) -> Iterator[Sequence[CsvCell]]:
+    for found in results.shares.values():
+        for one in found:
+            for level, share in one.shares.items():
+                yield ("share", one.scale, one.model, level, *astuple(share), None, None)
+    for source, comparison in results.comparisons.items():
+        for wins in comparison.wins:
+            yield ("wins", source, wins.a, wins.b, *astuple(wins.rate), wins.p, wins.p_of_all)
+        for model in comparison.ranking.order():
+            strength = comparison.ranking.interval(model)
+            points = [elo(end) for end in (strength.value, strength.low, strength.high)]
+            yield ("strength", source, model, None, *astuple(strength), None, None)
+            yield ("elo", source, model, None, *points, strength.n, None, None)
+    for source, found in results.agreement.items():
+        for metric, value in found.alpha.items():
+            ends = found.interval if metric == "ordinal" else None
+            low, high = (ends.low, ends.high) if ends else (None, None)
+            yield ("alpha", source, None, metric, value, low, high, found.units, None, None)
+
+
+def _answers(store: Store) -> str:
+    return ratings_csv(store.ratings()) if store.mode == "rate" else votes_csv(store.votes())
+
+
+def _history(store: Store) -> str:
+    return csv_table(HISTORY_COLUMNS, [tuple(row.values()) for row in store.history()])
+
+
+def _items(store: Store) -> str:
+    rows = [(item, prompt, seed) for item, (prompt, seed, _) in store.items().items()]
+    return csv_table(ITEM_COLUMNS, rows)
+
+
+def _numbers(store: Store) -> str:
+    return summary_csv(gather_store(store))
+
+
+TABLES: dict[str, tuple[str, Callable[[Store], str]]] = {
+    "answers.csv": ("Answers that count", _answers),
+    "history.csv": ("All answers ever given", _history),
+    "items.csv": ("Prompts", _items),
+    "numbers.csv": ("Numbers on this page", _numbers),
+}
+"""Tables that can be downloaded: {file: (link text, content)}."""
+
+
+def gather_store(store: Store) -> Results:
+    """Results of a database."""
+    return gather(store.ratings(), store.votes(), store.models())
+
+
+def render_store(store: Store, folder: str) -> str:
+    """The result page of a database; its links lead to the tables in `folder`."""
+    links = [(text, f"{folder}{name}") for name, (text, _) in TABLES.items()]
+    return render_results(gather_store(store), store.title, links)
+
+
+def write_results(database: Path, out: Path) -> list[Path]:
+    """Write results.html and the tables into `out`; safe while the arena runs."""
+    store = Store(database)
+    contents = {"results.html": render_store(store, "")}
+    contents |= {name: table(store) for name, (_, table) in TABLES.items()}
+    store.close()
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in contents.items():
+        (out / name).write_text(text, encoding="utf-8", newline="")
+    return [out / name for name in contents]

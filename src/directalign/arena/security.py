@@ -1,16 +1,24 @@
-"""The door of the server, in front of everything: what a request must be like before any code of ours reads it.
+"""Tokens that hide which model made an image, and checks on every HTTP request.
 
-An ASGI layer that checks the Host (against DNS rebinding), the method, the Origin and content type of what is posted (against forged
-requests), and reads a body only up to 64 kB and 10 s. Each refusal is one line in the log, in which nothing from the request stands unescaped.
+`TokenSigner` derives tokens, sides, orders and links from one secret by HMAC. They need no table,
+stay the same after a restart, and reveal nothing without the secret. `RequestFilter` is an ASGI
+layer that checks method, Origin and content type (against forged requests), limits bodies to
+64 kB and 10 s, and adds security headers. Host names are checked by Starlette's
+TrustedHostMiddleware (see `server`). Slow headers are not limited: use a reverse proxy or a tunnel
+beyond a LAN.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import hashlib
+import hmac
+import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -20,17 +28,15 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 log = logging.getLogger("directalign.arena")
 
-MOST_BYTES = 64 * 1024
-MOST_SECONDS = 10.0
-LINGER = 0.5
-"""Seconds for which a connection stays after its body was refused, so that the sender can read why."""
-_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{1,5})?", re.ASCII)
-
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+SECRET_BYTES = 32
+MAX_BODY_BYTES = 64 * 1024
+BODY_SECONDS = 10.0
+LINGER_SECONDS = 0.5
+"""A connection stays open this long after its body was refused, so that the client reads why."""
 HEADERS = {
-    "content-security-policy": POLICY,
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
@@ -38,11 +44,51 @@ HEADERS = {
     "cache-control": "no-store",
     "x-robots-tag": "noindex",
 }
-"""On every answer that does not set its own."""
+"""Headers of every response that does not set its own."""
+_LINK = re.compile(r"([0-9]{1,9})\.([0-9a-f]{32})", re.ASCII)
+
+
+def new_secret() -> str:
+    """A random secret in hexadecimal."""
+    return secrets.token_hex(SECRET_BYTES)
+
+
+@dataclass(frozen=True)
+class TokenSigner:
+    """The secret of an arena and the tokens derived from it; `repr` hides the secret."""
+
+    secret: bytes = field(repr=False)
+
+    def token(self, *parts: str | int) -> str:
+        """32 hexadecimal digits that stand for `parts`."""
+        digest = hmac.new(self.secret, json.dumps(parts).encode(), hashlib.sha256)
+        return digest.hexdigest()[:32]
+
+    def shuffled(self, models: Sequence[str], annotator: int, item: int) -> list[str]:
+        """The models in the order shown to an annotator: random, the same at every call."""
+        return sorted(models, key=lambda model: self.token("side", annotator, item, *models, model))
+
+    def link(self, annotator: int) -> str:
+        """Value of an annotator's personal link and cookie."""
+        return f"{annotator}.{self.token('annotator', annotator)}"
+
+    def annotator(self, link: str) -> int | None:
+        """Annotator of a link, None for a forged or malformed one. Compares in constant time."""
+        found = _LINK.fullmatch(link)
+        if found is None or not self._equal(found[2], "annotator", int(found[1])):
+            return None
+        return int(found[1])
+
+    def verifies(self, role: str, token: str) -> bool:
+        """Whether `token` is that of a role: `owner` or `invitation`."""
+        return self._equal(token, role)
+
+    def _equal(self, token: str, *parts: str | int) -> bool:
+        return hmac.compare_digest(token.encode(errors="replace"), self.token(*parts).encode())
 
 
 class Refused(Exception):
-    """A request that is not served: the status, and why in one sentence."""
+    """A request that is not served: the HTTP status and the reason in one sentence."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -50,110 +96,97 @@ class Refused(Exception):
 
 
 def quoted(text: str, most: int = 80) -> str:
-    """A text from outside as it may stand in a log: one line, ASCII, cut to a length."""
+    """Untrusted text for a log: one line, ASCII, cut to a length."""
     return ascii(text if len(text) <= most else f"{text[:most]}...")
 
 
 def log_refusal(scope: Scope, refusal: Refused) -> None:
-    """One line: status, method, path without its secrets, address, reason."""
+    """Log one line: status, method, first part of the path (the rest may be a token), reason."""
     client = (scope.get("client") or ("?",))[0]
-    room = "/".join(scope["path"].split("/")[:2])  # what follows may be a token
-    log.warning("refused %d %s %s from %s: %s", refusal.status, quoted(scope["method"], 10), quoted(room), client, refusal.reason)
+    path = quoted("/".join(scope["path"].split("/")[:2]))
+    method = quoted(scope["method"], 10)
+    log.warning(
+        "refused %d %s %s from %s: %s", refusal.status, method, path, client, refusal.reason
+    )
 
 
-class Guard:
-    """The layer in front of an application.
+class RequestFilter:
+    """ASGI layer in front of the application: refuses unsafe requests, adds security headers."""
 
-    Args:
-        names: hosts by which the server may be called, beside addresses in numbers.
-    """
-
-    def __init__(self, app: App, names: frozenset[str]) -> None:
+    def __init__(self, app: App) -> None:
         self.app = app
-        self.names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        send = _with_headers(send)
         try:
             headers = _headers(scope)
-            self._check(scope["method"], headers)
-            body = await _body(receive, headers) if scope["method"] == "POST" else b""
+            _check(scope["method"], headers)
+            if scope["method"] == "POST":
+                receive = _replayed(await _body(receive, headers), receive)
         except Refused as refusal:
             log_refusal(scope, refusal)
             await _refuse(send, refusal)
             return
-        await self.app(scope, _replayed(body, receive), _with_headers(send))
-
-    def _check(self, method: str, headers: Mapping[str, str]) -> None:
-        if not is_own_host(headers.get("host", ""), self.names):
-            raise Refused(421, f"host {quoted(headers.get('host', ''))} is not this server")
-        if method not in ("GET", "POST"):
-            raise Refused(405, "method not known here")
-        if method != "POST":
-            if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
-                raise Refused(400, f"a {method} with a body")
-            return
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise Refused(415, "what is posted must be application/json")
-        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")
-        if site != "same-origin" or (origin is not None and origin.partition("://")[2].lower() != headers["host"].lower()):
-            raise Refused(403, f"posted from another site, {quoted(origin or site)}")
-
-
-def is_own_host(host: str, names: frozenset[str]) -> bool:
-    """Whether a Host header is an address in numbers, which no foreign domain can pose as, or one of the server's names."""
-    found = _HOST.fullmatch(host)
-    if found is None:
-        return False
-    name = (found[1] or found[2]).lower()
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return name in names
-    return True
+        await self.app(scope, receive, send)
 
 
 def _headers(scope: Scope) -> dict[str, str]:
-    """Header by name; one that decides about trust may not come twice."""
+    """Header values by name. Raises: Refused if one that decides about trust comes twice."""
     found: dict[str, str] = {}
     for raw_name, value in scope["headers"]:
         name = raw_name.decode("latin-1").lower()
         if name in found and name in ("host", "origin", "content-length", "content-type"):
-            raise Refused(400, f"two headers {name}")
+            raise Refused(400, f"duplicate header {name}")
         found[name] = value.decode("latin-1")
     return found
 
 
+def _check(method: str, headers: Mapping[str, str]) -> None:
+    if method not in ("GET", "POST"):
+        raise Refused(405, "method not allowed")
+    if method == "GET":
+        if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
+            raise Refused(400, "GET with a body")
+        return
+    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise Refused(415, "the content type must be application/json")
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")
+    host = headers.get("host", "").lower()
+    if site != "same-origin" or (origin is not None and origin.partition("://")[2].lower() != host):
+        raise Refused(403, f"posted from another site, {quoted(origin or site)}")
+
+
 async def _body(receive: Receive, headers: Mapping[str, str]) -> bytes:
-    """The whole body, if it is small and comes soon; a larger one is refused by its announced length, or where it passes the limit."""
+    """The whole body. Raises: Refused if it is larger than 64 kB or takes longer than 10 s."""
     length = headers.get("content-length", "0")
     if not length.isdecimal():
-        raise Refused(400, "content-length is no number")
-    if int(length[:12]) > MOST_BYTES:
-        raise Refused(413, f"a body of more than {MOST_BYTES} bytes")
+        raise Refused(400, "content-length is not a number")
+
+    async def collect() -> bytes:
+        body, more, announced = bytearray(), True, int(length[:12])
+        while True:
+            if max(announced, len(body)) > MAX_BODY_BYTES:
+                raise Refused(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+            if not more:
+                return bytes(body)
+            message = await receive()
+            if message["type"] != "http.request":
+                raise Refused(400, "the connection ended inside the body")
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+
     try:
-        return await asyncio.wait_for(_collected(receive), MOST_SECONDS)
+        return await asyncio.wait_for(collect(), BODY_SECONDS)
     except asyncio.TimeoutError:
-        raise Refused(408, f"the body took longer than {MOST_SECONDS:g} s") from None
-
-
-async def _collected(receive: Receive) -> bytes:
-    body, more = bytearray(), True
-    while more:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise Refused(400, "the connection ended inside the body")
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > MOST_BYTES:
-            raise Refused(413, f"a body of more than {MOST_BYTES} bytes")
-    return bytes(body)
+        raise Refused(408, f"the body took longer than {BODY_SECONDS:g} s") from None
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """The body read before, then whatever the connection says."""
+    """Return the body that was read already, then further messages of the connection."""
     left = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> MutableMapping[str, Any]:
@@ -166,7 +199,8 @@ def _with_headers(send: Send) -> Send:
     async def sent(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             present = {name.lower() for name, _ in message["headers"]}
-            extra = [(name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in present]
+            extra = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+            extra = [(name, value) for name, value in extra if name not in present]
             message = {**message, "headers": [*message["headers"], *extra]}
         await send(message)
 
@@ -174,10 +208,14 @@ def _with_headers(send: Send) -> Send:
 
 
 async def _refuse(send: Send, refusal: Refused) -> None:
-    """Say no and end the connection, whose unread rest is never read."""
+    """Send the reason and close the connection without reading the rest of the request."""
     text = f"{refusal.reason}\n".encode()
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(text)).encode()), (b"connection", b"close")]
-    await _with_headers(send)({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(text)).encode()),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": text, "more_body": True})
-    await asyncio.sleep(LINGER if refusal.status in (408, 413) else 0)
+    await asyncio.sleep(LINGER_SECONDS if refusal.status in (408, 413) else 0)
     await send({"type": "http.response.body", "body": b"", "more_body": False})

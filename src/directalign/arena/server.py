@@ -1,46 +1,67 @@
-"""The arena over HTTP: pages for people, JSON for their scripts, images by token. FastAPI behind the `Guard`.
+"""The arena over HTTP: pages, JSON API and images by token, as a FastAPI app on uvicorn.
 
-An annotator is known by a cookie that the own link sets, the owner by another; nobody else sees an image, and only the owner the results.
-No path of a request ever becomes a path of the file system: pages, scripts and images are looked up in dictionaries made at the start.
+Annotators are known by a cookie that their personal link sets, the owner by another one. Only they
+see images, and only the owner the results. No request path becomes a file path: pages, scripts and
+images are looked up in dictionaries made at the start. Without --host the server listens on this
+machine only; with it, joining needs the invitation link.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import logging
+import os
+import signal
+import socket
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from . import offline
-from .asking import Arena
 from .records import ArenaError, Axis, Level
-from .security import App, Guard, Refused, log, log_refusal, quoted
+from .results import TABLES, render_store
+from .security import App, Refused, RequestFilter, log, log_refusal, quoted
+from .session import Arena
 from .store import Side
 
 TEMPLATES = Path(__file__).parent / "templates"
-KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
-A_MONTH = 30 * 86400
-POLICY_OF_RESULTS = "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-"""The result page is one file with its style inside, and has no script."""
+MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+COOKIE_SECONDS = 30 * 86400
+RESULTS_POLICY = (
+    "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+"""Content policy of the result page, which has inline style and no script."""
+LOCALHOST = "127.0.0.1"
+SHUTDOWN_SECONDS = 5
+"""Time for requests under way when the server stops."""
+MAX_CONNECTIONS = 2048
 
 Token = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 RequestId = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z-]{8,64}$")]
 
 
 class Posted(BaseModel):
-    """What a browser posts: known keys and exact types, nothing else."""
+    """Body of a POST request: known keys and exact types only."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class JoinPosted(Posted):
-    """A name, and the invitation where one is needed. `request` is drawn by the browser and equal in a repetition, whose answer was lost."""
+    """`request` is random and the same when the browser repeats a request."""
 
     request: Token
     name: Annotated[str, StringConstraints(max_length=1000)]
@@ -48,7 +69,7 @@ class JoinPosted(Posted):
 
 
 class AnswerPosted(Posted):
-    """What every answer says: who gives it (the number in their link), a number of its own, equal in a repetition, and the task."""
+    """`annotator` is the number in the personal link; `request` is as in `JoinPosted`."""
 
     annotator: int
     request: RequestId
@@ -56,178 +77,214 @@ class AnswerPosted(Posted):
 
 
 class VotePosted(AnswerPosted):
-    """The better side of a task; None takes the vote back."""
+    """The better side; None takes the vote back."""
 
     choice: Side | None
 
 
 class RatingPosted(AnswerPosted):
-    """A level of one image on one axis; None takes it back."""
+    """Level of an image on an axis; None takes it back."""
 
     image: Token
     axis: Axis
     level: Level | None
 
 
-def create_app(arena: Arena, names: frozenset[str], invitation: bool, closed: bool) -> App:
-    """The application.
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(TEMPLATES),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def page(template: str, status: int = 200, **context: Any) -> HTMLResponse:
+    """Render a template with escaping."""
+    return HTMLResponse(_ENVIRONMENT.get_template(template).render(**context), status)
+
+
+class Auth:
+    """Access by cookies and links.
 
     Args:
-        names: hosts by which it may be called (see `Guard`).
-        invitation: whether joining takes the invitation's link.
-        closed: whether only those may take part who have a link already.
+        invitation: whether joining needs the invitation link.
+        closed: whether only holders of a personal link may take part.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    doors = Doors(arena, invitation, closed)
-    _add_pages(app, arena, doors)
-    _add_answers(app, arena, doors)
-    _add_results(app, arena, doors)
-    _add_refusals(app)
-    return Guard(app, names)
-
-
-class Doors:
-    """Who may come in: cookies and links."""
 
     def __init__(self, arena: Arena, invitation: bool, closed: bool) -> None:
         self.arena, self.invitation, self.closed = arena, invitation, closed
-        mark = arena.blind.token("cookie")[:8]  # arenas on other ports of a host share its cookies
-        self.annotator_cookie, self.owner_cookie = f"arena_{mark}", f"arena_owner_{mark}"
+        suffix = arena.signer.token("cookie")[:8]  # arenas on other ports share the cookies
+        self.annotator_cookie, self.owner_cookie = f"arena_{suffix}", f"arena_owner_{suffix}"
 
     def annotator(self, request: Request) -> int:
-        """Whose session it is. Raises: Refused."""
+        """Annotator of the session. Raises: Refused."""
         return self.arena.annotator(request.cookies.get(self.annotator_cookie, ""))
 
-    def giver(self, request: Request, posted: AnswerPosted) -> int:
-        """Whose answer it is. Raises: Refused where a browser gives one annotator's answer in the session of another, opened in a second tab."""
+    def author(self, request: Request, posted: AnswerPosted) -> int:
+        """Annotator of an answer. Raises: Refused if the session is of someone else, as when two
+        people open their links in one browser."""
         annotator = self.annotator(request)
         if annotator != posted.annotator:
-            raise Refused(401, "this browser has another annotator's session now; open your own link again")
+            raise Refused(
+                401, "this browser has another annotator's session now; open your personal link"
+            )
         return annotator
 
-    def has_session(self, request: Request) -> bool:
-        """Whether a cookie of an annotator came along; it may still be forged."""
-        return self.annotator_cookie in request.cookies
+    def is_owner(self, request: Request) -> bool:
+        """Whether the request has the owner's cookie."""
+        return self.arena.signer.verifies("owner", request.cookies.get(self.owner_cookie, ""))
 
-    def check_viewer(self, request: Request) -> None:
-        """Images are for annotators and the owner. Raises: Refused."""
-        if not self._is_owner(request):
-            self.annotator(request)
+    def require_owner(self, request: Request) -> None:
+        """Raises: Refused without the owner's cookie."""
+        if not self.is_owner(request):
+            raise Refused(
+                403, "the results are for the owner; open the owner link printed by the command"
+            )
 
-    def check_owner(self, request: Request) -> None:
-        """Raises: Refused for everybody else."""
-        if not self._is_owner(request):
-            raise Refused(403, "the results are for the one who started the arena; open the owner's link that the command printed")
-
-    def check_invitation(self, token: str) -> None:
-        """Raises: Refused where joining is closed or the invitation is not the one printed."""
+    def require_invitation(self, token: str) -> None:
+        """Raises: Refused if joining is closed or needs another token."""
         if self.closed:
-            raise Refused(403, "this arena is for those who were given a link of their own; open yours")
-        if self.invitation and not self.arena.blind.opens("invitation", token):
+            raise Refused(403, "this arena is closed; open the personal link that you were given")
+        if self.invitation and not self.arena.signer.verifies("invitation", token):
             raise Refused(403, "this arena needs an invitation; open the link that you were sent")
 
-    def _is_owner(self, request: Request) -> bool:
-        return self.arena.blind.opens("owner", request.cookies.get(self.owner_cookie, ""))
-
-    def let_in(self, response: Response, link: str) -> Response:
-        """Set the annotator's cookie."""
-        response.set_cookie(self.annotator_cookie, link, max_age=A_MONTH, httponly=True, samesite="strict")
+    @staticmethod
+    def set_cookie(response: Response, cookie: str, value: str) -> Response:
+        """Add a session cookie to a response."""
+        response.set_cookie(cookie, value, max_age=COOKIE_SECONDS, httponly=True, samesite="strict")
         return response
 
 
-def _add_pages(app: FastAPI, arena: Arena, doors: Doors) -> None:
-    files = {file.name: file for file in TEMPLATES.iterdir() if file.suffix in KINDS}
-    contents = {name: (file.read_bytes(), KINDS[file.suffix]) for name, file in files.items()}
+def create_app(arena: Arena, hosts: Sequence[str], invitation: bool, closed: bool) -> App:
+    """The ASGI application.
+
+    Args:
+        hosts: host names that a request may use, ["*"] for any.
+        invitation, closed: see `Auth`.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    auth = Auth(arena, invitation, closed)
+    _add_pages(app, arena, auth)
+    _add_files(app, arena, auth)
+    _add_api(app, arena, auth)
+    _add_results(app, arena, auth)
+    _add_error_handlers(app)
+    return RequestFilter(TrustedHostMiddleware(app, hosts, www_redirect=False))
+
+
+def _add_pages(app: FastAPI, arena: Arena, auth: Auth) -> None:
+    def start(invitation: str = "", name: str | None = None) -> HTMLResponse:
+        return page("start.html.j2", mode=arena.mode, invitation=invitation, name=name)
 
     @app.get("/")
     def home(request: Request) -> Response:
-        if doors.has_session(request):
-            doors.annotator(request)
+        if auth.annotator_cookie in request.cookies:
+            auth.annotator(request)
             return page(f"{arena.mode}.html.j2")
-        doors.check_invitation("")
-        return page("start.html.j2", mode=arena.mode, invitation="", name=None)
+        auth.require_invitation("")
+        return start()
 
     @app.get("/invitation/{token}")
     def invited(token: str) -> Response:
-        doors.check_invitation(token)
-        return page("start.html.j2", mode=arena.mode, invitation=token, name=None)
+        auth.require_invitation(token)
+        return start(token)
 
     @app.get("/me/{link}")
-    def own_link(link: str) -> Response:
+    def personal_link(link: str) -> Response:
         name = arena.name(arena.annotator(link))
-        return doors.let_in(page("start.html.j2", mode=arena.mode, invitation="", name=name), link)
+        return auth.set_cookie(start(name=name), auth.annotator_cookie, link)
+
+
+def _add_files(app: FastAPI, arena: Arena, auth: Auth) -> None:
+    contents = {
+        file.name: (file.read_bytes(), MEDIA_TYPES[file.suffix])
+        for file in TEMPLATES.iterdir()
+        if file.suffix in MEDIA_TYPES
+    }
 
     @app.get("/static/{name}")
     def static(name: str) -> Response:
         if name not in contents:
             raise Refused(404, "no such file")
-        body, kind = contents[name]
-        return Response(body, media_type=kind, headers={"cache-control": "no-cache"})
+        body, media_type = contents[name]
+        return Response(body, media_type=media_type, headers={"cache-control": "no-cache"})
 
     @app.get("/image/{token}")
     def image(token: str, request: Request) -> Response:
-        doors.check_viewer(request)
+        if not auth.is_owner(request):
+            auth.annotator(request)
         try:
-            content = arena.pictures.png(token)
-        except ArenaError as error:  # its words name the file, and so the model
+            content = arena.images.png(token)
+        except ArenaError as error:  # the message names the file, and so the model
             log.error("%s", quoted(str(error), 500))
-            raise Refused(503, "this picture cannot be had now; whoever started the arena finds in its log why") from None
+            raise Refused(503, "this image is not available; the server's log says why") from None
         if content is None:
             raise Refused(404, "no such image")
-        return Response(content, media_type="image/png", headers={"cache-control": "private, max-age=86400, immutable"})
+        headers = {"cache-control": "private, max-age=86400, immutable"}
+        return Response(content, media_type="image/png", headers=headers)
 
 
-def _add_answers(app: FastAPI, arena: Arena, doors: Doors) -> None:
+def _add_api(app: FastAPI, arena: Arena, auth: Auth) -> None:
     @app.post("/api/join")
     def join(posted: JoinPosted) -> Response:
-        doors.check_invitation(posted.invitation)
-        link = arena.blind.link(arena.join(posted.name, posted.request))
-        return doors.let_in(JSONResponse({"link": link}), link)
+        auth.require_invitation(posted.invitation)
+        link = arena.signer.link(arena.join(posted.name, posted.request))
+        return auth.set_cookie(JSONResponse({"link": link}), auth.annotator_cookie, link)
 
     @app.get("/api/state")
     def state(request: Request) -> Response:
-        return JSONResponse(arena.state(doors.annotator(request)))
+        return JSONResponse(arena.state(auth.annotator(request)))
 
     @app.post("/api/vote")
     def vote(posted: VotePosted, request: Request) -> Response:
-        return JSONResponse(arena.vote(doors.giver(request, posted), posted.request, posted.task, posted.choice))
+        annotator = auth.author(request, posted)
+        return JSONResponse(arena.vote(annotator, posted.request, posted.task, posted.choice))
 
     @app.post("/api/rating")
     def rating(posted: RatingPosted, request: Request) -> Response:
-        return JSONResponse(arena.rate(doors.giver(request, posted), posted.request, posted.task, posted.image, posted.axis, posted.level))
+        annotator = auth.author(request, posted)
+        question = posted.task, posted.image, posted.axis, posted.level
+        return JSONResponse(arena.rate(annotator, posted.request, *question))
 
 
-def _add_results(app: FastAPI, arena: Arena, doors: Doors) -> None:
+def _add_results(app: FastAPI, arena: Arena, auth: Auth) -> None:
     @app.get("/owner/{token}")
     def owner(token: str) -> Response:
-        if not arena.blind.opens("owner", token):
-            raise Refused(401, "this is not the owner's link")
-        response = page("message.html.j2", title="Welcome back", text="The results are one click away.", go_to="/results", go="Show the results")
-        response.set_cookie(doors.owner_cookie, token, max_age=A_MONTH, httponly=True, samesite="strict")
-        return response
+        if not arena.signer.verifies("owner", token):
+            raise Refused(401, "this is not the owner link")
+        text = "You can now see the results."
+        welcome = {"title": "Welcome back", "text": text, "link": "/results", "label": "Results"}
+        return auth.set_cookie(page("message.html.j2", **welcome), auth.owner_cookie, token)
 
     @app.get("/results")
     def results(request: Request) -> Response:
-        doors.check_owner(request)
-        return HTMLResponse(offline.page(arena.store, "/results/"), headers={"content-security-policy": POLICY_OF_RESULTS})
+        auth.require_owner(request)
+        headers = {"content-security-policy": RESULTS_POLICY}
+        return HTMLResponse(render_store(arena.store, "/results/"), headers=headers)
 
     @app.get("/results/{name}")
     def table(name: str, request: Request) -> Response:
-        doors.check_owner(request)
-        if name not in offline.TABLES:
+        auth.require_owner(request)
+        if name not in TABLES:
             raise Refused(404, "no such table")
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        headers = {"content-disposition": f'attachment; filename="{stamp}-{name}"'}
-        return Response(offline.TABLES[name](arena.store).encode(), media_type="text/csv; charset=utf-8", headers=headers)
+        file = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+        headers = {"content-disposition": f'attachment; filename="{file}"'}
+        content = TABLES[name][1](arena.store).encode()
+        return Response(content, media_type="text/csv; charset=utf-8", headers=headers)
 
 
-def _add_refusals(app: FastAPI) -> None:
-    """Whatever is refused is one line in the log and a sentence for the client, never a traceback."""
+def _add_error_handlers(app: FastAPI) -> None:
+    """Answer each refusal with one log line and one sentence, never a traceback."""
 
     def refuse(request: Request, refusal: Refused) -> Response:
         log_refusal(request.scope, refusal)
         if "text/html" in request.headers.get("accept", ""):
-            return page("message.html.j2", refusal.status, title="This door stays shut", text=refusal.reason, go_to="", go="")
+            title = "Not found" if refusal.status == 404 else "Access denied"
+            if refusal.status not in (401, 403, 404):
+                title = "Request failed"
+            message = {"title": title, "text": refusal.reason, "link": "", "label": ""}
+            return page("message.html.j2", refusal.status, **message)
         return JSONResponse({"error": refusal.reason}, refusal.status)
 
     @app.exception_handler(Refused)
@@ -236,17 +293,122 @@ def _add_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def unknown(request: Request, error: HTTPException) -> Response:
-        return refuse(request, Refused(error.status_code, "no such page here" if error.status_code == 404 else "not possible here"))
+        reason = "no such page" if error.status_code == 404 else "invalid request"
+        return refuse(request, Refused(error.status_code, reason))
 
     @app.exception_handler(RequestValidationError)
     def malformed(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return refuse(request, Refused(422, f"malformed: {first['type']} in {ascii(first['loc'][-1])[:40]}"))
+        field = ascii(first["loc"][-1])[:40]
+        return refuse(request, Refused(422, f"malformed: {first['type']} in {field}"))
 
 
-_ENVIRONMENT = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+# --- running ----------------------------------------------------------------------------------
 
 
-def page(template: str, status: int = 200, **context: Any) -> HTMLResponse:
-    """A page from its template, everything escaped."""
-    return HTMLResponse(_ENVIRONMENT.get_template(template).render(**context), status)
+def serve(
+    arena: Arena,
+    host: str | None,
+    port: int,
+    annotators: Sequence[str],
+    print_line: Callable[[str], None],
+) -> None:
+    """Serve until interrupted (Ctrl-C or SIGTERM), then close the database.
+
+    Args:
+        host: address to listen on; None for this machine only.
+        port: 0 takes a free one.
+        annotators: names that get a personal link; if any, nobody else may join.
+        print_line: prints the links and the summary.
+    Raises:
+        ArenaError if the address is not available.
+    """
+    listening = _listen(host or LOCALHOST, port)
+    invitation = host is not None and not _is_loopback(host)
+    address = _url(host or LOCALHOST, listening.getsockname()[1])
+    links = arena.links(annotators)
+    for name, link in links.items():
+        print_line(f"{name}: {address}/me/{link}")
+    if not links:
+        path = f"/invitation/{arena.signer.token('invitation')}" if invitation else "/"
+        print_line(f"annotators: {address}{path}")
+    print_line(f"results, for you alone: {address}/owner/{arena.signer.token('owner')}")
+    print_line(arena.summary())
+    _configure_logging()
+    config = uvicorn.Config(
+        create_app(arena, allowed_hosts(host), invitation, bool(annotators)),
+        http="h11",
+        ws="none",
+        lifespan="off",
+        proxy_headers=False,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        backlog=MAX_CONNECTIONS,
+        limit_concurrency=MAX_CONNECTIONS,
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises the signal again
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        arena.close()
+
+
+def allowed_hosts(host: str | None) -> list[str]:
+    """Host names that requests may use when the server listens on `host`.
+
+    ["*"] on all interfaces: their names are unknown there, and a page that poses as the server by
+    DNS rebinding gets nowhere without the invitation or a session.
+    """
+    names = ["localhost", LOCALHOST, "[::1]"]
+    if host in ("0.0.0.0", "::"):
+        return ["*"]
+    if host is not None:
+        names.append(f"[{host}]" if ":" in host else host)
+    if host is not None and not _is_loopback(host):
+        own = socket.gethostname()
+        names += [own, f"{own}.local", socket.getfqdn()]
+    return names
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=MAX_CONNECTIONS)
+    except OSError as error:
+        known = isinstance(error, socket.gaierror) or error.errno is None
+        reason = error.strerror if known else os.strerror(error.errno)
+        raise ArenaError(
+            f"--host {host} --port {port}: cannot listen there ({reason}); "
+            "name another one, --port 0 takes a free one"
+        ) from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _url(host: str, port: int) -> str:
+    """URL of the server; for all interfaces that of the address which other machines reach."""
+    if host in ("0.0.0.0", "::"):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect(("192.0.2.1", 9))  # finds a route, sends nothing
+                host = probe.getsockname()[0]
+            except OSError:
+                host = socket.gethostname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _configure_logging() -> None:
+    """Log refusals and errors to stderr, with the time."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+    for name, level in (("directalign.arena", logging.INFO), ("uvicorn.error", logging.WARNING)):
+        logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).setLevel(level)

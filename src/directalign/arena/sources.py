@@ -1,31 +1,52 @@
-"""What is to be judged, read from disk: a comparison folder (comparison.json, results.jsonl, images/), or folders of images with equal prompts.
+"""Images to compare, from a comparison folder or from folders of images with equal prompts.
 
-A folder of images is what `directalign sample` leaves (images.jsonl). A record may name only real files inside its own folder: `..`,
-absolute paths and symbolic links are refused here, and nothing after this reads a path that came from anywhere else.
+`directalign compare` writes comparison.json, results.jsonl and images/; `directalign sample` writes
+images.jsonl. Records may name only regular files inside their folder: `..`, absolute paths and
+symbolic links are refused, and no other path is ever opened.
+
+Browsers receive re-encoded PNG files without name, EXIF or text, at one size per item, so that
+nothing but the pixels can reveal the model. Colour profiles are ignored.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from PIL import Image, ImageOps, UnidentifiedImageError
+
 from .records import ArenaError
 
 COMPARISON, RESULTS, SAMPLES = "comparison.json", "results.jsonl", "images.jsonl"
-CONTROL = "off_topic"
-"""The group of control prompts, on which a model is not to change; which image of theirs is better is another question."""
+CONTROL_GROUP = "off_topic"
+"""Group of the control prompts, which are not compared."""
 FORMAT = 1
-_HEAD = 65536
-"""Bytes of a file that are hashed beside its length: enough to tell two renderings apart, quick for thousands of files."""
+HASHED_BYTES = 65536
+"""Bytes of each file that enter an item's digest, beside its length."""
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_PIXELS = 8192 * 8192
+CACHE_BYTES = 256 * 2**20
+ASPECT_TOLERANCE = 0.01
+"""Largest relative difference between the aspect ratios of an item's images."""
+UNREADABLE = (OSError, EOFError, SyntaxError, Image.DecompressionBombError, ValueError)
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+Entry = tuple[str, int | None, Path]
+"""Prompt, seed and image file of one record."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One prompt and seed, and the image file that each model (by its key) made of them."""
+    """A prompt and seed, and the image file of each model (by key)."""
 
     index: int
     prompt: str
@@ -33,17 +54,21 @@ class Item:
     files: Mapping[str, Path]
 
     def digest(self) -> str:
-        """A fingerprint of prompt, seed and images: a database knows its items again by it."""
-        found = hashlib.sha256(json.dumps([self.prompt, self.seed, sorted(self.files)]).encode())
-        for key in sorted(self.files):
-            with self.files[key].open("rb") as file:
-                found.update(str(self.files[key].stat().st_size).encode() + file.read(_HEAD))
+        """Hash of prompt, seed and images, by which a database recognises the item."""
+        head = json.dumps([self.prompt, self.seed, sorted(self.files)])
+        found = hashlib.sha256(head.encode())
+        for _, path in sorted(self.files.items()):
+            with path.open("rb") as file:
+                found.update(str(path.stat().st_size).encode() + file.read(HASHED_BYTES))
         return found.hexdigest()
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Models (key: label) and the items that all of them painted, by index; `left_out` prompts and seeds lack the image of one."""
+    """Models ({key: label}) and the items (by index) of which every model has an image.
+
+    `left_out` counts the items that some model lacks.
+    """
 
     title: str
     models: Mapping[str, str]
@@ -52,102 +77,128 @@ class Collection:
 
 
 def read_sources(sources: Sequence[Path]) -> Collection:
-    """The comparison folder given, or two and more folders of images.
+    """Read one comparison folder, or two or more folders of images.
 
-    Raises: ArenaError that names the file and line: nothing to read, a record without image or prompt, prompts that differ, fewer than two models.
+    Raises: ArenaError with file and line for a missing, malformed or inconsistent record, and for
+    fewer than two models.
     """
-    if len(sources) == 1:
-        return _comparison(sources[0])
     if not sources:
-        raise ArenaError("nothing to judge: give a comparison folder, or two or more folders of images from directalign sample")
-    return _folders(sources)
+        raise ArenaError(
+            "no source: give a comparison folder, or two or more folders of directalign sample"
+        )
+    return _comparison(sources[0]) if len(sources) == 1 else _folders(sources)
 
 
 def _comparison(folder: Path) -> Collection:
-    if not (folder / COMPARISON).is_file():
-        raise ArenaError(f"{folder}: no {COMPARISON} in it; give what directalign compare wrote, or two or more folders from directalign sample")
-    told = _object((folder / COMPARISON).read_bytes(), str(folder / COMPARISON))
-    if told.get("format") != FORMAT:
-        raise ArenaError(f"{folder / COMPARISON}: format is {told.get('format')!r}, and {FORMAT} is read; write it again with this version")
-    models = _models(told.get("models"), str(folder / COMPARISON))
-    rows: dict[int, dict[str, tuple[str, int | None, Path]]] = {}
+    file = folder / COMPARISON
+    if not file.is_file():
+        raise ArenaError(
+            f"{folder}: no {COMPARISON} in it; give a folder of directalign compare, "
+            "or two or more of directalign sample"
+        )
+    record = _object(file.read_bytes(), str(file))
+    if record.get("format") != FORMAT:
+        raise ArenaError(
+            f"{file}: format is {record.get('format')!r}, must be {FORMAT}; "
+            "compare again with this version"
+        )
+    listed = record.get("models")
+    if not isinstance(listed, list) or not all(
+        isinstance(model, dict) and isinstance(model.get("key"), str) for model in listed
+    ):
+        raise ArenaError(
+            f"{file}: models is {listed!r:.60}, must be a list of objects with a key; compare again"
+        )
+    models = {model["key"]: str(model.get("label") or model["key"]) for model in listed}
+    rows: dict[int, dict[str, Entry]] = {}
     for where, row in _rows(folder / RESULTS):
-        if row.get("group") == CONTROL:
+        if row.get("group") == CONTROL_GROUP:
             continue
         key, index = str(row.get("model")), row.get("index")
-        if key not in models or not _is_whole(index):
-            raise ArenaError(f"{where}: model {key!r:.40} or index {index!r:.40} is none of {COMPARISON}; remove the line or compare again")
+        if key not in models or not _is_integer(index):
+            raise ArenaError(
+                f"{where}: model {key!r:.40} or index {index!r:.40} is not in {COMPARISON}; "
+                "remove the line or compare again"
+            )
         rows.setdefault(index, {})[key] = _entry(folder, row, where)
     return _collection(folder.name, models, rows, str(folder / RESULTS))
 
 
-def _models(told: Any, where: str) -> dict[str, str]:
-    """Label by key."""
-    if not isinstance(told, list) or not all(isinstance(model, dict) and isinstance(model.get("key"), str) for model in told):
-        raise ArenaError(f"{where}: models is {told!r:.60}, and a list of objects with a key is needed; compare again")
-    return {model["key"]: str(model.get("label") or model["key"]) for model in told}
-
-
 def _folders(folders: Sequence[Path]) -> Collection:
-    """Images are paired by prompt and seed; their order is that of the first folder."""
-    names = [folder.name if len({other.name for other in folders}) == len(folders) else str(folder) for folder in folders]
+    """Pair images by prompt and seed, in the order of the first folder."""
+    distinct = len({folder.name for folder in folders}) == len(folders)
+    names = [folder.name if distinct else str(folder) for folder in folders]
     if len(set(names)) < len(names):
         raise ArenaError(f"{folders[0]}: the same folder is given twice; give each once")
-    rows: dict[tuple[str, int | None, int], dict[str, tuple[str, int | None, Path]]] = {}
+    rows: dict[tuple[str, int | None, int], dict[str, Entry]] = {}
     for name, folder in zip(names, folders, strict=True):
-        seen: dict[tuple[str, int | None], int] = {}
+        counts: dict[tuple[str, int | None], int] = {}
         for where, row in _rows(folder / SAMPLES):
             prompt, seed, file = _entry(folder, row, where)
-            again = seen[prompt, seed] = seen.get((prompt, seed), -1) + 1
-            rows.setdefault((prompt, seed, again), {})[name] = (prompt, seed, file)
-    return _collection(" / ".join(names), {name: name for name in names}, dict(enumerate(rows.values())), str(folders[0] / SAMPLES))
+            repeat = counts[prompt, seed] = counts.get((prompt, seed), -1) + 1
+            rows.setdefault((prompt, seed, repeat), {})[name] = (prompt, seed, file)
+    models = {name: name for name in names}
+    where = str(folders[0] / SAMPLES)
+    return _collection(" / ".join(names), models, dict(enumerate(rows.values())), where)
 
 
-def _collection(title: str, models: Mapping[str, str], rows: Mapping[int, Mapping[str, tuple[str, int | None, Path]]], where: str) -> Collection:
-    """Items that every model has; one that a model lacks is left out."""
+def _collection(
+    title: str, models: Mapping[str, str], rows: Mapping[int, Mapping[str, Entry]], where: str
+) -> Collection:
     if len(models) < 2:
-        raise ArenaError(f"{where}: {len(models)} models, and two are the least that can be compared")
+        raise ArenaError(f"{where}: {len(models)} models; give at least two")
     items = {}
     for index, entries in sorted(rows.items()):
         prompts = {prompt for prompt, _, _ in entries.values()}
         if len(prompts) > 1:
-            raise ArenaError(f"{where}: index {index} has {len(prompts)} prompts ({', '.join(sorted(prompts))!r:.120}); compare images of one prompt")
+            raise ArenaError(
+                f"{where}: index {index} has {len(prompts)} prompts "
+                f"({', '.join(sorted(prompts))!r:.120}); compare images of one prompt"
+            )
         if len(entries) == len(models):
             prompt, seed, _ = next(iter(entries.values()))
             items[index] = Item(index, prompt, seed, {key: entries[key][2] for key in models})
     if not items:
-        raise ArenaError(f"{where}: no prompt and seed of which all of {', '.join(models)} have an image; sample them with equal prompts and seeds")
+        raise ArenaError(
+            f"{where}: no prompt and seed with an image of each of {', '.join(models)}; "
+            "sample them with equal prompts and seeds"
+        )
     return Collection(title, models, items, len(rows) - len(items))
 
 
-def _entry(folder: Path, row: Mapping[str, Any], where: str) -> tuple[str, int | None, Path]:
-    prompt, seed = row.get("prompt"), row.get("seed")
-    if not isinstance(prompt, str) or not (seed is None or _is_whole(seed)):
-        raise ArenaError(f"{where}: prompt {prompt!r:.40} and seed {seed!r:.40}; a text and a whole number below 2**63 are needed")
-    return prompt, seed, _inside(folder, row.get("file"), where)
+def _entry(folder: Path, row: Mapping[str, Any], where: str) -> Entry:
+    prompt, seed, name = row.get("prompt"), row.get("seed"), row.get("file")
+    if not isinstance(prompt, str) or not (seed is None or _is_integer(seed)):
+        raise ArenaError(
+            f"{where}: prompt {prompt!r:.40} and seed {seed!r:.40}; "
+            "need a text and an integer below 2**63"
+        )
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ArenaError(f"{where}: file is {name!r:.60}; need the name of an image")
+    root = folder.resolve()
+    file = root / name
+    if ".." in Path(name).parts or file.resolve() != file or not file.is_relative_to(root):
+        raise ArenaError(
+            f"{where}: {name!r:.120} is outside of {folder} or a symbolic link; "
+            "name a regular file inside it"
+        )
+    if not file.is_file():
+        raise ArenaError(f"{where}: {name!r:.120} does not exist; copy the folder again")
+    return prompt, seed, file
 
 
-def _is_whole(value: Any) -> TypeGuard[int]:
-    """A whole number as a database holds it; true and false are none."""
+def _is_integer(value: Any) -> TypeGuard[int]:
+    """An integer that SQLite can store; booleans do not count."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
-def _inside(folder: Path, name: Any, where: str) -> Path:
-    """The real file of that name in the folder."""
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise ArenaError(f"{where}: file is {name!r:.60}; the name of an image is needed")
-    expected = folder.resolve() / name
-    if ".." in Path(name).parts or expected.resolve() != expected or not expected.is_relative_to(folder.resolve()):
-        raise ArenaError(f"{where}: {name!r:.120} leads out of {folder} or is a symbolic link; name a real file inside it")
-    if not expected.is_file():
-        raise ArenaError(f"{where}: {name!r:.120} is not there; copy the folder again")
-    return expected
-
-
 def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:line, object) of each line; a last line cut short is a record that is being written, and is left out."""
+    """Yield ("file:line", object) per line; skip a last line that is still being written."""
     if not file.is_file():
-        raise ArenaError(f"{file.parent}: no {file.name} in it; give what directalign compare or directalign sample wrote")
+        raise ArenaError(
+            f"{file.parent}: no {file.name} in it; "
+            "give a folder of directalign compare or directalign sample"
+        )
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip() and line.endswith((b"\n", b"}")):
@@ -157,9 +208,109 @@ def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _object(text: bytes, where: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
-        json.dumps(found, ensure_ascii=False).encode()  # half a character, as an escape may write it, is text nowhere else
+        json.dumps(found, ensure_ascii=False).encode()  # refuses lone surrogates
     except (ValueError, RecursionError) as error:
-        raise ArenaError(f"{where}: not JSON ({error}); mend or remove it") from None
+        raise ArenaError(f"{where}: not JSON ({error}); repair or remove it") from None
     if not isinstance(found, dict):
-        raise ArenaError(f"{where}: holds {type(found).__name__}, and an object is needed; mend or remove it")
+        raise ArenaError(
+            f"{where}: holds {type(found).__name__}, must be an object; repair or remove it"
+        )
     return found
+
+
+# --- images -----------------------------------------------------------------------------------
+
+
+def common_size(item: Item) -> Size:
+    """Size at which all images of an item are shown: the smallest among them.
+
+    Raises: ArenaError for an unreadable file, or for aspect ratios that would reveal a model.
+    """
+    sizes = {file: _size(file) for file in item.files.values()}
+    smallest = min(sizes.values(), key=lambda size: size[0] * size[1])
+    for file, (width, height) in sizes.items():
+        if abs(width * smallest[1] / (height * smallest[0]) - 1) > ASPECT_TOLERANCE:
+            raise ArenaError(
+                f"{file}: is {width} x {height}, another model's image "
+                f"{smallest[0]} x {smallest[1]}; sample all in one aspect ratio"
+            )
+    return smallest
+
+
+def _size(file: Path) -> Size:
+    """Decode the whole image, so that a defect shows before an annotator asks for it."""
+    with _open_image(file) as image:
+        image.load()
+        rotated = image.getexif().get(0x0112, 1) >= 5
+        return (image.height, image.width) if rotated else image.size
+
+
+@contextmanager
+def _open_image(file: Path) -> Iterator[Image.Image]:
+    """An open still image of moderate size. Raises: ArenaError, also for errors in the block."""
+    try:
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
+            frames = getattr(image, "n_frames", 1)
+            if image.width * image.height > MAX_PIXELS:
+                raise ArenaError(
+                    f"{file}: is {image.width} x {image.height}; at most {MAX_PIXELS} pixels are "
+                    "decoded; make it smaller"
+                )
+            if frames > 1:
+                raise ArenaError(f"{file}: has {frames} frames; save one of them as PNG")
+            if image.mode[0] in "IF":  # Pillow would clip the values
+                raise ArenaError(
+                    f"{file}: has more than 8 bits per channel ({image.mode}); save it with 8"
+                )
+            yield image
+    except ArenaError:
+        raise
+    except UnidentifiedImageError:
+        raise ArenaError(
+            f"{file}: not a {', '.join(IMAGE_FORMATS)} image; save it as PNG"
+        ) from None
+    except UNREADABLE as error:
+        raise ArenaError(
+            f"{file}: not a readable image ({error}); repair it, or copy it again"
+        ) from None
+
+
+class ImageCache:
+    """PNG files by opaque token, the most recently used kept in memory. Thread-safe.
+
+    Args:
+        files: image file and shown size by token; no other file is opened.
+    """
+
+    def __init__(
+        self, files: Mapping[str, tuple[Path, Size]], max_bytes: int = CACHE_BYTES
+    ) -> None:
+        self._files, self._max_bytes = files, max_bytes
+        self._cache: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def png(self, token: str) -> bytes | None:
+        """The image as PNG, None for an unknown token. Raises: ArenaError if it is unreadable."""
+        if token not in self._files:
+            return None
+        with self._lock:
+            content = self._cache.pop(token, None)
+        if content is None:
+            content = _encode_png(*self._files[token])
+        with self._lock:
+            self._cache[token] = content
+            while sum(map(len, self._cache.values())) > self._max_bytes:
+                self._cache.popitem(last=False)
+        return content
+
+
+def _encode_png(file: Path, size: Size) -> bytes:
+    """The pixels alone, upright and resized, without any metadata."""
+    with _open_image(file) as image:
+        pixels = ImageOps.exif_transpose(image).convert("RGB")
+    if pixels.size != size:
+        pixels = pixels.resize(size, Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    bare = Image.frombytes("RGB", pixels.size, pixels.tobytes())
+    bare.save(stream, format="PNG", compress_level=4)
+    return stream.getvalue()

@@ -1,9 +1,9 @@
-"""The database: an append-only table of answers in SQLite, from which the latest answer to each question is counted.
+"""The database of an arena: an append-only SQLite table of answers; the latest answer counts.
 
-An answer is acknowledged after its transaction is on the disk (WAL with synchronous=FULL: it outlives a killed process and a power cut). A
-request that comes twice is stored once (UNIQUE), a later answer supersedes an earlier one, one taken back is a row without a choice;
-triggers refuse to delete or change a row. One arena has the file, which an empty file beside it says by a lock that ends with its process, and
-one lock within the process the connection.
+An answer is on the disk when `append` returns (WAL with synchronous=FULL survives a killed process
+and a power cut). A repeated request is stored once (UNIQUE); a later answer supersedes an earlier
+one; taking back is a row without a choice; triggers refuse to delete or change rows. Only one
+process may run an arena on a database: it holds a lock on an empty file beside it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .agenda import Mode
-from .records import ArenaError, Rating, Vote
+from .records import ArenaError, Mode, Rating, Vote
 from .sources import Item
 
 FORMAT = "directalign arena 2"
-TIE = "tie"
 Side = Literal["left", "right", "tie"]
 SIDES: tuple[Side, ...] = get_args(Side)
 
@@ -31,7 +29,13 @@ SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE models (place INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, label TEXT NOT NULL);
 CREATE TABLE items (item INTEGER PRIMARY KEY, prompt TEXT NOT NULL, seed INTEGER, digest TEXT NOT NULL);
-CREATE TABLE annotators (annotator INTEGER PRIMARY KEY, name TEXT NOT NULL, folded TEXT NOT NULL UNIQUE, request TEXT NOT NULL, at REAL NOT NULL);
+CREATE TABLE annotators (
+    annotator INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    folded TEXT NOT NULL UNIQUE,
+    request TEXT NOT NULL,
+    at REAL NOT NULL
+);
 CREATE TABLE answers (
     answer INTEGER PRIMARY KEY AUTOINCREMENT,
     annotator INTEGER NOT NULL REFERENCES annotators,
@@ -45,12 +49,23 @@ CREATE TABLE answers (
     UNIQUE (annotator, request),
     CHECK ((other IS NULL) <> (axis IS NULL))
 );
-CREATE TRIGGER answers_stay BEFORE DELETE ON answers BEGIN SELECT RAISE(ABORT, 'answers are never deleted'); END;
-CREATE TRIGGER answers_stand BEFORE UPDATE ON answers BEGIN SELECT RAISE(ABORT, 'answers are never changed'); END;
+CREATE TRIGGER answers_stay BEFORE DELETE ON answers BEGIN
+    SELECT RAISE(ABORT, 'answers are never deleted');
+END;
+CREATE TRIGGER answers_stand BEFORE UPDATE ON answers BEGIN
+    SELECT RAISE(ABORT, 'answers are never changed');
+END;
 CREATE VIEW counted AS SELECT * FROM answers
-    WHERE said IS NOT NULL AND answer IN (SELECT max(answer) FROM answers GROUP BY annotator, item, model, other, axis);
+    WHERE said IS NOT NULL AND answer IN (
+        SELECT max(answer) FROM answers GROUP BY annotator, item, model, other, axis
+    );
 """
-"""`model` was rated on `axis`, or stood on the left of `other`; `said` is the level, or left, right, tie; NULL takes back."""
+"""Table answers: `model` was rated on `axis`, or was shown to the left of `other`. `said` is the level,
+or left, right, tie; NULL takes an answer back."""
+_NAMED = (
+    "SELECT name, item, model, other, axis, said, counted.at "
+    "FROM counted JOIN annotators USING (annotator)"
+)
 
 
 class NameTaken(ArenaError):
@@ -59,7 +74,7 @@ class NameTaken(ArenaError):
 
 @dataclass(frozen=True)
 class Answer:
-    """One row of answers: a level (or None) of a model on an axis, or the better side of two models."""
+    """A row of answers: the level of a model on an axis, or the better side of two models."""
 
     annotator: int
     item: int
@@ -70,87 +85,113 @@ class Answer:
 
 
 class Store:
-    """One arena's database; every method is one transaction and safe among threads."""
+    """Database of one arena; every method is one transaction and thread-safe.
+
+    Raises: ArenaError for a file that `create_store` did not make.
+    """
 
     def __init__(self, file: Path) -> None:
-        """Opens what `create_store` made. Raises: ArenaError for a file of anything else."""
         if file.exists() and not file.is_file():
-            raise ArenaError(f"{file}: is a folder; name the file that holds, or shall hold, the answers")
+            raise ArenaError(f"{file}: is a folder; name the database file")
         if not file.exists():
-            raise ArenaError(f"{file}: no such database; directalign arena SOURCE --out {file} makes it")
+            raise ArenaError(
+                f"{file}: no such database; directalign arena SOURCE --out {file} creates it"
+            )
         self.file = file
         self._lock = threading.RLock()
         self._connection = _connect(file)
-        facts = self._facts()
+        table = "SELECT name FROM sqlite_master WHERE type = 'table' AND name = 'facts'"
+        rows = self._rows("SELECT * FROM facts") if self._rows(table) else []
+        facts = {row["name"]: row["value"] for row in rows}
+        if facts.get("format") != FORMAT:
+            raise ArenaError(
+                f"{file}: its format is {facts.get('format', 'unknown')}, must be {FORMAT}; "
+                "give another file"
+            )
         self.mode: Mode = "rate" if facts["mode"] == "rate" else "vote"
         self.title = facts["title"]
         self.secret = bytes.fromhex(facts["secret"])
 
     def models(self) -> dict[str, str]:
-        """Key and label of each model, in the order of the source."""
-        return {row["key"]: row["label"] for row in self._rows("SELECT * FROM models ORDER BY place")}
+        """{key: label}, in the order of the source."""
+        rows = self._rows("SELECT * FROM models ORDER BY place")
+        return {row["key"]: row["label"] for row in rows}
 
     def items(self) -> dict[int, tuple[str, int | None, str]]:
-        """Prompt, seed and digest of each item."""
-        return {row["item"]: (row["prompt"], row["seed"], row["digest"]) for row in self._rows("SELECT * FROM items ORDER BY item")}
+        """(prompt, seed, digest) by item."""
+        rows = self._rows("SELECT * FROM items ORDER BY item")
+        return {row["item"]: (row["prompt"], row["seed"], row["digest"]) for row in rows}
 
     def annotators(self) -> dict[int, str]:
-        """The name of each annotator, in the order in which they joined."""
-        return {row["annotator"]: row["name"] for row in self._rows("SELECT * FROM annotators ORDER BY annotator")}
+        """Name by annotator, in the order in which they joined."""
+        rows = self._rows("SELECT * FROM annotators ORDER BY annotator")
+        return {row["annotator"]: row["name"] for row in rows}
 
     def join(self, name: str, request: str) -> int:
-        """A new annotator of that name, or the one that this very request has made. Raises: NameTaken, whatever the case of the letters."""
+        """Add an annotator, or return the one that the same request added.
+
+        Raises: NameTaken if the name is in use, ignoring case.
+        """
+        folded = name.casefold()
         with self._transaction() as connection:
-            row = (name, name.casefold(), request, time.time())
-            connection.execute("INSERT INTO annotators (name, folded, request, at) VALUES (?, ?, ?, ?) ON CONFLICT (folded) DO NOTHING", row)
-            found = connection.execute("SELECT annotator, request FROM annotators WHERE folded = ?", (name.casefold(),)).fetchone()
+            connection.execute(
+                "INSERT INTO annotators (name, folded, request, at) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (folded) DO NOTHING",
+                (name, folded, request, time.time()),
+            )
+            query = "SELECT annotator, request FROM annotators WHERE folded = ?"
+            found = connection.execute(query, (folded,)).fetchone()
             if not hmac.compare_digest(found["request"], request):
-                raise NameTaken(f"the name {name} is in use: open your own link to go on, or choose another name")
+                raise NameTaken(
+                    f"the name {name} is in use: open your personal link to continue, "
+                    "or choose another name"
+                )
             return int(found["annotator"])
 
     def append(self, answer: Answer, request: str) -> bool:
-        """Store an answer; False where this request of the annotator is stored already. On return it is on the disk."""
-        row = (answer.annotator, request, answer.item, answer.model, answer.other, answer.axis, answer.said, time.time())
+        """Store an answer durably; False if this request of the annotator is stored already."""
         with self._transaction() as connection:
-            made = connection.execute(
-                "INSERT INTO answers (annotator, request, item, model, other, axis, said, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-                " ON CONFLICT (annotator, request) DO NOTHING",
-                row,
+            inserted = connection.execute(
+                "INSERT INTO answers (annotator, item, model, other, axis, said, request, at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (annotator, request) DO NOTHING",
+                (*astuple(answer), request, time.time()),
             )
-            return made.rowcount == 1
+            return inserted.rowcount == 1
 
     def counted(self) -> list[Answer]:
-        """The latest answer to each question, those taken back left out, in the order of time."""
-        rows = self._rows("SELECT annotator, item, model, other, axis, said FROM counted ORDER BY answer")
-        return [Answer(**row) for row in rows]
+        """The latest answer to each question without those taken back, oldest first."""
+        columns = "annotator, item, model, other, axis, said"
+        return [
+            Answer(**row) for row in self._rows(f"SELECT {columns} FROM counted ORDER BY answer")
+        ]
 
     def ratings(self) -> list[Rating]:
-        """What counts in rate mode."""
-        rows = self._rows(f"{_NAMED} WHERE axis IS NOT NULL ORDER BY answer")
-        return [Rating(row["name"], row["item"], row["model"], row["axis"], row["said"], row["at"]) for row in rows]
+        """The answers that count in rate mode."""
+        return [
+            Rating(row["name"], row["item"], row["model"], row["axis"], row["said"], row["at"])
+            for row in self._rows(f"{_NAMED} WHERE axis IS NOT NULL ORDER BY answer")
+        ]
 
     def votes(self) -> list[Vote]:
-        """What counts in vote mode."""
-        rows = self._rows(f"{_NAMED} WHERE other IS NOT NULL ORDER BY answer")
-        winner = [{"left": row["model"], "right": row["other"]}.get(row["said"]) for row in rows]
-        return [Vote(row["name"], row["item"], row["model"], row["other"], won, row["at"]) for row, won in zip(rows, winner, strict=True)]
+        """The answers that count in vote mode."""
+        votes = []
+        for row in self._rows(f"{_NAMED} WHERE other IS NOT NULL ORDER BY answer"):
+            left, right = row["model"], row["other"]
+            winner = {"left": left, "right": right}.get(row["said"])
+            votes.append(Vote(row["name"], row["item"], left, right, winner, row["at"]))
+        return votes
 
     def history(self) -> list[dict[str, Any]]:
-        """Every answer ever given, also those superseded or taken back, as a table."""
-        columns = "answer, name AS annotator, answers.request, item, model, other, axis, said, answers.at"
-        return self._rows(f"SELECT {columns} FROM answers JOIN annotators USING (annotator) ORDER BY answer")
+        """Every answer ever given, including superseded ones and those taken back."""
+        return self._rows(
+            "SELECT answer, name AS annotator, answers.request, item, model, other, axis, said,"
+            " answers.at FROM answers JOIN annotators USING (annotator) ORDER BY answer"
+        )
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the database."""
         with self._lock:
             self._connection.close()
-
-    def _facts(self) -> dict[str, str]:
-        known = self._rows("SELECT name FROM sqlite_master WHERE type = 'table' AND name = 'facts'")
-        facts = {row["name"]: row["value"] for row in self._rows("SELECT * FROM facts")} if known else {}
-        if facts.get("format") != FORMAT:
-            raise ArenaError(f"{self.file}: is a database of {facts.get('format', 'something else')}, and {FORMAT} is needed; give another file")
-        return facts
 
     def _rows(self, query: str) -> list[dict[str, Any]]:
         with self._lock:
@@ -163,41 +204,53 @@ class Store:
             yield self._connection
 
 
-_NAMED = "SELECT name, item, model, other, axis, said, counted.at FROM counted JOIN annotators USING (annotator)"
-
-
-def claim(file: Path) -> sqlite3.Connection:
-    """The right to run an arena on the database `file`, there or not yet, until it is closed or this process ends, however that ends.
-
-    Raises: ArenaError where another arena has it.
-    """
-    beside = file.with_name(f"{file.name}.lock")
+def lock(file: Path) -> sqlite3.Connection:
+    """Lock the database `file`, which need not exist, until the result is closed or the process
+    ends. Raises: ArenaError if another arena holds the lock."""
+    lock_file = file.with_name(f"{file.name}.lock")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        claimed = sqlite3.connect(beside, check_same_thread=False, isolation_level=None, timeout=0)
-        claimed.execute("PRAGMA journal_mode = OFF").fetchall()  # it stays empty, and leaves no second file
-        claimed.execute("BEGIN EXCLUSIVE")
+        locked = sqlite3.connect(
+            lock_file, check_same_thread=False, isolation_level=None, timeout=0
+        )
+        locked.execute("PRAGMA journal_mode = OFF").fetchall()  # no second file
+        locked.execute("BEGIN EXCLUSIVE")
     except OSError as error:
-        raise ArenaError(f"{file}: its folder cannot be made ({error.strerror}); name another --out") from None
+        raise ArenaError(
+            f"{file}: its folder cannot be created ({error.strerror}); name another --out"
+        ) from None
     except sqlite3.DatabaseError as error:
         if "locked" in str(error):
-            raise ArenaError(f"{file}: another arena runs on it; use that one, or end it first") from None
-        raise ArenaError(f"{beside}: cannot be locked ({error}); name an --out in a folder that you may write to") from None
-    return claimed
+            raise ArenaError(
+                f"{file}: another arena runs on it; use that one, or stop it first"
+            ) from None
+        raise ArenaError(
+            f"{lock_file}: cannot be locked ({error}); name an --out in a writable folder"
+        ) from None
+    return locked
 
 
-def create_store(file: Path, mode: Mode, title: str, models: Mapping[str, str], items: Mapping[int, Item], secret: str) -> Store:
-    """A new database, readable by its owner alone; it appears under its name only when it is complete."""
+def create_store(
+    file: Path,
+    mode: Mode,
+    title: str,
+    models: Mapping[str, str],
+    items: Mapping[int, Item],
+    secret: str,
+) -> Store:
+    """Create a database readable by its owner only; `file` appears when it is complete."""
     unfinished = file.with_name(f"{file.name}.unfinished")
     unfinished.unlink(missing_ok=True)
     unfinished.touch(mode=0o600)
+    facts = {"format": FORMAT, "mode": mode, "title": title, "secret": secret}
+    labels = [(place, key, label) for place, (key, label) in enumerate(models.items())]
+    prompts = [(item.index, item.prompt, item.seed, item.digest()) for item in items.values()]
     connection = sqlite3.connect(unfinished)
     with contextlib.closing(connection), connection:
         connection.executescript(SCHEMA)
-        facts = {"format": FORMAT, "mode": mode, "title": title, "secret": secret}
         connection.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
-        connection.executemany("INSERT INTO models VALUES (?, ?, ?)", [(place, key, label) for place, (key, label) in enumerate(models.items())])
-        connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", [(each.index, each.prompt, each.seed, each.digest()) for each in items.values()])
+        connection.executemany("INSERT INTO models VALUES (?, ?, ?)", labels)
+        connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", prompts)
     unfinished.rename(file)
     return Store(file)
 
@@ -209,5 +262,8 @@ def _connect(file: Path) -> sqlite3.Connection:
         for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
             connection.execute(f"PRAGMA {setting}").fetchall()
     except sqlite3.DatabaseError as error:
-        raise ArenaError(f"{file}: cannot be used as a database ({error}); give another file, in a folder that you may write to") from None
+        raise ArenaError(
+            f"{file}: cannot be used as a database ({error}); "
+            "give another file, in a writable folder"
+        ) from None
     return connection

@@ -1,4 +1,4 @@
-"""`directalign arena`: blind human comparison in a browser; `directalign arena results` writes what it found, with no server."""
+"""`directalign arena`: blind human comparison in a browser, and its results."""
 
 from __future__ import annotations
 
@@ -26,68 +26,111 @@ class _ServesByDefault(TyperGroup):
 
 
 class Mode(str, Enum):
-    """What annotators do."""
+    """Task of the annotators."""
 
     rate = "rate"
     vote = "vote"
 
 
-app = typer.Typer(cls=_ServesByDefault, no_args_is_help=True, help="Blind human comparison in a browser: [bold]directalign arena SOURCE... --out DB[/bold]")
+app = typer.Typer(
+    cls=_ServesByDefault,
+    no_args_is_help=True,
+    help="Blind human comparison in a browser: [bold]directalign arena SOURCE... --out DB[/bold]",
+)
 
 
 @app.command()
 def serve(
-    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="A comparison's folder, or folders of directalign sample.", show_default=False)],
-    out: Annotated[Path, typer.Option(metavar="DB", help="The database; called again, the arena goes on.", show_default=False)],
-    mode: Annotated[Mode | None, typer.Option(help="rate: four axes for every image. vote: the better of two. If not given, vote or the database's.")] = None,
-    items: Annotated[int | None, typer.Option(min=1, help="So many prompts, drawn by lot; all if not given.")] = None,
-    host: Annotated[str | None, typer.Option(help="Listen there, 0.0.0.0 for the network, with an invitation; else on this machine alone.")] = None,
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Folder of directalign compare, or folders of directalign sample.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DB", help="Database of the answers; created, or continued.", show_default=False
+        ),
+    ],
+    mode: Annotated[
+        Mode | None,
+        typer.Option(help="rate: four axes per image. vote: the better of two (default)."),
+    ] = None,
+    items: Annotated[
+        int | None, typer.Option(min=1, help="Number of random prompts; default all.")
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(help="Address to listen on, 0.0.0.0 for the network; default this machine."),
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    annotators: Annotated[str | None, typer.Option(metavar="NAMES", help="Names with commas between: a link for each, and for nobody else.")] = None,
+    annotators: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Comma-separated names: a personal link for each; nobody else may join.",
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Ask people which images are better (the word serve may be left out); prints the links."""
+    """Ask people which images are better (the word serve is optional); prints the links."""
     with one_line_errors(debug), _arena_errors():
         names = _names(annotators)
         require_room(out)
         _require_server()
-        from ..arena.asking import open_arena
-        from ..arena.serving import serve as serve_arena
+        from ..arena.server import serve as serve_arena
+        from ..arena.session import open_arena
 
         arena = open_arena(out, sources, None if mode is None else mode.value, items)
-    with one_line_errors(debug, f"; every answer is in {out}, and the same command goes on"), _arena_errors():
+    with (
+        one_line_errors(debug, f"; all answers are in {out}; the same command continues"),
+        _arena_errors(),
+    ):
         serve_arena(arena, host, port, names, typer.echo)
 
 
 @app.command()
 def results(
-    database: Annotated[Path, typer.Argument(metavar="DB", help="The database that an arena left.", show_default=False)],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for results.html and the tables.", show_default=False)],
+    database: Annotated[
+        Path, typer.Argument(metavar="DB", help="Database of an arena.", show_default=False)
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER", help="Folder for results.html and the tables.", show_default=False
+        ),
+    ],
     debug: Debug = False,
 ) -> None:
     """Write the result page and its tables from a database."""
     with one_line_errors(debug), _arena_errors():
         require_room(out)
         _require("krippendorff")
-        from ..arena.offline import write_results
+        from ..arena.results import write_results
 
         for file in write_results(database, out):
             typer.echo(file)
 
 
 def _names(annotators: str | None) -> list[str]:
-    """The names given; an empty list lets everybody join, which must not come about by a variable that is not set."""
+    """Names of --annotators. An empty list lets everybody join, so an empty value is refused."""
     from ..arena.records import ArenaError
 
     names = [name.strip() for name in (annotators or "").split(",") if name.strip()]
     if annotators is not None and not names:
-        raise ArenaError(f"--annotators {annotators!r}: names nobody; give names with commas between, or leave it out to let everybody join")
+        raise ArenaError(
+            f"--annotators {annotators!r}: holds no name; give comma-separated names, "
+            "or omit it to let everybody join"
+        )
     return names
 
 
 @contextmanager
 def _arena_errors() -> Iterator[None]:
-    """The arena knows none of the package, nor its errors."""
+    """Convert ArenaError, which needs no torch, to DirectAlignError."""
     from ..arena.records import ArenaError
 
     try:

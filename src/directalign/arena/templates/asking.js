@@ -1,18 +1,18 @@
-// What both modes share: the line of tasks, progress, the state of saving, the large picture, help.
+// Shared by both modes: task queue, progress, save status, enlarged image, help.
 import { Outbox } from "/static/outbox.js";
 
 export const $ = (id) => document.getElementById(id);
-const SMALL = 200; // pixels of an image below which it is shown with hard edges, as it is
-const LARGEST = 8; // times its size, for such a small one
+const SMALL = 200; // images smaller than this are shown without interpolation
+const LARGEST = 8; // largest magnification of small images
 
-const SAYS = {
-  network: (waiting) => `Not sent yet: ${waiting} kept here, trying again`,
-  session: (waiting) => `${waiting} kept here: open your own link again`,
-  refused: () => "An answer was refused: load the page again",
+const MESSAGES = {
+  network: (waiting) => `Not sent: ${waiting} stored here, retrying`,
+  session: (waiting) => `${waiting} stored here: open your personal link again`,
+  refused: () => "An answer was rejected: reload the page",
 };
 
 export class Asking {
-  // kind: "vote" or "rating"; render(task): shows a task whose images are there.
+  // kind: "vote" or "rating"; render(task): shows a task whose images are loaded.
   constructor(kind, render) {
     Object.assign(this, { kind, render, line: [], past: [], shown: null, images: new Map(), openUntil: 0, ready: false });
     for (const id of ["back", "end-back"]) $(id).addEventListener("click", (event) => event.detail < 2 && this.back());
@@ -38,7 +38,7 @@ export class Asking {
     this.outbox = new Outbox(`/api/${this.kind}`, number, `${number}:${state.link.slice(-8)}`, (next) => this.take(next), (...args) => this.saved(...args));
     this.done = state.done;
     this.saved(this.outbox.waiting().length, "");
-    if (!this.outbox.waiting().length) this.take(state); // else the last acknowledgement brings the state
+    if (!this.outbox.waiting().length) this.take(state); // else the last response carries the state
   }
 
   take(state) {
@@ -97,16 +97,16 @@ export class Asking {
     $("ask").style.setProperty("--most", `${Math.max(task.width, task.height) < SMALL ? LARGEST * task.width : 860}px`);
     $("ask").setAttribute("aria-busy", "false");
     this.ready = true;
-    this.openUntil = performance.now() + 150; // a hand that was faster than the picture
+    this.openUntil = performance.now() + 150; // ignore input meant for the previous task
     this.progress();
   }
 
-  text(prompt) { // of a long one four lines, and a button that shows the rest
+  text(prompt) { // four lines of a long prompt, and a button for the rest
     const box = $("prompt").parentElement;
     $("prompt").textContent = prompt;
     box.classList.remove("whole");
     box.classList.toggle("long", $("prompt").scrollHeight > $("prompt").clientHeight + 2);
-    $("more").textContent = "Show the whole text";
+    $("more").textContent = "Show the whole prompt";
   }
 
   async loaded(task) {
@@ -141,7 +141,7 @@ export class Asking {
   }
 
   saved(waiting, problem) {
-    const text = problem ? SAYS[problem](waiting === 1 ? "1 answer" : `${waiting} answers`) : waiting ? "Saving" : "All saved";
+    const text = problem ? MESSAGES[problem](waiting === 1 ? "1 answer" : `${waiting} answers`) : waiting ? "Saving" : "All saved";
     $("saved").dataset.state = problem ? "problem" : waiting ? "busy" : "ok";
     if ($("saved-text").textContent !== text) $("saved-text").textContent = text;
   }
@@ -153,7 +153,7 @@ export class Asking {
     $("zoom-image").src = `/image/${this.shown.images[this.zoomed]}`;
     $("zoom-image").classList.toggle("pixels", $("ask").classList.contains("pixels"));
     $("zoom").style.setProperty("--ratio", this.shown.width / this.shown.height);
-    $("zoom-image").alt = $("zoom-text").textContent = count === 2 ? ["Left picture", "Right picture"][this.zoomed] : `Picture ${this.zoomed + 1} of ${count}`;
+    $("zoom-image").alt = $("zoom-text").textContent = count === 2 ? ["Left image", "Right image"][this.zoomed] : `Image ${this.zoomed + 1} of ${count}`;
     if (!$("zoom").open) $("zoom").showModal();
   }
 
@@ -169,8 +169,8 @@ export class Asking {
     $("help-close").addEventListener("click", () => $("help").close());
     $("more").addEventListener("click", () => {
       const whole = $("more").parentElement.classList.toggle("whole");
-      $("more").textContent = whole ? "Show less of the text" : "Show the whole text";
-      $("more").blur(); // so that keys mean an answer again
+      $("more").textContent = whole ? "Show less of the prompt" : "Show the whole prompt";
+      $("more").blur(); // return the keys to the answers
     });
     $("copy").addEventListener("click", async () => {
       $("link").select();

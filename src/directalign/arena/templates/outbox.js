@@ -1,10 +1,10 @@
-// Answers wait here, in the browser's own storage, until the server says that it has them: sent one at a time, in order, again and again.
-// Each carries a number of its own, so that one that arrives twice counts once, and has an entry of its own, so that two tabs of one
-// annotator never write over each other's; both may send it.
+// Stores answers in localStorage until the server acknowledges them; sends one at a time, in order, with retries.
+// Each has a request id, so that a repeated one counts once, and its own storage key, so that two tabs of one
+// annotator do not overwrite each other.
 const PAUSES = [500, 1000, 2000, 4000];
 const REFUSED = [401, 403, 422];
 
-const memory = new Map(); // for what the storage does not take
+const memory = new Map(); // fallback when localStorage is not available
 const storage = {
   keys() {
     try { return [...Object.keys(localStorage), ...memory.keys()]; } catch { return [...memory.keys()]; }
@@ -17,7 +17,7 @@ const storage = {
   },
   drop(key) {
     memory.delete(key);
-    try { localStorage.removeItem(key); } catch { /* it was never there */ }
+    try { localStorage.removeItem(key); } catch { /* not in localStorage */ }
   },
 };
 
@@ -27,9 +27,10 @@ export function uuid() {
 }
 
 export class Outbox {
-  // path: where to post; annotator: whose answers they are; key: the same, for one arena alone; told(state): after each acknowledged answer, null if by another tab; changed(waiting, problem): what to show.
-  constructor(path, annotator, key, told, changed) {
-    Object.assign(this, { path, annotator, key: `arena:${key}:`, told, changed, failures: 0, busy: false, stopped: false });
+  // path: URL to post to; annotator: their number; key: unique per annotator and arena;
+  // onState(state): called after each acknowledged answer (null if another tab sent it); onStatus(waiting, problem): status.
+  constructor(path, annotator, key, onState, onStatus) {
+    Object.assign(this, { path, annotator, key: `arena:${key}:`, onState, onStatus, failures: 0, busy: false, stopped: false });
     addEventListener("online", () => this.wake?.());
     this.send();
   }
@@ -41,7 +42,7 @@ export class Outbox {
 
   add(answer) {
     const last = this.waiting().at(-1)?.key.slice(this.key.length).split("-")[0] ?? 0;
-    const place = Math.max(Date.now(), Number(last) + 1, (this.place ?? 0) + 1); // after all others, whatever the clock says
+    const place = Math.max(Date.now(), Number(last) + 1, (this.place ?? 0) + 1); // after all others, even if the clock was set back
     const request = uuid();
     this.place = place;
     storage.write(`${this.key}${String(place).padStart(16, "0")}-${request}`, JSON.stringify({ request, ...answer }));
@@ -50,7 +51,7 @@ export class Outbox {
   }
 
   show(problem = "") {
-    this.changed(this.waiting().length, problem || (this.failures ? "network" : ""));
+    this.onStatus(this.waiting().length, problem || (this.failures ? "network" : ""));
   }
 
   async send() {
@@ -68,10 +69,10 @@ export class Outbox {
         body: JSON.stringify({ annotator: this.annotator, ...answer }),
         signal: AbortSignal.timeout(10000),
       });
-      if (!response.ok && !REFUSED.includes(response.status)) throw new Error("the server, or what answers in its place, is in trouble");
-      const said = response.ok ? await response.json() : null;
+      if (!response.ok && !REFUSED.includes(response.status)) throw new Error(`status ${response.status}`);
+      const state = response.ok ? await response.json() : null;
       this.failures = 0;
-      if (said) this.accepted(key, said);
+      if (state) this.accepted(key, state);
       else this.refused(key, response.status);
     } catch {
       this.failures += 1;
@@ -84,18 +85,18 @@ export class Outbox {
   accepted(key, state) {
     storage.drop(key);
     this.show();
-    this.told(state);
+    this.onState(state);
   }
 
-  overtaken() { // another tab has sent it meanwhile, and was told the state
+  overtaken() { // another tab has sent it
     this.failures = 0;
     this.show();
-    this.told(null);
+    this.onState(null);
   }
 
   refused(key, status) {
-    if (status === 422) storage.drop(key); // read, and no answer to anything asked here
-    else this.stopped = true; // kept until the own link is opened again
+    if (status === 422) storage.drop(key); // the server will never accept it
+    else this.stopped = true; // stored until the personal link is opened again
     this.show(this.stopped ? "session" : "refused");
   }
 

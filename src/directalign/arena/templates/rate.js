@@ -1,7 +1,7 @@
-// Every picture on four axes.
+// Rate every image on four axes.
 import { $, Asking } from "/static/asking.js";
 
-const AXES = { alignment: "Follows the text", realism: "Looks real, no faults", detail: "Detail", aesthetics: "Beauty" };
+const AXES = { alignment: "Follows the prompt", realism: "Looks real, no artefacts", detail: "Detail", aesthetics: "Beauty" };
 const LEVELS = { excellent: "Excellent", good: "Good", pass: "Pass", fail: "Fail" };
 const cards = $("cards");
 
@@ -18,7 +18,7 @@ function render(task) {
 
 function card(task, token, index) {
   const made = copy("card");
-  const name = `Picture ${index + 1} of ${task.images.length}`;
+  const name = `Image ${index + 1} of ${task.images.length}`;
   const image = made.querySelector("img");
   Object.assign(image, { src: `/image/${token}`, width: task.width, height: task.height, alt: name });
   made.querySelector(".picture").addEventListener("click", () => asking.zoom(index));
@@ -64,7 +64,7 @@ function mark(field, scroll = true) {
 function count() {
   const left = open().length;
   $("next").disabled = left > 0;
-  $("left-to-do").textContent = left ? `${left} of ${fields().length} to go` : "Complete";
+  $("left-to-do").textContent = left ? `${left} of ${fields().length} left` : "Complete";
 }
 
 function next() {

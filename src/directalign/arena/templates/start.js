@@ -1,5 +1,5 @@
-// The form that makes an annotator of a name. The request keeps its number until it is answered, also over a reload, so that one whose answer
-// was lost can be sent again: the name is then in use, but by the same request.
+// The form to join. The request id is kept until a response arrives, also over a reload: if the response is lost, the same
+// request can be sent again and gets the same name.
 import { uuid } from "/static/outbox.js";
 
 const form = document.getElementById("join");
@@ -15,7 +15,7 @@ function request() {
 }
 
 function joined() {
-  try { sessionStorage.removeItem(KEY); } catch { /* it was never kept */ }
+  try { sessionStorage.removeItem(KEY); } catch { /* not stored */ }
   location.assign("/");
 }
 
@@ -36,7 +36,7 @@ form?.addEventListener("submit", async (event) => {
     if (response.ok) return joined();
     problem.textContent = `${answer.error[0].toUpperCase()}${answer.error.slice(1)}.`;
   } catch {
-    problem.textContent = "The server does not answer. Try again in a moment.";
+    problem.textContent = "The server does not respond. Try again in a moment.";
   }
   button.disabled = false;
   form.elements.name.focus();

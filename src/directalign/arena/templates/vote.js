@@ -1,4 +1,4 @@
-// Two pictures, one choice.
+// Choose between two images.
 import { $, Asking } from "/static/asking.js";
 
 const pictures = [...document.querySelectorAll(".picture")];
@@ -26,7 +26,7 @@ function choose(choice) {
 function flash(choice) {
   const button = document.querySelector(`[data-choice=${choice}]`);
   button.classList.remove("chosen");
-  void button.offsetWidth; // so that the same one can flash twice
+  void button.offsetWidth; // restart the animation
   button.classList.add("chosen");
 }
 
@@ -41,15 +41,15 @@ asking.back = () => {
 
 for (const button of buttons) {
   button.addEventListener("click", (event) => {
-    if (event.detail < 2) choose(button.dataset.choice); // the second of a double click is none
-    if (event.detail) button.blur(); // so that the space bar means a tie again
+    if (event.detail < 2) choose(button.dataset.choice); // ignore the second click of a double click
+    if (event.detail) button.blur(); // return the space bar to the tie
   });
 }
 pictures.forEach((picture, index) => picture.addEventListener("click", () => asking.zoom(index)));
 
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || $("help").open || $("zoom").open) return;
-  if (event.key === " " && document.activeElement?.matches("button, a")) return; // there it presses the button
+  if (event.key === " " && document.activeElement?.matches("button, a")) return; // presses the button
   const choice = KEYS[event.key];
   const back = event.key.toLowerCase() === "u" || event.key === "Backspace";
   if (choice || back) event.preventDefault();

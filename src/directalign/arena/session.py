@@ -1,0 +1,357 @@
+"""A running arena without HTTP: which task each annotator gets, and how answers are stored.
+
+Browsers receive only what `Arena._view` returns: opaque tokens, the prompt and sizes; never a model
+or a file name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import sqlite3
+import threading
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from .records import AXES, ArenaError, Mode
+from .security import Refused, TokenSigner, new_secret
+from .sources import Collection, ImageCache, Item, Size, common_size, read_sources
+from .store import Answer, NameTaken, Store, create_store, lock
+
+TASKS_AHEAD = 5
+"""Tasks sent in advance, so that the browser preloads their images."""
+MAX_NAME_LENGTH = 60
+
+Question = tuple[str, str]
+"""(model, axis) in rate mode, `VOTE_QUESTION` in vote mode."""
+VOTE_QUESTION: Question = ("", "")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One screen: an item and the models shown, two in vote mode, all in rate mode."""
+
+    item: int
+    models: tuple[str, ...]
+
+
+def tasks_of(mode: Mode, items: Sequence[int], models: Sequence[str]) -> list[Task]:
+    """Every item once (rate), or every pair of models on every item (vote)."""
+    shown = [tuple(models)] if mode == "rate" else list(combinations(models, 2))
+    return [Task(item, each) for item in items for each in shown]
+
+
+class TaskScheduler:
+    """Choose the next tasks of each annotator: those with the fewest annotators first.
+
+    Tasks that are handed out count like answered ones; otherwise people who start at the same
+    moment would all get the same few. Equal tasks come in a random order per annotator. The state
+    is in memory and rebuilt from the database at the start. Not thread-safe.
+    """
+
+    def __init__(self, mode: Mode, tasks: Sequence[Task], signer: TokenSigner) -> None:
+        self.tasks = tasks
+        self._signer = signer
+        self._questions = {
+            task: len(AXES) * len(task.models) if mode == "rate" else 1 for task in tasks
+        }
+        self._answers: defaultdict[int, dict[Task, dict[Question, str]]] = defaultdict(dict)
+        self._completed: Counter[Task] = Counter()
+        self._assigned: defaultdict[int, list[Task]] = defaultdict(list)
+        self._assignments: Counter[Task] = Counter()
+        self._orders: dict[int, list[Task]] = {}
+
+    def record(self, annotator: int, task: Task, question: Question, answer: str | None) -> None:
+        """Set the answer to a question of a task; None takes it back."""
+        before = self._is_complete(annotator, task)
+        answers = self._answers[annotator].pop(task, {})
+        answers.pop(question, None)
+        if answer is not None:
+            answers[question] = answer
+        if answers:
+            self._answers[annotator][task] = answers  # last: the one answered most recently
+        self._completed[task] += self._is_complete(annotator, task) - before
+
+    def answers(self, annotator: int, task: Task) -> Mapping[Question, str]:
+        """Answers of an annotator to a task so far."""
+        return self._answers[annotator].get(task, {})
+
+    def num_completed(self, annotator: int) -> int:
+        """Number of tasks that the annotator has completed."""
+        return sum(self._is_complete(annotator, task) for task in self._answers[annotator])
+
+    def last(self, annotator: int) -> Task | None:
+        """The task completed most recently."""
+        answered = reversed(self._answers[annotator])
+        return next((task for task in answered if self._is_complete(annotator, task)), None)
+
+    def next(self, annotator: int, count: int) -> list[Task]:
+        """Hand out up to `count` tasks: those begun, those handed out before, then the rarest."""
+        open_tasks = [*self._answers[annotator], *self._assigned[annotator]]
+        line = [
+            task for task in dict.fromkeys(open_tasks) if not self._is_complete(annotator, task)
+        ]
+        line = line[:count]
+        if len(line) < count:
+            line += self._rarest(annotator, {*line}, count - len(line))
+        self._assignments.subtract(self._assigned[annotator])
+        self._assignments.update(line)
+        self._assigned[annotator] = line
+        return line
+
+    def _rarest(self, annotator: int, without: set[Task], count: int) -> list[Task]:
+        if annotator not in self._orders:
+            self._orders[annotator] = sorted(
+                self.tasks,
+                key=lambda task: self._signer.token("order", annotator, task.item, *task.models),
+            )
+        candidates = (
+            task
+            for task in self._orders[annotator]
+            if task not in without and not self._is_complete(annotator, task)
+        )
+        return heapq.nsmallest(
+            count, candidates, key=lambda task: self._completed[task] + self._assignments[task]
+        )
+
+    def _is_complete(self, annotator: int, task: Task) -> bool:
+        return len(self._answers[annotator].get(task, ())) == self._questions[task]
+
+
+def open_arena(
+    file: Path, sources: Sequence[Path], mode: Mode | None = None, num_items: int | None = None
+) -> Arena:
+    """Open the database `file`, or create it (by default in vote mode, with all items).
+
+    Raises: ArenaError if the database is of other images, another mode or number of items, or in
+    use.
+    """
+    collection = read_sources(sources)
+    with contextlib.ExitStack() as undo:
+        locked = undo.enter_context(contextlib.closing(lock(file)))
+        if file.exists():
+            store = Store(file)
+            undo.callback(store.close)
+            _check_same(store, collection, mode, num_items)
+            items = {index: collection.items[index] for index in store.items()}
+            sizes = {index: common_size(item) for index, item in items.items()}
+        else:
+            secret = new_secret()
+            items = _sample_items(collection, num_items, TokenSigner(bytes.fromhex(secret)))
+            sizes = {
+                index: common_size(item) for index, item in items.items()
+            }  # before create_store
+            title, models = collection.title, collection.models
+            store = create_store(file, mode or "vote", title, models, items, secret)
+        undo.pop_all()
+    return Arena(store, items, sizes, locked, collection.left_out)
+
+
+def _sample_items(
+    collection: Collection, num_items: int | None, signer: TokenSigner
+) -> dict[int, Item]:
+    available = len(collection.items)
+    if num_items is not None and num_items > available:
+        raise ArenaError(
+            f"--items {num_items}: only {available} prompts and seeds have an image of every model"
+        )
+    drawn = sorted(collection.items, key=lambda index: signer.token("drawn", index))[:num_items]
+    return {index: collection.items[index] for index in sorted(drawn)}
+
+
+def _check_same(
+    store: Store, collection: Collection, mode: Mode | None, num_items: int | None
+) -> None:
+    stored = store.items()
+    if set(store.models()) != set(collection.models):
+        raise ArenaError(
+            f"{store.file}: compares {', '.join(store.models())}, but the source holds "
+            f"{', '.join(collection.models)}; name another --out"
+        )
+    for index, (_, _, digest) in stored.items():
+        if index not in collection.items or collection.items[index].digest() != digest:
+            raise ArenaError(
+                f"{store.file}: item {index} differs from that of the source; give the original "
+                "source, or name another --out"
+            )
+    if mode not in (None, store.mode) or num_items not in (None, len(stored)):
+        raise ArenaError(
+            f"{store.file}: was created with --mode {store.mode} --items {len(stored)}; "
+            "omit these options, or name another --out"
+        )
+
+
+class Arena:
+    """State of a running arena; every method is thread-safe."""
+
+    def __init__(
+        self,
+        store: Store,
+        items: Mapping[int, Item],
+        sizes: Mapping[int, Size],
+        locked: sqlite3.Connection,
+        left_out: int,
+    ) -> None:
+        self.store = store
+        self.mode: Mode = store.mode
+        self.signer = TokenSigner(store.secret)
+        self._locked, self._left_out = locked, left_out
+        self._prompts = {index: item.prompt for index, item in items.items()}
+        self._sizes = sizes
+        self._models = list(store.models())
+        self.images = ImageCache(
+            {
+                self._image_token(index, key): (item.files[key], self._sizes[index])
+                for index, item in items.items()
+                for key in self._models
+            }
+        )
+        tasks = tasks_of(self.mode, list(items), self._models)
+        self._tasks = {self._task_token(task): task for task in tasks}
+        self._scheduler = TaskScheduler(self.mode, tasks, self.signer)
+        self._lock = threading.Lock()
+        self._names = store.annotators()
+        for answer in store.counted():
+            self._record(answer)
+
+    def summary(self) -> str:
+        """One line: what is asked and where the answers are stored."""
+        left_out = f" ({self._left_out} without an image of every model)" if self._left_out else ""
+        return (
+            f"{self.mode}: {len(self._prompts)} prompts and seeds{left_out}, "
+            f"{len(self._models)} models, {len(self._tasks)} questions per annotator; "
+            f"answers are stored in {self.store.file}; "
+            "stop with Ctrl-C, continue with the same command"
+        )
+
+    def close(self) -> None:
+        """Close the database, which is then a single file."""
+        self.store.close()
+        self._locked.close()
+
+    def join(self, name: str, request: str) -> int:
+        """Add an annotator, once per `request`. Raises: Refused for an invalid or taken name."""
+        try:
+            annotator = self.store.join(normalized_name(name), request)
+        except NameTaken as error:
+            raise Refused(409, str(error)) from None
+        self._names = self.store.annotators()
+        return annotator
+
+    def annotator(self, link: str) -> int:
+        """Annotator of a link. Raises: Refused for a link that this arena did not issue."""
+        annotator = self.signer.annotator(link)
+        if annotator is None or annotator not in self._names:
+            raise Refused(
+                401, "unknown link or session; open your personal link or the invitation again"
+            )
+        return annotator
+
+    def name(self, annotator: int) -> str:
+        """Name of an annotator."""
+        return self._names[annotator]
+
+    def links(self, names: Sequence[str]) -> dict[str, str]:
+        """Personal link of each name, adding annotators as needed. Raises: ArenaError."""
+        known = {name.casefold(): annotator for annotator, name in self._names.items()}
+        try:
+            folded = [normalized_name(name).casefold() for name in names]
+            if len(set(folded)) < len(folded):
+                raise Refused(422, "a name is given twice; give each once")
+            found = {}
+            for name, key in zip(names, folded, strict=True):
+                annotator = known[key] if key in known else self.join(name, new_secret())
+                found[name] = self.signer.link(annotator)
+            return found
+        except Refused as error:
+            raise ArenaError(f"--annotators {', '.join(names)}: {error.reason}") from None
+
+    def state(self, annotator: int) -> dict[str, Any]:
+        """What an annotator's page needs: progress, the next tasks (assigned by this call), and
+        the previous one."""
+        with self._lock:
+            last = self._scheduler.last(annotator)
+            upcoming = self._scheduler.next(annotator, TASKS_AHEAD)
+            return {
+                "name": self.name(annotator),
+                "link": self.signer.link(annotator),
+                "mode": self.mode,
+                "done": self._scheduler.num_completed(annotator),
+                "total": len(self._tasks),
+                "next": [self._view(annotator, task) for task in upcoming],
+                "last": None if last is None else self._view(annotator, last),
+            }
+
+    def rate(
+        self, annotator: int, request: str, task: str, image: str, axis: str, level: str | None
+    ) -> dict[str, Any]:
+        """Store the level of an image on an axis, None to take it back; returns the new state."""
+        found = self._task(task, "rate")
+        for model in found.models:
+            if self._image_token(found.item, model) == image:
+                answer = Answer(annotator, found.item, model, None, axis, level)
+                return self._append(answer, request)
+        raise Refused(422, "the image is not part of the task")
+
+    def vote(self, annotator: int, request: str, task: str, choice: str | None) -> dict[str, Any]:
+        """Store the better side (left, right or tie), None to take it back; returns the state."""
+        found = self._task(task, "vote")
+        left, right = self.signer.shuffled(found.models, annotator, found.item)
+        return self._append(Answer(annotator, found.item, left, right, None, choice), request)
+
+    def _append(self, answer: Answer, request: str) -> dict[str, Any]:
+        with self._lock:  # memory and disk keep the same order
+            if self.store.append(answer, request):
+                self._record(answer)
+        return self.state(answer.annotator)
+
+    def _record(self, answer: Answer) -> None:
+        shown = self._models if answer.other is None else (answer.model, answer.other)
+        task = Task(answer.item, tuple(model for model in self._models if model in shown))
+        question = VOTE_QUESTION if answer.axis is None else (answer.model, answer.axis)
+        self._scheduler.record(answer.annotator, task, question, answer.said)
+
+    def _task(self, token: str, mode: Mode) -> Task:
+        if mode != self.mode or token not in self._tasks:
+            raise Refused(422, "unknown task; reload the page")
+        return self._tasks[token]
+
+    def _view(self, annotator: int, task: Task) -> dict[str, Any]:
+        width, height = self._sizes[task.item]
+        models = self.signer.shuffled(task.models, annotator, task.item)
+        images = {model: self._image_token(task.item, model) for model in models}
+        answers: dict[str, dict[str, str]] = {image: {} for image in images.values()}
+        if self.mode == "rate":  # a vote is not shown again
+            for (model, axis), level in self._scheduler.answers(annotator, task).items():
+                answers[images[model]][axis] = level
+        return {
+            "task": self._task_token(task),
+            "prompt": self._prompts[task.item],
+            "width": width,
+            "height": height,
+            "images": list(images.values()),
+            "answers": answers,
+        }
+
+    def _image_token(self, item: int, model: str) -> str:
+        return self.signer.token("image", item, model)
+
+    def _task_token(self, task: Task) -> str:
+        return self.signer.token("task", task.item, *task.models)
+
+
+def normalized_name(name: str) -> str:
+    """A name in NFKC with single spaces. Raises: Refused for an invalid one."""
+    found = " ".join(unicodedata.normalize("NFKC", name).split())
+    if not found or len(found) > MAX_NAME_LENGTH:
+        raise Refused(422, f"a name must have 1 to {MAX_NAME_LENGTH} characters")
+    if any(unicodedata.category(letter).startswith("C") for letter in found):
+        raise Refused(422, "a name must not contain invisible or control characters")
+    if not found[0].isalnum():  # a spreadsheet would take = or @ for a formula
+        raise Refused(422, "a name must begin with a letter or a digit")
+    return found
