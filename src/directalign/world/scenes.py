@@ -85,7 +85,7 @@ def scenes_of(captions: list[str], style: str = "photo") -> Scenes:
     known = {text: i for i, text in enumerate(all_captions())}
     unknown = [text for text in captions if text not in known]
     if unknown:
-        raise ValueError(f"not a caption of the embedded world: {unknown[0]!r}; write it like {all_captions()[0]!r} (docs/world.md lists the words)")
+        raise ValueError(f"not a caption of the embedded world: {unknown[0]!r}; write it like {all_captions()[0]!r} (docs/toy_world.md lists the words)")
     index = torch.tensor([known[text] for text in captions])
     per_color = len(SHAPES) * len(BACKGROUNDS)
     return Scenes(
