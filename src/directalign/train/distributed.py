@@ -150,17 +150,20 @@ def process_group() -> Iterator[ProcessGroup]:
         raise DirectAlignError(
             f"{', '.join(missing)} not set, though WORLD_SIZE is {size}: launch with torchrun (docs/scaling.md)"
         )
-    device = _device(local_rank)
+    device, restarts = _device(local_rank), _number("TORCHELASTIC_RESTART_COUNT", 0)
     try:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        # torchrun may keep the store over a restart, with the addresses of the processes that ended
+        own = dist.PrefixStore(f"directalign-{restarts}", store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=TIMEOUT)
     except RuntimeError as error:
         meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(error).splitlines()[0]
         raise DirectAlignError(
             f"cannot meet the other processes at {meeting} ({reason})"
         ) from error
-    ranks = ProcessGroup(dist.get_rank(), size, device, _number("TORCHELASTIC_RESTART_COUNT", 0))
+    ranks = ProcessGroup(rank, size, device, restarts)
     yield ranks  # after an error the process ends; a barrier or an orderly shutdown would wait for ranks that may be gone
     ranks.wait()
     dist.destroy_process_group()
