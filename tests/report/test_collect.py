@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from synthetic_run import write_demo, write_run
 
-from directalign.report.collect import number, read_run, run_folders
+from directalign.report.collect import read_run, run_folders
+from directalign.report.files import number
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from markupsafe import Markup
 from ..metrics import Metric, by_role, metric
 from .bars import interval_bar
 from .charts import Series, line_chart
-from .collect import Record, RunFiles, number
+from .collect import RunFiles
+from .files import Record, number
 from .frame import Axes
 from .story import Change
 from .writing import percent_of, span

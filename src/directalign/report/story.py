@@ -11,7 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 from ..metrics import HELD_OUT, metric
-from .collect import Record, RunFiles, number
+from .collect import RunFiles
+from .files import Record, number
 from .writing import seconds, shown
 
 FORMS = {
