@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from directalign.diffusion.noise_levels import Move, Ramp, WindowGrid
-from directalign.diffusion.noising import inject
+from directalign.diffusion.recovery import inject
 from directalign.diffusion.path import truncated
 from directalign.diffusion.recovery import direction, recover
 from directalign.methods.objective_math import hinge, relative_reward

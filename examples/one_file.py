@@ -96,7 +96,7 @@ def align(world: World, batches: Iterable[Sequence[str]], seed: int = 0, learnin
         x0 = world.rollout(noise, text)
 
         move = window.denoise(window.draw(b, noising.generator_for(seed, MOVE, step, 0, 0, 0)))
-        noised = noising.inject("flow", x0, noise, move.sigma_from)
+        noised = recovery.inject("flow", x0, noise, move.sigma_from)
         pred = world.predict(noised.x_t, move.sigma_from, text, 3.5)
         seen = world.see(world.decode(recovery.recover("flow", "velocity", noised, pred, move.sigma_to).x0))
         pos, neg, plain = (world.scores(seen, prompts, phrases) for phrases in ([f"{w}. " for w in POSITIVE], [f"{w}. " for w in NEGATIVE], [""]))

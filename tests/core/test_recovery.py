@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from directalign.diffusion.noising import inject
+from directalign.diffusion.recovery import inject
 from directalign.diffusion.path import alpha, per_sample
 from directalign.diffusion.prediction import target, to_x0
 from directalign.diffusion.recovery import direction, gain, recover

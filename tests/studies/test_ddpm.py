@@ -10,7 +10,7 @@ import torch
 from planted import run
 
 from directalign.config import SRPO, ConstantGainMoves, FlowGRPO, ReFL
-from directalign.diffusion.noising import inject
+from directalign.diffusion.recovery import inject
 from directalign.diffusion.path import DdpmTable
 from directalign.diffusion.prediction import target
 from directalign.models.loading import load_family

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from directalign.diffusion.noising import inject
+from directalign.diffusion.recovery import inject
 from directalign.diffusion.prediction import determinant, target
 from directalign.diffusion.recovery import gain, recover
 from directalign.studies import run_study

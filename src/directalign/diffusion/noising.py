@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..types import Batch, Latents, Noised, PathName, PerSample
-from .path import alpha, per_sample
+from ..types import Batch
 
 NOISE, FRESH_NOISE, MOVE, STEPS, TRANSITION = 1, 2, 3, 4, 5
 """Streams of random numbers: each use draws from its own."""
@@ -49,9 +48,3 @@ def for_update(batch: Batch, draw: Callable[[int], Tensor]) -> Tensor:
 def draw_noise(shape: Sequence[int], generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
     """Standard normal float32 numbers of `shape`, drawn on the CPU and moved to `device`."""
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float32).to(device)
-
-
-def inject(path: PathName, x0: Latents, noise: Latents, sigma: PerSample) -> Noised:
-    """x_t = alpha(sigma)·x0 + sigma·noise (the injection of arXiv 2509.06942), at one level in [0, 1] per sample."""
-    x_t = per_sample(alpha(path, sigma), x0) * x0 + per_sample(sigma, noise) * noise
-    return Noised(x_t, x0, noise, sigma)

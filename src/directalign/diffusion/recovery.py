@@ -20,6 +20,12 @@ from .path import alpha, per_sample
 from .prediction import determinant, target
 
 
+def inject(path: PathName, x0: Latents, noise: Latents, sigma: PerSample) -> Noised:
+    """x_t = alpha(sigma)·x0 + sigma·noise (the injection of arXiv 2509.06942), at one level in [0, 1] per sample."""
+    x_t = per_sample(alpha(path, sigma), x0) * x0 + per_sample(sigma, noise) * noise
+    return Noised(x_t, x0, noise, sigma)
+
+
 def gain(path: PathName, prediction: PredictionName, sigma_from: Tensor, sigma_to: Tensor) -> Tensor:
     """How much of the network's residual reaches the recovered image; finite wherever alpha(sigma_to) > 0.
 

@@ -76,7 +76,7 @@ class SRPO:
         branch: str,
     ) -> Loss:
         family, settings = self.family, self.settings
-        noised = noising.inject(family.path, x0, noise, move.sigma_from)
+        noised = recovery.inject(family.path, x0, noise, move.sigma_from)
         shown = self._shown(move.sigma_from, x0.device)
         base = self._base_prediction(noised.x_t, shown, cond)
         pred = family.predict(noised.x_t, shown, cond)

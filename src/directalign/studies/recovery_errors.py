@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..diffusion.noising import inject
+from ..diffusion.recovery import inject
 from ..diffusion.path import alpha, per_sample
 from ..diffusion.prediction import to_noise, to_x0
 from ..diffusion.recovery import recover

@@ -15,7 +15,8 @@ from diffusers import DDIMScheduler
 from jaxtyping import Float
 from torch import Tensor
 
-from ..diffusion.noising import draw_noise, generator_for, inject
+from ..diffusion.noising import draw_noise, generator_for
+from ..diffusion.recovery import inject
 from ..diffusion.path import DdpmTable, alpha, per_sample
 from ..diffusion.prediction import target
 from ..diffusion.recovery import recover
