@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from ..types import Latents, Noised, PathName, PerSample, PredictionName, Recovered
-from .path import alpha, per_sample
-from .prediction import determinant, target
+from .path import alpha, determinant, per_sample, target
 
 
 def inject(path: PathName, x0: Latents, noise: Latents, sigma: PerSample) -> Noised:

@@ -19,9 +19,9 @@ from torch import Tensor
 from ..config import SRPO as Settings
 from ..config import ConstantGainMoves, UniformMoves, WindowMoves
 from ..config import Rollout as RolloutSettings
-from ..diffusion import noise_levels, noising, recovery
-from ..diffusion.noising import FRESH_NOISE, MOVE
+from ..diffusion import noise_levels, recovery, rng
 from ..diffusion.path import per_sample, truncated
+from ..diffusion.rng import FRESH_NOISE, MOVE
 from ..diffusion.sampling import noise_of, sample, start
 from ..interfaces import Family, Reward
 from ..models.reference_model import BaseModel
@@ -54,8 +54,8 @@ class SRPO:
                 if noise is not None
                 else noise_of(batch, FRESH_NOISE, tuple(x0.shape), self.shared_noise, injection)
             )
-            generator = noising.generator_of(batch, MOVE, injection)
-            landing = noising.for_update(
+            generator = rng.generator_of(batch, MOVE, injection)
+            landing = rng.for_update(
                 batch, lambda total, generator=generator: self.window.draw(total, generator)
             )
             for branch in self.branches:
