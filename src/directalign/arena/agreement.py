@@ -6,17 +6,16 @@ Alpha-Reliability", 2011), computed by the library `krippendorff`. 1 is full agr
 
 from __future__ import annotations
 
+from ..stats import Interval, percentile_interval, resample_counts
+from .levels import Scale, judgements
+from .records import LEVELS, Rating, Vote, latest_votes
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
-
 import krippendorff
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..stats import Interval, percentile_interval, resample_counts
-from .levels import Scale, judgements
-from .records import LEVELS, Rating, Vote, latest_votes
 
 Metric = Literal["nominal", "ordinal", "interval"]
 METRICS: tuple[Metric, ...] = get_args(Metric)

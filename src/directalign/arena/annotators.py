@@ -6,17 +6,15 @@ this annotator's pairs alone in its numerator, `without` the alpha of the panel 
 
 from __future__ import annotations
 
+from ..stats import Interval, sign_test, wilson_interval
+from .agreement import Reliability, alpha, rated, voted
+from .records import AXES, Rating, Vote, latest_ratings, latest_votes
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, median
-
 import numpy as np
-
-from ..stats import Interval, sign_test, wilson_interval
-from .agreement import Reliability, alpha, rated, voted
-from .records import AXES, Rating, Vote, latest_ratings, latest_votes
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,13 @@ axes has no overall level from them.
 
 from __future__ import annotations
 
+from ..stats import Interval, grouped_rate_interval
+from .records import AXES, LEVELS, ArenaError, Axis, Level, Rating, latest_ratings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
-
 import numpy as np
 
-from ..stats import Interval, grouped_rate_interval
-from .records import AXES, LEVELS, ArenaError, Axis, Level, Rating, latest_ratings
 
 Scale = Literal["overall", Axis]
 SCALES: tuple[Scale, ...] = ("overall", *AXES)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-
 from ..stats import Ranking, bradley_terry
 from .records import ArenaError, Vote
 from .wins import tallies
+import math
+from collections.abc import Iterable, Sequence
+
 
 ELO_PER_LOG_ODDS, ELO_MEAN = 400 / math.log(10), 1000.0
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+
 Mode = Literal["rate", "vote"]
 Axis = Literal["alignment", "realism", "detail", "aesthetics"]
 Level = Literal["excellent", "good", "pass", "fail"]

@@ -7,18 +7,6 @@ findings are caveats: few data, disagreement, quantities that could not be compu
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
-from itertools import combinations
-from pathlib import Path
-from typing import Any, NamedTuple
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from ..stats import Interval, Ranking
 from .agreement import Agreement, agreement, rated, voted
 from .annotators import Annotator, rating_annotators, voting_annotators
@@ -29,6 +17,17 @@ from .ranking import elo, rank_models
 from .records import LEVELS, Rating, Vote, latest_ratings, latest_votes
 from .store import Store
 from .wins import Wins, implied_votes, win_rates
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
 
 VOTES = "votes"
 NAMES = {VOTES: "Votes"} | {scale: scale.capitalize() for scale in SCALES}

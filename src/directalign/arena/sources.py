@@ -10,6 +10,7 @@ nothing but the pixels can reveal the model. Colour profiles are ignored.
 
 from __future__ import annotations
 
+from .records import ArenaError
 import hashlib
 import io
 import json
@@ -20,10 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
-
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .records import ArenaError
 
 COMPARISON, RESULTS, SAMPLES = "comparison.json", "results.jsonl", "images.jsonl"
 CONTROL_GROUP = "off_topic"

@@ -8,6 +8,8 @@ process may run an arena on a database: it holds a lock on an empty file beside 
 
 from __future__ import annotations
 
+from .records import ArenaError, Mode, Rating, Vote
+from .sources import Item
 import contextlib
 import hmac
 import sqlite3
@@ -18,8 +20,6 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .records import ArenaError, Mode, Rating, Vote
-from .sources import Item
 
 FORMAT = "directalign arena 2"
 Side = Literal["left", "right", "tie"]

@@ -6,16 +6,15 @@ counts items, not votes, since votes on one item are alike: an item is won by th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
-
-import numpy as np
-from jaxtyping import Float
-
 from ..stats import Interval, grouped_rate_interval, holm, sign_test
 from .levels import Scale, judgements
 from .records import LEVELS, Rating, Vote, latest_votes
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+import numpy as np
+from jaxtyping import Float
+
 
 Tallies = Float[np.ndarray, "m k k"]
 """Per item and pair of models, wins of the row over the column; a tie is half a win to each."""

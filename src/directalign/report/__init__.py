@@ -2,4 +2,5 @@
 
 from .page import NothingToReport, write_page
 
+
 __all__ = ["NothingToReport", "write_page"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .files import inside
 import base64
 import io
 import warnings
@@ -9,10 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
 from PIL import Image
 
-from .files import inside
 
 PIXEL_ART, MAX_EDGE = 128, 384
 """Images up to the first size are kept to the pixel; larger ones are reduced to the second, or further, until a page stays below 5 MB."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
-
-from markupsafe import Markup
-
 from .charts import Point
 from .frame import ticks
 from .writing import Number, told_apart
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from markupsafe import Markup
+
 
 WIDTH, EDGE = 240, 6
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from ..metrics import Metric, by_role
 from ..stats import normal_interval, rate_interval
 from .comparison_files import Comparison, Model
 from .writing import counted, interval
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 
 MOST_NUMBERS, MOST_GROUPS = 6, 40
 SHOWN_ROLES = ("judge", "adherence", "held_out", "sgp", "trained")

@@ -5,17 +5,16 @@ Colours come from the page's CSS through classes (`s0`, `s1`, ...), so a chart f
 
 from __future__ import annotations
 
+from .frame import LEFT, LETTER, NARROW, TOP, Axes, Frame
+from .labels import Label, Place, broken, labels
+from .writing import Number, written
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
-
 from markupsafe import Markup
 
-from .frame import LEFT, LETTER, NARROW, TOP, Axes, Frame
-from .labels import Label, Place, broken, labels
-from .writing import Number, written
 
 MOST_POINTS = 160
 """A line with more points is drawn through the means of neighbouring ones."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from .files import Record, inside, json_lines, mapping, number, read_json, read_text, read_yaml
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .files import Record, inside, json_lines, mapping, number, read_json, read_text, read_yaml
 
 __all__ = ["Record", "RunFiles", "is_run", "number", "read_run", "read_summary", "run_folders"]
 LEVEL_NUMBERS = ("recovery_error", "gain", "reward")

@@ -7,14 +7,14 @@ summary.json      what each number is, its value per model with an interval, pai
 
 from __future__ import annotations
 
+from ..metrics import ROLES, SHARE, Metric, metric
+from .files import Record, json_lines, listing, mapping, number, read_json
+from .writing import cut
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..metrics import ROLES, SHARE, Metric, metric
-from .files import Record, json_lines, listing, mapping, number, read_json
-from .writing import cut
 
 RECORD, RESULTS, SUMMARY = "comparison.json", "results.jsonl", "summary.json"
 FORMAT = 1

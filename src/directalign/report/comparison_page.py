@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 from ..metrics import Metric
 from . import by_group
 from .album import BUDGET
@@ -17,6 +14,9 @@ from .settings import MOST_ROWS, differing
 from .wall import wall
 from .wins import Cell, Matrix, corrected, matrices
 from .writing import counted, cut
+from dataclasses import dataclass
+from pathlib import Path
+
 
 MOST_JUDGES = 3
 OFF_TOPIC = "off_topic"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import cycle
-
 from ..metrics import ROLES, STYLE, Metric, by_role, metric
 from .charts import Mark, Series, line_chart
 from .collect import RunFiles
 from .figures import STYLES, Figure
 from .frame import Axes
 from .stopping import ending
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+
 
 SHARE = "share_"
 """What a member of a mixture adds to its reward is recorded under this and its label."""

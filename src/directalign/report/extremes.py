@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from ..metrics import Metric, judging
 from .album import Album, album
 from .comparison_files import Comparison, Model, Shot
 from .writing import of_one_image
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 
 SHOWN = 3
 """Pairs of each kind."""

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import cycle
-
-from markupsafe import Markup
-
 from ..metrics import Metric, by_role, metric
 from .bars import interval_bar
 from .charts import Series, line_chart
@@ -16,6 +10,11 @@ from .files import Record, number
 from .frame import Axes
 from .story import Change
 from .writing import percent_of, span
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from markupsafe import Markup
+
 
 BASE = "s1"
 STYLES = ("s0", "s2", "s3", "s4", "s5", "s6", "s7")

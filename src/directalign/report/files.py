@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
-
 import yaml
+
 
 Record = dict[str, Any]
 MOST_TEXT = 100_000

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from .writing import Number, told_apart, written
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from .writing import Number, told_apart, written
 
 NARROW, WIDE = (380, 240), (760, 400)
 TOP, BOTTOM, LEFT = 20, 42, 52

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from .frame import LETTER, TOP, Frame
+from .writing import Number
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-from .frame import LETTER, TOP, Frame
-from .writing import Number
 
 LABEL_LETTERS, LABEL_LINE = 18, 15
 """A label is broken into lines of so many letters, or of a word each where that leaves a line alone; so far apart."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from . import comparison_page, run_page, runs_page
 from .collect import is_run, read_run, run_folders, told_apart
 from .comparison_files import is_comparison
 from .rendering import TEMPLATES
+from pathlib import Path
+
 
 __all__ = ["NAME", "TEMPLATES", "NothingToReport", "write_page"]
 NAME = "report.html"

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-from markupsafe import Markup
-
 from ..metrics import ROLES, Metric, by_role, drifting, judging
 from .bars import Scale
 from .charts import Ends, Point, Series, line_chart
@@ -15,6 +10,10 @@ from .figures import BASE, styled
 from .files import number
 from .planes import SIZES, Plane, axes_of
 from .writing import cut, interval
+from dataclasses import dataclass
+from typing import Any
+from markupsafe import Markup
+
 
 FROM_THE_BASE = "base_"
 """Numbers that begin so are distances to the base model, which itself has none: it stands at 0."""

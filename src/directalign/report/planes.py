@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from markupsafe import Markup
-
 from ..metrics import HELD_OUT, Metric, metric
 from .charts import Mark, Point, Series, Spot, line_chart
 from .collect import RunFiles
@@ -15,6 +10,10 @@ from .files import Record, mapping, number
 from .frame import NARROW, WIDE, Axes
 from .stopping import KEPT, STOP, ending
 from .writing import cut
+from collections.abc import Sequence
+from dataclasses import dataclass
+from markupsafe import Markup
+
 
 SIZES = {"wide": WIDE, "half": (520, 330), "narrow": NARROW}
 FOR_WANT_OF_A_JUDGE = ("score_pos", "reward")

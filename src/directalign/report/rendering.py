@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
-from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from . import writing
 from .collect import RunFiles
 from .files import Record, mapping
+import shlex
+from pathlib import Path
+from typing import Any
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_NOTES = 40

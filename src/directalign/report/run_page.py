@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from . import curves, figures, planes, story, strips
 from .album import BUDGET, Album
 from .collect import RunFiles
@@ -14,6 +11,9 @@ from .files import MOST_TEXT, mapping
 from .rendering import environment_of, render, repeat_command
 from .stopping import Ending, ending
 from .writing import cut
+from collections.abc import Sequence
+from typing import Any
+
 
 EVALUATION = "evaluation"
 """Where `directalign evaluate` puts the comparison of a run with its base."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from . import figures, planes, story, strips
 from .collect import RunFiles, read_summary
 from .files import Record
@@ -11,6 +9,8 @@ from .rendering import environment_of, render, repeat_command
 from .settings import MOST_ROWS, differing, flat
 from .strips import Film
 from .writing import cut
+from pathlib import Path
+
 
 MOST_DRAWN = 8
 """Runs whose pictures and lines are shown; the table names all of them."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from .files import Record
+from .writing import cut
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .files import Record
-from .writing import cut
 
 NOT_A_SETTING = ("name",)
 MOST_ROWS = 200

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .charts import Mark
 from .collect import RunFiles
 from .files import Record, mapping, number
 from .writing import cut
+from dataclasses import dataclass
+
 
 REASONS = {
     "drift": "what it may lose was lost",

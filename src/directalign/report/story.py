@@ -5,15 +5,15 @@ Nothing here says that a result is good: sentences state what was measured, and 
 
 from __future__ import annotations
 
+from ..metrics import HELD_OUT, metric
+from .collect import RunFiles
+from .files import Record, number
+from .writing import seconds, shown
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from ..metrics import HELD_OUT, metric
-from .collect import RunFiles
-from .files import Record, number
-from .writing import seconds, shown
 
 FORMS = {
     "absolute": "plain Direct-Align (one score, nothing to compare it with)",

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TypeVar
-
-from PIL import Image
-
 from .album import BUDGET, MAX_EDGE, PIXEL_ART, UNREADABLE, data_uri, fitted, read_image
 from .collect import RunFiles
 from .files import listing
 from .writing import cut
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+from PIL import Image
+
 
 __all__ = ["Film", "Frames", "cells", "data_uri", "film", "frames_of", "pixelated", "prompts_of", "shown", "spread"]
 COLUMNS, CELLS = 4, 8

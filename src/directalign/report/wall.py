@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from dataclasses import dataclass
-
 from ..metrics import Metric, judging
 from .album import Album, album
 from .comparison_files import Comparison, Shot
 from .strips import spread
 from .writing import counted, of_one_image
+import json
+from collections import Counter
+from dataclasses import dataclass
+
 
 MOST_PROMPTS, MOST_PICTURES = 24, 96
 """Prompts on the page, and pictures in all: with more models fewer prompts."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from markupsafe import Markup
-
 from ..metrics import Metric, by_role
 from .bars import interval_bar
 from .comparison_files import Comparison, Model
 from .files import Record, number
 from .writing import chance, counted, interval
+from dataclasses import dataclass
+from markupsafe import Markup
+
 
 LEVEL = 0.05
 STYLES = {"for": "s0", "against": "s2", "even": "s1"}

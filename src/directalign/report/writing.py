@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from ..metrics import Metric
+from .files import number
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..metrics import Metric
-from .files import number
 
 Number = float | int
 MOST_DIGITS = 6
