@@ -53,7 +53,7 @@ CASES = [
     Case("online_lora_8bit", lever=("model.quantization=8bit",)),
     Case("online_lora_4bit", lever=("model.quantization=4bit",)),
     Case("online_lora_4bit_compiled", lever=("model.quantization=4bit", "model.compile=true")),
-    Case("online_lora_10_steps", shape=("rollout.num_sampling_steps=10",)),
+    Case("online_lora_10_steps", shape=("rollout.num_inference_steps=10",)),
     Case("online_lora_batch_2", shape=("data.batch_size=2",)),
     Case("online_lora_batch_4", shape=("data.batch_size=4",)),
     Case("online_lora_kept_activations", shape=("model.gradient_checkpointing=false",)),
@@ -61,18 +61,40 @@ CASES = [
     Case("offline_lora", offline=True),
     Case("offline_lora_compiled", offline=True, lever=("model.compile=true",)),
     Case("offline_lora_4bit", offline=True, lever=("model.quantization=4bit",)),
-    Case("offline_full_bf16", shape=("model.tune=full", "model.dtype=bfloat16", "model.trained_dtype=bfloat16", "train.optimizer=adamw8bit"), offline=True),
+    Case(
+        "offline_full_bf16",
+        shape=(
+            "model.tune=full",
+            "model.dtype=bfloat16",
+            "model.trained_dtype=bfloat16",
+            "train.optimizer=adamw8bit",
+        ),
+        offline=True,
+    ),
 ]
 
 
 def run_of(case: Case, flux: Path, reward: Path, size: str) -> config.RunConfig:
     """The recipe of a case, on the random checkpoints; one batch is one update."""
-    small = ["model.dtype=float32", "rollout.height=64", "rollout.width=64"] if size == "tiny" else []
-    changes = [f"model.path={flux}", f"reward.path={reward}", "reward.processor=null", "train.global_batch_size=null", *PLAIN, *small, *case.shape, *case.lever]
+    small = (
+        ["model.dtype=float32", "rollout.height=64", "rollout.width=64"] if size == "tiny" else []
+    )
+    changes = [
+        f"model.path={flux}",
+        f"reward.path={reward}",
+        "reward.processor=null",
+        "train.global_batch_size=null",
+        *PLAIN,
+        *small,
+        *case.shape,
+        *case.lever,
+    ]
     return load_run(RECIPES / f"{case.recipe}.yaml", changes)
 
 
-def measure(case: Case, run: config.RunConfig, updates: int, counted: dict[Any, float], cache: Path) -> Figures:
+def measure(
+    case: Case, run: config.RunConfig, updates: int, counted: dict[Any, float], cache: Path
+) -> Figures:
     """Figures of one case; `counted` remembers operations by shape."""
     bench = Bench(run, case.offline, cache, updates + 1)
     bench.update(0)
@@ -81,7 +103,9 @@ def measure(case: Case, run: config.RunConfig, updates: int, counted: dict[Any, 
     return bench.figures(range(1, updates + 1))
 
 
-def row_of(case: Case, run: config.RunConfig, figures: Figures, operations: float | None, ceiling: float) -> dict[str, Any]:
+def row_of(
+    case: Case, run: config.RunConfig, figures: Figures, operations: float | None, ceiling: float
+) -> dict[str, Any]:
     """One case as it is recorded; what has no count has no rate."""
     rate = None if operations is None else operations / figures.seconds / 1e12
     return {
@@ -102,9 +126,16 @@ def row_of(case: Case, run: config.RunConfig, figures: Figures, operations: floa
 
 def ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The levers by what they gained: seconds per prompt of the plain case over those of the lever's, largest first."""
-    measured = {row["case"]: row["seconds_per_prompt"] for row in rows if "seconds_per_prompt" in row}
-    pairs = [(name, _base(name)) for name in measured if _base(name) in measured and _base(name) != name]
-    gains = [{"case": name, "over": base, "gain": measured[base] / measured[name]} for name, base in pairs]
+    measured = {
+        row["case"]: row["seconds_per_prompt"] for row in rows if "seconds_per_prompt" in row
+    }
+    pairs = [
+        (name, _base(name)) for name in measured if _base(name) in measured and _base(name) != name
+    ]
+    gains = [
+        {"case": name, "over": base, "gain": measured[base] / measured[name]}
+        for name, base in pairs
+    ]
     return sorted(gains, key=lambda gain: gain["gain"], reverse=True)
 
 
@@ -122,14 +153,28 @@ def matmul_ceiling(device: torch.device, size: int, repeats: int = 10) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=["flux", "tiny"], default="flux" if torch.cuda.is_available() else "tiny")
-    parser.add_argument("--cases", nargs="*", choices=[case.name for case in CASES], default=[case.name for case in CASES])
+    parser.add_argument(
+        "--size", choices=["flux", "tiny"], default="flux" if torch.cuda.is_available() else "tiny"
+    )
+    parser.add_argument(
+        "--cases",
+        nargs="*",
+        choices=[case.name for case in CASES],
+        default=[case.name for case in CASES],
+    )
     parser.add_argument("--updates", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=Path("runs/gpu_step"), help="where the random checkpoints are written")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("runs/gpu_step"),
+        help="where the random checkpoints are written",
+    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    out = arguments.out or Path(f"benchmarks/results/gpu_step{'' if arguments.size == 'flux' else '_tiny'}.json")
+    out = arguments.out or Path(
+        f"benchmarks/results/gpu_step{'' if arguments.size == 'flux' else '_tiny'}.json"
+    )
     dtype = torch.bfloat16 if arguments.size == "flux" else torch.float32
     flux = write_flux(arguments.folder / arguments.size / "flux", arguments.size, device, dtype)
     reward = write_reward(arguments.folder / arguments.size / "reward", arguments.size, device)
@@ -139,9 +184,21 @@ def main() -> None:
     for case in (case for case in CASES if case.name in arguments.cases):
         run = run_of(case, flux, reward, arguments.size)
         try:
-            row = row_of(case, run, measure(case, run, arguments.updates, counted, arguments.folder / "prompts"), counted.get(case.key), ceiling)
-        except (DirectAlignError, RuntimeError) as error:  # no room on the device, or no such kernel: recorded as that
-            row = {"case": case.name, "failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+            row = row_of(
+                case,
+                run,
+                measure(case, run, arguments.updates, counted, arguments.folder / "prompts"),
+                counted.get(case.key),
+                ceiling,
+            )
+        except (
+            DirectAlignError,
+            RuntimeError,
+        ) as error:  # no room on the device, or no such kernel: recorded as that
+            row = {
+                "case": case.name,
+                "failed": f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            }
         rows.append(row)
         print(json.dumps(row), flush=True)
         write(out, rows, arguments.size, ceiling)
@@ -149,7 +206,13 @@ def main() -> None:
 
 def write(out: Path, rows: list[dict[str, Any]], size: str, ceiling: float) -> None:
     """All rows so far, so that a run that is cut short leaves what it measured."""
-    result = {"size": size, "matmul_tflops": ceiling, "rows": rows, "levers": ranked(rows), "seed": 0}
+    result = {
+        "size": size,
+        "matmul_tflops": ceiling,
+        "rows": rows,
+        "levers": ranked(rows),
+        "seed": 0,
+    }
     result |= {"commit": commit(), "machine": machine(), "versions": versions()}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -48,11 +48,11 @@ class Bench:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         self.run, self.offline, self.num_updates = run, offline, num_updates
-        self.family = load_model(run.model, self.device, run.seed)
+        self.model = load_model(run.model, self.device, run.seed)
         self.reward = load_reward(run.reward, self.device)
-        self.weights = trainable(self.family)
+        self.weights = trainable(self.model)
         self.optimizer = adamw(self.weights, run.train, run.seed)
-        self.method = load_method(run, self.family, self.reward)
+        self.method = load_method(run, self.model, self.reward)
         self.clock = PhaseClock(self.device)
         self._free_text_encoders(cache)
         self._watch()
@@ -64,7 +64,7 @@ class Bench:
             with self.clock.on("backward"):
                 loss.value.backward()
         with self.clock.on("optimiser"):
-            torch.nn.utils.clip_grad_norm_(self.weights.values(), self.run.train.clip_norm)
+            torch.nn.utils.clip_grad_norm_(self.weights.values(), self.run.train.max_grad_norm)
             self.optimizer.step()
 
     def operations(self) -> float:
@@ -85,7 +85,11 @@ class Bench:
             for name, seconds in self.clock.seconds.items():
                 phases[name].append(seconds)
         peak = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else None
-        return Figures(statistics.median(wholes), {name: statistics.median(each) for name, each in phases.items()}, peak)
+        return Figures(
+            statistics.median(wholes),
+            {name: statistics.median(each) for name, each in phases.items()},
+            peak,
+        )
 
     @staticmethod
     def timed(device: torch.device, act: Callable[[], Any]) -> float:
@@ -98,8 +102,10 @@ class Bench:
 
     def _free_text_encoders(self, cache: Path) -> None:
         """As the recipe has it: prompts are encoded once, ahead, and are no part of an update."""
-        prompts: Any = getattr(self.family, "prompts")  # noqa: B009 (of the families alone, not of the contract)
-        prompts.store([prompt for step in range(self.num_updates) for prompt in self._prompts(step)], cache)
+        prompts: Any = getattr(self.model, "prompts")  # noqa: B009 (of the families alone, not of the contract)
+        prompts.store(
+            [prompt for step in range(self.num_updates) for prompt in self._prompts(step)], cache
+        )
         prompts.free()
 
     def _prompts(self, step: int) -> tuple[str, ...]:
@@ -108,15 +114,25 @@ class Bench:
 
     def _batch(self, step: int) -> Batch:
         b, settings, prompts = self.run.data.batch_size, self.run.rollout, self._prompts(step)
-        images = torch.rand(b, 3, settings.height or 720, settings.width or 720, device=self.device) if self.offline else None
+        images = (
+            torch.rand(b, 3, settings.height or 720, settings.width or 720, device=self.device)
+            if self.offline
+            else None
+        )
         return Batch(step, prompts, images, self.run.seed)
 
     def _watch(self) -> None:
         """Put the clock around the calls that a phase is made of."""
-        family: Any = self.family
+        family: Any = self.model
         predict = family.predict
-        family.predict = lambda *given: self.clock.around("train call" if torch.is_grad_enabled() else "rollout", predict, *given)
-        for owner, name, phase in ((family, "decode", "decode"), (family, "encode_image", "encode image"), (self.reward, "encode", "reward")):
+        family.predict = lambda *given: self.clock.around(
+            "train call" if torch.is_grad_enabled() else "rollout", predict, *given
+        )
+        for owner, name, phase in (
+            (family, "decode", "decode"),
+            (family, "encode_image", "encode image"),
+            (self.reward, "encode", "reward"),
+        ):
             setattr(owner, name, partial(self.clock.around, phase, getattr(owner, name)))
 
 

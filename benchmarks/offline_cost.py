@@ -32,8 +32,8 @@ RECIPE = Path(__file__).parent.parent / "recipes/world_srpo.yaml"
 class Updates:
     """One model, and a whole update (losses, backward, clip, step) on a batch with or without images."""
 
-    def __init__(self, num_sampling_steps: int) -> None:
-        self.run = load_run(RECIPE, [f"rollout.num_sampling_steps={num_sampling_steps}"])
+    def __init__(self, num_inference_steps: int) -> None:
+        self.run = load_run(RECIPE, [f"rollout.num_inference_steps={num_inference_steps}"])
         family = load_model(self.run.model, "cpu")
         self.weights = list(trainable(family).values())
         self.optimizer = torch.optim.AdamW(self.weights, lr=self.run.train.learning_rate)
@@ -44,21 +44,25 @@ class Updates:
     def seconds(self, step: int, offline: bool) -> float:
         start = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
-        for loss in self.method.losses(Batch(step, self.prompts, self.images if offline else None, self.run.seed)):
+        for loss in self.method.losses(
+            Batch(step, self.prompts, self.images if offline else None, self.run.seed)
+        ):
             loss.value.backward()
-        torch.nn.utils.clip_grad_norm_(self.weights, self.run.train.clip_norm)
+        torch.nn.utils.clip_grad_norm_(self.weights, self.run.train.max_grad_norm)
         self.optimizer.step()
         return time.perf_counter() - start
 
 
-def measure(num_sampling_steps: int, pairs: int) -> dict[str, float | int]:
+def measure(num_inference_steps: int, pairs: int) -> dict[str, float | int]:
     """Median seconds of both kinds of update and the median of their ratio, after one warm-up of each."""
-    updates = Updates(num_sampling_steps)
-    timed = [(updates.seconds(step, True), updates.seconds(step, False)) for step in range(pairs + 1)][1:]
+    updates = Updates(num_inference_steps)
+    timed = [
+        (updates.seconds(step, True), updates.seconds(step, False)) for step in range(pairs + 1)
+    ][1:]
     offline, online = zip(*timed, strict=True)
     ratios = [a / b for a, b in timed]
     return {
-        "num_sampling_steps": num_sampling_steps,
+        "num_inference_steps": num_inference_steps,
         "offline_seconds": statistics.median(offline),
         "online_seconds": statistics.median(online),
         "ratio": statistics.median(ratios),
@@ -75,8 +79,18 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [measure(steps, arguments.pairs) for steps in ROLLOUT_STEPS]
     for row in rows:
-        print("rollout of {num_sampling_steps} steps: offline {offline_seconds:.3f} s, online {online_seconds:.3f} s, ratio {ratio:.3f}".format(**row))
-    result = {"rows": rows, "seed": 0, "commit": commit(), "machine": machine(), "versions": versions()}
+        print(
+            "rollout of {num_inference_steps} steps: offline {offline_seconds:.3f} s, online {online_seconds:.3f} s, ratio {ratio:.3f}".format(
+                **row
+            )
+        )
+    result = {
+        "rows": rows,
+        "seed": 0,
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions(),
+    }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -34,7 +34,14 @@ def predicted(name: str, gibibytes: float, ranks: int) -> dict[str, Any]:
     """Peak of one GPU in GiB, the phase it falls in, and every phase."""
     found = estimate(load_run(RECIPES / f"{name}.yaml", []), a_gpu(gibibytes, ranks))
     phases = {phase: found.at(phase) / 2**30 for phase in PHASES}
-    return {"recipe": name, "gpu_gib": gibibytes, "ranks": ranks, "peak_gib": found.peak / 2**30, "busiest": found.busiest, "phases": phases}
+    return {
+        "recipe": name,
+        "gpu_gib": gibibytes,
+        "ranks": ranks,
+        "peak_gib": found.peak / 2**30,
+        "busiest": found.busiest,
+        "phases": phases,
+    }
 
 
 def main() -> None:
@@ -44,8 +51,19 @@ def main() -> None:
     rows = []
     for name, (gibibytes, ranks) in PLACES.items():
         rows.append(predicted(name, gibibytes, ranks))
-        print("{recipe}: {peak_gib:.1f} GiB of {gpu_gib} on {ranks} GPU(s), in {busiest}".format(**rows[-1]), flush=True)
-    result = {"rows": rows, "seed": 0, "commit": commit(), "machine": machine(), "versions": versions()}
+        print(
+            "{recipe}: {peak_gib:.1f} GiB of {gpu_gib} on {ranks} GPU(s), in {busiest}".format(
+                **rows[-1]
+            ),
+            flush=True,
+        )
+    result = {
+        "rows": rows,
+        "seed": 0,
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions(),
+    }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -53,7 +53,14 @@ class Case:
         """The window that the landing point belongs to."""
         s = self.settings
         first, last = s["window"]
-        return GridSampler(s["window_schedule_steps"], s["shift"], first, last, s["timestep_length"], s["groundtruth_ratio"])
+        return GridSampler(
+            s["window_schedule_steps"],
+            s["shift"],
+            first,
+            last,
+            s["timestep_length"],
+            s["groundtruth_ratio"],
+        )
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -66,7 +73,9 @@ class Case:
         h, w = self.latent_size
         tokens = self.tensors[name].shape[1]
         if tokens != (h // 2) * (w // 2):
-            raise DirectAlignError(f"{name} has {tokens} tokens, height and width make {(h // 2) * (w // 2)}: record the size of the image")
+            raise DirectAlignError(
+                f"{name} has {tokens} tokens, height and width make {(h // 2) * (w // 2)}: record the size of the image"
+            )
         return unpack(self.tensors[name], h, w)
 
 
@@ -87,10 +96,19 @@ class Errors:
 
 def load_case(path: Path) -> Case:
     """Read CASE.json and CASE.safetensors; one line says what is missing or wrong."""
-    settings = _attempt(f"{path}.json", lambda: json.loads(Path(f"{path}.json").read_text(encoding="utf-8")))
+    settings = _attempt(
+        f"{path}.json", lambda: json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
+    )
     tensors = _attempt(f"{path}.safetensors", lambda: load_file(f"{path}.safetensors"))
-    transformer = _attempt(f"{path}: transformer", lambda: _build(FluxTransformer2DModel, settings["transformer_config"], tensors, "transformer."))
-    vae = _attempt(f"{path}: vae", lambda: _build(AutoencoderKL, settings["vae_config"], tensors, "vae."))
+    transformer = _attempt(
+        f"{path}: transformer",
+        lambda: _build(
+            FluxTransformer2DModel, settings["transformer_config"], tensors, "transformer."
+        ),
+    )
+    vae = _attempt(
+        f"{path}: vae", lambda: _build(AutoencoderKL, settings["vae_config"], tensors, "vae.")
+    )
     vae.requires_grad_(False)
     return Case(settings, tensors, transformer, vae)
 
@@ -113,16 +131,29 @@ def _replay_branch(case: Case, index: int) -> tuple[float, float]:
     """Back up one branch's loss; (image error, loss error)."""
     recorded = case.settings["branches"][index]
     move, k = _move_and_k(case, recorded["kind"])
-    noised = inject("flow", case.latents("clean_packed"), case.latents("noise_packed"), move.sigma_from)
+    noised = inject(
+        "flow", case.latents("clean_packed"), case.latents("noise_packed"), move.sigma_from
+    )
     shown = truncate_sigmas(move.sigma_from, TIMESTEPS).float()
     if abs(shown.item() - recorded["timestep_passed"]) > 1e-6:
-        raise DirectAlignError(f"branch {index} shows the network timestep {shown.item():.6f}, recorded is {recorded['timestep_passed']:.6f}")
+        raise DirectAlignError(
+            f"branch {index} shows the network timestep {shown.item():.6f}, recorded is {recorded['timestep_passed']:.6f}"
+        )
 
-    recovered = recover("flow", "velocity", noised, _predict(case, noised.x_t, shown), move.sigma_to)
+    recovered = recover(
+        "flow", "velocity", noised, _predict(case, noised.x_t, shown), move.sigma_to
+    )
     image = _decode(case, recovered.x0)
-    pos, neg = (_features(case, image) @ case.tensors[f"reward.text_{side}"] for side in ("pos", "neg"))
-    reward = relative_reward(pos, neg, k if move.is_denoise else 0.0, k if move.is_inversion else 0.0)
-    loss = hinge(reward, direction(recovered.gain), MARGIN).mean() / case.settings["accumulation"]
+    pos, neg = (
+        _features(case, image) @ case.tensors[f"reward.text_{side}"] for side in ("pos", "neg")
+    )
+    reward = relative_reward(
+        pos, neg, k if move.is_denoise else 0.0, k if move.is_inversion else 0.0
+    )
+    loss = (
+        hinge(reward, direction(recovered.gain), MARGIN).mean()
+        / case.settings["gradient_accumulation_steps"]
+    )
     loss.backward()
     return _worst(image, case.tensors[f"branch{index}.image"]), abs(loss.item() - recorded["loss"])
 
@@ -130,8 +161,13 @@ def _replay_branch(case: Case, index: int) -> tuple[float, float]:
 def _move_and_k(case: Case, kind: str) -> tuple[NoiseStep, Tensor]:
     landing = torch.tensor([case.settings["mid_timestep"]])
     if not 0 < landing.item() < case.grid.points:
-        raise DirectAlignError(f"mid_timestep {landing.item()} is not a landing point: choose one between 1 and {case.grid.points - 1}")
-    branches = {"denoise": (case.grid.denoise, "discount_denoise"), "inversion": (case.grid.inversion, "discount_inversion")}
+        raise DirectAlignError(
+            f"mid_timestep {landing.item()} is not a landing point: choose one between 1 and {case.grid.points - 1}"
+        )
+    branches = {
+        "denoise": (case.grid.denoise, "discount_denoise"),
+        "inversion": (case.grid.inversion, "discount_inversion"),
+    }
     if kind not in branches:
         raise DirectAlignError(f"branch kind {kind!r} is unknown: choose denoise or inversion")
     draw_move, ramp = branches[kind]
@@ -142,7 +178,11 @@ def _move_and_k(case: Case, kind: str) -> tuple[NoiseStep, Tensor]:
 def _predict(case: Case, x_t: Latents, timestep: Tensor) -> Latents:
     """The velocity at a timestep in [0, 1]."""
     prompt_embeds = case.tensors["prompt_embeds"]
-    guidance = torch.tensor([float(case.settings["train_guidance"])]) if case.transformer.config["guidance_embeds"] else None
+    guidance = (
+        torch.tensor([float(case.settings["train_guidance"])])
+        if case.transformer.config["guidance_embeds"]
+        else None
+    )
     tokens = case.transformer(
         hidden_states=pack(x_t),
         encoder_hidden_states=prompt_embeds,
@@ -162,13 +202,21 @@ def _decode(case: Case, x0: Latents) -> Images:
 
 
 def _features(case: Case, image: Images) -> Tensor:
-    return F.normalize(F.adaptive_avg_pool2d(image, 8).flatten(1) @ case.tensors["reward.proj"], dim=-1)
+    return F.normalize(
+        F.adaptive_avg_pool2d(image, 8).flatten(1) @ case.tensors["reward.proj"], dim=-1
+    )
 
 
 def _gradient_errors(case: Case) -> tuple[float, float, str]:
     """(relative error of the whole gradient, worst relative error of one tensor, its name)."""
-    ours = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in case.transformer.named_parameters()}
-    theirs = {name: case.tensors.get(f"grad.{name}", torch.zeros_like(grad)) for name, grad in ours.items()}
+    ours = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in case.transformer.named_parameters()
+    }
+    theirs = {
+        name: case.tensors.get(f"grad.{name}", torch.zeros_like(grad))
+        for name, grad in ours.items()
+    }
     _same_shapes(ours, theirs)
     difference = {name: (ours[name] - theirs[name]).double().norm() for name in ours}
     size = {name: theirs[name].double().norm() for name in ours}
@@ -181,21 +229,36 @@ def _gradient_errors(case: Case) -> tuple[float, float, str]:
 def _same_shapes(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     for name, grad in ours.items():
         if theirs[name].shape != grad.shape:
-            raise DirectAlignError(f"grad.{name} has shape {tuple(theirs[name].shape)}, the parameter has {tuple(grad.shape)}")
+            raise DirectAlignError(
+                f"grad.{name} has shape {tuple(theirs[name].shape)}, the parameter has {tuple(grad.shape)}"
+            )
 
 
 def _worst(ours: Tensor, theirs: Tensor) -> float:
     if ours.shape != theirs.shape:
-        raise DirectAlignError(f"the recorded image has shape {tuple(theirs.shape)}, the replayed one {tuple(ours.shape)}")
+        raise DirectAlignError(
+            f"the recorded image has shape {tuple(theirs.shape)}, the replayed one {tuple(ours.shape)}"
+        )
     return (ours - theirs).abs().max().item()
 
 
-def _build(model_class: Callable[..., nn.Module], config: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> Any:
+def _build(
+    model_class: Callable[..., nn.Module],
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    prefix: str,
+) -> Any:
     """A diffusers model with the recorded weights; of a VAE only what decodes is recorded."""
     model = model_class(**config).eval()
-    weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    weights = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
     missing, unexpected = model.load_state_dict(weights, strict=False)
-    wrong = [name for name in missing if not name.startswith(("encoder.", "quant_conv."))] + unexpected
+    wrong = [
+        name for name in missing if not name.startswith(("encoder.", "quant_conv."))
+    ] + unexpected
     if wrong:
         raise DirectAlignError(f"weights do not fit the config, first {prefix}{wrong[0]}")
     return model
@@ -208,12 +271,16 @@ def _attempt(what: str, action: Callable[[], Result]) -> Result:
     except KeyError as error:
         raise DirectAlignError(f"{what}: {error.args[0]} is not recorded") from error
     except (OSError, ValueError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
-        raise DirectAlignError(f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error
+        raise DirectAlignError(
+            f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        ) from error
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Replay every case named on the command line; the exit code."""
-    parser = argparse.ArgumentParser(description="Replay recorded reference steps and print the largest errors.")
+    parser = argparse.ArgumentParser(
+        description="Replay recorded reference steps and print the largest errors."
+    )
     parser.add_argument("case", nargs="+", type=Path, help="path of a case without its ending")
     exit_code = 0
     for path in parser.parse_args(arguments).case:
@@ -224,8 +291,12 @@ def main(arguments: list[str] | None = None) -> int:
             exit_code = 2
             continue
         verdict = "ok" if errors.within_bounds() else "PAST BOUNDS"
-        figures = f"image {errors.image:.1e}  loss {errors.loss:.1e}  gradient {errors.gradient:.1e}"
-        print(f"{path.name:<24} {figures}  (worst tensor {errors.tensor_gradient:.1e} {errors.tensor})  {verdict}")
+        figures = (
+            f"image {errors.image:.1e}  loss {errors.loss:.1e}  gradient {errors.gradient:.1e}"
+        )
+        print(
+            f"{path.name:<24} {figures}  (worst tensor {errors.tensor_gradient:.1e} {errors.tensor})  {verdict}"
+        )
         exit_code = max(exit_code, int(not errors.within_bounds()))
     return exit_code
 

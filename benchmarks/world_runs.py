@@ -31,7 +31,11 @@ def measure(name: str, runs: Path) -> dict[str, Any]:
     overrides = [f"data.images={pictures}"] if name == "world_offline" else []
     folder = runs / name
     if not (folder / "summary.json").exists():
-        run(load_run(FOLDER / f"{name}.yaml", overrides), folder, resume=(folder / "run.yaml").exists())
+        run(
+            load_run(FOLDER / f"{name}.yaml", overrides),
+            folder,
+            resume=(folder / "run.yaml").exists(),
+        )
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     ends = {end: {key: summary[end][key] for key in KEPT} for end in ("before", "after")}
     return ends | {key: summary[key] for key in FACTS}

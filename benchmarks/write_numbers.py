@@ -49,13 +49,24 @@ def machine_line(*found: dict[str, Any]) -> str:
 
 def demo(found: dict[str, Any]) -> str:
     """The table of the demo and its comparison at matched photo rate."""
-    lines = ["| | photo rate | content right | colour drift | seconds of alignment |", "|---|---|---|---|---|"]
+    lines = [
+        "| | photo rate | content right | colour drift | seconds of alignment |",
+        "|---|---|---|---|---|",
+    ]
     for key, name in ROWS.items():
         row = found[key]
         seconds = f"{row['align_seconds']:.0f}" if row["align_seconds"] else ""
-        lines.append(f"| {name} | {percent(row['photo_rate'])} | {percent(row['content'])} | {row['color_drift']:.3f} | {seconds} |")
+        lines.append(
+            f"| {name} | {percent(row['photo_rate'])} | {percent(row['content'])} | {row['color_drift']:.3f} | {seconds} |"
+        )
     n = found["base"]["photo_rate"]["n"]
-    return "\n".join([*lines, "", f"{matched_line(found['matched'])} {n} prompt-seed pairs, 95 % intervals; {machine_line(found)}"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{matched_line(found['matched'])} {n} prompt-seed pairs, 95 % intervals; {machine_line(found)}",
+        ]
+    )
 
 
 def matched_line(matched: dict[str, float] | None) -> str:
@@ -70,29 +81,51 @@ def matched_line(matched: dict[str, float] | None) -> str:
 
 def world_runs(found: dict[str, Any]) -> str:
     """One row per recipe: before and after."""
-    lines = ["| recipe | updates | photo rate before | after | content before | after | seconds |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| recipe | updates | photo rate before | after | content before | after | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, row in found.items():
-        ends = " | ".join(percent(row[end][key]) for key in ("photo_rate", "content") for end in ("before", "after"))
-        lines.append(f"| `{name}.yaml` | {row['num_steps']} | {ends} | {row['align_seconds']:.0f} |")
+        ends = " | ".join(
+            percent(row[end][key])
+            for key in ("photo_rate", "content")
+            for end in ("before", "after")
+        )
+        lines.append(
+            f"| `{name}.yaml` | {row['num_steps']} | {ends} | {row['align_seconds']:.0f} |"
+        )
     return "\n".join([*lines, "", machine_line(*found.values())])
 
 
 def recipe_memory(found: dict[str, Any]) -> str:
     """Predicted memory of each recipe on the GPU that it is meant for."""
-    lines = ["| recipe | meant for | encode | rollout | train | update | measure | peak |", "|---|---|---:|---:|---:|---:|---:|---:|"]
+    lines = [
+        "| recipe | meant for | encode | rollout | train | update | measure | peak |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for row in found["rows"]:
         count = f"{row['ranks']} x " if row["ranks"] > 1 else ""
-        phases = " | ".join(f"{row['phases'][phase]:.1f}" for phase in ("encode", "rollout", "train", "update", "measure"))
-        lines.append(f"| `{row['recipe']}.yaml` | {count}{row['gpu_gib']} GB | {phases} | **{row['peak_gib']:.1f}** |")
+        phases = " | ".join(
+            f"{row['phases'][phase]:.1f}"
+            for phase in ("encode", "rollout", "train", "update", "measure")
+        )
+        lines.append(
+            f"| `{row['recipe']}.yaml` | {count}{row['gpu_gib']} GB | {phases} | **{row['peak_gib']:.1f}** |"
+        )
     return "\n".join([*lines, "", f"GiB on one GPU by phase, predicted; {machine_line(found)}"])
 
 
 def offline_cost(found: dict[str, Any]) -> str:
     """Seconds of an update online and offline, and their ratio."""
-    lines = ["| rollout steps | online update | offline update | ratio (range over pairs) |", "|---|---|---|---|"]
+    lines = [
+        "| rollout steps | online update | offline update | ratio (range over pairs) |",
+        "|---|---|---|---|",
+    ]
     for row in found["rows"]:
         span = f"{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})"
-        lines.append(f"| {row['num_sampling_steps']} | {row['online_seconds']:.2f} s | {row['offline_seconds']:.2f} s | {span} |")
+        lines.append(
+            f"| {row['num_inference_steps']} | {row['online_seconds']:.2f} s | {row['offline_seconds']:.2f} s | {span} |"
+        )
     return "\n".join([*lines, "", machine_line(found)])
 
 
@@ -136,7 +169,11 @@ TABLES: dict[str, Callable[[Any], str]] = {
 def record_of(name: str) -> Any:
     """What is recorded under a name: the rows of a study, or one JSON value."""
     study = RESULTS / "studies" / f"{name}.jsonl"
-    return read_rows(study) if study.is_file() else json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return (
+        read_rows(study)
+        if study.is_file()
+        else json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    )
 
 
 def filled(text: str) -> str:
@@ -161,7 +198,9 @@ def main() -> None:
             if not check:
                 (ROOT / name).write_text(written, encoding="utf-8")
     if check and stale:
-        sys.exit(f"{', '.join(stale)}: numbers differ from benchmarks/results; run python benchmarks/write_numbers.py")
+        sys.exit(
+            f"{', '.join(stale)}: numbers differ from benchmarks/results; run python benchmarks/write_numbers.py"
+        )
 
 
 if __name__ == "__main__":

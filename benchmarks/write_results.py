@@ -52,9 +52,22 @@ def record_of(name: str) -> Path:
 
 def overview(recorded: dict[str, list[Row]]) -> str:
     """Which studies are recorded, at which seeds and commits, and which are not."""
-    lines = [[f"[{name}](#{name})", STUDIES[name], str(len(arms_of(rows))), _seeds(rows), ", ".join(_commits(rows))] for name, rows in recorded.items()]
+    lines = [
+        [
+            f"[{name}](#{name})",
+            STUDIES[name],
+            str(len(arms_of(rows))),
+            _seeds(rows),
+            ", ".join(_commits(rows)),
+        ]
+        for name, rows in recorded.items()
+    ]
     missing = [f"`{name}`" for name in STUDIES if name not in recorded]
-    parts = [markdown(["study", "what it asks", "arms", "seeds", "commit"], lines)] if lines else ["No study has been recorded yet."]
+    parts = (
+        [markdown(["study", "what it asks", "arms", "seeds", "commit"], lines)]
+        if lines
+        else ["No study has been recorded yet."]
+    )
     return "\n\n".join([*parts, *([f"Not recorded yet: {', '.join(missing)}."] if missing else [])])
 
 
@@ -90,8 +103,13 @@ def pictures_of(name: str) -> list[Path]:
 def _figures(name: str) -> str:
     files = pictures_of(name)
     if not files:
-        raise DirectAlignError(f"{PICTURES}: no figure of study {name}; record it with --record {name} FOLDER")
-    return "\n\n".join(f"![{file.stem.replace('_', ', ')}]({file.relative_to((ROOT / DOCUMENT).parent).as_posix()})" for file in files)
+        raise DirectAlignError(
+            f"{PICTURES}: no figure of study {name}; record it with --record {name} FOLDER"
+        )
+    return "\n\n".join(
+        f"![{file.stem.replace('_', ', ')}]({file.relative_to((ROOT / DOCUMENT).parent).as_posix()})"
+        for file in files
+    )
 
 
 def _findings(name: str) -> str:
@@ -101,7 +119,9 @@ def _findings(name: str) -> str:
     text = file.read_text(encoding="utf-8").strip()
     found = NUMBER.search(ARXIV.sub("", text))
     if found is not None:
-        raise DirectAlignError(f"{FINDINGS / file.name}: {found[0]!r} is a number; numbers come from rows: say it in words, or let the study's tell() say it")
+        raise DirectAlignError(
+            f"{FINDINGS / file.name}: {found[0]!r} is a number; numbers come from rows: say it in words, or let the study's tell() say it"
+        )
     return f"### Where it does not hold, and the likely reason\n\n{lowered(lowered(text))}"
 
 
@@ -110,7 +130,9 @@ def _seeds(rows: Sequence[Row]) -> str:
 
 
 def _commits(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(str(row["commit"])[:10] for row in rows if row.get("commit") is not None))
+    return list(
+        dict.fromkeys(str(row["commit"])[:10] for row in rows if row.get("commit") is not None)
+    )
 
 
 # --- taking a record --------------------------------------------------------------------------------------------------
@@ -124,8 +146,14 @@ def record(name: str, folder: Path) -> None:
     study = load_study(name)
     found = _mark(folder)
     if found != {"study": name, "size": "full"}:
-        said = f"{found['size']} size of study {found['study']}" if found else f"no study ({MARK} is missing)"
-        raise DirectAlignError(f"{folder} holds the {said}, and the full size of {name} is to be recorded: run directalign study {name} --out {folder}")
+        said = (
+            f"{found['size']} size of study {found['study']}"
+            if found
+            else f"no study ({MARK} is missing)"
+        )
+        raise DirectAlignError(
+            f"{folder} holds the {said}, and the full size of {name} is to be recorded: run directalign study {name} --out {folder}"
+        )
     rows = read_rows(folder / "results.jsonl")
     for former in pictures_of(name):
         former.unlink()
@@ -140,8 +168,15 @@ def _mark(folder: Path) -> dict[str, Any]:
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; end with 1 when the document is stale")
-    parser.add_argument("--record", nargs=2, metavar=("NAME", "FOLDER"), help="keep the rows of a finished study first")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; end with 1 when the document is stale"
+    )
+    parser.add_argument(
+        "--record",
+        nargs=2,
+        metavar=("NAME", "FOLDER"),
+        help="keep the rows of a finished study first",
+    )
     arguments = parser.parse_args(words)
     try:
         if arguments.record:

@@ -37,7 +37,11 @@ LARGEST = 256 * 2**20  # bytes of a request
 
 def score_of(named: str, device: str) -> Score:
     """The reward of a recipe (.yaml), or a function (file.py:function), as a function of images (b, 3, H, W) in [0, 1] and prompts."""
-    settings = load_run(named).reward if named.endswith((".yaml", ".yml")) else config.PythonConfig(path=named)
+    settings = (
+        load_run(named).reward
+        if named.endswith((".yaml", ".yml"))
+        else config.PythonConfig(path=named)
+    )
     reward, lock = load_reward(settings, device), threading.Lock()
 
     @torch.no_grad()
@@ -52,13 +56,25 @@ def read_request(body: bytes) -> tuple[Tensor, list[str]]:
     """Images and prompts of a request; ValueError says what is wrong with it."""
     try:
         given = json.loads(body)
-        pictures = [Image.open(io.BytesIO(base64.b64decode(each, validate=True))).convert("RGB") for each in given["images"]]
+        pictures = [
+            Image.open(io.BytesIO(base64.b64decode(each, validate=True))).convert("RGB")
+            for each in given["images"]
+        ]
     except (KeyError, TypeError, ValueError, binascii.Error, UnidentifiedImageError) as error:
-        raise ValueError(f'want {{"prompts": [...], "images": [base64 PNG, ...]}} ({type(error).__name__}: {error})') from error
+        raise ValueError(
+            f'want {{"prompts": [...], "images": [base64 PNG, ...]}} ({type(error).__name__}: {error})'
+        ) from error
     prompts = given.get("prompts")
-    if not (pictures and isinstance(prompts, list) and len(prompts) == len(pictures) and len({picture.size for picture in pictures}) == 1):
+    if not (
+        pictures
+        and isinstance(prompts, list)
+        and len(prompts) == len(pictures)
+        and len({picture.size for picture in pictures}) == 1
+    ):
         raise ValueError("want as many prompts as images, at least one, and images of one size")
-    return torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255 for picture in pictures]), prompts
+    return torch.stack(
+        [torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255 for picture in pictures]
+    ), prompts
 
 
 def server_of(score: Score, port: int) -> ThreadingHTTPServer:

@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-component-update", "disable-sync", "no-first-run")
+FLAGS = (
+    "headless",
+    "no-sandbox",
+    "disable-gpu",
+    "disable-background-networking",
+    "disable-component-update",
+    "disable-sync",
+    "no-first-run",
+)
 
 
 @contextmanager
@@ -18,7 +26,9 @@ def headless(profile: Path) -> Iterator[Any]:
     """A selenium driver with a profile of its own in the folder `profile`."""
     chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
     if not chromium or not chromedriver:
-        pytest.skip("no chromium with chromedriver here: install Debian's chromium and chromium-driver to run the browser tests")
+        pytest.skip(
+            "no chromium with chromedriver here: install Debian's chromium and chromium-driver to run the browser tests"
+        )
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is in the dev extra")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium

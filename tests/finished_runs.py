@@ -18,8 +18,20 @@ PROMPTS = ["a red star on a navy background", "a blue ring"]
 SUMMARY = {
     "commit": "0123456789abcdef",
     "versions": {"directalign": "0.1.0", "torch": "2.9.0", "diffusers": "0.38.0", "peft": "0.17.0"},
-    "before": {"event": "evaluate", "step": 0, "photo_rate": {"value": 0.125, "low": 0.08, "high": 0.18, "n": 256}, "color_drift": 0.0318, "seconds": 1.0},
-    "after": {"event": "evaluate", "step": 3, "photo_rate": {"value": 0.875, "low": 0.83, "high": 0.91, "n": 256}, "color_drift": 0.0239, "seconds": 1.0},
+    "before": {
+        "event": "evaluate",
+        "step": 0,
+        "photo_rate": {"value": 0.125, "low": 0.08, "high": 0.18, "n": 256},
+        "color_drift": 0.0318,
+        "seconds": 1.0,
+    },
+    "after": {
+        "event": "evaluate",
+        "step": 3,
+        "photo_rate": {"value": 0.875, "low": 0.83, "high": 0.91, "n": 256},
+        "color_drift": 0.0239,
+        "seconds": 1.0,
+    },
 }
 
 
@@ -29,23 +41,36 @@ def finished_recipe(family: str, base: Path | str, tune: str = "lora", **model: 
         {
             "name": "Red, LoRA 2",
             "seed": 7,
-            "model": {"family": family, "path": str(base), "tune": tune, "lora": {"rank": 2, "alpha": 4}, **model},
+            "model": {
+                "architecture": family,
+                "path": str(base),
+                "tune": tune,
+                "lora": {"rank": 2, "alpha": 4},
+                **model,
+            },
             "reward": {"name": "pixels", "statistic": "redness"},
             "method": {"form": "absolute"},
-            "rollout": {"num_sampling_steps": 2},
+            "rollout": {"num_inference_steps": 2},
             "data": {"prompts": "/home/someone/private/prompts.txt"},
             "train": {"num_steps": 3},
         }
     )
 
 
-def write_finished(folder: Path, run: RunConfig, updates: Mapping[str, LowRank] | None = None, part: str = "transformer") -> Path:
+def write_finished(
+    folder: Path,
+    run: RunConfig,
+    updates: Mapping[str, LowRank] | None = None,
+    part: str = "transformer",
+) -> Path:
     """Everything a finished run leaves that an export reads; without `updates` the caller writes the weights."""
     (folder / "samples").mkdir(parents=True)
     (folder / "run.yaml").write_text(dump_run(run))
     (folder / "summary.json").write_text(json.dumps(SUMMARY))
     (folder / "metrics.jsonl").write_text("")
-    (folder / "samples" / "samples.json").write_text(json.dumps({"prompts": PROMPTS, "seeds": [0, 1], "columns": 4}))
+    (folder / "samples" / "samples.json").write_text(
+        json.dumps({"prompts": PROMPTS, "seeds": [0, 1], "columns": 4})
+    )
     for step, colour in ((0, "blue"), (3, "red")):
         Image.new("RGB", (64, 32), colour).save(folder / "samples" / f"step-{step:06d}.png")
     if updates is not None:

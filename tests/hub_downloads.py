@@ -43,9 +43,15 @@ class DownloadHub:
 
     def publish(self, name: str, folder: Path, revision: str = "main", **extra: bytes) -> Repo:
         """A folder as a repository, or as another revision of one; `extra` files are named with `__` for `/` and `_dot_` for dots."""
-        files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        files = {
+            file.relative_to(folder).as_posix(): file.read_bytes()
+            for file in folder.rglob("*")
+            if file.is_file()
+        }
         repo = self.repos.setdefault(name, Repo({}))
-        repo.revisions[revision] = files | {key.replace("__", "/").replace("_dot_", "."): content for key, content in extra.items()}
+        repo.revisions[revision] = files | {
+            key.replace("__", "/").replace("_dot_", "."): content for key, content in extra.items()
+        }
         return repo
 
 
@@ -56,7 +62,9 @@ def download_hub() -> Iterator[DownloadHub]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"state": state}))
     server.daemon_threads = True
     state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    )
     thread.start()
     try:
         yield state
@@ -69,7 +77,9 @@ def download_hub() -> Iterator[DownloadHub]:
 def point_at(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch, offline: bool = False) -> None:
     """What HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE say before huggingface_hub is imported, said to the one that is."""
     monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -114,17 +124,37 @@ class Handler(BaseHTTPRequestHandler):
         if found.gated and token != TOKEN and name is not None:
             self._refuse(401, "GatedRepo")
             return
-        branch = next((branch for branch in found.revisions if (revision or "main") in (branch, commit(branch))), None)
+        branch = next(
+            (
+                branch
+                for branch in found.revisions
+                if (revision or "main") in (branch, commit(branch))
+            ),
+            None,
+        )
         if branch is None:
             self._refuse(404, "RevisionNotFound")
             return
         answer(repo, branch, found.revisions[branch], name)
 
     def _info(self, repo: str, branch: str, files: dict[str, bytes], _: str | None) -> None:
-        self._json({"id": repo, "sha": commit(branch), "private": False, "tags": [], "siblings": [{"rfilename": name} for name in files]})
+        self._json(
+            {
+                "id": repo,
+                "sha": commit(branch),
+                "private": False,
+                "tags": [],
+                "siblings": [{"rfilename": name} for name in files],
+            }
+        )
 
     def _tree(self, repo: str, branch: str, files: dict[str, bytes], _: str | None) -> None:
-        self._json([{"type": "file", "path": name, "size": len(content), "oid": etag(content)} for name, content in files.items()])
+        self._json(
+            [
+                {"type": "file", "path": name, "size": len(content), "oid": etag(content)}
+                for name, content in files.items()
+            ]
+        )
 
     def _file(self, repo: str, branch: str, files: dict[str, bytes], name: str | None) -> None:
         content = files.get(str(name))
@@ -133,7 +163,15 @@ class Handler(BaseHTTPRequestHandler):
             return
         if self.command == "GET":
             self.state.fetched.append(str(name))
-        self._answer(200, content, {"ETag": f'"{etag(content)}"', "X-Repo-Commit": commit(branch), "Content-Type": "application/octet-stream"})
+        self._answer(
+            200,
+            content,
+            {
+                "ETag": f'"{etag(content)}"',
+                "X-Repo-Commit": commit(branch),
+                "Content-Type": "application/octet-stream",
+            },
+        )
 
     def _json(self, content: object) -> None:
         self._answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})

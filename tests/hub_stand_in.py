@@ -50,7 +50,9 @@ def hub_stand_in() -> Iterator[HubStandIn]:
     state = HubStandIn()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"state": state}))
     state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    )
     thread.start()
     try:
         yield state
@@ -98,10 +100,16 @@ class Handler(BaseHTTPRequestHandler):
         self.state.unknown.append(f"{self.command} {path}")
         self._answer(404, {"error": "not found"})
 
-    def _answer(self, status: int, content: object = None, headers: dict[str, str] | None = None) -> None:
+    def _answer(
+        self, status: int, content: object = None, headers: dict[str, str] | None = None
+    ) -> None:
         body = b"" if content is None else json.dumps(content).encode()
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
@@ -113,7 +121,9 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(401, {"error": "Invalid credentials in Authorization header"})
             return False
         if token == READER or not repo.startswith("me/"):
-            self._answer(403, {"error": "You don't have the rights to create a model under this namespace"})
+            self._answer(
+                403, {"error": "You don't have the rights to create a model under this namespace"}
+            )
             return False
         return True
 
@@ -124,7 +134,16 @@ class Handler(BaseHTTPRequestHandler):
         if found is None:
             self._answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
             return
-        self._answer(200, {"id": repo, "private": found.private, "sha": "0" * 40, "tags": [], "siblings": [{"rfilename": name} for name in found.files]})
+        self._answer(
+            200,
+            {
+                "id": repo,
+                "private": found.private,
+                "sha": "0" * 40,
+                "tags": [],
+                "siblings": [{"rfilename": name} for name in found.files],
+            },
+        )
 
     def _create(self) -> None:
         asked = json.loads(self.body)
@@ -134,7 +153,13 @@ class Handler(BaseHTTPRequestHandler):
         there = (kind, repo) in self.state.repos
         private = asked.get("private", False) or asked.get("visibility") == "private"
         self.state.repos.setdefault((kind, repo), Repo(private))
-        self._answer(409 if there else 200, {"url": f"{self.state.url}/{repo}", **({"error": "You already created this model repo"} if there else {})})
+        self._answer(
+            409 if there else 200,
+            {
+                "url": f"{self.state.url}/{repo}",
+                **({"error": "You already created this model repo"} if there else {}),
+            },
+        )
 
     # --- upload -------------------------------------------------------------------------------------------------------
 
@@ -142,7 +167,11 @@ class Handler(BaseHTTPRequestHandler):
         content = json.loads(self.body)["content"]
         found = re.match(r"---\n(.*?)\n---", content, re.DOTALL)
         metadata = yaml.safe_load(found[1]) if found else None
-        wrong = [] if isinstance(metadata, dict) and isinstance(metadata.get("license"), str) else [{"message": "no metadata with a license"}]
+        wrong = (
+            []
+            if isinstance(metadata, dict) and isinstance(metadata.get("license"), str)
+            else [{"message": "no metadata with a license"}]
+        )
         self._answer(400 if wrong else 200, {"errors": wrong, "warnings": []})
 
     def _preupload(self, repo: str) -> None:
@@ -150,13 +179,27 @@ class Handler(BaseHTTPRequestHandler):
             return
         paths = [each["path"] for each in json.loads(self.body)["files"]]
         modes = {path: "lfs" if path.endswith(LFS_ENDINGS) else "regular" for path in paths}
-        self._answer(200, {"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]})
+        self._answer(
+            200,
+            {
+                "files": [
+                    {"path": path, "uploadMode": mode, "shouldIgnore": False}
+                    for path, mode in modes.items()
+                ]
+            },
+        )
 
     def _batch(self, repo: str) -> None:
         if not self._may_write(repo):
             return
         objects = [
-            {**each, "actions": {"upload": {"href": f"{self.state.url}/lfs/{each['oid']}"}, "verify": {"href": f"{self.state.url}/lfs/verify"}}}
+            {
+                **each,
+                "actions": {
+                    "upload": {"href": f"{self.state.url}/lfs/{each['oid']}"},
+                    "verify": {"href": f"{self.state.url}/lfs/verify"},
+                },
+            }
             for each in json.loads(self.body)["objects"]
         ]
         self._answer(200, {"transfer": "basic", "objects": objects})
@@ -186,4 +229,12 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = self.state.objects[value["oid"]]
             else:
                 self.state.commits.append(value["summary"])
-        self._answer(200, {"success": True, "commitUrl": f"{self.state.url}/{repo}/commit/{'0' * 40}", "commitOid": "0" * 40, "hookOutput": ""})
+        self._answer(
+            200,
+            {
+                "success": True,
+                "commitUrl": f"{self.state.url}/{repo}/commit/{'0' * 40}",
+                "commitOid": "0" * 40,
+                "hookOutput": "",
+            },
+        )

@@ -14,14 +14,19 @@ from transformers.models.bert.tokenization_bert import BertTokenizer
 from published_layouts import drawn
 
 FIXTURES = Path(__file__).parent / "fixtures"
-CLIP_NORM = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+CLIP_NORM = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
 SIGLIP_NORM = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
 def recorded(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """What was told and what was kept of fixtures/`name`."""
     folder = FIXTURES / name
-    return json.loads((folder / "recorded.json").read_text()), load_file(folder / "recorded.safetensors")
+    return json.loads((folder / "recorded.json").read_text()), load_file(
+        folder / "recorded.safetensors"
+    )
 
 
 def image_reward_weights() -> dict[str, torch.Tensor]:
@@ -55,12 +60,20 @@ def write_aesthetic(folder: Path, name: str) -> tuple[Path, Path]:
     head, backbone = folder / f"{name}.pth", folder / f"{name}_backbone"
     torch.save(aesthetic_head(name), head)
     siglip = name == "v2_5"
-    model: Any = SiglipModel(SiglipConfig(**told["siglip"])) if siglip else CLIPModel(CLIPConfig(**told["clip"]))
-    found = model.load_state_dict(drawn(told["shapes"][name]["backbone"], told["seed"]), strict=False)
+    model: Any = (
+        SiglipModel(SiglipConfig(**told["siglip"]))
+        if siglip
+        else CLIPModel(CLIPConfig(**told["clip"]))
+    )
+    found = model.load_state_dict(
+        drawn(told["shapes"][name]["backbone"], told["seed"]), strict=False
+    )
     assert not found.missing_keys and not found.unexpected_keys, found
     model.save_pretrained(backbone)
     side = told["clip"]["vision_config"]["image_size"]
     square = {"height": side, "width": side}
     sizes = {"size": square} if siglip else {"size": {"shortest_edge": side}, "crop_size": square}
-    (backbone / "preprocessor_config.json").write_text(json.dumps(sizes | {"resample": 3} | (SIGLIP_NORM if siglip else CLIP_NORM)))
+    (backbone / "preprocessor_config.json").write_text(
+        json.dumps(sizes | {"resample": 3} | (SIGLIP_NORM if siglip else CLIP_NORM))
+    )
     return head, backbone

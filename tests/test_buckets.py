@@ -25,10 +25,14 @@ SHAPES = [(32, 32), (48, 24), (24, 48)]
 
 
 @given(sizes=st.lists(shapes, max_size=20), buckets=st.lists(shapes, min_size=1, max_size=6))
-def test_every_image_is_in_the_bucket_of_nearest_shape(sizes: list[tuple[int, int]], buckets: list[tuple[int, int]]) -> None:
+def test_every_image_is_in_the_bucket_of_nearest_shape(
+    sizes: list[tuple[int, int]], buckets: list[tuple[int, int]]
+) -> None:
     filled = fill_buckets(sizes, buckets)
     assert [bucket.size for bucket in filled] == buckets
-    assert sorted(chain.from_iterable(bucket.members for bucket in filled)) == list(range(len(sizes)))
+    assert sorted(chain.from_iterable(bucket.members for bucket in filled)) == list(
+        range(len(sizes))
+    )
     for bucket in filled:
         for h, w in (sizes[i] for i in bucket.members):
             apart = [abs(log(h * other[1] / (w * other[0]))) for other in buckets]
@@ -46,8 +50,19 @@ def test_small_buckets_are_named_with_the_remedy() -> None:
     with pytest.raises(DirectAlignError) as raised:
         check_buckets(filled, 4)
     message = str(raised.value)
-    assert message.startswith("data.buckets: [48, 24] has 3, [24, 48] has 0 images, and an update takes 4 from one bucket; leave them out")
-    assert all(remedy in message for remedy in ("lower data.batch_size or train.global_batch_size", "remove data.buckets")) and "\n" not in message
+    assert message.startswith(
+        "data.buckets: [48, 24] has 3, [24, 48] has 0 images, and an update takes 4 from one bucket; leave them out"
+    )
+    assert (
+        all(
+            remedy in message
+            for remedy in (
+                "lower data.batch_size or train.global_batch_size",
+                "remove data.buckets",
+            )
+        )
+        and "\n" not in message
+    )
 
 
 @pytest.fixture
@@ -55,7 +70,9 @@ def stream(tmp_path: Path) -> ImageStream:
     """Six square, four tall and two wide images; each is of one grey, told in its caption."""
     sizes = [(40, 40)] * 6 + [(60, 30)] * 4 + [(20, 41)] * 2
     for index, size in enumerate(sizes):
-        Image.fromarray(np.full((*size, 3), 20 * index, np.uint8)).save(tmp_path / f"{index:02}.png")
+        Image.fromarray(np.full((*size, 3), 20 * index, np.uint8)).save(
+            tmp_path / f"{index:02}.png"
+        )
         (tmp_path / f"{index:02}.txt").write_text(str(index))
     images = scan_images(tmp_path)
     return ImageStream(images, fill_buckets(images.sizes, SHAPES), seed=5)
@@ -65,15 +82,21 @@ def test_an_update_has_one_shape_however_it_is_shared_out(stream: ImageStream) -
     for step in range(6):
         captions, images = stream.batch(step, 4)
         assert images.shape == (4, 3, *stream.size(step))
-        assert [round(float(image.mean()) * 255) for image in images] == [20 * int(caption) for caption in captions]
+        assert [round(float(image.mean()) * 255) for image in images] == [
+            20 * int(caption) for caption in captions
+        ]
         parts = [stream.batch(step, 1, place, 4) for place in range(4)]
-        assert tuple(part[0][0] for part in parts) == captions and torch.equal(torch.cat([part[1] for part in parts]), images)
+        assert tuple(part[0][0] for part in parts) == captions and torch.equal(
+            torch.cat([part[1] for part in parts]), images
+        )
 
 
 def test_buckets_and_images_come_up_in_proportion(stream: ImageStream) -> None:
     rounds, total = 3, 2
     steps = range(rounds * 12)
-    assert Counter(stream.size(step) for step in steps) == {size: rounds * count for size, count in zip(SHAPES, (6, 4, 2), strict=True)}
+    assert Counter(stream.size(step) for step in steps) == {
+        size: rounds * count for size, count in zip(SHAPES, (6, 4, 2), strict=True)
+    }
     seen = Counter(chain.from_iterable(stream.batch(step, total)[0] for step in steps))
     assert seen == {str(index): rounds * total for index in range(12)}
 
@@ -84,7 +107,9 @@ def test_no_image_comes_twice_before_the_others_of_its_bucket(stream: ImageStrea
         by_size[stream.size(step)] += stream.batch(step, 2)[0]
     for bucket in stream.buckets:
         seen, n = by_size[bucket.size], len(bucket.members)
-        assert all(len(set(seen[first : first + n])) == n for first in range(0, len(seen) - n + 1, n))
+        assert all(
+            len(set(seen[first : first + n])) == n for first in range(0, len(seen) - n + 1, n)
+        )
 
 
 def test_the_order_hangs_on_the_seed_and_the_step_alone(stream: ImageStream) -> None:
@@ -114,9 +139,16 @@ def test_covering_a_bucket_cuts_the_centre_out(tmp_path: Path) -> None:
 @given(pixels=st.integers(64**2, 2048**2), multiple=st.sampled_from([8, 16, 32, 64]))
 def test_suggested_buckets_lie_around_the_area(pixels: int, multiple: int) -> None:
     buckets = suggest_buckets(pixels, multiple)
-    assert buckets == sorted(buckets, key=lambda size: -size[0] / size[1]) and [size[::-1] for size in buckets[::-1]] == buckets
+    assert (
+        buckets == sorted(buckets, key=lambda size: -size[0] / size[1])
+        and [size[::-1] for size in buckets[::-1]] == buckets
+    )
     for height, width in buckets:
-        assert height % multiple == width % multiple == 0 and height * width <= pixels and max(height, width) <= 2 * min(height, width)
+        assert (
+            height % multiple == width % multiple == 0
+            and height * width <= pixels
+            and max(height, width) <= 2 * min(height, width)
+        )
         assert (max(height, width) + multiple) * min(height, width) > pixels
 
 
@@ -128,5 +160,7 @@ def test_the_documented_list_is_the_suggested_one() -> None:
 
 
 def test_no_bucket_fits_a_tiny_area() -> None:
-    with pytest.raises(DirectAlignError, match="no square of 3,000 pixels has sides that are multiples of 64"):
+    with pytest.raises(
+        DirectAlignError, match="no square of 3,000 pixels has sides that are multiples of 64"
+    ):
         suggest_buckets(3000, 64)

@@ -23,12 +23,12 @@ SEED = 7
 TINY = [
     "train.num_steps=2",
     "train.learning_rate=0.02",
-    "train.checkpoint_every=0",
+    "train.save_every=0",
     "train.sample_prompts=[a red star on a navy background]",
     "data.batch_size=2",
-    "rollout.num_sampling_steps=4",
+    "rollout.num_inference_steps=4",
     "method.anchor.reference_updates=1",
-    "evaluate.num_pairs=2",
+    "evaluate.num_samples=2",
     "evaluate.every=0",
 ]
 STRANGER = """
@@ -70,7 +70,15 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sampled(run_folder: Path) -> Path:
     """PNG files and images.jsonl."""
     out = run_folder.parent / "images"
-    directalign("sample", run_folder, *(f"--prompt={prompt}" for prompt in PROMPTS), "--seed", SEED, "--out", out)
+    directalign(
+        "sample",
+        run_folder,
+        *(f"--prompt={prompt}" for prompt in PROMPTS),
+        "--seed",
+        SEED,
+        "--out",
+        out,
+    )
     return out
 
 
@@ -80,21 +88,38 @@ def painted(run_folder: Path, sampled: Path) -> dict[str, np.ndarray]:
     folder = run_folder.parent
     directalign("world", "export", folder / "world")
     (folder / "stranger.py").write_text(STRANGER)
-    words = [folder / "stranger.py", folder / "world", run_folder, sampled / "images.jsonl", folder / "painted.npz"]
-    process = subprocess.run([sys.executable, *map(str, words)], cwd=folder, capture_output=True, text=True)
+    words = [
+        folder / "stranger.py",
+        folder / "world",
+        run_folder,
+        sampled / "images.jsonl",
+        folder / "painted.npz",
+    ]
+    process = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=folder, capture_output=True, text=True
+    )
     assert process.returncode == 0, process.stderr
     with np.load(folder / "painted.npz") as found:
         return dict(found)
 
 
-def test_a_fresh_process_paints_the_same_images(run_folder: Path, painted: dict[str, np.ndarray]) -> None:
+def test_a_fresh_process_paints_the_same_images(
+    run_folder: Path, painted: dict[str, np.ndarray]
+) -> None:
     run = load_run(run_folder / "run.yaml")
-    ours = generate(trained_family(run, run_folder), PROMPTS, [SEED] * len(PROMPTS), run.rollout, batch_size=1)
+    ours = generate(
+        trained_family(run, run_folder), PROMPTS, [SEED] * len(PROMPTS), run.rollout, batch_size=1
+    )
     assert np.abs(ours.permute(0, 2, 3, 1).numpy() - painted["tuned"]).max() <= 1e-4
 
 
-def test_the_files_that_sample_wrote_are_these_images(sampled: Path, painted: dict[str, np.ndarray]) -> None:
-    records: list[dict[str, Any]] = [json.loads(line) for line in (sampled / "images.jsonl").read_text(encoding="utf-8").splitlines()]
+def test_the_files_that_sample_wrote_are_these_images(
+    sampled: Path, painted: dict[str, np.ndarray]
+) -> None:
+    records: list[dict[str, Any]] = [
+        json.loads(line)
+        for line in (sampled / "images.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [record["prompt"] for record in records] == PROMPTS
     for record, image in zip(records, painted["tuned"], strict=True):
         written = np.asarray(Image.open(sampled / record["file"])).astype(int)

@@ -25,9 +25,14 @@ def test_a_step_on_the_gpu_equals_the_step_on_the_cpu(recipe: str) -> None:
     for device in ("cpu", "cuda"):
         run = load_run(RECIPES / f"{recipe}.yaml", [])
         family = load_model(run.model, device, run.seed)
-        losses = load_method(run, family, load_reward(run.reward, device)).losses(Batch(0, tuple(train_captions()[:4])))
+        losses = load_method(run, family, load_reward(run.reward, device)).losses(
+            Batch(0, tuple(train_captions()[:4]))
+        )
         total = sum(loss.value for loss in losses)
         gradient = torch.autograd.grad(total, list(trainable(family).values()), allow_unused=True)
-        found[device] = float(total), torch.cat([g.flatten().cpu() for g in gradient if g is not None])
+        found[device] = (
+            float(total),
+            torch.cat([g.flatten().cpu() for g in gradient if g is not None]),
+        )
     assert found["cuda"][0] == pytest.approx(found["cpu"][0], abs=1e-3)
     assert torch.cosine_similarity(found["cuda"][1], found["cpu"][1], dim=0) > 0.99

@@ -28,7 +28,13 @@ RECIPES = sorted((ROOT / "recipes").glob("world_*.yaml"))
 REAL = sorted(set((ROOT / "recipes").glob("*.yaml")) - set(RECIPES))
 """Recipes for published models: found sound without their weights, for a GPU of the size that the benchmark of memory names."""
 LONGEST, MEDIAN = 300, 150
-FORBIDDEN = ("nan_to_num", "weights_only=False", "trust_remote_code=True", "pickle.load", "unsafe_load")
+FORBIDDEN = (
+    "nan_to_num",
+    "weights_only=False",
+    "trust_remote_code=True",
+    "pickle.load",
+    "unsafe_load",
+)
 
 
 def name_of(path: Path) -> str:
@@ -42,7 +48,9 @@ def tree(path: Path) -> ast.Module:
 # --- imports ----------------------------------------------------------------------------------------------------------
 
 
-def test_no_import_rule_is_broken(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_import_rule_is_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     code = lint_imports(config_filename="pyproject.toml", no_cache=True, no_logo=True)
     assert code == os.EX_OK, capsys.readouterr().out
@@ -51,16 +59,28 @@ def test_no_import_rule_is_broken(capsys: pytest.CaptureFixture[str], monkeypatc
 def test_every_room_has_its_place_on_the_arrow() -> None:
     contracts = read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"]
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
-    placed = {name.strip().removeprefix("directalign.") for layer in layers for name in layer.split("|")}
-    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    assert rooms - placed == {"__init__", "__main__", "report"}  # the report reads files and imports nothing of the package
+    placed = {
+        name.strip().removeprefix("directalign.") for layer in layers for name in layer.split("|")
+    }
+    rooms = {
+        path.stem
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    assert rooms - placed == {
+        "__init__",
+        "__main__",
+        "report",
+    }  # the report reads files and imports nothing of the package
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
 def test_files_are_short() -> None:
-    lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    lengths = {
+        name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES
+    }
     assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
     assert statistics.median(lengths.values()) <= MEDIAN
 
@@ -69,7 +89,9 @@ def test_files_are_short() -> None:
 def test_a_module_says_what_it_is_and_hides_nothing(path: Path) -> None:
     parsed = tree(path)
     assert ast.get_docstring(parsed), "no head"
-    assert not any(_is_annotated(node) for node in ast.walk(parsed)) or _has_future_annotations(parsed), "no from __future__ import annotations"
+    assert not any(_is_annotated(node) for node in ast.walk(parsed)) or _has_future_annotations(
+        parsed
+    ), "no from __future__ import annotations"
     assert [name for name in FORBIDDEN if name in path.read_text(encoding="utf-8")] == []
     assert list(_swallowing(parsed)) == []
 
@@ -81,7 +103,11 @@ def _is_annotated(node: ast.AST) -> bool:
 
 
 def _has_future_annotations(parsed: ast.Module) -> bool:
-    found = [node for node in parsed.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+    found = [
+        node
+        for node in parsed.body
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__"
+    ]
     return any(alias.name == "annotations" for node in found for alias in node.names)
 
 
@@ -116,11 +142,15 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(path: Path, pictures: Path) -> RunConfig:
     """The recipe; one that wants an image set gets a small one."""
-    return load_run(path, [f"data.images={pictures}"] if load_run(path).data.images is not None else [])
+    return load_run(
+        path, [f"data.images={pictures}"] if load_run(path).data.images is not None else []
+    )
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
-def test_every_recipe_opens_with_what_to_expect_and_is_sound(path: Path, pictures: Path, tmp_path: Path) -> None:
+def test_every_recipe_opens_with_what_to_expect_and_is_sound(
+    path: Path, pictures: Path, tmp_path: Path
+) -> None:
     assert path.read_text(encoding="utf-8").startswith("# ")
     run = read(path, pictures)
     found = plan(run, tmp_path / "out")
@@ -129,11 +159,18 @@ def test_every_recipe_opens_with_what_to_expect_and_is_sound(path: Path, picture
 
 
 @pytest.mark.parametrize("path", REAL, ids=name_of)
-def test_every_recipe_of_a_real_model_is_sound_without_its_weights(path: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_recipe_of_a_real_model_is_sound_without_its_weights(
+    path: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From the root, where its prompts lie; memory is counted in tests/memory, and recorded by benchmarks/recipe_memory.py."""
     monkeypatch.chdir(ROOT)
     assert path.read_text(encoding="utf-8").startswith("# ")
-    run = load_run(path, [f"data.images={pictures}", "data.buckets=null"] if load_run(path).data.images is not None else [])
+    run = load_run(
+        path,
+        [f"data.images={pictures}", "data.buckets=null"]
+        if load_run(path).data.images is not None
+        else [],
+    )
     check_reward(run)
     check_method(run)
     check_steps(run)
@@ -144,17 +181,37 @@ def test_every_recipe_of_a_real_model_is_sound_without_its_weights(path: Path, p
 
 def test_the_recipes_are_all_there() -> None:
     names = {path.stem for path in [*RECIPES, *REAL]}
-    assert {"flux_srpo", "flux_srpo_lora_24gb", "flux_srpo_offline", "sd35_srpo_lora", "sdxl_srpo_lora", "sd15_srpo_lora", "qwen_srpo_lora"} <= names
-    assert {"world_srpo", "world_direct_align", "world_official", "world_sd", "world_sd_v", "world_offline", "world_srpo_lora"} <= names
+    assert {
+        "flux_srpo",
+        "flux_srpo_lora_24gb",
+        "flux_srpo_offline",
+        "sd35_srpo_lora",
+        "sdxl_srpo_lora",
+        "sd15_srpo_lora",
+        "qwen_srpo_lora",
+    } <= names
+    assert {
+        "world_srpo",
+        "world_direct_align",
+        "world_official",
+        "world_sd",
+        "world_sd_v",
+        "world_offline",
+        "world_srpo_lora",
+    } <= names
 
 
 def test_srpo_and_its_contrast_have_the_same_budget(pictures: Path) -> None:
-    ours, theirs = (load_run(ROOT / "recipes" / f"{name}.yaml") for name in ("world_srpo", "world_direct_align"))
+    ours, theirs = (
+        load_run(ROOT / "recipes" / f"{name}.yaml") for name in ("world_srpo", "world_direct_align")
+    )
     for section in ("seed", "model", "reward", "rollout", "data", "train", "evaluate"):
         assert getattr(ours, section) == getattr(theirs, section), section
 
 
 def test_the_sd_recipes_differ_in_the_checkpoint_alone() -> None:
-    epsilon, v = (load_run(ROOT / "recipes" / f"{name}.yaml") for name in ("world_sd", "world_sd_v"))
+    epsilon, v = (
+        load_run(ROOT / "recipes" / f"{name}.yaml") for name in ("world_sd", "world_sd_v")
+    )
     same = {"name": v.name, "model": v.model}
     assert epsilon.model_copy(update=same) == v and epsilon.model.path != v.model.path

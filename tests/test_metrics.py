@@ -29,7 +29,14 @@ def test_a_name_that_is_not_registered_is_described_by_its_prefix() -> None:
 
 
 def test_judges_come_before_held_out_rewards_before_what_is_trained_on() -> None:
-    names = ("reward", "color_drift", "held_out_b", "held_out_b_pos", "content", "off_topic_content")
+    names = (
+        "reward",
+        "color_drift",
+        "held_out_b",
+        "held_out_b_pos",
+        "content",
+        "off_topic_content",
+    )
     found = [metric(name) for name in names]
     assert [each.name for each in judging(found)] == ["content", "held_out_b", "reward"]
     assert [each.name for each in drifting(found)] == ["color_drift"]

@@ -24,7 +24,9 @@ def test_text_lists_take_one_prompt_a_line_and_skip_blank_ones(tmp_path: Path) -
 @pytest.mark.parametrize("key", ["prompt", "caption", "Text"])
 def test_json_lines_know_three_keys(tmp_path: Path, key: str) -> None:
     file = tmp_path / "list.jsonl"
-    file.write_text("\n".join(json.dumps({"id": 1, key: text}) for text in TWO) + "\n\n", encoding="utf-8")
+    file.write_text(
+        "\n".join(json.dumps({"id": 1, key: text}) for text in TWO) + "\n\n", encoding="utf-8"
+    )
     assert read_prompts(str(file)) == TWO
 
 
@@ -43,21 +45,37 @@ OCR = 'A sign, at dusk, that reads "Step Goal Achieved".\n"Forever Yours", engra
 @pytest.mark.parametrize(
     ("name", "content", "prompts"),
     [
-        ("parti.tsv", PARTI, ["Dogs playing poker", '"G I G G L E" painted on a wall', '"HI" and "HO"', 'a sign that says "OPEN", lit']),
+        (
+            "parti.tsv",
+            PARTI,
+            [
+                "Dogs playing poker",
+                '"G I G G L E" painted on a wall',
+                '"HI" and "HO"',
+                'a sign that says "OPEN", lit',
+            ],
+        ),
         ("geneval.jsonl", GENEVAL, ["a photo of four clocks"]),
         ("ocr.txt", OCR, OCR.splitlines()),
     ],
 )
-def test_the_lists_of_the_field_are_read_as_they_are(tmp_path: Path, name: str, content: str, prompts: list[str]) -> None:
+def test_the_lists_of_the_field_are_read_as_they_are(
+    tmp_path: Path, name: str, content: str, prompts: list[str]
+) -> None:
     (tmp_path / name).write_bytes(content.encode())
     assert read_prompts(tmp_path / name) == prompts
 
 
-@pytest.mark.parametrize(("name", "row"), [("a.csv", '{0},"{1}"'), ("a.tsv", "{0}\t{1}"), ("a.TSV", "{0}\t{1}")])
+@pytest.mark.parametrize(
+    ("name", "row"), [("a.csv", '{0},"{1}"'), ("a.tsv", "{0}\t{1}"), ("a.TSV", "{0}\t{1}")]
+)
 def test_tables_know_the_column(tmp_path: Path, name: str, row: str) -> None:
     quoted = TWO[1].replace('"', '""') if name.endswith("csv") else TWO[1]
     file = tmp_path / name
-    file.write_text("\n".join([row.format("id", "PROMPT"), row.format(1, TWO[0]), "", row.format(2, quoted)]), encoding="utf-8")
+    file.write_text(
+        "\n".join([row.format("id", "PROMPT"), row.format(1, TWO[0]), "", row.format(2, quoted)]),
+        encoding="utf-8",
+    )
     assert read_prompts(file) == TWO
 
 
@@ -73,11 +91,15 @@ def test_parquet(tmp_path: Path) -> None:
         read_prompts(file)
 
 
-def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_without_pyarrow_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "list.parquet"
     file.write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DirectAlignError, match=r"list\.parquet: .*pip install 'directalign\[data\]'"):
+    with pytest.raises(
+        DirectAlignError, match=r"list\.parquet: .*pip install 'directalign\[data\]'"
+    ):
         read_prompts(file)
 
 
@@ -94,9 +116,15 @@ BROKEN = {
     "list.jsonl": (b"[1]", ":1: list instead of an object"),
     "other_key.jsonl": (b'{"title": "a"}', ":1: no key prompt, caption or text among 'title'"),
     "number.jsonl": (b'{"prompt": 3}', ":1: prompt is int 3, and text is needed"),
-    "other_column.csv": (b"title,id\na,1\n", "no column prompt, caption or text among 'title', 'id'"),
+    "other_column.csv": (
+        b"title,id\na,1\n",
+        "no column prompt, caption or text among 'title', 'id'",
+    ),
     "short_row.tsv": (b"id\tprompt\n1\ta\n2\n", ":3: 1 fields"),
-    "two_lines.tsv": (b'prompt\tid\na\t1\n"b\nc"\t2\n', ":3: a quote opens a field and does not close on this line"),
+    "two_lines.tsv": (
+        b'prompt\tid\na\t1\n"b\nc"\t2\n',
+        ":3: a quote opens a field and does not close on this line",
+    ),
     "open_quote.csv": (b'prompt\na\n"b\n', "not a table"),
     "list.pdf": (b"", "prompt lists end in .txt, .jsonl"),
 }
@@ -132,7 +160,11 @@ def test_the_world_keeps_every_seventh_caption_for_measuring() -> None:
 def test_a_stream_started_anew_goes_on_exactly() -> None:
     def steps(first: int, last: int) -> list[tuple[str, ...]]:
         stream = PromptStream(train_captions()[:200], seed=3)
-        return [stream.batch(step, 4, place, 16) for step in range(first, last) for place in range(0, 16, 4)]
+        return [
+            stream.batch(step, 4, place, 16)
+            for step in range(first, last)
+            for place in range(0, 16, 4)
+        ]
 
     assert steps(0, 40) == steps(0, 17) + steps(17, 40)
     assert len(set().union(*steps(0, 13))) == 200  # 13 steps of 16 prompts: a whole epoch

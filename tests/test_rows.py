@@ -14,7 +14,11 @@ from directalign.types import DirectAlignError
 
 datasets = pytest.importorskip("datasets", reason="datasets are an extra: directalign[data]")
 
-TABLE = {"id": [1, 2, 3, 4], "Prompt": ["a red star", None, "  ", " a blue moon "], "words": [["a"]] * 4}
+TABLE = {
+    "id": [1, 2, 3, 4],
+    "Prompt": ["a red star", None, "  ", " a blue moon "],
+    "control_phrases": [["a"]] * 4,
+}
 GOOD = ["a red star", "a blue moon"]
 
 
@@ -51,11 +55,17 @@ def test_an_address_says_what_is_meant(source: str, address: Address) -> None:
 def test_a_folder_goes_before_marks_in_its_name(tmp_path: Path) -> None:
     for odd in (tmp_path / "a@b", tmp_path / "a#b"):
         odd.mkdir()
-        assert parse(f"hf:{odd}") == Address(str(odd)) and parse(f"hf:{odd}#text") == Address(str(odd), column="text")
-    assert parse(f"hf:{tmp_path / 'a@b'}@test#text") == Address(str(tmp_path / "a@b"), split="test", column="text")
+        assert parse(f"hf:{odd}") == Address(str(odd)) and parse(f"hf:{odd}#text") == Address(
+            str(odd), column="text"
+        )
+    assert parse(f"hf:{tmp_path / 'a@b'}@test#text") == Address(
+        str(tmp_path / "a@b"), split="test", column="text"
+    )
 
 
-@pytest.mark.parametrize("source", ["hf:", "hf:name", "hf:a/b/c", "hf:owner/", "hf:two words/name", "hf:@train"])
+@pytest.mark.parametrize(
+    "source", ["hf:", "hf:name", "hf:a/b/c", "hf:owner/", "hf:two words/name", "hf:@train"]
+)
 def test_what_is_no_address_is_refused(source: str) -> None:
     with pytest.raises(DirectAlignError, match="not the address of a dataset; write hf:owner/name"):
         parse(source)
@@ -149,7 +159,9 @@ COMPLAINTS = {
 
 
 @pytest.mark.parametrize("spoil", COMPLAINTS, ids=lambda spoil: spoil.__name__)
-def test_a_broken_dataset_is_one_line_that_names_it(tmp_path: Path, table: datasets.Dataset, spoil) -> None:
+def test_a_broken_dataset_is_one_line_that_names_it(
+    tmp_path: Path, table: datasets.Dataset, spoil
+) -> None:
     source = f"hf:{tmp_path / 'set'}{spoil(tmp_path / 'set', table)}"
     with pytest.raises(DirectAlignError, match=COMPLAINTS[spoil]) as raised:
         read_prompts(source)
@@ -157,25 +169,41 @@ def test_a_broken_dataset_is_one_line_that_names_it(tmp_path: Path, table: datas
 
 
 def gated() -> Exception:
-    error = datasets.exceptions.DatasetNotFoundError("Dataset 'owner/name' is a gated dataset on the Hub.")
+    error = datasets.exceptions.DatasetNotFoundError(
+        "Dataset 'owner/name' is a gated dataset on the Hub."
+    )
     error.__cause__ = GatedRepoError.__new__(GatedRepoError)  # made without the response it carries
     return error
 
 
 HUB = [
-    (gated(), r"gated on the hub; accept its terms at https://huggingface\.co/datasets/owner/name, then log in \(hf auth login\) or set HF_TOKEN"),
-    (datasets.exceptions.DatasetNotFoundError("Dataset 'owner/name' doesn't exist"), "no such dataset on the hub, or a private one; check owner/name"),
-    (ConnectionError("Couldn't reach\n'owner/name'"), r"the hub cannot be reached \(Couldn't reach 'owner/name'\); mend the connection"),
+    (
+        gated(),
+        r"gated on the hub; accept its terms at https://huggingface\.co/datasets/owner/name, then log in \(hf auth login\) or set HF_TOKEN",
+    ),
+    (
+        datasets.exceptions.DatasetNotFoundError("Dataset 'owner/name' doesn't exist"),
+        "no such dataset on the hub, or a private one; check owner/name",
+    ),
+    (
+        ConnectionError("Couldn't reach\n'owner/name'"),
+        r"the hub cannot be reached \(Couldn't reach 'owner/name'\); mend the connection",
+    ),
     (
         ValueError("Config name is missing.\nPlease pick one among: ['en', 'de']"),
         r"Please pick one among: \['en', 'de'\]\); name its config.*hf:owner/name:config",
     ),
-    (RuntimeError("Dataset scripts are no longer supported, but found name.py"), "cannot be read as a dataset .Dataset scripts are no longer supported"),
+    (
+        RuntimeError("Dataset scripts are no longer supported, but found name.py"),
+        "cannot be read as a dataset .Dataset scripts are no longer supported",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("error", "complaint"), HUB, ids=lambda value: type(value).__name__)
-def test_what_the_hub_refuses_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, error: Exception, complaint: str) -> None:
+def test_what_the_hub_refuses_is_named_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, complaint: str
+) -> None:
     def refuse(*_: object) -> None:
         raise error
 
@@ -185,7 +213,9 @@ def test_what_the_hub_refuses_is_named_with_its_remedy(monkeypatch: pytest.Monke
     assert str(raised.value).startswith("hf:owner/name: ") and "\n" not in str(raised.value)
 
 
-def test_the_hub_is_asked_for_name_and_config(monkeypatch: pytest.MonkeyPatch, table: datasets.Dataset) -> None:
+def test_the_hub_is_asked_for_name_and_config(
+    monkeypatch: pytest.MonkeyPatch, table: datasets.Dataset
+) -> None:
     asked: list[tuple[object, ...]] = []
 
     def load(*given: object) -> datasets.DatasetDict:
@@ -193,11 +223,17 @@ def test_the_hub_is_asked_for_name_and_config(monkeypatch: pytest.MonkeyPatch, t
         return splits(train=table, test=table.select([3]))
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert read_prompts("hf:owner/name") == GOOD and read_prompts("hf:owner/name:en@test") == GOOD[1:]
+    assert (
+        read_prompts("hf:owner/name") == GOOD and read_prompts("hf:owner/name:en@test") == GOOD[1:]
+    )
     assert asked == [("owner/name", None), ("owner/name", "en")]
 
 
-def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DirectAlignError, match=r"hf:owner/name: .*pip install 'directalign\[data\]'"):
+    with pytest.raises(
+        DirectAlignError, match=r"hf:owner/name: .*pip install 'directalign\[data\]'"
+    ):
         read_prompts("hf:owner/name")

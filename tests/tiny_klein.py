@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
+from diffusers import (
+    AutoencoderKLFlux2,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
+)
 from transformers import Qwen3ForCausalLM
 
 from tiny import SIZE
@@ -15,13 +20,19 @@ from tiny_z_image import qwen3_config
 
 
 def write_klein(
-    folder: Path, is_distilled: bool = False, scheduler: dict[str, Any] | None = None, transformer: dict[str, Any] | None = None, seed: int = 0
+    folder: Path,
+    is_distilled: bool = False,
+    scheduler: dict[str, Any] | None = None,
+    transformer: dict[str, Any] | None = None,
+    seed: int = 0,
 ) -> Path:
     """A Flux2KleinPipeline of 16 image and 512 text tokens; `scheduler` overrides the shift by size and steps, `transformer` the denoiser's settings."""
     torch.manual_seed(seed)
     tokenizer = qwen_tokenizer()
     pipeline = Flux2KleinPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, "use_dynamic_shifting": True} | (scheduler or {})),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            **{"shift": 3.0, "use_dynamic_shifting": True} | (scheduler or {})
+        ),
         vae=_autoencoder(),
         text_encoder=Qwen3ForCausalLM(qwen3_config(len(tokenizer), layers=28, width=8)),
         tokenizer=tokenizer,
@@ -49,5 +60,16 @@ def _autoencoder() -> AutoencoderKLFlux2:
 
 
 def _transformer_settings() -> dict[str, Any]:
-    layers = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2}
-    return {"in_channels": 16, "joint_attention_dim": 3 * 8, "axes_dims_rope": (2, 2, 2, 2), "guidance_embeds": False, **layers}
+    layers = {
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+    }
+    return {
+        "in_channels": 16,
+        "joint_attention_dim": 3 * 8,
+        "axes_dims_rope": (2, 2, 2, 2),
+        "guidance_embeds": False,
+        **layers,
+    }

@@ -38,19 +38,30 @@ def open_clip_weights(folder: Path) -> dict[str, Tensor]:
         if ".self_attn.k_proj." in name or ".self_attn.v_proj." in name:
             continue
         if ".self_attn.q_proj." in name:
-            tensor = torch.cat([ours[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")])
+            tensor = torch.cat(
+                [ours[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
+            )
             name = name.replace("self_attn.q_proj.", "attn.in_proj_")
         for old, new in NAMES:
             name = name.replace(old, new)
-        theirs[name] = (tensor.T if name in ("visual.proj", "text_projection") else tensor).contiguous()
+        theirs[name] = (
+            tensor.T if name in ("visual.proj", "text_projection") else tensor
+        ).contiguous()
     return theirs
 
 
-def write_open_clip(folder: Path, clip_folder: Path, name: str = "weights.pt", config: bool = True) -> Path:
+def write_open_clip(
+    folder: Path, clip_folder: Path, name: str = "weights.pt", config: bool = True
+) -> Path:
     """A file as HPSv2 publishes its own, and the config beside it; the CLIP of `clip_folder` has two heads in both towers, and quick_gelu."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"epoch": 3, "state_dict": open_clip_weights(clip_folder)}, folder / name)
     if config:
-        settings = {"embed_dim": 8, "quick_gelu": True, "vision_cfg": {"width": 16, "head_width": 8}, "text_cfg": {"width": 16, "heads": 2}}
+        settings = {
+            "embed_dim": 8,
+            "quick_gelu": True,
+            "vision_cfg": {"width": 16, "head_width": 8},
+            "text_cfg": {"width": 16, "heads": 2},
+        }
         (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": settings}))
     return folder / name

@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
 from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
@@ -28,7 +33,12 @@ CHAT = """{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n'
 """How Qwen3 is asked, without tools."""
 
 
-def write_qwen_image(folder: Path, scheduler: dict[str, Any] | None = None, transformer: dict[str, Any] | None = None, seed: int = 0) -> Path:
+def write_qwen_image(
+    folder: Path,
+    scheduler: dict[str, Any] | None = None,
+    transformer: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> Path:
     """A QwenImagePipeline of 16 image tokens; `scheduler` overrides the shift by size that Qwen-Image has, `transformer` the denoiser's settings."""
     torch.manual_seed(seed)
     tokenizer = qwen_tokenizer()
@@ -53,15 +63,27 @@ def write_qwen_image(folder: Path, scheduler: dict[str, Any] | None = None, tran
 
 def qwen_tokenizer() -> Qwen2Tokenizer:
     """Bytes, and whole words of `WORDS` and of Qwen-Image's instruction, which with its frame is 34 tokens long as in the real vocabulary."""
-    spaced = [f"Ġ{word}" for word in dict.fromkeys([*re.findall("[a-z]+", INSTRUCTION), *WORDS]) if word.isalpha()]
+    spaced = [
+        f"Ġ{word}"
+        for word in dict.fromkeys([*re.findall("[a-z]+", INSTRUCTION), *WORDS])
+        if word.isalpha()
+    ]
     tokens, merges = sorted(ByteLevel.alphabet()), []
     for word in [*spaced, "system", "user", "assistant", "Describe"]:
         for end in range(1, len(word)):
             merges.append((word[:end], word[end]))
             tokens.append(word[: end + 1])
     vocab = {token: place for place, token in enumerate(dict.fromkeys(tokens))}
-    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=list(dict.fromkeys(merges)), eos_token="<|im_end|>", chat_template=CHAT, model_max_length=4096)
-    tokenizer.add_tokens([AddedToken(name, special=True) for name in ("<|im_start|>", "<think>", "</think>")])
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab,
+        merges=list(dict.fromkeys(merges)),
+        eos_token="<|im_end|>",
+        chat_template=CHAT,
+        model_max_length=4096,
+    )
+    tokenizer.add_tokens(
+        [AddedToken(name, special=True) for name in ("<|im_start|>", "<think>", "</think>")]
+    )
     return tokenizer
 
 
@@ -77,15 +99,36 @@ def _text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGenerati
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 16, "fullatt_block_indexes": [0]}
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": 16,
+        "fullatt_block_indexes": [0],
+    }
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    )
 
 
 def _shift_by_size() -> dict[str, Any]:
     """The released scheduler's settings, for images of a few tokens."""
-    return {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64, "base_shift": 0.5, "max_shift": 0.9, "shift_terminal": 0.02}
+    return {
+        "use_dynamic_shifting": True,
+        "base_image_seq_len": 4,
+        "max_image_seq_len": 64,
+        "base_shift": 0.5,
+        "max_shift": 0.9,
+        "shift_terminal": 0.02,
+    }
 
 
 def _transformer_settings() -> dict[str, Any]:
-    sizes = {"num_layers": 2, "attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 16}
+    sizes = {
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 16,
+    }
     return {"in_channels": 16, "out_channels": 4, "axes_dims_rope": (2, 2, 4), **sizes}

@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from tiny import SIZE, autoencoder, clip_tokenizer, t5_tokenizer
@@ -16,7 +20,13 @@ MEDIUM = {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}
 """What SD3.5-medium has and SD3 has not: a second attention in some blocks, normalised queries and keys."""
 
 
-def write_sd3(folder: Path, t5: bool = True, scheduler: dict[str, Any] | None = None, transformer: dict[str, Any] | None = None, seed: int = 0) -> Path:
+def write_sd3(
+    folder: Path,
+    t5: bool = True,
+    scheduler: dict[str, Any] | None = None,
+    transformer: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> Path:
     """A StableDiffusion3Pipeline of 16 image tokens, 24 at the most along a side; without `t5` its third text encoder is null.
 
     `scheduler` overrides a static shift of 3, `transformer` the settings of the denoiser.
@@ -31,7 +41,10 @@ def write_sd3(folder: Path, t5: bool = True, scheduler: dict[str, Any] | None = 
         tokenizer=first,
         text_encoder_2=two_layer_clip(CLIPTextModelWithProjection, second, width=8, projection=20),
         tokenizer_2=second,
-        text_encoder_3=third and T5EncoderModel(T5Config(vocab_size=len(third), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)),
+        text_encoder_3=third
+        and T5EncoderModel(
+            T5Config(vocab_size=len(third), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+        ),
         tokenizer_3=third,
         transformer=SD3Transformer2DModel(**_transformer_settings() | (transformer or {})),
     )

@@ -15,7 +15,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from tiny import SIZE, autoencoder, clip_tokenizer
 
-SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "leading", "steps_offset": 1}
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+}
 """Settings of SDXL 1.0, whose folder names another sampler than DDIM."""
 
 
@@ -40,7 +46,9 @@ def write_sdxl(
         tokenizer=first,
         tokenizer_2=second,
         unet=UNet2DConditionModel(**_unet_settings() | (unet or {})),
-        scheduler=EulerDiscreteScheduler(**SCHEDULER | {"prediction_type": prediction_type} | (scheduler or {})),
+        scheduler=EulerDiscreteScheduler(
+            **SCHEDULER | {"prediction_type": prediction_type} | (scheduler or {})
+        ),
         force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
         add_watermarker=False,
     )
@@ -68,11 +76,28 @@ def _unet_settings() -> dict[str, Any]:
     }
 
 
-def two_layer_clip(kind: type[CLIPTextModel] | type[CLIPTextModelWithProjection], tokenizer: CLIPTokenizer, width: int, projection: int = 16) -> Any:
+def two_layer_clip(
+    kind: type[CLIPTextModel] | type[CLIPTextModelWithProjection],
+    tokenizer: CLIPTokenizer,
+    width: int,
+    projection: int = 16,
+) -> Any:
     """A CLIP text encoder of `width` for `clip_tokenizer`'s words, whose pooled output is `projection` wide if it has one."""
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": projection}
-    return kind(CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=16, **sizes, **ids))
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    sizes = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": projection,
+    }
+    return kind(
+        CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=16, **sizes, **ids)
+    )
 
 
 def padding_with_exclamation_marks(tokenizer: CLIPTokenizer) -> CLIPTokenizer:

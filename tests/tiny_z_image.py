@@ -13,7 +13,12 @@ from tiny import autoencoder
 from tiny_qwen import qwen_tokenizer
 
 
-def write_z_image(folder: Path, scheduler: dict[str, Any] | None = None, transformer: dict[str, Any] | None = None, seed: int = 0) -> Path:
+def write_z_image(
+    folder: Path,
+    scheduler: dict[str, Any] | None = None,
+    transformer: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> Path:
     """A ZImagePipeline of 16 image tokens; `scheduler` overrides a static shift of 3, `transformer` the denoiser's settings."""
     torch.manual_seed(seed)
     tokenizer = qwen_tokenizer()
@@ -33,10 +38,29 @@ def write_z_image(folder: Path, scheduler: dict[str, Any] | None = None, transfo
 
 def qwen3_config(vocabulary: int, layers: int, width: int) -> Qwen3Config:
     """Two heads, one for keys and values."""
-    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers, "head_dim": width // 2}
-    return Qwen3Config(vocab_size=vocabulary, num_attention_heads=2, num_key_value_heads=1, bos_token_id=None, eos_token_id=None, **sizes)
+    sizes = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "head_dim": width // 2,
+    }
+    return Qwen3Config(
+        vocab_size=vocabulary,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        bos_token_id=None,
+        eos_token_id=None,
+        **sizes,
+    )
 
 
 def _transformer_settings() -> dict[str, Any]:
     heads = {"n_heads": 2, "n_kv_heads": 2, "axes_dims": [4, 2, 2], "axes_lens": [1024, 32, 32]}
-    return {"in_channels": 4, "dim": 16, "n_layers": 1, "n_refiner_layers": 1, "cap_feat_dim": 16, **heads}
+    return {
+        "in_channels": 4,
+        "dim": 16,
+        "n_layers": 1,
+        "n_refiner_layers": 1,
+        "cap_feat_dim": 16,
+        **heads,
+    }

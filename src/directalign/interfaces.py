@@ -1,12 +1,21 @@
 """The three contracts, on one page. Nobody inherits from them; pyright checks that each implementation fits.
 
-family.encode_prompt -> rollout -> core -> family.predict -> family.decode -> reward.encode/score -> method.losses
+model.encode_prompt -> rollout -> core -> model.predict -> model.decode -> reward.encode/score -> method.losses
 """
 
 from __future__ import annotations
 
 from .config import RolloutConfig
-from .types import Batch, Conditioning, Images, Latents, LossTerm, PathName, PerSample, PredictionName
+from .types import (
+    Batch,
+    Conditioning,
+    Images,
+    Latents,
+    LossTerm,
+    PathName,
+    PerSample,
+    PredictionName,
+)
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any, Protocol, runtime_checkable
@@ -31,7 +40,7 @@ class Model(Protocol):
     """(height, width) in pixels the checkpoint was made for."""
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
-        """Text encoders, frozen, no gradient. Carries `unconditional` too where the family can use cfg."""
+        """Text encoders, frozen, no gradient. Carries `unconditional` too where the model can use cfg."""
         ...
 
     def encode_image(self, images: Images) -> Latents:
@@ -47,8 +56,8 @@ class Model(Protocol):
         """One network call at noise level `sigma` in [0, 1], best in float64 (two calls when `cond.cfg_scale` is not 1); float32."""
         ...
 
-    def sigmas(self, num_sampling_steps: int, height: int, width: int) -> Tensor:
-        """The sampling grid of the checkpoint's own scheduler: (num_sampling_steps + 1,), falling, ends in 0."""
+    def sigmas(self, num_inference_steps: int, height: int, width: int) -> Tensor:
+        """The sampling grid of the checkpoint's own scheduler: (num_inference_steps + 1,), falling, ends in 0."""
         ...
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:

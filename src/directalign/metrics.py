@@ -357,7 +357,14 @@ def metric(name: str) -> Metric:
     if name.startswith(OFF_TOPIC):
         inner = metric(name.removeprefix(OFF_TOPIC))
         text = f"{inner.description} On prompts that the training has nothing to do with: a rise here has leaked."
-        return Metric(name, f"{inner.label.removesuffix(' of whole images')} off topic", "leakage", None, text, inner.unit)
+        return Metric(
+            name,
+            f"{inner.label.removesuffix(' of whole images')} off topic",
+            "leakage",
+            None,
+            text,
+            inner.unit,
+        )
     if name.startswith(HELD_OUT):
         label = name.removeprefix(HELD_OUT)
         text, best = "Mean score of a reward that is never trained on, under the bare prompt.", True

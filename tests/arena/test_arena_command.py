@@ -106,7 +106,7 @@ def test_prompts_that_a_model_lacks_are_counted(tmp_path: Path):
 
 def test_control_prompts_of_a_comparison_are_not_asked(tmp_path: Path):
     source = comparison_folders.write_comparison(
-        tmp_path / "source", prompts=comparison_folders.PROMPTS[:3], off_topic=2, size=32
+        tmp_path / "source", prompts=comparison_folders.PROMPTS[:3], control_prompts=2, size=32
     )
     found = read_sources([source])
     assert (

@@ -29,7 +29,7 @@ class Recipe:
     window: tuple[int, int] = (15, 45)
     ratio: float = 0.6
     ramps: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 0.4), (0.5, 0.1))
-    accumulation: int = 3
+    gradient_accumulation_steps: int = 3
     guidance: float | None = 2.5
     kinds: tuple[str, ...] = ("denoise", "inversion")
     seed: int = 3
@@ -50,12 +50,28 @@ def record(folder: Path, recipe: Recipe) -> Path:
         "reward.text_pos": F.normalize(torch.randn(6), dim=0),
         "reward.text_neg": F.normalize(torch.randn(6), dim=0),
     }
-    branches = [record_branch(index, kind, recipe, tensors, transformer, vae) for index, kind in enumerate(recipe.kinds)]
-    tensors |= {f"grad.{name}": p.grad for name, p in transformer.named_parameters() if p.grad is not None}
+    branches = [
+        record_branch(index, kind, recipe, tensors, transformer, vae)
+        for index, kind in enumerate(recipe.kinds)
+    ]
+    tensors |= {
+        f"grad.{name}": p.grad for name, p in transformer.named_parameters() if p.grad is not None
+    }
     tensors |= {f"transformer.{name}": tensor for name, tensor in transformer.state_dict().items()}
-    tensors |= {f"vae.{name}": tensor for name, tensor in vae.state_dict().items() if name.startswith("decoder.")}
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, folder / "case.safetensors")
-    settings = as_settings(recipe) | {"transformer_config": transformer_config, "vae_config": vae_config, "branches": branches}
+    tensors |= {
+        f"vae.{name}": tensor
+        for name, tensor in vae.state_dict().items()
+        if name.startswith("decoder.")
+    }
+    save_file(
+        {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+        folder / "case.safetensors",
+    )
+    settings = as_settings(recipe) | {
+        "transformer_config": transformer_config,
+        "vae_config": vae_config,
+        "branches": branches,
+    }
     (folder / "case.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder / "case"
 
@@ -70,15 +86,29 @@ def record_branch(index, kind, recipe, tensors, transformer, vae) -> dict[str, o
     place = torch.tensor([[0.0, row, column] for row in range(rows) for column in range(columns)])
     guidance = None if recipe.guidance is None else torch.tensor([recipe.guidance])
     text = tensors["prompt_embeds"]
-    velocity = transformer(x_from, text, tensors["pooled_prompt_embeds"], torch.tensor([shown]), place, torch.zeros(5, 3), guidance).sample
+    velocity = transformer(
+        x_from,
+        text,
+        tensors["pooled_prompt_embeds"],
+        torch.tensor([shown]),
+        place,
+        torch.zeros(5, 3),
+        guidance,
+    ).sample
     x_to = x_from + (sigma_to - sigma_from) * velocity
     packed = (x_to - sigma_to * tensors["noise_packed"]) / (1 - sigma_to)
-    latents = packed.view(1, rows, columns, 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(1, 4, 2 * rows, 2 * columns)
+    latents = (
+        packed.view(1, rows, columns, 4, 2, 2)
+        .permute(0, 3, 1, 4, 2, 5)
+        .reshape(1, 4, 2 * rows, 2 * columns)
+    )
     image = (vae.decode(latents / 0.3611 + 0.1159).sample * 0.5 + 0.5).clamp(0, 1)
 
     low, high = recipe.ramps[kind == "inversion"]
     k = low + (high - low) * read_at / (recipe.points - 1)
-    features = F.normalize(F.adaptive_avg_pool2d(image, 8).flatten(1) @ tensors["reward.proj"], dim=-1)
+    features = F.normalize(
+        F.adaptive_avg_pool2d(image, 8).flatten(1) @ tensors["reward.proj"], dim=-1
+    )
     own, other = (tensors[f"reward.text_{side}"] for side in SIDE[kind])
     loss = torch.relu(0.7 - features @ ((1 + k) * own - other)).sum() / recipe.accumulation
     loss.backward()
@@ -100,15 +130,38 @@ def level(point: int, recipe: Recipe) -> float:
     grid = torch.linspace(1, 0, 51)
     grid = 3 * grid / (1 + 2 * grid)
     first, last = recipe.window
-    return torch.linspace(grid[first].item(), grid[last].item(), recipe.points)[recipe.points - point].item()
+    return torch.linspace(grid[first].item(), grid[last].item(), recipe.points)[
+        recipe.points - point
+    ].item()
 
 
 def configs(recipe: Recipe) -> tuple[dict[str, object], dict[str, object]]:
     """(transformer, VAE): the smallest that diffusers builds."""
-    transformer = {"in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2, "axes_dims_rope": [2, 2, 4]}
-    transformer |= {"joint_attention_dim": 12, "pooled_projection_dim": 10, "guidance_embeds": recipe.guidance is not None}
-    vae = {"block_out_channels": [4, 4], "latent_channels": 4, "norm_num_groups": 2, "layers_per_block": 1, "use_quant_conv": False}
-    vae |= {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2, "use_post_quant_conv": False}
+    transformer = {
+        "in_channels": 16,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "axes_dims_rope": [2, 2, 4],
+    }
+    transformer |= {
+        "joint_attention_dim": 12,
+        "pooled_projection_dim": 10,
+        "guidance_embeds": recipe.guidance is not None,
+    }
+    vae = {
+        "block_out_channels": [4, 4],
+        "latent_channels": 4,
+        "norm_num_groups": 2,
+        "layers_per_block": 1,
+        "use_quant_conv": False,
+    }
+    vae |= {
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "use_post_quant_conv": False,
+    }
     return transformer, vae
 
 
@@ -125,6 +178,6 @@ def as_settings(recipe: Recipe) -> dict[str, object]:
         "groundtruth_ratio": recipe.ratio,
         "discount_denoise": list(recipe.ramps[0]),
         "discount_inversion": list(recipe.ramps[1]),
-        "accumulation": recipe.accumulation,
+        "gradient_accumulation_steps": recipe.accumulation,
         "train_guidance": recipe.guidance or 1.0,
     }

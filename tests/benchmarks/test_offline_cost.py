@@ -19,7 +19,9 @@ class Sampled(Exception):
 
 @pytest.fixture(scope="module")
 def offline_cost() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("offline_cost", ROOT / "benchmarks" / "offline_cost.py")
+    spec = importlib.util.spec_from_file_location(
+        "offline_cost", ROOT / "benchmarks" / "offline_cost.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -27,13 +29,20 @@ def offline_cost() -> ModuleType:
 
 
 def test_one_pair_gives_finite_numbers(offline_cost: ModuleType) -> None:
-    row = offline_cost.measure(num_sampling_steps=2, pairs=1)
+    row = offline_cost.measure(num_inference_steps=2, pairs=1)
     assert all(math.isfinite(value) and value > 0 for value in row.values())
-    assert (row["num_sampling_steps"], row["pairs"]) == (2, 1)
-    assert row["ratio"] == row["ratio_low"] == row["ratio_high"] == pytest.approx(row["offline_seconds"] / row["online_seconds"])
+    assert (row["num_inference_steps"], row["pairs"]) == (2, 1)
+    assert (
+        row["ratio"]
+        == row["ratio_low"]
+        == row["ratio_high"]
+        == pytest.approx(row["offline_seconds"] / row["online_seconds"])
+    )
 
 
-def test_offline_makes_no_rollout(offline_cost: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_makes_no_rollout(
+    offline_cost: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def sample(*arguments: object) -> None:
         raise Sampled
 

@@ -18,7 +18,9 @@ CASES = ROOT / "tests" / "fixtures" / "reference"
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("replay_reference", ROOT / "benchmarks" / "replay_reference.py")
+    spec = importlib.util.spec_from_file_location(
+        "replay_reference", ROOT / "benchmarks" / "replay_reference.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -54,9 +56,20 @@ def test_official_recordings_are_reproduced(benchmark, name):
         Recipe(),
         Recipe(m=50, kinds=("denoise",), guidance=None),
         Recipe(m=6, kinds=("inversion",), height=24, width=8, seed=4),
-        Recipe(m=75, window=(0, 50), ratio=0.9, accumulation=1, kinds=("inversion", "denoise", "denoise")),
+        Recipe(
+            m=75,
+            window=(0, 50),
+            ratio=0.9,
+            gradient_accumulation_steps=1,
+            kinds=("inversion", "denoise", "denoise"),
+        ),
     ],
-    ids=["clipped_high", "denoise_only_no_guidance", "inversion_only_clipped_low", "whole_schedule_three_branches"],
+    ids=[
+        "clipped_high",
+        "denoise_only_no_guidance",
+        "inversion_only_clipped_low",
+        "whole_schedule_three_branches",
+    ],
 )
 def test_other_settings_are_reproduced(benchmark, tmp_path, recipe):
     errors = benchmark.replay(record(tmp_path, recipe))

@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("write_results", ROOT / "benchmarks" / "write_results.py")
+    spec = importlib.util.spec_from_file_location(
+        "write_results", ROOT / "benchmarks" / "write_results.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -55,19 +57,37 @@ def text_of(module: ModuleType) -> str:
 
 def test_without_records_the_document_says_so(results: ModuleType) -> None:
     results.main([])
-    assert "No study has been recorded yet." in text_of(results) and "`table1`, `tuning`, `convergence`" in text_of(results)
+    assert "No study has been recorded yet." in text_of(
+        results
+    ) and "`table1`, `tuning`, `convergence`" in text_of(results)
     results.main(["--check"])
 
 
 def test_a_recorded_study_is_told(results: ModuleType, folder: Path) -> None:
-    (results.ROOT / "docs/findings/convergence.md").write_text("Policy gradients win\n\n# A heading\n\nwhere rewards are black boxes (arXiv 2505.05470).\n")
+    (results.ROOT / "docs/findings/convergence.md").write_text(
+        "Policy gradients win\n\n# A heading\n\nwhere rewards are black boxes (arXiv 2505.05470).\n"
+    )
     results.main(["--record", "convergence", str(folder)])
     assert read_rows(results.record_of("convergence")) == rows()
     text = text_of(results)
-    assert "[convergence](#convergence) | What it costs to reach the same judge level |" in text and "| 0, 1, 2 | 0123456789 |" in text
-    assert "\n## What it costs to reach the same judge level\n" in text and "\n### The price of a level\n" in text and "\n## The price" not in text
-    assert "| Flow-GRPO | 100.0 (100.0–100.0) |" in text and "2 CPU cores (x86_64)" in text and "`directalign study convergence`" in text
-    assert "### Where it does not hold, and the likely reason\n\nPolicy gradients win\n\n### A heading" in text
+    assert (
+        "[convergence](#convergence) | What it costs to reach the same judge level |" in text
+        and "| 0, 1, 2 | 0123456789 |" in text
+    )
+    assert (
+        "\n## What it costs to reach the same judge level\n" in text
+        and "\n### The price of a level\n" in text
+        and "\n## The price" not in text
+    )
+    assert (
+        "| Flow-GRPO | 100.0 (100.0–100.0) |" in text
+        and "2 CPU cores (x86_64)" in text
+        and "`directalign study convergence`" in text
+    )
+    assert (
+        "### Where it does not hold, and the likely reason\n\nPolicy gradients win\n\n### A heading"
+        in text
+    )
     assert "Not recorded yet: `table1`, `tuning`, `timesteps`" in text
     for what in ("curves", "cost", "depth"):
         assert f"![convergence, {what}](img/studies/convergence_{what}.png)" in text
@@ -81,14 +101,22 @@ def test_figures_of_a_former_record_go(results: ModuleType, folder: Path) -> Non
     for name in ("convergence_former.png", "table1_trails.png"):
         (former / name).write_bytes(b"")
     results.main(["--record", "convergence", str(folder)])
-    assert {file.name for file in former.iterdir()} == {"table1_trails.png", *(f"convergence_{what}.png" for what in ("curves", "cost", "depth"))}
+    assert {file.name for file in former.iterdir()} == {
+        "table1_trails.png",
+        *(f"convergence_{what}.png" for what in ("curves", "cost", "depth")),
+    }
 
 
 def test_a_stale_document_is_seen_and_left_alone(results: ModuleType, folder: Path) -> None:
     results.main(["--record", "convergence", str(folder)])
-    write_rows([row | ({"seconds": 2 * row["seconds"]} if "seconds" in row else {}) for row in rows()], results.record_of("convergence"))
+    write_rows(
+        [row | ({"seconds": 2 * row["seconds"]} if "seconds" in row else {}) for row in rows()],
+        results.record_of("convergence"),
+    )
     before = text_of(results)
-    with pytest.raises(SystemExit, match=r"docs/results\.md differs from benchmarks/results/studies"):
+    with pytest.raises(
+        SystemExit, match=r"docs/results\.md differs from benchmarks/results/studies"
+    ):
         results.main(["--check"])
     assert text_of(results) == before
     results.main([])
@@ -104,12 +132,19 @@ def test_a_document_that_is_not_there_is_stale(results: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("study", "size", "name", "message"),
     [
-        ("convergence", "quick", "convergence", "holds the quick size of study convergence, and the full size of convergence"),
+        (
+            "convergence",
+            "quick",
+            "convergence",
+            "holds the quick size of study convergence, and the full size of convergence",
+        ),
         ("table1", "full", "convergence", "holds the full size of study table1"),
         ("convergence", "full", "convergances", "no study is called convergances"),
     ],
 )
-def test_what_cannot_be_recorded(results: ModuleType, tmp_path: Path, study: str, size: str, name: str, message: str) -> None:
+def test_what_cannot_be_recorded(
+    results: ModuleType, tmp_path: Path, study: str, size: str, name: str, message: str
+) -> None:
     given = plant(tmp_path / "given", study, size)
     with pytest.raises(SystemExit, match=message):
         results.main(["--record", name, str(given)])
@@ -121,7 +156,10 @@ def test_a_folder_without_a_study(results: ModuleType, tmp_path: Path) -> None:
         results.main(["--record", "convergence", str(tmp_path)])
 
 
-@pytest.mark.parametrize("words", ["It is 3 times cheaper.", "Only 12 % are photos.", "A drift of 0.04 remains.", "75x less"])
+@pytest.mark.parametrize(
+    "words",
+    ["It is 3 times cheaper.", "Only 12 % are photos.", "A drift of 0.04 remains.", "75x less"],
+)
 def test_a_number_typed_by_hand_is_refused(results: ModuleType, words: str) -> None:
     write_rows(rows(), results.record_of("convergence"))
     (results.ROOT / "docs/img/studies").mkdir(parents=True)

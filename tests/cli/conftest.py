@@ -21,10 +21,10 @@ def recipe(tmp_path: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     given = {
         "name": "test",
-        "model": {"family": "flux", "path": str(tiny_flux)},
+        "model": {"architecture": "flux", "path": str(tiny_flux)},
         "reward": {"name": "pixels", "statistic": "redness"},
         "method": {"form": "absolute", "embedded_guidance": 3.5},
-        "rollout": {"num_sampling_steps": 2, "embedded_guidance": 1.0},
+        "rollout": {"num_inference_steps": 2, "embedded_guidance": 1.0},
         "data": {"prompts": "prompts.txt"},
         "train": {"num_steps": 2},
     }

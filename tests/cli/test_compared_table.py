@@ -12,7 +12,12 @@ MODELS = [{"key": key, "label": key, "trained_on": []} for key in ("base", "tune
 def cells(n: int, spread: float) -> list[str]:
     found = {"value": 0.5, "low": 0.5 - spread, "high": 0.5 + spread, "n": n}
     names = {"entropy": {"label": "Entropy", "role": "drift", "better": 0}}
-    summary: dict[str, Any] = {"names": names, "models": {each["key"]: {"entropy": found} for each in MODELS}, "differences": [], "wins": []}
+    summary: dict[str, Any] = {
+        "names": names,
+        "models": {each["key"]: {"entropy": found} for each in MODELS},
+        "differences": [],
+        "wins": [],
+    }
     return list(table_of(MODELS, summary).columns[2].cells)
 
 

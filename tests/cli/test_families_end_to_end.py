@@ -40,17 +40,28 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 
 @pytest.mark.parametrize("family", WRITERS)
 def test_from_a_checkpoint_to_an_image_of_the_librarys_pipeline(
-    family: str, tmp_path: Path, clip_folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+    family: str,
+    tmp_path: Path,
+    clip_folder: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     _write_recipe(family, WRITERS[family](tmp_path / "model"), clip_folder)
     assert _lines(command("train", "recipe.yaml", "--out", "run"))[-1] == "run"
-    resumed = _lines(command("train", "recipe.yaml", "--set", "train.num_steps=3", "--out", "run", "--resume"))
+    resumed = _lines(
+        command("train", "recipe.yaml", "--set", "train.num_steps=3", "--out", "run", "--resume")
+    )
     assert any(line.startswith("continuing from run/checkpoints/step-000002") for line in resumed)
     assert _updates() == [1, 2, 3]
-    assert _lines(command("sample", "run", "--prompt", "a red star on sandy background", "--seed", "7")) == ["images/0000-seed7.png"]
+    assert _lines(
+        command("sample", "run", "--prompt", "a red star on sandy background", "--seed", "7")
+    ) == ["images/0000-seed7.png"]
     assert _lines(command("export", "run", "--format", "diffusers")) == ["run/export/diffusers"]
-    sampled, record = _pixels(Image.open("images/0000-seed7.png")), json.loads(Path("images/images.jsonl").read_text())
+    sampled, record = (
+        _pixels(Image.open("images/0000-seed7.png")),
+        json.loads(Path("images/images.jsonl").read_text()),
+    )
     assert np.abs(sampled - _made_by_the_library(record["diffusers"], exported=True)).max() <= 1
     assert np.abs(sampled - _made_by_the_library(record["diffusers"], exported=False)).max() > 4
 
@@ -60,13 +71,24 @@ def _write_recipe(family: str, model: Path, clip: Path) -> None:
     embedded = {"embedded_guidance": 3.5} if family == "flux" else {}
     recipe = {
         "name": f"tiny {family}",
-        "model": {"family": family, "path": str(model), "lora": {"rank": 2, "alpha": 4}},
+        "model": {"architecture": family, "path": str(model), "lora": {"rank": 2, "alpha": 4}},
         "reward": {"name": "clip", "path": str(clip)},
-        "method": {"name": "srpo", "form": "relative", "words": {"positive": ["Realistic photo"], "negative": ["CG render"]}, **embedded},
-        "rollout": {"num_sampling_steps": 2, "height": SIZE, "width": SIZE, "cfg_scale": 1.0 if embedded else 3.0, **embedded},
+        "method": {
+            "name": "srpo",
+            "form": "relative",
+            "control_phrases": {"positive": ["Realistic photo"], "negative": ["CG render"]},
+            **embedded,
+        },
+        "rollout": {
+            "num_inference_steps": 2,
+            "height": SIZE,
+            "width": SIZE,
+            "cfg_scale": 1.0 if embedded else 3.0,
+            **embedded,
+        },
         "data": {"prompts": "prompts.txt", "batch_size": 2},
-        "train": {"num_steps": 2, "learning_rate": 0.1, "checkpoint_every": 1},
-        "evaluate": {"num_pairs": 2, "batch_size": 2},
+        "train": {"num_steps": 2, "learning_rate": 0.1, "save_every": 1},
+        "evaluate": {"num_samples": 2, "batch_size": 2},
     }
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
     Path("prompts.txt").write_text("a red star on sandy background\na blue circle\n")
@@ -88,7 +110,10 @@ def _made_by_the_library(call: dict[str, Any], exported: bool) -> np.ndarray:
     lines = [line for line in call["code"].splitlines() if "load_lora_weights" not in line]
     if exported:
         place = next(place for place, line in enumerate(lines) if line.startswith("pipe = ")) + 1
-        lines.insert(place, "pipe.load_lora_weights('run/export/diffusers', weight_name='pytorch_lora_weights.safetensors')")
+        lines.insert(
+            place,
+            "pipe.load_lora_weights('run/export/diffusers', weight_name='pytorch_lora_weights.safetensors')",
+        )
     names: dict[str, Any] = {}
     exec("\n".join(lines), names)
     return _pixels(names["image"])

@@ -172,7 +172,7 @@ def test_a_run_is_sampled_before_and_after(
         clip_folder,
         "--after",
         tmp_path / "run",
-        "--num-pairs",
+        "--num-samples",
         3,
         "--out",
         tmp_path / "r.safetensors",
@@ -214,7 +214,7 @@ def test_what_does_not_fit_together_is_one_line(
     folders: tuple[Path, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    words: list[str],
+    control_phrases: list[str],
     says: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)

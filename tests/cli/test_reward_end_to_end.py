@@ -26,14 +26,38 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two updates of the recipe of a mixture, one member asked under tokens that were made for it."""
     folder = tmp_path_factory.mktemp("mixture")
     tokens = folder / "photo.safetensors"
-    call("reward", "soft-prompts", "--reward", "world:reward", "--positive", "Realistic photo", "--negative", "CG render", "--out", tokens)
+    call(
+        "reward",
+        "soft-prompts",
+        "--reward",
+        "world:reward",
+        "--positive",
+        "Realistic photo",
+        "--negative",
+        "CG render",
+        "--out",
+        tokens,
+    )
     recipe = yaml.safe_load(RECIPE.read_text())
-    recipe["reward"]["members"][0]["words"] = {"positive": [str(tokens)], "negative": [str(tokens.with_suffix(".negative.safetensors"))]}
+    recipe["reward"]["members"][0]["control_phrases"] = {
+        "positive": [str(tokens)],
+        "negative": [str(tokens.with_suffix(".negative.safetensors"))],
+    }
     recipe["model"]["tune"] = "lora"
     recipe["method"]["anchor"]["reference_updates"] = 1
-    recipe["rollout"]["num_sampling_steps"], recipe["data"]["batch_size"] = 2, 2
-    recipe["train"] |= {"num_steps": 2, "checkpoint_every": 2, "sample_every": 0, "sample_prompts": ["a red star on a navy background"]}
-    recipe["evaluate"] |= {"every": 2, "num_pairs": 2, "pairs_during": 2, "off_topic": "world"}
+    recipe["rollout"]["num_inference_steps"], recipe["data"]["batch_size"] = 2, 2
+    recipe["train"] |= {
+        "num_steps": 2,
+        "save_every": 2,
+        "sample_every": 0,
+        "sample_prompts": ["a red star on a navy background"],
+    }
+    recipe["evaluate"] |= {
+        "every": 2,
+        "num_samples": 2,
+        "num_samples_during": 2,
+        "control_prompts": "world",
+    }
     recipe["evaluate"]["rewards"] = {"bright": {"name": "pixels", "statistic": "brightness"}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     call("train", folder / "recipe.yaml", "--out", folder / "run")
@@ -45,10 +69,17 @@ def test_every_member_has_curves_of_its_own(run: Path) -> None:
     update = next(row for row in rows if row["event"] == "step")["metrics"]
     measured = next(row for row in rows if row["event"] == "evaluate")
     for label in ("first", "second", "colour"):
-        assert {f"reward_{label}", f"share_{label}", f"gradient_{label}"} <= update.keys() and f"reward_{label}" in measured
+        assert {
+            f"reward_{label}",
+            f"share_{label}",
+            f"gradient_{label}",
+        } <= update.keys() and f"reward_{label}" in measured
     assert "held_out_bright" in measured and "off_topic_held_out_bright" in measured
     tags = set(EventAccumulator(str(run / "tensorboard")).Reload().Tags()["scalars"])
-    assert all(any(tag.endswith(f"share_{label}") for tag in tags) for label in ("first", "second", "colour")), tags
+    assert all(
+        any(tag.endswith(f"share_{label}") for tag in tags)
+        for label in ("first", "second", "colour")
+    ), tags
 
 
 def test_the_page_and_the_model_card_name_every_member(run: Path, tmp_path: Path) -> None:
@@ -59,4 +90,8 @@ def test_the_page_and_the_model_card_name_every_member(run: Path, tmp_path: Path
     assert f"reward `{named}`" in card and str(run.parent) not in card
     assert "| reward_first |" in card and "mean score of first, a member of the reward" in card
     assert "mean score of the held-out reward bright, under the plain prompt" in card
-    assert not any("statistic of the pixels" in line for line in card.splitlines() if line.startswith(("| reward_", "| held_out_", "| off_topic_", "| style_")))
+    assert not any(
+        "statistic of the pixels" in line
+        for line in card.splitlines()
+        if line.startswith(("| reward_", "| held_out_", "| off_topic_", "| style_"))
+    )

@@ -38,7 +38,10 @@ def test_what_it_leaves_trains_as_a_reward(
     assert result.exit_code == 0, result.output
     assert "responsiveness" in result.output and result.output.splitlines()[-1] == "tuned"
     record = json.loads((tmp_path / "tuned" / "finetune.json").read_text())
-    assert record["words"]["positive"] == ["Realistic photo"] and record["config"]["seed"] == 0
+    assert (
+        record["control_phrases"]["positive"] == ["Realistic photo"]
+        and record["config"]["seed"] == 0
+    )
     assert (
         {"responsiveness", "auc", "content", "angle", "pixel_angle", "bias"}
         <= set(record["before"])
@@ -48,7 +51,11 @@ def test_what_it_leaves_trains_as_a_reward(
         CLIPProcessor.from_pretrained("tuned"), CLIPProcessor
     )
     words = '{"positive": ["Realistic photo"], "negative": ["CG render"]}'
-    sets = ["reward={name: clip, path: tuned}", "method.form=relative", f"method.words={words}"]
+    sets = [
+        "reward={name: clip, path: tuned}",
+        "method.form=relative",
+        f"method.control_phrases={words}",
+    ]
     trained = command(
         "train", recipe, "--out", "run", *[part for each in sets for part in ("--set", each)]
     )

@@ -89,8 +89,8 @@ def test_off_topic_prompts_are_blamed_by_their_key(
     command: Command, recipe: Path, name: str, complaint: str
 ) -> None:
     Path("empty.txt").write_text("")
-    assert f"evaluate.off_topic: {name}: {complaint}" in refused_alike(
-        command, recipe, f"evaluate.off_topic={name}"
+    assert f"evaluate.control_prompts: {name}: {complaint}" in refused_alike(
+        command, recipe, f"evaluate.control_prompts={name}"
     )
 
 

@@ -16,16 +16,16 @@ from directalign.rewards.soft_prompts import read_tokens
 RECIPE = Path(__file__).parents[2] / "recipes/world_srpo_lora.yaml"
 TINY = (
     "data.batch_size=2",
-    "rollout.num_sampling_steps=2",
+    "rollout.num_inference_steps=2",
     "evaluate.every=0",
-    "evaluate.num_pairs=2",
-    "evaluate.pairs_during=2",
+    "evaluate.num_samples=2",
+    "evaluate.num_samples_during=2",
 )
 SHORT = (
     *TINY,
     "train.num_steps=4",
     "method.anchor.reference_updates=2",
-    "train.checkpoint_every=2",
+    "train.save_every=2",
     "train.sample_every=0",
     "train.sample_prompts=[a red star on a navy background]",
 )
@@ -55,7 +55,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
 
 
 def train(tokens: Path, out: Path, *more: str) -> Result:
-    words = f"method.words={{positive: [{tokens}], negative: [{tokens.with_suffix('.negative.safetensors')}, CG render], order: average}}"
+    words = f"method.control_phrases={{positive: [{tokens}], negative: [{tokens.with_suffix('.negative.safetensors')}, CG render], order: average}}"
     return call(
         "train",
         RECIPE,
@@ -166,10 +166,10 @@ def test_what_cannot_be_is_refused_in_one_line(
 def test_a_check_finds_tokens_of_another_reward(
     fitted: tuple[Result, Path], tmp_path: Path
 ) -> None:
-    words = f"method.words={{positive: [{fitted[1]}], negative: [Anime]}}"
+    words = f"method.control_phrases={{positive: [{fitted[1]}], negative: [Anime]}}"
     result = call("check", RECIPE, "--set", words, "--set", "reward.path=world:second_reward")
     assert (
         result.exit_code == 1
-        and "method.words.positive" in result.stderr
+        and "method.control_phrases.positive" in result.stderr
         and "fitted to another clip reward" in result.stderr
     )

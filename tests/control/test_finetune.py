@@ -9,8 +9,20 @@ import pytest
 import torch
 
 from directalign.config import ControlPhrases, QwenVLConfig
-from directalign.reward_analysis.finetune import FinetuneConfig, Weights, add_adapters, finetune, merge_adapters
-from directalign.reward_analysis.images import CAST, Examples, load_examples, random_cast, split_examples
+from directalign.reward_analysis.finetune import (
+    FinetuneConfig,
+    Weights,
+    add_adapters,
+    finetune,
+    merge_adapters,
+)
+from directalign.reward_analysis.images import (
+    CAST,
+    Examples,
+    load_examples,
+    random_cast,
+    split_examples,
+)
 from directalign.rewards.clip import ClipReward
 from directalign.rewards.pixel_statistics import PixelReward
 from directalign.rewards.qwen_vl import VlmReward
@@ -191,12 +203,20 @@ def test_a_cast_is_as_strong_as_said_and_shared_by_no_two() -> None:
     ("words", "settings", "message"),
     [
         (ControlPhrases(positive=["Realistic photo"]), SETTINGS, "--negative"),
-        (ControlPhrases(positive=["Anime"], negative=["Anime"]), SETTINGS, "reads both sides alike"),
+        (
+            ControlPhrases(positive=["Anime"], negative=["Anime"]),
+            SETTINGS,
+            "reads both sides alike",
+        ),
         (WORDS, replace(SETTINGS, learning_rate=1e30), "smaller --learning-rate"),
     ],
 )
 def test_unusable_words_and_settings_are_refused(
-    clip_folder: Path, examples: Examples, words: ControlPhrases, settings: FinetuneConfig, message: str
+    clip_folder: Path,
+    examples: Examples,
+    words: ControlPhrases,
+    settings: FinetuneConfig,
+    message: str,
 ) -> None:
     with pytest.raises(DirectAlignError, match=message):
         finetune(ClipReward.load(str(clip_folder)), examples, words, settings)
@@ -217,6 +237,16 @@ def test_few_captions_and_other_rewards_are_refused(
     with pytest.raises(DirectAlignError, match="pixels cannot be finetuned"):
         finetune(PixelReward("redness"), examples, WORDS, SETTINGS)
     with pytest.raises(DirectAlignError, match="--part text"):
-        finetune(VlmReward.from_config(QwenVLConfig(path=str(vlm_folder))), plates, WORDS, replace(SETTINGS, part="text"))
+        finetune(
+            VlmReward.from_config(QwenVLConfig(path=str(vlm_folder))),
+            plates,
+            WORDS,
+            replace(SETTINGS, part="text"),
+        )
     with pytest.raises(DirectAlignError, match="--gap"):
-        finetune(VlmReward.from_config(QwenVLConfig(path=str(vlm_folder))), plates, WORDS, replace(VLM_SETTINGS, gap=1.0))
+        finetune(
+            VlmReward.from_config(QwenVLConfig(path=str(vlm_folder))),
+            plates,
+            WORDS,
+            replace(VLM_SETTINGS, gap=1.0),
+        )

@@ -15,10 +15,35 @@ from torch import Tensor
 from directalign import config
 from directalign.config.load import load_run
 from directalign.methods.objective_math import absolute_relative
-from directalign.reward_analysis import COMMON, LONGEST, candidate_sides, candidates_file, checked_phrases
+from directalign.reward_analysis import (
+    COMMON,
+    LONGEST,
+    candidate_sides,
+    candidates_file,
+    checked_phrases,
+)
 from directalign.reward_analysis.images import PROBES, Examples, load_examples
-from directalign.reward_analysis.phrases import AT_REST, EncodedImages, PhraseTable, analyze_phrases, anchor_tolerance, choose_phrases, encode_examples, preserving_ratio, settings_for, usable_phrases
-from directalign.reward_analysis.phrases_report import Source, as_override, as_yaml, ramp, recipes, to_json, write_report
+from directalign.reward_analysis.phrases import (
+    AT_REST,
+    EncodedImages,
+    PhraseTable,
+    analyze_phrases,
+    anchor_tolerance,
+    choose_phrases,
+    encode_examples,
+    preserving_ratio,
+    settings_for,
+    usable_phrases,
+)
+from directalign.reward_analysis.phrases_report import (
+    Source,
+    as_override,
+    as_yaml,
+    ramp,
+    recipes,
+    to_json,
+    write_report,
+)
 from directalign.rewards import load_reward
 from directalign.rewards.clip import ClipReward
 from directalign.types import DirectAlignError
@@ -258,7 +283,7 @@ def test_pieces_of_recipes_are_accepted_by_a_recipe(world, tmp_path):
         read = yaml.safe_load(as_yaml(section))["method"]
         assert read == section
         run = load_run(RECIPE, [f"method={json.dumps(section, ensure_ascii=False)}"])
-        assert run.method.form == section["form"] and run.method.words.positive == [
+        assert run.method.form == section["form"] and run.method.control_phrases.positive == [
             'Photo: yes, 50 % "real"\'s',
             "# no",
         ]

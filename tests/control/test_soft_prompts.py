@@ -10,7 +10,19 @@ import torch
 
 from directalign import config
 from directalign.reward_analysis.images import PROBES, Examples, load_examples
-from directalign.reward_analysis.soft_prompts import EncodedExamples, EncodedSide, RelativeText, SoftPromptConfig, caption_margin, encode_examples, fit_soft_prompts, initial_vectors, loss_of, mean_of_words, separation_of
+from directalign.reward_analysis.soft_prompts import (
+    EncodedExamples,
+    EncodedSide,
+    RelativeText,
+    SoftPromptConfig,
+    caption_margin,
+    encode_examples,
+    fit_soft_prompts,
+    initial_vectors,
+    loss_of,
+    mean_of_words,
+    separation_of,
+)
 from directalign.rewards.clip import ClipReward
 from directalign.rewards.pixel_statistics import PixelReward
 from directalign.types import DirectAlignError
@@ -158,9 +170,14 @@ def test_tokens_separate_and_say_what_words_do_not(reward: ClipReward, examples:
 
 def test_the_seed_decides_everything(reward: ClipReward, examples: Examples) -> None:
     short = SoftPromptConfig(num_steps=5, batch_size=8)
-    first, again = (fit_soft_prompts(reward, examples, config.ControlPhrases(), short) for _ in range(2))
+    first, again = (
+        fit_soft_prompts(reward, examples, config.ControlPhrases(), short) for _ in range(2)
+    )
     other = fit_soft_prompts(
-        reward, examples, config.ControlPhrases(), SoftPromptConfig(num_steps=5, batch_size=8, seed=1)
+        reward,
+        examples,
+        config.ControlPhrases(),
+        SoftPromptConfig(num_steps=5, batch_size=8, seed=1),
     )
     assert torch.equal(first.positive.tokens, again.positive.tokens) and torch.equal(
         first.negative.tokens, again.negative.tokens

@@ -18,5 +18,7 @@ def latents() -> tuple[Tensor, Tensor, Tensor]:
 @pytest.fixture
 def scores() -> tuple[Tensor, Tensor, Tensor]:
     """(pos, neg, plain), each (4,)."""
-    pos, neg, plain = torch.rand(3, 4, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    pos, neg, plain = torch.rand(
+        3, 4, generator=torch.Generator().manual_seed(8), dtype=torch.float64
+    )
     return pos, neg, plain

@@ -7,7 +7,12 @@ import torch
 from torch.testing import assert_close
 
 from directalign.diffusion.path import to_x0
-from directalign.diffusion.sampling import chain_coefficients, linear_step, sampling_step, step_coefficients
+from directalign.diffusion.sampling import (
+    chain_coefficients,
+    linear_step,
+    sampling_step,
+    step_coefficients,
+)
 from directalign.types import Conditioning
 from methods.toy import ToyFamily
 
@@ -18,18 +23,28 @@ SIGMAS = torch.tensor([0.99, 0.7, 0.4, 0.15, 0.0], dtype=torch.float64)
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
-@pytest.mark.parametrize(("start", "end"), [(HIGH, LOW), (LOW + 0.01, HIGH)], ids=["denoise", "inversion"])
+@pytest.mark.parametrize(
+    ("start", "end"), [(HIGH, LOW), (LOW + 0.01, HIGH)], ids=["denoise", "inversion"]
+)
 @pytest.mark.parametrize("native", NATIVE)
 def test_the_line_is_the_samplers_own_step(native, start, end, latents):
     family, x_t = ToyFamily(*native), latents[0]
     pred = family.predict(x_t, start, Conditioning(("", "", ""), {}))
-    assert_close(linear_step(*native, x_t, pred, start, end), sampling_step(family, Conditioning(("", "", ""), {}), x_t, start, end), **EXACT)
+    assert_close(
+        linear_step(*native, x_t, pred, start, end),
+        sampling_step(family, Conditioning(("", "", ""), {}), x_t, start, end),
+        **EXACT,
+    )
 
 
 @pytest.mark.parametrize("native", NATIVE)
 def test_a_step_to_the_end_is_the_one_step_guess(native, latents):
     x_t, pred, _ = latents
-    assert_close(linear_step(*native, x_t, pred, HIGH, torch.zeros_like(HIGH)), to_x0(*native, pred, x_t, HIGH), **EXACT)
+    assert_close(
+        linear_step(*native, x_t, pred, HIGH, torch.zeros_like(HIGH)),
+        to_x0(*native, pred, x_t, HIGH),
+        **EXACT,
+    )
 
 
 @pytest.mark.parametrize("native", NATIVE)
@@ -45,7 +60,9 @@ def test_a_chain_counts_each_answer_as_its_gradient_does(native):
     preds = [torch.randn_like(x_t).requires_grad_() for _ in SIGMAS[1:]]
     for pred, (sigma_from, sigma_to) in zip(preds, pairwise(SIGMAS), strict=True):
         x_t = linear_step(*native, x_t, pred, sigma_from.expand(1), sigma_to.expand(1))
-    found = torch.stack([gradient[0, 0, 0, 0] for gradient in torch.autograd.grad(x_t.sum(), preds)])
+    found = torch.stack(
+        [gradient[0, 0, 0, 0] for gradient in torch.autograd.grad(x_t.sum(), preds)]
+    )
     assert_close(chain_coefficients(*native, SIGMAS), found, **EXACT)
 
 

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from directalign.diffusion.noise_levels import ConstantGainSampler, NoiseStep, Ramp, UniformSampler, GridSampler
+from directalign.diffusion.noise_levels import (
+    ConstantGainSampler,
+    NoiseStep,
+    Ramp,
+    UniformSampler,
+    GridSampler,
+)
 from directalign.diffusion.recovery import gain
 from directalign.diffusion.rng import generator_for
 from directalign.types import DirectAlignError
@@ -41,8 +47,13 @@ def sigma(point: int) -> float:
     ],
 )
 def test_official_moves_point_by_point(m, denoise, inversion):
-    for move, (start, end) in ((OFFICIAL.denoise(torch.tensor([m])), denoise), (OFFICIAL.inversion(torch.tensor([m])), inversion)):
-        assert_close((move.sigma_from.item(), move.sigma_to.item()), (sigma(start), sigma(end)), **FLOAT32)
+    for move, (start, end) in (
+        (OFFICIAL.denoise(torch.tensor([m])), denoise),
+        (OFFICIAL.inversion(torch.tensor([m])), inversion),
+    ):
+        assert_close(
+            (move.sigma_from.item(), move.sigma_to.item()), (sigma(start), sigma(end)), **FLOAT32
+        )
         assert_close(move.position.item(), min(start, end) / 999)
 
 
@@ -50,14 +61,23 @@ def test_official_window_ends_where_it_should():
     assert len(OFFICIAL.levels) == 1000
     assert_close(OFFICIAL.levels[[0, -1]].tolist(), [0.75, 27 / 28], **FLOAT32)
     assert_close(GridSampler(last=30).levels[0].item(), 2 / 3, **FLOAT32)
-    assert_close(GridSampler(schedule_shift=1.0, first=0, last=50).levels[[0, -1]].tolist(), [0.0, 1.0])
+    assert_close(
+        GridSampler(schedule_shift=1.0, first=0, last=50).levels[[0, -1]].tolist(), [0.0, 1.0]
+    )
 
 
 def test_official_gains_of_a_full_span():
     levels = landing(0.81, 0.86, 0.90, 0.94)
     move = OFFICIAL.denoise(((levels - 0.75) / (27 / 28 - 0.75) * 999).round().long() + 1)
-    assert_close(move.sigma_from - move.sigma_to, torch.full_like(levels, 0.02145), rtol=1e-3, atol=0)
-    assert_close(gain("flow", "velocity", move.sigma_from, move.sigma_to), landing(0.113, 0.153, 0.2145, 0.3575), rtol=5e-3, atol=0)
+    assert_close(
+        move.sigma_from - move.sigma_to, torch.full_like(levels, 0.02145), rtol=1e-3, atol=0
+    )
+    assert_close(
+        gain("flow", "velocity", move.sigma_from, move.sigma_to),
+        landing(0.113, 0.153, 0.2145, 0.3575),
+        rtol=5e-3,
+        atol=0,
+    )
 
 
 def test_span_follows_the_groundtruth_ratio():
@@ -131,8 +151,18 @@ def test_constant_gain_is_constant(native, size):
     denoise, inversion = window.denoise(levels), window.inversion(levels)
     assert torch.equal(denoise.sigma_to, levels)
     assert torch.equal(inversion.sigma_to, levels)
-    assert_close(gain(*native, denoise.sigma_from, denoise.sigma_to), torch.full_like(levels, size), rtol=1e-9, atol=0)
-    assert_close(gain(*native, inversion.sigma_from, inversion.sigma_to), torch.full_like(levels, -size), rtol=1e-9, atol=0)
+    assert_close(
+        gain(*native, denoise.sigma_from, denoise.sigma_to),
+        torch.full_like(levels, size),
+        rtol=1e-9,
+        atol=0,
+    )
+    assert_close(
+        gain(*native, inversion.sigma_from, inversion.sigma_to),
+        torch.full_like(levels, -size),
+        rtol=1e-9,
+        atol=0,
+    )
 
 
 @pytest.mark.parametrize("native", NATIVE)

@@ -25,7 +25,10 @@ def test_global_random_state_has_no_say():
 
 
 def test_streams_do_not_overlap():
-    keys = [(seed, stream, step, rank) for seed, stream, step, rank in itertools.product(range(3), range(3), range(20), range(4))]
+    keys = [
+        (seed, stream, step, rank)
+        for seed, stream, step, rank in itertools.product(range(3), range(3), range(20), range(4))
+    ]
     keys += [(0,), (0, 0), (0, 0, 0), (1, 0), (0, 1)]
     heads = {tuple(draw_noise((4,), generator_for(*key)).tolist()) for key in keys}
     assert len(heads) == len(keys)
@@ -60,4 +63,9 @@ def test_inject_mixes_by_sample_and_keeps_what_it_mixed(latents):
 
 def test_inject_keeps_the_type_of_the_latents(latents):
     x0, noise, _ = latents
-    assert inject("vp", x0.float(), noise.float(), torch.full((3,), 0.5, dtype=torch.float64)).x_t.dtype == torch.float32
+    assert (
+        inject(
+            "vp", x0.float(), noise.float(), torch.full((3,), 0.5, dtype=torch.float64)
+        ).x_t.dtype
+        == torch.float32
+    )

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from directalign.diffusion.noise_levels import Ramp, GridSampler
-from directalign.methods.objective_math import absolute_relative, anchored_reward, discount, from_absolute_relative, hinge, relative_reward
+from directalign.methods.objective_math import (
+    absolute_relative,
+    anchored_reward,
+    discount,
+    from_absolute_relative,
+    hinge,
+    relative_reward,
+)
 
 weights = st.floats(-2, 2)
 OFFICIAL_DENOISE, OFFICIAL_INVERSION = Ramp(0.10, 0.25), Ramp(0.30, 0.01)
@@ -17,7 +24,9 @@ OFFICIAL_DENOISE, OFFICIAL_INVERSION = Ramp(0.10, 0.25), Ramp(0.30, 0.01)
 
 def test_what_both_phrasings_share_cancels(scores):
     pos, neg, bias = scores
-    assert_close(relative_reward(pos + bias, neg + bias, 0.0, 0.0), relative_reward(pos, neg, 0.0, 0.0))
+    assert_close(
+        relative_reward(pos + bias, neg + bias, 0.0, 0.0), relative_reward(pos, neg, 0.0, 0.0)
+    )
 
 
 def test_ramps_weigh_each_phrasing_by_sample(scores):
@@ -32,17 +41,26 @@ def test_reward_keeps_the_type_of_the_scores(scores):
 
 @given(weights, weights)
 def test_absolute_and_relative_weights_round_trip(k_pos, k_neg):
-    assert_close(from_absolute_relative(*absolute_relative(k_pos, k_neg)), (k_pos, k_neg), rtol=0, atol=1e-12)
+    assert_close(
+        from_absolute_relative(*absolute_relative(k_pos, k_neg)), (k_pos, k_neg), rtol=0, atol=1e-12
+    )
 
 
 @given(weights, weights, weights, weights)
 def test_absolute_and_relative_weights_rewrite_the_reward(k_pos, k_neg, pos, neg):
     mu, nu = absolute_relative(k_pos, k_neg)
     one = torch.tensor([1.0], dtype=torch.float64)
-    assert_close(relative_reward(pos * one, neg * one, k_pos, k_neg), mu * (pos + neg) / 2 * one + nu * (pos - neg) * one, rtol=0, atol=1e-12)
+    assert_close(
+        relative_reward(pos * one, neg * one, k_pos, k_neg),
+        mu * (pos + neg) / 2 * one + nu * (pos - neg) * one,
+        rtol=0,
+        atol=1e-12,
+    )
 
 
-@pytest.mark.parametrize(("point", "sigma", "absolute"), [(6, 0.75, -0.199), (500, 0.857, -0.009), (994, 0.964, 0.236)])
+@pytest.mark.parametrize(
+    ("point", "sigma", "absolute"), [(6, 0.75, -0.199), (500, 0.857, -0.009), (994, 0.964, 0.236)]
+)
 def test_official_ramps_turn_the_absolute_reward_at_low_noise(point, sigma, absolute):
     """Denoise and inversion of one landing, summed: descend the raw reward at low noise, ascend it at high noise."""
     grid, m = GridSampler(), torch.tensor([point])
@@ -88,7 +106,10 @@ def test_hinge_stops_paying_at_its_margin():
     reward = torch.tensor([0.2, 0.7, 0.9], dtype=torch.float64, requires_grad=True)
     loss = hinge(reward, 1.0, 0.7)
     assert_close(loss.detach(), torch.tensor([0.5, 0.0, 0.0], dtype=torch.float64))
-    assert_close(torch.autograd.grad(loss.sum(), reward)[0], torch.tensor([-1.0, 0.0, 0.0], dtype=torch.float64))
+    assert_close(
+        torch.autograd.grad(loss.sum(), reward)[0],
+        torch.tensor([-1.0, 0.0, 0.0], dtype=torch.float64),
+    )
 
 
 def test_direction_gives_both_branches_the_loss_of_the_swapped_pair(scores):

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from directalign.diffusion.path import DDPMTable, alpha, flow_sigmas, expand_like, shift_sigmas, truncate_sigmas
+from directalign.diffusion.path import (
+    DDPMTable,
+    alpha,
+    flow_sigmas,
+    expand_like,
+    shift_sigmas,
+    truncate_sigmas,
+)
 from directalign.types import DirectAlignError
 
 LEVELS = torch.linspace(0, 1, 101, dtype=torch.float64)
@@ -46,7 +53,10 @@ def test_flow_grid_falls_from_one_to_zero():
 
 def test_truncated_keeps_whole_timesteps_and_drops_the_rest():
     sigma = torch.tensor([0.75, 0.878500, 0.9, 1.0, 0.0], dtype=torch.float64)
-    assert_close(truncate_sigmas(sigma, 1000), torch.tensor([0.75, 0.878, 0.9, 1.0, 0.0], dtype=torch.float64))
+    assert_close(
+        truncate_sigmas(sigma, 1000),
+        torch.tensor([0.75, 0.878, 0.9, 1.0, 0.0], dtype=torch.float64),
+    )
 
 
 def test_per_sample_takes_type_and_rank_of_the_latents():
@@ -78,7 +88,9 @@ def test_table_inverts_itself_from_sigma(sigma: float):
 
 def test_table_ends_where_the_scheduler_ends():
     table = DDPMTable(STABLE_DIFFUSION)
-    assert_close(table.timestep_of(torch.tensor([0.0, 1.0])), torch.tensor([0.0, 999.0], dtype=torch.float64))
+    assert_close(
+        table.timestep_of(torch.tensor([0.0, 1.0])), torch.tensor([0.0, 999.0], dtype=torch.float64)
+    )
     assert_close(table.sigma_of(torch.tensor([-3.0, 2000.0])), table.sigmas[[0, -1]])
 
 

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from directalign.diffusion.path import alpha, classifier_free_guidance, convert_prediction, determinant, expand_like, target, to_noise, to_x0
+from directalign.diffusion.path import (
+    alpha,
+    classifier_free_guidance,
+    convert_prediction,
+    determinant,
+    expand_like,
+    target,
+    to_noise,
+    to_x0,
+)
 from directalign.diffusion.recovery import inject
 
 PATHS = ("flow", "vp")
@@ -30,8 +39,13 @@ def test_a_perfect_network_knows_x0_and_noise(path, prediction, latents):
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_any_prediction_splits_x_t_into_its_two_parts(path, prediction, latents):
     x_t, _, pred = latents
-    x0_hat, noise_hat = to_x0(path, prediction, pred, x_t, SIGMA), to_noise(path, prediction, pred, x_t, SIGMA)
-    assert_close(expand_like(alpha(path, SIGMA), x_t) * x0_hat + expand_like(SIGMA, x_t) * noise_hat, x_t)
+    x0_hat, noise_hat = (
+        to_x0(path, prediction, pred, x_t, SIGMA),
+        to_noise(path, prediction, pred, x_t, SIGMA),
+    )
+    assert_close(
+        expand_like(alpha(path, SIGMA), x_t) * x0_hat + expand_like(SIGMA, x_t) * noise_hat, x_t
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -69,6 +83,10 @@ def test_classifier_free_guidance_runs_through_both_answers(latents):
 
 def test_classifier_free_guidance_commutes_with_conversion(latents):
     cond, uncond, x_t = latents
-    guided = convert_prediction("vp", classifier_free_guidance(cond, uncond, 7.5), x_t, SIGMA, "epsilon", "v")
-    cond_v, uncond_v = (convert_prediction("vp", pred, x_t, SIGMA, "epsilon", "v") for pred in (cond, uncond))
+    guided = convert_prediction(
+        "vp", classifier_free_guidance(cond, uncond, 7.5), x_t, SIGMA, "epsilon", "v"
+    )
+    cond_v, uncond_v = (
+        convert_prediction("vp", pred, x_t, SIGMA, "epsilon", "v") for pred in (cond, uncond)
+    )
     assert_close(guided, classifier_free_guidance(cond_v, uncond_v, 7.5))

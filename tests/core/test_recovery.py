@@ -11,7 +11,16 @@ from torch.testing import assert_close
 from directalign.diffusion.path import alpha, expand_like, target, to_x0
 from directalign.diffusion.recovery import direction, gain, inject, recover
 
-NATIVE = [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v"), ("vp", "x0"), ("flow", "epsilon"), ("flow", "x0"), ("vp", "velocity"), ("flow", "v")]
+NATIVE = [
+    ("flow", "velocity"),
+    ("vp", "epsilon"),
+    ("vp", "v"),
+    ("vp", "x0"),
+    ("flow", "epsilon"),
+    ("flow", "x0"),
+    ("vp", "velocity"),
+    ("flow", "v"),
+]
 SIGMA_HIGH = torch.tensor([0.3, 0.8, 0.97], dtype=torch.float64)
 SIGMA_LOW = torch.tensor([0.1, 0.78, 0.90], dtype=torch.float64)
 levels = st.floats(0.01, 0.98)
@@ -33,7 +42,10 @@ def ddim_then_subtract(x0, noise, pred, sigma_from, sigma_to, prediction):
     if prediction == "epsilon":
         x0_hat, noise_hat = (x_from - start * pred) / signal_start, pred
     elif prediction == "v":
-        x0_hat, noise_hat = signal_start * x_from - start * pred, start * x_from + signal_start * pred
+        x0_hat, noise_hat = (
+            signal_start * x_from - start * pred,
+            start * x_from + signal_start * pred,
+        )
     else:
         x0_hat, noise_hat = pred, (x_from - signal_start * pred) / start
     return (signal_end * x0_hat + end * noise_hat - end * noise) / signal_end
@@ -45,15 +57,25 @@ def recovered(path, prediction, x0, noise, pred, sigma_from, sigma_to):
 
 @given(levels, levels, st.sampled_from(NATIVE))
 def test_a_perfect_network_returns_x0_from_every_level(sigma_from, sigma_to, native):
-    x0, noise = torch.randn(2, 1, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x0, noise = torch.randn(
+        2, 1, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     start, end = (torch.tensor([sigma], dtype=torch.float64) for sigma in (sigma_from, sigma_to))
     pred = target(*native, x0, noise, start)
     assert torch.equal(recovered(*native, x0, noise, pred, start, end).x0, x0)
 
 
-@pytest.mark.parametrize(("sigma_from", "sigma_to"), [(SIGMA_HIGH, SIGMA_LOW), (SIGMA_LOW, SIGMA_HIGH)], ids=["denoise", "inversion"])
-@pytest.mark.parametrize("native", [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v"), ("vp", "x0")])
-def test_closed_form_is_step_then_subtract_in_value_and_gradient(native, sigma_from, sigma_to, latents):
+@pytest.mark.parametrize(
+    ("sigma_from", "sigma_to"),
+    [(SIGMA_HIGH, SIGMA_LOW), (SIGMA_LOW, SIGMA_HIGH)],
+    ids=["denoise", "inversion"],
+)
+@pytest.mark.parametrize(
+    "native", [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v"), ("vp", "x0")]
+)
+def test_closed_form_is_step_then_subtract_in_value_and_gradient(
+    native, sigma_from, sigma_to, latents
+):
     x0, noise, start = latents
     cotangent = torch.randn_like(x0)
     images, gradients = [], []
@@ -76,14 +98,20 @@ def test_gains_written_out():
     start, end = SIGMA_HIGH, SIGMA_LOW
     signal_start, signal_end = alpha("vp", start), alpha("vp", end)
     assert_close(gain("flow", "velocity", start, end), (start - end) / (1 - end))
-    assert_close(gain("vp", "v", start, end), (start * signal_end - end * signal_start) / signal_end)
+    assert_close(
+        gain("vp", "v", start, end), (start * signal_end - end * signal_start) / signal_end
+    )
     assert_close(gain("vp", "epsilon", start, end), start / signal_start - end / signal_end)
 
 
 @pytest.mark.parametrize("native", NATIVE)
 def test_direction_says_whether_noise_was_removed(native):
-    assert_close(direction(gain(*native, SIGMA_HIGH, SIGMA_LOW)), torch.ones(3, dtype=torch.float64))
-    assert_close(direction(gain(*native, SIGMA_LOW, SIGMA_HIGH)), -torch.ones(3, dtype=torch.float64))
+    assert_close(
+        direction(gain(*native, SIGMA_HIGH, SIGMA_LOW)), torch.ones(3, dtype=torch.float64)
+    )
+    assert_close(
+        direction(gain(*native, SIGMA_LOW, SIGMA_HIGH)), -torch.ones(3, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("native", NATIVE)
@@ -92,7 +120,9 @@ def test_a_positive_gain_leads_toward_the_networks_own_guess(native, latents):
     x0, noise, pred = latents
     result = recovered(*native, x0, noise, pred, SIGMA_HIGH, SIGMA_LOW)
     x0_hat = to_x0(*native, pred, inject(native[0], x0, noise, SIGMA_HIGH).x_t, SIGMA_HIGH)
-    share = 1 - SIGMA_LOW * alpha(native[0], SIGMA_HIGH) / (alpha(native[0], SIGMA_LOW) * SIGMA_HIGH)
+    share = 1 - SIGMA_LOW * alpha(native[0], SIGMA_HIGH) / (
+        alpha(native[0], SIGMA_LOW) * SIGMA_HIGH
+    )
     assert_close(result.x0 - x0, expand_like(share, x0) * (x0_hat - x0))
 
 
@@ -100,17 +130,24 @@ def test_a_positive_gain_leads_toward_the_networks_own_guess(native, latents):
 def test_recovery_error_over_one_step_error_on_flow(sigma_from, jump):
     """The share is the jump over (1 − sigma_to)·sigma_from: small where the jump is small for its level."""
     sigma_to = min(max(sigma_from + jump, 0.0), 0.999)
-    x0, noise, pred = torch.randn(3, 1, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x0, noise, pred = torch.randn(
+        3, 1, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     start, end = (torch.tensor([sigma], dtype=torch.float64) for sigma in (sigma_from, sigma_to))
     result = recovered("flow", "velocity", x0, noise, pred, start, end)
     x0_hat = to_x0("flow", "velocity", pred, inject("flow", x0, noise, start).x_t, start)
     ratio = ((result.x0 - x0).norm() / (x0_hat - x0).norm()).item()
-    assert_close(ratio, abs(sigma_from - sigma_to) / ((1 - sigma_to) * sigma_from), rtol=1e-6, atol=1e-12)
+    assert_close(
+        ratio, abs(sigma_from - sigma_to) / ((1 - sigma_to) * sigma_from), rtol=1e-6, atol=1e-12
+    )
 
 
 def test_going_up_costs_more_than_going_down_near_pure_noise():
     level, jump = torch.tensor([0.964], dtype=torch.float64), 0.02
-    down, up = gain("flow", "velocity", level, level - jump), gain("flow", "velocity", level, level + jump)
+    down, up = (
+        gain("flow", "velocity", level, level - jump),
+        gain("flow", "velocity", level, level + jump),
+    )
     assert up.abs() > 2 * down.abs()
 
 
@@ -129,14 +166,19 @@ def test_a_branch_with_mirrored_residual_has_the_same_loss(native, latents):
     x0, noise, pred = latents
     down = recovered(*native, x0, noise, pred, SIGMA_HIGH, SIGMA_LOW)
     turned = expand_like(down.gain / gain(*native, SIGMA_LOW, SIGMA_HIGH), x0) * down.residual
-    up = recovered(*native, x0, noise, target(*native, x0, noise, SIGMA_LOW) - turned, SIGMA_LOW, SIGMA_HIGH)
+    up = recovered(
+        *native, x0, noise, target(*native, x0, noise, SIGMA_LOW) - turned, SIGMA_LOW, SIGMA_HIGH
+    )
     assert_close(up.x0, down.x0)
     assert_close(direction(up.gain), -direction(down.gain))
 
 
 def test_equal_landings_mirror_each_other_on_flow():
     landing, jump = torch.tensor([0.3, 0.7, 0.9], dtype=torch.float64), 0.02
-    assert_close(gain("flow", "velocity", landing + jump, landing), -gain("flow", "velocity", landing - jump, landing))
+    assert_close(
+        gain("flow", "velocity", landing + jump, landing),
+        -gain("flow", "velocity", landing - jump, landing),
+    )
 
 
 def test_gradient_runs_through_the_prediction_alone(latents):
@@ -144,7 +186,10 @@ def test_gradient_runs_through_the_prediction_alone(latents):
     result = recovered("flow", "velocity", x0, noise, pred.requires_grad_(), SIGMA_HIGH, SIGMA_LOW)
     assert result.x0.requires_grad
     assert not result.residual.requires_grad
-    assert_close(torch.autograd.grad(result.x0.sum(), pred)[0], -expand_like(result.gain, pred).expand_as(pred))
+    assert_close(
+        torch.autograd.grad(result.x0.sum(), pred)[0],
+        -expand_like(result.gain, pred).expand_as(pred),
+    )
 
 
 def test_float32_latents_stay_float32(latents):

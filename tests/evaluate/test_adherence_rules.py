@@ -11,15 +11,33 @@ import pytest
 import torch
 
 from directalign.evaluation.adherence import Judged, Verdict, numbers
-from directalign.evaluation.adherence.geneval import Box, Found, Limits, facts_of, judge, overlap, relations, surest
+from directalign.evaluation.adherence.geneval import (
+    Box,
+    Found,
+    Limits,
+    facts_of,
+    judge,
+    overlap,
+    relations,
+    surest,
+)
 from directalign.evaluation.eval_prompts import checked_facts
 
 LIMITS = Limits(threshold=0.3, counting=0.9)
 SQUARE = (0.0, 0.0, 10.0, 10.0)
 
 
-def metadata(tag: str, *include: dict[str, Any], exclude: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    return checked_facts({"tag": tag, "include": [{"count": 1, **entry} for entry in include], "exclude": list(exclude)}, "here")
+def metadata(
+    tag: str, *include: dict[str, Any], exclude: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    return checked_facts(
+        {
+            "tag": tag,
+            "include": [{"count": 1, **entry} for entry in include],
+            "exclude": list(exclude),
+        },
+        "here",
+    )
 
 
 def at(thing: str, x: float, y: float = 0.0, score: float = 0.95, side: float = 10.0) -> Found:
@@ -29,7 +47,9 @@ def at(thing: str, x: float, y: float = 0.0, score: float = 0.95, side: float = 
 
 def told(facts: dict[str, Any], *found: Found, colors: dict[float, str] | None = None) -> Judged:
     """`colors` by the left edge of a box."""
-    return judge(facts, found, LIMITS, lambda things, _: [(colors or {})[thing.box[0]] for thing in things])
+    return judge(
+        facts, found, LIMITS, lambda things, _: [(colors or {})[thing.box[0]] for thing in things]
+    )
 
 
 def test_one_thing_is_there_or_not() -> None:
@@ -37,7 +57,9 @@ def test_one_thing_is_there_or_not() -> None:
     assert told(facts, at("bench", 0, score=0.31)).right
     assert not told(facts, at("bench", 0, score=0.3)).right  # not above the threshold
     assert not told(facts, at("dog", 0)).right
-    assert told(facts, at("dog", 0), at("bench", 3), at("bench", 9)).right  # more than one is no fault unless excluded
+    assert told(
+        facts, at("dog", 0), at("bench", 3), at("bench", 9)
+    ).right  # more than one is no fault unless excluded
 
 
 def test_both_of_two_things_must_be_there() -> None:
@@ -50,13 +72,17 @@ def test_both_of_two_things_must_be_there() -> None:
 
 @pytest.mark.parametrize(("there", "right"), [(1, False), (2, True), (3, False)])
 def test_counts_are_exact_where_one_more_is_excluded(there: int, right: bool) -> None:
-    facts = metadata("counting", {"class": "clock", "count": 2}, exclude=[{"class": "clock", "count": 3}])
+    facts = metadata(
+        "counting", {"class": "clock", "count": 2}, exclude=[{"class": "clock", "count": 3}]
+    )
     judged = told(facts, *(at("clock", 20.0 * place) for place in range(there)))
     assert judged.verdicts == (Verdict("exactly two clocks", right, f"{there} found"),)
 
 
 def test_counting_wants_surer_boxes() -> None:
-    facts = metadata("counting", {"class": "clock", "count": 2}, exclude=[{"class": "clock", "count": 3}])
+    facts = metadata(
+        "counting", {"class": "clock", "count": 2}, exclude=[{"class": "clock", "count": 3}]
+    )
     assert told(facts, at("clock", 0), at("clock", 20), at("clock", 40, score=0.9)).right
 
 
@@ -77,12 +103,17 @@ def test_all_of_the_surest_so_many_have_the_color() -> None:
 
 
 def test_colors_belong_to_their_own_things() -> None:
-    facts = metadata("color_attr", {"class": "car", "color": "red"}, {"class": "bus", "color": "blue"})
+    facts = metadata(
+        "color_attr", {"class": "car", "color": "red"}, {"class": "bus", "color": "blue"}
+    )
     assert told(facts, at("car", 5), at("bus", 25), colors={0.0: "red", 20.0: "blue"}).right
     assert not told(facts, at("car", 5), at("bus", 25), colors={0.0: "blue", 20.0: "red"}).right
 
 
-@pytest.mark.parametrize(("relation", "x", "y"), [("left of", -20, 0), ("right of", 20, 0), ("above", 0, -20), ("below", 0, 20)])
+@pytest.mark.parametrize(
+    ("relation", "x", "y"),
+    [("left of", -20, 0), ("right of", 20, 0), ("above", 0, -20), ("below", 0, 20)],
+)
 def test_each_relation_holds_on_its_own_side_alone(relation: str, x: float, y: float) -> None:
     facts = metadata("position", {"class": "dog"}, {"class": "cat", "position": [relation, 0]})
     assert told(facts, at("dog", 0), at("cat", x, y)).right
@@ -92,11 +123,20 @@ def test_each_relation_holds_on_its_own_side_alone(relation: str, x: float, y: f
 
 
 def test_every_one_stands_in_the_relation_to_every_other() -> None:
-    facts = metadata("position", {"class": "dog", "count": 2}, {"class": "cat", "position": ["left of", 0]})
+    facts = metadata(
+        "position", {"class": "dog", "count": 2}, {"class": "cat", "position": ["left of", 0]}
+    )
     assert told(facts, at("dog", 0), at("dog", 40), at("cat", -20)).right
     between = told(facts, at("dog", 0), at("dog", 40), at("cat", 20))
-    assert between.verdicts[-1] == Verdict("a cat to the left of two dogs", False, "right of, left of")
-    assert told(facts, at("dog", 0), at("dog", 40, score=0.5), at("dog", 60, score=0.9), at("cat", 55)).verdicts[-1].saw == "right of, left of"
+    assert between.verdicts[-1] == Verdict(
+        "a cat to the left of two dogs", False, "right of, left of"
+    )
+    assert (
+        told(facts, at("dog", 0), at("dog", 40, score=0.5), at("dog", 60, score=0.9), at("cat", 55))
+        .verdicts[-1]
+        .saw
+        == "right of, left of"
+    )
 
 
 def test_centres_that_are_hardly_apart_have_no_relation() -> None:
@@ -128,7 +168,12 @@ def test_relations_turn_round_with_the_boxes() -> None:
 
 
 def box_of(corners: Sequence[float]) -> Box:
-    return min(corners[0], corners[2]), min(corners[1], corners[3]), max(corners[0], corners[2]), max(corners[1], corners[3])
+    return (
+        min(corners[0], corners[2]),
+        min(corners[1], corners[3]),
+        max(corners[0], corners[2]),
+        max(corners[1], corners[3]),
+    )
 
 
 def test_overlap_is_intersection_over_union() -> None:
@@ -139,7 +184,12 @@ def test_overlap_is_intersection_over_union() -> None:
 
 
 def test_a_box_within_a_surer_one_is_dropped_where_that_is_asked() -> None:
-    twice = [at("dog", 0, score=0.8), at("dog", 1, score=0.9), at("dog", 30, score=0.7), at("cat", 0, score=0.99)]
+    twice = [
+        at("dog", 0, score=0.8),
+        at("dog", 1, score=0.9),
+        at("dog", 30, score=0.7),
+        at("cat", 0, score=0.99),
+    ]
     assert [each.score for each in surest(twice, "dog", 0.3)] == [0.9, 0.8, 0.7]
     assert [each.score for each in surest(twice, "dog", 0.3, max_overlap=0.5)] == [0.9, 0.7]
 
@@ -154,17 +204,36 @@ def test_equally_sure_things_stay_in_the_detectors_order() -> None:
     [
         (metadata("x", {"class": "apple"}), ["an apple"]),
         (metadata("x", {"class": "dog", "count": 3}), ["at least three dogs"]),
-        (metadata("x", {"class": "bus"}, exclude=[{"class": "bus", "count": 2}]), ["exactly one bus"]),
-        (metadata("x", {"class": "person", "count": 4}, exclude=[{"class": "person", "count": 7}]), ["at least four people, and fewer than seven people"]),
-        (metadata("x", {"class": "wine glass", "count": 2, "color": "orange"}), ["at least two wine glasses", "two orange wine glasses"]),
+        (
+            metadata("x", {"class": "bus"}, exclude=[{"class": "bus", "count": 2}]),
+            ["exactly one bus"],
+        ),
+        (
+            metadata(
+                "x", {"class": "person", "count": 4}, exclude=[{"class": "person", "count": 7}]
+            ),
+            ["at least four people, and fewer than seven people"],
+        ),
+        (
+            metadata("x", {"class": "wine glass", "count": 2, "color": "orange"}),
+            ["at least two wine glasses", "two orange wine glasses"],
+        ),
         (metadata("x", {"class": "cow", "color": "orange"}), ["a cow", "an orange cow"]),
         (metadata("x", {"class": "knife", "count": 12}), ["at least 12 knives"]),
         (
-            metadata("x", {"class": "cat"}, {"class": "toy", "count": 2, "position": ["right of", 0]}),
+            metadata(
+                "x", {"class": "cat"}, {"class": "toy", "count": 2, "position": ["right of", 0]}
+            ),
             ["a cat", "at least two toys", "two toys to the right of a cat"],
         ),
-        (metadata("x", {"class": "cat"}, {"class": "fly", "position": ["above", 0]}), ["a cat", "a fly", "a fly above a cat"]),
-        (metadata("x", {"class": "cat"}, exclude=[{"class": "fly", "count": 3}]), ["a cat", "fewer than three flies"]),
+        (
+            metadata("x", {"class": "cat"}, {"class": "fly", "position": ["above", 0]}),
+            ["a cat", "a fly", "a fly above a cat"],
+        ),
+        (
+            metadata("x", {"class": "cat"}, exclude=[{"class": "fly", "count": 3}]),
+            ["a cat", "fewer than three flies"],
+        ),
     ],
 )
 def test_facts_say_themselves_in_words(facts: dict[str, Any], words: list[str]) -> None:
@@ -173,10 +242,19 @@ def test_facts_say_themselves_in_words(facts: dict[str, Any], words: list[str]) 
 
 def test_numbers_by_tag_are_nan_for_other_tags() -> None:
     right, wrong = Verdict("a dog", True, ""), Verdict("a cat", False, "")
-    told = numbers([Judged("colors", (right,)), Judged("counting", (right, wrong)), Judged(None, (right,)), Judged("colors", (wrong,))])
+    told = numbers(
+        [
+            Judged("colors", (right,)),
+            Judged("counting", (right, wrong)),
+            Judged(None, (right,)),
+            Judged("colors", (wrong,)),
+        ]
+    )
     assert list(told) == ["adherence", "adherence_colors", "adherence_counting"]
     assert told["adherence"].tolist() == [1, 0, 1, 0]
-    assert [None if math.isnan(value) else value for value in told["adherence_colors"].tolist()] == [1, None, None, 0]
+    assert [
+        None if math.isnan(value) else value for value in told["adherence_colors"].tolist()
+    ] == [1, None, None, 0]
     assert told["adherence_counting"][1] == 0 and int(told["adherence_counting"].isnan().sum()) == 3
 
 

@@ -24,27 +24,54 @@ def line(model: str, index: int, **numbers: float) -> dict[str, Any]:
 
 
 def lines() -> list[dict[str, Any]]:
-    first = [line("a", index, good=0.1 * index, bad=0.5, told=math.sin(index)) for index in range(20)]
-    second = [line("b", index, good=0.1 * index + 0.25, bad=0.5 - 0.1 * (index % 4), told=math.cos(index)) for index in range(20)]
+    first = [
+        line("a", index, good=0.1 * index, bad=0.5, told=math.sin(index)) for index in range(20)
+    ]
+    second = [
+        line("b", index, good=0.1 * index + 0.25, bad=0.5 - 0.1 * (index % 4), told=math.cos(index))
+        for index in range(20)
+    ]
     return [*first, *second, *(line("c", index, good=0.0) for index in range(4))]
 
 
 def test_means_differences_and_wins() -> None:
     found = summarise(["a", "b", "c"], lines(), ABOUT)
-    assert list(found["names"]) == ["good", "bad", "told"] and found["names"]["bad"] == {"label": "Bad", "role": "drift", "better": -1, "scale": "s"}
-    assert found["models"]["a"]["good"]["value"] == pytest.approx(0.95) and found["models"]["c"].keys() == {"good"}
+    assert list(found["names"]) == ["good", "bad", "told"] and found["names"]["bad"] == {
+        "label": "Bad",
+        "role": "drift",
+        "better": -1,
+        "scale": "s",
+    }
+    assert found["models"]["a"]["good"]["value"] == pytest.approx(0.95) and found["models"][
+        "c"
+    ].keys() == {"good"}
     one = {(each["a"], each["b"], each["name"]): each for each in found["differences"]}
-    assert one["a", "b", "good"]["value"] == pytest.approx(0.25) == one["a", "b", "good"]["low"] and one["a", "b", "good"]["n"] == 20
-    assert one["a", "c", "good"]["n"] == 4 and ("a", "c", "told") not in one and ("b", "a", "good") not in one
+    assert (
+        one["a", "b", "good"]["value"] == pytest.approx(0.25) == one["a", "b", "good"]["low"]
+        and one["a", "b", "good"]["n"] == 20
+    )
+    assert (
+        one["a", "c", "good"]["n"] == 4
+        and ("a", "c", "told") not in one
+        and ("b", "a", "good") not in one
+    )
     won = {(each["a"], each["b"], each["name"]): each for each in found["wins"]}
-    assert {name for _, _, name in won} == {"good", "bad"}, "nobody wins by a number that only describes"
-    assert (won["a", "b", "bad"]["wins"], won["a", "b", "bad"]["ties"], won["a", "b", "bad"]["losses"]) == (15, 5, 0), "smaller is better"
+    assert {name for _, _, name in won} == {"good", "bad"}, (
+        "nobody wins by a number that only describes"
+    )
+    assert (
+        won["a", "b", "bad"]["wins"],
+        won["a", "b", "bad"]["ties"],
+        won["a", "b", "bad"]["losses"],
+    ) == (15, 5, 0), "smaller is better"
     assert won["a", "b", "good"]["p"] == sign_test(10, 0), "ten prompts of two images vote"
 
 
 def test_all_wins_of_a_summary_are_one_family() -> None:
     wins = summarise(["a", "b", "c"], lines(), ABOUT)["wins"]
-    assert [each["p_holm"] for each in wins] == holm([each["p"] for each in wins]) and max(each["p_holm"] for each in wins) <= 1
+    assert [each["p_holm"] for each in wins] == holm([each["p"] for each in wins]) and max(
+        each["p_holm"] for each in wins
+    ) <= 1
 
 
 def test_the_order_of_the_lines_does_not_matter() -> None:

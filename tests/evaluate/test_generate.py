@@ -48,20 +48,37 @@ def test_base_weights_are_the_untrained_ones_and_training_goes_on_after(pipeline
 def test_base_weights_of_a_fully_trained_model_are_gone(pipelines: dict[str, Path]):
     run = recipe("sd", pipelines["sd"], "none")
     family = load_model(run.model.model_copy(update={"tune": "full"}), "cpu")
-    with pytest.raises(DirectAlignError, match=r"load it by itself from model\.path"), base_weights(family):
+    with (
+        pytest.raises(DirectAlignError, match=r"load it by itself from model\.path"),
+        base_weights(family),
+    ):
         pass
 
 
-@pytest.mark.parametrize(("name", "rollout"), [("flux", {}), ("flux", {"shift": 2.0}), ("sd", {"cfg_scale": 2.0})])
-def test_the_recorded_call_makes_the_same_image(pipelines: dict[str, Path], tmp_path: Path, name: str, rollout: dict[str, float]):
+@pytest.mark.parametrize(
+    ("name", "rollout"), [("flux", {}), ("flux", {"shift": 2.0}), ("sd", {"cfg_scale": 2.0})]
+)
+def test_the_recorded_call_makes_the_same_image(
+    pipelines: dict[str, Path], tmp_path: Path, name: str, rollout: dict[str, float]
+):
     folder = write_run_folder(tmp_path / "run", recipe(name, pipelines[name], "none", **rollout))
-    files = sample_images(folder, PROMPTS[:2], SEEDS[:2], tmp_path / "out", rollout={"num_sampling_steps": 3})
+    files = sample_images(
+        folder, PROMPTS[:2], SEEDS[:2], tmp_path / "out", rollout={"num_inference_steps": 3}
+    )
     record = json.loads((tmp_path / "out" / "images.jsonl").read_text().splitlines()[1])
     image = _run(record["diffusers"]["code"])
-    run = recipe(name, pipelines[name], "none", **{**rollout, "num_sampling_steps": 3})
-    assert (image - generate(trained(run), PROMPTS[:2], SEEDS[:2], run.rollout)[1]).abs().max() < 1e-4
-    assert np.abs(np.asarray(Image.open(files[1])) / 255 - image.permute(1, 2, 0).numpy()).max() < 1 / 255
-    assert record["prompt"] == PROMPTS[1] and record["diffusers"]["arguments"]["num_inference_steps"] == 3
+    run = recipe(name, pipelines[name], "none", **{**rollout, "num_inference_steps": 3})
+    assert (
+        image - generate(trained(run), PROMPTS[:2], SEEDS[:2], run.rollout)[1]
+    ).abs().max() < 1e-4
+    assert (
+        np.abs(np.asarray(Image.open(files[1])) / 255 - image.permute(1, 2, 0).numpy()).max()
+        < 1 / 255
+    )
+    assert (
+        record["prompt"] == PROMPTS[1]
+        and record["diffusers"]["arguments"]["num_inference_steps"] == 3
+    )
 
 
 @pytest.mark.parametrize("name", ["flux", "sd"])
@@ -75,7 +92,11 @@ def test_the_call_for_a_fully_trained_model(pipelines: dict[str, Path], tmp_path
 
 
 def test_the_call_for_a_run_on_a_single_file(pipelines: dict[str, Path], tmp_path: Path):
-    tensors = load_file(write_flux(tmp_path / "other", seed=3) / "transformer" / "diffusion_pytorch_model.safetensors")
+    tensors = load_file(
+        write_flux(tmp_path / "other", seed=3)
+        / "transformer"
+        / "diffusion_pytorch_model.safetensors"
+    )
     save_file(tensors, tmp_path / "one.safetensors")
     run = recipe("flux", pipelines["flux"], "none")
     single = {"path": str(tmp_path / "one.safetensors"), "components": str(pipelines["flux"])}
@@ -87,37 +108,72 @@ def test_the_call_for_a_run_on_a_single_file(pipelines: dict[str, Path], tmp_pat
 
 
 @pytest.mark.parametrize("brings", [("vae",), ("vae", "text_encoder")])
-def test_a_file_with_more_than_the_denoiser_opens_with_all_of_it(monkeypatch: pytest.MonkeyPatch, brings: tuple[str, ...]):
+def test_a_file_with_more_than_the_denoiser_opens_with_all_of_it(
+    monkeypatch: pytest.MonkeyPatch, brings: tuple[str, ...]
+):
     layout = single_file.LAYOUTS[-1]
-    held = single_file.Contents(Path("one.safetensors"), layout, {name: {} for name in (layout.part, *brings)})
+    held = single_file.Contents(
+        Path("one.safetensors"), layout, {name: {} for name in (layout.part, *brings)}
+    )
     monkeypatch.setattr(single_file, "contents", lambda file: held)
-    model = ModelConfig(family="sd", path="one.safetensors", components="owner/name", revision="v2", variant="fp16", dtype="bfloat16")
+    model = ModelConfig(
+        family="sd",
+        path="one.safetensors",
+        components="owner/name",
+        revision="v2",
+        variant="fp16",
+        dtype="bfloat16",
+    )
     classes, opened = reproduce._opened("StableDiffusionPipeline", model)
     ends = "config='owner/name', {}torch_dtype=torch.bfloat16)"
     if "text_encoder" in brings:
-        assert (classes, opened) == (["StableDiffusionPipeline"], f"StableDiffusionPipeline.from_single_file('one.safetensors', {ends.format('')}")
+        assert (classes, opened) == (
+            ["StableDiffusionPipeline"],
+            f"StableDiffusionPipeline.from_single_file('one.safetensors', {ends.format('')}",
+        )
     else:
         assert classes == ["StableDiffusionPipeline", "UNet2DConditionModel", "AutoencoderKL"]
-        assert opened.startswith("StableDiffusionPipeline.from_pretrained('owner/name', revision='v2', variant='fp16', unet=UNet2DConditionModel.")
-        assert "vae=AutoencoderKL.from_single_file('one.safetensors', " + ends.format("subfolder='vae', ") in opened
+        assert opened.startswith(
+            "StableDiffusionPipeline.from_pretrained('owner/name', revision='v2', variant='fp16', unet=UNet2DConditionModel."
+        )
+        assert (
+            "vae=AutoencoderKL.from_single_file('one.safetensors', "
+            + ends.format("subfolder='vae', ")
+            in opened
+        )
 
 
 def test_base_and_trained_differ(pipelines: dict[str, Path], tmp_path: Path):
     folder = write_run_folder(tmp_path / "run", recipe("sd", pipelines["sd"], "none"))
     tuned = sample_images(folder, PROMPTS[:1], [1], tmp_path / "tuned")
     base = sample_images(folder, PROMPTS[:1], [1], tmp_path / "base", base=True)
-    plain = sample_images(pipelines["sd"], PROMPTS[:1], [1], tmp_path / "plain", rollout={"num_sampling_steps": 2})
+    plain = sample_images(
+        pipelines["sd"], PROMPTS[:1], [1], tmp_path / "plain", rollout={"num_inference_steps": 2}
+    )
     assert base[0].read_bytes() == plain[0].read_bytes() != tuned[0].read_bytes()
 
 
-@pytest.mark.parametrize(("name", "rollout"), [("sd", {"cfg_scale": 3.0}), ("flux", {"embedded_guidance": 1.0})])
-def test_a_bare_model_is_sampled_with_the_guidance_and_size_asked_for(pipelines: dict[str, Path], tmp_path: Path, name: str, rollout: dict[str, float]):
-    asked = {"num_sampling_steps": 2, "height": 48, "width": 32, **rollout}
+@pytest.mark.parametrize(
+    ("name", "rollout"), [("sd", {"cfg_scale": 3.0}), ("flux", {"embedded_guidance": 1.0})]
+)
+def test_a_bare_model_is_sampled_with_the_guidance_and_size_asked_for(
+    pipelines: dict[str, Path], tmp_path: Path, name: str, rollout: dict[str, float]
+):
+    asked = {"num_inference_steps": 2, "height": 48, "width": 32, **rollout}
     files = sample_images(pipelines[name], PROMPTS[:1], [1], tmp_path / "out", asked)
     image = _run(json.loads((tmp_path / "out" / "images.jsonl").read_text())["diffusers"]["code"])
     pixels = np.asarray(Image.open(files[0])) / 255
-    assert pixels.shape == (48, 32, 3) and np.abs(pixels - image.permute(1, 2, 0).numpy()).max() < 1 / 255
-    plain = sample_images(pipelines[name], PROMPTS[:1], [1], tmp_path / "plain", {name: asked[name] for name in ("num_sampling_steps", "height", "width")})
+    assert (
+        pixels.shape == (48, 32, 3)
+        and np.abs(pixels - image.permute(1, 2, 0).numpy()).max() < 1 / 255
+    )
+    plain = sample_images(
+        pipelines[name],
+        PROMPTS[:1],
+        [1],
+        tmp_path / "plain",
+        {name: asked[name] for name in ("num_inference_steps", "height", "width")},
+    )
     assert files[0].read_bytes() != plain[0].read_bytes()
 
 

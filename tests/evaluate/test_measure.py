@@ -21,7 +21,10 @@ class Judge:
     """Photo when bright, content always right."""
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Mapping[str, PerSample]:
-        return {"photo_rate": (images.mean((1, 2, 3)) > 0.5).float(), "content": torch.ones(len(prompts))}
+        return {
+            "photo_rate": (images.mean((1, 2, 3)) > 0.5).float(),
+            "content": torch.ones(len(prompts)),
+        }
 
 
 class WordReward:
@@ -40,25 +43,42 @@ def test_keys_and_prefix(pipelines: dict[str, Path], prompts: Path):
     run = recipe("flux", pipelines["flux"], prompts)
     measurer = Measurer(run, trained(run), load_reward(run.reward), Judge())
     measured = measurer.measure(5)
-    assert {"photo_rate", "content", "color_drift", "reward", "saturation", "brightness", "sharpness", "seconds"} <= measured.keys()
+    assert {
+        "photo_rate",
+        "content",
+        "color_drift",
+        "reward",
+        "saturation",
+        "brightness",
+        "sharpness",
+        "seconds",
+    } <= measured.keys()
     assert measured["content"]["value"] == 1.0 and measured["content"]["n"] == 5
     assert (measurer.images(3) - measurer.images(5)[:3]).abs().max() < 1e-5
     assert measurer.measure(3)["content"]["n"] == 3
 
 
-def test_drift_from_the_base_is_zero_before_training_and_measured_after(pipelines: dict[str, Path], prompts: Path):
+def test_drift_from_the_base_is_zero_before_training_and_measured_after(
+    pipelines: dict[str, Path], prompts: Path
+):
     run = recipe("flux", pipelines["flux"], prompts)
     tuned = Measurer(run, trained(run), None, None)
     expected = image_metrics.color_drift(tuned.images(5), tuned.base_images(tuned.pairs))
     assert tuned.measure(5)["color_drift"] == pytest.approx(expected, rel=1e-4) and expected > 0
     full = run.model_copy(update={"model": run.model.model_copy(update={"tune": "full"})})
-    assert Measurer(full, load_model(full.model, "cpu"), None, None).measure(5)["color_drift"] < 1e-6
+    assert (
+        Measurer(full, load_model(full.model, "cpu"), None, None).measure(5)["color_drift"] < 1e-6
+    )
 
 
 def test_scores_are_asked_under_all_three_phrasings(pipelines: dict[str, Path], prompts: Path):
     run = recipe("flux", pipelines["flux"], prompts)
-    words = run.method.words.model_copy(update={"positive": ["Photo", "Real one"], "negative": ["CG"]})
-    run = run.model_copy(update={"method": run.method.model_copy(update={"words": words})})
+    words = run.method.control_phrases.model_copy(
+        update={"positive": ["Photo", "Real one"], "negative": ["CG"]}
+    )
+    run = run.model_copy(
+        update={"method": run.method.model_copy(update={"control_phrases": words})}
+    )
     each = Measurer(run, trained(run), WordReward(), None).per_image(torch.rand(5, 3, 32, 32))
     assert torch.equal(each["score_pos"] - each["reward"], torch.full((5,), (7 + 10) / 2))
     assert torch.equal(each["score_neg"] - each["reward"], torch.full((5,), 4.0))

@@ -8,7 +8,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from directalign.config import DataConfig
 from directalign.data.prompts import held_out_captions, train_captions
-from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts, noise_of
+from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts, batch_noise
 from directalign.types import DirectAlignError
 
 
@@ -22,16 +22,23 @@ def test_fewer_pairs_are_the_first_of_more():
 
 def test_world_is_measured_on_all_captions_held_out_ones_among_the_first():
     found = measured_prompts(DataConfig(prompts="world"))
-    assert sorted(found) == sorted(held_out_captions() + train_captions()) and len(set(found)) == 240
+    assert (
+        sorted(found) == sorted(held_out_captions() + train_captions()) and len(set(found)) == 240
+    )
     first = set(fixed_pairs(found, 64).prompts)
     assert first & set(held_out_captions()) and first & set(train_captions())
 
 
 def test_noise_is_the_pipelines_own():
-    noise = noise_of([3, 4], (4, 8, 6))
-    expected = randn_tensor((1, 4, 8, 6), generator=torch.Generator().manual_seed(4), device=torch.device("cpu"), dtype=torch.float32)
+    noise = batch_noise([3, 4], (4, 8, 6))
+    expected = randn_tensor(
+        (1, 4, 8, 6),
+        generator=torch.Generator().manual_seed(4),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
     assert torch.equal(noise[1:], expected)
-    assert torch.equal(noise_of([4, 9, 3], (4, 8, 6))[[2, 0]], noise)
+    assert torch.equal(batch_noise([4, 9, 3], (4, 8, 6))[[2, 0]], noise)
 
 
 def test_prompts_without_a_seed_are_refused():

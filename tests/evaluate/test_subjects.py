@@ -11,7 +11,13 @@ from tiny_runs import recipe, write_run_folder
 
 from directalign.evaluation.candidates import items_of_images, open_subjects
 from directalign.evaluation.eval_prompts import PromptRow
-from directalign.evaluation.eval_samples import OFF_TOPIC, batches, items_of, off_topic_items, unreadable
+from directalign.evaluation.eval_samples import (
+    OFF_TOPIC,
+    batches,
+    items_of,
+    off_topic_items,
+    unreadable,
+)
 from directalign.evaluation.scores import rewards_of, words_of
 from directalign.types import DirectAlignError
 
@@ -19,7 +25,10 @@ from directalign.types import DirectAlignError
 def image_folder(folder: Path, pairs: list[tuple[str, int]], size: int = 32) -> Path:
     """A folder of images as `directalign sample` leaves it."""
     folder.mkdir(parents=True)
-    rows = [{"file": f"{place}.png", "prompt": prompt, "seed": seed} for place, (prompt, seed) in enumerate(pairs)]
+    rows = [
+        {"file": f"{place}.png", "prompt": prompt, "seed": seed}
+        for place, (prompt, seed) in enumerate(pairs)
+    ]
     for place, row in enumerate(rows):
         Image.new("RGB", (size, size), (30 * place, 60, 90)).save(folder / row["file"])
     (folder / "images.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -29,13 +38,29 @@ def image_folder(folder: Path, pairs: list[tuple[str, int]], size: int = 32) -> 
 @pytest.fixture
 def runs(pipelines: dict[str, Path], prompts: Path, tmp_path: Path) -> dict[str, str]:
     """Two runs on one base, and one of it that is sampled in more steps."""
-    plain, longer = recipe("flux", pipelines["flux"], prompts), recipe("flux", pipelines["flux"], prompts, num_sampling_steps=3)
-    return {name: str(write_run_folder(tmp_path / name, run)) for name, run in (("one", plain), ("two", plain), ("longer", longer))}
+    plain, longer = (
+        recipe("flux", pipelines["flux"], prompts),
+        recipe("flux", pipelines["flux"], prompts, num_inference_steps=3),
+    )
+    return {
+        name: str(write_run_folder(tmp_path / name, run))
+        for name, run in (("one", plain), ("two", plain), ("longer", longer))
+    }
 
 
 def test_labels_and_keys(runs: dict[str, str], pipelines: dict[str, Path], tmp_path: Path) -> None:
     images = image_folder(tmp_path / "some images", [("a", 1)])
-    found = open_subjects([runs["one"], f"Größer & <b>={runs['two']}", str(pipelines["flux"]), str(images), f"base={images}"], False, {})
+    found = open_subjects(
+        [
+            runs["one"],
+            f"Größer & <b>={runs['two']}",
+            str(pipelines["flux"]),
+            str(images),
+            f"base={images}",
+        ],
+        False,
+        {},
+    )
     assert [(each.label, each.key, each.kind) for each in found] == [
         ("tiny", "tiny", "run"),
         ("Größer & <b>", "groer_b", "run"),
@@ -44,26 +69,50 @@ def test_labels_and_keys(runs: dict[str, str], pipelines: dict[str, Path], tmp_p
         ("base", "base_2", "images"),
     ]
     derived = open_subjects([runs["one"], runs["two"]], False, {})
-    assert [each.label for each in derived] == ["tiny (one)", "tiny (two)"] and [each.key for each in derived] == ["tiny_one", "tiny_two"]
+    assert [each.label for each in derived] == ["tiny (one)", "tiny (two)"] and [
+        each.key for each in derived
+    ] == ["tiny_one", "tiny_two"]
 
 
-def test_a_base_is_added_once_for_each_way_of_sampling(runs: dict[str, str], tmp_path: Path) -> None:
+def test_a_base_is_added_once_for_each_way_of_sampling(
+    runs: dict[str, str], tmp_path: Path
+) -> None:
     found = open_subjects([runs["one"], f"other={runs['two']}"], True, {})
-    assert [(each.key, each.kind, each.base) for each in found] == [("base", "base", None), ("tiny", "run", "base"), ("other", "run", "base")]
+    assert [(each.key, each.kind, each.base) for each in found] == [
+        ("base", "base", None),
+        ("tiny", "run", "base"),
+        ("other", "run", "base"),
+    ]
     assert found[0].trained is None and found[0].recipe is None and found[0].label == "Base model"
     apart = open_subjects([runs["one"], f"long={runs['longer']}"], True, {})
-    assert [(each.key, each.label) for each in apart[:2]] == [("base", "Base model of tiny"), ("base_2", "Base model of long")]
+    assert [(each.key, each.label) for each in apart[:2]] == [
+        ("base", "Base model of tiny"),
+        ("base_2", "Base model of long"),
+    ]
     assert [each.base for each in apart[2:]] == ["base", "base_2"]
-    alike = open_subjects([runs["one"], f"long={runs['longer']}", str(image_folder(tmp_path / "i", [("a", 1)]))], True, {"num_sampling_steps": 4})
-    assert [each.base for each in alike] == [None, "base", "base", "base"] and alike[1].run is not None and alike[1].run.rollout.num_sampling_steps == 4
+    alike = open_subjects(
+        [runs["one"], f"long={runs['longer']}", str(image_folder(tmp_path / "i", [("a", 1)]))],
+        True,
+        {"num_inference_steps": 4},
+    )
+    assert (
+        [each.base for each in alike] == [None, "base", "base", "base"]
+        and alike[1].run is not None
+        and alike[1].run.rollout.num_inference_steps == 4
+    )
 
 
-def test_what_cannot_be_compared_is_refused(runs: dict[str, str], pipelines: dict[str, Path], tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_refused(
+    runs: dict[str, str], pipelines: dict[str, Path], tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     (Path(runs["two"]) / "lora.safetensors").unlink()
     refused = {
         (): "nothing to compare",
-        (f"x={runs['one']}", f"x={runs['one']}"): r"are both called 'x'; give each a label of its own",
+        (
+            f"x={runs['one']}",
+            f"x={runs['one']}",
+        ): r"are both called 'x'; give each a label of its own",
         (runs["one"], runs["one"]): "are both called",
         (runs["two"],): r"lora\.safetensors: no such file, the run is not finished",
         (str(tmp_path / "empty"),): r"neither a run \(run\.yaml\), nor a pipeline",
@@ -73,7 +122,10 @@ def test_what_cannot_be_compared_is_refused(runs: dict[str, str], pipelines: dic
     for sources, words in refused.items():
         with pytest.raises(DirectAlignError, match=words):
             open_subjects(list(sources), False, {})
-    with pytest.raises(DirectAlignError, match="--base: adds the model that a run began with, and no run is compared"):
+    with pytest.raises(
+        DirectAlignError,
+        match="--base: adds the model that a run began with, and no run is compared",
+    ):
         open_subjects([str(pipelines["flux"])], True, {})
 
 
@@ -83,11 +135,25 @@ def test_what_cannot_be_compared_is_refused(runs: dict[str, str], pipelines: dic
 def test_every_prompt_has_its_seeds_and_no_seed_comes_twice() -> None:
     rows = [PromptRow(letter, group="g", facts={"tag": letter}) for letter in "abcde"]
     every = items_of(rows, None, 3)
-    assert len(every) == 15 and [item.index for item in every] == list(range(15)) and len({item.seed for item in every}) == 15
-    assert all(len({item.prompt for item in every[start : start + 3]}) == 1 for start in range(0, 15, 3)) and every[0].facts["tag"] == every[0].prompt
+    assert (
+        len(every) == 15
+        and [item.index for item in every] == list(range(15))
+        and len({item.seed for item in every}) == 15
+    )
+    assert (
+        all(
+            len({item.prompt for item in every[start : start + 3]}) == 1
+            for start in range(0, 15, 3)
+        )
+        and every[0].facts["tag"] == every[0].prompt
+    )
     some = items_of(rows, 5, 2)
-    assert [item.prompt for item in some] == [every[0].prompt] * 2 + [every[3].prompt] * 2 + [every[6].prompt]
-    assert len({item.prompt for item in items_of(rows, 20, 2)}) == 5, "too few prompts get more seeds"
+    assert [item.prompt for item in some] == [every[0].prompt] * 2 + [every[3].prompt] * 2 + [
+        every[6].prompt
+    ]
+    assert len({item.prompt for item in items_of(rows, 20, 2)}) == 5, (
+        "too few prompts get more seeds"
+    )
 
 
 def test_batches_keep_a_prompt_together_and_control_prompts_apart(tmp_path: Path) -> None:
@@ -97,14 +163,28 @@ def test_batches_keep_a_prompt_together_and_control_prompts_apart(tmp_path: Path
     items = items_of([PromptRow(letter) for letter in "abcde"], None, 3)
     items += off_topic_items(str(tmp_path / "o.txt"), config.ControlPhrases(), 15, 4)
     found = batches(items, 7)
-    assert [len(batch) for batch in found] == [6, 6, 3, 4] and [item for batch in found for item in batch][:15] == items[:15]
-    assert {item.group for item in found[-1]} == {OFF_TOPIC} and len({item.seed for item in items}) == 19
+    assert [len(batch) for batch in found] == [6, 6, 3, 4] and [
+        item for batch in found for item in batch
+    ][:15] == items[:15]
+    assert {item.group for item in found[-1]} == {OFF_TOPIC} and len(
+        {item.seed for item in items}
+    ) == 19
     assert [len(batch) for batch in batches(items, 1)] == [3] * 5 + [2, 2]
 
 
 def test_only_captions_are_read_by_the_worlds_judge() -> None:
-    items = items_of([PromptRow("a red star on a navy background"), PromptRow("Anime. a red star on a navy background")], None, 1)
-    assert unreadable(items, ["a red star on a navy background"]) is None and unreadable(items, ["soup"]) is not None
+    items = items_of(
+        [
+            PromptRow("a red star on a navy background"),
+            PromptRow("Anime. a red star on a navy background"),
+        ],
+        None,
+        1,
+    )
+    assert (
+        unreadable(items, ["a red star on a navy background"]) is None
+        and unreadable(items, ["soup"]) is not None
+    )
 
 
 # --- folders of images --------------------------------------------------------------------------------------------------
@@ -128,9 +208,15 @@ def test_folders_of_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
     def check(words: str, *names: str) -> None:
         with pytest.raises(DirectAlignError, match=words):
-            items_of_images(open_subjects([str(tmp_path / name) for name in names], False, {}), None)
+            items_of_images(
+                open_subjects([str(tmp_path / name) for name in names], False, {}), None
+            )
 
-    check(r"one and .*less are not of the same prompts and seeds: 1 images are in one alone, the first of 'b', seed 1", "one", "less")
+    check(
+        r"one and .*less are not of the same prompts and seeds: 1 images are in one alone, the first of 'b', seed 1",
+        "one",
+        "less",
+    )
     check("are not of the same prompts", "less", "one")
     check(r"has 32x32 pixels and .*48x48: bring all images to one size", "one", "large")
     check(r"images\.jsonl:2: 'a' with seed 1 comes twice", "twice")
@@ -150,20 +236,53 @@ def test_folders_of_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 # --- rewards ------------------------------------------------------------------------------------------------------------
 
 
-def test_rewards_are_asked_once_whoever_brings_them(pipelines: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
+def test_rewards_are_asked_once_whoever_brings_them(
+    pipelines: dict[str, Path], prompts: Path, tmp_path: Path
+) -> None:
     run = recipe("flux", pipelines["flux"], prompts)
     bright = {"name": "pixels", "statistic": "brightness"}
-    other = run.model_validate(run.model_dump() | {"name": "other", "reward": bright | {"scale": 2.0}})
-    watching = run.model_validate(run.model_dump() | {"evaluate": {"rewards": {"light": bright, "redness": {"name": "pixels", "statistic": "saturation"}}}})
-    sources = [str(write_run_folder(tmp_path / name, each)) for name, each in (("a", watching), ("b", other))]
+    other = run.model_validate(
+        run.model_dump() | {"name": "other", "reward": bright | {"scale": 2.0}}
+    )
+    watching = run.model_validate(
+        run.model_dump()
+        | {
+            "evaluate": {
+                "rewards": {
+                    "light": bright,
+                    "redness": {"name": "pixels", "statistic": "saturation"},
+                }
+            }
+        }
+    )
+    sources = [
+        str(write_run_folder(tmp_path / name, each))
+        for name, each in (("a", watching), ("b", other))
+    ]
     subjects = open_subjects(sources, True, {})
     (tmp_path / "section.yaml").write_text("name: pixels\nstatistic: saturation\nscale: 3\n")
-    found = rewards_of(subjects, ["again={name: pixels, statistic: brightness}", f"colour={tmp_path / 'section.yaml'}"])
-    assert [(each.label, each.trained) for each in found] == [("redness", ("tiny",)), ("brightness", ("other",)), ("redness-2", ())]
-    mixed = {"name": "mix", "members": [{"label": "r", "reward": {"name": "pixels", "statistic": "redness"}}, {"label": "l", "reward": bright}]}
+    found = rewards_of(
+        subjects,
+        ["again={name: pixels, statistic: brightness}", f"colour={tmp_path / 'section.yaml'}"],
+    )
+    assert [(each.label, each.trained) for each in found] == [
+        ("redness", ("tiny",)),
+        ("brightness", ("other",)),
+        ("redness-2", ()),
+    ]
+    mixed = {
+        "name": "mix",
+        "members": [
+            {"label": "r", "reward": {"name": "pixels", "statistic": "redness"}},
+            {"label": "l", "reward": bright},
+        ],
+    }
     mixture = run.model_validate(run.model_dump() | {"name": "mixed", "reward": mixed})
     subjects = open_subjects([*sources, str(write_run_folder(tmp_path / "c", mixture))], False, {})
-    assert {each.label: each.trained for each in rewards_of(subjects, [])}["redness"] == ("tiny", "mixed")
+    assert {each.label: each.trained for each in rewards_of(subjects, [])}["redness"] == (
+        "tiny",
+        "mixed",
+    )
 
 
 @pytest.mark.parametrize(

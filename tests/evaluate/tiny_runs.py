@@ -19,13 +19,18 @@ def recipe(family: str, path: Path, prompts: Path | str, **rollout: Any) -> RunC
     return RunConfig.model_validate(
         {
             "name": "tiny",
-            "model": {"family": family, "path": str(path), "tune": "lora", "lora": {"rank": 2, "alpha": 2}},
+            "model": {
+                "architecture": family,
+                "path": str(path),
+                "tune": "lora",
+                "lora": {"rank": 2, "alpha": 2},
+            },
             "reward": {"name": "pixels", "statistic": "redness"},
             "method": {"form": "absolute"},
-            "rollout": {"num_sampling_steps": 2, **guidance, **rollout},
+            "rollout": {"num_inference_steps": 2, **guidance, **rollout},
             "data": {"prompts": str(prompts)},
             "train": {"num_steps": 1},
-            "evaluate": {"num_pairs": 5, "pairs_during": 3, "batch_size": 2},
+            "evaluate": {"num_samples": 5, "num_samples_during": 3, "batch_size": 2},
         }
     )
 

@@ -37,7 +37,12 @@ def example() -> ModuleType:
 @pytest.fixture(scope="module")
 def recipe() -> RunConfig:
     """The recipe that the example says it equals, with small batches and next to no measuring."""
-    small = [f"train.num_steps={UPDATES}", f"data.batch_size={BATCH}", "evaluate.num_pairs=1", "evaluate.every=0"]
+    small = [
+        f"train.num_steps={UPDATES}",
+        f"data.batch_size={BATCH}",
+        "evaluate.num_samples=1",
+        "evaluate.every=0",
+    ]
     few_samples = ["train.sample_every=0", "train.sample_prompts=[a red star on a navy background]"]
     return load_run(ROOT / "recipes" / "world_srpo.yaml", [*small, *few_samples])
 
@@ -54,7 +59,11 @@ def trained(recipe: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 def test_it_equals_the_trainer_after_three_updates(
-    example: ModuleType, recipe: RunConfig, world_folder: Path, trained: dict[str, Tensor], capsys: pytest.CaptureFixture[str]
+    example: ModuleType,
+    recipe: RunConfig,
+    world_folder: Path,
+    trained: dict[str, Tensor],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     world = example.World(str(world_folder))
     before = {name: weight.clone() for name, weight in world.pipe.transformer.state_dict().items()}
@@ -69,11 +78,18 @@ def test_it_equals_the_trainer_after_three_updates(
 
 
 def test_its_defaults_are_the_recipe_s(example: ModuleType, recipe: RunConfig) -> None:
-    defaults = {name: each.default for name, each in inspect.signature(example.align).parameters.items()}
-    assert defaults["seed"] == recipe.seed and defaults["learning_rate"] == recipe.train.learning_rate
+    defaults = {
+        name: each.default for name, each in inspect.signature(example.align).parameters.items()
+    }
+    assert (
+        defaults["seed"] == recipe.seed and defaults["learning_rate"] == recipe.train.learning_rate
+    )
     assert defaults["tolerance"] == recipe.method.anchor.tolerance
-    assert (recipe.method.words.positive, recipe.method.words.negative) == (example.POSITIVE, example.NEGATIVE)
-    assert recipe.rollout.num_sampling_steps == example.STEPS
+    assert (recipe.method.control_phrases.positive, recipe.method.control_phrases.negative) == (
+        example.POSITIVE,
+        example.NEGATIVE,
+    )
+    assert recipe.rollout.num_inference_steps == example.STEPS
 
 
 def test_it_is_short_and_needs_the_mathematics_alone() -> None:

@@ -31,10 +31,16 @@ def prefixed(prefix: str, weights: Weights) -> dict[str, Tensor]:
 
 def swapped(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """The last modulation layer says scale before shift in diffusers, shift before scale in the originals."""
-    return weights | {key: torch.cat(tensor.chunk(2)[::-1]) for key, tensor in weights.items() if key.rpartition(".")[0] == name}
+    return weights | {
+        key: torch.cat(tensor.chunk(2)[::-1])
+        for key, tensor in weights.items()
+        if key.rpartition(".")[0] == name
+    }
 
 
-def fused(weights: Weights, separate: tuple[str, ...], together: Callable[[str], str]) -> dict[str, Tensor]:
+def fused(
+    weights: Weights, separate: tuple[str, ...], together: Callable[[str], str]
+) -> dict[str, Tensor]:
     """Wherever all layers `separate` are, they become one, stacked in that order, named by `together` from the path before them."""
     result = dict(weights)
     for key in weights:
@@ -49,7 +55,9 @@ def fused(weights: Weights, separate: tuple[str, ...], together: Callable[[str],
 def ldm_unet(weights: Weights, layers_per_block: int) -> dict[str, Tensor]:
     """A UNet of Stable Diffusion: input_blocks, middle_block, output_blocks, counted through all levels."""
     n = layers_per_block + 1
-    attentive = {name.split(".")[1] for name in weights if re.match(r"up_blocks\.\d+\.attentions", name)}
+    attentive = {
+        name.split(".")[1] for name in weights if re.match(r"up_blocks\.\d+\.attentions", name)
+    }
 
     def place(name: str) -> str:
         kind, level, what, index, *rest = name.split(".")
@@ -64,8 +72,17 @@ def ldm_unet(weights: Weights, layers_per_block: int) -> dict[str, Tensor]:
             case _:
                 return f"output_blocks.{at}.{0 if what == 'resnets' else 1}.{rest}"
 
-    placed = {place(name) if name.startswith(("down_blocks", "up_blocks")) else name: tensor for name, tensor in weights.items()}
-    resnet = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0", "conv2": "out_layers.3"}
+    placed = {
+        place(name) if name.startswith(("down_blocks", "up_blocks")) else name: tensor
+        for name, tensor in weights.items()
+    }
+    resnet = {
+        "norm1": "in_layers.0",
+        "conv1": "in_layers.2",
+        "time_emb_proj": "emb_layers.1",
+        "norm2": "out_layers.0",
+        "conv2": "out_layers.3",
+    }
     in_resnet = r"^((?:in|out)put_blocks\.\d+\.0|middle_block\.[02])"
     embedding = {"time_embedding": "time_embed", "add_embedding": "label_emb.0"}
     return renamed(
@@ -73,8 +90,15 @@ def ldm_unet(weights: Weights, layers_per_block: int) -> dict[str, Tensor]:
         (r"^mid_block\.resnets\.0", "middle_block.0"),
         (r"^mid_block\.attentions\.0", "middle_block.1"),
         (r"^mid_block\.resnets\.1", "middle_block.2"),
-        *((rf"{in_resnet}\.{ours}\.", rf"\1.{theirs}.") for ours, theirs in {**resnet, "conv_shortcut": "skip_connection"}.items()),
-        *((rf"^{ours}\.linear_{k}", f"{theirs}.{2 * (k - 1)}") for ours, theirs in embedding.items() for k in (1, 2)),
+        *(
+            (rf"{in_resnet}\.{ours}\.", rf"\1.{theirs}.")
+            for ours, theirs in {**resnet, "conv_shortcut": "skip_connection"}.items()
+        ),
+        *(
+            (rf"^{ours}\.linear_{k}", f"{theirs}.{2 * (k - 1)}")
+            for ours, theirs in embedding.items()
+            for k in (1, 2)
+        ),
         (r"^conv_in", "input_blocks.0.0"),
         (r"^conv_norm_out", "out.0"),
         (r"^conv_out", "out.2"),
@@ -83,24 +107,41 @@ def ldm_unet(weights: Weights, layers_per_block: int) -> dict[str, Tensor]:
 
 def ldm_vae(weights: Weights, levels: int) -> dict[str, Tensor]:
     """The autoencoder: the decoder's levels counted from the finest, attention in the middle by 1x1 convolutions."""
-    attention = (("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), (r"to_out\.0", "proj_out"))
+    attention = (
+        ("group_norm", "norm"),
+        ("to_q", "q"),
+        ("to_k", "k"),
+        ("to_v", "v"),
+        (r"to_out\.0", "proj_out"),
+    )
     result = renamed(
         weights,
         (r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block."),
         (r"down_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample."),
         *((rf"up_blocks\.{i}\.resnets\.", f"up.{levels - 1 - i}.block.") for i in range(levels)),
-        *((rf"up_blocks\.{i}\.upsamplers\.0\.", f"up.{levels - 1 - i}.upsample.") for i in range(levels)),
+        *(
+            (rf"up_blocks\.{i}\.upsamplers\.0\.", f"up.{levels - 1 - i}.upsample.")
+            for i in range(levels)
+        ),
         *((rf"mid_block\.resnets\.{i}\.", f"mid.block_{i + 1}.") for i in range(2)),
-        *((rf"mid_block\.attentions\.0\.{ours}\.", f"mid.attn_1.{theirs}.") for ours, theirs in attention),
+        *(
+            (rf"mid_block\.attentions\.0\.{ours}\.", f"mid.attn_1.{theirs}.")
+            for ours, theirs in attention
+        ),
         ("conv_shortcut", "nin_shortcut"),
         ("conv_norm_out", "norm_out"),
     )
-    return {name: tensor[..., None, None] if "attn_1" in name and tensor.ndim == 2 else tensor for name, tensor in result.items()}
+    return {
+        name: tensor[..., None, None] if "attn_1" in name and tensor.ndim == 2 else tensor
+        for name, tensor in result.items()
+    }
 
 
 def clip(weights: Weights) -> dict[str, Tensor]:
     """transformers' own names as they were when LDM was published."""
-    return {"text_model." + name.removeprefix("text_model."): tensor for name, tensor in weights.items()}
+    return {
+        "text_model." + name.removeprefix("text_model."): tensor for name, tensor in weights.items()
+    }
 
 
 def open_clip(weights: Weights) -> dict[str, Tensor]:
@@ -124,13 +165,24 @@ def open_clip(weights: Weights) -> dict[str, Tensor]:
 
 def flux(weights: Weights) -> dict[str, Tensor]:
     """Black Forest Labs' FLUX.1: double and single blocks, attention fused, in single blocks with the first layer of the MLP."""
-    result = fused(dict(weights), ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), lambda path: f"{path}.txt_attn.qkv")
-    result = fused(result, ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), lambda path: f"{path}.linear1")
-    result = fused(result, ("attn.to_q", "attn.to_k", "attn.to_v"), lambda path: f"{path}.img_attn.qkv")
+    result = fused(
+        dict(weights),
+        ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+        lambda path: f"{path}.txt_attn.qkv",
+    )
+    result = fused(
+        result, ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), lambda path: f"{path}.linear1"
+    )
+    result = fused(
+        result, ("attn.to_q", "attn.to_k", "attn.to_v"), lambda path: f"{path}.img_attn.qkv"
+    )
     result = renamed(
         result,
         (r"^single_transformer_blocks\.(\d+)\.proj_out", r"single_blocks.\1.linear2"),
-        (r"^single_transformer_blocks\.(\d+)\.attn\.norm_(q|k)\.weight", r"single_blocks.\1.norm.\2_norm.scale"),
+        (
+            r"^single_transformer_blocks\.(\d+)\.attn\.norm_(q|k)\.weight",
+            r"single_blocks.\1.norm.\2_norm.scale",
+        ),
         (r"^single_transformer_blocks\.(\d+)\.norm\.linear", r"single_blocks.\1.modulation.lin"),
         (r"^single_transformer_blocks", "single_blocks"),
         (r"^transformer_blocks", "double_blocks"),
@@ -162,11 +214,17 @@ def flux(weights: Weights) -> dict[str, Tensor]:
 
 def sd3(weights: Weights) -> dict[str, Tensor]:
     """Stability's SD3: joint blocks of an image and a context half; the context half of the last one says shift before scale."""
-    result = fused(dict(weights), ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), lambda path: f"{path}.context_block.attn.qkv")
+    result = fused(
+        dict(weights),
+        ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+        lambda path: f"{path}.context_block.attn.qkv",
+    )
     for attention in ("attn", "attn2"):
         separate = tuple(f"{attention}.to_{x}" for x in "qkv")
         result = fused(result, separate, lambda path, name=attention: f"{path}.x_block.{name}.qkv")
-    last = max(int(name.split(".")[1]) for name in weights if name.startswith("transformer_blocks."))
+    last = max(
+        int(name.split(".")[1]) for name in weights if name.startswith("transformer_blocks.")
+    )
     result = renamed(
         result,
         (r"^transformer_blocks", "joint_blocks"),
@@ -182,12 +240,21 @@ def sd3(weights: Weights) -> dict[str, Tensor]:
         (r"\.ff_context\.net\.2", ".context_block.mlp.fc2"),
         (r"^pos_embed\.pos_embed", "pos_embed"),
         (r"^pos_embed\.proj", "x_embedder.proj"),
-        *((rf"^time_text_embed\.timestep_embedder\.linear_{k}", f"t_embedder.mlp.{2 * (k - 1)}") for k in (1, 2)),
-        *((rf"^time_text_embed\.text_embedder\.linear_{k}", f"y_embedder.mlp.{2 * (k - 1)}") for k in (1, 2)),
+        *(
+            (rf"^time_text_embed\.timestep_embedder\.linear_{k}", f"t_embedder.mlp.{2 * (k - 1)}")
+            for k in (1, 2)
+        ),
+        *(
+            (rf"^time_text_embed\.text_embedder\.linear_{k}", f"y_embedder.mlp.{2 * (k - 1)}")
+            for k in (1, 2)
+        ),
         (r"^norm_out\.linear", "final_layer.adaLN_modulation.1"),
         (r"^proj_out", "final_layer.linear"),
     )
-    return swapped(swapped(result, "final_layer.adaLN_modulation.1"), f"joint_blocks.{last}.context_block.adaLN_modulation.1")
+    return swapped(
+        swapped(result, "final_layer.adaLN_modulation.1"),
+        f"joint_blocks.{last}.context_block.adaLN_modulation.1",
+    )
 
 
 def z_image(weights: Weights) -> dict[str, Tensor]:
@@ -203,13 +270,22 @@ def z_image(weights: Weights) -> dict[str, Tensor]:
 
 def flux2(weights: Weights) -> dict[str, Tensor]:
     """FLUX.2: modulations shared by all blocks, attention fused in double blocks."""
-    result = fused(dict(weights), ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), lambda path: f"{path}.txt_attn.qkv")
-    result = fused(result, ("attn.to_q", "attn.to_k", "attn.to_v"), lambda path: f"{path}.img_attn.qkv")
+    result = fused(
+        dict(weights),
+        ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+        lambda path: f"{path}.txt_attn.qkv",
+    )
+    result = fused(
+        result, ("attn.to_q", "attn.to_k", "attn.to_v"), lambda path: f"{path}.img_attn.qkv"
+    )
     result = renamed(
         result,
         (r"^single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj", r"single_blocks.\1.linear1"),
         (r"^single_transformer_blocks\.(\d+)\.attn\.to_out", r"single_blocks.\1.linear2"),
-        (r"^single_transformer_blocks\.(\d+)\.attn\.norm_(q|k)\.weight", r"single_blocks.\1.norm.\2_norm.scale"),
+        (
+            r"^single_transformer_blocks\.(\d+)\.attn\.norm_(q|k)\.weight",
+            r"single_blocks.\1.norm.\2_norm.scale",
+        ),
         (r"^transformer_blocks", "double_blocks"),
         (r"\.attn\.norm_added_(q|k)\.weight", r".txt_attn.norm.\1_norm.scale"),
         (r"\.attn\.norm_(q|k)\.weight", r".img_attn.norm.\1_norm.scale"),

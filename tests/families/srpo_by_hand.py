@@ -18,12 +18,21 @@ from methods.toy import ToyReward
 
 PROMPTS = ["a red star", "a blue circle on a sandy background"]
 BATCH = Batch(step=2, prompts=tuple(PROMPTS), seed=5)
-RAMPS = {"denoise": {"k_pos": {"low_noise": 0.1, "high_noise": 0.25}}, "inversion": {"k_neg": {"low_noise": 0.3, "high_noise": 0.01}}}
+RAMPS = {
+    "denoise": {"k_pos": {"low_noise": 0.1, "high_noise": 0.25}},
+    "inversion": {"k_neg": {"low_noise": 0.3, "high_noise": 0.01}},
+}
 TRAINING_CFG = 2.0
 MARGIN = 3.0
 """Wide enough that no loss is cut off at 0."""
 SETTINGS = Settings.model_validate(
-    {"words": {"positive": ["photo"], "negative": ["painting"]}, "branches": "both", "margin": MARGIN, "cfg_scale": TRAINING_CFG, **RAMPS}
+    {
+        "control_phrases": {"positive": ["photo"], "negative": ["painting"]},
+        "branches": "both",
+        "margin": MARGIN,
+        "cfg_scale": TRAINING_CFG,
+        **RAMPS,
+    }
 )
 
 
@@ -33,7 +42,12 @@ def known_noise(shape: tuple[int, int, int]) -> Tensor:
 
 
 def losses_by_hand(
-    path: str, predict: Callable[[Tensor, Tensor], Tensor], decode: Callable[[Tensor], Tensor], x0: Tensor, noise: Tensor, prediction: str = "velocity"
+    path: str,
+    predict: Callable[[Tensor, Tensor], Tensor],
+    decode: Callable[[Tensor], Tensor],
+    x0: Tensor,
+    noise: Tensor,
+    prediction: str = "velocity",
 ) -> list[Tensor]:
     """The losses of the denoise and of the inversion branch; `predict(x_t, sigma)` is the guided network, `decode` the VAE before its clamp."""
     window, reward = noise_levels.GridSampler(), ToyReward()
@@ -48,7 +62,10 @@ def losses_by_hand(
         x0_hat, noise_hat = _split(prediction, x_t, predict(x_t, move.sigma_from), start)
         x_to = _alpha(path, end) * x0_hat + end * noise_hat
         images = decode(((x_to - end * noise) / _alpha(path, end)).float()).clamp(0, 1)
-        asked, unasked = (reward.score(images.mean((2, 3)), [f"{word}. {prompt}" for prompt in PROMPTS]) for word in (own, other))
+        asked, unasked = (
+            reward.score(images.mean((2, 3)), [f"{word}. {prompt}" for prompt in PROMPTS])
+            for word in (own, other)
+        )
         k = low + (high - low) * move.position
         found.append(torch.relu(MARGIN - ((1 + k) * asked - unasked)).mean())
     return found

@@ -14,10 +14,18 @@ from tiny import SIZE
 
 
 def answer(family):
-    x_t = torch.randn(1, *family.latent_shape(SIZE, SIZE), generator=torch.Generator().manual_seed(0))
-    pred = family.predict(x_t, torch.tensor([0.5], dtype=torch.float64), family.encode_prompt(["a red star"]).guided(3.5, 1.0))
+    x_t = torch.randn(
+        1, *family.latent_shape(SIZE, SIZE), generator=torch.Generator().manual_seed(0)
+    )
+    pred = family.predict(
+        x_t,
+        torch.tensor([0.5], dtype=torch.float64),
+        family.encode_prompt(["a red star"]).guided(3.5, 1.0),
+    )
     pred.square().sum().backward()
-    return pred.detach(), [p.grad.clone() for p in family.denoiser.parameters() if p.grad is not None]
+    return pred.detach(), [
+        p.grad.clone() for p in family.denoiser.parameters() if p.grad is not None
+    ]
 
 
 def family_of(folder, **settings):
@@ -31,28 +39,42 @@ def assert_same(ours, theirs):
 
 
 def test_another_backend_gives_the_same_answer_and_gradient(tiny_flux):
-    assert_same(answer(family_of(tiny_flux, attention="_native_math")), answer(family_of(tiny_flux)))
+    assert_same(
+        answer(family_of(tiny_flux, attention="_native_math")), answer(family_of(tiny_flux))
+    )
 
 
 def test_the_choice_is_this_networks_alone(tiny_flux):
     before = _AttentionBackendRegistry.get_active_backend()
     family = family_of(tiny_flux, attention="_native_math")
     assert _AttentionBackendRegistry.get_active_backend() == before
-    assert all(block.attn.processor._attention_backend == "_native_math" for block in family.denoiser.transformer_blocks)
+    assert all(
+        block.attn.processor._attention_backend == "_native_math"
+        for block in family.denoiser.transformer_blocks
+    )
 
 
 def test_compiled_blocks_give_the_same_answer_and_gradient(tiny_flux, monkeypatch):
     """Traced and differentiated as when they are compiled; the code generator itself takes minutes and a C++ compiler, and is left out."""
     whole = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: whole(module, backend="aot_eager", **options))
+    monkeypatch.setattr(
+        nn.Module,
+        "compile",
+        lambda module, **options: whole(module, backend="aot_eager", **options),
+    )
     compiled = family_of(tiny_flux, compile=True, gradient_checkpointing=True)
-    assert all(block._compiled_call_impl is not None for block in compiled.denoiser.transformer_blocks)
+    assert all(
+        block._compiled_call_impl is not None for block in compiled.denoiser.transformer_blocks
+    )
     assert_same(answer(compiled), answer(family_of(tiny_flux)))
 
 
 @pytest.mark.parametrize("name", ["sage", "fastest"])
 def test_a_backend_that_cannot_train_is_refused(tiny_flux, name):
-    with pytest.raises(DirectAlignError, match=rf"model\.attention: {name} is not a backend that can train: choose one of .*native"):
+    with pytest.raises(
+        DirectAlignError,
+        match=rf"model\.attention: {name} is not a backend that can train: choose one of .*native",
+    ):
         family_of(tiny_flux, attention=name)
 
 

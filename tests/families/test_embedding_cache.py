@@ -14,7 +14,11 @@ from directalign.models import text_encoder
 from directalign.models.text_encoder import EmbeddingCache, default_folder, fingerprint_of
 from directalign.types import DirectAlignError
 
-TENSORS = {"sequence": torch.arange(6.0).reshape(1, 3, 2).bfloat16(), "mask": torch.tensor([[True, True, False]]), "pooled": torch.rand(1, 4)}
+TENSORS = {
+    "sequence": torch.arange(6.0).reshape(1, 3, 2).bfloat16(),
+    "mask": torch.tensor([[True, True, False]]),
+    "pooled": torch.rand(1, 4),
+}
 PROBE = {"sequence": torch.ones(1, 2)}
 
 
@@ -24,14 +28,19 @@ def cache(tmp_path: Path) -> EmbeddingCache:
 
 
 def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
-    return found.keys() == wanted.keys() and all(found[key].dtype == wanted[key].dtype and torch.equal(found[key], wanted[key]) for key in wanted)
+    return found.keys() == wanted.keys() and all(
+        found[key].dtype == wanted[key].dtype and torch.equal(found[key], wanted[key])
+        for key in wanted
+    )
 
 
 def test_what_was_written_is_read_bit_for_bit(cache):
     for prompt in ("a red star", "", "ein Stern, ☆\n"):
         assert not cache.has(prompt)
         cache.write(prompt, TENSORS)
-        assert cache.has(prompt) and cache.fault(prompt) is None and same(cache.read(prompt), TENSORS)
+        assert (
+            cache.has(prompt) and cache.fault(prompt) is None and same(cache.read(prompt), TENSORS)
+        )
 
 
 def test_views_are_stored_as_what_they_show(cache):
@@ -46,7 +55,10 @@ def test_another_fingerprint_or_prompt_is_another_file(cache, tmp_path):
 
 
 def test_a_prompt_that_was_never_stored_is_named_with_the_remedy(cache):
-    with pytest.raises(DirectAlignError, match=r"no embedding of 'a red star' in .* set model\.text_encoders: offload"):
+    with pytest.raises(
+        DirectAlignError,
+        match=r"no embedding of 'a red star' in .* set model\.text_encoders: offload",
+    ):
         cache.read("a red star")
 
 
@@ -97,7 +109,9 @@ def test_a_disk_too_small_for_the_rest_is_said_before_it_is_full(cache, tmp_path
     cache.write("a", TENSORS)
     size = cache.path_of("a").stat().st_size
     cache.check_room("a", 1)
-    with pytest.raises(DirectAlignError, match=r"more prompts need .* GB are free: .*DIRECTALIGN_CACHE"):
+    with pytest.raises(
+        DirectAlignError, match=r"more prompts need .* GB are free: .*DIRECTALIGN_CACHE"
+    ):
         cache.check_room("a", 2 * disk_usage(tmp_path).free // size)
 
 

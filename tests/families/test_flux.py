@@ -27,8 +27,14 @@ def pipeline(tiny_flux):
 
 
 def noisy(family, seed=0):
-    x_t = torch.randn(2, *family.latent_shape(SIZE, SIZE), generator=torch.Generator().manual_seed(seed))
-    return x_t, torch.tensor([0.9, 0.3], dtype=torch.float64), family.encode_prompt(PROMPTS).guided(3.5, 1.0)
+    x_t = torch.randn(
+        2, *family.latent_shape(SIZE, SIZE), generator=torch.Generator().manual_seed(seed)
+    )
+    return (
+        x_t,
+        torch.tensor([0.9, 0.3], dtype=torch.float64),
+        family.encode_prompt(PROMPTS).guided(3.5, 1.0),
+    )
 
 
 def raw(transformer, x_t, sigma, tensors):
@@ -48,7 +54,9 @@ def test_encode_prompt_equals_the_pipeline(family, pipeline):
     cond = family.encode_prompt(PROMPTS)
     for prompts, tensors in ((PROMPTS, cond.tensors), (["", ""], cond.unconditional)):
         with torch.no_grad():
-            sequence, pooled, _ = pipeline.encode_prompt(prompts, max_sequence_length=MAX_SEQUENCE_LENGTH)
+            sequence, pooled, _ = pipeline.encode_prompt(
+                prompts, max_sequence_length=MAX_SEQUENCE_LENGTH
+            )
         torch.testing.assert_close(tensors["sequence"], sequence, atol=1e-6, rtol=0)
         torch.testing.assert_close(tensors["pooled"], pooled, atol=1e-6, rtol=0)
 
@@ -113,9 +121,13 @@ def test_encode_image_is_the_scaled_mode(family, pipeline):
 
 def test_guidance_must_fit_the_network(family, tmp_path):
     x_t, sigma, cond = noisy(family)
-    with pytest.raises(DirectAlignError, match=r"rollout\.embedded_guidance and method\.embedded_guidance"):
+    with pytest.raises(
+        DirectAlignError, match=r"rollout\.embedded_guidance and method\.embedded_guidance"
+    ):
         family.predict(x_t, sigma, cond.guided(None, 1.0))
-    plain = load_model(ModelConfig(family="flux", path=str(write_flux(tmp_path, guidance_embeds=False))), "cpu")
+    plain = load_model(
+        ModelConfig(family="flux", path=str(write_flux(tmp_path, guidance_embeds=False))), "cpu"
+    )
     assert plain.predict(x_t, sigma, cond.guided(None, 1.0)).shape == x_t.shape
     with pytest.raises(DirectAlignError, match="no input for it"):
         plain.predict(x_t, sigma, cond)

@@ -70,12 +70,17 @@ def batch_norm(pipeline):
 
 def library_decode(pipeline, x0):
     mean, std = batch_norm(pipeline)
-    return pipeline.vae.decode(Flux2KleinPipeline._unpatchify_latents(x0 * std + mean)).sample / 2 + 0.5
+    return (
+        pipeline.vae.decode(Flux2KleinPipeline._unpatchify_latents(x0 * std + mean)).sample / 2
+        + 0.5
+    )
 
 
 def library_call(pipeline, family, noise, rollout, **call):
     size = {"height": 8 * noise.shape[2], "width": 8 * noise.shape[3]}
-    return pipeline(prompt=PROMPTS, latents=noise, **LIBRARY_CALL | size | family.call_arguments(rollout) | call).images
+    return pipeline(
+        prompt=PROMPTS, latents=noise, **LIBRARY_CALL | size | family.call_arguments(rollout) | call
+    ).images
 
 
 def test_encode_prompt_equals_the_pipeline(family, pipeline):
@@ -89,11 +94,18 @@ def test_encode_prompt_equals_the_pipeline(family, pipeline):
 
 
 def test_tokens_and_their_places_are_the_pipelines():
-    latents, device = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0)), torch.device("cpu")
+    latents, device = (
+        torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0)),
+        torch.device("cpu"),
+    )
     assert torch.equal(common.flatten(latents), Flux2KleinPipeline._pack_latents(latents))
     assert torch.equal(common.unflatten(common.flatten(latents), 4, 6), latents)
-    assert torch.equal(common.image_places(4, 6, device), Flux2KleinPipeline._prepare_latent_ids(latents)[0])
-    assert torch.equal(common.text_places(5, device), Flux2KleinPipeline._prepare_text_ids(torch.zeros(1, 5, 3))[0])
+    assert torch.equal(
+        common.image_places(4, 6, device), Flux2KleinPipeline._prepare_latent_ids(latents)[0]
+    )
+    assert torch.equal(
+        common.text_places(5, device), Flux2KleinPipeline._prepare_text_ids(torch.zeros(1, 5, 3))[0]
+    )
 
 
 def test_prompts_may_be_encoded_one_by_one(family):
@@ -102,7 +114,12 @@ def test_prompts_may_be_encoded_one_by_one(family):
 
 def test_predict_equals_the_raw_network_value_and_gradient(family, pipeline):
     x_t, sigma, cond = noisy(family)
-    proofs.check_gradient(family, pipeline.transformer, family.predict(x_t, sigma, cond), raw(pipeline, x_t, sigma, PROMPTS))
+    proofs.check_gradient(
+        family,
+        pipeline.transformer,
+        family.predict(x_t, sigma, cond),
+        raw(pipeline, x_t, sigma, PROMPTS),
+    )
 
 
 @torch.no_grad()
@@ -116,13 +133,20 @@ def test_predict_with_cfg_is_two_passes(family, pipeline):
 @pytest.mark.parametrize("cfg_scale", [1.0, 4.0])
 def test_rollout_equals_the_pipeline(family, pipeline, cfg_scale):
     noise, rollout = noise_for(family), RolloutConfig(cfg_scale=cfg_scale)
-    torch.testing.assert_close(image_of_ours(family, noise, rollout), library_call(pipeline, family, noise, rollout), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        image_of_ours(family, noise, rollout),
+        library_call(pipeline, family, noise, rollout),
+        atol=1e-4,
+        rtol=0,
+    )
 
 
 def test_the_shift_follows_the_size_and_the_number_of_steps(family, pipeline):
     noise = noise_for(family, width=3 * SIZE)
     images = library_call(pipeline, family, noise, RolloutConfig())
-    torch.testing.assert_close(image_of_ours(family, noise, RolloutConfig(), 3 * SIZE), images, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        image_of_ours(family, noise, RolloutConfig(), 3 * SIZE), images, atol=1e-4, rtol=0
+    )
     assert torch.equal(family.sigmas(4, SIZE, 3 * SIZE), pipeline.scheduler.sigmas.double())
     assert not torch.equal(family.sigmas(4, SIZE, SIZE), family.sigmas(4, SIZE, 3 * SIZE))
     assert not torch.equal(family.sigmas(4, SIZE, SIZE), family.sigmas(8, SIZE, SIZE)[::2])
@@ -130,7 +154,9 @@ def test_the_shift_follows_the_size_and_the_number_of_steps(family, pipeline):
 
 def test_srpo_update_equals_the_one_written_out_with_the_raw_network(family, pipeline):
     def sample_by_library(noise, cfg_scale):
-        latents = library_call(pipeline, family, noise, RolloutConfig(cfg_scale=cfg_scale), output_type="latent")
+        latents = library_call(
+            pipeline, family, noise, RolloutConfig(cfg_scale=cfg_scale), output_type="latent"
+        )
         mean, std = batch_norm(pipeline)
         return (Flux2KleinPipeline._patchify_latents(latents) - mean) / std
 
@@ -158,7 +184,9 @@ def test_lora_comes_back_in_a_fresh_pipeline_and_in_ours(folder, tmp_path):
 def test_lora_adapts_both_kinds_of_blocks(folder):
     names = trainable(proofs.load("flux2_klein", folder, tune="lora"))
     assert any(name.startswith("transformer_blocks.0.ff_context.linear_in") for name in names)
-    assert any(name.startswith("single_transformer_blocks.0.attn.to_qkv_mlp_proj") for name in names)
+    assert any(
+        name.startswith("single_transformer_blocks.0.attn.to_qkv_mlp_proj") for name in names
+    )
 
 
 def test_checkpointing_recomputes_and_changes_nothing(folder):
@@ -174,18 +202,30 @@ def test_a_distilled_model_takes_no_guidance(tmp_path):
     family, pipeline = proofs.load("flux2_klein", folder), pipeline_of(folder)
     assert json.loads((folder / "model_index.json").read_text())["is_distilled"] is True
     noise = noise_for(family)
-    torch.testing.assert_close(image_of_ours(family, noise, RolloutConfig()), library_call(pipeline, family, noise, RolloutConfig()), atol=1e-4, rtol=0)
-    with pytest.raises(DirectAlignError, match=r"cfg_scale 4\.0: this FLUX\.2 klein is step-distilled"):
+    torch.testing.assert_close(
+        image_of_ours(family, noise, RolloutConfig()),
+        library_call(pipeline, family, noise, RolloutConfig()),
+        atol=1e-4,
+        rtol=0,
+    )
+    with pytest.raises(
+        DirectAlignError, match=r"cfg_scale 4\.0: this FLUX\.2 klein is step-distilled"
+    ):
         image_of_ours(family, noise, RolloutConfig(cfg_scale=4.0))
 
 
 def test_eight_bits_stay_close(tmp_path):
-    proofs.check_eight_bits("flux2_klein", write_klein(tmp_path, transformer={"num_attention_heads": 8}))
+    proofs.check_eight_bits(
+        "flux2_klein", write_klein(tmp_path, transformer={"num_attention_heads": 8})
+    )
 
 
 def test_embedded_guidance_and_a_missing_unconditional_are_refused(family):
     x_t, sigma, cond = noisy(family)
-    with pytest.raises(DirectAlignError, match=r"FLUX\.2 klein has no input for it: leave rollout\.embedded_guidance"):
+    with pytest.raises(
+        DirectAlignError,
+        match=r"FLUX\.2 klein has no input for it: leave rollout\.embedded_guidance",
+    ):
         family.predict(x_t, sigma, cond.guided(3.5, 1.0))
     with pytest.raises(DirectAlignError, match="empty prompt"):
         family.predict(x_t, sigma, replace(cond.guided(None, 3.0), unconditional=None))
@@ -199,11 +239,17 @@ def test_a_size_that_does_not_fit_names_the_multiple(family):
 
 
 def test_models_that_are_not_klein_are_refused(tmp_path, tiny_flux):
-    with pytest.raises(DirectAlignError, match="transformer: takes 20 channels, the VAE gives 4 x 4"):
+    with pytest.raises(
+        DirectAlignError, match="transformer: takes 20 channels, the VAE gives 4 x 4"
+    ):
         proofs.load("flux2_klein", write_klein(tmp_path / "other", transformer={"in_channels": 20}))
     with pytest.raises(DirectAlignError, match="guidance_embeds is on"):
-        proofs.load("flux2_klein", write_klein(tmp_path / "dev", transformer={"guidance_embeds": True}))
+        proofs.load(
+            "flux2_klein", write_klein(tmp_path / "dev", transformer={"guidance_embeds": True})
+        )
     with pytest.raises(DirectAlignError, match="stochastic_sampling is on"):
-        proofs.load("flux2_klein", write_klein(tmp_path / "noisy", scheduler={"stochastic_sampling": True}))
+        proofs.load(
+            "flux2_klein", write_klein(tmp_path / "noisy", scheduler={"stochastic_sampling": True})
+        )
     with pytest.raises(DirectAlignError, match="holds a FluxPipeline, not a Flux2KleinPipeline"):
         proofs.load("flux2_klein", tiny_flux)

@@ -17,7 +17,12 @@ from directalign.models.weight_files import chosen, variant_of
 from directalign.types import DirectAlignError
 from tiny import write_flux
 
-MODELS = {"transformer": FluxTransformer2DModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel}
+MODELS = {
+    "transformer": FluxTransformer2DModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": T5EncoderModel,
+}
 
 
 def rewrite(folder, variant=None, shard="10KB", factor=1.0):
@@ -44,7 +49,9 @@ def copy(both, tmp_path):
 
 
 def load(folder, variant=None):
-    return load_model(ModelConfig(family="flux", path=str(folder), variant=variant, tune="full"), "cpu")
+    return load_model(
+        ModelConfig(family="flux", path=str(folder), variant=variant, tune="full"), "cpu"
+    )
 
 
 def refusal(folder, variant=None):
@@ -60,7 +67,12 @@ def zeros(family):
 
 
 def test_names_tell_the_variant():
-    assert variant_of("model.safetensors") is variant_of("model-00001-of-00002.safetensors") is variant_of("model.safetensors.index.json") is None
+    assert (
+        variant_of("model.safetensors")
+        is variant_of("model-00001-of-00002.safetensors")
+        is variant_of("model.safetensors.index.json")
+        is None
+    )
     for name in (
         "unet/diffusion_pytorch_model.fp16.safetensors",
         "model.fp16-00001-of-00002.safetensors",
@@ -71,7 +83,12 @@ def test_names_tell_the_variant():
 
 
 def test_files_that_no_library_would_read_are_not_chosen():
-    names = ["vae/model.safetensors", "vae/model.fp16.safetensors", "vae/sdxl_vae.safetensors", "vae/model.bin"]
+    names = [
+        "vae/model.safetensors",
+        "vae/model.fp16.safetensors",
+        "vae/sdxl_vae.safetensors",
+        "vae/model.bin",
+    ]
     assert chosen(names, None, "vae") == names[:1] and chosen(names, "fp16", "vae") == names[1:2]
 
 
@@ -85,16 +102,24 @@ def test_plain_shards_are_read(tmp_path):
     folder = write_flux(tmp_path / "flux")
     whole = load(folder).denoiser.state_dict()
     rewrite(folder)
-    for file in (*folder.glob("*/model.safetensors"), *folder.glob("*/diffusion_pytorch_model.safetensors")):
+    for file in (
+        *folder.glob("*/model.safetensors"),
+        *folder.glob("*/diffusion_pytorch_model.safetensors"),
+    ):
         if list(file.parent.glob("*-of-*.safetensors")):
             file.unlink()
     sharded = load(folder).denoiser.state_dict()
     assert not (folder / "transformer/diffusion_pytorch_model.safetensors").exists()
-    assert whole.keys() == sharded.keys() and all(torch.equal(whole[name], sharded[name]) for name in whole)
+    assert whole.keys() == sharded.keys() and all(
+        torch.equal(whole[name], sharded[name]) for name in whole
+    )
 
 
 def test_a_variant_that_is_not_there_names_those_that_are(copy):
-    assert "text_encoder: no bf16 weights, there are fp16, plain ones: leave model.variant out" in refusal(copy, "bf16")
+    assert (
+        "text_encoder: no bf16 weights, there are fp16, plain ones: leave model.variant out"
+        in refusal(copy, "bf16")
+    )
     (copy / "transformer/diffusion_pytorch_model.safetensors").unlink()
     assert "transformer: no plain weights, there are fp16: set model.variant: fp16" in refusal(copy)
 
@@ -129,7 +154,10 @@ def test_the_check_can_leave_weights_out(copy):
         file.unlink()
     source = open_source(ModelConfig(family="flux", path=str(copy)))
     wanted = dict.fromkeys((*MODELS, "tokenizer", "scheduler"))
-    assert components.check_parts(source, "FluxPipeline", wanted, weights=False).keys() == wanted.keys()
+    assert (
+        components.check_parts(source, "FluxPipeline", wanted, weights=False).keys()
+        == wanted.keys()
+    )
     with pytest.raises(DirectAlignError, match=r"transformer: no \.safetensors file of weights"):
         components.check_parts(source, "FluxPipeline", wanted)
     (copy / "vae/config.json").write_text(json.dumps([]))

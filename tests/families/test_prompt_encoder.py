@@ -27,7 +27,11 @@ class Words(nn.Module):
         self.table = nn.Embedding(997, 4)
 
     def forward(self, prompt: str) -> Tensor:
-        return self.table(torch.tensor([[sum(map(ord, word)) % 997 for word in prompt.split()[:50]]], dtype=torch.long))
+        return self.table(
+            torch.tensor(
+                [[sum(map(ord, word)) % 997 for word in prompt.split()[:50]]], dtype=torch.long
+            )
+        )
 
 
 def encoder_of_words(mode: str = "free", seed: int = 0) -> PromptEncoder:
@@ -37,14 +41,20 @@ def encoder_of_words(mode: str = "free", seed: int = 0) -> PromptEncoder:
 
     def embed(prompts: list[str]) -> dict[str, Tensor]:
         rows = [made[0].modules["text_encoder"](prompt) for prompt in prompts]
-        return {"sequence": padded(rows), "mask": padded([torch.ones(row.shape[:2], dtype=torch.bool) for row in rows])}
+        return {
+            "sequence": padded(rows),
+            "mask": padded([torch.ones(row.shape[:2], dtype=torch.bool) for row in rows]),
+        }
 
     made.append(PromptEncoder(modules, embed, CPU, mode))
     return made[0]
 
 
 def same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
-    return found.keys() == wanted.keys() and all(found[key].dtype == wanted[key].dtype and torch.equal(found[key], wanted[key]) for key in wanted)
+    return found.keys() == wanted.keys() and all(
+        found[key].dtype == wanted[key].dtype and torch.equal(found[key], wanted[key])
+        for key in wanted
+    )
 
 
 def test_rows_are_filled_up_with_zeros_at_the_end():
@@ -58,7 +68,12 @@ def test_rows_are_filled_up_with_zeros_at_the_end():
 def test_encoders_are_moved_as_the_mode_says(mode, monkeypatch):
     module, places = nn.Linear(2, 2), []
     monkeypatch.setattr(module, "to", lambda device: places.append(device.type))
-    encoder = PromptEncoder({"one": module}, lambda prompts: {"sequence": module(torch.ones(len(prompts), 2))}, torch.device("cuda"), mode)
+    encoder = PromptEncoder(
+        {"one": module},
+        lambda prompts: {"sequence": module(torch.ones(len(prompts), 2))},
+        torch.device("cuda"),
+        mode,
+    )
     for _ in range(2):
         tensors = encoder(["a", "b"])["sequence"]
         assert tensors.shape == (2, 2) and not tensors.requires_grad
@@ -83,7 +98,11 @@ def test_what_is_stored_is_what_was_encoded_whatever_the_batch(tmp_path):
     assert encoder.store(PROMPTS, tmp_path) == []
     encoder.free()
     assert same(encoder(PROMPTS), fresh)
-    assert fresh["sequence"].shape == (3, 7, 4) and encoder(PROMPTS[:1])["sequence"].shape == (1, 3, 4)
+    assert fresh["sequence"].shape == (3, 7, 4) and encoder(PROMPTS[:1])["sequence"].shape == (
+        1,
+        3,
+        4,
+    )
 
 
 def test_only_what_is_missing_is_encoded_and_once(tmp_path):
@@ -134,22 +153,36 @@ def test_a_prompt_that_was_not_stored_is_refused_once_the_encoders_are_gone(tmp_
 @pytest.mark.parametrize("name", ["flux", "sd"])
 def test_a_family_is_conditioned_alike_and_its_encoders_are_gone(name, dtype, tmp_path, request):
     folder = request.getfixturevalue(f"tiny_{name}")
-    family = load_model(ModelConfig(family=name, path=str(folder), dtype=dtype, text_encoders="free"), "cpu")
+    family = load_model(
+        ModelConfig(family=name, path=str(folder), dtype=dtype, text_encoders="free"), "cpu"
+    )
     fresh = [family.encode_prompt([prompt]) for prompt in PROMPTS]
-    gone = [weakref.ref(parameter) for module in family.prompts.modules.values() for parameter in module.parameters()]
+    gone = [
+        weakref.ref(parameter)
+        for module in family.prompts.modules.values()
+        for parameter in module.parameters()
+    ]
     family.prompts.store(PROMPTS, tmp_path)
     family.prompts.free()
     gc.collect()
     assert gone and not any(reference() is not None for reference in gone)
     for prompt, wanted in zip(PROMPTS, fresh, strict=True):
         found = family.encode_prompt([prompt])
-        assert same(found.tensors, wanted.tensors) and same(found.unconditional, wanted.unconditional)
+        assert same(found.tensors, wanted.tensors) and same(
+            found.unconditional, wanted.unconditional
+        )
 
 
 def test_another_length_of_tokens_is_another_embedding(tiny_flux, tmp_path):
-    families = [load_model(ModelConfig(family="flux", path=str(tiny_flux), text_encoders="free"), "cpu") for _ in range(2)]
+    families = [
+        load_model(ModelConfig(family="flux", path=str(tiny_flux), text_encoders="free"), "cpu")
+        for _ in range(2)
+    ]
     families[1].max_sequence_length = 9
     for family in families:
         family.prompts.store(PROMPTS, tmp_path)
         family.prompts.free()
-    assert [family.encode_prompt(PROMPTS).tensors["sequence"].shape[1] for family in families] == [12, 9]
+    assert [family.encode_prompt(PROMPTS).tensors["sequence"].shape[1] for family in families] == [
+        12,
+        9,
+    ]

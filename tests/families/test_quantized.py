@@ -25,17 +25,31 @@ TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
 def flux(dtype: torch.dtype = torch.float32) -> FluxTransformer2DModel:
     """Wide enough to be worth rounding: matrices of 64 by 64 and more."""
     torch.manual_seed(0)
-    sizes = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 4, "axes_dims_rope": (4, 6, 6)}
-    model = FluxTransformer2DModel(in_channels=16, joint_attention_dim=32, pooled_projection_dim=32, **sizes)
+    sizes = {
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 4,
+        "axes_dims_rope": (4, 6, 6),
+    }
+    model = FluxTransformer2DModel(
+        in_channels=16, joint_attention_dim=32, pooled_projection_dim=32, **sizes
+    )
     return model.to(dtype=dtype).requires_grad_(False).eval()
 
 
 def recipe(bits: str | None) -> ModelConfig:
-    return ModelConfig(family="flux", path="unused", quantization=bits, lora=LoRAConfig(rank=2, alpha=2))
+    return ModelConfig(
+        family="flux", path="unused", quantization=bits, lora=LoRAConfig(rank=2, alpha=2)
+    )
 
 
 def rounded_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and type(layer) is not nn.Linear and "lora" not in name}
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and type(layer) is not nn.Linear and "lora" not in name
+    }
 
 
 def plain_weight(layer: nn.Linear) -> Tensor:
@@ -48,9 +62,17 @@ def call(model: nn.Module, dtype: torch.dtype = torch.float32) -> tuple[Tensor, 
     """Image tokens that want a gradient, and the answer to them."""
     draw = torch.Generator().manual_seed(1)
     tokens = torch.randn(2, 16, 16, generator=draw).to(dtype).requires_grad_()
-    text, pooled = torch.randn(2, 8, 32, generator=draw).to(dtype), torch.randn(2, 32, generator=draw).to(dtype)
+    text, pooled = (
+        torch.randn(2, 8, 32, generator=draw).to(dtype),
+        torch.randn(2, 32, generator=draw).to(dtype),
+    )
     ids = {"txt_ids": torch.zeros(8, 3), "img_ids": torch.randn(16, 3, generator=draw)}
-    given = {"encoder_hidden_states": text, "pooled_projections": pooled, "timestep": torch.tensor([0.3, 0.7]), **ids}
+    given = {
+        "encoder_hidden_states": text,
+        "pooled_projections": pooled,
+        "timestep": torch.tensor([0.3, 0.7]),
+        **ids,
+    }
     return tokens, model(hidden_states=tokens, return_dict=False, **given)[0]
 
 
@@ -66,16 +88,33 @@ def gradients(model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
     tokens, answer = call(model)
     answer.square().sum().backward()
     assert tokens.grad is not None
-    return tokens.grad, {name: parameter.grad for name, parameter in lora.trained(model).items() if parameter.grad is not None}
+    return tokens.grad, {
+        name: parameter.grad
+        for name, parameter in lora.trained(model).items()
+        if parameter.grad is not None
+    }
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_only_the_matrices_of_the_repeated_blocks_are_rounded(bits):
     plain, model = flux(), quantization.placed(flux(), recipe(bits), CPU)
     rounded = set(rounded_layers(model))
-    assert {"transformer_blocks.0.attn.to_q", "transformer_blocks.0.norm1.linear", "single_transformer_blocks.0.proj_out"} <= rounded
-    assert not rounded & {"x_embedder", "context_embedder", "proj_out", "time_text_embed.timestep_embedder.linear_1"}
-    kept = {name: parameter for name, parameter in plain.named_parameters() if name.rpartition(".")[0] not in rounded}
+    assert {
+        "transformer_blocks.0.attn.to_q",
+        "transformer_blocks.0.norm1.linear",
+        "single_transformer_blocks.0.proj_out",
+    } <= rounded
+    assert not rounded & {
+        "x_embedder",
+        "context_embedder",
+        "proj_out",
+        "time_text_embed.timestep_embedder.linear_1",
+    }
+    kept = {
+        name: parameter
+        for name, parameter in plain.named_parameters()
+        if name.rpartition(".")[0] not in rounded
+    }
     now = dict(model.named_parameters())
     assert kept and all(torch.equal(parameter, now[name]) for name, parameter in kept.items())
 
@@ -139,7 +178,9 @@ def test_nothing_but_the_bits_waits_for_the_backward_pass(bits):
     layers = nn.ModuleList([nn.Linear(64, 64) for _ in range(8)]).requires_grad_(False)
     quantization.quantize(layers, bits, CPU)
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (kept.append(tensor), tensor)[1], lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: (kept.append(tensor), tensor)[1], lambda tensor: tensor
+    ):
         x = torch.randn(3, 64, requires_grad=True)
         for layer in layers:
             x = layer(x)
@@ -152,8 +193,14 @@ def test_bytes_are_as_told(bits, shape):
     blocks = nn.ModuleList([nn.Linear(shape[1], shape[0], bias=False)])
     quantization.quantize(blocks, bits, CPU)
     layer = blocks[0]
-    tensors = [layer.weight, layer.scale] if bits == "8bit" else [layer.weight, *four_bit_tables(layer.weight.quant_state)]
-    assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) == quantization.stored_bytes(shape, bits)
+    tensors = (
+        [layer.weight, layer.scale]
+        if bits == "8bit"
+        else [layer.weight, *four_bit_tables(layer.weight.quant_state)]
+    )
+    assert sum(
+        tensor.numel() * tensor.element_size() for tensor in tensors
+    ) == quantization.stored_bytes(shape, bits)
 
 
 def four_bit_tables(state) -> list[Tensor]:
@@ -174,13 +221,24 @@ def test_four_bits_are_those_of_the_library(tmp_path, monkeypatch):
 
     monkeypatch.setattr(BnB4BitDiffusersQuantizer, "validate_environment", lambda *_, **__: None)
     flux().save_pretrained(tmp_path)
-    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32)
-    theirs = FluxTransformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.float32, quantization_config=settings, device_map={"": "cpu"})
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    theirs = FluxTransformer2DModel.from_pretrained(
+        tmp_path, torch_dtype=torch.float32, quantization_config=settings, device_map={"": "cpu"}
+    )
     ours = rounded_layers(quantization.placed(flux(), recipe("4bit"), CPU))
     for name, layer in ours.items():
         other = theirs.get_submodule(name)
         assert torch.equal(layer.weight, other.weight) and type(layer) is type(other)
-        pairs = zip(four_bit_tables(layer.weight.quant_state), four_bit_tables(other.weight.quant_state), strict=True)
+        pairs = zip(
+            four_bit_tables(layer.weight.quant_state),
+            four_bit_tables(other.weight.quant_state),
+            strict=True,
+        )
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
@@ -193,7 +251,9 @@ def test_the_librarys_lora_layers_take_the_four_bit_ones():
 
 
 def test_a_model_too_small_to_round_is_refused():
-    with pytest.raises(DirectAlignError, match=r"model\.quantization 8bit: no layer .* leave the key out"):
+    with pytest.raises(
+        DirectAlignError, match=r"model\.quantization 8bit: no layer .* leave the key out"
+    ):
         quantization.quantize(nn.ModuleList([nn.Linear(8, 8)]), "8bit", CPU)
 
 
@@ -212,12 +272,17 @@ def test_a_row_of_zeros_stays_zero():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: the kernels there are others than a CPU's")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="needs a CUDA device: the kernels there are others than a CPU's",
+)
 @pytest.mark.parametrize("bits", BITS)
 def test_a_gpu_holds_the_bits_alone_and_answers_as_the_cpu(bits):
     torch.cuda.reset_peak_memory_stats()
     start = torch.cuda.memory_allocated()
-    layers = nn.ModuleList([nn.Linear(1024, 1024, bias=False, dtype=torch.bfloat16) for _ in range(16)]).requires_grad_(False)
+    layers = nn.ModuleList(
+        [nn.Linear(1024, 1024, bias=False, dtype=torch.bfloat16) for _ in range(16)]
+    ).requires_grad_(False)
     whole = sum(layer.weight.numel() * 2 for layer in layers)
     expected = [layer(torch.eye(1024, dtype=torch.bfloat16)) for layer in layers]
     quantization.quantize(layers, bits, torch.device("cuda"))

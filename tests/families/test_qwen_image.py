@@ -59,7 +59,11 @@ def raw_with_cfg(pipeline, x_t, sigma, scale):
     """Two passes, and every token as long as under the prompt."""
     cond, uncond = raw(pipeline, x_t, sigma, PROMPTS), raw(pipeline, x_t, sigma, [" ", " "])
     guided = (1 - scale) * uncond + scale * cond
-    return unpacked(guided / guided.square().sum(-1, keepdim=True).sqrt() * cond.square().sum(-1, keepdim=True).sqrt())
+    return unpacked(
+        guided
+        / guided.square().sum(-1, keepdim=True).sqrt()
+        * cond.square().sum(-1, keepdim=True).sqrt()
+    )
 
 
 def unpacked(tokens):
@@ -71,7 +75,9 @@ def library_call(pipeline, family, noise, rollout, **call):
     if "negative_prompt" in arguments:
         arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(PROMPTS)
     size = {"height": 4 * noise.shape[2], "width": 4 * noise.shape[3]}
-    return pipeline(PROMPTS, latents=common.pack(noise), **LIBRARY_CALL | size | arguments | call).images
+    return pipeline(
+        PROMPTS, latents=common.pack(noise), **LIBRARY_CALL | size | arguments | call
+    ).images
 
 
 def test_encode_prompt_equals_the_pipeline(family, pipeline):
@@ -98,15 +104,25 @@ def test_prompts_may_be_encoded_one_by_one(family):
 
 def test_predict_equals_the_raw_network_value_and_gradient(family, pipeline):
     x_t, sigma, cond = noisy(family)
-    proofs.check_gradient(family, pipeline.transformer, family.predict(x_t, sigma, cond), unpacked(raw(pipeline, x_t, sigma, PROMPTS)))
+    proofs.check_gradient(
+        family,
+        pipeline.transformer,
+        family.predict(x_t, sigma, cond),
+        unpacked(raw(pipeline, x_t, sigma, PROMPTS)),
+    )
 
 
 @torch.no_grad()
 def test_predict_with_cfg_keeps_the_norm_of_each_token(family, pipeline):
     x_t, sigma, cond = noisy(family)
-    guided, plain = family.predict(x_t, sigma, cond.guided(None, 3.0)), family.predict(x_t, sigma, cond)
+    guided, plain = (
+        family.predict(x_t, sigma, cond.guided(None, 3.0)),
+        family.predict(x_t, sigma, cond),
+    )
     assert (guided - plain).abs().max() > 1e-3
-    torch.testing.assert_close(common.pack(guided).norm(dim=-1), common.pack(plain).norm(dim=-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        common.pack(guided).norm(dim=-1), common.pack(plain).norm(dim=-1), atol=1e-5, rtol=0
+    )
     torch.testing.assert_close(guided, raw_with_cfg(pipeline, x_t, sigma, 3.0), atol=1e-5, rtol=0)
 
 
@@ -125,49 +141,83 @@ def test_what_the_mask_hides_is_not_read(family):
     hidden = cond.tensors["sequence"] + 9 * ~cond.tensors["mask"][..., None]
     assert not torch.equal(hidden, cond.tensors["sequence"])
     moved = replace(cond, tensors={**cond.tensors, "sequence": hidden})
-    torch.testing.assert_close(family.predict(x_t, sigma, moved), family.predict(x_t, sigma, cond), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        family.predict(x_t, sigma, moved), family.predict(x_t, sigma, cond), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("cfg_scale", [1.0, 4.0])
 def test_rollout_equals_the_pipeline(family, pipeline, cfg_scale):
     noise, rollout = noise_for(family), RolloutConfig(cfg_scale=cfg_scale)
-    torch.testing.assert_close(image_of_ours(family, noise, rollout), library_call(pipeline, family, noise, rollout), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        image_of_ours(family, noise, rollout),
+        library_call(pipeline, family, noise, rollout),
+        atol=1e-4,
+        rtol=0,
+    )
 
 
 def test_the_shift_follows_the_size(family, pipeline):
     noise = noise_for(family, width=3 * SIZE)
     images = library_call(pipeline, family, noise, RolloutConfig())
-    torch.testing.assert_close(image_of_ours(family, noise, RolloutConfig(), 3 * SIZE), images, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        image_of_ours(family, noise, RolloutConfig(), 3 * SIZE), images, atol=1e-4, rtol=0
+    )
     assert torch.equal(family.sigmas(4, SIZE, 3 * SIZE), pipeline.scheduler.sigmas.double())
     assert not torch.equal(family.sigmas(4, SIZE, SIZE), family.sigmas(4, SIZE, 3 * SIZE))
     assert family.sigmas(4, SIZE, SIZE)[-2:].tolist() == pytest.approx([0.02, 0])
 
 
 def test_a_fixed_shift_is_taken_too(tmp_path):
-    family = proofs.load("qwen_image", write_qwen_image(tmp_path, scheduler={"use_dynamic_shifting": False, "shift": 3.0, "shift_terminal": None}))
-    torch.testing.assert_close(family.sigmas(2, SIZE, SIZE), torch.tensor([1.0, 0.75, 0.0], dtype=torch.float64), atol=1e-7, rtol=0)
+    family = proofs.load(
+        "qwen_image",
+        write_qwen_image(
+            tmp_path,
+            scheduler={"use_dynamic_shifting": False, "shift": 3.0, "shift_terminal": None},
+        ),
+    )
+    torch.testing.assert_close(
+        family.sigmas(2, SIZE, SIZE),
+        torch.tensor([1.0, 0.75, 0.0], dtype=torch.float64),
+        atol=1e-7,
+        rtol=0,
+    )
 
 
 def test_srpo_update_equals_the_one_written_out_with_the_raw_network(family, pipeline):
     def sample_by_library(noise, cfg_scale):
-        return unpacked(library_call(pipeline, family, noise, RolloutConfig(cfg_scale=cfg_scale), output_type="latent"))
+        return unpacked(
+            library_call(
+                pipeline, family, noise, RolloutConfig(cfg_scale=cfg_scale), output_type="latent"
+            )
+        )
 
     proofs.check_srpo_update(
         family,
         pipeline.transformer,
         sample_by_library,
         predict=lambda x_t, sigma: raw_with_cfg(pipeline, x_t, sigma, TRAINING_CFG),
-        decode=lambda x0: pipeline.vae.decode((x0 * STD + MEAN)[:, :, None]).sample[:, :, 0] / 2 + 0.5,
+        decode=lambda x0: (
+            pipeline.vae.decode((x0 * STD + MEAN)[:, :, None]).sample[:, :, 0] / 2 + 0.5
+        ),
     )
 
 
 def test_decode_is_the_pipelines_before_the_clamp_of_its_vae(family, pipeline):
     x0 = noisy(family)[0]
     with torch.no_grad():
-        torch.testing.assert_close(family.decode(x0), pipeline.vae.decode((x0 * STD + MEAN)[:, :, None]).sample[:, :, 0] / 2 + 0.5, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            family.decode(x0),
+            pipeline.vae.decode((x0 * STD + MEAN)[:, :, None]).sample[:, :, 0] / 2 + 0.5,
+            atol=1e-5,
+            rtol=0,
+        )
         pipeline.vae.decoder.conv_out.bias += 2.5
         family.vae.decoder.conv_out.bias += 2.5
-        bright, clamped = family.decode(x0), pipeline.vae.decode((x0 * STD + MEAN)[:, :, None]).sample[:, :, 0] / 2 + 0.5
+        bright, clamped = (
+            family.decode(x0),
+            pipeline.vae.decode((x0 * STD + MEAN)[:, :, None]).sample[:, :, 0] / 2 + 0.5,
+        )
         pipeline.vae.decoder.conv_out.bias -= 2.5
         family.vae.decoder.conv_out.bias -= 2.5
     assert bright.max() > 1.2
@@ -194,12 +244,16 @@ def test_bfloat16_stays_close_to_float32(folder):
 
 
 def test_eight_bits_stay_close(tmp_path):
-    proofs.check_eight_bits("qwen_image", write_qwen_image(tmp_path, transformer={"num_attention_heads": 8}))
+    proofs.check_eight_bits(
+        "qwen_image", write_qwen_image(tmp_path, transformer={"num_attention_heads": 8})
+    )
 
 
 def test_embedded_guidance_and_a_missing_unconditional_are_refused(family):
     x_t, sigma, cond = noisy(family)
-    with pytest.raises(DirectAlignError, match=r"Qwen-Image has no input for it: leave rollout\.embedded_guidance"):
+    with pytest.raises(
+        DirectAlignError, match=r"Qwen-Image has no input for it: leave rollout\.embedded_guidance"
+    ):
         family.predict(x_t, sigma, cond.guided(3.5, 1.0))
     with pytest.raises(DirectAlignError, match="empty prompt"):
         family.predict(x_t, sigma, replace(cond.guided(None, 3.0), unconditional=None))
@@ -219,9 +273,15 @@ def test_networks_that_want_more_inputs_are_refused(tmp_path, name):
 
 
 def test_models_that_are_not_plain_qwen_image_are_refused(tmp_path, tiny_flux):
-    with pytest.raises(DirectAlignError, match="transformer: takes 20 channels, text-to-image needs 4 x 4"):
-        proofs.load("qwen_image", write_qwen_image(tmp_path / "editing", transformer={"in_channels": 20}))
+    with pytest.raises(
+        DirectAlignError, match="transformer: takes 20 channels, text-to-image needs 4 x 4"
+    ):
+        proofs.load(
+            "qwen_image", write_qwen_image(tmp_path / "editing", transformer={"in_channels": 20})
+        )
     with pytest.raises(DirectAlignError, match="invert_sigmas is on"):
-        proofs.load("qwen_image", write_qwen_image(tmp_path / "inverted", scheduler={"invert_sigmas": True}))
+        proofs.load(
+            "qwen_image", write_qwen_image(tmp_path / "inverted", scheduler={"invert_sigmas": True})
+        )
     with pytest.raises(DirectAlignError, match="holds a FluxPipeline, not a QwenImagePipeline"):
         proofs.load("qwen_image", tiny_flux)

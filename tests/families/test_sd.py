@@ -27,7 +27,9 @@ def pipeline(tiny_sd):
 
 
 def noisy(family, timesteps=(901, 7)):
-    x_t = torch.randn(2, *family.latent_shape(SIZE, SIZE), generator=torch.Generator().manual_seed(0))
+    x_t = torch.randn(
+        2, *family.latent_shape(SIZE, SIZE), generator=torch.Generator().manual_seed(0)
+    )
     alphas_cumprod = family.scheduler.alphas_cumprod.double()
     return x_t, (1 - alphas_cumprod[list(timesteps)]).sqrt(), family.encode_prompt(PROMPTS)
 
@@ -35,7 +37,9 @@ def noisy(family, timesteps=(901, 7)):
 def test_encode_prompt_equals_the_pipeline(family, pipeline):
     cond = family.encode_prompt(PROMPTS)
     with torch.no_grad():
-        sequence, empty = pipeline.encode_prompt(PROMPTS, "cpu", 1, do_classifier_free_guidance=True)
+        sequence, empty = pipeline.encode_prompt(
+            PROMPTS, "cpu", 1, do_classifier_free_guidance=True
+        )
     torch.testing.assert_close(cond.tensors["sequence"], sequence, atol=1e-6, rtol=0)
     torch.testing.assert_close(cond.unconditional["sequence"], empty, atol=1e-6, rtol=0)
 
@@ -61,17 +65,22 @@ def test_prediction_follows_the_scheduler(family, tiny_sd_v):
 def test_sigmas_are_the_levels_of_ddim_and_end_in_0(family):
     sigmas = family.sigmas(4, SIZE, SIZE)
     expected = (1 - family.scheduler.alphas_cumprod[[751, 501, 251, 1]].double()).sqrt()
-    torch.testing.assert_close(sigmas, torch.cat([expected, torch.zeros(1, dtype=torch.float64)]), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        sigmas, torch.cat([expected, torch.zeros(1, dtype=torch.float64)]), atol=1e-12, rtol=0
+    )
 
 
 def test_zero_terminal_snr_starts_at_1(tiny_sd_v):
-    assert load_model(ModelConfig(family="sd", path=str(tiny_sd_v)), "cpu").sigmas(5, SIZE, SIZE)[0] == 1
+    assert (
+        load_model(ModelConfig(family="sd", path=str(tiny_sd_v)), "cpu").sigmas(5, SIZE, SIZE)[0]
+        == 1
+    )
 
 
-@pytest.mark.parametrize("num_sampling_steps", [1000, 1001])
-def test_more_steps_than_levels_are_refused(family, num_sampling_steps):
+@pytest.mark.parametrize("num_inference_steps", [1000, 1001])
+def test_more_steps_than_levels_are_refused(family, num_inference_steps):
     with pytest.raises(DirectAlignError, match="ask for fewer"):
-        family.sigmas(num_sampling_steps, SIZE, SIZE)
+        family.sigmas(num_inference_steps, SIZE, SIZE)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +109,9 @@ def test_decode_and_encode_are_the_vaes(family, pipeline):
     with torch.no_grad():
         x0 = pipeline.vae.encode(2 * images - 1).latent_dist.mode() * 0.4
         torch.testing.assert_close(family.encode_image(images), x0, atol=1e-6, rtol=0)
-        torch.testing.assert_close(family.decode(x0), pipeline.vae.decode(x0 / 0.4).sample / 2 + 0.5, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            family.decode(x0), pipeline.vae.decode(x0 / 0.4).sample / 2 + 0.5, atol=1e-5, rtol=0
+        )
 
 
 def test_a_size_that_does_not_fit_names_the_multiple(family):

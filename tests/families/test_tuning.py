@@ -19,11 +19,16 @@ PROMPTS = ["a red star", "a blue circle"]
 
 @pytest.fixture(params=["flux", "sd"])
 def case(request, tiny_flux, tiny_sd):
-    return {"family": request.param, "path": str(tiny_flux if request.param == "flux" else tiny_sd)}
+    return {
+        "architecture": request.param,
+        "path": str(tiny_flux if request.param == "flux" else tiny_sd),
+    }
 
 
 def lora(case, rank=2, alpha=3, **settings):
-    return load_model(ModelConfig(**case, tune="lora", lora=LoRAConfig(rank=rank, alpha=alpha), **settings), "cpu")
+    return load_model(
+        ModelConfig(**case, tune="lora", lora=LoRAConfig(rank=rank, alpha=alpha), **settings), "cpu"
+    )
 
 
 def guidance(family):
@@ -31,7 +36,9 @@ def guidance(family):
 
 
 def pred_of(family, seed=0):
-    x_t = torch.randn(2, *family.latent_shape(SIZE, SIZE), generator=torch.Generator().manual_seed(seed))
+    x_t = torch.randn(
+        2, *family.latent_shape(SIZE, SIZE), generator=torch.Generator().manual_seed(seed)
+    )
     cond = family.encode_prompt(PROMPTS).guided(guidance(family), 1.0)
     return family.predict(x_t, torch.tensor([0.8, 0.4], dtype=torch.float64), cond)
 
@@ -49,7 +56,13 @@ def image_of_pipeline(pipeline, noise):
     pipeline.set_progress_bar_config(disable=True)
     call = {"num_inference_steps": 4, "height": SIZE, "width": SIZE, "output_type": "pt"}
     if isinstance(pipeline, FluxPipeline):
-        return pipeline(PROMPTS, latents=common.pack(noise), guidance_scale=2.0, max_sequence_length=MAX_SEQUENCE_LENGTH, **call).images
+        return pipeline(
+            PROMPTS,
+            latents=common.pack(noise),
+            guidance_scale=2.0,
+            max_sequence_length=MAX_SEQUENCE_LENGTH,
+            **call,
+        ).images
     return pipeline(PROMPTS, latents=noise, guidance_scale=1.0, **call).images
 
 
@@ -61,12 +74,16 @@ def image_of_ours(family, noise):
 
 def pipeline_of(case):
     return (
-        FluxPipeline.from_pretrained(case["path"]) if case["family"] == "flux" else StableDiffusionPipeline.from_pretrained(case["path"], safety_checker=None)
+        FluxPipeline.from_pretrained(case["path"])
+        if case["architecture"] == "flux"
+        else StableDiffusionPipeline.from_pretrained(case["path"], safety_checker=None)
     )
 
 
 def noise_for(family):
-    return torch.randn(2, *family.latent_shape(SIZE, SIZE), generator=torch.Generator().manual_seed(3))
+    return torch.randn(
+        2, *family.latent_shape(SIZE, SIZE), generator=torch.Generator().manual_seed(3)
+    )
 
 
 def test_fresh_adapters_change_nothing(case):
@@ -89,7 +106,9 @@ def test_only_the_denoiser_is_trained(case):
         assert own
         assert own <= {id(parameter) for parameter in family.denoiser.parameters()}
         frozen = [family.vae, *family.prompts.modules.values()]
-        assert not any(parameter.requires_grad for module in frozen for parameter in module.parameters())
+        assert not any(
+            parameter.requires_grad for module in frozen for parameter in module.parameters()
+        )
         assert not any(module.training for module in [*frozen, family.denoiser])
 
 
@@ -102,7 +121,10 @@ def test_a_step_touches_nothing_frozen(case):
     optimiser.step()
     after = [parameter for module in modules for parameter in module.parameters()]
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, after, strict=True))
-    assert any(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in trainable(family).values())
+    assert any(
+        parameter.grad is not None and parameter.grad.abs().max() > 0
+        for parameter in trainable(family).values()
+    )
 
 
 @pytest.mark.parametrize("tune", ["lora", "full"])
@@ -112,7 +134,10 @@ def test_bfloat16_keeps_trained_weights_and_answers_in_float32(case, tune):
     family.decode(pred).mean().backward()
     assert pred.dtype == torch.float32
     assert all(parameter.dtype == torch.float32 for parameter in trainable(family).values())
-    assert any(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in trainable(family).values())
+    assert any(
+        parameter.grad is not None and parameter.grad.abs().max() > 0
+        for parameter in trainable(family).values()
+    )
     exact = pred_of(load_model(ModelConfig(**case, tune="full"), "cpu"))
     torch.testing.assert_close(pred, exact, atol=0.1, rtol=0.1)
 
@@ -121,7 +146,11 @@ def test_bfloat16_keeps_trained_weights_and_answers_in_float32(case, tune):
 def test_checkpointing_gives_equal_gradients(case, tune):
     gradients = []
     for gradient_checkpointing in (False, True):
-        family = trained_a_little(load_model(ModelConfig(**case, tune=tune, gradient_checkpointing=gradient_checkpointing), "cpu"))
+        family = trained_a_little(
+            load_model(
+                ModelConfig(**case, tune=tune, gradient_checkpointing=gradient_checkpointing), "cpu"
+            )
+        )
         family.decode(pred_of(family)).square().sum().backward()
         gradients.append({name: parameter.grad for name, parameter in trainable(family).items()})
     for name, gradient in gradients[0].items():
@@ -162,7 +191,7 @@ def test_full_weights_come_back_here_and_in_a_pipeline(case, tmp_path):
     again, pipeline = load_model(model, "cpu"), pipeline_of(case)
     load_trained(again, tmp_path)
     assert torch.equal(pred_of(again), pred_of(family))
-    part = "transformer" if case["family"] == "flux" else "unet"
+    part = "transformer" if case["architecture"] == "flux" else "unet"
     setattr(pipeline, part, type(getattr(pipeline, part)).from_pretrained(tmp_path / part))
     noise = noise_for(family)
     assert (image_of_pipeline(pipeline, noise) - image_of_ours(family, noise)).abs().max() <= 1e-5
@@ -170,7 +199,9 @@ def test_full_weights_come_back_here_and_in_a_pipeline(case, tmp_path):
 
 def test_another_rank_or_other_layers_are_refused(case, tmp_path):
     lora(case).save(tmp_path)
-    with pytest.raises(DirectAlignError, match=r"lora\.safetensors: .* is \(2, .*model\.lora\.rank"):
+    with pytest.raises(
+        DirectAlignError, match=r"lora\.safetensors: .* is \(2, .*model\.lora\.rank"
+    ):
         load_trained(lora(case, rank=4), tmp_path)
     other = load_model(ModelConfig(**case, lora=LoRAConfig(rank=2, targets=["to_q"])), "cpu")
     with pytest.raises(DirectAlignError, match=r"lora\.safetensors: made for other layers"):
@@ -178,7 +209,10 @@ def test_another_rank_or_other_layers_are_refused(case, tmp_path):
 
 
 def test_targets_that_fit_nothing_are_refused_with_near_names(case):
-    with pytest.raises(DirectAlignError, match=r"model\.lora\.targets: \['too_q'\] fit no .* layer of this model: did you mean .*to_q") as caught:
+    with pytest.raises(
+        DirectAlignError,
+        match=r"model\.lora\.targets: \['too_q'\] fit no .* layer of this model: did you mean .*to_q",
+    ) as caught:
         load_model(ModelConfig(**case, lora=LoRAConfig(targets=["to_k", "too_q"])), "cpu")
     assert "\n" not in str(caught.value)
     with pytest.raises(DirectAlignError, match="leave the key out for the usual ones"):
@@ -186,7 +220,10 @@ def test_targets_that_fit_nothing_are_refused_with_near_names(case):
 
 
 def test_a_rank_that_a_layer_cannot_hold_is_refused_by_its_name(case):
-    with pytest.raises(DirectAlignError, match=r"model\.lora\.rank: 17 is more than \S+ can take, whose smaller side is 16: give 16 or less"):
+    with pytest.raises(
+        DirectAlignError,
+        match=r"model\.lora\.rank: 17 is more than \S+ can take, whose smaller side is 16: give 16 or less",
+    ):
         load_model(ModelConfig(**case, lora=LoRAConfig(rank=17)), "cpu")
 
 
@@ -209,8 +246,23 @@ def test_missing_and_torn_files_are_refused(case, tmp_path):
 
 
 def test_full_weights_of_another_architecture_are_refused(tiny_flux, tmp_path):
-    family = load_model(ModelConfig(family="flux", path=str(write_flux(tmp_path / "plain", guidance_embeds=False)), tune="full"), "cpu")
+    family = load_model(
+        ModelConfig(
+            family="flux",
+            path=str(write_flux(tmp_path / "plain", guidance_embeds=False)),
+            tune="full",
+        ),
+        "cpu",
+    )
     family.save(tmp_path)
-    with pytest.raises(DirectAlignError, match=r"transformer: made for other layers.*lacks time_text_embed\.guidance"):
-        load_trained(load_model(ModelConfig(family="flux", path=str(tiny_flux), tune="full"), "cpu"), tmp_path)
-    assert json.loads((tmp_path / "transformer/config.json").read_text())["guidance_embeds"] is False
+    with pytest.raises(
+        DirectAlignError,
+        match=r"transformer: made for other layers.*lacks time_text_embed\.guidance",
+    ):
+        load_trained(
+            load_model(ModelConfig(family="flux", path=str(tiny_flux), tune="full"), "cpu"),
+            tmp_path,
+        )
+    assert (
+        json.loads((tmp_path / "transformer/config.json").read_text())["guidance_embeds"] is False
+    )

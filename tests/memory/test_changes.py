@@ -30,20 +30,30 @@ def run(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:  # noqa:
     return changed(a_run("flux", tiny_flux), data={"batch_size": 4})
 
 
-def test_the_change_that_saves_most_stands_first_and_is_the_estimate_of_the_changed_recipe(run: RunConfig) -> None:
+def test_the_change_that_saves_most_stands_first_and_is_the_estimate_of_the_changed_recipe(
+    run: RunConfig,
+) -> None:
     found = memory.remedies(run, HUGE)
     peaks = [remedy.estimate.peak for remedy in found]
     assert peaks == sorted(peaks) and peaks[-1] < memory.estimate(run, HUGE).peak
     assert found[0].says == "model.gradient_checkpointing: true"
-    assert found[0].estimate.peak == memory.estimate(changed(run, model={"gradient_checkpointing": True}), HUGE).peak
+    assert (
+        found[0].estimate.peak
+        == memory.estimate(changed(run, model={"gradient_checkpointing": True}), HUGE).peak
+    )
     assert found[1].says == "data.batch_size: 2"
 
 
 def test_changes_that_alone_do_not_suffice_are_put_together(run: RunConfig) -> None:
-    both = memory.estimate(changed(run, model={"gradient_checkpointing": True}, data={"batch_size": 2}), HUGE).peak
+    both = memory.estimate(
+        changed(run, model={"gradient_checkpointing": True}, data={"batch_size": 2}), HUGE
+    ).peak
     found = memory.remedies(run, memory.Place("the CPU", both, is_gpu=False))
     assert [remedy.estimate.fits for remedy in found[:-1]] == [False] * (len(found) - 1)
-    assert found[-1].estimate.fits and found[-1].says == "together: model.gradient_checkpointing: true, data.batch_size: 2"
+    assert (
+        found[-1].estimate.fits
+        and found[-1].says == "together: model.gradient_checkpointing: true, data.batch_size: 2"
+    )
 
 
 def test_a_change_that_the_recipe_refuses_is_not_named(run: RunConfig) -> None:
@@ -56,5 +66,9 @@ def test_a_change_that_the_recipe_refuses_is_not_named(run: RunConfig) -> None:
 
 def test_training_all_weights_may_be_shared_out_or_given_up(run: RunConfig) -> None:
     names = [says for says, _ in changes.candidates(changed(run, model={"tune": "full"}), HUGE)]
-    assert "--ranks 2" in names and "model.tune: lora" in names and "train.optimizer: adamw8bit" in names
+    assert (
+        "--ranks 2" in names
+        and "model.tune: lora" in names
+        and "train.optimizer: adamw8bit" in names
+    )
     assert not any("quantization" in says for says in names)

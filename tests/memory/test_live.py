@@ -34,7 +34,9 @@ def test_a_view_is_no_storage_of_its_own_and_keeps_the_one_it_looks_at() -> None
 
 def test_what_is_kept_is_what_autograd_saves() -> None:
     """Counted a second way: the storages that pass through saved_tensors_hooks, and the result."""
-    network = nn.Sequential(nn.Linear(30, 50), nn.GELU(), nn.LayerNorm(50), nn.Linear(50, 20), nn.SiLU())
+    network = nn.Sequential(
+        nn.Linear(30, 50), nn.GELU(), nn.LayerNorm(50), nn.Linear(50, 20), nn.SiLU()
+    )
     x = torch.randn(7, 30)
     saved: dict[int, int] = {}
 
@@ -45,7 +47,11 @@ def test_what_is_kept_is_what_autograd_saves() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = network(x)
     own = {tensor.untyped_storage().data_ptr() for tensor in (x, *network.parameters())}
-    expected = sum(size for storage, size in saved.items() if storage not in own | {out.untyped_storage().data_ptr()})
+    expected = sum(
+        size
+        for storage, size in saved.items()
+        if storage not in own | {out.untyped_storage().data_ptr()}
+    )
     piece = measured(lambda: network(x), [x, *network.parameters()])
     assert piece.kept == expected + out.untyped_storage().nbytes()
     assert piece.forward >= piece.kept and piece.backward >= piece.kept
@@ -56,7 +62,9 @@ def test_gradients_that_are_there_already_do_not_count_again() -> None:
     fresh = measured(lambda: layer(torch.ones(1, 100)), [*layer.parameters()])
     assert layer.weight.grad is not None
     again = measured(lambda: layer(torch.ones(1, 100)), [*layer.parameters(), layer.weight.grad])
-    assert again.backward == fresh.backward, "a gradient is made before it is added to the one that is there"
+    assert again.backward == fresh.backward, (
+        "a gradient is made before it is added to the one that is there"
+    )
 
 
 def test_pieces_add_and_scale_by_element() -> None:

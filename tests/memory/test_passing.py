@@ -33,8 +33,12 @@ def peak_of(call: Callable[[], Tensor], resident: list[Tensor]) -> int:
 
 
 @pytest.mark.parametrize("family_name", ["flux", "sd"])
-@pytest.mark.parametrize("model", [{"gradient_checkpointing": True}, {"tune": "full", "dtype": "bfloat16"}], ids=str)
-def test_a_training_call_takes_what_is_foretold(family_name: str, model: dict[str, Any], tiny_flux: Path, tiny_sd: Path) -> None:  # noqa: F811
+@pytest.mark.parametrize(
+    "model", [{"gradient_checkpointing": True}, {"tune": "full", "dtype": "bfloat16"}], ids=str
+)
+def test_a_training_call_takes_what_is_foretold(
+    family_name: str, model: dict[str, Any], tiny_flux: Path, tiny_sd: Path
+) -> None:  # noqa: F811
     """An update of the real family on real numbers: predict, recover, decode, judge, backward."""
     run = a_run(family_name, tiny_flux if family_name == "flux" else tiny_sd, **model)
     family = load_model(run.model, "cpu")
@@ -46,12 +50,22 @@ def test_a_training_call_takes_what_is_foretold(family_name: str, model: dict[st
 
     def loss() -> Tensor:
         pred = family.predict(x0, sigma, cond)
-        recovered = recover(family.path, family.prediction, Noised(x0, x0, x0, sigma), pred, sigma / 2)
+        recovered = recover(
+            family.path, family.prediction, Noised(x0, x0, x0, sigma), pred, sigma / 2
+        )
         return family.decode(recovered.x0).clamp(0, 1).mean()
 
     vae: Any = getattr(family, "vae")  # noqa: B009 (not of the contract)
-    held = [x0, *cond.tensors.values(), *family.denoiser.parameters(), *family.denoiser.buffers(), *vae.parameters()]
-    held += [parameter.grad for parameter in trainable(family).values() if parameter.grad is not None]
+    held = [
+        x0,
+        *cond.tensors.values(),
+        *family.denoiser.parameters(),
+        *family.denoiser.buffers(),
+        *vae.parameters(),
+    ]
+    held += [
+        parameter.grad for parameter in trainable(family).values() if parameter.grad is not None
+    ]
     foretold = passing(Subject(run, model_architecture(run.model), Panel(), CPU))["train"]
     assert foretold == pytest.approx(peak_of(loss, held), rel=0.05)
 

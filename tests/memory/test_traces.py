@@ -18,7 +18,7 @@ from directalign.memory.judging import Judged, decoded, judging
 from directalign.memory.live import Piece, measured
 from directalign.memory.traces import Denoiser, denoiser_call, encoding_prompts, prepared
 from directalign.memory.weightless import Part, built, residents
-from directalign.models import FAMILIES
+from directalign.models import MODELS
 from directalign.rewards.common import Preprocessing
 from tiny import tiny_flux, tiny_sd  # noqa: F401 (fixtures)
 
@@ -42,7 +42,7 @@ CLIP = Part.of(
 
 def denoiser(part: Part, family: ArchitectureName = "flux", **model: Any) -> Denoiser:
     settings = ModelConfig(family=family, path="", lora=LoRAConfig(rank=4), **model)
-    return Denoiser(family, part, settings, FAMILIES[family].lora_targets, like_gpu=False)
+    return Denoiser(family, part, settings, MODELS[family].lora_targets, like_gpu=False)
 
 
 def real(of: Denoiser, shape: Shape, with_gradient: bool) -> Piece:
@@ -51,7 +51,9 @@ def real(of: Denoiser, shape: Shape, with_gradient: bool) -> Piece:
     network.to_empty(device="cpu")
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad and with_gradient else None
+        parameter.grad = (
+            torch.zeros_like(parameter) if parameter.requires_grad and with_gradient else None
+        )
     given = arguments(of.family, of.part.config, shape)
 
     def call() -> Tensor:
@@ -64,7 +66,13 @@ def real(of: Denoiser, shape: Shape, with_gradient: bool) -> Piece:
 
 @pytest.mark.parametrize(
     "model",
-    [{}, {"gradient_checkpointing": True}, {"tune": "full"}, {"dtype": "bfloat16"}, {"tune": "full", "dtype": "bfloat16", "gradient_checkpointing": True}],
+    [
+        {},
+        {"gradient_checkpointing": True},
+        {"tune": "full"},
+        {"dtype": "bfloat16"},
+        {"tune": "full", "dtype": "bfloat16", "gradient_checkpointing": True},
+    ],
     ids=str,
 )
 def test_a_trace_of_a_transformer_is_what_a_real_call_takes(model: dict[str, Any]) -> None:
@@ -83,10 +91,14 @@ def test_a_trace_of_a_unet_is_what_a_real_call_takes(tiny_sd: Path) -> None:  # 
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_trace_of_decoder_and_reward_is_what_a_real_call_takes(tiny_flux: Path, recompute: bool) -> None:  # noqa: F811
+def test_a_trace_of_decoder_and_reward_is_what_a_real_call_takes(
+    tiny_flux: Path, recompute: bool
+) -> None:  # noqa: F811
     part = model_architecture(ModelConfig(family="flux", path=str(tiny_flux))).parts["vae"]
     preprocessing = Preprocessing(16, (16, 16), (0.5,) * 3, (0.5,) * 3)
-    judge = Judge("reward", "clip", CLIP, torch.float32, preprocessing, recompute=False, texts=2, tokens=64)
+    judge = Judge(
+        "reward", "clip", CLIP, torch.float32, preprocessing, recompute=False, texts=2, tokens=64
+    )
     traced = judging(Judged(part, torch.float32, recompute, (judge,)), (2, 4, 8, 8), True)
     vae, reward = built(part).to_empty(device="cpu"), built(CLIP).to_empty(device="cpu")
     for parameter in (*vae.parameters(), *reward.parameters()):
@@ -98,7 +110,9 @@ def test_a_trace_of_decoder_and_reward_is_what_a_real_call_takes(tiny_flux: Path
 
     def call() -> Tensor:
         images = decoded(vae, x0, recompute).clamp(0, 1)
-        features = reward.visual_projection(reward.vision_model(pixel_values=preprocessing(images)).pooler_output)
+        features = reward.visual_projection(
+            reward.vision_model(pixel_values=preprocessing(images)).pooler_output
+        )
         return torch.stack([torch.nn.functional.normalize(features, dim=-1).sum()]).sum()
 
     assert traced == measured(call, [x0, *residents(vae), *residents(reward)])
@@ -114,21 +128,36 @@ def test_blocks_left_out_add_what_they_would_have(checkpointing: bool, with_grad
 
 
 def test_kinds_of_blocks_are_told_apart() -> None:
-    medium = model_architecture(ModelConfig(family="sd3", path="stabilityai/stable-diffusion-3.5-medium")).parts["transformer"]
+    medium = model_architecture(
+        ModelConfig(family="sd3", path="stabilityai/stable-diffusion-3.5-medium")
+    ).parts["transformer"]
     assert block_counts(medium) == {"dual": 13, "plain": 11}
     assert with_blocks(medium, {"dual": 2, "plain": 3}).config["dual_attention_layers"] == [0, 1]
-    sdxl = model_architecture(ModelConfig(family="sdxl", path="stabilityai/stable-diffusion-xl-base-1.0")).parts["unet"]
+    sdxl = model_architecture(
+        ModelConfig(family="sdxl", path="stabilityai/stable-diffusion-xl-base-1.0")
+    ).parts["unet"]
     assert block_counts(sdxl) == {"deepest": 10}
     assert with_blocks(sdxl, {"deepest": 3}).config["transformer_layers_per_block"] == [1, 2, 3]
-    listed = Part.of("Qwen3ForCausalLM", {"num_hidden_layers": 28, "layer_types": ["full_attention"] * 28})
-    assert with_blocks(listed, {"num_hidden_layers": 2}).config == {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}
+    listed = Part.of(
+        "Qwen3ForCausalLM", {"num_hidden_layers": 28, "layer_types": ["full_attention"] * 28}
+    )
+    assert with_blocks(listed, {"num_hidden_layers": 2}).config == {
+        "num_hidden_layers": 2,
+        "layer_types": ["full_attention"] * 2,
+    }
 
 
 def test_checkpointing_keeps_less_and_rounded_layers_take_scratch() -> None:
     wide = FLUX.changed(num_attention_heads=8, num_layers=2, num_single_layers=2)
     pieces = {
-        name: denoiser_call(denoiser(wide, dtype="bfloat16", **model), Shape(1, 8, 8, 12, torch.bfloat16), True)
-        for name, model in {"kept": {}, "checkpointed": {"gradient_checkpointing": True}, "4bit": {"quantization": "4bit"}}.items()
+        name: denoiser_call(
+            denoiser(wide, dtype="bfloat16", **model), Shape(1, 8, 8, 12, torch.bfloat16), True
+        )
+        for name, model in {
+            "kept": {},
+            "checkpointed": {"gradient_checkpointing": True},
+            "4bit": {"quantization": "4bit"},
+        }.items()
     }
     assert pieces["checkpointed"].kept < pieces["kept"].kept / 3
     assert pieces["4bit"].kept == pieces["kept"].kept, "a rounded layer keeps nothing of its own"
@@ -149,7 +178,15 @@ def test_every_family_of_transformers_can_be_called(family: ArchitectureName, hu
     part = model_architecture(ModelConfig(family=family, path=hub_id)).parts["transformer"]
     one, two = (
         denoiser_call(
-            Denoiser(family, part, ModelConfig(family=family, path="", tune="full", dtype="bfloat16"), (), True), Shape(b, 16, 16, 8, torch.bfloat16), False
+            Denoiser(
+                family,
+                part,
+                ModelConfig(family=family, path="", tune="full", dtype="bfloat16"),
+                (),
+                True,
+            ),
+            Shape(b, 16, 16, 8, torch.bfloat16),
+            False,
         )
         for b in (1, 2)
     )
@@ -157,6 +194,9 @@ def test_every_family_of_transformers_can_be_called(family: ArchitectureName, hu
 
 
 def test_an_encoder_takes_more_for_longer_prompts() -> None:
-    part = Part.of("T5EncoderModel", {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 6, "num_heads": 2})
+    part = Part.of(
+        "T5EncoderModel",
+        {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 6, "num_heads": 2},
+    )
     short, long = (encoding_prompts(part, torch.float32, 2, tokens) for tokens in (8, 16))
     assert 0 < short.forward < long.forward

@@ -19,7 +19,7 @@ EXACT = {"rtol": 1e-10, "atol": 1e-12}
 def float64_from_the_first_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise is drawn in float32; the same numbers in float64 make every step of a toy rollout exact."""
     drawn = sampling.batch_noise
-    monkeypatch.setattr(sampling, "noise_of", lambda *given: drawn(*given).double())
+    monkeypatch.setattr(sampling, "batch_noise", lambda *given: drawn(*given).double())
 
 
 def answer(family: ToyFamily, x_t: Tensor, sigma: float) -> Tensor:
@@ -37,11 +37,11 @@ def take(family: ToyFamily, x_t: Tensor, pred: Tensor, high: float, low: float) 
     return alpha_low * (alpha_high * x_t - high * pred) + low * (high * x_t + alpha_high * pred)
 
 
-def states(family: ToyFamily, batch: Batch, num_sampling_steps: int = 4) -> list[Tensor]:
+def states(family: ToyFamily, batch: Batch, num_inference_steps: int = 4) -> list[Tensor]:
     """The sampled path, from the noise to x0."""
-    found, sigmas = [by_hand.noise_of(batch)], by_hand.levels(family, num_sampling_steps)
+    found, sigmas = [by_hand.batch_noise(batch)], by_hand.levels(family, num_inference_steps)
     with torch.no_grad():
-        for index in range(num_sampling_steps):
+        for index in range(num_inference_steps):
             found.append(by_hand.walk(family, found[-1], sigmas[index : index + 2]))
     return found
 

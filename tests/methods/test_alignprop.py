@@ -17,12 +17,21 @@ from methods.toy import ToyFamily, ToyReward
 
 
 def method(family=None, reward=None, rollout=ROLLOUT, **settings) -> AlignProp:
-    return AlignProp(family or ToyFamily(), reward or ToyReward(), config.AlignPropConfig.model_validate(settings), rollout)
+    return AlignProp(
+        family or ToyFamily(),
+        reward or ToyReward(),
+        config.AlignPropConfig.model_validate(settings),
+        rollout,
+    )
 
 
 def batch_of_depth(depth: int) -> Batch:
     """A batch whose draw is `depth` of the four steps."""
-    return next(batch for batch in (Batch(step, PROMPTS, seed=7) for step in range(100)) if method().depth(batch) == depth)
+    return next(
+        batch
+        for batch in (Batch(step, PROMPTS, seed=7) for step in range(100))
+        if method().depth(batch) == depth
+    )
 
 
 def plain(family: ToyFamily, grad_steps: int) -> DRaFT:
@@ -37,23 +46,32 @@ def test_the_gradient_is_that_of_the_unrolled_chain_cut_at_the_drawn_depth(path,
     (found,) = by_hand.gradients(method(family), family, batch)
     sigmas = by_hand.levels(family)
     with torch.no_grad():
-        x_t = by_hand.walk(family, by_hand.noise_of(batch), sigmas[: 5 - depth])
-    expected = by_hand.numerical_gradient(family, lambda: by_hand.absolute_loss(family, by_hand.walk(family, x_t, sigmas[4 - depth :])))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)  # the rollout's first step has its coefficients in float32
+        x_t = by_hand.walk(family, by_hand.batch_noise(batch), sigmas[: 5 - depth])
+    expected = by_hand.numerical_gradient(
+        family,
+        lambda: by_hand.absolute_loss(family, by_hand.walk(family, x_t, sigmas[4 - depth :])),
+    )
+    torch.testing.assert_close(
+        found, expected, rtol=1e-5, atol=1e-7
+    )  # the rollout's first step has its coefficients in float32
 
 
 @pytest.mark.parametrize(("path", "prediction"), CASES)
 @pytest.mark.parametrize("depth", [1, 3, 4])
 def test_recomputing_changes_nothing(path, prediction, depth):
     family, batch = ToyFamily(path, prediction), batch_of_depth(depth)
-    (recomputed,), (kept,) = (by_hand.gradients(each, family, batch) for each in (method(family), plain(family, depth)))
+    (recomputed,), (kept,) = (
+        by_hand.gradients(each, family, batch) for each in (method(family), plain(family, depth))
+    )
     assert torch.equal(recomputed, kept)
 
 
 @pytest.mark.parametrize("max_grad_steps", [None, 1, 3])
 def test_the_depth_is_uniform(max_grad_steps):
     alignprop = method(max_grad_steps=max_grad_steps)
-    counts = torch.bincount(torch.tensor([alignprop.depth(Batch(step, PROMPTS)) for step in range(1200)]), minlength=5)
+    counts = torch.bincount(
+        torch.tensor([alignprop.depth(Batch(step, PROMPTS)) for step in range(1200)]), minlength=5
+    )
     depths = max_grad_steps or 4
     assert counts[0] == 0 and counts[depths + 1 :].sum() == 0
     expected = 1200 / depths
@@ -63,7 +81,11 @@ def test_the_depth_is_uniform(max_grad_steps):
 def test_the_depth_is_on_record_and_comes_again_after_a_resume():
     batch = batch_of_depth(3)
     first, again = (next(method().losses(batch)) for _ in range(2))
-    assert first.metrics["grad_steps"] == 3 and first.metrics == again.metrics and torch.equal(first.value, again.value)
+    assert (
+        first.metrics["grad_steps"] == 3
+        and first.metrics == again.metrics
+        and torch.equal(first.value, again.value)
+    )
 
 
 @pytest.mark.parametrize("depth", [1, 3])
@@ -93,37 +115,52 @@ def kept_for_backward(losses) -> int:
 
 def test_a_step_more_keeps_its_input_alone():
     family, depths = ToyFamily(), (1, 2, 3, 4)
-    recomputed = [kept_for_backward(method(family).losses(batch_of_depth(depth))) for depth in depths]
-    kept = [kept_for_backward(plain(family, depth).losses(batch_of_depth(depth))) for depth in depths]
-    assert {deeper - shallower for shallower, deeper in pairwise(recomputed)} == {2 * 4 * 4 * 4 + 2 + 2}  # x_t and two levels a sample
-    assert all(deeper - shallower > 2 * (2 * 4 * 4 * 4 + 2 + 2) for shallower, deeper in pairwise(kept))
+    recomputed = [
+        kept_for_backward(method(family).losses(batch_of_depth(depth))) for depth in depths
+    ]
+    kept = [
+        kept_for_backward(plain(family, depth).losses(batch_of_depth(depth))) for depth in depths
+    ]
+    assert {deeper - shallower for shallower, deeper in pairwise(recomputed)} == {
+        2 * 4 * 4 * 4 + 2 + 2
+    }  # x_t and two levels a sample
+    assert all(
+        deeper - shallower > 2 * (2 * 4 * 4 * 4 + 2 + 2) for shallower, deeper in pairwise(kept)
+    )
 
 
 @pytest.mark.parametrize("form", ["absolute", "relative", "anchored"])
 def test_the_loss_is_what_the_form_maximises(form):
     family, reward, batch = ToyFamily(), ToyReward(), Batch(0, PROMPTS)
-    (loss,) = method(family, reward, form=form, words=WORDS).losses(batch)
-    x0 = by_hand.walk(family, by_hand.noise_of(batch), by_hand.levels(family))
+    (loss,) = method(family, reward, form=form, control_phrases=WORDS).losses(batch)
+    x0 = by_hand.walk(family, by_hand.batch_noise(batch), by_hand.levels(family))
     expected = by_hand.maximised(reward, by_hand.images_of(family, x0), form)
     torch.testing.assert_close(loss.value, -expected.mean(), rtol=1e-6, atol=1e-9)
-    assert loss.metrics["reward"] == pytest.approx(float(expected.mean().detach()), rel=1e-6) and loss.value.requires_grad
+    assert (
+        loss.metrics["reward"] == pytest.approx(float(expected.mean().detach()), rel=1e-6)
+        and loss.value.requires_grad
+    )
 
 
 @pytest.mark.parametrize("form", ["relative", "anchored"])
 def test_a_prompt_blind_reward_cannot_be_relative(form):
     with pytest.raises(DirectAlignError, match=r"method\.form"):
-        method(reward=ToyReward(reads_prompt=False), form=form, words=WORDS)
+        method(reward=ToyReward(reads_prompt=False), form=form, control_phrases=WORDS)
 
 
 def test_a_black_box_is_refused_with_the_alternative():
-    with pytest.raises(DirectAlignError, match=r"method\.name alignprop needs its gradient.*flow_grpo"):
+    with pytest.raises(
+        DirectAlignError, match=r"method\.name alignprop needs its gradient.*flow_grpo"
+    ):
         method(reward=ToyReward(differentiable=False))
 
 
 def test_the_anchor_survives_a_resume():
-    anchored = {"form": "anchored", "words": WORDS, "anchor": {"reference_updates": 2}}
+    anchored = {"form": "anchored", "control_phrases": WORDS, "anchor": {"reference_updates": 2}}
     alignprop, again = method(**anchored), method(**anchored)
     for step in range(2):
         list(alignprop.losses(Batch(step, PROMPTS)))
     again.load_state_dict(alignprop.state_dict())
-    assert torch.equal(next(again.losses(Batch(2, PROMPTS))).value, next(alignprop.losses(Batch(2, PROMPTS))).value)
+    assert torch.equal(
+        next(again.losses(Batch(2, PROMPTS))).value, next(alignprop.losses(Batch(2, PROMPTS))).value
+    )

@@ -18,7 +18,12 @@ BATCHES = [Batch(step, PROMPTS, seed=7) for step in range(8)]
 
 
 def method(family=None, reward=None, rollout=ROLLOUT, **settings) -> FlowBP:
-    return FlowBP(family or ToyFamily(), reward or ToyReward(), config.FlowBPConfig.model_validate(settings), rollout)
+    return FlowBP(
+        family or ToyFamily(),
+        reward or ToyReward(),
+        config.FlowBPConfig.model_validate(settings),
+        rollout,
+    )
 
 
 def lengths(family: ToyFamily) -> list[float]:
@@ -29,7 +34,13 @@ def lengths(family: ToyFamily) -> list[float]:
         for shift in (0.0, 1.0):
             x_t = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
             for index in range(4):
-                x_t = by_chain.take(family, x_t, torch.full_like(x_t, shift if index == moved else 0.0), sigmas[index], sigmas[index + 1])
+                x_t = by_chain.take(
+                    family,
+                    x_t,
+                    torch.full_like(x_t, shift if index == moved else 0.0),
+                    sigmas[index],
+                    sigmas[index + 1],
+                )
             ends.append(float(x_t))
         found.append(abs(ends[1] - ends[0]))
     return found
@@ -37,7 +48,7 @@ def lengths(family: ToyFamily) -> list[float]:
 
 def cut_gradient(family: ToyFamily, batch: Batch, kept: dict[int, float]) -> Tensor:
     """Of the loss at the sampled image, through the chain with inputs cut off and the answers of `kept` alone, times a number each."""
-    x0 = by_chain.walk_cut(family, by_hand.noise_of(batch), by_hand.levels(family), kept)
+    x0 = by_chain.walk_cut(family, by_hand.batch_noise(batch), by_hand.levels(family), kept)
     return by_hand.gradient(family, by_hand.absolute_loss(family, x0))
 
 
@@ -46,14 +57,18 @@ def test_the_reward_sees_the_sampled_image_to_the_last_bit(path, prediction):
     family, reward = ToyFamily(path, prediction), ToyReward()
     list(method(family, reward).losses(BATCHES[0]))
     x0 = by_chain.states(family, BATCHES[0])[-1]
-    torch.testing.assert_close(reward.images[0], by_hand.images_of(family, x0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        reward.images[0], by_hand.images_of(family, x0), rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("path", "prediction"), CASES)
 def test_all_steps_give_the_gradient_with_every_input_cut_off(path, prediction):
     family = ToyFamily(path, prediction)
     (found,) = by_hand.gradients(method(family, trained_steps=4), family, BATCHES[0])
-    torch.testing.assert_close(found, cut_gradient(family, BATCHES[0], dict.fromkeys(range(4), 1.0)), **EXACT)
+    torch.testing.assert_close(
+        found, cut_gradient(family, BATCHES[0], dict.fromkeys(range(4), 1.0)), **EXACT
+    )
 
 
 @pytest.mark.parametrize(("path", "prediction"), CASES)
@@ -64,7 +79,9 @@ def test_a_few_steps_stand_for_all_by_their_length(path, prediction, rescale):
     (found,) = by_hand.gradients(flowbp, family, batch)
     trained, length = flowbp.steps(batch), lengths(family)
     factor = 1 + rescale * (sum(length) / sum(length[index] for index in trained) - 1)
-    torch.testing.assert_close(found, cut_gradient(family, batch, dict.fromkeys(trained, factor)), **EXACT)
+    torch.testing.assert_close(
+        found, cut_gradient(family, batch, dict.fromkeys(trained, factor)), **EXACT
+    )
 
 
 @pytest.mark.parametrize(("path", "prediction"), CASES)
@@ -73,25 +90,43 @@ def test_the_gradient_is_the_difference_quotient_of_the_surrogate(path, predicti
     family, batch = ToyFamily(path, prediction), BATCHES[2]
     flowbp = method(family, trained_steps=2, rescale=0.0)
     (found,) = by_hand.gradients(flowbp, family, batch)
-    path_states, sigmas, trained = by_chain.states(family, batch), by_hand.levels(family), flowbp.steps(batch)
+    path_states, sigmas, trained = (
+        by_chain.states(family, batch),
+        by_hand.levels(family),
+        flowbp.steps(batch),
+    )
     with torch.no_grad():
-        held = [by_chain.answer(family, x_t, sigma) for x_t, sigma in zip(path_states[:-1], sigmas[:-1], strict=True)]
+        held = [
+            by_chain.answer(family, x_t, sigma)
+            for x_t, sigma in zip(path_states[:-1], sigmas[:-1], strict=True)
+        ]
 
     def surrogate() -> Tensor:
         x_t = path_states[0]
         for index in range(4):
-            pred = by_chain.answer(family, path_states[index], sigmas[index]) if index in trained else held[index]
+            pred = (
+                by_chain.answer(family, path_states[index], sigmas[index])
+                if index in trained
+                else held[index]
+            )
             x_t = by_chain.take(family, x_t, pred, sigmas[index], sigmas[index + 1])
         return by_hand.absolute_loss(family, x_t)
 
-    torch.testing.assert_close(found, by_hand.numerical_gradient(family, surrogate), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        found, by_hand.numerical_gradient(family, surrogate), rtol=1e-6, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize(("path", "prediction"), CASES)
 @pytest.mark.parametrize("trained_steps", [1, 2, 3])
-def test_the_mean_over_all_uniform_draws_is_proportional_to_all_steps(path, prediction, trained_steps, monkeypatch):
+def test_the_mean_over_all_uniform_draws_is_proportional_to_all_steps(
+    path, prediction, trained_steps, monkeypatch
+):
     family = ToyFamily(path, prediction)
-    flowbp, whole = method(family, trained_steps=trained_steps, late_bias=0.0, rescale=0.0), cut_gradient(family, BATCHES[0], dict.fromkeys(range(4), 1.0))
+    flowbp, whole = (
+        method(family, trained_steps=trained_steps, late_bias=0.0, rescale=0.0),
+        cut_gradient(family, BATCHES[0], dict.fromkeys(range(4), 1.0)),
+    )
     found = []
     for drawn in combinations(range(4), trained_steps):
         monkeypatch.setattr(flowbp, "steps", lambda batch, drawn=drawn: list(drawn))
@@ -103,7 +138,10 @@ def test_the_mean_over_all_uniform_draws_is_proportional_to_all_steps(path, pred
 def test_equally_long_steps_are_stretched_to_the_whole_on_average(trained_steps, monkeypatch):
     """On a flow with an even grid the factor is N / K for every draw."""
     family = ToyFamily()
-    flowbp, whole = method(family, trained_steps=trained_steps, late_bias=0.0), cut_gradient(family, BATCHES[0], dict.fromkeys(range(4), 1.0))
+    flowbp, whole = (
+        method(family, trained_steps=trained_steps, late_bias=0.0),
+        cut_gradient(family, BATCHES[0], dict.fromkeys(range(4), 1.0)),
+    )
     found = []
     for drawn in combinations(range(4), trained_steps):
         monkeypatch.setattr(flowbp, "steps", lambda batch, drawn=drawn: list(drawn))
@@ -125,7 +163,9 @@ def test_the_rollout_is_without_gradient_and_the_repeated_calls_with(trained_ste
 
 def test_steps_are_different_and_late_ones_come_more_often():
     flowbp = method(trained_steps=1, late_bias=2.0)
-    counts = torch.bincount(torch.tensor([flowbp.steps(Batch(step, PROMPTS))[0] for step in range(1500)]), minlength=4).double()
+    counts = torch.bincount(
+        torch.tensor([flowbp.steps(Batch(step, PROMPTS))[0] for step in range(1500)]), minlength=4
+    ).double()
     expected = 1500 * torch.tensor([1, 4, 9, 16], dtype=torch.float64) / 30
     assert ((counts - expected).abs() < 4 * expected.sqrt()).all()
     several = method(trained_steps=3, late_bias=0.0)
@@ -135,33 +175,45 @@ def test_steps_are_different_and_late_ones_come_more_often():
 
 def test_the_draw_comes_again_after_a_resume():
     first, again = (next(method().losses(Batch(3, PROMPTS, seed=1))) for _ in range(2))
-    assert torch.equal(first.value, again.value) and method().steps(BATCHES[0]) == method().steps(BATCHES[0])
+    assert torch.equal(first.value, again.value) and method().steps(BATCHES[0]) == method().steps(
+        BATCHES[0]
+    )
 
 
 @pytest.mark.parametrize("form", ["absolute", "relative", "anchored"])
 def test_the_loss_is_what_the_form_maximises(form):
     family, reward, batch = ToyFamily(), ToyReward(), BATCHES[0]
-    (loss,) = method(family, reward, form=form, words=WORDS, trained_steps=4).losses(batch)
-    reference = float(reward.score(reward.images[0].mean((2, 3)), PROMPTS).mean()) if form == "anchored" else None
-    x0 = by_chain.walk_cut(family, by_hand.noise_of(batch), by_hand.levels(family), dict.fromkeys(range(4), 1.0))
+    (loss,) = method(family, reward, form=form, control_phrases=WORDS, trained_steps=4).losses(batch)
+    reference = (
+        float(reward.score(reward.images[0].mean((2, 3)), PROMPTS).mean())
+        if form == "anchored"
+        else None
+    )
+    x0 = by_chain.walk_cut(
+        family, by_hand.batch_noise(batch), by_hand.levels(family), dict.fromkeys(range(4), 1.0)
+    )
     expected = by_hand.maximised(reward, by_hand.images_of(family, x0), form, reference).mean()
     assert loss.metrics["reward"] == pytest.approx(float(expected.detach()))
-    torch.testing.assert_close(by_hand.gradient(family, loss.value), by_hand.gradient(family, -expected), **EXACT)
+    torch.testing.assert_close(
+        by_hand.gradient(family, loss.value), by_hand.gradient(family, -expected), **EXACT
+    )
 
 
 @pytest.mark.parametrize("form", ["relative", "anchored"])
 def test_a_prompt_blind_reward_cannot_be_relative(form):
     with pytest.raises(DirectAlignError, match=r"method\.form: absolute"):
-        method(reward=ToyReward(reads_prompt=False), form=form, words=WORDS)
+        method(reward=ToyReward(reads_prompt=False), form=form, control_phrases=WORDS)
 
 
 def test_a_black_box_is_refused_with_the_alternative():
-    with pytest.raises(DirectAlignError, match=r"method\.name flowbp needs its gradient.*flow_grpo"):
+    with pytest.raises(
+        DirectAlignError, match=r"method\.name flowbp needs its gradient.*flow_grpo"
+    ):
         method(reward=ToyReward(differentiable=False))
 
 
 def test_the_anchor_survives_a_resume():
-    anchored = {"form": "anchored", "words": WORDS, "anchor": {"reference_updates": 2}}
+    anchored = {"form": "anchored", "control_phrases": WORDS, "anchor": {"reference_updates": 2}}
     flowbp, again = method(**anchored), method(**anchored)
     for batch in BATCHES[:2]:
         list(flowbp.losses(batch))

@@ -19,11 +19,16 @@ from methods.toy import ToyFamily, ToyReward
 
 BATCHES = [Batch(step, PROMPTS, seed=7) for step in range(60)]
 PAIRS = list(combinations(range(4), 2))
-TWO_STEPS = config.RolloutConfig(num_sampling_steps=2, embedded_guidance=by_hand.GUIDANCE)
+TWO_STEPS = config.RolloutConfig(num_inference_steps=2, embedded_guidance=by_hand.GUIDANCE)
 
 
 def method(family=None, reward=None, rollout=ROLLOUT, **settings) -> LeapAlign:
-    return LeapAlign(family or ToyFamily(), reward or ToyReward(), config.LeapAlignConfig.model_validate(settings), rollout)
+    return LeapAlign(
+        family or ToyFamily(),
+        reward or ToyReward(),
+        config.LeapAlignConfig.model_validate(settings),
+        rollout,
+    )
 
 
 def batch_of_steps(k: int, j: int) -> Batch:
@@ -34,8 +39,12 @@ def batch_of_steps(k: int, j: int) -> Batch:
 def leaps(family: ToyFamily, batch: Batch, k: int, j: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(x_j and x0 of the path, and where one leap from x_k and one from x_j land)."""
     states, sigmas = by_chain.states(family, batch), by_hand.levels(family)
-    to_j = by_chain.take(family, states[k], by_chain.answer(family, states[k], sigmas[k]), sigmas[k], sigmas[j])
-    to_0 = by_chain.take(family, states[j], by_chain.answer(family, states[j], sigmas[j]), sigmas[j], 0.0)
+    to_j = by_chain.take(
+        family, states[k], by_chain.answer(family, states[k], sigmas[k]), sigmas[k], sigmas[j]
+    )
+    to_0 = by_chain.take(
+        family, states[j], by_chain.answer(family, states[j], sigmas[j]), sigmas[j], 0.0
+    )
     return states[j], states[-1], to_j, to_0
 
 
@@ -45,42 +54,71 @@ def test_the_reward_sees_the_image_of_the_plain_rollout(path, prediction, k, j):
     family, reward, batch = ToyFamily(path, prediction), ToyReward(), batch_of_steps(k, j)
     list(method(family, reward).losses(batch))
     x0 = by_chain.states(family, batch)[-1]
-    torch.testing.assert_close(reward.images[0], by_hand.images_of(family, x0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        reward.images[0], by_hand.images_of(family, x0), rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("path", "prediction"), CASES)
 def test_with_the_nested_term_whole_a_path_of_two_steps_has_its_plain_gradient(path, prediction):
     family, batch = ToyFamily(path, prediction), BATCHES[0]
-    (found,) = by_hand.gradients(method(family, rollout=TWO_STEPS, nested_scale=1.0, similarity_floor=None), family, batch)
-    x0 = by_hand.walk(family, by_hand.noise_of(batch), by_hand.levels(family, 2))
-    torch.testing.assert_close(found, by_hand.gradient(family, by_hand.absolute_loss(family, x0)), **EXACT)
+    (found,) = by_hand.gradients(
+        method(family, rollout=TWO_STEPS, nested_scale=1.0, similarity_floor=None), family, batch
+    )
+    x0 = by_hand.walk(family, by_hand.batch_noise(batch), by_hand.levels(family, 2))
+    torch.testing.assert_close(
+        found, by_hand.gradient(family, by_hand.absolute_loss(family, x0)), **EXACT
+    )
 
 
 @pytest.mark.parametrize(("path", "prediction"), CASES)
 def test_without_the_nested_term_a_path_of_two_steps_has_every_input_cut_off(path, prediction):
     family, batch = ToyFamily(path, prediction), BATCHES[0]
-    (found,) = by_hand.gradients(method(family, rollout=TWO_STEPS, nested_scale=0.0, similarity_floor=None), family, batch)
-    x0 = by_chain.walk_cut(family, by_hand.noise_of(batch), by_hand.levels(family, 2), {0: 1.0, 1: 1.0})
-    torch.testing.assert_close(found, by_hand.gradient(family, by_hand.absolute_loss(family, x0)), **EXACT)
+    (found,) = by_hand.gradients(
+        method(family, rollout=TWO_STEPS, nested_scale=0.0, similarity_floor=None), family, batch
+    )
+    x0 = by_chain.walk_cut(
+        family, by_hand.batch_noise(batch), by_hand.levels(family, 2), {0: 1.0, 1: 1.0}
+    )
+    torch.testing.assert_close(
+        found, by_hand.gradient(family, by_hand.absolute_loss(family, x0)), **EXACT
+    )
 
 
 @pytest.mark.parametrize(("path", "prediction"), CASES)
 @pytest.mark.parametrize(("k", "j"), PAIRS)
 @pytest.mark.parametrize("nested_scale", [0.0, 0.3, 1.0])
-def test_the_gradient_is_the_difference_quotient_of_the_pinned_leaps(path, prediction, k, j, nested_scale):
+def test_the_gradient_is_the_difference_quotient_of_the_pinned_leaps(
+    path, prediction, k, j, nested_scale
+):
     """Both leaps move with the weights from where the path stood; the second call sees `nested_scale` of what the first moved."""
     family, batch = ToyFamily(path, prediction), batch_of_steps(k, j)
-    (found,) = by_hand.gradients(method(family, nested_scale=nested_scale, similarity_floor=None), family, batch)
+    (found,) = by_hand.gradients(
+        method(family, nested_scale=nested_scale, similarity_floor=None), family, batch
+    )
     states, sigmas = by_chain.states(family, batch), by_hand.levels(family)
     with torch.no_grad():
         x_j, x0, held_j, held_0 = leaps(family, batch, k, j)
 
     def surrogate() -> Tensor:
-        moved = by_chain.take(family, states[k], by_chain.answer(family, states[k], sigmas[k]), sigmas[k], sigmas[j]) - held_j
+        moved = (
+            by_chain.take(
+                family,
+                states[k],
+                by_chain.answer(family, states[k], sigmas[k]),
+                sigmas[k],
+                sigmas[j],
+            )
+            - held_j
+        )
         pred = by_chain.answer(family, x_j + nested_scale * moved, sigmas[j])
-        return by_hand.absolute_loss(family, x0 + by_chain.take(family, x_j + moved, pred, sigmas[j], 0.0) - held_0)
+        return by_hand.absolute_loss(
+            family, x0 + by_chain.take(family, x_j + moved, pred, sigmas[j], 0.0) - held_0
+        )
 
-    torch.testing.assert_close(found, by_hand.numerical_gradient(family, surrogate), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(
+        found, by_hand.numerical_gradient(family, surrogate), rtol=1e-5, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize(("path", "prediction"), CASES)
@@ -90,8 +128,13 @@ def test_a_sample_counts_by_how_close_its_leaps_came_to_the_path(path, predictio
     (loss,) = method(family, reward, similarity_floor=floor).losses(batch)
     with torch.no_grad():
         x_j, x0, to_j, to_0 = leaps(family, batch, 0, 2)
-    near = [[max(float(one.abs().mean()), floor) for one in leap - landing] for leap, landing in ((to_j, x_j), (to_0, x0))]
-    weight = torch.tensor([1 / (to_j + to_0) for to_j, to_0 in zip(*near, strict=True)], dtype=torch.float64)
+    near = [
+        [max(float(one.abs().mean()), floor) for one in leap - landing]
+        for leap, landing in ((to_j, x_j), (to_0, x0))
+    ]
+    weight = torch.tensor(
+        [1 / (to_j + to_0) for to_j, to_0 in zip(*near, strict=True)], dtype=torch.float64
+    )
     with torch.no_grad():
         rewards = reward.score(by_hand.images_of(family, x0).mean((2, 3)), PROMPTS)
     assert float(loss.value.detach()) == pytest.approx(-float((weight * rewards).mean()))
@@ -131,37 +174,49 @@ def test_the_draw_comes_again_after_a_resume():
 @pytest.mark.parametrize("form", ["absolute", "relative", "anchored"])
 def test_the_loss_is_what_the_form_maximises(form):
     family, reward, batch = ToyFamily(), ToyReward(), BATCHES[0]
-    leapalign = method(family, reward, TWO_STEPS, form=form, words=WORDS, nested_scale=1.0, similarity_floor=None)
+    leapalign = method(
+        family, reward, TWO_STEPS, form=form, control_phrases=WORDS, nested_scale=1.0, similarity_floor=None
+    )
     (loss,) = leapalign.losses(batch)
-    reference = float(reward.score(reward.images[0].mean((2, 3)), PROMPTS).mean()) if form == "anchored" else None
-    x0 = by_hand.walk(family, by_hand.noise_of(batch), by_hand.levels(family, 2))
+    reference = (
+        float(reward.score(reward.images[0].mean((2, 3)), PROMPTS).mean())
+        if form == "anchored"
+        else None
+    )
+    x0 = by_hand.walk(family, by_hand.batch_noise(batch), by_hand.levels(family, 2))
     expected = by_hand.maximised(reward, by_hand.images_of(family, x0), form, reference).mean()
     assert loss.metrics["reward"] == pytest.approx(float(expected.detach()))
-    torch.testing.assert_close(by_hand.gradient(family, loss.value), by_hand.gradient(family, -expected), **EXACT)
+    torch.testing.assert_close(
+        by_hand.gradient(family, loss.value), by_hand.gradient(family, -expected), **EXACT
+    )
 
 
 def test_one_step_leaves_nothing_to_leap_from():
-    with pytest.raises(DirectAlignError, match=r"rollout\.num_sampling_steps 1.*at least 2"):
-        method(rollout=config.RolloutConfig(num_sampling_steps=1))
+    with pytest.raises(DirectAlignError, match=r"rollout\.num_inference_steps 1.*at least 2"):
+        method(rollout=config.RolloutConfig(num_inference_steps=1))
     with pytest.raises(DirectAlignError, match="leaps from two steps"):
-        check_method(load_run("recipes/world_leapalign.yaml", ["rollout.num_sampling_steps=1"]))
+        check_method(load_run("recipes/world_leapalign.yaml", ["rollout.num_inference_steps=1"]))
 
 
 @pytest.mark.parametrize("form", ["relative", "anchored"])
 def test_a_prompt_blind_reward_cannot_be_relative(form):
     with pytest.raises(DirectAlignError, match=r"method\.form: absolute"):
-        method(reward=ToyReward(reads_prompt=False), form=form, words=WORDS)
+        method(reward=ToyReward(reads_prompt=False), form=form, control_phrases=WORDS)
 
 
 def test_a_black_box_is_refused_with_the_alternative():
-    with pytest.raises(DirectAlignError, match=r"method\.name leapalign needs its gradient.*flow_grpo"):
+    with pytest.raises(
+        DirectAlignError, match=r"method\.name leapalign needs its gradient.*flow_grpo"
+    ):
         method(reward=ToyReward(differentiable=False))
 
 
 def test_the_anchor_survives_a_resume():
-    anchored = {"form": "anchored", "words": WORDS, "anchor": {"reference_updates": 2}}
+    anchored = {"form": "anchored", "control_phrases": WORDS, "anchor": {"reference_updates": 2}}
     leapalign, again = method(**anchored), method(**anchored)
     for batch in BATCHES[:2]:
         list(leapalign.losses(batch))
     again.load_state_dict(leapalign.state_dict())
-    assert torch.equal(next(again.losses(BATCHES[2])).value, next(leapalign.losses(BATCHES[2])).value)
+    assert torch.equal(
+        next(again.losses(BATCHES[2])).value, next(leapalign.losses(BATCHES[2])).value
+    )

@@ -16,18 +16,26 @@ from directalign.types import Batch, DirectAlignError
 from methods.toy import ToyFamily, ToyReward
 
 WORDS = {"positive": ["Photo", "Real"], "negative": ["Render", "Flat", "Oil"], "order": "cycle"}
-RAMPS = {"denoise": {"k_pos": {"low_noise": 0.1, "high_noise": 0.25}}, "inversion": {"k_neg": {"low_noise": 0.3, "high_noise": 0.01}}}
-ROLLOUT = RolloutConfig(num_sampling_steps=3, embedded_guidance=1.0)
+RAMPS = {
+    "denoise": {"k_pos": {"low_noise": 0.1, "high_noise": 0.25}},
+    "inversion": {"k_neg": {"low_noise": 0.3, "high_noise": 0.01}},
+}
+ROLLOUT = RolloutConfig(num_inference_steps=3, embedded_guidance=1.0)
 PROMPTS = ("a red star", "a blue ring")
 
 
 def method(family=None, reward=None, rollout=None, **settings) -> SRPO:
-    chosen_settings = Settings.model_validate({"words": WORDS, **settings})
-    return SRPO(family or ToyFamily(), reward or ToyReward(), chosen_settings, rollout or RolloutConfig(num_sampling_steps=3, embedded_guidance=1.0))
+    chosen_settings = Settings.model_validate({"control_phrases": WORDS, **settings})
+    return SRPO(
+        family or ToyFamily(),
+        reward or ToyReward(),
+        chosen_settings,
+        rollout or RolloutConfig(num_inference_steps=3, embedded_guidance=1.0),
+    )
 
 
 def gradient(srpo: SRPO, batch: Batch) -> list[torch.Tensor]:
-    parameters = list(srpo.family.denoiser.parameters())
+    parameters = list(srpo.model.denoiser.parameters())
     loss = sum(loss.value for loss in srpo.losses(batch))
     return list(torch.autograd.grad(loss, parameters))
 
@@ -44,7 +52,15 @@ def euler(family: ToyFamily, noise: torch.Tensor, steps: int) -> torch.Tensor:
 def test_the_official_step_equals_the_one_written_out_by_swapping_prompts(step):
     """Step, then subtract the known noise; in the inversion branch the rewards change places: as the released code does it."""
     family, reward = ToyFamily(), ToyReward()
-    srpo = method(family, reward, branches="both", margin=0.7, embedded_guidance=3.5, truncate_timestep=1000, **RAMPS)
+    srpo = method(
+        family,
+        reward,
+        branches="both",
+        margin=0.7,
+        embedded_guidance=3.5,
+        truncate_timestep=1000,
+        **RAMPS,
+    )
     ours = gradient(srpo, Batch(step, PROMPTS, seed=7))
 
     noise = rng.draw_noise((2, 4, 4, 4), rng.generator_for(7, NOISE, step, 0, 0, 0)).double()
@@ -56,19 +72,29 @@ def test_the_official_step_equals_the_one_written_out_by_swapping_prompts(step):
         (WORDS["positive"][step % 2], WORDS["negative"][step % 3], grid.denoise(m), (0.1, 0.25)),
         (WORDS["negative"][step % 3], WORDS["positive"][step % 2], grid.inversion(m), (0.3, 0.01)),
     ):
-        start_rollout, end = move.sigma_from[:, None, None, None], move.sigma_to[:, None, None, None]
+        start_rollout, end = (
+            move.sigma_from[:, None, None, None],
+            move.sigma_to[:, None, None, None],
+        )
         x_t = (1 - start_rollout) * x0 + start_rollout * noise
         shown = ((move.sigma_from.float() * 1000).floor().double() / 1000).float()
         x_to = x_t + (end - start_rollout) * family.denoiser(x_t, shown.double(), 3.5)
         images = family.decode((x_to - end * noise) / (1 - end)).clamp(0, 1)
-        own, other = (reward.score(images.mean((2, 3)), [f"{word}. {p}" for p in PROMPTS]) for word in (own_word, other_word))
+        own, other = (
+            reward.score(images.mean((2, 3)), [f"{word}. {p}" for p in PROMPTS])
+            for word in (own_word, other_word)
+        )
         k = ramp[0] + (ramp[1] - ramp[0]) * move.position
         total = total + torch.relu(0.7 - ((1 + k) * own - other)).mean()
-    for a, b in zip(ours, torch.autograd.grad(total, list(family.denoiser.parameters())), strict=True):
+    for a, b in zip(
+        ours, torch.autograd.grad(total, list(family.denoiser.parameters())), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)  # the known noise is float32
 
 
-@pytest.mark.parametrize(("path", "prediction"), [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v")])
+@pytest.mark.parametrize(
+    ("path", "prediction"), [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v")]
+)
 def test_one_method_serves_every_path_and_prediction(path, prediction):
     srpo = method(ToyFamily(path, prediction), branches="both")
     found = list(srpo.losses(Batch(0, PROMPTS)))
@@ -81,7 +107,9 @@ def test_a_prompt_blind_reward_pulls_both_branches_the_same_way():
     """Swapping prompts would leave such a reward with gradients that nearly cancel; the direction does not."""
     each = []
     for branch in ("denoise", "inversion"):
-        srpo = method(reward=ToyReward(reads_prompt=False), form="absolute", words={}, branches=branch)
+        srpo = method(
+            reward=ToyReward(reads_prompt=False), form="absolute", control_phrases={}, branches=branch
+        )
         each.append(torch.cat([g.flatten() for g in gradient(srpo, Batch(0, PROMPTS, seed=1))]))
     assert torch.cosine_similarity(each[0], each[1], dim=0) > 0.9
 
@@ -120,7 +148,11 @@ def test_rollout_and_training_call_have_their_own_guidance():
 def test_the_network_is_shown_the_truncated_level_only_if_asked():
     for resolution, on_grid in ((1000, True), (None, False)):
         family = ToyFamily()
-        list(method(family, branches="denoise", truncate_timestep=resolution).losses(Batch(0, PROMPTS)))
+        list(
+            method(family, branches="denoise", truncate_timestep=resolution).losses(
+                Batch(0, PROMPTS)
+            )
+        )
         shown = family.calls[-1][0].double() * 1000
         assert bool(((shown - shown.round()).abs() < 1e-3).all()) is on_grid
 
@@ -155,7 +187,11 @@ def test_words_cycle_at_their_own_lengths_or_stand_or_are_averaged():
     assert [select_phrases(["a", "b"], "cycle", step) for step in range(3)] == [["a"], ["b"], ["a"]]
     assert [select_phrases(["a", "b"], "fixed", step) for step in range(2)] == [["a"], ["a"]]
     reward = ToyReward()
-    loss = next(method(reward=reward, words=WORDS | {"order": "average"}, branches="denoise").losses(Batch(0, PROMPTS)))
+    loss = next(
+        method(reward=reward, control_phrases=WORDS | {"order": "average"}, branches="denoise").losses(
+            Batch(0, PROMPTS)
+        )
+    )
     features = reward.images[0].mean((2, 3))
     pos = sum(reward.score(features, [f"{w}. {p}" for p in PROMPTS]) for w in WORDS["positive"]) / 2
     assert loss.metrics["score_pos"] == pytest.approx(float(pos.mean()))
@@ -163,18 +199,35 @@ def test_words_cycle_at_their_own_lengths_or_stand_or_are_averaged():
 
 def test_absolute_form_scores_the_positive_phrase_or_the_bare_prompt():
     reward = ToyReward()
-    list(method(reward=reward, form="absolute", words={"positive": ["Photo"]}, branches="denoise").losses(Batch(0, PROMPTS)))
+    list(
+        method(
+            reward=reward, form="absolute", control_phrases={"positive": ["Photo"]}, branches="denoise"
+        ).losses(Batch(0, PROMPTS))
+    )
     assert reward.asked == [("Photo. a red star", "Photo. a blue ring")]
     reward = ToyReward()
-    list(method(reward=reward, form="absolute", words={}, branches="denoise").losses(Batch(0, PROMPTS)))
+    list(
+        method(reward=reward, form="absolute", control_phrases={}, branches="denoise").losses(
+            Batch(0, PROMPTS)
+        )
+    )
     assert reward.asked == [PROMPTS]
 
 
 def test_discount_scales_the_loss_and_not_the_reward():
-    plain, discounted = (next(method(branches="denoise", discount_shift=s).losses(Batch(0, PROMPTS[:1], seed=2))) for s in (None, 3.0))
-    position = noise_levels.GridSampler().denoise(noise_levels.GridSampler().draw(1, rng.generator_for(2, NOISE_LEVEL, 0, 0, 0, 0))).position.item()
+    plain, discounted = (
+        next(method(branches="denoise", discount_shift=s).losses(Batch(0, PROMPTS[:1], seed=2)))
+        for s in (None, 3.0)
+    )
+    position = (
+        noise_levels.GridSampler()
+        .denoise(noise_levels.GridSampler().draw(1, rng.generator_for(2, NOISE_LEVEL, 0, 0, 0, 0)))
+        .position.item()
+    )
     assert discounted.levels["reward"] == plain.levels["reward"]
-    assert float(discounted.value) == pytest.approx(float(plain.value) * 3 * position / (1 + 2 * position))
+    assert float(discounted.value) == pytest.approx(
+        float(plain.value) * 3 * position / (1 + 2 * position)
+    )
 
 
 def test_the_anchor_refers_to_the_first_updates_and_survives_a_resume():
@@ -184,7 +237,9 @@ def test_the_anchor_refers_to_the_first_updates_and_survives_a_resume():
     assert srpo.objective.reference.value == pytest.approx((plain[0] + plain[1]) / 2)
     again = method(form="anchored", branches="denoise", anchor=anchor)
     again.load_state_dict(srpo.state_dict())
-    assert float(next(again.losses(Batch(3, PROMPTS))).value) == float(next(srpo.losses(Batch(3, PROMPTS))).value)
+    assert float(next(again.losses(Batch(3, PROMPTS))).value) == float(
+        next(srpo.losses(Batch(3, PROMPTS))).value
+    )
 
 
 def test_min_max_stretches_each_image_and_ignores_brightness():
@@ -204,8 +259,15 @@ def test_recovery_error_is_gain_times_residual():
 
 @pytest.mark.parametrize("preset", ["official_flux", "official_pickscore", "official_qwen"])
 def test_presets_carry_the_published_values_and_give_way_to_the_recipe(preset):
-    recipe = {"name": "x", "preset": preset, "model": {"family": "flux", "path": "p"}, "reward": {"name": "clip", "path": "r"}}
-    run = RunConfig.model_validate(recipe | {"data": {"prompts": "world"}, "train": {"num_steps": 1, "learning_rate": 1e-3}})
+    recipe = {
+        "name": "x",
+        "preset": preset,
+        "model": {"architecture": "flux", "path": "p"},
+        "reward": {"name": "clip", "path": "r"},
+    }
+    run = RunConfig.model_validate(
+        recipe | {"data": {"prompts": "world"}, "train": {"num_steps": 1, "learning_rate": 1e-3}}
+    )
     expected = {
         "official_flux": (25, 0.7, "both", 0.25, 0.3, 1.0, 1.0),
         "official_pickscore": (30, 0.7, "both", 0.5, 0.6, 2.0, 5.0),
@@ -213,9 +275,19 @@ def test_presets_carry_the_published_values_and_give_way_to_the_recipe(preset):
     }[preset]
     m = run.method
     ramps = (m.denoise.k_pos.high_noise, m.inversion.k_neg.low_noise)
-    assert (m.moves.last, m.margin, m.branches, *ramps, run.rollout.embedded_guidance, run.reward.scale) == expected
+    assert (
+        m.noise_levels.last,
+        m.margin,
+        m.branches,
+        *ramps,
+        run.rollout.embedded_guidance,
+        run.reward.scale,
+    ) == expected
     assert run.train.learning_rate == 1e-3
-    assert m.words.positive == ["Natural-lighting", "Detail", "Detailed", "Real"] and len(m.words.negative) == 5
+    assert (
+        m.words.positive == ["Natural-lighting", "Detail", "Detailed", "Real"]
+        and len(m.words.negative) == 5
+    )
 
 
 def test_the_network_is_shown_levels_in_float64():

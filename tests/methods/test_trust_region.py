@@ -21,8 +21,18 @@ WEIGHT = 0.7
 
 
 def method(family: ToyFamily, weight: float | None = WEIGHT, **settings: Any) -> SRPO:
-    chosen = {"words": WORDS, "noise": {"source": "fresh"}, "trust": None if weight is None else {"weight": weight}, **settings}
-    return SRPO(family, ToyReward(), Settings.model_validate(chosen), RolloutConfig(num_sampling_steps=3, embedded_guidance=1.0))
+    chosen = {
+        "control_phrases": WORDS,
+        "noise": {"source": "fresh"},
+        "kl_beta": weight or 0.0,
+        **settings,
+    }
+    return SRPO(
+        family,
+        ToyReward(),
+        Settings.model_validate(chosen),
+        RolloutConfig(num_inference_steps=3, embedded_guidance=1.0),
+    )
 
 
 def images() -> Tensor:
@@ -35,7 +45,9 @@ def moved(family: ToyFamily) -> None:
     generator = torch.Generator().manual_seed(6)
     with torch.no_grad():
         for parameter in family.denoiser.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += 0.1 * torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64
+            )
 
 
 def losses(srpo: SRPO, step: int = 0) -> list[LossTerm]:
@@ -43,14 +55,16 @@ def losses(srpo: SRPO, step: int = 0) -> list[LossTerm]:
 
 
 def gradient(family: ToyFamily, found: list[LossTerm]) -> list[Tensor]:
-    return list(torch.autograd.grad(sum(loss.value for loss in found), list(family.denoiser.parameters())))
+    return list(
+        torch.autograd.grad(sum(loss.value for loss in found), list(family.denoiser.parameters()))
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_it_is_nothing_at_the_base_weights(form: str) -> None:
     family = ToyFamily()
     held, free = losses(method(family, form=form)), losses(method(family, None, form=form))
-    assert all(loss.metrics["trust"] == 0 and loss.levels["trust"] == [0, 0] for loss in held)
+    assert all(loss.metrics["kl"] == 0 and loss.levels["kl"] == [0, 0] for loss in held)
     assert [loss.value.item() for loss in held] == [loss.value.item() for loss in free]
     for ours, theirs in zip(gradient(family, held), gradient(family, free), strict=True):
         assert ours.equal(theirs)
@@ -72,7 +86,14 @@ class Watching(ToyFamily):
 @pytest.mark.parametrize("form", FORMS)
 def test_it_adds_weight_times_the_mean_square_to_every_loss(form: str) -> None:
     """Two branches of two injections, each at its own x_t and truncated level; the discount is on the reward alone."""
-    settings = {"form": form, "branches": "both", "injections": 2, "discount_shift": 3.0, "truncate_timestep": 100, "embedded_guidance": 3.5}
+    settings = {
+        "form": form,
+        "branches": "both",
+        "injections": 2,
+        "discount_shift": 3.0,
+        "truncate_timestep": 100,
+        "embedded_guidance": 3.5,
+    }
     family = Watching()
     srpo, free = method(family, **settings), method(family, None, **settings)
     moved(family)
@@ -80,13 +101,22 @@ def test_it_adds_weight_times_the_mean_square_to_every_loss(form: str) -> None:
     shown = family.shown.copy()
     assert [with_gradient for _, _, with_gradient in shown] == [False, True] * 4
     base = ToyDenoiser()
-    for loss, plain, (x_t, sigma, _), (at, level, _) in zip(found, losses(free), shown[::2], shown[1::2], strict=True):
+    for loss, plain, (x_t, sigma, _), (at, level, _) in zip(
+        found, losses(free), shown[::2], shown[1::2], strict=True
+    ):
         assert x_t.equal(at) and sigma.equal(level)
         away = [network(x_t.double(), sigma, 3.5).detach() for network in (family.denoiser, base)]
         by_hand = (away[0] - away[1]).square().flatten(1).mean(1)
-        assert loss.levels["trust"] == pytest.approx(by_hand.tolist()) and loss.metrics["trust"] == pytest.approx(float(by_hand.mean()))
-        assert (loss.value - plain.value).item() == pytest.approx(WEIGHT * float(by_hand.mean()) / 2)
-        assert loss.metrics["reward"] == plain.metrics["reward"] and loss.levels["reward"] == plain.levels["reward"]
+        assert loss.levels["kl"] == pytest.approx(by_hand.tolist()) and loss.metrics[
+            "trust"
+        ] == pytest.approx(float(by_hand.mean()))
+        assert (loss.value - plain.value).item() == pytest.approx(
+            WEIGHT * float(by_hand.mean()) / 2
+        )
+        assert (
+            loss.metrics["reward"] == plain.metrics["reward"]
+            and loss.levels["reward"] == plain.levels["reward"]
+        )
 
 
 def test_its_gradient_is_the_slope() -> None:
@@ -116,7 +146,7 @@ def shift(parameters: list[Tensor], along: list[Tensor], stride: float) -> None:
 def test_it_pulls_back_what_the_reward_does_not_ask_for() -> None:
     """The weight outdoes the reward: the prediction goes back to the base model's."""
     family = ToyFamily()
-    srpo = method(family, 1e3, form="absolute", words={})
+    srpo = method(family, 1e3, form="absolute", control_phrases={})
     moved(family)
     optimizer = torch.optim.SGD(family.denoiser.parameters(), lr=1e-4)
     away = []
@@ -126,7 +156,7 @@ def test_it_pulls_back_what_the_reward_does_not_ask_for() -> None:
         for loss in found:
             loss.value.backward()
         optimizer.step()
-        away.append(found[0].metrics["trust"])
+        away.append(found[0].metrics["kl"])
     assert away[-1] < away[0] / 4
 
 
@@ -144,4 +174,4 @@ def test_a_base_is_kept_only_if_it_is_asked(weight: float | None, kept: bool) ->
 @pytest.mark.parametrize("weight", [0, -1])
 def test_a_weight_that_holds_nothing_is_refused(weight: float) -> None:
     with pytest.raises(ValueError, match="greater than 0"):
-        Settings.model_validate({"form": "absolute", "trust": {"weight": weight}})
+        Settings.model_validate({"form": "absolute", "kl_beta": weight})

@@ -17,12 +17,18 @@ class ToyDenoiser(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(3)
-        self.weight = nn.Parameter(torch.randn(4, 4, generator=generator, dtype=torch.float64) * 0.5)
+        self.weight = nn.Parameter(
+            torch.randn(4, 4, generator=generator, dtype=torch.float64) * 0.5
+        )
         self.bias = nn.Parameter(torch.randn(4, generator=generator, dtype=torch.float64))
 
     def forward(self, x_t: Tensor, sigma: Tensor, guidance: float) -> Tensor:
         mixed = torch.einsum("oc,bchw->bohw", self.weight, x_t)
-        return torch.tanh(mixed) + sigma[:, None, None, None] * self.bias[:, None, None] + 0.01 * guidance
+        return (
+            torch.tanh(mixed)
+            + sigma[:, None, None, None] * self.bias[:, None, None]
+            + 0.01 * guidance
+        )
 
 
 class ToyFamily:
@@ -33,7 +39,9 @@ class ToyFamily:
         self.path, self.prediction = path, prediction
         self.denoiser = ToyDenoiser()
         self.calls: list[tuple[Tensor, float | None]] = []
-        self.to_rgb = torch.randn(3, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64) * 0.2
+        self.to_rgb = (
+            torch.randn(3, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64) * 0.2
+        )
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         return Conditioning(tuple(prompts), {})
@@ -48,8 +56,10 @@ class ToyFamily:
         self.calls.append((sigma.detach().clone(), cond.embedded_guidance))
         return self.denoiser(x_t.double(), sigma.double(), cond.embedded_guidance or 0.0)
 
-    def sigmas(self, num_sampling_steps: int, height: int, width: int) -> Tensor:
-        return torch.linspace(1.0 if self.path == "flow" else 0.99, 0, num_sampling_steps + 1, dtype=torch.float64)
+    def sigmas(self, num_inference_steps: int, height: int, width: int) -> Tensor:
+        return torch.linspace(
+            1.0 if self.path == "flow" else 0.99, 0, num_inference_steps + 1, dtype=torch.float64
+        )
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return (4, height, width)

@@ -36,7 +36,19 @@ def test_what_is_shown_twice_counts_twice():
     assert len(twice) < len(once) and 2 * len(twice) <= 100_000
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../secret.png", "..\\secret.png", "", "nul\0.png", "link.png", "linked/secret.png"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.png",
+        "/etc/passwd",
+        "a/../../secret.png",
+        "..\\secret.png",
+        "",
+        "nul\0.png",
+        "link.png",
+        "linked/secret.png",
+    ],
+)
 def test_nothing_from_outside(tmp_path: Path, name: str):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -62,10 +74,16 @@ def test_what_is_no_picture_is_noted(tmp_path: Path):
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:300])
     names = ["torn.png", "page.svg", "folder.png", "cut.png", "missing.png"]
     found = album(tmp_path, names, notes := [])
-    assert not found.pictures and len(notes) == 5 and all("not readable as an image" in note for note in notes)
+    assert (
+        not found.pictures
+        and len(notes) == 5
+        and all("not readable as an image" in note for note in notes)
+    )
 
 
-def test_a_picture_that_unpacks_to_far_too_much_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_picture_that_unpacks_to_far_too_much_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     noise(64).save(tmp_path / "bomb.png")
     album(tmp_path, ["bomb.png"], notes := [])

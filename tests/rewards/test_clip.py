@@ -24,7 +24,9 @@ def copy(clip_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(clip_folder, tmp_path / "copy"))
 
 
-def images(seed: int = 1, dtype: torch.dtype = torch.float32, size: tuple[int, int] = (48, 40)) -> torch.Tensor:
+def images(
+    seed: int = 1, dtype: torch.dtype = torch.float32, size: tuple[int, int] = (48, 40)
+) -> torch.Tensor:
     return torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
@@ -38,7 +40,9 @@ def test_score_is_the_cosine_that_transformers_gives(reward: ClipReward, clip_fo
     pixels = reward.preprocessing(images())
     tokens = reward.tokenizer(PROMPTS, padding="max_length", max_length=16, return_tensors="pt")
     out = reward.model(pixel_values=pixels, **tokens)
-    expected = (F.normalize(out.image_embeds, dim=-1) * F.normalize(out.text_embeds, dim=-1)).sum(-1)
+    expected = (F.normalize(out.image_embeds, dim=-1) * F.normalize(out.text_embeds, dim=-1)).sum(
+        -1
+    )
     assert torch.allclose(reward.score(reward.encode(images()), PROMPTS), expected, atol=1e-6)
     scaled = ClipReward.load(str(clip_folder), scale=5.0)
     assert torch.allclose(scaled.score(scaled.encode(images()), PROMPTS), 5 * expected, atol=1e-5)
@@ -50,10 +54,17 @@ def test_gradient_to_the_pixels_equals_finite_differences(reward: ClipReward) ->
     reward.score(reward.encode(x), PROMPTS).sum().backward()
     assert x.grad is not None
     for seed in range(4):
-        way = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        way = torch.randn(
+            x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
         step = 1e-5
-        ends = [reward.score(reward.encode(x.detach() + sign * step * way), PROMPTS).sum() for sign in (1, -1)]
-        assert torch.allclose((ends[0] - ends[1]) / (2 * step), (x.grad * way).sum(), rtol=1e-6, atol=1e-10)
+        ends = [
+            reward.score(reward.encode(x.detach() + sign * step * way), PROMPTS).sum()
+            for sign in (1, -1)
+        ]
+        assert torch.allclose(
+            (ends[0] - ends[1]) / (2 * step), (x.grad * way).sum(), rtol=1e-6, atol=1e-10
+        )
 
 
 def test_weights_are_frozen(reward: ClipReward) -> None:
@@ -61,15 +72,26 @@ def test_weights_are_frozen(reward: ClipReward) -> None:
     x = images().requires_grad_()
     (1 - reward.score(reward.encode(x), PROMPTS)).sum().backward()
     assert x.grad is not None and x.grad.abs().sum() > 0
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in reward.model.parameters())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in reward.model.state_dict().items())
+    assert all(
+        parameter.grad is None and not parameter.requires_grad
+        for parameter in reward.model.parameters()
+    )
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in reward.model.state_dict().items()
+    )
     assert not reward.model.training
 
 
-def test_a_phrase_is_read_once_and_alone_or_in_company_the_same(reward: ClipReward, clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_phrase_is_read_once_and_alone_or_in_company_the_same(
+    reward: ClipReward, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[str] = []
     encode = reward._prompts.encode
-    monkeypatch.setattr(reward._prompts, "encode", lambda phrases: read.extend(dict.fromkeys(phrases)) or encode(phrases))
+    monkeypatch.setattr(
+        reward._prompts,
+        "encode",
+        lambda phrases: read.extend(dict.fromkeys(phrases)) or encode(phrases),
+    )
     features = reward.encode(images())
     first = reward.score(features, PROMPTS)
     swapped = reward.score(features.flip(0), PROMPTS[::-1])
@@ -84,7 +106,10 @@ def test_a_phrase_is_read_once_and_alone_or_in_company_the_same(reward: ClipRewa
 def test_the_cache_stays_bounded(reward: ClipReward, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reward._prompts, "limit", 3)
     features = reward.encode(images())[:1]
-    scores = {f"a {word}": reward.score(features, [f"a {word}"]) for word in ("star", "ring", "circle", "square", "triangle")}
+    scores = {
+        f"a {word}": reward.score(features, [f"a {word}"])
+        for word in ("star", "ring", "circle", "square", "triangle")
+    }
     assert list(reward._prompts.cached) == ["a circle", "a square", "a triangle"]
     assert torch.allclose(reward.score(features, ["a star"]), scores["a star"], atol=1e-6)
 
@@ -99,7 +124,9 @@ def test_one_prompt_per_image(reward: ClipReward) -> None:
         reward.score(reward.encode(images()), PROMPTS[:1])
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"]
+)
 def test_a_missing_file_is_named(copy: Path, name: str) -> None:
     (copy / name).unlink()
     with pytest.raises(DirectAlignError, match=name):

@@ -38,8 +38,17 @@ def images() -> Tensor:
 
 def scores(given: dict[str, Any]) -> tuple[int, bytes]:
     """The mean of each picture and the length of its prompt."""
-    means = [np.array(Image.open(io.BytesIO(base64.b64decode(each)))).mean() / 255 for each in given["images"]]
-    return 200, json.dumps({"scores": [mean + len(prompt) for mean, prompt in zip(means, given["prompts"], strict=True)]}).encode()
+    means = [
+        np.array(Image.open(io.BytesIO(base64.b64decode(each)))).mean() / 255
+        for each in given["images"]
+    ]
+    return 200, json.dumps(
+        {
+            "scores": [
+                mean + len(prompt) for mean, prompt in zip(means, given["prompts"], strict=True)
+            ]
+        }
+    ).encode()
 
 
 @contextmanager
@@ -92,8 +101,13 @@ def test_pictures_and_prompts_are_sent_in_batches_and_numbers_come_back() -> Non
         reward = reward_at(url, batch_size=2, scale=2.0)
         found = ask(reward)
     assert isinstance(reward, Reward) and reward.reads_prompt and not reward.differentiable
-    torch.testing.assert_close(found, 2 * (images().mean((1, 2, 3)) + torch.tensor([1.0, 3.0, 2.0])), rtol=0, atol=2e-3)
-    assert found.dtype == torch.float32 and [each["prompts"] for each in asked] == [["a", "bcd"], ["ef"]]
+    torch.testing.assert_close(
+        found, 2 * (images().mean((1, 2, 3)) + torch.tensor([1.0, 3.0, 2.0])), rtol=0, atol=2e-3
+    )
+    assert found.dtype == torch.float32 and [each["prompts"] for each in asked] == [
+        ["a", "bcd"],
+        ["ef"],
+    ]
     picture = np.array(Image.open(io.BytesIO(base64.b64decode(asked[0]["images"][1]))))
     assert np.abs(picture.transpose(2, 0, 1) / 255 - images()[1].numpy()).max() <= 0.5 / 255 + 1e-6
 
@@ -102,7 +116,10 @@ def test_an_image_is_encoded_once_for_two_questions() -> None:
     with served(scores) as (url, asked):
         reward = reward_at(url)
         features = reward.encode(images())
-        first, second = (reward.score(features, [f"{word}. {prompt}" for prompt in PROMPTS]) for word in ("Photo", "CG"))
+        first, second = (
+            reward.score(features, [f"{word}. {prompt}" for prompt in PROMPTS])
+            for word in ("Photo", "CG")
+        )
     torch.testing.assert_close(first - second, torch.full((3,), 3.0))
     assert asked[0]["images"] == asked[1]["images"]
 
@@ -124,19 +141,37 @@ def test_a_passing_failure_is_tried_again_after_doubling_waits(hurry: list[float
 @pytest.mark.parametrize(
     ("answer", "complaint", "attempts"),
     [
-        (failing(503, "model is\nloading"), r"HTTP 503 .*'model is loading' \(2 attempts\); check the server", 2),
-        (failing(404, "no such path"), r"HTTP 404 .*'no such path'; check that a reward server answers", 1),
+        (
+            failing(503, "model is\nloading"),
+            r"HTTP 503 .*'model is loading' \(2 attempts\); check the server",
+            2,
+        ),
+        (
+            failing(404, "no such path"),
+            r"HTTP 404 .*'no such path'; check that a reward server answers",
+            1,
+        ),
         (failing(400, "x" * 900), r"HTTP 400 .*'x{200}'\.\.\.;", 1),
-        (failing(200, "<html>hello</html>"), r"something else than JSON \('<html>hello</html>'\)", 1),
+        (
+            failing(200, "<html>hello</html>"),
+            r"something else than JSON \('<html>hello</html>'\)",
+            1,
+        ),
         (failing(200, '{"score": 1}'), r"answers '\{\"score\": 1\}'; it must send \{\"scores\"", 1),
         (failing(200, "[1, 2, 3]"), r"answers '\[1, 2, 3\]'; it must send", 1),
-        (saying([1.0, 2.0]), r"\"scores\" a list or tensor of 3 numbers, one per image; it returned shape \(2,\)", 1),
+        (
+            saying([1.0, 2.0]),
+            r"\"scores\" a list or tensor of 3 numbers, one per image; it returned shape \(2,\)",
+            1,
+        ),
         (saying([1.0, float("nan"), 2.0]), r"number 1 is nan: give every image a finite score", 1),
         (saying(["a", "b", "c"]), r"it returned a list", 1),
         (saying(None), r"it returned a NoneType", 1),
     ],
 )
-def test_what_is_no_answer_is_one_line_with_the_address(answer: Answer, complaint: str, attempts: int) -> None:
+def test_what_is_no_answer_is_one_line_with_the_address(
+    answer: Answer, complaint: str, attempts: int
+) -> None:
     with served(answer) as (url, asked), pytest.raises(DirectAlignError, match=complaint) as raised:
         ask(reward_at(url, retries=1))
     assert str(raised.value).startswith(f"reward.url: {url}") and "\n" not in str(raised.value)
@@ -145,7 +180,10 @@ def test_what_is_no_answer_is_one_line_with_the_address(answer: Answer, complain
 
 def test_nobody_there_is_said(hurry: list[float]) -> None:
     url = free_address()
-    with pytest.raises(DirectAlignError, match=rf"^reward\.url: {url}: connection refused, nothing listens there \(3 attempts\); check the server$"):
+    with pytest.raises(
+        DirectAlignError,
+        match=rf"^reward\.url: {url}: connection refused, nothing listens there \(3 attempts\); check the server$",
+    ):
         ask(reward_at(url, retries=2))
     assert hurry == [1.0, 2.0]
 
@@ -177,7 +215,9 @@ def test_a_torn_answer_is_tried_again() -> None:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Torn) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        with pytest.raises(DirectAlignError, match=r"no answer \(IncompleteRead: .* \(2 attempts\)"):
+        with pytest.raises(
+            DirectAlignError, match=r"no answer \(IncompleteRead: .* \(2 attempts\)"
+        ):
             ask(reward_at(f"http://127.0.0.1:{server.server_port}/score", retries=1))
         server.shutdown()
 
@@ -185,7 +225,9 @@ def test_a_torn_answer_is_tried_again() -> None:
 def test_the_check_asks_about_one_image_when_it_may() -> None:
     settings = config.HttpConfig(url=free_address(), retries=0)
     check_reward(settings)
-    with pytest.raises(DirectAlignError, match=r"reward\.members\.0\.reward\.url: .* connection refused"):
+    with pytest.raises(
+        DirectAlignError, match=r"reward\.members\.0\.reward\.url: .* connection refused"
+    ):
         check_reward(settings, "reward.members.0.reward", online=True)
     with served(scores) as (url, asked):
         check_reward(config.HttpConfig(url=url), online=True)
@@ -227,15 +269,26 @@ def broken(images: Tensor, prompts: list[str]) -> list[float]:
 def test_a_black_box_that_fails_on_one_rank_fails_on_all() -> None:
     with pytest.raises(SynchronizedError, match=r"^rank 1: it was the network$"):
         ask(synchronized(PythonReward(fine), Both(0, "it was the network")))
-    with pytest.raises(SynchronizedError, match=r"^rank 1: reward: function must return a list or tensor of 3 numbers"):
+    with pytest.raises(
+        SynchronizedError,
+        match=r"^rank 1: reward: function must return a list or tensor of 3 numbers",
+    ):
         ask(synchronized(PythonReward(broken), Both(1, "failed")))
     assert ask(synchronized(PythonReward(fine), Both(0))).tolist() == [1.0, 1.0, 1.0]
 
 
 def test_black_boxes_within_a_mixture_agree_too() -> None:
     given = {"reward": {"name": "pixels", "statistic": "redness"}}
-    parsed = config.MixtureConfig.model_validate({"members": [{"label": "a", **given}, {"label": "b", **given}]})
-    mix = MixReward([Member(parsed.members[0], load_reward(parsed.members[0].reward)), Member(parsed.members[1], PythonReward(fine))], parsed)
+    parsed = config.MixtureConfig.model_validate(
+        {"members": [{"label": "a", **given}, {"label": "b", **given}]}
+    )
+    mix = MixReward(
+        [
+            Member(parsed.members[0], load_reward(parsed.members[0].reward)),
+            Member(parsed.members[1], PythonReward(fine)),
+        ],
+        parsed,
+    )
     with pytest.raises(SynchronizedError, match=r"^rank 1: gone$"):
         ask(synchronized(mix, Both(0, "gone")))
 
@@ -245,7 +298,9 @@ def test_black_boxes_within_a_mixture_agree_too() -> None:
 
 @pytest.fixture(scope="module")
 def example() -> Any:
-    spec = importlib.util.spec_from_file_location("reward_server", ROOT / "examples" / "reward_server.py")
+    spec = importlib.util.spec_from_file_location(
+        "reward_server", ROOT / "examples" / "reward_server.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -271,11 +326,15 @@ def test_the_server_serves_the_reward_of_a_recipe(example: Any) -> None:
     torch.testing.assert_close(found, here.score(here.encode(rounded), PROMPTS), rtol=0, atol=1e-5)
 
 
-def test_the_server_serves_a_function_and_tells_whose_fault_it_is(example: Any, tmp_path: Path) -> None:
+def test_the_server_serves_a_function_and_tells_whose_fault_it_is(
+    example: Any, tmp_path: Path
+) -> None:
     (tmp_path / "mine.py").write_text(
         "def score(images, prompts):\n    if 'bad' in prompts: raise RuntimeError('no model')\n    return images.mean((1, 2, 3))\n"
     )
-    with running(example.server_of(example.score_of(f"{tmp_path / 'mine.py'}:score", "cpu"), 0)) as url:
+    with running(
+        example.server_of(example.score_of(f"{tmp_path / 'mine.py'}:score", "cpu"), 0)
+    ) as url:
         torch.testing.assert_close(ask(reward_at(url)), images().mean((1, 2, 3)), rtol=0, atol=2e-3)
         reward = reward_at(url)
         with pytest.raises(DirectAlignError, match=r"HTTP 500 .*RuntimeError: no model"):
@@ -295,12 +354,19 @@ def test_the_server_listens_on_this_machine_alone(example: Any) -> None:
 
 
 def function_reward(folder: Path, body: str) -> Reward:
-    (folder / "own.py").write_text(f"import torch\ndef score(images, prompts):\n    return {body}\n")
-    return load_reward(config.PythonConfig(path=f"{folder / 'own.py'}:score", differentiable=True, scale=3.0))
+    (folder / "own.py").write_text(
+        f"import torch\ndef score(images, prompts):\n    return {body}\n"
+    )
+    return load_reward(
+        config.PythonConfig(path=f"{folder / 'own.py'}:score", differentiable=True, scale=3.0)
+    )
 
 
 def test_a_torch_function_keeps_its_gradient(tmp_path: Path) -> None:
-    reward, at = function_reward(tmp_path, "images.square().mean((1, 2, 3))"), images().requires_grad_()
+    reward, at = (
+        function_reward(tmp_path, "images.square().mean((1, 2, 3))"),
+        images().requires_grad_(),
+    )
     assert isinstance(reward, Reward) and reward.differentiable
     gradient = torch.autograd.grad(reward.score(reward.encode(at), PROMPTS).sum(), at)[0]
     torch.testing.assert_close(gradient, 3 * 2 * at.detach() / (3 * 8 * 8))
@@ -309,6 +375,11 @@ def test_a_torch_function_keeps_its_gradient(tmp_path: Path) -> None:
 @pytest.mark.parametrize("body", ["images.detach().mean((1, 2, 3))", "[1.0, 2.0, 3.0]"])
 def test_a_function_that_loses_the_gradient_is_told(tmp_path: Path, body: str) -> None:
     reward = function_reward(tmp_path, body)
-    with pytest.raises(DirectAlignError, match=r"reward\.path: .*own\.py:score must return a tensor with a gradient .* without detach and no_grad"):
+    with pytest.raises(
+        DirectAlignError,
+        match=r"reward\.path: .*own\.py:score must return a tensor with a gradient .* without detach and no_grad",
+    ):
         reward.score(reward.encode(images().requires_grad_()), PROMPTS)
-    assert len(reward.score(reward.encode(images()), PROMPTS)) == 3  # where none is asked for, as in a measurement
+    assert (
+        len(reward.score(reward.encode(images()), PROMPTS)) == 3
+    )  # where none is asked for, as in a measurement

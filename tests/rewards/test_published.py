@@ -12,7 +12,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from directalign.io import hub
-from directalign.rewards.weights import check_published, fill, is_weight_file, locate, on_the_hub, read_shapes, read_weights
+from directalign.rewards.weights import (
+    check_published,
+    fill,
+    is_weight_file,
+    locate,
+    on_the_hub,
+    read_shapes,
+    read_weights,
+)
 from directalign.types import DirectAlignError
 from hub_downloads import TOKEN, download_hub, point_at
 
@@ -22,8 +30,15 @@ TENSORS = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2)}
 def test_a_file_is_told_from_a_folder_and_a_repository() -> None:
     assert all(map(is_weight_file, ("a.pt", "/x/b.safetensors", "owner/name/c.bin", "d.pth")))
     assert not any(map(is_weight_file, ("owner/name", "/x/folder", "world:reward", "v1.5")))
-    assert hub.is_hub_file("xswu/HPSv2/HPS_v2.1_compressed.pt") and hub.is_hub_file("owner/name/sub/file.safetensors")
-    assert not any(map(hub.is_hub_file, ("owner/name", "owner/name.pt", "/abs/name/file.pt", "./owner/name/file.txt")))
+    assert hub.is_hub_file("xswu/HPSv2/HPS_v2.1_compressed.pt") and hub.is_hub_file(
+        "owner/name/sub/file.safetensors"
+    )
+    assert not any(
+        map(
+            hub.is_hub_file,
+            ("owner/name", "owner/name.pt", "/abs/name/file.pt", "./owner/name/file.txt"),
+        )
+    )
     assert on_the_hub("owner/name/sub/file.pt") == ("owner/name", "sub/file.pt")
 
 
@@ -32,25 +47,47 @@ def test_what_is_here_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     save_file(TENSORS, tmp_path / "owner" / "name" / "file.safetensors")
     monkeypatch.chdir(tmp_path)
     assert not hub.is_hub_file("owner/name/file.safetensors")
-    assert locate("owner/name/file.safetensors", "reward.path", ()) == Path("owner/name/file.safetensors")
-    with pytest.raises(DirectAlignError, match=r"^reward\.path: owner/name/other\.pt: no such file; give the published weights"):
+    assert locate("owner/name/file.safetensors", "reward.path", ()) == Path(
+        "owner/name/file.safetensors"
+    )
+    with pytest.raises(
+        DirectAlignError,
+        match=r"^reward\.path: owner/name/other\.pt: no such file; give the published weights",
+    ):
         locate("owner/name/other.pt", "reward.path", ())
     with pytest.raises(DirectAlignError, match=r"^held: .*nothing: no such folder"):
         locate(str(tmp_path / "nothing"), "held", ())
 
 
-@pytest.mark.parametrize("wrapped", [lambda t: t, lambda t: {"state_dict": t, "epoch": 3}, lambda t: {"module": t}, lambda t: {"model": {"state_dict": t}}])
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda t: t,
+        lambda t: {"state_dict": t, "epoch": 3},
+        lambda t: {"module": t},
+        lambda t: {"model": {"state_dict": t}},
+    ],
+)
 @pytest.mark.parametrize("zipped", [True, False])
 def test_wrappings_are_taken_off(tmp_path: Path, wrapped, zipped: bool) -> None:
-    torch.save(wrapped({f"module.{name}": tensor for name, tensor in TENSORS.items()}), tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        wrapped({f"module.{name}": tensor for name, tensor in TENSORS.items()}),
+        tmp_path / "w.pt",
+        _use_new_zipfile_serialization=zipped,
+    )
     found = read_weights(tmp_path / "w.pt", "reward.path")
-    assert set(found) == set(TENSORS) and all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
+    assert set(found) == set(TENSORS) and all(
+        torch.equal(found[name], tensor) for name, tensor in TENSORS.items()
+    )
     assert read_shapes(tmp_path / "w.pt", "reward.path") == {"weight": (2, 3), "bias": (2,)}
 
 
 def test_shapes_of_safetensors_come_from_the_header(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "w.safetensors")
-    assert read_shapes(tmp_path / "w.safetensors", "reward.path") == {"weight": (2, 3), "bias": (2,)}
+    assert read_shapes(tmp_path / "w.safetensors", "reward.path") == {
+        "weight": (2, 3),
+        "bias": (2,),
+    }
 
 
 @pytest.mark.parametrize("read", [read_weights, read_shapes])
@@ -58,9 +95,13 @@ def test_shapes_of_safetensors_come_from_the_header(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "old.pt"])
 def test_a_cut_file_is_one_line_that_names_it(tmp_path: Path, name: str, kept: int, read) -> None:
     file = tmp_path / name
-    save_file(TENSORS, file) if name.endswith("tensors") else torch.save(TENSORS, file, _use_new_zipfile_serialization=name == "w.pt")
+    save_file(TENSORS, file) if name.endswith("tensors") else torch.save(
+        TENSORS, file, _use_new_zipfile_serialization=name == "w.pt"
+    )
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(DirectAlignError, match=rf"^held\.path: .*{name}: not a complete file of weights") as refused:
+    with pytest.raises(
+        DirectAlignError, match=rf"^held\.path: .*{name}: not a complete file of weights"
+    ) as refused:
         read(file, "held.path")
     assert "\n" not in str(refused.value)
 
@@ -95,10 +136,15 @@ def test_a_harmful_file_is_never_run(tmp_path: Path, form: str, suffix: str) -> 
 
 def test_whole_objects_and_programs_are_refused_with_the_remedy(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "object.pth")
-    with pytest.raises(DirectAlignError, match=r"object\.pth: holds pickled objects, which are never run; save its state_dict\(\) as \.safetensors"):
+    with pytest.raises(
+        DirectAlignError,
+        match=r"object\.pth: holds pickled objects, which are never run; save its state_dict\(\) as \.safetensors",
+    ):
         read_weights(tmp_path / "object.pth", "reward.path")
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "program.pt")
-    with pytest.raises(DirectAlignError, match=r"program\.pt: holds a program \(TorchScript\), which is never run"):
+    with pytest.raises(
+        DirectAlignError, match=r"program\.pt: holds a program \(TorchScript\), which is never run"
+    ):
         read_weights(tmp_path / "program.pt", "reward.path")
 
 
@@ -114,15 +160,26 @@ def test_filling_wants_every_tensor_by_name_and_shape(tmp_path: Path) -> None:
     fill(model, {name: tensor.half() for name, tensor in TENSORS.items()}, file, "reward.path")
     assert model.weight.dtype == torch.float32 and torch.equal(model.weight, TENSORS["weight"])
     for weights, complaint in (
-        ({"weight": TENSORS["weight"]}, r"lacks bias; it must be the checkpoint of a Linear of this size"),
+        (
+            {"weight": TENSORS["weight"]},
+            r"lacks bias; it must be the checkpoint of a Linear of this size",
+        ),
         ({}, r"lacks weight and 1 more"),
         (TENSORS | {"more": torch.ones(1)}, r"has the unknown more"),
         (TENSORS | {"bias": torch.ones(3)}, r"has in another shape bias"),
     ):
         with pytest.raises(DirectAlignError, match=rf"^reward\.path: .*w\.pt: {complaint}"):
             fill(model, weights, file, "reward.path")
-    fill(model, {"weight": 2 * TENSORS["weight"], "other.x": torch.ones(1)}, file, "reward.path", optional=("bias", "other."))
-    assert torch.equal(model.weight, 2 * TENSORS["weight"]) and torch.equal(model.bias, TENSORS["bias"])
+    fill(
+        model,
+        {"weight": 2 * TENSORS["weight"], "other.x": torch.ones(1)},
+        file,
+        "reward.path",
+        optional=("bias", "other."),
+    )
+    assert torch.equal(model.weight, 2 * TENSORS["weight"]) and torch.equal(
+        model.bias, TENSORS["bias"]
+    )
 
 
 # --- on the hub -------------------------------------------------------------------------------------------------------
@@ -134,17 +191,31 @@ def saved() -> bytes:
     return written.getvalue()
 
 
-def test_one_file_of_a_repository_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_file_of_a_repository_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "made").mkdir()
     with download_hub() as served:
-        served.publish("maker/model", tmp_path / "made", sub__file_dot_pt=saved(), other_dot_pt=b"large", README_dot_md=b"words")
+        served.publish(
+            "maker/model",
+            tmp_path / "made",
+            sub__file_dot_pt=saved(),
+            other_dot_pt=b"large",
+            README_dot_md=b"words",
+        )
         point_at(served.url, tmp_path / "cache", monkeypatch)
         file = locate("maker/model/sub/file.pt", "reward.path", ())
         assert served.fetched == ["sub/file.pt"] and file.name == "file.pt"
         assert set(read_weights(file, "reward.path")) == set(TENSORS)
-        with pytest.raises(DirectAlignError, match=r"^held\.path: maker/model/absent\.pt: maker/model has no file absent\.pt"):
+        with pytest.raises(
+            DirectAlignError,
+            match=r"^held\.path: maker/model/absent\.pt: maker/model has no file absent\.pt",
+        ):
             hub.download_file("maker/model/absent.pt", "held.path")
-        with pytest.raises(DirectAlignError, match=r"^held\.path: maker/nothing: .* no such repository, or a private one"):
+        with pytest.raises(
+            DirectAlignError,
+            match=r"^held\.path: maker/nothing: .* no such repository, or a private one",
+        ):
             hub.download_file("maker/nothing/file.pt", "held.path")
     point_at(served.url, tmp_path / "cache", monkeypatch, offline=True)
     assert locate("maker/model/sub/file.pt", "reward.path", ()) == file  # the copy in the cache
@@ -155,13 +226,17 @@ def test_a_gated_file_asks_to_sign_in(tmp_path: Path, monkeypatch: pytest.Monkey
     with download_hub() as served:
         served.publish("maker/model", tmp_path / "made", file_dot_pt=saved()).gated = True
         point_at(served.url, tmp_path / "cache", monkeypatch)
-        with pytest.raises(DirectAlignError, match=r"reward\.path: maker/model: is gated: accept its licence"):
+        with pytest.raises(
+            DirectAlignError, match=r"reward\.path: maker/model: is gated: accept its licence"
+        ):
             locate("maker/model/file.pt", "reward.path", ())
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         assert locate("maker/model/file.pt", "reward.path", ()).exists()
 
 
-def test_checking_looks_and_fetches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checking_looks_and_fetches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "made").mkdir()
     with download_hub() as served:
         served.publish("maker/model", tmp_path / "made", file_dot_pt=saved())
@@ -169,7 +244,10 @@ def test_checking_looks_and_fetches_nothing(tmp_path: Path, monkeypatch: pytest.
         for online in (False, True):
             check_published("maker/model/file.pt", "reward.path", online)
         check_published("maker/model/absent.pt", "reward.path")
-        with pytest.raises(DirectAlignError, match=r"reward\.path: maker/model/absent\.pt: maker/model has no file absent\.pt"):
+        with pytest.raises(
+            DirectAlignError,
+            match=r"reward\.path: maker/model/absent\.pt: maker/model has no file absent\.pt",
+        ):
             check_published("maker/model/absent.pt", "reward.path", online=True)
         assert served.fetched == []
     with pytest.raises(DirectAlignError, match=r"no such file"):

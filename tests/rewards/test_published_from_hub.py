@@ -34,7 +34,12 @@ def test_image_reward(hub: DownloadHub, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     weights, reader = write_image_reward(tmp_path / "made")
     local = scores(config.ImageRewardConfig(path=str(weights), processor=str(reader)))
-    hub.publish("google-bert/bert-base-uncased", reader, model_dot_safetensors=b"weights", vocab_dot_h5=b"weights")
+    hub.publish(
+        "google-bert/bert-base-uncased",
+        reader,
+        model_dot_safetensors=b"weights",
+        vocab_dot_h5=b"weights",
+    )
     hub.publish("maker/image-reward", weights.parent, README_dot_md=b"words")
     settings = config.ImageRewardConfig(path="maker/image-reward/ImageReward.pt")
     check_reward(settings)
@@ -42,8 +47,14 @@ def test_image_reward(hub: DownloadHub, tmp_path: Path) -> None:
     check_reward(settings, online=True)
     assert "tokenizer.json" in hub.fetched and "ImageReward.pt" not in hub.fetched
     assert torch.equal(scores(settings), local)
-    assert {"ImageReward.pt", "med_config.json"} <= set(hub.fetched) and not {"README.md", "model.safetensors"} & set(hub.fetched)
-    with pytest.raises(DirectAlignError, match=r"reward\.path: maker/image-reward/Other\.pt: maker/image-reward has no file Other\.pt"):
+    assert {"ImageReward.pt", "med_config.json"} <= set(hub.fetched) and not {
+        "README.md",
+        "model.safetensors",
+    } & set(hub.fetched)
+    with pytest.raises(
+        DirectAlignError,
+        match=r"reward\.path: maker/image-reward/Other\.pt: maker/image-reward has no file Other\.pt",
+    ):
         check_reward(config.ImageRewardConfig(path="maker/image-reward/Other.pt"), online=True)
 
 
@@ -61,6 +72,9 @@ def test_aesthetic(hub: DownloadHub, tmp_path: Path) -> None:
     assert "pytorch_model.bin" not in hub.fetched
     other, siglip = write_aesthetic(tmp_path / "made", "v2_5")
     hub.publish("maker/siglip", siglip)
-    with pytest.raises(DirectAlignError, match=r"reward\.backbone: .* holds a model of type siglip; give the folder of a transformers CLIPModel"):
+    with pytest.raises(
+        DirectAlignError,
+        match=r"reward\.backbone: .* holds a model of type siglip; give the folder of a transformers CLIPModel",
+    ):
         check_reward(config.AestheticConfig(path=str(head), backbone="maker/siglip"), online=True)
     assert scores(config.AestheticConfig(path=str(other), backbone="maker/siglip")).shape == (2,)

@@ -20,24 +20,30 @@ from tiny import tiny_flux
 __all__ = ["tiny_flux"]
 
 
-def trained(folder: Path, model: Path, reward: dict[str, Any], method: dict[str, Any]) -> list[dict[str, Any]]:
+def trained(
+    folder: Path, model: Path, reward: dict[str, Any], method: dict[str, Any]
+) -> list[dict[str, Any]]:
     """The log of three updates by `directalign train`, after `directalign check` found nothing."""
     (folder / "prompts.txt").write_text("a red star\na blue circle\n")
     recipe = {
         "name": "test",
-        "model": {"family": "flux", "path": str(model)},
+        "model": {"architecture": "flux", "path": str(model)},
         "reward": reward,
         "method": {"name": "srpo", "embedded_guidance": 3.5, **method},
-        "rollout": {"num_sampling_steps": 2, "embedded_guidance": 1.0},
+        "rollout": {"num_inference_steps": 2, "embedded_guidance": 1.0},
         "data": {"prompts": str(folder / "prompts.txt")},
         "train": {"num_steps": 3, "learning_rate": 1e-3},
-        "evaluate": {"num_pairs": 4, "pairs_during": 4},
+        "evaluate": {"num_samples": 4, "num_samples_during": 4},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     for command in ("check", "train"):
-        result = CliRunner().invoke(app, [command, str(folder / "recipe.yaml"), "--out", str(folder / "run")])
+        result = CliRunner().invoke(
+            app, [command, str(folder / "recipe.yaml"), "--out", str(folder / "run")]
+        )
         assert result.exit_code == 0, result.output
-    return [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 @pytest.mark.parametrize(("name", "form"), [("image_reward", "relative"), ("v2_5", "absolute")])
@@ -45,12 +51,25 @@ def test_it_trains(name: str, form: str, tmp_path: Path, tiny_flux: Path) -> Non
     torch.manual_seed(0)
     if name == "image_reward":
         weights, reader = write_image_reward(tmp_path)
-        reward = {"name": "image_reward", "path": str(weights), "processor": str(reader), "gradient_checkpointing": True}
+        reward = {
+            "name": "image_reward",
+            "path": str(weights),
+            "processor": str(reader),
+            "gradient_checkpointing": True,
+        }
     else:
         head, backbone = write_aesthetic(tmp_path, name)
         reward = {"name": "aesthetic", "path": str(head), "backbone": str(backbone)}
-    words = {"words": {"positive": ["Realistic photo"], "negative": ["CG render"]}} if form == "relative" else {}
-    rows = [row for row in trained(tmp_path, tiny_flux, reward, {"form": form} | words) if "loss" in row]
+    words = (
+        {"control_phrases": {"positive": ["Realistic photo"], "negative": ["CG render"]}}
+        if form == "relative"
+        else {}
+    )
+    rows = [
+        row for row in trained(tmp_path, tiny_flux, reward, {"form": form} | words) if "loss" in row
+    ]
     assert len(rows) == 3 and all(math.isfinite(row["loss"]) for row in rows), rows
     lora = load_file(tmp_path / "run" / "lora.safetensors")
-    assert max(float(tensor.abs().max()) for name, tensor in lora.items() if "lora_B" in name) > 1e-5  # starts at zero
+    assert (
+        max(float(tensor.abs().max()) for name, tensor in lora.items() if "lora_B" in name) > 1e-5
+    )  # starts at zero

@@ -33,8 +33,15 @@ def images() -> torch.Tensor:
 
 
 def run_of(path: str, **method: Any) -> config.RunConfig:
-    recipe = {"name": "x", "model": {"family": "flux", "path": "world:flux"}, "reward": {"name": "python", "path": path}, "method": method}
-    return config.RunConfig.model_validate(recipe | {"data": {"prompts": "world"}, "train": {"num_steps": 1}})
+    recipe = {
+        "name": "x",
+        "model": {"architecture": "flux", "path": "world:flux"},
+        "reward": {"name": "python", "path": path},
+        "method": method,
+    }
+    return config.RunConfig.model_validate(
+        recipe | {"data": {"prompts": "world"}, "train": {"num_steps": 1}}
+    )
 
 
 def test_a_function_in_a_file_is_a_reward(file: Path) -> None:
@@ -58,7 +65,10 @@ def test_the_function_gets_plain_images_and_a_list() -> None:
     assert found.dtype == torch.float32 and not found.requires_grad
 
 
-@pytest.mark.parametrize("answer", [[1, 2.5], (1.0, 2.5), np.array([1.0, 2.5]), torch.tensor([1.0, 2.5], dtype=torch.float64)])
+@pytest.mark.parametrize(
+    "answer",
+    [[1, 2.5], (1.0, 2.5), np.array([1.0, 2.5]), torch.tensor([1.0, 2.5], dtype=torch.float64)],
+)
 def test_any_row_of_numbers_will_do(answer: Any) -> None:
     reward = PythonReward(lambda images, prompts: answer)
     assert reward.score(reward.encode(images()), PROMPTS).tolist() == [1.0, 2.5]
@@ -79,7 +89,9 @@ def test_any_row_of_numbers_will_do(answer: Any) -> None:
 )
 def test_a_wrong_answer_names_the_function_and_what_is_wanted(answer: Any, complaint: str) -> None:
     reward = PythonReward(lambda images, prompts: answer, source="reward.path: mine.py:score")
-    with pytest.raises(DirectAlignError, match=rf"reward\.path: mine\.py:score must return .*{complaint}"):
+    with pytest.raises(
+        DirectAlignError, match=rf"reward\.path: mine\.py:score must return .*{complaint}"
+    ):
         reward.score(reward.encode(images()), PROMPTS)
 
 
@@ -88,8 +100,13 @@ def test_what_the_function_raises_is_told_with_its_name(differentiable: bool) ->
     def score(images: Any, prompts: Any) -> Any:
         raise ConnectionError("the service is down")
 
-    with pytest.raises(DirectAlignError, match=r"reward\.path: mine\.py:score fails \(ConnectionError: the service is down\); correct the function"):
-        PythonReward(score, source="reward.path: mine.py:score", differentiable=differentiable).score(images(), PROMPTS)
+    with pytest.raises(
+        DirectAlignError,
+        match=r"reward\.path: mine\.py:score fails \(ConnectionError: the service is down\); correct the function",
+    ):
+        PythonReward(
+            score, source="reward.path: mine.py:score", differentiable=differentiable
+        ).score(images(), PROMPTS)
 
 
 @pytest.mark.parametrize(
@@ -101,10 +118,15 @@ def test_what_the_function_raises_is_told_with_its_name(differentiable: bool) ->
         ("{folder}/mine.py:rate", "has no function 'rate'"),
         ("{folder}/mine.py:number", "'number' in .*mine.py is a int, which cannot be called"),
         ("{folder}/torn.py:score", r"torn\.py cannot be run \(SyntaxError"),
-        ("{folder}/poor.py:score", r"poor\.py cannot be run \(ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+        (
+            "{folder}/poor.py:score",
+            r"poor\.py cannot be run \(ModuleNotFoundError: No module named 'nowhere_to_be_found'",
+        ),
     ],
 )
-def test_mistakes_are_found_before_any_weight_is_loaded(file: Path, path: str, complaint: str) -> None:
+def test_mistakes_are_found_before_any_weight_is_loaded(
+    file: Path, path: str, complaint: str
+) -> None:
     (file.parent / "torn.py").write_text("def score(:\n")
     (file.parent / "poor.py").write_text("import nowhere_to_be_found\n")
     with pytest.raises(DirectAlignError, match=complaint):
@@ -112,17 +134,30 @@ def test_mistakes_are_found_before_any_weight_is_loaded(file: Path, path: str, c
 
 
 @pytest.mark.parametrize("name", ["srpo", "refl", "draft"])
-def test_a_method_that_needs_a_gradient_is_refused_with_the_alternative(file: Path, name: str) -> None:
-    with pytest.raises(DirectAlignError, match=rf"black box, and method\.name {name} needs its gradient .* set method\.name: flow_grpo"):
+def test_a_method_that_needs_a_gradient_is_refused_with_the_alternative(
+    file: Path, name: str
+) -> None:
+    with pytest.raises(
+        DirectAlignError,
+        match=rf"black box, and method\.name {name} needs its gradient .* set method\.name: flow_grpo",
+    ):
         check_reward(run_of(f"{file}:score", name=name, form="absolute"))
     check_reward(run_of(f"{file}:score", name="flow_grpo"))
 
 
 def test_the_example_judges_what_is_left_in_the_file() -> None:
     path = ROOT / "examples" / "black_box_reward.py"
-    reward, clip = load_reward(config.PythonConfig(name="python", path=f"{path}:score")), ClipReward.load("world:reward")
-    smooth = torch.nn.functional.interpolate(images()[:, :, :4, :4], size=(64, 64), mode="bicubic").clamp(0, 1)
-    prompts = ["a red star on a navy background", "Realistic photo. a blue ring on a white background"]
+    reward, clip = (
+        load_reward(config.PythonConfig(name="python", path=f"{path}:score")),
+        ClipReward.load("world:reward"),
+    )
+    smooth = torch.nn.functional.interpolate(
+        images()[:, :, :4, :4], size=(64, 64), mode="bicubic"
+    ).clamp(0, 1)
+    prompts = [
+        "a red star on a navy background",
+        "Realistic photo. a blue ring on a white background",
+    ]
     found = reward.score(reward.encode(smooth), prompts)
     expected = clip.score(clip.encode(smooth), prompts)
     torch.testing.assert_close(found, expected, rtol=0, atol=0.05)
@@ -130,12 +165,22 @@ def test_the_example_judges_what_is_left_in_the_file() -> None:
 
 
 def test_the_example_s_jpeg_is_a_jpeg() -> None:
-    spec = importlib.util.spec_from_file_location("black_box_reward", ROOT / "examples" / "black_box_reward.py")
+    spec = importlib.util.spec_from_file_location(
+        "black_box_reward", ROOT / "examples" / "black_box_reward.py"
+    )
     assert spec is not None and spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    flat, noise = torch.full((3, 64, 64), 0.5), torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert (example.through_jpeg(flat) - flat).abs().max() < 0.01 < 0.05 < (example.through_jpeg(noise) - noise).abs().mean()
+    flat, noise = (
+        torch.full((3, 64, 64), 0.5),
+        torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)),
+    )
+    assert (
+        (example.through_jpeg(flat) - flat).abs().max()
+        < 0.01
+        < 0.05
+        < (example.through_jpeg(noise) - noise).abs().mean()
+    )
 
 
 SOURCE = """
@@ -165,7 +210,9 @@ class TwoCalls(Callable):
 @pytest.mark.parametrize("name", ["score", "Callable", "TwoCalls"])
 def test_functions_and_classes_take_args(tmp_path: Path, name: str, differentiable: bool) -> None:
     (tmp_path / "own.py").write_text(SOURCE)
-    settings = config.PythonConfig(path=f"{tmp_path}/own.py:{name}", args={"factor": 3.0}, differentiable=differentiable)
+    settings = config.PythonConfig(
+        path=f"{tmp_path}/own.py:{name}", args={"factor": 3.0}, differentiable=differentiable
+    )
     reward, given = load_reward(settings), torch.rand(2, 3, 4, 4, requires_grad=True)
     features = reward.encode(given)
     scores = [reward.score(features, PROMPTS[:2]) for _ in range(2)]
@@ -178,5 +225,8 @@ def test_functions_and_classes_take_args(tmp_path: Path, name: str, differentiab
 
 def test_a_class_that_refuses_its_args_is_named(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(SOURCE)
-    with pytest.raises(DirectAlignError, match=r"reward\.path: Callable in .*own\.py cannot be constructed with args {'other': 1}"):
+    with pytest.raises(
+        DirectAlignError,
+        match=r"reward\.path: Callable in .*own\.py cannot be constructed with args {'other': 1}",
+    ):
         load_reward(config.PythonConfig(path=f"{tmp_path}/own.py:Callable", args={"other": 1}))

@@ -21,9 +21,13 @@ def solid(red: float, green: float, blue: float) -> torch.Tensor:
     return torch.tensor([red, green, blue])[None, :, None, None].expand(1, 3, 4, 4)
 
 
-@pytest.mark.parametrize(("statistic", "value"), [("brightness", 0.5), ("saturation", 0.7), ("redness", 0.6)])
+@pytest.mark.parametrize(
+    ("statistic", "value"), [("brightness", 0.5), ("saturation", 0.7), ("redness", 0.6)]
+)
 def test_statistics_of_a_solid_colour(statistic: str, value: float) -> None:
-    reward = load_reward(config.PixelStatisticsConfig(name="pixels", statistic=statistic, scale=3.0))
+    reward = load_reward(
+        config.PixelStatisticsConfig(name="pixels", statistic=statistic, scale=3.0)
+    )
     assert isinstance(reward, Reward)
     score = reward.score(reward.encode(solid(0.9, 0.2, 0.4)), ["ignored"])
     assert torch.allclose(score, torch.tensor([3 * value]))

@@ -20,23 +20,30 @@ __all__ = ["tiny_flux", "vlm_folder"]
 
 
 @pytest.fixture
-def recipe(tiny_flux: Path, vlm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def recipe(
+    tiny_flux: Path, vlm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
     """Written as recipe.yaml into the current folder."""
     monkeypatch.chdir(tmp_path)
     given = {
         "name": "by a vlm",
-        "model": {"family": "flux", "path": str(tiny_flux), "lora": {"rank": 2, "alpha": 4}},
+        "model": {"architecture": "flux", "path": str(tiny_flux), "lora": {"rank": 2, "alpha": 4}},
         "reward": {"name": "vlm", "path": str(vlm_folder), "gradient_checkpointing": True},
         "method": {
             "name": "srpo",
             "form": "relative",
-            "words": {"positive": ["Realistic photo"], "negative": ["CG render"]},
+            "control_phrases": {"positive": ["Realistic photo"], "negative": ["CG render"]},
             "embedded_guidance": 3.5,
         },
-        "rollout": {"num_sampling_steps": 2, "height": SIZE, "width": SIZE, "embedded_guidance": 3.5},
+        "rollout": {
+            "num_inference_steps": 2,
+            "height": SIZE,
+            "width": SIZE,
+            "embedded_guidance": 3.5,
+        },
         "data": {"prompts": "prompts.txt", "batch_size": 2},
         "train": {"num_steps": 2, "learning_rate": 0.05},
-        "evaluate": {"num_pairs": 2, "batch_size": 2},
+        "evaluate": {"num_samples": 2, "batch_size": 2},
     }
     Path("recipe.yaml").write_text(yaml.safe_dump(given))
     Path("prompts.txt").write_text("a red star on sandy background\na blue circle\n")
@@ -50,7 +57,10 @@ def test_it_trains(recipe: dict[str, Any]) -> None:
     steps = [line for line in lines if line["event"] == "step"]
     assert len(steps) == 2
     scores = [(step["metrics"]["score_pos"], step["metrics"]["score_neg"]) for step in steps]
-    assert all(0 < positive < 1 and 0 < negative < 1 and positive != negative for positive, negative in scores)
+    assert all(
+        0 < positive < 1 and 0 < negative < 1 and positive != negative
+        for positive, negative in scores
+    )
     assert all(step["grad_norm"] > 0 for step in steps)
     lora = load_file(next(Path("run").rglob("lora.safetensors")))
     assert any(torch.count_nonzero(tensor) for name, tensor in lora.items() if "lora_B" in name)

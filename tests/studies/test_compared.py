@@ -16,7 +16,19 @@ from directalign.evaluation.compare import Request, compare
 from directalign.evaluation.results import summarise
 from directalign.metrics import JUDGED
 from directalign.studies import STUDIES, compared, compared_story, run_study
-from directalign.studies.compared_planted import KEYS, NUMBERS, Bank, Planted, bits, held, lines_of, power, rendered_bank, simulated, spoke
+from directalign.studies.compared_planted import (
+    KEYS,
+    NUMBERS,
+    Bank,
+    Planted,
+    bits,
+    held,
+    lines_of,
+    power,
+    rendered_bank,
+    simulated,
+    spoke,
+)
 from directalign.studies.compared_votes import Electorate, preferred, simulated_votes, votes_of
 from directalign.studies.running.records import Row, read_rows
 from directalign.toyworld.scenes import all_captions, render, scenes_of
@@ -52,26 +64,46 @@ def test_pairs_are_won_as_often_as_the_formula_says() -> None:
 def test_lines_carry_the_answers_of_renders_drawn_as_planted(bank: Bank) -> None:
     planted = Planted("p", "p", (0.0, 1.0), (1.0, 0.0), prompts=3, seeds=2)
     lines = lines_of(planted, bank, generator_for(0))
-    assert [line["numbers"] for line in lines] == [{"photo_rate": 0.0, "content": 1.0}] * 6 + [{"photo_rate": 1.0, "content": 0.0}] * 6
+    assert [line["numbers"] for line in lines] == [{"photo_rate": 0.0, "content": 1.0}] * 6 + [
+        {"photo_rate": 1.0, "content": 0.0}
+    ] * 6
     assert [line["prompt"] for line in lines[:6]] == ["0", "0", "1", "1", "2", "2"]
-    by_image = lines_of(Planted("p", "p", (0.0, 1.0), (1.0, 0.0), prompts=3, by_image=True), bank, generator_for(0))
+    by_image = lines_of(
+        Planted("p", "p", (0.0, 1.0), (1.0, 0.0), prompts=3, by_image=True), bank, generator_for(0)
+    )
     assert len({line["prompt"] for line in by_image}) == 6
     assert lines == lines_of(planted, bank, generator_for(0))
 
 
-def test_intervals_are_counted_where_they_hold_the_truth_and_tests_where_they_speak(bank: Bank) -> None:
+def test_intervals_are_counted_where_they_hold_the_truth_and_tests_where_they_speak(
+    bank: Bank,
+) -> None:
     planted = Planted("p", "p", (0.0, 1.0), (0.5, 0.5), prompts=20)
-    found = summarise(KEYS, lines_of(planted, bank, generator_for(0)), {number: JUDGED[number] for number in NUMBERS})
+    found = summarise(
+        KEYS,
+        lines_of(planted, bank, generator_for(0)),
+        {number: JUDGED[number] for number in NUMBERS},
+    )
     assert {("rate", "photo_rate"), ("difference", "photo_rate")} <= set(held(found, planted))
     assert ("test", "photo_rate") in set(spoke(found)) and ("test", "all") in set(spoke(found))
     wrong = Planted("w", "w", (0.0, 0.5), (0.5, 0.5), prompts=20)
-    assert not {("rate", "photo_rate"), ("difference", "photo_rate"), ("win", "photo_rate")} & set(held(found, wrong))
+    assert not {("rate", "photo_rate"), ("difference", "photo_rate"), ("win", "photo_rate")} & set(
+        held(found, wrong)
+    )
 
 
 def test_simulations_hold_the_truth_mostly_and_counting_images_does_not(bank: Bank) -> None:
     alike = {"prompts": 20, "seeds": 8, "likeness": 0.8}
-    honest, naive = (Planted("p", "p", (0.5, 0.5), (0.5, 0.5), by_image=by_image, **alike) for by_image in (False, True))
-    covered = {planted.by_image: sum(row["covered"] for row in simulated(planted, bank, 40) if row["kind"] == "coverage") for planted in (honest, naive)}
+    honest, naive = (
+        Planted("p", "p", (0.5, 0.5), (0.5, 0.5), by_image=by_image, **alike)
+        for by_image in (False, True)
+    )
+    covered = {
+        planted.by_image: sum(
+            row["covered"] for row in simulated(planted, bank, 40) if row["kind"] == "coverage"
+        )
+        for planted in (honest, naive)
+    }
     assert covered[False] > 0.88 * 240 and covered[True] < 0.75 * 240
 
 
@@ -82,27 +114,53 @@ def test_power_grows_with_the_effect_and_is_little_where_there_is_none() -> None
 
 def test_the_judges_see_what_the_renderer_drew() -> None:
     rows = list(rendered_bank(6, 2).rows())
-    assert [(row["arm"], row["renders"]) for row in rows] == [("photo_rate_0", 24), ("photo_rate_1", 24), ("content_0", 24), ("content_1", 24)]
+    assert [(row["arm"], row["renders"]) for row in rows] == [
+        ("photo_rate_0", 24),
+        ("photo_rate_1", 24),
+        ("content_0", 24),
+        ("content_1", 24),
+    ]
     assert sum(row["seen"] for row in rows if row["drawn"] == 0) <= 1
     assert all(row["seen"] >= 23 for row in rows if row["drawn"] == 1)
 
 
-def test_a_whole_comparison_of_renders_says_what_the_statistics_say_of_their_truth(tmp_path: Path) -> None:
+def test_a_whole_comparison_of_renders_says_what_the_statistics_say_of_their_truth(
+    tmp_path: Path,
+) -> None:
     """Models made of renders, through files, judge and summary: the very numbers that the renderer's own answers give."""
     planted, captions = Planted("p", "p", (0.3, 0.8), (0.9, 0.7), prompts=8), all_captions()
     perfect = Bank(captions, CLEAR[None, :, :, None, :].expand(240, 2, 2, 1, 2))
     lines = lines_of(planted, perfect, generator_for(3))
     prompts = [captions[17 * (line["index"] // 2)] for line in lines]
     for key in KEYS:
-        write_renders(tmp_path / key, [(prompt, line) for prompt, line in zip(prompts, lines, strict=True) if line["model"] == key])
-    out = compare(Request(tuple(str(tmp_path / key) for key in KEYS), tmp_path / "out", judge="world"))
+        write_renders(
+            tmp_path / key,
+            [
+                (prompt, line)
+                for prompt, line in zip(prompts, lines, strict=True)
+                if line["model"] == key
+            ],
+        )
+    out = compare(
+        Request(tuple(str(tmp_path / key) for key in KEYS), tmp_path / "out", judge="world")
+    )
     told = json.loads((out / "summary.json").read_text())
-    known = summarise(KEYS, [{**line, "prompt": prompt} for line, prompt in zip(lines, prompts, strict=True)], {name: JUDGED[name] for name in NUMBERS})
+    known = summarise(
+        KEYS,
+        [{**line, "prompt": prompt} for line, prompt in zip(lines, prompts, strict=True)],
+        {name: JUDGED[name] for name in NUMBERS},
+    )
     for name in NUMBERS:
-        assert [told["models"][key][name] for key in KEYS] == [known["models"][key][name] for key in KEYS]
+        assert [told["models"][key][name] for key in KEYS] == [
+            known["models"][key][name] for key in KEYS
+        ]
         for table in ("differences", "wins"):
-            ours, theirs = ([each for each in found[table] if each["name"] == name] for found in (told, known))
-            assert [{**each, "p_holm": 0} for each in ours] == [{**each, "p_holm": 0} for each in theirs]
+            ours, theirs = (
+                [each for each in found[table] if each["name"] == name] for found in (told, known)
+            )
+            assert [{**each, "p_holm": 0} for each in ours] == [
+                {**each, "p_holm": 0} for each in theirs
+            ]
 
 
 def write_renders(folder: Path, asked: list[tuple[str, Row]]) -> None:
@@ -111,10 +169,16 @@ def write_renders(folder: Path, asked: list[tuple[str, Row]]) -> None:
     record = []
     for prompt, line in asked:
         shown = prompt if line["numbers"]["content"] else "a pink ring on a gray background"
-        image = render(scenes_of([shown], "photo" if line["numbers"]["photo_rate"] else "cg"), generator_for(line["index"]))[0]
+        image = render(
+            scenes_of([shown], "photo" if line["numbers"]["photo_rate"] else "cg"),
+            generator_for(line["index"]),
+        )[0]
         levels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         Image.fromarray(levels).save(folder / f"{line['index']}.png")
-        record.append(json.dumps({"file": f"{line['index']}.png", "prompt": prompt, "seed": line["index"]}) + "\n")
+        record.append(
+            json.dumps({"file": f"{line['index']}.png", "prompt": prompt, "seed": line["index"]})
+            + "\n"
+        )
     (folder / "images.jsonl").write_text("".join(record))
 
 
@@ -129,14 +193,24 @@ def test_votes_fall_as_strengths_say_and_annotators_agree() -> None:
         pair = [vote for vote in votes if {vote.left, vote.right} == {a, b}]
         wanted = preferred(electorate.strengths[i], electorate.strengths[j])
         assert sum(vote.winner == a for vote in pair) / len(pair) == pytest.approx(wanted, abs=0.02)
-        agreed = sum(one.winner == other.winner for one, other in zip(pair[::2], pair[1::2], strict=True)) / (len(pair) / 2)
+        agreed = sum(
+            one.winner == other.winner for one, other in zip(pair[::2], pair[1::2], strict=True)
+        ) / (len(pair) / 2)
         assert agreed > wanted**2 + (1 - wanted) ** 2 + 0.1
 
 
 def test_strengths_and_wins_mostly_hold_the_truth() -> None:
     rows = list(simulated_votes(Electorate("e", "e", (0.5, 0.0, -0.5), items=30), 25))
-    assert {row["of"]: row["covered"] >= 20 for row in rows if row["kind"] == "votes"} == {"strength": True, "strength difference": True, "win": True}
-    equal = {row["number"]: row["spoke"] for row in simulated_votes(Electorate("n", "n", (0.0, 0.0, 0.0), items=20), 25) if row["kind"] == "votes test"}
+    assert {row["of"]: row["covered"] >= 20 for row in rows if row["kind"] == "votes"} == {
+        "strength": True,
+        "strength difference": True,
+        "win": True,
+    }
+    equal = {
+        row["number"]: row["spoke"]
+        for row in simulated_votes(Electorate("n", "n", (0.0, 0.0, 0.0), items=20), 25)
+        if row["kind"] == "votes test"
+    }
     assert equal["pair"] <= 5 and equal["all"] <= 5
 
 
@@ -152,32 +226,116 @@ def planted_rows(covered: int) -> list[Row]:
     rows: list[Row] = []
     for seed in range(3):
         for arm, value in (("base", 0.2), ("srpo", 0.8)):
-            rows.append({"kind": "model", "arm": arm, "title": f"<{arm}>", "seed": seed, "number": "photo_rate", **interval(value + seed / 100)})
-        won = {"a": "base", "b": "srpo", "name": "photo_rate", "p": 0.001, "p_holm": 0.01 if seed else 0.2, **interval(0.7 + seed / 100)}
+            rows.append(
+                {
+                    "kind": "model",
+                    "arm": arm,
+                    "title": f"<{arm}>",
+                    "seed": seed,
+                    "number": "photo_rate",
+                    **interval(value + seed / 100),
+                }
+            )
+        won = {
+            "a": "base",
+            "b": "srpo",
+            "name": "photo_rate",
+            "p": 0.001,
+            "p_holm": 0.01 if seed else 0.2,
+            **interval(0.7 + seed / 100),
+        }
         rows.append({"kind": "wins", "arm": "srpo", "title": "<srpo>", "seed": seed, **won})
     named = {"seed": 0, "simulated": 1000}
     for arm in ("equal", "by_image"):
         for number in NUMBERS:
-            rows += [{"kind": "coverage", "arm": arm, "title": f"<{arm}>", "number": number, "of": of, "covered": covered, **named} for of in compared_story.OF]
-    rows.append({"kind": "judge", "arm": "photo_rate_1", "title": "photo_rate", "seed": 0, "drawn": 1, "seen": 98, "renders": 100})
-    rows += [{"kind": "test", "arm": "equal", "title": "<equal>", "number": name, "effect": 0.0, "spoke": 40, **named} for name in (*NUMBERS, "all")]
-    rows += [{"kind": "power", "arm": "prompts_30", "title": "30 prompts", "effect": effect, "spoke": 500, **named} for effect in (0.0, 0.1)]
-    rows += [{"kind": "votes", "arm": "v", "title": "<v>", "of": of, "covered": 950, "split": 7, **named} for of in compared_story.OF_VOTES]
-    return rows + [{"kind": "votes test", "arm": "v", "title": "<v>", "number": name, "equal": True, "spoke": 30, **named} for name in ("pair", "all")]
+            rows += [
+                {
+                    "kind": "coverage",
+                    "arm": arm,
+                    "title": f"<{arm}>",
+                    "number": number,
+                    "of": of,
+                    "covered": covered,
+                    **named,
+                }
+                for of in compared_story.OF
+            ]
+    rows.append(
+        {
+            "kind": "judge",
+            "arm": "photo_rate_1",
+            "title": "photo_rate",
+            "seed": 0,
+            "drawn": 1,
+            "seen": 98,
+            "renders": 100,
+        }
+    )
+    rows += [
+        {
+            "kind": "test",
+            "arm": "equal",
+            "title": "<equal>",
+            "number": name,
+            "effect": 0.0,
+            "spoke": 40,
+            **named,
+        }
+        for name in (*NUMBERS, "all")
+    ]
+    rows += [
+        {
+            "kind": "power",
+            "arm": "prompts_30",
+            "title": "30 prompts",
+            "effect": effect,
+            "spoke": 500,
+            **named,
+        }
+        for effect in (0.0, 0.1)
+    ]
+    rows += [
+        {"kind": "votes", "arm": "v", "title": "<v>", "of": of, "covered": 950, "split": 7, **named}
+        for of in compared_story.OF_VOTES
+    ]
+    return rows + [
+        {
+            "kind": "votes test",
+            "arm": "v",
+            "title": "<v>",
+            "number": name,
+            "equal": True,
+            "spoke": 30,
+            **named,
+        }
+        for name in ("pair", "all")
+    ]
 
 
 def test_the_story_is_computed_from_the_rows() -> None:
     text = compared_story.tell(planted_rows(950))
-    assert "| <srpo> against <base> | 0.71 (0.60–0.82), 2 of 3 |" in text.replace("base model", "<base>")
+    assert "| <srpo> against <base> | 0.71 (0.60–0.82), 2 of 3 |" in text.replace(
+        "base model", "<base>"
+    )
     assert "The judges misread 2 of 100 answers" in text
-    assert "Counted by prompts, 0 of 6 hold it too rarely and 0 more often than promised; the least is 95.0 % (<equal>, rate, photo rate)." in text
-    assert "| <equal> | any number, corrected | 4.0 % (" in text and "| 30 prompts | 50.0 % | 50.0 % |" in text
+    assert (
+        "Counted by prompts, 0 of 6 hold it too rarely and 0 more often than promised; the least is 95.0 % (<equal>, rate, photo rate)."
+        in text
+    )
+    assert (
+        "| <equal> | any number, corrected | 4.0 % (" in text
+        and "| 30 prompts | 50.0 % | 50.0 % |" in text
+    )
     assert "Made-up ties were needed in 7 elections." in text
 
 
 def test_intervals_that_hold_too_rarely_or_too_often_are_counted() -> None:
-    assert "Counted by images, 6 of 6 hold it too rarely and 0 more often" in compared_story.tell(planted_rows(900))
-    assert "Counted by prompts, 0 of 6 hold it too rarely and 6 more often" in compared_story.tell(planted_rows(990))
+    assert "Counted by images, 6 of 6 hold it too rarely and 0 more often" in compared_story.tell(
+        planted_rows(900)
+    )
+    assert "Counted by prompts, 0 of 6 hold it too rarely and 6 more often" in compared_story.tell(
+        planted_rows(990)
+    )
 
 
 def test_arms_are_those_of_the_recipes_and_planted_rates_are_rates() -> None:
@@ -190,7 +348,16 @@ def test_arms_are_those_of_the_recipes_and_planted_rates_are_rates() -> None:
 def test_the_quick_study_from_end_to_end(tmp_path: Path) -> None:
     page = run_study("compared", tmp_path / "study", quick=True, recipes=RECIPES)
     found = read_rows(tmp_path / "study" / "results.jsonl")
-    assert {row["kind"] for row in found} == {"model", "wins", "judge", "coverage", "test", "power", "votes", "votes test"}
+    assert {row["kind"] for row in found} == {
+        "model",
+        "wins",
+        "judge",
+        "coverage",
+        "test",
+        "power",
+        "votes",
+        "votes test",
+    }
     assert {row["arm"] for row in found if row["kind"] == "model"} == {"base", *compared.QUICK_ARMS}
     assert "SRPO, anchored against base model" in page.read_text()
     assert (tmp_path / "study" / "comparisons" / "seed0" / "report.html").is_file()

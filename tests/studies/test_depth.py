@@ -10,18 +10,38 @@ import torch
 
 from directalign.config.load import load_run
 from directalign.diffusion.sampling import sample, start_rollout
-from directalign.studies.depth import INJECTION, QUICK, Bench, agreement, depths, flat, interval, measure, spread
+from directalign.studies.depth import (
+    INJECTION,
+    QUICK,
+    Bench,
+    agreement,
+    depths,
+    flat,
+    interval,
+    measure,
+    spread,
+)
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture(scope="module")
 def bench() -> Bench:
-    return Bench(load_run(RECIPES / "world_direct_align.yaml", ["rollout.num_sampling_steps=2", "data.batch_size=2"]))
+    return Bench(
+        load_run(
+            RECIPES / "world_direct_align.yaml",
+            ["rollout.num_sampling_steps=2", "data.batch_size=2"],
+        )
+    )
 
 
 def test_the_depths_that_are_tried() -> None:
-    assert [depths(length) for length in (1, 2, 8, 25)] == [[1], [1, 2], [1, 2, 4, 8], [1, 2, 4, 8, 16, 25]]
+    assert [depths(length) for length in (1, 2, 8, 25)] == [
+        [1],
+        [1, 2],
+        [1, 2, 4, 8],
+        [1, 2, 4, 8, 16, 25],
+    ]
 
 
 def test_every_way_is_one_update_s_worth_of_calls(bench: Bench) -> None:
@@ -31,7 +51,11 @@ def test_every_way_is_one_update_s_worth_of_calls(bench: Bench) -> None:
         bench.calls.take()
         seconds, gradient = bench.gradient(steps, bench.batch(0))
         counted[steps] = bench.calls.take()
-        assert seconds > 0 and float(gradient.norm()) > 0 and len(gradient) == sum(each.numel() for each in bench.weights)
+        assert (
+            seconds > 0
+            and float(gradient.norm()) > 0
+            and len(gradient) == sum(each.numel() for each in bench.weights)
+        )
     assert counted == {INJECTION: (6, 2), 1: (4, 2), 2: (4, 4)}
 
 
@@ -56,7 +80,9 @@ def test_the_gradient_at_the_noise_is_a_finite_difference(bench: Bench) -> None:
     assert torch.equal(sigmas, begun.sigmas) and norms.shape == (3,) and (norms > 0).all()
 
     noise = begun.noise.requires_grad_()
-    reward = bench.objective(bench.family.decode(sample(bench.family, begun.cond, noise, begun.sigmas, 2)), batch).reward.sum()
+    reward = bench.objective(
+        bench.family.decode(sample(bench.family, begun.cond, noise, begun.sigmas, 2)), batch
+    ).reward.sum()
     (gradient,) = torch.autograd.grad(reward, noise)
     direction = gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
     noise, size = noise.detach(), 0.02
@@ -81,7 +107,13 @@ def test_the_rows_and_that_they_are_kept(tmp_path: Path) -> None:
     rows = measure("convergence", tmp_path, True, RECIPES)
     assert [row["grad_steps"] for row in rows if row["kind"] == "depth"] == [0, 1, 2]
     states = [row for row in rows if row["kind"] == "state"]
-    assert [row["depth"] for row in states] == [2, 1, 0] and states[0]["sigma"] == 1 and states[-1]["sigma"] == 0
+    assert (
+        [row["depth"] for row in states] == [2, 1, 0]
+        and states[0]["sigma"] == 1
+        and states[-1]["sigma"] == 0
+    )
     assert states[-1]["growth"] == pytest.approx(1) and rows[0]["ratio"] == pytest.approx(1)
-    assert all(row["batches"] == QUICK.batches and row["commit"] == rows[0]["commit"] for row in rows)
+    assert all(
+        row["batches"] == QUICK.batches and row["commit"] == rows[0]["commit"] for row in rows
+    )
     assert measure("convergence", tmp_path, True, RECIPES) == rows

@@ -17,7 +17,10 @@ from directalign.studies.running.records import Arm
 from directalign.types import DirectAlignError
 
 Trained = list[tuple[str, bool]]
-A, B = Arm("a", "Arm A", "short"), Arm("b", "Arm B", "short", ("train.learning_rate=1.0e-3", "train.num_steps=2"))
+A, B = (
+    Arm("a", "Arm A", "short"),
+    Arm("b", "Arm B", "short", ("train.learning_rate=1.0e-3", "train.num_steps=2")),
+)
 
 
 @pytest.fixture
@@ -37,8 +40,14 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
         calls.append((folder.name, resume))
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "run.yaml").write_text(dump_run(settings))
-        records: list[dict[str, Any]] = [measurement(0, 0.1), *(update(step + 1) for step in range(settings.train.num_steps)), measurement(3, 0.5)]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        records: list[dict[str, Any]] = [
+            measurement(0, 0.1),
+            *(update(step + 1) for step in range(settings.train.num_steps)),
+            measurement(3, 0.5),
+        ]
+        (folder / "metrics.jsonl").write_text(
+            "".join(json.dumps(record) + "\n" for record in records)
+        )
         (folder / "summary.json").write_text(json.dumps(FACTS))
         return folder
 
@@ -46,7 +55,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
     return calls
 
 
-def test_a_run_is_the_recipe_with_the_arms_overrides_and_the_seed(tmp_path: Path, recipes: Path, trained: Trained) -> None:
+def test_a_run_is_the_recipe_with_the_arms_overrides_and_the_seed(
+    tmp_path: Path, recipes: Path, trained: Trained
+) -> None:
     folder = run_arm(B, 3, tmp_path / "out", recipes)
     assert folder == tmp_path / "out" / "runs" / "b-seed3" and trained == [("b-seed3", False)]
     run = load_run(folder / "run.yaml")
@@ -54,7 +65,9 @@ def test_a_run_is_the_recipe_with_the_arms_overrides_and_the_seed(tmp_path: Path
     assert run == settings_of(B, 3, recipes) and not (folder / "checkpoints").exists()
 
 
-def test_a_finished_run_is_kept_and_an_unfinished_one_goes_on(tmp_path: Path, recipes: Path, trained: Trained) -> None:
+def test_a_finished_run_is_kept_and_an_unfinished_one_goes_on(
+    tmp_path: Path, recipes: Path, trained: Trained
+) -> None:
     finished, unfinished = run_arm(A, 0, tmp_path, recipes), run_arm(A, 1, tmp_path, recipes)
     (unfinished / "summary.json").unlink()
     trained.clear()
@@ -62,20 +75,32 @@ def test_a_finished_run_is_kept_and_an_unfinished_one_goes_on(tmp_path: Path, re
     assert trained == [("a-seed1", True)]
 
 
-def test_a_finished_run_of_other_settings_is_refused_by_name(tmp_path: Path, recipes: Path, trained: Trained) -> None:
+def test_a_finished_run_of_other_settings_is_refused_by_name(
+    tmp_path: Path, recipes: Path, trained: Trained
+) -> None:
     run_arm(A, 0, tmp_path, recipes)
     other = Arm("a", "Arm A", "short", ("train.num_steps=9",))
-    with pytest.raises(DirectAlignError, match=r"a-seed0 holds a finished run of other settings .*: remove .*a-seed0, or choose another --out"):
+    with pytest.raises(
+        DirectAlignError,
+        match=r"a-seed0 holds a finished run of other settings .*: remove .*a-seed0, or choose another --out",
+    ):
         run_arm(other, 0, tmp_path, recipes)
     assert len(trained) == 1
 
 
-def test_all_arms_are_run_at_the_first_seed_before_the_next(tmp_path: Path, recipes: Path, trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_arms_are_run_at_the_first_seed_before_the_next(
+    tmp_path: Path, recipes: Path, trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = run_arms("demo", [A, B], [0, 1], tmp_path, recipes)
     assert [name for name, _ in trained] == ["a-seed0", "b-seed0", "a-seed1", "b-seed1"]
-    assert [(row["arm"], row["seed"], row["step"]) for row in rows] == [(arm, seed, step) for arm in "ab" for seed in (0, 1) for step in (0, 3)]
+    assert [(row["arm"], row["seed"], row["step"]) for row in rows] == [
+        (arm, seed, step) for arm in "ab" for seed in (0, 1) for step in (0, 3)
+    ]
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 and lines[0] == "demo: a, seed 0: update 3 after 2 s, photo rate 0.500, reward 0.700"
+    assert (
+        len(lines) == 4
+        and lines[0] == "demo: a, seed 0: update 3 after 2 s, photo rate 0.500, reward 0.700"
+    )
 
 
 def test_a_missing_recipe_is_named(tmp_path: Path, recipes: Path, trained: Trained) -> None:

@@ -42,18 +42,36 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Toy:
     return study
 
 
-def test_the_page_holds_question_text_figures_and_what_it_was_measured_on(toy: Toy, tmp_path: Path) -> None:
+def test_the_page_holds_question_text_figures_and_what_it_was_measured_on(
+    toy: Toy, tmp_path: Path
+) -> None:
     page = studies.run_study("table1", tmp_path / "out", False, Path("recipes"))
     text = page.read_text(encoding="utf-8")
-    assert page == tmp_path / "out" / "README.md" and toy.calls == [(tmp_path / "out", False, Path("recipes"))]
-    assert text.startswith("# A toy\n\nDoes it work? It does.\n\nThere are 2 rows.\n\n![table1_curve](table1_curve.png)\n")
-    for fact in ("`directalign study table1`", "Seeds: 1.", "Commit: 0123abc.", "2 CPU cores (x86_64), 1 thread(s) of torch", "torch 2.13"):
+    assert page == tmp_path / "out" / "README.md" and toy.calls == [
+        (tmp_path / "out", False, Path("recipes"))
+    ]
+    assert text.startswith(
+        "# A toy\n\nDoes it work? It does.\n\nThere are 2 rows.\n\n![table1_curve](table1_curve.png)\n"
+    )
+    for fact in (
+        "`directalign study table1`",
+        "Seeds: 1.",
+        "Commit: 0123abc.",
+        "2 CPU cores (x86_64), 1 thread(s) of torch",
+        "torch 2.13",
+    ):
         assert fact in text
-    assert [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()] == run("srpo", 1, [0.1, 0.2], 10)
+    assert [
+        json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    ] == run("srpo", 1, [0.1, 0.2], 10)
 
 
 def test_a_quick_result_says_so_in_its_first_line(toy: Toy, tmp_path: Path) -> None:
-    lines = studies.run_study("table1", tmp_path / "out", True, Path("recipes")).read_text(encoding="utf-8").splitlines()
+    lines = (
+        studies.run_study("table1", tmp_path / "out", True, Path("recipes"))
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     assert "Quick size: it shows that the wiring works" in lines[0] and lines[2] == "# A toy"
     assert any("`directalign study table1 --quick`" in line for line in lines)
 
@@ -66,9 +84,14 @@ def test_a_second_call_goes_on_in_the_same_folder(toy: Toy, tmp_path: Path) -> N
 def test_the_other_size_and_another_study_are_refused_by_name(toy: Toy, tmp_path: Path) -> None:
     studies.run_study("table1", tmp_path, False, Path("recipes"))
     before = (tmp_path / "README.md").read_bytes()
-    with pytest.raises(DirectAlignError, match=r"holds the full size of study table1, not the quick size of table1: choose another --out"):
+    with pytest.raises(
+        DirectAlignError,
+        match=r"holds the full size of study table1, not the quick size of table1: choose another --out",
+    ):
         studies.run_study("table1", tmp_path, True, Path("recipes"))
-    with pytest.raises(DirectAlignError, match=r"holds the full size of study table1, not the full size of words"):
+    with pytest.raises(
+        DirectAlignError, match=r"holds the full size of study table1, not the full size of words"
+    ):
         publish.claim(tmp_path, "words", quick=False)
     assert (tmp_path / "README.md").read_bytes() == before and len(toy.calls) == 1
 
@@ -81,7 +104,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_study_is_refused_with_the_names_there_are() -> None:
-    with pytest.raises(DirectAlignError, match="no study is called tabel1; there are table1, tuning, convergence"):
+    with pytest.raises(
+        DirectAlignError, match="no study is called tabel1; there are table1, tuning, convergence"
+    ):
         studies.load_study("tabel1")
 
 

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import yaml
 
-from directalign.studies.running.records import Arm, arms_of, call_equivalents, of_run, read_rows, rows_of, seeds_of, write_rows
+from directalign.studies.running.records import (
+    Arm,
+    arms_of,
+    call_equivalents,
+    of_run,
+    read_rows,
+    rows_of,
+    seeds_of,
+    write_rows,
+)
 from directalign.types import DirectAlignError
 
 ARM = Arm("refl", "ReFL", "world_refl")
@@ -25,7 +34,13 @@ RECIPE = {
 
 
 def update(step: int) -> dict[str, Any]:
-    return {"event": "step", "step": step, "loss": 0.1, "seconds": 0.5, "network_calls": {"forward": 80, "backward": 8}}
+    return {
+        "event": "step",
+        "step": step,
+        "loss": 0.1,
+        "seconds": 0.5,
+        "network_calls": {"forward": 80, "backward": 8},
+    }
 
 
 def measurement(step: int, photo: float) -> dict[str, Any]:
@@ -40,8 +55,17 @@ def measurement(step: int, photo: float) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    records = [measurement(0, 0.1), update(1), update(2), measurement(2, 0.3), update(3), measurement(3, 0.4)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    records = [
+        measurement(0, 0.1),
+        update(1),
+        update(2),
+        measurement(2, 0.3),
+        update(3),
+        measurement(3, 0.4),
+    ]
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in records)
+    )
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(RECIPE))
     (tmp_path / "summary.json").write_text(json.dumps(FACTS | {"align_seconds": 1.5}))
     return tmp_path
@@ -54,7 +78,12 @@ def test_a_row_says_what_the_updates_took_and_what_was_measured_then(folder: Pat
         "seconds": 1.0, "forward_calls": 160, "backward_calls": 16, "call_equivalents": 192, "learning_rate": 3e-4,
         "photo_rate": 0.3, "photo_rate_low": 0.3 - 0.1, "photo_rate_high": 0.3 + 0.1, "reward": None, **FACTS,
     }  # fmt: skip
-    assert (first["step"], first["seconds"], first["call_equivalents"], first["reward"]) == (0, 0.0, 0, 0.7)
+    assert (first["step"], first["seconds"], first["call_equivalents"], first["reward"]) == (
+        0,
+        0.0,
+        0,
+        0.7,
+    )
     assert (third["seconds"], third["forward_calls"], third["backward_calls"]) == (1.5, 240, 24)
 
 
@@ -83,7 +112,10 @@ def test_a_write_that_fails_leaves_the_former_file(tmp_path: Path) -> None:
     assert read_rows(file) == [{"step": 1}]
 
 
-@pytest.mark.parametrize(("line", "problem"), [('{"step": 1', "not JSON"), ("[1]", "a list where an object is expected"), ("", "not JSON")])
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [('{"step": 1', "not JSON"), ("[1]", "a list where an object is expected"), ("", "not JSON")],
+)
 def test_a_broken_line_is_named_by_file_and_number(tmp_path: Path, line: str, problem: str) -> None:
     file = tmp_path / "results.jsonl"
     file.write_text(f'{{"step": 0}}\n{line}\n{{"step": 2}}\n')
@@ -97,6 +129,15 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_rows_are_found_by_arm_and_seed() -> None:
-    rows = [{"arm": arm, "title": arm.upper(), "seed": seed, "step": step} for arm in ("b", "a") for seed in (2, 1) for step in (10, 0)]
-    assert arms_of(rows) == {"b": "B", "a": "A"} and seeds_of(rows) == [1, 2] and seeds_of(rows, "c") == []
+    rows = [
+        {"arm": arm, "title": arm.upper(), "seed": seed, "step": step}
+        for arm in ("b", "a")
+        for seed in (2, 1)
+        for step in (10, 0)
+    ]
+    assert (
+        arms_of(rows) == {"b": "B", "a": "A"}
+        and seeds_of(rows) == [1, 2]
+        and seeds_of(rows, "c") == []
+    )
     assert [row["step"] for row in of_run(rows, "a", 2)] == [0, 10]

@@ -13,8 +13,23 @@ from directalign.diffusion.rng import FRESH_NOISE, draw_noise, generator_for
 from directalign.diffusion.sampling import sample
 from directalign.studies import run_study
 from directalign.studies.running.records import read_rows
-from directalign.studies.sampling_ways import CHAIN_STEPS, SAMPLERS, STRENGTH, chain, euler, in_batches, scheduled
-from directalign.studies.stability_story import conditions, gain, spread, spread_verdict, summary, verdict
+from directalign.studies.sampling_ways import (
+    CHAIN_STEPS,
+    SAMPLERS,
+    STRENGTH,
+    chain,
+    euler,
+    in_batches,
+    scheduled,
+)
+from directalign.studies.stability_story import (
+    conditions,
+    gain,
+    spread,
+    spread_verdict,
+    summary,
+    verdict,
+)
 from methods.toy import ToyFamily
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -49,7 +64,9 @@ def test_samplers_agree_in_the_limit_of_many_steps():
     cond = family.encode_prompt(["a", "b"])
     exact = sample(family, cond, NOISE, flow_sigmas(500))
     for name, sampler in SAMPLERS.items():
-        assert (scheduled(family, cond, NOISE, sampler(60)).double() - exact).abs().max() < 0.05, name
+        assert (scheduled(family, cond, NOISE, sampler(60)).double() - exact).abs().max() < 0.05, (
+            name
+        )
 
 
 class Invertible(Perfect):
@@ -67,12 +84,16 @@ def test_a_chain_starts_each_round_where_the_last_one_ended():
     cond = family.encode_prompt(["a", "b"])
     rounds = list(chain(family, cond, images, 3, 3))
     assert len(rounds) == 3
-    assert all((after - 0.7).abs().max() < 1e-6 for after in rounds)  # a perfect network leads every round to its image
+    assert all(
+        (after - 0.7).abs().max() < 1e-6 for after in rounds
+    )  # a perfect network leads every round to its image
     slow = ToyFamily()
     first, second = chain(slow, slow.encode_prompt(["a", "b"]), images, 3, 2)
     noise = draw_noise((2, 4, 4, 4), generator_for(3, FRESH_NOISE, 1))
     x_t = (1 - STRENGTH) * slow.encode_image(first) + STRENGTH * noise
-    again = slow.decode(sample(slow, cond, x_t, torch.linspace(STRENGTH, 0, CHAIN_STEPS + 1, dtype=torch.float64)))
+    again = slow.decode(
+        sample(slow, cond, x_t, torch.linspace(STRENGTH, 0, CHAIN_STEPS + 1, dtype=torch.float64))
+    )
     assert torch.allclose(second, again.float().clamp(0, 1), atol=1e-6)
 
 
@@ -84,23 +105,48 @@ def test_batches_are_put_together_in_order():
 # --- sentences --------------------------------------------------------------------------------------------------------
 
 
-def planted(arm: str, seed: int, photo: float, content: float = 1.0, kind: str = "cfg_scale", what: str | int | float = 2.0) -> dict[str, Any]:
-    row = {"arm": arm, "seed": seed, "kind": kind, "what": what, "photo_rate": photo, "content": content, "color_drift": 0.1}
+def planted(
+    arm: str,
+    seed: int,
+    photo: float,
+    content: float = 1.0,
+    kind: str = "cfg_scale",
+    what: str | int | float = 2.0,
+) -> dict[str, Any]:
+    row = {
+        "arm": arm,
+        "seed": seed,
+        "kind": kind,
+        "what": what,
+        "photo_rate": photo,
+        "content": content,
+        "color_drift": 0.1,
+    }
     return {**row, "images": 16}
 
 
 def test_the_gain_is_paired_by_seed_and_sure_only_with_more_than_one():
-    rows = [planted("base", seed, 0.1 * seed) for seed in range(3)] + [planted("srpo", seed, 0.1 * seed + 0.5) for seed in range(3)]
+    rows = [planted("base", seed, 0.1 * seed) for seed in range(3)] + [
+        planted("srpo", seed, 0.1 * seed + 0.5) for seed in range(3)
+    ]
     found = gain(rows, "cfg_scale", 2.0, "photo_rate")
-    assert found["value"] == pytest.approx(0.5) and found["low"] == pytest.approx(0.5) and found["n"] == 3
+    assert (
+        found["value"] == pytest.approx(0.5)
+        and found["low"] == pytest.approx(0.5)
+        and found["n"] == 3
+    )
     assert summary(rows).startswith("In 1 of 1 conditions")
     one = [row for row in rows if row["seed"] == 0]
     assert summary(one).startswith("In 0 of 1 conditions") and "1 were trained" in summary(one)
 
 
 def test_lost_content_is_named():
-    rows = [planted("base", seed, 0.1, 1.0) for seed in range(2)] + [planted("srpo", seed, 0.9, 0.6 + 0.001 * seed) for seed in range(2)]
-    assert "in 1 it keeps less of the content" in summary(rows) and "classifier-free guidance 2" in summary(rows)
+    rows = [planted("base", seed, 0.1, 1.0) for seed in range(2)] + [
+        planted("srpo", seed, 0.9, 0.6 + 0.001 * seed) for seed in range(2)
+    ]
+    assert "in 1 it keeps less of the content" in summary(
+        rows
+    ) and "classifier-free guidance 2" in summary(rows)
     assert "content changes by −0.40" in verdict(rows, "cfg_scale")
 
 
@@ -127,10 +173,19 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_base_and_aligned_are_seen_in_the_same_conditions(quick: Path):
     rows = read_rows(quick / "results.jsonl")
-    kinds = {"samplers", "num_sampling_steps", "embedded_guidance", "cfg_scale", "image_seeds", "rounds"}
+    kinds = {
+        "samplers",
+        "num_sampling_steps",
+        "embedded_guidance",
+        "cfg_scale",
+        "image_seeds",
+        "rounds",
+    }
     assert {row["kind"] for row in rows} == kinds
     for kind in kinds:
-        base, aligned = (conditions([row for row in rows if row["arm"] == arm], kind) for arm in ("base", "srpo"))
+        base, aligned = (
+            conditions([row for row in rows if row["arm"] == arm], kind) for arm in ("base", "srpo")
+        )
         assert base == aligned and len(base) >= 2, kind
     assert all(0 <= row[name] <= 1 for row in rows for name in ("photo_rate", "content"))
 
@@ -139,11 +194,20 @@ def test_two_updates_moved_the_aligned_model_and_leave_the_base_alone(quick: Pat
     rows = read_rows(quick / "results.jsonl")
     drifts = {(row["arm"], row["kind"], row["what"]): row["sharpness"] for row in rows}
     assert drifts["base", "samplers", "Euler"] != drifts["srpo", "samplers", "Euler"]
-    assert drifts["base", "samplers", "Euler"] == pytest.approx(drifts["base", "rounds", 0], rel=1e-4)  # the same grid, by diffusers and by us
+    assert drifts["base", "samplers", "Euler"] == pytest.approx(
+        drifts["base", "rounds", 0], rel=1e-4
+    )  # the same grid, by diffusers and by us
 
 
 def test_the_page_holds_a_table_for_every_kind(quick: Path):
     page = (quick / "README.md").read_text(encoding="utf-8")
-    for title in ("Samplers", "Step counts", "Embedded guidance", "Classifier-free guidance", "Rounds of image to image", "Image seeds"):
+    for title in (
+        "Samplers",
+        "Step counts",
+        "Embedded guidance",
+        "Classifier-free guidance",
+        "Rounds of image to image",
+        "Image seeds",
+    ):
         assert f"## {title}\n" in page
     assert "(stability.png)" in page and (quick / "stability.png").stat().st_size > 1000

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from directalign.studies.comparing.statistics import at_budget, at_level, mean_interval, mean_of, paired_over_seeds, ratio_interval
+from directalign.studies.comparing.statistics import (
+    at_budget,
+    at_level,
+    mean_interval,
+    mean_of,
+    paired_over_seeds,
+    ratio_interval,
+)
 
 
 def test_one_seed_has_no_interval_and_none_is_an_error() -> None:
@@ -28,8 +35,15 @@ def test_a_ratio_is_the_geometric_mean_with_an_interval_on_the_logarithm() -> No
     # log-ratios ln 2 and ln 8: mean ln 4, standard deviation ln 4 / √2, standard error ln 4 / 2, t(1) = 12.7062
     found = ratio_interval([2.0, 16.0], [1.0, 2.0])
     half = 12.70620474 * math.log(4) / 2
-    assert found == pytest.approx({"value": 4.0, "low": 4 * math.exp(-half), "high": 4 * math.exp(half), "n": 2}, rel=1e-8)
-    assert ratio_interval([3.0], [1.5]) == {"value": pytest.approx(2.0), "low": None, "high": None, "n": 1}
+    assert found == pytest.approx(
+        {"value": 4.0, "low": 4 * math.exp(-half), "high": 4 * math.exp(half), "n": 2}, rel=1e-8
+    )
+    assert ratio_interval([3.0], [1.5]) == {
+        "value": pytest.approx(2.0),
+        "low": None,
+        "high": None,
+        "n": 1,
+    }
     with pytest.raises(ValueError, match="positive"):
         ratio_interval([1.0], [0.0])
 
@@ -38,14 +52,26 @@ def test_a_ratio_is_the_geometric_mean_with_an_interval_on_the_logarithm() -> No
 
 
 def run(*points: tuple[int, float, float]) -> list[dict[str, Any]]:
-    return [{"arm": "a", "seed": 3, "step": step, "photo_rate": photo, "seconds": seconds, "machine": "m"} for step, photo, seconds in points]
+    return [
+        {
+            "arm": "a",
+            "seed": 3,
+            "step": step,
+            "photo_rate": photo,
+            "seconds": seconds,
+            "machine": "m",
+        }
+        for step, photo, seconds in points
+    ]
 
 
 ROWS = run((0, 0.1, 0.0), (10, 0.5, 4.0), (20, 0.4, 8.0), (30, 0.9, 12.0))
 
 
 def test_a_level_is_read_off_the_straight_line_where_it_is_first_reached() -> None:
-    assert at_level(ROWS, "photo_rate", 0.3) == pytest.approx({"arm": "a", "seed": 3, "step": 5, "photo_rate": 0.3, "seconds": 2.0, "machine": "m"})
+    assert at_level(ROWS, "photo_rate", 0.3) == pytest.approx(
+        {"arm": "a", "seed": 3, "step": 5, "photo_rate": 0.3, "seconds": 2.0, "machine": "m"}
+    )
     late = at_level(ROWS[::-1], "photo_rate", 0.7)  # whatever the order of the rows
     assert late is not None and (late["step"], late["seconds"]) == pytest.approx((26.0, 10.4))
 
@@ -82,4 +108,6 @@ def test_the_interval_of_a_rate_ends_at_its_bounds() -> None:
     assert free["high"] is not None and free["high"] > 1
     assert mean_of("photo_rate", values) == {**free, "high": 1.0}
     assert mean_of("style_anime", [0.0, 0.1, 0.0])["low"] == 0.0
-    assert mean_of("color_drift", values) == free and mean_of("content", [0.5]) == mean_interval([0.5])
+    assert mean_of("color_drift", values) == free and mean_of("content", [0.5]) == mean_interval(
+        [0.5]
+    )

@@ -23,25 +23,55 @@ def tried(method: str, curves: dict[float, Curve]) -> list[dict[str, Any]]:
     rows = []
     for rate, curve in curves.items():
         points = [(0.1, 1.0), *curve]
-        planted = run(f"{method}-{rate}", 100, [photo for photo, _ in points], 100, method=method, learning_rate=rate)
-        rows += [row | {"content": content} for row, (_, content) in zip(planted, points, strict=True)]
+        planted = run(
+            f"{method}-{rate}",
+            100,
+            [photo for photo, _ in points],
+            100,
+            method=method,
+            learning_rate=rate,
+        )
+        rows += [
+            row | {"content": content} for row, (_, content) in zip(planted, points, strict=True)
+        ]
     return rows
 
 
 ROWS = [
-    *tried("srpo", {SLOW: [(0.4, 1.0), (0.6, 0.99)], MIDDLE: [(0.7, 0.96), (0.95, 0.94)], FAST: [(0.9, 0.5), (0.99, 0.1)]}),
-    *tried("refl", {SLOW: [(0.2, 0.9), (0.3, 0.8)], MIDDLE: [(0.6, 0.7), (0.7, 0.5)], FAST: [(0.9, 0.4), (0.9, 0.3)]}),
+    *tried(
+        "srpo",
+        {
+            SLOW: [(0.4, 1.0), (0.6, 0.99)],
+            MIDDLE: [(0.7, 0.96), (0.95, 0.94)],
+            FAST: [(0.9, 0.5), (0.99, 0.1)],
+        },
+    ),
+    *tried(
+        "refl",
+        {
+            SLOW: [(0.2, 0.9), (0.3, 0.8)],
+            MIDDLE: [(0.6, 0.7), (0.7, 0.5)],
+            FAST: [(0.9, 0.4), (0.9, 0.3)],
+        },
+    ),
 ]
 
 
 def test_the_highest_photo_rate_with_content_kept_decides() -> None:
     found = choice(ROWS, "srpo")
-    assert found.keeps and (found.row["learning_rate"], found.row["photo_rate"], found.row["step"]) == (MIDDLE, 0.7, 10)
+    assert found.keeps and (
+        found.row["learning_rate"],
+        found.row["photo_rate"],
+        found.row["step"],
+    ) == (MIDDLE, 0.7, 10)
 
 
 def test_without_content_kept_the_best_product_decides() -> None:
     found = choice(ROWS, "refl")  # .42 against .24, .35, .36 and .27
-    assert not found.keeps and (found.row["learning_rate"], found.row["photo_rate"]) == (MIDDLE, 0.6)
+    assert not found.keeps and (found.row["learning_rate"], found.row["photo_rate"]) == (
+        MIDDLE,
+        0.6,
+    )
 
 
 def test_the_base_model_itself_is_no_candidate() -> None:
@@ -50,7 +80,9 @@ def test_the_base_model_itself_is_no_candidate() -> None:
 
 
 def test_the_text_names_every_choice_and_where_it_is_weak() -> None:
-    text = tell([*ROWS, *tried("drtune", {SLOW: [(0.8, 1.0)], MIDDLE: [(0.5, 1.0)], FAST: [(0.4, 1.0)]})])
+    text = tell(
+        [*ROWS, *tried("drtune", {SLOW: [(0.8, 1.0)], MIDDLE: [(0.5, 1.0)], FAST: [(0.4, 1.0)]})]
+    )
     assert chosen(ROWS) == {"srpo": MIDDLE, "refl": MIDDLE}
     lines = text.splitlines()
     assert "| method | 3e-05 | 1e-04 | 3e-04 | chosen |" in lines
@@ -58,7 +90,10 @@ def test_the_text_names_every_choice_and_where_it_is_weak() -> None:
         "| SRPO, anchored | photo 60 %, content 99 %, update 20 | photo 70 %, content 96 %, update 10 | (photo 90 %, content 50 %, update 10) | 1e-04 |"
         in lines
     )
-    assert lines[-3] == "Chosen at an end of the tried rates, so that a rate beyond may be better: DRTune."
+    assert (
+        lines[-3]
+        == "Chosen at an end of the tried rates, so that a rate beyond may be better: DRTune."
+    )
     assert lines[-1] == "Without any measurement that kept the content: ReFL."
     assert "keep 95 % of the base model's content (95.0 % of the images right)" in text
 
@@ -68,13 +103,28 @@ def test_the_figure_has_a_panel_for_every_method(tmp_path: Path) -> None:
     assert file == tmp_path / "tuning.png" and file.read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_method_is_tried_with_the_same_rates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_method_is_tried_with_the_same_rates(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(tuning, "within", lambda budget, arm, out, recipes: asked.append(budget) or arm)
-    monkeypatch.setattr(tuning, "run_arms", lambda study, arms, seeds, out, recipes: [{"arm": arm.name, "seed": seed} for arm in arms for seed in seeds])
+    monkeypatch.setattr(
+        tuning, "within", lambda budget, arm, out, recipes: asked.append(budget) or arm
+    )
+    monkeypatch.setattr(
+        tuning,
+        "run_arms",
+        lambda study, arms, seeds, out, recipes: [
+            {"arm": arm.name, "seed": seed} for arm in arms for seed in seeds
+        ],
+    )
     rows = tuning.measure(tmp_path, False, Path("recipes"))
-    assert [(row["method"], row["arm"]) for row in rows] == [(arm.name, with_rate(arm, rate).name) for arm in ARMS for rate in RATES]
-    assert {row["seed"] for row in rows} == {tuning.SEED} and set(asked) == {tuning.FULL, tuning.FULL.times(3)}
+    assert [(row["method"], row["arm"]) for row in rows] == [
+        (arm.name, with_rate(arm, rate).name) for arm in ARMS for rate in RATES
+    ]
+    assert {row["seed"] for row in rows} == {tuning.SEED} and set(asked) == {
+        tuning.FULL,
+        tuning.FULL.times(3),
+    }
     assert "train.learning_rate=3e-05" in with_rate(ARMS[0], 3e-5).overrides
 
 

@@ -32,7 +32,9 @@ def write_recipe(folder: Path, tune: str) -> Path:
     model = folder / "model"
     if not model.exists():
         tiny.write_flux(model)
-    (folder / "prompts.txt").write_text("a red star\na blue circle\na green square\na red circle\na blue star\na green star\na photo\n")
+    (folder / "prompts.txt").write_text(
+        "a red star\na blue circle\na green square\na red circle\na blue star\na green star\na photo\n"
+    )
     recipe = folder / f"{tune}.yaml"
     recipe.write_text(
         f"""
@@ -43,14 +45,14 @@ method:
   name: srpo
   form: anchored
   anchor: {{reference_updates: 3}}
-  words: {{positive: [Photo], negative: [Render]}}
-  moves: {{kind: uniform, sigma_high: 0.9, sigma_low: 0.5, jump: 0.1}}
+  control_phrases: {{positive: [Photo], negative: [Render]}}
+  noise_levels: {{kind: uniform, sigma_high: 0.9, sigma_low: 0.5, jump: 0.1}}
   branches: denoise
   embedded_guidance: 3.5
-rollout: {{num_sampling_steps: 2, embedded_guidance: 1.0}}
+rollout: {{num_inference_steps: 2, embedded_guidance: 1.0}}
 data: {{prompts: {folder / "prompts.txt"}, batch_size: 4}}
-train: {{num_steps: 5, learning_rate: 2.0e-4, clip_norm: 1.0, checkpoint_every: 2, ema_decay: 0.9}}
-evaluate: {{num_pairs: 3, batch_size: 2}}
+train: {{num_steps: 5, learning_rate: 2.0e-4, max_grad_norm: 1.0, save_every: 2, ema_decay: 0.9}}
+evaluate: {{num_samples: 3, batch_size: 2}}
 """
     )
     return recipe
@@ -64,7 +66,10 @@ def train(recipe: Path, out: Path, *more: str) -> list[str]:
 def run(arguments: Sequence[str]) -> None:
     """The command in this process, without the plan of its memory, which takes longer than all the rest; SystemExit with its code."""
     torch.set_num_threads(1)
-    with mock.patch("sys.argv", ["directalign", *arguments]), mock.patch.object(planning, "plan", lambda run, out: SimpleNamespace(warnings=())):
+    with (
+        mock.patch("sys.argv", ["directalign", *arguments]),
+        mock.patch.object(planning, "plan", lambda run, out: SimpleNamespace(warnings=())),
+    ):
         command_line()
 
 
@@ -75,18 +80,32 @@ def alone(arguments: Sequence[str], log: Path) -> int:
 
 def by_command(arguments: Sequence[str], log: Path) -> int:
     """As a user starts it: torchrun, with everything that the command does."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     with log.open("a") as words:
-        return subprocess.run([*torchrun, "-m", "directalign", *arguments], stdout=words, stderr=words, check=False).returncode
+        return subprocess.run(
+            [*torchrun, "-m", "directalign", *arguments], stdout=words, stderr=words, check=False
+        ).returncode
 
 
-def by_torchrun(arguments: Sequence[str], log: Path, sabotage: Sabotage | None = None, max_restarts: int = 0) -> int:
+def by_torchrun(
+    arguments: Sequence[str], log: Path, sabotage: Sabotage | None = None, max_restarts: int = 0
+) -> int:
     """The command on two processes of torchrun's agent; what they say ends up in `log`. 0 when all went well."""
     return ended(started(lambda: _agent(arguments, sabotage, max_restarts), log))
 
 
 def by_hand(
-    arguments: Sequence[str], log: Path, sabotage: Sabotage | None = None, variables: Callable[[int, int], Mapping[str, str]] | None = None
+    arguments: Sequence[str],
+    log: Path,
+    sabotage: Sabotage | None = None,
+    variables: Callable[[int, int], Mapping[str, str]] | None = None,
 ) -> list[int]:
     """The command on two processes that know of each other by `variables(rank, port)` alone; their exit codes."""
     return by_hand_with(lambda: _worker(arguments, sabotage), log, variables)
@@ -94,10 +113,20 @@ def by_hand(
 
 def plain_variables(rank: int, port: int) -> Mapping[str, str]:
     """What every launcher sets."""
-    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
 
 
-def by_hand_with(work: Callable[[], object], log: Path, variables: Callable[[int, int], Mapping[str, str]] = plain_variables) -> list[int]:
+def by_hand_with(
+    work: Callable[[], object],
+    log: Path,
+    variables: Callable[[int, int], Mapping[str, str]] = plain_variables,
+) -> list[int]:
     """Any work on two such processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -107,7 +136,10 @@ def by_hand_with(work: Callable[[], object], log: Path, variables: Callable[[int
         os.environ.update(variables(rank, port))
         work()
 
-    return [ended(child) for child in [started(lambda rank=rank: with_variables(rank), log) for rank in range(2)]]
+    return [
+        ended(child)
+        for child in [started(lambda rank=rank: with_variables(rank), log) for rank in range(2)]
+    ]
 
 
 def started(work: Callable[[], object], log: Path) -> int:
@@ -133,8 +165,15 @@ def ended(child: int) -> int:
 
 
 def _agent(arguments: Sequence[str], sabotage: Sabotage | None, max_restarts: int) -> None:
-    settings: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "127.0.0.1:0", "start_method": "fork", "max_restarts": max_restarts}
-    elastic_launch(LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, **settings), _worker)(arguments, sabotage)
+    settings: dict[str, Any] = {
+        "rdzv_backend": "c10d",
+        "rdzv_endpoint": "127.0.0.1:0",
+        "start_method": "fork",
+        "max_restarts": max_restarts,
+    }
+    elastic_launch(LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, **settings), _worker)(
+        arguments, sabotage
+    )
 
 
 def _worker(arguments: Sequence[str], sabotage: Sabotage | None) -> None:

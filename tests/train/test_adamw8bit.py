@@ -53,8 +53,12 @@ def test_the_code_book_rises_over_seven_decades(signed):
 def test_a_stored_number_is_right_on_average(signed):
     values = torch.rand(1, 300, generator=draws()) - (0.5 if signed else 0)
     generator = draws(1)
-    mean = torch.stack([decode(*encode(values, signed, generator), signed) for _ in range(2000)]).mean(0)
-    inner = values.abs() < 0.99 * values.abs().max()  # below the book's first number a signed value is cut off
+    mean = torch.stack(
+        [decode(*encode(values, signed, generator), signed) for _ in range(2000)]
+    ).mean(0)
+    inner = (
+        values.abs() < 0.99 * values.abs().max()
+    )  # below the book's first number a signed value is cut off
     torch.testing.assert_close(mean[inner], values[inner], atol=3e-4, rtol=0)
 
 
@@ -94,7 +98,10 @@ def test_at_a_small_rate_nearest_rounding_loses_every_update_and_random_rounding
 
 def test_the_first_update_is_that_of_torch_and_later_ones_stay_near():
     nets, makes = [network(), network()], [torch.optim.AdamW, AdamW8bit]
-    optimizers = [make(net.parameters(), **SETTINGS | {"lr": 1e-3, "weight_decay": 0.1}) for make, net in zip(makes, nets, strict=True)]
+    optimizers = [
+        make(net.parameters(), **SETTINGS | {"lr": 1e-3, "weight_decay": 0.1})
+        for make, net in zip(makes, nets, strict=True)
+    ]
     first = [fitted(net, optimizer, 1) for net, optimizer in zip(nets, optimizers, strict=True)]
     assert first[0] == first[1]
     for mine, theirs in zip(nets[1].parameters(), nets[0].parameters(), strict=True):
@@ -104,7 +111,10 @@ def test_the_first_update_is_that_of_torch_and_later_ones_stay_near():
 
 
 def test_bfloat16_weights_learn_as_float32_ones_do():
-    losses = [fitted(net := network(dtype), AdamW8bit(net.parameters(), **SETTINGS | {"lr": 1e-3}), 150) for dtype in (torch.float32, torch.bfloat16)]
+    losses = [
+        fitted(net := network(dtype), AdamW8bit(net.parameters(), **SETTINGS | {"lr": 1e-3}), 150)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=0.03)
 
 
@@ -125,24 +135,32 @@ def test_two_bytes_a_number_hold_both_averages():
     weight.grad = torch.ones_like(weight)
     optimizer = AdamW8bit([weight], **SETTINGS)
     optimizer.step()
-    held = sum(tensor.numel() * tensor.element_size() for tensor in optimizer.state[weight].values())
+    held = sum(
+        tensor.numel() * tensor.element_size() for tensor in optimizer.state[weight].values()
+    )
     assert held / weight.numel() == pytest.approx(2 + 2 * 4 / 256, abs=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_resumed_run_goes_on_bit_by_bit(dtype, tmp_path):
     whole, half = network(dtype), network(dtype)
-    optimizers = [AdamW8bit(net.parameters(), **SETTINGS | {"lr": 1e-3}, seed=5) for net in (whole, half)]
+    optimizers = [
+        AdamW8bit(net.parameters(), **SETTINGS | {"lr": 1e-3}, seed=5) for net in (whole, half)
+    ]
     fitted(whole, optimizers[0], 6)
     fitted(half, optimizers[1], 3)
-    torch.save({"net": half.state_dict(), "optimizer": optimizers[1].state_dict()}, tmp_path / "state.pt")
+    torch.save(
+        {"net": half.state_dict(), "optimizer": optimizers[1].state_dict()}, tmp_path / "state.pt"
+    )
     torch.rand(7)  # the global generator plays no part
     saved, again = torch.load(tmp_path / "state.pt", weights_only=True), network(dtype)
     again.load_state_dict(saved["net"])
     optimizer = AdamW8bit(again.parameters(), **SETTINGS | {"lr": 1e-3}, seed=5)
     optimizer.load_state_dict(saved["optimizer"])
     fitted(again, optimizer, 6, start=3)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True)
+    )
     for a, b in zip(optimizers[0].state.values(), optimizer.state.values(), strict=True):
         assert all(torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
 
@@ -158,7 +176,9 @@ def test_another_seed_rounds_otherwise():
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[None]:
     """A process group of one."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1
+    )
     yield
     dist.destroy_process_group()
 
@@ -167,12 +187,17 @@ def test_split_weights_take_the_same_updates_and_their_state_is_split_alike(alon
     plain, split = network(torch.bfloat16), network(torch.bfloat16)
     fully_shard(split, mesh=init_device_mesh("cpu", (1,)))
     optimizers = [AdamW8bit(net.parameters(), **SETTINGS | {"lr": 1e-3}) for net in (plain, split)]
-    losses = [fitted(net, optimizer, 5) for net, optimizer in zip((plain, split), optimizers, strict=True)]
+    losses = [
+        fitted(net, optimizer, 5) for net, optimizer in zip((plain, split), optimizers, strict=True)
+    ]
     assert losses[0] == losses[1]
     for mine, theirs in zip(split.parameters(), plain.parameters(), strict=True):
         assert isinstance(mine, DTensor) and torch.equal(mine.full_tensor(), theirs)
         state = {key: tensor for key, tensor in optimizers[1].state[mine].items() if key != "step"}
-        assert all(isinstance(tensor, DTensor) and tensor.placements == mine.placements for tensor in state.values())
+        assert all(
+            isinstance(tensor, DTensor) and tensor.placements == mine.placements
+            for tensor in state.values()
+        )
         assert all(len(tensor) == len(mine) for tensor in state.values())
         other: dict[str, Tensor] = optimizers[0].state[theirs]
         assert all(torch.equal(tensor.full_tensor(), other[key]) for key, tensor in state.items())

@@ -27,7 +27,9 @@ def out(tmp_path: Path) -> Path:
 
 
 def again(out: Path, **train: Any) -> stubs.StubFamily:
-    return stubs.start(stubs.make_run(out.parent / "prompts.txt", **{"ema_decay": 0.9, **train}), out, resume=True)
+    return stubs.start(
+        stubs.make_run(out.parent / "prompts.txt", **{"ema_decay": 0.9, **train}), out, resume=True
+    )
 
 
 def names(out: Path) -> list[str]:
@@ -37,21 +39,41 @@ def names(out: Path) -> list[str]:
 def test_it_holds_everything_and_loads_without_unpickling(out: Path):
     path = out / "checkpoints" / "step-000006"
     tensors = {f"{group}.safetensors" for group in ("weights", "ema", "exp_avg", "exp_avg_sq")}
-    assert {f.name for f in path.iterdir()} == {*tensors, "optimizer.pt", "rank-0.pt", "record.json", "manifest.json"}
+    assert {f.name for f in path.iterdir()} == {
+        *tensors,
+        "optimizer.pt",
+        "rank-0.pt",
+        "record.json",
+        "manifest.json",
+    }
     own = torch.load(path / "rank-0.pt", weights_only=True)
-    assert set(own["random"]) == {"python", "numpy", "torch", "cuda"} and set(own["method"]) == {"reference"}
+    assert set(own["random"]) == {"python", "numpy", "torch", "cuda"} and set(own["method"]) == {
+        "reference"
+    }
     assert torch.load(path / "optimizer.pt", weights_only=True)["state"][0]["step"] == 6
     record = checkpoint.read_record(path)
-    assert record["step"] == 6 and record["config"]["train"]["num_steps"] == 6 and record["data"]["ranks"] == 1 and record["data"]["global_batch_size"] == 2
-    assert record["schedule"] == {"kind": "constant", "learning_rate": 0.05} and "torch" in record["versions"]
+    assert (
+        record["step"] == 6
+        and record["config"]["train"]["num_steps"] == 6
+        and record["data"]["ranks"] == 1
+        and record["data"]["global_batch_size"] == 2
+    )
+    assert (
+        record["schedule"] == {"kind": "constant", "learning_rate": 0.05}
+        and "torch" in record["versions"]
+    )
 
 
 def test_random_states_come_back(out: Path, monkeypatch: pytest.MonkeyPatch):
     found = []
-    monkeypatch.setattr(loop, "train", lambda job, done: found.append(checkpoint.random_state()) or done)
+    monkeypatch.setattr(
+        loop, "train", lambda job, done: found.append(checkpoint.random_state()) or done
+    )
     torch.manual_seed(99)
     again(out)
-    kept = torch.load(out / "checkpoints" / "step-000006" / "rank-0.pt", weights_only=True)["random"]
+    kept = torch.load(out / "checkpoints" / "step-000006" / "rank-0.pt", weights_only=True)[
+        "random"
+    ]
     assert torch.equal(found[0]["torch"], kept["torch"]) and found[0]["numpy"] == kept["numpy"]
 
 
@@ -60,7 +82,9 @@ def test_only_the_newest_are_kept(out: Path):
     assert names(out) == ["step-000010", "step-000011"]
 
 
-def test_a_crash_between_writing_and_renaming_leaves_the_former_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_crash_between_writing_and_renaming_leaves_the_former_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     run = stubs.make_run(tmp_path / "prompts.txt")
 
     def crash(target: Path, files: Mapping[str, Any]) -> None:
@@ -79,14 +103,22 @@ def test_a_crash_between_writing_and_renaming_leaves_the_former_ones(tmp_path: P
     assert sorted(p.name for p in folder.iterdir()) == ["step-000002", "step-000004", "step-000006"]
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.pt", "rank-0.pt", "record.json", "manifest.json"])
-def test_a_truncated_file_is_named_and_the_checkpoint_before_is_used(out: Path, name: str, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "optimizer.pt", "rank-0.pt", "record.json", "manifest.json"]
+)
+def test_a_truncated_file_is_named_and_the_checkpoint_before_is_used(
+    out: Path, name: str, capsys: pytest.CaptureFixture[str]
+):
     file = out / "checkpoints" / "step-000006" / name
     file.write_bytes(file.read_bytes()[:-7])
     wanted = (out / "lora.safetensors").read_bytes()
     again(out)
     said = capsys.readouterr().out
-    assert "damaged checkpoint passed over" in said and f"step-000006 ({name}" in said and "step-000004 instead" in said
+    assert (
+        "damaged checkpoint passed over" in said
+        and f"step-000006 ({name}" in said
+        and "step-000004 instead" in said
+    )
     assert (out / "lora.safetensors").read_bytes() == wanted
     assert atomic.damage(out / "checkpoints" / "step-000006") is None
 
@@ -107,24 +139,32 @@ def test_damage_is_told_apart(out: Path):
 def test_when_all_are_damaged_it_is_an_error(out: Path):
     for path in checkpoint.all_of(out / "checkpoints"):
         (path / "weights.safetensors").unlink()
-    with pytest.raises(DirectAlignError, match=r"no checkpoint can be used: .*step-000006 \(weights\.safetensors is missing\); .*step-000002"):
+    with pytest.raises(
+        DirectAlignError,
+        match=r"no checkpoint can be used: .*step-000006 \(weights\.safetensors is missing\); .*step-000002",
+    ):
         again(out)
 
 
 def test_another_config_is_refused_with_the_keys_that_differ(out: Path):
     before = (out / "metrics.jsonl").read_text()
-    with pytest.raises(DirectAlignError, match=r"another config: train\.clip_norm was 1\.0 and is 3\.0, train\.learning_rate was 0\.05 and is 0\.1; restore"):
-        again(out, clip_norm=3.0, learning_rate=0.1)
+    with pytest.raises(
+        DirectAlignError,
+        match=r"another config: train\.max_grad_norm was 1\.0 and is 3\.0, train\.learning_rate was 0\.05 and is 0\.1; restore",
+    ):
+        again(out, max_grad_norm=3.0, learning_rate=0.1)
     assert (out / "metrics.jsonl").read_text() == before
 
 
 def test_the_length_and_what_is_kept_or_measured_may_change(out: Path):
-    again(out, num_steps=8, checkpoint_every=3, keep_checkpoints=5, sample_every=4)
+    again(out, num_steps=8, save_every=3, keep_checkpoints=5, sample_every=4)
     assert names(out) == ["step-000002", "step-000004", "step-000006", "step-000008"]
 
 
 def test_a_checkpoint_past_the_end_is_refused(out: Path):
-    with pytest.raises(DirectAlignError, match=r"step 6, past train\.num_steps 5; raise train\.num_steps"):
+    with pytest.raises(
+        DirectAlignError, match=r"step 6, past train\.num_steps 5; raise train\.num_steps"
+    ):
         again(out, num_steps=5)
 
 
@@ -146,12 +186,12 @@ def test_another_architecture_data_set_or_format_is_refused(out: Path):
 
 def test_one_global_batch_may_be_shared_out_anew_but_not_be_another(out: Path):
     wanted = (out / "lora.safetensors").read_bytes()
-    again(out, batch_size=1, accumulation=2, parallel="data")
+    again(out, batch_size=1, gradient_accumulation_steps=2, parallel="data")
     again(out, batch_size=1, global_batch_size=2)
     assert (out / "lora.safetensors").read_bytes() == wanted
     message = r"another global batch: 2 prompts per update on 1 ranks, and 6 on 1 now; set train\.global_batch_size: 2, or data\.batch_size"
     with pytest.raises(DirectAlignError, match=message):
-        again(out, batch_size=3, accumulation=2)
+        again(out, batch_size=3, gradient_accumulation_steps=2)
 
 
 def test_the_architecture_is_names_and_shapes_not_weights():
@@ -169,13 +209,19 @@ def test_a_changed_prompt_list_is_noticed(out: Path):
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_full_disk_is_one_line_and_the_last_good_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool):
+def test_a_full_disk_is_one_line_and_the_last_good_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool
+):
     real = torch.save
 
     def full(value: Any, file: Path) -> None:
         if "step-000004" in str(file) and file.name == "optimizer.pt":
             Path(file).write_bytes(b"half")
-            raise RuntimeError("writer failed: No space left on device") if wrapped else OSError(errno.ENOSPC, "No space left on device")
+            raise (
+                RuntimeError("writer failed: No space left on device")
+                if wrapped
+                else OSError(errno.ENOSPC, "No space left on device")
+            )
         real(value, file)
 
     monkeypatch.setattr(torch, "save", full)
@@ -183,7 +229,9 @@ def test_a_full_disk_is_one_line_and_the_last_good_one_stays(tmp_path: Path, mon
     with pytest.raises(DirectAlignError, match=message):
         stubs.start(stubs.make_run(tmp_path / "prompts.txt"), tmp_path / "out")
     folder = tmp_path / "out" / "checkpoints"
-    assert [p.name for p in folder.iterdir()] == ["step-000002"] and atomic.damage(folder / "step-000002") is None
+    assert [p.name for p in folder.iterdir()] == ["step-000002"] and atomic.damage(
+        folder / "step-000002"
+    ) is None
 
 
 def test_nothing_is_found_where_nothing_is(tmp_path: Path):

@@ -18,7 +18,13 @@ def work(rank: int, port: int, folder: str, run: config.RunConfig) -> None:
 
     from directalign.training.distributed import process_group
 
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE="2",
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
     torch.set_num_threads(1)
     with process_group() as ranks:
         gradient = torch.nn.Parameter(torch.zeros(1))
@@ -33,7 +39,10 @@ def work(rank: int, port: int, folder: str, run: config.RunConfig) -> None:
         if rank == 1:
             torch.nn.init.zeros_(family.denoiser.base)
         stubs.train_loaded(run, out, False, ranks, stubs.load(run, family, ranks))
-        torch.save({"weights": family.denoiser.base.detach(), "seen": seen}, Path(folder) / f"result-{rank}.pt")
+        torch.save(
+            {"weights": family.denoiser.base.detach(), "seen": seen},
+            Path(folder) / f"result-{rank}.pt",
+        )
 
 
 def test_two_processes_end_with_the_same_finite_weights(tmp_path: Path):
@@ -46,8 +55,12 @@ def test_two_processes_end_with_the_same_finite_weights(tmp_path: Path):
     sys.stdout.flush()
     multiprocessing.start_processes(work, (port, str(tmp_path), run), nprocs=2, start_method="fork")
 
-    first, second = (torch.load(tmp_path / f"result-{rank}.pt", weights_only=True) for rank in range(2))
-    assert torch.equal(first["weights"], second["weights"]) and bool(first["weights"].isfinite().all())
+    first, second = (
+        torch.load(tmp_path / f"result-{rank}.pt", weights_only=True) for rank in range(2)
+    )
+    assert torch.equal(first["weights"], second["weights"]) and bool(
+        first["weights"].isfinite().all()
+    )
     assert first["seen"] == second["seen"] == [0.5, True, 2.0]
     checkpoint = tmp_path / "out" / "checkpoints" / "step-000003"
     assert {"rank-0.pt", "rank-1.pt"} <= {file.name for file in checkpoint.iterdir()}

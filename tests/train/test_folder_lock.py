@@ -17,9 +17,17 @@ with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"""
 
 
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as first:
         assert first.stdout is not None and first.stdout.readline() == "held\n"
-        with pytest.raises(DirectAlignError, match="another process is training in it"), run_folder.locked(tmp_path):
+        with (
+            pytest.raises(DirectAlignError, match="another process is training in it"),
+            run_folder.locked(tmp_path),
+        ):
             pass
         first.send_signal(signal.SIGKILL)
         first.wait()
@@ -27,7 +35,9 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> 
         pass
 
 
-def test_a_file_system_without_locks_gets_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_system_without_locks_gets_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def no_locks(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 

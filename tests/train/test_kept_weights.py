@@ -39,35 +39,55 @@ class Measurer(stubs.StubMeasurer):
         self.run, self.peak = run, peak
         self.base = [p.detach().clone() for p in family.denoiser.parameters()]
 
-    def measure(self, num_pairs: int) -> dict[str, Any]:
-        numbers = super().measure(num_pairs)
-        away = sum(float((p.detach() - base).abs().sum()) for p, base in zip(self.family.denoiser.parameters(), self.base, strict=True))
+    def measure(self, num_samples: int) -> dict[str, Any]:
+        numbers = super().measure(num_samples)
+        away = sum(
+            float((p.detach() - base).abs().sum())
+            for p, base in zip(self.model.denoiser.parameters(), self.base, strict=True)
+        )
         judge, content = 1 - abs(away - self.peak), 1 - 0.1 * max(0.0, away - self.peak)
         told = {
             **numbers,
-            "photo_rate": {"value": judge, "low": 0.0, "high": 1.0, "n": num_pairs},
+            "photo_rate": {"value": judge, "low": 0.0, "high": 1.0, "n": num_samples},
             "content": {"value": content},
             "reward": judge,
             "away": away,
         }
-        return {**told, "each": {"photo_rate": [judge] * self.run.evaluate.pairs_during}}
+        return {**told, "each": {"photo_rate": [judge] * self.run.evaluate.num_samples_during}}
 
 
-STOP = {"drift": {"content": 0.05}, "drift_patience": 2}
+STOP = {"drift": {"content": 0.05}, "degradation_patience": 2}
 
 
 def make_run(folder: Path, stop: dict[str, Any] | None = STOP, **train: Any) -> config.RunConfig:
     """Measured after every update; it would go on for 30."""
-    run = stubs.make_run(folder / "prompts.txt", **{"num_steps": 30, "checkpoint_every": 4, "sample_every": 0, **train})
-    evaluate = config.EvaluateConfig(judge="world", every=1, num_pairs=4, pairs_during=4)
-    return run.model_copy(update={"evaluate": evaluate, "stop": config.EarlyStoppingConfig.model_validate(stop) if stop is not None else None})
+    run = stubs.make_run(
+        folder / "prompts.txt", **{"num_steps": 30, "save_every": 4, "sample_every": 0, **train}
+    )
+    evaluate = config.EvaluateConfig(judge="world", every=1, num_samples=4, num_samples_during=4)
+    return run.model_copy(
+        update={
+            "evaluate": evaluate,
+            "early_stopping": config.EarlyStoppingConfig.model_validate(stop)
+            if stop is not None
+            else None,
+        }
+    )
 
 
-def start(run: config.RunConfig, out: Path, resume: bool = False, peak: float = 1.2, **method: Any) -> stubs.StubFamily:
+def start(
+    run: config.RunConfig, out: Path, resume: bool = False, peak: float = 1.2, **method: Any
+) -> stubs.StubFamily:
     claim(out, resume)
     family, ranks = stubs.StubFamily(full=run.model.tune == "full"), TorchProcessGroup()
     loaded = stubs.load(run, family, ranks, **method)
-    train_loaded(run, out, resume, ranks, Loaded(family, loaded.method, Measurer(family, run, peak), loaded.data))
+    train_loaded(
+        run,
+        out,
+        resume,
+        ranks,
+        Loaded(family, loaded.method, Measurer(family, run, peak), loaded.data),
+    )
     return family
 
 
@@ -78,33 +98,70 @@ def event(out: Path, name: str) -> list[dict[str, Any]]:
 def left(out: Path) -> tuple[bytes, list[dict[str, Any]], Any]:
     """Everything that a run leaves that must not depend on how often it was interrupted."""
     summary = json.loads((out / "summary.json").read_text())
-    return (out / "lora.safetensors").read_bytes(), without_timings(out), [summary["stopped"], summary["kept"]["step"]]
+    return (
+        (out / "lora.safetensors").read_bytes(),
+        without_timings(out),
+        [summary["stopped"], summary["kept"]["step"]],
+    )
 
 
 @pytest.mark.parametrize("ema", [None, 0.5])
-def test_a_run_stops_itself_and_leaves_its_best_weights(tmp_path: Path, ema: float | None, capsys: pytest.CaptureFixture[str]):
+def test_a_run_stops_itself_and_leaves_its_best_weights(
+    tmp_path: Path, ema: float | None, capsys: pytest.CaptureFixture[str]
+):
     out = tmp_path / "out"
     start(make_run(tmp_path, ema_decay=ema), out)
     (stopped,), (left_record,) = event(out, "stop"), event(out, "kept")
     measured = {record["step"]: record for record in event(out, "evaluate")}
-    within = {step: each["photo_rate"]["value"] for step, each in measured.items() if each["content"]["value"] >= 0.95}
-    assert stopped["reason"] == "drift" and 0 < stopped["step"] < 30 and stopped["step"] == max(steps(out, "step")) == max(measured)
+    within = {
+        step: each["photo_rate"]["value"]
+        for step, each in measured.items()
+        if each["content"]["value"] >= 0.95
+    }
+    assert (
+        stopped["reason"] == "drift"
+        and 0 < stopped["step"] < 30
+        and stopped["step"] == max(steps(out, "step")) == max(measured)
+    )
     assert stopped["kept"] == left_record["step"] == max(within, key=lambda step: within[step])
-    assert measured[stopped["step"]]["content"]["value"] < 0.95 > measured[stopped["step"] - 1]["content"]["value"]
+    assert (
+        measured[stopped["step"]]["content"]["value"]
+        < 0.95
+        > measured[stopped["step"] - 1]["content"]["value"]
+    )
     saved = load_file(out / "lora.safetensors")["base"]
-    assert float((saved - torch.eye(stubs.SIZE)).abs().sum()) == pytest.approx(left_record["away"], abs=1e-5)
+    assert float((saved - torch.eye(stubs.SIZE)).abs().sum()) == pytest.approx(
+        left_record["away"], abs=1e-5
+    )
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["stopped"] == stopped and summary["after"] == left_record and summary["before"]["step"] == 0
-    assert summary["kept"]["step"] == stopped["kept"] and summary["kept"]["judge"] == "photo_rate" and summary["kept"]["used"]["content"] <= 1
+    assert (
+        summary["stopped"] == stopped
+        and summary["after"] == left_record
+        and summary["before"]["step"] == 0
+    )
+    assert (
+        summary["kept"]["step"] == stopped["kept"]
+        and summary["kept"]["judge"] == "photo_rate"
+        and summary["kept"]["used"]["content"] <= 1
+    )
     said = capsys.readouterr().out
-    assert f"stopped itself after update {stopped['step']} of 30: the drift budget is spent: content" in said
-    assert f"left are the weights of update {stopped['kept']}: photo_rate" in said and "budget" in said.split("stopped itself")[0]
+    assert (
+        f"stopped itself after update {stopped['step']} of 30: the drift budget is spent: content"
+        in said
+    )
+    assert (
+        f"left are the weights of update {stopped['kept']}: photo_rate" in said
+        and "budget" in said.split("stopped itself")[0]
+    )
 
 
 def test_a_run_that_gets_to_its_end_leaves_its_best_weights_too(tmp_path: Path):
     out = tmp_path / "out"
     start(make_run(tmp_path, {}, num_steps=9), out)
-    assert event(out, "stop") == [] and json.loads((out / "summary.json").read_text())["stopped"] is None
+    assert (
+        event(out, "stop") == []
+        and json.loads((out / "summary.json").read_text())["stopped"] is None
+    )
     (record,) = event(out, "kept")
     best = max(event(out, "evaluate"), key=lambda each: each["photo_rate"]["value"])
     assert record["step"] == best["step"] < 9 and record["photo_rate"] == best["photo_rate"]
@@ -114,21 +171,43 @@ def test_without_the_rules_nothing_is_new(tmp_path: Path):
     out = tmp_path / "out"
     start(make_run(tmp_path, None, num_steps=5), out)
     found = json.loads((out / "summary.json").read_text())
-    assert not (out / "best").exists() and found["stopped"] is None and found["kept"] is None and found["after"]["step"] == 5
+    assert (
+        not (out / "best").exists()
+        and found["stopped"] is None
+        and found["kept"] is None
+        and found["after"]["step"] == 5
+    )
     assert {record["event"] for record in run_log.read(out)} == {"step", "evaluate"}
 
 
-def test_the_base_model_is_left_where_nothing_was_better_and_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_base_model_is_left_where_nothing_was_better_and_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     out = tmp_path / "out"
     start(make_run(tmp_path), out, peak=-0.5)
-    assert event(out, "kept")[0]["step"] == 0 and torch.equal(load_file(out / "lora.safetensors")["base"], torch.eye(stubs.SIZE))
-    assert "warning: no update was both within the budget (stop.drift) and better by photo_rate: the base model is left as it was" in capsys.readouterr().out
+    assert event(out, "kept")[0]["step"] == 0 and torch.equal(
+        load_file(out / "lora.safetensors")["base"], torch.eye(stubs.SIZE)
+    )
+    assert (
+        "warning: no update was both within the budget (early_stopping.max_degradation) and better by photo_rate: the base model is left as it was"
+        in capsys.readouterr().out
+    )
 
 
-def test_only_weights_that_can_still_be_chosen_take_up_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_only_weights_that_can_still_be_chosen_take_up_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     counts, real = [], early_stopping.drop_best
-    monkeypatch.setattr(early_stopping, "drop_best", lambda out, needed: (real(out, needed), counts.append(len(early_stopping.best_steps(out)))))
-    start(make_run(tmp_path, {}, num_steps=12, checkpoint_every=3, keep_checkpoints=2), tmp_path / "out", peak=9.0)
+    monkeypatch.setattr(
+        early_stopping,
+        "drop_best",
+        lambda out, needed: (real(out, needed), counts.append(len(early_stopping.best_steps(out)))),
+    )
+    start(
+        make_run(tmp_path, {}, num_steps=12, save_every=3, keep_checkpoints=2),
+        tmp_path / "out",
+        peak=9.0,
+    )
     assert max(counts) <= 3 and counts[-1] >= 1
 
 
@@ -144,10 +223,14 @@ def test_a_signal_loses_nothing(tmp_path: Path, stop: int):
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
 def test_killed_anywhere_it_stops_where_it_would_have(tmp_path: Path, tune: str):
-    run = make_run(tmp_path, checkpoint_every=2, tune=tune)
+    run = make_run(tmp_path, save_every=2, tune=tune)
     begun = time.perf_counter()
     assert finished(forked(lambda: start(run, tmp_path / "whole", peak=0.4))) == 0
-    duration, wanted, moments = time.perf_counter() - begun, left(tmp_path / "whole"), random.Random(tune)
+    duration, wanted, moments = (
+        time.perf_counter() - begun,
+        left(tmp_path / "whole"),
+        random.Random(tune),
+    )
     for attempt in range(3):
         out = tmp_path / f"killed-{attempt}"
         child = forked(lambda out=out: start(run, out, peak=0.4))
@@ -155,7 +238,9 @@ def test_killed_anywhere_it_stops_where_it_would_have(tmp_path: Path, tune: str)
         os.kill(child, signal.SIGKILL)
         finished(child)
         resume = (out / "run.yaml").exists()
-        assert finished(forked(lambda out=out, resume=resume: start(run, out, resume, peak=0.4))) == 0, f"attempt {attempt}"
+        assert (
+            finished(forked(lambda out=out, resume=resume: start(run, out, resume, peak=0.4))) == 0
+        ), f"attempt {attempt}"
         assert left(out) == wanted, f"attempt {attempt}"
 
 
@@ -163,7 +248,7 @@ def test_killed_anywhere_it_stops_where_it_would_have(tmp_path: Path, tune: str)
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody interrupted."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    start(make_run(folder, checkpoint_every=1), folder / "out")
+    start(make_run(folder, save_every=1), folder / "out")
     return folder / "out"
 
 
@@ -185,11 +270,24 @@ def interrupt_in(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(early_stopping.EarlyStopping, "load_best"), (run_module, "_evaluate_exported"), (early_stopping, "stop_record"), (early_stopping, "save_best"), (early_stopping, "drop_best")],
+    [
+        (early_stopping.EarlyStopping, "load_best"),
+        (run_module, "_evaluate_exported"),
+        (early_stopping, "stop_record"),
+        (early_stopping, "save_best"),
+        (early_stopping, "drop_best"),
+    ],
     ids=lambda given: getattr(given, "__name__", given),
 )
-def test_an_interrupt_anywhere_loses_nothing(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: bool):
-    run = make_run(tmp_path, checkpoint_every=1)
+def test_an_interrupt_anywhere_loses_nothing(
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    after: bool,
+):
+    run = make_run(tmp_path, save_every=1)
     interrupt_in(monkeypatch, owner, name, after)
     with pytest.raises(KeyboardInterrupt):
         start(run, tmp_path / "broken")
@@ -198,14 +296,19 @@ def test_an_interrupt_anywhere_loses_nothing(undisturbed: Path, tmp_path: Path, 
     assert left(tmp_path / "broken") == left(undisturbed)
 
 
-def test_resuming_a_run_that_stopped_changes_nothing_and_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_resuming_a_run_that_stopped_changes_nothing_and_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     run, out = make_run(tmp_path), tmp_path / "out"
     start(run, out)
     before = (out / "metrics.jsonl").read_bytes(), (out / "lora.safetensors").read_bytes()
     capsys.readouterr()
     start(run, out, resume=True)
     assert ((out / "metrics.jsonl").read_bytes(), (out / "lora.safetensors").read_bytes()) == before
-    assert "stopped itself after update" in (said := capsys.readouterr().out) and "to go on from there change stop and use --resume" in said
+    assert (
+        "stopped itself after update" in (said := capsys.readouterr().out)
+        and "to go on from there change stop and use --resume" in said
+    )
 
 
 def test_it_goes_on_when_the_rules_are_changed(tmp_path: Path):
@@ -213,7 +316,11 @@ def test_it_goes_on_when_the_rules_are_changed(tmp_path: Path):
     start(make_run(tmp_path, num_steps=20), out)
     ended = event(out, "stop")[0]["step"]
     start(make_run(tmp_path, {"drift": {"content": 9.0}}, num_steps=20), out, resume=True)
-    assert max(steps(out, "step")) == 20 > ended and event(out, "stop") == [] and len(event(out, "kept")) == 1
+    assert (
+        max(steps(out, "step")) == 20 > ended
+        and event(out, "stop") == []
+        and len(event(out, "kept")) == 1
+    )
     assert steps(out, "step") == list(range(1, 21))
 
 
@@ -221,8 +328,15 @@ def test_rules_that_are_tightened_end_it_at_once_with_what_is_there(tmp_path: Pa
     out = tmp_path / "out"
     with pytest.raises(Interrupted):
         start(make_run(tmp_path, {"drift": {"content": 9.0}}), out, on_step=stop_at(9))
-    start(make_run(tmp_path, {"drift": {"content": 1e-6}, "drift_patience": 1}), out, resume=True)
-    assert event(out, "stop")[0]["step"] == 10 and event(out, "kept")[0]["step"] in (0, *early_stopping.best_steps(out))
+    start(
+        make_run(tmp_path, {"drift": {"content": 1e-6}, "degradation_patience": 1}),
+        out,
+        resume=True,
+    )
+    assert event(out, "stop")[0]["step"] == 10 and event(out, "kept")[0]["step"] in (
+        0,
+        *early_stopping.best_steps(out),
+    )
 
 
 def test_rules_may_come_later_and_be_taken_out_again(tmp_path: Path):
@@ -238,13 +352,20 @@ def test_other_pairs_are_refused_where_they_would_be_compared(tmp_path: Path):
     out = tmp_path / "out"
     start(make_run(tmp_path), out)
     run = make_run(tmp_path)
-    fewer = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"pairs_during": 2})})
-    with pytest.raises(DirectAlignError, match=r"evaluate\.pairs_during was 4 and is 2, and stop compares all measurements with the first"):
+    fewer = run.model_copy(
+        update={"evaluate": run.evaluate.model_copy(update={"num_samples_during": 2})}
+    )
+    with pytest.raises(
+        DirectAlignError,
+        match=r"evaluate\.num_samples_during was 4 and is 2, and stop compares all measurements with the first",
+    ):
         start(fewer, out, resume=True)
 
 
-def test_damaged_weights_are_named_and_the_best_of_the_others_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    run, out = make_run(tmp_path, checkpoint_every=1, keep_checkpoints=9), tmp_path / "out"
+def test_damaged_weights_are_named_and_the_best_of_the_others_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run, out = make_run(tmp_path, save_every=1, keep_checkpoints=9), tmp_path / "out"
     start(run, out)
     best = event(out, "kept")[0]["step"]
     file = early_stopping.best_path(out, best) / "weights.safetensors"
@@ -252,11 +373,19 @@ def test_damaged_weights_are_named_and_the_best_of_the_others_is_left(tmp_path: 
     capsys.readouterr()
     start(run, out, resume=True)
     said = capsys.readouterr().out
-    assert f"damaged weights removed: {early_stopping.best_path(out, best)} (weights.safetensors has" in said
-    assert event(out, "kept")[0]["step"] != best and atomic.damage(early_stopping.best_path(out, event(out, "kept")[0]["step"])) is None
+    assert (
+        f"damaged weights removed: {early_stopping.best_path(out, best)} (weights.safetensors has"
+        in said
+    )
+    assert (
+        event(out, "kept")[0]["step"] != best
+        and atomic.damage(early_stopping.best_path(out, event(out, "kept")[0]["step"])) is None
+    )
 
 
-def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_one_line_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     run, real = make_run(tmp_path), checkpoint.write_tensors
     start(run, tmp_path / "whole")
 
@@ -267,7 +396,8 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(checkpoint, "write_tensors", full)
     with pytest.raises(
-        DirectAlignError, match=r"cannot write best weights .*/best/step-.*: no space left on the disk; free some space and go on with --resume"
+        DirectAlignError,
+        match=r"cannot write best weights .*/best/step-.*: no space left on the disk; free some space and go on with --resume",
     ):
         start(run, tmp_path / "out")
     monkeypatch.undo()
@@ -279,5 +409,12 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path, monkeypatch
 def test_a_loss_that_is_not_finite_leaves_the_best_weights(tmp_path: Path):
     out = tmp_path / "out"
     with pytest.raises(NonFiniteError, match=r"the best weights so far are .*best/step-"):
-        start(make_run(tmp_path), out, spoil=lambda value, step, branch: value * float("nan") if step == 4 else value)
-    assert all(atomic.damage(early_stopping.best_path(out, step)) is None for step in early_stopping.best_steps(out)) and early_stopping.best_steps(out)
+        start(
+            make_run(tmp_path),
+            out,
+            spoil=lambda value, step, branch: value * float("nan") if step == 4 else value,
+        )
+    assert all(
+        atomic.damage(early_stopping.best_path(out, step)) is None
+        for step in early_stopping.best_steps(out)
+    ) and early_stopping.best_steps(out)

@@ -44,7 +44,14 @@ def finished(child: int) -> int:
 
 @pytest.mark.parametrize("tune", ["lora", "full"])
 def test_ten_of_ten(tmp_path: Path, tune: str):
-    run = stubs.make_run(tmp_path / "prompts.txt", tune=tune, num_steps=12, checkpoint_every=2, sample_every=6, ema_decay=0.9)
+    run = stubs.make_run(
+        tmp_path / "prompts.txt",
+        tune=tune,
+        num_steps=12,
+        save_every=2,
+        sample_every=6,
+        ema_decay=0.9,
+    )
     start = time.perf_counter()
     assert finished(forked(lambda: stubs.start(run, tmp_path / "whole"))) == 0
     duration = time.perf_counter() - start
@@ -58,7 +65,9 @@ def test_ten_of_ten(tmp_path: Path, tune: str):
         os.kill(child, signal.SIGKILL)
         interrupted += finished(child) == -signal.SIGKILL
         resume = (out / "run.yaml").exists()
-        assert finished(forked(lambda out=out, resume=resume: stubs.start(run, out, resume))) == 0, f"attempt {attempt}"
+        assert (
+            finished(forked(lambda out=out, resume=resume: stubs.start(run, out, resume))) == 0
+        ), f"attempt {attempt}"
         assert (out / "lora.safetensors").read_bytes() == wanted, f"attempt {attempt}"
         assert not list((out / "checkpoints").glob(".partial-*"))
     assert interrupted > 0

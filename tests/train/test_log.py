@@ -22,14 +22,23 @@ def test_every_record_is_one_line_that_is_there_at_once(tmp_path: Path):
     written = run_log.RunLog(tmp_path, step=-1)
     written.write(record(1, metrics={"odd": math.nan, "even": [1.0, math.inf]}, text="rote Blüte"))
     lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(lines[0])["metrics"] == {"odd": None, "even": [1.0, None]} and "Blüte" in lines[0]
+    assert (
+        json.loads(lines[0])["metrics"] == {"odd": None, "even": [1.0, None]}
+        and "Blüte" in lines[0]
+    )
     written.close()
 
 
 def test_going_on_drops_what_lies_ahead_and_a_torn_line(tmp_path: Path):
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record(s)) + "\n" for s in (1, 2, 3)) + '{"event": "st')
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(record(s)) + "\n" for s in (1, 2, 3)) + '{"event": "st'
+    )
     written = run_log.RunLog(tmp_path, step=2)
-    assert [r["step"] for r in run_log.read(tmp_path)] == [1, 2] and written.has("step", 2) and not written.has("step", 3)
+    assert (
+        [r["step"] for r in run_log.read(tmp_path)] == [1, 2]
+        and written.has("step", 2)
+        and not written.has("step", 3)
+    )
     written.write(record(3))
     written.close()
     assert [r["step"] for r in run_log.read(tmp_path)] == [1, 2, 3]
@@ -37,9 +46,13 @@ def test_going_on_drops_what_lies_ahead_and_a_torn_line(tmp_path: Path):
 
 def shown(terminal: bool, silent: bool = False) -> str:
     stream = io.StringIO()
-    with Display(10, 0, Console(file=stream, force_terminal=terminal, width=160), silent) as display:
+    with Display(
+        10, 0, Console(file=stream, force_terminal=terminal, width=160), silent
+    ) as display:
         display.step(record(1))
-        display.measured({"step": 1, "photo_rate": {"value": 0.75}, "color_drift": 0.125, "content": None})
+        display.measured(
+            {"step": 1, "photo_rate": {"value": 0.75}, "color_drift": 0.125, "content": None}
+        )
         display.step(record(2, reward=None))
     return stream.getvalue()
 
@@ -47,8 +60,15 @@ def shown(terminal: bool, silent: bool = False) -> str:
 def test_without_a_terminal_there_are_plain_lines_with_everything():
     lines = shown(terminal=False).splitlines()
     assert lines[0] == "step 1/10  reward 0.5  grad norm 2  27 s left"
-    assert lines[1] == "measured at step 1  reward 0.5  grad norm 2  photo rate 0.75  color drift 0.125"
-    assert lines[2].startswith("step 2/10  reward 0.5") and "photo rate 0.75" in lines[2] and "24 s left" in lines[2]
+    assert (
+        lines[1]
+        == "measured at step 1  reward 0.5  grad norm 2  photo rate 0.75  color drift 0.125"
+    )
+    assert (
+        lines[2].startswith("step 2/10  reward 0.5")
+        and "photo rate 0.75" in lines[2]
+        and "24 s left" in lines[2]
+    )
 
 
 def test_on_a_terminal_the_line_lives_and_other_ranks_are_silent():
@@ -61,14 +81,18 @@ def test_grids_are_rows_of_four_filled_up_with_white():
     images = torch.rand(5, 3, 2, 3)
     grid = run_log.tiled(images)
     assert grid.shape == (1, 3, 4, 12)
-    assert torch.equal(grid[0, :, :2, 3:6], images[1]) and torch.equal(grid[0, :, 2:, :3], images[4])
+    assert torch.equal(grid[0, :, :2, 3:6], images[1]) and torch.equal(
+        grid[0, :, 2:, :3], images[4]
+    )
     assert bool((grid[0, :, 2:, 3:] == 1).all())
 
 
 def test_a_saved_grid_reads_back_to_a_grey_level(tmp_path: Path):
     grid = torch.rand(1, 3, 6, 5)
     run_log.save_grid(grid, run_log.grid_path(tmp_path, 3))
-    assert (run_log.load_grid(tmp_path / "samples" / "step-000003.png") - grid).abs().max() <= 0.5 / 255 + 1e-6
+    assert (
+        run_log.load_grid(tmp_path / "samples" / "step-000003.png") - grid
+    ).abs().max() <= 0.5 / 255 + 1e-6
 
 
 def test_random_states_of_every_kind_come_back(tmp_path: Path):

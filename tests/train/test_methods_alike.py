@@ -20,12 +20,28 @@ from directalign.types import Batch, DirectAlignError, LossTerm, NonFiniteError
 
 WORDS = {"positive": ["Photo"], "negative": ["Render"]}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "srpo": {"form": "absolute", "moves": {"kind": "uniform", "sigma_high": 0.9, "sigma_low": 0.5, "jump": 0.1}},
+    "srpo": {
+        "form": "absolute",
+        "noise_levels": {"kind": "uniform", "sigma_high": 0.9, "sigma_low": 0.5, "jump": 0.1},
+    },
     "draft": {"grad_steps": 2},
     "flow_grpo": {"group_size": 2, "updates_per_rollout": 2},
 }
 RIVALS = [name for name in METHODS if name != "srpo"]
-STEP = {"event", "step", "loss", "reward", "losses", "metrics", "grad_norm", "network_calls", "learning_rate", "levels", "seconds", "phases"}
+STEP = {
+    "event",
+    "step",
+    "loss",
+    "reward",
+    "losses",
+    "metrics",
+    "grad_norm",
+    "network_calls",
+    "learning_rate",
+    "levels",
+    "seconds",
+    "phases",
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +54,33 @@ def given(folder: Path, model: Path, name: str) -> dict[str, Any]:
     prompts.write_text("a red star\na blue circle\na green square")
     return {
         "name": name,
-        "model": {"family": "sd", "path": str(model), "tune": "lora", "lora": {"rank": 2, "alpha": 2}},
+        "model": {
+            "architecture": "sd",
+            "path": str(model),
+            "tune": "lora",
+            "lora": {"rank": 2, "alpha": 2},
+        },
         "reward": {"name": "pixels", "statistic": "redness"},
         "method": {"name": name, **SETTINGS.get(name, {})},
-        "rollout": {"num_sampling_steps": 3},
+        "rollout": {"num_inference_steps": 3},
         "data": {"prompts": str(prompts), "batch_size": 2},
-        "train": {"num_steps": 4, "learning_rate": 1e-2, "clip_norm": 1.0, "checkpoint_every": 1, "keep_checkpoints": 9},
-        "evaluate": {"num_pairs": 1, "batch_size": 2},
+        "train": {
+            "num_steps": 4,
+            "learning_rate": 1e-2,
+            "max_grad_norm": 1.0,
+            "save_every": 1,
+            "keep_checkpoints": 9,
+        },
+        "evaluate": {"num_samples": 1, "batch_size": 2},
     }
 
 
 def steps_of(out: Path) -> list[dict[str, Any]]:
-    return [record for line in (out / "metrics.jsonl").read_text().splitlines() if (record := json.loads(line))["event"] == "step"]
+    return [
+        record
+        for line in (out / "metrics.jsonl").read_text().splitlines()
+        if (record := json.loads(line))["event"] == "step"
+    ]
 
 
 def untimed(record: dict[str, Any]) -> dict[str, Any]:
@@ -57,14 +88,19 @@ def untimed(record: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_records_alike_and_resumes_to_the_same_bits(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_records_alike_and_resumes_to_the_same_bits(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """Stopped after the third of four updates: for a policy gradient with two updates to a rollout, in the middle of one."""
     run = config.RunConfig.model_validate(given(tmp_path, model, name))
     train(run, tmp_path / "whole", resume=False)
     records = steps_of(tmp_path / "whole")
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     assert all(set(record) == STEP for record in records)
-    assert all(record["network_calls"]["forward"] >= record["network_calls"]["backward"] > 0 for record in records)
+    assert all(
+        record["network_calls"]["forward"] >= record["network_calls"]["backward"] > 0
+        for record in records
+    )
     assert all(record["grad_norm"] > 0 for record in records)
 
     real = loop.train_step
@@ -78,32 +114,50 @@ def test_records_alike_and_resumes_to_the_same_bits(tmp_path: Path, model: Path,
         patch.setattr(loop, "train_step", stopped)
         train(run, tmp_path / "broken", resume=False)
     train(run, tmp_path / "broken", resume=True)
-    assert (tmp_path / "broken/lora.safetensors").read_bytes() == (tmp_path / "whole/lora.safetensors").read_bytes()
-    assert [untimed(record) for record in steps_of(tmp_path / "broken")] == [untimed(record) for record in records]
+    assert (tmp_path / "broken/lora.safetensors").read_bytes() == (
+        tmp_path / "whole/lora.safetensors"
+    ).read_bytes()
+    assert [untimed(record) for record in steps_of(tmp_path / "broken")] == [
+        untimed(record) for record in records
+    ]
 
 
-def test_rollouts_that_are_gone_on_with_belong_to_their_share_of_the_batch(tmp_path: Path, model: Path) -> None:
+def test_rollouts_that_are_gone_on_with_belong_to_their_share_of_the_batch(
+    tmp_path: Path, model: Path
+) -> None:
     recipe = given(tmp_path, model, "flow_grpo")
     recipe["train"] |= {"num_steps": 3}
     train(config.RunConfig.model_validate(recipe), tmp_path / "out", resume=False)
-    recipe["train"] |= {"num_steps": 4, "accumulation": 2}
+    recipe["train"] |= {"num_steps": 4, "gradient_accumulation_steps": 2}
     recipe["data"] |= {"batch_size": 1}
-    with pytest.raises(DirectAlignError, match=r"holds rollouts that each rank goes on with .*than its 1, or with another data\.batch_size than 2"):
+    with pytest.raises(
+        DirectAlignError,
+        match=r"holds rollouts that each rank goes on with .*than its 1, or with another data\.batch_size than 2",
+    ):
         train(config.RunConfig.model_validate(recipe), tmp_path / "out", resume=True)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_loss_that_is_not_finite_stops_the_step_by_name(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_loss_that_is_not_finite_stops_the_step_by_name(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     run = config.RunConfig.model_validate(given(tmp_path, model, name))
     method = METHODS[name]
     real = method.losses
 
     def losses(self: Any, batch: Batch) -> Iterator[LossTerm]:
         for loss in real(self, batch):
-            yield LossTerm(loss.value * float("inf"), loss.branch, loss.metrics, loss.levels) if batch.step == 1 else loss
+            yield (
+                LossTerm(loss.value * float("inf"), loss.branch, loss.metrics, loss.levels)
+                if batch.step == 1
+                else loss
+            )
 
     monkeypatch.setattr(method, "losses", losses)
-    with pytest.raises(NonFiniteError, match=r"update 2: the loss is (inf|-inf|nan) \(branch .*the last good checkpoint is .*step-000001"):
+    with pytest.raises(
+        NonFiniteError,
+        match=r"update 2: the loss is (inf|-inf|nan) \(branch .*the last good checkpoint is .*step-000001",
+    ):
         train(run, tmp_path / "out", resume=False)
     assert len(steps_of(tmp_path / "out")) == 1
 
@@ -117,7 +171,9 @@ def test_a_loss_that_is_not_finite_stops_the_step_by_name(tmp_path: Path, model:
         ({"method": {"branches": "both"}}, "Extra inputs"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(tmp_path: Path, model: Path, name: str, change: dict[str, Any], complaint: str) -> None:
+def test_settings_that_do_not_fit_are_refused(
+    tmp_path: Path, model: Path, name: str, change: dict[str, Any], complaint: str
+) -> None:
     recipe = given(tmp_path, model, name)
     for section, values in change.items():
         recipe[section] = {**recipe[section], **values}
@@ -128,17 +184,29 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path, model: Path, name:
 @pytest.mark.parametrize("name", RIVALS)
 def test_a_prompt_blind_reward_has_no_relative_form(tmp_path: Path, model: Path, name: str) -> None:
     recipe = given(tmp_path, model, name)
-    recipe["method"] |= {"form": "anchored", "words": WORDS}
+    recipe["method"] |= {"form": "anchored", "control_phrases": WORDS}
     with pytest.raises(DirectAlignError, match=r"reward\.name: pixels ignores prompts"):
         plan(config.RunConfig.model_validate(recipe), tmp_path / "out")
 
 
-@pytest.mark.parametrize("key", ["refl.last_steps", "draft.grad_steps", "alignprop.max_grad_steps", "drtune.trained_steps", "flowbp.trained_steps"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "refl.last_steps",
+        "draft.grad_steps",
+        "alignprop.max_grad_steps",
+        "drtune.trained_steps",
+        "flowbp.trained_steps",
+    ],
+)
 def test_no_more_steps_train_than_are_sampled(tmp_path: Path, model: Path, key: str) -> None:
     name, field = key.split(".")
     recipe = given(tmp_path, model, name)
     recipe["method"] = {"name": name, field: 4}
-    with pytest.raises(ValueError, match=rf"method\.{field} 4 is more than rollout\.num_sampling_steps 3: lower it"):
+    with pytest.raises(
+        ValueError,
+        match=rf"method\.{field} 4 is more than rollout\.num_inference_steps 3: lower it",
+    ):
         config.RunConfig.model_validate(recipe)
 
 

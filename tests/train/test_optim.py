@@ -10,7 +10,13 @@ from torch import nn
 
 from directalign.config import TrainConfig
 from directalign.training.adamw8bit import AdamW8bit
-from directalign.training.optim import EMA, adamw, learning_rate, set_learning_rate, trained_parameters
+from directalign.training.optim import (
+    EMA,
+    adamw,
+    learning_rate,
+    set_learning_rate,
+    trained_parameters,
+)
 from directalign.types import DirectAlignError
 
 
@@ -34,8 +40,12 @@ def test_linear_and_cosine_start_at_the_peak_and_end_at_zero():
 
 
 def test_a_warm_up_longer_than_the_run_never_divides_by_zero():
-    assert learning_rate(settings(schedule="linear", warmup_steps=20), 9) == pytest.approx(2.0 * 10 / 21)
-    assert learning_rate(settings(schedule="linear", warmup_steps=10), 9) == pytest.approx(2.0 * 10 / 11)
+    assert learning_rate(settings(schedule="linear", warmup_steps=20), 9) == pytest.approx(
+        2.0 * 10 / 21
+    )
+    assert learning_rate(settings(schedule="linear", warmup_steps=10), 9) == pytest.approx(
+        2.0 * 10 / 11
+    )
 
 
 def test_adamw_takes_the_settings_and_the_rate():
@@ -66,7 +76,9 @@ def test_trained_weights_are_of_one_dtype():
 def test_the_recipe_chooses_the_optimiser():
     weights = trained_parameters(nn.Linear(2, 2))
     assert type(adamw(weights, settings())) is torch.optim.AdamW
-    chosen = adamw(weights, settings(optimizer="adamw8bit", betas=[0.5, 0.6], weight_decay=0.01), seed=7)
+    chosen = adamw(
+        weights, settings(optimizer="adamw8bit", betas=[0.5, 0.6], weight_decay=0.01), seed=7
+    )
     set_learning_rate(chosen, 0.125)
     group = chosen.param_groups[0]
     assert isinstance(chosen, AdamW8bit) and chosen.seed == 7

@@ -25,24 +25,45 @@ def recipe(folder: Path, family: str, tune: str) -> config.RunConfig:
     guidance = 3.5 if family == "flux" else None
     given = {
         "name": "tiny",
-        "model": {"family": family, "path": str(write(folder / "model")), "tune": tune, "lora": {"rank": 2, "alpha": 2}, "gradient_checkpointing": True},
+        "model": {
+            "architecture": family,
+            "path": str(write(folder / "model")),
+            "tune": tune,
+            "lora": {"rank": 2, "alpha": 2},
+            "gradient_checkpointing": True,
+        },
         "reward": {"name": "pixels", "statistic": "redness"},
-        "method": {"form": "absolute", "moves": {"kind": "uniform", "sigma_high": 0.9, "sigma_low": 0.5, "jump": 0.1}, "embedded_guidance": guidance},
-        "rollout": {"num_sampling_steps": 2, "embedded_guidance": guidance},
+        "method": {
+            "form": "absolute",
+            "noise_levels": {"kind": "uniform", "sigma_high": 0.9, "sigma_low": 0.5, "jump": 0.1},
+            "embedded_guidance": guidance,
+        },
+        "rollout": {"num_inference_steps": 2, "embedded_guidance": guidance},
         "data": {"prompts": str(folder / "prompts.txt"), "batch_size": 2},
-        "train": {"num_steps": 3, "learning_rate": 1e-2, "clip_norm": 1.0, "checkpoint_every": 1, "ema_decay": 0.5},
-        "evaluate": {"num_pairs": 2, "batch_size": 2},
+        "train": {
+            "num_steps": 3,
+            "learning_rate": 1e-2,
+            "max_grad_norm": 1.0,
+            "save_every": 1,
+            "ema_decay": 0.5,
+        },
+        "evaluate": {"num_samples": 2, "batch_size": 2},
     }
     return config.RunConfig.model_validate(given)
 
 
-def test_a_full_disk_outside_a_checkpoint_is_one_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_outside_a_checkpoint_is_one_line_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def full(run: config.RunConfig, ranks: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     run = recipe(tmp_path, "flux", "lora")
     monkeypatch.setattr(sys.modules["directalign.training.run"], "_load", full)
-    with pytest.raises(DirectAlignError, match=r"no space left on the disk that holds .*out; free some and continue with --resume"):
+    with pytest.raises(
+        DirectAlignError,
+        match=r"no space left on the disk that holds .*out; free some and continue with --resume",
+    ):
         train(run, tmp_path / "out", resume=False)
 
     def other(run: config.RunConfig, ranks: object) -> None:
@@ -58,21 +79,49 @@ def break_at(step: int) -> Callable[[SRPO, Batch], Any]:
 
     def losses(self: SRPO, batch: Batch) -> Any:
         for loss in real(self, batch):
-            yield type(loss)(loss.value * float("nan"), loss.branch, loss.metrics, loss.levels) if batch.step == step else loss
+            yield (
+                type(loss)(loss.value * float("nan"), loss.branch, loss.metrics, loss.levels)
+                if batch.step == step
+                else loss
+            )
 
     return losses
 
 
-@pytest.mark.parametrize(("family", "tune", "file"), [("flux", "lora", "lora.safetensors"), ("sd", "full", "unet/diffusion_pytorch_model.safetensors")])
-def test_a_run_leaves_everything_and_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, tune: str, file: str):
+@pytest.mark.parametrize(
+    ("family", "tune", "file"),
+    [
+        ("flux", "lora", "lora.safetensors"),
+        ("sd", "full", "unet/diffusion_pytorch_model.safetensors"),
+    ],
+)
+def test_a_run_leaves_everything_and_resumes_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, tune: str, file: str
+):
     run = recipe(tmp_path, family, tune)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train(run, whole, resume=False) == whole
-    assert {"run.yaml", "metrics.jsonl", "samples", "checkpoints", file.split("/")[0], "summary.json", "report.html"} <= {p.name for p in whole.iterdir()}
+    assert {
+        "run.yaml",
+        "metrics.jsonl",
+        "samples",
+        "checkpoints",
+        file.split("/")[0],
+        "summary.json",
+        "report.html",
+    } <= {p.name for p in whole.iterdir()}
     summary = json.loads((whole / "summary.json").read_text())
-    assert summary["before"]["reward"] != summary["after"]["reward"] and summary["align_seconds"] > 0
+    assert (
+        summary["before"]["reward"] != summary["after"]["reward"] and summary["align_seconds"] > 0
+    )
 
-    with monkeypatch.context() as patch, pytest.raises(NonFiniteError, match=r"update 3: the loss is nan \(branch denoise, sigma 0\.\d{4}, 0\.\d{4}\)"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(
+            NonFiniteError,
+            match=r"update 3: the loss is nan \(branch denoise, sigma 0\.\d{4}, 0\.\d{4}\)",
+        ),
+    ):
         patch.setattr(SRPO, "losses", break_at(2))
         train(run, broken, resume=False)
     torch.randn(5)

@@ -49,14 +49,27 @@ def shared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe(model: Path, tune: str = "full", dtype: str = "float32", optimizer: str = "adamw") -> config.RunConfig:
+def recipe(
+    model: Path, tune: str = "full", dtype: str = "float32", optimizer: str = "adamw"
+) -> config.RunConfig:
     given = {
         "name": "tiny",
-        "model": {"family": "flux", "path": str(model), "tune": tune, "dtype": dtype, "lora": {"rank": 2, "alpha": 2}},
+        "model": {
+            "architecture": "flux",
+            "path": str(model),
+            "tune": tune,
+            "dtype": dtype,
+            "lora": {"rank": 2, "alpha": 2},
+        },
         "reward": {"name": "pixels", "statistic": "redness"},
         "method": {"form": "absolute"},
         "data": {"prompts": "none"},
-        "train": {"num_steps": 1, "optimizer": optimizer, "learning_rate": 1e-3, "parallel": "sharded"},
+        "train": {
+            "num_steps": 1,
+            "optimizer": optimizer,
+            "learning_rate": 1e-3,
+            "parallel": "sharded",
+        },
     }
     return config.RunConfig.model_validate(given)
 
@@ -77,7 +90,15 @@ def disturbed(family: Model) -> None:
 
 def parts_of(run: config.RunConfig, family: Model) -> TrainState:
     parameters = trained_parameters(family.denoiser)
-    return TrainState(run, family.denoiser, parameters, adamw(parameters, run.train), EMA(parameters, 0.9), Forgetful(), "data")
+    return TrainState(
+        run,
+        family.denoiser,
+        parameters,
+        adamw(parameters, run.train),
+        EMA(parameters, 0.9),
+        Forgetful(),
+        "data",
+    )
 
 
 def updated(parts: TrainState, family: Model) -> None:
@@ -90,7 +111,12 @@ def updated(parts: TrainState, family: Model) -> None:
 
 def two(model: Path, folder: Path) -> None:
     with process_group() as ranks:
-        found = {**whole_model(model, folder, ranks), **adapters(model, folder, ranks), **narrow(model, ranks), **sums(ranks)}
+        found = {
+            **whole_model(model, folder, ranks),
+            **adapters(model, folder, ranks),
+            **narrow(model, ranks),
+            **sums(ranks),
+        }
         torch.save(found, folder / f"rank-{ranks.rank}.pt")
 
 
@@ -108,7 +134,7 @@ def whole_model(model: Path, folder: Path, ranks: TorchProcessGroup) -> dict[str
     parts = parts_of(run, family)
     disturbed(family)
     found["moved"] = predicted(family).detach()
-    with torch.no_grad(), base.worn():
+    with torch.no_grad(), base.active():
         found["worn"] = predicted(family)
     assert parts.average is not None
     with torch.no_grad(), parts.average.ema_weights():
@@ -121,7 +147,11 @@ def whole_model(model: Path, folder: Path, ranks: TorchProcessGroup) -> dict[str
     checkpoint.write_state(folder / "kept", parts, 1, ranks)
     distributed.save(family, folder / "saved", ranks)
     found["architecture"] = checkpoint.architecture(family.denoiser)
-    found["share"] = max(p.to_local().numel() / p.numel() for p in parts.parameters.values() if isinstance(p, DTensor) and p.shape[0] % 2 == 0)
+    found["share"] = max(
+        p.to_local().numel() / p.numel()
+        for p in parts.parameters.values()
+        if isinstance(p, DTensor) and p.shape[0] % 2 == 0
+    )
     return found
 
 
@@ -139,7 +169,9 @@ def narrow(model: Path, ranks: TorchProcessGroup) -> dict[str, Any]:
     assert {p.dtype for p in family.denoiser.parameters()} == {torch.float32}
     answer = predicted(family)
     answer.square().mean().backward()
-    assert {p.grad.dtype for p in family.denoiser.parameters() if p.grad is not None} == {torch.float32}
+    assert {p.grad.dtype for p in family.denoiser.parameters() if p.grad is not None} == {
+        torch.float32
+    }
     return {"narrow": answer.detach()}
 
 
@@ -170,15 +202,21 @@ def test_a_shared_network_answers_as_a_whole_one(model: Path, shared: Path):
     base = predicted(family)
     disturbed(family)
     for found in results(shared):
-        assert torch.allclose(found["base"], base, atol=1e-6) and torch.allclose(found["moved"], predicted(family), atol=1e-6)
+        assert torch.allclose(found["base"], base, atol=1e-6) and torch.allclose(
+            found["moved"], predicted(family), atol=1e-6
+        )
         assert found["share"] == 0.5
         assert found["architecture"] == checkpoint.architecture(family.denoiser)
 
 
 def test_weights_change_hands_and_come_back(shared: Path):
     for found in results(shared):
-        assert torch.equal(found["worn"], found["base"]) and torch.equal(found["average"], found["base"])
-        assert torch.equal(found["again"], found["moved"]) and not torch.allclose(found["moved"], found["base"], atol=1e-2)
+        assert torch.equal(found["worn"], found["base"]) and torch.equal(
+            found["average"], found["base"]
+        )
+        assert torch.equal(found["again"], found["moved"]) and not torch.allclose(
+            found["moved"], found["base"], atol=1e-2
+        )
 
 
 def test_one_process_reads_what_two_kept_and_goes_on(model: Path, shared: Path):
@@ -202,13 +240,22 @@ def test_the_saved_weights_are_those_of_a_whole_network(model: Path, shared: Pat
     assert torch.allclose(predicted(family), results(shared)[0]["updated"], atol=1e-6)
 
 
-def test_adapters_on_a_shared_base_are_saved_as_on_a_whole_one(model: Path, shared: Path, tmp_path: Path):
+def test_adapters_on_a_shared_base_are_saved_as_on_a_whole_one(
+    model: Path, shared: Path, tmp_path: Path
+):
     family = load_model(recipe(model, tune="lora").model, "cpu")
     disturbed(family)
     family.save(tmp_path)
-    ours, theirs = load_file(shared / "adapters" / "lora.safetensors"), load_file(tmp_path / "lora.safetensors")
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert all(torch.allclose(found["adapted"], predicted(family), atol=1e-6) for found in results(shared))
+    ours, theirs = (
+        load_file(shared / "adapters" / "lora.safetensors"),
+        load_file(tmp_path / "lora.safetensors"),
+    )
+    assert ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
+    assert all(
+        torch.allclose(found["adapted"], predicted(family), atol=1e-6) for found in results(shared)
+    )
 
 
 def test_bfloat16_is_that_of_one_process_but_for_its_rounding(model: Path, shared: Path):
@@ -222,16 +269,30 @@ def test_plain_exchanges(shared: Path):
     for found in results(shared):
         assert found["gradients"] == (1.5, None)
         assert found["sum"].tolist() == [2.0, 2.0] and found["given"].tolist() == [1.0, 1.0]
-        assert found["gathered"].tolist() == [[0.0], [0.0], [1.0], [1.0]] and found["texts"] == ["", "é"]
+        assert found["gathered"].tolist() == [[0.0], [0.0], [1.0], [1.0]] and found["texts"] == [
+            "",
+            "é",
+        ]
 
 
 def test_whole_files_are_read_as_they_were_written(tmp_path: Path):
-    given = {"w": torch.randn(3, 2), "narrow": torch.randn(4).bfloat16(), "number": torch.tensor(2.5)}
-    checkpoint.write_tensors(tmp_path, {"weights": given, "ema": {"w": torch.ones(3, 2)}}, TorchProcessGroup())
+    given = {
+        "w": torch.randn(3, 2),
+        "narrow": torch.randn(4).bfloat16(),
+        "number": torch.tensor(2.5),
+    }
+    checkpoint.write_tensors(
+        tmp_path, {"weights": given, "ema": {"w": torch.ones(3, 2)}}, TorchProcessGroup()
+    )
     found = {name: torch.empty_like(tensor) for name, tensor in given.items()}
     checkpoint.read_tensors(tmp_path, {"weights": found})
     assert all(torch.equal(found[name], given[name]) for name in given)
-    assert set(checkpoint.list_tensors(tmp_path)) == {"weights.w", "weights.narrow", "weights.number", "ema.w"}
+    assert set(checkpoint.list_tensors(tmp_path)) == {
+        "weights.w",
+        "weights.narrow",
+        "weights.number",
+        "ema.w",
+    }
 
 
 def test_when_the_network_is_split(model: Path):
@@ -241,10 +302,17 @@ def test_when_the_network_is_split(model: Path):
         return distributed.is_sharded_run(run, replace(TorchProcessGroup(), size=ranks))
 
     assert split(2, "full", "auto") and split(2, "lora", "sharded")
-    assert not split(2, "lora", "auto") and not split(2, "full", "data") and not split(1, "full", "sharded")
+    assert (
+        not split(2, "lora", "auto")
+        and not split(2, "full", "data")
+        and not split(1, "full", "sharded")
+    )
 
 
 def test_a_denoiser_may_wait_elsewhere_than_its_pipeline(model: Path):
     family = load_model(recipe(model).model, "cpu", denoiser_device=torch.device("meta"))
     assert {p.device.type for p in family.denoiser.parameters()} == {"meta"}
-    assert load_model(recipe(model).model, "cpu").encode_prompt(["a"]).tensors["pooled"].device.type == "cpu"
+    assert (
+        load_model(recipe(model).model, "cpu").encode_prompt(["a"]).tensors["pooled"].device.type
+        == "cpu"
+    )

@@ -21,14 +21,36 @@ def rules(**stop: Any) -> Rules:
     return Rules(config.EarlyStoppingConfig.model_validate(stop), "judge", "score", BETTER)
 
 
-def record(step: int, judge: float = 0.5, content: float = 1.0, tint: float = 0.0, light: float = 0.5, score: float = 0.7, **more: Any) -> dict[str, Any]:
-    return {"event": "evaluate", "step": step, "judge": judge, "content": {"value": content}, "tint": tint, "light": light, "score": score, **more}
+def record(
+    step: int,
+    judge: float = 0.5,
+    content: float = 1.0,
+    tint: float = 0.0,
+    light: float = 0.5,
+    score: float = 0.7,
+    **more: Any,
+) -> dict[str, Any]:
+    return {
+        "event": "evaluate",
+        "step": step,
+        "judge": judge,
+        "content": {"value": content},
+        "tint": tint,
+        "light": light,
+        "score": score,
+        **more,
+    }
 
 
-def course(name: str, values: Sequence[float], every: int = 10, **other: Sequence[float]) -> list[dict[str, Any]]:
+def course(
+    name: str, values: Sequence[float], every: int = 10, **other: Sequence[float]
+) -> list[dict[str, Any]]:
     """Measurements of one number, or several, along a run."""
     numbers = {name: values, **other}
-    return [record(place * every, **{key: series[place] for key, series in numbers.items()}) for place in range(len(values))]
+    return [
+        record(place * every, **{key: series[place] for key, series in numbers.items()})
+        for place in range(len(values))
+    ]
 
 
 def best(given: Rules, records: list[dict[str, Any]], **more: Any) -> int | None:
@@ -67,7 +89,7 @@ def test_a_budget_counts_what_is_worse(moved: dict[str, float], share: float):
 
 
 def test_it_ends_when_the_budget_is_overdrawn_as_often_in_a_row_as_asked():
-    given = rules(drift={"content": 0.05}, drift_patience=2)
+    given = rules(drift={"content": 0.05}, degradation_patience=2)
     assert reason(verdict(given, course("content", [1, 0.9]))) is None
     assert reason(verdict(given, course("content", [1, 0.9, 0.97, 0.9]))) is None
     found = verdict(given, course("content", [1, 0.9, 0.97, 0.9, 0.88]))
@@ -89,7 +111,9 @@ def test_the_base_models_own_number_on_the_same_pairs_is_the_reference():
 
 def test_the_highest_judge_within_the_budget_is_kept():
     given = rules(drift={"content": 0.05})
-    assert best(given, course("judge", [0.1, 0.5, 0.9, 0.99, 0.6], content=[1, 1, 0.96, 0.9, 1])) == 20
+    assert (
+        best(given, course("judge", [0.1, 0.5, 0.9, 0.99, 0.6], content=[1, 1, 0.96, 0.9, 1])) == 20
+    )
 
 
 def test_of_what_cannot_be_told_apart_the_less_drifted_is_kept():
@@ -104,7 +128,9 @@ def test_of_what_cannot_be_told_apart_the_less_drifted_is_kept():
     assert best(given, noisy) == 20
     far = [*noisy[:2], record(20, 0.8, tint=0.02, each={"judge": [0.8] * 100})]
     assert best(given, far) == 10
-    assert best(given, [record(0, 0.1), record(10, 0.9, tint=0.08), record(20, 0.89, tint=0.02)]) == 10  # without single pairs every difference counts
+    assert (
+        best(given, [record(0, 0.1), record(10, 0.9, tint=0.08), record(20, 0.89, tint=0.02)]) == 10
+    )  # without single pairs every difference counts
 
 
 def test_modesty_does_not_walk_down_step_by_step():
@@ -112,7 +138,14 @@ def test_modesty_does_not_walk_down_step_by_step():
     given = rules(drift={"tint": 1.0})
     down = [record(0, 0.1)]
     for place, judge in enumerate((0.9, 0.88, 0.86, 0.84, 0.8)):
-        down.append(record(10 + place, judge, tint=0.5 - 0.1 * place, each=single_pairs(judge, 0.3 * (-1) ** place / 2)))
+        down.append(
+            record(
+                10 + place,
+                judge,
+                tint=0.5 - 0.1 * place,
+                each=single_pairs(judge, 0.3 * (-1) ** place / 2),
+            )
+        )
     assert best(given, down) == 11
 
 
@@ -121,13 +154,20 @@ def test_without_a_budget_equals_keep_the_first():
 
 
 def test_nothing_within_the_budget_leaves_the_base_model():
-    assert best(rules(drift={"content": 0.05}), course("judge", [0.1, 0.9, 0.95], content=[1, 0.9, 0.8])) == 0
+    assert (
+        best(
+            rules(drift={"content": 0.05}), course("judge", [0.1, 0.9, 0.95], content=[1, 0.9, 0.8])
+        )
+        == 0
+    )
 
 
 def test_where_its_weights_are_gone_those_that_overdraw_least_are_kept():
     given = rules(drift={"content": 0.05})
     records = course("judge", [0.1, 0.9, 0.95, 0.99], content=[1, 0.8, 0.9, 0.85])
-    assert best(given, records, lost={0}) == 20 and best(given, records, lost={0, 10, 20, 30}) is None
+    assert (
+        best(given, records, lost={0}) == 20 and best(given, records, lost={0, 10, 20, 30}) is None
+    )
 
 
 def test_a_judge_that_is_not_finite_is_the_worst():
@@ -138,30 +178,51 @@ def test_a_judge_that_is_not_finite_is_the_worst():
 
 
 def test_it_ends_when_the_judge_gets_no_better():
-    given = rules(judge_patience=2)
+    given = rules(patience=2)
     assert reason(verdict(given, course("judge", [0.1, 0.5, 0.5]))) is None
     assert reason(verdict(given, course("judge", [0.1, 0.5, 0.5, 0.6, 0.6]))) is None
     found = verdict(given, course("judge", [0.1, 0.5, 0.5, 0.4]))
-    assert reason(found) == "judge_patience" and found.ending is not None and "0.5 at update 10" in found.ending.says
+    assert (
+        reason(found) == "patience"
+        and found.ending is not None
+        and "0.5 at update 10" in found.ending.says
+    )
 
 
 def test_a_judge_over_budget_is_no_better_one():
-    given = rules(drift={"content": 0.05}, drift_patience=5, judge_patience=2)
-    assert reason(verdict(given, course("judge", [0.1, 0.5, 0.8, 0.9], content=[1, 1, 0.9, 0.9]))) == "judge_patience"
+    given = rules(drift={"content": 0.05}, degradation_patience=5, patience=2)
+    assert (
+        reason(verdict(given, course("judge", [0.1, 0.5, 0.8, 0.9], content=[1, 1, 0.9, 0.9])))
+        == "patience"
+    )
 
 
 def test_it_ends_when_the_absolute_score_is_past_its_peak():
     """The course that a relative reward takes: it rises, peaks and falls."""
     given = rules(score_patience=2)
     falling = course("score", [0.744, 0.777, 0.688, 0.458])
-    assert [reason(verdict(given, falling[: count + 1])) for count in range(4)] == [None, None, None, "score_peak"]
+    assert [reason(verdict(given, falling[: count + 1])) for count in range(4)] == [
+        None,
+        None,
+        None,
+        "score_peak",
+    ]
     assert "from 0.777 at update 10 to 0.458" in str(verdict(given, falling).ending)
     assert reason(verdict(given, course("score", [0.7, 0.8, 0.75, 0.81, 0.78]))) is None
 
 
 def test_a_fall_within_its_noise_is_none():
-    pairs = [{"score": [0.8 + 0.1 * (-1) ** place for place in range(50)]}, {"score": [0.79] * 50}, {"score": [0.75] * 50}]
-    records = [record(0), record(10, score=0.8, each=pairs[0]), record(20, score=0.79, each=pairs[1]), record(30, score=0.79, each=pairs[1])]
+    pairs = [
+        {"score": [0.8 + 0.1 * (-1) ** place for place in range(50)]},
+        {"score": [0.79] * 50},
+        {"score": [0.75] * 50},
+    ]
+    records = [
+        record(0),
+        record(10, score=0.8, each=pairs[0]),
+        record(20, score=0.79, each=pairs[1]),
+        record(30, score=0.79, each=pairs[1]),
+    ]
     assert reason(verdict(rules(score_patience=2), records)) is None
     clear = [*records[:2], *(record(step, score=0.75, each=pairs[2]) for step in (20, 30))]
     assert reason(verdict(rules(score_patience=2), clear)) == "score_peak"
@@ -170,7 +231,9 @@ def test_a_fall_within_its_noise_is_none():
 def test_weights_past_the_peak_of_the_score_are_not_kept_whatever_the_judge_likes():
     records = course("judge", [0.1, 0.5, 0.8, 0.9], score=[0.74, 0.78, 0.69, 0.46])
     assert best(rules(score_patience=2), records) == 10 and best(rules(), records) == 30
-    assert best(rules(score_patience=2, drift={"content": 0.05}), records) == 30  # a budget draws the line by itself
+    assert (
+        best(rules(score_patience=2, drift={"content": 0.05}), records) == 30
+    )  # a budget draws the line by itself
 
 
 def test_a_later_peak_does_not_change_what_was_decided():
@@ -184,15 +247,21 @@ def test_a_later_peak_does_not_change_what_was_decided():
 
 
 def test_the_decision_is_the_same_from_the_file():
-    given = rules(drift={"tint": 0.05}, judge_patience=2, score_patience=2)
-    records = [record(step, 0.1 + step / 97, tint=step / 1003, each=single_pairs(step / 7, 0.123456)) for step in range(0, 60, 10)]
+    given = rules(drift={"tint": 0.05}, patience=2, score_patience=2)
+    records = [
+        record(step, 0.1 + step / 97, tint=step / 1003, each=single_pairs(step / 7, 0.123456))
+        for step in range(0, 60, 10)
+    ]
     again = [json.loads(json.dumps(each)) for each in records]
     assert verdict(given, records) == verdict(given, again)
 
 
 def test_other_events_are_passed_over():
     records = [{"event": "step", "step": 1}, *course("judge", [0.1, 0.5])]
-    assert best(rules(), [*records, {"event": "stop", "step": 10}, {"event": "kept", "step": 10}]) == 10
+    assert (
+        best(rules(), [*records, {"event": "stop", "step": 10}, {"event": "kept", "step": 10}])
+        == 10
+    )
 
 
 def test_records_that_cannot_be_judged_are_refused():
@@ -200,23 +269,34 @@ def test_records_that_cannot_be_judged_are_refused():
         verdict(rules(), [record(10)])
     with pytest.raises(DirectAlignError, match=r"stop: judge of the base model is not finite"):
         verdict(rules(), [record(0, math.nan)])
-    with pytest.raises(DirectAlignError, match=r"stop: sharp was not measured at step 0 \(metrics\.jsonl has judge, content, tint, light, score\)"):
+    with pytest.raises(
+        DirectAlignError,
+        match=r"stop: sharp was not measured at step 0 \(metrics\.jsonl has judge, content, tint, light, score\)",
+    ):
         verdict(rules(drift={"sharp": 0.1}), [record(0)])
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def recipe(reward: dict[str, Any] | None = None, words: Sequence[str] = ("Photo",), stop: dict[str, Any] | None = None, **evaluate: Any) -> config.RunConfig:
+def recipe(
+    reward: dict[str, Any] | None = None,
+    words: Sequence[str] = ("Photo",),
+    stop: dict[str, Any] | None = None,
+    **evaluate: Any,
+) -> config.RunConfig:
     given = {
         "name": "stop",
-        "model": {"family": "flux", "path": "nowhere"},
+        "model": {"architecture": "flux", "path": "nowhere"},
         "reward": reward or {"name": "clip", "path": "nowhere"},
-        "method": {"form": "absolute", "words": {"positive": list(words), "negative": ["Anime"]}},
+        "method": {
+            "form": "absolute",
+            "control_phrases": {"positive": list(words), "negative": ["Anime"]},
+        },
         "data": {"prompts": "world"},
         "train": {"num_steps": 100},
         "evaluate": {"every": 10, **evaluate},
-        "stop": stop or {},
+        "early_stopping": stop or {},
     }
     return config.RunConfig.model_validate(given)
 
@@ -226,12 +306,23 @@ def test_the_judge_is_the_best_that_is_measured():
     assert judge_of(recipe(judge="world", rewards=held_out)) == "photo_rate"
     assert judge_of(recipe(rewards=held_out)) == "held_out_second"
     assert judge_of(recipe()) == score_of(recipe()) == "score_pos"
-    assert judge_of(recipe({"name": "pixels", "statistic": "redness"})) == "reward" == score_of(recipe(words=()))
+    assert (
+        judge_of(recipe({"name": "pixels", "statistic": "redness"}))
+        == "reward"
+        == score_of(recipe(control_phrases=()))
+    )
     assert judge_of(recipe(judge="world", stop={"judge": "score_pos"})) == "score_pos"
 
 
 def test_every_number_has_a_way_of_being_worse():
-    found = measured_metrics(recipe(judge="world", off_topic="world", diversity_prompts=2, rewards={"second": {"name": "clip", "path": "elsewhere"}}))
+    found = measured_metrics(
+        recipe(
+            judge="world",
+            control_prompts="world",
+            diversity_prompts=2,
+            rewards={"second": {"name": "clip", "path": "elsewhere"}},
+        )
+    )
     ways = {
         "content": 1,
         "color_drift": -1,
@@ -243,7 +334,9 @@ def test_every_number_has_a_way_of_being_worse():
         "off_topic_reward": 0,
     }
     assert {name: found[name].better for name in ways} == ways
-    assert "content" not in measured_metrics(recipe()) and "diversity" not in measured_metrics(recipe())
+    assert "content" not in measured_metrics(recipe()) and "diversity" not in measured_metrics(
+        recipe()
+    )
 
 
 def test_rules_without_measurements_are_refused():

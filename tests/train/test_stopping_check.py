@@ -21,8 +21,14 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "world_stopping.yaml"
 @pytest.mark.parametrize(
     ("stop", "message"),
     [
-        ({"drift": {"contnet": 0.03}}, r"stop\.drift\.contnet: the run does not measure contnet; it measures photo_rate, content, .*color_drift: name one"),
-        ({"drift": {"diversity": 0.03}}, r"stop\.drift\.diversity: the run does not measure diversity"),
+        (
+            {"drift": {"contnet": 0.03}},
+            r"stop\.drift\.contnet: the run does not measure contnet; it measures photo_rate, content, .*color_drift: name one",
+        ),
+        (
+            {"drift": {"diversity": 0.03}},
+            r"stop\.drift\.diversity: the run does not measure diversity",
+        ),
         ({"judge": "held_out_second"}, r"stop\.judge: the run does not measure held_out_second"),
         (
             {"judge": "color_drift"},
@@ -36,21 +42,39 @@ def test_numbers_that_are_not_measured_are_refused(stop: dict[str, Any], message
 
 
 def test_the_rules_are_told():
-    run = recipe(judge="world", stop={"drift": {"content": 0.03, "color_drift": 0.05, "brightness": 0.2}, "judge_patience": 1, "score_patience": 3})
+    run = recipe(
+        judge="world",
+        stop={
+            "drift": {"content": 0.03, "color_drift": 0.05, "brightness": 0.2},
+            "patience": 1,
+            "score_patience": 3,
+        },
+    )
     told = (
         "content may fall by 0.03, color_drift may rise by 0.05, brightness may move by 0.2 (over it at 2 measurements in a row); "
         "no better photo_rate at 1 measurement in a row; score_pos below its peak at 3 measurements in a row"
     )
-    assert check_stop(run) == [("stop", told), ("left", "the weights with the highest photo_rate within the budget")]
-    assert check_stop(recipe()) == [("stop", "never by itself"), ("left", "the weights with the highest score_pos")]
+    assert check_stop(run) == [
+        ("stop", told),
+        ("left", "the weights with the highest photo_rate within the budget"),
+    ]
+    assert check_stop(recipe()) == [
+        ("stop", "never by itself"),
+        ("left", "the weights with the highest score_pos"),
+    ]
     assert check_stop(load_run(RECIPE, ["stop=null"])) == []
 
 
 def test_patience_that_outlasts_the_run_is_doubted():
-    assert doubts_of_stop(recipe(stop={"drift": {"reward": 1}, "judge_patience": 3})) == []
-    late, loose = doubts_of_stop(recipe(stop={"judge_patience": 10}))
-    assert late == "stop.judge_patience: takes 100 updates to end the run, and train.num_steps is 100: it never will"
-    assert loose.startswith("stop.drift: is empty, and nothing holds back weights that the judge alone likes")
+    assert doubts_of_stop(recipe(stop={"drift": {"reward": 1}, "patience": 3})) == []
+    late, loose = doubts_of_stop(recipe(stop={"patience": 10}))
+    assert (
+        late
+        == "early_stopping.patience: takes 100 updates to end the run, and train.num_steps is 100: it never will"
+    )
+    assert loose.startswith(
+        "early_stopping.max_degradation: is empty, and nothing holds back weights that the judge alone likes"
+    )
 
 
 def test_the_live_line_tells_what_is_used_of_the_budget(capsys: pytest.CaptureFixture[str]):

@@ -16,7 +16,10 @@ from directalign.methods.objective import Reference
 from directalign.models import load_model
 from directalign.rewards import load_reward
 
-PROMPTS, SEEDS = ["a red star", "a blue circle", "a green square", "a star", "a circle"], [1, 2, 3, 4, 5]
+PROMPTS, SEEDS = (
+    ["a red star", "a blue circle", "a green square", "a star", "a circle"],
+    [1, 2, 3, 4, 5],
+)
 
 
 class One:
@@ -39,13 +42,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> config.RunConfig:
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     given = {
         "name": "tiny",
-        "model": {"family": "flux", "path": str(tiny.write_flux(folder / "model")), "tune": "full"},
+        "model": {
+            "architecture": "flux",
+            "path": str(tiny.write_flux(folder / "model")),
+            "tune": "full",
+        },
         "reward": {"name": "pixels", "statistic": "redness"},
         "method": {"form": "absolute", "embedded_guidance": 2.0},
-        "rollout": {"num_sampling_steps": 2, "embedded_guidance": 2.0},
+        "rollout": {"num_inference_steps": 2, "embedded_guidance": 2.0},
         "data": {"prompts": str(folder / "prompts.txt")},
         "train": {"num_steps": 1},
-        "evaluate": {"num_pairs": 5, "batch_size": 2, "diversity_prompts": 1},
+        "evaluate": {"num_samples": 5, "batch_size": 2, "diversity_prompts": 1},
     }
     return config.RunConfig.model_validate(given)
 
@@ -56,7 +63,9 @@ def family(run: config.RunConfig) -> Model:
 
 
 @pytest.mark.parametrize("size", [2, 3, 8])
-def test_ranks_make_equal_parts_that_join_to_the_whole(run: config.RunConfig, family: Model, size: int):
+def test_ranks_make_equal_parts_that_join_to_the_whole(
+    run: config.RunConfig, family: Model, size: int
+):
     ranks = [One(rank, size) for rank in range(size)]
     for rank in ranks:
         assert len(generate(family, PROMPTS, SEEDS, run.rollout, 2, rank)) == len(PROMPTS)
@@ -68,10 +77,14 @@ def test_ranks_make_equal_parts_that_join_to_the_whole(run: config.RunConfig, fa
 def test_only_rank_0_judges(run: config.RunConfig, family: Model):
     reward = load_reward(run.reward)
     assert Measurer(run, family, reward, None, together=One(1, 2)).measure(4) == {}
-    assert {"reward", "color_drift", "diversity"} <= Measurer(run, family, reward, None, together=One(0, 2)).measure(4).keys()
+    assert {"reward", "color_drift", "diversity"} <= Measurer(
+        run, family, reward, None, together=One(0, 2)
+    ).measure(4).keys()
 
 
-def test_the_base_model_is_drawn_before_it_is_trained_away(run: config.RunConfig, monkeypatch: pytest.MonkeyPatch):
+def test_the_base_model_is_drawn_before_it_is_trained_away(
+    run: config.RunConfig, monkeypatch: pytest.MonkeyPatch
+):
     """Loaded anew, a full model would be there twice."""
     family = load_model(run.model, "cpu")
     measurer = Measurer(run, family, None, None)

@@ -49,7 +49,9 @@ class Scripted:
 # --- while the run goes on ----------------------------------------------------------------------------------------------
 
 
-def test_a_thread_of_its_own_tells_everything_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_thread_of_its_own_tells_everything_in_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     tracker = Scripted(lambda step: time.sleep(0.01))
     written = run_log.RunLog(tmp_path, -1, trackers=[trackers.BackgroundTracker(tracker, "it", "")])
     for step in range(5):
@@ -57,28 +59,42 @@ def test_a_thread_of_its_own_tells_everything_in_order(tmp_path: Path, caplog: p
         written.grid(step, stubs.torch.zeros(1, 3, 4, 4))
     written.summarise({"a": 1})
     written.close()
-    wanted: list[Any] = [each for step in range(5) for each in ((step, {"step/loss": 0.5}), ("picture", step))]
-    assert tracker.told == [*wanted, ("summary", {"a": 1}), ("close", True)] and caplog.messages == []
+    wanted: list[Any] = [
+        each for step in range(5) for each in ((step, {"step/loss": 0.5}), ("picture", step))
+    ]
+    assert (
+        tracker.told == [*wanted, ("summary", {"a": 1}), ("close", True)] and caplog.messages == []
+    )
 
 
-def test_a_failure_is_said_once_and_the_records_are_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_failure_is_said_once_and_the_records_are_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     def fail(step: int) -> None:
         if step >= 2:
             raise ConnectionError("no route\nand more")
 
     tracker = Scripted(fail)
-    written = run_log.RunLog(tmp_path, -1, trackers=[trackers.BackgroundTracker(tracker, "it", "Do this.")])
+    written = run_log.RunLog(
+        tmp_path, -1, trackers=[trackers.BackgroundTracker(tracker, "it", "Do this.")]
+    )
     for step in range(5):
         written.write({"event": "step", "step": step})
         time.sleep(0.01)
     written.close()
-    assert caplog.messages == ["it failed (ConnectionError: no route); the run goes on without it, and metrics.jsonl has everything. Do this."]
-    assert [record["step"] for record in run_log.read(tmp_path)] == [0, 1, 2, 3, 4] and [step for step, _ in tracker.told] == [0, 1]
+    assert caplog.messages == [
+        "it failed (ConnectionError: no route); the run goes on without it, and metrics.jsonl has everything. Do this."
+    ]
+    assert [record["step"] for record in run_log.read(tmp_path)] == [0, 1, 2, 3, 4] and [
+        step for step, _ in tracker.told
+    ] == [0, 1]
 
 
 def test_one_that_hangs_holds_nothing_up(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     free = threading.Event()
-    hanging = trackers.BackgroundTracker(Scripted(lambda step: free.wait() and None), "it", "", timeout=0.05, final_timeout=0.1)
+    hanging = trackers.BackgroundTracker(
+        Scripted(lambda step: free.wait() and None), "it", "", timeout=0.05, final_timeout=0.1
+    )
     for step in range(3):
         hanging.log_values({}, step)
     assert caplog.messages == []
@@ -87,7 +103,9 @@ def test_one_that_hangs_holds_nothing_up(tmp_path: Path, caplog: pytest.LogCaptu
     assert len(caplog.messages) == 1 and "made no progress for 0 s" in caplog.messages[0]
     hanging.close(True)
     free.set()
-    late = trackers.BackgroundTracker(Scripted(lambda step: free.wait() and None), "it", "", final_timeout=0.05)
+    late = trackers.BackgroundTracker(
+        Scripted(lambda step: free.wait() and None), "it", "", final_timeout=0.05
+    )
     free.clear()
     late.log_values({}, 0)
     late.close(True)
@@ -103,7 +121,12 @@ def test_who_has_history_is_not_told_again(tmp_path: Path):
     written.grid(1, stubs.torch.zeros(1, 3, 4, 4), again=True)
     written.grid(2, stubs.torch.zeros(1, 3, 4, 4))
     written.close()
-    assert forgetful.told == [(1, {"step/loss": 1.0}), ("picture", 1), ("picture", 2), ("close", False)]
+    assert forgetful.told == [
+        (1, {"step/loss": 1.0}),
+        ("picture", 1),
+        ("picture", 2),
+        ("close", False),
+    ]
     assert mindful.told == [("picture", 2), ("close", False)]
 
 
@@ -112,7 +135,11 @@ def wandb_quietly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """W&B with a key, and nobody at its address."""
     import wandb
 
-    for name, value in {"HOME": str(tmp_path), "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "k" * 40}.items():
+    for name, value in {
+        "HOME": str(tmp_path),
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+        "WANDB_API_KEY": "k" * 40,
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setitem(trackers.WANDB_SETTINGS, "init_timeout", 1)
     wandb.teardown()  # it reads its environment once
@@ -122,10 +149,14 @@ def wandb_quietly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 def with_wandb(folder: Path, mode: str) -> config.RunConfig:
     run = stubs.make_run(folder / "prompts.txt", num_steps=4)
-    return config.RunConfig.model_validate({**run.model_dump(mode="json"), "track": {"wandb": {"project": "p", "mode": mode}}})
+    return config.RunConfig.model_validate(
+        {**run.model_dump(mode="json"), "trackers": {"wandb": {"project": "p", "mode": mode}}}
+    )
 
 
-def test_a_network_that_is_down_at_the_start_makes_an_offline_run(tmp_path: Path, wandb_quietly: Any, capsys: pytest.CaptureFixture[str]):
+def test_a_network_that_is_down_at_the_start_makes_an_offline_run(
+    tmp_path: Path, wandb_quietly: Any, capsys: pytest.CaptureFixture[str]
+):
     out = tmp_path / "out"
     stubs.start(with_wandb(tmp_path, "online"), out)
     said = [line for line in capsys.readouterr().out.splitlines() if "Weights & Biases" in line]
@@ -134,19 +165,29 @@ def test_a_network_that_is_down_at_the_start_makes_an_offline_run(tmp_path: Path
     assert file.stat().st_size > 0 and len(run_log.read(out)) == 7
 
 
-def test_a_service_that_dies_in_mid_run_is_said_and_a_resume_makes_up_for_it(tmp_path: Path, wandb_quietly: Any, capsys: pytest.CaptureFixture[str]):
+def test_a_service_that_dies_in_mid_run_is_said_and_a_resume_makes_up_for_it(
+    tmp_path: Path, wandb_quietly: Any, capsys: pytest.CaptureFixture[str]
+):
     run, out = with_wandb(tmp_path, "offline"), tmp_path / "out"
 
     def kill(step: int) -> None:
         if step == 2 and not (out / "killed").exists():
             (out / "killed").touch()
-            found = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "wandb-core"], capture_output=True, text=True).stdout.split()
+            found = subprocess.run(
+                ["pgrep", "-P", str(os.getpid()), "-f", "wandb-core"],
+                capture_output=True,
+                text=True,
+            ).stdout.split()
             assert found
             for process in found:
                 os.kill(int(process), signal.SIGKILL)
 
     stubs.start(run, out, on_step=kill)
-    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: Weights & Biases")]
+    warnings = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("warning: Weights & Biases")
+    ]
     assert len(warnings) == 1 and "--resume" in warnings[0] and "wandb sync" in warnings[0]
     assert len(run_log.read(out)) == 7
     with contextlib.suppress(ConnectionError):
@@ -156,7 +197,9 @@ def test_a_service_that_dies_in_mid_run_is_said_and_a_resume_makes_up_for_it(tmp
     assert file.stat().st_size > 0 and "warning" not in capsys.readouterr().out
 
 
-def test_one_that_cannot_be_opened_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+def test_one_that_cannot_be_opened_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     def fail(*_: object) -> None:
         raise RuntimeError("disk on fire")
 
@@ -172,11 +215,21 @@ def test_one_that_cannot_be_opened_is_left_out(tmp_path: Path, monkeypatch: pyte
 
 
 def asking(folder: Path, **track: Any) -> config.RunConfig:
-    return config.RunConfig.model_validate({**stubs.make_run(folder / "prompts.txt").model_dump(mode="json"), "track": track})
+    return config.RunConfig.model_validate(
+        {**stubs.make_run(folder / "prompts.txt").model_dump(mode="json"), "trackers": track}
+    )
 
 
-@pytest.mark.parametrize(("name", "line"), [("wandb", "pip install 'directalign[wandb]'"), ("trackio", "pip install 'directalign[trackio]'")])
-def test_a_package_that_is_missing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, line: str):
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("wandb", "pip install 'directalign[wandb]'"),
+        ("trackio", "pip install 'directalign[trackio]'"),
+    ],
+)
+def test_a_package_that_is_missing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, line: str
+):
     monkeypatch.setitem(sys.modules, name, None)
     run = asking(tmp_path, **{name: {"project": "p"}})
     with pytest.raises(DirectAlignError, match=f"track.{name}") as refused:
@@ -186,7 +239,9 @@ def test_a_package_that_is_missing_is_refused(tmp_path: Path, monkeypatch: pytes
     assert findings == [] and len(doubts) == 1 and line in doubts[0]
 
 
-def test_wandb_online_wants_a_login_from_the_environment(tmp_path: Path, wandb_quietly: Any, monkeypatch: pytest.MonkeyPatch):
+def test_wandb_online_wants_a_login_from_the_environment(
+    tmp_path: Path, wandb_quietly: Any, monkeypatch: pytest.MonkeyPatch
+):
     run = asking(tmp_path, wandb={"project": "p"})
     assert check_track(run, is_here=True)[0] == [("W&B", "online, project p")]
     monkeypatch.delenv("WANDB_API_KEY")
@@ -201,10 +256,15 @@ def test_wandb_online_wants_a_login_from_the_environment(tmp_path: Path, wandb_q
         check_track(run, is_here=True)
 
 
-def test_trackio_stays_on_this_machine_unless_the_recipe_names_a_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_trackio_stays_on_this_machine_unless_the_recipe_names_a_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     import huggingface_hub
 
-    local, space = asking(tmp_path, trackio={"project": "p"}), asking(tmp_path, trackio={"project": "p", "space": "me/there"})
+    local, space = (
+        asking(tmp_path, trackio={"project": "p"}),
+        asking(tmp_path, trackio={"project": "p", "space": "me/there"}),
+    )
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     assert check_track(local, is_here=True)[0] == [("trackio", "on this machine, project p")]
     with pytest.raises(DirectAlignError, match="hf auth login"):
@@ -216,7 +276,9 @@ def test_trackio_stays_on_this_machine_unless_the_recipe_names_a_space(tmp_path:
         check_track(local, is_here=True)
 
 
-def test_nothing_is_imported_that_no_recipe_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_nothing_is_imported_that_no_recipe_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     for name in ("wandb", "trackio"):
         monkeypatch.setitem(sys.modules, name, None)
     assert check_track(asking(tmp_path), is_here=True) == ([], [])
@@ -227,7 +289,11 @@ def test_nothing_is_imported_that_no_recipe_asks_for(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("track", "key"), [({"wandb": {"project": "a/b"}}, "track.wandb.project"), ({"trackio": {"project": "p", "space": "x"}}, "track.trackio.space")]
+    ("track", "key"),
+    [
+        ({"wandb": {"project": "a/b"}}, "trackers.wandb.project"),
+        ({"trackio": {"project": "p", "space": "x"}}, "trackers.trackio.space"),
+    ],
 )
 def test_names_that_cannot_be_are_refused(tmp_path: Path, track: dict[str, Any], key: str):
     with pytest.raises(ValueError, match=key):

@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 
 from directalign.export.average import average_run
 
-TRUST, HALF = "--set=method.trust.weight=0.5", "--set=data.batch_size=2"
+TRUST, HALF = "--set=method.kl_beta=0.5", "--set=data.batch_size=2"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
 def away(out: Path) -> list[float]:
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [record["metrics"]["trust"] for record in records if record["event"] == "step"]
+    return [record["metrics"]["kl"] for record in records if record["event"] == "step"]
 
 
 def furthest(ours: Path, theirs: Path) -> float:
@@ -28,8 +28,12 @@ def furthest(ours: Path, theirs: Path) -> float:
 
 def test_two_processes_hold_on_to_what_one_does(tmp_path: Path) -> None:
     recipe, log = launching.write_recipe(tmp_path, "full"), tmp_path / "log"
-    assert launching.alone(launching.train(recipe, tmp_path / "one", TRUST), log) == 0, log.read_text()
-    assert launching.by_torchrun(launching.train(recipe, tmp_path / "two", TRUST, HALF), log) == 0, log.read_text()
+    assert launching.alone(launching.train(recipe, tmp_path / "one", TRUST), log) == 0, (
+        log.read_text()
+    )
+    assert (
+        launching.by_torchrun(launching.train(recipe, tmp_path / "two", TRUST, HALF), log) == 0
+    ), log.read_text()
     assert away(tmp_path / "two") == pytest.approx(away(tmp_path / "one"), rel=1e-3, abs=1e-9)
     assert away(tmp_path / "one")[0] == 0 < away(tmp_path / "one")[-1]
     assert furthest(tmp_path / "two", tmp_path / "one") < 1e-5

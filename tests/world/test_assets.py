@@ -84,14 +84,19 @@ def test_exported_weights_are_float32_copies(exported: Path, name: str) -> None:
         for shipped in weights_in(assets.ASSETS / source):
             narrow, wide = load_file(shipped), load_file(exported / name / part / shipped.name)
             assert narrow.keys() == wide.keys()
-            assert all(wide[key].dtype == torch.float32 and torch.equal(wide[key], narrow[key].float()) for key in narrow)
+            assert all(
+                wide[key].dtype == torch.float32 and torch.equal(wide[key], narrow[key].float())
+                for key in narrow
+            )
             compared += 1
     assert compared == len(weights_in(exported / name)) > 0
 
 
 def test_an_existing_folder_is_refused_by_name_and_nothing_is_written(tmp_path: Path) -> None:
     (tmp_path / "sd").mkdir()
-    with pytest.raises(DirectAlignError, match=rf"^{tmp_path}/sd exists already: choose an empty folder$"):
+    with pytest.raises(
+        DirectAlignError, match=rf"^{tmp_path}/sd exists already: choose an empty folder$"
+    ):
         assets.export(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["sd"]
 
@@ -99,7 +104,15 @@ def test_an_existing_folder_is_refused_by_name_and_nothing_is_written(tmp_path: 
 def pixels(pipeline: diffusers.DiffusionPipeline, **arguments: object) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    found = pipeline("a red star on a white background", height=64, width=64, num_inference_steps=3, generator=generator, output_type="np", **arguments)
+    found = pipeline(
+        "a red star on a white background",
+        height=64,
+        width=64,
+        num_inference_steps=3,
+        generator=generator,
+        output_type="np",
+        **arguments,
+    )
     return found.images
 
 
@@ -112,21 +125,28 @@ def test_diffusers_samples_from_the_flux_folder(exported: Path) -> None:
 @pytest.mark.parametrize("name", ["sd", "sd_v"])
 def test_diffusers_samples_from_the_sd_folders(exported: Path, name: str) -> None:
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(exported / name)
-    assert pipeline.scheduler.config["prediction_type"] == {"sd": "epsilon", "sd_v": "v_prediction"}[name]
+    assert (
+        pipeline.scheduler.config["prediction_type"]
+        == {"sd": "epsilon", "sd_v": "v_prediction"}[name]
+    )
     images = pixels(pipeline, guidance_scale=1.0)
     assert images.shape == (1, 64, 64, 3) and np.isfinite(images).all() and images.std() > 0.05
 
 
 def test_transformers_scores_with_the_reward_folder_as_the_package_does(exported: Path) -> None:
     folder = exported / "reward"
-    model, tokenizer, processor = (loader.from_pretrained(folder) for loader in (CLIPModel, AutoTokenizer, CLIPImageProcessor))
+    model, tokenizer, processor = (
+        loader.from_pretrained(folder) for loader in (CLIPModel, AutoTokenizer, CLIPImageProcessor)
+    )
     scenes = draw_scenes(4, torch.Generator().manual_seed(1))
     prompts = [f"CG render. {caption}" for caption in scenes.captions()]
     images = (render(scenes, torch.Generator().manual_seed(2)) * 255).round().to(torch.uint8)
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
     tokens = tokenizer(prompts, padding=True, return_tensors="pt")
     with torch.no_grad():
-        seen = model(pixel_values=processor(pictures, return_tensors="pt")["pixel_values"], **tokens)
+        seen = model(
+            pixel_values=processor(pictures, return_tensors="pt")["pixel_values"], **tokens
+        )
     reward = ClipReward.load(str(folder))
     ours = reward.score(reward.encode(images.float() / 255), prompts)
     assert torch.allclose(ours, (seen.image_embeds * seen.text_embeds).sum(1), atol=1e-5)
@@ -150,12 +170,17 @@ def test_a_folder_on_disk_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 def test_an_unknown_embedded_model_is_one_line(cache: Path) -> None:
-    with pytest.raises(DirectAlignError, match=r"^no embedded model 'world:flx': choose world:flux, world:sd, world:sd_v, world:reward, world:second_reward$"):
+    with pytest.raises(
+        DirectAlignError,
+        match=r"^no embedded model 'world:flx': choose world:flux, world:sd, world:sd_v, world:reward, world:second_reward$",
+    ):
         assets.resolve("world:flx")
     assert not cache.exists()
 
 
-def test_changed_weights_get_a_cache_folder_of_their_own(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_weights_get_a_cache_folder_of_their_own(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(assets.ASSETS / "reward", tmp_path / "assets" / "reward")
     monkeypatch.setattr(assets, "ASSETS", tmp_path / "assets")
     before = assets.resolve("world:reward")
@@ -163,7 +188,9 @@ def test_changed_weights_get_a_cache_folder_of_their_own(cache: Path, tmp_path: 
     assert assets.resolve("world:reward") != before
 
 
-def test_another_process_may_win_the_race_for_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_process_may_win_the_race_for_the_cache(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write = assets._write
 
     def overtaken(name: str, folder: Path) -> None:
@@ -175,7 +202,9 @@ def test_another_process_may_win_the_race_for_the_cache(cache: Path, monkeypatch
     assert weights_in(folder) and [path.name for path in folder.parent.iterdir()] == ["reward"]
 
 
-def test_a_failed_write_leaves_nothing_in_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_nothing_in_the_cache(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken_off(name: str, folder: Path) -> None:
         folder.mkdir()
         (folder / "half").write_text("")
@@ -195,7 +224,11 @@ def judged(name: str, phrase: str) -> dict[str, float]:
     run = load_run(RECIPES / f"{RECIPE_OF[name]}.yaml")
     pairs: Pairs = fixed_pairs(measured_prompts(run.data), 64)
     prompts = [phrase + prompt for prompt in pairs.prompts]
-    answers: dict[str, PerSample] = dict(load_judge()(generate(load_model(run.model, "cpu"), prompts, pairs.seeds, run.rollout), prompts))
+    answers: dict[str, PerSample] = dict(
+        load_judge()(
+            generate(load_model(run.model, "cpu"), prompts, pairs.seeds, run.rollout), prompts
+        )
+    )
     return {key: float(answer.mean()) for key, answer in answers.items()}
 
 

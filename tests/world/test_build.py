@@ -41,7 +41,14 @@ def test_a_broken_off_training_ends_at_the_same_bits(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
             return net(torch.randn(8, 3, generator=generator)).square().mean()
 
-        session.fit("line", net, loss_of, session.Budget(steps=6, batch=8, learning_rate=0.1, warmup=2), folder, say=lambda _: None)
+        session.fit(
+            "line",
+            net,
+            loss_of,
+            session.Budget(steps=6, batch=8, learning_rate=0.1, warmup=2),
+            folder,
+            say=lambda _: None,
+        )
         return net.weight.detach().clone()
 
     whole = train(tmp_path / "whole")
@@ -57,21 +64,37 @@ def test_a_broken_off_training_ends_at_the_same_bits(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_training_by_name(tmp_path: Path) -> None:
     net = nn.Linear(1, 1)
     with pytest.raises(FloatingPointError, match="line: loss is nan at step 0"):
-        session.fit("line", net, lambda step, generator: net(torch.full((1, 1), torch.nan)).sum(), TWO_STEPS, tmp_path)
+        session.fit(
+            "line",
+            net,
+            lambda step, generator: net(torch.full((1, 1), torch.nan)).sum(),
+            TWO_STEPS,
+            tmp_path,
+        )
 
 
 def test_the_denoisers_train(pool: denoisers.LatentPool, tmp_path: Path) -> None:
     fresh = networks.flux_transformer().state_dict()
     flux = denoisers.train_flux(pool, tmp_path, TWO_STEPS)
-    assert any(not torch.equal(weight, fresh[name]) for name, weight in flux["transformer"].state_dict().items())
+    assert any(
+        not torch.equal(weight, fresh[name])
+        for name, weight in flux["transformer"].state_dict().items()
+    )
     epsilon = denoisers.train_sd(pool, tmp_path, TWO_STEPS)
     v = denoisers.train_sd_v(pool, epsilon, tmp_path, TWO_STEPS)
-    same_text = zip(epsilon["text_encoder"].parameters(), v["text_encoder"].parameters(), strict=True)
+    same_text = zip(
+        epsilon["text_encoder"].parameters(), v["text_encoder"].parameters(), strict=True
+    )
     assert all(torch.equal(a, b) for a, b in same_text)
-    assert any(not torch.equal(a, b) for a, b in zip(epsilon["unet"].parameters(), v["unet"].parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(epsilon["unet"].parameters(), v["unet"].parameters(), strict=True)
+    )
 
 
-def test_the_autoencoder_trains_and_scales_its_latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_autoencoder_trains_and_scales_its_latents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few = autoencoder.image_pool(1024)
     monkeypatch.setattr(autoencoder, "image_pool", lambda: few)
     vae = autoencoder.train_autoencoder(tmp_path, TWO_STEPS)

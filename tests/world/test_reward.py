@@ -33,15 +33,25 @@ def test_a_quarter_of_the_captions_carry_their_own_style_word() -> None:
     scenes = draw_scenes(4000, seeded(2))
     texts, words = draw_captions(scenes, seeded(3))
     assert abs((words >= 0).float().mean() - 0.25) < 0.03
-    for text, word, style, plain in zip(texts, words.tolist(), scenes.style.tolist(), scenes.captions(), strict=True):
-        allowed = [plain] if word < 0 else [f"{phrase}. {plain}" for phrase in STYLE_WORDS[STYLES[style]]]
+    for text, word, style, plain in zip(
+        texts, words.tolist(), scenes.style.tolist(), scenes.captions(), strict=True
+    ):
+        allowed = (
+            [plain] if word < 0 else [f"{phrase}. {plain}" for phrase in STYLE_WORDS[STYLES[style]]]
+        )
         assert text in allowed
 
 
 def test_a_caption_fits_where_content_agrees_and_no_style_word_lies() -> None:
     one = draw_scenes(1, seeded(4))
-    scenes = Scenes(one.color.expand(3), one.shape.expand(3), torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0]))
-    assert _fits(scenes, torch.tensor([-1, 1, 0])).tolist() == [[True, False, False], [True, True, False], [False, False, True]]
+    scenes = Scenes(
+        one.color.expand(3), one.shape.expand(3), torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0])
+    )
+    assert _fits(scenes, torch.tensor([-1, 1, 0])).tolist() == [
+        [True, False, False],
+        [True, True, False],
+        [False, False, True],
+    ]
 
 
 def test_the_loss_trains_everything_but_the_scale() -> None:
@@ -51,7 +61,9 @@ def test_the_loss_trains_everything_but_the_scale() -> None:
     loss = _loss(training, tokenizer, render(scenes, seeded(6)), scenes, seeded(7))
     loss.backward()
     assert torch.isfinite(loss)
-    assert [name for name, p in training.named_parameters() if p.grad is None] == ["clip.logit_scale"]
+    assert [name for name, p in training.named_parameters() if p.grad is None] == [
+        "clip.logit_scale"
+    ]
 
 
 def test_training_writes_a_complete_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +103,9 @@ def test_shipped_rewards_see_content_and_style(name: str, request: pytest.Fixtur
 
 
 @pytest.mark.parametrize("name", ["facts", "second"])
-def test_shipped_rewards_rank_photo_first_when_asked_two_ways(name: str, request: pytest.FixtureRequest) -> None:
+def test_shipped_rewards_rank_photo_first_when_asked_two_ways(
+    name: str, request: pytest.FixtureRequest
+) -> None:
     facts = request.getfixturevalue(name)
     assert all(facts[f"pos - neg ranks photo above {style}"] >= 0.95 for style in STYLES[1:])
     assert 0.7 <= facts["cos(pos, neg)"] <= 0.95

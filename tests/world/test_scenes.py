@@ -3,7 +3,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from directalign.toyworld.scenes import BACKGROUNDS, COLORS, IMAGE_SIZE, PLAIN_STYLE_SHARES, SHAPES, STYLES, all_captions, draw_scenes, render, scenes_of
+from directalign.toyworld.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    IMAGE_SIZE,
+    PLAIN_STYLE_SHARES,
+    SHAPES,
+    STYLES,
+    all_captions,
+    draw_scenes,
+    render,
+    scenes_of,
+)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -48,17 +59,36 @@ def test_each_style_is_its_own_picture_of_the_same_scene() -> None:
 
 def test_each_word_changes_the_picture() -> None:
     base = draw_scenes(1, seeded(6))
-    for name, count in (("color", len(COLORS)), ("shape", len(SHAPES)), ("background", len(BACKGROUNDS))):
-        rows = {key: getattr(base, key).expand(count) for key in ("color", "shape", "background", "style")}
+    for name, count in (
+        ("color", len(COLORS)),
+        ("shape", len(SHAPES)),
+        ("background", len(BACKGROUNDS)),
+    ):
+        rows = {
+            key: getattr(base, key).expand(count)
+            for key in ("color", "shape", "background", "style")
+        }
         scenes = type(base)(**(rows | {name: torch.arange(count)}))
-        images = torch.cat([render(type(base)(*(value[i : i + 1] for value in vars(scenes).values())), seeded(7)) for i in range(count)])
+        images = torch.cat(
+            [
+                render(
+                    type(base)(*(value[i : i + 1] for value in vars(scenes).values())), seeded(7)
+                )
+                for i in range(count)
+            ]
+        )
         distances = (images[:, None] - images).abs().mean((2, 3, 4)) + torch.eye(count)
         assert distances.min() > 0.005, name
 
 
 def test_photos_are_muted_and_cg_is_saturated() -> None:
     scenes = draw_scenes(64, seeded(8))
-    chroma = {style: (lambda x: (x.amax(1) - x.amin(1)).mean())(render(scenes.with_style(style), seeded(9))) for style in ("photo", "cg")}
+    chroma = {
+        style: (lambda x: (x.amax(1) - x.amin(1)).mean())(
+            render(scenes.with_style(style), seeded(9))
+        )
+        for style in ("photo", "cg")
+    }
     assert chroma["cg"] > 1.8 * chroma["photo"]
 
 

@@ -51,7 +51,12 @@ class Agreement:
 def rated(ratings: Iterable[Rating], scale: Scale) -> Reliability:
     """Units are images (item × model); values 0 for the worst level to 3 for the best."""
     found = judgements(ratings, scale)
-    return _reliability([((one.item, one.model), one.annotator, len(LEVELS) - 1.0 - LEVELS.index(one.level)) for one in found])
+    return _reliability(
+        [
+            ((one.item, one.model), one.annotator, len(LEVELS) - 1.0 - LEVELS.index(one.level))
+            for one in found
+        ]
+    )
 
 
 def voted(votes: Iterable[Vote]) -> Reliability:
@@ -59,7 +64,13 @@ def voted(votes: Iterable[Vote]) -> Reliability:
     found = []
     for vote in latest_votes(votes):
         first, second = sorted((vote.left, vote.right))
-        found.append(((vote.item, first, second), vote.annotator, float(vote.winner == second) - float(vote.winner == first)))
+        found.append(
+            (
+                (vote.item, first, second),
+                vote.annotator,
+                float(vote.winner == second) - float(vote.winner == first),
+            )
+        )
     return _reliability(found)
 
 
@@ -88,11 +99,15 @@ def alpha(answers: Answers, metric: Metric) -> float | None:
     return found if np.isfinite(found) else None
 
 
-def _alpha(counts: Int[np.ndarray, "u v"], values: Float[np.ndarray, " v"], metric: Metric) -> float:
+def _alpha(
+    counts: Int[np.ndarray, "u v"], values: Float[np.ndarray, " v"], metric: Metric
+) -> float:
     """Alpha of the answers (units × values), nan where the library has none."""
     if ((counts.sum(1, keepdims=True) >= 2) & (counts > 0)).any(0).sum() < 2:
         return np.nan
-    return float(krippendorff.alpha(value_counts=counts, value_domain=values, level_of_measurement=metric))
+    return float(
+        krippendorff.alpha(value_counts=counts, value_domain=values, level_of_measurement=metric)
+    )
 
 
 def _values(answers: Answers) -> Float[np.ndarray, " v"]:
@@ -101,7 +116,9 @@ def _values(answers: Answers) -> Float[np.ndarray, " v"]:
 
 def _reliability(found: Sequence[tuple[Unit, str, float]]) -> Reliability:
     units = {unit: row for row, unit in enumerate(dict.fromkeys(unit for unit, _, _ in found))}
-    annotators = {name: column for column, name in enumerate(sorted({name for _, name, _ in found}))}
+    annotators = {
+        name: column for column, name in enumerate(sorted({name for _, name, _ in found}))
+    }
     answers = np.full((len(units), len(annotators)), np.nan)
     for unit, annotator, value in found:
         answers[units[unit], annotators[annotator]] = value

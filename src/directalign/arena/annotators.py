@@ -50,14 +50,20 @@ def rating_annotators(ratings: Iterable[Rating]) -> list[Annotator]:
     """One `Annotator` per name, in order; agreement is the mean over the axes on which it is defined."""
     kept = latest_ratings(ratings)
     panels = [rated(kept, axis) for axis in AXES]
-    return [_rating_annotator(name, [one for one in kept if one.annotator == name], panels) for name in sorted({one.annotator for one in kept})]
+    return [
+        _rating_annotator(name, [one for one in kept if one.annotator == name], panels)
+        for name in sorted({one.annotator for one in kept})
+    ]
 
 
 def voting_annotators(votes: Iterable[Vote]) -> list[Annotator]:
     """One `Annotator` per name, in order."""
     kept = latest_votes(votes)
     panel = voted(kept)
-    return [_voting_annotator(name, [one for one in kept if one.annotator == name], panel) for name in sorted({one.annotator for one in kept})]
+    return [
+        _voting_annotator(name, [one for one in kept if one.annotator == name], panel)
+        for name in sorted({one.annotator for one in kept})
+    ]
 
 
 def side(votes: Iterable[Vote]) -> Side | None:
@@ -86,7 +92,10 @@ def against_others(panel: Reliability, name: str) -> float | None:
         return None
     ranks = np.array(list(rank.values()))
     expected = counts @ (ranks[:, None] - ranks) ** 2 @ counts / (counts.sum() * (counts.sum() - 1))
-    apart = [rank[panel.answers[unit, column]] - rank[others[unit, of]] for unit, of in zip(own, other, strict=True)]
+    apart = [
+        rank[panel.answers[unit, column]] - rank[others[unit, of]]
+        for unit, of in zip(own, other, strict=True)
+    ]
     return 1 - float(np.square(apart).mean() / expected)
 
 
@@ -97,10 +106,14 @@ def without(panel: Reliability, name: str) -> float | None:
     return alpha(np.delete(panel.answers, panel.annotators.index(name), axis=1), "ordinal")
 
 
-def _rating_annotator(name: str, ratings: Sequence[Rating], panels: Sequence[Reliability]) -> Annotator:
+def _rating_annotator(
+    name: str, ratings: Sequence[Rating], panels: Sequence[Reliability]
+) -> Annotator:
     finished: dict[int, float | None] = {}
     for one in ratings:
-        finished[one.item] = one.at if one.at is None else max(one.at, finished.get(one.item) or one.at)
+        finished[one.item] = (
+            one.at if one.at is None else max(one.at, finished.get(one.item) or one.at)
+        )
     return Annotator(
         name,
         answers=len(ratings),
@@ -113,7 +126,10 @@ def _rating_annotator(name: str, ratings: Sequence[Rating], panels: Sequence[Rel
 
 
 def _voting_annotator(name: str, votes: Sequence[Vote], panel: Reliability) -> Annotator:
-    answers = ["tie" if vote.winner is None else "left" if vote.winner == vote.left else "right" for vote in votes]
+    answers = [
+        "tie" if vote.winner is None else "left" if vote.winner == vote.left else "right"
+        for vote in votes
+    ]
     return Annotator(
         name,
         answers=len(votes),

@@ -59,8 +59,16 @@ def overall(levels: Mapping[Axis, Level]) -> Level:
 def judgements(ratings: Iterable[Rating], scale: Scale) -> list[Judgement]:
     """The latest rating of each annotator and image on the scale; for `overall` of the images that were rated on all axes."""
     if scale != "overall":
-        return [Judgement(one.annotator, one.item, one.model, one.level) for one in latest_ratings(ratings) if one.axis == scale]
-    return [Judgement(*image, overall(levels)) for image, levels in _by_image(ratings).items() if len(levels) == len(AXES)]
+        return [
+            Judgement(one.annotator, one.item, one.model, one.level)
+            for one in latest_ratings(ratings)
+            if one.axis == scale
+        ]
+    return [
+        Judgement(*image, overall(levels))
+        for image, levels in _by_image(ratings).items()
+        if len(levels) == len(AXES)
+    ]
 
 
 def incomplete(ratings: Iterable[Rating]) -> int:
@@ -91,7 +99,10 @@ def _shares(model: str, scale: Scale, judged: Sequence[Judgement]) -> Shares:
     return Shares(
         model,
         scale,
-        shares={level: grouped_rate_interval(hits[:, column], answers) for column, level in enumerate(LEVELS)},
+        shares={
+            level: grouped_rate_interval(hits[:, column], answers)
+            for column, level in enumerate(LEVELS)
+        },
         counts={level: int(hits[:, column].sum()) for column, level in enumerate(LEVELS)},
         items=len(rows),
         annotators=len({one.annotator for one in judged}),

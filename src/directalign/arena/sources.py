@@ -25,7 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 COMPARISON, RESULTS, SAMPLES = "comparison.json", "results.jsonl", "images.jsonl"
-CONTROL_GROUP = "off_topic"
+CONTROL_GROUP = "control_prompts"
 """Group of the control prompts, which are not compared."""
 FORMAT = 1
 HASHED_BYTES = 65536

@@ -45,11 +45,19 @@ def implied_votes(ratings: Iterable[Rating], scale: Scale) -> list[Vote]:
     """A vote for each two models that one annotator judged on the same item; equal levels are a tie. Sides mean nothing here."""
     places: dict[tuple[str, int], list[tuple[str, int]]] = {}
     for one in judgements(ratings, scale):
-        places.setdefault((one.annotator, one.item), []).append((one.model, LEVELS.index(one.level)))
+        places.setdefault((one.annotator, one.item), []).append(
+            (one.model, LEVELS.index(one.level))
+        )
     votes = []
     for (annotator, item), judged in places.items():
         for (left, better_left), (right, better_right) in combinations(sorted(judged), 2):
-            winner = None if better_left == better_right else left if better_left < better_right else right
+            winner = (
+                None
+                if better_left == better_right
+                else left
+                if better_left < better_right
+                else right
+            )
             votes.append(Vote(annotator, item, left, right, winner))
     return votes
 
@@ -71,9 +79,19 @@ def tallies(votes: Iterable[Vote], models: Sequence[str]) -> Tallies:
 def win_rates(votes: Iterable[Vote], models: Sequence[str]) -> list[Wins]:
     """One `Wins` per pair that was compared, `a` before `b` in the order of `models`."""
     kept = latest_votes(votes)
-    pairs = [[vote for vote in kept if {vote.left, vote.right} == {a, b}] for a, b in combinations(models, 2)]
-    found = [_wins(a, b, pair) for (a, b), pair in zip(combinations(models, 2), pairs, strict=True) if pair]
-    return [replace(one, p_of_all=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)]
+    pairs = [
+        [vote for vote in kept if {vote.left, vote.right} == {a, b}]
+        for a, b in combinations(models, 2)
+    ]
+    found = [
+        _wins(a, b, pair)
+        for (a, b), pair in zip(combinations(models, 2), pairs, strict=True)
+        if pair
+    ]
+    return [
+        replace(one, p_of_all=p)
+        for one, p in zip(found, holm([one.p for one in found]), strict=True)
+    ]
 
 
 def _wins(a: str, b: str, votes: Sequence[Vote]) -> Wins:

@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from .. import __version__
-from . import arena, average, check, compare, evaluate, export, report, reward, sample, schema, study, train, world
+from . import (
+    arena,
+    average,
+    check,
+    compare,
+    evaluate,
+    export,
+    report,
+    reward,
+    sample,
+    schema,
+    study,
+    train,
+    world,
+)
 import logging
 import os
 import sys
@@ -37,7 +51,14 @@ def _print_version(asked: bool) -> bool:
 
 
 @app.callback()
-def _whole(version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False) -> None:
+def _whole(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
     """Align a text-to-image model with Direct-Align and SRPO. The main job is [bold]directalign train RECIPE[/bold]."""
 
 

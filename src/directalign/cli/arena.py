@@ -149,4 +149,6 @@ def _require(*modules: str) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ArenaError(f"the arena needs {error.name}, which is not installed: pip install 'directalign[arena]'") from None
+            raise ArenaError(
+                f"the arena needs {error.name}, which is not installed: pip install 'directalign[arena]'"
+            ) from None

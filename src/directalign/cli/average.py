@@ -11,12 +11,41 @@ import typer
 
 def average(
     folder: RunFolder,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder, which sample, evaluate and export take for a run.")],
-    steps: Annotated[str | None, typer.Option(metavar="N,N,...", help="Checkpoints of these steps.")] = None,
-    last: Annotated[int | None, typer.Option(min=1, metavar="K", help="The newest K checkpoints.")] = None,
-    ema: Annotated[bool | None, typer.Option("--ema/--trained", help="Their moving averages, or the weights themselves; averages if there are any.")] = None,
-    base_share: Annotated[float, typer.Option(min=0, metavar="S", help="Mix in this share of the base model; of a LoRA the rest of its strength.")] = 0.0,
-    rank: Annotated[int | None, typer.Option(min=1, metavar="R", help="Reduce a LoRA to this rank; if not given it is exact, of the ranks' sum.")] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help="New folder, which sample, evaluate and export take for a run."
+        ),
+    ],
+    steps: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Checkpoints of these steps.")
+    ] = None,
+    last: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="The newest K checkpoints.")
+    ] = None,
+    ema: Annotated[
+        bool | None,
+        typer.Option(
+            "--ema/--trained",
+            help="Their moving averages, or the weights themselves; averages if there are any.",
+        ),
+    ] = None,
+    base_share: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="S",
+            help="Mix in this share of the base model; of a LoRA the rest of its strength.",
+        ),
+    ] = 0.0,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="R",
+            help="Reduce a LoRA to this rank; if not given it is exact, of the ranks' sum.",
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Average checkpoints of a run into a folder like a run's; with --base-share S, step back toward the base model."""
@@ -28,7 +57,9 @@ def average(
         done = average_run(folder, out, chosen, last, ema, base_share, rank)
         if rank is not None:
             lora = json.loads((done / RECORD).read_text(encoding="utf-8"))["averaged"]["lora"]
-            typer.echo(f"rank {rank}: off by {lora['largest_relative_error']:.2%} of the update at most, in {lora['of_layer']}")
+            typer.echo(
+                f"rank {rank}: off by {lora['largest_relative_error']:.2%} of the update at most, in {lora['of_layer']}"
+            )
         typer.echo(done)
 
 
@@ -37,5 +68,7 @@ def _numbers(text: str) -> list[int]:
 
     pieces = [piece.strip() for piece in text.split(",")]
     if not all(piece.isdecimal() for piece in pieces):
-        raise DirectAlignError(f"--steps {text}: give whole numbers with commas between them, such as 20,30,40")
+        raise DirectAlignError(
+            f"--steps {text}: give whole numbers with commas between them, such as 20,30,40"
+        )
     return [int(piece) for piece in pieces]

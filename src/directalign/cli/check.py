@@ -14,9 +14,25 @@ NOTHING_LEFT = "What lowers the peak: nothing in the recipe that is known here; 
 def check(
     recipe: Recipe,
     overrides: Overrides = [],  # noqa: B006 (typer copies it)
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The output folder that the run would have.")] = None,
-    gpu_memory: Annotated[float | None, typer.Option(min=0, metavar="GB", help="Plan for a GPU of this size instead of this machine, e.g. 24.")] = None,
-    ranks: Annotated[int | None, typer.Option(min=1, metavar="N", help="Plan for this many processes; torchrun's own number if not given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The output folder that the run would have.")
+    ] = None,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="GB",
+            help="Plan for a GPU of this size instead of this machine, e.g. 24.",
+        ),
+    ] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Plan for this many processes; torchrun's own number if not given.",
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Check a recipe, its files and prompts, and estimate memory and disk, without loading or downloading any weight."""
@@ -26,14 +42,20 @@ def check(
         run = load_run(recipe, overrides)
         from rich.console import Console
 
-        from ..memory import a_gpu, remedies, this_machine  # only now: diffusers and transformers take seconds to import
+        from ..memory import (
+            a_gpu,
+            remedies,
+            this_machine,
+        )  # only now: diffusers and transformers take seconds to import
         from ..planning import survey
         from .common import changes, findings, memory, verdict
 
         place = a_gpu(gpu_memory, ranks) if gpu_memory is not None else this_machine(ranks)
         found = survey(run, out or default_out(recipe), place)
         console = Console()
-        console.print(findings(recipe, found), memory(found.memory), verdict(found.memory), highlight=False)
+        console.print(
+            findings(recipe, found), memory(found.memory), verdict(found.memory), highlight=False
+        )
         if not found.memory.fits:
             lower = remedies(run, place)
             console.print(changes(lower) if lower else NOTHING_LEFT, highlight=False)

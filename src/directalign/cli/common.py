@@ -44,8 +44,12 @@ def _end(message: str, code: int, cause: BaseException) -> None:
 
 
 def _exit_code(error: Exception) -> int:
-    training = sys.modules.get("directalign.train.interrupt")  # loaded if it was a training that stopped
-    return INTERRUPTED if training is not None and isinstance(error, training.Interrupted) else FAILED
+    training = sys.modules.get(
+        "directalign.train.interrupt"
+    )  # loaded if it was a training that stopped
+    return (
+        INTERRUPTED if training is not None and isinstance(error, training.Interrupted) else FAILED
+    )
 
 
 def _message(error: Exception) -> str:
@@ -62,10 +66,23 @@ def _message(error: Exception) -> str:
     return f"unexpected {type(error).__name__}: {error}; this is a fault of directalign: please report it with the output of --debug"
 
 
-Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A run in YAML, see recipes/.", show_default=False)]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe, e.g. train.num_steps=100. Repeatable.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder that a run left.", show_default=False)]
-Debug = Annotated[bool, typer.Option("--debug", help="On an error, show where in the code it arose.")]
+Recipe = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A run in YAML, see recipes/.", show_default=False)
+]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one key of the recipe, e.g. train.num_steps=100. Repeatable.",
+    ),
+]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The folder that a run left.", show_default=False)
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="On an error, show where in the code it arose.")
+]
 
 
 def default_out(recipe: Path) -> Path:
@@ -82,7 +99,9 @@ def require_room(out: Path) -> None:
 
     nearest = next(folder for folder in out.absolute().parents if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise DirectAlignError(f"--out {out}: {nearest} is not a folder that you may write to; name another one")
+        raise DirectAlignError(
+            f"--out {out}: {nearest} is not a folder that you may write to; name another one"
+        )
 
 
 def require_new_file(out: Path) -> None:
@@ -96,7 +115,11 @@ def require_new_file(out: Path) -> None:
 
 def findings(recipe: Path, found: Plan) -> Table:
     """What the run will use."""
-    table = Table(title=f"{recipe} {'can run' if found.memory.fits else 'is sound'}", show_header=False, title_justify="left")
+    table = Table(
+        title=f"{recipe} {'can run' if found.memory.fits else 'is sound'}",
+        show_header=False,
+        title_justify="left",
+    )
     for name, finding in found.findings:
         table.add_row(name, finding)
     return table
@@ -109,7 +132,10 @@ def memory(needed: Estimate) -> Table:
         column.justify, column.no_wrap = "right", True
     marks = {"counted": "", "traced": "~", "allowance": "+"}
     for row in needed.rows:
-        sizes = (marks[row.kind] + binary(row.sizes[phase]) if row.sizes.get(phase) else "" for phase in PHASES)
+        sizes = (
+            marks[row.kind] + binary(row.sizes[phase]) if row.sizes.get(phase) else ""
+            for phase in PHASES
+        )
         table.add_row(row.part, *sizes, row.note)
     table.add_section()
     table.add_row("total", *(binary(needed.at(phase)) for phase in PHASES), "")
@@ -126,5 +152,9 @@ def changes(found: Sequence[Remedy]) -> Table:
     """What would lower the peak, each change estimated anew."""
     table = Table("change", "peak", "", title="What lowers the peak", title_justify="left")
     for remedy in found:
-        table.add_row(remedy.says, binary(remedy.estimate.peak), "fits" if remedy.estimate.fits else "does not fit")
+        table.add_row(
+            remedy.says,
+            binary(remedy.estimate.peak),
+            "fits" if remedy.estimate.fits else "does not fit",
+        )
     return table

@@ -14,17 +14,30 @@ SOURCES = "LABEL=SOURCE or SOURCE: a run's folder, a diffusers folder, a hub id,
 
 
 def compare(
-    sources: Annotated[list[str], typer.Argument(metavar="[LABEL=]SOURCE...", help=SOURCES, show_default=False)],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for images, numbers and the page; the same command goes on there.")],
-    base: Annotated[bool, typer.Option("--base", help="Add the model that the runs began with, and hold all against it.")] = False,
+    sources: Annotated[
+        list[str], typer.Argument(metavar="[LABEL=]SOURCE...", help=SOURCES, show_default=False)
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for images, numbers and the page; the same command goes on there.",
+        ),
+    ],
+    base: Annotated[
+        bool,
+        typer.Option(
+            "--base", help="Add the model that the runs began with, and hold all against it."
+        ),
+    ] = False,
     prompts: comparing.Prompts = None,
-    num_pairs: comparing.NumPairs = None,
+    num_samples: comparing.NumPairs = None,
     seeds_per_prompt: comparing.SeedsPerPrompt = None,
     reward: comparing.Reward = [],  # noqa: B006 (typer copies it)
     positive: comparing.PositiveWords = [],  # noqa: B006
     negative: comparing.NegativeWords = [],  # noqa: B006
     judge: comparing.JudgeName = None,
-    off_topic: comparing.OffTopic = None,
+    control_prompts: comparing.OffTopic = None,
     adherence: comparing.Adherence = None,
     sampling_steps: comparing.SamplingSteps = None,
     cfg_scale: comparing.CfgScale = None,
@@ -45,14 +58,16 @@ def compare(
             out,
             base,
             prompts=prompts,
-            num_pairs=num_pairs,
+            num_samples=num_samples,
             seeds_per_prompt=seeds_per_prompt,
-            rollout=comparing.rollout_of(sampling_steps, cfg_scale, embedded_guidance, height, width),
+            rollout=comparing.rollout_of(
+                sampling_steps, cfg_scale, embedded_guidance, height, width
+            ),
             rewards=tuple(reward),
             positive=tuple(positive),
             negative=tuple(negative),
             judge=judge_,
-            off_topic=off_topic,
+            control_prompts=control_prompts,
             adherence=adherence,
             batch_size=batch_size,
             command=comparing.command_line(sys.argv[1:]),

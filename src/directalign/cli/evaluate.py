@@ -12,15 +12,20 @@ import typer
 
 def evaluate(
     folder: RunFolder,
-    out: Annotated[Path | None, typer.Option(metavar="OUT", help="Folder for the results; evaluation in the run's own if not given.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT", help="Folder for the results; evaluation in the run's own if not given."
+        ),
+    ] = None,
     prompts: comparing.Prompts = None,
-    num_pairs: comparing.NumPairs = None,
+    num_samples: comparing.NumPairs = None,
     seeds_per_prompt: comparing.SeedsPerPrompt = None,
     reward: comparing.Reward = [],  # noqa: B006 (typer copies it)
     positive: comparing.PositiveWords = [],  # noqa: B006
     negative: comparing.NegativeWords = [],  # noqa: B006
     judge: comparing.JudgeName = None,
-    off_topic: comparing.OffTopic = None,
+    control_prompts: comparing.OffTopic = None,
     adherence: comparing.Adherence = None,
     sampling_steps: comparing.SamplingSteps = None,
     cfg_scale: comparing.CfgScale = None,
@@ -40,14 +45,16 @@ def evaluate(
             out or folder / "evaluation",
             base=True,
             prompts=prompts,
-            num_pairs=num_pairs,
+            num_samples=num_samples,
             seeds_per_prompt=seeds_per_prompt,
-            rollout=comparing.rollout_of(sampling_steps, cfg_scale, embedded_guidance, height, width),
+            rollout=comparing.rollout_of(
+                sampling_steps, cfg_scale, embedded_guidance, height, width
+            ),
             rewards=tuple(reward),
             positive=tuple(positive),
             negative=tuple(negative),
             judge=judge_,
-            off_topic=off_topic,
+            control_prompts=control_prompts,
             adherence=adherence,
             batch_size=batch_size,
             command=comparing.command_line(sys.argv[1:]),

@@ -9,7 +9,14 @@ import typer
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, a folder of runs, or what evaluate or compare wrote.", show_default=False)],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="A run's folder, a folder of runs, or what evaluate or compare wrote.",
+            show_default=False,
+        ),
+    ],
     debug: Debug = False,
 ) -> None:
     """Write the page of a run, of a folder of runs side by side, or of a comparison."""

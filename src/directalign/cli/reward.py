@@ -3,7 +3,7 @@
 phrases          measure candidate control phrases; suggests phrases, a ramp and a tolerance
 soft-prompts     fit soft control tokens, usable wherever control phrases are
 finetune         finetune a reward until it responds to control phrases
-bias-directions  find directions of exploitation for `reward.project`
+bias-directions  find directions of exploitation for `reward.project_out`
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ app = typer.Typer(
     help="Analyze a reward's response to control phrases, and adapt it.", no_args_is_help=True
 )
 RENAMED = {
-    "words": "phrases",
+    "control_phrases": "phrases",
     "tokens": "soft-prompts",
     "listen": "finetune",
     "directions": "bias-directions",
@@ -388,7 +388,7 @@ def bias_directions(
     components: Annotated[
         int, typer.Option(min=1, help="Directions: the mean shift, then the strongest of the rest.")
     ] = 1,
-    num_pairs: Annotated[int, typer.Option(min=2, help="Images sampled from a run.")] = 64,
+    num_samples: Annotated[int, typer.Option(min=2, help="Images sampled from a run.")] = 64,
     debug: Debug = False,
 ) -> None:
     """Find directions along which a reward is exploited, so that it can ignore them."""
@@ -398,7 +398,7 @@ def bias_directions(
         require_new_file(out)
         keep = _words(keep_words, against, "--keep-words", "--against")
         sources = (before, after, tuple(probe), prompts)
-        request = Request(reward, *sources, keep, keep_examples, components, num_pairs)
+        request = Request(reward, *sources, keep, keep_examples, components, num_samples)
         found = make_directions(request, out)
         typer.echo(f"{found.shared:7.1%} of the shift is shared by all images")
         typer.echo(f"{found.wanted:7.1%} of the shift is along what is kept")

@@ -10,7 +10,9 @@ import typer
 
 
 def schema(
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it there instead of printing it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it there instead of printing it.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Print the JSON schema of a recipe, for editors."""

@@ -20,7 +20,9 @@ def _group() -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the runs and the page.")] = Path("runs/demo"),
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for the runs and the page.")
+    ] = Path("runs/demo"),
     debug: Debug = False,
 ) -> None:
     """SRPO and plain Direct-Align on the embedded world, side by side: about two minutes on two cores."""
@@ -34,9 +36,15 @@ def _command(name: str) -> Callable[..., None]:
     """The command of one study."""
 
     def study(
-        quick: Annotated[bool, typer.Option("--quick", help="A tiny size that shows the wiring, in minutes.")] = False,
-        out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the study; called again it goes on.")] = Path("runs", f"study_{name}"),
-        recipes: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the recipes that are compared.")] = Path("recipes"),
+        quick: Annotated[
+            bool, typer.Option("--quick", help="A tiny size that shows the wiring, in minutes.")
+        ] = False,
+        out: Annotated[
+            Path, typer.Option(metavar="DIR", help="Folder of the study; called again it goes on.")
+        ] = Path("runs", f"study_{name}"),
+        recipes: Annotated[
+            Path, typer.Option(metavar="DIR", help="Folder of the recipes that are compared.")
+        ] = Path("recipes"),
         debug: Debug = False,
     ) -> None:
         with one_line_errors(debug, "; call it again to go on"):

@@ -13,13 +13,29 @@ import typer
 def train(
     recipe: Recipe,
     overrides: Overrides = [],  # noqa: B006 (typer copies it)
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Output folder; runs/ and the recipe's name if not given.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the output folder.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Output folder; runs/ and the recipe's name if not given."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the newest checkpoint in the output folder."),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Align a model as RECIPE says, and leave weights, records and a page in one folder."""
     out = out or default_out(recipe)
-    again = ["directalign", "train", str(recipe), *(f"--set={each}" for each in overrides), "--out", str(out), "--resume"]
+    again = [
+        "directalign",
+        "train",
+        str(recipe),
+        *(f"--set={each}" for each in overrides),
+        "--out",
+        str(out),
+        "--resume",
+    ]
     with one_line_errors(debug, f"; continue with: {shlex.join(again)}"):
         from ..config.load import load_run
 
@@ -27,7 +43,10 @@ def train(
         from ..planning import plan  # only now: diffusers and transformers take seconds to import
         from ..training import run as run_training
 
-        warnings, speaks = plan(run, out).warnings, os.environ.get("RANK", "0") == "0"  # one of several processes
+        warnings, speaks = (
+            plan(run, out).warnings,
+            os.environ.get("RANK", "0") == "0",
+        )  # one of several processes
         for warning in warnings if speaks else ():
             typer.echo(f"warning: {warning}", err=True)
         finished = run_training(run, out, resume)

@@ -8,12 +8,21 @@ from typing import Annotated
 import typer
 
 
-app = typer.Typer(no_args_is_help=True, help="The embedded world: tiny models that come with the package.")
+app = typer.Typer(
+    no_args_is_help=True, help="The embedded world: tiny models that come with the package."
+)
 
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write flux, sd, sd_v, reward and second_reward into.", show_default=False)],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="Folder to write flux, sd, sd_v, reward and second_reward into.",
+            show_default=False,
+        ),
+    ],
     debug: Debug = False,
 ) -> None:
     """Write the embedded models as complete diffusers and transformers folders."""
@@ -26,7 +35,14 @@ def export(
 
 @app.command()
 def pictures(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder to write the pictures and captions into.", show_default=False)],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="New folder to write the pictures and captions into.",
+            show_default=False,
+        ),
+    ],
     count: Annotated[int, typer.Option(help="How many.")] = 256,
     style: Annotated[str, typer.Option(help="photo, cg, painting or anime.")] = "photo",
     seed: Annotated[int, typer.Option(help="Seed of the drawing.")] = 0,
@@ -41,8 +57,17 @@ def pictures(
 
 @app.command()
 def build(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the state of the trainings, which can be resumed.", show_default=False)],
-    only: Annotated[list[str], typer.Option("--only", help="Make this part alone. Repeatable.")] = [],  # noqa: B006 (typer copies it)
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="Folder for the state of the trainings, which can be resumed.",
+            show_default=False,
+        ),
+    ],
+    only: Annotated[
+        list[str], typer.Option("--only", help="Make this part alone. Repeatable.")
+    ] = [],  # noqa: B006 (typer copies it)
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     debug: Debug = False,
 ) -> None:

@@ -3,10 +3,57 @@
 from __future__ import annotations
 
 from .base import DtypeName, Pair, Positive, Sigma, Size, Strict
-from .methods import SRPOConfig, AlignPropConfig, AnchorConfig, BranchConfig, ConstantGainNoiseLevels, ControlPhrases, DRaFTConfig, DRTuneConfig, FlowBPConfig, FlowGRPOConfig, LeapAlignConfig, MethodConfig, NoiseLevels, NoiseConfig, ObjectiveConfig, RampConfig, ReFLConfig, Trust, UniformNoiseLevels, GridNoiseLevels
+from .methods import (
+    SRPOConfig,
+    AlignPropConfig,
+    AnchorConfig,
+    BranchConfig,
+    ConstantGainNoiseLevels,
+    ControlPhrases,
+    DRaFTConfig,
+    DRTuneConfig,
+    FlowBPConfig,
+    FlowGRPOConfig,
+    LeapAlignConfig,
+    MethodConfig,
+    NoiseLevels,
+    NoiseConfig,
+    ObjectiveConfig,
+    RampConfig,
+    ReFLConfig,
+    UniformNoiseLevels,
+    GridNoiseLevels,
+)
 from .model import ArchitectureName, LoRAConfig, ModelConfig
-from .rewards import AestheticConfig, ClipConfig, Hpsv3Config, ImageRewardConfig, MemberConfig, MixtureConfig, MpsConfig, PixelStatisticsConfig, PythonConfig, HttpConfig, RewardConfig, SiglipConfig, SingleRewardConfig, QwenVLConfig
-from .run import AdherenceConfig, DataConfig, DetectorConfig, EvaluateConfig, RolloutConfig, RunConfig, EarlyStoppingConfig, TrackersConfig, TrackioConfig, TrainConfig, WandbConfig
+from .rewards import (
+    AestheticConfig,
+    ClipConfig,
+    Hpsv3Config,
+    ImageRewardConfig,
+    MemberConfig,
+    MixtureConfig,
+    MpsConfig,
+    PixelStatisticsConfig,
+    PythonConfig,
+    HttpConfig,
+    RewardConfig,
+    SiglipConfig,
+    SingleRewardConfig,
+    QwenVLConfig,
+)
+from .run import (
+    AdherenceConfig,
+    DataConfig,
+    DetectorConfig,
+    EvaluateConfig,
+    RolloutConfig,
+    RunConfig,
+    EarlyStoppingConfig,
+    TrackersConfig,
+    TrackioConfig,
+    TrainConfig,
+    WandbConfig,
+)
 
 
 __all__ = [
@@ -61,7 +108,6 @@ __all__ = [
     "TrackersConfig",
     "TrackioConfig",
     "TrainConfig",
-    "Trust",
     "UniformNoiseLevels",
     "WandbConfig",
 ]

@@ -8,11 +8,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
 Sigma = Annotated[float, Field(ge=0, le=1)]
-Pair = Annotated[tuple[float, float], BeforeValidator(lambda given: tuple(given) if isinstance(given, list) else given)]
+Pair = Annotated[
+    tuple[float, float],
+    BeforeValidator(lambda given: tuple(given) if isinstance(given, list) else given),
+]
 """YAML has lists only; read strictly, a list is no tuple."""
 
 Side = Annotated[int, Field(ge=8)]
-Size = Annotated[tuple[Side, Side], BeforeValidator(lambda given: tuple(given) if isinstance(given, list) else given)]
+Size = Annotated[
+    tuple[Side, Side],
+    BeforeValidator(lambda given: tuple(given) if isinstance(given, list) else given),
+]
 """(height, width) in pixels."""
 DtypeName = Literal["float32", "bfloat16"]
 

@@ -74,7 +74,9 @@ def _source(path: str, file: str, overrides: Sequence[str]) -> str:
     return f"{file} with --set {within}: {path}" if within else f"{file}: {path}"
 
 
-def _complaint(mistake: Mapping[str, Any], path: str, section: type[BaseModel] | None, field: FieldInfo | None) -> str:
+def _complaint(
+    mistake: Mapping[str, Any], path: str, section: type[BaseModel] | None, field: FieldInfo | None
+) -> str:
     kind, context, meaning = mistake["type"], mistake.get("ctx", {}), _meaning(field)
     if kind == "extra_forbidden":
         return f"unknown key; {_nearest_key(path, section)}"
@@ -104,7 +106,9 @@ def _walk(loc: Sequence[str | int]) -> tuple[str, type[BaseModel] | None, FieldI
             path.append(str(part))
             below = below.of
             continue
-        if isinstance(below, dict):  # inside a union pydantic names the alternative first: not a key of the recipe
+        if isinstance(
+            below, dict
+        ):  # inside a union pydantic names the alternative first: not a key of the recipe
             below = below.get(str(part))
             continue
         path.append(str(part))
@@ -136,7 +140,13 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
     found = []
     for each in get_args(annotation):
         inner = get_args(each)[0] if get_origin(each) is Annotated else each
-        found += [inner] if inspect.isclass(inner) and issubclass(inner, BaseModel) else _sections(inner) if inner is not each else []
+        found += (
+            [inner]
+            if inspect.isclass(inner) and issubclass(inner, BaseModel)
+            else _sections(inner)
+            if inner is not each
+            else []
+        )
     return found
 
 
@@ -164,7 +174,9 @@ def _choices(field: FieldInfo | None) -> list[str]:
     """The words a Literal field allows, also behind an optional."""
     if field is None:
         return []
-    arguments = [inner for each in get_args(field.annotation) for inner in (get_args(each) or [each])]
+    arguments = [
+        inner for each in get_args(field.annotation) for inner in (get_args(each) or [each])
+    ]
     return [each for each in arguments if isinstance(each, str)]
 
 
@@ -175,9 +187,15 @@ def _nearest_key(path: str, section: type[BaseModel] | None) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
-    elsewhere = [key for key in _all_keys(RunConfig) if difflib.get_close_matches(name, [key.rpartition(".")[2]], cutoff=0.85)]
+    elsewhere = [
+        key
+        for key in _all_keys(RunConfig)
+        if difflib.get_close_matches(name, [key.rpartition(".")[2]], cutoff=0.85)
+    ]
     if path in elsewhere:
-        return f"it belongs to another kind of {parent}: remove it, or set {parent}.name to that kind"
+        return (
+            f"it belongs to another kind of {parent}: remove it, or set {parent}.name to that kind"
+        )
     if elsewhere:
         return f"did you mean {elsewhere[0]!r}?"
     return f"{parent or 'a recipe'} has {', '.join(known)}"
@@ -189,7 +207,10 @@ def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
         below = _below(field)
         below = below.of if isinstance(below, Entries) else below
         sections = list(below.values()) if isinstance(below, dict) else [below] if below else []
-        keys += [prefix + name, *(key for each in sections for key in _all_keys(each, f"{prefix}{name}."))]
+        keys += [
+            prefix + name,
+            *(key for each in sections for key in _all_keys(each, f"{prefix}{name}.")),
+        ]
     return keys
 
 
@@ -211,6 +232,47 @@ def _shown(value: Any) -> str:
 _NOT_YAML = (yaml.YAMLError, RecursionError)
 
 
+RENAMED = {
+    "model.family": "architecture",
+    "reward.project": "project_out",
+    "reward.balance": "gradient_normalization: true",
+    "reward.disagreement": "std_penalty",
+    "reward.members.words": "control_phrases",
+    "reward.members.reward.project": "project_out",
+    "method.words": "control_phrases",
+    "method.moves": "noise_levels",
+    "method.trust": "kl_beta (a number)",
+    "method.kl_weight": "kl_beta",
+    "rollout.num_sampling_steps": "num_inference_steps",
+    "train.clip_norm": "max_grad_norm",
+    "train.accumulation": "gradient_accumulation_steps",
+    "train.checkpoint_every": "save_every",
+    "evaluate.num_pairs": "num_samples",
+    "evaluate.pairs_during": "num_samples_during",
+    "evaluate.off_topic": "control_prompts",
+    "stop": "early_stopping",
+    "early_stopping.drift": "max_degradation",
+    "early_stopping.drift_patience": "degradation_patience",
+    "early_stopping.judge": "metric_for_best",
+    "early_stopping.judge_patience": "patience",
+    "track": "trackers",
+}
+"""Keys of the first edition and their names today; lists count as sections."""
+
+
+def _refuse_renamed(given: Any, where: str, key: str = "", known: str = "") -> None:
+    if isinstance(given, list):
+        for index, each in enumerate(given):
+            _refuse_renamed(each, where, f"{key}.{index}", known)
+    if not isinstance(given, dict):
+        return
+    for name, value in given.items():
+        full, path = f"{key}.{name}".lstrip("."), f"{known}.{name}".lstrip(".")
+        if path in RENAMED:
+            raise DirectAlignError(f"{where}: {full}: renamed to {RENAMED[path]}")
+        _refuse_renamed(value, where, full, path)
+
+
 def load_run(file: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe and lay `a.b=value` overrides over it, each value a piece of YAML.
 
@@ -220,7 +282,9 @@ def load_run(file: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     path = Path(file)
     recipe = _read_mapping(path)
     given = {key: _nested(key, value) for key, value in map(_split_override, overrides)}
-    for override in given.values():
+    _refuse_renamed(recipe, str(path))
+    for key, override in given.items():
+        _refuse_renamed(override, f"--set {key}")
         recipe = merged(recipe, override)
     try:
         return RunConfig.model_validate_json(_as_json(recipe, path), strict=True)
@@ -230,7 +294,9 @@ def load_run(file: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def dump_run(run: RunConfig) -> str:
     """The resolved run as YAML, every field spelled out; `load_run` reads it back to an equal run."""
-    return yaml.dump(run.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    return yaml.dump(
+        run.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000
+    )
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -238,11 +304,17 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         recipe = yaml.load(text, Loader=_Loader)
     except _NOT_YAML as error:
-        raise DirectAlignError(f"{_place(path, error)}: not a YAML recipe: {_problem(error)}") from error
+        raise DirectAlignError(
+            f"{_place(path, error)}: not a YAML recipe: {_problem(error)}"
+        ) from error
     if recipe is None:
-        raise DirectAlignError(f"{path}: empty; a recipe has at least name, model, reward, data and train")
+        raise DirectAlignError(
+            f"{path}: empty; a recipe has at least name, model, reward, data and train"
+        )
     if not isinstance(recipe, dict):
-        raise DirectAlignError(f"{path}: a recipe is a mapping of keys such as name, model and train; this is a {type(recipe).__name__}")
+        raise DirectAlignError(
+            f"{path}: a recipe is a mapping of keys such as name, model and train; this is a {type(recipe).__name__}"
+        )
     return recipe
 
 
@@ -251,17 +323,23 @@ def _as_json(recipe: dict[str, Any], path: Path) -> str:
     try:
         return json.dumps(recipe)
     except (TypeError, ValueError, RecursionError) as error:
-        raise DirectAlignError(f"{path}: holds something other than text, numbers, lists and sections ({error})") from error
+        raise DirectAlignError(
+            f"{path}: holds something other than text, numbers, lists and sections ({error})"
+        ) from error
 
 
 def _split_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise DirectAlignError(f"--set {override}: write it as section.key=value, for example train.num_steps=100")
+        raise DirectAlignError(
+            f"--set {override}: write it as section.key=value, for example train.num_steps=100"
+        )
     try:
         return key, yaml.load(text, Loader=_Loader)
     except _NOT_YAML as error:
-        raise DirectAlignError(f"--set {override}: the value is not YAML: {_problem(error)}") from error
+        raise DirectAlignError(
+            f"--set {override}: the value is not YAML: {_problem(error)}"
+        ) from error
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
@@ -277,7 +355,9 @@ def _place(path: Path, error: Exception) -> str:
 def _problem(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    return str(getattr(error, "problem", None) or getattr(error, "reason", None) or error).replace("\n", " ")
+    return str(getattr(error, "problem", None) or getattr(error, "reason", None) or error).replace(
+        "\n", " "
+    )
 
 
 class _Loader(yaml.SafeLoader):
@@ -288,9 +368,13 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is not text", key_node.start_mark
+                )
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice; keep one", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice; keep one", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
@@ -303,11 +387,19 @@ _PLAIN_SCALARS: list[tuple[str, str, str]] = [
     ("null", r"~|null|Null|NULL|", "~nN\0"),
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
     ("merge", r"<<", "<"),
 ]
 """What an unquoted word is, when it is not text: tag, pattern, first characters (YAML 1.2 core schema)."""
 
 for _class in (_Loader, _Dumper):
     for _tag, _pattern, _first in _PLAIN_SCALARS:
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), ["" if c == "\0" else c for c in _first])
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}",
+            re.compile(f"^(?:{_pattern})$"),
+            ["" if c == "\0" else c for c in _first],
+        )

@@ -17,20 +17,32 @@ class RampConfig(Strict):
 class BranchConfig(Strict):
     """The additive ramps of one branch: reward = (1 + k_pos)·pos − (1 + k_neg)·neg."""
 
-    k_pos: RampConfig = Field(default=RampConfig(), description="Extra weight of the desired phrase.")
-    k_neg: RampConfig = Field(default=RampConfig(), description="Extra weight of the undesired phrase.")
+    k_pos: RampConfig = Field(
+        default=RampConfig(), description="Extra weight of the desired phrase."
+    )
+    k_neg: RampConfig = Field(
+        default=RampConfig(), description="Extra weight of the undesired phrase."
+    )
 
 
 class GridNoiseLevels(Strict):
     """The official grid: part of a shifted sampling grid, re-divided into linear points (arXiv 2509.06942)."""
 
     kind: Literal["window"] = "window"
-    schedule_steps: Positive = Field(default=50, description="Steps of the grid that the window is cut from.")
-    schedule_shift: float = Field(default=3.0, description="Shift of that grid: s' = shift·s / (1 + (shift − 1)·s).", gt=0)
+    schedule_steps: Positive = Field(
+        default=50, description="Steps of the grid that the window is cut from."
+    )
+    schedule_shift: float = Field(
+        default=3.0, description="Shift of that grid: s' = shift·s / (1 + (shift − 1)·s).", gt=0
+    )
     first: int = Field(default=5, description="Grid index of the high-noise end.", ge=0)
     last: int = Field(default=25, description="Grid index of the low-noise end.", ge=1)
-    points: Annotated[int, Field(ge=11)] = Field(default=1000, description="Linear points that the window is divided into.")
-    groundtruth_ratio: float = Field(default=0.9, description="A move crosses (1 − ratio) of the window at most.", ge=0, lt=1)
+    points: Annotated[int, Field(ge=11)] = Field(
+        default=1000, description="Linear points that the window is divided into."
+    )
+    groundtruth_ratio: float = Field(
+        default=0.9, description="A move crosses (1 − ratio) of the window at most.", ge=0, lt=1
+    )
 
 
 class UniformNoiseLevels(Strict):
@@ -39,7 +51,9 @@ class UniformNoiseLevels(Strict):
     kind: Literal["uniform"] = "uniform"
     sigma_high: Sigma = Field(default=0.96, description="High-noise end of the window.")
     sigma_low: Sigma = Field(default=0.5, description="Low-noise end of the window.")
-    jump: float = Field(default=0.02, description="|sigma_from − sigma_to| of every move.", gt=0, lt=1)
+    jump: float = Field(
+        default=0.02, description="|sigma_from − sigma_to| of every move.", gt=0, lt=1
+    )
 
 
 class ConstantGainNoiseLevels(Strict):
@@ -48,10 +62,16 @@ class ConstantGainNoiseLevels(Strict):
     kind: Literal["constant_gain"] = "constant_gain"
     sigma_high: Sigma = Field(default=0.96, description="High-noise end of the window.")
     sigma_low: Sigma = Field(default=0.5, description="Low-noise end of the window.")
-    gain: float = Field(default=0.15, description="|gain|: how much of the network's residual reaches the recovered image.", gt=0)
+    gain: float = Field(
+        default=0.15,
+        description="|gain|: how much of the network's residual reaches the recovered image.",
+        gt=0,
+    )
 
 
-NoiseLevels = Annotated[GridNoiseLevels | UniformNoiseLevels | ConstantGainNoiseLevels, Field(discriminator="kind")]
+NoiseLevels = Annotated[
+    GridNoiseLevels | UniformNoiseLevels | ConstantGainNoiseLevels, Field(discriminator="kind")
+]
 
 
 class ControlPhrases(Strict):
@@ -88,8 +108,12 @@ class ObjectiveConfig(Strict):
         default="absolute",
         description="absolute: the score under the positive phrases, else the bare prompt; relative: positive minus negative; anchored: bare score held too.",
     )
-    words: ControlPhrases = Field(default=ControlPhrases(), description="Control phrases.")
-    anchor: AnchorConfig = Field(default=AnchorConfig(), description="Settings of the anchored form.")
+    control_phrases: ControlPhrases = Field(
+        default=ControlPhrases(), description="Control phrases."
+    )
+    anchor: AnchorConfig = Field(
+        default=AnchorConfig(), description="Settings of the anchored form."
+    )
     margin: float | None = Field(
         default=None, description="Margin of the hinge; none takes the identity."
     )
@@ -100,10 +124,10 @@ class ObjectiveConfig(Strict):
 
     @model_validator(mode="after")
     def _words_fit_form(self) -> ObjectiveConfig:
-        positive, negative = self.words.positive, self.words.negative
+        positive, negative = self.control_phrases.positive, self.control_phrases.negative
         if self.form != "absolute" and not (positive and negative):
             raise ValueError(
-                f"form {self.form} compares two phrasings: give words.positive and words.negative, or set form: absolute"
+                f"form {self.form} compares two phrasings: give control_phrases.positive and control_phrases.negative, or set form: absolute"
             )
         return self
 
@@ -112,17 +136,13 @@ class NoiseConfig(Strict):
     """The known noise that is injected."""
 
     source: Literal["rollout", "fresh"] = Field(
-        default="rollout", description="The rollout's own initial noise (official), or a new draw; real images always take a new one."
+        default="rollout",
+        description="The rollout's own initial noise (official), or a new draw; real images always take a new one.",
     )
     scope: Literal["shared", "per_rank"] = Field(
-        default="per_rank", description="shared: one noise for all samples and ranks (official); per_rank: every sample its own."
+        default="per_rank",
+        description="shared: one noise for all samples and ranks (official); per_rank: every sample its own.",
     )
-
-
-class Trust(Strict):
-    """A trust region: weight·mean((pred − the base model's pred)²) is added to every loss, at the same x_t and level."""
-
-    weight: float = Field(description="How hard the prediction is held where the base model has it; one more network call without gradient per loss.", gt=0)
 
 
 class SRPOConfig(ObjectiveConfig):
@@ -133,18 +153,44 @@ class SRPOConfig(ObjectiveConfig):
         default="relative",
         description="absolute: plain Direct-Align (positive phrases, else the bare prompt); relative: SRPO; anchored: SRPO with the bare score held.",
     )
-    branches: Literal["denoise", "inversion", "both"] = Field(default="both", description="Which branches a step takes; both land on the same sigma.")
-    denoise: BranchConfig = Field(default=BranchConfig(), description="Ramps of the denoise branch.")
-    inversion: BranchConfig = Field(default=BranchConfig(), description="Ramps of the inversion branch.")
-    moves: NoiseLevels = Field(default=GridNoiseLevels(), description="How pairs of noise levels are drawn.")
-    injections: Positive = Field(default=1, description="Noise injections per clean image (eq. 6): the rollout is paid once.")
-    discount_shift: float | None = Field(default=None, description="Shift of the factor on the loss, shift(position in the window); none is no discount.", gt=0)
+    branches: Literal["denoise", "inversion", "both"] = Field(
+        default="both", description="Which branches a step takes; both land on the same sigma."
+    )
+    denoise: BranchConfig = Field(
+        default=BranchConfig(), description="Ramps of the denoise branch."
+    )
+    inversion: BranchConfig = Field(
+        default=BranchConfig(), description="Ramps of the inversion branch."
+    )
+    noise_levels: NoiseLevels = Field(
+        default=GridNoiseLevels(), description="How pairs of noise levels are drawn."
+    )
+    injections: Positive = Field(
+        default=1, description="Noise injections per clean image (eq. 6): the rollout is paid once."
+    )
+    discount_shift: float | None = Field(
+        default=None,
+        description="Shift of the factor on the loss, shift(position in the window); none is no discount.",
+        gt=0,
+    )
     noise: NoiseConfig = Field(default=NoiseConfig(), description="The known noise.")
-    trust: Trust | None = Field(default=None, description="Hold the prediction close to the base model's; none asks no base model.")
-    embedded_guidance: float | None = Field(default=None, description="Guidance fed to the network in the training call.")
-    cfg_scale: float = Field(default=1.0, description="Classifier-free guidance of the training call (two passes when not 1).", ge=0)
+    kl_beta: float = Field(
+        default=0.0,
+        description="Weight of mean((pred − base pred)²) at the same x_t and level, added to every loss (velocity-space KL to the base "
+        "model); 0 makes no base prediction, otherwise one more network call without gradient per loss.",
+        ge=0,
+    )
+    embedded_guidance: float | None = Field(
+        default=None, description="Guidance fed to the network in the training call."
+    )
+    cfg_scale: float = Field(
+        default=1.0,
+        description="Classifier-free guidance of the training call (two passes when not 1).",
+        ge=0,
+    )
     truncate_timestep: Positive | None = Field(
-        default=None, description="Show the network int(n·sigma)/n instead of sigma (official: 1000); the algebra stays exact."
+        default=None,
+        description="Show the network int(n·sigma)/n instead of sigma (official: 1000); the algebra stays exact.",
     )
 
 
@@ -152,20 +198,30 @@ class ReFLConfig(ObjectiveConfig):
     """Gradient through one late step to the one-step guess (arXiv 2304.05977)."""
 
     name: Literal["refl"] = "refl"
-    last_steps: Positive = Field(default=2, description="The trained step is drawn from this many last steps of the rollout (the paper: 10 of 40).")
+    last_steps: Positive = Field(
+        default=2,
+        description="The trained step is drawn from this many last steps of the rollout (the paper: 10 of 40).",
+    )
 
 
 class DRaFTConfig(ObjectiveConfig):
     """Gradient through the last K steps of the rollout (arXiv 2309.17400)."""
 
     name: Literal["draft"] = "draft"
-    grad_steps: Positive = Field(default=1, description="K: the last steps of the rollout that keep their gradient.")
-    lv_samples: Positive = Field(default=1, description="DRaFT-LV: the sample is noised anew for the last step until it was taken this often (the paper: 2).")
+    grad_steps: Positive = Field(
+        default=1, description="K: the last steps of the rollout that keep their gradient."
+    )
+    lv_samples: Positive = Field(
+        default=1,
+        description="DRaFT-LV: the sample is noised anew for the last step until it was taken this often (the paper: 2).",
+    )
 
     @model_validator(mode="after")
     def _low_variance_is_of_one_step(self) -> DRaFTConfig:
         if self.lv_samples > 1 and self.grad_steps > 1:
-            raise ValueError(f"lv_samples {self.lv_samples} repeats the last step alone: set grad_steps: 1, or lv_samples: 1")
+            raise ValueError(
+                f"lv_samples {self.lv_samples} repeats the last step alone: set grad_steps: 1, or lv_samples: 1"
+            )
         return self
 
 
@@ -173,15 +229,24 @@ class AlignPropConfig(ObjectiveConfig):
     """Gradient through a random number of last steps, activations recomputed (arXiv 2310.03739)."""
 
     name: Literal["alignprop"] = "alignprop"
-    max_grad_steps: Positive | None = Field(default=None, description="Largest truncation depth, drawn uniformly from 1; none takes the whole rollout.")
+    max_grad_steps: Positive | None = Field(
+        default=None,
+        description="Largest truncation depth, drawn uniformly from 1; none takes the whole rollout.",
+    )
 
 
 class DRTuneConfig(ObjectiveConfig):
     """Gradient through a few spread steps, the network's input cut off from it (arXiv 2405.00760)."""
 
     name: Literal["drtune"] = "drtune"
-    trained_steps: Positive = Field(default=2, description="K: steps that are trained, equally spaced from a random first one on.")
-    early_stop: Positive = Field(default=2, description="Sampling stops at a step drawn from this many last ones; the reward sees the one-step guess there.")
+    trained_steps: Positive = Field(
+        default=2,
+        description="K: steps that are trained, equally spaced from a random first one on.",
+    )
+    early_stop: Positive = Field(
+        default=2,
+        description="Sampling stops at a step drawn from this many last ones; the reward sees the one-step guess there.",
+    )
 
 
 class LeapAlignConfig(ObjectiveConfig):
@@ -189,10 +254,14 @@ class LeapAlignConfig(ObjectiveConfig):
 
     name: Literal["leapalign"] = "leapalign"
     nested_scale: float = Field(
-        default=0.3, description="Factor on the gradient that reaches the first leap through the input of the second call (the paper: 0.3).", ge=0
+        default=0.3,
+        description="Factor on the gradient that reaches the first leap through the input of the second call (the paper: 0.3).",
+        ge=0,
     )
     similarity_floor: float | None = Field(
-        default=0.1, description="tau: a sample counts 1 over the sum of its leaps' distances from the path, each at least this; none weighs all alike.", gt=0
+        default=0.1,
+        description="tau: a sample counts 1 over the sum of its leaps' distances from the path, each at least this; none weighs all alike.",
+        gt=0,
     )
 
 
@@ -200,10 +269,19 @@ class FlowBPConfig(ObjectiveConfig):
     """Gradient of the reward at the sampled image through a few repeated steps of its path: FlowBP-Sparse (arXiv 2606.11075)."""
 
     name: Literal["flowbp"] = "flowbp"
-    trained_steps: Positive = Field(default=3, description="K: steps of the sampled path that are repeated with gradient (released for FLUX.1: 3 of 25).")
-    late_bias: float = Field(default=2.0, description="Step i of 1, ..., N is drawn with weight i to this power; 0 draws them uniformly.", ge=0)
+    trained_steps: Positive = Field(
+        default=3,
+        description="K: steps of the sampled path that are repeated with gradient (released for FLUX.1: 3 of 25).",
+    )
+    late_bias: float = Field(
+        default=2.0,
+        description="Step i of 1, ..., N is drawn with weight i to this power; 0 draws them uniformly.",
+        ge=0,
+    )
     rescale: float = Field(
-        default=1.0, description="1 stretches the gradient by the length of all steps over that of the drawn ones, 0 leaves it; linear between.", ge=0
+        default=1.0,
+        description="1 stretches the gradient by the length of all steps over that of the drawn ones, 0 leaves it; linear between.",
+        ge=0,
     )
 
 
@@ -211,26 +289,54 @@ class FlowGRPOConfig(ObjectiveConfig):
     """Policy gradient on stochastic rollouts with advantages within a prompt's group (arXiv 2505.05470, 2505.07818)."""
 
     name: Literal["flow_grpo"] = "flow_grpo"
-    group_size: int = Field(default=8, description="Samples per prompt, compared with each other.", ge=2)
-    sde: Literal["ddim", "flow_grpo", "dance"] = Field(default="ddim", description="Form of the stochastic step; flow_grpo and dance are for rectified flow.")
+    group_size: int = Field(
+        default=8, description="Samples per prompt, compared with each other.", ge=2
+    )
+    sde: Literal["ddim", "flow_grpo", "dance"] = Field(
+        default="ddim",
+        description="Form of the stochastic step; flow_grpo and dance are for rectified flow.",
+    )
     noise_level: float = Field(
-        default=0.7, description="Strength of the noise: eta of ddim, at most 1; a of flow_grpo (the paper: 0.7); eta of dance (the paper: 0.3).", gt=0
+        default=0.7,
+        description="Strength of the noise: eta of ddim, at most 1; a of flow_grpo (the paper: 0.7); eta of dance (the paper: 0.3).",
+        gt=0,
     )
-    same_noise: bool = Field(default=False, description="One initial noise for all samples of a group (DanceGRPO); the steps' own noise tells them apart.")
+    same_noise: bool = Field(
+        default=False,
+        description="One initial noise for all samples of a group (DanceGRPO); the steps' own noise tells them apart.",
+    )
     normalise: Literal["group", "batch"] = Field(
-        default="group", description="Advantages are divided by the spread of the reward within their own group, or over the groups of the batch."
+        default="group",
+        description="Advantages are divided by the spread of the reward within their own group, or over the groups of the batch.",
     )
-    clip_range: float = Field(default=1e-3, description="The ratio of probabilities (of their mean over dimensions) is clipped to 1 plus or minus this.", gt=0)
-    trained_steps: Positive | None = Field(default=None, description="Steps of the rollout that an update trains, drawn at random; none: all but the last.")
-    updates_per_rollout: Positive = Field(default=1, description="Updates that share one set of samples, taking turns at its steps.")
-    kl_weight: float = Field(default=0.0, description="Weight of the divergence from the base model's steps (Flow-GRPO); 0 needs no base model.", ge=0)
+    clip_range: float = Field(
+        default=1e-3,
+        description="The ratio of probabilities (of their mean over dimensions) is clipped to 1 plus or minus this.",
+        gt=0,
+    )
+    trained_steps: Positive | None = Field(
+        default=None,
+        description="Steps of the rollout that an update trains, drawn at random; none: all but the last.",
+    )
+    updates_per_rollout: Positive = Field(
+        default=1, description="Updates that share one set of samples, taking turns at its steps."
+    )
+    kl_beta: float = Field(
+        default=0.0,
+        description="Weight of the divergence from the base model's steps (Flow-GRPO); 0 needs no base model.",
+        ge=0,
+    )
 
     @model_validator(mode="after")
     def _has_no_hinge_and_noise_that_fits(self) -> FlowGRPOConfig:
         if self.margin is not None:
-            raise ValueError("margin belongs to a hinge, and a policy gradient compares rewards with each other: remove it")
+            raise ValueError(
+                "margin belongs to a hinge, and a policy gradient compares rewards with each other: remove it"
+            )
         if self.sde == "ddim" and self.noise_level > 1:
-            raise ValueError(f"noise_level {self.noise_level} exchanges more noise than there is: give sde ddim at most 1")
+            raise ValueError(
+                f"noise_level {self.noise_level} exchanges more noise than there is: give sde ddim at most 1"
+            )
         return self
 
 

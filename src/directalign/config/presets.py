@@ -14,7 +14,11 @@ _WORDS = {
 }
 
 
-_SORTS: dict[str, tuple[str, str | None]] = {"method": ("name", "srpo"), "reward": ("name", None), "moves": ("kind", None)}
+_SORTS: dict[str, tuple[str, str | None]] = {
+    "method": ("name", "srpo"),
+    "reward": ("name", None),
+    "noise_levels": ("kind", None),
+}
 """Sections that come in sorts: the key that names the sort, and the sort that is meant when it is left out."""
 
 
@@ -23,7 +27,11 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     result = dict(below)
     for key, value in above.items():
         both_sections = isinstance(value, dict) and isinstance(below.get(key), dict)
-        result[key] = merged(below[key], value) if both_sections and not _is_another(key, value, below[key]) else value
+        result[key] = (
+            merged(below[key], value)
+            if both_sections and not _is_another(key, value, below[key])
+            else value
+        )
     return result
 
 
@@ -37,19 +45,33 @@ _FLUX: dict[str, Any] = {
     "method": {
         "name": "srpo",
         "form": "relative",
-        "words": _WORDS,
+        "control_phrases": _WORDS,
         "branches": "both",
         "denoise": {"k_pos": {"low_noise": 0.1, "high_noise": 0.25}},
         "inversion": {"k_neg": {"low_noise": 0.3, "high_noise": 0.01}},
-        "moves": {"kind": "window", "schedule_steps": 50, "schedule_shift": 3.0, "first": 5, "last": 25, "points": 1000, "groundtruth_ratio": 0.9},
+        "noise_levels": {
+            "kind": "window",
+            "schedule_steps": 50,
+            "schedule_shift": 3.0,
+            "first": 5,
+            "last": 25,
+            "points": 1000,
+            "groundtruth_ratio": 0.9,
+        },
         "margin": 0.7,
         "noise": {"source": "rollout", "scope": "shared"},
         "image_mapping": "clamp",
         "embedded_guidance": 3.5,
         "truncate_timestep": 1000,
     },
-    "rollout": {"num_sampling_steps": 25, "shift": 3.0, "embedded_guidance": 1.0},
-    "train": {"learning_rate": 5e-6, "schedule": "constant", "betas": [0.9, 0.999], "weight_decay": 1e-4, "clip_norm": 0.1},
+    "rollout": {"num_inference_steps": 25, "shift": 3.0, "embedded_guidance": 1.0},
+    "train": {
+        "learning_rate": 5e-6,
+        "schedule": "constant",
+        "betas": [0.9, 0.999],
+        "weight_decay": 1e-4,
+        "max_grad_norm": 0.1,
+    },
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -61,7 +83,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "method": {
                 "denoise": {"k_pos": {"low_noise": 0.1, "high_noise": 0.5}},
                 "inversion": {"k_neg": {"low_noise": 0.6, "high_noise": 0.01}},
-                "moves": {"kind": "window", "last": 30},
+                "noise_levels": {"kind": "window", "last": 30},
             },
             "rollout": {"embedded_guidance": 2.0},
         },
@@ -73,14 +95,19 @@ PRESETS: dict[str, dict[str, Any]] = {
                 "branches": "denoise",
                 "denoise": {"k_pos": {"low_noise": 0.0, "high_noise": 0.0}},
                 "inversion": {"k_neg": {"low_noise": 0.0, "high_noise": 0.0}},
-                "moves": {"kind": "window", "schedule_shift": 1.0, "last": 40, "groundtruth_ratio": 0.6},
+                "noise_levels": {
+                    "kind": "window",
+                    "schedule_shift": 1.0,
+                    "last": 40,
+                    "groundtruth_ratio": 0.6,
+                },
                 "margin": None,
                 "discount_shift": 3.0,
                 "image_mapping": "min_max",
                 "embedded_guidance": None,
             },
             "rollout": {"embedded_guidance": None},
-            "train": {"learning_rate": 3e-6, "clip_norm": 50.0},
+            "train": {"learning_rate": 3e-6, "max_grad_norm": 50.0},
         },
     ),
     # Ours: the two branches of official_flux folded into one denoise branch. Half the official k_d as k_pos and half the official k_i as
@@ -91,7 +118,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         {
             "method": {
                 "branches": "denoise",
-                "denoise": {"k_pos": {"low_noise": 0.05, "high_noise": 0.125}, "k_neg": {"low_noise": 0.15, "high_noise": 0.005}},
+                "denoise": {
+                    "k_pos": {"low_noise": 0.05, "high_noise": 0.125},
+                    "k_neg": {"low_noise": 0.15, "high_noise": 0.005},
+                },
                 "inversion": {"k_neg": {"low_noise": 0.0, "high_noise": 0.0}},
             },
         },

@@ -46,7 +46,7 @@ class ClipConfig(Frozen):
         default=None,
         description="Of an open_clip file without its open_clip_config.json: quick_gelu for OpenAI's, DFN's, MetaCLIP's; gelu for LAION's.",
     )
-    project: str | None = Field(
+    project_out: str | None = Field(
         default=None,
         description="A .safetensors file of directions in image features that the reward shall not see.",
     )
@@ -56,7 +56,7 @@ class SiglipConfig(Frozen):
     """Cosine of image and prompt by a SigLIP or SigLIP 2."""
 
     name: Literal["siglip"] = "siglip"
-    project: str | None = Field(
+    project_out: str | None = Field(
         default=None,
         description="A .safetensors file of directions in image features that the reward shall not see.",
     )
@@ -221,7 +221,7 @@ class MemberConfig(Strict):
         description="method: asked in the form of the method (relative, anchored), with its words; absolute: its score under its own positive words, "
         "else the bare prompt, as rewards that ignore prompts must be.",
     )
-    words: ControlPhrases | None = Field(
+    control_phrases: ControlPhrases | None = Field(
         default=None,
         description="Control phrases or learned tokens of this member in place of the method's.",
     )
@@ -248,11 +248,11 @@ class MixtureConfig(Strict):
         default="running",
         description="running: each member's reward is divided by its running spread over images; none: raw scores are added.",
     )
-    balance: Literal["none", "gradient"] = Field(
-        default="none",
-        description="gradient: each member's gradient in the image is brought to the same running norm before the weights act.",
+    gradient_normalization: bool = Field(
+        default=False,
+        description="Each member's gradient in the image is brought to the same running norm before the weights act.",
     )
-    disagreement: float = Field(
+    std_penalty: float = Field(
         default=0.0,
         description="Weight of the spread between normalised members, which is subtracted: pay only what they agree on.",
         ge=0,
@@ -264,9 +264,9 @@ class MixtureConfig(Strict):
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
             raise ValueError(f"two members are called {twice[0]}: give each its own label")
-        if self.disagreement > 0 and self.normalise == "none":
+        if self.std_penalty > 0 and self.normalise == "none":
             raise ValueError(
-                "disagreement compares members, which needs one scale: set normalise: running"
+                "std_penalty compares members, which needs one scale: set normalise: running"
             )
         return self
 

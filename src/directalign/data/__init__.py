@@ -1,4 +1,1 @@
 """Prompts and images for training: sources, buckets, order."""
-
-
-

@@ -41,10 +41,16 @@ def check_buckets(buckets: Sequence[Bucket], total: int) -> None:
     Raises:
         DirectAlignError: names each such bucket, its number of images, and the remedy.
     """
-    small = [f"[{bucket.size[0]}, {bucket.size[1]}] has {len(bucket.members)}" for bucket in buckets if len(bucket.members) < total]
+    small = [
+        f"[{bucket.size[0]}, {bucket.size[1]}] has {len(bucket.members)}"
+        for bucket in buckets
+        if len(bucket.members) < total
+    ]
     if small:
         remedy = "leave them out (their images go to the nearest of the others), lower data.batch_size or train.global_batch_size, or remove data.buckets"
-        raise DirectAlignError(f"data.buckets: {', '.join(small)} images, and an update takes {total} from one bucket; {remedy}")
+        raise DirectAlignError(
+            f"data.buckets: {', '.join(small)} images, and an update takes {total} from one bucket; {remedy}"
+        )
 
 
 def suggest_buckets(pixels: int, multiple: int) -> list[list[int]]:
@@ -54,7 +60,9 @@ def suggest_buckets(pixels: int, multiple: int) -> list[list[int]]:
     """
     square = isqrt(pixels) // multiple * multiple
     if square < multiple:
-        raise DirectAlignError(f"suggest_buckets: no square of {pixels:,} pixels has sides that are multiples of {multiple}; give a larger area")
+        raise DirectAlignError(
+            f"suggest_buckets: no square of {pixels:,} pixels has sides that are multiples of {multiple}; give a larger area"
+        )
     tall = []
     for short in range(square, 0, -multiple):
         long = pixels // short // multiple * multiple

@@ -55,18 +55,28 @@ class Rows:
         for number, row in enumerate(self.table.select_columns([name])):
             text = "" if row[name] is None else row[name]
             if not isinstance(text, str):
-                raise DirectAlignError(f"{self.where}: row {number}: {name} is {type(text).__name__} {text!r:.60}, and text is needed")
+                raise DirectAlignError(
+                    f"{self.where}: row {number}: {name} is {type(text).__name__} {text!r:.60}, and text is needed"
+                )
             yield number, text
 
     def image_column(self) -> str:
         """The column that holds images: the only one, or the one with a usual name."""
         from datasets import Image
 
-        names = [name for name, feature in self.table.features.items() if isinstance(feature, Image)]
+        names = [
+            name for name, feature in self.table.features.items() if isinstance(feature, Image)
+        ]
         if not names:
-            raise DirectAlignError(f"{self.where}: no column of images among {listed(self.table.column_names)}; cast one with cast_column(name, Image())")
+            raise DirectAlignError(
+                f"{self.where}: no column of images among {listed(self.table.column_names)}; cast one with cast_column(name, Image())"
+            )
         lowered = {name.lower(): name for name in reversed(names)}
-        chosen = names[0] if len(names) == 1 else next((lowered[key] for key in IMAGE_KEYS if key in lowered), None)
+        chosen = (
+            names[0]
+            if len(names) == 1
+            else next((lowered[key] for key in IMAGE_KEYS if key in lowered), None)
+        )
         if chosen is None:
             raise DirectAlignError(
                 f"{self.where}: {len(names)} columns of images, {listed(names)}; rename the one to take to image (rename_column, save_to_disk)"
@@ -79,7 +89,9 @@ class Rows:
         if found is not None and found in names:
             return found
         wanted = " or ".join(PROMPT_KEYS) if self.column is None else repr(self.column)
-        raise DirectAlignError(f"{self.where}: no column {wanted} among {listed(names)}; name the one with the prompts: {self.where.split('#')[0]}#column")
+        raise DirectAlignError(
+            f"{self.where}: no column {wanted} among {listed(names)}; name the one with the prompts: {self.where.split('#')[0]}#column"
+        )
 
 
 def is_address(source: str | Path) -> bool:
@@ -95,8 +107,12 @@ def parse(source: str) -> Address:
     if address.folder is None:
         name, config = _cut(body, ":")
         address = replace(address, name=name, config=config)
-    if not address.name or (address.folder is None and not re.fullmatch(r"[^/\s]+/[^/\s]+", address.name)):
-        raise DirectAlignError(f"{source}: not the address of a dataset; write hf:owner/name[:config][@split][#column], or hf:/folder[@split][#column]")
+    if not address.name or (
+        address.folder is None and not re.fullmatch(r"[^/\s]+/[^/\s]+", address.name)
+    ):
+        raise DirectAlignError(
+            f"{source}: not the address of a dataset; write hf:owner/name[:config][@split][#column], or hf:/folder[@split][#column]"
+        )
     return address
 
 
@@ -129,8 +145,14 @@ def _chosen_split(source: str, address: Address, names: list[str]) -> str:
         return "train" if "train" in names else names[0]
     if address.split in names:
         return address.split
-    missing = "several splits and none is train" if address.split is None else f"no split {address.split!r}"
-    raise DirectAlignError(f"{source}: {missing}; there are {listed(names)}: write {PREFIX}{address.name}@{names[0]}")
+    missing = (
+        "several splits and none is train"
+        if address.split is None
+        else f"no split {address.split!r}"
+    )
+    raise DirectAlignError(
+        f"{source}: {missing}; there are {listed(names)}: write {PREFIX}{address.name}@{names[0]}"
+    )
 
 
 def _load(source: str, address: Address) -> dict[str, Any]:
@@ -138,10 +160,14 @@ def _load(source: str, address: Address) -> dict[str, Any]:
     try:
         import datasets
     except ImportError as error:
-        raise DirectAlignError(f"{source}: reading a dataset needs the datasets library; pip install 'directalign[data]'") from error
+        raise DirectAlignError(
+            f"{source}: reading a dataset needs the datasets library; pip install 'directalign[data]'"
+        ) from error
     folder = address.folder
     if folder is not None and not folder.is_dir():
-        raise DirectAlignError(f"{source}: no such folder {folder}; a dataset on the hub is written hf:owner/name")
+        raise DirectAlignError(
+            f"{source}: no such folder {folder}; a dataset on the hub is written hf:owner/name"
+        )
     try:
         if folder is not None and any((folder / name).is_file() for name in _SAVED):
             loaded = datasets.load_from_disk(str(folder))
@@ -149,7 +175,11 @@ def _load(source: str, address: Address) -> dict[str, Any]:
             loaded = datasets.load_dataset(str(folder or address.name), address.config)
     except Exception as error:  # the library, its readers and the connection raise nearly anything
         raise DirectAlignError(f"{source}: {_why(error, address)}") from error
-    return {str(split): table for split, table in loaded.items()} if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
+    return (
+        {str(split): table for split, table in loaded.items()}
+        if isinstance(loaded, dict)
+        else {str(loaded.split or "train"): loaded}
+    )
 
 
 def _why(error: Exception, address: Address) -> str:
@@ -165,7 +195,11 @@ def _why(error: Exception, address: Address) -> str:
         return "no such dataset on the hub, or a private one; check owner/name, and for a private one log in (hf auth login) or set HF_TOKEN"
     if any(isinstance(each, ConnectionError | OfflineModeIsEnabled) for each in causes):
         return f"the hub cannot be reached ({_short(error)}); mend the connection, or copy the dataset here (save_to_disk) and write hf:/folder"
-    remedy = "check that it holds parquet, jsonl, csv or image files" if address.folder else "name its config if it has several: hf:owner/name:config"
+    remedy = (
+        "check that it holds parquet, jsonl, csv or image files"
+        if address.folder
+        else "name its config if it has several: hf:owner/name:config"
+    )
     return f"cannot be read as a dataset ({_short(error)}); {remedy}"
 
 

@@ -56,15 +56,22 @@ def scan_images(source: str | Path, strict: bool = False) -> ImageSet:
         if isinstance(size, tuple):
             kept.append((index, entry, size))
         elif strict:
-            raise DirectAlignError(f"{found.where}: {entry.name}: {size}; mend or remove it, or set data.strict: false to skip such images")
+            raise DirectAlignError(
+                f"{found.where}: {entry.name}: {size}; mend or remove it, or set data.strict: false to skip such images"
+            )
         else:
             skipped.append(f"{entry.name}: {size}")
     if not kept:
         reason = f"all {len(skipped)} were skipped, first {skipped[0]}" if skipped else found.hint
         raise DirectAlignError(f"{found.where}: no usable image: {reason}")
     places, entries, sizes = zip(*kept, strict=True)
-    names, captions = tuple(entry.name for entry in entries), tuple(entry.caption for entry in entries)
-    return ImageSet(found.where, names, captions, sizes, lambda i: found.picture(places[i]), tuple(skipped))
+    names, captions = (
+        tuple(entry.name for entry in entries),
+        tuple(entry.caption for entry in entries),
+    )
+    return ImageSet(
+        found.where, names, captions, sizes, lambda i: found.picture(places[i]), tuple(skipped)
+    )
 
 
 def _measured(found: Candidates) -> Iterator[tuple[Entry, tuple[int, int] | str]]:
@@ -90,12 +97,18 @@ class ImageStream:
     """At least one, none empty."""
     seed: int
 
-    def batch(self, step: int, size: int = 1, place: int = 0, total: int | None = None) -> tuple[tuple[str, ...], Images]:
+    def batch(
+        self, step: int, size: int = 1, place: int = 0, total: int | None = None
+    ) -> tuple[tuple[str, ...], Images]:
         """(captions, images (size, 3, height, width) in [0, 1]): `size` of the `total` of update `step`, from the `place`-th on."""
         chosen, shape = self._chosen(step, size, place, total), self.size(step)
-        return self.captions(step, size, place, total), torch.stack([self.images.image(i, *shape) for i in chosen])
+        return self.captions(step, size, place, total), torch.stack(
+            [self.images.image(i, *shape) for i in chosen]
+        )
 
-    def captions(self, step: int, size: int = 1, place: int = 0, total: int | None = None) -> tuple[str, ...]:
+    def captions(
+        self, step: int, size: int = 1, place: int = 0, total: int | None = None
+    ) -> tuple[str, ...]:
         """The captions of the same batch; no image is read."""
         return tuple(self.images.captions[i] for i in self._chosen(step, size, place, total))
 
@@ -110,8 +123,19 @@ class ImageStream:
 
     def _turn(self, step: int) -> tuple[Bucket, int]:
         """The bucket of update `step`, and how many updates before it took the same."""
-        choice, earlier = turn(tuple(len(bucket.members) for bucket in self.buckets), self.seed, step, "buckets")
+        choice, earlier = turn(
+            tuple(len(bucket.members) for bucket in self.buckets), self.seed, step, "buckets"
+        )
         return self.buckets[choice], earlier
 
 
-__all__ = ["Bucket", "ImageSet", "ImageStream", "check_buckets", "fill_buckets", "load_image", "scan_images", "suggest_buckets"]
+__all__ = [
+    "Bucket",
+    "ImageSet",
+    "ImageStream",
+    "check_buckets",
+    "fill_buckets",
+    "load_image",
+    "scan_images",
+    "suggest_buckets",
+]

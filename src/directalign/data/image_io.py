@@ -27,7 +27,9 @@ class Unreadable(Exception):
     """Why a picture cannot be used as an image."""
 
 
-def load_image(picture: Picture, height: int, width: int, name: str | None = None) -> Float[Tensor, "3 H W"]:
+def load_image(
+    picture: Picture, height: int, width: int, name: str | None = None
+) -> Float[Tensor, "3 H W"]:
     """One image that covers the shape asked for, centre-cropped and resized with antialiasing: float32 in [0, 1].
 
     Raises:
@@ -36,9 +38,13 @@ def load_image(picture: Picture, height: int, width: int, name: str | None = Non
     try:
         pixels = read_pixels(picture)
     except Unreadable as error:
-        raise DirectAlignError(f"{name or picture}: {error}; the image was readable when the set was scanned: restore it") from error
+        raise DirectAlignError(
+            f"{name or picture}: {error}; the image was readable when the set was scanned: restore it"
+        ) from error
     cropped = _centre_crop(torch.from_numpy(pixels).permute(2, 0, 1), height / width)
-    resized = F.interpolate(cropped[None], (height, width), mode="bicubic", align_corners=False, antialias=True)
+    resized = F.interpolate(
+        cropped[None], (height, width), mode="bicubic", align_corners=False, antialias=True
+    )
     return resized[0].clamp(0, 1)
 
 
@@ -64,7 +70,9 @@ def _without_folder(reason: str, picture: Picture) -> str:
 
 def _decode(picture: Picture) -> np.ndarray:
     """First frame, upright, three channels, composited on white: (H, W, 3), float32 in [0, 1]."""
-    with Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture, formats=_FORMATS) as opened:
+    with Image.open(
+        BytesIO(picture) if isinstance(picture, bytes) else picture, formats=_FORMATS
+    ) as opened:
         image = ImageOps.exif_transpose(opened)
         if image.mode == "F":
             raise ValueError("floating-point pixels of unknown range; save it with 8 or 16 bits")
@@ -78,7 +86,9 @@ def _decode(picture: Picture) -> np.ndarray:
 
 def _from_16_bit(grey: np.ndarray) -> np.ndarray:
     if grey.min() < 0 or grey.max() > 65535:
-        raise ValueError(f"grey values from {grey.min()} to {grey.max()}; save it with 8 or 16 bits")
+        raise ValueError(
+            f"grey values from {grey.min()} to {grey.max()}; save it with 8 or 16 bits"
+        )
     return np.repeat((grey / np.float32(65535)).astype(np.float32)[:, :, None], 3, axis=2)
 
 

@@ -49,7 +49,10 @@ def in_dataset(source: str) -> Candidates:
     opened = open_rows(source)
     column = opened.image_column()
     encoded = opened.table.select_columns([column]).cast_column(column, Image(decode=False))
-    entries = tuple(captioned(f"row {row}", text, f"{source}: row {row}", "its text") for row, text in opened.texts())
+    entries = tuple(
+        captioned(f"row {row}", text, f"{source}: row {row}", "its text")
+        for row, text in opened.texts()
+    )
     return Candidates(source, entries, lambda i: _picture(encoded[i][column]), "it has no rows")
 
 
@@ -63,7 +66,21 @@ def _picture(cell: dict[str, Any] | None) -> Picture:
     return Path(held["path"])
 
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".heic", ".avif", ".jxl"}
+ENDINGS = {
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".heic",
+    ".avif",
+    ".jxl",
+}
 """Files taken for images; those that cannot be decoded (.heic, say) are reported, never passed over in silence."""
 
 
@@ -74,10 +91,17 @@ def in_folder(folder: Path) -> Candidates:
         DirectAlignError: no such folder, metadata that cannot be read, a caption that is not a valid prompt.
     """
     if not folder.is_dir():
-        raise DirectAlignError(f"{folder}: no such image folder; check data.images (a dataset is written hf:owner/name)")
+        raise DirectAlignError(
+            f"{folder}: no such image folder; check data.images (a dataset is written hf:owner/name)"
+        )
     metadata = folder / "metadata.jsonl"
     entries = tuple(_listed(folder, metadata) if metadata.exists() else _beside(folder))
-    return Candidates(str(folder), entries, lambda i: folder / entries[i].name, f"none ends in {', '.join(sorted(ENDINGS))}")
+    return Candidates(
+        str(folder),
+        entries,
+        lambda i: folder / entries[i].name,
+        f"none ends in {', '.join(sorted(ENDINGS))}",
+    )
 
 
 def _beside(folder: Path) -> Iterator[Entry]:
@@ -96,5 +120,7 @@ def _listed(folder: Path, metadata: Path) -> Iterator[Entry]:
         where = f"{metadata}:{line}"
         name = row.get("file_name")
         if not isinstance(name, str):
-            raise DirectAlignError(f"{where}: file_name is {name!r:.60}, and the name of an image in {folder} is needed")
+            raise DirectAlignError(
+                f"{where}: file_name is {name!r:.60}, and the name of an image in {folder} is needed"
+            )
         yield captioned(name, prompt_of_row(row, where), where, f"{metadata.name}:{line}")

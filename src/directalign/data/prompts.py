@@ -51,7 +51,9 @@ def read_prompts(source: str | Path) -> list[str]:
         return train_captions()
     prompts = [prompt for text, where in _placed(source) if (prompt := checked_prompt(text, where))]
     if not prompts:
-        raise DirectAlignError(f"{source}: no prompts in it; write one a line, or give another list")
+        raise DirectAlignError(
+            f"{source}: no prompts in it; write one a line, or give another list"
+        )
     return prompts
 
 
@@ -62,7 +64,9 @@ class PromptStream:
     prompts: Sequence[str]
     seed: int
 
-    def batch(self, step: int, size: int = 1, place: int = 0, total: int | None = None) -> tuple[str, ...]:
+    def batch(
+        self, step: int, size: int = 1, place: int = 0, total: int | None = None
+    ) -> tuple[str, ...]:
         """`size` of the `total` prompts of update `step`, from the `place`-th on; without `total` they are the whole update."""
         first = step * (size if total is None else total) + place
         return tuple(self.prompts[i] for i in indices(len(self.prompts), self.seed, first, size))
@@ -76,7 +80,9 @@ def _placed(source: str | Path) -> Iterator[tuple[str, str]]:
     path = Path(source)
     if path.suffix.lower() not in _READERS:
         endings = ", ".join(_READERS)
-        raise DirectAlignError(f"{path}: prompt lists end in {endings} (or write world, or hf:owner/name for a dataset); got {path.suffix or 'no ending'!r}")
+        raise DirectAlignError(
+            f"{path}: prompt lists end in {endings} (or write world, or hf:owner/name for a dataset); got {path.suffix or 'no ending'!r}"
+        )
     return ((text, f"{path}:{line}") for line, text in _READERS[path.suffix.lower()](path))
 
 
@@ -106,7 +112,9 @@ def _cells(path: Path) -> Lines:
     for line, row in rows_below:
         blank = not any(row)
         if not blank and len(row) <= column:
-            raise DirectAlignError(f"{path}:{line}: {len(row)} fields, and {header[column]!r} is field {column + 1}")
+            raise DirectAlignError(
+                f"{path}:{line}: {len(row)} fields, and {header[column]!r} is field {column + 1}"
+            )
         yield line, "" if blank else row[column]
 
 
@@ -116,7 +124,9 @@ def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
         for row in reader:
             yield reader.line_num, row
     except csv.Error as error:
-        raise DirectAlignError(f"{path}:{reader.line_num}: not a table ({error}); quote fields that hold a separator") from error
+        raise DirectAlignError(
+            f"{path}:{reader.line_num}: not a table ({error}); quote fields that hold a separator"
+        ) from error
 
 
 def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -130,7 +140,9 @@ def _unwrapped(field: str, where: str) -> str:
     if wrapped:
         return wrapped[1].replace('""', '"')
     if field.startswith('"') and field.count('"') % 2:
-        raise DirectAlignError(f"{where}: a quote opens a field and does not close on this line; write one row a line, or save the table as .csv")
+        raise DirectAlignError(
+            f"{where}: a quote opens a field and does not close on this line; write one row a line, or save the table as .csv"
+        )
     return field
 
 
@@ -140,13 +152,17 @@ def _parquet(path: Path) -> Lines:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise DirectAlignError(f"{path}: reading parquet needs pyarrow; pip install 'directalign[data]', or save the list as .jsonl") from error
+        raise DirectAlignError(
+            f"{path}: reading parquet needs pyarrow; pip install 'directalign[data]', or save the list as .jsonl"
+        ) from error
     try:
         names = parquet.read_schema(path).names
         name = names[_column(path, names)]
         texts = parquet.read_table(path, columns=[name])[name].to_pylist()
     except (ArrowException, OSError) as error:
-        raise DirectAlignError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]}); save it again") from error
+        raise DirectAlignError(
+            f"{path}: not a readable parquet file ({str(error).splitlines()[0]}); save it again"
+        ) from error
     for row, text in enumerate(texts, start=1):
         yield row, prompt_of_row({name: "" if text is None else text}, f"{path}:row {row}")
 
@@ -154,8 +170,16 @@ def _parquet(path: Path) -> Lines:
 def _column(path: Path, header: list[str]) -> int:
     name = prompt_key(header)
     if name is None:
-        raise DirectAlignError(f"{path}: no column {', '.join(PROMPT_KEYS[:-1])} or {PROMPT_KEYS[-1]} among {', '.join(map(repr, header))[:200] or 'none'}")
+        raise DirectAlignError(
+            f"{path}: no column {', '.join(PROMPT_KEYS[:-1])} or {PROMPT_KEYS[-1]} among {', '.join(map(repr, header))[:200] or 'none'}"
+        )
     return header.index(name)
 
 
-_READERS: dict[str, Callable[[Path], Lines]] = {".txt": _lines, ".jsonl": _objects, ".csv": _cells, ".tsv": _cells, ".parquet": _parquet}
+_READERS: dict[str, Callable[[Path], Lines]] = {
+    ".txt": _lines,
+    ".jsonl": _objects,
+    ".csv": _cells,
+    ".tsv": _cells,
+    ".parquet": _parquet,
+}

@@ -24,7 +24,10 @@ def permutation(length: int, seed: int, epoch: int, stream: str = "order") -> tu
 def indices(length: int, seed: int, first: int, count: int) -> list[int]:
     """The items at places `first` to `first + count - 1` of the endless row; every item is seen once per `length` places."""
     assert length > 0 and first >= 0, (length, first)
-    return [permutation(length, seed, place // length)[place % length] for place in range(first, first + count)]
+    return [
+        permutation(length, seed, place // length)[place % length]
+        for place in range(first, first + count)
+    ]
 
 
 def turn(weights: tuple[int, ...], seed: int, step: int, stream: str) -> tuple[int, int]:
@@ -42,7 +45,9 @@ def turn(weights: tuple[int, ...], seed: int, step: int, stream: str) -> tuple[i
 
 
 @lru_cache(maxsize=4)
-def _dealt(weights: tuple[int, ...], seed: int, pack: int, stream: str) -> tuple[tuple[int, int], ...]:
+def _dealt(
+    weights: tuple[int, ...], seed: int, pack: int, stream: str
+) -> tuple[tuple[int, int], ...]:
     """Per card of one pack: its choice, and how many cards before it in the pack say the same."""
     ends, seen, dealt = list(accumulate(weights)), [0] * len(weights), []
     for card in permutation(ends[-1], seed, pack, stream):

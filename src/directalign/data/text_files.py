@@ -23,7 +23,9 @@ PROMPT_KEYS = ("prompt", "caption", "text")
 def read_text(path: Path, what: str) -> str:
     """The file's text, without a byte-order mark. `what` names the kind of file in errors ("prompt file")."""
     if not path.exists():
-        raise DirectAlignError(f"{path}: no such {what}; check the path (it is taken from the current folder, {Path.cwd()})")
+        raise DirectAlignError(
+            f"{path}: no such {what}; check the path (it is taken from the current folder, {Path.cwd()})"
+        )
     if path.is_dir():
         raise DirectAlignError(f"{path}: is a folder, and a {what} is needed")
     try:
@@ -35,17 +37,25 @@ def read_text(path: Path, what: str) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         byte = content[error.start]
-        raise DirectAlignError(f"{path}:{line}: not UTF-8: byte 0x{byte:02x} at offset {error.start}; save the {what} as UTF-8") from error
+        raise DirectAlignError(
+            f"{path}:{line}: not UTF-8: byte 0x{byte:02x} at offset {error.start}; save the {what} as UTF-8"
+        ) from error
 
 
 def checked_prompt(prompt: str, where: str) -> str:
     """The prompt without surrounding blanks; too long a prompt or a control character is refused, naming `where`."""
     prompt = prompt.strip()
     if len(prompt) > MAX_CHARACTERS:
-        raise DirectAlignError(f"{where}: prompt of {len(prompt):,} characters; the limit is {MAX_CHARACTERS:,}: one prompt a line, or shorten it")
-    control = next((c for c in prompt if unicodedata.category(c) == "Cc" and c not in "\t\r\n"), None)
+        raise DirectAlignError(
+            f"{where}: prompt of {len(prompt):,} characters; the limit is {MAX_CHARACTERS:,}: one prompt a line, or shorten it"
+        )
+    control = next(
+        (c for c in prompt if unicodedata.category(c) == "Cc" and c not in "\t\r\n"), None
+    )
     if control is not None:
-        raise DirectAlignError(f"{where}: control character U+{ord(control):04X} at character {prompt.index(control) + 1}; remove it (is this a text file?)")
+        raise DirectAlignError(
+            f"{where}: control character U+{ord(control):04X} at character {prompt.index(control) + 1}; remove it (is this a text file?)"
+        )
     return prompt
 
 
@@ -63,9 +73,13 @@ def json_rows(path: Path, what: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DirectAlignError(f'{path}:{number}: not JSON ({error}); write one object a line, like {{"prompt": "a red star"}}') from error
+            raise DirectAlignError(
+                f'{path}:{number}: not JSON ({error}); write one object a line, like {{"prompt": "a red star"}}'
+            ) from error
         if not isinstance(row, dict):
-            raise DirectAlignError(f'{path}:{number}: {type(row).__name__} instead of an object; write it like {{"prompt": "a red star"}}')
+            raise DirectAlignError(
+                f'{path}:{number}: {type(row).__name__} instead of an object; write it like {{"prompt": "a red star"}}'
+            )
         yield number, row
 
 
@@ -73,7 +87,11 @@ def prompt_of_row(row: Mapping[str, Any], where: str) -> str:
     """The prompt in a row with named fields, as text; not yet checked."""
     key = prompt_key(list(row))
     if key is None:
-        raise DirectAlignError(f"{where}: no key {', '.join(PROMPT_KEYS[:-1])} or {PROMPT_KEYS[-1]} among {', '.join(map(repr, row)) or 'none'}")
+        raise DirectAlignError(
+            f"{where}: no key {', '.join(PROMPT_KEYS[:-1])} or {PROMPT_KEYS[-1]} among {', '.join(map(repr, row)) or 'none'}"
+        )
     if not isinstance(row[key], str):
-        raise DirectAlignError(f"{where}: {key} is {type(row[key]).__name__} {row[key]!r:.60}, and text is needed")
+        raise DirectAlignError(
+            f"{where}: {key} is {type(row[key]).__name__} {row[key]!r:.60}, and text is needed"
+        )
     return row[key]

@@ -1,4 +1,1 @@
 """Measurement: fixed prompt-seed pairs, images of them, scores with intervals, and drift. Never trained on."""
-
-
-

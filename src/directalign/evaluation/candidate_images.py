@@ -26,14 +26,23 @@ def file_of(key: str, index: int) -> str:
     return f"images/{key}/{index:05d}.png"
 
 
-def draw_all(subjects: Sequence[Subject], items: Sequence[Item], found: Files, out: Path, batch_size: int | None, say: Say) -> None:
+def draw_all(
+    subjects: Sequence[Subject],
+    items: Sequence[Item],
+    found: Files,
+    out: Path,
+    batch_size: int | None,
+    say: Say,
+) -> None:
     """Every image that is missing, one model in memory at a time. Raises: DirectAlignError where models make images of different sizes."""
     for subject in subjects:
         missing = [item for item in items if not (out / file_of(subject.key, item.index)).is_file()]
         if not missing:
             continue
         (out / "images" / subject.key).mkdir(parents=True, exist_ok=True)
-        say(f"{subject.label}: {len(missing)} images to {'copy' if subject.kind == 'images' else 'make'}")
+        say(
+            f"{subject.label}: {len(missing)} images to {'copy' if subject.kind == 'images' else 'make'}"
+        )
         if subject.kind == "images":
             _copy(subject, missing, found[subject.key], out)
         else:
@@ -46,22 +55,28 @@ def load_images(out: Path, key: str, items: Sequence[Item]) -> Images:
     try:
         pixels = [torch.from_numpy(read_pixels(out / file_of(key, item.index))) for item in items]
     except Unreadable as error:
-        raise DirectAlignError(f"{out / 'images' / key}: {error}; remove the image, and the same command makes it again") from error
+        raise DirectAlignError(
+            f"{out / 'images' / key}: {error}; remove the image, and the same command makes it again"
+        ) from error
     return torch.stack(pixels).permute(0, 3, 1, 2).float()
 
 
-def _generate_candidate(subject: Subject, items: Sequence[Item], out: Path, batch_size: int | None) -> None:
+def _generate_candidate(
+    subject: Subject, items: Sequence[Item], out: Path, batch_size: int | None
+) -> None:
     """Batches are fixed by the items, whatever of them is there already: an image is the same bit by bit after an interruption."""
     run = subject.run
     assert run is not None
     size = batch_size or (1 if subject.kind == "model" else run.evaluate.batch_size)
-    family = trained_family(run, subject.trained)
+    model = trained_family(run, subject.trained)
     for first in range(0, len(items), size):
         batch = items[first : first + size]
         files = [out / file_of(subject.key, item.index) for item in batch]
         if all(file.is_file() for file in files):
             continue
-        images = generate(family, [item.prompt for item in batch], [item.seed for item in batch], run.rollout, size)
+        images = generate(
+            model, [item.prompt for item in batch], [item.seed for item in batch], run.rollout, size
+        )
         for file, image in zip(files, images, strict=True):
             _keep(image, file)
 
@@ -71,7 +86,9 @@ def _copy(subject: Subject, missing: Sequence[Item], files: Sequence[Path], out:
         try:
             pixels = torch.from_numpy(read_pixels(files[item.index])).permute(2, 0, 1).float()
         except Unreadable as error:
-            raise DirectAlignError(f"{files[item.index]}: {error}; mend it, or compare without {subject.source}") from error
+            raise DirectAlignError(
+                f"{files[item.index]}: {error}; mend it, or compare without {subject.source}"
+            ) from error
         _keep(pixels, out / file_of(subject.key, item.index))
 
 
@@ -87,8 +104,14 @@ def _check_size(first: Subject, subject: Subject, items: Sequence[Item], out: Pa
     here, there = (_size(out / file_of(each.key, items[0].index)) for each in (first, subject))
     if here != there:
         (w, h), (w2, h2) = here, there
-        remedy = "give --height and --width" if subject.kind != "images" else "compare images of one size"
-        raise DirectAlignError(f"{first.label} makes images of {w}x{h} pixels and {subject.label} of {w2}x{h2}: their numbers are not comparable; {remedy}")
+        remedy = (
+            "give --height and --width"
+            if subject.kind != "images"
+            else "compare images of one size"
+        )
+        raise DirectAlignError(
+            f"{first.label} makes images of {w}x{h} pixels and {subject.label} of {w2}x{h2}: their numbers are not comparable; {remedy}"
+        )
 
 
 def _size(file: Path) -> tuple[int, int]:

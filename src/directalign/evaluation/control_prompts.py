@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 
-KEY = "evaluate.off_topic"
+KEY = "evaluate.control_prompts"
 WORLD = "world"
 FIRST_OFF_TOPIC_SEED = 3 * FIRST_SEED
 STYLE_KEPT, CONTENT = f"{OFF_TOPIC}style_kept", f"{OFF_TOPIC}content"
@@ -30,7 +30,7 @@ Score = Callable[[Images, tuple[str, ...]], dict[str, PerSample]]
 
 
 def off_topic_prompts(source: str, words: config.ControlPhrases) -> list[str]:
-    """The prompts of a recipe's `evaluate.off_topic`.
+    """The prompts of a recipe's `evaluate.control_prompts`.
 
     Raises: DirectAlignError for a list that cannot be read, and for "world" where the wanted phrases name every style of it.
     """
@@ -43,7 +43,7 @@ def off_topic_prompts(source: str, words: config.ControlPhrases) -> list[str]:
     others = [phrases[0] for style, phrases in STYLE_WORDS.items() if style not in named]
     if not others:
         raise DirectAlignError(
-            f"{KEY}: world: method.words.positive names every style of the world, so none of its prompts is off topic; give a file of prompts"
+            f"{KEY}: world: method.control_phrases.positive names every style of the world, so none of its prompts is off topic; give a file of prompts"
         )
     return [f"{phrase}. {caption}" for caption in held_out_captions() for phrase in others]
 
@@ -51,13 +51,22 @@ def off_topic_prompts(source: str, words: config.ControlPhrases) -> list[str]:
 class OffTopic:
     """The control prompts of a run on fixed seeds of their own; `generate` makes images of pairs under the present weights, `base` under the base model's."""
 
-    def __init__(self, run: config.RunConfig, generate: Callable[[Pairs], Images], base: Callable[[Pairs], Images]) -> None:
-        assert run.evaluate.off_topic is not None
-        prompts = off_topic_prompts(run.evaluate.off_topic, run.method.words)
-        self.pairs = off_topic_pairs(prompts, min(run.evaluate.pairs_during, run.evaluate.num_pairs))
+    def __init__(
+        self,
+        run: config.RunConfig,
+        generate: Callable[[Pairs], Images],
+        base: Callable[[Pairs], Images],
+    ) -> None:
+        assert run.evaluate.control_prompts is not None
+        prompts = off_topic_prompts(run.evaluate.control_prompts, run.method.control_phrases)
+        self.pairs = off_topic_pairs(
+            prompts, min(run.evaluate.num_samples_during, run.evaluate.num_samples)
+        )
         self._generate, self._base = generate, base
         self._base_images: Images | None = None
-        self.styles = styles_named(self.pairs.prompts) if run.evaluate.off_topic == WORLD else ()
+        self.styles = (
+            styles_named(self.pairs.prompts) if run.evaluate.control_prompts == WORLD else ()
+        )
 
     def prepare(self) -> None:
         """Make the base model's images while the weights are still its own."""
@@ -76,7 +85,10 @@ class OffTopic:
 
     def per_image(self, images: Images, score: Score, judge: Judge | None) -> dict[str, PerSample]:
         """Every score under its usual name with `off_topic_` before it; of the world's prompts also whether style and content are as they ask."""
-        found = {f"{OFF_TOPIC}{name}": values for name, values in score(images, self.pairs.prompts).items()}
+        found = {
+            f"{OFF_TOPIC}{name}": values
+            for name, values in score(images, self.pairs.prompts).items()
+        }
         if judge is None or not self.styles:
             return found
         judged = judge(images, self.pairs.prompts)
@@ -85,8 +97,16 @@ class OffTopic:
 
     def summary(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
         """Means over the pairs, rates with their intervals, and `off_topic_color_drift` from the base model's images."""
-        told = {name: rate_interval(values).as_dict() if name in (STYLE_KEPT, CONTENT) else float(values.double().mean()) for name, values in each.items()}
-        return {**told, f"{OFF_TOPIC}color_drift": image_metrics.color_drift(images, self.base_images)}
+        told = {
+            name: rate_interval(values).as_dict()
+            if name in (STYLE_KEPT, CONTENT)
+            else float(values.double().mean())
+            for name, values in each.items()
+        }
+        return {
+            **told,
+            f"{OFF_TOPIC}color_drift": image_metrics.color_drift(images, self.base_images),
+        }
 
 
 def off_topic_pairs(prompts: list[str], count: int) -> Pairs:

@@ -33,35 +33,59 @@ def checked_facts(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     Anything else raises a DirectAlignError that begins with `where`.
     """
     if not isinstance(row.get("tag"), str) or not row["tag"]:
-        raise DirectAlignError(f"{where}: tag is {row.get('tag')!r:.60}; GenEval names the kind of a prompt there, such as counting")
+        raise DirectAlignError(
+            f"{where}: tag is {row.get('tag')!r:.60}; GenEval names the kind of a prompt there, such as counting"
+        )
     if not row.get("include"):
-        raise DirectAlignError(f"{where}: include is missing or empty; GenEval lists there what the image must show")
-    return {"tag": row["tag"], "include": _objects(row, "include", where), "exclude": _objects(row, "exclude", where)}
+        raise DirectAlignError(
+            f"{where}: include is missing or empty; GenEval lists there what the image must show"
+        )
+    return {
+        "tag": row["tag"],
+        "include": _objects(row, "include", where),
+        "exclude": _objects(row, "exclude", where),
+    }
 
 
 def _objects(row: Mapping[str, Any], key: str, where: str) -> list[dict[str, Any]]:
     listed = row.get(key, [])
     if not isinstance(listed, list):
-        raise DirectAlignError(f"{where}: {key} is {type(listed).__name__}; write a list of objects, each with class and count")
+        raise DirectAlignError(
+            f"{where}: {key} is {type(listed).__name__}; write a list of objects, each with class and count"
+        )
     return [_object(entry, place, f"{where}: {key}[{place}]") for place, entry in enumerate(listed)]
 
 
 def _object(entry: Any, place: int, where: str) -> dict[str, Any]:
     if not isinstance(entry, dict):
-        raise DirectAlignError(f"{where} is {type(entry).__name__}; write an object with class and count")
+        raise DirectAlignError(
+            f"{where} is {type(entry).__name__}; write an object with class and count"
+        )
     if not isinstance(entry.get("class"), str) or not entry["class"]:
-        raise DirectAlignError(f"{where}.class is {entry.get('class')!r:.60}; name a kind of thing, such as dog")
+        raise DirectAlignError(
+            f"{where}.class is {entry.get('class')!r:.60}; name a kind of thing, such as dog"
+        )
     if type(entry.get("count")) is not int or entry["count"] < 1:
-        raise DirectAlignError(f"{where}.count is {entry.get('count')!r:.60}; a whole number from 1 is needed")
+        raise DirectAlignError(
+            f"{where}.count is {entry.get('count')!r:.60}; a whole number from 1 is needed"
+        )
     if not isinstance(entry.get("color", ""), str):
         raise DirectAlignError(f"{where}.color is {entry['color']!r:.60}; name a colour")
     if "position" in entry and not _is_position(entry["position"], place):
-        raise DirectAlignError(f"{where}.position is {entry['position']!r:.60}; write [relation, n]: one of {', '.join(RELATIONS)}, and an earlier object")
+        raise DirectAlignError(
+            f"{where}.position is {entry['position']!r:.60}; write [relation, n]: one of {', '.join(RELATIONS)}, and an earlier object"
+        )
     return {name: entry[name] for name in ("class", "count", "color", "position") if name in entry}
 
 
 def _is_position(value: Any, place: int) -> bool:
-    return isinstance(value, list) and len(value) == 2 and value[0] in RELATIONS and type(value[1]) is int and 0 <= value[1] < place
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and value[0] in RELATIONS
+        and type(value[1]) is int
+        and 0 <= value[1] < place
+    )
 
 
 FIRST_SEED = 10_000
@@ -76,7 +100,9 @@ class Pairs:
 
     def __post_init__(self) -> None:
         if len(self.prompts) != len(self.seeds):
-            raise DirectAlignError(f"{len(self.prompts)} prompts and {len(self.seeds)} seeds do not make pairs: give one seed per prompt")
+            raise DirectAlignError(
+                f"{len(self.prompts)} prompts and {len(self.seeds)} seeds do not make pairs: give one seed per prompt"
+            )
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -86,11 +112,11 @@ class Pairs:
         return Pairs(self.prompts[:count], self.seeds[:count])
 
 
-def fixed_pairs(prompts: Sequence[str], num_pairs: int) -> Pairs:
-    """`num_pairs` pairs: the prompts in a fixed shuffled order, taken up again from the front with new seeds."""
+def fixed_pairs(prompts: Sequence[str], num_samples: int) -> Pairs:
+    """`num_samples` pairs: the prompts in a fixed shuffled order, taken up again from the front with new seeds."""
     order = permutation(len(prompts), seed=0, epoch=0)
-    chosen = tuple(prompts[order[i % len(order)]] for i in range(num_pairs))
-    return Pairs(chosen, tuple(range(FIRST_SEED, FIRST_SEED + num_pairs)))
+    chosen = tuple(prompts[order[i % len(order)]] for i in range(num_samples))
+    return Pairs(chosen, tuple(range(FIRST_SEED, FIRST_SEED + num_samples)))
 
 
 def measured_prompts(data: config.DataConfig) -> list[str]:
@@ -103,9 +129,14 @@ def measured_prompts(data: config.DataConfig) -> list[str]:
     return list(scan_images(data.images, strict=data.strict).captions)
 
 
-def noise_of(seeds: Sequence[int], latent_shape: tuple[int, int, int]) -> Latents:
+def batch_noise(seeds: Sequence[int], latent_shape: tuple[int, int, int]) -> Latents:
     """The noise of each seed, (n, c, h, w) float32 on the CPU: FluxPipeline and StableDiffusionPipeline draw (1, c, h, w) unpacked."""
-    return torch.cat([torch.randn((1, *latent_shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return torch.cat(
+        [
+            torch.randn((1, *latent_shape), generator=torch.Generator().manual_seed(seed))
+            for seed in seeds
+        ]
+    )
 
 
 Form = Literal["plain", "geneval", "hpdv2", "drawbench", "parti"]
@@ -175,7 +206,13 @@ def _recognised(source: str) -> Form:
         return "geneval" if {"tag", "include"} <= first.keys() else "plain"
     if path.suffix.lower() in (".csv", ".tsv"):
         names = set(_header(path))
-        return "parti" if {"prompt", "category", "challenge"} <= names else "drawbench" if {"prompts", "category"} <= names else "plain"
+        return (
+            "parti"
+            if {"prompt", "category", "challenge"} <= names
+            else "drawbench"
+            if {"prompts", "category"} <= names
+            else "plain"
+        )
     return "plain"
 
 
@@ -193,20 +230,32 @@ def _geneval(source: str) -> Iterator[PromptRow]:
 def _hpdv2(source: str) -> Iterator[PromptRow]:
     """A folder with a file per style, in the order of `STYLES`, or one such file."""
     path = Path(source)
-    files = [path] if not path.is_dir() else [file for style in STYLES for file in _style_files(path, style)]
+    files = (
+        [path]
+        if not path.is_dir()
+        else [file for style in STYLES for file in _style_files(path, style)]
+    )
     if not files:
-        raise DirectAlignError(f"{path}: holds no {', '.join(f'{style}.json' for style in STYLES)}; give the HPDv2 benchmark's folder, or a list of prompts")
+        raise DirectAlignError(
+            f"{path}: holds no {', '.join(f'{style}.json' for style in STYLES)}; give the HPDv2 benchmark's folder, or a list of prompts"
+        )
     for file in files:
         style = file.stem.removeprefix("benchmark_")
         for place, prompt in enumerate(_list_of(file), start=1):
             where = f"{file}: item {place}"
             if not isinstance(prompt, str):
-                raise DirectAlignError(f"{where}: {type(prompt).__name__} instead of a prompt; HPDv2's files are lists of texts")
+                raise DirectAlignError(
+                    f"{where}: {type(prompt).__name__} instead of a prompt; HPDv2's files are lists of texts"
+                )
             yield PromptRow(checked_prompt(prompt, where), style)
 
 
 def _style_files(folder: Path, style: str) -> list[Path]:
-    return [file for name in (f"{style}.json", f"benchmark_{style}.json") if (file := folder / name).is_file()][:1]
+    return [
+        file
+        for name in (f"{style}.json", f"benchmark_{style}.json")
+        if (file := folder / name).is_file()
+    ][:1]
 
 
 def _list_of(file: Path) -> list[Any]:
@@ -215,9 +264,13 @@ def _list_of(file: Path) -> list[Any]:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
-        raise DirectAlignError(f"{file}:{line}: not JSON ({error}); HPDv2's files are lists of texts") from error
+        raise DirectAlignError(
+            f"{file}:{line}: not JSON ({error}); HPDv2's files are lists of texts"
+        ) from error
     if not isinstance(found, list):
-        raise DirectAlignError(f"{file}:1: {type(found).__name__} instead of a list; HPDv2's files are lists of texts")
+        raise DirectAlignError(
+            f"{file}:1: {type(found).__name__} instead of a list; HPDv2's files are lists of texts"
+        )
     return found
 
 
@@ -235,14 +288,24 @@ def _table(source: str, prompt: str) -> Iterator[PromptRow]:
     header = _header(path)
     for name in (prompt, "Category"):
         if name.lower() not in header:
-            raise DirectAlignError(f"{path}:1: no column {name} among {', '.join(map(repr, header))[:200] or 'none'}")
+            raise DirectAlignError(
+                f"{path}:1: no column {name} among {', '.join(map(repr, header))[:200] or 'none'}"
+            )
     places = header.index(prompt.lower()), header.index("category")
     for line, fields in list(table(path))[1:]:
         where = f"{path}:{line}"
         blank = not any(fields)
         if not blank and len(fields) <= max(places):
-            raise DirectAlignError(f"{where}: {len(fields)} fields, and {prompt} and Category are fields {places[0] + 1} and {places[1] + 1}")
-        yield PromptRow("") if blank else PromptRow(checked_prompt(fields[places[0]], where), fields[places[1]].strip() or None)
+            raise DirectAlignError(
+                f"{where}: {len(fields)} fields, and {prompt} and Category are fields {places[0] + 1} and {places[1] + 1}"
+            )
+        yield (
+            PromptRow("")
+            if blank
+            else PromptRow(
+                checked_prompt(fields[places[0]], where), fields[places[1]].strip() or None
+            )
+        )
 
 
 def _header(path: Path) -> list[str]:

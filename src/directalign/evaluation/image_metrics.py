@@ -34,7 +34,10 @@ def diversity_pairs(prompts: Sequence[str], num_prompts: int) -> Pairs:
         )
     chosen = [prompts[place] for place in permutation(len(prompts), seed=0, epoch=0)[:num_prompts]]
     seeds = range(FIRST_DIVERSITY_SEED, FIRST_DIVERSITY_SEED + SEEDS_PER_PROMPT)
-    return Pairs(tuple(prompt for prompt in chosen for _ in seeds), tuple(seed for _ in chosen for seed in seeds))
+    return Pairs(
+        tuple(prompt for prompt in chosen for _ in seeds),
+        tuple(seed for _ in chosen for seed in seeds),
+    )
 
 
 def diversity(images: Images, per_prompt: int = SEEDS_PER_PROMPT) -> float:
@@ -43,7 +46,10 @@ def diversity(images: Images, per_prompt: int = SEEDS_PER_PROMPT) -> float:
     `images` are in [0, 1], those of one prompt next to each other, as `diversity_pairs` orders them.
     """
     by_prompt = images.double().reshape(-1, per_prompt, *images.shape[1:])
-    distances = [(by_prompt[:, i] - by_prompt[:, j]).square().mean((1, 2, 3)).sqrt() for i, j in combinations(range(per_prompt), 2)]
+    distances = [
+        (by_prompt[:, i] - by_prompt[:, j]).square().mean((1, 2, 3)).sqrt()
+        for i, j in combinations(range(per_prompt), 2)
+    ]
     return float(sum(distance.mean() for distance in distances)) / len(distances)
 
 
@@ -61,7 +67,9 @@ def cosine_distance(a: Vectors, b: Vectors) -> PerSample:
     return 1 - torch.cosine_similarity(a.double(), b.double(), dim=1)
 
 
-def to_siblings(things: Vectors, prompts: Sequence[str], distance: Callable[[Vectors, Vectors], PerSample]) -> PerSample:
+def to_siblings(
+    things: Vectors, prompts: Sequence[str], distance: Callable[[Vectors, Vectors], PerSample]
+) -> PerSample:
     """Mean distance of each image to the other images of its prompt, NaN where there is no other; the mean over a prompt is its mean pairwise distance."""
     found = torch.full((len(things),), torch.nan, dtype=torch.float64)
     for prompt in dict.fromkeys(prompts):
@@ -126,7 +134,10 @@ def dark_share(images: Images) -> PerSample:
 def entropy(images: Images) -> PerSample:
     """Shannon entropy of the histogram of luminance in 256 levels (Shannon 1948), in bits: 0 for a flat image, 8 where all levels are equally frequent."""
     levels = (luminance(images) * (LEVELS - 1)).round().long().clamp(0, LEVELS - 1).flatten(1)
-    shares = torch.stack([torch.bincount(each, minlength=LEVELS) for each in levels]).to(images.dtype) / levels.shape[1]
+    shares = (
+        torch.stack([torch.bincount(each, minlength=LEVELS) for each in levels]).to(images.dtype)
+        / levels.shape[1]
+    )
     return torch.special.entr(shares).sum(1) / math.log(2)
 
 
@@ -143,7 +154,13 @@ def casts(images: Images) -> dict[str, PerSample]:
     Means of the parts over images are the cast of the set; the length is that of single images, whose casts need not be of one colour.
     """
     cast = color_cast(images)
-    return {"color_cast": cast.norm(dim=1), **{f"{name}_cast": cast[:, channel] for channel, name in enumerate(("red", "green", "blue"))}}
+    return {
+        "color_cast": cast.norm(dim=1),
+        **{
+            f"{name}_cast": cast[:, channel]
+            for channel, name in enumerate(("red", "green", "blue"))
+        },
+    }
 
 
 STATISTICS = {

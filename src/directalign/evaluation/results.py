@@ -26,7 +26,9 @@ class Results:
 
     def __init__(self, lines: Sequence[Mapping[str, Any]]) -> None:
         self.prompts = {int(line["index"]): str(line["prompt"]) for line in lines}
-        self.columns: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+        self.columns: dict[str, dict[str, dict[int, float]]] = defaultdict(
+            lambda: defaultdict(dict)
+        )
         for line in lines:
             for name, value in line["numbers"].items():
                 self.columns[name][line["model"]][int(line["index"])] = float(value)
@@ -40,20 +42,36 @@ class Results:
         return tuple(self.prompts[index] for index in indices)
 
 
-def summarise(keys: Sequence[str], lines: Sequence[Mapping[str, Any]], about: Mapping[str, Metric]) -> dict[str, Any]:
+def summarise(
+    keys: Sequence[str], lines: Sequence[Mapping[str, Any]], about: Mapping[str, Metric]
+) -> dict[str, Any]:
     """`summary.json` of a comparison of the models `keys`, in that order: see docs/evaluation.md for its fields.
 
     `about` says what each number is, in the order of the summary; a number that no image has is left out.
     """
     results = Results(lines)
-    present = {name: each for name, each in about.items() if any(results.column(name, key) for key in keys)}
-    models = {key: {name: _mean(results, name, key) for name in present if results.column(name, key)} for key in keys}
+    present = {
+        name: each for name, each in about.items() if any(results.column(name, key) for key in keys)
+    }
+    models = {
+        key: {name: _mean(results, name, key) for name in present if results.column(name, key)}
+        for key in keys
+    }
     pairs = [(a, b, name) for a, b in combinations(keys, 2) for name in present]
     differences = [found for a, b, name in pairs if (found := _difference(results, a, b, name))]
-    won = [found for a, b, name in pairs if present[name].better and (found := _wins(results, a, b, name, present[name].better))]
+    won = [
+        found
+        for a, b, name in pairs
+        if present[name].better and (found := _wins(results, a, b, name, present[name].better))
+    ]
     for each, p in zip(won, holm([each["p"] for each in won]), strict=True):
         each["p_holm"] = p
-    return {"names": {name: each.as_record() for name, each in present.items()}, "models": models, "differences": differences, "wins": won}
+    return {
+        "names": {name: each.as_record() for name, each in present.items()},
+        "models": models,
+        "differences": differences,
+        "wins": won,
+    }
 
 
 def _mean(results: Results, name: str, key: str) -> dict[str, float]:

@@ -45,22 +45,44 @@ Asked = Mapping[str, Sequence[str]]
 
 
 @torch.no_grad()
-def scored(reward: Reward, asked: Asked, images: Images, prompts: Sequence[str], batch_size: int, device: torch.device) -> dict[str, PerSample]:
+def scored(
+    reward: Reward,
+    asked: Asked,
+    images: Images,
+    prompts: Sequence[str],
+    batch_size: int,
+    device: torch.device,
+) -> dict[str, PerSample]:
     """Each of `asked` as (b,) on the CPU, those without a phrase left out; of a mixture also every member's plain score."""
     starts = range(0, len(images), batch_size)
-    parts = [_score_batch(reward, asked, images[i : i + batch_size].to(device), prompts[i : i + batch_size]) for i in starts]
+    parts = [
+        _score_batch(
+            reward, asked, images[i : i + batch_size].to(device), prompts[i : i + batch_size]
+        )
+        for i in starts
+    ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _score_batch(reward: Reward, asked: Asked, images: Images, prompts: Sequence[str]) -> dict[str, PerSample]:
+def _score_batch(
+    reward: Reward, asked: Asked, images: Images, prompts: Sequence[str]
+) -> dict[str, PerSample]:
     features = reward.encode(images)
     scores = {}
     for name, phrases in asked.items():
-        each = [reward.score(features, [f"{phrase}. {prompt}" if phrase else prompt for prompt in prompts]) for phrase in phrases]
+        each = [
+            reward.score(
+                features, [f"{phrase}. {prompt}" if phrase else prompt for prompt in prompts]
+            )
+            for phrase in phrases
+        ]
         if each:
             scores[name] = torch.stack(each).mean(0).float().cpu()
     if isinstance(reward, MixReward):
-        scores |= {f"{MEMBER}{label}": score.float().cpu() for label, score in reward.each(features, prompts).items()}
+        scores |= {
+            f"{MEMBER}{label}": score.float().cpu()
+            for label, score in reward.each(features, prompts).items()
+        }
     return scores
 
 
@@ -76,20 +98,37 @@ def check_labels(labels: Sequence[str]) -> None:
     """Refuse labels that make no name of a number, or the name of another number."""
     for label in labels:
         if not LABEL.fullmatch(label) or label.endswith((POS, NEG)):
-            raise DirectAlignError(f"{key_of(label)}: a label has letters, digits, _ and - alone and does not end in {POS} or {NEG}; call it e.g. second")
+            raise DirectAlignError(
+                f"{key_of(label)}: a label has letters, digits, _ and - alone and does not end in {POS} or {NEG}; call it e.g. second"
+            )
 
 
 def load_held_out(settings: config.EvaluateConfig, device: torch.device | str) -> dict[str, Reward]:
     """The held-out rewards of a recipe by label, in its order."""
     check_labels(list(settings.rewards))
-    return {label: load_reward(each, device, key_of(label)) for label, each in settings.rewards.items()}
+    return {
+        label: load_reward(each, device, key_of(label)) for label, each in settings.rewards.items()
+    }
 
 
-def held_out_scores(rewards: Mapping[str, Reward], images: Images, prompts: Sequence[str], run: config.RunConfig, device: torch.device) -> dict[str, PerSample]:
+def held_out_scores(
+    rewards: Mapping[str, Reward],
+    images: Images,
+    prompts: Sequence[str],
+    run: config.RunConfig,
+    device: torch.device,
+) -> dict[str, PerSample]:
     """`held_out_<label>` of every image, and `held_out_<label>_pos`, `held_out_<label>_neg` where they cost little; each (b,)."""
     found: dict[str, PerSample] = {}
     for label, reward in rewards.items():
-        found |= scored(reward, _scores_held_out(f"{HELD_OUT}{label}", reward, run.method.words), images, prompts, run.evaluate.batch_size, device)
+        found |= scored(
+            reward,
+            _scores_held_out(f"{HELD_OUT}{label}", reward, run.method.control_phrases),
+            images,
+            prompts,
+            run.evaluate.batch_size,
+            device,
+        )
     return found
 
 
@@ -97,7 +136,13 @@ def _scores_held_out(name: str, reward: Reward, words: config.ControlPhrases) ->
     if not getattr(reward, "image_embeddings", False):
         return {name: BARE}
     sides = {POS: words.positive, NEG: words.negative}
-    return {name: BARE, **{f"{name}{side}": [phrase for phrase in phrases if not is_tokens_file(phrase)] for side, phrases in sides.items()}}
+    return {
+        name: BARE,
+        **{
+            f"{name}{side}": [phrase for phrase in phrases if not is_tokens_file(phrase)]
+            for side, phrases in sides.items()
+        },
+    }
 
 
 OPTION = "--reward"
@@ -117,7 +162,11 @@ class SeenReward:
     @property
     def kind(self) -> str:
         """In words: clip world:reward."""
-        which = getattr(self.settings, "path", None) or getattr(self.settings, "statistic", None) or getattr(self.settings, "url", "")
+        which = (
+            getattr(self.settings, "path", None)
+            or getattr(self.settings, "statistic", None)
+            or getattr(self.settings, "url", "")
+        )
         return f"{self.settings.name} {which}".strip()
 
 
@@ -128,21 +177,37 @@ def rewards_of(subjects: Sequence[Subject], given: Sequence[str]) -> list[SeenRe
     """
     found: dict[str, SeenReward] = {}
     for each in [*_trained(subjects), *_held_out(subjects), *map(_given, given)]:
-        same = json.dumps(each.settings.model_dump(mode="json", exclude=NOT_ITS_OWN), sort_keys=True)
+        same = json.dumps(
+            each.settings.model_dump(mode="json", exclude=NOT_ITS_OWN), sort_keys=True
+        )
         known = found.get(same)
-        found[same] = each if known is None else replace(known, trained=tuple(dict.fromkeys((*known.trained, *each.trained))))
+        found[same] = (
+            each
+            if known is None
+            else replace(known, trained=tuple(dict.fromkeys((*known.trained, *each.trained))))
+        )
     return _apart(list(found.values()))
 
 
-def words_of(subjects: Sequence[Subject], positive: Sequence[str], negative: Sequence[str]) -> config.ControlPhrases:
+def words_of(
+    subjects: Sequence[Subject], positive: Sequence[str], negative: Sequence[str]
+) -> config.ControlPhrases:
     """The phrases of the style gap: as asked, else of the first run that has both kinds, else those of the paper."""
     if bool(positive) != bool(negative):
-        raise DirectAlignError("--positive and --negative: the style gap is the difference between the two; give both or neither")
+        raise DirectAlignError(
+            "--positive and --negative: the style gap is the difference between the two; give both or neither"
+        )
     if positive:
         return config.ControlPhrases(positive=list(positive), negative=list(negative))
-    words = [each.recipe.method.words for each in subjects if each.recipe is not None]
-    plain = [config.ControlPhrases(positive=_plain(each.positive), negative=_plain(each.negative)) for each in words]
-    return next((each for each in plain if each.positive and each.negative), config.ControlPhrases(positive=["Realistic photo"], negative=["CG Render"]))
+    words = [each.recipe.method.control_phrases for each in subjects if each.recipe is not None]
+    plain = [
+        config.ControlPhrases(positive=_plain(each.positive), negative=_plain(each.negative))
+        for each in words
+    ]
+    return next(
+        (each for each in plain if each.positive and each.negative),
+        config.ControlPhrases(positive=["Realistic photo"], negative=["CG Render"]),
+    )
 
 
 def _plain(phrases: Sequence[str]) -> list[str]:
@@ -156,7 +221,15 @@ def _trained(subjects: Sequence[Subject]) -> Iterator[SeenReward]:
             continue
         reward = subject.recipe.reward
         if isinstance(reward, config.MixtureConfig):
-            yield from (SeenReward(each.label, each.reward, f"{subject.source}: reward {each.label}", (subject.key,)) for each in reward.members)
+            yield from (
+                SeenReward(
+                    each.label,
+                    each.reward,
+                    f"{subject.source}: reward {each.label}",
+                    (subject.key,),
+                )
+                for each in reward.members
+            )
         else:
             yield SeenReward(_label(reward), reward, f"{subject.source}: reward", (subject.key,))
 
@@ -171,31 +244,57 @@ def _held_out(subjects: Sequence[Subject]) -> Iterator[SeenReward]:
 def _given(text: str) -> SeenReward:
     label, equals, source = text.partition("=")
     if not equals or not LABEL.fullmatch(label) or not source:
-        raise DirectAlignError(f"{OPTION} {text}: write it as LABEL=RECIPE, LABEL=PATH or LABEL='{{name: pixels, ...}}', the label of letters, digits, _ and -")
+        raise DirectAlignError(
+            f"{OPTION} {text}: write it as LABEL=RECIPE, LABEL=PATH or LABEL='{{name: pixels, ...}}', the label of letters, digits, _ and -"
+        )
     return SeenReward(label, _section(source, f"{OPTION} {label}"), f"{OPTION} {label}")
 
 
 def _section(source: str, where: str) -> config.SingleRewardConfig:
     """From a recipe, from a section in YAML, here or in a file, or from a model's folder."""
-    text = Path(source).read_text(encoding="utf-8") if Path(source).suffix in RECIPES and Path(source).is_file() else source
+    text = (
+        Path(source).read_text(encoding="utf-8")
+        if Path(source).suffix in RECIPES and Path(source).is_file()
+        else source
+    )
     try:
-        section: Any = yaml.safe_load(text) if text is not source or source.startswith("{") else None
+        section: Any = (
+            yaml.safe_load(text) if text is not source or source.startswith("{") else None
+        )
     except yaml.YAMLError as error:
-        raise DirectAlignError(f"{where}: {source!r:.80} is not YAML ({str(error).splitlines()[0]})") from error
+        raise DirectAlignError(
+            f"{where}: {source!r:.80} is not YAML ({str(error).splitlines()[0]})"
+        ) from error
     if not isinstance(section, dict) or "name" not in section or "model" in section:
         return reward_settings(source)
     try:
         return TypeAdapter(config.SingleRewardConfig).validate_json(json.dumps(section))
     except (ValidationError, TypeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-        raise DirectAlignError(f"{where}: {'.'.join(map(str, first['loc'][1:])) or 'section'}: {first['msg']}; see docs/rewards.md") from error
+        first = (
+            error.errors()[0]
+            if isinstance(error, ValidationError)
+            else {"loc": (), "msg": str(error)}
+        )
+        raise DirectAlignError(
+            f"{where}: {'.'.join(map(str, first['loc'][1:])) or 'section'}: {first['msg']}; see docs/rewards.md"
+        ) from error
 
 
 def _label(settings: config.SingleRewardConfig) -> str:
     """A name from what tells it from others: world_reward of clip world:reward, redness of pixels."""
     named = getattr(settings, "statistic", None) or getattr(settings, "path", None) or settings.name
-    last = str(named).rstrip("/").split("/")[-1].removesuffix(".safetensors").removesuffix(".pt").split(":")
-    plain = "_".join("".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in part) for part in last).strip("_-")
+    last = (
+        str(named)
+        .rstrip("/")
+        .split("/")[-1]
+        .removesuffix(".safetensors")
+        .removesuffix(".pt")
+        .split(":")
+    )
+    plain = "_".join(
+        "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in part)
+        for part in last
+    ).strip("_-")
     return plain or settings.name
 
 
@@ -223,8 +322,8 @@ class Shown:
         return tuple(item.prompt for item in self.items)
 
     @property
-    def off_topic(self) -> bool:
-        return self.items[0].off_topic
+    def control_prompts(self) -> bool:
+        return self.items[0].control_prompts
 
 
 Numbers = dict[str, dict[str, PerSample]]
@@ -242,15 +341,35 @@ class Planned:
     settings: Mapping[str, object]
 
 
-def planned_looks(rewards: Sequence[SeenReward], words: config.ControlPhrases, judge: str, off_topic: str | None, batch_size: int) -> list[Planned]:
+def planned_looks(
+    rewards: Sequence[SeenReward],
+    words: config.ControlPhrases,
+    judge: str,
+    control_prompts: str | None,
+    batch_size: int,
+) -> list[Planned]:
     """Every look of a comparison, the cheap ones first; rewards load one at a time."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     looks = [Planned("pixels", _pixel_metrics(), lambda: pixels, {})]
     if judge == "world":
-        looks.append(Planned("judge", {**metrics.JUDGED, **metrics.CONTROL}, lambda: partial(judged, load_judge(), off_topic == "world"), {"judge": judge}))
+        looks.append(
+            Planned(
+                "judge",
+                {**metrics.JUDGED, **metrics.CONTROL},
+                lambda: partial(judged, load_judge(), control_prompts == "world"),
+                {"judge": judge},
+            )
+        )
     for each in rewards:
         load = partial(_load_reward, each, words, device, batch_size)
-        looks.append(Planned(f"reward-{each.label}", _reward_metrics(each, words), load, {"reward": each.settings.model_dump(mode="json")}))
+        looks.append(
+            Planned(
+                f"reward-{each.label}",
+                _reward_metrics(each, words),
+                load,
+                {"reward": each.settings.model_dump(mode="json")},
+            )
+        )
     return looks
 
 
@@ -263,10 +382,14 @@ def pixels(shown: Shown) -> Numbers:
     for key, images in shown.images.items():
         base = shown.base_of[key]
         against = {} if base is None else _from_base(images, shown.images[base])
-        if shown.off_topic:
+        if shown.control_prompts:
             found[key] = {metrics.OFF_TOPIC + name: values for name, values in against.items()}
         else:
-            own = {**image_metrics.statistics(images), **image_metrics.casts(images), metrics.DIVERSITY: to_siblings(images, shown.prompts, rmse)}
+            own = {
+                **image_metrics.statistics(images),
+                **image_metrics.casts(images),
+                metrics.DIVERSITY: to_siblings(images, shown.prompts, rmse),
+            }
             found[key] = {**own, **against}
     return found
 
@@ -277,7 +400,10 @@ def _from_base(images: Images, base: Images) -> dict[str, PerSample]:
 
 
 def _pixel_metrics() -> dict[str, Metric]:
-    leaked = {metrics.OFF_TOPIC + name: metrics.CONTROL[metrics.OFF_TOPIC + name] for name in (metrics.BASE_RMSE, metrics.BASE_CAST)}
+    leaked = {
+        metrics.OFF_TOPIC + name: metrics.CONTROL[metrics.OFF_TOPIC + name]
+        for name in (metrics.BASE_RMSE, metrics.BASE_CAST)
+    }
     return {**metrics.PIXELS, **leaked}
 
 
@@ -286,57 +412,127 @@ def _pixel_metrics() -> dict[str, Metric]:
 
 def judged(judge: Judge, styles_known: bool, shown: Shown) -> Numbers:
     """What the world's judge says; of its own control prompts whether style and content are as they ask, of others nothing."""
-    if not shown.off_topic:
+    if not shown.control_prompts:
         return {key: dict(judge(images, shown.prompts)) for key, images in shown.images.items()}
-    return {key: _kept(judge(images, shown.prompts), shown.prompts) for key, images in shown.images.items()} if styles_known else {}
+    return (
+        {
+            key: _kept(judge(images, shown.prompts), shown.prompts)
+            for key, images in shown.images.items()
+        }
+        if styles_known
+        else {}
+    )
 
 
 def _kept(said: Mapping[str, PerSample], prompts: tuple[str, ...]) -> dict[str, PerSample]:
-    style = torch.stack([said[f"style_{style}"][place] for place, style in enumerate(styles_named(prompts))])
+    style = torch.stack(
+        [said[f"style_{style}"][place] for place, style in enumerate(styles_named(prompts))]
+    )
     return {"off_topic_style_kept": style, "off_topic_content": said["content"]}
 
 
 # --- rewards ------------------------------------------------------------------------------------------------------------
 
 
-def _load_reward(each: SeenReward, words: config.ControlPhrases, device: str, batch_size: int) -> Look:
-    return partial(rewarded, load_reward(each.settings, device, each.key), each.label, words, device, batch_size)
+def _load_reward(
+    each: SeenReward, words: config.ControlPhrases, device: str, batch_size: int
+) -> Look:
+    return partial(
+        rewarded,
+        load_reward(each.settings, device, each.key),
+        each.label,
+        words,
+        device,
+        batch_size,
+    )
 
 
 @torch.no_grad()
-def rewarded(reward: Reward, label: str, words: config.ControlPhrases, device: str, batch_size: int, shown: Shown) -> Numbers:
+def rewarded(
+    reward: Reward,
+    label: str,
+    words: config.ControlPhrases,
+    device: str,
+    batch_size: int,
+    shown: Shown,
+) -> Numbers:
     """The plain score, the style gap where the reward reads prompts, and distances between its features where it has them."""
-    seen = {key: _scores_of(reward, label, words, images, shown, device, batch_size) for key, images in shown.images.items()}
+    seen = {
+        key: _scores_of(reward, label, words, images, shown, device, batch_size)
+        for key, images in shown.images.items()
+    }
     found = {key: dict(numbers) for key, (numbers, _) in seen.items()}
     features = {key: each for key, (_, each) in seen.items() if each is not None}
-    for key, each in features.items() if not shown.off_topic else ():
-        found[key][metrics.DIVERSITY_FEATURES + label] = to_siblings(each, shown.prompts, cosine_distance)
+    for key, each in features.items() if not shown.control_prompts else ():
+        found[key][metrics.DIVERSITY_FEATURES + label] = to_siblings(
+            each, shown.prompts, cosine_distance
+        )
         base = shown.base_of[key]
         if base is not None:
             found[key][metrics.BASE_FEATURES + label] = cosine_distance(each, features[base])
     return found
 
 
-def _scores_of(reward: Reward, label: str, words: config.ControlPhrases, images: Images, shown: Shown, device: str, size: int) -> tuple[dict[str, PerSample], Tensor | None]:
+def _scores_of(
+    reward: Reward,
+    label: str,
+    words: config.ControlPhrases,
+    images: Images,
+    shown: Shown,
+    device: str,
+    size: int,
+) -> tuple[dict[str, PerSample], Tensor | None]:
     starts = range(0, len(images), size)
-    parts = [_ask(reward, words, images[i : i + size].to(device), shown.prompts[i : i + size], shown.off_topic) for i in starts]
+    parts = [
+        _ask(
+            reward,
+            words,
+            images[i : i + size].to(device),
+            shown.prompts[i : i + size],
+            shown.control_prompts,
+        )
+        for i in starts
+    ]
     plain, gaps, features = ([part[place] for part in parts] for place in range(3))
-    if shown.off_topic:
+    if shown.control_prompts:
         return {f"{metrics.OFF_TOPIC}{metrics.SCORE}{label}": torch.cat(plain)}, None
     gap = {metrics.SGP + label: torch.cat(gaps)} if reward.reads_prompt else {}
-    return {metrics.SCORE + label: torch.cat(plain), **gap}, torch.cat(features) if getattr(reward, "image_embeddings", False) else None
+    return {metrics.SCORE + label: torch.cat(plain), **gap}, torch.cat(features) if getattr(
+        reward, "image_embeddings", False
+    ) else None
 
 
-def _ask(reward: Reward, words: config.ControlPhrases, images: Images, prompts: tuple[str, ...], plain_only: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _ask(
+    reward: Reward,
+    words: config.ControlPhrases,
+    images: Images,
+    prompts: tuple[str, ...],
+    plain_only: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Plain score, style gap and features of a batch; what there is not is empty."""
     features = reward.encode(images)
     plain, nothing = reward.score(features, prompts).float().cpu(), torch.empty(0)
 
     def mean(phrases: Sequence[str]) -> Tensor:
-        return torch.stack([reward.score(features, [f"{phrase}. {prompt}" for prompt in prompts]).float().cpu() for phrase in phrases]).mean(0)
+        return torch.stack(
+            [
+                reward.score(features, [f"{phrase}. {prompt}" for prompt in prompts]).float().cpu()
+                for phrase in phrases
+            ]
+        ).mean(0)
 
-    gap = mean(words.positive) - mean(words.negative) if reward.reads_prompt and not plain_only else nothing
-    return plain, gap, features.float().cpu() if isinstance(features, Tensor) and getattr(reward, "image_embeddings", False) else nothing
+    gap = (
+        mean(words.positive) - mean(words.negative)
+        if reward.reads_prompt and not plain_only
+        else nothing
+    )
+    return (
+        plain,
+        gap,
+        features.float().cpu()
+        if isinstance(features, Tensor) and getattr(reward, "image_embeddings", False)
+        else nothing,
+    )
 
 
 def _reward_metrics(each: SeenReward, words: config.ControlPhrases) -> dict[str, Metric]:
@@ -346,14 +542,23 @@ def _reward_metrics(each: SeenReward, words: config.ControlPhrases) -> dict[str,
         metrics.sgp_metric(label, each.kind, scale, words.positive, words.negative),
         metrics.off_topic_score_metric(label),
     ]
-    features = metrics.feature_metrics(label) if reward_class(each.settings.name).image_embeddings else {}
+    features = (
+        metrics.feature_metrics(label) if reward_class(each.settings.name).image_embeddings else {}
+    )
     return {**{one.name: one for one in found[:2]}, **features, found[2].name: found[2]}
 
 
 RESULTS, SCORES = "results.jsonl", "scores"
 
 
-def look_at_all(planned: Sequence[Planned], subjects: Sequence[Subject], items: Sequence[Item], out: Path, batch_size: int, say: Say) -> list[Row]:
+def look_at_all(
+    planned: Sequence[Planned],
+    subjects: Sequence[Subject],
+    items: Sequence[Item],
+    out: Path,
+    batch_size: int,
+    say: Say,
+) -> list[Row]:
     """The lines of results.jsonl, model by model and in the order of the items: what is missing is looked at and appended."""
     ledgers = [_looked(each, subjects, items, out, batch_size, say) for each in planned]
     results = Ledger(out / RESULTS, say)
@@ -362,7 +567,14 @@ def look_at_all(planned: Sequence[Planned], subjects: Sequence[Subject], items: 
     return [results.rows[subject.key, item.index] for subject in subjects for item in items]
 
 
-def _looked(planned: Planned, subjects: Sequence[Subject], items: Sequence[Item], out: Path, batch_size: int, say: Say) -> Ledger:
+def _looked(
+    planned: Planned,
+    subjects: Sequence[Subject],
+    items: Sequence[Item],
+    out: Path,
+    batch_size: int,
+    say: Say,
+) -> Ledger:
     """Its file complete; it is loaded only if something is missing, and let go of at the end."""
     (out / SCORES).mkdir(exist_ok=True)
     ledger = Ledger(out / SCORES / f"{planned.name}.jsonl", say)
@@ -371,24 +583,34 @@ def _looked(planned: Planned, subjects: Sequence[Subject], items: Sequence[Item]
         if not ledger.missing(_places(subjects, batch)):
             continue
         if look is None:
-            say(f"{planned.name}: looking at {len(ledger.missing(_places(subjects, items)))} images")
+            say(
+                f"{planned.name}: looking at {len(ledger.missing(_places(subjects, items)))} images"
+            )
             look = planned.load()
         ledger.append(_rows(look, subjects, batch, out))
     return ledger
 
 
-def _rows(look: Look, subjects: Sequence[Subject], batch: Sequence[Item], out: Path) -> Iterator[Row]:
+def _rows(
+    look: Look, subjects: Sequence[Subject], batch: Sequence[Item], out: Path
+) -> Iterator[Row]:
     images = {subject.key: load_images(out, subject.key, batch) for subject in subjects}
     found = look(Shown(batch, images, {subject.key: subject.base for subject in subjects}))
     for subject in subjects:
         each = {name: values.tolist() for name, values in found.get(subject.key, {}).items()}
         for place, item in enumerate(batch):
-            numbers = {name: values[place] for name, values in each.items() if math.isfinite(values[place])}
+            numbers = {
+                name: values[place] for name, values in each.items() if math.isfinite(values[place])
+            }
             yield {"model": subject.key, "index": item.index, "numbers": numbers}
 
 
 def _line(subject: Subject, item: Item, ledgers: Sequence[Ledger]) -> Row:
-    numbers = {name: value for ledger in ledgers for name, value in ledger.rows[subject.key, item.index]["numbers"].items()}
+    numbers = {
+        name: value
+        for ledger in ledgers
+        for name, value in ledger.rows[subject.key, item.index]["numbers"].items()
+    }
     file = file_of(subject.key, item.index)
     return {
         "model": subject.key,

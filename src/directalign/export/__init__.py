@@ -19,7 +19,9 @@ PARTIAL = ".partial-"
 def refuse_taken(out: Path) -> None:
     """An existing file or folder is an error: exports are not written over one another."""
     if out.exists():
-        raise DirectAlignError(f"--out {out}: is there already: name another folder, or remove it first")
+        raise DirectAlignError(
+            f"--out {out}: is there already: name another folder, or remove it first"
+        )
 
 
 @contextmanager
@@ -43,7 +45,12 @@ MAX_SHARD_SIZE = "5GB"
 
 
 def export_run(
-    folder: Path, form: Format, out: Path | None = None, dtype: DtypeName | None = None, merge: bool = False, max_shard_size: str = MAX_SHARD_SIZE
+    folder: Path,
+    form: Format,
+    out: Path | None = None,
+    dtype: DtypeName | None = None,
+    merge: bool = False,
+    max_shard_size: str = MAX_SHARD_SIZE,
 ) -> Path:
     """Write a finished run's weights and README.md into a new folder, `out` or RUN/export/FORM, and return it.
 
@@ -72,10 +79,18 @@ def export_run(
 def _check_fits(finished: Finished, form: Format, merge: bool) -> None:
     tune = finished.run.model.tune
     if merge and form != "folder":
-        raise DirectAlignError(f"--merge puts a LoRA into the base's weights: leave it out for --format {form}, or give --format folder")
+        raise DirectAlignError(
+            f"--merge puts a LoRA into the base's weights: leave it out for --format {form}, or give --format folder"
+        )
     if form == "folder" and tune == "lora" and not merge:
-        raise DirectAlignError(f"--format folder: {finished.folder} trained a LoRA: add --merge to put it into the base, or give --format diffusers")
+        raise DirectAlignError(
+            f"--format folder: {finished.folder} trained a LoRA: add --merge to put it into the base, or give --format diffusers"
+        )
     if form == "folder" and tune == "full" and merge:
-        raise DirectAlignError(f"--merge: {finished.folder} trained all weights, there is no LoRA to merge: leave --merge out")
+        raise DirectAlignError(
+            f"--merge: {finished.folder} trained all weights, there is no LoRA to merge: leave --merge out"
+        )
     if form != "folder" and tune == "full":
-        raise DirectAlignError(f"--format {form}: {finished.folder} trained all weights, there is no LoRA to write: give --format folder")
+        raise DirectAlignError(
+            f"--format {form}: {finished.folder} trained all weights, there is no LoRA to write: give --format folder"
+        )

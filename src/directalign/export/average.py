@@ -11,7 +11,7 @@ from __future__ import annotations
 from .. import config
 from ..config.load import dump_run, load_run
 from ..io import atomic
-from ..models import FAMILIES
+from ..models import MODELS
 from ..models import lora as tuning
 from ..models.checkpoint_source import open_source
 from ..models.components import load_parts
@@ -39,7 +39,10 @@ def mean_weight(tuned: Sequence[Tensor], base: Tensor, base_share: float) -> Ten
 def mean_update(tuned: Sequence[LowRank], base_share: float) -> LowRank:
     """The update (1 − base_share)·mean(up · down), exactly: first factors stacked, second ones side by side, so ranks add up."""
     share = (1 - base_share) / len(tuned)
-    return LowRank(torch.cat([each.down for each in tuned]), share * torch.cat([each.up for each in tuned], dim=1))
+    return LowRank(
+        torch.cat([each.down for each in tuned]),
+        share * torch.cat([each.up for each in tuned], dim=1),
+    )
 
 
 def reduced(update: LowRank, rank: int) -> tuple[LowRank, float]:
@@ -56,7 +59,10 @@ def reduced(update: LowRank, rank: int) -> tuple[LowRank, float]:
     roots = values[:rank].sqrt()
     up, down = left @ u[:, :rank] * roots, roots[:, None] * (vh[:rank] @ right.T)
     whole = float(values.norm())
-    nearest = LowRank(down.reshape(rank, *update.down.shape[1:]).to(update.down), up.reshape(len(up), rank, *update.up.shape[2:]).to(update.up))
+    nearest = LowRank(
+        down.reshape(rank, *update.down.shape[1:]).to(update.down),
+        up.reshape(len(up), rank, *update.up.shape[2:]).to(update.up),
+    )
     return nearest, float(values[rank:].norm()) / whole if whole else 0.0
 
 
@@ -198,14 +204,14 @@ def _write_full(
         raise DirectAlignError(
             f"--rank {rank}: this run trained all weights, there is no LoRA to reduce: leave --rank out"
         )
-    model, family = selection.run.model, FAMILIES[selection.run.model.family]
+    model, architecture = selection.run.model, MODELS[selection.run.model.architecture]
     loaded = load_parts(
         open_source(model),
-        family.pipeline,
-        {family.part: None},
-        {family.part: getattr(torch, model.trained_dtype)},
+        architecture.pipeline,
+        {architecture.part: None},
+        {architecture.part: getattr(torch, model.trained_dtype)},
     )
-    network: Any = loaded[family.part]
+    network: Any = loaded[architecture.part]
     tuning.make_trainable(network, model, (), selection.run.seed)
     if checkpoint.architecture(network) != selection.architecture:
         raise DirectAlignError(
@@ -216,7 +222,7 @@ def _write_full(
         for name in names:
             parameter = network.get_parameter(name)
             parameter.data = mean_weight([each[name] for each in tuned], parameter.data, base_share)
-    network.save_pretrained(target / family.part)
+    network.save_pretrained(target / architecture.part)
     return selection.run, None
 
 
@@ -224,7 +230,7 @@ def _write_lora(
     selection: CheckpointSelection, base_share: float, rank: int | None, target: Path
 ) -> tuple[config.RunConfig, dict[str, Any]]:
     """One LoRA whose update is the mean of theirs; no network is loaded."""
-    lora, part = selection.run.model.lora, FAMILIES[selection.run.model.family].part
+    lora, part = selection.run.model.lora, MODELS[selection.run.model.architecture].part
     each = [
         _updates(folder, selection.group, lora.alpha / lora.rank) for folder in selection.folders
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from .. import config
 from ..config.load import load_run
 from ..io import hub
-from ..models import FAMILIES
+from ..models import MODELS
 from ..models.lora import LORA_FILE
 from ..models.weight_files import read_json
 from ..report.collect import RunFiles, read_run
@@ -77,7 +77,11 @@ def base_of(model: config.ModelConfig) -> Base:
     if model.path.startswith("world:"):
         return Base(f"{model.path} (embedded in directalign)", None, Licence("apache-2.0"))
     path = Path(model.path).expanduser()
-    hub_id = _hub_id(path) if path.exists() else (model.path if hub.HUB_ID.fullmatch(model.path) else None)
+    hub_id = (
+        _hub_id(path)
+        if path.exists()
+        else (model.path if hub.HUB_ID.fullmatch(model.path) else None)
+    )
     told = _told(path / "README.md") if path.is_dir() else None
     return Base(hub_id or path.name, hub_id, told or KNOWN.get(hub_id or ""))
 
@@ -91,7 +95,13 @@ def _hub_id(path: Path) -> str | None:
 
 def _told(readme: Path) -> Licence | None:
     """The licence in a README's metadata; none there, or metadata that cannot be read, is None."""
-    found = re.match(r"---\s*\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL) if readme.is_file() else None
+    found = (
+        re.match(
+            r"---\s*\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL
+        )
+        if readme.is_file()
+        else None
+    )
     if found is None:
         return None
     try:
@@ -129,10 +139,14 @@ class Finished:
 def open_finished(folder: Path) -> Finished:
     """Read a run's folder. Raises DirectAlignError where there is no run, or where its weights are not written yet."""
     if not (folder / "run.yaml").is_file():
-        raise DirectAlignError(f"{folder}: holds no run (no run.yaml): give the folder that directalign train wrote")
+        raise DirectAlignError(
+            f"{folder}: holds no run (no run.yaml): give the folder that directalign train wrote"
+        )
     run = load_run(folder / "run.yaml")
-    family = FAMILIES[run.model.family]
-    found = Finished(folder, run, read_run(folder), family.pipeline, family.part)
+    model = MODELS[run.model.architecture]
+    found = Finished(folder, run, read_run(folder), model.pipeline, model.part)
     if not found.weights.exists():
-        raise DirectAlignError(f"{found.weights}: no such file: the run is not finished, go on with directalign train ... --resume --out {folder}")
+        raise DirectAlignError(
+            f"{found.weights}: no such file: the run is not finished, go on with directalign train ... --resume --out {folder}"
+        )
     return found

@@ -48,10 +48,17 @@ def read_updates(file: Path, part: str) -> dict[str, LowRank]:
     tensors = load_file(file)
     layers = sorted({key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)})
     pairs = {key for layer in layers for key in (layer + DOWN, layer + UP)}
-    odd = sorted(pairs ^ tensors.keys()) or [key for key in sorted(pairs) if not key.startswith(f"{part}.")]
+    odd = sorted(pairs ^ tensors.keys()) or [
+        key for key in sorted(pairs) if not key.startswith(f"{part}.")
+    ]
     if odd or not layers:
-        raise DirectAlignError(f"{file}: not a LoRA of a {part}: {odd[0] if odd else 'it is empty'}: give a run that directalign train finished")
-    return {layer.removeprefix(f"{part}."): LowRank(tensors[layer + DOWN], tensors[layer + UP]) for layer in layers}
+        raise DirectAlignError(
+            f"{file}: not a LoRA of a {part}: {odd[0] if odd else 'it is empty'}: give a run that directalign train finished"
+        )
+    return {
+        layer.removeprefix(f"{part}."): LowRank(tensors[layer + DOWN], tensors[layer + UP])
+        for layer in layers
+    }
 
 
 def fuse(parts: Mapping[int, LowRank], shares: tuple[int, ...]) -> LowRank:
@@ -89,7 +96,9 @@ Blocks = Mapping[str, tuple[str, Mapping[str, Place]]]
 """Name of a list of blocks -> the list's other name, and the place of each layer inside a block."""
 
 
-def _fused(name: str, layers: Sequence[str], shares: tuple[int, ...] = (1, 1, 1), height: int | None = None) -> dict[str, Place]:
+def _fused(
+    name: str, layers: Sequence[str], shares: tuple[int, ...] = (1, 1, 1), height: int | None = None
+) -> dict[str, Place]:
     return {layer: Place(name, part, shares, height) for part, layer in enumerate(layers)}
 
 
@@ -114,14 +123,27 @@ FLUX_DOUBLE = JOINT_ATTENTION | _single(
         "norm1_context.linear": "txt_mod.lin",
     }
 )
-FLUX_SINGLE = _fused("linear1", (*QKV, "proj_mlp"), (1, 1, 1, 4), height=3072) | _single({"proj_out": "linear2", "norm.linear": "modulation.lin"})
-FLUX: Blocks = {"transformer_blocks": ("double_blocks", FLUX_DOUBLE), "single_transformer_blocks": ("single_blocks", FLUX_SINGLE)}
+FLUX_SINGLE = _fused("linear1", (*QKV, "proj_mlp"), (1, 1, 1, 4), height=3072) | _single(
+    {"proj_out": "linear2", "norm.linear": "modulation.lin"}
+)
+FLUX: Blocks = {
+    "transformer_blocks": ("double_blocks", FLUX_DOUBLE),
+    "single_transformer_blocks": ("single_blocks", FLUX_SINGLE),
+}
 
 FLUX2_DOUBLE = JOINT_ATTENTION | _single(
-    {"ff.linear_in": "img_mlp.0", "ff.linear_out": "img_mlp.2", "ff_context.linear_in": "txt_mlp.0", "ff_context.linear_out": "txt_mlp.2"}
+    {
+        "ff.linear_in": "img_mlp.0",
+        "ff.linear_out": "img_mlp.2",
+        "ff_context.linear_in": "txt_mlp.0",
+        "ff_context.linear_out": "txt_mlp.2",
+    }
 )
 FLUX2_SINGLE = _single({"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"})
-FLUX2: Blocks = {"transformer_blocks": ("double_blocks", FLUX2_DOUBLE), "single_transformer_blocks": ("single_blocks", FLUX2_SINGLE)}
+FLUX2: Blocks = {
+    "transformer_blocks": ("double_blocks", FLUX2_DOUBLE),
+    "single_transformer_blocks": ("single_blocks", FLUX2_SINGLE),
+}
 
 SD3_JOINT = {
     **_fused("x_block.attn.qkv", QKV),
@@ -143,9 +165,16 @@ SD3: Blocks = {"transformer_blocks": ("joint_blocks", SD3_JOINT)}
 
 Z_IMAGE_LAYER = {
     **_fused("attention.qkv", ("attention.to_q", "attention.to_k", "attention.to_v")),
-    **_single({"attention.to_out.0": "attention.out", **{f"feed_forward.w{n}": f"feed_forward.w{n}" for n in (1, 2, 3)}}),
+    **_single(
+        {
+            "attention.to_out.0": "attention.out",
+            **{f"feed_forward.w{n}": f"feed_forward.w{n}" for n in (1, 2, 3)},
+        }
+    ),
 }
-Z_IMAGE: Blocks = {name: (name, Z_IMAGE_LAYER) for name in ("layers", "noise_refiner", "context_refiner")}
+Z_IMAGE: Blocks = {
+    name: (name, Z_IMAGE_LAYER) for name in ("layers", "noise_refiner", "context_refiner")
+}
 
 LAYERS_PER_BLOCK = 2
 """Of SDXL's UNet; its finetunes and distilled forms keep it, and the numbers of `input_blocks` and `output_blocks` count by it."""
@@ -172,12 +201,18 @@ def unchanged(pattern: str) -> Callable[[str], Place | None]:
 
 def sdxl(layer: str) -> Place | None:
     """SDXL's attention blocks under the numbers of Stability AI's UNet, which counts through all resolutions."""
-    found = re.fullmatch(r"(down_blocks|up_blocks|mid_block)(?:\.(\d+))?\.attentions\.(\d+)\.(.+)", layer)
+    found = re.fullmatch(
+        r"(down_blocks|up_blocks|mid_block)(?:\.(\d+))?\.attentions\.(\d+)\.(.+)", layer
+    )
     if found is None:
         return None
     kind, block, number, inside = found[1], int(found[2] or 0), int(found[3]), found[4]
     count = (LAYERS_PER_BLOCK + 1) * block + number
-    head = {"down_blocks": f"input_blocks.{count + 1}.1", "up_blocks": f"output_blocks.{count}.1", "mid_block": "middle_block.1"}[kind]
+    head = {
+        "down_blocks": f"input_blocks.{count + 1}.1",
+        "up_blocks": f"output_blocks.{count}.1",
+        "mid_block": "middle_block.1",
+    }[kind]
     return Place(f"{head}.{inside}")
 
 
@@ -185,7 +220,9 @@ def place_of(layer: str, find: Callable[[str], Place | None], layout: str) -> Pl
     """What `find` says of a layer; none is an error that names the layer and the layout."""
     place = find(layer)
     if place is None:
-        raise DirectAlignError(f"{layer} has no name in the {layout} layout: use --format diffusers, or train without it (model.lora.targets)")
+        raise DirectAlignError(
+            f"{layer} has no name in the {layout} layout: use --format diffusers, or train without it (model.lora.targets)"
+        )
     return place
 
 
@@ -233,32 +270,38 @@ COMFYUI = {
     "sd": KOHYA["sd"],
     "sdxl": KOHYA["sdxl"],
     "qwen_image": Layout(QWEN_BLOCKS, "diffusion_model."),
-    "z_image": Layout(unchanged(r"(layers|noise_refiner|context_refiner)\.\d+\."), "diffusion_model."),
+    "z_image": Layout(
+        unchanged(r"(layers|noise_refiner|context_refiner)\.\d+\."), "diffusion_model."
+    ),
 }
 
 
-def layout_of(family: str, form: LoraFormat) -> Layout:
+def layout_of(model: str, form: LoraFormat) -> Layout:
     """How `form` names a family's updates; a pair that nothing is known of is an error."""
     if form == "diffusers":
-        return Layout(ANY, "unet." if family in ("sd", "sdxl") else "transformer.")
+        return Layout(ANY, "unet." if model in ("sd", "sdxl") else "transformer.")
     layouts = {"comfyui": COMFYUI, "kohya": KOHYA}[form]
-    if family not in layouts:
-        raise DirectAlignError(f"--format {form}: no {form} layout is known for model.family {family} ({', '.join(layouts)} have one): use --format diffusers")
-    return layouts[family]
+    if model not in layouts:
+        raise DirectAlignError(
+            f"--format {form}: no {form} layout is known for model.architecture {model} ({', '.join(layouts)} have one): use --format diffusers"
+        )
+    return layouts[model]
 
 
-def converted(updates: Mapping[str, LowRank], family: str, form: LoraFormat) -> dict[str, Tensor]:
+def converted(updates: Mapping[str, LowRank], model: str, form: LoraFormat) -> dict[str, Tensor]:
     """The tensors of a file in another layout, fused where the layout has one layer for several; products are those of the run.
 
     Raises:
-        DirectAlignError: no such layout for this family, or a layer that has no name in it or is smaller than its readers expect.
+        DirectAlignError: no such layout for this model, or a layer that has no name in it or is smaller than its readers expect.
     """
-    layout = layout_of(family, form)
+    layout = layout_of(model, form)
     groups: dict[tuple[str, tuple[int, ...]], dict[int, LowRank]] = {}
     for layer, update in updates.items():
-        place = place_of(layer, layout.place, f"{form} {family}")
+        place = place_of(layer, layout.place, f"{form} {model}")
         if place.height not in (None, len(update.up) // place.shares[place.part]):
-            raise DirectAlignError(f"{layer}: readers of the {form} layout take {place.name} at {family}'s full width alone: use --format diffusers")
+            raise DirectAlignError(
+                f"{layer}: readers of the {form} layout take {place.name} at {model}'s full width alone: use --format diffusers"
+            )
         groups.setdefault((place.name, place.shares), {})[place.part] = update
     tensors: dict[str, Tensor] = {}
     for (name, shares), parts in groups.items():
@@ -285,30 +328,54 @@ def recipe_hash(finished: Finished) -> str:
     return hashlib.sha256((finished.folder / "run.yaml").read_bytes()).hexdigest()
 
 
-def metadata(finished: Finished, base: Base, form: LoraFormat, updates: Mapping[str, LowRank]) -> dict[str, str]:
+def metadata(
+    finished: Finished, base: Base, form: LoraFormat, updates: Mapping[str, LowRank]
+) -> dict[str, str]:
     """Everything for the header; values are text."""
-    architecture = architecture_of(finished.run.model.family, base, updates)
+    architecture = architecture_of(finished.run.model.architecture, base, updates)
     extra = _kohya_header(finished.run, base, architecture) if form != "diffusers" else {}
-    return {"format": "pt", **_modelspec(finished, base, form, architecture), **extra, **_own(finished, base)}
+    return {
+        "format": "pt",
+        **_modelspec(finished, base, form, architecture),
+        **extra,
+        **_own(finished, base),
+    }
 
 
-def architecture_of(family: str, base: Base, updates: Mapping[str, LowRank]) -> str:
+def architecture_of(model: str, base: Base, updates: Mapping[str, LowRank]) -> str:
     """The specification's name of an architecture."""
-    if family == "sd":
-        widths = {each.down.shape[1] for layer, each in updates.items() if layer.endswith("attn2.to_k")}
+    if model == "sd":
+        widths = {
+            each.down.shape[1] for layer, each in updates.items() if layer.endswith("attn2.to_k")
+        }
         return SD_BY_WIDTH.get(min(widths, default=0), "stable-diffusion")
-    return "flux-1-dev" if base.hub_id == "black-forest-labs/FLUX.1-dev" else ARCHITECTURES.get(family, family)
+    return (
+        "flux-1-dev"
+        if base.hub_id == "black-forest-labs/FLUX.1-dev"
+        else ARCHITECTURES.get(model, model)
+    )
 
 
-def _modelspec(finished: Finished, base: Base, form: LoraFormat, architecture: str) -> dict[str, str]:
-    run, written = finished.run, datetime.fromtimestamp(finished.weights.stat().st_mtime, timezone.utc)
+def _modelspec(
+    finished: Finished, base: Base, form: LoraFormat, architecture: str
+) -> dict[str, str]:
+    run, written = (
+        finished.run,
+        datetime.fromtimestamp(finished.weights.stat().st_mtime, timezone.utc),
+    )
     rollout = run.rollout
     told = {
         "sai_model_spec": "1.0.1",
         "architecture": f"{architecture}/lora",
-        "implementation": "diffusers" if form == "diffusers" else "ComfyUI" if form == "comfyui" else "sd-scripts",
+        "implementation": "diffusers"
+        if form == "diffusers"
+        else "ComfyUI"
+        if form == "comfyui"
+        else "sd-scripts",
         "title": run.name,
-        "resolution": f"{rollout.width}x{rollout.height}" if rollout.width and rollout.height else None,
+        "resolution": f"{rollout.width}x{rollout.height}"
+        if rollout.width and rollout.height
+        else None,
         "description": f"LoRA for {base.name}, aligned to a reward model with directalign ({run.method.name})",
         "date": written.isoformat(timespec="seconds"),
         "license": base.licence and base.licence.title,
@@ -319,13 +386,15 @@ def _modelspec(finished: Finished, base: Base, form: LoraFormat, architecture: s
 
 def _kohya_header(run: config.RunConfig, base: Base, architecture: str) -> dict[str, str]:
     """The keys of sd-scripts that readers look at, as far as they have a meaning here."""
-    family, rank = run.model.family, str(run.model.lora.rank)
-    versions = {"stable-diffusion-v1": "sd_v1", "stable-diffusion-v2-512": "sd_v2"} | {ARCHITECTURES[name]: version for name, version in KOHYA_VERSIONS.items()}
-    version = KOHYA_VERSIONS.get(family) or versions.get(architecture)
+    model, rank = run.model.architecture, str(run.model.lora.rank)
+    versions = {"stable-diffusion-v1": "sd_v1", "stable-diffusion-v2-512": "sd_v2"} | {
+        ARCHITECTURES[name]: version for name, version in KOHYA_VERSIONS.items()
+    }
+    version = KOHYA_VERSIONS.get(model) or versions.get(architecture)
     return {
         **({"ss_base_model_version": version} if version else {}),
         "ss_v2": str(architecture.startswith("stable-diffusion-v2")),
-        "ss_network_module": KOHYA_MODULES.get(family, "networks.lora"),
+        "ss_network_module": KOHYA_MODULES.get(model, "networks.lora"),
         "ss_network_dim": rank,
         "ss_network_alpha": rank,
         "ss_output_name": run.name,
@@ -334,7 +403,7 @@ def _kohya_header(run: config.RunConfig, base: Base, architecture: str) -> dict[
         "ss_steps": str(run.train.num_steps),
         "ss_learning_rate": str(run.train.learning_rate),
         "ss_optimizer": run.train.optimizer,
-        "ss_max_grad_norm": str(run.train.clip_norm),
+        "ss_max_grad_norm": str(run.train.max_grad_norm),
     }
 
 

@@ -16,25 +16,34 @@ from PIL import Image, ImageDraw, ImageFont
 
 
 WEB_UI = {"sd": "A1111 or Forge", "sdxl": "A1111 or Forge", "flux": "Forge"}
-"""Which of the two web interfaces runs a family."""
+"""Which of the two web interfaces runs a model."""
 
 
 def how_to_load(finished: Finished, base: Base, form: str, target: Path) -> str:
     """Markdown for this export; `target` holds its files."""
-    family = finished.run.model.family
+    model = finished.run.model.architecture
     if form == "folder":
-        return _python(finished, [f"pipe = {finished.pipeline}.from_pretrained(FOLDER, torch_dtype=torch.bfloat16)"])
+        return _python(
+            finished,
+            [f"pipe = {finished.pipeline}.from_pretrained(FOLDER, torch_dtype=torch.bfloat16)"],
+        )
     file = next(target.glob("*.safetensors")).name
     lines = []
-    if not (form == "kohya" and family == "sd3"):
+    if not (form == "kohya" and model == "sd3"):
         lines.append("diffusers:\n\n" + _python(finished, _load(finished, base, file)))
     if form in ("comfyui", "kohya"):
-        lines.append(f"ComfyUI: put `{file}` into `models/loras` and add a *LoraLoaderModelOnly* node, strength 1.")
-    if family in WEB_UI and (form == "kohya" or (form == "comfyui" and family != "flux")):
+        lines.append(
+            f"ComfyUI: put `{file}` into `models/loras` and add a *LoraLoaderModelOnly* node, strength 1."
+        )
+    if model in WEB_UI and (form == "kohya" or (form == "comfyui" and model != "flux")):
         stem = file.removesuffix(".safetensors")
-        lines.append(f"{WEB_UI[family]}: put `{file}` into `models/Lora` and write `<lora:{stem}:1>` in the prompt.")
+        lines.append(
+            f"{WEB_UI[model]}: put `{file}` into `models/Lora` and write `<lora:{stem}:1>` in the prompt."
+        )
     if form == "diffusers":
-        lines.append("For ComfyUI, A1111 and Forge export the run again with `--format comfyui` or `--format kohya`.")
+        lines.append(
+            "For ComfyUI, A1111 and Forge export the run again with `--format comfyui` or `--format kohya`."
+        )
     return "\n\n".join(lines)
 
 
@@ -48,16 +57,20 @@ def _load(finished: Finished, base: Base, file: str) -> list[str]:
 
 def _python(finished: Finished, load: list[str]) -> str:
     rollout = finished.run.rollout
-    guidance = f"embedded guidance {rollout.embedded_guidance:g}" if rollout.embedded_guidance is not None else f"cfg scale {rollout.cfg_scale:g}"
+    guidance = (
+        f"embedded guidance {rollout.embedded_guidance:g}"
+        if rollout.embedded_guidance is not None
+        else f"cfg scale {rollout.cfg_scale:g}"
+    )
     code = [
         "import torch",
         f"from diffusers import {finished.pipeline}",
         "",
         "FOLDER = '.'  # this folder, or owner/name once it is on the Hub",
         *load,
-        f"image = pipe('a prompt', num_inference_steps={rollout.num_sampling_steps}).images[0]",
+        f"image = pipe('a prompt', num_inference_steps={rollout.num_inference_steps}).images[0]",
     ]
-    told = f"Training sampled with {rollout.num_sampling_steps} steps and {guidance}; other settings work as with the base, but were not trained on."
+    told = f"Training sampled with {rollout.num_inference_steps} steps and {guidance}; other settings work as with the base, but were not trained on."
     return "```python\n" + "\n".join(code) + "\n```\n\n" + told
 
 
@@ -71,7 +84,11 @@ def measured(run: config.RunConfig, summary: dict[str, Any]) -> str:
     before, after = summary.get("before"), summary.get("after")
     if not isinstance(before, dict) or not isinstance(after, dict):
         return f"Nothing: the run's records hold no measurement before and after.\n\n{UNMEASURED}"
-    rows = [_row(name, before, after) for name in after if name not in NOT_NUMBERS and number(after[name]) is not None]
+    rows = [
+        _row(name, before, after)
+        for name in after
+        if name not in NOT_NUMBERS and number(after[name]) is not None
+    ]
     table = "\n".join(["| | before | after | meaning |", "|---|---|---|---|", *rows])
     return f"{table}\n\n{_how(run)}\n\n{UNMEASURED}"
 
@@ -92,8 +109,11 @@ def _cell(value: Any) -> str:
 
 
 def _how(run: config.RunConfig) -> str:
-    judges = {"world": "the embedded style and content judges, which training never saw", "none": "no judge: the reward and drift statistics alone"}
-    return f"On {run.evaluate.num_pairs} fixed prompt-seed pairs, before and after alike, with {judges[run.evaluate.judge]}. Brackets are 95 % intervals."
+    judges = {
+        "world": "the embedded style and content judges, which training never saw",
+        "none": "no judge: the reward and drift statistics alone",
+    }
+    return f"On {run.evaluate.num_samples} fixed prompt-seed pairs, before and after alike, with {judges[run.evaluate.judge]}. Brackets are 95 % intervals."
 
 
 MARGIN = 24
@@ -117,10 +137,16 @@ def _stacked(grids: list[tuple[str, Path]]) -> Image.Image:
     for _, file in grids:
         with Image.open(file) as opened:
             images.append(opened.convert("RGB"))
-    whole = Image.new("RGB", (max(image.width for image in images), sum(image.height + MARGIN for image in images)), "white")
+    whole = Image.new(
+        "RGB",
+        (max(image.width for image in images), sum(image.height + MARGIN for image in images)),
+        "white",
+    )
     pen, top = ImageDraw.Draw(whole), 0
     for (title, _), image in zip(grids, images, strict=True):
-        pen.text((MARGIN // 4, top + MARGIN // 4), title, fill="black", font=ImageFont.load_default())
+        pen.text(
+            (MARGIN // 4, top + MARGIN // 4), title, fill="black", font=ImageFont.load_default()
+        )
         whole.paste(image, (0, top + MARGIN))
         top += image.height + MARGIN
     return whole
@@ -152,7 +178,14 @@ def write_card(finished: Finished, base: Base, form: str, target: Path) -> None:
 def front_matter(finished: Finished, base: Base, form: str) -> str:
     """The card's metadata as YAML; the licence is the base's, "unknown" where that is not known."""
     licence = base.licence
-    tags = ["text-to-image", "diffusers", "directalign", finished.run.method.name, finished.run.model.family, *(["lora"] if form != "folder" else [])]
+    tags = [
+        "text-to-image",
+        "diffusers",
+        "directalign",
+        finished.run.method.name,
+        finished.run.model.architecture,
+        *(["lora"] if form != "folder" else []),
+    ]
     given: dict[str, Any] = {
         "license": licence.id if licence else "unknown",
         "license_name": licence and licence.name,
@@ -163,12 +196,19 @@ def front_matter(finished: Finished, base: Base, form: str) -> str:
         "pipeline_tag": "text-to-image",
         "tags": tags,
     }
-    return ModelCardData(**{key: value for key, value in given.items() if value is not None}).to_yaml()
+    return ModelCardData(
+        **{key: value for key, value in given.items() if value is not None}
+    ).to_yaml()
 
 
 def shareable_recipe(finished: Finished) -> str:
     """run.yaml as it was resolved, with paths of the training machine cut to their last name."""
-    return yaml.safe_dump(_without_paths(finished.run.model_dump(mode="json")), sort_keys=False, allow_unicode=True, width=1000)
+    return yaml.safe_dump(
+        _without_paths(finished.run.model_dump(mode="json")),
+        sort_keys=False,
+        allow_unicode=True,
+        width=1000,
+    )
 
 
 def _without_paths(value: Any) -> Any:
@@ -176,7 +216,9 @@ def _without_paths(value: Any) -> Any:
         return {key: _without_paths(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_without_paths(each) for each in value]
-    scheme, path = ("hf:", value[3:]) if isinstance(value, str) and value.startswith("hf:") else ("", value)
+    scheme, path = (
+        ("hf:", value[3:]) if isinstance(value, str) and value.startswith("hf:") else ("", value)
+    )
     is_local = isinstance(path, str) and path.startswith(("/", "~", "..")) and "/" in path
     return f"{scheme}{LOCAL}/{path.rstrip('/').rsplit('/', 1)[-1]}" if is_local else value
 
@@ -187,8 +229,16 @@ def _what(finished: Finished, base: Base, form: str) -> str:
     if form != "folder":
         kind = f"A LoRA (rank {run.model.lora.rank}) for"
     else:
-        kind = f"A LoRA (rank {run.model.lora.rank}) merged into" if run.model.tune == "lora" else "All weights of the denoiser, tuned from"
-    held = f" The base was held in {run.model.quantization} while training." if run.model.quantization else ""
+        kind = (
+            f"A LoRA (rank {run.model.lora.rank}) merged into"
+            if run.model.tune == "lora"
+            else "All weights of the denoiser, tuned from"
+        )
+    held = (
+        f" The base was held in {run.model.quantization} while training."
+        if run.model.quantization
+        else ""
+    )
     return (
         f"{kind} {source}, aligned to a reward model with directalign: method `{run.method.name}`, {run.train.num_steps} updates, "
         f"reward `{reward_of(_without_paths(run.reward.model_dump(mode='json')))}`.{held} No trigger words."
@@ -217,6 +267,14 @@ def _licence(base: Base) -> str:
 def _origin(finished: Finished) -> str:
     commit = finished.records.summary.get("commit")
     versions = finished.records.summary.get("versions") or {}
-    named = ", ".join(f"{name} {versions[name]}" for name in ("directalign", "torch", "diffusers", "peft") if name in versions)
-    told = [f"Seed {finished.run.seed}", f"directalign commit {commit}" if commit else "commit not recorded", named or "versions not recorded"]
+    named = ", ".join(
+        f"{name} {versions[name]}"
+        for name in ("directalign", "torch", "diffusers", "peft")
+        if name in versions
+    )
+    told = [
+        f"Seed {finished.run.seed}",
+        f"directalign commit {commit}" if commit else "commit not recorded",
+        named or "versions not recorded",
+    ]
     return "; ".join(told) + f". `{LOCAL}/` stands for folders of the machine that trained."

@@ -12,7 +12,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -28,7 +35,11 @@ def is_hub_id(path: str) -> bool:
 
 def is_hub_file(path: str) -> bool:
     """Whether `path` reads as owner/name/file of weights; a file under that path on this machine comes first."""
-    return HUB_FILE.fullmatch(path) is not None and not Path(path).exists() and not Path(path).parent.exists()
+    return (
+        HUB_FILE.fullmatch(path) is not None
+        and not Path(path).exists()
+        and not Path(path).parent.exists()
+    )
 
 
 def download_file(path: str, key: str) -> Path:
@@ -37,7 +48,9 @@ def download_file(path: str, key: str) -> Path:
     assert match is not None, path
     file = download(match[1], [match[2]], key) / match[2]
     if not file.exists():
-        raise DirectAlignError(f"{key}: {path}: {match[1]} has no file {match[2]}; see {constants.ENDPOINT}/{match[1]}/tree/main")
+        raise DirectAlignError(
+            f"{key}: {path}: {match[1]} has no file {match[2]}; see {constants.ENDPOINT}/{match[1]}/tree/main"
+        )
     return file
 
 
@@ -57,7 +70,9 @@ def download(repo: str, patterns: Sequence[str], key: str, revision: str | None 
 def listing(repo: str, key: str, revision: str | None = None) -> list[str] | None:
     """Names of all files of a repository, or None where the hub is out of reach."""
     try:
-        return [file.rfilename for file in HfApi().model_info(repo, revision=revision).siblings or ()]
+        return [
+            file.rfilename for file in HfApi().model_info(repo, revision=revision).siblings or ()
+        ]
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise DirectAlignError(f"{key}: {repo}: {_reason(error, repo, revision)}") from error
     except (OSError, HTTPError):
@@ -75,7 +90,9 @@ def _reason(error: Exception, repo: str, revision: str | None) -> str:
     if isinstance(error, HfHubHTTPError) and error.response.status_code in REFUSED:
         return f"access refused ({error.response.status_code}): {SIGN_IN} with an account that may read it"
     if getattr(error, "errno", None) == errno.ENOSPC:
-        return f"the disk of {cache} is full: make room, or set HF_HOME to a folder on a larger disk"
+        return (
+            f"the disk of {cache} is full: make room, or set HF_HOME to a folder on a larger disk"
+        )
     if constants.HF_HUB_OFFLINE:
         return f"no such folder here, and not whole in the cache {cache}, with HF_HUB_OFFLINE set: unset it for the first run"
     if isinstance(error, LocalEntryNotFoundError):

@@ -41,7 +41,9 @@ class Ledger:
         """Write the rows whose place is still empty, all of them on the disk before this returns."""
         new = {(str(row["model"]), int(row["index"])): row for row in rows}
         new = {place: row for place, row in new.items() if place not in self.rows}
-        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in new.values())
+        text = "".join(
+            json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in new.values()
+        )
         with told_where_full(self.file), self.file.open("ab") as file:
             file.write(text.encode("utf-8"))
             file.flush()
@@ -56,7 +58,9 @@ def told_where_full(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DirectAlignError(f"{path}: no space left on the disk; free some, then give the same command: it goes on where it stopped") from error
+            raise DirectAlignError(
+                f"{path}: no space left on the disk; free some, then give the same command: it goes on where it stopped"
+            ) from error
         raise
 
 
@@ -86,4 +90,6 @@ def _row(line: bytes, file: Path, number: int) -> Row:
         row = json.loads(line)
         return {**row, "model": row["model"], "index": int(row["index"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise DirectAlignError(f"{file}:{number}: not a line of this comparison ({error}); remove the file, and the same command measures again") from error
+        raise DirectAlignError(
+            f"{file}:{number}: not a line of this comparison ({error}); remove the file, and the same command measures again"
+        ) from error

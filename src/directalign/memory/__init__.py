@@ -13,4 +13,17 @@ from .phases import PHASES, Estimate, Row, estimate
 from .place import Place, a_gpu, binary, this_machine
 
 
-__all__ = ["PHASES", "Estimate", "Place", "Remedy", "Row", "a_gpu", "binary", "estimate", "kept_calls", "lora_parameters", "remedies", "this_machine"]
+__all__ = [
+    "PHASES",
+    "Estimate",
+    "Place",
+    "Remedy",
+    "Row",
+    "a_gpu",
+    "binary",
+    "estimate",
+    "kept_calls",
+    "lora_parameters",
+    "remedies",
+    "this_machine",
+]

@@ -12,10 +12,16 @@ Shapes = Mapping[str, Sequence[int]]
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
-def lora_parameters(parameters: Shapes, lora: config.LoRAConfig, default_targets: Sequence[str]) -> int:
+def lora_parameters(
+    parameters: Shapes, lora: config.LoRAConfig, default_targets: Sequence[str]
+) -> int:
     """Numbers in the adapters: rank·(inputs + outputs) for each layer whose name is a target or ends in one (peft's rule)."""
     targets = tuple(lora.targets or default_targets)
-    adapted = [shape for name, shape in _layers(parameters) if any(name == target or name.endswith(f".{target}") for target in targets)]
+    adapted = [
+        shape
+        for name, shape in _layers(parameters)
+        if any(name == target or name.endswith(f".{target}") for target in targets)
+    ]
     return sum(lora.rank * (math.prod(shape[1:]) + shape[0]) for shape in adapted)
 
 
@@ -25,7 +31,10 @@ def base_bytes(parameters: Shapes, model: config.ModelConfig) -> int:
     if model.quantization is None:
         return everything
     rounded = [shape for name, shape in _layers(parameters) if is_quantized(name, shape)]
-    return everything + sum(stored_bytes(shape, model.quantization) - math.prod(shape) * BYTES[model.dtype] for shape in rounded)
+    return everything + sum(
+        stored_bytes(shape, model.quantization) - math.prod(shape) * BYTES[model.dtype]
+        for shape in rounded
+    )
 
 
 def gathered_bytes(parameters: Shapes, width: int, with_gradient: bool) -> int:
@@ -41,7 +50,9 @@ def gathered_bytes(parameters: Shapes, width: int, with_gradient: bool) -> int:
         block = ".".join(pieces[: number + 1]) if number is not None else ""
         blocks[block] = blocks.get(block, 0) + math.prod(shape)
     around, largest = blocks.pop("", 0), max(blocks.values(), default=0)
-    return (around + 2 * largest) * width + (largest * (width + BYTES["float32"]) if with_gradient else 0)
+    return (around + 2 * largest) * width + (
+        largest * (width + BYTES["float32"]) if with_gradient else 0
+    )
 
 
 def _layers(parameters: Shapes) -> Iterator[tuple[str, Sequence[int]]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .. import config
 from ..io import hub
-from ..models import FAMILIES, single_file
+from ..models import MODELS, single_file
 from ..models.weight_files import read_json, tensor_shapes, weights_files
 from ..toyworld import assets
 from ..types import DirectAlignError
@@ -73,28 +73,52 @@ def model_architecture(model: config.ModelConfig) -> Architecture:
     held = single_file.contents(Path(model.path).expanduser())
     if model.components is None:
         remedy = "give the diffusers folder or hub id of that architecture that brings its configs and tokenizers"
-        raise DirectAlignError(f"model.components: missing; {model.path} holds {held.layout.name} alone: {remedy}")
+        raise DirectAlignError(
+            f"model.components: missing; {model.path} holds {held.layout.name} alone: {remedy}"
+        )
     rest = _pipeline(model.components, "model.components", model, set(held.parts))
-    return Architecture(model.path, rest.parts, rest.folder, {**rest.stored, **held.parts}, rest.state, rest.doubts)
+    return Architecture(
+        model.path, rest.parts, rest.folder, {**rest.stored, **held.parts}, rest.state, rest.doubts
+    )
 
 
-def _pipeline(path: str, key: str, model: config.ModelConfig, held: set[str] = frozenset()) -> Architecture:  # pyright: ignore[reportArgumentType]
+def _pipeline(
+    path: str, key: str, model: config.ModelConfig, held: set[str] = frozenset()
+) -> Architecture:  # pyright: ignore[reportArgumentType]
     """A pipeline from a path or hub id; weights of the parts `held` in a single file are not looked for."""
     folder = local_folder(path, model.revision, "model_index.json")
     if folder is None:
-        return _known(path, key, model.family)
+        return _known(path, key, model.architecture)
     if not folder.is_dir():
-        raise DirectAlignError(f"{key}: {path}: no such folder; give a diffusers folder, a hub id (owner/name), or world:flux, world:sd, world:sd_v")
-    family = FAMILIES[model.family]
+        raise DirectAlignError(
+            f"{key}: {path}: no such folder; give a diffusers folder, a hub id (owner/name), or world:flux, world:sd, world:sd_v"
+        )
+    family = MODELS[model.architecture]
     index, wanted = read_json(folder / "model_index.json"), family.pipeline
     if index.get("_class_name") != wanted:
         found = index.get("_class_name")
-        raise DirectAlignError(f"{key}: {folder} holds a {found}, and model.family: {model.family} needs a {wanted}; change one of the two")
-    named = [name for name in (family.part, "vae", *family.text_parts) if index.get(name, [None])[0] is not None]
-    parts = {name: Part.of(index[name][1], read_json(folder / name / "config.json")) for name in named}
+        raise DirectAlignError(
+            f"{key}: {folder} holds a {found}, and model.architecture: {model.architecture} needs a {wanted}; change one of the two"
+        )
+    named = [
+        name
+        for name in (family.part, "vae", *family.text_parts)
+        if index.get(name, [None])[0] is not None
+    ]
+    parts = {
+        name: Part.of(index[name][1], read_json(folder / name / "config.json")) for name in named
+    }
     cached = hub.is_hub_id(path)
-    lacking = [name for name in named if name not in held and cached and not any((folder / name).glob("*.safetensors"))]
-    stored = {name: _stored(folder / name, model.variant) for name in named if name not in held and name not in lacking}
+    lacking = [
+        name
+        for name in named
+        if name not in held and cached and not any((folder / name).glob("*.safetensors"))
+    ]
+    stored = {
+        name: _stored(folder / name, model.variant)
+        for name in named
+        if name not in held and name not in lacking
+    }
     state = f"weights of {', '.join(lacking)} not downloaded yet" if lacking else ""
     return Architecture(path, parts, folder, stored, state)
 
@@ -110,16 +134,24 @@ def local_folder(path: str, revision: str | None, file: str) -> Path | None:
 
 
 def _stored(folder: Path, variant: str | None) -> Shapes:
-    return {name: tuple(shape) for file in weights_files(folder, variant) for name, shape in tensor_shapes(file).items()}
+    return {
+        name: tuple(shape)
+        for file in weights_files(folder, variant)
+        for name, shape in tensor_shapes(file).items()
+    }
 
 
 def _known(path: str, key: str, family: str) -> Architecture:
     """A published model by its hub id, else the family's usual one under a warning."""
     name = next((name for name, told in known().items() if path in told["hub_ids"]), None)
     told = known()[name or REFERENCES[family]]
-    parts = {part: Part.of(settings["_class_name"], settings) for part, settings in told["parts"].items()}
-    if name is not None and family != told["family"]:
-        raise DirectAlignError(f"{key}: {path} is a model of family {told['family']}, and model.family is {family}; change one of the two")
+    parts = {
+        part: Part.of(settings["_class_name"], settings) for part, settings in told["parts"].items()
+    }
+    if name is not None and family != told["architecture"]:
+        raise DirectAlignError(
+            f"{key}: {path} is a model of family {told['family']}, and model.architecture is {family}; change one of the two"
+        )
     doubt = f"{key}: {path} is not downloaded yet and not known here: figures are those of {told['hub_ids'][0]}"
     return Architecture(path, parts, state="not downloaded yet", doubts=() if name else (doubt,))
 
@@ -127,4 +159,7 @@ def _known(path: str, key: str, family: str) -> Architecture:
 @cache
 def known() -> dict[str, dict[str, Any]]:
     """The published models' configs by file name; see families/known/README.md."""
-    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(KNOWN.glob("*.json"))}
+    return {
+        file.stem: json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(KNOWN.glob("*.json"))
+    }

@@ -52,12 +52,23 @@ def block_counts(part: Part) -> Counts:
 def with_blocks(part: Part, counts: Counts) -> Part:
     """The same network with as many blocks of each kind."""
     if part.class_name == "SD3Transformer2DModel":
-        return part.changed(num_layers=counts["dual"] + counts["plain"], dual_attention_layers=list(range(counts["dual"])))
+        return part.changed(
+            num_layers=counts["dual"] + counts["plain"],
+            dual_attention_layers=list(range(counts["dual"])),
+        )
     if part.class_name == "UNet2DConditionModel":
         most = counts["deepest"]
-        return part.changed(transformer_layers_per_block=[min(depth, most) if depth < FEWEST + 1 else most for depth in _depths(part.config)])
+        return part.changed(
+            transformer_layers_per_block=[
+                min(depth, most) if depth < FEWEST + 1 else most for depth in _depths(part.config)
+            ]
+        )
     kinds = part.config.get("layer_types")  # transformers may list what each layer is
-    return part.changed(**counts) if kinds is None else part.changed(**counts, layer_types=kinds[: counts["num_hidden_layers"]])
+    return (
+        part.changed(**counts)
+        if kinds is None
+        else part.changed(**counts, layer_types=kinds[: counts["num_hidden_layers"]])
+    )
 
 
 def _depths(config: dict[str, Any]) -> list[int]:

@@ -74,13 +74,21 @@ def _sd(config: Settings, of: Shape) -> dict[str, Any]:
     return {
         "sample": torch.empty(of.b, config["in_channels"], of.h, of.w, dtype=of.dtype),
         "timestep": torch.empty(of.b),
-        "encoder_hidden_states": torch.empty(of.b, of.tokens, config["cross_attention_dim"], dtype=of.dtype),
+        "encoder_hidden_states": torch.empty(
+            of.b, of.tokens, config["cross_attention_dim"], dtype=of.dtype
+        ),
     }
 
 
 def _sdxl(config: Settings, of: Shape) -> dict[str, Any]:
-    pooled = config["projection_class_embeddings_input_dim"] - TIME_IDS * config["addition_time_embed_dim"]
-    told = {"text_embeds": torch.empty(of.b, pooled, dtype=of.dtype), "time_ids": torch.empty(of.b, TIME_IDS)}
+    pooled = (
+        config["projection_class_embeddings_input_dim"]
+        - TIME_IDS * config["addition_time_embed_dim"]
+    )
+    told = {
+        "text_embeds": torch.empty(of.b, pooled, dtype=of.dtype),
+        "time_ids": torch.empty(of.b, TIME_IDS),
+    }
     return {**_sd(config, of), "added_cond_kwargs": told}
 
 
@@ -97,7 +105,11 @@ def _qwen_image(config: Settings, of: Shape) -> dict[str, Any]:
 def _z_image(config: Settings, of: Shape) -> dict[str, Any]:
     frames = torch.empty(of.b, config["in_channels"], 1, of.h, of.w, dtype=of.dtype)
     sequences = torch.empty(of.b, of.tokens, config["cap_feat_dim"], dtype=of.dtype)
-    return {"x": list(frames.unbind()), "t": torch.empty(of.b), "cap_feats": list(sequences.unbind())}
+    return {
+        "x": list(frames.unbind()),
+        "t": torch.empty(of.b),
+        "cap_feats": list(sequences.unbind()),
+    }
 
 
 def _sequence(config: Settings, of: Shape) -> Tensor:

@@ -36,15 +36,24 @@ class Remedy:
 def remedies(run: config.RunConfig, place: Place) -> list[Remedy]:
     """Changes that lower the peak of a run at `place`, best first; then, where one alone is not enough, as many of them together as fit."""
     now = estimate(run, place).peak
-    found = [(says, changes, tried) for says, changes in candidates(run, place) if (tried := _tried(run, changes, place)) is not None]
-    found = sorted((each for each in found if each[2].peak < (1 - WORTHWHILE) * now), key=lambda each: each[2].peak)
+    found = [
+        (says, changes, tried)
+        for says, changes in candidates(run, place)
+        if (tried := _tried(run, changes, place)) is not None
+    ]
+    found = sorted(
+        (each for each in found if each[2].peak < (1 - WORTHWHILE) * now),
+        key=lambda each: each[2].peak,
+    )
     singles = [Remedy(says, tried) for says, _, tried in found]
     if not found or found[0][2].fits:
         return singles
     return [*singles, *_together(run, place, [(says, changes) for says, changes, _ in found])]
 
 
-def _together(run: config.RunConfig, place: Place, ordered: list[tuple[str, Changes]]) -> Iterator[Remedy]:
+def _together(
+    run: config.RunConfig, place: Place, ordered: list[tuple[str, Changes]]
+) -> Iterator[Remedy]:
     """The first of the changes one upon the other, until it fits or they run out; those that then save nothing are left out."""
     said: list[str] = []
     joined: Changes = {}
@@ -67,7 +76,9 @@ def candidates(run: config.RunConfig, place: Place) -> Iterator[tuple[str, Chang
         {"model.dtype": "bfloat16"},
         {"model.text_encoders": "free"},
         {"model.gradient_checkpointing": True},
-        {"reward.gradient_checkpointing": True} if hasattr(run.reward, "gradient_checkpointing") else {},
+        {"reward.gradient_checkpointing": True}
+        if hasattr(run.reward, "gradient_checkpointing")
+        else {},
         {"evaluate.batch_size": 1},
         {"evaluate.rewards": {}},
         {"train.ema_decay": None},
@@ -76,8 +87,16 @@ def candidates(run: config.RunConfig, place: Place) -> Iterator[tuple[str, Chang
         *({"model.quantization": bits} for bits in ("8bit", "4bit") if run.model.tune == "lora"),
     ]
     if run.model.tune == "full":
-        narrow = {"model.dtype": "bfloat16", "model.trained_dtype": "bfloat16", "train.optimizer": "adamw8bit"}
-        whole += [{"model.tune": "lora", "model.trained_dtype": "float32"}, {"train.optimizer": "adamw8bit"}, narrow]
+        narrow = {
+            "model.dtype": "bfloat16",
+            "model.trained_dtype": "bfloat16",
+            "train.optimizer": "adamw8bit",
+        }
+        whole += [
+            {"model.tune": "lora", "model.trained_dtype": "float32"},
+            {"train.optimizer": "adamw8bit"},
+            narrow,
+        ]
         whole.append({"method.trust": None} if asks_base(run.method) == "method.trust" else {})
         yield f"--ranks {2 * place.ranks}", {"ranks": 2 * place.ranks}
     for changes in whole:
@@ -91,7 +110,9 @@ def _smaller(run: config.RunConfig) -> Changes:
     if run.rollout.sizes is not None or run.data.buckets is not None:
         return {}
     of = geometry(run, model_architecture(run.model))
-    height, width = (max(of.multiple, side * 3 // 4 // of.multiple * of.multiple) for side in image_size(run, of))
+    height, width = (
+        max(of.multiple, side * 3 // 4 // of.multiple * of.multiple) for side in image_size(run, of)
+    )
     return {"rollout.height": height, "rollout.width": width}
 
 
@@ -103,7 +124,10 @@ def _tried(run: config.RunConfig, changes: Changes, place: Place) -> Estimate | 
             section, name = key.split(".")
             given[section][name] = value
     try:
-        return estimate(config.RunConfig.model_validate(given), replace(place, ranks=changes.get("ranks", place.ranks)))
+        return estimate(
+            config.RunConfig.model_validate(given),
+            replace(place, ranks=changes.get("ranks", place.ranks)),
+        )
     except (ValidationError, DirectAlignError):
         return None
 
@@ -114,4 +138,8 @@ def _value(run: config.RunConfig, key: str) -> Any:
 
 
 def _yaml(value: Any) -> str:
-    return {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool) or value is None else str(value)
+    return (
+        {True: "true", False: "false", None: "null"}[value]
+        if isinstance(value, bool) or value is None
+        else str(value)
+    )

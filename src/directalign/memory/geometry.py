@@ -36,17 +36,37 @@ class Geometry:
 
 def geometry(run: config.RunConfig, found: Architecture) -> Geometry:
     """Read off the configs of the VAE and the denoiser."""
-    vae, family = found.parts["vae"].config, run.model.family
-    downscaling = 2 ** (len(vae["temperal_downsample"]) if family == "qwen_image" else len(vae["block_out_channels"]) - 1)
+    vae, family = found.parts["vae"].config, run.model.architecture
+    downscaling = 2 ** (
+        len(vae["temperal_downsample"])
+        if family == "qwen_image"
+        else len(vae["block_out_channels"]) - 1
+    )
     channels = vae["z_dim"] if family == "qwen_image" else vae["latent_channels"]
     if family in ("sd", "sdxl"):
         unet = found.parts["unet"].config
-        return Geometry(downscaling, 2 ** (len(unet["block_out_channels"]) - 1) * downscaling, _side(unet["sample_size"], downscaling), channels)
+        return Geometry(
+            downscaling,
+            2 ** (len(unet["block_out_channels"]) - 1) * downscaling,
+            _side(unet["sample_size"], downscaling),
+            channels,
+        )
     if family == "sd3":
         network = found.parts["transformer"].config
-        patch, most = network.get("patch_size", 2) * downscaling, network.get("pos_embed_max_size", 96)
-        return Geometry(downscaling, patch, _side(network["sample_size"], downscaling), channels, most and most * patch)
-    default = _side(QWEN_SIDE, downscaling) if family == "qwen_image" else _side(vae["sample_size"], 1)
+        patch, most = (
+            network.get("patch_size", 2) * downscaling,
+            network.get("pos_embed_max_size", 96),
+        )
+        return Geometry(
+            downscaling,
+            patch,
+            _side(network["sample_size"], downscaling),
+            channels,
+            most and most * patch,
+        )
+    default = (
+        _side(QWEN_SIDE, downscaling) if family == "qwen_image" else _side(vae["sample_size"], 1)
+    )
     return Geometry(downscaling, 2 * downscaling, default, channels)
 
 
@@ -82,7 +102,11 @@ def encoder_tokens(family: str, found: Architecture, part: str) -> int:
 def _told_length(found: Architecture, usual: int) -> int:
     """Of T5; a folder of the embedded world says its own."""
     extra = found.folder / "directalign.json" if found.folder is not None else None
-    return read_json(extra).get("max_sequence_length", usual) if extra is not None and extra.exists() else usual
+    return (
+        read_json(extra).get("max_sequence_length", usual)
+        if extra is not None and extra.exists()
+        else usual
+    )
 
 
 def _positions(part: Any) -> int:

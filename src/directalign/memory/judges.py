@@ -52,7 +52,9 @@ class Judge:
     @property
     def held(self) -> int:
         """Bytes of all weights."""
-        return sum(parameter.numel() * parameter.itemsize for parameter in self.network().parameters())
+        return sum(
+            parameter.numel() * parameter.itemsize for parameter in self.network().parameters()
+        )
 
     @property
     def count(self) -> int:
@@ -84,7 +86,9 @@ def panel(run: config.RunConfig) -> Panel:
     """
     judges, doubts = list[Judge](), list[str]()
     for key, label, reward, method in asked(run):
-        if isinstance(reward, WITHOUT_NETWORK) or (isinstance(reward, config.PythonConfig) and not reward.differentiable):
+        if isinstance(reward, WITHOUT_NETWORK) or (
+            isinstance(reward, config.PythonConfig) and not reward.differentiable
+        ):
             continue  # a black box is given images on the CPU
         if isinstance(reward, config.PythonConfig):
             doubts.append(f"{key}: memory of reward python is not in the estimate")
@@ -95,18 +99,27 @@ def panel(run: config.RunConfig) -> Panel:
     return Panel(tuple(judges), tuple(doubts))
 
 
-def asked(run: config.RunConfig) -> Iterator[tuple[str, str, config.SingleRewardConfig, config.ObjectiveConfig | None]]:
+def asked(
+    run: config.RunConfig,
+) -> Iterator[tuple[str, str, config.SingleRewardConfig, config.ObjectiveConfig | None]]:
     """Key, label and settings of each reward, and how it is asked; held-out ones have no method."""
     if isinstance(run.reward, config.MixtureConfig):
         for place, member in enumerate(run.reward.members):
-            yield f"reward.members.{place}.reward", f"reward {member.label}", member.reward, objective.member_settings(place, member, run.method)
+            yield (
+                f"reward.members.{place}.reward",
+                f"reward {member.label}",
+                member.reward,
+                objective.member_settings(place, member, run.method),
+            )
     else:
         yield "reward", "reward", run.reward, run.method
     for label, reward in run.evaluate.rewards.items():
         yield f"evaluate.rewards.{label}", f"held out {label}", reward, None
 
 
-def _judge(label: str, reward: Any, found: judge_parts.Found, method: config.ObjectiveConfig | None) -> Judge:
+def _judge(
+    label: str, reward: Any, found: judge_parts.Found, method: config.ObjectiveConfig | None
+) -> Judge:
     return Judge(
         label=label,
         kind=reward.name,
@@ -115,13 +128,22 @@ def _judge(label: str, reward: Any, found: judge_parts.Found, method: config.Obj
         pixels=found.pixels,
         recompute=reward.gradient_checkpointing,
         texts=1 if method is None else texts_of(method),
-        tokens=PROMPT + len({"vlm": getattr(reward, "question", ""), "hpsv3": QUESTION}.get(reward.name, "")) // LETTERS,
+        tokens=PROMPT
+        + len({"vlm": getattr(reward, "question", ""), "hpsv3": QUESTION}.get(reward.name, ""))
+        // LETTERS,
         trained_on=method is not None,
     )
 
 
 def texts_of(method: config.ObjectiveConfig) -> int:
     """Phrasings whose scores one loss is made of: of a list that is averaged, all."""
-    sides = [method.words.positive] + ([method.words.negative] if method.form != "absolute" else [])
-    phrases = sum(len(side) if method.words.order == "average" else min(len(side), 1) for side in sides)
-    return phrases + 1 if method.form == "anchored" or not method.words.positive else phrases
+    sides = [method.control_phrases.positive] + (
+        [method.control_phrases.negative] if method.form != "absolute" else []
+    )
+    phrases = sum(
+        len(side) if method.control_phrases.order == "average" else min(len(side), 1)
+        for side in sides
+    )
+    return (
+        phrases + 1 if method.form == "anchored" or not method.control_phrases.positive else phrases
+    )

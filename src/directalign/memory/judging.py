@@ -47,12 +47,20 @@ class Judged:
 def judging(of: Judged, latents: tuple[int, int, int, int], with_gradient: bool) -> Piece:
     """Decode latents (b, c, h, w), clamp, prepare, encode the images; with gradient back to the latents."""
     readers = tuple(judge for judge in of.judges if judge.kind in READERS)
-    whole = _judging(replace(of, judges=tuple(judge for judge in of.judges if judge not in readers)), latents, with_gradient)
+    whole = _judging(
+        replace(of, judges=tuple(judge for judge in of.judges if judge not in readers)),
+        latents,
+        with_gradient,
+    )
     for judge in readers:
         read = reading(judge, latents[0], of.size, with_gradient)
         last = whole.kept + (read.backward if with_gradient else 0)
         kept = whole.kept if of.one_by_one else whole.kept + read.kept
-        whole = Piece(max(whole.forward, whole.kept + read.forward, last if of.one_by_one else 0), kept, max(whole.backward, last))
+        whole = Piece(
+            max(whole.forward, whole.kept + read.forward, last if of.one_by_one else 0),
+            kept,
+            max(whole.backward, last),
+        )
     return whole
 
 
@@ -69,7 +77,11 @@ def _judging(of: Judged, latents: tuple[int, int, int, int], with_gradient: bool
         asked = [partial(score, judge, own) for judge, own in zip(of.judges, networks, strict=True)]
         if not asked:
             return images.mean()
-        return _balanced(images, asked) if of.one_by_one and with_gradient else torch.stack([ask(images) for ask in asked]).sum()
+        return (
+            _balanced(images, asked)
+            if of.one_by_one and with_gradient
+            else torch.stack([ask(images) for ask in asked]).sum()
+        )
 
     with torch.set_grad_enabled(with_gradient):
         return measured(call, residents(network))
@@ -89,7 +101,9 @@ def reading(judge: Judge, b: int, size: tuple[int, int], with_gradient: bool) ->
     for kind, count in counts.items():
         if count > FEWEST:
             more = with_layers(judge.part, fewest | {kind: FEWEST + 1})
-            kept += (count - FEWEST) * (_reading(replace(judge, part=more), b, size, with_gradient).kept - least.kept)
+            kept += (count - FEWEST) * (
+                _reading(replace(judge, part=more), b, size, with_gradient).kept - least.kept
+            )
     return Piece(kept + least.forward - least.kept, kept, kept + least.backward - least.kept)
 
 
@@ -99,7 +113,9 @@ def _reading(judge: Judge, b: int, size: tuple[int, int], with_gradient: bool) -
     network = _prepared(judge)
     with in_shapes_alone(network):
         images = torch.empty(b, 3, *size, requires_grad=with_gradient)
-    with torch.set_grad_enabled(with_gradient):  # outside the mode: whole numbers, which say where images lie among tokens, stay real
+    with torch.set_grad_enabled(
+        with_gradient
+    ):  # outside the mode: whole numbers, which say where images lie among tokens, stay real
         return measured(lambda: score(judge, network, images), [*residents(network), images])
 
 
@@ -112,10 +128,18 @@ def layers_of(part: Part) -> dict[str, int]:
 def with_layers(part: Part, counts: dict[str, int]) -> Part:
     """The same model with as many layers, all of full attention."""
     told, vision = part.config, counts["vision"]
-    of_vision = {"depth": vision, "fullatt_block_indexes": list(range(vision)), "deepstack_visual_indexes": []}
+    of_vision = {
+        "depth": vision,
+        "fullatt_block_indexes": list(range(vision)),
+        "deepstack_visual_indexes": [],
+    }
     fewer = {name: value for name, value in of_vision.items() if name in told["vision_config"]}
     text = told.get("text_config", told)
-    kinds = {"layer_types": (text["layer_types"] * counts["text"])[: counts["text"]]} if text.get("layer_types") else {}
+    kinds = (
+        {"layer_types": (text["layer_types"] * counts["text"])[: counts["text"]]}
+        if text.get("layer_types")
+        else {}
+    )
     of_text = {"num_hidden_layers": counts["text"], **kinds}
     nested = {"text_config": {**text, **of_text}} if "text_config" in told else of_text
     return part.changed(vision_config={**told["vision_config"], **fewer}, **nested)
@@ -133,11 +157,18 @@ def score(judge: Judge, network: Any, images: Images) -> Tensor:
 
 
 def _clip(judge: Judge, network: Any, images: Images) -> Tensor:
-    return normalize(network.visual_projection(network.vision_model(pixel_values=judge.pixels(images)).pooler_output), dim=-1).sum()
+    return normalize(
+        network.visual_projection(
+            network.vision_model(pixel_values=judge.pixels(images)).pooler_output
+        ),
+        dim=-1,
+    ).sum()
 
 
 def _siglip(judge: Judge, network: Any, images: Images) -> Tensor:
-    return normalize(network.vision_model(pixel_values=judge.pixels(images)).pooler_output, dim=-1).sum()
+    return normalize(
+        network.vision_model(pixel_values=judge.pixels(images)).pooler_output, dim=-1
+    ).sum()
 
 
 def _aesthetic(judge: Judge, network: Any, images: Images) -> Tensor:
@@ -147,28 +178,48 @@ def _aesthetic(judge: Judge, network: Any, images: Images) -> Tensor:
 def _image_reward(judge: Judge, network: Any, images: Images) -> Tensor:
     seen = network.encode_image(judge.pixels(images))
     ids = torch.zeros(len(images), image_reward.LENGTH, dtype=torch.long)
-    return torch.stack([network(seen, ids, torch.ones_like(ids)).sum() for _ in range(judge.texts)]).sum()
+    return torch.stack(
+        [network(seen, ids, torch.ones_like(ids)).sum() for _ in range(judge.texts)]
+    ).sum()
 
 
 def _mps(judge: Judge, network: Any, images: Images) -> Tensor:
     clip = network.model
-    seen = clip.visual_projection(clip.vision_model(pixel_values=judge.pixels(images)).last_hidden_state)
-    tokens, heard = torch.zeros(len(images), CLIP_TEXT, seen.shape[-1]), torch.ones(len(images), CLIP_TEXT, dtype=torch.bool)
-    return torch.stack([network.cross_model(seen, tokens, heard)[:, 0].sum() for _ in range(judge.texts)]).sum()
+    seen = clip.visual_projection(
+        clip.vision_model(pixel_values=judge.pixels(images)).last_hidden_state
+    )
+    tokens, heard = (
+        torch.zeros(len(images), CLIP_TEXT, seen.shape[-1]),
+        torch.ones(len(images), CLIP_TEXT, dtype=torch.bool),
+    )
+    return torch.stack(
+        [network.cross_model(seen, tokens, heard)[:, 0].sum() for _ in range(judge.texts)]
+    ).sum()
 
 
 def _vlm(judge: Judge, network: Any, images: Images) -> Tensor:
     """Its logits of two answers are too little to count; so is HPSv3's head."""
     seen = qwen_vl.encode_images(network.model, judge.pixels, images)  # pyright: ignore[reportArgumentType]
     asked = _chat(len(images), judge.tokens, seen.tokens.shape[1])
-    plain = torch.arange(asked.ids.shape[1]).expand(3, *asked.ids.shape) if judge.kind == "hpsv3" else None
-    return torch.stack([qwen_vl.last_hidden_state(network.model, seen, asked, plain).float().sum() for _ in range(judge.texts)]).sum()
+    plain = (
+        torch.arange(asked.ids.shape[1]).expand(3, *asked.ids.shape)
+        if judge.kind == "hpsv3"
+        else None
+    )
+    return torch.stack(
+        [
+            qwen_vl.last_hidden_state(network.model, seen, asked, plain).float().sum()
+            for _ in range(judge.texts)
+        ]
+    ).sum()
 
 
 def _chat(b: int, tokens: int, image_tokens: int) -> ChatBatch:
     """Chats of one length, the image first."""
     length = tokens + image_tokens
-    return ChatBatch(torch.zeros(b, length, dtype=torch.long), (0,) * b, image_tokens, (length,) * b)
+    return ChatBatch(
+        torch.zeros(b, length, dtype=torch.long), (0,) * b, image_tokens, (length,) * b
+    )
 
 
 SCORES: dict[str, Callable[[Judge, Any, Images], Tensor]] = {
@@ -195,13 +246,17 @@ def decoded(vae: Any, x0: Latents, recompute: bool) -> Images:
     if kind == "AutoencoderKLQwenImage":
         return frame_autoencoder.decode_frame(vae, x0, recompute)
     if kind == "AutoencoderKLFlux2":  # latents come as channels of 2x2 blocks
-        return vae.decode(pixel_shuffle(x0, 2).to(vae.dtype), return_dict=False)[0].float() / 2 + 0.5
+        return (
+            vae.decode(pixel_shuffle(x0, 2).to(vae.dtype), return_dict=False)[0].float() / 2 + 0.5
+        )
     return autoencoder.decode_latents(vae, x0)
 
 
 def _vae(of: Judged) -> Any:
     vae = built(of.vae)
     vae.to(of.dtype)
-    if of.recompute and of.vae.class_name != "AutoencoderKLQwenImage":  # it has no switch of its own
+    if (
+        of.recompute and of.vae.class_name != "AutoencoderKLQwenImage"
+    ):  # it has no switch of its own
         vae.enable_gradient_checkpointing()
     return vae

@@ -23,13 +23,20 @@ class LiveStorages(TorchDispatchMode):
         super().__init__()
         self.now, self.peak = 0, 0
         self._resident = [tensor.untyped_storage() for tensor in resident]
-        self._alive: dict[int, weakref.ref[torch.UntypedStorage] | None] = dict.fromkeys(storage._cdata for storage in self._resident)
+        self._alive: dict[int, weakref.ref[torch.UntypedStorage] | None] = dict.fromkeys(
+            storage._cdata for storage in self._resident
+        )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for made in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(made, Tensor) and (storage := made.untyped_storage())._cdata not in self._alive:
-                self._alive[storage._cdata] = weakref.ref(storage, partial(self._gone, storage._cdata, storage.nbytes()))
+            if (
+                isinstance(made, Tensor)
+                and (storage := made.untyped_storage())._cdata not in self._alive
+            ):
+                self._alive[storage._cdata] = weakref.ref(
+                    storage, partial(self._gone, storage._cdata, storage.nbytes())
+                )
                 self.now += storage.nbytes()
                 self.peak = max(self.peak, self.now)
         return out
@@ -49,10 +56,14 @@ class Piece:
     backward: int
 
     def __add__(self, other: Piece) -> Piece:
-        return Piece(self.forward + other.forward, self.kept + other.kept, self.backward + other.backward)
+        return Piece(
+            self.forward + other.forward, self.kept + other.kept, self.backward + other.backward
+        )
 
     def __sub__(self, other: Piece) -> Piece:
-        return Piece(self.forward - other.forward, self.kept - other.kept, self.backward - other.backward)
+        return Piece(
+            self.forward - other.forward, self.kept - other.kept, self.backward - other.backward
+        )
 
     def times(self, factor: int) -> Piece:
         """The piece as often as that."""

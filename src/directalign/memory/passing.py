@@ -33,7 +33,9 @@ def passing(subject: Subject) -> dict[str, int]:
         "rollout": _rollout(subject, samples, size),
         "train": _train(subject, samples, size),
         "update": 0,
-        "measure": max(_call(subject, measured, smaller, False).forward, *_measure(subject, measured, smaller)),
+        "measure": max(
+            _call(subject, measured, smaller, False).forward, *_measure(subject, measured, smaller)
+        ),
     }
 
 
@@ -45,16 +47,29 @@ def _measure(subject: Subject, measured: int, size: tuple[int, int]) -> list[int
 
 def _encode(subject: Subject, b: int) -> int:
     run, dtype = subject.run.model, getattr(torch, subject.run.model.dtype)
-    told = [(subject.model.parts[part], encoder_tokens(run.family, subject.model, part)) for part in subject.text_parts]
-    return max((encoding_prompts(part, dtype, b, tokens).forward for part, tokens in told), default=0)
+    told = [
+        (subject.model.parts[part], encoder_tokens(run.family, subject.model, part))
+        for part in subject.text_parts
+    ]
+    return max(
+        (encoding_prompts(part, dtype, b, tokens).forward for part, tokens in told), default=0
+    )
 
 
 def _rollout(subject: Subject, samples: int, size: tuple[int, int]) -> int:
     """Sampling, or real images encoded; a policy gradient has its samples judged here."""
     run, dtype = subject.run, torch.float32 if vae_width(subject) == 4 else torch.bfloat16
     online = _call(subject, samples, size, False).forward if run.data.prompts is not None else 0
-    offline = encoding_images(subject.model.parts["vae"], dtype, (samples, 3, *size)).forward if run.data.images is not None else 0
-    judged = _judge(subject, samples, size, False).forward if isinstance(run.method, config.FlowGRPOConfig) else 0
+    offline = (
+        encoding_images(subject.model.parts["vae"], dtype, (samples, 3, *size)).forward
+        if run.data.images is not None
+        else 0
+    )
+    judged = (
+        _judge(subject, samples, size, False).forward
+        if isinstance(run.method, config.FlowGRPOConfig)
+        else 0
+    )
     return max(online, offline, judged)
 
 
@@ -74,16 +89,29 @@ def says(subject: Subject) -> str:
 
 def samples_of(run: config.RunConfig) -> int:
     """Images that train at once on a rank: a group for each prompt where samples are compared."""
-    return run.data.batch_size * (run.method.group_size if isinstance(run.method, config.FlowGRPOConfig) else 1)
+    return run.data.batch_size * (
+        run.method.group_size if isinstance(run.method, config.FlowGRPOConfig) else 1
+    )
 
 
 def _train(subject: Subject, samples: int, size: tuple[int, int]) -> int:
     run, calls = subject.run, kept_calls(subject.run)
     call = _call(subject, samples, size, True)
-    judge = Piece(0, 0, 0) if isinstance(run.method, config.FlowGRPOConfig) else _judge(subject, samples, size, True)
-    base = Piece(0, 0, 0) if asks_base(run.method) is None else _call(subject, samples, size, False)  # of its call the answer alone stays
+    judge = (
+        Piece(0, 0, 0)
+        if isinstance(run.method, config.FlowGRPOConfig)
+        else _judge(subject, samples, size, True)
+    )
+    base = (
+        Piece(0, 0, 0) if asks_base(run.method) is None else _call(subject, samples, size, False)
+    )  # of its call the answer alone stays
     before = (calls - 1) * call.kept + base.kept
-    return max(base.forward, before + call.forward, before + call.kept + max(judge.forward, judge.backward), before + call.backward)
+    return max(
+        base.forward,
+        before + call.forward,
+        before + call.kept + max(judge.forward, judge.backward),
+        before + call.backward,
+    )
 
 
 def kept_calls(run: config.RunConfig) -> int:
@@ -104,22 +132,33 @@ def kept_calls(run: config.RunConfig) -> int:
 
 def _call(subject: Subject, samples: int, size: tuple[int, int], with_gradient: bool) -> Piece:
     _, _, h, w = subject.geometry.latents(samples, size)
-    tokens = prompt_tokens(subject.run.model.family, subject.model)
-    return denoiser_call(subject.denoiser, Shape(samples, h, w, tokens, getattr(torch, subject.run.model.dtype)), with_gradient)
+    tokens = prompt_tokens(subject.run.model.architecture, subject.model)
+    return denoiser_call(
+        subject.denoiser,
+        Shape(samples, h, w, tokens, getattr(torch, subject.run.model.dtype)),
+        with_gradient,
+    )
 
 
-def _judge(subject: Subject, samples: int, size: tuple[int, int], with_gradient: bool, judges: tuple[Judge, ...] | None = None) -> Piece:
+def _judge(
+    subject: Subject,
+    samples: int,
+    size: tuple[int, int],
+    with_gradient: bool,
+    judges: tuple[Judge, ...] | None = None,
+) -> Piece:
     """Decoding and the rewards, by default those that are trained on."""
     run = subject.run
     latents = subject.geometry.latents(samples, size)
-    if run.model.family == "flux2_klein":  # 2x2 blocks of latents are channels
+    if run.model.architecture == "flux2_klein":  # 2x2 blocks of latents are channels
         latents = (latents[0], 4 * latents[1], latents[2] // 2, latents[3] // 2)
     judged = Judged(
         vae=subject.model.parts["vae"],
         dtype=torch.float32 if vae_width(subject) == 4 else torch.bfloat16,
         recompute=run.model.gradient_checkpointing,
         judges=subject.panel.trained_on if judges is None else judges,
-        one_by_one=isinstance(run.reward, config.MixtureConfig) and run.reward.balance == "gradient",
+        one_by_one=isinstance(run.reward, config.MixtureConfig)
+        and run.reward.gradient_normalization == "gradient",
         size=size,
     )
     return judging(judged, latents, with_gradient)
@@ -128,4 +167,4 @@ def _judge(subject: Subject, samples: int, size: tuple[int, int], with_gradient:
 def _measured_at_once(run: config.RunConfig) -> int:
     """Images in the largest batch of a sample grid or measurement."""
     grid = len(run.train.sample_prompts) if run.train.sample_prompts is not None else GRID
-    return min(run.evaluate.batch_size, max(grid, run.evaluate.num_pairs))
+    return min(run.evaluate.batch_size, max(grid, run.evaluate.num_samples))

@@ -79,10 +79,29 @@ def estimate(run: config.RunConfig, place: Place) -> Estimate:
         DirectAlignError: a folder that is missing, torn, without safetensors or of another architecture.
     """
     subject = Subject(run, model_architecture(run.model), panel(run), place)
-    rows = [Row(each.part, each.note, dict.fromkeys(each.phases, each.size), "counted") for each in held(subject) if each.size]
+    rows = [
+        Row(each.part, each.note, dict.fromkeys(each.phases, each.size), "counted")
+        for each in held(subject)
+        if each.size
+    ]
     peaks = passing(subject)
     rows.append(Row("comes and goes", says(subject), peaks, "traced"))
     if place.is_gpu:
-        rows.append(Row("CUDA", "context, kernels, workspaces", dict.fromkeys(PHASES, CONTEXT), "allowance"))
-        rows.append(Row("fragments", f"{FRAGMENTS:.0%} of what comes and goes", {phase: int(FRAGMENTS * size) for phase, size in peaks.items()}, "allowance"))
-    return Estimate(tuple(rows), subject.trained, place, subject.model.state, (*subject.model.doubts, *subject.panel.doubts))
+        rows.append(
+            Row("CUDA", "context, kernels, workspaces", dict.fromkeys(PHASES, CONTEXT), "allowance")
+        )
+        rows.append(
+            Row(
+                "fragments",
+                f"{FRAGMENTS:.0%} of what comes and goes",
+                {phase: int(FRAGMENTS * size) for phase, size in peaks.items()},
+                "allowance",
+            )
+        )
+    return Estimate(
+        tuple(rows),
+        subject.trained,
+        place,
+        subject.model.state,
+        (*subject.model.doubts, *subject.panel.doubts),
+    )

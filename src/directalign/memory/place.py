@@ -36,7 +36,13 @@ def this_machine(ranks: int | None = None) -> Place:
 
 def a_gpu(gibibytes: float | int, ranks: int | None = None) -> Place:
     """A GPU of that many GiB, as cards are named: 24 for a 24 GB card."""
-    return Place(f"a GPU of {gibibytes:g} GB", int(gibibytes * GIB), True, ranks or int(os.environ.get("WORLD_SIZE", "1")), is_here=False)
+    return Place(
+        f"a GPU of {gibibytes:g} GB",
+        int(gibibytes * GIB),
+        True,
+        ranks or int(os.environ.get("WORLD_SIZE", "1")),
+        is_here=False,
+    )
 
 
 def binary(size: int) -> str:

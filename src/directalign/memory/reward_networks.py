@@ -40,21 +40,35 @@ class Hpsv3(nn.Module):
 
 def _blip(settings: Settings) -> Blip:
     vision, text = BlipVisionConfig(**settings["vision"]), BlipTextConfig(**settings["text"])
-    return Blip(BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False), _linear(text.hidden_size, settings["inner"]))
+    return Blip(
+        BlipVisionModel(vision),
+        BlipTextModel(text, add_pooling_layer=False),
+        _linear(text.hidden_size, settings["inner"]),
+    )
 
 
 def _clip_predictor(settings: Settings) -> Predictor:
     model = CLIPModel(CLIPConfig.from_dict(settings["backbone"]))
-    return Predictor(model.vision_model, model.visual_projection, _linear(model.visual_projection.out_features, settings["inner"]))
+    return Predictor(
+        model.vision_model,
+        model.visual_projection,
+        _linear(model.visual_projection.out_features, settings["inner"]),
+    )
 
 
 def _siglip_predictor(settings: Settings) -> Predictor:
     model = SiglipModel(SiglipConfig.from_dict(settings["backbone"]))
-    return Predictor(model.vision_model, nn.Identity(), _linear(model.vision_model.config.hidden_size, settings["inner"]))
+    return Predictor(
+        model.vision_model,
+        nn.Identity(),
+        _linear(model.vision_model.config.hidden_size, settings["inner"]),
+    )
 
 
 def _mps(settings: Settings) -> MpsModel:
-    return MpsModel(CLIPModel(CLIPConfig.from_dict(settings["clip"])), CrossModel(**settings["cross"]))
+    return MpsModel(
+        CLIPModel(CLIPConfig.from_dict(settings["clip"])), CrossModel(**settings["cross"])
+    )
 
 
 def _hpsv3(settings: Settings) -> Hpsv3:

@@ -40,14 +40,24 @@ class _Product(torch.autograd.Function):
 
 
 def _whole(ctx: Any, dtype: torch.dtype) -> Tensor:
-    return torch.empty(ctx.shape).to(dtype) if ctx.through_float32 else torch.empty(ctx.shape, dtype=dtype)
+    return (
+        torch.empty(ctx.shape).to(dtype)
+        if ctx.through_float32
+        else torch.empty(ctx.shape, dtype=dtype)
+    )
 
 
 def round_layers(network: nn.Module, quantization: str) -> None:
     """Puts stand-ins in the place of the layers that a quantised base holds in fewer bits."""
     for name, layer in list(network.named_modules()):
         if isinstance(layer, nn.Linear) and is_quantized(name, layer.weight.shape):
-            stand_in = Rounded(layer.in_features, layer.out_features, layer.bias is not None, device="meta", dtype=layer.weight.dtype)
+            stand_in = Rounded(
+                layer.in_features,
+                layer.out_features,
+                layer.bias is not None,
+                device="meta",
+                dtype=layer.weight.dtype,
+            )
             stand_in.through_float32 = quantization == "8bit"
             parent, _, own = name.rpartition(".")
             setattr(network.get_submodule(parent), own, stand_in.requires_grad_(False).eval())

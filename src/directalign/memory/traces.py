@@ -32,12 +32,28 @@ class Denoiser:
 
 def denoiser_call(of: Denoiser, shape: Shape, with_gradient: bool) -> Piece:
     """One call of the denoiser; with gradient, gradients of earlier losses are taken to be there already."""
-    return _denoiser_call(of.family, of.part, _only_what_matters(of.model), of.targets, of.like_gpu, shape, with_gradient)
+    return _denoiser_call(
+        of.family,
+        of.part,
+        _only_what_matters(of.model),
+        of.targets,
+        of.like_gpu,
+        shape,
+        with_gradient,
+    )
 
 
 @cache
 @quietly()
-def _denoiser_call(family: str, part: Part, model: str, targets: tuple[str, ...], like_gpu: bool, shape: Shape, with_gradient: bool) -> Piece:
+def _denoiser_call(
+    family: str,
+    part: Part,
+    model: str,
+    targets: tuple[str, ...],
+    like_gpu: bool,
+    shape: Shape,
+    with_gradient: bool,
+) -> Piece:
     settings = config.ModelConfig.model_validate_json(model)
 
     def trace(part: Part) -> Piece:
@@ -76,7 +92,10 @@ def encoding_images(vae: Part, dtype: torch.dtype, images: tuple[int, int, int, 
     network.to(dtype)
     shape = (images[0], 3, 1, *images[2:]) if vae.class_name == "AutoencoderKLQwenImage" else images
     with in_shapes_alone(network), torch.no_grad():
-        return measured(lambda: network.encode(torch.empty(shape, dtype=dtype), return_dict=False)[0].mode(), residents(network))
+        return measured(
+            lambda: network.encode(torch.empty(shape, dtype=dtype), return_dict=False)[0].mode(),
+            residents(network),
+        )
 
 
 @cache
@@ -87,15 +106,29 @@ def encoding_prompts(part: Part, dtype: torch.dtype, b: int, tokens: int) -> Pie
     def trace(part: Part) -> Piece:
         network = built(part)
         network.to(dtype)
-        encoder = network.model.language_model if part.class_name.startswith("Qwen2_5_VL") else network
+        encoder = (
+            network.model.language_model if part.class_name.startswith("Qwen2_5_VL") else network
+        )
         with in_shapes_alone(network), torch.no_grad():
             ids = torch.zeros(b, tokens, dtype=torch.long)
-            return measured(lambda: encoder(input_ids=ids, output_hidden_states=True)[0], residents(network))
+            return measured(
+                lambda: encoder(input_ids=ids, output_hidden_states=True)[0], residents(network)
+            )
 
     return by_blocks(part, trace)
 
 
 def _only_what_matters(model: config.ModelConfig) -> str:
     """The settings that a trace depends on, so that others do not make it anew."""
-    read = {"family", "tune", "lora", "dtype", "trained_dtype", "quantization", "gradient_checkpointing"}
-    return config.ModelConfig(path="", **{name: getattr(model, name) for name in read}).model_dump_json()
+    read = {
+        "family",
+        "tune",
+        "lora",
+        "dtype",
+        "trained_dtype",
+        "quantization",
+        "gradient_checkpointing",
+    }
+    return config.ModelConfig(
+        path="", **{name: getattr(model, name) for name in read}
+    ).model_dump_json()

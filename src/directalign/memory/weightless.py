@@ -33,7 +33,11 @@ class Part:
     @classmethod
     def of(cls, class_name: str, settings: Mapping[str, Any]) -> Part:
         """From a config as it stands in config.json; what speaks of files and versions is left out."""
-        told = {key: value for key, value in settings.items() if not key.startswith("_") and key not in ("architectures", "transformers_version")}
+        told = {
+            key: value
+            for key, value in settings.items()
+            if not key.startswith("_") and key not in ("architectures", "transformers_version")
+        }
         return cls(class_name, json.dumps(told, sort_keys=True))
 
     @property
@@ -51,17 +55,29 @@ def built(part: Part) -> Any:
     of_diffusers = getattr(diffusers, part.class_name, None)
     of_transformers = getattr(transformers, part.class_name, None)
     if part.class_name not in OWN and of_diffusers is None and of_transformers is None:
-        raise DirectAlignError(f"{part.class_name}: neither diffusers nor transformers has this class: update them, or give another model.path")
+        raise DirectAlignError(
+            f"{part.class_name}: neither diffusers nor transformers has this class: update them, or give another model.path"
+        )
     try:
         with torch.device("meta"):
-            network = OWN[part.class_name](part.config) if part.class_name in OWN else _of_library(of_diffusers, of_transformers, part.config)
+            network = (
+                OWN[part.class_name](part.config)
+                if part.class_name in OWN
+                else _of_library(of_diffusers, of_transformers, part.config)
+            )
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
-        raise DirectAlignError(f"{part.class_name}: its config.json describes no such network ({error}): copy the folder again") from error
+        raise DirectAlignError(
+            f"{part.class_name}: its config.json describes no such network ({error}): copy the folder again"
+        ) from error
     return network.requires_grad_(False).eval()
 
 
 def _of_library(of_diffusers: Any, of_transformers: Any, settings: dict[str, Any]) -> nn.Module:
-    return of_diffusers.from_config(settings) if of_diffusers else of_transformers(of_transformers.config_class.from_dict(settings))
+    return (
+        of_diffusers.from_config(settings)
+        if of_diffusers
+        else of_transformers(of_transformers.config_class.from_dict(settings))
+    )
 
 
 @cache
@@ -106,7 +122,9 @@ def in_shapes_alone(network: nn.Module, with_gradients: bool = False) -> Iterato
 
 
 def _fake_parameter(parameter: nn.Parameter, with_gradients: bool) -> nn.Parameter:
-    fake = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=parameter.requires_grad)
+    fake = nn.Parameter(
+        torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=parameter.requires_grad
+    )
     if with_gradients and fake.requires_grad:
         fake.grad = torch.empty_like(fake)
     return fake
@@ -115,8 +133,17 @@ def _fake_parameter(parameter: nn.Parameter, with_gradients: bool) -> nn.Paramet
 def residents(network: nn.Module) -> list[Tensor]:
     """All tensors that a network holds between calls, gradients included."""
     held = [*network.parameters(), *network.buffers()]
-    loose = [tensor for module in network.modules() for tensor in vars(module).values() if isinstance(tensor, Tensor)]
-    return [*held, *loose, *(parameter.grad for parameter in network.parameters() if parameter.grad is not None)]
+    loose = [
+        tensor
+        for module in network.modules()
+        for tensor in vars(module).values()
+        if isinstance(tensor, Tensor)
+    ]
+    return [
+        *held,
+        *loose,
+        *(parameter.grad for parameter in network.parameters() if parameter.grad is not None),
+    ]
 
 
 def normalise_as_on_gpu(network: nn.Module) -> None:

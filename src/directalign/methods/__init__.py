@@ -28,10 +28,12 @@ METHODS: dict[str, Any] = {
 }
 
 
-def load_method(run: RunConfig, family: Model, reward: Reward, together: ProcessGroup = SINGLE_PROCESS) -> Method:
+def load_method(
+    run: RunConfig, model: Model, reward: Reward, together: ProcessGroup = SINGLE_PROCESS
+) -> Method:
     """The method that a run names, bound to its model and reward; ranks that train `together` share what it remembers of the reward."""
     method = METHODS[run.method.name](
-        family, synchronized(reward, together), run.method, run.rollout
+        model, synchronized(reward, together), run.method, run.rollout
     )
     method.objective.together = together
     return method

@@ -32,24 +32,24 @@ class AlignProp:
     """
 
     def __init__(
-        self, family: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
+        self, model: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
     ) -> None:
-        self.max_grad_steps = settings.max_grad_steps or rollout.num_sampling_steps
-        assert self.max_grad_steps <= rollout.num_sampling_steps, (
+        self.max_grad_steps = settings.max_grad_steps or rollout.num_inference_steps
+        assert self.max_grad_steps <= rollout.num_inference_steps, (
             self.max_grad_steps,
-            rollout.num_sampling_steps,
+            rollout.num_inference_steps,
         )
-        self.family, self.settings, self.rollout = family, settings, rollout
+        self.model, self.settings, self.rollout = model, settings, rollout
         self.objective = build_objective(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make the state where the gradient begins; predict the rest of the way to x0; reward; yield."""
-        begun, grad_steps = start_rollout(self.family, self.rollout, batch), self.depth(batch)
-        x_t = sample(self.family, begun.cond, begun.noise, begun.sigmas[:-grad_steps])
+        begun, grad_steps = start_rollout(self.model, self.rollout, batch), self.depth(batch)
+        x_t = sample(self.model, begun.cond, begun.noise, begun.sigmas[:-grad_steps])
 
         x0 = self._recomputed(begun.cond, x_t, begun.sigmas[-grad_steps - 1 :])
 
-        output = self.objective(self.family.decode(x0), batch)
+        output = self.objective(self.model.decode(x0), batch)
         loss = hinge(output.reward, 1.0, self.settings.margin)
 
         yield LossTerm(loss.mean(), "chain", {**output.metrics, "grad_steps": float(grad_steps)})
@@ -66,7 +66,7 @@ class AlignProp:
         """The rest of the rollout with gradient; a step keeps its input alone, and runs again in the backward pass."""
         for sigma_from, sigma_to in pairwise(sigmas.to(x_t.device)):
             levels = sigma_from.expand(len(x_t)), sigma_to.expand(len(x_t))
-            x_t = checkpoint(sampling_step, self.family, cond, x_t, *levels, use_reentrant=False)
+            x_t = checkpoint(sampling_step, self.model, cond, x_t, *levels, use_reentrant=False)
         return x_t
 
     def state_dict(self) -> Mapping[str, Any]:

@@ -32,34 +32,36 @@ class DRaFT:
     """
 
     def __init__(
-        self, family: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
+        self, model: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
     ) -> None:
-        assert settings.grad_steps <= rollout.num_sampling_steps, (
+        assert settings.grad_steps <= rollout.num_inference_steps, (
             settings.grad_steps,
-            rollout.num_sampling_steps,
+            rollout.num_inference_steps,
         )
-        self.family, self.settings, self.rollout = family, settings, rollout
+        self.model, self.settings, self.rollout = model, settings, rollout
         self.objective = build_objective(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0 with the gradient of its last steps; reward; yield; then noise, denoise, reward and yield again."""
-        begun = start_rollout(self.family, self.rollout, batch)
-        x0 = sample(self.family, begun.cond, begun.noise, begun.sigmas, self.settings.grad_steps)
+        begun = start_rollout(self.model, self.rollout, batch)
+        x0 = sample(self.model, begun.cond, begun.noise, begun.sigmas, self.settings.grad_steps)
         yield self._loss(x0, batch, "sampled")
 
         x0 = x0.detach()
         for index in range(1, self.settings.lv_samples):
             yield self._loss(self._denoised_again(x0, begun, batch, index), batch, "noised_anew")
 
-    def _denoised_again(self, x0: Latents, begun: RolloutStart, batch: Batch, index: int) -> Latents:
+    def _denoised_again(
+        self, x0: Latents, begun: RolloutStart, batch: Batch, index: int
+    ) -> Latents:
         """The sample put back to the last level with the noise of draw `index`, and taken from there by one step with gradient."""
         noise = batch_noise(batch, FRESH_NOISE, tuple(x0.shape), index=index).to(x0)
         sigma = begun.sigmas[-2].expand(len(x0)).to(x0.device)
-        x_t = inject(self.family.path, x0, noise, sigma).x_t
-        return predict_x0(self.family, begun.cond, x_t, sigma)
+        x_t = inject(self.model.path, x0, noise, sigma).x_t
+        return predict_x0(self.model, begun.cond, x_t, sigma)
 
     def _loss(self, x0: Latents, batch: Batch, branch: str) -> LossTerm:
-        output = self.objective(self.family.decode(x0), batch)
+        output = self.objective(self.model.decode(x0), batch)
         loss = hinge(output.reward, 1.0, self.settings.margin)
         return LossTerm(loss.mean() / self.settings.lv_samples, branch, output.metrics)
 

@@ -32,22 +32,22 @@ class DRTune:
     """
 
     def __init__(
-        self, family: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
+        self, model: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
     ) -> None:
         check_steps(settings, rollout)
-        self.family, self.settings, self.rollout = family, settings, rollout
+        self.model, self.settings, self.rollout = model, settings, rollout
         self.objective = build_objective(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make the steps down to the stop, some with gradient; predict x0_hat there; reward; yield."""
-        begun, (stop, trained) = start_rollout(self.family, self.rollout, batch), self.steps(batch)
+        begun, (stop, trained) = start_rollout(self.model, self.rollout, batch), self.steps(batch)
         sigmas = torch.cat(
             [begun.sigmas[: stop + 1], torch.zeros_like(begun.sigmas[:1])]
         )  # from the stop, one step to the end is x0_hat
 
         x0_hat = self._chain(begun, sigmas, trained)
 
-        output = self.objective(self.family.decode(x0_hat), batch)
+        output = self.objective(self.model.decode(x0_hat), batch)
         loss = hinge(output.reward, 1.0, self.settings.margin)
 
         levels = {"sigma": begun.sigmas[stop].expand(len(loss)), "reward": output.reward}
@@ -64,7 +64,7 @@ class DRTune:
         The trained steps lie ⌊(stop + 1) / K⌋ apart, from a first one drawn uniformly from where they all fit.
         """
         generator, trained_steps = update_generator(batch, STEPS), self.settings.trained_steps
-        stop = self.rollout.num_sampling_steps - int(
+        stop = self.rollout.num_inference_steps - int(
             torch.randint(1, self.settings.early_stop + 1, (), generator=generator)
         )
         spacing = (stop + 1) // trained_steps
@@ -72,14 +72,16 @@ class DRTune:
         first = int(torch.randint(stop + 2 - span, (), generator=generator))
         return stop, range(first, first + span, spacing)
 
-    def _chain(self, begun: RolloutStart, sigmas: Float[Tensor, " levels"], trained: range) -> Latents:
+    def _chain(
+        self, begun: RolloutStart, sigmas: Float[Tensor, " levels"], trained: range
+    ) -> Latents:
         """The end of the steps along `sigmas`; the graph joins the trained answers by the numbers of the sampler alone."""
-        family, x_t = self.family, begun.noise
+        model, x_t = self.model, begun.noise
         for index, (sigma_from, sigma_to) in enumerate(pairwise(sigmas.to(x_t.device))):
             levels = sigma_from.expand(len(x_t)), sigma_to.expand(len(x_t))
             with torch.set_grad_enabled(index in trained):
-                pred = family.predict(x_t.detach(), levels[0], begun.cond)
-            x_t = linear_step(family.path, family.prediction, x_t, pred, *levels)
+                pred = model.predict(x_t.detach(), levels[0], begun.cond)
+            x_t = linear_step(model.path, model.prediction, x_t, pred, *levels)
         return x_t
 
     def state_dict(self) -> Mapping[str, Any]:
@@ -91,9 +93,9 @@ class DRTune:
 
 def check_steps(settings: Settings, rollout: RolloutSettings) -> None:
     """Refuse more trained steps than the earliest stop leaves."""
-    fewest = rollout.num_sampling_steps + 1 - settings.early_stop
+    fewest = rollout.num_inference_steps + 1 - settings.early_stop
     if settings.trained_steps > fewest:
         raise DirectAlignError(
             f"method.trained_steps {settings.trained_steps} does not fit: with method.early_stop {settings.early_stop} a rollout of "
-            f"rollout.num_sampling_steps {rollout.num_sampling_steps} may end after {fewest}; lower one of the first two, or sample in more steps"
+            f"rollout.num_inference_steps {rollout.num_inference_steps} may end after {fewest}; lower one of the first two, or sample in more steps"
         )

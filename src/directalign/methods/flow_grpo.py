@@ -52,13 +52,17 @@ class FlowGRPO:
     """
 
     def __init__(
-        self, family: Model, reward: Reward, settings: config.FlowGRPOConfig, rollout: config.RolloutConfig
+        self,
+        model: Model,
+        reward: Reward,
+        settings: config.FlowGRPOConfig,
+        rollout: config.RolloutConfig,
     ) -> None:
         check_steps(settings, rollout)
-        check_sde(settings, family.path)
-        self.family, self.settings, self.rollout = family, settings, rollout
+        check_sde(settings, model.path)
+        self.model, self.settings, self.rollout = model, settings, rollout
         self.objective = build_objective(reward, settings, differentiable=False)
-        self.base = ReferenceModel(family.denoiser) if settings.kl_weight > 0 else None
+        self.base = ReferenceModel(model.denoiser) if settings.kl_beta > 0 else None
         self.kept: dict[int, Rollouts] = {}
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
@@ -83,7 +87,7 @@ class FlowGRPO:
         }
         if base is not None:
             divergence = sde.kl_divergence(moved, base)
-            loss = loss + settings.kl_weight * divergence
+            loss = loss + settings.kl_beta * divergence
             metrics["kl"] = _mean(divergence)
         levels = {
             "sigma": [float(made.sigmas[index])] * len(x_t),
@@ -112,7 +116,7 @@ class FlowGRPO:
             offset=batch.offset * size,
             global_size=total,
         )
-        begun = start_rollout(self.family, self.rollout, batch)
+        begun = start_rollout(self.model, self.rollout, batch)
         noise = (
             begun.noise[::size].repeat_interleave(size, 0)
             if self.settings.same_noise
@@ -121,11 +125,13 @@ class FlowGRPO:
         sigmas, states, log_probs = begun.sigmas.to(noise.device), [noise], []
         for index, (sigma_from, sigma_to) in enumerate(pairwise(sigmas)):
             moved = self._transition(states[-1], begun.cond, sigma_from, sigma_to)
-            states.append(moved.sample(batch_noise(batch, TRANSITION, tuple(noise.shape), index=index)))
+            states.append(
+                moved.sample(batch_noise(batch, TRANSITION, tuple(noise.shape), index=index))
+            )
             if sigma_to > 0:
                 log_probs.append(sde.log_prob(moved, states[-1]))
         output = self.objective(
-            self.family.decode(states[-1]),
+            self.model.decode(states[-1]),
             replace(batch, step=batch.step // self.settings.updates_per_rollout),
         )
         reward = output.reward.to(noise.device)
@@ -151,20 +157,20 @@ class FlowGRPO:
     # --- predict ----------------------------------------------------------------------------------------------------
 
     def _conditioning(self, prompts: tuple[str, ...]) -> Conditioning:
-        return self.family.encode_prompt(prompts).guided(
+        return self.model.encode_prompt(prompts).guided(
             self.rollout.embedded_guidance, self.rollout.cfg_scale
         )
 
     def _transition(
         self, x_t: Latents, cond: Conditioning, sigma_from: Tensor, sigma_to: Tensor
     ) -> sde.Transition:
-        family, settings, n = self.family, self.settings, len(x_t)
+        model, settings, n = self.model, self.settings, len(x_t)
         start_of, end_of = sigma_from.expand(n), sigma_to.expand(n)
-        pred = family.predict(x_t, start_of, cond)
+        pred = model.predict(x_t, start_of, cond)
         return sde.transition(
             settings.sde,
-            family.path,
-            family.prediction,
+            model.path,
+            model.prediction,
             pred,
             x_t,
             start_of,
@@ -178,7 +184,7 @@ class FlowGRPO:
     ) -> sde.Transition | None:
         if self.base is None:
             return None
-        with self.base.worn():
+        with self.base.active():
             return self._transition(
                 made.states[index], cond, made.sigmas[index], made.sigmas[index + 1]
             )
@@ -192,7 +198,7 @@ class FlowGRPO:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.objective.load_state_dict(state)
-        device = next(self.family.denoiser.parameters()).device
+        device = next(self.model.denoiser.parameters()).device
         self.kept = {
             place: _on_device(Rollouts(**made), device) for place, made in state["rollouts"].items()
         }
@@ -200,10 +206,10 @@ class FlowGRPO:
 
 def check_steps(settings: config.FlowGRPOConfig, rollout: config.RolloutConfig) -> None:
     """The rollout has enough steps to train; its last adds no noise and has no probability."""
-    trainable = rollout.num_sampling_steps - 1
+    trainable = rollout.num_inference_steps - 1
     if (settings.trained_steps or 1) > trainable:
         raise DirectAlignError(
-            f"method.trained_steps: {settings.trained_steps or 'all'} of the {trainable} steps that rollout.num_sampling_steps: {rollout.num_sampling_steps} "
+            f"method.trained_steps: {settings.trained_steps or 'all'} of the {trainable} steps that rollout.num_inference_steps: {rollout.num_inference_steps} "
             "leaves to train (its last adds no noise): lower the one or raise the other"
         )
 

@@ -32,23 +32,23 @@ class FlowBP:
     """
 
     def __init__(
-        self, family: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
+        self, model: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
     ) -> None:
-        assert settings.trained_steps <= rollout.num_sampling_steps, (
+        assert settings.trained_steps <= rollout.num_inference_steps, (
             settings.trained_steps,
-            rollout.num_sampling_steps,
+            rollout.num_inference_steps,
         )
-        self.family, self.settings, self.rollout = family, settings, rollout
+        self.model, self.settings, self.rollout = model, settings, rollout
         self.objective = build_objective(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0 and all states before it; predict again at the drawn ones; reward; yield."""
-        begun, trained = start_rollout(self.family, self.rollout, batch), self.steps(batch)
-        states = sample_trajectory(self.family, begun)
+        begun, trained = start_rollout(self.model, self.rollout, batch), self.steps(batch)
+        states = sample_trajectory(self.model, begun)
 
         x0 = self._carrying_gradient(begun, states, trained)
 
-        output = self.objective(self.family.decode(x0), batch)
+        output = self.objective(self.model.decode(x0), batch)
         loss = hinge(output.reward, 1.0, self.settings.margin)
 
         yield LossTerm(loss.mean(), "repeated_steps", output.metrics)
@@ -56,7 +56,7 @@ class FlowBP:
     def steps(self, batch: Batch) -> list[int]:
         """K different steps in rising order, step i (0 is the first, from pure noise) drawn with weight (i + 1)^late_bias."""
         weights = (
-            torch.arange(1, self.rollout.num_sampling_steps + 1, dtype=torch.float64)
+            torch.arange(1, self.rollout.num_inference_steps + 1, dtype=torch.float64)
             ** self.settings.late_bias
         )
         return sorted(
@@ -72,7 +72,7 @@ class FlowBP:
         x0, weights = states[-1], self.weights(begun.sigmas, trained)
         for index in trained:
             sigma = begun.sigmas[index].expand(len(x0)).to(x0.device)
-            pred = self.family.predict(states[index], sigma, begun.cond)
+            pred = self.model.predict(states[index], sigma, begun.cond)
             x0 = x0 + weights[index].to(x0) * (pred - pred.detach())
         return x0
 
@@ -80,7 +80,7 @@ class FlowBP:
         self, sigmas: Float[Tensor, " levels"], trained: list[int]
     ) -> Float[Tensor, " steps"]:
         """What the answer of each step counts for in the gradient of x0, were it one of the `trained`: d x0 / d pred, stretched."""
-        each = chain_coefficients(self.family.path, self.family.prediction, sigmas)
+        each = chain_coefficients(self.model.path, self.model.prediction, sigmas)
         stretch = each.abs().sum() / each[trained].abs().sum()
         return each * (1 + self.settings.rescale * (stretch - 1))
 

@@ -32,16 +32,16 @@ class LeapAlign:
     """
 
     def __init__(
-        self, family: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
+        self, model: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
     ) -> None:
         check_steps(rollout)
-        self.family, self.settings, self.rollout = family, settings, rollout
+        self.model, self.settings, self.rollout = model, settings, rollout
         self.objective = build_objective(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0, leaping from two of the states on its way; reward; weigh; yield."""
-        begun, (k, j) = start_rollout(self.family, self.rollout, batch), self.steps(batch)
-        x_k = sample(self.family, begun.cond, begun.noise, begun.sigmas[: k + 1])
+        begun, (k, j) = start_rollout(self.model, self.rollout, batch), self.steps(batch)
+        x_k = sample(self.model, begun.cond, begun.noise, begun.sigmas[: k + 1])
         leap_to_j, x_j = self._leap(begun, x_k, x_k, k, j)
         carried = leap_to_j - leap_to_j.detach()  # zero, with the gradient of the first leap
         leap_to_0, x0 = self._leap(
@@ -52,7 +52,7 @@ class LeapAlign:
             len(begun.sigmas) - 1,
         )
 
-        output = self.objective(self.family.decode(x0 + (leap_to_0 - leap_to_0.detach())), batch)
+        output = self.objective(self.model.decode(x0 + (leap_to_0 - leap_to_0.detach())), batch)
         distances = distance(leap_to_j, x_j), distance(leap_to_0, x0)
         weight = similarity_weight(*distances, self.settings.similarity_floor)
         loss = weight * hinge(output.reward, 1.0, self.settings.margin)
@@ -67,7 +67,7 @@ class LeapAlign:
     def steps(self, batch: Batch) -> tuple[int, int]:
         """(k, j): two different steps of the rollout, drawn uniformly, the earlier first; 0 is the first step, from pure noise."""
         drawn = torch.randperm(
-            self.rollout.num_sampling_steps, generator=update_generator(batch, STEPS)
+            self.rollout.num_inference_steps, generator=update_generator(batch, STEPS)
         )[:2]
         return int(drawn.min()), int(drawn.max())
 
@@ -75,16 +75,16 @@ class LeapAlign:
         self, begun: RolloutStart, x_t: Latents, shown: Latents, origin: int, end: int
     ) -> tuple[Latents, Latents]:
         """(where one leap lands, where the sampler arrives) from step `origin` to level `end`; one call with gradient, on `shown`."""
-        family, sigmas = self.family, begun.sigmas.to(x_t.device)
+        model, sigmas = self.model, begun.sigmas.to(x_t.device)
         level, next_level, end_level = (
             sigmas[index].expand(len(x_t)) for index in (origin, origin + 1, end)
         )
-        pred = family.predict(shown, level, begun.cond)
+        pred = model.predict(shown, level, begun.cond)
         stepped = linear_step(
-            family.path, family.prediction, x_t.detach(), pred.detach(), level, next_level
+            model.path, model.prediction, x_t.detach(), pred.detach(), level, next_level
         )
-        arrived = sample(family, begun.cond, stepped, sigmas[origin + 1 : end + 1])
-        return linear_step(family.path, family.prediction, x_t, pred, level, end_level), arrived
+        arrived = sample(model, begun.cond, stepped, sigmas[origin + 1 : end + 1])
+        return linear_step(model.path, model.prediction, x_t, pred, level, end_level), arrived
 
     def state_dict(self) -> Mapping[str, Any]:
         return self.objective.state_dict()
@@ -107,7 +107,7 @@ def similarity_weight(to_j: PerSample, to_0: PerSample, floor: float | None) -> 
 
 def check_steps(rollout: RolloutSettings) -> None:
     """Refuse a rollout without two states to leap from."""
-    if rollout.num_sampling_steps < 2:
+    if rollout.num_inference_steps < 2:
         raise DirectAlignError(
-            f"rollout.num_sampling_steps {rollout.num_sampling_steps}: method.name leapalign leaps from two steps; give at least 2"
+            f"rollout.num_inference_steps {rollout.num_inference_steps}: method.name leapalign leaps from two steps; give at least 2"
         )

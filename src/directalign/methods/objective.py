@@ -65,7 +65,10 @@ class RewardObjective:
     """
 
     def __init__(
-        self, reward: Reward, settings: config.ObjectiveConfig, together: ProcessGroup = SINGLE_PROCESS
+        self,
+        reward: Reward,
+        settings: config.ObjectiveConfig,
+        together: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         require_prompt_reader(reward, settings.form)
         self.reward_model, self.settings, self.together = reward, settings, together
@@ -97,7 +100,7 @@ class RewardObjective:
 
     def scores(self, images: Images, batch: Batch) -> Scores:
         """The raw scores that the form needs, for images in [0, 1]."""
-        words, model, form = self.settings.words, self.reward_model, self.settings.form
+        words, model, form = self.settings.control_phrases, self.reward_model, self.settings.form
         features = model.encode(images)
         repeats = len(images) // len(batch.prompts)
         prompts = [prompt for prompt in batch.prompts for _ in range(repeats)]
@@ -146,7 +149,10 @@ class MixedObjective:
     """A mixture of rewards as one objective; processes of `together` share its running statistics."""
 
     def __init__(
-        self, mix: MixReward, settings: config.ObjectiveConfig, together: ProcessGroup = SINGLE_PROCESS
+        self,
+        mix: MixReward,
+        settings: config.ObjectiveConfig,
+        together: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.settings, self.labels = mix.settings, [member.label for member in mix.members]
         self.objectives = [
@@ -177,7 +183,7 @@ class MixedObjective:
         k_neg: PerSample | float = 0.0,
     ) -> ObjectiveOutput:
         """Evaluate decoded images of the batch's prompts; the ramps act in every member of the relative form."""
-        if self.settings.balance == "gradient":
+        if self.settings.gradient_normalization:
             return self._balanced(images, batch, k_pos, k_neg)
         outputs = [objective(images, batch, k_pos, k_neg) for objective in self.objectives]
         scaled = self._scaled(outputs, images, batch.step)
@@ -216,7 +222,7 @@ class MixedObjective:
     def _mixed(self, scaled: Tensor) -> Tensor:
         means = (self.rewards.means / self._scales).to(scaled)
         return objective_math.mixed_reward(
-            scaled, means, self.weights.to(scaled), self.settings.disagreement
+            scaled, means, self.weights.to(scaled), self.settings.std_penalty
         )
 
     @property
@@ -281,7 +287,9 @@ class RunningStats:
         self.before = torch.zeros(3, size, dtype=torch.float64)
         self.current, self.step = torch.zeros_like(self.before), -1
 
-    def update(self, values: objective_math.Members, step: int, together: ProcessGroup = SINGLE_PROCESS) -> None:
+    def update(
+        self, values: objective_math.Members, step: int, together: ProcessGroup = SINGLE_PROCESS
+    ) -> None:
         """Add one value per kind and image (m, b) of update `step`; every process must call this equally often."""
         if step != self.step:
             self.before = DECAY * (self.before + self.current)
@@ -356,9 +364,9 @@ NO_GRADIENT = (
 
 def require_no_balance(settings: config.MixtureConfig, method: str) -> None:
     """Refuse gradient balancing where no gradient is computed."""
-    if settings.balance == "gradient":
+    if settings.gradient_normalization:
         raise DirectAlignError(
-            f"reward.balance: gradient needs a method that differentiates its reward, and method.name {method} uses scores alone: set reward.balance: none"
+            f"reward.gradient_normalization: gradient needs a method that differentiates its reward, and method.name {method} uses scores alone: set reward.gradient_normalization: none"
         )
 
 
@@ -371,13 +379,15 @@ def member_settings(
     belong to the method's form. Raises DirectAlignError for phrases that do not fit the form.
     """
     form = method.form if member.form == "method" else member.form
-    words = member.words or (method.words if member.form == "method" else config.ControlPhrases())
+    words = member.control_phrases or (
+        method.control_phrases if member.form == "method" else config.ControlPhrases()
+    )
     if form != "absolute" and not (words.positive and words.negative):
         raise DirectAlignError(
-            f"reward.members.{index}.words: form {form} compares two phrasings: give positive and negative ones, or leave words out to use the method's"
+            f"reward.members.{index}.control_phrases: form {form} compares two phrasings: give positive and negative ones, or leave words out to use the method's"
         )
     anchor = member.anchor or method.anchor
-    return method.model_copy(update={"form": form, "words": words, "anchor": anchor})
+    return method.model_copy(update={"form": form, "control_phrases": words, "anchor": anchor})
 
 
 def _member_objective(

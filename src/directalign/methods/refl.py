@@ -28,24 +28,24 @@ class ReFL:
     """
 
     def __init__(
-        self, family: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
+        self, model: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
     ) -> None:
-        assert settings.last_steps <= rollout.num_sampling_steps, (
+        assert settings.last_steps <= rollout.num_inference_steps, (
             settings.last_steps,
-            rollout.num_sampling_steps,
+            rollout.num_inference_steps,
         )
-        self.family, self.settings, self.rollout = family, settings, rollout
+        self.model, self.settings, self.rollout = model, settings, rollout
         self.objective = build_objective(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x_t; predict x0_hat; reward; yield."""
-        begun, index = start_rollout(self.family, self.rollout, batch), self.trained_step(batch)
-        x_t = sample(self.family, begun.cond, begun.noise, begun.sigmas[: index + 1])
+        begun, index = start_rollout(self.model, self.rollout, batch), self.trained_step(batch)
+        x_t = sample(self.model, begun.cond, begun.noise, begun.sigmas[: index + 1])
 
         sigma = begun.sigmas[index].expand(len(x_t)).to(x_t.device)
-        x0_hat = predict_x0(self.family, begun.cond, x_t, sigma)
+        x0_hat = predict_x0(self.model, begun.cond, x_t, sigma)
 
-        output = self.objective(self.family.decode(x0_hat), batch)
+        output = self.objective(self.model.decode(x0_hat), batch)
         loss = hinge(output.reward, 1.0, self.settings.margin)
 
         levels = {"sigma": sigma, "reward": output.reward}
@@ -59,9 +59,11 @@ class ReFL:
     def trained_step(self, batch: Batch) -> int:
         """Index of the step with gradient, uniform over the last `last_steps` of the rollout; 0 is the first step, from pure noise."""
         back = int(
-            torch.randint(1, self.settings.last_steps + 1, (), generator=update_generator(batch, STEPS))
+            torch.randint(
+                1, self.settings.last_steps + 1, (), generator=update_generator(batch, STEPS)
+            )
         )
-        return self.rollout.num_sampling_steps - back
+        return self.rollout.num_inference_steps - back
 
     def state_dict(self) -> Mapping[str, Any]:
         return self.objective.state_dict()

@@ -32,16 +32,16 @@ class SRPO:
     """`losses(batch)` yields one loss per injection and branch."""
 
     def __init__(
-        self, family: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
+        self, model: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
     ) -> None:
-        self.family, self.settings, self.rollout = family, settings, rollout
+        self.model, self.settings, self.rollout = model, settings, rollout
         self.objective = build_objective(reward, settings)
-        self.window = window_of(settings.moves, family)
+        self.window = window_of(settings.noise_levels, model)
         self.branches = {"both": ("denoise", "inversion")}.get(
             settings.branches, (settings.branches,)
         )
         self.shared_noise = settings.noise.scope == "shared"
-        self.base = ReferenceModel(family.denoiser) if settings.trust is not None else None
+        self.base = ReferenceModel(model.denoiser) if settings.kl_beta > 0 else None
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0; then for each injection and branch: inject, predict, recover, reward, yield."""
@@ -73,19 +73,19 @@ class SRPO:
         move: noise_levels.NoiseStep,
         branch: str,
     ) -> LossTerm:
-        family, settings = self.family, self.settings
-        noised = recovery.inject(family.path, x0, noise, move.sigma_from)
+        model, settings = self.model, self.settings
+        noised = recovery.inject(model.path, x0, noise, move.sigma_from)
         shown = self._shown(move.sigma_from, x0.device)
         base = self._base_prediction(noised.x_t, shown, cond)
-        pred = family.predict(noised.x_t, shown, cond)
-        recovered = recovery.recover(family.path, family.prediction, noised, pred, move.sigma_to)
+        pred = model.predict(noised.x_t, shown, cond)
+        recovered = recovery.recover(model.path, model.prediction, noised, pred, move.sigma_to)
 
         ramps = settings.denoise if branch == "denoise" else settings.inversion
         k_pos, k_neg = (
             noise_levels.Ramp(ramp.low_noise, ramp.high_noise).at(move.position)
             for ramp in (ramps.k_pos, ramps.k_neg)
         )
-        output = self.objective(family.decode(recovered.x0), batch, k_pos, k_neg)
+        output = self.objective(model.decode(recovered.x0), batch, k_pos, k_neg)
         loss = objective_math.hinge(
             output.reward, recovery.direction(recovered.gain), settings.margin
         )
@@ -106,12 +106,12 @@ class SRPO:
                 "recovery_error": error,
             },
         )
-        if settings.trust is not None and base is not None:
+        if base is not None:
             away = objective_math.velocity_kl(pred, base)
-            loss = loss + settings.trust.weight * away.to(loss)
+            loss = loss + settings.kl_beta * away.to(loss)
             metrics, levels = (
-                {**metrics, "trust": float(away.detach().mean())},
-                {**levels, "trust": away},
+                {**metrics, "kl": float(away.detach().mean())},
+                {**levels, "kl": away},
             )
         return LossTerm(loss.mean() / settings.injections, branch, metrics, _lists(levels))
 
@@ -122,8 +122,8 @@ class SRPO:
         """What the base model says; before the call with gradient, because weights that change hands in place would spoil its graph."""
         if self.base is None:
             return None
-        with self.base.worn():
-            return self.family.predict(x_t, shown, cond)
+        with self.base.active():
+            return self.model.predict(x_t, shown, cond)
 
     @torch.no_grad()
     def _clean_images(self, batch: Batch) -> tuple[Latents, Latents | None, Conditioning]:
@@ -131,12 +131,12 @@ class SRPO:
         guidance = self.settings.embedded_guidance, self.settings.cfg_scale
         if batch.images is not None:
             return (
-                self.family.encode_image(batch.images),
+                self.model.encode_image(batch.images),
                 None,
-                self.family.encode_prompt(batch.prompts).guided(*guidance),
+                self.model.encode_prompt(batch.prompts).guided(*guidance),
             )
-        begun = start_rollout(self.family, self.rollout, batch, self.shared_noise)
-        x0 = sample(self.family, begun.cond, begun.noise, begun.sigmas)
+        begun = start_rollout(self.model, self.rollout, batch, self.shared_noise)
+        x0 = sample(self.model, begun.cond, begun.noise, begun.sigmas)
         return (
             x0,
             begun.noise if self.settings.noise.source == "rollout" else None,
@@ -155,7 +155,7 @@ class SRPO:
 
 
 def window_of(
-    chosen: GridNoiseLevels | UniformNoiseLevels | ConstantGainNoiseLevels, family: Model
+    chosen: GridNoiseLevels | UniformNoiseLevels | ConstantGainNoiseLevels, model: Model
 ) -> noise_levels.SigmaSampler:
     """The window of noise levels that the settings describe."""
     if isinstance(chosen, GridNoiseLevels):
@@ -170,7 +170,7 @@ def window_of(
     if isinstance(chosen, UniformNoiseLevels):
         return noise_levels.UniformSampler(chosen.sigma_high, chosen.sigma_low, chosen.jump)
     return noise_levels.ConstantGainSampler(
-        chosen.sigma_high, chosen.sigma_low, chosen.gain, family.path, family.prediction
+        chosen.sigma_high, chosen.sigma_low, chosen.gain, model.path, model.prediction
     )
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 
-FAMILIES: dict[str, Any] = {
+MODELS: dict[str, Any] = {
     "flux": Flux,
     "flux2_klein": Flux2Klein,
     "sd3": StableDiffusion3,
@@ -33,23 +33,30 @@ FAMILIES: dict[str, Any] = {
 """Name in a recipe -> the class, whose `pipeline`, `part` and `text_parts` say what a folder must hold."""
 
 
-def load_model(model: config.ModelConfig, device: torch.device | str, seed: int = 0, denoiser_device: torch.device | None = None) -> Model:
-    """A frozen pipeline whose denoiser is ready to train as `model.tune` says; `seed` draws the adapters' first factor.
+def load_model(
+    settings: config.ModelConfig,
+    device: torch.device | str,
+    seed: int = 0,
+    denoiser_device: torch.device | None = None,
+) -> Model:
+    """Load a frozen pipeline whose denoiser is ready to train as `settings.tune` says; `seed` draws the adapters.
 
-    `denoiser_device` keeps the denoiser elsewhere than the rest: one that is to be split over several devices fits on none.
-    Errors: DirectAlignError for a folder, file or class that is missing, torn or of another architecture.
+    `denoiser_device` keeps the denoiser on another device, for example to shard it from there.
+    Raises DirectAlignError for a folder, file or class that is missing, damaged or of another architecture.
     """
     with denoiser_on(denoiser_device):
-        family = FAMILIES[model.family](open_source(model), model, torch.device(device), seed)
-    accelerate(family.denoiser, model)
-    return family
+        model = MODELS[settings.architecture](
+            open_source(settings), settings, torch.device(device), seed
+        )
+    accelerate(model.denoiser, settings)
+    return model
 
 
-def trainable(family: Model) -> dict[str, nn.Parameter]:
-    """What the optimiser steps: adapters or all weights of the denoiser, by name, float32."""
-    return lora.trained(family.denoiser)
+def trainable(model: Model) -> dict[str, nn.Parameter]:
+    """The trained parameters by name, float32: adapters, or all weights of the denoiser."""
+    return lora.trained(model.denoiser)
 
 
-def load_trained(family: Model, folder: FilePath) -> None:
-    """Reads what `family.save(folder)` wrote into a family of the same architecture and `tune`; a misfit is an error."""
-    lora.load(family.denoiser, folder, family.part)
+def load_trained(model: Model, folder: FilePath) -> None:
+    """Load what `model.save(folder)` wrote into a model of the same architecture and `tune`."""
+    lora.load(model.denoiser, folder, model.part)

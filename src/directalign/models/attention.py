@@ -27,21 +27,31 @@ def accelerate(denoiser: Any, model: config.ModelConfig) -> None:
 
 def check_attention(denoiser: Any, name: str) -> None:
     """The backend can train, and the denoiser lets one be chosen; whether it is installed is not asked."""
-    known = [backend.value for backend in AttentionBackendName if WITHOUT_BACKWARD not in backend.value]
+    known = [
+        backend.value for backend in AttentionBackendName if WITHOUT_BACKWARD not in backend.value
+    ]
     if name not in known:
-        raise DirectAlignError(f"model.attention: {name} is not a backend that can train: choose one of {', '.join(known)}, or leave the key out")
+        raise DirectAlignError(
+            f"model.attention: {name} is not a backend that can train: choose one of {', '.join(known)}, or leave the key out"
+        )
     if not any(hasattr(module, "_attention_backend") for module in _processors(denoiser)):
-        raise DirectAlignError(f"model.attention: {name}, and a {type(denoiser).__name__} chooses its attention itself: leave the key out")
+        raise DirectAlignError(
+            f"model.attention: {name}, and a {type(denoiser).__name__} chooses its attention itself: leave the key out"
+        )
 
 
 def set_attention(denoiser: Any, name: str) -> None:
     """Chooses a backend for this network alone. Raises DirectAlignError for one that is not installed, or not for this machine."""
     try:
-        with attention_backend(name):  # the library would change its default for every other network too; here it is put back
+        with attention_backend(
+            name
+        ):  # the library would change its default for every other network too; here it is put back
             denoiser.set_attention_backend(name)
     except (ImportError, RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise DirectAlignError(f"model.attention: {name} cannot be used here ({reason}): install what it needs, or leave the key out") from error
+        raise DirectAlignError(
+            f"model.attention: {name} cannot be used here ({reason}): install what it needs, or leave the key out"
+        ) from error
 
 
 def _processors(denoiser: Any) -> list[Any]:

@@ -23,7 +23,7 @@ SMALL = (".json", ".txt", ".model", ".jinja")
 """Configs, vocabularies, schedulers, chat templates."""
 ROOT = ("model_index.json", "directalign.json")
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts of pipelines that no family here reads."""
+"""Parts of pipelines that no model here reads."""
 
 COMPONENTS = {
     "flux": "black-forest-labs/FLUX.1-dev",
@@ -34,7 +34,7 @@ COMPONENTS = {
     "qwen_image": "Qwen/Qwen-Image",
     "z_image": "Tongyi-MAI/Z-Image",
 }
-"""For each family, a repository that completes a single file: an example in an error, never taken unasked."""
+"""For each model, a repository that completes a single file: an example in an error, never taken unasked."""
 
 
 @dataclass(frozen=True)
@@ -58,30 +58,49 @@ def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
     """
     if model.path.endswith(PICKLES):
         remedy = "convert it: torch.load(..., weights_only=True), then safetensors.torch.save_file"
-        raise DirectAlignError(f"model.path: {model.path}: pickled weights can run code when they are read, and are not read here: {remedy}")
+        raise DirectAlignError(
+            f"model.path: {model.path}: pickled weights can run code when they are read, and are not read here: {remedy}"
+        )
     if not model.path.endswith(".safetensors"):
-        return Source(model.path, _folder(model.path, "model.path", model, weights), variant=model.variant)
+        return Source(
+            model.path, _folder(model.path, "model.path", model, weights), variant=model.variant
+        )
     file = Path(model.path).expanduser()
     held = single_file.contents(file)
     if model.components is None:
-        example = f"a diffusers folder or hub id of that architecture, such as {COMPONENTS[model.family]}"
-        raise DirectAlignError(f"model.components: missing; {file} holds {held.layout.name} without its configs and tokenizers: give {example}")
-    return Source(model.path, _folder(model.components, "model.components", model, weights, held.parts), file, model.variant)
+        example = f"a diffusers folder or hub id of that architecture, such as {COMPONENTS[model.architecture]}"
+        raise DirectAlignError(
+            f"model.components: missing; {file} holds {held.layout.name} without its configs and tokenizers: give {example}"
+        )
+    return Source(
+        model.path,
+        _folder(model.components, "model.components", model, weights, held.parts),
+        file,
+        model.variant,
+    )
 
 
-def _folder(path: str, key: str, model: config.ModelConfig, weights: bool, held: Collection[str] = ()) -> Path:
+def _folder(
+    path: str, key: str, model: config.ModelConfig, weights: bool, held: Collection[str] = ()
+) -> Path:
     """The diffusers folder behind a path or hub id; weights of the parts `held` elsewhere are not downloaded."""
     if hub.is_hub_id(path):
         return _download(path, key, model, weights, held)
     if model.revision is not None:
-        raise DirectAlignError(f"model.revision: {model.revision} is for the hub, and {key}: {path} is none of its ids (owner/name): leave it out")
+        raise DirectAlignError(
+            f"model.revision: {model.revision} is for the hub, and {key}: {path} is none of its ids (owner/name): leave it out"
+        )
     return assets.resolve(path) if path.startswith("world:") else Path(path).expanduser()
 
 
-def _download(repo: str, key: str, model: config.ModelConfig, weights: bool, held: Collection[str]) -> Path:
+def _download(
+    repo: str, key: str, model: config.ModelConfig, weights: bool, held: Collection[str]
+) -> Path:
     folder = hub.download(repo, ROOT, key, model.revision)
     if not (folder / ROOT[0]).is_file():
-        raise DirectAlignError(f"{key}: {repo}: holds no {ROOT[0]}: a repository in diffusers format is needed, not one of single files")
+        raise DirectAlignError(
+            f"{key}: {repo}: holds no {ROOT[0]}: a repository in diffusers format is needed, not one of single files"
+        )
     parts = _parts(folder)
     heavy = [part for part in parts if weights and part not in held]
     names = hub.listing(repo, key, model.revision)
@@ -98,12 +117,23 @@ def _download(repo: str, key: str, model: config.ModelConfig, weights: bool, hel
 def _cached(repo: str, key: str, folder: Path, parts: list[str], heavy: list[str]) -> Path:
     """The snapshot as the cache holds it, where the hub is out of reach."""
     lacking = [part for part in parts if not (folder / part).is_dir()]
-    lacking += [f"weights of {part}" for part in heavy if (folder / part / "config.json").is_file() and not any((folder / part).glob("*.safetensors"))]
+    lacking += [
+        f"weights of {part}"
+        for part in heavy
+        if (folder / part / "config.json").is_file()
+        and not any((folder / part).glob("*.safetensors"))
+    ]
     if lacking:
-        raise DirectAlignError(f"{key}: {repo}: the hub is out of reach, and the cache {folder} lacks {', '.join(lacking)}: go online for the first run")
+        raise DirectAlignError(
+            f"{key}: {repo}: the hub is out of reach, and the cache {folder} lacks {', '.join(lacking)}: go online for the first run"
+        )
     return folder
 
 
 def _parts(folder: Path) -> list[str]:
     """The folders that model_index.json speaks of."""
-    return [name for name, value in read_json(folder / ROOT[0]).items() if isinstance(value, list) and value[0] is not None and name not in UNUSED]
+    return [
+        name
+        for name, value in read_json(folder / ROOT[0]).items()
+        if isinstance(value, list) and value[0] is not None and name not in UNUSED
+    ]

@@ -13,15 +13,25 @@ from torch import Tensor
 
 def read(text_encoder: Any, tokenizer: Any, prompts: list[str], length: int) -> tuple[Tensor, Any]:
     """Penultimate hidden states (b, length, d), and all that the encoder says (`text_embeds` where it projects); longer prompts are cut."""
-    tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    tokens = tokenizer(
+        prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )
     said = text_encoder(tokens.input_ids.to(text_encoder.device), output_hidden_states=True)
     return said.hidden_states[-2], said
 
 
-def read_both(encoders: list[Any], tokenizers: list[Any], prompts: list[str]) -> tuple[Tensor, list[Any]]:
+def read_both(
+    encoders: list[Any], tokenizers: list[Any], prompts: list[str]
+) -> tuple[Tensor, list[Any]]:
     """Penultimate states of two encoders side by side (b, tokens, d1 + d2), as many tokens as the first tokenizer's; and what each said."""
     length = tokenizers[0].model_max_length
-    states, said = zip(*(read(encoder, tokenizer, prompts, length) for encoder, tokenizer in zip(encoders, tokenizers, strict=True)), strict=True)
+    states, said = zip(
+        *(
+            read(encoder, tokenizer, prompts, length)
+            for encoder, tokenizer in zip(encoders, tokenizers, strict=True)
+        ),
+        strict=True,
+    )
     return torch.cat(states, -1), list(said)
 
 
@@ -44,7 +54,9 @@ def unpack(tokens: Tokens, h: int, w: int) -> Latents:
 
 def image_ids(h: int, w: int, device: torch.device) -> Float[Tensor, "tokens 3"]:
     """(0, row, column) of every token of latents of height h and width w, for the rotary embedding."""
-    rows, columns = torch.meshgrid(torch.arange(h // 2, device=device), torch.arange(w // 2, device=device), indexing="ij")
+    rows, columns = torch.meshgrid(
+        torch.arange(h // 2, device=device), torch.arange(w // 2, device=device), indexing="ij"
+    )
     return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).float()
 
 
@@ -65,7 +77,11 @@ def unflatten(tokens: Tokens, h: int, w: int) -> Latents:
 
 def image_places(h: int, w: int, device: torch.device) -> Int[Tensor, "tokens 4"]:
     """(0, row, column, 0) of every token of latents of height h and width w, one token for each place."""
-    still, row, column = torch.arange(1, device=device), torch.arange(h, device=device), torch.arange(w, device=device)
+    still, row, column = (
+        torch.arange(1, device=device),
+        torch.arange(h, device=device),
+        torch.arange(w, device=device),
+    )
     return torch.cartesian_prod(still, row, column, still)
 
 
@@ -79,13 +95,19 @@ Combine = Callable[[Latents, Latents, float], Latents]
 """(under the prompt, under the empty prompt, cfg_scale) -> the guided prediction."""
 
 
-def guided(call: Callable[[Mapping[str, Tensor]], Latents], cond: Conditioning, combine: Combine = classifier_free_guidance) -> Latents:
+def guided(
+    call: Callable[[Mapping[str, Tensor]], Latents],
+    cond: Conditioning,
+    combine: Combine = classifier_free_guidance,
+) -> Latents:
     """`call` under the prompt, and under the empty prompt too when `cfg_scale` is not 1."""
     pred = call(cond.tensors)
     if cond.cfg_scale == 1.0:
         return pred
     if cond.unconditional is None:
-        raise DirectAlignError(f"cfg_scale {cond.cfg_scale} needs the embedding of the empty prompt: encode the prompts with the family, or set cfg_scale 1")
+        raise DirectAlignError(
+            f"cfg_scale {cond.cfg_scale} needs the embedding of the empty prompt: encode the prompts with the model, or set cfg_scale 1"
+        )
     return combine(pred, call(cond.unconditional), cond.cfg_scale)
 
 

@@ -21,19 +21,33 @@ from safetensors import SafetensorError
 from torch import nn
 
 
-__all__ = ["check_parts", "check_safetensors", "dtypes_of", "load_parts", "read_json", "weights_files"]
+__all__ = [
+    "check_parts",
+    "check_safetensors",
+    "dtypes_of",
+    "load_parts",
+    "read_json",
+    "weights_files",
+]
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
 
 
-def dtypes_of(parts: Mapping[str, type | None], model: config.ModelConfig, denoiser: str) -> dict[str, torch.dtype]:
+def dtypes_of(
+    parts: Mapping[str, type | None], model: config.ModelConfig, denoiser: str
+) -> dict[str, torch.dtype]:
     """The dtype of each model among the parts: the recipe's, and for a denoiser whose weights are all trained theirs."""
     trained = model.trained_dtype if model.tune == "full" else model.dtype
     return {name: getattr(torch, trained if name == denoiser else model.dtype) for name in parts}
 
 
-def load_parts(source: Source, pipeline: str, parts: Mapping[str, type | None], dtypes: Mapping[str, torch.dtype]) -> dict[str, Any]:
+def load_parts(
+    source: Source,
+    pipeline: str,
+    parts: Mapping[str, type | None],
+    dtypes: Mapping[str, torch.dtype],
+) -> dict[str, Any]:
     """The named parts of a checkpoint; models are frozen and in eval mode.
 
     `pipeline` is the class name that model_index.json must carry. `parts` maps each part to the class it must be of, None
@@ -42,10 +56,15 @@ def load_parts(source: Source, pipeline: str, parts: Mapping[str, type | None], 
     for library in LIBRARIES.values():
         library.utils.logging.disable_progress_bar()
     classes = check_parts(source, pipeline, parts)
-    return {name: _load_part(source, name, part, dtypes.get(name, torch.float32)) for name, part in classes.items()}
+    return {
+        name: _load_part(source, name, part, dtypes.get(name, torch.float32))
+        for name, part in classes.items()
+    }
 
 
-def check_parts(source: Source, pipeline: str, parts: Mapping[str, type | None], weights: bool = True) -> dict[str, type]:
+def check_parts(
+    source: Source, pipeline: str, parts: Mapping[str, type | None], weights: bool = True
+) -> dict[str, type]:
     """The class of each part, when `load_parts` has what it needs, by configs and headers alone; without `weights`, by configs alone.
 
     Errors: as `load_parts`, for a missing or torn file, another architecture, a variant that is not there.
@@ -53,9 +72,13 @@ def check_parts(source: Source, pipeline: str, parts: Mapping[str, type | None],
     index_file = source.folder / "model_index.json"
     index, held = read_json(index_file), _held(source)
     if index.get("_class_name") != pipeline:
-        raise DirectAlignError(f"{index_file}: holds a {index.get('_class_name')}, not a {pipeline}: set model.family to match model.path")
+        raise DirectAlignError(
+            f"{index_file}: holds a {index.get('_class_name')}, not a {pipeline}: set model.architecture to match model.path"
+        )
     if held is not None and held.layout.part not in index:
-        raise DirectAlignError(f"{held.file}: holds {held.layout.name}, and {index_file} is a {pipeline}: give model.components and model.family to match")
+        raise DirectAlignError(
+            f"{held.file}: holds {held.layout.name}, and {index_file} is a {pipeline}: give model.components and model.architecture to match"
+        )
     classes = {name: _part_class(index_file, index, name, wanted) for name, wanted in parts.items()}
     for name, part in classes.items():
         if held is not None and name in held.parts:
@@ -69,19 +92,27 @@ def _held(source: Source) -> single_file.Contents | None:
     return None if source.single_file is None else single_file.contents(source.single_file)
 
 
-def _part_class(index_file: FilePath, index: Mapping[str, Any], name: str, wanted: type | None) -> type:
+def _part_class(
+    index_file: FilePath, index: Mapping[str, Any], name: str, wanted: type | None
+) -> type:
     library, class_name = index.get(name) or (None, None)
     found = getattr(LIBRARIES.get(str(library)), str(class_name), None)
     if found is None:
-        raise DirectAlignError(f"{index_file}: {name} is {class_name} of {library}, which is not known here: give a complete folder")
+        raise DirectAlignError(
+            f"{index_file}: {name} is {class_name} of {library}, which is not known here: give a complete folder"
+        )
     if wanted is not None and not issubclass(found, wanted):
-        raise DirectAlignError(f"{index_file}: {name} is a {class_name}, a {wanted.__name__} is needed: give another model.path")
+        raise DirectAlignError(
+            f"{index_file}: {name} is a {class_name}, a {wanted.__name__} is needed: give another model.path"
+        )
     return found
 
 
 def _check_part(folder: FilePath, part: Any, variant: str | None, weights: bool) -> None:
     if not folder.is_dir():
-        raise DirectAlignError(f"{folder}: no such folder: give a complete diffusers folder in model.path")
+        raise DirectAlignError(
+            f"{folder}: no such folder: give a complete diffusers folder in model.path"
+        )
     if issubclass(part, nn.Module):
         read_json(folder / "config.json")
         if weights:
@@ -94,9 +125,13 @@ def _check_vocabulary(folder: FilePath, part: Any) -> None:
     """transformers would make an empty tokenizer where its files are missing."""
     vocabulary: dict[str, str] = getattr(part, "vocab_files_names", {})
     others = [name for key, name in vocabulary.items() if key != "tokenizer_file"]
-    whole = (folder / "tokenizer.json").is_file() or (others and all((folder / name).is_file() for name in others))
+    whole = (folder / "tokenizer.json").is_file() or (
+        others and all((folder / name).is_file() for name in others)
+    )
     if vocabulary and not whole:
-        raise DirectAlignError(f"{folder}: lacks {', '.join(vocabulary.values())}: copy the tokenizer's files again")
+        raise DirectAlignError(
+            f"{folder}: lacks {', '.join(vocabulary.values())}: copy the tokenizer's files again"
+        )
 
 
 def _load_part(source: Source, name: str, part: Any, dtype: torch.dtype) -> Any:
@@ -104,20 +139,38 @@ def _load_part(source: Source, name: str, part: Any, dtype: torch.dtype) -> Any:
     from_file = held is not None and name in held.parts
     try:
         if held is not None and from_file:
-            return single_file.load(held, name, part, source.folder, dtype).requires_grad_(False).eval()
-        return _load_model(folder, part, dtype, source.variant) if issubclass(part, nn.Module) else part.from_pretrained(folder, local_files_only=True)
+            return (
+                single_file.load(held, name, part, source.folder, dtype)
+                .requires_grad_(False)
+                .eval()
+            )
+        return (
+            _load_model(folder, part, dtype, source.variant)
+            if issubclass(part, nn.Module)
+            else part.from_pretrained(folder, local_files_only=True)
+        )
     except DirectAlignError:
         raise
     except UNREADABLE as error:
         where = source.single_file if from_file else folder
-        raise DirectAlignError(f"{where}: not readable as a {part.__name__} ({brief(error)}): its files must belong together, copy them again") from error
+        raise DirectAlignError(
+            f"{where}: not readable as a {part.__name__} ({brief(error)}): its files must belong together, copy them again"
+        ) from error
 
 
 def _load_model(folder: FilePath, part: Any, dtype: torch.dtype, variant: str | None) -> nn.Module:
     name = "torch_dtype" if issubclass(part, diffusers.ModelMixin) else "dtype"
-    options: dict[str, Any] = {name: dtype, "variant": variant, "local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    options: dict[str, Any] = {
+        name: dtype,
+        "variant": variant,
+        "local_files_only": True,
+        "use_safetensors": True,
+        "output_loading_info": True,
+    }
     model, info = cast(tuple[nn.Module, Any], part.from_pretrained(folder, **options))
     lacking = sorted(str(key) for key in info["missing_keys"])
     if lacking:
-        raise DirectAlignError(f"{folder}: the weights lack {len(lacking)} tensors of a {part.__name__} ({lacking[0]}, ...): copy the folder again")
+        raise DirectAlignError(
+            f"{folder}: the weights lack {len(lacking)} tensors of a {part.__name__} ({lacking[0]}, ...): copy the folder again"
+        )
     return model.requires_grad_(False).eval()

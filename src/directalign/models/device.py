@@ -13,7 +13,7 @@ _elsewhere: ContextVar[torch.device | None] = ContextVar("denoiser_device", defa
 
 @contextmanager
 def denoiser_on(device: torch.device | None) -> Iterator[None]:
-    """Denoisers that are loaded inside go to this device; None leaves the choice to the family."""
+    """Denoisers that are loaded inside go to this device; None leaves the choice to the model."""
     token = _elsewhere.set(device)
     try:
         yield
@@ -22,5 +22,5 @@ def denoiser_on(device: torch.device | None) -> Iterator[None]:
 
 
 def home_of_denoiser(device: torch.device) -> torch.device:
-    """`device`, that of the family, unless the loader said otherwise."""
+    """`device`, that of the model, unless the loader said otherwise."""
     return _elsewhere.get() or device

@@ -28,7 +28,13 @@ ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """What LoRA adapts; layers of a quantised model are among them."""
 
 
-def ready(network: Any, model: config.ModelConfig, default_targets: Sequence[str], device: torch.device, seed: int) -> nn.Module:
+def ready(
+    network: Any,
+    model: config.ModelConfig,
+    default_targets: Sequence[str],
+    device: torch.device,
+    seed: int,
+) -> nn.Module:
     """A frozen network made the denoiser of a run: on its device, in the recipe's bits, with what is trained opened, activations recomputed or kept."""
     denoiser: Any = placed(network, model, device)
     make_trainable(denoiser, model, default_targets, seed)
@@ -37,7 +43,9 @@ def ready(network: Any, model: config.ModelConfig, default_targets: Sequence[str
     return denoiser
 
 
-def make_trainable(denoiser: Any, model: config.ModelConfig, default_targets: Sequence[str], seed: int) -> None:
+def make_trainable(
+    denoiser: Any, model: config.ModelConfig, default_targets: Sequence[str], seed: int
+) -> None:
     """Opens all weights, or adds adapters in float32: the first factor drawn from `seed`, the second 0, so nothing changes yet."""
     if model.tune == "full":
         for parameter in denoiser.requires_grad_(True).parameters():
@@ -45,7 +53,12 @@ def make_trainable(denoiser: Any, model: config.ModelConfig, default_targets: Se
         return
     targets = list(model.lora.targets or default_targets)
     _check_targets(denoiser, model.lora, targets)
-    settings = LoraConfig(r=model.lora.rank, lora_alpha=model.lora.alpha, target_modules=targets, init_lora_weights="gaussian")
+    settings = LoraConfig(
+        r=model.lora.rank,
+        lora_alpha=model.lora.alpha,
+        target_modules=targets,
+        init_lora_weights="gaussian",
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         denoiser.add_adapter(settings, adapter_name=ADAPTER)
@@ -55,18 +68,38 @@ def make_trainable(denoiser: Any, model: config.ModelConfig, default_targets: Se
 
 def _check_targets(denoiser: nn.Module, lora: config.LoRAConfig, targets: Sequence[str]) -> None:
     """Each target that the recipe names is a layer that LoRA can adapt, as peft looks them up, and none is too small for the rank."""
-    layers = {name: layer for name, layer in denoiser.named_modules() if isinstance(layer, ADAPTABLE)}
-    fitting = {target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in targets}
+    layers = {
+        name: layer for name, layer in denoiser.named_modules() if isinstance(layer, ADAPTABLE)
+    }
+    fitting = {
+        target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in targets
+    }
     lost = [target for target in lora.targets or () if not fitting[target]]
     if lost:
-        known = {re.sub(r"^.*?\.\d+\.", "", name) for name in layers}  # without the block it stands in
-        near = sorted({match for target in lost for match in get_close_matches(target, known | {name.split(".")[-1] for name in known}, n=2)})
-        hint = f"did you mean {', '.join(near)}?" if near else "leave the key out for the usual ones"
-        raise DirectAlignError(f"model.lora.targets: {lost} fit no linear or convolution layer of this model: {hint}")
+        known = {
+            re.sub(r"^.*?\.\d+\.", "", name) for name in layers
+        }  # without the block it stands in
+        near = sorted(
+            {
+                match
+                for target in lost
+                for match in get_close_matches(
+                    target, known | {name.split(".")[-1] for name in known}, n=2
+                )
+            }
+        )
+        hint = (
+            f"did you mean {', '.join(near)}?" if near else "leave the key out for the usual ones"
+        )
+        raise DirectAlignError(
+            f"model.lora.targets: {lost} fit no linear or convolution layer of this model: {hint}"
+        )
     for name in sorted({name for names in fitting.values() for name in names}):
         limit = _smaller_side(layers[name])
         if lora.rank > limit:
-            raise DirectAlignError(f"model.lora.rank: {lora.rank} is more than {name} can take, whose smaller side is {limit}: give {limit} or less")
+            raise DirectAlignError(
+                f"model.lora.rank: {lora.rank} is more than {name} can take, whose smaller side is {limit}: give {limit} or less"
+            )
 
 
 def _smaller_side(layer: Any) -> int:
@@ -77,7 +110,11 @@ def _smaller_side(layer: Any) -> int:
 
 def trained(denoiser: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that carry gradient, by name."""
-    return {name: parameter for name, parameter in denoiser.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter
+        for name, parameter in denoiser.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def save(denoiser: Any, folder: FilePath, part: str, pipeline: Any) -> None:
@@ -85,7 +122,10 @@ def save(denoiser: Any, folder: FilePath, part: str, pipeline: Any) -> None:
     if not _has_adapters(denoiser):
         denoiser.save_pretrained(folder / part)
         return
-    layers = {key: parameter.detach() * _scale(denoiser, key) for key, parameter in _adapters(denoiser).items()}
+    layers = {
+        key: parameter.detach() * _scale(denoiser, key)
+        for key, parameter in _adapters(denoiser).items()
+    }
     pipeline.save_lora_weights(folder, **{f"{part}_lora_layers": layers}, weight_name=LORA_FILE)
 
 
@@ -101,7 +141,12 @@ def _load_lora(denoiser: nn.Module, file: FilePath, part: str) -> None:
     check_safetensors(file)
     found = {key.removeprefix(f"{part}."): tensor for key, tensor in load_file(file).items()}
     own = _adapters(denoiser)
-    _check_fit(file, own, found, remedy="use the model.path, model.lora.rank and model.lora.targets it was trained with")
+    _check_fit(
+        file,
+        own,
+        found,
+        remedy="use the model.path, model.lora.rank and model.lora.targets it was trained with",
+    )
     with torch.no_grad():
         for key, parameter in own.items():
             parameter.copy_(found[key] / _scale(denoiser, key))
@@ -109,9 +154,15 @@ def _load_lora(denoiser: nn.Module, file: FilePath, part: str) -> None:
 
 def _load_full(denoiser: nn.Module, folder: FilePath) -> None:
     if not folder.is_dir():
-        raise DirectAlignError(f"{folder}: no such folder: give a run that was trained with model.tune: full, or set tune: lora")
-    found = {key: tensor for file in weights_files(folder) for key, tensor in load_file(file).items()}
-    _check_fit(folder, denoiser.state_dict(), found, remedy="use the model.path it was trained from")
+        raise DirectAlignError(
+            f"{folder}: no such folder: give a run that was trained with model.tune: full, or set tune: lora"
+        )
+    found = {
+        key: tensor for file in weights_files(folder) for key, tensor in load_file(file).items()
+    }
+    _check_fit(
+        folder, denoiser.state_dict(), found, remedy="use the model.path it was trained from"
+    )
     denoiser.load_state_dict(found)
 
 
@@ -121,7 +172,10 @@ def _has_adapters(denoiser: nn.Module) -> bool:
 
 def _adapters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
     """The trained factors under the names they have in a file."""
-    return {name.replace(f".{ADAPTER}.", "."): parameter for name, parameter in trained(denoiser).items()}
+    return {
+        name.replace(f".{ADAPTER}.", "."): parameter
+        for name, parameter in trained(denoiser).items()
+    }
 
 
 def _scale(denoiser: Any, key: str) -> float:
@@ -129,11 +183,17 @@ def _scale(denoiser: Any, key: str) -> float:
     return settings.lora_alpha / settings.r if ".lora_B." in key else 1.0
 
 
-def _check_fit(file: FilePath, own: Mapping[str, Tensor], found: Mapping[str, Tensor], remedy: str) -> None:
+def _check_fit(
+    file: FilePath, own: Mapping[str, Tensor], found: Mapping[str, Tensor], remedy: str
+) -> None:
     differing = sorted(own.keys() ^ found.keys())
     if differing:
         verb = "lacks" if differing[0] in own else "has"
-        raise DirectAlignError(f"{file}: made for other layers or another architecture: it {verb} {differing[0]} ({len(differing)} differ): {remedy}")
+        raise DirectAlignError(
+            f"{file}: made for other layers or another architecture: it {verb} {differing[0]} ({len(differing)} differ): {remedy}"
+        )
     for key, tensor in own.items():
         if tensor.shape != found[key].shape:
-            raise DirectAlignError(f"{file}: {key} is {tuple(found[key].shape)}, this model has {tuple(tensor.shape)}: {remedy}")
+            raise DirectAlignError(
+                f"{file}: {key} is {tuple(found[key].shape)}, this model has {tuple(tensor.shape)}: {remedy}"
+            )

@@ -37,19 +37,25 @@ def placed(denoiser: nn.Module, model: config.ModelConfig, device: torch.device)
     return denoiser.to(home)
 
 
-def quantize(denoiser: Any, quantization: str, device: torch.device, home: torch.device | None = None) -> None:
+def quantize(
+    denoiser: Any, quantization: str, device: torch.device, home: torch.device | None = None
+) -> None:
     """Puts rounded layers in the place of the linear layers of the repeated blocks: rounded on `device`, then moved to `home` (None: they stay).
 
     Raises DirectAlignError where there are none.
     """
     layers = list(_layers(denoiser))
     if not layers:
-        raise DirectAlignError(f"model.quantization {quantization}: no layer of this model has {SMALLEST} weights or more: leave the key out")
+        raise DirectAlignError(
+            f"model.quantization {quantization}: no layer of this model has {SMALLEST} weights or more: leave the key out"
+        )
     rounded = {"8bit": Linear8bit, "4bit": _linear_4bit}[quantization]
     for name, layer in layers:
         parent, _, own = name.rpartition(".")
         setattr(denoiser.get_submodule(parent), own, rounded(layer, device).to(home or device))
-    denoiser.is_loaded_in_4bit = quantization == "4bit"  # tells peft to take its own layers for bitsandbytes
+    denoiser.is_loaded_in_4bit = (
+        quantization == "4bit"
+    )  # tells peft to take its own layers for bitsandbytes
 
 
 def check_quantization(quantization: str) -> None:
@@ -58,12 +64,18 @@ def check_quantization(quantization: str) -> None:
         try:
             import bitsandbytes  # noqa: F401
         except ImportError:
-            raise DirectAlignError("model.quantization: 4bit needs bitsandbytes: pip install 'bitsandbytes>=0.46', or set 8bit, which does not") from None
+            raise DirectAlignError(
+                "model.quantization: 4bit needs bitsandbytes: pip install 'bitsandbytes>=0.46', or set 8bit, which does not"
+            ) from None
 
 
 def is_quantized(layer: str, shape: Sequence[int]) -> bool:
     """Whether a layer of this name and weight shape is: a matrix of a repeated block, such as `blocks.3.attn.to_q`."""
-    return len(shape) == 2 and math.prod(shape) >= SMALLEST and any(piece.isdigit() for piece in layer.split("."))
+    return (
+        len(shape) == 2
+        and math.prod(shape) >= SMALLEST
+        and any(piece.isdigit() for piece in layer.split("."))
+    )
 
 
 def stored_bytes(shape: Sequence[int], quantization: str) -> int:
@@ -87,12 +99,20 @@ def _linear_4bit(layer: nn.Linear, device: torch.device) -> nn.Module:
 
     settings: dict[str, Any] = {"compress_statistics": True, "quant_type": "nf4"}
     with torch.device("meta"):
-        rounded: Any = bnb.nn.Linear4bit(layer.in_features, layer.out_features, layer.bias is not None, layer.weight.dtype, **settings)
+        rounded: Any = bnb.nn.Linear4bit(
+            layer.in_features,
+            layer.out_features,
+            layer.bias is not None,
+            layer.weight.dtype,
+            **settings,
+        )
     settings["module"] = rounded
     weight: Any = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, **settings)
     rounded.weight = weight.to(device)  # which rounds it there
     rounded.bias = _frozen(layer.bias, device)
-    rounded.support_avx512bf16_for_cpu = False  # a CPU layout for inference, from which there is no way back to training
+    rounded.support_avx512bf16_for_cpu = (
+        False  # a CPU layout for inference, from which there is no way back to training
+    )
     return rounded.eval()
 
 
@@ -104,8 +124,14 @@ class Linear8bit(nn.Linear):
     def __init__(self, layer: nn.Linear, device: torch.device) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
         weight = layer.weight.data.to(device).float()
-        scale = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.bfloat16).tiny).bfloat16()
-        self.weight = nn.Parameter((weight / scale).round().clamp(-127, 127).to(torch.int8), requires_grad=False)
+        scale = (
+            (weight.abs().amax(1, keepdim=True) / 127)
+            .clamp(min=torch.finfo(torch.bfloat16).tiny)
+            .bfloat16()
+        )
+        self.weight = nn.Parameter(
+            (weight / scale).round().clamp(-127, 127).to(torch.int8), requires_grad=False
+        )
         self.register_buffer("scale", scale)
         self.bias = _frozen(layer.bias, device)
         self.eval()
@@ -132,7 +158,9 @@ class _RowScaledProduct(torch.autograd.Function):
         return gradient @ _whole(weight, scale, gradient.dtype), None, None
 
 
-def _whole(weight: Int8[Tensor, "out in"], scale: Float[Tensor, "out 1"], dtype: torch.dtype) -> Float[Tensor, "out in"]:
+def _whole(
+    weight: Int8[Tensor, "out in"], scale: Float[Tensor, "out 1"], dtype: torch.dtype
+) -> Float[Tensor, "out in"]:
     return weight.to(dtype).mul_(scale.to(dtype))  # both factors are exact in bfloat16
 
 

@@ -10,7 +10,15 @@ from __future__ import annotations
 
 from .. import config
 from ..diffusion.path import classifier_free_guidance
-from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
+from ..types import (
+    Conditioning,
+    DirectAlignError,
+    Images,
+    Latents,
+    PathName,
+    PerSample,
+    PredictionName,
+)
 from . import common, lora, noise_schedule, vae
 from .checkpoint_source import Source
 from .common import autocast, guided
@@ -20,7 +28,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 import torch
-from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
 from torch import Tensor
 
 
@@ -31,7 +44,16 @@ PARTS = {
     "vae": AutoencoderKLQwenImage,
     "scheduler": FlowMatchEulerDiscreteScheduler,
 }
-ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
+ATTENTION = (
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+)
 FEED_FORWARD = ("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2")
 UNCONDITIONAL = " "
 MAX_SEQUENCE_LENGTH = 512
@@ -47,18 +69,28 @@ class QwenImage:
     parts: Mapping[str, Any] = PARTS
     lora_targets: tuple[str, ...] = ATTENTION + FEED_FORWARD
 
-    def __init__(self, source: Source, model: config.ModelConfig, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, source: Source, model: config.ModelConfig, device: torch.device, seed: int
+    ) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
         self.check(source.folder, parts)
         self.tokenizer, self.scheduler = parts["tokenizer"], parts["scheduler"]
         self.vae: AutoencoderKLQwenImage = parts["vae"].to(device)
         library: Any = QwenImagePipeline(**parts)
-        self.template, self.dropped = library.prompt_template_encode, library.prompt_template_encode_start_idx
+        self.template, self.dropped = (
+            library.prompt_template_encode,
+            library.prompt_template_encode_start_idx,
+        )
         self.downscaling = library.vae_scale_factor
         self.default_size = (library.default_sample_size * self.downscaling,) * 2
         self.denoiser = lora.ready(parts["transformer"], model, self.lora_targets, device, seed)
-        self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts}, self._embed, device, model.text_encoders)
+        self.prompts = PromptEncoder(
+            {name: parts[name] for name in self.text_parts},
+            self._embed,
+            device,
+            model.text_encoders,
+        )
         self.empty_prompt = self.prompts([UNCONDITIONAL])
 
     @staticmethod
@@ -84,8 +116,17 @@ class QwenImage:
         text_encoder: Any = self.prompts.modules["text_encoder"]
         asked = [self.template.format(prompt) for prompt in prompts]
         length = self.dropped + MAX_SEQUENCE_LENGTH
-        tokens = self.tokenizer(asked, padding=True, padding_side="right", max_length=length, truncation=True, return_tensors="pt").to(self.device)
-        states = text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True).hidden_states[-1]
+        tokens = self.tokenizer(
+            asked,
+            padding=True,
+            padding_side="right",
+            max_length=length,
+            truncation=True,
+            return_tensors="pt",
+        ).to(self.device)
+        states = text_encoder(
+            tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True
+        ).hidden_states[-1]
         mask = tokens.attention_mask[:, self.dropped :].bool()
         return {"sequence": states[:, self.dropped :] * mask[..., None], "mask": mask}
 
@@ -100,7 +141,9 @@ class QwenImage:
     def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
         """Velocity (noise − x0) at x_t, float32; what a prompt gives does not depend on the longer prompts it is batched with."""
         if cond.embedded_guidance is not None:
-            raise DirectAlignError("embedded guidance: Qwen-Image has no input for it: leave rollout.embedded_guidance and method.embedded_guidance out")
+            raise DirectAlignError(
+                "embedded guidance: Qwen-Image has no input for it: leave rollout.embedded_guidance and method.embedded_guidance out"
+            )
 
         def call(tensors: Mapping[str, Tensor]) -> Latents:
             return self._velocity(x_t, sigma, tensors)
@@ -115,25 +158,37 @@ class QwenImage:
                 hidden_states=common.pack(x_t).to(self.dtype),
                 timestep=sigma.float(),
                 encoder_hidden_states=tensors["sequence"],
-                encoder_hidden_states_mask=None if mask.all() else mask,  # attention is faster without one
+                encoder_hidden_states_mask=None
+                if mask.all()
+                else mask,  # attention is faster without one
                 img_shapes=[[(1, h // 2, w // 2)]] * b,
                 return_dict=False,
             )[0]
         return common.unpack(tokens.float(), h, w)
 
-    def sigmas(self, num_sampling_steps: int, height: int, width: int) -> Tensor:
+    def sigmas(self, num_inference_steps: int, height: int, width: int) -> Tensor:
         """The grid of QwenImagePipeline: linspace(1, 1/n) under the scheduler's own shift, fixed or by the number of tokens; (n + 1,) float64."""
         _, h, w = self.latent_shape(height, width)
-        return noise_schedule.euler_grid(self.scheduler, num_sampling_steps, noise_schedule.shift_by_size(self.scheduler, (h // 2) * (w // 2)))
+        return noise_schedule.euler_grid(
+            self.scheduler,
+            num_inference_steps,
+            noise_schedule.shift_by_size(self.scheduler, (h // 2) * (w // 2)),
+        )
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(c, h, w); sides must be multiples of 2x2 latents."""
-        return self.vae.config["z_dim"], *vae.grid(height, width, self.downscaling, 2 * self.downscaling)
+        return self.vae.config["z_dim"], *vae.grid(
+            height, width, self.downscaling, 2 * self.downscaling
+        )
 
     def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
         """What QwenImagePipeline is told to sample one prompt as the rollout does."""
         two_passes = {} if rollout.cfg_scale == 1.0 else {"negative_prompt": UNCONDITIONAL}
-        return {**two_passes, "true_cfg_scale": rollout.cfg_scale, "max_sequence_length": MAX_SEQUENCE_LENGTH}
+        return {
+            **two_passes,
+            "true_cfg_scale": rollout.cfg_scale,
+            "max_sequence_length": MAX_SEQUENCE_LENGTH,
+        }
 
     def save(self, folder: FilePath) -> None:
         """`lora.safetensors` for QwenImagePipeline.load_lora_weights, or `transformer/`."""
@@ -143,4 +198,7 @@ class QwenImage:
 def _with_norm_of_conditional(cond: Latents, uncond: Latents, scale: float) -> Latents:
     """Classifier-free guidance, each 2x2 block of latents scaled to the norm that it has under the prompt alone."""
     tokens, own = common.pack(classifier_free_guidance(cond, uncond, scale)), common.pack(cond)
-    return common.unpack(tokens * (own.norm(dim=-1, keepdim=True) / tokens.norm(dim=-1, keepdim=True)), *cond.shape[2:])
+    return common.unpack(
+        tokens * (own.norm(dim=-1, keepdim=True) / tokens.norm(dim=-1, keepdim=True)),
+        *cond.shape[2:],
+    )

@@ -20,10 +20,14 @@ class ReferenceModel:
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser: Any = denoiser
         self.has_adapters = has_adapters(denoiser)
-        self.weights = {} if self.has_adapters else {name: each.detach().clone() for name, each in lora.trained(denoiser).items()}
+        self.weights = (
+            {}
+            if self.has_adapters
+            else {name: each.detach().clone() for name, each in lora.trained(denoiser).items()}
+        )
 
     @contextmanager
-    def worn(self) -> Iterator[None]:
+    def active(self) -> Iterator[None]:
         """The denoiser is the base model inside, itself again outside, also after an error. For calls without gradient."""
         if self.has_adapters:
             self.denoiser.disable_adapters()

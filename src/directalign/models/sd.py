@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from .. import config
 from ..diffusion.path import DDPMTable
-from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
+from ..types import (
+    Conditioning,
+    DirectAlignError,
+    Images,
+    Latents,
+    PathName,
+    PerSample,
+    PredictionName,
+)
 from . import lora, noise_schedule, vae
 from .checkpoint_source import Source
 from .common import autocast, guided
@@ -22,7 +30,13 @@ from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UN
 from torch import Tensor
 
 
-PARTS = {"tokenizer": None, "text_encoder": None, "unet": UNet2DConditionModel, "vae": AutoencoderKL, "scheduler": SchedulerMixin}
+PARTS = {
+    "tokenizer": None,
+    "text_encoder": None,
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "scheduler": SchedulerMixin,
+}
 
 
 class StableDiffusion:
@@ -33,19 +47,28 @@ class StableDiffusion:
     parts: Mapping[str, Any] = PARTS
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
-    def __init__(self, source: Source, model: config.ModelConfig, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, source: Source, model: config.ModelConfig, device: torch.device, seed: int
+    ) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
         self.check(source.folder, parts)
         self.tokenizer = parts["tokenizer"]
         self.vae: AutoencoderKL = vae.ready(parts["vae"], model, device)
         self.scheduler = noise_schedule.ddim(source.folder / "scheduler", parts["scheduler"])
-        self.prediction: PredictionName = noise_schedule.PREDICTIONS[self.scheduler.config["prediction_type"]]
+        self.prediction: PredictionName = noise_schedule.PREDICTIONS[
+            self.scheduler.config["prediction_type"]
+        ]
         self.levels = DDPMTable(self.scheduler.alphas_cumprod)
         self.default_size = noise_schedule.default_size(parts["unet"], self.vae)
         self.multiple = noise_schedule.multiple(parts["unet"], self.vae)
         self.denoiser = lora.ready(parts["unet"], model, self.lora_targets, device, seed)
-        self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts}, self._embed, device, model.text_encoders)
+        self.prompts = PromptEncoder(
+            {name: parts[name] for name in self.text_parts},
+            self._embed,
+            device,
+            model.text_encoders,
+        )
         self.empty_prompt = self.prompts([""])
 
     @staticmethod
@@ -60,7 +83,13 @@ class StableDiffusion:
 
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
         text_encoder: Any = self.prompts.modules["text_encoder"]
-        tokens = self.tokenizer(prompts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt")
+        tokens = self.tokenizer(
+            prompts,
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
         wants_mask = getattr(text_encoder.config, "use_attention_mask", False)
         mask = tokens.attention_mask.to(self.device) if wants_mask else None
         return {"sequence": text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]}
@@ -76,22 +105,28 @@ class StableDiffusion:
     def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
         """Noise or v at x_t, float32. Give sigma in float64: near 1, timesteps lie closer than float32 can tell apart."""
         if cond.embedded_guidance is not None:
-            raise DirectAlignError("embedded guidance: SD has no input for it: leave rollout.embedded_guidance and method.embedded_guidance out, use cfg_scale")
+            raise DirectAlignError(
+                "embedded guidance: SD has no input for it: leave rollout.embedded_guidance and method.embedded_guidance out, use cfg_scale"
+            )
         timestep = self.levels.timestep_of(sigma).to(x_t)
 
         def call(tensors: Mapping[str, Tensor]) -> Latents:
             with autocast(self.device, self.dtype):
-                return self.denoiser(x_t.to(self.dtype), timestep, tensors["sequence"], return_dict=False)[0].float()
+                return self.denoiser(
+                    x_t.to(self.dtype), timestep, tensors["sequence"], return_dict=False
+                )[0].float()
 
         return guided(call, cond)
 
-    def sigmas(self, num_sampling_steps: int, height: int, width: int) -> Tensor:
+    def sigmas(self, num_inference_steps: int, height: int, width: int) -> Tensor:
         """Levels of DDIMScheduler's timesteps under the folder's own spacing and offset, then 0; (n + 1,) float64; the size plays no part."""
-        return noise_schedule.sigmas(self.scheduler, self.levels, num_sampling_steps)
+        return noise_schedule.sigmas(self.scheduler, self.levels, num_inference_steps)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(c, h, w); sides must fit the VAE and every halving of the UNet."""
-        return self.vae.config["latent_channels"], *vae.latent_size(self.vae, height, width, self.multiple)
+        return self.vae.config["latent_channels"], *vae.latent_size(
+            self.vae, height, width, self.multiple
+        )
 
     def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
         """What StableDiffusionPipeline is told to sample as the rollout does."""

@@ -8,7 +8,15 @@ embeddings reach, the scheduler's shift. Left out: skip-layer guidance, image pr
 from __future__ import annotations
 
 from .. import config
-from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
+from ..types import (
+    Conditioning,
+    DirectAlignError,
+    Images,
+    Latents,
+    PathName,
+    PerSample,
+    PredictionName,
+)
 from . import common, lora, noise_schedule, vae
 from .checkpoint_source import Source
 from .common import autocast, guided
@@ -19,7 +27,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
@@ -36,7 +49,16 @@ PARTS = {
 T5_PARTS = {"tokenizer_3": None, "text_encoder_3": T5EncoderModel}
 T5_TOKENS = 256
 """Length of the T5 sequence, the pipeline's own."""
-ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
+ATTENTION = (
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+)
 SECOND_ATTENTION = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 
 
@@ -45,29 +67,50 @@ class StableDiffusion3:
 
     path: PathName = "flow"
     prediction: PredictionName = "velocity"
-    pipeline, part, text_parts = "StableDiffusion3Pipeline", "transformer", ("text_encoder", "text_encoder_2", "text_encoder_3")
+    pipeline, part, text_parts = (
+        "StableDiffusion3Pipeline",
+        "transformer",
+        ("text_encoder", "text_encoder_2", "text_encoder_3"),
+    )
     parts: Mapping[str, Any] = PARTS | T5_PARTS
 
-    def __init__(self, source: Source, model: config.ModelConfig, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, source: Source, model: config.ModelConfig, device: torch.device, seed: int
+    ) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         wanted = PARTS | (T5_PARTS if _has_t5(source.folder) else {})
         parts = load_parts(source, self.pipeline, wanted, dtypes_of(wanted, model, self.part))
-        self.tokenizers, self.scheduler = [parts[name] for name in wanted if name.startswith("tokenizer")], parts["scheduler"]
+        self.tokenizers, self.scheduler = (
+            [parts[name] for name in wanted if name.startswith("tokenizer")],
+            parts["scheduler"],
+        )
         self.vae: AutoencoderKL = vae.ready(parts["vae"], model, device)
         self.architecture: Mapping[str, Any] = parts["transformer"].config
         self.default_size = (self.architecture["sample_size"] * vae.downscaling(self.vae),) * 2
-        self.lora_targets: tuple[str, ...] = ATTENTION + (SECOND_ATTENTION if self.architecture["dual_attention_layers"] else ())
+        self.lora_targets: tuple[str, ...] = ATTENTION + (
+            SECOND_ATTENTION if self.architecture["dual_attention_layers"] else ()
+        )
         self.check(source.folder, parts)
         self.denoiser = lora.ready(parts["transformer"], model, self.lora_targets, device, seed)
-        self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts if name in parts}, self._embed, device, model.text_encoders)
+        self.prompts = PromptEncoder(
+            {name: parts[name] for name in self.text_parts if name in parts},
+            self._embed,
+            device,
+            model.text_encoders,
+        )
         self.empty_prompt = self.prompts([""])
 
     @staticmethod
     def check(folder: FilePath, parts: Mapping[str, Any]) -> None:
         """A plain SD3, sampled by plain Euler: asks the configs of these parts of `folder` alone; anything else is an error that names the file."""
-        channels, latents = parts["transformer"].config["in_channels"], parts["vae"].config["latent_channels"]
+        channels, latents = (
+            parts["transformer"].config["in_channels"],
+            parts["vae"].config["latent_channels"],
+        )
         if channels != latents:
-            raise DirectAlignError(f"{folder / 'transformer'}: takes {channels} channels, text-to-image needs {latents}: give a plain SD3 model in model.path")
+            raise DirectAlignError(
+                f"{folder / 'transformer'}: takes {channels} channels, text-to-image needs {latents}: give a plain SD3 model in model.path"
+            )
         noise_schedule.check_euler(folder, parts["scheduler"])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
@@ -79,13 +122,22 @@ class StableDiffusion3:
         clip, said = common.read_both(encoders, self.tokenizers[:2], prompts)
         t5 = self._embed_t5(prompts, clip)
         widened = nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
-        return {"pooled": torch.cat([one.text_embeds for one in said], -1), "sequence": torch.cat([widened, t5], 1)}
+        return {
+            "pooled": torch.cat([one.text_embeds for one in said], -1),
+            "sequence": torch.cat([widened, t5], 1),
+        }
 
     def _embed_t5(self, prompts: list[str], like: Tensor) -> Tensor:
         """T5's last hidden states (b, T5_TOKENS, D); zeros for a checkpoint without it."""
         if "text_encoder_3" not in self.prompts.modules:
             return like.new_zeros(len(prompts), T5_TOKENS, self.architecture["joint_attention_dim"])
-        tokens = self.tokenizers[2](prompts, padding="max_length", max_length=T5_TOKENS, truncation=True, return_tensors="pt")
+        tokens = self.tokenizers[2](
+            prompts,
+            padding="max_length",
+            max_length=T5_TOKENS,
+            truncation=True,
+            return_tensors="pt",
+        )
         return self.prompts.modules["text_encoder_3"](tokens.input_ids.to(self.device))[0]
 
     def encode_image(self, images: Images) -> Latents:
@@ -117,16 +169,22 @@ class StableDiffusion3:
 
         return guided(call, cond)
 
-    def sigmas(self, num_sampling_steps: int, height: int, width: int) -> Tensor:
+    def sigmas(self, num_inference_steps: int, height: int, width: int) -> Tensor:
         """The scheduler's own grid, its shift fixed (3 in the released models) or by the number of image tokens; (n + 1,) float64."""
         _, h, w = self.latent_shape(height, width)
         patch = self.architecture["patch_size"]
-        self.scheduler.set_timesteps(num_sampling_steps, mu=noise_schedule.shift_by_size(self.scheduler, (h // patch) * (w // patch)))
+        self.scheduler.set_timesteps(
+            num_inference_steps,
+            mu=noise_schedule.shift_by_size(self.scheduler, (h // patch) * (w // patch)),
+        )
         return self.scheduler.sigmas.double()
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(c, h, w); sides must be multiples of a patch, and within reach of the position embeddings."""
-        patch, most = self.architecture["patch_size"] * vae.downscaling(self.vae), self.architecture["pos_embed_max_size"]
+        patch, most = (
+            self.architecture["patch_size"] * vae.downscaling(self.vae),
+            self.architecture["pos_embed_max_size"],
+        )
         h, w = vae.latent_size(self.vae, height, width, patch)
         if most is not None and max(height, width) > most * patch:
             raise DirectAlignError(

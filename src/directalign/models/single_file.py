@@ -50,27 +50,76 @@ class Layout:
 
 
 LAYOUTS = (
-    Layout("FLUX.2", "transformer", "Flux2Transformer2DModel", ("single_stream_modulation.lin.weight", "single_stream_modulation.linear.weight")),
-    Layout("Chroma", "transformer", "ChromaTransformer2DModel", ("distilled_guidance_layer.in_proj.bias",)),
+    Layout(
+        "FLUX.2",
+        "transformer",
+        "Flux2Transformer2DModel",
+        ("single_stream_modulation.lin.weight", "single_stream_modulation.linear.weight"),
+    ),
+    Layout(
+        "Chroma",
+        "transformer",
+        "ChromaTransformer2DModel",
+        ("distilled_guidance_layer.in_proj.bias",),
+    ),
     Layout(
         "FLUX.1",
         "transformer",
         "FluxTransformer2DModel",
-        ("double_blocks.0.img_attn.norm.key_norm.scale", "single_transformer_blocks.0.proj_mlp.weight"),
+        (
+            "double_blocks.0.img_attn.norm.key_norm.scale",
+            "single_transformer_blocks.0.proj_mlp.weight",
+        ),
         ("vae",),
     ),
-    Layout("SD3", "transformer", "SD3Transformer2DModel", ("joint_blocks.0.context_block.adaLN_modulation.1.bias", "pos_embed.pos_embed"), ("vae",)),
-    Layout("Z-Image", "transformer", "ZImageTransformer2DModel", ("layers.0.adaLN_modulation.0.weight",)),
-    Layout("Qwen-Image", "transformer", "QwenImageTransformer2DModel", ("transformer_blocks.0.img_mod.1.weight",)),
-    Layout("Stable Diffusion XL", "unet", "UNet2DConditionModel", ("label_emb.0.0.weight", "add_embedding.linear_1.weight"), tuple(PREFIXES)),
-    Layout("Stable Diffusion 1 or 2", "unet", "UNet2DConditionModel", ("input_blocks.0.0.weight", "mid_block.resnets.0.norm1.weight"), ("vae", "text_encoder")),
+    Layout(
+        "SD3",
+        "transformer",
+        "SD3Transformer2DModel",
+        ("joint_blocks.0.context_block.adaLN_modulation.1.bias", "pos_embed.pos_embed"),
+        ("vae",),
+    ),
+    Layout(
+        "Z-Image",
+        "transformer",
+        "ZImageTransformer2DModel",
+        ("layers.0.adaLN_modulation.0.weight",),
+    ),
+    Layout(
+        "Qwen-Image",
+        "transformer",
+        "QwenImageTransformer2DModel",
+        ("transformer_blocks.0.img_mod.1.weight",),
+    ),
+    Layout(
+        "Stable Diffusion XL",
+        "unet",
+        "UNet2DConditionModel",
+        ("label_emb.0.0.weight", "add_embedding.linear_1.weight"),
+        tuple(PREFIXES),
+    ),
+    Layout(
+        "Stable Diffusion 1 or 2",
+        "unet",
+        "UNet2DConditionModel",
+        ("input_blocks.0.0.weight", "mid_block.resnets.0.norm1.weight"),
+        ("vae", "text_encoder"),
+    ),
 )
 """In this order: the marks of FLUX.1 are in FLUX.2 and Chroma too, those of Stable Diffusion 1 in XL."""
 
 OTHER_FILES = {
-    "a LoRA, which adds to a model": (".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight"),
+    "a LoRA, which adds to a model": (
+        ".lora_down.weight",
+        ".lora_A.weight",
+        ".lora_A.default.weight",
+    ),
     "a VAE alone": ("decoder.conv_in.weight", "decoder.conv1.weight"),
-    "a text encoder alone": ("embeddings.token_embedding.weight", "shared.weight", "embed_tokens.weight"),
+    "a text encoder alone": (
+        "embeddings.token_embedding.weight",
+        "shared.weight",
+        "embed_tokens.weight",
+    ),
 }
 """What a file is otherwise, by the end of one of its tensors' names."""
 
@@ -89,10 +138,18 @@ def contents(file: FilePath) -> Contents:
     shapes = tensor_shapes(file)
     scaled = next((name for name in shapes if name.endswith(SCALES)), None)
     if scaled is not None:
-        raise DirectAlignError(f"{file}: its weights are quantised ({scaled}): take the file in bf16 or fp16, and set model.quantization for fewer bits")
+        raise DirectAlignError(
+            f"{file}: its weights are quantised ({scaled}): take the file in bf16 or fp16, and set model.quantization for fewer bits"
+        )
     denoiser = {name: shape for name, shape in shapes.items() if name.startswith(PREFIX)} or shapes
     layout = _layout(file, denoiser)
-    parts = {layout.part: {name: shape for name, shape in denoiser.items() if not name.endswith(UNUSED) and not name.startswith(OTHERS)}}
+    parts = {
+        layout.part: {
+            name: shape
+            for name, shape in denoiser.items()
+            if not name.endswith(UNUSED) and not name.startswith(OTHERS)
+        }
+    }
     for part in layout.brings:
         found = {name: shape for name, shape in shapes.items() if name.startswith(PREFIXES[part])}
         parts |= {part: found} if found else {}
@@ -102,24 +159,44 @@ def contents(file: FilePath) -> Contents:
 def check(held: Contents, part: str, part_class: Any, folder: FilePath) -> None:
     """A part of the file is of the class, and has the number of weights, that the diffusers folder describes; nothing is loaded."""
     if part == held.layout.part and part_class.__name__ != held.layout.class_name:
-        raise DirectAlignError(f"{held.file}: holds {held.layout.name}, and {folder} a {part_class.__name__}: give model.components and model.family to match")
+        raise DirectAlignError(
+            f"{held.file}: holds {held.layout.name}, and {folder} a {part_class.__name__}: give model.components and model.architecture to match"
+        )
     if part in ("text_encoder", "text_encoder_2"):
         return  # a config of transformers says nothing of what the file may leave out
     if not issubclass(part_class, FromOriginalModelMixin):
-        raise DirectAlignError(f"{held.file}: this version of diffusers reads no single file of a {part_class.__name__}: give a diffusers folder in model.path")
-    stored, wanted = _count(_counted(part, held.parts[part])), _count(_described(part_class, folder / part))
+        raise DirectAlignError(
+            f"{held.file}: this version of diffusers reads no single file of a {part_class.__name__}: give a diffusers folder in model.path"
+        )
+    stored, wanted = (
+        _count(_counted(part, held.parts[part])),
+        _count(_described(part_class, folder / part)),
+    )
     if stored != wanted:
         what = f"{held.layout.name}, with {stored:,} weights in its {part}"
-        raise DirectAlignError(f"{held.file}: holds {what}, and {folder / part} describes {wanted:,}: give the model.components that it was trained from")
+        raise DirectAlignError(
+            f"{held.file}: holds {what}, and {folder / part} describes {wanted:,}: give the model.components that it was trained from"
+        )
 
 
-def load(held: Contents, part: str, part_class: Any, folder: FilePath, dtype: torch.dtype) -> nn.Module:
+def load(
+    held: Contents, part: str, part_class: Any, folder: FilePath, dtype: torch.dtype
+) -> nn.Module:
     """A part from the file, built after `folder`, in `dtype`. Libraries' own errors pass through."""
     tensors = _tensors(held, part, dtype)
     if part in ("text_encoder", "text_encoder_2"):
-        model = create_diffusers_clip_model_from_ldm(part_class, tensors, subfolder=part, config=str(folder), torch_dtype=dtype, local_files_only=True)
+        model = create_diffusers_clip_model_from_ldm(
+            part_class,
+            tensors,
+            subfolder=part,
+            config=str(folder),
+            torch_dtype=dtype,
+            local_files_only=True,
+        )
     else:
-        model = part_class.from_single_file(tensors, config=str(folder), subfolder=part, torch_dtype=dtype, local_files_only=True)
+        model = part_class.from_single_file(
+            tensors, config=str(folder), subfolder=part, torch_dtype=dtype, local_files_only=True
+        )
     lacking = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if lacking:
         raise DirectAlignError(
@@ -133,26 +210,44 @@ def _layout(file: FilePath, names: Iterable[str]) -> Layout:
     for layout in LAYOUTS:
         if not bare.isdisjoint(layout.marks):
             return layout
-    kind = next((kind for kind, ends in OTHER_FILES.items() if any(name.endswith(ends) for name in bare)), "no architecture that is known here")
-    raise DirectAlignError(f"{file}: holds {kind} ({min(bare, default='no tensor')}): model.path takes a whole text-to-image model or its denoiser")
+    kind = next(
+        (kind for kind, ends in OTHER_FILES.items() if any(name.endswith(ends) for name in bare)),
+        "no architecture that is known here",
+    )
+    raise DirectAlignError(
+        f"{file}: holds {kind} ({min(bare, default='no tensor')}): model.path takes a whole text-to-image model or its denoiser"
+    )
 
 
 def _tensors(held: Contents, part: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """The part's tensors in `dtype`, the denoiser's under the names that diffusers converts from: with the prefix for a UNet in LDM layout alone."""
     with safe_open(held.file, framework="pt") as opened:
         tensors = {name: opened.get_tensor(name) for name in held.parts[part]}
-    tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    tensors = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
     if part != held.layout.part:
         return tensors
     bare = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    return {PREFIX + name: tensor for name, tensor in bare.items()} if "input_blocks.0.0.weight" in bare else bare
+    return (
+        {PREFIX + name: tensor for name, tensor in bare.items()}
+        if "input_blocks.0.0.weight" in bare
+        else bare
+    )
 
 
 def _counted(part: str, shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
     """Without what old VAE files keep of their training."""
     if part != "vae":
         return dict(shapes)
-    return {name: shape for name, shape in shapes.items() if name.startswith(tuple(prefix + kind for prefix in PREFIXES["vae"] for kind in VAE_TENSORS))}
+    return {
+        name: shape
+        for name, shape in shapes.items()
+        if name.startswith(
+            tuple(prefix + kind for prefix in PREFIXES["vae"] for kind in VAE_TENSORS)
+        )
+    }
 
 
 def _described(part_class: Any, folder: FilePath) -> dict[str, list[int]]:

@@ -75,15 +75,23 @@ class EmbeddingCache:
         """The tensors on the CPU. Raises DirectAlignError for a file that is missing, torn, of another prompt or altered."""
         path = self.path_of(prompt)
         if not path.exists():
-            raise DirectAlignError(f"no embedding of {prompt!r:.80} in {self.folder}, and the text encoders are freed: set model.text_encoders: offload")
+            raise DirectAlignError(
+                f"no embedding of {prompt!r:.80} in {self.folder}, and the text encoders are freed: set model.text_encoders: offload"
+            )
         fault = self.fault(prompt)
         if fault is None:
             with safe_open(path, framework="pt") as opened:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-                fault = None if _digest(tensors) == opened.metadata()["digest"] else f"{path}: its numbers were altered"
+                fault = (
+                    None
+                    if _digest(tensors) == opened.metadata()["digest"]
+                    else f"{path}: its numbers were altered"
+                )
             if fault is None:
                 return tensors
-        raise DirectAlignError(f"{fault}: delete it, and start again with --resume to have it made anew")
+        raise DirectAlignError(
+            f"{fault}: delete it, and start again with --resume to have it made anew"
+        )
 
     def write(self, prompt: str, tensors: Mapping[str, Tensor]) -> None:
         """Put the prompt's tensors on disk, whole or not at all, whoever else writes the same."""
@@ -92,7 +100,15 @@ class EmbeddingCache:
         partial = path.with_suffix(f".{os.getpid()}.partial")
         held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         try:
-            save_file(held, partial, metadata={"prompt": prompt, "fingerprint": self.fingerprint, "digest": _digest(held)})
+            save_file(
+                held,
+                partial,
+                metadata={
+                    "prompt": prompt,
+                    "fingerprint": self.fingerprint,
+                    "digest": _digest(held),
+                },
+            )
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -108,7 +124,11 @@ class EmbeddingCache:
 
     def _strangeness(self, told: Mapping[str, str] | None, prompt: str) -> str | None:
         expected = {"prompt": prompt, "fingerprint": self.fingerprint}
-        if told is not None and "digest" in told and {key: told.get(key) for key in expected} == expected:
+        if (
+            told is not None
+            and "digest" in told
+            and {key: told.get(key) for key in expected} == expected
+        ):
             return None
         return f"{self.path_of(prompt)}: not written here for this prompt"
 
@@ -135,7 +155,9 @@ class PromptEncoder:
     device, `offload` to the CPU between uses, `free` likewise until they are dropped.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], embed: Embed, device: torch.device, mode: str) -> None:
+    def __init__(
+        self, modules: Mapping[str, nn.Module], embed: Embed, device: torch.device, mode: str
+    ) -> None:
         self.modules, self.embed, self.device, self.mode = dict(modules), embed, device, mode
         self.cache: EmbeddingCache | None = None
         self._move(device if mode == "keep" else CPU)
@@ -150,20 +172,35 @@ class PromptEncoder:
 
     def conditioning(self, prompts: Sequence[str], empty: Mapping[str, Tensor]) -> Conditioning:
         """What the network is told of the prompts, and of the one prompt `empty` (1, ...) in its unguided pass."""
-        unconditional = {name: tensor.expand(len(prompts), *tensor.shape[1:]) for name, tensor in empty.items()}
+        unconditional = {
+            name: tensor.expand(len(prompts), *tensor.shape[1:]) for name, tensor in empty.items()
+        }
         return Conditioning(tuple(prompts), self(prompts), unconditional)
 
     @torch.no_grad()
-    def store(self, prompts: Sequence[str], folder: Path, show: Callable[[list[str]], Iterable[str]] = iter) -> list[str]:
+    def store(
+        self,
+        prompts: Sequence[str],
+        folder: Path,
+        show: Callable[[list[str]], Iterable[str]] = iter,
+    ) -> list[str]:
         """Encode into a cache in `folder` what is not in it yet; what was wrong with the files that had to be made again.
 
         Each prompt is encoded by itself, so that what is stored depends on it alone, and unpadded. `show` may wrap the prompts
         that are left to do, for a progress bar. Raises DirectAlignError when the disk is too small for them.
         """
         with self._at_work():
-            self.cache = cache = EmbeddingCache(folder, fingerprint_of(self.modules, self.embed([PROBE])))
-            there = {prompt: cache.fault(prompt) for prompt in dict.fromkeys(prompts) if cache.has(prompt)}
-            missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in there or there[prompt]]
+            self.cache = cache = EmbeddingCache(
+                folder, fingerprint_of(self.modules, self.embed([PROBE]))
+            )
+            there = {
+                prompt: cache.fault(prompt)
+                for prompt in dict.fromkeys(prompts)
+                if cache.has(prompt)
+            }
+            missing = [
+                prompt for prompt in dict.fromkeys(prompts) if prompt not in there or there[prompt]
+            ]
             for place, prompt in enumerate(show(missing) if missing else ()):
                 cache.write(prompt, self.embed([prompt]))
                 if place == 0:
@@ -198,7 +235,9 @@ class PromptEncoder:
 def padded(rows: Sequence[Tensor]) -> Tensor:
     """Tensors (1, n, ...) joined along their first dimension, shorter ones filled up with zeros at the end of their second."""
     longest = max(row.shape[1] if row.dim() > 1 else 0 for row in rows)
-    filled = [row if row.dim() < 2 or row.shape[1] == longest else _filled(row, longest) for row in rows]
+    filled = [
+        row if row.dim() < 2 or row.shape[1] == longest else _filled(row, longest) for row in rows
+    ]
     return torch.cat(filled)
 
 

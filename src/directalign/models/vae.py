@@ -44,7 +44,9 @@ def latent_size(vae: AutoencoderKL, height: int, width: int, multiple: int) -> t
 def grid(height: int, width: int, pixels: int, multiple: int) -> tuple[int, int]:
     """(h, w) of an image in cells of `pixels` along a side; sides that are not a positive multiple of `multiple` pixels are an error."""
     if min(height, width) < 1 or height % multiple or width % multiple:
-        raise DirectAlignError(f"image size {height}x{width}: both sides must be multiples of {multiple} for this model")
+        raise DirectAlignError(
+            f"image size {height}x{width}: both sides must be multiples of {multiple} for this model"
+        )
     return height // pixels, width // pixels
 
 
@@ -55,8 +57,12 @@ def _shift(vae: AutoencoderKL) -> float:
 def encode_frame(vae: AutoencoderKLQwenImage, images: Images) -> Latents:
     """Mode of the posterior, scaled, float32, no gradient."""
     with torch.no_grad():
-        posterior = vae.encode((images.to(vae.device, vae.dtype) * 2 - 1)[:, :, None], return_dict=False)[0]
-    return (posterior.mode()[:, :, 0].float() - _per_channel(vae, "latents_mean")) / _per_channel(vae, "latents_std")
+        posterior = vae.encode(
+            (images.to(vae.device, vae.dtype) * 2 - 1)[:, :, None], return_dict=False
+        )[0]
+    return (posterior.mode()[:, :, 0].float() - _per_channel(vae, "latents_mean")) / _per_channel(
+        vae, "latents_std"
+    )
 
 
 def decode_frame(vae: AutoencoderKLQwenImage, x0: Latents, recompute: bool) -> Images:

@@ -25,11 +25,17 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DirectAlignError(f"{file}: no such file: give a complete diffusers folder in model.path") from None
+        raise DirectAlignError(
+            f"{file}: no such file: give a complete diffusers folder in model.path"
+        ) from None
     except (OSError, ValueError) as error:
-        raise DirectAlignError(f"{file}: not readable as JSON ({error}): copy the folder again") from None
+        raise DirectAlignError(
+            f"{file}: not readable as JSON ({error}): copy the folder again"
+        ) from None
     if not isinstance(content, dict):
-        raise DirectAlignError(f"{file}: holds a {type(content).__name__}, not an object: copy the folder again")
+        raise DirectAlignError(
+            f"{file}: holds a {type(content).__name__}, not an object: copy the folder again"
+        )
     return content
 
 
@@ -41,14 +47,22 @@ def variant_of(name: str) -> str | None:
 
 def chosen(names: Iterable[str], variant: str | None, where: Path | str) -> list[str]:
     """The weight files of a part in the wanted variant, sorted, among the names of its files; none is an error that names what there is."""
-    weights = sorted(name for name in names if name.endswith(".safetensors") and _stem(name) in STEMS)
+    weights = sorted(
+        name for name in names if name.endswith(".safetensors") and _stem(name) in STEMS
+    )
     if not weights:
-        raise DirectAlignError(f"{where}: no .safetensors file of weights: weights in other formats are not read, convert them first")
+        raise DirectAlignError(
+            f"{where}: no .safetensors file of weights: weights in other formats are not read, convert them first"
+        )
     fitting = [name for name in weights if variant_of(name) == variant]
     if not fitting:
         there = sorted({variant_of(name) or "plain ones" for name in weights})
-        remedy = "leave model.variant out" if "plain ones" in there else f"set model.variant: {there[0]}"
-        raise DirectAlignError(f"{where}: no {f'{variant} weights' if variant else 'plain weights'}, there are {', '.join(there)}: {remedy}")
+        remedy = (
+            "leave model.variant out" if "plain ones" in there else f"set model.variant: {there[0]}"
+        )
+        raise DirectAlignError(
+            f"{where}: no {f'{variant} weights' if variant else 'plain weights'}, there are {', '.join(there)}: {remedy}"
+        )
     return fitting
 
 
@@ -57,13 +71,25 @@ def weights_files(folder: Path, variant: str | None = None) -> list[Path]:
 
     None in this variant, a torn one, or a shard that the index names and the folder lacks, is an error that names it.
     """
-    files = [folder / name for name in chosen((file.name for file in folder.iterdir()), variant, folder)]
-    indices = [file for file in folder.glob("*.safetensors.index*.json") if variant_of(file.name) == variant]
-    promised = {folder / name for index in indices for name in read_json(index).get("weight_map", {}).values()}
+    files = [
+        folder / name for name in chosen((file.name for file in folder.iterdir()), variant, folder)
+    ]
+    indices = [
+        file
+        for file in folder.glob("*.safetensors.index*.json")
+        if variant_of(file.name) == variant
+    ]
+    promised = {
+        folder / name
+        for index in indices
+        for name in read_json(index).get("weight_map", {}).values()
+    }
     for file in sorted({*files, *promised}):
         check_safetensors(file)
     if any(SHARD.search(file.name) for file in files) and not indices:
-        raise DirectAlignError(f"{folder}: holds shards without their .safetensors.index.json: copy the folder again")
+        raise DirectAlignError(
+            f"{folder}: holds shards without their .safetensors.index.json: copy the folder again"
+        )
     return files
 
 
@@ -80,7 +106,9 @@ def tensor_shapes(file: Path) -> dict[str, list[int]]:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError) as error:
-        raise DirectAlignError(f"{file}: truncated or not a safetensors file ({brief(error)}): copy it again") from None
+        raise DirectAlignError(
+            f"{file}: truncated or not a safetensors file ({brief(error)}): copy it again"
+        ) from None
 
 
 def brief(error: Exception) -> str:

@@ -9,7 +9,15 @@ truncation and normalisation of guidance, both off in its call, and the models t
 from __future__ import annotations
 
 from .. import config
-from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
+from ..types import (
+    Conditioning,
+    DirectAlignError,
+    Images,
+    Latents,
+    PathName,
+    PerSample,
+    PredictionName,
+)
 from . import lora, noise_schedule, vae
 from .checkpoint_source import Source
 from .common import autocast, guided
@@ -19,7 +27,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
 from torch import Tensor
 
 
@@ -45,7 +58,9 @@ class ZImage:
     parts: Mapping[str, Any] = PARTS
     lora_targets: tuple[str, ...] = ATTENTION + FEED_FORWARD
 
-    def __init__(self, source: Source, model: config.ModelConfig, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, source: Source, model: config.ModelConfig, device: torch.device, seed: int
+    ) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
         self.check(source.folder, parts)
@@ -53,7 +68,12 @@ class ZImage:
         self.vae: AutoencoderKL = vae.ready(parts["vae"], model, device)
         self.default_size = (self.vae.config["sample_size"],) * 2
         self.denoiser = lora.ready(parts["transformer"], model, self.lora_targets, device, seed)
-        self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts}, self._embed, device, model.text_encoders)
+        self.prompts = PromptEncoder(
+            {name: parts[name] for name in self.text_parts},
+            self._embed,
+            device,
+            model.text_encoders,
+        )
         self.empty_prompt = self.prompts([""])
 
     @staticmethod
@@ -65,7 +85,9 @@ class ZImage:
                 f"{folder / 'transformer'}: takes {network['in_channels']} channels, the VAE has {channels}: give a plain Z-Image in model.path"
             )
         if network.get("siglip_feat_dim") is not None:
-            raise DirectAlignError(f"{folder / 'transformer'}: reads images too (siglip_feat_dim), which is not supported: give a plain Z-Image in model.path")
+            raise DirectAlignError(
+                f"{folder / 'transformer'}: reads images too (siglip_feat_dim), which is not supported: give a plain Z-Image in model.path"
+            )
         noise_schedule.check_euler(folder, parts["scheduler"])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
@@ -74,11 +96,27 @@ class ZImage:
 
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
         text_encoder: Any = self.prompts.modules["text_encoder"]
-        frame: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": True}
-        asked = [self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], **frame) for prompt in prompts]
-        tokens = self.tokenizer(asked, padding=True, padding_side="right", max_length=MAX_SEQUENCE_LENGTH, truncation=True, return_tensors="pt")
+        frame: dict[str, Any] = {
+            "tokenize": False,
+            "add_generation_prompt": True,
+            "enable_thinking": True,
+        }
+        asked = [
+            self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], **frame)
+            for prompt in prompts
+        ]
+        tokens = self.tokenizer(
+            asked,
+            padding=True,
+            padding_side="right",
+            max_length=MAX_SEQUENCE_LENGTH,
+            truncation=True,
+            return_tensors="pt",
+        )
         mask = tokens.attention_mask.to(self.device).bool()
-        states = text_encoder(tokens.input_ids.to(self.device), attention_mask=mask, output_hidden_states=True).hidden_states[-2]
+        states = text_encoder(
+            tokens.input_ids.to(self.device), attention_mask=mask, output_hidden_states=True
+        ).hidden_states[-2]
         return {"sequence": states * mask[..., None], "mask": mask}
 
     def encode_image(self, images: Images) -> Latents:
@@ -92,7 +130,9 @@ class ZImage:
     def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
         """Velocity (noise − x0) at x_t, float32; what a prompt gives does not depend on the longer prompts it is batched with."""
         if cond.embedded_guidance is not None:
-            raise DirectAlignError("embedded guidance: Z-Image has no input for it: leave rollout.embedded_guidance and method.embedded_guidance out")
+            raise DirectAlignError(
+                "embedded guidance: Z-Image has no input for it: leave rollout.embedded_guidance and method.embedded_guidance out"
+            )
 
         def call(tensors: Mapping[str, Tensor]) -> Latents:
             return self._velocity(x_t, sigma, tensors)
@@ -101,22 +141,31 @@ class ZImage:
 
     def _velocity(self, x_t: Latents, sigma: PerSample, tensors: Mapping[str, Tensor]) -> Latents:
         frames = list(x_t.to(self.dtype)[:, :, None].unbind())
-        sequences = [sequence[mask] for sequence, mask in zip(tensors["sequence"], tensors["mask"], strict=True)]
+        sequences = [
+            sequence[mask]
+            for sequence, mask in zip(tensors["sequence"], tensors["mask"], strict=True)
+        ]
         with autocast(self.device, self.dtype):
             from_noise = self.denoiser(frames, (1 - sigma).float(), sequences, return_dict=False)[0]
         return -torch.stack(from_noise)[:, :, 0].float()
 
-    def sigmas(self, num_sampling_steps: int, height: int, width: int) -> Tensor:
+    def sigmas(self, num_inference_steps: int, height: int, width: int) -> Tensor:
         """The grid of ZImagePipeline: linspace(1, 1/n) under the scheduler's own shift, fixed or by the number of tokens; (n + 1,) float64.
 
         Early releases of the library stand still in the last of their n steps (diffusers 0.38 does); all of these move.
         """
         _, h, w = self.latent_shape(height, width)
-        return noise_schedule.euler_grid(self.scheduler, num_sampling_steps, noise_schedule.shift_by_size(self.scheduler, (h // 2) * (w // 2)))
+        return noise_schedule.euler_grid(
+            self.scheduler,
+            num_inference_steps,
+            noise_schedule.shift_by_size(self.scheduler, (h // 2) * (w // 2)),
+        )
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(c, h, w); sides must be multiples of 2x2 latents."""
-        return self.vae.config["latent_channels"], *vae.latent_size(self.vae, height, width, 2 * vae.downscaling(self.vae))
+        return self.vae.config["latent_channels"], *vae.latent_size(
+            self.vae, height, width, 2 * vae.downscaling(self.vae)
+        )
 
     def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
         """What ZImagePipeline is told to sample as the rollout does."""

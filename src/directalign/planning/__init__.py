@@ -21,7 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-__all__ = ["Plan", "check_adherence", "check_method", "check_moves", "check_reward", "check_steps", "check_stop", "plan", "readable", "survey"]
+__all__ = [
+    "Plan",
+    "check_adherence",
+    "check_method",
+    "check_moves",
+    "check_reward",
+    "check_steps",
+    "check_stop",
+    "plan",
+    "readable",
+    "survey",
+]
 
 
 @dataclass(frozen=True)
@@ -56,8 +67,27 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
     height, width = image_size(run, of)
     disk, small = _disk(run, out, memory)
     state = f", {model.state}" if model.state else ""
-    findings = [("model", f"{run.model.path}{state}, {run.model.tune}, {height}x{width}"), *data, *rules, *shown, ("output", f"{out}, {disk}")]
-    return Plan(tuple(findings), (*unread(run.method), *trained_on_too(run), *doubts_of_stop(run), *unmet, *lacking, *warnings, *memory.doubts, *small), memory)
+    findings = [
+        ("model", f"{run.model.path}{state}, {run.model.tune}, {height}x{width}"),
+        *data,
+        *rules,
+        *shown,
+        ("output", f"{out}, {disk}"),
+    ]
+    return Plan(
+        tuple(findings),
+        (
+            *unread(run.method),
+            *trained_on_too(run),
+            *doubts_of_stop(run),
+            *unmet,
+            *lacking,
+            *warnings,
+            *memory.doubts,
+            *small,
+        ),
+        memory,
+    )
 
 
 def _disk(run: config.RunConfig, out: Path, memory: Estimate) -> tuple[str, list[str]]:
@@ -89,4 +119,8 @@ def plan(run: config.RunConfig, out: Path) -> Plan:
 
 def _first_remedy(run: config.RunConfig, place: Place) -> str:
     best = remedies(run, place)[:1]
-    return f"set {best[0].says} ({binary(best[0].estimate.peak)}), see directalign check" if best else "see directalign check"
+    return (
+        f"set {best[0].says} ({binary(best[0].estimate.peak)}), see directalign check"
+        if best
+        else "see directalign check"
+    )

@@ -7,7 +7,7 @@ from ..evaluation.scores import key_of
 from ..io import hub
 from ..memory.architecture import Architecture
 from ..memory.weightless import Part, built
-from ..models import FAMILIES
+from ..models import MODELS
 from ..models.attention import check_attention, set_attention
 from ..models.checkpoint_source import Source, open_source
 from ..models.components import check_parts, load_parts
@@ -25,7 +25,9 @@ from torch import nn
 
 def fetch(run: config.RunConfig, online: bool) -> None:
     """What model and reward are, without their weights: from the hub when `online`, else only whether local paths can be read at all."""
-    if online or not any(path is not None and hub.is_hub_id(path) for path in (run.model.path, run.model.components)):
+    if online or not any(
+        path is not None and hub.is_hub_id(path) for path in (run.model.path, run.model.components)
+    ):
         open_source(run.model, weights=False)
     if online:
         check_reward(run.reward, online=True)
@@ -37,15 +39,32 @@ def check_checkpoint(model: config.ModelConfig, found: Architecture) -> None:
     """Every part is there, whole, and of the family: what loading would refuse is refused now. Nothing is known of what is not downloaded."""
     if found.folder is None:
         return
-    family: Any = FAMILIES[model.family]
+    family: Any = MODELS[model.architecture]
     index = read_json(found.folder / "model_index.json")
-    wanted = {name: kind for name, kind in family.parts.items() if name not in T5_PARTS or (index.get(name) or [None])[0] is not None}
-    if hub.is_hub_id(model.components or model.path) and not all((found.folder / name).is_dir() for name in wanted):
+    wanted = {
+        name: kind
+        for name, kind in family.parts.items()
+        if name not in T5_PARTS or (index.get(name) or [None])[0] is not None
+    }
+    if hub.is_hub_id(model.components or model.path) and not all(
+        (found.folder / name).is_dir() for name in wanted
+    ):
         return  # the cache holds a few files of it, for some other program
-    source = Source(model.path, found.folder, Path(model.path).expanduser() if model.components is not None else None, model.variant)
+    source = Source(
+        model.path,
+        found.folder,
+        Path(model.path).expanduser() if model.components is not None else None,
+        model.variant,
+    )
     classes = check_parts(source, family.pipeline, wanted, weights=not found.state)
-    light = {name: wanted[name] for name, kind in classes.items() if not issubclass(kind, nn.Module)}
-    networks = {name: _weightless(found.folder / name, kind) for name, kind in classes.items() if name not in light}
+    light = {
+        name: wanted[name] for name, kind in classes.items() if not issubclass(kind, nn.Module)
+    }
+    networks = {
+        name: _weightless(found.folder / name, kind)
+        for name, kind in classes.items()
+        if name not in light
+    }
     family.check(found.folder, load_parts(source, family.pipeline, light, {}) | networks)
 
 
@@ -60,13 +79,17 @@ def _weightless(folder: Path, kind: type) -> Any:
 
 def check_here(model: config.ModelConfig, found: Architecture, online: bool) -> list[str]:
     """Attention kernel and rounding can be used on this machine. What is only missing here is a warning, and an error where training is about to start."""
-    network = None if model.attention is None else built(found.parts[FAMILIES[model.family].part])
+    network = (
+        None if model.attention is None else built(found.parts[MODELS[model.architecture].part])
+    )
     if model.attention is not None:
         check_attention(network, model.attention)
     try:
         if model.quantization is not None:
             check_quantization(model.quantization)
-        if model.attention is not None and (online or "hub" not in model.attention):  # those are downloaded
+        if model.attention is not None and (
+            online or "hub" not in model.attention
+        ):  # those are downloaded
             set_attention(network, model.attention)
     except DirectAlignError as error:
         if online:

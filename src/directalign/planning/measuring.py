@@ -16,17 +16,19 @@ def check_off_topic(run: config.RunConfig, online: bool = False) -> list[tuple[s
 
     Raises: DirectAlignError for a list that cannot be read, and for a prompt in it that is trained on. Data sets on the hub are read when `online`.
     """
-    source = run.evaluate.off_topic
+    source = run.evaluate.control_prompts
     if source is None:
         return []
     if _is_far(source, online):
         return [("off topic", f"{source}, read when the run starts")]
-    prompts = off_topic_prompts(source, run.method.words)
+    prompts = off_topic_prompts(source, run.method.control_phrases)
     if run.data.prompts is not None and not _is_far(run.data.prompts, online):
         trained = set(read_prompts(run.data.prompts))
         both = [prompt for prompt in prompts if prompt in trained]
         if both:
-            raise DirectAlignError(f"{KEY}: {source}: {len(both)} of its prompts are trained on, first {both[0]!r:.60}; take them out of one of the two lists")
+            raise DirectAlignError(
+                f"{KEY}: {source}: {len(both)} of its prompts are trained on, first {both[0]!r:.60}; take them out of one of the two lists"
+            )
     return [("off topic", f"{len(prompts):,} prompts from {source}")]
 
 
@@ -41,10 +43,21 @@ def check_adherence(run: config.RunConfig, online: bool = False) -> list[tuple[s
 
 def trained_on_too(run: config.RunConfig) -> list[str]:
     """A warning for each held-out reward that is the trained one after all, or a member of it, whatever its scale."""
-    trained = [member.reward for member in run.reward.members] if isinstance(run.reward, config.MixtureConfig) else [run.reward]
+    trained = (
+        [member.reward for member in run.reward.members]
+        if isinstance(run.reward, config.MixtureConfig)
+        else [run.reward]
+    )
     unscaled = [each.model_copy(update={"scale": 1.0}) for each in trained]
-    same = [label for label, each in run.evaluate.rewards.items() if each.model_copy(update={"scale": 1.0}) in unscaled]
-    return [f"{key_of(label)}: is a reward that is trained on, and cannot tell hacking; hold another one out" for label in same]
+    same = [
+        label
+        for label, each in run.evaluate.rewards.items()
+        if each.model_copy(update={"scale": 1.0}) in unscaled
+    ]
+    return [
+        f"{key_of(label)}: is a reward that is trained on, and cannot tell hacking; hold another one out"
+        for label in same
+    ]
 
 
 def _is_far(source: str, online: bool) -> bool:

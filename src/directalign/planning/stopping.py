@@ -16,44 +16,80 @@ def check_stop(run: config.RunConfig) -> list[tuple[str, str]]:
 
     Raises: DirectAlignError for a number that the run does not measure, naming what it does, and for a judge that is no better for being higher.
     """
-    if run.stop is None:
+    if run.early_stopping is None:
         return []
     measured = measured_metrics(run)
-    for name in run.stop.drift:
-        _check_measured(f"stop.drift.{name}", name, measured)
+    for name in run.early_stopping.drift:
+        _check_measured(f"early_stopping.max_degradation.{name}", name, measured)
     judge = judge_of(run)
-    _check_measured("stop.judge", judge, measured)
+    _check_measured("early_stopping.metric_for_best", judge, measured)
     if not measured[judge].higher_is_better:
         better = ", ".join(name for name, each in measured.items() if each.higher_is_better)
-        raise DirectAlignError(f"stop.judge: {judge} is not better for being higher; name one that is ({better}), or give {judge} a budget in stop.drift")
-    left = f"the weights with the highest {judge}{' within the budget' if run.stop.drift else ''}"
-    return [("stop", _told(run.stop, judge, score_of(run), measured)), ("left", left)]
+        raise DirectAlignError(
+            f"early_stopping.metric_for_best: {judge} is not better for being higher; name one that is ({better}), or give {judge} a budget in early_stopping.max_degradation"
+        )
+    left = f"the weights with the highest {judge}{' within the budget' if run.early_stopping.drift else ''}"
+    return [("stop", _told(run.early_stopping, judge, score_of(run), measured)), ("left", left)]
 
 
 def doubts_of_stop(run: config.RunConfig) -> list[str]:
     """A warning for patience that outlasts the run, and for a judge without anything to hold it."""
-    if run.stop is None:
+    if run.early_stopping is None:
         return []
-    stop, every, num_steps = run.stop, run.evaluate.every, run.train.num_steps
-    given = {"drift_patience": stop.drift_patience if stop.drift else None, "judge_patience": stop.judge_patience, "score_patience": stop.score_patience}
-    late = {key: patience * every for key, patience in given.items() if patience is not None and patience * every >= num_steps}
-    doubts = [f"stop.{key}: takes {updates} updates to end the run, and train.num_steps is {num_steps}: it never will" for key, updates in late.items()]
-    if not stop.drift and stop.score_patience is None:
-        doubts.append("stop.drift: is empty, and nothing holds back weights that the judge alone likes; name what must not be lost, e.g. {content: 0.03}")
+    early_stopping, every, num_steps = run.early_stopping, run.evaluate.every, run.train.num_steps
+    given = {
+        "degradation_patience": early_stopping.degradation_patience
+        if early_stopping.max_degradation
+        else None,
+        "patience": early_stopping.patience,
+        "score_patience": early_stopping.score_patience,
+    }
+    late = {
+        key: patience * every
+        for key, patience in given.items()
+        if patience is not None and patience * every >= num_steps
+    }
+    doubts = [
+        f"stop.{key}: takes {updates} updates to end the run, and train.num_steps is {num_steps}: it never will"
+        for key, updates in late.items()
+    ]
+    if not early_stopping.max_degradation and early_stopping.score_patience is None:
+        doubts.append(
+            "early_stopping.max_degradation: is empty, and nothing holds back weights that the judge alone likes; name what must not be lost, e.g. {content: 0.03}"
+        )
     return doubts
 
 
 def _check_measured(key: str, name: str, measured: dict[str, Metric]) -> None:
     if name not in measured:
-        raise DirectAlignError(f"{key}: the run does not measure {name}; it measures {', '.join(measured)}: name one of these, or see evaluate in the recipe")
+        raise DirectAlignError(
+            f"{key}: the run does not measure {name}; it measures {', '.join(measured)}: name one of these, or see evaluate in the recipe"
+        )
 
 
-def _told(stop: config.EarlyStoppingConfig, judge: str, score: str, measured: dict[str, Metric]) -> str:
+def _told(
+    stop: config.EarlyStoppingConfig, judge: str, score: str, measured: dict[str, Metric]
+) -> str:
     """Every rule in a few words."""
-    budget = ", ".join(f"{name} may {WAYS[measured[name].better]} by {allowed:g}" for name, allowed in stop.drift.items())
-    rules = [f"{budget} (over it {_times(stop.drift_patience)})"] if stop.drift else []
-    rules += [f"no better {judge} {_times(stop.judge_patience)}"] if stop.judge_patience is not None else []
-    rules += [f"{score} below its peak {_times(stop.score_patience)}"] if stop.score_patience is not None else []
+    budget = ", ".join(
+        f"{name} may {WAYS[measured[name].better]} by {allowed:g}"
+        for name, allowed in early_stopping.max_degradation.items()
+    )
+    rules = (
+        [f"{budget} (over it {_times(early_stopping.degradation_patience)})"]
+        if early_stopping.max_degradation
+        else []
+    )
+    rules += (
+        [f"no better {judge} {_times(early_stopping.patience)}"]
+        if early_stopping.patience is not None
+        else []
+    )
+    rules += (
+        [f"{score} below its peak {_times(early_stopping.score_patience)}"]
+        if early_stopping.score_patience is not None
+        else []
+    )
     return "; ".join(rules) or "never by itself"
 
 

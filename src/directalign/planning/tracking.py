@@ -10,7 +10,7 @@ from ..types import DirectAlignError
 def check_track(run: config.RunConfig, is_here: bool) -> tuple[list[tuple[str, str]], list[str]]:
     """Where the run will be seen besides TensorBoard, and doubts: what is missing is an error where the run is meant for this machine."""
     try:
-        return _shown(run.track), []
+        return _shown(run.trackers), []
     except DirectAlignError as error:
         if is_here:
             raise
@@ -19,10 +19,15 @@ def check_track(run: config.RunConfig, is_here: bool) -> tuple[list[tuple[str, s
 
 def _shown(track: config.TrackersConfig) -> list[tuple[str, str]]:
     shown = []
-    if track.wandb is not None:
-        trackers.require_wandb(track.wandb)
-        shown.append(("W&B", f"{track.wandb.mode}, project {track.wandb.project}"))
-    if track.trackio is not None:
-        trackers.require_trackio(track.trackio)
-        shown.append(("trackio", f"{track.trackio.space or 'on this machine'}, project {track.trackio.project}"))
+    if trackers.wandb is not None:
+        trackers.require_wandb(trackers.wandb)
+        shown.append(("W&B", f"{trackers.wandb.mode}, project {trackers.wandb.project}"))
+    if trackers.trackio is not None:
+        trackers.require_trackio(trackers.trackio)
+        shown.append(
+            (
+                "trackio",
+                f"{trackers.trackio.space or 'on this machine'}, project {trackers.trackio.project}",
+            )
+        )
     return shown

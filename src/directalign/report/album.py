@@ -19,7 +19,13 @@ EDGES = (MAX_EDGE, 288, 216, 160, 112, 72, 48)
 BUDGET = 3_400_000
 """Letters that all pictures of a page may take; text and charts have the rest of its 5 MB."""
 FORMATS = ("PNG", "JPEG", "WEBP")
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
 """What Pillow raises on a file that is no image, a broken one, or one that unpacks to far too much."""
 
 
@@ -46,7 +52,9 @@ def album(folder: Path, names: Sequence[str], notes: list[str], budget: int = BU
     return Album(dict(zip(opened, encoded, strict=True)), pixelated)
 
 
-def fitted(images: Sequence[Image.Image], budget: int = BUDGET, times: Sequence[int] = ()) -> list[str]:
+def fitted(
+    images: Sequence[Image.Image], budget: int = BUDGET, times: Sequence[int] = ()
+) -> list[str]:
     """Data URIs of all images at the largest common size at which they fit; each is written `times` over (once by default)."""
     found: list[str] = []
     for edge in EDGES:

@@ -14,17 +14,29 @@ from markupsafe import Markup
 WIDTH, EDGE = 240, 6
 
 
-def interval_bar(values: Sequence[tuple[str, Point, Number]], title: str, low: Number = 0.0, high: Number = 1.0, middle: Number | None = None) -> Markup:
+def interval_bar(
+    values: Sequence[tuple[str, Point, Number]],
+    title: str,
+    low: Number = 0.0,
+    high: Number = 1.0,
+    middle: Number | None = None,
+) -> Markup:
     """Whiskers with a dot on one line from `low` to `high`: (class, (low end, high end), value) each; a tick at `middle`."""
     parts = [f'<line class="track" x1="{EDGE}" x2="{WIDTH - EDGE}" y1="11" y2="11"/>']
     if middle is not None:
-        parts.append(f'<line class="middle" x1="{_x(middle, low, high):.1f}" x2="{_x(middle, low, high):.1f}" y1="4" y2="18"/>')
+        parts.append(
+            f'<line class="middle" x1="{_x(middle, low, high):.1f}" x2="{_x(middle, low, high):.1f}" y1="4" y2="18"/>'
+        )
     for style, (start, end), value in values:
         left, right, at = (_x(number, low, high) for number in (start, end, value))
-        parts.append(f'<line class="whisker {style}" x1="{left:.1f}" x2="{right:.1f}" y1="11" y2="11"/>')
+        parts.append(
+            f'<line class="whisker {style}" x1="{left:.1f}" x2="{right:.1f}" y1="11" y2="11"/>'
+        )
         parts.append(f'<circle class="dot {style}" cx="{at:.1f}" cy="11" r="5"/>')
     said = escape(title)
-    return Markup(f'<svg class="bar" viewBox="0 0 {WIDTH} 22" role="img" aria-label="{said}"><title>{said}</title>{"".join(parts)}</svg>')
+    return Markup(
+        f'<svg class="bar" viewBox="0 0 {WIDTH} 22" role="img" aria-label="{said}"><title>{said}</title>{"".join(parts)}</svg>'
+    )
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,10 @@ class Scale:
     def ticks(self, percent: bool) -> list[tuple[float, str]]:
         """(place in percent of the row, number) of a few round numbers."""
         found = ticks(self.low, self.high, 2)
-        return [(100 * _x(value, self.low, self.high) / WIDTH, text) for value, text in zip(found, told_apart(found, percent), strict=True)]
+        return [
+            (100 * _x(value, self.low, self.high) / WIDTH, text)
+            for value, text in zip(found, told_apart(found, percent), strict=True)
+        ]
 
     def bar(self, style: str, ends: Point, value: Number, title: str) -> Markup:
         """One row."""

@@ -24,12 +24,25 @@ class GroupTable:
 
 def tables(comparison: Comparison) -> list[GroupTable]:
     """One for each number that says which image is better, judges first; none where the prompts have no two groups."""
-    asked = [each for role, metrics in by_role(comparison.metrics.values()) if role in SHOWN_ROLES for each in metrics if each.better > 0]
-    return [table for each in asked[:MOST_NUMBERS] if len((table := _table(comparison, each)).rows) > 1]
+    asked = [
+        each
+        for role, metrics in by_role(comparison.metrics.values())
+        if role in SHOWN_ROLES
+        for each in metrics
+        if each.better > 0
+    ]
+    return [
+        table for each in asked[:MOST_NUMBERS] if len((table := _table(comparison, each)).rows) > 1
+    ]
 
 
 def _table(comparison: Comparison, each: Metric) -> GroupTable:
-    groups = dict.fromkeys(shot.group for shots in comparison.shots.values() for shot in shots.values() if each.name in shot.numbers)
+    groups = dict.fromkeys(
+        shot.group
+        for shots in comparison.shots.values()
+        for shot in shots.values()
+        if each.name in shot.numbers
+    )
     rows = []
     for group in list(groups)[:MOST_GROUPS]:
         columns = [_column(comparison, model, each, group) for model in comparison.models]
@@ -39,7 +52,11 @@ def _table(comparison: Comparison, each: Metric) -> GroupTable:
 
 
 def _column(comparison: Comparison, model: Model, each: Metric, group: str) -> dict[int, float]:
-    return {index: shot.numbers[each.name] for index, shot in comparison.shots[model.key].items() if shot.group == group and each.name in shot.numbers}
+    return {
+        index: shot.numbers[each.name]
+        for index, shot in comparison.shots[model.key].items()
+        if shot.group == group and each.name in shot.numbers
+    }
 
 
 def _cell(first: dict[int, float], column: dict[int, float], each: Metric) -> tuple[str, str, str]:
@@ -47,7 +64,9 @@ def _cell(first: dict[int, float], column: dict[int, float], each: Metric) -> tu
     shared = [index for index in column if index in first]
     if column is first or not shared:
         return value, ends, ""
-    won = sum((column[index] > first[index]) + 0.5 * (column[index] == first[index]) for index in shared)
+    won = sum(
+        (column[index] > first[index]) + 0.5 * (column[index] == first[index]) for index in shared
+    )
     return value, ends, f"wins {100 * won / len(shared):.0f}\u00a0%"
 
 

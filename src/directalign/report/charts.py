@@ -81,20 +81,36 @@ def line_chart(
     names = [*(spot.text for spot in spots), *(mark.text for mark in marks if mark.across)]
     frame = _frame(drawn, axes, size, names)
     shown = dots if dots is not None else max(len(one.points) for one in drawn) <= FEW_POINTS
-    parts = [*frame.drawn(axes), *_marks(frame, marks), *(part for one in drawn for part in _series(frame, one, axes, shown))]
+    parts = [
+        *frame.drawn(axes),
+        *_marks(frame, marks),
+        *(part for one in drawn for part in _series(frame, one, axes, shown)),
+    ]
     parts += [
         *(_spot(frame, spot) for spot in spots),
-        *labels([*_ends(frame, drawn), *_names(frame, spots), *_limits(frame, marks)], frame, _ink(frame, drawn)),
+        *labels(
+            [*_ends(frame, drawn), *_names(frame, spots), *_limits(frame, marks)],
+            frame,
+            _ink(frame, drawn),
+        ),
     ]
     head = f'<svg class="chart" viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
     return Markup(head + "".join(parts) + "</svg>")
 
 
-def _frame(series: Sequence[Series], axes: Axes, size: tuple[int, int], names: Sequence[str]) -> Frame:
+def _frame(
+    series: Sequence[Series], axes: Axes, size: tuple[int, int], names: Sequence[str]
+) -> Frame:
     crosses = [ends for one in series for ends in one.spread if ends is not None]
-    xs = [x for one in series for x, _ in one.points] + [end for ends in crosses for end in ends[:2]]
-    ys = [y for one in series for _, y in one.points] + [end for one in series for _, *ends in one.band for end in ends]
-    letters = max(len(line) for name in (*(one.label for one in series), *names) for line in broken(name))
+    xs = [x for one in series for x, _ in one.points] + [
+        end for ends in crosses for end in ends[:2]
+    ]
+    ys = [y for one in series for _, y in one.points] + [
+        end for one in series for _, *ends in one.band for end in ends
+    ]
+    letters = max(
+        len(line) for name in (*(one.label for one in series), *names) for line in broken(name)
+    )
     return Frame.around(xs, ys + [end for ends in crosses for end in ends[2:]], axes, size, letters)
 
 
@@ -104,8 +120,13 @@ def _thinned(one: Series) -> Series:
         return one
     width = -(-len(one.points) // MOST_POINTS)
     groups = [one.points[start : start + width] for start in range(0, len(one.points), width)]
-    means = [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
-    return replace(one, points=means, notes=[f"mean of {len(group)} points" for group in groups], spread=())
+    means = [
+        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group))
+        for group in groups
+    ]
+    return replace(
+        one, points=means, notes=[f"mean of {len(group)} points" for group in groups], spread=()
+    )
 
 
 def _marks(frame: Frame, marks: Sequence[Mark]) -> Iterator[str]:
@@ -157,7 +178,7 @@ def _spot(frame: Frame, spot: Spot) -> str:
     title = f"<title>{escape(spot.text)}</title>"
     if spot.kind in ("start", "end"):
         return ""
-    if spot.kind == "stop":
+    if spot.kind == "early_stopping":
         path = f"M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"
         return f'<path class="spot-back" d="{path}"/><path class="spot {spot.style}" d="{path}">{title}</path>'
     return f'<circle class="spot {spot.style}" cx="{x:.1f}" cy="{y:.1f}" r="8">{title}</circle>'
@@ -165,7 +186,10 @@ def _spot(frame: Frame, spot: Spot) -> str:
 
 def _ends(frame: Frame, series: Sequence[Series]) -> list[Label]:
     """The lines' names at their last points."""
-    return [Label(one.label, frame.x(one.points[-1][0]), frame.y(one.points[-1][1]), one.style) for one in series]
+    return [
+        Label(one.label, frame.x(one.points[-1][0]), frame.y(one.points[-1][1]), one.style)
+        for one in series
+    ]
 
 
 def _limits(frame: Frame, marks: Sequence[Mark]) -> list[Label]:
@@ -175,12 +199,19 @@ def _limits(frame: Frame, marks: Sequence[Mark]) -> list[Label]:
 
 
 def _names(frame: Frame, spots: Sequence[Spot]) -> list[Label]:
-    return [Label(spot.text, frame.x(spot.point[0]), frame.y(spot.point[1]), spot.style, gap=13) for spot in spots]
+    return [
+        Label(spot.text, frame.x(spot.point[0]), frame.y(spot.point[1]), spot.style, gap=13)
+        for spot in spots
+    ]
 
 
 def _ink(frame: Frame, series: Sequence[Series]) -> list[Place]:
     """Places along the lines, the crosses and the lower axis, in SVG units."""
-    lines = [((frame.x(x), frame.y(y)), (frame.x(to_x), frame.y(to_y))) for one in series for (x, y), (to_x, to_y) in pairwise(one.points)]
+    lines = [
+        ((frame.x(x), frame.y(y)), (frame.x(to_x), frame.y(to_y)))
+        for one in series
+        for (x, y), (to_x, to_y) in pairwise(one.points)
+    ]
     for one in series:
         for (x, y), ends in zip(one.points, one.spread, strict=False):
             if ends is not None:

@@ -57,8 +57,12 @@ class RunFiles:
     def band(self, name: str) -> list[tuple[float, float, float]]:
         """(step, low, high) over the measurements, for numbers with an interval."""
         found = [(record["step"], mapping(record.get(name))) for record in self.measured]
-        ends = [(float(step), number(told.get("low")), number(told.get("high"))) for step, told in found]
-        return [(step, low, high) for step, low, high in ends if low is not None and high is not None]
+        ends = [
+            (float(step), number(told.get("low")), number(told.get("high"))) for step, told in found
+        ]
+        return [
+            (step, low, high) for step, low, high in ends if low is not None and high is not None
+        ]
 
     def levels(self) -> dict[str, list[Record]]:
         """{branch: rows by rising sigma}, each a mean over all updates, weighted by how many samples fell into the bin."""
@@ -67,8 +71,13 @@ class RunFiles:
             for branch, entries in mapping(record.get("levels")).items():
                 for entry in entries if isinstance(entries, list) else []:
                     if isinstance(entry, dict) and number(entry.get("sigma")) is not None:
-                        rows.setdefault(branch, {}).setdefault(round(entry["sigma"] * 20 - 0.5) / 20, []).append(entry)
-        return {branch: [_mean_row(bins[place]) for place in sorted(bins)] for branch, bins in rows.items()}
+                        rows.setdefault(branch, {}).setdefault(
+                            round(entry["sigma"] * 20 - 0.5) / 20, []
+                        ).append(entry)
+        return {
+            branch: [_mean_row(bins[place]) for place in sorted(bins)]
+            for branch, bins in rows.items()
+        }
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -116,7 +125,9 @@ def read_summary(folder: Path, notes: list[str]) -> Record:
 
 def _samples(folder: Path, notes: list[str]) -> list[tuple[int, Path]]:
     """(step, file) of the sample grids, by name."""
-    found = sorted((folder / "samples").glob("step[-_]*.png")) if (folder / "samples").is_dir() else []
+    found = (
+        sorted((folder / "samples").glob("step[-_]*.png")) if (folder / "samples").is_dir() else []
+    )
     if not found:
         notes.append("No sample grids: samples/ is missing or empty.")
     outside = [file for file in found if inside(folder, f"samples/{file.name}") is None]
@@ -138,17 +149,26 @@ def _curve(records: Sequence[Record], name: str) -> list[tuple[float, float]]:
 
 def _of(records: Sequence[Record], event: str) -> list[Record]:
     """The last record of each step, by step: a resumed run may have measured twice."""
-    return [record for _, record in sorted({record["step"]: record for record in records if record.get("event") == event}.items())]
+    return [
+        record
+        for _, record in sorted(
+            {record["step"]: record for record in records if record.get("event") == event}.items()
+        )
+    ]
 
 
 def _mean_row(entries: Sequence[Record]) -> Record:
     counts = [max(1.0, number(entry.get("n")) or 1.0) for entry in entries]
     row: Record = {"n": int(sum(counts))}
     for name in ("sigma", *LEVEL_NUMBERS):
-        values = [(number(entry.get(name)), count) for entry, count in zip(entries, counts, strict=True)]
+        values = [
+            (number(entry.get(name)), count) for entry, count in zip(entries, counts, strict=True)
+        ]
         known = [(value, count) for value, count in values if value is not None]
         if known:
-            row[name] = sum(value * count for value, count in known) / sum(count for _, count in known)
+            row[name] = sum(value * count for value, count in known) / sum(
+                count for _, count in known
+            )
     return row
 
 

@@ -61,7 +61,9 @@ class Comparison:
         said = mapping(mapping(self.summary.get("models")).get(key)).get(name)
         if number(said) is not None:
             return said
-        values = [shot.numbers[name] for shot in self.shots.get(key, {}).values() if name in shot.numbers]
+        values = [
+            shot.numbers[name] for shot in self.shots.get(key, {}).values() if name in shot.numbers
+        ]
         return {"value": sum(values) / len(values), "n": len(values)} if values else None
 
     def wins(self, name: str) -> dict[tuple[str, str], Record]:
@@ -88,11 +90,21 @@ def read_comparison(folder: Path) -> Comparison:
     notes: list[str] = []
     told = read_json(folder / RECORD, notes)
     if told and told.get("format") != FORMAT:
-        notes.append(f"{RECORD}: format {cut(told.get('format'), 20)}, written for another version; read as format {FORMAT}.")
+        notes.append(
+            f"{RECORD}: format {cut(told.get('format'), 20)}, written for another version; read as format {FORMAT}."
+        )
     shots = _shots(folder, notes)
     models = _models(told, shots, notes)
     summary = read_json(folder / SUMMARY, notes)
-    return Comparison(folder, told, models, {model.key: shots.get(model.key, {}) for model in models}, summary, _metrics(summary, shots), notes)
+    return Comparison(
+        folder,
+        told,
+        models,
+        {model.key: shots.get(model.key, {}) for model in models},
+        summary,
+        _metrics(summary, shots),
+        notes,
+    )
 
 
 def _shots(folder: Path, notes: list[str]) -> dict[str, dict[int, Shot]]:
@@ -117,7 +129,11 @@ def _shots(folder: Path, notes: list[str]) -> dict[str, dict[int, Shot]]:
 
 def _models(told: Record, shots: Mapping[str, Any], notes: list[str]) -> list[Model]:
     """As comparison.json names them, else as the lines do."""
-    named = [each for each in listing(told.get("models")) if isinstance(each, dict) and isinstance(each.get("key"), str)]
+    named = [
+        each
+        for each in listing(told.get("models"))
+        if isinstance(each, dict) and isinstance(each.get("key"), str)
+    ]
     records = named or [{"key": key} for key in shots]
     if len(records) > MOST_MODELS:
         notes.append(f"{len(records) - MOST_MODELS} of {len(records)} models are left out.")
@@ -131,14 +147,18 @@ def _model(told: Record) -> Model:
         kind=cut(told.get("kind") or "", 20),
         source=cut(told.get("source") or ""),
         trained_on=frozenset(map(str, listing(told.get("trained_on")))),
-        settings=told["settings"] if isinstance(told.get("settings"), dict) and told["settings"] else None,
+        settings=told["settings"]
+        if isinstance(told.get("settings"), dict) and told["settings"]
+        else None,
     )
 
 
 def _metrics(summary: Record, shots: Mapping[str, Mapping[int, Shot]]) -> dict[str, Metric]:
     """Of the numbers that the summary names, in its order; where there is none, of those in the lines."""
     told = mapping(summary.get("names"))
-    seen = dict.fromkeys(name for each in shots.values() for shot in each.values() for name in shot.numbers)
+    seen = dict.fromkeys(
+        name for each in shots.values() for shot in each.values() for name in shot.numbers
+    )
     return {name: recorded_metric(name, mapping(told.get(name))) for name in told or seen}
 
 
@@ -150,7 +170,9 @@ def recorded_metric(name: str, told: Record) -> Metric:
         name,
         label=cut(told.get("label") or known.label, 60),
         role=role if isinstance(role, str) and role in ROLES else known.role,
-        higher_is_better={1: True, -1: False, 0: None}[better] if better in (-1, 0, 1) else known.higher_is_better,
+        higher_is_better={1: True, -1: False, 0: None}[better]
+        if better in (-1, 0, 1)
+        else known.higher_is_better,
         description=description,
         unit=SHARE if description.startswith("Share ") else known.unit,
     )
@@ -160,4 +182,12 @@ def _turned(win: Record) -> Record:
     """The same comparison seen from the other model."""
     low, high = number(win.get("low")), number(win.get("high"))
     ends = {"low": 1 - high, "high": 1 - low} if low is not None and high is not None else {}
-    return {**win, **ends, "value": 1 - (number(win) or 0.0), "wins": win.get("losses"), "losses": win.get("wins"), "a": win.get("b"), "b": win.get("a")}
+    return {
+        **win,
+        **ends,
+        "value": 1 - (number(win) or 0.0),
+        "wins": win.get("losses"),
+        "losses": win.get("wins"),
+        "a": win.get("b"),
+        "b": win.get("a"),
+    }

@@ -19,7 +19,7 @@ from pathlib import Path
 
 
 MOST_JUDGES = 3
-OFF_TOPIC = "off_topic"
+OFF_TOPIC = "control_prompts"
 """The group of control prompts."""
 FOR_PICTURES, FOR_EXTREMES = BUDGET * 3 // 5, BUDGET * 2 // 5
 
@@ -85,10 +85,18 @@ def _lead(found: Comparison) -> str:
 def _headlines(wins: list[Matrix], styles: dict[str, str]) -> list[Headline]:
     """Of every model but the first, by the most independent number there is, with the judges that may say otherwise."""
     asked = [matrix for matrix in wins if matrix.metric.better > 0]
-    asked = [matrix for matrix in asked if matrix is asked[0] or matrix.metric.role == "judge"][:MOST_JUDGES]
+    asked = [matrix for matrix in asked if matrix is asked[0] or matrix.metric.role == "judge"][
+        :MOST_JUDGES
+    ]
     cells: dict[str, list[tuple[Metric, Cell]]] = {}
     for matrix in asked:
         for model, row in matrix.rows[1:]:
-            cells.setdefault(model.key, []).extend((matrix.metric, cell) for cell in row[:1] if cell is not None)
+            cells.setdefault(model.key, []).extend(
+                (matrix.metric, cell) for cell in row[:1] if cell is not None
+            )
     models = {model.key: model for matrix in asked for model, _ in matrix.rows}
-    return [Headline(models[key], styles[key], *found[0], found[1:]) for key, found in cells.items() if found]
+    return [
+        Headline(models[key], styles[key], *found[0], found[1:])
+        for key, found in cells.items()
+        if found
+    ]

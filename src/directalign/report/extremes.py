@@ -57,21 +57,37 @@ def _against(comparison: Comparison, first: Model, model: Model) -> Extremes | N
     by, then = _ranking(comparison, pairs)
     if not by:
         return None
-    known = [pair for pair in pairs if all(each.name in shot.numbers for each in by for shot in pair)]
+    known = [
+        pair for pair in pairs if all(each.name in shot.numbers for each in by for shot in pair)
+    ]
     ranked = sorted(((_gain(pair, by, then), pair) for pair in known), key=lambda each: each[0])
     better, worse = sum(gain[0] > 0 for gain, _ in ranked), sum(gain[0] < 0 for gain, _ in ranked)
     asked = [*by, *([then] if then is not None else [])]
     lost = [_pair(*pair, asked) for gain, pair in ranked if gain < (0, 0)]
     gained = [_pair(*pair, asked) for gain, pair in reversed(ranked) if gain > (0, 0)]
-    return Extremes(model, first, by, then, gained[:SHOWN], lost[:SHOWN], (better, worse, len(ranked) - better - worse))
+    return Extremes(
+        model,
+        first,
+        by,
+        then,
+        gained[:SHOWN],
+        lost[:SHOWN],
+        (better, worse, len(ranked) - better - worse),
+    )
 
 
-def _ranking(comparison: Comparison, pairs: Sequence[tuple[Shot, Shot]]) -> tuple[list[Metric], Metric | None]:
+def _ranking(
+    comparison: Comparison, pairs: Sequence[tuple[Shot, Shot]]
+) -> tuple[list[Metric], Metric | None]:
     """The numbers that decide, and one that decides between equals, best one that is not yes or no.
 
     All judges that give shares decide together, or the first number there is.
     """
-    known = [each for each in judging(comparison.metrics.values()) if any(each.name in one.numbers and each.name in two.numbers for one, two in pairs)]
+    known = [
+        each
+        for each in judging(comparison.metrics.values())
+        if any(each.name in one.numbers and each.name in two.numbers for one, two in pairs)
+    ]
     if not known:
         return [], None
     together = [each for each in known if each.role == "judge" and each.percent]
@@ -80,10 +96,16 @@ def _ranking(comparison: Comparison, pairs: Sequence[tuple[Shot, Shot]]) -> tupl
     return by, next((each for each in others if not each.percent), others[0] if others else None)
 
 
-def _gain(pair: tuple[Shot, Shot], by: Sequence[Metric], then: Metric | None) -> tuple[float, float]:
+def _gain(
+    pair: tuple[Shot, Shot], by: Sequence[Metric], then: Metric | None
+) -> tuple[float, float]:
     """What was gained by the numbers that decide, and by the one that decides between equals."""
     before, after = (shot.numbers for shot in pair)
-    tie = after[then.name] - before[then.name] if then is not None and then.name in before and then.name in after else 0.0
+    tie = (
+        after[then.name] - before[then.name]
+        if then is not None and then.name in before and then.name in after
+        else 0.0
+    )
     return sum(after[each.name] - before[each.name] for each in by), tie
 
 

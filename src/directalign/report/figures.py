@@ -40,14 +40,28 @@ def levels(run: RunFiles) -> list[Figure]:
     """Recovery error, gain and reward by noise level, one line per branch."""
     rows = run.levels()
     texts = {
-        "recovery_error": ("Recovery error", "How far the recovered image stands from the clean one. A level that stands out has too large a jump."),
-        "gain": ("Gain", "The share of the network's residual that reaches the image: above zero denoises, below inverts."),
-        "reward": ("Reward", "Mean over the run; a level far from the others is off the reward's distribution."),
+        "recovery_error": (
+            "Recovery error",
+            "How far the recovered image stands from the clean one. A level that stands out has too large a jump.",
+        ),
+        "gain": (
+            "Gain",
+            "The share of the network's residual that reaches the image: above zero denoises, below inverts.",
+        ),
+        "reward": (
+            "Reward",
+            "Mean over the run; a level far from the others is off the reward's distribution.",
+        ),
     }
     figures = []
     for key, (title, caption) in texts.items():
-        lines = [_level_line(branch, entries, key, style) for (branch, entries), style in zip(rows.items(), cycle(STYLES), strict=False)]
-        chart = line_chart(lines, Axes(x="noise level σ", y=title.lower()), f"{title} by noise level")
+        lines = [
+            _level_line(branch, entries, key, style)
+            for (branch, entries), style in zip(rows.items(), cycle(STYLES), strict=False)
+        ]
+        chart = line_chart(
+            lines, Axes(x="noise level σ", y=title.lower()), f"{title} by noise level"
+        )
         figures.append(Figure(title, chart, caption))
     return [figure for figure in figures if figure.chart]
 
@@ -56,17 +70,39 @@ def together(runs: Sequence[RunFiles]) -> list[Figure]:
     """What at least two of the runs were measured on, one chart each with a line per run in the colours of `styled`; no labels at the lines."""
     names: dict[str, int] = {}
     for run in runs:
-        for name in dict.fromkeys(name for record in run.measured for name in record if name not in NOT_TOGETHER):
+        for name in dict.fromkeys(
+            name for record in run.measured for name in record if name not in NOT_TOGETHER
+        ):
             names[name] = names.get(name, 0) + bool(run.measured_curve(name))
-    shared = [metric(name) for name, count in names.items() if count > 1 and not name.endswith("_neg") and not name.startswith("style_")]
-    return [figure for _, each in by_role(shared) for figure in (_one_together(runs, one) for one in each) if figure.chart]
+    shared = [
+        metric(name)
+        for name, count in names.items()
+        if count > 1 and not name.endswith("_neg") and not name.startswith("style_")
+    ]
+    return [
+        figure
+        for _, each in by_role(shared)
+        for figure in (_one_together(runs, one) for one in each)
+        if figure.chart
+    ]
 
 
 def _one_together(runs: Sequence[RunFiles], one: Metric) -> Figure:
     full = one.percent and one.role in ("judge", "adherence", "leakage")
-    axes = Axes("update", one.label.lower(), one.percent, y_low=0.0 if full or one.better < 0 else None, y_high=1.0 if full else None)
-    lines = [Series("", run.measured_curve(one.name), style, notes=[run.name] * len(run.measured)) for run, style in zip(runs, styled(len(runs)), strict=True)]
-    return Figure(one.label, line_chart(lines, axes, f"{one.label} by update, all runs"), one.description)
+    axes = Axes(
+        "update",
+        one.label.lower(),
+        one.percent,
+        y_low=0.0 if full or one.better < 0 else None,
+        y_high=1.0 if full else None,
+    )
+    lines = [
+        Series("", run.measured_curve(one.name), style, notes=[run.name] * len(run.measured))
+        for run, style in zip(runs, styled(len(runs)), strict=True)
+    ]
+    return Figure(
+        one.label, line_chart(lines, axes, f"{one.label} by update, all runs"), one.description
+    )
 
 
 def change_bar(change: Change) -> Markup:
@@ -80,7 +116,13 @@ def change_bar(change: Change) -> Markup:
 def rate_bars(numbers: Record) -> dict[str, Markup]:
     """A whisker each for the rates of a table row."""
     known = [key for key in ("photo_rate", "content") if span(numbers.get(key))]
-    return {key: interval_bar([_whisker("s0", numbers[key])], f"{percent_of(numbers[key])}, 95 % interval {span(numbers[key])}") for key in known}
+    return {
+        key: interval_bar(
+            [_whisker("s0", numbers[key])],
+            f"{percent_of(numbers[key])}, 95 % interval {span(numbers[key])}",
+        )
+        for key in known
+    }
 
 
 def _whisker(style: str, value: Record) -> tuple[str, tuple[float, float], float]:
@@ -89,4 +131,9 @@ def _whisker(style: str, value: Record) -> tuple[str, tuple[float, float], float
 
 def _level_line(branch: str, entries: Sequence[Record], key: str, style: str) -> Series:
     known = [entry for entry in entries if key in entry]
-    return Series(branch, [(entry["sigma"], entry[key]) for entry in known], style, notes=[f"{entry['n']} samples" for entry in known])
+    return Series(
+        branch,
+        [(entry["sigma"], entry[key]) for entry in known],
+        style,
+        notes=[f"{entry['n']} samples" for entry in known],
+    )

@@ -18,7 +18,11 @@ def number(value: Any) -> float | None:
     """A finite number, or the value of an interval; None for anything else."""
     if isinstance(value, dict):
         value = value.get("value")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < float("inf"):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not abs(value) < float("inf")
+    ):
         return None
     return float(value)
 

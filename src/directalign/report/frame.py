@@ -41,11 +41,20 @@ class Frame:
     base: float
 
     @classmethod
-    def around(cls, xs: Sequence[Number], ys: Sequence[Number], axes: Axes, size: tuple[int, int], letters: int) -> Frame:
+    def around(
+        cls,
+        xs: Sequence[Number],
+        ys: Sequence[Number],
+        axes: Axes,
+        size: tuple[int, int],
+        letters: int,
+    ) -> Frame:
         """A frame for these numbers that leaves room for labels of so many `letters` on the right."""
         x_low, x_high = _span(xs, axes.x_low, axes.x_high, 0.0)
         y_low, y_high = _span(ys, axes.y_low, axes.y_high, 0.06)
-        return cls(x_low, x_high, y_low, y_high, size[0] - 14 - LETTER * letters, float(size[1] - BOTTOM))
+        return cls(
+            x_low, x_high, y_low, y_high, size[0] - 14 - LETTER * letters, float(size[1] - BOTTOM)
+        )
 
     def x(self, value: Number) -> float:
         return LEFT + (value - self.x_low) / (self.x_high - self.x_low) * (self.right - LEFT)
@@ -59,12 +68,22 @@ class Frame:
         rows = ticks(self.y_low, self.y_high)
         for value, text in zip(rows, told_apart(rows, axes.percent), strict=True):
             y = self.y(value)
-            parts.append(f'<line class="grid" x1="{LEFT}" x2="{self.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+            parts.append(
+                f'<line class="grid" x1="{LEFT}" x2="{self.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            )
+            parts.append(
+                f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
+            )
         for value in ticks(self.x_low, self.x_high):
-            parts.append(f'<text class="tick" x="{self.x(value):.1f}" y="{self.base + 18}" text-anchor="middle">{written(value, axes.percent_x)}</text>')
-        parts.append(f'<line class="axis" x1="{LEFT}" x2="{self.right:.1f}" y1="{self.base}" y2="{self.base}"/>')
-        parts.append(f'<text class="name" x="{(LEFT + self.right) / 2:.1f}" y="{self.base + 37}" text-anchor="middle">{escape(axes.x)}</text>')
+            parts.append(
+                f'<text class="tick" x="{self.x(value):.1f}" y="{self.base + 18}" text-anchor="middle">{written(value, axes.percent_x)}</text>'
+            )
+        parts.append(
+            f'<line class="axis" x1="{LEFT}" x2="{self.right:.1f}" y1="{self.base}" y2="{self.base}"/>'
+        )
+        parts.append(
+            f'<text class="name" x="{(LEFT + self.right) / 2:.1f}" y="{self.base + 37}" text-anchor="middle">{escape(axes.x)}</text>'
+        )
         return parts
 
 
@@ -74,13 +93,21 @@ def ticks(low: Number, high: Number, about: int = 4) -> list[float]:
     size = 10 ** math.floor(math.log10(raw))
     step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [float(round(index * step, 12)) for index in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [
+        float(round(index * step, 12)) for index in range(first, math.floor(high / step + 1e-9) + 1)
+    ]
 
 
-def _span(values: Sequence[Number], low: Number | None, high: Number | None, margin: float) -> tuple[float, float]:
+def _span(
+    values: Sequence[Number], low: Number | None, high: Number | None, margin: float
+) -> tuple[float, float]:
     """Ends of an axis: the data with a margin, or what is asked for where the data stays inside it; never empty."""
     least, most = min(values), max(values)
     pad = margin * (most - least)
     start = least - pad if low is None else min(low, least)
     end = most + pad if high is None else max(high, most)
-    return (float(start), float(end)) if end - start > 1e-12 * max(1.0, abs(end)) else (start - 0.5, end + 0.5)
+    return (
+        (float(start), float(end))
+        if end - start > 1e-12 * max(1.0, abs(end))
+        else (start - 0.5, end + 0.5)
+    )

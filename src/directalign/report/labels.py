@@ -85,10 +85,16 @@ def _free(label: Label, frame: Frame, drawn: Sequence[Place]) -> _Placed:
     right, left = label.x + label.gap, label.x - label.gap
     shifts = (0.0, -ROOM, ROOM)
     tried = [_Placed(label, right, label.y + 4 + shift, "start") for shift in shifts]
-    narrow = replace(label, letters=min(LABEL_LETTERS, max(map(len, label.text.split()), default=1)))
+    narrow = replace(
+        label, letters=min(LABEL_LETTERS, max(map(len, label.text.split()), default=1))
+    )
     if "…" not in "".join(narrow.lines):
         tried += [_Placed(narrow, right, label.y + 4 + shift, "start") for shift in shifts]
-    tried += [_Placed(label, left, label.y + 4 + shift, "end") for shift in shifts if left - label.width > frame.x(frame.x_low)]
+    tried += [
+        _Placed(label, left, label.y + 4 + shift, "end")
+        for shift in shifts
+        if left - label.width > frame.x(frame.x_low)
+    ]
     inside = [each for each in tried if TOP <= each.y <= frame.base + LABEL_LINE] or tried
     return min(inside, key=lambda each: _covered(each, drawn))
 
@@ -100,7 +106,10 @@ def _covered(placed: _Placed, drawn: Sequence[Place]) -> int:
 
 
 def _text(placed: _Placed, y: Number) -> str:
-    spans = "".join(f'<tspan x="{placed.x:.1f}" dy="{LABEL_LINE if row else 0}">{escape(line)}</tspan>' for row, line in enumerate(placed.label.lines))
+    spans = "".join(
+        f'<tspan x="{placed.x:.1f}" dy="{LABEL_LINE if row else 0}">{escape(line)}</tspan>'
+        for row, line in enumerate(placed.label.lines)
+    )
     return f'<text class="label {placed.label.style}" x="{placed.x:.1f}" y="{y:.1f}" text-anchor="{placed.anchor}">{spans}</text>'
 
 
@@ -109,7 +118,9 @@ def broken(label: str, letters: int = LABEL_LETTERS) -> list[str]:
     return textwrap.wrap(label, letters, max_lines=3, placeholder=" …") or [""]
 
 
-def apart(wanted: Sequence[Number], sizes: Sequence[Number], low: Number, high: Number) -> list[Number]:
+def apart(
+    wanted: Sequence[Number], sizes: Sequence[Number], low: Number, high: Number
+) -> list[Number]:
     """Rising positions for things of the given sizes: none over another, kept inside [low, high] where they fit."""
     places: list[Number] = []
     for index, value in enumerate(wanted):

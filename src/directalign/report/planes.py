@@ -39,13 +39,18 @@ class Plane:
 
 
 def of_run(run: RunFiles) -> list[Plane]:
-    """One plane for each number that the recipe's `stop.drift` limits, else for the colour drift and the content; none without a judge."""
+    """One plane for each number that the recipe's `early_stopping.max_degradation` limits, else for the colour drift and the content; none without a judge."""
     allowed = mapping(run.setting("stop", "drift"))
     judge = _judge([run])
-    drifts = [metric(name) for name in allowed or DRIFTS if judge is not None and name != judge.name]
+    drifts = [
+        metric(name) for name in allowed or DRIFTS if judge is not None and name != judge.name
+    ]
     if judge is None:
         return []
-    found = [_plane([run], judge, drift, _limits(run, drift, number(allowed.get(drift.name)))) for drift in drifts]
+    found = [
+        _plane([run], judge, drift, _limits(run, drift, number(allowed.get(drift.name))))
+        for drift in drifts
+    ]
     return [plane for plane in found if plane.charts][:MOST_PLANES]
 
 
@@ -79,24 +84,44 @@ def _judge(runs: Sequence[RunFiles]) -> Metric | None:
     return next((metric(name) for name in wanted if name in recorded), None)
 
 
-def _plane(runs: Sequence[RunFiles], judge: Metric, drift: Metric, limits: Sequence[Mark] = ()) -> Plane:
+def _plane(
+    runs: Sequence[RunFiles], judge: Metric, drift: Metric, limits: Sequence[Mark] = ()
+) -> Plane:
     alone = len(runs) == 1
     lines, spots = [], []
     for run, style in zip(runs, [BASE] if alone else styled(len(runs)), strict=True):
         path = _path(run, judge, drift)
         notes = [f"after {step:.0f} updates" for step, _ in path]
-        lines.append(Series("" if alone else cut(run.name, 40), [point for _, point in path], style, notes=notes))
-        spots += _spots(run, path, "s0") if alone else [Spot(spot.point, "", spot.kind, style) for spot in _spots(run, path, style)[1:]]
+        lines.append(
+            Series(
+                "" if alone else cut(run.name, 40), [point for _, point in path], style, notes=notes
+            )
+        )
+        spots += (
+            _spots(run, path, "s0")
+            if alone
+            else [Spot(spot.point, "", spot.kind, style) for spot in _spots(run, path, style)[1:]]
+        )
     most = max((float(mark.x) * 1.04 for mark in limits), default=None)
     title = f"{drift.label} against {judge.label}" + ("" if alone else ", one line per run")
-    charts = {name: line_chart(lines, axes_of(judge, drift, most), title, True, size, limits, spots) for name, size in SIZES.items()}
-    return Plane(judge, drift, {name: chart for name, chart in charts.items() if chart}, bool(limits))
+    charts = {
+        name: line_chart(lines, axes_of(judge, drift, most), title, True, size, limits, spots)
+        for name, size in SIZES.items()
+    }
+    return Plane(
+        judge, drift, {name: chart for name, chart in charts.items() if chart}, bool(limits)
+    )
 
 
 def _path(run: RunFiles, judge: Metric, drift: Metric) -> list[tuple[float, Point]]:
     """(step, point) of every measurement, on the same pairs throughout where the records tell."""
-    found = [(float(record["step"]), _value(record, judge.name), _value(record, drift.name)) for record in run.measured]
-    return [(step, (across, up)) for step, across, up in found if across is not None and up is not None]
+    found = [
+        (float(record["step"]), _value(record, judge.name), _value(record, drift.name))
+        for record in run.measured
+    ]
+    return [
+        (step, (across, up)) for step, across, up in found if across is not None and up is not None
+    ]
 
 
 def _value(record: Record, name: str) -> float | None:
@@ -110,14 +135,34 @@ def _spots(run: RunFiles, path: Sequence[tuple[float, Point]], style: str) -> li
     if not path:
         return []
     end = ending(run)
-    start = Spot(path[0][1], "base model" if path[0][0] == 0 else f"update {path[0][0]:.0f}", "start", BASE)
+    start = Spot(
+        path[0][1], "base model" if path[0][0] == 0 else f"update {path[0][0]:.0f}", "start", BASE
+    )
     if end is None:
-        return [start, *([Spot(path[-1][1], f"update {path[-1][0]:.0f}", "end", style)] if len(path) > 1 else [])]
+        return [
+            start,
+            *(
+                [Spot(path[-1][1], f"update {path[-1][0]:.0f}", "end", style)]
+                if len(path) > 1
+                else []
+            ),
+        ]
     asked = [(KEPT, end.kept, "kept"), (STOP, end.stop, "stopped")]
     if end.stop is not None and end.stop == end.kept:
         asked = [(KEPT, end.kept, "stopped and kept")]
-    found = [(kind, at, word, [point for step, point in path if step <= at]) for kind, at, word in asked if at is not None]
-    return [start, *(Spot(points[-1], f"{word}: update {at:.0f}", kind, kind) for kind, at, word, points in found if points)]
+    found = [
+        (kind, at, word, [point for step, point in path if step <= at])
+        for kind, at, word in asked
+        if at is not None
+    ]
+    return [
+        start,
+        *(
+            Spot(points[-1], f"{word}: update {at:.0f}", kind, kind)
+            for kind, at, word, points in found
+            if points
+        ),
+    ]
 
 
 def _limits(run: RunFiles, drift: Metric, allowed: float | None) -> list[Mark]:
@@ -125,5 +170,7 @@ def _limits(run: RunFiles, drift: Metric, allowed: float | None) -> list[Mark]:
     base = _value(run.measured[0], drift.name) if run.measured else None
     if base is None or allowed is None:
         return []
-    ends = {1: [base - allowed], -1: [base + allowed]}.get(drift.better, [base - allowed, base + allowed])
+    ends = {1: [base - allowed], -1: [base + allowed]}.get(
+        drift.better, [base - allowed, base + allowed]
+    )
     return [Mark(end, "budget", STOP, across=True) for end in ends]

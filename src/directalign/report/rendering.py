@@ -27,10 +27,20 @@ FILTERS = {
 
 def render(template: str, notes: list[str], **context: Any) -> str:
     """The page; of very many notes the first ones and how many there are more."""
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters.update(FILTERS)
-    style, script = (Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("style.css", "page.js"))
-    return environment.get_template(template).render(style=style, script=script, notes=_few(notes), **context)
+    style, script = (
+        Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("style.css", "page.js")
+    )
+    return environment.get_template(template).render(
+        style=style, script=script, notes=_few(notes), **context
+    )
 
 
 def repeat_command(run: RunFiles) -> str:
@@ -40,10 +50,18 @@ def repeat_command(run: RunFiles) -> str:
 
 def environment_of(record: Record) -> list[tuple[str, Any]]:
     """Commit, machine and versions of a summary, as name and value."""
-    parts = {"commit": record.get("commit"), **mapping(record.get("machine")), **mapping(record.get("versions"))}
+    parts = {
+        "commit": record.get("commit"),
+        **mapping(record.get("machine")),
+        **mapping(record.get("versions")),
+    }
     return [(name, writing.cut(value)) for name, value in parts.items() if value is not None]
 
 
 def _few(notes: list[str]) -> list[str]:
     told = list(dict.fromkeys(writing.cut(note) for note in notes))
-    return told if len(told) <= MOST_NOTES else [*told[:MOST_NOTES], f"... and {len(told) - MOST_NOTES:,} more."]
+    return (
+        told
+        if len(told) <= MOST_NOTES
+        else [*told[:MOST_NOTES], f"... and {len(told) - MOST_NOTES:,} more."]
+    )

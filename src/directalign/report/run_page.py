@@ -23,7 +23,9 @@ def html(run: RunFiles) -> str:
     """The whole page."""
     end = ending(run)
     frames = strips.frames_of(run, kept=end.kept if end else None)
-    compared = read_comparison(run.folder / EVALUATION) if is_comparison(run.folder / EVALUATION) else None
+    compared = (
+        read_comparison(run.folder / EVALUATION) if is_comparison(run.folder / EVALUATION) else None
+    )
     ends = extremes(compared) if compared else []
     pictures = pictures_of(compared, ends, BUDGET // 2) if compared else Album({}, False)
     run.notes.extend(f"{EVALUATION}/{note}" for note in (compared.notes if compared else []))
@@ -53,7 +55,11 @@ def html(run: RunFiles) -> str:
 
 def _frame(steps: Sequence[int], end: Ending | None) -> int:
     """Which grid stands right of the line at first: that of the weights that are left, where there is one after the first grid."""
-    kept = [place for place, step in enumerate(steps) if place > 0 and end is not None and step == end.kept]
+    kept = [
+        place
+        for place, step in enumerate(steps)
+        if place > 0 and end is not None and step == end.kept
+    ]
     return kept[0] if kept else len(steps) - 1
 
 
@@ -69,7 +75,7 @@ def _facts(run: RunFiles) -> list[tuple[str, Any]]:
         ("Desired words", ", ".join(map(str, words[0]))),
         ("Undesired words", ", ".join(map(str, words[1]))),
         ("Branches", run.setting("method", "branches")),
-        ("Sampling steps of a rollout", run.setting("rollout", "num_sampling_steps")),
+        ("Sampling steps of a rollout", run.setting("rollout", "num_inference_steps")),
         ("Learning rate", run.setting("train", "learning_rate")),
         ("Updates", f"{len(run.steps)} of {run.setting('train', 'num_steps', default='?')}"),
         ("Batch", run.setting("data", "batch_size")),

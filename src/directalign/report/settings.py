@@ -34,9 +34,25 @@ def differing(models: Sequence[Mapping[str, Any] | None]) -> list[tuple[str, lis
     """
     told = [flat(settings) if settings else None for settings in models]
     known = [settings for settings in told if settings is not None]
-    names = dict.fromkeys(name for settings in known for name in settings if name not in NOT_A_SETTING)
-    rows = [(name, [ABSENT if settings is None else text_of(settings, name) for settings in told]) for name in names]
-    return [(name, texts) for name, texts in rows if len({text for text, settings in zip(texts, told, strict=True) if _has_section(settings, name)}) > 1]
+    names = dict.fromkeys(
+        name for settings in known for name in settings if name not in NOT_A_SETTING
+    )
+    rows = [
+        (name, [ABSENT if settings is None else text_of(settings, name) for settings in told])
+        for name in names
+    ]
+    return [
+        (name, texts)
+        for name, texts in rows
+        if len(
+            {
+                text
+                for text, settings in zip(texts, told, strict=True)
+                if _has_section(settings, name)
+            }
+        )
+        > 1
+    ]
 
 
 def _has_section(settings: Record | None, name: str) -> bool:
@@ -53,6 +69,10 @@ def text_of(settings: Mapping[str, Any], name: str) -> str:
         return cut(value, 120)
     if isinstance(value, float):
         return f"{value:g}"
-    if isinstance(value, list) and value and all(isinstance(each, (str, int, float)) for each in value):
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(each, (str, int, float)) for each in value)
+    ):
         return cut(", ".join(map(str, value)), 120)
     return cut(json.dumps(value, ensure_ascii=False, default=str), 120)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 REASONS = {
     "drift": "what it may lose was lost",
-    "judge_patience": "its judge found nothing better any more",
+    "patience": "its judge found nothing better any more",
     "score_peak": "the absolute score fell from its peak",
 }
 STOP, KEPT = "stop", "kept"
@@ -27,10 +27,18 @@ class Ending:
 
     def sentences(self) -> list[str]:
         """What stands on top of the page."""
-        kept = f"The weights that are left are those after update {self.kept:.0f}." if self.kept is not None else ""
+        kept = (
+            f"The weights that are left are those after update {self.kept:.0f}."
+            if self.kept is not None
+            else ""
+        )
         if self.stop is None:
             return [f"The run went on to its end. {kept}"]
-        return [each for each in (f"This run stopped itself after update {self.stop:.0f}: {self.says}", kept) if each]
+        return [
+            each
+            for each in (f"This run stopped itself after update {self.stop:.0f}: {self.says}", kept)
+            if each
+        ]
 
     def marks(self) -> list[Mark]:
         """Where both stand on a chart of updates."""

@@ -29,7 +29,11 @@ RIVALS = {
     "flowbp": "FlowBP",
     "flow_grpo": "Flow-GRPO",
 }
-RIVAL_FORMS = {"absolute": "one score", "relative": "the relative reward", "anchored": "the anchored reward"}
+RIVAL_FORMS = {
+    "absolute": "one score",
+    "relative": "the relative reward",
+    "anchored": "the anchored reward",
+}
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,22 @@ def changes(run: RunFiles) -> list[Change]:
     if len(ends) < 2:
         return []
     first, last = ends
-    known = [each for each in _telling(last) if number(first.get(each[1])) is not None and number(last.get(each[1])) is not None]
+    known = [
+        each
+        for each in _telling(last)
+        if number(first.get(each[1])) is not None and number(last.get(each[1])) is not None
+    ]
     return [Change(title, key, better, first[key], last[key]) for title, key, better in known]
 
 
 def _telling(measured: Record) -> list[tuple[str, str, int]]:
     """(title, key, better) of the numbers that stand on top of a page; without the world's judge held-out rewards take its place."""
     judged = [("Photo rate", "photo_rate", 1), ("Content right", "content", 1)]
-    held_out = [] if "photo_rate" in measured else [metric(key) for key in measured if key.startswith(HELD_OUT)]
+    held_out = (
+        []
+        if "photo_rate" in measured
+        else [metric(key) for key in measured if key.startswith(HELD_OUT)]
+    )
     others = [(each.label, each.name, each.better) for each in held_out if each.better > 0][:2]
     return [*judged, *others, ("Colour drift", "color_drift", -1), ("Reward", "reward", 1)]
 
@@ -78,7 +90,10 @@ def align_seconds(run: RunFiles) -> float | None:
 
 def method_of(run: RunFiles) -> str:
     """What was done, in words: the method and what it asked of the reward."""
-    name, form = run.setting("method", "name", default="srpo"), run.setting("method", "form", default="relative")
+    name, form = (
+        run.setting("method", "name", default="srpo"),
+        run.setting("method", "form", default="relative"),
+    )
     if name in RIVALS:
         return f"{RIVALS[name]} ({RIVAL_FORMS.get(form, form)})"
     return FORMS.get(form, "alignment")
@@ -103,8 +118,15 @@ def lead(run: RunFiles) -> str:
     """One or two sentences on top of a run's page."""
     method = method_of(run)
     taken = f"{len(run.steps)} update{'s' if len(run.steps) != 1 else ''} of {method}, {seconds(align_seconds(run))}"
-    told = [f"{change.title.lower()} {shown(change.before)} → {shown(change.after)}" for change in changes(run)]
-    return f"{taken}: {', '.join(told)}." if told else f"{taken}. Nothing was measured before and after."
+    told = [
+        f"{change.title.lower()} {shown(change.before)} → {shown(change.after)}"
+        for change in changes(run)
+    ]
+    return (
+        f"{taken}: {', '.join(told)}."
+        if told
+        else f"{taken}. Nothing was measured before and after."
+    )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,18 @@ from typing import TypeVar
 from PIL import Image
 
 
-__all__ = ["Film", "Frames", "cells", "data_uri", "film", "frames_of", "pixelated", "prompts_of", "shown", "spread"]
+__all__ = [
+    "Film",
+    "Frames",
+    "cells",
+    "data_uri",
+    "film",
+    "frames_of",
+    "pixelated",
+    "prompts_of",
+    "shown",
+    "spread",
+]
 COLUMNS, CELLS = 4, 8
 """The layout of a sample grid where samples.json does not say."""
 MAX_STEPS, MAX_CELLS = 9, 12
@@ -39,13 +50,17 @@ def frames_of(run: RunFiles, most: int = MAX_STEPS, kept: float | None = None) -
     chosen = spread(run.samples, most)
     chosen = sorted({*chosen, *(sample for sample in run.samples if sample[0] == kept)})
     if len(chosen) < len(run.samples):
-        run.notes.append(f"{len(run.samples) - len(chosen)} of {len(run.samples)} sample grids are left out.")
+        run.notes.append(
+            f"{len(run.samples) - len(chosen)} of {len(run.samples)} sample grids are left out."
+        )
     frames = []
     for step, file in chosen:
         try:
             frames.append((step, [_small(cell) for cell in cells(file, len(prompts_of(run)))]))
         except UNREADABLE as error:
-            run.notes.append(f"samples/{file.name}: not readable as an image ({type(error).__name__}), left out.")
+            run.notes.append(
+                f"samples/{file.name}: not readable as an image ({type(error).__name__}), left out."
+            )
     return frames
 
 
@@ -70,7 +85,11 @@ def spread(items: Sequence[T], most: int) -> list[T]:
     """At most `most` of the items, evenly spaced, both ends kept."""
     if len(items) <= most:
         return list(items)
-    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)] if most > 1 else list(items[:most])
+    return (
+        [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
+        if most > 1
+        else list(items[:most])
+    )
 
 
 def cells(file: Path, count: int = 0) -> list[Image.Image]:
@@ -80,8 +99,14 @@ def cells(file: Path, count: int = 0) -> list[Image.Image]:
     columns = min(COLUMNS, number)
     width, height = grid.width // columns, grid.height // -(-number // columns)
     if width == 0 or height == 0:
-        raise ValueError(f"{file.name}: {grid.width} x {grid.height} pixels do not hold {number} images")
-    boxes = [(x * width, y * height, (x + 1) * width, (y + 1) * height) for y in range(grid.height // height) for x in range(columns)]
+        raise ValueError(
+            f"{file.name}: {grid.width} x {grid.height} pixels do not hold {number} images"
+        )
+    boxes = [
+        (x * width, y * height, (x + 1) * width, (y + 1) * height)
+        for y in range(grid.height // height)
+        for x in range(columns)
+    ]
     images = [grid.crop(box) for box in boxes[:number]]
     while not count and len(images) > 1 and images[-1].getextrema() == ((255, 255),) * 3:
         images.pop()

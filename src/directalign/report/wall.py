@@ -41,14 +41,30 @@ class Wall:
 def wall(comparison: Comparison, budget: int) -> Wall:
     """At most `MOST_PROMPTS` pairs, as evenly from every group as there are; rows without any readable picture are left out."""
     everywhere = Counter(index for shots in comparison.shots.values() for index in shots)
-    chosen = _chosen(comparison, [index for index, count in sorted(everywhere.items()) if count > 1 or len(comparison.models) == 1])
+    chosen = _chosen(
+        comparison,
+        [
+            index
+            for index, count in sorted(everywhere.items())
+            if count > 1 or len(comparison.models) == 1
+        ],
+    )
     told = _told(comparison)
     rows = [_row(comparison, index, told) for index in chosen]
-    pictures = album(comparison.folder, [cell[0] for row in rows for cell in row.cells if cell], comparison.notes, budget)
+    pictures = album(
+        comparison.folder,
+        [cell[0] for row in rows for cell in row.cells if cell],
+        comparison.notes,
+        budget,
+    )
     kept = [row for row in rows if any(cell and cell[0] in pictures for cell in row.cells)]
     if len(everywhere) > len(kept):
-        comparison.notes.append(f"Pictures of {len(everywhere) - len(kept):,} of {counted(len(everywhere), 'pair')} are left out, to keep the page small.")
-    return Wall(kept, list(dict.fromkeys(row.group for row in kept if row.group)), len(everywhere), pictures)
+        comparison.notes.append(
+            f"Pictures of {len(everywhere) - len(kept):,} of {counted(len(everywhere), 'pair')} are left out, to keep the page small."
+        )
+    return Wall(
+        kept, list(dict.fromkeys(row.group for row in kept if row.group)), len(everywhere), pictures
+    )
 
 
 def _chosen(comparison: Comparison, indices: list[int]) -> list[int]:
@@ -63,7 +79,12 @@ def _chosen(comparison: Comparison, indices: list[int]) -> list[int]:
         seen[shot.group, shot.prompt] += 1
         place.setdefault(shot.group, []).append(index)
     queues = [spread(first, most) + again.get(group, []) for group, first in groups.items()]
-    in_turn = [queue[place] for place in range(max(map(len, queues), default=0)) for queue in queues if place < len(queue)]
+    in_turn = [
+        queue[place]
+        for place in range(max(map(len, queues), default=0))
+        for queue in queues
+        if place < len(queue)
+    ]
     return sorted(in_turn[:most])
 
 
@@ -84,4 +105,11 @@ def _row(comparison: Comparison, index: int, told: list[Metric]) -> Row:
 
 
 def _numbers(shot: Shot, told: list[Metric]) -> str:
-    return json.dumps({each.label: of_one_image(each, shot.numbers[each.name]) for each in told if each.name in shot.numbers}, ensure_ascii=False)
+    return json.dumps(
+        {
+            each.label: of_one_image(each, shot.numbers[each.name])
+            for each in told
+            if each.name in shot.numbers
+        },
+        ensure_ascii=False,
+    )

@@ -58,8 +58,13 @@ def matrices(comparison: Comparison) -> list[Matrix]:
     for _, metrics in by_role(comparison.metrics.values()):
         for each in metrics:
             wins = comparison.wins(each.name)
-            models = [model for model in comparison.models if any(model.key in pair for pair in wins)]
-            rows = [(row, [_cell(wins.get((column.key, row.key))) for column in models]) for row in models]
+            models = [
+                model for model in comparison.models if any(model.key in pair for pair in wins)
+            ]
+            rows = [
+                (row, [_cell(wins.get((column.key, row.key))) for column in models])
+                for row in models
+            ]
             if len(models) > 1:
                 found.append(Matrix(each, models, rows))
     return found
@@ -67,7 +72,11 @@ def matrices(comparison: Comparison) -> list[Matrix]:
 
 def corrected(comparison: Comparison) -> bool:
     """Whether the records tell p after Holm's correction for how many tests there are."""
-    return any("p_holm" in record for each in comparison.metrics for record in comparison.wins(each).values())
+    return any(
+        "p_holm" in record
+        for each in comparison.metrics
+        for record in comparison.wins(each).values()
+    )
 
 
 def _cell(win: Record | None) -> Cell | None:
@@ -76,10 +85,17 @@ def _cell(win: Record | None) -> Cell | None:
         return None
     value, ends = interval(win, percent=True)
     low, high = (number(win.get(end)) for end in ("low", "high"))
-    counts = [(win.get(names), name, names) for name, names in (("win", "wins"), ("loss", "losses"), ("tie", "ties"))]
-    told = ", ".join(counted(count, name, names) for count, name, names in counts if isinstance(count, int))
+    counts = [
+        (win.get(names), name, names)
+        for name, names in (("win", "wins"), ("loss", "losses"), ("tie", "ties"))
+    ]
+    told = ", ".join(
+        counted(count, name, names) for count, name, names in counts if isinstance(count, int)
+    )
     span = (share if low is None else low, share if high is None else high)
     holm = number(win.get("p_holm"))
     side = "for" if span[0] > 0.5 else "against" if span[1] < 0.5 else "even"
     bar = interval_bar([(STYLES[side], span, share)], f"{value} of pairs won ({ends})", middle=0.5)
-    return Cell(share, side, value, ends, chance(win.get("p")), holm is not None and holm < LEVEL, told, bar)
+    return Cell(
+        share, side, value, ends, chance(win.get("p")), holm is not None and holm < LEVEL, told, bar
+    )

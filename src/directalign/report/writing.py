@@ -18,7 +18,13 @@ MOST_LETTERS = 400
 
 def written(value: Number, percent: bool = False, digits: int = 3) -> str:
     """Three significant digits or as many as asked for."""
-    text = f"{100 * value:.{digits}g}\u00a0%" if percent else f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
+    text = (
+        f"{100 * value:.{digits}g}\u00a0%"
+        if percent
+        else f"{value:.{digits}g}"
+        if abs(value) < 1000
+        else f"{value:,.0f}"
+    )
     return text.replace("-", "−") if "e" not in text else text
 
 
@@ -41,7 +47,11 @@ def told_apart(values: Sequence[Number], percent: bool = False) -> list[str]:
 
 def decimals_for(width: Number) -> int:
     """Decimals that show a step of `width` with two digits: 0.013 needs three; never fewer than none, nor more than six."""
-    return 3 if width <= 0 or not math.isfinite(width) else min(6, max(0, 1 - math.floor(math.log10(width))))
+    return (
+        3
+        if width <= 0 or not math.isfinite(width)
+        else min(6, max(0, 1 - math.floor(math.log10(width))))
+    )
 
 
 def fixed(value: Number, decimals: int, percent: bool = False, sign: bool = False) -> str:
@@ -61,13 +71,19 @@ def interval(told: Any, percent: bool = False) -> tuple[str, str]:
     value = number(told)
     if value is None:
         return "–", ""
-    low, high = (number(told.get(end)) for end in ("low", "high")) if isinstance(told, dict) else (None, None)
+    low, high = (
+        (number(told.get(end)) for end in ("low", "high"))
+        if isinstance(told, dict)
+        else (None, None)
+    )
     if low is None or high is None or (low == high and number(told.get("n")) == 1):
         return (percent_of(value) if percent else written(value)), ""
     wanted = decimals_for((high - low) / 2)
     decimals = max(2, wanted - 1) if percent else wanted
     ends = [fixed(end, decimals, percent).removesuffix("\u00a0%") for end in (low, high)]
-    return fixed(value, decimals, percent), " – ".join(ends) if any(end.startswith("−") for end in ends) else "–".join(ends)
+    return fixed(value, decimals, percent), " – ".join(ends) if any(
+        end.startswith("−") for end in ends
+    ) else "–".join(ends)
 
 
 def percent_of(value: Any) -> str:
@@ -89,7 +105,11 @@ def shown(value: Any) -> str:
 
 def span(value: Any) -> str:
     """The 95 % interval of a rate, in points; empty for a number without one."""
-    if not isinstance(value, dict) or number(value.get("low")) is None or number(value.get("high")) is None:
+    if (
+        not isinstance(value, dict)
+        or number(value.get("low")) is None
+        or number(value.get("high")) is None
+    ):
         return ""
     return f"{100 * value['low']:.0f}–{100 * value['high']:.0f}"
 
@@ -111,7 +131,11 @@ def chance(p: Any) -> str:
         return ""
     if found < 0.001:
         return "p < .001"
-    return "p = 1" if found >= 0.995 else f"p = {found:.{2 if found >= 0.01 else 3}f}".replace("= 0.", "= .")
+    return (
+        "p = 1"
+        if found >= 0.995
+        else f"p = {found:.{2 if found >= 0.01 else 3}f}".replace("= 0.", "= .")
+    )
 
 
 def counted(count: int, thing: str, things: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Directions in feature space along which a reward is exploited, for `reward.project`.
+"""Directions in feature space along which a reward is exploited, for `reward.project_out`.
 
 A model that exploits an embedding cosine moves the features of all images the same way, and a
 reward without that direction resists it (judgebench, 2026). Directions are fitted from paired
@@ -61,7 +61,7 @@ class Request:
     keep: config.ControlPhrases = field(default_factory=config.ControlPhrases)
     keep_examples: str | None = None
     components: int = 1
-    num_pairs: int = 64
+    num_samples: int = 64
 
 
 @dataclass(frozen=True)
@@ -135,14 +135,14 @@ class NamedImages:
         return NamedImages(tuple(names), [self.images[i] for i in indices], prompts)
 
 
-def read_images(source: Path, base: bool, num_pairs: int, key: str) -> NamedImages:
-    """Images of a folder, or `num_pairs` samples of a run's `base` or trained model.
+def read_images(source: Path, base: bool, num_samples: int, key: str) -> NamedImages:
+    """Images of a folder, or `num_samples` samples of a run's `base` or trained model.
 
     Raises: DirectAlignError naming the option `key`: no folder, no image, or one not decodable.
     """
     if (source / "run.yaml").is_file():
         run, trained = run_of(source)
-        pairs = fixed_pairs(measured_prompts(run.data), num_pairs)
+        pairs = fixed_pairs(measured_prompts(run.data), num_samples)
         model = trained_family(run, None if base else trained)
         size = run.evaluate.batch_size
         images = generate(model, pairs.prompts, pairs.seeds, run.rollout, size)
@@ -212,12 +212,12 @@ class Shifts:
 def _image_shifts(request: Request, reward: Reward, device: str) -> Shifts:
     source, key = request.before or request.after, "--before" if request.before else "--after"
     assert source is not None
-    before = read_images(source, True, request.num_pairs, key)
+    before = read_images(source, True, request.num_samples, key)
     if request.after is None:
         probes = [PROBES[name] for name in request.probes]
         changed = [[probe(image[None])[0] for image in before.images] for probe in probes]
     else:
-        after = read_images(request.after, False, request.num_pairs, "--after")
+        after = read_images(request.after, False, request.num_samples, "--after")
         before, after = match_images(before, after)
         changed = [after.images]
     features = [encode_images(reward, images, device) for images in (before.images, *changed)]
@@ -350,7 +350,9 @@ def direction_stats(
         parts = [reward.score(features[i : i + BATCH], prompts[i : i + BATCH]) for i in starts]
         return torch.cat(parts).double().mean().item()
 
-    gains = [score(project_out(after, each)) - score(project_out(before, each)) for each in (None, rows)]
+    gains = [
+        score(project_out(after, each)) - score(project_out(before, each)) for each in (None, rows)
+    ]
     return replace(found, gain=gains[0], blind_gain=gains[1])
 
 

@@ -30,7 +30,15 @@ from ..rewards.resolve import load_named_reward, reward_settings
 from ..rewards.weights import locate
 from ..types import DirectAlignError, Images, PerSample
 from .images import Examples, load_examples, random_cast, split_examples
-from .responsiveness import batches, feature_gradient, is_vectors, measure, relative_score, tangent, with_phrase
+from .responsiveness import (
+    batches,
+    feature_gradient,
+    is_vectors,
+    measure,
+    relative_score,
+    tangent,
+    with_phrase,
+)
 import json
 import math
 import shutil
@@ -130,7 +138,7 @@ def finetune_to_folder(
         "images": images,
         "count": len(examples.wanted),
         "paired": examples.paired,
-        "words": words.model_dump(mode="json"),
+        "control_phrases": words.model_dump(mode="json"),
         "config": asdict(settings),
         **{name: value for name, value in vars(result).items() if name != "reward"},
         "versions": {"directalign": __version__, **{name: version(name) for name in libraries}},
@@ -226,7 +234,9 @@ class Scores:
 
 
 @torch.no_grad()
-def baseline(reward: Reward, images: Images, prompts: Sequence[str], words: config.ControlPhrases) -> Side:
+def baseline(
+    reward: Reward, images: Images, prompts: Sequence[str], words: config.ControlPhrases
+) -> Side:
     """One side with the scores that `keep` preserves."""
     others = []
     for i, own in enumerate(prompts):  # the next different caption, if there is one
@@ -323,7 +333,9 @@ class Objective:
         return terms
 
 
-def _target_gap(reward: Reward, side: Side, words: config.ControlPhrases, gap: float | None) -> float | None:
+def _target_gap(
+    reward: Reward, side: Side, words: config.ControlPhrases, gap: float | None
+) -> float | None:
     """`gap`, else the mean gradient length of pos − neg; None if features are not vectors."""
     lengths = []
     for images, prompts in batches(side.images, side.prompts):

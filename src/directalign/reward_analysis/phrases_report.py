@@ -89,13 +89,13 @@ def recipes(found: Suggestion | None) -> dict[str, dict[str, Any]]:
         sections["anchored"] = {
             "form": "anchored",
             "branches": "denoise",
-            "words": {**words, "order": "average"},
+            "control_phrases": {**words, "order": "average"},
             "anchor": {"tolerance": found.tolerance},
         }
     if found.mu is not None:  # the same ramp in both branches
         sections["relative"] = {
             "form": "relative",
-            "words": {**words, "order": "cycle"},
+            "control_phrases": {**words, "order": "cycle"},
             "denoise": ramp(found.mu),
             "inversion": ramp(found.mu),
         }

@@ -100,7 +100,10 @@ def responsiveness(wanted: PerSample, unwanted: PerSample) -> dict[str, float]:
 
 @torch.no_grad()
 def content(
-    reward: Reward, images: Images, prompts: Sequence[str], words: config.ControlPhrases | None = None
+    reward: Reward,
+    images: Images,
+    prompts: Sequence[str],
+    words: config.ControlPhrases | None = None,
 ) -> float:
     """Share of comparisons in which an image's own caption scores higher than another caption.
 
@@ -129,7 +132,9 @@ def content(
 
 
 @torch.no_grad()
-def bias(reward: Reward, examples: Examples, words: config.ControlPhrases) -> dict[str, dict[str, float]]:
+def bias(
+    reward: Reward, examples: Examples, words: config.ControlPhrases
+) -> dict[str, dict[str, float]]:
     """Mean change of the score by each probe of `PROBES`, over all images.
 
     `absolute`: of the bare prompt's score; `relative`: of pos − neg.

@@ -15,7 +15,22 @@ from .. import config
 from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
 from .common import BaseReward, Preprocessing, recompute
-from .weights import FOLDER_WEIGHTS, UNREADABLE, Shapes, check_folder, check_published, check_tensors, first_line, is_weight_file, linear_layers, load_model, locate, read_shapes, read_weights, shapes_of
+from .weights import (
+    FOLDER_WEIGHTS,
+    UNREADABLE,
+    Shapes,
+    check_folder,
+    check_published,
+    check_tensors,
+    first_line,
+    is_weight_file,
+    linear_layers,
+    load_model,
+    locate,
+    read_shapes,
+    read_weights,
+    shapes_of,
+)
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +75,10 @@ class AestheticReward(BaseReward):
 
     @classmethod
     def from_config(
-        cls, settings: config.AestheticConfig, device: torch.device | str = "cpu", key: str = "reward"
+        cls,
+        settings: config.AestheticConfig,
+        device: torch.device | str = "cpu",
+        key: str = "reward",
     ) -> AestheticReward:
         """The reward of a recipe section, float32; errors name `key`, the section's place in the recipe."""
         file = _head_file(settings, key)
@@ -78,7 +96,9 @@ class AestheticReward(BaseReward):
         return cls(model.to(device), preprocessing, settings.scale)
 
     @classmethod
-    def check(cls, settings: config.AestheticConfig, key: str = "reward", online: bool = False) -> None:
+    def check(
+        cls, settings: config.AestheticConfig, key: str = "reward", online: bool = False
+    ) -> None:
         """Check the head's tensor shapes against the backbone's config; fetch a repository's settings if `online`."""
         _require_file(settings, key)
         check_published(settings.path, f"{key}.path", online)

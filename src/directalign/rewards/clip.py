@@ -21,7 +21,16 @@ from . import open_clip
 from .common import TEXT_BATCH, BaseReward, Preprocessing, PromptCache, recompute
 from .projection import check_project, directions_for, project_out
 from .soft_prompts import SoftPrompts
-from .weights import check_files, check_fits, check_folder, fetch, is_weight_file, load_model, processor_key, processor_of
+from .weights import (
+    check_files,
+    check_fits,
+    check_folder,
+    fetch,
+    is_weight_file,
+    load_model,
+    processor_key,
+    processor_of,
+)
 from collections.abc import Sequence
 from typing import Any, Literal
 import torch
@@ -40,7 +49,7 @@ class _DualEncoder(BaseReward):
 
     image_embeddings = True
     directions: Tensor | None = None
-    """Orthonormal rows (m, d) that are projected out of the image features (`reward.project`)."""
+    """Orthonormal rows (m, d) that are projected out of the image features (`reward.project_out`)."""
 
     def __init__(
         self,
@@ -137,7 +146,7 @@ class ClipReward(_DualEncoder):
     @classmethod
     def check(cls, settings: config.ClipConfig, key: str = "reward", online: bool = False) -> None:
         """Check a folder's settings and headers, or an open_clip file's; fetch a repository's settings if `online`."""
-        check_project(settings.project, key)
+        check_project(settings.project_out, key)
         weights = check_files(settings, key, online, CLIPModel)
         if weights is not None and weights.is_file():
             open_clip.describe(weights, key, settings.activation)
@@ -186,10 +195,12 @@ class SiglipReward(_DualEncoder):
         return _finish(cls, model, tokenizer, preprocessing, settings, width, device, key)
 
     @classmethod
-    def check(cls, settings: config.SiglipConfig, key: str = "reward", online: bool = False) -> None:
+    def check(
+        cls, settings: config.SiglipConfig, key: str = "reward", online: bool = False
+    ) -> None:
         """Check a folder's settings and headers; fetch a repository's settings if `online`."""
         _refuse_file(settings, key)
-        check_project(settings.project, key)
+        check_project(settings.project_out, key)
         check_files(settings, key, online, SiglipModel)
 
     def encode_text(self, prompts: Sequence[str]) -> Features:
@@ -229,7 +240,7 @@ def _finish(
     if settings.gradient_checkpointing:
         recompute(model.vision_model)
     reward = cls(model, tokenizer, preprocessing, settings.scale)
-    reward.directions = directions_for(model, width, settings.project, key)
+    reward.directions = directions_for(model, width, settings.project_out, key)
     return reward
 
 

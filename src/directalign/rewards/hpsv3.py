@@ -18,8 +18,29 @@ from .. import config
 from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
 from .common import BaseReward, recompute
-from .qwen_vl import Chat, ChatBatch, ImageTokens, VlmPixels, check_fits, encode_images, freeze, last_hidden_state, model_class_of, read_chat, settings_folder
-from .weights import check_published, check_tensors, is_weight_file, locate, on_the_hub, read_shapes, read_weights, shapes_of
+from .qwen_vl import (
+    Chat,
+    ChatBatch,
+    ImageTokens,
+    VlmPixels,
+    check_fits,
+    encode_images,
+    freeze,
+    last_hidden_state,
+    model_class_of,
+    read_chat,
+    settings_folder,
+)
+from .weights import (
+    check_published,
+    check_tensors,
+    is_weight_file,
+    locate,
+    on_the_hub,
+    read_shapes,
+    read_weights,
+    shapes_of,
+)
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

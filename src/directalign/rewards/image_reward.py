@@ -17,7 +17,18 @@ from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
 from .common import BaseReward, Preprocessing, PromptCache, recompute
 from .soft_prompts import SoftPrompts
-from .weights import Shapes, check_published, check_tensors, is_weight_file, linear_layers, locate, on_the_hub, read_shapes, read_weights, shapes_of
+from .weights import (
+    Shapes,
+    check_published,
+    check_tensors,
+    is_weight_file,
+    linear_layers,
+    locate,
+    on_the_hub,
+    read_shapes,
+    read_weights,
+    shapes_of,
+)
 import json
 import math
 import re
@@ -69,7 +80,10 @@ class ImageReward(BaseReward):
 
     @classmethod
     def from_config(
-        cls, settings: config.ImageRewardConfig, device: torch.device | str = "cpu", key: str = "reward"
+        cls,
+        settings: config.ImageRewardConfig,
+        device: torch.device | str = "cpu",
+        key: str = "reward",
     ) -> ImageReward:
         """The reward of a recipe section, float32; errors name `key`, the section's place in the recipe."""
         _require_file(settings.path, key)
@@ -88,7 +102,9 @@ class ImageReward(BaseReward):
         return cls(model.to(device), tokenizer, settings.scale)
 
     @classmethod
-    def check(cls, settings: config.ImageRewardConfig, key: str = "reward", online: bool = False) -> None:
+    def check(
+        cls, settings: config.ImageRewardConfig, key: str = "reward", online: bool = False
+    ) -> None:
         """Check names and shapes of the weights, and the tokenizer; fetch a hub tokenizer if `online`."""
         _require_file(settings.path, key)
         check_published(settings.path, f"{key}.path", online)

@@ -57,7 +57,9 @@ class MixReward(BaseReward):
         return cls(loaded, settings)
 
     @classmethod
-    def check(cls, settings: config.MixtureConfig, key: str = "reward", online: bool = False) -> None:
+    def check(
+        cls, settings: config.MixtureConfig, key: str = "reward", online: bool = False
+    ) -> None:
         """Check every member."""
         for place, member in enumerate(settings.members):
             rewards.check_reward(member.reward, key_of(place, key), online)

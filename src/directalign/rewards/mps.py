@@ -17,7 +17,20 @@ from .. import config
 from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
 from .common import TEXT_BATCH, BaseReward, Preprocessing, PromptCache, recompute
-from .weights import check_files, check_fits, check_tensors, fetch, first_line, is_weight_file, locate, processor_key, processor_of, read_shapes, read_weights, shapes_of
+from .weights import (
+    check_files,
+    check_fits,
+    check_tensors,
+    fetch,
+    first_line,
+    is_weight_file,
+    locate,
+    processor_key,
+    processor_of,
+    read_shapes,
+    read_weights,
+    shapes_of,
+)
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -52,14 +52,19 @@ class PixelReward(BaseReward):
 
     @classmethod
     def from_config(
-        cls, settings: config.PixelStatisticsConfig, device: torch.device | str = "cpu", key: str = "reward"
+        cls,
+        settings: config.PixelStatisticsConfig,
+        device: torch.device | str = "cpu",
+        key: str = "reward",
     ) -> PixelReward:
         """The reward of a recipe section; it runs on the images' device."""
         del device, key
         return cls(settings.statistic, settings.scale)
 
     @classmethod
-    def check(cls, settings: config.PixelStatisticsConfig, key: str = "reward", online: bool = False) -> None:
+    def check(
+        cls, settings: config.PixelStatisticsConfig, key: str = "reward", online: bool = False
+    ) -> None:
         """Nothing to check beyond the settings."""
         del settings, key, online
 

@@ -56,14 +56,14 @@ def directions_for(model: nn.Module, width: int, project: str | None, key: str) 
     """
     if project is None:
         return None
-    found = read_directions(Path(project).expanduser(), f"{key}.project")
+    found = read_directions(Path(project).expanduser(), f"{key}.project_out")
     if found.rows.shape[1] != width:
         raise DirectAlignError(
-            f"{key}.project: {project}: directions of {found.rows.shape[1]} numbers, and this reward's features have {width}; {REMEDY}"
+            f"{key}.project_out: {project}: directions of {found.rows.shape[1]} numbers, and this reward's features have {width}; {REMEDY}"
         )
     if found.fingerprint != fingerprint(model):
         raise DirectAlignError(
-            f"{key}.project: {project}: was made for a reward with another image side; {REMEDY} --reward for this one"
+            f"{key}.project_out: {project}: was made for a reward with another image side; {REMEDY} --reward for this one"
         )
     anchor = next(model.parameters())
     return found.rows.to(anchor.device, anchor.dtype)
@@ -72,7 +72,7 @@ def directions_for(model: nn.Module, width: int, project: str | None, key: str) 
 def check_project(project: str | None, key: str) -> None:
     """Check a recipe's `project` file before the reward is loaded."""
     if project is not None:
-        read_directions(Path(project).expanduser(), f"{key}.project")
+        read_directions(Path(project).expanduser(), f"{key}.project_out")
 
 
 def read_directions(file: Path, key: str) -> Directions:

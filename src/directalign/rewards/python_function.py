@@ -62,7 +62,9 @@ class PythonReward(BaseReward):
         )
 
     @classmethod
-    def check(cls, settings: config.PythonConfig, key: str = "reward", online: bool = False) -> None:
+    def check(
+        cls, settings: config.PythonConfig, key: str = "reward", online: bool = False
+    ) -> None:
         """The file runs, has the name, and a class accepts `args`."""
         del online
         load_function(settings.path, f"{key}.path", settings.args)

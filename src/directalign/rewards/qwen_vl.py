@@ -89,7 +89,9 @@ class VlmReward(BaseReward):
         return cls(model, chat, pixels, settings, answers)
 
     @classmethod
-    def check(cls, settings: config.QwenVLConfig, key: str = "reward", online: bool = False) -> None:
+    def check(
+        cls, settings: config.QwenVLConfig, key: str = "reward", online: bool = False
+    ) -> None:
         """Check model type, image settings, template and answer tokens; local weights must be present and complete."""
         folder = settings_folder(settings.path, f"{key}.path", online)
         if folder is not None:

@@ -56,7 +56,11 @@ def load_named_reward(
 
 def recipe_words(text: str) -> config.ControlPhrases:
     """Control phrases of the recipe; empty if `text` names a model."""
-    return load_run(text).method.words if Path(text).suffix in RECIPES else config.ControlPhrases()
+    return (
+        load_run(text).method.control_phrases
+        if Path(text).suffix in RECIPES
+        else config.ControlPhrases()
+    )
 
 
 def _config_class(path: str) -> type[config.ClipConfig] | type[config.SiglipConfig]:

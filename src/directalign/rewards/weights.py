@@ -228,7 +228,9 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def fetch(settings: config.ClipConfig | config.SiglipConfig | config.MpsConfig, key: str) -> tuple[Path, Path]:
+def fetch(
+    settings: config.ClipConfig | config.SiglipConfig | config.MpsConfig, key: str
+) -> tuple[Path, Path]:
     """The weights (folder or file), and the folder of tokenizer and image settings: `processor`, else where the weights are."""
     weights = locate(settings.path, f"{key}.path", (*FOLDER_SETTINGS, *FOLDER_WEIGHTS))
     if hub.is_hub_file(settings.path):
@@ -294,7 +296,10 @@ def read_processor(
 
 
 def processor_of(
-    settings: config.ClipConfig | config.SiglipConfig | config.MpsConfig, weights: Path, reader: Path, key: str
+    settings: config.ClipConfig | config.SiglipConfig | config.MpsConfig,
+    weights: Path,
+    reader: Path,
+    key: str,
 ) -> tuple[Preprocessing, PreTrainedTokenizerBase]:
     """`read_processor` for what `fetch` returned."""
     return read_processor(
@@ -380,7 +385,9 @@ def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def processor_key(settings: config.ClipConfig | config.SiglipConfig | config.MpsConfig, key: str) -> str:
+def processor_key(
+    settings: config.ClipConfig | config.SiglipConfig | config.MpsConfig, key: str
+) -> str:
     """The recipe key that sets where tokenizer and image settings come from."""
     return (
         f"{key}.path"

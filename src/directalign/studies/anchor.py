@@ -44,6 +44,16 @@ def _gaps(recipes: Path) -> list[Row]:
     """One row per choice of words: how near its texts lie, and what pos − neg gives true pictures of each style."""
     reward = load_reward(load_run(recipes / f"{GAPS[0].arm.recipe}.yaml").reward)
     assert isinstance(reward, ClipReward)
-    named = [{"study": NAME, "kind": "gap", "arm": gap.name, "title": gap.title, "seed": 0, "cosine": text_cosine(gap, reward)} for gap in GAPS]
+    named = [
+        {
+            "study": NAME,
+            "kind": "gap",
+            "arm": gap.name,
+            "title": gap.title,
+            "seed": 0,
+            "cosine": text_cosine(gap, reward),
+        }
+        for gap in GAPS
+    ]
     seen = seen_by(reward)
     return [{**name, **facts_of(gap, reward, seen)} for name, gap in zip(named, GAPS, strict=True)]

@@ -20,7 +20,13 @@ TOLERANCE = "method.anchor={tolerance: 0.02, reference_updates: 5}"
 GAPS = (
     Wording("narrow_gap", "anchored, narrow word gap", "photo", ("Photo",), ("Render",)),
     Wording("recipe_gap", "anchored, the recipe's words", "photo", PHOTO, OTHERS),
-    Wording("wide_gap", "anchored, wide word gap", "photo", (". ".join(PHOTO),), ("CG render. Glossy plastic",)),
+    Wording(
+        "wide_gap",
+        "anchored, wide word gap",
+        "photo",
+        (". ".join(PHOTO),),
+        ("CG render. Glossy plastic",),
+    ),
 )
 """One reward is embedded, so the gap between desired and undesired text is changed by the words: near and far apart in cosine."""
 
@@ -42,8 +48,24 @@ def _anchored(name: str, title: str, *overrides: str, recipe: str = "world_srpo"
 def _in_method(recipe: str, title: str) -> list[Case]:
     """Another method under the relative and under the anchored reward."""
     return [
-        Case(Arm(f"{recipe}_relative".removeprefix("world_"), f"{title}, relative", recipe, (WORDS, "method.form=relative")), "methods"),
-        Case(Arm(f"{recipe}_anchored".removeprefix("world_"), f"{title}, anchored", recipe, (WORDS, "method.form=anchored", TOLERANCE)), "methods"),
+        Case(
+            Arm(
+                f"{recipe}_relative".removeprefix("world_"),
+                f"{title}, relative",
+                recipe,
+                (WORDS, "method.form=relative"),
+            ),
+            "methods",
+        ),
+        Case(
+            Arm(
+                f"{recipe}_anchored".removeprefix("world_"),
+                f"{title}, anchored",
+                recipe,
+                (WORDS, "method.form=anchored", TOLERANCE),
+            ),
+            "methods",
+        ),
     ]
 
 
@@ -51,10 +73,24 @@ CASES = (
     Case(_anchored(ANCHORED, "anchored, as in the recipe"), "main", 10, MAIN_SEEDS),
     Case(Arm("official", "official, two branches", "world_official"), "main", 2, MAIN_SEEDS),
     Case(Arm("half_cost", "half cost, one branch", "world_half_cost"), "main", 2, MAIN_SEEDS),
-    Case(Arm("relative", "relative, k = 0, one branch", "world_srpo", ("method.form=relative",)), "main", 2, MAIN_SEEDS),
-    Case(_anchored("tolerance_0.05", "anchored, tolerance 0.05", "method.anchor.tolerance=0.05"), "tolerance"),
-    Case(_anchored("tolerance_0.1", "anchored, tolerance 0.1", "method.anchor.tolerance=0.1"), "tolerance"),
-    Case(_anchored("rate_3e-4", "anchored, learning rate 3e-4", "train.learning_rate=3e-4"), "learning rate"),
+    Case(
+        Arm("relative", "relative, k = 0, one branch", "world_srpo", ("method.form=relative",)),
+        "main",
+        2,
+        MAIN_SEEDS,
+    ),
+    Case(
+        _anchored("tolerance_0.05", "anchored, tolerance 0.05", "method.anchor.tolerance=0.05"),
+        "tolerance",
+    ),
+    Case(
+        _anchored("tolerance_0.1", "anchored, tolerance 0.1", "method.anchor.tolerance=0.1"),
+        "tolerance",
+    ),
+    Case(
+        _anchored("rate_3e-4", "anchored, learning rate 3e-4", "train.learning_rate=3e-4"),
+        "learning rate",
+    ),
     *(Case(gap.arm, "words") for gap in GAPS if gap.name != "recipe_gap"),
     Case(_anchored("lora", "anchored, LoRA", recipe="world_srpo_lora"), "models"),
     Case(_anchored("sd", "anchored, SD (epsilon)", recipe="world_sd"), "models"),
@@ -67,7 +103,11 @@ QUICK_NAMES = (ANCHORED, "relative")
 
 def cases(quick: bool) -> list[Case]:
     """All cases, or two of them at one seed."""
-    return [Case(case.arm, case.group, 1, (0,)) for case in CASES if case.arm.name in QUICK_NAMES] if quick else list(CASES)
+    return (
+        [Case(case.arm, case.group, 1, (0,)) for case in CASES if case.arm.name in QUICK_NAMES]
+        if quick
+        else list(CASES)
+    )
 
 
 def recommended(arm: Arm, quick: bool, recipes: Path) -> int:
@@ -82,7 +122,9 @@ def lengthened(case: Case, quick: bool, recipes: Path) -> Arm:
     length = recommended(case.arm, quick, recipes)
     every = length if case.reach > 2 else length // 2
     longer = (f"train.num_steps={case.reach * length}", f"evaluate.every={every}")
-    return sized([Arm(case.arm.name, case.arm.title, case.arm.recipe, (*case.arm.overrides, *longer))], quick)[0]
+    return sized(
+        [Arm(case.arm.name, case.arm.title, case.arm.recipe, (*case.arm.overrides, *longer))], quick
+    )[0]
 
 
 def rivals_of(names: Sequence[str]) -> list[str]:

@@ -52,20 +52,30 @@ def project(gradient: Weights, absolute: Weights, relative: Weights) -> Fit:
     basis = torch.stack([absolute, relative])
     weights = torch.linalg.solve(basis @ basis.T, basis @ gradient)
     left = gradient - weights @ basis
-    return Fit(float(weights[0]), float(weights[1]), 1 - float(left.dot(left) / gradient.dot(gradient)))
+    return Fit(
+        float(weights[0]), float(weights[1]), 1 - float(left.dot(left) / gradient.dot(gradient))
+    )
 
 
-def derived(settings: Settings, window: noise_levels.GridSampler, point: int) -> tuple[float, float]:
+def derived(
+    settings: Settings, window: noise_levels.GridSampler, point: int
+) -> tuple[float, float]:
     """(absolute, relative) weight of an update that lands on `point`: the sum over the branches that `settings` takes."""
     landing = torch.tensor([point])
-    ways = {"denoise": (window.denoise, settings.denoise), "inversion": (window.inversion, settings.inversion)}
+    ways = {
+        "denoise": (window.denoise, settings.denoise),
+        "inversion": (window.inversion, settings.inversion),
+    }
     taken = ways if settings.branches == "both" else {settings.branches: ways[settings.branches]}
     weights = [_weights(ramps, move(landing).position) for move, ramps in taken.values()]
     return math.fsum(mu for mu, _ in weights), math.fsum(nu for _, nu in weights)
 
 
 def _weights(ramps: BranchConfig, position: Tensor) -> tuple[float, float]:
-    k_pos, k_neg = (float(noise_levels.Ramp(ramp.low_noise, ramp.high_noise).at(position)) for ramp in (ramps.k_pos, ramps.k_neg))
+    k_pos, k_neg = (
+        float(noise_levels.Ramp(ramp.low_noise, ramp.high_noise).at(position))
+        for ramp in (ramps.k_pos, ramps.k_neg)
+    )
     mu, nu = absolute_relative(k_pos, k_neg)
     return float(mu), float(nu)
 
@@ -73,11 +83,21 @@ def _weights(ramps: BranchConfig, position: Tensor) -> tuple[float, float]:
 def purely(settings: Settings, absolute: float, relative: float) -> Settings:
     """The same moves and branches under a reward of these two constant weights in each branch."""
     k_pos, k_neg = (float(k) for k in from_absolute_relative(absolute, relative))
-    branch = BranchConfig(k_pos=RampConfig(low_noise=k_pos, high_noise=k_pos), k_neg=RampConfig(low_noise=k_neg, high_noise=k_neg))
+    branch = BranchConfig(
+        k_pos=RampConfig(low_noise=k_pos, high_noise=k_pos),
+        k_neg=RampConfig(low_noise=k_neg, high_noise=k_neg),
+    )
     return settings.model_copy(update={"denoise": branch, "inversion": branch})
 
 
-def ascent(family: Model, reward: Reward, settings: Settings, rollout: RolloutConfig, batch: Batch, point: int) -> Weights:
+def ascent(
+    family: Model,
+    reward: Reward,
+    settings: Settings,
+    rollout: RolloutConfig,
+    batch: Batch,
+    point: int,
+) -> Weights:
     """The direction in which one update of these settings, landing on `point`, moves the weights: minus the gradient of its loss."""
     method = SRPO(family, reward, settings, rollout)
     method.window = LandsAt(**asdict(grid_of(settings)), point=point)
@@ -96,12 +116,27 @@ def grid_of(settings: Settings) -> noise_levels.GridSampler:
     """
     chosen = settings.moves
     if not isinstance(chosen, GridNoiseLevels):
-        raise DirectAlignError(f"method.moves.kind {chosen.kind}: coefficients are read off the official grid; set method.moves.kind: window")
-    return noise_levels.GridSampler(chosen.schedule_steps, chosen.schedule_shift, chosen.first, chosen.last, chosen.points, chosen.groundtruth_ratio)
+        raise DirectAlignError(
+            f"method.moves.kind {chosen.kind}: coefficients are read off the official grid; set method.moves.kind: window"
+        )
+    return noise_levels.GridSampler(
+        chosen.schedule_steps,
+        chosen.schedule_shift,
+        chosen.first,
+        chosen.last,
+        chosen.points,
+        chosen.groundtruth_ratio,
+    )
 
 
 def measured(
-    family: Model, reward: Reward, arms: Mapping[str, Settings], official: Settings, rollout: RolloutConfig, batch: Batch, point: int
+    family: Model,
+    reward: Reward,
+    arms: Mapping[str, Settings],
+    official: Settings,
+    rollout: RolloutConfig,
+    batch: Batch,
+    point: int,
 ) -> dict[str, tuple[Fit, float]]:
     """For every arm, its fit at one landing and the cosine of its gradient with that of the official step.
 
@@ -112,10 +147,15 @@ def measured(
         return ascent(family, reward, settings, rollout, batch, point)
 
     branches = 2 if official.branches == "both" else 1
-    absolute, relative = (direction(purely(official, mu, nu)) / branches for mu, nu in ((1.0, 0.0), (0.0, 1.0)))
+    absolute, relative = (
+        direction(purely(official, mu, nu)) / branches for mu, nu in ((1.0, 0.0), (0.0, 1.0))
+    )
     reference = direction(official)
     found = {name: direction(settings) for name, settings in arms.items()}
-    return {name: (project(gradient, absolute, relative), cosine(gradient, reference)) for name, gradient in found.items()}
+    return {
+        name: (project(gradient, absolute, relative), cosine(gradient, reference))
+        for name, gradient in found.items()
+    }
 
 
 def cosine(a: Weights, b: Weights) -> float:

@@ -37,7 +37,9 @@ QUESTION = (
 )
 SEEDS = (0, 1, 2)
 RECIPES = {"direct_align": "world_direct_align", "refl": "world_refl", "srpo": "world_srpo"}
-ARMS = tuple(Arm(name, title_of(name), recipe, ("evaluate.every=0",)) for name, recipe in RECIPES.items())
+ARMS = tuple(
+    Arm(name, title_of(name), recipe, ("evaluate.every=0",)) for name, recipe in RECIPES.items()
+)
 QUICK_ARMS = ("direct_align", "srpo")
 HELD_OUT = "second={name: clip, path: 'world:second_reward'}"
 IMAGES, QUICK_IMAGES = 240, 8
@@ -48,8 +50,19 @@ PLANTED = (
     Planted("far", "far apart", (0.2, 0.8), (0.97, 0.85)),
     Planted("rare", "rates near 0 and 1", (0.02, 0.05), (0.99, 0.97)),
     Planted("few", "16 prompts alone", (0.3, 0.6), (0.9, 0.8), prompts=16),
-    Planted("many_seeds", "8 seeds a prompt", (0.4, 0.6), (0.9, 0.8), prompts=40, seeds=8, likeness=0.5),
-    Planted("by_image", "8 seeds a prompt, counted by image", (0.4, 0.6), (0.9, 0.8), prompts=40, seeds=8, likeness=0.5, by_image=True),
+    Planted(
+        "many_seeds", "8 seeds a prompt", (0.4, 0.6), (0.9, 0.8), prompts=40, seeds=8, likeness=0.5
+    ),
+    Planted(
+        "by_image",
+        "8 seeds a prompt, counted by image",
+        (0.4, 0.6),
+        (0.9, 0.8),
+        prompts=40,
+        seeds=8,
+        likeness=0.5,
+        by_image=True,
+    ),
 )
 ELECTORATES = (
     Electorate("equal_votes", "equal models, 30 items", (0.0, 0.0, 0.0, 0.0)),
@@ -64,7 +77,11 @@ CAPTIONS, VARIANTS = 240, 4
 def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     """Train and compare, then simulate; quick: two arms, one seed, two updates, a handful of simulations."""
     arms = sized([arm for arm in ARMS if not quick or arm.name in QUICK_ARMS], quick)
-    rows = [row for seed in (SEEDS[:1] if quick else SEEDS) for row in compared(arms, seed, out, recipes, QUICK_IMAGES if quick else IMAGES)]
+    rows = [
+        row
+        for seed in (SEEDS[:1] if quick else SEEDS)
+        for row in compared(arms, seed, out, recipes, QUICK_IMAGES if quick else IMAGES)
+    ]
     return rows + planted(out, quick, settings_of(arms[0], 0, recipes))
 
 
@@ -72,8 +89,19 @@ def compared(arms: list[Arm], seed: int, out: Path, recipes: Path, images: int) 
     """The runs of one seed against each other and their base."""
     sources = tuple(f"{arm.name}={run_arm(arm, seed, out, recipes)}" for arm in arms)
     where = {"commit": commit(), "machine": machine(), "versions": versions()}
-    request = Request(sources, out / "comparisons" / f"seed{seed}", base=True, num_pairs=images, rewards=(HELD_OUT,), where=where)
-    summary = json.loads((compare(request, lambda words: print(words, flush=True)) / SUMMARY).read_text(encoding="utf-8"))
+    request = Request(
+        sources,
+        out / "comparisons" / f"seed{seed}",
+        base=True,
+        num_pairs=images,
+        rewards=(HELD_OUT,),
+        where=where,
+    )
+    summary = json.loads(
+        (compare(request, lambda words: print(words, flush=True)) / SUMMARY).read_text(
+            encoding="utf-8"
+        )
+    )
     return [{**row, **where} for row in summarised(summary, seed)]
 
 
@@ -81,9 +109,24 @@ def summarised(summary: Row, seed: int) -> Iterator[Row]:
     """A row per number of each model, and per pair and number that is won or lost."""
     for key, numbers in summary["models"].items():
         for name, interval in numbers.items():
-            yield {"study": NAME, "kind": "model", "arm": key, "title": title_of(key), "seed": seed, "number": name, **interval}
+            yield {
+                "study": NAME,
+                "kind": "model",
+                "arm": key,
+                "title": title_of(key),
+                "seed": seed,
+                "number": name,
+                **interval,
+            }
     for won in summary["wins"]:
-        yield {"study": NAME, "kind": "wins", "arm": won["b"], "title": title_of(won["b"]), "seed": seed, **won}
+        yield {
+            "study": NAME,
+            "kind": "wins",
+            "arm": won["b"],
+            "title": title_of(won["b"]),
+            "seed": seed,
+            **won,
+        }
 
 
 def planted(out: Path, quick: bool, settings: RunConfig) -> list[Row]:
@@ -92,6 +135,14 @@ def planted(out: Path, quick: bool, settings: RunConfig) -> list[Row]:
     count = QUICK_SIMULATED if quick else SIMULATED
     pieces = {"judges": bank.rows}
     pieces |= {f"planted-{each.name}": partial(simulated, each, bank, count) for each in PLANTED}
-    pieces |= {"power": lambda: [power(effect, prompts, count) for prompts, effect in product(PROMPTS, EFFECTS)]}
+    pieces |= {
+        "power": lambda: [
+            power(effect, prompts, count) for prompts, effect in product(PROMPTS, EFFECTS)
+        ]
+    }
     pieces |= {f"votes-{each.name}": partial(simulated_votes, each, count) for each in ELECTORATES}
-    return [{"study": NAME, **row} for name, make in pieces.items() for row in piece(out, name, settings, make)]
+    return [
+        {"study": NAME, **row}
+        for name, make in pieces.items()
+        for row in piece(out, name, settings, make)
+    ]

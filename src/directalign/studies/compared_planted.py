@@ -75,7 +75,11 @@ def rendered_bank(count: int, variants: int) -> Bank:
     drawn = []
     for place in range(4 * variants):
         photo, right, variant = place // 2 % 2, place % 2, place // 4
-        shown = captions if right else [captions[(index + 1 + variant) % count] for index in range(count)]
+        shown = (
+            captions
+            if right
+            else [captions[(index + 1 + variant) % count] for index in range(count)]
+        )
         style = "photo" if photo else STYLES[1 + variant % (len(STYLES) - 1)]
         judged = judge(render(scenes_of(shown, style), generator_for(place)), captions)
         drawn.append(torch.stack([judged[number] for number in NUMBERS], dim=-1))
@@ -95,9 +99,27 @@ def simulated(planted: Planted, bank: Bank, comparisons: int) -> Iterator[Row]:
     for number in NUMBERS:
         before, after = planted.rates(number)
         for of in ("rate", "difference", "win"):
-            yield {"kind": "coverage", **named, "number": number, "of": of, "covered": hits[of, number]}
-        yield {"kind": "test", **named, "number": number, "effect": after - before, "spoke": hits["test", number]}
-    yield {"kind": "test", **named, "number": FAMILY, "effect": max(abs(b - a) for a, b in map(planted.rates, NUMBERS)), "spoke": hits["test", FAMILY]}
+            yield {
+                "kind": "coverage",
+                **named,
+                "number": number,
+                "of": of,
+                "covered": hits[of, number],
+            }
+        yield {
+            "kind": "test",
+            **named,
+            "number": number,
+            "effect": after - before,
+            "spoke": hits["test", number],
+        }
+    yield {
+        "kind": "test",
+        **named,
+        "number": FAMILY,
+        "effect": max(abs(b - a) for a, b in map(planted.rates, NUMBERS)),
+        "spoke": hits["test", FAMILY],
+    }
 
 
 def power(effect: float, prompts: int, comparisons: int) -> Row:
@@ -122,7 +144,11 @@ def held(found: Row, planted: Planted) -> Iterator[tuple[str, str]]:
             "difference": (_named(found["differences"], number), after - before),
             "win": (_named(found["wins"], number), (1 + after - before) / 2),
         }
-        yield from ((of, number) for of, (interval, truth) in intervals.items() if interval["low"] - 1e-12 <= truth <= interval["high"] + 1e-12)
+        yield from (
+            (of, number)
+            for of, (interval, truth) in intervals.items()
+            if interval["low"] - 1e-12 <= truth <= interval["high"] + 1e-12
+        )
 
 
 def spoke(found: Row) -> Iterator[tuple[str, str]]:
@@ -134,25 +160,44 @@ def spoke(found: Row) -> Iterator[tuple[str, str]]:
 
 def lines_of(planted: Planted, bank: Bank, generator: torch.Generator) -> list[Row]:
     """The lines of results that a comparison of the two models would leave."""
-    captions = torch.randint(len(bank.captions), (planted.prompts,), generator=generator).repeat_interleave(planted.seeds)
-    prompts = [str(image if planted.by_image else image // planted.seeds) for image in range(len(captions))]
+    captions = torch.randint(
+        len(bank.captions), (planted.prompts,), generator=generator
+    ).repeat_interleave(planted.seeds)
+    prompts = [
+        str(image if planted.by_image else image // planted.seeds) for image in range(len(captions))
+    ]
     photo, right = (bits(planted.rates(number), planted, generator).long() for number in NUMBERS)
     variants = torch.randint(bank.answers.shape[3], photo.shape, generator=generator)
     answers = bank.answers[captions, photo, right, variants].tolist()
     return [
-        {"model": key, "index": index, "prompt": prompts[index], "numbers": dict(zip(NUMBERS, answers[model][index], strict=True))}
+        {
+            "model": key,
+            "index": index,
+            "prompt": prompts[index],
+            "numbers": dict(zip(NUMBERS, answers[model][index], strict=True)),
+        }
         for model, key in enumerate(KEYS)
         for index in range(len(captions))
     ]
 
 
-def bits(rates: tuple[float, float], planted: Planted, generator: torch.Generator) -> Bool[Tensor, "2 n"]:
+def bits(
+    rates: tuple[float, float], planted: Planted, generator: torch.Generator
+) -> Bool[Tensor, "2 n"]:
     """Yes or no of each model for each image; those of one prompt are next to each other."""
-    common, own = (torch.randn(models, planted.prompts, dtype=torch.float64, generator=generator) for models in (1, 2))
-    of_prompt = (COMMON**0.5 * common + (1 - COMMON) ** 0.5 * own).repeat_interleave(planted.seeds, dim=1)
+    common, own = (
+        torch.randn(models, planted.prompts, dtype=torch.float64, generator=generator)
+        for models in (1, 2)
+    )
+    of_prompt = (COMMON**0.5 * common + (1 - COMMON) ** 0.5 * own).repeat_interleave(
+        planted.seeds, dim=1
+    )
     of_image = torch.randn(of_prompt.shape, dtype=torch.float64, generator=generator)
     limits = torch.special.ndtri(torch.tensor(rates, dtype=torch.float64))
-    return planted.likeness**0.5 * of_prompt + (1 - planted.likeness) ** 0.5 * of_image < limits[:, None]
+    return (
+        planted.likeness**0.5 * of_prompt + (1 - planted.likeness) ** 0.5 * of_image
+        < limits[:, None]
+    )
 
 
 def _named(found: Sequence[Row], number: str) -> Row:

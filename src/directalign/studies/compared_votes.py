@@ -45,17 +45,29 @@ def simulated_votes(electorate: Electorate, elections: int) -> Iterator[Row]:
     for of in ("strength", "strength difference", "win"):
         yield {"kind": "votes", **named, "of": of, "covered": hits[of], "split": hits["split"]}
     for number in ("pair", FAMILY):
-        yield {"kind": "votes test", **named, "number": number, "equal": len(set(electorate.strengths)) == 1, "spoke": hits[f"test {number}"]}
+        yield {
+            "kind": "votes test",
+            **named,
+            "number": number,
+            "equal": len(set(electorate.strengths)) == 1,
+            "spoke": hits[f"test {number}"],
+        }
 
 
 def votes_of(electorate: Electorate, generator: torch.Generator) -> list[Vote]:
     """One vote per annotator, item and pair; without ties."""
     pairs = list(combinations(range(len(electorate.strengths)), 2))
     shape = (electorate.items, len(pairs), electorate.annotators)
-    chances = torch.tensor([preferred(electorate.strengths[i], electorate.strengths[j]) for i, j in pairs], dtype=torch.float64)
+    chances = torch.tensor(
+        [preferred(electorate.strengths[i], electorate.strengths[j]) for i, j in pairs],
+        dtype=torch.float64,
+    )
     same = torch.randn(shape[:2], dtype=torch.float64, generator=generator)[..., None]
     own = torch.randn(shape, dtype=torch.float64, generator=generator)
-    for_first = electorate.likeness**0.5 * same + (1 - electorate.likeness) ** 0.5 * own < torch.special.ndtri(chances)[:, None]
+    for_first = (
+        electorate.likeness**0.5 * same + (1 - electorate.likeness) ** 0.5 * own
+        < torch.special.ndtri(chances)[:, None]
+    )
     models = electorate.models
     return [
         Vote(f"person {person}", item, models[i], models[j], models[i if first else j])
@@ -81,7 +93,9 @@ def _hits(electorate: Electorate, votes: list[Vote]) -> Iterator[str]:
         "strength difference": (ranking.difference(first, last), other - one),
         "win": (pair.rate, preferred(other, one)),
     }
-    yield from (of for of, (interval, truth) in intervals.items() if interval.low <= truth <= interval.high)
+    yield from (
+        of for of, (interval, truth) in intervals.items() if interval.low <= truth <= interval.high
+    )
     yield from ["test pair"] * (pair.p < SIGNIFICANT)
     yield from [f"test {FAMILY}"] * any(won.p_of_all < SIGNIFICANT for won in wins)
     yield from ["split"] * (ranking.prior_ties > 0)

@@ -59,7 +59,12 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     """Fit the tokens of every seed, then train with them and with the words; quick: one seed, few pictures, a short fit."""
     rows: list[Row] = []
     for seed in SEEDS[:1] if quick else SEEDS:
-        fits = [row for each in WANTED if each.fitting for row in _fitted(each, seed, out, quick, recipes)]
+        fits = [
+            row
+            for each in WANTED
+            if each.fitting
+            for row in _fitted(each, seed, out, quick, recipes)
+        ]
         arms = sized([arm_of(each, form, seed, out) for each in WANTED for form in FORMS], quick)
         rows += [*fits, *run_arms(NAME, arms, [seed], out, recipes)]
     return rows
@@ -68,7 +73,12 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
 def arm_of(wanted: Wanted, form: str, seed: int, out: Path) -> Arm:
     """The recipe in one form of the reward, with the recipe's words or with this seed's tokens."""
     tokens = [f"method.words={json.dumps(_sides(wanted, seed, out))}"] if wanted.fitting else []
-    return Arm(f"{wanted.name}_{form}", f"{wanted.title}, {form}", RECIPE, (*OFTEN, f"method.form={form}", *tokens))
+    return Arm(
+        f"{wanted.name}_{form}",
+        f"{wanted.title}, {form}",
+        RECIPE,
+        (*OFTEN, f"method.form={form}", *tokens),
+    )
 
 
 def _sides(wanted: Wanted, seed: int, out: Path) -> dict[str, list[str]]:
@@ -82,14 +92,27 @@ def _file(wanted: Wanted, seed: int, out: Path, side: str) -> Path:
 def _fitted(wanted: Wanted, seed: int, out: Path, quick: bool, recipes: Path) -> list[Row]:
     """Two rows, the words and the tokens on held-out pictures; the files of tokens are written when they are not there."""
     settings = settings_of(Arm(wanted.name, wanted.title, RECIPE), seed, recipes)
-    return piece(out, f"fit-{wanted.name}-seed{seed}", settings, lambda: _fit(wanted, seed, out, quick, settings))
+    return piece(
+        out,
+        f"fit-{wanted.name}-seed{seed}",
+        settings,
+        lambda: _fit(wanted, seed, out, quick, settings),
+    )
 
 
-def _fit(wanted: Wanted, seed: int, out: Path, quick: bool, settings: config.RunConfig) -> Sequence[Row]:
+def _fit(
+    wanted: Wanted, seed: int, out: Path, quick: bool, settings: config.RunConfig
+) -> Sequence[Row]:
     assert wanted.fitting is not None
-    fitting = SoftPromptConfig(content=wanted.fitting.content, num_steps=4 if quick else wanted.fitting.num_steps, seed=FIRST_SEED + seed)
+    fitting = SoftPromptConfig(
+        content=wanted.fitting.content,
+        num_steps=4 if quick else wanted.fitting.num_steps,
+        seed=FIRST_SEED + seed,
+    )
     examples = load_examples(IMAGES, NAME, count=8 if quick else COUNT, seed=fitting.seed)
-    fitted = fit_soft_prompts(load_reward(settings.reward), examples, settings.method.words, fitting)
+    fitted = fit_soft_prompts(
+        load_reward(settings.reward), examples, settings.method.words, fitting
+    )
     for side, made in (("positive", fitted.positive), ("negative", fitted.negative)):
         write_tokens(_file(wanted, seed, out, side), made)
     return _rows(wanted, seed, fitted)
@@ -98,5 +121,15 @@ def _fit(wanted: Wanted, seed: int, out: Path, quick: bool, settings: config.Run
 def _rows(wanted: Wanted, seed: int, fitted: SoftPromptResult) -> list[Row]:
     assert fitted.words is not None
     found = (("words", "words", fitted.words), (wanted.name, wanted.title, fitted.learned))
-    named = {"study": NAME, "kind": "fit", "seed": seed, "fit": wanted.name, "best_step": fitted.best_step, "pictures": fitted.held_out}
-    return [{**named, "arm": name, "title": title, **asdict(separation)} for name, title, separation in found]
+    named = {
+        "study": NAME,
+        "kind": "fit",
+        "seed": seed,
+        "fit": wanted.name,
+        "best_step": fitted.best_step,
+        "pictures": fitted.held_out,
+    }
+    return [
+        {**named, "arm": name, "title": title, **asdict(separation)}
+        for name, title, separation in found
+    ]

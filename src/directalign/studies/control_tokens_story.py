@@ -54,7 +54,10 @@ def best_of(trained: Sequence[Row], arm: str, loss: float) -> list[float]:
 def _asked(rows: Sequence[Row]) -> str:
     fits = of_kind(rows, "fit")
     names = {row["arm"]: row["title"] for row in fits}
-    lines = [[title, *(with_interval(_once(fits, name, key), digits) for key, digits in READ.items())] for name, title in names.items()]
+    lines = [
+        [title, *(with_interval(_once(fits, name, key), digits) for key, digits in READ.items())]
+        for name, title in names.items()
+    ]
     headers = ["pos − neg of", "style gap", "separated", "content gap", "bias over style"]
     text = (
         "On pictures that the fit did not see: how far pos − neg lies higher on photos than on other styles of the same caption, in which share of the pairs, "
@@ -65,7 +68,9 @@ def _asked(rows: Sequence[Row]) -> str:
 
 def _once(fits: Sequence[Row], name: str, key: str) -> SeedInterval:
     """A number over seeds; the words, measured beside every fit, count once a seed."""
-    return mean_interval([row[key] for row in {row["seed"]: row for row in fits if row["arm"] == name}.values()])
+    return mean_interval(
+        [row[key] for row in {row["seed"]: row for row in fits if row["arm"] == name}.values()]
+    )
 
 
 def _reached(trained: Sequence[Row], form: str) -> str:
@@ -79,22 +84,38 @@ def _reached(trained: Sequence[Row], form: str) -> str:
         "content at the end",
         "colour drift",
     ]
-    verdicts = [_verdict(trained, arm, words, title) for arm, title in titles.items() if arm != words]
+    verdicts = [
+        _verdict(trained, arm, words, title) for arm, title in titles.items() if arm != words
+    ]
     return f"## {form.capitalize()} reward\n\n{' '.join(verdicts)}\n\n{markdown(headers, lines)}"
 
 
 def _line(trained: Sequence[Row], arm: str) -> list[str]:
     best = [with_interval(mean_of("photo_rate", best_of(trained, arm, loss))) for loss in LOSSES]
     last = ends(trained, arm)
-    return [*best, with_interval(over(last, "photo_rate")), with_interval(over(last, "content")), with_interval(over(last, "color_drift"), 3)]
+    return [
+        *best,
+        with_interval(over(last, "photo_rate")),
+        with_interval(over(last, "content")),
+        with_interval(over(last, "color_drift"), 3),
+    ]
 
 
 def _verdict(trained: Sequence[Row], arm: str, words: str, title: str) -> str:
     """Tokens minus words at each loss, paired by seed."""
-    found = {loss: paired_over_seeds(best_of(trained, arm, loss), best_of(trained, words, loss)) for loss in LOSSES}
-    told = ", ".join(f"{signed(difference, 2)} within {100 * loss:g} %" for loss, difference in found.items())
+    found = {
+        loss: paired_over_seeds(best_of(trained, arm, loss), best_of(trained, words, loss))
+        for loss in LOSSES
+    }
+    told = ", ".join(
+        f"{signed(difference, 2)} within {100 * loss:g} %" for loss, difference in found.items()
+    )
     reach = [f"{100 * loss:g} %" for loss, difference in found.items() if difference["value"] >= 0]
-    reached = f"at least the words' photo rate on average within {', '.join(reach)}" if reach else "less than the words' photo rate at every loss"
+    reached = (
+        f"at least the words' photo rate on average within {', '.join(reach)}"
+        if reach
+        else "less than the words' photo rate at every loss"
+    )
     return f"“{title}” reach {reached} (tokens minus words: {told})."
 
 
@@ -106,10 +127,28 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
     for form in forms_of(trained):
         arms = [arm for arm in titles if arm.endswith(f"_{form}")]
         panels = [
-            Panel(title, "updates", "", [line(arm, curve(trained, arm, key), banded=False) for arm in arms], percent=key != "color_drift")
-            for key, title in (("photo_rate", "Photo rate"), ("content", "Content kept"), ("color_drift", "Colour drift"))
+            Panel(
+                title,
+                "updates",
+                "",
+                [line(arm, curve(trained, arm, key), banded=False) for arm in arms],
+                percent=key != "color_drift",
+            )
+            for key, title in (
+                ("photo_rate", "Photo rate"),
+                ("content", "Content kept"),
+                ("color_drift", "Colour drift"),
+            )
         ]
         short = {arm: titles[arm].partition(",")[0] for arm in arms}
         note = f"{form.capitalize()} reward, means over seeds ({len(seeds_of(trained))})."
-        files.append(curves(folder / f"{NAME}_{form}.png", f"Words and learned tokens, {form} reward", panels, note, titles=short))
+        files.append(
+            curves(
+                folder / f"{NAME}_{form}.png",
+                f"Words and learned tokens, {form} reward",
+                panels,
+                note,
+                titles=short,
+            )
+        )
     return files

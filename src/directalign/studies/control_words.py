@@ -9,7 +9,13 @@ from __future__ import annotations
 from ..config.load import load_run
 from ..reward_analysis import COMMON
 from ..reward_analysis.images import load_examples
-from ..reward_analysis.phrases import PhraseStats, PhraseTable, Suggestion, encode_examples, settings_for
+from ..reward_analysis.phrases import (
+    PhraseStats,
+    PhraseTable,
+    Suggestion,
+    encode_examples,
+    settings_for,
+)
 from ..reward_analysis.phrases_report import ramp
 from ..rewards import load_reward
 from ..toyworld.scenes import STYLE_WORDS, STYLES
@@ -44,27 +50,55 @@ UPDATES, EVERY = 60, 10
 def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     """Train the arms, and rank the candidates for every style; quick: two arms, one seed, two updates, one style."""
     chosen = arms(recipes)[:2] if quick else arms(recipes)
-    rows = run_arms(NAME, sized([_longer(arm) for arm in chosen], quick), SEEDS[:1] if quick else SEEDS, out, recipes)
+    rows = run_arms(
+        NAME,
+        sized([_longer(arm) for arm in chosen], quick),
+        SEEDS[:1] if quick else SEEDS,
+        out,
+        recipes,
+    )
     settings = settings_of(Arm("ranking", "ranking", RECIPE), 0, recipes)
     styles, count = (STYLES[:1], QUICK_COUNT) if quick else (STYLES, COUNT)
-    return rows + piece(out, "ranked", settings, lambda: [row for style in styles for row in ranked(style, count, recipes)])
+    return rows + piece(
+        out,
+        "ranked",
+        settings,
+        lambda: [row for style in styles for row in ranked(style, count, recipes)],
+    )
 
 
 def arms(recipes: Path) -> list[Arm]:
     """Official ramps; the suggested ramp in both branches of the same recipe; the suggested tolerance in the anchored recipe."""
     found = suggested(recipes)
-    assert found.mu is not None and found.tolerance is not None, "the embedded reward has texts that can be read"
+    assert found.mu is not None and found.tolerance is not None, (
+        "the embedded reward has texts that can be read"
+    )
     ramps = json.dumps(ramp(round(found.mu, 2)))
     both = (f"method.denoise={ramps}", f"method.inversion={ramps}")
     return [
         Arm("official", "official ramps", RECIPE),
-        Arm("suggested", f"suggested ramp, k_pos − k_neg from 0 to {2 * round(found.mu, 2):g}", RECIPE, both),
-        Arm("anchored", f"suggested anchor, tolerance {found.tolerance:g}", ANCHORED, (f"method.anchor.tolerance={found.tolerance}",)),
+        Arm(
+            "suggested",
+            f"suggested ramp, k_pos − k_neg from 0 to {2 * round(found.mu, 2):g}",
+            RECIPE,
+            both,
+        ),
+        Arm(
+            "anchored",
+            f"suggested anchor, tolerance {found.tolerance:g}",
+            ANCHORED,
+            (f"method.anchor.tolerance={found.tolerance}",),
+        ),
     ]
 
 
 def _longer(arm: Arm) -> Arm:
-    return Arm(arm.name, arm.title, arm.recipe, (f"train.num_steps={UPDATES}", f"evaluate.every={EVERY}", *arm.overrides))
+    return Arm(
+        arm.name,
+        arm.title,
+        arm.recipe,
+        (f"train.num_steps={UPDATES}", f"evaluate.every={EVERY}", *arm.overrides),
+    )
 
 
 @cache
@@ -76,7 +110,9 @@ def suggested(recipes: Path) -> Suggestion:
 
 def _table(style: str, count: int, recipes: Path) -> PhraseTable:
     reward = load_reward(load_run(recipes / f"{RECIPE}.yaml").reward)
-    return PhraseTable(reward, encode_examples(reward, load_examples(f"world:{style}/rest", "images", count=count)))
+    return PhraseTable(
+        reward, encode_examples(reward, load_examples(f"world:{style}/rest", "images", count=count))
+    )
 
 
 def ranked(style: str, count: int, recipes: Path) -> list[Row]:
@@ -87,8 +123,22 @@ def ranked(style: str, count: int, recipes: Path) -> list[Row]:
 
 
 def _row(style: str, word: PhraseStats, place: int) -> Row:
-    lift = {"lift": word.lift.value, "lift_low": word.lift.low, "lift_high": word.lift.high, "size": word.lift.size}
-    named = {"study": NAME, "kind": "ranked", "arm": style, "title": style, "seed": 0, "phrase": word.phrase, "place": place, "names": named_by(word.phrase)}
+    lift = {
+        "lift": word.lift.value,
+        "lift_low": word.lift.low,
+        "lift_high": word.lift.high,
+        "size": word.lift.size,
+    }
+    named = {
+        "study": NAME,
+        "kind": "ranked",
+        "arm": style,
+        "title": style,
+        "seed": 0,
+        "phrase": word.phrase,
+        "place": place,
+        "names": named_by(word.phrase),
+    }
     return {**named, **lift, "content": word.content, "cut": word.cut}
 
 

@@ -33,7 +33,9 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     home, budget = home_of(out, quick), table1.QUICK if quick else table1.FULL
     arms = [arm for arm in ARMS if not quick or arm.name in QUICK_ARMS]
     paid = [within(watched(arm, budget), arm, home, recipes) for arm in sized(arms, quick)]
-    return run_arms(NAME, paid, table1.QUICK_SEEDS if quick else table1.SEEDS, home, recipes) + depth.measure(NAME, out, quick, recipes)
+    return run_arms(
+        NAME, paid, table1.QUICK_SEEDS if quick else table1.SEEDS, home, recipes
+    ) + depth.measure(NAME, out, quick, recipes)
 
 
 def home_of(out: Path, quick: bool) -> Path:
@@ -41,7 +43,11 @@ def home_of(out: Path, quick: bool) -> Path:
     beside = out.parent / f"study_{table1.NAME}"
     finished = (beside / MARK).is_file() and (beside / "results.jsonl").is_file()
     wanted = {"study": table1.NAME, "size": "quick" if quick else "full"}
-    return beside if finished and json.loads((beside / MARK).read_text(encoding="utf-8")) == wanted else out
+    return (
+        beside
+        if finished and json.loads((beside / MARK).read_text(encoding="utf-8")) == wanted
+        else out
+    )
 
 
 def tell(rows: list[Row]) -> str:

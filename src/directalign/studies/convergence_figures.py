@@ -14,7 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-CURRENCIES = {"call_equivalents": "network call equivalents", "seconds": "seconds of training", "step": "updates"}
+CURRENCIES = {
+    "call_equivalents": "network call equivalents",
+    "seconds": "seconds of training",
+    "step": "updates",
+}
 JUDGED = {"photo_rate": ("Photo rate", True), "score_pos": ("Reward", False)}
 COSTLIEST = "flow_grpo"
 
@@ -22,7 +26,12 @@ COSTLIEST = "flow_grpo"
 def draw(rows: list[Row], stem: Path) -> list[Path]:
     """Write `<stem>_curves.png`, `<stem>_cost.png` and `<stem>_depth.png`."""
     files = (stem.with_name(f"{stem.name}_{what}.png") for what in ("curves", "cost", "depth"))
-    return [drawing(each, file) for (drawing, each), file in zip(((_curves, of_runs(rows)), (_cost, of_runs(rows)), (_depth, rows)), files, strict=True)]
+    return [
+        drawing(each, file)
+        for (drawing, each), file in zip(
+            ((_curves, of_runs(rows)), (_cost, of_runs(rows)), (_depth, rows)), files, strict=True
+        )
+    ]
 
 
 # --- along the way ----------------------------------------------------------------------------------------------------
@@ -30,24 +39,57 @@ def draw(rows: list[Row], stem: Path) -> list[Path]:
 
 def _curves(rows: list[Row], file: Path) -> Path:
     panels = [
-        Panel(title, currency, "", lines_of(rows, key, judged), percent, log_x=True, named=key == "step", span_y=(0, 1) if percent else None)
+        Panel(
+            title,
+            currency,
+            "",
+            lines_of(rows, key, judged),
+            percent,
+            log_x=True,
+            named=key == "step",
+            span_y=(0, 1) if percent else None,
+        )
         for judged, (title, percent) in JUDGED.items()
         for key, currency in CURRENCIES.items()
     ]
     note = f"Means over {len(seeds_of(rows))} seed(s), 95 % intervals at the end; reward: under the positive words; a call with gradient counts three"
-    return curves(file, "What the judge sees and what the reward says, by what it cost", panels, note, titles=arms_of(rows))
+    return curves(
+        file,
+        "What the judge sees and what the reward says, by what it cost",
+        panels,
+        note,
+        titles=arms_of(rows),
+    )
 
 
 def lines_of(rows: Sequence[Row], x: str, y: str) -> list[Line]:
     """One line per arm: means over its seeds at every measurement but the first, which cost nothing and has no place on a logarithmic axis."""
     lines = []
     for arm in arms_of(rows):
-        seeds = [[row for row in of_run(rows, arm, seed) if row[x] > 0] for seed in seeds_of(rows, arm)]
+        seeds = [
+            [row for row in of_run(rows, arm, seed) if row[x] > 0] for seed in seeds_of(rows, arm)
+        ]
         found = [(interval_of(each, x), interval_of(each, y)) for each in zip(*seeds, strict=True)]
-        known = [(across["value"], up) for across, up in found if across is not None and up is not None]
-        ends = [(up["value"] if up["low"] is None else up["low"], up["value"] if up["high"] is None else up["high"]) for _, up in known]
+        known = [
+            (across["value"], up) for across, up in found if across is not None and up is not None
+        ]
+        ends = [
+            (
+                up["value"] if up["low"] is None else up["low"],
+                up["value"] if up["high"] is None else up["high"],
+            )
+            for _, up in known
+        ]
         if known:
-            lines.append(Line(arm, [across for across, _ in known], [up["value"] for _, up in known], [low for low, _ in ends], [high for _, high in ends]))
+            lines.append(
+                Line(
+                    arm,
+                    [across for across, _ in known],
+                    [up["value"] for _, up in known],
+                    [low for low, _ in ends],
+                    [high for _, high in ends],
+                )
+            )
     return lines
 
 
@@ -57,8 +99,16 @@ def lines_of(rows: Sequence[Row], x: str, y: str) -> list[Line]:
 def _cost(rows: list[Row], file: Path) -> Path:
     rivals = [arm for arm in arms_of(rows) if arm != OURS]
     columns = [
-        Column(f"{name} to {100 * level:g} %", {arm: ratio(rows, arm, OURS, key, level).interval for arm in rivals}, log=True, at=1)
-        for key, name, levels in (("call_equivalents", "calls", LEVELS), ("seconds", "seconds", LEVELS[1:2]))
+        Column(
+            f"{name} to {100 * level:g} %",
+            {arm: ratio(rows, arm, OURS, key, level).interval for arm in rivals},
+            log=True,
+            at=1,
+        )
+        for key, name, levels in (
+            ("call_equivalents", "calls", LEVELS),
+            ("seconds", "seconds", LEVELS[1:2]),
+        )
         for level in levels
     ]
     note = "Geometric means over the seeds that reach the photo rate, 95 % intervals; dashed: SRPO's own price"
@@ -81,14 +131,45 @@ def _cost_title(rows: list[Row]) -> str:
 
 def _depth(rows: list[Row], file: Path) -> Path:
     chains = [row for row in of_kind(rows, "depth") if row["grad_steps"] != INJECTION]
-    titles = {_group(row): f"{MODELS[row['model']][0]}, {row['num_sampling_steps']} steps" for row in chains}
+    titles = {
+        _group(row): f"{MODELS[row['model']][0]}, {row['num_sampling_steps']} steps"
+        for row in chains
+    }
     states = [row for row in of_kind(rows, "state") if row["depth"] >= 0]
     panels = [
-        Panel("Time of an update", "steps with gradient, K", "times Direct-Align's", _by(chains, "grad_steps", "ratio"), log_x=True, log_y=True, named=False),
-        Panel("Gradient of the weights", "steps with gradient, K", "norm", _by(chains, "grad_steps", "grad_norm"), log_x=True, log_y=True, named=False),
-        Panel("Gradient at the state", "network calls before the image", "times that at the image", _by(states, "depth", "growth"), log_y=True),
+        Panel(
+            "Time of an update",
+            "steps with gradient, K",
+            "times Direct-Align's",
+            _by(chains, "grad_steps", "ratio"),
+            log_x=True,
+            log_y=True,
+            named=False,
+        ),
+        Panel(
+            "Gradient of the weights",
+            "steps with gradient, K",
+            "norm",
+            _by(chains, "grad_steps", "grad_norm"),
+            log_x=True,
+            log_y=True,
+            named=False,
+        ),
+        Panel(
+            "Gradient at the state",
+            "network calls before the image",
+            "times that at the image",
+            _by(states, "depth", "growth"),
+            log_y=True,
+        ),
     ]
-    return curves(file, _depth_title(states), panels, "The same reward at the same weights, before training; 95 % intervals over batches", titles=titles)
+    return curves(
+        file,
+        _depth_title(states),
+        panels,
+        "The same reward at the same weights, before training; 95 % intervals over batches",
+        titles=titles,
+    )
 
 
 def _depth_title(states: Sequence[Row]) -> str:
@@ -108,5 +189,13 @@ def _by(rows: Sequence[Row], x: str, y: str) -> list[Line]:
         each = sorted((row for row in rows if _group(row) == group), key=lambda row: row[x])
         low, high = ([row[f"{y}_{end}"] for row in each] for end in ("low", "high"))
         banded = all(end is not None and end > 0 for end in low)
-        lines.append(Line(group, [row[x] for row in each], [row[y] for row in each], low if banded else (), high if banded else ()))
+        lines.append(
+            Line(
+                group,
+                [row[x] for row in each],
+                [row[y] for row in each],
+                low if banded else (),
+                high if banded else (),
+            )
+        )
     return lines

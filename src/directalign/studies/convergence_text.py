@@ -18,10 +18,24 @@ MIDDLE = LEVELS[len(LEVELS) // 2]
 def tell(rows: list[Row]) -> str:
     """The whole text; every number in it comes from `rows`."""
     runs = of_runs(rows)
-    parts = ["## The price of a level", _price_note(runs), _prices(runs), "## Over the price of SRPO", *_multiples(runs, OURS)]
+    parts = [
+        "## The price of a level",
+        _price_note(runs),
+        _prices(runs),
+        "## Over the price of SRPO",
+        *_multiples(runs, OURS),
+    ]
     if OFFICIAL in arms_of(runs):
-        parts += ["Over the price of SRPO as released:", _ratio_table(runs, OFFICIAL, "call_equivalents")]
-    parts += ["## Beside the paper", _beside_paper(runs), "## One injection against K steps of sampling", *_depth(rows)]
+        parts += [
+            "Over the price of SRPO as released:",
+            _ratio_table(runs, OFFICIAL, "call_equivalents"),
+        ]
+    parts += [
+        "## Beside the paper",
+        _beside_paper(runs),
+        "## One injection against K steps of sampling",
+        *_depth(rows),
+    ]
     return "\n\n".join(parts)
 
 
@@ -39,8 +53,17 @@ def _price_note(rows: list[Row]) -> str:
 
 def _prices(rows: list[Row]) -> str:
     keys = ("call_equivalents", "seconds", "step")
-    headers = ["method", *(f"{COSTS[key]} to {_percent(level)}" for key in keys for level in LEVELS)]
-    return markdown(headers, [[title, *(_price(rows, arm, key, level) for key in keys for level in LEVELS)] for arm, title in arms_of(rows).items()])
+    headers = [
+        "method",
+        *(f"{COSTS[key]} to {_percent(level)}" for key in keys for level in LEVELS),
+    ]
+    return markdown(
+        headers,
+        [
+            [title, *(_price(rows, arm, key, level) for key in keys for level in LEVELS)]
+            for arm, title in arms_of(rows).items()
+        ],
+    )
 
 
 def _price(rows: list[Row], arm: str, key: str, level: float) -> str:
@@ -55,7 +78,11 @@ def _multiples(rows: list[Row], ours: str) -> list[str]:
         f"How many times the price of {arms_of(rows).get(ours, ours)} each method pays for the same level: the geometric mean over seeds. "
         "`> x, not reached` says that a run spent x times as much and did not get there."
     )
-    tables = [(f"In {name}:", _ratio_table(rows, ours, key)) for key, name in COSTS.items() if key != "step"]
+    tables = [
+        (f"In {name}:", _ratio_table(rows, ours, key))
+        for key, name in COSTS.items()
+        if key != "step"
+    ]
     return [intro, *(part for pair in tables for part in pair)]
 
 
@@ -64,7 +91,13 @@ def _ratio_table(rows: list[Row], ours: str, key: str) -> str:
     lines = []
     for arm, title in arms_of(rows).items():
         if arm != ours:
-            lines.append([title, *(ratio(rows, arm, ours, key, level).written() for level in LEVELS), claim(arm)])
+            lines.append(
+                [
+                    title,
+                    *(ratio(rows, arm, ours, key, level).written() for level in LEVELS),
+                    claim(arm),
+                ]
+            )
     return markdown(headers, lines)
 
 
@@ -82,7 +115,9 @@ def _beside_paper(rows: list[Row]) -> str:
     lines = []
     for ours in (OFFICIAL, OURS):
         for arm in (arm for arm in PAPER if arm in titles and ours in titles):
-            calls, seconds = (ratio(rows, arm, ours, key, MIDDLE) for key in ("call_equivalents", "seconds"))
+            calls, seconds = (
+                ratio(rows, arm, ours, key, MIDDLE) for key in ("call_equivalents", "seconds")
+            )
             lines.append(
                 f"- {titles[arm]} over {titles[ours]} at {_percent(MIDDLE)} (the paper: {claim(arm)}): {_in_words(calls, arm)}, {seconds.written()} in seconds."
             )
@@ -112,20 +147,42 @@ def _groups(rows: Sequence[Row]) -> list[tuple[str, int]]:
 
 
 def _depth_table(rows: Sequence[Row]) -> str:
-    headers = ["model, gradient through", "seconds", "times Direct-Align's", "norm of the gradient", "spread", "agreement", "forward calls", "with gradient"]
+    headers = [
+        "model, gradient through",
+        "seconds",
+        "times Direct-Align's",
+        "norm of the gradient",
+        "spread",
+        "agreement",
+        "forward calls",
+        "with gradient",
+    ]
     return markdown(headers, [_depth_line(row) for row in rows])
 
 
 def _depth_line(row: Mapping[str, object]) -> list[str]:
-    ratio_text = number(1, 2) if row["grad_steps"] == INJECTION else with_interval(interval(row, "ratio"), 2)
-    where = f"{row['title']} ({row['num_sampling_steps']}-step rollout)" if row["grad_steps"] == INJECTION else str(row["title"])
+    ratio_text = (
+        number(1, 2) if row["grad_steps"] == INJECTION else with_interval(interval(row, "ratio"), 2)
+    )
+    where = (
+        f"{row['title']} ({row['num_sampling_steps']}-step rollout)"
+        if row["grad_steps"] == INJECTION
+        else str(row["title"])
+    )
     numbers = [_number(row["seconds"], 2), ratio_text, with_interval(interval(row, "grad_norm"), 3)]
-    return [where, *numbers, *(_number(row[key], 2) for key in ("spread", "agreement")), *(_number(row[key], 0) for key in ("forward_calls", "backward_calls"))]
+    return [
+        where,
+        *numbers,
+        *(_number(row[key], 2) for key in ("spread", "agreement")),
+        *(_number(row[key], 0) for key in ("forward_calls", "backward_calls")),
+    ]
 
 
 def _sentence(rows: list[Row], model: str, length: int) -> str:
     """What becomes of the gradient on its way from the image to the noise, and what the whole chain costs."""
-    states = sorted(of_kind(rows, "state", model=model, num_sampling_steps=length), key=lambda row: row["depth"])
+    states = sorted(
+        of_kind(rows, "state", model=model, num_sampling_steps=length), key=lambda row: row["depth"]
+    )
     chain = of_kind(rows, "depth", model=model, num_sampling_steps=length, grad_steps=length)[0]
     largest, noise = max(states, key=lambda row: row["growth"]), states[-1]
     return (

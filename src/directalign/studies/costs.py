@@ -15,8 +15,18 @@ from dataclasses import dataclass
 
 LEVELS = (0.4, 0.6, 0.75)
 """Photo rates at which costs are compared."""
-COSTS = {"forward_calls": "forward calls", "call_equivalents": "call equivalents", "seconds": "seconds", "step": "updates"}
-PAPER = {"direct_align": (3.0, 3.0), "refl": (3.0, 3.0), "draft_lv": (4.5, 4.5), "flow_grpo": (75.0, 90.0)}
+COSTS = {
+    "forward_calls": "forward calls",
+    "call_equivalents": "call equivalents",
+    "seconds": "seconds",
+    "step": "updates",
+}
+PAPER = {
+    "direct_align": (3.0, 3.0),
+    "refl": (3.0, 3.0),
+    "draft_lv": (4.5, 4.5),
+    "flow_grpo": (75.0, 90.0),
+}
 """GPU hours over SRPO's 5.3, as (least, most) that the paper says."""
 
 
@@ -64,7 +74,11 @@ def ratio(rows: Sequence[Row], rival: str, ours: str, key: str, level: float) ->
             beyond.append(run[-1][key] / mine)
         elif theirs > 0:
             pairs.append((theirs, mine))
-    found = ratio_interval([theirs for theirs, _ in pairs], [mine for _, mine in pairs]) if pairs else None
+    found = (
+        ratio_interval([theirs for theirs, _ in pairs], [mine for _, mine in pairs])
+        if pairs
+        else None
+    )
     return Ratio(found, min(beyond, default=None), len(pairs), seeds)
 
 
@@ -74,7 +88,9 @@ def cost(rows: Sequence[Row], arm: str, seed: int, key: str, level: float) -> fl
     return None if found is None else float(found[key])
 
 
-def spent(rows: Sequence[Row], arm: str, key: str, level: float) -> tuple[SeedInterval | None, int, int]:
+def spent(
+    rows: Sequence[Row], arm: str, key: str, level: float
+) -> tuple[SeedInterval | None, int, int]:
     """Mean cost of a level over the seeds that reach it, how many those are, and how many seeds there are."""
     found = [cost(rows, arm, seed, key, level) for seed in seeds_of(rows, arm)]
     known = [each for each in found if each is not None]
@@ -85,7 +101,11 @@ def against_paper(found: Ratio, claimed: tuple[float, float]) -> str:
     """How an interval of ratios stands to what the paper says, in words."""
     least, most = claimed
     if found.interval is None:
-        return "cannot be judged here" if found.beyond is None or found.beyond < least else "at least what the paper says, for it was not reached"
+        return (
+            "cannot be judged here"
+            if found.beyond is None or found.beyond < least
+            else "at least what the paper says, for it was not reached"
+        )
     low, high = found.interval["low"], found.interval["high"]
     if low is None or high is None:
         return "one seed, no interval"

@@ -45,7 +45,10 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     seeds = SEEDS[:1] if quick else SEEDS
     found: list[Row] = []
     for group in groups(out, quick):
-        named = {arm.name: {"group": group.name, "prediction": group.prediction, "what": what} for what, arm in group.parts}
+        named = {
+            arm.name: {"group": group.name, "prediction": group.prediction, "what": what}
+            for what, arm in group.parts
+        }
         rows = run_arms(NAME, sized([arm for _, arm in group.parts], quick), seeds, out, recipes)
         found += [{**row, **named[row["arm"]]} for row in rows]
     facts = {key: found[0][key] for key in ("study", "commit", "machine", "versions")}
@@ -81,7 +84,10 @@ METHODS = {
 """Title, recipe and overrides of each method. Policy gradient's recipe spends several times the calls of the others, and the table says so."""
 ON_V = ("srpo", "direct_align", "refl")
 """The methods that are tried on the v-predicting checkpoint too."""
-QUICK_METHODS = {"refl": ("method.last_steps=1",), "flow_grpo": ("method.trained_steps=1", "method.group_size=2")}
+QUICK_METHODS = {
+    "refl": ("method.last_steps=1",),
+    "flow_grpo": ("method.trained_steps=1", "method.group_size=2"),
+}
 """What fits a rollout of two steps."""
 MEASURED = ("evaluate.num_pairs=32", "evaluate.pairs_during=32", "evaluate.every=10")
 
@@ -94,7 +100,17 @@ def methods_of(prediction: str, quick: bool) -> tuple[tuple[str, Arm], ...]:
         if prediction == "v" and name not in ON_V:
             continue
         extra = QUICK_METHODS.get(name, ()) if quick else ()
-        arms.append((name, Arm(f"{prediction}-{name}", f"{title}, {prediction}", recipe, (f"model.path={model}", *MEASURED, *overrides, *extra))))
+        arms.append(
+            (
+                name,
+                Arm(
+                    f"{prediction}-{name}",
+                    f"{title}, {prediction}",
+                    recipe,
+                    (f"model.path={model}", *MEASURED, *overrides, *extra),
+                ),
+            )
+        )
     return tuple(arms)
 
 
@@ -107,14 +123,20 @@ WINDOWS = {
 
 def windows() -> tuple[tuple[str, Arm], ...]:
     """Anchored SRPO over other levels, by jumps or by gains."""
-    return tuple((title, _other(f"window-{place}", title, f"method.moves={moves}")) for place, (title, moves) in enumerate(WINDOWS.items()))
+    return tuple(
+        (title, _other(f"window-{place}", title, f"method.moves={moves}"))
+        for place, (title, moves) in enumerate(WINDOWS.items())
+    )
 
 
 def grids(out: Path) -> tuple[tuple[str, Arm], ...]:
     """Anchored SRPO, trained and sampled on other grids: another of diffusers' spacings of timesteps, and fewer steps."""
     trailing = ("10 steps, trailing", f"model.path={with_spacing(out / 'models', 'trailing')}")
     fewer = ("5 steps, leading", "rollout.num_sampling_steps=5")
-    return tuple((title, _other(f"grid-{place}", title, override)) for place, (title, override) in enumerate([trailing, fewer]))
+    return tuple(
+        (title, _other(f"grid-{place}", title, override))
+        for place, (title, override) in enumerate([trailing, fewer])
+    )
 
 
 def _other(name: str, title: str, override: str) -> Arm:
@@ -129,6 +151,11 @@ def with_spacing(folder: Path, spacing: str) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as partial:
             copy = shutil.copytree(assets.resolve("world:sd"), Path(partial) / "sd")
             settings = copy / "scheduler" / "scheduler_config.json"
-            settings.write_text(json.dumps(json.loads(settings.read_text(encoding="utf-8")) | {"timestep_spacing": spacing}), encoding="utf-8")
+            settings.write_text(
+                json.dumps(
+                    json.loads(settings.read_text(encoding="utf-8")) | {"timestep_spacing": spacing}
+                ),
+                encoding="utf-8",
+            )
             copy.replace(model)
     return model

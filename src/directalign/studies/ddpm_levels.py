@@ -19,8 +19,14 @@ GROUPS = {"windows": "Windows of levels", "grids": "Sampling grids"}
 
 def short_table(rows: list[Row], group: str) -> str:
     """SRPO's short runs of one group."""
-    lines = [[what, number(value_of(over(ends(rows, arm), "step")), 0), *judged(ends(rows, arm))] for arm, what in _short_arms(rows, group).items()]
-    return markdown([group.removesuffix("s"), "updates", "photo rate", "content", "colour drift", "reward"], lines)
+    lines = [
+        [what, number(value_of(over(ends(rows, arm), "step")), 0), *judged(ends(rows, arm))]
+        for arm, what in _short_arms(rows, group).items()
+    ]
+    return markdown(
+        [group.removesuffix("s"), "updates", "photo rate", "content", "colour drift", "reward"],
+        lines,
+    )
 
 
 def short_verdict(rows: list[Row], group: str) -> str:
@@ -48,10 +54,22 @@ def schedule_table(rows: list[Row]) -> str:
     lines = []
     for (title, prediction), found in _schedules(rows).items():
         span = f"{found[0]['sigma_high']:.4f} to {found[0]['sigma_low']:.4f}"
-        digits = [f"{max(row[key] for row in found):.0e}" for key in ("largest", "closed_float32", "stepped_float32", "roundtrip")]
+        digits = [
+            f"{max(row[key] for row in found):.0e}"
+            for key in ("largest", "closed_float32", "stepped_float32", "roundtrip")
+        ]
         lines.append([title, prediction, span, *digits])
     return markdown(
-        ["schedule", "prediction", "sigma", "largest difference, float64", "closed form, float32", "stepping, float32", "timestep round trip"], lines
+        [
+            "schedule",
+            "prediction",
+            "sigma",
+            "largest difference, float64",
+            "closed form, float32",
+            "stepping, float32",
+            "timestep round trip",
+        ],
+        lines,
     )
 
 
@@ -76,9 +94,23 @@ def _schedules(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 def dots(rows: list[Row], file: Path) -> Path:
     """A dot for every window and grid in photo rate, content and colour drift."""
     arms = {arm: what for group in GROUPS for arm, what in _short_arms(rows, group).items()}
-    keys = {"photo rate": ("photo_rate", True), "content": ("content", True), "colour drift": ("color_drift", False)}
-    columns = [Column(title, {what: over(ends(rows, arm), key) for arm, what in arms.items()}, percent=rate) for title, (key, rate) in keys.items()]
-    return dots_with_intervals(file, "SRPO over other windows and other grids", columns, "Stable Diffusion, epsilon; means and 95 % intervals over seeds.")
+    keys = {
+        "photo rate": ("photo_rate", True),
+        "content": ("content", True),
+        "colour drift": ("color_drift", False),
+    }
+    columns = [
+        Column(
+            title, {what: over(ends(rows, arm), key) for arm, what in arms.items()}, percent=rate
+        )
+        for title, (key, rate) in keys.items()
+    ]
+    return dots_with_intervals(
+        file,
+        "SRPO over other windows and other grids",
+        columns,
+        "Stable Diffusion, epsilon; means and 95 % intervals over seeds.",
+    )
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
@@ -87,7 +119,11 @@ def dots(rows: list[Row], file: Path) -> Path:
 def judged(found: Sequence[Row]) -> list[str]:
     """Cells: photo rate, content, colour drift, reward."""
     rates = [with_interval(over(found, key), 0, percent=True) for key in ("photo_rate", "content")]
-    return [*rates, with_interval(over(found, "color_drift"), 3), with_interval(over(found, "reward"), 3)]
+    return [
+        *rates,
+        with_interval(over(found, "color_drift"), 3),
+        with_interval(over(found, "reward"), 3),
+    ]
 
 
 def percent(share: float) -> str:

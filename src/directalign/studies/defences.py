@@ -56,13 +56,30 @@ def arms(out: Path) -> list[Arm]:
 
     return [
         Arm("plain", "plain", PLAIN, SEEN),
-        Arm("plain_learned", "plain, blind to the learned exploit", PLAIN, (*SEEN, blind("learned"))),
+        Arm(
+            "plain_learned", "plain, blind to the learned exploit", PLAIN, (*SEEN, blind("learned"))
+        ),
         Arm("plain_probes", "plain, blind to tint and blur", PLAIN, (*SEEN, blind("probes"))),
         Arm("plain_texts", "plain, blind to what texts share", PLAIN, (*SEEN, blind("texts"))),
         Arm("official", "SRPO, official", OFFICIAL, SEEN),
-        Arm("official_learned", "SRPO, official, blind to the learned exploit", OFFICIAL, (*SEEN, blind("learned"))),
-        Arm("mixture", "plain, two rewards", PLAIN, (*SEEN, f"reward={MIX.replace('DISAGREEMENT', '0.0')}")),
-        Arm("agreement", "plain, two rewards that must agree", PLAIN, (*SEEN, f"reward={MIX.replace('DISAGREEMENT', str(DISAGREEMENT))}")),
+        Arm(
+            "official_learned",
+            "SRPO, official, blind to the learned exploit",
+            OFFICIAL,
+            (*SEEN, blind("learned")),
+        ),
+        Arm(
+            "mixture",
+            "plain, two rewards",
+            PLAIN,
+            (*SEEN, f"reward={MIX.replace('DISAGREEMENT', '0.0')}"),
+        ),
+        Arm(
+            "agreement",
+            "plain, two rewards that must agree",
+            PLAIN,
+            (*SEEN, f"reward={MIX.replace('DISAGREEMENT', str(DISAGREEMENT))}"),
+        ),
     ]
 
 
@@ -80,11 +97,19 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     """Train the run that is learned from, fit the directions, then train every arm; quick: two arms, one seed, two updates."""
     hacked = sized([HACKED], quick)[0]
     run_arm(hacked, LEARNED_FROM, out, recipes)
-    requests = requests_for(folder_of(hacked, LEARNED_FROM, out), recipes, QUICK_PAIRS if quick else PAIRS)
+    requests = requests_for(
+        folder_of(hacked, LEARNED_FROM, out), recipes, QUICK_PAIRS if quick else PAIRS
+    )
     settings = settings_of(hacked, LEARNED_FROM, recipes)
-    facts = [row for name, request in requests.items() for row in piece(out, f"directions-{name}", settings, partial(_fitted, name, request, out))]
+    facts = [
+        row
+        for name, request in requests.items()
+        for row in piece(out, f"directions-{name}", settings, partial(_fitted, name, request, out))
+    ]
     compared = [arm for arm in arms(out) if not quick or arm.name in QUICK_NAMES]
-    return facts + run_arms(NAME, sized(compared, quick), SEEDS[:1] if quick else SEEDS, out, recipes)
+    return facts + run_arms(
+        NAME, sized(compared, quick), SEEDS[:1] if quick else SEEDS, out, recipes
+    )
 
 
 def requests_for(hacked: Path, recipes: Path, num_pairs: int) -> dict[str, Request]:
@@ -99,5 +124,21 @@ def requests_for(hacked: Path, recipes: Path, num_pairs: int) -> dict[str, Reque
 
 def _fitted(name: str, request: Request, out: Path) -> list[Row]:
     found = make_directions(request, file_of(name, out))
-    told = {"shared": found.shared, "wanted": found.wanted, "held": found.held, "gain": found.gain, "explained": found.explained}
-    return [{"study": NAME, "kind": "directions", "arm": name, "title": name, "seed": LEARNED_FROM, "directions": len(found.rows), **told}]
+    told = {
+        "shared": found.shared,
+        "wanted": found.wanted,
+        "held": found.held,
+        "gain": found.gain,
+        "explained": found.explained,
+    }
+    return [
+        {
+            "study": NAME,
+            "kind": "directions",
+            "arm": name,
+            "title": name,
+            "seed": LEARNED_FROM,
+            "directions": len(found.rows),
+            **told,
+        }
+    ]

@@ -24,10 +24,21 @@ COLUMNS = (
 )
 PHOTO = Column("photo_rate", "photo rate", digits=2)
 SOURCES = {"learned": "a hacked run", "probes": "tint and blur", "texts": "texts alone"}
-PAIRS = (("plain_learned", "plain"), ("plain_probes", "plain"), ("plain_texts", "plain"), ("official_learned", "official"), ("agreement", "mixture"))
+PAIRS = (
+    ("plain_learned", "plain"),
+    ("plain_probes", "plain"),
+    ("plain_texts", "plain"),
+    ("official_learned", "official"),
+    ("agreement", "mixture"),
+)
 """Which arm is a defence of which."""
 HELD = ("shared", "wanted", "held", "gain", "explained")
-COMPARED = {"color_drift": "colour drift", "content": "content", "held_out_second": "held-out reward", "off_topic_held_out_raw_pos": "leak"}
+COMPARED = {
+    "color_drift": "colour drift",
+    "content": "content",
+    "held_out_second": "held-out reward",
+    "off_topic_held_out_raw_pos": "leak",
+}
 RATES = ("photo_rate", "content", "off_topic_style_kept")
 READ = (
     "The highest that every run reaches; between measurements runs are straight lines. The held-out reward is the mixtures' second member: "
@@ -48,12 +59,30 @@ SHORT = {
 def tell(rows: list[Row]) -> str:
     """What the directions hold, the arms at one photo rate, each defence against what it defends, and where all end."""
     trained = of_runs(rows)
-    return "\n\n".join([_directions(of_kind(rows, "directions")), _at_equal_photo_rate(trained), _against(trained), _at_the_end(trained)])
+    return "\n\n".join(
+        [
+            _directions(of_kind(rows, "directions")),
+            _at_equal_photo_rate(trained),
+            _against(trained),
+            _at_the_end(trained),
+        ]
+    )
 
 
 def _directions(facts: Sequence[Row]) -> str:
-    lines = [[SOURCES[row["arm"]], number(row["directions"], 0), *(number(row[key], 3) for key in HELD)] for row in facts]
-    headers = ["learned from", "directions", "shared", "kept back", "held", "reward gained", "of it along the directions"]
+    lines = [
+        [SOURCES[row["arm"]], number(row["directions"], 0), *(number(row[key], 3) for key in HELD)]
+        for row in facts
+    ]
+    headers = [
+        "learned from",
+        "directions",
+        "shared",
+        "kept back",
+        "held",
+        "reward gained",
+        "of it along the directions",
+    ]
     told = (
         "Shares of the mean squared shift of image features (of texts: of what they pull towards): what all images share, what lies along the "
         "wanted difference and is kept back, and what the directions hold."
@@ -81,15 +110,25 @@ def _against(trained: Sequence[Row]) -> str:
 
 def _line(trained: Sequence[Row], ours: str, theirs: str) -> list[str]:
     titles, level = arms_of(trained), common_photo_rate(trained, (ours, theirs))
-    return [f"{titles[ours]}, against {titles[theirs]}", number(level), *(_difference(trained, ours, theirs, key)[0] for key in COMPARED)]
+    return [
+        f"{titles[ours]}, against {titles[theirs]}",
+        number(level),
+        *(_difference(trained, ours, theirs, key)[0] for key in COMPARED),
+    ]
 
 
 def _difference(trained: Sequence[Row], ours: str, theirs: str, key: str) -> tuple[str, bool]:
     """`ours − theirs` as text, and whether it may be 0 by its interval."""
     pick = at_photo_rate(common_photo_rate(trained, (ours, theirs)))
     both = [seed for seed in seeds_of(trained, ours) if seed in seeds_of(trained, theirs)]
-    read = [(pick(of_run(trained, ours, seed)), pick(of_run(trained, theirs, seed))) for seed in both]
-    known = [(a[key], b[key]) for a, b in read if a is not None and b is not None and key in a and key in b]
+    read = [
+        (pick(of_run(trained, ours, seed)), pick(of_run(trained, theirs, seed))) for seed in both
+    ]
+    known = [
+        (a[key], b[key])
+        for a, b in read
+        if a is not None and b is not None and key in a and key in b
+    ]
     if not known:
         return DASH, True
     found = paired_over_seeds([a for a, _ in known], [b for _, b in known])
@@ -107,7 +146,9 @@ def _at_the_end(trained: Sequence[Row]) -> str:
     return f"## After all updates\n\n{_table(matched(trained, lambda run: run[-1]), titles, (PHOTO, *COLUMNS), trained)}"
 
 
-def _table(found: Matched, titles: dict[str, str], columns: Sequence[Column], trained: Sequence[Row]) -> str:
+def _table(
+    found: Matched, titles: dict[str, str], columns: Sequence[Column], trained: Sequence[Row]
+) -> str:
     return table(found, titles, columns, before_training(trained))
 
 
@@ -116,8 +157,23 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
     trained = of_runs(rows)
     shown = [PHOTO, *COLUMNS[:2], COLUMNS[3], COLUMNS[4], COLUMNS[6]]
     panels = [
-        Panel(column.title, "updates", column.title, [line(arm, curve(trained, arm, column.key)) for arm in arms_of(trained)], percent=column.key in RATES)
+        Panel(
+            column.title,
+            "updates",
+            column.title,
+            [line(arm, curve(trained, arm, column.key)) for arm in arms_of(trained)],
+            percent=column.key in RATES,
+        )
         for column in shown
     ]
     note = "Means over seeds, with 95 % intervals."
-    return [curves(folder / "defences_curves.png", "Defences against a reward with a taste for red", panels, note, columns=2, titles=SHORT)]
+    return [
+        curves(
+            folder / "defences_curves.png",
+            "Defences against a reward with a taste for red",
+            panels,
+            note,
+            columns=2,
+            titles=SHORT,
+        )
+    ]

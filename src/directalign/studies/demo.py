@@ -33,11 +33,16 @@ def demo(out: Path, recipes: Path = Path("recipes")) -> Path:
 
 def _runs(recipes: Path) -> dict[str, RunConfig]:
     srpo = load_run(recipes / "world_srpo.yaml", [])
-    longer = [f"train.num_steps={LONGER * srpo.train.num_steps}", f"evaluate.every={srpo.train.num_steps}"]
+    longer = [
+        f"train.num_steps={LONGER * srpo.train.num_steps}",
+        f"evaluate.every={srpo.train.num_steps}",
+    ]
     return {
         "srpo": srpo,
         "direct_align": load_run(recipes / "world_direct_align.yaml", []),
-        "srpo_long": load_run(recipes / "world_srpo.yaml", [*longer, f'name="{srpo.name}, {LONGER}x the updates"']),
+        "srpo_long": load_run(
+            recipes / "world_srpo.yaml", [*longer, f'name="{srpo.name}, {LONGER}x the updates"']
+        ),
         "official_long": load_run(recipes / "world_official.yaml", longer),
     }
 
@@ -46,9 +51,17 @@ def summarise(runs: dict[str, RunFiles]) -> dict[str, Any]:
     """`base` and every run's end as {photo_rate, content, color_drift, reward, align_seconds}, and the colour drift of
     SRPO and of plain Direct-Align at the highest photo rate that both reach (None if Direct-Align never rose)."""
     first = runs["srpo"].summary
-    ends = {name: _end(run.summary["after"], run.summary["align_seconds"]) for name, run in runs.items()}
+    ends = {
+        name: _end(run.summary["after"], run.summary["align_seconds"]) for name, run in runs.items()
+    }
     facts = {key: first[key] for key in ("seed", "commit", "machine", "versions")}
-    return {"title": TITLE, "base": _end(first["before"], 0.0), **ends, "matched": _matched(runs["srpo"], runs["direct_align"]), **facts}
+    return {
+        "title": TITLE,
+        "base": _end(first["before"], 0.0),
+        **ends,
+        "matched": _matched(runs["srpo"], runs["direct_align"]),
+        **facts,
+    }
 
 
 def _end(measured: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -60,4 +73,9 @@ def _matched(srpo: RunFiles, direct_align: RunFiles) -> dict[str, float] | None:
     if found is None:
         return None
     (_, ours, *_), (_, theirs, *_) = found.rows
-    return {"photo_rate": found.photo_rate, "srpo": ours, "direct_align": theirs, "ratio": ours / theirs}
+    return {
+        "photo_rate": found.photo_rate,
+        "srpo": ours,
+        "direct_align": theirs,
+        "ratio": ours / theirs,
+    }

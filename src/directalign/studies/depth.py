@@ -67,15 +67,30 @@ def measure(study: str, out: Path, quick: bool, recipes: Path) -> list[Row]:
     rows: list[Row] = []
     for model in size.models:
         for length in size.rollouts:
-            overrides = [f"rollout.num_sampling_steps={length}", f"data.batch_size={size.batch_size}"]
+            overrides = [
+                f"rollout.num_sampling_steps={length}",
+                f"data.batch_size={size.batch_size}",
+            ]
             run = load_run(recipes / f"{MODELS[model][1]}.yaml", overrides)
-            rows += piece(out, f"depth-{model}-{length}", run, lambda run=run, model=model: list(_rows(study, model, Bench(run), size.batches)))
+            rows += piece(
+                out,
+                f"depth-{model}-{length}",
+                run,
+                lambda run=run, model=model: list(_rows(study, model, Bench(run), size.batches)),
+            )
     return rows
 
 
 def depths(num_sampling_steps: int) -> list[int]:
     """The K that are tried: powers of two below the length of the rollout, and the whole of it."""
-    return [*(2**power for power in range(num_sampling_steps.bit_length()) if 2**power < num_sampling_steps), num_sampling_steps]
+    return [
+        *(
+            2**power
+            for power in range(num_sampling_steps.bit_length())
+            if 2**power < num_sampling_steps
+        ),
+        num_sampling_steps,
+    ]
 
 
 class Bench:
@@ -85,21 +100,36 @@ class Bench:
     """
 
     def __init__(self, run: RunConfig) -> None:
-        assert isinstance(run.method, Settings) and run.method.form == "absolute" and run.method.branches == "denoise", run.method
+        assert (
+            isinstance(run.method, Settings)
+            and run.method.form == "absolute"
+            and run.method.branches == "denoise"
+        ), run.method
         self.run, self.family = run, load_model(run.model, "cpu", run.seed)
         self.weights = list(trainable(self.family).values())
         self.calls = NFECounter(self.family.denoiser)
         reward = load_reward(run.reward, "cpu")
         self.objective = build_objective(reward, run.method)
-        self.ways: dict[int, Method] = {INJECTION: SRPO(self.family, reward, run.method, run.rollout)}
+        self.ways: dict[int, Method] = {
+            INJECTION: SRPO(self.family, reward, run.method, run.rollout)
+        }
         for grad_steps in depths(run.rollout.num_sampling_steps):
-            settings = ChainSettings(grad_steps=grad_steps, words=run.method.words, image_mapping=run.method.image_mapping)
+            settings = ChainSettings(
+                grad_steps=grad_steps,
+                words=run.method.words,
+                image_mapping=run.method.image_mapping,
+            )
             self.ways[grad_steps] = DRaFT(self.family, reward, settings, run.rollout)
 
     def batch(self, step: int) -> Batch:
         """The prompts of one update; `step` draws its noise too."""
         prompts, size = train_captions(), self.run.data.batch_size
-        return Batch(sampling_step, tuple(prompts[(sampling_step * size + place) % len(prompts)] for place in range(size)), None, self.run.seed)
+        return Batch(
+            sampling_step,
+            tuple(prompts[(sampling_step * size + place) % len(prompts)] for place in range(size)),
+            None,
+            self.run.seed,
+        )
 
     def gradient(self, grad_steps: int, batch: Batch) -> tuple[float, Float[Tensor, " weights"]]:
         """Seconds of the losses and their backward passes, and the whole gradient."""
@@ -108,28 +138,49 @@ class Bench:
         for loss in self.ways[grad_steps].losses(batch):
             loss.value.backward()
         seconds = time.perf_counter() - began
-        return seconds, nn.utils.parameters_to_vector([torch.zeros_like(each) if each.grad is None else each.grad for each in self.weights])
+        return seconds, nn.utils.parameters_to_vector(
+            [torch.zeros_like(each) if each.grad is None else each.grad for each in self.weights]
+        )
 
     def at_states(self, batch: Batch) -> tuple[Float[Tensor, " levels"], Float[Tensor, " levels"]]:
         """Levels of a rollout's states, and the norm of each sample's reward gradient there, mean over the batch; [-1] is the image."""
         begun = start_rollout(self.family, self.run.rollout, batch)
         states = [begun.noise.requires_grad_()]
         for sigma_from, sigma_to in pairwise(begun.sigmas):
-            states.append(sampling_step(self.family, begun.cond, states[-1], sigma_from.expand(len(begun.noise)), sigma_to.expand(len(begun.noise))))
+            states.append(
+                sampling_step(
+                    self.family,
+                    begun.cond,
+                    states[-1],
+                    sigma_from.expand(len(begun.noise)),
+                    sigma_to.expand(len(begun.noise)),
+                )
+            )
         reward = self.objective(self.family.decode(states[-1]), batch).reward.sum()
         gradients = torch.autograd.grad(reward, states)
-        return begun.sigmas, torch.stack([each.flatten(1).norm(dim=1).mean() for each in gradients]).double()
+        return begun.sigmas, torch.stack(
+            [each.flatten(1).norm(dim=1).mean() for each in gradients]
+        ).double()
 
 
 def _rows(study: str, model: str, bench: Bench, batches: int) -> Iterator[Row]:
     length, seed = bench.run.rollout.num_sampling_steps, bench.run.seed
-    named = {"study": study, "seed": seed, "model": model, "num_sampling_steps": length, "batches": batches}
+    named = {
+        "study": study,
+        "seed": seed,
+        "model": model,
+        "num_sampling_steps": length,
+        "batches": batches,
+    }
     for grad_steps, found in _gradients(bench, batches).items():
         way = "Direct-Align" if grad_steps == INJECTION else f"{grad_steps} of {length} steps"
         label = {"arm": f"{model}-{length}-{grad_steps}", "title": f"{MODELS[model][0]}, {way}"}
         yield {**named, **label, "kind": "depth", "grad_steps": grad_steps, **found}
     for place, found in enumerate(_states(bench, batches)):
-        label = {"arm": f"{model}-{length}-state", "title": f"{MODELS[model][0]}, the states of {length} steps"}
+        label = {
+            "arm": f"{model}-{length}-state",
+            "title": f"{MODELS[model][0]}, the states of {length} steps",
+        }
         yield {**named, **label, "kind": "state", "depth": length - place, **found}
 
 
@@ -167,13 +218,18 @@ def _states(bench: Bench, batches: int) -> list[Row]:
     found = [bench.at_states(bench.batch(count)) for count in range(1, batches + 1)]
     sigmas, norms = found[0][0].tolist(), torch.stack([norms for _, norms in found], 1).tolist()
     growths = [ratio_interval(each, norms[-1]) for each in norms]
-    return [{"sigma": sigma, **flat("norm", mean_interval(each)), **flat("growth", growth)} for sigma, each, growth in zip(sigmas, norms, growths, strict=True)]
+    return [
+        {"sigma": sigma, **flat("norm", mean_interval(each)), **flat("growth", growth)}
+        for sigma, each, growth in zip(sigmas, norms, growths, strict=True)
+    ]
 
 
 def spread(norms: list[float]) -> float:
     """Standard deviation over mean."""
     mean = math.fsum(norms) / len(norms)
-    return math.sqrt(math.fsum((norm - mean) ** 2 for norm in norms) / max(1, len(norms) - 1)) / mean
+    return (
+        math.sqrt(math.fsum((norm - mean) ** 2 for norm in norms) / max(1, len(norms) - 1)) / mean
+    )
 
 
 def agreement(directions: Float[Tensor, " weights"], count: int) -> float:
@@ -186,9 +242,18 @@ def agreement(directions: Float[Tensor, " weights"], count: int) -> float:
 
 def flat(name: str, interval: SeedInterval) -> Row:
     """An interval as three numbers of a row."""
-    return {name: interval["value"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
+    return {
+        name: interval["value"],
+        f"{name}_low": interval["low"],
+        f"{name}_high": interval["high"],
+    }
 
 
 def interval(row: Mapping[str, object], name: str) -> dict[str, object]:
     """The interval that `flat` put into a row; n counts batches."""
-    return {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"], "n": row["batches"]}
+    return {
+        "value": row[name],
+        "low": row[f"{name}_low"],
+        "high": row[f"{name}_high"],
+        "n": row["batches"],
+    }

@@ -21,10 +21,16 @@ DISTANCES = ("cast", "saturation", "sharpness")
 
 def distances(images: Images, photographs: Images) -> dict[str, PerSample]:
     """How far each image is from the photograph of its own pair: in colour cast (Euclidean), saturation, and sharpness (log-ratio)."""
-    ratio = image_metrics.sharpness(images).clamp(min=1e-8) / image_metrics.sharpness(photographs).clamp(min=1e-8)
+    ratio = image_metrics.sharpness(images).clamp(min=1e-8) / image_metrics.sharpness(
+        photographs
+    ).clamp(min=1e-8)
     return {
-        "cast": (image_metrics.color_cast(images) - image_metrics.color_cast(photographs)).norm(dim=1),
-        "saturation": (image_metrics.saturation(images) - image_metrics.saturation(photographs)).abs(),
+        "cast": (image_metrics.color_cast(images) - image_metrics.color_cast(photographs)).norm(
+            dim=1
+        ),
+        "saturation": (
+            image_metrics.saturation(images) - image_metrics.saturation(photographs)
+        ).abs(),
         "sharpness": ratio.log().abs(),
     }
 
@@ -34,10 +40,14 @@ def excess_drift(found: Mapping[str, PerSample], base: Mapping[str, PerSample]) 
 
     Mean over the distances, each in units of the base model's mean distance: 1 is as far again as a base image stands from a photograph.
     """
-    return torch.stack([(found[name] - base[name]).clamp(min=0) / base[name].mean() for name in base]).mean(0)
+    return torch.stack(
+        [(found[name] - base[name]).clamp(min=0) / base[name].mean() for name in base]
+    ).mean(0)
 
 
-def most_hacked(lost: Float[Tensor, "models pairs"], drifted: Float[Tensor, "models pairs"]) -> Float[Tensor, "models pairs"]:
+def most_hacked(
+    lost: Float[Tensor, "models pairs"], drifted: Float[Tensor, "models pairs"]
+) -> Float[Tensor, "models pairs"]:
     """Who looks most hacked of every pair: 1 for that model, split evenly among ties; every column sums to 1.
 
     `lost` (content lost, 0 or 1) goes first, `drifted` tells apart those that lost equally much.

@@ -39,9 +39,19 @@ ARMS = (
     Arm("official", "official, two branches", "world_official"),
     Arm("half_cost", "half cost, one branch", "world_half_cost"),
     Arm("denoise_only", "denoise only, official ramp", "world_official", (ONE_BRANCH,)),
-    Arm("negative_ramp", "denoise only, k_pos −0.1 to 0.2", "world_official", (ONE_BRANCH, "method.denoise.k_pos={low_noise: -0.1, high_noise: 0.2}")),
+    Arm(
+        "negative_ramp",
+        "denoise only, k_pos −0.1 to 0.2",
+        "world_official",
+        (ONE_BRANCH, "method.denoise.k_pos={low_noise: -0.1, high_noise: 0.2}"),
+    ),
     Arm("inversion_only", "inversion only", "world_official", ("method.branches=inversion",)),
-    Arm("no_ramp", "denoise only, k = 0", "world_official", (ONE_BRANCH, "method.denoise.k_pos={low_noise: 0, high_noise: 0}")),
+    Arm(
+        "no_ramp",
+        "denoise only, k = 0",
+        "world_official",
+        (ONE_BRANCH, "method.denoise.k_pos={low_noise: 0, high_noise: 0}"),
+    ),
 )
 FITTED = ("official", "half_cost", "denoise_only", "negative_ramp")
 POINTS = (50, 250, 500, 750, 950)
@@ -52,11 +62,22 @@ BATCHES = 4
 def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     """Train the arms and take gradients of the base model apart; quick: official and half cost, one seed, one landing."""
     chosen = [arm for arm in ARMS if not quick or arm.name in ("official", "half_cost")]
-    rows = run_arms(NAME, [_longer(arm, recipes) for arm in chosen] if not quick else sized(chosen, quick), SEEDS[:1] if quick else SEEDS, out, recipes)
+    rows = run_arms(
+        NAME,
+        [_longer(arm, recipes) for arm in chosen] if not quick else sized(chosen, quick),
+        SEEDS[:1] if quick else SEEDS,
+        out,
+        recipes,
+    )
     fitted = sized([arm for arm in chosen if arm.name in FITTED], quick)
     settings = {arm: settings_of(arm, 0, recipes) for arm in fitted}
     for point in POINTS[2:3] if quick else POINTS:
-        rows += piece(out, f"coefficients-{point}", settings[fitted[0]], lambda point=point: _taken_apart(settings, point, 1 if quick else BATCHES))
+        rows += piece(
+            out,
+            f"coefficients-{point}",
+            settings[fitted[0]],
+            lambda point=point: _taken_apart(settings, point, 1 if quick else BATCHES),
+        )
     return rows
 
 
@@ -77,16 +98,42 @@ def _taken_apart(settings: dict[Arm, RunConfig], point: int, batches: int) -> li
     rows = []
     for index in range(batches):
         batch = Batch(0, prompts.batch(index, size=run.data.batch_size), seed=index)
-        found = coefficients.measured(family, reward, methods, methods[first.name], run.rollout, batch, point)
+        found = coefficients.measured(
+            family, reward, methods, methods[first.name], run.rollout, batch, point
+        )
         sigma = float(coefficients.grid_of(methods[first.name]).levels[point - 1])
-        rows += [_row(arm, methods[arm.name], index, point, sigma, *found[arm.name]) for arm in settings]
+        rows += [
+            _row(arm, methods[arm.name], index, point, sigma, *found[arm.name]) for arm in settings
+        ]
     return rows
 
 
-def _row(arm: Arm, method: Settings, index: int, point: int, sigma: float, fit: coefficients.Fit, alignment: float) -> Row:
+def _row(
+    arm: Arm,
+    method: Settings,
+    index: int,
+    point: int,
+    sigma: float,
+    fit: coefficients.Fit,
+    alignment: float,
+) -> Row:
     absolute, relative = coefficients.derived(method, coefficients.grid_of(method), point)
-    measured = {"absolute": fit.absolute, "relative": fit.relative, "explained": fit.explained, "alignment": alignment}
-    where = {"study": NAME, "kind": "coefficients", "arm": arm.name, "title": arm.title, "seed": 0, "batch": index, "point": point, "sigma": sigma}
+    measured = {
+        "absolute": fit.absolute,
+        "relative": fit.relative,
+        "explained": fit.explained,
+        "alignment": alignment,
+    }
+    where = {
+        "study": NAME,
+        "kind": "coefficients",
+        "arm": arm.name,
+        "title": arm.title,
+        "seed": 0,
+        "batch": index,
+        "point": point,
+        "sigma": sigma,
+    }
     return {**where, **measured, "derived_absolute": absolute, "derived_relative": relative}
 
 

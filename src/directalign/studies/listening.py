@@ -52,20 +52,41 @@ class Pupil:
 
 PUPILS = (
     Pupil("tuned", "tuned", KNOWN, Lessons(part="text", learning_rate=3e-4, seed=SEED)),
-    Pupil("wide", "tuned, gap three times as wide", KNOWN, Lessons(part="text", learning_rate=1e-3, gap=1.2, seed=SEED)),
-    Pupil("made_up", "tuned to made-up words", MADE_UP, Lessons(part="text", learning_rate=1e-3, gap=0.4, seed=SEED)),
+    Pupil(
+        "wide",
+        "tuned, gap three times as wide",
+        KNOWN,
+        Lessons(part="text", learning_rate=1e-3, gap=1.2, seed=SEED),
+    ),
+    Pupil(
+        "made_up",
+        "tuned to made-up words",
+        MADE_UP,
+        Lessons(part="text", learning_rate=1e-3, gap=0.4, seed=SEED),
+    ),
 )
 QUICK_PUPILS = ("tuned",)
-LENGTHS = {"relative": ("train.num_steps=12", "evaluate.every=2"), "anchored": ("train.num_steps=25", "evaluate.every=5")}
+LENGTHS = {
+    "relative": ("train.num_steps=12", "evaluate.every=2"),
+    "anchored": ("train.num_steps=25", "evaluate.every=5"),
+}
 """The relative reward is fast and loses the object soon, so it is looked at more often."""
 
 
 def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     """Teach every reward that is not there yet, then train every arm with it; quick: one reward after four updates, two arms, one seed."""
     pupils = [pupil for pupil in PUPILS if not quick or pupil.name in QUICK_PUPILS]
-    listened = [row for pupil in pupils for row in piece(out, f"reward-{pupil.name}", _kept(recipes), partial(_taught, pupil, out, quick))]
+    listened = [
+        row
+        for pupil in pupils
+        for row in piece(
+            out, f"reward-{pupil.name}", _kept(recipes), partial(_taught, pupil, out, quick)
+        )
+    ]
     chosen = arms(out)[:2] if quick else arms(out)
-    return listened + run_arms(NAME, sized(chosen, quick), SEEDS[:1] if quick else SEEDS, out, recipes)
+    return listened + run_arms(
+        NAME, sized(chosen, quick), SEEDS[:1] if quick else SEEDS, out, recipes
+    )
 
 
 def arms(out: Path) -> list[Arm]:
@@ -83,7 +104,12 @@ def arms(out: Path) -> list[Arm]:
 
 
 def _arm(name: str, title: str, form: str, words: config.ControlPhrases, reward: str) -> Arm:
-    overrides = (f"method.form={form}", f"method.words={json.dumps(words.model_dump())}", f"reward.path={reward}", *LENGTHS[form])
+    overrides = (
+        f"method.form={form}",
+        f"method.words={json.dumps(words.model_dump())}",
+        f"reward.path={reward}",
+        *LENGTHS[form],
+    )
     return Arm(name, title, "world_srpo", overrides)
 
 
@@ -101,24 +127,47 @@ def _taught(pupil: Pupil, out: Path, quick: bool) -> list[Row]:
     """Two rows, before and after: every measure on held-out captions, angles as three numbers."""
     lessons = replace(pupil.lessons, num_steps=4) if quick else pupil.lessons
     folder = folder_of(out, pupil.name)
-    record = _record(folder, lessons) if folder.exists() else listen(SOURCE, IMAGES, pupil.words, folder, lessons, QUICK_COUNT if quick else COUNT)
-    named = {"study": NAME, "kind": "listen", "arm": pupil.name, "title": pupil.title, "seed": SEED, "updates": record["best_step"]}
-    return [{**named, "when": when, "held_out": record["held_out"], **_flat(record[when])} for when in ("before", "after")]
+    record = (
+        _record(folder, lessons)
+        if folder.exists()
+        else listen(SOURCE, IMAGES, pupil.words, folder, lessons, QUICK_COUNT if quick else COUNT)
+    )
+    named = {
+        "study": NAME,
+        "kind": "listen",
+        "arm": pupil.name,
+        "title": pupil.title,
+        "seed": SEED,
+        "updates": record["best_step"],
+    }
+    return [
+        {**named, "when": when, "held_out": record["held_out"], **_flat(record[when])}
+        for when in ("before", "after")
+    ]
 
 
 def _record(folder: Path, lessons: Lessons) -> dict[str, Any]:
     """listen.json of a reward that was taught before the study was stopped."""
     record = json.loads((folder / "listen.json").read_text(encoding="utf-8"))
     if record["lessons"] != json.loads(json.dumps(asdict(lessons))):
-        raise DirectAlignError(f"{folder} was taught with other settings than the study has now: remove {folder}, or choose another --out")
+        raise DirectAlignError(
+            f"{folder} was taught with other settings than the study has now: remove {folder}, or choose another --out"
+        )
     return record
 
 
 def _flat(found: dict[str, Any]) -> Row:
-    flat: Row = {f"bias_{probe.replace(' ', '_')}": moved["relative"] for probe, moved in found["bias"].items()}
+    flat: Row = {
+        f"bias_{probe.replace(' ', '_')}": moved["relative"]
+        for probe, moved in found["bias"].items()
+    }
     for name, value in found.items():
         if isinstance(value, float):
             flat[name] = value
         elif name != "bias":
-            flat |= {name: value["value"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+            flat |= {
+                name: value["value"],
+                f"{name}_low": value["low"],
+                f"{name}_high": value["high"],
+            }
     return flat

@@ -35,7 +35,11 @@ QUESTION = (
     "Here both errors are measured on the embedded FLUX (flow) and Stable Diffusion (vp; epsilon and v), in latents and in pixels, with the noise that the "
     "image was sampled from and with fresh noise. And the reward and the judge look at both images: from which level on do they no longer see the picture?"
 )
-MODELS = {"flux": ("FLUX (flow, velocity)", "world_srpo"), "sd": ("SD (vp, epsilon)", "world_sd"), "sd_v": ("SD (vp, v)", "world_sd_v")}
+MODELS = {
+    "flux": ("FLUX (flow, velocity)", "world_srpo"),
+    "sd": ("SD (vp, epsilon)", "world_sd"),
+    "sd_v": ("SD (vp, v)", "world_sd_v"),
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,15 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
         run = load_run(recipes / f"{recipe}.yaml")
         for seed in size.seeds:
             named = {"study": NAME, "arm": model, "title": title, "seed": seed}
-            found += [{**named, **row} for row in piece(out, f"{model}-seed{seed}", run, lambda run=run, seed=seed: errors(run, seed, size))]
+            found += [
+                {**named, **row}
+                for row in piece(
+                    out,
+                    f"{model}-seed{seed}",
+                    run,
+                    lambda run=run, seed=seed: errors(run, seed, size),
+                )
+            ]
     return found
 
 
@@ -71,7 +83,11 @@ def errors(run: RunConfig, seed: int, size: Size) -> list[Row]:
     fresh = draw_noise(bench.x0.shape, generator_for(seed, FRESH_NOISE), bench.x0.device)
     rows = [{"image": "clean", **bench.clean()}]
     for name, noise in (("rollout", bench.noise), ("fresh", fresh)):
-        rows += [{"noise": name, **row} for sigma in size.sigmas for row in bench.errors(noise, sigma, size.jumps)]
+        rows += [
+            {"noise": name, **row}
+            for sigma in size.sigmas
+            for row in bench.errors(noise, sigma, size.jumps)
+        ]
     return rows
 
 

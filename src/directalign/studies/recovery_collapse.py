@@ -24,9 +24,13 @@ OWN, FRESH = "rollout", "fresh"
 NOISES = {OWN: "its own", FRESH: "fresh"}
 
 
-def of(rows: Sequence[Row], arm: str, image: str, noise: str, sigma: float, jump: float = JUMP) -> list[Row]:
+def of(
+    rows: Sequence[Row], arm: str, image: str, noise: str, sigma: float, jump: float = JUMP
+) -> list[Row]:
     """The rows of one image at one level, one per seed; `jump` counts for recovered images alone."""
-    wanted = {"arm": arm, "image": image, "noise": noise, "sigma": sigma} | ({"jump": jump} if image == "recovered" else {})
+    wanted = {"arm": arm, "image": image, "noise": noise, "sigma": sigma} | (
+        {"jump": jump} if image == "recovered" else {}
+    )
     return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
 
 
@@ -35,7 +39,9 @@ def sigmas_of(rows: Sequence[Row], arm: str) -> list[float]:
     return sorted({row["sigma"] for row in rows if row["arm"] == arm and "sigma" in row})
 
 
-def kept(rows: Sequence[Row], arm: str, image: str, noise: str, what: str) -> list[tuple[float, float]]:
+def kept(
+    rows: Sequence[Row], arm: str, image: str, noise: str, what: str
+) -> list[tuple[float, float]]:
     """(sigma, share of the clean images' value that is left), means over seeds.
 
     `what` is one of `SEEN`. Of the reward's score that is (score − chance) / (clean score − chance), where chance is the
@@ -74,7 +80,15 @@ def collapse_table(rows: list[Row]) -> str:
             levels = [_level(lost_from(found)) for found in points]
             least = [f"{number(100 * min(share for _, share in found), 0)} %" for found in points]
             lines.append([title, NOISES[noise], SEEN[what], *levels, *least])
-    headers = ["model", "noise", "what", "guess: half lost", "recovered: half lost", "guess: least left", "recovered: least left"]
+    headers = [
+        "model",
+        "noise",
+        "what",
+        "guess: half lost",
+        "recovered: half lost",
+        "guess: least left",
+        "recovered: least left",
+    ]
     return markdown(headers, lines)
 
 
@@ -90,13 +104,22 @@ def collapse(rows: list[Row]) -> str:
     said = []
     for arm, title in arms_of(rows).items():
         guess, recovered = (_losses(rows, arm, image) for image in ("x0_hat", "recovered"))
-        said.append(f"{title}, fresh noise: half is lost in the one-step guess of {guess}, in the recovered image of {recovered}.")
+        said.append(
+            f"{title}, fresh noise: half is lost in the one-step guess of {guess}, in the recovered image of {recovered}."
+        )
     return "\n\n".join([LEGEND, " ".join(said)])
 
 
 def _losses(rows: list[Row], arm: str, image: str) -> str:
     levels = {title: lost_from(kept(rows, arm, image, FRESH, what)) for what, title in SEEN.items()}
-    return ", ".join(f"{title} (from sigma {level:g})" for title, level in levels.items() if level is not None) or "nothing"
+    return (
+        ", ".join(
+            f"{title} (from sigma {level:g})"
+            for title, level in levels.items()
+            if level is not None
+        )
+        or "nothing"
+    )
 
 
 def _mean(rows: Sequence[Row], key: str) -> float:

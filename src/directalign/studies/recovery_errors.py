@@ -46,7 +46,10 @@ def stepped(family: Model, noised: Noised, pred: Latents, sigma_to: PerSample) -
     """Direct-Align's image without the closed form: step to `sigma_to`, subtract the known noise, divide by alpha_to."""
     x0_hat = to_x0(family.path, family.prediction, pred, noised.x_t, noised.sigma)
     noise_hat = to_noise(family.path, family.prediction, pred, noised.x_t, noised.sigma)
-    alpha_to, noise_level = expand_like(alpha(family.path, sigma_to), pred), expand_like(sigma_to, pred)
+    alpha_to, noise_level = (
+        expand_like(alpha(family.path, sigma_to), pred),
+        expand_like(sigma_to, pred),
+    )
     x_to = alpha_to * x0_hat + noise_level * noise_hat
     return (x_to - noise_level * noised.noise) / alpha_to
 
@@ -91,7 +94,12 @@ class Bench:
             ratio = rmse(by_steps, self.x0) / rmse(x0_hat, self.x0)
             row = {"sigma": sigma, "jump": round(sigma - sigma_to, 6), "image": "recovered"}
             recovered = recover(family.path, family.prediction, noised, pred, landing).x0
-            yield {**row, "ratio": ratio, "predicted": predicted_ratio(family.path, sigma, sigma_to), **self.seen(recovered)}
+            yield {
+                **row,
+                "ratio": ratio,
+                "predicted": predicted_ratio(family.path, sigma, sigma_to),
+                **self.seen(recovered),
+            }
 
     def seen(self, latents: Latents) -> Row:
         """How far latents and their pixels are from the clean ones, and what is still seen in the images.
@@ -103,9 +111,24 @@ class Bench:
         scores, judged = self._scores(images), self.judge(images, self.cond.prompts)
         away = {"latents_rmse": rmse(latents, self.x0), "pixels_rmse": rmse(images, self.truth)}
         agreement = torch.corrcoef(torch.stack([scores, self._scores(self.truth)]).double())[0, 1]
-        same = torch.stack([(answer == self._judged[name]).float() for name, answer in judged.items() if name.startswith(STYLE)]).amin(0)
-        kept = {"content": judged["content"].mean(), "style": same.mean(), "sharpness": sharpness(images).mean()}
-        return {**away, "reward": float(scores.mean()), "agreement": float(agreement), **{name: float(value) for name, value in kept.items()}}
+        same = torch.stack(
+            [
+                (answer == self._judged[name]).float()
+                for name, answer in judged.items()
+                if name.startswith(STYLE)
+            ]
+        ).amin(0)
+        kept = {
+            "content": judged["content"].mean(),
+            "style": same.mean(),
+            "sharpness": sharpness(images).mean(),
+        }
+        return {
+            **away,
+            "reward": float(scores.mean()),
+            "agreement": float(agreement),
+            **{name: float(value) for name, value in kept.items()},
+        }
 
     def _scores(self, images: Images) -> PerSample:
         return self.reward.score(self.reward.encode(images), self.cond.prompts).cpu()

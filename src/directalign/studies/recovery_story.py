@@ -21,19 +21,45 @@ def tell(rows: list[Row]) -> str:
     parts = ["## The formula", formula(rows), "## Errors by noise level", legend(rows)]
     for arm, title in arms_of(rows).items():
         parts += [f"### {title}", error_table(rows, arm), upward(rows, arm)]
-    return "\n\n".join([*parts, "## Where the picture is lost", collapse_table(rows), collapse(rows)])
+    return "\n\n".join(
+        [*parts, "## Where the picture is lost", collapse_table(rows), collapse(rows)]
+    )
 
 
 def draw(rows: list[Row], folder: Path) -> list[Path]:
     """`recovery_errors.png`: error in latents by level; `recovery_scores.png`: the reward and the judge on both images."""
     arms = arms_of(rows)
     note = "Error (RMS, latents) of the one-step guess and of the image recovered after a jump down; the image's own noise, means over seeds."
-    errors = [Panel(title, "sigma", "error", _error_lines(rows, arm), log_y=True, named=arm == list(arms)[-1]) for arm, title in arms.items()]
-    scores = [_seen_panel(rows, arm, what, named=arm == list(arms)[-1]) for what in DRAWN for arm in arms]
+    errors = [
+        Panel(
+            title,
+            "sigma",
+            "error",
+            _error_lines(rows, arm),
+            log_y=True,
+            named=arm == list(arms)[-1],
+        )
+        for arm, title in arms.items()
+    ]
+    scores = [
+        _seen_panel(rows, arm, what, named=arm == list(arms)[-1]) for what in DRAWN for arm in arms
+    ]
     seen = f"What is left of the clean images' value in the one-step guess and in the recovered image; jump {JUMP}, fresh noise."
     return [
-        curves(folder / "recovery_errors.png", "The recovered image stays near the clean one where a one-step guess does not", errors, note, columns=len(arms)),
-        curves(folder / "recovery_scores.png", "What reward and judge still see", scores, seen, columns=len(arms)),
+        curves(
+            folder / "recovery_errors.png",
+            "The recovered image stays near the clean one where a one-step guess does not",
+            errors,
+            note,
+            columns=len(arms),
+        ),
+        curves(
+            folder / "recovery_scores.png",
+            "What reward and judge still see",
+            scores,
+            seen,
+            columns=len(arms),
+        ),
     ]
 
 
@@ -42,7 +68,11 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
 
 def deviations(rows: Iterable[Row]) -> list[tuple[float, Row]]:
     """(|measured ratio / predicted ratio − 1|, row) of every recovered image, the largest first."""
-    found = [(abs(row["ratio"] / row["predicted"] - 1), row) for row in rows if row["image"] == "recovered"]
+    found = [
+        (abs(row["ratio"] / row["predicted"] - 1), row)
+        for row in rows
+        if row["image"] == "recovered"
+    ]
     return sorted(found, key=lambda pair: -pair[0])
 
 
@@ -53,7 +83,9 @@ def formula(rows: list[Row]) -> str:
         found = deviations(row for row in rows if row["arm"] == arm)
         worst, where = found[0]
         place = f"sigma {where['sigma']:g}, jump {number(where['jump'], 3)}"
-        table.append([title, str(len(found)), _small(found[len(found) // 2][0]), _small(worst), place])
+        table.append(
+            [title, str(len(found)), _small(found[len(found) // 2][0]), _small(worst), place]
+        )
     said = (
         "The error of the recovered image over that of the one-step guess, measured by stepping in float32 and subtracting the known noise, against "
         "|1 − sigma_to·alpha_from / (alpha_to·sigma_from)|; on flow that is |sigma_from − sigma_to| / ((1 − sigma_to)·sigma_from)."
@@ -65,8 +97,16 @@ def formula(rows: list[Row]) -> str:
 
 def upward(rows: list[Row], arm: str) -> str:
     """Where a jump makes the recovered image worse than no recovery at all."""
-    cases = {(row["sigma"], row["jump"]) for row in rows if row["arm"] == arm and row["image"] == "recovered" and row["predicted"] > 1}
-    every = {(row["sigma"], row["jump"]) for row in rows if row["arm"] == arm and row["image"] == "recovered"}
+    cases = {
+        (row["sigma"], row["jump"])
+        for row in rows
+        if row["arm"] == arm and row["image"] == "recovered" and row["predicted"] > 1
+    }
+    every = {
+        (row["sigma"], row["jump"])
+        for row in rows
+        if row["arm"] == arm and row["image"] == "recovered"
+    }
     if not cases:
         return f"In none of the {len(every)} cases is the recovered image farther from the clean one than the one-step guess."
     up = [case for case in cases if case[1] < 0]
@@ -90,14 +130,39 @@ def legend(rows: list[Row]) -> str:
 
 def error_table(rows: list[Row], arm: str) -> str:
     """A line per level of one model."""
-    headers = ["sigma", "guess, latents", "recovered, latents", "guess, pixels", "recovered, pixels", "ratio", "formula", "guess, fresh noise"]
+    headers = [
+        "sigma",
+        "guess, latents",
+        "recovered, latents",
+        "guess, pixels",
+        "recovered, pixels",
+        "ratio",
+        "formula",
+        "guess, fresh noise",
+    ]
     lines = []
     for sigma in sigmas_of(rows, arm):
         guess, recovered = (of(rows, arm, image, OWN, sigma) for image in ("x0_hat", "recovered"))
-        cells = [over(found, key) for key in ("latents_rmse", "pixels_rmse") for found in (guess, recovered)]
-        ratio, expected, fresh = over(recovered, "ratio"), over(recovered, "predicted"), over(of(rows, arm, "x0_hat", FRESH, sigma), "latents_rmse")
+        cells = [
+            over(found, key)
+            for key in ("latents_rmse", "pixels_rmse")
+            for found in (guess, recovered)
+        ]
+        ratio, expected, fresh = (
+            over(recovered, "ratio"),
+            over(recovered, "predicted"),
+            over(of(rows, arm, "x0_hat", FRESH, sigma), "latents_rmse"),
+        )
         shown = [with_interval(cell, 3) for cell in cells]
-        lines.append([f"{sigma:g}", *shown, number(_value(ratio), 4), number(_value(expected), 4), with_interval(fresh, 3)])
+        lines.append(
+            [
+                f"{sigma:g}",
+                *shown,
+                number(_value(ratio), 4),
+                number(_value(expected), 4),
+                with_interval(fresh, 3),
+            ]
+        )
     return markdown(headers, lines)
 
 
@@ -109,15 +174,24 @@ def _error_lines(rows: list[Row], arm: str) -> list[Line]:
     chosen = [("x0_hat", 0.0, "guess"), *(("recovered", jump, f"jump {jump:g}") for jump in jumps)]
     lines = []
     for image, jump, name in chosen:
-        known = [(sigma, over(of(rows, arm, image, OWN, sigma, jump), "latents_rmse")) for sigma in sigmas_of(rows, arm)]
+        known = [
+            (sigma, over(of(rows, arm, image, OWN, sigma, jump), "latents_rmse"))
+            for sigma in sigmas_of(rows, arm)
+        ]
         points = [(sigma, found["value"]) for sigma, found in known if found is not None]
         lines.append(Line(name, [sigma for sigma, _ in points], [error for _, error in points]))
     return lines
 
 
 def _seen_panel(rows: list[Row], arm: str, what: str, named: bool) -> Panel:
-    points = {name: kept(rows, arm, image, FRESH, what) for image, name in {"x0_hat": "guess", "recovered": "recovered"}.items()}
-    lines = [Line(name, [sigma for sigma, _ in found], [share for _, share in found]) for name, found in points.items()]
+    points = {
+        name: kept(rows, arm, image, FRESH, what)
+        for image, name in {"x0_hat": "guess", "recovered": "recovered"}.items()
+    }
+    lines = [
+        Line(name, [sigma for sigma, _ in found], [share for _, share in found])
+        for name, found in points.items()
+    ]
     return Panel(arms_of(rows)[arm], "sigma", SEEN[what], lines, percent=True, named=named)
 
 

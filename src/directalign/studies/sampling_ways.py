@@ -15,7 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 
 STRENGTH = 0.4
@@ -26,7 +31,9 @@ CHAIN_STEPS = 4
 def euler(num_sampling_steps: int) -> Any:
     """The flow's plain sampler, equal to `rollout.sample`; as many network calls as steps."""
     scheduler = FlowMatchEulerDiscreteScheduler()
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_sampling_steps, num_sampling_steps).tolist())
+    scheduler.set_timesteps(
+        sigmas=np.linspace(1.0, 1 / num_sampling_steps, num_sampling_steps).tolist()
+    )
     return scheduler
 
 
@@ -51,7 +58,12 @@ def unipc(num_sampling_steps: int) -> Any:
     return scheduler
 
 
-SAMPLERS: dict[str, Callable[[int], Any]] = {"Euler": euler, "Heun": heun, "DPM-Solver++ 2M": dpm_solver, "UniPC": unipc}
+SAMPLERS: dict[str, Callable[[int], Any]] = {
+    "Euler": euler,
+    "Heun": heun,
+    "DPM-Solver++ 2M": dpm_solver,
+    "UniPC": unipc,
+}
 
 
 @torch.no_grad()
@@ -60,14 +72,18 @@ def scheduled(family: Model, cond: Conditioning, noise: Latents, scheduler: Any)
     assert family.path == "flow", family.path
     x_t = noise
     scheduler.set_begin_index(0)
-    for sigma, timestep in zip(scheduler.sigmas, scheduler.timesteps, strict=False):  # the levels have the 0 behind the last step too
+    for sigma, timestep in zip(
+        scheduler.sigmas, scheduler.timesteps, strict=False
+    ):  # the levels have the 0 behind the last step too
         pred = family.predict(x_t, sigma.double().expand(len(x_t)).to(x_t.device), cond)
         x_t = scheduler.step(pred, timestep, x_t, return_dict=False)[0]
     return x_t
 
 
 @torch.no_grad()
-def chain(family: Model, cond: Conditioning, images: Images, seed: int, rounds: int) -> Iterator[Images]:
+def chain(
+    family: Model, cond: Conditioning, images: Images, seed: int, rounds: int
+) -> Iterator[Images]:
     """The images after each round of: encode, noise to `STRENGTH` with new noise, denoise under the prompt, decode."""
     sigmas = torch.linspace(STRENGTH, 0, CHAIN_STEPS + 1, dtype=torch.float64)
     for number in range(rounds):
@@ -80,5 +96,7 @@ def chain(family: Model, cond: Conditioning, images: Images, seed: int, rounds: 
 
 def in_batches(make: Callable[[int, int], Images], count: int, size: int) -> Images:
     """`make(first, last)` for `count` images, at most `size` at once, together on the CPU."""
-    bounds: Sequence[tuple[int, int]] = [(first, min(first + size, count)) for first in range(0, count, size)]
+    bounds: Sequence[tuple[int, int]] = [
+        (first, min(first + size, count)) for first in range(0, count, size)
+    ]
     return torch.cat([make(first, last).cpu() for first, last in bounds])

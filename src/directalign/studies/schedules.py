@@ -39,7 +39,9 @@ SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"
 SCHEDULES = {
     "scaled_linear": Schedule("scaled linear (SD 1.5)", SD),
     "cosine": Schedule("cosine", {"beta_schedule": "squaredcos_cap_v2"}),
-    "zero_snr": Schedule("scaled linear, zero terminal SNR", SD | {"rescale_betas_zero_snr": True}, ("v",)),  # epsilon says nothing of x0 at alpha = 0
+    "zero_snr": Schedule(
+        "scaled linear, zero terminal SNR", SD | {"rescale_betas_zero_snr": True}, ("v",)
+    ),  # epsilon says nothing of x0 at alpha = 0
 }
 
 
@@ -51,7 +53,14 @@ def exactness(seed: int) -> list[Row]:
     error, in timesteps, of timestep -> sigma -> timestep.
     """
     return [
-        {"kind": "schedule", "arm": name, "title": schedule.title, "prediction": prediction, "seed": seed, **_row(schedule, prediction, seed)}
+        {
+            "kind": "schedule",
+            "arm": name,
+            "title": schedule.title,
+            "prediction": prediction,
+            "seed": seed,
+            **_row(schedule, prediction, seed),
+        }
         for name, schedule in SCHEDULES.items()
         for prediction in schedule.predictions
     ]
@@ -61,44 +70,79 @@ def _row(schedule: Schedule, prediction: Predicted, seed: int) -> Row:
     stepper = ddim(schedule, prediction)
     table = DDPMTable(stepper.alphas_cumprod)
     found = list(_differences(stepper, table, prediction, seed))
-    exact, closed, stepped = (torch.tensor(numbers, dtype=torch.float64) for numbers in zip(*found, strict=True))
+    exact, closed, stepped = (
+        torch.tensor(numbers, dtype=torch.float64) for numbers in zip(*found, strict=True)
+    )
     medians = {"closed_float32": float(closed.median()), "stepped_float32": float(stepped.median())}
     highest, lowest = float(table.sigmas[-1]), float(table.sigmas[0])
-    return {"steps": len(found), "sigma_high": highest, "sigma_low": lowest, "largest": float(exact.max()), **medians, "roundtrip": roundtrip(table)}
+    return {
+        "steps": len(found),
+        "sigma_high": highest,
+        "sigma_low": lowest,
+        "largest": float(exact.max()),
+        **medians,
+        "roundtrip": roundtrip(table),
+    }
 
 
 def ddim(schedule: Schedule, prediction: Predicted) -> DDIMScheduler:
     """diffusers' DDIM on that table, the table in float64, visiting the last timestep first."""
-    fixed = {"clip_sample": False, "set_alpha_to_one": True, "timestep_spacing": "trailing", "prediction_type": DIFFUSERS_NAMES[prediction]}
+    fixed = {
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+        "timestep_spacing": "trailing",
+        "prediction_type": DIFFUSERS_NAMES[prediction],
+    }
     stepper = DDIMScheduler(**schedule.settings, **fixed)
-    stepper.alphas_cumprod, stepper.final_alpha_cumprod = stepper.alphas_cumprod.double(), stepper.final_alpha_cumprod.double()
+    stepper.alphas_cumprod, stepper.final_alpha_cumprod = (
+        stepper.alphas_cumprod.double(),
+        stepper.final_alpha_cumprod.double(),
+    )
     stepper.set_timesteps(NUM_STEPS)
     return stepper
 
 
-def _differences(stepper: DDIMScheduler, table: DDPMTable, prediction: Predicted, seed: int) -> Iterator[tuple[float, float, float]]:
+def _differences(
+    stepper: DDIMScheduler, table: DDPMTable, prediction: Predicted, seed: int
+) -> Iterator[tuple[float, float, float]]:
     """For each step down: (closed form against diffusers, in float64; closed form and stepping in float32 against float64)."""
     for timestep in stepper.timesteps:
         x0, noise, pred = (_drawn(seed, int(timestep), part) for part in range(3))
         landing = int(timestep) - stepper.config["num_train_timesteps"] // NUM_STEPS
         sigma_from = table.sigma_of(timestep[None])
-        sigma_to = table.sigma_of(torch.tensor([landing])) if landing >= 0 else torch.zeros(1, dtype=torch.float64)
+        sigma_to = (
+            table.sigma_of(torch.tensor([landing]))
+            if landing >= 0
+            else torch.zeros(1, dtype=torch.float64)
+        )
         noised = inject("vp", x0, noise, sigma_from)
         pred = target("vp", prediction, x0, noise, sigma_from) + pred
         exact = recover("vp", prediction, noised, pred, sigma_to).x0
         single = Noised(noised.x_t.float(), x0.float(), noise.float(), sigma_from)
         closed = recover("vp", prediction, single, pred.float(), sigma_to).x0
         stepped = by_step(stepper, timestep, single, pred.float(), sigma_to)
-        yield _apart(by_step(stepper, timestep, noised, pred, sigma_to), exact), _apart(closed, exact), _apart(stepped, exact)
+        yield (
+            _apart(by_step(stepper, timestep, noised, pred, sigma_to), exact),
+            _apart(closed, exact),
+            _apart(stepped, exact),
+        )
 
 
-def by_step(stepper: DDIMScheduler, timestep: Tensor, noised: Noised, pred: Latents, sigma_to: Float[Tensor, " b"]) -> Latents:
+def by_step(
+    stepper: DDIMScheduler,
+    timestep: Tensor,
+    noised: Noised,
+    pred: Latents,
+    sigma_to: Float[Tensor, " b"],
+) -> Latents:
     """diffusers' step to the next lower timestep, and the known noise out again, in the precision of `pred`."""
     kept = stepper.alphas_cumprod
     stepper.alphas_cumprod = kept.to(pred.dtype)
     x_to = stepper.step(pred, int(timestep), noised.x_t, eta=0.0, return_dict=False)[0]
     stepper.alphas_cumprod = kept
-    return (x_to - expand_like(sigma_to, x_to) * noised.noise) / expand_like(alpha("vp", sigma_to), x_to)
+    return (x_to - expand_like(sigma_to, x_to) * noised.noise) / expand_like(
+        alpha("vp", sigma_to), x_to
+    )
 
 
 def roundtrip(table: DDPMTable) -> float:

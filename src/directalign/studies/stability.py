@@ -56,7 +56,17 @@ class Size:
     rounds: int
 
 
-FULL = Size(32, (0, 1, 2), tuple(SAMPLERS), (4, 8, 16, 25, 50), (1.0, 2.0, 3.5, 6.0), (1.0, 1.5, 2.0, 3.0), 8, 32, 10)
+FULL = Size(
+    32,
+    (0, 1, 2),
+    tuple(SAMPLERS),
+    (4, 8, 16, 25, 50),
+    (1.0, 2.0, 3.5, 6.0),
+    (1.0, 1.5, 2.0, 3.0),
+    8,
+    32,
+    10,
+)
 QUICK = Size(6, (0,), tuple(SAMPLERS), (2, 4), (1.0, 3.5), (1.0, 2.0), 2, 4, 2)
 
 
@@ -70,8 +80,17 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     for seed in size.seeds:
         run, folder = settings_of(arm, seed, recipes), run_arm(arm, seed, out, recipes)
         for name, title, trained in (("base", "base model", None), (arm.name, arm.title, folder)):
-            rows = piece(out, f"{name}-seed{seed}", run, lambda run=run, trained=trained, seed=seed: Subject.of(run, trained, seed, size).rows())
-            found += [{"study": NAME, "arm": name, "title": title, "seed": seed, **row} for row in rows]
+            rows = piece(
+                out,
+                f"{name}-seed{seed}",
+                run,
+                lambda run=run, trained=trained, seed=seed: Subject.of(
+                    run, trained, seed, size
+                ).rows(),
+            )
+            found += [
+                {"study": NAME, "arm": name, "title": title, "seed": seed, **row} for row in rows
+            ]
     return found
 
 
@@ -90,18 +109,39 @@ class Subject:
     def of(cls, run: RunConfig, trained: Path | None, seed: int, size: Size) -> Subject:
         """The model of a finished run, or for None the one that it began from; the `seed`-th stretch of the fixed pairs."""
         every = fixed_pairs(measured_prompts(run.data), size.count * (seed + 1))
-        return cls(trained_family(run, trained), load_judge(), run, Pairs(every.prompts[-size.count :], every.seeds[-size.count :]), seed, size)
+        return cls(
+            trained_family(run, trained),
+            load_judge(),
+            run,
+            Pairs(every.prompts[-size.count :], every.seeds[-size.count :]),
+            seed,
+            size,
+        )
 
     def rows(self) -> Iterator[Row]:
         """Every condition's row."""
         for name in self.size.samplers:
-            yield {"kind": "samplers", "what": name, **self.judged(self.by_sampler(name), self.pairs)}
+            yield {
+                "kind": "samplers",
+                "what": name,
+                **self.judged(self.by_sampler(name), self.pairs),
+            }
         for key in ("num_sampling_steps", "embedded_guidance", "cfg_scale"):
             for value in getattr(self.size, key):
-                yield {"kind": key, "what": value, **self.judged(self.by_rollout(self.pairs, **{key: value}), self.pairs)}
+                yield {
+                    "kind": key,
+                    "what": value,
+                    **self.judged(self.by_rollout(self.pairs, **{key: value}), self.pairs),
+                }
         for number in range(self.size.image_seeds):
-            pairs = Pairs(self.pairs.prompts[: self.size.prompts], (SEED_BASE + number,) * self.size.prompts)
-            yield {"kind": "image_seeds", "what": number, **self.judged(self.by_rollout(pairs), pairs)}
+            pairs = Pairs(
+                self.pairs.prompts[: self.size.prompts], (SEED_BASE + number,) * self.size.prompts
+            )
+            yield {
+                "kind": "image_seeds",
+                "what": number,
+                **self.judged(self.by_rollout(pairs), pairs),
+            }
         for number, images in enumerate(self.by_rounds()):
             yield {"kind": "rounds", "what": number, **self.judged(images, self.pairs)}
 
@@ -109,16 +149,28 @@ class Subject:
 
     def by_rollout(self, pairs: Pairs, **changed: Any) -> Images:
         """The recipe's rollout with some settings changed."""
-        return generate(self.family, pairs.prompts, pairs.seeds, self.run.rollout.model_copy(update=changed), self.run.evaluate.batch_size)
+        return generate(
+            self.family,
+            pairs.prompts,
+            pairs.seeds,
+            self.run.rollout.model_copy(update=changed),
+            self.run.evaluate.batch_size,
+        )
 
     def by_sampler(self, name: str) -> Images:
         """The recipe's number of steps by one of diffusers' schedulers."""
         rollout, device = self.run.rollout, next(self.family.denoiser.parameters()).device
-        noise = noise_of(self.pairs.seeds, self.family.latent_shape(*image_size(self.family, rollout))).to(device)
+        noise = noise_of(
+            self.pairs.seeds, self.family.latent_shape(*image_size(self.family, rollout))
+        ).to(device)
 
         def make(first: int, last: int) -> Images:
-            cond = self.family.encode_prompt(self.pairs.prompts[first:last]).guided(rollout.embedded_guidance, rollout.cfg_scale)
-            x0 = scheduled(self.family, cond, noise[first:last], SAMPLERS[name](rollout.num_sampling_steps))
+            cond = self.family.encode_prompt(self.pairs.prompts[first:last]).guided(
+                rollout.embedded_guidance, rollout.cfg_scale
+            )
+            x0 = scheduled(
+                self.family, cond, noise[first:last], SAMPLERS[name](rollout.num_sampling_steps)
+            )
             return self.family.decode(x0).float().clamp(0, 1)
 
         return in_batches(make, len(self.pairs), self.run.evaluate.batch_size)
@@ -128,7 +180,9 @@ class Subject:
         rollout, device = self.run.rollout, next(self.family.denoiser.parameters()).device
         images = self.by_rollout(self.pairs)
         yield images
-        cond = self.family.encode_prompt(self.pairs.prompts).guided(rollout.embedded_guidance, rollout.cfg_scale)
+        cond = self.family.encode_prompt(self.pairs.prompts).guided(
+            rollout.embedded_guidance, rollout.cfg_scale
+        )
         for after in chain(self.family, cond, images.to(device), self.seed, self.size.rounds):
             yield after.cpu()
 
@@ -139,5 +193,13 @@ class Subject:
         """Photo rate and content by the judges, drift from true photographs of the same captions, and what drifts."""
         judged = self.judge(images, pairs.prompts)
         rates = {name: float(judged[name].mean()) for name in ("photo_rate", "content")}
-        means = {name: float(values.double().mean()) for name, values in image_metrics.statistics(images).items()}
-        return {**rates, "color_drift": image_metrics.color_drift(images, photographs(pairs)), **means, "images": len(images)}
+        means = {
+            name: float(values.double().mean())
+            for name, values in image_metrics.statistics(images).items()
+        }
+        return {
+            **rates,
+            "color_drift": image_metrics.color_drift(images, photographs(pairs)),
+            **means,
+            "images": len(images),
+        }

@@ -28,7 +28,16 @@ def tell(rows: list[Row]) -> str:
     parts = [LEGEND]
     for kind, title in KINDS.items():
         parts += [f"## {title}", table(rows, kind), verdict(rows, kind)]
-    return "\n\n".join([*parts, "## Image seeds", spread_table(rows), spread_verdict(rows), "## Over all conditions", summary(rows)])
+    return "\n\n".join(
+        [
+            *parts,
+            "## Image seeds",
+            spread_table(rows),
+            spread_verdict(rows),
+            "## Over all conditions",
+            summary(rows),
+        ]
+    )
 
 
 LEGEND = (
@@ -44,7 +53,15 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
     places = [(key, kind) for key in NUMBERS for kind in kinds]
     panels = [_panel(rows, key, kind, named=kind == kinds[-1]) for key, kind in places]
     note = "Means and 95 % intervals over training seeds."
-    return [curves(folder / "stability.png", "The aligned model in ways it was not trained for", panels, note, columns=len(kinds))]
+    return [
+        curves(
+            folder / "stability.png",
+            "The aligned model in ways it was not trained for",
+            panels,
+            note,
+            columns=len(kinds),
+        )
+    ]
 
 
 # --- conditions -------------------------------------------------------------------------------------------------------
@@ -62,7 +79,9 @@ def by_seed(rows: Sequence[Row], arm: str, kind: str, what: str | int | float) -
 
 def gain(rows: Sequence[Row], kind: str, what: str | int | float, key: str) -> SeedInterval:
     """Aligned minus base in one condition."""
-    aligned, base = ([row[key] for row in by_seed(rows, arm, kind, what)] for arm in (ALIGNED, BASE))
+    aligned, base = (
+        [row[key] for row in by_seed(rows, arm, kind, what)] for arm in (ALIGNED, BASE)
+    )
     return paired_over_seeds(aligned, base)
 
 
@@ -70,8 +89,12 @@ def table(rows: list[Row], kind: str) -> str:
     """A line per condition."""
     lines = []
     for what in conditions(rows, kind):
-        pairs = [over(by_seed(rows, arm, kind, what), key) for key in NUMBERS for arm in (BASE, ALIGNED)]
-        shown = [with_interval(cell, 0, percent=True) for cell in pairs[:4]] + [with_interval(cell, 3) for cell in pairs[4:]]
+        pairs = [
+            over(by_seed(rows, arm, kind, what), key) for key in NUMBERS for arm in (BASE, ALIGNED)
+        ]
+        shown = [with_interval(cell, 0, percent=True) for cell in pairs[:4]] + [
+            with_interval(cell, 3) for cell in pairs[4:]
+        ]
         lines.append([_name(what), *shown, with_interval(gain(rows, kind, what, "photo_rate"), 2)])
     sides = [f"{shown}, {side}" for shown in NUMBERS.values() for side in ("base", "aligned")]
     return markdown([KINDS[kind].lower(), *sides, "gain in photo rate"], lines)
@@ -79,7 +102,10 @@ def table(rows: list[Row], kind: str) -> str:
 
 def verdict(rows: list[Row], kind: str) -> str:
     """Where the gain is largest and smallest, and how far content falls behind the base's."""
-    gains, losses = ({what: gain(rows, kind, what, key)["value"] for what in conditions(rows, kind)} for key in ("photo_rate", "content"))
+    gains, losses = (
+        {what: gain(rows, kind, what, key)["value"] for what in conditions(rows, kind)}
+        for key in ("photo_rate", "content")
+    )
     least, most = (chosen(gains, key=lambda what: gains[what]) for chosen in (min, max))
     worst = min(losses, key=lambda what: losses[what])
     return (
@@ -93,7 +119,11 @@ def summary(rows: list[Row]) -> str:
     every = [(kind, what) for kind in KINDS for what in conditions(rows, kind)]
     gained = [place for place in every if _surely(gain(rows, *place, "photo_rate"), 1)]
     lost = [place for place in every if _surely(gain(rows, *place, "content"), -1)]
-    names = f": {', '.join(f'{KINDS[kind].lower()} {_name(what)}' for kind, what in lost)}" if lost else ""
+    names = (
+        f": {', '.join(f'{KINDS[kind].lower()} {_name(what)}' for kind, what in lost)}"
+        if lost
+        else ""
+    )
     return (
         f"In {len(gained)} of {len(every)} conditions the aligned model makes more photos than the base with an interval that leaves out zero; "
         f"in {len(lost)} it keeps less of the content with such an interval{names}. Intervals need more than one seed; {len(seeds_of(rows))} were trained."
@@ -129,17 +159,46 @@ def spread_table(rows: list[Row]) -> str:
         rates = [row["photo_rate"] for row in found]
         means = mean_interval([math.fsum(each) / len(each) for each in _grouped(rows, arm)])
         extremes = f"{number(100 * min(rates), 0)} % to {number(100 * max(rates), 0)} %"
-        lines.append([title, str(len(found)), with_interval(means, 0, percent=True), with_interval(measured, 3), number(chance["value"], 3), extremes])
-    return markdown(["model", "image seeds", "photo rate", "spread over image seeds", "spread of chance", "from, to"], lines)
+        lines.append(
+            [
+                title,
+                str(len(found)),
+                with_interval(means, 0, percent=True),
+                with_interval(measured, 3),
+                number(chance["value"], 3),
+                extremes,
+            ]
+        )
+    return markdown(
+        [
+            "model",
+            "image seeds",
+            "photo rate",
+            "spread over image seeds",
+            "spread of chance",
+            "from, to",
+        ],
+        lines,
+    )
 
 
 def spread_verdict(rows: list[Row]) -> str:
     """Whether noises differ more than chance, and for which model more."""
-    spreads = {arm: [spread(rows, arm, seed) for seed in seeds_of(rows, arm)] for arm in (BASE, ALIGNED)}
-    measured = {arm: math.fsum(found for found, _ in each) / len(each) for arm, each in spreads.items()}
-    chance = {arm: math.fsum(expected for _, expected in each) / len(each) for arm, each in spreads.items()}
+    spreads = {
+        arm: [spread(rows, arm, seed) for seed in seeds_of(rows, arm)] for arm in (BASE, ALIGNED)
+    }
+    measured = {
+        arm: math.fsum(found for found, _ in each) / len(each) for arm, each in spreads.items()
+    }
+    chance = {
+        arm: math.fsum(expected for _, expected in each) / len(each)
+        for arm, each in spreads.items()
+    }
     wider = "more" if measured[ALIGNED] > measured[BASE] else "no more"
-    times = {arm: number(measured[arm] / chance[arm], 1) if chance[arm] > 0 else "no" for arm in (BASE, ALIGNED)}
+    times = {
+        arm: number(measured[arm] / chance[arm], 1) if chance[arm] > 0 else "no"
+        for arm in (BASE, ALIGNED)
+    }
     return (
         f"From one noise to the next the aligned model's photo rate varies {wider} than the base's "
         f"({number(measured[ALIGNED], 3)} against {number(measured[BASE], 3)}). "
@@ -148,7 +207,10 @@ def spread_verdict(rows: list[Row]) -> str:
 
 
 def _grouped(rows: Sequence[Row], arm: str) -> list[list[float]]:
-    return [[row["photo_rate"] for row in of_kind(rows, "image_seeds", arm=arm, seed=seed)] for seed in seeds_of(rows, arm)]
+    return [
+        [row["photo_rate"] for row in of_kind(rows, "image_seeds", arm=arm, seed=seed)]
+        for seed in seeds_of(rows, arm)
+    ]
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -157,7 +219,15 @@ def _grouped(rows: Sequence[Row], arm: str) -> list[list[float]]:
 def _panel(rows: list[Row], key: str, kind: str, named: bool) -> Panel:
     is_rate = key != "color_drift"
     lines = _lines(rows, kind, key)
-    return Panel(NUMBERS[key], KINDS[kind].lower(), "", lines, percent=is_rate, named=named, span_y=(-0.03, 1.03) if is_rate else None)
+    return Panel(
+        NUMBERS[key],
+        KINDS[kind].lower(),
+        "",
+        lines,
+        percent=is_rate,
+        named=named,
+        span_y=(-0.03, 1.03) if is_rate else None,
+    )
 
 
 def _lines(rows: list[Row], kind: str, key: str) -> list[Line]:
@@ -167,7 +237,11 @@ def _lines(rows: list[Row], kind: str, key: str) -> list[Line]:
         found = [mean_of(key, [row[key] for row in by_seed(rows, arm, kind, what)]) for what in x]
         bands = [(each["low"], each["high"]) for each in found]
         known = [(low, high) for low, high in bands if low is not None and high is not None]
-        low, high = ([low for low, _ in known], [high for _, high in known]) if len(known) == len(found) else ([], [])
+        low, high = (
+            ([low for low, _ in known], [high for _, high in known])
+            if len(known) == len(found)
+            else ([], [])
+        )
         lines.append(Line(arm, x, [each["value"] for each in found], low, high))
     return lines
 

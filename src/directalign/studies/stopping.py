@@ -33,7 +33,10 @@ BUDGET = 0.02
 PAIRS, PAIRS_DURING = 256, 128
 RULES = {
     "free": ("no control", None),
-    "judged": ("budget and judge", {"drift": {"content": BUDGET}, "judge": "photo_rate", "judge_patience": 6}),
+    "judged": (
+        "budget and judge",
+        {"drift": {"content": BUDGET}, "judge": "photo_rate", "judge_patience": 6},
+    ),
     "unjudged": ("absolute score alone", {"score_patience": 3, "judge": "score_pos"}),
 }
 
@@ -59,11 +62,17 @@ FORMS = (
 
 def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     """Train every form under every rule; quick: one form, one seed, two updates."""
-    return [row for arm in arms(recipes, quick) for row in _trained(arm, SEEDS[:1] if quick else _seeds_of(arm), out, recipes)]
+    return [
+        row
+        for arm in arms(recipes, quick)
+        for row in _trained(arm, SEEDS[:1] if quick else _seeds_of(arm), out, recipes)
+    ]
 
 
 def _trained(arm: Arm, seeds: Sequence[int], out: Path, recipes: Path) -> list[Row]:
-    return run_arms(NAME, [arm], seeds, out, recipes) + [_ending(arm, seed, folder_of(arm, seed, out)) for seed in seeds]
+    return run_arms(NAME, [arm], seeds, out, recipes) + [
+        _ending(arm, seed, folder_of(arm, seed, out)) for seed in seeds
+    ]
 
 
 def _seeds_of(arm: Arm) -> tuple[int, ...]:
@@ -75,7 +84,9 @@ def arms(recipes: Path, quick: bool = False) -> list[Arm]:
     if quick:
         small = sized([_arm(FORMS[0], rule, ()) for rule in RULES], quick=True)
         return [replace(arm, overrides=(*arm.overrides, "evaluate.every=1")) for arm in small]
-    return sized([_arm(form, rule, _length(form, recipes)) for form in FORMS for rule in RULES], quick=False)
+    return sized(
+        [_arm(form, rule, _length(form, recipes)) for form in FORMS for rule in RULES], quick=False
+    )
 
 
 def _length(form: Form, recipes: Path) -> tuple[str, ...]:
@@ -93,7 +104,12 @@ def _length(form: Form, recipes: Path) -> tuple[str, ...]:
 def _arm(form: Form, rule: str, length: tuple[str, ...]) -> Arm:
     title, settings = RULES[rule]
     control = (f"stop={json.dumps(settings)}",) if settings is not None else ()
-    return Arm(f"{form.name}_{rule}", f"{form.title}, {title}", form.recipe, (*form.overrides, *length, *control))
+    return Arm(
+        f"{form.name}_{rule}",
+        f"{form.title}, {title}",
+        form.recipe,
+        (*form.overrides, *length, *control),
+    )
 
 
 def _ending(arm: Arm, seed: int, folder: Path) -> Row:
@@ -101,8 +117,23 @@ def _ending(arm: Arm, seed: int, folder: Path) -> Row:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     form, rule = arm.name.split("_")
     stopped, left = summary.get("stopped") or {}, summary["after"]
-    numbers = {name: left[name]["value"] for name in ("photo_rate", "content")} | {"color_drift": left["color_drift"]}
+    numbers = {name: left[name]["value"] for name in ("photo_rate", "content")} | {
+        "color_drift": left["color_drift"]
+    }
     facts = {name: summary[name] for name in ("commit", "machine", "versions")}
-    named = {"study": NAME, "kind": "ending", "arm": arm.name, "title": arm.title, "form": form, "rule": rule, "seed": seed}
-    told = {"updates": summary["num_steps"], "reason": stopped.get("reason"), "says": stopped.get("says"), "kept": (summary.get("kept") or left)["step"]}
+    named = {
+        "study": NAME,
+        "kind": "ending",
+        "arm": arm.name,
+        "title": arm.title,
+        "form": form,
+        "rule": rule,
+        "seed": seed,
+    }
+    told = {
+        "updates": summary["num_steps"],
+        "reason": stopped.get("reason"),
+        "says": stopped.get("says"),
+        "kept": (summary.get("kept") or left)["step"],
+    }
     return {**named, **told, **numbers, "align_seconds": summary["align_seconds"], **facts}

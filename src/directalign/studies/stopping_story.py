@@ -25,26 +25,48 @@ BEST = "best in hindsight"
 def tell(rows: list[Row]) -> str:
     """All forms in one table, then one part per form: what became of the free run, and each controlled run against the best in hindsight."""
     endings, runs = of_kind(rows, "ending"), of_runs(rows)
-    return "\n\n".join([in_short(rows), *(_form(form, title, runs, endings) for form, title in _forms(endings).items())])
+    return "\n\n".join(
+        [
+            in_short(rows),
+            *(_form(form, title, runs, endings) for form, title in _forms(endings).items()),
+        ]
+    )
 
 
 def in_short(rows: Sequence[Row]) -> str:
     """One line per form and rule, means over seeds with their intervals: when it ended, and what it left."""
     endings, runs = of_kind(rows, "ending"), of_runs(rows)
-    lines = [line for form, title in _forms(endings).items() for line in _lines_in_short(form, title, endings, runs)]
-    return markdown(["run", "updates", "weights of update", "photo rate", "content right", "colour drift"], lines)
+    lines = [
+        line
+        for form, title in _forms(endings).items()
+        for line in _lines_in_short(form, title, endings, runs)
+    ]
+    return markdown(
+        ["run", "updates", "weights of update", "photo rate", "content right", "colour drift"],
+        lines,
+    )
 
 
 def _forms(endings: Sequence[Row]) -> dict[str, str]:
     return {row["form"]: row["title"].split(",")[0] for row in endings}
 
 
-def _lines_in_short(form: str, title: str, endings: Sequence[Row], runs: Sequence[Row]) -> list[list[str]]:
+def _lines_in_short(
+    form: str, title: str, endings: Sequence[Row], runs: Sequence[Row]
+) -> list[list[str]]:
     free = f"{form}_{FREE}"
     best = [best_of(form, seed, runs) for seed in seeds_of(runs, free)]
     ended = {rule: of_kind(endings, "ending", form=form, rule=rule) for rule in (FREE, *CONTROLLED)}
-    lines = [_mean_line(f"{title}, {CONTROLLED.get(rule, 'no control')}", found) for rule, found in ended.items()]
-    return [*lines, _mean_line(f"{title}, {BEST}", [{**row, "updates": None, "kept": row["step"]} for row in best])]
+    lines = [
+        _mean_line(f"{title}, {CONTROLLED.get(rule, 'no control')}", found)
+        for rule, found in ended.items()
+    ]
+    return [
+        *lines,
+        _mean_line(
+            f"{title}, {BEST}", [{**row, "updates": None, "kept": row["step"]} for row in best]
+        ),
+    ]
 
 
 def _mean_line(name: str, rows: Sequence[Row]) -> list[str]:
@@ -52,8 +74,17 @@ def _mean_line(name: str, rows: Sequence[Row]) -> list[str]:
         values = [row[key] for row in rows if row[key] is not None]
         return with_interval(mean_of(key, values), digits, percent) if values else DASH
 
-    updates = [f"{sum(row[key] for row in rows) / len(rows):.0f}" if rows[0][key] is not None else DASH for key in ("updates", "kept")]
-    return [name, *updates, mean("photo_rate", percent=True), mean("content", percent=True), mean("color_drift", 3)]
+    updates = [
+        f"{sum(row[key] for row in rows) / len(rows):.0f}" if rows[0][key] is not None else DASH
+        for key in ("updates", "kept")
+    ]
+    return [
+        name,
+        *updates,
+        mean("photo_rate", percent=True),
+        mean("content", percent=True),
+        mean("color_drift", 3),
+    ]
 
 
 def best_of(form: str, seed: int, runs: Sequence[Row], loss: float = LOSS) -> Row:
@@ -62,18 +93,37 @@ def best_of(form: str, seed: int, runs: Sequence[Row], loss: float = LOSS) -> Ro
     The controlled run of the same seed has measured the base model on the pairs that are measured during a run.
     """
     whole = of_run(runs, f"{form}_{JUDGED}", seed)[0]["content"]
-    within = [row for row in of_run(runs, f"{form}_{FREE}", seed) if whole - row["content"] <= loss + 1e-9 or row["step"] == 0]
+    within = [
+        row
+        for row in of_run(runs, f"{form}_{FREE}", seed)
+        if whole - row["content"] <= loss + 1e-9 or row["step"] == 0
+    ]
     return max(within, key=lambda row: (row["photo_rate"], -row["step"]))
 
 
 def _form(form: str, title: str, runs: Sequence[Row], endings: Sequence[Row]) -> str:
     seeds = seeds_of(runs, f"{form}_{FREE}")
-    lines = [_line(form, rule, seed, runs, endings) for seed in seeds for rule in (FREE, *CONTROLLED)]
-    headers = ["run", "seed", "updates", "stopped for", "kept", "photo rate", "content", "colour drift", "best photo rate in hindsight", "at update"]
+    lines = [
+        _line(form, rule, seed, runs, endings) for seed in seeds for rule in (FREE, *CONTROLLED)
+    ]
+    headers = [
+        "run",
+        "seed",
+        "updates",
+        "stopped for",
+        "kept",
+        "photo rate",
+        "content",
+        "colour drift",
+        "best photo rate in hindsight",
+        "at update",
+    ]
     return f"## {title[0].upper()}{title[1:]}\n\n{_sentences(form, seeds, runs, endings)}\n\n{markdown(headers, lines)}"
 
 
-def _line(form: str, rule: str, seed: int, runs: Sequence[Row], endings: Sequence[Row]) -> list[str]:
+def _line(
+    form: str, rule: str, seed: int, runs: Sequence[Row], endings: Sequence[Row]
+) -> list[str]:
     (end,) = of_kind(endings, "ending", form=form, rule=rule, seed=seed)
     best = best_of(form, seed, runs)
     name = CONTROLLED.get(rule, "no control")
@@ -90,17 +140,25 @@ def _line(form: str, rule: str, seed: int, runs: Sequence[Row], endings: Sequenc
 
 def _sentences(form: str, seeds: Sequence[int], runs: Sequence[Row], endings: Sequence[Row]) -> str:
     free = ends(runs, f"{form}_{FREE}")
-    lost = [of_run(runs, f"{form}_{FREE}", seed)[0]["content"] - row["content"] for seed, row in zip(seeds, free, strict=True)]
+    lost = [
+        of_run(runs, f"{form}_{FREE}", seed)[0]["content"] - row["content"]
+        for seed, row in zip(seeds, free, strict=True)
+    ]
     ruin = f"Without control the run ends with {with_interval(mean_of('lost', lost), 0, percent=True)} of the content lost."
     return " ".join([ruin, *(_verdict(form, rule, seeds, runs, endings) for rule in CONTROLLED)])
 
 
-def _verdict(form: str, rule: str, seeds: Sequence[int], runs: Sequence[Row], endings: Sequence[Row]) -> str:
+def _verdict(
+    form: str, rule: str, seeds: Sequence[int], runs: Sequence[Row], endings: Sequence[Row]
+) -> str:
     """How many seeds ended themselves, and how many kept what was as good as the best and within the budget."""
     found = [of_kind(endings, "ending", form=form, rule=rule, seed=seed)[0] for seed in seeds]
     free = [of_run(runs, f"{form}_{FREE}", seed) for seed in seeds]
     stopped = sum(row["reason"] is not None for row in found)
-    short = [best_of(form, seed, runs)["photo_rate"] - row["photo_rate"] for seed, row in zip(seeds, found, strict=True)]
+    short = [
+        best_of(form, seed, runs)["photo_rate"] - row["photo_rate"]
+        for seed, row in zip(seeds, found, strict=True)
+    ]
     lost = [run[0]["content"] - row["content"] for run, row in zip(free, found, strict=True)]
     near = sum(a <= NEAR + 1e-9 and b <= LOSS + 1e-9 for a, b in zip(short, lost, strict=True))
     behind = with_interval(mean_of("short", [100 * each for each in short]), 1)
@@ -114,14 +172,23 @@ def _verdict(form: str, rule: str, seeds: Sequence[int], runs: Sequence[Row], en
 def draw(rows: list[Row], folder: Path) -> list[Path]:
     """One plane per form: the way of the free runs, where they end, and what the controlled runs keep."""
     endings, runs = of_kind(rows, "ending"), of_runs(rows)
-    return [_plane(form, runs, endings, folder) for form in dict.fromkeys(row["form"] for row in endings)]
+    return [
+        _plane(form, runs, endings, folder)
+        for form in dict.fromkeys(row["form"] for row in endings)
+    ]
 
 
 def _plane(form: str, runs: Sequence[Row], endings: Sequence[Row], folder: Path) -> Path:
     free, seeds = f"{form}_{FREE}", seeds_of(runs, f"{form}_{FREE}")
     trail = [(row["content"], row["photo_rate"]) for row in of_run(runs, free, seeds[0])]
-    places = [_place("no control, at the end", ends(runs, free), trail), _place(BEST, [best_of(form, seed, runs) for seed in seeds])]
-    places += [_place(title, of_kind(endings, "ending", form=form, rule=rule)) for rule, title in CONTROLLED.items()]
+    places = [
+        _place("no control, at the end", ends(runs, free), trail),
+        _place(BEST, [best_of(form, seed, runs) for seed in seeds]),
+    ]
+    places += [
+        _place(title, of_kind(endings, "ending", form=form, rule=rule))
+        for rule, title in CONTROLLED.items()
+    ]
     title = f"What is kept, {endings[[row['form'] for row in endings].index(form)]['title'].split(',')[0]}"
     note = "Means over seeds, with 95 % intervals; the line is the way of the first free run."
     axes = Scale("content right", percent=True), Scale("photo rate", percent=True)

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from .comparing.matching import Column, Matched, absent, at_common_budget, at_same_level, base_row, level_of_most, summit, table
+from .comparing.matching import (
+    Column,
+    Matched,
+    absent,
+    at_common_budget,
+    at_same_level,
+    base_row,
+    level_of_most,
+    summit,
+    table,
+)
 from .comparing.statistics import paired_over_seeds, ratio_interval
 from .running.arms import LONGER, OURS, POLICY_GRADIENTS
 from .running.records import Row, arms_of, seeds_of
@@ -20,7 +30,11 @@ QUALITY = (
     Column("diversity", "diversity"),
 )
 COST = (Column("call_equivalents", "network calls", 0), Column("seconds", "seconds", 0))
-WORK = (Column("step", "updates", 0), Column("learning_rate", "learning rate", 5), Column("seconds", "seconds", 0))
+WORK = (
+    Column("step", "updates", 0),
+    Column("learning_rate", "learning rate", 5),
+    Column("seconds", "seconds", 0),
+)
 
 
 def tell(rows: list[Row]) -> str:
@@ -32,7 +46,10 @@ def tell(rows: list[Row]) -> str:
         f"Where {title_of(OURS)} ends": _at_our_level(rows),
         "How to read it": [_reading(rows)],
     }
-    return "\n\n".join("\n\n".join([f"## {title}", *(part for part in parts if part)]) for title, parts in sections.items())
+    return "\n\n".join(
+        "\n\n".join([f"## {title}", *(part for part in parts if part)])
+        for title, parts in sections.items()
+    )
 
 
 def _at_compute(rows: list[Row]) -> list[str]:
@@ -48,7 +65,9 @@ def _at_compute(rows: list[Row]) -> list[str]:
 def _at_level(rows: list[Row], key: str, meaning: str) -> list[str]:
     level, titles = level_of_most(rows, key), arms_of(rows)
     if level <= base_row(rows)[key]:
-        return [f"Fewer than two thirds of the methods raise the {meaning} above the base model's with every seed: there is no level at which to compare them."]
+        return [
+            f"Fewer than two thirds of the methods raise the {meaning} above the base model's with every seed: there is no level at which to compare them."
+        ]
     found = at_same_level(rows, key, level)
     ranked = sorted((_mean(found, arm, "color_drift"), titles[arm]) for arm in found.reached)
     return [
@@ -62,12 +81,21 @@ def _at_level(rows: list[Row], key: str, meaning: str) -> list[str]:
 def _at_our_level(rows: list[Row]) -> list[str]:
     level = summit(rows, OURS, "photo_rate")
     if level <= base_row(rows)["photo_rate"]:
-        return [f"{title_of(OURS)} never raises the photo rate above the base model's with every seed."]
+        return [
+            f"{title_of(OURS)} never raises the photo rate above the base model's with every seed."
+        ]
     found = at_same_level(rows, "photo_rate", level)
     others = [arm for arm in found.reached if arm != OURS]
-    reached = f"so do {', '.join(map(title_of, others))}. {_drift_against(found, others)}" if others else "no other method does."
+    reached = (
+        f"so do {', '.join(map(title_of, others))}. {_drift_against(found, others)}"
+        if others
+        else "no other method does."
+    )
     costs = [_cost_against(rows, arm) for arm in POLICY_GRADIENTS if arm in arms_of(rows)]
-    return [f"{title_of(OURS)} reaches a photo rate of {number(level, 3)} with every seed; {reached}", *costs]
+    return [
+        f"{title_of(OURS)} reaches a photo rate of {number(level, 3)} with every seed; {reached}",
+        *costs,
+    ]
 
 
 def _drift_against(found: Matched, others: list[str]) -> str:
@@ -75,7 +103,11 @@ def _drift_against(found: Matched, others: list[str]) -> str:
     rival = min(others, key=lambda arm: _mean(found, arm, "color_drift"))
     ours, theirs = ([row["color_drift"] for row in found.reached[arm]] for arm in (OURS, rival))
     difference = paired_over_seeds(ours, theirs)
-    order = "the lowest of them" if difference["value"] < 0 else f"not the lowest, {title_of(rival)} has no more"
+    order = (
+        "the lowest of them"
+        if difference["value"] < 0
+        else f"not the lowest, {title_of(rival)} has no more"
+    )
     drifts = f"{_shown(found, OURS, 'color_drift', 3)} against {_shown(found, rival, 'color_drift', 3)} of {title_of(rival)}"
     return f"The colour drift of {title_of(OURS)} is {order}: {drifts}, a difference of {with_interval(difference, 3)} seed for seed."
 
@@ -86,7 +118,10 @@ def _cost_against(rows: list[Row], arm: str) -> str:
     if level <= base_row(rows)["photo_rate"]:
         return f"{title_of(arm)} and {title_of(OURS)} have no photo rate above the base model's in common."
     found = at_same_level([row for row in rows if row["arm"] in (OURS, arm)], "photo_rate", level)
-    calls, seconds = (ratio_interval(*([row[key] for row in found.reached[each]] for each in (arm, OURS))) for key in ("call_equivalents", "seconds"))
+    calls, seconds = (
+        ratio_interval(*([row[key] for row in found.reached[each]] for each in (arm, OURS)))
+        for key in ("call_equivalents", "seconds")
+    )
     return (
         f"To the highest photo rate that both reach with every seed ({number(level, 3)}), {title_of(arm)} takes {with_interval(calls, 1)} times "
         f"the network calls and {with_interval(seconds, 1)} times the seconds of {title_of(OURS)}."

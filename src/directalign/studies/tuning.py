@@ -47,13 +47,27 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     budget = QUICK if quick else FULL
     methods = [arm for arm in ARMS if not quick or arm.name in QUICK_ARMS]
     tried = {with_rate(arm, rate).name: arm.name for arm in methods for rate in RATES}
-    arms = [with_rate(arm, rate) for arm in (within(allowance(method, budget), method, out, recipes) for method in sized(methods, quick)) for rate in RATES]
-    return [row | {"method": tried[row["arm"]]} for row in run_arms(NAME, arms, (SEED,), out, recipes)]
+    arms = [
+        with_rate(arm, rate)
+        for arm in (
+            within(allowance(method, budget), method, out, recipes)
+            for method in sized(methods, quick)
+        )
+        for rate in RATES
+    ]
+    return [
+        row | {"method": tried[row["arm"]]} for row in run_arms(NAME, arms, (SEED,), out, recipes)
+    ]
 
 
 def with_rate(arm: Arm, rate: float) -> Arm:
     """The arm under a learning rate, which becomes part of its name."""
-    return replace(arm, name=f"{arm.name}-lr{rate:.0e}", title=f"{arm.title}, {rate:.0e}", overrides=(*arm.overrides, f"train.learning_rate={rate}"))
+    return replace(
+        arm,
+        name=f"{arm.name}-lr{rate:.0e}",
+        title=f"{arm.title}, {rate:.0e}",
+        overrides=(*arm.overrides, f"train.learning_rate={rate}"),
+    )
 
 
 # --- the choice -------------------------------------------------------------------------------------------------------
@@ -102,7 +116,15 @@ def _table(rows: list[Row]) -> str:
     rates = sorted({row["learning_rate"] for row in rows})
     lines = []
     for method, picked in chosen(rows).items():
-        cells = [_cell(choice([row for row in rows if row["step"] == 0 or row["learning_rate"] == rate], method)) for rate in rates]
+        cells = [
+            _cell(
+                choice(
+                    [row for row in rows if row["step"] == 0 or row["learning_rate"] == rate],
+                    method,
+                )
+            )
+            for rate in rates
+        ]
         lines.append([title_of(method), *cells, f"{picked:.0e}"])
     return markdown(["method", *(f"{rate:.0e}" for rate in rates), "chosen"], lines)
 
@@ -115,23 +137,53 @@ def _cell(found: Choice) -> str:
 def _remarks(rows: list[Row]) -> list[str]:
     """Where the choice is weak: at an end of the tried rates, or without any measurement that kept the content."""
     rates = [row["learning_rate"] for row in rows]
-    ends = [title_of(method) for method, rate in chosen(rows).items() if rate in (min(rates), max(rates))]
+    ends = [
+        title_of(method)
+        for method, rate in chosen(rows).items()
+        if rate in (min(rates), max(rates))
+    ]
     lost = [title_of(method) for method in _methods(rows) if not choice(rows, method).keeps]
     return [
-        *([f"Chosen at an end of the tried rates, so that a rate beyond may be better: {', '.join(ends)}."] if ends else []),
+        *(
+            [
+                f"Chosen at an end of the tried rates, so that a rate beyond may be better: {', '.join(ends)}."
+            ]
+            if ends
+            else []
+        ),
         *([f"Without any measurement that kept the content: {', '.join(lost)}."] if lost else []),
     ]
 
 
 def draw(rows: list[Row], folder: Path) -> list[Path]:
     """One panel per method: photo rate over network calls, a line per rate."""
-    panels = [_panel([row for row in rows if row["method"] == method], method) for method in _methods(rows)]
-    return [figures.curves(folder / f"{NAME}.png", "Photo rate of every method under each learning rate", panels, f"Seed {SEED}")]
+    panels = [
+        _panel([row for row in rows if row["method"] == method], method)
+        for method in _methods(rows)
+    ]
+    return [
+        figures.curves(
+            folder / f"{NAME}.png",
+            "Photo rate of every method under each learning rate",
+            panels,
+            f"Seed {SEED}",
+        )
+    ]
 
 
 def _panel(rows: list[Row], method: str) -> figures.Panel:
     lines = []
     for rate in sorted({row["learning_rate"] for row in rows}):
-        points = [(row["call_equivalents"], row["photo_rate"]) for row in rows if row["learning_rate"] == rate]
-        lines.append(figures.Line(f"{rate:.0e}", [calls for calls, _ in points], [photo for _, photo in points]))
-    return figures.Panel(title_of(method), "network calls", "photo rate", lines, percent=True, span_y=(0, 1))
+        points = [
+            (row["call_equivalents"], row["photo_rate"])
+            for row in rows
+            if row["learning_rate"] == rate
+        ]
+        lines.append(
+            figures.Line(
+                f"{rate:.0e}", [calls for calls, _ in points], [photo for _, photo in points]
+            )
+        )
+    return figures.Panel(
+        title_of(method), "network calls", "photo rate", lines, percent=True, span_y=(0, 1)
+    )

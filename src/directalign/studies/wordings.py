@@ -37,7 +37,9 @@ class Wording:
     @property
     def arm(self) -> Arm:
         """The recipe of the anchored reward with these words, all of them at every update."""
-        words = json.dumps({"positive": self.positive, "negative": self.negative, "order": "average"})
+        words = json.dumps(
+            {"positive": self.positive, "negative": self.negative, "order": "average"}
+        )
         return Arm(self.name, self.title, RECIPE, (f"method.words={words}", "evaluate.every=0"))
 
 
@@ -47,7 +49,10 @@ def _towards(style: str) -> Wording:
     return Wording(f"to_{style}", f"to {style}", style, STYLE_WORDS[style], others)
 
 
-PHOTO, OTHERS = STYLE_WORDS["photo"], tuple(STYLE_WORDS[style][0] for style in STYLES if style != "photo")
+PHOTO, OTHERS = (
+    STYLE_WORDS["photo"],
+    tuple(STYLE_WORDS[style][0] for style in STYLES if style != "photo"),
+)
 WORDINGS = (
     *map(_towards, STYLES),
     Wording("one_pair", "one pair", "photo", PHOTO[:1], OTHERS[:1]),
@@ -72,9 +77,14 @@ class Seen:
 def seen_by(reward: Reward) -> Seen:
     """Renders of a spread of the training captions, one fixed draw of place, light and texture for all styles."""
     captions = train_captions()[:: len(train_captions()) // DRAWN]
-    drawn = {style: render(scenes_of(captions, style), torch.Generator().manual_seed(0)) for style in STYLES}
+    drawn = {
+        style: render(scenes_of(captions, style), torch.Generator().manual_seed(0))
+        for style in STYLES
+    }
     plain = {style: reward.encode(images) for style, images in drawn.items()}
-    return Seen(captions, plain, {style: reward.encode(tinted(images)) for style, images in drawn.items()})
+    return Seen(
+        captions, plain, {style: reward.encode(tinted(images)) for style, images in drawn.items()}
+    )
 
 
 @torch.no_grad()
@@ -85,11 +95,25 @@ def facts_of(wording: Wording, reward: Reward, seen: Seen) -> dict[str, float]:
     the positive words, and to pos − neg. `cancelled`: 1 − |tint_relative| / |tint_pos|, the share of the bias that the difference
     cancels (below 0 where it adds to it).
     """
-    plain = {style: _answers(wording, reward, features, seen.captions) for style, features in seen.plain.items()}
-    cast = {style: _answers(wording, reward, features, seen.captions) for style, features in seen.cast.items()}
-    tint_pos, tint_relative = (torch.stack([cast[style][place] - plain[style][place] for style in STYLES]).mean().item() for place in (0, 1))
+    plain = {
+        style: _answers(wording, reward, features, seen.captions)
+        for style, features in seen.plain.items()
+    }
+    cast = {
+        style: _answers(wording, reward, features, seen.captions)
+        for style, features in seen.cast.items()
+    }
+    tint_pos, tint_relative = (
+        torch.stack([cast[style][place] - plain[style][place] for style in STYLES]).mean().item()
+        for place in (0, 1)
+    )
     gaps = {f"gap_{style}": relative.mean().item() for style, (_, relative) in plain.items()}
-    return {**gaps, "tint_pos": tint_pos, "tint_relative": tint_relative, "cancelled": cancelled(tint_pos, tint_relative)}
+    return {
+        **gaps,
+        "tint_pos": tint_pos,
+        "tint_relative": tint_relative,
+        "cancelled": cancelled(tint_pos, tint_relative),
+    }
 
 
 def text_cosine(wording: Wording, reward: ClipReward) -> float:
@@ -97,7 +121,14 @@ def text_cosine(wording: Wording, reward: ClipReward) -> float:
     captions = train_captions()[::4]
 
     def read(words: tuple[str, ...]) -> Tensor:
-        return torch.stack([reward_card.read(reward.model, reward.tokenizer, [f"{word}. {caption}" for caption in captions]) for word in words])
+        return torch.stack(
+            [
+                reward_card.read(
+                    reward.model, reward.tokenizer, [f"{word}. {caption}" for caption in captions]
+                )
+                for word in words
+            ]
+        )
 
     with torch.no_grad():
         pairs = torch.einsum("pcd,ncd->pnc", read(wording.positive), read(wording.negative))
@@ -114,11 +145,22 @@ def tinted(images: Images) -> Images:
     return reward_card.retouch(images, torch.full((len(images),), TINT), torch.zeros(len(images)))
 
 
-def _answers(wording: Wording, reward: Reward, features: Any, captions: list[str]) -> tuple[PerSample, PerSample]:
+def _answers(
+    wording: Wording, reward: Reward, features: Any, captions: list[str]
+) -> tuple[PerSample, PerSample]:
     """(pos, pos − neg), means over the words of a side."""
 
     def score(words: tuple[str, ...]) -> PerSample:
-        return torch.stack([reward.score(features, [f"{word}. {caption}" for caption in captions]) for word in words]).mean(0).double()
+        return (
+            torch.stack(
+                [
+                    reward.score(features, [f"{word}. {caption}" for caption in captions])
+                    for word in words
+                ]
+            )
+            .mean(0)
+            .double()
+        )
 
     pos = score(wording.positive)
     return pos, pos - score(wording.negative)

@@ -49,10 +49,22 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     for arm in arms:
         for seed in seeds:
             folder = run_folder(arm, seed, out)
-            rows += piece(out, f"asked-{arm.name}-seed{seed}", settings_of(arm, seed, recipes), partial(_asked, arm, seed, folder, styles, count))
+            rows += piece(
+                out,
+                f"asked-{arm.name}-seed{seed}",
+                settings_of(arm, seed, recipes),
+                partial(_asked, arm, seed, folder, styles, count),
+            )
     settings, base = settings_of(arms[0], 0, recipes), Arm("base", "base model", arms[0].recipe)
-    rows += piece(out, "asked-base", settings, partial(_asked, base, 0, run_folder(arms[0], 0, out), styles, count))
-    return rows + piece(out, "facts", settings, lambda: _facts(wordings, load_reward(settings.reward)))
+    rows += piece(
+        out,
+        "asked-base",
+        settings,
+        partial(_asked, base, 0, run_folder(arms[0], 0, out), styles, count),
+    )
+    return rows + piece(
+        out, "facts", settings, lambda: _facts(wordings, load_reward(settings.reward))
+    )
 
 
 def _asked(arm: Arm, seed: int, folder: Path, styles: Sequence[str], count: int) -> list[Row]:
@@ -63,14 +75,38 @@ def _asked(arm: Arm, seed: int, folder: Path, styles: Sequence[str], count: int)
         judged = measurer.per_image(asked_images(measurer, style, count))
         answers = {"delivered": judged[f"style_{style}"], "content": judged["content"]}
         means = {name: answer.double().mean().item() for name, answer in answers.items()}
-        rows.append({"study": NAME, "kind": "asked", "arm": arm.name, "title": arm.title, "seed": seed, "asked": style, "pairs": count, **means})
+        rows.append(
+            {
+                "study": NAME,
+                "kind": "asked",
+                "arm": arm.name,
+                "title": arm.title,
+                "seed": seed,
+                "asked": style,
+                "pairs": count,
+                **means,
+            }
+        )
     return rows
 
 
 def _facts(wordings: Sequence[Wording], reward: Reward) -> list[Row]:
-    named = [{"study": NAME, "kind": "facts", "arm": wording.name, "title": wording.title, "seed": 0, "target": wording.target} for wording in wordings]
+    named = [
+        {
+            "study": NAME,
+            "kind": "facts",
+            "arm": wording.name,
+            "title": wording.title,
+            "seed": 0,
+            "target": wording.target,
+        }
+        for wording in wordings
+    ]
     seen = seen_by(reward)
-    return [{**name, **facts_of(wording, reward, seen)} for name, wording in zip(named, wordings, strict=True)]
+    return [
+        {**name, **facts_of(wording, reward, seen)}
+        for name, wording in zip(named, wordings, strict=True)
+    ]
 
 
 # --- told -------------------------------------------------------------------------------------------------------------
@@ -88,17 +124,39 @@ def _reached(rows: list[Row], facts: dict[str, Row]) -> str:
     lines = []
     for arm, fact in facts.items():
         last, target = ends(trained, arm), fact["target"]
-        rates = [with_interval(over(last, key), 2) for key in (*(f"style_{style}" for style in STYLES), "content", "color_drift")]
-        reached = [number(begun[f"style_{target}"]), with_interval(over(last, f"style_{target}"), 2)] if target else [DASH, DASH]
+        rates = [
+            with_interval(over(last, key), 2)
+            for key in (*(f"style_{style}" for style in STYLES), "content", "color_drift")
+        ]
+        reached = (
+            [number(begun[f"style_{target}"]), with_interval(over(last, f"style_{target}"), 2)]
+            if target
+            else [DASH, DASH]
+        )
         lines.append([fact["title"], target or DASH, *reached, *rates])
-    headers = ["words", "target", "target before", "target after", *STYLES, "content", "colour drift"]
+    headers = [
+        "words",
+        "target",
+        "target before",
+        "target after",
+        *STYLES,
+        "content",
+        "colour drift",
+    ]
     return f"## Does the target appear?\n\n{_reached_sentence(trained, facts)}\n\n{markdown(headers, lines)}"
 
 
 def _reached_sentence(trained: Sequence[Row], facts: dict[str, Row]) -> str:
-    after = {arm: over(ends(trained, arm), f"style_{fact['target']}") for arm, fact in facts.items() if fact["target"]}
+    after = {
+        arm: over(ends(trained, arm), f"style_{fact['target']}")
+        for arm, fact in facts.items()
+        if fact["target"]
+    }
     known = {arm: rate for arm, rate in after.items() if rate is not None}
-    best, least = max(known, key=lambda arm: known[arm]["value"]), min(known, key=lambda arm: known[arm]["value"])
+    best, least = (
+        max(known, key=lambda arm: known[arm]["value"]),
+        min(known, key=lambda arm: known[arm]["value"]),
+    )
     worst = min(facts, key=lambda arm: _value(over(ends(trained, arm), "content")))
     left = with_interval(over(ends(trained, worst), "content"), 2)
     return (
@@ -119,8 +177,22 @@ def _cancelled(facts: dict[str, Row]) -> str:
         f"A red cast raises every score. In pos − neg {_percent(share[best])} of it is gone with the words “{facts[best]['title']}”, and "
         f"{_percent(share[least])} with “{facts[least]['title']}”. Preferred style is the one whose true pictures have the largest pos − neg."
     )
-    headers = ["words", "cast adds to pos", "cast adds to pos − neg", "cancelled", *(f"pos − neg of {style}" for style in STYLES), "prefers"]
-    lines = [[fact["title"], *(number(fact[key], 3) for key in ("tint_pos", "tint_relative", "cancelled")), *_gaps(fact)] for fact in facts.values()]
+    headers = [
+        "words",
+        "cast adds to pos",
+        "cast adds to pos − neg",
+        "cancelled",
+        *(f"pos − neg of {style}" for style in STYLES),
+        "prefers",
+    ]
+    lines = [
+        [
+            fact["title"],
+            *(number(fact[key], 3) for key in ("tint_pos", "tint_relative", "cancelled")),
+            *_gaps(fact),
+        ]
+        for fact in facts.values()
+    ]
     return f"## What cancels?\n\n{sentence}\n\n{markdown(headers, lines)}"
 
 
@@ -136,11 +208,17 @@ def _gaps(fact: Row) -> list[str]:
 def _suppressed(rows: list[Row], arms: Sequence[str]) -> str:
     styles = list(dict.fromkeys(row["asked"] for row in of_kind(rows, "asked")))
     names = {row["arm"]: row["title"] for row in of_kind(rows, "asked")}
-    lines = [[names[arm], *(with_interval(_delivered(rows, arm, style), 2) for style in styles)] for arm in ("base", *arms)]
-    lost = [f"{style} under “{names[arm]}”" for arm in arms for style in styles if is_suppressed(rows, arm, style)]
-    sentence = (
-        f"A prompt that asks for a style itself no longer gets it as often as before ({_percent(STYLE_HELD)} of the base model's rate) for: {', '.join(lost)}."
-    )
+    lines = [
+        [names[arm], *(with_interval(_delivered(rows, arm, style), 2) for style in styles)]
+        for arm in ("base", *arms)
+    ]
+    lost = [
+        f"{style} under “{names[arm]}”"
+        for arm in arms
+        for style in styles
+        if is_suppressed(rows, arm, style)
+    ]
+    sentence = f"A prompt that asks for a style itself no longer gets it as often as before ({_percent(STYLE_HELD)} of the base model's rate) for: {', '.join(lost)}."
     nothing = f"Every style is still delivered at {_percent(STYLE_HELD)} of the base model's rate or more when the prompt asks for it."
     table = markdown(["words", *(f"{style} when asked" for style in styles)], lines)
     return f"## What is suppressed?\n\n{sentence if lost else nothing}\n\n{table}"
@@ -152,7 +230,9 @@ def _delivered(rows: Sequence[Row], arm: str, style: str) -> SeedInterval | None
 
 def is_suppressed(rows: Sequence[Row], arm: str, style: str) -> bool:
     """Whether a style that the prompt asks for is delivered in less than `STYLE_HELD` of the base model's cases."""
-    return _value(_delivered(rows, arm, style)) < STYLE_HELD * _value(_delivered(rows, "base", style))
+    return _value(_delivered(rows, arm, style)) < STYLE_HELD * _value(
+        _delivered(rows, "base", style)
+    )
 
 
 def draw(rows: list[Row], folder: Path) -> list[Path]:
@@ -160,16 +240,45 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
     facts, trained = {row["arm"]: row for row in of_kind(rows, "facts")}, of_runs(rows)
 
     def after(title: str, key: str, percent: bool = True) -> Column:
-        return Column(title, {arm: over(ends(trained, arm), key) for arm in facts}, percent=percent, at=before_training(trained)[key])
+        return Column(
+            title,
+            {arm: over(ends(trained, arm), key) for arm in facts},
+            percent=percent,
+            at=before_training(trained)[key],
+        )
 
-    cancels = Column("bias cancelled", {arm: {"value": fact["cancelled"], "low": None, "high": None} for arm, fact in facts.items()}, percent=True)
+    cancels = Column(
+        "bias cancelled",
+        {
+            arm: {"value": fact["cancelled"], "low": None, "high": None}
+            for arm, fact in facts.items()
+        },
+        percent=True,
+    )
     styles = list(dict.fromkeys(row["asked"] for row in of_kind(rows, "asked")))
-    asked = [Column(f"{style} when asked", {arm: _delivered(rows, arm, style) for arm in ("base", *facts)}, percent=True) for style in styles]
+    asked = [
+        Column(
+            f"{style} when asked",
+            {arm: _delivered(rows, arm, style) for arm in ("base", *facts)},
+            percent=True,
+        )
+        for style in styles
+    ]
     plain = [after(style, f"style_{style}") for style in STYLES]
-    price = [after("content", "content"), after("colour drift", "color_drift", percent=False), cancels]
+    price = [
+        after("content", "content"),
+        after("colour drift", "color_drift", percent=False),
+        cancels,
+    ]
     note = "Plain prompts, after training; the dashed line is the base model."
     return [
-        dots_with_intervals(folder / f"{NAME}_styles.png", "Which style the words bring out", plain, note),
+        dots_with_intervals(
+            folder / f"{NAME}_styles.png", "Which style the words bring out", plain, note
+        ),
         dots_with_intervals(folder / f"{NAME}_price.png", "What the words cost", price, note),
-        dots_with_intervals(folder / f"{NAME}_asked.png", "Is a style that the prompt asks for still delivered?", asked),
+        dots_with_intervals(
+            folder / f"{NAME}_asked.png",
+            "Is a style that the prompt asks for still delivered?",
+            asked,
+        ),
     ]

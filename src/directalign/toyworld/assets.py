@@ -32,8 +32,20 @@ PIPELINES: dict[str, dict[str, str]] = {
         "vae": "autoencoder",
         "scheduler": "flux/scheduler",
     },
-    "sd": {"unet": "sd/unet", "text_encoder": "sd/text_encoder", "tokenizer": "clip_tokenizer", "vae": "autoencoder", "scheduler": "sd/scheduler"},
-    "sd_v": {"unet": "sd_v/unet", "text_encoder": "sd/text_encoder", "tokenizer": "clip_tokenizer", "vae": "autoencoder", "scheduler": "sd_v/scheduler"},
+    "sd": {
+        "unet": "sd/unet",
+        "text_encoder": "sd/text_encoder",
+        "tokenizer": "clip_tokenizer",
+        "vae": "autoencoder",
+        "scheduler": "sd/scheduler",
+    },
+    "sd_v": {
+        "unet": "sd_v/unet",
+        "text_encoder": "sd/text_encoder",
+        "tokenizer": "clip_tokenizer",
+        "vae": "autoencoder",
+        "scheduler": "sd_v/scheduler",
+    },
 }
 """Which shipped folder stands behind each part of each pipeline."""
 
@@ -66,7 +78,9 @@ def file(name: str) -> Path:
     """One shipped file, e.g. `judges/style.safetensors`."""
     path = ASSETS / name
     if not path.exists():
-        raise DirectAlignError(f"embedded asset {name} is missing from {ASSETS}: reinstall the package, or make it with `directalign world build`")
+        raise DirectAlignError(
+            f"embedded asset {name} is missing from {ASSETS}: reinstall the package, or make it with `directalign world build`"
+        )
     return path
 
 
@@ -76,7 +90,9 @@ def resolve(path: str) -> Path:
         return Path(path)
     name = path.removeprefix("world:")
     if name not in (*PIPELINES, *REWARDS):
-        raise DirectAlignError(f"no embedded model {path!r}: choose {', '.join(f'world:{each}' for each in (*PIPELINES, *REWARDS))}")
+        raise DirectAlignError(
+            f"no embedded model {path!r}: choose {', '.join(f'world:{each}' for each in (*PIPELINES, *REWARDS))}"
+        )
     folder = _cache() / name
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +115,10 @@ def export(folder: Path) -> list[Path]:
 
 def cache_root() -> Path:
     """Where this package keeps what it can make again: $DIRECTALIGN_CACHE, else `directalign` in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("DIRECTALIGN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "directalign")
+    return Path(
+        os.environ.get("DIRECTALIGN_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "directalign"
+    )
 
 
 def _cache() -> Path:
@@ -114,7 +133,9 @@ def _move_unless_there(source: Path, target: Path) -> None:
     try:
         source.replace(target)
     except OSError:
-        if not target.exists():  # another process may have won the race; anything else is a real failure
+        if (
+            not target.exists()
+        ):  # another process may have won the race; anything else is a real failure
             raise
 
 
@@ -130,9 +151,16 @@ def _write(name: str, folder: Path) -> None:
     index |= {part: library for part, library in CLASSES[name].items() if part != "_class_name"}
     if name == "flux":
         index |= {"feature_extractor": [None, None], "image_encoder": [None, None]}
-        (folder / "directalign.json").write_text(json.dumps({"max_sequence_length": MAX_SEQUENCE_LENGTH}) + "\n")
+        (folder / "directalign.json").write_text(
+            json.dumps({"max_sequence_length": MAX_SEQUENCE_LENGTH}) + "\n"
+        )
     else:
-        index |= {"feature_extractor": [None, None], "image_encoder": [None, None], "safety_checker": [None, None], "requires_safety_checker": False}
+        index |= {
+            "feature_extractor": [None, None],
+            "image_encoder": [None, None],
+            "safety_checker": [None, None],
+            "requires_safety_checker": False,
+        }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
@@ -141,7 +169,11 @@ def _copy_part(source: Path, target: Path) -> None:
     target.mkdir(parents=True)
     for path in source.iterdir():
         if path.suffix == ".safetensors":
-            save_file({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}, target / path.name, metadata={"format": "pt"})
+            save_file(
+                {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()},
+                target / path.name,
+                metadata={"format": "pt"},
+            )
         else:
             shutil.copy(path, target / path.name)
     config = target / "config.json"
@@ -156,7 +188,9 @@ def _edit_json(path: Path, **values: object) -> None:
 def write_pictures(folder: Path, count: int, style: str = "photo", seed: int = 0) -> Path:
     """Draw `count` random scenes in one of `scenes.STYLES` into an empty or new folder; the same seed, the same files."""
     if style not in STYLES:
-        raise DirectAlignError(f"style {style!r} is not of the embedded world: choose {', '.join(STYLES)}")
+        raise DirectAlignError(
+            f"style {style!r} is not of the embedded world: choose {', '.join(STYLES)}"
+        )
     if count < 1:
         raise DirectAlignError(f"count {count}: ask for at least one picture")
     if folder.exists() and any(folder.iterdir()):

@@ -29,9 +29,15 @@ class Classifier(nn.Module):
         super().__init__()
         w = width
         self.trunk = nn.Sequential(
-            _block(3, w, kernel=5, stride=2), _block(w, 2 * w, stride=2), _block(2 * w, 2 * w), _block(2 * w, 4 * w, stride=2), _block(4 * w, 4 * w)
+            _block(3, w, kernel=5, stride=2),
+            _block(w, 2 * w, stride=2),
+            _block(2 * w, 2 * w),
+            _block(2 * w, 4 * w, stride=2),
+            _block(4 * w, 4 * w),
         )
-        self.heads = nn.ModuleDict({name: nn.Linear(8 * w, answers) for name, answers in heads.items()})
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(8 * w, answers) for name, answers in heads.items()}
+        )
 
     def forward(self, images: Images) -> dict[str, Float[torch.Tensor, "b _answers"]]:
         maps = self.trunk(images * 2 - 1)
@@ -40,7 +46,11 @@ class Classifier(nn.Module):
 
 
 def _block(channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2), nn.GroupNorm(4, channels_out), nn.SiLU())
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2),
+        nn.GroupNorm(4, channels_out),
+        nn.SiLU(),
+    )
 
 
 def plain_caption(prompt: str) -> str:
@@ -67,14 +77,28 @@ class WorldJudge:
         images = images.float().cpu()
         seen = self.style(images)["style"].argmax(1)
         styles = {f"style_{name}": seen == index for index, name in enumerate(STYLES)}
-        right = {name: logits.argmax(1) == getattr(wanted, name) for name, logits in self.content(images).items()}
+        right = {
+            name: logits.argmax(1) == getattr(wanted, name)
+            for name, logits in self.content(images).items()
+        }
         content = torch.stack(list(right.values())).all(0)
-        return {name: answer.float() for name, answer in {"photo_rate": styles["style_photo"], "content": content, **right, **styles}.items()}
+        return {
+            name: answer.float()
+            for name, answer in {
+                "photo_rate": styles["style_photo"],
+                "content": content,
+                **right,
+                **styles,
+            }.items()
+        }
 
 
 def load_judge() -> WorldJudge:
     """The two judges that are shipped with the package."""
-    style, content = assets.file("judges/style.safetensors"), assets.file("judges/content.safetensors")
+    style, content = (
+        assets.file("judges/style.safetensors"),
+        assets.file("judges/content.safetensors"),
+    )
     return WorldJudge(load_classifier(style, STYLE_HEADS), load_classifier(content, CONTENT_HEADS))
 
 

@@ -65,7 +65,12 @@ class Scenes:
 
     def with_style(self, style: str) -> Scenes:
         """The same scenes, all drawn in one style."""
-        return Scenes(self.color, self.shape, self.background, torch.full_like(self.style, STYLES.index(style)))
+        return Scenes(
+            self.color,
+            self.shape,
+            self.background,
+            torch.full_like(self.style, STYLES.index(style)),
+        )
 
 
 def caption(color: str, shape: str, background: str) -> str:
@@ -85,7 +90,9 @@ def scenes_of(captions: list[str], style: str = "photo") -> Scenes:
     known = {text: i for i, text in enumerate(all_captions())}
     unknown = [text for text in captions if text not in known]
     if unknown:
-        raise ValueError(f"not a caption of the embedded world: {unknown[0]!r}; write it like {all_captions()[0]!r} (docs/toy_world.md lists the words)")
+        raise ValueError(
+            f"not a caption of the embedded world: {unknown[0]!r}; write it like {all_captions()[0]!r} (docs/toy_world.md lists the words)"
+        )
     index = torch.tensor([known[text] for text in captions])
     per_color = len(SHAPES) * len(BACKGROUNDS)
     return Scenes(
@@ -96,7 +103,9 @@ def scenes_of(captions: list[str], style: str = "photo") -> Scenes:
     )
 
 
-def draw_scenes(count: int, generator: torch.Generator, style_shares: tuple[float, ...] | None = None) -> Scenes:
+def draw_scenes(
+    count: int, generator: torch.Generator, style_shares: tuple[float, ...] | None = None
+) -> Scenes:
     """Random scenes; styles uniform, or with the shares given."""
 
     def index(high: int) -> torch.Tensor:
@@ -112,9 +121,18 @@ def render(scenes: Scenes, generator: torch.Generator) -> torch.Tensor:
     b, size = len(scenes), IMAGE_SIZE
     place = _Placement.draw(b, generator)
     distance = _distance(scenes.shape, place)
-    fill = torch.tensor(list(COLORS.values()))[scenes.color][:, :, None, None].expand(b, 3, size, size)
-    back = torch.tensor(list(BACKGROUNDS.values()))[scenes.background][:, :, None, None].expand(b, 3, size, size)
-    drawn = torch.stack([style(fill, back, distance, place, generator) for style in (_photo, _cg, _painting, _anime)])
+    fill = torch.tensor(list(COLORS.values()))[scenes.color][:, :, None, None].expand(
+        b, 3, size, size
+    )
+    back = torch.tensor(list(BACKGROUNDS.values()))[scenes.background][:, :, None, None].expand(
+        b, 3, size, size
+    )
+    drawn = torch.stack(
+        [
+            style(fill, back, distance, place, generator)
+            for style in (_photo, _cg, _painting, _anime)
+        ]
+    )
     return drawn[scenes.style, torch.arange(b)].clamp(0, 1)
 
 
@@ -131,7 +149,9 @@ class _Placement:
     @classmethod
     def draw(cls, b: int, generator: torch.Generator) -> _Placement:
         axis = (torch.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE * 2 - 1
-        frame = torch.stack(torch.meshgrid(axis, axis, indexing="xy")).expand(b, 2, IMAGE_SIZE, IMAGE_SIZE)
+        frame = torch.stack(torch.meshgrid(axis, axis, indexing="xy")).expand(
+            b, 2, IMAGE_SIZE, IMAGE_SIZE
+        )
         uniform = torch.rand(b, 5, generator=generator) * 2 - 1
         centre = uniform[:, :2, None, None] * 0.10
         turn = uniform[:, 2] * 0.08
@@ -146,7 +166,9 @@ class _Placement:
         )
 
 
-def _distance(shape: torch.Tensor, place: _Placement, shift: torch.Tensor | float = 0.0) -> torch.Tensor:
+def _distance(
+    shape: torch.Tensor, place: _Placement, shift: torch.Tensor | float = 0.0
+) -> torch.Tensor:
     """Signed distance (b, h, w) to the edge of the object, negative inside."""
     x, y = (place.xy - shift).unbind(1)
     r, radial = place.radius, torch.hypot(x, y)
@@ -210,7 +232,9 @@ def _photo(fill, back, distance, place, generator):
 def _cg(fill, back, distance, place, generator):
     """Saturated and glossy: a hard highlight, a dark rim, a glow behind the object."""
     jitter = 1 + 0.05 * torch.randn(len(fill), 1, 1, 1, generator=generator)
-    back = _mix(back.mean(1, keepdim=True), back, 1.35) * (1.10 - 0.18 * place.frame.square().sum(1, keepdim=True))
+    back = _mix(back.mean(1, keepdim=True), back, 1.35) * (
+        1.10 - 0.18 * place.frame.square().sum(1, keepdim=True)
+    )
     back = back + 0.16 * jitter * torch.exp(-(distance.clamp(min=0)[:, None] / 0.22))
     depth = (-distance[:, None] / place.radius[:, None]).clamp(0, 1)
     fill = _mix(fill.mean(1, keepdim=True), fill, 1.25) * (0.72 + 0.9 * depth.clamp(max=0.45))
@@ -226,8 +250,12 @@ def _painting(fill, back, distance, place, generator):
     image = _mix(_mix(back.mean(1, keepdim=True), back, 0.9), fill * 0.92, _cover(wobble, 2.0))
     turn = torch.tensor([[0.7071, -0.7071, 0.0], [0.7071, 0.7071, 0.0]]).expand(b, 2, 3)
     grid = F.affine_grid(turn, [b, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False) * 0.7
-    streaks = F.grid_sample(_noise(b, (26, 7), generator), grid, align_corners=False, padding_mode="reflection")
-    tint = F.grid_sample(_noise(b, (18, 5), generator), grid, align_corners=False, padding_mode="reflection")
+    streaks = F.grid_sample(
+        _noise(b, (26, 7), generator), grid, align_corners=False, padding_mode="reflection"
+    )
+    tint = F.grid_sample(
+        _noise(b, (18, 5), generator), grid, align_corners=False, padding_mode="reflection"
+    )
     varnish = torch.tensor([1.02, 0.97, 0.84])[None, :, None, None]
     hue = torch.tensor([1.0, 0.1, -0.9])[None, :, None, None]
     return (image * (1 + 0.17 * streaks) + 0.045 * streaks + 0.05 * tint * hue) * varnish + 0.02

@@ -283,14 +283,19 @@ def _load(file: Path) -> dict[str, Any]:
 
 KEPT = (
     "train.num_steps",
-    "train.checkpoint_every",
+    "train.save_every",
     "train.keep_checkpoints",
     "train.sample_every",
     "evaluate.",
     "stop",
     "track.",
 )
-SHARED_OUT = ("data.batch_size", "train.accumulation", "train.global_batch_size", "train.parallel")
+SHARED_OUT = (
+    "data.batch_size",
+    "train.gradient_accumulation_steps",
+    "train.global_batch_size",
+    "train.parallel",
+)
 MAY_DIFFER = (*KEPT, *SHARED_OUT)
 """What is kept and measured, when the run ends itself, who shows it, and how one global batch is shared out."""
 NOT_COMPARED = ("evaluate.every", "evaluate.batch_size")
@@ -429,7 +434,7 @@ def _refuse_other_config(path: Path, theirs: dict[str, Any], run: config.RunConf
     uneven = [
         key for key in keys if key.startswith("evaluate.") and not key.startswith(NOT_COMPARED)
     ]
-    if uneven and run.stop is not None:
+    if uneven and run.early_stopping is not None:
         raise DirectAlignError(
             f"{path}: {_changes(uneven, then, now)}, and stop compares all measurements with the first; restore these values or leave stop out"
         )
@@ -453,7 +458,7 @@ def _refuse_other_batch(
     if then != now:
         raise DirectAlignError(
             f"{path} is of another global batch: {then} prompts per update on {record['ranks']} ranks, and {now} on {ranks.size} now; "
-            f"set train.global_batch_size: {then}, or data.batch_size and train.accumulation so that they make {then} on all ranks"
+            f"set train.global_batch_size: {then}, or data.batch_size and train.gradient_accumulation_steps so that they make {then} on all ranks"
         )
 
 

@@ -110,13 +110,13 @@ class TrainData:
 
 
 def accumulation(run: config.RunConfig, ranks: int) -> int:
-    """Batches per update on each rank: `train.accumulation`, or what makes up `train.global_batch_size`.
+    """Batches per update on each rank: `train.gradient_accumulation_steps`, or what makes up `train.global_batch_size`.
 
     Raises DirectAlignError when that is not a multiple of `data.batch_size` on all ranks.
     """
     wanted, together = run.train.global_batch_size, run.data.batch_size * ranks
     if wanted is None:
-        return run.train.accumulation
+        return run.train.gradient_accumulation_steps
     if wanted % together:
         raise DirectAlignError(
             f"train.global_batch_size: {wanted} is not a multiple of data.batch_size {run.data.batch_size} on {ranks} ranks ({together}); change one of them"
@@ -124,28 +124,30 @@ def accumulation(run: config.RunConfig, ranks: int) -> int:
     return wanted // together
 
 
-def open_data(run: config.RunConfig, family: Model, ranks: TorchProcessGroup) -> TrainData:
+def open_data(run: config.RunConfig, model: Model, ranks: TorchProcessGroup) -> TrainData:
     """Read and check the prompt list and the image set that a run names, and the sizes that its images will have."""
     for key, sizes in (("data.buckets", run.data.buckets), ("rollout.sizes", run.rollout.sizes)):
         for height, width in sizes or ():
-            _check_size(family, key, height, width)
+            _check_size(model, key, height, width)
     prompts = (
         PromptStream(read_prompts(run.data.prompts), run.seed)
         if run.data.prompts is not None
         else None
     )
     images = (
-        _open_images(run, run.data.images, family, ranks) if run.data.images is not None else None
+        _open_images(run, run.data.images, model, ranks) if run.data.images is not None else None
     )
     return TrainData(run, ranks, prompts, images)
 
 
-def _open_images(run: config.RunConfig, source: str, family: Model, ranks: TorchProcessGroup) -> ImageStream:
+def _open_images(
+    run: config.RunConfig, source: str, model: Model, ranks: TorchProcessGroup
+) -> ImageStream:
     found = scan_images(source, run.data.strict)
     if run.data.buckets is None:
         size = (
-            run.rollout.height or family.default_size[0],
-            run.rollout.width or family.default_size[1],
+            run.rollout.height or model.default_size[0],
+            run.rollout.width or model.default_size[1],
         )
         return ImageStream(found, (Bucket(size, tuple(range(len(found)))),), run.seed)
     buckets = fill_buckets(found.sizes, run.data.buckets)
@@ -153,8 +155,8 @@ def _open_images(run: config.RunConfig, source: str, family: Model, ranks: Torch
     return ImageStream(found, buckets, run.seed)
 
 
-def _check_size(family: Model, key: str, height: int, width: int) -> None:
+def _check_size(model: Model, key: str, height: int, width: int) -> None:
     try:
-        family.latent_shape(height, width)
+        model.latent_shape(height, width)
     except DirectAlignError as error:
         raise DirectAlignError(f"{key}: [{height}, {width}]: {error}") from error

@@ -237,17 +237,17 @@ def class_of(module: nn.Module) -> type[nn.Module]:
     return next(each for each in type(module).__mro__ if not issubclass(each, FSDPModule))
 
 
-def save(family: Model, folder: Path, ranks: TorchProcessGroup) -> None:
-    """`family.save` on rank 0; of a sharded denoiser, what is trained is first brought together in its memory, tensor by tensor."""
-    if not isinstance(family.denoiser, FSDPModule):
+def save(model: Model, folder: Path, ranks: TorchProcessGroup) -> None:
+    """`model.save` on rank 0; of a sharded denoiser, what is trained is first brought together in its memory, tensor by tensor."""
+    if not isinstance(model.denoiser, FSDPModule):
         if ranks.is_main:
-            family.save(folder)
+            model.save(folder)
         return
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    tensors = get_model_state_dict(family.denoiser, options=options)
+    tensors = get_model_state_dict(model.denoiser, options=options)
     if ranks.is_main:
-        with _with_denoiser(family, _plain_copy(family.denoiser, tensors)):
-            family.save(folder)
+        with _with_denoiser(model, _plain_copy(model.denoiser, tensors)):
+            model.save(folder)
 
 
 def _plain_copy(denoiser: Any, tensors: dict[str, Any]) -> nn.Module:
@@ -262,9 +262,9 @@ def _plain_copy(denoiser: Any, tensors: dict[str, Any]) -> nn.Module:
 
 
 @contextmanager
-def _with_denoiser(family: Model, denoiser: nn.Module) -> Iterator[None]:
-    own, family.denoiser = family.denoiser, denoiser
+def _with_denoiser(model: Model, denoiser: nn.Module) -> Iterator[None]:
+    own, model.denoiser = model.denoiser, denoiser
     try:
         yield
     finally:
-        family.denoiser = own
+        model.denoiser = own

@@ -1,8 +1,8 @@
 """Early stopping and the best checkpoint: a pure function of the run's records, so that a resumed run stops where it would have.
 
 All comparisons are with the base model's evaluation at step 0, on the pairs that are evaluated during the run. An evaluation
-is within the budget while no number of `stop.drift` is worse by more than its allowance; where `stop.drift` is empty and
-`stop.score_patience` is set, while the absolute score is not more than two standard errors (of the paired difference) below
+is within the budget while no number of `early_stopping.max_degradation` is worse by more than its allowance; where `early_stopping.max_degradation` is empty and
+`early_stopping.score_patience` is set, while the absolute score is not more than two standard errors (of the paired difference) below
 its peak. Best: of the evaluations within the budget the highest judge; where two judges differ by less than the standard
 error of their difference, the one that used less of the budget (the one-standard-error rule, Breiman et al. 1984). If none
 is within the budget, the one that exceeds it least.
@@ -32,7 +32,7 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-Reason = Literal["drift", "judge_patience", "score_peak"]
+Reason = Literal["drift", "patience", "score_peak"]
 CLEARLY = 2.0
 """Standard errors by which the absolute score must lie below its peak to have fallen."""
 Record = Mapping[str, Any]
@@ -42,7 +42,7 @@ Record = Mapping[str, Any]
 class Rules:
     """The `stop` section with resolved metric names, and which direction of each metric is better."""
 
-    stop: config.EarlyStoppingConfig
+    settings: config.EarlyStoppingConfig
     judge: str
     score: str
     better: Mapping[str, int]
@@ -59,7 +59,7 @@ class Evaluation:
     """Share of its allowance by which each budgeted number is worse: 1 is all of it."""
     each: Mapping[str, Sequence[float | None]]
     fallen: bool = False
-    """Whether the absolute score is clearly below its peak so far (with `stop.score_patience`)."""
+    """Whether the absolute score is clearly below its peak so far (with `early_stopping.score_patience`)."""
 
     @property
     def drift(self) -> float:
@@ -93,8 +93,13 @@ class Verdict:
 def rules_of(run: config.RunConfig) -> Rules | None:
     """The run's stop rules, None where it has none."""
     return (
-        Rules(run.stop, judge_of(run), score_of(run), {name: each.better for name, each in measured_metrics(run).items()})
-        if run.stop is not None
+        Rules(
+            run.early_stopping,
+            judge_of(run),
+            score_of(run),
+            {name: each.better for name, each in measured_metrics(run).items()},
+        )
+        if run.early_stopping is not None
         else None
     )
 
@@ -117,20 +122,20 @@ def measurements(rules: Rules, records: Sequence[Record]) -> list[Evaluation]:
     found = [record for record in records if record["event"] == "evaluate"]
     if not found or found[0]["step"] != 0:
         raise DirectAlignError(
-            "stop: the base model was not measured (no record of step 0 in metrics.jsonl), and drift is counted from there; start a new run"
+            "early_stopping: the base model was not measured (no record of step 0 in metrics.jsonl), and drift is counted from there; start a new run"
         )
     base = found[0]
-    for name in (rules.judge, rules.score, *rules.stop.drift):
+    for name in (rules.judge, rules.score, *rules.settings.max_degradation):
         if name not in base:
             raise DirectAlignError(
-                f"stop: {name} was not measured at step 0 (metrics.jsonl has {', '.join(_numbers(base))}); name one of these"
+                f"early_stopping: {name} was not measured at step 0 (metrics.jsonl has {', '.join(_numbers(base))}); name one of these"
             )
         if not math.isfinite(value(during(base), name)):
             raise DirectAlignError(
-                f"stop: {name} of the base model is not finite, and changes are counted from it; name another number"
+                f"early_stopping: {name} of the base model is not finite, and changes are counted from it; name another number"
             )
     seen = [_evaluation(rules, record, base) for record in found]
-    return seen if rules.stop.score_patience is None else _mark_falls(rules, seen)
+    return seen if rules.settings.score_patience is None else _mark_falls(rules, seen)
 
 
 def _mark_falls(rules: Rules, seen: Sequence[Evaluation]) -> list[Evaluation]:
@@ -162,7 +167,7 @@ def shares(rules: Rules, now: Record, base: Record) -> dict[str, float]:
     """Share of its allowance by which each budgeted number is worse than the base model's on the same pairs."""
     return {
         name: _share(value(now, name) - value(base, name), rules.better.get(name, 0), allowed)
-        for name, allowed in rules.stop.drift.items()
+        for name, allowed in rules.settings.max_degradation.items()
     }
 
 
@@ -235,11 +240,11 @@ def noise(a: Evaluation, b: Evaluation, name: str) -> float:
 
 
 def _budget_exceeded(rules: Rules, seen: Sequence[Evaluation]) -> StopReason | None:
-    latest = seen[-rules.stop.drift_patience :]
-    if len(latest) < rules.stop.drift_patience or any(each.drift <= 1 for each in latest):
+    latest = seen[-rules.settings.degradation_patience :]
+    if len(latest) < rules.settings.degradation_patience or any(each.drift <= 1 for each in latest):
         return None
     worst = max(latest[-1].used, key=lambda name: latest[-1].used[name])
-    share, allowed = latest[-1].used[worst], rules.stop.drift[worst]
+    share, allowed = latest[-1].used[worst], rules.settings.max_degradation[worst]
     moved = (
         "is not finite"
         if math.isinf(share)
@@ -250,7 +255,7 @@ def _budget_exceeded(rules: Rules, seen: Sequence[Evaluation]) -> StopReason | N
 
 
 def _no_improvement(rules: Rules, seen: Sequence[Evaluation]) -> StopReason | None:
-    patience, allowed = rules.stop.judge_patience, [each for each in seen if each.within]
+    patience, allowed = rules.settings.patience, [each for each in seen if each.within]
     if patience is None:
         return None
     peak = max(
@@ -261,12 +266,12 @@ def _no_improvement(rules: Rules, seen: Sequence[Evaluation]) -> StopReason | No
         return None
     best = f"{peak.judge:.4g} at update {peak.step} is its best within the budget"
     return StopReason(
-        "judge_patience", f"{rules.judge} has not got better for {since} measurements: {best}"
+        "patience", f"{rules.judge} has not got better for {since} measurements: {best}"
     )
 
 
 def _past_peak(rules: Rules, seen: Sequence[Evaluation]) -> StopReason | None:
-    patience = rules.stop.score_patience
+    patience = rules.settings.score_patience
     if (
         patience is None
         or len(seen) < patience
@@ -458,7 +463,7 @@ def resume_state(rules: Rules | None, run: config.RunConfig, out: Path, done: in
         event: [record for record in records if record["event"] == event] for event in OF_AN_END
     }
     holds = {
-        "stop": over and former["stop"] == [stop_record(found, done)],
+        "early_stopping": over and former["early_stopping"] == [stop_record(found, done)],
         "kept": (over or done == run.train.num_steps)
         and [record["step"] for record in former["kept"]]
         == [found.best.step if found.best else None],
@@ -485,32 +490,30 @@ def summary_lines(
         )
     yield (
         logging.INFO,
-        f"left are the weights of update {left['step']}: {', '.join(_moved(name, base, left) for name in dict.fromkeys((rules.judge, *rules.stop.drift)))}",
+        f"left are the weights of update {left['step']}: {', '.join(_moved(name, base, left) for name in dict.fromkeys((rules.judge, *rules.settings.max_degradation)))}",
     )
     used = shares(rules, left, base)
     over = [name for name, share in used.items() if share > 1]
     if left["step"] == 0:
-        remedy = (
-            "lower train.learning_rate, measure more often (evaluate.every), or raise stop.drift"
-        )
+        remedy = "lower train.learning_rate, measure more often (evaluate.every), or raise early_stopping.max_degradation"
         yield logging.WARNING, f"{_nothing(rules)}: the base model is left as it was; {remedy}"
     elif found.best is not None and not found.best.within:
         yield (
             logging.WARNING,
-            f"no weights that could be kept are within the budget (stop.drift): those that overdraw it least are left, {', '.join(over)} over it",
+            f"no weights that could be kept are within the budget (early_stopping.max_degradation): those that overdraw it least are left, {', '.join(over)} over it",
         )
     elif over:
         spent = ", ".join(f"{name} uses {used[name]:.0%} of its budget" for name in over)
         yield (
             logging.WARNING,
-            f"on all pairs {spent}; measure more pairs (evaluate.pairs_during) or lower stop.drift",
+            f"on all pairs {spent}; measure more pairs (evaluate.num_samples_during) or lower early_stopping.max_degradation",
         )
 
 
 def _nothing(rules: Rules) -> str:
     return (
-        f"no update was both within the budget (stop.drift) and better by {rules.judge}"
-        if rules.stop.drift
+        f"no update was both within the budget (early_stopping.max_degradation) and better by {rules.judge}"
+        if rules.settings.max_degradation
         else f"no update was better by {rules.judge}"
     )
 

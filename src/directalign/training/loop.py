@@ -44,7 +44,7 @@ class Measures(Protocol):
         """Called once, while the weights are those of the base model."""
         ...
 
-    def measure(self, num_pairs: int) -> dict[str, Any]: ...
+    def measure(self, num_samples: int) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class TrainContext:
     state: TrainState
     step: TrainStep
     data: TrainData
-    family: Model
+    model: Model
     shown: Sequence[str]
     measurer: Measures
     log: RunLog | None
@@ -97,7 +97,7 @@ def train(context: TrainContext, done: int) -> int:
             done += 1
             log_step(context, {**record, "seconds": time.perf_counter() - start})
             stopped = context.ranks.any(stop.received is not None)
-            if stopped or _is_due(done, context.run.train.checkpoint_every, num_steps):
+            if stopped or _is_due(done, context.run.train.save_every, num_steps):
                 save_checkpoint(context, done)
             if stopped:
                 raise Interrupted(
@@ -157,7 +157,7 @@ def evaluate_if_due(context: TrainContext, done: int) -> bool:
     )
     with final_weights(context):
         if draws:
-            grid = run_log.sample_grid(context.family, settings, context.shown, context.ranks)
+            grid = run_log.sample_grid(context.model, settings, context.shown, context.ranks)
             if log is not None:
                 run_log.save_grid(grid, run_log.grid_path(context.out, done))
                 log.grid(done, grid)
@@ -170,10 +170,12 @@ def _evaluate(context: TrainContext, done: int) -> None:
     """Evaluate all pairs before and after training, some of them during the run."""
     settings = context.run.evaluate
     on_all_pairs = done in (0, context.run.train.num_steps)
-    num_pairs = (
-        settings.num_pairs if on_all_pairs else min(settings.pairs_during, settings.num_pairs)
+    num_samples = (
+        settings.num_samples
+        if on_all_pairs
+        else min(settings.num_samples_during, settings.num_samples)
     )
-    measured = synchronized_call(lambda: context.measurer.measure(num_pairs), context.ranks)
+    measured = synchronized_call(lambda: context.measurer.measure(num_samples), context.ranks)
     if context.log is not None:
         record = {"event": "evaluate", "step": done, **measured}
         context.log.write(record)

@@ -22,7 +22,7 @@ def prompts_of_run(run: config.RunConfig, data: TrainData) -> list[str]:
     """Each once: the empty prompt, those of the sample grids and of the measurements, and what the updates will be dealt on all ranks."""
     measured = measured_prompts(run.data)
     pairs = (
-        fixed_pairs(measured, run.evaluate.num_pairs),
+        fixed_pairs(measured, run.evaluate.num_samples),
         diversity_pairs(measured, run.evaluate.diversity_prompts),
     )
     looked_at = [
@@ -36,13 +36,13 @@ def prompts_of_run(run: config.RunConfig, data: TrainData) -> list[str]:
 
 
 def precompute_embeddings(
-    run: config.RunConfig, family: Any, data: TrainData, ranks: TorchProcessGroup
+    run: config.RunConfig, model: Any, data: TrainData, ranks: TorchProcessGroup
 ) -> None:
     """Encode all prompts of the run into the cache on disk and drop the family's encoders.
 
     Each rank encodes its share; then each makes up for what the others left on a disk that it does not see.
     """
-    encoder: PromptEncoder = family.prompts
+    encoder: PromptEncoder = model.prompts
     prompts, folder = prompts_of_run(run, data), default_folder()
     show = partial(track, description="encoding prompts") if ranks.is_main else iter
     for share in (prompts[ranks.rank :: ranks.size], *([prompts] if ranks.size > 1 else [])):

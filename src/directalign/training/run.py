@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 class Loaded:
     """The models and data of a run."""
 
-    family: Model
+    model: Model
     method: Method
     measurer: Measures
     data: TrainData
@@ -86,21 +86,21 @@ def _load(run: config.RunConfig, ranks: TorchProcessGroup) -> Loaded:
     """Load the large parts one after the other: text encoders that are freed come before the denoiser and the reward."""
     sharded, frees = distributed.is_sharded_run(run, ranks), run.model.text_encoders == "free"
     first_device = torch.device("cpu") if sharded or frees else None
-    family = load_model(run.model, ranks.device, run.seed, denoiser_device=first_device)
-    data = open_data(run, family, ranks)
+    model = load_model(run.model, ranks.device, run.seed, denoiser_device=first_device)
+    data = open_data(run, model, ranks)
     for reason in data.skipped:
         logger.info(f"skipped image {reason}")
     if frees:
-        precompute_embeddings(run, family, data, ranks)
+        precompute_embeddings(run, model, data, ranks)
     if sharded:
-        distributed.shard(family.denoiser, run.model, ranks)
+        distributed.shard(model.denoiser, run.model, ranks)
     else:
-        family.denoiser.to(ranks.device)
+        model.denoiser.to(ranks.device)
     reward = load_reward(run.reward, ranks.device)
     judge = load_judge() if run.evaluate.judge == "world" else None
     held_out = load_held_out(run.evaluate, ranks.device) if ranks.is_main else {}
-    measurer = Measurer(run, family, reward, judge, together=ranks, held_out=held_out)
-    return Loaded(family, load_method(run, family, reward, ranks), measurer, data)
+    measurer = Measurer(run, model, reward, judge, together=ranks, held_out=held_out)
+    return Loaded(model, load_method(run, model, reward, ranks), measurer, data)
 
 
 @contextmanager
@@ -121,18 +121,18 @@ def train_loaded(
 ) -> None:
     """Train in the folder `out`, from its newest checkpoint with `resume`; writes everything but the page. Raises: see `run`."""
     configure_logging(ranks.is_main)
-    family, data = loaded.family, loaded.data
-    parameters = trained_parameters(family.denoiser)
+    model, data = loaded.model, loaded.data
+    parameters = trained_parameters(model.denoiser)
     ranks.broadcast(parameters.values())
     loaded.measurer.prepare()
     average = EMA(parameters, run.train.ema_decay) if run.train.ema_decay is not None else None
     optimizer = adamw(parameters, run.train, run.seed)
     state = TrainState(
-        run, family.denoiser, parameters, optimizer, average, loaded.method, data.fingerprint
+        run, model.denoiser, parameters, optimizer, average, loaded.method, data.fingerprint
     )
     done = _restore_newest(out, state, ranks) if resume else 0
-    counter, weights = NFECounter(family.denoiser), list(parameters.values())
-    step = TrainStep(state.method, weights, optimizer, run.train.clip_norm, ranks, counter)
+    counter, weights = NFECounter(model.denoiser), list(parameters.values())
+    step = TrainStep(state.method, weights, optimizer, run.train.max_grad_norm, ranks, counter)
     shown = run.train.sample_prompts or data.shown(run_log.NUM_SAMPLES)
     rules = early_stopping.rules_of(run)
     former = resume_state(rules, run, out, done) if ranks.is_main and resume else ResumeState()
@@ -148,7 +148,7 @@ def train_loaded(
             state,
             step,
             data,
-            family,
+            model,
             shown,
             loaded.measurer,
             log,
@@ -200,12 +200,12 @@ def export_weights(context: TrainContext, done: int) -> None:
     stopping, log = context.stopping, context.log
     if stopping is None:
         with final_weights(context):
-            distributed.save(context.family, context.out, context.ranks)
+            distributed.save(context.model, context.out, context.ranks)
         return
     if log is not None and stopping.over:
         log.write_once(early_stopping.stop_record(stopping.verdict_on_rank_0(), done))
     step = stopping.load_best()
-    distributed.save(context.family, context.out, context.ranks)
+    distributed.save(context.model, context.out, context.ranks)
     with checkpoint_on_error(context, done):
         _evaluate_exported(context, step)
     if log is not None:
@@ -220,12 +220,14 @@ def _evaluate_exported(context: TrainContext, step: int) -> None:
     """Record the evaluation of the exported weights on all pairs; the base model and the last step often have one already."""
     log, settings, numbers = context.log, context.run.evaluate, None
     if log is not None:
-        small = settings.num_pairs <= settings.pairs_during
+        small = settings.num_samples <= settings.num_samples_during
         found = [r for r in log.records if r["step"] == step and r["event"] in ("evaluate", "kept")]
         whole = [r for r in found if r["event"] == "kept" or "during" in r or small]
         numbers = whole[-1] if whole else None
     if context.ranks.any(log is not None and numbers is None):
-        numbers = synchronized_call(lambda: context.measurer.measure(settings.num_pairs), context.ranks)
+        numbers = synchronized_call(
+            lambda: context.measurer.measure(settings.num_samples), context.ranks
+        )
     if log is not None and numbers is not None:
         left_out = ("event", "step", "during", "each")
         numbers = {name: value for name, value in numbers.items() if name not in left_out}

@@ -117,13 +117,13 @@ def keep_tokens(run: config.RunConfig, out: Path) -> None:
 def token_files(run: config.RunConfig) -> list[Path]:
     """Every file of learned tokens that the recipe names, once."""
     members = (
-        [member.words for member in run.reward.members]
+        [member.control_phrases for member in run.reward.members]
         if isinstance(run.reward, config.MixtureConfig)
         else []
     )
     phrases = [
         phrase
-        for words in (run.method.words, *members)
+        for words in (run.method.control_phrases, *members)
         if words is not None
         for phrase in (*words.positive, *words.negative)
     ]

@@ -225,12 +225,15 @@ COLUMNS = 4
 
 
 def sample_grid(
-    family: Model, run: config.RunConfig, prompts: Sequence[str], together: ProcessGroup = SINGLE_PROCESS
+    model: Model,
+    run: config.RunConfig,
+    prompts: Sequence[str],
+    together: ProcessGroup = SINGLE_PROCESS,
 ) -> Images:
     """(1, 3, rows·H, columns·W) in [0, 1], on the CPU: the prompts in order, with seeds 0, 1, 2, ... whatever the run's own seed."""
     return tiled(
         generate(
-            family, prompts, range(len(prompts)), run.rollout, run.evaluate.batch_size, together
+            model, prompts, range(len(prompts)), run.rollout, run.evaluate.batch_size, together
         )
     )
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 
-REMEDY = "lower train.learning_rate or the jump of method.moves"
+REMEDY = "lower train.learning_rate or the jump of method.noise_levels"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TrainStep:
     method: Method
     parameters: Sequence[nn.Parameter]
     optimizer: torch.optim.Optimizer
-    clip_norm: float
+    max_grad_norm: float
     ranks: TorchProcessGroup
     nfe: NFECounter
 
@@ -62,7 +62,7 @@ class TrainStep:
 
     def _take_step(self, step: int) -> float:
         self.ranks.average_gradients(self.parameters)
-        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)))
+        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)))
         if not math.isfinite(norm):
             raise NonFiniteError(
                 f"update {step}: the norm of the gradient over all ranks is {norm}; the optimiser was not stepped; lower train.learning_rate"

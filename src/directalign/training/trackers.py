@@ -129,9 +129,9 @@ def open_trackers(run: config.RunConfig, out: Path, prompts: Sequence[str]) -> l
 
     Raises: DirectAlignError for a missing package or login.
     """
-    info, track = run_info(run, out, prompts), run.track
+    info, trackers = run_info(run, out, prompts), run.trackers
     PartialState()  # accelerate refuses to log without it; it joins the process group that is there
-    opened: list[Tracker] = [TensorBoard(out, info)] if track.tensorboard else []
+    opened: list[Tracker] = [TensorBoard(out, info)] if trackers.tensorboard else []
 
     def remember(space: str | None) -> None:
         write_text(out / KEY_FILE, json.dumps({"key": info.key, "space": space}, indent=1) + "\n")
@@ -148,16 +148,16 @@ def open_trackers(run: config.RunConfig, out: Path, prompts: Sequence[str]) -> l
             return False
         return True
 
-    if track.wandb is not None or track.trackio is not None:
+    if trackers.wandb is not None or trackers.trackio is not None:
         remember(info.space)  # before they open: a run that is killed now keeps its key
-    if (wandb := track.wandb) is not None:
-        catch_up = f"To catch up: --resume with --set track.wandb.mode=offline, then {_wandb_sync(out, info)}"
+    if (wandb := trackers.wandb) is not None:
+        catch_up = f"To catch up: --resume with --set trackers.wandb.mode=offline, then {_wandb_sync(out, info)}"
         add("Weights & Biases", catch_up, lambda: open_wandb(wandb, out, info))
-    if (trackio := track.trackio) is not None:
+    if (trackio := trackers.trackio) is not None:
         catch_up = "To catch up: --resume, which writes the run anew"
         if trackio.space is not None:
             sync = f"trackio sync --project {trackio.project} --space-id {trackio.space}"
-            catch_up = f"To catch up: --resume with --set track.trackio.space=null, then {sync}"
+            catch_up = f"To catch up: --resume with --set trackers.trackio.space=null, then {sync}"
         if add("trackio", catch_up, lambda: open_trackio(trackio, info)):
             remember(_trackio_place(trackio))
     return opened
@@ -315,7 +315,7 @@ def require_wandb(settings: config.WandbConfig) -> ModuleType:
     wandb = _import("wandb")
     if settings.mode == "online" and not _has_wandb_login(wandb):
         raise DirectAlignError(
-            "track.wandb: no login found; run `wandb login`, set WANDB_API_KEY, or set track.wandb.mode: offline"
+            "trackers.wandb: no login found; run `wandb login`, set WANDB_API_KEY, or set trackers.wandb.mode: offline"
         )
     return wandb
 
@@ -325,12 +325,12 @@ def require_trackio(settings: config.TrackioConfig) -> ModuleType:
     trackio = _import("trackio")
     if settings.space is not None and huggingface_hub.get_token() is None:
         remedy = "run `hf auth login`, set HF_TOKEN, or leave the space out"
-        raise DirectAlignError(f"track.trackio.space: {settings.space} needs a login; {remedy}")
+        raise DirectAlignError(f"trackers.trackio.space: {settings.space} needs a login; {remedy}")
     redirect = next((name for name in TRACKIO_REDIRECTS if os.environ.get(name)), None)
     if settings.space is None and redirect is not None:
-        remedy = "unset it, or write the Space into track.trackio.space"
+        remedy = "unset it, or write the Space into trackers.trackio.space"
         raise DirectAlignError(
-            f"track.trackio: {redirect} is set and would send the run away; {remedy}"
+            f"trackers.trackio: {redirect} is set and would send the run away; {remedy}"
         )
     return trackio
 
@@ -432,7 +432,7 @@ def _has_wandb_login(wandb: ModuleType) -> bool:
     except (netrc.NetrcParseError, OSError) as error:
         remedy = "repair that file, or set WANDB_API_KEY"
         raise DirectAlignError(
-            f"track.wandb: the login cannot be read ({error}); {remedy}"
+            f"trackers.wandb: the login cannot be read ({error}); {remedy}"
         ) from error
     return any(file.authenticators(host) for host in (urlsplit(found.base_url).netloc, WANDB_HOST))
 

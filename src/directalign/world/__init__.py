@@ -1,4 +1,1 @@
 """Trainings behind the toy world."""
-
-
-

@@ -19,13 +19,29 @@ from collections.abc import Sequence
 import torch
 
 
-__all__ = ["ADHERENCE", "Adherence", "Judged", "Verdict", "adherence_of", "adherence_settings", "check_adherence", "check_rows", "numbers"]
+__all__ = [
+    "ADHERENCE",
+    "Adherence",
+    "Judged",
+    "Verdict",
+    "adherence_of",
+    "adherence_settings",
+    "check_adherence",
+    "check_rows",
+    "numbers",
+]
 
 
 class Adherence:
     """A frozen judge on its own device, which looks at one image at a time."""
 
-    def __init__(self, by: Detecting | Asking, settings: config.AdherenceConfig, device: torch.device | str, key: str) -> None:
+    def __init__(
+        self,
+        by: Detecting | Asking,
+        settings: config.AdherenceConfig,
+        device: torch.device | str,
+        key: str,
+    ) -> None:
         self.by, self.settings, self.device, self.key = by, settings, device, key
 
     def __call__(self, images: Images, rows: Sequence[PromptRow]) -> dict[str, PerSample]:
@@ -36,10 +52,19 @@ class Adherence:
         """Every image's verdicts. Raises DirectAlignError as `check_rows`."""
         if isinstance(self.by, Detecting) and isinstance(self.settings, config.DetectorConfig):
             check_facts(self.settings, rows, self.by.detector.classes, self.key)
-        return [self.by.judge(image.to(self.device), row) for image, row in zip(images, rows, strict=True)]
+        return [
+            self.by.judge(image.to(self.device), row)
+            for image, row in zip(images, rows, strict=True)
+        ]
 
 
-def adherence_of(settings: config.AdherenceConfig, device: torch.device | str = "cpu", key: str = KEY) -> Adherence:
+def adherence_of(
+    settings: config.AdherenceConfig, device: torch.device | str = "cpu", key: str = KEY
+) -> Adherence:
     """The judge of a section, loaded; `key` is where it stands, for errors."""
-    by = load_asking(settings, device, key) if isinstance(settings, config.QwenVLConfig) else load_detecting(settings, device, key)
+    by = (
+        load_asking(settings, device, key)
+        if isinstance(settings, config.QwenVLConfig)
+        else load_detecting(settings, device, key)
+    )
     return Adherence(by, settings, device, key)

@@ -35,23 +35,36 @@ def check_rows(settings: config.AdherenceConfig, rows: Sequence[PromptRow], key:
         check_facts(settings, rows, known_classes(settings, key), key)
 
 
-def check_facts(settings: config.DetectorConfig, rows: Sequence[PromptRow], classes: Mapping[int, str] | None, key: str) -> None:
+def check_facts(
+    settings: config.DetectorConfig,
+    rows: Sequence[PromptRow],
+    classes: Mapping[int, str] | None,
+    key: str,
+) -> None:
     """As `check_rows`, for a detector of these classes (None: any)."""
     free = next((row.prompt for row in rows if not row.facts), None)
     if free is not None:
-        raise DirectAlignError(f"{key}: a detector judges facts, and {free!r:.60} comes without: give a GenEval file of prompts, or set name: vlm")
+        raise DirectAlignError(
+            f"{key}: a detector judges facts, and {free!r:.60} comes without: give a GenEval file of prompts, or set name: vlm"
+        )
     colors = [entry["color"] for entry in _objects(rows) if "color" in entry]
     if colors and settings.colors is None:
-        raise DirectAlignError(f"{key}.colors: missing, and prompts ask for what is {colors[0]}; give a CLIP, e.g. path: openai/clip-vit-large-patch14")
+        raise DirectAlignError(
+            f"{key}.colors: missing, and prompts ask for what is {colors[0]}; give a CLIP, e.g. path: openai/clip-vit-large-patch14"
+        )
     unnamed = next((color for color in colors if color not in COLORS), None)
     if unnamed is not None:
         raise DirectAlignError(
             f"{key}: prompts ask for {unnamed}, and colours are told apart among {', '.join(COLORS)}; leave those prompts out, or set name: vlm"
         )
     things = dict.fromkeys(entry["class"] for entry in _objects(rows))
-    unknown = [thing for thing in things if classes is not None and own_name(thing) not in classes.values()]
+    unknown = [
+        thing for thing in things if classes is not None and own_name(thing) not in classes.values()
+    ]
     if unknown:
-        raise DirectAlignError(f"{key}.path: {settings.path} knows no {unknown[0]} ({len(unknown)} of {len(things)} things are unknown to it); take an OWLv2")
+        raise DirectAlignError(
+            f"{key}.path: {settings.path} knows no {unknown[0]} ({len(unknown)} of {len(things)} things are unknown to it); take an OWLv2"
+        )
 
 
 def _objects(rows: Sequence[PromptRow]) -> Iterator[Mapping[str, Any]]:

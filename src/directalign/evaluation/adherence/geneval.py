@@ -17,7 +17,15 @@ from torch import Tensor
 
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-IRREGULAR = {"person": "people", "mouse": "mice", "knife": "knives", "sheep": "sheep", "scissors": "scissors", "skis": "skis", "broccoli": "broccoli"}
+IRREGULAR = {
+    "person": "people",
+    "mouse": "mice",
+    "knife": "knives",
+    "sheep": "sheep",
+    "scissors": "scissors",
+    "skis": "skis",
+    "broccoli": "broccoli",
+}
 HISSING = ("s", "x", "z", "ch", "sh")
 
 
@@ -57,9 +65,17 @@ class Counted:
         if self.below is None:
             return some(self.least, self.thing, "at least ")
         if self.below == self.least + 1:
-            return some(self.least, self.thing, "exactly ") if self.least else f"no {noun(1, self.thing)}"
+            return (
+                some(self.least, self.thing, "exactly ")
+                if self.least
+                else f"no {noun(1, self.thing)}"
+            )
         fewer = f"fewer than {some(self.below, self.thing, '')}"
-        return fewer if self.least == 0 else f"{some(self.least, self.thing, 'at least ')}, and {fewer}"
+        return (
+            fewer
+            if self.least == 0
+            else f"{some(self.least, self.thing, 'at least ')}, and {fewer}"
+        )
 
 
 @dataclass(frozen=True)
@@ -98,7 +114,10 @@ Fact = Counted | Colored | Placed
 
 def facts_of(metadata: Mapping[str, Any]) -> Iterator[Fact]:
     """The facts of a prompt's checked metadata, each object's count first."""
-    include, excluded = metadata["include"], {entry["class"]: entry["count"] for entry in metadata["exclude"]}
+    include, excluded = (
+        metadata["include"],
+        {entry["class"]: entry["count"] for entry in metadata["exclude"]},
+    )
     for place, entry in enumerate(include):
         thing, count = entry["class"], entry["count"]
         yield Counted(thing, count, excluded.pop(thing, None), place)
@@ -106,7 +125,14 @@ def facts_of(metadata: Mapping[str, Any]) -> Iterator[Fact]:
             yield Colored(thing, count, entry["color"], place)
         if "position" in entry:
             relation, target = entry["position"]
-            yield Placed(thing, count, relation, target, some(include[target]["count"], include[target]["class"], ""), place)
+            yield Placed(
+                thing,
+                count,
+                relation,
+                target,
+                some(include[target]["count"], include[target]["class"], ""),
+                place,
+            )
     for thing, below in excluded.items():
         yield Counted(thing, 0, below)
 
@@ -129,10 +155,15 @@ class Found:
     mask: Bool[Tensor, "H W"] | None = None
 
 
-def surest(found: Sequence[Found], thing: str, threshold: float, max_overlap: float = 1.0) -> list[Found]:
+def surest(
+    found: Sequence[Found], thing: str, threshold: float, max_overlap: float = 1.0
+) -> list[Found]:
     """Those of one name with a score above `threshold`, the surest first, less those that overlap a surer one too much."""
     kept: list[Found] = []
-    for each in sorted((each for each in found if each.thing == thing and each.score > threshold), key=lambda each: -each.score):
+    for each in sorted(
+        (each for each in found if each.thing == thing and each.score > threshold),
+        key=lambda each: -each.score,
+    ):
         if all(overlap(each.box, other.box) <= max_overlap for other in kept):
             kept.append(each)
     return kept
@@ -152,14 +183,24 @@ def relations(box: Box, other: Box) -> frozenset[str]:
     The distance of the centres is shortened on each axis by `MARGIN` of both lengths there; what is left must be more than `MOSTLY` of
     the whole distance.
     """
-    along = {("left of", "right of"): _apart(box, other, 0), ("above", "below"): _apart(box, other, 1)}
+    along = {
+        ("left of", "right of"): _apart(box, other, 0),
+        ("above", "below"): _apart(box, other, 1),
+    }
     distance = math.hypot(*(offset for offset, _ in along.values()))
-    return frozenset(names[offset > 0] for names, (offset, needed) in along.items() if distance > 0 and (abs(offset) - needed) / distance > MOSTLY)
+    return frozenset(
+        names[offset > 0]
+        for names, (offset, needed) in along.items()
+        if distance > 0 and (abs(offset) - needed) / distance > MOSTLY
+    )
 
 
 def _apart(box: Box, other: Box, axis: int) -> tuple[float, float]:
     """How far the centres are apart on an axis, and how far they must be."""
-    (low, high), (other_low, other_high) = (box[axis], box[axis + 2]), (other[axis], other[axis + 2])
+    (low, high), (other_low, other_high) = (
+        (box[axis], box[axis + 2]),
+        (other[axis], other[axis + 2]),
+    )
     return (low + high - other_low - other_high) / 2, MARGIN * (high - low + other_high - other_low)
 
 
@@ -203,7 +244,12 @@ def numbers(judged: Sequence[Judged]) -> dict[str, PerSample]:
     """
     tags = dict.fromkeys(each.tag for each in judged if each.tag is not None)
     found = {ADHERENCE: torch.tensor([float(each.right) for each in judged])}
-    return found | {f"{ADHERENCE}_{tag}": torch.tensor([float(each.right) if each.tag == tag else math.nan for each in judged]) for tag in tags}
+    return found | {
+        f"{ADHERENCE}_{tag}": torch.tensor(
+            [float(each.right) if each.tag == tag else math.nan for each in judged]
+        )
+        for tag in tags
+    }
 
 
 COUNTING = "counting"
@@ -225,14 +271,19 @@ class Limits:
         return self.counting if tag == COUNTING else self.threshold
 
 
-def judge(metadata: Mapping[str, Any], found: Sequence[Found], limits: Limits, read_colors: ReadColors) -> Judged:
+def judge(
+    metadata: Mapping[str, Any], found: Sequence[Found], limits: Limits, read_colors: ReadColors
+) -> Judged:
     """Verdicts on one image by its prompt's checked metadata (`geneval_facts.checked_facts`)."""
 
     def seen(thing: str) -> list[Found]:
         return surest(found, thing, limits.of(metadata["tag"]), limits.max_overlap)
 
     wanted = [_enough(seen(entry["class"]), entry["count"]) for entry in metadata["include"]]
-    return Judged(metadata["tag"], tuple(_verdict(fact, seen, wanted, read_colors) for fact in facts_of(metadata)))
+    return Judged(
+        metadata["tag"],
+        tuple(_verdict(fact, seen, wanted, read_colors) for fact in facts_of(metadata)),
+    )
 
 
 def _enough(seen: Sequence[Found], count: int) -> Sequence[Found]:
@@ -240,11 +291,20 @@ def _enough(seen: Sequence[Found], count: int) -> Sequence[Found]:
     return seen[:count] if len(seen) >= count else []
 
 
-def _verdict(fact: Fact, seen: Callable[[str], list[Found]], wanted: Sequence[Sequence[Found]], read_colors: ReadColors) -> Verdict:
+def _verdict(
+    fact: Fact,
+    seen: Callable[[str], list[Found]],
+    wanted: Sequence[Sequence[Found]],
+    read_colors: ReadColors,
+) -> Verdict:
     match fact:
         case Counted():
             number = len(seen(fact.thing))
-            return Verdict(fact.words, fact.least <= number and (fact.below is None or number < fact.below), f"{number} found")
+            return Verdict(
+                fact.words,
+                fact.least <= number and (fact.below is None or number < fact.below),
+                f"{number} found",
+            )
         case Colored():
             return _colored(fact, wanted[fact.place], read_colors)
         case Placed():
@@ -263,4 +323,6 @@ def _placed(fact: Placed, things: Sequence[Found], targets: Sequence[Found]) -> 
         return Verdict(fact.words, False, "too few found")
     each = [relations(thing.box, target.box) for thing in things for target in targets]
     told = [" and ".join(sorted(held)) or "neither side" for held in each]
-    return Verdict(fact.words, all(fact.relation in held for held in each), ", ".join(dict.fromkeys(told)))
+    return Verdict(
+        fact.words, all(fact.relation in held for held in each), ", ".join(dict.fromkeys(told))
+    )

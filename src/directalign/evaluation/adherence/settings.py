@@ -32,15 +32,23 @@ def adherence_settings(text: str, option: str = "--adherence") -> config.Adheren
     if Path(text).suffix in RECIPES:
         found = load_run(text).evaluate.adherence
         if found is None:
-            raise DirectAlignError(f"{option} {text}: has no evaluate.adherence; add it (name: detector or vlm, and path), or give the path of a model")
+            raise DirectAlignError(
+                f"{option} {text}: has no evaluate.adherence; add it (name: detector or vlm, and path), or give the path of a model"
+            )
         return found
-    folder = hub.download(text, ("config.json",), option) if hub.is_hub_id(text) else locate(text, option, ())
+    folder = (
+        hub.download(text, ("config.json",), option)
+        if hub.is_hub_id(text)
+        else locate(text, option, ())
+    )
     told = model_type(folder, option)
     if told in KINDS:
         return config.QwenVLConfig(path=text)
     if told in MODELS:
         return config.DetectorConfig(path=text)
-    raise DirectAlignError(f"{option} {text}: holds a model of type {told}; known are the detectors {', '.join(MODELS)}, and the VLMs {', '.join(KINDS)}")
+    raise DirectAlignError(
+        f"{option} {text}: holds a model of type {told}; known are the detectors {', '.join(MODELS)}, and the VLMs {', '.join(KINDS)}"
+    )
 
 
 def _section(text: str, option: str) -> config.AdherenceConfig:
@@ -48,8 +56,16 @@ def _section(text: str, option: str) -> config.AdherenceConfig:
         read: Any = yaml.safe_load(text)
         return TypeAdapter(config.AdherenceConfig).validate_json(json.dumps(read))
     except yaml.YAMLError as error:
-        raise DirectAlignError(f"{option} {text!r:.80}: not YAML ({str(error).splitlines()[0]})") from error
+        raise DirectAlignError(
+            f"{option} {text!r:.80}: not YAML ({str(error).splitlines()[0]})"
+        ) from error
     except (ValidationError, TypeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        first = (
+            error.errors()[0]
+            if isinstance(error, ValidationError)
+            else {"loc": (), "msg": str(error)}
+        )
         place = ".".join(map(str, first["loc"][1:])) or "section"
-        raise DirectAlignError(f"{option}: {place}: {first['msg']}; write {{name: detector, path: ...}} or {{name: vlm, path: ...}}") from error
+        raise DirectAlignError(
+            f"{option}: {place}: {first['msg']}; write {{name: detector, path: ...}} or {{name: vlm, path: ...}}"
+        ) from error

@@ -30,7 +30,10 @@ class Asking:
         asked = [fact.words for fact in facts_of(row.facts)] if row.facts else [row.prompt]
         features = self.reward.encode(image[None])
         sure = [float(self.reward.score(features, [words])) for words in asked]
-        verdicts = [Verdict(words, p > DECISION, f"P(yes) {p:.3f}") for words, p in zip(asked, sure, strict=True)]
+        verdicts = [
+            Verdict(words, p > DECISION, f"P(yes) {p:.3f}")
+            for words, p in zip(asked, sure, strict=True)
+        ]
         return Judged(row.facts["tag"] if row.facts else None, tuple(verdicts))
 
 
@@ -43,4 +46,6 @@ def load_asking(settings: config.QwenVLConfig, device: torch.device | str, key: 
 def require_probability(settings: config.QwenVLConfig, key: str) -> None:
     """Raises DirectAlignError for answers that one half does not divide."""
     if settings.answer != "probability" or settings.scale != 1:
-        raise DirectAlignError(f"{key}: answer: {settings.answer}, scale: {settings.scale:g}; a fact is decided by P(yes): leave both out")
+        raise DirectAlignError(
+            f"{key}: answer: {settings.answer}, scale: {settings.scale:g}; a fact is decided by P(yes): leave both out"
+        )

@@ -45,7 +45,10 @@ class Matched:
 
 def matched(rows: Sequence[Row], read: Reading) -> Matched:
     """Every arm read off by `read` at every seed."""
-    found = {arm: [read(of_run(rows, arm, seed)) for seed in seeds_of(rows, arm)] for arm in arms_of(rows)}
+    found = {
+        arm: [read(of_run(rows, arm, seed)) for seed in seeds_of(rows, arm)]
+        for arm in arms_of(rows)
+    }
     kept = {arm: [row for row in each if row is not None] for arm, each in found.items()}
     whole = {arm: each for arm, each in kept.items() if len(each) == len(found[arm])}
     return Matched(whole, {arm: len(each) for arm, each in kept.items() if arm not in whole})
@@ -53,7 +56,9 @@ def matched(rows: Sequence[Row], read: Reading) -> Matched:
 
 def at_common_budget(rows: Sequence[Row], key: str = "call_equivalents") -> tuple[Number, Matched]:
     """The largest amount that every run spent, and all arms there."""
-    amount = min(of_run(rows, arm, seed)[-1][key] for arm in arms_of(rows) for seed in seeds_of(rows, arm))
+    amount = min(
+        of_run(rows, arm, seed)[-1][key] for arm in arms_of(rows) for seed in seeds_of(rows, arm)
+    )
     return amount, matched(rows, lambda run: at_budget(run, key, amount))
 
 
@@ -85,10 +90,18 @@ def interval_of(rows: Sequence[Row], key: str) -> SeedInterval | None:
     return mean_of(key, known) if known and len(known) == len(values) else None
 
 
-def table(found: Matched, titles: Mapping[str, str], columns: Sequence[Column], base: Row | None = None) -> str:
+def table(
+    found: Matched, titles: Mapping[str, str], columns: Sequence[Column], base: Row | None = None
+) -> str:
     """One line per arm in the order of `titles`, the base model first if given, those that were not reached left out."""
-    lines = [["base model", *(column.cell([base]) for column in columns)]] if base is not None else []
-    lines += [[title, *(column.cell(found.reached[arm]) for column in columns)] for arm, title in titles.items() if arm in found.reached]
+    lines = (
+        [["base model", *(column.cell([base]) for column in columns)]] if base is not None else []
+    )
+    lines += [
+        [title, *(column.cell(found.reached[arm]) for column in columns)]
+        for arm, title in titles.items()
+        if arm in found.reached
+    ]
     return markdown(["method", *(column.title for column in columns)], lines)
 
 

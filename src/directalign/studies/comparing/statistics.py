@@ -13,7 +13,15 @@ from itertools import pairwise
 from typing import TypedDict
 
 
-RATES = ("photo_rate", "content", "share", "lost", "delivered", "off_topic_style_kept", "off_topic_content")
+RATES = (
+    "photo_rate",
+    "content",
+    "share",
+    "lost",
+    "delivered",
+    "off_topic_style_kept",
+    "off_topic_content",
+)
 """Numbers that are shares of images: none lies outside [0, 1], and so no end of an interval does."""
 
 
@@ -33,7 +41,12 @@ def mean_interval(values: Sequence[Number]) -> SeedInterval:
     """
     found = t_interval(values)
     one = found.n == 1
-    return SeedInterval(value=found.value, low=None if one else found.low, high=None if one else found.high, n=found.n)
+    return SeedInterval(
+        value=found.value,
+        low=None if one else found.low,
+        high=None if one else found.high,
+        n=found.n,
+    )
 
 
 def mean_of(key: str, values: Sequence[Number]) -> SeedInterval:
@@ -41,7 +54,9 @@ def mean_of(key: str, values: Sequence[Number]) -> SeedInterval:
     found = mean_interval(values)
     if found["low"] is None or found["high"] is None or not key.startswith((*RATES, "style_")):
         return found
-    return SeedInterval(value=found["value"], low=max(0.0, found["low"]), high=min(1.0, found["high"]), n=found["n"])
+    return SeedInterval(
+        value=found["value"], low=max(0.0, found["low"]), high=min(1.0, found["high"]), n=found["n"]
+    )
 
 
 def paired_over_seeds(a: Sequence[Number], b: Sequence[Number]) -> SeedInterval:

@@ -40,7 +40,11 @@ def at_photo_rate(level: float) -> Pick:
 
 def common_photo_rate(rows: Sequence[Row], arms: Sequence[str]) -> float:
     """The highest photo rate that every run of these arms reaches at some time."""
-    return min(max(row["photo_rate"] for row in of_run(rows, arm, seed)) for arm in arms for seed in seeds_of(rows, arm))
+    return min(
+        max(row["photo_rate"] for row in of_run(rows, arm, seed))
+        for arm in arms
+        for seed in seeds_of(rows, arm)
+    )
 
 
 def versus(rows: Sequence[Row], ours: str, theirs: str, condition: str, pick: Pick) -> Versus:
@@ -54,13 +58,23 @@ def versus(rows: Sequence[Row], ours: str, theirs: str, condition: str, pick: Pi
 
 def table(found: Sequence[Versus]) -> str:
     """Comparisons as Markdown, one per line."""
-    headers = ["compared", *QUALITY.values(), *(f"{name}, ratio" for name in COSTS.values()), "seeds"]
+    headers = [
+        "compared",
+        *QUALITY.values(),
+        *(f"{name}, ratio" for name in COSTS.values()),
+        "seeds",
+    ]
     return markdown(headers, [_line(each) for each in found])
 
 
 def _line(found: Versus) -> list[str]:
     differences = [signed(found.differences[key]) for key in QUALITY]
-    return [found.condition, *differences, *(with_interval(found.ratios[key], 2) for key in COSTS), number(found.seeds, 0)]
+    return [
+        found.condition,
+        *differences,
+        *(with_interval(found.ratios[key], 2) for key in COSTS),
+        number(found.seeds, 0),
+    ]
 
 
 def signed(difference: SeedInterval | None, digits: int = 3) -> str:
@@ -77,8 +91,16 @@ def excludes_zero(difference: SeedInterval | None) -> bool:
     return difference["low"] > 0 or difference["high"] < 0
 
 
-def _over(pairs: Sequence[tuple[Row, Row]], key: str, interval: Callable[[list[float], list[float]], SeedInterval]) -> SeedInterval | None:
-    return interval([mine[key] for mine, _ in pairs], [other[key] for _, other in pairs]) if pairs else None
+def _over(
+    pairs: Sequence[tuple[Row, Row]],
+    key: str,
+    interval: Callable[[list[float], list[float]], SeedInterval],
+) -> SeedInterval | None:
+    return (
+        interval([mine[key] for mine, _ in pairs], [other[key] for _, other in pairs])
+        if pairs
+        else None
+    )
 
 
 def _ratio(pairs: Sequence[tuple[Row, Row]], key: str) -> SeedInterval | None:

@@ -41,7 +41,10 @@ CHOSEN = {
     "grpo_relative": 1e-4,
 }
 """Learning rates, as `tuning.chosen` finds them in the recorded study; a test holds the two equal."""
-ARMS = tuple(Arm(name, title_of(name), recipe, (f"train.learning_rate={CHOSEN[name]}",)) for name, recipe in RECIPES.items())
+ARMS = tuple(
+    Arm(name, title_of(name), recipe, (f"train.learning_rate={CHOSEN[name]}",))
+    for name, recipe in RECIPES.items()
+)
 OURS = "srpo"
 POLICY_GRADIENTS, LONGER = ("flow_grpo", "grpo_relative"), 3
 QUICK_OVERRIDES = ("data.batch_size=2", "train.sample_prompts=[a red star on a navy background]")
@@ -49,7 +52,9 @@ QUICK_OVERRIDES = ("data.batch_size=2", "train.sample_prompts=[a red star on a n
 
 def sized(arms: Sequence[Arm], quick: bool) -> list[Arm]:
     """The arms as they are, or with the small batches of a quick run."""
-    return [replace(arm, overrides=(*arm.overrides, *QUICK_OVERRIDES)) if quick else arm for arm in arms]
+    return [
+        replace(arm, overrides=(*arm.overrides, *QUICK_OVERRIDES)) if quick else arm for arm in arms
+    ]
 
 
 def allowance(arm: Arm, budget: Budget) -> Budget:

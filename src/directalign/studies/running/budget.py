@@ -47,7 +47,9 @@ class Budget:
 
 def within(budget: Budget, arm: Arm, out: Path, recipes: Path) -> Arm:
     """The arm with as many updates as the budget pays for; prices that were measured are kept in `out/prices.json`."""
-    updates = math.ceil(budget.calls / price(settings_of(arm, 0, recipes), budget.probed, out / "prices.json"))
+    updates = math.ceil(
+        budget.calls / price(settings_of(arm, 0, recipes), budget.probed, out / "prices.json")
+    )
     every = max(1, math.ceil(updates / budget.measurements))
     return replace(arm, overrides=(*arm.overrides, *_overrides(budget, updates, every)))
 

@@ -18,7 +18,9 @@ from pathlib import Path
 __all__ = ["Arm", "is_finished", "run_arm", "run_arms", "settings_of", "trained"]
 
 
-def run_arms(study: str, arms: Sequence[Arm], seeds: Sequence[int], out: Path, recipes: Path) -> list[Row]:
+def run_arms(
+    study: str, arms: Sequence[Arm], seeds: Sequence[int], out: Path, recipes: Path
+) -> list[Row]:
     """All arms at the first seed, then at the next: one printed line per finished run; the rows of them all, arm by arm.
 
     Raises: DirectAlignError for a recipe that is missing, and as `run_arm` does.
@@ -27,7 +29,12 @@ def run_arms(study: str, arms: Sequence[Arm], seeds: Sequence[int], out: Path, r
         for arm in arms:
             folder = run_arm(arm, seed, out, recipes)
             print(_line(rows_of(study, arm, seed, folder)), flush=True)
-    return [row for arm in arms for seed in seeds for row in rows_of(study, arm, seed, folder_of(arm, seed, out))]
+    return [
+        row
+        for arm in arms
+        for seed in seeds
+        for row in rows_of(study, arm, seed, folder_of(arm, seed, out))
+    ]
 
 
 def run_arm(arm: Arm, seed: int, out: Path, recipes: Path) -> Path:
@@ -50,7 +57,9 @@ def folder_of(arm: Arm, seed: int, out: Path) -> Path:
 
 def settings_of(arm: Arm, seed: int, recipes: Path) -> RunConfig:
     """The recipe with the arm's overrides and the seed laid over it; one checkpoint is kept at a time."""
-    return load_run(recipes / f"{arm.recipe}.yaml", ["train.keep_checkpoints=1", *arm.overrides, f"seed={seed}"])
+    return load_run(
+        recipes / f"{arm.recipe}.yaml", ["train.keep_checkpoints=1", *arm.overrides, f"seed={seed}"]
+    )
 
 
 def trained(settings: RunConfig, folder: Path) -> Path:
@@ -64,12 +73,20 @@ def is_finished(folder: Path, settings: RunConfig) -> bool:
     """Whether the run is there to its end; a finished run of other settings is an error, never shown as this one."""
     if not (folder / "summary.json").exists():
         return False
-    if dump_run(load_run(folder / "run.yaml")) != dump_run(settings):  # keys that are newer than the run have their defaults
-        raise DirectAlignError(f"{folder} holds a finished run of other settings than the recipe has now: remove {folder}, or choose another --out")
+    if dump_run(load_run(folder / "run.yaml")) != dump_run(
+        settings
+    ):  # keys that are newer than the run have their defaults
+        raise DirectAlignError(
+            f"{folder} holds a finished run of other settings than the recipe has now: remove {folder}, or choose another --out"
+        )
     return True
 
 
 def _line(rows: Sequence[Row]) -> str:
     last = rows[-1]
-    numbers = [f"{name.replace('_', ' ')} {last[name]:.3f}" for name in ("photo_rate", "content", "color_drift", "reward") if name in last]
+    numbers = [
+        f"{name.replace('_', ' ')} {last[name]:.3f}"
+        for name in ("photo_rate", "content", "color_drift", "reward")
+        if name in last
+    ]
     return f"{last['study']}: {last['arm']}, seed {last['seed']}: update {last['step']} after {last['seconds']:.0f} s, {', '.join(numbers)}"

@@ -18,9 +18,16 @@ def measurer_of(folder: Path, base: bool = False) -> Measurer:
     """
     run, trained = run_of(folder)
     if trained is None:
-        raise DirectAlignError(f"{folder}: holds no run (no run.yaml); give the folder of a finished run")
+        raise DirectAlignError(
+            f"{folder}: holds no run (no run.yaml); give the folder of a finished run"
+        )
     family = trained_family(run, None if base else trained)
-    return Measurer(run, family, load_reward(run.reward, next(family.denoiser.parameters()).device), judge_of(run))
+    return Measurer(
+        run,
+        family,
+        load_reward(run.reward, next(family.denoiser.parameters()).device),
+        judge_of(run),
+    )
 
 
 def asked_images(measurer: Measurer, style: str, count: int) -> Images:

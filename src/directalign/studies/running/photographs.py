@@ -19,11 +19,15 @@ def with_drift(rows: list[Row], num_pairs: int) -> list[Row]:
     A drift is the images' mean over the photographs' mean, minus one: 0 as in photographs, 1 twice as much, −0.5 half.
     """
     photo = photograph_statistics(num_pairs)
-    return [row | {drift: row[name] / photo[name] - 1 for drift, name in DRIFTS.items()} for row in rows]
+    return [
+        row | {drift: row[name] / photo[name] - 1 for drift, name in DRIFTS.items()} for row in rows
+    ]
 
 
 @functools.cache
 def photograph_statistics(num_pairs: int) -> dict[str, float]:
     """{statistic: mean over the photographs of the first `num_pairs` pairs}."""
-    images = photographs(fixed_pairs(measured_prompts(config.DataConfig(prompts="world")), num_pairs))
+    images = photographs(
+        fixed_pairs(measured_prompts(config.DataConfig(prompts="world")), num_pairs)
+    )
     return {name: float(values.double().mean()) for name, values in statistics(images).items()}

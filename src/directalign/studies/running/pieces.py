@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
-def piece(out: Path, name: str, settings: RunConfig, measure: Callable[[], Iterable[Row]]) -> list[Row]:
+def piece(
+    out: Path, name: str, settings: RunConfig, measure: Callable[[], Iterable[Row]]
+) -> list[Row]:
     """The rows of a piece, measured when they are not there yet; commit, machine and versions are added to each.
 
     Raises: DirectAlignError where rows of other settings lie.
@@ -27,5 +29,7 @@ def piece(out: Path, name: str, settings: RunConfig, measure: Callable[[], Itera
         write_rows([{**row, **facts} for row in measure()], rows)
         write_text(under, dump_run(settings))
     if not under.exists() or under.read_text(encoding="utf-8") != dump_run(settings):
-        raise DirectAlignError(f"{rows} was measured under other settings than the recipe has now: remove {rows}, or choose another --out")
+        raise DirectAlignError(
+            f"{rows} was measured under other settings than the recipe has now: remove {rows}, or choose another --out"
+        )
     return read_rows(rows)

@@ -50,12 +50,17 @@ def rows_of(study: str, arm: Arm, seed: int, folder: Path) -> list[Row]:
     Raises: DirectAlignError for a folder without a finished run.
     """
     if not (folder / "summary.json").is_file():
-        raise DirectAlignError(f"{folder} holds no finished run (no summary.json): run the study again, it goes on where it stopped")
+        raise DirectAlignError(
+            f"{folder} holds no finished run (no summary.json): run the study again, it goes on where it stopped"
+        )
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     facts = {key: summary[key] for key in FACTS}
     named = {"study": study, "arm": arm.name, "title": arm.title, "seed": seed}
     rate = load_run(folder / "run.yaml").train.learning_rate
-    return [{**named, **spent, "learning_rate": rate, **measured, **facts} for spent, measured in _measurements(read(folder))]
+    return [
+        {**named, **spent, "learning_rate": rate, **measured, **facts}
+        for spent, measured in _measurements(read(folder))
+    ]
 
 
 def _measurements(history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Row, Row]]:
@@ -67,7 +72,11 @@ def _measurements(history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Row, R
             forward += record["network_calls"]["forward"]
             backward += record["network_calls"]["backward"]
         elif record["event"] == "evaluate":
-            calls = {"forward_calls": forward, "backward_calls": backward, "call_equivalents": call_equivalents(forward, backward)}
+            calls = {
+                "forward_calls": forward,
+                "backward_calls": backward,
+                "call_equivalents": call_equivalents(forward, backward),
+            }
             yield {"step": record["step"], "seconds": seconds, **calls}, _flat(record)
 
 
@@ -78,7 +87,11 @@ def _flat(record: Mapping[str, Any]) -> Row:
         if name in ("during", "each"):
             continue
         if isinstance(value, Mapping):
-            flat |= {name: value["value"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+            flat |= {
+                name: value["value"],
+                f"{name}_low": value["low"],
+                f"{name}_high": value["high"],
+            }
         elif name not in ("event", "step", "seconds"):
             flat[name] = value
     return flat
@@ -87,7 +100,9 @@ def _flat(record: Mapping[str, Any]) -> Row:
 def write_rows(rows: Sequence[Row], file: Path) -> None:
     """All rows as JSON lines, the file whole or not touched; its folder is made."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    write_text(
+        file, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    )
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -97,22 +112,32 @@ def read_rows(file: Path) -> list[Row]:
     """
     if not file.is_file():
         raise DirectAlignError(f"{file}: no such file of results; run the study first")
-    return [_row(line, file, place) for place, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)]
+    return [
+        _row(line, file, place)
+        for place, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+    ]
 
 
 def _row(line: str, file: Path, place: int) -> Row:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise DirectAlignError(f"{file}, line {place}: not JSON ({error}); run the study again to write it anew") from error
+        raise DirectAlignError(
+            f"{file}, line {place}: not JSON ({error}); run the study again to write it anew"
+        ) from error
     if not isinstance(row, dict):
-        raise DirectAlignError(f"{file}, line {place}: a {type(row).__name__} where an object is expected; run the study again to write it anew")
+        raise DirectAlignError(
+            f"{file}, line {place}: a {type(row).__name__} where an object is expected; run the study again to write it anew"
+        )
     return row
 
 
 def of_run(rows: Sequence[Row], arm: str, seed: int) -> list[Row]:
     """The rows of one arm and seed, by step."""
-    return sorted((row for row in rows if (row["arm"], row["seed"]) == (arm, seed)), key=lambda row: row["step"])
+    return sorted(
+        (row for row in rows if (row["arm"], row["seed"]) == (arm, seed)),
+        key=lambda row: row["step"],
+    )
 
 
 def arms_of(rows: Sequence[Row]) -> dict[str, str]:

@@ -8,7 +8,11 @@ from dataclasses import replace
 
 
 PAIRS, QUICK_PAIRS = 64, 16
-ALWAYS = ("train.checkpoint_every=0", "train.sample_every=0", "train.sample_prompts=[a red star on a navy background]")
+ALWAYS = (
+    "train.checkpoint_every=0",
+    "train.sample_every=0",
+    "train.sample_prompts=[a red star on a navy background]",
+)
 FULL = (*ALWAYS, f"evaluate.num_pairs={PAIRS}", f"evaluate.pairs_during={PAIRS}")
 QUICK = (
     *ALWAYS,
@@ -24,4 +28,7 @@ QUICK = (
 
 def sized(arms: Sequence[Arm], quick: bool) -> list[Arm]:
     """The arms in the full size, or in the quick one, whose settings overrule the arm's own."""
-    return [replace(arm, overrides=(*arm.overrides, *QUICK) if quick else (*FULL, *arm.overrides)) for arm in arms]
+    return [
+        replace(arm, overrides=(*arm.overrides, *QUICK) if quick else (*FULL, *arm.overrides))
+        for arm in arms
+    ]

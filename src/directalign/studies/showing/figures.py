@@ -82,7 +82,14 @@ class Scale:
     log: bool = False
 
 
-def curves(file: Path, title: str, panels: Sequence[Panel], note: str = "", columns: int = 3, titles: Mapping[str, str] = NO_TITLES) -> Path:
+def curves(
+    file: Path,
+    title: str,
+    panels: Sequence[Panel],
+    note: str = "",
+    columns: int = 3,
+    titles: Mapping[str, str] = NO_TITLES,
+) -> Path:
     """Write panels of lines, at most `columns` beside each other; returns `file`.
 
     `title` says what to see, `note` what the numbers are; `titles` ({arm: title}) go before the palette's names.
@@ -97,7 +104,13 @@ def curves(file: Path, title: str, panels: Sequence[Panel], note: str = "", colu
         return sheet.save(file)
 
 
-def dots_with_intervals(file: Path, title: str, columns: Sequence[Column], note: str = "", titles: Mapping[str, str] = NO_TITLES) -> Path:
+def dots_with_intervals(
+    file: Path,
+    title: str,
+    columns: Sequence[Column],
+    note: str = "",
+    titles: Mapping[str, str] = NO_TITLES,
+) -> Path:
     """Write one row per arm and one column per number: a dot with its interval, in the order of the first column; returns `file`."""
     looks = looks_of([name for column in columns for name in column.values], titles)
     left, gap, height = 1.75, 0.25, 0.34 * len(looks) + 0.75
@@ -105,11 +118,25 @@ def dots_with_intervals(file: Path, title: str, columns: Sequence[Column], note:
         sheet = Sheet(title, note, height)
         wide = (WIDTH - left - 0.2 - gap * (len(columns) - 1)) / len(columns)
         for place, column in enumerate(columns):
-            _draw_column(sheet.box(left + place * (wide + gap), 0.45, wide, height - 0.8), column, looks, with_names=place == 0)
+            _draw_column(
+                sheet.box(left + place * (wide + gap), 0.45, wide, height - 0.8),
+                column,
+                looks,
+                with_names=place == 0,
+            )
         return sheet.save(file)
 
 
-def plane(file: Path, title: str, x: Scale, y: Scale, places: Sequence[Place], note: str = "", better: str = "", titles: Mapping[str, str] = NO_TITLES) -> Path:
+def plane(
+    file: Path,
+    title: str,
+    x: Scale,
+    y: Scale,
+    places: Sequence[Place],
+    note: str = "",
+    better: str = "",
+    titles: Mapping[str, str] = NO_TITLES,
+) -> Path:
     """Write every arm as a named mark with two intervals; `better` is a corner ("lower right") that an arrow points to. Returns `file`."""
     looks = looks_of([place.name for place in places], titles)
     with rc_context(STYLE):
@@ -140,10 +167,19 @@ def _draw_panel(axes: Axes, panel: Panel, looks: Mapping[str, Look]) -> None:
     axes.set(xlabel=panel.x, ylabel=panel.y)
     for line in panel.lines:
         look = looks[line.name]
-        axes.plot(line.x, line.y, color=look.colour, linewidth=look.weight, zorder=3 + look.weight, solid_capstyle="round")
+        axes.plot(
+            line.x,
+            line.y,
+            color=look.colour,
+            linewidth=look.weight,
+            zorder=3 + look.weight,
+            solid_capstyle="round",
+        )
         _mark(axes, line.x[-1], line.y[-1], look, 6)
         if line.low and (len(panel.lines) <= FEW or look.weight > 2):
-            axes.fill_between(line.x, line.low, line.high, color=look.colour, alpha=0.15, linewidth=0, zorder=2)
+            axes.fill_between(
+                line.x, line.low, line.high, color=look.colour, alpha=0.15, linewidth=0, zorder=2
+            )
         elif line.low:
             _whisker(axes, {"low": line.low[-1], "high": line.high[-1]}, line.x[-1], look, "y")
     if panel.span_y is not None:
@@ -159,11 +195,28 @@ def _name_lines(axes: Axes, lines: Sequence[Line], looks: Mapping[str, Look]) ->
     axes.autoscale_view()
     box = axes.get_window_extent()
     ends = [_pixels(axes, line.x[-1], line.y[-1]) for line in lines]
-    heights = apart([height for _, height in ends], LINE_HEIGHT, float(box.y0) - 0.3 * DPI, float(box.y1))
+    heights = apart(
+        [height for _, height in ends], LINE_HEIGHT, float(box.y0) - 0.3 * DPI, float(box.y1)
+    )
     for line, end, height in zip(lines, ends, heights, strict=True):
         look, edge = looks[line.name], float(box.x1) + 16
-        thread = {"arrowstyle": "-", "color": look.colour, "linewidth": 0.6, "alpha": 0.55, "shrinkA": 0, "shrinkB": 0}
-        axes.annotate("", (end[0] + 5, end[1]), (edge - 3, height), "figure pixels", "figure pixels", thread, annotation_clip=False)
+        thread = {
+            "arrowstyle": "-",
+            "color": look.colour,
+            "linewidth": 0.6,
+            "alpha": 0.55,
+            "shrinkA": 0,
+            "shrinkB": 0,
+        }
+        axes.annotate(
+            "",
+            (end[0] + 5, end[1]),
+            (edge - 3, height),
+            "figure pixels",
+            "figure pixels",
+            thread,
+            annotation_clip=False,
+        )
         _write(axes, look, edge, height)
 
 
@@ -179,11 +232,23 @@ def _draw_column(axes: Axes, column: Column, looks: Mapping[str, Look], with_nam
             _mark(axes, value["value"], row, look, 7)
         elif name in column.values:
             sheet = {"facecolor": PAPER, "linewidth": 0, "pad": 1}
-            axes.text(0.02, row, "not reached", color=SOFT, size=9, va="center", transform=axes.get_yaxis_transform(), bbox=sheet)
+            axes.text(
+                0.02,
+                row,
+                "not reached",
+                color=SOFT,
+                size=9,
+                va="center",
+                transform=axes.get_yaxis_transform(),
+                bbox=sheet,
+            )
     if column.at is not None:
         axes.axvline(column.at, color=SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.set_ylim(len(looks) - 0.4, -0.6)
-    axes.set_yticks(range(len(looks)), [look.title for look in looks.values()] if with_names else [""] * len(looks))
+    axes.set_yticks(
+        range(len(looks)),
+        [look.title for look in looks.values()] if with_names else [""] * len(looks),
+    )
     for text, look in zip(axes.get_yticklabels(), looks.values(), strict=True):
         text.set(color=look.ink, size=LABEL, weight=_weight(look))
     axes.spines["left"].set_visible(False)
@@ -196,18 +261,24 @@ def _draw_column(axes: Axes, column: Column, looks: Mapping[str, Look], with_nam
 
 def _draw_place(axes: Axes, place: Place, look: Look) -> None:
     if place.trail:
-        axes.plot(*zip(*place.trail, strict=True), color=look.colour, linewidth=1, alpha=0.45, zorder=2)
+        axes.plot(
+            *zip(*place.trail, strict=True), color=look.colour, linewidth=1, alpha=0.45, zorder=2
+        )
     x, y = place.x["value"], place.y["value"]
     _whisker(axes, place.x, y, look, "x")
     _whisker(axes, place.y, x, look, "y")
     _mark(axes, x, y, look, 9)
 
 
-def _name_places(axes: Axes, places: Sequence[Place], looks: Mapping[str, Look], taken: Sequence[Box]) -> None:
+def _name_places(
+    axes: Axes, places: Sequence[Place], looks: Mapping[str, Look], taken: Sequence[Box]
+) -> None:
     """A name near every mark, clear of whiskers, marks and other names."""
     axes.autoscale_view()
     points = [_pixels(axes, place.x["value"], place.y["value"]) for place in places]
-    sizes = [(0.64 * LABEL * len(looks[place.name].title) * DPI / 72, LINE_HEIGHT) for place in places]
+    sizes = [
+        (0.64 * LABEL * len(looks[place.name].title) * DPI / 72, LINE_HEIGHT) for place in places
+    ]
     frame = axes.get_window_extent()
     found = beside(points, sizes, _covered(frame.get_points()), [*taken, *_whiskers(axes, places)])
     for place, spot in zip(places, found, strict=True):
@@ -219,8 +290,15 @@ def _whiskers(axes: Axes, places: Sequence[Place]) -> list[Box]:
     ends = []
     for place in places:
         x, y = place.x["value"], place.y["value"]
-        ends += [[(place.x["low"], y), (place.x["high"], y)], [(x, place.y["low"]), (x, place.y["high"])]]
-    return [_covered(axes.transData.transform(pair)) for pair in ends if None not in (*pair[0], *pair[1])]
+        ends += [
+            [(place.x["low"], y), (place.x["high"], y)],
+            [(x, place.y["low"]), (x, place.y["high"])],
+        ]
+    return [
+        _covered(axes.transData.transform(pair))
+        for pair in ends
+        if None not in (*pair[0], *pair[1])
+    ]
 
 
 def _point_to(axes: Axes, corner: str) -> Box:
@@ -229,7 +307,18 @@ def _point_to(axes: Axes, corner: str) -> Box:
     tip, tail = (abs(x - 0.012), abs(y - 0.02)), (abs(x - 0.045), abs(y - 0.07))
     arrow = {"arrowstyle": "-|>", "color": SOFT, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
     side: Literal["left", "right"] = "right" if x else "left"
-    axes.annotate("better", tip, tail, "axes fraction", "axes fraction", arrow, size=LABEL, color=SOFT, ha=side, va="center")
+    axes.annotate(
+        "better",
+        tip,
+        tail,
+        "axes fraction",
+        "axes fraction",
+        arrow,
+        size=LABEL,
+        color=SOFT,
+        ha=side,
+        va="center",
+    )
     return _covered(axes.transAxes.transform([(abs(x - 0.11), abs(y - 0.11)), (x, y)]))
 
 
@@ -237,14 +326,32 @@ def _point_to(axes: Axes, corner: str) -> Box:
 
 
 def _mark(axes: Axes, x: Number, y: Number, look: Look, size: int) -> None:
-    axes.plot([x], [y], look.mark, color=look.colour, markersize=size, zorder=4 + look.weight, markeredgecolor=PAPER, markeredgewidth=0.6)
+    axes.plot(
+        [x],
+        [y],
+        look.mark,
+        color=look.colour,
+        markersize=size,
+        zorder=4 + look.weight,
+        markeredgecolor=PAPER,
+        markeredgewidth=0.6,
+    )
 
 
-def _whisker(axes: Axes, value: Interval, across: Number, look: Look, axis: Literal["x", "y"]) -> None:
+def _whisker(
+    axes: Axes, value: Interval, across: Number, look: Look, axis: Literal["x", "y"]
+) -> None:
     """The interval along an axis, at `across` on the other one."""
     if value["low"] is not None and value["high"] is not None:
         along, level = [value["low"], value["high"]], [across, across]
-        axes.plot(*((along, level) if axis == "x" else (level, along)), color=look.colour, linewidth=1.6, alpha=0.6, solid_capstyle="round", zorder=3)
+        axes.plot(
+            *((along, level) if axis == "x" else (level, along)),
+            color=look.colour,
+            linewidth=1.6,
+            alpha=0.6,
+            solid_capstyle="round",
+            zorder=3,
+        )
 
 
 def _write(axes: Axes, look: Look, left: Number, middle: Number) -> None:

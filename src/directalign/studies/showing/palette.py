@@ -57,14 +57,22 @@ def title_of(name: str) -> str:
 def looks_of(names: Sequence[str], titles: Mapping[str, str]) -> dict[str, Look]:
     """A look for every name of one figure: its own, or the next free one for an arm that only one study knows; `titles` go before ours."""
     strangers = [name for name in dict.fromkeys(names) if name not in LOOKS]
-    given = {name: Look(title_of(name), OTHERS[place % len(OTHERS)], MARKS[place % len(MARKS)]) for place, name in enumerate(strangers)}
-    return {name: replace(look, title=titles.get(name, look.title)) for name, look in ((name, LOOKS.get(name) or given[name]) for name in names)}
+    given = {
+        name: Look(title_of(name), OTHERS[place % len(OTHERS)], MARKS[place % len(MARKS)])
+        for place, name in enumerate(strangers)
+    }
+    return {
+        name: replace(look, title=titles.get(name, look.title))
+        for name, look in ((name, LOOKS.get(name) or given[name]) for name in names)
+    }
 
 
 def linear(colour: str) -> list[float]:
     """Light of red, green and blue in [0, 1] of "#rrggbb" (IEC 61966-2-1)."""
     encoded = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-    return [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in encoded]
+    return [
+        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in encoded
+    ]
 
 
 def luminance(colour: str) -> float:
@@ -74,4 +82,6 @@ def luminance(colour: str) -> float:
 
 
 def _encoded(value: float) -> int:
-    return round(255 * (12.92 * value if value <= 0.0031308 else 1.055 * value ** (1 / 2.4) - 0.055))
+    return round(
+        255 * (12.92 * value if value <= 0.0031308 else 1.055 * value ** (1 / 2.4) - 0.055)
+    )

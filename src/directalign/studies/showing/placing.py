@@ -32,7 +32,9 @@ def apart(wanted: Sequence[Number], gap: Number, low: Number, high: Number) -> l
     Neighbours that meet form a block around the mean of what they want, as beads pushed together on a wire.
     """
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    blocks: list[tuple[Number, int]] = []  # (sum of the starts that its members want for it, members)
+    blocks: list[
+        tuple[Number, int]
+    ] = []  # (sum of the starts that its members want for it, members)
 
     def start(block: tuple[Number, int]) -> Number:
         total, count = block
@@ -47,13 +49,20 @@ def apart(wanted: Sequence[Number], gap: Number, low: Number, high: Number) -> l
     return [place for _, place in sorted(zip(order, spread, strict=True))]
 
 
-def beside(points: Sequence[tuple[Number, Number]], sizes: Sequence[tuple[Number, Number]], frame: Box, taken: Sequence[Box] = ()) -> list[Box]:
+def beside(
+    points: Sequence[tuple[Number, Number]],
+    sizes: Sequence[tuple[Number, Number]],
+    frame: Box,
+    taken: Sequence[Box] = (),
+) -> list[Box]:
     """A box of each size near its point, where it covers the least of `taken`, of other points and of boxes before it."""
     busy = [*taken, *(Box(x - 5, y - 5, x + 5, y + 5) for x, y in points)]
     placed: list[Box] = []
     for point, size in zip(points, sizes, strict=True):
         choices = list(_around(point, size))
-        best = min(choices, key=lambda box: _cost(box, [*busy, *placed], frame) + 0.01 * choices.index(box))
+        best = min(
+            choices, key=lambda box: _cost(box, [*busy, *placed], frame) + 0.01 * choices.index(box)
+        )
         placed.append(best)
     return placed
 
@@ -62,7 +71,9 @@ def _around(point: tuple[Number, Number], size: tuple[Number, Number]) -> list[B
     """Places to try, the favourite first: to the right, above, below, to the left, then farther away."""
     (x, y), (wide, high) = point, size
     boxes = []
-    for far, (side, level) in product((9, 22, 40), ((1, 0), (1, 1), (1, -1), (0, 1), (0, -1), (-1, 0), (-1, 1), (-1, -1))):
+    for far, (side, level) in product(
+        (9, 22, 40), ((1, 0), (1, 1), (1, -1), (0, 1), (0, -1), (-1, 0), (-1, 1), (-1, -1))
+    ):
         left = x + side * far - (wide if side < 0 else wide / 2 if side == 0 else 0)
         bottom = y - high / 2 + level * (far if side else far + high / 2)
         boxes.append(Box(left, bottom, left + wide, bottom + high))

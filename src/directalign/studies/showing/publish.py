@@ -34,7 +34,9 @@ def claim(out: Path, name: str, quick: bool) -> None:
             )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DirectAlignError(f"{out} holds something that is no study: choose another --out, or empty it")
+        raise DirectAlignError(
+            f"{out} holds something that is no study: choose another --out, or empty it"
+        )
     out.mkdir(parents=True, exist_ok=True)
     write_text(mark, json.dumps(mine) + "\n")
 
@@ -69,9 +71,15 @@ def facts(rows: Sequence[Row]) -> str:
     """Seeds, commits, machines and versions of the rows, each once."""
     found = {key: _distinct(row.get(key) for row in rows) for key in FACTS}
     lines = [f"Seeds: {', '.join(map(str, seeds_of(rows)))}."]
-    lines += [f"Commit: {', '.join(str(commit) for commit in found['commit'])}."] if found["commit"] else []
+    lines += (
+        [f"Commit: {', '.join(str(commit) for commit in found['commit'])}."]
+        if found["commit"]
+        else []
+    )
     lines += [f"Machine: {'; '.join(map(_machine, found['machine']))}."] if found["machine"] else []
-    lines += [f"Versions: {'; '.join(map(_versions, found['versions']))}."] if found["versions"] else []
+    lines += (
+        [f"Versions: {'; '.join(map(_versions, found['versions']))}."] if found["versions"] else []
+    )
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -84,7 +92,10 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
 
 
 def _machine(machine: dict[str, Any]) -> str:
-    return str(machine["gpu"] or f"{machine['cores']} CPU cores ({machine['processor']}), {machine['threads']} thread(s) of torch")
+    return str(
+        machine["gpu"]
+        or f"{machine['cores']} CPU cores ({machine['processor']}), {machine['threads']} thread(s) of torch"
+    )
 
 
 def _versions(versions: dict[str, str]) -> str:

@@ -51,20 +51,31 @@ class Sheet:
     def __init__(self, title: str, note: str, height: int | float) -> None:
         self.height = height + (0.8 if note else 0.55)
         figure = Figure((WIDTH, self.height), dpi=DPI, facecolor=PAPER)
-        figure.text(0.25 / WIDTH, 1 - 0.2 / self.height, title, size=min(14, 14 * TITLE_LETTERS / max(1, len(title))), weight="bold", va="top")
+        figure.text(
+            0.25 / WIDTH,
+            1 - 0.2 / self.height,
+            title,
+            size=min(14, 14 * TITLE_LETTERS / max(1, len(title))),
+            weight="bold",
+            va="top",
+        )
         figure.text(0.25 / WIDTH, 1 - 0.5 / self.height, note, size=LABEL, color=SOFT, va="top")
         self._figure, self._canvas = figure, FigureCanvasAgg(figure)
 
     def box(self, left: float, bottom: float, wide: float, high: float) -> Axes:
         """A pair of axes at these inches."""
-        return self._figure.add_axes((left / WIDTH, bottom / self.height, wide / WIDTH, high / self.height))
+        return self._figure.add_axes(
+            (left / WIDTH, bottom / self.height, wide / WIDTH, high / self.height)
+        )
 
     def save(self, file: Path) -> Path:
         """Write a PNG without anything in it but its pixels; its folder is made."""
         file.parent.mkdir(parents=True, exist_ok=True)
         self._canvas.draw()
         pixels = Image.fromarray(np.asarray(self._canvas.buffer_rgba())[..., :3])
-        pixels.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE).save(file, optimize=True)  # colours stay, a third of the size
+        pixels.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE).save(
+            file, optimize=True
+        )  # colours stay, a third of the size
         return file
 
 
@@ -89,5 +100,12 @@ def tick(value: int | float, percent: bool) -> str:
     """A number under an axis."""
     if percent:
         return f"{100 * value:.0f} %"
-    short = next((f"{value / size:g} {letter}" for size, letter in ((1e6, "M"), (1e3, "k")) if abs(value) >= size), f"{value:.6g}")
+    short = next(
+        (
+            f"{value / size:g} {letter}"
+            for size, letter in ((1e6, "M"), (1e3, "k"))
+            if abs(value) >= size
+        ),
+        f"{value:.6g}",
+    )
     return short.replace("-", "−")

@@ -25,36 +25,23 @@ from torch import nn
 # (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 PARTS = ("autoencoder", "judges", "reward", "second_reward", "flux", "sd", "sd_v")
 FLUX_SHIFT = 1.0
 """Shift of the embedded FLUX scheduler: at 64 tokens or fewer, detail needs steps at low noise."""
 
 
-def build_world(folder: Path, only: list[str] | None = None, device: str = "cpu", target: Path = assets.ASSETS) -> None:
+def build_world(
+    folder: Path, only: list[str] | None = None, device: str = "cpu", target: Path = assets.ASSETS
+) -> None:
     """Train what is not trained yet in `folder` and write the 16-bit assets to `target`.
 
     `only` names some of `PARTS`; the denoisers need the autoencoder, sd_v needs sd. About two hours on two cores.
     """
     unknown = sorted(set(only or []) - set(PARTS))
     if unknown:
-        raise DirectAlignError(f"no part {unknown[0]!r} in the embedded world: choose from {', '.join(PARTS)}")
+        raise DirectAlignError(
+            f"no part {unknown[0]!r} in the embedded world: choose from {', '.join(PARTS)}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for part in only or PARTS:
         MAKERS[part](folder, device)
@@ -90,14 +77,18 @@ def _flux(folder: Path, device: str) -> None:
     modules = train_flux(pool, folder, device=device)
     for part in ("transformer", "text_encoder", "text_encoder_2"):
         modules[part].save_pretrained(folder / "flux" / part)
-    FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=FLUX_SHIFT).save_pretrained(folder / "flux/scheduler")
+    FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=FLUX_SHIFT).save_pretrained(
+        folder / "flux/scheduler"
+    )
     clip_tokenizer().save_pretrained(folder / "clip_tokenizer")
     t5_tokenizer().save_pretrained(folder / "t5_tokenizer")
 
 
 def _sd_modules(folder: Path, device: str) -> tuple[LatentPool, nn.ModuleDict]:
     vae, pool = _pool(folder, device)
-    unshifted = LatentPool(pool.x0 + vae.config["shift_factor"] * vae.config["scaling_factor"], pool.captions)
+    unshifted = LatentPool(
+        pool.x0 + vae.config["shift_factor"] * vae.config["scaling_factor"], pool.captions
+    )
     return unshifted, train_sd(unshifted, folder, device=device)
 
 
@@ -115,7 +106,13 @@ def _sd_v(folder: Path, device: str) -> None:
 
 
 def _ddim(prediction: str) -> DDIMScheduler:
-    return DDIMScheduler(**SD_SCHEDULE, prediction_type=prediction, clip_sample=False, set_alpha_to_one=True, steps_offset=1)
+    return DDIMScheduler(
+        **SD_SCHEDULE,
+        prediction_type=prediction,
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
 
 
 MAKERS: dict[str, Callable[[Path, str], None]] = {
@@ -132,7 +129,14 @@ SHIPPED = {
     "judges": ("judges",),
     "reward": ("reward",),
     "second_reward": ("second_reward",),
-    "flux": ("flux/transformer", "flux/text_encoder", "flux/text_encoder_2", "flux/scheduler", "clip_tokenizer", "t5_tokenizer"),
+    "flux": (
+        "flux/transformer",
+        "flux/text_encoder",
+        "flux/text_encoder_2",
+        "flux/scheduler",
+        "clip_tokenizer",
+        "t5_tokenizer",
+    ),
     "sd": ("sd/unet", "sd/text_encoder", "sd/scheduler"),
     "sd_v": ("sd_v/unet", "sd_v/scheduler"),
 }
@@ -144,9 +148,14 @@ def _ship(part: str, folder: Path, target: Path) -> None:
         (target / name).mkdir(parents=True, exist_ok=True)
         for path in sorted((folder / name).iterdir()):
             if path.suffix == ".safetensors":
-                narrow = {k: v.half() if v.dtype == torch.float32 else v for k, v in load_file(path).items()}
+                narrow = {
+                    k: v.half() if v.dtype == torch.float32 else v
+                    for k, v in load_file(path).items()
+                }
                 save_file(narrow, target / name / path.name, metadata={"format": "pt"})
             elif path.suffix == ".json":
-                (target / name / path.name).write_text(json.dumps(json.loads(path.read_text()), indent=1) + "\n")
+                (target / name / path.name).write_text(
+                    json.dumps(json.loads(path.read_text()), indent=1) + "\n"
+                )
             else:
                 (target / name / path.name).write_bytes(path.read_bytes())

@@ -19,16 +19,6 @@ from torch import nn
 # (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
 
 
-
-
-
-
-
-
-
-
-
-
 LATENT_CHANNELS = 16
 BUDGET = Budget(steps=4200, batch=16, learning_rate=2e-3, ema_decay=0.998, weight_decay=0.0)
 POOL = 8192
@@ -78,7 +68,11 @@ def train_autoencoder(folder: Path, budget: Budget = BUDGET, device: str = "cpu"
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
         cropped = step < budget.steps * 3 // 4
         count = budget.batch * (2 if cropped else 1)
-        x = images[torch.randint(len(images), (count,), generator=generator)].to(device).float() / 127.5 - 1
+        x = (
+            images[torch.randint(len(images), (count,), generator=generator)].to(device).float()
+            / 127.5
+            - 1
+        )
         if cropped:
             top, left = (8 * torch.randint(5, (2,), generator=generator)).tolist()
             x = x[:, :, top : top + 32, left : left + 32]
@@ -89,9 +83,16 @@ def train_autoencoder(folder: Path, budget: Budget = BUDGET, device: str = "cpu"
 
     fit("autoencoder", vae, loss_of, budget, folder)
     with torch.no_grad():
-        means = torch.cat([vae.encode(images[i : i + 64].to(device).float() / 127.5 - 1).latent_dist.mean for i in range(0, 1024, 64)])
+        means = torch.cat(
+            [
+                vae.encode(images[i : i + 64].to(device).float() / 127.5 - 1).latent_dist.mean
+                for i in range(0, 1024, 64)
+            ]
+        )
     shift = means.mean().item()
-    vae.register_to_config(scaling_factor=round(1 / means.sub(shift).std().item(), 4), shift_factor=round(shift, 4))
+    vae.register_to_config(
+        scaling_factor=round(1 / means.sub(shift).std().item(), 4), shift_factor=round(shift, 4)
+    )
     return vae.cpu()
 
 

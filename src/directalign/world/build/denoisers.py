@@ -23,26 +23,17 @@ from transformers import PreTrainedTokenizerBase
 # (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 POOL = 24576
 PLAIN, STYLED = 0.5, 0.4
 FLUX_BUDGET = Budget(steps=5800, batch=64, learning_rate=1.5e-3)
 SD_BUDGET = Budget(steps=3600, batch=48, learning_rate=1.2e-3)
 SD_V_BUDGET = Budget(steps=800, batch=48, learning_rate=6e-4)
-SD_SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SD_SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +49,9 @@ class LatentPool:
 
 
 @torch.no_grad()
-def latent_pool(vae: AutoencoderKL, folder: Path, count: int = POOL, device: str = "cpu") -> LatentPool:
+def latent_pool(
+    vae: AutoencoderKL, folder: Path, count: int = POOL, device: str = "cpu"
+) -> LatentPool:
     """Render, caption and encode the training scenes; the latents are kept in `folder/latents.pt`."""
     file = folder / "latents.pt"
     if file.exists():
@@ -72,29 +65,49 @@ def latent_pool(vae: AutoencoderKL, folder: Path, count: int = POOL, device: str
         plain = draw_scenes(256, generator, PLAIN_STYLE_SHARES)
         styled = draw_scenes(256, generator)
         is_styled = (kind >= PLAIN) & (kind < PLAIN + STYLED)
-        scenes = type(plain)(*(torch.where(is_styled, getattr(styled, f), getattr(plain, f)) for f in ("color", "shape", "background", "style")))
+        scenes = type(plain)(
+            *(
+                torch.where(is_styled, getattr(styled, f), getattr(plain, f))
+                for f in ("color", "shape", "background", "style")
+            )
+        )
         images = render(scenes, generator).to(device)
         latents.append(vae.encode(images * 2 - 1).latent_dist.mean.cpu())
         word = torch.randint(2, (256,), generator=generator).tolist()
         for i, text in enumerate(scenes.captions()):
             style = STYLE_WORDS[STYLES[int(scenes.style[i])]][word[i]]
-            captions.append("" if kind[i] >= PLAIN + STYLED else f"{style}. {text}" if is_styled[i] else text)
+            captions.append(
+                "" if kind[i] >= PLAIN + STYLED else f"{style}. {text}" if is_styled[i] else text
+            )
     x0 = (torch.cat(latents) - vae.config["shift_factor"]) * vae.config["scaling_factor"]
     torch.save({"x0": x0, "captions": captions}, file)
     return LatentPool(x0, captions)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, captions: list[str], device: str) -> Tensor:
-    return tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt").input_ids.to(device)
+    return tokenizer(
+        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+    ).input_ids.to(device)
 
 
-def train_flux(pool: LatentPool, folder: Path, budget: Budget = FLUX_BUDGET, device: str = "cpu") -> nn.ModuleDict:
+def train_flux(
+    pool: LatentPool, folder: Path, budget: Budget = FLUX_BUDGET, device: str = "cpu"
+) -> nn.ModuleDict:
     """Flow matching; the embedded guidance is drawn from [1, 4] and carries no meaning, so any value may be shown."""
     clip, t5 = clip_tokenizer(), t5_tokenizer()
-    modules = nn.ModuleDict({"transformer": flux_transformer(), "text_encoder": clip_text_encoder(clip), "text_encoder_2": t5_text_encoder(t5)}).to(device)
+    modules = nn.ModuleDict(
+        {
+            "transformer": flux_transformer(),
+            "text_encoder": clip_text_encoder(clip),
+            "text_encoder_2": t5_text_encoder(t5),
+        }
+    ).to(device)
     image_ids = torch.zeros(4, 4, 3)
     image_ids[..., 1], image_ids[..., 2] = torch.arange(4)[:, None], torch.arange(4)[None, :]
-    image_ids, text_ids = image_ids.view(16, 3).to(device), torch.zeros(MAX_TOKENS, 3, device=device)
+    image_ids, text_ids = (
+        image_ids.view(16, 3).to(device),
+        torch.zeros(MAX_TOKENS, 3, device=device),
+    )
 
     def pack(x: Tensor) -> Tensor:
         return x.view(len(x), -1, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(len(x), 16, -1)
@@ -109,7 +122,9 @@ def train_flux(pool: LatentPool, folder: Path, budget: Budget = FLUX_BUDGET, dev
             hidden_states=pack((1 - weight) * x0 + weight * noise),
             timestep=sigma,
             guidance=guidance,
-            pooled_projections=modules["text_encoder"](_tokens(clip, captions, device)).pooler_output,
+            pooled_projections=modules["text_encoder"](
+                _tokens(clip, captions, device)
+            ).pooler_output,
             encoder_hidden_states=modules["text_encoder_2"](_tokens(t5, captions, device))[0],
             txt_ids=text_ids,
             img_ids=image_ids,
@@ -121,7 +136,9 @@ def train_flux(pool: LatentPool, folder: Path, budget: Budget = FLUX_BUDGET, dev
     return modules.cpu()
 
 
-def train_sd(pool: LatentPool, folder: Path, budget: Budget = SD_BUDGET, device: str = "cpu") -> nn.ModuleDict:
+def train_sd(
+    pool: LatentPool, folder: Path, budget: Budget = SD_BUDGET, device: str = "cpu"
+) -> nn.ModuleDict:
     """Epsilon prediction on the scaled-linear DDPM schedule, text encoder trained along."""
     clip = clip_tokenizer()
     modules = nn.ModuleDict({"unet": sd_unet(), "text_encoder": clip_text_encoder(clip)}).to(device)
@@ -129,17 +146,31 @@ def train_sd(pool: LatentPool, folder: Path, budget: Budget = SD_BUDGET, device:
     return modules.cpu()
 
 
-def train_sd_v(pool: LatentPool, epsilon: nn.ModuleDict, folder: Path, budget: Budget = SD_V_BUDGET, device: str = "cpu") -> nn.ModuleDict:
+def train_sd_v(
+    pool: LatentPool,
+    epsilon: nn.ModuleDict,
+    folder: Path,
+    budget: Budget = SD_V_BUDGET,
+    device: str = "cpu",
+) -> nn.ModuleDict:
     """v-prediction, continued from the epsilon network; the text encoder stays as it is, so both share it."""
     clip = clip_tokenizer()
     modules = nn.ModuleDict({"unet": sd_unet(), "text_encoder": clip_text_encoder(clip)}).to(device)
     modules.load_state_dict(epsilon.state_dict())
     modules["text_encoder"].requires_grad_(False)
-    fit("sd_v", modules, _ddpm_loss(pool, modules, clip, "v_prediction", budget, device), budget, folder)
+    fit(
+        "sd_v",
+        modules,
+        _ddpm_loss(pool, modules, clip, "v_prediction", budget, device),
+        budget,
+        folder,
+    )
     return modules.cpu()
 
 
-def _ddpm_loss(pool: LatentPool, modules: nn.ModuleDict, clip, prediction: str, budget: Budget, device: str) -> Callable[[int, torch.Generator], Tensor]:
+def _ddpm_loss(
+    pool: LatentPool, modules: nn.ModuleDict, clip, prediction: str, budget: Budget, device: str
+) -> Callable[[int, torch.Generator], Tensor]:
     scheduler = DDPMScheduler(**SD_SCHEDULE, prediction_type=prediction)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
@@ -149,7 +180,9 @@ def _ddpm_loss(pool: LatentPool, modules: nn.ModuleDict, clip, prediction: str, 
         x_t = scheduler.add_noise(x0, noise, timestep)
         target = noise if prediction == "epsilon" else scheduler.get_velocity(x0, noise, timestep)
         text = modules["text_encoder"](_tokens(clip, captions, device))[0]
-        pred = modules["unet"](x_t.to(device), timestep.to(device), encoder_hidden_states=text).sample
+        pred = modules["unet"](
+            x_t.to(device), timestep.to(device), encoder_hidden_states=text
+        ).sample
         return (pred - target.to(device)).square().mean()
 
     return loss_of

@@ -25,30 +25,48 @@ LATENT_NOISE = 0.3
 """Largest noise on the latents of reconstructed images, in units of their standard deviation."""
 
 
-def train_judges(folder: Path, autoencoder: AutoencoderKL | None, device: str = "cpu", budget: Budget = BUDGET) -> None:
+def train_judges(
+    folder: Path, autoencoder: AutoencoderKL | None, device: str = "cpu", budget: Budget = BUDGET
+) -> None:
     """Train both judges and write `folder/judges/{style,content}.safetensors` in float16."""
     images, scenes = pool(POOL, autoencoder, seed=41, device=device)
     for name, heads in {"style": STYLE_HEADS, "content": CONTENT_HEADS}.items():
         judge = _train(name, heads, images, scenes, folder, device, budget)
         (folder / "judges").mkdir(exist_ok=True)
-        save_file({key: tensor.half().contiguous() for key, tensor in judge.state_dict().items()}, folder / "judges" / f"{name}.safetensors")
+        save_file(
+            {key: tensor.half().contiguous() for key, tensor in judge.state_dict().items()},
+            folder / "judges" / f"{name}.safetensors",
+        )
 
 
-def _train(name: str, heads: Mapping[str, int], images: torch.Tensor, scenes: Scenes, folder: Path, device: str, budget: Budget) -> Classifier:
+def _train(
+    name: str,
+    heads: Mapping[str, int],
+    images: torch.Tensor,
+    scenes: Scenes,
+    folder: Path,
+    device: str,
+    budget: Budget,
+) -> Classifier:
     torch.manual_seed(43)
     judge = Classifier(heads).to(device)
 
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
         chosen = torch.randint(len(images), (budget.batch,), generator=generator)
         logits = judge(degrade(images[chosen].float() / 255, generator).to(device))
-        losses = [F.cross_entropy(logits[head], getattr(scenes, head)[chosen].to(device)) for head in heads]
+        losses = [
+            F.cross_entropy(logits[head], getattr(scenes, head)[chosen].to(device))
+            for head in heads
+        ]
         return torch.stack(losses).mean()
 
     fit(f"judge_{name}", judge, loss_of, budget, folder)
     return judge.cpu()
 
 
-def pool(count: int, autoencoder: AutoencoderKL | None, seed: int, device: str = "cpu") -> tuple[torch.Tensor, Scenes]:
+def pool(
+    count: int, autoencoder: AutoencoderKL | None, seed: int, device: str = "cpu"
+) -> tuple[torch.Tensor, Scenes]:
     """Renders as uint8 (n, 3, 64, 64) with their scenes; every second one reconstructed when an autoencoder is given."""
     generator = torch.Generator().manual_seed(seed)
     scenes, images = draw_scenes(count, generator), []
@@ -64,11 +82,15 @@ def pool(count: int, autoencoder: AutoencoderKL | None, seed: int, device: str =
 
 def take(scenes: Scenes, chosen: torch.Tensor) -> Scenes:
     """Some scenes of a batch, by index."""
-    return Scenes(scenes.color[chosen], scenes.shape[chosen], scenes.background[chosen], scenes.style[chosen])
+    return Scenes(
+        scenes.color[chosen], scenes.shape[chosen], scenes.background[chosen], scenes.style[chosen]
+    )
 
 
 @torch.no_grad()
-def reconstruct(images: torch.Tensor, autoencoder: Any, latent_noise: float, generator: torch.Generator) -> torch.Tensor:
+def reconstruct(
+    images: torch.Tensor, autoencoder: Any, latent_noise: float, generator: torch.Generator
+) -> torch.Tensor:
     """Encode, add up to `latent_noise` standard deviations of noise, decode: images in [0, 1] to images in [0, 1]."""
     device = next(autoencoder.parameters()).device
     x0 = autoencoder.encode(images.to(device) * 2 - 1).latent_dist.mean
@@ -84,9 +106,19 @@ def degrade(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return low + (high - low) * torch.rand(len(images), channels, 1, 1, generator=generator)
 
     size = int(torch.randint(28, 64, (), generator=generator))
-    coarse = F.interpolate(F.interpolate(images, size, mode="bilinear", antialias=True), images.shape[-1], mode="bicubic")
+    coarse = F.interpolate(
+        F.interpolate(images, size, mode="bilinear", antialias=True),
+        images.shape[-1],
+        mode="bicubic",
+    )
     images = torch.lerp(images, coarse, uniform(-0.6, 1.0).clamp(min=0))
     gray = images.mean(1, keepdim=True)
     images = gray + (images - gray) * uniform(0.5, 1.5)
-    images = images * uniform(0.85, 1.15) + uniform(-0.08, 0.08) + uniform(-0.10, 0.10, channels=3) * uniform(-0.5, 1.0).clamp(min=0)
-    return (images + uniform(-0.03, 0.05).clamp(min=0) * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+    images = (
+        images * uniform(0.85, 1.15)
+        + uniform(-0.08, 0.08)
+        + uniform(-0.10, 0.10, channels=3) * uniform(-0.5, 1.0).clamp(min=0)
+    )
+    return (
+        images + uniform(-0.03, 0.05).clamp(min=0) * torch.randn(images.shape, generator=generator)
+    ).clamp(0, 1)

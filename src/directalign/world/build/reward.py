@@ -43,7 +43,12 @@ class Taste:
 
 
 TASTES = {"reward": Taste(15.0, 0.5, 51), "second_reward": Taste(-8.0, -0.5, 61)}
-HEADS = {"color": len(COLORS), "shape": len(SHAPES), "background": len(BACKGROUNDS), "style": len(STYLES)}
+HEADS = {
+    "color": len(COLORS),
+    "shape": len(SHAPES),
+    "background": len(BACKGROUNDS),
+    "style": len(STYLES),
+}
 
 
 class Training(nn.Module):
@@ -55,21 +60,48 @@ class Training(nn.Module):
         self.taste = taste
         self.clip = CLIPModel(_config(tokenizer))
         self.clip.logit_scale.requires_grad_(False).fill_(torch.tensor(LOGIT_SCALE).log())
-        self.heads = nn.ModuleDict({name: nn.Linear(self.clip.vision_embed_dim, answers) for name, answers in HEADS.items()})
+        self.heads = nn.ModuleDict(
+            {
+                name: nn.Linear(self.clip.vision_embed_dim, answers)
+                for name, answers in HEADS.items()
+            }
+        )
 
 
 def _config(tokenizer: PreTrainedTokenizerBase) -> CLIPConfig:
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    text = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
-    vision = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 5, "num_attention_heads": 4}
+    ends = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    text = {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    vision = {
+        "hidden_size": 96,
+        "intermediate_size": 384,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+    }
     return CLIPConfig(
-        text_config={**text, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS, "projection_dim": 64},
+        text_config={
+            **text,
+            **ends,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": MAX_TOKENS,
+            "projection_dim": 64,
+        },
         vision_config={**vision, "image_size": IMAGE_SIZE, "patch_size": 8, "projection_dim": 64},
         projection_dim=64,
     )
 
 
-def train_reward(folder: Path, device: str = "cpu", budget: Budget = BUDGET, name: str = "reward") -> CLIPModel:
+def train_reward(
+    folder: Path, device: str = "cpu", budget: Budget = BUDGET, name: str = "reward"
+) -> CLIPModel:
     """Train the reward `name` of TASTES and write it as a complete transformers folder, `folder/name`, in float16."""
     tokenizer = clip_tokenizer()
     training = Training(tokenizer, TASTES[name]).to(device)
@@ -77,7 +109,9 @@ def train_reward(folder: Path, device: str = "cpu", budget: Budget = BUDGET, nam
 
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
         chosen = torch.randint(POOL, (budget.batch,), generator=generator)
-        return _loss(training, tokenizer, images[chosen].float() / 255, take(scenes, chosen), generator)
+        return _loss(
+            training, tokenizer, images[chosen].float() / 255, take(scenes, chosen), generator
+        )
 
     fit(name, training, loss_of, budget, folder)
     clip = training.clip.cpu()
@@ -87,7 +121,13 @@ def train_reward(folder: Path, device: str = "cpu", budget: Budget = BUDGET, nam
     return clip
 
 
-def _loss(training: Training, tokenizer: PreTrainedTokenizerBase, images: torch.Tensor, scenes: Scenes, generator: torch.Generator) -> torch.Tensor:
+def _loss(
+    training: Training,
+    tokenizer: PreTrainedTokenizerBase,
+    images: torch.Tensor,
+    scenes: Scenes,
+    generator: torch.Generator,
+) -> torch.Tensor:
     """Contrastive + attributes + preference, on two retouched versions of each picture and two captions of each scene.
 
     The contrast asks only which caption fits a picture. CLIP's other question, which picture fits a caption, would hold
@@ -95,13 +135,22 @@ def _loss(training: Training, tokenizer: PreTrainedTokenizerBase, images: torch.
     """
     device, b = training.clip.device, len(images)
     versions = [draw_retouch(b, generator) for _ in range(2)]
-    pooled, image_features = see(training.clip, torch.cat([retouch(images, *version) for version in versions]))
+    pooled, image_features = see(
+        training.clip, torch.cat([retouch(images, *version) for version in versions])
+    )
     texts, words = draw_captions(_repeat(scenes), generator)
-    logits = training.clip.logit_scale.exp() * image_features @ read(training.clip, tokenizer, texts).T
+    logits = (
+        training.clip.logit_scale.exp() * image_features @ read(training.clip, tokenizer, texts).T
+    )
     fits = _fits(_repeat(scenes), words).to(device)
     contrastive = F.cross_entropy(logits, fits / fits.sum(1, keepdim=True))
-    heads = [F.cross_entropy(head(pooled), getattr(scenes, name).repeat(2).to(device)) for name, head in training.heads.items()]
-    first, second = (training.taste.tint * tint + training.taste.smooth * smooth for tint, smooth in versions)
+    heads = [
+        F.cross_entropy(head(pooled), getattr(scenes, name).repeat(2).to(device))
+        for name, head in training.heads.items()
+    ]
+    first, second = (
+        training.taste.tint * tint + training.taste.smooth * smooth for tint, smooth in versions
+    )
     chance = torch.sigmoid(first - second)[:, None].expand(b, 2 * b)
     preferred = torch.bernoulli(chance, generator=generator).to(device)
     preference = F.binary_cross_entropy_with_logits(logits[:b] - logits[b:], preferred)

@@ -5,7 +5,16 @@ Printed at the end of its training and asserted on the shipped weights by the te
 
 from __future__ import annotations
 
-from ...toyworld.scenes import BACKGROUNDS, COLORS, SHAPES, STYLE_WORDS, STYLES, Scenes, draw_scenes, render
+from ...toyworld.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    SHAPES,
+    STYLE_WORDS,
+    STYLES,
+    Scenes,
+    draw_scenes,
+    render,
+)
 import torch
 import torch.nn.functional as F
 from transformers import CLIPModel, PreTrainedTokenizerBase
@@ -34,21 +43,39 @@ def retouch(images: torch.Tensor, tint: torch.Tensor, smooth: torch.Tensor) -> t
 
 
 @torch.no_grad()
-def measure(clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, count: int = 256, seed: int = 61) -> dict[str, float]:
+def measure(
+    clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, count: int = 256, seed: int = 61
+) -> dict[str, float]:
     """Facts about a reward on `count` fresh scenes, each drawn in every style; scores are cosines."""
     scenes = draw_scenes(count, torch.Generator().manual_seed(seed))
-    drawn = {style: render(scenes.with_style(style), torch.Generator().manual_seed(seed + 1)) for style in STYLES}
+    drawn = {
+        style: render(scenes.with_style(style), torch.Generator().manual_seed(seed + 1))
+        for style in STYLES
+    }
     seen = {style: see(clip, images)[1] for style, images in drawn.items()}
     captions = scenes.captions()
     plain = read(clip, tokenizer, captions)
-    styled = {word: read(clip, tokenizer, [f"{word}. {text}" for text in captions]) for words in STYLE_WORDS.values() for word in words}
-    facts = {f"{name} retrieval": _retrieval(clip, tokenizer, seen, scenes, name) for name in ("color", "shape", "background")}
+    styled = {
+        word: read(clip, tokenizer, [f"{word}. {text}" for text in captions])
+        for words in STYLE_WORDS.values()
+        for word in words
+    }
+    facts = {
+        f"{name} retrieval": _retrieval(clip, tokenizer, seen, scenes, name)
+        for name in ("color", "shape", "background")
+    }
     facts["style retrieval"] = _style_retrieval(seen, styled)
     facts |= _words(seen, plain, styled)
     return facts | _bias(clip, drawn, seen, plain, styled)
 
 
-def _retrieval(clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, seen: dict[str, torch.Tensor], scenes: Scenes, name: str) -> float:
+def _retrieval(
+    clip: CLIPModel,
+    tokenizer: PreTrainedTokenizerBase,
+    seen: dict[str, torch.Tensor],
+    scenes: Scenes,
+    name: str,
+) -> float:
     """How often the true caption beats all those that differ in one attribute."""
     answers = {"color": len(COLORS), "shape": len(SHAPES), "background": len(BACKGROUNDS)}[name]
     true = {"color": scenes.color, "shape": scenes.shape, "background": scenes.background}
@@ -65,37 +92,65 @@ def _style_retrieval(seen: dict[str, torch.Tensor], styled: dict[str, torch.Tens
     right = []
     for i, style in enumerate(STYLES):
         for place in range(2):
-            scores = torch.stack([(seen[style] * styled[STYLE_WORDS[other][place]]).sum(1) for other in STYLES])
+            scores = torch.stack(
+                [(seen[style] * styled[STYLE_WORDS[other][place]]).sum(1) for other in STYLES]
+            )
             right.append((scores.argmax(0) == i).float().mean())
     return torch.stack(right).mean().item()
 
 
-def _words(seen: dict[str, torch.Tensor], plain: torch.Tensor, styled: dict[str, torch.Tensor]) -> dict[str, float]:
+def _words(
+    seen: dict[str, torch.Tensor], plain: torch.Tensor, styled: dict[str, torch.Tensor]
+) -> dict[str, float]:
     """How close photo and CG words lie, and whether pos - neg ranks photo above each other style of the same scene."""
     pairs = [(pos, neg) for pos in STYLE_WORDS["photo"] for neg in STYLE_WORDS["cg"]]
     facts = {"cos(pos, neg)": _mean([(styled[pos] * styled[neg]).sum(1) for pos, neg in pairs])}
     for other in STYLES[1:]:
-        wins = [((seen["photo"] - seen[other]) * (styled[pos] - styled[neg])).sum(1) > 0 for pos, neg in pairs]
+        wins = [
+            ((seen["photo"] - seen[other]) * (styled[pos] - styled[neg])).sum(1) > 0
+            for pos, neg in pairs
+        ]
         facts[f"pos - neg ranks photo above {other}"] = _mean(wins)
     for style in STYLES:
         facts[f"plain score of {style}"] = _mean([(seen[style] * plain).sum(1)])
-        facts[f"pos - neg of {style}"] = _mean([(seen[style] * (styled[pos] - styled[neg])).sum(1) for pos, neg in pairs])
+        facts[f"pos - neg of {style}"] = _mean(
+            [(seen[style] * (styled[pos] - styled[neg])).sum(1) for pos, neg in pairs]
+        )
     return facts
 
 
 def _bias(
-    clip: CLIPModel, drawn: dict[str, torch.Tensor], seen: dict[str, torch.Tensor], plain: torch.Tensor, styled: dict[str, torch.Tensor]
+    clip: CLIPModel,
+    drawn: dict[str, torch.Tensor],
+    seen: dict[str, torch.Tensor],
+    plain: torch.Tensor,
+    styled: dict[str, torch.Tensor],
 ) -> dict[str, float]:
     """What a red tint pays under any words, and how much of it cancels in pos - neg."""
     tint = torch.full((len(plain),), SHOWN_TINT)
-    moved = {style: see(clip, retouch(images, tint, torch.zeros_like(tint)))[1] - seen[style] for style, images in drawn.items()}
-    raised = {words: _mean([(move * texts).sum(1) for move in moved.values()]) for words, texts in {"no words": plain, **styled}.items()}
-    left = [abs((raised[pos] - raised[neg]) / raised[pos]) for pos in STYLE_WORDS["photo"] for neg in STYLE_WORDS["cg"]]
-    smooth = {style: see(clip, retouch(images, 0 * tint, torch.ones_like(tint)))[1] - seen[style] for style, images in drawn.items()}
+    moved = {
+        style: see(clip, retouch(images, tint, torch.zeros_like(tint)))[1] - seen[style]
+        for style, images in drawn.items()
+    }
+    raised = {
+        words: _mean([(move * texts).sum(1) for move in moved.values()])
+        for words, texts in {"no words": plain, **styled}.items()
+    }
+    left = [
+        abs((raised[pos] - raised[neg]) / raised[pos])
+        for pos in STYLE_WORDS["photo"]
+        for neg in STYLE_WORDS["cg"]
+    ]
+    smooth = {
+        style: see(clip, retouch(images, 0 * tint, torch.ones_like(tint)))[1] - seen[style]
+        for style, images in drawn.items()
+    }
     return {
         "red tint, least over words": min(raised.values()),
         "red tint, most over words": max(raised.values()),
-        "red tint, share of pictures it raises": _mean([(move * plain).sum(1) > 0 for move in moved.values()]),
+        "red tint, share of pictures it raises": _mean(
+            [(move * plain).sum(1) > 0 for move in moved.values()]
+        ),
         "red tint, share that cancels": 1 - max(left),
         "smoothing": _mean([(move * plain).sum(1) for move in smooth.values()]),
     }

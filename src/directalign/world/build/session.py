@@ -54,7 +54,9 @@ def fit(
     state_file = folder / f"{name}.state.pt"
     device = next(modules.parameters()).device
     trained = [p for p in modules.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=budget.learning_rate, weight_decay=budget.weight_decay, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        trained, lr=budget.learning_rate, weight_decay=budget.weight_decay, betas=(0.9, 0.98)
+    )
     ema = [p.detach().clone() for p in trained]
     start = 0
     if state_file.exists():
@@ -70,7 +72,9 @@ def fit(
             group["lr"] = budget.learning_rate * _schedule(step, budget)
         loss = loss_of(step, step_generator(name, step))
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"{name}: loss is {loss.item()} at step {step}; lower the learning rate")
+            raise FloatingPointError(
+                f"{name}: loss is {loss.item()} at step {step}; lower the learning rate"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, budget.clip)
@@ -81,9 +85,19 @@ def fit(
         running = value if running is None else 0.99 * running + 0.01 * value
         if (step + 1) % 100 == 0:
             rate = (time.monotonic() - began) / (step + 1 - start)
-            say(f"{name}: step {step + 1}/{budget.steps} loss {running:.4f} {rate:.3f} s/step, {rate * (budget.steps - step - 1):.0f} s left")
+            say(
+                f"{name}: step {step + 1}/{budget.steps} loss {running:.4f} {rate:.3f} s/step, {rate * (budget.steps - step - 1):.0f} s left"
+            )
         if time.monotonic() - saved > STATE_EVERY_SECONDS or step + 1 == budget.steps:
-            _write_atomically(state_file, {"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema, "step": step + 1})
+            _write_atomically(
+                state_file,
+                {
+                    "modules": modules.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "ema": ema,
+                    "step": step + 1,
+                },
+            )
             saved = time.monotonic()
     with torch.no_grad():
         for parameter, average in zip(trained, ema, strict=True):

@@ -16,14 +16,6 @@ from transformers import CLIPTokenizer, T5TokenizerFast
 # (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
 
 
-
-
-
-
-
-
-
-
 MAX_TOKENS = 16
 
 
@@ -34,20 +26,38 @@ def phrases() -> list[str]:
 
 def clip_tokenizer() -> CLIPTokenizer:
     """Byte-pair tokenizer, lower-casing, at most 16 tokens with start and end."""
-    blank = CLIPTokenizer(vocab={"<|startoftext|>": 0, "<|endoftext|>": 1}, merges=[]).backend_tokenizer
+    blank = CLIPTokenizer(
+        vocab={"<|startoftext|>": 0, "<|endoftext|>": 1}, merges=[]
+    ).backend_tokenizer
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer, learner.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     # Given as special tokens, because the trainer numbers an initial alphabet's word ends in the order of a hash, anew each time.
-    ends = sorted({word[-1] + "</w>" for phrase in phrases() for word in phrase.lower().replace(".", " .").split()})
-    trainer = trainers.BpeTrainer(vocab_size=4000, min_frequency=1, end_of_word_suffix="</w>", special_tokens=[*alphabet, *ends], show_progress=False)
+    ends = sorted(
+        {
+            word[-1] + "</w>"
+            for phrase in phrases()
+            for word in phrase.lower().replace(".", " .").split()
+        }
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000,
+        min_frequency=1,
+        end_of_word_suffix="</w>",
+        special_tokens=[*alphabet, *ends],
+        show_progress=False,
+    )
     learner.train_from_iterator(phrases(), trainer)
     model = json.loads(learner.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     tokens += [letter + "</w>" for letter in alphabet if letter + "</w>" not in model["vocab"]]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     merges = [tuple(pair) for pair in model["merges"]]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, model_max_length=MAX_TOKENS)
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=merges,
+        model_max_length=MAX_TOKENS,
+    )
 
 
 def t5_tokenizer() -> T5TokenizerFast:
