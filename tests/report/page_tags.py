@@ -25,5 +25,16 @@ class Tags(HTMLParser):
     def harmless(self) -> bool:
         """One script, no handler in any tag, nothing fetched from elsewhere."""
         handlers = [name for _, attrs in self.found for name in attrs if name.startswith("on")]
-        addresses = [attrs.get(name) or "" for _, attrs in self.found for name in ("src", "href", "srcset", "data")]
-        return self.count("script") == 1 and not handlers and all(not each or each.startswith("data:") or each.endswith("/report.html") for each in addresses)
+        addresses = [
+            attrs.get(name) or ""
+            for _, attrs in self.found
+            for name in ("src", "href", "srcset", "data")
+        ]
+        return (
+            self.count("script") == 1
+            and not handlers
+            and all(
+                not each or each.startswith("data:") or each.endswith("/report.html")
+                for each in addresses
+            )
+        )
