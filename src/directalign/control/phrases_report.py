@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..methods.objective_math import from_absolute_relative
 from ..report.page import TEMPLATES as REPORT
-from ..report.strips import data_uri
+from ..report.images import data_uri
 from .images import PROBES, Examples
 from .phrases import PairStats, PhraseReport, Suggestion
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCardData
 
-from ..report.story import reward_of
+from ..report.run_page import reward_of
 from .base import Base
 from .finished import Finished
 from .how_to_load import how_to_load

@@ -9,7 +9,7 @@ from .. import config
 from ..config_loading import load_run
 from ..families.loading import FAMILIES
 from ..families.tuning import LORA_FILE
-from ..report.collect import RunFiles, read_run
+from ..report.read import RunFiles, read_run
 from ..types import DirectAlignError
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import config
 from ..metrics import metric
-from ..report.collect import number
+from ..report.format import number
 
 NOT_NUMBERS = ("step", "event", "seconds")
 UNMEASURED = """Not measured: what people prefer; prompts, sizes, samplers, step counts and guidance other than the recipe's; text in images, bias and

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..report.collect import RunFiles
+from ..report.read import RunFiles
 
 MARGIN = 24
 """Pixels of the strip above each grid that says what it is."""

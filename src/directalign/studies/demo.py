@@ -13,8 +13,8 @@ from typing import Any
 from ..config import Run
 from ..config_loading import load_run
 from ..report import write_page
-from ..report.collect import RunFiles, read_run
-from ..report.story import matched
+from ..report.read import RunFiles, read_run
+from ..report.runs_page import matched
 from .running.experiment import trained
 
 MEASURED = ("photo_rate", "content", "color_drift", "reward")
