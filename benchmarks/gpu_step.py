@@ -22,9 +22,9 @@ from gpu_update import Bench, Figures
 from random_checkpoint import write_flux, write_reward
 
 from directalign import config
-from directalign.config_loading import load_run
+from directalign.config.load import load_run
 from directalign.memory import estimate, this_machine
-from directalign.train.run_folder import commit, machine, versions
+from directalign.training.run_folder import commit, machine, versions
 from directalign.types import DirectAlignError
 
 RECIPES = Path(__file__).parent.parent / "recipes"

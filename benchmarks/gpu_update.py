@@ -22,10 +22,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from directalign import config
-from directalign.families.loading import load_family, trainable
 from directalign.methods import load_method
+from directalign.models.loading import load_family, trainable
 from directalign.rewards import load_reward
-from directalign.train.optim import adamw
+from directalign.training.optim import adamw
 from directalign.types import Batch
 
 

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 
-from directalign.config_loading import load_run
-from directalign.families.loading import load_family, trainable
+from directalign.config.load import load_run
+from directalign.data.prompts import train_captions
 from directalign.methods import load_method
-from directalign.prompts import train_captions
+from directalign.models.loading import load_family, trainable
 from directalign.rewards import load_reward
-from directalign.train.run_folder import commit, machine, versions
+from directalign.toyworld.scenes import render, scenes_of
+from directalign.training.run_folder import commit, machine, versions
 from directalign.types import Batch
-from directalign.world.scenes import render, scenes_of
 
 ROLLOUT_STEPS = (25, 8)
 RECIPE = Path(__file__).parent.parent / "recipes/world_srpo.yaml"

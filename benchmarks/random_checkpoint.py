@@ -18,7 +18,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from directalign.world import assets
+from directalign.toyworld import assets
 
 KNOWN = Path(__file__).parent.parent / "src/directalign/families/known"
 TINY_TRANSFORMER = {

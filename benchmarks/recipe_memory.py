@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from directalign.config_loading import load_run
+from directalign.config.load import load_run
 from directalign.memory import PHASES, a_gpu, estimate
-from directalign.train.run_folder import commit, machine, versions
+from directalign.training.run_folder import commit, machine, versions
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PLACES = {

@@ -24,12 +24,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from directalign.core.moves import Move, Ramp, WindowGrid
-from directalign.core.noising import inject
-from directalign.core.path import truncated
-from directalign.core.recovery import direction, recover
-from directalign.families.packing import image_ids, pack, text_ids, unpack
+from directalign.diffusion.noise_levels import Move, Ramp, WindowGrid
+from directalign.diffusion.noising import inject
+from directalign.diffusion.path import truncated
+from directalign.diffusion.recovery import direction, recover
 from directalign.methods.objective_math import hinge, relative_reward
+from directalign.models.packing import image_ids, pack, text_ids, unpack
 from directalign.types import DirectAlignError, Images, Latents
 
 BOUNDS = {"image": 1e-5, "loss": 1e-6, "gradient": 1e-5}

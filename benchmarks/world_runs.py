@@ -13,9 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from directalign.config_loading import load_run
-from directalign.train import run as train
-from directalign.world.picture_set import write_pictures
+from directalign.config.load import load_run
+from directalign.toyworld.picture_set import write_pictures
+from directalign.training import run
 
 RECIPES = ("world_sd", "world_sd_v", "world_srpo_lora", "world_offline", "world_black_box")
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -31,7 +31,7 @@ def measure(name: str, runs: Path) -> dict[str, Any]:
     overrides = [f"data.images={pictures}"] if name == "world_offline" else []
     folder = runs / name
     if not (folder / "summary.json").exists():
-        train(load_run(FOLDER / f"{name}.yaml", overrides), folder, resume=(folder / "run.yaml").exists())
+        run(load_run(FOLDER / f"{name}.yaml", overrides), folder, resume=(folder / "run.yaml").exists())
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     ends = {end: {key: summary[end][key] for key in KEPT} for end in ("before", "after")}
     return ends | {key: summary[key] for key in FACTS}

@@ -1,4 +1,4 @@
-"""The whole method in one file: SRPO with the anchored reward on the embedded FLUX, from `directalign.core` and diffusers alone.
+"""The whole method in one file: SRPO with the anchored reward on the embedded FLUX, from `directalign.diffusion` and diffusers alone.
 
     directalign world export world        # once
     python examples/one_file.py world     # some thirty updates, then before.png and after.png
@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPModel
 
-from directalign.core import moves, noising, recovery
-from directalign.core.path import flow_sigmas
+from directalign.diffusion import noise_levels, noising, recovery
+from directalign.diffusion.path import flow_sigmas
 from directalign.methods import objective_math
 
 POSITIVE, NEGATIVE = ["Realistic photo", "Natural lighting"], ["CG render", "Oil painting", "Anime"]
@@ -89,7 +89,7 @@ def align(world: World, batches: Iterable[Sequence[str]], seed: int = 0, learnin
     """One update per batch of prompts."""
     weights = list(world.pipe.transformer.parameters())
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.999), weight_decay=1e-4)
-    window, first_scores = moves.WindowGrid(), []
+    window, first_scores = noise_levels.WindowGrid(), []
     for step, prompts in enumerate(batches):
         text, b = world.text(prompts), len(prompts)
         noise = noising.draw_noise((b, 16, SIZE // 8, SIZE // 8), noising.generator_for(seed, NOISE, step, 0, 0, 0))

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from directalign.evaluate.results import summarise
+from directalign.evaluation.results import summarise
 from directalign.metrics import JUDGED, PIXELS, Metric, feature_metrics, off_topic_score_metric, score_metric, sgp_metric
 
 COLORS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (40, 80, 240), "yellow": (240, 220, 40)}

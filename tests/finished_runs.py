@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from directalign.config import Run
-from directalign.config_loading import dump_run
+from directalign.config.load import dump_run
 from directalign.export.low_rank import LowRank
 from low_rank_updates import write_lora
 

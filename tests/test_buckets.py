@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from directalign.images import Bucket, ImageStream, check_buckets, fill_buckets, scan_images, suggest_buckets
+from directalign.data.buckets import Bucket, check_buckets, fill_buckets, suggest_buckets
+from directalign.data.scan import scan_images
+from directalign.data.stream import ImageStream
 from directalign.types import DirectAlignError
 
 side = st.integers(8, 400)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from directalign.config import UniformMoves
-from directalign.config_loading import dump_run, load_run
+from directalign.config.load import dump_run, load_run
 from directalign.types import DirectAlignError
 
 RECIPE = """

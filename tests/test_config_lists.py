@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from directalign.config_loading import load_run
+from directalign.config.load import load_run
 from directalign.types import DirectAlignError
 
 RECIPE: dict[str, Any] = {

@@ -13,12 +13,12 @@ from importlinter.api import read_configuration
 from importlinter.cli import lint_imports
 
 from directalign.config import Run
-from directalign.config_loading import load_run
+from directalign.config.load import load_run
 from directalign.memory.architecture import model_architecture
 from directalign.memory.geometry import geometry
 from directalign.planning import check_method, check_reward, check_steps, plan
 from directalign.planning.surroundings import check_data, check_model
-from directalign.world.picture_set import write_pictures
+from directalign.toyworld.picture_set import write_pictures
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "directalign"

@@ -16,7 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 
-from directalign.images import Bucket, ImageSet, ImageStream, load_image, pixels, scan, scan_images
+from directalign.data import image_io, scan
+from directalign.data.buckets import Bucket
+from directalign.data.image_io import load_image
+from directalign.data.scan import ImageSet, scan_images
+from directalign.data.stream import ImageStream
 from directalign.types import DirectAlignError
 
 datasets = pytest.importorskip("datasets", reason="datasets are an extra: directalign[data]")
@@ -249,9 +253,9 @@ def test_images_of_a_dataset_are_those_of_files(mixed_dataset: str, tmp_path: Pa
 
 def test_pixels_of_a_dataset_are_not_kept(mixed_dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref[np.ndarray]] = []
-    decode = pixels.read_pixels
+    decode = image_io.read_pixels
 
-    def watched(picture: pixels.Picture) -> np.ndarray:
+    def watched(picture: image_io.Picture) -> np.ndarray:
         assert not any(each() is not None for each in alive[:-1])
         alive.append(weakref.ref(decoded := decode(picture)))
         return decoded

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from directalign.order import indices, permutation, turn
+from directalign.data.shuffle import indices, permutation, turn
 
 small = st.integers(1, 5)
 packs = st.lists(st.integers(0, 6), min_size=1, max_size=5).map(tuple).filter(any)

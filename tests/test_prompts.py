@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from directalign.prompts import PromptStream, held_out_captions, read_prompts, train_captions
+from directalign.data.prompts import PromptStream, held_out_captions, read_prompts, train_captions
+from directalign.toyworld.scenes import BACKGROUNDS, COLORS, SHAPES, all_captions
 from directalign.types import DirectAlignError
-from directalign.world.scenes import BACKGROUNDS, COLORS, SHAPES, all_captions
 
 TWO = ["a red star", 'a sign that says "Peace, now"']
 

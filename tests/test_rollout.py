@@ -7,9 +7,9 @@ import torch
 from diffusers import DDIMScheduler, FluxPipeline, StableDiffusionPipeline
 
 from directalign.config import Model, Rollout
-from directalign.families import packing
-from directalign.families.loading import load_family, trainable
-from directalign.rollout import rollout_sigmas, sample
+from directalign.diffusion.sampling import rollout_sigmas, sample
+from directalign.models import packing
+from directalign.models.loading import load_family, trainable
 from directalign.types import DirectAlignError
 from tiny import MAX_SEQUENCE_LENGTH, SIZE, ZERO_SNR, write_flux, write_sd
 from tiny_qwen import write_qwen_image

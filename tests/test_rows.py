@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub.errors import GatedRepoError
 
-from directalign.prompts import read_prompts
-from directalign.rows import Address, open_rows, parse
+from directalign.data.hf_datasets import Address, open_rows, parse
+from directalign.data.prompts import read_prompts
 from directalign.types import DirectAlignError
 
 datasets = pytest.importorskip("datasets", reason="datasets are an extra: directalign[data]")

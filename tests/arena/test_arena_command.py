@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 
 import comparison_folders
 from directalign.arena.sources import read_sources
-from directalign.cli import app
-from directalign.cli import arena as command
+from directalign.cli import app, arena
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,7 @@ def test_an_interruption_before_there_is_a_database_promises_none(
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "_require_server", interrupted)
+    monkeypatch.setattr(arena, "_require_server", interrupted)
     result = CliRunner().invoke(app, ["arena", str(source), "--out", str(tmp_path / "a.sqlite")])
     assert (result.exit_code, result.output) == (130, "directalign: interrupted\n")
 

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from directalign import planning
-from directalign.config_loading import load_run
+from directalign.config.load import load_run
 from directalign.memory import Place
 from directalign.planning import surroundings
 

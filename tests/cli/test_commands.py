@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from directalign import cli
-from directalign.train import Interrupted
+from directalign.training import Interrupted
 from directalign.types import NonFiniteError
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def heard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ..
     def note(name: str, result: object) -> Any:
         return lambda *args: calls.append((name, *args)) or result
 
-    monkeypatch.setattr("directalign.train.run", note("train", Path("page")))
+    monkeypatch.setattr("directalign.training.run", note("train", Path("page")))
     monkeypatch.setattr("directalign.evaluate.sampling.sample_images", note("sample", [Path("0000-seed0.png")]))
     monkeypatch.setattr("directalign.evaluate.compare.evaluate_run", note("evaluate", Path("run/evaluation")))
     monkeypatch.setattr("directalign.evaluate.compare.compare", note("compare", Path("out")))
@@ -116,7 +116,7 @@ def test_whatever_goes_wrong_is_one_line(command, recipe: Path, monkeypatch: pyt
     def fail(*args: object) -> None:
         raise error
 
-    monkeypatch.setattr("directalign.train.run", fail)
+    monkeypatch.setattr("directalign.training.run", fail)
     result = command("train", recipe, "--set", "name=a b")
     assert result.exit_code == code and result.stderr.count("\n") == 1 and line in result.stderr
     if isinstance(error, Exception):

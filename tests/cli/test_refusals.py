@@ -22,8 +22,8 @@ from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from safetensors.torch import save_file
 from typer.testing import Result
 
-from directalign.train.run_folder import locked
-from directalign.world.assets import resolve
+from directalign.toyworld.assets import resolve
+from directalign.training.run_folder import locked
 from hub_downloads import TOKEN, DownloadHub, download_hub, point_at
 from tiny import write_flux, write_sd
 from tiny_klein import write_klein

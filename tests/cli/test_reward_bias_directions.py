@@ -14,10 +14,10 @@ import torch
 import yaml
 from typer.testing import Result
 
-from directalign.evaluate.sampling import save_png
+from directalign.evaluation.sampling import save_png
 from directalign.rewards.clip import ClipReward
 from directalign.rewards.projection import fingerprint, read_directions
-from directalign.world.scenes import all_captions, render, scenes_of
+from directalign.toyworld.scenes import all_captions, render, scenes_of
 from tiny_clip import clip_folder
 
 __all__ = ["clip_folder"]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from directalign import config
-from directalign.control.bias_directions import (
+from directalign.reward_analysis.bias_directions import (
     direction_stats,
     encode_images,
     fit,
@@ -22,7 +22,7 @@ from directalign.control.bias_directions import (
     wanted_by_examples,
     wanted_by_words,
 )
-from directalign.control.images import Examples
+from directalign.reward_analysis.images import Examples
 from directalign.types import DirectAlignError, Images, PerSample
 
 WIDTH, COUNT = 12, 40

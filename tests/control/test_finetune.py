@@ -8,15 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from directalign.config import Vlm, ControlPhrases
-from directalign.control.finetune import (
-    FinetuneConfig,
-    Weights,
-    add_adapters,
-    finetune,
-    merge_adapters,
-)
-from directalign.control.images import CAST, Examples, load_examples, random_cast, split_examples
+from directalign.config import ControlPhrases, Vlm
+from directalign.reward_analysis.finetune import FinetuneConfig, Weights, add_adapters, finetune, merge_adapters
+from directalign.reward_analysis.images import CAST, Examples, load_examples, random_cast, split_examples
 from directalign.rewards.clip import ClipReward
 from directalign.rewards.pixel_statistics import PixelReward
 from directalign.rewards.qwen_vl import VlmReward

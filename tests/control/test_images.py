@@ -10,10 +10,10 @@ import torch
 import yaml
 from PIL import Image
 
-from directalign.control.images import load_examples
+from directalign.reward_analysis.images import load_examples
 from directalign.rewards.resolve import recipe_words, reward_settings
+from directalign.toyworld.judges import load_judge
 from directalign.types import DirectAlignError
-from directalign.world.judges import load_judge
 
 KEY = "--images"
 RECIPE = "recipes/world_srpo.yaml"

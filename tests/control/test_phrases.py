@@ -13,10 +13,11 @@ import yaml
 from torch import Tensor
 
 from directalign import config
-from directalign.config_loading import load_run
-from directalign.control import COMMON, LONGEST, candidate_sides, candidates_file, checked_phrases
-from directalign.control.images import PROBES, Examples, load_examples
-from directalign.control.phrases import (
+from directalign.config.load import load_run
+from directalign.methods.objective_math import absolute_relative
+from directalign.reward_analysis import COMMON, LONGEST, candidate_sides, candidates_file, checked_phrases
+from directalign.reward_analysis.images import PROBES, Examples, load_examples
+from directalign.reward_analysis.phrases import (
     AT_REST,
     EncodedImages,
     PhraseTable,
@@ -28,16 +29,7 @@ from directalign.control.phrases import (
     settings_for,
     usable_phrases,
 )
-from directalign.control.phrases_report import (
-    Source,
-    as_override,
-    as_yaml,
-    ramp,
-    recipes,
-    to_json,
-    write_report,
-)
-from directalign.methods.objective_math import absolute_relative
+from directalign.reward_analysis.phrases_report import Source, as_override, as_yaml, ramp, recipes, to_json, write_report
 from directalign.rewards import load_reward
 from directalign.rewards.clip import ClipReward
 from directalign.types import DirectAlignError

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from directalign.config import ControlPhrases
-from directalign.control.images import Examples, load_examples
-from directalign.control.responsiveness import (
+from directalign.reward_analysis.images import Examples, load_examples
+from directalign.reward_analysis.responsiveness import (
     angle_by_scene,
     angle_of_means,
     content,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from directalign import config
-from directalign.control.images import PROBES, Examples, load_examples
-from directalign.control.soft_prompts import (
+from directalign.reward_analysis.images import PROBES, Examples, load_examples
+from directalign.reward_analysis.soft_prompts import (
     EncodedExamples,
     EncodedSide,
     RelativeText,

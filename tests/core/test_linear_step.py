@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from directalign.core.linear_step import chain_coefficients, linear_step, step_coefficients
-from directalign.core.prediction import to_x0
-from directalign.rollout import step
+from directalign.diffusion.linear_step import chain_coefficients, linear_step, step_coefficients
+from directalign.diffusion.prediction import to_x0
+from directalign.diffusion.sampling import step
 from directalign.types import Conditioning
 from methods.toy import ToyFamily
 

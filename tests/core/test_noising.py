@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch.testing import assert_close
 
-from directalign.core.noising import draw_noise, generator_for, inject
+from directalign.diffusion.noising import draw_noise, generator_for, inject
 
 
 def test_equal_keys_give_equal_noise():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from directalign.core.moves import Ramp, WindowGrid
+from directalign.diffusion.noise_levels import Ramp, WindowGrid
 from directalign.methods.objective_math import absolute_relative, anchored_reward, discount, from_absolute_relative, hinge, relative_reward
 
 weights = st.floats(-2, 2)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from directalign.core.path import DdpmTable, alpha, flow_sigmas, per_sample, shifted, truncated
+from directalign.diffusion.path import DdpmTable, alpha, flow_sigmas, per_sample, shifted, truncated
 from directalign.types import DirectAlignError
 
 LEVELS = torch.linspace(0, 1, 101, dtype=torch.float64)

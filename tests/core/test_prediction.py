@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from directalign.core.noising import inject
-from directalign.core.path import alpha, per_sample
-from directalign.core.prediction import classifier_free, convert, determinant, target, to_noise, to_x0
+from directalign.diffusion.noising import inject
+from directalign.diffusion.path import alpha, per_sample
+from directalign.diffusion.prediction import classifier_free, convert, determinant, target, to_noise, to_x0
 
 PATHS = ("flow", "vp")
 PREDICTIONS = ("velocity", "epsilon", "v", "x0")

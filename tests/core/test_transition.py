@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from directalign.core import transition
-from directalign.core.path import alpha, flow_sigmas, per_sample
-from directalign.core.prediction import target, to_noise, to_x0
+from directalign.diffusion import sde
+from directalign.diffusion.path import alpha, flow_sigmas, per_sample
+from directalign.diffusion.prediction import target, to_noise, to_x0
 
 FLOW_KINDS = ("ddim", "flow_grpo", "dance")
 EVERY = [*((kind, "flow", "velocity") for kind in FLOW_KINDS), ("ddim", "vp", "epsilon"), ("ddim", "vp", "v")]
@@ -23,7 +23,7 @@ def expanded(sigma: Tensor) -> Tensor:
 @pytest.mark.parametrize(("kind", "path", "prediction"), EVERY)
 def test_without_noise_it_is_the_deterministic_step(latents, kind, path, prediction):
     x_t, _, pred = latents
-    moved = transition.transition(kind, path, prediction, pred, x_t, HIGH, LOW, 0.0)
+    moved = sde.transition(kind, path, prediction, pred, x_t, HIGH, LOW, 0.0)
     x0_hat, noise_hat = to_x0(path, prediction, pred, x_t, HIGH), to_noise(path, prediction, pred, x_t, HIGH)
     assert moved.mean.equal(per_sample(alpha(path, LOW), x_t) * x0_hat + per_sample(LOW, x_t) * noise_hat)
     assert moved.std.equal(torch.zeros(3, dtype=torch.float64))
@@ -36,7 +36,7 @@ def test_ddim_is_the_published_eta_on_a_vp_path(latents):
     std = eta * ((1 - a_to) / (1 - a_from)).sqrt() * (1 - a_from / a_to).sqrt()
     x0_hat = (x_t - expanded(HIGH) * pred) / expanded(a_from).sqrt()
     mean = expanded(a_to).sqrt() * x0_hat + expanded(1 - a_to - std**2).sqrt() * pred
-    moved = transition.transition("ddim", "vp", "epsilon", pred, x_t, HIGH, LOW, eta)
+    moved = sde.transition("ddim", "vp", "epsilon", pred, x_t, HIGH, LOW, eta)
     torch.testing.assert_close(moved.std, std)
     torch.testing.assert_close(moved.mean, mean)
 
@@ -44,7 +44,7 @@ def test_ddim_is_the_published_eta_on_a_vp_path(latents):
 @pytest.mark.parametrize("path", ["flow", "vp"])
 @pytest.mark.parametrize("noise_level", [0.3, 1.0])
 def test_ddim_keeps_the_amount_of_noise(path, noise_level):
-    kept, std = transition.spread("ddim", path, HIGH, LOW, noise_level)
+    kept, std = sde.spread("ddim", path, HIGH, LOW, noise_level)
     torch.testing.assert_close(kept**2 + std**2, LOW**2)
 
 
@@ -55,20 +55,20 @@ def test_sde_steps_are_the_published_ones(latents, kind, a):
     t, dt = expanded(HIGH), expanded(LOW - HIGH)
     s = a * (t / (1 - t)).sqrt() if kind == "flow_grpo" else torch.full_like(t, a)
     expected = x_t + (velocity + s**2 / (2 * t) * (x_t + (1 - t) * velocity)) * dt + s * (-dt).sqrt() * fresh
-    moved = transition.transition(kind, "flow", "velocity", velocity, x_t, HIGH, LOW, a)
+    moved = sde.transition(kind, "flow", "velocity", velocity, x_t, HIGH, LOW, a)
     torch.testing.assert_close(moved.draw(fresh), expected)
 
 
 def test_at_pure_noise_flow_grpo_takes_the_next_level_where_it_would_divide_by_zero():
     one, low = torch.ones(1, dtype=torch.float64), torch.tensor([0.9], dtype=torch.float64)
-    _, std = transition.spread("flow_grpo", "flow", one, low, 0.7)
+    _, std = sde.spread("flow_grpo", "flow", one, low, 0.7)
     assert float(std) == pytest.approx(0.7 * math.sqrt(1 / (1 - 0.9)) * math.sqrt(0.1))
 
 
 @pytest.mark.parametrize(("kind", "path", "prediction"), EVERY)
 def test_the_last_step_ends_at_x0_hat_without_noise(latents, kind, path, prediction):
     x_t, fresh, pred = latents
-    moved = transition.transition(kind, path, prediction, pred, x_t, HIGH, torch.zeros_like(HIGH), 0.7)
+    moved = sde.transition(kind, path, prediction, pred, x_t, HIGH, torch.zeros_like(HIGH), 0.7)
     torch.testing.assert_close(moved.draw(fresh), to_x0(path, prediction, pred, x_t, HIGH))
 
 
@@ -79,7 +79,7 @@ def final_std(kind: str, path: str, sigmas: Tensor, spread: float, noise_level: 
     one, a = torch.ones(len(sigma_to), 1, 1, 1, dtype=torch.float64), alpha(path, sigma_from)
     total = a**2 * spread**2 + sigma_from**2
     pred = target(path, prediction, one * expanded(a * spread**2 / total), one * expanded(sigma_from / total), sigma_from)
-    moved = transition.transition(kind, path, prediction, pred, one, sigma_from, sigma_to, noise_level)
+    moved = sde.transition(kind, path, prediction, pred, one, sigma_from, sigma_to, noise_level)
     variance = float(total[0])
     for slope, std in zip(moved.mean.flatten().tolist(), moved.std.tolist(), strict=True):
         variance = slope**2 * variance + std**2
@@ -103,30 +103,30 @@ def test_log_probability_is_the_mean_of_the_normal_s(latents):
     mean, x_to, _ = latents
     std = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
     expected = Normal(mean, expanded(std)).log_prob(x_to).mean((1, 2, 3))
-    torch.testing.assert_close(transition.log_prob(transition.Transition(mean, std), x_to), expected)
+    torch.testing.assert_close(sde.log_prob(sde.Transition(mean, std), x_to), expected)
 
 
 def test_divergence_is_the_mean_of_the_normals(latents):
     mean, base, _ = latents
     std = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
     expected = kl_divergence(Normal(mean, expanded(std)), Normal(base, expanded(std))).mean((1, 2, 3))
-    torch.testing.assert_close(transition.divergence(transition.Transition(mean, std), transition.Transition(base, std)), expected)
+    torch.testing.assert_close(sde.divergence(sde.Transition(mean, std), sde.Transition(base, std)), expected)
 
 
 def test_advantages_compare_within_a_prompt_alone():
     reward = torch.tensor([1.0, 2.0, 3.0, 101.0, 102.0, 109.0], dtype=torch.float64)
-    own = transition.group_advantage(reward, 3)
-    assert own[:3].equal(transition.group_advantage(reward[:3], 3))  # another group's rewards change nothing
+    own = sde.group_advantage(reward, 3)
+    assert own[:3].equal(sde.group_advantage(reward[:3], 3))  # another group's rewards change nothing
     torch.testing.assert_close(own.view(2, 3).mean(1), torch.zeros(2, dtype=torch.float64))
     torch.testing.assert_close(own.view(2, 3).std(1, correction=0), torch.ones(2, dtype=torch.float64), rtol=1e-5, atol=0)
-    over_all = transition.group_advantage(reward, 3, over="batch")
+    over_all = sde.group_advantage(reward, 3, over="batch")
     torch.testing.assert_close(over_all.view(2, 3).mean(1), torch.zeros(2, dtype=torch.float64))
     assert over_all[:3].abs().max() < over_all[3:].abs().max()
 
 
 def test_equal_rewards_have_no_advantage():
-    assert transition.group_advantage(torch.full((8,), 0.3), 4).abs().max() < 0.1
-    assert transition.group_advantage(torch.full((8,), 0.25, dtype=torch.float64), 4).equal(torch.zeros(8, dtype=torch.float64))
+    assert sde.group_advantage(torch.full((8,), 0.3), 4).abs().max() < 0.1
+    assert sde.group_advantage(torch.full((8,), 0.25, dtype=torch.float64), 4).equal(torch.zeros(8, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -135,6 +135,6 @@ def test_equal_rewards_have_no_advantage():
 )
 def test_the_ratio_pays_no_further_than_the_clip(ratio, advantage, loss, slope):
     at = torch.tensor([ratio], dtype=torch.float64, requires_grad=True)
-    value = transition.clipped_loss(at, torch.tensor([advantage], dtype=torch.float64), 0.05)
+    value = sde.clipped_loss(at, torch.tensor([advantage], dtype=torch.float64), 0.05)
     (found,) = torch.autograd.grad(value.sum(), at)
     assert value.item() == pytest.approx(loss) and found.item() == pytest.approx(slope)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from directalign.evaluate.compare import Request, compare
+from directalign.evaluation.compare import Request, compare
 from directalign.types import DirectAlignError
 from tiny_detectors import write_detector
 from tiny_vlm import vlm_folder

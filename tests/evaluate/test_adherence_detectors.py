@@ -18,13 +18,12 @@ from transformers import (
 )
 
 from directalign import config
-from directalign.evaluate.adherence import adherence_of, check_adherence, check_rows
-from directalign.evaluate.adherence import detector_files as files
-from directalign.evaluate.adherence.colors import COLORS, GREY, TEMPLATES, ColorReader, cut_out
-from directalign.evaluate.adherence.detector import Detector
-from directalign.evaluate.adherence.found import Found
-from directalign.evaluate.geneval_facts import checked_facts
-from directalign.evaluate.prompt_sets import PromptRow
+from directalign.evaluation.adherence import adherence_of, check_adherence, check_rows, detector_files
+from directalign.evaluation.adherence.colors import COLORS, GREY, TEMPLATES, ColorReader, cut_out
+from directalign.evaluation.adherence.detector import Detector
+from directalign.evaluation.adherence.found import Found
+from directalign.evaluation.geneval_facts import checked_facts
+from directalign.evaluation.prompt_sets import PromptRow
 from directalign.rewards.clip import ClipReward
 from directalign.types import DirectAlignError
 from hub_downloads import download_hub, point_at
@@ -44,7 +43,7 @@ def detectors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(folder: Path, **more: Any) -> Detector:
-    return files.load_detector(config.Detector(path=str(folder), **more), "cpu", KEY)
+    return detector_files.load_detector(config.Detector(path=str(folder), **more), "cpu", KEY)
 
 
 def picture(height: int = 80, width: int = 60, seed: int = 0) -> Tensor:
@@ -156,11 +155,11 @@ def test_images_are_judged_from_end_to_end(kind: str, detectors: dict[str, Path]
 
 
 def test_usual_thresholds_are_those_of_the_kind_unless_others_are_given(detectors: dict[str, Path]) -> None:
-    limits = files.limits_of(config.Detector(path="x"), "mask2former")
+    limits = detector_files.limits_of(config.Detector(path="x"), "mask2former")
     assert (limits.of("colors"), limits.of("counting"), limits.max_overlap) == (0.3, 0.9, 1.0)
-    given = files.limits_of(config.Detector(path="x", threshold=0.0, counting_threshold=0.4, max_overlap=0.7), "owlv2")
+    given = detector_files.limits_of(config.Detector(path="x", threshold=0.0, counting_threshold=0.4, max_overlap=0.7), "owlv2")
     assert (given.of("colors"), given.of("counting"), given.max_overlap) == (0.0, 0.4, 0.7)
-    assert set(files.USUAL) == set(MODELS)
+    assert set(detector_files.USUAL) == set(MODELS)
 
 
 # --- colours --------------------------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from directalign import config
-from directalign.evaluate.adherence import adherence_of, adherence_settings, check_adherence, check_rows
-from directalign.evaluate.adherence.asking import Asking
-from directalign.evaluate.geneval_facts import checked_facts
-from directalign.evaluate.prompt_sets import PromptRow, read_prompt_set
+from directalign.evaluation.adherence import adherence_of, adherence_settings, check_adherence, check_rows
+from directalign.evaluation.adherence.asking import Asking
+from directalign.evaluation.geneval_facts import checked_facts
+from directalign.evaluation.prompt_sets import PromptRow, read_prompt_set
 from directalign.planning import check_adherence as planned
 from directalign.rewards import qwen_vl
 from directalign.types import DirectAlignError

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from directalign.evaluate.adherence import Judged, Verdict, numbers
-from directalign.evaluate.adherence.facts import facts_of
-from directalign.evaluate.adherence.found import Box, Found, overlap, relations, surest
-from directalign.evaluate.adherence.rules import Limits, judge
-from directalign.evaluate.geneval_facts import checked_facts
+from directalign.evaluation.adherence import Judged, Verdict, numbers
+from directalign.evaluation.adherence.facts import facts_of
+from directalign.evaluation.adherence.found import Box, Found, overlap, relations, surest
+from directalign.evaluation.adherence.rules import Limits, judge
+from directalign.evaluation.geneval_facts import checked_facts
 
 LIMITS = Limits(threshold=0.3, counting=0.9)
 SQUARE = (0.0, 0.0, 10.0, 10.0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from directalign.evaluate.results import summarise
+from directalign.evaluation.results import summarise
 from directalign.metrics import Metric
 from directalign.stats import holm, sign_test
 

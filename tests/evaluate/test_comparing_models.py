@@ -14,14 +14,14 @@ from PIL import Image
 from tiny_runs import recipe, trained, write_run_folder
 
 from directalign import config
-from directalign.evaluate import drawing, drift
-from directalign.evaluate.compare import Request, compare, evaluate_run
-from directalign.evaluate.comparison import alone
-from directalign.evaluate.generate import generate
-from directalign.evaluate.items import Item
-from directalign.evaluate.ledger import Ledger
-from directalign.evaluate.looks import Shown, pixels, rewarded
-from directalign.evaluate.sampling import sample_images
+from directalign.evaluation import drawing, drift
+from directalign.evaluation.compare import Request, compare, evaluate_run
+from directalign.evaluation.comparison import alone
+from directalign.evaluation.generate import generate
+from directalign.evaluation.items import Item
+from directalign.evaluation.looks import Shown, pixels, rewarded
+from directalign.evaluation.sampling import sample_images
+from directalign.io.jsonl import Ledger
 from directalign.types import DirectAlignError, Images, PerSample
 
 LIGHT = "light={name: pixels, statistic: brightness}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from directalign.evaluate import drift
+from directalign.evaluation import drift
 
 IMAGES = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.5 + 0.2
 

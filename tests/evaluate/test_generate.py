@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import recipe, trained, write_run_folder
 
 from directalign.config import Model
-from directalign.evaluate import reproduce
-from directalign.evaluate.generate import base_weights, generate
-from directalign.evaluate.sampling import sample_images
-from directalign.families import single_file
-from directalign.families.loading import load_family, trainable
+from directalign.evaluation import reproduce
+from directalign.evaluation.generate import base_weights, generate
+from directalign.evaluation.sampling import sample_images
+from directalign.models import single_file
+from directalign.models.loading import load_family, trainable
 from directalign.types import DirectAlignError
 from tiny import write_flux
 

@@ -12,11 +12,11 @@ import torch
 from tiny_runs import recipe, trained
 
 from directalign import config
-from directalign.evaluate.held_out import check_labels, load_held_out
-from directalign.evaluate.measure import Measurer
+from directalign.evaluation.held_out import check_labels, load_held_out
+from directalign.evaluation.in_training import Measurer
 from directalign.rewards import load_reward
-from directalign.train import run as train
-from directalign.train.run_log import read
+from directalign.training import run as train
+from directalign.training.run_log import read
 from directalign.types import DirectAlignError, Images, PerSample
 from tiny_clip import clip_folder
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from directalign.evaluate.ledger import Ledger, write_whole
+from directalign.io.jsonl import Ledger, write_whole
 from directalign.types import DirectAlignError
 
 ROWS = [{"model": key, "index": index, "numbers": {"é": 0.1 + index}} for key in ("a", "b") for index in range(3)]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny_runs import recipe, trained
 
-from directalign.evaluate import drift
-from directalign.evaluate.measure import Measurer, photographs
-from directalign.evaluate.pairs import Pairs
-from directalign.families.loading import load_family
+from directalign.evaluation import drift
+from directalign.evaluation.in_training import Measurer, photographs
+from directalign.evaluation.pairs import Pairs
+from directalign.models.loading import load_family
 from directalign.rewards import load_reward
 from directalign.types import Images, PerSample
 

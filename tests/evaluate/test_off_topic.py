@@ -10,13 +10,13 @@ import torch
 from tiny_runs import recipe, trained
 
 from directalign import config
-from directalign.evaluate import drift
-from directalign.evaluate.measure import Measurer
-from directalign.evaluate.off_topic import OffTopic, off_topic_pairs, off_topic_prompts, styles_named
-from directalign.evaluate.pairs import FIRST_SEED, Pairs
-from directalign.families.loading import load_family
+from directalign.data.prompts import held_out_captions, train_captions
+from directalign.evaluation import drift
+from directalign.evaluation.control_prompts import OffTopic, off_topic_pairs, off_topic_prompts, styles_named
+from directalign.evaluation.in_training import Measurer
+from directalign.evaluation.pairs import FIRST_SEED, Pairs
+from directalign.models.loading import load_family
 from directalign.planning.measuring import check_off_topic
-from directalign.prompts import held_out_captions, train_captions
 from directalign.rewards import load_reward
 from directalign.types import DirectAlignError, Images, PerSample
 

@@ -7,8 +7,8 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from directalign.config import Data
-from directalign.evaluate.pairs import Pairs, fixed_pairs, measured_prompts, noise_of
-from directalign.prompts import held_out_captions, train_captions
+from directalign.data.prompts import held_out_captions, train_captions
+from directalign.evaluation.pairs import Pairs, fixed_pairs, measured_prompts, noise_of
 from directalign.types import DirectAlignError
 
 

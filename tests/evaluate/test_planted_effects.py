@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from directalign.core.noising import generator_for
-from directalign.evaluate.compare import Request, compare
-from directalign.evaluate.results import summarise
-from directalign.evaluate.sampling import save_png
+from directalign.data.prompts import held_out_captions
+from directalign.diffusion.noising import generator_for
+from directalign.evaluation.compare import Request, compare
+from directalign.evaluation.results import summarise
+from directalign.evaluation.sampling import save_png
 from directalign.metrics import JUDGED, Metric
-from directalign.prompts import held_out_captions
-from directalign.world.scenes import render, scenes_of
+from directalign.toyworld.scenes import render, scenes_of
 
 RATES = {"base": 0.2, "direct_align": 0.5, "refl": 0.45, "srpo": 0.8}
 PROMPTS, SEEDS, COMPARISONS = 40, 2, 70

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from directalign.evaluate.geneval_facts import RELATIONS
-from directalign.evaluate.prompt_sets import STYLES, PromptRow, read_prompt_set
-from directalign.prompts import read_prompts, train_captions
+from directalign.data.prompts import read_prompts, train_captions
+from directalign.evaluation.geneval_facts import RELATIONS
+from directalign.evaluation.prompt_sets import STYLES, PromptRow, read_prompt_set
 from directalign.types import DirectAlignError
 
 GENEVAL = [

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from directalign.config import Run
-from directalign.config_loading import dump_run
-from directalign.families.loading import load_family, trainable
+from directalign.config.load import dump_run
 from directalign.interfaces import Family
+from directalign.models.loading import load_family, trainable
 
 
 def recipe(family: str, path: Path, prompts: Path | str, **rollout: Any) -> Run:

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from directalign.config import Run
-from directalign.config_loading import load_run
-from directalign.prompts import PromptStream, train_captions
-from directalign.train import run as train
-from directalign.world import assets
+from directalign.config.load import load_run
+from directalign.data.prompts import PromptStream, train_captions
+from directalign.toyworld import assets
+from directalign.training import run
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "one_file.py"
@@ -49,7 +49,7 @@ def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(recipe: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    out = train(recipe, tmp_path_factory.mktemp("run") / "out", resume=False)
+    out = run(recipe, tmp_path_factory.mktemp("run") / "out", resume=False)
     return load_file(out / "transformer" / "diffusion_pytorch_model.safetensors")
 
 
@@ -87,5 +87,5 @@ def test_it_is_short_and_needs_the_mathematics_alone() -> None:
             assert node.level == 0 and node.module
             imported.add(node.module)
     own = {name for name in imported if name.split(".")[0] == "directalign"}
-    assert own and all(name.startswith("directalign.core") for name in own)
+    assert own and all(name.startswith("directalign.diffusion") for name in own)
     assert {name.split(".")[0] for name in imported - own} <= ALLOWED | sys.stdlib_module_names

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from directalign.config import SRPO as Settings
-from directalign.core import moves, noising
-from directalign.core.noising import MOVE, NOISE
+from directalign.diffusion import noise_levels, noising
+from directalign.diffusion.noising import MOVE, NOISE
 from directalign.types import Batch
 from methods.toy import ToyReward
 
@@ -36,7 +36,7 @@ def losses_by_hand(
     path: str, predict: Callable[[Tensor, Tensor], Tensor], decode: Callable[[Tensor], Tensor], x0: Tensor, noise: Tensor, prediction: str = "velocity"
 ) -> list[Tensor]:
     """The losses of the denoise and of the inversion branch; `predict(x_t, sigma)` is the guided network, `decode` the VAE before its clamp."""
-    window, reward = moves.WindowGrid(), ToyReward()
+    window, reward = noise_levels.WindowGrid(), ToyReward()
     landing = window.draw(len(x0), noising.generator_of(BATCH, MOVE))
     found = []
     for own, other, move, (low, high) in (

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from directalign.families import embedding_cache
-from directalign.families.embedding_cache import EmbeddingCache, default_folder, fingerprint_of
+from directalign.models import embedding_cache
+from directalign.models.embedding_cache import EmbeddingCache, default_folder, fingerprint_of
 from directalign.types import DirectAlignError
 
 TENSORS = {"sequence": torch.arange(6.0).reshape(1, 3, 2).bfloat16(), "mask": torch.tensor([[True, True, False]]), "pooled": torch.rand(1, 4)}

@@ -9,8 +9,8 @@ import torch
 from diffusers import FluxPipeline
 
 from directalign.config import Model
-from directalign.families import packing
-from directalign.families.loading import load_family, trainable
+from directalign.models import packing
+from directalign.models.loading import load_family, trainable
 from directalign.types import DirectAlignError
 from tiny import MAX_SEQUENCE_LENGTH, SIZE, write_flux
 

@@ -10,8 +10,8 @@ import torch
 from diffusers import Flux2KleinPipeline
 
 from directalign.config import Rollout
-from directalign.families import packing
-from directalign.families.loading import trainable
+from directalign.models import packing
+from directalign.models.loading import trainable
 from directalign.types import DirectAlignError
 from families import proofs
 from families.proofs import LIBRARY_CALL, image_of_ours, noise_for, noisy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers import FluxPipeline
 
-from directalign.families import packing
+from directalign.models import packing
 
 LATENTS = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
 

@@ -11,10 +11,10 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextModel, T5EncoderModel
 
 from directalign.config import Model
-from directalign.families import parts
-from directalign.families.files import chosen, variant_of
-from directalign.families.loading import load_family
-from directalign.families.source import open_source
+from directalign.models import components
+from directalign.models.files import chosen, variant_of
+from directalign.models.loading import load_family
+from directalign.models.source import open_source
 from directalign.types import DirectAlignError
 from tiny import write_flux
 
@@ -108,7 +108,7 @@ def test_a_part_without_the_variant_is_an_error_not_another_precision(copy):
 
 @pytest.mark.parametrize("part", ["transformer", "text_encoder_2"])
 def test_a_torn_or_missing_shard_is_named_before_anything_is_loaded(copy, part, monkeypatch):
-    monkeypatch.setattr(parts, "_load_part", None)
+    monkeypatch.setattr(components, "_load_part", None)
     shard = sorted((copy / part).glob("*fp16-*.safetensors"))[-1]
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-3])
@@ -130,9 +130,9 @@ def test_the_check_can_leave_weights_out(copy):
         file.unlink()
     source = open_source(Model(family="flux", path=str(copy)))
     wanted = dict.fromkeys((*MODELS, "tokenizer", "scheduler"))
-    assert parts.check_parts(source, "FluxPipeline", wanted, weights=False).keys() == wanted.keys()
+    assert components.check_parts(source, "FluxPipeline", wanted, weights=False).keys() == wanted.keys()
     with pytest.raises(DirectAlignError, match=r"transformer: no \.safetensors file of weights"):
-        parts.check_parts(source, "FluxPipeline", wanted)
+        components.check_parts(source, "FluxPipeline", wanted)
     (copy / "vae/config.json").write_text(json.dumps([]))
     with pytest.raises(DirectAlignError, match=r"vae/config\.json: holds a list"):
-        parts.check_parts(source, "FluxPipeline", wanted, weights=False)
+        components.check_parts(source, "FluxPipeline", wanted, weights=False)

@@ -10,7 +10,7 @@ from diffusers import BitsAndBytesConfig, FluxTransformer2DModel
 from torch import Tensor, nn
 
 from directalign.config import Lora, Model
-from directalign.families import quantized, tuning
+from directalign.models import lora, quantization
 from directalign.types import DirectAlignError
 
 CPU = torch.device("cpu")
@@ -56,8 +56,8 @@ def call(model: nn.Module, dtype: torch.dtype = torch.float32) -> tuple[Tensor, 
 
 def with_adapters(model: nn.Module) -> nn.Module:
     """Adapters whose second factor is not 0, so that both factors get a gradient."""
-    tuning.make_trainable(model, recipe(None), TARGETS, seed=3)
-    for place, parameter in enumerate(tuning.trained(model).values()):
+    lora.make_trainable(model, recipe(None), TARGETS, seed=3)
+    for place, parameter in enumerate(lora.trained(model).values()):
         parameter.data.normal_(std=0.05, generator=torch.Generator().manual_seed(place))
     return model
 
@@ -66,12 +66,12 @@ def gradients(model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
     tokens, answer = call(model)
     answer.square().sum().backward()
     assert tokens.grad is not None
-    return tokens.grad, {name: parameter.grad for name, parameter in tuning.trained(model).items() if parameter.grad is not None}
+    return tokens.grad, {name: parameter.grad for name, parameter in lora.trained(model).items() if parameter.grad is not None}
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_only_the_matrices_of_the_repeated_blocks_are_rounded(bits):
-    plain, model = flux(), quantized.placed(flux(), recipe(bits), CPU)
+    plain, model = flux(), quantization.placed(flux(), recipe(bits), CPU)
     rounded = set(rounded_layers(model))
     assert {"transformer_blocks.0.attn.to_q", "transformer_blocks.0.norm1.linear", "single_transformer_blocks.0.proj_out"} <= rounded
     assert not rounded & {"x_embedder", "context_embedder", "proj_out", "time_text_embed.timestep_embedder.linear_1"}
@@ -87,14 +87,14 @@ def test_the_rounding_error_is_that_of_the_bits(bits):
     layer = nn.Linear(256, 96)
     layer.weight.data = weight.clone()
     blocks = nn.ModuleList([layer])
-    quantized.quantize(blocks, bits, CPU)
+    quantization.quantize(blocks, bits, CPU)
     error = (plain_weight(blocks[0]) - weight).norm() / weight.norm()
     assert ERRORS[bits] / 3 < error < ERRORS[bits]
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_adapters_on_a_rounded_base_get_the_gradient_of_a_plain_base_with_those_weights(bits):
-    model, same = quantized.placed(flux(), recipe(bits), CPU), flux()
+    model, same = quantization.placed(flux(), recipe(bits), CPU), flux()
     for name, layer in rounded_layers(model).items():
         same.get_submodule(name).weight.data = plain_weight(layer).detach()
     found, wanted = gradients(with_adapters(model)), gradients(with_adapters(same))
@@ -107,16 +107,16 @@ def test_adapters_on_a_rounded_base_get_the_gradient_of_a_plain_base_with_those_
 
 @pytest.mark.parametrize("bits", BITS)
 def test_fresh_adapters_change_nothing_and_are_trained_alone(bits):
-    model = quantized.placed(flux(), recipe(bits), CPU)
+    model = quantization.placed(flux(), recipe(bits), CPU)
     before = call(model)[1]
-    tuning.make_trainable(model, recipe(bits), TARGETS, seed=0)
+    lora.make_trainable(model, recipe(bits), TARGETS, seed=0)
     assert torch.equal(call(model)[1], before)
-    assert tuning.trained(model) and all("lora_" in name for name in tuning.trained(model))
+    assert lora.trained(model) and all("lora_" in name for name in lora.trained(model))
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_a_rollout_before_the_training_call_leaves_its_gradient_alone(bits):
-    model = with_adapters(quantized.placed(flux(), recipe(bits), CPU))
+    model = with_adapters(quantization.placed(flux(), recipe(bits), CPU))
     with torch.no_grad():
         free = call(model)[1]
     assert torch.equal(free, call(model)[1])
@@ -125,7 +125,7 @@ def test_a_rollout_before_the_training_call_leaves_its_gradient_alone(bits):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_bfloat16_under_autocast_follows_the_float32_answer(bits):
-    model = with_adapters(quantized.placed(flux(torch.bfloat16), recipe(bits), CPU))
+    model = with_adapters(quantization.placed(flux(torch.bfloat16), recipe(bits), CPU))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         tokens, answer = call(model, torch.bfloat16)
     answer.float().square().sum().backward()
@@ -137,7 +137,7 @@ def test_bfloat16_under_autocast_follows_the_float32_answer(bits):
 @pytest.mark.parametrize("bits", BITS)
 def test_nothing_but_the_bits_waits_for_the_backward_pass(bits):
     layers = nn.ModuleList([nn.Linear(64, 64) for _ in range(8)]).requires_grad_(False)
-    quantized.quantize(layers, bits, CPU)
+    quantization.quantize(layers, bits, CPU)
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (kept.append(tensor), tensor)[1], lambda tensor: tensor):
         x = torch.randn(3, 64, requires_grad=True)
@@ -150,10 +150,10 @@ def test_nothing_but_the_bits_waits_for_the_backward_pass(bits):
 @pytest.mark.parametrize("shape", [(64, 64), (96, 192), (70, 60)])
 def test_bytes_are_as_told(bits, shape):
     blocks = nn.ModuleList([nn.Linear(shape[1], shape[0], bias=False)])
-    quantized.quantize(blocks, bits, CPU)
+    quantization.quantize(blocks, bits, CPU)
     layer = blocks[0]
     tensors = [layer.weight, layer.scale] if bits == "8bit" else [layer.weight, *four_bit_tables(layer.weight.quant_state)]
-    assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) == quantized.stored_bytes(shape, bits)
+    assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) == quantization.stored_bytes(shape, bits)
 
 
 def four_bit_tables(state) -> list[Tensor]:
@@ -163,8 +163,8 @@ def four_bit_tables(state) -> list[Tensor]:
 def test_a_flux_of_12_billion_shrinks_as_told():
     layer = (3072, 12288)
     numbers = layer[0] * layer[1]
-    assert quantized.stored_bytes(layer, "8bit") / numbers == pytest.approx(1.0, abs=2e-3)
-    assert quantized.stored_bytes(layer, "4bit") / numbers == pytest.approx(0.516, abs=1e-3)
+    assert quantization.stored_bytes(layer, "8bit") / numbers == pytest.approx(1.0, abs=2e-3)
+    assert quantization.stored_bytes(layer, "4bit") / numbers == pytest.approx(0.516, abs=1e-3)
 
 
 @NEEDS_BITSANDBYTES
@@ -176,7 +176,7 @@ def test_four_bits_are_those_of_the_library(tmp_path, monkeypatch):
     flux().save_pretrained(tmp_path)
     settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32)
     theirs = FluxTransformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.float32, quantization_config=settings, device_map={"": "cpu"})
-    ours = rounded_layers(quantized.placed(flux(), recipe("4bit"), CPU))
+    ours = rounded_layers(quantization.placed(flux(), recipe("4bit"), CPU))
     for name, layer in ours.items():
         other = theirs.get_submodule(name)
         assert torch.equal(layer.weight, other.weight) and type(layer) is type(other)
@@ -188,26 +188,26 @@ def test_four_bits_are_those_of_the_library(tmp_path, monkeypatch):
 def test_the_librarys_lora_layers_take_the_four_bit_ones():
     from peft.tuners.lora.bnb import Linear4bit
 
-    model = with_adapters(quantized.placed(flux(), recipe("4bit"), CPU))
+    model = with_adapters(quantization.placed(flux(), recipe("4bit"), CPU))
     assert isinstance(model.get_submodule("transformer_blocks.0.attn.to_q"), Linear4bit)
 
 
 def test_a_model_too_small_to_round_is_refused():
     with pytest.raises(DirectAlignError, match=r"model\.quantization 8bit: no layer .* leave the key out"):
-        quantized.quantize(nn.ModuleList([nn.Linear(8, 8)]), "8bit", CPU)
+        quantization.quantize(nn.ModuleList([nn.Linear(8, 8)]), "8bit", CPU)
 
 
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(DirectAlignError, match=r"pip install 'bitsandbytes"):
-        quantized.quantize(nn.ModuleList([nn.Linear(64, 64)]), "4bit", CPU)
+        quantization.quantize(nn.ModuleList([nn.Linear(64, 64)]), "4bit", CPU)
 
 
 def test_a_row_of_zeros_stays_zero():
     layer = nn.Linear(64, 64)
     layer.weight.data[3] = 0
     blocks = nn.ModuleList([layer])
-    quantized.quantize(blocks, "8bit", CPU)
+    quantization.quantize(blocks, "8bit", CPU)
     assert torch.equal(plain_weight(blocks[0])[3], torch.zeros(64))
 
 
@@ -220,7 +220,7 @@ def test_a_gpu_holds_the_bits_alone_and_answers_as_the_cpu(bits):
     layers = nn.ModuleList([nn.Linear(1024, 1024, bias=False, dtype=torch.bfloat16) for _ in range(16)]).requires_grad_(False)
     whole = sum(layer.weight.numel() * 2 for layer in layers)
     expected = [layer(torch.eye(1024, dtype=torch.bfloat16)) for layer in layers]
-    quantized.quantize(layers, bits, torch.device("cuda"))
+    quantization.quantize(layers, bits, torch.device("cuda"))
     assert torch.cuda.max_memory_allocated() - start < whole * {"8bit": 0.85, "4bit": 0.6}[bits]
     for layer, answer in zip(layers, expected, strict=True):
         found = layer(torch.eye(1024, dtype=torch.bfloat16, device="cuda")).cpu()

@@ -9,7 +9,7 @@ import torch
 from diffusers import QwenImagePipeline
 
 from directalign.config import Rollout
-from directalign.families import packing
+from directalign.models import packing
 from directalign.types import DirectAlignError
 from families import proofs
 from families.proofs import LIBRARY_CALL, image_of_ours, noise_for, noisy

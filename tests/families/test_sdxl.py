@@ -10,8 +10,8 @@ import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, StableDiffusionXLPipeline
 
 from directalign.config import Model, Rollout
-from directalign.families.loading import load_family, trainable
 from directalign.methods.srpo import SRPO
+from directalign.models.loading import load_family, trainable
 from directalign.types import DirectAlignError
 from families import proofs
 from families.proofs import LIBRARY_CALL, STEPS, image_of_ours, noise_for

@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from directalign.config import Model
-from directalign.families import single_file
-from directalign.families.loading import load_family
-from directalign.families.parts import check_parts, load_parts
-from directalign.families.source import Source, open_source
+from directalign.models import single_file
+from directalign.models.components import check_parts, load_parts
+from directalign.models.loading import load_family
+from directalign.models.source import Source, open_source
 from directalign.types import DirectAlignError
 from tiny import write_flux, write_sd
 from tiny_sd3 import MEDIUM, write_sd3

@@ -11,10 +11,10 @@ import sys
 import pytest
 import torch
 
-from directalign import hub
 from directalign.config import Model
-from directalign.families.loading import load_family
-from directalign.families.source import open_source
+from directalign.io import hub
+from directalign.models.loading import load_family
+from directalign.models.source import open_source
 from directalign.types import DirectAlignError
 from hub_downloads import TOKEN, commit, download_hub, point_at
 
@@ -164,7 +164,7 @@ def test_a_full_disk_is_named(monkeypatch):
 def test_the_environment_is_heeded(online, tmp_path):
     """In a process of its own, as huggingface_hub reads its variables when it is imported."""
     online.repos[NAME].gated = True
-    code = f"from directalign.hub import download; print(download({NAME!r}, ['model_index.json'], 'model.path'))"
+    code = f"from directalign.io.hub import download; print(download({NAME!r}, ['model_index.json'], 'model.path'))"
     variables = {"HF_ENDPOINT": online.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -9,9 +9,9 @@ import torch
 from diffusers import FluxPipeline, StableDiffusionPipeline
 
 from directalign.config import Lora, Model
-from directalign.families import packing
-from directalign.families.loading import load_family, load_trained, trainable
-from directalign.rollout import sample
+from directalign.diffusion.sampling import sample
+from directalign.models import packing
+from directalign.models.loading import load_family, load_trained, trainable
 from directalign.types import DirectAlignError
 from tiny import MAX_SEQUENCE_LENGTH, SIZE, write_flux
 

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from directalign import memory
 from directalign.config import Run, Trust
-from directalign.core.recovery import recover
-from directalign.families.loading import load_family, trainable
-from directalign.families.reference import BaseModel
+from directalign.diffusion.recovery import recover
 from directalign.memory.architecture import model_architecture
 from directalign.memory.held import Subject, asks_base
 from directalign.memory.judges import Panel
 from directalign.memory.live import LiveStorages
 from directalign.memory.passing import passing
 from directalign.methods import objective_math
+from directalign.models.loading import load_family, trainable
+from directalign.models.reference_model import BaseModel
 from directalign.types import Noised
 from tiny import tiny_flux, tiny_sd  # noqa: F401 (fixtures)
 

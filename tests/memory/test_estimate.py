@@ -14,13 +14,13 @@ from torch import nn
 
 from directalign import memory
 from directalign.config import Lora, Run
-from directalign.families.quantized import quantize
 from directalign.memory.adapters import base_bytes, gathered_bytes
 from directalign.memory.architecture import model_architecture
 from directalign.memory.held import MOMENTS, UNPACKED
 from directalign.memory.live import LiveStorages
 from directalign.memory.weightless import shapes
-from directalign.train.adamw8bit import AdamW8bit
+from directalign.models.quantization import quantize
+from directalign.training.adamw8bit import AdamW8bit
 from tiny import tiny_flux, tiny_sd  # noqa: F401 (fixtures)
 
 CPU = memory.Place("the CPU", 10**12, is_gpu=False)

@@ -12,13 +12,13 @@ from memory_runs import a_run, changed
 from torch import Tensor
 
 from directalign import memory
-from directalign.core.recovery import recover
-from directalign.families.loading import load_family, trainable
+from directalign.diffusion.recovery import recover
 from directalign.memory.architecture import model_architecture
 from directalign.memory.held import Subject
 from directalign.memory.judges import Panel
 from directalign.memory.live import LiveStorages
 from directalign.memory.passing import passing
+from directalign.models.loading import load_family, trainable
 from directalign.types import Noised
 from tiny import tiny_flux, tiny_sd  # noqa: F401 (fixtures)
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from directalign.config import FamilyName, Lora, Model
-from directalign.families.loading import FAMILIES
 from directalign.memory.architecture import model_architecture
 from directalign.memory.blocks import block_counts, by_blocks, with_blocks
 from directalign.memory.calls import Shape, answer, arguments
@@ -19,6 +18,7 @@ from directalign.memory.judging import Judged, decoded, judging
 from directalign.memory.live import Piece, measured
 from directalign.memory.traces import Denoiser, denoiser_call, encoding_prompts, prepared
 from directalign.memory.weightless import Part, built, residents
+from directalign.models.loading import FAMILIES
 from directalign.rewards.common import Preprocessing
 from tiny import tiny_flux, tiny_sd  # noqa: F401 (fixtures)
 

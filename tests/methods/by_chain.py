@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from directalign import rollout
+from directalign.diffusion import sampling
 from directalign.types import Batch
 from methods import by_hand
 from methods.by_hand import GUIDANCE
@@ -18,8 +18,8 @@ EXACT = {"rtol": 1e-10, "atol": 1e-12}
 @pytest.fixture(autouse=True)
 def float64_from_the_first_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise is drawn in float32; the same numbers in float64 make every step of a toy rollout exact."""
-    drawn = rollout.noise_of
-    monkeypatch.setattr(rollout, "noise_of", lambda *given: drawn(*given).double())
+    drawn = sampling.noise_of
+    monkeypatch.setattr(sampling, "noise_of", lambda *given: drawn(*given).double())
 
 
 def answer(family: ToyFamily, x_t: Tensor, sigma: float) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from directalign import config
-from directalign.config_loading import load_run
+from directalign.config.load import load_run
 from directalign.methods.drtune import DRTune
 from directalign.methods.flowbp import FlowBP
 from directalign.planning import check_method

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from directalign import config
-from directalign.core import transition
-from directalign.core.noising import NOISE, TRANSITION, draw_noise, generator_of
-from directalign.families.reference import BaseModel
+from directalign.diffusion import sde as transition
+from directalign.diffusion.noising import NOISE, TRANSITION, draw_noise, generator_of
+from directalign.diffusion.sampling import sample, start
 from directalign.methods.flow_grpo import FlowGRPO
+from directalign.models.reference_model import BaseModel
 from directalign.rewards.python_function import PythonReward
-from directalign.rollout import sample, start
 from directalign.types import Batch, DirectAlignError, Loss
 from methods.toy import ToyDenoiser, ToyFamily, ToyReward
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from directalign import config
-from directalign.config_loading import load_run
+from directalign.config.load import load_run
 from directalign.methods.leapalign import LeapAlign, similarity_weight
 from directalign.planning import check_method
 from directalign.types import Batch, DirectAlignError

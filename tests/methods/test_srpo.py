@@ -7,11 +7,11 @@ import torch
 
 from directalign.config import SRPO as Settings
 from directalign.config import Rollout, Run
-from directalign.core import moves, noising
-from directalign.core.noising import MOVE, NOISE
+from directalign.diffusion import noise_levels, noising
+from directalign.diffusion.noising import MOVE, NOISE
+from directalign.diffusion.sampling import start
 from directalign.methods.objective import map_images, select_phrases
 from directalign.methods.srpo import SRPO
-from directalign.rollout import start
 from directalign.types import Batch, DirectAlignError
 from methods.toy import ToyFamily, ToyReward
 
@@ -49,7 +49,7 @@ def test_the_official_step_equals_the_one_written_out_by_swapping_prompts(step):
 
     noise = noising.draw_noise((2, 4, 4, 4), noising.generator_for(7, NOISE, step, 0, 0, 0)).double()
     x0 = euler(family, noise, 3)
-    grid = moves.WindowGrid()
+    grid = noise_levels.WindowGrid()
     m = grid.draw(2, noising.generator_for(7, MOVE, step, 0, 0, 0))
     total = torch.zeros((), dtype=torch.float64)
     for own_word, other_word, move, ramp in (
@@ -172,7 +172,7 @@ def test_absolute_form_scores_the_positive_phrase_or_the_bare_prompt():
 
 def test_discount_scales_the_loss_and_not_the_reward():
     plain, discounted = (next(method(branches="denoise", discount_shift=s).losses(Batch(0, PROMPTS[:1], seed=2))) for s in (None, 3.0))
-    position = moves.WindowGrid().denoise(moves.WindowGrid().draw(1, noising.generator_for(2, MOVE, 0, 0, 0, 0))).position.item()
+    position = noise_levels.WindowGrid().denoise(noise_levels.WindowGrid().draw(1, noising.generator_for(2, MOVE, 0, 0, 0, 0))).position.item()
     assert discounted.levels["reward"] == plain.levels["reward"]
     assert float(discounted.value) == pytest.approx(float(plain.value) * 3 * position / (1 + 2 * position))
 

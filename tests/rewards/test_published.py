@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from directalign import hub
+from directalign.io import hub
 from directalign.rewards.weights import check_published, fill, is_weight_file, locate, on_the_hub, read_shapes, read_weights
 from directalign.types import DirectAlignError
 from hub_downloads import TOKEN, download_hub, point_at

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from directalign import config
-from directalign.config_loading import load_run
+from directalign.config.load import load_run
 from directalign.planning.recipe import check_method
 from directalign.rewards.clip import ClipReward, SiglipReward
 from directalign.rewards.soft_prompts import ControlTokens, check_phrases, fingerprint, is_tokens_file, read_tokens, split, write_tokens

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from directalign.config_loading import load_run
+from directalign.config.load import load_run
 from directalign.studies.running import budget
 from directalign.studies.running.budget import Budget, price, within
 from directalign.studies.running.experiment import settings_of

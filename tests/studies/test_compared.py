@@ -11,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from directalign.core.noising import generator_for
-from directalign.evaluate.compare import Request, compare
-from directalign.evaluate.results import summarise
+from directalign.diffusion.noising import generator_for
+from directalign.evaluation.compare import Request, compare
+from directalign.evaluation.results import summarise
 from directalign.metrics import JUDGED
 from directalign.studies import STUDIES, compared, compared_story, run_study
 from directalign.studies.compared_planted import KEYS, NUMBERS, Bank, Planted, bits, held, lines_of, power, rendered_bank, simulated, spoke
 from directalign.studies.compared_votes import Electorate, preferred, simulated_votes, votes_of
 from directalign.studies.running.records import Row, read_rows
-from directalign.world.scenes import all_captions, render, scenes_of
+from directalign.toyworld.scenes import all_captions, render, scenes_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 MANY = Planted("many", "many", (0.3, 0.8), (0.9, 0.6), prompts=20_000, likeness=0.5)

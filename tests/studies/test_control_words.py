@@ -10,7 +10,7 @@ from directalign.methods.objective_math import absolute_relative
 from directalign.studies import STUDIES, control_words, control_words_story, run_study
 from directalign.studies.running.experiment import settings_of
 from directalign.studies.running.records import Row, read_rows
-from directalign.world.scenes import STYLE_WORDS
+from directalign.toyworld.scenes import STYLE_WORDS
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from directalign.config_loading import load_run
+from directalign.config.load import load_run
 from directalign.report.read import RunFiles, read_run
 from directalign.studies.demo import LONGER, demo, summarise
 from directalign.types import DirectAlignError

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from directalign.config_loading import load_run
-from directalign.rollout import sample, start
+from directalign.config.load import load_run
+from directalign.diffusion.sampling import sample, start
 from directalign.studies.depth import INJECTION, QUICK, Bench, agreement, depths, flat, interval, measure, spread
 
 RECIPES = Path(__file__).parents[2] / "recipes"

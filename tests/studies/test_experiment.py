@@ -11,8 +11,9 @@ import yaml
 from test_records import FACTS, RECIPE, measurement, update
 
 from directalign.config import Run
-from directalign.config_loading import dump_run, load_run
-from directalign.studies.running.experiment import Arm, run_arm, run_arms, settings_of
+from directalign.config.load import dump_run, load_run
+from directalign.studies.running.experiment import run_arm, run_arms, settings_of
+from directalign.studies.running.records import Arm
 from directalign.types import DirectAlignError
 
 Trained = list[tuple[str, bool]]

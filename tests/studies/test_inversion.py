@@ -9,8 +9,8 @@ import torch
 
 from directalign.config import SRPO as Settings
 from directalign.config import Rollout, WindowMoves
-from directalign.config_loading import load_run
-from directalign.core import moves
+from directalign.config.load import load_run
+from directalign.diffusion import noise_levels
 from directalign.methods.objective_math import absolute_relative, from_absolute_relative
 from directalign.studies import STUDIES, coefficients, inversion, inversion_story, run_study
 from directalign.studies.running.experiment import settings_of
@@ -40,7 +40,7 @@ def method_of(recipe: str) -> Settings:
 
 
 def ramp(given: object) -> torch.Tensor:
-    return moves.Ramp(given.low_noise, given.high_noise).at(POSITIONS)
+    return noise_levels.Ramp(given.low_noise, given.high_noise).at(POSITIONS)
 
 
 # --- half cost --------------------------------------------------------------------------------------------------------

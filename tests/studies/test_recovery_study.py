@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from directalign.core.noising import inject
-from directalign.core.prediction import determinant, target
-from directalign.core.recovery import gain, recover
+from directalign.diffusion.noising import inject
+from directalign.diffusion.prediction import determinant, target
+from directalign.diffusion.recovery import gain, recover
 from directalign.studies import run_study
 from directalign.studies.recovery_collapse import collapse, kept, lost_from
 from directalign.studies.recovery_errors import HIGHEST, landings, predicted_ratio, rmse, stepped

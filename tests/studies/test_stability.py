@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from directalign.core.noising import FRESH_NOISE, draw_noise, generator_for
-from directalign.core.path import flow_sigmas
-from directalign.rollout import sample
+from directalign.diffusion.noising import FRESH_NOISE, draw_noise, generator_for
+from directalign.diffusion.path import flow_sigmas
+from directalign.diffusion.sampling import sample
 from directalign.studies import run_study
 from directalign.studies.running.records import read_rows
 from directalign.studies.sampling_ways import CHAIN_STEPS, SAMPLERS, STRENGTH, chain, euler, in_batches, scheduled

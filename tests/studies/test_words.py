@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from directalign.config_loading import load_run
+from directalign.config.load import load_run
 from directalign.rewards.clip import ClipReward
 from directalign.studies import STUDIES, run_study, words
 from directalign.studies.running.experiment import settings_of
 from directalign.studies.running.records import Row, read_rows
 from directalign.studies.wordings import TINT, WORDINGS, Wording, cancelled, facts_of, seen_by, text_cosine, tinted
-from directalign.world.scenes import STYLE_WORDS, STYLES, caption
+from directalign.toyworld.scenes import STYLE_WORDS, STYLES, caption
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 LONGEST = max((caption(c, s, b) for c in ("purple", "orange") for s in ("triangle",) for b in ("white", "olive")), key=len)

@@ -21,7 +21,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 import tiny
 from directalign import planning
 from directalign.cli import main as command_line
-from directalign.train import loop
+from directalign.training import loop
 
 Sabotage = Callable[[int, int], None]
 """Called on each process before each update with (rank, number of the update from 0)."""

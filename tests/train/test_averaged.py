@@ -16,11 +16,12 @@ from torch import Tensor
 
 import tiny
 from directalign import config
-from directalign.config_loading import load_run
+from directalign.config.load import load_run
+from directalign.export import average
+from directalign.export.average import average_run
 from directalign.export.low_rank import DOWN, UP
-from directalign.train import averaged, sealed
-from directalign.train import run as train
-from directalign.train.averaged import average_run
+from directalign.io import atomic
+from directalign.training import run as train
 from directalign.types import DirectAlignError
 
 FILES = {"lora": "lora.safetensors", "full": "unet/diffusion_pytorch_model.safetensors"}
@@ -72,7 +73,7 @@ def told(out: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("ema", "group", "share"), [(None, "ema", 0.0), (True, "ema", 0.25), (False, "weights", 0.25)])
 def test_whole_weights(trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: bool | None, group: str, share: float) -> None:
-    monkeypatch.setattr(averaged, "GROUP_BYTES", 40_000)  # in several bunches of several tensors
+    monkeypatch.setattr(average, "GROUP_BYTES", 40_000)  # in several bunches of several tensors
     run = trained("full")
     average_run(run, tmp_path / "out", last=3, ema=ema, base_share=share)
     base = load_file(run.parent / "model" / FILES["full"])
@@ -143,7 +144,7 @@ def test_what_cannot_be_averaged(trained: Callable[[str], Path], tmp_path: Path,
 
 
 def test_more_rank_than_a_layer_has_needs_a_lower_one(trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("directalign.train.averaged._updates", lambda *given: {"mid": averaged.LowRank(torch.ones(2, 3), torch.ones(9, 2))})
+    monkeypatch.setattr("directalign.train.averaged._updates", lambda *given: {"mid": average.LowRank(torch.ones(2, 3), torch.ones(9, 2))})
     with pytest.raises(DirectAlignError, match=r"rank 4 is more than mid can take, whose smaller side is 3: add --rank 3 or less"):
         average_run(trained("lora"), tmp_path / "out", last=2)
 
@@ -164,9 +165,9 @@ def rewritten(checkpoint: Path, **changes: Any) -> None:
     """Its record changed and sealed again."""
     file = checkpoint / "record.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-    (checkpoint / sealed.MANIFEST).unlink()
-    files = sealed.sums(checkpoint)
-    (checkpoint / sealed.MANIFEST).write_text(json.dumps({"files": files}))
+    (checkpoint / atomic.MANIFEST).unlink()
+    files = atomic.sums(checkpoint)
+    (checkpoint / atomic.MANIFEST).write_text(json.dumps({"files": files}))
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import pytest
 import torch
 import train_stubs as stubs
 
-from directalign.train import checkpoint, loop, sealed
-from directalign.train.distributed import ProcessGroup
+from directalign.io import atomic
+from directalign.training import checkpoint, loop
+from directalign.training.distributed import ProcessGroup
 from directalign.types import DirectAlignError
 
 
@@ -67,8 +68,8 @@ def test_a_crash_between_writing_and_renaming_leaves_the_former_ones(tmp_path: P
             raise KeyboardInterrupt  # stands for a kill: nothing cleans up
         real(target, files)
 
-    real = sealed.publish
-    monkeypatch.setattr(sealed, "publish", crash)
+    real = atomic.publish
+    monkeypatch.setattr(atomic, "publish", crash)
     with pytest.raises(KeyboardInterrupt):
         stubs.start(run, tmp_path / "out")
     monkeypatch.undo()
@@ -87,20 +88,20 @@ def test_a_truncated_file_is_named_and_the_checkpoint_before_is_used(out: Path, 
     said = capsys.readouterr().out
     assert "damaged checkpoint passed over" in said and f"step-000006 ({name}" in said and "step-000004 instead" in said
     assert (out / "lora.safetensors").read_bytes() == wanted
-    assert sealed.damage(out / "checkpoints" / "step-000006") is None
+    assert atomic.damage(out / "checkpoints" / "step-000006") is None
 
 
 def test_damage_is_told_apart(out: Path):
     folder = out / "checkpoints" / "step-000006"
-    assert sealed.damage(folder) is None
+    assert atomic.damage(folder) is None
     content = bytearray((folder / "optimizer.pt").read_bytes())
     content[len(content) // 2] ^= 1
     (folder / "optimizer.pt").write_bytes(content)
-    assert sealed.damage(folder) == "optimizer.pt does not fit its checksum"
+    assert atomic.damage(folder) == "optimizer.pt does not fit its checksum"
     (folder / "optimizer.pt").unlink()
-    assert sealed.damage(folder) == "optimizer.pt is missing"
+    assert atomic.damage(folder) == "optimizer.pt is missing"
     (folder / "manifest.json").unlink()
-    assert sealed.damage(folder) == "manifest.json is missing"
+    assert atomic.damage(folder) == "manifest.json is missing"
 
 
 def test_when_all_are_damaged_it_is_an_error(out: Path):
@@ -137,8 +138,8 @@ def test_another_architecture_data_set_or_format_is_refused(out: Path):
     ):
         (path / "record.json").write_text(json.dumps({**record, **change}))
         (path / "manifest.json").unlink()
-        shutil.move(path, sealed.partial_of(path))
-        sealed.publish(path, sealed.sums(sealed.partial_of(path)))
+        shutil.move(path, atomic.partial_of(path))
+        atomic.publish(path, atomic.sums(atomic.partial_of(path)))
         with pytest.raises(DirectAlignError, match=message):
             again(out)
 
@@ -182,7 +183,7 @@ def test_a_full_disk_is_one_line_and_the_last_good_one_stays(tmp_path: Path, mon
     with pytest.raises(DirectAlignError, match=message):
         stubs.start(stubs.make_run(tmp_path / "prompts.txt"), tmp_path / "out")
     folder = tmp_path / "out" / "checkpoints"
-    assert [p.name for p in folder.iterdir()] == ["step-000002"] and sealed.damage(folder / "step-000002") is None
+    assert [p.name for p in folder.iterdir()] == ["step-000002"] and atomic.damage(folder / "step-000002") is None
 
 
 def test_nothing_is_found_where_nothing_is(tmp_path: Path):

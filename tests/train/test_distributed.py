@@ -16,7 +16,7 @@ from directalign import config
 def work(rank: int, port: int, folder: str, run: config.Run) -> None:
     import train_stubs as stubs
 
-    from directalign.train.distributed import process_group
+    from directalign.training.distributed import process_group
 
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)

@@ -13,8 +13,8 @@ import train_stubs as stubs
 from PIL import Image
 
 from directalign import config
-from directalign.train.data import TrainData, open_data
-from directalign.train.distributed import ProcessGroup
+from directalign.training.data import TrainData, open_data
+from directalign.training.distributed import ProcessGroup
 from directalign.types import Batch, DirectAlignError
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from directalign.train import run_folder
+from directalign.training import run_folder
 from directalign.types import DirectAlignError
 
-HOLDER = """import sys; from pathlib import Path; from directalign.train.run_folder import locked
+HOLDER = """import sys; from pathlib import Path; from directalign.training.run_folder import locked
 with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"""
 
 

@@ -10,7 +10,8 @@ import launching
 import pytest
 from test_torchrun import furthest, records
 
-from directalign.train import early_stopping, sealed
+from directalign.io import atomic
+from directalign.training import early_stopping
 
 STOP = ("--set=evaluate.every=1", "--set=stop={judge: score_pos, drift: {color_drift: 0.5, brightness: 0.5}, judge_patience: 1}", "--set=train.num_steps=9")
 HALF = "--set=data.batch_size=2"
@@ -50,7 +51,7 @@ def test_two_stop_at_the_same_update_and_leave_the_same_weights_though_one_is_ki
     arguments = launching.train(recipe_of(whole), out, *STOP, HALF, "--set=train.checkpoint_every=1")
     assert launching.by_torchrun(arguments, words, killed_once, max_restarts=1) == 0, words.read_text()
     assert end_of(out) == end_of(whole) and furthest(out, whole) < TOLERANCE
-    assert all(sealed.damage(early_stopping.best_path(out, step)) is None for step in early_stopping.best_steps(out))
+    assert all(atomic.damage(early_stopping.best_path(out, step)) is None for step in early_stopping.best_steps(out))
 
 
 def test_one_leaves_what_two_kept(whole: Path):

@@ -20,14 +20,15 @@ from test_kill import finished, forked
 from test_session import steps, stop_at, without_timings
 
 from directalign import config
-from directalign.train import checkpoint, early_stopping, run_log, sealed
-from directalign.train.distributed import ProcessGroup
-from directalign.train.loop import Interrupted
-from directalign.train.run import Loaded, train_loaded
-from directalign.train.run_folder import claim
+from directalign.io import atomic
+from directalign.training import checkpoint, early_stopping, run_log
+from directalign.training.distributed import ProcessGroup
+from directalign.training.loop import Interrupted
+from directalign.training.run import Loaded, train_loaded
+from directalign.training.run_folder import claim
 from directalign.types import DirectAlignError, NonFiniteError
 
-run_module = sys.modules["directalign.train.run"]
+run_module = sys.modules["directalign.training.run"]
 
 
 class Measurer(stubs.StubMeasurer):
@@ -252,7 +253,7 @@ def test_damaged_weights_are_named_and_the_best_of_the_others_is_left(tmp_path: 
     start(run, out, resume=True)
     said = capsys.readouterr().out
     assert f"damaged weights removed: {early_stopping.best_path(out, best)} (weights.safetensors has" in said
-    assert event(out, "kept")[0]["step"] != best and sealed.damage(early_stopping.best_path(out, event(out, "kept")[0]["step"])) is None
+    assert event(out, "kept")[0]["step"] != best and atomic.damage(early_stopping.best_path(out, event(out, "kept")[0]["step"])) is None
 
 
 def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -279,4 +280,4 @@ def test_a_loss_that_is_not_finite_leaves_the_best_weights(tmp_path: Path):
     out = tmp_path / "out"
     with pytest.raises(NonFiniteError, match=r"the best weights so far are .*best/step-"):
         start(make_run(tmp_path), out, spoil=lambda value, step, branch: value * float("nan") if step == 4 else value)
-    assert all(sealed.damage(early_stopping.best_path(out, step)) is None for step in early_stopping.best_steps(out)) and early_stopping.best_steps(out)
+    assert all(atomic.damage(early_stopping.best_path(out, step)) is None for step in early_stopping.best_steps(out)) and early_stopping.best_steps(out)

@@ -16,7 +16,7 @@ import pytest
 import torch
 import train_stubs as stubs
 
-from directalign.train import checkpoint
+from directalign.training import checkpoint
 
 TIMES = 10
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from directalign.train import checkpoint, run_log
-from directalign.train.run_log import Display
+from directalign.training import checkpoint, run_log
+from directalign.training.run_log import Display
 
 
 def record(step: int, **more: object) -> dict[str, object]:

@@ -11,11 +11,11 @@ import pytest
 
 import tiny
 from directalign import config
-from directalign.config_loading import load_run
+from directalign.config.load import load_run
 from directalign.methods import METHODS
 from directalign.planning import plan
-from directalign.train import Interrupted, loop
-from directalign.train import run as train
+from directalign.training import Interrupted, loop
+from directalign.training import run as train
 from directalign.types import Batch, DirectAlignError, Loss, NonFiniteError
 
 WORDS = {"positive": ["Photo"], "negative": ["Render"]}

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from directalign.config import Train
-from directalign.train.adamw8bit import AdamW8bit
-from directalign.train.optim import EMA, adamw, learning_rate, set_learning_rate, trained_parameters
+from directalign.training.adamw8bit import AdamW8bit
+from directalign.training.optim import EMA, adamw, learning_rate, set_learning_rate, trained_parameters
 from directalign.types import DirectAlignError
 
 

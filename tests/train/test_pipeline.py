@@ -15,7 +15,7 @@ import torch
 import tiny
 from directalign import config
 from directalign.methods.srpo import SRPO
-from directalign.train import run as train
+from directalign.training import run as train
 from directalign.types import Batch, DirectAlignError, NonFiniteError
 
 
@@ -41,14 +41,14 @@ def test_a_full_disk_outside_a_checkpoint_is_one_line_too(tmp_path: Path, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     run = recipe(tmp_path, "flux", "lora")
-    monkeypatch.setattr(sys.modules["directalign.train.run"], "_load", full)
+    monkeypatch.setattr(sys.modules["directalign.training.run"], "_load", full)
     with pytest.raises(DirectAlignError, match=r"no space left on the disk that holds .*out; free some and continue with --resume"):
         train(run, tmp_path / "out", resume=False)
 
     def other(run: config.Run, ranks: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(sys.modules["directalign.train.run"], "_load", other)
+    monkeypatch.setattr(sys.modules["directalign.training.run"], "_load", other)
     with pytest.raises(OSError, match="Input/output"):
         train(run, tmp_path / "other", resume=False)
 

@@ -9,12 +9,12 @@ import pytest
 from safetensors.torch import load_file
 
 from directalign.config import Run
-from directalign.evaluate.pairs import measured_prompts
-from directalign.families.loading import load_family
-from directalign.train import run as train
-from directalign.train.data import open_data
-from directalign.train.distributed import ProcessGroup
-from directalign.train.precompute_embeddings import prompts_of_run
+from directalign.evaluation.pairs import measured_prompts
+from directalign.models.loading import load_family
+from directalign.training import run as train
+from directalign.training.data import open_data
+from directalign.training.distributed import ProcessGroup
+from directalign.training.precompute_embeddings import prompts_of_run
 from tiny import SIZE, write_flux
 
 

@@ -15,8 +15,8 @@ import train_stubs as stubs
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from directalign.train import run_folder, run_log
-from directalign.train.loop import Interrupted, StopRequest
+from directalign.training import run_folder, run_log
+from directalign.training.loop import Interrupted, StopRequest
 from directalign.types import DirectAlignError, NonFiniteError
 
 

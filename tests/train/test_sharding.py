@@ -15,13 +15,13 @@ from torch.distributed.tensor import DTensor
 
 import tiny
 from directalign import config
-from directalign.families.loading import load_family
-from directalign.families.reference import BaseModel
 from directalign.interfaces import Family
-from directalign.train import checkpoint, distributed
-from directalign.train.checkpoint import TrainState
-from directalign.train.distributed import ProcessGroup, process_group
-from directalign.train.optim import EMA, adamw, trained_parameters
+from directalign.models.loading import load_family
+from directalign.models.reference_model import BaseModel
+from directalign.training import checkpoint, distributed
+from directalign.training.checkpoint import TrainState
+from directalign.training.distributed import ProcessGroup, process_group
+from directalign.training.optim import EMA, adamw, trained_parameters
 
 
 class Forgetful:

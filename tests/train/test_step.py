@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from directalign.train.distributed import ProcessGroup
-from directalign.train.step import NFECounter, SigmaHistogram, TrainStep
+from directalign.training.distributed import ProcessGroup
+from directalign.training.step import NFECounter, SigmaHistogram, TrainStep
 from directalign.types import Batch, Loss, NonFiniteError
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from directalign import config
-from directalign.evaluate.measured_numbers import judge_of, measured_metrics, score_of
-from directalign.train.early_stopping import Rules, Verdict, measurements, noise, verdict
+from directalign.evaluation.measured_numbers import judge_of, measured_metrics, score_of
+from directalign.training.early_stopping import Rules, Verdict, measurements, noise, verdict
 from directalign.types import DirectAlignError
 
 BETTER: dict[str, int] = {"judge": 1, "content": 1, "tint": -1, "light": 0, "score": 1}

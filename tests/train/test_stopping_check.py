@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 from test_stopping import recipe
 
-from directalign.config_loading import load_run
+from directalign.config.load import load_run
 from directalign.planning import check_stop
 from directalign.planning.stopping import doubts_of_stop
-from directalign.train.run_log import Display
+from directalign.training.run_log import Display
 from directalign.types import DirectAlignError
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "world_stopping.yaml"

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from directalign.train import run_log
+from directalign.training import run_log
 
 HALF = "--set=data.batch_size=2"
 """Of the recipe's four prompts per update."""

@@ -20,8 +20,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from directalign import config
-from directalign.train import checkpoint, run_log, trackers
-from directalign.train.loop import Interrupted
+from directalign.training import checkpoint, run_log, trackers
+from directalign.training.loop import Interrupted
 
 STORE = Path(tempfile.gettempdir()) / f"trackio-{os.getpid()}"
 os.environ["TRACKIO_DIR"] = str(STORE)  # trackio reads it once, when it is imported
@@ -245,7 +245,7 @@ def test_who_shows_a_run_may_change_when_it_is_resumed(tmp_path: Path):
 
 
 def test_records_of_an_earlier_step_texts_and_holes(tmp_path: Path):
-    from directalign.train.trackers import open_trackers
+    from directalign.training.trackers import open_trackers
 
     run = tracked(tmp_path, "holes")
     written = run_log.RunLog(tmp_path, -1, trackers=open_trackers(run, tmp_path, ["x"]))

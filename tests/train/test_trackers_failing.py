@@ -19,7 +19,7 @@ import train_stubs as stubs
 
 from directalign import config
 from directalign.planning.tracking import check_track
-from directalign.train import run_log, trackers
+from directalign.training import run_log, trackers
 from directalign.types import DirectAlignError
 
 

@@ -9,7 +9,7 @@ import launching
 import pytest
 from safetensors.torch import load_file
 
-from directalign.train.averaged import average_run
+from directalign.export.average import average_run
 
 TRUST, HALF = "--set=method.trust.weight=0.5", "--set=data.batch_size=2"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

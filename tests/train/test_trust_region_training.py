@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 import tiny
 from directalign import config
-from directalign.train import Interrupted, loop
-from directalign.train import run as train
+from directalign.training import Interrupted, loop
+from directalign.training import run as train
 
 WEIGHTS = {"lora": "lora.safetensors", "full": "unet/diffusion_pytorch_model.safetensors"}
 SAMPLES, SAMPLING_STEPS = 2, 3

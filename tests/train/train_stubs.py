@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from directalign import config
-from directalign.core.noising import for_update, generator_for
-from directalign.train.data import open_data
-from directalign.train.distributed import ProcessGroup
-from directalign.train.run import Loaded, train_loaded
-from directalign.train.run_folder import claim
+from directalign.diffusion.noising import for_update, generator_for
+from directalign.training.data import open_data
+from directalign.training.distributed import ProcessGroup
+from directalign.training.run import Loaded, train_loaded
+from directalign.training.run_folder import claim
 from directalign.types import Batch, Conditioning, Images, Latents, Loss, PerSample
 
 PROMPTS = [f"a thing of kind {index}" for index in range(11)]

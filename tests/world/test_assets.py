@@ -18,15 +18,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-from directalign.config_loading import load_run
-from directalign.evaluate.generate import generate
-from directalign.evaluate.pairs import Pairs, fixed_pairs, measured_prompts
-from directalign.families.loading import load_family
+from directalign.config.load import load_run
+from directalign.evaluation.generate import generate
+from directalign.evaluation.pairs import Pairs, fixed_pairs, measured_prompts
+from directalign.models.loading import load_family
 from directalign.rewards.clip import ClipReward
+from directalign.toyworld import assets
+from directalign.toyworld.judges import load_judge
+from directalign.toyworld.scenes import draw_scenes, render
 from directalign.types import DirectAlignError, PerSample
-from directalign.world import assets
-from directalign.world.judges import load_judge
-from directalign.world.scenes import draw_scenes, render
 
 LIMIT = 24_000_000
 NAMES = [*assets.PIPELINES, *assets.REWARDS]

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from directalign.toyworld import assets
 from directalign.types import DirectAlignError
-from directalign.world import assets, build
+from directalign.world import build
 from directalign.world.build import autoencoder, denoisers, networks, session, tokenizers
 
 TWO_STEPS = session.Budget(steps=2, batch=4, learning_rate=1e-3, warmup=1)

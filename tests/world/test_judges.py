@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import save_file
 
 from directalign.interfaces import Judge
-from directalign.world import assets
+from directalign.toyworld import assets
+from directalign.toyworld.judges import CONTENT_HEADS, STYLE_HEADS, Classifier, WorldJudge, load_classifier, load_judge, plain_caption
+from directalign.toyworld.scenes import STYLES, Scenes, draw_scenes, render
 from directalign.world.build.judges import degrade, pool
 from directalign.world.build.reward_card import retouch
-from directalign.world.judges import CONTENT_HEADS, STYLE_HEADS, Classifier, WorldJudge, load_classifier, load_judge, plain_caption
-from directalign.world.scenes import STYLES, Scenes, draw_scenes, render
 
 COUNT = 160
 

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from directalign.rewards.clip import ClipReward
-from directalign.world.assets import resolve
+from directalign.toyworld.assets import resolve
+from directalign.toyworld.scenes import STYLE_WORDS, STYLES, Scenes, draw_scenes, render
 from directalign.world.build.reward import Training, _fits, _loss, draw_captions, train_reward
 from directalign.world.build.reward_card import measure, read, retouch, see
 from directalign.world.build.session import Budget
 from directalign.world.build.tokenizers import clip_tokenizer
-from directalign.world.scenes import STYLE_WORDS, STYLES, Scenes, draw_scenes, render
 
 
 def seeded(seed: int) -> torch.Generator:

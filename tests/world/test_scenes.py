@@ -3,18 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from directalign.world.scenes import (
-    BACKGROUNDS,
-    COLORS,
-    IMAGE_SIZE,
-    PLAIN_STYLE_SHARES,
-    SHAPES,
-    STYLES,
-    all_captions,
-    draw_scenes,
-    render,
-    scenes_of,
-)
+from directalign.toyworld.scenes import BACKGROUNDS, COLORS, IMAGE_SIZE, PLAIN_STYLE_SHARES, SHAPES, STYLES, all_captions, draw_scenes, render, scenes_of
 
 
 def seeded(seed: int) -> torch.Generator:

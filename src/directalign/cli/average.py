@@ -26,7 +26,7 @@ def average(
     with one_line_errors(debug):
         chosen = None if steps is None else _numbers(steps)
         require_room(out)
-        from ..train.averaged import RECORD, average_run
+        from ..export.average import RECORD, average_run
 
         done = average_run(folder, out, chosen, last, ema, base_share, rank)
         if rank is not None:

@@ -23,7 +23,7 @@ def check(
 ) -> None:
     """Check a recipe, its files and prompts, and estimate memory and disk, without loading or downloading any weight."""
     with one_line_errors(debug):
-        from ..config_loading import load_run
+        from ..config.load import load_run
 
         run = load_run(recipe, overrides)
         from rich.console import Console

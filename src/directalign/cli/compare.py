@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import comparing as options
+from . import comparing
 from .errors import one_line_errors
 from .options import Debug
 
@@ -19,29 +19,29 @@ def compare(
     sources: Annotated[list[str], typer.Argument(metavar="[LABEL=]SOURCE...", help=SOURCES, show_default=False)],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for images, numbers and the page; the same command goes on there.")],
     base: Annotated[bool, typer.Option("--base", help="Add the model that the runs began with, and hold all against it.")] = False,
-    prompts: options.Prompts = None,
-    num_pairs: options.NumPairs = None,
-    seeds_per_prompt: options.SeedsPerPrompt = None,
-    reward: options.Reward = [],  # noqa: B006 (typer copies it)
-    positive: options.PositiveWords = [],  # noqa: B006
-    negative: options.NegativeWords = [],  # noqa: B006
-    judge: options.JudgeName = None,
-    off_topic: options.OffTopic = None,
-    adherence: options.Adherence = None,
-    sampling_steps: options.SamplingSteps = None,
-    cfg_scale: options.CfgScale = None,
-    embedded_guidance: options.Guidance = None,
-    height: options.Height = None,
-    width: options.Width = None,
-    batch_size: options.BatchSize = None,
+    prompts: comparing.Prompts = None,
+    num_pairs: comparing.NumPairs = None,
+    seeds_per_prompt: comparing.SeedsPerPrompt = None,
+    reward: comparing.Reward = [],  # noqa: B006 (typer copies it)
+    positive: comparing.PositiveWords = [],  # noqa: B006
+    negative: comparing.NegativeWords = [],  # noqa: B006
+    judge: comparing.JudgeName = None,
+    off_topic: comparing.OffTopic = None,
+    adherence: comparing.Adherence = None,
+    sampling_steps: comparing.SamplingSteps = None,
+    cfg_scale: comparing.CfgScale = None,
+    embedded_guidance: comparing.Guidance = None,
+    height: comparing.Height = None,
+    width: comparing.Width = None,
+    batch_size: comparing.BatchSize = None,
     debug: Debug = False,
 ) -> None:
     """Compare models on the same prompts and seeds: rewards, judges, drift, diversity, leakage, wins."""
     with one_line_errors(debug, "; the same command goes on where it stopped"):
-        from ..evaluate.compare import Request
-        from ..evaluate.compare import compare as compare_models
+        from ..evaluation.compare import Request
+        from ..evaluation.compare import compare as compare_models
 
-        judge_: Any = options.checked_judge(judge)
+        judge_: Any = comparing.checked_judge(judge)
         request = Request(
             tuple(sources),
             out,
@@ -49,7 +49,7 @@ def compare(
             prompts=prompts,
             num_pairs=num_pairs,
             seeds_per_prompt=seeds_per_prompt,
-            rollout=options.rollout_of(sampling_steps, cfg_scale, embedded_guidance, height, width),
+            rollout=comparing.rollout_of(sampling_steps, cfg_scale, embedded_guidance, height, width),
             rewards=tuple(reward),
             positive=tuple(positive),
             negative=tuple(negative),
@@ -57,7 +57,7 @@ def compare(
             off_topic=off_topic,
             adherence=adherence,
             batch_size=batch_size,
-            command=options.command_line(sys.argv[1:]),
-            where=options.where(),
+            command=comparing.command_line(sys.argv[1:]),
+            where=comparing.where(),
         )
-        options.show(compare_models(request, lambda words: typer.echo(words, err=True)))
+        comparing.show(compare_models(request, lambda words: typer.echo(words, err=True)))

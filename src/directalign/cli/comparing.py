@@ -70,7 +70,7 @@ def command_line(words: Sequence[str]) -> str:
 
 def where() -> dict[str, Any]:
     """What the comparison runs on."""
-    from ..train.run_folder import commit, machine, versions
+    from ..training.run_folder import commit, machine, versions
 
     return {"commit": commit(), "machine": machine(), "versions": versions()}
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import comparing as options
+from . import comparing
 from .errors import one_line_errors
 from .options import Debug, RunFolder
 
@@ -16,28 +16,28 @@ from .options import Debug, RunFolder
 def evaluate(
     folder: RunFolder,
     out: Annotated[Path | None, typer.Option(metavar="OUT", help="Folder for the results; evaluation in the run's own if not given.")] = None,
-    prompts: options.Prompts = None,
-    num_pairs: options.NumPairs = None,
-    seeds_per_prompt: options.SeedsPerPrompt = None,
-    reward: options.Reward = [],  # noqa: B006 (typer copies it)
-    positive: options.PositiveWords = [],  # noqa: B006
-    negative: options.NegativeWords = [],  # noqa: B006
-    judge: options.JudgeName = None,
-    off_topic: options.OffTopic = None,
-    adherence: options.Adherence = None,
-    sampling_steps: options.SamplingSteps = None,
-    cfg_scale: options.CfgScale = None,
-    embedded_guidance: options.Guidance = None,
-    height: options.Height = None,
-    width: options.Width = None,
-    batch_size: options.BatchSize = None,
+    prompts: comparing.Prompts = None,
+    num_pairs: comparing.NumPairs = None,
+    seeds_per_prompt: comparing.SeedsPerPrompt = None,
+    reward: comparing.Reward = [],  # noqa: B006 (typer copies it)
+    positive: comparing.PositiveWords = [],  # noqa: B006
+    negative: comparing.NegativeWords = [],  # noqa: B006
+    judge: comparing.JudgeName = None,
+    off_topic: comparing.OffTopic = None,
+    adherence: comparing.Adherence = None,
+    sampling_steps: comparing.SamplingSteps = None,
+    cfg_scale: comparing.CfgScale = None,
+    embedded_guidance: comparing.Guidance = None,
+    height: comparing.Height = None,
+    width: comparing.Width = None,
+    batch_size: comparing.BatchSize = None,
     debug: Debug = False,
 ) -> None:
     """Measure a finished run against its base on fixed prompts and seeds: directalign compare of the two."""
     with one_line_errors(debug, "; the same command goes on where it stopped"):
-        from ..evaluate.compare import Request, evaluate_run
+        from ..evaluation.compare import Request, evaluate_run
 
-        judge_: Any = options.checked_judge(judge)
+        judge_: Any = comparing.checked_judge(judge)
         request = Request(
             (str(folder),),
             out or folder / "evaluation",
@@ -45,7 +45,7 @@ def evaluate(
             prompts=prompts,
             num_pairs=num_pairs,
             seeds_per_prompt=seeds_per_prompt,
-            rollout=options.rollout_of(sampling_steps, cfg_scale, embedded_guidance, height, width),
+            rollout=comparing.rollout_of(sampling_steps, cfg_scale, embedded_guidance, height, width),
             rewards=tuple(reward),
             positive=tuple(positive),
             negative=tuple(negative),
@@ -53,7 +53,7 @@ def evaluate(
             off_topic=off_topic,
             adherence=adherence,
             batch_size=batch_size,
-            command=options.command_line(sys.argv[1:]),
-            where=options.where(),
+            command=comparing.command_line(sys.argv[1:]),
+            where=comparing.where(),
         )
-        options.show(evaluate_run(request, lambda words: typer.echo(words, err=True)))
+        comparing.show(evaluate_run(request, lambda words: typer.echo(words, err=True)))

@@ -95,7 +95,7 @@ def renamed(former: str) -> Callable[[], None]:
 def _words(positive: list[str], negative: list[str], *options: str) -> Any:
     """Validate the phrases of both sides; `options` are named in errors."""
     from ..config import ControlPhrases
-    from ..control import checked_phrases
+    from ..reward_analysis import checked_phrases
 
     sides = zip((positive, negative), options, strict=True)
     pos, neg = (list(checked_phrases(phrases, option)) for phrases, option in sides)
@@ -129,10 +129,10 @@ def phrases(
 ) -> None:
     """Measure candidate control phrases and suggest phrases, ramps and a tolerance."""
     with one_line_errors(debug):
-        from ..control import candidate_sides
-        from ..control.images import load_examples
-        from ..control.phrases import analyze_phrases, encode_examples
-        from ..control.phrases_report import Source, write_report
+        from ..reward_analysis import candidate_sides
+        from ..reward_analysis.images import load_examples
+        from ..reward_analysis.phrases import analyze_phrases, encode_examples
+        from ..reward_analysis.phrases_report import Source, write_report
         from ..rewards.resolve import load_named_reward, reward_settings
 
         require_room(out / "phrases.html")
@@ -224,11 +224,11 @@ def soft_prompts(
     """Fit soft control tokens to --images, or without images take the mean of phrases."""
     with one_line_errors(debug):
         files = _token_files(out)
-        from ..control import require_words
-        from ..control.images import load_examples
-        from ..control.soft_prompts import SoftPromptConfig, fit_soft_prompts, mean_of_words
-        from ..rewards.soft_prompts import write_tokens
+        from ..reward_analysis import require_words
+        from ..reward_analysis.images import load_examples
+        from ..reward_analysis.soft_prompts import SoftPromptConfig, fit_soft_prompts, mean_of_words
         from ..rewards.resolve import load_named_reward, recipe_words, reward_settings
+        from ..rewards.soft_prompts import write_tokens
         from ..types import DirectAlignError
 
         named = reward_settings(reward)
@@ -315,8 +315,8 @@ def finetune(
 ) -> None:
     """Finetune a reward to respond to control phrases, and measure it before and after."""
     with one_line_errors(debug):
-        from ..control import require_words
-        from ..control.finetune import FinetuneConfig, finetune_to_folder
+        from ..reward_analysis import require_words
+        from ..reward_analysis.finetune import FinetuneConfig, finetune_to_folder
         from ..rewards.resolve import recipe_words
 
         require_room(out)
@@ -395,7 +395,7 @@ def bias_directions(
 ) -> None:
     """Find directions along which a reward is exploited, so that it can ignore them."""
     with one_line_errors(debug):
-        from ..control.bias_directions import Request, make_directions
+        from ..reward_analysis.bias_directions import Request, make_directions
 
         require_new_file(out)
         keep = _words(keep_words, against, "--keep-words", "--against")

@@ -32,7 +32,7 @@ def sample(
         texts = _prompts(prompt, prompts)
         asked = {"num_sampling_steps": num_sampling_steps, "cfg_scale": cfg_scale, "embedded_guidance": embedded_guidance, "height": height, "width": width}
         rollout = {name: value for name, value in asked.items() if value is not None}
-        from ..evaluate.sampling import sample_images
+        from ..evaluation.sampling import sample_images
 
         pairs = [(text, number) for text in texts for number in seed]
         for file in sample_images(source, [text for text, _ in pairs], [number for _, number in pairs], out, rollout, base):
@@ -40,8 +40,8 @@ def sample(
 
 
 def _prompts(given: list[str], source: str | None) -> list[str]:
-    from ..prompts import read_prompts
-    from ..texts import checked_prompt
+    from ..data.prompts import read_prompts
+    from ..data.text_files import checked_prompt
     from ..types import DirectAlignError
 
     listed = read_prompts(source) if source is not None else []

@@ -24,11 +24,11 @@ def train(
     out = out or default_out(recipe)
     again = ["directalign", "train", str(recipe), *(f"--set={each}" for each in overrides), "--out", str(out), "--resume"]
     with one_line_errors(debug, f"; continue with: {shlex.join(again)}"):
-        from ..config_loading import load_run
+        from ..config.load import load_run
 
         run = load_run(recipe, overrides)
         from ..planning import plan  # only now: diffusers and transformers take seconds to import
-        from ..train import run as run_training
+        from ..training import run as run_training
 
         warnings, speaks = plan(run, out).warnings, os.environ.get("RANK", "0") == "0"  # one of several processes
         for warning in warnings if speaks else ():

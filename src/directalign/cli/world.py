@@ -20,7 +20,7 @@ def export(
 ) -> None:
     """Write the embedded models as complete diffusers and transformers folders."""
     with one_line_errors(debug):
-        from ..world.assets import export as export_models
+        from ..toyworld.assets import export as export_models
 
         for written in export_models(folder):
             typer.echo(written)
@@ -36,7 +36,7 @@ def pictures(
 ) -> None:
     """Draw pictures with captions, as a set of real images for offline training."""
     with one_line_errors(debug):
-        from ..world.picture_set import write_pictures
+        from ..toyworld.picture_set import write_pictures
 
         typer.echo(write_pictures(folder, count, style, seed))
 

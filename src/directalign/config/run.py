@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ..presets import PRESETS, PresetName, merged
 from .adherence import Adherence
 from .base import Pair, Positive, Size, Strict
 from .methods import Method
 from .model import Model
+from .presets import PRESETS, PresetName, merged
 from .rewards import Reward, SingleReward
 from .stopping import Stop
 from .tracking import Track

@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from .. import config, hub
-from ..families.files import read_json
+from .. import config
+from ..io import hub
+from ..models.files import read_json
 
 HUB = "https://huggingface.co"
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import config
-from ..config_loading import load_run
-from ..families.loading import FAMILIES
-from ..families.tuning import LORA_FILE
+from ..config.load import load_run
+from ..models.loading import FAMILIES
+from ..models.lora import LORA_FILE
 from ..report.read import RunFiles, read_run
 from ..types import DirectAlignError
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..families.files import check_safetensors
+from ..models.files import check_safetensors
 from ..types import DirectAlignError
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"

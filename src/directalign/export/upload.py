@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-from .. import hub
+from ..io import hub
 from ..types import DirectAlignError
 
 NO_TOKEN, NO_PERMISSION = 401, 403

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ..families.files import read_json, weights_files
-from ..families.parts import check_parts, load_parts
-from ..families.source import UNUSED, Source, open_source
+from ..models.components import check_parts, load_parts
+from ..models.files import read_json, weights_files
+from ..models.source import UNUSED, Source, open_source
 from ..types import DirectAlignError
 from . import header
 from .base import Base

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from .. import config
-from ..families.quantized import is_quantized, stored_bytes
+from ..models.quantization import is_quantized, stored_bytes
 
 Shapes = Mapping[str, Sequence[int]]
 BYTES = {"float32": 4, "bfloat16": 2}

@@ -16,16 +16,16 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
-from .. import config, hub
-from ..families import single_file
-from ..families.files import tensor_shapes
-from ..families.loading import FAMILIES
-from ..families.parts import read_json, weights_files
+from .. import config
+from ..io import hub
+from ..models import single_file
+from ..models.files import read_json, tensor_shapes, weights_files
+from ..models.loading import FAMILIES
+from ..toyworld import assets
 from ..types import DirectAlignError
-from ..world import assets
 from .weightless import Part, shapes
 
-KNOWN = Path(__file__).parents[1] / "families" / "known"
+KNOWN = Path(__file__).parents[1] / "models" / "known"
 REFERENCES = {
     "flux": "flux_1_dev",
     "flux2_klein": "flux_2_klein_4b",

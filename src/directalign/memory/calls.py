@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..families import packing
+from ..models import packing
 
 TIME_IDS = 6
 """Numbers that SDXL is told about the size of its image."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from .. import config
-from ..families import sd3
-from ..families.loading import FAMILIES
-from ..train.data import accumulation
+from ..models import sd3
+from ..models.loading import FAMILIES
+from ..training.data import accumulation
 from .adapters import BYTES, base_bytes, gathered_bytes, lora_parameters
 from .architecture import Architecture
 from .geometry import Geometry, geometry

@@ -10,8 +10,9 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
-from .. import config, hub
-from ..families.parts import read_json
+from .. import config
+from ..io import hub
+from ..models.files import read_json
 from ..rewards import hpsv3, image_reward, open_clip
 from ..rewards.aesthetic import V2_5, HeadLayout, recognise
 from ..rewards.common import Preprocessing

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pixel_shuffle
 
-from ..families import autoencoder, frame_autoencoder
+from ..models import autoencoder, frame_autoencoder
 from ..rewards import image_reward, qwen_vl
 from ..rewards.common import recompute
 from ..rewards.qwen_vl import ChatBatch

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..families.quantized import is_quantized
+from ..models.quantization import is_quantized
 
 
 class Rounded(nn.Linear):

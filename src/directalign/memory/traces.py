@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import config
-from ..families import tuning
+from ..models import lora
 from .blocks import by_blocks
 from .calls import Shape, answer, arguments
 from .live import Piece, measured
@@ -64,7 +64,7 @@ def prepared(network: Any, model: config.Model, targets: tuple[str, ...]) -> Any
     network.to(getattr(torch, model.trained_dtype if model.tune == "full" else model.dtype))
     if model.quantization is not None:
         round_layers(network, model.quantization)
-    tuning.make_trainable(network, model, targets, seed=0)
+    lora.make_trainable(network, model, targets, seed=0)
     if model.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     return network

@@ -19,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import AlignProp as Settings
 from ..config import Rollout as RolloutSettings
-from ..core.noising import STEPS, generator_of
+from ..diffusion.noising import STEPS, generator_of
+from ..diffusion.sampling import sample, start, step
 from ..interfaces import Family, Reward
-from ..rollout import sample, start, step
 from ..types import Batch, Conditioning, Latents, Loss
 from .objective import build_objective
 from .objective_math import hinge

@@ -17,9 +17,9 @@ from typing import Any
 
 from ..config import DRaFT as Settings
 from ..config import Rollout as RolloutSettings
-from ..core.noising import FRESH_NOISE, inject
+from ..diffusion.noising import FRESH_NOISE, inject
+from ..diffusion.sampling import Start, noise_of, one_step_guess, sample, start
 from ..interfaces import Family, Reward
-from ..rollout import Start, noise_of, one_step_guess, sample, start
 from ..types import Batch, Latents, Loss
 from .objective import build_objective
 from .objective_math import hinge

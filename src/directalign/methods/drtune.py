@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ..config import DRTune as Settings
 from ..config import Rollout as RolloutSettings
-from ..core.linear_step import linear_step
-from ..core.noising import STEPS, generator_of
+from ..diffusion.linear_step import linear_step
+from ..diffusion.noising import STEPS, generator_of
+from ..diffusion.sampling import Start, start
 from ..interfaces import Family, Reward
-from ..rollout import Start, start
 from ..types import Batch, DirectAlignError, Latents, Loss
 from .objective import build_objective
 from .objective_math import hinge

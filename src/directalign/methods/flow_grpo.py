@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from .. import config
-from ..core import transition
-from ..core.noising import STEPS, TRANSITION, generator_of
-from ..families.reference import BaseModel
+from ..diffusion import sde
+from ..diffusion.noising import STEPS, TRANSITION, generator_of
+from ..diffusion.sampling import noise_of, start
 from ..interfaces import Family, Reward
-from ..rollout import noise_of, start
+from ..models.reference_model import BaseModel
 from ..types import Batch, Conditioning, DirectAlignError, Latents, Loss, PerSample
 from .objective import build_objective
 
@@ -77,14 +77,14 @@ class FlowGRPO:
         base = self._base_transition(made, cond, index)
         moved = self._transition(x_t, cond, made.sigmas[index], made.sigmas[index + 1])
 
-        ratio = (transition.log_prob(moved, made.states[index + 1]) - made.log_probs[index]).exp()
-        loss = transition.clipped_loss(ratio, made.advantage, settings.clip_range)
+        ratio = (sde.log_prob(moved, made.states[index + 1]) - made.log_probs[index]).exp()
+        loss = sde.clipped_loss(ratio, made.advantage, settings.clip_range)
         metrics = made.metrics | {
             "ratio": _mean(ratio),
             "clip_fraction": _mean((ratio - 1).abs() > settings.clip_range),
         }
         if base is not None:
-            divergence = transition.divergence(moved, base)
+            divergence = sde.divergence(moved, base)
             loss = loss + settings.kl_weight * divergence
             metrics["kl"] = _mean(divergence)
         levels = {
@@ -125,16 +125,16 @@ class FlowGRPO:
             moved = self._transition(states[-1], begun.cond, sigma_from, sigma_to)
             states.append(moved.draw(noise_of(batch, TRANSITION, tuple(noise.shape), index=index)))
             if sigma_to > 0:
-                log_probs.append(transition.log_prob(moved, states[-1]))
+                log_probs.append(sde.log_prob(moved, states[-1]))
         output = self.objective(
             self.family.decode(states[-1]),
             replace(batch, step=batch.step // self.settings.updates_per_rollout),
         )
         reward = output.reward.to(noise.device)
-        advantage = transition.group_advantage(reward, size, self.settings.normalise)
+        advantage = sde.group_advantage(reward, size, self.settings.normalise)
         metrics = {
             **output.metrics,
-            "group_spread": _mean(transition.centred(reward, size).square().mean(1).sqrt()),
+            "group_spread": _mean(sde.centred(reward, size).square().mean(1).sqrt()),
         }
         return Rollouts(
             batch.step, batch.prompts, sigmas, states, log_probs, reward, advantage, metrics
@@ -159,11 +159,11 @@ class FlowGRPO:
 
     def _transition(
         self, x_t: Latents, cond: Conditioning, sigma_from: Tensor, sigma_to: Tensor
-    ) -> transition.Transition:
+    ) -> sde.Transition:
         family, settings, n = self.family, self.settings, len(x_t)
         start_of, end_of = sigma_from.expand(n), sigma_to.expand(n)
         pred = family.predict(x_t, start_of, cond)
-        return transition.transition(
+        return sde.transition(
             settings.sde,
             family.path,
             family.prediction,
@@ -177,7 +177,7 @@ class FlowGRPO:
     @torch.no_grad()
     def _base_transition(
         self, made: Rollouts, cond: Conditioning, index: int
-    ) -> transition.Transition | None:
+    ) -> sde.Transition | None:
         if self.base is None:
             return None
         with self.base.worn():

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ..config import FlowBP as Settings
 from ..config import Rollout as RolloutSettings
-from ..core.linear_step import chain_coefficients
-from ..core.noising import STEPS, generator_of
+from ..diffusion.linear_step import chain_coefficients
+from ..diffusion.noising import STEPS, generator_of
+from ..diffusion.sampling import Start, start, trajectory
 from ..interfaces import Family, Reward
-from ..rollout import Start, start, trajectory
 from ..types import Batch, Latents, Loss
 from .objective import build_objective
 from .objective_math import hinge

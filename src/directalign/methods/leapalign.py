@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ..config import LeapAlign as Settings
 from ..config import Rollout as RolloutSettings
-from ..core.linear_step import linear_step
-from ..core.noising import STEPS, generator_of
+from ..diffusion.linear_step import linear_step
+from ..diffusion.noising import STEPS, generator_of
+from ..diffusion.sampling import Start, sample, start
 from ..interfaces import Family, Reward
-from ..rollout import Start, sample, start
 from ..types import Batch, DirectAlignError, Latents, Loss, PerSample
 from .objective import build_objective
 from .objective_math import hinge

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.path import shifted
+from ..diffusion.path import shifted
 from ..types import Images, Latents, PerSample
 
 Members = Float[Tensor, "m b"]

@@ -15,9 +15,9 @@ import torch
 
 from ..config import ReFL as Settings
 from ..config import Rollout as RolloutSettings
-from ..core.noising import STEPS, generator_of
+from ..diffusion.noising import STEPS, generator_of
+from ..diffusion.sampling import one_step_guess, sample, start
 from ..interfaces import Family, Reward
-from ..rollout import one_step_guess, sample, start
 from ..types import Batch, Loss
 from .objective import build_objective
 from .objective_math import hinge

@@ -19,12 +19,12 @@ from torch import Tensor
 from ..config import SRPO as Settings
 from ..config import ConstantGainMoves, UniformMoves, WindowMoves
 from ..config import Rollout as RolloutSettings
-from ..core import moves, noising, recovery
-from ..core.noising import FRESH_NOISE, MOVE
-from ..core.path import per_sample, truncated
-from ..families.reference import BaseModel
+from ..diffusion import noise_levels, noising, recovery
+from ..diffusion.noising import FRESH_NOISE, MOVE
+from ..diffusion.path import per_sample, truncated
+from ..diffusion.sampling import noise_of, sample, start
 from ..interfaces import Family, Reward
-from ..rollout import noise_of, sample, start
+from ..models.reference_model import BaseModel
 from ..types import Batch, Conditioning, Latents, Loss, PerSample
 from . import objective_math
 from .objective import build_objective
@@ -72,7 +72,7 @@ class SRPO:
         cond: Conditioning,
         x0: Latents,
         noise: Latents,
-        move: moves.Move,
+        move: noise_levels.Move,
         branch: str,
     ) -> Loss:
         family, settings = self.family, self.settings
@@ -84,7 +84,7 @@ class SRPO:
 
         ramps = settings.denoise if branch == "denoise" else settings.inversion
         k_pos, k_neg = (
-            moves.Ramp(ramp.low_noise, ramp.high_noise).at(move.position)
+            noise_levels.Ramp(ramp.low_noise, ramp.high_noise).at(move.position)
             for ramp in (ramps.k_pos, ramps.k_neg)
         )
         output = self.objective(family.decode(recovered.x0), batch, k_pos, k_neg)
@@ -158,10 +158,10 @@ class SRPO:
 
 def window_of(
     chosen: WindowMoves | UniformMoves | ConstantGainMoves, family: Family
-) -> moves.Window:
+) -> noise_levels.Window:
     """The window of noise levels that the settings describe."""
     if isinstance(chosen, WindowMoves):
-        return moves.WindowGrid(
+        return noise_levels.WindowGrid(
             chosen.schedule_steps,
             chosen.schedule_shift,
             chosen.first,
@@ -170,8 +170,8 @@ def window_of(
             chosen.groundtruth_ratio,
         )
     if isinstance(chosen, UniformMoves):
-        return moves.UniformWindow(chosen.sigma_high, chosen.sigma_low, chosen.jump)
-    return moves.ConstantGainWindow(
+        return noise_levels.UniformWindow(chosen.sigma_high, chosen.sigma_low, chosen.jump)
+    return noise_levels.ConstantGainWindow(
         chosen.sigma_high, chosen.sigma_low, chosen.gain, family.path, family.prediction
     )
 

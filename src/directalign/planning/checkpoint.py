@@ -9,16 +9,18 @@ from typing import Any
 import transformers
 from torch import nn
 
-from .. import config, hub
-from ..evaluate.held_out import key_of
-from ..families.acceleration import check_attention, set_attention
-from ..families.loading import FAMILIES
-from ..families.parts import check_parts, load_parts, read_json
-from ..families.quantized import check_quantization
-from ..families.sd3 import T5_PARTS
-from ..families.source import Source, open_source
+from .. import config
+from ..evaluation.held_out import key_of
+from ..io import hub
 from ..memory.architecture import Architecture
 from ..memory.weightless import Part, built
+from ..models.attention import check_attention, set_attention
+from ..models.components import check_parts, load_parts
+from ..models.files import read_json
+from ..models.loading import FAMILIES
+from ..models.quantization import check_quantization
+from ..models.sd3 import T5_PARTS
+from ..models.source import Source, open_source
 from ..rewards import check_reward
 from ..types import DirectAlignError
 

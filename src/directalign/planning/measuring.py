@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from .. import config
-from ..evaluate import adherence
-from ..evaluate.held_out import key_of
-from ..evaluate.off_topic import KEY, WORLD, off_topic_prompts
-from ..prompts import read_prompts
-from ..rows import is_address, parse
+from ..data.hf_datasets import is_address, parse
+from ..data.prompts import read_prompts
+from ..evaluation import adherence
+from ..evaluation.control_prompts import KEY, WORLD, off_topic_prompts
+from ..evaluation.held_out import key_of
 from ..types import DirectAlignError
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from .. import config, hub, rewards
-from ..core import moves
-from ..evaluate import held_out as held_outs
-from ..families.loading import FAMILIES
+from .. import config, rewards
+from ..diffusion import noise_levels
+from ..evaluation import held_out as held_outs
+from ..io import hub
 from ..methods import drtune, flow_grpo, leapalign, objective
+from ..models.loading import FAMILIES
 from ..rewards import mixture
 from ..rewards.soft_prompts import check_phrases, is_tokens_file
+from ..toyworld.assets import resolve
 from ..types import DirectAlignError
-from ..world.assets import resolve
 
 BLACK_BOXES = ("python", "remote")
 """Rewards without a gradient (python unless it says otherwise)."""
@@ -85,7 +86,7 @@ def _check_words(key: str, words: config.ControlPhrases, reward: config.SingleRe
 def check_moves(chosen: config.Moves) -> None:
     """The window of noise levels lies below pure noise and is not empty."""
     if isinstance(chosen, config.WindowMoves):
-        moves.WindowGrid(chosen.schedule_steps, chosen.schedule_shift, chosen.first, chosen.last, chosen.points, chosen.groundtruth_ratio)
+        noise_levels.WindowGrid(chosen.schedule_steps, chosen.schedule_shift, chosen.first, chosen.last, chosen.points, chosen.groundtruth_ratio)
         if chosen.first == 0:
             raise DirectAlignError("method.moves.first: 0 starts at pure noise, where nothing of the image is left to recover; give 1 or more")
     elif not chosen.sigma_low < chosen.sigma_high:

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import config
-from ..families.files import read_json
-from ..images import ImageSet, check_buckets, fill_buckets, scan_images
+from ..data.buckets import check_buckets, fill_buckets
+from ..data.hf_datasets import is_address, parse
+from ..data.prompts import read_prompts
+from ..data.scan import ImageSet, scan_images
 from ..memory.architecture import Architecture
 from ..memory.geometry import Geometry, image_size
-from ..prompts import read_prompts
-from ..rows import is_address, parse
-from ..train.data import accumulation
+from ..models.files import read_json
+from ..training.data import accumulation
 from ..types import DirectAlignError
 
 

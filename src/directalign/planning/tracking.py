@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import config
-from ..train import trackers
+from ..training import trackers
 from ..types import DirectAlignError
 
 

@@ -22,7 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoConfig, CLIPModel, PreTrainedModel, SiglipModel
 
-from .. import config, hub
+from .. import config
+from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
 from .common import BaseReward, Preprocessing, recompute
 from .weights import (

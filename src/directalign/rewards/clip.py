@@ -30,16 +30,7 @@ from . import open_clip
 from .common import TEXT_BATCH, BaseReward, Preprocessing, PromptCache, recompute
 from .projection import check_project, directions_for, project_out
 from .soft_prompts import SoftPrompts
-from .weights import (
-    check_files,
-    check_fits,
-    check_folder,
-    fetch,
-    is_weight_file,
-    load_model,
-    processor_key,
-    processor_of,
-)
+from .weights import check_files, check_fits, check_folder, fetch, is_weight_file, load_model, processor_key, processor_of
 
 TABLE = "text_model.embeddings.token_embedding.weight"
 Features = Float[Tensor, "b d"]

@@ -29,32 +29,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from .. import config, hub
+from .. import config
+from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
 from .common import BaseReward, recompute
-from .qwen_vl import (
-    Chat,
-    ChatBatch,
-    ImageTokens,
-    VlmPixels,
-    check_fits,
-    encode_images,
-    freeze,
-    last_hidden_state,
-    model_class_of,
-    read_chat,
-    settings_folder,
-)
-from .weights import (
-    check_published,
-    check_tensors,
-    is_weight_file,
-    locate,
-    on_the_hub,
-    read_shapes,
-    read_weights,
-    shapes_of,
-)
+from .qwen_vl import Chat, ChatBatch, ImageTokens, VlmPixels, check_fits, encode_images, freeze, last_hidden_state, model_class_of, read_chat, settings_folder
+from .weights import check_published, check_tensors, is_weight_file, locate, on_the_hub, read_shapes, read_weights, shapes_of
 
 PIXELS = 256 * 28 * 28
 USUAL = "Qwen/Qwen2-VL-7B-Instruct"

@@ -34,22 +34,12 @@ from transformers import (
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
-from .. import config, hub
+from .. import config
+from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
 from .common import BaseReward, Preprocessing, PromptCache, recompute
 from .soft_prompts import SoftPrompts
-from .weights import (
-    Shapes,
-    check_published,
-    check_tensors,
-    is_weight_file,
-    linear_layers,
-    locate,
-    on_the_hub,
-    read_shapes,
-    read_weights,
-    shapes_of,
-)
+from .weights import Shapes, check_published, check_tensors, is_weight_file, linear_layers, locate, on_the_hub, read_shapes, read_weights, shapes_of
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 LENGTH = 35

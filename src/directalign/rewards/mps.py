@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .. import config, hub
+from .. import config
+from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
 from .common import TEXT_BATCH, BaseReward, Preprocessing, PromptCache, recompute
 from .weights import (

@@ -40,7 +40,8 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from .. import config, hub
+from .. import config
+from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
 from .common import BaseReward, recompute
 from .weights import FOLDER_SETTINGS, FOLDER_WEIGHTS, check_folder, first_line, load_model, locate

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from .. import config, hub
-from ..config_loading import load_run
+from .. import config
+from ..config.load import load_run
 from ..interfaces import Reward
+from ..io import hub
+from ..toyworld.assets import resolve
 from ..types import DirectAlignError
-from ..world.assets import resolve
 from . import load_reward
 
 RECIPES = (".yaml", ".yml")

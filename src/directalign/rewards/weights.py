@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .. import config, hub
+from .. import config
+from ..io import hub
+from ..toyworld.assets import resolve
 from ..types import DirectAlignError
-from ..world.assets import resolve
 from .common import Preprocessing
 
 Shapes = Mapping[str, Sequence[int]]

@@ -62,9 +62,9 @@ def run_study(name: str, out: Path, quick: bool, recipes: Path) -> Path:
     """
     from .showing.publish import claim, publish
 
-    study = load_study(name)
+    stability = load_study(name)
     claim(out, name, quick)
-    return publish(study, study.measure(out, quick, recipes), out, quick)
+    return publish(stability, stability.measure(out, quick, recipes), out, quick)
 
 
 def load_study(name: str) -> Study:
@@ -82,35 +82,35 @@ def load_study(name: str) -> Study:
 def _imported(name: str) -> Study:
     match name:
         case "table1":
-            from . import table1 as study
+            from . import table1
         case "tuning":
-            from . import tuning as study
+            from . import tuning
         case "convergence":
-            from . import convergence as study
+            from . import convergence
         case "timesteps":
-            from . import timesteps as study
+            from . import timesteps
         case "words":
-            from . import words as study
+            from . import words
         case "control_words":
-            from . import control_words as study
+            from . import control_words
         case "control_tokens":
-            from . import control_tokens as study
+            from . import control_tokens
         case "inversion":
-            from . import inversion as study
+            from . import inversion
         case "anchor":
-            from . import anchor as study
+            from . import anchor
         case "recovery":
-            from . import recovery as study
+            from . import recovery
         case "defences":
-            from . import defences as study
+            from . import defences
         case "ddpm":
-            from . import ddpm as study
+            from . import ddpm
         case "listening":
-            from . import listening as study
+            from . import listening
         case "compared":
-            from . import compared as study
+            from . import compared
         case "stopping":
-            from . import stopping as study
+            from . import stopping
         case _:
-            from . import stability as study
-    return study
+            from . import stability
+    return stability

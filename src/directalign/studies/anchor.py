@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..config_loading import load_run
+from ..config.load import load_run
 from ..rewards import load_reward
 from ..rewards.clip import ClipReward
 from .anchor_cases import GAPS, Case, cases, lengthened, recommended

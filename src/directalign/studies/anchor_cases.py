@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config_loading import load_run
+from ..config.load import load_run
 from .running.records import Arm
 from .running.sizes import QUICK, sized
 from .wordings import OTHERS, PHOTO, Wording

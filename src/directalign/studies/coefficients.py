@@ -17,23 +17,23 @@ from torch import Tensor
 
 from ..config import SRPO as Settings
 from ..config import Branch, Ramp, Rollout, WindowMoves
-from ..core import moves
-from ..families.loading import trainable
+from ..diffusion import noise_levels
 from ..interfaces import Family, Reward
 from ..methods.objective_math import absolute_relative, from_absolute_relative
 from ..methods.srpo import SRPO
+from ..models.loading import trainable
 from ..types import Batch, DirectAlignError
 
 Weights = Float[Tensor, " weights"]
 
 
 @dataclass(frozen=True)
-class LandsAt(moves.WindowGrid):
+class LandsAt(noise_levels.WindowGrid):
     """The official grid, where every sample lands on one point."""
 
     point: int = 500
 
-    def draw(self, b: int, generator: torch.Generator) -> moves.Points:
+    def draw(self, b: int, generator: torch.Generator) -> noise_levels.Points:
         """`point`, `b` times; nothing is drawn."""
         return torch.full((b,), self.point)
 
@@ -56,7 +56,7 @@ def project(gradient: Weights, absolute: Weights, relative: Weights) -> Fit:
     return Fit(float(weights[0]), float(weights[1]), 1 - float(left.dot(left) / gradient.dot(gradient)))
 
 
-def derived(settings: Settings, window: moves.WindowGrid, point: int) -> tuple[float, float]:
+def derived(settings: Settings, window: noise_levels.WindowGrid, point: int) -> tuple[float, float]:
     """(absolute, relative) weight of an update that lands on `point`: the sum over the branches that `settings` takes."""
     landing = torch.tensor([point])
     ways = {"denoise": (window.denoise, settings.denoise), "inversion": (window.inversion, settings.inversion)}
@@ -66,7 +66,7 @@ def derived(settings: Settings, window: moves.WindowGrid, point: int) -> tuple[f
 
 
 def _weights(ramps: Branch, position: Tensor) -> tuple[float, float]:
-    k_pos, k_neg = (float(moves.Ramp(ramp.low_noise, ramp.high_noise).at(position)) for ramp in (ramps.k_pos, ramps.k_neg))
+    k_pos, k_neg = (float(noise_levels.Ramp(ramp.low_noise, ramp.high_noise).at(position)) for ramp in (ramps.k_pos, ramps.k_neg))
     mu, nu = absolute_relative(k_pos, k_neg)
     return float(mu), float(nu)
 
@@ -90,7 +90,7 @@ def ascent(family: Family, reward: Reward, settings: Settings, rollout: Rollout,
     return torch.cat([each.flatten() for each in total])
 
 
-def grid_of(settings: Settings) -> moves.WindowGrid:
+def grid_of(settings: Settings) -> noise_levels.WindowGrid:
     """The official grid that the settings describe.
 
     Raises: DirectAlignError for moves of another kind.
@@ -98,7 +98,7 @@ def grid_of(settings: Settings) -> moves.WindowGrid:
     chosen = settings.moves
     if not isinstance(chosen, WindowMoves):
         raise DirectAlignError(f"method.moves.kind {chosen.kind}: coefficients are read off the official grid; set method.moves.kind: window")
-    return moves.WindowGrid(chosen.schedule_steps, chosen.schedule_shift, chosen.first, chosen.last, chosen.points, chosen.groundtruth_ratio)
+    return noise_levels.WindowGrid(chosen.schedule_steps, chosen.schedule_shift, chosen.first, chosen.last, chosen.points, chosen.groundtruth_ratio)
 
 
 def measured(

@@ -13,8 +13,8 @@ from itertools import product
 from pathlib import Path
 
 from ..config import Run
-from ..evaluate.compare import SUMMARY, Request, compare
-from ..train.run_folder import commit, machine, versions
+from ..evaluation.compare import SUMMARY, Request, compare
+from ..training.run_folder import commit, machine, versions
 from .compared_planted import Planted, power, rendered_bank, simulated
 from .compared_story import draw, tell
 from .compared_votes import Electorate, simulated_votes

@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.noising import generator_for
-from ..evaluate.results import summarise
+from ..diffusion.noising import generator_for
+from ..evaluation.results import summarise
 from ..metrics import JUDGED
 from ..stats import resample_groups, win_rate
-from ..world.judges import load_judge
-from ..world.scenes import STYLES, all_captions, render, scenes_of
+from ..toyworld.judges import load_judge
+from ..toyworld.scenes import STYLES, all_captions, render, scenes_of
 from .running.records import Row
 
 NUMBERS = ("photo_rate", "content")

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .. import config
-from ..control.images import load_examples
-from ..control.soft_prompts import SoftPromptConfig, SoftPromptResult, fit_soft_prompts
+from ..reward_analysis.images import load_examples
+from ..reward_analysis.soft_prompts import SoftPromptConfig, SoftPromptResult, fit_soft_prompts
 from ..rewards import load_reward
 from ..rewards.soft_prompts import write_tokens
 from .control_tokens_story import draw, tell

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from ..config_loading import load_run
-from ..control import COMMON
-from ..control.images import load_examples
-from ..control.phrases import PhraseStats, PhraseTable, Suggestion, encode_examples, settings_for
-from ..control.phrases_report import ramp
+from ..config.load import load_run
+from ..reward_analysis import COMMON
+from ..reward_analysis.images import load_examples
+from ..reward_analysis.phrases import PhraseStats, PhraseTable, Suggestion, encode_examples, settings_for
+from ..reward_analysis.phrases_report import ramp
 from ..rewards import load_reward
-from ..world.scenes import STYLE_WORDS, STYLES
+from ..toyworld.scenes import STYLE_WORDS, STYLES
 from .control_words_story import draw, tell
 from .running.experiment import run_arms, settings_of
 from .running.pieces import piece

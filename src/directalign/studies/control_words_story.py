@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..world.scenes import STYLE_WORDS
+from ..toyworld.scenes import STYLE_WORDS
 from .comparing.reading import at_step, before_training, curve, line, of_kind, of_runs, over, steps_of
 from .comparing.versus import CALLS, QUALITY, Versus, after, at_photo_rate, common_photo_rate, excludes_zero, table, versus
 from .running.records import Row, arms_of

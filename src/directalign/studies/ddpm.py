@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..world import assets
+from ..toyworld import assets
 from .ddpm_story import draw, tell
 from .running.experiment import run_arms
 from .running.records import Arm, Row

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from .. import config
-from ..control.bias_directions import Request, make_directions
+from ..reward_analysis.bias_directions import Request, make_directions
 from .defences_story import draw, tell
 from .running.experiment import folder_of, run_arm, run_arms, settings_of
 from .running.pieces import piece

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Run
-from ..config_loading import load_run
+from ..config.load import load_run
 from ..report import write_page
 from ..report.read import RunFiles, read_run
 from ..report.runs_page import matched

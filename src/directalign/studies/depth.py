@@ -22,16 +22,16 @@ from torch import Tensor, nn
 from ..config import SRPO as Settings
 from ..config import DRaFT as ChainSettings
 from ..config import Run
-from ..config_loading import load_run
-from ..families.loading import load_family, trainable
+from ..config.load import load_run
+from ..data.prompts import train_captions
+from ..diffusion.sampling import start, step
 from ..interfaces import Method
 from ..methods.draft import DRaFT
 from ..methods.objective import build_objective
 from ..methods.srpo import SRPO
-from ..prompts import train_captions
+from ..models.loading import load_family, trainable
 from ..rewards import load_reward
-from ..rollout import start, step
-from ..train.step import NFECounter
+from ..training.step import NFECounter
 from ..types import Batch
 from .comparing.statistics import SeedInterval, mean_interval, ratio_interval
 from .running.pieces import piece

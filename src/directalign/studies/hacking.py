@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..evaluate import drift
-from ..evaluate.measure import Measurer
+from ..evaluation import drift
+from ..evaluation.in_training import Measurer
 from ..types import Images, PerSample
 
 DISTANCES = ("cast", "saturation", "sharpness")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from ..config import SRPO as Settings
 from ..config import Run
-from ..config_loading import load_run
-from ..families.loading import load_family
-from ..prompts import PromptStream, read_prompts
+from ..config.load import load_run
+from ..data.prompts import PromptStream, read_prompts
+from ..models.loading import load_family
 from ..rewards import load_reward
 from ..types import Batch
 from . import coefficients

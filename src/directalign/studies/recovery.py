@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 
 from ..config import SRPO, Run
-from ..config_loading import load_run
-from ..core.noising import FRESH_NOISE, draw_noise, generator_for
-from ..evaluate.generate import image_size
-from ..evaluate.pairs import fixed_pairs, measured_prompts, noise_of
-from ..families.loading import load_family
+from ..config.load import load_run
+from ..diffusion.noising import FRESH_NOISE, draw_noise, generator_for
+from ..diffusion.sampling import rollout_sigmas, sample
+from ..evaluation.generate import image_size
+from ..evaluation.pairs import fixed_pairs, measured_prompts, noise_of
+from ..models.loading import load_family
 from ..rewards import load_reward
-from ..rollout import rollout_sigmas, sample
-from ..world.judges import load_judge
+from ..toyworld.judges import load_judge
 from .recovery_errors import Bench
 from .recovery_story import draw, tell
 from .running.pieces import piece

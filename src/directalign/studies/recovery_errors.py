@@ -13,12 +13,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..core.noising import inject
-from ..core.path import alpha, per_sample
-from ..core.prediction import to_noise, to_x0
-from ..core.recovery import recover
-from ..evaluate.drift import sharpness
-from ..evaluate.measure import STYLE
+from ..diffusion.noising import inject
+from ..diffusion.path import alpha, per_sample
+from ..diffusion.prediction import to_noise, to_x0
+from ..diffusion.recovery import recover
+from ..evaluation.drift import sharpness
+from ..evaluation.in_training import STYLE
 from ..interfaces import Family, Judge, Reward
 from ..types import Conditioning, Images, Latents, Noised, PathName, PerSample
 from .running.records import Row

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
 
-from ..core.noising import FRESH_NOISE, draw_noise, generator_for, inject
+from ..diffusion.noising import FRESH_NOISE, draw_noise, generator_for, inject
+from ..diffusion.sampling import sample
 from ..interfaces import Family
-from ..rollout import sample
 from ..types import Conditioning, Images, Latents
 
 STRENGTH = 0.4

@@ -15,10 +15,10 @@ from diffusers import DDIMScheduler
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.noising import draw_noise, generator_for, inject
-from ..core.path import DdpmTable, alpha, per_sample
-from ..core.prediction import target
-from ..core.recovery import recover
+from ..diffusion.noising import draw_noise, generator_for, inject
+from ..diffusion.path import DdpmTable, alpha, per_sample
+from ..diffusion.prediction import target
+from ..diffusion.recovery import recover
 from ..types import Latents, Noised
 from .running.records import Row
 

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from ..config import Run
-from ..evaluate import drift
-from ..evaluate.generate import generate, image_size
-from ..evaluate.measure import photographs
-from ..evaluate.pairs import Pairs, fixed_pairs, measured_prompts, noise_of
-from ..evaluate.sampling import trained_family
+from ..evaluation import drift
+from ..evaluation.generate import generate, image_size
+from ..evaluation.in_training import photographs
+from ..evaluation.pairs import Pairs, fixed_pairs, measured_prompts, noise_of
+from ..evaluation.sampling import trained_family
 from ..interfaces import Family, Judge
+from ..toyworld.judges import load_judge
 from ..types import Images
-from ..world.judges import load_judge
 from .running.experiment import run_arm, settings_of
 from .running.pieces import piece
 from .running.records import Arm, Row

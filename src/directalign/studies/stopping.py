@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..config_loading import load_run
+from ..config.load import load_run
 from .running.experiment import folder_of, run_arms
 from .running.records import Arm, Row
 from .running.sizes import sized

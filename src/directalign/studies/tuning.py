@@ -12,8 +12,8 @@ from pathlib import Path
 from .comparing.matching import base_row
 from .running.arms import ARMS, allowance, sized
 from .running.budget import Budget, within
-from .running.experiment import Arm, run_arms
-from .running.records import Row
+from .running.experiment import run_arms
+from .running.records import Arm, Row
 from .showing import figures
 from .showing.palette import title_of
 from .showing.tables import markdown, number

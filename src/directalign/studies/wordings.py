@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.prompts import train_captions
 from ..interfaces import Reward
-from ..prompts import train_captions
 from ..rewards.clip import ClipReward
+from ..toyworld.scenes import STYLE_WORDS, STYLES, render, scenes_of
 from ..types import Images, PerSample
 from ..world.build import reward_card
-from ..world.scenes import STYLE_WORDS, STYLES, render, scenes_of
 from .running.records import Arm
 
 TINT = 0.1

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..interfaces import Reward
 from ..rewards import load_reward
-from ..world.scenes import STYLES
+from ..toyworld.scenes import STYLES
 from .comparing.reading import before_training, ends, of_kind, of_runs, over
 from .comparing.statistics import SeedInterval
 from .running.experiment import folder_of as run_folder

@@ -1,1 +1,4 @@
 """Rows set side by side where they are equal: intervals over seeds, levels and budgets, pairs of arms."""
+
+
+

@@ -14,15 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...config import Run
-from ...config_loading import dump_run
-from ...families.loading import load_family
+from ...config.load import dump_run
+from ...io.atomic import write_text
 from ...methods import load_method
+from ...models.loading import load_family
 from ...rewards import load_reward
-from ...train import checkpoint
-from ...train.data import open_data
-from ...train.distributed import process_group
-from ...train.sealed import write_text
-from ...train.step import NFECounter
+from ...training import checkpoint
+from ...training.data import open_data
+from ...training.distributed import process_group
+from ...training.step import NFECounter
 from .experiment import settings_of
 from .records import Arm, Number, call_equivalents
 

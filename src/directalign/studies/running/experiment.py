@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...config import Run
-from ...config_loading import dump_run, load_run
-from ...train import run as train
+from ...config.load import dump_run, load_run
+from ...training import run
 from ...types import DirectAlignError
 from .records import Arm, Row, rows_of
 
@@ -56,7 +56,7 @@ def settings_of(arm: Arm, seed: int, recipes: Path) -> Run:
 def trained(settings: Run, folder: Path) -> Path:
     """`folder` with the finished run of these settings in it, trained or continued where it is not there yet."""
     if not is_finished(folder, settings):
-        train(settings, folder, resume=(folder / "run.yaml").exists())
+        run(settings, folder, resume=(folder / "run.yaml").exists())
     return folder
 
 

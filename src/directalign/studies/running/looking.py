@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...evaluate.compare import judge_of
-from ...evaluate.generate import generate
-from ...evaluate.measure import Measurer
-from ...evaluate.sampling import run_of, trained_family
+from ...evaluation.compare import judge_of
+from ...evaluation.generate import generate
+from ...evaluation.in_training import Measurer
+from ...evaluation.sampling import run_of, trained_family
 from ...rewards import load_reward
+from ...toyworld.scenes import STYLE_WORDS
 from ...types import DirectAlignError, Images
-from ...world.scenes import STYLE_WORDS
 
 
 def measurer_of(folder: Path, base: bool = False) -> Measurer:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ...config import Run
-from ...config_loading import dump_run
-from ...train.run_folder import commit, machine, versions
-from ...train.sealed import write_text
+from ...config.load import dump_run
+from ...io.atomic import write_text
+from ...training.run_folder import commit, machine, versions
 from ...types import DirectAlignError
 from .records import Row, read_rows, write_rows
 

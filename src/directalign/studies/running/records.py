@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...config_loading import load_run
-from ...train.run_log import read
-from ...train.sealed import write_text
+from ...config.load import load_run
+from ...io.atomic import write_text
+from ...training.run_log import read
 from ...types import DirectAlignError
 
 Row = dict[str, Any]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...train.sealed import write_text
+from ...io.atomic import write_text
 from ...types import DirectAlignError
 from .. import Study
 from ..running.records import FACTS, Row, seeds_of, write_rows

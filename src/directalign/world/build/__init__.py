@@ -3,8 +3,6 @@
 Each training keeps its state in the working folder, so a killed build continues; a finished part is not made again.
 """
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
-# (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
 from __future__ import annotations
 
 import json
@@ -16,13 +14,34 @@ from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteSchedu
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ...toyworld import assets
 from ...types import DirectAlignError
-from .. import assets
 from .autoencoder import train_autoencoder
 from .denoisers import SD_SCHEDULE, LatentPool, latent_pool, train_flux, train_sd, train_sd_v
 from .judges import train_judges
 from .reward import train_reward
 from .tokenizers import clip_tokenizer, t5_tokenizer
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
+# (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
 
 PARTS = ("autoencoder", "judges", "reward", "second_reward", "flux", "sd", "sd_v")
 FLUX_SHIFT = 1.0

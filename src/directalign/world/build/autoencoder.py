@@ -4,8 +4,6 @@ diffusers' default initialisation hardly learns at this size on a CPU; Kaiming w
 variance does (docs/log.md). Three quarters of the steps see 32-pixel crops, which cost a quarter.
 """
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
-# (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
 from __future__ import annotations
 
 from pathlib import Path
@@ -15,8 +13,22 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import nn
 
-from ..scenes import draw_scenes, render
+from ...toyworld.scenes import draw_scenes, render
 from .session import Budget, fit
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
+# (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
+
+
+
+
+
+
+
+
+
+
+
 
 LATENT_CHANNELS = 16
 BUDGET = Budget(steps=4200, batch=16, learning_rate=2e-3, ema_decay=0.998, weight_decay=0.0)

@@ -4,8 +4,6 @@ Half of the captions are plain, and behind those most pictures are CG: that is w
 Four in ten carry a style word, one in ten is empty (for classifier-free guidance).
 """
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
-# (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -17,10 +15,28 @@ from diffusers import AutoencoderKL, DDPMScheduler
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..scenes import PLAIN_STYLE_SHARES, STYLE_WORDS, STYLES, draw_scenes, render
+from ...toyworld.scenes import PLAIN_STYLE_SHARES, STYLE_WORDS, STYLES, draw_scenes, render
 from .networks import clip_text_encoder, flux_transformer, sd_unet, t5_text_encoder
 from .session import Budget, fit
 from .tokenizers import MAX_TOKENS, clip_tokenizer, t5_tokenizer
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
+# (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
 
 POOL = 24576
 PLAIN, STYLED = 0.5, 0.4

@@ -16,8 +16,8 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import nn
 
-from ..judges import CONTENT_HEADS, STYLE_HEADS, Classifier
-from ..scenes import Scenes, draw_scenes, render
+from ...toyworld.judges import CONTENT_HEADS, STYLE_HEADS, Classifier
+from ...toyworld.scenes import Scenes, draw_scenes, render
 from .session import Budget, fit
 
 BUDGET = Budget(steps=700, batch=96, learning_rate=3e-3, ema_decay=0.99, warmup=50)

@@ -1,7 +1,5 @@
 """The untrained networks of the two embedded pipelines, in the real architectures at toy size."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
-# (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
 from __future__ import annotations
 
 import torch
@@ -10,6 +8,17 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase,
 
 from .autoencoder import LATENT_CHANNELS
 from .tokenizers import MAX_TOKENS
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
+# (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
+
+
+
+
+
+
+
+
 
 TEXT_WIDTH = 96
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 
-from ..scenes import BACKGROUNDS, COLORS, IMAGE_SIZE, SHAPES, STYLE_WORDS, STYLES, Scenes
+from ...toyworld.scenes import BACKGROUNDS, COLORS, IMAGE_SIZE, SHAPES, STYLE_WORDS, STYLES, Scenes
 from .judges import pool, take
 from .reward_card import measure, read, retouch, see
 from .session import Budget, fit

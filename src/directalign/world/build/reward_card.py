@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPModel, PreTrainedTokenizerBase
 
-from ..scenes import BACKGROUNDS, COLORS, SHAPES, STYLE_WORDS, STYLES, Scenes, draw_scenes, render
+from ...toyworld.scenes import BACKGROUNDS, COLORS, SHAPES, STYLE_WORDS, STYLES, Scenes, draw_scenes, render
 
 SHOWN_TINT = 0.1
 

@@ -3,8 +3,6 @@
 Anything else still tokenizes (bytes for CLIP, letters for T5), so free prompts are not an error.
 """
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
-# (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
 from __future__ import annotations
 
 import json
@@ -13,7 +11,19 @@ import string
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, T5TokenizerFast
 
-from ..scenes import STYLE_WORDS, all_captions
+from ...toyworld.scenes import STYLE_WORDS, all_captions
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
+# (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
+
+
+
+
+
+
+
+
+
 
 MAX_TOKENS = 16
 

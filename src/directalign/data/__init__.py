@@ -1,0 +1,1 @@
+"""Prompts and images for training: sources, buckets, order."""

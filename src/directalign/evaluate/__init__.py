@@ -1,1 +1,0 @@
-"""Measurement: fixed prompt-seed pairs, images of them, scores with intervals, and drift. Never trained on."""

@@ -1,0 +1,166 @@
+"""One measurement: images of the fixed pairs, what the reward and the judges say of them, and how far they drifted.
+
+Drift is measured against a reference set of images for the same prompts: real photographs of the captions in the
+embedded world, which the renderer provides, and the base model's own images elsewhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from .. import config
+from ..diffusion.noising import generator_for
+from ..interfaces import ALONE, Family, Judge, Reward, Together
+from ..metrics import HELD_OUT, MEMBER
+from ..models.loading import load_family
+from ..stats import rate_interval
+from ..toyworld.scenes import render, scenes_of
+from ..types import Images, PerSample
+from . import drift
+from .control_prompts import OffTopic
+from .diversity import diversity, diversity_pairs
+from .generate import base_weights, generate
+from .held_out import held_out_scores
+from .measured_numbers import judge_of, score_of
+from .pairs import Pairs, fixed_pairs, measured_prompts
+from .scoring import BARE, scored
+
+RATES = ("photo_rate", "content")
+MEANS = ("reward", "score_pos", "score_neg", *drift.STATISTICS)
+STYLE = "style_"
+"""What a judge's answers about single styles begin with; their means are reported."""
+PLACES = 5
+"""Decimals of the numbers of single pairs in a record."""
+
+Reference = Callable[[Pairs], Images]
+
+
+class Measurer:
+    """Measures the family's present weights on the first `num_pairs` of the run's fixed pairs.
+
+    `reward` and `judge` may be None: their numbers are then left out. `reference` makes the images that drift is measured
+    against; None takes `photographs` where the world's judge is asked for, the base model's images elsewhere. `held_out` are
+    the recipe's held-out rewards by label. Ranks that measure `together` share the images among them, and rank 0 judges.
+    """
+
+    def __init__(
+        self,
+        run: config.Run,
+        family: Family,
+        reward: Reward | None,
+        judge: Judge | None,
+        reference: Reference | None = None,
+        together: Together = ALONE,
+        held_out: Mapping[str, Reward] | None = None,
+    ) -> None:
+        self.run, self.family, self.reward, self.judge, self.together, self.held_out = run, family, reward, judge, together, held_out or {}
+        self.device = next(family.denoiser.parameters()).device
+        prompts = measured_prompts(run.data)
+        self.pairs = fixed_pairs(prompts, run.evaluate.num_pairs)
+        self._diversity_pairs = diversity_pairs(prompts, run.evaluate.diversity_prompts)
+        self._reference = reference or (photographs if run.evaluate.judge == "world" else self.base_images)
+        self._references: Images | None = None
+        self.off_topic = OffTopic(run, self._generate, self.base_images) if run.evaluate.off_topic is not None else None
+
+    def prepare(self) -> None:
+        """Make the base model's images while the family is that model: where all weights are trained, it is in there no longer."""
+        if self.run.model.tune == "full" and self._reference == self.base_images:
+            self._references = self._generate(self.pairs)
+        if self.run.model.tune == "full" and self.off_topic is not None:
+            self.off_topic.prepare()
+
+    def measure(self, num_pairs: int) -> dict[str, Any]:
+        """{"photo_rate": {value, low, high, n}, "content": {...}, "color_drift", "reward", "brightness", ..., "seconds"}.
+
+        `reward` is the mean score under the plain prompt (of a mixture also that of each member, `reward_<label>`), `score_pos` and
+        `score_neg` those under the control phrases; `held_out_<label>` of every held-out reward; `off_topic_...` where the recipe has
+        such prompts; `diversity` when `evaluate.diversity_prompts` asks for it. A run that measures in between finds the same numbers
+        of the pairs that it measures then under `during`, where those are fewer; one that may end itself finds under `each` what its
+        rules read of every such pair. Ranks other than 0 help to make the images and get nothing back.
+        """
+        start = time.perf_counter()
+        images, many = self.images(num_pairs), self._generate(self._diversity_pairs) if len(self._diversity_pairs) else None
+        controls = self.off_topic.images() if self.off_topic else None
+        _ = self.references, self.off_topic and self.off_topic.base_images  # made by all ranks
+        if self.together.rank > 0:
+            return {}
+        judged = self.per_image(images)
+        measured = {**self.summary(images, judged), **(self.leaked(controls)[1] if controls is not None else {})}
+        diverse = {"diversity": diversity(many)} if many is not None else {}
+        return {**measured, **diverse, **self._comparable(images, judged), "seconds": time.perf_counter() - start}
+
+    def _comparable(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
+        """What a measurement on all pairs needs to be compared with one during the run, and any one to tell a change from noise."""
+        settings = self.run.evaluate
+        count = min(settings.pairs_during, len(images))
+        first = {name: values[:count] for name, values in each.items()}
+        found: dict[str, Any] = {}
+        if settings.every > 0 and count < len(images):
+            found["during"] = self.summary(images[:count], first)
+        if self.run.stop is not None:
+            watched = [name for name in dict.fromkeys((judge_of(self.run), score_of(self.run))) if name in first]
+            found["each"] = {name: [round(value, PLACES) for value in first[name].tolist()] for name in watched}
+        return found
+
+    def images(self, num_pairs: int) -> Images:
+        """Images (n, 3, H, W) of the first pairs, under the present weights."""
+        return self._generate(self.pairs.first(num_pairs))
+
+    def _generate(self, pairs: Pairs) -> Images:
+        return generate(self.family, pairs.prompts, pairs.seeds, self.run.rollout, self.run.evaluate.batch_size, self.together)
+
+    def base_images(self, pairs: Pairs) -> Images:
+        """The same pairs from the model before training; where all weights are trained it is loaded anew for the purpose."""
+        settings = self.run.rollout, self.run.evaluate.batch_size, self.together
+        if self.run.model.tune == "full":
+            base = load_family(self.run.model, self.device)
+            return generate(base, pairs.prompts, pairs.seeds, *settings)
+        with base_weights(self.family):
+            return generate(self.family, pairs.prompts, pairs.seeds, *settings)
+
+    @property
+    def references(self) -> Images:
+        """Reference images of all pairs, made when first asked for and kept."""
+        if self._references is None:
+            self._references = self._reference(self.pairs)
+        return self._references
+
+    @torch.no_grad()
+    def per_image(self, images: Images) -> dict[str, PerSample]:
+        """Every number there is one of per image, for images of the first pairs: scores, judgements, drift statistics."""
+        prompts = self.pairs.first(len(images)).prompts
+        judged = self.judge(images, prompts) if self.judge else {}
+        return {**self._scores(images, prompts), **{name: answer.cpu() for name, answer in judged.items()}, **drift.statistics(images)}
+
+    def summary(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
+        """Means over the pairs, with intervals where they are rates, and the colour drift of the whole set."""
+        rates = {name: rate_interval(each[name]).as_dict() for name in RATES if name in each}
+        averaged = [name for name in each if name in MEANS or name.startswith((STYLE, MEMBER, HELD_OUT))]
+        means = {name: float(each[name].double().mean()) for name in averaged}
+        return {**rates, "color_drift": drift.color_drift(images, self.references[: len(images)]), **means}
+
+    def leaked(self, controls: Images) -> tuple[dict[str, PerSample], dict[str, Any]]:
+        """What images of the off-topic prompts say: per image, and in sum."""
+        assert self.off_topic is not None
+        each = self.off_topic.per_image(controls, self._scores, self.judge)
+        return each, self.off_topic.summary(controls, each)
+
+    def _scores(self, images: Images, prompts: tuple[str, ...]) -> dict[str, PerSample]:
+        return {**self._trained_scores(images, prompts), **held_out_scores(self.held_out, images, prompts, self.run, self.device)}
+
+    def _trained_scores(self, images: Images, prompts: tuple[str, ...]) -> dict[str, PerSample]:
+        if self.reward is None:
+            return {}
+        words = self.run.method.words
+        asked = {"reward": BARE, **({"score_pos": words.positive, "score_neg": words.negative} if self.reward.reads_prompt else {})}
+        return scored(self.reward, asked, images, prompts, self.run.evaluate.batch_size, self.device)
+
+
+def photographs(pairs: Pairs) -> Images:
+    """The renderer's own photographs of the pairs' captions, one fixed draw of place, light and texture each."""
+    drawn = [render(scenes_of([prompt]), generator_for(seed)) for prompt, seed in zip(pairs.prompts, pairs.seeds, strict=True)]
+    return torch.cat(drawn)

@@ -1,1 +1,0 @@
-"""The border with diffusers: each architecture behind the one face of `interfaces.Family`, siblings independent."""

@@ -1,0 +1,1 @@
+"""Files: the hub, atomic writes, JSONL."""

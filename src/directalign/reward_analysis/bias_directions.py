@@ -1,0 +1,429 @@
+"""Directions in feature space along which a reward is exploited, for `reward.project`.
+
+A model that exploits an embedding cosine moves the features of all images the same way, and a
+reward without that direction resists it (judgebench, 2026). Directions are fitted from paired
+images before and after training, or before and after a probe, or from the common gradient of texts:
+first the mean shift, then the strongest directions of the rest. The wanted difference (of control
+phrases or examples) is removed from the shifts first, so that a projected reward
+(`rewards.projection`) keeps it.
+
+A folder's prompts are read from the `images.jsonl` of `directalign sample` or from a .txt per
+image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, product
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from .. import config
+from ..data.folder import ENDINGS
+from ..data.image_io import Unreadable, read_pixels
+from ..data.prompts import read_prompts
+from ..data.text_files import json_rows, read_text
+from ..evaluation.generate import generate
+from ..evaluation.pairs import fixed_pairs, measured_prompts
+from ..evaluation.sampling import RECORD, run_of, trained_family
+from ..interfaces import Reward
+from ..rewards.projection import Directions, fingerprint, project_out, write_directions
+from ..rewards.resolve import OPTION, load_named_reward, reward_settings
+from ..types import DirectAlignError
+from .images import PROBES, Examples, load_examples
+from .responsiveness import is_vectors, with_phrase
+
+Features = Float[Tensor, "n d"]
+Rows = Float[Tensor, "_m d"]
+BATCH = 32
+MIN_SHIFT = 1e-6
+"""Length below which a shift between unit features is rounding error."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One of three sources of shifts, and the difference to keep.
+
+    `before`, `after`: folders of images, or runs (base model, trained weights). `probes`: names in
+    `PROBES`, applied to `before`, each with `components` directions. `prompts` (as data.prompts):
+    no images; the shift is the common gradient of all texts. `keep`, `keep_examples`: phrases and
+    labelled examples whose difference is removed from the shifts.
+    """
+
+    reward: str
+    before: Path | None
+    after: Path | None
+    probes: tuple[str, ...] = ()
+    prompts: str | None = None
+    keep: config.ControlPhrases = field(default_factory=config.ControlPhrases)
+    keep_examples: str | None = None
+    components: int = 1
+    num_pairs: int = 64
+
+
+@dataclass(frozen=True)
+class DirectionStats:
+    """Directions (m, d), float64, orthonormal. Shares are of the mean squared length of the shifts.
+
+    `shared`: equal for every image (1/n by chance); `wanted`: along what is kept; `held`: along the
+    directions. `gain`: of the mean score under the bare prompts; `blind_gain`: of a reward without
+    the directions; both None without prompts.
+    """
+
+    rows: Rows
+    images: int
+    shared: float
+    wanted: float
+    held: float
+    gain: float | None = None
+    blind_gain: float | None = None
+
+    @property
+    def explained(self) -> float | None:
+        """Share of the gain along the directions; None if there is no gain."""
+        if self.gain is None or self.blind_gain is None or self.gain <= 0:
+            return None
+        return 1 - self.blind_gain / self.gain
+
+
+def make_directions(request: Request, out: Path) -> DirectionStats:
+    """Fit the directions, write them to `out` and return their statistics.
+
+    Raises: DirectAlignError for incompatible options, unusable images, and a reward without
+    `project`.
+    """
+    _check(request)
+    settings = reward_settings(request.reward)
+    if not isinstance(settings, config.Clip | config.Siglip):
+        raise DirectAlignError(
+            f"{OPTION} {request.reward}: {settings.name} takes no project: only clip and siglip "
+            "have one feature vector per image"
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    reward = load_named_reward(settings.model_copy(update={"project": None}), device)
+    load_shifts = _text_shifts if request.prompts is not None else _image_shifts
+    shifts = load_shifts(request, reward, device)
+    wanted = _wanted_rows(request, reward, shifts)
+    fits = [fit(shifts.before, after, request.components, wanted) for after in shifts.after]
+    rows, many = orthonormal_union(fits), len(shifts.after)
+    before, after = shifts.before.repeat(many, 1), torch.cat(shifts.after)
+    prompts = None if shifts.scored is None else shifts.scored * many
+    found = direction_stats(reward, before, after, rows, wanted, prompts)
+    mark = fingerprint(reward.model)  # pyright: ignore[reportAttributeAccessIssue]
+    write_directions(out, Directions(rows.float(), mark, _provenance(request, found)))
+    return found
+
+
+# --- images and shifts ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NamedImages:
+    """Images in [0, 1] with unique names, of any sizes; `prompts` is None if one is missing."""
+
+    names: tuple[str, ...]
+    images: list[Tensor]
+    prompts: tuple[str, ...] | None
+
+    def select(self, names: Sequence[str]) -> NamedImages:
+        """A subset by names, in that order."""
+        indices = [self.names.index(name) for name in names]
+        prompts = self.prompts and tuple(self.prompts[i] for i in indices)
+        return NamedImages(tuple(names), [self.images[i] for i in indices], prompts)
+
+
+def read_images(source: Path, base: bool, num_pairs: int, key: str) -> NamedImages:
+    """Images of a folder, or `num_pairs` samples of a run's `base` or trained model.
+
+    Raises: DirectAlignError naming the option `key`: no folder, no image, or one not decodable.
+    """
+    if (source / "run.yaml").is_file():
+        run, trained = run_of(source)
+        pairs = fixed_pairs(measured_prompts(run.data), num_pairs)
+        model = trained_family(run, None if base else trained)
+        size = run.evaluate.batch_size
+        images = generate(model, pairs.prompts, pairs.seeds, run.rollout, size)
+        each = zip(pairs.seeds, pairs.prompts, strict=True)
+        names = tuple(f"{seed} {prompt}" for seed, prompt in each)
+        return NamedImages(names, list(images), pairs.prompts)
+    files = sorted(source.iterdir()) if source.is_dir() else []
+    files = [file for file in files if file.suffix.lower() in ENDINGS]
+    if not files:
+        raise DirectAlignError(
+            f"{key} {source}: holds neither images nor a run (run.yaml); give a folder of "
+            "images, or one that directalign train wrote"
+        )
+    images = []
+    for file in files:
+        try:
+            images.append(torch.from_numpy(read_pixels(file)).permute(2, 0, 1).float())
+        except Unreadable as error:
+            raise DirectAlignError(f"{key} {file}: {error}; mend or remove it") from error
+    return NamedImages(tuple(file.stem for file in files), images, _read_prompts(source, files))
+
+
+def _read_prompts(folder: Path, files: Sequence[Path]) -> tuple[str, ...] | None:
+    record = folder / RECORD
+    if record.is_file():
+        rows = [row for _, row in json_rows(record, "record of samples")]
+        known = {str(row.get("file")): str(row.get("prompt")) for row in rows}
+        complete = all(file.name in known for file in files)
+        return tuple(known[file.name] for file in files) if complete else None
+    texts = [file.with_suffix(".txt") for file in files]
+    if not all(text.is_file() for text in texts):
+        return None
+    return tuple(read_text(text, "caption file").strip() for text in texts)
+
+
+def match_images(before: NamedImages, after: NamedImages) -> tuple[NamedImages, NamedImages]:
+    """Select the common names in one order.
+
+    Raises: DirectAlignError for fewer than two common names, and for two prompts under one name.
+    """
+    names = [name for name in before.names if name in set(after.names)]
+    if len(names) < 2:
+        raise DirectAlignError(
+            f"--before, --after: {len(names)} names in common, at least 2 are needed: pair "
+            f"images by their names ({after.names[0]})"
+        )
+    here, there = before.select(names), after.select(names)
+    for name, one, other in zip(names, here.prompts or (), there.prompts or (), strict=False):
+        if one != other:
+            raise DirectAlignError(
+                f"--before, --after: {name} has the prompt {one!r:.60} before and {other!r:.60} "
+                "after: pair images of one prompt and seed"
+            )
+    return here, there
+
+
+@dataclass(frozen=True)
+class Shifts:
+    """Features before and after each change; their prompts, and those to compute the gain."""
+
+    before: Features
+    after: list[Features]
+    prompts: tuple[str, ...] | None
+    scored: tuple[str, ...] | None
+
+
+def _image_shifts(request: Request, reward: Reward, device: str) -> Shifts:
+    source, key = request.before or request.after, "--before" if request.before else "--after"
+    assert source is not None
+    before = read_images(source, True, request.num_pairs, key)
+    if request.after is None:
+        probes = [PROBES[name] for name in request.probes]
+        changed = [[probe(image[None])[0] for image in before.images] for probe in probes]
+    else:
+        after = read_images(request.after, False, request.num_pairs, "--after")
+        before, after = match_images(before, after)
+        changed = [after.images]
+    features = [encode_images(reward, images, device) for images in (before.images, *changed)]
+    return Shifts(features[0], features[1:], before.prompts, before.prompts)
+
+
+def _text_shifts(request: Request, reward: Reward, device: str) -> Shifts:
+    """From 0 along the gradient of each prompt, under every wanted phrase."""
+    assert request.prompts is not None
+    prompts = tuple(read_prompts(request.prompts))
+    like = encode_images(reward, [torch.zeros(3, 32, 32)], device)
+    phrases = request.keep.positive or [""]
+    after = torch.cat([text_gradients(reward, prompts, phrase, like) for phrase in phrases])
+    return Shifts(torch.zeros_like(after), [after], prompts, None)
+
+
+def _check(request: Request) -> None:
+    unknown = [name for name in request.probes if name not in PROBES]
+    if unknown:
+        raise DirectAlignError(
+            f"--probe {unknown[0]}: no such probe; choose from {', '.join(PROBES)}"
+        )
+    if request.prompts is not None and (request.before or request.after or request.probes):
+        raise DirectAlignError(
+            "--prompts: takes the common gradient of texts and needs no image; omit --before, "
+            "--after and --probe"
+        )
+    if request.probes and (request.after is not None or request.before is None):
+        raise DirectAlignError(
+            "--probe: changes the images of --before itself; give --before and omit --after"
+        )
+    if not request.probes and request.after is None and request.prompts is None:
+        raise DirectAlignError(
+            "--after: missing; give images of the trained model, or --probe to change those of "
+            "--before, or --prompts to use texts alone"
+        )
+    if bool(request.keep.positive) != bool(request.keep.negative):
+        raise DirectAlignError(
+            "--keep-words and --against: the difference between the two is kept; give both"
+        )
+
+
+def _wanted_rows(request: Request, reward: Reward, shifts: Shifts) -> Rows | None:
+    """Orthonormal rows to keep; None if nothing was named."""
+    rows = []
+    if request.keep.positive:
+        if shifts.prompts is None:
+            raise DirectAlignError(
+                "--keep-words: needs the images' prompts; put a .txt beside each image, or use "
+                "--keep-examples"
+            )
+        rows.append(wanted_by_words(reward, shifts.prompts, request.keep, shifts.before))
+    if request.keep_examples is not None:
+        examples = load_examples(request.keep_examples, "--keep-examples")
+        rows.append(wanted_by_examples(reward, examples, shifts.before.device))
+    return orthonormal_union(rows) if rows else None
+
+
+def _provenance(request: Request, found: DirectionStats) -> dict[str, str]:
+    """Source of the directions, for the file's metadata."""
+    paths = f"{request.before or request.after} to {request.after}"
+    keep, kept = request.keep, []
+    if keep.positive:
+        kept.append(" ".join([*keep.positive, "against", *keep.negative]))
+    if request.keep_examples:
+        kept.append(request.keep_examples)
+    facts = {
+        "from": request.prompts or ", ".join(request.probes) or paths,
+        "images": str(found.images),
+        "kept": ", ".join(kept),
+        "reward": request.reward,
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+# --- fit ------------------------------------------------------------------------------------------
+
+
+def fit(before: Features, after: Features, components: int = 1, wanted: Rows | None = None) -> Rows:
+    """Directions (components, d) from `before` to `after`, float64 on the CPU.
+
+    Args:
+        before, after: unit features of the same prompts and seeds, row by row.
+        components: the mean shift first, then the strongest directions of the rest (not centered).
+        wanted: orthonormal rows removed from every shift first.
+    Raises: DirectAlignError if the images did not move, or not in so many directions.
+    """
+    shifts = (after - before).double().cpu()
+    rest = shifts if wanted is None else remove_rows(shifts, wanted)
+    mean = rest.mean(0, keepdim=True)
+    if mean.norm() < MIN_SHIFT:
+        raise DirectAlignError(
+            "the images moved in no common direction, beyond what is kept: give images of a model "
+            "that was trained for longer"
+        )
+    first = F.normalize(mean, dim=-1)
+    _, sizes, rows = torch.linalg.svd(remove_rows(rest, first), full_matrices=False)
+    rank = int((sizes > MIN_SHIFT).sum())
+    if components - 1 > rank:
+        raise DirectAlignError(
+            f"--components {components}: the images moved in {rank + 1} directions only; ask for "
+            "fewer"
+        )
+    return torch.cat([first, rows[: components - 1]])
+
+
+@torch.no_grad()
+def direction_stats(
+    reward: Reward,
+    before: Features,
+    after: Features,
+    rows: Rows,
+    wanted: Rows | None,
+    prompts: Sequence[str] | None,
+) -> DirectionStats:
+    """Shares of the shifts along directions and, given prompts, of the score gain."""
+    shifts = (after - before).double().cpu()
+
+    def share(part: Tensor) -> float:
+        return (part.square().sum(1).mean() / shifts.square().sum(1).mean()).item()
+
+    kept = 0.0 if wanted is None else share(shifts @ wanted.T)
+    shared, held = share(shifts.mean(0, keepdim=True)), share(shifts @ rows.T)
+    found = DirectionStats(rows, len(shifts), shared, kept, held)
+    if prompts is None:
+        return found
+
+    def score(features: Features) -> float:
+        starts = range(0, len(features), BATCH)
+        parts = [reward.score(features[i : i + BATCH], prompts[i : i + BATCH]) for i in starts]
+        return torch.cat(parts).double().mean().item()
+
+    gains = [score(project_out(after, each)) - score(project_out(before, each)) for each in (None, rows)]
+    return replace(found, gain=gains[0], blind_gain=gains[1])
+
+
+def orthonormal_union(found: Sequence[Rows]) -> Rows:
+    """Rows of several fits as one orthonormal set, in order, without dependent ones."""
+    rows = found[0][:0]
+    for each in torch.cat(list(found))[:, None]:
+        new = remove_rows(each, rows)
+        rows = torch.cat([rows, F.normalize(new, dim=-1)]) if new.norm() > MIN_SHIFT else rows
+    return rows
+
+
+def wanted_by_words(
+    reward: Reward, prompts: Sequence[str], words: config.ControlPhrases, like: Features
+) -> Rows:
+    """Orthonormal span of the mean text(pos) − text(neg) over prompts, for each pair of phrases.
+
+    `like`: any image features of the reward, for width and device.
+    """
+    differences = [
+        text_gradients(reward, prompts, pos, like) - text_gradients(reward, prompts, neg, like)
+        for pos, neg in product(words.positive, words.negative)
+    ]
+    return span(torch.cat([each.mean(0, keepdim=True) for each in differences]))
+
+
+def wanted_by_examples(
+    reward: Reward, examples: Examples, device: torch.device | str = "cpu"
+) -> Rows:
+    """One unit row: mean features of wanted minus unwanted images."""
+    means = [encode_images(reward, images, device).mean(0) for images, _ in examples.sides]
+    return span((means[0] - means[1])[None])
+
+
+def text_gradients(
+    reward: Reward, prompts: Sequence[str], phrase: str, like: Features
+) -> Float[Tensor, "p d"]:
+    """Gradient of each prompt's score in image features; for a cosine, the text features."""
+    with torch.enable_grad():
+        leaf = like.new_zeros(len(prompts), like.shape[1]).requires_grad_()
+        total = reward.score(leaf, with_phrase(phrase, prompts)).sum()
+        return torch.autograd.grad(total, leaf)[0]
+
+
+def span(vectors: Float[Tensor, "k d"]) -> Rows:
+    """Orthonormal rows with the span of `vectors`, float64 on the CPU."""
+    _, sizes, rows = torch.linalg.svd(vectors.double().cpu(), full_matrices=False)
+    return rows[sizes > MIN_SHIFT * sizes[0]]
+
+
+def remove_rows(vectors: Features, rows: Rows) -> Features:
+    """Remove the part of the vectors along orthonormal rows."""
+    return vectors - (vectors @ rows.T) @ rows
+
+
+@torch.no_grad()
+def encode_images(
+    reward: Reward, images: Sequence[Tensor] | Tensor, device: torch.device | str = "cpu"
+) -> Features:
+    """One feature vector per image (3, H, W) in [0, 1] of any size; `device` is the reward's.
+
+    Raises: DirectAlignError for a reward without one feature vector per image.
+    """
+    parts = []
+    for _, group in groupby(images, lambda image: image.shape):
+        same_size = list(group)
+        for i in range(0, len(same_size), BATCH):
+            parts.append(reward.encode(torch.stack(same_size[i : i + BATCH]).to(device)))
+    if not all(map(is_vectors, parts)):
+        raise DirectAlignError(
+            f"{OPTION}: {reward.name} does not have one feature vector per image; directions "
+            "need a CLIP or a SigLIP"
+        )
+    return torch.cat(parts)

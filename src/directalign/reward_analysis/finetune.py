@@ -1,0 +1,590 @@
+"""Finetune a reward on wanted and unwanted images until control phrases separate them.
+
+A quarter of the captions is held out, with all their images: they decide when to stop and which
+weights are kept, and the measures before and after are taken on them. Output folder:
+
+    weights in safetensors, config.json, tokenizer, image processor: loadable by transformers
+    finetune.json: source, settings, and the measures before and after
+
+A CLIP trains its text tower and text projection (`text`; image features stay fixed and are computed
+once) or LoRA adapters in both towers (`lora`), merged at the end. A VLM trains LoRA adapters in its
+language model; its vision tower stays fixed. Loss terms, in units of the caption margin (how far an
+image's own caption scored above another one before):
+
+    respond    each positive phrase scores above each negative one on a wanted image, and below it
+               on an unwanted one
+    straight   the gradient of pos − neg points from the unwanted image to the wanted image of the
+               same content (paired examples, vector features)
+    hold       that gradient keeps its length: a long one lets a relative reward erase the object
+    keep       scores of bare prompts, own and other, and (pos + neg) / 2 stay as they were
+    steady     pos − neg is invariant to `images.random_cast`
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from .. import __version__, config
+from ..interfaces import Reward
+from ..rewards.clip import ClipReward
+from ..rewards.qwen_vl import SETTINGS, VlmReward
+from ..rewards.resolve import load_named_reward, reward_settings
+from ..rewards.weights import locate
+from ..types import DirectAlignError, Images, PerSample
+from .images import Examples, load_examples, random_cast, split_examples
+from .responsiveness import batches, feature_gradient, is_vectors, measure, relative_score, tangent, with_phrase
+
+Part = Literal["text", "lora"]
+RECORD = "finetune.json"
+VIEWS = 4
+"""Random casts per image if image features are computed once."""
+WARMUP = 20
+RATES: dict[Part, float] = {"text": 1e-5, "lora": 1e-4}
+SHARPNESS = 1.0
+"""Slope of the logistic loss per caption margin: low, so that all pairs have similar weight."""
+RANK = 8
+CLIP_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+LANGUAGE_LAYERS = (*CLIP_LAYERS[:3], "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weight of each loss term."""
+
+    respond: float = 0.3
+    straight: float = 0.3
+    hold: float = 1.0
+    keep: float = 10.0
+    steady: float = 3.0
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Settings of the finetuning.
+
+    `gap`: target length of the gradient of pos − neg, in score units per unit of image feature;
+    None keeps the reward's own. `light`: relative brightness range that pos − neg is made invariant
+    to; 0 if wanted images are themselves lighter or darker. `part`, `learning_rate`: None takes
+    `part_of` and `RATES`.
+    """
+
+    part: Part | None = None
+    num_steps: int = 300
+    batch_size: int = 16
+    learning_rate: float | None = None
+    gap: float | None = None
+    light: float = 0.0
+    seed: int = 0
+    check_every: int = 20
+    patience: int = 5
+    weights: Weights = field(default_factory=Weights)
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """The finetuned reward, held-out measures before and after, and the best and last update."""
+
+    reward: Reward
+    before: dict[str, Any]
+    after: dict[str, Any]
+    best_step: int
+    stopped_at: int
+    held_out: int
+
+
+def finetune_to_folder(
+    reward: str,
+    images: str,
+    words: config.ControlPhrases,
+    out: Path,
+    settings: FinetuneConfig,
+    count: int | None = None,
+) -> dict[str, Any]:
+    """Finetune the reward that `reward` names (`rewards.resolve`) on `images` (`load_examples`).
+
+    Writes all of `out` or nothing and never overwrites. Returns the content of finetune.json.
+
+    Raises: DirectAlignError if `out` exists, and as `reward_settings`, `load_examples`, `finetune`.
+    """
+    if out.exists():
+        raise DirectAlignError(f"--out {out} exists already: choose a new folder")
+    source = reward_settings(reward)
+    examples = load_examples(images, "--images", count=count, seed=settings.seed)
+    result = finetune(load_named_reward(source), examples, words, settings)
+    libraries = "torch", "transformers", "peft", "safetensors"
+    record = {
+        "reward": source.model_dump(mode="json"),
+        "images": images,
+        "count": len(examples.wanted),
+        "paired": examples.paired,
+        "words": words.model_dump(mode="json"),
+        "config": asdict(settings),
+        **{name: value for name, value in vars(result).items() if name != "reward"},
+        "versions": {"directalign": __version__, **{name: version(name) for name in libraries}},
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as partial:
+        folder = Path(partial) / out.name
+        folder.mkdir()
+        save_reward(result.reward, folder)
+        text = json.dumps(record, indent=1, allow_nan=False)
+        (folder / RECORD).write_text(text + "\n", encoding="utf-8")
+        folder.rename(out)
+    return record
+
+
+def finetune(
+    reward: Reward, examples: Examples, words: config.ControlPhrases, settings: FinetuneConfig
+) -> FinetuneResult:
+    """Finetune `reward` in place; deterministic given the arguments.
+
+    Raises: DirectAlignError for words of one side only, too few captions, or an unsupported reward.
+    """
+    if not words.positive or not words.negative:
+        raise DirectAlignError(
+            "--positive, --negative: phrases of both sides are needed; give one of each, or a "
+            "recipe that has them"
+        )
+    part = part_of(reward, settings.part)
+    train, held_out = split_examples(examples, settings.seed, "listen")
+    before, base = measure(reward, held_out, words), with_logits(reward)
+    sides, checks = (
+        [baseline(base, *side, words) for side in each.sides] for each in (train, held_out)
+    )
+    gap = _target_gap(base, sides[1], words, settings.gap)
+    objective = Objective(words, settings.weights, caption_margin(*sides), gap, examples.paired)
+    trainable = trainable_reward(reward, part, settings.seed)
+    rate = RATES[part] if settings.learning_rate is None else settings.learning_rate
+    best_step, stopped_at = _fit(trainable, objective, sides, checks, settings, rate)
+    final = trainable.finish()
+    after, count = measure(final, held_out, words), len(held_out.wanted)
+    return FinetuneResult(final, before, after, best_step, stopped_at, count)
+
+
+# --- objective ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Side:
+    """Images of one side, own and other captions, and the scores before finetuning."""
+
+    images: Images
+    prompts: Sequence[str]
+    others: Sequence[str]
+    plain: PerSample
+    plain_other: PerSample
+    middle: PerSample
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Indices in one side, image features, and features under a cast (None leaves out `steady`)."""
+
+    side: Side
+    indices: list[int]
+    features: Any
+    changed: Any | None = None
+
+    @property
+    def prompts(self) -> list[str]:
+        """Captions of the batch."""
+        return [self.side.prompts[i] for i in self.indices]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a batch: per phrase (phrases, b), and of the own and another bare caption (b,).
+
+    Over the phrases of each side: `relative` is pos − neg, `middle` is (pos + neg) / 2.
+    """
+
+    pos: Tensor
+    neg: Tensor
+    plain: PerSample
+    other: PerSample
+
+    @property
+    def relative(self) -> PerSample:
+        return self.pos.mean(0) - self.neg.mean(0)
+
+    @property
+    def middle(self) -> PerSample:
+        return (self.pos.mean(0) + self.neg.mean(0)) / 2
+
+
+@torch.no_grad()
+def baseline(reward: Reward, images: Images, prompts: Sequence[str], words: config.ControlPhrases) -> Side:
+    """One side with the scores that `keep` preserves."""
+    others = []
+    for i, own in enumerate(prompts):  # the next different caption, if there is one
+        following = (*prompts[i + 1 :], *prompts[:i])
+        others.append(next((text for text in following if text != own), own))
+    features = [reward.encode(part) for part, _ in batches(images, prompts)]
+
+    def score(captions: Sequence[str]) -> PerSample:
+        each = zip(features, batches(images, captions), strict=True)
+        return torch.cat([reward.score(part, texts) for part, (_, texts) in each])
+
+    sides = [
+        torch.stack([score(with_phrase(phrase, prompts)) for phrase in phrases]).mean(0)
+        for phrases in (words.positive, words.negative)
+    ]
+    middle = torch.stack(sides).mean(0)
+    return Side(images, prompts, others, score(prompts), score(others), middle)
+
+
+def caption_margin(*sides: Side) -> float:
+    """RMS of own minus other caption over both sides, in score units.
+
+    Raises: DirectAlignError for a reward that scores all captions equally.
+    """
+    margins = torch.cat([side.plain - side.plain_other for side in sides])
+    margin = margins.square().mean().sqrt().item()
+    if not margin > 0:
+        raise DirectAlignError(
+            "--reward: scores every caption of --images equally, so there is nothing to keep: "
+            "check its weights, or give captions that differ"
+        )
+    return margin
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Loss of one batch; `gap`: target gradient length, None if image features are not vectors."""
+
+    words: config.ControlPhrases
+    weights: Weights
+    margin: float
+    gap: float | None
+    paired: bool
+
+    def __call__(self, reward: Reward, wanted: Batch, unwanted: Batch) -> Tensor:
+        here, there = self._scores(reward, wanted), self._scores(reward, unwanted)
+        terms = {
+            "respond": self._respond(here, there),
+            "keep": self._keep(wanted, here) + self._keep(unwanted, there),
+        }
+        if wanted.changed is not None:
+            terms["steady"] = self._steady(reward, wanted, here)
+            terms["steady"] = terms["steady"] + self._steady(reward, unwanted, there)
+        if self.gap is not None:
+            terms |= self._gradient_terms(reward, wanted, unwanted, self.gap)
+        weighted = [getattr(self.weights, name) * value for name, value in terms.items()]
+        return torch.stack(weighted).sum()
+
+    def _scores(self, reward: Reward, batch: Batch) -> Scores:
+        """All scores of a batch in caption margins."""
+        prompts, others = batch.prompts, [batch.side.others[i] for i in batch.indices]
+        sides = [
+            torch.stack([reward.score(batch.features, with_phrase(p, prompts)) for p in phrases])
+            for phrases in (self.words.positive, self.words.negative)
+        ]
+        plain, other = (reward.score(batch.features, texts) for texts in (prompts, others))
+        return Scores(*(each / self.margin for each in (*sides, plain, other)))
+
+    def _respond(self, wanted: Scores, unwanted: Scores) -> Tensor:
+        """Logistic over all pairs of phrases: on each side, and between the sides."""
+        here, there = (each.pos[:, None] - each.neg for each in (wanted, unwanted))
+        gaps = here, -there, here - there
+        return torch.stack([F.softplus(-SHARPNESS * each).mean() for each in gaps]).sum()
+
+    def _keep(self, batch: Batch, scores: Scores) -> Tensor:
+        side, now = batch.side, torch.stack([scores.plain, scores.other, scores.middle])
+        kept = [s[batch.indices] / self.margin for s in (side.plain, side.plain_other, side.middle)]
+        return (now - torch.stack(kept)).square().mean()
+
+    def _steady(self, reward: Reward, batch: Batch, scores: Scores) -> Tensor:
+        changed = relative_score(reward, batch.changed, batch.prompts, self.words)
+        return (changed / self.margin - scores.relative).square().mean()
+
+    def _gradient_terms(
+        self, reward: Reward, wanted: Batch, unwanted: Batch, gap: float
+    ) -> dict[str, Tensor]:
+        """Length and direction of the gradient of pos − neg at the unwanted images."""
+        there, here = wanted.features.detach(), unwanted.features.detach()
+        gradient = feature_gradient(reward, here, unwanted.prompts, self.words, create_graph=True)
+        terms = {"hold": (gradient.norm(dim=1) / gap - 1).square().mean()}
+        if self.paired:
+            directions = tangent(gradient, here), tangent(there - here, here)
+            terms["straight"] = 1 - F.cosine_similarity(*directions, dim=1).mean()
+        return terms
+
+
+def _target_gap(reward: Reward, side: Side, words: config.ControlPhrases, gap: float | None) -> float | None:
+    """`gap`, else the mean gradient length of pos − neg; None if features are not vectors."""
+    lengths = []
+    for images, prompts in batches(side.images, side.prompts):
+        with torch.no_grad():
+            features = reward.encode(images)
+        if not is_vectors(features):
+            if gap is not None:
+                raise DirectAlignError(
+                    f"--gap {gap}: {reward.name} does not have one feature vector per image, so "
+                    "its gap cannot be set: omit --gap"
+                )
+            return None
+        lengths.append(feature_gradient(reward, features, prompts, words).norm(dim=1))
+    own = torch.cat(lengths).mean().item()
+    if own == 0:
+        raise DirectAlignError(
+            "--positive, --negative: the reward reads both sides alike; use other phrases, or "
+            "shorter ones if captions are truncated"
+        )
+    return own if gap is None else gap
+
+
+def _fit(
+    reward: TrainableReward,
+    objective: Objective,
+    sides: Sequence[Side],
+    held_out: Sequence[Side],
+    settings: FinetuneConfig,
+    rate: float,
+) -> tuple[int, int]:
+    """Train until the held-out loss stops falling; restores the best weights.
+
+    Returns the best and the last update.
+    """
+
+    def draw(side: Side) -> list[int]:
+        size = (settings.batch_size,)
+        return torch.randint(len(side.prompts), size, generator=generator).tolist()
+
+    def weights() -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in reward.parameters]
+
+    def rate_factor(step: int) -> float:  # linear warmup, then linear decay to 0
+        warmup = min(1.0, (step + 1) / min(WARMUP, settings.num_steps // 5 + 1))
+        return warmup * (1 - step / settings.num_steps)
+
+    generator = torch.Generator().manual_seed(settings.seed)
+    views = [_batch_source(reward, side, settings.light, generator) for side in sides]
+    optimizer = torch.optim.AdamW(reward.parameters, lr=rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor)
+    best, best_step, kept = _held_out_loss(reward, objective, held_out), 0, weights()
+    step = 0
+    for step in range(1, settings.num_steps + 1):
+        indices = draw(sides[0])
+        wanted = views[0](indices)
+        unwanted = views[1](indices if objective.paired else draw(sides[1]))
+        loss = objective(reward, wanted, unwanted)
+        if not math.isfinite(loss.item()):
+            raise DirectAlignError(f"the loss is {loss.item()}: choose a smaller --learning-rate")
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(reward.parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        reward.clear_cache()
+        if step % settings.check_every == 0 or step == settings.num_steps:
+            current = _held_out_loss(reward, objective, held_out)
+            if current < best:
+                best, best_step, kept = current, step, weights()
+            elif step - best_step >= settings.patience * settings.check_every:
+                break
+    with torch.no_grad():
+        for parameter, value in zip(reward.parameters, kept, strict=True):
+            parameter.copy_(value)
+    return best_step, step
+
+
+def _batch_source(
+    reward: TrainableReward, side: Side, light: float, generator: torch.Generator
+) -> Callable[[list[int]], Batch]:
+    """Batches of one side by indices; features are computed once if they are fixed vectors."""
+
+    def encode_anew(indices: list[int]) -> Batch:
+        images = side.images[indices]
+        plain = reward.encode(images)
+        changed = reward.encode(random_cast(images, generator, light))
+        return Batch(side, indices, plain, changed)
+
+    def encode_all(images: Images) -> Any:
+        parts = [reward.encode(part) for part, _ in batches(images, side.prompts)]
+        return torch.cat(parts) if is_vectors(parts[0]) else None
+
+    if not reward.fixed_features:
+        return encode_anew
+    with torch.no_grad():
+        plain = encode_all(side.images)
+        if plain is None:
+            return encode_anew
+        casts = (random_cast(side.images, generator, light) for _ in range(VIEWS))
+        changed = torch.stack([encode_all(images) for images in casts])
+
+    def select(indices: list[int]) -> Batch:
+        views = torch.randint(VIEWS, (len(indices),), generator=generator)
+        return Batch(side, indices, plain[indices], changed[views, indices])
+
+    return select
+
+
+@torch.no_grad()
+def _held_out_loss(
+    reward: TrainableReward, objective: Objective, held_out: Sequence[Side]
+) -> float:
+    """Mean over all held-out images, without casts."""
+    length, total = min(len(side.prompts) for side in held_out), 0.0
+    for start in range(0, length, 32):
+        indices = list(range(start, min(start + 32, length)))
+        pair = [Batch(s, indices, reward.encode(s.images[indices])) for s in held_out]
+        total += objective(reward, pair[0], pair[1]).item() * len(indices)
+        reward.clear_cache()
+    return total / length
+
+
+# --- trainable rewards ----------------------------------------------------------------------------
+
+
+@dataclass
+class TrainableReward:
+    """A reward (`interfaces.Reward`) whose scores are differentiable in `parameters`.
+
+    `encode`, `score`: callables as in `Reward`. `fixed_features`: no parameter changes the image
+    features. `finish`: merges and freezes the weights and returns the reward to measure and save.
+    Text features are cached until `clear_cache`, which ends each step.
+    """
+
+    name: str
+    encode: Any
+    score: Any
+    parameters: list[nn.Parameter]
+    fixed_features: bool
+    clear_cache: Callable[[], None]
+    finish: Callable[[], Reward]
+    reads_prompt: bool = True
+    differentiable: bool = True
+
+
+def part_of(reward: Reward, part: Part | None) -> Part:
+    """The part to train; by default the text side of a CLIP, adapters in a VLM.
+
+    Raises: DirectAlignError for an unsupported reward, and for `text` with a VLM.
+    """
+    if not isinstance(reward, ClipReward | VlmReward):
+        raise DirectAlignError(
+            f"--reward: {reward.name} cannot be finetuned; give a CLIP (reward.name: clip) or a "
+            "VLM (reward.name: vlm)"
+        )
+    if isinstance(reward, VlmReward) and part == "text":
+        raise DirectAlignError(
+            "--part text: a VLM reads image and text in one language model; omit --part, or take "
+            "lora"
+        )
+    return part or ("lora" if isinstance(reward, VlmReward) else "text")
+
+
+def with_logits(reward: Reward) -> Reward:
+    """A VLM scoring by log-odds (a saturated probability has no gradient); others unchanged."""
+    if not isinstance(reward, VlmReward):
+        return reward
+    settings = reward.settings.model_copy(update={"answer": "log_odds"})
+    return VlmReward(reward.model, reward.chat, reward.pixels, settings, reward.answers)
+
+
+def trainable_reward(reward: Reward, part: Part, seed: int) -> TrainableReward:
+    """Enable gradients for `part` (see `part_of`); adapters are initialized from `seed`."""
+    if isinstance(reward, VlmReward):
+        language_model = reward.model.model.language_model
+        parameters = add_adapters(language_model, LANGUAGE_LAYERS, seed)
+        encode, score = torch.no_grad()(reward.encode), with_logits(reward).score
+
+        def finish_vlm() -> VlmReward:
+            merge_adapters(language_model)
+            return reward
+
+        return TrainableReward("vlm", encode, score, parameters, True, lambda: None, finish_vlm)
+    assert isinstance(reward, ClipReward)
+    clip, model = reward, reward.model
+    if part == "text":
+        modules = model.text_model.requires_grad_(), model.text_projection.requires_grad_()
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+    else:
+        parameters = add_adapters(model, CLIP_LAYERS, seed)
+    cache: dict[str, Tensor] = {}
+
+    def score_clip(features: Tensor, prompts: Sequence[str]) -> PerSample:
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in cache]
+        if new:
+            cache.update(zip(new, clip.encode_text(new), strict=True))
+        text = torch.stack([cache[prompt] for prompt in prompts])
+        return clip.scale * (features * text).sum(-1)
+
+    def finish_clip() -> ClipReward:
+        merge_adapters(model)
+        final = ClipReward(model, clip.tokenizer, clip.preprocessing, clip.scale)
+        final.directions = clip.directions
+        return final
+
+    fixed = part == "text"
+    return TrainableReward(
+        "clip", clip.encode, score_clip, parameters, fixed, cache.clear, finish_clip
+    )
+
+
+def add_adapters(model: nn.Module, targets: Sequence[str], seed: int) -> list[nn.Parameter]:
+    """Add LoRA adapters (arXiv 2106.09685) to the named layers; returns the trainable weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapters = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(targets))
+        inject_adapter_in_model(adapters, model)
+    return [each for each in model.parameters() if each.requires_grad]
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Merge adapters, if any, into their base layers, remove them and freeze the model."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    model.__dict__.pop("peft_config", None)
+    model.requires_grad_(False)
+
+
+def save_reward(reward: Reward, folder: Path) -> None:
+    """Write weights, tokenizer and image processor of a finetuned CLIP or VLM."""
+    if isinstance(reward, VlmReward):
+        reward.model.save_pretrained(folder)
+        # The processor files differ between kinds of VLM: copy them unchanged.
+        settings = reward.settings
+        source = locate(settings.processor or settings.path, "--reward", SETTINGS)
+        for file in sorted({file for pattern in SETTINGS for file in source.glob(pattern)}):
+            if file.is_file() and not (folder / file.name).exists():
+                shutil.copy(file, folder / file.name)
+        return
+    assert isinstance(reward, ClipReward)
+    reward.model.save_pretrained(folder)
+    reward.tokenizer.save_pretrained(folder)
+    image = reward.preprocessing
+    size, names = image.size, ("height", "width")
+    edges = (
+        {"shortest_edge": size} if isinstance(size, int) else dict(zip(names, size, strict=True))
+    )
+    processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        **{f"do_{step}": True for step in ("convert_rgb", "resize", "center_crop", "rescale")},
+        "do_normalize": True,
+        "rescale_factor": 1 / 255,
+        "size": edges,
+        "crop_size": dict(zip(names, image.crop, strict=True)),
+        "image_mean": list(image.mean),
+        "image_std": list(image.std),
+        "resample": {"bilinear": 2, "bicubic": 3}[image.mode],
+    }
+    text = json.dumps(processor, indent=1)
+    (folder / "preprocessor_config.json").write_text(text + "\n", encoding="utf-8")

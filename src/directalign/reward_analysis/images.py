@@ -1,0 +1,259 @@
+"""Wanted and unwanted example images, and the image changes that probe a reward for bias.
+
+Examples are toy-world renders or two folders. In the toy world both sides show the same scenes in
+two styles, so only the style differs. In a folder the sides are paired if their file names match.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePath
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ..data.scan import ImageSet, scan_images
+from ..data.shuffle import permutation
+from ..toyworld.scenes import IMAGE_SIZE, STYLES, Scenes, draw_scenes, render
+from ..types import DirectAlignError, Images
+
+WORLD = "world"
+REST = "rest"
+WORLD_COUNT = 96
+"""Toy-world scenes if no count is given."""
+HELD_OUT = 0.25
+"""Share of the captions that are held out from a fit."""
+MAX_SIDE = 512
+"""Maximum pixels per side if no size is given."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images in [0, 1] of one size with captions; `paired`: equal index means equal content."""
+
+    wanted: Images
+    unwanted: Float[Tensor, "c 3 H W"]
+    wanted_prompts: tuple[str, ...]
+    unwanted_prompts: tuple[str, ...]
+    paired: bool
+
+    @property
+    def sides(self) -> tuple[tuple[Images, tuple[str, ...]], tuple[Images, tuple[str, ...]]]:
+        """((wanted images, captions), (unwanted images, captions))."""
+        return (self.wanted, self.wanted_prompts), (self.unwanted, self.unwanted_prompts)
+
+
+def load_examples(
+    path: str,
+    key: str,
+    size: tuple[int, int] | None = None,
+    count: int | None = None,
+    seed: int = 0,
+) -> Examples:
+    """Load examples from `path`, at most `count` per side, drawn with `seed`.
+
+    Args:
+        path: "world:photo/cg" (two toy-world styles), "world:photo/rest" (against the three other
+            styles in turn), "world" (same as the latter), or a folder with `wanted/` and
+            `unwanted/`, captioned as `images` reads them. Hub data sets: see `images.scan_images`.
+        key: option or config key for error messages.
+        size: (height, width) in pixels to crop and resize to. None: the toy world's own size, or
+            for a folder the square of the shortest side that occurs, at most 512.
+        count: None: 96 toy-world scenes, or all images of a folder.
+
+    Raises:
+        DirectAlignError: unknown styles, a missing or empty side, an image without caption or one
+            that cannot be decoded.
+    """
+    if count is not None and count < 1:
+        raise DirectAlignError(
+            f"{key}: {count} images per side; give at least 1, or omit it for all"
+        )
+    if path == WORLD or path.startswith(f"{WORLD}:"):
+        wanted, unwanted = _styles(path, key)
+        size = size or (IMAGE_SIZE, IMAGE_SIZE)
+        return _render_pairs(wanted, unwanted, size, count or WORLD_COUNT, seed)
+    return _read_folder(Path(path), key, size, count, seed)
+
+
+def _styles(path: str, key: str) -> tuple[str, tuple[str, ...]]:
+    """The wanted style and the unwanted styles."""
+    default = f"{STYLES[0]}/{REST}"
+    text = path.removeprefix(WORLD).removeprefix(":") or default
+    wanted, slash, unwanted = text.partition("/")
+    known = wanted in STYLES and unwanted in (*STYLES, REST)
+    if not slash or not known or wanted == unwanted:
+        raise DirectAlignError(
+            f"{key}: {path}: write it as world:WANTED/UNWANTED with two different styles of "
+            f"{', '.join(STYLES)}, or WANTED/{REST} against all others"
+        )
+    rest = tuple(style for style in STYLES if style != wanted)
+    return wanted, rest if unwanted == REST else (unwanted,)
+
+
+def _render_pairs(
+    wanted: str, unwanted: tuple[str, ...], size: tuple[int, int], count: int, seed: int
+) -> Examples:
+    """Render the same scenes, with the same layout and light, in the wanted and unwanted styles."""
+    scenes = draw_scenes(count, torch.Generator().manual_seed(seed))
+    others = torch.tensor([STYLES.index(unwanted[i % len(unwanted)]) for i in range(count)])
+    both = (
+        scenes.with_style(wanted),
+        Scenes(scenes.color, scenes.shape, scenes.background, others),
+    )
+    images = [render(side, torch.Generator().manual_seed(seed + 1)) for side in both]
+    if tuple(images[0].shape[-2:]) != size:
+        resize = partial(F.interpolate, mode="bicubic", align_corners=False, antialias=True)
+        images = [resize(each, size).clamp(0, 1) for each in images]
+    captions = tuple(scenes.captions())
+    return Examples(images[0], images[1], captions, captions, paired=True)
+
+
+def _read_folder(
+    folder: Path, key: str, size: tuple[int, int] | None, count: int | None, seed: int
+) -> Examples:
+    sides = [_scan_side(folder, side, key) for side in ("wanted", "unwanted")]
+    if size is None:
+        shortest = min(MAX_SIDE, *(min(each) for side in sides for each in side.sizes))
+        size = (shortest, shortest)
+    chosen = [_sample(len(side), count, seed) for side in sides]
+    matches = _match_names(*sides)
+    if matches is not None:
+        chosen[1] = [matches[i] for i in chosen[0]]
+    each = list(zip(sides, chosen, strict=True))
+    images = [torch.stack([side.image(i, *size) for i in indices]) for side, indices in each]
+    prompts = [tuple(side.captions[i] for i in indices) for side, indices in each]
+    return Examples(images[0], images[1], prompts[0], prompts[1], paired=matches is not None)
+
+
+def _scan_side(folder: Path, side: str, key: str) -> ImageSet:
+    if not (folder / side).is_dir():
+        raise DirectAlignError(
+            f"{key}: {folder}: no folder {side}/ in it; give a folder with wanted/ and unwanted/, "
+            "or world"
+        )
+    found = scan_images(folder / side)
+    if found.skipped:
+        raise DirectAlignError(
+            f"{key}: {folder / side}: {found.skipped[0]}; mend or remove it "
+            f"({len(found.skipped)} such)"
+        )
+    return found
+
+
+def _match_names(wanted: ImageSet, unwanted: ImageSet) -> list[int] | None:
+    """Unwanted index for each wanted image by stem; None unless all stems match."""
+    here, there = (
+        [str(PurePath(name).with_suffix("")) for name in side.names] for side in (wanted, unwanted)
+    )
+    if len(set(here)) != len(here) or sorted(here) != sorted(there):
+        return None
+    return [there.index(name) for name in here]
+
+
+def _sample(length: int, count: int | None, seed: int) -> list[int]:
+    """Sorted indices: all, or a seeded draw of `count`."""
+    if count is None or count >= length:
+        return list(range(length))
+    return sorted(permutation(length, seed, 0, "examples")[:count])
+
+
+def split_by_caption(
+    sides: Sequence[Sequence[str]], seed: int, stream: str
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Indices per side to train on and to hold out: no caption is in both parts.
+
+    Raises: DirectAlignError if a part has fewer than two captions of a side.
+    """
+    captions = sorted({caption for side in sides for caption in side})
+    order = permutation(len(captions), seed, 0, stream)
+    held = {captions[i] for i in order[: max(2, round(HELD_OUT * len(captions)))]}
+    train, held_out = (
+        [[i for i, caption in enumerate(side) if (caption in held) == inside] for side in sides]
+        for inside in (False, True)
+    )
+    for part in (train, held_out):
+        if any(len({s[i] for i in chosen}) < 2 for s, chosen in zip(sides, part, strict=True)):
+            raise DirectAlignError(
+                f"--images: {len(captions)} different captions; give at least 8, the same on both "
+                "sides, to train on and to hold out"
+            )
+    return train, held_out
+
+
+def split_examples(examples: Examples, seed: int, stream: str) -> tuple[Examples, Examples]:
+    """(train, held out) by captions; see `split_by_caption`."""
+    parts = []
+    for chosen in split_by_caption([prompts for _, prompts in examples.sides], seed, stream):
+        (wanted, wanted_prompts), (unwanted, unwanted_prompts) = (
+            (images[indices], tuple(prompts[i] for i in indices))
+            for (images, prompts), indices in zip(examples.sides, chosen, strict=True)
+        )
+        paired = examples.paired and chosen[0] == chosen[1]
+        parts.append(Examples(wanted, unwanted, wanted_prompts, unwanted_prompts, paired))
+    return parts[0], parts[1]
+
+
+# --- bias probes: fixed changes for measuring -----------------------------------------------------
+# No control phrase asks for them and rewards are known to favour them. arXiv 2509.06942 names red
+# (HPSv2), purple (PickScore), over-exposure (ImageReward) and smoothness (all).
+
+TINT, LIGHT, SATURATION, EDGES, BLUR = 0.1, 0.1, 1.5, 1.0, 64
+"""Added to a channel; added to all; color factor; detail added; shorter side / blur window."""
+
+
+def tinted(images: Images, cast: tuple[float, float, float]) -> Images:
+    """Add a color cast of strength `TINT`; brightness is unchanged if `cast` sums to 0."""
+    return (images + TINT * torch.tensor(cast, device=images.device)[:, None, None]).clamp(0, 1)
+
+
+def brighter(images: Images) -> Images:
+    """Raise all channels by `LIGHT`."""
+    return (images + LIGHT).clamp(0, 1)
+
+
+def saturated(images: Images) -> Images:
+    """Multiply each pixel's distance from gray by `SATURATION`."""
+    return torch.lerp(images.mean(1, keepdim=True), images, SATURATION).clamp(0, 1)
+
+
+def blurred(images: Images) -> Images:
+    """Box blur over 1/64 of the shorter side, at least 3 pixels."""
+    side = max(3, min(images.shape[-2:]) // BLUR // 2 * 2 + 1)
+    padded = F.pad(images, (side // 2,) * 4, mode="replicate")
+    return F.avg_pool2d(padded, side, stride=1)
+
+
+def sharpened(images: Images) -> Images:
+    """Add the detail that the blur removes."""
+    return (images + EDGES * (images - blurred(images))).clamp(0, 1)
+
+
+PROBES: dict[str, Callable[[Images], Images]] = {
+    "red tint": partial(tinted, cast=(1.0, -0.5, -0.5)),
+    "purple tint": partial(tinted, cast=(0.5, -1.0, 0.5)),
+    "green tint": partial(tinted, cast=(-0.5, 1.0, -0.5)),
+    "brightness": brighter,
+    "saturation": saturated,
+    "blur": blurred,
+    "sharpening": sharpened,
+}
+
+CAST = 0.1
+"""Maximum length of a random color cast."""
+
+
+def random_cast(images: Images, generator: torch.Generator, light: float = 0.0) -> Images:
+    """Augment for finetuning: a random zero-sum color cast and a gain in 1 ± `light` per image."""
+    b = len(images)
+    hue = torch.randn(b, 3, generator=generator)
+    hue = F.normalize(hue - hue.mean(1, keepdim=True), dim=1) * CAST
+    hue = hue * torch.rand(b, 1, generator=generator)
+    gain = 1 + light * (2 * torch.rand(b, 1, generator=generator) - 1)
+    return (images * gain[:, :, None, None].to(images) + hue[:, :, None, None].to(images)).clamp(
+        0, 1
+    )

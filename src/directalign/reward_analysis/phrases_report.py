@@ -1,0 +1,167 @@
+"""Output of `directalign reward phrases`: phrases.json, one YAML section per suggested form, and
+phrases.html, a page without network access in the style of the run report. All text is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jaxtyping import Float
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+from torch import Tensor
+
+from ..methods.objective_math import from_absolute_relative
+from ..report.images import data_uri
+from ..report.page import TEMPLATES as REPORT
+from .images import PROBES, Examples
+from .phrases import PairStats, PhraseReport, Suggestion
+
+TEMPLATES = Path(__file__).parent / "templates"
+PAGE, DATA = "phrases.html", "phrases.json"
+SHOWN = 8
+"""Images per side on the page."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was analyzed, for the head of the page."""
+
+    reward: str
+    images: str
+    command: str
+
+
+def write_report(found: PhraseReport, examples: Examples, source: Source, out: Path) -> Path:
+    """Write phrases.json, the recipe sections and phrases.html into `out`; returns the page."""
+    out.mkdir(parents=True, exist_ok=True)
+    data = {
+        **asdict(source),
+        "wanted": len(examples.wanted),
+        "unwanted": len(examples.unwanted),
+        "paired": examples.paired,
+        **to_json(found),
+    }
+    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    (out / DATA).write_text(text + "\n", encoding="utf-8")
+    for form, section in recipes(found.suggestion).items():
+        (out / f"{form}.yaml").write_text(as_yaml(section), encoding="utf-8")
+    (out / PAGE).write_text(_page(found, examples, data), encoding="utf-8")
+    return out / PAGE
+
+
+def to_json(found: PhraseReport) -> dict[str, Any]:
+    """All numbers and warnings."""
+
+    def pair_json(pair: PairStats) -> dict[str, Any]:
+        return {**asdict(pair), "warnings": pair.warnings}
+
+    phrases = [{**asdict(each), "warnings": found.phrase_warnings(each)} for each in found.phrases]
+    suggestion = found.suggestion
+    return {
+        "phrases": phrases,
+        "pairs": [pair_json(pair) for pair in found.pairs],
+        "together": found.together and pair_json(found.together),
+        "suggestion": suggestion and {**asdict(suggestion), "recipes": recipes(suggestion)},
+        "warnings": found.warnings,
+        "tokens_read": found.limit,
+        "prompts": found.prompts,
+    }
+
+
+# --- recipe sections ------------------------------------------------------------------------------
+
+
+def recipes(found: Suggestion | None) -> dict[str, dict[str, Any]]:
+    """`method` sections for a recipe by form; without those whose settings are unknown."""
+    if found is None:
+        return {}
+    words = {"positive": list(found.pair.positive), "negative": list(found.pair.negative)}
+    sections: dict[str, dict[str, Any]] = {}
+    if found.tolerance is not None:  # one branch, all phrases at every update
+        sections["anchored"] = {
+            "form": "anchored",
+            "branches": "denoise",
+            "words": {**words, "order": "average"},
+            "anchor": {"tolerance": found.tolerance},
+        }
+    if found.mu is not None:  # the same ramp in both branches
+        sections["relative"] = {
+            "form": "relative",
+            "words": {**words, "order": "cycle"},
+            "denoise": ramp(found.mu),
+            "inversion": ramp(found.mu),
+        }
+    return sections
+
+
+def ramp(mu: float) -> dict[str, dict[str, float]]:
+    """k_pos and k_neg of a branch: nu = 1, mu from 0 (low noise) to twice its mean (high noise)."""
+    weights = {"low_noise": 0.0, "high_noise": 2 * mu}
+    ends = {end: from_absolute_relative(weight, 1.0) for end, weight in weights.items()}
+    return {
+        name: {end: round(float(pair[i]), 3) + 0.0 for end, pair in ends.items()}
+        for i, name in enumerate(("k_pos", "k_neg"))
+    }
+
+
+def as_yaml(section: Mapping[str, Any]) -> str:
+    """A `method` section as YAML for a recipe."""
+    return yaml.safe_dump(
+        {"method": dict(section)},
+        sort_keys=False,
+        allow_unicode=True,
+        width=1000,
+        default_flow_style=None,
+    )
+
+
+def as_override(section: Mapping[str, Any]) -> str:
+    """The same for the command line: --set 'method={...}', quoted for a shell."""
+    return f"--set {shlex.quote(f'method={json.dumps(section, ensure_ascii=False)}')}"
+
+
+# --- page -----------------------------------------------------------------------------------------
+
+
+def _page(found: PhraseReport, examples: Examples, data: Mapping[str, Any]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    ends = [abs(end) for each in found.phrases for end in (each.lift.low, each.lift.high)]
+    first = examples.unwanted[:1]
+    probed = [("original", _uri(first[0]))]
+    probed += [(name, _uri(probe(first)[0])) for name, probe in PROBES.items()]
+    images = []
+    for name, side, gaps in zip(
+        ("Wanted", "Unwanted"), examples.sides, found.gap_by_image, strict=True
+    ):
+        shown = list(zip(*side, gaps or [None] * len(side[1]), strict=True))[:SHOWN]
+        images.append((name, [(_uri(image), caption, gap) for image, caption, gap in shown]))
+    sections = recipes(found.suggestion).items()
+    return environment.get_template("phrases.html.j2").render(
+        style=Markup((REPORT / "style.css").read_text(encoding="utf-8")),
+        data=data,
+        found=found,
+        widest=max(ends, default=1.0) or 1.0,
+        sections=[(form, as_yaml(section), as_override(section)) for form, section in sections],
+        images=images,
+        probed=probed,
+    )
+
+
+def _uri(image: Float[Tensor, "3 h w"]) -> str:
+    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+    return data_uri(Image.fromarray(pixels.cpu().numpy()))

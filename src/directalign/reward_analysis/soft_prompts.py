@@ -1,0 +1,390 @@
+"""Fit soft control tokens to a reward with a text tower, or take the mean of given phrases.
+
+Textual inversion (arXiv 2208.01618) for a relative reward: the vectors of both sides are fitted
+together; the reward is frozen. A quarter of the captions is held out, with all their images, and
+the vectors with the lowest held-out loss are kept. All loss terms use r(image, caption) = pos −
+neg:
+
+    style     r of wanted images above r of unwanted images, each under its own caption
+    content   r of an image above r of the images of other captions
+    bias      r is invariant to the changes of `images.PROBES`
+
+The optimum of phrases ignores content, because their pos − neg does not depend on it; soft tokens
+can represent it. Losses are in units of the reward's caption margin (`caption_margin`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .. import config
+from ..data.shuffle import permutation
+from ..interfaces import Reward
+from ..rewards.soft_prompts import ControlTokens, SoftPrompts, Vectors, check_length
+from ..types import DirectAlignError, Images
+from .images import PROBES, Examples, split_by_caption
+from .responsiveness import with_phrase
+
+POSITIVE, NEGATIVE = "learned positive.safetensors", "learned negative.safetensors"
+"""Names that stand for the vectors during the fit, before any file exists."""
+LENGTH = 2
+TEMPERATURE = 1 / 16
+"""Of the logistic terms, in caption margins: about the temperature of CLIP training."""
+BATCH = 32
+Features = Float[Tensor, "b d"]
+RelativeText = Callable[[Sequence[str]], Features]
+"""Captions to pos − neg of the text features (b, d); its product with image features is r."""
+
+
+@runtime_checkable
+class TextTowerReward(Protocol):
+    """A reward with its own text tower: score = scale · image features · text features."""
+
+    name: str
+    soft_prompts: SoftPrompts
+
+    def encode(self, images: Images) -> Features: ...
+
+    def encode_text(self, phrases: Sequence[str]) -> Features: ...
+
+
+@dataclass(frozen=True)
+class SoftPromptConfig:
+    """Settings of the fit.
+
+    `length`: tokens per side, None for those of the longest phrase. `content`, `bias`: loss weights
+    relative to the style term's 1. `rate`: Adam learning rate in standard deviations of the
+    embedding table, also the unit of `stay`, the weight of the squared distance from the start.
+    """
+
+    length: int | None = None
+    content: float = 0.15
+    bias: float = 0.15
+    stay: float = 0.0
+    num_steps: int = 300
+    batch_size: int = 32
+    rate: float = 0.3
+    check_every: int = 10
+    patience: int = 8
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SoftPromptResult:
+    """Tokens of both sides; held-out measures of the words (None without) and the tokens."""
+
+    positive: ControlTokens
+    negative: ControlTokens
+    words: Separation | None
+    learned: Separation
+    held_out: int
+    best_step: int
+
+
+def fit_soft_prompts(
+    reward: Reward, examples: Examples, words: config.ControlPhrases, settings: SoftPromptConfig
+) -> SoftPromptResult:
+    """Fit tokens that separate wanted from unwanted images; deterministic given the arguments.
+
+    The fit starts from `words`, or without words from the mean of the embedding table plus seeded
+    noise.
+
+    Raises: DirectAlignError for a reward without its own text tower, words of one side only, too
+    few
+        captions, or too many tokens.
+    """
+    readable = require_text_tower(reward)
+    if bool(words.positive) != bool(words.negative):
+        raise DirectAlignError("--positive, --negative: words of one side only; give both, or none")
+    encoded = encode_examples(readable, examples)
+    captions = encoded.wanted.captions, encoded.unwanted.captions
+    train, held_out = (
+        EncodedExamples(encoded.wanted.select(a), encoded.unwanted.select(b), encoded.paired)
+        for a, b in split_by_caption(captions, settings.seed, "held out for tokens")
+    )
+    start = initial_vectors(readable, words, settings)
+    best, best_step = _fit(readable, start, train, held_out, settings)
+    scale, before = float(getattr(reward, "scale", 1.0)), None
+    if words.positive:
+        text = _relative_text(readable, words.positive, words.negative)
+        before = separation_of(text, held_out, scale)
+    with _placed(readable, best):
+        after = separation_of(_relative_text(readable, [POSITIVE], [NEGATIVE]), held_out, scale)
+    start_text = "the mean of the table"
+    if words.positive:
+        start_text = f"the words {', '.join(words.positive)} against {', '.join(words.negative)}"
+    how = (
+        f"fitted to {len(examples.wanted)} wanted and {len(examples.unwanted)} unwanted images, "
+        f"seed {settings.seed}, from {start_text}"
+    )
+    positive, negative = (readable.soft_prompts.made(each, how) for each in best)
+    count = len(held_out.wanted.captions)
+    return SoftPromptResult(positive, negative, before, after, count, best_step)
+
+
+def mean_of_words(
+    reward: Reward | TextTowerReward, phrases: Sequence[str], length: int | None = None
+) -> ControlTokens:
+    """Mean of the phrases' embedding vectors by position, each phrase resampled to `length`.
+
+    One phrase at its own length is reproduced exactly.
+    """
+    soft_prompts = require_text_tower(reward).soft_prompts
+    vectors = [soft_prompts.embedding_of(phrase) for phrase in phrases]
+    length = length or max(map(len, vectors))
+    check_length(length, soft_prompts.longest, "--length")
+    indices = torch.arange(length, device=vectors[0].device)
+    mean = torch.stack([each[indices * len(each) // length] for each in vectors]).mean(0)
+    return soft_prompts.made(mean, f"mean of the words {', '.join(phrases)}")
+
+
+def require_text_tower(reward: Reward | TextTowerReward) -> TextTowerReward:
+    """Narrow to a reward that tokens can be fitted to.
+
+    Raises: DirectAlignError for one without its own text tower.
+    """
+    if not isinstance(reward, TextTowerReward):
+        raise DirectAlignError(
+            f"reward.name: {reward.name} has no text tower of its own for soft tokens; take clip "
+            "or siglip"
+        )
+    return reward
+
+
+def initial_vectors(
+    reward: TextTowerReward, words: config.ControlPhrases, settings: SoftPromptConfig
+) -> tuple[Vectors, Vectors]:
+    """Start of the fit per side: mean of its phrases, else mean of the table plus seeded noise."""
+    soft_prompts, length = reward.soft_prompts, settings.length
+    table = soft_prompts.table.weight.detach()
+    if words.positive:
+        phrases = (*words.positive, *words.negative)
+        length = length or max(len(soft_prompts.embedding_of(phrase)) for phrase in phrases)
+        sides = words.positive, words.negative
+        positive, negative = (mean_of_words(reward, side, length).tokens for side in sides)
+        return positive.to(table), negative.to(table)
+    length = length or LENGTH
+    check_length(length, soft_prompts.longest, "--length")
+    generator = torch.Generator().manual_seed(settings.seed)
+    noise = torch.randn(2, length, table.shape[1], generator=generator).to(table)
+    positive, negative = table.mean(0) + table.std() * noise
+    return positive, negative
+
+
+# --- fit ------------------------------------------------------------------------------------------
+
+
+def _fit(
+    reward: TextTowerReward,
+    start: tuple[Vectors, Vectors],
+    train: EncodedExamples,
+    held_out: EncodedExamples,
+    settings: SoftPromptConfig,
+) -> tuple[tuple[Vectors, Vectors], int]:
+    """Vectors with the lowest held-out loss, and their step."""
+    std, margin = reward.soft_prompts.table.weight.detach().std(), caption_margin(reward, train)
+    offsets = [nn.Parameter(torch.zeros_like(each)) for each in start]
+    optimizer = torch.optim.Adam(offsets, lr=settings.rate)
+    text = _relative_text(reward, [POSITIVE], [NEGATIVE])
+
+    def vectors() -> tuple[Tensor, Tensor]:
+        return start[0] + std * offsets[0], start[1] + std * offsets[1]
+
+    def loss(encoded: EncodedExamples) -> Tensor:
+        with _placed(reward, vectors()):
+            return loss_of(text, encoded, margin, settings.content, settings.bias)
+
+    best, lowest, best_step = start, float("inf"), 0
+    for step in range(settings.num_steps + 1):
+        if step % settings.check_every == 0:
+            with torch.no_grad():
+                current = float(loss(held_out))
+            if current < lowest:
+                best, lowest, best_step = vectors(), current, step
+            elif step - best_step >= settings.patience * settings.check_every:
+                break
+        distance = torch.stack([offset.square().mean() for offset in offsets]).mean()
+        optimizer.zero_grad()
+        (loss(_batch(train, step, settings)) + settings.stay * distance).backward()
+        optimizer.step()
+    return (best[0].detach(), best[1].detach()), best_step
+
+
+def _relative_text(
+    reward: TextTowerReward, positive: Sequence[str], negative: Sequence[str]
+) -> RelativeText:
+    """pos − neg of text features, means over the phrases of a side."""
+
+    def side(phrases: Sequence[str], captions: Sequence[str]) -> Tensor:
+        each = [reward.encode_text(with_phrase(phrase, captions)) for phrase in phrases]
+        return torch.stack(each).mean(0)
+
+    return lambda captions: side(positive, captions) - side(negative, captions)
+
+
+@contextmanager
+def _placed(reward: TextTowerReward, vectors: tuple[Tensor, Tensor]) -> Iterator[None]:
+    """Inside, the names `POSITIVE` and `NEGATIVE` stand for these vectors."""
+    held = reward.soft_prompts.held
+    held.update(zip((POSITIVE, NEGATIVE), vectors, strict=True))
+    try:
+        yield
+    finally:
+        del held[POSITIVE], held[NEGATIVE]
+
+
+def _batch(encoded: EncodedExamples, step: int, settings: SoftPromptConfig) -> EncodedExamples:
+    """Images of one step: all, or a seeded draw of `batch_size` per side; pairs stay pairs."""
+
+    def draw(side: EncodedSide, stream: str) -> EncodedSide:
+        order = permutation(len(side.captions), settings.seed, step, stream)
+        return side.select(order[: settings.batch_size])
+
+    unwanted = draw(encoded.unwanted, "pairs" if encoded.paired else "unwanted")
+    return EncodedExamples(draw(encoded.wanted, "pairs"), unwanted, encoded.paired)
+
+
+# --- objective ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EncodedSide:
+    """Image features of one side, captions, and the feature change by each probe (p, b, d)."""
+
+    features: Features
+    captions: tuple[str, ...]
+    probed: Float[Tensor, "p b d"]
+
+    def select(self, indices: Sequence[int]) -> EncodedSide:
+        """A subset of the images."""
+        chosen = torch.tensor(list(indices), device=self.features.device)
+        captions = tuple(self.captions[i] for i in indices)
+        return EncodedSide(self.features[chosen], captions, self.probed[:, chosen])
+
+
+@dataclass(frozen=True)
+class EncodedExamples:
+    """Both sides; if `paired`, equal indices have equal content."""
+
+    wanted: EncodedSide
+    unwanted: EncodedSide
+    paired: bool
+
+
+@dataclass(frozen=True)
+class Separation:
+    """Measures of r = pos − neg; differences in score units.
+
+    `style`: mean r of wanted minus unwanted images. `separated`: share of pairs (of equal content
+    if paired, else all) with wanted above unwanted; 0.5 is chance. `content`: mean r of an image
+    minus that of images of other captions. `bias`: RMS change by the probes over |`style`|.
+    """
+
+    style: float
+    separated: float
+    content: float
+    bias: float
+
+
+@torch.no_grad()
+def encode_examples(reward: TextTowerReward, examples: Examples) -> EncodedExamples:
+    """Encode the images of both sides, original and probed, once."""
+    device = reward.soft_prompts.table.weight.device
+    sides = []
+    for images, captions in examples.sides:
+        parts = [part.to(device) for part in images.split(BATCH)]
+        plain = torch.cat([reward.encode(part) for part in parts])
+        probed = [
+            torch.cat([reward.encode(probe(part)) for part in parts]) - plain
+            for probe in PROBES.values()
+        ]
+        sides.append(EncodedSide(plain, captions, torch.stack(probed)))
+    return EncodedExamples(sides[0], sides[1], examples.paired)
+
+
+@torch.no_grad()
+def caption_margin(reward: TextTowerReward, encoded: EncodedExamples) -> float:
+    """Mean score of an image under its bare caption minus that under other captions."""
+    margins = [
+        _margin(reward.encode_text(side.captions) @ side.features.T, _differs(side))
+        for side in (encoded.wanted, encoded.unwanted)
+    ]
+    return float(torch.stack(margins).mean())
+
+
+def loss_of(
+    text: RelativeText, encoded: EncodedExamples, margin: float, content: float, bias: float
+) -> Tensor:
+    """Weighted sum of style, content and bias; `margin` from `caption_margin`."""
+    sides, texts = (encoded.wanted, encoded.unwanted), _texts(text, encoded)
+    each = list(zip(sides, texts, strict=True))
+    tables = [gaps @ side.features.T / margin for side, gaps in each]
+    style = F.softplus(-_style_gaps(tables, encoded.paired) / TEMPERATURE).mean()
+    losses = [_contrastive(t, _differs(side)) for t, side in zip(tables, sides, strict=True)]
+    changes = [(_probe_changes(side, gaps) / margin).square().mean() for side, gaps in each]
+    return (
+        style
+        + content * torch.stack(losses).mean()
+        + bias * torch.stack(changes).mean() / TEMPERATURE**2
+    )
+
+
+@torch.no_grad()
+def separation_of(text: RelativeText, encoded: EncodedExamples, scale: float = 1.0) -> Separation:
+    """Measure pos − neg in score units; `scale` is the reward's."""
+    each = list(zip((encoded.wanted, encoded.unwanted), _texts(text, encoded), strict=True))
+    tables = [gaps @ side.features.T for side, gaps in each]
+    style_gaps = _style_gaps(tables, encoded.paired).double()
+    margins = [_margin(t, _differs(side)) for t, (side, _) in zip(tables, each, strict=True)]
+    changes = torch.cat([_probe_changes(side, gaps).flatten() for side, gaps in each])
+    style, bias = float(style_gaps.mean()), float(changes.square().mean().sqrt())
+    return Separation(
+        scale * style,
+        float((style_gaps > 0).double().mean()),
+        scale * float(torch.stack(margins).mean()),
+        bias / abs(style) if style else float("inf"),
+    )
+
+
+def _texts(text: RelativeText, encoded: EncodedExamples) -> tuple[Tensor, Tensor]:
+    """pos − neg under the captions of both sides, computed once if they are the same."""
+    wanted = text(encoded.wanted.captions)
+    same = encoded.unwanted.captions == encoded.wanted.captions
+    return wanted, wanted if same else text(encoded.unwanted.captions)
+
+
+def _style_gaps(tables: Sequence[Tensor], paired: bool) -> Float[Tensor, " n"]:
+    """r of wanted minus unwanted images under their own captions, for pairs or all combinations."""
+    wanted, unwanted = (table.diagonal() for table in tables)
+    return wanted - unwanted if paired else (wanted[:, None] - unwanted[None]).flatten()
+
+
+def _probe_changes(side: EncodedSide, text: Features) -> Float[Tensor, "p b"]:
+    """Change of r by each probe, each image under its own caption."""
+    return (side.probed * text).sum(-1)
+
+
+def _differs(side: EncodedSide) -> Bool[Tensor, "c b"]:
+    """Which images have another caption."""
+    known = {caption: index for index, caption in enumerate(side.captions)}
+    indices = torch.tensor([known[each] for each in side.captions], device=side.features.device)
+    return indices[:, None] != indices[None]
+
+
+def _contrastive(table: Float[Tensor, "c b"], differs: Bool[Tensor, "c b"]) -> Tensor:
+    """Cross-entropy of selecting a caption's own image among those of other captions."""
+    own = torch.eye(len(table), dtype=torch.bool, device=table.device)
+    logits = (table / TEMPERATURE).masked_fill(~(differs | own), -torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(table), device=table.device))
+
+
+def _margin(table: Float[Tensor, "c b"], differs: Bool[Tensor, "c b"]) -> Tensor:
+    return table.diagonal().mean() - table[differs].mean()

@@ -1,0 +1,459 @@
+"""Experiment trackers: TensorBoard, Weights & Biases, trackio. All log the records of `metrics.jsonl` under the same names and steps.
+
+The backends are those of `accelerate.tracking`; wandb and trackio are imported only when a recipe names them. Ours, because
+accelerate has nothing for it: resuming one run without duplicates (`tracked.json` keeps its key; local backends are written
+anew from the kept records, online ones continue), W&B's exit code, captions and step axis, and `BackgroundTracker`, which
+keeps a network failure away from training and reports it once. Online rows beyond a checkpoint cannot be taken back.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import netrc
+import os
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from contextvars import copy_context
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from queue import SimpleQueue
+from types import ModuleType
+from typing import Any, Protocol, runtime_checkable
+from urllib.parse import urlsplit
+
+import huggingface_hub
+import numpy as np
+from accelerate import PartialState
+from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
+from jaxtyping import UInt8
+from PIL import Image
+
+from .. import config
+from ..io.atomic import write_text
+from ..types import DirectAlignError
+
+logger = logging.getLogger(__name__)
+KEY_FILE, IMAGES, STEP_AXIS = "tracked.json", "samples", "step"
+WANDB_HOST = "api.wandb.ai"
+"""Host under which most .netrc files list the key."""
+TRACKIO_REDIRECTS = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
+"""Variables that would send a local trackio run elsewhere."""
+WANDB_SETTINGS: dict[str, Any] = {
+    **{
+        "silent": True,
+        "console": "off",
+        "disable_git": True,
+        "disable_code": True,
+        "save_code": False,
+    },
+    **{"x_disable_stats": True, "x_disable_meta": True, "x_disable_machine_info": True},
+    **{"x_save_requirements": False, "finish_timeout_raises": True},
+    **{"init_timeout": 45.0, "finish_timeout": 60.0},
+}
+"""No console capture, system statistics, code or machine data; timeouts in seconds."""
+TIMEOUT, FINAL_TIMEOUT = 300.0, 90.0
+"""Seconds without progress after which a tracker is dropped, during the run and at its end."""
+
+Pixels = UInt8[np.ndarray, "H W 3"]
+Values = Mapping[str, float | str]
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Logs one run. `has_history`: the backend still has what earlier processes logged. Called from one thread, in order."""
+
+    has_history: bool
+
+    def log_values(self, values: Values, step: int) -> None: ...
+    def log_image(self, pixels: Pixels, step: int) -> None: ...
+    def log_summary(self, summary: Mapping[str, Any]) -> None: ...
+    def close(self, finished: bool) -> None:
+        """The process ends; `finished` is False if the run may be resumed."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """`key` identifies the run across resumes, `caption` belongs to every sample grid, `space` is the Space of earlier processes."""
+
+    key: str
+    name: str
+    config: Mapping[str, Any]
+    caption: str
+    space: str | None
+
+
+def run_info(run: config.Run, out: Path, prompts: Sequence[str]) -> RunInfo:
+    """The run in `out` with its key, a new one if it has none; passwords in URLs are removed from the config."""
+    file = out / KEY_FILE
+    new = {"key": secrets.token_hex(4), "space": None}
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else new
+    caption = "\n".join(f"{number}. {prompt}" for number, prompt in enumerate(prompts, start=1))
+    hidden = without_passwords(run.model_dump(mode="json"))
+    return RunInfo(stored["key"], run.name, hidden, caption, stored["space"])
+
+
+def values_of(record: Mapping[str, Any]) -> dict[str, float | str]:
+    """All numbers and texts of a record by slash-joined name, which begins with the event; lists are left out."""
+
+    def leaves(value: Any, name: str) -> Iterator[tuple[str, float | str]]:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                if key not in ("event", "step"):
+                    yield from leaves(inner, f"{name}/{key}")
+        elif isinstance(value, (str, int, float)):
+            yield name, value if isinstance(value, str) else float(value)
+
+    return dict(leaves(record, record["event"]))
+
+
+def without_passwords(value: Any) -> Any:
+    """The same config without user and password in URLs (`http://user:password@host`)."""
+    if isinstance(value, Mapping):
+        return {key: without_passwords(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_passwords(inner) for inner in value]
+    return re.sub(r"(?<=://)[^/@\s]+@", "", value) if isinstance(value, str) else value
+
+
+def open_trackers(run: config.Run, out: Path, prompts: Sequence[str]) -> list[Tracker]:
+    """The trackers of the run in `out`, whose sample grids show `prompts`. One that cannot be opened is reported and left out.
+
+    Raises: DirectAlignError for a missing package or login.
+    """
+    info, track = run_info(run, out, prompts), run.track
+    PartialState()  # accelerate refuses to log without it; it joins the process group that is there
+    opened: list[Tracker] = [TensorBoard(out, info)] if track.tensorboard else []
+
+    def remember(space: str | None) -> None:
+        write_text(out / KEY_FILE, json.dumps({"key": info.key, "space": space}, indent=1) + "\n")
+
+    def add(name: str, catch_up: str, create: Callable[[], Tracker]) -> bool:
+        try:
+            opened.append(BackgroundTracker(create(), name, catch_up))
+        except DirectAlignError:
+            raise
+        except Exception as error:  # a third-party library raises any kind
+            logger.warning(
+                f"{name} cannot be opened ({_first_line(error)}); the run goes on without it. {catch_up}"
+            )
+            return False
+        return True
+
+    if track.wandb is not None or track.trackio is not None:
+        remember(info.space)  # before they open: a run that is killed now keeps its key
+    if (wandb := track.wandb) is not None:
+        catch_up = f"To catch up: --resume with --set track.wandb.mode=offline, then {_wandb_sync(out, info)}"
+        add("Weights & Biases", catch_up, lambda: open_wandb(wandb, out, info))
+    if (trackio := track.trackio) is not None:
+        catch_up = "To catch up: --resume, which writes the run anew"
+        if trackio.space is not None:
+            sync = f"trackio sync --project {trackio.project} --space-id {trackio.space}"
+            catch_up = f"To catch up: --resume with --set track.trackio.space=null, then {sync}"
+        if add("trackio", catch_up, lambda: open_trackio(trackio, info)):
+            remember(_trackio_place(trackio))
+    return opened
+
+
+class BackgroundTracker:
+    """Runs a tracker in a thread. Its first failure, or no progress within a timeout, is reported once and drops it."""
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        name: str,
+        catch_up: str,
+        timeout: float = TIMEOUT,
+        final_timeout: float = FINAL_TIMEOUT,
+    ) -> None:
+        self.has_history = tracker.has_history
+        self._tracker, self._name, self._catch_up = tracker, name, catch_up
+        self._timeout, self._final_timeout = timeout, final_timeout
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._progress = time.monotonic()
+        self._dropped, self._lock = False, threading.Lock()
+        self._thread = threading.Thread(target=self._work, daemon=True, name=name)
+        self._thread.start()
+
+    def log_values(self, values: Values, step: int) -> None:
+        self._submit(partial(self._tracker.log_values, values, step))
+
+    def log_image(self, pixels: Pixels, step: int) -> None:
+        self._submit(partial(self._tracker.log_image, pixels, step))
+
+    def log_summary(self, summary: Mapping[str, Any]) -> None:
+        self._submit(partial(self._tracker.log_summary, summary))
+
+    def close(self, finished: bool) -> None:
+        """Wait until everything is sent, at most `final_timeout` seconds."""
+        self._submit(partial(self._tracker.close, finished))
+        self._queue.put(None)
+        self._thread.join(0 if self._dropped else self._final_timeout)
+        if self._thread.is_alive():
+            self._drop(f"made no progress for {self._final_timeout:.0f} s at the end")
+
+    def _submit(self, task: Callable[[], None]) -> None:
+        if self._queue.empty():
+            self._progress = time.monotonic()
+        elif time.monotonic() - self._progress > self._timeout:
+            self._drop(f"made no progress for {self._timeout:.0f} s")
+        if not self._dropped:
+            self._queue.put(task)
+
+    def _work(self) -> None:
+        while (task := self._queue.get()) is not None:
+            try:
+                if not self._dropped:
+                    task()
+            except Exception as error:  # a third-party library raises any kind
+                self._drop(f"failed ({_first_line(error)})")
+            self._progress = time.monotonic()
+
+    def _drop(self, reason: str) -> None:
+        with self._lock:
+            if self._dropped:
+                return
+            self._dropped = True
+        logger.warning(
+            f"{self._name} {reason}; the run goes on without it, and metrics.jsonl has everything. {self._catch_up}"
+        )
+
+
+class TensorBoard(TensorBoardTracker):
+    """Event files in `out/tensorboard`, written anew whenever the run is opened; numbers in single precision."""
+
+    has_history, main_process_only = False, False
+
+    def __init__(self, out: Path, info: RunInfo) -> None:
+        shutil.rmtree(out / "tensorboard", ignore_errors=True)
+        super().__init__("tensorboard", out, flush_secs=30)
+        self.start()
+        self.log({"config": _as_code(info.config), f"{IMAGES}/prompts": info.caption})
+
+    def log_values(self, values: Values, step: int) -> None:
+        self.log(dict(values), step)
+
+    def log_image(self, pixels: Pixels, step: int) -> None:
+        self.log_images({IMAGES: pixels[None]}, step, dataformats="NHWC")
+
+    def log_summary(self, summary: Mapping[str, Any]) -> None:
+        self.log({"summary": _as_code(summary)})
+
+    def close(self, finished: bool) -> None:
+        self.finish()
+
+
+class WandB(WandBTracker):
+    """A W&B run. Every record is a row with its step as the chart axis, so that a record of an earlier step is accepted."""
+
+    def __init__(self, package: ModuleType, caption: str, project: str, **init: Any) -> None:
+        super().__init__(project, **init)
+        self._wandb, self._caption = package, caption
+        self.start()
+        self.has_history: bool = self.run.resumed
+        self.run.define_metric(STEP_AXIS, hidden=True)
+        self.run.define_metric("*", step_metric=STEP_AXIS)
+
+    def log_values(self, values: Values, step: int) -> None:
+        self.log({**values, STEP_AXIS: step})
+
+    def log_image(self, pixels: Pixels, step: int) -> None:
+        image = self._wandb.Image(Image.fromarray(pixels), caption=self._caption)
+        self.log({IMAGES: image, STEP_AXIS: step})
+
+    def log_summary(self, summary: Mapping[str, Any]) -> None:
+        self.run.summary.update(summary)
+
+    def close(self, finished: bool) -> None:
+        """Raises OSError when W&B's service process has died: its file is empty then."""
+        self.run.finish(exit_code=0 if finished else 1)
+        if not any(f.stat().st_size for f in Path(self.run.dir).parent.glob("*.wandb")):
+            raise OSError(f"{self.run.dir}: nothing was written")
+
+
+class Trackio(TrackioTracker):
+    """A trackio run in its own context: trackio keeps one current run per context, and this one must not touch others."""
+
+    def __init__(
+        self, package: ModuleType, caption: str, has_history: bool, project: str, **init: Any
+    ) -> None:
+        super().__init__(project, **init)
+        self._trackio, self._caption, self.has_history, self._last_step = (
+            package,
+            caption,
+            has_history,
+            0,
+        )
+        copy_context().run(self.start)
+
+    def log_values(self, values: Values, step: int) -> None:
+        self._last_step = max(self._last_step, step)
+        self.log(dict(values), step)
+
+    def log_image(self, pixels: Pixels, step: int) -> None:
+        self.log({IMAGES: self._trackio.Image(pixels, caption=self._caption)}, step)
+
+    def log_summary(self, summary: Mapping[str, Any]) -> None:
+        rows = "\n".join(f"| {name} | {value} |" for name, value in summary.items())
+        self.log({"summary": self._trackio.Markdown(f"| | |\n|---|---|\n{rows}")}, self._last_step)
+
+    def close(self, finished: bool) -> None:
+        with redirect_stdout(io.StringIO()):  # it prints about uploads of local runs too
+            self.finish()
+
+
+def require_wandb(settings: config.Wandb) -> ModuleType:
+    """The package, installed and (online) logged in; sends nothing. Raises DirectAlignError with the remedy."""
+    wandb = _import("wandb")
+    if settings.mode == "online" and not _has_wandb_login(wandb):
+        raise DirectAlignError(
+            "track.wandb: no login found; run `wandb login`, set WANDB_API_KEY, or set track.wandb.mode: offline"
+        )
+    return wandb
+
+
+def require_trackio(settings: config.Trackio) -> ModuleType:
+    """The package, installed and (with a Space) logged in; sends nothing. Raises DirectAlignError with the remedy."""
+    trackio = _import("trackio")
+    if settings.space is not None and huggingface_hub.get_token() is None:
+        remedy = "run `hf auth login`, set HF_TOKEN, or leave the space out"
+        raise DirectAlignError(f"track.trackio.space: {settings.space} needs a login; {remedy}")
+    redirect = next((name for name in TRACKIO_REDIRECTS if os.environ.get(name)), None)
+    if settings.space is None and redirect is not None:
+        remedy = "unset it, or write the Space into track.trackio.space"
+        raise DirectAlignError(
+            f"track.trackio: {redirect} is set and would send the run away; {remedy}"
+        )
+    return trackio
+
+
+def open_wandb(settings: config.Wandb, out: Path, info: RunInfo) -> WandB:
+    """The W&B run with the key of `info`, files in `out/wandb`; an offline run where W&B cannot be reached."""
+    wandb = require_wandb(settings)
+    common: dict[str, Any] = {
+        **{"id": info.key, "entity": settings.entity, "name": settings.name or info.name},
+        **{"tags": settings.tags, "config": dict(info.config), "dir": str(out)},
+        **{"reinit": "create_new", "settings": wandb.Settings(**WANDB_SETTINGS)},
+    }
+    opened = partial(WandB, wandb, info.caption, settings.project, **common)
+    if settings.mode == "online":
+        try:
+            tracker = opened(mode="online", resume="allow")
+        except (
+            Exception
+        ) as error:  # wandb raises its own kinds and its service's for the same failure
+            reason = _first_line(error)
+            logger.warning(
+                f"Weights & Biases cannot be reached ({reason}); the run is recorded offline"
+            )
+            wandb.teardown()  # its service still holds the run's id
+        else:
+            logger.info(f"Weights & Biases: {tracker.run.url}")
+            return tracker
+    for former in (out / "wandb").glob(f"offline-run-*-{info.key}"):
+        shutil.rmtree(former)
+    wandb.setup(wandb.Settings(mode="offline"))  # or the session looks for the network at its end
+    tracker = opened(mode="offline", resume=None)
+    logger.info(f"Weights & Biases: offline; send it with {_wandb_sync(out, info)}")
+    return tracker
+
+
+def open_trackio(settings: config.Trackio, info: RunInfo) -> Trackio:
+    """The trackio run, on this machine (written anew; no request to the hub) or in a private Space (continued)."""
+    trackio, is_local = require_trackio(settings), settings.space is None
+    name = trackio_run_name(info)
+    if is_local:
+        try:
+            former = [run for run in trackio.Api().runs(settings.project) if run.name == name]
+        except ValueError:  # no such project yet
+            former = []
+        for run in former:
+            run.delete()
+    options = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False, "private": True}
+    options |= {"resume": "never" if is_local else "allow", "space_id": settings.space}
+    has_history = not is_local and info.space == _trackio_place(settings)
+    with _offline_hub(is_local), redirect_stdout(io.StringIO()):
+        tracker = Trackio(
+            trackio,
+            info.caption,
+            has_history,
+            settings.project,
+            name=name,
+            config=dict(info.config),
+            **options,
+        )
+    where = (
+        f"see it with trackio show --project {settings.project}"
+        if is_local
+        else f"in {settings.space}"
+    )
+    logger.info(f"trackio: run {name}; {where}")
+    return tracker
+
+
+def trackio_run_name(info: RunInfo) -> str:
+    """`NAME-KEY` without slashes and dots: trackio names a folder of images after it."""
+    return f"{re.sub(r'[^A-Za-z0-9_, ()-]+', '_', info.name)}-{info.key}"
+
+
+def _trackio_place(settings: config.Trackio) -> str | None:
+    return None if settings.space is None else f"{settings.space} {settings.project}"
+
+
+def _wandb_sync(out: Path, info: RunInfo) -> str:
+    return f"wandb sync {out}/wandb/offline-run-*-{info.key}"
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        remedy = f"pip install 'directalign[{name}]', or leave track.{name} out"
+        raise DirectAlignError(f"track.{name}: needs the package {name}; {remedy}") from error
+
+
+def _has_wandb_login(wandb: ModuleType) -> bool:
+    """Whether a key or identity token is in the environment, in W&B's settings or in a .netrc file."""
+    found = wandb.setup().settings
+    if found.api_key or found.identity_token_file:
+        return True
+    try:
+        file = netrc.netrc(os.environ.get("NETRC") or Path("~/.netrc").expanduser())
+    except FileNotFoundError:
+        return False
+    except (netrc.NetrcParseError, OSError) as error:
+        remedy = "repair that file, or set WANDB_API_KEY"
+        raise DirectAlignError(
+            f"track.wandb: the login cannot be read ({error}); {remedy}"
+        ) from error
+    return any(file.authenticators(host) for host in (urlsplit(found.base_url).netloc, WANDB_HOST))
+
+
+@contextmanager
+def _offline_hub(active: bool) -> Iterator[None]:
+    """No request to the Hugging Face Hub inside, if `active`."""
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = active or before
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
+
+
+def _as_code(value: Mapping[str, Any]) -> str:
+    """JSON as a Markdown code block."""
+    lines = json.dumps(value, indent=2, ensure_ascii=False).split("\n")
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), ''):.200}"
