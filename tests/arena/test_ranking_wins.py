@@ -74,5 +74,5 @@ def test_one_annotator_is_not_held_against_another_in_implied_votes() -> None:
 
 @pytest.mark.parametrize(("left", "right", "winner"), [("base", "base", "base"), ("base", "srpo", "refl")])
 def test_votes_that_cannot_be(left: str, right: str, winner: str) -> None:
-    with pytest.raises(ArenaError, match="between two models"):
+    with pytest.raises(ArenaError, match="a vote needs two models"):
         Vote("ann", 0, left, right, winner)

@@ -96,7 +96,7 @@ def rate(value: float, n: int = 256) -> dict[str, float]:
 
 
 def write_grid(file: Path, share: float, drift: float, size: int = 64) -> None:
-    """Four by two pictures: a disc on navy, brought towards grey with `share` and towards red with `drift`."""
+    """4 x 2 images: a disc on navy, moved to grey by `share` and to red by `drift`."""
     grid = Image.new("RGB", (4 * size, 2 * size))
     draw = ImageDraw.Draw(grid)
     for place, color in enumerate(COLORS):
@@ -170,7 +170,7 @@ def _measurement(
 def stop_run(
     folder: Path, stop: int = 15, kept: int = 10, says: str = "colour drift spent its budget"
 ) -> Path:
-    """Make a run of `write_run` one that stopped itself after `stop` updates and left the weights of `kept`."""
+    """Let a run stop after `stop` updates and export the weights of `kept`."""
     file = folder / "metrics.jsonl"
     records = [
         record

@@ -67,23 +67,30 @@ def test_no_errors_and_no_requests(browser: Any, pages: dict[str, Path], name: s
 def test_nothing_sticks_out(browser: Any, pages: dict[str, Path], name: str, width: int):
     visit(browser, pages[name], width)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    wide = "return [...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll, svg, pre') && e.getBoundingClientRect().right > innerWidth + 1)"
-    assert browser.execute_script(f"{wide}.map(e => e.outerHTML.slice(0, 80))") == []
+    wide = """
+        const out = (e) => e.getBoundingClientRect().right > innerWidth + 1;
+        const all = [...document.querySelectorAll('main *')];
+        return all.filter((e) => !e.closest('.scroll, svg, pre') && out(e)).map((e) => e.outerHTML);
+    """
+    assert browser.execute_script(wide) == []
 
 
 def test_sliders(browser: Any, pages: dict[str, Path]):
     visit(browser, pages["run"])
-    slide = "const input = document.querySelector(arguments[0]); input.value = arguments[1]; input.dispatchEvent(new Event('input'))"
-    browser.execute_script(slide, "[name=cut]", 80)
+    choose(browser, "cut", "80")
     assert (
         browser.execute_script(
-            "return [...document.querySelectorAll('.stack')].map(s => s.style.getPropertyValue('--cut'))"
+            "return [...document.querySelectorAll('.stack')]"
+            ".map((s) => s.style.getPropertyValue('--cut'))"
         )
         == ["20%"] * 8
     )
-    browser.execute_script(slide, "[name=step]", 2)
+    choose(browser, "step", "2")
     assert browser.execute_script("return document.querySelector('output').textContent") == "10"
-    visible = "return [...document.querySelectorAll('.after')].filter(i => getComputedStyle(i).visibility === 'visible').map(i => i.alt)"
+    visible = """
+        const isVisible = (image) => getComputedStyle(image).visibility === 'visible';
+        return [...document.querySelectorAll('.after')].filter(isVisible).map((i) => i.alt);
+    """
     assert browser.execute_script(visible) == ["After 10 updates"] * 8
 
 
@@ -103,7 +110,11 @@ def test_dark_follows_the_system(browser: Any, pages: dict[str, Path]):
 
 def choose(browser: Any, name: str, value: str) -> None:
     """What a person does with a select or a range."""
-    change = "const e = document.querySelector(`[name=${arguments[0]}]`); e.value = arguments[1]; for (const k of ['input', 'change']) e.dispatchEvent(new Event(k))"
+    change = """
+        const e = document.querySelector(`[name=${arguments[0]}]`);
+        e.value = arguments[1];
+        for (const kind of ['input', 'change']) e.dispatchEvent(new Event(kind));
+    """
     browser.execute_script(change, name, value)
 
 
@@ -111,8 +122,10 @@ def viewer(browser: Any) -> dict[str, Any]:
     """What the stage shows: its two pictures' texts, where they are from, the prompt, the count."""
     told = """
         const s = document.querySelector(".viewer"), images = [...s.querySelectorAll(".stack img")];
-        const from = images.map(i => [...document.querySelectorAll("table.gallery img")].findIndex(w => w.src === i.src));
-        return {alts: images.map(i => i.alt), from, asked: s.querySelector(".prompt").textContent, count: s.querySelector("output").textContent,
+        const all = [...document.querySelectorAll("table.gallery img")];
+        const from = images.map((i) => all.findIndex((one) => one.src === i.src));
+        return {alts: images.map((i) => i.alt), from, asked: s.querySelector(".prompt").textContent,
+                count: s.querySelector("output").textContent,
                 told: s.querySelector(".values").innerText, hidden: s.hidden};
     """
     return browser.execute_script(told)
@@ -163,7 +176,8 @@ def test_groups_and_rows_lead_to_the_stage(browser: Any, pages: dict[str, Path])
     found = viewer(browser)
     assert found["asked"].startswith("Anime. ") and found["count"].startswith("1 of ")
     assert browser.execute_script(
-        "return [...document.querySelectorAll('table.gallery tbody tr:not([hidden])')].every(r => r.dataset.group === 'off_topic')"
+        "return [...document.querySelectorAll('table.gallery tbody tr:not([hidden])')]"
+        ".every((row) => row.dataset.group === 'off_topic')"
     )
     browser.execute_script(
         "document.querySelectorAll('table.gallery tbody tr:not([hidden])')[2].click()"
@@ -195,7 +209,8 @@ def test_paper_is_light(browser: Any, pages: dict[str, Path]):
         {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]},
     )
     told = browser.execute_script(
-        "return [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('.viewer')).display]"
+        "return [getComputedStyle(document.body).backgroundColor,"
+        " getComputedStyle(document.querySelector('.viewer')).display]"
     )
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
     assert told == ["rgb(252, 252, 250)", "none"]

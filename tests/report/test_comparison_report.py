@@ -73,8 +73,8 @@ def test_control_prompts_are_counted_apart(tmp_path: Path):
         for count in (4, 0)
     ]
     assert (
-        "24 pairs of prompt and seed from 12 prompts (prompts.txt), and 4 of control prompts, the same for every model."
-        in html[0]
+        "24 pairs of prompt and seed from 12 prompts (prompts.txt), and 4 of control prompts, the "
+        "same for every model." in html[0]
     )
     assert (
         "24 pairs of prompt and seed from 12 prompts (prompts.txt), the same for every model."
@@ -288,7 +288,8 @@ def test_records_of_other_shapes_do_no_harm(folder: Path):
     )
     with (folder / "results.jsonl").open("a") as stream:
         stream.write(
-            '[1]\n{"model": "base"}\n{"model": "base", "index": 99, "numbers": 3, "file": null, "prompt": null, "group": 5}\n'
+            '[1]\n{"model": "base"}\n{"model": "base", "index": 99, "numbers": 3, '
+            '"file": null, "prompt": null, "group": 5}\n'
         )
     html = write_page(folder).read_text()
     assert "format 7" in html and html.count("not a record of an image") == 2

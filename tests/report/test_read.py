@@ -56,7 +56,8 @@ def test_broken_files_are_noted(folder: Path):
     (folder / "run.yaml").write_text("name: [unclosed")
     (folder / "summary.json").write_text('{"align_sec')
     (folder / "metrics.jsonl").write_text(
-        '[1, 2]\n{"event": "step"}\n{"event": "step", "step": 1, "loss": null, "levels": {"denoise": 3}}\n'
+        '[1, 2]\n{"event": "step"}\n'
+        '{"event": "step", "step": 1, "loss": null, "levels": {"denoise": 3}}\n'
     )
     run = read_run(folder)
     assert (
@@ -69,8 +70,10 @@ def test_broken_files_are_noted(folder: Path):
 
 def test_levels_are_means_weighted_by_samples(folder: Path):
     lines = [
-        '{"event": "step", "step": 1, "levels": {"denoise": [{"sigma": 0.81, "n": 1, "gain": 0.1}]}}',
-        '{"event": "step", "step": 2, "levels": {"denoise": [{"sigma": 0.84, "n": 3, "gain": 0.5}, {"sigma": 0.61, "n": 1, "gain": 0.2}]}}',
+        '{"event": "step", "step": 1, "levels": {"denoise": [{"sigma": 0.81, "n": 1, "gain": 0.1}]'
+        "}}",
+        '{"event": "step", "step": 2, "levels": {"denoise": [{"sigma": 0.84, "n": 3, "gain": 0.5}, '
+        '{"sigma": 0.61, "n": 1, "gain": 0.2}]}}',
     ]
     (folder / "metrics.jsonl").write_text("\n".join(lines))
     low, high = read_run(folder).levels()["denoise"]

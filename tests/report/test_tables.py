@@ -75,7 +75,10 @@ def test_records_are_believed_over_the_registry():
 def test_curves_are_grouped_by_role(tmp_path: Path):
     folder = write_run(tmp_path / "run")
     text = (folder / "metrics.jsonl").read_text()
-    more = '"held_out_second": 0.5, "held_out_second_pos": 0.6, "off_topic_reward": 0.4, "diversity": 0.1, "something_new": 3, "each": {"x": [1]}, "color_drift"'
+    more = (
+        '"held_out_second": 0.5, "held_out_second_pos": 0.6, "off_topic_reward": 0.4, '
+        '"diversity": 0.1, "something_new": 3, "each": {"x": [1]}, "color_drift"'
+    )
     (folder / "metrics.jsonl").write_text(text.replace('"color_drift"', more))
     found = {
         group.role: [figure.title for figure in group.figures]
