@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from directalign import config
 from directalign.methods import load_method
-from directalign.models.loading import load_family, trainable
+from directalign.models import load_family, trainable
 from directalign.rewards import load_reward
 from directalign.training.optim import adamw
 from directalign.types import Batch

@@ -19,7 +19,7 @@ import torch
 from directalign.config.load import load_run
 from directalign.data.prompts import train_captions
 from directalign.methods import load_method
-from directalign.models.loading import load_family, trainable
+from directalign.models import load_family, trainable
 from directalign.rewards import load_reward
 from directalign.toyworld.scenes import render, scenes_of
 from directalign.training.run_folder import commit, machine, versions

@@ -25,11 +25,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from directalign.diffusion.noise_levels import Move, Ramp, WindowGrid
-from directalign.diffusion.noising import inject
 from directalign.diffusion.path import truncated
-from directalign.diffusion.recovery import direction, recover
+from directalign.diffusion.recovery import direction, inject, recover
 from directalign.methods.objective_math import hinge, relative_reward
-from directalign.models.packing import image_ids, pack, text_ids, unpack
+from directalign.models.common import image_ids, pack, text_ids, unpack
 from directalign.types import DirectAlignError, Images, Latents
 
 BOUNDS = {"image": 1e-5, "loss": 1e-6, "gradient": 1e-5}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from directalign.config.load import load_run
-from directalign.toyworld.picture_set import write_pictures
+from directalign.toyworld.assets import write_pictures
 from directalign.training import run
 
 RECIPES = ("world_sd", "world_sd_v", "world_srpo_lora", "world_offline", "world_black_box")

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPModel
 
-from directalign.diffusion import noise_levels, noising, recovery
+from directalign.diffusion import noise_levels, recovery, rng
 from directalign.diffusion.path import flow_sigmas
 from directalign.methods import objective_math
 
@@ -92,11 +92,11 @@ def align(world: World, batches: Iterable[Sequence[str]], seed: int = 0, learnin
     window, first_scores = noise_levels.WindowGrid(), []
     for step, prompts in enumerate(batches):
         text, b = world.text(prompts), len(prompts)
-        noise = noising.draw_noise((b, 16, SIZE // 8, SIZE // 8), noising.generator_for(seed, NOISE, step, 0, 0, 0))
+        noise = rng.draw_noise((b, 16, SIZE // 8, SIZE // 8), rng.generator_for(seed, NOISE, step, 0, 0, 0))
         x0 = world.rollout(noise, text)
 
-        move = window.denoise(window.draw(b, noising.generator_for(seed, MOVE, step, 0, 0, 0)))
-        noised = noising.inject("flow", x0, noise, move.sigma_from)
+        move = window.denoise(window.draw(b, rng.generator_for(seed, MOVE, step, 0, 0, 0)))
+        noised = recovery.inject("flow", x0, noise, move.sigma_from)
         pred = world.predict(noised.x_t, move.sigma_from, text, 3.5)
         seen = world.see(world.decode(recovery.recover("flow", "velocity", noised, pred, move.sigma_to).x0))
         pos, neg, plain = (world.scores(seen, prompts, phrases) for phrases in ([f"{w}. " for w in POSITIVE], [f"{w}. " for w in NEGATIVE], [""]))

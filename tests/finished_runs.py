@@ -11,7 +11,7 @@ from PIL import Image
 
 from directalign.config import Run
 from directalign.config.load import dump_run
-from directalign.export.low_rank import LowRank
+from directalign.export.lora_formats import LowRank
 from low_rank_updates import write_lora
 
 PROMPTS = ["a red star on a navy background", "a blue ring"]

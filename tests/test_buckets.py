@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from directalign.data.buckets import Bucket, check_buckets, fill_buckets, suggest_buckets
-from directalign.data.scan import scan_images
-from directalign.data.stream import ImageStream
+from directalign.data.image_dataset import ImageStream, scan_images
 from directalign.types import DirectAlignError
 
 side = st.integers(8, 400)

@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 
 from directalign.cli import app
 from directalign.config.load import load_run
-from directalign.evaluation.generate import generate
-from directalign.evaluation.sampling import trained_family
+from directalign.evaluation.generate import generate, trained_family
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "world_srpo_lora.yaml"
 PROMPTS = ["a red star on a navy background", "a pink ring on a gray background"]

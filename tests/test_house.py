@@ -18,7 +18,7 @@ from directalign.memory.architecture import model_architecture
 from directalign.memory.geometry import geometry
 from directalign.planning import check_method, check_reward, check_steps, plan
 from directalign.planning.surroundings import check_data, check_model
-from directalign.toyworld.picture_set import write_pictures
+from directalign.toyworld.assets import write_pictures
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "directalign"

@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 
-from directalign.data import image_io, scan
+from directalign.data import image_dataset, image_io
 from directalign.data.buckets import Bucket
+from directalign.data.image_dataset import ImageSet, ImageStream, scan_images
 from directalign.data.image_io import load_image
-from directalign.data.scan import ImageSet, scan_images
-from directalign.data.stream import ImageStream
 from directalign.types import DirectAlignError
 
 datasets = pytest.importorskip("datasets", reason="datasets are an extra: directalign[data]")
@@ -260,7 +259,7 @@ def test_pixels_of_a_dataset_are_not_kept(mixed_dataset: str, monkeypatch: pytes
         alive.append(weakref.ref(decoded := decode(picture)))
         return decoded
 
-    monkeypatch.setattr(scan, "read_pixels", watched)
+    monkeypatch.setattr(image_dataset, "read_pixels", watched)
     scan_images(mixed_dataset)
     assert len(alive) == 3 and all(each() is None for each in alive)
 

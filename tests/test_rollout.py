@@ -8,8 +8,7 @@ from diffusers import DDIMScheduler, FluxPipeline, StableDiffusionPipeline
 
 from directalign.config import Model, Rollout
 from directalign.diffusion.sampling import rollout_sigmas, sample
-from directalign.models import packing
-from directalign.models.loading import load_family, trainable
+from directalign.models import common, load_family, trainable
 from directalign.types import DirectAlignError
 from tiny import MAX_SEQUENCE_LENGTH, SIZE, ZERO_SNR, write_flux, write_sd
 from tiny_qwen import write_qwen_image
@@ -46,9 +45,9 @@ def test_flux_equals_the_pipeline(tmp_path, scheduler):
     noise = noise_for(family)
     for num_sampling_steps, cfg_scale in ((1, 1.0), (4, 1.0), (7, 3.0)):
         settings = {"num_inference_steps": num_sampling_steps, "guidance_scale": 2.5, "true_cfg_scale": cfg_scale, "negative_prompt": ["", ""]}
-        call = {"height": SIZE, "width": SIZE, "latents": packing.pack(noise), "max_sequence_length": MAX_SEQUENCE_LENGTH} | settings
+        call = {"height": SIZE, "width": SIZE, "latents": common.pack(noise), "max_sequence_length": MAX_SEQUENCE_LENGTH} | settings
         x0, images = ours(family, noise, num_sampling_steps, 2.5, cfg_scale)
-        assert_equal(packing.pack(x0), pipeline(PROMPTS, output_type="latent", **call).images)
+        assert_equal(common.pack(x0), pipeline(PROMPTS, output_type="latent", **call).images)
         assert_equal(images, pipeline(PROMPTS, output_type="pt", **call).images)
 
 

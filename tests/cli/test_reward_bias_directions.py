@@ -14,7 +14,7 @@ import torch
 import yaml
 from typer.testing import Result
 
-from directalign.evaluation.sampling import save_png
+from directalign.evaluation.generate import save_png
 from directalign.rewards.clip import ClipReward
 from directalign.rewards.projection import fingerprint, read_directions
 from directalign.toyworld.scenes import all_captions, render, scenes_of

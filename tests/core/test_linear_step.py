@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from directalign.diffusion.linear_step import chain_coefficients, linear_step, step_coefficients
-from directalign.diffusion.prediction import to_x0
-from directalign.diffusion.sampling import step
+from directalign.diffusion.path import to_x0
+from directalign.diffusion.sampling import chain_coefficients, linear_step, step, step_coefficients
 from directalign.types import Conditioning
 from methods.toy import ToyFamily
 

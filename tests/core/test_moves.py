@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from directalign.diffusion.noise_levels import ConstantGainWindow, Move, Ramp, UniformWindow, WindowGrid
-from directalign.diffusion.noising import generator_for
 from directalign.diffusion.recovery import gain
+from directalign.diffusion.rng import generator_for
 from directalign.types import DirectAlignError
 
 OFFICIAL = WindowGrid()

@@ -7,7 +7,8 @@ import itertools
 import torch
 from torch.testing import assert_close
 
-from directalign.diffusion.noising import draw_noise, generator_for, inject
+from directalign.diffusion.recovery import inject
+from directalign.diffusion.rng import draw_noise, generator_for
 
 
 def test_equal_keys_give_equal_noise():

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from directalign.diffusion.noising import inject
-from directalign.diffusion.path import alpha, per_sample
-from directalign.diffusion.prediction import classifier_free, convert, determinant, target, to_noise, to_x0
+from directalign.diffusion.path import alpha, classifier_free, convert, determinant, per_sample, target, to_noise, to_x0
+from directalign.diffusion.recovery import inject
 
 PATHS = ("flow", "vp")
 PREDICTIONS = ("velocity", "epsilon", "v", "x0")

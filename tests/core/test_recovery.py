@@ -8,10 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from directalign.diffusion.noising import inject
-from directalign.diffusion.path import alpha, per_sample
-from directalign.diffusion.prediction import target, to_x0
-from directalign.diffusion.recovery import direction, gain, recover
+from directalign.diffusion.path import alpha, per_sample, target, to_x0
+from directalign.diffusion.recovery import direction, gain, inject, recover
 
 NATIVE = [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v"), ("vp", "x0"), ("flow", "epsilon"), ("flow", "x0"), ("vp", "velocity"), ("flow", "v")]
 SIGMA_HIGH = torch.tensor([0.3, 0.8, 0.97], dtype=torch.float64)

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from directalign.diffusion import sde
-from directalign.diffusion.path import alpha, flow_sigmas, per_sample
-from directalign.diffusion.prediction import target, to_noise, to_x0
+from directalign.diffusion.path import alpha, flow_sigmas, per_sample, target, to_noise, to_x0
 
 FLOW_KINDS = ("ddim", "flow_grpo", "dance")
 EVERY = [*((kind, "flow", "velocity") for kind in FLOW_KINDS), ("ddim", "vp", "epsilon"), ("ddim", "vp", "v")]

@@ -18,12 +18,11 @@ from transformers import (
 )
 
 from directalign import config
-from directalign.evaluation.adherence import adherence_of, check_adherence, check_rows, detector_files
-from directalign.evaluation.adherence.colors import COLORS, GREY, TEMPLATES, ColorReader, cut_out
-from directalign.evaluation.adherence.detector import Detector
-from directalign.evaluation.adherence.found import Found
-from directalign.evaluation.geneval_facts import checked_facts
-from directalign.evaluation.prompt_sets import PromptRow
+from directalign.evaluation.adherence import adherence_of, check_adherence, check_rows
+from directalign.evaluation.adherence import detector as detector_files
+from directalign.evaluation.adherence.detector import COLORS, GREY, TEMPLATES, ColorReader, Detector, cut_out
+from directalign.evaluation.adherence.geneval import Found
+from directalign.evaluation.eval_prompts import PromptRow, checked_facts
 from directalign.rewards.clip import ClipReward
 from directalign.types import DirectAlignError
 from hub_downloads import download_hub, point_at

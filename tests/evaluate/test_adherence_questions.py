@@ -11,9 +11,8 @@ from torch import Tensor
 
 from directalign import config
 from directalign.evaluation.adherence import adherence_of, adherence_settings, check_adherence, check_rows
-from directalign.evaluation.adherence.asking import Asking
-from directalign.evaluation.geneval_facts import checked_facts
-from directalign.evaluation.prompt_sets import PromptRow, read_prompt_set
+from directalign.evaluation.adherence.vqa import Asking
+from directalign.evaluation.eval_prompts import PromptRow, checked_facts, read_prompt_set
 from directalign.planning import check_adherence as planned
 from directalign.rewards import qwen_vl
 from directalign.types import DirectAlignError

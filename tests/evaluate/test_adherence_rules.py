@@ -11,10 +11,8 @@ import pytest
 import torch
 
 from directalign.evaluation.adherence import Judged, Verdict, numbers
-from directalign.evaluation.adherence.facts import facts_of
-from directalign.evaluation.adherence.found import Box, Found, overlap, relations, surest
-from directalign.evaluation.adherence.rules import Limits, judge
-from directalign.evaluation.geneval_facts import checked_facts
+from directalign.evaluation.adherence.geneval import Box, Found, Limits, facts_of, judge, overlap, relations, surest
+from directalign.evaluation.eval_prompts import checked_facts
 
 LIMITS = Limits(threshold=0.3, counting=0.9)
 SQUARE = (0.0, 0.0, 10.0, 10.0)

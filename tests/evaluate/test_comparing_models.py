@@ -14,13 +14,11 @@ from PIL import Image
 from tiny_runs import recipe, trained, write_run_folder
 
 from directalign import config
-from directalign.evaluation import drawing, drift
-from directalign.evaluation.compare import Request, compare, evaluate_run
-from directalign.evaluation.comparison import alone
-from directalign.evaluation.generate import generate
-from directalign.evaluation.items import Item
-from directalign.evaluation.looks import Shown, pixels, rewarded
-from directalign.evaluation.sampling import sample_images
+from directalign.evaluation import candidate_images, image_metrics
+from directalign.evaluation.compare import Request, alone, compare, evaluate_run
+from directalign.evaluation.eval_samples import Item
+from directalign.evaluation.generate import generate, sample_images
+from directalign.evaluation.scores import Shown, pixels, rewarded
 from directalign.io.jsonl import Ledger
 from directalign.types import DirectAlignError, Images, PerSample
 
@@ -74,7 +72,7 @@ def test_every_number_is_of_the_stored_image(run_folder: Path, evaluated: Path) 
     lines = lines_of(evaluated)
     for line in (lines[3], lines[15]):
         image = torch.tensor(list(Image.open(evaluated / line["file"]).get_flattened_data())).float().reshape(1, 32, 32, 3).permute(0, 3, 1, 2) / 255
-        assert line["numbers"]["entropy"] == pytest.approx(drift.entropy(image).item(), rel=1e-5)
+        assert line["numbers"]["entropy"] == pytest.approx(image_metrics.entropy(image).item(), rel=1e-5)
         assert line["numbers"]["score_light"] == pytest.approx(image.mean().item(), abs=0.1)
     assert lines[15]["numbers"].keys() - lines[3]["numbers"].keys() == {"base_rmse", "base_color_shift"}
     assert set(lines[6]["numbers"]) == {"off_topic_score_redness", "off_topic_score_light"}
@@ -105,7 +103,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     run_folder: Path, evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: tuple[str, int]
 ) -> None:
     kind, left = moment
-    out, said, real = tmp_path / "out", [], (drawing._keep, Ledger.append)
+    out, said, real = tmp_path / "out", [], (candidate_images._keep, Ledger.append)
     left_ = [left]
 
     def count() -> None:
@@ -126,7 +124,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
             raise
 
     with monkeypatch.context() as patched:
-        patched.setattr(drawing, "_keep", keep) if kind == "image" else patched.setattr(Ledger, "append", append)
+        patched.setattr(candidate_images, "_keep", keep) if kind == "image" else patched.setattr(Ledger, "append", append)
         with pytest.raises(Killed):
             evaluate_run(asked(run_folder, out))
     evaluate_run(asked(run_folder, out), said.append)
@@ -138,7 +136,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
 def test_what_is_done_is_not_done_again(run_folder: Path, evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(evaluated, tmp_path / "out")
     for name in ("trained_family", "save_png"):
-        monkeypatch.setattr(drawing, name, lambda *_: pytest.fail("made again"))
+        monkeypatch.setattr(candidate_images, name, lambda *_: pytest.fail("made again"))
     monkeypatch.setattr("directalign.evaluate.looks.load_reward", lambda *_: pytest.fail("loaded again"))
     said: list[str] = []
     evaluate_run(asked(run_folder, tmp_path / "out"), said.append)
@@ -212,14 +210,14 @@ def test_runs_models_and_images_side_by_side(run_folder: Path, pipelines: dict[s
 def test_what_is_wrong_is_said_before_anything_is_loaded(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], words: str
 ) -> None:
-    monkeypatch.setattr(drawing, "trained_family", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(candidate_images, "trained_family", lambda *_: pytest.fail("loaded"))
     with pytest.raises(DirectAlignError, match=words):
         compare(replace(asked(run_folder, tmp_path / "out"), **change))
     assert not (tmp_path / "out").exists()
 
 
 def test_an_out_that_cannot_be_is_refused(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "trained_family", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(candidate_images, "trained_family", lambda *_: pytest.fail("loaded"))
     (tmp_path / "file").write_text("")
     (tmp_path / "images" / "images").mkdir(parents=True)
     (tmp_path / "odd").mkdir()

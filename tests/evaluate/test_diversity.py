@@ -10,9 +10,9 @@ import torch
 from tiny_runs import recipe, trained
 
 from directalign.config import Run
-from directalign.evaluation.diversity import SEEDS_PER_PROMPT, cosine_distance, diversity, diversity_pairs, rmse, to_siblings
+from directalign.evaluation.eval_prompts import fixed_pairs
+from directalign.evaluation.image_metrics import SEEDS_PER_PROMPT, cosine_distance, diversity, diversity_pairs, rmse, to_siblings
 from directalign.evaluation.in_training import Measurer
-from directalign.evaluation.pairs import fixed_pairs
 from directalign.types import DirectAlignError, Images, PerSample
 
 

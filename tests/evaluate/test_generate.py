@@ -14,11 +14,9 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import recipe, trained, write_run_folder
 
 from directalign.config import Model
-from directalign.evaluation import reproduce
-from directalign.evaluation.generate import base_weights, generate
-from directalign.evaluation.sampling import sample_images
-from directalign.models import single_file
-from directalign.models.loading import load_family, trainable
+from directalign.evaluation import generate as reproduce
+from directalign.evaluation.generate import base_weights, generate, sample_images
+from directalign.models import load_family, single_file, trainable
 from directalign.types import DirectAlignError
 from tiny import write_flux
 

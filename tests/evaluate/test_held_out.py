@@ -12,8 +12,8 @@ import torch
 from tiny_runs import recipe, trained
 
 from directalign import config
-from directalign.evaluation.held_out import check_labels, load_held_out
 from directalign.evaluation.in_training import Measurer
+from directalign.evaluation.scores import check_labels, load_held_out
 from directalign.rewards import load_reward
 from directalign.training import run as train
 from directalign.training.run_log import read

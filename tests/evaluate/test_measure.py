@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny_runs import recipe, trained
 
-from directalign.evaluation import drift
+from directalign.evaluation import image_metrics
+from directalign.evaluation.eval_prompts import Pairs
 from directalign.evaluation.in_training import Measurer, photographs
-from directalign.evaluation.pairs import Pairs
-from directalign.models.loading import load_family
+from directalign.models import load_family
 from directalign.rewards import load_reward
 from directalign.types import Images, PerSample
 
@@ -49,7 +49,7 @@ def test_keys_and_prefix(pipelines: dict[str, Path], prompts: Path):
 def test_drift_from_the_base_is_zero_before_training_and_measured_after(pipelines: dict[str, Path], prompts: Path):
     run = recipe("flux", pipelines["flux"], prompts)
     tuned = Measurer(run, trained(run), None, None)
-    expected = drift.color_drift(tuned.images(5), tuned.base_images(tuned.pairs))
+    expected = image_metrics.color_drift(tuned.images(5), tuned.base_images(tuned.pairs))
     assert tuned.measure(5)["color_drift"] == pytest.approx(expected, rel=1e-4) and expected > 0
     full = run.model_copy(update={"model": run.model.model_copy(update={"tune": "full"})})
     assert Measurer(full, load_family(full.model, "cpu"), None, None).measure(5)["color_drift"] < 1e-6

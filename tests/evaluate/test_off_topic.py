@@ -11,11 +11,11 @@ from tiny_runs import recipe, trained
 
 from directalign import config
 from directalign.data.prompts import held_out_captions, train_captions
-from directalign.evaluation import drift
+from directalign.evaluation import image_metrics
 from directalign.evaluation.control_prompts import OffTopic, off_topic_pairs, off_topic_prompts, styles_named
+from directalign.evaluation.eval_prompts import FIRST_SEED, Pairs
 from directalign.evaluation.in_training import Measurer
-from directalign.evaluation.pairs import FIRST_SEED, Pairs
-from directalign.models.loading import load_family
+from directalign.models import load_family
 from directalign.planning.measuring import check_off_topic
 from directalign.rewards import load_reward
 from directalign.types import DirectAlignError, Images, PerSample
@@ -67,7 +67,7 @@ def test_style_is_kept_where_the_judge_sees_what_the_prompt_asks_for(pipelines: 
     assert found["off_topic_style_kept"]["value"] == pytest.approx(share) and found["off_topic_style_kept"]["n"] == 3
     assert found["off_topic_content"]["value"] == 1.0
     assert found["off_topic_reward"] == pytest.approx(images.mean().item(), abs=1e-6)
-    assert found["off_topic_color_drift"] == pytest.approx(drift.color_drift(images, images * 0.5))
+    assert found["off_topic_color_drift"] == pytest.approx(image_metrics.color_drift(images, images * 0.5))
     assert styles_named(("Oil painting. a red star", "CG render. a ring")) == ("painting", "cg")
 
 
@@ -91,7 +91,7 @@ def test_a_model_trained_in_full_keeps_its_base_images_from_before(pipelines: di
         for parameter in family.denoiser.parameters():
             parameter.mul_(1.2)
     assert measurer.off_topic.base_images is kept
-    assert measurer.measure(3)["off_topic_color_drift"] == pytest.approx(drift.color_drift(measurer.off_topic.images(), kept)) != 0
+    assert measurer.measure(3)["off_topic_color_drift"] == pytest.approx(image_metrics.color_drift(measurer.off_topic.images(), kept)) != 0
 
 
 def test_as_many_pairs_as_are_measured_during_the_run(pipelines: dict[str, Path], prompts: Path, others: Path) -> None:

@@ -8,7 +8,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from directalign.config import Data
 from directalign.data.prompts import held_out_captions, train_captions
-from directalign.evaluation.pairs import Pairs, fixed_pairs, measured_prompts, noise_of
+from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts, noise_of
 from directalign.types import DirectAlignError
 
 

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from directalign.data.prompts import held_out_captions
-from directalign.diffusion.noising import generator_for
+from directalign.diffusion.rng import generator_for
 from directalign.evaluation.compare import Request, compare
+from directalign.evaluation.generate import save_png
 from directalign.evaluation.results import summarise
-from directalign.evaluation.sampling import save_png
 from directalign.metrics import JUDGED, Metric
 from directalign.toyworld.scenes import render, scenes_of
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from directalign.data.prompts import read_prompts, train_captions
-from directalign.evaluation.geneval_facts import RELATIONS
-from directalign.evaluation.prompt_sets import STYLES, PromptRow, read_prompt_set
+from directalign.evaluation.eval_prompts import RELATIONS, STYLES, PromptRow, read_prompt_set
 from directalign.types import DirectAlignError
 
 GENEVAL = [

@@ -9,11 +9,10 @@ import pytest
 from PIL import Image
 from tiny_runs import recipe, write_run_folder
 
-from directalign.evaluation.image_sets import items_of_images
-from directalign.evaluation.items import OFF_TOPIC, batches, items_of, off_topic_items, unreadable
-from directalign.evaluation.prompt_sets import PromptRow
-from directalign.evaluation.seen_rewards import rewards_of, words_of
-from directalign.evaluation.subjects import open_subjects
+from directalign.evaluation.candidates import items_of_images, open_subjects
+from directalign.evaluation.eval_prompts import PromptRow
+from directalign.evaluation.eval_samples import OFF_TOPIC, batches, items_of, off_topic_items, unreadable
+from directalign.evaluation.scores import rewards_of, words_of
 from directalign.types import DirectAlignError
 
 

@@ -10,7 +10,7 @@ import torch
 from directalign.config import Run
 from directalign.config.load import dump_run
 from directalign.interfaces import Family
-from directalign.models.loading import load_family, trainable
+from directalign.models import load_family, trainable
 
 
 def recipe(family: str, path: Path, prompts: Path | str, **rollout: Any) -> Run:

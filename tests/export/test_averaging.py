@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from directalign.export.averaging import mean_update, mean_weight, reduced
-from directalign.export.low_rank import LowRank
+from directalign.export.average import mean_update, mean_weight, reduced
+from directalign.export.lora_formats import LowRank
 
 
 def drawn(seed: int, rank: int = 2, sides: tuple[int, ...] = ()) -> LowRank:

@@ -11,10 +11,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from directalign import export
 from directalign.config import Model
-from directalign.export import exporting
-from directalign.export.base import Licence, base_of
-from directalign.export.exporting import Format, export_run
+from directalign.export import Format, export_run
+from directalign.export.finished_run import Licence, base_of
 from directalign.types import DirectAlignError
 from finished_runs import PROMPTS, finished_recipe, write_finished
 from low_rank_updates import updates_of_shape
@@ -70,7 +70,7 @@ def test_an_export_that_fails_leaves_nothing(small_run: Path, tmp_path: Path, mo
     def fail(*_: object) -> None:
         raise OSError("disk")
 
-    monkeypatch.setattr(exporting, "write_card", fail)
+    monkeypatch.setattr(export, "write_card", fail)
     with pytest.raises(OSError, match="disk"):
         export_run(small_run, "kohya", tmp_path / "out" / "a")
     assert list((tmp_path / "out").iterdir()) == []

@@ -21,8 +21,7 @@ from diffusers import (
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from torch import Tensor, nn
 
-from directalign.export.layouts import LoraFormat, converted
-from directalign.export.low_rank import LowRank, fuse
+from directalign.export.lora_formats import LoraFormat, LowRank, converted, fuse
 from directalign.types import DirectAlignError
 from low_rank_updates import JOINT, QKV, applied, as_file, products, random_updates, updates_of_shape
 

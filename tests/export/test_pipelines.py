@@ -12,7 +12,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel, StableDiffusionPipel
 from safetensors.torch import load_file
 from torch import nn
 
-from directalign.export.exporting import export_run
+from directalign.export import export_run
 from directalign.export.weights import merge
 from directalign.types import DirectAlignError
 from finished_runs import finished_recipe, write_finished

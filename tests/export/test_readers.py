@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionPipeline, 
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from directalign.export.exporting import Format, export_run
+from directalign.export import Format, export_run
 from finished_runs import finished_recipe, write_finished
 from low_rank_updates import random_updates
 from tiny_sdxl import write_sdxl

@@ -13,8 +13,8 @@ from directalign.config import Lora, Model, Rollout
 from directalign.diffusion.sampling import sample
 from directalign.interfaces import Family
 from directalign.methods.srpo import SRPO
-from directalign.models.loading import load_family, load_trained, trainable
-from directalign.models.prompt_encoder import padded
+from directalign.models import load_family, load_trained, trainable
+from directalign.models.text_encoder import padded
 from directalign.types import Conditioning
 from families.srpo_by_hand import BATCH, PROMPTS, SETTINGS, known_noise, losses_by_hand
 from methods.toy import ToyReward

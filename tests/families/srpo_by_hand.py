@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from directalign.config import SRPO as Settings
-from directalign.diffusion import noise_levels, noising
-from directalign.diffusion.noising import MOVE, NOISE
+from directalign.diffusion import noise_levels, rng
+from directalign.diffusion.rng import MOVE, NOISE
 from directalign.types import Batch
 from methods.toy import ToyReward
 
@@ -29,7 +29,7 @@ SETTINGS = Settings.model_validate(
 
 def known_noise(shape: tuple[int, int, int]) -> Tensor:
     """The noise that the update's rollout begins with, for latents of `shape` (c, h, w)."""
-    return noising.draw_noise((len(PROMPTS), *shape), noising.generator_of(BATCH, NOISE))
+    return rng.draw_noise((len(PROMPTS), *shape), rng.generator_of(BATCH, NOISE))
 
 
 def losses_by_hand(
@@ -37,7 +37,7 @@ def losses_by_hand(
 ) -> list[Tensor]:
     """The losses of the denoise and of the inversion branch; `predict(x_t, sigma)` is the guided network, `decode` the VAE before its clamp."""
     window, reward = noise_levels.WindowGrid(), ToyReward()
-    landing = window.draw(len(x0), noising.generator_of(BATCH, MOVE))
+    landing = window.draw(len(x0), rng.generator_of(BATCH, MOVE))
     found = []
     for own, other, move, (low, high) in (
         ("photo", "painting", window.denoise(landing), (0.1, 0.25)),

@@ -8,7 +8,7 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import nn
 
 from directalign.config import Model
-from directalign.models.loading import load_family
+from directalign.models import load_family
 from directalign.types import DirectAlignError
 from tiny import SIZE
 

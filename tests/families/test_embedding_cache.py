@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from directalign.models import embedding_cache
-from directalign.models.embedding_cache import EmbeddingCache, default_folder, fingerprint_of
+from directalign.models import text_encoder
+from directalign.models.text_encoder import EmbeddingCache, default_folder, fingerprint_of
 from directalign.types import DirectAlignError
 
 TENSORS = {"sequence": torch.arange(6.0).reshape(1, 3, 2).bfloat16(), "mask": torch.tensor([[True, True, False]]), "pooled": torch.rand(1, 4)}
@@ -86,7 +86,7 @@ def test_a_failed_write_leaves_the_file_of_before_and_nothing_else(cache, monkey
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(embedding_cache, "save_file", full)
+    monkeypatch.setattr(text_encoder, "save_file", full)
     with pytest.raises(OSError, match="No space"):
         cache.write("a", {"sequence": torch.zeros(1, 1)})
     assert same(load_file(cache.path_of("a")), TENSORS)

@@ -9,8 +9,7 @@ import torch
 from diffusers import FluxPipeline
 
 from directalign.config import Model
-from directalign.models import packing
-from directalign.models.loading import load_family, trainable
+from directalign.models import common, load_family, trainable
 from directalign.types import DirectAlignError
 from tiny import MAX_SEQUENCE_LENGTH, SIZE, write_flux
 
@@ -91,7 +90,7 @@ def test_gradient_equals_the_raw_networks(family, pipeline):
     family.denoiser.zero_grad()
     (family.predict(x_t, sigma, cond) * weights).sum().backward()
     pipeline.transformer.zero_grad()
-    (raw(pipeline.transformer, x_t, sigma, cond.tensors) * packing.pack(weights)).sum().backward()
+    (raw(pipeline.transformer, x_t, sigma, cond.tensors) * common.pack(weights)).sum().backward()
     expected = dict(pipeline.transformer.named_parameters())
     for name, parameter in trainable(family).items():
         torch.testing.assert_close(parameter.grad, expected[name].grad, atol=1e-5, rtol=1e-5)

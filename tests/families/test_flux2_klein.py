@@ -10,8 +10,7 @@ import torch
 from diffusers import Flux2KleinPipeline
 
 from directalign.config import Rollout
-from directalign.models import packing
-from directalign.models.loading import trainable
+from directalign.models import common, trainable
 from directalign.types import DirectAlignError
 from families import proofs
 from families.proofs import LIBRARY_CALL, image_of_ours, noise_for, noisy
@@ -91,10 +90,10 @@ def test_encode_prompt_equals_the_pipeline(family, pipeline):
 
 def test_tokens_and_their_places_are_the_pipelines():
     latents, device = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0)), torch.device("cpu")
-    assert torch.equal(packing.flatten(latents), Flux2KleinPipeline._pack_latents(latents))
-    assert torch.equal(packing.unflatten(packing.flatten(latents), 4, 6), latents)
-    assert torch.equal(packing.image_places(4, 6, device), Flux2KleinPipeline._prepare_latent_ids(latents)[0])
-    assert torch.equal(packing.text_places(5, device), Flux2KleinPipeline._prepare_text_ids(torch.zeros(1, 5, 3))[0])
+    assert torch.equal(common.flatten(latents), Flux2KleinPipeline._pack_latents(latents))
+    assert torch.equal(common.unflatten(common.flatten(latents), 4, 6), latents)
+    assert torch.equal(common.image_places(4, 6, device), Flux2KleinPipeline._prepare_latent_ids(latents)[0])
+    assert torch.equal(common.text_places(5, device), Flux2KleinPipeline._prepare_text_ids(torch.zeros(1, 5, 3))[0])
 
 
 def test_prompts_may_be_encoded_one_by_one(family):

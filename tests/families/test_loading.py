@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from directalign.config import Model
-from directalign.models.loading import load_family
+from directalign.models import load_family
 from directalign.types import DirectAlignError
 from tiny import write_flux, write_sd
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import torch
 from diffusers import FluxPipeline
 
-from directalign.models import packing
+from directalign.models import common
 
 LATENTS = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
 
 
 def test_pack_equals_the_pipeline():
-    assert torch.equal(packing.pack(LATENTS), FluxPipeline._pack_latents(LATENTS, 2, 3, 4, 6))
+    assert torch.equal(common.pack(LATENTS), FluxPipeline._pack_latents(LATENTS, 2, 3, 4, 6))
 
 
 def test_unpack_inverts_pack():
-    assert torch.equal(packing.unpack(packing.pack(LATENTS), 4, 6), LATENTS)
+    assert torch.equal(common.unpack(common.pack(LATENTS), 4, 6), LATENTS)
 
 
 def test_image_ids_equal_the_pipeline():
     expected = FluxPipeline._prepare_latent_image_ids(1, 2, 3, "cpu", torch.float32)
-    assert torch.equal(packing.image_ids(4, 6, torch.device("cpu")), expected)
+    assert torch.equal(common.image_ids(4, 6, torch.device("cpu")), expected)
 
 
 def test_text_ids_have_no_place():
-    assert not packing.text_ids(5, torch.device("cpu")).any()
+    assert not common.text_ids(5, torch.device("cpu")).any()

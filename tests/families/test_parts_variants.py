@@ -11,10 +11,9 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextModel, T5EncoderModel
 
 from directalign.config import Model
-from directalign.models import components
-from directalign.models.files import chosen, variant_of
-from directalign.models.loading import load_family
-from directalign.models.source import open_source
+from directalign.models import components, load_family
+from directalign.models.checkpoint_source import open_source
+from directalign.models.weight_files import chosen, variant_of
 from directalign.types import DirectAlignError
 from tiny import write_flux
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from directalign.config import Model
-from directalign.models.loading import load_family
-from directalign.models.prompt_encoder import PromptEncoder, padded
+from directalign.models import load_family
+from directalign.models.text_encoder import PromptEncoder, padded
 from directalign.types import DirectAlignError
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import torch
 from diffusers import QwenImagePipeline
 
 from directalign.config import Rollout
-from directalign.models import packing
+from directalign.models import common
 from directalign.types import DirectAlignError
 from families import proofs
 from families.proofs import LIBRARY_CALL, image_of_ours, noise_for, noisy
@@ -71,7 +71,7 @@ def library_call(pipeline, family, noise, rollout, **call):
     if "negative_prompt" in arguments:
         arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(PROMPTS)
     size = {"height": 4 * noise.shape[2], "width": 4 * noise.shape[3]}
-    return pipeline(PROMPTS, latents=packing.pack(noise), **LIBRARY_CALL | size | arguments | call).images
+    return pipeline(PROMPTS, latents=common.pack(noise), **LIBRARY_CALL | size | arguments | call).images
 
 
 def test_encode_prompt_equals_the_pipeline(family, pipeline):
@@ -106,7 +106,7 @@ def test_predict_with_cfg_keeps_the_norm_of_each_token(family, pipeline):
     x_t, sigma, cond = noisy(family)
     guided, plain = family.predict(x_t, sigma, cond.guided(None, 3.0)), family.predict(x_t, sigma, cond)
     assert (guided - plain).abs().max() > 1e-3
-    torch.testing.assert_close(packing.pack(guided).norm(dim=-1), packing.pack(plain).norm(dim=-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(common.pack(guided).norm(dim=-1), common.pack(plain).norm(dim=-1), atol=1e-5, rtol=0)
     torch.testing.assert_close(guided, raw_with_cfg(pipeline, x_t, sigma, 3.0), atol=1e-5, rtol=0)
 
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from directalign.config import Model
-from directalign.models.loading import load_family, trainable
+from directalign.models import load_family, trainable
 from directalign.types import DirectAlignError
 from tiny import SIZE, write_sd
 

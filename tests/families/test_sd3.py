@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from directalign.config import Model, Rollout
-from directalign.models.loading import load_family, trainable
+from directalign.models import load_family, trainable
 from directalign.types import DirectAlignError
 from families import proofs
 from families.proofs import LIBRARY_CALL, STEPS, image_of_ours, noise_for, noisy

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, EDMEulerScheduler, StableDiffusionXLPipelin
 
 from directalign.config import Model, Rollout
 from directalign.methods.srpo import SRPO
-from directalign.models.loading import load_family, trainable
+from directalign.models import load_family, trainable
 from directalign.types import DirectAlignError
 from families import proofs
 from families.proofs import LIBRARY_CALL, STEPS, image_of_ours, noise_for

@@ -21,10 +21,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from directalign.config import Model
-from directalign.models import single_file
+from directalign.models import load_family, single_file
+from directalign.models.checkpoint_source import Source, open_source
 from directalign.models.components import check_parts, load_parts
-from directalign.models.loading import load_family
-from directalign.models.source import Source, open_source
 from directalign.types import DirectAlignError
 from tiny import write_flux, write_sd
 from tiny_sd3 import MEDIUM, write_sd3

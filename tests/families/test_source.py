@@ -13,8 +13,8 @@ import torch
 
 from directalign.config import Model
 from directalign.io import hub
-from directalign.models.loading import load_family
-from directalign.models.source import open_source
+from directalign.models import load_family
+from directalign.models.checkpoint_source import open_source
 from directalign.types import DirectAlignError
 from hub_downloads import TOKEN, commit, download_hub, point_at
 

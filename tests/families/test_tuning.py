@@ -10,8 +10,7 @@ from diffusers import FluxPipeline, StableDiffusionPipeline
 
 from directalign.config import Lora, Model
 from directalign.diffusion.sampling import sample
-from directalign.models import packing
-from directalign.models.loading import load_family, load_trained, trainable
+from directalign.models import common, load_family, load_trained, trainable
 from directalign.types import DirectAlignError
 from tiny import MAX_SEQUENCE_LENGTH, SIZE, write_flux
 
@@ -50,7 +49,7 @@ def image_of_pipeline(pipeline, noise):
     pipeline.set_progress_bar_config(disable=True)
     call = {"num_inference_steps": 4, "height": SIZE, "width": SIZE, "output_type": "pt"}
     if isinstance(pipeline, FluxPipeline):
-        return pipeline(PROMPTS, latents=packing.pack(noise), guidance_scale=2.0, max_sequence_length=MAX_SEQUENCE_LENGTH, **call).images
+        return pipeline(PROMPTS, latents=common.pack(noise), guidance_scale=2.0, max_sequence_length=MAX_SEQUENCE_LENGTH, **call).images
     return pipeline(PROMPTS, latents=noise, guidance_scale=1.0, **call).images
 
 

@@ -19,7 +19,7 @@ from directalign.memory.judges import Panel
 from directalign.memory.live import LiveStorages
 from directalign.memory.passing import passing
 from directalign.methods import objective_math
-from directalign.models.loading import load_family, trainable
+from directalign.models import load_family, trainable
 from directalign.models.reference_model import BaseModel
 from directalign.types import Noised
 from tiny import tiny_flux, tiny_sd  # noqa: F401 (fixtures)

@@ -10,7 +10,7 @@ from directalign.config import Model
 from directalign.memory.architecture import REFERENCES, known, model_architecture
 from directalign.memory.judge_parts import USUAL_MODEL
 from directalign.memory.weightless import Part, shapes
-from directalign.models.loading import FAMILIES
+from directalign.models import FAMILIES
 from directalign.rewards import REWARDS
 
 PUBLISHED = {  # millions

@@ -18,7 +18,7 @@ from directalign.memory.held import Subject
 from directalign.memory.judges import Panel
 from directalign.memory.live import LiveStorages
 from directalign.memory.passing import passing
-from directalign.models.loading import load_family, trainable
+from directalign.models import load_family, trainable
 from directalign.types import Noised
 from tiny import tiny_flux, tiny_sd  # noqa: F401 (fixtures)
 

@@ -18,7 +18,7 @@ from directalign.memory.judging import Judged, decoded, judging
 from directalign.memory.live import Piece, measured
 from directalign.memory.traces import Denoiser, denoiser_call, encoding_prompts, prepared
 from directalign.memory.weightless import Part, built, residents
-from directalign.models.loading import FAMILIES
+from directalign.models import FAMILIES
 from directalign.rewards.common import Preprocessing
 from tiny import tiny_flux, tiny_sd  # noqa: F401 (fixtures)
 

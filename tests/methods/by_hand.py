@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from directalign.config import Rollout
-from directalign.diffusion.noising import NOISE, draw_noise, generator_for
+from directalign.diffusion.rng import NOISE, draw_noise, generator_for
 from directalign.interfaces import Method
 from directalign.types import Batch
 from methods.toy import ToyFamily, ToyReward

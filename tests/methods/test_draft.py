@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from directalign import config
-from directalign.diffusion.noising import FRESH_NOISE, draw_noise, generator_of
+from directalign.diffusion.rng import FRESH_NOISE, draw_noise, generator_of
 from directalign.methods.draft import DRaFT
 from directalign.types import Batch, DirectAlignError
 from methods import by_hand

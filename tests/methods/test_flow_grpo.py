@@ -13,7 +13,7 @@ from torch.distributions import Normal
 
 from directalign import config
 from directalign.diffusion import sde as transition
-from directalign.diffusion.noising import NOISE, TRANSITION, draw_noise, generator_of
+from directalign.diffusion.rng import NOISE, TRANSITION, draw_noise, generator_of
 from directalign.diffusion.sampling import sample, start
 from directalign.methods.flow_grpo import FlowGRPO
 from directalign.models.reference_model import BaseModel

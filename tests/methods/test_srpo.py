@@ -7,8 +7,8 @@ import torch
 
 from directalign.config import SRPO as Settings
 from directalign.config import Rollout, Run
-from directalign.diffusion import noise_levels, noising
-from directalign.diffusion.noising import MOVE, NOISE
+from directalign.diffusion import noise_levels, rng
+from directalign.diffusion.rng import MOVE, NOISE
 from directalign.diffusion.sampling import start
 from directalign.methods.objective import map_images, select_phrases
 from directalign.methods.srpo import SRPO
@@ -47,10 +47,10 @@ def test_the_official_step_equals_the_one_written_out_by_swapping_prompts(step):
     srpo = method(family, reward, branches="both", margin=0.7, embedded_guidance=3.5, truncate_timestep=1000, **RAMPS)
     ours = gradient(srpo, Batch(step, PROMPTS, seed=7))
 
-    noise = noising.draw_noise((2, 4, 4, 4), noising.generator_for(7, NOISE, step, 0, 0, 0)).double()
+    noise = rng.draw_noise((2, 4, 4, 4), rng.generator_for(7, NOISE, step, 0, 0, 0)).double()
     x0 = euler(family, noise, 3)
     grid = noise_levels.WindowGrid()
-    m = grid.draw(2, noising.generator_for(7, MOVE, step, 0, 0, 0))
+    m = grid.draw(2, rng.generator_for(7, MOVE, step, 0, 0, 0))
     total = torch.zeros((), dtype=torch.float64)
     for own_word, other_word, move, ramp in (
         (WORDS["positive"][step % 2], WORDS["negative"][step % 3], grid.denoise(m), (0.1, 0.25)),
@@ -172,7 +172,7 @@ def test_absolute_form_scores_the_positive_phrase_or_the_bare_prompt():
 
 def test_discount_scales_the_loss_and_not_the_reward():
     plain, discounted = (next(method(branches="denoise", discount_shift=s).losses(Batch(0, PROMPTS[:1], seed=2))) for s in (None, 3.0))
-    position = noise_levels.WindowGrid().denoise(noise_levels.WindowGrid().draw(1, noising.generator_for(2, MOVE, 0, 0, 0, 0))).position.item()
+    position = noise_levels.WindowGrid().denoise(noise_levels.WindowGrid().draw(1, rng.generator_for(2, MOVE, 0, 0, 0, 0))).position.item()
     assert discounted.levels["reward"] == plain.levels["reward"]
     assert float(discounted.value) == pytest.approx(float(plain.value) * 3 * position / (1 + 2 * position))
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from directalign.diffusion.noising import generator_for
+from directalign.diffusion.rng import generator_for
 from directalign.evaluation.compare import Request, compare
 from directalign.evaluation.results import summarise
 from directalign.metrics import JUDGED

@@ -10,10 +10,9 @@ import torch
 from planted import run
 
 from directalign.config import SRPO, ConstantGainMoves, FlowGRPO, ReFL
-from directalign.diffusion.noising import inject
-from directalign.diffusion.path import DdpmTable
-from directalign.diffusion.prediction import target
-from directalign.models.loading import load_family
+from directalign.diffusion.path import DdpmTable, target
+from directalign.diffusion.recovery import inject
+from directalign.models import load_family
 from directalign.studies import run_study
 from directalign.studies.ddpm import METHODS, OFFICIAL_RAMPS, ON_V, groups, with_spacing
 from directalign.studies.ddpm_levels import schedule_verdict, short_verdict

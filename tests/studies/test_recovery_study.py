@@ -10,9 +10,8 @@ import pytest
 import torch
 import yaml
 
-from directalign.diffusion.noising import inject
-from directalign.diffusion.prediction import determinant, target
-from directalign.diffusion.recovery import gain, recover
+from directalign.diffusion.path import determinant, target
+from directalign.diffusion.recovery import gain, inject, recover
 from directalign.studies import run_study
 from directalign.studies.recovery_collapse import collapse, kept, lost_from
 from directalign.studies.recovery_errors import HIGHEST, landings, predicted_ratio, rmse, stepped

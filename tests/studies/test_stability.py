@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from directalign.diffusion.noising import FRESH_NOISE, draw_noise, generator_for
 from directalign.diffusion.path import flow_sigmas
+from directalign.diffusion.rng import FRESH_NOISE, draw_noise, generator_for
 from directalign.diffusion.sampling import sample
 from directalign.studies import run_study
 from directalign.studies.running.records import read_rows

@@ -19,7 +19,7 @@ from directalign import config
 from directalign.config.load import load_run
 from directalign.export import average
 from directalign.export.average import average_run
-from directalign.export.low_rank import DOWN, UP
+from directalign.export.lora_formats import DOWN, UP
 from directalign.io import atomic
 from directalign.training import run as train
 from directalign.types import DirectAlignError

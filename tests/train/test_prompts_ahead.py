@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file
 
 from directalign.config import Run
-from directalign.evaluation.pairs import measured_prompts
-from directalign.models.loading import load_family
+from directalign.evaluation.eval_prompts import measured_prompts
+from directalign.models import load_family
 from directalign.training import run as train
 from directalign.training.data import open_data
 from directalign.training.distributed import ProcessGroup

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 import tiny
 from directalign import config
 from directalign.interfaces import Family
-from directalign.models.loading import load_family
+from directalign.models import load_family
 from directalign.models.reference_model import BaseModel
 from directalign.training import checkpoint, distributed
 from directalign.training.checkpoint import TrainState

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from directalign import config
-from directalign.evaluation.measured_numbers import judge_of, measured_metrics, score_of
+from directalign.evaluation.in_training import judge_of, measured_metrics, score_of
 from directalign.training.early_stopping import Rules, Verdict, measurements, noise, verdict
 from directalign.types import DirectAlignError
 

@@ -13,7 +13,7 @@ from directalign.evaluation.in_training import Measurer
 from directalign.interfaces import Family, Together
 from directalign.methods import load_method
 from directalign.methods.objective import Reference
-from directalign.models.loading import load_family
+from directalign.models import load_family
 from directalign.rewards import load_reward
 
 PROMPTS, SEEDS = ["a red star", "a blue circle", "a green square", "a star", "a circle"], [1, 2, 3, 4, 5]

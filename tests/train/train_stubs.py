@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from directalign import config
-from directalign.diffusion.noising import for_update, generator_for
+from directalign.diffusion.rng import for_update, generator_for
 from directalign.training.data import open_data
 from directalign.training.distributed import ProcessGroup
 from directalign.training.run import Loaded, train_loaded

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from directalign.config.load import load_run
+from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts
 from directalign.evaluation.generate import generate
-from directalign.evaluation.pairs import Pairs, fixed_pairs, measured_prompts
-from directalign.models.loading import load_family
+from directalign.models import load_family
 from directalign.rewards.clip import ClipReward
 from directalign.toyworld import assets
 from directalign.toyworld.judges import load_judge

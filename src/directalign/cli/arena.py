@@ -12,8 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .errors import one_line_errors
-from .options import Debug, require_room
+from .common import Debug, one_line_errors, require_room
 
 
 class _ServesByDefault(TyperGroup):

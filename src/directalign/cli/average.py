@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import one_line_errors
-from .options import Debug, RunFolder, require_room
+from .common import Debug, RunFolder, one_line_errors, require_room
 
 
 def average(

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import one_line_errors
-from .options import Debug, Overrides, Recipe, default_out
+from .common import Debug, Overrides, Recipe, default_out, one_line_errors
 
 NOTHING_LEFT = "What lowers the peak: nothing in the recipe that is known here; take a smaller model, or a larger GPU."
 
@@ -30,7 +29,7 @@ def check(
 
         from ..memory import a_gpu, remedies, this_machine  # only now: diffusers and transformers take seconds to import
         from ..planning import survey
-        from .tables import changes, findings, memory, verdict
+        from .common import changes, findings, memory, verdict
 
         place = a_gpu(gpu_memory, ranks) if gpu_memory is not None else this_machine(ranks)
         found = survey(run, out or default_out(recipe), place)

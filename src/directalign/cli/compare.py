@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from . import comparing
-from .errors import one_line_errors
-from .options import Debug
+from .common import Debug, one_line_errors
 
 SOURCES = "LABEL=SOURCE or SOURCE: a run's folder, a diffusers folder, a hub id, world:flux, or a folder of images with images.jsonl."
 

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from . import comparing
-from .errors import one_line_errors
-from .options import Debug, RunFolder
+from .common import Debug, RunFolder, one_line_errors
 
 
 def evaluate(

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import one_line_errors
-from .options import Debug, RunFolder
+from .common import Debug, RunFolder, one_line_errors
 
 
 class Format(str, Enum):
@@ -50,7 +49,7 @@ def export(
             from ..export.upload import check_ready
 
             check_ready(push_to_hub)
-        from ..export.exporting import export_run
+        from ..export import export_run
 
         done = export_run(folder, form.value, out, dtype.value if dtype is not None else None, merge, max_shard_size)
         typer.echo(done)

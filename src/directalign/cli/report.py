@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import one_line_errors
-from .options import Debug
+from .common import Debug, one_line_errors
 
 
 def report(

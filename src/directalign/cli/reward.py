@@ -19,8 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .errors import one_line_errors
-from .options import Debug, require_new_file, require_room
+from .common import Debug, one_line_errors, require_new_file, require_room
 
 app = typer.Typer(
     help="Analyze a reward's response to control phrases, and adapt it.", no_args_is_help=True

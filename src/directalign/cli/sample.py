@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import one_line_errors
-from .options import Debug
+from .common import Debug, one_line_errors
 
 DEFAULT = "if not given the recipe's, or of a bare model"
 
@@ -32,7 +31,7 @@ def sample(
         texts = _prompts(prompt, prompts)
         asked = {"num_sampling_steps": num_sampling_steps, "cfg_scale": cfg_scale, "embedded_guidance": embedded_guidance, "height": height, "width": width}
         rollout = {name: value for name, value in asked.items() if value is not None}
-        from ..evaluation.sampling import sample_images
+        from ..evaluation.generate import sample_images
 
         pairs = [(text, number) for text in texts for number in seed]
         for file in sample_images(source, [text for text, _ in pairs], [number for _, number in pairs], out, rollout, base):

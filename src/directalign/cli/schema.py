@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .errors import one_line_errors
-from .options import Debug
+from .common import Debug, one_line_errors
 
 
 def schema(

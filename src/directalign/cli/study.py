@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from ..studies import STUDIES
-from .errors import one_line_errors
-from .options import Debug
+from .common import Debug, one_line_errors
 
 app = typer.Typer(no_args_is_help=True, help="Experiments of several runs on one page.")
 

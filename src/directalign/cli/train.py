@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import one_line_errors
-from .options import Debug, Overrides, Recipe, default_out
+from .common import Debug, Overrides, Recipe, default_out, one_line_errors
 
 
 def train(

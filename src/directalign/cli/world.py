@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import one_line_errors
-from .options import Debug
+from .common import Debug, one_line_errors
 
 app = typer.Typer(no_args_is_help=True, help="The embedded world: tiny models that come with the package.")
 
@@ -36,7 +35,7 @@ def pictures(
 ) -> None:
     """Draw pictures with captions, as a set of real images for offline training."""
     with one_line_errors(debug):
-        from ..toyworld.picture_set import write_pictures
+        from ..toyworld.assets import write_pictures
 
         typer.echo(write_pictures(folder, count, style, seed))
 

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from .adherence import Adherence, Detector
 from .base import DtypeName, Pair, Positive, Sigma, Size, Strict
-from .methods import SRPO, AlignProp, DRaFT, DRTune, FlowBP, FlowGRPO, LeapAlign, Method, Noise, ReFL, Trust
+from .methods import (
+    SRPO,
+    AlignProp,
+    Anchor,
+    Branch,
+    ConstantGainMoves,
+    ControlPhrases,
+    DRaFT,
+    DRTune,
+    FlowBP,
+    FlowGRPO,
+    LeapAlign,
+    Method,
+    Moves,
+    Noise,
+    ObjectiveConfig,
+    Ramp,
+    ReFL,
+    Trust,
+    UniformMoves,
+    WindowMoves,
+)
 from .model import FamilyName, Lora, Model
-from .moves import Branch, ConstantGainMoves, Moves, Ramp, UniformMoves, WindowMoves
-from .preferring import Anchor, ControlPhrases, ObjectiveConfig
 from .rewards import Aesthetic, Clip, Hpsv3, ImageReward, Member, Mix, Mps, Pixels, Python, Remote, Reward, Siglip, SingleReward, Vlm
-from .run import Data, Evaluate, Rollout, Run, Train
-from .stopping import Stop
-from .tracking import Track, Trackio, Wandb
+from .run import Adherence, Data, Detector, Evaluate, Rollout, Run, Stop, Track, Trackio, Train, Wandb
 
 __all__ = [
     "Adherence",

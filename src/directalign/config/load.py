@@ -6,21 +6,208 @@ refused. Overrides are laid over the file as the file is laid over its preset.
 
 from __future__ import annotations
 
+import difflib
 import functools
+import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from ..data.text_files import read_text
 from ..types import DirectAlignError
 from . import Run
-from .errors import explain
 from .presets import merged
+
+_REMEDIES = {
+    "int_type": "write a whole number such as 100, without quotes",
+    "float_type": "write a number such as 1e-4, without quotes",
+    "bool_type": "write true or false",
+    "string_type": "write text, in quotes if it looks like a number",
+    "list_type": "write a list: [a, b]",
+    "tuple_type": "write a list of numbers: [a, b]",
+    "model_type": "write a section: keys, each on its own indented line",
+    "model_attributes_type": "write a section: keys, each on its own indented line",
+    "dict_type": "write a section: names of your own, each with its settings",
+}
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Sections under names that the recipe's writer chose, all of one kind or one union."""
+
+    of: type[BaseModel] | dict[str, type[BaseModel]]
+
+
+Below = type[BaseModel] | dict[str, type[BaseModel]] | Entries | None
+"""What lies under a key."""
+
+
+def explain(error: ValidationError, file: str, overrides: Sequence[str] = ()) -> str:
+    """The first mistake as "file: key: complaint; remedy", unknown keys before all others, and how many more there are.
+
+    Args:
+        overrides: dotted keys given on the command line; a mistake under one of them names it instead of the file.
+    """
+    mistakes = sorted(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
+    path, section, field = _walk(mistakes[0]["loc"])
+    source = _source(path, file, overrides)
+    more = f" ({len(mistakes) - 1} more to mend after this one)" if len(mistakes) > 1 else ""
+    return f"{source}: {_complaint(mistakes[0], path, section, field)}{more}"
+
+
+def _source(path: str, file: str, overrides: Sequence[str]) -> str:
+    """Who said it: the file, or the override that set the key, a section above it, or something within it."""
+    if not path:  # a rule between sections says itself which
+        return file
+    if path in overrides:
+        return f"--set {path}"
+    above = next((key for key in overrides if path.startswith(f"{key}.")), None)
+    within = next((key for key in overrides if key.startswith(f"{path}.")), None)
+    if above:
+        return f"--set {above}: {path}"
+    return f"{file} with --set {within}: {path}" if within else f"{file}: {path}"
+
+
+def _complaint(mistake: Mapping[str, Any], path: str, section: type[BaseModel] | None, field: FieldInfo | None) -> str:
+    kind, context, meaning = mistake["type"], mistake.get("ctx", {}), _meaning(field)
+    if kind == "extra_forbidden":
+        return f"unknown key; {_nearest_key(path, section)}"
+    if kind == "missing":
+        return f"missing; add it{meaning}"
+    if kind == "union_tag_not_found":
+        return f"missing key {_tag(field)}; add it, one of {', '.join(_sorts(field))}"
+    if kind == "union_tag_invalid":
+        return f"{_tag(field)} {context['tag']!r} is none of {', '.join(_sorts(field))}{_did_you_mean(context['tag'], _sorts(field))}"
+    if kind == "literal_error":
+        return f"got {_shown(mistake['input'])}, and it is one of {context['expected']}{_did_you_mean(mistake['input'], _choices(field))}"
+    if kind == "value_error":
+        return str(context["error"])
+    remedy = f"; {_REMEDIES[kind]}" if kind in _REMEDIES else ""
+    rule = mistake["msg"].removeprefix("Input ").removeprefix("String ").removeprefix("List ")
+    return f"got {_shown(mistake['input'])}, and it {rule}{remedy}{meaning}"
+
+
+def _walk(loc: Sequence[str | int]) -> tuple[str, type[BaseModel] | None, FieldInfo | None]:
+    """The dotted path of a pydantic location, the section that holds its last key, and the field itself if it exists."""
+    path: list[str] = []
+    section: type[BaseModel] | None = None
+    field: FieldInfo | None = None
+    below: Below = Run
+    for part in loc:
+        if isinstance(below, Entries):
+            path.append(str(part))
+            below = below.of
+            continue
+        if isinstance(below, dict):  # inside a union pydantic names the alternative first: not a key of the recipe
+            below = below.get(str(part))
+            continue
+        path.append(str(part))
+        if isinstance(part, str) and below is not None:
+            section, field = below, below.model_fields.get(part)
+            below = _below(field)
+    return ".".join(path), section, field
+
+
+def _below(field: FieldInfo | None) -> Below:
+    """The section behind a field or its list; for a union of sections, each under its kind; `Entries` for named ones; None for plain values."""
+    return None if field is None else _under(field.annotation)
+
+
+def _under(annotation: Any) -> Below:
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (list, Annotated):
+        return _under(get_args(annotation)[0])
+    if get_origin(annotation) is dict:
+        below = _under(get_args(annotation)[1])
+        return Entries(below) if isinstance(below, (dict, type)) else None
+    sections = _sections(annotation)
+    return sections[0] if len(sections) == 1 else {_sort(each): each for each in sections} or None
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The alternatives of a union of sections, each perhaps wrapped with its tag, or the union itself with its rule."""
+    found = []
+    for each in get_args(annotation):
+        inner = get_args(each)[0] if get_origin(each) is Annotated else each
+        found += [inner] if inspect.isclass(inner) and issubclass(inner, BaseModel) else _sections(inner) if inner is not each else []
+    return found
+
+
+def _sort(section: type[BaseModel]) -> str:
+    return section.model_fields["kind" if "kind" in section.model_fields else "name"].default
+
+
+def _tag(field: FieldInfo | None) -> str:
+    """The key that says which alternative a section is."""
+    below = _sections_of(field)
+    return "kind" if below and "kind" in next(iter(below.values())).model_fields else "name"
+
+
+def _sorts(field: FieldInfo | None) -> list[str]:
+    return list(_sections_of(field))
+
+
+def _sections_of(field: FieldInfo | None) -> dict[str, type[BaseModel]]:
+    below = _below(field)
+    below = below.of if isinstance(below, Entries) else below
+    return below if isinstance(below, dict) else {}
+
+
+def _choices(field: FieldInfo | None) -> list[str]:
+    """The words a Literal field allows, also behind an optional."""
+    if field is None:
+        return []
+    arguments = [inner for each in get_args(field.annotation) for inner in (get_args(each) or [each])]
+    return [each for each in arguments if isinstance(each, str)]
+
+
+def _nearest_key(path: str, section: type[BaseModel] | None) -> str:
+    """The nearest name in the same section, else the same name in another section, else all names of the section."""
+    parent, _, name = path.rpartition(".")
+    known = list(section.model_fields) if section else []
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    elsewhere = [key for key in _all_keys(Run) if difflib.get_close_matches(name, [key.rpartition(".")[2]], cutoff=0.85)]
+    if path in elsewhere:
+        return f"it belongs to another kind of {parent}: remove it, or set {parent}.name to that kind"
+    if elsewhere:
+        return f"did you mean {elsewhere[0]!r}?"
+    return f"{parent or 'a recipe'} has {', '.join(known)}"
+
+
+def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        below = _below(field)
+        below = below.of if isinstance(below, Entries) else below
+        sections = list(below.values()) if isinstance(below, dict) else [below] if below else []
+        keys += [prefix + name, *(key for each in sections for key in _all_keys(each, f"{prefix}{name}."))]
+    return keys
+
+
+def _did_you_mean(given: Any, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1) if isinstance(given, str) else []
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _meaning(field: FieldInfo | None) -> str:
+    return f" ({field.description.rstrip('.')})" if field and field.description else ""
+
+
+def _shown(value: Any) -> str:
+    """A value as a recipe has it, cut to a readable length."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
 
 _NOT_YAML = (yaml.YAMLError, RecursionError)
 

@@ -6,9 +6,108 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from .base import Positive, Strict
-from .moves import Branch, Moves, WindowMoves
-from .preferring import ObjectiveConfig
+from .base import Positive, Sigma, Strict
+
+
+class Ramp(Strict):
+    """A number that runs linearly over the training window."""
+
+    low_noise: float = Field(default=0.0, description="Value at the low-noise end of the window.")
+    high_noise: float = Field(default=0.0, description="Value at the high-noise end of the window.")
+
+
+class Branch(Strict):
+    """The additive ramps of one branch: reward = (1 + k_pos)·pos − (1 + k_neg)·neg."""
+
+    k_pos: Ramp = Field(default=Ramp(), description="Extra weight of the desired phrase.")
+    k_neg: Ramp = Field(default=Ramp(), description="Extra weight of the undesired phrase.")
+
+
+class WindowMoves(Strict):
+    """The official grid: part of a shifted sampling grid, re-divided into linear points (arXiv 2509.06942)."""
+
+    kind: Literal["window"] = "window"
+    schedule_steps: Positive = Field(default=50, description="Steps of the grid that the window is cut from.")
+    schedule_shift: float = Field(default=3.0, description="Shift of that grid: s' = shift·s / (1 + (shift − 1)·s).", gt=0)
+    first: int = Field(default=5, description="Grid index of the high-noise end.", ge=0)
+    last: int = Field(default=25, description="Grid index of the low-noise end.", ge=1)
+    points: Annotated[int, Field(ge=11)] = Field(default=1000, description="Linear points that the window is divided into.")
+    groundtruth_ratio: float = Field(default=0.9, description="A move crosses (1 − ratio) of the window at most.", ge=0, lt=1)
+
+
+class UniformMoves(Strict):
+    """Landing sigma uniform, jump fixed."""
+
+    kind: Literal["uniform"] = "uniform"
+    sigma_high: Sigma = Field(default=0.96, description="High-noise end of the window.")
+    sigma_low: Sigma = Field(default=0.5, description="Low-noise end of the window.")
+    jump: float = Field(default=0.02, description="|sigma_from − sigma_to| of every move.", gt=0, lt=1)
+
+
+class ConstantGainMoves(Strict):
+    """Landing sigma uniform, the start solved so that every move has the same |gain|."""
+
+    kind: Literal["constant_gain"] = "constant_gain"
+    sigma_high: Sigma = Field(default=0.96, description="High-noise end of the window.")
+    sigma_low: Sigma = Field(default=0.5, description="Low-noise end of the window.")
+    gain: float = Field(default=0.15, description="|gain|: how much of the network's residual reaches the recovered image.", gt=0)
+
+
+Moves = Annotated[WindowMoves | UniformMoves | ConstantGainMoves, Field(discriminator="kind")]
+
+
+class ControlPhrases(Strict):
+    """Control phrases that are put before the prompt: "Realistic photo. a red star". One that ends in .safetensors is a file of learned tokens."""
+
+    positive: list[str] = Field(default_factory=list, description="Desired phrases.")
+    negative: list[str] = Field(
+        default_factory=list, description="Undesired phrases; each list cycles at its own length."
+    )
+    order: Literal["cycle", "fixed", "average"] = Field(
+        default="cycle",
+        description="A phrase of each list per step in turn (official), always the first, or the mean over all.",
+    )
+
+
+class Anchor(Strict):
+    """Our anchored relative reward: (pos − neg) − (plain − reference)² / (2·tolerance)."""
+
+    tolerance: float = Field(
+        default=0.05,
+        description="Deviation of the plain score, in its units, at which the anchor pulls as hard as the relative term.",
+        gt=0,
+    )
+    reference_updates: Positive = Field(
+        default=5,
+        description="First updates over which the reference, the mean plain score, is measured.",
+    )
+
+
+class ObjectiveConfig(Strict):
+    """Settings that all methods share: form, control phrases, anchor."""
+
+    form: Literal["absolute", "relative", "anchored"] = Field(
+        default="absolute",
+        description="absolute: the score under the positive phrases, else the bare prompt; relative: positive minus negative; anchored: bare score held too.",
+    )
+    words: ControlPhrases = Field(default=ControlPhrases(), description="Control phrases.")
+    anchor: Anchor = Field(default=Anchor(), description="Settings of the anchored form.")
+    margin: float | None = Field(
+        default=None, description="Margin of the hinge; none takes the identity."
+    )
+    image_mapping: Literal["clamp", "min_max"] = Field(
+        default="clamp",
+        description="How decoded images reach the reward: clamped to [0, 1], or stretched per image.",
+    )
+
+    @model_validator(mode="after")
+    def _words_fit_form(self) -> ObjectiveConfig:
+        positive, negative = self.words.positive, self.words.negative
+        if self.form != "absolute" and not (positive and negative):
+            raise ValueError(
+                f"form {self.form} compares two phrasings: give words.positive and words.negative, or set form: absolute"
+            )
+        return self
 
 
 class Noise(Strict):

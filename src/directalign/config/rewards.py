@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import Discriminator, Field, model_validator
 
 from .base import DtypeName, Positive, Strict
-from .preferring import Anchor, ControlPhrases
+from .methods import Anchor, ControlPhrases
 
 
 class Scaled(Strict):

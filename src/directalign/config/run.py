@@ -6,18 +6,88 @@ mistake becomes one `DirectAlignError` line that names the file, the key, the va
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, model_validator
 
-from .adherence import Adherence
 from .base import Pair, Positive, Size, Strict
 from .methods import Method
 from .model import Model
 from .presets import PRESETS, PresetName, merged
-from .rewards import Reward, SingleReward
-from .stopping import Stop
-from .tracking import Track
+from .rewards import Clip, Reward, SingleReward, Vlm
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Detector(Strict):
+    """Boxes of a detector, judged by GenEval's rules (arXiv 2310.11513); for prompt sets that say what must be there."""
+
+    name: Literal["detector"] = "detector"
+    path: str = Field(description="A transformers folder or hub id of a Mask2Former, RT-DETR, D-FINE (classes of COCO) or OWLv2 (any words).")
+    threshold: Share | None = Field(default=None, description="Boxes with a lower score are nothing; none takes what is usual for the kind of detector.")
+    counting_threshold: Share | None = Field(default=None, description="The same for prompts that ask for a number; none takes what is usual.")
+    max_overlap: Share = Field(
+        default=1.0, description="Boxes of a class that share more than this with a surer one (intersection over union) are dropped; 1 drops none."
+    )
+    colors: Clip | None = Field(default=None, description="The CLIP that names the colour of what was found; needed where prompts ask for colours.")
+
+
+Adherence = Annotated[Detector | Vlm, Discriminator("name")]
+"""A `vlm` is the reward of that name: each fact, or a prompt without facts, becomes a question, answered yes where P(yes) is above one half."""
+
+
+Allowance = Annotated[float, Field(gt=0)]
+
+
+class Stop(Strict):
+    """What a run may lose, and for how long it may get no better. With this section the best weights are left, not the last ones."""
+
+    drift: dict[str, Allowance] = Field(
+        default_factory=dict,
+        description="How far measured numbers may move for the worse from the base model's values, by name, e.g. {content: 0.03, color_drift: 0.05}.",
+    )
+    drift_patience: Positive = Field(default=2, description="Measurements in a row over that budget before the run stops; none of them is ever kept.")
+    judge: str | None = Field(
+        default=None,
+        description="The measured number that says how good the weights are; none takes photo_rate, else the first held-out reward, else score_pos or reward.",
+        min_length=1,
+    )
+    judge_patience: Positive | None = Field(
+        default=None, description="Measurements in a row without a better judge before the run stops; none never stops for it."
+    )
+    score_patience: Positive | None = Field(
+        default=None,
+        description="Measurements in a row with an absolute score clearly below its peak before the run stops; needs no judge; none never stops for it.",
+    )
+
+
+class Wandb(Strict):
+    """Weights & Biases."""
+
+    project: str = Field(description="The project that the run belongs to.", min_length=1, max_length=128, pattern=r"^[^/\\#?,%:]+$")
+    entity: str | None = Field(default=None, description="The user or team whose project it is; none takes the one logged in.", min_length=1)
+    name: str | None = Field(default=None, description="What the run is called there; none takes the recipe's name.", min_length=1)
+    mode: Literal["online", "offline"] = Field(
+        default="online", description="online sends while the run goes on; offline writes into the output folder, for `wandb sync`, and needs no login."
+    )
+    tags: list[str] = Field(default_factory=list, description="Labels of the run there.")
+
+
+class Trackio(Strict):
+    """trackio, on this machine or in a Space of Hugging Face."""
+
+    project: str = Field(description="The project that the run belongs to: letters, digits, _ and -.", pattern=r"^[A-Za-z0-9_-]+$")
+    space: str | None = Field(
+        default=None, description="owner/name of a Space that shows it; none keeps it on this machine, for `trackio show`.", pattern=r"^[^/\s]+/[^/\s]+$"
+    )
+
+
+class Track(Strict):
+    """Who shows the records; metrics.jsonl has them in any case."""
+
+    tensorboard: bool = Field(default=True, description="Event files in the output folder.")
+    wandb: Wandb | None = Field(default=None, description="Weights & Biases; needs pip install 'directalign[wandb]'.")
+    trackio: Trackio | None = Field(default=None, description="trackio; needs pip install 'directalign[trackio]'.")
 
 
 class Rollout(Strict):

@@ -1,1 +1,4 @@
 """Prompts and images for training: sources, buckets, order."""
+
+
+

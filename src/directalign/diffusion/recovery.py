@@ -16,8 +16,13 @@ import torch
 from torch import Tensor
 
 from ..types import Latents, Noised, PathName, PerSample, PredictionName, Recovered
-from .path import alpha, per_sample
-from .prediction import determinant, target
+from .path import alpha, determinant, per_sample, target
+
+
+def inject(path: PathName, x0: Latents, noise: Latents, sigma: PerSample) -> Noised:
+    """x_t = alpha(sigma)·x0 + sigma·noise (the injection of arXiv 2509.06942), at one level in [0, 1] per sample."""
+    x_t = per_sample(alpha(path, sigma), x0) * x0 + per_sample(sigma, noise) * noise
+    return Noised(x_t, x0, noise, sigma)
 
 
 def gain(path: PathName, prediction: PredictionName, sigma_from: Tensor, sigma_to: Tensor) -> Tensor:

@@ -19,8 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..types import Latents, PathName, PerSample, PredictionName
-from .path import alpha, per_sample
-from .prediction import to_noise, to_x0
+from .path import alpha, per_sample, to_noise, to_x0
 
 Kind = Literal["ddim", "flow_grpo", "dance"]
 

@@ -15,10 +15,10 @@ from .. import config
 from ..io.jsonl import Ledger, Say
 from ..metrics import SHARE, Metric
 from .adherence import ADHERENCE, Adherence, adherence_of, adherence_settings, check_adherence, check_rows, numbers
-from .items import Item
-from .looks import Numbers, Planned, Shown
-from .prompt_sets import PromptRow
-from .subjects import Subject
+from .candidates import Subject
+from .eval_prompts import PromptRow
+from .eval_samples import Item
+from .scores import Numbers, Planned, Shown
 
 OPTION = "--adherence"
 FACTS = "adherence_facts.jsonl"

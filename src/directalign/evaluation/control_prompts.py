@@ -19,8 +19,8 @@ from ..metrics import OFF_TOPIC
 from ..stats import rate_interval
 from ..toyworld.scenes import STYLE_WORDS
 from ..types import DirectAlignError, Images, PerSample
-from . import drift
-from .pairs import FIRST_SEED, Pairs, fixed_pairs
+from . import image_metrics
+from .eval_prompts import FIRST_SEED, Pairs, fixed_pairs
 
 KEY = "evaluate.off_topic"
 WORLD = "world"
@@ -87,7 +87,7 @@ class OffTopic:
     def summary(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
         """Means over the pairs, rates with their intervals, and `off_topic_color_drift` from the base model's images."""
         told = {name: rate_interval(values).as_dict() if name in (STYLE_KEPT, CONTENT) else float(values.double().mean()) for name, values in each.items()}
-        return {**told, f"{OFF_TOPIC}color_drift": drift.color_drift(images, self.base_images)}
+        return {**told, f"{OFF_TOPIC}color_drift": image_metrics.color_drift(images, self.base_images)}
 
 
 def off_topic_pairs(prompts: list[str], count: int) -> Pairs:

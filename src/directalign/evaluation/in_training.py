@@ -13,24 +13,72 @@ from typing import Any
 import torch
 
 from .. import config
-from ..diffusion.noising import generator_for
+from ..diffusion.rng import generator_for
 from ..interfaces import ALONE, Family, Judge, Reward, Together
-from ..metrics import HELD_OUT, MEMBER
-from ..models.loading import load_family
+from ..metrics import DIVERSITY, HELD_OUT, MEMBER, NEG, OFF_TOPIC, POS, Metric, metric
+from ..models import load_family
+from ..rewards import reward_class
 from ..stats import rate_interval
-from ..toyworld.scenes import render, scenes_of
+from ..toyworld.scenes import STYLES, render, scenes_of
 from ..types import Images, PerSample
-from . import drift
+from . import control_prompts, image_metrics
 from .control_prompts import OffTopic
-from .diversity import diversity, diversity_pairs
+from .eval_prompts import Pairs, fixed_pairs, measured_prompts
 from .generate import base_weights, generate
-from .held_out import held_out_scores
-from .measured_numbers import judge_of, score_of
-from .pairs import Pairs, fixed_pairs, measured_prompts
-from .scoring import BARE, scored
+from .image_metrics import diversity, diversity_pairs
+from .scores import BARE, held_out_scores, scored
+
+
+def measured_metrics(run: config.Run) -> dict[str, Metric]:
+    """Every metric of a measurement of the run by name, in the order of the records.
+
+    A reward that is a user's program is taken to read prompts; where it does not, two of these will be missing.
+    """
+    scores, settings = _scores(run), run.evaluate
+    names = [*(["photo_rate", "content", *(f"style_{name}" for name in STYLES)] if settings.judge == "world" else [])]
+    names += [*image_metrics.STATISTICS, *scores, "color_drift"]
+    if settings.off_topic is not None:
+        names += [f"{OFF_TOPIC}{name}" for name in (*scores, "color_drift")]
+    if settings.off_topic == control_prompts.WORLD and settings.judge == "world":
+        names += [control_prompts.STYLE_KEPT, control_prompts.CONTENT]
+    return {name: metric(name) for name in [*names, *([DIVERSITY] if settings.diversity_prompts else [])]}
+
+
+def judge_of(run: config.Run) -> str:
+    """The number that says how good the run's weights are: `stop.judge`, else the best that the run measures.
+
+    That is the world's photo rate, the first held-out reward, or the absolute score, which is trained on and so a judge for want of one.
+    """
+    named = run.stop.judge if run.stop is not None else None
+    return named or next(iter((*(["photo_rate"] if run.evaluate.judge == "world" else []), *_held_out_plain(run), score_of(run))))
+
+
+def score_of(run: config.Run) -> str:
+    """The absolute score of what is trained on: under the positive phrases, or of the bare prompt where there are none."""
+    return "score_pos" if _reads_prompt(run.reward) and run.method.words.positive else "reward"
+
+
+def _scores(run: config.Run) -> list[str]:
+    """Those of the trained reward and of the held-out ones."""
+    words, members = run.method.words, run.reward.members if isinstance(run.reward, config.Mix) else []
+    sides = [side for side, phrases in ((POS, words.positive), (NEG, words.negative)) if phrases]
+    names = ["reward", *(f"score{side}" for side in sides if _reads_prompt(run.reward)), *(f"{MEMBER}{member.label}" for member in members)]
+    for label, reward in run.evaluate.rewards.items():
+        names += [f"{HELD_OUT}{label}{side}" for side in ("", *(sides if reward_class(reward.name).image_embeddings else ()))]
+    return names
+
+
+def _held_out_plain(run: config.Run) -> list[str]:
+    return [f"{HELD_OUT}{label}" for label in run.evaluate.rewards]
+
+
+def _reads_prompt(reward: config.Reward) -> bool:
+    members = [member.reward for member in reward.members] if isinstance(reward, config.Mix) else [reward]
+    return any(reward_class(member.name).reads_prompt for member in members)
+
 
 RATES = ("photo_rate", "content")
-MEANS = ("reward", "score_pos", "score_neg", *drift.STATISTICS)
+MEANS = ("reward", "score_pos", "score_neg", *image_metrics.STATISTICS)
 STYLE = "style_"
 """What a judge's answers about single styles begin with; their means are reported."""
 PLACES = 5
@@ -134,14 +182,14 @@ class Measurer:
         """Every number there is one of per image, for images of the first pairs: scores, judgements, drift statistics."""
         prompts = self.pairs.first(len(images)).prompts
         judged = self.judge(images, prompts) if self.judge else {}
-        return {**self._scores(images, prompts), **{name: answer.cpu() for name, answer in judged.items()}, **drift.statistics(images)}
+        return {**self._scores(images, prompts), **{name: answer.cpu() for name, answer in judged.items()}, **image_metrics.statistics(images)}
 
     def summary(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
         """Means over the pairs, with intervals where they are rates, and the colour drift of the whole set."""
         rates = {name: rate_interval(each[name]).as_dict() for name in RATES if name in each}
         averaged = [name for name in each if name in MEANS or name.startswith((STYLE, MEMBER, HELD_OUT))]
         means = {name: float(each[name].double().mean()) for name in averaged}
-        return {**rates, "color_drift": drift.color_drift(images, self.references[: len(images)]), **means}
+        return {**rates, "color_drift": image_metrics.color_drift(images, self.references[: len(images)]), **means}
 
     def leaked(self, controls: Images) -> tuple[dict[str, PerSample], dict[str, Any]]:
         """What images of the off-topic prompts say: per image, and in sum."""

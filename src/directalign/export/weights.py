@@ -18,15 +18,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ..models.checkpoint_source import UNUSED, Source, open_source
 from ..models.components import check_parts, load_parts
-from ..models.files import read_json, weights_files
-from ..models.source import UNUSED, Source, open_source
+from ..models.weight_files import read_json, weights_files
 from ..types import DirectAlignError
-from . import header
-from .base import Base
-from .finished import Finished
-from .layouts import LoraFormat, converted
-from .low_rank import LowRank, read_updates
+from . import lora_formats
+from .finished_run import Base, Finished
+from .lora_formats import LoraFormat, LowRank, converted, read_updates
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 SHARD_SIZE = re.compile(r"\d+(KB|MB|GB)")
@@ -43,7 +41,7 @@ def write_lora(finished: Finished, target: Path, base: Base, form: LoraFormat, d
     """Write the run's LoRA into `target`, as exact as it was trained (float32) or in another dtype."""
     updates = read_updates(finished.weights, finished.part)
     tensors = {key: tensor.to(getattr(torch, dtype or "float32")).contiguous() for key, tensor in converted(updates, finished.run.model.family, form).items()}
-    save_file(tensors, target / lora_file(finished, form), metadata=header.metadata(finished, base, form, updates))
+    save_file(tensors, target / lora_file(finished, form), metadata=lora_formats.metadata(finished, base, form, updates))
 
 
 def write_pipeline(finished: Finished, target: Path, dtype: DtypeName, max_shard_size: str) -> None:

@@ -1,1 +1,4 @@
 """Files: the hub, atomic writes, JSONL."""
+
+
+

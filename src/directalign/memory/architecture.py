@@ -18,9 +18,8 @@ from huggingface_hub import try_to_load_from_cache
 
 from .. import config
 from ..io import hub
-from ..models import single_file
-from ..models.files import read_json, tensor_shapes, weights_files
-from ..models.loading import FAMILIES
+from ..models import FAMILIES, single_file
+from ..models.weight_files import read_json, tensor_shapes, weights_files
 from ..toyworld import assets
 from ..types import DirectAlignError
 from .weightless import Part, shapes

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models import packing
+from ..models import common
 
 TIME_IDS = 6
 """Numbers that SDXL is told about the size of its image."""
@@ -45,8 +45,8 @@ def _flux(config: Settings, of: Shape) -> dict[str, Any]:
         "guidance": torch.empty(of.b) if config.get("guidance_embeds") else None,
         "pooled_projections": torch.empty(of.b, config["pooled_projection_dim"], dtype=of.dtype),
         "encoder_hidden_states": _sequence(config, of),
-        "txt_ids": packing.text_ids(of.tokens, cpu),
-        "img_ids": packing.image_ids(of.h, of.w, cpu),
+        "txt_ids": common.text_ids(of.tokens, cpu),
+        "img_ids": common.image_ids(of.h, of.w, cpu),
     }
 
 

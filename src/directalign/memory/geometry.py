@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import config
-from ..models.files import read_json
+from ..models.weight_files import read_json
 from .architecture import Architecture
 
 QWEN_SIDE = 128

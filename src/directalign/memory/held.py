@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from .. import config
-from ..models import sd3
-from ..models.loading import FAMILIES
+from ..models import FAMILIES, sd3
 from ..training.data import accumulation
 from .adapters import BYTES, base_bytes, gathered_bytes, lora_parameters
 from .architecture import Architecture

@@ -12,7 +12,7 @@ from torch import nn
 
 from .. import config
 from ..io import hub
-from ..models.files import read_json
+from ..models.weight_files import read_json
 from ..rewards import hpsv3, image_reward, open_clip
 from ..rewards.aesthetic import V2_5, HeadLayout, recognise
 from ..rewards.common import Preprocessing

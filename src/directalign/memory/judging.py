@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pixel_shuffle
 
-from ..models import autoencoder, frame_autoencoder
+from ..models import vae as autoencoder
+from ..models import vae as frame_autoencoder
 from ..rewards import image_reward, qwen_vl
 from ..rewards.common import recompute
 from ..rewards.qwen_vl import ChatBatch
@@ -193,10 +194,10 @@ def decoded(vae: Any, x0: Latents, recompute: bool) -> Images:
     """As the family of this VAE decodes."""
     kind = type(vae).__name__
     if kind == "AutoencoderKLQwenImage":
-        return frame_autoencoder.decode(vae, x0, recompute)
+        return frame_autoencoder.decode_frame(vae, x0, recompute)
     if kind == "AutoencoderKLFlux2":  # latents come as channels of 2x2 blocks
         return vae.decode(pixel_shuffle(x0, 2).to(vae.dtype), return_dict=False)[0].float() / 2 + 0.5
-    return autoencoder.decode(vae, x0)
+    return autoencoder.decode_latents(vae, x0)
 
 
 def _vae(of: Judged) -> Any:

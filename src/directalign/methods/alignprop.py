@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import AlignProp as Settings
 from ..config import Rollout as RolloutSettings
-from ..diffusion.noising import STEPS, generator_of
+from ..diffusion.rng import STEPS, generator_of
 from ..diffusion.sampling import sample, start, step
 from ..interfaces import Family, Reward
 from ..types import Batch, Conditioning, Latents, Loss

@@ -17,7 +17,8 @@ from typing import Any
 
 from ..config import DRaFT as Settings
 from ..config import Rollout as RolloutSettings
-from ..diffusion.noising import FRESH_NOISE, inject
+from ..diffusion.recovery import inject
+from ..diffusion.rng import FRESH_NOISE
 from ..diffusion.sampling import Start, noise_of, one_step_guess, sample, start
 from ..interfaces import Family, Reward
 from ..types import Batch, Latents, Loss

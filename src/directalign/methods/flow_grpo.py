@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import config
 from ..diffusion import sde
-from ..diffusion.noising import STEPS, TRANSITION, generator_of
+from ..diffusion.rng import STEPS, TRANSITION, generator_of
 from ..diffusion.sampling import noise_of, start
 from ..interfaces import Family, Reward
 from ..models.reference_model import BaseModel

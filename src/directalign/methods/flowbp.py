@@ -19,9 +19,8 @@ from torch import Tensor
 
 from ..config import FlowBP as Settings
 from ..config import Rollout as RolloutSettings
-from ..diffusion.linear_step import chain_coefficients
-from ..diffusion.noising import STEPS, generator_of
-from ..diffusion.sampling import Start, start, trajectory
+from ..diffusion.rng import STEPS, generator_of
+from ..diffusion.sampling import Start, chain_coefficients, start, trajectory
 from ..interfaces import Family, Reward
 from ..types import Batch, Latents, Loss
 from .objective import build_objective

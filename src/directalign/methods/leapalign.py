@@ -18,9 +18,8 @@ from torch import Tensor
 
 from ..config import LeapAlign as Settings
 from ..config import Rollout as RolloutSettings
-from ..diffusion.linear_step import linear_step
-from ..diffusion.noising import STEPS, generator_of
-from ..diffusion.sampling import Start, sample, start
+from ..diffusion.rng import STEPS, generator_of
+from ..diffusion.sampling import Start, linear_step, sample, start
 from ..interfaces import Family, Reward
 from ..types import Batch, DirectAlignError, Latents, Loss, PerSample
 from .objective import build_objective

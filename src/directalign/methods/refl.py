@@ -15,7 +15,7 @@ import torch
 
 from ..config import ReFL as Settings
 from ..config import Rollout as RolloutSettings
-from ..diffusion.noising import STEPS, generator_of
+from ..diffusion.rng import STEPS, generator_of
 from ..diffusion.sampling import one_step_guess, sample, start
 from ..interfaces import Family, Reward
 from ..types import Batch, Loss

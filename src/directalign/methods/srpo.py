@@ -19,9 +19,9 @@ from torch import Tensor
 from ..config import SRPO as Settings
 from ..config import ConstantGainMoves, UniformMoves, WindowMoves
 from ..config import Rollout as RolloutSettings
-from ..diffusion import noise_levels, noising, recovery
-from ..diffusion.noising import FRESH_NOISE, MOVE
+from ..diffusion import noise_levels, recovery, rng
 from ..diffusion.path import per_sample, truncated
+from ..diffusion.rng import FRESH_NOISE, MOVE
 from ..diffusion.sampling import noise_of, sample, start
 from ..interfaces import Family, Reward
 from ..models.reference_model import BaseModel
@@ -54,8 +54,8 @@ class SRPO:
                 if noise is not None
                 else noise_of(batch, FRESH_NOISE, tuple(x0.shape), self.shared_noise, injection)
             )
-            generator = noising.generator_of(batch, MOVE, injection)
-            landing = noising.for_update(
+            generator = rng.generator_of(batch, MOVE, injection)
+            landing = rng.for_update(
                 batch, lambda total, generator=generator: self.window.draw(total, generator)
             )
             for branch in self.branches:
@@ -76,7 +76,7 @@ class SRPO:
         branch: str,
     ) -> Loss:
         family, settings = self.family, self.settings
-        noised = noising.inject(family.path, x0, noise, move.sigma_from)
+        noised = recovery.inject(family.path, x0, noise, move.sigma_from)
         shown = self._shown(move.sigma_from, x0.device)
         base = self._base_prediction(noised.x_t, shown, cond)
         pred = family.predict(noised.x_t, shown, cond)

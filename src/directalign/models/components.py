@@ -19,8 +19,8 @@ from torch import nn
 from .. import config
 from ..types import DirectAlignError
 from . import single_file
-from .files import brief, check_safetensors, read_json, weights_files
-from .source import Source
+from .checkpoint_source import Source
+from .weight_files import brief, check_safetensors, read_json, weights_files
 
 __all__ = ["check_parts", "check_safetensors", "dtypes_of", "load_parts", "read_json", "weights_files"]
 

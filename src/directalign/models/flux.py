@@ -16,12 +16,12 @@ from torch import Tensor
 
 from .. import config
 from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
-from . import autoencoder, lora, packing, schedule
+from . import common, lora, noise_schedule, vae
+from .checkpoint_source import Source
+from .common import autocast, guided
 from .components import dtypes_of, load_parts
-from .files import read_json
-from .passes import autocast, guided
-from .prompt_encoder import PromptEncoder
-from .source import Source
+from .text_encoder import PromptEncoder
+from .weight_files import read_json
 
 PARTS = {
     "tokenizer": None,
@@ -49,7 +49,7 @@ class Flux:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
         self.tokenizer, self.tokenizer_2, self.scheduler = parts["tokenizer"], parts["tokenizer_2"], parts["scheduler"]
-        self.vae: AutoencoderKL = autoencoder.ready(parts["vae"], model, device)
+        self.vae: AutoencoderKL = vae.ready(parts["vae"], model, device)
         self.embeds_guidance = bool(parts["transformer"].config["guidance_embeds"])
         self.max_sequence_length = _max_sequence_length(source.folder)
         self.default_size = (self.vae.config["sample_size"],) * 2
@@ -66,7 +66,7 @@ class Flux:
             raise DirectAlignError(
                 f"{folder / 'transformer'}: takes {channels} channels, text-to-image needs 4 x {latents}: give a plain FLUX model in model.path"
             )
-        schedule.check_euler(folder, parts["scheduler"])
+        noise_schedule.check_euler(folder, parts["scheduler"])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensors `pooled` (b, d) from CLIP and `sequence` (b, tokens, D) from T5, for the prompts and for the empty prompt."""
@@ -83,11 +83,11 @@ class Flux:
 
     def encode_image(self, images: Images) -> Latents:
         """Clean latents of images in [0, 1]."""
-        return autoencoder.encode(self.vae, images)
+        return vae.encode_image(self.vae, images)
 
     def decode(self, x0: Latents) -> Images:
         """Images around [0, 1], not clamped, gradient intact."""
-        return autoencoder.decode(self.vae, x0)
+        return vae.decode_latents(self.vae, x0)
 
     def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
         """Velocity (noise − x0) at x_t, float32; a bfloat16 network reads sigma in bfloat16, as it does in FluxPipeline.
@@ -105,16 +105,16 @@ class Flux:
         h, w = x_t.shape[2:]
         with autocast(self.device, self.dtype):
             tokens = self.denoiser(
-                hidden_states=packing.pack(x_t).to(self.dtype),
+                hidden_states=common.pack(x_t).to(self.dtype),
                 timestep=sigma.float(),
                 guidance=guidance,
                 pooled_projections=tensors["pooled"],
                 encoder_hidden_states=tensors["sequence"],
-                txt_ids=packing.text_ids(tensors["sequence"].shape[1], self.device),
-                img_ids=packing.image_ids(h, w, self.device),
+                txt_ids=common.text_ids(tensors["sequence"].shape[1], self.device),
+                img_ids=common.image_ids(h, w, self.device),
                 return_dict=False,
             )[0]
-        return packing.unpack(tokens.float(), h, w)
+        return common.unpack(tokens.float(), h, w)
 
     def _guidance(self, cond: Conditioning, b: int) -> Tensor | None:
         keys = "rollout.embedded_guidance and method.embedded_guidance"
@@ -127,11 +127,11 @@ class Flux:
     def sigmas(self, num_sampling_steps: int, height: int, width: int) -> Tensor:
         """The grid of FluxPipeline: linspace(1, 1/n) under the scheduler's own shift, fixed or by the number of tokens; (n + 1,) float64."""
         _, h, w = self.latent_shape(height, width)
-        return schedule.euler_grid(self.scheduler, num_sampling_steps, schedule.shift_by_size(self.scheduler, (h // 2) * (w // 2)))
+        return noise_schedule.euler_grid(self.scheduler, num_sampling_steps, noise_schedule.shift_by_size(self.scheduler, (h // 2) * (w // 2)))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(c, h, w); sides must be multiples of 2x2 latents."""
-        return self.vae.config["latent_channels"], *autoencoder.latent_size(self.vae, height, width, 2 * autoencoder.downscaling(self.vae))
+        return self.vae.config["latent_channels"], *vae.latent_size(self.vae, height, width, 2 * vae.downscaling(self.vae))
 
     def call_arguments(self, rollout: config.Rollout) -> dict[str, Any]:
         """What FluxPipeline is told to sample as the rollout does."""

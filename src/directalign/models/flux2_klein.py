@@ -20,12 +20,13 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from .. import config
 from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
-from . import autoencoder, lora, packing, schedule
+from . import common, lora, noise_schedule
+from . import vae as autoencoder
+from .checkpoint_source import Source
+from .common import autocast, guided
 from .components import dtypes_of, load_parts
-from .files import read_json
-from .passes import autocast, guided
-from .prompt_encoder import PromptEncoder
-from .source import Source
+from .text_encoder import PromptEncoder
+from .weight_files import read_json
 
 PARTS = {
     "tokenizer": None,
@@ -78,7 +79,7 @@ class Flux2Klein:
             raise DirectAlignError(
                 f"{folder / 'text_encoder'}: has {layers} layers, the prompt is read from layers {TEXT_LAYERS}: give a FLUX.2 klein in model.path"
             )
-        schedule.check_euler(folder, parts["scheduler"])
+        noise_schedule.check_euler(folder, parts["scheduler"])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensor `sequence` (b, 512, d) of the three layers side by side, for the prompts and for the empty prompt."""
@@ -123,20 +124,20 @@ class Flux2Klein:
         h, w = x_t.shape[2:]
         with autocast(self.device, self.dtype):
             tokens = self.denoiser(
-                hidden_states=packing.flatten(x_t).to(self.dtype),
+                hidden_states=common.flatten(x_t).to(self.dtype),
                 timestep=sigma.float(),
                 encoder_hidden_states=tensors["sequence"],
-                txt_ids=packing.text_places(tensors["sequence"].shape[1], self.device),
-                img_ids=packing.image_places(h, w, self.device),
+                txt_ids=common.text_places(tensors["sequence"].shape[1], self.device),
+                img_ids=common.image_places(h, w, self.device),
                 guidance=None,
                 return_dict=False,
             )[0]
-        return packing.unflatten(tokens.float(), h, w)
+        return common.unflatten(tokens.float(), h, w)
 
     def sigmas(self, num_sampling_steps: int, height: int, width: int) -> Tensor:
         """The grid of Flux2KleinPipeline: linspace(1, 1/n), shifted by the number of tokens and of steps; (n + 1,) float64."""
         _, h, w = self.latent_shape(height, width)
-        return schedule.euler_grid(self.scheduler, num_sampling_steps, compute_empirical_mu(h * w, num_sampling_steps))
+        return noise_schedule.euler_grid(self.scheduler, num_sampling_steps, compute_empirical_mu(h * w, num_sampling_steps))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(4c, h, w) in blocks of 2x2 latents, which must fill both sides."""

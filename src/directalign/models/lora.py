@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from .. import config
 from ..types import DirectAlignError
-from .files import check_safetensors, weights_files
 from .quantization import placed
+from .weight_files import check_safetensors, weights_files
 
 LORA_FILE = "lora.safetensors"
 ADAPTER = "default"

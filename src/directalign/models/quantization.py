@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .. import config
 from ..types import DirectAlignError
-from .home import home_of_denoiser
+from .device import home_of_denoiser
 
 SMALLEST = 4096
 """Weights with fewer numbers are left as they are: they save nothing."""

@@ -17,13 +17,13 @@ from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, Q
 from torch import Tensor
 
 from .. import config
-from ..diffusion.prediction import classifier_free
+from ..diffusion.path import classifier_free
 from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
-from . import autoencoder, frame_autoencoder, lora, packing, schedule
+from . import common, lora, noise_schedule, vae
+from .checkpoint_source import Source
+from .common import autocast, guided
 from .components import dtypes_of, load_parts
-from .passes import autocast, guided
-from .prompt_encoder import PromptEncoder
-from .source import Source
+from .text_encoder import PromptEncoder
 
 PARTS = {
     "tokenizer": None,
@@ -75,7 +75,7 @@ class QwenImage:
                 raise DirectAlignError(
                     f"{folder / 'transformer'}: {name} is on, which plain text-to-image has no input for: give a plain Qwen-Image in model.path"
                 )
-        schedule.check_euler(folder, parts["scheduler"])
+        noise_schedule.check_euler(folder, parts["scheduler"])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensors `sequence` (b, tokens, d) and its `mask` (b, tokens) of true and false, for the prompts and for a space."""
@@ -92,11 +92,11 @@ class QwenImage:
 
     def encode_image(self, images: Images) -> Latents:
         """Clean latents of images in [0, 1]."""
-        return frame_autoencoder.encode(self.vae, images)
+        return vae.encode_frame(self.vae, images)
 
     def decode(self, x0: Latents) -> Images:
         """Images around [0, 1], not clamped, gradient intact."""
-        return frame_autoencoder.decode(self.vae, x0, self.model.gradient_checkpointing)
+        return vae.decode_frame(self.vae, x0, self.model.gradient_checkpointing)
 
     def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
         """Velocity (noise − x0) at x_t, float32; what a prompt gives does not depend on the longer prompts it is batched with."""
@@ -113,23 +113,23 @@ class QwenImage:
         mask = tensors["mask"]
         with autocast(self.device, self.dtype):
             tokens = self.denoiser(
-                hidden_states=packing.pack(x_t).to(self.dtype),
+                hidden_states=common.pack(x_t).to(self.dtype),
                 timestep=sigma.float(),
                 encoder_hidden_states=tensors["sequence"],
                 encoder_hidden_states_mask=None if mask.all() else mask,  # attention is faster without one
                 img_shapes=[[(1, h // 2, w // 2)]] * b,
                 return_dict=False,
             )[0]
-        return packing.unpack(tokens.float(), h, w)
+        return common.unpack(tokens.float(), h, w)
 
     def sigmas(self, num_sampling_steps: int, height: int, width: int) -> Tensor:
         """The grid of QwenImagePipeline: linspace(1, 1/n) under the scheduler's own shift, fixed or by the number of tokens; (n + 1,) float64."""
         _, h, w = self.latent_shape(height, width)
-        return schedule.euler_grid(self.scheduler, num_sampling_steps, schedule.shift_by_size(self.scheduler, (h // 2) * (w // 2)))
+        return noise_schedule.euler_grid(self.scheduler, num_sampling_steps, noise_schedule.shift_by_size(self.scheduler, (h // 2) * (w // 2)))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(c, h, w); sides must be multiples of 2x2 latents."""
-        return self.vae.config["z_dim"], *autoencoder.grid(height, width, self.downscaling, 2 * self.downscaling)
+        return self.vae.config["z_dim"], *vae.grid(height, width, self.downscaling, 2 * self.downscaling)
 
     def call_arguments(self, rollout: config.Rollout) -> dict[str, Any]:
         """What QwenImagePipeline is told to sample one prompt as the rollout does."""
@@ -143,5 +143,5 @@ class QwenImage:
 
 def _with_norm_of_conditional(cond: Latents, uncond: Latents, scale: float) -> Latents:
     """Classifier-free guidance, each 2x2 block of latents scaled to the norm that it has under the prompt alone."""
-    tokens, own = packing.pack(classifier_free(cond, uncond, scale)), packing.pack(cond)
-    return packing.unpack(tokens * (own.norm(dim=-1, keepdim=True) / tokens.norm(dim=-1, keepdim=True)), *cond.shape[2:])
+    tokens, own = common.pack(classifier_free(cond, uncond, scale)), common.pack(cond)
+    return common.unpack(tokens * (own.norm(dim=-1, keepdim=True) / tokens.norm(dim=-1, keepdim=True)), *cond.shape[2:])

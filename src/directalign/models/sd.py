@@ -17,11 +17,11 @@ from torch import Tensor
 from .. import config
 from ..diffusion.path import DdpmTable
 from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
-from . import autoencoder, ddpm, lora
+from . import lora, noise_schedule, vae
+from .checkpoint_source import Source
+from .common import autocast, guided
 from .components import dtypes_of, load_parts
-from .passes import autocast, guided
-from .prompt_encoder import PromptEncoder
-from .source import Source
+from .text_encoder import PromptEncoder
 
 PARTS = {"tokenizer": None, "text_encoder": None, "unet": UNet2DConditionModel, "vae": AutoencoderKL, "scheduler": SchedulerMixin}
 
@@ -39,12 +39,12 @@ class StableDiffusion:
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
         self.check(source.folder, parts)
         self.tokenizer = parts["tokenizer"]
-        self.vae: AutoencoderKL = autoencoder.ready(parts["vae"], model, device)
-        self.scheduler = ddpm.ddim(source.folder / "scheduler", parts["scheduler"])
-        self.prediction: PredictionName = ddpm.PREDICTIONS[self.scheduler.config["prediction_type"]]
+        self.vae: AutoencoderKL = vae.ready(parts["vae"], model, device)
+        self.scheduler = noise_schedule.ddim(source.folder / "scheduler", parts["scheduler"])
+        self.prediction: PredictionName = noise_schedule.PREDICTIONS[self.scheduler.config["prediction_type"]]
         self.levels = DdpmTable(self.scheduler.alphas_cumprod)
-        self.default_size = ddpm.default_size(parts["unet"], self.vae)
-        self.multiple = ddpm.multiple(parts["unet"], self.vae)
+        self.default_size = noise_schedule.default_size(parts["unet"], self.vae)
+        self.multiple = noise_schedule.multiple(parts["unet"], self.vae)
         self.denoiser = lora.ready(parts["unet"], model, self.lora_targets, device, seed)
         self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts}, self._embed, device, model.text_encoders)
         self.empty_prompt = self.prompts([""])
@@ -52,8 +52,8 @@ class StableDiffusion:
     @staticmethod
     def check(folder: FilePath, parts: Mapping[str, Any]) -> None:
         """A plain SD with a DDPM table: asks the configs of these parts of `folder` alone; anything else is an error that names the file."""
-        ddpm.ddim(folder / "scheduler", parts["scheduler"])
-        ddpm.check_channels(folder, parts["unet"], parts["vae"])
+        noise_schedule.ddim(folder / "scheduler", parts["scheduler"])
+        noise_schedule.check_channels(folder, parts["unet"], parts["vae"])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensor `sequence` (b, tokens, d) from CLIP, for the prompts and for the empty prompt."""
@@ -68,11 +68,11 @@ class StableDiffusion:
 
     def encode_image(self, images: Images) -> Latents:
         """Clean latents of images in [0, 1]."""
-        return autoencoder.encode(self.vae, images)
+        return vae.encode_image(self.vae, images)
 
     def decode(self, x0: Latents) -> Images:
         """Images around [0, 1], not clamped, gradient intact."""
-        return autoencoder.decode(self.vae, x0)
+        return vae.decode_latents(self.vae, x0)
 
     def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
         """Noise or v at x_t, float32. Give sigma in float64: near 1, timesteps lie closer than float32 can tell apart."""
@@ -88,11 +88,11 @@ class StableDiffusion:
 
     def sigmas(self, num_sampling_steps: int, height: int, width: int) -> Tensor:
         """Levels of DDIMScheduler's timesteps under the folder's own spacing and offset, then 0; (n + 1,) float64; the size plays no part."""
-        return ddpm.sigmas(self.scheduler, self.levels, num_sampling_steps)
+        return noise_schedule.sigmas(self.scheduler, self.levels, num_sampling_steps)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(c, h, w); sides must fit the VAE and every halving of the UNet."""
-        return self.vae.config["latent_channels"], *autoencoder.latent_size(self.vae, height, width, self.multiple)
+        return self.vae.config["latent_channels"], *vae.latent_size(self.vae, height, width, self.multiple)
 
     def call_arguments(self, rollout: config.Rollout) -> dict[str, Any]:
         """What StableDiffusionPipeline is told to sample as the rollout does."""

@@ -18,12 +18,12 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from .. import config
 from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
-from . import autoencoder, clip_text, lora, schedule
+from . import common, lora, noise_schedule, vae
+from .checkpoint_source import Source
+from .common import autocast, guided
 from .components import dtypes_of, load_parts
-from .files import read_json
-from .passes import autocast, guided
-from .prompt_encoder import PromptEncoder
-from .source import Source
+from .text_encoder import PromptEncoder
+from .weight_files import read_json
 
 PARTS = {
     "tokenizer": None,
@@ -54,9 +54,9 @@ class StableDiffusion3:
         wanted = PARTS | (T5_PARTS if _has_t5(source.folder) else {})
         parts = load_parts(source, self.pipeline, wanted, dtypes_of(wanted, model, self.part))
         self.tokenizers, self.scheduler = [parts[name] for name in wanted if name.startswith("tokenizer")], parts["scheduler"]
-        self.vae: AutoencoderKL = autoencoder.ready(parts["vae"], model, device)
+        self.vae: AutoencoderKL = vae.ready(parts["vae"], model, device)
         self.architecture: Mapping[str, Any] = parts["transformer"].config
-        self.default_size = (self.architecture["sample_size"] * autoencoder.downscaling(self.vae),) * 2
+        self.default_size = (self.architecture["sample_size"] * vae.downscaling(self.vae),) * 2
         self.lora_targets: tuple[str, ...] = ATTENTION + (SECOND_ATTENTION if self.architecture["dual_attention_layers"] else ())
         self.check(source.folder, parts)
         self.denoiser = lora.ready(parts["transformer"], model, self.lora_targets, device, seed)
@@ -69,7 +69,7 @@ class StableDiffusion3:
         channels, latents = parts["transformer"].config["in_channels"], parts["vae"].config["latent_channels"]
         if channels != latents:
             raise DirectAlignError(f"{folder / 'transformer'}: takes {channels} channels, text-to-image needs {latents}: give a plain SD3 model in model.path")
-        schedule.check_euler(folder, parts["scheduler"])
+        noise_schedule.check_euler(folder, parts["scheduler"])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensors `pooled` (b, d) from both CLIPs and `sequence` (b, tokens, D) from CLIP, then T5, for the prompts and for the empty prompt."""
@@ -77,7 +77,7 @@ class StableDiffusion3:
 
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
         encoders = [self.prompts.modules[name] for name in self.text_parts[:2]]
-        clip, said = clip_text.read_both(encoders, self.tokenizers[:2], prompts)
+        clip, said = common.read_both(encoders, self.tokenizers[:2], prompts)
         t5 = self._embed_t5(prompts, clip)
         widened = nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
         return {"pooled": torch.cat([one.text_embeds for one in said], -1), "sequence": torch.cat([widened, t5], 1)}
@@ -91,11 +91,11 @@ class StableDiffusion3:
 
     def encode_image(self, images: Images) -> Latents:
         """Clean latents of images in [0, 1]."""
-        return autoencoder.encode(self.vae, images)
+        return vae.encode_image(self.vae, images)
 
     def decode(self, x0: Latents) -> Images:
         """Images around [0, 1], not clamped, gradient intact."""
-        return autoencoder.decode(self.vae, x0)
+        return vae.decode_latents(self.vae, x0)
 
     def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
         """Velocity (noise − x0) at x_t, float32. Embedded guidance is an error: SD3 is guided by `cfg_scale`."""
@@ -122,13 +122,13 @@ class StableDiffusion3:
         """The scheduler's own grid, its shift fixed (3 in the released models) or by the number of image tokens; (n + 1,) float64."""
         _, h, w = self.latent_shape(height, width)
         patch = self.architecture["patch_size"]
-        self.scheduler.set_timesteps(num_sampling_steps, mu=schedule.shift_by_size(self.scheduler, (h // patch) * (w // patch)))
+        self.scheduler.set_timesteps(num_sampling_steps, mu=noise_schedule.shift_by_size(self.scheduler, (h // patch) * (w // patch)))
         return self.scheduler.sigmas.double()
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(c, h, w); sides must be multiples of a patch, and within reach of the position embeddings."""
-        patch, most = self.architecture["patch_size"] * autoencoder.downscaling(self.vae), self.architecture["pos_embed_max_size"]
-        h, w = autoencoder.latent_size(self.vae, height, width, patch)
+        patch, most = self.architecture["patch_size"] * vae.downscaling(self.vae), self.architecture["pos_embed_max_size"]
+        h, w = vae.latent_size(self.vae, height, width, patch)
         if most is not None and max(height, width) > most * patch:
             raise DirectAlignError(
                 f"image size {height}x{width}: this model's position embeddings end at {most * patch} pixels a side (pos_embed_max_size {most}): ask for less"

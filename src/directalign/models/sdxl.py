@@ -21,12 +21,13 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from .. import config
 from ..diffusion.path import DdpmTable
 from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
-from . import autoencoder, clip_text, ddpm, lora
+from . import common, lora, noise_schedule
+from . import vae as autoencoder
+from .checkpoint_source import Source
+from .common import autocast, guided
 from .components import dtypes_of, load_parts
-from .files import read_json
-from .passes import autocast, guided
-from .prompt_encoder import PromptEncoder
-from .source import Source
+from .text_encoder import PromptEncoder
+from .weight_files import read_json
 
 PARTS = {
     "tokenizer": None,
@@ -54,11 +55,11 @@ class StableDiffusionXL:
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part) | _vae_dtype(source.folder, self.dtype))
         self.tokenizers = [parts["tokenizer"], parts["tokenizer_2"]]
         self.vae: AutoencoderKL = autoencoder.ready(parts["vae"], model, device)
-        self.scheduler = ddpm.ddim(source.folder / "scheduler", parts["scheduler"])
-        self.prediction: PredictionName = ddpm.PREDICTIONS[self.scheduler.config["prediction_type"]]
+        self.scheduler = noise_schedule.ddim(source.folder / "scheduler", parts["scheduler"])
+        self.prediction: PredictionName = noise_schedule.PREDICTIONS[self.scheduler.config["prediction_type"]]
         self.levels = DdpmTable(self.scheduler.alphas_cumprod)
-        self.default_size = ddpm.default_size(parts["unet"], self.vae)
-        self.multiple = ddpm.multiple(parts["unet"], self.vae)
+        self.default_size = noise_schedule.default_size(parts["unet"], self.vae)
+        self.multiple = noise_schedule.multiple(parts["unet"], self.vae)
         self.check(source.folder, parts)
         self.denoiser = lora.ready(parts["unet"], model, self.lora_targets, device, seed)
         self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts}, self._embed, device, model.text_encoders)
@@ -67,9 +68,9 @@ class StableDiffusionXL:
     @staticmethod
     def check(folder: FilePath, parts: Mapping[str, Any]) -> None:
         """A base SDXL with a DDPM table: asks the configs of these parts of `folder` alone; anything else is an error that names the file."""
-        ddpm.ddim(folder / "scheduler", parts["scheduler"])
+        noise_schedule.ddim(folder / "scheduler", parts["scheduler"])
         unet, vae = parts["unet"].config, parts["vae"].config
-        ddpm.check_channels(folder, parts["unet"], parts["vae"])
+        noise_schedule.check_channels(folder, parts["unet"], parts["vae"])
         if unet["addition_embed_type"] != "text_time":
             raise DirectAlignError(f"{folder / 'unet'}: addition_embed_type is {unet['addition_embed_type']}, SDXL's is text_time: set model.family to match")
         if unet["time_cond_proj_dim"] is not None:
@@ -89,7 +90,7 @@ class StableDiffusionXL:
         return self.prompts.conditioning(prompts, self.empty_prompt)
 
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
-        sequence, said = clip_text.read_both([self.prompts.modules[name] for name in self.text_parts], self.tokenizers, prompts)
+        sequence, said = common.read_both([self.prompts.modules[name] for name in self.text_parts], self.tokenizers, prompts)
         return {"pooled": said[1].text_embeds, "sequence": sequence}
 
     def _empty_prompt(self, folder: FilePath) -> dict[str, Tensor]:
@@ -99,11 +100,11 @@ class StableDiffusionXL:
 
     def encode_image(self, images: Images) -> Latents:
         """Clean latents of images in [0, 1]."""
-        return autoencoder.encode(self.vae, images)
+        return autoencoder.encode_image(self.vae, images)
 
     def decode(self, x0: Latents) -> Images:
         """Images around [0, 1], not clamped, gradient intact; computed in float32 where the VAE asks for it."""
-        return autoencoder.decode(self.vae, x0)
+        return autoencoder.decode_latents(self.vae, x0)
 
     def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
         """Noise or v at x_t, float32. Give sigma in float64: near 1, timesteps lie closer than float32 can tell apart."""
@@ -126,7 +127,7 @@ class StableDiffusionXL:
 
     def sigmas(self, num_sampling_steps: int, height: int, width: int) -> Tensor:
         """Levels of DDIMScheduler's timesteps under the folder's own spacing and offset, then 0; (n + 1,) float64; the size plays no part."""
-        return ddpm.sigmas(self.scheduler, self.levels, num_sampling_steps)
+        return noise_schedule.sigmas(self.scheduler, self.levels, num_sampling_steps)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(c, h, w); sides must fit the VAE and every halving of the UNet."""

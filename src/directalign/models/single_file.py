@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..types import DirectAlignError
-from .files import tensor_shapes
+from .weight_files import tensor_shapes
 
 PREFIX = "model.diffusion_model."
 """Before the denoiser's tensors in LDM's all-in-one files and in ComfyUI's."""

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from .. import config
 from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
-from . import autoencoder, lora, schedule
+from . import lora, noise_schedule, vae
+from .checkpoint_source import Source
+from .common import autocast, guided
 from .components import dtypes_of, load_parts
-from .passes import autocast, guided
-from .prompt_encoder import PromptEncoder
-from .source import Source
+from .text_encoder import PromptEncoder
 
 PARTS = {
     "tokenizer": None,
@@ -51,7 +51,7 @@ class ZImage:
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
         self.check(source.folder, parts)
         self.tokenizer, self.scheduler = parts["tokenizer"], parts["scheduler"]
-        self.vae: AutoencoderKL = autoencoder.ready(parts["vae"], model, device)
+        self.vae: AutoencoderKL = vae.ready(parts["vae"], model, device)
         self.default_size = (self.vae.config["sample_size"],) * 2
         self.denoiser = lora.ready(parts["transformer"], model, self.lora_targets, device, seed)
         self.prompts = PromptEncoder({name: parts[name] for name in self.text_parts}, self._embed, device, model.text_encoders)
@@ -67,7 +67,7 @@ class ZImage:
             )
         if network.get("siglip_feat_dim") is not None:
             raise DirectAlignError(f"{folder / 'transformer'}: reads images too (siglip_feat_dim), which is not supported: give a plain Z-Image in model.path")
-        schedule.check_euler(folder, parts["scheduler"])
+        noise_schedule.check_euler(folder, parts["scheduler"])
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """Tensors `sequence` (b, tokens, d) and its `mask` (b, tokens) of true and false, for the prompts and for the empty prompt."""
@@ -84,11 +84,11 @@ class ZImage:
 
     def encode_image(self, images: Images) -> Latents:
         """Clean latents of images in [0, 1]."""
-        return autoencoder.encode(self.vae, images)
+        return vae.encode_image(self.vae, images)
 
     def decode(self, x0: Latents) -> Images:
         """Images around [0, 1], not clamped, gradient intact."""
-        return autoencoder.decode(self.vae, x0)
+        return vae.decode_latents(self.vae, x0)
 
     def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
         """Velocity (noise − x0) at x_t, float32; what a prompt gives does not depend on the longer prompts it is batched with."""
@@ -113,11 +113,11 @@ class ZImage:
         Early releases of the library stand still in the last of their n steps (diffusers 0.38 does); all of these move.
         """
         _, h, w = self.latent_shape(height, width)
-        return schedule.euler_grid(self.scheduler, num_sampling_steps, schedule.shift_by_size(self.scheduler, (h // 2) * (w // 2)))
+        return noise_schedule.euler_grid(self.scheduler, num_sampling_steps, noise_schedule.shift_by_size(self.scheduler, (h // 2) * (w // 2)))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(c, h, w); sides must be multiples of 2x2 latents."""
-        return self.vae.config["latent_channels"], *autoencoder.latent_size(self.vae, height, width, 2 * autoencoder.downscaling(self.vae))
+        return self.vae.config["latent_channels"], *vae.latent_size(self.vae, height, width, 2 * vae.downscaling(self.vae))
 
     def call_arguments(self, rollout: config.Rollout) -> dict[str, Any]:
         """What ZImagePipeline is told to sample as the rollout does."""

@@ -10,17 +10,17 @@ import transformers
 from torch import nn
 
 from .. import config
-from ..evaluation.held_out import key_of
+from ..evaluation.scores import key_of
 from ..io import hub
 from ..memory.architecture import Architecture
 from ..memory.weightless import Part, built
+from ..models import FAMILIES
 from ..models.attention import check_attention, set_attention
+from ..models.checkpoint_source import Source, open_source
 from ..models.components import check_parts, load_parts
-from ..models.files import read_json
-from ..models.loading import FAMILIES
 from ..models.quantization import check_quantization
 from ..models.sd3 import T5_PARTS
-from ..models.source import Source, open_source
+from ..models.weight_files import read_json
 from ..rewards import check_reward
 from ..types import DirectAlignError
 

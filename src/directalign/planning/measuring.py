@@ -7,7 +7,7 @@ from ..data.hf_datasets import is_address, parse
 from ..data.prompts import read_prompts
 from ..evaluation import adherence
 from ..evaluation.control_prompts import KEY, WORLD, off_topic_prompts
-from ..evaluation.held_out import key_of
+from ..evaluation.scores import key_of
 from ..types import DirectAlignError
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from .. import config, rewards
 from ..diffusion import noise_levels
-from ..evaluation import held_out as held_outs
+from ..evaluation import scores
 from ..io import hub
 from ..methods import drtune, flow_grpo, leapalign, objective
-from ..models.loading import FAMILIES
+from ..models import FAMILIES
 from ..rewards import mixture
 from ..rewards.soft_prompts import check_phrases, is_tokens_file
 from ..toyworld.assets import resolve
@@ -28,8 +28,8 @@ def check_reward(run: config.Run) -> None:
     if isinstance(run.reward, config.Mix) and isinstance(run.method, config.FlowGRPO):
         objective.require_no_balance(run.reward, run.method.name)
     for label, held_out in run.evaluate.rewards.items():
-        rewards.check_reward(held_out, held_outs.key_of(label))
-    held_outs.check_labels(list(run.evaluate.rewards))
+        rewards.check_reward(held_out, scores.key_of(label))
+    scores.check_labels(list(run.evaluate.rewards))
 
 
 def _asked(run: config.Run) -> list[tuple[str, config.SingleReward, config.ObjectiveConfig]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import config
-from ..evaluation.measured_numbers import judge_of, measured_metrics, score_of
+from ..evaluation.in_training import judge_of, measured_metrics, score_of
 from ..metrics import Metric
 from ..types import DirectAlignError
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from .. import config
 from ..data.buckets import check_buckets, fill_buckets
 from ..data.hf_datasets import is_address, parse
+from ..data.image_dataset import ImageSet, scan_images
 from ..data.prompts import read_prompts
-from ..data.scan import ImageSet, scan_images
 from ..memory.architecture import Architecture
 from ..memory.geometry import Geometry, image_size
-from ..models.files import read_json
+from ..models.weight_files import read_json
 from ..training.data import accumulation
 from ..types import DirectAlignError
 

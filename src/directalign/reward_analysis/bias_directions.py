@@ -24,13 +24,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import config
-from ..data.folder import ENDINGS
 from ..data.image_io import Unreadable, read_pixels
+from ..data.image_sources import ENDINGS
 from ..data.prompts import read_prompts
 from ..data.text_files import json_rows, read_text
-from ..evaluation.generate import generate
-from ..evaluation.pairs import fixed_pairs, measured_prompts
-from ..evaluation.sampling import RECORD, run_of, trained_family
+from ..evaluation.eval_prompts import fixed_pairs, measured_prompts
+from ..evaluation.generate import RECORD, generate, run_of, trained_family
 from ..interfaces import Reward
 from ..rewards.projection import Directions, fingerprint, project_out, write_directions
 from ..rewards.resolve import OPTION, load_named_reward, reward_settings

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.scan import ImageSet, scan_images
+from ..data.image_dataset import ImageSet, scan_images
 from ..data.shuffle import permutation
 from ..toyworld.scenes import IMAGE_SIZE, STYLES, Scenes, draw_scenes, render
 from ..types import DirectAlignError, Images

@@ -21,7 +21,7 @@ from ..diffusion import noise_levels
 from ..interfaces import Family, Reward
 from ..methods.objective_math import absolute_relative, from_absolute_relative
 from ..methods.srpo import SRPO
-from ..models.loading import trainable
+from ..models import trainable
 from ..types import Batch, DirectAlignError
 
 Weights = Float[Tensor, " weights"]

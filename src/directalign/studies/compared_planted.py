@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..diffusion.noising import generator_for
+from ..diffusion.rng import generator_for
 from ..evaluation.results import summarise
 from ..metrics import JUDGED
 from ..stats import resample_groups, win_rate

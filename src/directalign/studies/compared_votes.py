@@ -17,7 +17,7 @@ import torch
 from ..arena.ranking import rank_models
 from ..arena.records import Vote
 from ..arena.wins import win_rates
-from ..diffusion.noising import generator_for
+from ..diffusion.rng import generator_for
 from .compared_planted import FAMILY, SIGNIFICANT
 from .running.records import Row
 

@@ -29,7 +29,7 @@ from ..interfaces import Method
 from ..methods.draft import DRaFT
 from ..methods.objective import build_objective
 from ..methods.srpo import SRPO
-from ..models.loading import load_family, trainable
+from ..models import load_family, trainable
 from ..rewards import load_reward
 from ..training.step import NFECounter
 from ..types import Batch

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..evaluation import drift
+from ..evaluation import image_metrics
 from ..evaluation.in_training import Measurer
 from ..types import Images, PerSample
 
@@ -22,10 +22,10 @@ DISTANCES = ("cast", "saturation", "sharpness")
 
 def distances(images: Images, photographs: Images) -> dict[str, PerSample]:
     """How far each image is from the photograph of its own pair: in colour cast (Euclidean), saturation, and sharpness (log-ratio)."""
-    ratio = drift.sharpness(images).clamp(min=1e-8) / drift.sharpness(photographs).clamp(min=1e-8)
+    ratio = image_metrics.sharpness(images).clamp(min=1e-8) / image_metrics.sharpness(photographs).clamp(min=1e-8)
     return {
-        "cast": (drift.color_cast(images) - drift.color_cast(photographs)).norm(dim=1),
-        "saturation": (drift.saturation(images) - drift.saturation(photographs)).abs(),
+        "cast": (image_metrics.color_cast(images) - image_metrics.color_cast(photographs)).norm(dim=1),
+        "saturation": (image_metrics.saturation(images) - image_metrics.saturation(photographs)).abs(),
         "sharpness": ratio.log().abs(),
     }
 

@@ -12,7 +12,7 @@ from ..config import SRPO as Settings
 from ..config import Run
 from ..config.load import load_run
 from ..data.prompts import PromptStream, read_prompts
-from ..models.loading import load_family
+from ..models import load_family
 from ..rewards import load_reward
 from ..types import Batch
 from . import coefficients

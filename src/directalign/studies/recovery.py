@@ -14,11 +14,11 @@ import torch
 
 from ..config import SRPO, Run
 from ..config.load import load_run
-from ..diffusion.noising import FRESH_NOISE, draw_noise, generator_for
+from ..diffusion.rng import FRESH_NOISE, draw_noise, generator_for
 from ..diffusion.sampling import rollout_sigmas, sample
+from ..evaluation.eval_prompts import fixed_pairs, measured_prompts, noise_of
 from ..evaluation.generate import image_size
-from ..evaluation.pairs import fixed_pairs, measured_prompts, noise_of
-from ..models.loading import load_family
+from ..models import load_family
 from ..rewards import load_reward
 from ..toyworld.judges import load_judge
 from .recovery_errors import Bench

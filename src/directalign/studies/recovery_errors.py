@@ -13,11 +13,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..diffusion.noising import inject
-from ..diffusion.path import alpha, per_sample
-from ..diffusion.prediction import to_noise, to_x0
-from ..diffusion.recovery import recover
-from ..evaluation.drift import sharpness
+from ..diffusion.path import alpha, per_sample, to_noise, to_x0
+from ..diffusion.recovery import inject, recover
+from ..evaluation.image_metrics import sharpness
 from ..evaluation.in_training import STYLE
 from ..interfaces import Family, Judge, Reward
 from ..types import Conditioning, Images, Latents, Noised, PathName, PerSample

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
 
-from ..diffusion.noising import FRESH_NOISE, draw_noise, generator_for, inject
+from ..diffusion.recovery import inject
+from ..diffusion.rng import FRESH_NOISE, draw_noise, generator_for
 from ..diffusion.sampling import sample
 from ..interfaces import Family
 from ..types import Conditioning, Images, Latents

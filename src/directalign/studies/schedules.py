@@ -15,10 +15,9 @@ from diffusers import DDIMScheduler
 from jaxtyping import Float
 from torch import Tensor
 
-from ..diffusion.noising import draw_noise, generator_for, inject
-from ..diffusion.path import DdpmTable, alpha, per_sample
-from ..diffusion.prediction import target
-from ..diffusion.recovery import recover
+from ..diffusion.path import DdpmTable, alpha, per_sample, target
+from ..diffusion.recovery import inject, recover
+from ..diffusion.rng import draw_noise, generator_for
 from ..types import Latents, Noised
 from .running.records import Row
 

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 
 from ..config import Run
-from ..evaluation import drift
-from ..evaluation.generate import generate, image_size
+from ..evaluation import image_metrics
+from ..evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts, noise_of
+from ..evaluation.generate import generate, image_size, trained_family
 from ..evaluation.in_training import photographs
-from ..evaluation.pairs import Pairs, fixed_pairs, measured_prompts, noise_of
-from ..evaluation.sampling import trained_family
 from ..interfaces import Family, Judge
 from ..toyworld.judges import load_judge
 from ..types import Images
@@ -141,5 +140,5 @@ class Subject:
         """Photo rate and content by the judges, drift from true photographs of the same captions, and what drifts."""
         judged = self.judge(images, pairs.prompts)
         rates = {name: float(judged[name].mean()) for name in ("photo_rate", "content")}
-        means = {name: float(values.double().mean()) for name, values in drift.statistics(images).items()}
-        return {**rates, "color_drift": drift.color_drift(images, photographs(pairs)), **means, "images": len(images)}
+        means = {name: float(values.double().mean()) for name, values in image_metrics.statistics(images).items()}
+        return {**rates, "color_drift": image_metrics.color_drift(images, photographs(pairs)), **means, "images": len(images)}

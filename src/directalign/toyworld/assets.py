@@ -13,9 +13,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ..types import DirectAlignError
+from .scenes import STYLES, Scenes, draw_scenes, render
 
 ASSETS = Path(__file__).parent / "assets"
 MAX_SEQUENCE_LENGTH = 16
@@ -149,3 +152,21 @@ def _copy_part(source: Path, target: Path) -> None:
 
 def _edit_json(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values, indent=2) + "\n")
+
+
+def write_pictures(folder: Path, count: int, style: str = "photo", seed: int = 0) -> Path:
+    """Draw `count` random scenes in one of `scenes.STYLES` into an empty or new folder; the same seed, the same files."""
+    if style not in STYLES:
+        raise DirectAlignError(f"style {style!r} is not of the embedded world: choose {', '.join(STYLES)}")
+    if count < 1:
+        raise DirectAlignError(f"count {count}: ask for at least one picture")
+    if folder.exists() and any(folder.iterdir()):
+        raise DirectAlignError(f"{folder} is not empty: choose a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    scenes: Scenes = draw_scenes(count, generator).with_style(style)
+    pixels = (render(scenes, generator).permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+    for index, (caption, picture) in enumerate(zip(scenes.captions(), pixels, strict=True)):
+        Image.fromarray(picture).save(folder / f"{index:05d}.png")
+        (folder / f"{index:05d}.txt").write_text(caption + "\n", encoding="utf-8")
+    return folder

@@ -26,7 +26,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..diffusion.noising import generator_for
+from ..diffusion.rng import generator_for
 
 BLOCK = 256
 SMALLEST = 4096

@@ -36,7 +36,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from .. import config
-from ..diffusion.noising import generator_for
+from ..diffusion.rng import generator_for
 from ..interfaces import Method
 from ..io import atomic
 from ..types import DirectAlignError

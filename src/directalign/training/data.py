@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from .. import config
 from ..data.buckets import Bucket, check_buckets, fill_buckets
+from ..data.image_dataset import ImageStream, scan_images
 from ..data.prompts import PromptStream, read_prompts
-from ..data.scan import scan_images
 from ..data.shuffle import turn
-from ..data.stream import ImageStream
 from ..interfaces import Family
 from ..types import Batch, DirectAlignError
 from .distributed import ProcessGroup

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from torch import nn
 
 from .. import config
-from ..evaluation.measured_numbers import judge_of, measured_metrics, score_of
+from ..evaluation.in_training import judge_of, measured_metrics, score_of
 from ..io import atomic
 from ..types import DirectAlignError
 from . import checkpoint, run_log

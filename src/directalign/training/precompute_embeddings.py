@@ -9,10 +9,9 @@ from typing import Any
 from rich.progress import track
 
 from .. import config
-from ..evaluation.diversity import diversity_pairs
-from ..evaluation.pairs import fixed_pairs, measured_prompts
-from ..models.embedding_cache import default_folder
-from ..models.prompt_encoder import PromptEncoder
+from ..evaluation.eval_prompts import fixed_pairs, measured_prompts
+from ..evaluation.image_metrics import diversity_pairs
+from ..models.text_encoder import PromptEncoder, default_folder
 from .data import TrainData
 from .distributed import ProcessGroup
 from .run_log import NUM_SAMPLES

@@ -17,12 +17,12 @@ from safetensors import SafetensorError
 
 from .. import config
 from ..config.load import dump_run
-from ..evaluation.held_out import load_held_out
 from ..evaluation.in_training import Measurer
+from ..evaluation.scores import load_held_out
 from ..interfaces import Family, Method
 from ..io import atomic
 from ..methods import load_method
-from ..models.loading import load_family
+from ..models import load_family
 from ..report import write_page
 from ..rewards import load_reward
 from ..rewards.distributed import synchronized_call

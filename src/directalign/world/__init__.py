@@ -1,1 +1,4 @@
 """Trainings behind the toy world."""
+
+
+

@@ -13,12 +13,12 @@ import torch
 
 from ... import config
 from ...types import Images, PerSample
-from ..prompt_sets import PromptRow
-from .asking import Asking, load_asking
+from ..eval_prompts import PromptRow
 from .checking import KEY, check_adherence, check_facts, check_rows
-from .detecting import Detecting, load_detecting
+from .detector import Detecting, load_detecting
+from .geneval import ADHERENCE, Judged, Verdict, numbers
 from .settings import adherence_settings
-from .verdicts import ADHERENCE, Judged, Verdict, numbers
+from .vqa import Asking, load_asking
 
 __all__ = ["ADHERENCE", "Adherence", "Judged", "Verdict", "adherence_of", "adherence_settings", "check_adherence", "check_rows", "numbers"]
 

@@ -8,11 +8,9 @@ from typing import Any
 from ... import config
 from ...rewards import clip, qwen_vl
 from ...types import DirectAlignError
-from ..prompt_sets import PromptRow
-from .asking import require_probability
-from .colors import COLORS
-from .detector import own_name
-from .detector_files import check_detector, known_classes
+from ..eval_prompts import PromptRow
+from .detector import COLORS, check_detector, known_classes, own_name
+from .vqa import require_probability
 
 KEY = "evaluate.adherence"
 

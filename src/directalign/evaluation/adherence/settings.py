@@ -15,8 +15,7 @@ from ...io import hub
 from ...rewards.qwen_vl import KINDS
 from ...rewards.weights import locate
 from ...types import DirectAlignError
-from .detector import MODELS
-from .detector_files import model_type
+from .detector import MODELS, model_type
 
 RECIPES = (".yaml", ".yml")
 

@@ -17,7 +17,7 @@ from ...config import Run
 from ...config.load import dump_run
 from ...io.atomic import write_text
 from ...methods import load_method
-from ...models.loading import load_family
+from ...models import load_family
 from ...rewards import load_reward
 from ...training import checkpoint
 from ...training.data import open_data

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 
 from ... import config
-from ...evaluation.drift import statistics
+from ...evaluation.eval_prompts import fixed_pairs, measured_prompts
+from ...evaluation.image_metrics import statistics
 from ...evaluation.in_training import photographs
-from ...evaluation.pairs import fixed_pairs, measured_prompts
 from .records import Row
 
 DRIFTS = {"saturation_drift": "saturation", "sharpness_drift": "sharpness"}

@@ -1,0 +1,163 @@
+"""How much the images of one prompt differ from seed to seed: what a collapsed model has lost.
+
+A few fixed prompts are sampled from four fixed seeds each, the same seeds for every prompt, so that two models are compared
+on the same noise. The distance of two images is their root mean square difference in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ..data.shuffle import permutation
+from ..types import DirectAlignError, Images, PerSample
+from .eval_prompts import FIRST_SEED, Pairs
+
+SEEDS_PER_PROMPT = 4
+FIRST_DIVERSITY_SEED = 2 * FIRST_SEED
+"""Far from the seeds of the fixed pairs: no image is measured twice."""
+
+
+def diversity_pairs(prompts: Sequence[str], num_prompts: int) -> Pairs:
+    """`num_prompts` prompts in the fixed shuffled order, each with the same four seeds, prompt by prompt.
+
+    Raises: DirectAlignError for more prompts than there are.
+    """
+    if num_prompts > len(prompts):
+        raise DirectAlignError(
+            f"evaluate.diversity_prompts is {num_prompts}, and the run is measured on {len(prompts)} prompts: ask for {len(prompts)} at most"
+        )
+    chosen = [prompts[place] for place in permutation(len(prompts), seed=0, epoch=0)[:num_prompts]]
+    seeds = range(FIRST_DIVERSITY_SEED, FIRST_DIVERSITY_SEED + SEEDS_PER_PROMPT)
+    return Pairs(tuple(prompt for prompt in chosen for _ in seeds), tuple(seed for _ in chosen for seed in seeds))
+
+
+def diversity(images: Images, per_prompt: int = SEEDS_PER_PROMPT) -> float:
+    """Mean over prompts of the mean pairwise RMSE between the `per_prompt` images of one prompt; 0 to 1.
+
+    `images` are in [0, 1], those of one prompt next to each other, as `diversity_pairs` orders them.
+    """
+    by_prompt = images.double().reshape(-1, per_prompt, *images.shape[1:])
+    distances = [(by_prompt[:, i] - by_prompt[:, j]).square().mean((1, 2, 3)).sqrt() for i, j in combinations(range(per_prompt), 2)]
+    return float(sum(distance.mean() for distance in distances)) / len(distances)
+
+
+Vectors = Float[Tensor, "b *_shape"]
+"""One thing per image: the image itself, or its features."""
+
+
+def rmse(a: Vectors, b: Vectors) -> PerSample:
+    """Root mean square difference, row by row; 0 to 1 for images in [0, 1]."""
+    return (a.double() - b.double()).flatten(1).square().mean(1).sqrt()
+
+
+def cosine_distance(a: Vectors, b: Vectors) -> PerSample:
+    """1 − cosine, row by row, of vectors of any length; 0 to 2."""
+    return 1 - torch.cosine_similarity(a.double(), b.double(), dim=1)
+
+
+def to_siblings(things: Vectors, prompts: Sequence[str], distance: Callable[[Vectors, Vectors], PerSample]) -> PerSample:
+    """Mean distance of each image to the other images of its prompt, NaN where there is no other; the mean over a prompt is its mean pairwise distance."""
+    found = torch.full((len(things),), torch.nan, dtype=torch.float64)
+    for prompt in dict.fromkeys(prompts):
+        places = [place for place, each in enumerate(prompts) if each == prompt]
+        own = things[places]
+        for row, place in enumerate(places if len(places) > 1 else ()):
+            others = torch.cat([own[:row], own[row + 1 :]])
+            found[place] = distance(own[row].expand_as(others), others).mean()
+    return found
+
+
+LUMA = (0.2126, 0.7152, 0.0722)
+DARK = 0.1
+EDGE = 0.1
+LEVELS = 256
+
+
+def luminance(images: Images) -> Float[Tensor, "b H W"]:
+    """Rec. 709 weights on the stored values, in [0, 1]."""
+    return torch.einsum("bchw,c->bhw", images, images.new_tensor(LUMA))
+
+
+def color_cast(images: Images) -> Float[Tensor, "b 3"]:
+    """Mean colour minus its own grey, per image: sums to zero, unmoved by adding grey; (2/3, −1/3, −1/3) for pure red."""
+    mean = images.mean((2, 3))
+    return mean - mean.mean(1, keepdim=True)
+
+
+def color_drift(images: Images, reference: Images) -> float:
+    """Euclidean distance between the mean colour casts of two sets of the same prompts; 0 to about 0.8."""
+    return (color_cast(images).mean(0) - color_cast(reference).mean(0)).norm().item()
+
+
+def brightness(images: Images) -> PerSample:
+    """Mean luminance, in [0, 1]."""
+    return luminance(images).mean((1, 2))
+
+
+def saturation(images: Images) -> PerSample:
+    """Mean of the largest minus the smallest channel (chroma), in [0, 1]."""
+    return (images.amax(1) - images.amin(1)).mean((1, 2))
+
+
+def sharpness(images: Images) -> PerSample:
+    """Gradient energy: mean squared difference of neighbouring luminances, both directions added."""
+    grey = luminance(images)
+    return grey.diff(dim=1).square().mean((1, 2)) + grey.diff(dim=2).square().mean((1, 2))
+
+
+def high_frequency(images: Images) -> PerSample:
+    """Energy of the finest detail: mean square of luminance minus its 3×3 mean (edges replicated)."""
+    grey = luminance(images)[:, None]
+    smooth = F.avg_pool2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return (grey - smooth).square().mean((1, 2, 3))
+
+
+def dark_share(images: Images) -> PerSample:
+    """Share of pixels whose luminance is below 0.1."""
+    return (luminance(images) < DARK).float().mean((1, 2))
+
+
+def entropy(images: Images) -> PerSample:
+    """Shannon entropy of the histogram of luminance in 256 levels (Shannon 1948), in bits: 0 for a flat image, 8 where all levels are equally frequent."""
+    levels = (luminance(images) * (LEVELS - 1)).round().long().clamp(0, LEVELS - 1).flatten(1)
+    shares = torch.stack([torch.bincount(each, minlength=LEVELS) for each in levels]).to(images.dtype) / levels.shape[1]
+    return torch.special.entr(shares).sum(1) / math.log(2)
+
+
+def edge_density(images: Images) -> PerSample:
+    """Share of pixels whose luminance differs by more than 0.1 from that of the next pixel right or below; 0 to 1, last row and column left out."""
+    grey = luminance(images)
+    below, right = grey.diff(dim=1)[:, :, :-1].abs(), grey.diff(dim=2)[:, :-1].abs()
+    return (torch.maximum(below, right) > EDGE).to(images.dtype).mean((1, 2))
+
+
+def casts(images: Images) -> dict[str, PerSample]:
+    """The colour cast of every image: red, green and blue part, each in [−2/3, 2/3] and zero in sum, and its length, 0 to 0.82.
+
+    Means of the parts over images are the cast of the set; the length is that of single images, whose casts need not be of one colour.
+    """
+    cast = color_cast(images)
+    return {"color_cast": cast.norm(dim=1), **{f"{name}_cast": cast[:, channel] for channel, name in enumerate(("red", "green", "blue"))}}
+
+
+STATISTICS = {
+    "brightness": brightness,
+    "saturation": saturation,
+    "sharpness": sharpness,
+    "high_frequency": high_frequency,
+    "dark_share": dark_share,
+    "entropy": entropy,
+    "edge_density": edge_density,
+}
+
+
+def statistics(images: Images) -> dict[str, PerSample]:
+    """All of `STATISTICS`, each (b,)."""
+    return {name: measure(images) for name, measure in STATISTICS.items()}

@@ -1,0 +1,109 @@
+"""Where a checkpoint comes from: a diffusers folder, the hub, one file completed by either, or an embedded pipeline.
+
+`open_source` puts everything on this machine and names what is wrong on the way; `parts` reads it. Of a repository on the hub
+come the configs, tokenizers and scheduler, and the safetensors of the wanted variant: never other formats, nor the all-in-one
+files beside the folders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import config
+from ..io import hub
+from ..toyworld import assets
+from ..types import DirectAlignError
+from . import single_file
+from .weight_files import chosen, read_json
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+SMALL = (".json", ".txt", ".model", ".jinja")
+"""Configs, vocabularies, schedulers, chat templates."""
+ROOT = ("model_index.json", "directalign.json")
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of pipelines that no family here reads."""
+
+COMPONENTS = {
+    "flux": "black-forest-labs/FLUX.1-dev",
+    "flux2_klein": "black-forest-labs/FLUX.2-klein-base-4B",
+    "sd3": "stabilityai/stable-diffusion-3.5-medium",
+    "sd": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "qwen_image": "Qwen/Qwen-Image",
+    "z_image": "Tongyi-MAI/Z-Image",
+}
+"""For each family, a repository that completes a single file: an example in an error, never taken unasked."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on this machine.
+
+    `name` is what the recipe says; `folder` a diffusers folder with every part. `single_file` holds weights that take the
+    place of the folder's; `variant` names the weight files to take (fp16), None the plain ones.
+    """
+
+    name: str
+    folder: Path
+    single_file: Path | None = None
+    variant: str | None = None
+
+
+def open_source(model: config.Model, weights: bool = True) -> Source:
+    """The checkpoint that a recipe names, downloaded where it lies on the hub; without `weights`, all of it but them.
+
+    Raises DirectAlignError for what is not there, cannot be downloaded, or is no checkpoint.
+    """
+    if model.path.endswith(PICKLES):
+        remedy = "convert it: torch.load(..., weights_only=True), then safetensors.torch.save_file"
+        raise DirectAlignError(f"model.path: {model.path}: pickled weights can run code when they are read, and are not read here: {remedy}")
+    if not model.path.endswith(".safetensors"):
+        return Source(model.path, _folder(model.path, "model.path", model, weights), variant=model.variant)
+    file = Path(model.path).expanduser()
+    held = single_file.contents(file)
+    if model.components is None:
+        example = f"a diffusers folder or hub id of that architecture, such as {COMPONENTS[model.family]}"
+        raise DirectAlignError(f"model.components: missing; {file} holds {held.layout.name} without its configs and tokenizers: give {example}")
+    return Source(model.path, _folder(model.components, "model.components", model, weights, held.parts), file, model.variant)
+
+
+def _folder(path: str, key: str, model: config.Model, weights: bool, held: Collection[str] = ()) -> Path:
+    """The diffusers folder behind a path or hub id; weights of the parts `held` elsewhere are not downloaded."""
+    if hub.is_hub_id(path):
+        return _download(path, key, model, weights, held)
+    if model.revision is not None:
+        raise DirectAlignError(f"model.revision: {model.revision} is for the hub, and {key}: {path} is none of its ids (owner/name): leave it out")
+    return assets.resolve(path) if path.startswith("world:") else Path(path).expanduser()
+
+
+def _download(repo: str, key: str, model: config.Model, weights: bool, held: Collection[str]) -> Path:
+    folder = hub.download(repo, ROOT, key, model.revision)
+    if not (folder / ROOT[0]).is_file():
+        raise DirectAlignError(f"{key}: {repo}: holds no {ROOT[0]}: a repository in diffusers format is needed, not one of single files")
+    parts = _parts(folder)
+    heavy = [part for part in parts if weights and part not in held]
+    names = hub.listing(repo, key, model.revision)
+    if names is None:
+        return _cached(repo, key, folder, parts, heavy)
+    inside = {part: [name for name in names if name.startswith(f"{part}/")] for part in parts}
+    wanted = [name for part in parts for name in inside[part] if name.endswith(SMALL)]
+    for part in heavy:
+        if f"{part}/config.json" in names:  # tokenizers and schedulers have none
+            wanted += chosen(inside[part], model.variant, f"{key}: {repo}/{part}")
+    return hub.download(repo, [*ROOT, *wanted], key, model.revision)
+
+
+def _cached(repo: str, key: str, folder: Path, parts: list[str], heavy: list[str]) -> Path:
+    """The snapshot as the cache holds it, where the hub is out of reach."""
+    lacking = [part for part in parts if not (folder / part).is_dir()]
+    lacking += [f"weights of {part}" for part in heavy if (folder / part / "config.json").is_file() and not any((folder / part).glob("*.safetensors"))]
+    if lacking:
+        raise DirectAlignError(f"{key}: {repo}: the hub is out of reach, and the cache {folder} lacks {', '.join(lacking)}: go online for the first run")
+    return folder
+
+
+def _parts(folder: Path) -> list[str]:
+    """The folders that model_index.json speaks of."""
+    return [name for name, value in read_json(folder / ROOT[0]).items() if isinstance(value, list) and value[0] is not None and name not in UNUSED]
