@@ -65,14 +65,14 @@ CASES = [
 ]
 
 
-def run_of(case: Case, flux: Path, reward: Path, size: str) -> config.Run:
+def run_of(case: Case, flux: Path, reward: Path, size: str) -> config.RunConfig:
     """The recipe of a case, on the random checkpoints; one batch is one update."""
     small = ["model.dtype=float32", "rollout.height=64", "rollout.width=64"] if size == "tiny" else []
     changes = [f"model.path={flux}", f"reward.path={reward}", "reward.processor=null", "train.global_batch_size=null", *PLAIN, *small, *case.shape, *case.lever]
     return load_run(RECIPES / f"{case.recipe}.yaml", changes)
 
 
-def measure(case: Case, run: config.Run, updates: int, counted: dict[Any, float], cache: Path) -> Figures:
+def measure(case: Case, run: config.RunConfig, updates: int, counted: dict[Any, float], cache: Path) -> Figures:
     """Figures of one case; `counted` remembers operations by shape."""
     bench = Bench(run, case.offline, cache, updates + 1)
     bench.update(0)
@@ -81,7 +81,7 @@ def measure(case: Case, run: config.Run, updates: int, counted: dict[Any, float]
     return bench.figures(range(1, updates + 1))
 
 
-def row_of(case: Case, run: config.Run, figures: Figures, operations: float | None, ceiling: float) -> dict[str, Any]:
+def row_of(case: Case, run: config.RunConfig, figures: Figures, operations: float | None, ceiling: float) -> dict[str, Any]:
     """One case as it is recorded; what has no count has no rate."""
     rate = None if operations is None else operations / figures.seconds / 1e12
     return {

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from directalign import config
 from directalign.methods import load_method
-from directalign.models import load_family, trainable
+from directalign.models import load_model, trainable
 from directalign.rewards import load_reward
 from directalign.training.optim import adamw
 from directalign.types import Batch
@@ -41,14 +41,14 @@ class Figures:
 class Bench:
     """A loaded run; the models of the one before are let go first."""
 
-    def __init__(self, run: config.Run, offline: bool, cache: Path, num_updates: int) -> None:
+    def __init__(self, run: config.RunConfig, offline: bool, cache: Path, num_updates: int) -> None:
         gc.collect()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         self.run, self.offline, self.num_updates = run, offline, num_updates
-        self.family = load_family(run.model, self.device, run.seed)
+        self.family = load_model(run.model, self.device, run.seed)
         self.reward = load_reward(run.reward, self.device)
         self.weights = trainable(self.family)
         self.optimizer = adamw(self.weights, run.train, run.seed)

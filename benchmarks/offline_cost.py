@@ -19,7 +19,7 @@ import torch
 from directalign.config.load import load_run
 from directalign.data.prompts import train_captions
 from directalign.methods import load_method
-from directalign.models import load_family, trainable
+from directalign.models import load_model, trainable
 from directalign.rewards import load_reward
 from directalign.toyworld.scenes import render, scenes_of
 from directalign.training.run_folder import commit, machine, versions
@@ -34,7 +34,7 @@ class Updates:
 
     def __init__(self, num_sampling_steps: int) -> None:
         self.run = load_run(RECIPE, [f"rollout.num_sampling_steps={num_sampling_steps}"])
-        family = load_family(self.run.model, "cpu")
+        family = load_model(self.run.model, "cpu")
         self.weights = list(trainable(family).values())
         self.optimizer = torch.optim.AdamW(self.weights, lr=self.run.train.learning_rate)
         self.method = load_method(self.run, family, load_reward(self.run.reward, "cpu"))

@@ -24,8 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from directalign.diffusion.noise_levels import Move, Ramp, WindowGrid
-from directalign.diffusion.path import truncated
+from directalign.diffusion.noise_levels import NoiseStep, Ramp, GridSampler
+from directalign.diffusion.path import truncate_sigmas
 from directalign.diffusion.recovery import direction, inject, recover
 from directalign.methods.objective_math import hinge, relative_reward
 from directalign.models.common import image_ids, pack, text_ids, unpack
@@ -49,11 +49,11 @@ class Case:
     vae: AutoencoderKL
 
     @property
-    def grid(self) -> WindowGrid:
+    def grid(self) -> GridSampler:
         """The window that the landing point belongs to."""
         s = self.settings
         first, last = s["window"]
-        return WindowGrid(s["window_schedule_steps"], s["shift"], first, last, s["timestep_length"], s["groundtruth_ratio"])
+        return GridSampler(s["window_schedule_steps"], s["shift"], first, last, s["timestep_length"], s["groundtruth_ratio"])
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -114,7 +114,7 @@ def _replay_branch(case: Case, index: int) -> tuple[float, float]:
     recorded = case.settings["branches"][index]
     move, k = _move_and_k(case, recorded["kind"])
     noised = inject("flow", case.latents("clean_packed"), case.latents("noise_packed"), move.sigma_from)
-    shown = truncated(move.sigma_from, TIMESTEPS).float()
+    shown = truncate_sigmas(move.sigma_from, TIMESTEPS).float()
     if abs(shown.item() - recorded["timestep_passed"]) > 1e-6:
         raise DirectAlignError(f"branch {index} shows the network timestep {shown.item():.6f}, recorded is {recorded['timestep_passed']:.6f}")
 
@@ -127,7 +127,7 @@ def _replay_branch(case: Case, index: int) -> tuple[float, float]:
     return _worst(image, case.tensors[f"branch{index}.image"]), abs(loss.item() - recorded["loss"])
 
 
-def _move_and_k(case: Case, kind: str) -> tuple[Move, Tensor]:
+def _move_and_k(case: Case, kind: str) -> tuple[NoiseStep, Tensor]:
     landing = torch.tensor([case.settings["mid_timestep"]])
     if not 0 < landing.item() < case.grid.points:
         raise DirectAlignError(f"mid_timestep {landing.item()} is not a landing point: choose one between 1 and {case.grid.points - 1}")

@@ -89,7 +89,7 @@ def align(world: World, batches: Iterable[Sequence[str]], seed: int = 0, learnin
     """One update per batch of prompts."""
     weights = list(world.pipe.transformer.parameters())
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.999), weight_decay=1e-4)
-    window, first_scores = noise_levels.WindowGrid(), []
+    window, first_scores = noise_levels.GridSampler(), []
     for step, prompts in enumerate(batches):
         text, b = world.text(prompts), len(prompts)
         noise = rng.draw_noise((b, 16, SIZE // 8, SIZE // 8), rng.generator_for(seed, NOISE, step, 0, 0, 0))

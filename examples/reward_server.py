@@ -37,7 +37,7 @@ LARGEST = 256 * 2**20  # bytes of a request
 
 def score_of(named: str, device: str) -> Score:
     """The reward of a recipe (.yaml), or a function (file.py:function), as a function of images (b, 3, H, W) in [0, 1] and prompts."""
-    settings = load_run(named).reward if named.endswith((".yaml", ".yml")) else config.Python(path=named)
+    settings = load_run(named).reward if named.endswith((".yaml", ".yml")) else config.PythonConfig(path=named)
     reward, lock = load_reward(settings, device), threading.Lock()
 
     @torch.no_grad()

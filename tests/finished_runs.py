@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from directalign.config import Run
+from directalign.config import RunConfig
 from directalign.config.load import dump_run
 from directalign.export.lora_formats import LowRank
 from low_rank_updates import write_lora
@@ -23,9 +23,9 @@ SUMMARY = {
 }
 
 
-def finished_recipe(family: str, base: Path | str, tune: str = "lora", **model: Any) -> Run:
+def finished_recipe(family: str, base: Path | str, tune: str = "lora", **model: Any) -> RunConfig:
     """A run of three updates; `model` overrides keys of its section."""
-    return Run.model_validate(
+    return RunConfig.model_validate(
         {
             "name": "Red, LoRA 2",
             "seed": 7,
@@ -39,7 +39,7 @@ def finished_recipe(family: str, base: Path | str, tune: str = "lora", **model: 
     )
 
 
-def write_finished(folder: Path, run: Run, updates: Mapping[str, LowRank] | None = None, part: str = "transformer") -> Path:
+def write_finished(folder: Path, run: RunConfig, updates: Mapping[str, LowRank] | None = None, part: str = "transformer") -> Path:
     """Everything a finished run leaves that an export reads; without `updates` the caller writes the weights."""
     (folder / "samples").mkdir(parents=True)
     (folder / "run.yaml").write_text(dump_run(run))

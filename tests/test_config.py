@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from directalign.config import UniformMoves
+from directalign.config import UniformNoiseLevels
 from directalign.config.load import dump_run, load_run
 from directalign.types import DirectAlignError
 
@@ -53,7 +53,7 @@ def test_overrides_lie_over_the_file_and_the_file_over_its_preset(recipe: Path) 
 
 
 def test_another_kind_of_moves_replaces_the_section(recipe: Path) -> None:
-    assert load_run(recipe, ["method.moves.kind=uniform", "method.moves.jump=0.1"]).method.moves == UniformMoves(jump=0.1)
+    assert load_run(recipe, ["method.moves.kind=uniform", "method.moves.jump=0.1"]).method.moves == UniformNoiseLevels(jump=0.1)
 
 
 @pytest.mark.parametrize("overrides", [[], ["preset=official_pickscore"], ["preset=official_qwen", "method.moves.kind=constant_gain", "name='1e-4'"]])

@@ -10,7 +10,7 @@ import torch
 from directalign.config.load import load_run
 from directalign.data.prompts import train_captions
 from directalign.methods import load_method
-from directalign.models import load_family, trainable
+from directalign.models import load_model, trainable
 from directalign.rewards import load_reward
 from directalign.types import Batch
 
@@ -24,7 +24,7 @@ def test_a_step_on_the_gpu_equals_the_step_on_the_cpu(recipe: str) -> None:
     found = {}
     for device in ("cpu", "cuda"):
         run = load_run(RECIPES / f"{recipe}.yaml", [])
-        family = load_family(run.model, device, run.seed)
+        family = load_model(run.model, device, run.seed)
         losses = load_method(run, family, load_reward(run.reward, device)).losses(Batch(0, tuple(train_captions()[:4])))
         total = sum(loss.value for loss in losses)
         gradient = torch.autograd.grad(total, list(trainable(family).values()), allow_unused=True)

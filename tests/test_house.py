@@ -12,7 +12,7 @@ import pytest
 from importlinter.api import read_configuration
 from importlinter.cli import lint_imports
 
-from directalign.config import Run
+from directalign.config import RunConfig
 from directalign.config.load import load_run
 from directalign.memory.architecture import model_architecture
 from directalign.memory.geometry import geometry
@@ -114,7 +114,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("set") / "pictures", 4)
 
 
-def read(path: Path, pictures: Path) -> Run:
+def read(path: Path, pictures: Path) -> RunConfig:
     """The recipe; one that wants an image set gets a small one."""
     return load_run(path, [f"data.images={pictures}"] if load_run(path).data.images is not None else [])
 

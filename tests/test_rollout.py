@@ -6,9 +6,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FluxPipeline, StableDiffusionPipeline
 
-from directalign.config import Model, Rollout
+from directalign.config import ModelConfig, RolloutConfig
 from directalign.diffusion.sampling import rollout_sigmas, sample
-from directalign.models import common, load_family, trainable
+from directalign.models import common, load_model, trainable
 from directalign.types import DirectAlignError
 from tiny import MAX_SEQUENCE_LENGTH, SIZE, ZERO_SNR, write_flux, write_sd
 from tiny_qwen import write_qwen_image
@@ -41,7 +41,7 @@ def assert_equal(got, want):
 @pytest.mark.parametrize("scheduler", [{"shift": 3.0}, DYNAMIC], ids=["static", "dynamic"])
 def test_flux_equals_the_pipeline(tmp_path, scheduler):
     folder = write_flux(tmp_path, scheduler=scheduler)
-    family, pipeline = load_family(Model(family="flux", path=str(folder)), "cpu"), quiet(FluxPipeline.from_pretrained(folder))
+    family, pipeline = load_model(ModelConfig(family="flux", path=str(folder)), "cpu"), quiet(FluxPipeline.from_pretrained(folder))
     noise = noise_for(family)
     for num_sampling_steps, cfg_scale in ((1, 1.0), (4, 1.0), (7, 3.0)):
         settings = {"num_inference_steps": num_sampling_steps, "guidance_scale": 2.5, "true_cfg_scale": cfg_scale, "negative_prompt": ["", ""]}
@@ -58,7 +58,7 @@ def test_flux_equals_the_pipeline(tmp_path, scheduler):
 )
 def test_sd_equals_the_pipeline(tmp_path, prediction_type, scheduler):
     folder = write_sd(tmp_path, prediction_type, scheduler)
-    family, pipeline = load_family(Model(family="sd", path=str(folder)), "cpu"), quiet(StableDiffusionPipeline.from_pretrained(folder, safety_checker=None))
+    family, pipeline = load_model(ModelConfig(family="sd", path=str(folder)), "cpu"), quiet(StableDiffusionPipeline.from_pretrained(folder, safety_checker=None))
     noise = noise_for(family)
     for num_sampling_steps, cfg_scale in ((1, 1.0), (4, 3.0), (10, 1.0)):
         call = {"num_inference_steps": num_sampling_steps, "guidance_scale": cfg_scale, "latents": noise, "height": SIZE, "width": SIZE}
@@ -69,7 +69,7 @@ def test_sd_equals_the_pipeline(tmp_path, prediction_type, scheduler):
 
 def test_a_table_without_a_clean_end_is_sampled_to_the_end(tmp_path):
     folder = write_sd(tmp_path, scheduler={"set_alpha_to_one": False})
-    family, pipeline = load_family(Model(family="sd", path=str(folder)), "cpu"), quiet(StableDiffusionPipeline.from_pretrained(folder, safety_checker=None))
+    family, pipeline = load_model(ModelConfig(family="sd", path=str(folder)), "cpu"), quiet(StableDiffusionPipeline.from_pretrained(folder, safety_checker=None))
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, set_alpha_to_one=True)
     noise = noise_for(family)
     expected = pipeline(PROMPTS, num_inference_steps=4, guidance_scale=1.0, latents=noise, height=SIZE, width=SIZE, output_type="latent").images
@@ -77,7 +77,7 @@ def test_a_table_without_a_clean_end_is_sampled_to_the_end(tmp_path):
 
 
 def test_only_the_last_steps_keep_their_graph(tmp_path):
-    family = load_family(Model(family="flux", path=str(write_flux(tmp_path)), tune="full"), "cpu")
+    family = load_model(ModelConfig(family="flux", path=str(write_flux(tmp_path)), tune="full"), "cpu")
     cond, noise, sigmas = family.encode_prompt(PROMPTS).guided(1.0, 1.0), noise_for(family), family.sigmas(3, SIZE, SIZE)
     assert not sample(family, cond, noise, sigmas).requires_grad
     before_last = sample(family, cond, noise, sigmas[:-1])
@@ -88,7 +88,7 @@ def test_only_the_last_steps_keep_their_graph(tmp_path):
 
 
 def test_no_graph_under_no_grad(tmp_path):
-    family = load_family(Model(family="sd", path=str(write_sd(tmp_path))), "cpu")
+    family = load_model(ModelConfig(family="sd", path=str(write_sd(tmp_path))), "cpu")
     with torch.no_grad():
         x0 = sample(family, family.encode_prompt(PROMPTS), noise_for(family), family.sigmas(2, SIZE, SIZE), grad_steps=2)
     assert not x0.requires_grad
@@ -96,8 +96,8 @@ def test_no_graph_under_no_grad(tmp_path):
 
 @pytest.mark.filterwarnings("error")
 def test_a_scheduler_without_a_single_step_is_refused(tmp_path):
-    family = load_family(Model(family="qwen_image", path=str(write_qwen_image(tmp_path))), "cpu")
-    assert rollout_sigmas(family, Rollout(num_sampling_steps=2), SIZE, SIZE).isfinite().all()
+    family = load_model(ModelConfig(family="qwen_image", path=str(write_qwen_image(tmp_path))), "cpu")
+    assert rollout_sigmas(family, RolloutConfig(num_sampling_steps=2), SIZE, SIZE).isfinite().all()
     with pytest.raises(DirectAlignError, match=r"num_sampling_steps 1 at 32x32: the checkpoint's scheduler has no such grid: sample in more steps"):
-        rollout_sigmas(family, Rollout(num_sampling_steps=1), SIZE, SIZE)
-    assert rollout_sigmas(family, Rollout(num_sampling_steps=1, shift=3.0), SIZE, SIZE).tolist() == [1.0, 0.0]
+        rollout_sigmas(family, RolloutConfig(num_sampling_steps=1), SIZE, SIZE)
+    assert rollout_sigmas(family, RolloutConfig(num_sampling_steps=1, shift=3.0), SIZE, SIZE).tolist() == [1.0, 0.0]

@@ -9,28 +9,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from directalign.stats import (
-    Z_95,
-    Interval,
-    bootstrap_interval,
-    bootstrap_rate_interval,
-    effect,
-    fit_strengths,
-    grouped_rate_interval,
-    holm,
-    normal_interval,
-    percentile_interval,
-    rate_interval,
-    resample_counts,
-    resample_groups,
-    sign_test,
-    strong_groups,
-    t_interval,
-    t_quantile,
-    wilson_interval,
-    win_probabilities,
-    win_rate,
-)
+from directalign.stats import Z_95, Interval, bootstrap_interval, bootstrap_rate_interval, effect, fit_strengths, grouped_rate_interval, holm, normal_interval, percentile_interval, rate_interval, resample_counts, resample_groups, sign_test, strong_groups, t_interval, t_quantile, wilson_interval, win_probabilities, win_rate
 
 PROMPTS, SEEDS = 60, 2
 GROUPS = [place // SEEDS for place in range(PROMPTS * SEEDS)]

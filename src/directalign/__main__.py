@@ -4,4 +4,5 @@ from __future__ import annotations
 
 from .cli import main
 
+
 main()

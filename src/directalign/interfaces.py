@@ -5,18 +5,16 @@ family.encode_prompt -> rollout -> core -> family.predict -> family.decode -> re
 
 from __future__ import annotations
 
+from .config import RolloutConfig
+from .types import Batch, Conditioning, Images, Latents, LossTerm, PathName, PerSample, PredictionName
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any, Protocol, runtime_checkable
-
 from torch import Tensor, nn
-
-from .config import Rollout
-from .types import Batch, Conditioning, Images, Latents, Loss, PathName, PerSample, PredictionName
 
 
 @runtime_checkable
-class Family(Protocol):
+class Model(Protocol):
     """One architecture behind one face. Whatever is peculiar to a checkpoint stays inside its implementation."""
 
     path: PathName
@@ -57,7 +55,7 @@ class Family(Protocol):
         """(c, h, w) of the latents of an image; a size that does not fit is an error that names the multiple."""
         ...
 
-    def call_arguments(self, rollout: Rollout) -> dict[str, Any]:
+    def call_arguments(self, rollout: RolloutConfig) -> dict[str, Any]:
         """Arguments of the library pipeline's call that sample as `rollout` says, beside prompt, size, steps and generator."""
         ...
 
@@ -67,7 +65,7 @@ class Family(Protocol):
 
 
 @runtime_checkable
-class Together(Protocol):
+class ProcessGroup(Protocol):
     """This process among those that train together; a single process is `ALONE`."""
 
     @property
@@ -89,7 +87,7 @@ class Together(Protocol):
         ...
 
 
-class _Alone:
+class _SingleProcess:
     rank, size = 0, 1
 
     def sum(self, values: Tensor) -> Tensor:
@@ -99,7 +97,7 @@ class _Alone:
         return values
 
 
-ALONE: Together = _Alone()
+SINGLE_PROCESS: ProcessGroup = _SingleProcess()
 
 
 @runtime_checkable
@@ -126,7 +124,7 @@ class Reward(Protocol):
 class Method(Protocol):
     """One paper: from a batch to losses. The loop backs up each loss as it appears, so memory is one branch."""
 
-    def losses(self, batch: Batch) -> Iterator[Loss]: ...
+    def losses(self, batch: Batch) -> Iterator[LossTerm]: ...
 
     def state_dict(self) -> Mapping[str, Any]:
         """What must survive a resume (e.g. running references); tensors and plain values only."""

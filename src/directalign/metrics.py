@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+
 ROLES = {
     "judge": ("Judges", "judge", "Independent of every reward, never trained on."),
     "adherence": (

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
-
 from jaxtyping import Float
 from torch import Tensor
+
 
 Latents = Float[Tensor, "b c h w"]
 Images = Float[Tensor, "b 3 H W"]
@@ -87,21 +87,21 @@ class Batch:
 
     `images` are real images in [0, 1] for offline training, None for online rollouts. Every random draw of a step is made
     from (seed, step) for the update's whole global batch, all ranks and accumulated batches together; this batch takes the
-    rows from `place` on, of `total` (None: it is the whole). So a resumed run draws what the undisturbed one would have
-    drawn, however many processes it goes on with. `size` is (height, width) in pixels, None for the recipe's.
+    rows from `offset` on, of `global_size` (None: it is the whole). So a resumed run draws what the undisturbed one would have
+    drawn, however many processes it goes on with. `image_size` is (height, width) in pixels, None for the recipe's.
     """
 
     step: int
     prompts: tuple[str, ...]
     images: Images | None = None
     seed: int = 0
-    place: int = 0
-    total: int | None = None
-    size: tuple[int, int] | None = None
+    offset: int = 0
+    global_size: int | None = None
+    image_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
-class Loss:
+class LossTerm:
     """One branch's contribution to a step: `value` is a scalar with its graph, the rest is for the records.
 
     `metrics` are plain floats (means over the batch). `levels` are per-sample records {"sigma", "gain", "reward",

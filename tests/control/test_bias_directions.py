@@ -11,17 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from directalign import config
-from directalign.reward_analysis.bias_directions import (
-    direction_stats,
-    encode_images,
-    fit,
-    orthonormal_union,
-    remove_rows,
-    span,
-    text_gradients,
-    wanted_by_examples,
-    wanted_by_words,
-)
+from directalign.reward_analysis.bias_directions import direction_stats, encode_images, fit, orthonormal_union, remove_rows, span, text_gradients, wanted_by_examples, wanted_by_words
 from directalign.reward_analysis.images import Examples
 from directalign.types import DirectAlignError, Images, PerSample
 

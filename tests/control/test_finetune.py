@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from directalign.config import ControlPhrases, Vlm
+from directalign.config import ControlPhrases, QwenVLConfig
 from directalign.reward_analysis.finetune import FinetuneConfig, Weights, add_adapters, finetune, merge_adapters
 from directalign.reward_analysis.images import CAST, Examples, load_examples, random_cast, split_examples
 from directalign.rewards.clip import ClipReward
@@ -148,7 +148,7 @@ def test_without_improvement_the_weights_are_restored(
 
 
 def test_a_vlm_learns_in_its_language_model_alone(vlm_folder: Path, plates: Examples) -> None:
-    reward = VlmReward.from_config(Vlm(path=str(vlm_folder)))
+    reward = VlmReward.from_config(QwenVLConfig(path=str(vlm_folder)))
     before = weights_of(reward)
     result = finetune(reward, plates, WORDS, VLM_SETTINGS)
     assert (
@@ -217,6 +217,6 @@ def test_few_captions_and_other_rewards_are_refused(
     with pytest.raises(DirectAlignError, match="pixels cannot be finetuned"):
         finetune(PixelReward("redness"), examples, WORDS, SETTINGS)
     with pytest.raises(DirectAlignError, match="--part text"):
-        finetune(VlmReward.from_config(Vlm(path=str(vlm_folder))), plates, WORDS, replace(SETTINGS, part="text"))
+        finetune(VlmReward.from_config(QwenVLConfig(path=str(vlm_folder))), plates, WORDS, replace(SETTINGS, part="text"))
     with pytest.raises(DirectAlignError, match="--gap"):
-        finetune(VlmReward.from_config(Vlm(path=str(vlm_folder))), plates, WORDS, replace(VLM_SETTINGS, gap=1.0))
+        finetune(VlmReward.from_config(QwenVLConfig(path=str(vlm_folder))), plates, WORDS, replace(VLM_SETTINGS, gap=1.0))

@@ -17,18 +17,7 @@ from directalign.config.load import load_run
 from directalign.methods.objective_math import absolute_relative
 from directalign.reward_analysis import COMMON, LONGEST, candidate_sides, candidates_file, checked_phrases
 from directalign.reward_analysis.images import PROBES, Examples, load_examples
-from directalign.reward_analysis.phrases import (
-    AT_REST,
-    EncodedImages,
-    PhraseTable,
-    analyze_phrases,
-    anchor_tolerance,
-    choose_phrases,
-    encode_examples,
-    preserving_ratio,
-    settings_for,
-    usable_phrases,
-)
+from directalign.reward_analysis.phrases import AT_REST, EncodedImages, PhraseTable, analyze_phrases, anchor_tolerance, choose_phrases, encode_examples, preserving_ratio, settings_for, usable_phrases
 from directalign.reward_analysis.phrases_report import Source, as_override, as_yaml, ramp, recipes, to_json, write_report
 from directalign.rewards import load_reward
 from directalign.rewards.clip import ClipReward
@@ -185,7 +174,7 @@ def test_probes_change_what_they_are_named_after():
 def test_too_few_images_and_rewards_without_a_text_side_are_refused():
     with pytest.raises(DirectAlignError, match="1 wanted and 3 unwanted"):
         planted([0.8], [0.6, 0.7, 0.5])
-    reward = load_reward(config.Pixels(statistic="redness"))
+    reward = load_reward(config.PixelStatisticsConfig(statistic="redness"))
     with pytest.raises(DirectAlignError, match="ignores prompts"):
         analyze_phrases(
             reward,

@@ -13,16 +13,7 @@ from torch import Tensor
 
 from directalign.config import ControlPhrases
 from directalign.reward_analysis.images import Examples, load_examples
-from directalign.reward_analysis.responsiveness import (
-    angle_by_scene,
-    angle_of_means,
-    content,
-    feature_directions,
-    measure,
-    pixel_directions,
-    responsiveness,
-    tangent,
-)
+from directalign.reward_analysis.responsiveness import angle_by_scene, angle_of_means, content, feature_directions, measure, pixel_directions, responsiveness, tangent
 
 WORDS = ControlPhrases(positive=["Warm"], negative=["Cold"])
 

@@ -10,19 +10,7 @@ import torch
 
 from directalign import config
 from directalign.reward_analysis.images import PROBES, Examples, load_examples
-from directalign.reward_analysis.soft_prompts import (
-    EncodedExamples,
-    EncodedSide,
-    RelativeText,
-    SoftPromptConfig,
-    caption_margin,
-    encode_examples,
-    fit_soft_prompts,
-    initial_vectors,
-    loss_of,
-    mean_of_words,
-    separation_of,
-)
+from directalign.reward_analysis.soft_prompts import EncodedExamples, EncodedSide, RelativeText, SoftPromptConfig, caption_margin, encode_examples, fit_soft_prompts, initial_vectors, loss_of, mean_of_words, separation_of
 from directalign.rewards.clip import ClipReward
 from directalign.rewards.pixel_statistics import PixelReward
 from directalign.types import DirectAlignError

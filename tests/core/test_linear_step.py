@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from directalign.diffusion.path import to_x0
-from directalign.diffusion.sampling import chain_coefficients, linear_step, step, step_coefficients
+from directalign.diffusion.sampling import chain_coefficients, linear_step, sampling_step, step_coefficients
 from directalign.types import Conditioning
 from methods.toy import ToyFamily
 
@@ -23,7 +23,7 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
 def test_the_line_is_the_samplers_own_step(native, start, end, latents):
     family, x_t = ToyFamily(*native), latents[0]
     pred = family.predict(x_t, start, Conditioning(("", "", ""), {}))
-    assert_close(linear_step(*native, x_t, pred, start, end), step(family, Conditioning(("", "", ""), {}), x_t, start, end), **EXACT)
+    assert_close(linear_step(*native, x_t, pred, start, end), sampling_step(family, Conditioning(("", "", ""), {}), x_t, start, end), **EXACT)
 
 
 @pytest.mark.parametrize("native", NATIVE)

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from directalign.diffusion.noise_levels import ConstantGainWindow, Move, Ramp, UniformWindow, WindowGrid
+from directalign.diffusion.noise_levels import ConstantGainSampler, NoiseStep, Ramp, UniformSampler, GridSampler
 from directalign.diffusion.recovery import gain
 from directalign.diffusion.rng import generator_for
 from directalign.types import DirectAlignError
 
-OFFICIAL = WindowGrid()
+OFFICIAL = GridSampler()
 NATIVE = [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v")]
 FLOAT32 = {"rtol": 0, "atol": 1e-7}
 
@@ -49,8 +49,8 @@ def test_official_moves_point_by_point(m, denoise, inversion):
 def test_official_window_ends_where_it_should():
     assert len(OFFICIAL.levels) == 1000
     assert_close(OFFICIAL.levels[[0, -1]].tolist(), [0.75, 27 / 28], **FLOAT32)
-    assert_close(WindowGrid(last=30).levels[0].item(), 2 / 3, **FLOAT32)
-    assert_close(WindowGrid(schedule_shift=1.0, first=0, last=50).levels[[0, -1]].tolist(), [0.0, 1.0])
+    assert_close(GridSampler(last=30).levels[0].item(), 2 / 3, **FLOAT32)
+    assert_close(GridSampler(schedule_shift=1.0, first=0, last=50).levels[[0, -1]].tolist(), [0.0, 1.0])
 
 
 def test_official_gains_of_a_full_span():
@@ -63,13 +63,13 @@ def test_official_gains_of_a_full_span():
 def test_span_follows_the_groundtruth_ratio():
     middle = torch.tensor([500])
     assert OFFICIAL.span(middle).item() == int((1 - 0.9) * 1000) + 1
-    assert WindowGrid(groundtruth_ratio=0.6).span(middle).item() == int((1 - 0.6) * 1000) + 1
-    assert WindowGrid(groundtruth_ratio=0.0).span(middle).item() == 500
+    assert GridSampler(groundtruth_ratio=0.6).span(middle).item() == int((1 - 0.6) * 1000) + 1
+    assert GridSampler(groundtruth_ratio=0.0).span(middle).item() == 500
 
 
 @given(st.integers(11, 300), st.floats(0, 0.99), st.data())
 def test_no_move_leaves_the_window(points, ratio, data):
-    grid = WindowGrid(points=points, groundtruth_ratio=ratio)
+    grid = GridSampler(points=points, groundtruth_ratio=ratio)
     m = torch.tensor([data.draw(st.integers(5, points - 6))])
     for move in (grid.denoise(m), grid.inversion(m)):
         assert min(move.sigma_from.item(), move.sigma_to.item()) >= 0.7499999
@@ -86,14 +86,14 @@ def test_both_branches_land_on_the_same_level():
 
 
 def test_draws_stay_off_the_edges_and_repeat():
-    grid = WindowGrid(points=12)
+    grid = GridSampler(points=12)
     m = grid.draw(200, generator_for(1, 2))
     assert set(m.tolist()) == {5, 6}
     assert torch.equal(m, grid.draw(200, generator_for(1, 2)))
 
 
 def test_a_move_with_mixed_samples_is_neither_branch():
-    mixed = Move(landing(0.5, 0.6), landing(0.6, 0.5), landing(0.1, 0.1))
+    mixed = NoiseStep(landing(0.5, 0.6), landing(0.6, 0.5), landing(0.1, 0.1))
     assert not mixed.is_denoise
     assert not mixed.is_inversion
 
@@ -103,7 +103,7 @@ def test_ramp_runs_from_low_to_high_noise():
 
 
 def test_uniform_window_jumps_by_its_jump():
-    window = UniformWindow(0.96, 0.5, 0.02)
+    window = UniformSampler(0.96, 0.5, 0.02)
     levels = window.draw(100, generator_for(3))
     assert ((levels >= 0.5) & (levels < 0.96)).all()
     denoise, inversion = window.denoise(levels), window.inversion(levels)
@@ -115,7 +115,7 @@ def test_uniform_window_jumps_by_its_jump():
 
 
 def test_uniform_window_never_reaches_clean_or_pure_noise():
-    window, ends = UniformWindow(1.0, 0.0, 0.3), landing(1e-6, 1 - 1e-6)
+    window, ends = UniformSampler(1.0, 0.0, 0.3), landing(1e-6, 1 - 1e-6)
     denoise, inversion = window.denoise(ends), window.inversion(ends)
     assert denoise.is_denoise
     assert inversion.is_inversion
@@ -126,7 +126,7 @@ def test_uniform_window_never_reaches_clean_or_pure_noise():
 @pytest.mark.parametrize("native", NATIVE)
 @pytest.mark.parametrize("size", [0.02, 0.15])
 def test_constant_gain_is_constant(native, size):
-    window = ConstantGainWindow(0.96, 0.5, size, *native)
+    window = ConstantGainSampler(0.96, 0.5, size, *native)
     levels = window.draw(100, generator_for(4))
     denoise, inversion = window.denoise(levels), window.inversion(levels)
     assert torch.equal(denoise.sigma_to, levels)
@@ -137,7 +137,7 @@ def test_constant_gain_is_constant(native, size):
 
 @pytest.mark.parametrize("native", NATIVE)
 def test_a_gain_out_of_reach_is_as_large_as_it_may_be(native):
-    window, low = ConstantGainWindow(0.9, 0.0, 0.8, *native), landing(0.05)
+    window, low = ConstantGainSampler(0.9, 0.0, 0.8, *native), landing(0.05)
     inversion = window.inversion(low)
     assert inversion.is_inversion
     assert_close(inversion.sigma_from, 0.1 * low)
@@ -147,11 +147,11 @@ def test_a_gain_out_of_reach_is_as_large_as_it_may_be(native):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: WindowGrid(first=25, last=5), "window 25..5"),
-        (lambda: WindowGrid(schedule_steps=20), "0..20"),
-        (lambda: WindowGrid(points=10), "points is 10"),
-        (lambda: UniformWindow(0.5, 0.5, 0.02), "sigma_low 0.5"),
-        (lambda: ConstantGainWindow(1.2, 0.5, 0.1, "flow", "velocity"), "sigma_high 1.2"),
+        (lambda: GridSampler(first=25, last=5), "window 25..5"),
+        (lambda: GridSampler(schedule_steps=20), "0..20"),
+        (lambda: GridSampler(points=10), "points is 10"),
+        (lambda: UniformSampler(0.5, 0.5, 0.02), "sigma_low 0.5"),
+        (lambda: ConstantGainSampler(1.2, 0.5, 0.1, "flow", "velocity"), "sigma_high 1.2"),
     ],
 )
 def test_impossible_windows_are_refused_in_one_line(build, message):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from directalign.diffusion.noise_levels import Ramp, WindowGrid
+from directalign.diffusion.noise_levels import Ramp, GridSampler
 from directalign.methods.objective_math import absolute_relative, anchored_reward, discount, from_absolute_relative, hinge, relative_reward
 
 weights = st.floats(-2, 2)
@@ -45,7 +45,7 @@ def test_absolute_and_relative_weights_rewrite_the_reward(k_pos, k_neg, pos, neg
 @pytest.mark.parametrize(("point", "sigma", "absolute"), [(6, 0.75, -0.199), (500, 0.857, -0.009), (994, 0.964, 0.236)])
 def test_official_ramps_turn_the_absolute_reward_at_low_noise(point, sigma, absolute):
     """Denoise and inversion of one landing, summed: descend the raw reward at low noise, ascend it at high noise."""
-    grid, m = WindowGrid(), torch.tensor([point])
+    grid, m = GridSampler(), torch.tensor([point])
     denoise, inversion = grid.denoise(m), grid.inversion(m)
     mu_denoise, nu_denoise = absolute_relative(OFFICIAL_DENOISE.at(denoise.position), 0.0)
     mu_inversion, nu_inversion = absolute_relative(0.0, OFFICIAL_INVERSION.at(inversion.position))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from directalign.diffusion.path import DdpmTable, alpha, flow_sigmas, per_sample, shifted, truncated
+from directalign.diffusion.path import DDPMTable, alpha, flow_sigmas, expand_like, shift_sigmas, truncate_sigmas
 from directalign.types import DirectAlignError
 
 LEVELS = torch.linspace(0, 1, 101, dtype=torch.float64)
@@ -30,9 +30,9 @@ def test_vp_alpha_keeps_its_digits_near_pure_noise():
 
 @given(st.floats(0, 1), st.floats(0.1, 10))
 def test_shift_is_undone_by_its_inverse(sigma: float, shift: float):
-    there = shifted(torch.tensor(sigma, dtype=torch.float64), shift)
+    there = shift_sigmas(torch.tensor(sigma, dtype=torch.float64), shift)
     assert 0 <= there <= 1
-    assert_close(shifted(there, 1 / shift).item(), sigma, rtol=0, atol=1e-12)
+    assert_close(shift_sigmas(there, 1 / shift).item(), sigma, rtol=0, atol=1e-12)
 
 
 def test_flow_grid_falls_from_one_to_zero():
@@ -46,42 +46,42 @@ def test_flow_grid_falls_from_one_to_zero():
 
 def test_truncated_keeps_whole_timesteps_and_drops_the_rest():
     sigma = torch.tensor([0.75, 0.878500, 0.9, 1.0, 0.0], dtype=torch.float64)
-    assert_close(truncated(sigma, 1000), torch.tensor([0.75, 0.878, 0.9, 1.0, 0.0], dtype=torch.float64))
+    assert_close(truncate_sigmas(sigma, 1000), torch.tensor([0.75, 0.878, 0.9, 1.0, 0.0], dtype=torch.float64))
 
 
 def test_per_sample_takes_type_and_rank_of_the_latents():
     scalars = torch.tensor([1.0, 2.0], dtype=torch.float64)
     like = torch.zeros(2, 4, 3, 3)
-    assert per_sample(scalars, like).shape == (2, 1, 1, 1)
-    assert per_sample(scalars, like).dtype == torch.float32
+    assert expand_like(scalars, like).shape == (2, 1, 1, 1)
+    assert expand_like(scalars, like).dtype == torch.float32
 
 
 def test_table_agrees_with_the_scheduler_at_whole_timesteps():
     timesteps = torch.arange(1000)
-    sigma = DdpmTable(STABLE_DIFFUSION).sigma_of(timesteps)
+    sigma = DDPMTable(STABLE_DIFFUSION).sigma_of(timesteps)
     assert_close(sigma, (1 - STABLE_DIFFUSION.double()).sqrt(), rtol=0, atol=0)
 
 
 @given(st.floats(0, 999))
 def test_table_inverts_itself(timestep: float):
-    table = DdpmTable(STABLE_DIFFUSION)
+    table = DDPMTable(STABLE_DIFFUSION)
     there = table.sigma_of(torch.tensor([timestep], dtype=torch.float64))
     assert_close(table.timestep_of(there).item(), timestep, rtol=0, atol=1e-6)
 
 
 @given(st.floats(0.0292, 0.9976))
 def test_table_inverts_itself_from_sigma(sigma: float):
-    table = DdpmTable(STABLE_DIFFUSION)
+    table = DDPMTable(STABLE_DIFFUSION)
     level = torch.tensor([sigma], dtype=torch.float64)
     assert_close(table.sigma_of(table.timestep_of(level)), level, rtol=0, atol=1e-12)
 
 
 def test_table_ends_where_the_scheduler_ends():
-    table = DdpmTable(STABLE_DIFFUSION)
+    table = DDPMTable(STABLE_DIFFUSION)
     assert_close(table.timestep_of(torch.tensor([0.0, 1.0])), torch.tensor([0.0, 999.0], dtype=torch.float64))
     assert_close(table.sigma_of(torch.tensor([-3.0, 2000.0])), table.sigmas[[0, -1]])
 
 
 def test_table_refuses_what_does_not_fall():
     with pytest.raises(DirectAlignError, match="alphas_cumprod"):
-        DdpmTable(torch.tensor([0.9, 0.9, 0.5]))
+        DDPMTable(torch.tensor([0.9, 0.9, 0.5]))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from directalign.diffusion.path import alpha, classifier_free, convert, determinant, per_sample, target, to_noise, to_x0
+from directalign.diffusion.path import alpha, classifier_free_guidance, convert_prediction, determinant, expand_like, target, to_noise, to_x0
 from directalign.diffusion.recovery import inject
 
 PATHS = ("flow", "vp")
@@ -31,7 +31,7 @@ def test_a_perfect_network_knows_x0_and_noise(path, prediction, latents):
 def test_any_prediction_splits_x_t_into_its_two_parts(path, prediction, latents):
     x_t, _, pred = latents
     x0_hat, noise_hat = to_x0(path, prediction, pred, x_t, SIGMA), to_noise(path, prediction, pred, x_t, SIGMA)
-    assert_close(per_sample(alpha(path, SIGMA), x_t) * x0_hat + per_sample(SIGMA, x_t) * noise_hat, x_t)
+    assert_close(expand_like(alpha(path, SIGMA), x_t) * x0_hat + expand_like(SIGMA, x_t) * noise_hat, x_t)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -39,14 +39,14 @@ def test_any_prediction_splits_x_t_into_its_two_parts(path, prediction, latents)
 @pytest.mark.parametrize("to", PREDICTIONS)
 def test_conversions_round_trip(path, source, to, latents):
     x_t, _, pred = latents
-    there = convert(path, pred, x_t, SIGMA, source, to)
-    assert_close(convert(path, there, x_t, SIGMA, to, source), pred)
+    there = convert_prediction(path, pred, x_t, SIGMA, source, to)
+    assert_close(convert_prediction(path, there, x_t, SIGMA, to, source), pred)
     assert_close(to_x0(path, to, there, x_t, SIGMA), to_x0(path, source, pred, x_t, SIGMA))
 
 
 def test_targets_written_out(latents):
     x0, noise, _ = latents
-    a, s = per_sample(alpha("vp", SIGMA), x0), per_sample(SIGMA, x0)
+    a, s = expand_like(alpha("vp", SIGMA), x0), expand_like(SIGMA, x0)
     assert_close(target("flow", "velocity", x0, noise, SIGMA), noise - x0)
     assert_close(target("vp", "epsilon", x0, noise, SIGMA), noise)
     assert_close(target("vp", "v", x0, noise, SIGMA), a * noise - s * x0)
@@ -62,13 +62,13 @@ def test_native_parametrisations_are_never_singular(sigma):
 
 def test_classifier_free_guidance_runs_through_both_answers(latents):
     cond, uncond, _ = latents
-    assert_close(classifier_free(cond, uncond, 1.0), cond)
-    assert_close(classifier_free(cond, uncond, 0.0), uncond)
-    assert_close(classifier_free(cond, uncond, 3.0), 3 * cond - 2 * uncond)
+    assert_close(classifier_free_guidance(cond, uncond, 1.0), cond)
+    assert_close(classifier_free_guidance(cond, uncond, 0.0), uncond)
+    assert_close(classifier_free_guidance(cond, uncond, 3.0), 3 * cond - 2 * uncond)
 
 
 def test_classifier_free_guidance_commutes_with_conversion(latents):
     cond, uncond, x_t = latents
-    guided = convert("vp", classifier_free(cond, uncond, 7.5), x_t, SIGMA, "epsilon", "v")
-    cond_v, uncond_v = (convert("vp", pred, x_t, SIGMA, "epsilon", "v") for pred in (cond, uncond))
-    assert_close(guided, classifier_free(cond_v, uncond_v, 7.5))
+    guided = convert_prediction("vp", classifier_free_guidance(cond, uncond, 7.5), x_t, SIGMA, "epsilon", "v")
+    cond_v, uncond_v = (convert_prediction("vp", pred, x_t, SIGMA, "epsilon", "v") for pred in (cond, uncond))
+    assert_close(guided, classifier_free_guidance(cond_v, uncond_v, 7.5))

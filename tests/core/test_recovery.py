@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from directalign.diffusion.path import alpha, per_sample, target, to_x0
+from directalign.diffusion.path import alpha, expand_like, target, to_x0
 from directalign.diffusion.recovery import direction, gain, inject, recover
 
 NATIVE = [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v"), ("vp", "x0"), ("flow", "epsilon"), ("flow", "x0"), ("vp", "velocity"), ("flow", "v")]
@@ -93,7 +93,7 @@ def test_a_positive_gain_leads_toward_the_networks_own_guess(native, latents):
     result = recovered(*native, x0, noise, pred, SIGMA_HIGH, SIGMA_LOW)
     x0_hat = to_x0(*native, pred, inject(native[0], x0, noise, SIGMA_HIGH).x_t, SIGMA_HIGH)
     share = 1 - SIGMA_LOW * alpha(native[0], SIGMA_HIGH) / (alpha(native[0], SIGMA_LOW) * SIGMA_HIGH)
-    assert_close(result.x0 - x0, per_sample(share, x0) * (x0_hat - x0))
+    assert_close(result.x0 - x0, expand_like(share, x0) * (x0_hat - x0))
 
 
 @given(levels, st.floats(-0.02, 0.02).filter(lambda jump: abs(jump) > 1e-6))
@@ -128,7 +128,7 @@ def test_a_branch_with_mirrored_residual_has_the_same_loss(native, latents):
     """Swap the levels and turn the residual by the ratio of the gains: the same image, and with `direction` the opposite pull."""
     x0, noise, pred = latents
     down = recovered(*native, x0, noise, pred, SIGMA_HIGH, SIGMA_LOW)
-    turned = per_sample(down.gain / gain(*native, SIGMA_LOW, SIGMA_HIGH), x0) * down.residual
+    turned = expand_like(down.gain / gain(*native, SIGMA_LOW, SIGMA_HIGH), x0) * down.residual
     up = recovered(*native, x0, noise, target(*native, x0, noise, SIGMA_LOW) - turned, SIGMA_LOW, SIGMA_HIGH)
     assert_close(up.x0, down.x0)
     assert_close(direction(up.gain), -direction(down.gain))
@@ -144,7 +144,7 @@ def test_gradient_runs_through_the_prediction_alone(latents):
     result = recovered("flow", "velocity", x0, noise, pred.requires_grad_(), SIGMA_HIGH, SIGMA_LOW)
     assert result.x0.requires_grad
     assert not result.residual.requires_grad
-    assert_close(torch.autograd.grad(result.x0.sum(), pred)[0], -per_sample(result.gain, pred).expand_as(pred))
+    assert_close(torch.autograd.grad(result.x0.sum(), pred)[0], -expand_like(result.gain, pred).expand_as(pred))
 
 
 def test_float32_latents_stay_float32(latents):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from directalign.diffusion import sde
-from directalign.diffusion.path import alpha, flow_sigmas, per_sample, target, to_noise, to_x0
+from directalign.diffusion.path import alpha, flow_sigmas, expand_like, target, to_noise, to_x0
 
 FLOW_KINDS = ("ddim", "flow_grpo", "dance")
 EVERY = [*((kind, "flow", "velocity") for kind in FLOW_KINDS), ("ddim", "vp", "epsilon"), ("ddim", "vp", "v")]
@@ -24,7 +24,7 @@ def test_without_noise_it_is_the_deterministic_step(latents, kind, path, predict
     x_t, _, pred = latents
     moved = sde.transition(kind, path, prediction, pred, x_t, HIGH, LOW, 0.0)
     x0_hat, noise_hat = to_x0(path, prediction, pred, x_t, HIGH), to_noise(path, prediction, pred, x_t, HIGH)
-    assert moved.mean.equal(per_sample(alpha(path, LOW), x_t) * x0_hat + per_sample(LOW, x_t) * noise_hat)
+    assert moved.mean.equal(expand_like(alpha(path, LOW), x_t) * x0_hat + expand_like(LOW, x_t) * noise_hat)
     assert moved.std.equal(torch.zeros(3, dtype=torch.float64))
 
 
@@ -55,7 +55,7 @@ def test_sde_steps_are_the_published_ones(latents, kind, a):
     s = a * (t / (1 - t)).sqrt() if kind == "flow_grpo" else torch.full_like(t, a)
     expected = x_t + (velocity + s**2 / (2 * t) * (x_t + (1 - t) * velocity)) * dt + s * (-dt).sqrt() * fresh
     moved = sde.transition(kind, "flow", "velocity", velocity, x_t, HIGH, LOW, a)
-    torch.testing.assert_close(moved.draw(fresh), expected)
+    torch.testing.assert_close(moved.sample(fresh), expected)
 
 
 def test_at_pure_noise_flow_grpo_takes_the_next_level_where_it_would_divide_by_zero():
@@ -68,7 +68,7 @@ def test_at_pure_noise_flow_grpo_takes_the_next_level_where_it_would_divide_by_z
 def test_the_last_step_ends_at_x0_hat_without_noise(latents, kind, path, prediction):
     x_t, fresh, pred = latents
     moved = sde.transition(kind, path, prediction, pred, x_t, HIGH, torch.zeros_like(HIGH), 0.7)
-    torch.testing.assert_close(moved.draw(fresh), to_x0(path, prediction, pred, x_t, HIGH))
+    torch.testing.assert_close(moved.sample(fresh), to_x0(path, prediction, pred, x_t, HIGH))
 
 
 def final_std(kind: str, path: str, sigmas: Tensor, spread: float, noise_level: float) -> float:
@@ -109,7 +109,7 @@ def test_divergence_is_the_mean_of_the_normals(latents):
     mean, base, _ = latents
     std = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
     expected = kl_divergence(Normal(mean, expanded(std)), Normal(base, expanded(std))).mean((1, 2, 3))
-    torch.testing.assert_close(sde.divergence(sde.Transition(mean, std), sde.Transition(base, std)), expected)
+    torch.testing.assert_close(sde.kl_divergence(sde.Transition(mean, std), sde.Transition(base, std)), expected)
 
 
 def test_advantages_compare_within_a_prompt_alone():

@@ -22,5 +22,5 @@ def test_it_does_not_depend_on_the_size_of_the_latents(latents):
 def test_the_divergence_of_a_policy_gradient_is_this_distance_of_means_in_units_of_its_noise(latents):
     _, base, pred = latents
     std = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
-    found = sde.divergence(sde.Transition(pred, std), sde.Transition(base, std))
+    found = sde.kl_divergence(sde.Transition(pred, std), sde.Transition(base, std))
     torch.testing.assert_close(found, objective_math.velocity_kl(pred, base) / (2 * std**2))

@@ -42,7 +42,7 @@ def detectors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(folder: Path, **more: Any) -> Detector:
-    return detector_files.load_detector(config.Detector(path=str(folder), **more), "cpu", KEY)
+    return detector_files.load_detector(config.DetectorConfig(path=str(folder), **more), "cpu", KEY)
 
 
 def picture(height: int = 80, width: int = 60, seed: int = 0) -> Tensor:
@@ -143,7 +143,7 @@ def test_a_thing_is_found_under_the_prompts_name_for_it(detectors: dict[str, Pat
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_images_are_judged_from_end_to_end(kind: str, detectors: dict[str, Path], clip_folder: Path) -> None:
-    settings = config.Detector(path=str(detectors[kind]), threshold=0.0, colors=config.Clip(path=str(clip_folder)))
+    settings = config.DetectorConfig(path=str(detectors[kind]), threshold=0.0, colors=config.ClipConfig(path=str(clip_folder)))
     judge = adherence_of(settings)
     asked = rows({"class": "dog", "color": "red"}, {"class": "wine glass", "position": ["left of", 0]}, tag="position")
     judged = judge.judged(torch.stack([picture(), picture(seed=1)]), asked * 2)
@@ -154,9 +154,9 @@ def test_images_are_judged_from_end_to_end(kind: str, detectors: dict[str, Path]
 
 
 def test_usual_thresholds_are_those_of_the_kind_unless_others_are_given(detectors: dict[str, Path]) -> None:
-    limits = detector_files.limits_of(config.Detector(path="x"), "mask2former")
+    limits = detector_files.limits_of(config.DetectorConfig(path="x"), "mask2former")
     assert (limits.of("colors"), limits.of("counting"), limits.max_overlap) == (0.3, 0.9, 1.0)
-    given = detector_files.limits_of(config.Detector(path="x", threshold=0.0, counting_threshold=0.4, max_overlap=0.7), "owlv2")
+    given = detector_files.limits_of(config.DetectorConfig(path="x", threshold=0.0, counting_threshold=0.4, max_overlap=0.7), "owlv2")
     assert (given.of("colors"), given.of("counting"), given.max_overlap) == (0.0, 0.4, 0.7)
     assert set(detector_files.USUAL) == set(MODELS)
 
@@ -195,9 +195,9 @@ def test_a_cut_stays_within_the_image_and_holds_a_pixel(box: tuple[float, float,
 def refused(words: str, **settings: Any) -> None:
     """By the check before loading, and by loading, in the same words."""
     with pytest.raises(DirectAlignError, match=words):
-        check_adherence(config.Detector(**settings))
+        check_adherence(config.DetectorConfig(**settings))
     with pytest.raises(DirectAlignError, match=words):
-        adherence_of(config.Detector(**settings))
+        adherence_of(config.DetectorConfig(**settings))
 
 
 @pytest.fixture
@@ -240,24 +240,24 @@ def test_an_owlv2_without_its_tokenizer_is_refused(detectors: dict[str, Path], t
 
 
 def test_prompts_that_a_detector_cannot_judge_are_refused(detectors: dict[str, Path], clip_folder: Path) -> None:
-    closed = config.Detector(path=str(detectors["rt_detr"]))
+    closed = config.DetectorConfig(path=str(detectors["rt_detr"]))
     with pytest.raises(DirectAlignError, match=r"'a free prompt' comes without: give a GenEval file"):
         check_rows(closed, [PromptRow("a free prompt")])
     with pytest.raises(DirectAlignError, match=r"knows no zebra \(1 of 2 things are unknown to it\)"):
         check_rows(closed, rows({"class": "computer mouse"}, {"class": "zebra"}))
     with pytest.raises(DirectAlignError, match=r"adherence\.colors: missing, and prompts ask for what is red"):
         check_rows(closed, rows({"class": "dog", "color": "red"}))
-    colored = closed.model_copy(update={"colors": config.Clip(path=str(clip_folder))})
+    colored = closed.model_copy(update={"colors": config.ClipConfig(path=str(clip_folder))})
     with pytest.raises(DirectAlignError, match=r"ask for gray, and colours are told apart among red, orange"):
         check_rows(colored, rows({"class": "dog", "color": "gray"}))
     check_rows(colored, rows({"class": "dog", "color": "red"}))
-    check_rows(config.Detector(path=str(detectors["owlv2"])), rows({"class": "zebra"}))
+    check_rows(config.DetectorConfig(path=str(detectors["owlv2"])), rows({"class": "zebra"}))
     with pytest.raises(DirectAlignError, match="knows no zebra"):
         adherence_of(closed)(picture()[None], rows({"class": "zebra"}))
 
 
 def test_of_a_detector_on_the_hub_settings_alone_are_fetched_to_check_it(detectors: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = config.Detector(path="someone/detector")
+    settings = config.DetectorConfig(path="someone/detector")
     with download_hub() as hub:
         hub.publish("someone/detector", detectors["rt_detr"])
         point_at(hub.url, tmp_path / "cache", monkeypatch)
@@ -268,5 +268,5 @@ def test_of_a_detector_on_the_hub_settings_alone_are_fetched_to_check_it(detecto
             check_rows(settings, rows({"class": "zebra"}))
         assert hub.fetched and not any(name.endswith(".safetensors") for name in hub.fetched)
         with pytest.raises(DirectAlignError, match=r"adherence\.path: someone/missing: .*no such repository"):
-            check_adherence(config.Detector(path="someone/missing"), online=True)
+            check_adherence(config.DetectorConfig(path="someone/missing"), online=True)
         assert adherence_of(settings.model_copy(update={"threshold": 0.0}))(picture()[None], rows({"class": "dog"}))["adherence"].tolist() == [1.0]

@@ -26,8 +26,8 @@ __all__ = ["clip_folder", "vlm_folder"]
 FACTS = {"tag": "color_attr", "include": [{"class": "star", "count": 1, "color": "red"}, {"class": "dog", "count": 1}], "exclude": []}
 
 
-def settings(folder: Path, **more: Any) -> config.Vlm:
-    return config.Vlm(**{"path": str(folder), "dtype": "float32", **more})
+def settings(folder: Path, **more: Any) -> config.QwenVLConfig:
+    return config.QwenVLConfig(**{"path": str(folder), "dtype": "float32", **more})
 
 
 def images(count: int = 2) -> Tensor:
@@ -86,8 +86,8 @@ def test_a_geneval_file_is_judged_as_it_is_read(vlm_folder: Path, tmp_path: Path
 
 def test_a_bare_path_means_its_kind_of_model(vlm_folder: Path, clip_folder: Path, tmp_path: Path) -> None:
     detector = write_detector(tmp_path / "detector", "rt_detr")
-    assert adherence_settings(str(vlm_folder)) == config.Vlm(path=str(vlm_folder))
-    assert adherence_settings(str(detector)) == config.Detector(path=str(detector))
+    assert adherence_settings(str(vlm_folder)) == config.QwenVLConfig(path=str(vlm_folder))
+    assert adherence_settings(str(detector)) == config.DetectorConfig(path=str(detector))
     with pytest.raises(DirectAlignError, match=r"--adherence .*holds a model of type clip; known are the detectors mask2former, .* VLMs qwen2_vl"):
         adherence_settings(str(clip_folder))
     with pytest.raises(DirectAlignError, match="no such folder"):
@@ -98,7 +98,7 @@ def test_a_recipe_says_everything(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(RECIPE + "evaluate:\n  adherence: {name: detector, path: there, threshold: 0.2, colors: {name: clip, path: here}}\n")
     told = adherence_settings(str(file))
-    assert told == config.Detector(path="there", threshold=0.2, colors=config.Clip(path="here"))
+    assert told == config.DetectorConfig(path="there", threshold=0.2, colors=config.ClipConfig(path="here"))
     file.write_text(RECIPE)
     with pytest.raises(DirectAlignError, match=r"recipe\.yaml: has no evaluate\.adherence; add it"):
         adherence_settings(str(file))
@@ -117,6 +117,6 @@ train: {num_steps: 1}
 def test_planning_refuses_a_missing_detector_before_loading(tmp_path: Path) -> None:
     run = finished_recipe("flux", "world:base-flux")
     assert planned(run) == []
-    with_detector = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"adherence": config.Detector(path=str(tmp_path / "missing"))})})
+    with_detector = run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"adherence": config.DetectorConfig(path=str(tmp_path / "missing"))})})
     with pytest.raises(DirectAlignError, match=r"evaluate\.adherence\.path: .*missing: no such folder"):
         planned(with_detector)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_runs import recipe, trained
 
-from directalign.config import Run
+from directalign.config import RunConfig
 from directalign.evaluation.eval_prompts import fixed_pairs
 from directalign.evaluation.image_metrics import SEEDS_PER_PROMPT, cosine_distance, diversity, diversity_pairs, rmse, to_siblings
 from directalign.evaluation.in_training import Measurer
@@ -67,7 +67,7 @@ def test_distances_in_closed_form():
     assert cosine_distance(torch.tensor([[1.0, 0.0]] * 3), there).tolist() == pytest.approx([0, 1, 2], abs=1e-9)
 
 
-def with_diversity(run: Run, num_prompts: int, batch_size: int) -> Run:
+def with_diversity(run: RunConfig, num_prompts: int, batch_size: int) -> RunConfig:
     return run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"diversity_prompts": num_prompts, "batch_size": batch_size})})
 
 

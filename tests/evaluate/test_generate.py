@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_runs import recipe, trained, write_run_folder
 
-from directalign.config import Model
+from directalign.config import ModelConfig
 from directalign.evaluation import generate as reproduce
 from directalign.evaluation.generate import base_weights, generate, sample_images
-from directalign.models import load_family, single_file, trainable
+from directalign.models import load_model, single_file, trainable
 from directalign.types import DirectAlignError
 from tiny import write_flux
 
@@ -26,7 +26,7 @@ PROMPTS, SEEDS = ["a red star", "a blue circle", "a green square"], [1, 2, 3]
 @pytest.mark.parametrize("name", ["flux", "sd"])
 def test_images_do_not_depend_on_the_batch(pipelines: dict[str, Path], name: str):
     run = recipe(name, pipelines[name], "none")
-    family = load_family(run.model, "cpu")
+    family = load_model(run.model, "cpu")
     together = generate(family, PROMPTS, SEEDS, run.rollout, batch_size=3)
     apart = generate(family, PROMPTS[::-1], SEEDS[::-1], run.rollout, batch_size=2).flip(0)
     assert together.shape == (3, 3, 32, 32) and together.min() >= 0 and together.max() <= 1
@@ -36,7 +36,7 @@ def test_images_do_not_depend_on_the_batch(pipelines: dict[str, Path], name: str
 
 def test_base_weights_are_the_untrained_ones_and_training_goes_on_after(pipelines: dict[str, Path]):
     run = recipe("flux", pipelines["flux"], "none")
-    fresh, tuned = load_family(run.model, "cpu"), trained(run)
+    fresh, tuned = load_model(run.model, "cpu"), trained(run)
     expected = generate(fresh, PROMPTS, SEEDS, run.rollout)
     with base_weights(tuned):
         base = generate(tuned, PROMPTS, SEEDS, run.rollout)
@@ -47,7 +47,7 @@ def test_base_weights_are_the_untrained_ones_and_training_goes_on_after(pipeline
 
 def test_base_weights_of_a_fully_trained_model_are_gone(pipelines: dict[str, Path]):
     run = recipe("sd", pipelines["sd"], "none")
-    family = load_family(run.model.model_copy(update={"tune": "full"}), "cpu")
+    family = load_model(run.model.model_copy(update={"tune": "full"}), "cpu")
     with pytest.raises(DirectAlignError, match=r"load it by itself from model\.path"), base_weights(family):
         pass
 
@@ -91,7 +91,7 @@ def test_a_file_with_more_than_the_denoiser_opens_with_all_of_it(monkeypatch: py
     layout = single_file.LAYOUTS[-1]
     held = single_file.Contents(Path("one.safetensors"), layout, {name: {} for name in (layout.part, *brings)})
     monkeypatch.setattr(single_file, "contents", lambda file: held)
-    model = Model(family="sd", path="one.safetensors", components="owner/name", revision="v2", variant="fp16", dtype="bfloat16")
+    model = ModelConfig(family="sd", path="one.safetensors", components="owner/name", revision="v2", variant="fp16", dtype="bfloat16")
     classes, opened = reproduce._opened("StableDiffusionPipeline", model)
     ends = "config='owner/name', {}torch_dtype=torch.bfloat16)"
     if "text_encoder" in brings:

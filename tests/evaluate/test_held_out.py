@@ -41,12 +41,12 @@ class Length:
         return torch.tensor([float(len(prompt)) for prompt in prompts])
 
 
-def watched(pipelines: Mapping[str, Path], prompts: Path, rewards: Mapping[str, Any]) -> config.Run:
+def watched(pipelines: Mapping[str, Path], prompts: Path, rewards: Mapping[str, Any]) -> config.RunConfig:
     """The small run with held-out rewards and control words."""
     run = recipe("flux", pipelines["flux"], prompts)
     words = config.ControlPhrases(positive=["Photo", "Real one", "learned.safetensors"], negative=["CG"])
     given = run.model_dump() | {"method": {**run.method.model_dump(), "words": words.model_dump()}}
-    return config.Run.model_validate({**given, "evaluate": {**given["evaluate"], "rewards": dict(rewards)}})
+    return config.RunConfig.model_validate({**given, "evaluate": {**given["evaluate"], "rewards": dict(rewards)}})
 
 
 def test_a_measurement_holds_the_mean_of_every_held_out_reward(pipelines: dict[str, Path], prompts: Path) -> None:

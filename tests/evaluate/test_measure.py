@@ -12,7 +12,7 @@ from tiny_runs import recipe, trained
 from directalign.evaluation import image_metrics
 from directalign.evaluation.eval_prompts import Pairs
 from directalign.evaluation.in_training import Measurer, photographs
-from directalign.models import load_family
+from directalign.models import load_model
 from directalign.rewards import load_reward
 from directalign.types import Images, PerSample
 
@@ -52,7 +52,7 @@ def test_drift_from_the_base_is_zero_before_training_and_measured_after(pipeline
     expected = image_metrics.color_drift(tuned.images(5), tuned.base_images(tuned.pairs))
     assert tuned.measure(5)["color_drift"] == pytest.approx(expected, rel=1e-4) and expected > 0
     full = run.model_copy(update={"model": run.model.model_copy(update={"tune": "full"})})
-    assert Measurer(full, load_family(full.model, "cpu"), None, None).measure(5)["color_drift"] < 1e-6
+    assert Measurer(full, load_model(full.model, "cpu"), None, None).measure(5)["color_drift"] < 1e-6
 
 
 def test_scores_are_asked_under_all_three_phrasings(pipelines: dict[str, Path], prompts: Path):

@@ -15,7 +15,7 @@ from directalign.evaluation import image_metrics
 from directalign.evaluation.control_prompts import OffTopic, off_topic_pairs, off_topic_prompts, styles_named
 from directalign.evaluation.eval_prompts import FIRST_SEED, Pairs
 from directalign.evaluation.in_training import Measurer
-from directalign.models import load_family
+from directalign.models import load_model
 from directalign.planning.measuring import check_off_topic
 from directalign.rewards import load_reward
 from directalign.types import DirectAlignError, Images, PerSample
@@ -30,7 +30,7 @@ def others(tmp_path: Path) -> Path:
     return file
 
 
-def off(run: config.Run, source: str) -> config.Run:
+def off(run: config.RunConfig, source: str) -> config.RunConfig:
     return run.model_copy(update={"evaluate": run.evaluate.model_copy(update={"off_topic": source})})
 
 
@@ -73,7 +73,7 @@ def test_style_is_kept_where_the_judge_sees_what_the_prompt_asks_for(pipelines: 
 
 def test_before_training_nothing_has_leaked(pipelines: dict[str, Path], prompts: Path, others: Path) -> None:
     run = off(recipe("flux", pipelines["flux"], prompts), str(others))
-    found = Measurer(run, load_family(run.model, "cpu"), load_reward(run.reward), None).measure(3)
+    found = Measurer(run, load_model(run.model, "cpu"), load_reward(run.reward), None).measure(3)
     assert found["off_topic_color_drift"] < 1e-6 and "off_topic_reward" in found and "off_topic_style_kept" not in found
     moved = Measurer(run, trained(run), load_reward(run.reward), None).measure(3)
     assert moved["off_topic_color_drift"] > 0 and moved["off_topic_reward"] != found["off_topic_reward"]
@@ -82,7 +82,7 @@ def test_before_training_nothing_has_leaked(pipelines: dict[str, Path], prompts:
 def test_a_model_trained_in_full_keeps_its_base_images_from_before(pipelines: dict[str, Path], prompts: Path, others: Path) -> None:
     run = off(recipe("flux", pipelines["flux"], prompts), str(others))
     run = run.model_copy(update={"model": run.model.model_copy(update={"tune": "full"})})
-    family = load_family(run.model, "cpu")
+    family = load_model(run.model, "cpu")
     measurer = Measurer(run, family, load_reward(run.reward), None)
     measurer.prepare()
     assert measurer.off_topic is not None

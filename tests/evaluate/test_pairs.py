@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from directalign.config import Data
+from directalign.config import DataConfig
 from directalign.data.prompts import held_out_captions, train_captions
 from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts, noise_of
 from directalign.types import DirectAlignError
@@ -21,7 +21,7 @@ def test_fewer_pairs_are_the_first_of_more():
 
 
 def test_world_is_measured_on_all_captions_held_out_ones_among_the_first():
-    found = measured_prompts(Data(prompts="world"))
+    found = measured_prompts(DataConfig(prompts="world"))
     assert sorted(found) == sorted(held_out_captions() + train_captions()) and len(set(found)) == 240
     first = set(fixed_pairs(found, 64).prompts)
     assert first & set(held_out_captions()) and first & set(train_captions())

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from directalign.config import Run
+from directalign.config import RunConfig
 from directalign.config.load import dump_run
-from directalign.interfaces import Family
-from directalign.models import load_family, trainable
+from directalign.interfaces import Model
+from directalign.models import load_model, trainable
 
 
-def recipe(family: str, path: Path, prompts: Path | str, **rollout: Any) -> Run:
+def recipe(family: str, path: Path, prompts: Path | str, **rollout: Any) -> RunConfig:
     """A small run on a tiny pipeline, with a reward that sees pixels alone."""
     guidance = {"embedded_guidance": 2.0} if family == "flux" else {}
-    return Run.model_validate(
+    return RunConfig.model_validate(
         {
             "name": "tiny",
             "model": {"family": family, "path": str(path), "tune": "lora", "lora": {"rank": 2, "alpha": 2}},
@@ -30,9 +30,9 @@ def recipe(family: str, path: Path, prompts: Path | str, **rollout: Any) -> Run:
     )
 
 
-def trained(run: Run) -> Family:
+def trained(run: RunConfig) -> Model:
     """The run's family after an imagined training: every weight that is trained has moved."""
-    family = load_family(run.model, "cpu")
+    family = load_model(run.model, "cpu")
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in trainable(family).values():
@@ -40,7 +40,7 @@ def trained(run: Run) -> Family:
     return family
 
 
-def write_run_folder(folder: Path, run: Run) -> Path:
+def write_run_folder(folder: Path, run: RunConfig) -> Path:
     """run.yaml and the trained weights."""
     folder.mkdir()
     (folder / "run.yaml").write_text(dump_run(run))

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from directalign.config import Run
+from directalign.config import RunConfig
 from directalign.config.load import load_run
 from directalign.data.prompts import PromptStream, train_captions
 from directalign.toyworld import assets
@@ -35,7 +35,7 @@ def example() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def recipe() -> Run:
+def recipe() -> RunConfig:
     """The recipe that the example says it equals, with small batches and next to no measuring."""
     small = [f"train.num_steps={UPDATES}", f"data.batch_size={BATCH}", "evaluate.num_pairs=1", "evaluate.every=0"]
     few_samples = ["train.sample_every=0", "train.sample_prompts=[a red star on a navy background]"]
@@ -48,13 +48,13 @@ def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(recipe: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+def trained(recipe: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     out = run(recipe, tmp_path_factory.mktemp("run") / "out", resume=False)
     return load_file(out / "transformer" / "diffusion_pytorch_model.safetensors")
 
 
 def test_it_equals_the_trainer_after_three_updates(
-    example: ModuleType, recipe: Run, world_folder: Path, trained: dict[str, Tensor], capsys: pytest.CaptureFixture[str]
+    example: ModuleType, recipe: RunConfig, world_folder: Path, trained: dict[str, Tensor], capsys: pytest.CaptureFixture[str]
 ) -> None:
     world = example.World(str(world_folder))
     before = {name: weight.clone() for name, weight in world.pipe.transformer.state_dict().items()}
@@ -68,7 +68,7 @@ def test_it_equals_the_trainer_after_three_updates(
     assert capsys.readouterr().out.count("reward") == UPDATES
 
 
-def test_its_defaults_are_the_recipe_s(example: ModuleType, recipe: Run) -> None:
+def test_its_defaults_are_the_recipe_s(example: ModuleType, recipe: RunConfig) -> None:
     defaults = {name: each.default for name, each in inspect.signature(example.align).parameters.items()}
     assert defaults["seed"] == recipe.seed and defaults["learning_rate"] == recipe.train.learning_rate
     assert defaults["tolerance"] == recipe.method.anchor.tolerance

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from directalign import export
-from directalign.config import Model
+from directalign.config import ModelConfig
 from directalign.export import Format, export_run
 from directalign.export.finished_run import Licence, base_of
 from directalign.types import DirectAlignError
@@ -141,7 +141,7 @@ def test_a_run_that_measured_and_showed_nothing_says_so(small_run: Path) -> None
 
 def test_the_licence_comes_from_the_readme_then_from_what_is_known() -> None:
     def base(path: str) -> Licence | None:
-        return base_of(Model.model_validate({"family": "flux", "path": path})).licence
+        return base_of(ModelConfig.model_validate({"family": "flux", "path": path})).licence
 
     assert base("Qwen/Qwen-Image") == base("world:flux") == Licence("apache-2.0")
     assert base("someone/else") is None
@@ -151,7 +151,7 @@ def test_the_readme_beside_the_weights_knows_best(tmp_path: Path) -> None:
     folder = tmp_path / "my-flux"
     folder.mkdir()
     (folder / "model_index.json").write_text('{"_name_or_path": "black-forest-labs/FLUX.1-schnell"}')
-    model = Model.model_validate({"family": "flux", "path": str(folder)})
+    model = ModelConfig.model_validate({"family": "flux", "path": str(folder)})
     assert base_of(model).licence == Licence("apache-2.0") and base_of(model).hub_id == "black-forest-labs/FLUX.1-schnell"
     (folder / "README.md").write_text("---\nlicense: other\nlicense_name: mine\nlicense_link: https://x.org/l\n---\n# Title\n")
     assert base_of(model).licence == Licence("other", "mine", "https://x.org/l")

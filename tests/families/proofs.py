@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from directalign.config import Lora, Model, Rollout
+from directalign.config import LoRAConfig, ModelConfig, RolloutConfig
 from directalign.diffusion.sampling import sample
-from directalign.interfaces import Family
+from directalign.interfaces import Model
 from directalign.methods.srpo import SRPO
-from directalign.models import load_family, load_trained, trainable
+from directalign.models import load_model, load_trained, trainable
 from directalign.models.text_encoder import padded
 from directalign.types import Conditioning
 from families.srpo_by_hand import BATCH, PROMPTS, SETTINGS, known_noise, losses_by_hand
@@ -25,25 +25,25 @@ LIBRARY_CALL = {"num_inference_steps": STEPS, "output_type": "pt"}
 
 
 def load(family: str, folder: Path, **settings: Any) -> Any:
-    return load_family(Model(family=family, path=str(folder), **{"tune": "full"} | settings), "cpu")
+    return load_model(ModelConfig(family=family, path=str(folder), **{"tune": "full"} | settings), "cpu")
 
 
-def noise_for(family: Family, width: int = SIZE, seed: int = 3) -> Tensor:
+def noise_for(family: Model, width: int = SIZE, seed: int = 3) -> Tensor:
     return torch.randn(2, *family.latent_shape(SIZE, width), generator=torch.Generator().manual_seed(seed))
 
 
-def noisy(family: Family) -> tuple[Tensor, Tensor, Conditioning]:
+def noisy(family: Model) -> tuple[Tensor, Tensor, Conditioning]:
     """Latents, their levels and the two prompts, of different length."""
     return noise_for(family, seed=0), torch.tensor([0.9, 0.3], dtype=torch.float64), family.encode_prompt(PROMPTS)
 
 
 @torch.no_grad()
-def image_of_ours(family: Family, noise: Tensor, rollout: Rollout, width: int = SIZE) -> Tensor:
+def image_of_ours(family: Model, noise: Tensor, rollout: RolloutConfig, width: int = SIZE) -> Tensor:
     cond = family.encode_prompt(PROMPTS).guided(None, rollout.cfg_scale)
     return family.decode(sample(family, cond, noise, family.sigmas(STEPS, SIZE, width))).clamp(0, 1)
 
 
-def check_gradient(family: Family, network: torch.nn.Module, pred: Tensor, expected: Tensor) -> None:
+def check_gradient(family: Model, network: torch.nn.Module, pred: Tensor, expected: Tensor) -> None:
     """Of every trained weight, by backward passes through our prediction and through the raw network's."""
     assert torch.equal(pred, expected) or (pred - expected).abs().max() <= 1e-6
     weights = torch.randn(pred.shape, generator=torch.Generator().manual_seed(1))
@@ -58,14 +58,14 @@ def check_gradient(family: Family, network: torch.nn.Module, pred: Tensor, expec
 
 
 def check_srpo_update(
-    family: Family,
+    family: Model,
     network: torch.nn.Module,
     sample_by_library: Callable[[Tensor, float], Tensor],
     predict: Callable[[Tensor, Tensor], Tensor],
     decode: Callable[[Tensor], Tensor],
 ) -> None:
     """`sample_by_library(noise, cfg_scale)` gives x0, `predict(x_t, sigma)` is the raw network in two passes, `decode` the VAE before its clamp."""
-    ours = list(SRPO(family, ToyReward(), SETTINGS, Rollout(num_sampling_steps=STEPS, height=SIZE, width=SIZE, cfg_scale=3.0)).losses(BATCH))
+    ours = list(SRPO(family, ToyReward(), SETTINGS, RolloutConfig(num_sampling_steps=STEPS, height=SIZE, width=SIZE, cfg_scale=3.0)).losses(BATCH))
     noise = known_noise(family.latent_shape(SIZE, SIZE))
     theirs = losses_by_hand(path="flow", predict=predict, decode=decode, x0=sample_by_library(noise, 3.0), noise=noise)
     assert [loss.branch for loss in ours] == ["denoise", "inversion"]
@@ -83,10 +83,10 @@ def check_srpo_update(
             torch.testing.assert_close(our, their, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def check_lora(family: str, folder: Path, pipeline: Any, image_of_pipeline: Callable[[Any, Any, Tensor, Rollout], Tensor], file: Path) -> None:
+def check_lora(family: str, folder: Path, pipeline: Any, image_of_pipeline: Callable[[Any, Any, Tensor, RolloutConfig], Tensor], file: Path) -> None:
     """Trained adapters give the same images here, in the library's pipeline that loads them, and in a new family of ours."""
-    settings = {"tune": "lora", "lora": Lora(rank=2, alpha=3)}
-    ours, rollout = load(family, folder, **settings), Rollout(cfg_scale=2.0)
+    settings = {"tune": "lora", "lora": LoRAConfig(rank=2, alpha=3)}
+    ours, rollout = load(family, folder, **settings), RolloutConfig(cfg_scale=2.0)
     noise, generator = noise_for(ours), torch.Generator().manual_seed(1)
     for parameter in trainable(ours).values():
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
@@ -96,7 +96,7 @@ def check_lora(family: str, folder: Path, pipeline: Any, image_of_pipeline: Call
 
     pipeline.load_lora_weights(file, weight_name="lora.safetensors")
     torch.testing.assert_close(image, image_of_pipeline(pipeline, ours, noise, rollout), atol=1e-4, rtol=0)
-    again = load_family(Model(family=family, path=str(folder), **settings), "cpu", seed=9)
+    again = load_model(ModelConfig(family=family, path=str(folder), **settings), "cpu", seed=9)
     load_trained(again, file)
     torch.testing.assert_close(image_of_ours(again, noise, rollout), image, atol=1e-5, rtol=0)
 

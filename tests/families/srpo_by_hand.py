@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from directalign.config import SRPO as Settings
+from directalign.config import SRPOConfig as Settings
 from directalign.diffusion import noise_levels, rng
-from directalign.diffusion.rng import MOVE, NOISE
+from directalign.diffusion.rng import NOISE_LEVEL, NOISE
 from directalign.types import Batch
 from methods.toy import ToyReward
 
@@ -29,15 +29,15 @@ SETTINGS = Settings.model_validate(
 
 def known_noise(shape: tuple[int, int, int]) -> Tensor:
     """The noise that the update's rollout begins with, for latents of `shape` (c, h, w)."""
-    return rng.draw_noise((len(PROMPTS), *shape), rng.generator_of(BATCH, NOISE))
+    return rng.draw_noise((len(PROMPTS), *shape), rng.update_generator(BATCH, NOISE))
 
 
 def losses_by_hand(
     path: str, predict: Callable[[Tensor, Tensor], Tensor], decode: Callable[[Tensor], Tensor], x0: Tensor, noise: Tensor, prediction: str = "velocity"
 ) -> list[Tensor]:
     """The losses of the denoise and of the inversion branch; `predict(x_t, sigma)` is the guided network, `decode` the VAE before its clamp."""
-    window, reward = noise_levels.WindowGrid(), ToyReward()
-    landing = window.draw(len(x0), rng.generator_of(BATCH, MOVE))
+    window, reward = noise_levels.GridSampler(), ToyReward()
+    landing = window.draw(len(x0), rng.update_generator(BATCH, NOISE_LEVEL))
     found = []
     for own, other, move, (low, high) in (
         ("photo", "painting", window.denoise(landing), (0.1, 0.25)),

@@ -7,8 +7,8 @@ import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import nn
 
-from directalign.config import Model
-from directalign.models import load_family
+from directalign.config import ModelConfig
+from directalign.models import load_model
 from directalign.types import DirectAlignError
 from tiny import SIZE
 
@@ -21,7 +21,7 @@ def answer(family):
 
 
 def family_of(folder, **settings):
-    return load_family(Model(family="flux", path=str(folder), tune="full", **settings), "cpu")
+    return load_model(ModelConfig(family="flux", path=str(folder), tune="full", **settings), "cpu")
 
 
 def assert_same(ours, theirs):
@@ -63,4 +63,4 @@ def test_a_backend_that_is_not_installed_is_named(tiny_flux):
 
 def test_a_network_that_chooses_its_own_attention_is_named(tiny_sd):
     with pytest.raises(DirectAlignError, match="chooses its attention itself"):
-        load_family(Model(family="sd", path=str(tiny_sd), attention="native"), "cpu")
+        load_model(ModelConfig(family="sd", path=str(tiny_sd), attention="native"), "cpu")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from directalign.config import Model
-from directalign.models import common, load_family, trainable
+from directalign.config import ModelConfig
+from directalign.models import common, load_model, trainable
 from directalign.types import DirectAlignError
 from tiny import MAX_SEQUENCE_LENGTH, SIZE, write_flux
 
@@ -18,7 +18,7 @@ PROMPTS = ["a red star", "a blue circle on a sandy background"]
 
 @pytest.fixture(scope="module")
 def family(tiny_flux):
-    return load_family(Model(family="flux", path=str(tiny_flux), tune="full"), "cpu")
+    return load_model(ModelConfig(family="flux", path=str(tiny_flux), tune="full"), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_encode_prompt_equals_the_pipeline(family, pipeline):
 def test_sequence_length_is_512_unless_the_folder_says_otherwise(tmp_path):
     folder = write_flux(tmp_path)
     (folder / "directalign.json").unlink()
-    cond = load_family(Model(family="flux", path=str(folder)), "cpu").encode_prompt(["a star"])
+    cond = load_model(ModelConfig(family="flux", path=str(folder)), "cpu").encode_prompt(["a star"])
     assert cond.tensors["sequence"].shape[1] == 512
 
 
@@ -115,7 +115,7 @@ def test_guidance_must_fit_the_network(family, tmp_path):
     x_t, sigma, cond = noisy(family)
     with pytest.raises(DirectAlignError, match=r"rollout\.embedded_guidance and method\.embedded_guidance"):
         family.predict(x_t, sigma, cond.guided(None, 1.0))
-    plain = load_family(Model(family="flux", path=str(write_flux(tmp_path, guidance_embeds=False))), "cpu")
+    plain = load_model(ModelConfig(family="flux", path=str(write_flux(tmp_path, guidance_embeds=False))), "cpu")
     assert plain.predict(x_t, sigma, cond.guided(None, 1.0)).shape == x_t.shape
     with pytest.raises(DirectAlignError, match="no input for it"):
         plain.predict(x_t, sigma, cond)

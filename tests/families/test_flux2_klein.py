@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import Flux2KleinPipeline
 
-from directalign.config import Rollout
+from directalign.config import RolloutConfig
 from directalign.models import common, trainable
 from directalign.types import DirectAlignError
 from families import proofs
@@ -115,14 +115,14 @@ def test_predict_with_cfg_is_two_passes(family, pipeline):
 
 @pytest.mark.parametrize("cfg_scale", [1.0, 4.0])
 def test_rollout_equals_the_pipeline(family, pipeline, cfg_scale):
-    noise, rollout = noise_for(family), Rollout(cfg_scale=cfg_scale)
+    noise, rollout = noise_for(family), RolloutConfig(cfg_scale=cfg_scale)
     torch.testing.assert_close(image_of_ours(family, noise, rollout), library_call(pipeline, family, noise, rollout), atol=1e-4, rtol=0)
 
 
 def test_the_shift_follows_the_size_and_the_number_of_steps(family, pipeline):
     noise = noise_for(family, width=3 * SIZE)
-    images = library_call(pipeline, family, noise, Rollout())
-    torch.testing.assert_close(image_of_ours(family, noise, Rollout(), 3 * SIZE), images, atol=1e-4, rtol=0)
+    images = library_call(pipeline, family, noise, RolloutConfig())
+    torch.testing.assert_close(image_of_ours(family, noise, RolloutConfig(), 3 * SIZE), images, atol=1e-4, rtol=0)
     assert torch.equal(family.sigmas(4, SIZE, 3 * SIZE), pipeline.scheduler.sigmas.double())
     assert not torch.equal(family.sigmas(4, SIZE, SIZE), family.sigmas(4, SIZE, 3 * SIZE))
     assert not torch.equal(family.sigmas(4, SIZE, SIZE), family.sigmas(8, SIZE, SIZE)[::2])
@@ -130,7 +130,7 @@ def test_the_shift_follows_the_size_and_the_number_of_steps(family, pipeline):
 
 def test_srpo_update_equals_the_one_written_out_with_the_raw_network(family, pipeline):
     def sample_by_library(noise, cfg_scale):
-        latents = library_call(pipeline, family, noise, Rollout(cfg_scale=cfg_scale), output_type="latent")
+        latents = library_call(pipeline, family, noise, RolloutConfig(cfg_scale=cfg_scale), output_type="latent")
         mean, std = batch_norm(pipeline)
         return (Flux2KleinPipeline._patchify_latents(latents) - mean) / std
 
@@ -174,9 +174,9 @@ def test_a_distilled_model_takes_no_guidance(tmp_path):
     family, pipeline = proofs.load("flux2_klein", folder), pipeline_of(folder)
     assert json.loads((folder / "model_index.json").read_text())["is_distilled"] is True
     noise = noise_for(family)
-    torch.testing.assert_close(image_of_ours(family, noise, Rollout()), library_call(pipeline, family, noise, Rollout()), atol=1e-4, rtol=0)
+    torch.testing.assert_close(image_of_ours(family, noise, RolloutConfig()), library_call(pipeline, family, noise, RolloutConfig()), atol=1e-4, rtol=0)
     with pytest.raises(DirectAlignError, match=r"cfg_scale 4\.0: this FLUX\.2 klein is step-distilled"):
-        image_of_ours(family, noise, Rollout(cfg_scale=4.0))
+        image_of_ours(family, noise, RolloutConfig(cfg_scale=4.0))
 
 
 def test_eight_bits_stay_close(tmp_path):

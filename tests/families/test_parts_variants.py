@@ -10,8 +10,8 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextModel, T5EncoderModel
 
-from directalign.config import Model
-from directalign.models import components, load_family
+from directalign.config import ModelConfig
+from directalign.models import components, load_model
 from directalign.models.checkpoint_source import open_source
 from directalign.models.weight_files import chosen, variant_of
 from directalign.types import DirectAlignError
@@ -44,7 +44,7 @@ def copy(both, tmp_path):
 
 
 def load(folder, variant=None):
-    return load_family(Model(family="flux", path=str(folder), variant=variant, tune="full"), "cpu")
+    return load_model(ModelConfig(family="flux", path=str(folder), variant=variant, tune="full"), "cpu")
 
 
 def refusal(folder, variant=None):
@@ -127,7 +127,7 @@ def test_what_the_other_variant_lacks_is_no_error(copy):
 def test_the_check_can_leave_weights_out(copy):
     for file in copy.glob("*/*.safetensors"):
         file.unlink()
-    source = open_source(Model(family="flux", path=str(copy)))
+    source = open_source(ModelConfig(family="flux", path=str(copy)))
     wanted = dict.fromkeys((*MODELS, "tokenizer", "scheduler"))
     assert components.check_parts(source, "FluxPipeline", wanted, weights=False).keys() == wanted.keys()
     with pytest.raises(DirectAlignError, match=r"transformer: no \.safetensors file of weights"):

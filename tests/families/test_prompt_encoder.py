@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from directalign.config import Model
-from directalign.models import load_family
+from directalign.config import ModelConfig
+from directalign.models import load_model
 from directalign.models.text_encoder import PromptEncoder, padded
 from directalign.types import DirectAlignError
 
@@ -134,7 +134,7 @@ def test_a_prompt_that_was_not_stored_is_refused_once_the_encoders_are_gone(tmp_
 @pytest.mark.parametrize("name", ["flux", "sd"])
 def test_a_family_is_conditioned_alike_and_its_encoders_are_gone(name, dtype, tmp_path, request):
     folder = request.getfixturevalue(f"tiny_{name}")
-    family = load_family(Model(family=name, path=str(folder), dtype=dtype, text_encoders="free"), "cpu")
+    family = load_model(ModelConfig(family=name, path=str(folder), dtype=dtype, text_encoders="free"), "cpu")
     fresh = [family.encode_prompt([prompt]) for prompt in PROMPTS]
     gone = [weakref.ref(parameter) for module in family.prompts.modules.values() for parameter in module.parameters()]
     family.prompts.store(PROMPTS, tmp_path)
@@ -147,7 +147,7 @@ def test_a_family_is_conditioned_alike_and_its_encoders_are_gone(name, dtype, tm
 
 
 def test_another_length_of_tokens_is_another_embedding(tiny_flux, tmp_path):
-    families = [load_family(Model(family="flux", path=str(tiny_flux), text_encoders="free"), "cpu") for _ in range(2)]
+    families = [load_model(ModelConfig(family="flux", path=str(tiny_flux), text_encoders="free"), "cpu") for _ in range(2)]
     families[1].max_sequence_length = 9
     for family in families:
         family.prompts.store(PROMPTS, tmp_path)

@@ -9,7 +9,7 @@ import torch
 from diffusers import BitsAndBytesConfig, FluxTransformer2DModel
 from torch import Tensor, nn
 
-from directalign.config import Lora, Model
+from directalign.config import LoRAConfig, ModelConfig
 from directalign.models import lora, quantization
 from directalign.types import DirectAlignError
 
@@ -30,8 +30,8 @@ def flux(dtype: torch.dtype = torch.float32) -> FluxTransformer2DModel:
     return model.to(dtype=dtype).requires_grad_(False).eval()
 
 
-def recipe(bits: str | None) -> Model:
-    return Model(family="flux", path="unused", quantization=bits, lora=Lora(rank=2, alpha=2))
+def recipe(bits: str | None) -> ModelConfig:
+    return ModelConfig(family="flux", path="unused", quantization=bits, lora=LoRAConfig(rank=2, alpha=2))
 
 
 def rounded_layers(model: nn.Module) -> dict[str, nn.Linear]:

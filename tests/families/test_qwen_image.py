@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import QwenImagePipeline
 
-from directalign.config import Rollout
+from directalign.config import RolloutConfig
 from directalign.models import common
 from directalign.types import DirectAlignError
 from families import proofs
@@ -130,14 +130,14 @@ def test_what_the_mask_hides_is_not_read(family):
 
 @pytest.mark.parametrize("cfg_scale", [1.0, 4.0])
 def test_rollout_equals_the_pipeline(family, pipeline, cfg_scale):
-    noise, rollout = noise_for(family), Rollout(cfg_scale=cfg_scale)
+    noise, rollout = noise_for(family), RolloutConfig(cfg_scale=cfg_scale)
     torch.testing.assert_close(image_of_ours(family, noise, rollout), library_call(pipeline, family, noise, rollout), atol=1e-4, rtol=0)
 
 
 def test_the_shift_follows_the_size(family, pipeline):
     noise = noise_for(family, width=3 * SIZE)
-    images = library_call(pipeline, family, noise, Rollout())
-    torch.testing.assert_close(image_of_ours(family, noise, Rollout(), 3 * SIZE), images, atol=1e-4, rtol=0)
+    images = library_call(pipeline, family, noise, RolloutConfig())
+    torch.testing.assert_close(image_of_ours(family, noise, RolloutConfig(), 3 * SIZE), images, atol=1e-4, rtol=0)
     assert torch.equal(family.sigmas(4, SIZE, 3 * SIZE), pipeline.scheduler.sigmas.double())
     assert not torch.equal(family.sigmas(4, SIZE, SIZE), family.sigmas(4, SIZE, 3 * SIZE))
     assert family.sigmas(4, SIZE, SIZE)[-2:].tolist() == pytest.approx([0.02, 0])
@@ -150,7 +150,7 @@ def test_a_fixed_shift_is_taken_too(tmp_path):
 
 def test_srpo_update_equals_the_one_written_out_with_the_raw_network(family, pipeline):
     def sample_by_library(noise, cfg_scale):
-        return unpacked(library_call(pipeline, family, noise, Rollout(cfg_scale=cfg_scale), output_type="latent"))
+        return unpacked(library_call(pipeline, family, noise, RolloutConfig(cfg_scale=cfg_scale), output_type="latent"))
 
     proofs.check_srpo_update(
         family,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from directalign.config import Model, Rollout
-from directalign.models import load_family, trainable
+from directalign.config import ModelConfig, RolloutConfig
+from directalign.models import load_model, trainable
 from directalign.types import DirectAlignError
 from families import proofs
 from families.proofs import LIBRARY_CALL, STEPS, image_of_ours, noise_for, noisy
@@ -93,7 +93,7 @@ def test_predict_with_cfg_is_two_passes(family, pipeline):
 
 @pytest.mark.parametrize("cfg_scale", [1.0, 4.0])
 def test_rollout_equals_the_pipeline(family, pipeline, cfg_scale):
-    noise, rollout = noise_for(family), Rollout(cfg_scale=cfg_scale)
+    noise, rollout = noise_for(family), RolloutConfig(cfg_scale=cfg_scale)
     torch.testing.assert_close(image_of_ours(family, noise, rollout), image_of_pipeline(pipeline, family, noise, rollout), atol=1e-4, rtol=0)
 
 
@@ -116,7 +116,7 @@ def test_lora_comes_back_in_a_fresh_pipeline_and_in_ours(folder, tmp_path):
 
 
 def test_lora_adapts_the_second_attention_where_there_is_one(folder):
-    names = trainable(load_family(Model(family="sd3", path=str(folder)), "cpu"))
+    names = trainable(load_model(ModelConfig(family="sd3", path=str(folder)), "cpu"))
     layers = {name.split("transformer_blocks.0.")[1].split(".lora_")[0] for name in names if "transformer_blocks.0." in name}
     first = {f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")}
     second = {f"attn2.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")}
@@ -127,7 +127,7 @@ def test_lora_adapts_the_second_attention_where_there_is_one(folder):
 @pytest.mark.parametrize("width", [SIZE, 3 * SIZE])
 def test_the_shift_follows_the_size_where_the_scheduler_says_so(tmp_path, width):
     folder = write_sd3(tmp_path, scheduler=DYNAMIC)
-    family, rollout = load_family(Model(family="sd3", path=str(folder)), "cpu"), Rollout()
+    family, rollout = load_model(ModelConfig(family="sd3", path=str(folder)), "cpu"), RolloutConfig()
     noise, pipeline = noise_for(family, width), pipeline_of(folder)
     torch.testing.assert_close(image_of_ours(family, noise, rollout, width), image_of_pipeline(pipeline, family, noise, rollout), atol=1e-4, rtol=0)
     torch.testing.assert_close(family.sigmas(4, SIZE, width), pipeline.scheduler.sigmas.double(), atol=0, rtol=0)
@@ -135,7 +135,7 @@ def test_the_shift_follows_the_size_where_the_scheduler_says_so(tmp_path, width)
 
 
 def test_decode_and_encode_are_the_vaes(plain):
-    family, pipeline = load_family(Model(family="sd3", path=str(plain)), "cpu"), pipeline_of(plain)
+    family, pipeline = load_model(ModelConfig(family="sd3", path=str(plain)), "cpu"), pipeline_of(plain)
     images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         x0 = (pipeline.vae.encode(2 * images - 1).latent_dist.mode() - 0.1) * 0.4
@@ -160,7 +160,7 @@ def test_prompts_encoded_one_by_one_are_the_same(family):
 
 
 def test_embedded_guidance_and_a_missing_empty_prompt_are_refused(plain):
-    family = load_family(Model(family="sd3", path=str(plain)), "cpu")
+    family = load_model(ModelConfig(family="sd3", path=str(plain)), "cpu")
     x_t, sigma, cond = noisy(family)
     with pytest.raises(DirectAlignError, match=r"SD3 has no input for it.*use cfg_scale"):
         family.predict(x_t, sigma, cond.guided(3.5, 1.0))
@@ -169,7 +169,7 @@ def test_embedded_guidance_and_a_missing_empty_prompt_are_refused(plain):
 
 
 def test_a_size_that_does_not_fit_is_named(plain):
-    family = load_family(Model(family="sd3", path=str(plain)), "cpu")
+    family = load_model(ModelConfig(family="sd3", path=str(plain)), "cpu")
     assert family.default_size == (SIZE, SIZE)
     assert family.latent_shape(SIZE, 192) == (16, 8, 48)
     with pytest.raises(DirectAlignError, match="multiples of 8"):
@@ -180,15 +180,15 @@ def test_a_size_that_does_not_fit_is_named(plain):
 
 def test_models_that_are_not_plain_sd3_are_refused(tmp_path, tiny_flux):
     with pytest.raises(DirectAlignError, match="transformer: takes 33 channels, text-to-image needs 16"):
-        load_family(Model(family="sd3", path=str(write_sd3(tmp_path / "editing", transformer={"in_channels": 33}))), "cpu")
+        load_model(ModelConfig(family="sd3", path=str(write_sd3(tmp_path / "editing", transformer={"in_channels": 33}))), "cpu")
     with pytest.raises(DirectAlignError, match="stochastic_sampling is on"):
-        load_family(Model(family="sd3", path=str(write_sd3(tmp_path / "noisy", scheduler={"stochastic_sampling": True}))), "cpu")
+        load_model(ModelConfig(family="sd3", path=str(write_sd3(tmp_path / "noisy", scheduler={"stochastic_sampling": True}))), "cpu")
     with pytest.raises(DirectAlignError, match="holds a FluxPipeline, not a StableDiffusion3Pipeline"):
-        load_family(Model(family="sd3", path=str(tiny_flux)), "cpu")
+        load_model(ModelConfig(family="sd3", path=str(tiny_flux)), "cpu")
 
 
 def test_a_t5_that_is_named_must_be_there(tmp_path):
     folder = write_sd3(tmp_path)
     (folder / "tokenizer_3/tokenizer.json").unlink()
     with pytest.raises(DirectAlignError, match=r"tokenizer_3: lacks .*tokenizer\.json"):
-        load_family(Model(family="sd3", path=str(folder)), "cpu")
+        load_model(ModelConfig(family="sd3", path=str(folder)), "cpu")

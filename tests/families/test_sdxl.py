@@ -9,9 +9,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, StableDiffusionXLPipeline
 
-from directalign.config import Model, Rollout
+from directalign.config import ModelConfig, RolloutConfig
 from directalign.methods.srpo import SRPO
-from directalign.models import load_family, trainable
+from directalign.models import load_model, trainable
 from directalign.types import DirectAlignError
 from families import proofs
 from families.proofs import LIBRARY_CALL, STEPS, image_of_ours, noise_for
@@ -33,7 +33,7 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def family(folder):
-    return load_family(Model(family="sdxl", path=str(folder), tune="full"), "cpu")
+    return load_model(ModelConfig(family="sdxl", path=str(folder), tune="full"), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +104,14 @@ def test_predict_with_cfg_is_two_passes(family, pipeline):
 
 @pytest.mark.parametrize(("cfg_scale", "width"), [(1.0, SIZE), (4.0, 2 * SIZE)])
 def test_rollout_equals_the_pipeline_with_ddim(family, pipeline, cfg_scale, width):
-    noise, rollout = noise_for(family, width), Rollout(cfg_scale=cfg_scale)
+    noise, rollout = noise_for(family, width), RolloutConfig(cfg_scale=cfg_scale)
     torch.testing.assert_close(image_of_ours(family, noise, rollout, width), image_of_pipeline(pipeline, family, noise, rollout), atol=1e-4, rtol=0)
     visited = pipeline.scheduler.timesteps
     torch.testing.assert_close(family.levels.timestep_of(family.sigmas(STEPS, SIZE, width)[:-1]), visited.double(), atol=1e-6, rtol=0)
 
 
 def test_srpo_step_equals_the_one_written_out_with_the_raw_network(family, pipeline):
-    rollout = Rollout(num_sampling_steps=STEPS, cfg_scale=3.0)
+    rollout = RolloutConfig(num_sampling_steps=STEPS, cfg_scale=3.0)
     ours = list(SRPO(family, ToyReward(), SETTINGS, rollout).losses(BATCH))
     noise = known_noise(family.latent_shape(SIZE, SIZE))
     x0 = pipeline(PROMPTS, latents=noise, num_inference_steps=STEPS, height=SIZE, width=SIZE, output_type="latent", guidance_scale=3.0).images
@@ -140,12 +140,12 @@ def test_lora_comes_back_in_a_fresh_pipeline_and_in_ours(folder, tmp_path):
 
 
 def test_a_vae_that_overflows_in_half_precision_stays_in_float32(folder):
-    family = load_family(Model(family="sdxl", path=str(folder), dtype="bfloat16"), "cpu")
+    family = load_model(ModelConfig(family="sdxl", path=str(folder), dtype="bfloat16"), "cpu")
     upcast = json.loads((folder / "vae/config.json").read_text())["force_upcast"]
     assert family.vae.dtype == (torch.float32 if upcast else torch.bfloat16)
     assert next(family.prompts.modules["text_encoder"].parameters()).dtype == torch.bfloat16
     x_t, sigma, cond = noisy(family)
-    exact = load_family(Model(family="sdxl", path=str(folder)), "cpu")
+    exact = load_model(ModelConfig(family="sdxl", path=str(folder)), "cpu")
     with torch.no_grad():
         torch.testing.assert_close(family.predict(x_t, sigma, cond), exact.predict(x_t, sigma, exact.encode_prompt(PROMPTS)), atol=5e-2, rtol=0)
         torch.testing.assert_close(family.decode(x_t), exact.decode(x_t), atol=1e-6 if upcast else 5e-2, rtol=0)
@@ -164,7 +164,7 @@ def test_prompts_encoded_one_by_one_are_the_same(family):
 
 
 def test_decode_and_encode_are_the_vaes(plain):
-    family, pipeline = load_family(Model(family="sdxl", path=str(plain)), "cpu"), pipeline_of(plain)
+    family, pipeline = load_model(ModelConfig(family="sdxl", path=str(plain)), "cpu"), pipeline_of(plain)
     images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         x0 = pipeline.vae.encode(2 * images - 1).latent_dist.mode() * 0.4
@@ -173,14 +173,14 @@ def test_decode_and_encode_are_the_vaes(plain):
 
 
 def test_embedded_guidance_is_refused(plain):
-    family = load_family(Model(family="sdxl", path=str(plain)), "cpu")
+    family = load_model(ModelConfig(family="sdxl", path=str(plain)), "cpu")
     x_t, sigma, cond = noisy(family)
     with pytest.raises(DirectAlignError, match=r"SDXL has no input for it.*use cfg_scale"):
         family.predict(x_t, sigma, cond.guided(3.5, 1.0))
 
 
 def test_a_size_that_does_not_fit_names_the_multiple(plain):
-    family = load_family(Model(family="sdxl", path=str(plain)), "cpu")
+    family = load_model(ModelConfig(family="sdxl", path=str(plain)), "cpu")
     assert family.default_size == (SIZE, SIZE)
     assert family.latent_shape(SIZE, 2 * SIZE) == (4, 8, 16)
     with pytest.raises(DirectAlignError, match="multiples of 8"):
@@ -188,7 +188,7 @@ def test_a_size_that_does_not_fit_names_the_multiple(plain):
 
 
 def test_more_steps_than_levels_are_refused(plain):
-    family = load_family(Model(family="sdxl", path=str(plain)), "cpu")
+    family = load_model(ModelConfig(family="sdxl", path=str(plain)), "cpu")
     with pytest.raises(DirectAlignError, match="ask for fewer"):
         family.sigmas(1001, SIZE, SIZE)
 
@@ -204,7 +204,7 @@ def test_more_steps_than_levels_are_refused(plain):
 )
 def test_unets_of_another_kind_are_refused(tmp_path, unet, message):
     with pytest.raises(DirectAlignError, match=message):
-        load_family(Model(family="sdxl", path=str(write_sdxl(tmp_path, unet=unet))), "cpu")
+        load_model(ModelConfig(family="sdxl", path=str(write_sdxl(tmp_path, unet=unet))), "cpu")
 
 
 def test_latents_shifted_by_channel_are_refused(plain, tmp_path):
@@ -212,7 +212,7 @@ def test_latents_shifted_by_channel_are_refused(plain, tmp_path):
     file = folder / "vae/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"latents_mean": [0.1, 0, 0, 0], "latents_std": [1, 1, 1, 1]}))
     with pytest.raises(DirectAlignError, match="latents_mean"):
-        load_family(Model(family="sdxl", path=str(folder)), "cpu")
+        load_model(ModelConfig(family="sdxl", path=str(folder)), "cpu")
 
 
 def test_a_scheduler_without_a_ddpm_table_is_refused(tmp_path):
@@ -221,9 +221,9 @@ def test_a_scheduler_without_a_ddpm_table_is_refused(tmp_path):
     index = folder / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", "EDMEulerScheduler"]}))
     with pytest.raises(DirectAlignError, match="a EDMEulerScheduler has no DDPM table"):
-        load_family(Model(family="sdxl", path=str(folder)), "cpu")
+        load_model(ModelConfig(family="sdxl", path=str(folder)), "cpu")
 
 
 def test_a_folder_of_the_smaller_model_is_refused(tiny_sd):
     with pytest.raises(DirectAlignError, match="holds a StableDiffusionPipeline, not a StableDiffusionXLPipeline"):
-        load_family(Model(family="sdxl", path=str(tiny_sd)), "cpu")
+        load_model(ModelConfig(family="sdxl", path=str(tiny_sd)), "cpu")

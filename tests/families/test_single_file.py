@@ -20,8 +20,8 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from directalign.config import Model
-from directalign.models import load_family, single_file
+from directalign.config import ModelConfig
+from directalign.models import load_model, single_file
 from directalign.models.checkpoint_source import Source, open_source
 from directalign.models.components import check_parts, load_parts
 from directalign.types import DirectAlignError
@@ -86,7 +86,7 @@ def test_stable_diffusion_comes_whole_from_its_file(stable_diffusion):
 
 def test_a_family_is_loaded_from_a_recipe_that_names_a_file(stable_diffusion):
     folder, file, weights = stable_diffusion
-    family = load_family(Model(family="sd", path=str(file), components=str(folder), tune="full", dtype="bfloat16"), "cpu")
+    family = load_model(ModelConfig(family="sd", path=str(file), components=str(folder), tune="full", dtype="bfloat16"), "cpu")
     assert_equal(family.denoiser, weights["unet"])
     assert_equal(family.vae, {name: tensor.bfloat16() for name, tensor in weights["vae"].items()})
 
@@ -172,12 +172,12 @@ def test_flux_is_read_at_the_one_width_that_diffusers_converts(tmp_path):
 def test_flux_of_another_width_is_refused_by_name(tiny_flux, tmp_path):
     file = write(tmp_path / "x.safetensors", layouts.flux(FluxTransformer2DModel.from_pretrained(tiny_flux / "transformer").state_dict()))
     with pytest.raises(DirectAlignError, match=r"x\.safetensors: not readable as a FluxTransformer2DModel"):
-        load_family(Model(family="flux", path=str(file), components=str(tiny_flux)), "cpu")
+        load_model(ModelConfig(family="flux", path=str(file), components=str(tiny_flux)), "cpu")
 
 
 def test_a_file_under_the_names_of_diffusers_is_read_as_it_is(tiny_flux):
     file = tiny_flux / "transformer/diffusion_pytorch_model.safetensors"
-    family = load_family(Model(family="flux", path=str(file), components=str(tiny_flux), tune="full"), "cpu")
+    family = load_model(ModelConfig(family="flux", path=str(file), components=str(tiny_flux), tune="full"), "cpu")
     assert_equal(family.denoiser, load_file(file))
 
 
@@ -192,7 +192,7 @@ def test_weights_in_8_bit_floats_are_widened(tmp_path):
 
 def refusal(file, components, family="sd"):
     with pytest.raises(DirectAlignError) as caught:
-        load_family(Model(family=family, path=str(file), components=components and str(components)), "cpu")
+        load_model(ModelConfig(family=family, path=str(file), components=components and str(components)), "cpu")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -249,7 +249,7 @@ def test_torn_and_missing_files_are_named(stable_diffusion, tmp_path):
 
 def test_the_check_loads_nothing_and_needs_no_weights_in_the_folder(stable_diffusion):
     folder, file, _ = stable_diffusion
-    source = open_source(Model(family="sd", path=str(file), components=str(folder)))
+    source = open_source(ModelConfig(family="sd", path=str(file), components=str(folder)))
     classes = check_parts(source, "StableDiffusionPipeline", dict.fromkeys(("unet", "vae", "text_encoder")))
     assert classes == {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 

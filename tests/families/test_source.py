@@ -11,9 +11,9 @@ import sys
 import pytest
 import torch
 
-from directalign.config import Model
+from directalign.config import ModelConfig
 from directalign.io import hub
-from directalign.models import load_family
+from directalign.models import load_model
 from directalign.models.checkpoint_source import open_source
 from directalign.types import DirectAlignError
 from hub_downloads import TOKEN, commit, download_hub, point_at
@@ -32,7 +32,7 @@ def online(tiny_flux, tmp_path, monkeypatch):
 
 
 def model(path=NAME, **settings):
-    return Model(family="flux", path=path, **settings)
+    return ModelConfig(family="flux", path=path, **settings)
 
 
 def refusal(**settings):
@@ -69,7 +69,7 @@ def test_a_repository_is_downloaded_without_what_is_not_needed(online, tiny_flux
     parts = ("text_encoder", "text_encoder_2")
     assert heavy(online) == {f"{part}/model.safetensors" for part in parts} | {f"{part}/diffusion_pytorch_model.safetensors" for part in ("transformer", "vae")}
     assert not {"README.md", "sample.png"} & set(online.fetched)
-    family, local = (load_family(each, "cpu").denoiser.state_dict() for each in (model(), model(str(tiny_flux))))
+    family, local = (load_model(each, "cpu").denoiser.state_dict() for each in (model(), model(str(tiny_flux))))
     assert source.name == NAME and family.keys() == local.keys() and all(torch.equal(family[name], local[name]) for name in local)
 
 
@@ -83,7 +83,7 @@ def test_what_is_cached_needs_no_network(online, tmp_path, monkeypatch):
     online.fetched.clear()
     assert open_source(model()).folder == folder and online.fetched == []
     point_at("http://127.0.0.1:9", tmp_path / "cache", monkeypatch, offline=True)
-    load_family(model(), "cpu")
+    load_model(model(), "cpu")
     point_at("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)
     assert open_source(model()).folder == folder
 
@@ -149,7 +149,7 @@ def test_components_bring_no_weights_that_the_file_has(online, tiny_flux):
     file = tiny_flux / "transformer/diffusion_pytorch_model.safetensors"
     source = open_source(model(str(file), components=NAME))
     assert source.single_file == file and "transformer/diffusion_pytorch_model.safetensors" not in online.fetched
-    load_family(model(str(file), components=NAME), "cpu")
+    load_model(model(str(file), components=NAME), "cpu")
     assert "model.components: maker/nothing: no such folder here" in refusal(path=str(file), components="maker/nothing")
 
 

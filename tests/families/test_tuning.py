@@ -8,9 +8,9 @@ import pytest
 import torch
 from diffusers import FluxPipeline, StableDiffusionPipeline
 
-from directalign.config import Lora, Model
+from directalign.config import LoRAConfig, ModelConfig
 from directalign.diffusion.sampling import sample
-from directalign.models import common, load_family, load_trained, trainable
+from directalign.models import common, load_model, load_trained, trainable
 from directalign.types import DirectAlignError
 from tiny import MAX_SEQUENCE_LENGTH, SIZE, write_flux
 
@@ -23,7 +23,7 @@ def case(request, tiny_flux, tiny_sd):
 
 
 def lora(case, rank=2, alpha=3, **settings):
-    return load_family(Model(**case, tune="lora", lora=Lora(rank=rank, alpha=alpha), **settings), "cpu")
+    return load_model(ModelConfig(**case, tune="lora", lora=LoRAConfig(rank=rank, alpha=alpha), **settings), "cpu")
 
 
 def guidance(family):
@@ -70,21 +70,21 @@ def noise_for(family):
 
 
 def test_fresh_adapters_change_nothing(case):
-    full = load_family(Model(**case, tune="full"), "cpu")
+    full = load_model(ModelConfig(**case, tune="full"), "cpu")
     assert torch.equal(pred_of(lora(case)), pred_of(full))
 
 
 def test_adapters_are_drawn_from_their_seed_alone(case):
     state = torch.random.get_rng_state()
-    model = Model(**case)
-    first, again, other = (trainable(load_family(model, "cpu", seed=seed)) for seed in (1, 1, 2))
+    model = ModelConfig(**case)
+    first, again, other = (trainable(load_model(model, "cpu", seed=seed)) for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_only_the_denoiser_is_trained(case):
-    for family in (lora(case), load_family(Model(**case, tune="full"), "cpu")):
+    for family in (lora(case), load_model(ModelConfig(**case, tune="full"), "cpu")):
         own = {id(parameter) for parameter in trainable(family).values()}
         assert own
         assert own <= {id(parameter) for parameter in family.denoiser.parameters()}
@@ -107,13 +107,13 @@ def test_a_step_touches_nothing_frozen(case):
 
 @pytest.mark.parametrize("tune", ["lora", "full"])
 def test_bfloat16_keeps_trained_weights_and_answers_in_float32(case, tune):
-    family = load_family(Model(**case, tune=tune, dtype="bfloat16"), "cpu")
+    family = load_model(ModelConfig(**case, tune=tune, dtype="bfloat16"), "cpu")
     pred = pred_of(family)
     family.decode(pred).mean().backward()
     assert pred.dtype == torch.float32
     assert all(parameter.dtype == torch.float32 for parameter in trainable(family).values())
     assert any(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in trainable(family).values())
-    exact = pred_of(load_family(Model(**case, tune="full"), "cpu"))
+    exact = pred_of(load_model(ModelConfig(**case, tune="full"), "cpu"))
     torch.testing.assert_close(pred, exact, atol=0.1, rtol=0.1)
 
 
@@ -121,7 +121,7 @@ def test_bfloat16_keeps_trained_weights_and_answers_in_float32(case, tune):
 def test_checkpointing_gives_equal_gradients(case, tune):
     gradients = []
     for gradient_checkpointing in (False, True):
-        family = trained_a_little(load_family(Model(**case, tune=tune, gradient_checkpointing=gradient_checkpointing), "cpu"))
+        family = trained_a_little(load_model(ModelConfig(**case, tune=tune, gradient_checkpointing=gradient_checkpointing), "cpu"))
         family.decode(pred_of(family)).square().sum().backward()
         gradients.append({name: parameter.grad for name, parameter in trainable(family).items()})
     for name, gradient in gradients[0].items():
@@ -156,10 +156,10 @@ def test_lora_comes_back_whatever_alpha_is_now(case, tmp_path):
 
 
 def test_full_weights_come_back_here_and_in_a_pipeline(case, tmp_path):
-    model = Model(**case, tune="full")
-    family = trained_a_little(load_family(model, "cpu"))
+    model = ModelConfig(**case, tune="full")
+    family = trained_a_little(load_model(model, "cpu"))
     family.save(tmp_path)
-    again, pipeline = load_family(model, "cpu"), pipeline_of(case)
+    again, pipeline = load_model(model, "cpu"), pipeline_of(case)
     load_trained(again, tmp_path)
     assert torch.equal(pred_of(again), pred_of(family))
     part = "transformer" if case["family"] == "flux" else "unet"
@@ -172,27 +172,27 @@ def test_another_rank_or_other_layers_are_refused(case, tmp_path):
     lora(case).save(tmp_path)
     with pytest.raises(DirectAlignError, match=r"lora\.safetensors: .* is \(2, .*model\.lora\.rank"):
         load_trained(lora(case, rank=4), tmp_path)
-    other = load_family(Model(**case, lora=Lora(rank=2, targets=["to_q"])), "cpu")
+    other = load_model(ModelConfig(**case, lora=LoRAConfig(rank=2, targets=["to_q"])), "cpu")
     with pytest.raises(DirectAlignError, match=r"lora\.safetensors: made for other layers"):
         load_trained(other, tmp_path)
 
 
 def test_targets_that_fit_nothing_are_refused_with_near_names(case):
     with pytest.raises(DirectAlignError, match=r"model\.lora\.targets: \['too_q'\] fit no .* layer of this model: did you mean .*to_q") as caught:
-        load_family(Model(**case, lora=Lora(targets=["to_k", "too_q"])), "cpu")
+        load_model(ModelConfig(**case, lora=LoRAConfig(targets=["to_k", "too_q"])), "cpu")
     assert "\n" not in str(caught.value)
     with pytest.raises(DirectAlignError, match="leave the key out for the usual ones"):
-        load_family(Model(**case, lora=Lora(targets=["norm"])), "cpu")
+        load_model(ModelConfig(**case, lora=LoRAConfig(targets=["norm"])), "cpu")
 
 
 def test_a_rank_that_a_layer_cannot_hold_is_refused_by_its_name(case):
     with pytest.raises(DirectAlignError, match=r"model\.lora\.rank: 17 is more than \S+ can take, whose smaller side is 16: give 16 or less"):
-        load_family(Model(**case, lora=Lora(rank=17)), "cpu")
+        load_model(ModelConfig(**case, lora=LoRAConfig(rank=17)), "cpu")
 
 
 def test_targets_that_fit_nothing_are_refused(case):
     with pytest.raises(DirectAlignError, match=r"model\.lora\.targets: \['nothing'\]"):
-        load_family(Model(**case, lora=Lora(targets=["nothing"])), "cpu")
+        load_model(ModelConfig(**case, lora=LoRAConfig(targets=["nothing"])), "cpu")
 
 
 def test_missing_and_torn_files_are_refused(case, tmp_path):
@@ -205,12 +205,12 @@ def test_missing_and_torn_files_are_refused(case, tmp_path):
     with pytest.raises(DirectAlignError, match=r"lora\.safetensors: truncated"):
         load_trained(family, tmp_path)
     with pytest.raises(DirectAlignError, match="no such folder"):
-        load_trained(load_family(Model(**case, tune="full"), "cpu"), tmp_path)
+        load_trained(load_model(ModelConfig(**case, tune="full"), "cpu"), tmp_path)
 
 
 def test_full_weights_of_another_architecture_are_refused(tiny_flux, tmp_path):
-    family = load_family(Model(family="flux", path=str(write_flux(tmp_path / "plain", guidance_embeds=False)), tune="full"), "cpu")
+    family = load_model(ModelConfig(family="flux", path=str(write_flux(tmp_path / "plain", guidance_embeds=False)), tune="full"), "cpu")
     family.save(tmp_path)
     with pytest.raises(DirectAlignError, match=r"transformer: made for other layers.*lacks time_text_embed\.guidance"):
-        load_trained(load_family(Model(family="flux", path=str(tiny_flux), tune="full"), "cpu"), tmp_path)
+        load_trained(load_model(ModelConfig(family="flux", path=str(tiny_flux), tune="full"), "cpu"), tmp_path)
     assert json.loads((tmp_path / "transformer/config.json").read_text())["guidance_embeds"] is False

@@ -9,7 +9,7 @@ import torch
 from diffusers import ZImagePipeline
 from diffusers.pipelines.z_image import pipeline_z_image
 
-from directalign.config import Rollout
+from directalign.config import RolloutConfig
 from directalign.types import DirectAlignError
 from families import proofs
 from families.proofs import LIBRARY_CALL, image_of_ours, noise_for, noisy
@@ -100,7 +100,7 @@ def test_a_prompt_is_answered_alike_whoever_it_is_batched_with(family):
 
 @pytest.mark.parametrize("cfg_scale", [1.0, 4.0])
 def test_rollout_equals_the_pipeline(family, pipeline, cfg_scale):
-    noise, rollout = noise_for(family), Rollout(cfg_scale=cfg_scale)
+    noise, rollout = noise_for(family), RolloutConfig(cfg_scale=cfg_scale)
     torch.testing.assert_close(image_of_ours(family, noise, rollout), library_call(pipeline, family, noise, rollout), atol=1e-4, rtol=0)
     assert family.call_arguments(rollout)["guidance_scale"] == cfg_scale - 1
 
@@ -109,8 +109,8 @@ def test_the_shift_follows_the_size_where_the_scheduler_says_so(tmp_path):
     folder = write_z_image(tmp_path, scheduler=DYNAMIC)
     family, pipeline = proofs.load("z_image", folder), pipeline_of(folder)
     noise = noise_for(family, width=3 * SIZE)
-    images = library_call(pipeline, family, noise, Rollout())
-    torch.testing.assert_close(image_of_ours(family, noise, Rollout(), 3 * SIZE), images, atol=1e-4, rtol=0)
+    images = library_call(pipeline, family, noise, RolloutConfig())
+    torch.testing.assert_close(image_of_ours(family, noise, RolloutConfig(), 3 * SIZE), images, atol=1e-4, rtol=0)
     assert torch.equal(family.sigmas(4, SIZE, 3 * SIZE), pipeline.scheduler.sigmas.double())
     assert not torch.equal(family.sigmas(4, SIZE, SIZE), family.sigmas(4, SIZE, 3 * SIZE))
 
@@ -118,13 +118,13 @@ def test_the_shift_follows_the_size_where_the_scheduler_says_so(tmp_path):
 @pytest.mark.skipif(not hasattr(pipeline_z_image, "get_default_z_image_sigmas"), reason="this release stands still in the last of its steps")
 def test_the_grid_is_the_pipelines_own(family, pipeline):
     noise = noise_for(family)
-    images = library_call(pipeline, family, noise, Rollout(), sigmas=None)
-    torch.testing.assert_close(image_of_ours(family, noise, Rollout()), images, atol=1e-4, rtol=0)
+    images = library_call(pipeline, family, noise, RolloutConfig(), sigmas=None)
+    torch.testing.assert_close(image_of_ours(family, noise, RolloutConfig()), images, atol=1e-4, rtol=0)
 
 
 def test_srpo_update_equals_the_one_written_out_with_the_raw_network(family, pipeline):
     def sample_by_library(noise, cfg_scale):
-        return library_call(pipeline, family, noise, Rollout(cfg_scale=cfg_scale), output_type="latent")
+        return library_call(pipeline, family, noise, RolloutConfig(cfg_scale=cfg_scale), output_type="latent")
 
     proofs.check_srpo_update(
         family,

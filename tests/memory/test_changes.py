@@ -8,7 +8,7 @@ import pytest
 from memory_runs import a_run, changed
 
 from directalign import memory
-from directalign.config import Run
+from directalign.config import RunConfig
 from directalign.memory import changes
 from directalign.memory.held import Subject
 from tiny import tiny_flux  # noqa: F401 (fixture)
@@ -24,13 +24,13 @@ def fake_peaks(subject: Subject) -> dict[str, int]:
 
 
 @pytest.fixture
-def run(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> Run:  # noqa: F811
+def run(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:  # noqa: F811
     monkeypatch.setattr("directalign.memory.phases.passing", fake_peaks)
     monkeypatch.setattr("directalign.memory.phases.says", lambda subject: "")
     return changed(a_run("flux", tiny_flux), data={"batch_size": 4})
 
 
-def test_the_change_that_saves_most_stands_first_and_is_the_estimate_of_the_changed_recipe(run: Run) -> None:
+def test_the_change_that_saves_most_stands_first_and_is_the_estimate_of_the_changed_recipe(run: RunConfig) -> None:
     found = memory.remedies(run, HUGE)
     peaks = [remedy.estimate.peak for remedy in found]
     assert peaks == sorted(peaks) and peaks[-1] < memory.estimate(run, HUGE).peak
@@ -39,14 +39,14 @@ def test_the_change_that_saves_most_stands_first_and_is_the_estimate_of_the_chan
     assert found[1].says == "data.batch_size: 2"
 
 
-def test_changes_that_alone_do_not_suffice_are_put_together(run: Run) -> None:
+def test_changes_that_alone_do_not_suffice_are_put_together(run: RunConfig) -> None:
     both = memory.estimate(changed(run, model={"gradient_checkpointing": True}, data={"batch_size": 2}), HUGE).peak
     found = memory.remedies(run, memory.Place("the CPU", both, is_gpu=False))
     assert [remedy.estimate.fits for remedy in found[:-1]] == [False] * (len(found) - 1)
     assert found[-1].estimate.fits and found[-1].says == "together: model.gradient_checkpointing: true, data.batch_size: 2"
 
 
-def test_a_change_that_the_recipe_refuses_is_not_named(run: Run) -> None:
+def test_a_change_that_the_recipe_refuses_is_not_named(run: RunConfig) -> None:
     """Sharding and rounded weights do not go together, nor do eight-bit averages of what is not trained whole."""
     sharded = changed(run, train={"parallel": "sharded"})
     assert not any("quantization" in remedy.says for remedy in memory.remedies(sharded, HUGE))
@@ -54,7 +54,7 @@ def test_a_change_that_the_recipe_refuses_is_not_named(run: Run) -> None:
     assert not any("adamw8bit" in says or "--ranks" in says for says in names)
 
 
-def test_training_all_weights_may_be_shared_out_or_given_up(run: Run) -> None:
+def test_training_all_weights_may_be_shared_out_or_given_up(run: RunConfig) -> None:
     names = [says for says, _ in changes.candidates(changed(run, model={"tune": "full"}), HUGE)]
     assert "--ranks 2" in names and "model.tune: lora" in names and "train.optimizer: adamw8bit" in names
     assert not any("quantization" in says for says in names)

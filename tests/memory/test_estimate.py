@@ -13,7 +13,7 @@ from peft import LoraConfig
 from torch import nn
 
 from directalign import memory
-from directalign.config import Lora, Run
+from directalign.config import LoRAConfig, RunConfig
 from directalign.memory.adapters import base_bytes, gathered_bytes
 from directalign.memory.architecture import model_architecture
 from directalign.memory.held import MOMENTS, UNPACKED
@@ -27,7 +27,7 @@ CPU = memory.Place("the CPU", 10**12, is_gpu=False)
 GPU = memory.a_gpu(24, ranks=1)
 
 
-def sizes(run: Run, place: memory.Place = CPU) -> dict[str, int]:
+def sizes(run: RunConfig, place: memory.Place = CPU) -> dict[str, int]:
     return {row.part: max(row.sizes.values()) for row in memory.estimate(run, place).rows if row.kind != "allowance"}
 
 
@@ -47,7 +47,7 @@ def test_what_is_trained_is_counted_exactly(tiny_flux: Path) -> None:  # noqa: F
     network.requires_grad_(False)
     network.add_adapter(LoraConfig(r=3, target_modules=targets))
     adapters = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    run = a_run("flux", tiny_flux, lora=Lora(rank=3, targets=targets).model_dump())
+    run = a_run("flux", tiny_flux, lora=LoRAConfig(rank=3, targets=targets).model_dump())
     assert memory.estimate(run, CPU).trained == adapters
 
 
@@ -139,14 +139,14 @@ def test_ranks_split_what_is_trained_and_gather_two_blocks(tiny_flux: Path) -> N
     [({"name": "draft", "grad_steps": 3}, 3), ({"name": "leapalign"}, 2), ({"name": "alignprop"}, 1), ({"name": "flow_grpo"}, 1), ({"name": "flowbp"}, 3)],
 )
 def test_a_method_keeps_as_many_calls_as_it_differentiates_at_once(tiny_sd: Path, method: dict[str, Any], calls: int) -> None:  # noqa: F811
-    run = Run.model_validate({**a_run("sd", tiny_sd).model_dump(), "method": method})
+    run = RunConfig.model_validate({**a_run("sd", tiny_sd).model_dump(), "method": method})
     assert memory.kept_calls(run) == calls
     assert memory.kept_calls(changed(run, rollout={"cfg_scale": 4.0})) == 2 * calls
 
 
 def test_a_divergence_from_the_base_needs_a_second_copy_of_weights_that_are_trained_whole(tiny_sd: Path) -> None:  # noqa: F811
     def copies(**model: str) -> int | None:
-        run = Run.model_validate({**a_run("sd", tiny_sd, **model).model_dump(), "method": {"name": "flow_grpo", "kl_weight": 0.1}})
+        run = RunConfig.model_validate({**a_run("sd", tiny_sd, **model).model_dump(), "method": {"name": "flow_grpo", "kl_weight": 0.1}})
         return sizes(run).get("frozen copy of weights")
 
     assert copies(tune="full") == 4 * memory.estimate(a_run("sd", tiny_sd, tune="full"), CPU).trained

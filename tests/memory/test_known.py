@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from directalign.config import Model
+from directalign.config import ModelConfig
 from directalign.memory.architecture import REFERENCES, known, model_architecture
 from directalign.memory.judge_parts import USUAL_MODEL
 from directalign.memory.weightless import Part, shapes
@@ -28,7 +28,7 @@ PUBLISHED = {  # millions
 @pytest.mark.parametrize("hub_id", PUBLISHED)
 def test_a_published_model_has_its_published_size(hub_id: str) -> None:
     family = next(told["family"] for told in known().values() if hub_id in told["hub_ids"])
-    found = model_architecture(Model(family=family, path=hub_id))
+    found = model_architecture(ModelConfig(family=family, path=hub_id))
     assert found.state == "not downloaded yet" and found.doubts == ()
     for part, millions in PUBLISHED[hub_id].items():
         assert found.count(part) / 1e6 == pytest.approx(millions, rel=1e-3), part
@@ -70,7 +70,7 @@ def test_every_family_has_a_model_to_fall_back_on() -> None:
 
 
 def test_an_unknown_hub_id_is_taken_for_the_usual_model_and_says_so() -> None:
-    found = model_architecture(Model(family="sd", path="someone/their-finetune"))
+    found = model_architecture(ModelConfig(family="sd", path="someone/their-finetune"))
     assert found.count("unet") == 859_520_964
     assert found.doubts == (
         "model.path: someone/their-finetune is not downloaded yet and not known here: figures are those of stable-diffusion-v1-5/stable-diffusion-v1-5",

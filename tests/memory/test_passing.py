@@ -18,7 +18,7 @@ from directalign.memory.held import Subject
 from directalign.memory.judges import Panel
 from directalign.memory.live import LiveStorages
 from directalign.memory.passing import passing
-from directalign.models import load_family, trainable
+from directalign.models import load_model, trainable
 from directalign.types import Noised
 from tiny import tiny_flux, tiny_sd  # noqa: F401 (fixtures)
 
@@ -37,7 +37,7 @@ def peak_of(call: Callable[[], Tensor], resident: list[Tensor]) -> int:
 def test_a_training_call_takes_what_is_foretold(family_name: str, model: dict[str, Any], tiny_flux: Path, tiny_sd: Path) -> None:  # noqa: F811
     """An update of the real family on real numbers: predict, recover, decode, judge, backward."""
     run = a_run(family_name, tiny_flux if family_name == "flux" else tiny_sd, **model)
-    family = load_family(run.model, "cpu")
+    family = load_model(run.model, "cpu")
     cond = family.encode_prompt(["a red star"]).guided(run.rollout.embedded_guidance, 1.0)
     x0 = torch.randn(1, *family.latent_shape(*family.default_size))
     sigma = torch.tensor([0.5], dtype=torch.float64)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from directalign import config, memory
-from directalign.config import Run
+from directalign.config import RunConfig
 from directalign.memory.architecture import model_architecture
 from directalign.memory.judge_parts import found
 from directalign.memory.judges import Judge, panel
@@ -63,7 +63,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory, clip_folder: Path, siglip_fo
 
 def real(reward: dict[str, Any]) -> Any:
     """The reward of a recipe's section, loaded."""
-    return load_reward(TypeAdapter(config.SingleReward).validate_python(reward))
+    return load_reward(TypeAdapter(config.SingleRewardConfig).validate_python(reward))
 
 
 @pytest.fixture
@@ -73,10 +73,10 @@ def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("directalign.memory.phases.says", lambda subject: "")
 
 
-def with_reward(folder: Path, reward: dict[str, Any], method: dict[str, Any] | None = None, **held_out: dict[str, Any]) -> Run:
+def with_reward(folder: Path, reward: dict[str, Any], method: dict[str, Any] | None = None, **held_out: dict[str, Any]) -> RunConfig:
     given = a_run("sd", folder).model_dump()
     given["evaluate"] |= {"rewards": held_out}
-    return Run.model_validate(given | {"reward": reward, "method": given["method"] | (method or {})})
+    return RunConfig.model_validate(given | {"reward": reward, "method": given["method"] | (method or {})})
 
 
 def mixture(*rewards: dict[str, Any], **settings: Any) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def test_what_is_held_is_what_the_real_reward_holds(kinds: Settings, tiny_sd: Pa
 
 def test_mps_is_its_clip_and_its_cross_model(kinds: Settings) -> None:
     stored = {name: tensor for name, tensor in load_file(kinds["mps"]["path"]).items() if not name.endswith(("position_ids", "inv_freq"))}
-    part = found(config.Mps(**kinds["mps"]), "reward").part
+    part = found(config.MpsConfig(**kinds["mps"]), "reward").part
     assert {name: tuple(tensor.shape) for name, tensor in stored.items()} == shapes(part)
 
 
@@ -215,4 +215,4 @@ class TestWhatIsNotHere:
 
 
 def vae_of(folder: Path) -> Any:
-    return model_architecture(config.Model(family="sd", path=str(folder))).parts["vae"]
+    return model_architecture(config.ModelConfig(family="sd", path=str(folder))).parts["vae"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from directalign.config import FamilyName, Lora, Model
+from directalign.config import ArchitectureName, LoRAConfig, ModelConfig
 from directalign.memory.architecture import model_architecture
 from directalign.memory.blocks import block_counts, by_blocks, with_blocks
 from directalign.memory.calls import Shape, answer, arguments
@@ -40,8 +40,8 @@ CLIP = Part.of(
 )  # fmt: skip
 
 
-def denoiser(part: Part, family: FamilyName = "flux", **model: Any) -> Denoiser:
-    settings = Model(family=family, path="", lora=Lora(rank=4), **model)
+def denoiser(part: Part, family: ArchitectureName = "flux", **model: Any) -> Denoiser:
+    settings = ModelConfig(family=family, path="", lora=LoRAConfig(rank=4), **model)
     return Denoiser(family, part, settings, FAMILIES[family].lora_targets, like_gpu=False)
 
 
@@ -77,14 +77,14 @@ def test_a_trace_of_a_transformer_is_what_a_real_call_takes(model: dict[str, Any
 
 
 def test_a_trace_of_a_unet_is_what_a_real_call_takes(tiny_sd: Path) -> None:  # noqa: F811
-    part = model_architecture(Model(family="sd", path=str(tiny_sd))).parts["unet"]
+    part = model_architecture(ModelConfig(family="sd", path=str(tiny_sd))).parts["unet"]
     of = denoiser(part, "sd", gradient_checkpointing=True)
     assert denoiser_call(of, SHAPE, True) == real(of, SHAPE, True)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_trace_of_decoder_and_reward_is_what_a_real_call_takes(tiny_flux: Path, recompute: bool) -> None:  # noqa: F811
-    part = model_architecture(Model(family="flux", path=str(tiny_flux))).parts["vae"]
+    part = model_architecture(ModelConfig(family="flux", path=str(tiny_flux))).parts["vae"]
     preprocessing = Preprocessing(16, (16, 16), (0.5,) * 3, (0.5,) * 3)
     judge = Judge("reward", "clip", CLIP, torch.float32, preprocessing, recompute=False, texts=2, tokens=64)
     traced = judging(Judged(part, torch.float32, recompute, (judge,)), (2, 4, 8, 8), True)
@@ -114,10 +114,10 @@ def test_blocks_left_out_add_what_they_would_have(checkpointing: bool, with_grad
 
 
 def test_kinds_of_blocks_are_told_apart() -> None:
-    medium = model_architecture(Model(family="sd3", path="stabilityai/stable-diffusion-3.5-medium")).parts["transformer"]
+    medium = model_architecture(ModelConfig(family="sd3", path="stabilityai/stable-diffusion-3.5-medium")).parts["transformer"]
     assert block_counts(medium) == {"dual": 13, "plain": 11}
     assert with_blocks(medium, {"dual": 2, "plain": 3}).config["dual_attention_layers"] == [0, 1]
-    sdxl = model_architecture(Model(family="sdxl", path="stabilityai/stable-diffusion-xl-base-1.0")).parts["unet"]
+    sdxl = model_architecture(ModelConfig(family="sdxl", path="stabilityai/stable-diffusion-xl-base-1.0")).parts["unet"]
     assert block_counts(sdxl) == {"deepest": 10}
     assert with_blocks(sdxl, {"deepest": 3}).config["transformer_layers_per_block"] == [1, 2, 3]
     listed = Part.of("Qwen3ForCausalLM", {"num_hidden_layers": 28, "layer_types": ["full_attention"] * 28})
@@ -144,12 +144,12 @@ def test_checkpointing_keeps_less_and_rounded_layers_take_scratch() -> None:
         ("flux2_klein", "black-forest-labs/FLUX.2-klein-4B"),
     ],
 )
-def test_every_family_of_transformers_can_be_called(family: FamilyName, hub_id: str) -> None:
+def test_every_family_of_transformers_can_be_called(family: ArchitectureName, hub_id: str) -> None:
     """A checkpointed block keeps its two inputs at most: the tokens of the image and of the prompt, in the network's dtype."""
-    part = model_architecture(Model(family=family, path=hub_id)).parts["transformer"]
+    part = model_architecture(ModelConfig(family=family, path=hub_id)).parts["transformer"]
     one, two = (
         denoiser_call(
-            Denoiser(family, part, Model(family=family, path="", tune="full", dtype="bfloat16"), (), True), Shape(b, 16, 16, 8, torch.bfloat16), False
+            Denoiser(family, part, ModelConfig(family=family, path="", tune="full", dtype="bfloat16"), (), True), Shape(b, 16, 16, 8, torch.bfloat16), False
         )
         for b in (1, 2)
     )

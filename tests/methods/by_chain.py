@@ -18,7 +18,7 @@ EXACT = {"rtol": 1e-10, "atol": 1e-12}
 @pytest.fixture(autouse=True)
 def float64_from_the_first_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise is drawn in float32; the same numbers in float64 make every step of a toy rollout exact."""
-    drawn = sampling.noise_of
+    drawn = sampling.batch_noise
     monkeypatch.setattr(sampling, "noise_of", lambda *given: drawn(*given).double())
 
 

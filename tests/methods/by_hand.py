@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from directalign.config import Rollout
+from directalign.config import RolloutConfig
 from directalign.diffusion.rng import NOISE, draw_noise, generator_for
 from directalign.interfaces import Method
 from directalign.types import Batch
@@ -18,7 +18,7 @@ CASES = [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v")]
 PROMPTS = ("a red star", "a blue ring")
 WORDS = {"positive": ["Photo", "Real"], "negative": ["Render"]}
 GUIDANCE = 1.0
-ROLLOUT = Rollout(num_sampling_steps=4, embedded_guidance=GUIDANCE)
+ROLLOUT = RolloutConfig(num_sampling_steps=4, embedded_guidance=GUIDANCE)
 
 
 def levels(family: ToyFamily, num_sampling_steps: int = 4) -> list[float]:

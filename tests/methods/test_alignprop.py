@@ -17,7 +17,7 @@ from methods.toy import ToyFamily, ToyReward
 
 
 def method(family=None, reward=None, rollout=ROLLOUT, **settings) -> AlignProp:
-    return AlignProp(family or ToyFamily(), reward or ToyReward(), config.AlignProp.model_validate(settings), rollout)
+    return AlignProp(family or ToyFamily(), reward or ToyReward(), config.AlignPropConfig.model_validate(settings), rollout)
 
 
 def batch_of_depth(depth: int) -> Batch:
@@ -27,7 +27,7 @@ def batch_of_depth(depth: int) -> Batch:
 
 def plain(family: ToyFamily, grad_steps: int) -> DRaFT:
     """The same gradient with every activation kept."""
-    return DRaFT(family, ToyReward(), config.DRaFT(grad_steps=grad_steps), ROLLOUT)
+    return DRaFT(family, ToyReward(), config.DRaFTConfig(grad_steps=grad_steps), ROLLOUT)
 
 
 @pytest.mark.parametrize(("path", "prediction"), CASES)

@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from directalign import config
-from directalign.diffusion.rng import FRESH_NOISE, draw_noise, generator_of
+from directalign.diffusion.rng import FRESH_NOISE, draw_noise, update_generator
 from directalign.methods.draft import DRaFT
 from directalign.types import Batch, DirectAlignError
 from methods import by_hand
 from methods.by_hand import CASES, PROMPTS, ROLLOUT, WORDS
 from methods.toy import ToyFamily, ToyReward
 
-ONE_STEP = config.Rollout(num_sampling_steps=1, embedded_guidance=by_hand.GUIDANCE)
+ONE_STEP = config.RolloutConfig(num_sampling_steps=1, embedded_guidance=by_hand.GUIDANCE)
 
 
 def method(family=None, reward=None, rollout=ROLLOUT, **settings) -> DRaFT:
-    return DRaFT(family or ToyFamily(), reward or ToyReward(), config.DRaFT.model_validate(settings), rollout)
+    return DRaFT(family or ToyFamily(), reward or ToyReward(), config.DRaFTConfig.model_validate(settings), rollout)
 
 
 def sampled(family: ToyFamily, batch: Batch, until: int = 4) -> torch.Tensor:
@@ -28,7 +28,7 @@ def sampled(family: ToyFamily, batch: Batch, until: int = 4) -> torch.Tensor:
 
 
 def fresh(batch: Batch, index: int) -> torch.Tensor:
-    return draw_noise((2, 4, 4, 4), generator_of(batch, FRESH_NOISE, index)).double()
+    return draw_noise((2, 4, 4, 4), update_generator(batch, FRESH_NOISE, index)).double()
 
 
 # --- K ----------------------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def test_given_the_sample_a_noising_has_the_expectation_of_the_last_step_over_al
 
 def test_more_noisings_of_more_steps_are_refused():
     with pytest.raises(ValueError, match="grad_steps: 1"):
-        config.DRaFT(grad_steps=2, lv_samples=2)
+        config.DRaFTConfig(grad_steps=2, lv_samples=2)
 
 
 # --- what all methods share -------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ BATCHES = [Batch(step, PROMPTS, seed=7) for step in range(12)]
 
 
 def method(family=None, reward=None, rollout=ROLLOUT, **settings) -> DRTune:
-    return DRTune(family or ToyFamily(), reward or ToyReward(), config.DRTune.model_validate(settings), rollout)
+    return DRTune(family or ToyFamily(), reward or ToyReward(), config.DRTuneConfig.model_validate(settings), rollout)
 
 
 def way_to_the_guess(family: ToyFamily, stop: int) -> list[float]:
@@ -54,7 +54,7 @@ def test_the_gradient_is_that_of_the_chain_with_every_input_cut_off(path, predic
 @pytest.mark.parametrize(("path", "prediction"), CASES)
 def test_one_step_that_is_judged_where_it_is_trained_is_refl(path, prediction):
     """With a single sampling step the chain has one link, and the finite difference of the whole loss is the gradient."""
-    family, rollout = ToyFamily(path, prediction), config.Rollout(num_sampling_steps=1, embedded_guidance=by_hand.GUIDANCE)
+    family, rollout = ToyFamily(path, prediction), config.RolloutConfig(num_sampling_steps=1, embedded_guidance=by_hand.GUIDANCE)
     (found,) = by_hand.gradients(method(family, rollout=rollout, trained_steps=1, early_stop=1), family, BATCHES[0])
     noise, sigmas = by_hand.noise_of(BATCHES[0]), by_hand.levels(family, 1)
     expected = by_hand.numerical_gradient(family, lambda: by_hand.absolute_loss(family, by_hand.walk(family, noise, sigmas)))
@@ -64,7 +64,7 @@ def test_one_step_that_is_judged_where_it_is_trained_is_refl(path, prediction):
 @pytest.mark.parametrize(("path", "prediction"), CASES)
 def test_all_steps_without_an_early_stop_are_flowbp_with_all_steps(path, prediction):
     each = []
-    for made, settings in ((DRTune, config.DRTune(trained_steps=4, early_stop=1)), (FlowBP, config.FlowBP(trained_steps=4))):
+    for made, settings in ((DRTune, config.DRTuneConfig(trained_steps=4, early_stop=1)), (FlowBP, config.FlowBPConfig(trained_steps=4))):
         family = ToyFamily(path, prediction)
         each += by_hand.gradients(made(family, ToyReward(), settings, ROLLOUT), family, BATCHES[0])
     torch.testing.assert_close(each[0], each[1], **EXACT)
@@ -83,7 +83,7 @@ def test_only_the_trained_calls_carry_a_graph_and_nothing_comes_after_the_stop(b
 
 @pytest.mark.parametrize(("num_sampling_steps", "trained_steps", "early_stop"), [(4, 2, 3), (8, 3, 2), (25, 3, 10), (4, 1, 4), (3, 2, 2)])
 def test_the_stop_is_uniform_and_the_trained_steps_are_equally_spaced_wherever_they_fit(num_sampling_steps, trained_steps, early_stop):
-    drtune = method(rollout=config.Rollout(num_sampling_steps=num_sampling_steps), trained_steps=trained_steps, early_stop=early_stop)
+    drtune = method(rollout=config.RolloutConfig(num_sampling_steps=num_sampling_steps), trained_steps=trained_steps, early_stop=early_stop)
     draws = [drtune.steps(Batch(step, PROMPTS)) for step in range(1200)]
     stops = Counter(stop for stop, _ in draws)
     assert set(stops) == set(range(num_sampling_steps - early_stop, num_sampling_steps))

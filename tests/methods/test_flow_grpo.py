@@ -13,21 +13,21 @@ from torch.distributions import Normal
 
 from directalign import config
 from directalign.diffusion import sde as transition
-from directalign.diffusion.rng import NOISE, TRANSITION, draw_noise, generator_of
-from directalign.diffusion.sampling import sample, start
+from directalign.diffusion.rng import NOISE, TRANSITION, draw_noise, update_generator
+from directalign.diffusion.sampling import sample, start_rollout
 from directalign.methods.flow_grpo import FlowGRPO
-from directalign.models.reference_model import BaseModel
+from directalign.models.reference_model import ReferenceModel
 from directalign.rewards.python_function import PythonReward
-from directalign.types import Batch, DirectAlignError, Loss
+from directalign.types import Batch, DirectAlignError, LossTerm
 from methods.toy import ToyDenoiser, ToyFamily, ToyReward
 
 WORDS = {"positive": ["Photo"], "negative": ["Render"], "order": "average"}
 PROMPTS = ("a red star", "a blue ring")
-ROLLOUT = config.Rollout(num_sampling_steps=4)
+ROLLOUT = config.RolloutConfig(num_sampling_steps=4)
 
 
-def method(family: ToyFamily | None = None, reward: Any = None, rollout: config.Rollout = ROLLOUT, **settings: Any) -> FlowGRPO:
-    chosen = config.FlowGRPO.model_validate({"group_size": 3, "noise_level": 0.6, **settings})
+def method(family: ToyFamily | None = None, reward: Any = None, rollout: config.RolloutConfig = ROLLOUT, **settings: Any) -> FlowGRPO:
+    chosen = config.FlowGRPOConfig.model_validate({"group_size": 3, "noise_level": 0.6, **settings})
     return FlowGRPO(family or ToyFamily(), reward or ToyReward(), chosen, rollout)
 
 
@@ -36,7 +36,7 @@ def gradient(grpo: FlowGRPO, batch: Batch) -> list[Tensor]:
     return list(torch.autograd.grad(total, list(grpo.family.denoiser.parameters())))
 
 
-def update(grpo: FlowGRPO, optimizer: torch.optim.Optimizer, batch: Batch) -> list[Loss]:
+def update(grpo: FlowGRPO, optimizer: torch.optim.Optimizer, batch: Batch) -> list[LossTerm]:
     """One optimiser step, as the trainer takes it."""
     optimizer.zero_grad()
     losses = []
@@ -49,14 +49,14 @@ def update(grpo: FlowGRPO, optimizer: torch.optim.Optimizer, batch: Batch) -> li
 
 def by_hand(family: ToyFamily, reward: ToyReward, batch: Batch, a: float) -> tuple[list[Tensor], Tensor]:
     """Log-densities (steps, 6) of one Flow-GRPO rollout under the present weights, x's held fixed, and the advantages: no code shared with the method."""
-    x = draw_noise((6, 4, 4, 4), generator_of(batch, NOISE))
+    x = draw_noise((6, 4, 4, 4), update_generator(batch, NOISE))
     sigmas, logs = [1.0, 0.75, 0.5, 0.25, 0.0], []
     for index in range(4):
         t, dt = sigmas[index], sigmas[index + 1] - sigmas[index]
         v = family.denoiser(x.double(), torch.full((6,), t, dtype=torch.float64), 0.0)
         s = a * math.sqrt(t / (1 - (sigmas[1] if t == 1 else t))) if index < 3 else 0.0
         mean = x + (v + s**2 / (2 * t) * (x + (1 - t) * v)) * dt
-        moved = mean.detach() + s * math.sqrt(-dt) * draw_noise((6, 4, 4, 4), generator_of(batch, TRANSITION, index))
+        moved = mean.detach() + s * math.sqrt(-dt) * draw_noise((6, 4, 4, 4), update_generator(batch, TRANSITION, index))
         if index < 3:
             logs.append(Normal(mean, s * math.sqrt(-dt)).log_prob(moved).mean((1, 2, 3)))
         x = moved
@@ -119,7 +119,7 @@ def test_a_rollout_is_paid_once_and_the_reward_sees_no_gradient():
 def test_the_smaller_the_noise_the_closer_to_the_deterministic_rollout():
     family, batch = ToyFamily(), Batch(0, PROMPTS)
     six = replace(batch, prompts=tuple(prompt for prompt in PROMPTS for _ in range(3)))
-    begun = start(family, ROLLOUT, six)
+    begun = start_rollout(family, ROLLOUT, six)
     with torch.no_grad():
         x0 = sample(family, begun.cond, begun.noise, begun.sigmas)
     made = method(family, noise_level=1e-6)._roll_out(batch)
@@ -208,7 +208,7 @@ def test_a_killed_run_goes_on_in_the_middle_of_a_rollout():
 def test_accumulated_batches_keep_their_own_rollouts():
     grpo = method(updates_per_rollout=2)
     for place in (0, 2):
-        list(grpo.losses(Batch(0, PROMPTS, place=place, total=4)))
+        list(grpo.losses(Batch(0, PROMPTS, offset=place, global_size=4)))
     assert sorted(grpo.kept) == [0, 2]
     assert not grpo.kept[0].states[-1].equal(grpo.kept[2].states[-1])
 
@@ -235,7 +235,7 @@ def test_the_divergence_is_from_the_weights_at_the_beginning():
 
 def test_the_base_is_worn_inside_and_taken_off_after_an_error():
     denoiser = ToyDenoiser()
-    base = BaseModel(denoiser)
+    base = ReferenceModel(denoiser)
     with torch.no_grad():
         denoiser.bias += 1
     changed = denoiser.bias.detach().clone()
@@ -257,7 +257,7 @@ def test_adapters_are_switched_off_and_nothing_is_copied():
             self.on = True
 
     denoiser = Adapted(2, 2)
-    base = BaseModel(denoiser)
+    base = ReferenceModel(denoiser)
     assert base.weights == {}
     with base.worn():
         assert not denoiser.on
@@ -287,7 +287,7 @@ def test_a_black_box_is_climbed():
 @pytest.mark.parametrize("steps", [1, 4])
 def test_more_steps_than_can_be_trained_are_refused(steps):
     with pytest.raises(DirectAlignError, match=rf"method\.trained_steps: .* of the {steps - 1} steps .*rollout\.num_sampling_steps: {steps}"):
-        method(rollout=config.Rollout(num_sampling_steps=steps), trained_steps=None if steps == 1 else 4)
+        method(rollout=config.RolloutConfig(num_sampling_steps=steps), trained_steps=None if steps == 1 else 4)
 
 
 @pytest.mark.parametrize("sde", ["flow_grpo", "dance"])
@@ -302,4 +302,4 @@ def test_steps_of_rectified_flow_are_refused_elsewhere(sde):
 )
 def test_settings_without_a_meaning_are_refused(given, complaint):
     with pytest.raises(ValueError, match=complaint):
-        config.FlowGRPO.model_validate(given)
+        config.FlowGRPOConfig.model_validate(given)

@@ -18,7 +18,7 @@ BATCHES = [Batch(step, PROMPTS, seed=7) for step in range(8)]
 
 
 def method(family=None, reward=None, rollout=ROLLOUT, **settings) -> FlowBP:
-    return FlowBP(family or ToyFamily(), reward or ToyReward(), config.FlowBP.model_validate(settings), rollout)
+    return FlowBP(family or ToyFamily(), reward or ToyReward(), config.FlowBPConfig.model_validate(settings), rollout)
 
 
 def lengths(family: ToyFamily) -> list[float]:

@@ -19,11 +19,11 @@ from methods.toy import ToyFamily, ToyReward
 
 BATCHES = [Batch(step, PROMPTS, seed=7) for step in range(60)]
 PAIRS = list(combinations(range(4), 2))
-TWO_STEPS = config.Rollout(num_sampling_steps=2, embedded_guidance=by_hand.GUIDANCE)
+TWO_STEPS = config.RolloutConfig(num_sampling_steps=2, embedded_guidance=by_hand.GUIDANCE)
 
 
 def method(family=None, reward=None, rollout=ROLLOUT, **settings) -> LeapAlign:
-    return LeapAlign(family or ToyFamily(), reward or ToyReward(), config.LeapAlign.model_validate(settings), rollout)
+    return LeapAlign(family or ToyFamily(), reward or ToyReward(), config.LeapAlignConfig.model_validate(settings), rollout)
 
 
 def batch_of_steps(k: int, j: int) -> Batch:
@@ -142,7 +142,7 @@ def test_the_loss_is_what_the_form_maximises(form):
 
 def test_one_step_leaves_nothing_to_leap_from():
     with pytest.raises(DirectAlignError, match=r"rollout\.num_sampling_steps 1.*at least 2"):
-        method(rollout=config.Rollout(num_sampling_steps=1))
+        method(rollout=config.RolloutConfig(num_sampling_steps=1))
     with pytest.raises(DirectAlignError, match="leaps from two steps"):
         check_method(load_run("recipes/world_leapalign.yaml", ["rollout.num_sampling_steps=1"]))
 

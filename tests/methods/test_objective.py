@@ -22,7 +22,7 @@ from methods.toy import ToyFamily, ToyReward
 
 PROMPTS = ("a red star", "a blue ring")
 WORDS = {"positive": ["Photo"], "negative": ["Render"]}
-SETTINGS = config.SRPO.model_validate({"form": "relative", "words": WORDS})
+SETTINGS = config.SRPOConfig.model_validate({"form": "relative", "words": WORDS})
 
 
 def images(step: int = 0, count: int = 2) -> Tensor:
@@ -47,7 +47,7 @@ def mix(*members: tuple[dict[str, Any], Reward], **settings: Any) -> MixReward:
     """Members from their settings, without the section of their reward, and the reward."""
     anything = {"name": "pixels", "statistic": "redness"}
     given = [{"label": f"m{place}", "reward": anything, **each} for place, (each, _) in enumerate(members)]
-    parsed = config.Mix.model_validate({"members": given, **settings})
+    parsed = config.MixtureConfig.model_validate({"members": given, **settings})
     return MixReward([Member(each, reward) for each, (_, reward) in zip(parsed.members, members, strict=True)], parsed)
 
 
@@ -69,7 +69,7 @@ def raw(seen: Tensor, k_pos: float = 0.0, k_neg: float = 0.0) -> Tensor:
 
 
 def test_a_mixture_is_a_reward_and_its_score_the_weighted_sum() -> None:
-    parsed = config.Mix.model_validate(
+    parsed = config.MixtureConfig.model_validate(
         {
             "members": [
                 {"label": "red", "weight": 0.5, "reward": {"name": "pixels", "statistic": "redness"}},
@@ -183,8 +183,8 @@ def test_members_of_one_norm_are_left_as_they_are() -> None:
 
 @pytest.mark.parametrize("balance", ["none", "gradient"])
 def test_hinge_and_direction_act_on_a_mixture_as_on_its_one_kind_of_member(balance: str) -> None:
-    rollout = config.Rollout(num_sampling_steps=3, embedded_guidance=1.0)
-    settings = config.SRPO.model_validate({"words": WORDS, "branches": "both", "margin": 0.7, "inversion": {"k_neg": {"low_noise": 0.3, "high_noise": 0.01}}})
+    rollout = config.RolloutConfig(num_sampling_steps=3, embedded_guidance=1.0)
+    settings = config.SRPOConfig.model_validate({"words": WORDS, "branches": "both", "margin": 0.7, "inversion": {"k_neg": {"low_noise": 0.3, "high_noise": 0.01}}})
     halves = mix(({"weight": 0.5}, ToyReward()), ({"weight": 0.5}, ToyReward()), normalise="none", balance=balance)
     each = []
     for reward in (ToyReward(), halves):
@@ -271,16 +271,16 @@ def test_a_member_that_cannot_do_it_is_named() -> None:
     with pytest.raises(DirectAlignError, match=r"reward\.members\.0\.words: form relative compares two phrasings"):
         build_objective(mix(({"words": {"positive": ["Photo"]}}, ToyReward()), ({}, ToyReward())), SETTINGS)
     with pytest.raises(DirectAlignError, match=r"reward\.balance: gradient needs a method that differentiates .* flow_grpo .* set reward\.balance: none"):
-        build_objective(toys(balance="gradient"), config.FlowGRPO(), differentiable=False)
+        build_objective(toys(balance="gradient"), config.FlowGRPOConfig(), differentiable=False)
 
 
 CLIP = {"label": "taste", "reward": {"name": "clip", "path": "world:reward"}}
 RED = {"label": "red", "form": "absolute", "reward": {"name": "pixels", "statistic": "redness"}}
 
 
-def run_of(members: list[dict[str, Any]], method: dict[str, Any], **settings: Any) -> config.Run:
+def run_of(members: list[dict[str, Any]], method: dict[str, Any], **settings: Any) -> config.RunConfig:
     recipe = {"name": "x", "model": {"family": "flux", "path": "world:flux"}, "reward": {"name": "mix", "members": members, **settings}}
-    return config.Run.model_validate(recipe | {"method": {"words": WORDS, **method}, "data": {"prompts": "world"}, "train": {"num_steps": 1}})
+    return config.RunConfig.model_validate(recipe | {"method": {"words": WORDS, **method}, "data": {"prompts": "world"}, "train": {"num_steps": 1}})
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from methods.toy import ToyFamily, ToyReward
 
 
 def method(family=None, reward=None, rollout=ROLLOUT, **settings) -> ReFL:
-    return ReFL(family or ToyFamily(), reward or ToyReward(), config.ReFL.model_validate(settings), rollout)
+    return ReFL(family or ToyFamily(), reward or ToyReward(), config.ReFLConfig.model_validate(settings), rollout)
 
 
 def batch_of_step(index: int) -> Batch:
@@ -64,7 +64,7 @@ def test_only_the_trained_call_carries_a_graph_and_nothing_comes_after_it(index)
 def test_the_last_step_alone_is_draft_1():
     each = []
     for made in (ReFL, DRaFT):
-        family, settings = ToyFamily(), config.ReFL(last_steps=1) if made is ReFL else config.DRaFT(grad_steps=1)
+        family, settings = ToyFamily(), config.ReFLConfig(last_steps=1) if made is ReFL else config.DRaFTConfig(grad_steps=1)
         each += by_hand.gradients(made(family, ToyReward(), settings, ROLLOUT), family, Batch(0, PROMPTS))
     torch.testing.assert_close(each[0], each[1], rtol=1e-12, atol=0)
 

@@ -5,11 +5,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from directalign.config import SRPO as Settings
-from directalign.config import Rollout, Run
+from directalign.config import SRPOConfig as Settings
+from directalign.config import RolloutConfig, RunConfig
 from directalign.diffusion import noise_levels, rng
-from directalign.diffusion.rng import MOVE, NOISE
-from directalign.diffusion.sampling import start
+from directalign.diffusion.rng import NOISE_LEVEL, NOISE
+from directalign.diffusion.sampling import start_rollout
 from directalign.methods.objective import map_images, select_phrases
 from directalign.methods.srpo import SRPO
 from directalign.types import Batch, DirectAlignError
@@ -17,13 +17,13 @@ from methods.toy import ToyFamily, ToyReward
 
 WORDS = {"positive": ["Photo", "Real"], "negative": ["Render", "Flat", "Oil"], "order": "cycle"}
 RAMPS = {"denoise": {"k_pos": {"low_noise": 0.1, "high_noise": 0.25}}, "inversion": {"k_neg": {"low_noise": 0.3, "high_noise": 0.01}}}
-ROLLOUT = Rollout(num_sampling_steps=3, embedded_guidance=1.0)
+ROLLOUT = RolloutConfig(num_sampling_steps=3, embedded_guidance=1.0)
 PROMPTS = ("a red star", "a blue ring")
 
 
 def method(family=None, reward=None, rollout=None, **settings) -> SRPO:
     chosen_settings = Settings.model_validate({"words": WORDS, **settings})
-    return SRPO(family or ToyFamily(), reward or ToyReward(), chosen_settings, rollout or Rollout(num_sampling_steps=3, embedded_guidance=1.0))
+    return SRPO(family or ToyFamily(), reward or ToyReward(), chosen_settings, rollout or RolloutConfig(num_sampling_steps=3, embedded_guidance=1.0))
 
 
 def gradient(srpo: SRPO, batch: Batch) -> list[torch.Tensor]:
@@ -49,17 +49,17 @@ def test_the_official_step_equals_the_one_written_out_by_swapping_prompts(step):
 
     noise = rng.draw_noise((2, 4, 4, 4), rng.generator_for(7, NOISE, step, 0, 0, 0)).double()
     x0 = euler(family, noise, 3)
-    grid = noise_levels.WindowGrid()
-    m = grid.draw(2, rng.generator_for(7, MOVE, step, 0, 0, 0))
+    grid = noise_levels.GridSampler()
+    m = grid.draw(2, rng.generator_for(7, NOISE_LEVEL, step, 0, 0, 0))
     total = torch.zeros((), dtype=torch.float64)
     for own_word, other_word, move, ramp in (
         (WORDS["positive"][step % 2], WORDS["negative"][step % 3], grid.denoise(m), (0.1, 0.25)),
         (WORDS["negative"][step % 3], WORDS["positive"][step % 2], grid.inversion(m), (0.3, 0.01)),
     ):
-        start, end = move.sigma_from[:, None, None, None], move.sigma_to[:, None, None, None]
-        x_t = (1 - start) * x0 + start * noise
+        start_rollout, end = move.sigma_from[:, None, None, None], move.sigma_to[:, None, None, None]
+        x_t = (1 - start_rollout) * x0 + start_rollout * noise
         shown = ((move.sigma_from.float() * 1000).floor().double() / 1000).float()
-        x_to = x_t + (end - start) * family.denoiser(x_t, shown.double(), 3.5)
+        x_to = x_t + (end - start_rollout) * family.denoiser(x_t, shown.double(), 3.5)
         images = family.decode((x_to - end * noise) / (1 - end)).clamp(0, 1)
         own, other = (reward.score(images.mean((2, 3)), [f"{word}. {p}" for p in PROMPTS]) for word in (own_word, other_word))
         k = ramp[0] + (ramp[1] - ramp[0]) * move.position
@@ -126,10 +126,10 @@ def test_the_network_is_shown_the_truncated_level_only_if_asked():
 
 
 def test_shared_noise_is_one_draw_for_samples_and_ranks():
-    batch = [Batch(0, PROMPTS, place=place, total=4, seed=5) for place in (0, 2)]
-    draws = [start(ToyFamily(), ROLLOUT, b, shared_noise=True).noise for b in batch]
+    batch = [Batch(0, PROMPTS, offset=place, global_size=4, seed=5) for place in (0, 2)]
+    draws = [start_rollout(ToyFamily(), ROLLOUT, b, shared_noise=True).noise for b in batch]
     assert torch.equal(draws[0], draws[1]) and torch.equal(draws[0][0], draws[0][1])
-    draws = [start(ToyFamily(), ROLLOUT, b).noise for b in batch]
+    draws = [start_rollout(ToyFamily(), ROLLOUT, b).noise for b in batch]
     assert not torch.equal(draws[0], draws[1]) and not torch.equal(draws[0][0], draws[0][1])
 
 
@@ -172,7 +172,7 @@ def test_absolute_form_scores_the_positive_phrase_or_the_bare_prompt():
 
 def test_discount_scales_the_loss_and_not_the_reward():
     plain, discounted = (next(method(branches="denoise", discount_shift=s).losses(Batch(0, PROMPTS[:1], seed=2))) for s in (None, 3.0))
-    position = noise_levels.WindowGrid().denoise(noise_levels.WindowGrid().draw(1, rng.generator_for(2, MOVE, 0, 0, 0, 0))).position.item()
+    position = noise_levels.GridSampler().denoise(noise_levels.GridSampler().draw(1, rng.generator_for(2, NOISE_LEVEL, 0, 0, 0, 0))).position.item()
     assert discounted.levels["reward"] == plain.levels["reward"]
     assert float(discounted.value) == pytest.approx(float(plain.value) * 3 * position / (1 + 2 * position))
 
@@ -205,7 +205,7 @@ def test_recovery_error_is_gain_times_residual():
 @pytest.mark.parametrize("preset", ["official_flux", "official_pickscore", "official_qwen"])
 def test_presets_carry_the_published_values_and_give_way_to_the_recipe(preset):
     recipe = {"name": "x", "preset": preset, "model": {"family": "flux", "path": "p"}, "reward": {"name": "clip", "path": "r"}}
-    run = Run.model_validate(recipe | {"data": {"prompts": "world"}, "train": {"num_steps": 1, "learning_rate": 1e-3}})
+    run = RunConfig.model_validate(recipe | {"data": {"prompts": "world"}, "train": {"num_steps": 1, "learning_rate": 1e-3}})
     expected = {
         "official_flux": (25, 0.7, "both", 0.25, 0.3, 1.0, 1.0),
         "official_pickscore": (30, 0.7, "both", 0.5, 0.6, 2.0, 5.0),

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from directalign.config import SRPO as Settings
-from directalign.config import Rollout
+from directalign.config import SRPOConfig as Settings
+from directalign.config import RolloutConfig
 from directalign.methods.srpo import SRPO
-from directalign.types import Batch, Conditioning, Latents, Loss, PerSample
+from directalign.types import Batch, Conditioning, Latents, LossTerm, PerSample
 from methods.toy import ToyDenoiser, ToyFamily, ToyReward
 
 WORDS = {"positive": ["Photo"], "negative": ["Render"]}
@@ -22,7 +22,7 @@ WEIGHT = 0.7
 
 def method(family: ToyFamily, weight: float | None = WEIGHT, **settings: Any) -> SRPO:
     chosen = {"words": WORDS, "noise": {"source": "fresh"}, "trust": None if weight is None else {"weight": weight}, **settings}
-    return SRPO(family, ToyReward(), Settings.model_validate(chosen), Rollout(num_sampling_steps=3, embedded_guidance=1.0))
+    return SRPO(family, ToyReward(), Settings.model_validate(chosen), RolloutConfig(num_sampling_steps=3, embedded_guidance=1.0))
 
 
 def images() -> Tensor:
@@ -38,11 +38,11 @@ def moved(family: ToyFamily) -> None:
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
 
 
-def losses(srpo: SRPO, step: int = 0) -> list[Loss]:
+def losses(srpo: SRPO, step: int = 0) -> list[LossTerm]:
     return list(srpo.losses(Batch(step, PROMPTS, images(), seed=3)))
 
 
-def gradient(family: ToyFamily, found: list[Loss]) -> list[Tensor]:
+def gradient(family: ToyFamily, found: list[LossTerm]) -> list[Tensor]:
     return list(torch.autograd.grad(sum(loss.value for loss in found), list(family.denoiser.parameters())))
 
 

@@ -31,8 +31,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return {name: write_aesthetic(folder, name) for name in HEADS}
 
 
-def section(head: Path, backbone: Path, **changed: object) -> config.Aesthetic:
-    return config.Aesthetic.model_validate({"path": str(head), "backbone": str(backbone)} | changed)
+def section(head: Path, backbone: Path, **changed: object) -> config.AestheticConfig:
+    return config.AestheticConfig.model_validate({"path": str(head), "backbone": str(backbone)} | changed)
 
 
 def loaded(files: Files, name: str, **changed: object) -> AestheticReward:

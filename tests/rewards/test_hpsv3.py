@@ -25,8 +25,8 @@ from tiny_vlm import write_vlm
 RECORDED = Path(__file__).parents[1] / "fixtures" / "hpsv3"
 
 
-def settings(file: Path = RECORDED / "HPSv3.safetensors", **more: Any) -> config.Hpsv3:
-    return config.Hpsv3(**{"path": str(file), "processor": str(RECORDED / "processor"), "dtype": "float32", **more})
+def settings(file: Path = RECORDED / "HPSv3.safetensors", **more: Any) -> config.Hpsv3Config:
+    return config.Hpsv3Config(**{"path": str(file), "processor": str(RECORDED / "processor"), "dtype": "float32", **more})
 
 
 def recorded() -> tuple[list[Tensor], list[str], Tensor]:

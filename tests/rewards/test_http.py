@@ -72,7 +72,7 @@ def free_address() -> str:
 
 
 def reward_at(url: str, **settings: Any) -> Reward:
-    return load_reward(config.Remote(url=url, **{"retries": 0, **settings}), key="reward")
+    return load_reward(config.HttpConfig(url=url, **{"retries": 0, **settings}), key="reward")
 
 
 def ask(reward: Reward) -> Tensor:
@@ -183,15 +183,15 @@ def test_a_torn_answer_is_tried_again() -> None:
 
 
 def test_the_check_asks_about_one_image_when_it_may() -> None:
-    settings = config.Remote(url=free_address(), retries=0)
+    settings = config.HttpConfig(url=free_address(), retries=0)
     check_reward(settings)
     with pytest.raises(DirectAlignError, match=r"reward\.members\.0\.reward\.url: .* connection refused"):
         check_reward(settings, "reward.members.0.reward", online=True)
     with served(scores) as (url, asked):
-        check_reward(config.Remote(url=url), online=True)
+        check_reward(config.HttpConfig(url=url), online=True)
     assert [each["prompts"] for each in asked] == [[""]]
     with pytest.raises(DirectAlignError, match=r"reward\.url: http:///score names no host"):
-        check_reward(config.Remote(url="http:///score"))
+        check_reward(config.HttpConfig(url="http:///score"))
 
 
 # --- several ranks ----------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def test_a_black_box_that_fails_on_one_rank_fails_on_all() -> None:
 
 def test_black_boxes_within_a_mixture_agree_too() -> None:
     given = {"reward": {"name": "pixels", "statistic": "redness"}}
-    parsed = config.Mix.model_validate({"members": [{"label": "a", **given}, {"label": "b", **given}]})
+    parsed = config.MixtureConfig.model_validate({"members": [{"label": "a", **given}, {"label": "b", **given}]})
     mix = MixReward([Member(parsed.members[0], load_reward(parsed.members[0].reward)), Member(parsed.members[1], PythonReward(fine))], parsed)
     with pytest.raises(SynchronizedError, match=r"^rank 1: gone$"):
         ask(synchronized(mix, Both(0, "gone")))
@@ -264,7 +264,7 @@ def running(server: ThreadingHTTPServer) -> Iterator[str]:
 
 def test_the_server_serves_the_reward_of_a_recipe(example: Any) -> None:
     recipe = str(ROOT / "recipes" / "world_srpo.yaml")
-    here = load_reward(config.Clip(path="world:reward"))
+    here = load_reward(config.ClipConfig(path="world:reward"))
     with running(example.server_of(example.score_of(recipe, "cpu"), 0)) as url:
         found = ask(reward_at(url))
     rounded = (images() * 255).round() / 255
@@ -296,7 +296,7 @@ def test_the_server_listens_on_this_machine_alone(example: Any) -> None:
 
 def function_reward(folder: Path, body: str) -> Reward:
     (folder / "own.py").write_text(f"import torch\ndef score(images, prompts):\n    return {body}\n")
-    return load_reward(config.Python(path=f"{folder / 'own.py'}:score", differentiable=True, scale=3.0))
+    return load_reward(config.PythonConfig(path=f"{folder / 'own.py'}:score", differentiable=True, scale=3.0))
 
 
 def test_a_torch_function_keeps_its_gradient(tmp_path: Path) -> None:

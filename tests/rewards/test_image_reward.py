@@ -35,8 +35,8 @@ def reward(files: tuple[Path, Path]) -> ImageReward:
     return load_reward(section(files))
 
 
-def section(files: tuple[Path, Path], **changed: object) -> config.ImageReward:
-    return config.ImageReward.model_validate({"path": str(files[0]), "processor": str(files[1])} | changed)
+def section(files: tuple[Path, Path], **changed: object) -> config.ImageRewardConfig:
+    return config.ImageRewardConfig.model_validate({"path": str(files[0]), "processor": str(files[1])} | changed)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def mps_file(clip_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def reward(clip_folder: Path, mps_file: Path) -> MpsReward:
-    return load_reward(config.Mps(path=str(mps_file), processor=str(clip_folder)))
+    return load_reward(config.MpsConfig(path=str(mps_file), processor=str(clip_folder)))
 
 
 class Spelled:
@@ -73,7 +73,7 @@ def test_is_a_reward_that_hears_its_condition(reward: MpsReward, clip_folder: Pa
     features = reward.encode(images())
     score = reward.score(features, PROMPTS)
     assert score.abs().max() <= 1 and not torch.equal(score, reward.score(features, PROMPTS[::-1]))
-    other = load_reward(config.Mps(path=str(mps_file), processor=str(clip_folder), condition="ring", scale=100.0))
+    other = load_reward(config.MpsConfig(path=str(mps_file), processor=str(clip_folder), condition="ring", scale=100.0))
     selected = [torch.stack([each.selected for each in asked._prompts.read(PROMPTS)]) for asked in (reward, other)]
     assert not torch.equal(*selected)
     assert other.score(features, PROMPTS).abs().max() > 1
@@ -113,7 +113,7 @@ def test_gradient_to_the_pixels_equals_finite_differences(reward: MpsReward) -> 
 def test_a_state_dict_of_half_precision_in_a_torch_file(reward: MpsReward, clip_folder: Path, mps_file: Path, name: str) -> None:
     halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in load_file(mps_file).items()}
     torch.save(halves, mps_file.parent / name)
-    settings = config.Mps(path=str(mps_file.parent / name), processor=str(clip_folder), gradient_checkpointing=True)
+    settings = config.MpsConfig(path=str(mps_file.parent / name), processor=str(clip_folder), gradient_checkpointing=True)
     check_reward(settings)
     other = load_reward(settings)
     assert torch.allclose(other.score(other.encode(images()), PROMPTS), reward.score(reward.encode(images()), PROMPTS), atol=2e-2)
@@ -121,7 +121,7 @@ def test_a_state_dict_of_half_precision_in_a_torch_file(reward: MpsReward, clip_
 
 def test_the_published_file_of_whole_objects_is_refused(clip_folder: Path, tmp_path: Path) -> None:
     torch.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "MPS_overall_checkpoint.pth")
-    settings = config.Mps(path=str(tmp_path / "MPS_overall_checkpoint.pth"), processor=str(clip_folder))
+    settings = config.MpsConfig(path=str(tmp_path / "MPS_overall_checkpoint.pth"), processor=str(clip_folder))
     for ask in (check_reward, load_reward):
         with pytest.raises(DirectAlignError, match=r"reward\.path: .*MPS_overall_checkpoint\.pth: holds pickled objects, .*; save its state_dict"):
             ask(settings)
@@ -144,7 +144,7 @@ def test_other_weights_are_refused_by_name(clip_folder: Path, mps_file: Path, ch
     save_file(weights, mps_file)
     for ask in (check_reward, load_reward):
         with pytest.raises(DirectAlignError, match=rf"^held\.path: .*mps\.safetensors: {complaint}") as refused:
-            ask(config.Mps(path=str(mps_file), processor=str(clip_folder)), key="held")
+            ask(config.MpsConfig(path=str(mps_file), processor=str(clip_folder)), key="held")
         assert "\n" not in str(refused.value)
 
 
@@ -153,15 +153,15 @@ def test_a_truncated_file_is_refused(clip_folder: Path, mps_file: Path, kept: in
     mps_file.write_bytes(mps_file.read_bytes()[:kept])
     for ask in (check_reward, load_reward):
         with pytest.raises(DirectAlignError, match=r"mps\.safetensors: not a complete file of weights"):
-            ask(config.Mps(path=str(mps_file), processor=str(clip_folder)))
+            ask(config.MpsConfig(path=str(mps_file), processor=str(clip_folder)))
 
 
 def test_what_is_not_given_is_asked_for(clip_folder: Path, mps_file: Path, tmp_path: Path) -> None:
     for ask in (check_reward, load_reward):
         with pytest.raises(DirectAlignError, match=r"reward\.path: .* MPS is a single file of weights"):
-            ask(config.Mps(path=str(clip_folder)))
+            ask(config.MpsConfig(path=str(clip_folder)))
         with pytest.raises(DirectAlignError, match=r"reward\.processor: missing, and .* beside the weights has no tokenizer\.json"):
-            ask(config.Mps(path=str(mps_file)))
+            ask(config.MpsConfig(path=str(mps_file)))
     reader = tmp_path / "reader"
     reader.mkdir()
     for part in clip_folder.iterdir():
@@ -169,7 +169,7 @@ def test_what_is_not_given_is_asked_for(clip_folder: Path, mps_file: Path, tmp_p
             (reader / part.name).symlink_to(part)
     for ask in (check_reward, load_reward):
         with pytest.raises(DirectAlignError, match=r"reward\.processor: .*config\.json is missing; name the CLIP that MPS was made from"):
-            ask(config.Mps(path=str(mps_file), processor=str(reader)))
+            ask(config.MpsConfig(path=str(mps_file), processor=str(reader)))
 
 
 def test_the_published_architecture_has_these_sizes() -> None:

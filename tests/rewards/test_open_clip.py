@@ -111,7 +111,7 @@ def test_the_config_beside_decides(clip_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["weights.pt", "open_clip_pytorch_model.bin"])
 def test_a_reward_of_a_file_scores_as_its_transformers_folder(clip_folder: Path, tmp_path: Path, name: str) -> None:
     file = write_open_clip(tmp_path, clip_folder, name)
-    settings = config.Clip(path=str(file), processor=str(clip_folder))
+    settings = config.ClipConfig(path=str(file), processor=str(clip_folder))
     check_reward(settings)
     reward, folder = load_reward(settings), ClipReward.load(str(clip_folder))
     assert torch.allclose(reward.score(reward.encode(images()), PROMPTS), folder.score(folder.encode(images()), PROMPTS), atol=1e-6)
@@ -127,14 +127,14 @@ def test_half_precision_files_are_read_in_float32(clip_folder: Path, tmp_path: P
 
 def test_a_file_on_the_hub(clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_open_clip(tmp_path / "made", clip_folder, "HPS_v2.1_compressed.pt")
-    settings = config.Clip(path="maker/hps/HPS_v2.1_compressed.pt", processor=str(clip_folder))
+    settings = config.ClipConfig(path="maker/hps/HPS_v2.1_compressed.pt", processor=str(clip_folder))
     with download_hub() as served:
         served.publish("maker/hps", tmp_path / "made", other_dot_pt=b"unused")
         point_at(served.url, tmp_path / "cache", monkeypatch)
         check_reward(settings, online=True)
         assert served.fetched == []
         with pytest.raises(DirectAlignError, match=r"held\.path: maker/hps/absent\.pt: maker/hps has no file absent\.pt"):
-            check_reward(config.Clip(path="maker/hps/absent.pt", processor=str(clip_folder)), "held", online=True)
+            check_reward(config.ClipConfig(path="maker/hps/absent.pt", processor=str(clip_folder)), "held", online=True)
         reward = load_reward(settings)
         assert "other.pt" not in served.fetched
     folder = ClipReward.load(str(clip_folder))
@@ -174,7 +174,7 @@ def test_other_weights_are_refused_by_name(clip_folder: Path, tmp_path: Path, ch
     weights = open_clip_weights(clip_folder)
     change(weights)
     torch.save(weights, file)
-    settings = config.Clip(path=str(file), processor=str(clip_folder))
+    settings = config.ClipConfig(path=str(file), processor=str(clip_folder))
     for ask in (check_reward, load_reward):
         with pytest.raises(DirectAlignError, match=rf"^reward\.path: .*weights\.pt: {complaint}") as refused:
             ask(settings)
@@ -190,7 +190,7 @@ def test_a_truncated_file_is_refused_by_name(clip_folder: Path, tmp_path: Path, 
     file.write_bytes(file.read_bytes()[:kept])
     for ask in (check_reward, load_reward):
         with pytest.raises(DirectAlignError, match=rf"members\.0\.path: .*{name}: not a complete file of weights"):
-            ask(config.Clip(path=str(file), processor=str(clip_folder)), key="members.0")
+            ask(config.ClipConfig(path=str(file), processor=str(clip_folder)), key="members.0")
 
 
 class Harmful:
@@ -208,7 +208,7 @@ def test_nothing_is_unpickled(clip_folder: Path, tmp_path: Path, protocol: str) 
     torch.save(content, file) if protocol == "torch" else file.write_bytes(pickle.dumps(content, protocol=2))
     for ask in (check_reward, load_reward):
         with pytest.raises(DirectAlignError, match=r"reward\.path: .*weights\.pt: (holds pickled objects, which are never run|not a complete file)"):
-            ask(config.Clip(path=str(file), processor=str(clip_folder)))
+            ask(config.ClipConfig(path=str(file), processor=str(clip_folder)))
     assert not traces.exists()
 
 
@@ -217,14 +217,14 @@ def test_a_program_is_refused(clip_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "ViT-L-14.pt"
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), file)
     with pytest.raises(DirectAlignError, match=r"ViT-L-14\.pt: holds a program \(TorchScript\)"):
-        load_reward(config.Clip(path=str(file), processor=str(clip_folder)))
+        load_reward(config.ClipConfig(path=str(file), processor=str(clip_folder)))
 
 
 def test_a_processor_is_asked_for_and_must_fit(clip_folder: Path, tmp_path: Path) -> None:
     file = write_open_clip(tmp_path / "made", clip_folder)
     for ask in (check_reward, load_reward):
         with pytest.raises(DirectAlignError, match=r"reward\.processor: missing, and .* beside the weights has no tokenizer\.json"):
-            ask(config.Clip(path=str(file)))
+            ask(config.ClipConfig(path=str(file)))
     other = tmp_path / "other"
     other.mkdir()
     for part in clip_folder.glob("*token*"):
@@ -232,10 +232,10 @@ def test_a_processor_is_asked_for_and_must_fit(clip_folder: Path, tmp_path: Path
     settings = json.loads((clip_folder / "preprocessor_config.json").read_text())
     (other / "preprocessor_config.json").write_text(json.dumps(settings | {"crop_size": 24}))
     with pytest.raises(DirectAlignError, match=r"reward\.processor: its images are 24 x 24 and the model reads 32 x 32"):
-        load_reward(config.Clip(path=str(file), processor=str(other)))
+        load_reward(config.ClipConfig(path=str(file), processor=str(other)))
 
 
 def test_a_folder_brings_its_activation(clip_folder: Path) -> None:
     for ask in (check_reward, load_reward):
         with pytest.raises(DirectAlignError, match=r"reward\.activation: gelu, but the config\.json of"):
-            ask(config.Clip(path=str(clip_folder), activation="gelu"))
+            ask(config.ClipConfig(path=str(clip_folder), activation="gelu"))

@@ -36,8 +36,8 @@ def file(clip_folder: Path, tmp_path: Path) -> Path:
     return write_directions(tmp_path / "made" / "d.safetensors", Directions(rows().float(), fingerprint(model), {"from": "a test"}))
 
 
-def settings(folder: Path, project: Path | None) -> config.Clip:
-    return config.Clip(path=str(folder), project=None if project is None else str(project))
+def settings(folder: Path, project: Path | None) -> config.ClipConfig:
+    return config.ClipConfig(path=str(folder), project=None if project is None else str(project))
 
 
 def test_scores_do_not_see_a_move_along_the_directions() -> None:

@@ -25,7 +25,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DownloadHub
         yield served
 
 
-def scores(settings: config.SingleReward) -> torch.Tensor:
+def scores(settings: config.SingleRewardConfig) -> torch.Tensor:
     reward = load_reward(settings)
     return reward.score(reward.encode(images_drawn(2, 40, 36, 0)), PROMPTS)
 
@@ -33,10 +33,10 @@ def scores(settings: config.SingleReward) -> torch.Tensor:
 def test_image_reward(hub: DownloadHub, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     weights, reader = write_image_reward(tmp_path / "made")
-    local = scores(config.ImageReward(path=str(weights), processor=str(reader)))
+    local = scores(config.ImageRewardConfig(path=str(weights), processor=str(reader)))
     hub.publish("google-bert/bert-base-uncased", reader, model_dot_safetensors=b"weights", vocab_dot_h5=b"weights")
     hub.publish("maker/image-reward", weights.parent, README_dot_md=b"words")
-    settings = config.ImageReward(path="maker/image-reward/ImageReward.pt")
+    settings = config.ImageRewardConfig(path="maker/image-reward/ImageReward.pt")
     check_reward(settings)
     assert not hub.fetched
     check_reward(settings, online=True)
@@ -44,15 +44,15 @@ def test_image_reward(hub: DownloadHub, tmp_path: Path) -> None:
     assert torch.equal(scores(settings), local)
     assert {"ImageReward.pt", "med_config.json"} <= set(hub.fetched) and not {"README.md", "model.safetensors"} & set(hub.fetched)
     with pytest.raises(DirectAlignError, match=r"reward\.path: maker/image-reward/Other\.pt: maker/image-reward has no file Other\.pt"):
-        check_reward(config.ImageReward(path="maker/image-reward/Other.pt"), online=True)
+        check_reward(config.ImageRewardConfig(path="maker/image-reward/Other.pt"), online=True)
 
 
 def test_aesthetic(hub: DownloadHub, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     head, backbone = write_aesthetic(tmp_path / "made", "improved")
-    local = scores(config.Aesthetic(path=str(head), backbone=str(backbone)))
+    local = scores(config.AestheticConfig(path=str(head), backbone=str(backbone)))
     hub.publish("maker/clip", backbone, pytorch_model_dot_bin=b"pickled")
-    settings = config.Aesthetic(path=str(head), backbone="maker/clip")
+    settings = config.AestheticConfig(path=str(head), backbone="maker/clip")
     check_reward(settings)
     assert not hub.fetched
     check_reward(settings, online=True)
@@ -62,5 +62,5 @@ def test_aesthetic(hub: DownloadHub, tmp_path: Path) -> None:
     other, siglip = write_aesthetic(tmp_path / "made", "v2_5")
     hub.publish("maker/siglip", siglip)
     with pytest.raises(DirectAlignError, match=r"reward\.backbone: .* holds a model of type siglip; give the folder of a transformers CLIPModel"):
-        check_reward(config.Aesthetic(path=str(head), backbone="maker/siglip"), online=True)
-    assert scores(config.Aesthetic(path=str(other), backbone="maker/siglip")).shape == (2,)
+        check_reward(config.AestheticConfig(path=str(head), backbone="maker/siglip"), online=True)
+    assert scores(config.AestheticConfig(path=str(other), backbone="maker/siglip")).shape == (2,)

@@ -32,13 +32,13 @@ def images() -> torch.Tensor:
     return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def run_of(path: str, **method: Any) -> config.Run:
+def run_of(path: str, **method: Any) -> config.RunConfig:
     recipe = {"name": "x", "model": {"family": "flux", "path": "world:flux"}, "reward": {"name": "python", "path": path}, "method": method}
-    return config.Run.model_validate(recipe | {"data": {"prompts": "world"}, "train": {"num_steps": 1}})
+    return config.RunConfig.model_validate(recipe | {"data": {"prompts": "world"}, "train": {"num_steps": 1}})
 
 
 def test_a_function_in_a_file_is_a_reward(file: Path) -> None:
-    reward = load_reward(config.Python(name="python", path=f"{file}:score", scale=2.0))
+    reward = load_reward(config.PythonConfig(name="python", path=f"{file}:score", scale=2.0))
     assert isinstance(reward, Reward) and reward.reads_prompt and not reward.differentiable
     found = reward.score(reward.encode(images()), PROMPTS)
     torch.testing.assert_close(found, 2 * (images().mean((1, 2, 3)) + torch.tensor([1.0, 3.0])))
@@ -120,7 +120,7 @@ def test_a_method_that_needs_a_gradient_is_refused_with_the_alternative(file: Pa
 
 def test_the_example_judges_what_is_left_in_the_file() -> None:
     path = ROOT / "examples" / "black_box_reward.py"
-    reward, clip = load_reward(config.Python(name="python", path=f"{path}:score")), ClipReward.load("world:reward")
+    reward, clip = load_reward(config.PythonConfig(name="python", path=f"{path}:score")), ClipReward.load("world:reward")
     smooth = torch.nn.functional.interpolate(images()[:, :, :4, :4], size=(64, 64), mode="bicubic").clamp(0, 1)
     prompts = ["a red star on a navy background", "Realistic photo. a blue ring on a white background"]
     found = reward.score(reward.encode(smooth), prompts)
@@ -165,7 +165,7 @@ class TwoCalls(Callable):
 @pytest.mark.parametrize("name", ["score", "Callable", "TwoCalls"])
 def test_functions_and_classes_take_args(tmp_path: Path, name: str, differentiable: bool) -> None:
     (tmp_path / "own.py").write_text(SOURCE)
-    settings = config.Python(path=f"{tmp_path}/own.py:{name}", args={"factor": 3.0}, differentiable=differentiable)
+    settings = config.PythonConfig(path=f"{tmp_path}/own.py:{name}", args={"factor": 3.0}, differentiable=differentiable)
     reward, given = load_reward(settings), torch.rand(2, 3, 4, 4, requires_grad=True)
     features = reward.encode(given)
     scores = [reward.score(features, PROMPTS[:2]) for _ in range(2)]
@@ -179,4 +179,4 @@ def test_functions_and_classes_take_args(tmp_path: Path, name: str, differentiab
 def test_a_class_that_refuses_its_args_is_named(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(SOURCE)
     with pytest.raises(DirectAlignError, match=r"reward\.path: Callable in .*own\.py cannot be constructed with args {'other': 1}"):
-        load_reward(config.Python(path=f"{tmp_path}/own.py:Callable", args={"other": 1}))
+        load_reward(config.PythonConfig(path=f"{tmp_path}/own.py:Callable", args={"other": 1}))

@@ -28,8 +28,8 @@ __all__ = ["clip_folder", "vlm_folder"]
 PROMPTS = ["a red star", "Realistic photo. a red star on sandy background, and much more of it than in the first"]
 
 
-def settings(folder: Path, **more: Any) -> config.Vlm:
-    return config.Vlm(**{"path": str(folder), "dtype": "float32", **more})
+def settings(folder: Path, **more: Any) -> config.QwenVLConfig:
+    return config.QwenVLConfig(**{"path": str(folder), "dtype": "float32", **more})
 
 
 def pictures(height: int = 36, width: int = 60, seed: int = 0, count: int = 2) -> tuple[Tensor, list[Image.Image]]:
@@ -138,7 +138,7 @@ def test_recomputed_activations_give_the_same_gradient_and_less_is_kept(vlm_fold
 
 
 def test_weights_in_bfloat16_score_about_the_same_in_float32(vlm_folder: Path, reward: qwen_vl.VlmReward) -> None:
-    half, x = qwen_vl.VlmReward.from_config(config.Vlm(path=str(vlm_folder))), pictures()[0].requires_grad_()
+    half, x = qwen_vl.VlmReward.from_config(config.QwenVLConfig(path=str(vlm_folder))), pictures()[0].requires_grad_()
     score = half.score(half.encode(x), PROMPTS)
     score.sum().backward()
     assert half.model.dtype == torch.bfloat16 and score.dtype == torch.float32

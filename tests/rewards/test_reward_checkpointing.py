@@ -15,7 +15,7 @@ PROMPT = ["a blue ring on an olive background"]
 
 def kept_and_gradient(folder: Path, gradient_checkpointing: bool) -> tuple[int, Tensor, Tensor]:
     """Numbers that wait for the backward pass beside the weights, the score, and the gradient that reaches the pixels."""
-    settings = config.Clip(name="clip", path=str(folder), gradient_checkpointing=gradient_checkpointing)
+    settings = config.ClipConfig(name="clip", path=str(folder), gradient_checkpointing=gradient_checkpointing)
     reward = load_reward(settings)
     weights = {parameter.data_ptr() for parameter in reward.model.parameters()}
     kept = []
@@ -41,7 +41,7 @@ def test_the_gradient_is_the_same_and_less_is_kept_for_it(clip_folder):
 
 
 def test_every_layer_runs_once_more_in_the_backward_pass(clip_folder):
-    reward = load_reward(config.Clip(name="clip", path=str(clip_folder), gradient_checkpointing=True))
+    reward = load_reward(config.ClipConfig(name="clip", path=str(clip_folder), gradient_checkpointing=True))
     calls = []
     for layer in reward.model.vision_model.encoder.layers:
         layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))

@@ -23,7 +23,7 @@ def solid(red: float, green: float, blue: float) -> torch.Tensor:
 
 @pytest.mark.parametrize(("statistic", "value"), [("brightness", 0.5), ("saturation", 0.7), ("redness", 0.6)])
 def test_statistics_of_a_solid_colour(statistic: str, value: float) -> None:
-    reward = load_reward(config.Pixels(name="pixels", statistic=statistic, scale=3.0))
+    reward = load_reward(config.PixelStatisticsConfig(name="pixels", statistic=statistic, scale=3.0))
     assert isinstance(reward, Reward)
     score = reward.score(reward.encode(solid(0.9, 0.2, 0.4)), ["ignored"])
     assert torch.allclose(score, torch.tensor([3 * value]))
@@ -38,7 +38,7 @@ def test_pixel_gradient_points_to_more_of_it() -> None:
 
 
 def test_clip_is_loaded_with_its_scale(clip_folder: Path) -> None:
-    reward = load_reward(config.Clip(name="clip", path=str(clip_folder), scale=5.0), "cpu")
+    reward = load_reward(config.ClipConfig(name="clip", path=str(clip_folder), scale=5.0), "cpu")
     assert isinstance(reward, ClipReward)
     assert reward.scale == 5.0
 
@@ -63,10 +63,10 @@ def test_every_reward_of_the_schema_is_registered_and_has_its_own_class() -> Non
 @pytest.mark.parametrize(
     ("settings", "files"),
     [
-        (config.Clip(path="a", processor="b"), {"path": "a", "processor": "b"}),
-        (config.Aesthetic(path="h.pth", backbone="b"), {"path": "h.pth", "backbone": "b"}),
-        (config.Python(path="my.py:score"), {"path": "my.py"}),
-        (config.Pixels(statistic="redness"), {}),
+        (config.ClipConfig(path="a", processor="b"), {"path": "a", "processor": "b"}),
+        (config.AestheticConfig(path="h.pth", backbone="b"), {"path": "h.pth", "backbone": "b"}),
+        (config.PythonConfig(path="my.py:score"), {"path": "my.py"}),
+        (config.PixelStatisticsConfig(statistic="redness"), {}),
     ],
 )
 def test_a_reward_names_the_files_it_needs(settings: Any, files: dict[str, str]) -> None:

@@ -32,7 +32,7 @@ def images(seed: int = 0, dtype: torch.dtype = torch.float32, size: tuple[int, i
 
 @pytest.fixture
 def reward(siglip_folder: Path) -> SiglipReward:
-    return load_reward(config.Siglip(path=str(siglip_folder)))
+    return load_reward(config.SiglipConfig(path=str(siglip_folder)))
 
 
 @pytest.fixture
@@ -55,14 +55,14 @@ def test_score_is_the_cosine_in_the_logits_of_the_original(reward: SiglipReward,
     assert (reward.encode_text(PROMPTS) - F.normalize(out.text_embeds, dim=-1)).abs().max() < 1e-5
     cosines = (out.logits_per_image.diagonal() - model.logit_bias) / model.logit_scale.exp()
     assert torch.allclose(reward.score(features, PROMPTS), cosines, atol=1e-5)
-    scaled = load_reward(config.Siglip(path=str(siglip_folder), scale=3.0))
+    scaled = load_reward(config.SiglipConfig(path=str(siglip_folder), scale=3.0))
     assert torch.allclose(scaled.score(scaled.encode(images()), PROMPTS), 3 * cosines, atol=1e-5)
 
 
 def test_case_is_not_heard_even_with_a_tokenizer_that_keeps_it(reward: SiglipReward, copy: Path) -> None:
     settings = json.loads((copy / "tokenizer_config.json").read_text())
     (copy / "tokenizer_config.json").write_text(json.dumps(settings | {"do_lower_case": False}))
-    other = load_reward(config.Siglip(path=str(copy)))
+    other = load_reward(config.SiglipConfig(path=str(copy)))
     features = reward.encode(images())
     assert torch.equal(other.score(features, [prompt.upper() for prompt in PROMPTS]), other.score(features, PROMPTS))
 
@@ -70,7 +70,7 @@ def test_case_is_not_heard_even_with_a_tokenizer_that_keeps_it(reward: SiglipRew
 def test_a_phrase_alone_or_in_company_is_the_same_and_long_ones_are_cut(reward: SiglipReward, siglip_folder: Path) -> None:
     features = reward.encode(images())
     together = reward.score(features, PROMPTS)
-    fresh = load_reward(config.Siglip(path=str(siglip_folder)))
+    fresh = load_reward(config.SiglipConfig(path=str(siglip_folder)))
     assert torch.allclose(fresh.score(features[1:], PROMPTS[1:]), together[1:], atol=1e-6)
     assert torch.isfinite(reward.score(features, ["a red star " * 50, "x" * 10_000])).all()
 
@@ -102,7 +102,7 @@ def test_gradient_to_the_pixels_equals_finite_differences(reward: SiglipReward) 
 
 
 def test_recomputing_changes_nothing(reward: SiglipReward, siglip_folder: Path) -> None:
-    frugal = load_reward(config.Siglip(path=str(siglip_folder), gradient_checkpointing=True))
+    frugal = load_reward(config.SiglipConfig(path=str(siglip_folder), gradient_checkpointing=True))
     grads = []
     for each in (reward, frugal):
         x = images().requires_grad_()
@@ -125,7 +125,7 @@ def test_preprocessing_is_close_to_the_8_bit_original(siglip_folder: Path, tmp_p
 
 
 def test_a_repository_on_the_hub(siglip_folder: Path, reward: SiglipReward, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = config.Siglip(path="maker/siglip")
+    settings = config.SiglipConfig(path="maker/siglip")
     with download_hub() as served:
         served.publish("maker/siglip", siglip_folder, pytorch_model_dot_bin=b"pickled")
         point_at(served.url, tmp_path, monkeypatch)
@@ -143,7 +143,7 @@ def test_a_missing_file_is_named(copy: Path, name: str) -> None:
     shown = "tokenizer.json" if name == "spiece.model" else name
     for ask in (check_reward, load_reward):
         with pytest.raises(DirectAlignError, match=shown.replace(".", r"\.")):
-            ask(config.Siglip(path=str(copy)))
+            ask(config.SiglipConfig(path=str(copy)))
 
 
 @pytest.mark.parametrize("kept", [0, 200, -100])
@@ -152,7 +152,7 @@ def test_truncated_weights_are_refused_by_name(copy: Path, kept: int) -> None:
     weights.write_bytes(weights.read_bytes()[:kept])
     for ask in (check_reward, load_reward):
         with pytest.raises(DirectAlignError, match=r"held\.path: .*model\.safetensors: not a complete safetensors file"):
-            ask(config.Siglip(path=str(copy)), key="held")
+            ask(config.SiglipConfig(path=str(copy)), key="held")
 
 
 def test_missing_tensors_and_other_architectures_are_named(copy: Path, clip_folder: Path) -> None:
@@ -160,16 +160,16 @@ def test_missing_tensors_and_other_architectures_are_named(copy: Path, clip_fold
     weights.pop("vision_model.head.probe")
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DirectAlignError, match=r"weights lack vision_model\.head\.probe"):
-        load_reward(config.Siglip(path=str(copy)))
+        load_reward(config.SiglipConfig(path=str(copy)))
     for ask in (check_reward, load_reward):
         with pytest.raises(DirectAlignError, match="holds a model of type clip; give the folder of a transformers SiglipModel"):
-            ask(config.Siglip(path=str(clip_folder)))
+            ask(config.SiglipConfig(path=str(clip_folder)))
         with pytest.raises(DirectAlignError, match=r"open_clip\.safetensors: SigLIP needs a transformers folder"):
-            ask(config.Siglip(path="open_clip.safetensors"))
+            ask(config.SiglipConfig(path="open_clip.safetensors"))
 
 
 def test_naflex_is_refused_by_name(copy: Path) -> None:
     told = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(told | {"model_type": "siglip2"}))
     with pytest.raises(DirectAlignError, match="holds a model of type siglip2"):
-        check_reward(config.Siglip(path=str(copy)))
+        check_reward(config.SiglipConfig(path=str(copy)))

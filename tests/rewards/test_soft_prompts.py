@@ -68,7 +68,7 @@ def test_a_long_prompt_is_cut_and_not_the_tokens(reward: ClipReward, saved: Call
 
 
 def test_siglip_reads_tokens_too(tmp_path: Path) -> None:
-    siglip = SiglipReward.from_config(config.Siglip(path=str(write_siglip(tmp_path))))
+    siglip = SiglipReward.from_config(config.SiglipConfig(path=str(write_siglip(tmp_path))))
     assert isinstance(siglip, SiglipReward)
     write_tokens(tmp_path / "a.safetensors", siglip.soft_prompts.made(siglip.soft_prompts.embedding_of("a star"), "by a test"))
     learned, words = (siglip.encode_text([f"{phrase}. a red star"]) for phrase in (tmp_path / "a.safetensors", "a star"))

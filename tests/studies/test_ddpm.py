@@ -9,10 +9,10 @@ import pytest
 import torch
 from planted import run
 
-from directalign.config import SRPO, ConstantGainMoves, FlowGRPO, ReFL
-from directalign.diffusion.path import DdpmTable, target
+from directalign.config import SRPOConfig, ConstantGainNoiseLevels, FlowGRPOConfig, ReFLConfig
+from directalign.diffusion.path import DDPMTable, target
 from directalign.diffusion.recovery import inject
-from directalign.models import load_family
+from directalign.models import load_model
 from directalign.studies import run_study
 from directalign.studies.ddpm import METHODS, OFFICIAL_RAMPS, ON_V, groups, with_spacing
 from directalign.studies.ddpm_levels import schedule_verdict, short_verdict
@@ -39,7 +39,7 @@ def test_the_closed_form_is_diffusers_own_step_on_every_table():
 
 def test_a_perfect_network_returns_x0_by_diffusers_step_too():
     stepper = ddim(SCHEDULES["cosine"], "v")
-    table, timestep = DdpmTable(stepper.alphas_cumprod), stepper.timesteps[10]
+    table, timestep = DDPMTable(stepper.alphas_cumprod), stepper.timesteps[10]
     x0, noise = torch.randn(2, 1, 4, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sigma_from, sigma_to = table.sigma_of(timestep[None]), table.sigma_of(stepper.timesteps[11][None])
     noised = inject("vp", x0, noise, sigma_from)
@@ -66,8 +66,8 @@ def test_every_arm_is_a_sound_run(tmp_path: Path, quick: bool):
     assert {f"epsilon-{name}" for name in METHODS} <= runs.keys()
     assert quick or {name for name in runs if name.startswith("v-")} == {f"v-{name}" for name in ON_V}
     refl, grpo = runs["epsilon-refl"].method, runs["epsilon-flow_grpo"].method
-    assert isinstance(refl, ReFL) and refl.last_steps <= runs["epsilon-refl"].rollout.num_sampling_steps
-    assert isinstance(grpo, FlowGRPO) and grpo.sde == "ddim" and grpo.trained_steps is not None
+    assert isinstance(refl, ReFLConfig) and refl.last_steps <= runs["epsilon-refl"].rollout.num_sampling_steps
+    assert isinstance(grpo, FlowGRPOConfig) and grpo.sde == "ddim" and grpo.trained_steps is not None
     assert grpo.trained_steps < runs["epsilon-flow_grpo"].rollout.num_sampling_steps
     assert runs["v-srpo"].model.path == "world:sd_v"
 
@@ -77,10 +77,10 @@ def test_the_arms_differ_from_the_recipe_in_what_they_are_named_after(tmp_path: 
         group.name: {what: settings_of(arm, 0, RECIPES) for what, arm in group.parts} for group in groups(tmp_path, False) if group.prediction == "epsilon"
     }
     anchored, official = (found["methods"][name].method for name in ("srpo", "srpo_official"))
-    assert isinstance(anchored, SRPO) and isinstance(official, SRPO)
+    assert isinstance(anchored, SRPOConfig) and isinstance(official, SRPOConfig)
     assert (official.form, official.branches, official.inversion.k_neg.low_noise) == ("relative", "both", 0.3) and len(OFFICIAL_RAMPS) == 5
-    assert official.moves == anchored.moves and isinstance(anchored.moves, ConstantGainMoves)
-    windows = [each.method.moves for each in found["windows"].values() if isinstance(each.method, SRPO)]
+    assert official.moves == anchored.moves and isinstance(anchored.moves, ConstantGainNoiseLevels)
+    windows = [each.method.moves for each in found["windows"].values() if isinstance(each.method, SRPOConfig)]
     assert windows[0] == anchored.moves and len({repr(moves) for moves in windows}) == len(windows)
     assert {each.rollout.num_sampling_steps for each in found["grids"].values()} == {5, 10}
 
@@ -90,7 +90,7 @@ def test_another_spacing_is_another_grid_of_the_same_model(tmp_path: Path):
     assert with_spacing(tmp_path / "models", "trailing") == folder and [each.name for each in folder.parent.iterdir()] == ["sd-trailing"]
     arm = next(arm for group in groups(tmp_path, True) for what, arm in group.parts if what == "10 steps, trailing")
     given = settings_of(arm, 0, RECIPES).model
-    spaced, leading = (load_family(given.model_copy(update={"path": path}), "cpu").sigmas(10, 64, 64) for path in (given.path, "world:sd"))
+    spaced, leading = (load_model(given.model_copy(update={"path": path}), "cpu").sigmas(10, 64, 64) for path in (given.path, "world:sd"))
     assert len(spaced) == len(leading) == 11 and spaced[0] > leading[0]
 
 

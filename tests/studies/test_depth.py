@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from directalign.config.load import load_run
-from directalign.diffusion.sampling import sample, start
+from directalign.diffusion.sampling import sample, start_rollout
 from directalign.studies.depth import INJECTION, QUICK, Bench, agreement, depths, flat, interval, measure, spread
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -45,7 +45,7 @@ def test_gradients_of_another_way_leave_nothing_behind(bench: Bench) -> None:
 def test_the_gradient_at_the_noise_is_a_finite_difference(bench: Bench) -> None:
     """Along the gradient's own direction the reward changes by its norm."""
     batch = bench.batch(0)
-    begun = start(bench.family, bench.run.rollout, batch)
+    begun = start_rollout(bench.family, bench.run.rollout, batch)
 
     def rewards(noise: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from test_records import FACTS, RECIPE, measurement, update
 
-from directalign.config import Run
+from directalign.config import RunConfig
 from directalign.config.load import dump_run, load_run
 from directalign.studies.running.experiment import run_arm, run_arms, settings_of
 from directalign.studies.running.records import Arm
@@ -33,7 +33,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
     """Calls of a trainer that leaves what a real one leaves, as (folder, resume)."""
     calls: Trained = []
 
-    def train(settings: Run, folder: Path, resume: bool) -> Path:
+    def train(settings: RunConfig, folder: Path, resume: bool) -> Path:
         calls.append((folder.name, resume))
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "run.yaml").write_text(dump_run(settings))

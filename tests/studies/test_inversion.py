@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from directalign.config import SRPO as Settings
-from directalign.config import Rollout, WindowMoves
+from directalign.config import SRPOConfig as Settings
+from directalign.config import RolloutConfig, GridNoiseLevels
 from directalign.config.load import load_run
 from directalign.diffusion import noise_levels
 from directalign.methods.objective_math import absolute_relative, from_absolute_relative
@@ -20,7 +20,7 @@ from methods.toy import ToyFamily, ToyReward
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 WORDS = {"positive": ["Photo"], "negative": ["Render"], "order": "cycle"}
-ROLLOUT = Rollout(num_sampling_steps=3, embedded_guidance=1.0)
+ROLLOUT = RolloutConfig(num_sampling_steps=3, embedded_guidance=1.0)
 BATCH = Batch(0, ("a red star", "a blue ring"), seed=4)
 POSITIONS = torch.linspace(0, 1, 7, dtype=torch.float64)
 
@@ -112,7 +112,7 @@ def test_two_branches_under_one_reward_add_up_exactly() -> None:
 def test_other_moves_are_refused_by_name() -> None:
     with pytest.raises(DirectAlignError, match=r"method\.moves\.kind uniform: .* set method\.moves\.kind: window"):
         coefficients.grid_of(settings(moves={"kind": "uniform"}))
-    assert isinstance(settings().moves, WindowMoves)
+    assert isinstance(settings().moves, GridNoiseLevels)
 
 
 # --- told -------------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def trained(folder: Path) -> Callable[[str], Path]:
             "train": {"num_steps": 4, "learning_rate": 1e-2, "clip_norm": 1.0, "checkpoint_every": 1, "ema_decay": 0.5 if tune == "full" else None},
             "evaluate": {"num_pairs": 1},
         }
-        return train(config.Run.model_validate(given), folder / tune, resume=False)
+        return train(config.RunConfig.model_validate(given), folder / tune, resume=False)
 
     return run
 

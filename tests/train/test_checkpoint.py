@@ -15,7 +15,7 @@ import train_stubs as stubs
 
 from directalign.io import atomic
 from directalign.training import checkpoint, loop
-from directalign.training.distributed import ProcessGroup
+from directalign.training.distributed import TorchProcessGroup
 from directalign.types import DirectAlignError
 
 
@@ -187,11 +187,11 @@ def test_a_full_disk_is_one_line_and_the_last_good_one_stays(tmp_path: Path, mon
 
 
 def test_nothing_is_found_where_nothing_is(tmp_path: Path):
-    assert checkpoint.find(tmp_path / "checkpoints", ProcessGroup()) is None
+    assert checkpoint.find(tmp_path / "checkpoints", TorchProcessGroup()) is None
     assert checkpoint.all_of(tmp_path) == []
 
 
 def test_a_single_rank_needs_no_process_group():
-    ranks = ProcessGroup()
+    ranks = TorchProcessGroup()
     assert ranks.is_main and ranks.any(True) and not ranks.any(False)
     assert ranks.sum(torch.tensor([2.0])).tolist() == [2.0]

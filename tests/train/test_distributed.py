@@ -13,7 +13,7 @@ import torch.multiprocessing as multiprocessing
 from directalign import config
 
 
-def work(rank: int, port: int, folder: str, run: config.Run) -> None:
+def work(rank: int, port: int, folder: str, run: config.RunConfig) -> None:
     import train_stubs as stubs
 
     from directalign.training.distributed import process_group

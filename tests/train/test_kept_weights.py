@@ -22,7 +22,7 @@ from test_session import steps, stop_at, without_timings
 from directalign import config
 from directalign.io import atomic
 from directalign.training import checkpoint, early_stopping, run_log
-from directalign.training.distributed import ProcessGroup
+from directalign.training.distributed import TorchProcessGroup
 from directalign.training.loop import Interrupted
 from directalign.training.run import Loaded, train_loaded
 from directalign.training.run_folder import claim
@@ -34,7 +34,7 @@ run_module = sys.modules["directalign.training.run"]
 class Measurer(stubs.StubMeasurer):
     """Answers by how far the weights are from where they began: the judge peaks at a distance of `peak`, content falls from there on."""
 
-    def __init__(self, family: stubs.StubFamily, run: config.Run, peak: float) -> None:
+    def __init__(self, family: stubs.StubFamily, run: config.RunConfig, peak: float) -> None:
         super().__init__(family)
         self.run, self.peak = run, peak
         self.base = [p.detach().clone() for p in family.denoiser.parameters()]
@@ -56,16 +56,16 @@ class Measurer(stubs.StubMeasurer):
 STOP = {"drift": {"content": 0.05}, "drift_patience": 2}
 
 
-def make_run(folder: Path, stop: dict[str, Any] | None = STOP, **train: Any) -> config.Run:
+def make_run(folder: Path, stop: dict[str, Any] | None = STOP, **train: Any) -> config.RunConfig:
     """Measured after every update; it would go on for 30."""
     run = stubs.make_run(folder / "prompts.txt", **{"num_steps": 30, "checkpoint_every": 4, "sample_every": 0, **train})
-    evaluate = config.Evaluate(judge="world", every=1, num_pairs=4, pairs_during=4)
-    return run.model_copy(update={"evaluate": evaluate, "stop": config.Stop.model_validate(stop) if stop is not None else None})
+    evaluate = config.EvaluateConfig(judge="world", every=1, num_pairs=4, pairs_during=4)
+    return run.model_copy(update={"evaluate": evaluate, "stop": config.EarlyStoppingConfig.model_validate(stop) if stop is not None else None})
 
 
-def start(run: config.Run, out: Path, resume: bool = False, peak: float = 1.2, **method: Any) -> stubs.StubFamily:
+def start(run: config.RunConfig, out: Path, resume: bool = False, peak: float = 1.2, **method: Any) -> stubs.StubFamily:
     claim(out, resume)
-    family, ranks = stubs.StubFamily(full=run.model.tune == "full"), ProcessGroup()
+    family, ranks = stubs.StubFamily(full=run.model.tune == "full"), TorchProcessGroup()
     loaded = stubs.load(run, family, ranks, **method)
     train_loaded(run, out, resume, ranks, Loaded(family, loaded.method, Measurer(family, run, peak), loaded.data))
     return family
@@ -260,7 +260,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path, monkeypatch
     run, real = make_run(tmp_path), checkpoint.write_tensors
     start(run, tmp_path / "whole")
 
-    def full(folder: Path, groups: Any, ranks: ProcessGroup) -> None:
+    def full(folder: Path, groups: Any, ranks: TorchProcessGroup) -> None:
         if "best" in str(folder) and "step-000000" not in folder.name:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(folder, groups, ranks)

@@ -16,7 +16,7 @@ from directalign.methods import METHODS
 from directalign.planning import plan
 from directalign.training import Interrupted, loop
 from directalign.training import run as train
-from directalign.types import Batch, DirectAlignError, Loss, NonFiniteError
+from directalign.types import Batch, DirectAlignError, LossTerm, NonFiniteError
 
 WORDS = {"positive": ["Photo"], "negative": ["Render"]}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -59,7 +59,7 @@ def untimed(record: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", METHODS)
 def test_records_alike_and_resumes_to_the_same_bits(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Stopped after the third of four updates: for a policy gradient with two updates to a rollout, in the middle of one."""
-    run = config.Run.model_validate(given(tmp_path, model, name))
+    run = config.RunConfig.model_validate(given(tmp_path, model, name))
     train(run, tmp_path / "whole", resume=False)
     records = steps_of(tmp_path / "whole")
     assert [record["step"] for record in records] == [1, 2, 3, 4]
@@ -85,22 +85,22 @@ def test_records_alike_and_resumes_to_the_same_bits(tmp_path: Path, model: Path,
 def test_rollouts_that_are_gone_on_with_belong_to_their_share_of_the_batch(tmp_path: Path, model: Path) -> None:
     recipe = given(tmp_path, model, "flow_grpo")
     recipe["train"] |= {"num_steps": 3}
-    train(config.Run.model_validate(recipe), tmp_path / "out", resume=False)
+    train(config.RunConfig.model_validate(recipe), tmp_path / "out", resume=False)
     recipe["train"] |= {"num_steps": 4, "accumulation": 2}
     recipe["data"] |= {"batch_size": 1}
     with pytest.raises(DirectAlignError, match=r"holds rollouts that each rank goes on with .*than its 1, or with another data\.batch_size than 2"):
-        train(config.Run.model_validate(recipe), tmp_path / "out", resume=True)
+        train(config.RunConfig.model_validate(recipe), tmp_path / "out", resume=True)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_loss_that_is_not_finite_stops_the_step_by_name(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    run = config.Run.model_validate(given(tmp_path, model, name))
+    run = config.RunConfig.model_validate(given(tmp_path, model, name))
     method = METHODS[name]
     real = method.losses
 
-    def losses(self: Any, batch: Batch) -> Iterator[Loss]:
+    def losses(self: Any, batch: Batch) -> Iterator[LossTerm]:
         for loss in real(self, batch):
-            yield Loss(loss.value * float("inf"), loss.branch, loss.metrics, loss.levels) if batch.step == 1 else loss
+            yield LossTerm(loss.value * float("inf"), loss.branch, loss.metrics, loss.levels) if batch.step == 1 else loss
 
     monkeypatch.setattr(method, "losses", losses)
     with pytest.raises(NonFiniteError, match=r"update 2: the loss is (inf|-inf|nan) \(branch .*the last good checkpoint is .*step-000001"):
@@ -122,7 +122,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path, model: Path, name:
     for section, values in change.items():
         recipe[section] = {**recipe[section], **values}
     with pytest.raises(ValueError, match=complaint):
-        config.Run.model_validate(recipe)
+        config.RunConfig.model_validate(recipe)
 
 
 @pytest.mark.parametrize("name", RIVALS)
@@ -130,7 +130,7 @@ def test_a_prompt_blind_reward_has_no_relative_form(tmp_path: Path, model: Path,
     recipe = given(tmp_path, model, name)
     recipe["method"] |= {"form": "anchored", "words": WORDS}
     with pytest.raises(DirectAlignError, match=r"reward\.name: pixels ignores prompts"):
-        plan(config.Run.model_validate(recipe), tmp_path / "out")
+        plan(config.RunConfig.model_validate(recipe), tmp_path / "out")
 
 
 @pytest.mark.parametrize("key", ["refl.last_steps", "draft.grad_steps", "alignprop.max_grad_steps", "drtune.trained_steps", "flowbp.trained_steps"])
@@ -139,12 +139,12 @@ def test_no_more_steps_train_than_are_sampled(tmp_path: Path, model: Path, key: 
     recipe = given(tmp_path, model, name)
     recipe["method"] = {"name": name, field: 4}
     with pytest.raises(ValueError, match=rf"method\.{field} 4 is more than rollout\.num_sampling_steps 3: lower it"):
-        config.Run.model_validate(recipe)
+        config.RunConfig.model_validate(recipe)
 
 
 def test_method_is_srpo_when_it_is_not_named_and_another_name_replaces_the_section() -> None:
     srpo = load_run("recipes/world_srpo.yaml", [])
     assert srpo.method.name == "srpo"
     refl = load_run("recipes/world_srpo.yaml", ["method.name=refl", "method.last_steps=3"])
-    assert refl.method == config.ReFL(last_steps=3)
+    assert refl.method == config.ReFLConfig(last_steps=3)
     assert load_run("recipes/world_srpo.yaml", ["method.name=srpo"]).method == srpo.method

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from directalign.config import Train
+from directalign.config import TrainConfig
 from directalign.training.adamw8bit import AdamW8bit
 from directalign.training.optim import EMA, adamw, learning_rate, set_learning_rate, trained_parameters
 from directalign.types import DirectAlignError
 
 
-def settings(**given: object) -> Train:
-    return Train.model_validate({"num_steps": 10, "learning_rate": 2.0, **given})
+def settings(**given: object) -> TrainConfig:
+    return TrainConfig.model_validate({"num_steps": 10, "learning_rate": 2.0, **given})
 
 
 def test_warm_up_rises_evenly_from_zero_to_the_peak():

@@ -19,7 +19,7 @@ from directalign.training import run as train
 from directalign.types import Batch, DirectAlignError, NonFiniteError
 
 
-def recipe(folder: Path, family: str, tune: str) -> config.Run:
+def recipe(folder: Path, family: str, tune: str) -> config.RunConfig:
     (folder / "prompts.txt").write_text("a red star\na blue circle\na green square")
     write = {"flux": tiny.write_flux, "sd": tiny.write_sd}[family]
     guidance = 3.5 if family == "flux" else None
@@ -33,11 +33,11 @@ def recipe(folder: Path, family: str, tune: str) -> config.Run:
         "train": {"num_steps": 3, "learning_rate": 1e-2, "clip_norm": 1.0, "checkpoint_every": 1, "ema_decay": 0.5},
         "evaluate": {"num_pairs": 2, "batch_size": 2},
     }
-    return config.Run.model_validate(given)
+    return config.RunConfig.model_validate(given)
 
 
 def test_a_full_disk_outside_a_checkpoint_is_one_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(run: config.Run, ranks: object) -> None:
+    def full(run: config.RunConfig, ranks: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     run = recipe(tmp_path, "flux", "lora")
@@ -45,7 +45,7 @@ def test_a_full_disk_outside_a_checkpoint_is_one_line_too(tmp_path: Path, monkey
     with pytest.raises(DirectAlignError, match=r"no space left on the disk that holds .*out; free some and continue with --resume"):
         train(run, tmp_path / "out", resume=False)
 
-    def other(run: config.Run, ranks: object) -> None:
+    def other(run: config.RunConfig, ranks: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(sys.modules["directalign.training.run"], "_load", other)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from directalign.config import Run
+from directalign.config import RunConfig
 from directalign.evaluation.eval_prompts import measured_prompts
-from directalign.models import load_family
+from directalign.models import load_model
 from directalign.training import run as train
 from directalign.training.data import open_data
-from directalign.training.distributed import ProcessGroup
+from directalign.training.distributed import TorchProcessGroup
 from directalign.training.precompute_embeddings import prompts_of_run
 from tiny import SIZE, write_flux
 
@@ -23,8 +23,8 @@ def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_flux(tmp_path_factory.mktemp("flux"))
 
 
-def recipe(folder: Path, prompts: Path, **model: object) -> Run:
-    return Run.model_validate(
+def recipe(folder: Path, prompts: Path, **model: object) -> RunConfig:
+    return RunConfig.model_validate(
         {
             "name": "ahead",
             "model": {"family": "flux", "path": str(folder), "lora": {"rank": 2}, **model},
@@ -48,7 +48,7 @@ def prompts(tmp_path: Path) -> Path:
 
 def test_a_run_asks_for_these_prompts_and_no_others(tiny_flux, prompts):
     run = recipe(tiny_flux, prompts)
-    feed = open_data(run, load_family(run.model, "cpu"), ProcessGroup())
+    feed = open_data(run, load_model(run.model, "cpu"), TorchProcessGroup())
     ahead = prompts_of_run(run, feed)
     dealt = {prompt for step in range(2) for batch in feed.batches(step) for prompt in batch.prompts}
     assert dealt | {"", "a green square"} <= set(ahead) and len(ahead) == len(set(ahead))
@@ -57,8 +57,8 @@ def test_a_run_asks_for_these_prompts_and_no_others(tiny_flux, prompts):
 
 def test_two_ranks_are_dealt_what_is_known_ahead(tiny_flux, prompts):
     run = recipe(tiny_flux, prompts)
-    family = load_family(run.model, "cpu")
-    feeds = [open_data(run, family, ProcessGroup(rank, 2)) for rank in range(2)]
+    family = load_model(run.model, "cpu")
+    feeds = [open_data(run, family, TorchProcessGroup(rank, 2)) for rank in range(2)]
     dealt = {prompt for feed in feeds for step in range(2) for batch in feed.batches(step) for prompt in batch.prompts}
     assert dealt <= set(prompts_of_run(run, feeds[1])) and len(dealt) == 16
 

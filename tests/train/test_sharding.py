@@ -15,12 +15,12 @@ from torch.distributed.tensor import DTensor
 
 import tiny
 from directalign import config
-from directalign.interfaces import Family
-from directalign.models import load_family
-from directalign.models.reference_model import BaseModel
+from directalign.interfaces import Model
+from directalign.models import load_model
+from directalign.models.reference_model import ReferenceModel
 from directalign.training import checkpoint, distributed
 from directalign.training.checkpoint import TrainState
-from directalign.training.distributed import ProcessGroup, process_group
+from directalign.training.distributed import TorchProcessGroup, process_group
 from directalign.training.optim import EMA, adamw, trained_parameters
 
 
@@ -49,7 +49,7 @@ def shared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe(model: Path, tune: str = "full", dtype: str = "float32", optimizer: str = "adamw") -> config.Run:
+def recipe(model: Path, tune: str = "full", dtype: str = "float32", optimizer: str = "adamw") -> config.RunConfig:
     given = {
         "name": "tiny",
         "model": {"family": "flux", "path": str(model), "tune": tune, "dtype": dtype, "lora": {"rank": 2, "alpha": 2}},
@@ -58,29 +58,29 @@ def recipe(model: Path, tune: str = "full", dtype: str = "float32", optimizer: s
         "data": {"prompts": "none"},
         "train": {"num_steps": 1, "optimizer": optimizer, "learning_rate": 1e-3, "parallel": "sharded"},
     }
-    return config.Run.model_validate(given)
+    return config.RunConfig.model_validate(given)
 
 
-def predicted(family: Family) -> Tensor:
+def predicted(family: Model) -> Tensor:
     """The network's answer to fixed noise."""
     noise = torch.randn(2, *family.latent_shape(32, 32), generator=torch.Generator().manual_seed(3))
     cond = family.encode_prompt(["a red star", "a blue circle"]).guided(2.0, 1.0)
     return family.predict(noise, torch.tensor([0.5, 0.9], dtype=torch.float64), cond)
 
 
-def disturbed(family: Family) -> None:
+def disturbed(family: Model) -> None:
     """Every trained weight moves."""
     with torch.no_grad():
         for p in trained_parameters(family.denoiser).values():
             p.mul_(1.5).add_(0.01)
 
 
-def parts_of(run: config.Run, family: Family) -> TrainState:
+def parts_of(run: config.RunConfig, family: Model) -> TrainState:
     parameters = trained_parameters(family.denoiser)
     return TrainState(run, family.denoiser, parameters, adamw(parameters, run.train), EMA(parameters, 0.9), Forgetful(), "data")
 
 
-def updated(parts: TrainState, family: Family) -> None:
+def updated(parts: TrainState, family: Model) -> None:
     """One update on a fixed loss."""
     predicted(family).square().mean().backward()
     parts.optimizer.step()
@@ -94,17 +94,17 @@ def two(model: Path, folder: Path) -> None:
         torch.save(found, folder / f"rank-{ranks.rank}.pt")
 
 
-def sharded(run: config.Run, ranks: ProcessGroup) -> Family:
-    family = load_family(run.model, "cpu")
+def sharded(run: config.RunConfig, ranks: TorchProcessGroup) -> Model:
+    family = load_model(run.model, "cpu")
     distributed.shard(family.denoiser, run.model, ranks)
     return family
 
 
-def whole_model(model: Path, folder: Path, ranks: ProcessGroup) -> dict[str, Any]:
+def whole_model(model: Path, folder: Path, ranks: TorchProcessGroup) -> dict[str, Any]:
     """All weights: the base model put on and off, the average too, an update in 8 bits kept and saved."""
     run = recipe(model, optimizer="adamw8bit")
     family = sharded(run, ranks)
-    base, found = BaseModel(family.denoiser), {"base": predicted(family).detach()}
+    base, found = ReferenceModel(family.denoiser), {"base": predicted(family).detach()}
     parts = parts_of(run, family)
     disturbed(family)
     found["moved"] = predicted(family).detach()
@@ -125,7 +125,7 @@ def whole_model(model: Path, folder: Path, ranks: ProcessGroup) -> dict[str, Any
     return found
 
 
-def adapters(model: Path, folder: Path, ranks: ProcessGroup) -> dict[str, Any]:
+def adapters(model: Path, folder: Path, ranks: TorchProcessGroup) -> dict[str, Any]:
     """LoRA on a base that is split as well."""
     family = sharded(recipe(model, tune="lora"), ranks)
     disturbed(family)
@@ -133,7 +133,7 @@ def adapters(model: Path, folder: Path, ranks: ProcessGroup) -> dict[str, Any]:
     return {"adapted": predicted(family).detach()}
 
 
-def narrow(model: Path, ranks: ProcessGroup) -> dict[str, Any]:
+def narrow(model: Path, ranks: TorchProcessGroup) -> dict[str, Any]:
     """Computed in bfloat16, kept in float32."""
     family = sharded(recipe(model, dtype="bfloat16"), ranks)
     assert {p.dtype for p in family.denoiser.parameters()} == {torch.float32}
@@ -143,7 +143,7 @@ def narrow(model: Path, ranks: ProcessGroup) -> dict[str, Any]:
     return {"narrow": answer.detach()}
 
 
-def sums(ranks: ProcessGroup) -> dict[str, Any]:
+def sums(ranks: TorchProcessGroup) -> dict[str, Any]:
     """The plain exchanges: a weight that one rank reached, one that none did, numbers and words."""
     reached, missed = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     if ranks.rank == 1:
@@ -166,7 +166,7 @@ def results(shared: Path) -> list[dict[str, Any]]:
 
 
 def test_a_shared_network_answers_as_a_whole_one(model: Path, shared: Path):
-    family = load_family(recipe(model).model, "cpu")
+    family = load_model(recipe(model).model, "cpu")
     base = predicted(family)
     disturbed(family)
     for found in results(shared):
@@ -183,9 +183,9 @@ def test_weights_change_hands_and_come_back(shared: Path):
 
 def test_one_process_reads_what_two_kept_and_goes_on(model: Path, shared: Path):
     run = recipe(model, optimizer="adamw8bit")
-    family = load_family(run.model, "cpu")
+    family = load_model(run.model, "cpu")
     parts = parts_of(run, family)
-    assert checkpoint.restore_state(shared / "kept", parts, ProcessGroup()) == 1
+    assert checkpoint.restore_state(shared / "kept", parts, TorchProcessGroup()) == 1
     assert torch.allclose(predicted(family), results(shared)[0]["updated"], atol=1e-6)
     state = parts.optimizer.state_dict()["state"]
     assert any(value.dtype == torch.uint8 for each in state.values() for value in each.values())
@@ -195,7 +195,7 @@ def test_one_process_reads_what_two_kept_and_goes_on(model: Path, shared: Path):
 
 
 def test_the_saved_weights_are_those_of_a_whole_network(model: Path, shared: Path):
-    family = load_family(recipe(model).model, "cpu")
+    family = load_model(recipe(model).model, "cpu")
     plain = load_file(shared / "saved" / "transformer" / "diffusion_pytorch_model.safetensors")
     assert plain.keys() == family.denoiser.state_dict().keys()
     family.denoiser.load_state_dict(plain)
@@ -203,7 +203,7 @@ def test_the_saved_weights_are_those_of_a_whole_network(model: Path, shared: Pat
 
 
 def test_adapters_on_a_shared_base_are_saved_as_on_a_whole_one(model: Path, shared: Path, tmp_path: Path):
-    family = load_family(recipe(model, tune="lora").model, "cpu")
+    family = load_model(recipe(model, tune="lora").model, "cpu")
     disturbed(family)
     family.save(tmp_path)
     ours, theirs = load_file(shared / "adapters" / "lora.safetensors"), load_file(tmp_path / "lora.safetensors")
@@ -212,7 +212,7 @@ def test_adapters_on_a_shared_base_are_saved_as_on_a_whole_one(model: Path, shar
 
 
 def test_bfloat16_is_that_of_one_process_but_for_its_rounding(model: Path, shared: Path):
-    family = load_family(recipe(model, dtype="bfloat16").model, "cpu")
+    family = load_model(recipe(model, dtype="bfloat16").model, "cpu")
     wanted = predicted(family)
     for found in results(shared):
         assert (found["narrow"] - wanted).norm() < 0.02 * wanted.norm()
@@ -227,7 +227,7 @@ def test_plain_exchanges(shared: Path):
 
 def test_whole_files_are_read_as_they_were_written(tmp_path: Path):
     given = {"w": torch.randn(3, 2), "narrow": torch.randn(4).bfloat16(), "number": torch.tensor(2.5)}
-    checkpoint.write_tensors(tmp_path, {"weights": given, "ema": {"w": torch.ones(3, 2)}}, ProcessGroup())
+    checkpoint.write_tensors(tmp_path, {"weights": given, "ema": {"w": torch.ones(3, 2)}}, TorchProcessGroup())
     found = {name: torch.empty_like(tensor) for name, tensor in given.items()}
     checkpoint.read_tensors(tmp_path, {"weights": found})
     assert all(torch.equal(found[name], given[name]) for name in given)
@@ -238,13 +238,13 @@ def test_when_the_network_is_split(model: Path):
     def split(ranks: int, tune: str, parallel: str) -> bool:
         run = recipe(model, tune)
         run = run.model_copy(update={"train": run.train.model_copy(update={"parallel": parallel})})
-        return distributed.is_sharded_run(run, replace(ProcessGroup(), size=ranks))
+        return distributed.is_sharded_run(run, replace(TorchProcessGroup(), size=ranks))
 
     assert split(2, "full", "auto") and split(2, "lora", "sharded")
     assert not split(2, "lora", "auto") and not split(2, "full", "data") and not split(1, "full", "sharded")
 
 
 def test_a_denoiser_may_wait_elsewhere_than_its_pipeline(model: Path):
-    family = load_family(recipe(model).model, "cpu", denoiser_device=torch.device("meta"))
+    family = load_model(recipe(model).model, "cpu", denoiser_device=torch.device("meta"))
     assert {p.device.type for p in family.denoiser.parameters()} == {"meta"}
-    assert load_family(recipe(model).model, "cpu").encode_prompt(["a"]).tensors["pooled"].device.type == "cpu"
+    assert load_model(recipe(model).model, "cpu").encode_prompt(["a"]).tensors["pooled"].device.type == "cpu"

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from directalign.training.distributed import ProcessGroup
+from directalign.training.distributed import TorchProcessGroup
 from directalign.training.step import NFECounter, SigmaHistogram, TrainStep
-from directalign.types import Batch, Loss, NonFiniteError
+from directalign.types import Batch, LossTerm, NonFiniteError
 
 
 class Regression:
@@ -23,10 +23,10 @@ class Regression:
     def __init__(self, weight: nn.Parameter, factor: float = 1.0) -> None:
         self.weight, self.factor = weight, factor
 
-    def losses(self, batch: Batch) -> Iterator[Loss]:
+    def losses(self, batch: Batch) -> Iterator[LossTerm]:
         x = torch.tensor([float(prompt) for prompt in batch.prompts])
         value = (self.weight * x - 1).square().mean() * self.factor
-        yield Loss(value, "denoise", {"reward": float(x.mean())}, {"sigma": [0.8123] * len(x), "gain": x.tolist()})
+        yield LossTerm(value, "denoise", {"reward": float(x.mean())}, {"sigma": [0.8123] * len(x), "gain": x.tolist()})
 
     def state_dict(self) -> Mapping[str, Any]:
         return {}
@@ -36,7 +36,7 @@ class Regression:
 
 def make(factor: float = 1.0, clip_norm: float = 1e9) -> tuple[nn.Parameter, TrainStep]:
     weight = nn.Parameter(torch.tensor([0.3]))
-    return weight, TrainStep(Regression(weight, factor), [weight], torch.optim.SGD([weight], lr=0.1), clip_norm, ProcessGroup(), NFECounter(nn.Identity()))
+    return weight, TrainStep(Regression(weight, factor), [weight], torch.optim.SGD([weight], lr=0.1), clip_norm, TorchProcessGroup(), NFECounter(nn.Identity()))
 
 
 def batch(*prompts: float) -> Batch:
@@ -85,18 +85,18 @@ class Explosive(torch.autograd.Function):
 
 
 class SecondBranchExplodes(Regression):
-    def losses(self, batch: Batch) -> Iterator[Loss]:
-        yield Loss((self.weight * 2).sum(), "denoise", {}, {"sigma": [0.9]})
-        yield Loss(Explosive.apply(self.weight * 2).sum(), "inversion", {}, {"sigma": [0.75, 0.8]})
+    def losses(self, batch: Batch) -> Iterator[LossTerm]:
+        yield LossTerm((self.weight * 2).sum(), "denoise", {}, {"sigma": [0.9]})
+        yield LossTerm(Explosive.apply(self.weight * 2).sum(), "inversion", {}, {"sigma": [0.75, 0.8]})
 
 
 def test_a_gradient_that_is_not_finite_names_its_branch_and_leaves_the_optimiser_as_it_was():
     weight = nn.Parameter(torch.tensor([0.3]))
     optimizer = torch.optim.AdamW([weight], lr=0.1)
-    TrainStep(Regression(weight), [weight], optimizer, 1.0, ProcessGroup(), NFECounter(nn.Identity()))(1, [batch(1)])
+    TrainStep(Regression(weight), [weight], optimizer, 1.0, TorchProcessGroup(), NFECounter(nn.Identity()))(1, [batch(1)])
     before, state = weight.detach().clone(), copy.deepcopy(optimizer.state_dict())
     with pytest.raises(NonFiniteError, match=r"update 2: the gradient is inf \(branch inversion, sigma 0\.7500, 0\.8000\); the optimiser was not stepped"):
-        TrainStep(SecondBranchExplodes(weight), [weight], optimizer, 1.0, ProcessGroup(), NFECounter(nn.Identity()))(2, [batch(1)])
+        TrainStep(SecondBranchExplodes(weight), [weight], optimizer, 1.0, TorchProcessGroup(), NFECounter(nn.Identity()))(2, [batch(1)])
     after = optimizer.state_dict()["state"][0]
     assert torch.equal(weight, before)
     assert all(torch.equal(after[key], value) for key, value in state["state"][0].items())
@@ -104,10 +104,10 @@ def test_a_gradient_that_is_not_finite_names_its_branch_and_leaves_the_optimiser
 
 def test_levels_are_means_by_branch_and_bin_of_sigma():
     levels = SigmaHistogram()
-    levels.add(Loss(torch.tensor(0.0), "denoise", {}, {"sigma": [0.81, 0.84, 1.0], "gain": [0.2, 0.4, 1.0]}))
-    levels.add(Loss(torch.tensor(0.0), "inversion", {}, {"sigma": [0.0], "gain": [-0.1]}))
-    levels.add(Loss(torch.tensor(0.0), "silent"))
-    found = levels.record(ProcessGroup())
+    levels.add(LossTerm(torch.tensor(0.0), "denoise", {}, {"sigma": [0.81, 0.84, 1.0], "gain": [0.2, 0.4, 1.0]}))
+    levels.add(LossTerm(torch.tensor(0.0), "inversion", {}, {"sigma": [0.0], "gain": [-0.1]}))
+    levels.add(LossTerm(torch.tensor(0.0), "silent"))
+    found = levels.record(TorchProcessGroup())
     assert found["inversion"] == [{"n": 1, "gain": pytest.approx(-0.1), "sigma": 0.0}]
     assert found["denoise"] == [{"n": 2, "gain": pytest.approx(0.3), "sigma": pytest.approx(0.825)}, {"n": 1, "gain": 1.0, "sigma": 1.0}]
     assert "silent" not in found
@@ -117,12 +117,12 @@ def test_network_calls_are_counted_with_and_without_gradient_and_from_the_update
     network = nn.Linear(3, 3)
 
     class TwoCalls(Regression):
-        def losses(self, batch: Batch) -> Iterator[Loss]:
+        def losses(self, batch: Batch) -> Iterator[LossTerm]:
             with torch.no_grad():
                 network(torch.ones(5, 3))
-            yield Loss(network(torch.ones(2, 3)).mean(), "denoise")
+            yield LossTerm(network(torch.ones(2, 3)).mean(), "denoise")
 
-    updater = TrainStep(TwoCalls(network.weight), [network.weight], torch.optim.SGD([network.weight], lr=0.1), 1.0, ProcessGroup(), NFECounter(network))
+    updater = TrainStep(TwoCalls(network.weight), [network.weight], torch.optim.SGD([network.weight], lr=0.1), 1.0, TorchProcessGroup(), NFECounter(network))
     network(torch.ones(7, 3))  # a measurement between two updates does not count
     assert updater(1, [batch(1), batch(2)])["network_calls"] == {"forward": 14, "backward": 4}
 
@@ -143,12 +143,12 @@ def test_a_recomputed_call_is_two_forward_and_one_backward():
     network = nn.Linear(3, 3)
 
     class Recomputed(Regression):
-        def losses(self, batch: Batch) -> Iterator[Loss]:
+        def losses(self, batch: Batch) -> Iterator[LossTerm]:
             def step(x: Tensor) -> Tensor:
                 return network(x) * x
 
             once = checkpoint(step, torch.ones(2, 3, requires_grad=True), use_reentrant=False)
-            yield Loss(checkpoint(step, once, use_reentrant=False).mean(), "chain")
+            yield LossTerm(checkpoint(step, once, use_reentrant=False).mean(), "chain")
 
-    updater = TrainStep(Recomputed(network.weight), [network.weight], torch.optim.SGD([network.weight], lr=0.1), 1.0, ProcessGroup(), NFECounter(network))
+    updater = TrainStep(Recomputed(network.weight), [network.weight], torch.optim.SGD([network.weight], lr=0.1), 1.0, TorchProcessGroup(), NFECounter(network))
     assert updater(1, [batch(1)])["network_calls"] == {"forward": 8, "backward": 4}

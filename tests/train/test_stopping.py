@@ -18,7 +18,7 @@ BETTER: dict[str, int] = {"judge": 1, "content": 1, "tint": -1, "light": 0, "sco
 
 
 def rules(**stop: Any) -> Rules:
-    return Rules(config.Stop.model_validate(stop), "judge", "score", BETTER)
+    return Rules(config.EarlyStoppingConfig.model_validate(stop), "judge", "score", BETTER)
 
 
 def record(step: int, judge: float = 0.5, content: float = 1.0, tint: float = 0.0, light: float = 0.5, score: float = 0.7, **more: Any) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def test_records_that_cannot_be_judged_are_refused():
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def recipe(reward: dict[str, Any] | None = None, words: Sequence[str] = ("Photo",), stop: dict[str, Any] | None = None, **evaluate: Any) -> config.Run:
+def recipe(reward: dict[str, Any] | None = None, words: Sequence[str] = ("Photo",), stop: dict[str, Any] | None = None, **evaluate: Any) -> config.RunConfig:
     given = {
         "name": "stop",
         "model": {"family": "flux", "path": "nowhere"},
@@ -218,7 +218,7 @@ def recipe(reward: dict[str, Any] | None = None, words: Sequence[str] = ("Photo"
         "evaluate": {"every": 10, **evaluate},
         "stop": stop or {},
     }
-    return config.Run.model_validate(given)
+    return config.RunConfig.model_validate(given)
 
 
 def test_the_judge_is_the_best_that_is_measured():

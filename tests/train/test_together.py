@@ -10,10 +10,10 @@ import tiny
 from directalign import config
 from directalign.evaluation.generate import generate
 from directalign.evaluation.in_training import Measurer
-from directalign.interfaces import Family, Together
+from directalign.interfaces import Model, ProcessGroup
 from directalign.methods import load_method
 from directalign.methods.objective import Reference
-from directalign.models import load_family
+from directalign.models import load_model
 from directalign.rewards import load_reward
 
 PROMPTS, SEEDS = ["a red star", "a blue circle", "a green square", "a star", "a circle"], [1, 2, 3, 4, 5]
@@ -34,7 +34,7 @@ class One:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> config.Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> config.RunConfig:
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     given = {
@@ -47,16 +47,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> config.Run:
         "train": {"num_steps": 1},
         "evaluate": {"num_pairs": 5, "batch_size": 2, "diversity_prompts": 1},
     }
-    return config.Run.model_validate(given)
+    return config.RunConfig.model_validate(given)
 
 
 @pytest.fixture(scope="module")
-def family(run: config.Run) -> Family:
-    return load_family(run.model, "cpu")
+def family(run: config.RunConfig) -> Model:
+    return load_model(run.model, "cpu")
 
 
 @pytest.mark.parametrize("size", [2, 3, 8])
-def test_ranks_make_equal_parts_that_join_to_the_whole(run: config.Run, family: Family, size: int):
+def test_ranks_make_equal_parts_that_join_to_the_whole(run: config.RunConfig, family: Model, size: int):
     ranks = [One(rank, size) for rank in range(size)]
     for rank in ranks:
         assert len(generate(family, PROMPTS, SEEDS, run.rollout, 2, rank)) == len(PROMPTS)
@@ -65,15 +65,15 @@ def test_ranks_make_equal_parts_that_join_to_the_whole(run: config.Run, family: 
     assert (joined - generate(family, PROMPTS, SEEDS, run.rollout, 2)).abs().max() < 1e-5
 
 
-def test_only_rank_0_judges(run: config.Run, family: Family):
+def test_only_rank_0_judges(run: config.RunConfig, family: Model):
     reward = load_reward(run.reward)
     assert Measurer(run, family, reward, None, together=One(1, 2)).measure(4) == {}
     assert {"reward", "color_drift", "diversity"} <= Measurer(run, family, reward, None, together=One(0, 2)).measure(4).keys()
 
 
-def test_the_base_model_is_drawn_before_it_is_trained_away(run: config.Run, monkeypatch: pytest.MonkeyPatch):
+def test_the_base_model_is_drawn_before_it_is_trained_away(run: config.RunConfig, monkeypatch: pytest.MonkeyPatch):
     """Loaded anew, a full model would be there twice."""
-    family = load_family(run.model, "cpu")
+    family = load_model(run.model, "cpu")
     measurer = Measurer(run, family, None, None)
     measurer.prepare()
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_all_ranks_have_one_reference():
     assert both.count == 6
 
 
-def test_a_method_knows_the_ranks_it_trains_with(run: config.Run, family: Family):
-    together: Together = One(0, 2)
+def test_a_method_knows_the_ranks_it_trains_with(run: config.RunConfig, family: Model):
+    together: ProcessGroup = One(0, 2)
     method = load_method(run, family, load_reward(run.reward), together)
     assert method.objective.together is together  # pyright: ignore[reportAttributeAccessIssue]

@@ -52,10 +52,10 @@ def no_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     assert looked_up == []
 
 
-def tracked(folder: Path, project: str, **train: Any) -> config.Run:
+def tracked(folder: Path, project: str, **train: Any) -> config.RunConfig:
     run = stubs.make_run(folder / "prompts.txt", **train)
     asked = {"wandb": {"project": project, "mode": "offline", "tags": ["a", "b"]}, "trackio": {"project": project}}
-    return config.Run.model_validate({**run.model_dump(mode="json"), "track": asked})
+    return config.RunConfig.model_validate({**run.model_dump(mode="json"), "track": asked})
 
 
 # --- what each wrote ----------------------------------------------------------------------------------------------------
@@ -145,14 +145,14 @@ def levels(file: Path) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, config.Run]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, config.RunConfig]:
     folder = tmp_path_factory.mktemp("whole")
     run = tracked(folder, "whole")
     stubs.start(run, folder / "out")
     return folder / "out", run
 
 
-def test_the_three_hold_the_same_set_of_name_step_and_value(whole: tuple[Path, config.Run]):
+def test_the_three_hold_the_same_set_of_name_step_and_value(whole: tuple[Path, config.RunConfig]):
     out, _ = whole
     show_the_same(out, "whole")
     names = {name for name, _, _ in in_records(out)}
@@ -160,14 +160,14 @@ def test_the_three_hold_the_same_set_of_name_step_and_value(whole: tuple[Path, c
     assert {step for name, step, _ in in_records(out) if name == "evaluate/color_drift"} == {0, 2, 4, 6}
 
 
-def test_the_whole_session_of_an_offline_run_is_offline(whole: tuple[Path, config.Run]):
+def test_the_whole_session_of_an_offline_run_is_offline(whole: tuple[Path, config.RunConfig]):
     """A session that is not asks for W&B's address when the process ends, whatever the mode of the run."""
     import wandb
 
     assert wandb.setup().settings.mode == "offline"
 
 
-def test_the_sample_grids_arrive_pixel_by_pixel_with_their_prompts(whole: tuple[Path, config.Run]):
+def test_the_sample_grids_arrive_pixel_by_pixel_with_their_prompts(whole: tuple[Path, config.RunConfig]):
     out, _ = whole
     files = {step: levels(run_log.grid_path(out, step)) for step in (0, 3, 6)}
     caption = "1. a thing of kind 0\n2. a thing of kind 1\n"
@@ -190,7 +190,7 @@ def test_the_sample_grids_arrive_pixel_by_pixel_with_their_prompts(whole: tuple[
     assert read.Tensors("samples/prompts/text_summary")[0].tensor_proto.string_val[0].decode().startswith(caption)
 
 
-def test_the_resolved_config_and_the_summary_are_told(whole: tuple[Path, config.Run]):
+def test_the_resolved_config_and_the_summary_are_told(whole: tuple[Path, config.RunConfig]):
     out, run = whole
     found = json.loads((out / "summary.json").read_text())
     told = run.model_dump(mode="json")
@@ -236,7 +236,7 @@ def test_a_resumed_run_is_the_same_run_and_forgets_what_lies_beyond_its_checkpoi
 
 def test_who_shows_a_run_may_change_when_it_is_resumed(tmp_path: Path):
     run, out = tracked(tmp_path, "late"), tmp_path / "out"
-    before = run.model_copy(update={"track": config.Track(tensorboard=False)})
+    before = run.model_copy(update={"track": config.TrackersConfig(tensorboard=False)})
     stubs.start(before, out)
     assert not any((out / name).exists() for name in ("tensorboard", "wandb", "tracked.json")) and checkpoint.all_of(out / "checkpoints")
     stubs.start(run.model_copy(update={"train": run.train.model_copy(update={"num_steps": 8})}), out, resume=True)
@@ -268,7 +268,7 @@ def test_a_name_leads_out_of_no_folder():
 def test_no_secret_is_told(tmp_path: Path):
     run = tracked(tmp_path, "secrets")
     reward = {"name": "remote", "url": "https://me:hunter2@judge.example:8000/score"}
-    run = config.Run.model_validate({**run.model_dump(mode="json"), "reward": reward, "method": {"name": "flow_grpo", "form": "absolute"}})
+    run = config.RunConfig.model_validate({**run.model_dump(mode="json"), "reward": reward, "method": {"name": "flow_grpo", "form": "absolute"}})
     told = json.dumps(dict(trackers.run_info(run, tmp_path, []).config))
     assert "hunter2" not in told and "https://judge.example:8000/score" in told
 

@@ -120,9 +120,9 @@ def wandb_quietly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     wandb.teardown()
 
 
-def with_wandb(folder: Path, mode: str) -> config.Run:
+def with_wandb(folder: Path, mode: str) -> config.RunConfig:
     run = stubs.make_run(folder / "prompts.txt", num_steps=4)
-    return config.Run.model_validate({**run.model_dump(mode="json"), "track": {"wandb": {"project": "p", "mode": mode}}})
+    return config.RunConfig.model_validate({**run.model_dump(mode="json"), "track": {"wandb": {"project": "p", "mode": mode}}})
 
 
 def test_a_network_that_is_down_at_the_start_makes_an_offline_run(tmp_path: Path, wandb_quietly: Any, capsys: pytest.CaptureFixture[str]):
@@ -171,8 +171,8 @@ def test_one_that_cannot_be_opened_is_left_out(tmp_path: Path, monkeypatch: pyte
 # --- before the run starts ----------------------------------------------------------------------------------------------
 
 
-def asking(folder: Path, **track: Any) -> config.Run:
-    return config.Run.model_validate({**stubs.make_run(folder / "prompts.txt").model_dump(mode="json"), "track": track})
+def asking(folder: Path, **track: Any) -> config.RunConfig:
+    return config.RunConfig.model_validate({**stubs.make_run(folder / "prompts.txt").model_dump(mode="json"), "track": track})
 
 
 @pytest.mark.parametrize(("name", "line"), [("wandb", "pip install 'directalign[wandb]'"), ("trackio", "pip install 'directalign[trackio]'")])

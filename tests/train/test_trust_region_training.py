@@ -24,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_sd(tmp_path_factory.mktemp("tiny") / "model")
 
 
-def recipe(folder: Path, model: Path, weight: float = 5.0, family: str = "sd", cfg_scale: float = 1.0, **of_model: Any) -> config.Run:
+def recipe(folder: Path, model: Path, weight: float = 5.0, family: str = "sd", cfg_scale: float = 1.0, **of_model: Any) -> config.RunConfig:
     (folder / "prompts.txt").write_text("a red star\na blue circle\na green square")
     moves = {"kind": "uniform", "sigma_high": 0.9, "sigma_low": 0.5, "jump": 0.1}
     guidance = {"embedded_guidance": 1.0} if family == "flux" else {}
@@ -38,7 +38,7 @@ def recipe(folder: Path, model: Path, weight: float = 5.0, family: str = "sd", c
         "train": {"num_steps": 3, "learning_rate": 1e-2, "clip_norm": 1.0, "checkpoint_every": 1, "keep_checkpoints": 9},
         "evaluate": {"num_pairs": 1, "batch_size": 2},
     }
-    return config.Run.model_validate(given)
+    return config.RunConfig.model_validate(given)
 
 
 def steps_of(out: Path) -> list[dict[str, Any]]:

@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from directalign import config
-from directalign.diffusion.rng import for_update, generator_for
+from directalign.diffusion.rng import draw_rows, generator_for
 from directalign.training.data import open_data
-from directalign.training.distributed import ProcessGroup
+from directalign.training.distributed import TorchProcessGroup
 from directalign.training.run import Loaded, train_loaded
 from directalign.training.run_folder import claim
-from directalign.types import Batch, Conditioning, Images, Latents, Loss, PerSample
+from directalign.types import Batch, Conditioning, Images, Latents, LossTerm, PerSample
 
 PROMPTS = [f"a thing of kind {index}" for index in range(11)]
 SIZE = 4
@@ -71,7 +71,7 @@ class StubFamily:
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return 3, height, width
 
-    def call_arguments(self, rollout: config.Rollout) -> dict[str, object]:
+    def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, object]:
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
@@ -86,10 +86,10 @@ class StubMethod:
         self.family, self.spoil, self.on_step = family, spoil, on_step
         self.reference = torch.zeros(())
 
-    def losses(self, batch: Batch) -> Iterator[Loss]:
+    def losses(self, batch: Batch) -> Iterator[LossTerm]:
         if self.on_step is not None:
             self.on_step(batch.step)
-        known = for_update(batch, lambda total: torch.randn(total, SIZE, generator=generator_for(batch.seed, batch.step)))
+        known = draw_rows(batch, lambda total: torch.randn(total, SIZE, generator=generator_for(batch.seed, batch.step)))
         jitter = torch.randn(SIZE) + float(np.random.rand())  # not Python's own: the checks of annotations draw from that while tests run
         wanted = torch.tensor([[float(sum(map(ord, prompt)) % 7)] for prompt in batch.prompts])
         for branch in ("denoise", "inversion"):
@@ -99,7 +99,7 @@ class StubMethod:
             value = self.spoil(value, batch.step, branch) if self.spoil else value
             sigma = known[:, 0].sigmoid().double()
             levels = {"sigma": sigma, "gain": sigma / 3, "reward": score.detach(), "recovery_error": sigma / 5}
-            yield Loss(value, branch, {"reward": float(score.detach().mean())}, {name: v.tolist() for name, v in levels.items()})
+            yield LossTerm(value, branch, {"reward": float(score.detach().mean())}, {name: v.tolist() for name, v in levels.items()})
 
     def state_dict(self) -> Mapping[str, Any]:
         return {"reference": self.reference}
@@ -123,7 +123,7 @@ class StubMeasurer:
         return {"photo_rate": {"value": 0.5, "low": 0.1, "high": 0.9, "n": num_pairs}, "color_drift": total, "seconds": 0.01}
 
 
-def make_run(prompts: Path, **train: Any) -> config.Run:
+def make_run(prompts: Path, **train: Any) -> config.RunConfig:
     """A recipe for the stubs: 6 updates unless told otherwise; `batch_size` and `tune` belong to their own sections."""
     prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
     batch_size, tune = train.pop("batch_size", 2), train.pop("tune", "full")
@@ -138,17 +138,17 @@ def make_run(prompts: Path, **train: Any) -> config.Run:
         "train": settings,
         "evaluate": {"every": 2, "num_pairs": 4, "pairs_during": 3},
     }
-    return config.Run.model_validate(given)
+    return config.RunConfig.model_validate(given)
 
 
-def load(run: config.Run, family: StubFamily, ranks: ProcessGroup, **method: Any) -> Loaded:
+def load(run: config.RunConfig, family: StubFamily, ranks: TorchProcessGroup, **method: Any) -> Loaded:
     """The stubs of a run, with its data."""
     return Loaded(family, StubMethod(family, **method), StubMeasurer(family), open_data(run, family, ranks))
 
 
-def start(run: config.Run, out: Path, resume: bool = False, ranks: ProcessGroup | None = None, **method: Any) -> StubFamily:
+def start(run: config.RunConfig, out: Path, resume: bool = False, ranks: TorchProcessGroup | None = None, **method: Any) -> StubFamily:
     """A whole stub run; the family it trained."""
     claim(out, resume)
     family = StubFamily(full=run.model.tune == "full")
-    train_loaded(run, out, resume, ranks or ProcessGroup(), load(run, family, ranks or ProcessGroup(), **method))
+    train_loaded(run, out, resume, ranks or TorchProcessGroup(), load(run, family, ranks or TorchProcessGroup(), **method))
     return family

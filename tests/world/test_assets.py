@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 from directalign.config.load import load_run
 from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts
 from directalign.evaluation.generate import generate
-from directalign.models import load_family
+from directalign.models import load_model
 from directalign.rewards.clip import ClipReward
 from directalign.toyworld import assets
 from directalign.toyworld.judges import load_judge
@@ -195,7 +195,7 @@ def judged(name: str, phrase: str) -> dict[str, float]:
     run = load_run(RECIPES / f"{RECIPE_OF[name]}.yaml")
     pairs: Pairs = fixed_pairs(measured_prompts(run.data), 64)
     prompts = [phrase + prompt for prompt in pairs.prompts]
-    answers: dict[str, PerSample] = dict(load_judge()(generate(load_family(run.model, "cpu"), prompts, pairs.seeds, run.rollout), prompts))
+    answers: dict[str, PerSample] = dict(load_judge()(generate(load_model(run.model, "cpu"), prompts, pairs.seeds, run.rollout), prompts))
     return {key: float(answer.mean()) for key, answer in answers.items()}
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from .. import __version__
+from . import arena, average, check, compare, evaluate, export, report, reward, sample, schema, study, train, world
 import logging
 import os
 import sys
 from typing import Annotated
-
 import typer
 
-from .. import __version__
-from . import arena, average, check, compare, evaluate, export, report, reward, sample, schema, study, train, world
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.command()(train.train)

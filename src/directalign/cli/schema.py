@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from .common import Debug, one_line_errors
 import json
 from pathlib import Path
 from typing import Annotated, Any
-
 import typer
-
-from .common import Debug, one_line_errors
 
 
 def schema(
@@ -26,9 +24,9 @@ def schema(
 
 def recipe_schema() -> dict[str, Any]:
     """The schema of `config.Run`, where a preset may stand in for the method section."""
-    from ..config import Run
+    from ..config import RunConfig
 
-    generated = Run.model_json_schema()
+    generated = RunConfig.model_json_schema()
     generated["required"].remove("method")
     generated["anyOf"] = [{"required": ["method"]}, {"required": ["preset"]}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **generated}

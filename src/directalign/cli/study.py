@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from ..studies import STUDIES
+from .common import Debug, one_line_errors
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
-
 import typer
 
-from ..studies import STUDIES
-from .common import Debug, one_line_errors
 
 app = typer.Typer(no_args_is_help=True, help="Experiments of several runs on one page.")
 

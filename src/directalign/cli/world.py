@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from .common import Debug, one_line_errors
 from pathlib import Path
 from typing import Annotated
-
 import typer
 
-from .common import Debug, one_line_errors
 
 app = typer.Typer(no_args_is_help=True, help="The embedded world: tiny models that come with the package.")
 

@@ -6,6 +6,10 @@ refused. Overrides are laid over the file as the file is laid over its preset.
 
 from __future__ import annotations
 
+from ..data.text_files import read_text
+from ..types import DirectAlignError
+from . import RunConfig
+from .presets import merged
 import difflib
 import functools
 import inspect
@@ -15,15 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
-
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from ..data.text_files import read_text
-from ..types import DirectAlignError
-from . import Run
-from .presets import merged
 
 _REMEDIES = {
     "int_type": "write a whole number such as 100, without quotes",
@@ -99,7 +98,7 @@ def _walk(loc: Sequence[str | int]) -> tuple[str, type[BaseModel] | None, FieldI
     path: list[str] = []
     section: type[BaseModel] | None = None
     field: FieldInfo | None = None
-    below: Below = Run
+    below: Below = RunConfig
     for part in loc:
         if isinstance(below, Entries):
             path.append(str(part))
@@ -176,7 +175,7 @@ def _nearest_key(path: str, section: type[BaseModel] | None) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
-    elsewhere = [key for key in _all_keys(Run) if difflib.get_close_matches(name, [key.rpartition(".")[2]], cutoff=0.85)]
+    elsewhere = [key for key in _all_keys(RunConfig) if difflib.get_close_matches(name, [key.rpartition(".")[2]], cutoff=0.85)]
     if path in elsewhere:
         return f"it belongs to another kind of {parent}: remove it, or set {parent}.name to that kind"
     if elsewhere:
@@ -212,7 +211,7 @@ def _shown(value: Any) -> str:
 _NOT_YAML = (yaml.YAMLError, RecursionError)
 
 
-def load_run(file: str | Path, overrides: Sequence[str] = ()) -> Run:
+def load_run(file: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe and lay `a.b=value` overrides over it, each value a piece of YAML.
 
     Raises:
@@ -224,12 +223,12 @@ def load_run(file: str | Path, overrides: Sequence[str] = ()) -> Run:
     for override in given.values():
         recipe = merged(recipe, override)
     try:
-        return Run.model_validate_json(_as_json(recipe, path), strict=True)
+        return RunConfig.model_validate_json(_as_json(recipe, path), strict=True)
     except ValidationError as error:
         raise DirectAlignError(explain(error, str(path), list(given))) from error
 
 
-def dump_run(run: Run) -> str:
+def dump_run(run: RunConfig) -> str:
     """The resolved run as YAML, every field spelled out; `load_run` reads it back to an equal run."""
     return yaml.dump(run.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 

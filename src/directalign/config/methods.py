@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+from .base import Positive, Sigma, Strict
 from typing import Annotated, Any, Literal
-
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from .base import Positive, Sigma, Strict
 
-
-class Ramp(Strict):
+class RampConfig(Strict):
     """A number that runs linearly over the training window."""
 
     low_noise: float = Field(default=0.0, description="Value at the low-noise end of the window.")
     high_noise: float = Field(default=0.0, description="Value at the high-noise end of the window.")
 
 
-class Branch(Strict):
+class BranchConfig(Strict):
     """The additive ramps of one branch: reward = (1 + k_pos)·pos − (1 + k_neg)·neg."""
 
-    k_pos: Ramp = Field(default=Ramp(), description="Extra weight of the desired phrase.")
-    k_neg: Ramp = Field(default=Ramp(), description="Extra weight of the undesired phrase.")
+    k_pos: RampConfig = Field(default=RampConfig(), description="Extra weight of the desired phrase.")
+    k_neg: RampConfig = Field(default=RampConfig(), description="Extra weight of the undesired phrase.")
 
 
-class WindowMoves(Strict):
+class GridNoiseLevels(Strict):
     """The official grid: part of a shifted sampling grid, re-divided into linear points (arXiv 2509.06942)."""
 
     kind: Literal["window"] = "window"
@@ -35,7 +33,7 @@ class WindowMoves(Strict):
     groundtruth_ratio: float = Field(default=0.9, description="A move crosses (1 − ratio) of the window at most.", ge=0, lt=1)
 
 
-class UniformMoves(Strict):
+class UniformNoiseLevels(Strict):
     """Landing sigma uniform, jump fixed."""
 
     kind: Literal["uniform"] = "uniform"
@@ -44,7 +42,7 @@ class UniformMoves(Strict):
     jump: float = Field(default=0.02, description="|sigma_from − sigma_to| of every move.", gt=0, lt=1)
 
 
-class ConstantGainMoves(Strict):
+class ConstantGainNoiseLevels(Strict):
     """Landing sigma uniform, the start solved so that every move has the same |gain|."""
 
     kind: Literal["constant_gain"] = "constant_gain"
@@ -53,7 +51,7 @@ class ConstantGainMoves(Strict):
     gain: float = Field(default=0.15, description="|gain|: how much of the network's residual reaches the recovered image.", gt=0)
 
 
-Moves = Annotated[WindowMoves | UniformMoves | ConstantGainMoves, Field(discriminator="kind")]
+NoiseLevels = Annotated[GridNoiseLevels | UniformNoiseLevels | ConstantGainNoiseLevels, Field(discriminator="kind")]
 
 
 class ControlPhrases(Strict):
@@ -69,7 +67,7 @@ class ControlPhrases(Strict):
     )
 
 
-class Anchor(Strict):
+class AnchorConfig(Strict):
     """Our anchored relative reward: (pos − neg) − (plain − reference)² / (2·tolerance)."""
 
     tolerance: float = Field(
@@ -91,7 +89,7 @@ class ObjectiveConfig(Strict):
         description="absolute: the score under the positive phrases, else the bare prompt; relative: positive minus negative; anchored: bare score held too.",
     )
     words: ControlPhrases = Field(default=ControlPhrases(), description="Control phrases.")
-    anchor: Anchor = Field(default=Anchor(), description="Settings of the anchored form.")
+    anchor: AnchorConfig = Field(default=AnchorConfig(), description="Settings of the anchored form.")
     margin: float | None = Field(
         default=None, description="Margin of the hinge; none takes the identity."
     )
@@ -110,7 +108,7 @@ class ObjectiveConfig(Strict):
         return self
 
 
-class Noise(Strict):
+class NoiseConfig(Strict):
     """The known noise that is injected."""
 
     source: Literal["rollout", "fresh"] = Field(
@@ -127,7 +125,7 @@ class Trust(Strict):
     weight: float = Field(description="How hard the prediction is held where the base model has it; one more network call without gradient per loss.", gt=0)
 
 
-class SRPO(ObjectiveConfig):
+class SRPOConfig(ObjectiveConfig):
     """Direct-Align with an absolute, relative (SRPO) or anchored relative reward (arXiv 2509.06942)."""
 
     name: Literal["srpo"] = "srpo"
@@ -136,12 +134,12 @@ class SRPO(ObjectiveConfig):
         description="absolute: plain Direct-Align (positive phrases, else the bare prompt); relative: SRPO; anchored: SRPO with the bare score held.",
     )
     branches: Literal["denoise", "inversion", "both"] = Field(default="both", description="Which branches a step takes; both land on the same sigma.")
-    denoise: Branch = Field(default=Branch(), description="Ramps of the denoise branch.")
-    inversion: Branch = Field(default=Branch(), description="Ramps of the inversion branch.")
-    moves: Moves = Field(default=WindowMoves(), description="How pairs of noise levels are drawn.")
+    denoise: BranchConfig = Field(default=BranchConfig(), description="Ramps of the denoise branch.")
+    inversion: BranchConfig = Field(default=BranchConfig(), description="Ramps of the inversion branch.")
+    moves: NoiseLevels = Field(default=GridNoiseLevels(), description="How pairs of noise levels are drawn.")
     injections: Positive = Field(default=1, description="Noise injections per clean image (eq. 6): the rollout is paid once.")
     discount_shift: float | None = Field(default=None, description="Shift of the factor on the loss, shift(position in the window); none is no discount.", gt=0)
-    noise: Noise = Field(default=Noise(), description="The known noise.")
+    noise: NoiseConfig = Field(default=NoiseConfig(), description="The known noise.")
     trust: Trust | None = Field(default=None, description="Hold the prediction close to the base model's; none asks no base model.")
     embedded_guidance: float | None = Field(default=None, description="Guidance fed to the network in the training call.")
     cfg_scale: float = Field(default=1.0, description="Classifier-free guidance of the training call (two passes when not 1).", ge=0)
@@ -150,14 +148,14 @@ class SRPO(ObjectiveConfig):
     )
 
 
-class ReFL(ObjectiveConfig):
+class ReFLConfig(ObjectiveConfig):
     """Gradient through one late step to the one-step guess (arXiv 2304.05977)."""
 
     name: Literal["refl"] = "refl"
     last_steps: Positive = Field(default=2, description="The trained step is drawn from this many last steps of the rollout (the paper: 10 of 40).")
 
 
-class DRaFT(ObjectiveConfig):
+class DRaFTConfig(ObjectiveConfig):
     """Gradient through the last K steps of the rollout (arXiv 2309.17400)."""
 
     name: Literal["draft"] = "draft"
@@ -165,20 +163,20 @@ class DRaFT(ObjectiveConfig):
     lv_samples: Positive = Field(default=1, description="DRaFT-LV: the sample is noised anew for the last step until it was taken this often (the paper: 2).")
 
     @model_validator(mode="after")
-    def _low_variance_is_of_one_step(self) -> DRaFT:
+    def _low_variance_is_of_one_step(self) -> DRaFTConfig:
         if self.lv_samples > 1 and self.grad_steps > 1:
             raise ValueError(f"lv_samples {self.lv_samples} repeats the last step alone: set grad_steps: 1, or lv_samples: 1")
         return self
 
 
-class AlignProp(ObjectiveConfig):
+class AlignPropConfig(ObjectiveConfig):
     """Gradient through a random number of last steps, activations recomputed (arXiv 2310.03739)."""
 
     name: Literal["alignprop"] = "alignprop"
     max_grad_steps: Positive | None = Field(default=None, description="Largest truncation depth, drawn uniformly from 1; none takes the whole rollout.")
 
 
-class DRTune(ObjectiveConfig):
+class DRTuneConfig(ObjectiveConfig):
     """Gradient through a few spread steps, the network's input cut off from it (arXiv 2405.00760)."""
 
     name: Literal["drtune"] = "drtune"
@@ -186,7 +184,7 @@ class DRTune(ObjectiveConfig):
     early_stop: Positive = Field(default=2, description="Sampling stops at a step drawn from this many last ones; the reward sees the one-step guess there.")
 
 
-class LeapAlign(ObjectiveConfig):
+class LeapAlignConfig(ObjectiveConfig):
     """Gradient through two leaps along the sampled path (arXiv 2604.15311)."""
 
     name: Literal["leapalign"] = "leapalign"
@@ -198,7 +196,7 @@ class LeapAlign(ObjectiveConfig):
     )
 
 
-class FlowBP(ObjectiveConfig):
+class FlowBPConfig(ObjectiveConfig):
     """Gradient of the reward at the sampled image through a few repeated steps of its path: FlowBP-Sparse (arXiv 2606.11075)."""
 
     name: Literal["flowbp"] = "flowbp"
@@ -209,7 +207,7 @@ class FlowBP(ObjectiveConfig):
     )
 
 
-class FlowGRPO(ObjectiveConfig):
+class FlowGRPOConfig(ObjectiveConfig):
     """Policy gradient on stochastic rollouts with advantages within a prompt's group (arXiv 2505.05470, 2505.07818)."""
 
     name: Literal["flow_grpo"] = "flow_grpo"
@@ -228,7 +226,7 @@ class FlowGRPO(ObjectiveConfig):
     kl_weight: float = Field(default=0.0, description="Weight of the divergence from the base model's steps (Flow-GRPO); 0 needs no base model.", ge=0)
 
     @model_validator(mode="after")
-    def _has_no_hinge_and_noise_that_fits(self) -> FlowGRPO:
+    def _has_no_hinge_and_noise_that_fits(self) -> FlowGRPOConfig:
         if self.margin is not None:
             raise ValueError("margin belongs to a hinge, and a policy gradient compares rewards with each other: remove it")
         if self.sde == "ddim" and self.noise_level > 1:
@@ -242,14 +240,14 @@ def _name_of(given: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
-Method = Annotated[
-    Annotated[SRPO, Tag("srpo")]
-    | Annotated[ReFL, Tag("refl")]
-    | Annotated[DRaFT, Tag("draft")]
-    | Annotated[AlignProp, Tag("alignprop")]
-    | Annotated[DRTune, Tag("drtune")]
-    | Annotated[LeapAlign, Tag("leapalign")]
-    | Annotated[FlowBP, Tag("flowbp")]
-    | Annotated[FlowGRPO, Tag("flow_grpo")],
+MethodConfig = Annotated[
+    Annotated[SRPOConfig, Tag("srpo")]
+    | Annotated[ReFLConfig, Tag("refl")]
+    | Annotated[DRaFTConfig, Tag("draft")]
+    | Annotated[AlignPropConfig, Tag("alignprop")]
+    | Annotated[DRTuneConfig, Tag("drtune")]
+    | Annotated[LeapAlignConfig, Tag("leapalign")]
+    | Annotated[FlowBPConfig, Tag("flowbp")]
+    | Annotated[FlowGRPOConfig, Tag("flow_grpo")],
     Discriminator(_name_of),
 ]

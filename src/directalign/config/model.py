@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from .base import DtypeName, Positive, Strict
 from typing import Literal
-
 from pydantic import Field, model_validator
 
-from .base import DtypeName, Positive, Strict
 
-FamilyName = Literal["flux", "flux2_klein", "sd3", "sd", "sdxl", "qwen_image", "z_image"]
+ArchitectureName = Literal["flux", "flux2_klein", "sd3", "sd", "sdxl", "qwen_image", "z_image"]
 
 
-class Lora(Strict):
+class LoRAConfig(Strict):
     """Low-rank adapters (peft) on the denoiser."""
 
     rank: Positive = Field(default=16, description="Rank of the update.")
@@ -19,10 +18,10 @@ class Lora(Strict):
     targets: list[str] | None = Field(default=None, description="Layer names to adapt; none means the family's own list.")
 
 
-class Model(Strict):
+class ModelConfig(Strict):
     """The text-to-image model and what of it is trained."""
 
-    family: FamilyName = Field(description="sd and sdxl are UNets on a DDPM path (epsilon or v), the others transformers on a rectified flow.")
+    family: ArchitectureName = Field(description="sd and sdxl are UNets on a DDPM path (epsilon or v), the others transformers on a rectified flow.")
     path: str = Field(
         description="A diffusers folder, a hub id (owner/name), a single .safetensors file, or an embedded pipeline: world:flux, world:sd, world:sd_v."
     )
@@ -30,7 +29,7 @@ class Model(Strict):
     revision: str | None = Field(default=None, description="Branch, tag or commit on the hub; none takes the main branch.")
     variant: str | None = Field(default=None, description="Variant of the weight files, fp16 for instance; none takes the plain ones.")
     tune: Literal["lora", "full"] = Field(default="lora", description="Train adapters, or all weights of the denoiser.")
-    lora: Lora = Field(default=Lora(), description="Adapter settings; read when tune is lora.")
+    lora: LoRAConfig = Field(default=LoRAConfig(), description="Adapter settings; read when tune is lora.")
     dtype: DtypeName = Field(default="float32", description="Dtype of the frozen weights and of the forward pass.")
     trained_dtype: DtypeName = Field(
         default="float32", description="Dtype of the trained weights when tune is full; bfloat16 needs train.optimizer adamw8bit, which rounds at random."
@@ -45,7 +44,7 @@ class Model(Strict):
     )
 
     @model_validator(mode="after")
-    def _weights_fit_together(self) -> Model:
+    def _weights_fit_together(self) -> ModelConfig:
         if self.quantization is not None and self.tune == "full":
             raise ValueError(f"quantization {self.quantization} freezes the weights that tune: full trains: set tune: lora, or leave quantization out")
         if self.trained_dtype == "bfloat16" and (self.tune, self.dtype) != ("full", "bfloat16"):

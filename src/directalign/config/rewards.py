@@ -7,12 +7,10 @@ that file, on this machine or on the hub (owner/name/file.pt); any other is a fo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
-
-from pydantic import Discriminator, Field, model_validator
-
 from .base import DtypeName, Positive, Strict
-from .methods import Anchor, ControlPhrases
+from .methods import AnchorConfig, ControlPhrases
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from pydantic import Discriminator, Field, model_validator
 
 
 class Scaled(Strict):
@@ -40,7 +38,7 @@ class Frozen(Scaled):
     )
 
 
-class Clip(Frozen):
+class ClipConfig(Frozen):
     """Cosine of image and prompt by a CLIP: CLIP itself, PickScore, HPSv2.1, world:reward."""
 
     name: Literal["clip"] = "clip"
@@ -54,7 +52,7 @@ class Clip(Frozen):
     )
 
 
-class Siglip(Frozen):
+class SiglipConfig(Frozen):
     """Cosine of image and prompt by a SigLIP or SigLIP 2."""
 
     name: Literal["siglip"] = "siglip"
@@ -64,7 +62,7 @@ class Siglip(Frozen):
     )
 
 
-class ImageReward(Scaled):
+class ImageRewardConfig(Scaled):
     """ImageReward (arXiv 2304.05977): a BLIP that reads image and prompt together."""
 
     name: Literal["image_reward"] = "image_reward"
@@ -80,7 +78,7 @@ class ImageReward(Scaled):
     )
 
 
-class Aesthetic(Scaled):
+class AestheticConfig(Scaled):
     """A head on the image features of a CLIP (LAION) or a SigLIP (Aesthetic Predictor v2.5); ignores the prompt."""
 
     name: Literal["aesthetic"] = "aesthetic"
@@ -99,7 +97,7 @@ class Aesthetic(Scaled):
     )
 
 
-class Mps(Frozen):
+class MpsConfig(Frozen):
     """Multi-dimensional Preference Score (arXiv 2405.14705): a CLIP whose image tokens attend to the prompt under a condition."""
 
     name: Literal["mps"] = "mps"
@@ -109,7 +107,7 @@ class Mps(Frozen):
     )
 
 
-class Vlm(Frozen):
+class QwenVLConfig(Frozen):
     """Probability that a vision-language model (Qwen2.5-VL and its kin) answers yes."""
 
     name: Literal["vlm"] = "vlm"
@@ -132,7 +130,7 @@ class Vlm(Frozen):
     )
 
     @model_validator(mode="after")
-    def _asks_about_the_prompt(self) -> Vlm:
+    def _asks_about_the_prompt(self) -> QwenVLConfig:
         if "{prompt}" not in self.question:
             raise ValueError(
                 "question says nowhere {prompt}, so every prompt would be asked the same: put {prompt} into it"
@@ -140,7 +138,7 @@ class Vlm(Frozen):
         return self
 
 
-class Hpsv3(Frozen):
+class Hpsv3Config(Frozen):
     """HPSv3 (arXiv 2508.03789): a score head on a Qwen2-VL."""
 
     name: Literal["hpsv3"] = "hpsv3"
@@ -149,7 +147,7 @@ class Hpsv3(Frozen):
     )
 
 
-class Pixels(Scaled):
+class PixelStatisticsConfig(Scaled):
     """A plain statistic of the pixels; ignores the prompt."""
 
     name: Literal["pixels"] = "pixels"
@@ -158,7 +156,7 @@ class Pixels(Scaled):
     )
 
 
-class Python(Scaled):
+class PythonConfig(Scaled):
     """Any Python function of images and prompts."""
 
     name: Literal["python"] = "python"
@@ -175,7 +173,7 @@ class Python(Scaled):
     )
 
 
-class Remote(Scaled):
+class HttpConfig(Scaled):
     """A reward behind an HTTP address, a black box."""
 
     name: Literal["remote"] = "remote"
@@ -204,19 +202,19 @@ def _reward_classes() -> list[type[Scaled]]:
 
 
 if TYPE_CHECKING:
-    SingleReward = Any
+    SingleRewardConfig = Any
 else:
-    SingleReward = Annotated[Union[tuple(_reward_classes())], Discriminator("name")]  # noqa: UP007
+    SingleRewardConfig = Annotated[Union[tuple(_reward_classes())], Discriminator("name")]  # noqa: UP007
 
 
-class Member(Strict):
+class MemberConfig(Strict):
     """One reward of a mixture."""
 
     label: str = Field(
         description="What its curves are called: letters, digits, _ and -.",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
     )
-    reward: SingleReward
+    reward: SingleRewardConfig
     weight: float = Field(default=1.0, description="Its share of the sum; below 0 it is a cost.")
     form: Literal["method", "absolute"] = Field(
         default="method",
@@ -227,13 +225,13 @@ class Member(Strict):
         default=None,
         description="Control phrases or learned tokens of this member in place of the method's.",
     )
-    anchor: Anchor | None = Field(
+    anchor: AnchorConfig | None = Field(
         default=None,
         description="Anchor of this member, whose tolerance is in the units of its score; none takes the method's.",
     )
 
     @model_validator(mode="after")
-    def _counts(self) -> Member:
+    def _counts(self) -> MemberConfig:
         if self.weight == 0:
             raise ValueError(
                 f"weight 0 leaves {self.label} out: remove the member, or hold it out under evaluate.rewards"
@@ -241,11 +239,11 @@ class Member(Strict):
         return self
 
 
-class Mix(Strict):
+class MixtureConfig(Strict):
     """Several rewards, weighed, brought to one scale, logged apart."""
 
     name: Literal["mix"] = "mix"
-    members: list[Member] = Field(description="Two rewards or more.", min_length=2)
+    members: list[MemberConfig] = Field(description="Two rewards or more.", min_length=2)
     normalise: Literal["running", "none"] = Field(
         default="running",
         description="running: each member's reward is divided by its running spread over images; none: raw scores are added.",
@@ -261,7 +259,7 @@ class Mix(Strict):
     )
 
     @model_validator(mode="after")
-    def _labels_differ(self) -> Mix:
+    def _labels_differ(self) -> MixtureConfig:
         labels = [member.label for member in self.members]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
@@ -274,6 +272,6 @@ class Mix(Strict):
 
 
 if TYPE_CHECKING:
-    Reward = Any
+    RewardConfig = Any
 else:
-    Reward = Annotated[Union[(*_reward_classes(), Mix)], Discriminator("name")]  # noqa: UP007
+    RewardConfig = Annotated[Union[(*_reward_classes(), MixtureConfig)], Discriminator("name")]  # noqa: UP007

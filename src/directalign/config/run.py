@@ -6,20 +6,19 @@ mistake becomes one `DirectAlignError` line that names the file, the key, the va
 
 from __future__ import annotations
 
+from .base import Pair, Positive, Size, Strict
+from .methods import MethodConfig
+from .model import ModelConfig
+from .presets import PRESETS, PresetName, merged
+from .rewards import ClipConfig, RewardConfig, SingleRewardConfig, QwenVLConfig
 from typing import Annotated, Any, Literal
-
 from pydantic import Discriminator, Field, model_validator
 
-from .base import Pair, Positive, Size, Strict
-from .methods import Method
-from .model import Model
-from .presets import PRESETS, PresetName, merged
-from .rewards import Clip, Reward, SingleReward, Vlm
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Detector(Strict):
+class DetectorConfig(Strict):
     """Boxes of a detector, judged by GenEval's rules (arXiv 2310.11513); for prompt sets that say what must be there."""
 
     name: Literal["detector"] = "detector"
@@ -29,17 +28,17 @@ class Detector(Strict):
     max_overlap: Share = Field(
         default=1.0, description="Boxes of a class that share more than this with a surer one (intersection over union) are dropped; 1 drops none."
     )
-    colors: Clip | None = Field(default=None, description="The CLIP that names the colour of what was found; needed where prompts ask for colours.")
+    colors: ClipConfig | None = Field(default=None, description="The CLIP that names the colour of what was found; needed where prompts ask for colours.")
 
 
-Adherence = Annotated[Detector | Vlm, Discriminator("name")]
+AdherenceConfig = Annotated[DetectorConfig | QwenVLConfig, Discriminator("name")]
 """A `vlm` is the reward of that name: each fact, or a prompt without facts, becomes a question, answered yes where P(yes) is above one half."""
 
 
 Allowance = Annotated[float, Field(gt=0)]
 
 
-class Stop(Strict):
+class EarlyStoppingConfig(Strict):
     """What a run may lose, and for how long it may get no better. With this section the best weights are left, not the last ones."""
 
     drift: dict[str, Allowance] = Field(
@@ -61,7 +60,7 @@ class Stop(Strict):
     )
 
 
-class Wandb(Strict):
+class WandbConfig(Strict):
     """Weights & Biases."""
 
     project: str = Field(description="The project that the run belongs to.", min_length=1, max_length=128, pattern=r"^[^/\\#?,%:]+$")
@@ -73,7 +72,7 @@ class Wandb(Strict):
     tags: list[str] = Field(default_factory=list, description="Labels of the run there.")
 
 
-class Trackio(Strict):
+class TrackioConfig(Strict):
     """trackio, on this machine or in a Space of Hugging Face."""
 
     project: str = Field(description="The project that the run belongs to: letters, digits, _ and -.", pattern=r"^[A-Za-z0-9_-]+$")
@@ -82,15 +81,15 @@ class Trackio(Strict):
     )
 
 
-class Track(Strict):
+class TrackersConfig(Strict):
     """Who shows the records; metrics.jsonl has them in any case."""
 
     tensorboard: bool = Field(default=True, description="Event files in the output folder.")
-    wandb: Wandb | None = Field(default=None, description="Weights & Biases; needs pip install 'directalign[wandb]'.")
-    trackio: Trackio | None = Field(default=None, description="trackio; needs pip install 'directalign[trackio]'.")
+    wandb: WandbConfig | None = Field(default=None, description="Weights & Biases; needs pip install 'directalign[wandb]'.")
+    trackio: TrackioConfig | None = Field(default=None, description="trackio; needs pip install 'directalign[trackio]'.")
 
 
-class Rollout(Strict):
+class RolloutConfig(Strict):
     """How clean images are sampled, without gradient."""
 
     num_sampling_steps: Positive = Field(default=25, description="Euler or DDIM steps from pure noise.")
@@ -106,7 +105,7 @@ class Rollout(Strict):
     )
 
 
-class Data(Strict):
+class DataConfig(Strict):
     """Prompts, and real images for offline training."""
 
     prompts: str | None = Field(
@@ -126,7 +125,7 @@ class Data(Strict):
     strict: bool = Field(default=False, description="Refuse a set with an unreadable image instead of skipping it by name.")
 
     @model_validator(mode="after")
-    def _something_to_train_on(self) -> Data:
+    def _something_to_train_on(self) -> DataConfig:
         if self.prompts is None and self.images is None:
             raise ValueError("nothing to train on: give data.prompts (online) or data.images (offline)")
         if self.prompts is None and self.offline_steps is not None:
@@ -137,7 +136,7 @@ class Data(Strict):
         return self
 
 
-class Train(Strict):
+class TrainConfig(Strict):
     """The optimiser and what is kept."""
 
     num_steps: Positive = Field(description="Optimiser updates.")
@@ -164,13 +163,13 @@ class Train(Strict):
     sample_prompts: list[str] | None = Field(default=None, description="Prompts of the sample grids; none takes the first eight of the data.")
 
     @model_validator(mode="after")
-    def _one_way_to_accumulate(self) -> Train:
+    def _one_way_to_accumulate(self) -> TrainConfig:
         if self.global_batch_size is not None and self.accumulation != 1:
             raise ValueError(f"global_batch_size sets the batches per update, and so does accumulation {self.accumulation}: leave one of them out")
         return self
 
 
-class Evaluate(Strict):
+class EvaluateConfig(Strict):
     """Measurement inside a run, on fixed prompts and seeds."""
 
     judge: Literal["world", "none"] = Field(default="none", description="world: the embedded style and content judges; none measures rewards and drift alone.")
@@ -178,7 +177,7 @@ class Evaluate(Strict):
     num_pairs: Positive = Field(default=256, description="Prompt-seed pairs measured before and after.")
     pairs_during: Positive = Field(default=64, description="Of these, how many are measured during the run.")
     batch_size: Positive = Field(default=32, description="Images sampled at once.")
-    rewards: dict[str, SingleReward] = Field(
+    rewards: dict[str, SingleRewardConfig] = Field(
         default_factory=dict, description="Held-out rewards by label: measured beside the one that is trained on, and never trained on."
     )
     off_topic: str | None = Field(
@@ -187,7 +186,7 @@ class Evaluate(Strict):
     diversity_prompts: int = Field(
         default=0, description="Prompts that are sampled four times each to measure how much their images differ; 0 measures none.", ge=0
     )
-    adherence: Adherence | None = Field(
+    adherence: AdherenceConfig | None = Field(
         default=None, description="What judges afterwards, in directalign evaluate, whether images show what their prompts say; none judges nothing."
     )
 
@@ -196,30 +195,30 @@ STEPS_OF_THE_ROLLOUT = ("last_steps", "grad_steps", "max_grad_steps", "trained_s
 """Settings of methods that count steps of the rollout, and so cannot exceed them."""
 
 
-class Run(Strict):
+class RunConfig(Strict):
     """A whole run."""
 
     name: str = Field(description="Shown on the page.", min_length=1)
     preset: PresetName | None = Field(default=None, description="Published values that this recipe is laid over.")
     seed: int = Field(default=0, description="Seed of every random draw.", ge=0)
-    model: Model
-    reward: Reward = Field(description="The model whose preference is followed, or a mixture of several.")
-    method: Method = Field(description="The alignment method.")
-    rollout: Rollout = Field(default=Rollout(), description="How clean images are sampled.")
-    data: Data
-    train: Train
-    evaluate: Evaluate = Field(default=Evaluate(), description="Measurement inside the run.")
-    stop: Stop | None = Field(default=None, description="When the run ends itself; none goes on to num_steps and leaves the last weights.")
-    track: Track = Field(default=Track(), description="Who shows the records besides metrics.jsonl.")
+    model: ModelConfig
+    reward: RewardConfig = Field(description="The model whose preference is followed, or a mixture of several.")
+    method: MethodConfig = Field(description="The alignment method.")
+    rollout: RolloutConfig = Field(default=RolloutConfig(), description="How clean images are sampled.")
+    data: DataConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="Measurement inside the run.")
+    stop: EarlyStoppingConfig | None = Field(default=None, description="When the run ends itself; none goes on to num_steps and leaves the last weights.")
+    track: TrackersConfig = Field(default=TrackersConfig(), description="Who shows the records besides metrics.jsonl.")
 
     @model_validator(mode="after")
-    def _stopping_needs_measurements(self) -> Run:
+    def _stopping_needs_measurements(self) -> RunConfig:
         if self.stop is not None and self.evaluate.every == 0:
             raise ValueError("stop: judges the run by its measurements, and evaluate.every is 0: set it to the updates between two of them")
         return self
 
     @model_validator(mode="after")
-    def _narrow_weights_are_rounded_at_random(self) -> Run:
+    def _narrow_weights_are_rounded_at_random(self) -> RunConfig:
         if self.model.trained_dtype == "bfloat16" and self.train.optimizer != "adamw8bit":
             raise ValueError(
                 "model.trained_dtype: bfloat16 under train.optimizer: adamw loses updates smaller than its last digit: "
@@ -232,13 +231,13 @@ class Run(Strict):
         return self
 
     @model_validator(mode="after")
-    def _only_srpo_takes_images(self) -> Run:
+    def _only_srpo_takes_images(self) -> RunConfig:
         if self.method.name != "srpo" and self.data.images is not None:
             raise ValueError(f"method {self.method.name} trains on samples of its own: remove data.images, or set method.name: srpo")
         return self
 
     @model_validator(mode="after")
-    def _steps_lie_in_the_rollout(self) -> Run:
+    def _steps_lie_in_the_rollout(self) -> RunConfig:
         available = self.rollout.num_sampling_steps
         for key in STEPS_OF_THE_ROLLOUT:
             asked = getattr(self.method, key, None)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 from ..types import DirectAlignError
 from .hf_datasets import open_rows
 from .image_io import Picture, Unreadable
 from .text_files import checked_prompt, json_rows, prompt_of_row, read_text
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)

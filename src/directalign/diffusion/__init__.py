@@ -1,8 +1,1 @@
-"""The mathematics of Direct-Align: torch alone, pure functions, random generators passed in.
-
-Start with `recovery`. Scalars that belong to a sample (levels, gains, positions) are float64 tensors of shape (b,) and
-are cast to the latents' type only where they multiply them.
-"""
-
-
-
+"""The mathematics of the method, on tensors alone: noise paths, recovery, noise levels, sampling."""

@@ -1,7 +1,7 @@
-"""Pairs of noise levels, how they are drawn, and numbers that ramp over the window they are drawn from.
+"""How pairs of noise levels are drawn for a training step, and values that ramp over the range of levels.
 
-A window draws a `landing` per sample, and both branches of a step end there: `denoise(landing)` comes from above,
-`inversion(landing)` from below. The three windows share that shape: draw, denoise, inversion.
+A sampler draws one target level per image, and both branches of a step end there: `denoise(target)` starts above it,
+`inversion(target)` below. The three samplers share that interface: draw, denoise, inversion.
 """
 
 from __future__ import annotations
@@ -15,56 +15,59 @@ from torch import Tensor
 
 from ..types import DirectAlignError, PathName, PredictionName
 from . import recovery
-from .path import shifted
+from .path import shift_sigmas
 
-Levels = Float64[Tensor, " b"]
-Points = Int64[Tensor, " b"]
+SigmaBatch = Float64[Tensor, " b"]
+GridPoints = Int64[Tensor, " b"]
 
-EDGE = 5
-"""Points at either end of the official grid where no move lands."""
-REACH = 0.9
-"""Share of the way to clean, or to pure noise, that a move of the continuous windows may cover."""
+GRID_MARGIN = 5
+"""Points at either end of the official grid that are never a target."""
+MAX_JUMP_FRACTION = 0.9
+"""Largest share of the way to clean, or to pure noise, that a step of the continuous samplers covers."""
 
 
 @dataclass(frozen=True)
-class Move:
-    """A step from `sigma_from` to `sigma_to`, both (b,); `position` in [0, 1] is the place of its low-noise end in the
-    window (0 = low-noise end of the window), where ramps and discount are read."""
+class NoiseStep:
+    """A step from `sigma_from` to `sigma_to`, both (b,).
 
-    sigma_from: Levels
-    sigma_to: Levels
-    position: Levels
+    `position` in [0, 1] is the place of the step's low-noise end in the sampler's range (0: low noise), where ramps
+    and discount are read.
+    """
+
+    sigma_from: SigmaBatch
+    sigma_to: SigmaBatch
+    position: SigmaBatch
 
     @property
     def is_denoise(self) -> bool:
-        """Noise is removed."""
+        """True if the step removes noise."""
         return bool((self.sigma_to < self.sigma_from).all())
 
     @property
     def is_inversion(self) -> bool:
-        """Noise is added."""
+        """True if the step adds noise."""
         return bool((self.sigma_to > self.sigma_from).all())
 
 
 @dataclass(frozen=True)
 class Ramp:
-    """A number that runs linearly over the window."""
+    """A value that changes linearly over the sampler's range of noise levels."""
 
     low_noise: float
     high_noise: float
 
-    def at(self, position: Levels) -> Levels:
-        """Its value at a place in [0, 1] of the window."""
+    def at(self, position: SigmaBatch) -> SigmaBatch:
+        """Its value at `position` in [0, 1]."""
         return self.low_noise + (self.high_noise - self.low_noise) * position
 
 
 @dataclass(frozen=True)
-class WindowGrid:
-    """The official grid: indices `first`..`last` of a shifted sampling grid, re-divided into `points` linear points.
+class GridSampler:
+    """The official grid: indices `first`..`last` of a shifted sampling grid, divided into `points` linear points.
 
-    Points are numbered from 1 at the low-noise end. A landing is a point m. Both moves are span(m) points long; near the
-    low-noise end, where m − span would be point 0, inversion starts at point 1 and lands one higher. Positions are read
-    one point too high, `point / (points − 1)`, as the official step does (arXiv 2509.06942, released code).
+    Points are numbered from 1 at the low-noise end. A target is a point m, and both steps are span(m) points long. Near
+    the low-noise end, where m − span would be point 0, inversion starts at point 1 and ends one point higher. Positions
+    are read one point too high, `point / (points − 1)`, as in the official step (arXiv 2509.06942, released code).
     """
 
     schedule_steps: int = 50
@@ -76,68 +79,79 @@ class WindowGrid:
 
     def __post_init__(self) -> None:
         if not 0 <= self.first < self.last <= self.schedule_steps:
-            raise DirectAlignError(f"window {self.first}..{self.last} is not a part of 0..{self.schedule_steps}: choose 0 <= first < last <= schedule_steps")
-        if self.points <= 2 * EDGE:
-            raise DirectAlignError(f"points is {self.points}: {2 * EDGE + 1} or more are needed, as no move lands on the {EDGE} at either end")
+            raise DirectAlignError(
+                f"window {self.first}..{self.last} is not a part of 0..{self.schedule_steps}: "
+                "choose 0 <= first < last <= schedule_steps"
+            )
+        if self.points <= 2 * GRID_MARGIN:
+            raise DirectAlignError(
+                f"points is {self.points}: at least {2 * GRID_MARGIN + 1} are needed, because the "
+                f"{GRID_MARGIN} points at either end are never a target"
+            )
 
     @cached_property
     def levels(self) -> Float32[Tensor, " points"]:
-        """Noise level of every point, from low to high; float32 as in the official step, for a network that is shown
-        truncated timesteps hears the last digit at a whole one."""
-        grid = shifted(torch.linspace(1, 0, self.schedule_steps + 1, dtype=torch.float32), self.schedule_shift)
-        return torch.linspace(float(grid[self.first]), float(grid[self.last]), self.points, dtype=torch.float32).flip(0)
+        """Noise level of every point, rising. float32 as in the official step: with truncated timesteps the last digit
+        matters where a level is a whole timestep."""
+        grid = torch.linspace(1, 0, self.schedule_steps + 1, dtype=torch.float32)
+        grid = shift_sigmas(grid, self.schedule_shift)
+        high, low = float(grid[self.first]), float(grid[self.last])
+        return torch.linspace(high, low, self.points, dtype=torch.float32).flip(0)
 
-    def draw(self, b: int, generator: torch.Generator) -> Points:
-        """A landing point for each of `b` samples."""
-        return torch.randint(EDGE, self.points - EDGE, (b,), generator=generator)
+    def draw(self, b: int, generator: torch.Generator) -> GridPoints:
+        """A target point for each of `b` samples."""
+        return torch.randint(GRID_MARGIN, self.points - GRID_MARGIN, (b,), generator=generator)
 
-    def span(self, m: Points) -> Points:
-        """Length in points of the moves that land on `m`: at most (1 − groundtruth_ratio) of the grid, less at its ends."""
+    def span(self, m: GridPoints) -> GridPoints:
+        """Length in points of the steps that end at `m`: at most (1 − groundtruth_ratio) of the grid, less at its ends."""
         longest = int((1 - self.groundtruth_ratio) * self.points) + 1
         return torch.minimum(self.points - m, m).clamp(max=longest)
 
-    def denoise(self, m: Points) -> Move:
+    def denoise(self, m: GridPoints) -> NoiseStep:
         """Down from point m + span to point m."""
-        return self._move(m + self.span(m), m)
+        return self._step(m + self.span(m), m)
 
-    def inversion(self, m: Points) -> Move:
+    def inversion(self, m: GridPoints) -> NoiseStep:
         """Up from point m − span, but from point 1 at least."""
         span = self.span(m)
         start = (m - span).clamp(min=1)
-        return self._move(start, start + span)
+        return self._step(start, start + span)
 
-    def _move(self, start: Points, end: Points) -> Move:
+    def _step(self, start: GridPoints, end: GridPoints) -> NoiseStep:
         sigma_from, sigma_to = (self.levels[point - 1].double() for point in (start, end))
-        return Move(sigma_from, sigma_to, torch.minimum(start, end).double() / (self.points - 1))
+        position = torch.minimum(start, end).double() / (self.points - 1)
+        return NoiseStep(sigma_from, sigma_to, position)
 
 
 @dataclass(frozen=True)
-class UniformWindow:
-    """Landing level uniform between `sigma_low` and `sigma_high`, jump fixed (shorter only where `REACH` ends it)."""
+class UniformSampler:
+    """Target level uniform in [sigma_low, sigma_high]; fixed jump, shortened only by `MAX_JUMP_FRACTION`."""
 
     sigma_high: float
     sigma_low: float
     jump: float
 
     def __post_init__(self) -> None:
-        _check_window(self.sigma_high, self.sigma_low)
+        _check_range(self.sigma_high, self.sigma_low)
 
-    def draw(self, b: int, generator: torch.Generator) -> Levels:
-        """A landing level for each of `b` samples."""
+    def draw(self, b: int, generator: torch.Generator) -> SigmaBatch:
+        """A target level for each of `b` samples."""
         return _uniform(self.sigma_high, self.sigma_low, b, generator)
 
-    def denoise(self, landing: Levels) -> Move:
-        """Down from landing + jump."""
-        return _between(torch.minimum(landing + self.jump, _highest(landing)), landing, self.sigma_high, self.sigma_low)
+    def denoise(self, target: SigmaBatch) -> NoiseStep:
+        """Down from target + jump."""
+        start = torch.minimum(target + self.jump, _highest_start(target))
+        return _noise_step(start, target, self.sigma_high, self.sigma_low)
 
-    def inversion(self, landing: Levels) -> Move:
-        """Up from landing − jump."""
-        return _between(torch.maximum(landing - self.jump, _lowest(landing)), landing, self.sigma_high, self.sigma_low)
+    def inversion(self, target: SigmaBatch) -> NoiseStep:
+        """Up from target − jump."""
+        start = torch.maximum(target - self.jump, _lowest_start(target))
+        return _noise_step(start, target, self.sigma_high, self.sigma_low)
 
 
 @dataclass(frozen=True)
-class ConstantGainWindow:
-    """Landing level uniform, and the start solved so that |gain| is the same on every move that `REACH` allows."""
+class ConstantGainSampler:
+    """Target level uniform; the start is solved so that |gain| is the same on every step that `MAX_JUMP_FRACTION` allows."""
 
     sigma_high: float
     sigma_low: float
@@ -146,50 +160,59 @@ class ConstantGainWindow:
     prediction: PredictionName
 
     def __post_init__(self) -> None:
-        _check_window(self.sigma_high, self.sigma_low)
+        _check_range(self.sigma_high, self.sigma_low)
 
-    def draw(self, b: int, generator: torch.Generator) -> Levels:
-        """A landing level for each of `b` samples."""
+    def draw(self, b: int, generator: torch.Generator) -> SigmaBatch:
+        """A target level for each of `b` samples."""
         return _uniform(self.sigma_high, self.sigma_low, b, generator)
 
-    def denoise(self, landing: Levels) -> Move:
-        """Down to the landing with gain > 0."""
-        return _between(self._start(landing, _highest(landing)), landing, self.sigma_high, self.sigma_low)
+    def denoise(self, target: SigmaBatch) -> NoiseStep:
+        """Down to the target with gain > 0."""
+        start = self._start(target, _highest_start(target))
+        return _noise_step(start, target, self.sigma_high, self.sigma_low)
 
-    def inversion(self, landing: Levels) -> Move:
-        """Up to the landing with gain < 0."""
-        return _between(self._start(landing, _lowest(landing)), landing, self.sigma_high, self.sigma_low)
+    def inversion(self, target: SigmaBatch) -> NoiseStep:
+        """Up to the target with gain < 0."""
+        start = self._start(target, _lowest_start(target))
+        return _noise_step(start, target, self.sigma_high, self.sigma_low)
 
-    def _start(self, landing: Levels, farthest: Levels) -> Levels:
-        """Bisection: |gain| grows from 0 as the start leaves the landing for `farthest`."""
-        near, far = landing, farthest
+    def _start(self, target: SigmaBatch, farthest: SigmaBatch) -> SigmaBatch:
+        """Bisection: |gain| grows from 0 as the start moves from the target to `farthest`."""
+        near, far = target, farthest
         for _ in range(60):
             middle = (near + far) / 2
-            too_far = recovery.gain(self.path, self.prediction, middle, landing).abs() > self.gain
+            gain = recovery.gain(self.path, self.prediction, middle, target)
+            too_far = gain.abs() > self.gain
             near, far = torch.where(too_far, near, middle), torch.where(too_far, middle, far)
         return far
 
 
-Window = WindowGrid | UniformWindow | ConstantGainWindow
+SigmaSampler = GridSampler | UniformSampler | ConstantGainSampler
 
 
-def _uniform(sigma_high: float, sigma_low: float, b: int, generator: torch.Generator) -> Levels:
-    return sigma_low + (sigma_high - sigma_low) * torch.rand(b, generator=generator, dtype=torch.float64)
+def _uniform(sigma_high: float, sigma_low: float, b: int, generator: torch.Generator) -> SigmaBatch:
+    draws = torch.rand(b, generator=generator, dtype=torch.float64)
+    return sigma_low + (sigma_high - sigma_low) * draws
 
 
-def _highest(landing: Levels) -> Levels:
-    return landing + REACH * (1 - landing)
+def _highest_start(target: SigmaBatch) -> SigmaBatch:
+    return target + MAX_JUMP_FRACTION * (1 - target)
 
 
-def _lowest(landing: Levels) -> Levels:
-    return landing - REACH * landing
+def _lowest_start(target: SigmaBatch) -> SigmaBatch:
+    return target - MAX_JUMP_FRACTION * target
 
 
-def _between(start: Levels, landing: Levels, sigma_high: float, sigma_low: float) -> Move:
-    position = (torch.minimum(start, landing) - sigma_low) / (sigma_high - sigma_low)
-    return Move(start, landing, position.clamp(0, 1))
+def _noise_step(
+    start: SigmaBatch, target: SigmaBatch, sigma_high: float, sigma_low: float
+) -> NoiseStep:
+    position = (torch.minimum(start, target) - sigma_low) / (sigma_high - sigma_low)
+    return NoiseStep(start, target, position.clamp(0, 1))
 
 
-def _check_window(sigma_high: float, sigma_low: float) -> None:
+def _check_range(sigma_high: float, sigma_low: float) -> None:
     if not 0 <= sigma_low < sigma_high <= 1:
-        raise DirectAlignError(f"sigma_low {sigma_low} and sigma_high {sigma_high} do not span a window: choose 0 <= sigma_low < sigma_high <= 1")
+        raise DirectAlignError(
+            f"sigma_low {sigma_low} and sigma_high {sigma_high} do not span a range: "
+            "choose 0 <= sigma_low < sigma_high <= 1"
+        )

@@ -1,6 +1,6 @@
-"""The known noise: drawn reproducibly, and put into clean latents.
+"""Reproducible random draws: every draw depends on (seed, stream, step) and on a sample's row in the global batch.
 
-Noise is drawn on the CPU and then moved, so that a seed means the same noise on every device.
+Numbers are drawn on the CPU and then moved, so a seed means the same noise on every device.
 """
 
 from __future__ import annotations
@@ -11,40 +11,53 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..types import Batch
+from ..types import Batch, Latents
 
-NOISE, FRESH_NOISE, MOVE, STEPS, TRANSITION = 1, 2, 3, 4, 5
+NOISE, FRESH_NOISE, NOISE_LEVEL, STEPS, TRANSITION = 1, 2, 3, 4, 5
 """Streams of random numbers: each use draws from its own."""
 
 
 def generator_for(seed: int, *keys: int) -> torch.Generator:
-    """A CPU generator that depends on (seed, *keys) and nothing else; keys name a stream, a step, a rank, ...
+    """A CPU generator that depends on (seed, *keys) alone; keys name a stream, a step, an index, ...
 
-    Another key, or one key more, is another stream: the numbers are hashed, never added.
+    Keys are hashed, never added: another key, or one key more, gives an independent stream.
     """
     digest = hashlib.blake2b(repr((seed, *keys)).encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
-def generator_of(batch: Batch, stream: int, index: int = 0) -> torch.Generator:
-    """The generator of one use of random numbers in one update, the same for all batches and ranks that share it.
+def update_generator(batch: Batch, stream: int, index: int = 0) -> torch.Generator:
+    """The generator of one stream in one update, the same on all ranks and accumulated batches.
 
-    `index` tells apart the draws of a stream within the update. What is drawn per sample goes through `for_update`.
+    `index` separates several draws of one stream within the update. Per-sample draws go through `draw_rows`.
     """
     return generator_for(batch.seed, stream, batch.step, 0, index, 0)
 
 
-def for_update(batch: Batch, draw: Callable[[int], Tensor]) -> Tensor:
-    """`draw(n)` makes n rows; they are drawn for the whole global batch of the update, and this batch's own are returned.
+def draw_rows(batch: Batch, draw: Callable[[int], Tensor]) -> Tensor:
+    """Call `draw(n)` for the n rows of the update's global batch and return the rows of this batch.
 
-    So a sample's draw depends on its place in the update alone, not on how many ranks and accumulated batches share it.
+    A sample's draw thus depends on its row in the update, not on the number of ranks or accumulated batches.
     """
     b = len(batch.prompts)
-    total = b if batch.total is None else batch.total
-    assert batch.place + b <= total, f"rows {batch.place}..{batch.place + b} of {total}"
-    return draw(total)[batch.place : batch.place + b]
+    n = b if batch.global_size is None else batch.global_size
+    assert batch.offset + b <= n, f"rows {batch.offset}..{batch.offset + b} of {n}"
+    return draw(n)[batch.offset : batch.offset + b]
 
 
-def draw_noise(shape: Sequence[int], generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
+def draw_noise(
+    shape: Sequence[int], generator: torch.Generator, device: torch.device | str = "cpu"
+) -> Tensor:
     """Standard normal float32 numbers of `shape`, drawn on the CPU and moved to `device`."""
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float32).to(device)
+
+
+def batch_noise(
+    batch: Batch, stream: int, shape: tuple[int, ...], shared: bool = False, index: int = 0
+) -> Latents:
+    """Noise of `shape` (b, c, h, w) on the CPU; `shared` is one draw for all samples and ranks."""
+    if shared:
+        generator = generator_for(batch.seed, stream, batch.step, 0, index)
+        return draw_noise((1, *shape[1:]), generator).expand(*shape)
+    generator = update_generator(batch, stream, index)
+    return draw_rows(batch, lambda n: draw_noise((n, *shape[1:]), generator))

@@ -5,12 +5,6 @@ OUT/scores/adherence_facts.jsonl   {"model", "index", "facts": [{"fact": "exactl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-
-import torch
-
 from .. import config
 from ..io.jsonl import Ledger, Say
 from ..metrics import SHARE, Metric
@@ -19,19 +13,24 @@ from .candidates import Subject
 from .eval_prompts import PromptRow
 from .eval_samples import Item
 from .scores import Numbers, Planned, Shown
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+import torch
+
 
 OPTION = "--adherence"
 FACTS = "adherence_facts.jsonl"
 
 
-def adherence_asked(option: str | None, subjects: Sequence[Subject]) -> config.Adherence | None:
+def adherence_asked(option: str | None, subjects: Sequence[Subject]) -> config.AdherenceConfig | None:
     """The judge that the command names, else that of the first recipe with one; None where nothing is asked. Raises as `adherence_settings`."""
     if option is not None:
         return adherence_settings(option, OPTION)
     return next((each.recipe.evaluate.adherence for each in subjects if each.recipe is not None and each.recipe.evaluate.adherence is not None), None)
 
 
-def planned_adherence(settings: config.Adherence, items: Sequence[Item], out: Path, say: Say) -> Planned:
+def planned_adherence(settings: config.AdherenceConfig, items: Sequence[Item], out: Path, say: Say) -> Planned:
     """The look, checked and not loaded. Raises DirectAlignError for a judge that will not load, and for prompts that it cannot judge."""
     rows = [_row(item) for item in items if not item.off_topic]
     check_adherence(settings, online=True)
@@ -40,9 +39,9 @@ def planned_adherence(settings: config.Adherence, items: Sequence[Item], out: Pa
     return Planned(ADHERENCE, about_adherence(rows, settings), partial(_load, settings, out, say), {ADHERENCE: told})
 
 
-def about_adherence(rows: Sequence[PromptRow], settings: config.Adherence) -> dict[str, Metric]:
+def about_adherence(rows: Sequence[PromptRow], settings: config.AdherenceConfig) -> dict[str, Metric]:
     """What each number says: all prompts together, and those of each tag."""
-    by = f"a vision-language model ({settings.path})" if isinstance(settings, config.Vlm) else f"a detector ({settings.path}) and GenEval's rules"
+    by = f"a vision-language model ({settings.path})" if isinstance(settings, config.QwenVLConfig) else f"a detector ({settings.path}) and GenEval's rules"
     tags = dict.fromkeys(row.facts["tag"] for row in rows if row.facts)
     text = f"Share of images in which all that the prompt asks for is right by {by}, 0 to 1."
     found = [Metric(ADHERENCE, "As the prompt says", "adherence", True, text, SHARE)]
@@ -52,7 +51,7 @@ def about_adherence(rows: Sequence[PromptRow], settings: config.Adherence) -> di
     return {each.name: each for each in found}
 
 
-def _load(settings: config.Adherence, out: Path, say: Say) -> partial[Numbers]:
+def _load(settings: config.AdherenceConfig, out: Path, say: Say) -> partial[Numbers]:
     judge = adherence_of(settings, "cuda" if torch.cuda.is_available() else "cpu")
     return partial(looked_at, judge, Ledger(out / "scores" / FACTS, say))
 

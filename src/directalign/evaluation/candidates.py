@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
-
-from PIL import Image
-
 from .. import config
 from ..data.text_files import checked_prompt, json_rows
 from ..models import FAMILIES
@@ -18,6 +9,14 @@ from ..models.lora import LORA_FILE
 from ..types import DirectAlignError
 from .eval_samples import Item
 from .generate import RECORD, run_of
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from PIL import Image
+
 
 Kind = Literal["base", "run", "model", "images"]
 BASE, BASE_LABEL = "base", "Base model"
@@ -33,13 +32,13 @@ class Subject:
     label: str
     kind: Kind
     source: str
-    run: config.Run | None = None
+    run: config.RunConfig | None = None
     trained: Path | None = None
     base: str | None = None
     """Key of the model that its images are held against."""
 
     @property
-    def recipe(self) -> config.Run | None:
+    def recipe(self) -> config.RunConfig | None:
         """The recipe that it was trained by, None where nothing was."""
         return self.run if self.kind == "run" else None
 
@@ -108,7 +107,7 @@ def _keys(labels: Sequence[str]) -> list[str]:
     return found
 
 
-def _laid_over(run: config.Run, rollout: Mapping[str, Any]) -> config.Run:
+def _laid_over(run: config.RunConfig, rollout: Mapping[str, Any]) -> config.RunConfig:
     return run.model_copy(update={"rollout": run.rollout.model_copy(update=dict(rollout))})
 
 

@@ -8,16 +8,6 @@ rewards, so that memory holds one of either. See docs/evaluation.md for the fold
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
-
-from filelock import FileLock, Timeout
-
 from .. import config
 from ..interfaces import Judge
 from ..io.jsonl import Say, told_where_full, write_whole
@@ -34,6 +24,15 @@ from .eval_prompts import FIRST_SEED, PromptRow, measured_prompts, read_prompt_s
 from .eval_samples import SEEDS_PER_PROMPT, Item, items_of, off_topic_items, unreadable
 from .results import summarise
 from .scores import Planned, SeenReward, look_at_all, planned_looks, rewards_of, words_of
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+from filelock import FileLock, Timeout
+
 
 FORMAT = 1
 COMPARISON = "comparison.json"
@@ -229,7 +228,7 @@ def evaluate_run(request: Request, say: Say = lambda words: None) -> Path:
     return _compare(request, [each if each.key == BASE else replace(each, key=TUNED) for each in subjects], say)
 
 
-def judge_of(run: config.Run) -> Judge | None:
+def judge_of(run: config.RunConfig) -> Judge | None:
     """The judge that a recipe asks for."""
     return load_judge() if run.evaluate.judge == "world" else None
 
@@ -292,7 +291,7 @@ def _prompts(request: Request, subjects: Sequence[Subject]) -> tuple[Sequence[Pr
     return [PromptRow(prompt) for prompt in measured_prompts(data)], str(data.prompts or data.images)
 
 
-def _recipes(subjects: Sequence[Subject]) -> list[config.Run]:
+def _recipes(subjects: Sequence[Subject]) -> list[config.RunConfig]:
     """Of the models that were trained."""
     return [subject.recipe for subject in subjects if subject.recipe is not None]
 

@@ -7,11 +7,6 @@ held-out captions that name a style of their own ("Oil painting. a red star ..."
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import torch
-
 from .. import config
 from ..data.prompts import held_out_captions, read_prompts
 from ..interfaces import Judge
@@ -21,6 +16,10 @@ from ..toyworld.scenes import STYLE_WORDS
 from ..types import DirectAlignError, Images, PerSample
 from . import image_metrics
 from .eval_prompts import FIRST_SEED, Pairs, fixed_pairs
+from collections.abc import Callable, Mapping
+from typing import Any
+import torch
+
 
 KEY = "evaluate.off_topic"
 WORLD = "world"
@@ -52,7 +51,7 @@ def off_topic_prompts(source: str, words: config.ControlPhrases) -> list[str]:
 class OffTopic:
     """The control prompts of a run on fixed seeds of their own; `generate` makes images of pairs under the present weights, `base` under the base model's."""
 
-    def __init__(self, run: config.Run, generate: Callable[[Pairs], Images], base: Callable[[Pairs], Images]) -> None:
+    def __init__(self, run: config.RunConfig, generate: Callable[[Pairs], Images], base: Callable[[Pairs], Images]) -> None:
         assert run.evaluate.off_topic is not None
         prompts = off_topic_prompts(run.evaluate.off_topic, run.method.words)
         self.pairs = off_topic_pairs(prompts, min(run.evaluate.pairs_during, run.evaluate.num_pairs))

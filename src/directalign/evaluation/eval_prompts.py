@@ -8,14 +8,6 @@ Format: djghosh13/geneval (arXiv 2310.11513). Judging an image by it is elsewher
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, get_args
-
-import torch
-
 from .. import config
 from ..data.hf_datasets import is_address
 from ..data.image_dataset import scan_images
@@ -23,6 +15,13 @@ from ..data.prompts import held_out_captions, read_prompts, table, train_caption
 from ..data.shuffle import permutation
 from ..data.text_files import checked_prompt, json_rows, prompt_of_row, read_text
 from ..types import DirectAlignError, Latents
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+import torch
+
 
 RELATIONS = ("left of", "right of", "above", "below")
 
@@ -94,7 +93,7 @@ def fixed_pairs(prompts: Sequence[str], num_pairs: int) -> Pairs:
     return Pairs(chosen, tuple(range(FIRST_SEED, FIRST_SEED + num_pairs)))
 
 
-def measured_prompts(data: config.Data) -> list[str]:
+def measured_prompts(data: config.DataConfig) -> list[str]:
     """What a run is measured on: all 240 captions of the embedded world, held-out ones among them, or the run's own prompts."""
     if data.prompts == "world":
         return sorted(held_out_captions() + train_captions())

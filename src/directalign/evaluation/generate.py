@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+from .. import config
+from ..config.load import load_run
+from ..diffusion.sampling import rollout_sigmas, sample
+from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup
+from ..io.hub import is_hub_id
+from ..models import FAMILIES, load_model, load_trained, single_file
+from ..models.checkpoint_source import open_source
+from ..models.reference_model import ReferenceModel, has_adapters
+from ..models.weight_files import read_json
+from ..toyworld import assets
+from ..types import DirectAlignError, Images
+from .eval_prompts import Pairs, noise_of
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from .. import config
-from ..config.load import load_run
-from ..diffusion.sampling import rollout_sigmas, sample
-from ..interfaces import ALONE, Family, Together
-from ..io.hub import is_hub_id
-from ..models import FAMILIES, load_family, load_trained, single_file
-from ..models.checkpoint_source import open_source
-from ..models.reference_model import BaseModel, has_adapters
-from ..models.weight_files import read_json
-from ..toyworld import assets
-from ..types import DirectAlignError, Images
-from .eval_prompts import Pairs, noise_of
-
 
 @torch.no_grad()
-def generate(family: Family, prompts: Sequence[str], seeds: Sequence[int], rollout: config.Rollout, batch_size: int = 32, together: Together = ALONE) -> Images:
+def generate(family: Model, prompts: Sequence[str], seeds: Sequence[int], rollout: config.RolloutConfig, batch_size: int = 32, together: ProcessGroup = SINGLE_PROCESS) -> Images:
     """Images (n, 3, H, W) of the prompt-seed pairs, float32 clamped to [0, 1], on the CPU.
 
     Ranks that come here `together` each make an equal part and all return all images.
@@ -41,7 +39,7 @@ def generate(family: Family, prompts: Sequence[str], seeds: Sequence[int], rollo
     return together.gather(images)[: len(prompts)]
 
 
-def _generate_images(family: Family, prompts: Sequence[str], seeds: Sequence[int], rollout: config.Rollout, batch_size: int) -> Images:
+def _generate_images(family: Model, prompts: Sequence[str], seeds: Sequence[int], rollout: config.RolloutConfig, batch_size: int) -> Images:
     height, width = image_size(family, rollout)
     sigmas = rollout_sigmas(family, rollout, height, width)
     noise = noise_of(seeds, family.latent_shape(height, width))
@@ -54,21 +52,21 @@ def _generate_images(family: Family, prompts: Sequence[str], seeds: Sequence[int
     return torch.cat(images)
 
 
-def image_size(family: Family, rollout: config.Rollout) -> tuple[int, int]:
+def image_size(family: Model, rollout: config.RolloutConfig) -> tuple[int, int]:
     """(height, width) in pixels: the recipe's, or what the checkpoint was made for."""
     return rollout.height or family.default_size[0], rollout.width or family.default_size[1]
 
 
 @contextmanager
-def base_weights(family: Family) -> Iterator[None]:
+def base_weights(family: Model) -> Iterator[None]:
     """The model as it was before training, for as long as the context lasts: LoRA adapters off, then on again."""
     if not has_adapters(family.denoiser):
         raise DirectAlignError("all weights were trained, so the base model is not in here: load it by itself from model.path")
-    with BaseModel(family.denoiser).worn():
+    with ReferenceModel(family.denoiser).worn():
         yield
 
 
-def diffusers_call(family: Family, run: config.Run, prompt: str, seed: int, trained: Path | None) -> dict[str, Any]:
+def diffusers_call(family: Model, run: config.RunConfig, prompt: str, seed: int, trained: Path | None) -> dict[str, Any]:
     """Everything the call needs, and the same as lines of Python under "code"; `trained` is the run folder, None for the base model."""
     call = {
         "pipeline": family.pipeline,
@@ -81,12 +79,12 @@ def diffusers_call(family: Family, run: config.Run, prompt: str, seed: int, trai
     return {**call, "code": _code(call, family, run)}
 
 
-def _arguments(family: Family, rollout: config.Rollout) -> dict[str, Any]:
+def _arguments(family: Model, rollout: config.RolloutConfig) -> dict[str, Any]:
     height, width = image_size(family, rollout)
     return {"height": height, "width": width, "num_inference_steps": rollout.num_sampling_steps, **family.call_arguments(rollout)}
 
 
-def _scheduler(family: Family, run: config.Run) -> dict[str, Any]:
+def _scheduler(family: Model, run: config.RunConfig) -> dict[str, Any]:
     """Which scheduler the pipeline must have, and what of its config is changed."""
     if family.path == "vp":
         if run.rollout.shift is not None:
@@ -97,7 +95,7 @@ def _scheduler(family: Family, run: config.Run) -> dict[str, Any]:
     return {"class": "FlowMatchEulerDiscreteScheduler", "changes": changes}
 
 
-def _code(call: dict[str, Any], family: Family, run: config.Run) -> str:
+def _code(call: dict[str, Any], family: Model, run: config.RunConfig) -> str:
     scheduler, changes = call["scheduler"]["class"], call["scheduler"]["changes"]
     arguments = ", ".join(f"{name}={value!r}" for name, value in call["arguments"].items())
     classes, opened = _opened(call["pipeline"], run.model)
@@ -112,7 +110,7 @@ def _code(call: dict[str, Any], family: Family, run: config.Run) -> str:
     return "\n".join(lines)
 
 
-def _opened(pipeline: str, model: config.Model) -> tuple[list[str], str]:
+def _opened(pipeline: str, model: config.ModelConfig) -> tuple[list[str], str]:
     """The expression that opens the base model, and the classes in it; what a single file holds takes the place of its components' parts."""
     dtype = "" if model.dtype == "float32" else f", torch_dtype=torch.{model.dtype}"
     chosen = _extra({name: value for name, value in {"revision": model.revision, "variant": model.variant}.items() if value is not None})
@@ -131,7 +129,7 @@ def _extra(arguments: dict[str, Any]) -> str:
     return "".join(f", {name}={value!r}" for name, value in arguments.items())
 
 
-def _load_lines(call: dict[str, Any], part: str, run: config.Run) -> list[str]:
+def _load_lines(call: dict[str, Any], part: str, run: config.RunConfig) -> list[str]:
     if call["weights"] is None:
         return []
     if run.model.tune == "lora":
@@ -166,12 +164,12 @@ def sample_images(
     return _write(out, pairs, images, [diffusers_call(family, run, p, s, trained) for p, s in zip(pairs.prompts, pairs.seeds, strict=True)])
 
 
-def run_of(source: Path) -> tuple[config.Run, Path | None]:
+def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:
     """The recipe behind a run's folder and that folder; or a bare recipe for a model, and None."""
     if (source / "run.yaml").is_file():
         return load_run(source / "run.yaml"), source
     _check_model(source)
-    folder = open_source(config.Model(family="flux", path=str(source)), weights=False).folder  # which family it is, its index will say
+    folder = open_source(config.ModelConfig(family="flux", path=str(source)), weights=False).folder  # which family it is, its index will say
     if not (folder / "model_index.json").is_file():
         raise DirectAlignError(f"{source}: neither a run (no run.yaml) nor a diffusers pipeline (no model_index.json); give one of the two")
     name = read_json(folder / "model_index.json").get("_class_name")
@@ -190,7 +188,7 @@ def _check_model(source: Path) -> None:
         )
 
 
-def _bare_recipe(path: str, folder: Path, family: str) -> config.Run:
+def _bare_recipe(path: str, folder: Path, family: str) -> config.RunConfig:
     """Sampling settings for a model that no run is behind: 25 steps, no classifier-free guidance, embedded guidance 3.5 where the network takes it."""
     part = folder / FAMILIES[family].part / "config.json"
     guidance = 3.5 if read_json(part).get("guidance_embeds") else None
@@ -203,12 +201,12 @@ def _bare_recipe(path: str, folder: Path, family: str) -> config.Run:
         "data": {"prompts": "none"},
         "train": {"num_steps": 1},
     }
-    return config.Run.model_validate(given)
+    return config.RunConfig.model_validate(given)
 
 
-def trained_family(run: config.Run, trained: Path | None) -> Family:
+def trained_family(run: config.RunConfig, trained: Path | None) -> Model:
     """The run's family on the best device, with the weights of `trained`, or the base model's for None."""
-    family = load_family(run.model, "cuda" if torch.cuda.is_available() else "cpu")
+    family = load_model(run.model, "cuda" if torch.cuda.is_available() else "cpu")
     if trained is not None:
         load_trained(family, trained)
     return family

@@ -6,17 +6,11 @@ embedded world, which the renderer provides, and the base model's own images els
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import torch
-
 from .. import config
 from ..diffusion.rng import generator_for
-from ..interfaces import ALONE, Family, Judge, Reward, Together
+from ..interfaces import SINGLE_PROCESS, Model, Judge, Reward, ProcessGroup
 from ..metrics import DIVERSITY, HELD_OUT, MEMBER, NEG, OFF_TOPIC, POS, Metric, metric
-from ..models import load_family
+from ..models import load_model
 from ..rewards import reward_class
 from ..stats import rate_interval
 from ..toyworld.scenes import STYLES, render, scenes_of
@@ -27,9 +21,13 @@ from .eval_prompts import Pairs, fixed_pairs, measured_prompts
 from .generate import base_weights, generate
 from .image_metrics import diversity, diversity_pairs
 from .scores import BARE, held_out_scores, scored
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+import torch
 
 
-def measured_metrics(run: config.Run) -> dict[str, Metric]:
+def measured_metrics(run: config.RunConfig) -> dict[str, Metric]:
     """Every metric of a measurement of the run by name, in the order of the records.
 
     A reward that is a user's program is taken to read prompts; where it does not, two of these will be missing.
@@ -44,7 +42,7 @@ def measured_metrics(run: config.Run) -> dict[str, Metric]:
     return {name: metric(name) for name in [*names, *([DIVERSITY] if settings.diversity_prompts else [])]}
 
 
-def judge_of(run: config.Run) -> str:
+def judge_of(run: config.RunConfig) -> str:
     """The number that says how good the run's weights are: `stop.judge`, else the best that the run measures.
 
     That is the world's photo rate, the first held-out reward, or the absolute score, which is trained on and so a judge for want of one.
@@ -53,14 +51,14 @@ def judge_of(run: config.Run) -> str:
     return named or next(iter((*(["photo_rate"] if run.evaluate.judge == "world" else []), *_held_out_plain(run), score_of(run))))
 
 
-def score_of(run: config.Run) -> str:
+def score_of(run: config.RunConfig) -> str:
     """The absolute score of what is trained on: under the positive phrases, or of the bare prompt where there are none."""
     return "score_pos" if _reads_prompt(run.reward) and run.method.words.positive else "reward"
 
 
-def _scores(run: config.Run) -> list[str]:
+def _scores(run: config.RunConfig) -> list[str]:
     """Those of the trained reward and of the held-out ones."""
-    words, members = run.method.words, run.reward.members if isinstance(run.reward, config.Mix) else []
+    words, members = run.method.words, run.reward.members if isinstance(run.reward, config.MixtureConfig) else []
     sides = [side for side, phrases in ((POS, words.positive), (NEG, words.negative)) if phrases]
     names = ["reward", *(f"score{side}" for side in sides if _reads_prompt(run.reward)), *(f"{MEMBER}{member.label}" for member in members)]
     for label, reward in run.evaluate.rewards.items():
@@ -68,12 +66,12 @@ def _scores(run: config.Run) -> list[str]:
     return names
 
 
-def _held_out_plain(run: config.Run) -> list[str]:
+def _held_out_plain(run: config.RunConfig) -> list[str]:
     return [f"{HELD_OUT}{label}" for label in run.evaluate.rewards]
 
 
-def _reads_prompt(reward: config.Reward) -> bool:
-    members = [member.reward for member in reward.members] if isinstance(reward, config.Mix) else [reward]
+def _reads_prompt(reward: config.RewardConfig) -> bool:
+    members = [member.reward for member in reward.members] if isinstance(reward, config.MixtureConfig) else [reward]
     return any(reward_class(member.name).reads_prompt for member in members)
 
 
@@ -97,12 +95,12 @@ class Measurer:
 
     def __init__(
         self,
-        run: config.Run,
-        family: Family,
+        run: config.RunConfig,
+        family: Model,
         reward: Reward | None,
         judge: Judge | None,
         reference: Reference | None = None,
-        together: Together = ALONE,
+        together: ProcessGroup = SINGLE_PROCESS,
         held_out: Mapping[str, Reward] | None = None,
     ) -> None:
         self.run, self.family, self.reward, self.judge, self.together, self.held_out = run, family, reward, judge, together, held_out or {}
@@ -165,7 +163,7 @@ class Measurer:
         """The same pairs from the model before training; where all weights are trained it is loaded anew for the purpose."""
         settings = self.run.rollout, self.run.evaluate.batch_size, self.together
         if self.run.model.tune == "full":
-            base = load_family(self.run.model, self.device)
+            base = load_model(self.run.model, self.device)
             return generate(base, pairs.prompts, pairs.seeds, *settings)
         with base_weights(self.family):
             return generate(self.family, pairs.prompts, pairs.seeds, *settings)

@@ -7,20 +7,6 @@ further look at the image; learned control tokens belong to the reward that they
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import Any
-
-import torch
-import yaml
-from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
-
 from .. import config, metrics
 from ..interfaces import Judge, Reward
 from ..io.jsonl import Ledger, Place, Row, Say
@@ -37,6 +23,19 @@ from .candidates import Subject
 from .control_prompts import styles_named
 from .eval_samples import Item, batches
 from .image_metrics import cosine_distance, rmse, to_siblings
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+import torch
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
 
 BARE = ("",)
 """The phrases of the question that puts nothing before the prompt."""
@@ -80,13 +79,13 @@ def check_labels(labels: Sequence[str]) -> None:
             raise DirectAlignError(f"{key_of(label)}: a label has letters, digits, _ and - alone and does not end in {POS} or {NEG}; call it e.g. second")
 
 
-def load_held_out(settings: config.Evaluate, device: torch.device | str) -> dict[str, Reward]:
+def load_held_out(settings: config.EvaluateConfig, device: torch.device | str) -> dict[str, Reward]:
     """The held-out rewards of a recipe by label, in its order."""
     check_labels(list(settings.rewards))
     return {label: load_reward(each, device, key_of(label)) for label, each in settings.rewards.items()}
 
 
-def held_out_scores(rewards: Mapping[str, Reward], images: Images, prompts: Sequence[str], run: config.Run, device: torch.device) -> dict[str, PerSample]:
+def held_out_scores(rewards: Mapping[str, Reward], images: Images, prompts: Sequence[str], run: config.RunConfig, device: torch.device) -> dict[str, PerSample]:
     """`held_out_<label>` of every image, and `held_out_<label>_pos`, `held_out_<label>_neg` where they cost little; each (b,)."""
     found: dict[str, PerSample] = {}
     for label, reward in rewards.items():
@@ -111,7 +110,7 @@ class SeenReward:
     """A reward with its label; `key` is where it stands, for errors; `trained` are the keys of the models that were trained on it."""
 
     label: str
-    settings: config.SingleReward
+    settings: config.SingleRewardConfig
     key: str
     trained: tuple[str, ...] = ()
 
@@ -156,7 +155,7 @@ def _trained(subjects: Sequence[Subject]) -> Iterator[SeenReward]:
         if subject.recipe is None:
             continue
         reward = subject.recipe.reward
-        if isinstance(reward, config.Mix):
+        if isinstance(reward, config.MixtureConfig):
             yield from (SeenReward(each.label, each.reward, f"{subject.source}: reward {each.label}", (subject.key,)) for each in reward.members)
         else:
             yield SeenReward(_label(reward), reward, f"{subject.source}: reward", (subject.key,))
@@ -176,7 +175,7 @@ def _given(text: str) -> SeenReward:
     return SeenReward(label, _section(source, f"{OPTION} {label}"), f"{OPTION} {label}")
 
 
-def _section(source: str, where: str) -> config.SingleReward:
+def _section(source: str, where: str) -> config.SingleRewardConfig:
     """From a recipe, from a section in YAML, here or in a file, or from a model's folder."""
     text = Path(source).read_text(encoding="utf-8") if Path(source).suffix in RECIPES and Path(source).is_file() else source
     try:
@@ -186,13 +185,13 @@ def _section(source: str, where: str) -> config.SingleReward:
     if not isinstance(section, dict) or "name" not in section or "model" in section:
         return reward_settings(source)
     try:
-        return TypeAdapter(config.SingleReward).validate_json(json.dumps(section))
+        return TypeAdapter(config.SingleRewardConfig).validate_json(json.dumps(section))
     except (ValidationError, TypeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         raise DirectAlignError(f"{where}: {'.'.join(map(str, first['loc'][1:])) or 'section'}: {first['msg']}; see docs/rewards.md") from error
 
 
-def _label(settings: config.SingleReward) -> str:
+def _label(settings: config.SingleRewardConfig) -> str:
     """A name from what tells it from others: world_reward of clip world:reward, redness of pixels."""
     named = getattr(settings, "statistic", None) or getattr(settings, "path", None) or settings.name
     last = str(named).rstrip("/").split("/")[-1].removesuffix(".safetensors").removesuffix(".pt").split(":")

@@ -8,16 +8,6 @@ Left out: weights other than equal ones, and checkpoints of several runs.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
 from .. import config
 from ..config.load import dump_run, load_run
 from ..io import atomic
@@ -30,6 +20,14 @@ from ..training.checkpoint import AVERAGE, WEIGHTS
 from ..types import DirectAlignError
 from . import refuse_taken, whole_folder
 from .lora_formats import DOWN, UP, LowRank
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 def mean_weight(tuned: Sequence[Tensor], base: Tensor, base_share: float) -> Tensor:
@@ -66,7 +64,7 @@ def reduced(update: LowRank, rank: int) -> tuple[LowRank, float]:
 class CheckpointSelection:
     """Checkpoints of one run, oldest first, and which of their weights: `weights`, or their average `ema`."""
 
-    run: config.Run
+    run: config.RunConfig
     folders: tuple[Path, ...]
     group: str
     architecture: str
@@ -194,7 +192,7 @@ def average_run(
 
 def _write_full(
     selection: CheckpointSelection, base_share: float, rank: int | None, target: Path
-) -> tuple[config.Run, dict[str, Any] | None]:
+) -> tuple[config.RunConfig, dict[str, Any] | None]:
     """The base model's denoiser, with the mean put in place of its weights bunch by bunch."""
     if rank is not None:
         raise DirectAlignError(
@@ -224,7 +222,7 @@ def _write_full(
 
 def _write_lora(
     selection: CheckpointSelection, base_share: float, rank: int | None, target: Path
-) -> tuple[config.Run, dict[str, Any]]:
+) -> tuple[config.RunConfig, dict[str, Any]]:
     """One LoRA whose update is the mean of theirs; no network is loaded."""
     lora, part = selection.run.model.lora, FAMILIES[selection.run.model.family].part
     each = [

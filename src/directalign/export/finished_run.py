@@ -6,13 +6,6 @@ otherwise unknown, which the card then says. Nothing is downloaded; a path on th
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import yaml
-
 from .. import config
 from ..config.load import load_run
 from ..io import hub
@@ -21,6 +14,12 @@ from ..models.lora import LORA_FILE
 from ..models.weight_files import read_json
 from ..report.read import RunFiles, read_run
 from ..types import DirectAlignError
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+import yaml
+
 
 HUB = "https://huggingface.co"
 
@@ -73,7 +72,7 @@ KNOWN: dict[str, Licence] = {
 """Of models whose licence is well known, in case their README is not at hand."""
 
 
-def base_of(model: config.Model) -> Base:
+def base_of(model: config.ModelConfig) -> Base:
     """What a recipe's `model.path` is, without loading it."""
     if model.path.startswith("world:"):
         return Base(f"{model.path} (embedded in directalign)", None, Licence("apache-2.0"))
@@ -110,7 +109,7 @@ class Finished:
     """`pipeline` is the class of diffusers that runs the model, `part` the denoiser's name in it."""
 
     folder: Path
-    run: config.Run
+    run: config.RunConfig
     records: RunFiles
     pipeline: str
     part: str

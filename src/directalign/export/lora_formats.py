@@ -5,6 +5,10 @@ ComfyUI, A1111 and Forge show the first, and A1111 sorts LoRAs by `ss_base_model
 
 from __future__ import annotations
 
+from .. import __version__, config
+from ..models.weight_files import check_safetensors
+from ..types import DirectAlignError
+from .finished_run import Base, Finished
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,15 +16,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
-
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .. import __version__, config
-from ..models.weight_files import check_safetensors
-from ..types import DirectAlignError
-from .finished_run import Base, Finished
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 
@@ -318,7 +317,7 @@ def _modelspec(finished: Finished, base: Base, form: LoraFormat, architecture: s
     return {f"modelspec.{key}": value for key, value in told.items() if value}
 
 
-def _kohya_header(run: config.Run, base: Base, architecture: str) -> dict[str, str]:
+def _kohya_header(run: config.RunConfig, base: Base, architecture: str) -> dict[str, str]:
     """The keys of sd-scripts that readers look at, as far as they have a meaning here."""
     family, rank = run.model.family, str(run.model.lora.rank)
     versions = {"stable-diffusion-v1": "sd_v1", "stable-diffusion-v2-512": "sd_v2"} | {ARCHITECTURES[name]: version for name, version in KOHYA_VERSIONS.items()}

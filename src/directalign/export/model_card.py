@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import yaml
-from huggingface_hub import ModelCardData
-from PIL import Image, ImageDraw, ImageFont
-
 from .. import config
 from ..metrics import metric
 from ..report.read import RunFiles
 from ..report.format import number
 from ..report.run_page import reward_of
 from .finished_run import Base, Finished
+from pathlib import Path
+from typing import Any
+import yaml
+from huggingface_hub import ModelCardData
+from PIL import Image, ImageDraw, ImageFont
+
 
 WEB_UI = {"sd": "A1111 or Forge", "sdxl": "A1111 or Forge", "flux": "Forge"}
 """Which of the two web interfaces runs a family."""
@@ -67,7 +66,7 @@ UNMEASURED = """Not measured: what people prefer; prompts, sizes, samplers, step
 safety. A reward that rises is what training asked for, not evidence of better images. All limits of the base model remain."""
 
 
-def measured(run: config.Run, summary: dict[str, Any]) -> str:
+def measured(run: config.RunConfig, summary: dict[str, Any]) -> str:
     """A table of the first and the last measurement, how they were made, and what they leave open."""
     before, after = summary.get("before"), summary.get("after")
     if not isinstance(before, dict) or not isinstance(after, dict):
@@ -92,7 +91,7 @@ def _cell(value: Any) -> str:
     return f"{found:.4g}"
 
 
-def _how(run: config.Run) -> str:
+def _how(run: config.RunConfig) -> str:
     judges = {"world": "the embedded style and content judges, which training never saw", "none": "no judge: the reward and drift statistics alone"}
     return f"On {run.evaluate.num_pairs} fixed prompt-seed pairs, before and after alike, with {judges[run.evaluate.judge]}. Brackets are 95 % intervals."
 

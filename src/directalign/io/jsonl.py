@@ -6,6 +6,7 @@ written twice, so a process that goes on leaves the bytes that an undisturbed on
 
 from __future__ import annotations
 
+from ..types import DirectAlignError
 import errno
 import json
 import os
@@ -14,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..types import DirectAlignError
 
 Row = Mapping[str, Any]
 Place = tuple[str, int]

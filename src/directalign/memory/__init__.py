@@ -12,4 +12,5 @@ from .passing import kept_calls
 from .phases import PHASES, Estimate, Row, estimate
 from .place import Place, a_gpu, binary, this_machine
 
+
 __all__ = ["PHASES", "Estimate", "Place", "Remedy", "Row", "a_gpu", "binary", "estimate", "kept_calls", "lora_parameters", "remedies", "this_machine"]

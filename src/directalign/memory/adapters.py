@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from .. import config
+from ..models.quantization import is_quantized, stored_bytes
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from .. import config
-from ..models.quantization import is_quantized, stored_bytes
 
 Shapes = Mapping[str, Sequence[int]]
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
-def lora_parameters(parameters: Shapes, lora: config.Lora, default_targets: Sequence[str]) -> int:
+def lora_parameters(parameters: Shapes, lora: config.LoRAConfig, default_targets: Sequence[str]) -> int:
     """Numbers in the adapters: rank·(inputs + outputs) for each layer whose name is a target or ends in one (peft's rule)."""
     targets = tuple(lora.targets or default_targets)
     adapted = [shape for name, shape in _layers(parameters) if any(name == target or name.endswith(f".{target}") for target in targets)]
     return sum(lora.rank * (math.prod(shape[1:]) + shape[0]) for shape in adapted)
 
 
-def base_bytes(parameters: Shapes, model: config.Model) -> int:
+def base_bytes(parameters: Shapes, model: config.ModelConfig) -> int:
     """Bytes of a frozen denoiser: layers of the repeated blocks in the bits asked for, the rest in the model's dtype."""
     everything = sum(math.prod(shape) for shape in parameters.values()) * BYTES[model.dtype]
     if model.quantization is None:

@@ -6,16 +6,6 @@ A local folder's own configs come first, then the hub's cache, then the publishe
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
-from typing import Any
-
-from huggingface_hub import try_to_load_from_cache
-
 from .. import config
 from ..io import hub
 from ..models import FAMILIES, single_file
@@ -23,6 +13,15 @@ from ..models.weight_files import read_json, tensor_shapes, weights_files
 from ..toyworld import assets
 from ..types import DirectAlignError
 from .weightless import Part, shapes
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+from huggingface_hub import try_to_load_from_cache
+
 
 KNOWN = Path(__file__).parents[1] / "models" / "known"
 REFERENCES = {
@@ -63,7 +62,7 @@ class Architecture:
         return sum(math.prod(shape) for shape in self.shapes(part).values())
 
 
-def model_architecture(model: config.Model) -> Architecture:
+def model_architecture(model: config.ModelConfig) -> Architecture:
     """The networks of a text-to-image model.
 
     Raises:
@@ -79,7 +78,7 @@ def model_architecture(model: config.Model) -> Architecture:
     return Architecture(model.path, rest.parts, rest.folder, {**rest.stored, **held.parts}, rest.state, rest.doubts)
 
 
-def _pipeline(path: str, key: str, model: config.Model, held: set[str] = frozenset()) -> Architecture:  # pyright: ignore[reportArgumentType]
+def _pipeline(path: str, key: str, model: config.ModelConfig, held: set[str] = frozenset()) -> Architecture:  # pyright: ignore[reportArgumentType]
     """A pipeline from a path or hub id; weights of the parts `held` in a single file are not looked for."""
     folder = local_folder(path, model.revision, "model_index.json")
     if folder is None:

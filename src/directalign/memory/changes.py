@@ -6,12 +6,6 @@ it takes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
-
-from pydantic import ValidationError
-
 from .. import config
 from ..types import DirectAlignError
 from .architecture import model_architecture
@@ -19,6 +13,11 @@ from .geometry import geometry, image_size
 from .held import asks_base
 from .phases import Estimate, estimate
 from .place import Place
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+from pydantic import ValidationError
+
 
 WORTHWHILE = 0.01
 """Share of the peak that a change must save to be named."""
@@ -34,7 +33,7 @@ class Remedy:
     estimate: Estimate
 
 
-def remedies(run: config.Run, place: Place) -> list[Remedy]:
+def remedies(run: config.RunConfig, place: Place) -> list[Remedy]:
     """Changes that lower the peak of a run at `place`, best first; then, where one alone is not enough, as many of them together as fit."""
     now = estimate(run, place).peak
     found = [(says, changes, tried) for says, changes in candidates(run, place) if (tried := _tried(run, changes, place)) is not None]
@@ -45,7 +44,7 @@ def remedies(run: config.Run, place: Place) -> list[Remedy]:
     return [*singles, *_together(run, place, [(says, changes) for says, changes, _ in found])]
 
 
-def _together(run: config.Run, place: Place, ordered: list[tuple[str, Changes]]) -> Iterator[Remedy]:
+def _together(run: config.RunConfig, place: Place, ordered: list[tuple[str, Changes]]) -> Iterator[Remedy]:
     """The first of the changes one upon the other, until it fits or they run out; those that then save nothing are left out."""
     said: list[str] = []
     joined: Changes = {}
@@ -62,7 +61,7 @@ def _together(run: config.Run, place: Place, ordered: list[tuple[str, Changes]])
         yield Remedy("together: " + ", ".join(said), best)
 
 
-def candidates(run: config.Run, place: Place) -> Iterator[tuple[str, Changes]]:
+def candidates(run: config.RunConfig, place: Place) -> Iterator[tuple[str, Changes]]:
     """Every change that is tried, as it would be said on the command line, and as keys of the recipe."""
     whole: list[Changes] = [
         {"model.dtype": "bfloat16"},
@@ -87,7 +86,7 @@ def candidates(run: config.Run, place: Place) -> Iterator[tuple[str, Changes]]:
             yield ", ".join(f"{key}: {_yaml(value)}" for key, value in shown.items()), shown
 
 
-def _smaller(run: config.Run) -> Changes:
+def _smaller(run: config.RunConfig) -> Changes:
     """Three quarters of the image's sides, where the recipe has one size."""
     if run.rollout.sizes is not None or run.data.buckets is not None:
         return {}
@@ -96,7 +95,7 @@ def _smaller(run: config.Run) -> Changes:
     return {"rollout.height": height, "rollout.width": width}
 
 
-def _tried(run: config.Run, changes: Changes, place: Place) -> Estimate | None:
+def _tried(run: config.RunConfig, changes: Changes, place: Place) -> Estimate | None:
     """The estimate of the changed recipe; None where its own rules refuse it."""
     given: dict[str, Any] = run.model_dump()
     for key, value in changes.items():
@@ -104,12 +103,12 @@ def _tried(run: config.Run, changes: Changes, place: Place) -> Estimate | None:
             section, name = key.split(".")
             given[section][name] = value
     try:
-        return estimate(config.Run.model_validate(given), replace(place, ranks=changes.get("ranks", place.ranks)))
+        return estimate(config.RunConfig.model_validate(given), replace(place, ranks=changes.get("ranks", place.ranks)))
     except (ValidationError, DirectAlignError):
         return None
 
 
-def _value(run: config.Run, key: str) -> Any:
+def _value(run: config.RunConfig, key: str) -> Any:
     section, name = key.split(".")
     return getattr(getattr(run, section), name)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from .. import config
+from ..models.weight_files import read_json
+from .architecture import Architecture
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import config
-from ..models.weight_files import read_json
-from .architecture import Architecture
 
 QWEN_SIDE = 128
 """Latents on a side of Qwen-Image's default image; neither of its configs says so."""
@@ -34,7 +34,7 @@ class Geometry:
         return b, self.channels, size[0] // self.downscaling, size[1] // self.downscaling
 
 
-def geometry(run: config.Run, found: Architecture) -> Geometry:
+def geometry(run: config.RunConfig, found: Architecture) -> Geometry:
     """Read off the configs of the VAE and the denoiser."""
     vae, family = found.parts["vae"].config, run.model.family
     downscaling = 2 ** (len(vae["temperal_downsample"]) if family == "qwen_image" else len(vae["block_out_channels"]) - 1)
@@ -50,12 +50,12 @@ def geometry(run: config.Run, found: Architecture) -> Geometry:
     return Geometry(downscaling, 2 * downscaling, default, channels)
 
 
-def image_size(run: config.Run, of: Geometry) -> tuple[int, int]:
+def image_size(run: config.RunConfig, of: Geometry) -> tuple[int, int]:
     """(height, width) in pixels: the recipe's, else the size the checkpoint was made for."""
     return run.rollout.height or of.default_size[0], run.rollout.width or of.default_size[1]
 
 
-def largest_size(run: config.Run, of: Geometry) -> tuple[int, int]:
+def largest_size(run: config.RunConfig, of: Geometry) -> tuple[int, int]:
     """The (height, width) that training takes the most memory for: of the recipe's sizes and buckets, else its only one."""
     offline = run.data.buckets or ([image_size(run, of)] if run.data.images is not None else [])
     online = (run.rollout.sizes or [image_size(run, of)]) if run.data.prompts is not None else []

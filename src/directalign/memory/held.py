@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
-
 from .. import config
 from ..models import FAMILIES, sd3
 from ..training.data import accumulation
@@ -17,6 +12,11 @@ from .judges import Panel
 from .place import Place
 from .traces import Denoiser
 from .weightless import Part, shapes
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
 
 ALWAYS = ("encode", "rollout", "train", "update", "measure")
 MOMENTS = {"adamw": 8.0, "adamw8bit": 2 * (1 + 4 / 256)}
@@ -39,7 +39,7 @@ class Held:
 class Subject:
     """A run with the architecture of its model and its rewards, and where it would train."""
 
-    run: config.Run
+    run: config.RunConfig
     model: Architecture
     panel: Panel
     place: Place
@@ -140,11 +140,11 @@ def _trained(subject: Subject) -> Iterator[Held]:
     yield from _step(subject, numbers * width)
 
 
-def asks_base(method: config.Method) -> str | None:
+def asks_base(method: config.MethodConfig) -> str | None:
     """The setting for which a method asks the base model while it trains, None where it does not."""
-    if isinstance(method, config.FlowGRPO) and method.kl_weight > 0:
+    if isinstance(method, config.FlowGRPOConfig) and method.kl_weight > 0:
         return "method.kl_weight"
-    return "method.trust" if isinstance(method, config.SRPO) and method.trust is not None else None
+    return "method.trust" if isinstance(method, config.SRPOConfig) and method.trust is not None else None
 
 
 def _step(subject: Subject, trained_bytes: int) -> Iterator[Held]:

@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
-
-from huggingface_hub import try_to_load_from_cache
-from torch import nn
-
 from .. import config
 from ..io import hub
 from ..models.weight_files import read_json
@@ -24,6 +16,13 @@ from ..rewards.weights import is_weight_file, locate, on_the_hub, read_shapes
 from ..types import DirectAlignError
 from .architecture import known, local_folder
 from .weightless import Part
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from huggingface_hub import try_to_load_from_cache
+from torch import nn
+
 
 USUAL_MODEL = {"clip": "clip_vit_h", "siglip": "siglip_so400m", "image_reward": "image_reward", "vlm": "qwen2_5_vl_7b", "laion": "clip_vit_l"}
 """For each kind of network the file of the model that an unknown hub id is taken for."""
@@ -44,12 +43,12 @@ class Found:
     doubts: tuple[str, ...] = ()
 
 
-def found(reward: config.SingleReward, key: str) -> Found:
+def found(reward: config.SingleRewardConfig, key: str) -> Found:
     """Of a reward with a network, whose section stands at `key`. Raises DirectAlignError for files that are missing, torn or of another kind."""
     return KINDS[reward.name](reward, key)
 
 
-def _clip(reward: config.Clip, key: str) -> Found:
+def _clip(reward: config.ClipConfig, key: str) -> Found:
     if not is_weight_file(reward.path):
         return _of_folder(reward, key, "clip")
     file = local_file(reward.path, f"{key}.path")
@@ -60,16 +59,16 @@ def _clip(reward: config.Clip, key: str) -> Found:
     return Found(part, _images(_reader(reward, file and file.parent), part.config), doubts)
 
 
-def _siglip(reward: config.Siglip, key: str) -> Found:
+def _siglip(reward: config.SiglipConfig, key: str) -> Found:
     return _of_folder(reward, key, "siglip")
 
 
-def _of_folder(reward: config.Clip | config.Siglip, key: str, kind: str) -> Found:
+def _of_folder(reward: config.ClipConfig | config.SiglipConfig, key: str, kind: str) -> Found:
     part, folder, doubts = _backbone(reward.path, f"{key}.path", kind)
     return Found(part, _images(_reader(reward, folder), part.config), doubts)
 
 
-def _image_reward(reward: config.ImageReward, key: str) -> Found:
+def _image_reward(reward: config.ImageRewardConfig, key: str) -> Found:
     file = local_file(reward.path, f"{key}.path")
     if file is None:
         part, doubts = _published(reward.path, f"{key}.path", "image_reward")
@@ -81,7 +80,7 @@ def _image_reward(reward: config.ImageReward, key: str) -> Found:
     return Found(part, Preprocessing(side, (side, side), CLIP_MEAN, CLIP_STD, rounded_centre=True), doubts)
 
 
-def _aesthetic(reward: config.Aesthetic, key: str) -> Found:
+def _aesthetic(reward: config.AestheticConfig, key: str) -> Found:
     file = local_file(reward.path, f"{key}.path")
     shapes = None if file is None else read_shapes(file, f"{key}.path")
     layout = None if file is None or shapes is None else recognise(shapes, file, f"{key}.path")
@@ -96,7 +95,7 @@ def _inner(layout: HeadLayout, shapes: Mapping[str, Any]) -> list[int]:
     return [shapes[f"{layout.prefix}.{number}.weight"][0] for number in layout.numbers[:-1]]
 
 
-def _mps(reward: config.Mps, key: str) -> Found:
+def _mps(reward: config.MpsConfig, key: str) -> Found:
     """The file has the numbers, the processor's config says what CLIP they are."""
     file = local_file(reward.path, f"{key}.path")
     beside = None if file is None else str(file.parent)
@@ -105,7 +104,7 @@ def _mps(reward: config.Mps, key: str) -> Found:
     return Found(Part.of("Mps", {"clip": part.config, "cross": cross}), _images(folder, part.config), doubts)
 
 
-def _vlm(reward: config.Vlm, key: str) -> Found:
+def _vlm(reward: config.QwenVLConfig, key: str) -> Found:
     folder = local_folder(reward.path, None, "config.json")
     if folder is None:
         part, doubts = _published(reward.path, f"{key}.path", "vlm")
@@ -114,7 +113,7 @@ def _vlm(reward: config.Vlm, key: str) -> Found:
     return Found(part, _cells(_reader(reward, folder), part, reward.path, key).bounded(reward.max_pixels), doubts)
 
 
-def _hpsv3(reward: config.Hpsv3, key: str) -> Found:
+def _hpsv3(reward: config.Hpsv3Config, key: str) -> Found:
     """The processor's Qwen2-VL; a file that is here says how many tokens it embeds."""
     file = local_file(reward.path, f"{key}.path")
     name = reward.processor or (USUAL if file is None else str(file.parent))
@@ -175,7 +174,7 @@ def _published(path: str, key: str, *kinds: str) -> tuple[Part, tuple[str, ...]]
     return Part.of(settings["_class_name"], settings), () if told else (doubt,)
 
 
-def _reader(reward: config.Clip | config.Siglip | config.Aesthetic | config.Vlm, beside: Path | None) -> Path | None:
+def _reader(reward: config.ClipConfig | config.SiglipConfig | config.AestheticConfig | config.QwenVLConfig, beside: Path | None) -> Path | None:
     """The folder of the image settings, where it is here."""
     return beside if reward.processor is None else local_folder(reward.processor, None, IMAGES[0])
 

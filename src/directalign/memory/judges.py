@@ -6,12 +6,6 @@ that is neither is taken for its kind's usual model under a doubt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-
 from .. import config
 from ..methods import objective
 from ..rewards.common import Preprocessing
@@ -19,8 +13,13 @@ from ..rewards.hpsv3 import QUESTION
 from ..rewards.qwen_vl import VlmPixels
 from . import judge_parts
 from .weightless import Part, built
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+import torch
 
-WITHOUT_NETWORK = (config.Pixels, config.Remote)
+
+WITHOUT_NETWORK = (config.PixelStatisticsConfig, config.HttpConfig)
 """Rewards that take no memory of this machine's device to speak of."""
 PROMPT = 64
 """Tokens of phrase and prompt, where the text has no length of its own."""
@@ -77,7 +76,7 @@ class Panel:
         return tuple(judge for judge in self.judges if not judge.trained_on)
 
 
-def panel(run: config.Run) -> Panel:
+def panel(run: config.RunConfig) -> Panel:
     """The rewards of a recipe.
 
     Raises:
@@ -85,9 +84,9 @@ def panel(run: config.Run) -> Panel:
     """
     judges, doubts = list[Judge](), list[str]()
     for key, label, reward, method in asked(run):
-        if isinstance(reward, WITHOUT_NETWORK) or (isinstance(reward, config.Python) and not reward.differentiable):
+        if isinstance(reward, WITHOUT_NETWORK) or (isinstance(reward, config.PythonConfig) and not reward.differentiable):
             continue  # a black box is given images on the CPU
-        if isinstance(reward, config.Python):
+        if isinstance(reward, config.PythonConfig):
             doubts.append(f"{key}: memory of reward python is not in the estimate")
             continue
         found = judge_parts.found(reward, key)
@@ -96,9 +95,9 @@ def panel(run: config.Run) -> Panel:
     return Panel(tuple(judges), tuple(doubts))
 
 
-def asked(run: config.Run) -> Iterator[tuple[str, str, config.SingleReward, config.ObjectiveConfig | None]]:
+def asked(run: config.RunConfig) -> Iterator[tuple[str, str, config.SingleRewardConfig, config.ObjectiveConfig | None]]:
     """Key, label and settings of each reward, and how it is asked; held-out ones have no method."""
-    if isinstance(run.reward, config.Mix):
+    if isinstance(run.reward, config.MixtureConfig):
         for place, member in enumerate(run.reward.members):
             yield f"reward.members.{place}.reward", f"reward {member.label}", member.reward, objective.member_settings(place, member, run.method)
     else:

@@ -6,8 +6,6 @@ are judged. Of a method that differentiates several calls, all but one are kept 
 
 from __future__ import annotations
 
-import torch
-
 from .. import config
 from .calls import Shape
 from .geometry import encoder_tokens, image_size, largest_size, prompt_tokens
@@ -17,6 +15,8 @@ from .judging import Judged, judging
 from .live import Piece
 from .place import binary
 from .traces import denoiser_call, encoding_images, encoding_prompts
+import torch
+
 
 GRID = 8
 """Images of a sample grid, where the recipe names no prompts of its own."""
@@ -54,7 +54,7 @@ def _rollout(subject: Subject, samples: int, size: tuple[int, int]) -> int:
     run, dtype = subject.run, torch.float32 if vae_width(subject) == 4 else torch.bfloat16
     online = _call(subject, samples, size, False).forward if run.data.prompts is not None else 0
     offline = encoding_images(subject.model.parts["vae"], dtype, (samples, 3, *size)).forward if run.data.images is not None else 0
-    judged = _judge(subject, samples, size, False).forward if isinstance(run.method, config.FlowGRPO) else 0
+    judged = _judge(subject, samples, size, False).forward if isinstance(run.method, config.FlowGRPOConfig) else 0
     return max(online, offline, judged)
 
 
@@ -66,39 +66,39 @@ def says(subject: Subject) -> str:
     kept = f"train: {kept_calls(run)} x {binary(call.kept)} kept by the denoiser"
     if asks_base(run.method) is not None:
         kept = f"train: {binary(_call(subject, samples, size, False).forward)} for the base model's call, given back; {kept.removeprefix('train: ')}"
-    if isinstance(run.method, config.FlowGRPO):
+    if isinstance(run.method, config.FlowGRPOConfig):
         return kept
     judge = _judge(subject, samples, size, True)
     return f"{kept}, then {binary(max(judge.forward, judge.backward))} for decoder and reward"
 
 
-def samples_of(run: config.Run) -> int:
+def samples_of(run: config.RunConfig) -> int:
     """Images that train at once on a rank: a group for each prompt where samples are compared."""
-    return run.data.batch_size * (run.method.group_size if isinstance(run.method, config.FlowGRPO) else 1)
+    return run.data.batch_size * (run.method.group_size if isinstance(run.method, config.FlowGRPOConfig) else 1)
 
 
 def _train(subject: Subject, samples: int, size: tuple[int, int]) -> int:
     run, calls = subject.run, kept_calls(subject.run)
     call = _call(subject, samples, size, True)
-    judge = Piece(0, 0, 0) if isinstance(run.method, config.FlowGRPO) else _judge(subject, samples, size, True)
+    judge = Piece(0, 0, 0) if isinstance(run.method, config.FlowGRPOConfig) else _judge(subject, samples, size, True)
     base = Piece(0, 0, 0) if asks_base(run.method) is None else _call(subject, samples, size, False)  # of its call the answer alone stays
     before = (calls - 1) * call.kept + base.kept
     return max(base.forward, before + call.forward, before + call.kept + max(judge.forward, judge.backward), before + call.backward)
 
 
-def kept_calls(run: config.Run) -> int:
+def kept_calls(run: config.RunConfig) -> int:
     """Calls of the denoiser whose activations one loss keeps at once, two for each where guidance takes two passes.
 
     AlignProp recomputes all of its but one.
     """
     method, calls = run.method, 1
-    if isinstance(method, config.DRaFT):
+    if isinstance(method, config.DRaFTConfig):
         calls = method.grad_steps
-    elif isinstance(method, config.DRTune | config.FlowBP):
+    elif isinstance(method, config.DRTuneConfig | config.FlowBPConfig):
         calls = method.trained_steps
-    elif isinstance(method, config.LeapAlign):
+    elif isinstance(method, config.LeapAlignConfig):
         calls = 2
-    cfg_scale = method.cfg_scale if isinstance(method, config.SRPO) else run.rollout.cfg_scale
+    cfg_scale = method.cfg_scale if isinstance(method, config.SRPOConfig) else run.rollout.cfg_scale
     return calls if cfg_scale == 1.0 else 2 * calls
 
 
@@ -119,13 +119,13 @@ def _judge(subject: Subject, samples: int, size: tuple[int, int], with_gradient:
         dtype=torch.float32 if vae_width(subject) == 4 else torch.bfloat16,
         recompute=run.model.gradient_checkpointing,
         judges=subject.panel.trained_on if judges is None else judges,
-        one_by_one=isinstance(run.reward, config.Mix) and run.reward.balance == "gradient",
+        one_by_one=isinstance(run.reward, config.MixtureConfig) and run.reward.balance == "gradient",
         size=size,
     )
     return judging(judged, latents, with_gradient)
 
 
-def _measured_at_once(run: config.Run) -> int:
+def _measured_at_once(run: config.RunConfig) -> int:
     """Images in the largest batch of a sample grid or measurement."""
     grid = len(run.train.sample_prompts) if run.train.sample_prompts is not None else GRID
     return min(run.evaluate.batch_size, max(grid, run.evaluate.num_pairs))

@@ -8,16 +8,16 @@ Weights, gradients, moments are counted; what comes and goes is traced; what a G
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
-
 from .. import config
 from .architecture import model_architecture
 from .held import Subject, held
 from .judges import panel
 from .passing import passing, says
 from .place import CONTEXT, FRAGMENTS, Place
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
 
 Phase = Literal["encode", "rollout", "train", "update", "measure"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -72,7 +72,7 @@ class Estimate:
         return self.peak <= self.place.capacity
 
 
-def estimate(run: config.Run, place: Place) -> Estimate:
+def estimate(run: config.RunConfig, place: Place) -> Estimate:
     """Memory of one rank at `place`.
 
     Raises:

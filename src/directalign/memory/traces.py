@@ -5,13 +5,6 @@ Each is the real network called in shapes alone (see weightless), with as few of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
-
-import torch
-from torch import Tensor
-
 from .. import config
 from ..models import lora
 from .blocks import by_blocks
@@ -19,6 +12,11 @@ from .calls import Shape, answer, arguments
 from .live import Piece, measured
 from .rounded import round_layers
 from .weightless import Part, built, in_shapes_alone, normalise_as_on_gpu, quietly, residents
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Denoiser:
 
     family: str
     part: Part
-    model: config.Model
+    model: config.ModelConfig
     targets: tuple[str, ...]
     like_gpu: bool
 
@@ -40,7 +38,7 @@ def denoiser_call(of: Denoiser, shape: Shape, with_gradient: bool) -> Piece:
 @cache
 @quietly()
 def _denoiser_call(family: str, part: Part, model: str, targets: tuple[str, ...], like_gpu: bool, shape: Shape, with_gradient: bool) -> Piece:
-    settings = config.Model.model_validate_json(model)
+    settings = config.ModelConfig.model_validate_json(model)
 
     def trace(part: Part) -> Piece:
         network = prepared(built(part), settings, targets)
@@ -59,7 +57,7 @@ def _denoiser_call(family: str, part: Part, model: str, targets: tuple[str, ...]
     return by_blocks(part, trace)
 
 
-def prepared(network: Any, model: config.Model, targets: tuple[str, ...]) -> Any:
+def prepared(network: Any, model: config.ModelConfig, targets: tuple[str, ...]) -> Any:
     """As a family prepares it: in its dtype, rounded, open to training, recomputing."""
     network.to(getattr(torch, model.trained_dtype if model.tune == "full" else model.dtype))
     if model.quantization is not None:
@@ -97,7 +95,7 @@ def encoding_prompts(part: Part, dtype: torch.dtype, b: int, tokens: int) -> Pie
     return by_blocks(part, trace)
 
 
-def _only_what_matters(model: config.Model) -> str:
+def _only_what_matters(model: config.ModelConfig) -> str:
     """The settings that a trace depends on, so that others do not make it anew."""
     read = {"family", "tune", "lora", "dtype", "trained_dtype", "quantization", "gradient_checkpointing"}
-    return config.Model(path="", **{name: getattr(model, name) for name in read}).model_dump_json()
+    return config.ModelConfig(path="", **{name: getattr(model, name) for name in read}).model_dump_json()

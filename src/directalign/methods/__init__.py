@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ..config import Run
-from ..interfaces import ALONE, Family, Method, Reward, Together
+from ..config import RunConfig
+from ..interfaces import SINGLE_PROCESS, Model, Method, Reward, ProcessGroup
 from ..rewards.distributed import synchronized
 from .alignprop import AlignProp
 from .draft import DRaFT
@@ -15,6 +13,8 @@ from .flowbp import FlowBP
 from .leapalign import LeapAlign
 from .refl import ReFL
 from .srpo import SRPO
+from typing import Any
+
 
 METHODS: dict[str, Any] = {
     "srpo": SRPO,
@@ -28,7 +28,7 @@ METHODS: dict[str, Any] = {
 }
 
 
-def load_method(run: Run, family: Family, reward: Reward, together: Together = ALONE) -> Method:
+def load_method(run: RunConfig, family: Model, reward: Reward, together: ProcessGroup = SINGLE_PROCESS) -> Method:
     """The method that a run names, bound to its model and reward; ranks that train `together` share what it remembers of the reward."""
     method = METHODS[run.method.name](
         family, synchronized(reward, together), run.method, run.rollout

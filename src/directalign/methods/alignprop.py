@@ -8,23 +8,21 @@ that of one step plus the states, and every differentiated step costs one more f
 
 from __future__ import annotations
 
+from ..config import AlignPropConfig as Settings
+from ..config import RolloutConfig as RolloutSettings
+from ..diffusion.rng import STEPS, update_generator
+from ..diffusion.sampling import sample, start_rollout, sampling_step
+from ..interfaces import Model, Reward
+from ..types import Batch, Conditioning, Latents, LossTerm
+from .objective import build_objective
+from .objective_math import hinge
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-
-from ..config import AlignProp as Settings
-from ..config import Rollout as RolloutSettings
-from ..diffusion.rng import STEPS, generator_of
-from ..diffusion.sampling import sample, start, step
-from ..interfaces import Family, Reward
-from ..types import Batch, Conditioning, Latents, Loss
-from .objective import build_objective
-from .objective_math import hinge
 
 
 class AlignProp:
@@ -34,7 +32,7 @@ class AlignProp:
     """
 
     def __init__(
-        self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings
+        self, family: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
     ) -> None:
         self.max_grad_steps = settings.max_grad_steps or rollout.num_sampling_steps
         assert self.max_grad_steps <= rollout.num_sampling_steps, (
@@ -44,9 +42,9 @@ class AlignProp:
         self.family, self.settings, self.rollout = family, settings, rollout
         self.objective = build_objective(reward, settings)
 
-    def losses(self, batch: Batch) -> Iterator[Loss]:
+    def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make the state where the gradient begins; predict the rest of the way to x0; reward; yield."""
-        begun, grad_steps = start(self.family, self.rollout, batch), self.depth(batch)
+        begun, grad_steps = start_rollout(self.family, self.rollout, batch), self.depth(batch)
         x_t = sample(self.family, begun.cond, begun.noise, begun.sigmas[:-grad_steps])
 
         x0 = self._recomputed(begun.cond, x_t, begun.sigmas[-grad_steps - 1 :])
@@ -54,12 +52,12 @@ class AlignProp:
         output = self.objective(self.family.decode(x0), batch)
         loss = hinge(output.reward, 1.0, self.settings.margin)
 
-        yield Loss(loss.mean(), "chain", {**output.metrics, "grad_steps": float(grad_steps)})
+        yield LossTerm(loss.mean(), "chain", {**output.metrics, "grad_steps": float(grad_steps)})
 
     def depth(self, batch: Batch) -> int:
         """How many last steps keep their gradient: uniform over 1, ..., `max_grad_steps`."""
         return int(
-            torch.randint(1, self.max_grad_steps + 1, (), generator=generator_of(batch, STEPS))
+            torch.randint(1, self.max_grad_steps + 1, (), generator=update_generator(batch, STEPS))
         )
 
     def _recomputed(
@@ -68,7 +66,7 @@ class AlignProp:
         """The rest of the rollout with gradient; a step keeps its input alone, and runs again in the backward pass."""
         for sigma_from, sigma_to in pairwise(sigmas.to(x_t.device)):
             levels = sigma_from.expand(len(x_t)), sigma_to.expand(len(x_t))
-            x_t = checkpoint(step, self.family, cond, x_t, *levels, use_reentrant=False)
+            x_t = checkpoint(sampling_step, self.family, cond, x_t, *levels, use_reentrant=False)
         return x_t
 
     def state_dict(self) -> Mapping[str, Any]:

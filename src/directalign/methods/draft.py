@@ -12,18 +12,17 @@ like that. On a rollout of one step from pure noise this is exact: the n losses 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-from ..config import DRaFT as Settings
-from ..config import Rollout as RolloutSettings
+from ..config import DRaFTConfig as Settings
+from ..config import RolloutConfig as RolloutSettings
 from ..diffusion.recovery import inject
 from ..diffusion.rng import FRESH_NOISE
-from ..diffusion.sampling import Start, noise_of, one_step_guess, sample, start
-from ..interfaces import Family, Reward
-from ..types import Batch, Latents, Loss
+from ..diffusion.sampling import RolloutStart, batch_noise, predict_x0, sample, start_rollout
+from ..interfaces import Model, Reward
+from ..types import Batch, Latents, LossTerm
 from .objective import build_objective
 from .objective_math import hinge
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 
 class DRaFT:
@@ -33,7 +32,7 @@ class DRaFT:
     """
 
     def __init__(
-        self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings
+        self, family: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
     ) -> None:
         assert settings.grad_steps <= rollout.num_sampling_steps, (
             settings.grad_steps,
@@ -42,9 +41,9 @@ class DRaFT:
         self.family, self.settings, self.rollout = family, settings, rollout
         self.objective = build_objective(reward, settings)
 
-    def losses(self, batch: Batch) -> Iterator[Loss]:
+    def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0 with the gradient of its last steps; reward; yield; then noise, denoise, reward and yield again."""
-        begun = start(self.family, self.rollout, batch)
+        begun = start_rollout(self.family, self.rollout, batch)
         x0 = sample(self.family, begun.cond, begun.noise, begun.sigmas, self.settings.grad_steps)
         yield self._loss(x0, batch, "sampled")
 
@@ -52,17 +51,17 @@ class DRaFT:
         for index in range(1, self.settings.lv_samples):
             yield self._loss(self._denoised_again(x0, begun, batch, index), batch, "noised_anew")
 
-    def _denoised_again(self, x0: Latents, begun: Start, batch: Batch, index: int) -> Latents:
+    def _denoised_again(self, x0: Latents, begun: RolloutStart, batch: Batch, index: int) -> Latents:
         """The sample put back to the last level with the noise of draw `index`, and taken from there by one step with gradient."""
-        noise = noise_of(batch, FRESH_NOISE, tuple(x0.shape), index=index).to(x0)
+        noise = batch_noise(batch, FRESH_NOISE, tuple(x0.shape), index=index).to(x0)
         sigma = begun.sigmas[-2].expand(len(x0)).to(x0.device)
         x_t = inject(self.family.path, x0, noise, sigma).x_t
-        return one_step_guess(self.family, begun.cond, x_t, sigma)
+        return predict_x0(self.family, begun.cond, x_t, sigma)
 
-    def _loss(self, x0: Latents, batch: Batch, branch: str) -> Loss:
+    def _loss(self, x0: Latents, batch: Batch, branch: str) -> LossTerm:
         output = self.objective(self.family.decode(x0), batch)
         loss = hinge(output.reward, 1.0, self.settings.margin)
-        return Loss(loss.mean() / self.settings.lv_samples, branch, output.metrics)
+        return LossTerm(loss.mean() / self.settings.lv_samples, branch, output.metrics)
 
     def state_dict(self) -> Mapping[str, Any]:
         return self.objective.state_dict()

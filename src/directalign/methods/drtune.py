@@ -8,22 +8,20 @@ for the whole batch, the K steps spread over those before the stop so that all o
 
 from __future__ import annotations
 
+from ..config import DRTuneConfig as Settings
+from ..config import RolloutConfig as RolloutSettings
+from ..diffusion.rng import STEPS, update_generator
+from ..diffusion.sampling import RolloutStart, linear_step, start_rollout
+from ..interfaces import Model, Reward
+from ..types import Batch, DirectAlignError, Latents, LossTerm
+from .objective import build_objective
+from .objective_math import hinge
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from ..config import DRTune as Settings
-from ..config import Rollout as RolloutSettings
-from ..diffusion.rng import STEPS, generator_of
-from ..diffusion.sampling import Start, linear_step, start
-from ..interfaces import Family, Reward
-from ..types import Batch, DirectAlignError, Latents, Loss
-from .objective import build_objective
-from .objective_math import hinge
 
 
 class DRTune:
@@ -34,15 +32,15 @@ class DRTune:
     """
 
     def __init__(
-        self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings
+        self, family: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
     ) -> None:
         check_steps(settings, rollout)
         self.family, self.settings, self.rollout = family, settings, rollout
         self.objective = build_objective(reward, settings)
 
-    def losses(self, batch: Batch) -> Iterator[Loss]:
+    def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make the steps down to the stop, some with gradient; predict x0_hat there; reward; yield."""
-        begun, (stop, trained) = start(self.family, self.rollout, batch), self.steps(batch)
+        begun, (stop, trained) = start_rollout(self.family, self.rollout, batch), self.steps(batch)
         sigmas = torch.cat(
             [begun.sigmas[: stop + 1], torch.zeros_like(begun.sigmas[:1])]
         )  # from the stop, one step to the end is x0_hat
@@ -53,7 +51,7 @@ class DRTune:
         loss = hinge(output.reward, 1.0, self.settings.margin)
 
         levels = {"sigma": begun.sigmas[stop].expand(len(loss)), "reward": output.reward}
-        yield Loss(
+        yield LossTerm(
             loss.mean(),
             "chain",
             output.metrics,
@@ -65,7 +63,7 @@ class DRTune:
 
         The trained steps lie ⌊(stop + 1) / K⌋ apart, from a first one drawn uniformly from where they all fit.
         """
-        generator, trained_steps = generator_of(batch, STEPS), self.settings.trained_steps
+        generator, trained_steps = update_generator(batch, STEPS), self.settings.trained_steps
         stop = self.rollout.num_sampling_steps - int(
             torch.randint(1, self.settings.early_stop + 1, (), generator=generator)
         )
@@ -74,7 +72,7 @@ class DRTune:
         first = int(torch.randint(stop + 2 - span, (), generator=generator))
         return stop, range(first, first + span, spacing)
 
-    def _chain(self, begun: Start, sigmas: Float[Tensor, " levels"], trained: range) -> Latents:
+    def _chain(self, begun: RolloutStart, sigmas: Float[Tensor, " levels"], trained: range) -> Latents:
         """The end of the steps along `sigmas`; the graph joins the trained answers by the numbers of the sampler alone."""
         family, x_t = self.family, begun.noise
         for index, (sigma_from, sigma_to) in enumerate(pairwise(sigmas.to(x_t.device))):

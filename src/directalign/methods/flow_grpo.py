@@ -11,22 +11,20 @@ into smaller ones for its updates (each takes all samples, and its own steps of 
 
 from __future__ import annotations
 
+from .. import config
+from ..diffusion import sde
+from ..diffusion.rng import STEPS, TRANSITION, update_generator
+from ..diffusion.sampling import batch_noise, start_rollout
+from ..interfaces import Model, Reward
+from ..models.reference_model import ReferenceModel
+from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
+from .objective import build_objective
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
-
 import torch
 from torch import Tensor
-
-from .. import config
-from ..diffusion import sde
-from ..diffusion.rng import STEPS, TRANSITION, generator_of
-from ..diffusion.sampling import noise_of, start
-from ..interfaces import Family, Reward
-from ..models.reference_model import BaseModel
-from ..types import Batch, Conditioning, DirectAlignError, Latents, Loss, PerSample
-from .objective import build_objective
 
 
 @dataclass(frozen=True)
@@ -54,16 +52,16 @@ class FlowGRPO:
     """
 
     def __init__(
-        self, family: Family, reward: Reward, settings: config.FlowGRPO, rollout: config.Rollout
+        self, family: Model, reward: Reward, settings: config.FlowGRPOConfig, rollout: config.RolloutConfig
     ) -> None:
         check_steps(settings, rollout)
         check_sde(settings, family.path)
         self.family, self.settings, self.rollout = family, settings, rollout
         self.objective = build_objective(reward, settings, differentiable=False)
-        self.base = BaseModel(family.denoiser) if settings.kl_weight > 0 else None
+        self.base = ReferenceModel(family.denoiser) if settings.kl_weight > 0 else None
         self.kept: dict[int, Rollouts] = {}
 
-    def losses(self, batch: Batch) -> Iterator[Loss]:
+    def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0 (or go on with what is kept); then for each trained step: predict, weigh by the reward, yield."""
         made = self._rollouts(batch)
         cond = self._conditioning(made.prompts)
@@ -71,7 +69,7 @@ class FlowGRPO:
         for index in chosen:
             yield self._step_loss(made, cond, index, len(chosen))
 
-    def _step_loss(self, made: Rollouts, cond: Conditioning, index: int, count: int) -> Loss:
+    def _step_loss(self, made: Rollouts, cond: Conditioning, index: int, count: int) -> LossTerm:
         """Clipped ratio and divergence of one step of all samples; `count` steps share the batch's loss."""
         settings, x_t = self.settings, made.states[index]
         base = self._base_transition(made, cond, index)
@@ -84,37 +82,37 @@ class FlowGRPO:
             "clip_fraction": _mean((ratio - 1).abs() > settings.clip_range),
         }
         if base is not None:
-            divergence = sde.divergence(moved, base)
+            divergence = sde.kl_divergence(moved, base)
             loss = loss + settings.kl_weight * divergence
             metrics["kl"] = _mean(divergence)
         levels = {
             "sigma": [float(made.sigmas[index])] * len(x_t),
             "reward": made.reward.double().tolist(),
         }
-        return Loss(loss.mean() / count, "policy", metrics, levels)
+        return LossTerm(loss.mean() / count, "policy", metrics, levels)
 
     # --- make x0 ----------------------------------------------------------------------------------------------------
 
     def _rollouts(self, batch: Batch) -> Rollouts:
         """The samples of this update, new or kept; they are dropped when their last update takes them."""
-        made = self.kept.pop(batch.place, None)
+        made = self.kept.pop(batch.offset, None)
         if made is None:
             made = self._roll_out(batch)
         if batch.step - made.step + 1 < self.settings.updates_per_rollout:
-            self.kept[batch.place] = made
+            self.kept[batch.offset] = made
         return made
 
     @torch.no_grad()
     def _roll_out(self, batch: Batch) -> Rollouts:
         size = self.settings.group_size
-        total = None if batch.total is None else batch.total * size
+        total = None if batch.global_size is None else batch.global_size * size
         batch = replace(
             batch,
             prompts=tuple(prompt for prompt in batch.prompts for _ in range(size)),
-            place=batch.place * size,
-            total=total,
+            offset=batch.offset * size,
+            global_size=total,
         )
-        begun = start(self.family, self.rollout, batch)
+        begun = start_rollout(self.family, self.rollout, batch)
         noise = (
             begun.noise[::size].repeat_interleave(size, 0)
             if self.settings.same_noise
@@ -123,7 +121,7 @@ class FlowGRPO:
         sigmas, states, log_probs = begun.sigmas.to(noise.device), [noise], []
         for index, (sigma_from, sigma_to) in enumerate(pairwise(sigmas)):
             moved = self._transition(states[-1], begun.cond, sigma_from, sigma_to)
-            states.append(moved.draw(noise_of(batch, TRANSITION, tuple(noise.shape), index=index)))
+            states.append(moved.sample(batch_noise(batch, TRANSITION, tuple(noise.shape), index=index)))
             if sigma_to > 0:
                 log_probs.append(sde.log_prob(moved, states[-1]))
         output = self.objective(
@@ -134,7 +132,7 @@ class FlowGRPO:
         advantage = sde.group_advantage(reward, size, self.settings.normalise)
         metrics = {
             **output.metrics,
-            "group_spread": _mean(sde.centred(reward, size).square().mean(1).sqrt()),
+            "group_spread": _mean(sde.center_groups(reward, size).square().mean(1).sqrt()),
         }
         return Rollouts(
             batch.step, batch.prompts, sigmas, states, log_probs, reward, advantage, metrics
@@ -145,7 +143,7 @@ class FlowGRPO:
         trainable = len(made.log_probs)
         count = self.settings.trained_steps or trainable
         order = torch.randperm(
-            trainable, generator=generator_of(replace(batch, step=made.step), STEPS)
+            trainable, generator=update_generator(replace(batch, step=made.step), STEPS)
         ).tolist()
         first = (batch.step - made.step) * count
         return [order[(first + turn) % trainable] for turn in range(count)]
@@ -200,7 +198,7 @@ class FlowGRPO:
         }
 
 
-def check_steps(settings: config.FlowGRPO, rollout: config.Rollout) -> None:
+def check_steps(settings: config.FlowGRPOConfig, rollout: config.RolloutConfig) -> None:
     """The rollout has enough steps to train; its last adds no noise and has no probability."""
     trainable = rollout.num_sampling_steps - 1
     if (settings.trained_steps or 1) > trainable:
@@ -210,7 +208,7 @@ def check_steps(settings: config.FlowGRPO, rollout: config.Rollout) -> None:
         )
 
 
-def check_sde(settings: config.FlowGRPO, path: str) -> None:
+def check_sde(settings: config.FlowGRPOConfig, path: str) -> None:
     """Two of the stochastic steps are derived for rectified flow."""
     if settings.sde != "ddim" and path != "flow":
         raise DirectAlignError(

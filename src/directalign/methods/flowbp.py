@@ -10,21 +10,19 @@ flow |sigma_to − sigma_from|, the paper's). Left out: the variants Bridge and 
 
 from __future__ import annotations
 
+from ..config import FlowBPConfig as Settings
+from ..config import RolloutConfig as RolloutSettings
+from ..diffusion.rng import STEPS, update_generator
+from ..diffusion.sampling import RolloutStart, chain_coefficients, start_rollout, sample_trajectory
+from ..interfaces import Model, Reward
+from ..types import Batch, Latents, LossTerm
+from .objective import build_objective
+from .objective_math import hinge
 from collections.abc import Iterator, Mapping
 from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from ..config import FlowBP as Settings
-from ..config import Rollout as RolloutSettings
-from ..diffusion.rng import STEPS, generator_of
-from ..diffusion.sampling import Start, chain_coefficients, start, trajectory
-from ..interfaces import Family, Reward
-from ..types import Batch, Latents, Loss
-from .objective import build_objective
-from .objective_math import hinge
 
 
 class FlowBP:
@@ -34,7 +32,7 @@ class FlowBP:
     """
 
     def __init__(
-        self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings
+        self, family: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
     ) -> None:
         assert settings.trained_steps <= rollout.num_sampling_steps, (
             settings.trained_steps,
@@ -43,17 +41,17 @@ class FlowBP:
         self.family, self.settings, self.rollout = family, settings, rollout
         self.objective = build_objective(reward, settings)
 
-    def losses(self, batch: Batch) -> Iterator[Loss]:
+    def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0 and all states before it; predict again at the drawn ones; reward; yield."""
-        begun, trained = start(self.family, self.rollout, batch), self.steps(batch)
-        states = trajectory(self.family, begun)
+        begun, trained = start_rollout(self.family, self.rollout, batch), self.steps(batch)
+        states = sample_trajectory(self.family, begun)
 
         x0 = self._carrying_gradient(begun, states, trained)
 
         output = self.objective(self.family.decode(x0), batch)
         loss = hinge(output.reward, 1.0, self.settings.margin)
 
-        yield Loss(loss.mean(), "repeated_steps", output.metrics)
+        yield LossTerm(loss.mean(), "repeated_steps", output.metrics)
 
     def steps(self, batch: Batch) -> list[int]:
         """K different steps in rising order, step i (0 is the first, from pure noise) drawn with weight (i + 1)^late_bias."""
@@ -63,12 +61,12 @@ class FlowBP:
         )
         return sorted(
             torch.multinomial(
-                weights, self.settings.trained_steps, generator=generator_of(batch, STEPS)
+                weights, self.settings.trained_steps, generator=update_generator(batch, STEPS)
             ).tolist()
         )
 
     def _carrying_gradient(
-        self, begun: Start, states: list[Latents], trained: list[int]
+        self, begun: RolloutStart, states: list[Latents], trained: list[int]
     ) -> Latents:
         """The sampled x0, value for value, with the gradient that it has through the answers of the `trained` steps."""
         x0, weights = states[-1], self.weights(begun.sigmas, trained)

@@ -10,20 +10,18 @@ latent value and tau 0.1, as in the baseline released with arXiv 2606.11075. Lef
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-import torch
-from torch import Tensor
-
-from ..config import LeapAlign as Settings
-from ..config import Rollout as RolloutSettings
-from ..diffusion.rng import STEPS, generator_of
-from ..diffusion.sampling import Start, linear_step, sample, start
-from ..interfaces import Family, Reward
-from ..types import Batch, DirectAlignError, Latents, Loss, PerSample
+from ..config import LeapAlignConfig as Settings
+from ..config import RolloutConfig as RolloutSettings
+from ..diffusion.rng import STEPS, update_generator
+from ..diffusion.sampling import RolloutStart, linear_step, sample, start_rollout
+from ..interfaces import Model, Reward
+from ..types import Batch, DirectAlignError, Latents, LossTerm, PerSample
 from .objective import build_objective
 from .objective_math import hinge
+from collections.abc import Iterator, Mapping
+from typing import Any
+import torch
+from torch import Tensor
 
 
 class LeapAlign:
@@ -34,15 +32,15 @@ class LeapAlign:
     """
 
     def __init__(
-        self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings
+        self, family: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
     ) -> None:
         check_steps(rollout)
         self.family, self.settings, self.rollout = family, settings, rollout
         self.objective = build_objective(reward, settings)
 
-    def losses(self, batch: Batch) -> Iterator[Loss]:
+    def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0, leaping from two of the states on its way; reward; weigh; yield."""
-        begun, (k, j) = start(self.family, self.rollout, batch), self.steps(batch)
+        begun, (k, j) = start_rollout(self.family, self.rollout, batch), self.steps(batch)
         x_k = sample(self.family, begun.cond, begun.noise, begun.sigmas[: k + 1])
         leap_to_j, x_j = self._leap(begun, x_k, x_k, k, j)
         carried = leap_to_j - leap_to_j.detach()  # zero, with the gradient of the first leap
@@ -60,7 +58,7 @@ class LeapAlign:
         loss = weight * hinge(output.reward, 1.0, self.settings.margin)
 
         named = {"distance_j": distances[0], "distance_0": distances[1], "leap_weight": weight}
-        yield Loss(
+        yield LossTerm(
             loss.mean(),
             "leaps",
             {**output.metrics, **{name: float(value.mean()) for name, value in named.items()}},
@@ -69,12 +67,12 @@ class LeapAlign:
     def steps(self, batch: Batch) -> tuple[int, int]:
         """(k, j): two different steps of the rollout, drawn uniformly, the earlier first; 0 is the first step, from pure noise."""
         drawn = torch.randperm(
-            self.rollout.num_sampling_steps, generator=generator_of(batch, STEPS)
+            self.rollout.num_sampling_steps, generator=update_generator(batch, STEPS)
         )[:2]
         return int(drawn.min()), int(drawn.max())
 
     def _leap(
-        self, begun: Start, x_t: Latents, shown: Latents, origin: int, end: int
+        self, begun: RolloutStart, x_t: Latents, shown: Latents, origin: int, end: int
     ) -> tuple[Latents, Latents]:
         """(where one leap lands, where the sampler arrives) from step `origin` to level `end`; one call with gradient, on `shown`."""
         family, sigmas = self.family, begun.sigmas.to(x_t.device)

@@ -11,18 +11,17 @@ scores in its own units, `share_<label>` its part of the mixed reward, `gradient
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
-
 from .. import config
-from ..interfaces import ALONE, Reward, Together
+from ..interfaces import SINGLE_PROCESS, Reward, ProcessGroup
 from ..rewards.mixture import MixReward
 from ..types import Batch, DirectAlignError, Images, PerSample, Scores
 from . import objective_math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+import torch
+from torch import Tensor
+
 
 DECAY = 0.95
 """Weight of older updates in running statistics, per update: a window of about twenty updates."""
@@ -66,7 +65,7 @@ class RewardObjective:
     """
 
     def __init__(
-        self, reward: Reward, settings: config.ObjectiveConfig, together: Together = ALONE
+        self, reward: Reward, settings: config.ObjectiveConfig, together: ProcessGroup = SINGLE_PROCESS
     ) -> None:
         require_prompt_reader(reward, settings.form)
         self.reward_model, self.settings, self.together = reward, settings, together
@@ -147,7 +146,7 @@ class MixedObjective:
     """A mixture of rewards as one objective; processes of `together` share its running statistics."""
 
     def __init__(
-        self, mix: MixReward, settings: config.ObjectiveConfig, together: Together = ALONE
+        self, mix: MixReward, settings: config.ObjectiveConfig, together: ProcessGroup = SINGLE_PROCESS
     ) -> None:
         self.settings, self.labels = mix.settings, [member.label for member in mix.members]
         self.objectives = [
@@ -161,11 +160,11 @@ class MixedObjective:
         self.together = together
 
     @property
-    def together(self) -> Together:
+    def together(self) -> ProcessGroup:
         return self._together
 
     @together.setter
-    def together(self, together: Together) -> None:
+    def together(self, together: ProcessGroup) -> None:
         self._together = together
         for objective in self.objectives:
             objective.together = together
@@ -258,7 +257,7 @@ class Reference:
     def __init__(self, updates: int) -> None:
         self.updates, self.total, self.count = updates, 0.0, 0
 
-    def update(self, plain: PerSample, step: int, together: Together = ALONE) -> None:
+    def update(self, plain: PerSample, step: int, together: ProcessGroup = SINGLE_PROCESS) -> None:
         if step < self.updates:
             count = torch.tensor(float(len(plain)), dtype=torch.float64).to(plain.device)
             total, seen = together.sum(torch.stack([plain.detach().double().sum(), count]))
@@ -282,7 +281,7 @@ class RunningStats:
         self.before = torch.zeros(3, size, dtype=torch.float64)
         self.current, self.step = torch.zeros_like(self.before), -1
 
-    def update(self, values: objective_math.Members, step: int, together: Together = ALONE) -> None:
+    def update(self, values: objective_math.Members, step: int, together: ProcessGroup = SINGLE_PROCESS) -> None:
         """Add one value per kind and image (m, b) of update `step`; every process must call this equally often."""
         if step != self.step:
             self.before = DECAY * (self.before + self.current)
@@ -355,7 +354,7 @@ NO_GRADIENT = (
 )
 
 
-def require_no_balance(settings: config.Mix, method: str) -> None:
+def require_no_balance(settings: config.MixtureConfig, method: str) -> None:
     """Refuse gradient balancing where no gradient is computed."""
     if settings.balance == "gradient":
         raise DirectAlignError(
@@ -364,7 +363,7 @@ def require_no_balance(settings: config.Mix, method: str) -> None:
 
 
 def member_settings(
-    index: int, member: config.Member, method: config.ObjectiveConfig
+    index: int, member: config.MemberConfig, method: config.ObjectiveConfig
 ) -> config.ObjectiveConfig:
     """The method's settings as one member has them: its own form, control phrases and anchor where it sets any.
 
@@ -382,7 +381,7 @@ def member_settings(
 
 
 def _member_objective(
-    index: int, reward: Reward, member: config.Member, method: config.ObjectiveConfig
+    index: int, reward: Reward, member: config.MemberConfig, method: config.ObjectiveConfig
 ) -> RewardObjective:
     settings = member_settings(index, member, method)
     if settings.form != "absolute" and not reward.reads_prompt:

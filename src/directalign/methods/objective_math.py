@@ -7,12 +7,12 @@ reward; `discount` is a factor on the loss. The mixture is ours; gradient balanc
 
 from __future__ import annotations
 
+from ..diffusion.path import shift_sigmas
+from ..types import Images, Latents, PerSample
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..diffusion.path import shifted
-from ..types import Images, Latents, PerSample
 
 Members = Float[Tensor, "m b"]
 PerMember = Float[Tensor, " m"]
@@ -53,7 +53,7 @@ def hinge(reward: PerSample, direction: PerSample | float, margin: float | None)
 
 def discount(position: PerSample, shift: float) -> PerSample:
     """Factor on the loss, larger at high noise: shift·p / (1 + (shift − 1)·p) for the position p in [0, 1] in the sigma range."""
-    return shifted(position, shift)
+    return shift_sigmas(position, shift)
 
 
 def absolute_relative(

@@ -8,19 +8,17 @@ which wants captioned real images, and the factor on the loss that balances the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-import torch
-
-from ..config import ReFL as Settings
-from ..config import Rollout as RolloutSettings
-from ..diffusion.rng import STEPS, generator_of
-from ..diffusion.sampling import one_step_guess, sample, start
-from ..interfaces import Family, Reward
-from ..types import Batch, Loss
+from ..config import ReFLConfig as Settings
+from ..config import RolloutConfig as RolloutSettings
+from ..diffusion.rng import STEPS, update_generator
+from ..diffusion.sampling import predict_x0, sample, start_rollout
+from ..interfaces import Model, Reward
+from ..types import Batch, LossTerm
 from .objective import build_objective
 from .objective_math import hinge
+from collections.abc import Iterator, Mapping
+from typing import Any
+import torch
 
 
 class ReFL:
@@ -30,7 +28,7 @@ class ReFL:
     """
 
     def __init__(
-        self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings
+        self, family: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
     ) -> None:
         assert settings.last_steps <= rollout.num_sampling_steps, (
             settings.last_steps,
@@ -39,19 +37,19 @@ class ReFL:
         self.family, self.settings, self.rollout = family, settings, rollout
         self.objective = build_objective(reward, settings)
 
-    def losses(self, batch: Batch) -> Iterator[Loss]:
+    def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x_t; predict x0_hat; reward; yield."""
-        begun, index = start(self.family, self.rollout, batch), self.trained_step(batch)
+        begun, index = start_rollout(self.family, self.rollout, batch), self.trained_step(batch)
         x_t = sample(self.family, begun.cond, begun.noise, begun.sigmas[: index + 1])
 
         sigma = begun.sigmas[index].expand(len(x_t)).to(x_t.device)
-        x0_hat = one_step_guess(self.family, begun.cond, x_t, sigma)
+        x0_hat = predict_x0(self.family, begun.cond, x_t, sigma)
 
         output = self.objective(self.family.decode(x0_hat), batch)
         loss = hinge(output.reward, 1.0, self.settings.margin)
 
         levels = {"sigma": sigma, "reward": output.reward}
-        yield Loss(
+        yield LossTerm(
             loss.mean(),
             "late_step",
             output.metrics,
@@ -61,7 +59,7 @@ class ReFL:
     def trained_step(self, batch: Batch) -> int:
         """Index of the step with gradient, uniform over the last `last_steps` of the rollout; 0 is the first step, from pure noise."""
         back = int(
-            torch.randint(1, self.settings.last_steps + 1, (), generator=generator_of(batch, STEPS))
+            torch.randint(1, self.settings.last_steps + 1, (), generator=update_generator(batch, STEPS))
         )
         return self.rollout.num_sampling_steps - back
 

@@ -10,31 +10,29 @@ to its. Left out: nothing of the released trainer's step; its values are the pre
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-import torch
-from torch import Tensor
-
-from ..config import SRPO as Settings
-from ..config import ConstantGainMoves, UniformMoves, WindowMoves
-from ..config import Rollout as RolloutSettings
+from ..config import SRPOConfig as Settings
+from ..config import ConstantGainNoiseLevels, UniformNoiseLevels, GridNoiseLevels
+from ..config import RolloutConfig as RolloutSettings
 from ..diffusion import noise_levels, recovery, rng
-from ..diffusion.path import per_sample, truncated
-from ..diffusion.rng import FRESH_NOISE, MOVE
-from ..diffusion.sampling import noise_of, sample, start
-from ..interfaces import Family, Reward
-from ..models.reference_model import BaseModel
-from ..types import Batch, Conditioning, Latents, Loss, PerSample
+from ..diffusion.path import expand_like, truncate_sigmas
+from ..diffusion.rng import FRESH_NOISE, NOISE_LEVEL
+from ..diffusion.sampling import batch_noise, sample, start_rollout
+from ..interfaces import Model, Reward
+from ..models.reference_model import ReferenceModel
+from ..types import Batch, Conditioning, Latents, LossTerm, PerSample
 from . import objective_math
 from .objective import build_objective
+from collections.abc import Iterator, Mapping
+from typing import Any
+import torch
+from torch import Tensor
 
 
 class SRPO:
     """`losses(batch)` yields one loss per injection and branch."""
 
     def __init__(
-        self, family: Family, reward: Reward, settings: Settings, rollout: RolloutSettings
+        self, family: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
     ) -> None:
         self.family, self.settings, self.rollout = family, settings, rollout
         self.objective = build_objective(reward, settings)
@@ -43,19 +41,19 @@ class SRPO:
             settings.branches, (settings.branches,)
         )
         self.shared_noise = settings.noise.scope == "shared"
-        self.base = BaseModel(family.denoiser) if settings.trust is not None else None
+        self.base = ReferenceModel(family.denoiser) if settings.trust is not None else None
 
-    def losses(self, batch: Batch) -> Iterator[Loss]:
+    def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0; then for each injection and branch: inject, predict, recover, reward, yield."""
         x0, noise, cond = self._clean_images(batch)
         for injection in range(self.settings.injections):
             known = (
                 noise
                 if noise is not None
-                else noise_of(batch, FRESH_NOISE, tuple(x0.shape), self.shared_noise, injection)
+                else batch_noise(batch, FRESH_NOISE, tuple(x0.shape), self.shared_noise, injection)
             )
-            generator = rng.generator_of(batch, MOVE, injection)
-            landing = rng.for_update(
+            generator = rng.update_generator(batch, NOISE_LEVEL, injection)
+            landing = rng.draw_rows(
                 batch, lambda total, generator=generator: self.window.draw(total, generator)
             )
             for branch in self.branches:
@@ -72,9 +70,9 @@ class SRPO:
         cond: Conditioning,
         x0: Latents,
         noise: Latents,
-        move: noise_levels.Move,
+        move: noise_levels.NoiseStep,
         branch: str,
-    ) -> Loss:
+    ) -> LossTerm:
         family, settings = self.family, self.settings
         noised = recovery.inject(family.path, x0, noise, move.sigma_from)
         shown = self._shown(move.sigma_from, x0.device)
@@ -94,7 +92,7 @@ class SRPO:
         if settings.discount_shift is not None:
             loss = loss * objective_math.discount(move.position, settings.discount_shift).to(loss)
         error = (
-            (per_sample(recovered.gain, noised.x0).to(noised.x0) * recovered.residual)
+            (expand_like(recovered.gain, noised.x0).to(noised.x0) * recovered.residual)
             .square()
             .mean((1, 2, 3))
             .sqrt()
@@ -115,7 +113,7 @@ class SRPO:
                 {**metrics, "trust": float(away.detach().mean())},
                 {**levels, "trust": away},
             )
-        return Loss(loss.mean() / settings.injections, branch, metrics, _lists(levels))
+        return LossTerm(loss.mean() / settings.injections, branch, metrics, _lists(levels))
 
     @torch.no_grad()
     def _base_prediction(
@@ -137,7 +135,7 @@ class SRPO:
                 None,
                 self.family.encode_prompt(batch.prompts).guided(*guidance),
             )
-        begun = start(self.family, self.rollout, batch, self.shared_noise)
+        begun = start_rollout(self.family, self.rollout, batch, self.shared_noise)
         x0 = sample(self.family, begun.cond, begun.noise, begun.sigmas)
         return (
             x0,
@@ -147,7 +145,7 @@ class SRPO:
 
     def _shown(self, sigma: Tensor, device: torch.device) -> PerSample:
         resolution = self.settings.truncate_timestep
-        return (sigma if resolution is None else truncated(sigma, resolution)).to(device)
+        return (sigma if resolution is None else truncate_sigmas(sigma, resolution)).to(device)
 
     def state_dict(self) -> Mapping[str, Any]:
         return self.objective.state_dict()
@@ -157,11 +155,11 @@ class SRPO:
 
 
 def window_of(
-    chosen: WindowMoves | UniformMoves | ConstantGainMoves, family: Family
-) -> noise_levels.Window:
+    chosen: GridNoiseLevels | UniformNoiseLevels | ConstantGainNoiseLevels, family: Model
+) -> noise_levels.SigmaSampler:
     """The window of noise levels that the settings describe."""
-    if isinstance(chosen, WindowMoves):
-        return noise_levels.WindowGrid(
+    if isinstance(chosen, GridNoiseLevels):
+        return noise_levels.GridSampler(
             chosen.schedule_steps,
             chosen.schedule_shift,
             chosen.first,
@@ -169,9 +167,9 @@ def window_of(
             chosen.points,
             chosen.groundtruth_ratio,
         )
-    if isinstance(chosen, UniformMoves):
-        return noise_levels.UniformWindow(chosen.sigma_high, chosen.sigma_low, chosen.jump)
-    return noise_levels.ConstantGainWindow(
+    if isinstance(chosen, UniformNoiseLevels):
+        return noise_levels.UniformSampler(chosen.sigma_high, chosen.sigma_low, chosen.jump)
+    return noise_levels.ConstantGainSampler(
         chosen.sigma_high, chosen.sigma_low, chosen.gain, family.path, family.prediction
     )
 

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path as FilePath
-from typing import Any
-
-import torch
-from torch import nn
-
 from .. import config
-from ..interfaces import Family
+from ..interfaces import Model
 from . import lora
 from .attention import accelerate
 from .checkpoint_source import open_source
@@ -21,6 +15,11 @@ from .sd import StableDiffusion
 from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
 from .z_image import ZImage
+from pathlib import Path as FilePath
+from typing import Any
+import torch
+from torch import nn
+
 
 FAMILIES: dict[str, Any] = {
     "flux": Flux,
@@ -34,7 +33,7 @@ FAMILIES: dict[str, Any] = {
 """Name in a recipe -> the class, whose `pipeline`, `part` and `text_parts` say what a folder must hold."""
 
 
-def load_family(model: config.Model, device: torch.device | str, seed: int = 0, denoiser_device: torch.device | None = None) -> Family:
+def load_model(model: config.ModelConfig, device: torch.device | str, seed: int = 0, denoiser_device: torch.device | None = None) -> Model:
     """A frozen pipeline whose denoiser is ready to train as `model.tune` says; `seed` draws the adapters' first factor.
 
     `denoiser_device` keeps the denoiser elsewhere than the rest: one that is to be split over several devices fits on none.
@@ -46,11 +45,11 @@ def load_family(model: config.Model, device: torch.device | str, seed: int = 0, 
     return family
 
 
-def trainable(family: Family) -> dict[str, nn.Parameter]:
+def trainable(family: Model) -> dict[str, nn.Parameter]:
     """What the optimiser steps: adapters or all weights of the denoiser, by name, float32."""
     return lora.trained(family.denoiser)
 
 
-def load_trained(family: Family, folder: FilePath) -> None:
+def load_trained(family: Model, folder: FilePath) -> None:
     """Reads what `family.save(folder)` wrote into a family of the same architecture and `tune`; a misfit is an error."""
     lora.load(family.denoiser, folder, family.part)

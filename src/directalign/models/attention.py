@@ -6,18 +6,17 @@ uses it for all of them. A backend without a backward pass cannot train and is r
 
 from __future__ import annotations
 
-from typing import Any
-
-from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
-
 from .. import config
 from ..types import DirectAlignError
+from typing import Any
+from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
+
 
 WITHOUT_BACKWARD = "sage"
 """Backends of this name quantise the forward pass and have no gradient."""
 
 
-def accelerate(denoiser: Any, model: config.Model) -> None:
+def accelerate(denoiser: Any, model: config.ModelConfig) -> None:
     """Set the attention backend and compile the blocks as the recipe says. Raises DirectAlignError for a backend that cannot be used here."""
     if model.attention is not None:
         check_attention(denoiser, model.attention)

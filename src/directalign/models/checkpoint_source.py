@@ -7,16 +7,16 @@ files beside the folders.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from pathlib import Path
-
 from .. import config
 from ..io import hub
 from ..toyworld import assets
 from ..types import DirectAlignError
 from . import single_file
 from .weight_files import chosen, read_json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 SMALL = (".json", ".txt", ".model", ".jinja")
@@ -51,7 +51,7 @@ class Source:
     variant: str | None = None
 
 
-def open_source(model: config.Model, weights: bool = True) -> Source:
+def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
     """The checkpoint that a recipe names, downloaded where it lies on the hub; without `weights`, all of it but them.
 
     Raises DirectAlignError for what is not there, cannot be downloaded, or is no checkpoint.
@@ -69,7 +69,7 @@ def open_source(model: config.Model, weights: bool = True) -> Source:
     return Source(model.path, _folder(model.components, "model.components", model, weights, held.parts), file, model.variant)
 
 
-def _folder(path: str, key: str, model: config.Model, weights: bool, held: Collection[str] = ()) -> Path:
+def _folder(path: str, key: str, model: config.ModelConfig, weights: bool, held: Collection[str] = ()) -> Path:
     """The diffusers folder behind a path or hub id; weights of the parts `held` elsewhere are not downloaded."""
     if hub.is_hub_id(path):
         return _download(path, key, model, weights, held)
@@ -78,7 +78,7 @@ def _folder(path: str, key: str, model: config.Model, weights: bool, held: Colle
     return assets.resolve(path) if path.startswith("world:") else Path(path).expanduser()
 
 
-def _download(repo: str, key: str, model: config.Model, weights: bool, held: Collection[str]) -> Path:
+def _download(repo: str, key: str, model: config.ModelConfig, weights: bool, held: Collection[str]) -> Path:
     folder = hub.download(repo, ROOT, key, model.revision)
     if not (folder / ROOT[0]).is_file():
         raise DirectAlignError(f"{key}: {repo}: holds no {ROOT[0]}: a repository in diffusers format is needed, not one of single files")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from ..diffusion.path import classifier_free_guidance
+from ..types import Conditioning, DirectAlignError, Latents
 from collections.abc import Callable, Mapping
 from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-from ..diffusion.path import classifier_free
-from ..types import Conditioning, DirectAlignError, Latents
 
 
 def read(text_encoder: Any, tokenizer: Any, prompts: list[str], length: int) -> tuple[Tensor, Any]:
@@ -81,7 +79,7 @@ Combine = Callable[[Latents, Latents, float], Latents]
 """(under the prompt, under the empty prompt, cfg_scale) -> the guided prediction."""
 
 
-def guided(call: Callable[[Mapping[str, Tensor]], Latents], cond: Conditioning, combine: Combine = classifier_free) -> Latents:
+def guided(call: Callable[[Mapping[str, Tensor]], Latents], cond: Conditioning, combine: Combine = classifier_free_guidance) -> Latents:
     """`call` under the prompt, and under the empty prompt too when `cfg_scale` is not 1."""
     pred = call(cond.tensors)
     if cond.cfg_scale == 1.0:

@@ -6,21 +6,20 @@ the first weights are loaded. Weights come from safetensors alone; nothing is un
 
 from __future__ import annotations
 
+from .. import config
+from ..types import DirectAlignError
+from . import single_file
+from .checkpoint_source import Source
+from .weight_files import brief, check_safetensors, read_json, weights_files
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any, cast
-
 import diffusers
 import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
 
-from .. import config
-from ..types import DirectAlignError
-from . import single_file
-from .checkpoint_source import Source
-from .weight_files import brief, check_safetensors, read_json, weights_files
 
 __all__ = ["check_parts", "check_safetensors", "dtypes_of", "load_parts", "read_json", "weights_files"]
 
@@ -28,7 +27,7 @@ LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
 
 
-def dtypes_of(parts: Mapping[str, type | None], model: config.Model, denoiser: str) -> dict[str, torch.dtype]:
+def dtypes_of(parts: Mapping[str, type | None], model: config.ModelConfig, denoiser: str) -> dict[str, torch.dtype]:
     """The dtype of each model among the parts: the recipe's, and for a denoiser whose weights are all trained theirs."""
     trained = model.trained_dtype if model.tune == "full" else model.dtype
     return {name: getattr(torch, trained if name == denoiser else model.dtype) for name in parts}

@@ -6,14 +6,6 @@ Peculiar to a checkpoint and kept in here: packing, the scheduler's shift, the l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path as FilePath
-from typing import Any
-
-import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from torch import Tensor
-
 from .. import config
 from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
 from . import common, lora, noise_schedule, vae
@@ -22,6 +14,13 @@ from .common import autocast, guided
 from .components import dtypes_of, load_parts
 from .text_encoder import PromptEncoder
 from .weight_files import read_json
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from torch import Tensor
+
 
 PARTS = {
     "tokenizer": None,
@@ -45,7 +44,7 @@ class Flux:
     parts: Mapping[str, Any] = PARTS
     lora_targets: tuple[str, ...] = ATTENTION + FEED_FORWARD
 
-    def __init__(self, source: Source, model: config.Model, device: torch.device, seed: int) -> None:
+    def __init__(self, source: Source, model: config.ModelConfig, device: torch.device, seed: int) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
         self.tokenizer, self.tokenizer_2, self.scheduler = parts["tokenizer"], parts["tokenizer_2"], parts["scheduler"]
@@ -133,7 +132,7 @@ class Flux:
         """(c, h, w); sides must be multiples of 2x2 latents."""
         return self.vae.config["latent_channels"], *vae.latent_size(self.vae, height, width, 2 * vae.downscaling(self.vae))
 
-    def call_arguments(self, rollout: config.Rollout) -> dict[str, Any]:
+    def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
         """What FluxPipeline is told to sample as the rollout does."""
         two_passes = {} if rollout.cfg_scale == 1.0 else {"negative_prompt": "", "true_cfg_scale": rollout.cfg_scale}
         return {**two_passes, "guidance_scale": rollout.embedded_guidance or 1.0, "max_sequence_length": self.max_sequence_length}

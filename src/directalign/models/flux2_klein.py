@@ -8,16 +8,6 @@ model_index.json) takes no guidance at all. Left out: reference images, and FLUX
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path as FilePath
-from typing import Any
-
-import torch
-from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
-from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
-from torch import Tensor
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
-
 from .. import config
 from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
 from . import common, lora, noise_schedule
@@ -27,6 +17,15 @@ from .common import autocast, guided
 from .components import dtypes_of, load_parts
 from .text_encoder import PromptEncoder
 from .weight_files import read_json
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+import torch
+from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
 
 PARTS = {
     "tokenizer": None,
@@ -51,7 +50,7 @@ class Flux2Klein:
     parts: Mapping[str, Any] = PARTS
     lora_targets: tuple[str, ...] = ATTENTION + FEED_FORWARD
 
-    def __init__(self, source: Source, model: config.Model, device: torch.device, seed: int) -> None:
+    def __init__(self, source: Source, model: config.ModelConfig, device: torch.device, seed: int) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
         self.check(source.folder, parts)
@@ -143,7 +142,7 @@ class Flux2Klein:
         """(4c, h, w) in blocks of 2x2 latents, which must fill both sides."""
         return 4 * self.vae.config["latent_channels"], *autoencoder.grid(height, width, self.block, self.block)
 
-    def call_arguments(self, rollout: config.Rollout) -> dict[str, Any]:
+    def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
         """What Flux2KleinPipeline is told to sample as the rollout does."""
         return {"guidance_scale": rollout.cfg_scale, "max_sequence_length": MAX_SEQUENCE_LENGTH, "text_encoder_out_layers": TEXT_LAYERS}
 

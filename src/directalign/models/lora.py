@@ -6,22 +6,21 @@ takes alpha = rank where none is given (diffusers, ComfyUI) sees the update that
 
 from __future__ import annotations
 
+from .. import config
+from ..types import DirectAlignError
+from .quantization import placed
+from .weight_files import check_safetensors, weights_files
 import math
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path as FilePath
 from typing import Any
-
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .. import config
-from ..types import DirectAlignError
-from .quantization import placed
-from .weight_files import check_safetensors, weights_files
 
 LORA_FILE = "lora.safetensors"
 ADAPTER = "default"
@@ -29,7 +28,7 @@ ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """What LoRA adapts; layers of a quantised model are among them."""
 
 
-def ready(network: Any, model: config.Model, default_targets: Sequence[str], device: torch.device, seed: int) -> nn.Module:
+def ready(network: Any, model: config.ModelConfig, default_targets: Sequence[str], device: torch.device, seed: int) -> nn.Module:
     """A frozen network made the denoiser of a run: on its device, in the recipe's bits, with what is trained opened, activations recomputed or kept."""
     denoiser: Any = placed(network, model, device)
     make_trainable(denoiser, model, default_targets, seed)
@@ -38,7 +37,7 @@ def ready(network: Any, model: config.Model, default_targets: Sequence[str], dev
     return denoiser
 
 
-def make_trainable(denoiser: Any, model: config.Model, default_targets: Sequence[str], seed: int) -> None:
+def make_trainable(denoiser: Any, model: config.ModelConfig, default_targets: Sequence[str], seed: int) -> None:
     """Opens all weights, or adds adapters in float32: the first factor drawn from `seed`, the second 0, so nothing changes yet."""
     if model.tune == "full":
         for parameter in denoiser.requires_grad_(True).parameters():
@@ -54,7 +53,7 @@ def make_trainable(denoiser: Any, model: config.Model, default_targets: Sequence
         parameter.data = parameter.data.float()
 
 
-def _check_targets(denoiser: nn.Module, lora: config.Lora, targets: Sequence[str]) -> None:
+def _check_targets(denoiser: nn.Module, lora: config.LoRAConfig, targets: Sequence[str]) -> None:
     """Each target that the recipe names is a layer that LoRA can adapt, as peft looks them up, and none is too small for the rank."""
     layers = {name: layer for name, layer in denoiser.named_modules() if isinstance(layer, ADAPTABLE)}
     fitting = {target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in targets}

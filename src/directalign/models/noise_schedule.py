@@ -6,9 +6,11 @@ diffusers, some sigma .03, and is sampled to the end here.
 
 from __future__ import annotations
 
+from ..diffusion.path import DDPMTable
+from ..types import DirectAlignError, PredictionName
+from . import vae as autoencoder
 from pathlib import Path as FilePath
 from typing import Any, cast
-
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
@@ -16,9 +18,6 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from jaxtyping import Float64
 from torch import Tensor
 
-from ..diffusion.path import DdpmTable
-from ..types import DirectAlignError, PredictionName
-from . import vae as autoencoder
 
 PREDICTIONS: dict[str, PredictionName] = {"epsilon": "epsilon", "v_prediction": "v"}
 """prediction_type of a scheduler -> what its network says."""
@@ -40,7 +39,7 @@ def ddim(folder: FilePath, scheduler: Any) -> DDIMScheduler:
     return made
 
 
-def sigmas(scheduler: DDIMScheduler, levels: DdpmTable, num_sampling_steps: int) -> Float64[Tensor, " levels"]:
+def sigmas(scheduler: DDIMScheduler, levels: DDPMTable, num_sampling_steps: int) -> Float64[Tensor, " levels"]:
     """Levels of the scheduler's timesteps under its own spacing and offset, then 0; (n + 1,)."""
     length = len(scheduler.alphas_cumprod)
     scheduler.set_timesteps(min(num_sampling_steps, length))

@@ -11,18 +11,17 @@ each layer's input; torchao's int8 weights, of which autograd keeps every one in
 
 from __future__ import annotations
 
+from .. import config
+from ..types import DirectAlignError
+from .device import home_of_denoiser
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
-from .. import config
-from ..types import DirectAlignError
-from .device import home_of_denoiser
 
 SMALLEST = 4096
 """Weights with fewer numbers are left as they are: they save nothing."""
@@ -30,7 +29,7 @@ NF4_TABLES = 4 * (16 + 256 + 1)
 """Bytes of the two code books and the offset that each NF4 layer brings along."""
 
 
-def placed(denoiser: nn.Module, model: config.Model, device: torch.device) -> nn.Module:
+def placed(denoiser: nn.Module, model: config.ModelConfig, device: torch.device) -> nn.Module:
     """The frozen denoiser on the device, in as many bits as the recipe says; to be called before adapters are added."""
     home = home_of_denoiser(device)
     if model.quantization is not None:

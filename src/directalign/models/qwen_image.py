@@ -8,22 +8,21 @@ prediction the norm of the one under the prompt. The unconditional prompt is a s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path as FilePath
-from typing import Any
-
-import torch
-from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
-from torch import Tensor
-
 from .. import config
-from ..diffusion.path import classifier_free
+from ..diffusion.path import classifier_free_guidance
 from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
 from . import common, lora, noise_schedule, vae
 from .checkpoint_source import Source
 from .common import autocast, guided
 from .components import dtypes_of, load_parts
 from .text_encoder import PromptEncoder
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+import torch
+from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
+from torch import Tensor
+
 
 PARTS = {
     "tokenizer": None,
@@ -48,7 +47,7 @@ class QwenImage:
     parts: Mapping[str, Any] = PARTS
     lora_targets: tuple[str, ...] = ATTENTION + FEED_FORWARD
 
-    def __init__(self, source: Source, model: config.Model, device: torch.device, seed: int) -> None:
+    def __init__(self, source: Source, model: config.ModelConfig, device: torch.device, seed: int) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
         self.check(source.folder, parts)
@@ -131,7 +130,7 @@ class QwenImage:
         """(c, h, w); sides must be multiples of 2x2 latents."""
         return self.vae.config["z_dim"], *vae.grid(height, width, self.downscaling, 2 * self.downscaling)
 
-    def call_arguments(self, rollout: config.Rollout) -> dict[str, Any]:
+    def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
         """What QwenImagePipeline is told to sample one prompt as the rollout does."""
         two_passes = {} if rollout.cfg_scale == 1.0 else {"negative_prompt": UNCONDITIONAL}
         return {**two_passes, "true_cfg_scale": rollout.cfg_scale, "max_sequence_length": MAX_SEQUENCE_LENGTH}
@@ -143,5 +142,5 @@ class QwenImage:
 
 def _with_norm_of_conditional(cond: Latents, uncond: Latents, scale: float) -> Latents:
     """Classifier-free guidance, each 2x2 block of latents scaled to the norm that it has under the prompt alone."""
-    tokens, own = common.pack(classifier_free(cond, uncond, scale)), common.pack(cond)
+    tokens, own = common.pack(classifier_free_guidance(cond, uncond, scale)), common.pack(cond)
     return common.unpack(tokens * (own.norm(dim=-1, keepdim=True) / tokens.norm(dim=-1, keepdim=True)), *cond.shape[2:])

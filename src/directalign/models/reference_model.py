@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from . import lora
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-
 from torch import nn
-
-from . import lora
 
 
 def has_adapters(denoiser: nn.Module) -> bool:
@@ -16,7 +14,7 @@ def has_adapters(denoiser: nn.Module) -> bool:
     return bool(getattr(denoiser, "peft_config", None))
 
 
-class BaseModel:
+class ReferenceModel:
     """Remembers the weights of `denoiser` at the moment it is made; with LoRA nothing is copied."""
 
     def __init__(self, denoiser: nn.Module) -> None:

@@ -6,22 +6,21 @@ is DDIM (eta 0) on the scheduler's own timesteps, to clean (`families/ddpm.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path as FilePath
-from typing import Any
-
-import torch
-from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor
-
 from .. import config
-from ..diffusion.path import DdpmTable
+from ..diffusion.path import DDPMTable
 from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
 from . import lora, noise_schedule, vae
 from .checkpoint_source import Source
 from .common import autocast, guided
 from .components import dtypes_of, load_parts
 from .text_encoder import PromptEncoder
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+import torch
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+
 
 PARTS = {"tokenizer": None, "text_encoder": None, "unet": UNet2DConditionModel, "vae": AutoencoderKL, "scheduler": SchedulerMixin}
 
@@ -34,7 +33,7 @@ class StableDiffusion:
     parts: Mapping[str, Any] = PARTS
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
-    def __init__(self, source: Source, model: config.Model, device: torch.device, seed: int) -> None:
+    def __init__(self, source: Source, model: config.ModelConfig, device: torch.device, seed: int) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
         self.check(source.folder, parts)
@@ -42,7 +41,7 @@ class StableDiffusion:
         self.vae: AutoencoderKL = vae.ready(parts["vae"], model, device)
         self.scheduler = noise_schedule.ddim(source.folder / "scheduler", parts["scheduler"])
         self.prediction: PredictionName = noise_schedule.PREDICTIONS[self.scheduler.config["prediction_type"]]
-        self.levels = DdpmTable(self.scheduler.alphas_cumprod)
+        self.levels = DDPMTable(self.scheduler.alphas_cumprod)
         self.default_size = noise_schedule.default_size(parts["unet"], self.vae)
         self.multiple = noise_schedule.multiple(parts["unet"], self.vae)
         self.denoiser = lora.ready(parts["unet"], model, self.lora_targets, device, seed)
@@ -94,7 +93,7 @@ class StableDiffusion:
         """(c, h, w); sides must fit the VAE and every halving of the UNet."""
         return self.vae.config["latent_channels"], *vae.latent_size(self.vae, height, width, self.multiple)
 
-    def call_arguments(self, rollout: config.Rollout) -> dict[str, Any]:
+    def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
         """What StableDiffusionPipeline is told to sample as the rollout does."""
         return {"guidance_scale": rollout.cfg_scale}
 

@@ -7,15 +7,6 @@ embeddings reach, the scheduler's shift. Left out: skip-layer guidance, image pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path as FilePath
-from typing import Any
-
-import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from torch import Tensor, nn
-from transformers import CLIPTextModelWithProjection, T5EncoderModel
-
 from .. import config
 from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
 from . import common, lora, noise_schedule, vae
@@ -24,6 +15,14 @@ from .common import autocast, guided
 from .components import dtypes_of, load_parts
 from .text_encoder import PromptEncoder
 from .weight_files import read_json
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection, T5EncoderModel
+
 
 PARTS = {
     "tokenizer": None,
@@ -49,7 +48,7 @@ class StableDiffusion3:
     pipeline, part, text_parts = "StableDiffusion3Pipeline", "transformer", ("text_encoder", "text_encoder_2", "text_encoder_3")
     parts: Mapping[str, Any] = PARTS | T5_PARTS
 
-    def __init__(self, source: Source, model: config.Model, device: torch.device, seed: int) -> None:
+    def __init__(self, source: Source, model: config.ModelConfig, device: torch.device, seed: int) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         wanted = PARTS | (T5_PARTS if _has_t5(source.folder) else {})
         parts = load_parts(source, self.pipeline, wanted, dtypes_of(wanted, model, self.part))
@@ -135,7 +134,7 @@ class StableDiffusion3:
             )
         return self.vae.config["latent_channels"], h, w
 
-    def call_arguments(self, rollout: config.Rollout) -> dict[str, Any]:
+    def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
         """What StableDiffusion3Pipeline is told to sample as the rollout does."""
         return {"guidance_scale": rollout.cfg_scale, "max_sequence_length": T5_TOKENS}
 

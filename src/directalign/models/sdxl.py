@@ -8,18 +8,8 @@ Left out: the refiner, other original sizes and crops, guidance_rescale, CLIP sk
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path as FilePath
-from typing import Any
-
-import torch
-from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionXLPipeline, UNet2DConditionModel
-from jaxtyping import Float
-from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
 from .. import config
-from ..diffusion.path import DdpmTable
+from ..diffusion.path import DDPMTable
 from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
 from . import common, lora, noise_schedule
 from . import vae as autoencoder
@@ -28,6 +18,15 @@ from .common import autocast, guided
 from .components import dtypes_of, load_parts
 from .text_encoder import PromptEncoder
 from .weight_files import read_json
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+import torch
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionXLPipeline, UNet2DConditionModel
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
 
 PARTS = {
     "tokenizer": None,
@@ -50,14 +49,14 @@ class StableDiffusionXL:
     parts: Mapping[str, Any] = PARTS
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
-    def __init__(self, source: Source, model: config.Model, device: torch.device, seed: int) -> None:
+    def __init__(self, source: Source, model: config.ModelConfig, device: torch.device, seed: int) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part) | _vae_dtype(source.folder, self.dtype))
         self.tokenizers = [parts["tokenizer"], parts["tokenizer_2"]]
         self.vae: AutoencoderKL = autoencoder.ready(parts["vae"], model, device)
         self.scheduler = noise_schedule.ddim(source.folder / "scheduler", parts["scheduler"])
         self.prediction: PredictionName = noise_schedule.PREDICTIONS[self.scheduler.config["prediction_type"]]
-        self.levels = DdpmTable(self.scheduler.alphas_cumprod)
+        self.levels = DDPMTable(self.scheduler.alphas_cumprod)
         self.default_size = noise_schedule.default_size(parts["unet"], self.vae)
         self.multiple = noise_schedule.multiple(parts["unet"], self.vae)
         self.check(source.folder, parts)
@@ -133,7 +132,7 @@ class StableDiffusionXL:
         """(c, h, w); sides must fit the VAE and every halving of the UNet."""
         return self.vae.config["latent_channels"], *autoencoder.latent_size(self.vae, height, width, self.multiple)
 
-    def call_arguments(self, rollout: config.Rollout) -> dict[str, Any]:
+    def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
         """What StableDiffusionXLPipeline is told to sample as the rollout does."""
         return {"guidance_scale": rollout.cfg_scale}
 

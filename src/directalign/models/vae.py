@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from .. import config
+from ..types import DirectAlignError, Images, Latents
 from typing import Any
-
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLQwenImage
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .. import config
-from ..types import DirectAlignError, Images, Latents
 
-
-def ready(vae: Any, model: config.Model, device: torch.device) -> Any:
+def ready(vae: Any, model: config.ModelConfig, device: torch.device) -> Any:
     """A frozen VAE on the device, in the memory layout that convolutions are fastest in; activations recomputed if the recipe says so."""
     if model.gradient_checkpointing:
         vae.enable_gradient_checkpointing()

@@ -8,14 +8,6 @@ truncation and normalisation of guidance, both off in its call, and the models t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path as FilePath
-from typing import Any
-
-import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
-from torch import Tensor
-
 from .. import config
 from ..types import Conditioning, DirectAlignError, Images, Latents, PathName, PerSample, PredictionName
 from . import lora, noise_schedule, vae
@@ -23,6 +15,13 @@ from .checkpoint_source import Source
 from .common import autocast, guided
 from .components import dtypes_of, load_parts
 from .text_encoder import PromptEncoder
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from torch import Tensor
+
 
 PARTS = {
     "tokenizer": None,
@@ -46,7 +45,7 @@ class ZImage:
     parts: Mapping[str, Any] = PARTS
     lora_targets: tuple[str, ...] = ATTENTION + FEED_FORWARD
 
-    def __init__(self, source: Source, model: config.Model, device: torch.device, seed: int) -> None:
+    def __init__(self, source: Source, model: config.ModelConfig, device: torch.device, seed: int) -> None:
         self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
         parts = load_parts(source, self.pipeline, PARTS, dtypes_of(PARTS, model, self.part))
         self.check(source.folder, parts)
@@ -119,7 +118,7 @@ class ZImage:
         """(c, h, w); sides must be multiples of 2x2 latents."""
         return self.vae.config["latent_channels"], *vae.latent_size(self.vae, height, width, 2 * vae.downscaling(self.vae))
 
-    def call_arguments(self, rollout: config.Rollout) -> dict[str, Any]:
+    def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
         """What ZImagePipeline is told to sample as the rollout does."""
         return {"guidance_scale": rollout.cfg_scale - 1, "max_sequence_length": MAX_SEQUENCE_LENGTH}
 

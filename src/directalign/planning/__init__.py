@@ -6,9 +6,6 @@ looks at the recipe alone, `surroundings` at models, data and disk, and memory i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 from .. import config
 from ..memory import Estimate, Place, binary, estimate, remedies, this_machine
 from ..memory.architecture import model_architecture
@@ -20,6 +17,9 @@ from .recipe import check_method, check_moves, check_reward, check_steps, unread
 from .stopping import check_stop, doubts_of_stop
 from .surroundings import check_data, check_disk, check_model, readable
 from .tracking import check_track
+from dataclasses import dataclass
+from pathlib import Path
+
 
 __all__ = ["Plan", "check_adherence", "check_method", "check_moves", "check_reward", "check_steps", "check_stop", "plan", "readable", "survey"]
 
@@ -33,7 +33,7 @@ class Plan:
     memory: Estimate
 
 
-def survey(run: config.Run, out: Path, place: Place, online: bool = False) -> Plan:
+def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False) -> Plan:
     """Check a run and its surroundings, and estimate its memory at `place`. Loads no weight, writes nothing in `out`.
 
     When `online`, the configs of models on the hub are downloaded, and data sets there are read. Raises DirectAlignError at
@@ -60,7 +60,7 @@ def survey(run: config.Run, out: Path, place: Place, online: bool = False) -> Pl
     return Plan(tuple(findings), (*unread(run.method), *trained_on_too(run), *doubts_of_stop(run), *unmet, *lacking, *warnings, *memory.doubts, *small), memory)
 
 
-def _disk(run: config.Run, out: Path, memory: Estimate) -> tuple[str, list[str]]:
+def _disk(run: config.RunConfig, out: Path, memory: Estimate) -> tuple[str, list[str]]:
     """What the output folder will hold, and doubts: too small a disk is an error where the run is meant for this machine."""
     try:
         return check_disk(run, out, memory.trained), []
@@ -70,7 +70,7 @@ def _disk(run: config.Run, out: Path, memory: Estimate) -> tuple[str, list[str]]
         return "on another machine", [str(error)]
 
 
-def plan(run: config.Run, out: Path) -> Plan:
+def plan(run: config.RunConfig, out: Path) -> Plan:
     """The survey of a run that is about to start on this machine.
 
     Raises:
@@ -87,6 +87,6 @@ def plan(run: config.Run, out: Path) -> Plan:
     return Plan(found.findings, (*found.warnings, doubt), found.memory)
 
 
-def _first_remedy(run: config.Run, place: Place) -> str:
+def _first_remedy(run: config.RunConfig, place: Place) -> str:
     best = remedies(run, place)[:1]
     return f"set {best[0].says} ({binary(best[0].estimate.peak)}), see directalign check" if best else "see directalign check"

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-
-import transformers
-from torch import nn
-
 from .. import config
 from ..evaluation.scores import key_of
 from ..io import hub
@@ -23,9 +16,14 @@ from ..models.sd3 import T5_PARTS
 from ..models.weight_files import read_json
 from ..rewards import check_reward
 from ..types import DirectAlignError
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+import transformers
+from torch import nn
 
 
-def fetch(run: config.Run, online: bool) -> None:
+def fetch(run: config.RunConfig, online: bool) -> None:
     """What model and reward are, without their weights: from the hub when `online`, else only whether local paths can be read at all."""
     if online or not any(path is not None and hub.is_hub_id(path) for path in (run.model.path, run.model.components)):
         open_source(run.model, weights=False)
@@ -35,7 +33,7 @@ def fetch(run: config.Run, online: bool) -> None:
             check_reward(held_out, key_of(label), online=True)
 
 
-def check_checkpoint(model: config.Model, found: Architecture) -> None:
+def check_checkpoint(model: config.ModelConfig, found: Architecture) -> None:
     """Every part is there, whole, and of the family: what loading would refuse is refused now. Nothing is known of what is not downloaded."""
     if found.folder is None:
         return
@@ -60,7 +58,7 @@ def _weightless(folder: Path, kind: type) -> Any:
     return built(part)
 
 
-def check_here(model: config.Model, found: Architecture, online: bool) -> list[str]:
+def check_here(model: config.ModelConfig, found: Architecture, online: bool) -> list[str]:
     """Attention kernel and rounding can be used on this machine. What is only missing here is a warning, and an error where training is about to start."""
     network = None if model.attention is None else built(found.parts[FAMILIES[model.family].part])
     if model.attention is not None:

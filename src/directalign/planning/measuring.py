@@ -11,7 +11,7 @@ from ..evaluation.scores import key_of
 from ..types import DirectAlignError
 
 
-def check_off_topic(run: config.Run, online: bool = False) -> list[tuple[str, str]]:
+def check_off_topic(run: config.RunConfig, online: bool = False) -> list[tuple[str, str]]:
     """The off-topic prompts as a finding, none where none are asked for.
 
     Raises: DirectAlignError for a list that cannot be read, and for a prompt in it that is trained on. Data sets on the hub are read when `online`.
@@ -30,7 +30,7 @@ def check_off_topic(run: config.Run, online: bool = False) -> list[tuple[str, st
     return [("off topic", f"{len(prompts):,} prompts from {source}")]
 
 
-def check_adherence(run: config.Run, online: bool = False) -> list[tuple[str, str]]:
+def check_adherence(run: config.RunConfig, online: bool = False) -> list[tuple[str, str]]:
     """What judges adherence as a finding, none where nothing does. Raises DirectAlignError as `adherence.check_adherence`."""
     settings = run.evaluate.adherence
     if settings is None:
@@ -39,9 +39,9 @@ def check_adherence(run: config.Run, online: bool = False) -> list[tuple[str, st
     return [("adherence", f"judged afterwards by {settings.path}")]
 
 
-def trained_on_too(run: config.Run) -> list[str]:
+def trained_on_too(run: config.RunConfig) -> list[str]:
     """A warning for each held-out reward that is the trained one after all, or a member of it, whatever its scale."""
-    trained = [member.reward for member in run.reward.members] if isinstance(run.reward, config.Mix) else [run.reward]
+    trained = [member.reward for member in run.reward.members] if isinstance(run.reward, config.MixtureConfig) else [run.reward]
     unscaled = [each.model_copy(update={"scale": 1.0}) for each in trained]
     same = [label for label, each in run.evaluate.rewards.items() if each.model_copy(update={"scale": 1.0}) in unscaled]
     return [f"{key_of(label)}: is a reward that is trained on, and cannot tell hacking; hold another one out" for label in same]

@@ -13,63 +13,64 @@ from ..rewards.soft_prompts import check_phrases, is_tokens_file
 from ..toyworld.assets import resolve
 from ..types import DirectAlignError
 
+
 BLACK_BOXES = ("python", "remote")
 """Rewards without a gradient (python unless it says otherwise)."""
-TOKEN_READERS = (config.Clip, config.Siglip, config.ImageReward)
+TOKEN_READERS = (config.ClipConfig, config.SiglipConfig, config.ImageRewardConfig)
 """Rewards that learned control tokens can be put into."""
 
 
-def check_reward(run: config.Run) -> None:
+def check_reward(run: config.RunConfig) -> None:
     """Every reward has what its kind needs, a text side where the form compares phrasings, and a gradient where the method wants one."""
     rewards.check_reward(run.reward)
     for key, reward, asked in _asked(run):
         _check_asked(key, reward, asked)
         _check_gradient(key, reward, run.method)
-    if isinstance(run.reward, config.Mix) and isinstance(run.method, config.FlowGRPO):
+    if isinstance(run.reward, config.MixtureConfig) and isinstance(run.method, config.FlowGRPOConfig):
         objective.require_no_balance(run.reward, run.method.name)
     for label, held_out in run.evaluate.rewards.items():
         rewards.check_reward(held_out, scores.key_of(label))
     scores.check_labels(list(run.evaluate.rewards))
 
 
-def _asked(run: config.Run) -> list[tuple[str, config.SingleReward, config.ObjectiveConfig]]:
+def _asked(run: config.RunConfig) -> list[tuple[str, config.SingleRewardConfig, config.ObjectiveConfig]]:
     """Every single reward that is trained on: where it stands, and what it is asked."""
-    if not isinstance(run.reward, config.Mix):
+    if not isinstance(run.reward, config.MixtureConfig):
         return [("reward", run.reward, run.method)]
     members = enumerate(run.reward.members)
     return [(mixture.key_of(place), member.reward, objective.member_settings(place, member, run.method)) for place, member in members]
 
 
-def _check_asked(key: str, reward: config.SingleReward, asked: config.ObjectiveConfig) -> None:
+def _check_asked(key: str, reward: config.SingleRewardConfig, asked: config.ObjectiveConfig) -> None:
     if not rewards.reward_class(reward.name).reads_prompt and asked.form != "absolute":
         remedy = "set method.form: absolute" if key == "reward" else f"set {key.removesuffix('.reward')}.form: absolute"
         raise DirectAlignError(f"{key}.name: {reward.name} ignores prompts, and method.form: {asked.form} compares two; {remedy} or {key}.name: clip")
 
 
-def _check_gradient(key: str, reward: config.SingleReward, method: config.Method) -> None:
+def _check_gradient(key: str, reward: config.SingleRewardConfig, method: config.MethodConfig) -> None:
     black_box = reward.name in BLACK_BOXES and not getattr(reward, "differentiable", False)
-    if black_box and not isinstance(method, config.FlowGRPO):
+    if black_box and not isinstance(method, config.FlowGRPOConfig):
         raise DirectAlignError(objective.NO_GRADIENT.format(key=key, name=reward.name, method=method.name))
 
 
-def check_method(run: config.Run) -> None:
+def check_method(run: config.RunConfig) -> None:
     """Control phrases say something, and what the method draws from exists."""
-    members = run.reward.members if isinstance(run.reward, config.Mix) else []
-    _check_words("method.words", run.method.words, None if isinstance(run.reward, config.Mix) else run.reward)
+    members = run.reward.members if isinstance(run.reward, config.MixtureConfig) else []
+    _check_words("method.words", run.method.words, None if isinstance(run.reward, config.MixtureConfig) else run.reward)
     for place, member in enumerate(members):
         _check_words(f"reward.members.{place}.words", member.words or config.ControlPhrases(), member.reward)
-    if isinstance(run.method, config.SRPO):
+    if isinstance(run.method, config.SRPOConfig):
         check_moves(run.method.moves)
-    if isinstance(run.method, config.DRTune):
+    if isinstance(run.method, config.DRTuneConfig):
         drtune.check_steps(run.method, run.rollout)
-    if isinstance(run.method, config.LeapAlign):
+    if isinstance(run.method, config.LeapAlignConfig):
         leapalign.check_steps(run.rollout)
-    if isinstance(run.method, config.FlowGRPO):
+    if isinstance(run.method, config.FlowGRPOConfig):
         flow_grpo.check_steps(run.method, run.rollout)
         flow_grpo.check_sde(run.method, FAMILIES[run.model.family].path)
 
 
-def _check_words(key: str, words: config.ControlPhrases, reward: config.SingleReward | None) -> None:
+def _check_words(key: str, words: config.ControlPhrases, reward: config.SingleRewardConfig | None) -> None:
     """No phrase is blank, and learned tokens fit the reward that reads them; several rewards (None) have no tokens in common."""
     for side, phrases in (("positive", words.positive), ("negative", words.negative)):
         if any(not phrase.strip() for phrase in phrases):
@@ -83,28 +84,28 @@ def _check_words(key: str, words: config.ControlPhrases, reward: config.SingleRe
             check_phrases(learned, reward.name, folder, f"{key}.{side}")
 
 
-def check_moves(chosen: config.Moves) -> None:
+def check_moves(chosen: config.NoiseLevels) -> None:
     """The window of noise levels lies below pure noise and is not empty."""
-    if isinstance(chosen, config.WindowMoves):
-        noise_levels.WindowGrid(chosen.schedule_steps, chosen.schedule_shift, chosen.first, chosen.last, chosen.points, chosen.groundtruth_ratio)
+    if isinstance(chosen, config.GridNoiseLevels):
+        noise_levels.GridSampler(chosen.schedule_steps, chosen.schedule_shift, chosen.first, chosen.last, chosen.points, chosen.groundtruth_ratio)
         if chosen.first == 0:
             raise DirectAlignError("method.moves.first: 0 starts at pure noise, where nothing of the image is left to recover; give 1 or more")
     elif not chosen.sigma_low < chosen.sigma_high:
         raise DirectAlignError(f"method.moves: sigma_low {chosen.sigma_low} is not below sigma_high {chosen.sigma_high}; swap or change them")
 
 
-def unread(method: config.Method) -> list[str]:
+def unread(method: config.MethodConfig) -> list[str]:
     """A warning for what the recipe says and its form does not read; a preset may have brought it, so it is no error."""
     doubts = []
-    blank = config.Branch()
-    if isinstance(method, config.SRPO) and method.form != "relative" and (method.denoise, method.inversion) != (blank, blank):
+    blank = config.BranchConfig()
+    if isinstance(method, config.SRPOConfig) and method.form != "relative" and (method.denoise, method.inversion) != (blank, blank):
         doubts.append(f"method.denoise, method.inversion: form {method.form} reads no ramps; they have no effect")
     if method.form == "absolute" and method.words.negative:
         doubts.append("method.words.negative: form absolute asks about the positive phrases alone; they have no effect")
     return doubts
 
 
-def check_steps(run: config.Run) -> None:
+def check_steps(run: config.RunConfig) -> None:
     """Whatever lasts for the first updates ends before the run is over, and the optimiser's averages are averages."""
     num_steps = run.train.num_steps
     until = {"train.warmup_steps": run.train.warmup_steps, "data.offline_steps": run.data.offline_steps or 0}

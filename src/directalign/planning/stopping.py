@@ -7,10 +7,11 @@ from ..evaluation.in_training import judge_of, measured_metrics, score_of
 from ..metrics import Metric
 from ..types import DirectAlignError
 
+
 WAYS = {1: "fall", -1: "rise", 0: "move"}
 
 
-def check_stop(run: config.Run) -> list[tuple[str, str]]:
+def check_stop(run: config.RunConfig) -> list[tuple[str, str]]:
     """The rules as a finding, none where the recipe has none.
 
     Raises: DirectAlignError for a number that the run does not measure, naming what it does, and for a judge that is no better for being higher.
@@ -29,7 +30,7 @@ def check_stop(run: config.Run) -> list[tuple[str, str]]:
     return [("stop", _told(run.stop, judge, score_of(run), measured)), ("left", left)]
 
 
-def doubts_of_stop(run: config.Run) -> list[str]:
+def doubts_of_stop(run: config.RunConfig) -> list[str]:
     """A warning for patience that outlasts the run, and for a judge without anything to hold it."""
     if run.stop is None:
         return []
@@ -47,7 +48,7 @@ def _check_measured(key: str, name: str, measured: dict[str, Metric]) -> None:
         raise DirectAlignError(f"{key}: the run does not measure {name}; it measures {', '.join(measured)}: name one of these, or see evaluate in the recipe")
 
 
-def _told(stop: config.Stop, judge: str, score: str, measured: dict[str, Metric]) -> str:
+def _told(stop: config.EarlyStoppingConfig, judge: str, score: str, measured: dict[str, Metric]) -> str:
     """Every rule in a few words."""
     budget = ", ".join(f"{name} may {WAYS[measured[name].better]} by {allowed:g}" for name, allowed in stop.drift.items())
     rules = [f"{budget} (over it {_times(stop.drift_patience)})"] if stop.drift else []

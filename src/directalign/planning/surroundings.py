@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-
 from .. import config
 from ..data.buckets import check_buckets, fill_buckets
 from ..data.hf_datasets import is_address, parse
@@ -17,9 +12,13 @@ from ..memory.geometry import Geometry, image_size
 from ..models.weight_files import read_json
 from ..training.data import accumulation
 from ..types import DirectAlignError
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 
-def check_model(run: config.Run, model: Architecture, geometry: Geometry) -> None:
+def check_model(run: config.RunConfig, model: Architecture, geometry: Geometry) -> None:
     """Every size that the recipe names fits the model, and its guidance is one that the model takes."""
     sizes = {"rollout.height, rollout.width": [image_size(run, geometry)], "rollout.sizes": run.rollout.sizes, "data.buckets": run.data.buckets}
     for key, named in sizes.items():
@@ -35,7 +34,7 @@ def check_model(run: config.Run, model: Architecture, geometry: Geometry) -> Non
         if scale != 1.0:
             raise DirectAlignError(f"{key}: {scale:g}, and this model is step-distilled and takes no guidance: set it to 1, or give a base model in model.path")
     _check_guidance("rollout", run.rollout.embedded_guidance, embeds)
-    if isinstance(run.method, config.SRPO):
+    if isinstance(run.method, config.SRPOConfig):
         _check_guidance("method", run.method.embedded_guidance, embeds)
 
 
@@ -52,7 +51,7 @@ def _check_guidance(section: str, guidance: float | None, embeds: bool) -> None:
         raise DirectAlignError(f"{key}: {guidance}, and this model has no input for it; leave it out (set it to null over a preset), or use cfg_scale")
 
 
-def check_data(run: config.Run, ranks: int, online: bool) -> tuple[list[tuple[str, str]], list[str]]:
+def check_data(run: config.RunConfig, ranks: int, online: bool) -> tuple[list[tuple[str, str]], list[str]]:
     """Read the prompt list and decode the image set: what was found, and a warning for images that will be skipped.
 
     Data sets on the hub are read when `online`. Raises DirectAlignError for a bucket with fewer images than an update takes.
@@ -91,7 +90,7 @@ def _skipped(images: ImageSet) -> Iterator[str]:
         yield f"data.images: {len(images.skipped)} of {len(images) + len(images.skipped)} images are skipped: {'; '.join(images.skipped[:3])}"
 
 
-def check_disk(run: config.Run, out: Path, trained: int) -> str:
+def check_disk(run: config.RunConfig, out: Path, trained: int) -> str:
     """The output folder can be made, and its disk holds the checkpoints: weights, the optimiser's averages, the EMA, the best weights of each."""
     nearest = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):

@@ -7,7 +7,7 @@ from ..training import trackers
 from ..types import DirectAlignError
 
 
-def check_track(run: config.Run, is_here: bool) -> tuple[list[tuple[str, str]], list[str]]:
+def check_track(run: config.RunConfig, is_here: bool) -> tuple[list[tuple[str, str]], list[str]]:
     """Where the run will be seen besides TensorBoard, and doubts: what is missing is an error where the run is meant for this machine."""
     try:
         return _shown(run.track), []
@@ -17,7 +17,7 @@ def check_track(run: config.Run, is_here: bool) -> tuple[list[tuple[str, str]], 
         return [], [str(error)]
 
 
-def _shown(track: config.Track) -> list[tuple[str, str]]:
+def _shown(track: config.TrackersConfig) -> list[tuple[str, str]]:
     shown = []
     if track.wandb is not None:
         trackers.require_wandb(track.wandb)

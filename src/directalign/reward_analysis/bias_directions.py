@@ -13,16 +13,6 @@ image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import groupby, product
-from pathlib import Path
-
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
-
 from .. import config
 from ..data.image_io import Unreadable, read_pixels
 from ..data.image_sources import ENDINGS
@@ -36,6 +26,15 @@ from ..rewards.resolve import OPTION, load_named_reward, reward_settings
 from ..types import DirectAlignError
 from .images import PROBES, Examples, load_examples
 from .responsiveness import is_vectors, with_phrase
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, product
+from pathlib import Path
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
 
 Features = Float[Tensor, "n d"]
 Rows = Float[Tensor, "_m d"]
@@ -98,7 +97,7 @@ def make_directions(request: Request, out: Path) -> DirectionStats:
     """
     _check(request)
     settings = reward_settings(request.reward)
-    if not isinstance(settings, config.Clip | config.Siglip):
+    if not isinstance(settings, config.ClipConfig | config.SiglipConfig):
         raise DirectAlignError(
             f"{OPTION} {request.reward}: {settings.name} takes no project: only clip and siglip "
             "have one feature vector per image"

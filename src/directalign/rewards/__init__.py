@@ -7,13 +7,12 @@ the recipe (reward, reward.members.0.reward, ...), for errors.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
-
-import torch
-
 from .. import config
 from ..interfaces import Reward
+from importlib import import_module
+from typing import Any
+import torch
+
 
 __all__ = ["REWARDS", "check_reward", "load_reward", "reward_class"]
 
@@ -40,12 +39,12 @@ def reward_class(name: str) -> Any:
 
 
 def load_reward(
-    reward: config.Reward, device: torch.device | str = "cpu", key: str = "reward"
+    reward: config.RewardConfig, device: torch.device | str = "cpu", key: str = "reward"
 ) -> Reward:
     """The frozen reward of a recipe section on `device`. Raises DirectAlignError, naming `key`, for unusable files."""
     return reward_class(reward.name).from_config(reward, device, key)
 
 
-def check_reward(reward: config.Reward, key: str = "reward", online: bool = False) -> None:
+def check_reward(reward: config.RewardConfig, key: str = "reward", online: bool = False) -> None:
     """Raise what `load_reward` would, as far as it is known without reading weights; use the network only if `online`."""
     reward_class(reward.name).check(reward, key, online)

@@ -11,37 +11,21 @@ Not supported: the earlier head with ReLUs (ava+logos-l14-reluMSE.pth), which it
 
 from __future__ import annotations
 
+from .. import config
+from ..io import hub
+from ..types import DirectAlignError, Images, PerSample
+from .common import BaseReward, Preprocessing, recompute
+from .weights import FOLDER_WEIGHTS, UNREADABLE, Shapes, check_folder, check_published, check_tensors, first_line, is_weight_file, linear_layers, load_model, locate, read_shapes, read_weights, shapes_of
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoConfig, CLIPModel, PreTrainedModel, SiglipModel
 
-from .. import config
-from ..io import hub
-from ..types import DirectAlignError, Images, PerSample
-from .common import BaseReward, Preprocessing, recompute
-from .weights import (
-    FOLDER_WEIGHTS,
-    UNREADABLE,
-    Shapes,
-    check_folder,
-    check_published,
-    check_tensors,
-    first_line,
-    is_weight_file,
-    linear_layers,
-    load_model,
-    locate,
-    read_shapes,
-    read_weights,
-    shapes_of,
-)
 
 SETTINGS = ("*config.json",)
 Features = Float[Tensor, "b d"]
@@ -76,7 +60,7 @@ class AestheticReward(BaseReward):
 
     @classmethod
     def from_config(
-        cls, settings: config.Aesthetic, device: torch.device | str = "cpu", key: str = "reward"
+        cls, settings: config.AestheticConfig, device: torch.device | str = "cpu", key: str = "reward"
     ) -> AestheticReward:
         """The reward of a recipe section, float32; errors name `key`, the section's place in the recipe."""
         file = _head_file(settings, key)
@@ -94,7 +78,7 @@ class AestheticReward(BaseReward):
         return cls(model.to(device), preprocessing, settings.scale)
 
     @classmethod
-    def check(cls, settings: config.Aesthetic, key: str = "reward", online: bool = False) -> None:
+    def check(cls, settings: config.AestheticConfig, key: str = "reward", online: bool = False) -> None:
         """Check the head's tensor shapes against the backbone's config; fetch a repository's settings if `online`."""
         _require_file(settings, key)
         check_published(settings.path, f"{key}.path", online)
@@ -138,7 +122,7 @@ def _fitting(
     shapes: Shapes,
     folder: Path,
     file: Path,
-    settings: config.Aesthetic,
+    settings: config.AestheticConfig,
     key: str,
 ) -> tuple[nn.Module, int]:
     """The head without weights, checked against its file and the backbone's config, and the image side in pixels."""
@@ -173,7 +157,7 @@ def _described(layout: HeadLayout, folder: Path, key: str) -> Any:
 
 
 def _images(
-    layout: HeadLayout, side: int, folder: Path, settings: config.Aesthetic, key: str
+    layout: HeadLayout, side: int, folder: Path, settings: config.AestheticConfig, key: str
 ) -> Preprocessing:
     """Image settings; LAION's heads were trained with torchvision's centre crop."""
     named = "backbone" if settings.processor is None else "processor"
@@ -197,12 +181,12 @@ def _tower(layout: HeadLayout, folder: Path, key: str) -> tuple[nn.Module, nn.Mo
     return model.vision_model, nn.Identity() if layout is V2_5 else model.visual_projection
 
 
-def _head_file(settings: config.Aesthetic, key: str) -> Path:
+def _head_file(settings: config.AestheticConfig, key: str) -> Path:
     _require_file(settings, key)
     return locate(settings.path, f"{key}.path", ())
 
 
-def _require_file(settings: config.Aesthetic, key: str) -> None:
+def _require_file(settings: config.AestheticConfig, key: str) -> None:
     if not is_weight_file(settings.path):
         raise DirectAlignError(
             f"{key}.path: {settings.path}: no file of weights; give the head's own file (.pth), and the model under it as {key}.backbone"

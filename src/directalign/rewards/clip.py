@@ -15,15 +15,6 @@ Weights are frozen; the gradient reaches the pixels through the preprocessing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
-
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
-from transformers import CLIPModel, PreTrainedTokenizerBase, SiglipModel
-
 from .. import config
 from ..types import DirectAlignError, Images, PerSample
 from . import open_clip
@@ -31,6 +22,14 @@ from .common import TEXT_BATCH, BaseReward, Preprocessing, PromptCache, recomput
 from .projection import check_project, directions_for, project_out
 from .soft_prompts import SoftPrompts
 from .weights import check_files, check_fits, check_folder, fetch, is_weight_file, load_model, processor_key, processor_of
+from collections.abc import Sequence
+from typing import Any, Literal
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPModel, PreTrainedTokenizerBase, SiglipModel
+
 
 TABLE = "text_model.embeddings.token_embedding.weight"
 Features = Float[Tensor, "b d"]
@@ -109,7 +108,7 @@ class ClipReward(_DualEncoder):
         activation: Literal["gelu", "quick_gelu"] | None = None,
     ) -> ClipReward:
         """As a recipe section with these settings (`config.Clip`)."""
-        settings = config.Clip(
+        settings = config.ClipConfig(
             path=path,
             scale=scale,
             gradient_checkpointing=gradient_checkpointing,
@@ -120,7 +119,7 @@ class ClipReward(_DualEncoder):
 
     @classmethod
     def from_config(
-        cls, settings: config.Clip, device: torch.device | str = "cpu", key: str = "reward"
+        cls, settings: config.ClipConfig, device: torch.device | str = "cpu", key: str = "reward"
     ) -> ClipReward:
         """The reward of a recipe section, float32; errors name `key`, the section's place in the recipe."""
         weights, folder = fetch(settings, key)
@@ -136,7 +135,7 @@ class ClipReward(_DualEncoder):
         return _finish(cls, model, tokenizer, preprocessing, settings, width, device, key)
 
     @classmethod
-    def check(cls, settings: config.Clip, key: str = "reward", online: bool = False) -> None:
+    def check(cls, settings: config.ClipConfig, key: str = "reward", online: bool = False) -> None:
         """Check a folder's settings and headers, or an open_clip file's; fetch a repository's settings if `online`."""
         check_project(settings.project, key)
         weights = check_files(settings, key, online, CLIPModel)
@@ -175,7 +174,7 @@ class SiglipReward(_DualEncoder):
 
     @classmethod
     def from_config(
-        cls, settings: config.Siglip, device: torch.device | str = "cpu", key: str = "reward"
+        cls, settings: config.SiglipConfig, device: torch.device | str = "cpu", key: str = "reward"
     ) -> SiglipReward:
         """The reward of a recipe section, float32; errors name `key`, the section's place in the recipe."""
         _refuse_file(settings, key)
@@ -187,7 +186,7 @@ class SiglipReward(_DualEncoder):
         return _finish(cls, model, tokenizer, preprocessing, settings, width, device, key)
 
     @classmethod
-    def check(cls, settings: config.Siglip, key: str = "reward", online: bool = False) -> None:
+    def check(cls, settings: config.SiglipConfig, key: str = "reward", online: bool = False) -> None:
         """Check a folder's settings and headers; fetch a repository's settings if `online`."""
         _refuse_file(settings, key)
         check_project(settings.project, key)
@@ -219,7 +218,7 @@ def _finish(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     preprocessing: Preprocessing,
-    settings: config.Clip | config.Siglip,
+    settings: config.ClipConfig | config.SiglipConfig,
     width: int,
     device: torch.device | str,
     key: str,
@@ -234,14 +233,14 @@ def _finish(
     return reward
 
 
-def _refuse_activation(settings: config.Clip, key: str) -> None:
+def _refuse_activation(settings: config.ClipConfig, key: str) -> None:
     if settings.activation is not None:
         raise DirectAlignError(
             f"{key}.activation: {settings.activation}, but the config.json of {settings.path} sets it: remove activation"
         )
 
 
-def _refuse_file(settings: config.Siglip, key: str) -> None:
+def _refuse_file(settings: config.SiglipConfig, key: str) -> None:
     if is_weight_file(settings.path):
         raise DirectAlignError(
             f"{key}.path: {settings.path}: SigLIP needs a transformers folder or hub id, as google/siglip-so400m-patch14-384"

@@ -6,15 +6,14 @@ number per call, little beside a request or a program.
 
 from __future__ import annotations
 
+from ..interfaces import Reward, ProcessGroup
+from ..types import DirectAlignError, Images, PerSample
+from .mixture import MixReward
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
-
 import torch
 
-from ..interfaces import Reward, Together
-from ..types import DirectAlignError, Images, PerSample
-from .mixture import MixReward
 
 Answer = TypeVar("Answer")
 LONGEST = 1000
@@ -28,7 +27,7 @@ class SynchronizedError(DirectAlignError):
 class SynchronizedReward:
     """`reward` (`interfaces.Reward`), which must be called equally often on all ranks."""
 
-    def __init__(self, reward: Reward, together: Together) -> None:
+    def __init__(self, reward: Reward, together: ProcessGroup) -> None:
         self.reward, self.together = reward, together
         self.name, self.reads_prompt, self.differentiable = (
             reward.name,
@@ -45,7 +44,7 @@ class SynchronizedReward:
         return synchronized_call(lambda: self.reward.score(features, prompts), self.together)
 
 
-def synchronized_call(work: Callable[[], Answer], together: Together) -> Answer:
+def synchronized_call(work: Callable[[], Answer], together: ProcessGroup) -> Answer:
     """The result of `work`, which every rank calls; a DirectAlignError on one rank is a SynchronizedError on all."""
     if together.size == 1:
         return work()
@@ -59,7 +58,7 @@ def synchronized_call(work: Callable[[], Answer], together: Together) -> Answer:
     return answers[0]
 
 
-def synchronized(reward: Reward, together: Together) -> Reward:
+def synchronized(reward: Reward, together: ProcessGroup) -> Reward:
     """The same reward, whose black boxes fail on all ranks or on none."""
     if together.size == 1 or reward.differentiable:
         return reward
@@ -74,7 +73,7 @@ def synchronized(reward: Reward, together: Together) -> Reward:
     return SynchronizedReward(reward, together)
 
 
-def _first(words: str, together: Together) -> str:
+def _first(words: str, together: ProcessGroup) -> str:
     """The error message of the first rank that failed."""
     own = torch.zeros(1, LONGEST, dtype=torch.uint8)
     said = words.encode()[:LONGEST]

@@ -14,11 +14,16 @@ The text after the reward token in the original ("END") is omitted: a causal mod
 
 from __future__ import annotations
 
+from .. import config
+from ..io import hub
+from ..types import DirectAlignError, Images, PerSample
+from .common import BaseReward, recompute
+from .qwen_vl import Chat, ChatBatch, ImageTokens, VlmPixels, check_fits, encode_images, freeze, last_hidden_state, model_class_of, read_chat, settings_folder
+from .weights import check_published, check_tensors, is_weight_file, locate, on_the_hub, read_shapes, read_weights, shapes_of
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -29,12 +34,6 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from .. import config
-from ..io import hub
-from ..types import DirectAlignError, Images, PerSample
-from .common import BaseReward, recompute
-from .qwen_vl import Chat, ChatBatch, ImageTokens, VlmPixels, check_fits, encode_images, freeze, last_hidden_state, model_class_of, read_chat, settings_folder
-from .weights import check_published, check_tensors, is_weight_file, locate, on_the_hub, read_shapes, read_weights, shapes_of
 
 PIXELS = 256 * 28 * 28
 USUAL = "Qwen/Qwen2-VL-7B-Instruct"
@@ -57,7 +56,7 @@ class Hpsv3Reward(BaseReward):
 
     @classmethod
     def from_config(
-        cls, settings: config.Hpsv3, device: torch.device | str = "cpu", key: str = "reward"
+        cls, settings: config.Hpsv3Config, device: torch.device | str = "cpu", key: str = "reward"
     ) -> Hpsv3Reward:
         """The reward of a recipe section, weights in `settings.dtype`; errors name `key`."""
         file = _file(settings, key, fetch=True)
@@ -77,7 +76,7 @@ class Hpsv3Reward(BaseReward):
         return cls(model, head, chat, pixels, settings.scale)
 
     @classmethod
-    def check(cls, settings: config.Hpsv3, key: str = "reward", online: bool = False) -> None:
+    def check(cls, settings: config.Hpsv3Config, key: str = "reward", online: bool = False) -> None:
         """What is wrong with the file's layout, by its header and the config of its processor, and with the processor's files."""
         check_published(settings.path, f"{key}.path", online)
         file, reader = _file(settings, key, fetch=False), _reader_folder(settings, key, online)
@@ -115,7 +114,7 @@ def _plain_positions(chats: ChatBatch) -> Tensor:
     return torch.arange(chats.ids.shape[1], device=chats.ids.device).expand(3, *chats.ids.shape)
 
 
-def _file(settings: config.Hpsv3, key: str, fetch: bool) -> Path | None:
+def _file(settings: config.Hpsv3Config, key: str, fetch: bool) -> Path | None:
     """The file of weights; None for the hub's where it is not to be fetched."""
     if not is_weight_file(settings.path):
         raise DirectAlignError(
@@ -128,7 +127,7 @@ def _file(settings: config.Hpsv3, key: str, fetch: bool) -> Path | None:
     )
 
 
-def _reader_folder(settings: config.Hpsv3, key: str, online: bool) -> Path | None:
+def _reader_folder(settings: config.Hpsv3Config, key: str, online: bool) -> Path | None:
     """Where config, tokenizer, template and image settings are: `processor`, else beside the file."""
     if settings.processor is not None:
         return settings_folder(settings.processor, f"{key}.processor", online)

@@ -10,6 +10,10 @@ failing servers (429, 5xx) are retried after 1, 2, 4, ... seconds; any other res
 
 from __future__ import annotations
 
+from .. import config
+from ..types import DirectAlignError, Images, PerSample
+from .common import BaseReward
+from .python_function import check_scores
 import base64
 import io
 import json
@@ -21,15 +25,10 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
-
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import config
-from ..types import DirectAlignError, Images, PerSample
-from .common import BaseReward
-from .python_function import check_scores
 
 FIRST_WAIT = 1.0
 """Seconds before the second attempt; each further wait is twice as long."""
@@ -45,19 +44,19 @@ class HttpReward(BaseReward):
     differentiable = False
     file_keys = ()
 
-    def __init__(self, settings: config.Remote, key: str = "reward") -> None:
+    def __init__(self, settings: config.HttpConfig, key: str = "reward") -> None:
         self.settings, self.source = settings, f"{key}.url: {settings.url}"
 
     @classmethod
     def from_config(
-        cls, settings: config.Remote, device: torch.device | str = "cpu", key: str = "reward"
+        cls, settings: config.HttpConfig, device: torch.device | str = "cpu", key: str = "reward"
     ) -> HttpReward:
         """The reward of a recipe section; nothing is sent yet."""
         del device
         return cls(settings, key)
 
     @classmethod
-    def check(cls, settings: config.Remote, key: str = "reward", online: bool = False) -> None:
+    def check(cls, settings: config.HttpConfig, key: str = "reward", online: bool = False) -> None:
         """Check the address; if `online`, request the score of one gray image."""
         _check_address(settings.url, f"{key}.url")
         if online:

@@ -12,6 +12,12 @@ ignored.
 
 from __future__ import annotations
 
+from .. import config
+from ..io import hub
+from ..types import DirectAlignError, Images, PerSample
+from .common import BaseReward, Preprocessing, PromptCache, recompute
+from .soft_prompts import SoftPrompts
+from .weights import Shapes, check_published, check_tensors, is_weight_file, linear_layers, locate, on_the_hub, read_shapes, read_weights, shapes_of
 import json
 import math
 import re
@@ -19,7 +25,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -34,12 +39,6 @@ from transformers import (
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
-from .. import config
-from ..io import hub
-from ..types import DirectAlignError, Images, PerSample
-from .common import BaseReward, Preprocessing, PromptCache, recompute
-from .soft_prompts import SoftPrompts
-from .weights import Shapes, check_published, check_tensors, is_weight_file, linear_layers, locate, on_the_hub, read_shapes, read_weights, shapes_of
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 LENGTH = 35
@@ -70,7 +69,7 @@ class ImageReward(BaseReward):
 
     @classmethod
     def from_config(
-        cls, settings: config.ImageReward, device: torch.device | str = "cpu", key: str = "reward"
+        cls, settings: config.ImageRewardConfig, device: torch.device | str = "cpu", key: str = "reward"
     ) -> ImageReward:
         """The reward of a recipe section, float32; errors name `key`, the section's place in the recipe."""
         _require_file(settings.path, key)
@@ -89,7 +88,7 @@ class ImageReward(BaseReward):
         return cls(model.to(device), tokenizer, settings.scale)
 
     @classmethod
-    def check(cls, settings: config.ImageReward, key: str = "reward", online: bool = False) -> None:
+    def check(cls, settings: config.ImageRewardConfig, key: str = "reward", online: bool = False) -> None:
         """Check names and shapes of the weights, and the tokenizer; fetch a hub tokenizer if `online`."""
         _require_file(settings.path, key)
         check_published(settings.path, f"{key}.path", online)

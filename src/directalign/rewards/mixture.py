@@ -12,23 +12,21 @@ part of training: see `methods.objective`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-
 from .. import config, rewards
 from ..interfaces import Reward
 from ..types import Images, PerSample
 from .common import BaseReward
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+import torch
 
 
 @dataclass(frozen=True)
 class Member:
     """One reward of a mixture with its settings."""
 
-    settings: config.Member
+    settings: config.MemberConfig
     reward: Reward
 
     @property
@@ -42,14 +40,14 @@ class MixReward(BaseReward):
     name = "mix"
     file_keys = ()
 
-    def __init__(self, members: Sequence[Member], settings: config.Mix) -> None:
+    def __init__(self, members: Sequence[Member], settings: config.MixtureConfig) -> None:
         self.members, self.settings = tuple(members), settings
         self.reads_prompt = any(member.reward.reads_prompt for member in self.members)
         self.differentiable = all(member.reward.differentiable for member in self.members)
 
     @classmethod
     def from_config(
-        cls, settings: config.Mix, device: torch.device | str = "cpu", key: str = "reward"
+        cls, settings: config.MixtureConfig, device: torch.device | str = "cpu", key: str = "reward"
     ) -> MixReward:
         """Load all members of a recipe section."""
         loaded = [
@@ -59,7 +57,7 @@ class MixReward(BaseReward):
         return cls(loaded, settings)
 
     @classmethod
-    def check(cls, settings: config.Mix, key: str = "reward", online: bool = False) -> None:
+    def check(cls, settings: config.MixtureConfig, key: str = "reward", online: bool = False) -> None:
         """Check every member."""
         for place, member in enumerate(settings.members):
             rewards.check_reward(member.reward, key_of(place, key), online)

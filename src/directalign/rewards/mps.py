@@ -13,10 +13,14 @@ those of the published weights (github.com/Kwai-Kolors/MPS, after PaLM's paralle
 
 from __future__ import annotations
 
+from .. import config
+from ..io import hub
+from ..types import DirectAlignError, Images, PerSample
+from .common import TEXT_BATCH, BaseReward, Preprocessing, PromptCache, recompute
+from .weights import check_files, check_fits, check_tensors, fetch, first_line, is_weight_file, locate, processor_key, processor_of, read_shapes, read_weights, shapes_of
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -24,24 +28,6 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .. import config
-from ..io import hub
-from ..types import DirectAlignError, Images, PerSample
-from .common import TEXT_BATCH, BaseReward, Preprocessing, PromptCache, recompute
-from .weights import (
-    check_files,
-    check_fits,
-    check_tensors,
-    fetch,
-    first_line,
-    is_weight_file,
-    locate,
-    processor_key,
-    processor_of,
-    read_shapes,
-    read_weights,
-    shapes_of,
-)
 
 OVERALL = (
     "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, instance, texture, quantity, "
@@ -92,7 +78,7 @@ class MpsReward(BaseReward):
 
     @classmethod
     def from_config(
-        cls, settings: config.Mps, device: torch.device | str = "cpu", key: str = "reward"
+        cls, settings: config.MpsConfig, device: torch.device | str = "cpu", key: str = "reward"
     ) -> MpsReward:
         """The reward of a recipe section, float32; errors name `key`, the section's place in the recipe."""
         _require_file(settings, key)
@@ -107,7 +93,7 @@ class MpsReward(BaseReward):
         return cls(model, tokenizer, preprocessing, settings.scale, settings.condition)
 
     @classmethod
-    def check(cls, settings: config.Mps, key: str = "reward", online: bool = False) -> None:
+    def check(cls, settings: config.MpsConfig, key: str = "reward", online: bool = False) -> None:
         """Check the file's header against the processor's config; fetch a repository's settings if `online`."""
         _require_file(settings, key)
         file = check_files(settings, key, online, CLIPModel)
@@ -172,7 +158,7 @@ class MpsReward(BaseReward):
         return clip.text_projection(out.last_hidden_state), clip.text_projection(out.pooler_output)
 
 
-def _require_file(settings: config.Mps, key: str) -> None:
+def _require_file(settings: config.MpsConfig, key: str) -> None:
     if not is_weight_file(settings.path):
         raise DirectAlignError(
             f"{key}.path: {settings.path}: MPS is a single file of weights; give it (.safetensors, .pt, .pth), here or as owner/name/file"

@@ -5,15 +5,14 @@ They ignore the prompt, so a relative reward cannot be formed from them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
-
-import torch
-from torch import Tensor
-
 from .. import config
 from ..types import Images, PerSample
 from .common import BaseReward
+from collections.abc import Callable, Sequence
+from typing import Literal
+import torch
+from torch import Tensor
+
 
 Statistic = Literal["brightness", "saturation", "redness"]
 
@@ -53,14 +52,14 @@ class PixelReward(BaseReward):
 
     @classmethod
     def from_config(
-        cls, settings: config.Pixels, device: torch.device | str = "cpu", key: str = "reward"
+        cls, settings: config.PixelStatisticsConfig, device: torch.device | str = "cpu", key: str = "reward"
     ) -> PixelReward:
         """The reward of a recipe section; it runs on the images' device."""
         del device, key
         return cls(settings.statistic, settings.scale)
 
     @classmethod
-    def check(cls, settings: config.Pixels, key: str = "reward", online: bool = False) -> None:
+    def check(cls, settings: config.PixelStatisticsConfig, key: str = "reward", online: bool = False) -> None:
         """Nothing to check beyond the settings."""
         del settings, key, online
 

@@ -16,19 +16,17 @@ gradient. The file is run: name only files that you trust. Load models in the cl
 
 from __future__ import annotations
 
+from .. import config
+from ..types import DirectAlignError, Images, PerSample
+from .common import BaseReward
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-
 import torch
 from torch import Tensor
-
-from .. import config
-from ..types import DirectAlignError, Images, PerSample
-from .common import BaseReward
 
 
 class PythonReward(BaseReward):
@@ -54,7 +52,7 @@ class PythonReward(BaseReward):
 
     @classmethod
     def from_config(
-        cls, settings: config.Python, device: torch.device | str = "cpu", key: str = "reward"
+        cls, settings: config.PythonConfig, device: torch.device | str = "cpu", key: str = "reward"
     ) -> PythonReward:
         """The reward of a recipe section; the user's code chooses its own device."""
         del device
@@ -64,13 +62,13 @@ class PythonReward(BaseReward):
         )
 
     @classmethod
-    def check(cls, settings: config.Python, key: str = "reward", online: bool = False) -> None:
+    def check(cls, settings: config.PythonConfig, key: str = "reward", online: bool = False) -> None:
         """The file runs, has the name, and a class accepts `args`."""
         del online
         load_function(settings.path, f"{key}.path", settings.args)
 
     @classmethod
-    def files(cls, settings: config.Python) -> dict[str, str]:
+    def files(cls, settings: config.PythonConfig) -> dict[str, str]:
         return {"path": settings.path.rpartition(":")[0]}
 
     def encode(self, images: Images) -> Any:

@@ -19,13 +19,17 @@ Preprocessing resizes to multiples of patch·merge pixels within the folder's bo
 
 from __future__ import annotations
 
+from .. import config
+from ..io import hub
+from ..types import DirectAlignError, Images, PerSample
+from .common import BaseReward, recompute
+from .weights import FOLDER_SETTINGS, FOLDER_WEIGHTS, check_folder, first_line, load_model, locate
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -40,12 +44,6 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from .. import config
-from ..io import hub
-from ..types import DirectAlignError, Images, PerSample
-from .common import BaseReward, recompute
-from .weights import FOLDER_SETTINGS, FOLDER_WEIGHTS, check_folder, first_line, load_model, locate
-
 
 class VlmReward(BaseReward):
     """A frozen Qwen VL (`interfaces.Reward`); features are the image's tokens, scores lie in [0, scale], or are log-odds."""
@@ -58,7 +56,7 @@ class VlmReward(BaseReward):
         model: PreTrainedModel,
         chat: Chat,
         pixels: VlmPixels,
-        settings: config.Vlm,
+        settings: config.QwenVLConfig,
         answers: tuple[int, int],
     ) -> None:
         self.model, self.chat, self.pixels, self.settings, self.answers = (
@@ -71,7 +69,7 @@ class VlmReward(BaseReward):
 
     @classmethod
     def from_config(
-        cls, settings: config.Vlm, device: torch.device | str = "cpu", key: str = "reward"
+        cls, settings: config.QwenVLConfig, device: torch.device | str = "cpu", key: str = "reward"
     ) -> VlmReward:
         """The reward of a recipe section, weights in `settings.dtype`; errors name `key`."""
         folder = locate(settings.path, f"{key}.path", (*SETTINGS, *FOLDER_WEIGHTS))
@@ -91,7 +89,7 @@ class VlmReward(BaseReward):
         return cls(model, chat, pixels, settings, answers)
 
     @classmethod
-    def check(cls, settings: config.Vlm, key: str = "reward", online: bool = False) -> None:
+    def check(cls, settings: config.QwenVLConfig, key: str = "reward", online: bool = False) -> None:
         """Check model type, image settings, template and answer tokens; local weights must be present and complete."""
         folder = settings_folder(settings.path, f"{key}.path", online)
         if folder is not None:
@@ -143,7 +141,7 @@ def one_token(tokenizer: PreTrainedTokenizerBase, answer: str, key: str) -> int:
 
 
 def _reader(
-    settings: config.Vlm, folder: Path, key: str
+    settings: config.QwenVLConfig, folder: Path, key: str
 ) -> tuple[Chat, VlmPixels, tuple[int, int]]:
     """Chat, preprocessing and the two answers' tokens of a folder."""
     blamed = _blamed(settings, key)
@@ -160,7 +158,7 @@ def _reader(
     return Chat(tokenizer, template), pixels, answers
 
 
-def _blamed(settings: config.Vlm, key: str) -> str:
+def _blamed(settings: config.QwenVLConfig, key: str) -> str:
     return f"{key}.path" if settings.processor is None else f"{key}.processor"
 
 

@@ -6,11 +6,6 @@ Accepted names: a recipe (.yaml) with a single reward, a CLIP or SigLIP folder, 
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-import torch
-
 from .. import config
 from ..config.load import load_run
 from ..interfaces import Reward
@@ -18,18 +13,22 @@ from ..io import hub
 from ..toyworld.assets import resolve
 from ..types import DirectAlignError
 from . import load_reward
+import json
+from pathlib import Path
+import torch
+
 
 RECIPES = (".yaml", ".yml")
 OPTION = "--reward"
-MODEL_TYPES: dict[str, type[config.Clip] | type[config.Siglip]] = {
-    "clip": config.Clip,
-    "siglip": config.Siglip,
-    "siglip2": config.Siglip,
+MODEL_TYPES: dict[str, type[config.ClipConfig] | type[config.SiglipConfig]] = {
+    "clip": config.ClipConfig,
+    "siglip": config.SiglipConfig,
+    "siglip2": config.SiglipConfig,
 }
 """Reward config by the `model_type` of config.json."""
 
 
-def reward_settings(text: str) -> config.SingleReward:
+def reward_settings(text: str) -> config.SingleRewardConfig:
     """Config of the reward that `text` names.
 
     Raises:
@@ -39,7 +38,7 @@ def reward_settings(text: str) -> config.SingleReward:
     if Path(text).suffix not in RECIPES:
         return _config_class(text)(path=text)
     reward = load_run(text).reward
-    if isinstance(reward, config.Mix):
+    if isinstance(reward, config.MixtureConfig):
         labels = ", ".join(member.label for member in reward.members)
         raise DirectAlignError(
             f"{text}: reward.name: mix of {labels}: give a recipe with a single reward"
@@ -48,7 +47,7 @@ def reward_settings(text: str) -> config.SingleReward:
 
 
 def load_named_reward(
-    reward: str | config.SingleReward, device: torch.device | str = "cpu"
+    reward: str | config.SingleRewardConfig, device: torch.device | str = "cpu"
 ) -> Reward:
     """Load the reward that `--reward` names (or its resolved config), frozen, on `device`."""
     settings = reward_settings(reward) if isinstance(reward, str) else reward
@@ -60,7 +59,7 @@ def recipe_words(text: str) -> config.ControlPhrases:
     return load_run(text).method.words if Path(text).suffix in RECIPES else config.ControlPhrases()
 
 
-def _config_class(path: str) -> type[config.Clip] | type[config.Siglip]:
+def _config_class(path: str) -> type[config.ClipConfig] | type[config.SiglipConfig]:
     is_hub = hub.is_hub_id(path)
     folder = hub.download(path, ("config.json",), OPTION) if is_hub else resolve(path)
     file = folder / "config.json"

@@ -8,6 +8,7 @@ give exactly the features of their words.
 
 from __future__ import annotations
 
+from ..types import DirectAlignError
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
@@ -23,7 +23,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..types import DirectAlignError
 
 SUFFIX = ".safetensors"
 FACTS = ("kind", "fingerprint", "table", "made")

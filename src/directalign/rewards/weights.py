@@ -8,6 +8,11 @@ the remedy.
 
 from __future__ import annotations
 
+from .. import config
+from ..io import hub
+from ..toyworld.assets import resolve
+from ..types import DirectAlignError
+from .common import Preprocessing
 import json
 import pickle
 from collections import OrderedDict
@@ -17,7 +22,6 @@ from pathlib import Path
 from struct import error as StructError
 from typing import Any, TypeVar
 from zipfile import BadZipFile, ZipFile, is_zipfile
-
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -25,11 +29,6 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .. import config
-from ..io import hub
-from ..toyworld.assets import resolve
-from ..types import DirectAlignError
-from .common import Preprocessing
 
 Shapes = Mapping[str, Sequence[int]]
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
@@ -229,7 +228,7 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def fetch(settings: config.Clip | config.Siglip | config.Mps, key: str) -> tuple[Path, Path]:
+def fetch(settings: config.ClipConfig | config.SiglipConfig | config.MpsConfig, key: str) -> tuple[Path, Path]:
     """The weights (folder or file), and the folder of tokenizer and image settings: `processor`, else where the weights are."""
     weights = locate(settings.path, f"{key}.path", (*FOLDER_SETTINGS, *FOLDER_WEIGHTS))
     if hub.is_hub_file(settings.path):
@@ -242,7 +241,7 @@ def fetch(settings: config.Clip | config.Siglip | config.Mps, key: str) -> tuple
 
 
 def check_files(
-    settings: config.Clip | config.Siglip | config.Mps,
+    settings: config.ClipConfig | config.SiglipConfig | config.MpsConfig,
     key: str,
     online: bool,
     kind: type[PreTrainedModel],
@@ -295,7 +294,7 @@ def read_processor(
 
 
 def processor_of(
-    settings: config.Clip | config.Siglip | config.Mps, weights: Path, reader: Path, key: str
+    settings: config.ClipConfig | config.SiglipConfig | config.MpsConfig, weights: Path, reader: Path, key: str
 ) -> tuple[Preprocessing, PreTrainedTokenizerBase]:
     """`read_processor` for what `fetch` returned."""
     return read_processor(
@@ -381,7 +380,7 @@ def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def processor_key(settings: config.Clip | config.Siglip | config.Mps, key: str) -> str:
+def processor_key(settings: config.ClipConfig | config.SiglipConfig | config.MpsConfig, key: str) -> str:
     """The recipe key that sets where tokenizer and image settings come from."""
     return (
         f"{key}.path"

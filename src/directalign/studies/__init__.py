@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+
 STUDIES = {
     "table1": "All methods side by side, at matched compute and at matched reward",
     "tuning": "The learning rate of every method, chosen with equal care",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ..config.load import load_run
 from ..rewards import load_reward
 from ..rewards.clip import ClipReward
@@ -13,6 +11,8 @@ from .running.experiment import run_arms, settings_of
 from .running.pieces import piece
 from .running.records import Row
 from .wordings import facts_of, seen_by, text_cosine
+from pathlib import Path
+
 
 __all__ = ["NAME", "QUESTION", "TITLE", "draw", "measure", "tell"]
 

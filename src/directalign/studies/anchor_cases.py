@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from ..config.load import load_run
+from .running.records import Arm
+from .running.sizes import QUICK, sized
+from .wordings import OTHERS, PHOTO, Wording
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config.load import load_run
-from .running.records import Arm
-from .running.sizes import QUICK, sized
-from .wordings import OTHERS, PHOTO, Wording
 
 MAIN_SEEDS, SEEDS = (0, 1, 2, 3, 4), (0, 1)
 ANCHORED = "anchored"

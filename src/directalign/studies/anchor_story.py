@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from .anchor_cases import ANCHORED, rivals_of
 from .comparing.reading import before_training, curve, line, of_kind, of_runs, over
 from .comparing.statistics import SeedInterval, mean_of
@@ -12,6 +9,9 @@ from .comparing.versus import CALLS, after, at_photo_rate, common_photo_rate, ex
 from .running.records import Row, arms_of, of_run, seeds_of
 from .showing.figures import Column, Panel, curves, dots_with_intervals
 from .showing.tables import DASH, markdown, number, with_interval
+from collections.abc import Sequence
+from pathlib import Path
+
 
 KEPT = 0.95
 """Share of the base model's content that counts as kept."""

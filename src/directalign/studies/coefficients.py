@@ -7,33 +7,32 @@ must come out: each branch adds (k_pos − k_neg) of the first and 1 + (k_pos + 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from ..config import SRPO as Settings
-from ..config import Branch, Ramp, Rollout, WindowMoves
+from ..config import SRPOConfig as Settings
+from ..config import BranchConfig, RampConfig, RolloutConfig, GridNoiseLevels
 from ..diffusion import noise_levels
-from ..interfaces import Family, Reward
+from ..interfaces import Model, Reward
 from ..methods.objective_math import absolute_relative, from_absolute_relative
 from ..methods.srpo import SRPO
 from ..models import trainable
 from ..types import Batch, DirectAlignError
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 
 Weights = Float[Tensor, " weights"]
 
 
 @dataclass(frozen=True)
-class LandsAt(noise_levels.WindowGrid):
+class LandsAt(noise_levels.GridSampler):
     """The official grid, where every sample lands on one point."""
 
     point: int = 500
 
-    def draw(self, b: int, generator: torch.Generator) -> noise_levels.Points:
+    def draw(self, b: int, generator: torch.Generator) -> noise_levels.GridPoints:
         """`point`, `b` times; nothing is drawn."""
         return torch.full((b,), self.point)
 
@@ -56,7 +55,7 @@ def project(gradient: Weights, absolute: Weights, relative: Weights) -> Fit:
     return Fit(float(weights[0]), float(weights[1]), 1 - float(left.dot(left) / gradient.dot(gradient)))
 
 
-def derived(settings: Settings, window: noise_levels.WindowGrid, point: int) -> tuple[float, float]:
+def derived(settings: Settings, window: noise_levels.GridSampler, point: int) -> tuple[float, float]:
     """(absolute, relative) weight of an update that lands on `point`: the sum over the branches that `settings` takes."""
     landing = torch.tensor([point])
     ways = {"denoise": (window.denoise, settings.denoise), "inversion": (window.inversion, settings.inversion)}
@@ -65,7 +64,7 @@ def derived(settings: Settings, window: noise_levels.WindowGrid, point: int) -> 
     return math.fsum(mu for mu, _ in weights), math.fsum(nu for _, nu in weights)
 
 
-def _weights(ramps: Branch, position: Tensor) -> tuple[float, float]:
+def _weights(ramps: BranchConfig, position: Tensor) -> tuple[float, float]:
     k_pos, k_neg = (float(noise_levels.Ramp(ramp.low_noise, ramp.high_noise).at(position)) for ramp in (ramps.k_pos, ramps.k_neg))
     mu, nu = absolute_relative(k_pos, k_neg)
     return float(mu), float(nu)
@@ -74,11 +73,11 @@ def _weights(ramps: Branch, position: Tensor) -> tuple[float, float]:
 def purely(settings: Settings, absolute: float, relative: float) -> Settings:
     """The same moves and branches under a reward of these two constant weights in each branch."""
     k_pos, k_neg = (float(k) for k in from_absolute_relative(absolute, relative))
-    branch = Branch(k_pos=Ramp(low_noise=k_pos, high_noise=k_pos), k_neg=Ramp(low_noise=k_neg, high_noise=k_neg))
+    branch = BranchConfig(k_pos=RampConfig(low_noise=k_pos, high_noise=k_pos), k_neg=RampConfig(low_noise=k_neg, high_noise=k_neg))
     return settings.model_copy(update={"denoise": branch, "inversion": branch})
 
 
-def ascent(family: Family, reward: Reward, settings: Settings, rollout: Rollout, batch: Batch, point: int) -> Weights:
+def ascent(family: Model, reward: Reward, settings: Settings, rollout: RolloutConfig, batch: Batch, point: int) -> Weights:
     """The direction in which one update of these settings, landing on `point`, moves the weights: minus the gradient of its loss."""
     method = SRPO(family, reward, settings, rollout)
     method.window = LandsAt(**asdict(grid_of(settings)), point=point)
@@ -90,19 +89,19 @@ def ascent(family: Family, reward: Reward, settings: Settings, rollout: Rollout,
     return torch.cat([each.flatten() for each in total])
 
 
-def grid_of(settings: Settings) -> noise_levels.WindowGrid:
+def grid_of(settings: Settings) -> noise_levels.GridSampler:
     """The official grid that the settings describe.
 
     Raises: DirectAlignError for moves of another kind.
     """
     chosen = settings.moves
-    if not isinstance(chosen, WindowMoves):
+    if not isinstance(chosen, GridNoiseLevels):
         raise DirectAlignError(f"method.moves.kind {chosen.kind}: coefficients are read off the official grid; set method.moves.kind: window")
-    return noise_levels.WindowGrid(chosen.schedule_steps, chosen.schedule_shift, chosen.first, chosen.last, chosen.points, chosen.groundtruth_ratio)
+    return noise_levels.GridSampler(chosen.schedule_steps, chosen.schedule_shift, chosen.first, chosen.last, chosen.points, chosen.groundtruth_ratio)
 
 
 def measured(
-    family: Family, reward: Reward, arms: Mapping[str, Settings], official: Settings, rollout: Rollout, batch: Batch, point: int
+    family: Model, reward: Reward, arms: Mapping[str, Settings], official: Settings, rollout: RolloutConfig, batch: Batch, point: int
 ) -> dict[str, tuple[Fit, float]]:
     """For every arm, its fit at one landing and the cosine of its gradient with that of the official step.
 

@@ -6,13 +6,7 @@ tests, which are tried on models made of renders (`compared_planted`), and on vo
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from functools import partial
-from itertools import product
-from pathlib import Path
-
-from ..config import Run
+from ..config import RunConfig
 from ..evaluation.compare import SUMMARY, Request, compare
 from ..training.run_folder import commit, machine, versions
 from .compared_planted import Planted, power, rendered_bank, simulated
@@ -23,6 +17,12 @@ from .running.pieces import piece
 from .running.records import Arm, Row
 from .running.sizes import sized
 from .showing.palette import title_of
+import json
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
+from pathlib import Path
+
 
 __all__ = ["NAME", "QUESTION", "TITLE", "draw", "measure", "tell"]
 
@@ -86,7 +86,7 @@ def summarised(summary: Row, seed: int) -> Iterator[Row]:
         yield {"study": NAME, "kind": "wins", "arm": won["b"], "title": title_of(won["b"]), "seed": seed, **won}
 
 
-def planted(out: Path, quick: bool, settings: Run) -> list[Row]:
+def planted(out: Path, quick: bool, settings: RunConfig) -> list[Row]:
     """Everything simulated, piece by piece."""
     bank = rendered_bank(*((8, 1) if quick else (CAPTIONS, VARIANTS)))
     count = QUICK_SIMULATED if quick else SIMULATED

@@ -9,14 +9,6 @@ Truth: a model's rate is p; the difference of two is p_b − p_a; a pair is won,
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
-
 from ..diffusion.rng import generator_for
 from ..evaluation.results import summarise
 from ..metrics import JUDGED
@@ -24,6 +16,13 @@ from ..stats import resample_groups, win_rate
 from ..toyworld.judges import load_judge
 from ..toyworld.scenes import STYLES, all_captions, render, scenes_of
 from .running.records import Row
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
 
 NUMBERS = ("photo_rate", "content")
 KEYS = ("a", "b")

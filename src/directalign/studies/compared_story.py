@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from ..stats import wilson_interval
 from .comparing.reading import of_kind
 from .comparing.statistics import mean_of
 from .running.records import Row, arms_of
 from .showing.figures import Column, Line, Panel, curves, dots_with_intervals
 from .showing.tables import DASH, markdown, number, with_interval
+from collections.abc import Sequence
+from pathlib import Path
+
 
 NUMBERS = {"photo_rate": "photo rate", "content": "content", "score_second": "held-out reward", "base_color_shift": "colour shift from the base"}
 DUELS = (("base", "direct_align"), ("base", "refl"), ("base", "srpo"), ("direct_align", "srpo"), ("refl", "srpo"))

@@ -5,11 +5,6 @@ Tokens are fitted anew for every seed, from a few dozen renders that no run is m
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-
 from .. import config
 from ..reward_analysis.images import load_examples
 from ..reward_analysis.soft_prompts import SoftPromptConfig, SoftPromptResult, fit_soft_prompts
@@ -20,6 +15,11 @@ from .running.experiment import run_arms, settings_of
 from .running.pieces import piece
 from .running.records import Arm, Row
 from .running.sizes import sized
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
 
 __all__ = ["NAME", "QUESTION", "TITLE", "draw", "measure", "tell"]
 
@@ -85,7 +85,7 @@ def _fitted(wanted: Wanted, seed: int, out: Path, quick: bool, recipes: Path) ->
     return piece(out, f"fit-{wanted.name}-seed{seed}", settings, lambda: _fit(wanted, seed, out, quick, settings))
 
 
-def _fit(wanted: Wanted, seed: int, out: Path, quick: bool, settings: config.Run) -> Sequence[Row]:
+def _fit(wanted: Wanted, seed: int, out: Path, quick: bool, settings: config.RunConfig) -> Sequence[Row]:
     assert wanted.fitting is not None
     fitting = SoftPromptConfig(content=wanted.fitting.content, num_steps=4 if quick else wanted.fitting.num_steps, seed=FIRST_SEED + seed)
     examples = load_examples(IMAGES, NAME, count=8 if quick else COUNT, seed=fitting.seed)

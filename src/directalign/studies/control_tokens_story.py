@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
-from pathlib import Path
-
 from .comparing.reading import before_training, curve, ends, line, of_kind, of_runs, over
 from .comparing.statistics import SeedInterval, mean_interval, mean_of, paired_over_seeds
 from .comparing.versus import signed
 from .running.records import Row, arms_of, of_run, seeds_of
 from .showing.figures import Panel, curves
 from .showing.tables import markdown, with_interval
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
 
 NAME = "control_tokens"
 LOSSES = (0.02, 0.05, 0.1)

@@ -6,11 +6,6 @@ suggested ramp on the same words and the same calls, with the suggested anchor a
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
-
 from ..config.load import load_run
 from ..reward_analysis import COMMON
 from ..reward_analysis.images import load_examples
@@ -23,6 +18,11 @@ from .running.experiment import run_arms, settings_of
 from .running.pieces import piece
 from .running.records import Arm, Row
 from .running.sizes import sized
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
 
 __all__ = ["NAME", "QUESTION", "TITLE", "draw", "measure", "tell"]
 

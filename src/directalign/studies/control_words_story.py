@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from ..toyworld.scenes import STYLE_WORDS
 from .comparing.reading import at_step, before_training, curve, line, of_kind, of_runs, over, steps_of
 from .comparing.versus import CALLS, QUALITY, Versus, after, at_photo_rate, common_photo_rate, excludes_zero, table, versus
 from .running.records import Row, arms_of
 from .showing.figures import Line, Panel, curves
 from .showing.tables import markdown, number, with_interval
+from collections.abc import Sequence
+from pathlib import Path
+
 
 OFFICIAL, OURS = "official", ("suggested", "anchored")
 TOP = 4

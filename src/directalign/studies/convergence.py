@@ -6,15 +6,15 @@ A finished `table1` beside this study's folder lends its runs: the arms, seeds a
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from . import convergence_figures, convergence_text, depth, table1
 from .running.arms import ARMS, sized, watched
 from .running.budget import within
 from .running.experiment import run_arms
 from .running.records import Row
 from .showing.publish import MARK
+import json
+from pathlib import Path
+
 
 NAME = "convergence"
 TITLE = "What it costs to reach the same judge level"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from .comparing.matching import interval_of
 from .comparing.reading import of_kind, of_runs
 from .costs import LEVELS, ratio
@@ -13,6 +10,9 @@ from .running.arms import OURS
 from .running.records import Row, arms_of, of_run, seeds_of
 from .showing.figures import Column, Line, Panel, curves, dots_with_intervals
 from .showing.tables import number
+from collections.abc import Sequence
+from pathlib import Path
+
 
 CURRENCIES = {"call_equivalents": "network call equivalents", "seconds": "seconds of training", "step": "updates"}
 JUDGED = {"photo_rate": ("Photo rate", True), "score_pos": ("Reward", False)}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from .comparing.reading import of_kind, of_runs
 from .costs import COSTS, LEVELS, PAPER, Ratio, against_paper, ratio, spent
 from .depth import INJECTION, MODELS, interval
 from .running.arms import OURS
 from .running.records import Row, arms_of, seeds_of
 from .showing.tables import DASH, markdown, number, with_interval
+from collections.abc import Mapping, Sequence
+
 
 OFFICIAL = "srpo_official"
 MIDDLE = LEVELS[len(LEVELS) // 2]

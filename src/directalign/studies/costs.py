@@ -6,12 +6,12 @@ Direct-Align and ReFL 16, DRaFT-LV 24, DanceGRPO 480; its text says 75 times for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from .comparing.statistics import SeedInterval, at_level, mean_interval, ratio_interval
 from .running.records import Row, of_run, seeds_of
 from .showing.tables import DASH, number, with_interval
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 
 LEVELS = (0.4, 0.6, 0.75)
 """Photo rates at which costs are compared."""

@@ -6,18 +6,18 @@ on the tables of other DDPMs (`schedules`). Learning rates and budgets are those
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
-from dataclasses import dataclass, replace
-from pathlib import Path
-
 from ..toyworld import assets
 from .ddpm_story import draw, tell
 from .running.experiment import run_arms
 from .running.records import Arm, Row
 from .running.sizes import sized
 from .schedules import exactness
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
 
 __all__ = ["NAME", "QUESTION", "TITLE", "draw", "measure", "tell"]
 

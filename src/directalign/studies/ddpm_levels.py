@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from .comparing.reading import ends, of_kind, over
 from .comparing.statistics import SeedInterval
 from .running.records import Row
 from .showing.figures import Column, dots_with_intervals
 from .showing.tables import DASH, markdown, number, with_interval
+from collections.abc import Sequence
+from pathlib import Path
+
 
 GROUPS = {"windows": "Windows of levels", "grids": "Sampling grids"}
 

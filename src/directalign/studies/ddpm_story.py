@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from .comparing.reading import at_step, ends, over, steps_of
 from .comparing.statistics import at_level
 from .ddpm_levels import GROUPS, dots, judged, known, listed, mean, percent, schedule_table, schedule_verdict, short_table, short_verdict, value_of
@@ -12,6 +9,9 @@ from .running.records import Row, of_run, seeds_of
 from .showing.figures import Place, Scale, plane
 from .showing.palette import title_of
 from .showing.tables import markdown, number, with_interval
+from collections.abc import Sequence
+from pathlib import Path
+
 
 LEVEL = 0.5
 """The photo rate at which methods are compared: not so far that none gets there, far enough to tell."""

@@ -6,10 +6,6 @@ that ask for other styles. `raw` is the trained reward itself without any projec
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
-
 from .. import config
 from ..reward_analysis.bias_directions import Request, make_directions
 from .defences_story import draw, tell
@@ -18,6 +14,10 @@ from .running.pieces import piece
 from .running.records import Arm, Row
 from .running.sizes import PAIRS, QUICK_PAIRS, sized
 from .wordings import OTHERS, PHOTO
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
 
 __all__ = ["NAME", "QUESTION", "TITLE", "draw", "measure", "tell"]
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from .comparing.matching import Column, Matched, absent, at_same_level, matched, table
 from .comparing.reading import before_training, curve, line, of_kind, of_runs
 from .comparing.statistics import paired_over_seeds
@@ -12,6 +9,9 @@ from .comparing.versus import at_photo_rate, common_photo_rate, excludes_zero, s
 from .running.records import Row, arms_of, of_run, seeds_of
 from .showing.figures import Panel, curves
 from .showing.tables import DASH, markdown, number
+from collections.abc import Sequence
+from pathlib import Path
+
 
 COLUMNS = (
     Column("color_drift", "colour drift"),

@@ -6,16 +6,16 @@ three times as long, with the anchored reward and with the released ramps. All o
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
-from ..config import Run
+from ..config import RunConfig
 from ..config.load import load_run
 from ..report import write_page
 from ..report.read import RunFiles, read_run
 from ..report.runs_page import matched
 from .running.experiment import trained
+import json
+from pathlib import Path
+from typing import Any
+
 
 MEASURED = ("photo_rate", "content", "color_drift", "reward")
 LONGER = 3
@@ -31,7 +31,7 @@ def demo(out: Path, recipes: Path = Path("recipes")) -> Path:
     return write_page(out)
 
 
-def _runs(recipes: Path) -> dict[str, Run]:
+def _runs(recipes: Path) -> dict[str, RunConfig]:
     srpo = load_run(recipes / "world_srpo.yaml", [])
     longer = [f"train.num_steps={LONGER * srpo.train.num_steps}", f"evaluate.every={srpo.train.num_steps}"]
     return {

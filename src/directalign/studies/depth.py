@@ -7,6 +7,23 @@ All of them take turns within one process, so that the ratio of their times hold
 
 from __future__ import annotations
 
+from ..config import SRPOConfig as Settings
+from ..config import DRaFTConfig as ChainSettings
+from ..config import RunConfig
+from ..config.load import load_run
+from ..data.prompts import train_captions
+from ..diffusion.sampling import start_rollout, sampling_step
+from ..interfaces import Method
+from ..methods.draft import DRaFT
+from ..methods.objective import build_objective
+from ..methods.srpo import SRPO
+from ..models import load_model, trainable
+from ..rewards import load_reward
+from ..training.step import NFECounter
+from ..types import Batch
+from .comparing.statistics import SeedInterval, mean_interval, ratio_interval
+from .running.pieces import piece
+from .running.records import Row
 import math
 import time
 from collections import defaultdict
@@ -14,28 +31,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..config import SRPO as Settings
-from ..config import DRaFT as ChainSettings
-from ..config import Run
-from ..config.load import load_run
-from ..data.prompts import train_captions
-from ..diffusion.sampling import start, step
-from ..interfaces import Method
-from ..methods.draft import DRaFT
-from ..methods.objective import build_objective
-from ..methods.srpo import SRPO
-from ..models import load_family, trainable
-from ..rewards import load_reward
-from ..training.step import NFECounter
-from ..types import Batch
-from .comparing.statistics import SeedInterval, mean_interval, ratio_interval
-from .running.pieces import piece
-from .running.records import Row
 
 MODELS = {"flux": ("FLUX", "world_direct_align"), "sd": ("SD", "world_sd_direct_align")}
 INJECTION = 0
@@ -85,9 +84,9 @@ class Bench:
     `run` is a recipe of plain Direct-Align with one branch; the chains take its words.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunConfig) -> None:
         assert isinstance(run.method, Settings) and run.method.form == "absolute" and run.method.branches == "denoise", run.method
-        self.run, self.family = run, load_family(run.model, "cpu", run.seed)
+        self.run, self.family = run, load_model(run.model, "cpu", run.seed)
         self.weights = list(trainable(self.family).values())
         self.calls = NFECounter(self.family.denoiser)
         reward = load_reward(run.reward, "cpu")
@@ -100,7 +99,7 @@ class Bench:
     def batch(self, step: int) -> Batch:
         """The prompts of one update; `step` draws its noise too."""
         prompts, size = train_captions(), self.run.data.batch_size
-        return Batch(step, tuple(prompts[(step * size + place) % len(prompts)] for place in range(size)), None, self.run.seed)
+        return Batch(sampling_step, tuple(prompts[(sampling_step * size + place) % len(prompts)] for place in range(size)), None, self.run.seed)
 
     def gradient(self, grad_steps: int, batch: Batch) -> tuple[float, Float[Tensor, " weights"]]:
         """Seconds of the losses and their backward passes, and the whole gradient."""
@@ -113,10 +112,10 @@ class Bench:
 
     def at_states(self, batch: Batch) -> tuple[Float[Tensor, " levels"], Float[Tensor, " levels"]]:
         """Levels of a rollout's states, and the norm of each sample's reward gradient there, mean over the batch; [-1] is the image."""
-        begun = start(self.family, self.run.rollout, batch)
+        begun = start_rollout(self.family, self.run.rollout, batch)
         states = [begun.noise.requires_grad_()]
         for sigma_from, sigma_to in pairwise(begun.sigmas):
-            states.append(step(self.family, begun.cond, states[-1], sigma_from.expand(len(begun.noise)), sigma_to.expand(len(begun.noise))))
+            states.append(sampling_step(self.family, begun.cond, states[-1], sigma_from.expand(len(begun.noise)), sigma_to.expand(len(begun.noise))))
         reward = self.objective(self.family.decode(states[-1]), batch).reward.sum()
         gradients = torch.autograd.grad(reward, states)
         return begun.sigmas, torch.stack([each.flatten(1).norm(dim=1).mean() for each in gradients]).double()

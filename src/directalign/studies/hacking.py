@@ -7,15 +7,14 @@ model that changed nothing is not hacked, and one that came nearer to the photog
 
 from __future__ import annotations
 
+from ..evaluation import image_metrics
+from ..evaluation.in_training import Measurer
+from ..types import Images, PerSample
 from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..evaluation import image_metrics
-from ..evaluation.in_training import Measurer
-from ..types import Images, PerSample
 
 DISTANCES = ("cast", "saturation", "sharpness")
 

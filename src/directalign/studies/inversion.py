@@ -6,13 +6,11 @@ relative preference is in the gradient of one update at each noise level.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ..config import SRPO as Settings
-from ..config import Run
+from ..config import SRPOConfig as Settings
+from ..config import RunConfig
 from ..config.load import load_run
 from ..data.prompts import PromptStream, read_prompts
-from ..models import load_family
+from ..models import load_model
 from ..rewards import load_reward
 from ..types import Batch
 from . import coefficients
@@ -21,6 +19,8 @@ from .running.experiment import run_arms, settings_of
 from .running.pieces import piece
 from .running.records import Arm, Row
 from .running.sizes import sized
+from pathlib import Path
+
 
 __all__ = ["NAME", "QUESTION", "TITLE", "draw", "measure", "tell"]
 
@@ -66,11 +66,11 @@ def _longer(arm: Arm, recipes: Path) -> Arm:
     return sized([Arm(arm.name, arm.title, arm.recipe, longer)], quick=False)[0]
 
 
-def _taken_apart(settings: dict[Arm, Run], point: int, batches: int) -> list[Row]:
+def _taken_apart(settings: dict[Arm, RunConfig], point: int, batches: int) -> list[Row]:
     """One row per arm and batch of prompts: measured and derived weights at one landing, on the model before training."""
     (first, run), *_ = settings.items()
     assert first.name == "official"
-    family = load_family(run.model, "cpu", run.seed)
+    family = load_model(run.model, "cpu", run.seed)
     reward = load_reward(run.reward)
     methods = {arm.name: _srpo(each) for arm, each in settings.items()}
     prompts = PromptStream(read_prompts(run.data.prompts or "world"), run.seed)
@@ -90,6 +90,6 @@ def _row(arm: Arm, method: Settings, index: int, point: int, sigma: float, fit: 
     return {**where, **measured, "derived_absolute": absolute, "derived_relative": relative}
 
 
-def _srpo(run: Run) -> Settings:
+def _srpo(run: RunConfig) -> Settings:
     assert isinstance(run.method, Settings)
     return run.method

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
-from pathlib import Path
-
 from .comparing.reading import at_step, before_training, curve, line, of_kind, of_runs, over, steps_of
 from .comparing.statistics import SeedInterval
 from .comparing.versus import CALLS, Versus, after, at_photo_rate, common_photo_rate, excludes_zero, table, versus
 from .running.records import Row, arms_of
 from .showing.figures import Panel, curves
 from .showing.tables import DASH, markdown, number, with_interval
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
 
 OURS, THEIRS = "half_cost", "official"
 SHOWN = {"photo_rate": "photo rate", "content": "content", "color_drift": "colour drift"}

@@ -5,12 +5,6 @@ OUT/rewards/NAME/   the taught rewards, complete folders as `directalign listen`
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import Any
-
 from .. import config
 from ..control.listen import Lessons
 from ..control.tuned_folder import listen
@@ -21,6 +15,12 @@ from .running.pieces import piece
 from .running.records import Arm, Row
 from .running.sizes import sized
 from .wordings import OTHERS, PHOTO
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 
 __all__ = ["NAME", "QUESTION", "TITLE", "draw", "measure", "tell"]
 
@@ -92,7 +92,7 @@ def folder_of(out: Path, name: str) -> Path:
     return out / "rewards" / name
 
 
-def _kept(recipes: Path) -> config.Run:
+def _kept(recipes: Path) -> config.RunConfig:
     """The settings that rows about rewards are kept under: the recipe's, with the reward that is taught."""
     return settings_of(Arm("source", "", "world_srpo", (f"reward.path={SOURCE}",)), SEED, recipes)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from .comparing.reading import before_training, curve, ends, line, of_kind, of_runs, over
 from .comparing.statistics import SeedInterval
 from .comparing.versus import CALLS, after, at_photo_rate, common_photo_rate, excludes_zero, signed, table, versus
 from .running.records import Row, arms_of, of_run, seeds_of
 from .showing.figures import Column, Panel, curves, dots_with_intervals
 from .showing.tables import DASH, markdown, number, with_interval
+from collections.abc import Sequence
+from pathlib import Path
+
 
 PAIRS = {"relative": ("relative_tuned", "relative_original"), "anchored": ("anchored_tuned", "anchored_original")}
 MADE_UP = ("made_up_tuned", "made_up_original")

@@ -6,25 +6,24 @@ network call makes of it is compared with what was there: in latents, in pixels,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
-import torch
-
-from ..config import SRPO, Run
+from ..config import SRPOConfig, RunConfig
 from ..config.load import load_run
 from ..diffusion.rng import FRESH_NOISE, draw_noise, generator_for
 from ..diffusion.sampling import rollout_sigmas, sample
 from ..evaluation.eval_prompts import fixed_pairs, measured_prompts, noise_of
 from ..evaluation.generate import image_size
-from ..models import load_family
+from ..models import load_model
 from ..rewards import load_reward
 from ..toyworld.judges import load_judge
 from .recovery_errors import Bench
 from .recovery_story import draw, tell
 from .running.pieces import piece
 from .running.records import Row
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+import torch
+
 
 __all__ = ["NAME", "QUESTION", "TITLE", "draw", "measure", "tell"]
 
@@ -66,7 +65,7 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
 
 
 @torch.no_grad()
-def errors(run: Run, seed: int, size: Size) -> list[Row]:
+def errors(run: RunConfig, seed: int, size: Size) -> list[Row]:
     """All rows of one model and seed; `noise` says whether the injected noise is the rollout's own."""
     bench = bench_of(run, seed, size.count)
     fresh = draw_noise(bench.x0.shape, generator_for(seed, FRESH_NOISE), bench.x0.device)
@@ -76,9 +75,9 @@ def errors(run: Run, seed: int, size: Size) -> list[Row]:
     return rows
 
 
-def bench_of(run: Run, seed: int, count: int) -> Bench:
+def bench_of(run: RunConfig, seed: int, count: int) -> Bench:
     """`count` clean latents of the recipe's base model by the recipe's rollout, other prompts and other noise for every seed."""
-    family = load_family(run.model, "cuda" if torch.cuda.is_available() else "cpu")
+    family = load_model(run.model, "cuda" if torch.cuda.is_available() else "cpu")
     device = next(family.denoiser.parameters()).device
     prompts, seeds = _pairs_of(run, seed, count)
     cond = family.encode_prompt(prompts)
@@ -86,12 +85,12 @@ def bench_of(run: Run, seed: int, count: int) -> Bench:
     noise = noise_of(seeds, family.latent_shape(height, width)).to(device)
     rollout = cond.guided(run.rollout.embedded_guidance, run.rollout.cfg_scale)
     x0 = sample(family, rollout, noise, rollout_sigmas(family, run.rollout, height, width))
-    assert isinstance(run.method, SRPO), run.method.name
+    assert isinstance(run.method, SRPOConfig), run.method.name
     trained = cond.guided(run.method.embedded_guidance, run.method.cfg_scale)
     return Bench(family, load_reward(run.reward, device), load_judge(), trained, x0, noise)
 
 
-def _pairs_of(run: Run, seed: int, count: int) -> tuple[Sequence[str], Sequence[int]]:
+def _pairs_of(run: RunConfig, seed: int, count: int) -> tuple[Sequence[str], Sequence[int]]:
     """The pairs of one seed: the `seed`-th stretch of `count` of the fixed ones."""
     pairs = fixed_pairs(measured_prompts(run.data), count * (seed + 1))
     return pairs.prompts[-count:], pairs.seeds[-count:]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import product
-
 from .comparing.statistics import mean_interval
 from .running.records import Row, arms_of
 from .showing.tables import markdown, number
+from collections.abc import Sequence
+from itertools import product
+
 
 JUMP = 0.02
 """The jump that the tables and the collapse are read at; the official span is 0.0214."""

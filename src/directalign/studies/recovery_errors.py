@@ -6,20 +6,19 @@ out, to the next level and back by the known noise, in the network's own float32
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-
-import torch
-from torch import Tensor
-
-from ..diffusion.path import alpha, per_sample, to_noise, to_x0
+from ..diffusion.path import alpha, expand_like, to_noise, to_x0
 from ..diffusion.recovery import inject, recover
 from ..evaluation.image_metrics import sharpness
 from ..evaluation.in_training import STYLE
-from ..interfaces import Family, Judge, Reward
+from ..interfaces import Model, Judge, Reward
 from ..types import Conditioning, Images, Latents, Noised, PathName, PerSample
 from .running.records import Row
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+import torch
+from torch import Tensor
+
 
 HIGHEST = 0.99
 """No jump goes beyond this level: there is no signal left at 1 to recover."""
@@ -43,11 +42,11 @@ def landings(sigma: float, jumps: Sequence[float]) -> list[float]:
     return [sigma_to for sigma_to in reached if 0 <= sigma_to <= HIGHEST]
 
 
-def stepped(family: Family, noised: Noised, pred: Latents, sigma_to: PerSample) -> Latents:
+def stepped(family: Model, noised: Noised, pred: Latents, sigma_to: PerSample) -> Latents:
     """Direct-Align's image without the closed form: step to `sigma_to`, subtract the known noise, divide by alpha_to."""
     x0_hat = to_x0(family.path, family.prediction, pred, noised.x_t, noised.sigma)
     noise_hat = to_noise(family.path, family.prediction, pred, noised.x_t, noised.sigma)
-    alpha_to, noise_level = per_sample(alpha(family.path, sigma_to), pred), per_sample(sigma_to, pred)
+    alpha_to, noise_level = expand_like(alpha(family.path, sigma_to), pred), expand_like(sigma_to, pred)
     x_to = alpha_to * x0_hat + noise_level * noise_hat
     return (x_to - noise_level * noised.noise) / alpha_to
 
@@ -64,7 +63,7 @@ class Bench:
     `cond` is what the network is told in the training call.
     """
 
-    family: Family
+    family: Model
     reward: Reward
     judge: Judge
     cond: Conditioning

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-
 from .comparing.reading import over
 from .comparing.statistics import SeedInterval
 from .recovery_collapse import FRESH, JUMP, OWN, SEEN, collapse, collapse_table, kept, of, sigmas_of
 from .running.records import Row, arms_of, seeds_of
 from .showing.figures import Line, Panel, curves
 from .showing.tables import markdown, number, with_interval
+from collections.abc import Iterable
+from pathlib import Path
+
 
 DRAWN = ("agreement", "style", "sharpness")
 """What the picture shows of `recovery_collapse.SEEN`."""

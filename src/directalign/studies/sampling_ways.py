@@ -6,18 +6,17 @@ scheduler stands, and the scheduler takes the step.
 
 from __future__ import annotations
 
+from ..diffusion.recovery import inject
+from ..diffusion.rng import FRESH_NOISE, draw_noise, generator_for
+from ..diffusion.sampling import sample
+from ..interfaces import Model
+from ..types import Conditioning, Images, Latents
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-
 import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
 
-from ..diffusion.recovery import inject
-from ..diffusion.rng import FRESH_NOISE, draw_noise, generator_for
-from ..diffusion.sampling import sample
-from ..interfaces import Family
-from ..types import Conditioning, Images, Latents
 
 STRENGTH = 0.4
 """The level that every round of a chain goes back to."""
@@ -56,7 +55,7 @@ SAMPLERS: dict[str, Callable[[int], Any]] = {"Euler": euler, "Heun": heun, "DPM-
 
 
 @torch.no_grad()
-def scheduled(family: Family, cond: Conditioning, noise: Latents, scheduler: Any) -> Latents:
+def scheduled(family: Model, cond: Conditioning, noise: Latents, scheduler: Any) -> Latents:
     """Clean latents of a flow model by a diffusers scheduler whose timesteps are set; it is used up by this."""
     assert family.path == "flow", family.path
     x_t = noise
@@ -68,7 +67,7 @@ def scheduled(family: Family, cond: Conditioning, noise: Latents, scheduler: Any
 
 
 @torch.no_grad()
-def chain(family: Family, cond: Conditioning, images: Images, seed: int, rounds: int) -> Iterator[Images]:
+def chain(family: Model, cond: Conditioning, images: Images, seed: int, rounds: int) -> Iterator[Images]:
     """The images after each round of: encode, noise to `STRENGTH` with new noise, denoise under the prompt, decode."""
     sigmas = torch.linspace(STRENGTH, 0, CHAIN_STEPS + 1, dtype=torch.float64)
     for number in range(rounds):

@@ -6,20 +6,19 @@ diffusers takes x_t one step down its timesteps in float64, the known noise is s
 
 from __future__ import annotations
 
+from ..diffusion.path import DDPMTable, alpha, expand_like, target
+from ..diffusion.recovery import inject, recover
+from ..diffusion.rng import draw_noise, generator_for
+from ..types import Latents, Noised
+from .running.records import Row
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
-
 import torch
 from diffusers import DDIMScheduler
 from jaxtyping import Float
 from torch import Tensor
 
-from ..diffusion.path import DdpmTable, alpha, per_sample, target
-from ..diffusion.recovery import inject, recover
-from ..diffusion.rng import draw_noise, generator_for
-from ..types import Latents, Noised
-from .running.records import Row
 
 SHAPE = (4, 4, 4)
 NUM_STEPS = 50
@@ -60,7 +59,7 @@ def exactness(seed: int) -> list[Row]:
 
 def _row(schedule: Schedule, prediction: Predicted, seed: int) -> Row:
     stepper = ddim(schedule, prediction)
-    table = DdpmTable(stepper.alphas_cumprod)
+    table = DDPMTable(stepper.alphas_cumprod)
     found = list(_differences(stepper, table, prediction, seed))
     exact, closed, stepped = (torch.tensor(numbers, dtype=torch.float64) for numbers in zip(*found, strict=True))
     medians = {"closed_float32": float(closed.median()), "stepped_float32": float(stepped.median())}
@@ -77,7 +76,7 @@ def ddim(schedule: Schedule, prediction: Predicted) -> DDIMScheduler:
     return stepper
 
 
-def _differences(stepper: DDIMScheduler, table: DdpmTable, prediction: Predicted, seed: int) -> Iterator[tuple[float, float, float]]:
+def _differences(stepper: DDIMScheduler, table: DDPMTable, prediction: Predicted, seed: int) -> Iterator[tuple[float, float, float]]:
     """For each step down: (closed form against diffusers, in float64; closed form and stepping in float32 against float64)."""
     for timestep in stepper.timesteps:
         x0, noise, pred = (_drawn(seed, int(timestep), part) for part in range(3))
@@ -99,10 +98,10 @@ def by_step(stepper: DDIMScheduler, timestep: Tensor, noised: Noised, pred: Late
     stepper.alphas_cumprod = kept.to(pred.dtype)
     x_to = stepper.step(pred, int(timestep), noised.x_t, eta=0.0, return_dict=False)[0]
     stepper.alphas_cumprod = kept
-    return (x_to - per_sample(sigma_to, x_to) * noised.noise) / per_sample(alpha("vp", sigma_to), x_to)
+    return (x_to - expand_like(sigma_to, x_to) * noised.noise) / expand_like(alpha("vp", sigma_to), x_to)
 
 
-def roundtrip(table: DdpmTable) -> float:
+def roundtrip(table: DDPMTable) -> float:
     """Largest |timestep_of(sigma_of(t)) − t| over whole and half timesteps."""
     timesteps = torch.arange(0, len(table.sigmas) - 1, 0.5, dtype=torch.float64)
     return float((table.timestep_of(table.sigma_of(timesteps)) - timesteps).abs().max())

@@ -6,19 +6,12 @@ in every other way on the same pairs, and what is gained and lost is compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import torch
-
-from ..config import Run
+from ..config import RunConfig
 from ..evaluation import image_metrics
 from ..evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts, noise_of
 from ..evaluation.generate import generate, image_size, trained_family
 from ..evaluation.in_training import photographs
-from ..interfaces import Family, Judge
+from ..interfaces import Model, Judge
 from ..toyworld.judges import load_judge
 from ..types import Images
 from .running.experiment import run_arm, settings_of
@@ -27,6 +20,12 @@ from .running.records import Arm, Row
 from .running.sizes import sized
 from .sampling_ways import SAMPLERS, chain, in_batches, scheduled
 from .stability_story import draw, tell
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+import torch
+
 
 __all__ = ["NAME", "QUESTION", "TITLE", "draw", "measure", "tell"]
 
@@ -80,15 +79,15 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
 class Subject:
     """A model and the pairs that it is sampled on."""
 
-    family: Family
+    family: Model
     judge: Judge
-    run: Run
+    run: RunConfig
     pairs: Pairs
     seed: int
     size: Size
 
     @classmethod
-    def of(cls, run: Run, trained: Path | None, seed: int, size: Size) -> Subject:
+    def of(cls, run: RunConfig, trained: Path | None, seed: int, size: Size) -> Subject:
         """The model of a finished run, or for None the one that it began from; the `seed`-th stretch of the fixed pairs."""
         every = fixed_pairs(measured_prompts(run.data), size.count * (seed + 1))
         return cls(trained_family(run, trained), load_judge(), run, Pairs(every.prompts[-size.count :], every.seeds[-size.count :]), seed, size)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from pathlib import Path
-
 from .comparing.reading import of_kind, over
 from .comparing.statistics import SeedInterval, mean_interval, mean_of, paired_over_seeds
 from .running.records import Row, seeds_of
 from .showing.figures import Line, Panel, curves
 from .showing.tables import markdown, number, with_interval
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
 
 KINDS = {
     "samplers": "Samplers",

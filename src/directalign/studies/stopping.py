@@ -5,16 +5,16 @@ Each form of the reward is trained three times from each seed: free, under a bud
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-
 from ..config.load import load_run
 from .running.experiment import folder_of, run_arms
 from .running.records import Arm, Row
 from .running.sizes import sized
 from .stopping_story import draw, tell
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
 
 __all__ = ["NAME", "QUESTION", "TITLE", "draw", "measure", "tell"]
 

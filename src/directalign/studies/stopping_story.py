@@ -6,14 +6,14 @@ allows; among equals the earliest. It is known in hindsight, from the judge; a c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from .comparing.reading import ends, of_kind, of_runs
 from .comparing.statistics import mean_of
 from .running.records import Row, of_run, seeds_of
 from .showing.figures import Place, Scale, plane
 from .showing.tables import DASH, markdown, number, with_interval
+from collections.abc import Sequence
+from pathlib import Path
+
 
 LOSS, NEAR = 0.03, 0.02
 """How much content the best may have lost, and how near to the best photo rate the kept one is to be; in shares of images."""

@@ -6,14 +6,14 @@ it was not trained on: held-out judges, drift from photographs, diversity.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from . import table1_figures, table1_text
 from .running.arms import ARMS, sized, watched
 from .running.budget import Budget, within
 from .running.experiment import run_arms
 from .running.photographs import with_drift
 from .running.records import Row
+from pathlib import Path
+
 
 NAME = "table1"
 TITLE = "All methods side by side, at matched compute and at matched reward"

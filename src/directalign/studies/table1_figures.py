@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from .comparing.matching import at_same_level, base_row, interval_of, level_of_most
 from .running.records import Number, Row, arms_of, of_run, seeds_of
 from .showing import figures
 from .showing.tables import number
+from collections.abc import Sequence
+from pathlib import Path
+
 
 COLUMNS = (
     ("color_drift", "Colour drift", False, False),

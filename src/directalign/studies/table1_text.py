@@ -9,6 +9,7 @@ from .running.records import Row, arms_of, seeds_of
 from .showing.palette import title_of
 from .showing.tables import number, with_interval
 
+
 QUALITY = (
     Column("score_pos", "reward"),
     Column("photo_rate", "photo rate", 0, percent=True),

@@ -5,11 +5,6 @@ Both reward forms, every window with moves of one gain, so that no window is fav
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-import torch
-
 from . import hacking
 from .comparing.reading import before_training, curve, ends, line, of_kind, of_runs, over
 from .comparing.statistics import SeedInterval
@@ -22,6 +17,10 @@ from .running.records import Arm, Row, of_run, seeds_of
 from .running.sizes import sized
 from .showing.figures import Column, Panel, curves, dots_with_intervals
 from .showing.tables import markdown, with_interval
+from collections.abc import Sequence
+from pathlib import Path
+import torch
+
 
 NAME = "timesteps"
 TITLE = "Early, late or full window: which training looks most hacked"

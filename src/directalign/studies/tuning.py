@@ -5,10 +5,6 @@ The budget is shorter than that of table 1, and longer for policy gradients as t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from pathlib import Path
-
 from .comparing.matching import base_row
 from .running.arms import ARMS, allowance, sized
 from .running.budget import Budget, within
@@ -17,6 +13,10 @@ from .running.records import Arm, Row
 from .showing import figures
 from .showing.palette import title_of
 from .showing.tables import markdown, number
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
 
 NAME = "tuning"
 TITLE = "The learning rate of every method, chosen with equal care"

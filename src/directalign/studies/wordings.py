@@ -3,13 +3,6 @@ which styles it prefers, and how much of a bias that no word asks for cancels in
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
-
 from ..data.prompts import train_captions
 from ..interfaces import Reward
 from ..rewards.clip import ClipReward
@@ -17,6 +10,12 @@ from ..toyworld.scenes import STYLE_WORDS, STYLES, render, scenes_of
 from ..types import Images, PerSample
 from ..world.build import reward_card
 from .running.records import Arm
+import json
+from dataclasses import dataclass
+from typing import Any
+import torch
+from torch import Tensor
+
 
 TINT = 0.1
 """Strength of the red cast that the embedded reward likes under every prompt."""

@@ -6,10 +6,6 @@ prompt itself asks for still delivered afterwards?
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-
 from ..interfaces import Reward
 from ..rewards import load_reward
 from ..toyworld.scenes import STYLES
@@ -24,6 +20,10 @@ from .running.sizes import sized
 from .showing.figures import Column, dots_with_intervals
 from .showing.tables import DASH, markdown, number, with_interval
 from .wordings import WORDINGS, Wording, facts_of, seen_by
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
 
 NAME = "words"
 TITLE = "Control words: which pairs cancel the bias, and what they suppress"

@@ -10,6 +10,15 @@ data set or global batch is refused. The number of processes may differ between 
 
 from __future__ import annotations
 
+from .. import config
+from ..diffusion.rng import generator_for
+from ..interfaces import Method
+from ..io import atomic
+from ..types import DirectAlignError
+from .data import accumulation
+from .distributed import TorchProcessGroup, class_of, empty_beside
+from .optim import EMA, learning_rate
+from .run_folder import versions
 import hashlib
 import json
 import logging
@@ -20,7 +29,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
 import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
@@ -35,21 +43,12 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
-from .. import config
-from ..diffusion.rng import generator_for
-from ..interfaces import Method
-from ..io import atomic
-from ..types import DirectAlignError
-from .data import accumulation
-from .distributed import ProcessGroup, class_of, empty_beside
-from .optim import EMA, learning_rate
-from .run_folder import versions
 
 logger = logging.getLogger(__name__)
 
 
 def write_tensors(
-    folder: Path, groups: Mapping[str, Mapping[str, Tensor]], ranks: ProcessGroup
+    folder: Path, groups: Mapping[str, Mapping[str, Tensor]], ranks: TorchProcessGroup
 ) -> None:
     """Every tensor of every group, under GROUP.NAME: rank 0 writes a file per group, or each rank its shards."""
     named = {
@@ -155,7 +154,7 @@ OWN_SAMPLES = "rollouts"
 class TrainState:
     """The things whose state is kept, each by reference."""
 
-    run: config.Run
+    run: config.RunConfig
     denoiser: nn.Module
     parameters: Mapping[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
@@ -174,12 +173,12 @@ def architecture(denoiser: nn.Module) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def global_batch_size(run: config.Run, ranks: ProcessGroup) -> int:
+def global_batch_size(run: config.RunConfig, ranks: TorchProcessGroup) -> int:
     """Prompts per update over all ranks."""
     return run.data.batch_size * accumulation(run, ranks.size) * ranks.size
 
 
-def write_state(folder: Path, state: TrainState, step: int, ranks: ProcessGroup) -> None:
+def write_state(folder: Path, state: TrainState, step: int, ranks: TorchProcessGroup) -> None:
     """Put this rank's share of the state after `step` updates into `folder`; rank 0 writes what all ranks have in common."""
     torch.save(
         {"random": random_state(), "method": dict(state.method.state_dict())},
@@ -200,7 +199,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "record.json").read_text(encoding="utf-8"))
 
 
-def restore_state(folder: Path, state: TrainState, ranks: ProcessGroup) -> int:
+def restore_state(folder: Path, state: TrainState, ranks: TorchProcessGroup) -> int:
     """Put everything back in place, on as many ranks as there are now; the number of updates that the checkpoint has behind it."""
     record = read_record(folder)
     own = _memory(folder, record, state.run, ranks)
@@ -215,7 +214,7 @@ def restore_state(folder: Path, state: TrainState, ranks: ProcessGroup) -> int:
 
 
 def _memory(
-    folder: Path, record: Mapping[str, Any], run: config.Run, ranks: ProcessGroup
+    folder: Path, record: Mapping[str, Any], run: config.RunConfig, ranks: TorchProcessGroup
 ) -> dict[str, Any]:
     """What this rank remembers; where the batch is shared out otherwise than then, what rank 0 does, which all have in common."""
     former, batch_size = record["data"]["ranks"], record["config"]["data"]["batch_size"]
@@ -258,7 +257,7 @@ def _restore_optimizer(folder: Path, state: TrainState) -> None:
     state.optimizer.load_state_dict(packed)
 
 
-def _record(state: TrainState, step: int, ranks: ProcessGroup) -> dict[str, Any]:
+def _record(state: TrainState, step: int, ranks: TorchProcessGroup) -> dict[str, Any]:
     settings = state.run.train
     return {
         "format": FORMAT,
@@ -313,7 +312,7 @@ def all_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-" + "[0-9]" * 6 + "*"))
 
 
-def save(folder: Path, state: TrainState, step: int, ranks: ProcessGroup) -> Path:
+def save(folder: Path, state: TrainState, step: int, ranks: TorchProcessGroup) -> Path:
     """Write the state after `step` updates and drop the oldest checkpoints; the former ones stay whatever goes wrong."""
     target = path_of(folder, step)
     last = all_of(folder)
@@ -333,7 +332,7 @@ def save(folder: Path, state: TrainState, step: int, ranks: ProcessGroup) -> Pat
 def write_sealed(
     target: Path,
     fill: Callable[[Path], None],
-    ranks: ProcessGroup,
+    ranks: TorchProcessGroup,
     rest: str,
     what: str = "checkpoint",
 ) -> None:
@@ -359,7 +358,7 @@ def write_sealed(
         raise DirectAlignError(f"cannot write {what} {target}: {why}; {rest}") from error
 
 
-def _publish(target: Path, ranks: ProcessGroup) -> None:
+def _publish(target: Path, ranks: TorchProcessGroup) -> None:
     """Every rank checks off its part of the files, rank 0 seals them."""
     own = atomic.sums(atomic.partial_of(target), ranks.rank, ranks.size)
     files = [found for text in ranks.texts(json.dumps(own)) for found in json.loads(text).items()]
@@ -367,7 +366,7 @@ def _publish(target: Path, ranks: ProcessGroup) -> None:
         atomic.publish(target, dict(sorted(files)))
 
 
-def find(folder: Path, ranks: ProcessGroup) -> Path | None:
+def find(folder: Path, ranks: TorchProcessGroup) -> Path | None:
     """The newest whole checkpoint, None when there is none yet. Passing over a damaged one is said; if all are damaged it is an error."""
     damaged: list[str] = []
     names = ranks.texts("\n".join(path.name for path in all_of(folder)))[0].split()
@@ -389,7 +388,7 @@ def find(folder: Path, ranks: ProcessGroup) -> Path | None:
     return None
 
 
-def restore(path: Path, state: TrainState, ranks: ProcessGroup) -> int:
+def restore(path: Path, state: TrainState, ranks: TorchProcessGroup) -> int:
     """Put the checkpoint's state into `parts` after making sure that it belongs to this run; the updates behind it."""
     record = read_record(path)
     if record.get("format") != FORMAT:
@@ -419,7 +418,7 @@ def restore(path: Path, state: TrainState, ranks: ProcessGroup) -> int:
     return restore_state(path, state, ranks)
 
 
-def _refuse_other_config(path: Path, theirs: dict[str, Any], run: config.Run) -> None:
+def _refuse_other_config(path: Path, theirs: dict[str, Any], run: config.RunConfig) -> None:
     then, now = _flat(theirs), _flat(run.model_dump(mode="json"))
     keys = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     refused = [key for key in keys if not key.startswith(MAY_DIFFER)]
@@ -448,7 +447,7 @@ def _refuse_other(path: Path, what: str, theirs: object, ours: object, cause: st
 
 
 def _refuse_other_batch(
-    path: Path, record: dict[str, Any], state: TrainState, ranks: ProcessGroup
+    path: Path, record: dict[str, Any], state: TrainState, ranks: TorchProcessGroup
 ) -> None:
     then, now = record["global_batch_size"], global_batch_size(state.run, ranks)
     if then != now:

@@ -5,26 +5,25 @@ Every batch of a step has one shape: that of an image bucket, or one of the reci
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from .. import config
 from ..data.buckets import Bucket, check_buckets, fill_buckets
 from ..data.image_dataset import ImageStream, scan_images
 from ..data.prompts import PromptStream, read_prompts
 from ..data.shuffle import turn
-from ..interfaces import Family
+from ..interfaces import Model
 from ..types import Batch, DirectAlignError
-from .distributed import ProcessGroup
+from .distributed import TorchProcessGroup
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class TrainData:
     """Deals out real images, for all updates or the first `data.offline_steps`, and prompts after them; one of the two may lack."""
 
-    run: config.Run
-    ranks: ProcessGroup
+    run: config.RunConfig
+    ranks: TorchProcessGroup
     prompts: PromptStream | None
     images: ImageStream | None
 
@@ -110,7 +109,7 @@ class TrainData:
         )
 
 
-def accumulation(run: config.Run, ranks: int) -> int:
+def accumulation(run: config.RunConfig, ranks: int) -> int:
     """Batches per update on each rank: `train.accumulation`, or what makes up `train.global_batch_size`.
 
     Raises DirectAlignError when that is not a multiple of `data.batch_size` on all ranks.
@@ -125,7 +124,7 @@ def accumulation(run: config.Run, ranks: int) -> int:
     return wanted // together
 
 
-def open_data(run: config.Run, family: Family, ranks: ProcessGroup) -> TrainData:
+def open_data(run: config.RunConfig, family: Model, ranks: TorchProcessGroup) -> TrainData:
     """Read and check the prompt list and the image set that a run names, and the sizes that its images will have."""
     for key, sizes in (("data.buckets", run.data.buckets), ("rollout.sizes", run.rollout.sizes)):
         for height, width in sizes or ():
@@ -141,7 +140,7 @@ def open_data(run: config.Run, family: Family, ranks: ProcessGroup) -> TrainData
     return TrainData(run, ranks, prompts, images)
 
 
-def _open_images(run: config.Run, source: str, family: Family, ranks: ProcessGroup) -> ImageStream:
+def _open_images(run: config.RunConfig, source: str, family: Model, ranks: TorchProcessGroup) -> ImageStream:
     found = scan_images(source, run.data.strict)
     if run.data.buckets is None:
         size = (
@@ -154,7 +153,7 @@ def _open_images(run: config.Run, source: str, family: Family, ranks: ProcessGro
     return ImageStream(found, buckets, run.seed)
 
 
-def _check_size(family: Family, key: str, height: int, width: int) -> None:
+def _check_size(family: Model, key: str, height: int, width: int) -> None:
     try:
         family.latent_shape(height, width)
     except DirectAlignError as error:

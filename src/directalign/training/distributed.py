@@ -8,6 +8,9 @@ call of the network, in the same order. With a single process all collectives ar
 
 from __future__ import annotations
 
+from .. import config
+from ..interfaces import Model
+from ..types import DirectAlignError
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -16,7 +19,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -26,16 +28,13 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import empty as distributed_empty
 
-from .. import config
-from ..interfaces import Family
-from ..types import DirectAlignError
 
 TIMEOUT = timedelta(minutes=30)
 """A collective waits this long for ranks that are alive but slow. A dead rank closes its connections and fails it at once."""
 
 
 @dataclass(frozen=True)
-class ProcessGroup:
+class TorchProcessGroup:
     """This process among those that train together; `rank` counts from 0, rank 0 writes the files.
 
     `restarts`: how often torchrun has restarted all processes after a failure.
@@ -130,7 +129,7 @@ def _gradient_of(p: nn.Parameter) -> Tensor:
 
 
 @contextmanager
-def process_group() -> Iterator[ProcessGroup]:
+def process_group() -> Iterator[TorchProcessGroup]:
     """The process group that torchrun's environment describes: gloo between CPUs, nccl between GPUs.
 
     Raises: DirectAlignError for an incomplete environment, or processes that cannot connect.
@@ -139,7 +138,7 @@ def process_group() -> Iterator[ProcessGroup]:
         _number(name, default) for name, default in (("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
     if size == 1:
-        yield ProcessGroup(device=_device(local_rank))
+        yield TorchProcessGroup(device=_device(local_rank))
         return
     missing = [
         each
@@ -163,7 +162,7 @@ def process_group() -> Iterator[ProcessGroup]:
         raise DirectAlignError(
             f"cannot meet the other processes at {meeting} ({reason})"
         ) from error
-    ranks = ProcessGroup(rank, size, device, restarts)
+    ranks = TorchProcessGroup(rank, size, device, restarts)
     yield ranks  # after an error the process ends; a barrier or an orderly shutdown would wait for ranks that may be gone
     ranks.wait()
     dist.destroy_process_group()
@@ -192,7 +191,7 @@ def _device(local_rank: int) -> torch.device:
     return torch.device("cuda", index)
 
 
-def is_sharded_run(run: config.Run, ranks: ProcessGroup) -> bool:
+def is_sharded_run(run: config.RunConfig, ranks: TorchProcessGroup) -> bool:
     """Whether the ranks split the network: `train.parallel`, where there are several."""
     return ranks.size > 1 and (
         run.train.parallel == "sharded"
@@ -200,7 +199,7 @@ def is_sharded_run(run: config.Run, ranks: ProcessGroup) -> bool:
     )
 
 
-def shard(denoiser: nn.Module, model: config.Model, ranks: ProcessGroup) -> None:
+def shard(denoiser: nn.Module, model: config.ModelConfig, ranks: TorchProcessGroup) -> None:
     """Split the denoiser in place, block by block: each is moved to this rank's device, and all of it but one share is dropped."""
     warnings.filterwarnings(
         "ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning
@@ -238,7 +237,7 @@ def class_of(module: nn.Module) -> type[nn.Module]:
     return next(each for each in type(module).__mro__ if not issubclass(each, FSDPModule))
 
 
-def save(family: Family, folder: Path, ranks: ProcessGroup) -> None:
+def save(family: Model, folder: Path, ranks: TorchProcessGroup) -> None:
     """`family.save` on rank 0; of a sharded denoiser, what is trained is first brought together in its memory, tensor by tensor."""
     if not isinstance(family.denoiser, FSDPModule):
         if ranks.is_main:
@@ -263,7 +262,7 @@ def _plain_copy(denoiser: Any, tensors: dict[str, Any]) -> nn.Module:
 
 
 @contextmanager
-def _with_denoiser(family: Family, denoiser: nn.Module) -> Iterator[None]:
+def _with_denoiser(family: Model, denoiser: nn.Module) -> Iterator[None]:
     own, family.denoiser = family.denoiser, denoiser
     try:
         yield

@@ -12,6 +12,14 @@ Rank 0 has the records and decides; all ranks save and load the best weights, in
 
 from __future__ import annotations
 
+from .. import config
+from ..evaluation.in_training import judge_of, measured_metrics, score_of
+from ..io import atomic
+from ..types import DirectAlignError
+from . import checkpoint, run_log
+from .checkpoint import WEIGHTS, TrainState
+from .distributed import TorchProcessGroup
+from .run_log import RunLog
 import logging
 import math
 import shutil
@@ -19,17 +27,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
-
 from torch import nn
 
-from .. import config
-from ..evaluation.in_training import judge_of, measured_metrics, score_of
-from ..io import atomic
-from ..types import DirectAlignError
-from . import checkpoint, run_log
-from .checkpoint import WEIGHTS, TrainState
-from .distributed import ProcessGroup
-from .run_log import RunLog
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ Record = Mapping[str, Any]
 class Rules:
     """The `stop` section with resolved metric names, and which direction of each metric is better."""
 
-    stop: config.Stop
+    stop: config.EarlyStoppingConfig
     judge: str
     score: str
     better: Mapping[str, int]
@@ -91,7 +90,7 @@ class Verdict:
     ending: StopReason | None
 
 
-def rules_of(run: config.Run) -> Rules | None:
+def rules_of(run: config.RunConfig) -> Rules | None:
     """The run's stop rules, None where it has none."""
     return (
         Rules(run.stop, judge_of(run), score_of(run), {name: each.better for name, each in measured_metrics(run).items()})
@@ -293,7 +292,7 @@ def best_path(out: Path, step: int) -> Path:
 
 
 def save_best(
-    out: Path, parameters: Mapping[str, nn.Parameter], step: int, ranks: ProcessGroup
+    out: Path, parameters: Mapping[str, nn.Parameter], step: int, ranks: TorchProcessGroup
 ) -> None:
     """Save the present weights, all ranks together; a failed attempt leaves nothing behind.
 
@@ -307,7 +306,7 @@ def save_best(
 
 
 def read_best(
-    out: Path, parameters: Mapping[str, nn.Parameter], step: int, ranks: ProcessGroup
+    out: Path, parameters: Mapping[str, nn.Parameter], step: int, ranks: TorchProcessGroup
 ) -> None:
     """Load the best weights of `step` into `parameters`.
 
@@ -362,7 +361,7 @@ class EarlyStopping:
 
     rules: Rules
     out: Path
-    ranks: ProcessGroup
+    ranks: TorchProcessGroup
     state: TrainState
     log: RunLog | None
     lost: Collection[int] = ()
@@ -411,7 +410,7 @@ class EarlyStopping:
         return step
 
 
-def stops(found: Verdict, done: int, run: config.Run) -> bool:
+def stops(found: Verdict, done: int, run: config.RunConfig) -> bool:
     """Whether a rule ends the run after `done` steps: before its last one, and with weights to export."""
     return found.ending is not None and found.best is not None and done < run.train.num_steps
 
@@ -438,7 +437,7 @@ class ResumeState:
     """Events of an earlier end that no longer holds."""
 
 
-def resume_state(rules: Rules | None, run: config.Run, out: Path, done: int) -> ResumeState:
+def resume_state(rules: Rules | None, run: config.RunConfig, out: Path, done: int) -> ResumeState:
     """What still holds of an earlier process after `done` steps; changed rules may invalidate its end."""
     if rules is None:
         return ResumeState()
@@ -523,7 +522,7 @@ def _moved(name: str, base: Mapping[str, Any], left: Mapping[str, Any]) -> str:
     )
 
 
-def kept_summary(run: config.Run, history: Sequence[Record]) -> dict[str, Any] | None:
+def kept_summary(run: config.RunConfig, history: Sequence[Record]) -> dict[str, Any] | None:
     """For summary.json: the exported step, the judge, and the share of each drift budget used on all pairs; None without stop rules."""
     rules = rules_of(run)
     left = next((record for record in reversed(history) if record["event"] == "kept"), None)

@@ -6,6 +6,18 @@ The checkpoint of a step is written before its sample grid and evaluation: a run
 
 from __future__ import annotations
 
+from .. import config
+from ..interfaces import Model
+from ..rewards.distributed import SynchronizedError, synchronized_call
+from ..types import Batch, DirectAlignError, NonFiniteError
+from . import checkpoint, early_stopping, run_log
+from .checkpoint import TrainState
+from .data import TrainData
+from .distributed import TorchProcessGroup
+from .early_stopping import EarlyStopping
+from .optim import learning_rate, set_learning_rate
+from .run_log import Display, RunLog
+from .step import TrainStep
 import signal
 import threading
 import time
@@ -16,18 +28,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
-from .. import config
-from ..interfaces import Family
-from ..rewards.distributed import SynchronizedError, synchronized_call
-from ..types import Batch, DirectAlignError, NonFiniteError
-from . import checkpoint, early_stopping, run_log
-from .checkpoint import TrainState
-from .data import TrainData
-from .distributed import ProcessGroup
-from .early_stopping import EarlyStopping
-from .optim import learning_rate, set_learning_rate
-from .run_log import Display, RunLog
-from .step import TrainStep
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -51,13 +51,13 @@ class Measures(Protocol):
 class TrainContext:
     """Everything that the loop uses. `shown` are the prompts of the sample grids; `log` is None on ranks other than 0."""
 
-    run: config.Run
+    run: config.RunConfig
     out: Path
-    ranks: ProcessGroup
+    ranks: TorchProcessGroup
     state: TrainState
     step: TrainStep
     data: TrainData
-    family: Family
+    family: Model
     shown: Sequence[str]
     measurer: Measures
     log: RunLog | None

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from ..config import TrainConfig
+from ..types import DirectAlignError
+from .adamw8bit import AdamW8bit
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-
 import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-
-from ..config import Train
-from ..types import DirectAlignError
-from .adamw8bit import AdamW8bit
 
 
 def trained_parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
@@ -29,7 +27,7 @@ def trained_parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
     return named
 
 
-def learning_rate(settings: Train, step: int) -> float:
+def learning_rate(settings: TrainConfig, step: int) -> float:
     """The rate of update `step` (0 is the first): linear warm-up to the peak, then constant, or falling to 0 at `num_steps`."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / (settings.warmup_steps + 1)
@@ -43,7 +41,7 @@ def learning_rate(settings: Train, step: int) -> float:
 
 
 def adamw(
-    parameters: dict[str, nn.Parameter], settings: Train, seed: int = 0
+    parameters: dict[str, nn.Parameter], settings: TrainConfig, seed: int = 0
 ) -> torch.optim.Optimizer:
     """The optimiser that `train.optimizer` names; its rate is set before each update by `set_learning_rate`.
 

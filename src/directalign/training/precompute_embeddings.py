@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-from functools import partial
-from typing import Any
-
-from rich.progress import track
-
 from .. import config
 from ..evaluation.eval_prompts import fixed_pairs, measured_prompts
 from ..evaluation.image_metrics import diversity_pairs
 from ..models.text_encoder import PromptEncoder, default_folder
 from .data import TrainData
-from .distributed import ProcessGroup
+from .distributed import TorchProcessGroup
 from .run_log import NUM_SAMPLES
+import logging
+from functools import partial
+from typing import Any
+from rich.progress import track
+
 
 logger = logging.getLogger(__name__)
 
 
-def prompts_of_run(run: config.Run, data: TrainData) -> list[str]:
+def prompts_of_run(run: config.RunConfig, data: TrainData) -> list[str]:
     """Each once: the empty prompt, those of the sample grids and of the measurements, and what the updates will be dealt on all ranks."""
     measured = measured_prompts(run.data)
     pairs = (
@@ -37,7 +36,7 @@ def prompts_of_run(run: config.Run, data: TrainData) -> list[str]:
 
 
 def precompute_embeddings(
-    run: config.Run, family: Any, data: TrainData, ranks: ProcessGroup
+    run: config.RunConfig, family: Any, data: TrainData, ranks: TorchProcessGroup
 ) -> None:
     """Encode all prompts of the run into the cache on disk and drop the family's encoders.
 

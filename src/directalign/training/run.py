@@ -5,24 +5,14 @@ run.yaml  metrics.jsonl  tensorboard/  samples/  checkpoints/  lora.safetensors 
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-
-import torch
-from safetensors import SafetensorError
-
 from .. import config
 from ..config.load import dump_run
 from ..evaluation.in_training import Measurer
 from ..evaluation.scores import load_held_out
-from ..interfaces import Family, Method
+from ..interfaces import Model, Method
 from ..io import atomic
 from ..methods import load_method
-from ..models import load_family
+from ..models import load_model
 from ..report import write_page
 from ..rewards import load_reward
 from ..rewards.distributed import synchronized_call
@@ -31,7 +21,7 @@ from ..types import DirectAlignError
 from . import checkpoint, distributed, early_stopping, loop, run_folder, run_log
 from .checkpoint import TrainState
 from .data import TrainData, open_data
-from .distributed import ProcessGroup, process_group
+from .distributed import TorchProcessGroup, process_group
 from .early_stopping import NOTHING, EarlyStopping, ResumeState, resume_state
 from .loop import Measures, TrainContext, checkpoint_on_error, final_weights
 from .optim import EMA, adamw, trained_parameters
@@ -39,6 +29,15 @@ from .precompute_embeddings import precompute_embeddings
 from .run_log import CONSOLE, Display, RunLog, configure_logging
 from .step import NFECounter, TrainStep
 from .trackers import open_trackers
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+import torch
+from safetensors import SafetensorError
+
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +46,13 @@ logger = logging.getLogger(__name__)
 class Loaded:
     """The models and data of a run."""
 
-    family: Family
+    family: Model
     method: Method
     measurer: Measures
     data: TrainData
 
 
-def run(run: config.Run, out: Path, resume: bool) -> Path:
+def run(run: config.RunConfig, out: Path, resume: bool) -> Path:
     """Train as `run` says and write everything to `out`, which is returned.
 
     Args:
@@ -83,11 +82,11 @@ def run(run: config.Run, out: Path, resume: bool) -> Path:
     return out
 
 
-def _load(run: config.Run, ranks: ProcessGroup) -> Loaded:
+def _load(run: config.RunConfig, ranks: TorchProcessGroup) -> Loaded:
     """Load the large parts one after the other: text encoders that are freed come before the denoiser and the reward."""
     sharded, frees = distributed.is_sharded_run(run, ranks), run.model.text_encoders == "free"
     first_device = torch.device("cpu") if sharded or frees else None
-    family = load_family(run.model, ranks.device, run.seed, denoiser_device=first_device)
+    family = load_model(run.model, ranks.device, run.seed, denoiser_device=first_device)
     data = open_data(run, family, ranks)
     for reason in data.skipped:
         logger.info(f"skipped image {reason}")
@@ -118,7 +117,7 @@ def _disk_errors(out: Path) -> Iterator[None]:
 
 
 def train_loaded(
-    run: config.Run, out: Path, resume: bool, ranks: ProcessGroup, loaded: Loaded
+    run: config.RunConfig, out: Path, resume: bool, ranks: TorchProcessGroup, loaded: Loaded
 ) -> None:
     """Train in the folder `out`, from its newest checkpoint with `resume`; writes everything but the page. Raises: see `run`."""
     configure_logging(ranks.is_main)
@@ -166,7 +165,7 @@ def train_loaded(
                 log.close()
 
 
-def _restore_newest(out: Path, state: TrainState, ranks: ProcessGroup) -> int:
+def _restore_newest(out: Path, state: TrainState, ranks: TorchProcessGroup) -> int:
     """Restore the newest whole checkpoint into `state`; returns its finished steps, 0 when there is none."""
     path = checkpoint.find(out / "checkpoints", ranks)
     if path is None:
@@ -178,7 +177,7 @@ def _restore_newest(out: Path, state: TrainState, ranks: ProcessGroup) -> int:
 
 
 def _open_log(
-    run: config.Run, out: Path, done: int, shown: Sequence[str], forgotten: Sequence[str]
+    run: config.RunConfig, out: Path, done: int, shown: Sequence[str], forgotten: Sequence[str]
 ) -> RunLog:
     """Write run.yaml and open the records without those of a former process beyond `done` steps and `forgotten` events."""
     atomic.write_text(out / "run.yaml", dump_run(run))

@@ -5,6 +5,9 @@ A run never writes over another one, and `--resume` continues only what is there
 
 from __future__ import annotations
 
+from .. import __version__, config
+from ..rewards.soft_prompts import is_tokens_file
+from ..types import DirectAlignError
 import logging
 import os
 import platform
@@ -14,13 +17,9 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
 import torch
 from filelock import FileLock, Timeout
 
-from .. import __version__, config
-from ..rewards.soft_prompts import is_tokens_file
-from ..types import DirectAlignError
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +98,7 @@ LOCK = ".lock"
 TOKENS = "control_tokens"
 
 
-def keep_tokens(run: config.Run, out: Path) -> None:
+def keep_tokens(run: config.RunConfig, out: Path) -> None:
     """Copy the files of learned tokens into `out/control_tokens`, numbered in the order of the recipe.
 
     Raises: DirectAlignError where a file is not what it was when the run began.
@@ -115,11 +114,11 @@ def keep_tokens(run: config.Run, out: Path) -> None:
             )
 
 
-def token_files(run: config.Run) -> list[Path]:
+def token_files(run: config.RunConfig) -> list[Path]:
     """Every file of learned tokens that the recipe names, once."""
     members = (
         [member.words for member in run.reward.members]
-        if isinstance(run.reward, config.Mix)
+        if isinstance(run.reward, config.MixtureConfig)
         else []
     )
     phrases = [
@@ -177,7 +176,7 @@ def commit() -> str | None:
 
 
 def summarise(
-    run: config.Run,
+    run: config.RunConfig,
     history: Sequence[dict[str, Any]],
     ranks: int,
     trained_weights: int,

@@ -11,6 +11,12 @@ A resumed run first drops the records beyond its checkpoint, so the file ends up
 
 from __future__ import annotations
 
+from .. import config
+from ..evaluation.generate import generate
+from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup
+from ..io.atomic import partial_of, write_text
+from ..types import Images
+from .trackers import Tracker, values_of
 import json
 import logging
 import math
@@ -19,7 +25,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
 import numpy as np
 import torch
 from jaxtyping import UInt8
@@ -28,12 +33,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from .. import config
-from ..evaluation.generate import generate
-from ..interfaces import ALONE, Family, Together
-from ..io.atomic import partial_of, write_text
-from ..types import Images
-from .trackers import Tracker, values_of
 
 CONSOLE = Console()
 NAME = "metrics.jsonl"
@@ -226,7 +225,7 @@ COLUMNS = 4
 
 
 def sample_grid(
-    family: Family, run: config.Run, prompts: Sequence[str], together: Together = ALONE
+    family: Model, run: config.RunConfig, prompts: Sequence[str], together: ProcessGroup = SINGLE_PROCESS
 ) -> Images:
     """(1, 3, rows·H, columns·W) in [0, 1], on the CPU: the prompts in order, with seeds 0, 1, 2, ... whatever the run's own seed."""
     return tiled(

@@ -5,6 +5,9 @@ If a loss or gradient is not finite, weights and optimizer stay as they are.
 
 from __future__ import annotations
 
+from ..interfaces import Method
+from ..types import Batch, LossTerm, NonFiniteError
+from .distributed import TorchProcessGroup, whole
 import math
 import time
 from collections import defaultdict
@@ -12,13 +15,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from ..interfaces import Method
-from ..types import Batch, Loss, NonFiniteError
-from .distributed import ProcessGroup, whole
 
 REMEDY = "lower train.learning_rate or the jump of method.moves"
 
@@ -31,7 +30,7 @@ class TrainStep:
     parameters: Sequence[nn.Parameter]
     optimizer: torch.optim.Optimizer
     clip_norm: float
-    ranks: ProcessGroup
+    ranks: TorchProcessGroup
     nfe: NFECounter
 
     def __call__(self, step: int, batches: Sequence[Batch]) -> dict[str, Any]:
@@ -71,7 +70,7 @@ class TrainStep:
         self.optimizer.step()
         return norm
 
-    def _check_gradients(self, loss: Loss, step: int) -> None:
+    def _check_gradients(self, loss: LossTerm, step: int) -> None:
         norm = whole(
             nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         )
@@ -79,12 +78,12 @@ class TrainStep:
             raise NonFiniteError(_not_finite("gradient", loss, step, norm))
 
 
-def _check_loss(loss: Loss, step: int) -> None:
+def _check_loss(loss: LossTerm, step: int) -> None:
     if not torch.isfinite(loss.value):
         raise NonFiniteError(_not_finite("loss", loss, step, loss.value))
 
 
-def _not_finite(what: str, loss: Loss, step: int, value: Tensor) -> str:
+def _not_finite(what: str, loss: LossTerm, step: int, value: Tensor) -> str:
     sigma = ", ".join(f"{s:.4f}" for s in loss.levels.get("sigma", []))
     where = f"branch {loss.branch}, sigma {sigma or 'unknown'}"
     return f"update {step}: the {what} is {float(value.detach())} ({where}); the optimiser was not stepped; {REMEDY}"
@@ -98,13 +97,13 @@ class _Record:
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._histogram = SigmaHistogram()
 
-    def add(self, loss: Loss) -> None:
+    def add(self, loss: LossTerm) -> None:
         self._losses[loss.branch] += float(loss.value.detach())
         for key, value in loss.metrics.items():
             self._metrics[key].append(value)
         self._histogram.add(loss)
 
-    def record(self, num_batches: int, ranks: ProcessGroup) -> dict[str, Any]:
+    def record(self, num_batches: int, ranks: TorchProcessGroup) -> dict[str, Any]:
         """Means over the batches and ranks: the loss whole and by branch, the metrics, and the curves by noise level."""
         losses = _over_ranks(
             {branch: value / num_batches for branch, value in self._losses.items()}, ranks
@@ -122,7 +121,7 @@ class _Record:
         }
 
 
-def _over_ranks(values: dict[str, float], ranks: ProcessGroup) -> dict[str, float]:
+def _over_ranks(values: dict[str, float], ranks: TorchProcessGroup) -> dict[str, float]:
     names = sorted(values)
     total = ranks.sum(torch.tensor([values[name] for name in names], dtype=torch.float64))
     return {name: float(value) / ranks.size for name, value in zip(names, total, strict=True)}
@@ -140,7 +139,7 @@ class _Clock:
         yield
         self.seconds[phase] += time.perf_counter() - start
 
-    def through(self, phase: str, losses: Iterator[Loss]) -> Iterator[Loss]:
+    def through(self, phase: str, losses: Iterator[LossTerm]) -> Iterator[LossTerm]:
         """The same losses; the time that each takes to appear is counted."""
         while True:
             with self.on(phase):
@@ -189,7 +188,7 @@ class SigmaHistogram:
     def __init__(self) -> None:
         self._sums: dict[str, dict[str, Tensor]] = {}
 
-    def add(self, loss: Loss) -> None:
+    def add(self, loss: LossTerm) -> None:
         """Take in one loss's `levels`: equally long lists, one of them `sigma`."""
         if "sigma" not in loss.levels:
             return
@@ -201,7 +200,7 @@ class SigmaHistogram:
                 0, bins, torch.tensor(values, dtype=torch.float64)
             )
 
-    def record(self, ranks: ProcessGroup) -> dict[str, list[dict[str, int | float]]]:
+    def record(self, ranks: TorchProcessGroup) -> dict[str, list[dict[str, int | float]]]:
         """{branch: [{"sigma", "n", "gain", "recovery_error", "reward", ...}]}, one entry per bin that was visited on any rank."""
         return {
             branch: _rows({key: ranks.sum(sums[key]) for key in sorted(sums)})

@@ -8,6 +8,9 @@ keeps a network failure away from training and reports it once. Online rows beyo
 
 from __future__ import annotations
 
+from .. import config
+from ..io.atomic import write_text
+from ..types import DirectAlignError
 import io
 import json
 import logging
@@ -29,7 +32,6 @@ from queue import SimpleQueue
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
-
 import huggingface_hub
 import numpy as np
 from accelerate import PartialState
@@ -37,9 +39,6 @@ from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 from jaxtyping import UInt8
 from PIL import Image
 
-from .. import config
-from ..io.atomic import write_text
-from ..types import DirectAlignError
 
 logger = logging.getLogger(__name__)
 KEY_FILE, IMAGES, STEP_AXIS = "tracked.json", "samples", "step"
@@ -92,7 +91,7 @@ class RunInfo:
     space: str | None
 
 
-def run_info(run: config.Run, out: Path, prompts: Sequence[str]) -> RunInfo:
+def run_info(run: config.RunConfig, out: Path, prompts: Sequence[str]) -> RunInfo:
     """The run in `out` with its key, a new one if it has none; passwords in URLs are removed from the config."""
     file = out / KEY_FILE
     new = {"key": secrets.token_hex(4), "space": None}
@@ -125,7 +124,7 @@ def without_passwords(value: Any) -> Any:
     return re.sub(r"(?<=://)[^/@\s]+@", "", value) if isinstance(value, str) else value
 
 
-def open_trackers(run: config.Run, out: Path, prompts: Sequence[str]) -> list[Tracker]:
+def open_trackers(run: config.RunConfig, out: Path, prompts: Sequence[str]) -> list[Tracker]:
     """The trackers of the run in `out`, whose sample grids show `prompts`. One that cannot be opened is reported and left out.
 
     Raises: DirectAlignError for a missing package or login.
@@ -311,7 +310,7 @@ class Trackio(TrackioTracker):
             self.finish()
 
 
-def require_wandb(settings: config.Wandb) -> ModuleType:
+def require_wandb(settings: config.WandbConfig) -> ModuleType:
     """The package, installed and (online) logged in; sends nothing. Raises DirectAlignError with the remedy."""
     wandb = _import("wandb")
     if settings.mode == "online" and not _has_wandb_login(wandb):
@@ -321,7 +320,7 @@ def require_wandb(settings: config.Wandb) -> ModuleType:
     return wandb
 
 
-def require_trackio(settings: config.Trackio) -> ModuleType:
+def require_trackio(settings: config.TrackioConfig) -> ModuleType:
     """The package, installed and (with a Space) logged in; sends nothing. Raises DirectAlignError with the remedy."""
     trackio = _import("trackio")
     if settings.space is not None and huggingface_hub.get_token() is None:
@@ -336,7 +335,7 @@ def require_trackio(settings: config.Trackio) -> ModuleType:
     return trackio
 
 
-def open_wandb(settings: config.Wandb, out: Path, info: RunInfo) -> WandB:
+def open_wandb(settings: config.WandbConfig, out: Path, info: RunInfo) -> WandB:
     """The W&B run with the key of `info`, files in `out/wandb`; an offline run where W&B cannot be reached."""
     wandb = require_wandb(settings)
     common: dict[str, Any] = {
@@ -367,7 +366,7 @@ def open_wandb(settings: config.Wandb, out: Path, info: RunInfo) -> WandB:
     return tracker
 
 
-def open_trackio(settings: config.Trackio, info: RunInfo) -> Trackio:
+def open_trackio(settings: config.TrackioConfig, info: RunInfo) -> Trackio:
     """The trackio run, on this machine (written anew; no request to the hub) or in a private Space (continued)."""
     trackio, is_local = require_trackio(settings), settings.space is None
     name = trackio_run_name(info)
@@ -405,7 +404,7 @@ def trackio_run_name(info: RunInfo) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_, ()-]+', '_', info.name)}-{info.key}"
 
 
-def _trackio_place(settings: config.Trackio) -> str | None:
+def _trackio_place(settings: config.TrackioConfig) -> str | None:
     return None if settings.space is None else f"{settings.space} {settings.project}"
 
 

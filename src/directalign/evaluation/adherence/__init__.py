@@ -7,10 +7,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-
 from ... import config
 from ...types import Images, PerSample
 from ..eval_prompts import PromptRow
@@ -19,6 +15,9 @@ from .detector import Detecting, load_detecting
 from .geneval import ADHERENCE, Judged, Verdict, numbers
 from .settings import adherence_settings
 from .vqa import Asking, load_asking
+from collections.abc import Sequence
+import torch
+
 
 __all__ = ["ADHERENCE", "Adherence", "Judged", "Verdict", "adherence_of", "adherence_settings", "check_adherence", "check_rows", "numbers"]
 
@@ -26,7 +25,7 @@ __all__ = ["ADHERENCE", "Adherence", "Judged", "Verdict", "adherence_of", "adher
 class Adherence:
     """A frozen judge on its own device, which looks at one image at a time."""
 
-    def __init__(self, by: Detecting | Asking, settings: config.Adherence, device: torch.device | str, key: str) -> None:
+    def __init__(self, by: Detecting | Asking, settings: config.AdherenceConfig, device: torch.device | str, key: str) -> None:
         self.by, self.settings, self.device, self.key = by, settings, device, key
 
     def __call__(self, images: Images, rows: Sequence[PromptRow]) -> dict[str, PerSample]:
@@ -35,12 +34,12 @@ class Adherence:
 
     def judged(self, images: Images, rows: Sequence[PromptRow]) -> list[Judged]:
         """Every image's verdicts. Raises DirectAlignError as `check_rows`."""
-        if isinstance(self.by, Detecting) and isinstance(self.settings, config.Detector):
+        if isinstance(self.by, Detecting) and isinstance(self.settings, config.DetectorConfig):
             check_facts(self.settings, rows, self.by.detector.classes, self.key)
         return [self.by.judge(image.to(self.device), row) for image, row in zip(images, rows, strict=True)]
 
 
-def adherence_of(settings: config.Adherence, device: torch.device | str = "cpu", key: str = KEY) -> Adherence:
+def adherence_of(settings: config.AdherenceConfig, device: torch.device | str = "cpu", key: str = KEY) -> Adherence:
     """The judge of a section, loaded; `key` is where it stands, for errors."""
-    by = load_asking(settings, device, key) if isinstance(settings, config.Vlm) else load_detecting(settings, device, key)
+    by = load_asking(settings, device, key) if isinstance(settings, config.QwenVLConfig) else load_detecting(settings, device, key)
     return Adherence(by, settings, device, key)

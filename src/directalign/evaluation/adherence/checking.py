@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
 from ... import config
 from ...rewards import clip, qwen_vl
 from ...types import DirectAlignError
 from ..eval_prompts import PromptRow
 from .detector import COLORS, check_detector, known_classes, own_name
 from .vqa import require_probability
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
 
 KEY = "evaluate.adherence"
 
 
-def check_adherence(settings: config.Adherence, key: str = KEY, online: bool = False) -> None:
+def check_adherence(settings: config.AdherenceConfig, key: str = KEY, online: bool = False) -> None:
     """What loading would refuse, as far as it can be known without weights; of models on the hub only when `online`."""
-    if isinstance(settings, config.Vlm):
+    if isinstance(settings, config.QwenVLConfig):
         require_probability(settings, key)
         qwen_vl.VlmReward.check(settings, key, online)
         return
@@ -26,16 +26,16 @@ def check_adherence(settings: config.Adherence, key: str = KEY, online: bool = F
         clip.ClipReward.check(settings.colors, f"{key}.colors", online)
 
 
-def check_rows(settings: config.Adherence, rows: Sequence[PromptRow], key: str = KEY) -> None:
+def check_rows(settings: config.AdherenceConfig, rows: Sequence[PromptRow], key: str = KEY) -> None:
     """Whether these prompts can be judged: a VLM takes all, a detector those with facts about what it knows.
 
     Raises: DirectAlignError for a prompt without facts, a thing that the detector does not know, a colour that nothing reads or names.
     """
-    if isinstance(settings, config.Detector):
+    if isinstance(settings, config.DetectorConfig):
         check_facts(settings, rows, known_classes(settings, key), key)
 
 
-def check_facts(settings: config.Detector, rows: Sequence[PromptRow], classes: Mapping[int, str] | None, key: str) -> None:
+def check_facts(settings: config.DetectorConfig, rows: Sequence[PromptRow], classes: Mapping[int, str] | None, key: str) -> None:
     """As `check_rows`, for a detector of these classes (None: any)."""
     free = next((row.prompt for row in rows if not row.facts), None)
     if free is not None:

@@ -9,13 +9,21 @@ Left out: DETR, whose published weights want timm; Grounding DINO, which scores 
 
 from __future__ import annotations
 
+from ... import config
+from ...io import hub
+from ...rewards import clip, weights
+from ...rewards.clip import ClipReward
+from ...rewards.common import read_settings
+from ...rewards.weights import locate
+from ...types import DirectAlignError, Images
+from ..eval_prompts import PromptRow
+from .geneval import Box, Found, Judged, Limits, judge
 import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -30,15 +38,6 @@ from transformers import (
     RTDetrV2ForObjectDetection,
 )
 
-from ... import config
-from ...io import hub
-from ...rewards import clip, weights
-from ...rewards.clip import ClipReward
-from ...rewards.common import read_settings
-from ...rewards.weights import locate
-from ...types import DirectAlignError, Images
-from ..eval_prompts import PromptRow
-from .geneval import Box, Found, Judged, Limits, judge
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = ("a photo of a {color} {thing}", "a photo of a {color}-colored {thing}", "a photo of a {color} object")
@@ -281,7 +280,7 @@ DIVISOR = 32
 """Sides of a Mask2Former's images are multiples of this, where its settings say nothing else."""
 
 
-def load_detector(settings: config.Detector, device: torch.device | str, key: str) -> Detector:
+def load_detector(settings: config.DetectorConfig, device: torch.device | str, key: str) -> Detector:
     """The detector of a section, float32; what is wrong with its files is one error that names the key below `key`."""
     folder = locate(settings.path, f"{key}.path", (*weights.FOLDER_SETTINGS, *weights.FOLDER_WEIGHTS))
     kind = kind_of(folder, f"{key}.path")
@@ -292,7 +291,7 @@ def load_detector(settings: config.Detector, device: torch.device | str, key: st
     return Detector(model, pixels, classes_of(folder, kind), tokenizer)
 
 
-def check_detector(settings: config.Detector, key: str, online: bool = False) -> None:
+def check_detector(settings: config.DetectorConfig, key: str, online: bool = False) -> None:
     """What `load_detector` would refuse, without reading weights; of one on the hub only when `online`."""
     here = not hub.is_hub_id(settings.path)
     if not here and not online:
@@ -305,13 +304,13 @@ def check_detector(settings: config.Detector, key: str, online: bool = False) ->
     _tokenizer(folder, kind, f"{key}.path")
 
 
-def known_classes(settings: config.Detector, key: str) -> dict[int, str] | None:
+def known_classes(settings: config.DetectorConfig, key: str) -> dict[int, str] | None:
     """The names of its classes by number, None where it takes any words; of a detector on the hub config.json alone is fetched."""
     folder = locate(settings.path, f"{key}.path", ("config.json",))
     return classes_of(folder, kind_of(folder, f"{key}.path"))
 
 
-def limits_of(settings: config.Detector, kind: str) -> Limits:
+def limits_of(settings: config.DetectorConfig, kind: str) -> Limits:
     """When a box counts: as the section says, else as usual for the kind."""
     threshold, counting = USUAL[kind]
     given = settings.threshold, settings.counting_threshold
@@ -374,7 +373,7 @@ class Detecting:
         return judge(row.facts, found, self.limits, read_colors)
 
 
-def load_detecting(settings: config.Detector, device: torch.device | str, key: str) -> Detecting:
+def load_detecting(settings: config.DetectorConfig, device: torch.device | str, key: str) -> Detecting:
     """Of a section `adherence: {name: detector, ...}`."""
     detector = load_detector(settings, device, key)
     colors = None if settings.colors is None else ColorReader(clip.ClipReward.from_config(settings.colors, device, f"{key}.colors"))

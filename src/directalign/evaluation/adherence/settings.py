@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
-import yaml
-from pydantic import TypeAdapter, ValidationError
-
 from ... import config
 from ...config.load import load_run
 from ...io import hub
@@ -16,11 +9,17 @@ from ...rewards.qwen_vl import KINDS
 from ...rewards.weights import locate
 from ...types import DirectAlignError
 from .detector import MODELS, model_type
+import json
+from pathlib import Path
+from typing import Any
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
 
 RECIPES = (".yaml", ".yml")
 
 
-def adherence_settings(text: str, option: str = "--adherence") -> config.Adherence:
+def adherence_settings(text: str, option: str = "--adherence") -> config.AdherenceConfig:
     """The settings that `text` names: a recipe's `evaluate.adherence`, {name: detector, path: ...} itself, or a model's folder or hub id.
 
     A bare path means its kind of model with all else as usual, and no CLIP for colours.
@@ -38,16 +37,16 @@ def adherence_settings(text: str, option: str = "--adherence") -> config.Adheren
     folder = hub.download(text, ("config.json",), option) if hub.is_hub_id(text) else locate(text, option, ())
     told = model_type(folder, option)
     if told in KINDS:
-        return config.Vlm(path=text)
+        return config.QwenVLConfig(path=text)
     if told in MODELS:
-        return config.Detector(path=text)
+        return config.DetectorConfig(path=text)
     raise DirectAlignError(f"{option} {text}: holds a model of type {told}; known are the detectors {', '.join(MODELS)}, and the VLMs {', '.join(KINDS)}")
 
 
-def _section(text: str, option: str) -> config.Adherence:
+def _section(text: str, option: str) -> config.AdherenceConfig:
     try:
         read: Any = yaml.safe_load(text)
-        return TypeAdapter(config.Adherence).validate_json(json.dumps(read))
+        return TypeAdapter(config.AdherenceConfig).validate_json(json.dumps(read))
     except yaml.YAMLError as error:
         raise DirectAlignError(f"{option} {text!r:.80}: not YAML ({str(error).splitlines()[0]})") from error
     except (ValidationError, TypeError) as error:

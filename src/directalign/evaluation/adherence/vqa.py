@@ -6,14 +6,14 @@ look, counts badly, and inclines to yes: two models are compared by it more safe
 
 from __future__ import annotations
 
-import torch
-
 from ... import config
 from ...rewards import qwen_vl
 from ...types import DirectAlignError
 from ..eval_prompts import PromptRow
 from .detector import Image
 from .geneval import Judged, Verdict, facts_of
+import torch
+
 
 DECISION = 0.5
 
@@ -34,13 +34,13 @@ class Asking:
         return Judged(row.facts["tag"] if row.facts else None, tuple(verdicts))
 
 
-def load_asking(settings: config.Vlm, device: torch.device | str, key: str) -> Asking:
+def load_asking(settings: config.QwenVLConfig, device: torch.device | str, key: str) -> Asking:
     """Of a section `adherence: {name: vlm, ...}`."""
     require_probability(settings, key)
     return Asking(qwen_vl.VlmReward.from_config(settings, device, key))
 
 
-def require_probability(settings: config.Vlm, key: str) -> None:
+def require_probability(settings: config.QwenVLConfig, key: str) -> None:
     """Raises DirectAlignError for answers that one half does not divide."""
     if settings.answer != "probability" or settings.scale != 1:
         raise DirectAlignError(f"{key}: answer: {settings.answer}, scale: {settings.scale:g}; a fact is decided by P(yes): leave both out")

@@ -5,13 +5,13 @@ An arm is compared where all its seeds can be read off; one that gets there with
 
 from __future__ import annotations
 
+from ..running.records import Number, Row, arms_of, of_run, seeds_of
+from ..showing.tables import markdown, with_interval
+from .statistics import SeedInterval, at_budget, at_level, mean_of
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..running.records import Number, Row, arms_of, of_run, seeds_of
-from ..showing.tables import markdown, with_interval
-from .statistics import SeedInterval, at_budget, at_level, mean_of
 
 Reading = Callable[[list[Row]], Row | None]
 """From the rows of one arm and seed to the row that is compared, None if there is none."""

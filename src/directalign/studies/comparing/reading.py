@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ..running.records import Row, of_run, seeds_of
 from ..showing.figures import Line
 from .statistics import SeedInterval, mean_of
+from collections.abc import Sequence
 
 
 def of_runs(rows: Sequence[Row]) -> list[Row]:

@@ -5,13 +5,13 @@ Between measurements a run is taken as a straight line. One seed has no interval
 
 from __future__ import annotations
 
+from ...stats import t_interval
+from ..running.records import Number, Row
 import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TypedDict
 
-from ...stats import t_interval
-from ..running.records import Number, Row
 
 RATES = ("photo_rate", "content", "share", "lost", "delivered", "off_topic_style_kept", "off_topic_content")
 """Numbers that are shares of images: none lies outside [0, 1], and so no end of an interval does."""

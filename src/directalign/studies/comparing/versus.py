@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
 from ..running.records import Row, of_run, seeds_of
 from ..showing.tables import DASH, markdown, number, with_interval
 from .statistics import SeedInterval, at_budget, at_level, paired_over_seeds, ratio_interval
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 
 QUALITY = {"photo_rate": "photo rate", "content": "content", "color_drift": "colour drift"}
 COSTS = {"call_equivalents": "network calls", "seconds": "seconds"}

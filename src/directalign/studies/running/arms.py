@@ -5,12 +5,12 @@ Policy gradients go on longer, so that there is a level at which to compare them
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-
 from ..showing.palette import title_of
 from .budget import Budget
 from .records import Arm
+from collections.abc import Sequence
+from dataclasses import replace
+
 
 RECIPES = {
     "srpo": "world_srpo",

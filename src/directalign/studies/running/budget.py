@@ -6,18 +6,11 @@ stepping the optimiser, since some methods draw at random how far back they diff
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-from ...config import Run
+from ...config import RunConfig
 from ...config.load import dump_run
 from ...io.atomic import write_text
 from ...methods import load_method
-from ...models import load_family
+from ...models import load_model
 from ...rewards import load_reward
 from ...training import checkpoint
 from ...training.data import open_data
@@ -25,6 +18,12 @@ from ...training.distributed import process_group
 from ...training.step import NFECounter
 from .experiment import settings_of
 from .records import Arm, Number, call_equivalents
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def _overrides(budget: Budget, updates: int, every: int) -> Sequence[str]:
     )
 
 
-def price(settings: Run, probed: int, kept: Path) -> Number:
+def price(settings: RunConfig, probed: int, kept: Path) -> Number:
     """Call equivalents of one update of a run, the mean over its first `probed` updates; read from `kept` if it is there."""
     known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
     key = hashlib.sha256(f"{probed} {dump_run(settings)}".encode()).hexdigest()[:16]
@@ -77,10 +76,10 @@ def price(settings: Run, probed: int, kept: Path) -> Number:
     return known[key]
 
 
-def _measured_price(settings: Run, probed: int) -> Number:
+def _measured_price(settings: RunConfig, probed: int) -> Number:
     with process_group() as ranks:
         checkpoint.seed_all(settings.seed)
-        family = load_family(settings.model, ranks.device, settings.seed)
+        family = load_model(settings.model, ranks.device, settings.seed)
         method = load_method(settings, family, load_reward(settings.reward, ranks.device))
         feed, counter = open_data(settings, family, ranks), NFECounter(family.denoiser)
         for step in range(probed):

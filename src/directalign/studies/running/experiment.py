@@ -5,15 +5,15 @@ OUT/runs/ARM-seedS/   what directalign train leaves, without its checkpoints
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
-from pathlib import Path
-
-from ...config import Run
+from ...config import RunConfig
 from ...config.load import dump_run, load_run
 from ...training import run
 from ...types import DirectAlignError
 from .records import Arm, Row, rows_of
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
 
 __all__ = ["Arm", "is_finished", "run_arm", "run_arms", "settings_of", "trained"]
 
@@ -48,19 +48,19 @@ def folder_of(arm: Arm, seed: int, out: Path) -> Path:
     return out / "runs" / f"{arm.name}-seed{seed}"
 
 
-def settings_of(arm: Arm, seed: int, recipes: Path) -> Run:
+def settings_of(arm: Arm, seed: int, recipes: Path) -> RunConfig:
     """The recipe with the arm's overrides and the seed laid over it; one checkpoint is kept at a time."""
     return load_run(recipes / f"{arm.recipe}.yaml", ["train.keep_checkpoints=1", *arm.overrides, f"seed={seed}"])
 
 
-def trained(settings: Run, folder: Path) -> Path:
+def trained(settings: RunConfig, folder: Path) -> Path:
     """`folder` with the finished run of these settings in it, trained or continued where it is not there yet."""
     if not is_finished(folder, settings):
         run(settings, folder, resume=(folder / "run.yaml").exists())
     return folder
 
 
-def is_finished(folder: Path, settings: Run) -> bool:
+def is_finished(folder: Path, settings: RunConfig) -> bool:
     """Whether the run is there to its end; a finished run of other settings is an error, never shown as this one."""
     if not (folder / "summary.json").exists():
         return False

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ...evaluation.compare import judge_of
 from ...evaluation.generate import generate, run_of, trained_family
 from ...evaluation.in_training import Measurer
 from ...rewards import load_reward
 from ...toyworld.scenes import STYLE_WORDS
 from ...types import DirectAlignError, Images
+from pathlib import Path
 
 
 def measurer_of(folder: Path, base: bool = False) -> Measurer:

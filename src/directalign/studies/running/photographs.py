@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-
 from ... import config
 from ...evaluation.eval_prompts import fixed_pairs, measured_prompts
 from ...evaluation.image_metrics import statistics
 from ...evaluation.in_training import photographs
 from .records import Row
+import functools
+
 
 DRIFTS = {"saturation_drift": "saturation", "sharpness_drift": "sharpness"}
 
@@ -25,5 +25,5 @@ def with_drift(rows: list[Row], num_pairs: int) -> list[Row]:
 @functools.cache
 def photograph_statistics(num_pairs: int) -> dict[str, float]:
     """{statistic: mean over the photographs of the first `num_pairs` pairs}."""
-    images = photographs(fixed_pairs(measured_prompts(config.Data(prompts="world")), num_pairs))
+    images = photographs(fixed_pairs(measured_prompts(config.DataConfig(prompts="world")), num_pairs))
     return {name: float(values.double().mean()) for name, values in statistics(images).items()}

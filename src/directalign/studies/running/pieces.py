@@ -6,18 +6,17 @@ OUT/pieces/NAME.yaml     the settings that they were measured under
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
-
-from ...config import Run
+from ...config import RunConfig
 from ...config.load import dump_run
 from ...io.atomic import write_text
 from ...training.run_folder import commit, machine, versions
 from ...types import DirectAlignError
 from .records import Row, read_rows, write_rows
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 
-def piece(out: Path, name: str, settings: Run, measure: Callable[[], Iterable[Row]]) -> list[Row]:
+def piece(out: Path, name: str, settings: RunConfig, measure: Callable[[], Iterable[Row]]) -> list[Row]:
     """The rows of a piece, measured when they are not there yet; commit, machine and versions are added to each.
 
     Raises: DirectAlignError where rows of other settings lie.

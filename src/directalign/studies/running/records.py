@@ -8,16 +8,16 @@
 
 from __future__ import annotations
 
+from ...config.load import load_run
+from ...io.atomic import write_text
+from ...training.run_log import read
+from ...types import DirectAlignError
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...config.load import load_run
-from ...io.atomic import write_text
-from ...training.run_log import read
-from ...types import DirectAlignError
 
 Row = dict[str, Any]
 Number = int | float

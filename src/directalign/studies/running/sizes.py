@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from .records import Arm
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .records import Arm
 
 PAIRS, QUICK_PAIRS = 64, 16
 ALWAYS = ("train.checkpoint_every=0", "train.sample_every=0", "train.sample_prompts=[a red star on a navy background]")

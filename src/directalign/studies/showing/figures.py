@@ -6,17 +6,16 @@ wide (`sheet`); equal numbers give equal files. Intervals are {value, low, high,
 
 from __future__ import annotations
 
+from .palette import Look, looks_of
+from .placing import Box, apart, beside
+from .sheet import DPI, LABEL, PAPER, SOFT, STYLE, WIDTH, Sheet, scale
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 
-from .palette import Look, looks_of
-from .placing import Box, apart, beside
-from .sheet import DPI, LABEL, PAPER, SOFT, STYLE, WIDTH, Sheet, scale
 
 Number = int | float
 Interval = Mapping[str, Any]

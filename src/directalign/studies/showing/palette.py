@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+
 CONTRAST = 4.5
 """Of text on white, the least that WCAG 2 allows."""
 

@@ -5,15 +5,15 @@ A folder belongs to one study in one size: a quick result never stands where a f
 
 from __future__ import annotations
 
+from ...io.atomic import write_text
+from ...types import DirectAlignError
+from .. import Study
+from ..running.records import FACTS, Row, seeds_of, write_rows
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...io.atomic import write_text
-from ...types import DirectAlignError
-from .. import Study
-from ..running.records import FACTS, Row, seeds_of, write_rows
 
 MARK = "study.json"
 QUICK = "> Quick size: it shows that the wiring works. No number here says anything about a method."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from typing import Any, Literal
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -13,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
+
 
 INK, SOFT, LINE, PAPER = "#1b1d22", "#5d636e", "#e4e4df", "#ffffff"
 WIDTH, DPI = 10.4, 120  # inches, pixels per inch

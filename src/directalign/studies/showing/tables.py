@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+
 DASH, MINUS = "–", "−"
 
 

@@ -5,15 +5,6 @@ Each training keeps its state in the working folder, so a killed build continues
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
-
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from safetensors.torch import load_file, save_file
-from torch import nn
-
 from ...toyworld import assets
 from ...types import DirectAlignError
 from .autoencoder import train_autoencoder
@@ -21,6 +12,14 @@ from .denoisers import SD_SCHEDULE, LatentPool, latent_pool, train_flux, train_s
 from .judges import train_judges
 from .reward import train_reward
 from .tokenizers import clip_tokenizer, t5_tokenizer
+import json
+from collections.abc import Callable
+from pathlib import Path
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file, save_file
+from torch import nn
+
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
 # (diffusers and transformers annotate their constructors and outputs more narrowly than they are)

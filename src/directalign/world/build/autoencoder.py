@@ -6,15 +6,14 @@ variance does (docs/log.md). Three quarters of the steps see 32-pixel crops, whi
 
 from __future__ import annotations
 
+from ...toyworld.scenes import draw_scenes, render
+from .session import Budget, fit
 from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import nn
 
-from ...toyworld.scenes import draw_scenes, render
-from .session import Budget, fit
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
 # (diffusers and transformers annotate their constructors and outputs more narrowly than they are)

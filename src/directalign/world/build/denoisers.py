@@ -6,19 +6,18 @@ Four in ten carry a style word, one in ten is empty (for classifier-free guidanc
 
 from __future__ import annotations
 
+from ...toyworld.scenes import PLAIN_STYLE_SHARES, STYLE_WORDS, STYLES, draw_scenes, render
+from .networks import clip_text_encoder, flux_transformer, sd_unet, t5_text_encoder
+from .session import Budget, fit
+from .tokenizers import MAX_TOKENS, clip_tokenizer, t5_tokenizer
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ...toyworld.scenes import PLAIN_STYLE_SHARES, STYLE_WORDS, STYLES, draw_scenes, render
-from .networks import clip_text_encoder, flux_transformer, sd_unet, t5_text_encoder
-from .session import Budget, fit
-from .tokenizers import MAX_TOKENS, clip_tokenizer, t5_tokenizer
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
 # (diffusers and transformers annotate their constructors and outputs more narrowly than they are)

@@ -6,19 +6,18 @@ randomly blurred, recoloured and made noisy. A judge that still answers is not m
 
 from __future__ import annotations
 
+from ...toyworld.judges import CONTENT_HEADS, STYLE_HEADS, Classifier
+from ...toyworld.scenes import Scenes, draw_scenes, render
+from .session import Budget, fit
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import nn
 
-from ...toyworld.judges import CONTENT_HEADS, STYLE_HEADS, Classifier
-from ...toyworld.scenes import Scenes, draw_scenes, render
-from .session import Budget, fit
 
 BUDGET = Budget(steps=700, batch=96, learning_rate=3e-3, ema_decay=0.99, warmup=50)
 POOL = 8192

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from .autoencoder import LATENT_CHANNELS
+from .tokenizers import MAX_TOKENS
 import torch
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
-from .autoencoder import LATENT_CHANNELS
-from .tokenizers import MAX_TOKENS
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
 # (diffusers and transformers annotate their constructors and outputs more narrowly than they are)

@@ -8,21 +8,20 @@ A second reward, from other seeds, has annotators of the opposite taste: for mix
 
 from __future__ import annotations
 
-import json
-import random
-from dataclasses import dataclass
-from pathlib import Path
-
-import torch
-import torch.nn.functional as F
-from torch import nn
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
-
 from ...toyworld.scenes import BACKGROUNDS, COLORS, IMAGE_SIZE, SHAPES, STYLE_WORDS, STYLES, Scenes
 from .judges import pool, take
 from .reward_card import measure, read, retouch, see
 from .session import Budget, fit
 from .tokenizers import MAX_TOKENS, clip_tokenizer
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
+
 
 BUDGET = Budget(steps=1500, batch=48, learning_rate=1.5e-3, ema_decay=0.995, warmup=100)
 POOL = 12288

@@ -5,11 +5,11 @@ Printed at the end of its training and asserted on the shipped weights by the te
 
 from __future__ import annotations
 
+from ...toyworld.scenes import BACKGROUNDS, COLORS, SHAPES, STYLE_WORDS, STYLES, Scenes, draw_scenes, render
 import torch
 import torch.nn.functional as F
 from transformers import CLIPModel, PreTrainedTokenizerBase
 
-from ...toyworld.scenes import BACKGROUNDS, COLORS, SHAPES, STYLE_WORDS, STYLES, Scenes, draw_scenes, render
 
 SHOWN_TINT = 0.1
 

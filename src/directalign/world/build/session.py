@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
 import torch
 from torch import nn
+
 
 STATE_EVERY_SECONDS = 60.0
 

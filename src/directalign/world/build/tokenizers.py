@@ -5,13 +5,12 @@ Anything else still tokenizes (bytes for CLIP, letters for T5), so free prompts 
 
 from __future__ import annotations
 
+from ...toyworld.scenes import STYLE_WORDS, all_captions
 import json
 import string
-
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, T5TokenizerFast
 
-from ...toyworld.scenes import STYLE_WORDS, all_captions
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
 # (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
