@@ -13,7 +13,13 @@ MODELS = ("base", "srpo", "refl")
 
 
 def planted_votes(
-    strengths: Mapping[str, float], items: int, annotators: int, seed: int, alike: float = 0.0, ties: float = 0.0, pairs: Sequence[tuple[str, str]] = ()
+    strengths: Mapping[str, float],
+    items: int,
+    annotators: int,
+    seed: int,
+    alike: float = 0.0,
+    ties: float = 0.0,
+    pairs: Sequence[tuple[str, str]] = (),
 ) -> list[Vote]:
     """Every annotator on every item and pair. With chance `alike` an annotator repeats the item's own answer, which keeps the win
     rates as planted and makes votes on one item depend on each other; a share `ties` of answers is a tie instead."""
@@ -26,13 +32,22 @@ def planted_votes(
     votes = []
     for item, pair, annotator in np.ndindex(won.shape):
         a, b = asked[pair]
-        winner = None if tied[item, pair, annotator] < ties else a if won[item, pair, annotator] else b
+        winner = (
+            None if tied[item, pair, annotator] < ties else a if won[item, pair, annotator] else b
+        )
         left, right = (a, b) if swapped[item, pair, annotator] < 0.5 else (b, a)
         votes.append(Vote(f"annotator {annotator}", item, left, right, winner))
     return votes
 
 
-def planted_ratings(quality: Mapping[str, float], items: int, annotators: int, seed: int, noise: float = 0.6, at: float | None = None) -> list[Rating]:
+def planted_ratings(
+    quality: Mapping[str, float],
+    items: int,
+    annotators: int,
+    seed: int,
+    noise: float = 0.6,
+    at: float | None = None,
+) -> list[Rating]:
     """Levels from a model's quality, an item's own difficulty and an annotator's noise; with `at` an answer every ten seconds."""
     rng = np.random.default_rng(seed)
     ratings = []
@@ -42,5 +57,14 @@ def planted_ratings(quality: Mapping[str, float], items: int, annotators: int, s
             for model, good in quality.items():
                 for axis in AXES:
                     place = int(np.clip(np.round(1.5 - good - ease - noise * rng.normal()), 0, 3))
-                    ratings.append(Rating(f"annotator {annotator}", item, model, axis, LEVELS[place], None if at is None else at + 10 * item))
+                    ratings.append(
+                        Rating(
+                            f"annotator {annotator}",
+                            item,
+                            model,
+                            axis,
+                            LEVELS[place],
+                            None if at is None else at + 10 * item,
+                        )
+                    )
     return ratings

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from panels import MODELS, planted_ratings, planted_votes
 
-from directalign.arena.levels import judgements
 from directalign.arena.records import LEVELS, ArenaError, Rating, Vote, latest_votes
-from directalign.arena.wins import implied_votes, tallies, win_rates
+from directalign.arena.statistics import implied_votes, judgements, tallies, win_rates
 
 
 def test_counts_by_hand() -> None:
@@ -20,8 +19,19 @@ def test_counts_by_hand() -> None:
         Vote("ann", 2, "base", "refl", "base"),
     ]
     first, second = win_rates(votes, MODELS)
-    assert (first.a, first.b, first.wins, first.losses, first.ties, first.items) == ("base", "srpo", 2, 1, 1, 2)
-    assert first.rate.value == 2.5 / 4 and (first.items_won, first.items_lost, first.p) == (1, 1, 1.0)
+    assert (first.a, first.b, first.wins, first.losses, first.ties, first.items) == (
+        "base",
+        "srpo",
+        2,
+        1,
+        1,
+        2,
+    )
+    assert first.rate.value == 2.5 / 4 and (first.items_won, first.items_lost, first.p) == (
+        1,
+        1,
+        1.0,
+    )
     assert (second.b, second.rate.value, second.rate.n) == ("refl", 0.0, 1)
 
 
@@ -48,31 +58,49 @@ def test_an_item_is_one_trial_however_many_voted() -> None:
 def test_looking_at_many_pairs_costs_certainty() -> None:
     votes = planted_votes({"base": 0.0, "srpo": 0.8, "refl": 0.0}, items=25, annotators=1, seed=5)
     found = win_rates(votes, MODELS)
-    assert all(one.p_of_all >= one.p for one in found) and min(one.p_of_all for one in found) == pytest.approx(3 * min(one.p for one in found))
+    assert all(one.p_of_all >= one.p for one in found) and min(
+        one.p_of_all for one in found
+    ) == pytest.approx(3 * min(one.p for one in found))
 
 
 def test_equal_models_are_seldom_called_different() -> None:
     """Annotators who repeat each other must not make a fair coin look biased."""
-    called = [win_rates(planted_votes({"base": 0.0, "srpo": 0.0}, 30, 3, seed, alike=0.9), MODELS)[0].p < 0.05 for seed in range(100)]
+    called = [
+        win_rates(planted_votes({"base": 0.0, "srpo": 0.0}, 30, 3, seed, alike=0.9), MODELS)[0].p
+        < 0.05
+        for seed in range(100)
+    ]
     assert np.mean(called) <= 0.06
 
 
 def test_ratings_imply_votes() -> None:
-    ratings = planted_ratings({"base": -0.5, "srpo": 0.5, "refl": 0.0}, items=6, annotators=2, seed=2)
+    ratings = planted_ratings(
+        {"base": -0.5, "srpo": 0.5, "refl": 0.0}, items=6, annotators=2, seed=2
+    )
     votes = implied_votes(ratings, "overall")
-    levels = {(one.annotator, one.item, one.model): LEVELS.index(one.level) for one in judgements(ratings, "overall")}
+    levels = {
+        (one.annotator, one.item, one.model): LEVELS.index(one.level)
+        for one in judgements(ratings, "overall")
+    }
     assert len(votes) == 6 * 2 * 3
     for vote in votes:
-        left, right = (levels[vote.annotator, vote.item, model] for model in (vote.left, vote.right))
+        left, right = (
+            levels[vote.annotator, vote.item, model] for model in (vote.left, vote.right)
+        )
         assert vote.winner == (None if left == right else vote.left if left < right else vote.right)
 
 
 def test_one_annotator_is_not_held_against_another_in_implied_votes() -> None:
-    ratings = [Rating("ann", 0, "base", "realism", "fail"), Rating("bob", 0, "srpo", "realism", "good")]
+    ratings = [
+        Rating("ann", 0, "base", "realism", "fail"),
+        Rating("bob", 0, "srpo", "realism", "good"),
+    ]
     assert implied_votes(ratings, "realism") == []
 
 
-@pytest.mark.parametrize(("left", "right", "winner"), [("base", "base", "base"), ("base", "srpo", "refl")])
+@pytest.mark.parametrize(
+    ("left", "right", "winner"), [("base", "base", "base"), ("base", "srpo", "refl")]
+)
 def test_votes_that_cannot_be(left: str, right: str, winner: str) -> None:
     with pytest.raises(ArenaError, match="a vote needs two models"):
         Vote("ann", 0, left, right, winner)

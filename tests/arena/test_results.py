@@ -12,10 +12,23 @@ import pytest
 from panels import MODELS, planted_ratings, planted_votes
 
 from directalign.arena import results as text
-from directalign.arena.levels import SCALES
-from directalign.arena.ranking import rank_models
 from directalign.arena.records import Rating, Vote
-from directalign.arena.results import RATING_COLUMNS, SUMMARY_COLUMNS, VOTE_COLUMNS, VOTES, Results, csv_table, escaped, gather, ratings_csv, render_results, strength_rows, summary_csv, votes_csv
+from directalign.arena.results import (
+    RATING_COLUMNS,
+    SUMMARY_COLUMNS,
+    VOTE_COLUMNS,
+    VOTES,
+    Results,
+    csv_table,
+    escaped,
+    gather,
+    ratings_csv,
+    render_results,
+    strength_rows,
+    summary_csv,
+    votes_csv,
+)
+from directalign.arena.statistics import SCALES, rank_models
 
 LABELS = {"base": "Base model", "srpo": "SRPO", "refl": "ReFL"}
 QUALITY = {"base": -0.5, "srpo": 0.7, "refl": 0.0}

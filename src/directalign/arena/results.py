@@ -1,6 +1,6 @@
 """Results of an arena: statistics of all answers, as one HTML page and CSV tables.
 
-Ratings are also compared as votes, on every scale (see `wins`). A difference is claimed only if the
+Ratings are also compared as votes, on every scale (see `statistics`). A difference is claimed only if the
 sign test holds after correction for the number of pairs and the interval excludes a draw. All other
 findings are caveats: few data, disagreement, quantities that could not be computed.
 """
@@ -20,15 +20,29 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..stats import Interval, Ranking
-from .agreement import Agreement, agreement, rated, voted
-from .annotators import Annotator, rating_annotators, voting_annotators
-from .annotators import Side as SideBias
-from .annotators import side as side_bias
-from .levels import SCALES, Scale, Shares, incomplete, shares
-from .ranking import elo, rank_models
 from .records import LEVELS, Rating, Vote, latest_ratings, latest_votes
+from .statistics import (
+    SCALES,
+    Agreement,
+    Annotator,
+    Scale,
+    Shares,
+    SideBias,
+    Wins,
+    agreement,
+    elo,
+    implied_votes,
+    incomplete,
+    rank_models,
+    rated,
+    rating_annotators,
+    shares,
+    side_bias,
+    voted,
+    voting_annotators,
+    win_rates,
+)
 from .store import Store
-from .wins import Wins, implied_votes, win_rates
 
 VOTES = "votes"
 NAMES = {VOTES: "Votes"} | {scale: scale.capitalize() for scale in SCALES}
