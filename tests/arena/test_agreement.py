@@ -1,4 +1,4 @@
-"""Krippendorff's alpha: his published examples, its fixed points, and what it says of single annotators."""
+"""Krippendorff's alpha: published examples, limits, and single annotators."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PUBLISHED = """
 . 3 3 3 2 3 4 2 2 5 1 .
 1 2 3 3 2 4 4 1 2 5 1 .
 """
-"""Four observers, twelve units, missing values: example C of Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011)."""
+"""Example C of Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011)."""
 TWO_OBSERVERS = "0 1 0 0 0 0 0 0 1 0\n1 1 1 0 0 1 0 0 0 0"
 """His example A: binary, nothing missing."""
 
@@ -132,7 +132,7 @@ def test_votes_agree_whatever_side_they_saw() -> None:
     assert sorted(tied.answers[0]) == [0, 1]
 
 
-# --- single annotators ------------------------------------------------------------------------------------------------
+# --- single annotators ---
 
 
 def with_a_clicker(items: int = 40) -> list[Rating]:

@@ -1,4 +1,4 @@
-"""Win rates: from votes and from ratings, ties as half a win, items counted once in the sign test."""
+"""Win rates from votes and from ratings; ties count half, the sign test counts items."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers of annotators: a `Rating` per image and axis, or a `Vote` per pair. The latest answer counts.
+"""Answers of annotators: a `Rating` per image and axis, or a `Vote` per pair; the latest counts.
 
 This module needs no torch, so that the arena starts at once.
 """

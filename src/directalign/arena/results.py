@@ -1,8 +1,8 @@
 """Results of an arena: statistics of all answers, as one HTML page and CSV tables.
 
-Ratings are also compared as votes, on every scale (see `statistics`). A difference is claimed only if the
-sign test holds after correction for the number of pairs and the interval excludes a draw. All other
-findings are caveats: few data, disagreement, quantities that could not be computed.
+Ratings are also compared as votes, on every scale. A difference is claimed only if the sign test
+holds after correction for the number of pairs and the interval excludes a draw. All other findings
+are caveats: few data, disagreement, quantities that could not be computed.
 """
 
 from __future__ import annotations
