@@ -116,10 +116,10 @@ def _settings(name: str, num_steps: int) -> dict[str, object]:
     return {
         "name": name,
         "seed": 0,
-        "model": {"family": "flux", "path": "world:flux", "tune": "lora"},
+        "model": {"architecture": "flux", "path": "world:flux", "tune": "lora"},
         "reward": {"name": "clip", "path": "world:reward"},
-        "method": {"form": "anchored", "branches": "denoise", "words": words},
-        "rollout": {"num_sampling_steps": 4},
+        "method": {"form": "anchored", "branches": "denoise", "control_phrases": words},
+        "rollout": {"num_inference_steps": 4},
         "data": {"prompts": "world", "batch_size": 8},
         "train": {"num_steps": num_steps, "learning_rate": 1e-4},
     }
@@ -187,7 +187,8 @@ def stop_run(
     file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     settings = yaml.safe_load((folder / "run.yaml").read_text())
     (folder / "run.yaml").write_text(
-        yaml.safe_dump({**settings, "stop": {"drift": {"color_drift": 0.03}}}), encoding="utf-8"
+        yaml.safe_dump({**settings, "early_stopping": {"max_degradation": {"color_drift": 0.03}}}),
+        encoding="utf-8",
     )
     for grid in (folder / "samples").glob("step-*.png"):
         if int(grid.stem.removeprefix("step-")) > stop:

@@ -52,7 +52,7 @@ def test_the_summary_alone_tells_it_too(stopped: Path):
         if '"stop"' not in line and '"kept"' not in line
     ]
     (stopped / "metrics.jsonl").write_text("\n".join(records))
-    told = {"stopped": {"step": 15, "reason": "judge_patience", "kept": 10}, "kept": {"step": 10}}
+    told = {"stopped": {"step": 15, "reason": "patience", "kept": 10}, "kept": {"step": 10}}
     (stopped / "summary.json").write_text(json.dumps(told))
     found = ending(read_run(stopped))
     assert (

@@ -24,18 +24,18 @@ def test_settings_that_differ_are_the_only_rows():
         "name": "A",
         "seed": 0,
         "train": {"learning_rate": 1e-4, "betas": [0.9, 0.999]},
-        "stop": None,
+        "early_stopping": None,
     }
     two: dict[str, Any] = {
         "name": "B",
         "seed": 0,
         "train": {"learning_rate": 3e-5, "betas": [0.9, 0.999]},
-        "stop": {"drift": {"content": 0.03}},
+        "early_stopping": {"max_degradation": {"content": 0.03}},
     }
-    assert flat(two)["stop.drift.content"] == 0.03
+    assert flat(two)["early_stopping.max_degradation.content"] == 0.03
     assert differing_settings([one, None, two]) == [
         ("train.learning_rate", ["0.0001", ABSENT, "3e-05"]),
-        ("stop.drift.content", [ABSENT, ABSENT, "0.03"]),
+        ("early_stopping.max_degradation.content", [ABSENT, ABSENT, "0.03"]),
     ]
     assert (
         differing_settings([one, one]) == []

@@ -38,7 +38,7 @@ MAX_TEXT = 100_000
 STOP, KEPT = "stop", "kept"
 STOP_REASONS = {
     "drift": "a limited metric moved too far",
-    "judge_patience": "the judge found no further improvement",
+    "patience": "the judge found no further improvement",
     "score_peak": "the absolute score fell from its peak",
 }
 FORMS = {
@@ -115,7 +115,7 @@ def html(run: RunFiles) -> str:
 def _facts(run: RunFiles) -> list[tuple[str, Any]]:
     """(name, value) of the main settings."""
     phrases = [
-        ", ".join(map(str, run.setting("method", "words", side, default=[])))
+        ", ".join(map(str, run.setting("method", "control_phrases", side, default=[])))
         for side in ("positive", "negative")
     ]
     found = [
@@ -127,7 +127,7 @@ def _facts(run: RunFiles) -> list[tuple[str, Any]]:
         ("Wanted phrases", phrases[0]),
         ("Unwanted phrases", phrases[1]),
         ("Branches", run.setting("method", "branches")),
-        ("Sampling steps of a rollout", run.setting("rollout", "num_sampling_steps")),
+        ("Sampling steps of a rollout", run.setting("rollout", "num_inference_steps")),
         ("Learning rate", run.setting("train", "learning_rate")),
         ("Updates", f"{len(run.steps)} of {run.setting('train', 'num_steps', default='?')}"),
         ("Batch size", run.setting("data", "batch_size")),
@@ -416,7 +416,7 @@ def level_figures(run: RunFiles) -> list[Figure]:
 
 def run_scatters(run: RunFiles) -> list[Scatter]:
     """The run's path: its judge against each metric that the recipe limits, else the defaults."""
-    allowed = mapping(run.setting("stop", "drift"))
+    allowed = mapping(run.setting("early_stopping", "max_degradation"))
     judge = judge_of([run])
     if judge is None:
         return []
@@ -432,7 +432,7 @@ def judge_of(runs: Sequence[RunFiles]) -> Metric | None:
     """The metric of quality: the recipe's, the toy world's, a held-out reward, the reward."""
     recorded = dict.fromkeys(name for run in runs for record in run.measured for name in record)
     held_out = [name for name in recorded if name.startswith(HELD_OUT) and metric(name).better > 0]
-    wanted = [str(run.setting("stop", "judge", default="")) for run in runs]
+    wanted = [str(run.setting("early_stopping", "metric_for_best", default="")) for run in runs]
     wanted += ["photo_rate", *held_out, *FALLBACK_JUDGES]
     return next((metric(name) for name in wanted if name in recorded), None)
 
