@@ -8,10 +8,16 @@ from typing import Any
 
 from arena_runs import Running
 
-SHOWN = "return document.querySelector('#ask')?.dataset.state === 'ready' ? document.querySelector('#ask').dataset.task : null"
+SHOWN = """
+    const ask = document.querySelector('#ask');
+    return ask?.dataset.state === 'ready' ? ask.dataset.task : null;
+"""
 IS_OVER = "return !document.querySelector('#end').hidden"
 DONE = "return Number(document.querySelector('#done').textContent)"
-MIDDLE = "const b = document.querySelector(arguments[0]).getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]"
+MIDDLE = """
+    const box = document.querySelector(arguments[0]).getBoundingClientRect();
+    return [box.x + box.width / 2, box.y + box.height / 2];
+"""
 SAVED = "return document.querySelector('#saved').dataset.state"
 
 
@@ -38,12 +44,14 @@ def join(browser: Any, server: Running, name: str, width: int = 1280, height: in
 
 
 def fresh_task(browser: Any, before: str | None) -> str | None:
-    """The next task, once it takes input; None at the end. Waits inside the page: a hand is not faster than the picture."""
+    """The next task, once it takes input; None at the end."""
     script = """
-        const [before, told] = arguments, ask = document.querySelector('#ask'), end = document.querySelector('#end');
+        const [before, told] = arguments;
+        const [ask, end] = ['#ask', '#end'].map((id) => document.querySelector(id));
         const look = () => {
             if (!end.hidden) return told(null);
-            if (ask.dataset.state === 'ready' && ask.dataset.task !== before) return setTimeout(() => told(ask.dataset.task), 160);
+            if (ask.dataset.state === 'ready' && ask.dataset.task !== before)
+                return setTimeout(() => told(ask.dataset.task), 160);
             setTimeout(look, 5);
         };
         look();
@@ -100,13 +108,17 @@ def rate(browser: Any, levels: str) -> None:
 
 def assert_text_fits(browser: Any) -> str:
     """A long prompt takes four lines until it is expanded; returns the prompt."""
-    look = "const [p, more] = document.querySelectorAll('#prompt, #more'); return [p.textContent, p.clientHeight, more.offsetParent !== null]"
+    look = """
+        const [p, more] = document.querySelectorAll('#prompt, #more');
+        return [p.textContent, p.clientHeight, more.offsetParent !== null];
+    """
     shown, height, has_more = browser.execute_script(look)
     assert height <= 130 and has_more == (len(shown) > 20)
     if has_more:
         click(browser, "#more")
         assert browser.execute_script(
-            "const p = document.querySelector('#prompt'); return p.scrollHeight <= p.clientHeight && p.clientHeight > 300"
+            "const p = document.querySelector('#prompt');"
+            "return p.scrollHeight <= p.clientHeight && p.clientHeight > 300"
         )
         browser.execute_script(
             "document.querySelector('#more').click(); scrollTo(0, 0)"
@@ -118,11 +130,16 @@ def assert_text_fits(browser: Any) -> str:
 def assert_accessible(browser: Any, selectors: tuple[str, ...]) -> None:
     """Every control has a name and room for a finger, every text contrast, light and dark."""
     unnamed = """
-        const named = (e) => e.ariaLabel || e.alt || e.innerText.trim() || e.labels?.length || e.querySelector('img')?.alt || e.closest('dialog');
-        return [...document.querySelectorAll('button, input, img, [role=progressbar]')].filter((e) => !named(e)).length;
+        const named = (e) => e.ariaLabel || e.alt || e.innerText.trim() || e.labels?.length
+            || e.querySelector('img')?.alt || e.closest('dialog');
+        const all = document.querySelectorAll('button, input, img, [role=progressbar]');
+        return [...all].filter((e) => !named(e)).length;
     """
     assert browser.execute_script(unnamed) == 0
-    small = "return [...document.querySelectorAll('button, .level')].filter(b => b.offsetParent && Math.min(b.offsetWidth, b.offsetHeight) < 44).length"
+    small = """
+        const isSmall = (b) => b.offsetParent && Math.min(b.offsetWidth, b.offsetHeight) < 44;
+        return [...document.querySelectorAll('button, .level')].filter(isSmall).length;
+    """
     assert browser.execute_script(small) == 0
     for scheme in ("dark", "light"):
         browser.execute_cdp_cmd(
@@ -138,8 +155,9 @@ def contrast(browser: Any, selector: str) -> float:
     script = """
         let node = document.querySelector(arguments[0]);
         const ink = getComputedStyle(node).color;
-        while (getComputedStyle(node).backgroundColor === 'rgba(0, 0, 0, 0)') node = node.parentElement;
-        return [ink, getComputedStyle(node).backgroundColor];
+        const paper = () => getComputedStyle(node).backgroundColor;
+        while (paper() === 'rgba(0, 0, 0, 0)') node = node.parentElement;
+        return [ink, paper()];
     """
     luminances = []
     for color in browser.execute_script(script, selector):

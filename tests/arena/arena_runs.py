@@ -19,7 +19,7 @@ import httpx
 from PIL import Image, PngImagePlugin
 
 SECRETS = ("SECRETMODEL", "SECRETFILE", "SECRETTEXT")
-"""Written into names, files and labels of a source; no annotator's browser may ever receive them."""
+"""Parts of names, files and labels of a source that no annotator may receive."""
 
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Made once: a browser that never needs it would take longer to make its own than to vote."""
@@ -31,7 +31,7 @@ def write_comparison(
     models: Sequence[str] = ("SECRETMODEL-a", "SECRETMODEL-b"),
     size: int = 24,
 ) -> Path:
-    """A comparison folder as `directalign compare` leaves it; every image has a colour of its own and a text chunk that gives it away."""
+    """A comparison folder; every image has its own colour, and a text chunk with the model."""
     known = [
         {"key": key, "label": f"Label of {key}", "source": key, "kind": "images"} for key in models
     ]

@@ -21,8 +21,11 @@ def planted_votes(
     ties: float = 0.0,
     pairs: Sequence[tuple[str, str]] = (),
 ) -> list[Vote]:
-    """Every annotator on every item and pair. With chance `alike` an annotator repeats the item's own answer, which keeps the win
-    rates as planted and makes votes on one item depend on each other; a share `ties` of answers is a tie instead."""
+    """Votes of every annotator on every item and pair.
+
+    With probability `alike` an annotator repeats the item's own answer, which keeps the win rates
+    and correlates the votes on one item; a share `ties` of the answers is a tie instead.
+    """
     asked = tuple(pairs) or tuple(combinations(strengths, 2))
     rng = np.random.default_rng(seed)
     chance = np.array([1 / (1 + np.exp(strengths[b] - strengths[a])) for a, b in asked])[:, None]
@@ -48,7 +51,7 @@ def planted_ratings(
     noise: float = 0.6,
     at: float | None = None,
 ) -> list[Rating]:
-    """Levels from a model's quality, an item's own difficulty and an annotator's noise; with `at` an answer every ten seconds."""
+    """Levels from quality, difficulty of the item and noise; from time `at` every ten seconds."""
     rng = np.random.default_rng(seed)
     ratings = []
     for item in range(items):

@@ -1,4 +1,4 @@
-"""Krippendorff's alpha: his published examples, its fixed points, and what it says of single annotators."""
+"""Krippendorff's alpha: published examples, limits, and single annotators."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ import numpy as np
 import pytest
 from panels import planted_ratings, planted_votes
 
-from directalign.arena.agreement import METRICS, Metric, agreement, alpha, rated, voted
-from directalign.arena.annotators import against_others, rating_annotators, side, voting_annotators
 from directalign.arena.records import AXES, LEVELS, Rating, Vote
+from directalign.arena.statistics import (
+    ALPHA_METRICS,
+    AlphaMetric,
+    against_others,
+    agreement,
+    alpha,
+    rated,
+    rating_annotators,
+    side_bias,
+    voted,
+    voting_annotators,
+)
 
 PUBLISHED = """
 1 2 3 3 2 1 4 1 2 . . .
@@ -18,7 +28,7 @@ PUBLISHED = """
 . 3 3 3 2 3 4 2 2 5 1 .
 1 2 3 3 2 4 4 1 2 5 1 .
 """
-"""Four observers, twelve units, missing values: example C of Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011)."""
+"""Example C of Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011)."""
 TWO_OBSERVERS = "0 1 0 0 0 0 0 0 1 0\n1 1 1 0 0 1 0 0 0 0"
 """His example A: binary, nothing missing."""
 
@@ -33,7 +43,7 @@ def matrix(text: str) -> np.ndarray:
     ).T
 
 
-def by_pairs(answers: np.ndarray, metric: Metric) -> float:
+def by_pairs(answers: np.ndarray, metric: AlphaMetric) -> float:
     """Alpha written out pair by pair, as the definition reads."""
     units = [[value for value in row if np.isfinite(value)] for row in answers]
     units = [unit for unit in units if len(unit) > 1]
@@ -63,7 +73,7 @@ def by_pairs(answers: np.ndarray, metric: Metric) -> float:
 @pytest.mark.parametrize(
     ("metric", "value"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)]
 )
-def test_the_published_example(metric: Metric, value: float) -> None:
+def test_the_published_example(metric: AlphaMetric, value: float) -> None:
     assert alpha(matrix(PUBLISHED), metric) == pytest.approx(value, abs=5e-4)
 
 
@@ -71,8 +81,8 @@ def test_the_published_binary_example() -> None:
     assert alpha(matrix(TWO_OBSERVERS), "nominal") == pytest.approx(0.095, abs=5e-4)
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_equals_the_definition(metric: Metric) -> None:
+@pytest.mark.parametrize("metric", ALPHA_METRICS)
+def test_equals_the_definition(metric: AlphaMetric) -> None:
     rng = np.random.default_rng(7)
     answers = rng.integers(0, 4, (15, 5)).astype(float)
     answers[rng.random(answers.shape) < 0.4] = np.nan
@@ -122,7 +132,7 @@ def test_votes_agree_whatever_side_they_saw() -> None:
     assert sorted(tied.answers[0]) == [0, 1]
 
 
-# --- single annotators ------------------------------------------------------------------------------------------------
+# --- single annotators ---
 
 
 def with_a_clicker(items: int = 40) -> list[Rating]:
@@ -176,15 +186,15 @@ def test_sides() -> None:
         else Vote("lazy", item, "srpo", "base", "srpo")
         for item in range(30)
     ]
-    found = side(fair)
+    found = side_bias(fair)
     assert (
         found
         and found.p > 0.05
         and found.left + found.right == sum(vote.winner is not None for vote in fair)
     )
-    always_left = side(lazy)
+    always_left = side_bias(lazy)
     assert always_left and always_left.p < 1e-6 and always_left.rate.value == 1
-    assert side([Vote("ann", 0, "base", "srpo", None)]) is None
+    assert side_bias([Vote("ann", 0, "base", "srpo", None)]) is None
     by_name = {one.name: one for one in voting_annotators(fair + lazy)}
     assert (
         by_name["lazy"].commonest == 1.0

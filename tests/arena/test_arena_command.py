@@ -44,7 +44,10 @@ def test_a_missing_library_is_named_with_its_remedy(
 
 
 def test_results_need_no_server_library(source: Path, tmp_path: Path):
-    blocked = "import sys; sys.modules.update(fastapi=None, uvicorn=None, torch=None); from directalign.arena import results, session"
+    blocked = (
+        "import sys; sys.modules.update(fastapi=None, uvicorn=None, torch=None);"
+        "from directalign.arena import results, session"
+    )
     assert subprocess.run([sys.executable, "-c", blocked], check=False).returncode == 0
 
 
@@ -60,8 +63,8 @@ def test_a_port_in_use_is_named(source: Path, tmp_path: Path):
         port = taken.getsockname()[1]
         line = said(source, "--out", tmp_path / "a.sqlite", "--port", port)
     assert (
-        line
-        == f"directalign: --host 127.0.0.1 --port {port}: cannot listen there (Address already in use); name another one, --port 0 takes a free one\n"
+        line == f"directalign: --host 127.0.0.1 --port {port}: cannot listen there "
+        "(Address already in use); name another one, --port 0 takes a free one\n"
     )
 
 

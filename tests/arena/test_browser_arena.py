@@ -46,7 +46,7 @@ def table(server: Running, name: str) -> list[dict[str, str]]:
 
 
 def assert_clean(browser: Any, besides: tuple[str, ...] = ()) -> None:
-    """No error and no violation of the content policy since the last look; nothing received names a model."""
+    """No error, no violation of the content policy, nothing received that names a model."""
     entries = [
         entry
         for entry in browser.get_log("browser")
@@ -58,7 +58,7 @@ def assert_clean(browser: Any, besides: tuple[str, ...] = ()) -> None:
 
 
 def test_three_annotators(browser: Any, source: Path, tmp_path: Path):
-    """A desktop with reload, undo and double clicks; one whose server is killed in the middle; a phone."""
+    """A desktop with reload, undo and double clicks; one with a killed server; a phone."""
     database = tmp_path / "votes.sqlite"
     with running(source, database) as server:
         join(browser, server, "Ann")
@@ -120,14 +120,15 @@ def test_three_annotators(browser: Any, source: Path, tmp_path: Path):
 
 
 def test_two_tabs_and_a_join_whose_answer_is_lost(browser: Any, source: Path, tmp_path: Path):
-    """Both tabs of one annotator keep what they could not send; who joined without hearing of it joins again under the same name."""
+    """Both tabs of one annotator keep unsent answers; a join whose response is lost is repeated."""
     database = tmp_path / "tabs.sqlite"
     with running(source, database) as server:
         browser.delete_all_cookies()
         browser.get(server.address)
         browser.find_element("id", "name").send_keys("Ann")
         browser.execute_script(
-            "const sent = fetch; window.fetch = async (...all) => { await sent(...all); window.fetch = sent; throw new TypeError('lost'); }"
+            "const sent = fetch; window.fetch = async (...all) => {"
+            "await sent(...all); window.fetch = sent; throw new TypeError('lost'); }"
         )
         click(browser, "#join button")
         until(
@@ -192,7 +193,8 @@ def test_rating_by_keyboard_zoom_help_and_long_texts(browser: Any, tmp_path: Pat
         click(browser, ".picture")
         assert (
             browser.execute_script(
-                "return document.querySelector('#zoom').open && document.querySelector('#zoom-image').alt"
+                "return document.querySelector('#zoom').open"
+                " && document.querySelector('#zoom-image').alt"
             )
             == "Left image"
         )

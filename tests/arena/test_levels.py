@@ -7,8 +7,8 @@ from itertools import product
 import pytest
 from panels import MODELS, planted_ratings
 
-from directalign.arena.levels import SCALES, incomplete, judgements, overall, shares
 from directalign.arena.records import AXES, LEVELS, ArenaError, Rating, latest_ratings
+from directalign.arena.statistics import SCALES, incomplete, judgements, overall, shares
 
 
 def image(*levels: str, annotator: str = "ann", item: int = 0, model: str = "base") -> list[Rating]:

@@ -1,4 +1,4 @@
-"""Bradley-Terry from votes: closed forms, votes that have no finite maximum, and intervals that cover what was planted."""
+"""Bradley-Terry from votes: closed forms, no finite maximum, coverage of the intervals."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from panels import MODELS, planted_votes
 
-from directalign.arena.ranking import elo, rank_models
 from directalign.arena.records import ArenaError, Vote
+from directalign.arena.statistics import elo, rank_models
 from directalign.stats import PRIOR_TIES
 
 
@@ -28,7 +28,7 @@ def test_two_models_have_a_closed_form() -> None:
 
 
 def test_a_single_vote_an_item_has_the_variance_of_the_textbook() -> None:
-    """Without ties and repeats the sandwich is the inverse Fisher information of a log-odds, up to m / (m − 1)."""
+    """Without ties the sandwich is the inverse Fisher information, up to m / (m − 1)."""
     votes = [
         Vote("ann", item, "base", "srpo", "srpo" if item < 30 else "base") for item in range(40)
     ]
@@ -54,7 +54,7 @@ def test_elo_is_1000_for_the_mean_and_400_for_ten_to_one() -> None:
 
 
 def coverage(alike: float, ties: float, annotators: int, runs: int = 100) -> float:
-    """Share of intervals that hold what was planted. Ties as half-wins pull rates to one half: the truth is the log-odds of the rate with ties."""
+    """Share of intervals that hold the truth: the log-odds of the rate with ties as half wins."""
     planted = {"base": 0.0, "srpo": 0.9}
     rate = (1 - ties) / (1 + math.exp(-0.9)) + ties / 2
     truth, covered = math.log(rate / (1 - rate)), 0

@@ -1,4 +1,4 @@
-"""Win rates: from votes and from ratings, ties as half a win, items counted once in the sign test."""
+"""Win rates from votes and from ratings; ties count half, the sign test counts items."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from panels import MODELS, planted_ratings, planted_votes
 
-from directalign.arena.levels import judgements
 from directalign.arena.records import LEVELS, ArenaError, Rating, Vote, latest_votes
-from directalign.arena.wins import implied_votes, tallies, win_rates
+from directalign.arena.statistics import implied_votes, judgements, tallies, win_rates
 
 
 def test_counts_by_hand() -> None:
@@ -103,5 +102,5 @@ def test_one_annotator_is_not_held_against_another_in_implied_votes() -> None:
     ("left", "right", "winner"), [("base", "base", "base"), ("base", "srpo", "refl")]
 )
 def test_votes_that_cannot_be(left: str, right: str, winner: str) -> None:
-    with pytest.raises(ArenaError, match="between two models"):
+    with pytest.raises(ArenaError, match="a vote needs two models"):
         Vote("ann", 0, left, right, winner)

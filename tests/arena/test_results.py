@@ -12,8 +12,6 @@ import pytest
 from panels import MODELS, planted_ratings, planted_votes
 
 from directalign.arena import results as text
-from directalign.arena.levels import SCALES
-from directalign.arena.ranking import rank_models
 from directalign.arena.records import Rating, Vote
 from directalign.arena.results import (
     RATING_COLUMNS,
@@ -30,6 +28,7 @@ from directalign.arena.results import (
     summary_csv,
     votes_csv,
 )
+from directalign.arena.statistics import SCALES, rank_models
 
 LABELS = {"base": "Base model", "srpo": "SRPO", "refl": "ReFL"}
 QUALITY = {"base": -0.5, "srpo": 0.7, "refl": 0.0}
@@ -63,7 +62,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-# --- what is gathered -------------------------------------------------------------------------------------------------
+# --- statistics ---
 
 
 def test_everything_is_counted_once() -> None:
@@ -109,7 +108,7 @@ def test_models_that_are_not_asked_for_are_left_out() -> None:
     )
 
 
-# --- words ------------------------------------------------------------------------------------------------------------
+# --- sentences ---
 
 
 def test_a_planted_difference_is_claimed_with_its_numbers() -> None:
@@ -118,7 +117,8 @@ def test_a_planted_difference_is_claimed_with_its_numbers() -> None:
         lock for lock in claims if lock.startswith("SRPO is preferred to Base model in votes")
     )
     assert re.search(
-        r"it wins \d+\s% \(95\s% interval \d+–\d+\s%, 40 items, p < 0\.001 corrected for all pairs\)",
+        r"it wins \d+\s% \(95\s% interval \d+–\d+\s%, 40 items, "
+        r"p < 0\.001 corrected for all pairs\)",
         sentence,
     )
     assert not any("Base model is preferred" in lock for lock in claims)
@@ -215,7 +215,7 @@ def test_numbers_as_words() -> None:
     assert (text.joined(["a"]), text.joined(["a", "b", "c"])) == ("a", "a, b and c")
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
+# --- page ---
 
 
 def test_the_page_is_whole_and_fetches_nothing() -> None:
@@ -292,7 +292,7 @@ def test_whiskers_lie_on_the_track() -> None:
     assert all((row.low, row.high) == (0, 100) for row in one_item)
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
+# --- tables ---
 
 
 def rows_of(table: str) -> list[dict[str, str]]:

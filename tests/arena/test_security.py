@@ -131,7 +131,10 @@ def test_no_path_reaches_the_file_system(server: Running, voter: httpx.Client, p
     ) as raw:  # a client library would tidy the path up
         cookie = "; ".join(f"{name}={value}" for name, value in voter.cookies.items())
         raw.sendall(
-            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie}\r\nConnection: close\r\n\r\n".encode()
+            (
+                f"GET {path} HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie}\r\n"
+                "Connection: close\r\n\r\n"
+            ).encode()
         )
         answer = b"".join(iter(lambda: raw.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 404") and b"root:" not in answer and b"sqlite" not in answer
@@ -268,9 +271,10 @@ def test_names_are_kept_as_people_write_them():
 
 
 def test_a_large_body_is_refused_unread(server: Running, voter: httpx.Client):
-    """By its announced length before a byte of it was sent; a chunked one where it passes the limit; 50 MB sent all the same, at once."""
+    """By its announced length; a chunked one at the limit; 50 MB sent at once."""
     cookie = "; ".join(f"{name}={value}" for name, value in voter.cookies.items())
-    head = f"POST /api/vote HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie}\r\nContent-Type: application/json\r\n"
+    head = f"POST /api/vote HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie}\r\n"
+    head += "Content-Type: application/json\r\n"
     for more in (
         f"Content-Length: {50 * 2**20}\r\n\r\n",
         "Transfer-Encoding: chunked\r\n\r\n11000\r\n" + "x" * 0x11000,

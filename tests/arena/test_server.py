@@ -94,7 +94,8 @@ def test_a_vote_counts_once_and_can_be_taken_back(server: Running):
         assert vote(client, "second-thoughts", task, "right")["done"] == 1
         assert vote(client, "undo-request", task, None)["done"] == 0
         said = stored.execute(
-            "SELECT said FROM answers JOIN annotators USING (annotator) WHERE name = 'Voter' ORDER BY answer"
+            "SELECT said FROM answers JOIN annotators USING (annotator)"
+            " WHERE name = 'Voter' ORDER BY answer"
         ).fetchall()
         counted = stored.execute(
             "SELECT count(*) FROM counted JOIN annotators USING (annotator) WHERE name = 'Voter'"
@@ -103,7 +104,8 @@ def test_a_vote_counts_once_and_can_be_taken_back(server: Running):
 
 
 def database_of(server: Running) -> str:
-    return str(server.process.args[server.process.args.index("--out") + 1])  # type: ignore[union-attr, index]
+    words = list(server.process.args)  # type: ignore[arg-type]
+    return str(words[words.index("--out") + 1])
 
 
 def test_the_own_link_goes_on_on_another_device(server: Running):
@@ -127,7 +129,7 @@ def test_a_name_is_taken_once(server: Running):
 
 
 def test_joining_can_be_repeated_by_who_did_it_alone(server: Running):
-    """An answer may be lost on its way; the same request then gets the same link, and another with that name none."""
+    """The same request gets the same link again, another one with that name is refused."""
     posted = joining("Lost Answer")
     with server.visitor() as client, server.visitor() as other:
         links = [
@@ -151,7 +153,7 @@ def test_joining_can_be_repeated_by_who_did_it_alone(server: Running):
 
 
 def test_an_answer_is_never_taken_for_that_of_whoever_has_the_session_now(server: Running):
-    """Two people on one computer: the tab of the first one is still open when the second opens a link of their own."""
+    """Two people on one computer: the first one's tab is open when the second opens a link."""
     with server.joined("First") as client:
         task, first = client.get("/api/state").json()["next"][0]["task"], number_of(client)
         second = client.post("/api/join", json=joining("Second")).json()["link"]

@@ -138,7 +138,7 @@ def test_a_name_is_taken_in_any_case(source: Path, tmp_path: Path):
         fresh(source, tmp_path / "a.sqlite").join("ANN", "joining-ANN")
 
 
-# --- going on, and databases of something else ------------------------------------------------------------------------
+# --- reopening ---
 
 
 def test_a_restart_knows_everything(source: Path, tmp_path: Path):
@@ -153,7 +153,7 @@ def test_a_restart_knows_everything(source: Path, tmp_path: Path):
 
 
 def test_one_arena_has_a_database_and_gives_it_back_whole(source: Path, tmp_path: Path):
-    """The second is refused by name, also while the first one makes the database; afterwards the one file holds everything."""
+    """The second is refused, also while the first one creates the database."""
     file = tmp_path / "new" / "a.sqlite"
     arena = open_arena(file, [source])
     arena.join("Ann", new_secret())
@@ -258,7 +258,7 @@ def test_a_file_of_something_else_is_refused(source: Path, tmp_path: Path, conte
         open_arena(file, [source])
 
 
-# --- who is asked what ------------------------------------------------------------------------------------------------
+# --- scheduling ---
 
 
 def walk(arena: Arena, annotator: int, most: int = 1000) -> list[str]:
@@ -289,7 +289,7 @@ def test_everybody_is_asked_everything_once_in_an_order_of_their_own(source: Pat
 @settings(max_examples=15)
 @given(order=st.permutations([number % 12 for number in range(48)]))
 def test_items_gather_annotators_evenly(order: list[int]):
-    """Twelve annotators, four answers each in any order, 30 items: 1.6 answers an item on average, whoever comes when."""
+    """Twelve annotators, four answers each in any order, 30 items: 1.6 answers per item."""
     scheduler = TaskScheduler(
         "vote", tasks_of("vote", list(range(30)), ["x", "y"]), TokenSigner(b"secret")
     )

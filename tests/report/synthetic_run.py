@@ -1,4 +1,4 @@
-"""Run folders as training leaves them, made of thin air: curves, levels, sample grids, settings."""
+"""Synthetic run folders: curves, noise levels, sample grids, settings."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def rate(value: float, n: int = 256) -> dict[str, float]:
 
 
 def write_grid(file: Path, share: float, drift: float, size: int = 64) -> None:
-    """Four by two pictures: a disc on navy, brought towards grey with `share` and towards red with `drift`."""
+    """4 x 2 images: a disc on navy, moved to grey by `share` and to red by `drift`."""
     grid = Image.new("RGB", (4 * size, 2 * size))
     draw = ImageDraw.Draw(grid)
     for place, color in enumerate(COLORS):
@@ -170,7 +170,7 @@ def _measurement(
 def stop_run(
     folder: Path, stop: int = 15, kept: int = 10, says: str = "colour drift spent its budget"
 ) -> Path:
-    """Make a run of `write_run` one that stopped itself after `stop` updates and left the weights of `kept`."""
+    """Let a run stop after `stop` updates and export the weights of `kept`."""
     file = folder / "metrics.jsonl"
     records = [
         record
@@ -187,7 +187,7 @@ def stop_run(
     file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     settings = yaml.safe_load((folder / "run.yaml").read_text())
     (folder / "run.yaml").write_text(
-        yaml.safe_dump({**settings, "early_stopping": {"drift": {"color_drift": 0.03}}}),
+        yaml.safe_dump({**settings, "early_stopping": {"max_degradation": {"color_drift": 0.03}}}),
         encoding="utf-8",
     )
     for grid in (folder / "samples").glob("step-*.png"):

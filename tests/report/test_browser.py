@@ -1,8 +1,7 @@
-"""The page in a real browser: no errors, nothing fetched, sliders that slide, and a phone's width."""
+"""The pages in a browser: no errors, nothing fetched, controls, narrow windows, print."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 from page_tags import HOSTILE
 from synthetic_run import stop_run, write_demo
 
-from chromium import headless
 from comparison_folders import write_comparison
 from directalign.report import write_page
 
@@ -35,12 +33,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "hostile": hostile,
     }
     return {name: write_page(folder) for name, folder in folders.items()}
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with headless(tmp_path_factory.mktemp("profile")) as driver:
-        yield driver
 
 
 def visit(browser: Any, file: Path, width: int = 1280) -> None:
@@ -75,23 +67,30 @@ def test_no_errors_and_no_requests(browser: Any, pages: dict[str, Path], name: s
 def test_nothing_sticks_out(browser: Any, pages: dict[str, Path], name: str, width: int):
     visit(browser, pages[name], width)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    wide = "return [...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll, svg, pre') && e.getBoundingClientRect().right > innerWidth + 1)"
-    assert browser.execute_script(f"{wide}.map(e => e.outerHTML.slice(0, 80))") == []
+    wide = """
+        const out = (e) => e.getBoundingClientRect().right > innerWidth + 1;
+        const all = [...document.querySelectorAll('main *')];
+        return all.filter((e) => !e.closest('.scroll, svg, pre') && out(e)).map((e) => e.outerHTML);
+    """
+    assert browser.execute_script(wide) == []
 
 
 def test_sliders(browser: Any, pages: dict[str, Path]):
     visit(browser, pages["run"])
-    slide = "const input = document.querySelector(arguments[0]); input.value = arguments[1]; input.dispatchEvent(new Event('input'))"
-    browser.execute_script(slide, "[name=cut]", 80)
+    choose(browser, "cut", "80")
     assert (
         browser.execute_script(
-            "return [...document.querySelectorAll('.stack')].map(s => s.style.getPropertyValue('--cut'))"
+            "return [...document.querySelectorAll('.stack')]"
+            ".map((s) => s.style.getPropertyValue('--cut'))"
         )
         == ["20%"] * 8
     )
-    browser.execute_script(slide, "[name=step]", 2)
+    choose(browser, "step", "2")
     assert browser.execute_script("return document.querySelector('output').textContent") == "10"
-    visible = "return [...document.querySelectorAll('.after')].filter(i => getComputedStyle(i).visibility === 'visible').map(i => i.alt)"
+    visible = """
+        const isVisible = (image) => getComputedStyle(image).visibility === 'visible';
+        return [...document.querySelectorAll('.after')].filter(isVisible).map((i) => i.alt);
+    """
     assert browser.execute_script(visible) == ["After 10 updates"] * 8
 
 
@@ -111,24 +110,30 @@ def test_dark_follows_the_system(browser: Any, pages: dict[str, Path]):
 
 def choose(browser: Any, name: str, value: str) -> None:
     """What a person does with a select or a range."""
-    change = "const e = document.querySelector(`[name=${arguments[0]}]`); e.value = arguments[1]; for (const k of ['input', 'change']) e.dispatchEvent(new Event(k))"
+    change = """
+        const e = document.querySelector(`[name=${arguments[0]}]`);
+        e.value = arguments[1];
+        for (const kind of ['input', 'change']) e.dispatchEvent(new Event(kind));
+    """
     browser.execute_script(change, name, value)
 
 
-def stage(browser: Any) -> dict[str, Any]:
+def viewer(browser: Any) -> dict[str, Any]:
     """What the stage shows: its two pictures' texts, where they are from, the prompt, the count."""
     told = """
-        const s = document.querySelector(".stage"), images = [...s.querySelectorAll(".stack img")];
-        const from = images.map(i => [...document.querySelectorAll("table.wall img")].findIndex(w => w.src === i.src));
-        return {alts: images.map(i => i.alt), from, asked: s.querySelector(".asked").textContent, count: s.querySelector("output").textContent,
-                told: s.querySelector(".told").innerText, hidden: s.hidden};
+        const s = document.querySelector(".viewer"), images = [...s.querySelectorAll(".stack img")];
+        const all = [...document.querySelectorAll("table.gallery img")];
+        const from = images.map((i) => all.findIndex((one) => one.src === i.src));
+        return {alts: images.map((i) => i.alt), from, asked: s.querySelector(".prompt").textContent,
+                count: s.querySelector("output").textContent,
+                told: s.querySelector(".values").innerText, hidden: s.hidden};
     """
     return browser.execute_script(told)
 
 
 def test_any_two_models_stand_left_and_right(browser: Any, pages: dict[str, Path]):
     visit(browser, pages["comparison"])
-    found = stage(browser)
+    found = viewer(browser)
     assert (
         not found["hidden"]
         and found["count"] == "1 of 24"
@@ -137,7 +142,7 @@ def test_any_two_models_stand_left_and_right(browser: Any, pages: dict[str, Path
     )
     choose(browser, "left", "1")
     choose(browser, "right", "0")
-    found = stage(browser)
+    found = viewer(browser)
     assert [alt.split(":")[0] for alt in found["alts"]] == [
         "Plain Direct-Align",
         "Base model",
@@ -147,19 +152,19 @@ def test_any_two_models_stand_left_and_right(browser: Any, pages: dict[str, Path
 def test_prompts_are_stepped_through_with_the_keyboard(browser: Any, pages: dict[str, Path]):
     keys = pytest.importorskip("selenium.webdriver").Keys
     visit(browser, pages["comparison"])
-    forward = browser.find_element("css selector", ".stage [name=on]")
+    forward = browser.find_element("css selector", ".viewer [name=on]")
     forward.send_keys(keys.ENTER)
-    assert stage(browser)["count"] == "2 of 24"
-    browser.find_element("css selector", ".stage [name=place]").send_keys(keys.ARROW_RIGHT)
-    assert stage(browser)["count"] == "3 of 24"
+    assert viewer(browser)["count"] == "2 of 24"
+    browser.find_element("css selector", ".viewer [name=place]").send_keys(keys.ARROW_RIGHT)
+    assert viewer(browser)["count"] == "3 of 24"
     for _ in range(3):
-        browser.find_element("css selector", ".stage [name=back]").send_keys(keys.SPACE)
-    assert stage(browser)["count"] == "24 of 24"
-    line = browser.find_element("css selector", ".stage [name=cut]")
+        browser.find_element("css selector", ".viewer [name=back]").send_keys(keys.SPACE)
+    assert viewer(browser)["count"] == "24 of 24"
+    line = browser.find_element("css selector", ".viewer [name=cut]")
     line.send_keys(keys.ARROW_LEFT)
     assert (
         browser.execute_script(
-            "return document.querySelector('.stage .stack').style.getPropertyValue('--cut')"
+            "return document.querySelector('.viewer .stack').style.getPropertyValue('--cut')"
         )
         == "49%"
     )
@@ -168,15 +173,16 @@ def test_prompts_are_stepped_through_with_the_keyboard(browser: Any, pages: dict
 def test_groups_and_rows_lead_to_the_stage(browser: Any, pages: dict[str, Path]):
     visit(browser, pages["comparison"])
     choose(browser, "group", "control_prompts")
-    found = stage(browser)
+    found = viewer(browser)
     assert found["asked"].startswith("Anime. ") and found["count"].startswith("1 of ")
     assert browser.execute_script(
-        "return [...document.querySelectorAll('table.wall tbody tr:not([hidden])')].every(r => r.dataset.group === 'control_prompts')"
+        "return [...document.querySelectorAll('table.gallery tbody tr:not([hidden])')]"
+        ".every((row) => row.dataset.group === 'control_prompts')"
     )
     browser.execute_script(
-        "document.querySelectorAll('table.wall tbody tr:not([hidden])')[2].click()"
+        "document.querySelectorAll('table.gallery tbody tr:not([hidden])')[2].click()"
     )
-    assert stage(browser)["count"].startswith("3 of ")
+    assert viewer(browser)["count"].startswith("3 of ")
 
 
 def test_without_scripts_all_pictures_are_there(browser: Any, pages: dict[str, Path]):
@@ -185,12 +191,12 @@ def test_without_scripts_all_pictures_are_there(browser: Any, pages: dict[str, P
         visit(browser, pages["comparison"])
         shown = [
             image.is_displayed()
-            for image in browser.find_elements("css selector", "table.wall img")
+            for image in browser.find_elements("css selector", "table.gallery img")
         ]
         assert (
             len(shown) == 3 * 24
             and all(shown)
-            and not browser.find_element("css selector", ".stage").is_displayed()
+            and not browser.find_element("css selector", ".viewer").is_displayed()
         )
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
@@ -203,7 +209,8 @@ def test_paper_is_light(browser: Any, pages: dict[str, Path]):
         {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]},
     )
     told = browser.execute_script(
-        "return [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('.stage')).display]"
+        "return [getComputedStyle(document.body).backgroundColor,"
+        " getComputedStyle(document.querySelector('.viewer')).display]"
     )
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
     assert told == ["rgb(252, 252, 250)", "none"]
@@ -214,10 +221,10 @@ def test_hostile_text_is_read_and_not_run(browser: Any, pages: dict[str, Path]):
     assert browser.execute_script("return document.querySelector('h1').textContent").endswith(
         f"against {HOSTILE}"
     )
-    assert browser.execute_script("return [...document.querySelectorAll('.told th')].length") > 1
+    assert browser.execute_script("return [...document.querySelectorAll('.values th')].length") > 1
     choose(browser, "left", "1")
     assert (
-        HOSTILE in stage(browser)["alts"][0]
+        HOSTILE in viewer(browser)["alts"][0]
         and browser.execute_script(
             "return document.querySelectorAll('img[src=x], main script').length"
         )

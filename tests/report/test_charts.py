@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
 
-from directalign.report.bars import Scale, interval_bar
-from directalign.report.charts import MOST_POINTS, Mark, Series, Spot, line_chart
-from directalign.report.frame import NARROW, Axes, Frame, ticks
-from directalign.report.labels import Label, apart, labels
-from directalign.report.writing import told_apart, written
+from directalign.report.charts import (
+    MAX_POINTS,
+    Axes,
+    IntervalAxis,
+    Marker,
+    Rule,
+    Series,
+    interval_bar,
+    line_chart,
+    ticks,
+)
+from directalign.report.format import distinct, written
 
 
 def test_ticks_are_round_and_inside():
@@ -33,11 +41,11 @@ def test_numbers_as_people_write_them():
     assert written(0.25, percent=True) == "25\u00a0%"
 
 
-def test_numbers_on_an_axis_are_told_apart():
-    assert told_apart([0.1, 0.15, 0.2]) == ["0.1", "0.15", "0.2"]
-    assert told_apart([0.15353, 0.15356, 0.15359]) == ["0.15353", "0.15356", "0.15359"]
-    assert told_apart([0.9991, 0.9992], percent=True) == ["99.91\u00a0%", "99.92\u00a0%"]
-    assert told_apart([0.5, 0.5]) == ["0.5", "0.5"]
+def test_numbers_on_an_axis_are_distinct():
+    assert distinct([0.1, 0.15, 0.2]) == ["0.1", "0.15", "0.2"]
+    assert distinct([0.15353, 0.15356, 0.15359]) == ["0.15353", "0.15356", "0.15359"]
+    assert distinct([0.9991, 0.9992], percent=True) == ["99.91\u00a0%", "99.92\u00a0%"]
+    assert distinct([0.5, 0.5]) == ["0.5", "0.5"]
 
 
 def test_a_straight_line_is_drawn_straight():
@@ -73,23 +81,14 @@ def test_nothing_to_draw_and_nothing_that_varies():
         )
 
 
-def test_labels_keep_their_distance():
-    places = apart([50, 51, 52, 200], [16, 30, 16, 16], 20, 210)
-    assert all(
-        later - here >= size
-        for here, later, size in zip(places, places[1:], [16, 30, 16], strict=False)
-    )
-    assert places[-1] <= 210 - 16
-
-
 def test_a_long_line_is_drawn_through_means():
     chart = line_chart(
-        [Series("", [(x, float(x % 2)) for x in range(10 * MOST_POINTS)])],
+        [Series("", [(x, float(x % 2)) for x in range(10 * MAX_POINTS)])],
         Axes("update", "loss"),
         "Loss",
     )
     assert (
-        chart.count("<circle") == MOST_POINTS
+        chart.count("<circle") == MAX_POINTS
         and "mean of 10 points" in chart
         and len(chart) < 60_000
     )
@@ -97,30 +96,30 @@ def test_a_long_line_is_drawn_through_means():
 
 def test_marks_and_spots_stand_where_they_belong():
     marks = [
-        Mark(5, "kept", "kept"),
-        Mark(10, "stop", "stop"),
-        Mark(99, "outside", "stop"),
-        Mark(0.5, "budget", "stop", across=True),
+        Rule(5, "kept", "kept"),
+        Rule(10, "stop", "stop"),
+        Rule(99, "outside", "stop"),
+        Rule(0.5, "limit", "stop", horizontal=True),
     ]
     spots = [
-        Spot((5, 0.5), "kept: update 5", "kept", "kept"),
-        Spot((10, 1), "stopped", "stop", "stop"),
-        Spot((0, 0), "base", "start", "s1"),
+        Marker((5, 0.5), "kept: update 5", "kept", "kept"),
+        Marker((10, 1), "stopped", "stop", "stop"),
+        Marker((0, 0), "base", "start", "s1"),
     ]
     chart = line_chart(
         [Series("", [(0, 0), (5, 0.5), (10, 1)])],
         Axes("update", "loss"),
         "Loss",
-        marks=marks,
-        spots=spots,
+        rules=marks,
+        markers=spots,
     )
     ElementTree.fromstring(chart)
     assert "outside" not in chart and all(
-        word in chart for word in (">kept<", ">stop<", "budget", "kept: update 5", "base")
+        word in chart for word in (">kept<", ">stop<", "limit", "kept: update 5", "base")
     )
     rules = [
         tuple(map(float, found))
-        for found in re.findall(r'mark-line \w+" x1="([\d.]+)" x2="([\d.]+)"', chart)
+        for found in re.findall(r'rule \w+" x1="([\d.]+)" x2="([\d.]+)"', chart)
     ]
     dots = [float(x) for x in re.findall(r'class="dot s0" cx="([\d.]+)"', chart)]
     assert rules[0] == (dots[1], dots[1]) and rules[1] == (dots[2], dots[2])
@@ -128,36 +127,22 @@ def test_marks_and_spots_stand_where_they_belong():
 
 def test_scales_of_rates_are_whole_and_others_fit():
     assert (
-        Scale.around([0.2, 0.9], percent=True).low,
-        Scale.around([0.2, 0.9], percent=True).high,
+        IntervalAxis.around([0.2, 0.9], percent=True).low,
+        IntervalAxis.around([0.2, 0.9], percent=True).high,
     ) == (0.0, 1.0)
-    scale = Scale.around([20.0, 22.0])
+    scale = IntervalAxis.around([20.0, 22.0])
     assert (
         scale.low < 20
         and scale.high > 22
         and all(0 <= place <= 100 for place, _ in scale.ticks(percent=False))
     )
-    assert Scale.around([0.0]).low < 0 < Scale.around([0.0]).high
+    assert IntervalAxis.around([0.0]).low < 0 < IntervalAxis.around([0.0]).high
     ElementTree.fromstring(scale.bar("s0", (20.5, 21.5), 21.0, "<x>"))
 
 
-def test_a_name_steps_aside_for_a_line():
-    frame = Frame.around([0, 1], [0, 1], Axes("x", "y"), NARROW, 10)
-    label = Label("a name", 100.0, 100.0, "s0")
-    (free,) = labels([label], frame)
-    (aside,) = labels([label], frame, [(float(x), 100.0) for x in range(100, 200, 5)])
-    where = [float(re.search(r' y="([\d.]+)"', text)[1]) for text in (free, aside)]  # type: ignore[index]
-    assert where == [104.0, 88.0]
-
-
-def test_names_side_by_side_do_not_push_each_other():
-    frame = Frame.around([0, 1], [0, 1], Axes("x", "y"), NARROW, 10)
-    near, far = Label("one", 60.0, 100.0, "s0"), Label("two", 200.0, 100.0, "s1")
-    assert [re.findall(r' y="([\d.]+)"', text) for text in labels([near, far], frame)] == [
-        ["104.0"],
-        ["104.0"],
-    ]
-    over = [
-        float(y) for text in labels([near, near], frame) for y in re.findall(r' y="([\d.]+)"', text)
-    ]
-    assert over[1] - over[0] >= 15
+def test_labels_of_lines_do_not_overlap():
+    lines = [Series(f"line {place}", [(0, place), (1, 1 + place / 100)]) for place in range(3)]
+    chart = line_chart(lines, Axes("x", "y"), "t")
+    found = re.findall(r'class="label s0" x="[\d.]+" y="([\d.]+)"', chart)
+    ys = sorted(float(y) for y in found)
+    assert len(ys) == 3 and all(later - y >= 15 for y, later in pairwise(ys))

@@ -1,4 +1,4 @@
-"""The page of a comparison: complete, small, escaped, and honest about what is missing."""
+"""The page of a comparison: complete, small, escaped; missing files are listed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from synthetic_run import write_run
 
 from comparison_folders import MODELS, PROMPTS, write_comparison
 from directalign.report import write_page
-from directalign.report.comparison_files import read_comparison
-from directalign.report.extremes import extremes
-from directalign.report.panels import panels, plane
-from directalign.report.wall import wall
-from directalign.report.wins import matrices
+from directalign.report.comparison_page import (
+    extremes,
+    gallery,
+    model_scatter,
+    panels,
+    win_matrices,
+)
+from directalign.report.read import read_comparison
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +45,8 @@ def test_a_whole_page(folder: Path):
     assert file == folder / "report.html" and len(html) < LIMIT and tags.harmless()
     for title in (
         "3 models compared",
-        "Who wins",
-        "What is gained, and what it costs",
+        "Win rates",
+        "Quality against drift",
         "Worst and best prompts",
         "By group of prompts",
         "Settings that differ",
@@ -70,8 +73,8 @@ def test_control_prompts_are_counted_apart(tmp_path: Path):
         for count in (4, 0)
     ]
     assert (
-        "24 pairs of prompt and seed from 12 prompts (prompts.txt), and 4 of control prompts off the topic, the same for every model."
-        in html[0]
+        "24 pairs of prompt and seed from 12 prompts (prompts.txt), and 4 of control prompts, the "
+        "same for every model." in html[0]
     )
     assert (
         "24 pairs of prompt and seed from 12 prompts (prompts.txt), the same for every model."
@@ -102,7 +105,7 @@ def test_two_models_are_a_duel(tmp_path: Path):
 
 def test_wins_are_mirrored(made: Path):
     matrix = next(
-        each for each in matrices(read_comparison(made)) if each.metric.name == "photo_rate"
+        each for each in win_matrices(read_comparison(made)) if each.metric.name == "photo_rate"
     )
     assert [model.key for model, _ in matrix.rows] == list(MODELS)
     for place, (_, cells) in enumerate(matrix.rows):
@@ -133,8 +136,8 @@ def test_what_a_model_was_trained_on_is_marked(made: Path):
 
 
 def test_the_plane_has_the_base_at_no_distance_from_itself(made: Path):
-    found = plane(read_comparison(made))
-    assert found and (found.judge.name, found.drift.name) == ("photo_rate", "base_color_shift")
+    found = model_scatter(read_comparison(made))
+    assert found and (found.x.name, found.y.name) == ("photo_rate", "base_color_shift")
     assert all(label in found.charts["wide"] for label in ("Base model", "Direct-Align", "SRPO"))
 
 
@@ -143,11 +146,11 @@ def test_extremes_are_the_pairs_that_changed_most(made: Path):
     found = {each.model.key: each for each in extremes(comparison)}["srpo"]
     assert (
         [each.name for each in found.by] == ["photo_rate", "content"]
-        and found.then
-        and found.then.name == "score_light"
+        and found.tie_break
+        and found.tie_break.name == "score_light"
     )
     pairs = [
-        (comparison.shots["base"][index].numbers, comparison.shots["srpo"][index].numbers)
+        (comparison.images["base"][index].numbers, comparison.images["srpo"][index].numbers)
         for index in range(24)
     ]
     gains = [
@@ -171,7 +174,7 @@ def test_extremes_are_the_pairs_that_changed_most(made: Path):
 
 def test_the_wall_takes_from_every_group_and_every_prompt(made: Path):
     comparison = read_comparison(made)
-    found = wall(comparison, 1_000_000)
+    found = gallery(comparison, 1_000_000)
     assert (
         found.groups == ["animation", "control_prompts"]
         and {row.prompt for row in found.rows} >= set(PROMPTS)
@@ -234,8 +237,8 @@ def test_files_outside_are_not_embedded(folder: Path, tmp_path: Path):
     (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
     html = write_page(folder).read_text()
     assert (
-        html.count("leads out of the folder, not shown") == 3
-        and "no picture" in html
+        html.count("outside of the folder, not shown") == 3
+        and "no image" in html
         and Tags(html).harmless()
     )
 
@@ -249,9 +252,9 @@ def test_an_unfinished_comparison(folder: Path):
     html = write_page(folder).read_text()
     assert (
         "summary.json: No such file" in html
-        and "results.jsonl, line 51: cut short" in html
-        and "The numbers" in html
-        and "Who wins" not in html
+        and "results.jsonl, line 51: truncated" in html
+        and "Metrics" in html
+        and "Win rates" not in html
     )
 
 
@@ -260,7 +263,7 @@ def test_torn_files_become_notes(folder: Path, torn: str):
     file = folder / torn
     file.write_text(file.read_text()[: file.stat().st_size // 2 + 3])
     html = write_page(folder).read_text()
-    assert "cut short or not JSON" in html and Tags(html).harmless()
+    assert "truncated or not JSON" in html and Tags(html).harmless()
 
 
 def test_records_of_other_shapes_do_no_harm(folder: Path):
@@ -285,15 +288,16 @@ def test_records_of_other_shapes_do_no_harm(folder: Path):
     )
     with (folder / "results.jsonl").open("a") as stream:
         stream.write(
-            '[1]\n{"model": "base"}\n{"model": "base", "index": 99, "numbers": 3, "file": null, "prompt": null, "group": 5}\n'
+            '[1]\n{"model": "base"}\n{"model": "base", "index": 99, "numbers": 3, '
+            '"file": null, "prompt": null, "group": 5}\n'
         )
     html = write_page(folder).read_text()
-    assert "format 7" in html and html.count("no line about an image") == 2
+    assert "format 7" in html and html.count("not a record of an image") == 2
 
 
 def test_nothing_at_all(tmp_path: Path):
     (tmp_path / "comparison.json").write_text("{}")
-    assert "Not on this page" in write_page(tmp_path).read_text()
+    assert "<h2>Notes</h2>" in write_page(tmp_path).read_text()
 
 
 def test_the_page_stays_small_whatever_the_number_of_images(tmp_path: Path):
@@ -318,7 +322,7 @@ def test_the_page_stays_small_whatever_the_number_of_images(tmp_path: Path):
     page = write_page(folder)
     html = page.read_text()
     assert page.stat().st_size < LIMIT and Tags(html).count("img") > 100
-    assert "Pictures of 81 of 100 pairs are left out" in html
+    assert "Images of 81 of 100 pairs are left out" in html
 
 
 def test_a_runs_page_shows_its_best_and_worst_prompts(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The page from synthetic runs: complete, self-contained, escaped, and honest about what is missing."""
+"""Pages of synthetic runs: complete, self-contained, escaped; missing files are listed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from PIL import Image
 from synthetic_run import PROMPTS, rate, write_demo, write_run
 
 from directalign.report import NothingToReport, write_page
-from directalign.report.album import data_uri
-from directalign.report.collect import read_run
-from directalign.report.story import matched
-from directalign.report.strips import cells
+from directalign.report.images import cut_grid, data_uri
+from directalign.report.read import read_run
+from directalign.report.runs_page import matched
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ def test_one_run(tmp_path: Path):
         "photo rate 20\u00a0% → 90\u00a0%" in html
         and f"directalign train {tmp_path}/run/run.yaml" in html
     )
-    assert tags.count("figure") == 8 + 7 + 3 + 2 and "Not on this page" not in html
+    assert tags.count("figure") == 8 + 7 + 3 + 2 and "<h2>Notes</h2>" not in html
 
 
 def test_runs_side_by_side(demo: Path):
@@ -41,9 +40,7 @@ def test_runs_side_by_side(demo: Path):
     tags = Tags(html)
     assert len(html) < LIMIT and tags.count("tr") == 1 + 5 + 2
     assert tags.count("img") == 3 * 8 + 2 * 7 * 3
-    assert (
-        "What happens if you train longer?" in html and "Official ramps, three times longer" in html
-    )
+    assert "Longer training" in html and "Official ramps, three times longer" in html
     assert (
         "At a photo rate of 45\u00a0%, which both reached" in html and "9.8 times as much" in html
     )
@@ -111,10 +108,10 @@ def test_a_run_that_has_just_begun(tmp_path: Path):
         '{"event": "step", "step": 1, "loss": 0.5}\n{"event": "st'
     )
     html = write_page(folder).read_text()
-    assert "Nothing was measured" in html and "Not on this page" in html
+    assert "Not evaluated before and after" in html and "<h2>Notes</h2>" in html
     for note in (
         "run.yaml: No such file",
-        "line 2: cut short",
+        "line 2: truncated",
         "No sample grids",
         "summary.json: No such file",
     ):
@@ -136,7 +133,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path):
 def test_comparison_is_not_made_where_it_cannot_be(demo: Path):
     shutil.rmtree(demo / "direct_align")
     write_run(demo / "direct_align", "Never moved", final_photo=0.2)
-    assert "have no photo rate in common" in write_page(demo).read_text()
+    assert "reach no common photo rate" in write_page(demo).read_text()
 
 
 def test_matched_reads_off_straight_lines(demo: Path):
@@ -167,7 +164,7 @@ def test_grids_are_cut_into_their_cells(tmp_path: Path):
         )
     grid.save(tmp_path / "grid.png")
     for count in (0, 6):
-        found = cells(tmp_path / "grid.png", count)
+        found = cut_grid(tmp_path / "grid.png", count)
         assert [image.getpixel((3, 3))[0] for image in found] == [0, 10, 20, 30, 40, 50] and found[
             0
         ].size == (16, 16)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from directalign.config.load import load_run
-from directalign.report.collect import RunFiles, read_run
+from directalign.report.read import RunFiles, read_run
 from directalign.studies.demo import LONGER, demo, summarise
 from directalign.types import DirectAlignError
 

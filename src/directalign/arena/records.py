@@ -1,4 +1,4 @@
-"""Answers of annotators: a `Rating` per image and axis, or a `Vote` per pair. The latest answer counts.
+"""Answers of annotators: a `Rating` per image and axis, or a `Vote` per pair; the latest counts.
 
 This module needs no torch, so that the arena starts at once.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
-
 
 Mode = Literal["rate", "vote"]
 Axis = Literal["alignment", "realism", "detail", "aesthetics"]

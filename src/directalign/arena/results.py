@@ -1,22 +1,12 @@
 """Results of an arena: statistics of all answers, as one HTML page and CSV tables.
 
-Ratings are also compared as votes, on every scale (see `wins`). A difference is claimed only if the
-sign test holds after correction for the number of pairs and the interval excludes a draw. All other
-findings are caveats: few data, disagreement, quantities that could not be computed.
+Ratings are also compared as votes, on every scale. A difference is claimed only if the sign test
+holds after correction for the number of pairs and the interval excludes a draw. All other findings
+are caveats: few data, disagreement, quantities that could not be computed.
 """
 
 from __future__ import annotations
 
-from ..stats import Interval, Ranking
-from .agreement import Agreement, agreement, rated, voted
-from .annotators import Annotator, rating_annotators, voting_annotators
-from .annotators import Side as SideBias
-from .annotators import side as side_bias
-from .levels import SCALES, Scale, Shares, incomplete, shares
-from .ranking import elo, rank_models
-from .records import LEVELS, Rating, Vote, latest_ratings, latest_votes
-from .store import Store
-from .wins import Wins, implied_votes, win_rates
 import csv
 import io
 import math
@@ -25,9 +15,34 @@ from dataclasses import astuple, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
+
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..stats import Interval, Ranking
+from .records import LEVELS, Rating, Vote, latest_ratings, latest_votes
+from .statistics import (
+    SCALES,
+    Agreement,
+    Annotator,
+    Scale,
+    Shares,
+    SideBias,
+    Wins,
+    agreement,
+    elo,
+    implied_votes,
+    incomplete,
+    rank_models,
+    rated,
+    rating_annotators,
+    shares,
+    side_bias,
+    voted,
+    voting_annotators,
+    win_rates,
+)
+from .store import Store
 
 VOTES = "votes"
 NAMES = {VOTES: "Votes"} | {scale: scale.capitalize() for scale in SCALES}

@@ -8,11 +8,6 @@ machine only; with it, joining needs the invitation link.
 
 from __future__ import annotations
 
-from .records import ArenaError, Axis, Level
-from .results import TABLES, render_store
-from .security import App, Refused, RequestFilter, log, log_refusal, quoted
-from .session import Arena
-from .store import Side
 import ipaddress
 import logging
 import os
@@ -22,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
+
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -31,6 +27,11 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from .records import ArenaError, Axis, Level
+from .results import TABLES, render_store
+from .security import App, Refused, RequestFilter, log, log_refusal, quoted
+from .session import Arena
+from .store import Side
 
 TEMPLATES = Path(__file__).parent / "templates"
 MEDIA_TYPES = {

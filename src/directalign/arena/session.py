@@ -6,10 +6,6 @@ or a file name.
 
 from __future__ import annotations
 
-from .records import AXES, ArenaError, Mode
-from .security import Refused, TokenSigner, new_secret
-from .sources import Collection, ImageCache, Item, Size, common_size, read_sources
-from .store import Answer, NameTaken, Store, create_store, lock
 import contextlib
 import heapq
 import sqlite3
@@ -22,6 +18,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from .records import AXES, ArenaError, Mode
+from .security import Refused, TokenSigner, new_secret
+from .sources import Collection, ImageCache, Item, Size, common_size, read_sources
+from .store import Answer, NameTaken, Store, create_store, lock
 
 TASKS_AHEAD = 5
 """Tasks sent in advance, so that the browser preloads their images."""

@@ -10,7 +10,6 @@ nothing but the pixels can reveal the model. Colour profiles are ignored.
 
 from __future__ import annotations
 
-from .records import ArenaError
 import hashlib
 import io
 import json
@@ -21,8 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
+
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .records import ArenaError
 
 COMPARISON, RESULTS, SAMPLES = "comparison.json", "results.jsonl", "images.jsonl"
 CONTROL_GROUP = "control_prompts"

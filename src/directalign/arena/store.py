@@ -8,8 +8,6 @@ process may run an arena on a database: it holds a lock on an empty file beside 
 
 from __future__ import annotations
 
-from .records import ArenaError, Mode, Rating, Vote
-from .sources import Item
 import contextlib
 import hmac
 import sqlite3
@@ -20,6 +18,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from .records import ArenaError, Mode, Rating, Vote
+from .sources import Item
 
 FORMAT = "directalign arena 2"
 Side = Literal["left", "right", "tie"]
@@ -28,7 +28,9 @@ SIDES: tuple[Side, ...] = get_args(Side)
 SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE models (place INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, label TEXT NOT NULL);
-CREATE TABLE items (item INTEGER PRIMARY KEY, prompt TEXT NOT NULL, seed INTEGER, digest TEXT NOT NULL);
+CREATE TABLE items (
+    item INTEGER PRIMARY KEY, prompt TEXT NOT NULL, seed INTEGER, digest TEXT NOT NULL
+);
 CREATE TABLE annotators (
     annotator INTEGER PRIMARY KEY,
     name TEXT NOT NULL,
@@ -60,8 +62,8 @@ CREATE VIEW counted AS SELECT * FROM answers
         SELECT max(answer) FROM answers GROUP BY annotator, item, model, other, axis
     );
 """
-"""Table answers: `model` was rated on `axis`, or was shown to the left of `other`. `said` is the level,
-or left, right, tie; NULL takes an answer back."""
+"""In answers, `model` was rated on `axis`, or shown left of `other`. `said` is the level, or
+left, right, tie; NULL takes an answer back."""
 _NAMED = (
     "SELECT name, item, model, other, axis, said, counted.at "
     "FROM counted JOIN annotators USING (annotator)"

@@ -12,7 +12,7 @@ from ..io import hub
 from ..models import MODELS
 from ..models.lora import LORA_FILE
 from ..models.weight_files import read_json
-from ..report.collect import RunFiles, read_run
+from ..report.read import RunFiles, read_run
 from ..types import DirectAlignError
 import re
 from dataclasses import dataclass

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from .. import config
 from ..metrics import metric
-from ..report.collect import RunFiles
-from ..report.files import number
-from ..report.story import reward_of
+from ..report.read import RunFiles
+from ..report.format import number
+from ..report.run_page import reward_of
 from .finished_run import Base, Finished
 from pathlib import Path
 from typing import Any

@@ -1,65 +1,173 @@
-"""Charts as inline SVG: lines and points, labels at the lines themselves, the numbers as tooltips, and where a run stopped.
+"""Inline SVG charts: line charts with bands, scatter charts with error bars, interval rows.
 
-Colours come from the page's CSS through classes (`s0`, `s1`, ...), so a chart follows light and dark by itself.
+Points have tooltips; labels stand at the lines and avoid what is drawn. Colours come from the
+page's CSS classes (`s0`, `s1`, ...), so that charts follow the light and the dark scheme.
 """
 
 from __future__ import annotations
 
-from .frame import LEFT, LETTER, NARROW, TOP, Axes, Frame
-from .labels import Label, Place, broken, labels
-from .writing import Number, written
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from itertools import pairwise
+from itertools import cycle, pairwise
+
 from markupsafe import Markup
 
+from ..metrics import Metric
+from .format import Number, distinct, lower_first, written
 
-MOST_POINTS = 160
-"""A line with more points is drawn through the means of neighbouring ones."""
-FEW_POINTS = 40
-"""A line of no more points shows them as dots."""
-
-INK = 5
-"""How far apart, in SVG units, a line is probed for what a label would cover."""
+BASE = "s1"
+"""CSS class of the base model."""
+STYLES = ("s0", "s2", "s3", "s4", "s5", "s6", "s7")
+"""CSS classes of lines and of the other models."""
+NARROW, HALF, WIDE = (380, 240), (520, 330), (760, 400)
+"""Sizes of charts (width, height) in SVG units."""
+SCATTER_SIZES = {"wide": WIDE, "half": HALF, "narrow": NARROW}
+MAX_POINTS = 160
+"""Longer lines are drawn through means of neighbouring points."""
+MAX_DOTS = 40
+"""Lines with more points have invisible dots."""
+TOP, BOTTOM, LEFT = 20, 42, 52
+"""Margins of the plot area."""
+LETTER_WIDTH = 7.5
+LABEL_LETTERS, LABEL_LINE = 18, 15
+"""Longest line of a label in letters, and the line height."""
+LABEL_SHIFT = 16
+"""How far a label may move up or down to avoid a line."""
+INK_STEP = 5
+"""Distance between the places on a line that labels avoid."""
+BAR_WIDTH, BAR_EDGE = 240, 6
+LOW_RATE = 0.8
+"""Lower end of the axis of a rate that should stay high, unless the data is lower."""
 
 Point = tuple[Number, Number]
 Ends = tuple[Number, Number, Number, Number]
 
 
+def line_styles(count: int) -> list[str]:
+    """CSS classes of `count` lines; they repeat when there are more lines than colours."""
+    return [style for _, style in zip(range(count), cycle(STYLES), strict=False)]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Titles, fixed ends where wanted, and whether numbers are percentages."""
+
+    x: str
+    y: str
+    percent: bool = False
+    percent_x: bool = False
+    y_low: Number | None = None
+    y_high: Number | None = None
+    x_low: Number | None = None
+    x_high: Number | None = None
+
+
 @dataclass(frozen=True)
 class Series:
-    """One line: its points, an optional band (x, low, high), and the class that colours it."""
+    """A line: points, an optional band of (x, low, high), and its CSS class.
+
+    `notes` add a line to the tooltip of each point; `errors` are intervals of a point
+    (x low, x high, y low, y high), drawn as a cross.
+    """
 
     label: str
     points: Sequence[Point]
     style: str = "s0"
     band: Sequence[tuple[Number, Number, Number]] = ()
     notes: Sequence[str] = ()
-    """One more line per point for its tooltip."""
-    spread: Sequence[Ends | None] = ()
-    """Intervals of a point (x low, x high, y low, y high), drawn as a cross."""
+    errors: Sequence[Ends | None] = ()
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A rule with its name: upright at `x`, a point of time on a chart of updates, or `across` the chart at the height `x`."""
+class Rule:
+    """A named straight line: vertical at `at`, or horizontal."""
 
-    x: Number
+    at: Number
     text: str
     style: str
-    across: bool = False
+    horizontal: bool = False
 
 
 @dataclass(frozen=True)
-class Spot:
-    """A point that stands out: "stop" is crossed, "start" and "end" are named alone, all others ringed."""
+class Marker:
+    """A highlighted point: a cross for "stop", a name only for "start" and "end", else a ring."""
 
     point: Point
     text: str
     kind: str
     style: str = "s0"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its title and caption."""
+
+    title: str
+    chart: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The plot area in SVG units and the range of data that it shows."""
+
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+    right: float
+    base: float
+
+    @classmethod
+    def around(
+        cls,
+        xs: Sequence[Number],
+        ys: Sequence[Number],
+        axes: Axes,
+        size: tuple[int, int],
+        letters: int,
+    ) -> Frame:
+        """A frame for these numbers with room for labels of `letters` letters on the right."""
+        return cls(
+            *_range(xs, axes.x_low, axes.x_high, 0.0),
+            *_range(ys, axes.y_low, axes.y_high, 0.06),
+            right=size[0] - 14 - LETTER_WIDTH * letters,
+            base=float(size[1] - BOTTOM),
+        )
+
+    def x(self, value: Number) -> float:
+        return LEFT + (value - self.x_low) / (self.x_high - self.x_low) * (self.right - LEFT)
+
+    def y(self, value: Number) -> float:
+        return self.base - (value - self.y_low) / (self.y_high - self.y_low) * (self.base - TOP)
+
+
+def ticks(low: Number, high: Number, about: int = 4) -> list[float]:
+    """About as many round numbers between low and high as asked for."""
+    raw = (high - low) / about
+    size = 10 ** math.floor(math.log10(raw))
+    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(round(index * step, 12)) for index in range(first, last + 1)]
+
+
+def _range(
+    values: Sequence[Number], low: Number | None, high: Number | None, margin: float
+) -> tuple[float, float]:
+    """Ends of an axis: the data with a margin, or the given ends if the data is inside."""
+    least, most = min(values), max(values)
+    pad = margin * (most - least)
+    start = least - pad if low is None else min(low, least)
+    end = most + pad if high is None else max(high, most)
+    if end - start > 1e-12 * max(1.0, abs(end)):
+        return float(start), float(end)
+    return start - 0.5, end + 0.5
+
+
+# --- line and scatter charts ------------------------------------------------------------------
 
 
 def line_chart(
@@ -68,162 +176,365 @@ def line_chart(
     title: str,
     dots: bool | None = None,
     size: tuple[int, int] = NARROW,
-    marks: Sequence[Mark] = (),
-    spots: Sequence[Spot] = (),
+    rules: Sequence[Rule] = (),
+    markers: Sequence[Marker] = (),
 ) -> Markup:
-    """A chart with one line per series, `size` = (width, height) in SVG units; empty Markup where there is nothing to draw.
+    """A chart with one line per series; empty if there are no points.
 
-    `dots` None shows the points of short lines alone.
+    Args:
+        dots: whether points are visible; None for lines of at most `MAX_DOTS` points.
+        size: width and height in SVG units.
     """
     drawn = [_thinned(one) for one in series if one.points]
     if not drawn:
         return Markup("")
-    names = [*(spot.text for spot in spots), *(mark.text for mark in marks if mark.across)]
-    frame = _frame(drawn, axes, size, names)
-    shown = dots if dots is not None else max(len(one.points) for one in drawn) <= FEW_POINTS
-    parts = [
-        *frame.drawn(axes),
-        *_marks(frame, marks),
-        *(part for one in drawn for part in _series(frame, one, axes, shown)),
-    ]
-    parts += [
-        *(_spot(frame, spot) for spot in spots),
-        *labels(
-            [*_ends(frame, drawn), *_names(frame, spots), *_limits(frame, marks)],
-            frame,
-            _ink(frame, drawn),
-        ),
-    ]
-    head = f'<svg class="chart" viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
+    names = [one.label for one in drawn] + [marker.text for marker in markers]
+    names += [rule.text for rule in rules if rule.horizontal]
+    letters = max(len(line) for name in names for line in _wrapped(name))
+    crosses = [ends for one in drawn for ends in one.errors if ends is not None]
+    xs = [x for one in drawn for x, _ in one.points] + [end for ends in crosses for end in ends[:2]]
+    ys = [y for one in drawn for _, y in one.points] + [end for ends in crosses for end in ends[2:]]
+    ys += [end for one in drawn for _, *ends in one.band for end in ends]
+    frame = Frame.around(xs, ys, axes, size, letters)
+    if dots is None:
+        dots = max(len(one.points) for one in drawn) <= MAX_DOTS
+    parts = [*_draw_axes(frame, axes), *_draw_rules(frame, rules)]
+    parts += [part for one in drawn for part in _draw_series(frame, one, axes, dots)]
+    parts += [_draw_marker(frame, marker) for marker in markers]
+    parts += draw_labels(_labels(frame, drawn, rules, markers), frame, _ink(frame, drawn))
+    box = f'viewBox="0 0 {size[0]} {size[1]}"'
+    return _svg("chart", box, title, parts)
+
+
+def _svg(css: str, box: str, title: str, parts: Sequence[str]) -> Markup:
+    text = escape(title)
+    head = f'<svg class="{css}" {box} role="img" aria-label="{text}"><title>{text}</title>'
     return Markup(head + "".join(parts) + "</svg>")
 
 
-def _frame(
-    series: Sequence[Series], axes: Axes, size: tuple[int, int], names: Sequence[str]
-) -> Frame:
-    crosses = [ends for one in series for ends in one.spread if ends is not None]
-    xs = [x for one in series for x, _ in one.points] + [
-        end for ends in crosses for end in ends[:2]
-    ]
-    ys = [y for one in series for _, y in one.points] + [
-        end for one in series for _, *ends in one.band for end in ends
-    ]
-    letters = max(
-        len(line) for name in (*(one.label for one in series), *names) for line in broken(name)
-    )
-    return Frame.around(xs, ys + [end for ends in crosses for end in ends[2:]], axes, size, letters)
+def _line(css: str, x1: Number, x2: Number, y1: Number, y2: Number) -> str:
+    return f'<line class="{css}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(css: str, x: Number, y: Number, anchor: str, text: str) -> str:
+    at = f'x="{x:.1f}" y="{y:.1f}"'
+    return f'<text class="{css}" {at} text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _thinned(one: Series) -> Series:
-    """A long line through the means of equally many neighbours each; both ends of the x axis may move in a little."""
-    if len(one.points) <= MOST_POINTS:
+    """Replace neighbouring points of a long line by their means."""
+    if len(one.points) <= MAX_POINTS:
         return one
-    width = -(-len(one.points) // MOST_POINTS)
+    width = -(-len(one.points) // MAX_POINTS)
     groups = [one.points[start : start + width] for start in range(0, len(one.points), width)]
-    means = [
-        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group))
-        for group in groups
-    ]
-    return replace(
-        one, points=means, notes=[f"mean of {len(group)} points" for group in groups], spread=()
-    )
+    means = [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+    notes = [f"mean of {len(group)} points" for group in groups]
+    return replace(one, points=means, notes=notes, errors=())
 
 
-def _marks(frame: Frame, marks: Sequence[Mark]) -> Iterator[str]:
+def _draw_axes(frame: Frame, axes: Axes) -> Iterator[str]:
+    """Grid, ticks and the name of the x axis; the title of the figure names the y axis."""
+    rows = ticks(frame.y_low, frame.y_high)
+    for value, text in zip(rows, distinct(rows, axes.percent), strict=True):
+        y = frame.y(value)
+        yield _line("grid", LEFT, frame.right, y, y)
+        yield _text("tick", LEFT - 8, y + 4, "end", text)
+    for value in ticks(frame.x_low, frame.x_high):
+        text = written(value, axes.percent_x)
+        yield _text("tick", frame.x(value), frame.base + 18, "middle", text)
+    yield _line("axis", LEFT, frame.right, frame.base, frame.base)
+    yield _text("name", (LEFT + frame.right) / 2, frame.base + 37, "middle", axes.x)
+
+
+def _draw_rules(frame: Frame, rules: Sequence[Rule]) -> Iterator[str]:
     taken = float("-inf")
-    for mark in marks:
-        if mark.across and frame.y_low <= mark.x <= frame.y_high:
-            y = frame.y(mark.x)
-            yield f'<line class="mark-line {mark.style}" x1="{LEFT}" x2="{frame.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        elif not mark.across and frame.x_low <= mark.x <= frame.x_high:
-            x = frame.x(mark.x)
-            before = x - LETTER * len(mark.text) - 8 > max(taken, LEFT - 20)
+    for rule in rules:
+        if rule.horizontal and frame.y_low <= rule.at <= frame.y_high:
+            y = frame.y(rule.at)
+            yield _line(f"rule {rule.style}", LEFT, frame.right, y, y)
+        elif not rule.horizontal and frame.x_low <= rule.at <= frame.x_high:
+            x, width = frame.x(rule.at), LETTER_WIDTH * len(rule.text)
+            before = x - width - 8 > max(taken, LEFT - 20)
             shift, anchor = (-4, "end") if before else (4, "start")
-            yield f'<line class="mark-line {mark.style}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 10}" y2="{frame.base}"/>'
-            yield f'<text class="mark-name {mark.style}" x="{x + shift:.1f}" y="{TOP - 3}" text-anchor="{anchor}">{escape(mark.text)}</text>'
-            taken = x if before else x + LETTER * len(mark.text)
+            yield _line(f"rule {rule.style}", x, x, TOP - 10, frame.base)
+            yield _text(f"rule-name {rule.style}", x + shift, TOP - 3, anchor, rule.text)
+            taken = x if before else x + width
 
 
-def _series(frame: Frame, one: Series, axes: Axes, dots: bool) -> Iterator[str]:
+def _draw_series(frame: Frame, one: Series, axes: Axes, dots: bool) -> Iterator[str]:
     if len(one.band) > 1:
         upper = [f"{frame.x(x):.1f},{frame.y(high):.1f}" for x, _, high in one.band]
         lower = [f"{frame.x(x):.1f},{frame.y(low):.1f}" for x, low, _ in reversed(one.band)]
         yield f'<polygon class="band {one.style}" points="{" ".join(upper + lower)}"/>'
-    for (x, y), ends in zip(one.points, one.spread, strict=False):
-        yield from _cross(frame, one.style, x, y, ends) if ends is not None else ()
+    for start, end in _crosses(frame, one):
+        yield _line(f"whisker {one.style}", start[0], end[0], start[1], end[1])
     path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in one.points)
     yield f'<polyline class="line {one.style}" points="{path}"/>'
-    for place, point in enumerate(one.points):
-        yield _dot(frame, one, axes, place, point, dots)
+    kind, radius = ("dot", 3.2 if len(one.points) > 1 else 5.5) if dots else ("touch", 6)
+    for place, (x, y) in enumerate(one.points):
+        numbers = f"{axes.x} {written(x, axes.percent_x)}, {axes.y} {written(y, axes.percent)}"
+        tip = "\n".join(
+            part for part in (one.label, numbers, *one.notes[place : place + 1]) if part
+        )
+        at = f'cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="{radius}"'
+        yield f'<circle class="{kind} {one.style}" {at}><title>{escape(tip)}</title></circle>'
 
 
-def _cross(frame: Frame, style: str, x: Number, y: Number, ends: Ends) -> Iterator[str]:
-    left, right, low, high = frame.x(ends[0]), frame.x(ends[1]), frame.y(ends[2]), frame.y(ends[3])
-    yield f'<line class="whisker {style}" x1="{left:.1f}" x2="{right:.1f}" y1="{frame.y(y):.1f}" y2="{frame.y(y):.1f}"/>'
-    yield f'<line class="whisker {style}" x1="{frame.x(x):.1f}" x2="{frame.x(x):.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
+def _crosses(frame: Frame, one: Series) -> Iterator[tuple[Point, Point]]:
+    """Start and end of each error bar in SVG units."""
+    for (x, y), ends in zip(one.points, one.errors, strict=False):
+        if ends is not None:
+            yield (frame.x(ends[0]), frame.y(y)), (frame.x(ends[1]), frame.y(y))
+            yield (frame.x(x), frame.y(ends[2])), (frame.x(x), frame.y(ends[3]))
 
 
-def _dot(frame: Frame, one: Series, axes: Axes, place: int, point: Point, shown: bool) -> str:
-    """A point with its tooltip; an invisible one where there are too many to show."""
-    x, y = point
-    tip = f"{axes.x} {written(x, axes.percent_x)}, {axes.y} {written(y, axes.percent)}"
-    words = [part for part in (one.label, tip, *one.notes[place : place + 1]) if part]
-    kind, radius = ("dot", 3.2 if len(one.points) > 1 else 5.5) if shown else ("touch", 6)
-    circle = f'<circle class="{kind} {one.style}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="{radius}">'
-    return f"{circle}<title>{escape(chr(10).join(words))}</title></circle>"
-
-
-def _spot(frame: Frame, spot: Spot) -> str:
-    x, y = frame.x(spot.point[0]), frame.y(spot.point[1])
-    title = f"<title>{escape(spot.text)}</title>"
-    if spot.kind in ("start", "end"):
+def _draw_marker(frame: Frame, marker: Marker) -> str:
+    if marker.kind in ("start", "end"):
         return ""
-    if spot.kind == "early_stopping":
-        path = f"M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"
-        return f'<path class="spot-back" d="{path}"/><path class="spot {spot.style}" d="{path}">{title}</path>'
-    return f'<circle class="spot {spot.style}" cx="{x:.1f}" cy="{y:.1f}" r="8">{title}</circle>'
+    x, y = frame.x(marker.point[0]), frame.y(marker.point[1])
+    title = f"<title>{escape(marker.text)}</title>"
+    if marker.kind == "stop":
+        path = f'd="M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"'
+        cross = f'<path class="marker {marker.style}" {path}>{title}</path>'
+        return f'<path class="marker-back" {path}/>{cross}'
+    return f'<circle class="marker {marker.style}" cx="{x:.1f}" cy="{y:.1f}" r="8">{title}</circle>'
 
 
-def _ends(frame: Frame, series: Sequence[Series]) -> list[Label]:
-    """The lines' names at their last points."""
-    return [
-        Label(one.label, frame.x(one.points[-1][0]), frame.y(one.points[-1][1]), one.style)
-        for one in series
-    ]
-
-
-def _limits(frame: Frame, marks: Sequence[Mark]) -> list[Label]:
-    """The names of rules across the chart, right of it."""
-    inside = [mark for mark in marks if mark.across and frame.y_low <= mark.x <= frame.y_high]
-    return [Label(mark.text, frame.right, frame.y(mark.x), mark.style) for mark in inside]
-
-
-def _names(frame: Frame, spots: Sequence[Spot]) -> list[Label]:
-    return [
-        Label(spot.text, frame.x(spot.point[0]), frame.y(spot.point[1]), spot.style, gap=13)
-        for spot in spots
-    ]
-
-
-def _ink(frame: Frame, series: Sequence[Series]) -> list[Place]:
-    """Places along the lines, the crosses and the lower axis, in SVG units."""
-    lines = [
-        ((frame.x(x), frame.y(y)), (frame.x(to_x), frame.y(to_y)))
-        for one in series
-        for (x, y), (to_x, to_y) in pairwise(one.points)
-    ]
+def _ink(frame: Frame, series: Sequence[Series]) -> list[Point]:
+    """Points on the lines, error bars and the x axis, `INK_STEP` apart, in SVG units."""
+    lines: list[tuple[Point, Point]] = [((LEFT, frame.base), (frame.right, frame.base))]
     for one in series:
-        for (x, y), ends in zip(one.points, one.spread, strict=False):
-            if ends is not None:
-                lines.append(((frame.x(ends[0]), frame.y(y)), (frame.x(ends[1]), frame.y(y))))
-                lines.append(((frame.x(x), frame.y(ends[2])), (frame.x(x), frame.y(ends[3]))))
-    lines.append(((LEFT, frame.base), (frame.right, frame.base)))
-    return [place for start, end in lines for place in _along(start, end)]
+        lines += pairwise((frame.x(x), frame.y(y)) for x, y in one.points)
+        lines += _crosses(frame, one)
+    found = []
+    for (x, y), (to_x, to_y) in lines:
+        pieces = max(1, math.ceil(math.dist((x, y), (to_x, to_y)) / INK_STEP))
+        shares = [piece / pieces for piece in range(pieces + 1)]
+        found += [(x + share * (to_x - x), y + share * (to_y - y)) for share in shares]
+    return found
 
 
-def _along(start: Place, end: Place) -> Iterator[Place]:
-    """Places on a straight line, `INK` units apart."""
-    pieces = max(1, math.ceil(math.dist(start, end) / INK))
-    for piece in range(pieces + 1):
-        share = piece / pieces
-        yield start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
+# --- labels -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Label:
+    """A name at the point (x, y) in SVG units: `gap` right of it (anchor "start") or left."""
+
+    text: str
+    x: Number
+    y: Number
+    style: str
+    gap: Number = 9
+    letters: int = LABEL_LETTERS
+    anchor: str = "start"
+
+    @property
+    def lines(self) -> list[str]:
+        return _wrapped(self.text, self.letters)
+
+    @property
+    def height(self) -> Number:
+        return LABEL_LINE * len(self.lines) + 2
+
+    @property
+    def start(self) -> Number:
+        return self.x + self.gap if self.anchor == "start" else self.x - self.gap
+
+    @property
+    def left(self) -> Number:
+        return self.start if self.anchor == "start" else self.start - self.width
+
+    @property
+    def width(self) -> Number:
+        return LETTER_WIDTH * max(map(len, self.lines))
+
+
+def _wrapped(label: str, letters: int = LABEL_LETTERS) -> list[str]:
+    """At most three lines; the rest is cut."""
+    return textwrap.wrap(label, letters, max_lines=3, placeholder=" …") or [""]
+
+
+def _labels(
+    frame: Frame, series: Sequence[Series], rules: Sequence[Rule], markers: Sequence[Marker]
+) -> list[Label]:
+    found = []
+    for one in series:
+        x, y = one.points[-1]
+        found.append(Label(one.label, frame.x(x), frame.y(y), one.style))
+    for marker in markers:
+        x, y = marker.point
+        found.append(Label(marker.text, frame.x(x), frame.y(y), marker.style, gap=13))
+    for rule in rules:
+        if rule.horizontal and frame.y_low <= rule.at <= frame.y_high:
+            found.append(Label(rule.text, frame.right, frame.y(rule.at), rule.style))
+    return found
+
+
+def draw_labels(labels: Sequence[Label], frame: Frame, ink: Sequence[Point] = ()) -> list[str]:
+    """Labels as SVG, moved so that they cover little of `ink` and not one another."""
+    columns: list[list[Label]] = []  # labels that could overlap
+    placed = [_moved(each, frame, ink) for each in labels if each.text]
+    for each in sorted(placed, key=lambda each: each.left):
+        if columns and each.left < max(other.left + other.width for other in columns[-1]):
+            columns[-1].append(each)
+        else:
+            columns.append([each])
+    found = []
+    for column in columns:
+        column.sort(key=lambda each: each.y)
+        heights = [each.height for each in column]
+        ys = spread_apart([each.y for each in column], heights, TOP + 4, frame.base + LABEL_LINE)
+        for each, y in zip(column, ys, strict=True):
+            spans = "".join(
+                f'<tspan x="{each.start:.1f}" dy="{LABEL_LINE * bool(row)}">{escape(line)}</tspan>'
+                for row, line in enumerate(each.lines)
+            )
+            at = f'x="{each.start:.1f}" y="{y:.1f}" text-anchor="{each.anchor}"'
+            found.append(f'<text class="label {each.style}" {at}>{spans}</text>')
+    return found
+
+
+def _moved(label: Label, frame: Frame, ink: Sequence[Point]) -> Label:
+    """The candidate that covers least ink: right of the point, above or below, narrower, left."""
+    narrow = replace(
+        label, letters=min(LABEL_LETTERS, max(map(len, label.text.split()), default=1))
+    )
+    shapes = [label] if "…" in "".join(narrow.lines) else [label, narrow]
+    left = replace(label, anchor="end")
+    if left.left > LEFT:
+        shapes.append(left)
+    shifts = (0.0, -LABEL_SHIFT, LABEL_SHIFT)
+    candidates = [replace(one, y=one.y + 4 + shift) for one in shapes for shift in shifts]
+    inside = [one for one in candidates if TOP <= one.y <= frame.base + LABEL_LINE]
+
+    def covered(one: Label) -> int:
+        top = one.y - 11
+        across, down = (one.left - 2, one.left + one.width), (top, top + one.height)
+        return sum(across[0] <= x <= across[1] and down[0] <= y <= down[1] for x, y in ink)
+
+    return min(inside or candidates, key=covered)
+
+
+def spread_apart(
+    wanted: Sequence[Number], sizes: Sequence[Number], low: Number, high: Number
+) -> list[Number]:
+    """Rising positions for things of these sizes without overlap, in [low, high] if they fit."""
+    places: list[Number] = []
+    for index, value in enumerate(wanted):
+        places.append(max(value, places[-1] + sizes[index - 1] if places else low))
+    room = high
+    for index in reversed(range(len(places))):
+        room -= sizes[index]
+        places[index] = min(places[index], room)
+    return places
+
+
+# --- intervals --------------------------------------------------------------------------------
+
+
+def interval_bar(
+    values: Sequence[tuple[str, Point, Number]],
+    title: str,
+    low: Number = 0.0,
+    high: Number = 1.0,
+    middle: Number | None = None,
+) -> Markup:
+    """Intervals on one line from `low` to `high`, with a tick at `middle`.
+
+    Args:
+        values: (CSS class, (lower end, upper end), value) of each interval.
+    """
+    parts = [_line("track", BAR_EDGE, BAR_WIDTH - BAR_EDGE, 11, 11)]
+    if middle is not None:
+        x = _bar_x(middle, low, high)
+        parts.append(_line("middle", x, x, 4, 18))
+    for style, (start, end), value in values:
+        x1, x2, at = (_bar_x(number, low, high) for number in (start, end, value))
+        parts.append(_line(f"whisker {style}", x1, x2, 11, 11))
+        parts.append(f'<circle class="dot {style}" cx="{at:.1f}" cy="11" r="5"/>')
+    return _svg("bar", f'viewBox="0 0 {BAR_WIDTH} 22"', title, parts)
+
+
+@dataclass(frozen=True)
+class IntervalAxis:
+    """A common axis for several rows of `interval_bar`."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, values: Sequence[Number], percent: bool = False) -> IntervalAxis:
+        """An axis that holds all values; from 0 to 1 for percentages."""
+        if percent and all(0 <= value <= 1 for value in values):
+            return cls(0.0, 1.0)
+        low, high = float(min(values)), float(max(values))
+        pad = 0.08 * (high - low) or max(abs(high), 1.0) * 0.05
+        return cls(low - pad, high + pad)
+
+    def ticks(self, percent: bool) -> list[tuple[float, str]]:
+        """(position in percent of the row, number) of a few round numbers."""
+        found = ticks(self.low, self.high, 2)
+        places = [100 * _bar_x(value, self.low, self.high) / BAR_WIDTH for value in found]
+        return list(zip(places, distinct(found, percent), strict=True))
+
+    def bar(self, style: str, ends: Point, value: Number, title: str) -> Markup:
+        """One row."""
+        return interval_bar([(style, ends, value)], title, self.low, self.high)
+
+
+def _bar_x(value: Number, low: Number, high: Number) -> float:
+    share = min(1.0, max(0.0, (value - low) / (high - low)))
+    return BAR_EDGE + (BAR_WIDTH - 2 * BAR_EDGE) * share
+
+
+# --- two metrics against each other -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Two metrics against each other; `charts` are by name of `SCATTER_SIZES`, {} without points.
+
+    `limited`: the recipe limits the metric `y`.
+    """
+
+    x: Metric
+    y: Metric
+    charts: dict[str, Markup]
+    limited: bool = False
+
+    @property
+    def title(self) -> str:
+        return f"{self.y.label}, by {lower_first(self.x.label)}"
+
+
+def scatter(
+    x: Metric,
+    y: Metric,
+    series: Sequence[Series],
+    points: str,
+    rules: Sequence[Rule] = (),
+    markers: Sequence[Marker] = (),
+) -> Scatter:
+    """Chart the metric `y` against the metric `x`.
+
+    Args:
+        points: what a point or a line is, "" if that is clear.
+        rules: limits of `y` (horizontal).
+    """
+    axes = Axes(
+        x=x.label.lower(),
+        y=y.label.lower(),
+        percent=y.percent,
+        percent_x=x.percent,
+        x_low=0.0 if x.percent else None,
+        x_high=1.0 if x.percent else None,
+        y_low=0.0 if y.better < 0 else LOW_RATE if y.percent else None,
+        y_high=1.0 if y.percent else max((rule.at * 1.04 for rule in rules), default=None),
+    )
+    title = f"{y.label} against {x.label}" + (f", {points}" if points else "")
+    charts = {
+        name: line_chart(series, axes, title, True, size, rules, markers)
+        for name, size in SCATTER_SIZES.items()
+    }
+    return Scatter(x, y, {name: one for name, one in charts.items() if one}, bool(rules))

@@ -1,102 +1,529 @@
-"""The page of a comparison: who wins, in pictures and in numbers, what it cost, where it went wrong, how to repeat it."""
+"""The page of a comparison: win rates, images, metrics, groups of prompts, settings."""
 
 from __future__ import annotations
 
-from ..metrics import Metric
-from . import by_group
-from .album import BUDGET
-from .comparison_files import Comparison, Model, read_comparison
-from .extremes import extremes, pictures_of
-from .files import mapping, number
-from .panels import panels, plane, styles_of
-from .rendering import environment_of, render
-from .settings import MOST_ROWS, differing
-from .wall import wall
-from .wins import Cell, Matrix, corrected, matrices
-from .writing import counted, cut
+import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from markupsafe import Markup
 
-MOST_JUDGES = 3
+from ..metrics import ROLES, Metric, by_role, drifting, judging
+from ..stats import normal_interval, rate_interval
+from .charts import (
+    BASE,
+    Ends,
+    IntervalAxis,
+    Point,
+    Scatter,
+    Series,
+    interval_bar,
+    line_styles,
+    scatter,
+)
+from .format import counted, cut, ends, interval, mapping, number, of_one_image, p_value
+from .images import BUDGET, Images, embed, spread
+from .page import differing_settings, environment_of, render
+from .read import Comparison, ImageRecord, Model, Record, read_comparison
+
 OFF_TOPIC = "control_prompts"
 """The group of control prompts."""
-FOR_PICTURES, FOR_EXTREMES = BUDGET * 3 // 5, BUDGET * 2 // 5
-
-
-@dataclass(frozen=True)
-class Headline:
-    """A model against the first, by the first number that says who wins, and by the other judges."""
-
-    model: Model
-    style: str
-    by: Metric
-    cell: Cell
-    others: list[tuple[Metric, Cell]]
+ALPHA_LEVEL = 0.05
+WIN_STYLES = {"for": "s0", "against": "s2", "even": "s1"}
+FULL_AXIS = ("judge", "adherence", "leakage")
+"""Roles whose rates are drawn from 0 to 1."""
+GROUP_ROLES = ("judge", "adherence", "held_out", "sgp", "trained")
+FROM_THE_BASE = "base_"
+"""Prefix of distances to the base model; its own distance is 0."""
+MAX_JUDGES, MAX_GROUP_METRICS, MAX_GROUPS = 3, 6, 40
+MAX_PROMPTS, MAX_IMAGES = 24, 96
+"""Prompts and images in the gallery."""
+IMAGE_METRICS = 4
+"""Metrics beside an image."""
+EXTREME_PAIRS = 3
 
 
 def html(folder: Path) -> str:
     """The whole page."""
     found = read_comparison(folder)
     styles = styles_of(found)
-    wins, ends = matrices(found), extremes(found)
+    wins, pairs = win_matrices(found), extremes(found)
     settings = [model.settings for model in found.models]
+    labels = [model.label for model in found.models]
+    title = f"{len(labels)} models compared"
+    if len(labels) in (1, 2):
+        title = labels[0] if len(labels) == 1 else f"{labels[1]} against {labels[0]}"
+    corrected = any("p_holm" in win for name in found.metrics for win in found.wins(name).values())
+    one_scatter = model_scatter(found)
     return render(
         "comparison.html.j2",
-        title=_title(found),
+        title=title,
         lead=_lead(found),
         models=found.models,
         styles=styles,
         headlines=_headlines(wins, styles),
-        wall=wall(found, FOR_PICTURES),
+        gallery=gallery(found, BUDGET * 3 // 5),
         matrices=wins,
-        corrected=corrected(found),
+        corrected=corrected,
         panels=panels(found),
-        planes=[each for each in [plane(found)] if each is not None],
-        extremes=ends,
-        extreme_pictures=pictures_of(found, ends, FOR_EXTREMES),
-        groups=by_group.tables(found),
-        differing=differing(settings)[:MOST_ROWS],
+        scatters=[one_scatter] if one_scatter else [],
+        extremes=pairs,
+        extreme_images=embed_extremes(found, pairs, BUDGET * 2 // 5),
+        groups=group_tables(found),
+        differing=differing_settings(settings),
         with_settings=sum(each is not None for each in settings),
-        command=cut(found.told.get("command") or "", 2000),
-        environment=environment_of(found.told),
+        command=cut(found.record.get("command") or "", 2000),
+        environment=environment_of(found.record),
         notes=found.notes,
     )
 
 
-def _title(found: Comparison) -> str:
-    labels = [model.label for model in found.models]
-    if len(labels) == 2:
-        return f"{labels[1]} against {labels[0]}"
-    return f"{len(labels)} models compared" if len(labels) != 1 else labels[0]
+def styles_of(comparison: Comparison) -> dict[str, str]:
+    """CSS class by model; the first is the base model."""
+    keys = [model.key for model in comparison.models]
+    return dict(zip(keys, [BASE, *line_styles(len(keys))], strict=False))
 
 
 def _lead(found: Comparison) -> str:
-    prompts = mapping(found.told.get("prompts"))
-    seen = {index: shot.group for shots in found.shots.values() for index, shot in shots.items()}
-    control = sum(group == OFF_TOPIC for group in seen.values())
+    prompts = mapping(found.record.get("prompts"))
+    groups = {index: image.group for own in found.images.values() for index, image in own.items()}
+    control = sum(group == OFF_TOPIC for group in groups.values())
     count = number(prompts.get("count"))
-    asked = f" from {counted(int(count), 'prompt')}" if count is not None else ""
-    source = f" ({cut(prompts['source'], 80)})" if prompts.get("source") else ""
-    beside = f", and {control} of control prompts off the topic" if control else ""
-    return f"{counted(len(seen) - control, 'pair')} of prompt and seed{asked}{source}{beside}, the same for every model. Intervals are 95 %."
+    origin = f" from {counted(int(count), 'prompt')}" if count is not None else ""
+    origin += f" ({cut(prompts['source'], 80)})" if prompts.get("source") else ""
+    beside = f", and {control} of control prompts" if control else ""
+    pairs = counted(len(groups) - control, "pair")
+    return (
+        f"{pairs} of prompt and seed{origin}{beside}, the same for every model. Intervals are 95 %."
+    )
 
 
-def _headlines(wins: list[Matrix], styles: dict[str, str]) -> list[Headline]:
-    """Of every model but the first, by the most independent number there is, with the judges that may say otherwise."""
-    asked = [matrix for matrix in wins if matrix.metric.better > 0]
-    asked = [matrix for matrix in asked if matrix is asked[0] or matrix.metric.role == "judge"][
-        :MOST_JUDGES
-    ]
-    cells: dict[str, list[tuple[Metric, Cell]]] = {}
-    for matrix in asked:
+# --- win rates --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WinCell:
+    """Share of pairs that one model wins against another (a tie counts half), as text.
+
+    `side`: "for" or "against" if the interval excludes one half, else "even". `significant`: p is
+    below `ALPHA_LEVEL` after correction for the number of tests.
+    """
+
+    share: float
+    side: str
+    value: str
+    ends: str
+    p: str
+    significant: bool
+    counts: str
+    bar: Markup
+
+    @property
+    def strength(self) -> float:
+        """Distance from even, 0 to 1."""
+        return round(min(1.0, abs(self.share - 0.5) * 2), 2)
+
+
+@dataclass(frozen=True)
+class WinMatrix:
+    """`rows` are (model, its cells against each of `models`); None where nothing is recorded."""
+
+    metric: Metric
+    models: list[Model]
+    rows: list[tuple[Model, list[WinCell | None]]]
+
+    @property
+    def duel(self) -> WinCell | None:
+        """Of two models: the second against the first."""
+        return self.rows[1][1][0] if len(self.rows) == 2 else None
+
+
+def win_matrices(comparison: Comparison) -> list[WinMatrix]:
+    """One per metric with recorded wins, judges first."""
+    found = []
+    for _, metrics in by_role(comparison.metrics.values()):
+        for each in metrics:
+            wins = comparison.wins(each.name)
+            seen = {key for pair in wins for key in pair}
+            models = [model for model in comparison.models if model.key in seen]
+            rows = [
+                (row, [_win_cell(wins.get((column.key, row.key))) for column in models])
+                for row in models
+            ]
+            if len(models) > 1:
+                found.append(WinMatrix(each, models, rows))
+    return found
+
+
+def _win_cell(win: Record | None) -> WinCell | None:
+    share = number(win)
+    if win is None or share is None:
+        return None
+    value, text = interval(win, percent=True)
+    low, high = (share if end is None else end for end in ends(win))
+    side = "for" if low > 0.5 else "against" if high < 0.5 else "even"
+    names = (("win", "wins"), ("loss", "losses"), ("tie", "ties"))
+    counts = [(win.get(plural), one, plural) for one, plural in names]
+    corrected_p = number(win.get("p_holm"))
+    return WinCell(
+        share=share,
+        side=side,
+        value=value,
+        ends=text,
+        p=p_value(win.get("p")),
+        significant=corrected_p is not None and corrected_p < ALPHA_LEVEL,
+        counts=", ".join(counted(n, *names) for n, *names in counts if isinstance(n, int)),
+        bar=interval_bar(
+            [(WIN_STYLES[side], (low, high), share)], f"{value} of pairs won ({text})", middle=0.5
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A model against the first by the main judge, and by the other judges."""
+
+    model: Model
+    style: str
+    by: Metric
+    cell: WinCell
+    others: list[tuple[Metric, WinCell]]
+
+
+def _headlines(wins: Sequence[WinMatrix], styles: dict[str, str]) -> list[Headline]:
+    better = [matrix for matrix in wins if matrix.metric.better > 0]
+    judges = [one for one in better if one is better[0] or one.metric.role == "judge"][:MAX_JUDGES]
+    models: dict[str, Model] = {}
+    cells: dict[str, list[tuple[Metric, WinCell]]] = {}
+    for matrix in judges:
         for model, row in matrix.rows[1:]:
-            cells.setdefault(model.key, []).extend(
-                (matrix.metric, cell) for cell in row[:1] if cell is not None
-            )
-    models = {model.key: model for matrix in asked for model, _ in matrix.rows}
+            models[model.key] = model
+            if row[0] is not None:
+                cells.setdefault(model.key, []).append((matrix.metric, row[0]))
     return [
-        Headline(models[key], styles[key], *found[0], found[1:])
-        for key, found in cells.items()
-        if found
+        Headline(models[key], styles[key], *found[0], found[1:]) for key, found in cells.items()
     ]
+
+
+# --- metrics ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PanelRow:
+    """A model's metric as text; `trained`: the model was trained on it."""
+
+    model: Model
+    style: str
+    bar: Markup
+    value: str
+    ends: str
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A metric of all models; `ticks` are (position in percent, text), `n` the images per model."""
+
+    metric: Metric
+    rows: list[PanelRow]
+    ticks: list[tuple[float, str]]
+    n: int
+
+
+def panels(comparison: Comparison) -> list[tuple[str, str, str, list[Panel]]]:
+    """(title, chip, sentence, panels) of each role."""
+    found = []
+    for role, metrics in by_role(comparison.metrics.values()):
+        each = [panel for one in metrics if (panel := _panel(comparison, one)) is not None]
+        if each:
+            found.append((*ROLES[role], each))
+    return found
+
+
+def _panel(comparison: Comparison, metric: Metric) -> Panel | None:
+    styles = styles_of(comparison)
+    values = [(model, comparison.interval(model.key, metric.name)) for model in comparison.models]
+    values = [(model, value) for model, value in values if number(value) is not None]
+    if not values:
+        return None
+    full = metric.percent and metric.role in FULL_AXIS
+    axis = IntervalAxis.around([end for _, value in values for end in _ends(value)], full)
+    rows = []
+    for model, value in values:
+        text, span = interval(value, metric.percent)
+        title = f"{model.label}: {text} ({span})" if span else f"{model.label}: {text}"
+        bar = axis.bar(styles[model.key], _ends(value), number(value) or 0.0, title)
+        trained = metric.name in model.trained_on
+        rows.append(PanelRow(model, styles[model.key], bar, text, span, trained))
+    n = max((number(mapping(value).get("n")) or 0 for _, value in values), default=0)
+    return Panel(metric, rows, axis.ticks(metric.percent), int(n))
+
+
+def _ends(value: Any) -> Point:
+    """Ends of an interval, which are its value where they are missing."""
+    low, high = ends(value)
+    middle = number(value) or 0.0
+    return (middle if low is None else low, middle if high is None else high)
+
+
+def model_scatter(comparison: Comparison) -> Scatter | None:
+    """The models by the first judge and the first drift metric that at least two of them have."""
+    metrics = list(comparison.metrics.values())
+    judges = judging(metrics)
+    judge = next((one for one in judges if len(_points(comparison, one, one)) > 1), None)
+    if judge is None:
+        return None
+    drifts = [*drifting(metrics), *(one for one in metrics if one.name.startswith(FROM_THE_BASE))]
+    drift = next((one for one in drifts if len(_points(comparison, judge, one)) > 1), None)
+    if drift is None:
+        return None
+    styles = styles_of(comparison)
+    series = [
+        Series(cut(model.label, 40), [point], styles[model.key], errors=[errors])
+        for model, point, errors in _points(comparison, judge, drift)
+    ]
+    return scatter(judge, drift, series, "one point per model")
+
+
+def _points(comparison: Comparison, x: Metric, y: Metric) -> list[tuple[Model, Point, Ends]]:
+    found = []
+    for model in comparison.models:
+        values = []
+        for metric in (x, y):
+            value = comparison.interval(model.key, metric.name)
+            if value is None and model.kind == "base" and metric.name.startswith(FROM_THE_BASE):
+                value = 0.0
+            values.append(value)
+        across, up = map(number, values)
+        if across is not None and up is not None:
+            found.append((model, (across, up), (*_ends(values[0]), *_ends(values[1]))))
+    return found
+
+
+# --- groups of prompts ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GroupTable:
+    """A metric by group of prompts: (group, number of pairs, a cell per model).
+
+    A cell is (value, interval, share won against the first model).
+    """
+
+    metric: Metric
+    rows: list[tuple[str, str, list[tuple[str, str, str]]]]
+
+
+def group_tables(comparison: Comparison) -> list[GroupTable]:
+    """One per metric of quality, judges first; [] if all prompts are of one group."""
+    metrics = [
+        each
+        for role, found in by_role(comparison.metrics.values())
+        for each in found
+        if role in GROUP_ROLES and each.better > 0
+    ]
+    tables = [_group_table(comparison, each) for each in metrics[:MAX_GROUP_METRICS]]
+    return [table for table in tables if len(table.rows) > 1]
+
+
+def _group_table(comparison: Comparison, metric: Metric) -> GroupTable:
+    columns: list[dict[str, dict[int, float]]] = []  # per model: values by group and index
+    for model in comparison.models:
+        groups: dict[str, dict[int, float]] = {}
+        for index, image in comparison.images[model.key].items():
+            if metric.name in image.numbers:
+                groups.setdefault(image.group, {})[index] = image.numbers[metric.name]
+        columns.append(groups)
+    rows = []
+    for group in list(dict.fromkeys(group for groups in columns for group in groups))[:MAX_GROUPS]:
+        values = [groups.get(group, {}) for groups in columns]
+        cells = [_group_cell(values[0], column, metric) for column in values]
+        pairs = counted(max(map(len, values)), "pair")
+        rows.append((group or "without a group", pairs, cells))
+    return GroupTable(metric, rows)
+
+
+def _group_cell(
+    first: dict[int, float], column: dict[int, float], metric: Metric
+) -> tuple[str, str, str]:
+    value, text = ("–", "")
+    if column:
+        value, text = interval(_mean_interval(list(column.values())), metric.percent)
+    shared = [index for index in column if index in first]
+    if column is first or not shared:
+        return value, text, ""
+    points = ((column[index] > first[index]) + (column[index] >= first[index]) for index in shared)
+    return value, text, f"wins {100 * sum(points) / 2 / len(shared):.0f}\u00a0%"
+
+
+def _mean_interval(values: Sequence[float]) -> dict[str, float]:
+    """Mean with its 95 % interval: Wilson's for 0 or 1, else 1.96 standard errors."""
+    if set(values) <= {0.0, 1.0}:
+        return rate_interval(values).as_dict()
+    return normal_interval(values).as_dict() if len(values) > 1 else {"value": values[0]}
+
+
+# --- gallery ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GalleryRow:
+    """A prompt and seed; `cells` are (file, metrics as JSON) per model, None without an image."""
+
+    prompt: str
+    seed: str
+    group: str
+    cells: list[tuple[str, str] | None]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Rows of images, their groups, and the number of pairs in the comparison."""
+
+    rows: list[GalleryRow]
+    groups: list[str]
+    count: int
+    images: Images
+
+
+def gallery(comparison: Comparison, budget: int) -> Gallery:
+    """At most `MAX_PROMPTS` pairs, as evenly from every group as possible."""
+    counts = Counter(index for images in comparison.images.values() for index in images)
+    alone = len(comparison.models) == 1
+    chosen = _chosen(comparison, [i for i, count in sorted(counts.items()) if count > 1 or alone])
+    metrics = judging(comparison.metrics.values())[:IMAGE_METRICS]
+    rows = []
+    for index in chosen:
+        images = [comparison.images[model.key].get(index) for model in comparison.models]
+        cells = [(one.file, _image_metrics(one, metrics)) if one else None for one in images]
+        image = _any_image(comparison, index)
+        rows.append(GalleryRow(image.prompt, image.seed, image.group, cells))
+    files = [cell[0] for row in rows for cell in row.cells if cell]
+    embedded = embed(comparison.folder, files, comparison.notes, budget)
+    rows = [row for row in rows if any(cell and cell[0] in embedded for cell in row.cells)]
+    if len(counts) > len(rows):
+        left_out, pairs = len(counts) - len(rows), counted(len(counts), "pair")
+        comparison.notes.append(f"Images of {left_out:,} of {pairs} are left out to save space.")
+    groups = list(dict.fromkeys(row.group for row in rows if row.group))
+    return Gallery(rows, groups, len(counts), embedded)
+
+
+def _chosen(comparison: Comparison, indices: Sequence[int]) -> list[int]:
+    """Indices from the groups in turn: first one seed of every prompt, then further seeds."""
+    most = max(4, min(MAX_PROMPTS, MAX_IMAGES // max(1, len(comparison.models))))
+    first: dict[str, list[int]] = {}
+    again: dict[str, list[int]] = {}
+    seen: set[tuple[str, str]] = set()
+    for index in indices:
+        image = _any_image(comparison, index)
+        groups = again if (image.group, image.prompt) in seen else first
+        seen.add((image.group, image.prompt))
+        groups.setdefault(image.group, []).append(index)
+    queues = [spread(found, most) + again.get(group, []) for group, found in first.items()]
+    longest = max(map(len, queues), default=0)
+    in_turn = [queue[i] for i in range(longest) for queue in queues if i < len(queue)]
+    return sorted(in_turn[:most])
+
+
+def _any_image(comparison: Comparison, index: int) -> ImageRecord:
+    return next(images[index] for images in comparison.images.values() if index in images)
+
+
+def _image_metrics(image: ImageRecord, metrics: Sequence[Metric]) -> str:
+    found = {
+        each.label: of_one_image(each, image.numbers[each.name])
+        for each in metrics
+        if each.name in image.numbers
+    }
+    return json.dumps(found, ensure_ascii=False)
+
+
+# --- best and worst prompts -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt and seed in two models; `numbers` are (label, before, after) as text."""
+
+    prompt: str
+    seed: str
+    group: str
+    files: tuple[str, str]
+    numbers: list[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """Pairs that gained and lost most against the first model.
+
+    They are ordered by the sum of the metrics `by`, then by `tie_break`. `counts` are the numbers
+    of pairs that are better, worse and equal.
+    """
+
+    model: Model
+    first: Model
+    by: list[Metric]
+    tie_break: Metric | None
+    gained: list[Pair]
+    lost: list[Pair]
+    counts: tuple[int, int, int]
+
+
+def extremes(comparison: Comparison) -> list[Extremes]:
+    """Of every model against the first; [] without a metric of quality that both have."""
+    found = [_extremes_of(comparison, model) for model in comparison.models[1:]]
+    return [each for each in found if each is not None]
+
+
+def embed_extremes(comparison: Comparison, found: Sequence[Extremes], budget: int) -> Images:
+    """The images of all pairs."""
+    files = [file for each in found for pair in (*each.gained, *each.lost) for file in pair.files]
+    return embed(comparison.folder, files, comparison.notes, budget)
+
+
+def _extremes_of(comparison: Comparison, model: Model) -> Extremes | None:
+    first = comparison.models[0]
+    before, after = comparison.images[first.key], comparison.images[model.key]
+    pairs = [(before[index], after[index]) for index in before if index in after]
+    metrics = [
+        each
+        for each in judging(comparison.metrics.values())
+        if any(each.name in one.numbers and each.name in two.numbers for one, two in pairs)
+    ]
+    if not metrics:
+        return None
+    rates = [each for each in metrics if each.role == "judge" and each.percent]
+    by = rates if metrics[0] in rates else metrics[:1]
+    others = [each for each in metrics if each.role != by[0].role]
+    tie_break = next((each for each in others if not each.percent), others[0] if others else None)
+
+    def gain(pair: tuple[ImageRecord, ImageRecord]) -> tuple[float, float]:
+        one, two = (image.numbers for image in pair)
+        tie = 0.0
+        if tie_break is not None and tie_break.name in one and tie_break.name in two:
+            tie = two[tie_break.name] - one[tie_break.name]
+        return sum(two[each.name] - one[each.name] for each in by), tie
+
+    complete = [
+        pair for pair in pairs if all(each.name in image.numbers for each in by for image in pair)
+    ]
+    ranked = sorted(((gain(pair), pair) for pair in complete), key=lambda each: each[0])
+    shown = [*by, *([tie_break] if tie_break else [])]
+    lost = [_pair(*pair, shown) for gained, pair in ranked if gained < (0, 0)]
+    won = [_pair(*pair, shown) for gained, pair in reversed(ranked) if gained > (0, 0)]
+    better = sum(gained[0] > 0 for gained, _ in ranked)
+    worse = sum(gained[0] < 0 for gained, _ in ranked)
+    counts = (better, worse, len(ranked) - better - worse)
+    return Extremes(model, first, by, tie_break, won[:EXTREME_PAIRS], lost[:EXTREME_PAIRS], counts)
+
+
+def _pair(before: ImageRecord, after: ImageRecord, metrics: Sequence[Metric]) -> Pair:
+    numbers = []
+    for each in metrics:
+        values = [image.numbers.get(each.name) for image in (before, after)]
+        texts = ["–" if value is None else of_one_image(each, value) for value in values]
+        numbers.append((each.label, texts[0], texts[1]))
+    return Pair(after.prompt, after.seed, after.group, (before.file, after.file), numbers)

@@ -1,43 +1,112 @@
-"""`write_page(folder)`: one self-contained HTML file about a run, a comparison of models, or a folder of runs side by side."""
+"""Render pages: templates with escaping, inline style and script, tables of settings."""
 
 from __future__ import annotations
 
-from . import comparison_page, run_page, runs_page
-from .collect import is_run, read_run, run_folders, told_apart
-from .comparison_files import is_comparison
-from .rendering import TEMPLATES
+import json
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-__all__ = ["NAME", "TEMPLATES", "NothingToReport", "write_page"]
+from . import format as fmt
+from .format import cut, mapping
+from .read import Record, RunFiles
+
 NAME = "report.html"
+TEMPLATES = Path(__file__).parent / "templates"
+MAX_NOTES = 40
+MAX_SETTINGS = 200
+ABSENT = "–"
+"""Text of a setting that is missing or null."""
+FILTERS = {
+    "percent": fmt.percent_of,
+    "decimal": fmt.decimal,
+    "shown": fmt.shown,
+    "span": fmt.span,
+    "seconds": fmt.seconds,
+    "cut": fmt.cut,
+    "counted": fmt.counted,
+    "lower_first": fmt.lower_first,
+}
 
 
-class NothingToReport(ValueError):
-    """A folder without a run or a comparison; the message says what to give instead."""
+def render(template: str, notes: Sequence[str], **context: Any) -> str:
+    """A page as HTML, with the first `MAX_NOTES` notes."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(FILTERS)
+    files = {"style": TEMPLATES / "style.css", "script": TEMPLATES / "page.js"}
+    inline = {name: Markup(file.read_text(encoding="utf-8")) for name, file in files.items()}
+    shown = list(dict.fromkeys(cut(note) for note in notes))
+    if len(shown) > MAX_NOTES:
+        shown[MAX_NOTES:] = [f"... and {len(shown) - MAX_NOTES:,} more."]
+    return environment.get_template(template).render(**inline, notes=shown, **context)
 
 
-def write_page(folder: Path) -> Path:
-    """Write `folder/report.html` and return its path.
+def repeat_command(run: RunFiles) -> str:
+    """The command that repeats a run from its resolved recipe in a new folder."""
+    recipe, out = shlex.quote(str(run.folder / "run.yaml")), shlex.quote(f"{run.folder}-again")
+    return f"directalign train {recipe} --out {out}"
 
-    A folder with comparison.json is a comparison, one with run.yaml or metrics.jsonl is one run; any other is taken for a folder
-    of runs. Errors: NothingToReport when none of these is there. Whatever else is missing is said on the page.
+
+def environment_of(record: Record) -> list[tuple[str, Any]]:
+    """(name, value) of the commit, machine and versions in a summary."""
+    parts = {"commit": record.get("commit")}
+    parts |= mapping(record.get("machine")) | mapping(record.get("versions"))
+    return [(name, cut(value)) for name, value in parts.items() if value is not None]
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Record:
+    """Nested settings with dotted names: {"train.learning_rate": 1e-4}; lists stay whole."""
+    found: Record = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def differing_settings(
+    models: Sequence[Mapping[str, Any] | None],
+) -> list[tuple[str, list[str]]]:
+    """(name, one text per model) of the settings that differ; None is a model without settings.
+
+    A model without a whole section (a base model has no training) is not compared in it.
     """
-    html = _html(folder)
-    file = folder / NAME
-    file.write_text(html, encoding="utf-8")
-    return file
+    settings = [flat(each) if each else None for each in models]
+    sections = [{name.split(".", 1)[0] for name in each or ()} for each in settings]
+    names = dict.fromkeys(name for each in settings for name in each or () if name != "name")
+    rows = []
+    for name in names:
+        texts = [ABSENT if each is None else _setting_text(each.get(name)) for each in settings]
+        section = name.split(".", 1)[0]
+        compared = {text for text, own in zip(texts, sections, strict=True) if section in own}
+        if len(compared) > 1:
+            rows.append((name, texts))
+    return rows[:MAX_SETTINGS]
 
 
-def _html(folder: Path) -> str:
-    if is_comparison(folder):
-        return comparison_page.html(folder)
-    if is_run(folder):
-        return run_page.html(read_run(folder))
-    runs = told_apart([read_run(path) for path in run_folders(folder)]) if folder.is_dir() else []
-    if not runs:
-        raise NothingToReport(
-            f"{folder}: holds no run (run.yaml, metrics.jsonl), no comparison (comparison.json) and no folder with a run; "
-            "give what directalign train, evaluate or compare wrote"
-        )
-    return runs_page.html(folder, runs)
+def _setting_text(value: Any) -> str:
+    """A setting as in a recipe, short enough for a table."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, float):
+        return f"{value:g}"
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(each, (str, int, float)) for each in value)
+    ):
+        value = ", ".join(map(str, value))
+    if not isinstance(value, str):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    return cut(value, 120)

@@ -1,84 +1,502 @@
-"""The page of one run: what it changed, how it got there, where it stopped, its best and its worst prompts, how to repeat it."""
+"""The page of one run: before and after, curves, where it stopped, best and worst prompts."""
 
 from __future__ import annotations
 
-from . import curves, figures, planes, story, strips
-from .album import BUDGET, Album
-from .collect import RunFiles
-from .comparison_files import is_comparison, read_comparison
-from .extremes import extremes, pictures_of
-from .files import MOST_TEXT, mapping
-from .rendering import environment_of, render, repeat_command
-from .stopping import Ending, ending
-from .writing import cut
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
+from markupsafe import Markup
+
+from ..metrics import HELD_OUT, NEG, POS, ROLES, STYLE, Metric, by_role, metric
+from .charts import (
+    BASE,
+    STYLES,
+    Axes,
+    Figure,
+    Marker,
+    Point,
+    Rule,
+    Scatter,
+    Series,
+    interval_bar,
+    line_chart,
+    line_styles,
+    scatter,
+)
+from .comparison_page import FULL_AXIS, embed_extremes, extremes
+from .format import cut, mapping, number, percent_of, seconds, shown, span
+from .images import BUDGET, Images, embed_cells, pixelated, prompts_of, sample_cells
+from .page import environment_of, render, repeat_command
+from .read import Record, RunFiles, is_comparison, read_comparison
 
 EVALUATION = "evaluation"
-"""Where `directalign evaluate` puts the comparison of a run with its base."""
+"""Folder of the comparison with the base model, written by `directalign evaluate`."""
+MAX_TEXT = 100_000
+"""Most characters of run.yaml on the page."""
+STOP, KEPT = "stop", "kept"
+STOP_REASONS = {
+    "drift": "a limited metric moved too far",
+    "patience": "the judge found no further improvement",
+    "score_peak": "the absolute score fell from its peak",
+}
+FORMS = {
+    "absolute": "plain Direct-Align (one score, without a comparison)",
+    "relative": "SRPO (relative reward)",
+    "anchored": "SRPO with the anchored reward",
+}
+METHODS = {
+    "refl": "ReFL",
+    "draft": "DRaFT",
+    "alignprop": "AlignProp",
+    "drtune": "DRTune",
+    "leapalign": "LeapAlign",
+    "flowbp": "FlowBP",
+    "flow_grpo": "Flow-GRPO",
+}
+METHOD_FORMS = {
+    "absolute": "one score",
+    "relative": "relative reward",
+    "anchored": "anchored reward",
+}
+
+MEMBER_SHARE = "share_"
+"""Prefix of the contribution of a mixture's member."""
+SIDES = ("bare prompt", "wanted phrases", "unwanted phrases")
+SIDE_STYLES = ("s0", "s2", "s3")
+SIDE_SCORES = {
+    "reward": ("score_pos", "score_neg"),
+    "off_topic_reward": ("off_topic_score_pos", "off_topic_score_neg"),
+}
+NOT_METRICS = ("step", "seconds", "event")
+MAX_CHARTS = 60
+FALLBACK_JUDGES = ("score_pos", "reward")
+DEFAULT_DRIFTS = ("color_drift", "content")
+"""Metrics against the judge if the recipe limits none."""
+MAX_SCATTERS = 3
 
 
 def html(run: RunFiles) -> str:
     """The whole page."""
     end = ending(run)
-    frames = strips.frames_of(run, kept=end.kept if end else None)
-    compared = (
-        read_comparison(run.folder / EVALUATION) if is_comparison(run.folder / EVALUATION) else None
-    )
-    ends = extremes(compared) if compared else []
-    pictures = pictures_of(compared, ends, BUDGET // 2) if compared else Album({}, False)
-    run.notes.extend(f"{EVALUATION}/{note}" for note in (compared.notes if compared else []))
+    grids = sample_cells(run, kept=end.kept if end else None)
+    pairs, pair_images = [], Images({}, False)
+    if is_comparison(run.folder / EVALUATION):
+        comparison = read_comparison(run.folder / EVALUATION)
+        pairs = extremes(comparison)
+        pair_images = embed_extremes(comparison, pairs, BUDGET // 2)
+        run.notes.extend(f"{EVALUATION}/{note}" for note in comparison.notes)
+    kept = [place for place, (step, _) in enumerate(grids) if place and end and step == end.kept]
     return render(
         "run.html.j2",
         title=cut(run.name, 120),
         run=run,
         ending=end,
-        lead=story.lead(run),
-        changes=[(change, figures.change_bar(change)) for change in story.changes(run)],
-        film=strips.shown([frames], BUDGET // 2 if ends else BUDGET)[0],
-        frame=_frame([step for step, _ in frames], end),
-        pixelated=strips.pixelated([frames]),
-        prompts=strips.prompts_of(run),
-        planes=planes.of_run(run),
-        groups=curves.groups(run),
-        extremes=ends,
-        extreme_pictures=pictures,
-        levels=figures.levels(run),
+        lead=lead(run),
+        changes=[(change, change_bar(change)) for change in changes(run)],
+        grids=embed_cells([grids], BUDGET // 2 if pairs else BUDGET)[0],
+        shown_grid=kept[0] if kept else len(grids) - 1,
+        pixelated=pixelated([grids]),
+        prompts=prompts_of(run),
+        scatters=run_scatters(run),
+        groups=curve_groups(run),
+        extremes=pairs,
+        extreme_images=pair_images,
+        levels=level_figures(run),
         facts=_facts(run),
-        settings_text=run.settings_text[:MOST_TEXT],
+        settings_text=run.settings_text[:MAX_TEXT],
         command=repeat_command(run),
         environment=environment_of(run.summary),
         notes=run.notes,
     )
 
 
-def _frame(steps: Sequence[int], end: Ending | None) -> int:
-    """Which grid stands right of the line at first: that of the weights that are left, where there is one after the first grid."""
-    kept = [
-        place
-        for place, step in enumerate(steps)
-        if place > 0 and end is not None and step == end.kept
-    ]
-    return kept[0] if kept else len(steps) - 1
-
-
 def _facts(run: RunFiles) -> list[tuple[str, Any]]:
-    """The settings that matter most, as name and value."""
-    words = [run.setting("method", "words", side, default=[]) for side in ("positive", "negative")]
-    asked = [
+    """(name, value) of the main settings."""
+    phrases = [
+        ", ".join(map(str, run.setting("method", "control_phrases", side, default=[])))
+        for side in ("positive", "negative")
+    ]
+    found = [
         ("Model", run.setting("model", "path")),
         ("Trained", run.setting("model", "tune")),
-        ("Reward model", story.reward_of(mapping(run.setting("reward")))),
-        ("Method", story.method_of(run)),
+        ("Reward model", reward_of(mapping(run.setting("reward")))),
+        ("Method", method_of(run)),
         ("Form of the reward", run.setting("method", "form")),
-        ("Desired words", ", ".join(map(str, words[0]))),
-        ("Undesired words", ", ".join(map(str, words[1]))),
+        ("Wanted phrases", phrases[0]),
+        ("Unwanted phrases", phrases[1]),
         ("Branches", run.setting("method", "branches")),
         ("Sampling steps of a rollout", run.setting("rollout", "num_inference_steps")),
         ("Learning rate", run.setting("train", "learning_rate")),
         ("Updates", f"{len(run.steps)} of {run.setting('train', 'num_steps', default='?')}"),
-        ("Batch", run.setting("data", "batch_size")),
+        ("Batch size", run.setting("data", "batch_size")),
         ("Seed", run.setting("seed")),
     ]
-    return [(name, cut(value)) for name, value in asked if value not in (None, "")]
+    return [(name, cut(value)) for name, value in found if value not in (None, "")]
+
+
+# --- summary ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Change:
+    """A metric before and after training."""
+
+    title: str
+    key: str
+    before: Any
+    after: Any
+
+    @property
+    def is_rate(self) -> bool:
+        return isinstance(self.after, dict)
+
+
+def changes(run: RunFiles) -> list[Change]:
+    """The main metrics of the base model and of the final (or kept) weights; [] without both."""
+    last = run.keeps[-1:] or run.measured[1:][-1:]
+    if not run.measured or not last:
+        return []
+    before, after = run.measured[0], last[0]
+    main = [("Photo rate", "photo_rate"), ("Content right", "content")]
+    if "photo_rate" not in after:  # held-out rewards instead of the toy world's judge
+        held_out = [metric(key) for key in after if key.startswith(HELD_OUT)]
+        main += [(each.label, each.name) for each in held_out if each.better > 0][:2]
+    return [
+        Change(title, key, before[key], after[key])
+        for title, key in [*main, ("Colour drift", "color_drift"), ("Reward", "reward")]
+        if number(before.get(key)) is not None and number(after.get(key)) is not None
+    ]
+
+
+def change_bar(change: Change) -> Markup:
+    """Both intervals of a rate on one line; empty for other metrics."""
+    before, after = change.before, change.after
+    if not change.is_rate or not span(before) or not span(after):
+        return Markup("")
+    texts = [f"{percent_of(each)} ({span(each)})" for each in (before, after)]
+    title = f"{change.title}: {texts[0]} before, {texts[1]} after"
+    return interval_bar([interval_of(BASE, before), interval_of("s0", after)], title)
+
+
+def interval_of(style: str, value: Record) -> tuple[str, Point, float]:
+    """A recorded interval for `interval_bar`."""
+    return style, (value["low"], value["high"]), number(value) or 0.0
+
+
+def align_seconds(run: RunFiles) -> float | None:
+    """Seconds of training: from the summary, else the sum over the steps."""
+    recorded = number(run.summary.get("align_seconds"))
+    if recorded is not None or not run.steps:
+        return recorded
+    return sum((value for _, value in run.curve("seconds")), 0.0)
+
+
+def method_of(run: RunFiles) -> str:
+    """Name of the method and form of its reward."""
+    name = run.setting("method", "name", default="srpo")
+    form = run.setting("method", "form", default="relative")
+    if name in METHODS:
+        return f"{METHODS[name]} ({METHOD_FORMS.get(form, form)})"
+    return FORMS.get(form, "alignment")
+
+
+def reward_of(section: Mapping[str, Any]) -> str:
+    """A recipe's `reward` in words: name and source, for a mixture its members with weights."""
+    members = section.get("members")
+    if not isinstance(members, list):
+        sources = (section[key] for key in ("path", "url", "statistic") if section.get(key))
+        return f"{section.get('name', '')} {next(sources, '')}".strip()
+    texts = []
+    for member in members:
+        weight = number(member.get("weight"))
+        suffix = "" if weight in (None, 1.0) else f", weight {weight:g}".replace("-", "−")
+        texts.append(f"{member.get('label')} ({reward_of(member.get('reward') or {})}{suffix})")
+    return f"{section.get('name')} of {', '.join(texts)}"
+
+
+def lead(run: RunFiles) -> str:
+    """One or two sentences at the top of the page."""
+    count = f"{len(run.steps)} update{'s' if len(run.steps) != 1 else ''}"
+    done = f"{count} of {method_of(run)}, {seconds(align_seconds(run))}"
+    found = [
+        f"{change.title.lower()} {shown(change.before)} → {shown(change.after)}"
+        for change in changes(run)
+    ]
+    return f"{done}: {', '.join(found)}." if found else f"{done}. Not evaluated before and after."
+
+
+# --- end of the run ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ending:
+    """`stop` is the update of an early stop, `kept` that of the exported weights, else None."""
+
+    stop: float | None
+    kept: float | None
+    reason: str
+
+    def sentences(self) -> list[str]:
+        """Sentences at the top of the page."""
+        stop = "The run was not stopped early."
+        if self.stop is not None:
+            stop = f"The run stopped early after update {self.stop:.0f}: {self.reason}"
+        if self.kept is None:
+            return [stop]
+        return [stop, f"The exported weights are those of update {self.kept:.0f}."]
+
+    def rules(self) -> list[Rule]:
+        """Vertical rules on charts over updates."""
+        if self.stop is not None and self.stop == self.kept:
+            return [Rule(self.stop, "stop, kept", STOP)]
+        found = [(self.kept, KEPT), (self.stop, STOP)]
+        return [Rule(at, name, name) for at, name in found if at is not None]
+
+
+def ending(run: RunFiles) -> Ending | None:
+    """None if the run was not stopped early and its last weights are exported."""
+    stop = run.stops[-1] if run.stops else mapping(run.summary.get("stopped"))
+    record = run.keeps[-1] if run.keeps else mapping(run.summary.get("kept"))
+    at, kept = number(stop.get("step")), number(record.get("step"))
+    if kept is None:
+        kept = number(stop.get("kept"))
+    if at is None and kept is None:
+        return None
+    reason = stop.get("says") or STOP_REASONS.get(str(stop.get("reason")), "no reason recorded")
+    return Ending(at, kept, cut(reason).rstrip(".") + ".")
+
+
+# --- curves -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CurveGroup:
+    """Charts of one role; `title`, `chip` and `sentence` describe the role."""
+
+    role: str
+    title: str
+    chip: str
+    sentence: str
+    figures: list[Figure]
+
+
+def curve_groups(run: RunFiles) -> list[CurveGroup]:
+    """Charts of everything that was recorded over the updates, by role; at most `MAX_CHARTS`."""
+    end = ending(run)
+    rules = end.rules() if end else []
+    names = dict.fromkeys(name for record in run.measured for name in record)
+    found = [metric(name) for name in names if name not in NOT_METRICS]
+    found = [each for each in found if run.measured_curve(each.name)]
+    found = [
+        each for each in found if not each.name.endswith((POS, NEG))
+    ]  # in the chart of another
+    if len(found) > MAX_CHARTS:
+        run.notes.append(f"{len(found) - MAX_CHARTS} of {len(found)} metrics are not drawn.")
+    drawn = {role: _metric_figures(run, each, rules) for role, each in by_role(found[:MAX_CHARTS])}
+    drawn["trained"] = drawn.get("trained", []) + _training_figures(run, rules)
+    groups = []
+    for role, words in ROLES.items():
+        figures = [figure for figure in drawn.get(role, []) if figure.chart]
+        if figures:
+            groups.append(CurveGroup(role, *words, figures))
+    return groups
+
+
+def metric_axes(each: Metric) -> Axes:
+    """Axes of a metric over the updates: rates of judges from 0 to 1, distances from 0."""
+    full = each.percent and each.role in FULL_AXIS
+    low = 0.0 if full or each.better < 0 else None
+    return Axes("update", each.label.lower(), each.percent, y_low=low, y_high=1.0 if full else None)
+
+
+def _chart(
+    title: str,
+    lines: Sequence[Series],
+    caption: str,
+    rules: Sequence[Rule],
+    axes: Axes | None = None,
+) -> Figure:
+    axes = axes or Axes("update", title.lower())
+    return Figure(title, line_chart(lines, axes, f"{title} by update", rules=rules), caption)
+
+
+def _metric_figures(
+    run: RunFiles, metrics: Sequence[Metric], rules: Sequence[Rule]
+) -> list[Figure]:
+    styles = [each for each in metrics if each.name.startswith(STYLE)]
+    figures = []
+    for each in metrics:
+        if each in styles:
+            continue
+        sides = SIDE_SCORES.get(each.name, (f"{each.name}{POS}", f"{each.name}{NEG}"))
+        curves = [run.measured_curve(key) for key in (each.name, *sides)]
+        lines = list(map(Series, SIDES, curves, SIDE_STYLES))
+        if not curves[1] and not curves[2]:
+            lines = [Series("", curves[0], "s0", run.band(each.name))]
+        figures.append(_chart(each.label, lines, each.description, rules, metric_axes(each)))
+    if styles:
+        labels = [each.label.removeprefix("Style ") for each in styles]
+        curves = [run.measured_curve(each.name) for each in styles]
+        axes = Axes("update", "share", percent=True, y_low=0.0, y_high=1.0)
+        lines = list(map(Series, labels, curves, cycle(STYLES)))
+        figures.append(_chart("Styles", lines, "Style of the images by the judge.", rules, axes))
+    return figures
+
+
+def _training_figures(run: RunFiles, rules: Sequence[Rule]) -> list[Figure]:
+    """Numbers of the training steps, and the members of a mixture of rewards."""
+
+    def one(title: str, key: str, caption: str) -> Figure:
+        return _chart(title, [Series("", run.curve(key))], caption, rules)
+
+    scores = [run.curve(f"metrics.score_{side}") for side in ("plain", "pos", "neg")]
+    figures = [
+        one("Reward in training", "reward", "The objective, on the recovered images of an update."),
+        _chart(
+            "Scores in training",
+            list(map(Series, SIDES, scores, SIDE_STYLES)),
+            "Scores of the recovered images. A score under the wanted phrases that rises, peaks "
+            "and falls indicates reward hacking.",
+            rules,
+            Axes("update", "score"),
+        ),
+        one("Loss", "loss", "Mean over the branches of an update."),
+        one("Gradient norm", "grad_norm", "Before clipping. A jump often precedes a collapse."),
+    ]
+    last = mapping(run.steps[-1].get("metrics")) if run.steps else {}
+    members = [name.removeprefix(MEMBER_SHARE) for name in last if name.startswith(MEMBER_SHARE)]
+    if members:
+        curves = [run.curve(f"metrics.{MEMBER_SHARE}{name}") for name in members]
+        caption = "Contribution of each member: weight times reward, normalized if so configured."
+        lines = list(map(Series, members, curves, cycle(STYLES)))
+        axes = Axes("update", "share")
+        figures.append(_chart("Shares in the reward", lines, caption, rules, axes))
+    for name in members:
+        caption = f"Reward {name} in its own units, on the recovered images of an update."
+        figures.append(one(f"{name} in training", f"metrics.reward_{name}", caption))
+    return figures
+
+
+def level_figures(run: RunFiles) -> list[Figure]:
+    """Recovery error, gain and reward by noise level, one line per branch."""
+    texts = {
+        "recovery_error": (
+            "Recovery error",
+            "Distance of the recovered image from the clean one. A level that stands out has too "
+            "large a noise step.",
+        ),
+        "gain": (
+            "Gain",
+            "Factor of the network's residual in the image: positive for denoising, negative for "
+            "inversion.",
+        ),
+        "reward": (
+            "Reward",
+            "Mean over the run. At a level far from the others, images are outside of the reward "
+            "model's distribution.",
+        ),
+    }
+    figures = []
+    for key, (title, caption) in texts.items():
+        lines = []
+        for (branch, rows), style in zip(run.levels().items(), cycle(STYLES), strict=False):
+            known = [row for row in rows if key in row]
+            points = [(row["sigma"], row[key]) for row in known]
+            notes = [f"{row['n']} samples" for row in known]
+            lines.append(Series(branch, points, style, notes=notes))
+        axes = Axes("noise level σ", title.lower())
+        figures.append(Figure(title, line_chart(lines, axes, f"{title} by noise level"), caption))
+    return [figure for figure in figures if figure.chart]
+
+
+# --- judge against drift ----------------------------------------------------------------------
+
+
+def run_scatters(run: RunFiles) -> list[Scatter]:
+    """The run's path: its judge against each metric that the recipe limits, else the defaults."""
+    allowed = mapping(run.setting("early_stopping", "max_degradation"))
+    judge = judge_of([run])
+    if judge is None:
+        return []
+    drifts = [metric(name) for name in allowed or DEFAULT_DRIFTS if name != judge.name]
+    found = []
+    for drift in drifts:
+        rules = _limits(run, drift, number(allowed.get(drift.name)))
+        found.append(path_scatter([run], judge, drift, rules))
+    return [one for one in found if one.charts][:MAX_SCATTERS]
+
+
+def judge_of(runs: Sequence[RunFiles]) -> Metric | None:
+    """The metric of quality: the recipe's, the toy world's, a held-out reward, the reward."""
+    recorded = dict.fromkeys(name for run in runs for record in run.measured for name in record)
+    held_out = [name for name in recorded if name.startswith(HELD_OUT) and metric(name).better > 0]
+    wanted = [str(run.setting("early_stopping", "metric_for_best", default="")) for run in runs]
+    wanted += ["photo_rate", *held_out, *FALLBACK_JUDGES]
+    return next((metric(name) for name in wanted if name in recorded), None)
+
+
+def path_scatter(
+    runs: Sequence[RunFiles], judge: Metric, drift: Metric, rules: Sequence[Rule] = ()
+) -> Scatter:
+    """One line per run through its evaluations, with markers for kept weights and early stops."""
+    alone = len(runs) == 1
+    lines, markers = [], []
+    for run, style in zip(runs, [BASE] if alone else line_styles(len(runs)), strict=True):
+        path = _path(run, judge, drift)
+        notes = [f"after {step:.0f} updates" for step, _ in path]
+        points = [point for _, point in path]
+        lines.append(Series("" if alone else cut(run.name, 40), points, style, notes=notes))
+        found = _markers(run, path, "s0" if alone else style)
+        if not alone:
+            found = [Marker(one.point, "", one.kind, style) for one in found[1:]]
+        markers += found
+    return scatter(judge, drift, lines, "" if alone else "one line per run", rules, markers)
+
+
+def _path(run: RunFiles, judge: Metric, drift: Metric) -> list[tuple[float, Point]]:
+    """(step, point) of every evaluation."""
+    found = []
+    for record in run.measured:
+        x, y = _during(record, judge.name), _during(record, drift.name)
+        if x is not None and y is not None:
+            found.append((float(record["step"]), (x, y)))
+    return found
+
+
+def _during(record: Record, name: str) -> float | None:
+    """A metric on the prompts evaluated during the run (there are more before and after it)."""
+    during = number(mapping(record.get("during")).get(name))
+    return during if during is not None else number(record.get(name))
+
+
+def _markers(run: RunFiles, path: Sequence[tuple[float, Point]], style: str) -> list[Marker]:
+    """Start, kept weights and early stop, each at the last evaluation up to that update."""
+    if not path:
+        return []
+    step, point = path[0]
+    found = [Marker(point, "base model" if step == 0 else f"update {step:.0f}", "start", BASE)]
+    end = ending(run)
+    if end is None:
+        if len(path) > 1:
+            found.append(Marker(path[-1][1], f"update {path[-1][0]:.0f}", "end", style))
+        return found
+    marked = [(KEPT, end.kept, "kept"), (STOP, end.stop, "stopped")]
+    if end.stop is not None and end.stop == end.kept:
+        marked = [(KEPT, end.kept, "stopped and kept")]
+    for kind, at, word in marked:
+        points = [point for step, point in path if at is not None and step <= at]
+        if points:
+            found.append(Marker(points[-1], f"{word}: update {at:.0f}", kind, kind))
+    return found
+
+
+def _limits(run: RunFiles, drift: Metric, allowed: float | None) -> list[Rule]:
+    """How far the recipe lets a metric move from the base model's value."""
+    base = _during(run.measured[0], drift.name) if run.measured else None
+    if base is None or allowed is None:
+        return []
+    limits = {1: [base - allowed], -1: [base + allowed]}
+    found = limits.get(drift.better, [base - allowed, base + allowed])
+    return [Rule(limit, "limit", STOP, horizontal=True) for limit in found]

@@ -1,82 +1,188 @@
-"""A folder of runs side by side: pictures, numbers, curves together, the plane, settings that differ."""
+"""The page of several runs: images, metrics and curves side by side, settings that differ."""
 
 from __future__ import annotations
 
-from . import figures, planes, story, strips
-from .collect import RunFiles, read_summary
-from .files import Record
-from .rendering import environment_of, render, repeat_command
-from .settings import MOST_ROWS, differing, flat
-from .strips import Film
-from .writing import cut
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from ..metrics import by_role, metric
+from .charts import Figure, Scatter, Series, interval_bar, line_chart, line_styles
+from .format import cut, percent_of, span
+from .images import EmbeddedCells, embed_cells, pixelated, prompts_of, sample_cells
+from .page import NAME, differing_settings, environment_of, flat, render, repeat_command
+from .read import SUMMARY, Record, RunFiles, read_json
+from .run_page import (
+    NOT_METRICS,
+    align_seconds,
+    changes,
+    interval_of,
+    judge_of,
+    metric_axes,
+    path_scatter,
+)
+
+MAX_DRAWN = 8
+"""Runs in charts and images; the table has all of them."""
 
 
-MOST_DRAWN = 8
-"""Runs whose pictures and lines are shown; the table names all of them."""
-PAGE = "report.html"
-
-
-def html(folder: Path, runs: list[RunFiles]) -> str:
-    """The whole page; a run whose folder ends in `_long` is one that went on for longer than recommended."""
+def html(folder: Path, runs: Sequence[RunFiles]) -> str:
+    """The whole page; runs whose folder ends in `_long` are shown apart, as longer training."""
     notes: list[str] = []
-    summary = read_summary(folder, notes)
-    short, long = (
-        [run for run in runs if not run.key.endswith("_long")],
-        [run for run in runs if run.key.endswith("_long")],
-    )
-    drawn = runs[:MOST_DRAWN]
-    if len(runs) > MOST_DRAWN:
-        notes.append(
-            f"{len(runs) - MOST_DRAWN} of {len(runs)} runs are in the table alone, not in the charts and pictures."
-        )
-    side_by_side = [(run, strips.frames_of(run, most=2)) for run in short[:MOST_DRAWN]]
-    went_on = [(run, strips.frames_of(run, most=7)) for run in long[:MOST_DRAWN]]
-    frames = [each for _, each in [*side_by_side, *went_on]]
-    films = strips.shown(frames)
-    rows = differing([run.settings or None for run in drawn])
+    summary = read_json(folder / SUMMARY, notes)
+    drawn = runs[:MAX_DRAWN]
+    if len(runs) > MAX_DRAWN:
+        left_out = len(runs) - MAX_DRAWN
+        notes.append(f"{left_out} of {len(runs)} runs are only in the table.")
+    short = [run for run in runs if not run.key.endswith("_long")]
+    long = [run for run in runs if run.key.endswith("_long")][:MAX_DRAWN]
+    cells = [sample_cells(run, most=2) for run in short[:MAX_DRAWN]]
+    cells += [sample_cells(run, most=7) for run in long]
+    grids = embed_cells(cells)
+    bases = {str(flat(run.settings).get("model.path", "")) for run in runs}
     return render(
         "runs.html.j2",
         title=cut(summary.get("title") or "Runs side by side", 120),
         runs=runs,
-        bases=len({str(flat(run.settings).get("model.path", "")) for run in runs}),
-        cards=[(run, story.changes(run), story.align_seconds(run)) for run in short[:MOST_DRAWN]],
+        bases=len(bases),
+        cards=[(run, changes(run), align_seconds(run)) for run in short[:MAX_DRAWN]],
         rows=[
-            (key, cut(name), numbers, figures.rate_bars(numbers))
-            for key, name, numbers in story.table(summary, runs)
+            (key, cut(name), numbers, _rate_bars(numbers))
+            for key, name, numbers in table(summary, runs)
         ],
-        columns=_columns(
-            [(run, film) for (run, _), film in zip(side_by_side, films, strict=False)]
-        ),
-        pixelated=strips.pixelated(frames),
-        prompts=next((found for run in short if (found := strips.prompts_of(run))), []),
-        planes=planes.of_runs(drawn),
-        matched=story.matched(short[:2]),
-        together=figures.together(drawn),
-        legend=[
-            (cut(run.name), style)
-            for run, style in zip(drawn, figures.styled(len(drawn)), strict=True)
-        ],
-        differing=rows[:MOST_ROWS],
+        columns=_columns(list(zip(short, grids, strict=False))[:MAX_DRAWN]),
+        pixelated=pixelated(cells),
+        prompts=next((found for run in short if (found := prompts_of(run))), []),
+        scatters=runs_scatters(drawn),
+        matched=matched(short[:2]),
+        together=curves_together(drawn),
+        legend=list(zip([cut(run.name) for run in drawn], line_styles(len(drawn)), strict=True)),
+        differing=differing_settings([run.settings or None for run in drawn]),
         drawn=drawn,
-        long=[
-            (run, film) for (run, _), film in zip(went_on, films[len(side_by_side) :], strict=True)
-        ],
-        commands=[(run, repeat_command(run), (run.folder / PAGE).is_file()) for run in runs],
-        environment=environment_of(_first_with_environment(runs)),
+        long=list(zip(long, grids[len(cells) - len(long) :], strict=True)),
+        commands=[(run, repeat_command(run), (run.folder / NAME).is_file()) for run in runs],
+        environment=environment_of(next((run.summary for run in runs if run.summary), {})),
         notes=notes + [f"{run.key}: {note}" for run in runs for note in run.notes],
     )
 
 
-def _first_with_environment(runs: list[RunFiles]) -> Record:
-    return next((run.summary for run in runs if run.summary), {})
+def _columns(runs: Sequence[tuple[RunFiles, EmbeddedCells]]) -> list[tuple[str, list[str]]]:
+    """(title, images): the base model from the first run's first grid, each run's last grid."""
+    found = [(cut(run.name), cells[-1][1]) for run, cells in runs if cells]
+    first = next((cells[0] for _, cells in runs if cells), None)
+    return [("Base model", first[1]), *found] if first and first[0] == 0 else found
 
 
-def _columns(runs: list[tuple[RunFiles, Film]]) -> list[tuple[str, list[str]]]:
-    """(title, images) of each column: the base from the first run's first grid, then each run's last grid."""
-    filmed = [(run, film) for run, film in runs if film]
-    if not filmed:
-        return []
-    first_step, first = filmed[0][1][0]
-    base = [("Base model", first)] if first_step == 0 else []
-    return base + [(cut(run.name), film[-1][1]) for run, film in filmed]
+def _rate_bars(numbers: Record) -> dict[str, Markup]:
+    """Interval bars of the rates in a table row."""
+    bars = {}
+    for key in ("photo_rate", "content"):
+        value = numbers.get(key)
+        if span(value):
+            title = f"{percent_of(value)}, 95 % interval {span(value)}"
+            bars[key] = interval_bar([interval_of("s0", numbers[key])], title)
+    return bars
+
+
+def table(summary: Mapping[str, Any], runs: Sequence[RunFiles]) -> list[tuple[str, str, Record]]:
+    """(key, name, metrics) of the base model and of each run.
+
+    Metrics come from the folder's summary.json, else from the run's last evaluation.
+    """
+    rows = []
+    base = summary.get("base") or (runs[0].measured[0] if runs and runs[0].measured else None)
+    if base:
+        rows.append(("base", "Base model", base))
+    for run in runs:
+        numbers = summary.get(run.key) or (run.measured[-1] if run.measured else {})
+        rows.append((run.key, run.name, {"align_seconds": align_seconds(run), **numbers}))
+    return rows
+
+
+def runs_scatters(runs: Sequence[RunFiles]) -> list[Scatter]:
+    """Colour drift against the judge, one line per run; [] if it was not measured."""
+    judge = judge_of(runs)
+    found = [path_scatter(runs, judge, metric("color_drift"))] if judge else []
+    return [one for one in found if one.charts]
+
+
+def curves_together(runs: Sequence[RunFiles]) -> list[Figure]:
+    """One chart per metric that at least two runs have, one unlabelled line per run."""
+    counts = Counter(
+        name
+        for run in runs
+        for name in dict.fromkeys(name for record in run.measured for name in record)
+        if name not in NOT_METRICS and run.measured_curve(name)
+    )
+    shared = [name for name, count in counts.items() if count > 1]
+    shared = [one for one in shared if not one.endswith("_neg") and not one.startswith("style_")]
+    figures = []
+    for _, metrics in by_role(map(metric, shared)):
+        for one in metrics:
+            lines = [
+                Series(
+                    "", run.measured_curve(one.name), style, notes=[run.name] * len(run.measured)
+                )
+                for run, style in zip(runs, line_styles(len(runs)), strict=True)
+            ]
+            title = f"{one.label} by update, all runs"
+            figures.append(
+                Figure(one.label, line_chart(lines, metric_axes(one), title), one.description)
+            )
+    return [figure for figure in figures if figure.chart]
+
+
+# --- runs compared at one photo rate ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Runs at one photo rate: (run, drift, content, update at which it was reached)."""
+
+    photo_rate: float
+    rows: list[tuple[RunFiles, float, float | None, float]]
+
+    @property
+    def ratio(self) -> float | None:
+        """Drift of the second run over that of the first."""
+        first, second = (row[1] for row in self.rows[:2])
+        return second / first if first > 0 else None
+
+
+def matched(runs: Sequence[RunFiles]) -> Matched | None:
+    """Two runs where they first reached the highest photo rate that both reached.
+
+    Values are linear interpolations between evaluations. None if a run was not evaluated, or never
+    rose above its start.
+    """
+    curves = [run.measured_curve("photo_rate") for run in runs]
+    if len(runs) < 2 or any(len(curve) < 2 for curve in curves):
+        return None
+    rate = min(max(value for _, value in curve) for curve in curves)
+    if any(rate <= curve[0][1] for curve in curves):
+        return None
+    rows = []
+    for run, curve in zip(runs, curves, strict=True):
+        step = next(
+            at + (rate - low) / (high - low) * (later - at)
+            for (at, low), (later, high) in pairwise(curve)
+            if low < rate <= high
+        )
+        drift = _interpolate(run.measured_curve("color_drift"), step)
+        if drift is None:
+            return None
+        rows.append((run, drift, _interpolate(run.measured_curve("content"), step), step))
+    return Matched(rate, rows)
+
+
+def _interpolate(curve: Sequence[tuple[float, float]], step: float) -> float | None:
+    """Linear interpolation; None outside of the curve."""
+    for (at, low), (later, high) in pairwise(curve):
+        if at <= step <= later:
+            return low + (step - at) / (later - at) * (high - low)
+    return None

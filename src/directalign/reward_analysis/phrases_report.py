@@ -5,8 +5,8 @@ phrases.html, a page without network access in the style of the run report. All 
 from __future__ import annotations
 
 from ..methods.objective_math import from_absolute_relative
-from ..report.album import data_uri
-from ..report.rendering import TEMPLATES as REPORT
+from ..report.images import data_uri
+from ..report.page import TEMPLATES as REPORT
 from .images import PROBES, Examples
 from .phrases import PairStats, PhraseReport, Suggestion
 import json

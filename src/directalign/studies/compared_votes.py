@@ -6,18 +6,19 @@ vote falls to the left where √r·z + √(1−r)·e < Φ⁻¹(p), z of the item
 
 from __future__ import annotations
 
-from ..arena.ranking import rank_models
-from ..arena.records import Vote
-from ..arena.wins import win_rates
-from ..diffusion.rng import generator_for
-from .compared_planted import FAMILY, SIGNIFICANT
-from .running.records import Row
 import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
+
 import torch
+
+from ..arena.records import Vote
+from ..arena.statistics import rank_models, win_rates
+from ..diffusion.rng import generator_for
+from .compared_planted import FAMILY, SIGNIFICANT
+from .running.records import Row
 
 
 @dataclass(frozen=True)

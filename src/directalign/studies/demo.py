@@ -9,8 +9,8 @@ from __future__ import annotations
 from ..config import RunConfig
 from ..config.load import load_run
 from ..report import write_page
-from ..report.collect import RunFiles, read_run
-from ..report.story import matched
+from ..report.read import RunFiles, read_run
+from ..report.runs_page import matched
 from .running.experiment import trained
 import json
 from pathlib import Path

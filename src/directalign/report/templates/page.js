@@ -1,8 +1,8 @@
-// Pictures that are cut by a line (left one model, right another), and the stage of a comparison: choose two models, step through the prompts.
+// Images divided by a line (left one model, right another), and the viewer of a comparison.
 
 const cutAt = (stack, share) => stack.style.setProperty("--cut", `${share}%`);
 
-// The line of a picture follows the pointer and goes back to where the slider has it.
+// The line follows the pointer and returns to the position of the slider.
 function followed(stack, resting) {
   stack.addEventListener("pointermove", (event) => {
     const box = stack.getBoundingClientRect();
@@ -11,7 +11,7 @@ function followed(stack, resting) {
   stack.addEventListener("pointerleave", () => cutAt(stack, resting()));
 }
 
-// One run: all tiles share a slider for the line and one for the update after which their right side was made.
+// One run: all tiles share a slider for the line and one for the update of the right side.
 for (const section of document.querySelectorAll("[data-compare]")) {
   const cut = section.querySelector("[name=cut]");
   const step = section.querySelector("[name=step]");
@@ -27,14 +27,14 @@ for (const section of document.querySelectorAll("[data-compare]")) {
   if (step) step.addEventListener("input", setStep);
 }
 
-// A comparison: the stage takes its pictures from the table below it, which is all there is without scripts.
-for (const section of document.querySelectorAll("[data-stage]")) {
-  const stage = section.querySelector(".stage");
-  if (!stage) continue;
-  const named = (name) => stage.querySelector(`[name=${name}]`);
+// A comparison: the viewer takes its images from the table below it, which also works without scripts.
+for (const section of document.querySelectorAll("[data-viewer]")) {
+  const viewer = section.querySelector(".viewer");
+  if (!viewer) continue;
+  const named = (name) => viewer.querySelector(`[name=${name}]`);
   const [left, right, group, cut, place] = ["left", "right", "group", "cut", "place"].map(named);
-  const all = [...section.querySelectorAll("table.wall tbody tr")];
-  const stack = stage.querySelector(".stack");
+  const all = [...section.querySelectorAll("table.gallery tbody tr")];
+  const stack = viewer.querySelector(".stack");
   let rows = all;
 
   const side = (row, select) => row.querySelectorAll("td")[select.value];
@@ -49,9 +49,9 @@ for (const section of document.querySelectorAll("[data-stage]")) {
 
   const tell = (cells) => {
     const numbers = cells.map((cell) => JSON.parse(cell.dataset.numbers));
-    const heads = stage.querySelectorAll(".told thead th");
+    const heads = viewer.querySelectorAll(".values thead th");
     [left, right].forEach((select, index) => (heads[index + 1].textContent = name(select)));
-    const body = stage.querySelector(".told tbody");
+    const body = viewer.querySelector(".values tbody");
     body.replaceChildren();
     for (const label of new Set(numbers.flatMap(Object.keys))) {
       const line = body.insertRow();
@@ -61,7 +61,7 @@ for (const section of document.querySelectorAll("[data-stage]")) {
       line.append(head);
       for (const each of numbers) Object.assign(line.insertCell(), { className: "number", textContent: each[label] ?? "–" });
     }
-    stage.querySelector(".told").hidden = body.rows.length === 0;
+    viewer.querySelector(".values").hidden = body.rows.length === 0;
   };
 
   const show = () => {
@@ -70,9 +70,9 @@ for (const section of document.querySelectorAll("[data-stage]")) {
     const [before, after] = stack.querySelectorAll("img");
     put(before, cells[0], `${name(left)}: ${row.dataset.prompt}`);
     put(after, cells[1], `${name(right)}: ${row.dataset.prompt}`);
-    stage.querySelector(".asked").textContent = row.dataset.prompt;
-    stage.querySelector(".seed").textContent = `seed ${row.dataset.seed}${row.dataset.group ? ` · ${row.dataset.group}` : ""}`;
-    stage.querySelector("output").textContent = `${Number(place.value) + 1} of ${rows.length}`;
+    viewer.querySelector(".prompt").textContent = row.dataset.prompt;
+    viewer.querySelector(".seed").textContent = `seed ${row.dataset.seed}${row.dataset.group ? ` · ${row.dataset.group}` : ""}`;
+    viewer.querySelector("output").textContent = `${Number(place.value) + 1} of ${rows.length}`;
     all.forEach((each) => each.classList.toggle("now", each === row));
     tell(cells);
   };
@@ -89,8 +89,8 @@ for (const section of document.querySelectorAll("[data-stage]")) {
     go(0);
   };
 
-  stage.hidden = false;
-  section.querySelector("table.wall").classList.add("live");
+  viewer.hidden = false;
+  section.querySelector("table.gallery").classList.add("live");
   const resting = () => cut.value;
   followed(stack, resting);
   cut.addEventListener("input", () => cutAt(stack, resting()));

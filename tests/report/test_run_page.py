@@ -1,4 +1,4 @@
-"""A run that stopped itself: the sentence on top, the marks on its curves, the points on its planes, the picture that is kept."""
+"""A run that stopped early: the sentence, the marks on its charts, the grid of the kept weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from page_tags import HOSTILE, Tags
 from synthetic_run import stop_run, write_demo, write_run
 
 from directalign.report import write_page
-from directalign.report.collect import read_run
-from directalign.report.planes import of_run, of_runs
-from directalign.report.stopping import ending
-from directalign.report.story import changes
+from directalign.report.read import read_run
+from directalign.report.run_page import changes, ending, run_scatters
+from directalign.report.runs_page import runs_scatters
 
 
 @pytest.fixture
@@ -30,8 +29,8 @@ def test_the_sentence(stopped: Path):
     found = ending(read_run(stopped))
     assert found and (found.stop, found.kept) == (15, 10)
     assert found.sentences() == [
-        "This run stopped itself after update 15: colour drift spent its budget.",
-        "The weights that are left are those after update 10.",
+        "The run stopped early after update 15: colour drift spent its budget.",
+        "The exported weights are those of update 10.",
     ]
     html = write_page(stopped).read_text()
     assert all(sentence in html for sentence in found.sentences())
@@ -42,7 +41,7 @@ def test_every_curve_is_marked(stopped: Path):
     curves = re.findall(r'<svg class="chart".*?</svg>', html)
     over_updates = [curve for curve in curves if " by update</title>" in curve]
     assert len(over_updates) == 7 and all(
-        curve.count('<line class="mark-line') == 2 for curve in over_updates
+        curve.count('<line class="rule') == 2 for curve in over_updates
     )
 
 
@@ -59,7 +58,7 @@ def test_the_summary_alone_tells_it_too(stopped: Path):
     assert (
         found
         and found.sentences()[0]
-        == "This run stopped itself after update 15: its judge found nothing better any more."
+        == "The run stopped early after update 15: the judge found no further improvement."
     )
 
 
@@ -71,7 +70,7 @@ def test_a_run_that_kept_earlier_weights_without_stopping(stopped: Path):
     ]
     (stopped / "metrics.jsonl").write_text("\n".join(records))
     found = ending(read_run(stopped))
-    assert found and found.stop is None and "went on to its end" in found.sentences()[0]
+    assert found and found.stop is None and "not stopped early" in found.sentences()[0]
 
 
 def test_after_is_what_is_kept(stopped: Path):
@@ -80,35 +79,31 @@ def test_after_is_what_is_kept(stopped: Path):
 
 
 def test_the_plane_of_a_limited_number(stopped: Path):
-    (plane,) = of_run(read_run(stopped))
-    assert (plane.judge.name, plane.drift.name, plane.limited) == (
-        "photo_rate",
-        "color_drift",
-        True,
-    )
+    (plane,) = run_scatters(read_run(stopped))
+    assert (plane.x.name, plane.y.name, plane.limited) == ("photo_rate", "color_drift", True)
     for chart in plane.charts.values():
         assert (
             "kept: update 10" in chart
             and "stopped: update 15" in chart
-            and ">budget<" in chart
-            and 'class="spot kept"' in chart
+            and ">limit<" in chart
+            and 'class="marker kept"' in chart
         )
 
 
 def test_stop_and_kept_at_one_update(tmp_path: Path):
     run = read_run(stop_run(write_run(tmp_path / "run"), stop=15, kept=15))
-    assert [mark.text for mark in ending(run).marks()] == ["stop, kept"]  # type: ignore[union-attr]
-    assert "stopped and kept: update 15" in of_run(run)[0].charts["wide"]
+    assert [mark.text for mark in ending(run).rules()] == ["stop, kept"]  # type: ignore[union-attr]
+    assert "stopped and kept: update 15" in run_scatters(run)[0].charts["wide"]
 
 
 def test_the_plane_of_runs_marks_each(tmp_path: Path):
     demo = write_demo(tmp_path / "demo")
     stop_run(demo / "srpo_long")
     runs = [read_run(demo / name) for name in ("srpo", "srpo_long")]
-    (plane,) = of_runs(runs)
+    (plane,) = runs_scatters(runs)
     assert (
-        plane.charts["wide"].count('class="spot s2"') == 2
-        and 'class="spot s0"' not in plane.charts["wide"]
+        plane.charts["wide"].count('class="marker s2"') == 2
+        and 'class="marker s0"' not in plane.charts["wide"]
     )
 
 
@@ -122,7 +117,7 @@ def test_without_the_worlds_judge_a_held_out_reward_judges(tmp_path: Path):
     )
     (folder / "metrics.jsonl").write_text(text)
     run = read_run(folder)
-    assert [plane.judge.name for plane in of_run(run)] == ["held_out_second"]
+    assert [plane.x.name for plane in run_scatters(run)] == ["held_out_second"]
     assert changes(run)[0].title == "Held out: second"
 
 

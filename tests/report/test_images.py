@@ -1,4 +1,4 @@
-"""Pictures in the page: small enough together, and none from outside the folder."""
+"""Embedded images: small enough together, none from outside the folder."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from directalign.report.album import album, data_uri, fitted
-from directalign.report.files import inside
+from directalign.report.images import data_uri, embed, fitted
+from directalign.report.read import inside
 
 
 def noise(edge: int) -> Image.Image:
@@ -18,7 +18,7 @@ def noise(edge: int) -> Image.Image:
 def test_small_pictures_are_kept_to_the_pixel(tmp_path: Path):
     picture = noise(64)
     picture.save(tmp_path / "a.png")
-    found = album(tmp_path, ["a.png"], notes := [])
+    found = embed(tmp_path, ["a.png"], notes := [])
     assert found.pixelated and not notes and found["a.png"] == data_uri(picture)
 
 
@@ -56,14 +56,14 @@ def test_nothing_from_outside(tmp_path: Path, name: str):
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     (folder / "linked").symlink_to(tmp_path, target_is_directory=True)
     assert inside(folder, name) is None
-    found = album(folder, [name], notes := [])
-    assert name not in found and len(notes) == 1 and "leads out of the folder" in notes[0]
+    found = embed(folder, [name], notes := [])
+    assert name not in found and len(notes) == 1 and "outside of the folder" in notes[0]
 
 
 def test_a_link_inside_the_folder_is_followed(tmp_path: Path):
     noise(16).save(tmp_path / "a.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
-    assert "b.png" in album(tmp_path, ["b.png"], [])
+    assert "b.png" in embed(tmp_path, ["b.png"], [])
 
 
 def test_what_is_no_picture_is_noted(tmp_path: Path):
@@ -73,9 +73,9 @@ def test_what_is_no_picture_is_noted(tmp_path: Path):
     noise(64).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:300])
     names = ["torn.png", "page.svg", "folder.png", "cut.png", "missing.png"]
-    found = album(tmp_path, names, notes := [])
+    found = embed(tmp_path, names, notes := [])
     assert (
-        not found.pictures
+        not found.uris
         and len(notes) == 5
         and all("not readable as an image" in note for note in notes)
     )
@@ -86,5 +86,5 @@ def test_a_picture_that_unpacks_to_far_too_much_is_noted(
 ):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     noise(64).save(tmp_path / "bomb.png")
-    album(tmp_path, ["bomb.png"], notes := [])
+    embed(tmp_path, ["bomb.png"], notes := [])
     assert notes == ["bomb.png: not readable as an image (DecompressionBombError), left out."]

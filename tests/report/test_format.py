@@ -1,16 +1,16 @@
-"""Numbers as people write them: as many digits as an interval deserves, true minus signs, nothing for what is not there."""
+"""Formatting of numbers, intervals and p-values."""
 
 from __future__ import annotations
 
 import pytest
 
-from directalign.report.writing import (
-    chance,
+from directalign.report.format import (
     counted,
     cut,
     decimals_for,
     fixed,
     interval,
+    p_value,
     shown,
     span,
 )
@@ -66,7 +66,7 @@ def test_signs():
 
 
 def test_p_values():
-    assert [chance(p) for p in (1.0, 0.996, 0.5, 0.041, 0.0041, 0.0004, None, "x")] == [
+    assert [p_value(p) for p in (1.0, 0.996, 0.5, 0.041, 0.0041, 0.0004, None, "x")] == [
         "p = 1",
         "p = 1",
         "p = .50",

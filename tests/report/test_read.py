@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from synthetic_run import write_demo, write_run
 
-from directalign.report.collect import read_run, run_folders
-from directalign.report.files import number
+from directalign.report.format import number
+from directalign.report.read import read_run, run_folders
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_half_written_last_line_is_noted(folder: Path):
         stream.write('{"event": "step", "step": 21, "lo')
     run = read_run(folder)
     assert len(run.steps) == 20 and run.notes == [
-        "metrics.jsonl, line 26: cut short or not JSON, left out."
+        "metrics.jsonl, line 26: truncated or not JSON, left out."
     ]
 
 
@@ -56,7 +56,8 @@ def test_broken_files_are_noted(folder: Path):
     (folder / "run.yaml").write_text("name: [unclosed")
     (folder / "summary.json").write_text('{"align_sec')
     (folder / "metrics.jsonl").write_text(
-        '[1, 2]\n{"event": "step"}\n{"event": "step", "step": 1, "loss": null, "levels": {"denoise": 3}}\n'
+        '[1, 2]\n{"event": "step"}\n'
+        '{"event": "step", "step": 1, "loss": null, "levels": {"denoise": 3}}\n'
     )
     run = read_run(folder)
     assert (
@@ -69,8 +70,10 @@ def test_broken_files_are_noted(folder: Path):
 
 def test_levels_are_means_weighted_by_samples(folder: Path):
     lines = [
-        '{"event": "step", "step": 1, "levels": {"denoise": [{"sigma": 0.81, "n": 1, "gain": 0.1}]}}',
-        '{"event": "step", "step": 2, "levels": {"denoise": [{"sigma": 0.84, "n": 3, "gain": 0.5}, {"sigma": 0.61, "n": 1, "gain": 0.2}]}}',
+        '{"event": "step", "step": 1, "levels": {"denoise": [{"sigma": 0.81, "n": 1, "gain": 0.1}]'
+        "}}",
+        '{"event": "step", "step": 2, "levels": {"denoise": [{"sigma": 0.84, "n": 3, "gain": 0.5}, '
+        '{"sigma": 0.61, "n": 1, "gain": 0.2}]}}',
     ]
     (folder / "metrics.jsonl").write_text("\n".join(lines))
     low, high = read_run(folder).levels()["denoise"]

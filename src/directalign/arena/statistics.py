@@ -1,0 +1,479 @@
+"""Statistics of the answers: levels, win rates, strengths, agreement and habits of annotators.
+
+An image is excellent overall if it is excellent on every axis (SRPO, arXiv 2509.06942, human
+evaluation). The paper leaves the other levels open; here the overall level is the lowest of the
+axes. Ratings imply votes: of two images that one annotator rated, the better level wins. Intervals
+resample items, and sign tests count items, since answers on one item are alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
+from statistics import fmean, median
+from typing import Literal, NamedTuple, get_args
+
+import krippendorff
+import numpy as np
+from jaxtyping import Float, Int
+
+from ..stats import (
+    Interval,
+    Ranking,
+    bradley_terry,
+    grouped_rate_interval,
+    holm,
+    percentile_interval,
+    resample_counts,
+    sign_test,
+    wilson_interval,
+)
+from .records import (
+    AXES,
+    LEVELS,
+    ArenaError,
+    Axis,
+    Level,
+    Rating,
+    Vote,
+    latest_ratings,
+    latest_votes,
+)
+
+Scale = Literal["overall", Axis]
+SCALES: tuple[Scale, ...] = ("overall", *AXES)
+AlphaMetric = Literal["nominal", "ordinal", "interval"]
+ALPHA_METRICS: tuple[AlphaMetric, ...] = get_args(AlphaMetric)
+ELO_PER_LOG_ODDS, ELO_MEAN = 400 / math.log(10), 1000.0
+
+Tallies = Float[np.ndarray, "m k k"]
+"""Per item, wins of the row's model over the column's; a tie is half a win to each."""
+Unit = tuple[int, str] | tuple[int, str, str]
+"""What is answered, beginning with its item: (item, model), or (item, model, model)."""
+Answers = Float[np.ndarray, "u a"]
+"""Units × annotators, nan without an answer."""
+
+
+# --- levels -----------------------------------------------------------------------------------
+
+
+class Judgement(NamedTuple):
+    """Level of one image on one scale by one annotator."""
+
+    annotator: str
+    item: int
+    model: str
+    level: Level
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Share of each level (best first, sum 1) among the judgements of a model on a scale."""
+
+    model: str
+    scale: Scale
+    shares: Mapping[Level, Interval]
+    counts: Mapping[Level, int]
+    items: int
+    annotators: int
+
+    @property
+    def n(self) -> int:
+        """Number of judgements."""
+        return sum(self.counts.values())
+
+
+def overall(levels: Mapping[Axis, Level]) -> Level:
+    """The lowest of an image's four levels. Raises: ArenaError if an axis is missing."""
+    missing = [axis for axis in AXES if axis not in levels]
+    if missing:
+        raise ArenaError(f"an overall level needs all axes: {', '.join(missing)} not rated")
+    return LEVELS[max(LEVELS.index(levels[axis]) for axis in AXES)]
+
+
+def judgements(ratings: Iterable[Rating], scale: Scale) -> list[Judgement]:
+    """The latest level of each annotator and image on a scale.
+
+    `overall` has only the images that were rated on all axes.
+    """
+    if scale != "overall":
+        found = [one for one in latest_ratings(ratings) if one.axis == scale]
+        return [Judgement(one.annotator, one.item, one.model, one.level) for one in found]
+    return [
+        Judgement(*image, overall(levels))
+        for image, levels in _by_image(ratings).items()
+        if len(levels) == len(AXES)
+    ]
+
+
+def incomplete(ratings: Iterable[Rating]) -> int:
+    """Number of images (per annotator) without a rating on some axis."""
+    return sum(len(levels) < len(AXES) for levels in _by_image(ratings).values())
+
+
+def _by_image(ratings: Iterable[Rating]) -> dict[tuple[str, int, str], dict[Axis, Level]]:
+    images: dict[tuple[str, int, str], dict[Axis, Level]] = {}
+    for one in latest_ratings(ratings):
+        images.setdefault((one.annotator, one.item, one.model), {})[one.axis] = one.level
+    return images
+
+
+def shares(ratings: Iterable[Rating], scale: Scale, models: Sequence[str]) -> list[Shares]:
+    """One `Shares` per model that was rated on the scale, in the order of `models`."""
+    found = judgements(ratings, scale)
+    by_model = {model: [one for one in found if one.model == model] for model in models}
+    return [_shares(model, scale, judged) for model, judged in by_model.items() if judged]
+
+
+def _shares(model: str, scale: Scale, judged: Sequence[Judgement]) -> Shares:
+    rows = {item: row for row, item in enumerate(sorted({one.item for one in judged}))}
+    hits = np.zeros((len(rows), len(LEVELS)))
+    for one in judged:
+        hits[rows[one.item], LEVELS.index(one.level)] += 1
+    columns = dict(zip(LEVELS, hits.T, strict=True))
+    return Shares(
+        model,
+        scale,
+        shares={level: grouped_rate_interval(one, hits.sum(1)) for level, one in columns.items()},
+        counts={level: int(one.sum()) for level, one in columns.items()},
+        items=len(rows),
+        annotators=len({one.annotator for one in judged}),
+    )
+
+
+# --- win rates and strengths ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wins:
+    """Result of model `b` against model `a`.
+
+    `rate` = (wins + ties / 2) / votes. `items_won` and `items_lost` are items where b got more, or
+    fewer, votes than a; `p` is of the sign test on them, `p_of_all` is corrected for the number of
+    pairs (Holm).
+    """
+
+    a: str
+    b: str
+    rate: Interval
+    wins: int
+    losses: int
+    ties: int
+    items: int
+    items_won: int
+    items_lost: int
+    p: float
+    p_of_all: float
+
+
+def implied_votes(ratings: Iterable[Rating], scale: Scale) -> list[Vote]:
+    """A vote per two models that one annotator rated on an item; the sides have no meaning."""
+    ranks: dict[tuple[str, int], list[tuple[str, int]]] = {}
+    for one in judgements(ratings, scale):
+        rank = LEVELS.index(one.level)
+        ranks.setdefault((one.annotator, one.item), []).append((one.model, rank))
+    votes = []
+    for (annotator, item), judged in ranks.items():
+        for (left, rank_left), (right, rank_right) in combinations(sorted(judged), 2):
+            winner = left if rank_left < rank_right else right
+            winner = None if rank_left == rank_right else winner
+            votes.append(Vote(annotator, item, left, right, winner))
+    return votes
+
+
+def tallies(votes: Iterable[Vote], models: Sequence[str]) -> Tallies:
+    """The latest votes between `models`, summed per item; items without a vote are left out."""
+    place = {model: index for index, model in enumerate(models)}
+    kept = [vote for vote in latest_votes(votes) if vote.left in place and vote.right in place]
+    rows = {item: row for row, item in enumerate(sorted({vote.item for vote in kept}))}
+    table = np.zeros((len(rows), len(models), len(models)))
+    for vote in kept:
+        row, left, right = rows[vote.item], place[vote.left], place[vote.right]
+        share = 0.5 if vote.winner is None else float(vote.winner == vote.left)
+        table[row, left, right] += share
+        table[row, right, left] += 1 - share
+    return table
+
+
+def win_rates(votes: Iterable[Vote], models: Sequence[str]) -> list[Wins]:
+    """One `Wins` per pair that was compared, `a` before `b` in the order of `models`."""
+    kept, found = latest_votes(votes), []
+    for a, b in combinations(models, 2):
+        pair = [vote for vote in kept if {vote.left, vote.right} == {a, b}]
+        if pair:
+            found.append(_wins(a, b, pair))
+    corrected = holm([one.p for one in found])
+    return [replace(one, p_of_all=p) for one, p in zip(found, corrected, strict=True)]
+
+
+def _wins(a: str, b: str, votes: Sequence[Vote]) -> Wins:
+    table = tallies(votes, [a, b])
+    won, lost = table[:, 1, 0], table[:, 0, 1]
+    items_won, items_lost = int((won > lost).sum()), int((won < lost).sum())
+    p = sign_test(items_won, items_lost)
+    return Wins(
+        a,
+        b,
+        rate=grouped_rate_interval(won, won + lost),
+        wins=sum(vote.winner == b for vote in votes),
+        losses=sum(vote.winner == a for vote in votes),
+        ties=sum(vote.winner is None for vote in votes),
+        items=len(table),
+        items_won=items_won,
+        items_lost=items_lost,
+        p=p,
+        p_of_all=p,
+    )
+
+
+def rank_models(votes: Iterable[Vote], models: Sequence[str]) -> Ranking:
+    """Bradley-Terry strengths of all `models`; their covariance is grouped by item.
+
+    Raises: ArenaError for a model without a vote, or fewer than two models.
+    """
+    wins = tallies(votes, models)
+    if len(models) < 2:
+        raise ArenaError(f"strengths compare two or more models: got {', '.join(models) or 'none'}")
+    seen = wins.sum((0, 2)) + wins.sum((0, 1))
+    unseen = [model for model, votes in zip(models, seen, strict=True) if votes == 0]
+    if unseen:
+        raise ArenaError(
+            f"no vote on {', '.join(unseen)}: leave out models that were never compared"
+        )
+    return bradley_terry(wins, models)
+
+
+def elo(log_odds: float) -> float:
+    """A strength on the Elo scale: 400 points are odds of ten to one, the mean is 1000."""
+    return ELO_MEAN + ELO_PER_LOG_ODDS * log_odds
+
+
+# --- agreement --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Answers of a panel; `items[u]` is the item of unit u (one item is resampled as a whole)."""
+
+    answers: Answers
+    items: tuple[int, ...]
+    annotators: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Krippendorff's alpha (2011) by metric: 1 is full agreement, 0 chance.
+
+    None if no unit has two answers, or all answers are equal. `interval` is for the ordinal alpha,
+    by resampling items. `units` is the number of units with two or more answers.
+    """
+
+    alpha: Mapping[AlphaMetric, float | None]
+    interval: Interval | None
+    units: int
+    annotators: int
+
+
+def rated(ratings: Iterable[Rating], scale: Scale) -> Reliability:
+    """Units are images (item × model); values 0 for the worst level to 3 for the best."""
+    return _reliability(
+        [
+            ((one.item, one.model), one.annotator, len(LEVELS) - 1.0 - LEVELS.index(one.level))
+            for one in judgements(ratings, scale)
+        ]
+    )
+
+
+def voted(votes: Iterable[Vote]) -> Reliability:
+    """Units are item × pair; values −1, 0 (tie) and 1 for the model whose name sorts second."""
+    found = []
+    for vote in latest_votes(votes):
+        first, second = sorted((vote.left, vote.right))
+        value = float(vote.winner == second) - float(vote.winner == first)
+        found.append(((vote.item, first, second), vote.annotator, value))
+    return _reliability(found)
+
+
+def _reliability(found: Sequence[tuple[Unit, str, float]]) -> Reliability:
+    units = {unit: row for row, unit in enumerate(dict.fromkeys(unit for unit, _, _ in found))}
+    names = sorted({name for _, name, _ in found})
+    answers = np.full((len(units), len(names)), np.nan)
+    for unit, name, value in found:
+        answers[units[unit], names.index(name)] = value
+    return Reliability(answers, tuple(unit[0] for unit in units), tuple(names))
+
+
+def agreement(panel: Reliability) -> Agreement:
+    """Alpha under each metric, and an interval for the ordinal one."""
+    values = _values(panel.answers)
+    counts = (panel.answers[:, :, None] == values).sum(1)
+    paired = counts.sum(1) >= 2
+    known: dict[AlphaMetric, float | None] = {
+        metric: alpha(panel.answers, metric) for metric in ALPHA_METRICS
+    }
+    items = np.unique(np.asarray(panel.items)[paired], return_inverse=True)[1]
+    interval, ordinal = None, known["ordinal"]
+    if ordinal is not None and items.max() > 0:
+        drawn = [
+            _alpha(np.repeat(counts[paired], times[items], axis=0), values, "ordinal")
+            for times in resample_counts(int(items.max()) + 1).astype(int)
+        ]
+        interval = percentile_interval(ordinal, np.array(drawn), int(paired.sum()))
+    return Agreement(known, interval, units=int(paired.sum()), annotators=len(panel.annotators))
+
+
+def alpha(answers: Answers, metric: AlphaMetric) -> float | None:
+    """Krippendorff's alpha; None if units with two answers have fewer than two values."""
+    values = _values(answers)
+    found = _alpha((answers[:, :, None] == values).sum(1), values, metric)
+    return found if np.isfinite(found) else None
+
+
+def _alpha(
+    counts: Int[np.ndarray, "u v"], values: Float[np.ndarray, " v"], metric: AlphaMetric
+) -> float:
+    """Alpha of the counts of values per unit, nan where it is not defined."""
+    if ((counts.sum(1, keepdims=True) >= 2) & (counts > 0)).any(0).sum() < 2:
+        return np.nan
+    return float(
+        krippendorff.alpha(value_counts=counts, value_domain=values, level_of_measurement=metric)
+    )
+
+
+def _values(answers: Answers) -> Float[np.ndarray, " v"]:
+    return np.unique(answers[np.isfinite(answers)])
+
+
+# --- single annotators ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SideBias:
+    """How often the left image won, without ties; `p` of the sign test (sides are random)."""
+
+    rate: Interval
+    left: int
+    right: int
+    p: float
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """Habits of one annotator: hints for a check, not grounds for exclusion. None: not defined.
+
+    `seconds` is the median time between completed items. `commonest` is the share of the most
+    frequent answer. `against_others` is alpha with the disagreement of this annotator's pairs
+    alone in its numerator, `without` alpha of the others. `ties` and `side` are for votes only.
+    """
+
+    name: str
+    answers: int
+    items: int
+    seconds: float | None
+    commonest: float
+    against_others: float | None
+    without: float | None
+    ties: float | None = None
+    side: SideBias | None = None
+
+
+def rating_annotators(ratings: Iterable[Rating]) -> list[Annotator]:
+    """One `Annotator` per name, sorted; agreement is the mean over the axes."""
+    kept = latest_ratings(ratings)
+    panels = [rated(kept, axis) for axis in AXES]
+    found = []
+    for name in sorted({one.annotator for one in kept}):
+        own = [one for one in kept if one.annotator == name]
+        completed: dict[int, float | None] = {}
+        for one in own:
+            at = one.at
+            completed[one.item] = at if at is None else max(at, completed.get(one.item) or at)
+        found.append(
+            Annotator(
+                name,
+                answers=len(own),
+                items=len(completed),
+                seconds=_pace(completed.values()),
+                commonest=_commonest([one.level for one in own]),
+                against_others=_mean([against_others(panel, name) for panel in panels]),
+                without=_mean([without(panel, name) for panel in panels]),
+            )
+        )
+    return found
+
+
+def voting_annotators(votes: Iterable[Vote]) -> list[Annotator]:
+    """One `Annotator` per name, sorted."""
+    kept = latest_votes(votes)
+    panel, found = voted(kept), []
+    for name in sorted({one.annotator for one in kept}):
+        own = [one for one in kept if one.annotator == name]
+        answers = [{vote.left: "left", vote.right: "right"}.get(vote.winner or "") for vote in own]
+        found.append(
+            Annotator(
+                name,
+                answers=len(own),
+                items=len({vote.item for vote in own}),
+                seconds=_pace(vote.at for vote in own),
+                commonest=_commonest(answers),
+                against_others=against_others(panel, name),
+                without=without(panel, name),
+                ties=answers.count(None) / len(own),
+                side=side_bias(own),
+            )
+        )
+    return found
+
+
+def side_bias(votes: Iterable[Vote]) -> SideBias | None:
+    """Whether images win by standing on the left; None without a decided vote."""
+    decided = [vote for vote in latest_votes(votes) if vote.winner is not None]
+    if not decided:
+        return None
+    left, n = sum(vote.winner == vote.left for vote in decided), len(decided)
+    return SideBias(wilson_interval(left / n, n), left, n - left, sign_test(left, n - left))
+
+
+def against_others(panel: Reliability, name: str) -> float | None:
+    """Ordinal alpha between one annotator and the others; None without a shared unit."""
+    if name not in panel.annotators:
+        return None
+    column = panel.annotators.index(name)
+    answered = np.isfinite(panel.answers)
+    # the ordinal metric: how many answers, on units with two or more, lie between two values
+    paired = panel.answers[answered.sum(1) >= 2]
+    values, counts = np.unique(paired[np.isfinite(paired)], return_counts=True)
+    others = np.delete(panel.answers, column, axis=1)
+    own, other = np.nonzero(answered[:, column, None] & np.isfinite(others))
+    if len(values) < 2 or not len(own):
+        return None
+    ranks = np.cumsum(counts) - counts / 2
+    expected = counts @ (ranks[:, None] - ranks) ** 2 @ counts / (counts.sum() * (counts.sum() - 1))
+    mine = ranks[np.searchsorted(values, panel.answers[own, column])]
+    theirs = ranks[np.searchsorted(values, others[own, other])]
+    return 1 - float(np.square(mine - theirs).mean() / expected)
+
+
+def without(panel: Reliability, name: str) -> float | None:
+    """Ordinal alpha of the others; None if it is not defined."""
+    if name not in panel.annotators:
+        return None
+    return alpha(np.delete(panel.answers, panel.annotators.index(name), axis=1), "ordinal")
+
+
+def _pace(times: Iterable[float | None]) -> float | None:
+    """Median seconds between answers, so that breaks hardly count; None below two known times."""
+    known = sorted(at for at in times if at is not None)
+    return median(later - at for at, later in pairwise(known)) if len(known) > 1 else None
+
+
+def _commonest(answers: Sequence[str | None]) -> float:
+    return Counter(answers).most_common(1)[0][1] / len(answers)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
