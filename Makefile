@@ -15,7 +15,7 @@ setup: .venv/installed
 	touch $@
 
 demo: setup
-	$(BIN)/directalign study demo --out runs/demo
+	$(BIN)/directalign demo --out runs/demo
 
 test: setup browser
 	$(BIN)/pytest -n 2 --dist loadfile
@@ -38,13 +38,13 @@ bench: demo
 	$(BIN)/python benchmarks/offline_cost.py
 	$(BIN)/python benchmarks/recipe_memory.py
 	$(BIN)/python benchmarks/gpu_step.py
-	$(BIN)/python benchmarks/write_numbers.py
+	$(BIN)/python tools/write_numbers.py
 
-# Every study in its full size, hours of it; each goes on where it was stopped. docs/results.md is written from what they leave.
-STUDIES := tuning table1 convergence timesteps words inversion anchor recovery ddpm stability control_words control_tokens listening defences stopping compared
+# Every study in its full size, hours of it; each resumes where it was stopped.
+STUDIES := learning_rates table1 convergence timesteps words inversion anchor recovery ddpm stability control_words control_tokens reward_finetuning defences early_stopping coverage
 studies: setup
-	for name in $(STUDIES); do $(BIN)/directalign study $$name && $(BIN)/python benchmarks/write_results.py --record $$name runs/study_$$name || exit 1; done
-	$(BIN)/python benchmarks/write_numbers.py
+	for name in $(STUDIES); do $(BIN)/python -m experiments $$name && $(BIN)/python tools/write_numbers.py --record $$name runs/study_$$name || exit 1; done
+	$(BIN)/python tools/write_numbers.py
 
 # The page tests need a browser; on a build server it is installed, elsewhere they are skipped with a reason.
 browser:

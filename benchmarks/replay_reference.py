@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from directalign.diffusion.noise_levels import NoiseStep, Ramp, GridSampler
+from directalign.diffusion.noise_levels import GridSampler, NoiseStep, Ramp
 from directalign.diffusion.path import truncate_sigmas
 from directalign.diffusion.recovery import direction, inject, recover
 from directalign.methods.objective_math import hinge, relative_reward

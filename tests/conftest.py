@@ -1,4 +1,4 @@
-"""Every annotation of the package is checked while tests run; one thread, and no deadline for a slow machine."""
+"""Every annotation of the package, the experiments and the tools is checked while tests run; one thread, and no deadline for a slow machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-install_import_hook("directalign", "beartype.beartype")
+install_import_hook(["directalign", "experiments", "tools"], "beartype.beartype")
 torch.set_num_threads(1)
 
 settings.register_profile("directalign", deadline=None, max_examples=50)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from directalign.world.build.tokenizers import clip_tokenizer
+from tools.build_toyworld.tokenizers import clip_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from transformers import (
     SwinConfig,
 )
 
-from directalign.world.build.tokenizers import clip_tokenizer
+from tools.build_toyworld.tokenizers import clip_tokenizer
 
 CLASSES = ("person", "dog", "mouse", "wine glass", "bench", "cat")
 """Of COCO, under its own names."""

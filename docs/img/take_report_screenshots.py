@@ -57,15 +57,15 @@ class Shot:
 
 SHOTS = (
     Shot("run-desktop", "stopping", "desktop", "light", "", 1130),
-    Shot("run-curves-desktop-dark", "stopping", "desktop", "dark", "Quality against drift", 1290),
+    Shot("run-curves-desktop-dark", "stopping", "desktop", "dark", "What is gained, and what it costs", 1290),
     Shot("run-extremes-desktop", "stopping", "desktop", "light", "Best and worst prompts", 900),
     Shot("run-phone", "stopping", "phone", "light", "", 1560),
-    Shot("runs-desktop", "runs", "desktop", "light", "Quality against colour drift", 1240),
+    Shot("runs-desktop", "runs", "desktop", "light", "How much colour does a photo cost?", 1240),
     Shot("comparison-desktop", "compared", "desktop", "light", "", 1330, ANCHORED + 4 * ON),
-    Shot("comparison-wins-desktop-dark", "compared", "desktop", "dark", "Win rates", 1000),
-    Shot("comparison-numbers-desktop", "compared", "desktop", "light", "Quality against drift", 1250),
+    Shot("comparison-wins-desktop-dark", "compared", "desktop", "dark", "Who wins", 1000),
+    Shot("comparison-numbers-desktop", "compared", "desktop", "light", "What is gained, and what it costs", 1250),
     Shot("comparison-phone", "compared", "phone", "light", "Same prompt, same seed", 1500, ANCHORED + 6 * ON),
-    Shot("comparison-phone-dark", "compared", "phone", "dark", "Win rates", 1500),
+    Shot("comparison-phone-dark", "compared", "phone", "dark", "Who wins", 1500),
 )
 
 

@@ -4,5 +4,4 @@ from __future__ import annotations
 
 from .cli import main
 
-
 main()

@@ -5,6 +5,12 @@ model.encode_prompt -> rollout -> core -> model.predict -> model.decode -> rewar
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
 from .config import RolloutConfig
 from .types import (
     Batch,
@@ -16,10 +22,6 @@ from .types import (
     PerSample,
     PredictionName,
 )
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path as FilePath
-from typing import Any, Protocol, runtime_checkable
-from torch import Tensor, nn
 
 
 @runtime_checkable

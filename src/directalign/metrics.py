@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
 ROLES = {
     "judge": ("Judges", "judge", "Independent of every reward, never trained on."),
     "adherence": (

@@ -11,11 +11,11 @@ import functools
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
+
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from scipy.special import betainc, ndtr, stdtrit
-
 
 Z_95 = 1.959963984540054
 RESAMPLES = 2000

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
+
 from jaxtyping import Float
 from torch import Tensor
-
 
 Latents = Float[Tensor, "b c h w"]
 Images = Float[Tensor, "b 3 H W"]

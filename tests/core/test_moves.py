@@ -10,10 +10,10 @@ from torch.testing import assert_close
 
 from directalign.diffusion.noise_levels import (
     ConstantGainSampler,
+    GridSampler,
     NoiseStep,
     Ramp,
     UniformSampler,
-    GridSampler,
 )
 from directalign.diffusion.recovery import gain
 from directalign.diffusion.rng import generator_for

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from directalign.diffusion.noise_levels import Ramp, GridSampler
+from directalign.diffusion.noise_levels import GridSampler, Ramp
 from directalign.methods.objective_math import (
     absolute_relative,
     anchored_reward,

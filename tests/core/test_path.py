@@ -11,8 +11,8 @@ from torch.testing import assert_close
 from directalign.diffusion.path import (
     DDPMTable,
     alpha,
-    flow_sigmas,
     expand_like,
+    flow_sigmas,
     shift_sigmas,
     truncate_sigmas,
 )

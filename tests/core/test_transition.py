@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from directalign.diffusion import sde
-from directalign.diffusion.path import alpha, flow_sigmas, expand_like, target, to_noise, to_x0
+from directalign.diffusion.path import alpha, expand_like, flow_sigmas, target, to_noise, to_x0
 
 FLOW_KINDS = ("ddim", "flow_grpo", "dance")
 EVERY = [

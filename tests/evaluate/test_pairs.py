@@ -8,7 +8,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from directalign.config import DataConfig
 from directalign.data.prompts import held_out_captions, train_captions
-from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts, batch_noise
+from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts, seed_noise
 from directalign.types import DirectAlignError
 
 
@@ -30,7 +30,7 @@ def test_world_is_measured_on_all_captions_held_out_ones_among_the_first():
 
 
 def test_noise_is_the_pipelines_own():
-    noise = batch_noise([3, 4], (4, 8, 6))
+    noise = seed_noise([3, 4], (4, 8, 6))
     expected = randn_tensor(
         (1, 4, 8, 6),
         generator=torch.Generator().manual_seed(4),
@@ -38,7 +38,7 @@ def test_noise_is_the_pipelines_own():
         dtype=torch.float32,
     )
     assert torch.equal(noise[1:], expected)
-    assert torch.equal(batch_noise([4, 9, 3], (4, 8, 6))[[2, 0]], noise)
+    assert torch.equal(seed_noise([4, 9, 3], (4, 8, 6))[[2, 0]], noise)
 
 
 def test_prompts_without_a_seed_are_refused():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from directalign.config import SRPOConfig as Settings
 from directalign.diffusion import noise_levels, rng
-from directalign.diffusion.rng import NOISE_LEVEL, NOISE
+from directalign.diffusion.rng import NOISE, NOISE_LEVEL
 from directalign.types import Batch
 from methods.toy import ToyReward
 

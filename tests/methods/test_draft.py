@@ -177,7 +177,9 @@ def test_more_noisings_of_more_steps_are_refused():
 @pytest.mark.parametrize("form", ["absolute", "relative", "anchored"])
 def test_the_loss_is_what_the_form_maximises(form):
     family, reward, batch = ToyFamily(), ToyReward(), Batch(0, PROMPTS)
-    losses = list(method(family, reward, form=form, control_phrases=WORDS, lv_samples=2).losses(batch))
+    losses = list(
+        method(family, reward, form=form, control_phrases=WORDS, lv_samples=2).losses(batch)
+    )
     expected = by_hand.maximised(reward, by_hand.images_of(family, sampled(family, batch)), form)
     torch.testing.assert_close(losses[0].value, -expected.mean() / 2, rtol=1e-6, atol=1e-9)
     assert all(loss.value.requires_grad for loss in losses)

@@ -55,7 +55,10 @@ def test_the_gradient_is_that_of_the_chain_with_every_input_cut_off(path, predic
     (found,) = by_hand.gradients(drtune, family, batch)
     stop, trained = drtune.steps(batch)
     x0_hat = by_chain.walk_cut(
-        family, by_hand.batch_noise(batch), way_to_the_guess(family, stop), dict.fromkeys(trained, 1.0)
+        family,
+        by_hand.batch_noise(batch),
+        way_to_the_guess(family, stop),
+        dict.fromkeys(trained, 1.0),
     )
     torch.testing.assert_close(
         found, by_hand.gradient(family, by_hand.absolute_loss(family, x0_hat)), **EXACT
@@ -141,7 +144,10 @@ def test_the_loss_is_what_the_form_maximises(form):
     (loss,) = drtune.losses(batch)
     stop, trained = drtune.steps(batch)
     x0_hat = by_chain.walk_cut(
-        family, by_hand.batch_noise(batch), way_to_the_guess(family, stop), dict.fromkeys(trained, 1.0)
+        family,
+        by_hand.batch_noise(batch),
+        way_to_the_guess(family, stop),
+        dict.fromkeys(trained, 1.0),
     )
     reference = (
         float(reward.score(reward.images[0].mean((2, 3)), PROMPTS).mean())

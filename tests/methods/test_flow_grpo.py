@@ -215,7 +215,9 @@ def test_updates_take_turns_at_the_steps_of_one_rollout():
 def test_words_take_turns_by_rollout():
     """By update, every rollout of two updates would be asked about the same one of two phrases."""
     reward = ToyReward()
-    grpo = method(reward=reward, control_phrases={"positive": ["Photo", "Real"]}, updates_per_rollout=2)
+    grpo = method(
+        reward=reward, control_phrases={"positive": ["Photo", "Real"]}, updates_per_rollout=2
+    )
     for step in range(4):
         list(grpo.losses(Batch(step, PROMPTS)))
     assert [asked[0] for asked in reward.asked] == ["Photo. a red star", "Real. a red star"]
@@ -234,7 +236,10 @@ def test_the_second_update_has_other_ratios_and_the_clip_bites():
 def test_a_killed_run_goes_on_in_the_middle_of_a_rollout():
     """The state passes through a file that is read with weights_only, as the trainer's does."""
     whole = method(
-        form="anchored", control_phrases=WORDS, updates_per_rollout=2, anchor={"reference_updates": 1}
+        form="anchored",
+        control_phrases=WORDS,
+        updates_per_rollout=2,
+        anchor={"reference_updates": 1},
     )
     optimizer = torch.optim.SGD(whole.family.denoiser.parameters(), lr=1e-2)
     update(whole, optimizer, Batch(0, PROMPTS))
@@ -246,7 +251,10 @@ def test_a_killed_run_goes_on_in_the_middle_of_a_rollout():
     state = torch.load(file, weights_only=True)
 
     resumed = method(
-        form="anchored", control_phrases=WORDS, updates_per_rollout=2, anchor={"reference_updates": 1}
+        form="anchored",
+        control_phrases=WORDS,
+        updates_per_rollout=2,
+        anchor={"reference_updates": 1},
     )
     resumed.family.denoiser.load_state_dict(state["weights"])
     resumed.load_state_dict(state["method"])

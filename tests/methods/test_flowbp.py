@@ -183,7 +183,9 @@ def test_the_draw_comes_again_after_a_resume():
 @pytest.mark.parametrize("form", ["absolute", "relative", "anchored"])
 def test_the_loss_is_what_the_form_maximises(form):
     family, reward, batch = ToyFamily(), ToyReward(), BATCHES[0]
-    (loss,) = method(family, reward, form=form, control_phrases=WORDS, trained_steps=4).losses(batch)
+    (loss,) = method(family, reward, form=form, control_phrases=WORDS, trained_steps=4).losses(
+        batch
+    )
     reference = (
         float(reward.score(reward.images[0].mean((2, 3)), PROMPTS).mean())
         if form == "anchored"

@@ -175,7 +175,13 @@ def test_the_draw_comes_again_after_a_resume():
 def test_the_loss_is_what_the_form_maximises(form):
     family, reward, batch = ToyFamily(), ToyReward(), BATCHES[0]
     leapalign = method(
-        family, reward, TWO_STEPS, form=form, control_phrases=WORDS, nested_scale=1.0, similarity_floor=None
+        family,
+        reward,
+        TWO_STEPS,
+        form=form,
+        control_phrases=WORDS,
+        nested_scale=1.0,
+        similarity_floor=None,
     )
     (loss,) = leapalign.losses(batch)
     reference = (

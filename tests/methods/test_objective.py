@@ -205,7 +205,9 @@ def test_members_that_agree_pay_nothing_and_leave_a_gradient() -> None:
 @pytest.mark.parametrize("disagreement", [0.0, 0.4])
 def test_balance_gives_every_member_one_norm_and_leaves_the_value(disagreement: float) -> None:
     at = images().requires_grad_()
-    asked = asking(toys(gradient_normalization=True, std_penalty=disagreement))(at, Batch(0, PROMPTS))
+    asked = asking(toys(gradient_normalization=True, std_penalty=disagreement))(
+        at, Batch(0, PROMPTS)
+    )
     ours = torch.autograd.grad(asked.reward.sum(), at)[0]
     plain = asking(toys(std_penalty=disagreement))(images(), Batch(0, PROMPTS))
     assert asked.reward.equal(plain.reward)
@@ -324,7 +326,8 @@ def test_what_never_varies_is_divided_by_one() -> None:
 def test_a_resumed_mixture_goes_on_to_the_bit() -> None:
     settings = SETTINGS.model_copy(update={"form": "anchored"})
     first, second = (
-        build_objective(toys(gradient_normalization=True, std_penalty=0.2), settings) for _ in range(2)
+        build_objective(toys(gradient_normalization=True, std_penalty=0.2), settings)
+        for _ in range(2)
     )
     for step in range(3):
         first(images(step), Batch(step, PROMPTS))
@@ -374,7 +377,9 @@ def test_a_member_that_cannot_do_it_is_named() -> None:
         DirectAlignError,
         match=r"reward\.gradient_normalization needs a method that differentiates .* flow_grpo .* set reward\.balance: none",
     ):
-        build_objective(toys(gradient_normalization=True), config.FlowGRPOConfig(), differentiable=False)
+        build_objective(
+            toys(gradient_normalization=True), config.FlowGRPOConfig(), differentiable=False
+        )
 
 
 CLIP = {"label": "taste", "reward": {"name": "clip", "path": "world:reward"}}

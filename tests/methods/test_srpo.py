@@ -5,10 +5,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from directalign.config import SRPOConfig as Settings
 from directalign.config import RolloutConfig, RunConfig
+from directalign.config import SRPOConfig as Settings
 from directalign.diffusion import noise_levels, rng
-from directalign.diffusion.rng import NOISE_LEVEL, NOISE
+from directalign.diffusion.rng import NOISE, NOISE_LEVEL
 from directalign.diffusion.sampling import start_rollout
 from directalign.methods.objective import map_images, select_phrases
 from directalign.methods.srpo import SRPO
@@ -108,7 +108,10 @@ def test_a_prompt_blind_reward_pulls_both_branches_the_same_way():
     each = []
     for branch in ("denoise", "inversion"):
         srpo = method(
-            reward=ToyReward(reads_prompt=False), form="absolute", control_phrases={}, branches=branch
+            reward=ToyReward(reads_prompt=False),
+            form="absolute",
+            control_phrases={},
+            branches=branch,
         )
         each.append(torch.cat([g.flatten() for g in gradient(srpo, Batch(0, PROMPTS, seed=1))]))
     assert torch.cosine_similarity(each[0], each[1], dim=0) > 0.9
@@ -188,9 +191,9 @@ def test_words_cycle_at_their_own_lengths_or_stand_or_are_averaged():
     assert [select_phrases(["a", "b"], "fixed", step) for step in range(2)] == [["a"], ["a"]]
     reward = ToyReward()
     loss = next(
-        method(reward=reward, control_phrases=WORDS | {"order": "average"}, branches="denoise").losses(
-            Batch(0, PROMPTS)
-        )
+        method(
+            reward=reward, control_phrases=WORDS | {"order": "average"}, branches="denoise"
+        ).losses(Batch(0, PROMPTS))
     )
     features = reward.images[0].mean((2, 3))
     pos = sum(reward.score(features, [f"{w}. {p}" for p in PROMPTS]) for w in WORDS["positive"]) / 2
@@ -201,7 +204,10 @@ def test_absolute_form_scores_the_positive_phrase_or_the_bare_prompt():
     reward = ToyReward()
     list(
         method(
-            reward=reward, form="absolute", control_phrases={"positive": ["Photo"]}, branches="denoise"
+            reward=reward,
+            form="absolute",
+            control_phrases={"positive": ["Photo"]},
+            branches="denoise",
         ).losses(Batch(0, PROMPTS))
     )
     assert reward.asked == [("Photo. a red star", "Photo. a blue ring")]

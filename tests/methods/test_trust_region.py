@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from directalign.config import SRPOConfig as Settings
 from directalign.config import RolloutConfig
+from directalign.config import SRPOConfig as Settings
 from directalign.methods.srpo import SRPO
 from directalign.types import Batch, Conditioning, Latents, LossTerm, PerSample
 from methods.toy import ToyDenoiser, ToyFamily, ToyReward

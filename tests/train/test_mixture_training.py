@@ -35,7 +35,12 @@ RED = {
     "reward": {"name": "pixels", "statistic": "redness"},
     "weight": -0.3,
 }
-THREE = {"name": "mix", "members": [FIRST, SECOND, RED], "gradient_normalization": True, "std_penalty": 0.2}
+THREE = {
+    "name": "mix",
+    "members": [FIRST, SECOND, RED],
+    "gradient_normalization": True,
+    "std_penalty": 0.2,
+}
 GRPO = {
     "name": "flow_grpo",
     "form": "anchored",

@@ -11,8 +11,8 @@ from torch import nn
 
 from directalign.toyworld import assets
 from directalign.types import DirectAlignError
-from directalign.world import build
-from directalign.world.build import autoencoder, denoisers, networks, session, tokenizers
+from tools import build_toyworld as build
+from tools.build_toyworld import autoencoder, denoisers, session, tokenizers
 
 TWO_STEPS = session.Budget(steps=2, batch=4, learning_rate=1e-3, warmup=1)
 
@@ -74,7 +74,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_by_name(tmp_path: Path) ->
 
 
 def test_the_denoisers_train(pool: denoisers.LatentPool, tmp_path: Path) -> None:
-    fresh = networks.flux_transformer().state_dict()
+    fresh = denoisers.flux_transformer().state_dict()
     flux = denoisers.train_flux(pool, tmp_path, TWO_STEPS)
     assert any(
         not torch.equal(weight, fresh[name])

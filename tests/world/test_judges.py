@@ -18,8 +18,8 @@ from directalign.toyworld.judges import (
     plain_caption,
 )
 from directalign.toyworld.scenes import STYLES, Scenes, draw_scenes, render
-from directalign.world.build.judges import degrade, pool
-from directalign.world.build.reward_card import retouch
+from tools.build_toyworld.judges import degrade, pool
+from tools.build_toyworld.reward_card import retouch
 
 COUNT = 160
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from directalign.rewards.clip import ClipReward
+from directalign.rewards import ClipReward
 from directalign.toyworld.assets import resolve
 from directalign.toyworld.scenes import STYLE_WORDS, STYLES, Scenes, draw_scenes, render
-from directalign.world.build.reward import Training, _fits, _loss, draw_captions, train_reward
-from directalign.world.build.reward_card import measure, read, retouch, see
-from directalign.world.build.session import Budget
-from directalign.world.build.tokenizers import clip_tokenizer
+from tools.build_toyworld.reward import Training, _fits, _loss, draw_captions, train_reward
+from tools.build_toyworld.reward_card import measure, read, retouch, see
+from tools.build_toyworld.session import Budget
+from tools.build_toyworld.tokenizers import clip_tokenizer
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -67,8 +67,8 @@ def test_the_loss_trains_everything_but_the_scale() -> None:
 
 
 def test_training_writes_a_complete_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("directalign.world.build.reward.POOL", 8)
-    monkeypatch.setattr("directalign.world.build.reward.measure", lambda clip, tokenizer: {})
+    monkeypatch.setattr("tools.build_toyworld.reward.POOL", 8)
+    monkeypatch.setattr("tools.build_toyworld.reward.measure", lambda clip, tokenizer: {})
     clip = train_reward(tmp_path, budget=Budget(steps=2, batch=4, learning_rate=1e-3))
     reward = ClipReward.load(str(tmp_path / "reward"))
     images = torch.rand(2, 3, 64, 64, generator=seeded(8))

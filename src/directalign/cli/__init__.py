@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+
 from .. import __version__
 from . import (
     arena,
     average,
     check,
     compare,
+    demo,
     evaluate,
     export,
     report,
     reward,
     sample,
     schema,
-    study,
     train,
     world,
 )
-import logging
-import os
-import sys
-from typing import Annotated
-import typer
-
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.command()(train.train)
+app.command()(demo.demo)
 app.command()(check.check)
 app.command()(sample.sample)
 app.command()(evaluate.evaluate)
@@ -37,7 +39,6 @@ app.command()(average.average)
 app.command()(schema.schema)
 app.add_typer(arena.app, name="arena")
 app.add_typer(reward.app, name="reward")
-app.add_typer(study.app, name="study")
 app.add_typer(world.app, name="world")
 for former in reward.RENAMED:
     app.command(former, hidden=True, context_settings=reward.ANY_ARGUMENTS)(reward.renamed(former))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from .common import Debug, one_line_errors, require_room
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
+
 import typer
 from typer.core import TyperGroup
+
+from .common import Debug, one_line_errors, require_room
 
 
 class _ServesByDefault(TyperGroup):

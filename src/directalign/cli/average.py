@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from .common import Debug, RunFolder, one_line_errors, require_room
 import json
 from pathlib import Path
 from typing import Annotated
+
 import typer
+
+from .common import Debug, RunFolder, one_line_errors, require_room
 
 
 def average(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .common import Debug, Overrides, Recipe, default_out, one_line_errors
 from pathlib import Path
 from typing import Annotated
+
 import typer
 
+from .common import Debug, Overrides, Recipe, default_out, one_line_errors
 
 NOTHING_LEFT = "What lowers the peak: nothing in the recipe that is known here; take a smaller model, or a larger GPU."
 

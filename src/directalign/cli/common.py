@@ -5,8 +5,6 @@ Exit codes: 1 for anything that went wrong, 2 for a command line that cannot be 
 
 from __future__ import annotations
 
-from ..memory import PHASES, Estimate, Remedy, binary
-from ..planning import Plan
 import errno
 import os
 import sys
@@ -14,9 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
+
 import typer
 from rich.table import Table
 
+from ..memory import PHASES, Estimate, Remedy, binary
+from ..planning import Plan
 
 FAILED, INTERRUPTED = 1, 130
 

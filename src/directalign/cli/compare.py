@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from . import comparing
-from .common import Debug, one_line_errors
 import sys
 from pathlib import Path
 from typing import Annotated, Any
+
 import typer
 
+from . import comparing
+from .common import Debug, one_line_errors
 
 SOURCES = "LABEL=SOURCE or SOURCE: a run's folder, a diffusers folder, a hub id, world:flux, or a folder of images with images.jsonl."
 

@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
+
 import typer
 from rich.markup import escape
 from rich.table import Table
-
 
 ALL = "for all models; each as its recipe says if not given"
 

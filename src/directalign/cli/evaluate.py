@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from . import comparing
-from .common import Debug, RunFolder, one_line_errors
 import sys
 from pathlib import Path
 from typing import Annotated, Any
+
 import typer
+
+from . import comparing
+from .common import Debug, RunFolder, one_line_errors
 
 
 def evaluate(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from .common import Debug, RunFolder, one_line_errors
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
+
 import typer
+
+from .common import Debug, RunFolder, one_line_errors
 
 
 class Format(str, Enum):

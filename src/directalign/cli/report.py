@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from .common import Debug, one_line_errors
 from pathlib import Path
 from typing import Annotated
+
 import typer
+
+from .common import Debug, one_line_errors
 
 
 def report(

@@ -8,17 +8,18 @@ bias-directions  find directions of exploitation for `reward.project_out`
 
 from __future__ import annotations
 
-from .common import Debug, one_line_errors, require_new_file, require_room
 import shlex
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
+
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .common import Debug, one_line_errors, require_new_file, require_room
 
 app = typer.Typer(
     help="Analyze a reward's response to control phrases, and adapt it.", no_args_is_help=True

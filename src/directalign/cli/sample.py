@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .common import Debug, one_line_errors
 from pathlib import Path
 from typing import Annotated
+
 import typer
 
+from .common import Debug, one_line_errors
 
 DEFAULT = "if not given the recipe's, or of a bare model"
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from .common import Debug, one_line_errors
 import json
 from pathlib import Path
 from typing import Annotated, Any
+
 import typer
+
+from .common import Debug, one_line_errors
 
 
 def schema(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from .common import Debug, Overrides, Recipe, default_out, one_line_errors
 import os
 import shlex
 from pathlib import Path
 from typing import Annotated
+
 import typer
+
+from .common import Debug, Overrides, Recipe, default_out, one_line_errors
 
 
 def train(

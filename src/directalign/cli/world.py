@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .common import Debug, one_line_errors
 from pathlib import Path
 from typing import Annotated
+
 import typer
 
+from .common import Debug, one_line_errors
 
 app = typer.Typer(
     no_args_is_help=True, help="The embedded world: tiny models that come with the package."
@@ -53,26 +54,3 @@ def pictures(
         from ..toyworld.assets import write_pictures
 
         typer.echo(write_pictures(folder, count, style, seed))
-
-
-@app.command()
-def build(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR",
-            help="Folder for the state of the trainings, which can be resumed.",
-            show_default=False,
-        ),
-    ],
-    only: Annotated[
-        list[str], typer.Option("--only", help="Make this part alone. Repeatable.")
-    ] = [],  # noqa: B006 (typer copies it)
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    debug: Debug = False,
-) -> None:
-    """Make every embedded model again from its seed; hours on a CPU."""
-    with one_line_errors(debug, "; the same command continues"):
-        from ..world.build import build_world
-
-        build_world(folder, only or None, device)

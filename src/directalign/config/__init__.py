@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .base import DtypeName, Pair, Positive, Sigma, Size, Strict
 from .methods import (
-    SRPOConfig,
     AlignPropConfig,
     AnchorConfig,
     BranchConfig,
@@ -14,47 +13,47 @@ from .methods import (
     DRTuneConfig,
     FlowBPConfig,
     FlowGRPOConfig,
+    GridNoiseLevels,
     LeapAlignConfig,
     MethodConfig,
-    NoiseLevels,
     NoiseConfig,
+    NoiseLevels,
     ObjectiveConfig,
     RampConfig,
     ReFLConfig,
+    SRPOConfig,
     UniformNoiseLevels,
-    GridNoiseLevels,
 )
 from .model import ArchitectureName, LoRAConfig, ModelConfig
 from .rewards import (
     AestheticConfig,
     ClipConfig,
     Hpsv3Config,
+    HttpConfig,
     ImageRewardConfig,
     MemberConfig,
     MixtureConfig,
     MpsConfig,
     PixelStatisticsConfig,
     PythonConfig,
-    HttpConfig,
+    QwenVLConfig,
     RewardConfig,
     SiglipConfig,
     SingleRewardConfig,
-    QwenVLConfig,
 )
 from .run import (
     AdherenceConfig,
     DataConfig,
     DetectorConfig,
+    EarlyStoppingConfig,
     EvaluateConfig,
     RolloutConfig,
     RunConfig,
-    EarlyStoppingConfig,
     TrackersConfig,
     TrackioConfig,
     TrainConfig,
     WandbConfig,
 )
-
 
 __all__ = [
     "AdherenceConfig",

@@ -6,10 +6,6 @@ refused. Overrides are laid over the file as the file is laid over its preset.
 
 from __future__ import annotations
 
-from ..data.text_files import read_text
-from ..types import DirectAlignError
-from . import RunConfig
-from .presets import merged
 import difflib
 import functools
 import inspect
@@ -19,10 +15,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
+
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from ..data.text_files import read_text
+from ..types import DirectAlignError
+from . import RunConfig
+from .presets import merged
 
 _REMEDIES = {
     "int_type": "write a whole number such as 100, without quotes",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from .base import Positive, Sigma, Strict
 from typing import Annotated, Any, Literal
+
 from pydantic import Discriminator, Field, Tag, model_validator
+
+from .base import Positive, Sigma, Strict
 
 
 class RampConfig(Strict):

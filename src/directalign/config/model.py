@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .base import DtypeName, Positive, Strict
 from typing import Literal
+
 from pydantic import Field, model_validator
 
+from .base import DtypeName, Positive, Strict
 
 ArchitectureName = Literal["flux", "flux2_klein", "sd3", "sd", "sdxl", "qwen_image", "z_image"]
 

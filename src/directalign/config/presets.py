@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-
 PresetName = Literal["official_flux", "official_pickscore", "official_qwen", "half_cost"]
 
 _WORDS = {

@@ -7,10 +7,12 @@ that file, on this machine or on the hub (owner/name/file.pt); any other is a fo
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+from pydantic import Discriminator, Field, model_validator
+
 from .base import DtypeName, Positive, Strict
 from .methods import AnchorConfig, ControlPhrases
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
-from pydantic import Discriminator, Field, model_validator
 
 
 class Scaled(Strict):

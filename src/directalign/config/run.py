@@ -6,14 +6,15 @@ mistake becomes one `DirectAlignError` line that names the file, the key, the va
 
 from __future__ import annotations
 
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, model_validator
+
 from .base import Pair, Positive, Size, Strict
 from .methods import MethodConfig
 from .model import ModelConfig
 from .presets import PRESETS, PresetName, merged
-from .rewards import ClipConfig, RewardConfig, SingleRewardConfig, QwenVLConfig
-from typing import Annotated, Any, Literal
-from pydantic import Discriminator, Field, model_validator
-
+from .rewards import ClipConfig, QwenVLConfig, RewardConfig, SingleRewardConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -5,11 +5,11 @@ Each image goes to the bucket whose aspect ratio is nearest on a logarithmic sca
 
 from __future__ import annotations
 
-from ..types import DirectAlignError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt, log
 
+from ..types import DirectAlignError
 
 Size = tuple[int, int]
 """(height, width) in pixels."""

@@ -7,14 +7,14 @@ the rows on disk. Left out: streaming, and datasets that are programs, which the
 
 from __future__ import annotations
 
-from ..types import DirectAlignError
-from .text_files import PROMPT_KEYS, prompt_key
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..types import DirectAlignError
+from .text_files import PROMPT_KEYS, prompt_key
 
 PREFIX = "hf:"
 

@@ -6,18 +6,20 @@ sizes, never pixels; `buckets` sorts them by aspect ratio; `stream` deals them o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from ..types import DirectAlignError, Images
 from .buckets import Bucket, check_buckets, fill_buckets, suggest_buckets
 from .hf_datasets import is_address
 from .image_io import Picture, Unreadable, load_image, read_pixels
 from .image_sources import Candidates, Entry, in_dataset, in_folder
 from .shuffle import indices, turn
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ cannot be decoded is an `Unreadable` with its reason.
 
 from __future__ import annotations
 
-from ..types import DirectAlignError
 from io import BytesIO
 from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..types import DirectAlignError
 
 Picture = Path | bytes
 """An encoded image: a file, or its contents."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from ..types import DirectAlignError
-from .hf_datasets import open_rows
-from .image_io import Picture, Unreadable
-from .text_files import checked_prompt, json_rows, prompt_of_row, read_text
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ..types import DirectAlignError
+from .hf_datasets import open_rows
+from .image_io import Picture, Unreadable
+from .text_files import checked_prompt, json_rows, prompt_of_row, read_text
 
 
 @dataclass(frozen=True)

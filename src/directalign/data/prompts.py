@@ -6,11 +6,6 @@ function of the step.
 
 from __future__ import annotations
 
-from ..toyworld.scenes import all_captions
-from ..types import DirectAlignError
-from . import hf_datasets
-from .shuffle import indices
-from .text_files import PROMPT_KEYS, checked_prompt, json_rows, prompt_key, prompt_of_row, read_text
 import csv
 import io
 import re
@@ -18,6 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..toyworld.scenes import all_captions
+from ..types import DirectAlignError
+from . import hf_datasets
+from .shuffle import indices
+from .text_files import PROMPT_KEYS, checked_prompt, json_rows, prompt_key, prompt_of_row, read_text
 
 HELD_OUT_EVERY = 7
 """Every seventh caption of the embedded world is kept for measuring and never trained on. Seven shares no factor with the

@@ -5,13 +5,13 @@ Prompt lists (`prompts`), captions (`images`) and recipes (`config_loading`) all
 
 from __future__ import annotations
 
-from ..types import DirectAlignError
 import json
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..types import DirectAlignError
 
 MAX_CHARACTERS = 2000
 """Longest prompt accepted: no text encoder in use reads as much, so a longer one is another file by mistake."""

@@ -5,6 +5,12 @@ OUT/scores/adherence_facts.jsonl   {"model", "index", "facts": [{"fact": "exactl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
 from .. import config
 from ..io.jsonl import Ledger, Say
 from ..metrics import SHARE, Metric
@@ -21,11 +27,6 @@ from .candidates import Subject
 from .eval_prompts import PromptRow
 from .eval_samples import Item
 from .scores import Numbers, Planned, Shown
-from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-import torch
-
 
 OPTION = "--adherence"
 FACTS = "adherence_facts.jsonl"

@@ -5,17 +5,18 @@ Everything afterwards is measured on these files, 8 bits a channel, so that all 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
 from ..data.image_io import Unreadable, read_pixels
 from ..io.jsonl import Say, told_where_full
 from ..types import DirectAlignError, Images
 from .candidates import Subject
 from .eval_samples import Item
 from .generate import generate, save_png, trained_family
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-import torch
-from PIL import Image
-
 
 Files = Mapping[str, Sequence[Path]]
 """By key of a model of kind images: its file for every item."""

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
 from .. import config
 from ..data.text_files import checked_prompt, json_rows
 from ..models import MODELS
@@ -9,14 +18,6 @@ from ..models.lora import LORA_FILE
 from ..types import DirectAlignError
 from .eval_samples import Item
 from .generate import RECORD, run_of
-import re
-import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
-from PIL import Image
-
 
 Kind = Literal["base", "run", "model", "images"]
 BASE, BASE_LABEL = "base", "Base model"

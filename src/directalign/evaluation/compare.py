@@ -8,6 +8,16 @@ rewards, so that memory holds one of either. See docs/evaluation.md for the fold
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
 from .. import config
 from ..interfaces import Judge
 from ..io.jsonl import Say, told_where_full, write_whole
@@ -24,15 +34,6 @@ from .eval_prompts import FIRST_SEED, PromptRow, measured_prompts, read_prompt_s
 from .eval_samples import SEEDS_PER_PROMPT, Item, items_of, off_topic_items, unreadable
 from .results import summarise
 from .scores import Planned, SeenReward, look_at_all, planned_looks, rewards_of, words_of
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
-from filelock import FileLock, Timeout
-
 
 FORMAT = 1
 COMPARISON = "comparison.json"

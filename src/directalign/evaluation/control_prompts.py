@@ -7,6 +7,11 @@ held-out captions that name a style of their own ("Oil painting. a red star ..."
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
 from .. import config
 from ..data.prompts import held_out_captions, read_prompts
 from ..interfaces import Judge
@@ -16,10 +21,6 @@ from ..toyworld.scenes import STYLE_WORDS
 from ..types import DirectAlignError, Images, PerSample
 from . import image_metrics
 from .eval_prompts import FIRST_SEED, Pairs, fixed_pairs
-from collections.abc import Callable, Mapping
-from typing import Any
-import torch
-
 
 KEY = "evaluate.control_prompts"
 WORLD = "world"

@@ -8,6 +8,14 @@ Format: djghosh13/geneval (arXiv 2310.11513). Judging an image by it is elsewher
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
 from .. import config
 from ..data.hf_datasets import is_address
 from ..data.image_dataset import scan_images
@@ -15,13 +23,6 @@ from ..data.prompts import held_out_captions, read_prompts, table, train_caption
 from ..data.shuffle import permutation
 from ..data.text_files import checked_prompt, json_rows, prompt_of_row, read_text
 from ..types import DirectAlignError, Latents
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, get_args
-import torch
-
 
 RELATIONS = ("left of", "right of", "above", "below")
 
@@ -129,7 +130,7 @@ def measured_prompts(data: config.DataConfig) -> list[str]:
     return list(scan_images(data.images, strict=data.strict).captions)
 
 
-def batch_noise(seeds: Sequence[int], latent_shape: tuple[int, int, int]) -> Latents:
+def seed_noise(seeds: Sequence[int], latent_shape: tuple[int, int, int]) -> Latents:
     """The noise of each seed, (n, c, h, w) float32 on the CPU: FluxPipeline and StableDiffusionPipeline draw (1, c, h, w) unpacked."""
     return torch.cat(
         [

@@ -6,15 +6,15 @@ prompts that training is not about come last, under the group `control_prompts`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
 from .. import config
 from ..data.shuffle import permutation
 from ..toyworld.judges import plain_caption
 from .control_prompts import FIRST_OFF_TOPIC_SEED, off_topic_prompts
 from .eval_prompts import FIRST_SEED, PromptRow
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
 
 OFF_TOPIC = "control_prompts"
 SEEDS_PER_PROMPT = 2

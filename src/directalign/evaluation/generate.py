@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
 from .. import config
 from ..config.load import load_run
 from ..diffusion.sampling import rollout_sigmas, sample
@@ -13,16 +24,7 @@ from ..models.reference_model import ReferenceModel, has_adapters
 from ..models.weight_files import read_json
 from ..toyworld import assets
 from ..types import DirectAlignError, Images
-from .eval_prompts import Pairs, batch_noise
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-import torch
-from jaxtyping import Float
-from PIL import Image
-from torch import Tensor
+from .eval_prompts import Pairs, seed_noise
 
 
 @torch.no_grad()
@@ -64,7 +66,7 @@ def _generate_images(
 ) -> Images:
     height, width = image_size(model, rollout)
     sigmas = rollout_sigmas(model, rollout, height, width)
-    noise = batch_noise(seeds, model.latent_shape(height, width))
+    noise = seed_noise(seeds, model.latent_shape(height, width))
     device = next(model.denoiser.parameters()).device
     images = []
     for first in range(0, len(prompts), batch_size):

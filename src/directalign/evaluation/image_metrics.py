@@ -6,17 +6,18 @@ on the same noise. The distance of two images is their root mean square differen
 
 from __future__ import annotations
 
-from ..data.shuffle import permutation
-from ..types import DirectAlignError, Images, PerSample
-from .eval_prompts import FIRST_SEED, Pairs
 import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..data.shuffle import permutation
+from ..types import DirectAlignError, Images, PerSample
+from .eval_prompts import FIRST_SEED, Pairs
 
 SEEDS_PER_PROMPT = 4
 FIRST_DIVERSITY_SEED = 2 * FIRST_SEED

@@ -6,9 +6,15 @@ embedded world, which the renderer provides, and the base model's own images els
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
 from .. import config
 from ..diffusion.rng import generator_for
-from ..interfaces import SINGLE_PROCESS, Model, Judge, Reward, ProcessGroup
+from ..interfaces import SINGLE_PROCESS, Judge, Model, ProcessGroup, Reward
 from ..metrics import DIVERSITY, HELD_OUT, MEMBER, NEG, OFF_TOPIC, POS, Metric, metric
 from ..models import load_model
 from ..rewards import reward_class
@@ -21,10 +27,6 @@ from .eval_prompts import Pairs, fixed_pairs, measured_prompts
 from .generate import base_weights, generate
 from .image_metrics import diversity, diversity_pairs
 from .scores import BARE, held_out_scores, scored
-import time
-from collections.abc import Callable, Mapping
-from typing import Any
-import torch
 
 
 def measured_metrics(run: config.RunConfig) -> dict[str, Metric]:

@@ -6,15 +6,16 @@ images, of the distance to a base, and of prompts sampled more than once stand i
 
 from __future__ import annotations
 
-from ..metrics import Metric
-from ..stats import bootstrap_interval, bootstrap_rate_interval, holm, resample_groups, win_rate
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 
+from ..metrics import Metric
+from ..stats import bootstrap_interval, bootstrap_rate_interval, holm, resample_groups, win_rate
 
 Column = Mapping[int, float]
 """A number of one model by the index of the pair."""

@@ -7,6 +7,20 @@ further look at the image; learned control tokens belong to the reward that they
 
 from __future__ import annotations
 
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
 from .. import config, metrics
 from ..interfaces import Judge, Reward
 from ..io.jsonl import Ledger, Place, Row, Say
@@ -23,19 +37,6 @@ from .candidates import Subject
 from .control_prompts import styles_named
 from .eval_samples import Item, batches
 from .image_metrics import cosine_distance, rmse, to_siblings
-import json
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import Any
-import torch
-import yaml
-from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
-
 
 BARE = ("",)
 """The phrases of the question that puts nothing before the prompt."""

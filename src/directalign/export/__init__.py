@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from ..types import DirectAlignError
-from .finished_run import Finished, base_of, open_finished
-from .model_card import write_card
-from .weights import DtypeName, write_lora, write_pipeline
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from ..types import DirectAlignError
+from .finished_run import Finished, base_of, open_finished
+from .model_card import write_card
+from .weights import DtypeName, write_lora, write_pipeline
 
 PARTIAL = ".partial-"
 

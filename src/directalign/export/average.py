@@ -8,6 +8,16 @@ Left out: weights other than equal ones, and checkpoints of several runs.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
 from .. import config
 from ..config.load import dump_run, load_run
 from ..io import atomic
@@ -20,14 +30,6 @@ from ..training.checkpoint import AVERAGE, WEIGHTS
 from ..types import DirectAlignError
 from . import refuse_taken, whole_folder
 from .lora_formats import DOWN, UP, LowRank
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 
 def mean_weight(tuned: Sequence[Tensor], base: Tensor, base_share: float) -> Tensor:

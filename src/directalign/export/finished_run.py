@@ -6,6 +6,13 @@ otherwise unknown, which the card then says. Nothing is downloaded; a path on th
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
 from .. import config
 from ..config.load import load_run
 from ..io import hub
@@ -14,12 +21,6 @@ from ..models.lora import LORA_FILE
 from ..models.weight_files import read_json
 from ..report.read import RunFiles, read_run
 from ..types import DirectAlignError
-import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-import yaml
-
 
 HUB = "https://huggingface.co"
 

@@ -5,10 +5,6 @@ ComfyUI, A1111 and Forge show the first, and A1111 sorts LoRAs by `ss_base_model
 
 from __future__ import annotations
 
-from .. import __version__, config
-from ..models.weight_files import check_safetensors
-from ..types import DirectAlignError
-from .finished_run import Base, Finished
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +12,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
+
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .. import __version__, config
+from ..models.weight_files import check_safetensors
+from ..types import DirectAlignError
+from .finished_run import Base, Finished
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 

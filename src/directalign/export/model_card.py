@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from .. import config
-from ..metrics import metric
-from ..report.read import RunFiles
-from ..report.format import number
-from ..report.run_page import reward_of
-from .finished_run import Base, Finished
 from pathlib import Path
 from typing import Any
+
 import yaml
 from huggingface_hub import ModelCardData
 from PIL import Image, ImageDraw, ImageFont
 
+from .. import config
+from ..metrics import metric
+from ..report.format import number
+from ..report.read import RunFiles
+from ..report.run_page import reward_of
+from .finished_run import Base, Finished
 
 WEB_UI = {"sd": "A1111 or Forge", "sdxl": "A1111 or Forge", "flux": "Forge"}
 """Which of the two web interfaces runs a model."""

@@ -5,12 +5,13 @@ The token is the one that `hf auth login` keeps or HF_TOKEN gives; HF_ENDPOINT a
 
 from __future__ import annotations
 
-from ..io import hub
-from ..types import DirectAlignError
 from pathlib import Path
+
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
+from ..io import hub
+from ..types import DirectAlignError
 
 NO_TOKEN, NO_PERMISSION = 401, 403
 

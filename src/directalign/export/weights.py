@@ -6,6 +6,18 @@ LoRA merged into it), beside it the base's other parts in the same dtype; tokeni
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
 from ..models.checkpoint_source import UNUSED, Source, open_source
 from ..models.components import check_parts, load_parts
 from ..models.weight_files import read_json, weights_files
@@ -13,17 +25,6 @@ from ..types import DirectAlignError
 from . import lora_formats
 from .finished_run import Base, Finished
 from .lora_formats import LoraFormat, LowRank, converted, read_updates
-import json
-import re
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
-import diffusers
-import torch
-from safetensors.torch import save_file
-from torch import nn
-
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 SHARD_SIZE = re.compile(r"\d+(KB|MB|GB)")

@@ -6,11 +6,11 @@ and `HF_ENDPOINT` work as they do everywhere. Uploads are not in here.
 
 from __future__ import annotations
 
-from ..types import DirectAlignError
 import errno
 import re
 from collections.abc import Sequence
 from pathlib import Path
+
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from ..types import DirectAlignError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILE = re.compile(rf"({HUB_ID.pattern})/([\w./-]+\.(?:safetensors|pt|pth|bin))")

@@ -6,7 +6,6 @@ written twice, so a process that goes on leaves the bytes that an undisturbed on
 
 from __future__ import annotations
 
-from ..types import DirectAlignError
 import errno
 import json
 import os
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..types import DirectAlignError
 
 Row = Mapping[str, Any]
 Place = tuple[str, int]

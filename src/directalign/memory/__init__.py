@@ -12,7 +12,6 @@ from .passing import kept_calls
 from .phases import PHASES, Estimate, Row, estimate
 from .place import Place, a_gpu, binary, this_machine
 
-
 __all__ = [
     "PHASES",
     "Estimate",

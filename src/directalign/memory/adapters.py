@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .. import config
-from ..models.quantization import is_quantized, stored_bytes
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from .. import config
+from ..models.quantization import is_quantized, stored_bytes
 
 Shapes = Mapping[str, Sequence[int]]
 BYTES = {"float32": 4, "bfloat16": 2}

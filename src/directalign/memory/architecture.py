@@ -6,13 +6,6 @@ A local folder's own configs come first, then the hub's cache, then the publishe
 
 from __future__ import annotations
 
-from .. import config
-from ..io import hub
-from ..models import MODELS, single_file
-from ..models.weight_files import read_json, tensor_shapes, weights_files
-from ..toyworld import assets
-from ..types import DirectAlignError
-from .weightless import Part, shapes
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,8 +13,16 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+
 from huggingface_hub import try_to_load_from_cache
 
+from .. import config
+from ..io import hub
+from ..models import MODELS, single_file
+from ..models.weight_files import read_json, tensor_shapes, weights_files
+from ..toyworld import assets
+from ..types import DirectAlignError
+from .weightless import Part, shapes
 
 KNOWN = Path(__file__).parents[1] / "models" / "known"
 REFERENCES = {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .live import Piece
-from .weightless import Part
 from collections.abc import Callable
 from typing import Any
 
+from .live import Piece
+from .weightless import Part
 
 FEWEST = 2
 """Blocks of a kind in the smallest network that is traced; with one, its first and last would be the same."""

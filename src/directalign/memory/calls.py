@@ -5,13 +5,14 @@ Latents are (b, c, h, w) as everywhere; `tokens` are those of the prompt at thei
 
 from __future__ import annotations
 
-from ..models import common
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
 import torch
 from torch import Tensor
 
+from ..models import common
 
 TIME_IDS = 6
 """Numbers that SDXL is told about the size of its image."""

@@ -6,6 +6,12 @@ it takes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+
 from .. import config
 from ..types import DirectAlignError
 from .architecture import model_architecture
@@ -13,11 +19,6 @@ from .geometry import geometry, image_size
 from .held import asks_base
 from .phases import Estimate, estimate
 from .place import Place
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
-from pydantic import ValidationError
-
 
 WORTHWHILE = 0.01
 """Share of the peak that a change must save to be named."""

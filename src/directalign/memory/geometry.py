@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from .. import config
-from ..models.weight_files import read_json
-from .architecture import Architecture
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .. import config
+from ..models.weight_files import read_json
+from .architecture import Architecture
 
 QWEN_SIDE = 128
 """Latents on a side of Qwen-Image's default image; neither of its configs says so."""

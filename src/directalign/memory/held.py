@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
 from .. import config
 from ..models import MODELS, sd3
 from ..training.data import accumulation
@@ -12,11 +17,6 @@ from .judges import Panel
 from .place import Place
 from .traces import Denoiser
 from .weightless import Part, shapes
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
-
 
 ALWAYS = ("encode", "rollout", "train", "update", "measure")
 MOMENTS = {"adamw": 8.0, "adamw8bit": 2 * (1 + 4 / 256)}

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+from torch import nn
+
 from .. import config
 from ..io import hub
 from ..models.weight_files import read_json
@@ -16,13 +24,6 @@ from ..rewards.weights import is_weight_file, locate, on_the_hub, read_shapes
 from ..types import DirectAlignError
 from .architecture import known, local_folder
 from .weightless import Part
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
-from huggingface_hub import try_to_load_from_cache
-from torch import nn
-
 
 USUAL_MODEL = {
     "clip": "clip_vit_h",

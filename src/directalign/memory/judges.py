@@ -6,6 +6,12 @@ that is neither is taken for its kind's usual model under a doubt.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
 from .. import config
 from ..methods import objective
 from ..rewards.common import Preprocessing
@@ -13,11 +19,6 @@ from ..rewards.hpsv3 import QUESTION
 from ..rewards.qwen_vl import VlmPixels
 from . import judge_parts
 from .weightless import Part, built
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
-import torch
-
 
 WITHOUT_NETWORK = (config.PixelStatisticsConfig, config.HttpConfig)
 """Rewards that take no memory of this machine's device to speak of."""

@@ -7,6 +7,15 @@ traced apart, see `reading`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize, pixel_shuffle
+
 from ..models import vae as autoencoder
 from ..models import vae as frame_autoencoder
 from ..rewards import image_reward, qwen_vl
@@ -17,14 +26,6 @@ from .blocks import FEWEST
 from .judges import Judge
 from .live import Piece, measured
 from .weightless import Part, built, in_shapes_alone, quietly, residents
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache, partial
-from typing import Any
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import normalize, pixel_shuffle
-
 
 CLIP_TEXT = 77
 """Tokens that MPS reads."""

@@ -6,6 +6,8 @@ are judged. Of a method that differentiates several calls, all but one are kept 
 
 from __future__ import annotations
 
+import torch
+
 from .. import config
 from .calls import Shape
 from .geometry import encoder_tokens, image_size, largest_size, prompt_tokens
@@ -15,8 +17,6 @@ from .judging import Judged, judging
 from .live import Piece
 from .place import binary
 from .traces import denoiser_call, encoding_images, encoding_prompts
-import torch
-
 
 GRID = 8
 """Images of a sample grid, where the recipe names no prompts of its own."""

@@ -8,16 +8,16 @@ Weights, gradients, moments are counted; what comes and goes is traced; what a G
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
 from .. import config
 from .architecture import model_architecture
 from .held import Subject, held
 from .judges import panel
 from .passing import passing, says
 from .place import CONTEXT, FRAGMENTS, Place
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
-
 
 Phase = Literal["encode", "rollout", "train", "update", "measure"]
 PHASES: tuple[Phase, ...] = get_args(Phase)

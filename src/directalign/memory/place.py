@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-import torch
 
+import torch
 
 GIB = 2**30
 CONTEXT = GIB

@@ -5,13 +5,10 @@ A settings' `inner` are the widths between the linear layers of a head.
 
 from __future__ import annotations
 
-from ..rewards.aesthetic import Predictor
-from ..rewards.hpsv3 import head_of
-from ..rewards.image_reward import Blip
-from ..rewards.mps import CrossModel, MpsModel
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
+
 from torch import nn
 from transformers import (
     BlipTextConfig,
@@ -26,6 +23,10 @@ from transformers import (
     SiglipModel,
 )
 
+from ..rewards.aesthetic import Predictor
+from ..rewards.hpsv3 import head_of
+from ..rewards.image_reward import Blip
+from ..rewards.mps import CrossModel, MpsModel
 
 Settings = Mapping[str, Any]
 

@@ -6,10 +6,12 @@ there (`stored_bytes`), not here.
 
 from __future__ import annotations
 
-from ..models.quantization import is_quantized
 from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from ..models.quantization import is_quantized
 
 
 class Rounded(nn.Linear):

@@ -5,6 +5,13 @@ Each is the real network called in shapes alone (see weightless), with as few of
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from .. import config
 from ..models import lora
 from .blocks import by_blocks
@@ -12,11 +19,6 @@ from .calls import Shape, answer, arguments
 from .live import Piece, measured
 from .rounded import round_layers
 from .weightless import Part, built, in_shapes_alone, normalise_as_on_gpu, quietly, residents
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
-import torch
-from torch import Tensor
 
 
 @dataclass(frozen=True)

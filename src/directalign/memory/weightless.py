@@ -6,8 +6,6 @@ the CPU, where attention is fused as it is on a GPU; `normalise_as_on_gpu` adds 
 
 from __future__ import annotations
 
-from ..types import DirectAlignError
-from .reward_networks import OWN
 import json
 import logging
 import warnings
@@ -16,11 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
 import diffusers
 import torch
 import transformers
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..types import DirectAlignError
+from .reward_networks import OWN
 
 
 @dataclass(frozen=True)

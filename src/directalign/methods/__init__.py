@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..config import RunConfig
-from ..interfaces import SINGLE_PROCESS, Model, Method, Reward, ProcessGroup
+from ..interfaces import SINGLE_PROCESS, Method, Model, ProcessGroup, Reward
 from ..rewards.distributed import synchronized
 from .alignprop import AlignProp
 from .draft import DRaFT
@@ -13,8 +15,6 @@ from .flowbp import FlowBP
 from .leapalign import LeapAlign
 from .refl import ReFL
 from .srpo import SRPO
-from typing import Any
-
 
 METHODS: dict[str, Any] = {
     "srpo": SRPO,

@@ -8,21 +8,23 @@ that of one step plus the states, and every differentiated step costs one more f
 
 from __future__ import annotations
 
-from ..config import AlignPropConfig as Settings
-from ..config import RolloutConfig as RolloutSettings
-from ..diffusion.rng import STEPS, update_generator
-from ..diffusion.sampling import sample, start_rollout, sampling_step
-from ..interfaces import Model, Reward
-from ..types import Batch, Conditioning, Latents, LossTerm
-from .objective import build_objective
-from .objective_math import hinge
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from ..config import AlignPropConfig as Settings
+from ..config import RolloutConfig as RolloutSettings
+from ..diffusion.rng import STEPS, update_generator
+from ..diffusion.sampling import sample, sampling_step, start_rollout
+from ..interfaces import Model, Reward
+from ..types import Batch, Conditioning, Latents, LossTerm
+from .objective import build_objective
+from .objective_math import hinge
 
 
 class AlignProp:

@@ -12,6 +12,9 @@ like that. On a rollout of one step from pure noise this is exact: the n losses 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from ..config import DRaFTConfig as Settings
 from ..config import RolloutConfig as RolloutSettings
 from ..diffusion.recovery import inject
@@ -21,8 +24,6 @@ from ..interfaces import Model, Reward
 from ..types import Batch, Latents, LossTerm
 from .objective import build_objective
 from .objective_math import hinge
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 
 class DRaFT:

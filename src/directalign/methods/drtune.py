@@ -8,6 +8,14 @@ for the whole batch, the K steps spread over those before the stop so that all o
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from ..config import DRTuneConfig as Settings
 from ..config import RolloutConfig as RolloutSettings
 from ..diffusion.rng import STEPS, update_generator
@@ -16,12 +24,6 @@ from ..interfaces import Model, Reward
 from ..types import Batch, DirectAlignError, Latents, LossTerm
 from .objective import build_objective
 from .objective_math import hinge
-from collections.abc import Iterator, Mapping
-from itertools import pairwise
-from typing import Any
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 
 class DRTune:

@@ -11,6 +11,14 @@ into smaller ones for its updates (each takes all samples, and its own steps of 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from .. import config
 from ..diffusion import sde
 from ..diffusion.rng import STEPS, TRANSITION, update_generator
@@ -19,12 +27,6 @@ from ..interfaces import Model, Reward
 from ..models.reference_model import ReferenceModel
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
 from .objective import build_objective
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-from itertools import pairwise
-from typing import Any
-import torch
-from torch import Tensor
 
 
 @dataclass(frozen=True)

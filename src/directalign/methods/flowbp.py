@@ -10,19 +10,21 @@ flow |sigma_to − sigma_from|, the paper's). Left out: the variants Bridge and 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from ..config import FlowBPConfig as Settings
 from ..config import RolloutConfig as RolloutSettings
 from ..diffusion.rng import STEPS, update_generator
-from ..diffusion.sampling import RolloutStart, chain_coefficients, start_rollout, sample_trajectory
+from ..diffusion.sampling import RolloutStart, chain_coefficients, sample_trajectory, start_rollout
 from ..interfaces import Model, Reward
 from ..types import Batch, Latents, LossTerm
 from .objective import build_objective
 from .objective_math import hinge
-from collections.abc import Iterator, Mapping
-from typing import Any
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 
 class FlowBP:

@@ -10,6 +10,12 @@ latent value and tau 0.1, as in the baseline released with arXiv 2606.11075. Lef
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from ..config import LeapAlignConfig as Settings
 from ..config import RolloutConfig as RolloutSettings
 from ..diffusion.rng import STEPS, update_generator
@@ -18,10 +24,6 @@ from ..interfaces import Model, Reward
 from ..types import Batch, DirectAlignError, Latents, LossTerm, PerSample
 from .objective import build_objective
 from .objective_math import hinge
-from collections.abc import Iterator, Mapping
-from typing import Any
-import torch
-from torch import Tensor
 
 
 class LeapAlign:

@@ -11,17 +11,18 @@ scores in its own units, `share_<label>` its part of the mixed reward, `gradient
 
 from __future__ import annotations
 
-from .. import config
-from ..interfaces import SINGLE_PROCESS, Reward, ProcessGroup
-from ..rewards.mixture import MixReward
-from ..types import Batch, DirectAlignError, Images, PerSample, Scores
-from . import objective_math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
 import torch
 from torch import Tensor
 
+from .. import config
+from ..interfaces import SINGLE_PROCESS, ProcessGroup, Reward
+from ..rewards.mixture import MixReward
+from ..types import Batch, DirectAlignError, Images, PerSample, Scores
+from . import objective_math
 
 DECAY = 0.95
 """Weight of older updates in running statistics, per update: a window of about twenty updates."""

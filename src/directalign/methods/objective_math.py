@@ -7,12 +7,12 @@ reward; `discount` is a factor on the loss. The mixture is ours; gradient balanc
 
 from __future__ import annotations
 
-from ..diffusion.path import shift_sigmas
-from ..types import Images, Latents, PerSample
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..diffusion.path import shift_sigmas
+from ..types import Images, Latents, PerSample
 
 Members = Float[Tensor, "m b"]
 PerMember = Float[Tensor, " m"]

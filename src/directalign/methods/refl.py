@@ -8,6 +8,11 @@ which wants captioned real images, and the factor on the loss that balances the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
 from ..config import ReFLConfig as Settings
 from ..config import RolloutConfig as RolloutSettings
 from ..diffusion.rng import STEPS, update_generator
@@ -16,9 +21,6 @@ from ..interfaces import Model, Reward
 from ..types import Batch, LossTerm
 from .objective import build_objective
 from .objective_math import hinge
-from collections.abc import Iterator, Mapping
-from typing import Any
-import torch
 
 
 class ReFL:

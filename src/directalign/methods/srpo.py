@@ -10,9 +10,15 @@ to its. Left out: nothing of the released trainer's step; its values are the pre
 
 from __future__ import annotations
 
-from ..config import SRPOConfig as Settings
-from ..config import ConstantGainNoiseLevels, UniformNoiseLevels, GridNoiseLevels
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import ConstantGainNoiseLevels, GridNoiseLevels, UniformNoiseLevels
 from ..config import RolloutConfig as RolloutSettings
+from ..config import SRPOConfig as Settings
 from ..diffusion import noise_levels, recovery, rng
 from ..diffusion.path import expand_like, truncate_sigmas
 from ..diffusion.rng import FRESH_NOISE, NOISE_LEVEL
@@ -22,10 +28,6 @@ from ..models.reference_model import ReferenceModel
 from ..types import Batch, Conditioning, Latents, LossTerm, PerSample
 from . import objective_math
 from .objective import build_objective
-from collections.abc import Iterator, Mapping
-from typing import Any
-import torch
-from torch import Tensor
 
 
 class SRPO:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from torch import nn
+
 from .. import config
 from ..interfaces import Model
 from . import lora
@@ -15,11 +21,6 @@ from .sd import StableDiffusion
 from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
 from .z_image import ZImage
-from pathlib import Path as FilePath
-from typing import Any
-import torch
-from torch import nn
-
 
 MODELS: dict[str, Any] = {
     "flux": Flux,

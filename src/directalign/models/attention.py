@@ -6,11 +6,12 @@ uses it for all of them. A backend without a backward pass cannot train and is r
 
 from __future__ import annotations
 
-from .. import config
-from ..types import DirectAlignError
 from typing import Any
+
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
+from .. import config
+from ..types import DirectAlignError
 
 WITHOUT_BACKWARD = "sage"
 """Backends of this name quantise the forward pass and have no gradient."""

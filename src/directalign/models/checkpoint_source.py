@@ -7,16 +7,16 @@ files beside the folders.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
 from .. import config
 from ..io import hub
 from ..toyworld import assets
 from ..types import DirectAlignError
 from . import single_file
 from .weight_files import chosen, read_json
-from collections.abc import Collection
-from dataclasses import dataclass
-from pathlib import Path
-
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 SMALL = (".json", ".txt", ".model", ".jinja")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from ..diffusion.path import classifier_free_guidance
-from ..types import Conditioning, DirectAlignError, Latents
 from collections.abc import Callable, Mapping
 from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from ..diffusion.path import classifier_free_guidance
+from ..types import Conditioning, DirectAlignError, Latents
 
 
 def read(text_encoder: Any, tokenizer: Any, prompts: list[str], length: int) -> tuple[Tensor, Any]:

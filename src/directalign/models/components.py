@@ -6,20 +6,21 @@ the first weights are loaded. Weights come from safetensors alone; nothing is un
 
 from __future__ import annotations
 
-from .. import config
-from ..types import DirectAlignError
-from . import single_file
-from .checkpoint_source import Source
-from .weight_files import brief, check_safetensors, read_json, weights_files
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any, cast
+
 import diffusers
 import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
 
+from .. import config
+from ..types import DirectAlignError
+from . import single_file
+from .checkpoint_source import Source
+from .weight_files import brief, check_safetensors, read_json, weights_files
 
 __all__ = [
     "check_parts",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-import torch
 
+import torch
 
 _elsewhere: ContextVar[torch.device | None] = ContextVar("denoiser_device", default=None)
 

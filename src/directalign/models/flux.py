@@ -6,6 +6,19 @@ Peculiar to a checkpoint and kept in here: packing, the scheduler's shift, the l
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
+from torch import Tensor
+
 from .. import config
 from ..types import (
     Conditioning,
@@ -22,18 +35,6 @@ from .common import autocast, guided
 from .components import dtypes_of, load_parts
 from .text_encoder import PromptEncoder
 from .weight_files import read_json
-from collections.abc import Mapping, Sequence
-from pathlib import Path as FilePath
-from typing import Any
-import torch
-from diffusers import (
-    AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    FluxTransformer2DModel,
-)
-from torch import Tensor
-
 
 PARTS = {
     "tokenizer": None,

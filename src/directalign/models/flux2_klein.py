@@ -8,6 +8,21 @@ model_index.json) takes no guidance at all. Left out: reference images, and FLUX
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLFlux2,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
+)
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
 from .. import config
 from ..types import (
     Conditioning,
@@ -25,20 +40,6 @@ from .common import autocast, guided
 from .components import dtypes_of, load_parts
 from .text_encoder import PromptEncoder
 from .weight_files import read_json
-from collections.abc import Mapping, Sequence
-from pathlib import Path as FilePath
-from typing import Any
-import torch
-from diffusers import (
-    AutoencoderKLFlux2,
-    FlowMatchEulerDiscreteScheduler,
-    Flux2KleinPipeline,
-    Flux2Transformer2DModel,
-)
-from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
-from torch import Tensor
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
-
 
 PARTS = {
     "tokenizer": None,

@@ -6,21 +6,22 @@ takes alpha = rank where none is given (diffusers, ComfyUI) sees the update that
 
 from __future__ import annotations
 
-from .. import config
-from ..types import DirectAlignError
-from .quantization import placed
-from .weight_files import check_safetensors, weights_files
 import math
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path as FilePath
 from typing import Any
+
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .. import config
+from ..types import DirectAlignError
+from .quantization import placed
+from .weight_files import check_safetensors, weights_files
 
 LORA_FILE = "lora.safetensors"
 ADAPTER = "default"

@@ -6,11 +6,9 @@ diffusers, some sigma .03, and is sampled to the end here.
 
 from __future__ import annotations
 
-from ..diffusion.path import DDPMTable
-from ..types import DirectAlignError, PredictionName
-from . import vae as autoencoder
 from pathlib import Path as FilePath
 from typing import Any, cast
+
 import numpy as np
 import torch
 from diffusers import (
@@ -23,6 +21,9 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from jaxtyping import Float64
 from torch import Tensor
 
+from ..diffusion.path import DDPMTable
+from ..types import DirectAlignError, PredictionName
+from . import vae as autoencoder
 
 PREDICTIONS: dict[str, PredictionName] = {"epsilon": "epsilon", "v_prediction": "v"}
 """prediction_type of a scheduler -> what its network says."""

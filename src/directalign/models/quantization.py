@@ -11,17 +11,18 @@ each layer's input; torchao's int8 weights, of which autograd keeps every one in
 
 from __future__ import annotations
 
-from .. import config
-from ..types import DirectAlignError
-from .device import home_of_denoiser
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
+from .. import config
+from ..types import DirectAlignError
+from .device import home_of_denoiser
 
 SMALLEST = 4096
 """Weights with fewer numbers are left as they are: they save nothing."""

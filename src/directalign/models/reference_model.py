@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from . import lora
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
 from torch import nn
+
+from . import lora
 
 
 def has_adapters(denoiser: nn.Module) -> bool:

@@ -6,6 +6,14 @@ is DDIM (eta 0) on the scheduler's own timesteps, to clean (`families/ddpm.py`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+
 from .. import config
 from ..diffusion.path import DDPMTable
 from ..types import (
@@ -22,13 +30,6 @@ from .checkpoint_source import Source
 from .common import autocast, guided
 from .components import dtypes_of, load_parts
 from .text_encoder import PromptEncoder
-from collections.abc import Mapping, Sequence
-from pathlib import Path as FilePath
-from typing import Any
-import torch
-from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor
-
 
 PARTS = {
     "tokenizer": None,

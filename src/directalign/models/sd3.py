@@ -7,6 +7,20 @@ embeddings reach, the scheduler's shift. Left out: skip-layer guidance, image pr
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection, T5EncoderModel
+
 from .. import config
 from ..types import (
     Conditioning,
@@ -23,19 +37,6 @@ from .common import autocast, guided
 from .components import dtypes_of, load_parts
 from .text_encoder import PromptEncoder
 from .weight_files import read_json
-from collections.abc import Mapping, Sequence
-from pathlib import Path as FilePath
-from typing import Any
-import torch
-from diffusers import (
-    AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-)
-from torch import Tensor, nn
-from transformers import CLIPTextModelWithProjection, T5EncoderModel
-
 
 PARTS = {
     "tokenizer": None,

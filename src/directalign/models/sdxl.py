@@ -8,6 +8,16 @@ Left out: the refiner, other original sizes and crops, guidance_rescale, CLIP sk
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionXLPipeline, UNet2DConditionModel
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
 from .. import config
 from ..diffusion.path import DDPMTable
 from ..types import (
@@ -26,15 +36,6 @@ from .common import autocast, guided
 from .components import dtypes_of, load_parts
 from .text_encoder import PromptEncoder
 from .weight_files import read_json
-from collections.abc import Mapping, Sequence
-from pathlib import Path as FilePath
-from typing import Any
-import torch
-from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionXLPipeline, UNet2DConditionModel
-from jaxtyping import Float
-from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
 
 PARTS = {
     "tokenizer": None,

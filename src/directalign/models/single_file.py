@@ -7,18 +7,19 @@ weights stored in fewer bits with scales beside them (scaled fp8, nf4, GGUF), an
 
 from __future__ import annotations
 
-from ..types import DirectAlignError
-from .weight_files import tensor_shapes
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
+
 import torch
 from diffusers.loaders import FromOriginalModelMixin
 from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from ..types import DirectAlignError
+from .weight_files import tensor_shapes
 
 PREFIX = "model.diffusion_model."
 """Before the denoiser's tensors in LDM's all-in-one files and in ComfyUI's."""

@@ -7,8 +7,6 @@ carry prompt, fingerprint and a digest of their tensors, which are checked when 
 
 from __future__ import annotations
 
-from ..toyworld.assets import cache_root
-from ..types import Conditioning, DirectAlignError
 import gc
 import hashlib
 import os
@@ -17,11 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..toyworld.assets import cache_root
+from ..types import Conditioning, DirectAlignError
 
 SAMPLED = 64
 """Numbers of each weight that go into the fingerprint."""

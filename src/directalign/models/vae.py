@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from .. import config
-from ..types import DirectAlignError, Images, Latents
 from typing import Any
+
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLQwenImage
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from .. import config
+from ..types import DirectAlignError, Images, Latents
 
 
 def ready(vae: Any, model: config.ModelConfig, device: torch.device) -> Any:

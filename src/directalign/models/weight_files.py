@@ -6,14 +6,15 @@ it), `model.safetensors.index.fp16.json` (which tensor lies in which shard).
 
 from __future__ import annotations
 
-from ..types import DirectAlignError
 import json
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
+
 from safetensors import SafetensorError, safe_open
 
+from ..types import DirectAlignError
 
 SHARD = re.compile(r"-\d{5}-of-\d{5}")
 STEMS = ("diffusion_pytorch_model", "model")

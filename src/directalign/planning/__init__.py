@@ -6,6 +6,9 @@ looks at the recipe alone, `surroundings` at models, data and disk, and memory i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 from .. import config
 from ..memory import Estimate, Place, binary, estimate, remedies, this_machine
 from ..memory.architecture import model_architecture
@@ -17,9 +20,6 @@ from .recipe import check_method, check_moves, check_reward, check_steps, unread
 from .stopping import check_stop, doubts_of_stop
 from .surroundings import check_data, check_disk, check_model, readable
 from .tracking import check_track
-from dataclasses import dataclass
-from pathlib import Path
-
 
 __all__ = [
     "Plan",

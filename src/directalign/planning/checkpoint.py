@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import transformers
+from torch import nn
+
 from .. import config
 from ..evaluation.scores import key_of
 from ..io import hub
@@ -16,11 +23,6 @@ from ..models.sd3 import T5_PARTS
 from ..models.weight_files import read_json
 from ..rewards import check_reward
 from ..types import DirectAlignError
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-import transformers
-from torch import nn
 
 
 def fetch(run: config.RunConfig, online: bool) -> None:

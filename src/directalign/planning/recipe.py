@@ -13,7 +13,6 @@ from ..rewards.soft_prompts import check_phrases, is_tokens_file
 from ..toyworld.assets import resolve
 from ..types import DirectAlignError
 
-
 BLACK_BOXES = ("python", "remote")
 """Rewards without a gradient (python unless it says otherwise)."""
 TOKEN_READERS = (config.ClipConfig, config.SiglipConfig, config.ImageRewardConfig)

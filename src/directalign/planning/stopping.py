@@ -7,7 +7,6 @@ from ..evaluation.in_training import judge_of, measured_metrics, score_of
 from ..metrics import Metric
 from ..types import DirectAlignError
 
-
 WAYS = {1: "fall", -1: "rise", 0: "move"}
 
 

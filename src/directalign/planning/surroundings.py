@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
 from .. import config
 from ..data.buckets import check_buckets, fill_buckets
 from ..data.hf_datasets import is_address, parse
@@ -12,10 +17,6 @@ from ..memory.geometry import Geometry, image_size
 from ..models.weight_files import read_json
 from ..training.data import accumulation
 from ..types import DirectAlignError
-import os
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 
 def check_model(run: config.RunConfig, model: Architecture, geometry: Geometry) -> None:

@@ -6,13 +6,13 @@ generator. This module validates the candidate phrases that users pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from ..data.text_files import checked_prompt, read_text
 from ..rewards.resolve import recipe_words
 from ..rewards.soft_prompts import is_tokens_file
 from ..types import DirectAlignError
-from collections.abc import Sequence
-from pathlib import Path
-
 
 LONGEST = 200
 """Maximum characters of a phrase: rewards read only 16 to 77 tokens, with the prompt."""

@@ -13,6 +13,16 @@ image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, product
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
 from .. import config
 from ..data.image_io import Unreadable, read_pixels
 from ..data.image_sources import ENDINGS
@@ -26,15 +36,6 @@ from ..rewards.resolve import OPTION, load_named_reward, reward_settings
 from ..types import DirectAlignError
 from .images import PROBES, Examples, load_examples
 from .responsiveness import is_vectors, with_phrase
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import groupby, product
-from pathlib import Path
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
-
 
 Features = Float[Tensor, "n d"]
 Rows = Float[Tensor, "_m d"]

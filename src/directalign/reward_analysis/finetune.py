@@ -22,6 +22,22 @@ image's own caption scored above another one before):
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
 from .. import __version__, config
 from ..interfaces import Reward
 from ..rewards.clip import ClipReward
@@ -39,21 +55,6 @@ from .responsiveness import (
     tangent,
     with_phrase,
 )
-import json
-import math
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Literal
-import torch
-import torch.nn.functional as F
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
-
 
 Part = Literal["text", "lora"]
 RECORD = "finetune.json"

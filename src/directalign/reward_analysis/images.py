@@ -6,19 +6,20 @@ two styles, so only the style differs. In a folder the sides are paired if their
 
 from __future__ import annotations
 
-from ..data.image_dataset import ImageSet, scan_images
-from ..data.shuffle import permutation
-from ..toyworld.scenes import IMAGE_SIZE, STYLES, Scenes, draw_scenes, render
-from ..types import DirectAlignError, Images
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..data.image_dataset import ImageSet, scan_images
+from ..data.shuffle import permutation
+from ..toyworld.scenes import IMAGE_SIZE, STYLES, Scenes, draw_scenes, render
+from ..types import DirectAlignError, Images
 
 WORLD = "world"
 REST = "rest"

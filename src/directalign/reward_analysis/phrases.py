@@ -14,20 +14,21 @@ Tolerance: with that weight mu, the anchor rests mu·tolerance below its referen
 
 from __future__ import annotations
 
-from ..interfaces import Reward
-from ..stats import SMALLEST, Effect, effect
-from ..types import DirectAlignError, Images
-from .images import PROBES, Examples
-from .responsiveness import is_vectors, with_phrase
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor, log10
 from typing import Any, Protocol, runtime_checkable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..interfaces import Reward
+from ..stats import SMALLEST, Effect, effect
+from ..types import DirectAlignError, Images
+from .images import PROBES, Examples
+from .responsiveness import is_vectors, with_phrase
 
 BATCH = 32
 OTHER_CAPTIONS = 4

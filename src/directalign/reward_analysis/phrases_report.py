@@ -4,17 +4,13 @@ phrases.html, a page without network access in the style of the run report. All 
 
 from __future__ import annotations
 
-from ..methods.objective_math import from_absolute_relative
-from ..report.images import data_uri
-from ..report.page import TEMPLATES as REPORT
-from .images import PROBES, Examples
-from .phrases import PairStats, PhraseReport, Suggestion
 import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
 import torch
 import yaml
 from jaxtyping import Float
@@ -23,6 +19,11 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
+from ..methods.objective_math import from_absolute_relative
+from ..report.images import data_uri
+from ..report.page import TEMPLATES as REPORT
+from .images import PROBES, Examples
+from .phrases import PairStats, PhraseReport, Suggestion
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE, DATA = "phrases.html", "phrases.json"

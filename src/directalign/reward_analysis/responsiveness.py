@@ -9,17 +9,18 @@ that.
 
 from __future__ import annotations
 
-from .. import config
-from ..interfaces import Reward
-from ..types import Images, PerSample
-from .images import PROBES, Examples
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from .. import config
+from ..interfaces import Reward
+from ..types import Images, PerSample
+from .images import PROBES, Examples
 
 Vectors = Float[Tensor, "n d"]
 BATCH = 32

@@ -15,6 +15,16 @@ can represent it. Losses are in units of the reward's caption margin (`caption_m
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
 from .. import config
 from ..data.shuffle import permutation
 from ..interfaces import Reward
@@ -22,15 +32,6 @@ from ..rewards.soft_prompts import ControlTokens, SoftPrompts, Vectors, check_le
 from ..types import DirectAlignError, Images
 from .images import PROBES, Examples, split_by_caption
 from .responsiveness import with_phrase
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
-import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
-
 
 POSITIVE, NEGATIVE = "learned positive.safetensors", "learned negative.safetensors"
 """Names that stand for the vectors during the fit, before any file exists."""

@@ -7,12 +7,13 @@ the recipe (reward, reward.members.0.reward, ...), for errors.
 
 from __future__ import annotations
 
-from .. import config
-from ..interfaces import Reward
 from importlib import import_module
 from typing import Any
+
 import torch
 
+from .. import config
+from ..interfaces import Reward
 
 __all__ = ["REWARDS", "check_reward", "load_reward", "reward_class"]
 

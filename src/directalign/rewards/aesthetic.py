@@ -11,6 +11,17 @@ Not supported: the earlier head with ReLUs (ava+logos-l14-reluMSE.pth), which it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoConfig, CLIPModel, PreTrainedModel, SiglipModel
+
 from .. import config
 from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
@@ -31,16 +42,6 @@ from .weights import (
     read_weights,
     shapes_of,
 )
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
-from transformers import AutoConfig, CLIPModel, PreTrainedModel, SiglipModel
-
 
 SETTINGS = ("*config.json",)
 Features = Float[Tensor, "b d"]

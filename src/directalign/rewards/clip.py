@@ -15,6 +15,15 @@ Weights are frozen; the gradient reaches the pixels through the preprocessing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPModel, PreTrainedTokenizerBase, SiglipModel
+
 from .. import config
 from ..types import DirectAlignError, Images, PerSample
 from . import open_clip
@@ -31,14 +40,6 @@ from .weights import (
     processor_key,
     processor_of,
 )
-from collections.abc import Sequence
-from typing import Any, Literal
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
-from transformers import CLIPModel, PreTrainedTokenizerBase, SiglipModel
-
 
 TABLE = "text_model.embeddings.token_embedding.weight"
 Features = Float[Tensor, "b d"]

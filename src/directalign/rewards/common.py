@@ -7,20 +7,22 @@ it keeps values that bicubic resizing carries past [0, 1].
 
 from __future__ import annotations
 
-from ..types import DirectAlignError, Images
-from .soft_prompts import SoftPrompts
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..types import DirectAlignError, Images
+from .soft_prompts import SoftPrompts
 
 
 class BaseReward:

@@ -6,14 +6,15 @@ number per call, little beside a request or a program.
 
 from __future__ import annotations
 
-from ..interfaces import Reward, ProcessGroup
-from ..types import DirectAlignError, Images, PerSample
-from .mixture import MixReward
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
+
 import torch
 
+from ..interfaces import ProcessGroup, Reward
+from ..types import DirectAlignError, Images, PerSample
+from .mixture import MixReward
 
 Answer = TypeVar("Answer")
 LONGEST = 1000

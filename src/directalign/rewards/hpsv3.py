@@ -14,6 +14,21 @@ The text after the reward token in the original ("END") is omitted: a causal mod
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLModel,
+)
+from transformers.utils import logging
+
 from .. import config
 from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
@@ -41,20 +56,6 @@ from .weights import (
     read_weights,
     shapes_of,
 )
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
-import torch
-from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen2VLModel,
-)
-from transformers.utils import logging
-
 
 PIXELS = 256 * 28 * 28
 USUAL = "Qwen/Qwen2-VL-7B-Instruct"

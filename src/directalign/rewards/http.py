@@ -10,10 +10,6 @@ failing servers (429, 5xx) are retried after 1, 2, 4, ... seconds; any other res
 
 from __future__ import annotations
 
-from .. import config
-from ..types import DirectAlignError, Images, PerSample
-from .common import BaseReward
-from .python_function import check_scores
 import base64
 import io
 import json
@@ -25,10 +21,15 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
+
 import torch
 from PIL import Image
 from torch import Tensor
 
+from .. import config
+from ..types import DirectAlignError, Images, PerSample
+from .common import BaseReward
+from .python_function import check_scores
 
 FIRST_WAIT = 1.0
 """Seconds before the second attempt; each further wait is twice as long."""

@@ -12,6 +12,28 @@ ignored.
 
 from __future__ import annotations
 
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    BlipTextConfig,
+    BlipTextModel,
+    BlipVisionConfig,
+    BlipVisionModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.activations import ACT2FN
+from transformers.utils import logging
+
 from .. import config
 from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
@@ -29,27 +51,6 @@ from .weights import (
     read_weights,
     shapes_of,
 )
-import json
-import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from transformers import (
-    AutoTokenizer,
-    BlipTextConfig,
-    BlipTextModel,
-    BlipVisionConfig,
-    BlipVisionModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.activations import ACT2FN
-from transformers.utils import logging
-
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 LENGTH = 35

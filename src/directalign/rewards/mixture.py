@@ -12,14 +12,16 @@ part of training: see `methods.objective`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
 from .. import config, rewards
 from ..interfaces import Reward
 from ..types import Images, PerSample
 from .common import BaseReward
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-import torch
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,17 @@ those of the published weights (github.com/Kwai-Kolors/MPS, after PaLM's paralle
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
 from .. import config
 from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
@@ -31,16 +42,6 @@ from .weights import (
     read_weights,
     shapes_of,
 )
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
-import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
-from transformers.utils import logging
-
 
 OVERALL = (
     "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, instance, texture, quantity, "

@@ -8,17 +8,18 @@ which use gelu as LAION's and HPSv2's weights do. Refused by name: towers of tim
 
 from __future__ import annotations
 
-from ..types import DirectAlignError
-from .weights import Shapes, check_tensors, read_shapes, read_weights, shapes_of
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 from transformers.utils import logging
 
+from ..types import DirectAlignError
+from .weights import Shapes, check_tensors, read_shapes, read_weights, shapes_of
 
 VISION_BLOCKS, TEXT_BLOCKS = "visual.transformer.resblocks", "transformer.resblocks"
 TOWERS = {"vision_model": VISION_BLOCKS, "text_model": TEXT_BLOCKS}

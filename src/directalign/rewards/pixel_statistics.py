@@ -5,14 +5,15 @@ They ignore the prompt, so a relative reward cannot be formed from them.
 
 from __future__ import annotations
 
-from .. import config
-from ..types import Images, PerSample
-from .common import BaseReward
 from collections.abc import Callable, Sequence
 from typing import Literal
+
 import torch
 from torch import Tensor
 
+from .. import config
+from ..types import Images, PerSample
+from .common import BaseReward
 
 Statistic = Literal["brightness", "saturation", "redness"]
 

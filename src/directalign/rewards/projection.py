@@ -9,10 +9,10 @@ remainder, and with it every score. Text features are unchanged, so scores keep 
 
 from __future__ import annotations
 
-from ..types import DirectAlignError
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..types import DirectAlignError
 
 Features = Float[Tensor, "b d"]
 Rows = Float[Tensor, "m d"]

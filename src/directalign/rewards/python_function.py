@@ -16,17 +16,19 @@ gradient. The file is run: name only files that you trust. Load models in the cl
 
 from __future__ import annotations
 
-from .. import config
-from ..types import DirectAlignError, Images, PerSample
-from .common import BaseReward
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
 import torch
 from torch import Tensor
+
+from .. import config
+from ..types import DirectAlignError, Images, PerSample
+from .common import BaseReward
 
 
 class PythonReward(BaseReward):

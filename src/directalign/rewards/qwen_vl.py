@@ -19,17 +19,13 @@ Preprocessing resizes to multiples of patch·merge pixels within the folder's bo
 
 from __future__ import annotations
 
-from .. import config
-from ..io import hub
-from ..types import DirectAlignError, Images, PerSample
-from .common import BaseReward, recompute
-from .weights import FOLDER_SETTINGS, FOLDER_WEIGHTS, check_folder, first_line, load_model, locate
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -43,6 +39,12 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
 )
+
+from .. import config
+from ..io import hub
+from ..types import DirectAlignError, Images, PerSample
+from .common import BaseReward, recompute
+from .weights import FOLDER_SETTINGS, FOLDER_WEIGHTS, check_folder, first_line, load_model, locate
 
 
 class VlmReward(BaseReward):

@@ -6,6 +6,11 @@ Accepted names: a recipe (.yaml) with a single reward, a CLIP or SigLIP folder, 
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import torch
+
 from .. import config
 from ..config.load import load_run
 from ..interfaces import Reward
@@ -13,10 +18,6 @@ from ..io import hub
 from ..toyworld.assets import resolve
 from ..types import DirectAlignError
 from . import load_reward
-import json
-from pathlib import Path
-import torch
-
 
 RECIPES = (".yaml", ".yml")
 OPTION = "--reward"

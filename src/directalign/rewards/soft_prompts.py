@@ -8,7 +8,6 @@ give exactly the features of their words.
 
 from __future__ import annotations
 
-from ..types import DirectAlignError
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ..types import DirectAlignError
 
 SUFFIX = ".safetensors"
 FACTS = ("kind", "fingerprint", "table", "made")

@@ -8,11 +8,6 @@ the remedy.
 
 from __future__ import annotations
 
-from .. import config
-from ..io import hub
-from ..toyworld.assets import resolve
-from ..types import DirectAlignError
-from .common import Preprocessing
 import json
 import pickle
 from collections import OrderedDict
@@ -22,6 +17,7 @@ from pathlib import Path
 from struct import error as StructError
 from typing import Any, TypeVar
 from zipfile import BadZipFile, ZipFile, is_zipfile
+
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -29,6 +25,11 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .. import config
+from ..io import hub
+from ..toyworld.assets import resolve
+from ..types import DirectAlignError
+from .common import Preprocessing
 
 Shapes = Mapping[str, Sequence[int]]
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")

@@ -6,18 +6,19 @@ transformers folders that need nothing of this package. `resolve("world:flux")` 
 
 from __future__ import annotations
 
-from ..types import DirectAlignError
-from .scenes import STYLES, Scenes, draw_scenes, render
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
+
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ..types import DirectAlignError
+from .scenes import STYLES, Scenes, draw_scenes, render
 
 ASSETS = Path(__file__).parent / "assets"
 MAX_SEQUENCE_LENGTH = 16

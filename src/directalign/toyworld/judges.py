@@ -7,16 +7,17 @@ colour cast does not move them.
 
 from __future__ import annotations
 
-from ..types import Images, PerSample
-from . import assets
-from .scenes import BACKGROUNDS, COLORS, SHAPES, STYLES, scenes_of
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import nn
 
+from ..types import Images, PerSample
+from . import assets
+from .scenes import BACKGROUNDS, COLORS, SHAPES, STYLES, scenes_of
 
 STYLE_HEADS = {"style": len(STYLES)}
 CONTENT_HEADS = {"color": len(COLORS), "shape": len(SHAPES), "background": len(BACKGROUNDS)}

@@ -5,5 +5,4 @@ from __future__ import annotations
 from .loop import Interrupted
 from .run import run
 
-
 __all__ = ["Interrupted", "run"]

@@ -16,16 +16,17 @@ a rate of 5e-6, 40 steps move a bfloat16 weight of 1 by 0 instead of -2e-4) and 
 
 from __future__ import annotations
 
-from ..diffusion.rng import generator_for
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..diffusion.rng import generator_for
 
 BLOCK = 256
 SMALLEST = 4096

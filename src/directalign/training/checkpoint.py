@@ -10,15 +10,6 @@ data set or global batch is refused. The number of processes may differ between 
 
 from __future__ import annotations
 
-from .. import config
-from ..diffusion.rng import generator_for
-from ..interfaces import Method
-from ..io import atomic
-from ..types import DirectAlignError
-from .data import accumulation
-from .distributed import TorchProcessGroup, class_of, empty_beside
-from .optim import EMA, learning_rate
-from .run_folder import versions
 import hashlib
 import json
 import logging
@@ -29,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
@@ -43,6 +35,15 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
+from .. import config
+from ..diffusion.rng import generator_for
+from ..interfaces import Method
+from ..io import atomic
+from ..types import DirectAlignError
+from .data import accumulation
+from .distributed import TorchProcessGroup, class_of, empty_beside
+from .optim import EMA, learning_rate
+from .run_folder import versions
 
 logger = logging.getLogger(__name__)
 

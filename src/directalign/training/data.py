@@ -5,6 +5,10 @@ Every batch of a step has one shape: that of an image bucket, or one of the reci
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from .. import config
 from ..data.buckets import Bucket, check_buckets, fill_buckets
 from ..data.image_dataset import ImageStream, scan_images
@@ -13,9 +17,6 @@ from ..data.shuffle import turn
 from ..interfaces import Model
 from ..types import Batch, DirectAlignError
 from .distributed import TorchProcessGroup
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 
 @dataclass(frozen=True)

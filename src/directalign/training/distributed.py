@@ -8,9 +8,6 @@ call of the network, in the same order. With a single process all collectives ar
 
 from __future__ import annotations
 
-from .. import config
-from ..interfaces import Model
-from ..types import DirectAlignError
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -19,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -28,6 +26,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import empty as distributed_empty
 
+from .. import config
+from ..interfaces import Model
+from ..types import DirectAlignError
 
 TIMEOUT = timedelta(minutes=30)
 """A collective waits this long for ranks that are alive but slow. A dead rank closes its connections and fails it at once."""

@@ -12,6 +12,16 @@ Rank 0 has the records and decides; all ranks save and load the best weights, in
 
 from __future__ import annotations
 
+import logging
+import math
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
 from .. import config
 from ..evaluation.in_training import judge_of, measured_metrics, score_of
 from ..io import atomic
@@ -20,15 +30,6 @@ from . import checkpoint, run_log
 from .checkpoint import WEIGHTS, TrainState
 from .distributed import TorchProcessGroup
 from .run_log import RunLog
-import logging
-import math
-import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
-from torch import nn
-
 
 logger = logging.getLogger(__name__)
 

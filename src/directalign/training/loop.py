@@ -6,6 +6,16 @@ The checkpoint of a step is written before its sample grid and evaluation: a run
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol, runtime_checkable
+
 from .. import config
 from ..interfaces import Model
 from ..rewards.distributed import SynchronizedError, synchronized_call
@@ -18,16 +28,6 @@ from .early_stopping import EarlyStopping
 from .optim import learning_rate, set_learning_rate
 from .run_log import Display, RunLog
 from .step import TrainStep
-import signal
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol, runtime_checkable
-
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

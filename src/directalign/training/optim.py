@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from ..config import TrainConfig
-from ..types import DirectAlignError
-from .adamw8bit import AdamW8bit
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
 import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+
+from ..config import TrainConfig
+from ..types import DirectAlignError
+from .adamw8bit import AdamW8bit
 
 
 def trained_parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:

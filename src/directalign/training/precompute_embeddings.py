@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
+from typing import Any
+
+from rich.progress import track
+
 from .. import config
 from ..evaluation.eval_prompts import fixed_pairs, measured_prompts
 from ..evaluation.image_metrics import diversity_pairs
@@ -9,11 +15,6 @@ from ..models.text_encoder import PromptEncoder, default_folder
 from .data import TrainData
 from .distributed import TorchProcessGroup
 from .run_log import NUM_SAMPLES
-import logging
-from functools import partial
-from typing import Any
-from rich.progress import track
-
 
 logger = logging.getLogger(__name__)
 

@@ -5,11 +5,21 @@ run.yaml  metrics.jsonl  tensorboard/  samples/  checkpoints/  lora.safetensors 
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
 from .. import config
 from ..config.load import dump_run
 from ..evaluation.in_training import Measurer
 from ..evaluation.scores import load_held_out
-from ..interfaces import Model, Method
+from ..interfaces import Method, Model
 from ..io import atomic
 from ..methods import load_method
 from ..models import load_model
@@ -29,15 +39,6 @@ from .precompute_embeddings import precompute_embeddings
 from .run_log import CONSOLE, Display, RunLog, configure_logging
 from .step import NFECounter, TrainStep
 from .trackers import open_trackers
-import json
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-import torch
-from safetensors import SafetensorError
-
 
 logger = logging.getLogger(__name__)
 

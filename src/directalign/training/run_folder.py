@@ -5,9 +5,6 @@ A run never writes over another one, and `--resume` continues only what is there
 
 from __future__ import annotations
 
-from .. import __version__, config
-from ..rewards.soft_prompts import is_tokens_file
-from ..types import DirectAlignError
 import logging
 import os
 import platform
@@ -17,9 +14,13 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
 import torch
 from filelock import FileLock, Timeout
 
+from .. import __version__, config
+from ..rewards.soft_prompts import is_tokens_file
+from ..types import DirectAlignError
 
 logger = logging.getLogger(__name__)
 

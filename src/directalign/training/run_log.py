@@ -11,12 +11,6 @@ A resumed run first drops the records beyond its checkpoint, so the file ends up
 
 from __future__ import annotations
 
-from .. import config
-from ..evaluation.generate import generate
-from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup
-from ..io.atomic import partial_of, write_text
-from ..types import Images
-from .trackers import Tracker, values_of
 import json
 import logging
 import math
@@ -25,6 +19,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import UInt8
@@ -33,6 +28,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from .. import config
+from ..evaluation.generate import generate
+from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup
+from ..io.atomic import partial_of, write_text
+from ..types import Images
+from .trackers import Tracker, values_of
 
 CONSOLE = Console()
 NAME = "metrics.jsonl"

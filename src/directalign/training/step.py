@@ -5,9 +5,6 @@ If a loss or gradient is not finite, weights and optimizer stay as they are.
 
 from __future__ import annotations
 
-from ..interfaces import Method
-from ..types import Batch, LossTerm, NonFiniteError
-from .distributed import TorchProcessGroup, whole
 import math
 import time
 from collections import defaultdict
@@ -15,9 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from ..interfaces import Method
+from ..types import Batch, LossTerm, NonFiniteError
+from .distributed import TorchProcessGroup, whole
 
 REMEDY = "lower train.learning_rate or the jump of method.noise_levels"
 

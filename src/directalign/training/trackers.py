@@ -8,9 +8,6 @@ keeps a network failure away from training and reports it once. Online rows beyo
 
 from __future__ import annotations
 
-from .. import config
-from ..io.atomic import write_text
-from ..types import DirectAlignError
 import io
 import json
 import logging
@@ -32,6 +29,7 @@ from queue import SimpleQueue
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
+
 import huggingface_hub
 import numpy as np
 from accelerate import PartialState
@@ -39,6 +37,9 @@ from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 from jaxtyping import UInt8
 from PIL import Image
 
+from .. import config
+from ..io.atomic import write_text
+from ..types import DirectAlignError
 
 logger = logging.getLogger(__name__)
 KEY_FILE, IMAGES, STEP_AXIS = "tracked.json", "samples", "step"

@@ -7,6 +7,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+
 from ... import config
 from ...types import Images, PerSample
 from ..eval_prompts import PromptRow
@@ -15,9 +19,6 @@ from .detector import Detecting, load_detecting
 from .geneval import ADHERENCE, Judged, Verdict, numbers
 from .settings import adherence_settings
 from .vqa import Asking, load_asking
-from collections.abc import Sequence
-import torch
-
 
 __all__ = [
     "ADHERENCE",

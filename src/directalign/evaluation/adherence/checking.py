@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
 from ... import config
 from ...rewards import clip, qwen_vl
 from ...types import DirectAlignError
 from ..eval_prompts import PromptRow
 from .detector import COLORS, check_detector, known_classes, own_name
 from .vqa import require_probability
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
 
 KEY = "evaluate.adherence"
 

@@ -9,21 +9,13 @@ Left out: DETR, whose published weights want timm; Grounding DINO, which scores 
 
 from __future__ import annotations
 
-from ... import config
-from ...io import hub
-from ...rewards import clip, weights
-from ...rewards.clip import ClipReward
-from ...rewards.common import read_settings
-from ...rewards.weights import locate
-from ...types import DirectAlignError, Images
-from ..eval_prompts import PromptRow
-from .geneval import Box, Found, Judged, Limits, judge
 import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -38,6 +30,15 @@ from transformers import (
     RTDetrV2ForObjectDetection,
 )
 
+from ... import config
+from ...io import hub
+from ...rewards import clip, weights
+from ...rewards.clip import ClipReward
+from ...rewards.common import read_settings
+from ...rewards.weights import locate
+from ...types import DirectAlignError, Images
+from ..eval_prompts import PromptRow
+from .geneval import Box, Found, Judged, Limits, judge
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = (

@@ -6,15 +6,16 @@ of the same ("two clocks, not three") closes the count from above, any other sta
 
 from __future__ import annotations
 
-from ...types import PerSample
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from ...types import PerSample
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 IRREGULAR = {

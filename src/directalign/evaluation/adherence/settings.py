@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
 from ... import config
 from ...config.load import load_run
 from ...io import hub
@@ -9,12 +16,6 @@ from ...rewards.qwen_vl import KINDS
 from ...rewards.weights import locate
 from ...types import DirectAlignError
 from .detector import MODELS, model_type
-import json
-from pathlib import Path
-from typing import Any
-import yaml
-from pydantic import TypeAdapter, ValidationError
-
 
 RECIPES = (".yaml", ".yml")
 

@@ -6,14 +6,14 @@ look, counts badly, and inclines to yes: two models are compared by it more safe
 
 from __future__ import annotations
 
+import torch
+
 from ... import config
 from ...rewards import qwen_vl
 from ...types import DirectAlignError
 from ..eval_prompts import PromptRow
 from .detector import Image
 from .geneval import Judged, Verdict, facts_of
-import torch
-
 
 DECISION = 0.5
 

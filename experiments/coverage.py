@@ -1,0 +1,451 @@
+"""The comparison: who wins on the toy world, and do its 95 % intervals cover the truth?
+
+Renders stand in for models that show a photo with probability p and the right content with
+probability q, judged and compared as real ones. A bank of renders is judged once: each caption as a
+photo or not, with its own content or another caption's. Images of one prompt are correlated: a bit
+is 1 where √r·z + √(1−r)·e < Φ⁻¹(p), e of the image, z of the prompt, half of it common to both
+models; so its rate is p for any r. The difference of two models is p_b − p_a, and a pair is won,
+ties by half, in (1 + p_b − p_a) / 2 of all pairs. Votes of the arena: model i is preferred to j
+with probability 1 / (1 + exp(θ_j − θ_i)), correlated over annotators in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations, product
+from pathlib import Path
+
+import torch
+from directalign.arena.wins import win_rates
+from directalign.evaluate.intervals import Interval, resamples_of, wilson
+from directalign.evaluate.names import JUDGED
+from directalign.evaluate.wins import wins
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from directalign.arena.records import Vote
+from directalign.config import RunConfig
+from directalign.diffusion.rng import generator_for
+from directalign.evaluation.compare import SUMMARY, Request, compare
+from directalign.evaluation.results import summarise
+from directalign.stats import bradley_terry
+from directalign.toyworld.judges import load_judge
+from directalign.toyworld.scenes import STYLES, all_captions, render, scenes_of
+from directalign.training.run_folder import commit, machine, versions
+
+from .analysis import DASH, Row, Rows, Table, number, with_interval
+from .plots import DotColumn, Line, Panel, curves, dots_with_intervals, title_of
+from .runner import Arm, piece, run_arm, settings_of, sized
+
+SEEDS = (0, 1, 2)
+RECIPES = {"direct_align": "world_direct_align", "refl": "world_refl", "srpo": "world_srpo"}
+ARMS = tuple(
+    Arm(name, title_of(name), recipe, ("evaluate.every=0",)) for name, recipe in RECIPES.items()
+)
+QUICK_ARMS = ("direct_align", "srpo")
+HELD_OUT = "second={name: clip, path: 'world:second_reward'}"
+IMAGES, QUICK_IMAGES = 240, 8
+"""Of each model in a comparison, two per prompt."""
+SIMULATED, QUICK_SIMULATED = 1000, 4
+CAPTIONS, VARIANTS = 240, 4
+NUMBERS, KEYS = ("photo_rate", "content"), ("a", "b")
+SIGNIFICANT, NOMINAL = 0.05, 0.95
+COMMON = 0.5
+"""Share of a prompt's difficulty that both models have in common."""
+ANY = "all"
+"""Counts whether any test of a comparison is significant after correction."""
+EFFECTS, PROMPTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3), (30, 120, 480)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Two models: rates of photos and of right content, prompts, seeds per prompt, correlation r.
+
+    `by_image` treats every image as a prompt of its own, which ignores the correlation.
+    """
+
+    name: str
+    title: str
+    photo: tuple[float, float]
+    content: tuple[float, float]
+    prompts: int = 120
+    seeds: int = 2
+    likeness: float = 0.3
+    by_image: bool = False
+
+    def rates(self, number: str) -> tuple[float, float]:
+        return self.photo if number == "photo_rate" else self.content
+
+
+def _many(name: str, title: str, by_image: bool) -> Planted:
+    return Planted(name, title, (0.4, 0.6), (0.9, 0.8), 40, 8, 0.5, by_image)
+
+
+PLANTED = (
+    Planted("equal", "equal models", (0.5, 0.5), (0.9, 0.9)),
+    Planted("slight", "slightly apart", (0.45, 0.55), (0.95, 0.9)),
+    Planted("far", "far apart", (0.2, 0.8), (0.97, 0.85)),
+    Planted("rare", "rates near 0 and 1", (0.02, 0.05), (0.99, 0.97)),
+    Planted("few", "16 prompts alone", (0.3, 0.6), (0.9, 0.8), prompts=16),
+    _many("many_seeds", "8 seeds a prompt", False),
+    _many("by_image", "8 seeds a prompt, counted by image", True),
+)
+
+
+@dataclass(frozen=True)
+class Electorate:
+    """Strengths (log-odds, mean 0) of models; annotators compare every two on every item."""
+
+    name: str
+    title: str
+    strengths: tuple[float, ...]
+    items: int = 30
+    annotators: int = 3
+    likeness: float = 0.5
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(f"m{place}" for place in range(len(self.strengths)))
+
+
+UNEQUAL = (0.9, 0.3, -0.3, -0.9)
+ELECTORATES = (
+    Electorate("equal_votes", "equal models, 30 items", (0.0, 0.0, 0.0, 0.0)),
+    Electorate("unequal_votes", "unequal models, 30 items", UNEQUAL),
+    Electorate("more_votes", "unequal models, 100 items", UNEQUAL, items=100),
+)
+
+
+def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+    """Train and compare, then simulate; quick: two arms, one seed, two updates, few simulations."""
+    arms = sized([arm for arm in ARMS if not quick or arm.name in QUICK_ARMS], quick)
+    images, rows = QUICK_IMAGES if quick else IMAGES, []
+    for seed in SEEDS[:1] if quick else SEEDS:
+        rows += compare_runs(arms, seed, out, recipes, images)
+    return rows + simulate(out, quick, settings_of(arms[0], 0, recipes))
+
+
+def compare_runs(arms: list[Arm], seed: int, out: Path, recipes: Path, images: int) -> list[Row]:
+    """A row per pair of models and number, of the runs of one seed."""
+    sources = tuple(f"{arm.name}={run_arm(arm, seed, out, recipes)}" for arm in arms)
+    where = {"commit": commit(), "machine": machine(), "versions": versions()}
+    folder = out / "comparisons" / f"seed{seed}"
+    request = Request(
+        sources, folder, base=True, num_samples=images, rewards=(HELD_OUT,), where=where
+    )
+    made = compare(request, lambda words: print(words, flush=True))
+    summary = json.loads((made / SUMMARY).read_text(encoding="utf-8"))
+    rows: list[Row] = []
+    for won in summary["wins"]:
+        named = {"study": "coverage", "kind": "wins", "arm": won["b"], "title": title_of(won["b"])}
+        rows.append({**named, "seed": seed, **won, **where})
+    return rows
+
+
+def simulate(out: Path, quick: bool, settings: RunConfig) -> list[Row]:
+    """Everything simulated, piece by piece."""
+    bank = rendered_bank(*((8, 1) if quick else (CAPTIONS, VARIANTS)))
+    count = QUICK_SIMULATED if quick else SIMULATED
+    pieces = {"judges": bank.rows}
+    pieces |= {f"planted-{each.name}": partial(simulated, each, bank, count) for each in PLANTED}
+    grid = list(product(PROMPTS, EFFECTS))
+    pieces |= {"power": lambda: [power(effect, prompts, count) for prompts, effect in grid]}
+    pieces |= {f"votes-{each.name}": partial(simulated_votes, each, count) for each in ELECTORATES}
+    return [
+        {"study": "coverage", **row}
+        for name, make in pieces.items()
+        for row in piece(out, name, settings, make)
+    ]
+
+
+# --- comparisons of models with known rates -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bank:
+    """`answers`[caption, photo?, right?, variant, which of `NUMBERS`], each 0 or 1."""
+
+    captions: Sequence[str]
+    answers: Float[Tensor, "c 2 2 v 2"]
+
+    def rows(self) -> Iterator[Row]:
+        """How often the judges see what was rendered."""
+        for place, name in enumerate(NUMBERS):
+            for drawn in (0, 1):
+                seen = self.answers.select(1 + place, drawn)[..., place]
+                named = {"kind": "judge", "arm": f"{name}_{drawn}", "title": name, "seed": 0}
+                counts = {"seen": int(seen.sum()), "renders": seen.numel()}
+                yield {**named, "drawn": drawn, **counts}
+
+
+def rendered_bank(count: int, variants: int) -> Bank:
+    """`variants` renders of each kind of the first `count` captions, judged."""
+    captions, judge = all_captions()[:count], load_judge()
+    drawn = []
+    for place in range(4 * variants):
+        photo, right, variant = place // 2 % 2, place % 2, place // 4
+        shown = captions
+        if not right:
+            shown = [captions[(index + 1 + variant) % count] for index in range(count)]
+        style = "photo" if photo else STYLES[1 + variant % (len(STYLES) - 1)]
+        judged = judge(render(scenes_of(shown, style), generator_for(place)), captions)
+        drawn.append(torch.stack([judged[name] for name in NUMBERS], dim=-1))
+    answers = torch.stack(drawn).reshape(variants, 2, 2, count, len(NUMBERS))
+    return Bank(captions, answers.permute(3, 1, 2, 0, 4))
+
+
+def simulated(planted: Planted, bank: Bank, comparisons: int) -> Iterator[Row]:
+    """How often intervals covered the truth and tests were significant in so many comparisons."""
+    about = {name: JUDGED[name] for name in NUMBERS}
+    hits: Counter[tuple[str, str]] = Counter()
+    for place in range(comparisons):
+        found = summarise(KEYS, lines_of(planted, bank, generator_for(place)), about)
+        hits.update(covered(found, planted))
+        hits.update(significant(found))
+    named = {"arm": planted.name, "title": planted.title, "seed": 0, "simulated": comparisons}
+    effects = [after - before for before, after in map(planted.rates, NUMBERS)]
+    for name, effect in zip(NUMBERS, effects, strict=True):
+        for of in OF:
+            row = {"kind": "coverage", **named, "number": name, "of": of}
+            yield {**row, "covered": hits[of, name]}
+        row = {"kind": "test", **named, "number": name, "effect": effect}
+        yield {**row, "spoke": hits["test", name]}
+    row = {"kind": "test", **named, "number": ANY, "effect": max(map(abs, effects))}
+    yield {**row, "spoke": hits["test", ANY]}
+
+
+def covered(found: Row, planted: Planted) -> Iterator[tuple[str, str]]:
+    """("rate" of the second model, "difference" or "win", number) of intervals with the truth."""
+    for name in NUMBERS:
+        before, after = planted.rates(name)
+        delta, won = (
+            next(each for each in found[table] if each["name"] == name)
+            for table in ("differences", "wins")
+        )
+        intervals = {
+            "rate": (found["models"]["b"][name], after),
+            "difference": (delta, after - before),
+            "win": (won, (1 + after - before) / 2),
+        }
+        for of, (interval, truth) in intervals.items():
+            if interval["low"] - 1e-12 <= truth <= interval["high"] + 1e-12:
+                yield of, name
+
+
+def significant(found: Row) -> Iterator[tuple[str, str]]:
+    """("test", number) of significant sign tests; ("test", "all") if one is after correction."""
+    yield from (("test", won["name"]) for won in found["wins"] if won["p"] < SIGNIFICANT)
+    if any(won["p_holm"] < SIGNIFICANT for won in found["wins"]):
+        yield "test", ANY
+
+
+def power(effect: float, prompts: int, comparisons: int) -> Row:
+    """How often the sign test finds photo rates `effect` apart, on two images a prompt."""
+    rates = ((1 - effect) / 2, (1 + effect) / 2)
+    planted = Planted("", "", rates, (0.5, 0.5), prompts)
+    groups = [image // planted.seeds for image in range(prompts * planted.seeds)]
+    drawn, found = resamples_of(groups, resamples=1), 0  # the interval is not used
+    for place in range(comparisons):
+        before, after = bits(planted.photo, planted, generator_for(place)).double()
+        found += wins(before, after, groups, drawn)["p"] < SIGNIFICANT
+    named = {"kind": "power", "arm": f"prompts_{prompts}", "title": f"{prompts} prompts", "seed": 0}
+    return {**named, "effect": effect, "spoke": found, "simulated": comparisons}
+
+
+def lines_of(planted: Planted, bank: Bank, generator: torch.Generator) -> list[Row]:
+    """The result lines that a comparison of the two models would leave."""
+    captions = torch.randint(len(bank.captions), (planted.prompts,), generator=generator)
+    captions = captions.repeat_interleave(planted.seeds)
+    step = 1 if planted.by_image else planted.seeds
+    prompts = [str(image // step) for image in range(len(captions))]
+    photo, right = (bits(planted.rates(name), planted, generator).long() for name in NUMBERS)
+    variants = torch.randint(bank.answers.shape[3], photo.shape, generator=generator)
+    answers = bank.answers[captions, photo, right, variants].tolist()
+    return [
+        {
+            "model": key,
+            "index": index,
+            "prompt": prompts[index],
+            "numbers": dict(zip(NUMBERS, answers[model][index], strict=True)),
+        }
+        for model, key in enumerate(KEYS)
+        for index in range(len(captions))
+    ]
+
+
+def bits(
+    rates: tuple[float, float], planted: Planted, generator: torch.Generator
+) -> Bool[Tensor, "2 n"]:
+    """Yes or no of each model for each image; images of one prompt are adjacent."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+    common, own = normal(1, planted.prompts), normal(2, planted.prompts)
+    of_prompt = COMMON**0.5 * common + (1 - COMMON) ** 0.5 * own
+    of_prompt = of_prompt.repeat_interleave(planted.seeds, dim=1)
+    of_image = normal(*of_prompt.shape)
+    limits = torch.special.ndtri(torch.tensor(rates, dtype=torch.float64))
+    drawn = planted.likeness**0.5 * of_prompt + (1 - planted.likeness) ** 0.5 * of_image
+    return drawn < limits[:, None]
+
+
+# --- votes on models of known strength ------------------------------------------------------------
+
+
+def simulated_votes(electorate: Electorate, elections: int) -> Iterator[Row]:
+    """How often intervals about the first and last model covered the truth, and tests found it."""
+    hits: Counter[str] = Counter()
+    for place in range(elections):
+        hits.update(_vote_hits(electorate, votes_of(electorate, generator_for(place))))
+    named = {"arm": electorate.name, "title": electorate.title, "seed": 0, "simulated": elections}
+    for of in OF_VOTES:
+        counts = {"covered": hits[of], "split": hits["split"]}
+        yield {"kind": "votes", **named, "of": of, **counts}
+    equal = len(set(electorate.strengths)) == 1
+    for name in ("pair", ANY):
+        spoke = hits[f"test {name}"]
+        yield {"kind": "votes test", **named, "number": name, "equal": equal, "spoke": spoke}
+
+
+def votes_of(electorate: Electorate, generator: torch.Generator) -> list[Vote]:
+    """One vote per annotator, item and pair; without ties."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+    strengths, models, r = electorate.strengths, electorate.models, electorate.likeness
+    pairs = list(combinations(range(len(strengths)), 2))
+    chances = [preferred(strengths[i], strengths[j]) for i, j in pairs]
+    limits = torch.special.ndtri(torch.tensor(chances, dtype=torch.float64))[:, None]
+    same = normal(electorate.items, len(pairs))[..., None]
+    own = normal(electorate.items, len(pairs), electorate.annotators)
+    for_first = r**0.5 * same + (1 - r) ** 0.5 * own < limits
+    return [
+        Vote(f"person {person}", item, models[i], models[j], models[i if first else j])
+        for item, of_item in enumerate(for_first.tolist())
+        for (i, j), of_pair in zip(pairs, of_item, strict=True)
+        for person, first in enumerate(of_pair)
+    ]
+
+
+def preferred(one: float, other: float) -> float:
+    """Probability that a model of strength `one` is preferred to one of strength `other`."""
+    return 1 / (1 + math.exp(other - one))
+
+
+def _vote_hits(electorate: Electorate, votes: list[Vote]) -> Iterator[str]:
+    """Names of intervals with the truth and of significant tests; "split" where ties were added."""
+    first, last = electorate.models[0], electorate.models[-1]
+    one, other = electorate.strengths[0], electorate.strengths[-1]
+    ranking = bradley_terry(votes, electorate.models)
+    rates = win_rates(votes, electorate.models)
+    pair = next(won for won in rates if (won.a, won.b) == (first, last))
+    intervals = {
+        "strength": (ranking.interval(first), one),
+        "strength difference": (ranking.difference(first, last), other - one),
+        "win": (pair.rate, preferred(other, one)),
+    }
+    yield from (of for of, (found, truth) in intervals.items() if found.low <= truth <= found.high)
+    yield from ["test pair"] * (pair.p < SIGNIFICANT)
+    yield from [f"test {ANY}"] * any(won.p_of_all < SIGNIFICANT for won in rates)
+    yield from ["split"] * (ranking.prior_ties > 0)
+
+
+# --- tables and figures ---------------------------------------------------------------------------
+
+SHOWN = {
+    "photo_rate": "photo rate",
+    "content": "content",
+    "score_second": "held-out reward",
+    "base_color_shift": "colour shift from the base",
+}
+DUELS = [("base", arm.name) for arm in ARMS] + [("direct_align", "srpo"), ("refl", "srpo")]
+OF = {"rate": "rate", "difference": "difference of two", "win": "win rate"}
+OF_VOTES = {
+    "strength": "strength",
+    "strength difference": "difference of strengths",
+    "win": "win rate",
+}
+
+
+def share(row: Row, key: str) -> Interval:
+    """How often something happened in simulations, with a 95 % binomial interval."""
+    return wilson(row[key] / row["simulated"], row["simulated"])
+
+
+def tables(rows: Rows) -> dict[str, Table]:
+    """Win rates, coverage of intervals, power of the sign test, the arena's strengths."""
+    titles = {"base": "base model", **rows.where(kind="wins").arms}
+    duels, intervals, powers, votes = [], [], [], []
+    for a, b in (pair for pair in DUELS if set(pair) <= set(titles)):
+        cells = [duel(rows.where(kind="wins", a=a, b=b, name=name)) for name in SHOWN]
+        duels.append([f"{titles[b]} against {titles[a]}", *cells])
+
+    def percent(row: Row, key: str) -> str:
+        return with_interval(share(row, key), 1, percent=True)
+
+    found = rows.where(kind="coverage")
+    for (arm, title), name in product(found.arms.items(), NUMBERS):
+        of = {row["of"]: row for row in found.where(arm=arm, number=name)}
+        intervals.append([title, SHOWN[name], *(percent(of[key], "covered") for key in OF)])
+    curve = rows.where(kind="power")
+    effects = sorted({row["effect"] for row in curve})
+    for arm, title in curve.arms.items():
+        by_effect = {row["effect"]: row for row in curve.where(arm=arm)}
+        shares = [share(by_effect[effect], "spoke")["value"] for effect in effects]
+        powers.append([title, *(f"{number(100 * value, 1)} %" for value in shares)])
+    for arm, title in rows.where(kind="votes").arms.items():
+        of = {row["of"]: percent(row, "covered") for row in rows.where(kind="votes", arm=arm)}
+        tests = rows.where(kind="votes test", arm=arm)
+        spoke = {row["number"]: percent(row, "spoke") for row in tests}
+        votes.append([title, *(of[key] for key in OF_VOTES), spoke["pair"], spoke[ANY]])
+    points = [f"{number(100 * effect, 0)} points" for effect in effects]
+    tested = ["significant", "any significant, corrected"]
+    return {
+        "win_rates": Table(["of two models", *SHOWN.values()], duels),
+        "intervals": Table(["planted", "number", *OF.values()], intervals),
+        "power": Table(["prompts", *points], powers),
+        "arena": Table(["planted", *OF_VOTES.values(), *tested], votes),
+    }
+
+
+def duel(found: Rows) -> str:
+    """Mean win rate over seeds with the hull of their intervals; seeds with a significant test."""
+    if not found:
+        return DASH
+    mean = sum(row["value"] for row in found) / len(found)
+    low, high = min(row["low"] for row in found), max(row["high"] for row in found)
+    clear = sum(row["p_holm"] < SIGNIFICANT for row in found)
+    interval = with_interval({"value": mean, "low": low, "high": high})
+    return f"{interval}, {clear} of {len(found)}"
+
+
+def draw(rows: Rows, folder: Path) -> list[Path]:
+    """Coverage of the intervals, and power of the sign test."""
+    found, curve = rows.where(kind="coverage"), rows.where(kind="power")
+    columns = []
+    for name, of in product(NUMBERS, ("rate", "win")):
+        each = found.where(of=of, number=name)
+        shares = {row["arm"]: share(row, "covered") for row in each}
+        columns.append(DotColumn(f"{OF[of]}, {SHOWN[name]}", shares, percent=True, at=NOMINAL))
+    note = "How often 95 % intervals cover the truth of the renderer, with binomial intervals."
+    names = found.arms | {"by_image": "8 seeds, by image"}
+    file, title = folder / "coverage_coverage.png", "Coverage of the comparison's intervals"
+    first = dots_with_intervals(file, title, columns, note, titles=names)
+    lines = []
+    for arm in curve.arms:
+        mine = sorted(curve.where(arm=arm), key=lambda row: row["effect"])
+        shares = [share(row, "spoke") for row in mine]
+        y, low, high = ([each[key] for each in shares] for key in ("value", "low", "high"))
+        lines.append(Line(arm, [row["effect"] for row in mine], y, low, high))
+    title = "share of comparisons in which the sign test is significant"
+    panel = Panel(title, "difference of photo rates", "significant", lines, percent=True)
+    file, title = folder / "coverage_power.png", "Power of the sign test, two images a prompt"
+    note = "With binomial intervals."
+    return [first, curves(file, title, [panel], note, titles=curve.arms)]

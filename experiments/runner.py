@@ -1,0 +1,447 @@
+"""Train and measure what a study compares. Finished work is kept, interrupted work is resumed.
+
+OUT/study.json          which study, in which size
+OUT/runs/ARM-seedS/     a training run without its checkpoints
+OUT/pieces/NAME.jsonl   rows of a measurement that trains nothing; NAME.yaml holds its settings
+OUT/prices.json         measured cost of one update
+OUT/results.jsonl       all rows; beside it README.md with the tables, and the figures
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from directalign import config
+from directalign.config import RunConfig
+from directalign.config.load import dump_run, load_run
+from directalign.evaluation.compare import judge_of
+from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts
+from directalign.evaluation.generate import run_of, trained_family
+from directalign.evaluation.image_metrics import statistics
+from directalign.evaluation.in_training import Measurer, photographs
+from directalign.io.atomic import write_text
+from directalign.methods import load_method
+from directalign.models import load_model
+from directalign.rewards import load_reward
+from directalign.training import checkpoint
+from directalign.training import run as train
+from directalign.training.data import open_data
+from directalign.training.distributed import process_group
+from directalign.training.run_folder import commit, machine, versions
+from directalign.training.run_log import read
+from directalign.training.step import NFECounter
+from directalign.types import DirectAlignError
+
+from .analysis import Number, Row, Rows, Table, read_rows, write_rows
+from .plots import title_of
+
+STUDIES = {
+    "learning_rates": "The learning rate of every method, chosen by one rule",
+    "table1": "All methods at equal compute, equal reward and equal photo rate",
+    "convergence": "What it costs to reach the same photo rate",
+    "timesteps": "Training at high noise, low noise or everywhere",
+    "control_phrases": "Control phrases: which cancel the bias, and which styles they suppress",
+    "control_words": "Control phrases and ramps as `directalign words` suggests them",
+    "control_tokens": "Learned control tokens against control phrases",
+    "inversion": "Two branches, one branch and the half-cost variant",
+    "anchor": "The anchored reward against the ramps, and where it fails",
+    "recovery": "Error of the recovered image by noise level and jump",
+    "defences": "Projected and mixed rewards against reward hacking",
+    "ddpm": "The comparison on Stable Diffusion, and the closed form on other schedules",
+    "reward_finetuning": "A reward finetuned to respond to control phrases",
+    "coverage": "The comparison: win rates, and coverage of its intervals",
+    "early_stopping": "Runs that stop before they ruin the model",
+    "stability": "The aligned model under other samplers, guidance, seeds and img2img chains",
+}
+MARK = "study.json"
+
+
+@runtime_checkable
+class Study(Protocol):
+    """A module of this package. Its docstring says what the paper claims and what is measured.
+
+    `measure` returns the rows and trains or measures what is not there yet; `tables` and `draw`
+    need nothing but rows. Figures are named after the study.
+    """
+
+    def measure(self, out: Path, quick: bool, recipes: Path) -> list[Row]: ...
+
+    def tables(self, rows: Rows) -> dict[str, Table]: ...
+
+    def draw(self, rows: Rows, folder: Path) -> list[Path]: ...
+
+
+def load_study(name: str) -> Study:
+    """The module of a study. Raises: DirectAlignError for an unknown name."""
+    if name not in STUDIES:
+        raise DirectAlignError(f"no study is called {name}; there are {', '.join(STUDIES)}")
+    return importlib.import_module(f"{__package__}.{name}")  # pyright: ignore[reportReturnType]
+
+
+def run_study(name: str, out: Path, quick: bool, recipes: Path) -> Path:
+    """Measure, and write rows, figures and `out/README.md`, which is returned. Called again it
+    resumes.
+
+    Raises: DirectAlignError for an unknown name, or a folder of another study or size.
+    """
+    study = load_study(name)
+    claim(out, name, quick)
+    rows = Rows(study.measure(out, quick, recipes))
+    write_rows(rows, out / "results.jsonl")
+    figures = study.draw(rows, out)
+    parts = [f"# {STUDIES[name]}"]
+    if quick:
+        parts.append("> Quick size: a test of the code. Its numbers say nothing about a method.")
+    for title, table in study.tables(rows).items():
+        parts += [f"## {title}", table.markdown()]
+    parts += [f"![{figure.stem}]({figure.name})" for figure in figures]
+    page = out / "README.md"
+    write_text(page, "\n\n".join([*parts, facts(rows)]) + "\n")
+    return page
+
+
+def claim(out: Path, name: str, quick: bool) -> None:
+    """Take `out` for a study in one size.
+
+    Raises: DirectAlignError where another study or size, or anything else, lies there.
+    """
+    mine = {"study": name, "size": "quick" if quick else "full"}
+    mark = out / MARK
+    if mark.is_file():
+        found = json.loads(mark.read_text(encoding="utf-8"))
+        if found != mine:
+            raise DirectAlignError(
+                f"{out} holds the {found['size']} size of study {found['study']}, not the "
+                f"{mine['size']} size of {name}: choose another --out"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DirectAlignError(f"{out} holds something that is no study: choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(mark, json.dumps(mine) + "\n")
+
+
+def facts(rows: Rows) -> str:
+    """Seeds, commits, machines and versions of the rows, each once, as a Markdown list."""
+
+    def distinct(key: str) -> list[Any]:
+        return list({json.dumps(row[key]): row[key] for row in rows if row.get(key)}.values())
+
+    machines = [
+        each["gpu"]
+        or f"{each['cores']} CPU cores ({each['processor']}), {each['threads']} thread(s)"
+        for each in distinct("machine")
+    ]
+    libraries = [
+        ", ".join(" ".join(pair) for pair in each.items()) for each in distinct("versions")
+    ]
+    lines = [
+        ("Seeds", ", ".join(map(str, rows.seeds()))),
+        ("Commit", ", ".join(distinct("commit"))),
+    ]
+    lines += [("Machine", "; ".join(machines)), ("Versions", "; ".join(libraries))]
+    return "\n".join(f"- {name}: {value}" for name, value in lines if value)
+
+
+# --- training runs --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What a study compares: a recipe (file stem) with `section.key=value` overrides.
+
+    `name` becomes part of folder names, `title` is printed.
+    """
+
+    name: str
+    title: str
+    recipe: str
+    overrides: tuple[str, ...] = ()
+
+    def plus(self, *overrides: str) -> Arm:
+        """The arm with more overrides, which overrule its own."""
+        return replace(self, overrides=(*self.overrides, *overrides))
+
+
+def settings_of(arm: Arm, seed: int, recipes: Path) -> RunConfig:
+    """The run of an arm from a seed; it keeps one checkpoint at a time."""
+    overrides = ["train.keep_checkpoints=1", *arm.overrides, f"seed={seed}"]
+    return load_run(recipes / f"{arm.recipe}.yaml", overrides)
+
+
+def num_steps_of(recipe: str, recipes: Path, overrides: Sequence[str] = ()) -> int:
+    """Updates that a recipe takes."""
+    return load_run(recipes / f"{recipe}.yaml", list(overrides)).train.num_steps
+
+
+def folder_of(arm: Arm, seed: int, out: Path) -> Path:
+    """Folder of the run of an arm from a seed."""
+    return out / "runs" / f"{arm.name}-seed{seed}"
+
+
+def run_arms(
+    study: str, arms: Sequence[Arm], seeds: Sequence[int], out: Path, recipes: Path
+) -> list[Row]:
+    """Train all arms from the first seed, then from the next; rows come arm by arm."""
+    for seed in seeds:
+        for arm in arms:
+            last = rows_of(study, arm, seed, run_arm(arm, seed, out, recipes))[-1]
+            names = [name for name in ("photo_rate", "content", "color_drift") if name in last]
+            numbers = ", ".join(f"{name} {last[name]:.3f}" for name in names)
+            print(f"{study}: {arm.name}, seed {seed}, update {last['step']}: {numbers}", flush=True)
+    return [
+        row
+        for arm in arms
+        for seed in seeds
+        for row in rows_of(study, arm, seed, folder_of(arm, seed, out))
+    ]
+
+
+def run_arm(arm: Arm, seed: int, out: Path, recipes: Path) -> Path:
+    """Train one arm from one seed, or resume it; returns its folder, without checkpoints at the
+    end.
+
+    Raises: DirectAlignError where a finished run of other settings lies there.
+    """
+    settings, folder = settings_of(arm, seed, recipes), folder_of(arm, seed, out)
+    if not (folder / "summary.json").exists():
+        train(settings, folder, resume=(folder / "run.yaml").exists())
+    elif dump_run(load_run(folder / "run.yaml")) != dump_run(settings):
+        raise DirectAlignError(
+            f"{folder} holds a finished run of other settings than the recipe has now: "
+            f"remove {folder}, or choose another --out"
+        )
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return folder
+
+
+def rows_of(study: str, arm: Arm, seed: int, folder: Path) -> list[Row]:
+    """One row per measurement of a finished run; an interval becomes NAME, NAME_low, NAME_high."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    named = {"study": study, "arm": arm.name, "title": arm.title, "seed": seed}
+    rate = {"learning_rate": load_run(folder / "run.yaml").train.learning_rate}
+    provenance = {key: summary[key] for key in ("commit", "machine", "versions")}
+    return [
+        {**named, **spent, **rate, **numbers, **provenance} for spent, numbers in _measured(folder)
+    ]
+
+
+def _measured(folder: Path) -> Iterator[tuple[Row, Row]]:
+    """(cost so far, numbers) of every measurement of a run."""
+    seconds, forward, backward = 0.0, 0, 0
+    for record in read(folder):
+        if record["event"] == "step":
+            seconds += record["seconds"]
+            forward += record["network_calls"]["forward"]
+            backward += record["network_calls"]["backward"]
+        elif record["event"] == "evaluate":
+            numbers: Row = {}
+            for name, value in {**record, **record.get("during", {})}.items():
+                if isinstance(value, Mapping) and name not in ("during", "each"):
+                    numbers |= flat(name, value)
+                elif name not in ("event", "step", "seconds", "during", "each"):
+                    numbers[name] = value
+            calls = {"forward_calls": forward, "backward_calls": backward}
+            calls["call_equivalents"] = nfe_equivalents(forward, backward)
+            yield {"step": record["step"], "seconds": seconds, **calls}, numbers
+
+
+def flat(name: str, interval: Mapping[str, Any]) -> Row:
+    """An interval as three numbers of a row."""
+    return {
+        name: interval["value"],
+        f"{name}_low": interval["low"],
+        f"{name}_high": interval["high"],
+    }
+
+
+def nfe_equivalents(forward: int, backward: int) -> int:
+    """Cost in forward passes of a sample: a backward pass counts two more."""
+    return forward + 2 * backward
+
+
+# --- sizes ----------------------------------------------------------------------------------------
+
+PAIRS, QUICK_PAIRS = 64, 16
+ALWAYS = (
+    "train.save_every=0",
+    "train.sample_every=0",
+    "train.sample_prompts=[a red star on a navy background]",
+)
+FULL_SIZE = (*ALWAYS, f"evaluate.num_samples={PAIRS}", f"evaluate.num_samples_during={PAIRS}")
+QUICK_SIZE = (
+    *ALWAYS,
+    f"evaluate.num_samples={QUICK_PAIRS}",
+    f"evaluate.num_samples_during={QUICK_PAIRS}",
+    "evaluate.every=0",
+    "train.num_steps=2",
+    "data.batch_size=2",
+    "rollout.num_inference_steps=2",
+)
+
+
+def sized(arms: Sequence[Arm], quick: bool) -> list[Arm]:
+    """Arms in full size, or in quick size (two updates), which overrules an arm's own settings."""
+    return [
+        arm.plus(*QUICK_SIZE) if quick else replace(arm, overrides=(*FULL_SIZE, *arm.overrides))
+        for arm in arms
+    ]
+
+
+# --- measurements without training ----------------------------------------------------------------
+
+
+def piece(
+    out: Path, name: str, settings: RunConfig, measure: Callable[[], Iterable[Row]]
+) -> list[Row]:
+    """Rows of one measurement, made if they are not there; commit, machine and versions are added.
+
+    Raises: DirectAlignError where rows of other settings lie.
+    """
+    rows, under = out / "pieces" / f"{name}.jsonl", out / "pieces" / f"{name}.yaml"
+    if not rows.exists():
+        provenance = {"commit": commit(), "machine": machine(), "versions": versions()}
+        write_rows([{**row, **provenance} for row in measure()], rows)
+        write_text(under, dump_run(settings))
+    if not under.exists() or under.read_text(encoding="utf-8") != dump_run(settings):
+        raise DirectAlignError(
+            f"{rows} was measured under other settings than the recipe has now: "
+            f"remove {rows}, or choose another --out"
+        )
+    return read_rows(rows)
+
+
+def measurer_of(folder: Path, base: bool = False) -> Measurer:
+    """The measurements of a finished run, with its trained weights or its base model."""
+    run, trained = run_of(folder)
+    if trained is None:
+        raise DirectAlignError(f"{folder}: holds no run (no run.yaml)")
+    family = trained_family(run, None if base else trained)
+    device = next(family.denoiser.parameters()).device
+    return Measurer(run, family, load_reward(run.reward, device), judge_of(run))
+
+
+def with_drift(rows: list[Row], num_samples: int) -> list[Row]:
+    """Rows with `saturation_drift`, `sharpness_drift`: relative to photographs, minus 1."""
+    photo = _photo_statistics(num_samples)
+    names = ("saturation", "sharpness")
+    return [row | {f"{name}_drift": row[name] / photo[name] - 1 for name in names} for row in rows]
+
+
+@functools.cache
+def _photo_statistics(num_samples: int) -> dict[str, float]:
+    images = photographs(
+        fixed_pairs(measured_prompts(config.DataConfig(prompts="world")), num_samples)
+    )
+    return {name: float(each.double().mean()) for name, each in statistics(images).items()}
+
+
+# --- all methods under equal budgets --------------------------------------------------------------
+
+METHODS = {
+    "srpo": ("world_srpo", 3e-4),
+    "srpo_official": ("world_official", 3e-5),
+    "direct_align": ("world_direct_align", 3e-5),
+    "refl": ("world_refl", 1e-4),
+    "draft_k": ("world_draft_k", 3e-5),
+    "draft_lv": ("world_draft_lv", 1e-4),
+    "alignprop": ("world_alignprop", 3e-4),
+    "drtune": ("world_drtune", 3e-5),
+    "leapalign": ("world_leapalign", 3e-5),
+    "flowbp": ("world_flowbp", 3e-5),
+    "flow_grpo": ("world_flow_grpo", 1e-4),
+    "grpo_relative": ("world_grpo_relative", 1e-4),
+}
+"""Recipe and learning rate, as `learning_rates.chosen` finds it in the recorded study."""
+ARMS = tuple(
+    Arm(name, title_of(name), recipe, (f"train.learning_rate={rate}",))
+    for name, (recipe, rate) in METHODS.items()
+)
+OURS = "srpo"
+POLICY_GRADIENTS, LONGER = ("flow_grpo", "grpo_relative"), 3
+"""Policy gradients may spend `LONGER` times as much, to reach a level for comparison."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an arm may spend, in NFE equivalents, and how often it is measured on `num_samples` pairs
+    meanwhile.
+
+    `probed` is the number of updates on which the cost of one is measured.
+    """
+
+    calls: Number
+    measurements: int
+    num_samples: int
+    diversity_prompts: int
+    probed: int = 16
+
+    def times(self, factor: int) -> Budget:
+        """A budget `factor` times as large, measured at the same distances."""
+        calls, measurements = factor * self.calls, factor * self.measurements
+        return replace(self, calls=calls, measurements=measurements)
+
+
+def small_batches(arms: Sequence[Arm], quick: bool) -> list[Arm]:
+    """The arms, in quick size with small batches; their length comes from a budget."""
+    return [arm.plus("data.batch_size=2", ALWAYS[-1]) if quick else arm for arm in arms]
+
+
+def allowance(arm: Arm, budget: Budget, often: bool = False) -> Budget:
+    """What an arm may spend of a budget; `often` measures SRPO (early) twice as often."""
+    if arm.name in POLICY_GRADIENTS:
+        return budget.times(LONGER)
+    if often and arm.name == OURS:
+        return replace(budget, measurements=2 * budget.measurements)
+    return budget
+
+
+def within(budget: Budget, arm: Arm, out: Path, recipes: Path) -> Arm:
+    """The arm with the updates that the budget pays for; prices are kept in `out/prices.json`."""
+    cost = price(settings_of(arm, 0, recipes), budget.probed, out / "prices.json")
+    updates = math.ceil(budget.calls / cost)
+    every = max(1, math.ceil(updates / budget.measurements))
+    return arm.plus(
+        f"train.num_steps={updates}",
+        f"train.save_every={every}",
+        "train.sample_every=0",
+        f"evaluate.every={every}",
+        f"evaluate.num_samples={budget.num_samples}",
+        f"evaluate.num_samples_during={budget.num_samples}",
+        f"evaluate.diversity_prompts={budget.diversity_prompts}",
+    )
+
+
+def price(settings: RunConfig, probed: int, kept: Path) -> float:
+    """NFE equivalents of one update, mean over the first `probed`; read from `kept` if known."""
+    known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    key = hashlib.sha256(f"{probed} {dump_run(settings)}".encode()).hexdigest()[:16]
+    if key not in known:
+        known[key] = measured_price(settings, probed)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_text(kept, json.dumps(known, indent=1) + "\n")
+    return known[key]
+
+
+def measured_price(settings: RunConfig, probed: int) -> float:
+    """`price`, measured, as some methods draw how far back they differentiate."""
+    with process_group() as ranks:
+        checkpoint.seed_all(settings.seed)
+        family = load_model(settings.model, ranks.device, settings.seed)
+        method = load_method(settings, family, load_reward(settings.reward, ranks.device))
+        feed, counter = open_data(settings, family, ranks), NFECounter(family.denoiser)
+        for step in range(probed):
+            random_state.seed_step(settings.seed, step)
+            for batch in feed.batches(step):
+                for loss in method.losses(batch):
+                    loss.value.backward()
+    return nfe_equivalents(*counter.take()) / probed

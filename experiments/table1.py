@@ -1,0 +1,132 @@
+"""All methods at equal compute, equal reward and equal photo rate (arXiv 2509.06942, table 1).
+
+The paper compares the methods neither at equal compute nor at equal reward. Here each trains the
+same embedded FLUX against the same biased reward, with a learning rate chosen by one rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import plots
+from .analysis import Column, Row, Rows, Table, at_budget, at_level, means, number, over
+from .runner import ARMS, Budget, allowance, run_arms, small_batches, with_drift, within
+
+SEEDS, QUICK_SEEDS = (0, 1, 2), (0,)
+FULL = Budget(calls=5_000, measurements=5, num_samples=64, diversity_prompts=8)
+QUICK = Budget(calls=32, measurements=1, num_samples=8, diversity_prompts=1, probed=1)
+NUMBERS = (
+    Column("score_pos", "reward"),
+    Column("photo_rate", "photo rate", 0, percent=True),
+    Column("content", "content", 0, percent=True),
+    Column("color_drift", "colour drift"),
+    Column("saturation_drift", "saturation drift", 0, percent=True),
+    Column("sharpness_drift", "sharpness drift", 0, percent=True),
+    Column("diversity", "diversity"),
+)
+NFE, SECONDS = Column("call_equivalents", "NFE equivalents", 0), Column("seconds", "seconds", 0)
+DOTS = {
+    "color_drift": "Colour drift",
+    "content": "Content",
+    "diversity": "Diversity",
+    "call_equivalents": "NFE equivalents",
+}
+
+
+def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+    """Train every arm within its budget from every seed."""
+    budget = QUICK if quick else FULL
+    arms = [
+        within(allowance(arm, budget, often=True), arm, out, recipes)
+        for arm in small_batches(ARMS, quick)
+    ]
+    rows = run_arms("table1", arms, QUICK_SEEDS if quick else SEEDS, out, recipes)
+    return with_drift(rows, budget.num_samples)
+
+
+def tables(rows: Rows) -> dict[str, Table]:
+    """Methods at the largest common budget, and at levels that two thirds of them reach."""
+    key = "call_equivalents"
+    amount = min(row[key] for arm in rows.arms for row in rows.last(arm))
+    at_amount = rows.matched(lambda run: at_budget(run, key, amount))
+    return {
+        "matched_compute": methods(
+            rows, at_amount, (*NUMBERS, Column("step", "updates", 0), SECONDS)
+        ),
+        "matched_reward": at_level_of_most(rows, "score_pos", (*NUMBERS, NFE, SECONDS)),
+        "matched_photo_rate": at_level_of_most(rows, "photo_rate", (*NUMBERS, NFE, SECONDS)),
+    }
+
+
+def at_level_of_most(rows: Rows, key: str, columns: Sequence[Column]) -> Table:
+    """Methods where `key` first reaches `level_of_most`; none if the base model does."""
+    level = rows.level_of_most(key)
+    found = rows.matched(lambda run: at_level(run, key, level))
+    return methods(rows, found if level > rows.base[key] else {}, columns)
+
+
+def methods(rows: Rows, found: dict[str, Rows], columns: Sequence[Column]) -> Table:
+    """The base model, then one line per method that was reached."""
+    titles = rows.arms
+    lines = [["base model", *means(columns, [rows.base])]]
+    lines += [[titles[arm], *means(columns, found[arm])] for arm in titles if arm in found]
+    return Table(["method", *(column.title for column in columns)], lines)
+
+
+def draw(rows: Rows, folder: Path) -> list[Path]:
+    """Drift and content over photo rate; photo rate and reward over cost; dots at one rate."""
+    spent = Rows(row for row in rows if row["call_equivalents"] > 0)
+    trails = [
+        plots.Panel(
+            "Colour drift",
+            "photo rate",
+            "distance from photographs",
+            plots.lines_along(rows, "photo_rate", "color_drift"),
+        ),
+        plots.Panel(
+            "Content",
+            "photo rate",
+            "share of images",
+            plots.lines_along(rows, "photo_rate", "content"),
+            percent=True,
+        ),
+    ]
+    costs = [
+        plots.Panel(
+            title,
+            "NFE equivalents",
+            y,
+            plots.lines_along(spent, "call_equivalents", key),
+            percent,
+            log_x=True,
+        )
+        for title, y, key, percent in (
+            ("Photo rate", "share of images", "photo_rate", True),
+            ("Reward", "score under the positive phrases", "score_pos", False),
+        )
+    ]
+    note = "Means over seeds, from the base model on"
+    drawn = [
+        plots.curves(
+            folder / "table1_trails.png", "What each method pays for its photo rate", trails, note
+        ),
+        plots.curves(folder / "table1_cost.png", "Cost of each method", costs, "Means over seeds"),
+    ]
+    level, base = rows.level_of_most("photo_rate"), rows.base
+    if level <= base["photo_rate"]:
+        return drawn
+    found = rows.matched(lambda run: at_level(run, "photo_rate", level))
+    columns = [
+        plots.DotColumn(
+            title,
+            {arm: over(found.get(arm, []), key) for arm in rows.arms},
+            percent=key == "content",
+            log=key == "call_equivalents",
+            at=None if key == "call_equivalents" else base.get(key),
+        )
+        for key, title in DOTS.items()
+    ]
+    title = f"All methods where they first reach a photo rate of {number(level, 2)}"
+    note = "Means over seeds with 95 % intervals; dashed: the base model"
+    return [*drawn, plots.dots_with_intervals(folder / "table1_matched.png", title, columns, note)]

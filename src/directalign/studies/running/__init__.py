@@ -1,1 +1,0 @@
-"""Trainings and measurements as units that are kept when finished and resumed when not: arms, their runs, budgets, sizes and rows."""

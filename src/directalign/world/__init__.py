@@ -1,1 +1,0 @@
-"""Trainings behind the toy world."""

@@ -1,0 +1,254 @@
+"""Rows and their files, intervals against values worked out by hand, runs compared where they are equal, and tables."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planted import run
+
+from directalign.types import DirectAlignError
+from experiments.analysis import (
+    VERSUS,
+    Column,
+    Rows,
+    Table,
+    after,
+    at_budget,
+    at_level,
+    at_photo_rate,
+    mean_interval,
+    mean_of,
+    means,
+    number,
+    over,
+    paired_over_seeds,
+    ratio_interval,
+    read_rows,
+    signed,
+    with_interval,
+    write_rows,
+)
+
+# --- rows ---------------------------------------------------------------------------------------
+
+
+def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
+    rows, file = run("srpo", 0, [0.1, 0.4], 10), tmp_path / "new" / "results.jsonl"
+    write_rows(rows, file)
+    assert read_rows(file) == rows and [each.name for each in file.parent.iterdir()] == [file.name]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_rows([{"step": float("nan")}], file)
+    assert read_rows(file) == rows, "a write that fails leaves the former file"
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [('{"a": 1', "not JSON"), ("[1]", "a list where an object is expected"), ("", "not JSON")],
+)
+def test_a_broken_line_is_named_by_file_and_number(tmp_path: Path, line: str, problem: str) -> None:
+    file = tmp_path / "results.jsonl"
+    file.write_text(f'{{"step": 0}}\n{line}\n{{"step": 2}}\n')
+    with pytest.raises(DirectAlignError, match=rf"results\.jsonl, line 2: {problem}"):
+        read_rows(file)
+    with pytest.raises(DirectAlignError, match=r"gone\.jsonl: no such file of results"):
+        read_rows(tmp_path / "gone.jsonl")
+
+
+def test_rows_are_selected_by_kind_arm_seed_and_step() -> None:
+    facts = [
+        {"kind": "facts", "arm": "srpo", "seed": 0, "target": target} for target in (None, "photo")
+    ]
+    rows = Rows(
+        [*facts, *run("srpo", 1, [0.1, 0.5], 10)[::-1], *run("srpo", 0, [0.1, 0.3, 0.9], 10)]
+    )
+    assert rows.where(kind="facts", target="photo") == facts[1:] and len(rows.runs) == 5
+    runs = rows.runs
+    assert (
+        runs.arms == {"srpo": "SRPO, anchored"} and runs.seeds() == [0, 1] and runs.seeds("x") == []
+    )
+    assert [row["step"] for row in runs.run("srpo", 1)] == [0, 10] and runs.base["step"] == 0
+    assert [row["photo_rate"] for row in runs.last("srpo")] == [0.9, 0.5]
+    assert [row["seed"] for row in runs.at("srpo", 20)] == [0]
+    assert [(step, mean["value"]) for step, mean in runs.curve("srpo", "photo_rate")][1] == (
+        10,
+        0.4,
+    )
+
+
+# --- statistics ---------------------------------------------------------------------------------
+
+
+def test_a_mean_over_seeds_by_hand() -> None:
+    """1, 2, 3: mean 2, standard deviation 1, standard error 1/√3, t(2) = 4.302653."""
+    half = 4.302653 / 3**0.5
+    wanted = {"value": 2.0, "low": 2 - half, "high": 2 + half, "n": 3}
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx(wanted, rel=1e-6)
+    assert mean_interval([0.25]) == {"value": 0.25, "low": None, "high": None, "n": 1}
+    with pytest.raises(ValueError, match="at least one value"):
+        mean_interval([])
+
+
+def test_pairing_removes_what_the_seeds_share() -> None:
+    shared = [10.0, -3.0, 55.0]
+    ours = [base + gain for base, gain in zip(shared, (1.0, 2.0, 3.0), strict=True)]
+    assert paired_over_seeds(ours, shared) == pytest.approx(dict(mean_interval([1.0, 2.0, 3.0])))
+
+
+def test_a_ratio_is_a_geometric_mean_with_an_interval_on_the_logarithm() -> None:
+    """Log-ratios ln 2 and ln 8: mean ln 4, standard error ln 4 / 2, t(1) = 12.7062."""
+    half = 12.70620474 * math.log(4) / 2
+    wanted = {"value": 4.0, "low": 4 * math.exp(-half), "high": 4 * math.exp(half), "n": 2}
+    assert ratio_interval([2.0, 16.0], [1.0, 2.0]) == pytest.approx(wanted, rel=1e-8)
+    with pytest.raises(ValueError, match="positive"):
+        ratio_interval([1.0], [0.0])
+
+
+def test_the_interval_of_a_rate_is_clipped() -> None:
+    values = [0.9, 1.0, 1.0]
+    free = mean_interval(values)
+    assert free["high"] is not None and free["high"] > 1
+    assert mean_of("photo_rate", values) == {**free, "high": 1.0}
+    assert (
+        mean_of("style_anime", [0.0, 0.1, 0.0])["low"] == 0.0
+        and mean_of("color_drift", values) == free
+    )
+    rows = [{"x": 1.0}, {"x": 3.0}, {"y": 2.0}]
+    assert (
+        over(rows[:2], "x") == mean_interval([1.0, 3.0])
+        and over(rows, "x") is over([], "x") is None
+    )
+
+
+# --- runs where they are equal ------------------------------------------------------------------
+
+
+def points(*given: tuple[int, float, float]) -> list[dict[str, Any]]:
+    return [{"step": s, "photo_rate": p, "seconds": t, "machine": "m"} for s, p, t in given]
+
+
+ROWS = points((0, 0.1, 0.0), (10, 0.5, 4.0), (20, 0.4, 8.0), (30, 0.9, 12.0))
+
+
+def test_a_level_is_read_where_it_is_first_reached() -> None:
+    wanted = {"step": 5, "photo_rate": 0.3, "seconds": 2.0, "machine": "m"}
+    assert at_level(ROWS, "photo_rate", 0.3) == pytest.approx(wanted)
+    late = at_level(ROWS[::-1], "photo_rate", 0.7)  # whatever the order of the rows
+    assert late is not None and (late["step"], late["seconds"]) == pytest.approx((26.0, 10.4))
+    assert (
+        at_level(ROWS, "photo_rate", 0.5) == ROWS[1]
+        and at_level(ROWS, "photo_rate", 0.05) == ROWS[0]
+    )
+    assert (
+        at_level(ROWS, "photo_rate", 0.91)
+        is at_level(ROWS, "diversity", 0.1)
+        is at_level([], "x", 0)
+        is None
+    )
+
+
+def test_a_number_that_one_neighbour_lacks_is_left_out() -> None:
+    rows = [ROWS[0] | {"reward": 0.2}, ROWS[1] | {"reward": None}, ROWS[3] | {"other": 1.0}]
+    found = at_level(rows, "photo_rate", 0.3)
+    assert found is not None and "reward" not in found and "other" not in found
+
+
+def test_a_budget_is_read_from_a_cost() -> None:
+    found = at_budget(ROWS, "seconds", 10.0)
+    assert found is not None and (found["step"], found["photo_rate"]) == pytest.approx((25.0, 0.65))
+    assert at_budget(ROWS, "seconds", 12.1) is None
+    with pytest.raises(ValueError, match="photo_rate falls during the run"):
+        at_budget(ROWS, "photo_rate", 0.3)
+
+
+ARMS = Rows(
+    [
+        *run("srpo", 0, [0.1, 0.5, 0.9], 100),
+        *run("srpo", 1, [0.1, 0.7, 0.8], 100),
+        *run("refl", 0, [0.1, 0.3, 0.5, 0.7], 100),
+        *run("refl", 1, [0.1, 0.2, 0.3, 0.4], 100),
+        *run("flow_grpo", 0, [0.1, 0.1, 0.1], 1000),
+        *run("flow_grpo", 1, [0.1, 0.1, 0.1], 1000),
+    ]
+)
+
+
+def test_levels_are_those_that_every_seed_reaches() -> None:
+    assert [ARMS.highest_common([arm]) for arm in ARMS.arms] == [0.8, 0.4, 0.1]
+    assert ARMS.level_of_most("photo_rate") == 0.4 and ARMS.level_of_most("photo_rate", 0.1) == 0.8
+    found = ARMS.matched(at_photo_rate(0.4))
+    assert {arm: [row["call_equivalents"] for row in rows] for arm, rows in found.items()} == {
+        "srpo": pytest.approx([75.0, 50.0]),
+        "refl": pytest.approx([150.0, 300.0]),
+    }
+    assert list(ARMS.matched(at_photo_rate(0.6))) == ["srpo"], (
+        "refl gets there with one of two seeds"
+    )
+
+
+def test_two_arms_are_compared_seed_by_seed() -> None:
+    conditions = {
+        "after 20": after(20),
+        "at 0.4": at_photo_rate(0.4),
+        "at 0.6": at_photo_rate(0.6),
+        "never": at_photo_rate(2),
+    }
+    lines = ARMS.versus("srpo", "refl", conditions)
+    assert [line[0] for line in lines] == list(conditions) and all(
+        len(line) == len(VERSUS) for line in lines
+    )
+    assert lines[0][1:3] == [signed(mean_interval([0.4, 0.5])), "0.000 (0.000–0.000)"]
+    assert lines[0][4] == lines[0][5] == "1.00 (1.00–1.00)"
+    assert lines[1][4].startswith("0.29 (") and [line[-1] for line in lines] == ["2", "2", "1", "0"]
+    assert lines[3][1:-1] == ["–"] * 5
+    assert ARMS.versus("srpo", "refl", {"start": after(0)})[0][4:6] == ["–", "–"], (
+        "no cost, no ratio"
+    )
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+def test_a_table_is_markdown() -> None:
+    table = Table(["arm", "photo"], [["srpo", "0.8"], ["a|b", "–"]])
+    wanted = ["| arm | photo |", "| --- | ---: |", "| srpo | 0.8 |", "| a\\|b | – |"]
+    assert table.markdown().splitlines() == wanted
+    with pytest.raises(ValueError, match=r"needs 2 cells, got \['srpo'\]"):
+        Table(["arm", "photo"], [["srpo"]])
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (1.234, 2, "1.23"),
+        (-0.5, 1, "−0.5"),
+        (-0.004, 2, "0.00"),
+        (12345.6, 0, "12 346"),
+        (None, 2, "–"),
+        (math.nan, 2, "–"),
+        (0, 0, "0"),
+    ],
+)
+def test_numbers(value: int | float | None, digits: int, text: str) -> None:
+    assert number(value, digits) == text
+
+
+def test_intervals_in_their_unit() -> None:
+    rate = {"value": 0.82, "low": 0.777, "high": 0.861, "n": 5}
+    assert (
+        with_interval(rate) == "0.82 (0.78–0.86)"
+        and with_interval(rate, 0, percent=True) == "82 % (78–86)"
+    )
+    assert with_interval({"value": -0.02, "low": -0.05, "high": 0.01}) == "−0.02 (−0.05 to 0.01)"
+    assert (
+        with_interval(None) == "–"
+        and with_interval({"value": 0.5, "low": None, "high": None}) == "0.50"
+    )
+    columns = [
+        Column("photo_rate", "", 0, percent=True),
+        Column("step", "", 1, interval=False),
+        Column("gone", ""),
+    ]
+    assert means(columns, ARMS.at("srpo", 0)) == ["10 % (10–10)", "0.0", "–"]

@@ -1,0 +1,185 @@
+"""What phrases cancel on planted and embedded rewards, which image looks most hacked, rankings, and readings of single runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from planted import run
+
+from directalign.rewards import ClipReward
+from directalign.toyworld.scenes import STYLE_WORDS, STYLES, caption
+from experiments import anchor, control_words, early_stopping, learning_rates, timesteps
+from experiments.analysis import Row, Rows
+from experiments.control_tokens import best_within
+from experiments.words import PHRASES, Phrases, facts_of, renders_for, text_cosine
+
+
+@pytest.fixture(scope="module")
+def reward() -> ClipReward:
+    return ClipReward.load("world:reward")
+
+
+class PlantedReward:
+    """Redness counts fully under every prompt; "Warm" adds half of it again."""
+
+    name, reads_prompt, differentiable = "planted", True, True
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        return (images[:, 0] - images[:, 1:].mean(1)).mean((1, 2))
+
+    def score(self, features: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return features * torch.tensor(
+            [1.5 if prompt.startswith("Warm") else 1.0 for prompt in prompts]
+        )
+
+
+@pytest.mark.parametrize(("positive", "share"), [("Photo", 1.0), ("Warm", 2 / 3)])
+def test_facts_find_a_planted_bias(positive: str, share: float) -> None:
+    phrases = Phrases("planted", "planted", None, (positive,), ("Plain",))
+    facts = facts_of(phrases, PlantedReward(), renders_for(PlantedReward()))
+    assert facts["cancelled"] == pytest.approx(share, abs=1e-5) and facts["tint_pos"] > 0.1
+
+
+def test_facts_of_the_embedded_reward(reward: ClipReward) -> None:
+    to_photo = PHRASES[0]
+    facts = facts_of(to_photo, reward, renders_for(reward))
+    assert (
+        facts["cancelled"] > 0.9
+        and facts["gap_photo"] == max(facts[f"gap_{style}"] for style in STYLES) > 0
+    )
+    assert text_cosine(Phrases("", "", None, ("Photo",), ("Photo",)), reward) == pytest.approx(
+        1, abs=1e-5
+    )
+    narrow, recipe, wide = (text_cosine(gap, reward) for gap in anchor.GAPS)
+    assert narrow > recipe > wide
+
+
+def test_the_reward_reads_every_prompt_to_its_end(reward: ClipReward) -> None:
+    longest = max(
+        (caption(c, "triangle", b) for c in ("purple", "orange") for b in ("white", "olive")),
+        key=len,
+    )
+    texts = [
+        f"{phrase}. {longest}" for each in PHRASES for phrase in (*each.positive, *each.negative)
+    ]
+    length = reward.model.text_model.config.max_position_embeddings
+    assert all(len(reward.tokenizer(text)["input_ids"]) <= length for text in texts)
+
+
+# --- most hacked --------------------------------------------------------------------------------
+
+
+def test_lost_content_goes_before_any_drift_and_ties_are_split() -> None:
+    lost = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    drifted = torch.tensor([[0.0, 0.1, 0.2], [9.0, 0.3, 0.2], [9.0, 0.2, 0.1]])
+    wanted = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 0.0]])
+    assert torch.equal(timesteps.most_hacked(lost, drifted), wanted)
+    among = timesteps.most_hacked(
+        torch.tensor([[1.0], [1.0], [0.0]]), torch.tensor([[0.2], [0.3], [5.0]])
+    )
+    assert among[:, 0].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_distances_are_zero_for_the_photograph_and_count_beyond_the_base_alone() -> None:
+    photographs = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 0.5 + 0.2
+    same = timesteps.distances(photographs, photographs)
+    assert all(torch.equal(distance, torch.zeros(3)) for distance in same.values()) and set(
+        same
+    ) == set(timesteps.DISTANCES)
+    tinted = timesteps.distances(
+        photographs + torch.tensor([0.2, -0.1, -0.1])[:, None, None], photographs
+    )
+    assert torch.allclose(tinted["cast"], torch.full((3,), 0.06**0.5))
+    base = {"cast": torch.tensor([0.1, 0.3]), "saturation": torch.tensor([1.0, 1.0])}
+    found = {"cast": torch.tensor([0.3, 0.1]), "saturation": torch.tensor([1.0, 2.0])}
+    assert torch.allclose(timesteps.excess_drift(found, base), torch.tensor([0.5, 0.5]))
+    assert torch.equal(timesteps.excess_drift(base, base), torch.zeros(2))
+
+
+# --- rankings -----------------------------------------------------------------------------------
+
+
+def ranking(order: list[str]) -> list[Row]:
+    return [
+        {"phrase": phrase, "place": place, "names": control_words.named_by(phrase)}
+        for place, phrase in enumerate(order, 1)
+    ]
+
+
+def test_places_are_read_from_a_ranking() -> None:
+    assert [control_words.named_by(p) for p in ("Render", "photo", "Neon", "Real")] == [
+        "cg",
+        "photo",
+        "",
+        "",
+    ]
+    others = [word for style in ("cg", "painting", "anime") for word in STYLE_WORDS[style]]
+    good, bad = (
+        ranking([*STYLE_WORDS["photo"], "Neon", *others]),
+        ranking(["Neon", *others, *STYLE_WORDS["photo"]]),
+    )
+    assert control_words.own_words(good, "photo") == [1, 2] and control_words.unwanted_among_last(
+        good, "photo"
+    ) == (6, 6)
+    assert control_words.own_words(bad, "photo") == [8, 9] and control_words.unwanted_among_last(
+        bad, "photo"
+    ) == (4, 6)
+
+
+# --- single runs --------------------------------------------------------------------------------
+
+
+def measured(*points: tuple[float, float], arm: str = "srpo", **more: object) -> Rows:
+    """A run along (photo rate, content)."""
+    rows = run(arm, 0, [photo for photo, _ in points], 100, **more)
+    return Rows({**row, "content": content} for row, (_, content) in zip(rows, points, strict=True))
+
+
+def test_the_best_photo_rate_with_content_kept() -> None:
+    collapsed = measured((0.2, 1.0), (0.6, 0.97), (0.85, 0.93), (0.95, 0.7), (1.0, 0.4))
+    assert anchor.best_kept(collapsed) == 0.6 and anchor.failures(collapsed, "srpo") == [30]
+    assert anchor.best_kept(measured((0.2, 1.0), (0.9, 0.5))) == 0.2
+    assert anchor.failures(measured((0.2, 0.85), (0.3, 0.95)), "srpo") == []
+    rows = measured((0.1, 0.9), (0.6, 0.88), (0.9, 0.5))
+    read = [best_within(rows, loss) for loss in (0.0, 0.01, 0.05, 0.5)]
+    assert read == pytest.approx([0.1, 0.1 + 0.5 * 0.009 / 0.02, 0.6 + 0.3 * 0.025 / 0.38, 0.9])
+
+
+def test_the_best_in_hindsight_is_within_the_loss() -> None:
+    def best(*points: tuple[float, float], base: float = 1.0) -> int:
+        judged = measured((0.1, base), arm="anchored_judged")
+        rows = Rows([*judged, *measured(*points, arm="anchored_free")])
+        return early_stopping.best_of("anchored", 0, rows)["step"]
+
+    assert best((0.1, 1.0), (0.8, 0.98), (0.95, 0.9)) == 10 and best((0.1, 1.0), (0.95, 0.9)) == 0
+    assert best((0.1, 1.0), (0.95, 0.9), base=0.93) == 10, "the base as the same pairs measure it"
+    assert best((0.1, 1.0), (0.9, 1.0), (0.9, 1.0)) == 10, "among equals the earliest"
+
+
+def test_the_learning_rate_with_content_kept_decides() -> None:
+    slow, middle, fast = learning_rates.RATES
+
+    def tried(method: str, **curves: list[tuple[float, float]]) -> list[Row]:
+        rates = {"slow": slow, "middle": middle, "fast": fast}
+        return [
+            row
+            for name, curve in curves.items()
+            for row in measured((0.1, 1.0), *curve, method=method, learning_rate=rates[name])
+        ]
+
+    keeps = tried(
+        "srpo",
+        slow=[(0.4, 1.0), (0.6, 0.99)],
+        middle=[(0.7, 0.96), (0.95, 0.94)],
+        fast=[(0.9, 0.5)],
+    )
+    loses = tried(
+        "refl", slow=[(0.2, 0.9), (0.3, 0.8)], middle=[(0.6, 0.7), (0.7, 0.5)], fast=[(0.9, 0.4)]
+    )
+    rows = Rows([*keeps, *loses])
+    assert learning_rates.chosen(rows) == {"srpo": middle, "refl": middle}
+    assert [learning_rates.choice(rows, method)[1] for method in ("srpo", "refl")] == [True, False]
+    assert learning_rates.tables(rows)["rates"].rows[1][1:3] == [
+        "(photo 30 %, content 80 %, update 20)",
+        "(photo 60 %, content 70 %, update 10)",
+    ]

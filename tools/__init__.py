@@ -1,0 +1,1 @@
+"""Scripts of the repository: rebuilding the toy world, writing numbers into documents."""

@@ -1,0 +1,70 @@
+"""Tiny real tokenizers: a CLIP byte-pair and a T5 unigram tokenizer that know the world's words as
+whole tokens.
+
+Anything else still tokenizes (bytes for CLIP, letters for T5), so free prompts are not an error.
+"""
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
+# (diffusers and transformers annotate their constructors and outputs more narrowly than they are)
+from __future__ import annotations
+
+import json
+import string
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTokenizer, T5TokenizerFast
+
+from directalign.toyworld.scenes import STYLE_WORDS, all_captions
+
+MAX_TOKENS = 16
+
+
+def phrases() -> list[str]:
+    """Every control phrase and plain caption of the world."""
+    return [f"{word}." for words in STYLE_WORDS.values() for word in words] + all_captions()
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """Byte-pair tokenizer, lower-casing, at most 16 tokens with start and end."""
+    blank = CLIPTokenizer(
+        vocab={"<|startoftext|>": 0, "<|endoftext|>": 1}, merges=[]
+    ).backend_tokenizer
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.normalizer, learner.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # As special tokens: the trainer numbers an initial alphabet's word ends in hash order.
+    ends = sorted(
+        {
+            word[-1] + "</w>"
+            for phrase in phrases()
+            for word in phrase.lower().replace(".", " .").split()
+        }
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000,
+        min_frequency=1,
+        end_of_word_suffix="</w>",
+        special_tokens=[*alphabet, *ends],
+        show_progress=False,
+    )
+    learner.train_from_iterator(phrases(), trainer)
+    model = json.loads(learner.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    tokens += [letter + "</w>" for letter in alphabet if letter + "</w>" not in model["vocab"]]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=merges,
+        model_max_length=MAX_TOKENS,
+    )
+
+
+def t5_tokenizer() -> T5TokenizerFast:
+    """Unigram tokenizer, at most 16 tokens with the end mark."""
+    words = sorted({word.rstrip(".") for phrase in phrases() for word in phrase.split()})
+    letters = string.ascii_letters + string.digits + string.punctuation
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
+    pieces += [("▁" + word, -2.0) for word in words if len(word) > 1] + [("▁a", -2.0)]
+    pieces += [(letter, -6.0) for letter in letters]
+    return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=MAX_TOKENS)

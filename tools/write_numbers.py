@@ -1,0 +1,254 @@
+"""Write the recorded numbers into the documents.
+
+    python tools/write_numbers.py [--check]
+    python tools/write_numbers.py --record STUDY FOLDER
+
+A block `<!-- numbers: NAME -->` to `<!-- /numbers -->` in README.md, docs/ or docs/findings/ holds
+STUDY.TABLE, a table of a study of benchmarks/results/studies, or one of `BLOCKS` from
+benchmarks/results/NAME.json. With --check nothing is written, and documents that differ from their
+records end the command with 1. --record takes the rows of a finished `python -m experiments STUDY`
+from FOLDER into the records first and draws its figures into docs/img/studies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from directalign.types import DirectAlignError  # noqa: E402
+from experiments import table1  # noqa: E402
+from experiments.analysis import Rows, Table, at_level, read_rows, write_rows  # noqa: E402
+from experiments.runner import MARK, load_study  # noqa: E402
+
+RESULTS, FIGURES = Path("benchmarks/results"), Path("docs/img/studies")
+BLOCK = re.compile(r"(<!-- numbers: (\w+)(?:\.(\w+))? -->\n).*?(<!-- /numbers -->)", re.DOTALL)
+DEMO = {
+    "base": "base model",
+    "srpo": "**SRPO, anchored**",
+    "direct_align": "Direct-Align, plain reward, same budget",
+    "srpo_long": "SRPO, anchored, 3x the updates",
+    "official_long": "SRPO, official ramps, 3x the updates",
+}
+
+
+def documents() -> list[Path]:
+    """The documents that may hold blocks."""
+    folders = (ROOT / "docs", ROOT / "docs/findings")
+    return [ROOT / "README.md", *(file for each in folders for file in sorted(each.glob("*.md")))]
+
+
+def rows_of(study: str) -> Rows:
+    """The recorded rows of a study. Raises: DirectAlignError where none are recorded."""
+    return read_rows(ROOT / RESULTS / "studies" / f"{study}.jsonl")
+
+
+def block(name: str, table: str | None) -> str:
+    """The content of a block. Raises: DirectAlignError where there is none of this name."""
+    if table is None and name in BLOCKS:
+        return BLOCKS[name](json.loads((ROOT / RESULTS / f"{name}.json").read_text("utf-8")))
+    if table is None and name in STUDY_BLOCKS:
+        study, make = STUDY_BLOCKS[name]
+        return make(rows_of(study))
+    if table is None:
+        known = ", ".join((*BLOCKS, *STUDY_BLOCKS))
+        raise DirectAlignError(f"no block is called {name}: there are {known}")
+    found = load_study(name).tables(rows_of(name))
+    if table not in found:
+        raise DirectAlignError(f"study {name} has no table {table}: there are {', '.join(found)}")
+    return found[table].markdown()
+
+
+def filled(text: str) -> str:
+    """A document with every block written anew."""
+    return BLOCK.sub(lambda found: f"{found[1]}{block(found[2], found[3])}\n{found[4]}", text)
+
+
+# --- blocks of README.md and docs/ ----------------------------------------------------------------
+
+
+def percent(interval: dict[str, float]) -> str:
+    """A rate with its 95 % interval, in per cent."""
+    value, low, high = (100 * interval[key] for key in ("value", "low", "high"))
+    return f"{value:.0f} % ({low:.0f}-{high:.0f})"
+
+
+def machine_line(*found: dict[str, Any], seed: bool = True) -> str:
+    """Machine and versions of the first record, commits of all."""
+    first, machine = found[0], found[0]["machine"]
+    where = machine["gpu"] or f"{machine['cores']} CPU cores ({machine['processor']})"
+    libraries = ", ".join(f"{name} {first['versions'][name]}" for name in ("torch", "diffusers"))
+    commits = list(dict.fromkeys(str(each["commit"])[:10] for each in found))
+    named = f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}"
+    parts = [where, libraries, *([f"seed {first['seed']}"] if seed else []), named]
+    return f"{', '.join(parts)}."
+
+
+def demo(found: dict[str, Any]) -> str:
+    """The runs of the demo, and the colour drift of two of them at equal photo rate."""
+    lines = []
+    for key, name in DEMO.items():
+        row = found[key]
+        seconds = f"{row['align_seconds']:.0f}" if row["align_seconds"] else ""
+        rates = [percent(row["photo_rate"]), percent(row["content"])]
+        lines.append([name, *rates, f"{row['color_drift']:.3f}", seconds])
+    matched = found["matched"]
+    text = "Plain Direct-Align's photo rate never rose: there is no rate to compare the two at."
+    if matched is not None:
+        text = (
+            f"At the highest photo rate that both reach ({100 * matched['photo_rate']:.0f} %), "
+            f"SRPO has drifted by {matched['srpo']:.3f} and plain Direct-Align by "
+            f"{matched['direct_align']:.3f}: a ratio of {matched['ratio']:.2f}."
+        )
+    n, where = found["base"]["photo_rate"]["n"], machine_line(found)
+    columns = ["", "photo rate", "content right", "colour drift", "seconds of alignment"]
+    end = f"{text} {n} prompt-seed pairs, 95 % intervals; {where}"
+    return f"{markdown(columns, lines)}\n\n{end}"
+
+
+def world_runs(found: dict[str, Any]) -> str:
+    """One line per recipe: before and after."""
+    lines = []
+    for name, row in found.items():
+        rates = [
+            percent(row[e][key]) for key in ("photo_rate", "content") for e in ("before", "after")
+        ]
+        lines.append(
+            [f"`{name}.yaml`", str(row["num_steps"]), *rates, f"{row['align_seconds']:.0f}"]
+        )
+    columns = [
+        "recipe",
+        "updates",
+        "photo rate before",
+        "after",
+        "content before",
+        "after",
+        "seconds",
+    ]
+    return f"{markdown(columns, lines)}\n\n{machine_line(*found.values())}"
+
+
+def recipe_memory(found: dict[str, Any]) -> str:
+    """Predicted memory of each recipe on the GPU that it is meant for."""
+    phases, lines = ("encode", "rollout", "train", "update", "measure"), []
+    for row in found["rows"]:
+        count = f"{row['ranks']} x " if row["ranks"] > 1 else ""
+        gib = [f"{row['phases'][phase]:.1f}" for phase in phases]
+        name = f"`{row['recipe']}.yaml`"
+        lines.append([name, f"{count}{row['gpu_gib']} GB", *gib, f"**{row['peak_gib']:.1f}**"])
+    table = markdown(["recipe", "meant for", *phases, "peak"], lines, left=2)
+    return f"{table}\n\nGiB on one GPU by phase, predicted; {machine_line(found)}"
+
+
+def offline_cost(found: dict[str, Any]) -> str:
+    """Seconds of an update online and offline, and their ratio."""
+    lines = []
+    for row in found["rows"]:
+        ratio, low, high = (f"{row[key]:.2f}" for key in ("ratio", "ratio_low", "ratio_high"))
+        seconds = [f"{row[f'{way}_seconds']:.2f} s" for way in ("online", "offline")]
+        lines.append([str(row["num_inference_steps"]), *seconds, f"{ratio} ({low}-{high})"])
+    columns = ["rollout steps", "online update", "offline update", "ratio (range over pairs)"]
+    return f"{markdown(columns, lines)}\n\n{machine_line(found)}"
+
+
+def methods_at_photo_rate(rows: Rows) -> str:
+    """`table1.matched_photo_rate` with the columns that matter most, and who did not reach it."""
+    table, level = table1.tables(rows)["matched_photo_rate"], rows.level_of_most("photo_rate")
+    columns = ["method", "content", "colour drift", "reward", "NFE equivalents"]
+    places = [list(table.columns).index(column) for column in columns]
+    short = Table(columns, [[row[place] for place in places] for row in table.rows])
+    missed = []
+    for arm, title in rows.arms.items():
+        found = [at_level(run, "photo_rate", level) for run in rows.runs_of(arm)]
+        if None in found:
+            missed.append(f"{title} ({sum(map(bool, found))} of {len(found)} seeds)")
+    text = (
+        f"Each run where its photo rate first reaches {100 * level:.0f} %, the highest that two "
+        "thirds of the methods reach with every seed (the base model begins at "
+        f"{100 * rows.base['photo_rate']:.0f} %); means and 95 % intervals over "
+        f"{len(rows.seeds())} seeds."
+    )
+    text += f" Not reached by {', '.join(missed)}." if missed else ""
+    return f"{short.markdown()}\n\n{text}"
+
+
+def early_stopping(rows: Rows) -> str:
+    """Runs of ten times the recommended length, with and without rules that end them."""
+    table = load_study("early_stopping").tables(rows)["summary"]
+    seeds = f"Means and 95 % intervals over seeds {', '.join(map(str, rows.seeds()))}"
+    where = machine_line(*rows.where(kind="ending"), seed=False)
+    return f"{table.markdown()}\n\n{seeds}, of the plain reward one seed; {where}"
+
+
+def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]], left: int = 0) -> str:
+    """A Markdown table; after `left` columns the others are right-aligned, 0 aligns none."""
+    rule = "|".join("---:" if 0 < left <= place else "---" for place in range(len(columns)))
+    rows = [f"| {' | '.join(row)} |" for row in (columns, *lines)]
+    return "\n".join([rows[0].replace("|  |", "| |"), f"|{rule}|", *rows[1:]])
+
+
+BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {
+    function.__name__: function for function in (demo, world_runs, recipe_memory, offline_cost)
+}
+STUDY_BLOCKS: dict[str, tuple[str, Callable[[Rows], str]]] = {
+    "table1": ("table1", methods_at_photo_rate),
+    "stopping": ("early_stopping", early_stopping),
+}
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def record(name: str, folder: Path) -> None:
+    """Keep the rows of a finished full-size study, and draw its figures in place of former ones.
+
+    Raises: DirectAlignError for a folder of another study, of a quick one, or without results.
+    """
+    study, mark = load_study(name), folder / MARK
+    found = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else None
+    if found != {"study": name, "size": "full"}:
+        raise DirectAlignError(
+            f"{folder} holds {found or f'no study (no {MARK})'}, not the full size of {name}: "
+            f"run python -m experiments {name} --out {folder}"
+        )
+    rows = read_rows(folder / "results.jsonl")
+    for former in (*(ROOT / FIGURES).glob(f"{name}.png"), *(ROOT / FIGURES).glob(f"{name}_*.png")):
+        former.unlink()
+    study.draw(rows, ROOT / FIGURES)
+    write_rows(rows, ROOT / RESULTS / "studies" / f"{name}.jsonl")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Write the recorded numbers into the documents.")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; 1 if a document is stale"
+    )
+    parser.add_argument("--record", nargs=2, metavar=("STUDY", "FOLDER"), help="keep a study first")
+    given, stale = parser.parse_args(words), []
+    try:
+        if given.record:
+            record(given.record[0], Path(given.record[1]))
+        for file in documents():
+            text = file.read_text(encoding="utf-8")
+            written = filled(text)
+            if written != text:
+                stale.append(str(file.relative_to(ROOT)))
+                if not given.check:
+                    file.write_text(written, encoding="utf-8")
+    except DirectAlignError as error:
+        sys.exit(str(error))
+    if given.check and stale:
+        sys.exit(
+            f"{', '.join(stale)}: numbers differ from {RESULTS}; run python tools/write_numbers.py"
+        )
+
+
+if __name__ == "__main__":
+    main()
