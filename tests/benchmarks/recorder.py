@@ -178,6 +178,6 @@ def as_settings(recipe: Recipe) -> dict[str, object]:
         "groundtruth_ratio": recipe.ratio,
         "discount_denoise": list(recipe.ramps[0]),
         "discount_inversion": list(recipe.ramps[1]),
-        "gradient_accumulation_steps": recipe.accumulation,
+        "accumulation": recipe.accumulation,
         "train_guidance": recipe.guidance or 1.0,
     }

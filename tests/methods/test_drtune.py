@@ -67,7 +67,8 @@ def test_the_gradient_is_that_of_the_chain_with_every_input_cut_off(path, predic
 
 @pytest.mark.parametrize(("path", "prediction"), CASES)
 def test_one_step_that_is_judged_where_it_is_trained_is_refl(path, prediction):
-    """With a single sampling step the chain has one link, and the finite difference of the whole loss is the gradient."""
+    """With a single sampling step the chain has one link, and the finite difference of the whole
+    loss is the gradient."""
     family, rollout = (
         ToyFamily(path, prediction),
         config.RolloutConfig(num_inference_steps=1, embedded_guidance=by_hand.GUIDANCE),

@@ -12,7 +12,7 @@ import pytest
 import tiny
 from directalign import config
 from directalign.config.load import load_run
-from directalign.methods import METHODS
+from directalign.methods import METHODS, method_class
 from directalign.planning import plan
 from directalign.training import Interrupted, loop
 from directalign.training import run as train
@@ -142,7 +142,7 @@ def test_a_loss_that_is_not_finite_stops_the_step_by_name(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     run = config.RunConfig.model_validate(given(tmp_path, model, name))
-    method = METHODS[name]
+    method = method_class(name)
     real = method.losses
 
     def losses(self: Any, batch: Batch) -> Iterator[LossTerm]:

@@ -28,7 +28,7 @@ def check_reward(run: config.RunConfig) -> None:
     if isinstance(run.reward, config.MixtureConfig) and isinstance(
         run.method, config.FlowGRPOConfig
     ):
-        objective.require_no_balance(run.reward, run.method.name)
+        objective.require_no_normalization(run.reward, run.method.name)
     for label, held_out in run.evaluate.rewards.items():
         rewards.check_reward(held_out, scores.key_of(label))
     scores.check_labels(list(run.evaluate.rewards))
