@@ -72,8 +72,8 @@ def spread(
                    kept = √(sigma_to² − std²). Any path; on a VP path noise_level is eta of DDIM
                    (arXiv 2010.02502, eq. 16), 0 to 1. The noise in x_to always sums to sigma_to, as
                    in coefficient-preserving sampling (arXiv 2509.05952).
-    flow_grpo  dx = (v + s²/(2t)·(x + (1 − t)·v))dt + s·dw with s = noise_level·√(t/(1 − t)), t = sigma
-                   (arXiv 2505.05470). x + (1 − t)·v is noise_hat, hence kept = sigma_to −
+    flow_grpo  dx = (v + s²/(2t)·(x + (1 − t)·v))dt + s·dw with s = noise_level·√(t/(1 − t)),
+                   t = sigma (arXiv 2505.05470). x + (1 − t)·v is noise_hat, hence kept = sigma_to −
                    s²·Δ/(2·sigma_from) and std = s·√Δ with Δ = sigma_from − sigma_to. At pure noise
                    1 − t is taken at sigma_to, as in the authors' implementation.
     dance      the same with s = noise_level throughout (arXiv 2505.07818).
