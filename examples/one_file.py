@@ -3,7 +3,7 @@
     directalign world export world        # once
     python examples/one_file.py world     # some thirty updates, then before.png and after.png
 
-It is the same computation as `directalign train recipes/world_srpo.yaml` without what surrounds it (checkpoints, judges,
+It is the same computation as `directalign train world_srpo` without what surrounds it (checkpoints, judges,
 records); tests/examples hold the two equal, update by update.
 """
 
