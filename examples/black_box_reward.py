@@ -1,7 +1,7 @@
 """A reward that nobody can differentiate: every picture is rounded to 8 bits, squeezed through
 JPEG, and judged from the file.
 
-    directalign train recipes/world_black_box.yaml
+    directalign train world_black_box
 
 reads this file and asks `score` for one number per image. Behind it stands the embedded world's
 CLIP, but it might as well be a program, a service or a person: a policy gradient needs the numbers

@@ -1,9 +1,9 @@
 """A reward behind HTTP, in the standard library: what `reward: {name: remote, url: ...}` talks to,
 and a pattern for a server of your own.
 
-    python examples/reward_server.py recipes/world_srpo.yaml                    # serves the reward of a recipe
+    python examples/reward_server.py world_srpo                    # serves the reward of a recipe
     python examples/reward_server.py examples/black_box_reward.py:score         # serves a Python function
-    directalign train recipes/remote_reward.yaml                                 # in another terminal
+    directalign train remote_reward                                 # in another terminal
 
     POST /score {"prompts": ["Photo. a red star"], "images": ["<base64 of a PNG>"]}  ->  {"scores": [0.31]}
     400 for a request that cannot be read, 500 with the reason when the reward fails: the training

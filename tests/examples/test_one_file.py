@@ -44,7 +44,7 @@ def recipe() -> RunConfig:
         "evaluate.every=0",
     ]
     few_samples = ["train.sample_every=0", "train.sample_prompts=[a red star on a navy background]"]
-    return load_run(ROOT / "recipes" / "world_srpo.yaml", [*small, *few_samples])
+    return load_run("world_srpo", [*small, *few_samples])
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from directalign.config import FlowGRPOConfig, SRPOConfig
+from directalign.config.load import RECIPES
 from directalign.methods.objective_math import absolute_relative
 from directalign.models import load_model
 from directalign.planning import check_method, check_steps
@@ -25,7 +26,7 @@ from experiments import (
 )
 from experiments.runner import Arm, num_steps_of, settings_of, sized
 
-RECIPES, OUT = Path(__file__).parents[2] / "recipes", Path("some folder")
+OUT = Path("some folder")
 
 
 def every_arm() -> Iterator[tuple[str, Arm]]:

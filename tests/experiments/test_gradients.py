@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from planted import run
 
 from directalign.config import RolloutConfig, SRPOConfig
-from directalign.config.load import load_run
+from directalign.config.load import RECIPES, load_run
 from directalign.diffusion import noise_levels
 from directalign.diffusion.sampling import sample, start_rollout
 from directalign.methods.objective_math import absolute_relative, from_absolute_relative
@@ -19,7 +17,6 @@ from experiments.analysis import Rows
 from experiments.convergence import INJECTION, Bench, Ratio, agreement, cost, ratio
 from methods.toy import ToyFamily, ToyReward
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 POSITIONS = torch.linspace(0, 1, 7, dtype=torch.float64)
 
 

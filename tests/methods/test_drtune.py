@@ -172,9 +172,9 @@ def test_more_trained_steps_than_the_earliest_stop_leaves_are_refused():
 
 
 def test_they_are_refused_before_anything_is_loaded():
-    check_method(load_run("recipes/world_drtune.yaml", ["method.trained_steps=6"]))
+    check_method(load_run("world_drtune", ["method.trained_steps=6"]))
     with pytest.raises(DirectAlignError, match="may end after 6"):
-        check_method(load_run("recipes/world_drtune.yaml", ["method.trained_steps=7"]))
+        check_method(load_run("world_drtune", ["method.trained_steps=7"]))
 
 
 @pytest.mark.parametrize("form", ["relative", "anchored"])

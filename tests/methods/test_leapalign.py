@@ -203,7 +203,7 @@ def test_one_step_leaves_nothing_to_leap_from():
     with pytest.raises(DirectAlignError, match=r"rollout\.num_inference_steps 1.*at least 2"):
         method(rollout=config.RolloutConfig(num_inference_steps=1))
     with pytest.raises(DirectAlignError, match="leaps from two steps"):
-        check_method(load_run("recipes/world_leapalign.yaml", ["rollout.num_inference_steps=1"]))
+        check_method(load_run("world_leapalign", ["rollout.num_inference_steps=1"]))
 
 
 @pytest.mark.parametrize("form", ["relative", "anchored"])

@@ -211,8 +211,8 @@ def test_no_more_steps_train_than_are_sampled(tmp_path: Path, model: Path, key: 
 
 
 def test_method_is_srpo_when_it_is_not_named_and_another_name_replaces_the_section() -> None:
-    srpo = load_run("recipes/world_srpo.yaml", [])
+    srpo = load_run("world_srpo", [])
     assert srpo.method.name == "srpo"
-    refl = load_run("recipes/world_srpo.yaml", ["method.name=refl", "method.last_steps=3"])
+    refl = load_run("world_srpo", ["method.name=refl", "method.last_steps=3"])
     assert refl.method == config.ReFLConfig(last_steps=3)
-    assert load_run("recipes/world_srpo.yaml", ["method.name=srpo"]).method == srpo.method
+    assert load_run("world_srpo", ["method.name=srpo"]).method == srpo.method

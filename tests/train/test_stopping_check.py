@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 from test_stopping import recipe
 
-from directalign.config.load import load_run
+from directalign.config.load import load_run, recipe_path
 from directalign.planning import check_stop
 from directalign.planning.stopping import doubts_of_stop
 from directalign.training.run_log import Display
 from directalign.types import DirectAlignError
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "world_stopping.yaml"
+RECIPE = recipe_path("world_stopping")
 
 
 @pytest.mark.parametrize(
