@@ -117,7 +117,7 @@ def test_a_file_with_more_than_the_denoiser_opens_with_all_of_it(
     )
     monkeypatch.setattr(single_file, "contents", lambda file: held)
     model = ModelConfig(
-        family="sd",
+        architecture="sd",
         path="one.safetensors",
         components="owner/name",
         revision="v2",

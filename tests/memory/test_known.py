@@ -10,7 +10,7 @@ from directalign.config import ModelConfig
 from directalign.memory.architecture import REFERENCES, known, model_architecture
 from directalign.memory.judge_parts import USUAL_MODEL
 from directalign.memory.weightless import Part, shapes
-from directalign.models import MODELS
+from directalign.models import MODELS, model_class
 from directalign.rewards import REWARDS
 
 PUBLISHED = {  # millions
@@ -75,9 +75,9 @@ def test_a_published_reward_has_its_published_size(name: str) -> None:
 def test_each_file_says_where_it_is_from_and_has_every_part() -> None:
     for name, told in known().items():
         assert told["source"].startswith("https://huggingface.co/") and told["hub_ids"], name
-        family = MODELS.get(told["architecture"])
+        family = told["architecture"] in MODELS and model_class(told["architecture"])
         assert family is not None or told["architecture"] in REWARDS
-        wanted = {"reward"} if family is None else {family.part, "vae", *family.text_parts}
+        wanted = {"reward"} if not family else {family.part, "vae", *family.text_parts}
         assert set(told["parts"]) == wanted, name
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from directalign.config import ArchitectureName, LoRAConfig, ModelConfig
+from directalign.config import LoRAConfig, ModelConfig
 from directalign.memory.architecture import model_architecture
 from directalign.memory.blocks import block_counts, by_blocks, with_blocks
 from directalign.memory.calls import Shape, answer, arguments
@@ -18,7 +18,7 @@ from directalign.memory.judging import Judged, decoded, judging
 from directalign.memory.live import Piece, measured
 from directalign.memory.traces import Denoiser, denoiser_call, encoding_prompts, prepared
 from directalign.memory.weightless import Part, built, residents
-from directalign.models import MODELS
+from directalign.models import model_class
 from directalign.rewards.common import Preprocessing
 from tiny import tiny_flux, tiny_sd  # noqa: F401 (fixtures)
 
@@ -40,9 +40,9 @@ CLIP = Part.of(
 )  # fmt: skip
 
 
-def denoiser(part: Part, family: ArchitectureName = "flux", **model: Any) -> Denoiser:
+def denoiser(part: Part, family: str = "flux", **model: Any) -> Denoiser:
     settings = ModelConfig(family=family, path="", lora=LoRAConfig(rank=4), **model)
-    return Denoiser(family, part, settings, MODELS[family].lora_targets, like_gpu=False)
+    return Denoiser(family, part, settings, model_class(family).lora_targets, like_gpu=False)
 
 
 def real(of: Denoiser, shape: Shape, with_gradient: bool) -> Piece:
@@ -93,7 +93,7 @@ def test_a_trace_of_a_unet_is_what_a_real_call_takes(tiny_sd: Path) -> None:  # 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_trace_of_decoder_and_reward_is_what_a_real_call_takes(
     tiny_flux: Path, recompute: bool
-) -> None:  # noqa: F811
+) -> None:
     part = model_architecture(ModelConfig(family="flux", path=str(tiny_flux))).parts["vae"]
     preprocessing = Preprocessing(16, (16, 16), (0.5,) * 3, (0.5,) * 3)
     judge = Judge(
@@ -173,7 +173,7 @@ def test_checkpointing_keeps_less_and_rounded_layers_take_scratch() -> None:
         ("flux2_klein", "black-forest-labs/FLUX.2-klein-4B"),
     ],
 )
-def test_every_family_of_transformers_can_be_called(family: ArchitectureName, hub_id: str) -> None:
+def test_every_family_of_transformers_can_be_called(family: str, hub_id: str) -> None:
     """A checkpointed block keeps its two inputs at most: the tokens of the image and of the prompt, in the network's dtype."""
     part = model_architecture(ModelConfig(family=family, path=hub_id)).parts["transformer"]
     one, two = (

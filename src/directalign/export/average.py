@@ -21,8 +21,8 @@ from torch import Tensor
 from .. import config
 from ..config.load import dump_run, load_run
 from ..io import atomic
-from ..models import MODELS
 from ..models import lora as tuning
+from ..models import model_class
 from ..models.checkpoint_source import open_source
 from ..models.components import load_parts
 from ..training import checkpoint, run_folder
@@ -206,7 +206,7 @@ def _write_full(
         raise DirectAlignError(
             f"--rank {rank}: this run trained all weights, there is no LoRA to reduce: leave --rank out"
         )
-    model, architecture = selection.run.model, MODELS[selection.run.model.architecture]
+    model, architecture = selection.run.model, model_class(selection.run.model.architecture)
     loaded = load_parts(
         open_source(model),
         architecture.pipeline,
@@ -232,7 +232,7 @@ def _write_lora(
     selection: CheckpointSelection, base_share: float, rank: int | None, target: Path
 ) -> tuple[config.RunConfig, dict[str, Any]]:
     """One LoRA whose update is the mean of theirs; no network is loaded."""
-    lora, part = selection.run.model.lora, MODELS[selection.run.model.architecture].part
+    lora, part = selection.run.model.lora, model_class(selection.run.model.architecture).part
     each = [
         _updates(folder, selection.group, lora.alpha / lora.rank) for folder in selection.folders
     ]

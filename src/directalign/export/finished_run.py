@@ -16,7 +16,7 @@ import yaml
 from .. import config
 from ..config.load import load_run
 from ..io import hub
-from ..models import MODELS
+from ..models import model_class
 from ..models.lora import LORA_FILE
 from ..models.weight_files import read_json
 from ..report.read import RunFiles, read_run
@@ -144,7 +144,7 @@ def open_finished(folder: Path) -> Finished:
             f"{folder}: holds no run (no run.yaml): give the folder that directalign train wrote"
         )
     run = load_run(folder / "run.yaml")
-    model = MODELS[run.model.architecture]
+    model = model_class(run.model.architecture)
     found = Finished(folder, run, read_run(folder), model.pipeline, model.part)
     if not found.weights.exists():
         raise DirectAlignError(

@@ -18,7 +18,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from .. import config
 from ..io import hub
-from ..models import MODELS, single_file
+from ..models import model_class, single_file
 from ..models.weight_files import read_json, tensor_shapes, weights_files
 from ..toyworld import assets
 from ..types import DirectAlignError
@@ -94,7 +94,7 @@ def _pipeline(
         raise DirectAlignError(
             f"{key}: {path}: no such folder; give a diffusers folder, a hub id (owner/name), or world:flux, world:sd, world:sd_v"
         )
-    family = MODELS[model.architecture]
+    family = model_class(model.architecture)
     index, wanted = read_json(folder / "model_index.json"), family.pipeline
     if index.get("_class_name") != wanted:
         found = index.get("_class_name")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from .. import config
-from ..models import MODELS, sd3
+from ..models import model_class, sd3
 from ..training.data import accumulation
 from .adapters import BYTES, base_bytes, gathered_bytes, lora_parameters
 from .architecture import Architecture
@@ -47,7 +47,7 @@ class Subject:
     @property
     def part(self) -> str:
         """The denoiser's name in its pipeline."""
-        return MODELS[self.run.model.architecture].part
+        return model_class(self.run.model.architecture).part
 
     @property
     def is_sharded(self) -> bool:
@@ -69,7 +69,7 @@ class Subject:
         """The text encoders that this checkpoint has."""
         return tuple(
             part
-            for part in MODELS[self.run.model.architecture].text_parts
+            for part in model_class(self.run.model.architecture).text_parts
             if part in self.model.parts
         )
 
@@ -118,7 +118,7 @@ class Subject:
 def _lora_targets(family: str, part: Part) -> tuple[str, ...]:
     """Layers that are adapted by default; SD3 has some in the checkpoints alone that have a second attention."""
     if family != "sd3":
-        return MODELS[family].lora_targets
+        return model_class(family).lora_targets
     return sd3.ATTENTION + (
         sd3.SECOND_ATTENTION if part.config.get("dual_attention_layers") else ()
     )

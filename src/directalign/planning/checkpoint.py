@@ -14,7 +14,7 @@ from ..evaluation.scores import key_of
 from ..io import hub
 from ..memory.architecture import Architecture
 from ..memory.weightless import Part, built
-from ..models import MODELS
+from ..models import model_class
 from ..models.attention import check_attention, set_attention
 from ..models.checkpoint_source import Source, open_source
 from ..models.components import check_parts, load_parts
@@ -41,7 +41,7 @@ def check_checkpoint(model: config.ModelConfig, found: Architecture) -> None:
     """Every part is there, whole, and of the family: what loading would refuse is refused now. Nothing is known of what is not downloaded."""
     if found.folder is None:
         return
-    family: Any = MODELS[model.architecture]
+    family: Any = model_class(model.architecture)
     index = read_json(found.folder / "model_index.json")
     wanted = {
         name: kind
@@ -82,7 +82,9 @@ def _weightless(folder: Path, kind: type) -> Any:
 def check_here(model: config.ModelConfig, found: Architecture, online: bool) -> list[str]:
     """Attention kernel and rounding can be used on this machine. What is only missing here is a warning, and an error where training is about to start."""
     network = (
-        None if model.attention is None else built(found.parts[MODELS[model.architecture].part])
+        None
+        if model.attention is None
+        else built(found.parts[model_class(model.architecture).part])
     )
     if model.attention is not None:
         check_attention(network, model.attention)

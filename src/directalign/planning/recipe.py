@@ -7,7 +7,7 @@ from ..diffusion import noise_levels
 from ..evaluation import scores
 from ..io import hub
 from ..methods import drtune, flow_grpo, leapalign, objective
-from ..models import MODELS
+from ..models import model_class
 from ..rewards import mixture
 from ..rewards.soft_prompts import check_phrases, is_tokens_file
 from ..toyworld.assets import resolve
@@ -93,7 +93,7 @@ def check_method(run: config.RunConfig) -> None:
         leapalign.check_steps(run.rollout)
     if isinstance(run.method, config.FlowGRPOConfig):
         flow_grpo.check_steps(run.method, run.rollout)
-        flow_grpo.check_sde(run.method, MODELS[run.model.architecture].path)
+        flow_grpo.check_sde(run.method, model_class(run.model.architecture).path)
 
 
 def _check_words(

@@ -29,7 +29,7 @@ def answer(family):
 
 
 def family_of(folder, **settings):
-    return load_model(ModelConfig(family="flux", path=str(folder), tune="full", **settings), "cpu")
+    return load_model(ModelConfig(architecture="flux", path=str(folder), tune="full", **settings), "cpu")
 
 
 def assert_same(ours, theirs):
@@ -85,4 +85,4 @@ def test_a_backend_that_is_not_installed_is_named(tiny_flux):
 
 def test_a_network_that_chooses_its_own_attention_is_named(tiny_sd):
     with pytest.raises(DirectAlignError, match="chooses its attention itself"):
-        load_model(ModelConfig(family="sd", path=str(tiny_sd), attention="native"), "cpu")
+        load_model(ModelConfig(architecture="sd", path=str(tiny_sd), attention="native"), "cpu")

@@ -154,7 +154,7 @@ def test_a_prompt_that_was_not_stored_is_refused_once_the_encoders_are_gone(tmp_
 def test_a_family_is_conditioned_alike_and_its_encoders_are_gone(name, dtype, tmp_path, request):
     folder = request.getfixturevalue(f"tiny_{name}")
     family = load_model(
-        ModelConfig(family=name, path=str(folder), dtype=dtype, text_encoders="free"), "cpu"
+        ModelConfig(architecture=name, path=str(folder), dtype=dtype, text_encoders="free"), "cpu"
     )
     fresh = [family.encode_prompt([prompt]) for prompt in PROMPTS]
     gone = [
@@ -175,7 +175,7 @@ def test_a_family_is_conditioned_alike_and_its_encoders_are_gone(name, dtype, tm
 
 def test_another_length_of_tokens_is_another_embedding(tiny_flux, tmp_path):
     families = [
-        load_model(ModelConfig(family="flux", path=str(tiny_flux), text_encoders="free"), "cpu")
+        load_model(ModelConfig(architecture="flux", path=str(tiny_flux), text_encoders="free"), "cpu")
         for _ in range(2)
     ]
     families[1].max_sequence_length = 9

@@ -50,7 +50,7 @@ def copy(both, tmp_path):
 
 def load(folder, variant=None):
     return load_model(
-        ModelConfig(family="flux", path=str(folder), variant=variant, tune="full"), "cpu"
+        ModelConfig(architecture="flux", path=str(folder), variant=variant, tune="full"), "cpu"
     )
 
 
@@ -152,7 +152,7 @@ def test_what_the_other_variant_lacks_is_no_error(copy):
 def test_the_check_can_leave_weights_out(copy):
     for file in copy.glob("*/*.safetensors"):
         file.unlink()
-    source = open_source(ModelConfig(family="flux", path=str(copy)))
+    source = open_source(ModelConfig(architecture="flux", path=str(copy)))
     wanted = dict.fromkeys((*MODELS, "tokenizer", "scheduler"))
     assert (
         components.check_parts(source, "FluxPipeline", wanted, weights=False).keys()

@@ -16,7 +16,7 @@ from directalign.methods.srpo import SRPO
 from directalign.models import load_model, load_trained, trainable
 from directalign.models.text_encoder import padded
 from directalign.types import Conditioning
-from families.srpo_by_hand import BATCH, PROMPTS, SETTINGS, known_noise, losses_by_hand
+from models.srpo_by_hand import BATCH, PROMPTS, SETTINGS, known_noise, losses_by_hand
 from methods.toy import ToyReward
 from tiny import SIZE
 
@@ -26,7 +26,7 @@ LIBRARY_CALL = {"num_inference_steps": STEPS, "output_type": "pt"}
 
 def load(family: str, folder: Path, **settings: Any) -> Any:
     return load_model(
-        ModelConfig(family=family, path=str(folder), **{"tune": "full"} | settings), "cpu"
+        ModelConfig(architecture=family, path=str(folder), **{"tune": "full"} | settings), "cpu"
     )
 
 
@@ -131,7 +131,7 @@ def check_lora(
     torch.testing.assert_close(
         image, image_of_pipeline(pipeline, ours, noise, rollout), atol=1e-4, rtol=0
     )
-    again = load_model(ModelConfig(family=family, path=str(folder), **settings), "cpu", seed=9)
+    again = load_model(ModelConfig(architecture=family, path=str(folder), **settings), "cpu", seed=9)
     load_trained(again, file)
     torch.testing.assert_close(image_of_ours(again, noise, rollout), image, atol=1e-5, rtol=0)
 

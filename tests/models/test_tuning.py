@@ -248,7 +248,7 @@ def test_missing_and_torn_files_are_refused(case, tmp_path):
 def test_full_weights_of_another_architecture_are_refused(tiny_flux, tmp_path):
     family = load_model(
         ModelConfig(
-            family="flux",
+            architecture="flux",
             path=str(write_flux(tmp_path / "plain", guidance_embeds=False)),
             tune="full",
         ),
@@ -260,7 +260,7 @@ def test_full_weights_of_another_architecture_are_refused(tiny_flux, tmp_path):
         match=r"transformer: made for other layers.*lacks time_text_embed\.guidance",
     ):
         load_trained(
-            load_model(ModelConfig(family="flux", path=str(tiny_flux), tune="full"), "cpu"),
+            load_model(ModelConfig(architecture="flux", path=str(tiny_flux), tune="full"), "cpu"),
             tmp_path,
         )
     assert (

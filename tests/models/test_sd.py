@@ -18,7 +18,7 @@ PROMPTS = ["a red star", "a blue circle on a sandy background"]
 
 @pytest.fixture(scope="module")
 def family(tiny_sd):
-    return load_model(ModelConfig(family="sd", path=str(tiny_sd), tune="full"), "cpu")
+    return load_model(ModelConfig(architecture="sd", path=str(tiny_sd), tune="full"), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_predict_equals_the_raw_network_value_and_gradient(family, pipeline):
 
 def test_prediction_follows_the_scheduler(family, tiny_sd_v):
     assert (family.path, family.prediction) == ("vp", "epsilon")
-    assert load_model(ModelConfig(family="sd", path=str(tiny_sd_v)), "cpu").prediction == "v"
+    assert load_model(ModelConfig(architecture="sd", path=str(tiny_sd_v)), "cpu").prediction == "v"
 
 
 def test_sigmas_are_the_levels_of_ddim_and_end_in_0(family):
@@ -72,7 +72,7 @@ def test_sigmas_are_the_levels_of_ddim_and_end_in_0(family):
 
 def test_zero_terminal_snr_starts_at_1(tiny_sd_v):
     assert (
-        load_model(ModelConfig(family="sd", path=str(tiny_sd_v)), "cpu").sigmas(5, SIZE, SIZE)[0]
+        load_model(ModelConfig(architecture="sd", path=str(tiny_sd_v)), "cpu").sigmas(5, SIZE, SIZE)[0]
         == 1
     )
 
@@ -95,7 +95,7 @@ def test_schedules_that_cannot_be_repeated_are_refused(tmp_path, scheduler, mess
     file = write_sd(tmp_path) / "scheduler/scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | scheduler))
     with pytest.raises(DirectAlignError, match=message):
-        load_model(ModelConfig(family="sd", path=str(tmp_path)), "cpu")
+        load_model(ModelConfig(architecture="sd", path=str(tmp_path)), "cpu")
 
 
 def test_embedded_guidance_is_refused(family):

@@ -11,9 +11,9 @@ from diffusers.pipelines.z_image import pipeline_z_image
 
 from directalign.config import RolloutConfig
 from directalign.types import DirectAlignError
-from families import proofs
-from families.proofs import LIBRARY_CALL, image_of_ours, noise_for, noisy
-from families.srpo_by_hand import PROMPTS, TRAINING_CFG
+from models import proofs
+from models.proofs import LIBRARY_CALL, image_of_ours, noise_for, noisy
+from models.srpo_by_hand import PROMPTS, TRAINING_CFG
 from tiny import SIZE
 from tiny_z_image import write_z_image
 

@@ -11,9 +11,9 @@ from diffusers import QwenImagePipeline
 from directalign.config import RolloutConfig
 from directalign.models import common
 from directalign.types import DirectAlignError
-from families import proofs
-from families.proofs import LIBRARY_CALL, image_of_ours, noise_for, noisy
-from families.srpo_by_hand import PROMPTS, TRAINING_CFG
+from models import proofs
+from models.proofs import LIBRARY_CALL, image_of_ours, noise_for, noisy
+from models.srpo_by_hand import PROMPTS, TRAINING_CFG
 from tiny import SIZE
 from tiny_qwen import LATENTS_MEAN, LATENTS_STD, write_qwen_image
 

@@ -13,9 +13,9 @@ from directalign.config import ModelConfig, RolloutConfig
 from directalign.methods.srpo import SRPO
 from directalign.models import load_model, trainable
 from directalign.types import DirectAlignError
-from families import proofs
-from families.proofs import LIBRARY_CALL, STEPS, image_of_ours, noise_for
-from families.srpo_by_hand import (
+from models import proofs
+from models.proofs import LIBRARY_CALL, STEPS, image_of_ours, noise_for
+from models.srpo_by_hand import (
     BATCH,
     PROMPTS,
     SETTINGS,
@@ -45,7 +45,7 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def family(folder):
-    return load_model(ModelConfig(family="sdxl", path=str(folder), tune="full"), "cpu")
+    return load_model(ModelConfig(architecture="sdxl", path=str(folder), tune="full"), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -207,12 +207,12 @@ def test_lora_comes_back_in_a_fresh_pipeline_and_in_ours(folder, tmp_path):
 
 
 def test_a_vae_that_overflows_in_half_precision_stays_in_float32(folder):
-    family = load_model(ModelConfig(family="sdxl", path=str(folder), dtype="bfloat16"), "cpu")
+    family = load_model(ModelConfig(architecture="sdxl", path=str(folder), dtype="bfloat16"), "cpu")
     upcast = json.loads((folder / "vae/config.json").read_text())["force_upcast"]
     assert family.vae.dtype == (torch.float32 if upcast else torch.bfloat16)
     assert next(family.prompts.modules["text_encoder"].parameters()).dtype == torch.bfloat16
     x_t, sigma, cond = noisy(family)
-    exact = load_model(ModelConfig(family="sdxl", path=str(folder)), "cpu")
+    exact = load_model(ModelConfig(architecture="sdxl", path=str(folder)), "cpu")
     with torch.no_grad():
         torch.testing.assert_close(
             family.predict(x_t, sigma, cond),
@@ -239,7 +239,7 @@ def test_prompts_encoded_one_by_one_are_the_same(family):
 
 def test_decode_and_encode_are_the_vaes(plain):
     family, pipeline = (
-        load_model(ModelConfig(family="sdxl", path=str(plain)), "cpu"),
+        load_model(ModelConfig(architecture="sdxl", path=str(plain)), "cpu"),
         pipeline_of(plain),
     )
     images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
@@ -252,14 +252,14 @@ def test_decode_and_encode_are_the_vaes(plain):
 
 
 def test_embedded_guidance_is_refused(plain):
-    family = load_model(ModelConfig(family="sdxl", path=str(plain)), "cpu")
+    family = load_model(ModelConfig(architecture="sdxl", path=str(plain)), "cpu")
     x_t, sigma, cond = noisy(family)
     with pytest.raises(DirectAlignError, match=r"SDXL has no input for it.*use cfg_scale"):
         family.predict(x_t, sigma, cond.guided(3.5, 1.0))
 
 
 def test_a_size_that_does_not_fit_names_the_multiple(plain):
-    family = load_model(ModelConfig(family="sdxl", path=str(plain)), "cpu")
+    family = load_model(ModelConfig(architecture="sdxl", path=str(plain)), "cpu")
     assert family.default_size == (SIZE, SIZE)
     assert family.latent_shape(SIZE, 2 * SIZE) == (4, 8, 16)
     with pytest.raises(DirectAlignError, match="multiples of 8"):
@@ -267,7 +267,7 @@ def test_a_size_that_does_not_fit_names_the_multiple(plain):
 
 
 def test_more_steps_than_levels_are_refused(plain):
-    family = load_model(ModelConfig(family="sdxl", path=str(plain)), "cpu")
+    family = load_model(ModelConfig(architecture="sdxl", path=str(plain)), "cpu")
     with pytest.raises(DirectAlignError, match="ask for fewer"):
         family.sigmas(1001, SIZE, SIZE)
 
@@ -286,7 +286,7 @@ def test_more_steps_than_levels_are_refused(plain):
 )
 def test_unets_of_another_kind_are_refused(tmp_path, unet, message):
     with pytest.raises(DirectAlignError, match=message):
-        load_model(ModelConfig(family="sdxl", path=str(write_sdxl(tmp_path, unet=unet))), "cpu")
+        load_model(ModelConfig(architecture="sdxl", path=str(write_sdxl(tmp_path, unet=unet))), "cpu")
 
 
 def test_latents_shifted_by_channel_are_refused(plain, tmp_path):
@@ -299,7 +299,7 @@ def test_latents_shifted_by_channel_are_refused(plain, tmp_path):
         )
     )
     with pytest.raises(DirectAlignError, match="latents_mean"):
-        load_model(ModelConfig(family="sdxl", path=str(folder)), "cpu")
+        load_model(ModelConfig(architecture="sdxl", path=str(folder)), "cpu")
 
 
 def test_a_scheduler_without_a_ddpm_table_is_refused(tmp_path):
@@ -312,11 +312,11 @@ def test_a_scheduler_without_a_ddpm_table_is_refused(tmp_path):
         )
     )
     with pytest.raises(DirectAlignError, match="a EDMEulerScheduler has no DDPM table"):
-        load_model(ModelConfig(family="sdxl", path=str(folder)), "cpu")
+        load_model(ModelConfig(architecture="sdxl", path=str(folder)), "cpu")
 
 
 def test_a_folder_of_the_smaller_model_is_refused(tiny_sd):
     with pytest.raises(
         DirectAlignError, match="holds a StableDiffusionPipeline, not a StableDiffusionXLPipeline"
     ):
-        load_model(ModelConfig(family="sdxl", path=str(tiny_sd)), "cpu")
+        load_model(ModelConfig(architecture="sdxl", path=str(tiny_sd)), "cpu")

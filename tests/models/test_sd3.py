@@ -12,9 +12,9 @@ from diffusers import StableDiffusion3Pipeline
 from directalign.config import ModelConfig, RolloutConfig
 from directalign.models import load_model, trainable
 from directalign.types import DirectAlignError
-from families import proofs
-from families.proofs import LIBRARY_CALL, STEPS, image_of_ours, noise_for, noisy
-from families.srpo_by_hand import PROMPTS, TRAINING_CFG
+from models import proofs
+from models.proofs import LIBRARY_CALL, STEPS, image_of_ours, noise_for, noisy
+from models.srpo_by_hand import PROMPTS, TRAINING_CFG
 from tiny import SIZE
 from tiny_sd3 import MEDIUM, write_sd3
 
@@ -146,7 +146,7 @@ def test_lora_comes_back_in_a_fresh_pipeline_and_in_ours(folder, tmp_path):
 
 
 def test_lora_adapts_the_second_attention_where_there_is_one(folder):
-    names = trainable(load_model(ModelConfig(family="sd3", path=str(folder)), "cpu"))
+    names = trainable(load_model(ModelConfig(architecture="sd3", path=str(folder)), "cpu"))
     layers = {
         name.split("transformer_blocks.0.")[1].split(".lora_")[0]
         for name in names
@@ -174,7 +174,7 @@ def test_lora_adapts_the_second_attention_where_there_is_one(folder):
 def test_the_shift_follows_the_size_where_the_scheduler_says_so(tmp_path, width):
     folder = write_sd3(tmp_path, scheduler=DYNAMIC)
     family, rollout = (
-        load_model(ModelConfig(family="sd3", path=str(folder)), "cpu"),
+        load_model(ModelConfig(architecture="sd3", path=str(folder)), "cpu"),
         RolloutConfig(),
     )
     noise, pipeline = noise_for(family, width), pipeline_of(folder)
@@ -192,7 +192,7 @@ def test_the_shift_follows_the_size_where_the_scheduler_says_so(tmp_path, width)
 
 def test_decode_and_encode_are_the_vaes(plain):
     family, pipeline = (
-        load_model(ModelConfig(family="sd3", path=str(plain)), "cpu"),
+        load_model(ModelConfig(architecture="sd3", path=str(plain)), "cpu"),
         pipeline_of(plain),
     )
     images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
@@ -227,7 +227,7 @@ def test_prompts_encoded_one_by_one_are_the_same(family):
 
 
 def test_embedded_guidance_and_a_missing_empty_prompt_are_refused(plain):
-    family = load_model(ModelConfig(family="sd3", path=str(plain)), "cpu")
+    family = load_model(ModelConfig(architecture="sd3", path=str(plain)), "cpu")
     x_t, sigma, cond = noisy(family)
     with pytest.raises(DirectAlignError, match=r"SD3 has no input for it.*use cfg_scale"):
         family.predict(x_t, sigma, cond.guided(3.5, 1.0))
@@ -236,7 +236,7 @@ def test_embedded_guidance_and_a_missing_empty_prompt_are_refused(plain):
 
 
 def test_a_size_that_does_not_fit_is_named(plain):
-    family = load_model(ModelConfig(family="sd3", path=str(plain)), "cpu")
+    family = load_model(ModelConfig(architecture="sd3", path=str(plain)), "cpu")
     assert family.default_size == (SIZE, SIZE)
     assert family.latent_shape(SIZE, 192) == (16, 8, 48)
     with pytest.raises(DirectAlignError, match="multiples of 8"):
@@ -253,7 +253,7 @@ def test_models_that_are_not_plain_sd3_are_refused(tmp_path, tiny_flux):
     ):
         load_model(
             ModelConfig(
-                family="sd3",
+                architecture="sd3",
                 path=str(write_sd3(tmp_path / "editing", transformer={"in_channels": 33})),
             ),
             "cpu",
@@ -261,7 +261,7 @@ def test_models_that_are_not_plain_sd3_are_refused(tmp_path, tiny_flux):
     with pytest.raises(DirectAlignError, match="stochastic_sampling is on"):
         load_model(
             ModelConfig(
-                family="sd3",
+                architecture="sd3",
                 path=str(write_sd3(tmp_path / "noisy", scheduler={"stochastic_sampling": True})),
             ),
             "cpu",
@@ -269,11 +269,11 @@ def test_models_that_are_not_plain_sd3_are_refused(tmp_path, tiny_flux):
     with pytest.raises(
         DirectAlignError, match="holds a FluxPipeline, not a StableDiffusion3Pipeline"
     ):
-        load_model(ModelConfig(family="sd3", path=str(tiny_flux)), "cpu")
+        load_model(ModelConfig(architecture="sd3", path=str(tiny_flux)), "cpu")
 
 
 def test_a_t5_that_is_named_must_be_there(tmp_path):
     folder = write_sd3(tmp_path)
     (folder / "tokenizer_3/tokenizer.json").unlink()
     with pytest.raises(DirectAlignError, match=r"tokenizer_3: lacks .*tokenizer\.json"):
-        load_model(ModelConfig(family="sd3", path=str(folder)), "cpu")
+        load_model(ModelConfig(architecture="sd3", path=str(folder)), "cpu")

@@ -40,7 +40,7 @@ def flux(dtype: torch.dtype = torch.float32) -> FluxTransformer2DModel:
 
 def recipe(bits: str | None) -> ModelConfig:
     return ModelConfig(
-        family="flux", path="unused", quantization=bits, lora=LoRAConfig(rank=2, alpha=2)
+        architecture="flux", path="unused", quantization=bits, lora=LoRAConfig(rank=2, alpha=2)
     )
 
 

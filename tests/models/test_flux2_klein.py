@@ -12,9 +12,9 @@ from diffusers import Flux2KleinPipeline
 from directalign.config import RolloutConfig
 from directalign.models import common, trainable
 from directalign.types import DirectAlignError
-from families import proofs
-from families.proofs import LIBRARY_CALL, image_of_ours, noise_for, noisy
-from families.srpo_by_hand import PROMPTS, TRAINING_CFG
+from models import proofs
+from models.proofs import LIBRARY_CALL, image_of_ours, noise_for, noisy
+from models.srpo_by_hand import PROMPTS, TRAINING_CFG
 from tiny import SIZE
 from tiny_klein import write_klein
 

@@ -42,7 +42,7 @@ def online(tiny_flux, tmp_path, monkeypatch):
 
 
 def model(path=NAME, **settings):
-    return ModelConfig(family="flux", path=path, **settings)
+    return ModelConfig(architecture="flux", path=path, **settings)
 
 
 def refusal(**settings):

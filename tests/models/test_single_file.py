@@ -95,7 +95,7 @@ def test_a_family_is_loaded_from_a_recipe_that_names_a_file(stable_diffusion):
     folder, file, weights = stable_diffusion
     family = load_model(
         ModelConfig(
-            family="sd", path=str(file), components=str(folder), tune="full", dtype="bfloat16"
+            architecture="sd", path=str(file), components=str(folder), tune="full", dtype="bfloat16"
         ),
         "cpu",
     )
@@ -269,13 +269,13 @@ def test_flux_of_another_width_is_refused_by_name(tiny_flux, tmp_path):
     with pytest.raises(
         DirectAlignError, match=r"x\.safetensors: not readable as a FluxTransformer2DModel"
     ):
-        load_model(ModelConfig(family="flux", path=str(file), components=str(tiny_flux)), "cpu")
+        load_model(ModelConfig(architecture="flux", path=str(file), components=str(tiny_flux)), "cpu")
 
 
 def test_a_file_under_the_names_of_diffusers_is_read_as_it_is(tiny_flux):
     file = tiny_flux / "transformer/diffusion_pytorch_model.safetensors"
     family = load_model(
-        ModelConfig(family="flux", path=str(file), components=str(tiny_flux), tune="full"), "cpu"
+        ModelConfig(architecture="flux", path=str(file), components=str(tiny_flux), tune="full"), "cpu"
     )
     assert_equal(family.denoiser, load_file(file))
 
@@ -308,7 +308,7 @@ def test_weights_in_8_bit_floats_are_widened(tmp_path):
 def refusal(file, components, family="sd"):
     with pytest.raises(DirectAlignError) as caught:
         load_model(
-            ModelConfig(family=family, path=str(file), components=components and str(components)),
+            ModelConfig(architecture=family, path=str(file), components=components and str(components)),
             "cpu",
         )
     assert "\n" not in str(caught.value)
@@ -379,7 +379,7 @@ def test_torn_and_missing_files_are_named(stable_diffusion, tmp_path):
 
 def test_the_check_loads_nothing_and_needs_no_weights_in_the_folder(stable_diffusion):
     folder, file, _ = stable_diffusion
-    source = open_source(ModelConfig(family="sd", path=str(file), components=str(folder)))
+    source = open_source(ModelConfig(architecture="sd", path=str(file), components=str(folder)))
     classes = check_parts(
         source, "StableDiffusionPipeline", dict.fromkeys(("unet", "vae", "text_encoder"))
     )
