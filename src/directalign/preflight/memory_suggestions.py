@@ -1,4 +1,4 @@
-"""What to change in a recipe that does not fit: each change tried on the recipe and estimated anew, the most saving first.
+"""Changes that make a recipe fit: each is applied to the recipe and estimated anew, the most saving first.
 
 Changes that make no difference, or that the recipe's own rules refuse, are not listed. The last line puts together as many as
 it takes.
@@ -14,11 +14,8 @@ from pydantic import ValidationError
 
 from .. import config
 from ..types import DirectAlignError
-from .architecture import model_architecture
-from .geometry import geometry, image_size
-from .held import asks_base
-from .phases import Estimate, estimate
-from .place import Place
+from .memory import Estimate, Place, estimate, image_size
+from .meta_models import meta_model, nearest_size
 
 WORTHWHILE = 0.01
 """Share of the peak that a change must save to be named."""
@@ -27,14 +24,14 @@ Changes = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Remedy:
-    """A change of the recipe (or of the number of ranks), and the estimate after it."""
+class Suggestion:
+    """A change of the recipe (or of the number of ranks) as on the command line, and the estimate after it."""
 
-    says: str
+    change: str
     estimate: Estimate
 
 
-def remedies(run: config.RunConfig, place: Place) -> list[Remedy]:
+def suggestions(run: config.RunConfig, place: Place) -> list[Suggestion]:
     """Changes that lower the peak of a run at `place`, best first; then, where one alone is not enough, as many of them together as fit."""
     now = estimate(run, place).peak
     found = [
@@ -46,7 +43,7 @@ def remedies(run: config.RunConfig, place: Place) -> list[Remedy]:
         (each for each in found if each[2].peak < (1 - WORTHWHILE) * now),
         key=lambda each: each[2].peak,
     )
-    singles = [Remedy(says, tried) for says, _, tried in found]
+    singles = [Suggestion(says, tried) for says, _, tried in found]
     if not found or found[0][2].fits:
         return singles
     return [*singles, *_together(run, place, [(says, changes) for says, changes, _ in found])]
@@ -54,7 +51,7 @@ def remedies(run: config.RunConfig, place: Place) -> list[Remedy]:
 
 def _together(
     run: config.RunConfig, place: Place, ordered: list[tuple[str, Changes]]
-) -> Iterator[Remedy]:
+) -> Iterator[Suggestion]:
     """The first of the changes one upon the other, until it fits or they run out; those that then save nothing are left out."""
     said: list[str] = []
     joined: Changes = {}
@@ -68,7 +65,7 @@ def _together(
         if best.fits:
             break
     if len(said) > 1:
-        yield Remedy("together: " + ", ".join(said), best)
+        yield Suggestion("together: " + ", ".join(said), best)
 
 
 def candidates(run: config.RunConfig, place: Place) -> Iterator[tuple[str, Changes]]:
@@ -98,7 +95,9 @@ def candidates(run: config.RunConfig, place: Place) -> Iterator[tuple[str, Chang
             {"train.optimizer": "adamw8bit"},
             narrow,
         ]
-        whole.append({"method.trust": None} if asks_base(run.method) == "method.trust" else {})
+        whole.append(
+            {"method.kl_beta": 0.0} if getattr(run.method, "kl_beta", 0.0) else {}
+        )
         yield f"--ranks {2 * place.ranks}", {"ranks": 2 * place.ranks}
     for changes in whole:
         shown = {key: value for key, value in changes.items() if value != _value(run, key)}
@@ -107,14 +106,12 @@ def candidates(run: config.RunConfig, place: Place) -> Iterator[tuple[str, Chang
 
 
 def _smaller(run: config.RunConfig) -> Changes:
-    """Three quarters of the image's sides, where the recipe has one size."""
+    """Three quarters of the image's sides, where the recipe has one size that fits the model."""
     if run.rollout.sizes is not None or run.data.buckets is not None:
         return {}
-    of = geometry(run, model_architecture(run.model))
-    height, width = (
-        max(of.multiple, side * 3 // 4 // of.multiple * of.multiple) for side in image_size(run, of)
-    )
-    return {"rollout.height": height, "rollout.width": width}
+    model = meta_model(run.model)
+    near = nearest_size(model.model, *(side * 3 // 4 for side in image_size(run, model)))
+    return {} if near is None else {"rollout.height": near[0], "rollout.width": near[1]}
 
 
 def _tried(run: config.RunConfig, changes: Changes, place: Place) -> Estimate | None:
