@@ -21,7 +21,7 @@ from .generate import RECORD, run_of
 
 Kind = Literal["base", "run", "model", "images"]
 BASE, BASE_LABEL = "base", "Base model"
-OF_A_MODEL = ("family", "path", "components", "revision", "variant", "dtype", "quantization")
+OF_A_MODEL = ("architecture", "path", "components", "revision", "variant", "dtype", "quantization")
 """Settings of `config.Model` that say which weights a run begins with."""
 
 

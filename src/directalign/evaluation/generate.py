@@ -225,7 +225,7 @@ def sample_images(
     run, trained = run_of(source)
     run = run.model_copy(update={"rollout": run.rollout.model_copy(update=dict(rollout or {}))})
     trained = None if base else trained
-    model = trained_family(run, trained)
+    model = load_run_model(run, trained)
     images = generate(model, pairs.prompts, pairs.seeds, run.rollout, batch_size=1)
     return _write(
         out,
@@ -244,7 +244,7 @@ def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:
         return load_run(source / "run.yaml"), source
     _check_model(source)
     folder = open_source(
-        config.ModelConfig(model="flux", path=str(source)), weights=False
+        config.ModelConfig(architecture="flux", path=str(source)), weights=False
     ).folder  # which model it is, its index will say
     if not (folder / "model_index.json").is_file():
         raise DirectAlignError(
@@ -285,7 +285,7 @@ def _bare_recipe(path: str, folder: Path, model: str) -> config.RunConfig:
     return config.RunConfig.model_validate(given)
 
 
-def trained_family(run: config.RunConfig, trained: Path | None) -> Model:
+def load_run_model(run: config.RunConfig, trained: Path | None) -> Model:
     """The run's model on the best device, with the weights of `trained`, or the base model's for None."""
     model = load_model(run.model, "cuda" if torch.cuda.is_available() else "cpu")
     if trained is not None:

@@ -142,7 +142,7 @@ def test_a_recipe_says_everything(tmp_path: Path) -> None:
 
 RECIPE = """
 name: any
-model: {family: flux, path: somewhere}
+model: {architecture: flux, path: somewhere}
 reward: {name: clip, path: somewhere}
 method: {name: refl}
 data: {prompts: world}

@@ -26,9 +26,9 @@ PROMPTS, SEEDS = ["a red star", "a blue circle", "a green square"], [1, 2, 3]
 @pytest.mark.parametrize("name", ["flux", "sd"])
 def test_images_do_not_depend_on_the_batch(pipelines: dict[str, Path], name: str):
     run = recipe(name, pipelines[name], "none")
-    family = load_model(run.model, "cpu")
-    together = generate(family, PROMPTS, SEEDS, run.rollout, batch_size=3)
-    apart = generate(family, PROMPTS[::-1], SEEDS[::-1], run.rollout, batch_size=2).flip(0)
+    model = load_model(run.model, "cpu")
+    together = generate(model, PROMPTS, SEEDS, run.rollout, batch_size=3)
+    apart = generate(model, PROMPTS[::-1], SEEDS[::-1], run.rollout, batch_size=2).flip(0)
     assert together.shape == (3, 3, 32, 32) and together.min() >= 0 and together.max() <= 1
     assert (together - apart).abs().max() < 1e-5
     assert (together[0] - together[1]).abs().max() > 0.01
@@ -47,10 +47,10 @@ def test_base_weights_are_the_untrained_ones_and_training_goes_on_after(pipeline
 
 def test_base_weights_of_a_fully_trained_model_are_gone(pipelines: dict[str, Path]):
     run = recipe("sd", pipelines["sd"], "none")
-    family = load_model(run.model.model_copy(update={"tune": "full"}), "cpu")
+    model = load_model(run.model.model_copy(update={"tune": "full"}), "cpu")
     with (
         pytest.raises(DirectAlignError, match=r"load it by itself from model\.path"),
-        base_weights(family),
+        base_weights(model),
     ):
         pass
 

@@ -105,10 +105,10 @@ def test_a_measurement_has_it_when_asked_whatever_the_batch_size(
     pipelines: dict[str, Path], prompts: Path
 ):
     run = recipe("flux", pipelines["flux"], prompts)
-    family = trained(run)
-    assert "diversity" not in Measurer(run, family, None, None).measure(2)
+    model = trained(run)
+    assert "diversity" not in Measurer(run, model, None, None).measure(2)
     one, five = (
-        Measurer(with_diversity(run, 2, size), family, None, None).measure(2)["diversity"]
+        Measurer(with_diversity(run, 2, size), model, None, None).measure(2)["diversity"]
         for size in (1, 5)
     )
     assert one > 0 and one == pytest.approx(five, rel=1e-4)

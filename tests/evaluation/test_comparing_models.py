@@ -216,10 +216,10 @@ def test_what_is_done_is_not_done_again(
     run_folder: Path, evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(evaluated, tmp_path / "out")
-    for name in ("trained_family", "save_png"):
+    for name in ("load_run_model", "save_png"):
         monkeypatch.setattr(candidate_images, name, lambda *_: pytest.fail("made again"))
     monkeypatch.setattr(
-        "directalign.evaluate.looks.load_reward", lambda *_: pytest.fail("loaded again")
+        "directalign.evaluation.scores.load_reward", lambda *_: pytest.fail("loaded again")
     )
     said: list[str] = []
     evaluate_run(asked(run_folder, tmp_path / "out"), said.append)
@@ -238,7 +238,7 @@ def test_what_is_done_is_not_done_again(
             {"rollout": {"num_inference_steps": 3}},
             r"models\.base\.rollout\.num_inference_steps was 2 and is now 3",
         ),
-        ({"positive": ("a",), "negative": ("b",)}, r"words\.positive"),
+        ({"positive": ("a",), "negative": ("b",)}, r"control_phrases\.positive"),
     ],
 )
 def test_another_comparison_is_refused_by_name(
@@ -331,7 +331,7 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(
     change: dict[str, Any],
     words: str,
 ) -> None:
-    monkeypatch.setattr(candidate_images, "trained_family", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(candidate_images, "load_run_model", lambda *_: pytest.fail("loaded"))
     with pytest.raises(DirectAlignError, match=words):
         compare(replace(asked(run_folder, tmp_path / "out"), **change))
     assert not (tmp_path / "out").exists()
@@ -340,7 +340,7 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(
 def test_an_out_that_cannot_be_is_refused(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidate_images, "trained_family", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(candidate_images, "load_run_model", lambda *_: pytest.fail("loaded"))
     (tmp_path / "file").write_text("")
     (tmp_path / "images" / "images").mkdir(parents=True)
     (tmp_path / "odd").mkdir()
@@ -372,7 +372,7 @@ def test_two_processes_do_not_write_to_one_folder(run_folder: Path, evaluated: P
 class Length:
     """The length of the prompt, and the mean colour as its features; poses as a CLIP."""
 
-    name, reads_prompt, differentiable = "clip", True, True
+    name, reads_prompt, differentiable, image_embeddings = "clip", True, True, True
 
     def encode(self, images: Images) -> torch.Tensor:
         return images.mean((2, 3))

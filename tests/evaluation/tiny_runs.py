@@ -13,14 +13,14 @@ from directalign.interfaces import Model
 from directalign.models import load_model, trainable
 
 
-def recipe(family: str, path: Path, prompts: Path | str, **rollout: Any) -> RunConfig:
+def recipe(model: str, path: Path, prompts: Path | str, **rollout: Any) -> RunConfig:
     """A small run on a tiny pipeline, with a reward that sees pixels alone."""
-    guidance = {"embedded_guidance": 2.0} if family == "flux" else {}
+    guidance = {"embedded_guidance": 2.0} if model == "flux" else {}
     return RunConfig.model_validate(
         {
             "name": "tiny",
             "model": {
-                "architecture": family,
+                "architecture": model,
                 "path": str(path),
                 "tune": "lora",
                 "lora": {"rank": 2, "alpha": 2},
@@ -36,13 +36,13 @@ def recipe(family: str, path: Path, prompts: Path | str, **rollout: Any) -> RunC
 
 
 def trained(run: RunConfig) -> Model:
-    """The run's family after an imagined training: every weight that is trained has moved."""
-    family = load_model(run.model, "cpu")
+    """The run's model after an imagined training: every weight that is trained has moved."""
+    model = load_model(run.model, "cpu")
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for parameter in trainable(family).values():
+        for parameter in trainable(model).values():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return family
+    return model
 
 
 def write_run_folder(folder: Path, run: RunConfig) -> Path:

@@ -130,13 +130,13 @@ def test_a_model_trained_in_full_keeps_its_base_images_from_before(
 ) -> None:
     run = off(recipe("flux", pipelines["flux"], prompts), str(others))
     run = run.model_copy(update={"model": run.model.model_copy(update={"tune": "full"})})
-    family = load_model(run.model, "cpu")
-    measurer = Measurer(run, family, load_reward(run.reward), None)
+    model = load_model(run.model, "cpu")
+    measurer = Measurer(run, model, load_reward(run.reward), None)
     measurer.prepare()
     assert measurer.control_prompts is not None
     kept = measurer.control_prompts.base_images
     with torch.no_grad():
-        for parameter in family.denoiser.parameters():
+        for parameter in model.denoiser.parameters():
             parameter.mul_(1.2)
     assert measurer.control_prompts.base_images is kept
     assert (
