@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
-from directalign.report.collect import RunFiles, read_run
 
 from directalign.config.load import load_run
 from directalign.demo import LONGER, demo, summarise
+from directalign.report.read import RunFiles, read_run
 from directalign.types import DirectAlignError
 
 RECIPES = Path(__file__).parents[1] / "recipes"
