@@ -173,7 +173,7 @@ class SeedInterval(TypedDict):
 
 def mean_interval(values: Sequence[Number]) -> SeedInterval:
     """Mean with Student's t interval (`stats.t_interval`). Raises: ValueError without values."""
-    found = t_interval(values)
+    found = t_interval([float(value) for value in values])
     low, high = (None, None) if found.n == 1 else (found.low, found.high)
     return SeedInterval(value=found.value, low=low, high=high, n=found.n)
 
