@@ -19,7 +19,8 @@ from torch import Tensor
 from directalign.data.prompts import train_captions
 from directalign.evaluation.generate import generate
 from directalign.interfaces import Reward
-from directalign.rewards import ClipReward, load_reward
+from directalign.rewards import load_reward
+from directalign.rewards.clip import ClipReward
 from directalign.toyworld.scenes import STYLE_WORDS, STYLES, render, scenes_of
 from directalign.types import PerSample
 from tools.build_toyworld import reward_card
@@ -83,7 +84,7 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     phrases = [each for each in PHRASES if not quick or each.name in QUICK_NAMES]
     arms, seeds = sized([each.arm for each in phrases], quick), SEEDS[:1] if quick else SEEDS
     count, styles = (4, STYLES[:2]) if quick else (ASKED_PAIRS, STYLES)
-    rows = run_arms("words", arms, seeds, out, recipes)
+    rows = run_arms("control_phrases", arms, seeds, out, recipes)
     for arm in arms:
         for seed in seeds:
             settings, folder = settings_of(arm, seed, recipes), folder_of(arm, seed, out)
@@ -101,7 +102,13 @@ def _styles_in_prompts(
     """One row per style: rates of that style and of content when the prompt asks for the style."""
     measurer = measurer_of(folder, base=arm.name == "base")
     pairs, run, rows = measurer.pairs.first(count), measurer.run, []
-    named = {"study": "words", "kind": "asked", "arm": arm.name, "title": arm.title, "seed": seed}
+    named = {
+        "study": "control_phrases",
+        "kind": "asked",
+        "arm": arm.name,
+        "title": arm.title,
+        "seed": seed,
+    }
     for style in styles:
         prompts = [f"{STYLE_WORDS[style][0]}. {prompt}" for prompt in pairs.prompts]
         size = run.evaluate.batch_size
@@ -191,7 +198,7 @@ def _facts(phrases: Sequence[Phrases], settings: Any) -> list[Row]:
     reward = load_reward(settings)
     renders, rows = renders_for(reward), []
     for each in phrases:
-        named = {"study": "words", "kind": "facts", "arm": each.name, "title": each.title}
+        named = {"study": "control_phrases", "kind": "facts", "arm": each.name, "title": each.title}
         numbers = facts_of(each, reward, renders)
         rows.append({**named, "seed": 0, "target": each.target, **numbers})
     return rows
@@ -260,7 +267,13 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     plain = [after(style, f"style_{style}") for style in STYLES]
     note = "Plain prompts, after training; the dashed line is the base model."
     return [
-        dots_with_intervals(folder / "words_styles.png", "Style of the images", plain, note),
-        dots_with_intervals(folder / "words_price.png", "Content, drift and bias", price, note),
-        dots_with_intervals(folder / "words_asked.png", "A style that the prompt asks for", asked),
+        dots_with_intervals(
+            folder / "control_phrases_styles.png", "Style of the images", plain, note
+        ),
+        dots_with_intervals(
+            folder / "control_phrases_price.png", "Content, drift and bias", price, note
+        ),
+        dots_with_intervals(
+            folder / "control_phrases_asked.png", "A style that the prompt asks for", asked
+        ),
     ]

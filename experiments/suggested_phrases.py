@@ -10,13 +10,16 @@ import json
 from functools import cache
 from pathlib import Path
 
-from directalign.control.answers import look
-from directalign.control.examples import load_examples
-from directalign.control.suggest import Suggestion, ramp, setting
-
 from directalign.config.load import load_run
-from directalign.reward_analysis import words as ranking
-from directalign.reward_analysis.phrases import COMMON
+from directalign.reward_analysis import COMMON
+from directalign.reward_analysis.images import load_examples
+from directalign.reward_analysis.phrases import (
+    PhraseTable,
+    Suggestion,
+    encode_examples,
+    settings_for,
+)
+from directalign.reward_analysis.phrases_report import ramp
 from directalign.rewards import load_reward
 from directalign.toyworld.scenes import STYLE_WORDS, STYLES
 
@@ -46,7 +49,7 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
         Arm(arm.name, arm.title, arm.recipe, (*length, *arm.overrides)) for arm in arms(recipes)
     ]
     chosen, seeds = (longer[:2], SEEDS[:1]) if quick else (longer, SEEDS)
-    rows = run_arms("control_words", sized(chosen, quick), seeds, out, recipes)
+    rows = run_arms("suggested_phrases", sized(chosen, quick), seeds, out, recipes)
     settings = settings_of(Arm("ranking", "ranking", RECIPE), 0, recipes)
     styles, count = (STYLES[:1], QUICK_COUNT) if quick else (STYLES, COUNT)
 
@@ -76,21 +79,21 @@ def arms(recipes: Path) -> list[Arm]:
 def suggested(recipes: Path) -> Suggestion:
     """Ramp and tolerance for the recipe's own phrases, photographs against all other styles."""
     words = load_run(recipes / f"{RECIPE}.yaml").method.control_phrases
-    return setting(_table("photo", COUNT, recipes), words.positive, words.negative)
+    return settings_for(_table("photo", COUNT, recipes), words.positive, words.negative)
 
 
-def _table(style: str, count: int, recipes: Path) -> ranking.Table:
+def _table(style: str, count: int, recipes: Path) -> PhraseTable:
     reward = load_reward(load_run(recipes / f"{RECIPE}.yaml").reward)
     images = load_examples(f"world:{style}/rest", "images", count=count)
-    return ranking.Table(reward, look(reward, images))
+    return PhraseTable(reward, encode_examples(reward, images))
 
 
 def ranked(style: str, count: int, recipes: Path) -> list[Row]:
     """One row per candidate, from the most wanted to the most unwanted, when `style` is wanted."""
     table, rows = _table(style, count, recipes), []
-    words = sorted((table.word(phrase) for phrase in COMMON), key=lambda word: -word.lift.size)
+    words = sorted((table.phrase(phrase) for phrase in COMMON), key=lambda word: -word.lift.size)
     for place, word in enumerate(words, start=1):
-        named = {"study": "control_words", "kind": "ranked", "arm": style, "title": style}
+        named = {"study": "suggested_phrases", "kind": "ranked", "arm": style, "title": style}
         named |= {"seed": 0, "phrase": word.phrase, "place": place, "names": named_by(word.phrase)}
         lift = {"lift": word.lift.value, "lift_low": word.lift.low, "lift_high": word.lift.high}
         lift |= {"size": word.lift.size, "content": word.content, "cut": word.cut}
@@ -161,6 +164,6 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     for photo, content in zip(panels[0].lines, panels[1].lines, strict=True):
         ways.append(Line(photo.name, photo.y, content.y))
     panels.append(Panel("content over photo rate", "photo rate", "content", ways, percent=True))
-    file, title = folder / "control_words_curves.png", "Official ramps and suggested settings"
+    file, title = folder / "suggested_phrases_curves.png", "Official ramps and suggested settings"
     note = "Means over seeds, with 95 % intervals where there are several."
     return [curves(file, title, panels, note, columns=2, titles={arm: arm for arm in arms})]

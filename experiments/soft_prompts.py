@@ -12,10 +12,9 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from directalign.control.examples import load_examples
-from directalign.control.tokens import Fitting, fit_tokens
-
 from directalign import config
+from directalign.reward_analysis.images import load_examples
+from directalign.reward_analysis.soft_prompts import SoftPromptConfig, fit_soft_prompts
 from directalign.rewards import load_reward
 from directalign.rewards.soft_prompts import write_tokens
 
@@ -55,7 +54,7 @@ class Variant:
 
     name: str
     title: str
-    fitting: Fitting | None
+    fitting: SoftPromptConfig | None
 
     def file(self, seed: int, out: Path, side: str) -> Path:
         """Where the tokens of one side lie."""
@@ -71,8 +70,8 @@ class Variant:
 
 VARIANTS = (
     Variant("words", "words", None),
-    Variant("style_tokens", "style tokens", Fitting(content=0.0)),
-    Variant("tokens", "full tokens", Fitting()),
+    Variant("style_tokens", "style tokens", SoftPromptConfig(content=0.0)),
+    Variant("tokens", "full tokens", SoftPromptConfig()),
 )
 
 
@@ -85,7 +84,7 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
             make = partial(_fit, each, seed, out, quick, settings)
             rows += piece(out, f"fit-{each.name}-seed{seed}", settings, make)
         arms = sized([each.arm(form, seed, out) for each in VARIANTS for form in FORMS], quick)
-        rows += run_arms("control_tokens", arms, [seed], out, recipes)
+        rows += run_arms("soft_prompts", arms, [seed], out, recipes)
     return rows
 
 
@@ -95,13 +94,13 @@ def _fit(each: Variant, seed: int, out: Path, quick: bool, settings: config.RunC
     fitting = replace(each.fitting, seed=FIRST_SEED + seed)
     fitting = replace(fitting, num_steps=4) if quick else fitting
     count = 8 if quick else COUNT
-    examples = load_examples(IMAGES, "control_tokens", count=count, seed=fitting.seed)
+    examples = load_examples(IMAGES, "soft_prompts", count=count, seed=fitting.seed)
     reward = load_reward(settings.reward)
-    fitted = fit_tokens(reward, examples, settings.method.control_phrases, fitting)
+    fitted = fit_soft_prompts(reward, examples, settings.method.control_phrases, fitting)
     for side, tokens in (("positive", fitted.positive), ("negative", fitted.negative)):
         write_tokens(each.file(seed, out, side), tokens)
     assert fitted.words is not None
-    named = {"study": "control_tokens", "kind": "fit", "seed": seed, "fit": each.name}
+    named = {"study": "soft_prompts", "kind": "fit", "seed": seed, "fit": each.name}
     named |= {"best_step": fitted.best_step, "pictures": fitted.held_out}
     return [
         {**named, "arm": "words", "title": "words", **asdict(fitted.words)},
@@ -171,7 +170,7 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     for form, arms in forms_of(runs).items():
         panels = panels_over_updates(runs, arms, banded=False)
         short = {arm: titles[arm].partition(",")[0] for arm in arms}
-        file = folder / f"control_tokens_{form}.png"
+        file = folder / f"soft_prompts_{form}.png"
         title, note = f"Phrases and learned tokens, {form} reward", "Means over seeds."
         files.append(curves(file, title, panels, note, titles=short))
     return files
