@@ -25,7 +25,7 @@ from directalign.config import RunConfig
 from directalign.config.load import dump_run, load_run
 from directalign.evaluation.compare import judge_of
 from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts
-from directalign.evaluation.generate import run_of, load_run_model
+from directalign.evaluation.generate import load_run_model, run_of
 from directalign.evaluation.image_metrics import statistics
 from directalign.evaluation.in_training import Measurer, photographs
 from directalign.io.atomic import write_text

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from directalign.config.load import load_run
 from directalign.demo import LONGER, demo, summarise

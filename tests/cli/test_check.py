@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from directalign.memory import Place
+from directalign.planning import surroundings
 from PIL import Image
 
 from directalign import planning
 from directalign.config.load import RECIPES, load_run
-from directalign.memory import Place
-from directalign.planning import surroundings
 
 
 def test_a_sound_recipe_gives_findings_and_memory(command, recipe: Path) -> None:

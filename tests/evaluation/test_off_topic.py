@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from directalign.planning.measuring import check_off_topic
 from tiny_runs import recipe, trained
 
 from directalign import config
@@ -21,7 +22,6 @@ from directalign.evaluation.control_prompts import (
 from directalign.evaluation.eval_prompts import FIRST_SEED, Pairs
 from directalign.evaluation.in_training import Measurer
 from directalign.models import load_model
-from directalign.planning.measuring import check_off_topic
 from directalign.rewards import load_reward
 from directalign.types import DirectAlignError, Images, PerSample
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from directalign.planning import check_method, check_steps
 
 from directalign.config import FlowGRPOConfig, SRPOConfig
 from directalign.config.load import RECIPES
 from directalign.methods.objective_math import absolute_relative
 from directalign.models import load_model
-from directalign.planning import check_method, check_steps
 from experiments import (
     anchor,
     control_phrases,

@@ -4,12 +4,12 @@ from collections import Counter
 
 import pytest
 import torch
+from directalign.planning import check_method
 
 from directalign import config
 from directalign.config.load import load_run
 from directalign.methods.drtune import DRTune
 from directalign.methods.flowbp import FlowBP
-from directalign.planning import check_method
 from directalign.types import Batch, DirectAlignError
 from methods import by_chain, by_hand
 from methods.by_chain import EXACT, float64_from_the_first_noise  # noqa: F401

@@ -5,12 +5,12 @@ from itertools import combinations
 
 import pytest
 import torch
+from directalign.planning import check_method
 from torch import Tensor
 
 from directalign import config
 from directalign.config.load import load_run
 from directalign.methods.leapalign import LeapAlign, similarity_weight
-from directalign.planning import check_method
 from directalign.types import Batch, DirectAlignError
 from methods import by_chain, by_hand
 from methods.by_chain import EXACT, float64_from_the_first_noise  # noqa: F401

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from directalign.planning import check_method, check_reward
 from torch import Tensor
 
 from directalign import config
@@ -15,7 +16,6 @@ from directalign.interfaces import Reward
 from directalign.methods.objective import DECAY, MixedObjective, RunningStats, build_objective
 from directalign.methods.objective_math import mixed_reward
 from directalign.methods.srpo import SRPO
-from directalign.planning import check_method, check_reward
 from directalign.rewards import load_reward
 from directalign.rewards.mixture import Member, MixReward
 from directalign.types import Batch, DirectAlignError

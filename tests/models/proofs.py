@@ -16,8 +16,8 @@ from directalign.methods.srpo import SRPO
 from directalign.models import load_model, load_trained, trainable
 from directalign.models.text_encoder import padded
 from directalign.types import Conditioning
-from models.srpo_by_hand import BATCH, PROMPTS, SETTINGS, known_noise, losses_by_hand
 from methods.toy import ToyReward
+from models.srpo_by_hand import BATCH, PROMPTS, SETTINGS, known_noise, losses_by_hand
 from tiny import SIZE
 
 STEPS = 4

@@ -13,6 +13,7 @@ from directalign.config import ModelConfig, RolloutConfig
 from directalign.methods.srpo import SRPO
 from directalign.models import load_model, trainable
 from directalign.types import DirectAlignError
+from methods.toy import ToyReward
 from models import proofs
 from models.proofs import LIBRARY_CALL, STEPS, image_of_ours, noise_for
 from models.srpo_by_hand import (
@@ -23,7 +24,6 @@ from models.srpo_by_hand import (
     known_noise,
     losses_by_hand,
 )
-from methods.toy import ToyReward
 from tiny import SIZE, ZERO_SNR
 from tiny_sdxl import write_sdxl
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from directalign.families import packing
+from directalign.families.flux import Flux
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from directalign.families import packing
-from directalign.families.flux import Flux
 from directalign.preflight.activation_memory import (
     FAKE,
     MemoryTracker,

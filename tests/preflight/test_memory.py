@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from directalign.families.loading import FAMILIES, load_family, trainable
+from directalign.families.quantized import quantize
+from directalign.train.adamw8bit import AdamW8bit
 from preflight_runs import a_run, changed
 from pydantic import TypeAdapter
 from torch import nn
 
 from directalign import config, preflight
 from directalign.config import Lora, Run, Trust
-from directalign.families.loading import FAMILIES, load_family, trainable
-from directalign.families.quantized import quantize
 from directalign.methods import METHODS, load_method
 from directalign.preflight.activation_memory import MemoryTracker
 from directalign.preflight.memory import (
@@ -28,7 +29,6 @@ from directalign.preflight.memory import (
 )
 from directalign.preflight.meta_models import meta_model
 from directalign.rewards import KINDS, load_reward
-from directalign.train.adamw8bit import AdamW8bit
 from directalign.types import Batch, DirectAlignError
 from recorded_rewards import write_aesthetic, write_image_reward
 from tiny import tiny_flux, tiny_sd  # noqa: F401 (fixtures)

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import pytest
+from directalign.families.loading import FAMILIES
 from preflight_runs import a_run
 
 from directalign.config import Model, Run
-from directalign.families.loading import FAMILIES
 from directalign.preflight.memory import MetaRewards
 from directalign.preflight.meta_models import USUAL, known, meta_model
 from directalign.rewards import KINDS

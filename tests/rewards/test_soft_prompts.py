@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from directalign.planning.recipe import check_method
 from safetensors.torch import save_file
 
 from directalign import config
 from directalign.config.load import load_run, recipe_path
-from directalign.planning.recipe import check_method
 from directalign.rewards.clip import ClipReward, SiglipReward
 from directalign.rewards.soft_prompts import (
     ControlTokens,

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from directalign.planning import plan
 
 import tiny
 from directalign import config
 from directalign.config.load import load_run
 from directalign.methods import METHODS, method_class
-from directalign.planning import plan
 from directalign.training import Interrupted, loop
 from directalign.training import run as train
 from directalign.types import Batch, DirectAlignError, LossTerm, NonFiniteError

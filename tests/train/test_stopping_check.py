@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from directalign.planning import check_stop
+from directalign.planning.stopping import doubts_of_stop
 from rich.console import Console
 from test_stopping import recipe
 
 from directalign.config.load import load_run, recipe_path
-from directalign.planning import check_stop
-from directalign.planning.stopping import doubts_of_stop
 from directalign.training.run_log import Display
 from directalign.types import DirectAlignError
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import train_stubs as stubs
+from directalign.planning.tracking import check_track
 
 from directalign import config
-from directalign.planning.tracking import check_track
 from directalign.training import run_log, trackers
 from directalign.types import DirectAlignError
 

@@ -41,6 +41,11 @@ class DRTune:
         self.model, self.settings, self.rollout = model, settings, rollout
         self.objective = build_objective(reward, settings)
 
+    @staticmethod
+    def check(settings: DRTuneConfig, rollout: RolloutConfig, path: str) -> None:
+        """Refuse settings that the rollout cannot satisfy, before anything is loaded."""
+        check_steps(settings, rollout)
+
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make the steps down to the stop, some with gradient; predict x0_hat there; reward;
         yield."""

@@ -73,6 +73,12 @@ class FlowGRPO:
         self.base = ReferenceModel(model.denoiser) if settings.kl_beta > 0 else None
         self.stored: dict[int, Rollouts] = {}
 
+    @staticmethod
+    def check(settings: config.FlowGRPOConfig, rollout: config.RolloutConfig, path: str) -> None:
+        """Refuse settings that the rollout or the noise path cannot satisfy."""
+        check_steps(settings, rollout)
+        check_sde(settings, path)
+
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0 (or reuse stored rollouts); then for each trained step: predict, weigh by the
         advantage, yield."""

@@ -42,6 +42,11 @@ class LeapAlign:
         self.model, self.settings, self.rollout = model, settings, rollout
         self.objective = build_objective(reward, settings)
 
+    @staticmethod
+    def check(settings: LeapAlignConfig, rollout: RolloutConfig, path: str) -> None:
+        """Refuse settings that the rollout cannot satisfy, before anything is loaded."""
+        check_steps(rollout)
+
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0 with leaps from two states of its path; reward; weigh; yield."""
         start, (k, j) = start_rollout(self.model, self.rollout, batch), self.steps(batch)

@@ -21,7 +21,7 @@ from ..diffusion import noise_levels, recovery, rng, sampling
 from ..diffusion.path import expand_like, truncate_sigmas
 from ..interfaces import Model, Reward
 from ..models.reference_model import ReferenceModel
-from ..types import Batch, Conditioning, Latents, LossTerm, PerSample
+from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
 from . import objective_math
 from .objective import build_objective
 
@@ -39,6 +39,23 @@ class SRPO:
         self.branches = ("denoise", "inversion") if both else (settings.branches,)
         self.shared_noise = settings.noise.scope == "shared"
         self.base = ReferenceModel(model.denoiser) if settings.kl_beta > 0 else None
+
+    @staticmethod
+    def check(settings: SRPOConfig, rollout: RolloutConfig, path: str) -> None:
+        """Refuse a range of noise levels that is empty or includes pure noise."""
+        levels = settings.noise_levels
+        if isinstance(levels, GridNoiseLevels):
+            noise_levels.GridSampler(**levels.model_dump(exclude={"kind"}))
+            if levels.first == 0:
+                raise DirectAlignError(
+                    "method.noise_levels.first: 0 is pure noise, which contains nothing of the image; "
+                    "give 1 or more"
+                )
+        elif not levels.sigma_low < levels.sigma_high:
+            raise DirectAlignError(
+                f"method.noise_levels: sigma_low {levels.sigma_low} is not below sigma_high "
+                f"{levels.sigma_high}; swap or change them"
+            )
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0; then for each injection and branch: inject, predict, recover, reward, yield."""
