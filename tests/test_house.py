@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from directalign.memory.architecture import model_architecture
 from directalign.memory.geometry import geometry
-from directalign.planning import check_method, check_reward, check_steps, plan
-from directalign.planning.surroundings import check_data, check_model
+from directalign.preflight.checks import check_method, check_reward, check_steps, plan
+from directalign.preflight.checks import check_data, check_model
 from importlinter.api import read_configuration
 from importlinter.cli import lint_imports
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 from directalign.memory import Place
-from directalign.planning import surroundings
+from directalign.preflight.checks import surroundings
 from PIL import Image
 
-from directalign import planning
+from directalign.preflight import checks as planning
 from directalign.config.load import RECIPES, load_run
 
 

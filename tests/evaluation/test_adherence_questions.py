@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from directalign.planning import check_adherence as planned
+from directalign.preflight.checks import check_adherence as planned
 from torch import Tensor
 
 from directalign import config

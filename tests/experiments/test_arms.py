@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from directalign.planning import check_method, check_steps
+from directalign.preflight.checks import check_method, check_steps
 
 from directalign.config import FlowGRPOConfig, SRPOConfig
 from directalign.config.load import RECIPES

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from directalign.planning import check_method
+from directalign.preflight.checks import check_method
 
 from directalign import config
 from directalign.config.load import load_run

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from directalign.planning import check_method
+from directalign.preflight.checks import check_method
 from torch import Tensor
 
 from directalign import config

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from directalign.planning import check_method, check_reward
+from directalign.preflight.checks import check_method, check_reward
 from torch import Tensor
 
 from directalign import config

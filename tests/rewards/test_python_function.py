@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from directalign.planning import check_reward
+from directalign.preflight.checks import check_reward
 
 from directalign import config
 from directalign.interfaces import Reward

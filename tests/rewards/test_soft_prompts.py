@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from directalign.planning.recipe import check_method
+from directalign.preflight.checks import check_method
 from safetensors.torch import save_file
 
 from directalign import config

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from directalign.planning import plan
+from directalign.preflight.checks import plan
 
 import tiny
 from directalign import config

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from .. import config
 from ..interfaces import Model
 from ..io import hub
-from ..models import single_file
+from ..models import model_class, single_file
 from ..models.checkpoint_source import Source
 from ..models.lora import trained
 from ..models.quantization import is_quantized, stored_bytes
