@@ -14,10 +14,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from directalign.cli import app
-from directalign.config.load import load_run
+from directalign.config.load import load_run, recipe_path
 from directalign.evaluation.generate import generate, load_run_model
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "world_srpo_lora.yaml"
+RECIPE = recipe_path("world_srpo_lora")
 PROMPTS = ["a red star on a navy background", "a pink ring on a gray background"]
 SEED = 7
 TINY = [

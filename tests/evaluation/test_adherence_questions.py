@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from directalign.preflight.checks import check_adherence as planned
 from torch import Tensor
 
 from directalign import config
@@ -18,7 +19,6 @@ from directalign.evaluation.adherence import (
 )
 from directalign.evaluation.adherence.vqa import Asking
 from directalign.evaluation.eval_prompts import PromptRow, checked_facts, read_prompt_set
-from directalign.planning import check_adherence as planned
 from directalign.rewards import qwen_vl
 from directalign.types import DirectAlignError
 from finished_runs import finished_recipe

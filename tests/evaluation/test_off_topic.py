@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from directalign.preflight.checks import check_control_prompts
 from tiny_runs import recipe, trained
 
 from directalign import config
@@ -21,7 +22,6 @@ from directalign.evaluation.control_prompts import (
 from directalign.evaluation.eval_prompts import FIRST_SEED, Pairs
 from directalign.evaluation.in_training import Measurer
 from directalign.models import load_model
-from directalign.planning.measuring import check_off_topic
 from directalign.rewards import load_reward
 from directalign.types import DirectAlignError, Images, PerSample
 
@@ -167,10 +167,10 @@ def test_prompts_that_are_trained_on_are_refused_before_the_run(
     pipelines: dict[str, Path], prompts: Path, others: Path, tmp_path: Path
 ) -> None:
     run = recipe("flux", pipelines["flux"], prompts)
-    assert check_off_topic(run) == [] and check_off_topic(off(run, str(others))) == [
+    assert check_control_prompts(run) == [] and check_control_prompts(off(run, str(others))) == [
         ("off topic", f"2 prompts from {others}")
     ]
-    assert check_off_topic(off(run, "hf:owner/name")) == [
+    assert check_control_prompts(off(run, "hf:owner/name")) == [
         ("off topic", "hf:owner/name, read when the run starts")
     ]
     others.write_text("a red star\nsoup\n")
@@ -178,6 +178,6 @@ def test_prompts_that_are_trained_on_are_refused_before_the_run(
         DirectAlignError,
         match=r"evaluate\.control_prompts: .*1 of its prompts are trained on, first 'a red star'",
     ):
-        check_off_topic(off(run, str(others)))
+        check_control_prompts(off(run, str(others)))
     with pytest.raises(DirectAlignError, match="no such"):
-        check_off_topic(off(run, str(tmp_path / "none.txt")))
+        check_control_prompts(off(run, str(tmp_path / "none.txt")))

@@ -16,7 +16,7 @@ from ..io.jsonl import Say, told_where_full
 from ..types import DirectAlignError, Images
 from .candidates import Subject
 from .eval_samples import Item
-from .generate import generate, save_png, load_run_model
+from .generate import generate, load_run_model, save_png
 
 Files = Mapping[str, Sequence[Path]]
 """By key of a model of kind images: its file for every item."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from .. import config
 from ..data.text_files import checked_prompt, json_rows
-from ..models import MODELS
+from ..models import model_class
 from ..models.lora import LORA_FILE
 from ..types import DirectAlignError
 from .eval_samples import Item
@@ -92,7 +92,7 @@ def _open(label: str | None, source: str) -> Subject:
     if trained is None:
         return Subject("", label or folder.name, "model", source, run)
     weights = trained / (
-        LORA_FILE if run.model.tune == "lora" else MODELS[run.model.architecture].part
+        LORA_FILE if run.model.tune == "lora" else model_class(run.model.architecture).part
     )
     if not weights.exists():
         raise DirectAlignError(

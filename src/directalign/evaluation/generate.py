@@ -18,7 +18,7 @@ from ..config.load import load_run
 from ..diffusion.sampling import rollout_sigmas, sample
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup
 from ..io.hub import is_hub_id
-from ..models import MODELS, load_model, load_trained, single_file
+from ..models import MODELS, load_model, load_trained, model_class, single_file
 from ..models.checkpoint_source import open_source
 from ..models.reference_model import ReferenceModel, has_adapters
 from ..models.weight_files import read_json
@@ -200,7 +200,6 @@ def _load_lines(call: dict[str, Any], part: str, run: config.RunConfig) -> list[
 
 
 RECORD = "images.jsonl"
-MODEL_OF_PIPELINE = {model.pipeline: name for name, model in MODELS.items()}
 
 
 def sample_images(
@@ -252,11 +251,10 @@ def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:
             f"{source}: neither a run (no run.yaml) nor a diffusers pipeline (no model_index.json); give one of the two"
         )
     name = read_json(folder / "model_index.json").get("_class_name")
-    if name not in MODEL_OF_PIPELINE:
-        raise DirectAlignError(
-            f"{folder}: holds a {name}, and {', '.join(MODEL_OF_PIPELINE)} are read"
-        )
-    return _bare_recipe(str(source), folder, MODEL_OF_PIPELINE[name]), None
+    pipelines = {model_class(each).pipeline: each for each in MODELS}
+    if name not in pipelines:
+        raise DirectAlignError(f"{folder}: holds a {name}, and {', '.join(pipelines)} are read")
+    return _bare_recipe(str(source), folder, pipelines[name]), None
 
 
 def _check_model(source: Path) -> None:
@@ -273,7 +271,7 @@ def _check_model(source: Path) -> None:
 
 def _bare_recipe(path: str, folder: Path, model: str) -> config.RunConfig:
     """Sampling settings for a model that no run is behind: 25 steps, no classifier-free guidance, embedded guidance 3.5 where the network takes it."""
-    part = folder / MODELS[model].part / "config.json"
+    part = folder / model_class(model).part / "config.json"
     guidance = 3.5 if read_json(part).get("guidance_embeds") else None
     given = {
         "name": path,

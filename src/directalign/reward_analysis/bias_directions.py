@@ -29,7 +29,7 @@ from ..data.image_sources import ENDINGS
 from ..data.prompts import read_prompts
 from ..data.text_files import json_rows, read_text
 from ..evaluation.eval_prompts import fixed_pairs, measured_prompts
-from ..evaluation.generate import RECORD, generate, run_of, load_run_model
+from ..evaluation.generate import RECORD, generate, load_run_model, run_of
 from ..interfaces import Reward
 from ..rewards.projection import Directions, fingerprint, project_out, write_directions
 from ..rewards.resolve import OPTION, load_named_reward, reward_settings
