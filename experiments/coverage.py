@@ -136,7 +136,7 @@ def compare_runs(arms: list[Arm], seed: int, out: Path, recipes: Path, images: i
     request = Request(
         sources, folder, base=True, num_samples=images, rewards=(HELD_OUT,), where=where
     )
-    made = compare(request, lambda words: print(words, flush=True))
+    made = compare(request)
     summary = json.loads((made / SUMMARY).read_text(encoding="utf-8"))
     rows: list[Row] = []
     for won in summary["wins"]:

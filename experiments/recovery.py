@@ -25,7 +25,7 @@ from directalign.diffusion.sampling import rollout_sigmas, sample
 from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts, seed_noise
 from directalign.evaluation.generate import image_size
 from directalign.evaluation.image_metrics import sharpness
-from directalign.evaluation.in_training import STYLE
+from directalign.metrics import STYLE
 from directalign.interfaces import Judge, Model, Reward
 from directalign.models import load_model
 from directalign.rewards import load_reward

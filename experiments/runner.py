@@ -23,7 +23,6 @@ from typing import Any, Protocol, runtime_checkable
 from directalign import config
 from directalign.config import RunConfig
 from directalign.config.load import dump_run, load_run
-from directalign.evaluation.compare import judge_of
 from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts
 from directalign.evaluation.generate import load_run_model, run_of
 from directalign.evaluation.image_metrics import statistics
@@ -39,6 +38,7 @@ from directalign.training.distributed import process_group
 from directalign.training.run_folder import commit, machine, versions
 from directalign.training.run_log import read
 from directalign.training.step import NFECounter
+from directalign.toyworld.judges import load_judge
 from directalign.types import DirectAlignError
 
 from .analysis import Number, Row, Rows, Table, read_rows, write_rows
@@ -327,7 +327,8 @@ def measurer_of(folder: Path, base: bool = False) -> Measurer:
         raise DirectAlignError(f"{folder}: holds no run (no run.yaml)")
     model = load_run_model(run, None if base else trained)
     device = next(model.denoiser.parameters()).device
-    return Measurer(run, model, load_reward(run.reward, device), judge_of(run))
+    judge = load_judge() if run.evaluate.judge == "world" else None
+    return Measurer(run, model, load_reward(run.reward, device), judge)
 
 
 def with_drift(rows: list[Row], num_samples: int) -> list[Row]:

@@ -76,9 +76,9 @@ def test_ranks_make_equal_parts_that_join_to_the_whole(
 
 def test_only_rank_0_judges(run: config.RunConfig, family: Model):
     reward = load_reward(run.reward)
-    assert Measurer(run, family, reward, None, together=One(1, 2)).measure(4) == {}
+    assert Measurer(run, family, reward, None, ranks=One(1, 2)).measure(4) == {}
     assert {"reward", "color_drift", "diversity"} <= Measurer(
-        run, family, reward, None, together=One(0, 2)
+        run, family, reward, None, ranks=One(0, 2)
     ).measure(4).keys()
 
 

@@ -74,4 +74,6 @@ def compare(
             command=comparing.command_line(sys.argv[1:]),
             where=comparing.where(),
         )
-        comparing.show(compare_models(request, lambda words: typer.echo(words, err=True)))
+        with comparing.progress_on_stderr():
+            found = compare_models(request)
+        comparing.show(found)

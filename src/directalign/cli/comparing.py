@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -134,6 +137,20 @@ def where() -> dict[str, Any]:
     from ..training.run_folder import commit, machine, versions
 
     return {"commit": commit(), "machine": machine(), "versions": versions()}
+
+
+@contextmanager
+def progress_on_stderr() -> Iterator[None]:
+    """Print the package's log messages to stderr, one line each."""
+    package, handler = logging.getLogger("directalign"), logging.StreamHandler(sys.stderr)
+    level = package.level
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
 
 
 def show(out: Path) -> None:

@@ -62,4 +62,6 @@ def evaluate(
             command=comparing.command_line(sys.argv[1:]),
             where=comparing.where(),
         )
-        comparing.show(evaluate_run(request, lambda words: typer.echo(words, err=True)))
+        with comparing.progress_on_stderr():
+            found = evaluate_run(request)
+        comparing.show(found)

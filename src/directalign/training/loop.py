@@ -38,7 +38,7 @@ class Interrupted(DirectAlignError):
 
 @runtime_checkable
 class Measures(Protocol):
-    """What the loop needs of `evaluate.measure.Measurer`."""
+    """What the loop needs of `evaluation.in_training.Measurer`."""
 
     def prepare(self) -> None:
         """Called once, while the weights are those of the base model."""

@@ -100,7 +100,7 @@ def _load(run: config.RunConfig, ranks: TorchProcessGroup) -> Loaded:
     reward = load_reward(run.reward, ranks.device)
     judge = load_judge() if run.evaluate.judge == "world" else None
     held_out = load_held_out(run.evaluate, ranks.device) if ranks.is_main else {}
-    measurer = Measurer(run, model, reward, judge, together=ranks, held_out=held_out)
+    measurer = Measurer(run, model, reward, judge, ranks=ranks, held_out=held_out)
     return Loaded(model, load_method(run, model, reward, ranks), measurer, data)
 
 
