@@ -26,7 +26,7 @@ from directalign.evaluation.adherence.detector import (
     TEMPLATES,
     ColorReader,
     Detector,
-    cut_out,
+    crop,
 )
 from directalign.evaluation.adherence.geneval import Found
 from directalign.evaluation.eval_prompts import PromptRow, checked_facts
@@ -230,7 +230,7 @@ def test_usual_thresholds_are_those_of_the_kind_unless_others_are_given(
         "owlv2",
     )
     assert (given.of("colors"), given.of("counting"), given.max_overlap) == (0.0, 0.4, 0.7)
-    assert set(detector_files.USUAL) == set(MODELS)
+    assert set(detector_files.KINDS) == set(MODELS)
 
 
 # --- colours --------------------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_a_colour_is_the_nearest_of_the_phrases(clip_folder: Path) -> None:
 def test_around_a_mask_everything_is_grey() -> None:
     image, mask = torch.zeros(3, 8, 8), torch.zeros(8, 8, dtype=torch.bool)
     mask[2:4, 2:4] = True
-    cut = cut_out(image, Found("dog", 0.9, (1.0, 2.0, 5.0, 4.0), mask))
+    cut = crop(image, Found("dog", 0.9, (1.0, 2.0, 5.0, 4.0), mask))
     assert cut.shape == (3, 2, 4)
     assert (cut[:, :, 1:3] == 0).all() and (cut[:, :, [0, 3]] == GREY).all()
 
@@ -268,7 +268,7 @@ def test_around_a_mask_everything_is_grey() -> None:
 def test_a_cut_stays_within_the_image_and_holds_a_pixel(
     box: tuple[float, float, float, float],
 ) -> None:
-    height, width = cut_out(torch.rand(3, 8, 8), Found("dog", 0.9, box)).shape[1:]
+    height, width = crop(torch.rand(3, 8, 8), Found("dog", 0.9, box)).shape[1:]
     assert 1 <= height <= 8 and 1 <= width <= 8
 
 
@@ -293,7 +293,7 @@ def test_no_folder_and_no_detector_are_named(
 ) -> None:
     refused(r"evaluate\.adherence\.path: .*missing: no such folder", path=str(tmp_path / "missing"))
     refused(
-        r"evaluate\.adherence\.path: .*model of type clip, which is no detector .* mask2former, rt_detr",
+        r"evaluate\.adherence\.path: .*model of type clip, which is no supported detector.* mask2former, rt_detr",
         path=str(clip_folder),
     )
     refused(
@@ -348,7 +348,7 @@ def test_prompts_that_a_detector_cannot_judge_are_refused(
     ):
         check_rows(closed, [PromptRow("a free prompt")])
     with pytest.raises(
-        DirectAlignError, match=r"knows no zebra \(1 of 2 things are unknown to it\)"
+        DirectAlignError, match=r"knows no zebra \(1 of 2 classes are unknown to it\)"
     ):
         check_rows(closed, rows({"class": "computer mouse"}, {"class": "zebra"}))
     with pytest.raises(

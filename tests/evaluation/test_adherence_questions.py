@@ -17,7 +17,7 @@ from directalign.evaluation.adherence import (
     check_adherence,
     check_rows,
 )
-from directalign.evaluation.adherence.vqa import Asking
+from directalign.evaluation.adherence.vqa import VlmJudge
 from directalign.evaluation.eval_prompts import PromptRow, checked_facts, read_prompt_set
 from directalign.rewards import qwen_vl
 from directalign.types import DirectAlignError
@@ -70,7 +70,7 @@ def test_both_answers_come_up(vlm_folder: Path) -> None:
 
 def test_an_image_is_looked_at_once_and_a_free_prompt_is_its_own_fact(vlm_folder: Path) -> None:
     judge, looks = adherence_of(settings(vlm_folder)), []
-    assert isinstance(judge.by, Asking)
+    assert isinstance(judge.by, VlmJudge)
     judge.by.reward.model.model.visual.register_forward_pre_hook(lambda *_: looks.append(1))
     facts, free = judge.judged(
         images(),

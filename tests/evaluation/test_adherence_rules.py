@@ -19,7 +19,7 @@ from directalign.evaluation.adherence.geneval import (
     judge,
     overlap,
     relations,
-    surest,
+    most_certain,
 )
 from directalign.evaluation.eval_prompts import checked_facts
 
@@ -190,8 +190,8 @@ def test_a_box_within_a_surer_one_is_dropped_where_that_is_asked() -> None:
         at("dog", 30, score=0.7),
         at("cat", 0, score=0.99),
     ]
-    assert [each.score for each in surest(twice, "dog", 0.3)] == [0.9, 0.8, 0.7]
-    assert [each.score for each in surest(twice, "dog", 0.3, max_overlap=0.5)] == [0.9, 0.7]
+    assert [each.score for each in most_certain(twice, "dog", 0.3)] == [0.9, 0.8, 0.7]
+    assert [each.score for each in most_certain(twice, "dog", 0.3, max_overlap=0.5)] == [0.9, 0.7]
 
 
 def test_equally_sure_things_stay_in_the_detectors_order() -> None:
@@ -237,7 +237,7 @@ def test_equally_sure_things_stay_in_the_detectors_order() -> None:
     ],
 )
 def test_facts_say_themselves_in_words(facts: dict[str, Any], words: list[str]) -> None:
-    assert [fact.words for fact in facts_of(facts)] == words
+    assert [fact.text for fact in facts_of(facts)] == words
 
 
 def test_numbers_by_tag_are_nan_for_other_tags() -> None:

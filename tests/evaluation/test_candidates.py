@@ -278,7 +278,9 @@ def test_rewards_are_asked_once_whoever_brings_them(
         ],
     }
     mixture = run.model_validate(run.model_dump() | {"name": "mixed", "reward": mixed})
-    candidates = open_candidates([*sources, str(write_run_folder(tmp_path / "c", mixture))], False, {})
+    candidates = open_candidates(
+        [*sources, str(write_run_folder(tmp_path / "c", mixture))], False, {}
+    )
     assert {each.label: each.trained for each in eval_rewards(candidates, [])}["redness"] == (
         "tiny",
         "mixed",
@@ -303,6 +305,8 @@ def test_a_reward_that_cannot_be_read_is_named(text: str, words: str) -> None:
 def test_words_of_the_style_gap(runs: dict[str, str]) -> None:
     candidates = open_candidates([runs["one"]], False, {})
     assert gap_phrases(candidates, ["a"], ["b", "c"]).negative == ["b", "c"]
-    assert gap_phrases(candidates, [], []).positive == ["Realistic photo"], "the run has none of its own"
+    assert gap_phrases(candidates, [], []).positive == ["Realistic photo"], (
+        "the run has none of its own"
+    )
     with pytest.raises(DirectAlignError, match="--positive and --negative"):
         gap_phrases(candidates, ["a"], [])

@@ -223,7 +223,8 @@ def test_what_is_done_is_not_done_again(
     for name in ("load_run_model", "save_png"):
         monkeypatch.setattr(candidate_images, name, lambda *_: pytest.fail("made again"))
     monkeypatch.setattr(
-        "directalign.evaluation.candidate_scores.load_reward", lambda *_: pytest.fail("loaded again")
+        "directalign.evaluation.candidate_scores.load_reward",
+        lambda *_: pytest.fail("loaded again"),
     )
     evaluate_run(asked(run_folder, tmp_path / "out"))
     assert (

@@ -101,7 +101,9 @@ def test_prompts_that_are_trained_on_are_refused_before_the_run(
     far = check_control_prompts(with_controls(run, "hf:owner/name"))
     assert far[0][1] == "hf:owner/name, read when the run starts"
     others.write_text("a red star\nsoup\n")
-    with pytest.raises(DirectAlignError, match=r"control_prompts: .*1 of its prompts .*'a red star'"):
+    with pytest.raises(
+        DirectAlignError, match=r"control_prompts: .*1 of its prompts .*'a red star'"
+    ):
         check_control_prompts(with_controls(run, others))
     with pytest.raises(DirectAlignError, match="no such"):
         check_control_prompts(with_controls(run, tmp_path / "none.txt"))

@@ -60,5 +60,7 @@ def test_nan_and_a_full_disk_are_errors(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ValueError, match="not JSON compliant"):
         store.append([{"model": "a", "index": 0, "numbers": {"x": float("nan")}}])
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DirectAlignError, match=r"rows\.jsonl: no space left on the disk; free some"):
+    with pytest.raises(
+        DirectAlignError, match=r"rows\.jsonl: no space left on the disk; free some"
+    ):
         store.append(ROWS)

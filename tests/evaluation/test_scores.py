@@ -84,7 +84,9 @@ def test_pixel_metrics_and_distances_from_the_base() -> None:
 def test_style_is_kept_where_it_is_the_prompts() -> None:
     def judge(images: Images, prompts: Sequence[str]) -> Mapping[str, PerSample]:
         styles = ("photo", "cg", "painting", "anime")
-        anime = {f"style_{name}": torch.full((len(prompts),), float(name == "anime")) for name in styles}
+        anime = {
+            f"style_{name}": torch.full((len(prompts),), float(name == "anime")) for name in styles
+        }
         return {**anime, "content": torch.ones(len(prompts)), "color": torch.ones(len(prompts))}
 
     prompts = ["Anime. a red star", "CG render. a ring", "Oil painting. a ring", "Anime. a ring"]

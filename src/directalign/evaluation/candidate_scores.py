@@ -1,4 +1,5 @@
-"""The scores of a comparison: every metric of every image, one JSONL file per metric group, resumable.
+"""The scores of a comparison: every metric of every image, one JSONL file per metric group,
+resumable.
 
 scores/pixels.jsonl, judge.jsonl, reward-LABEL.jsonl, adherence.jsonl    {"model", "index", "numbers"}
 scores/adherence_facts.jsonl    {"model", "index", "facts": [{"fact": "exactly two clocks", "right": false, "saw": "3 found"}, ...]}
@@ -53,7 +54,8 @@ FACTS = "adherence_facts.jsonl"
 
 @dataclass(frozen=True)
 class MetricGroup:
-    """Metrics of one source, not loaded yet. `name`: its file in scores/; `settings` identify it on resume."""
+    """Metrics of one source, not loaded yet. `name`: its file in scores/; `settings` identify it on
+    resume."""
 
     name: str
     metrics: Mapping[str, Metric]
@@ -68,7 +70,8 @@ def metric_groups(
     control_prompts: str | None,
     batch_size: int,
 ) -> list[MetricGroup]:
-    """Pixels, the toy world's judge (for `judge` "world") and every reward, to be loaded one at a time."""
+    """Pixels, the toy world's judge (for `judge` "world") and every reward, to be loaded one at a
+    time."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     leaked = [metrics.OFF_TOPIC + name for name in (metrics.BASE_RMSE, metrics.BASE_CAST)]
     pixel_metrics = metrics.PIXELS | {name: metrics.CONTROL[name] for name in leaked}
@@ -148,7 +151,8 @@ def adherence_metrics(
 
 @dataclass(frozen=True)
 class AdherenceMetrics:
-    """Adherence per image; the verdict on each fact is appended to `facts`. None on control prompts."""
+    """Adherence per image; the verdict on each fact is appended to `facts`. None on control
+    prompts."""
 
     judge: Adherence
     facts: JsonlStore
@@ -193,7 +197,8 @@ def _complete_store(
     out: Path,
     batch_size: int,
 ) -> JsonlStore:
-    """The group's file, completed; its models are loaded only if rows are missing, and freed at the end."""
+    """The group's file, completed; its models are loaded only if rows are missing, and freed at the
+    end."""
     (out / SCORES).mkdir(exist_ok=True)
     store = JsonlStore(out / SCORES / f"{group.name}.jsonl")
     functions: Sequence[MetricFunction] | None = None

@@ -1,4 +1,5 @@
-"""The candidates of a comparison: runs, bare models, base models, and folders of images with images.jsonl.
+"""The candidates of a comparison: runs, bare models, base models, and folders of images with
+images.jsonl.
 
 images.jsonl has file, prompt and seed of each image; `directalign sample` writes it.
 """
@@ -16,7 +17,7 @@ from PIL import Image
 
 from .. import config
 from ..data.text_files import checked_prompt, json_rows
-from ..models import MODELS
+from ..models import model_class
 from ..models.lora import LORA_FILE
 from ..types import DirectAlignError
 from .eval_prompts import Pairs
@@ -39,8 +40,10 @@ BASE_SETTINGS = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """One model of a comparison. `run`: its recipe with the rollout it is sampled with, None for images;
-    `trained`: the folder of its trained weights; `base`: key of the candidate it is compared with as base.
+    """One model of a comparison. `run`: its recipe with the rollout it is sampled with, None for
+    images;
+    `trained`: the folder of its trained weights; `base`: key of the candidate it is compared with
+    as base.
     """
 
     key: str
@@ -64,7 +67,8 @@ def open_candidates(
 
     `rollout` overrides the sampling settings of all.
 
-    Raises: DirectAlignError for no source, a source of no known kind, a run without weights, equal labels.
+    Raises: DirectAlignError for no source, a source of no known kind, a run without weights, equal
+    labels.
     """
     if not sources:
         raise DirectAlignError(
@@ -104,7 +108,7 @@ def _open(label: str | None, source: str) -> Candidate:
     if trained is None:
         return Candidate("", label or folder.name, "model", source, run)
     is_lora = run.model.tune == "lora"
-    weights = trained / (LORA_FILE if is_lora else MODELS[run.model.architecture].part)
+    weights = trained / (LORA_FILE if is_lora else model_class(run.model.architecture).part)
     if not weights.exists():
         raise DirectAlignError(
             f"{weights}: no such file, the run is not finished; "
@@ -151,7 +155,8 @@ def _keys(labels: Sequence[str]) -> list[str]:
 
 
 def _with_bases(candidates: list[Candidate]) -> list[Candidate]:
-    """Put the base of every run first, one for each model and sampling; others get the only base, if there is one."""
+    """Put the base of every run first, one for each model and sampling; others get the only base,
+    if there is one."""
     firsts: dict[str, Candidate] = {}
     for each in candidates:
         if each.kind == "run":
@@ -193,9 +198,11 @@ Pair = tuple[str, int]
 def samples_of_images(
     candidates: Sequence[Candidate], num_samples: int | None
 ) -> tuple[list[EvalSample], dict[str, list[Path]]]:
-    """The samples of folders of images, in the order of the first folder, and each folder's files for them.
+    """The samples of folders of images, in the order of the first folder, and each folder's files
+    for them.
 
-    Raises: DirectAlignError for a folder that lacks an image of another, and for images of different sizes;
+    Raises: DirectAlignError for a folder that lacks an image of another, and for images of
+    different sizes;
         nothing is decoded.
     """
     folders = {each.key: _read(Path(each.source)) for each in candidates}

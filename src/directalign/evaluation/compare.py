@@ -1,8 +1,11 @@
-"""`directalign compare` and `directalign evaluate`: any number of models on the same prompts and seeds, in a resumable folder.
+"""`directalign compare` and `directalign evaluate`: any number of models on the same prompts and
+seeds, in a resumable folder.
 
-    models, prompts, rewards  ->  images of every model  ->  metrics of every image  ->  intervals, differences, wins  ->  page
+    models, prompts, rewards  ->  images of every model  ->  metrics of every image  ->  intervals,
+    differences, wins  ->  page
 
-Invalid requests are refused before the first model is loaded. Models are loaded one after the other,
+Invalid requests are refused before the first model is loaded. Models are loaded one after the
+other,
 rewards after them, so memory holds one at a time. docs/evaluation.md describes the folder and the
 metrics.
 """
@@ -83,7 +86,8 @@ class Request:
 
 
 def compare(request: Request) -> Path:
-    """Evaluate the models of a request; returns its folder. Existing results of the same request are reused.
+    """Evaluate the models of a request; returns its folder. Existing results of the same request
+    are reused.
 
     Progress is logged at level INFO.
 
@@ -263,7 +267,8 @@ def _identity(
     phrases: config.ControlPhrases,
     control_prompts: str | None,
 ) -> dict[str, Any]:
-    """What must be unchanged to resume: models, their weights and sampling, prompts and seeds, metrics."""
+    """What must be unchanged to resume: models, their weights and sampling, prompts and seeds,
+    metrics."""
     pairs = json.dumps(
         [(each.prompt, each.seed, each.group) for each in samples], ensure_ascii=False
     )
@@ -313,7 +318,8 @@ def _sections(candidate: Candidate) -> dict[str, Any]:
 
 
 def _weights(candidate: Candidate) -> dict[str, Any]:
-    """Size and time of the files of trained weights or of images, so that a retrained run is recognised."""
+    """Size and time of the files of trained weights or of images, so that a retrained run is
+    recognised."""
     if candidate.kind == "images":
         folder = Path(candidate.source)
         files = sorted(folder.glob("*"))
@@ -333,7 +339,8 @@ def _weights(candidate: Candidate) -> dict[str, Any]:
 def claim_folder(out: Path, record: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """Write comparison.json, or check that an existing one has the same identity.
 
-    Raises: DirectAlignError for an `out` that is a file, cannot be created, holds something else, or
+    Raises: DirectAlignError for an `out` that is a file, cannot be created, holds something else,
+    or
         another comparison, of which the first difference is named.
     """
     if out.exists() and not out.is_dir():
@@ -377,7 +384,8 @@ def exclusive(out: Path) -> Iterator[None]:
 
 
 def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse another identity; the folder of a model whose weight files are known may have moved."""
+    """Refuse another identity; the folder of a model whose weight files are known may have
+    moved."""
 
     def comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
         found = flatten(identity)

@@ -1,4 +1,5 @@
-"""The rewards that a comparison evaluates: trained ones, held-out ones of the recipes, and those of `--reward`."""
+"""The rewards that a comparison evaluates: trained ones, held-out ones of the recipes, and those of
+`--reward`."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from .. import config
+from ..config.load import parse_section
 from ..rewards.resolve import reward_settings
 from ..types import DirectAlignError
 from .candidates import Candidate
@@ -24,7 +25,8 @@ NOT_COMPARED = {"scale", "gradient_checkpointing"}
 
 @dataclass(frozen=True)
 class EvalReward:
-    """A reward and its label; `key` names it in errors; `trained`: keys of the candidates trained on it."""
+    """A reward and its label; `key` names it in errors; `trained`: keys of the candidates trained
+    on it."""
 
     label: str
     settings: config.SingleRewardConfig
@@ -39,7 +41,8 @@ class EvalReward:
 
 
 def eval_rewards(candidates: Sequence[Candidate], options: Sequence[str]) -> list[EvalReward]:
-    """All rewards, each once, trained ones first; equal labels of different rewards get a number (`light-2`).
+    """All rewards, each once, trained ones first; equal labels of different rewards get a number
+    (`light-2`).
 
     Args:
         options: LABEL=RECIPE, LABEL=PATH of a CLIP or SigLIP, or LABEL={name: pixels, ...}.
@@ -65,7 +68,8 @@ def eval_rewards(candidates: Sequence[Candidate], options: Sequence[str]) -> lis
 def gap_phrases(
     candidates: Sequence[Candidate], positive: Sequence[str], negative: Sequence[str]
 ) -> config.ControlPhrases:
-    """Phrases of the style gap: the given ones, else of the first run with both kinds, else the SRPO paper's."""
+    """Phrases of the style gap: the given ones, else of the first run with both kinds, else the
+    SRPO paper's."""
     if bool(positive) != bool(negative):
         raise DirectAlignError(
             "--positive and --negative: the style gap is the difference between the two; "
@@ -124,18 +128,6 @@ def _settings(source: str, where: str) -> config.SingleRewardConfig:
     if not isinstance(section, dict) or "name" not in section or "model" in section:
         return reward_settings(source)
     return parse_section(config.SingleRewardConfig, section, where, "see docs/rewards.md")
-
-
-def parse_section(kind: Any, section: Any, where: str, remedy: str) -> Any:
-    """A config of the (union) type `kind` from a parsed YAML section. Raises: DirectAlignError."""
-    try:
-        return TypeAdapter(kind).validate_json(json.dumps(section))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place, problem = ".".join(map(str, first["loc"][1:])), first["msg"]
-        raise DirectAlignError(f"{where}: {place or 'section'}: {problem}; {remedy}") from error
-    except TypeError as error:
-        raise DirectAlignError(f"{where}: section: {error}; {remedy}") from error
 
 
 def _label(settings: config.SingleRewardConfig) -> str:

@@ -1,4 +1,5 @@
-"""Evaluation samples: one prompt and seed each. All candidates of a comparison share them, in the same order.
+"""Evaluation samples: one prompt and seed each. All candidates of a comparison share them, in the
+same order.
 
 Seeds are never shared between samples, so prompts are independent and can be resampled as groups.
 Control prompts come last, in the group `control_prompts`.

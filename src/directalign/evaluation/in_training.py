@@ -1,4 +1,5 @@
-"""Evaluation during training: images of fixed prompt-seed pairs, their metrics, and how far they drifted.
+"""Evaluation during training: images of fixed prompt-seed pairs, their metrics, and how far they
+drifted.
 
 The metric functions are those of comparisons (`scores`). Colour drift is measured against reference
 images of the same prompts: the renderer's photographs of the captions in the toy world, elsewhere
@@ -16,8 +17,19 @@ import torch
 from .. import config
 from ..diffusion.rng import generator_for
 from ..interfaces import SINGLE_PROCESS, Judge, Model, ProcessGroup, Reward
-from ..metrics import CONTROL, DIVERSITY, HELD_OUT, MEMBER, NEG, OFF_TOPIC, POS, STYLE
-from ..metrics import Metric, judging, metric
+from ..metrics import (
+    CONTROL,
+    DIVERSITY,
+    HELD_OUT,
+    MEMBER,
+    NEG,
+    OFF_TOPIC,
+    POS,
+    STYLE,
+    Metric,
+    judging,
+    metric,
+)
 from ..models import load_model
 from ..rewards import reward_class
 from ..toyworld.scenes import STYLES, render, scenes_of
@@ -50,7 +62,8 @@ COLOR_DRIFT = "color_drift"
 def measured_metrics(run: config.RunConfig) -> dict[str, Metric]:
     """Every metric of the run's evaluations by name, in the order of the records.
 
-    A user-defined reward is taken to read prompts; if it does not, `score_pos` and `score_neg` are missing.
+    A user-defined reward is taken to read prompts; if it does not, `score_pos` and `score_neg` are
+    missing.
     """
     settings, scores = run.evaluate, _score_names(run)
     judged = ["photo_rate", "content", *(f"{STYLE}{style}" for style in STYLES)]
@@ -67,8 +80,9 @@ def measured_metrics(run: config.RunConfig) -> dict[str, Metric]:
 
 
 def judge_of(run: config.RunConfig) -> str:
-    """The metric by which the best weights are chosen: `early_stopping.metric_for_best`, else the most
-    independent one: of the toy world's judge, else of the first held-out reward, else `score_of`."""
+    """The metric by which the best weights are chosen: `early_stopping.metric_for_best`, else the
+    most independent one: of the toy world's judge, else of the first held-out reward, else
+    `score_of`."""
     if run.early_stopping is not None and run.early_stopping.metric_for_best:
         return run.early_stopping.metric_for_best
     independent = (
@@ -162,17 +176,22 @@ class Measurer:
             self.control = ReferencePairs(control_pairs(controls, count), self.base_images)
 
     def prepare(self) -> None:
-        """Make the base model's images before training if all weights are trained; afterwards they are gone."""
+        """Make the base model's images before training if all weights are trained; afterwards they
+        are gone."""
         for each in (self.fixed, self.control):
             if self.run.model.tune == "full" and each and each.make == self.base_images:
                 each.prepare(self._generate)
 
     def measure(self, num_samples: int) -> dict[str, Any]:
-        """Metrics of the first `num_samples` pairs: {"photo_rate": {value, low, high, n}, "color_drift", "reward", ..., "seconds"}.
+        """Metrics of the first `num_samples` pairs: {"photo_rate": {value, low, high, n},
+        "color_drift", "reward", ..., "seconds"}.
 
-        Rates have intervals, other metrics are means (see `measured_metrics`). With evaluations during the
-        run, `during` has the metrics of the pairs used then, if those are fewer; with early stopping,
-        `each` has the per-image values its rules read. Ranks other than 0 help to generate and return {}.
+        Rates have intervals, other metrics are means (see `measured_metrics`). With evaluations
+        during the
+        run, `during` has the metrics of the pairs used then, if those are fewer; with early
+        stopping,
+        `each` has the per-image values its rules read. Ranks other than 0 help to generate and
+        return {}.
         """
         start = time.perf_counter()
         images, control_images = self.images(num_samples), None
@@ -210,7 +229,8 @@ class Measurer:
         return self.fixed.images
 
     def per_image(self, images: Images) -> dict[str, PerSample]:
-        """Every metric per image, for images of the first pairs: scores, judgements, pixel statistics."""
+        """Every metric per image, for images of the first pairs: scores, judgements, pixel
+        statistics."""
         samples = samples_of(self.pairs.first(len(images)))
         return per_image(self.functions, MetricInput(samples, images))
 
@@ -226,7 +246,8 @@ class Measurer:
         return {**summarise_images(each), OFF_TOPIC + COLOR_DRIFT: self.control.drift(images)}
 
     def _comparable(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
-        """The metrics of the pairs that are evaluated during the run, and per-image values for early stopping."""
+        """The metrics of the pairs that are evaluated during the run, and per-image values for
+        early stopping."""
         settings = self.run.evaluate
         count = min(settings.num_samples_during, len(images))
         first = {name: values[:count] for name, values in each.items()}
@@ -250,7 +271,8 @@ class Measurer:
 
 
 def photographs(pairs: Pairs) -> Images:
-    """The renderer's photographs of the pairs' captions, one fixed draw of place, light and texture each."""
+    """The renderer's photographs of the pairs' captions, one fixed draw of place, light and texture
+    each."""
     drawn = [
         render(scenes_of([prompt]), generator_for(seed))
         for prompt, seed in zip(pairs.prompts, pairs.seeds, strict=True)

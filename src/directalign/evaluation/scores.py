@@ -2,7 +2,8 @@
 
     MetricInput (samples, images, base images)  ->  per_image  ->  {metric name: (b,)}
 
-Evaluation during training (`in_training`) and comparisons (`compare`) call the same functions. A new
+Evaluation during training (`in_training`) and comparisons (`compare`) call the same functions. A
+new
 metric is an entry in `metrics` and a function: of pixels alone a `@statistic` in `image_metrics`,
 else a `MetricFunction` here.
 
@@ -47,7 +48,8 @@ from .image_metrics import cosine_distance, rmse, to_siblings
 
 @dataclass(frozen=True)
 class MetricInput:
-    """Images (b, 3, H, W) in [0, 1] of b samples by the model `model`: all control samples, or none.
+    """Images (b, 3, H, W) in [0, 1] of b samples by the model `model`: all control samples, or
+    none.
 
     `base`: the base model's images of the same samples. `features`: image features by reward label,
     so that a base's features are computed once for all its candidates.
@@ -69,7 +71,8 @@ class MetricInput:
 
 
 MetricFunction = Callable[[MetricInput], Mapping[str, PerSample]]
-"""Metrics by name, each (b,), NaN where an image has none; names on control prompts are unprefixed."""
+"""Metrics by name, each (b,), NaN where an image has none; names on control prompts are
+unprefixed."""
 
 
 @torch.no_grad()
@@ -117,8 +120,8 @@ def base_distances(inputs: MetricInput) -> dict[str, PerSample]:
 
 @dataclass(frozen=True)
 class JudgeMetrics:
-    """The judge's answers. On control prompts, if those are the toy world's (`named_styles`), whether
-    style and content are as the prompt says."""
+    """The judge's answers. On control prompts, if those are the toy world's (`named_styles`),
+    whether style and content are as the prompt says."""
 
     judge: Judge
     named_styles: bool
@@ -146,10 +149,11 @@ class RewardMetrics:
 
     `scores`: metric name and the phrases over which its score is averaged, each put before the
     prompt; names without a phrase are omitted. Of a mixture also `reward_<label>` of each member.
-    `gap`: positive and negative phrases of `sgp_<label>`, the mean score under the former minus that
-    under the latter. `label`: add distances between image features to the base's (`base_distance_<label>`)
-    and to those of the same prompt (`diversity_<label>`), for rewards with image embeddings. Neither
-    gap nor distances on control prompts.
+    `gap`: positive and negative phrases of `sgp_<label>`, the mean score under the former minus
+    that under the latter. `label`: add distances between image features to the base's
+    (`base_distance_<label>`)
+    and to those of the same prompt (`diversity_<label>`), for rewards with image embeddings.
+    Neither gap nor distances on control prompts.
     """
 
     reward: Reward
@@ -221,8 +225,8 @@ def held_out_metrics(
 ) -> RewardMetrics:
     """`held_out_<label>` under the bare prompt; with image embeddings also `_pos` and `_neg`.
 
-    Those cost no further encoding of the image. Learned control tokens are left out: they were fitted
-    to another reward.
+    Those cost no further encoding of the image. Learned control tokens are left out: they were
+    fitted to another reward.
     """
     name, scores = f"{HELD_OUT}{label}", {f"{HELD_OUT}{label}": BARE}
     if getattr(reward, "image_embeddings", False):
@@ -262,7 +266,8 @@ def held_out_key(label: str) -> str:
 
 
 def check_labels(labels: Iterable[str]) -> None:
-    """Refuse labels that would make an invalid or ambiguous metric name. Raises: DirectAlignError."""
+    """Refuse labels that would make an invalid or ambiguous metric name. Raises:
+    DirectAlignError."""
     for label in labels:
         if not LABEL.fullmatch(label) or label.endswith((POS, NEG)):
             raise DirectAlignError(
