@@ -66,7 +66,7 @@ def load_images(out: Path, key: str, samples: Sequence[EvalSample]) -> Images:
         pixels = [torch.from_numpy(read_pixels(file)) for file in files]
     except Unreadable as error:
         raise DirectAlignError(
-            f"{out / 'images' / key}: {error}; remove the image, and the same command makes it again"
+            f"{out / 'images' / key}: {error}; remove it, and the same command makes it again"
         ) from error
     return torch.stack(pixels).permute(0, 3, 1, 2).float()
 

@@ -1,8 +1,8 @@
-"""The scores of a comparison: every metric of every image, one JSONL file per metric group,
-resumable.
+"""Scores of a comparison: every metric of every image, one JSONL file per metric group, resumable.
 
-scores/pixels.jsonl, judge.jsonl, reward-LABEL.jsonl, adherence.jsonl    {"model", "index", "numbers"}
-scores/adherence_facts.jsonl    {"model", "index", "facts": [{"fact": "exactly two clocks", "right": false, "saw": "3 found"}, ...]}
+scores/NAME.jsonl               {"model", "index", "numbers"}, NAME: pixels, judge, reward-LABEL
+scores/adherence_facts.jsonl    {"model", "index", "facts": [{"fact": "exactly two clocks",
+                                "right": false, "saw": "3 found"}, ...]}
 results.jsonl                   all metrics of an image in one line
 """
 

@@ -5,9 +5,8 @@ seeds, in a resumable folder.
     differences, wins  ->  page
 
 Invalid requests are refused before the first model is loaded. Models are loaded one after the
-other,
-rewards after them, so memory holds one at a time. docs/evaluation.md describes the folder and the
-metrics.
+other, rewards after them, so memory holds one at a time. docs/evaluation.md describes the folder
+and the metrics.
 """
 
 from __future__ import annotations

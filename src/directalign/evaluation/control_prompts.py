@@ -1,10 +1,9 @@
 """Control prompts: prompts that training has nothing to do with. What changes on them has leaked.
 
 Their images get the same metrics as all others, under names with `off_topic_` before them, and
-their
-colours are compared with the base model's images of the same seeds. Those of the toy world are
-held-out captions in a style of their own ("Oil painting. a red star ..."), a style that no positive
-control phrase of the run names.
+their colours are compared with the base model's images of the same seeds. Those of the toy world
+are held-out captions in a style of their own ("Oil painting. a red star ..."), a style that no
+positive control phrase of the run names.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""Evaluation prompts: fixed prompt-seed pairs of a run, and prompt sets in the formats of
-benchmarks.
+"""Evaluation prompts: fixed prompt-seed pairs of a run, and prompt sets of benchmarks.
 
 Formats: plain lists, GenEval's `evaluation_metadata.jsonl` (djghosh13/geneval, arXiv 2310.11513),
-the
-HPDv2 benchmark, DrawBench and PartiPrompts. GenEval's lines list what an image must show (and not
-show):
+the HPDv2 benchmark, DrawBench and PartiPrompts. GenEval's lines list what an image must show (and
+not show):
 
     {"tag": "position", "include": [{"class": "kite", "count": 1},
         {"class": "wine glass", "count": 1, "position": ["above", 0]}], "prompt": ...}

@@ -110,8 +110,8 @@ def _from_option(text: str) -> EvalReward:
     label, equals, source = text.partition("=")
     if not equals or not LABEL.fullmatch(label) or not source:
         raise DirectAlignError(
-            f"{OPTION} {text}: write it as LABEL=RECIPE, LABEL=PATH or LABEL='{{name: pixels, ...}}'"
-            ", the label of letters, digits, _ and -"
+            f"{OPTION} {text}: write it as LABEL=RECIPE, LABEL=PATH or "
+            "LABEL='{name: pixels, ...}', the label of letters, digits, _ and -"
         )
     return EvalReward(label, _settings(source, f"{OPTION} {label}"), f"{OPTION} {label}")
 

@@ -111,7 +111,8 @@ def _scheduler(model: Model, shift: float | None) -> dict[str, Any]:
     if model.path == "vp":
         if shift is not None:
             raise DirectAlignError(
-                f"rollout.shift {shift} shifts a flow; an SD model has its own timesteps: leave it out"
+                f"rollout.shift {shift} shifts a flow; an SD model has its own timesteps: "
+                "leave it out"
             )
         # a folder saved with another sampler may lack clip_sample, whose default in DDIM is True
         changes = {"set_alpha_to_one": True, "clip_sample": False}
@@ -241,8 +242,8 @@ def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:
     index = folder / "model_index.json"
     if not index.is_file():
         raise DirectAlignError(
-            f"{source}: neither a run (no run.yaml) nor a diffusers pipeline (no model_index.json); "
-            "give one of the two"
+            f"{source}: neither a run (no run.yaml) nor a diffusers pipeline "
+            "(no model_index.json); give one of the two"
         )
     pipeline = read_json(index).get("_class_name")
     pipelines = {model_class(each).pipeline: each for each in MODELS}

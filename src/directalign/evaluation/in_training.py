@@ -187,11 +187,9 @@ class Measurer:
         "color_drift", "reward", ..., "seconds"}.
 
         Rates have intervals, other metrics are means (see `measured_metrics`). With evaluations
-        during the
-        run, `during` has the metrics of the pairs used then, if those are fewer; with early
-        stopping,
-        `each` has the per-image values its rules read. Ranks other than 0 help to generate and
-        return {}.
+        during the run, `during` has the metrics of the pairs used then, if those are fewer; with
+        early stopping, `each` has the per-image values its rules read. Ranks other than 0 help to
+        generate and return {}.
         """
         start = time.perf_counter()
         images, control_images = self.images(num_samples), None

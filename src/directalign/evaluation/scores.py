@@ -151,9 +151,8 @@ class RewardMetrics:
     prompt; names without a phrase are omitted. Of a mixture also `reward_<label>` of each member.
     `gap`: positive and negative phrases of `sgp_<label>`, the mean score under the former minus
     that under the latter. `label`: add distances between image features to the base's
-    (`base_distance_<label>`)
-    and to those of the same prompt (`diversity_<label>`), for rewards with image embeddings.
-    Neither gap nor distances on control prompts.
+    (`base_distance_<label>`) and to those of the same prompt (`diversity_<label>`), for rewards
+    with image embeddings. Neither gap nor distances on control prompts.
     """
 
     reward: Reward
@@ -271,8 +270,8 @@ def check_labels(labels: Iterable[str]) -> None:
     for label in labels:
         if not LABEL.fullmatch(label) or label.endswith((POS, NEG)):
             raise DirectAlignError(
-                f"{held_out_key(label)}: a label has letters, digits, _ and - only and does not end "
-                f"in {POS} or {NEG}; call it e.g. second"
+                f"{held_out_key(label)}: a label has letters, digits, _ and - only and does not "
+                f"end in {POS} or {NEG}; call it e.g. second"
             )
 
 

@@ -1,8 +1,6 @@
-"""Prompt adherence fact by fact: by a detector and GenEval's rules, or by questions to a
-vision-language model.
+"""Prompt adherence fact by fact: by a detector and GenEval's rules, or a vision-language model.
 
-    adherence_of(settings, device)(images, rows) -> {"adherence": (b,), "adherence_<tag>": (b,),
-    ...}
+    adherence_of(settings, device)(images, rows) -> {"adherence": (b,), "adherence_<tag>": (b,)}
 
 `check_adherence` and `check_rows` find errors before loading; `adherence_settings` reads a
 command's option.

@@ -1,8 +1,9 @@
 """Detectors of transformers that need neither torchvision nor timm.
 
-    mask2former                   instances with masks, COCO classes   facebook/mask2former-swin-small-coco-instance (GenEval)
-    rt_detr, rt_detr_v2, d_fine   boxes, COCO classes                  PekingU/rtdetr_r50vd, ustc-community/dfine-medium-coco
-    owlv2                         boxes of any named class             google/owlv2-base-patch16-ensemble
+    mask2former           masks, COCO classes       facebook/mask2former-swin-small-coco-instance
+    rt_detr, rt_detr_v2   boxes, COCO classes       PekingU/rtdetr_r50vd
+    d_fine                boxes, COCO classes       ustc-community/dfine-medium-coco
+    owlv2                 boxes of any named class  google/owlv2-base-patch16-ensemble
 
 Left out: DETR, whose published weights need timm; Grounding DINO, which scores phrases instead of
 classes. Frozen, float32, no gradient.
@@ -103,9 +104,8 @@ SIZE_DIVISOR = 32
 @dataclass(frozen=True)
 class DetectorPixels:
     """Preprocessing. `size` is (height, width), or the (shortest, longest) edge if `keeps_ratio`;
-    sides
-    become multiples of `divisor`. `square`: pad to a black square, then smooth and resize (OWLv2).
-    `mean` and `std` are 0 and 1 without normalisation.
+    sides become multiples of `divisor`. `square`: pad to a black square, then smooth and resize
+    (OWLv2). `mean` and `std` are 0 and 1 without normalisation.
     """
 
     size: tuple[int, int]
