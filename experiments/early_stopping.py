@@ -27,11 +27,7 @@ RULES = {
     FREE: ("no early stopping", None),
     JUDGED: (
         "max_degradation and metric",
-        {
-            "max_degradation": {"content": 0.02},
-            "metric_for_best": "photo_rate",
-            "patience": 6,
-        },
+        {"max_degradation": {"content": 0.02}, "metric_for_best": "photo_rate", "patience": 6},
     ),
     UNJUDGED: ("score peak only", {"score_patience": 3, "metric_for_best": "score_pos"}),
 }

@@ -64,7 +64,8 @@ def test_derived_weights_are_those_of_the_documented_table() -> None:
     halves = [inversion.derived(half, grid, point) for point in points]
     assert [mu for mu, _ in halves] == pytest.approx([mu / 2 for mu, _ in found], abs=0.015)
     with pytest.raises(
-        DirectAlignError, match=r"method\.noise_levels\.kind uniform: .* set method\.noise_levels\.kind: window"
+        DirectAlignError,
+        match=r"method\.noise_levels\.kind uniform: .* set method\.noise_levels\.kind: window",
     ):
         inversion.grid_of(settings(noise_levels={"kind": "uniform"}))
 
