@@ -136,10 +136,9 @@ def tables(rows: Rows) -> dict[str, Table]:
     fit_lines, run_lines = [], []
     for arm, title in fits.arms.items():
         once = {row["seed"]: row for row in fits.where(arm=arm)}.values()
-        numbers = [
-            with_interval(mean_interval([row[key] for row in once]), digits)
-            for key, (_, digits) in FIT_NUMBERS.items()
-        ]
+        numbers = []
+        for key, (_, digits) in FIT_NUMBERS.items():
+            numbers.append(with_interval(mean_interval([row[key] for row in once]), digits))
         fit_lines.append([title, *numbers])
     ends = (
         Column("photo_rate", "photo rate at the end", 2),
@@ -148,12 +147,10 @@ def tables(rows: Rows) -> dict[str, Table]:
     )
     titles = runs.arms
     for arm in (arm for arms in forms_of(runs).values() for arm in arms):
-        best = [
-            with_interval(
-                mean_of("photo_rate", [best_within(run, loss) for run in runs.runs_of(arm)])
-            )
-            for loss in LOSSES
-        ]
+        best = []
+        for loss in LOSSES:
+            rates = [best_within(run, loss) for run in runs.runs_of(arm)]
+            best.append(with_interval(mean_of("photo_rate", rates)))
         run_lines.append([titles[arm], *best, *means(ends, runs.last(arm))])
     within = [f"photo rate within {100 * loss:g} % content loss" for loss in LOSSES]
     fit_columns = ["pos − neg of", *(title for title, _ in FIT_NUMBERS.values())]

@@ -1,4 +1,4 @@
-"""Control phrases and ramps as `directalign words` suggests them.
+"""Control phrases and ramps as `directalign reward phrases` suggests them.
 
 Every style of the toy world is the wanted one in turn, with thirty candidate phrases; and SRPO is
 trained with the official ramps, the suggested ramp and the suggested anchor.
@@ -7,6 +7,7 @@ trained with the official ramps, the suggested ramp and the suggested anchor.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -45,9 +46,7 @@ TOP = 4
 def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     """Train the arms, rank the candidates for every style; quick: two arms, one seed, one style."""
     length = (f"train.num_steps={UPDATES}", f"evaluate.every={EVERY}")
-    longer = [
-        Arm(arm.name, arm.title, arm.recipe, (*length, *arm.overrides)) for arm in arms(recipes)
-    ]
+    longer = [replace(arm, overrides=(*length, *arm.overrides)) for arm in arms(recipes)]
     chosen, seeds = (longer[:2], SEEDS[:1]) if quick else (longer, SEEDS)
     rows = run_arms("suggested_phrases", sized(chosen, quick), seeds, out, recipes)
     settings = settings_of(Arm("ranking", "ranking", RECIPE), 0, recipes)
