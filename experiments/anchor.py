@@ -15,25 +15,11 @@ from directalign.config.load import load_run
 from directalign.rewards import load_reward
 from directalign.rewards.clip import ClipReward
 
-from .analysis import (
-    DASH,
-    MEASURED,
-    VERSUS,
-    Row,
-    Rows,
-    SeedInterval,
-    Table,
-    after,
-    at_photo_rate,
-    mean_of,
-    means,
-    number,
-    over,
-    with_interval,
-)
 from .control_phrases import OTHERS, PHOTO, Phrases, facts_of, renders_for, text_cosine
 from .plots import DotColumn, curves, dots_with_intervals, panels_over_updates
+from .rows import Row, Rows, SeedInterval, after, at_photo_rate, mean_of, over
 from .runner import QUICK_SIZE, Arm, num_steps_of, piece, run_arms, settings_of, sized
+from .tables import DASH, MEASURED, VERSUS, Table, means, number, versus, with_interval
 
 MAIN_SEEDS, SEEDS = (0, 1, 2, 3, 4), (0, 1)
 ANCHORED, RIVALS = "anchored", ("official", "half_cost", "relative")
@@ -183,7 +169,7 @@ def tables(rows: Rows) -> dict[str, Table]:
         level = runs.highest_common([ANCHORED, rival])
         if level > runs.runs_of(ANCHORED)[0].base["photo_rate"]:
             conditions[f"at photo rate {level:.2f}"] = at_photo_rate(level)
-        lines = runs.versus(ANCHORED, rival, conditions)
+        lines = versus(runs, ANCHORED, rival, conditions)
         against += [[titles[rival], *each] for each in lines]
     for arm, title in titles.items():
         failed, seeds = failures(runs, arm), runs.seeds(arm)

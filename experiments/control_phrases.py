@@ -25,9 +25,10 @@ from directalign.toyworld.scenes import STYLE_WORDS, STYLES, render, scenes_of
 from directalign.types import PerSample
 from tools.build_toyworld import reward_card
 
-from .analysis import DASH, MEASURED, Column, Row, Rows, Table, means, number, over, with_interval
 from .plots import DotColumn, dots_with_intervals
+from .rows import Row, Rows, over
 from .runner import Arm, folder_of, measurer_of, piece, run_arms, settings_of, sized
+from .tables import DASH, MEASURED, Column, Table, means, number, with_interval
 
 RECIPE = "world_srpo"
 SEEDS = (0, 1, 2)

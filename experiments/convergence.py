@@ -39,18 +39,7 @@ from directalign.training.step import NFECounter
 from directalign.types import Batch
 
 from . import plots, table1
-from .analysis import (
-    DASH,
-    Row,
-    Rows,
-    SeedInterval,
-    Table,
-    at_level,
-    mean_interval,
-    number,
-    ratio_interval,
-    with_interval,
-)
+from .rows import Row, Rows, SeedInterval, at_level, mean_interval, ratio_interval
 from .runner import (
     ARMS,
     MARK,
@@ -63,6 +52,7 @@ from .runner import (
     unflat,
     within,
 )
+from .tables import DASH, Table, number, with_interval
 
 QUICK_ARMS = ("srpo", "flow_grpo")
 OFFICIAL = "srpo_official"

@@ -36,9 +36,10 @@ from directalign.toyworld.judges import load_judge
 from directalign.toyworld.scenes import STYLES, all_captions, render, scenes_of
 from directalign.training.run_folder import commit, machine, versions
 
-from .analysis import DASH, Row, Rows, Table, number, with_interval
 from .plots import DotColumn, Line, Panel, curves, dots_with_intervals, title_of
+from .rows import Row, Rows
 from .runner import Arm, piece, run_arm, settings_of, sized
+from .tables import DASH, Table, number, with_interval
 
 SEEDS = (0, 1, 2)
 RECIPES = {"direct_align": "world_direct_align", "refl": "world_refl", "srpo": "world_srpo"}

@@ -25,9 +25,10 @@ from directalign.diffusion.rng import draw_noise, generator_for
 from directalign.toyworld import assets
 from directalign.types import Latents, Noised
 
-from .analysis import Column, Row, Rows, Table, at_photo_rate, means, over
 from .plots import DotColumn, Point, dots_with_intervals, plane, title_of
+from .rows import Row, Rows, at_photo_rate, over
 from .runner import Arm, run_arms, sized
+from .tables import Column, Table, means
 
 SEEDS = (0, 1, 2)
 LEVEL = 0.5

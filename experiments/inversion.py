@@ -29,22 +29,10 @@ from directalign.models import load_model, trainable
 from directalign.rewards import load_reward
 from directalign.types import Batch, DirectAlignError
 
-from .analysis import (
-    MEASURED,
-    VERSUS,
-    Column,
-    Row,
-    Rows,
-    SeedInterval,
-    Table,
-    after,
-    at_photo_rate,
-    mean_of,
-    means,
-    number,
-)
 from .plots import Panel, curves, line, panels_over_updates
+from .rows import Row, Rows, SeedInterval, after, at_photo_rate, mean_of
 from .runner import Arm, num_steps_of, piece, run_arms, settings_of, sized
+from .tables import MEASURED, VERSUS, Column, Table, means, number, versus
 
 Weights = Float[Tensor, " weights"]
 SEEDS = (0, 1, 2)
@@ -263,7 +251,7 @@ def tables(rows: Rows) -> dict[str, Table]:
             fits.append([*start, mu, absolute, nu, relative, explained, alignment])
     return {
         "trainings": Table(["updates", "step", *(column.title for column in columns)], trained),
-        "half_cost": Table(VERSUS, runs.versus(HALF, OFFICIAL, conditions)),
+        "half_cost": Table(VERSUS, versus(runs, HALF, OFFICIAL, conditions)),
         "gradient_weights": Table(WEIGHTS.split(" | "), fits),
     }
 

@@ -32,9 +32,10 @@ from directalign.rewards import load_reward
 from directalign.toyworld.judges import load_judge
 from directalign.types import Conditioning, Images, Latents, Noised, PathName, PerSample
 
-from .analysis import Column, Row, Rows, Table, mean_interval, means, number, over
 from .plots import Line, Panel, curves
+from .rows import Row, Rows, mean_interval, over
 from .runner import piece
+from .tables import Column, Table, means, number
 
 MODELS = {
     "flux": ("FLUX (flow, velocity)", "world_srpo"),

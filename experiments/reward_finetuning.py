@@ -18,22 +18,11 @@ from directalign import config
 from directalign.reward_analysis.finetune import RECORD, FinetuneConfig, finetune_to_folder
 from directalign.types import DirectAlignError
 
-from .analysis import (
-    MEASURED,
-    VERSUS,
-    Row,
-    Rows,
-    SeedInterval,
-    Table,
-    after,
-    at_photo_rate,
-    means,
-    number,
-    with_interval,
-)
 from .control_phrases import OTHERS, PHOTO
 from .plots import DotColumn, curves, dots_with_intervals, panels_over_updates
+from .rows import Row, Rows, SeedInterval, after, at_photo_rate
 from .runner import Arm, flat, piece, run_arms, settings_of, sized
+from .tables import MEASURED, VERSUS, Table, means, number, versus, with_interval
 
 SEEDS = (0, 1, 2)
 SOURCE, IMAGES, COUNT, QUICK_COUNT = "world:reward", "world:photo/rest", 384, 32
@@ -172,7 +161,7 @@ def tables(rows: Rows) -> dict[str, Table]:
             each = [(arm, seed) for arm in (tuned, original) for seed in runs.seeds(arm)]
             last = min(runs.run(*run)[-1]["step"] for run in each)
             conditions[f"after {last} updates"] = after(last)
-            differences += [[form, *line] for line in runs.versus(tuned, original, conditions)]
+            differences += [[form, *line] for line in versus(runs, tuned, original, conditions)]
     ends = [["base model", "0", *means(MEASURED, [begun])]]
     for arm, title in titles.items():
         last = runs.last(arm)

@@ -41,8 +41,9 @@ from directalign.training.run_log import read
 from directalign.training.step import NFECounter
 from directalign.types import DirectAlignError
 
-from .analysis import Number, Row, Rows, Table, read_rows, write_rows
 from .plots import title_of
+from .rows import Number, Row, Rows, read_rows, write_rows
+from .tables import Table
 
 STUDIES = {
     "learning_rates": "The learning rate of every method, chosen by one rule",

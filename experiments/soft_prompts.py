@@ -18,19 +18,10 @@ from directalign.reward_analysis.soft_prompts import SoftPromptConfig, fit_soft_
 from directalign.rewards import load_reward
 from directalign.rewards.soft_prompts import write_tokens
 
-from .analysis import (
-    MEASURED,
-    Column,
-    Row,
-    Rows,
-    Table,
-    mean_interval,
-    mean_of,
-    means,
-    with_interval,
-)
 from .plots import curves, panels_over_updates
+from .rows import Row, Rows, mean_interval, mean_of
 from .runner import Arm, piece, run_arms, settings_of, sized
+from .tables import MEASURED, Column, Table, means, with_interval
 
 RECIPE = "world_srpo"
 SEEDS, FIRST_SEED = (0, 1, 2), 100

@@ -34,20 +34,10 @@ from directalign.interfaces import Judge, Model
 from directalign.toyworld.judges import load_judge
 from directalign.types import Conditioning, Images, Latents
 
-from .analysis import (
-    QUALITY,
-    Row,
-    Rows,
-    Table,
-    mean_interval,
-    mean_of,
-    number,
-    over,
-    paired_over_seeds,
-    with_interval,
-)
 from .plots import Panel, curves, line
+from .rows import Row, Rows, mean_interval, mean_of, over, paired_over_seeds
 from .runner import Arm, piece, run_arm, settings_of, sized
+from .tables import QUALITY, Table, number, with_interval
 
 ARM = Arm("srpo", "SRPO, anchored", "world_srpo")
 BASE, ALIGNED = "base", "srpo"

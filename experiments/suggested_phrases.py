@@ -24,9 +24,10 @@ from directalign.reward_analysis.phrases_report import ramp
 from directalign.rewards import load_reward
 from directalign.toyworld.scenes import STYLE_WORDS, STYLES
 
-from .analysis import MEASURED, VERSUS, Column, Row, Rows, Table, at_photo_rate, means, number
 from .plots import Line, Panel, curves, panels_over_updates
+from .rows import Row, Rows, at_photo_rate
 from .runner import Arm, piece, run_arms, settings_of, sized
+from .tables import MEASURED, VERSUS, Column, Table, means, number, versus
 
 SEEDS = (0, 1, 2)
 RECIPE, ANCHORED = "world_official", "world_srpo"
@@ -145,7 +146,7 @@ def tables(rows: Rows) -> dict[str, Table]:
     for ours in (arm for arm in titles if arm != "official"):
         common = runs.highest_common([ours, "official"])
         conditions = {f"{x:g}": at_photo_rate(x) for x in LEVELS if begun < x <= common}
-        for level, _, *cells, _ in runs.versus(ours, "official", conditions):
+        for level, _, *cells, _ in versus(runs, ours, "official", conditions):
             against.append([titles[ours].partition(",")[0], level, *cells])
     official = ["setting, minus official ramps", "at photo rate", *VERSUS[2:-1]]
     return {

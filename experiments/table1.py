@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import plots
-from .analysis import Column, Row, Rows, Table, at_budget, at_level, means, number, over
+from .rows import Row, Rows, at_budget, at_level, over
 from .runner import ARMS, Budget, allowance, run_arms, small_batches, with_drift, within
+from .tables import Column, Table, means, number
 
 SEEDS, QUICK_SEEDS = (0, 1, 2), (0,)
 FULL = Budget(calls=5_000, measurements=5, num_samples=64, diversity_prompts=8)

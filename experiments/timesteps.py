@@ -20,8 +20,9 @@ from directalign.evaluation import image_metrics
 from directalign.types import Images, PerSample
 
 from . import plots
-from .analysis import MEASURED, Column, Row, Rows, Table, at_photo_rate, means, over
+from .rows import Row, Rows, at_photo_rate, over
 from .runner import Arm, folder_of, measurer_of, piece, run_arms, settings_of, sized
+from .tables import MEASURED, Column, Table, means
 
 SEEDS = (0, 1, 2)
 GAIN = 0.15

@@ -10,6 +10,7 @@ records end the command with 1. --record takes the rows of a finished `python -m
 from FOLDER into the records first and draws its figures into docs/img/studies.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
@@ -23,10 +24,11 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from directalign.types import DirectAlignError  # noqa: E402
-from experiments import table1  # noqa: E402
-from experiments.analysis import Rows, Table, at_level, read_rows, write_rows  # noqa: E402
-from experiments.runner import MARK, load_study  # noqa: E402
+from directalign.types import DirectAlignError
+from experiments import table1
+from experiments.rows import Rows, at_level, read_rows, write_rows
+from experiments.runner import MARK, load_study
+from experiments.tables import Table
 
 RESULTS, FIGURES = Path("benchmarks/results"), Path("docs/img/studies")
 BLOCK = re.compile(r"(<!-- numbers: (\w+)(?:\.(\w+))? -->\n).*?(<!-- /numbers -->)", re.DOTALL)

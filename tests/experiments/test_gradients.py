@@ -15,8 +15,8 @@ from directalign.diffusion.sampling import sample, start_rollout
 from directalign.methods.objective_math import absolute_relative, from_absolute_relative
 from directalign.types import Batch, DirectAlignError
 from experiments import inversion
-from experiments.analysis import Rows
 from experiments.convergence import INJECTION, Bench, Ratio, agreement, cost, ratio
+from experiments.rows import Rows
 from methods.toy import ToyFamily, ToyReward
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from experiments.__main__ import app
-from experiments.analysis import Rows, read_rows
+from experiments.rows import Rows, read_rows
 from experiments.runner import load_study
 
 RECIPES = Path(__file__).parents[2] / "recipes"
