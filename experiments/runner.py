@@ -41,8 +41,9 @@ from directalign.training.run_log import read
 from directalign.training.step import NFECounter
 from directalign.types import DirectAlignError
 
-from .analysis import Number, Row, Rows, Table, read_rows, write_rows
 from .plots import title_of
+from .rows import Number, Row, Rows, read_rows, write_rows
+from .tables import Table
 
 STUDIES = {
     "learning_rates": "The learning rate of every method, chosen by one rule",
@@ -257,11 +258,13 @@ def _measured(folder: Path) -> Iterator[tuple[Row, Row]]:
 
 def flat(name: str, interval: Mapping[str, Any]) -> Row:
     """An interval as three numbers of a row."""
-    return {
-        name: interval["value"],
-        f"{name}_low": interval["low"],
-        f"{name}_high": interval["high"],
-    }
+    low, high = interval["low"], interval["high"]
+    return {name: interval["value"], f"{name}_low": low, f"{name}_high": high}
+
+
+def unflat(row: Row, name: str) -> Row:
+    """The interval that `flat` put into a row."""
+    return {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
 
 
 def nfe_equivalents(forward: int, backward: int) -> int:

@@ -13,8 +13,8 @@ from directalign.diffusion.sampling import sample, start_rollout
 from directalign.methods.objective_math import absolute_relative, from_absolute_relative
 from directalign.types import Batch, DirectAlignError
 from experiments import inversion
-from experiments.analysis import Rows
 from experiments.convergence import INJECTION, Bench, Ratio, agreement, cost, ratio
+from experiments.rows import Rows
 from methods.toy import ToyFamily, ToyReward
 
 POSITIONS = torch.linspace(0, 1, 7, dtype=torch.float64)
@@ -61,7 +61,8 @@ def test_derived_weights_are_those_of_the_documented_table() -> None:
     halves = [inversion.derived(half, grid, point) for point in points]
     assert [mu for mu, _ in halves] == pytest.approx([mu / 2 for mu, _ in found], abs=0.015)
     with pytest.raises(
-        DirectAlignError, match=r"method\.noise_levels\.kind uniform: .* set method\.noise_levels\.kind: window"
+        DirectAlignError,
+        match=r"method\.noise_levels\.kind uniform: .* set method\.noise_levels\.kind: window",
     ):
         inversion.grid_of(settings(noise_levels={"kind": "uniform"}))
 
