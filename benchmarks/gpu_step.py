@@ -27,7 +27,6 @@ from directalign.preflight import estimate, this_machine
 from directalign.training.run_folder import commit, machine, versions
 from directalign.types import DirectAlignError
 
-RECIPES = Path(__file__).parent.parent / "recipes"
 PLAIN = ["model.quantization=null", "model.compile=false"]
 
 
@@ -89,7 +88,7 @@ def run_of(case: Case, flux: Path, reward: Path, size: str) -> config.RunConfig:
         *case.shape,
         *case.lever,
     ]
-    return load_run(RECIPES / f"{case.recipe}.yaml", changes)
+    return load_run(case.recipe, changes)
 
 
 def measure(

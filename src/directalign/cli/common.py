@@ -67,7 +67,7 @@ def _message(error: Exception) -> str:
 
 
 Recipe = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A run in YAML, see recipes/.", show_default=False)
+    Path, typer.Argument(metavar="RECIPE", help="A run in YAML: a file, or a name of the package such as world_srpo.", show_default=False)
 ]
 Overrides = Annotated[
     list[str],

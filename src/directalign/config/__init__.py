@@ -24,7 +24,7 @@ from .methods import (
     SRPOConfig,
     UniformNoiseLevels,
 )
-from .model import ArchitectureName, LoRAConfig, ModelConfig
+from .model import LoRAConfig, ModelConfig
 from .rewards import (
     AestheticConfig,
     ClipConfig,
@@ -60,7 +60,6 @@ __all__ = [
     "AestheticConfig",
     "AlignPropConfig",
     "AnchorConfig",
-    "ArchitectureName",
     "BranchConfig",
     "ClipConfig",
     "ConstantGainNoiseLevels",

@@ -19,15 +19,14 @@ from ..data.buckets import check_buckets, fill_buckets
 from ..data.hf_datasets import is_address, parse
 from ..data.image_dataset import scan_images
 from ..data.prompts import read_prompts
-from ..diffusion import noise_levels
 from ..evaluation import adherence
 from ..evaluation.control_prompts import KEY, WORLD, off_topic_prompts
 from ..evaluation.in_training import judge_of, measured_metrics, score_of
 from ..evaluation.scores import check_labels, key_of
 from ..io import hub
-from ..methods import drtune, flow_grpo, leapalign, objective
+from ..methods import method_class, objective
 from ..metrics import Metric
-from ..models import MODELS
+from ..models import model_class
 from ..models.attention import check_attention, set_attention
 from ..models.checkpoint_source import Source, open_source
 from ..models.components import check_parts, load_parts
@@ -123,7 +122,7 @@ def check_reward(run: config.RunConfig) -> None:
     rewards.check_reward(run.reward)
     if isinstance(run.reward, config.MixtureConfig):
         if isinstance(run.method, config.FlowGRPOConfig):
-            objective.require_no_balance(run.reward, run.method.name)
+            objective.require_no_normalization(run.reward, run.method.name)
         for index, member in enumerate(run.reward.members):
             form = objective.member_settings(index, member, run.method).form
             _check_fits_method(mixture.key_of(index), member.reward, form, run.method)
@@ -158,15 +157,9 @@ def check_method(run: config.RunConfig) -> None:
     for index, member in enumerate(run.reward.members if mixed else ()):
         own = member.control_phrases or config.ControlPhrases()
         _check_phrases(f"reward.members.{index}.{key}", own, member.reward)
-    if isinstance(run.method, config.SRPOConfig):
-        check_noise_levels(run.method.noise_levels)
-    if isinstance(run.method, config.DRTuneConfig):
-        drtune.check_steps(run.method, run.rollout)
-    if isinstance(run.method, config.LeapAlignConfig):
-        leapalign.check_steps(run.rollout)
-    if isinstance(run.method, config.FlowGRPOConfig):
-        flow_grpo.check_steps(run.method, run.rollout)
-        flow_grpo.check_sde(run.method, MODELS[run.model.architecture].path)
+    check = getattr(method_class(run.method.name), "check", None)
+    if check is not None:
+        check(run.method, run.rollout, model_class(run.model.architecture).path)
 
 
 def _check_phrases(
@@ -188,22 +181,6 @@ def _check_phrases(
         if learned and reward is not None:
             folder = None if hub.is_hub_id(reward.path) else resolve(reward.path)
             check_phrases(learned, reward.name, folder, f"{key}.{side}")
-
-
-def check_noise_levels(levels: config.NoiseLevels) -> None:
-    """The range of noise levels is not empty and excludes pure noise."""
-    if isinstance(levels, config.GridNoiseLevels):
-        names = ("schedule_steps", "schedule_shift", "first", "last", "points", "groundtruth_ratio")
-        noise_levels.GridSampler(*(getattr(levels, name) for name in names))
-        if levels.first == 0:
-            raise DirectAlignError(
-                "method.noise_levels.first: 0 is pure noise, which contains nothing of the image; give 1 or more"
-            )
-    elif not levels.sigma_low < levels.sigma_high:
-        raise DirectAlignError(
-            f"method.noise_levels: sigma_low {levels.sigma_low} is not below sigma_high {levels.sigma_high}; "
-            "swap or change them"
-        )
 
 
 def unused_settings(method: config.MethodConfig) -> list[str]:
@@ -373,7 +350,7 @@ def check_checkpoint(model: config.ModelConfig, found: ModelFolder) -> None:
     """Check that all files are present and complete, as loading would; nothing is checked that is not downloaded."""
     if not found.local:
         return
-    kind: Any = MODELS[model.architecture]
+    kind: Any = model_class(model.architecture)
     index = read_json(found.folder / "model_index.json")
     wanted = {
         name: part

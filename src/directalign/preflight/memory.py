@@ -26,7 +26,7 @@ from .. import config
 from ..diffusion.sampling import sample, start_rollout
 from ..interfaces import Reward
 from ..methods import load_method
-from ..models import MODELS
+from ..models import model_class
 from ..rewards import reward_class
 from ..rewards.mixture import Member, MixReward, key_of
 from ..training.data import accumulation
@@ -427,7 +427,7 @@ def _held(
         "free": "dropped after the first prompts",
     }
     phases = PHASES if run.model.text_encoders == "keep" else PHASES[:1]
-    for name in MODELS[run.model.architecture].text_parts:
+    for name in model_class(run.model.architecture).text_parts:
         if name in model.parts:
             count = model.count(name)
             note = f"{_count(count)}, {where[run.model.text_encoders]}"

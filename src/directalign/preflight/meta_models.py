@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from .. import config
 from ..interfaces import Model
 from ..io import hub
-from ..models import MODELS, single_file
+from ..models import model_class, single_file
 from ..models.checkpoint_source import Source
 from ..models.lora import trained
 from ..models.quantization import is_quantized, stored_bytes
@@ -97,7 +97,7 @@ def _pipeline(
         raise DirectAlignError(
             f"{key}: {path}: no such folder; give a diffusers folder, a hub id (owner/name), or world:flux, world:sd, world:sd_v"
         )
-    kind = MODELS[model.architecture]
+    kind = model_class(model.architecture)
     index = read_json(folder / "model_index.json")
     if (found := index.get("_class_name")) != kind.pipeline:
         raise DirectAlignError(
@@ -156,7 +156,7 @@ def _written(name: str) -> Path:
     """Published configs as a diffusers folder, for as long as this process lives."""
     folder, found = Path(tempfile.mkdtemp(prefix="directalign-configs-")), known()[name]
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    model = MODELS[found["architecture"]]
+    model = model_class(found["architecture"])
     index: dict[str, Any] = {"_class_name": model.pipeline}
     for part, settings in found["parts"].items():
         library = "diffusers" if hasattr(diffusers, settings["_class_name"]) else "transformers"
@@ -360,7 +360,7 @@ def meta_model(settings: config.ModelConfig, like_gpu: bool = False) -> MetaMode
 def _meta_model(as_json: str, like_gpu: bool) -> MetaModel:
     settings = config.ModelConfig.model_validate_json(as_json)
     found, parts = model_folder(settings), dict[str, nn.Module]()
-    kind = MODELS[settings.architecture]
+    kind = model_class(settings.architecture)
 
     def build(name: str, part: Any, dtype: torch.dtype) -> Any:
         if "tokenizer" in name:
