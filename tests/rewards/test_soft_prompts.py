@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from directalign.preflight.checks import check_method
 from safetensors.torch import save_file
 
 from directalign import config
-from directalign.config.load import load_run
-from directalign.planning.recipe import check_method
+from directalign.config.load import load_run, recipe_path
 from directalign.rewards.clip import ClipReward, SiglipReward
 from directalign.rewards.soft_prompts import (
     ControlTokens,
@@ -26,7 +26,7 @@ from directalign.types import DirectAlignError
 from tiny_siglip import write_siglip
 
 CAPTIONS = ["a red star on a navy background", "x x blue ring"]
-RECIPE = Path(__file__).parents[2] / "recipes/world_srpo.yaml"
+RECIPE = recipe_path("world_srpo")
 
 
 @pytest.fixture(scope="module")

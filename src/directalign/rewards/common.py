@@ -41,6 +41,8 @@ class BaseReward:
     """`encode` returns one unit vector (b, d) per image in a space shared with text."""
     soft_prompts: Any = None
     """`SoftPrompts` of the text tower; None where learned tokens are not supported."""
+    supports_soft_prompts: bool = False
+    """Whether instances have `soft_prompts`: control phrases may name a file of learned tokens."""
     finetune_parts: tuple[str, ...] = ()
     """Parts that reward finetuning can train, default first: text (text tower), lora (adapters)."""
     file_keys: tuple[str, ...] = ("path", "processor")
@@ -67,6 +69,15 @@ class BaseReward:
 
         `online` allows requests: a hub repository's file list is read and its settings are fetched.
         """
+
+    @classmethod
+    def meta(cls, settings: Any, key: str, configs: Any) -> Any:
+        """The reward on the meta device, for memory estimates; None if it is not estimated.
+
+        Called under `torch.device("meta")`. `configs` (`preflight.meta_models.RewardConfigs`) finds
+        configs and image settings on this machine or among the published ones.
+        """
+        del settings, key, configs
 
     @classmethod
     def files(cls, settings: Any) -> dict[str, str]:
@@ -131,6 +142,13 @@ class Preprocessing:
                 f"{file}: cannot read {error} of the image settings; copy the file from the "
                 "original checkpoint"
             ) from error
+
+    @classmethod
+    def of(cls, folder: Path | None, side: int) -> Preprocessing:
+        """As `read`; without a folder, CLIP's resizing to `side` pixels."""
+        if folder is not None:
+            return cls.read(folder)
+        return cls(side, (side, side), (0.5,) * 3, (0.25,) * 3)
 
     def __call__(self, images: Images) -> Pixels:
         """Images (b, 3, h, w) in [0, 1] to normalised vision tower inputs (b, 3, rows, columns)."""
