@@ -152,7 +152,7 @@ def _replay_branch(case: Case, index: int) -> tuple[float, float]:
     )
     loss = (
         hinge(reward, direction(recovered.gain), MARGIN).mean()
-        / case.settings["gradient_accumulation_steps"]
+        / case.settings["accumulation"]
     )
     loss.backward()
     return _worst(image, case.tensors[f"branch{index}.image"]), abs(loss.item() - recorded["loss"])

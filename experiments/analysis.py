@@ -15,23 +15,20 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypedDict
 
-from scipy import stats
-
 from directalign.io.atomic import write_text
+from directalign.stats import t_interval
 from directalign.types import DirectAlignError
 
 Row = dict[str, Any]
 Number = int | float
 Pick = Callable[[Sequence[Row]], Row | None]
 """From the measurements of one run to the one that is compared; None where it has no such."""
-CONFIDENCE = 0.95
 RATES = (
     "photo_rate",
     "content",
@@ -175,16 +172,10 @@ class SeedInterval(TypedDict):
 
 
 def mean_interval(values: Sequence[Number]) -> SeedInterval:
-    """Mean ± t·s/√n (Student 1908). Raises: ValueError without values."""
-    n = len(values)
-    if n == 0:
-        raise ValueError("an interval over seeds needs at least one value")
-    mean = math.fsum(values) / n
-    if n == 1:
-        return SeedInterval(value=mean, low=None, high=None, n=1)
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
-    half = quantile * statistics.stdev(map(float, values)) / math.sqrt(n)
-    return SeedInterval(value=mean, low=mean - half, high=mean + half, n=n)
+    """Mean with Student's t interval (`stats.t_interval`). Raises: ValueError without values."""
+    found = t_interval([float(value) for value in values])
+    low, high = (None, None) if found.n == 1 else (found.low, found.high)
+    return SeedInterval(value=found.value, low=low, high=high, n=found.n)
 
 
 def mean_of(key: str, values: Sequence[Number]) -> SeedInterval:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from directalign.config.load import load_run
-from directalign.rewards import ClipReward, load_reward
+from directalign.rewards import load_reward
+from directalign.rewards.clip import ClipReward
 
 from .analysis import (
     DASH,
@@ -30,9 +31,9 @@ from .analysis import (
     over,
     with_interval,
 )
+from .control_phrases import OTHERS, PHOTO, Phrases, facts_of, renders_for, text_cosine
 from .plots import DotColumn, curves, dots_with_intervals, panels_over_updates
 from .runner import QUICK_SIZE, Arm, num_steps_of, piece, run_arms, settings_of, sized
-from .words import OTHERS, PHOTO, Phrases, facts_of, renders_for, text_cosine
 
 MAIN_SEEDS, SEEDS = (0, 1, 2, 3, 4), (0, 1)
 ANCHORED, RIVALS = "anchored", ("official", "half_cost", "relative")

@@ -146,10 +146,8 @@ class Bench:
     def batch(self, step: int) -> Batch:
         """The prompts of one update; `step` seeds its noise too."""
         prompts, size = train_captions(), self.run.data.batch_size
-        chosen = tuple(
-            prompts[(sampling_step * size + place) % len(prompts)] for place in range(size)
-        )
-        return Batch(sampling_step, chosen, None, self.run.seed)
+        chosen = tuple(prompts[(step * size + place) % len(prompts)] for place in range(size))
+        return Batch(step, chosen, None, self.run.seed)
 
     def gradient(self, grad_steps: int, batch: Batch) -> tuple[float, Float[Tensor, " weights"]]:
         """Seconds of the losses and their backward passes, and the whole gradient."""
@@ -164,10 +162,9 @@ class Bench:
     def at_states(self, batch: Batch) -> tuple[Float[Tensor, " levels"], Float[Tensor, " levels"]]:
         """Levels of a rollout's states, mean norm of the reward's gradient there; [-1]: image."""
         begun = start_rollout(self.model, self.run.rollout, batch)
-        states, b = [begun.noise.requires_grad_()], len(begun.noise)
+        states = [begun.noise.requires_grad_()]
         for sigma_from, sigma_to in pairwise(begun.sigmas):
-            levels = sigma_from.expand(b), sigma_to.expand(b)
-            states.append(sampling_step(self.model, begun.cond, states[-1], *levels))
+            states.append(sampling_step(self.model, begun.cond, states[-1], sigma_from, sigma_to))
         reward = self.objective(self.model.decode(states[-1]), batch).reward.sum()
         gradients = torch.autograd.grad(reward, states)
         norms = torch.stack([each.flatten(1).norm(dim=1).mean() for each in gradients])

@@ -21,19 +21,17 @@ from itertools import combinations, product
 from pathlib import Path
 
 import torch
-from directalign.arena.wins import win_rates
-from directalign.evaluate.intervals import Interval, resamples_of, wilson
-from directalign.evaluate.names import JUDGED
-from directalign.evaluate.wins import wins
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from directalign.arena.records import Vote
+from directalign.arena.statistics import rank_models, win_rates
 from directalign.config import RunConfig
 from directalign.diffusion.rng import generator_for
 from directalign.evaluation.compare import SUMMARY, Request, compare
 from directalign.evaluation.results import summarise
-from directalign.stats import bradley_terry
+from directalign.metrics import JUDGED
+from directalign.stats import resample_groups, wilson_interval, win_rate
 from directalign.toyworld.judges import load_judge
 from directalign.toyworld.scenes import STYLES, all_captions, render, scenes_of
 from directalign.training.run_folder import commit, machine, versions
@@ -249,10 +247,10 @@ def power(effect: float, prompts: int, comparisons: int) -> Row:
     rates = ((1 - effect) / 2, (1 + effect) / 2)
     planted = Planted("", "", rates, (0.5, 0.5), prompts)
     groups = [image // planted.seeds for image in range(prompts * planted.seeds)]
-    drawn, found = resamples_of(groups, resamples=1), 0  # the interval is not used
+    drawn, found = resample_groups(groups, resamples=1), 0  # the interval is not used
     for place in range(comparisons):
         before, after = bits(planted.photo, planted, generator_for(place)).double()
-        found += wins(before, after, groups, drawn)["p"] < SIGNIFICANT
+        found += win_rate(before, after, groups, drawn).p < SIGNIFICANT
     named = {"kind": "power", "arm": f"prompts_{prompts}", "title": f"{prompts} prompts", "seed": 0}
     return {**named, "effect": effect, "spoke": found, "simulated": comparisons}
 
@@ -343,7 +341,7 @@ def _vote_hits(electorate: Electorate, votes: list[Vote]) -> Iterator[str]:
     """Names of intervals with the truth and of significant tests; "split" where ties were added."""
     first, last = electorate.models[0], electorate.models[-1]
     one, other = electorate.strengths[0], electorate.strengths[-1]
-    ranking = bradley_terry(votes, electorate.models)
+    ranking = rank_models(votes, electorate.models)
     rates = win_rates(votes, electorate.models)
     pair = next(won for won in rates if (won.a, won.b) == (first, last))
     intervals = {
@@ -374,9 +372,9 @@ OF_VOTES = {
 }
 
 
-def share(row: Row, key: str) -> Interval:
+def share(row: Row, key: str) -> dict[str, float]:
     """How often something happened in simulations, with a 95 % binomial interval."""
-    return wilson(row[key] / row["simulated"], row["simulated"])
+    return wilson_interval(row[key] / row["simulated"], row["simulated"]).as_dict()
 
 
 def tables(rows: Rows) -> dict[str, Table]:

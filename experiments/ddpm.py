@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from directalign.diffusion.path import DDPMTable, alpha, expand_like, target
-from directalign.diffusion.recovery import recover
-from directalign.diffusion.rng import draw_noise, generator_for, inject
+from directalign.diffusion.recovery import inject, recover
+from directalign.diffusion.rng import draw_noise, generator_for
 from directalign.toyworld import assets
 from directalign.types import Latents, Noised
 

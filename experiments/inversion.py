@@ -178,7 +178,7 @@ def grid_of(settings: config.SRPOConfig) -> noise_levels.GridSampler:
 
 
 def ascent(
-    family: Model,
+    model: Model,
     reward: Reward,
     settings: config.SRPOConfig,
     rollout: config.RolloutConfig,
@@ -186,9 +186,9 @@ def ascent(
     point: int,
 ) -> Weights:
     """Minus the gradient of the loss of one update with target `point`."""
-    method = SRPO(family, reward, settings, rollout)
+    method = SRPO(model, reward, settings, rollout)
     method.window = OnePoint(**asdict(grid_of(settings)), point=point)
-    parameters = list(trainable(family).values())
+    parameters = list(trainable(model).values())
     total = [torch.zeros_like(parameter) for parameter in parameters]
     for loss in method.losses(batch):
         gradients = torch.autograd.grad(loss.value, parameters, materialize_grads=True)
@@ -208,7 +208,7 @@ def fit_gradients(settings: dict[Arm, config.RunConfig], point: int, batches: in
     the official branches. `alignment` is the cosine with the official gradient.
     """
     (first, run), *_ = settings.items()
-    family, reward = load_model(run.model, "cpu", run.seed), load_reward(run.reward)
+    model, reward = load_model(run.model, "cpu", run.seed), load_reward(run.reward)
     methods = {arm: _srpo(each) for arm, each in settings.items()}
     official = methods[first]
     prompts = PromptStream(read_prompts(run.data.prompts or "world"), run.seed)
@@ -218,7 +218,7 @@ def fit_gradients(settings: dict[Arm, config.RunConfig], point: int, batches: in
         batch = Batch(0, prompts.batch(index, size=run.data.batch_size), seed=index)
 
         def direction(method: config.SRPOConfig, batch: Batch = batch) -> Weights:
-            return ascent(family, reward, method, run.rollout, batch, point)
+            return ascent(model, reward, method, run.rollout, batch, point)
 
         branches = 2 if official.branches == "both" else 1
         absolute = direction(with_weights(official, 1.0, 0.0)) / branches

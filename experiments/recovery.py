@@ -19,10 +19,10 @@ from torch import Tensor
 from directalign.config import RunConfig, SRPOConfig
 from directalign.config.load import load_run
 from directalign.diffusion.path import alpha, expand_like, to_noise, to_x0
-from directalign.diffusion.recovery import recover
-from directalign.diffusion.rng import FRESH_NOISE, draw_noise, generator_for, inject
+from directalign.diffusion.recovery import inject, recover
+from directalign.diffusion.rng import FRESH_NOISE, draw_noise, generator_for
 from directalign.diffusion.sampling import rollout_sigmas, sample
-from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts, noise_of
+from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts, seed_noise
 from directalign.evaluation.generate import image_size
 from directalign.evaluation.image_metrics import sharpness
 from directalign.evaluation.in_training import STYLE
@@ -93,16 +93,16 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
 def errors(run: RunConfig, seed: int, size: Size) -> list[Row]:
     """All rows of one model and seed; every seed has other prompts and noise."""
     assert isinstance(run.method, SRPOConfig), run.method.name
-    family = load_model(run.model, "cuda" if torch.cuda.is_available() else "cpu")
-    device = next(family.denoiser.parameters()).device
+    model = load_model(run.model, "cuda" if torch.cuda.is_available() else "cpu")
+    device = next(model.denoiser.parameters()).device
     pairs = fixed_pairs(measured_prompts(run.data), size.count * (seed + 1))
-    cond = family.encode_prompt(pairs.prompts[-size.count :])
-    height, width = image_size(family, run.rollout)
-    own = noise_of(pairs.seeds[-size.count :], family.latent_shape(height, width)).to(device)
+    cond = model.encode_prompt(pairs.prompts[-size.count :])
+    height, width = image_size(model, run.rollout)
+    own = seed_noise(pairs.seeds[-size.count :], model.latent_shape(height, width)).to(device)
     guided = cond.guided(run.rollout.embedded_guidance, run.rollout.cfg_scale)
-    x0 = sample(family, guided, own, rollout_sigmas(family, run.rollout, height, width))
+    x0 = sample(model, guided, own, rollout_sigmas(model, run.rollout, height, width))
     trained = cond.guided(run.method.embedded_guidance, run.method.cfg_scale)
-    bench = Bench(family, load_reward(run.reward, device), load_judge(), trained, x0)
+    bench = Bench(model, load_reward(run.reward, device), load_judge(), trained, x0)
     fresh = draw_noise(x0.shape, generator_for(seed, FRESH_NOISE), device)
     rows = [{"image": "clean", **bench.clean()}]
     for name, noise in ((OWN, own), (FRESH, fresh)):
@@ -127,11 +127,11 @@ def target_levels(sigma: float, jumps: Sequence[float]) -> list[float]:
     return [sigma_to for sigma_to in reached if 0 <= sigma_to <= HIGHEST]
 
 
-def stepped(family: Model, noised: Noised, pred: Latents, sigma_to: PerSample) -> Latents:
+def stepped(model: Model, noised: Noised, pred: Latents, sigma_to: PerSample) -> Latents:
     """Direct-Align's image by steps: step, subtract the noise, divide by alpha_to."""
-    given = (family.path, family.prediction, pred, noised.x_t, noised.sigma)
+    given = (model.path, model.prediction, pred, noised.x_t, noised.sigma)
     x0_hat, noise_hat = to_x0(*given), to_noise(*given)
-    alpha_to, level = expand_like(alpha(family.path, sigma_to), pred), expand_like(sigma_to, pred)
+    alpha_to, level = expand_like(alpha(model.path, sigma_to), pred), expand_like(sigma_to, pred)
     x_to = alpha_to * x0_hat + level * noise_hat
     return (x_to - level * noised.noise) / alpha_to
 
@@ -145,7 +145,7 @@ def rmse(values: Tensor, truth: Tensor) -> float:
 class Bench:
     """Clean latents `x0` of `cond.prompts`, and the networks that measure what is made of them."""
 
-    family: Model
+    model: Model
     reward: Reward
     judge: Judge
     cond: Conditioning
@@ -160,19 +160,19 @@ class Bench:
 
     def errors(self, noise: Latents, sigma: float, jumps: Sequence[float]) -> Iterator[Row]:
         """A row for x0_hat, then `recovered` at every target level; jumps down are positive."""
-        family, b = self.model, len(self.x0)
+        model, b = self.model, len(self.x0)
         level = torch.full((b,), sigma, dtype=torch.float64)
-        noised = inject(family.path, self.x0, noise, level)
-        pred = family.predict(noised.x_t, level, self.cond)
-        x0_hat = to_x0(family.path, family.prediction, pred, noised.x_t, level)
+        noised = inject(model.path, self.x0, noise, level)
+        pred = model.predict(noised.x_t, level, self.cond)
+        x0_hat = to_x0(model.path, model.prediction, pred, noised.x_t, level)
         yield {"sigma": sigma, "image": GUESS, **self.seen(x0_hat)}
         for sigma_to in target_levels(sigma, jumps):
             target = torch.full((b,), sigma_to, dtype=torch.float64)
-            by_steps = stepped(family, noised, pred, target)
-            recovered = recover(family.path, family.prediction, noised, pred, target).x0
+            by_steps = stepped(model, noised, pred, target)
+            recovered = recover(model.path, model.prediction, noised, pred, target).x0
             row = {"sigma": sigma, "jump": round(sigma - sigma_to, 6), "image": RECOVERED}
             row["ratio"] = rmse(by_steps, self.x0) / rmse(x0_hat, self.x0)
-            row["predicted"] = predicted_ratio(family.path, sigma, sigma_to)
+            row["predicted"] = predicted_ratio(model.path, sigma, sigma_to)
             yield {**row, **self.seen(recovered)}
 
     def seen(self, latents: Latents) -> Row:

@@ -23,11 +23,12 @@ from diffusers import (
 )
 
 from directalign.config import RunConfig
-from directalign.diffusion.rng import FRESH_NOISE, draw_noise, generator_for, inject
+from directalign.diffusion.recovery import inject
+from directalign.diffusion.rng import FRESH_NOISE, draw_noise, generator_for
 from directalign.diffusion.sampling import sample
 from directalign.evaluation import image_metrics
-from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts, noise_of
-from directalign.evaluation.generate import generate, image_size, trained_family
+from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts, seed_noise
+from directalign.evaluation.generate import generate, image_size, load_run_model
 from directalign.evaluation.in_training import photographs
 from directalign.interfaces import Judge, Model
 from directalign.toyworld.judges import load_judge
@@ -120,14 +121,14 @@ def sampled(run: RunConfig, trained: Path | None, seed: int, size: Size) -> Iter
     """Rows of a finished run, or for None of its base, on the `seed`-th stretch of the pairs."""
     every = fixed_pairs(measured_prompts(run.data), size.count * (seed + 1))
     pairs = Pairs(every.prompts[-size.count :], every.seeds[-size.count :])
-    return Model(trained_family(run, trained), load_judge(), run, pairs, seed, size).rows()
+    return Sampler(load_run_model(run, trained), load_judge(), run, pairs, seed, size).rows()
 
 
 @dataclass(frozen=True)
-class Model:
+class Sampler:
     """A model and the pairs on which it is sampled."""
 
-    family: Model
+    model: Model
     judge: Judge
     run: RunConfig
     pairs: Pairs
@@ -177,7 +178,7 @@ class Model:
         """Images by one of diffusers' schedulers, in the recipe's number of steps."""
         rollout, size = self.run.rollout, self.run.evaluate.batch_size
         shape = self.model.latent_shape(*image_size(self.model, rollout))
-        noise, images = noise_of(self.pairs.seeds, shape).to(self.device), []
+        noise, images = seed_noise(self.pairs.seeds, shape).to(self.device), []
         for first in range(0, len(self.pairs), size):
             scheduler, last = scheduler_of(name, rollout.num_inference_steps), first + size
             x0 = scheduled(self.model, self.cond(first, last), noise[first:last], scheduler)
@@ -196,29 +197,29 @@ class Model:
 
 
 @torch.no_grad()
-def scheduled(family: Model, cond: Conditioning, noise: Latents, scheduler: Any) -> Latents:
+def scheduled(model: Model, cond: Conditioning, noise: Latents, scheduler: Any) -> Latents:
     """Clean latents of a flow model by a diffusers scheduler, driven as its pipelines drive it."""
-    assert family.path == "flow", family.path
+    assert model.path == "flow", model.path
     x_t = noise
     scheduler.set_begin_index(0)
     for sigma, timestep in zip(scheduler.sigmas, scheduler.timesteps, strict=False):  # last: 0
         level = sigma.double().expand(len(x_t)).to(x_t.device)
-        pred = family.predict(x_t, level, cond)
+        pred = model.predict(x_t, level, cond)
         x_t = scheduler.step(pred, timestep, x_t, return_dict=False)[0]
     return x_t
 
 
 @torch.no_grad()
 def chain(
-    family: Model, cond: Conditioning, images: Images, seed: int, rounds: int
+    model: Model, cond: Conditioning, images: Images, seed: int, rounds: int
 ) -> Iterator[Images]:
     """Images after each round of: encode, noise to `STRENGTH` with new noise, denoise, decode."""
     sigmas = torch.linspace(STRENGTH, 0, CHAIN_STEPS + 1, dtype=torch.float64)
     for place in range(rounds):
-        x0 = family.encode_image(images)
+        x0 = model.encode_image(images)
         noise = draw_noise(x0.shape, generator_for(seed, FRESH_NOISE, place), x0.device)
-        x_t = inject(family.path, x0, noise, sigmas[:1].expand(len(x0)).to(x0.device)).x_t
-        images = family.decode(sample(family, cond, x_t, sigmas)).float().clamp(0, 1)
+        x_t = inject(model.path, x0, noise, sigmas[:1].expand(len(x0)).to(x0.device)).x_t
+        images = model.decode(sample(model, cond, x_t, sigmas)).float().clamp(0, 1)
         yield images
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from directalign.memory import Place
+from directalign.preflight.checks import surroundings
 from PIL import Image
 
-from directalign import planning
-from directalign.config.load import load_run
-from directalign.memory import Place
-from directalign.planning import surroundings
+from directalign.preflight import checks as planning
+from directalign.config.load import RECIPES, load_run
 
 
 def test_a_sound_recipe_gives_findings_and_memory(command, recipe: Path) -> None:
@@ -293,9 +293,9 @@ def test_the_output_folder_can_be_made(
 def test_the_schema_in_the_repository_is_the_current_one(command) -> None:
     printed = command("schema").stdout
     assert (
-        Path(__file__).parents[2].joinpath("recipes/schema.json").read_text(encoding="utf-8")
+        RECIPES.joinpath("schema.json").read_text(encoding="utf-8")
         == printed
-    ), "run: directalign schema --out recipes/schema.json"
+    ), "run: directalign schema --out src/directalign/recipes/schema.json"
     schema = json.loads(printed)
     assert schema["additionalProperties"] is False and schema["properties"]["name"]["description"]
     for section in schema["$defs"].values():

@@ -222,7 +222,7 @@ def test_what_does_not_fit_together_is_one_line(
         (tmp_path / name).mkdir()
         for place in range(2):
             save_png(torch.rand(3, 16, 16), tmp_path / name / f"{name}{place}.png")
-    result = command("reward", "bias-directions", "--reward", clip_folder, *words)
+    result = command("reward", "bias-directions", "--reward", clip_folder, *control_phrases)
     assert result.exit_code == 1 and says in result.stderr and result.stderr.count("\n") == 1
 
 

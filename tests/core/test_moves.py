@@ -29,7 +29,8 @@ def landing(*values: float) -> torch.Tensor:
 
 
 def sigma(point: int) -> float:
-    """The official window from its definition: indices 25 and 5 of the shift-3 grid of 50 steps, 1000 linear points."""
+    """The official window from its definition: indices 25 and 5 of the shift-3 grid of 50 steps,
+    1000 linear points."""
     low, high = 3 * 0.5 / 2, 3 * 0.9 / 2.8
     return low + (high - low) * (point - 1) / 999
 

@@ -62,7 +62,8 @@ def test_absolute_and_relative_weights_rewrite_the_reward(k_pos, k_neg, pos, neg
     ("point", "sigma", "absolute"), [(6, 0.75, -0.199), (500, 0.857, -0.009), (994, 0.964, 0.236)]
 )
 def test_official_ramps_turn_the_absolute_reward_at_low_noise(point, sigma, absolute):
-    """Denoise and inversion of one landing, summed: descend the raw reward at low noise, ascend it at high noise."""
+    """Denoise and inversion of one landing, summed: descend the raw reward at low noise, ascend it
+    at high noise."""
     grid, m = GridSampler(), torch.tensor([point])
     denoise, inversion = grid.denoise(m), grid.inversion(m)
     mu_denoise, nu_denoise = absolute_relative(OFFICIAL_DENOISE.at(denoise.position), 0.0)
@@ -113,7 +114,8 @@ def test_hinge_stops_paying_at_its_margin():
 
 
 def test_direction_gives_both_branches_the_loss_of_the_swapped_pair(scores):
-    """The released step swaps the two phrases in its inversion branch; turning the sign is the same."""
+    """The released step swaps the two phrases in its inversion branch; turning the sign is the
+    same."""
     pos, neg, k = scores
     swapped = torch.relu(0.7 - ((1 + k) * neg - pos))
     assert_close(hinge(relative_reward(pos, neg, 0.0, k), -1.0, 0.7), swapped)

@@ -1,4 +1,5 @@
-"""The closed form against the step and the subtraction it replaces, written out here a second time."""
+"""The closed form against the step and the subtraction it replaces, written out here a second
+time."""
 
 from __future__ import annotations
 
@@ -116,7 +117,8 @@ def test_direction_says_whether_noise_was_removed(native):
 
 @pytest.mark.parametrize("native", NATIVE)
 def test_a_positive_gain_leads_toward_the_networks_own_guess(native, latents):
-    """recovered − x0 = share·(x0_hat − x0), and the share is the same for every parametrisation of a path."""
+    """recovered − x0 = share·(x0_hat − x0), and the share is the same for every parametrisation of
+    a path."""
     x0, noise, pred = latents
     result = recovered(*native, x0, noise, pred, SIGMA_HIGH, SIGMA_LOW)
     x0_hat = to_x0(*native, pred, inject(native[0], x0, noise, SIGMA_HIGH).x_t, SIGMA_HIGH)
@@ -128,7 +130,8 @@ def test_a_positive_gain_leads_toward_the_networks_own_guess(native, latents):
 
 @given(levels, st.floats(-0.02, 0.02).filter(lambda jump: abs(jump) > 1e-6))
 def test_recovery_error_over_one_step_error_on_flow(sigma_from, jump):
-    """The share is the jump over (1 − sigma_to)·sigma_from: small where the jump is small for its level."""
+    """The share is the jump over (1 − sigma_to)·sigma_from: small where the jump is small for its
+    level."""
     sigma_to = min(max(sigma_from + jump, 0.0), 0.999)
     x0, noise, pred = torch.randn(
         3, 1, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
@@ -162,7 +165,8 @@ def test_gain_is_finite_next_to_pure_noise(native):
 
 @pytest.mark.parametrize("native", [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v")])
 def test_a_branch_with_mirrored_residual_has_the_same_loss(native, latents):
-    """Swap the levels and turn the residual by the ratio of the gains: the same image, and with `direction` the opposite pull."""
+    """Swap the levels and turn the residual by the ratio of the gains: the same image, and with
+    `direction` the opposite pull."""
     x0, noise, pred = latents
     down = recovered(*native, x0, noise, pred, SIGMA_HIGH, SIGMA_LOW)
     turned = expand_like(down.gain / gain(*native, SIGMA_LOW, SIGMA_HIGH), x0) * down.residual

@@ -88,7 +88,8 @@ def test_the_last_step_ends_at_x0_hat_without_noise(latents, kind, path, predict
 
 
 def final_std(kind: str, path: str, sigmas: Tensor, spread: float, noise_level: float) -> float:
-    """Std of x0 under the exact denoiser of data ~ Normal(0, spread²): each step is linear in x, so no sample need be drawn."""
+    """Std of x0 under the exact denoiser of data ~ Normal(0, spread²): each step is linear in x, so
+    no sample need be drawn."""
     prediction = "velocity" if path == "flow" else "v"
     sigma_from, sigma_to = sigmas[:-1], sigmas[1:]
     one, a = torch.ones(len(sigma_to), 1, 1, 1, dtype=torch.float64), alpha(path, sigma_from)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from directalign.evaluate.names import JUDGED
 from PIL import Image
 
 from directalign.diffusion.rng import generator_for
 from directalign.evaluation.compare import Request, compare
 from directalign.evaluation.results import summarise
+from directalign.metrics import JUDGED
 from directalign.toyworld.scenes import all_captions, render, scenes_of
 from experiments import coverage
 from experiments.analysis import Row

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from directalign.config import RunConfig
-from directalign.config.load import dump_run, load_run
+from directalign.config.load import RECIPES, dump_run, load_run
 from directalign.types import DirectAlignError
 from experiments import runner
 from experiments.runner import (
@@ -27,7 +27,6 @@ from experiments.runner import (
     within,
 )
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 FACTS = {"commit": "0123abc", "machine": {"cores": 2}, "versions": {"torch": "2.13"}}
 RECIPE = {
     "name": "test",
@@ -167,8 +166,10 @@ def test_a_folder_belongs_to_one_study_in_one_size(tmp_path: Path) -> None:
         DirectAlignError, match="holds the full size of study table1, not the quick size of table1"
     ):
         claim(tmp_path / "out", "table1", quick=True)
-    with pytest.raises(DirectAlignError, match="not the full size of words: choose another --out"):
-        claim(tmp_path / "out", "words", quick=False)
+    with pytest.raises(
+        DirectAlignError, match="not the full size of control_phrases: choose another --out"
+    ):
+        claim(tmp_path / "out", "control_phrases", quick=False)
     (tmp_path / "mine.txt").write_text("x")
     for taken in (tmp_path, tmp_path / "mine.txt"):
         with pytest.raises(DirectAlignError, match="holds something that is no study"):

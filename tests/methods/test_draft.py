@@ -36,7 +36,8 @@ def fresh(batch: Batch, index: int) -> torch.Tensor:
     return draw_noise((2, 4, 4, 4), update_generator(batch, FRESH_NOISE, index)).double()
 
 
-# --- K ----------------------------------------------------------------------------------------------------------------
+# --- K
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("path", "prediction"), CASES)
@@ -61,7 +62,8 @@ def test_the_first_steps_carry_no_graph(grad_steps):
     assert seen == [False] * (4 - grad_steps) + [True] * grad_steps
 
 
-# --- LV ---------------------------------------------------------------------------------------------------------------
+# --- LV
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lv_samples", [1, 3])
@@ -108,7 +110,8 @@ def test_the_losses_come_one_by_one():
 
 
 def test_on_one_step_from_pure_noise_each_noising_is_a_draw_of_k_1():
-    """alpha is 0 there, so that nothing of the sample is left: loss i is K = 1 on another initial noise, to the digit."""
+    """alpha is 0 there, so that nothing of the sample is left: loss i is K = 1 on another initial
+    noise, to the digit."""
     family, batch = ToyFamily(), Batch(0, PROMPTS)
     found = by_hand.gradients(method(family, rollout=ONE_STEP, lv_samples=4), family, batch)
     for index, noise in enumerate(
@@ -144,7 +147,8 @@ def test_there_lv_equals_k_1_in_expectation_at_a_lower_variance():
 
 
 def test_given_the_sample_a_noising_has_the_expectation_of_the_last_step_over_all_noise():
-    """On any rollout. The expectation by Gauss-Hermite quadrature over the four channels: the toy network acts pixel by pixel."""
+    """On any rollout. The expectation by Gauss-Hermite quadrature over the four channels: the toy
+    network acts pixel by pixel."""
     family, batch = ToyFamily(), Batch(0, PROMPTS)
     family.to_rgb = (
         family.to_rgb / 5
@@ -171,7 +175,8 @@ def test_more_noisings_of_more_steps_are_refused():
         config.DRaFTConfig(grad_steps=2, lv_samples=2)
 
 
-# --- what all methods share -------------------------------------------------------------------------------------------
+# --- what all methods share
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["absolute", "relative", "anchored"])

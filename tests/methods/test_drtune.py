@@ -4,12 +4,12 @@ from collections import Counter
 
 import pytest
 import torch
+from directalign.preflight.checks import check_method
 
 from directalign import config
 from directalign.config.load import load_run
 from directalign.methods.drtune import DRTune
 from directalign.methods.flowbp import FlowBP
-from directalign.planning import check_method
 from directalign.types import Batch, DirectAlignError
 from methods import by_chain, by_hand
 from methods.by_chain import EXACT, float64_from_the_first_noise  # noqa: F401
@@ -67,7 +67,8 @@ def test_the_gradient_is_that_of_the_chain_with_every_input_cut_off(path, predic
 
 @pytest.mark.parametrize(("path", "prediction"), CASES)
 def test_one_step_that_is_judged_where_it_is_trained_is_refl(path, prediction):
-    """With a single sampling step the chain has one link, and the finite difference of the whole loss is the gradient."""
+    """With a single sampling step the chain has one link, and the finite difference of the whole
+    loss is the gradient."""
     family, rollout = (
         ToyFamily(path, prediction),
         config.RolloutConfig(num_inference_steps=1, embedded_guidance=by_hand.GUIDANCE),
@@ -171,9 +172,9 @@ def test_more_trained_steps_than_the_earliest_stop_leaves_are_refused():
 
 
 def test_they_are_refused_before_anything_is_loaded():
-    check_method(load_run("recipes/world_drtune.yaml", ["method.trained_steps=6"]))
+    check_method(load_run("world_drtune", ["method.trained_steps=6"]))
     with pytest.raises(DirectAlignError, match="may end after 6"):
-        check_method(load_run("recipes/world_drtune.yaml", ["method.trained_steps=7"]))
+        check_method(load_run("world_drtune", ["method.trained_steps=7"]))
 
 
 @pytest.mark.parametrize("form", ["relative", "anchored"])

@@ -27,7 +27,8 @@ def method(family=None, reward=None, rollout=ROLLOUT, **settings) -> FlowBP:
 
 
 def lengths(family: ToyFamily) -> list[float]:
-    """How much the answer of each step moves x0 when all inputs stay: by differences, since x0 is linear in the answers."""
+    """How much the answer of each step moves x0 when all inputs stay: by differences, since x0 is
+    linear in the answers."""
     sigmas, found = by_hand.levels(family), []
     for moved in range(4):
         ends = []
@@ -47,7 +48,8 @@ def lengths(family: ToyFamily) -> list[float]:
 
 
 def cut_gradient(family: ToyFamily, batch: Batch, kept: dict[int, float]) -> Tensor:
-    """Of the loss at the sampled image, through the chain with inputs cut off and the answers of `kept` alone, times a number each."""
+    """Of the loss at the sampled image, through the chain with inputs cut off and the answers of
+    `kept` alone, times a number each."""
     x0 = by_chain.walk_cut(family, by_hand.batch_noise(batch), by_hand.levels(family), kept)
     return by_hand.gradient(family, by_hand.absolute_loss(family, x0))
 

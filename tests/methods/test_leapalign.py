@@ -5,12 +5,12 @@ from itertools import combinations
 
 import pytest
 import torch
+from directalign.preflight.checks import check_method
 from torch import Tensor
 
 from directalign import config
 from directalign.config.load import load_run
 from directalign.methods.leapalign import LeapAlign, similarity_weight
-from directalign.planning import check_method
 from directalign.types import Batch, DirectAlignError
 from methods import by_chain, by_hand
 from methods.by_chain import EXACT, float64_from_the_first_noise  # noqa: F401
@@ -91,7 +91,8 @@ def test_without_the_nested_term_a_path_of_two_steps_has_every_input_cut_off(pat
 def test_the_gradient_is_the_difference_quotient_of_the_pinned_leaps(
     path, prediction, k, j, nested_scale
 ):
-    """Both leaps move with the weights from where the path stood; the second call sees `nested_scale` of what the first moved."""
+    """Both leaps move with the weights from where the path stood; the second call sees
+    `nested_scale` of what the first moved."""
     family, batch = ToyFamily(path, prediction), batch_of_steps(k, j)
     (found,) = by_hand.gradients(
         method(family, nested_scale=nested_scale, similarity_floor=None), family, batch
@@ -143,7 +144,8 @@ def test_a_sample_counts_by_how_close_its_leaps_came_to_the_path(path, predictio
 
 
 def test_leaps_that_stay_on_the_path_count_alike():
-    """Two neighbouring last steps leap as the sampler steps: no distance, and the weight is its largest."""
+    """Two neighbouring last steps leap as the sampler steps: no distance, and the weight is its
+    largest."""
     (loss,) = method().losses(batch_of_steps(2, 3))
     assert loss.metrics["distance_j"] < 1e-12 and loss.metrics["distance_0"] < 1e-12
     assert loss.metrics["leap_weight"] == pytest.approx(1 / 0.2)
@@ -201,7 +203,7 @@ def test_one_step_leaves_nothing_to_leap_from():
     with pytest.raises(DirectAlignError, match=r"rollout\.num_inference_steps 1.*at least 2"):
         method(rollout=config.RolloutConfig(num_inference_steps=1))
     with pytest.raises(DirectAlignError, match="leaps from two steps"):
-        check_method(load_run("recipes/world_leapalign.yaml", ["rollout.num_inference_steps=1"]))
+        check_method(load_run("world_leapalign", ["rollout.num_inference_steps=1"]))
 
 
 @pytest.mark.parametrize("form", ["relative", "anchored"])

@@ -50,7 +50,8 @@ def euler(family: ToyFamily, noise: torch.Tensor, steps: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("step", [0, 3])
 def test_the_official_step_equals_the_one_written_out_by_swapping_prompts(step):
-    """Step, then subtract the known noise; in the inversion branch the rewards change places: as the released code does it."""
+    """Step, then subtract the known noise; in the inversion branch the rewards change places: as
+    the released code does it."""
     family, reward = ToyFamily(), ToyReward()
     srpo = method(
         family,
@@ -104,7 +105,8 @@ def test_one_method_serves_every_path_and_prediction(path, prediction):
 
 
 def test_a_prompt_blind_reward_pulls_both_branches_the_same_way():
-    """Swapping prompts would leave such a reward with gradients that nearly cancel; the direction does not."""
+    """Swapping prompts would leave such a reward with gradients that nearly cancel; the direction
+    does not."""
     each = []
     for branch in ("denoise", "inversion"):
         srpo = method(
@@ -291,8 +293,8 @@ def test_presets_carry_the_published_values_and_give_way_to_the_recipe(preset):
     ) == expected
     assert run.train.learning_rate == 1e-3
     assert (
-        m.words.positive == ["Natural-lighting", "Detail", "Detailed", "Real"]
-        and len(m.words.negative) == 5
+        m.control_phrases.positive == ["Natural-lighting", "Detail", "Detailed", "Real"]
+        and len(m.control_phrases.negative) == 5
     )
 
 

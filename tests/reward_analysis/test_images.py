@@ -10,13 +10,14 @@ import torch
 import yaml
 from PIL import Image
 
+from directalign.config.load import recipe_path
 from directalign.reward_analysis.images import load_examples
 from directalign.rewards.resolve import recipe_words, reward_settings
 from directalign.toyworld.judges import load_judge
 from directalign.types import DirectAlignError
 
 KEY = "--images"
-RECIPE = "recipes/world_srpo.yaml"
+RECIPE = "world_srpo"
 
 
 def _save(
@@ -180,7 +181,7 @@ def test_a_reward_that_is_none_is_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text("[")
     with pytest.raises(DirectAlignError, match="not readable as JSON"):
         reward_settings(str(tmp_path))
-    recipe = yaml.safe_load(Path(RECIPE).read_text())
+    recipe = yaml.safe_load(recipe_path(RECIPE).read_text())
     members = [
         {"label": label, "reward": {"name": "clip", "path": "world:reward"}}
         for label in ("first", "second")

@@ -49,7 +49,7 @@ from directalign.rewards.clip import ClipReward
 from directalign.types import DirectAlignError
 
 PHOTO, OTHERS = ("Realistic photo", "Natural lighting"), ("CG render", "Oil painting", "Anime")
-RECIPE = "recipes/world_srpo.yaml"
+RECIPE = "world_srpo"
 COUNT = 24
 
 

@@ -19,7 +19,7 @@ import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import tiny
-from directalign import planning
+from directalign.preflight import checks as planning
 from directalign.cli import main as command_line
 from directalign.training import loop
 

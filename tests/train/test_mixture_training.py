@@ -17,7 +17,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner, Result
 
-from directalign import planning
+from directalign.preflight import checks as planning
 from directalign.cli import app
 from directalign.rewards import http
 from tiny import write_flux

@@ -43,12 +43,7 @@ def check(
         run = load_run(recipe, overrides)
         from rich.console import Console
 
-        from ..memory import (
-            a_gpu,
-            remedies,
-            this_machine,
-        )  # only now: diffusers and transformers take seconds to import
-        from ..planning import survey
+        from ..preflight import a_gpu, suggestions, survey, this_machine
         from .common import changes, findings, memory, verdict
 
         place = a_gpu(gpu_memory, ranks) if gpu_memory is not None else this_machine(ranks)
@@ -58,7 +53,7 @@ def check(
             findings(recipe, found), memory(found.memory), verdict(found.memory), highlight=False
         )
         if not found.memory.fits:
-            lower = remedies(run, place)
+            lower = suggestions(run, place)
             console.print(changes(lower) if lower else NOTHING_LEFT, highlight=False)
         for warning in found.warnings:
             typer.echo(f"warning: {warning}", err=True)

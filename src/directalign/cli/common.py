@@ -16,8 +16,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..memory import PHASES, Estimate, Remedy, binary
-from ..planning import Plan
+from ..preflight import PHASES, Estimate, Plan, Suggestion, binary
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -68,7 +67,7 @@ def _message(error: Exception) -> str:
 
 
 Recipe = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A run in YAML, see recipes/.", show_default=False)
+    Path, typer.Argument(metavar="RECIPE", help="A run in YAML: a file, or a name of the package such as world_srpo.", show_default=False)
 ]
 Overrides = Annotated[
     list[str],
@@ -129,6 +128,7 @@ def findings(recipe: Path, found: Plan) -> Table:
 def memory(needed: Estimate) -> Table:
     """What the run will need on its device, part by part and phase by phase; ~ marks what is traced, + an allowance."""
     table = Table("part", *PHASES, "what it is", title="Memory, estimated", title_justify="left")
+    table.columns[0].min_width = len("transformer")
     for column in table.columns[1:-1]:
         column.justify, column.no_wrap = "right", True
     marks = {"counted": "", "traced": "~", "allowance": "+"}
@@ -149,12 +149,12 @@ def verdict(needed: Estimate) -> str:
     return f"peak {binary(needed.peak)} in {needed.busiest}, {fits} {needed.place.name} with {binary(needed.place.capacity)}"
 
 
-def changes(found: Sequence[Remedy]) -> Table:
+def changes(found: Sequence[Suggestion]) -> Table:
     """What would lower the peak, each change estimated anew."""
     table = Table("change", "peak", "", title="What lowers the peak", title_justify="left")
     for remedy in found:
         table.add_row(
-            remedy.says,
+            remedy.change,
             binary(remedy.estimate.peak),
             "fits" if remedy.estimate.fits else "does not fit",
         )

@@ -22,8 +22,8 @@ from torch import Tensor
 from .. import config
 from ..config.load import dump_run
 from ..io import atomic
-from ..models import MODELS
 from ..models import lora as tuning
+from ..models import model_class
 from ..models.checkpoint_source import open_source
 from ..models.components import load_parts
 from ..training import checkpoint, run_folder
@@ -230,7 +230,7 @@ def _write_full(
             f"--rank {rank}: this run trained all weights, not a LoRA; omit --rank"
         )
     model = selection.run.model
-    pipeline, part = MODELS[model.architecture].pipeline, MODELS[model.architecture].part
+    pipeline, part = model_class(model.architecture).pipeline, model_class(model.architecture).part
     dtypes = {part: getattr(torch, model.trained_dtype)}
     network: Any = load_parts(open_source(model), pipeline, {part: None}, dtypes)[part]
     tuning.make_trainable(network, model, (), selection.run.seed)
@@ -265,7 +265,7 @@ def _write_lora(
 ) -> tuple[config.RunConfig, dict[str, Any]]:
     """One LoRA with the mean update; no network is loaded. alpha / rank moves into `up`."""
     model = selection.run.model
-    lora, part, count = model.lora, MODELS[model.architecture].part, len(selection.folders)
+    lora, part, count = model.lora, model_class(model.architecture).part, len(selection.folders)
     scale = lora.alpha / lora.rank
     each = [_updates(folder, selection.group, scale) for folder in selection.folders]
     exact = {layer: mean_update([one[layer] for one in each], base_share) for layer in each[0]}

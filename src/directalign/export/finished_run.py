@@ -15,7 +15,7 @@ from huggingface_hub.repocard import metadata_load
 from .. import config
 from ..config.load import load_run
 from ..io import hub
-from ..models import MODELS
+from ..models import model_class
 from ..models.lora import LORA_FILE
 from ..models.weight_files import read_json
 from ..report.read import RunFiles, read_run
@@ -130,7 +130,7 @@ def load_run_config(folder: Path) -> config.RunConfig:
 def read_finished_run(folder: Path) -> FinishedRun:
     """Read a run's folder. Raises: DirectAlignError without a run or without final weights."""
     run = load_run_config(folder)
-    model = MODELS[run.model.architecture]
+    model = model_class(run.model.architecture)
     found = FinishedRun(folder, run, read_run(folder), model.pipeline, model.part)
     if not found.weights.exists():
         raise DirectAlignError(

@@ -25,7 +25,7 @@ from ..data.image_sources import ENDINGS
 from ..data.prompts import read_prompts
 from ..data.text_files import json_rows, read_text
 from ..evaluation.eval_prompts import fixed_pairs, measured_prompts
-from ..evaluation.generate import RECORD, generate, run_of, trained_family
+from ..evaluation.generate import RECORD, generate, load_run_model, run_of
 from ..interfaces import Reward
 from ..rewards.projection import Directions, fingerprint, project_out, write_directions
 from ..rewards.resolve import OPTION, load_named_reward, reward_settings
@@ -157,7 +157,7 @@ def read_images(source: Path, base: bool, num_samples: int, key: str) -> NamedIm
     if (source / "run.yaml").is_file():
         run, trained = run_of(source)
         pairs = fixed_pairs(measured_prompts(run.data), num_samples)
-        model = trained_family(run, None if base else trained)
+        model = load_run_model(run, None if base else trained)
         size = run.evaluate.batch_size
         images = generate(model, pairs.prompts, pairs.seeds, run.rollout, size)
         each = zip(images, pairs.prompts, pairs.seeds, strict=True)

@@ -40,6 +40,8 @@ class BaseReward:
     """`encode` returns one unit vector (b, d) per image in a space shared with text."""
     soft_prompts: SoftPrompts | None = None
     """Learned control tokens of the text tower; None where they are not supported."""
+    supports_soft_prompts: bool = False
+    """Whether instances have `soft_prompts`, so that control phrases may name a file of learned tokens."""
     finetune_parts: tuple[str, ...] = ()
     """Parts that `directalign listen` can train, the default first: text (text tower), lora (adapters)."""
     file_keys: tuple[str, ...] = ("path", "processor")
@@ -48,6 +50,15 @@ class BaseReward:
     """Side in pixels that images are resized to; None where it follows the image."""
     tokens_per_image: int | None = None
     """Tokens of one image in the vision tower; None without one, or where it follows the image."""
+
+    @classmethod
+    def meta(cls, settings: Any, key: str, configs: Any) -> Any:
+        """The reward of a recipe section on the meta device, for memory estimates; None if not estimated.
+
+        Called under `torch.device("meta")`. `configs` (`preflight.meta_models.RewardConfigs`) finds configs and image
+        settings on this machine or among the published ones; `key` is the section's place in the recipe, for errors.
+        """
+        del settings, key, configs
 
     @classmethod
     def files(cls, settings: Any) -> dict[str, str]:
@@ -94,6 +105,13 @@ class Preprocessing:
             raise DirectAlignError(
                 f"{file}: cannot read {error} of the image settings; copy the file from the original checkpoint"
             ) from error
+
+    @classmethod
+    def of(cls, folder: Path | None, side: int) -> Preprocessing:
+        """As `read`; without a folder, CLIP's resizing to `side` pixels."""
+        if folder is not None:
+            return cls.read(folder)
+        return cls(side, (side, side), (0.5,) * 3, (0.25,) * 3)
 
     def __call__(self, images: Images) -> Pixels:
         """Images (b, 3, h, w) in [0, 1] to normalised vision tower inputs (b, 3, rows, columns)."""

@@ -431,3 +431,8 @@ def linear_layers(prefix: str, numbers: Sequence[int], width: int, shapes: Shape
     for name in reversed(prefix.split(".")):
         chain = nn.Sequential(OrderedDict({name: chain}))
     return chain
+
+
+def plain_layers(width: int, inner: Sequence[int]) -> nn.Sequential:
+    """The layers of `linear_layers` from known inner widths, under names of their own."""
+    return nn.Sequential(*(nn.Linear(given, made) for given, made in pairwise([width, *inner, 1])))
