@@ -199,7 +199,9 @@ def test_every_reward_holds_and_takes_what_the_real_one_does(
         run
         | {
             "reward": settings,
-            "method": {"form": "relative", "control_phrases": words} if reads else {"form": "absolute"},
+            "method": {"form": "relative", "control_phrases": words}
+            if reads
+            else {"form": "absolute"},
         }
     )
     run = changed(run, rollout={"num_inference_steps": 2})
@@ -283,7 +285,9 @@ def test_a_file_or_a_model_of_another_kind_is_an_error(
     ):
         with pytest.raises(DirectAlignError, match=said):
             MetaRewards(
-                RunConfig.model_validate(a_run("sd", models["sd"]).model_dump() | {"reward": reward})
+                RunConfig.model_validate(
+                    a_run("sd", models["sd"]).model_dump() | {"reward": reward}
+                )
             )
 
 
@@ -320,9 +324,7 @@ def test_only_weights_that_are_all_trained_are_copied_for_a_divergence_from_the_
     models: dict[str, Path],
 ) -> None:
     for tune, copied in (("full", True), ("lora", False)):
-        run = changed(
-            a_run("sd", models["sd"], tune=tune), method={"kl_beta": 1.0}
-        )
+        run = changed(a_run("sd", models["sd"], tune=tune), method={"kl_beta": 1.0})
         found = sizes(run)
         assert found.get("frozen copy of weights", 0) == (found["unet, trained"] if copied else 0)
 
@@ -354,7 +356,9 @@ def test_a_frozen_base_is_counted_as_it_is_held(models: dict[str, Path], bits: s
 
 def test_four_bits_of_flux_take_a_quarter_of_16() -> None:
     flux = {"architecture": "flux", "path": "black-forest-labs/FLUX.1-dev", "dtype": "bfloat16"}
-    wide, narrow = (meta_model(config.ModelConfig(**flux, quantization=bits)) for bits in (None, "4bit"))
+    wide, narrow = (
+        meta_model(config.ModelConfig(**flux, quantization=bits)) for bits in (None, "4bit")
+    )
     assert (
         wide.frozen_bytes == 2 * 11_901_408_320
         and 0.25 < narrow.frozen_bytes / wide.frozen_bytes < 0.28

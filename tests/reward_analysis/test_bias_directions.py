@@ -111,8 +111,12 @@ def test_the_gain_that_lies_along_the_direction_is_told() -> None:
     after = F.normalize(before + torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64), dim=-1)
     red = torch.eye(3, dtype=torch.float64)[:1]
     found = direction_stats(reward, before, after, red, None, prompts)
-    assert found.gain is not None and found.projected_gain is not None and found.explained is not None
-    assert found.gain > 0.1 and found.explained == pytest.approx(1 - found.projected_gain / found.gain)
+    assert (
+        found.gain is not None and found.projected_gain is not None and found.explained is not None
+    )
+    assert found.gain > 0.1 and found.explained == pytest.approx(
+        1 - found.projected_gain / found.gain
+    )
     assert found.projected_gain < 1e-9, "a reward that does not see red gains nothing from it"
     assert direction_stats(reward, after, before, red, None, prompts).explained is None, (
         "nothing was gained"

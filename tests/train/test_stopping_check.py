@@ -86,4 +86,8 @@ def test_the_live_line_tells_what_is_used_of_the_budget(capsys: pytest.CaptureFi
 
 def test_the_recipe_holds():
     run = load_run(RECIPE)
-    assert check_early_stopping(run) and early_stopping_warnings(run) == [] and run.train.num_steps == 10 * 30
+    assert (
+        check_early_stopping(run)
+        and early_stopping_warnings(run) == []
+        and run.train.num_steps == 10 * 30
+    )

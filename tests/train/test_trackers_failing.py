@@ -248,7 +248,9 @@ def test_wandb_online_wants_a_login_from_the_environment(
     wandb_quietly.teardown()
     with pytest.raises(DirectAlignError, match="wandb login"):
         check_trackers(run, is_here=True)
-    assert check_trackers(asking(tmp_path, wandb={"project": "p", "mode": "offline"}), is_here=True)[0]
+    assert check_trackers(
+        asking(tmp_path, wandb={"project": "p", "mode": "offline"}), is_here=True
+    )[0]
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password " + "k" * 40)
     assert check_trackers(run, is_here=True)[0]
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login\nuser nonsense x")
