@@ -23,11 +23,10 @@ from random_checkpoint import write_flux, write_reward
 
 from directalign import config
 from directalign.config.load import load_run
-from directalign.memory import estimate, this_machine
+from directalign.preflight import estimate, this_machine
 from directalign.training.run_folder import commit, machine, versions
 from directalign.types import DirectAlignError
 
-RECIPES = Path(__file__).parent.parent / "recipes"
 PLAIN = ["model.quantization=null", "model.compile=false"]
 
 
@@ -89,7 +88,7 @@ def run_of(case: Case, flux: Path, reward: Path, size: str) -> config.RunConfig:
         *case.shape,
         *case.lever,
     ]
-    return load_run(RECIPES / f"{case.recipe}.yaml", changes)
+    return load_run(case.recipe, changes)
 
 
 def measure(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from directalign.config.load import load_run
+from directalign.config.load import load_run, recipe_path
 from directalign.data.prompts import train_captions
 from directalign.methods import load_method
 from directalign.models import load_model, trainable
@@ -26,7 +26,7 @@ from directalign.training.run_folder import commit, machine, versions
 from directalign.types import Batch
 
 ROLLOUT_STEPS = (25, 8)
-RECIPE = Path(__file__).parent.parent / "recipes/world_srpo.yaml"
+RECIPE = recipe_path("world_srpo")
 
 
 class Updates:

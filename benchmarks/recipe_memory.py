@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from directalign.config.load import load_run
-from directalign.memory import PHASES, a_gpu, estimate
+from directalign.preflight import PHASES, a_gpu, estimate
 from directalign.training.run_folder import commit, machine, versions
 
-RECIPES = Path(__file__).parent.parent / "recipes"
 PLACES = {
     "flux_srpo_lora_24gb": (24, 1),
     "flux_srpo_offline": (24, 1),
@@ -32,7 +31,7 @@ PLACES = {
 
 def predicted(name: str, gibibytes: float, ranks: int) -> dict[str, Any]:
     """Peak of one GPU in GiB, the phase it falls in, and every phase."""
-    found = estimate(load_run(RECIPES / f"{name}.yaml", []), a_gpu(gibibytes, ranks))
+    found = estimate(load_run(name, []), a_gpu(gibibytes, ranks))
     phases = {phase: found.at(phase) / 2**30 for phase in PHASES}
     return {
         "recipe": name,

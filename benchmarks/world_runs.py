@@ -18,7 +18,6 @@ from directalign.toyworld.assets import write_pictures
 from directalign.training import run
 
 RECIPES = ("world_sd", "world_sd_v", "world_srpo_lora", "world_offline", "world_black_box")
-FOLDER = Path(__file__).parent.parent / "recipes"
 KEPT = ("photo_rate", "content", "color_drift", "reward")
 FACTS = ("name", "num_steps", "align_seconds", "seed", "commit", "machine", "versions")
 
@@ -32,7 +31,7 @@ def measure(name: str, runs: Path) -> dict[str, Any]:
     folder = runs / name
     if not (folder / "summary.json").exists():
         run(
-            load_run(FOLDER / f"{name}.yaml", overrides),
+            load_run(name, overrides),
             folder,
             resume=(folder / "run.yaml").exists(),
         )

@@ -25,7 +25,7 @@ from directalign.config import RunConfig
 from directalign.config.load import dump_run, load_run
 from directalign.evaluation.compare import judge_of
 from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts
-from directalign.evaluation.generate import run_of, trained_family
+from directalign.evaluation.generate import load_run_model, run_of
 from directalign.evaluation.image_metrics import statistics
 from directalign.evaluation.in_training import Measurer, photographs
 from directalign.io.atomic import write_text
@@ -309,7 +309,7 @@ def measurer_of(folder: Path, base: bool = False) -> Measurer:
     run, trained = run_of(folder)
     if trained is None:
         raise DirectAlignError(f"{folder}: holds no run (no run.yaml)")
-    model = trained_family(run, None if base else trained)
+    model = load_run_model(run, None if base else trained)
     device = next(model.denoiser.parameters()).device
     return Measurer(run, model, load_reward(run.reward, device), judge_of(run))
 

@@ -28,7 +28,7 @@ from directalign.diffusion.rng import FRESH_NOISE, draw_noise, generator_for
 from directalign.diffusion.sampling import sample
 from directalign.evaluation import image_metrics
 from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts, seed_noise
-from directalign.evaluation.generate import generate, image_size, trained_family
+from directalign.evaluation.generate import generate, image_size, load_run_model
 from directalign.evaluation.in_training import photographs
 from directalign.interfaces import Judge, Model
 from directalign.toyworld.judges import load_judge
@@ -110,7 +110,7 @@ def sampled(run: RunConfig, trained: Path | None, seed: int, size: Size) -> Iter
     """Rows of a finished run, or for None of its base, on the `seed`-th stretch of the pairs."""
     every = fixed_pairs(measured_prompts(run.data), size.count * (seed + 1))
     pairs = Pairs(every.prompts[-size.count :], every.seeds[-size.count :])
-    return Sampler(trained_family(run, trained), load_judge(), run, pairs, seed, size).rows()
+    return Sampler(load_run_model(run, trained), load_judge(), run, pairs, seed, size).rows()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from directalign.types import DirectAlignError
 
 RECIPE = """
 name: test
-model: {family: flux, path: "world:flux"}
+model: {architecture: flux, path: "world:flux"}
 reward: {name: clip, path: "world:reward"}
 method:
   control_phrases: {positive: [Realistic photo], negative: [CG render]}

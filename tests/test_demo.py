@@ -4,53 +4,34 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from directalign.config.load import load_run
 from directalign.demo import LONGER, demo, summarise
 from directalign.report.read import RunFiles, read_run
 from directalign.types import DirectAlignError
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 NAMES = ["srpo", "direct_align", "srpo_long", "official_long"]
-TINY: dict[str, dict[str, Any]] = {
-    "train": {
-        "num_steps": 2,
-        "save_every": 0,
-        "sample_every": 0,
-        "sample_prompts": ["a red star on a navy background"],
-    },
-    "data": {"batch_size": 2},
-    "evaluate": {"num_samples": 8, "num_samples_during": 4, "every": 0},
-    "rollout": {"num_inference_steps": 2},
-}
-
-
-def shrink(recipe: Path) -> None:
-    given = yaml.safe_load(recipe.read_text())
-    for section, values in TINY.items():
-        given[section] = given[section] | values
-    recipe.write_text(yaml.safe_dump(given))
+TINY = [
+    "train.num_steps=2",
+    "train.save_every=0",
+    "train.sample_every=0",
+    "train.sample_prompts=[a red star on a navy background]",
+    "data.batch_size=2",
+    "evaluate.num_samples=8",
+    "evaluate.num_samples_during=4",
+    "evaluate.every=0",
+    "rollout.num_inference_steps=2",
+]
 
 
 @pytest.fixture(scope="module")
-def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recipes")
-    for name in ("world_srpo", "world_direct_align", "world_official"):
-        shutil.copy(RECIPES / f"{name}.yaml", folder)
-        shrink(folder / f"{name}.yaml")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def shown(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "demo"
-    assert demo(out, recipes) == out / "report.html"
+    assert demo(out, TINY) == out / "report.html"
     return out
 
 
@@ -77,9 +58,7 @@ def test_the_summary_has_what_others_rely_on(shown: Path) -> None:
     )
 
 
-def test_the_longer_runs_are_the_same_settings_for_three_times_the_updates(
-    shown: Path, recipes: Path
-) -> None:
+def test_the_longer_runs_are_the_same_settings_for_three_times_the_updates(shown: Path) -> None:
     runs = {name: load_run(shown / name / "run.yaml") for name in NAMES}
     assert {name: run.train.num_steps for name, run in runs.items()} == {
         "srpo": 2,
@@ -95,7 +74,7 @@ def test_the_longer_runs_are_the_same_settings_for_three_times_the_updates(
     assert (
         runs["srpo_long"].model_copy(update=changed)
         == runs["srpo"]
-        == load_run(recipes / "world_srpo.yaml")
+        == load_run("world_srpo", TINY)
     )
     assert {name: run.method.form for name, run in runs.items()} == dict(
         zip(NAMES, ("anchored", "absolute", "anchored", "relative"), strict=True)
@@ -112,29 +91,24 @@ def test_the_page_holds_every_run_by_name(shown: Path) -> None:
     assert not re.search(r"""(src|href)=["']https?://""", page)
 
 
-def test_a_second_call_trains_nothing(shown: Path, recipes: Path) -> None:
+def test_a_second_call_trains_nothing(shown: Path) -> None:
     before = {
         file: (file.stat().st_mtime_ns, file.read_bytes()) for file in shown.rglob("metrics.jsonl")
     }
     assert len(before) == len(NAMES)
-    assert demo(shown, recipes) == shown / "report.html"
+    assert demo(shown, TINY) == shown / "report.html"
     assert {
         file: (file.stat().st_mtime_ns, file.read_bytes()) for file in shown.rglob("metrics.jsonl")
     } == before
 
 
-def test_finished_runs_of_other_settings_are_refused_by_name(
-    shown: Path, recipes: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(recipes, tmp_path / "recipes")
-    changed = tmp_path / "recipes" / "world_direct_align.yaml"
-    changed.write_text(yaml.safe_dump(yaml.safe_load(changed.read_text()) | {"seed": 5}))
+def test_finished_runs_of_other_settings_are_refused_by_name(shown: Path) -> None:
     before = (shown / "summary.json").read_bytes()
     with pytest.raises(
         DirectAlignError,
-        match=r"direct_align holds a finished run of other settings .*: remove .*direct_align, or choose another --out",
+        match=r"srpo holds a finished run of other settings .*: remove .*srpo, or choose another",
     ):
-        demo(shown, tmp_path / "recipes")
+        demo(shown, [*TINY, "seed=5"])
     assert (shown / "summary.json").read_bytes() == before
 
 

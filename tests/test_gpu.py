@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -14,8 +12,6 @@ from directalign.models import load_model, trainable
 from directalign.rewards import load_reward
 from directalign.types import Batch
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -23,7 +19,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 def test_a_step_on_the_gpu_equals_the_step_on_the_cpu(recipe: str) -> None:
     found = {}
     for device in ("cpu", "cuda"):
-        run = load_run(RECIPES / f"{recipe}.yaml", [])
+        run = load_run(recipe, [])
         family = load_model(run.model, device, run.seed)
         losses = load_method(run, family, load_reward(run.reward, device)).losses(
             Batch(0, tuple(train_captions()[:4]))

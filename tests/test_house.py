@@ -9,23 +9,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from directalign.memory.architecture import model_architecture
+from directalign.memory.geometry import geometry
+from directalign.preflight.checks import check_method, check_reward, check_steps, plan
+from directalign.preflight.checks import check_data, check_model
 from importlinter.api import read_configuration
 from importlinter.cli import lint_imports
 
 from directalign.config import RunConfig
-from directalign.config.load import load_run
-from directalign.memory.architecture import model_architecture
-from directalign.memory.geometry import geometry
-from directalign.planning import check_method, check_reward, check_steps, plan
-from directalign.planning.surroundings import check_data, check_model
+from directalign.config.load import RECIPES, load_run
 from directalign.toyworld.assets import write_pictures
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "directalign"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = [*sorted((ROOT / "benchmarks").glob("*.py")), *sorted((ROOT / "examples").glob("*.py"))]
-RECIPES = sorted((ROOT / "recipes").glob("world_*.yaml"))
-REAL = sorted(set((ROOT / "recipes").glob("*.yaml")) - set(RECIPES))
+WORLD = sorted(RECIPES.glob("world_*.yaml"))
+REAL = sorted(set(RECIPES.glob("*.yaml")) - set(WORLD))
 """Recipes for published models: found sound without their weights, for a GPU of the size that the benchmark of memory names."""
 LONGEST, MEDIAN = 300, 150
 FORBIDDEN = (
@@ -147,7 +147,7 @@ def read(path: Path, pictures: Path) -> RunConfig:
     )
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+@pytest.mark.parametrize("path", WORLD, ids=name_of)
 def test_every_recipe_opens_with_what_to_expect_and_is_sound(
     path: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -180,7 +180,7 @@ def test_every_recipe_of_a_real_model_is_sound_without_its_weights(
 
 
 def test_the_recipes_are_all_there() -> None:
-    names = {path.stem for path in [*RECIPES, *REAL]}
+    names = {path.stem for path in [*WORLD, *REAL]}
     assert {
         "flux_srpo",
         "flux_srpo_lora_24gb",
@@ -203,7 +203,7 @@ def test_the_recipes_are_all_there() -> None:
 
 def test_srpo_and_its_contrast_have_the_same_budget(pictures: Path) -> None:
     ours, theirs = (
-        load_run(ROOT / "recipes" / f"{name}.yaml") for name in ("world_srpo", "world_direct_align")
+        load_run(name) for name in ("world_srpo", "world_direct_align")
     )
     for section in ("seed", "model", "reward", "rollout", "data", "train", "evaluate"):
         assert getattr(ours, section) == getattr(theirs, section), section
@@ -211,7 +211,7 @@ def test_srpo_and_its_contrast_have_the_same_budget(pictures: Path) -> None:
 
 def test_the_sd_recipes_differ_in_the_checkpoint_alone() -> None:
     epsilon, v = (
-        load_run(ROOT / "recipes" / f"{name}.yaml") for name in ("world_sd", "world_sd_v")
+        load_run(name) for name in ("world_sd", "world_sd_v")
     )
     same = {"name": v.name, "model": v.model}
     assert epsilon.model_copy(update=same) == v and epsilon.model.path != v.model.path

@@ -25,7 +25,6 @@ from PIL import Image
 from selenium import webdriver
 
 HERE = Path(__file__).parent
-RECIPES = HERE.parents[1] / "recipes"
 OFTEN = ("evaluate.every=5", "evaluate.pairs_during=64", "evaluate.num_pairs=96", "train.sample_every=5", "train.checkpoint_every=5")
 CONTROLS = ("evaluate.off_topic=world", "evaluate.diversity_prompts=6", "evaluate.rewards={redness: {name: pixels, statistic: redness}}")
 RUNS = {
@@ -83,7 +82,7 @@ def make(work: Path) -> None:
     for name, (recipe, *settings) in {**{f"runs/{name}": found for name, found in RUNS.items()}, "stopping": STOPPING}.items():
         if not (work / name / "summary.json").exists():
             changes = [part for setting in (*OFTEN, *CONTROLS, *settings) for part in ("--set", setting)]
-            directalign("train", RECIPES / f"{recipe}.yaml", "--out", work / name, *changes)
+            directalign("train", recipe, "--out", work / name, *changes)
     if not (work / "stopping" / "evaluation" / "summary.json").exists():
         directalign("evaluate", work / "stopping", "--num-pairs", 64)
     if not (work / "compared" / "summary.json").exists():

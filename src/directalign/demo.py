@@ -7,6 +7,7 @@ three times as long, with the anchored reward and with the released ramps. All o
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ LONGER = 3
 TITLE = "SRPO beside plain Direct-Align, and three times the updates"
 
 
-def demo(out: Path, recipes: Path = Path("recipes")) -> Path:
+def demo(out: Path, overrides: Sequence[str] = ()) -> Path:
     """Train the four runs into `out`, write `out/summary.json` and the page; returns the page. Finished runs are kept."""
-    for name, settings in _runs(recipes).items():
+    for name, settings in _runs(overrides).items():
         _train(settings, out / name)
-    summary = summarise({name: read_run(out / name) for name in _runs(recipes)})
+    summary = summarise({name: read_run(out / name) for name in _runs(overrides)})
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return write_page(out)
 
@@ -42,19 +43,20 @@ def _train(settings: RunConfig, folder: Path) -> None:
         )
 
 
-def _runs(recipes: Path) -> dict[str, RunConfig]:
-    srpo = load_run(recipes / "world_srpo.yaml", [])
+def _runs(overrides: Sequence[str]) -> dict[str, RunConfig]:
+    srpo = load_run("world_srpo", overrides)
     longer = [
+        *overrides,
         f"train.num_steps={LONGER * srpo.train.num_steps}",
         f"evaluate.every={srpo.train.num_steps}",
     ]
     return {
         "srpo": srpo,
-        "direct_align": load_run(recipes / "world_direct_align.yaml", []),
+        "direct_align": load_run("world_direct_align", overrides),
         "srpo_long": load_run(
-            recipes / "world_srpo.yaml", [*longer, f'name="{srpo.name}, {LONGER}x the updates"']
+            "world_srpo", [*longer, f'name="{srpo.name}, {LONGER}x the updates"']
         ),
-        "official_long": load_run(recipes / "world_official.yaml", longer),
+        "official_long": load_run("world_official", longer),
     }
 
 

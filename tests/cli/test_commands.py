@@ -331,7 +331,7 @@ def test_as_a_process_errors_are_short_and_help_needs_no_torch(tmp_path: Path) -
         failed.stderr.startswith("directalign: gone.yaml: no such recipe")
         and list(tmp_path.iterdir()) == []
     )
-    sound = process("-m", "directalign", "check", str(ROOT / "recipes/world_srpo.yaml"))
+    sound = process("-m", "directalign", "check", "world_srpo")
     assert (sound.returncode, sound.stderr) == (0, "")  # no library speaks in between
     light = "import sys; from typer.testing import CliRunner; from directalign.cli import app; r = CliRunner().invoke(app, sys.argv[1:]);"
     for words in (["--help"], ["schema"]):

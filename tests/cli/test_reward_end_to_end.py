@@ -11,8 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from typer.testing import CliRunner, Result
 
 from directalign.cli import app
+from directalign.config.load import recipe_path
 
-RECIPE = Path(__file__).parents[2] / "recipes/world_mixture.yaml"
+RECIPE = recipe_path("world_mixture")
 
 
 def call(*words: object) -> Result:

@@ -81,7 +81,7 @@ def test_a_recipe_names_reward_and_words(tmp_path: Path) -> None:
             "reward",
             "phrases",
             "--reward",
-            "recipes/world_srpo.yaml",
+            "world_srpo",
             "--count",
             "6",
             "--out",

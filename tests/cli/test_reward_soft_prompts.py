@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from directalign.cli import app
+from directalign.config.load import recipe_path
 from directalign.rewards.soft_prompts import read_tokens
 
-RECIPE = Path(__file__).parents[2] / "recipes/world_srpo_lora.yaml"
+RECIPE = recipe_path("world_srpo_lora")
 TINY = (
     "data.batch_size=2",
     "rollout.num_inference_steps=2",

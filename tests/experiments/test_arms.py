@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from directalign.preflight.checks import check_method, check_steps
 
 from directalign.config import FlowGRPOConfig, SRPOConfig
+from directalign.config.load import RECIPES
 from directalign.methods.objective_math import absolute_relative
 from directalign.models import load_model
-from directalign.planning import check_method, check_steps
 from experiments import (
     anchor,
     control_phrases,
@@ -25,7 +26,7 @@ from experiments import (
 )
 from experiments.runner import Arm, num_steps_of, settings_of, sized
 
-RECIPES, OUT = Path(__file__).parents[2] / "recipes", Path("some folder")
+OUT = Path("some folder")
 
 
 def every_arm() -> Iterator[tuple[str, Arm]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from experiments.convergence import INJECTION, Bench, agreement, cost, ratio
 from experiments.rows import Rows
 from methods.toy import ToyFamily, ToyReward
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 WORDS = {"positive": ["Photo"], "negative": ["Render"], "order": "cycle"}
 
 
@@ -91,7 +89,7 @@ def test_an_update_has_exactly_the_weights_of_its_ramps(
 @pytest.fixture(scope="module")
 def bench() -> Bench:
     small = ["rollout.num_inference_steps=2", "data.batch_size=2"]
-    return Bench(load_run(RECIPES / "world_direct_align.yaml", small))
+    return Bench(load_run("world_direct_align", small))
 
 
 def test_every_method_costs_one_update_and_changes_no_state(bench: Bench) -> None:

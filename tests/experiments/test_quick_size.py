@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from directalign.config.load import RECIPES
 from experiments.__main__ import app
 from experiments.rows import Rows, read_rows
 from experiments.runner import load_study
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 KINDS = {
     "convergence": {None, "depth", "state"},
     "timesteps": {None, "hacking"},

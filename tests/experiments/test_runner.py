@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from directalign.config import RunConfig
-from directalign.config.load import dump_run, load_run
+from directalign.config.load import RECIPES, dump_run, load_run
 from directalign.types import DirectAlignError
 from experiments import runner
 from experiments.runner import (
@@ -27,7 +27,6 @@ from experiments.runner import (
     within,
 )
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 FACTS = {"commit": "0123abc", "machine": {"cores": 2}, "versions": {"torch": "2.13"}}
 RECIPE = {
     "name": "test",

@@ -318,7 +318,7 @@ def running(server: ThreadingHTTPServer) -> Iterator[str]:
 
 
 def test_the_server_serves_the_reward_of_a_recipe(example: Any) -> None:
-    recipe = str(ROOT / "recipes" / "world_srpo.yaml")
+    recipe = "world_srpo"
     here = load_reward(config.ClipConfig(path="world:reward"))
     with running(example.server_of(example.score_of(recipe, "cpu"), 0)) as url:
         found = ask(reward_at(url))

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from directalign.preflight.checks import plan
 
 import tiny
 from directalign import config
 from directalign.config.load import load_run
-from directalign.methods import METHODS
-from directalign.planning import plan
+from directalign.methods import METHODS, method_class
 from directalign.training import Interrupted, loop
 from directalign.training import run as train
 from directalign.types import Batch, DirectAlignError, LossTerm, NonFiniteError
@@ -142,7 +142,7 @@ def test_a_loss_that_is_not_finite_stops_the_step_by_name(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     run = config.RunConfig.model_validate(given(tmp_path, model, name))
-    method = METHODS[name]
+    method = method_class(name)
     real = method.losses
 
     def losses(self: Any, batch: Batch) -> Iterator[LossTerm]:
@@ -211,8 +211,8 @@ def test_no_more_steps_train_than_are_sampled(tmp_path: Path, model: Path, key: 
 
 
 def test_method_is_srpo_when_it_is_not_named_and_another_name_replaces_the_section() -> None:
-    srpo = load_run("recipes/world_srpo.yaml", [])
+    srpo = load_run("world_srpo", [])
     assert srpo.method.name == "srpo"
-    refl = load_run("recipes/world_srpo.yaml", ["method.name=refl", "method.last_steps=3"])
+    refl = load_run("world_srpo", ["method.name=refl", "method.last_steps=3"])
     assert refl.method == config.ReFLConfig(last_steps=3)
-    assert load_run("recipes/world_srpo.yaml", ["method.name=srpo"]).method == srpo.method
+    assert load_run("world_srpo", ["method.name=srpo"]).method == srpo.method

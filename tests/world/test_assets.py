@@ -30,7 +30,6 @@ from directalign.types import DirectAlignError, PerSample
 
 LIMIT = 24_000_000
 NAMES = [*assets.PIPELINES, *assets.REWARDS]
-RECIPES = Path(__file__).parents[2] / "recipes"
 RECIPE_OF = {"flux": "world_srpo", "sd": "world_sd", "sd_v": "world_sd_v"}
 
 
@@ -221,7 +220,7 @@ def test_a_failed_write_leaves_nothing_in_the_cache(
 
 def judged(name: str, phrase: str) -> dict[str, float]:
     """Rates over 64 fixed pairs, sampled as the recipe of that model samples."""
-    run = load_run(RECIPES / f"{RECIPE_OF[name]}.yaml")
+    run = load_run(RECIPE_OF[name])
     pairs: Pairs = fixed_pairs(measured_prompts(run.data), 64)
     prompts = [phrase + prompt for prompt in pairs.prompts]
     answers: dict[str, PerSample] = dict(

@@ -14,13 +14,10 @@ def demo(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for the runs and the page.")
     ] = Path("runs/demo"),
-    recipes: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the recipes.")] = Path(
-        "recipes"
-    ),
     debug: Debug = False,
 ) -> None:
     """SRPO and plain Direct-Align on the embedded FLUX: about two minutes on two cores."""
     with one_line_errors(debug, "; the same command continues"):
         from ..demo import demo as run_demo
 
-        typer.echo(run_demo(out, recipes))
+        typer.echo(run_demo(out))

@@ -19,12 +19,13 @@ from .methods import (
     NoiseConfig,
     NoiseLevels,
     ObjectiveConfig,
+    PythonMethodConfig,
     RampConfig,
     ReFLConfig,
     SRPOConfig,
     UniformNoiseLevels,
 )
-from .model import ArchitectureName, LoRAConfig, ModelConfig
+from .model import LoRAConfig, ModelConfig
 from .rewards import (
     AestheticConfig,
     ClipConfig,
@@ -60,7 +61,6 @@ __all__ = [
     "AestheticConfig",
     "AlignPropConfig",
     "AnchorConfig",
-    "ArchitectureName",
     "BranchConfig",
     "ClipConfig",
     "ConstantGainNoiseLevels",
@@ -88,6 +88,7 @@ __all__ = [
     "NoiseConfig",
     "NoiseLevels",
     "ObjectiveConfig",
+    "PythonMethodConfig",
     "Pair",
     "PixelStatisticsConfig",
     "Positive",

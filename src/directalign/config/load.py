@@ -274,21 +274,51 @@ def _refuse_renamed(given: Any, where: str, key: str = "", known: str = "") -> N
         _refuse_renamed(value, where, full, path)
 
 
-def load_run(file: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a recipe and lay `a.b=value` overrides over it, each value a piece of YAML.
+RECIPES = Path(__file__).parents[1] / "recipes"
+"""Folder of the recipes that come with the package; `RECIPES/prompts` holds their prompt lists."""
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def is_recipe(text: str) -> bool:
+    """Whether `text` names a recipe (a .yaml file or a name of the package) and not a model."""
+    return Path(text).suffix in (".yaml", ".yml") or text in recipe_names()
+
+
+def recipe_path(recipe: str | Path) -> Path:
+    """The file of a recipe: a path as it is, a bare name such as `world_srpo` from the package.
 
     Raises:
-        DirectAlignError: one line naming the file (or the override), key, value and remedy; of several mistakes the first.
+        DirectAlignError: no such file and no such name; lists the closest names.
     """
-    path = Path(file)
-    recipe = _read_mapping(path)
+    path, names = Path(recipe), recipe_names()
+    if str(recipe) in names:
+        return RECIPES / f"{recipe}.yaml"
+    if path.exists():
+        return path
+    close = difflib.get_close_matches(path.stem, names, n=3, cutoff=0.5)
+    known = f"did you mean {' or '.join(close)}?" if close else f"names: {', '.join(names)}"
+    raise DirectAlignError(f"{recipe}: no such recipe, neither a file nor a name; {known}")
+
+
+def load_run(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe (a file or a name of the package) and apply `a.b=value` overrides in YAML.
+
+    Raises:
+        DirectAlignError: one line with file or override, key, value, remedy; the first mistake.
+    """
+    path = recipe_path(recipe)
+    settings = _read_mapping(path)
     given = {key: _nested(key, value) for key, value in map(_split_override, overrides)}
-    _refuse_renamed(recipe, str(path))
+    _refuse_renamed(settings, str(path))
     for key, override in given.items():
         _refuse_renamed(override, f"--set {key}")
-        recipe = merged(recipe, override)
+        settings = merged(settings, override)
     try:
-        return RunConfig.model_validate_json(_as_json(recipe, path), strict=True)
+        return RunConfig.model_validate_json(_as_json(settings, path), strict=True)
     except ValidationError as error:
         raise DirectAlignError(explain(error, str(path), list(given))) from error
 

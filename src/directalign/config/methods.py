@@ -342,6 +342,16 @@ class FlowGRPOConfig(ObjectiveConfig):
         return self
 
 
+class PythonMethodConfig(ObjectiveConfig):
+    """A method of the user's own, with the settings that all methods share."""
+
+    name: Literal["python"] = "python"
+    path: str = Field(description="Your class as file.py:Class, see interfaces.Method.")
+    args: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments of its constructor."
+    )
+
+
 def _name_of(given: Any) -> str | None:
     """The tag of a method section: SRPO when it names none."""
     name = given.get("name", "srpo") if isinstance(given, dict) else getattr(given, "name", None)
@@ -356,6 +366,7 @@ MethodConfig = Annotated[
     | Annotated[DRTuneConfig, Tag("drtune")]
     | Annotated[LeapAlignConfig, Tag("leapalign")]
     | Annotated[FlowBPConfig, Tag("flowbp")]
-    | Annotated[FlowGRPOConfig, Tag("flow_grpo")],
+    | Annotated[FlowGRPOConfig, Tag("flow_grpo")]
+    | Annotated[PythonMethodConfig, Tag("python")],
     Discriminator(_name_of),
 ]

@@ -8,8 +8,6 @@ from pydantic import Field, model_validator
 
 from .base import DtypeName, Positive, Strict
 
-ArchitectureName = Literal["flux", "flux2_klein", "sd3", "sd", "sdxl", "qwen_image", "z_image"]
-
 
 class LoRAConfig(Strict):
     """Low-rank adapters (peft) on the denoiser."""
@@ -26,8 +24,9 @@ class LoRAConfig(Strict):
 class ModelConfig(Strict):
     """The text-to-image model and what of it is trained."""
 
-    architecture: ArchitectureName = Field(
-        description="sd and sdxl are UNets on a DDPM path (epsilon or v), the others transformers on a rectified flow."
+    architecture: str = Field(
+        description="flux, flux2_klein, sd3, sd, sdxl, qwen_image or z_image (the names in "
+        "directalign.models.MODELS), or a class of your own: my_model.py:MyModel."
     )
     path: str = Field(
         description="A diffusers folder, a hub id (owner/name), a single .safetensors file, or an embedded pipeline: world:flux, world:sd, world:sd_v."

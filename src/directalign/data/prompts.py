@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config.load import RECIPES
 from ..toyworld.scenes import all_captions
 from ..types import DirectAlignError
 from . import hf_datasets
@@ -78,10 +79,14 @@ def _placed(source: str | Path) -> Iterator[tuple[str, str]]:
         opened = hf_datasets.open_rows(str(source))
         return ((text, f"{source}: row {number}") for number, text in opened.texts())
     path = Path(source)
+    packaged = RECIPES / "prompts" / f"{source}.txt"
+    if not path.suffix and packaged.exists():
+        path = packaged
     if path.suffix.lower() not in _READERS:
         endings = ", ".join(_READERS)
         raise DirectAlignError(
-            f"{path}: prompt lists end in {endings} (or write world, or hf:owner/name for a dataset); got {path.suffix or 'no ending'!r}"
+            f"{path}: prompt lists end in {endings} (or write world, photographs, or hf:owner/name "
+            f"for a dataset); got {path.suffix or 'no ending'!r}"
         )
     return ((text, f"{path}:{line}") for line, text in _READERS[path.suffix.lower()](path))
 

@@ -22,12 +22,13 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from .. import config, metrics
+from ..config.load import is_recipe
 from ..interfaces import Judge, Reward
 from ..io.jsonl import Ledger, Place, Row, Say
 from ..metrics import HELD_OUT, MEMBER, NEG, POS, Metric
 from ..rewards import load_reward, reward_class
 from ..rewards.mixture import MixReward
-from ..rewards.resolve import RECIPES, reward_settings
+from ..rewards.resolve import reward_settings
 from ..rewards.soft_prompts import is_tokens_file
 from ..toyworld.judges import load_judge
 from ..types import DirectAlignError, Images, PerSample
@@ -255,7 +256,7 @@ def _section(source: str, where: str) -> config.SingleRewardConfig:
     """From a recipe, from a section in YAML, here or in a file, or from a model's folder."""
     text = (
         Path(source).read_text(encoding="utf-8")
-        if Path(source).suffix in RECIPES and Path(source).is_file()
+        if is_recipe(source) and Path(source).is_file()
         else source
     )
     try:

@@ -7,19 +7,17 @@ Accepted names: a recipe (.yaml) with a single reward, a CLIP or SigLIP folder, 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import torch
 
 from .. import config
-from ..config.load import load_run
+from ..config.load import is_recipe, load_run
 from ..interfaces import Reward
 from ..io import hub
 from ..toyworld.assets import resolve
 from ..types import DirectAlignError
 from . import load_reward
 
-RECIPES = (".yaml", ".yml")
 OPTION = "--reward"
 MODEL_TYPES: dict[str, type[config.ClipConfig] | type[config.SiglipConfig]] = {
     "clip": config.ClipConfig,
@@ -36,7 +34,7 @@ def reward_settings(text: str) -> config.SingleRewardConfig:
         DirectAlignError: a mixture, a folder without config.json, an unsupported model type, or
             an invalid recipe.
     """
-    if Path(text).suffix not in RECIPES:
+    if not is_recipe(text):
         return _config_class(text)(path=text)
     reward = load_run(text).reward
     if isinstance(reward, config.MixtureConfig):
@@ -57,11 +55,7 @@ def load_named_reward(
 
 def recipe_words(text: str) -> config.ControlPhrases:
     """Control phrases of the recipe; empty if `text` names a model."""
-    return (
-        load_run(text).method.control_phrases
-        if Path(text).suffix in RECIPES
-        else config.ControlPhrases()
-    )
+    return load_run(text).method.control_phrases if is_recipe(text) else config.ControlPhrases()
 
 
 def _config_class(path: str) -> type[config.ClipConfig] | type[config.SiglipConfig]:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ... import config
-from ...config.load import load_run
+from ...config.load import is_recipe, load_run
 from ...io import hub
 from ...rewards.qwen_vl import KINDS
 from ...rewards.weights import locate
 from ...types import DirectAlignError
 from .detector import MODELS, model_type
-
-RECIPES = (".yaml", ".yml")
 
 
 def adherence_settings(text: str, option: str = "--adherence") -> config.AdherenceConfig:
@@ -30,7 +27,7 @@ def adherence_settings(text: str, option: str = "--adherence") -> config.Adheren
     """
     if text.lstrip().startswith("{"):
         return _section(text, option)
-    if Path(text).suffix in RECIPES:
+    if is_recipe(text):
         found = load_run(text).evaluate.adherence
         if found is None:
             raise DirectAlignError(
