@@ -241,8 +241,8 @@ def _measured(folder: Path) -> Iterator[tuple[Row, Row]]:
     for record in read(folder):
         if record["event"] == "step":
             seconds += record["seconds"]
-            forward += record["network_calls"]["forward"]
-            backward += record["network_calls"]["backward"]
+            forward += record["nfe"]["forward"]
+            backward += record["nfe"]["backward"]
         elif record["event"] == "evaluate":
             numbers: Row = {}
             for name, value in {**record, **record.get("during", {})}.items():

@@ -36,7 +36,7 @@ STEP = {
     "losses",
     "metrics",
     "grad_norm",
-    "network_calls",
+    "nfe",
     "learning_rate",
     "levels",
     "seconds",
@@ -98,7 +98,7 @@ def test_records_alike_and_resumes_to_the_same_bits(
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     assert all(set(record) == STEP for record in records)
     assert all(
-        record["network_calls"]["forward"] >= record["network_calls"]["backward"] > 0
+        record["nfe"]["forward"] >= record["nfe"]["backward"] > 0
         for record in records
     )
     assert all(record["grad_norm"] > 0 for record in records)

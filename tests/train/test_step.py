@@ -171,7 +171,7 @@ def test_network_calls_are_counted_with_and_without_gradient_and_from_the_update
         NFECounter(network),
     )
     network(torch.ones(7, 3))  # a measurement between two updates does not count
-    assert updater(1, [batch(1), batch(2)])["network_calls"] == {"forward": 14, "backward": 4}
+    assert updater(1, [batch(1), batch(2)])["nfe"] == {"forward": 14, "backward": 4}
 
 
 def test_a_network_that_returns_a_list_of_samples_is_counted_alike():
@@ -205,4 +205,4 @@ def test_a_recomputed_call_is_two_forward_and_one_backward():
         TorchProcessGroup(),
         NFECounter(network),
     )
-    assert updater(1, [batch(1)])["network_calls"] == {"forward": 8, "backward": 4}
+    assert updater(1, [batch(1)])["nfe"] == {"forward": 8, "backward": 4}

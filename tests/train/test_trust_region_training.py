@@ -122,7 +122,7 @@ def test_it_costs_one_call_without_gradient_and_keeps_the_model_close(
     assert held[-1]["metrics"]["kl"] < loose[-1]["metrics"]["kl"]
     branches = 2
     for record in held:
-        assert record["network_calls"] == {
+        assert record["nfe"] == {
             "forward": SAMPLES * (SAMPLING_STEPS + 2 * branches),
             "backward": SAMPLES * branches,
         }
@@ -131,7 +131,7 @@ def test_it_costs_one_call_without_gradient_and_keeps_the_model_close(
 def test_guidance_takes_two_passes_of_the_base_too(tmp_path: Path, model: Path) -> None:
     train(recipe(tmp_path, model, cfg_scale=3.0), tmp_path / "out", resume=False)
     steps, branches, passes = steps_of(tmp_path / "out"), 2, 2
-    assert steps[0]["network_calls"] == {
+    assert steps[0]["nfe"] == {
         "forward": SAMPLES * (SAMPLING_STEPS + 2 * branches * passes),
         "backward": SAMPLES * branches * passes,
     }

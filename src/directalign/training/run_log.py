@@ -1,6 +1,6 @@
 """What a run logs: `metrics.jsonl` (one JSON object a line) and the trackers, the live line, sample grids.
 
-    {"event": "step", "step": 7, "loss", "reward", "losses", "metrics", "grad_norm", "network_calls", "learning_rate", "levels",
+    {"event": "step", "step": 7, "loss", "reward", "losses", "metrics", "grad_norm", "nfe", "learning_rate", "levels",
      "seconds", "phases"}
     {"event": "evaluate", "step": 10, ...the Measurer's numbers..., "seconds"}
     {"event": "stop", "step": 30, "reason": "drift", "says", "kept": 20}      a stop rule ended the run

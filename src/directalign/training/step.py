@@ -57,7 +57,7 @@ class TrainStep:
         return {
             **totals.record(len(batches), self.ranks),
             "grad_norm": norm,
-            "network_calls": calls,
+            "nfe": calls,
             "phases": dict(clock.seconds),
         }
 
