@@ -95,7 +95,7 @@ def test_a_resumed_run_holds_on_to_the_same_base(
     away = [record["metrics"]["kl"] for record in steps_of(tmp_path / "whole")]
     assert away[0] == 0 and all(value > 1e-6 for value in away[1:])
     assert all(
-        "trust" in row
+        "kl" in row
         for record in steps_of(tmp_path / "whole")
         for rows in record["levels"].values()
         for row in rows
@@ -142,7 +142,7 @@ def test_the_base_of_adapters_may_be_held_in_8_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "directalign.families.quantized.SMALLEST", 64
+        "directalign.models.quantization.SMALLEST", 64
     )  # the tiny model's layers are smaller than any that is worth it
     folder = tiny.write_flux(tmp_path / "flux")
     train(
