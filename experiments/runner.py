@@ -230,8 +230,8 @@ def _measured(folder: Path) -> Iterator[tuple[Row, Row]]:
     for record in read(folder):
         if record["event"] == "step":
             seconds += record["seconds"]
-            forward += record["network_calls"]["forward"]
-            backward += record["network_calls"]["backward"]
+            forward += record["nfe"]["forward"]
+            backward += record["nfe"]["backward"]
         elif record["event"] == "evaluate":
             numbers: Row = {}
             skipped = ("event", "step", "seconds", "during", "each")
