@@ -23,7 +23,7 @@ from random_checkpoint import write_flux, write_reward
 
 from directalign import config
 from directalign.config.load import load_run
-from directalign.memory import estimate, this_machine
+from directalign.preflight import estimate, this_machine
 from directalign.training.run_folder import commit, machine, versions
 from directalign.types import DirectAlignError
 

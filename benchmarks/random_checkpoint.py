@@ -33,7 +33,7 @@ from transformers import (
 
 from directalign.toyworld import assets
 
-KNOWN = Path(__file__).parent.parent / "src/directalign/families/known"
+KNOWN = Path(__file__).parent.parent / "src/directalign/models/known"
 TINY_TRANSFORMER = {
     "num_layers": 2,
     "num_single_layers": 2,

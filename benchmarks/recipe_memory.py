@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from directalign.config.load import load_run
-from directalign.memory import PHASES, a_gpu, estimate
+from directalign.preflight import PHASES, a_gpu, estimate
 from directalign.training.run_folder import commit, machine, versions
 
 PLACES = {

@@ -1,10 +1,12 @@
-"""A reward that nobody can differentiate: every picture is rounded to 8 bits, squeezed through JPEG, and judged from the file.
+"""A reward that nobody can differentiate: every picture is rounded to 8 bits, squeezed through
+JPEG, and judged from the file.
 
     directalign train world_black_box
 
-reads this file and asks `score` for one number per image. Behind it stands the embedded world's CLIP, but it might as well be
-a program, a service or a person: a policy gradient needs the numbers alone. The control phrases arrive within the prompts, so
-a relative reward works without the function knowing of it.
+reads this file and asks `score` for one number per image. Behind it stands the embedded world's
+CLIP, but it might as well be a program, a service or a person: a policy gradient needs the numbers
+alone. The control phrases arrive within the prompts, so a relative reward works without the
+function knowing of it.
 """
 
 from __future__ import annotations

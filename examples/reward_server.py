@@ -1,14 +1,17 @@
-"""A reward behind HTTP, in the standard library: what `reward: {name: remote, url: ...}` talks to, and a pattern for a server of your own.
+"""A reward behind HTTP, in the standard library: what `reward: {name: remote, url: ...}` talks to,
+and a pattern for a server of your own.
 
     python examples/reward_server.py world_srpo                    # serves the reward of a recipe
     python examples/reward_server.py examples/black_box_reward.py:score         # serves a Python function
     directalign train remote_reward                                 # in another terminal
 
     POST /score {"prompts": ["Photo. a red star"], "images": ["<base64 of a PNG>"]}  ->  {"scores": [0.31]}
-    400 for a request that cannot be read, 500 with the reason when the reward fails: the training repeats the request, then stops with it.
+    400 for a request that cannot be read, 500 with the reason when the reward fails: the training
+    repeats the request, then stops with it.
 
-It listens on this machine alone. Anyone who reaches the port can use it: put it behind something that asks for a password before you
-let others in. Requests are taken in threads and judged one at a time.
+It listens on this machine alone. Anyone who reaches the port can use it: put it behind something
+that asks for a password before you let others in. Requests are taken in threads and judged one at a
+time.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ LARGEST = 256 * 2**20  # bytes of a request
 
 
 def score_of(named: str, device: str) -> Score:
-    """The reward of a recipe (.yaml), or a function (file.py:function), as a function of images (b, 3, H, W) in [0, 1] and prompts."""
+    """The reward of a recipe (.yaml), or a function (file.py:function), as a function of images (b,
+    3, H, W) in [0, 1] and prompts."""
     settings = (
         load_run(named).reward
         if named.endswith((".yaml", ".yml"))

@@ -13,14 +13,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from directalign.evaluate.directions import Request, make_directions
-
 from directalign import config
+from directalign.reward_analysis.bias_directions import Request, make_directions
 
-from .analysis import Column, Row, Rows, Table, at_photo_rate, difference, means, number, signed
+from .control_phrases import OTHERS, PHOTO
 from .plots import curves, panels_over_updates
+from .rows import Row, Rows, at_photo_rate, difference
 from .runner import PAIRS, QUICK_PAIRS, Arm, piece, run_arm, run_arms, settings_of, sized
-from .words import OTHERS, PHOTO
+from .tables import Column, Table, means, number, signed
 
 SEEDS, LEARNED_FROM = (0, 1, 2), 100
 PLAIN, OFFICIAL = "world_direct_align", "world_official"
@@ -75,10 +75,8 @@ def arms(out: Path) -> list[Arm]:
             overrides += (f'reward.project_out="{file_of(source, out).as_posix()}"',)
         if name in ("mixture", "agreement"):
             members = f"[{{label: first, reward: {FIRST}}}, {{label: second, reward: {SECOND}}}]"
-            disagreement = 1.0 if name == "agreement" else 0.0
-            overrides += (
-                f"reward={{name: mix, members: {members}, disagreement: {disagreement}}}",
-            )
+            penalty = 1.0 if name == "agreement" else 0.0
+            overrides += (f"reward={{name: mix, members: {members}, std_penalty: {penalty}}}",)
         found.append(Arm(name, title, OFFICIAL if base == "official" else PLAIN, overrides))
     return found
 

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .analysis import DASH, Column, Row, Rows, Table, mean_of, means
 from .plots import Point, plane
+from .rows import Row, Rows, mean_of
 from .runner import Arm, folder_of, num_steps_of, run_arms, sized
+from .tables import DASH, Column, Table, means
 
 SEEDS = (0, 1, 2)
 TIMES = 10
@@ -27,9 +28,9 @@ RULES = {
     FREE: ("no early stopping", None),
     JUDGED: (
         "max_degradation and metric",
-        {"drift": {"content": 0.02}, "judge": "photo_rate", "patience": 6},
+        {"max_degradation": {"content": 0.02}, "metric_for_best": "photo_rate", "patience": 6},
     ),
-    UNJUDGED: ("score peak only", {"score_patience": 3, "judge": "score_pos"}),
+    UNJUDGED: ("score peak only", {"score_patience": 3, "metric_for_best": "score_pos"}),
 }
 BEST = "best in hindsight"
 SAMPLES = ", ".join(
@@ -76,7 +77,7 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
 def arm_of(form: Form, rule: str, quick: bool, recipes: Path) -> Arm:
     """A form of the reward under a rule, over `TIMES` its recommended length."""
     title, settings = RULES[rule]
-    control = (f"stop={json.dumps(settings)}",) if settings is not None else ()
+    control = (f"early_stopping={json.dumps(settings)}",) if settings is not None else ()
     num_steps = TIMES * num_steps_of(form.recipe, recipes)
     length = (
         f"train.num_steps={num_steps}",

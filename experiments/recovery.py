@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from torch import Tensor
 from directalign.config import RunConfig, SRPOConfig
 from directalign.config.load import load_run
 from directalign.diffusion.path import alpha, expand_like, to_noise, to_x0
-from directalign.diffusion.recovery import recover
-from directalign.diffusion.rng import FRESH_NOISE, draw_noise, generator_for, inject
+from directalign.diffusion.recovery import inject, recover
+from directalign.diffusion.rng import FRESH_NOISE, draw_noise, generator_for
 from directalign.diffusion.sampling import rollout_sigmas, sample
-from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts, noise_of
+from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts, seed_noise
 from directalign.evaluation.generate import image_size
 from directalign.evaluation.image_metrics import sharpness
 from directalign.evaluation.in_training import STYLE
@@ -32,9 +32,10 @@ from directalign.rewards import load_reward
 from directalign.toyworld.judges import load_judge
 from directalign.types import Conditioning, Images, Latents, Noised, PathName, PerSample
 
-from .analysis import Column, Row, Rows, Table, mean_interval, means, number, over
 from .plots import Line, Panel, curves
+from .rows import Row, Rows, mean_interval, over
 from .runner import piece
+from .tables import Column, Table, means, number
 
 MODELS = {
     "flux": ("FLUX (flow, velocity)", "world_srpo"),
@@ -46,8 +47,7 @@ HIGHEST = 0.99
 OTHER_PROMPTS = 3
 """Wrong captions under which each clean image is scored, for the score of chance."""
 JUMP, HALF = 0.02, 0.5
-"""The jump that tables are read at (the official span is 0.0214); a loss of more than half counts.
-"""
+"""The jump of the tables (the official span is 0.0214); the share below which a signal is lost."""
 SHOWN_SIGMAS = (0.1, 0.5, 0.8, 0.9, 0.97)
 SIGNALS = {
     "reward": "reward's score",
@@ -82,9 +82,7 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
         run = load_run(recipes / f"{recipe}.yaml")
         for seed in size.seeds:
             named = {"study": "recovery", "arm": model, "title": title, "seed": seed}
-            rows = piece(
-                out, f"{model}-seed{seed}", run, lambda run=run, seed=seed: errors(run, seed, size)
-            )
+            rows = piece(out, f"{model}-seed{seed}", run, partial(errors, run, seed, size))
             found += [{**named, **row} for row in rows]
     return found
 
@@ -93,16 +91,16 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
 def errors(run: RunConfig, seed: int, size: Size) -> list[Row]:
     """All rows of one model and seed; every seed has other prompts and noise."""
     assert isinstance(run.method, SRPOConfig), run.method.name
-    family = load_model(run.model, "cuda" if torch.cuda.is_available() else "cpu")
-    device = next(family.denoiser.parameters()).device
+    model = load_model(run.model, "cuda" if torch.cuda.is_available() else "cpu")
+    device = next(model.denoiser.parameters()).device
     pairs = fixed_pairs(measured_prompts(run.data), size.count * (seed + 1))
-    cond = family.encode_prompt(pairs.prompts[-size.count :])
-    height, width = image_size(family, run.rollout)
-    own = noise_of(pairs.seeds[-size.count :], family.latent_shape(height, width)).to(device)
+    cond = model.encode_prompt(pairs.prompts[-size.count :])
+    height, width = image_size(model, run.rollout)
+    own = seed_noise(pairs.seeds[-size.count :], model.latent_shape(height, width)).to(device)
     guided = cond.guided(run.rollout.embedded_guidance, run.rollout.cfg_scale)
-    x0 = sample(family, guided, own, rollout_sigmas(family, run.rollout, height, width))
+    x0 = sample(model, guided, own, rollout_sigmas(model, run.rollout, height, width))
     trained = cond.guided(run.method.embedded_guidance, run.method.cfg_scale)
-    bench = Bench(family, load_reward(run.reward, device), load_judge(), trained, x0)
+    bench = Bench(model, load_reward(run.reward, device), load_judge(), trained, x0)
     fresh = draw_noise(x0.shape, generator_for(seed, FRESH_NOISE), device)
     rows = [{"image": "clean", **bench.clean()}]
     for name, noise in ((OWN, own), (FRESH, fresh)):
@@ -127,11 +125,11 @@ def target_levels(sigma: float, jumps: Sequence[float]) -> list[float]:
     return [sigma_to for sigma_to in reached if 0 <= sigma_to <= HIGHEST]
 
 
-def stepped(family: Model, noised: Noised, pred: Latents, sigma_to: PerSample) -> Latents:
+def stepped(model: Model, noised: Noised, pred: Latents, sigma_to: PerSample) -> Latents:
     """Direct-Align's image by steps: step, subtract the noise, divide by alpha_to."""
-    given = (family.path, family.prediction, pred, noised.x_t, noised.sigma)
+    given = (model.path, model.prediction, pred, noised.x_t, noised.sigma)
     x0_hat, noise_hat = to_x0(*given), to_noise(*given)
-    alpha_to, level = expand_like(alpha(family.path, sigma_to), pred), expand_like(sigma_to, pred)
+    alpha_to, level = expand_like(alpha(model.path, sigma_to), pred), expand_like(sigma_to, pred)
     x_to = alpha_to * x0_hat + level * noise_hat
     return (x_to - level * noised.noise) / alpha_to
 
@@ -145,7 +143,7 @@ def rmse(values: Tensor, truth: Tensor) -> float:
 class Bench:
     """Clean latents `x0` of `cond.prompts`, and the networks that measure what is made of them."""
 
-    family: Model
+    model: Model
     reward: Reward
     judge: Judge
     cond: Conditioning
@@ -160,19 +158,19 @@ class Bench:
 
     def errors(self, noise: Latents, sigma: float, jumps: Sequence[float]) -> Iterator[Row]:
         """A row for x0_hat, then `recovered` at every target level; jumps down are positive."""
-        family, b = self.model, len(self.x0)
+        model, b = self.model, len(self.x0)
         level = torch.full((b,), sigma, dtype=torch.float64)
-        noised = inject(family.path, self.x0, noise, level)
-        pred = family.predict(noised.x_t, level, self.cond)
-        x0_hat = to_x0(family.path, family.prediction, pred, noised.x_t, level)
+        noised = inject(model.path, self.x0, noise, level)
+        pred = model.predict(noised.x_t, level, self.cond)
+        x0_hat = to_x0(model.path, model.prediction, pred, noised.x_t, level)
         yield {"sigma": sigma, "image": GUESS, **self.seen(x0_hat)}
         for sigma_to in target_levels(sigma, jumps):
             target = torch.full((b,), sigma_to, dtype=torch.float64)
-            by_steps = stepped(family, noised, pred, target)
-            recovered = recover(family.path, family.prediction, noised, pred, target).x0
+            by_steps = stepped(model, noised, pred, target)
+            recovered = recover(model.path, model.prediction, noised, pred, target).x0
             row = {"sigma": sigma, "jump": round(sigma - sigma_to, 6), "image": RECOVERED}
             row["ratio"] = rmse(by_steps, self.x0) / rmse(x0_hat, self.x0)
-            row["predicted"] = predicted_ratio(family.path, sigma, sigma_to)
+            row["predicted"] = predicted_ratio(model.path, sigma, sigma_to)
             yield {**row, **self.seen(recovered)}
 
     def seen(self, latents: Latents) -> Row:
@@ -283,12 +281,9 @@ def tables(rows: Rows) -> dict[str, Table]:
             least = [min(share for _, share in each) for each in points]
             cells = ["kept" if level is None else f"sigma {level:g}" for level in levels]
             signals.append([title, name, *cells, *(f"{number(100 * x, 0)} %" for x in least)])
-    both = [
-        f"{image}, {space}" for space in ("latents", "pixels") for image in ("guess", RECOVERED)
-    ]
-    lost = [
-        f"{image}: {what}" for what in ("half lost", "least left") for image in ("guess", RECOVERED)
-    ]
+    sides = ("guess", RECOVERED)
+    both = [f"{image}, {space}" for space in ("latents", "pixels") for image in sides]
+    lost = [f"{image}: {what}" for what in ("half lost", "least left") for image in sides]
     columns = ["model", "cases", "median difference", "largest", "where"]
     return {
         "formula": Table(columns, formula),
@@ -307,23 +302,19 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
         chosen += [(RECOVERED, jump, f"jump {jump:g}") for jump in sorted(jumps)]
         lines = []
         for image, jump, name in chosen:
-            known = [
-                (sigma, over(select(rows, arm, image, OWN, sigma, jump), "latents_rmse"))
-                for sigma in sigmas_of(rows, arm)
-            ]
-            points = [(sigma, found["value"]) for sigma, found in known if found is not None]
+            points = []
+            for sigma in sigmas_of(rows, arm):
+                if found := over(select(rows, arm, image, OWN, sigma, jump), "latents_rmse"):
+                    points.append((sigma, found["value"]))
             lines.append(Line(name, *map(list, zip(*points, strict=True))))
         errors.append(Panel(title, "sigma", "error", lines, log_y=True, named=arm == last))
     for what, (arm, title) in product(DRAWN, arms.items()):
-        lines = [
-            Line(name, *map(list, zip(*kept(rows, arm, image, FRESH, what), strict=True)))
-            for image, name in ((GUESS, "guess"), (RECOVERED, RECOVERED))
-        ]
+        both = [kept(rows, arm, image, FRESH, what) for image in (GUESS, RECOVERED)]
+        points = zip(("guess", RECOVERED), both, strict=True)
+        lines = [Line(name, *map(list, zip(*each, strict=True))) for name, each in points]
         panel = Panel(title, "sigma", SIGNALS[what], lines, percent=True, named=arm == last)
         signals.append(panel)
-    note = (
-        "Error (RMS, latents) of the one-step guess and after a jump down; the image's own noise."
-    )
+    note = "Error (RMS, latents) of the one-step guess and after a jump down; rollout's own noise."
     file, title = folder / "recovery_errors.png", "Error of the recovered image and of x0_hat"
     first = curves(file, title, errors, note, columns=len(arms))
     file, title = folder / "recovery_scores.png", "What is left of the clean images' value"

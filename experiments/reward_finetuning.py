@@ -3,7 +3,7 @@
 The embedded reward's text tower is finetuned on rendered pairs, photographs against other styles;
 then SRPO runs with both rewards, with known phrases and with two made-up words.
 
-OUT/rewards/NAME/   finetuned rewards, complete folders as `directalign listen` writes them
+OUT/rewards/NAME/   finetuned rewards, complete folders as `directalign reward finetune` writes them
 """
 
 from __future__ import annotations
@@ -14,28 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from directalign.control.listen import Lessons
-from directalign.control.tuned_folder import listen
-
 from directalign import config
+from directalign.reward_analysis.finetune import RECORD, FinetuneConfig, finetune_to_folder
 from directalign.types import DirectAlignError
 
-from .analysis import (
-    MEASURED,
-    VERSUS,
-    Row,
-    Rows,
-    SeedInterval,
-    Table,
-    after,
-    at_photo_rate,
-    means,
-    number,
-    with_interval,
-)
+from .control_phrases import OTHERS, PHOTO
 from .plots import DotColumn, curves, dots_with_intervals, panels_over_updates
+from .rows import Row, Rows, SeedInterval, after, at_photo_rate
 from .runner import Arm, flat, piece, run_arms, settings_of, sized
-from .words import OTHERS, PHOTO
+from .tables import MEASURED, VERSUS, Table, means, number, versus, with_interval
 
 SEEDS = (0, 1, 2)
 SOURCE, IMAGES, COUNT, QUICK_COUNT = "world:reward", "world:photo/rest", 384, 32
@@ -55,25 +42,18 @@ class Finetuned:
     title: str
     short: str
     words: config.ControlPhrases
-    settings: Lessons
+    settings: FinetuneConfig
 
 
-def _text_tower(learning_rate: float, gap: float | None = None) -> Lessons:
-    return Lessons(part="text", learning_rate=learning_rate, gap=gap, seed=SEED)
+def _text_tower(learning_rate: float, gap: float | None = None) -> FinetuneConfig:
+    return FinetuneConfig(part="text", learning_rate=learning_rate, gap=gap, seed=SEED)
 
 
+_WIDE, _MADE_UP = _text_tower(1e-3, gap=1.2), _text_tower(1e-3, gap=0.4)
 REWARDS = (
     Finetuned("tuned", "finetuned", "known words", KNOWN, _text_tower(3e-4)),
-    Finetuned(
-        "wide", "finetuned, gap three times as wide", "wide gap", KNOWN, _text_tower(1e-3, gap=1.2)
-    ),
-    Finetuned(
-        "made_up",
-        "finetuned on made-up words",
-        "made-up words",
-        MADE_UP,
-        _text_tower(1e-3, gap=0.4),
-    ),
+    Finetuned("wide", "finetuned, gap three times as wide", "wide gap", KNOWN, _WIDE),
+    Finetuned("made_up", "finetuned on made-up words", "made-up words", MADE_UP, _MADE_UP),
 )
 TITLES = {reward.name: reward.title for reward in REWARDS}
 LENGTHS = {
@@ -120,15 +100,15 @@ def _finetune(reward: Finetuned, out: Path, quick: bool) -> list[Row]:
     settings = replace(reward.settings, num_steps=4) if quick else reward.settings
     folder, count = out / "rewards" / reward.name, QUICK_COUNT if quick else COUNT
     if not folder.exists():
-        record = listen(SOURCE, IMAGES, reward.words, folder, settings, count)
+        record = finetune_to_folder(SOURCE, IMAGES, reward.words, folder, settings, count)
     else:  # finetuned before the study was interrupted
-        record = json.loads((folder / "listen.json").read_text(encoding="utf-8"))
-        if record["lessons"] != json.loads(json.dumps(asdict(settings))):
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if record["config"] != json.loads(json.dumps(asdict(settings))):
             raise DirectAlignError(
                 f"{folder} was finetuned with other settings than the study has now: "
                 f"remove {folder}, or choose another --out"
             )
-    named = {"study": "reward_finetuning", "kind": "listen", "arm": reward.name}
+    named = {"study": "reward_finetuning", "kind": "reward", "arm": reward.name}
     named |= {"title": reward.title, "seed": SEED, "updates": record["best_step"]}
     return [
         {**named, "when": when, "held_out": record["held_out"], **_flat(record[when])}
@@ -166,7 +146,7 @@ def tables(rows: Rows) -> dict[str, Table]:
     """The rewards before and after, runs finetuned minus original, and where each run ends."""
     runs, directions, differences = rows.runs, [], []
     titles = {name: ARMS[name][0] for name in runs.arms}
-    for row in rows.where(kind="listen"):
+    for row in rows.where(kind="reward"):
         angles = [with_interval(angle_of(row, name), 1) for name in ANGLES]
         numbers = [number(row["responsiveness"], 2), number(row["auc"], 3), *angles]
         numbers += [number(row["content_with_words"], 3)]
@@ -175,16 +155,13 @@ def tables(rows: Rows) -> dict[str, Table]:
     begun = runs.base
     for form, (tuned, original) in PAIRS.items():
         if tuned in titles and original in titles:
-            reached = runs.highest_common([tuned, original])
-            conditions = {
-                f"at photo rate {level:g}": at_photo_rate(level)
-                for level in LEVELS
-                if begun["photo_rate"] < level <= reached
-            }
+            reached, begun_rate = runs.highest_common([tuned, original]), begun["photo_rate"]
+            levels = [level for level in LEVELS if begun_rate < level <= reached]
+            conditions = {f"at photo rate {level:g}": at_photo_rate(level) for level in levels}
             each = [(arm, seed) for arm in (tuned, original) for seed in runs.seeds(arm)]
             last = min(runs.run(*run)[-1]["step"] for run in each)
             conditions[f"after {last} updates"] = after(last)
-            differences += [[form, *line] for line in runs.versus(tuned, original, conditions)]
+            differences += [[form, *line] for line in versus(runs, tuned, original, conditions)]
     ends = [["base model", "0", *means(MEASURED, [begun])]]
     for arm, title in titles.items():
         last = runs.last(arm)
@@ -202,7 +179,7 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
     """Angles before and after as dots, and the runs as curves, one figure per form."""
-    runs, measured = rows.runs, rows.where(kind="listen")
+    runs, measured = rows.runs, rows.where(kind="reward")
     dots = {f"{row['when']}_{row['arm']}": row for row in measured}
     columns = [
         DotColumn(f"{title}, degrees", {dot: angle_of(row, name) for dot, row in dots.items()})
@@ -210,9 +187,7 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     ]
     short = {reward.name: reward.short for reward in REWARDS}
     names = {dot: f"{short[row['arm']]}, {row['when']}" for dot, row in dots.items()}
-    note = (
-        "Between the reward's gradient and the direction to the photograph; intervals over scenes."
-    )
+    note = "Between the reward's gradient and the direction to the photograph; over scenes."
     file, title = folder / "reward_finetuning_angles.png", "Angles of the finetuned reward"
     files = [dots_with_intervals(file, title, columns, note, names)]
     for form in ("relative", "anchored"):

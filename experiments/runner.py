@@ -25,7 +25,7 @@ from directalign.config import RunConfig
 from directalign.config.load import dump_run, load_run
 from directalign.evaluation.compare import judge_of
 from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts
-from directalign.evaluation.generate import run_of, trained_family
+from directalign.evaluation.generate import load_run_model, run_of
 from directalign.evaluation.image_metrics import statistics
 from directalign.evaluation.in_training import Measurer, photographs
 from directalign.io.atomic import write_text
@@ -41,8 +41,9 @@ from directalign.training.run_log import read
 from directalign.training.step import NFECounter
 from directalign.types import DirectAlignError
 
-from .analysis import Number, Row, Rows, Table, read_rows, write_rows
 from .plots import title_of
+from .rows import Number, Row, Rows, read_rows, write_rows
+from .tables import Table
 
 STUDIES = {
     "learning_rates": "The learning rate of every method, chosen by one rule",
@@ -50,8 +51,8 @@ STUDIES = {
     "convergence": "What it costs to reach the same photo rate",
     "timesteps": "Training at high noise, low noise or everywhere",
     "control_phrases": "Control phrases: which cancel the bias, and which styles they suppress",
-    "control_words": "Control phrases and ramps as `directalign words` suggests them",
-    "control_tokens": "Learned control tokens against control phrases",
+    "suggested_phrases": "Control phrases and ramps as `directalign words` suggests them",
+    "soft_prompts": "Learned control tokens against control phrases",
     "inversion": "Two branches, one branch and the half-cost variant",
     "anchor": "The anchored reward against the ramps, and where it fails",
     "recovery": "Error of the recovered image by noise level and jump",
@@ -257,11 +258,13 @@ def _measured(folder: Path) -> Iterator[tuple[Row, Row]]:
 
 def flat(name: str, interval: Mapping[str, Any]) -> Row:
     """An interval as three numbers of a row."""
-    return {
-        name: interval["value"],
-        f"{name}_low": interval["low"],
-        f"{name}_high": interval["high"],
-    }
+    low, high = interval["low"], interval["high"]
+    return {name: interval["value"], f"{name}_low": low, f"{name}_high": high}
+
+
+def unflat(row: Row, name: str) -> Row:
+    """The interval that `flat` put into a row."""
+    return {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
 
 
 def nfe_equivalents(forward: int, backward: int) -> int:
@@ -325,9 +328,9 @@ def measurer_of(folder: Path, base: bool = False) -> Measurer:
     run, trained = run_of(folder)
     if trained is None:
         raise DirectAlignError(f"{folder}: holds no run (no run.yaml)")
-    family = trained_family(run, None if base else trained)
-    device = next(family.denoiser.parameters()).device
-    return Measurer(run, family, load_reward(run.reward, device), judge_of(run))
+    model = load_run_model(run, None if base else trained)
+    device = next(model.denoiser.parameters()).device
+    return Measurer(run, model, load_reward(run.reward, device), judge_of(run))
 
 
 def with_drift(rows: list[Row], num_samples: int) -> list[Row]:
@@ -373,8 +376,7 @@ POLICY_GRADIENTS, LONGER = ("flow_grpo", "grpo_relative"), 3
 
 @dataclass(frozen=True)
 class Budget:
-    """What an arm may spend, in NFE equivalents, and how often it is measured on `num_samples` pairs
-    meanwhile.
+    """What an arm may spend, in NFE equivalents, in how many measurements on `num_samples` pairs.
 
     `probed` is the number of updates on which the cost of one is measured.
     """
@@ -436,11 +438,11 @@ def measured_price(settings: RunConfig, probed: int) -> float:
     """`price`, measured, as some methods draw how far back they differentiate."""
     with process_group() as ranks:
         checkpoint.seed_all(settings.seed)
-        family = load_model(settings.model, ranks.device, settings.seed)
-        method = load_method(settings, family, load_reward(settings.reward, ranks.device))
-        feed, counter = open_data(settings, family, ranks), NFECounter(family.denoiser)
+        model = load_model(settings.model, ranks.device, settings.seed)
+        method = load_method(settings, model, load_reward(settings.reward, ranks.device))
+        feed, counter = open_data(settings, model, ranks), NFECounter(model.denoiser)
         for step in range(probed):
-            random_state.seed_step(settings.seed, step)
+            checkpoint.seed_step(settings.seed, step)
             for batch in feed.batches(step):
                 for loss in method.losses(batch):
                     loss.value.backward()

@@ -23,30 +23,21 @@ from diffusers import (
 )
 
 from directalign.config import RunConfig
-from directalign.diffusion.rng import FRESH_NOISE, draw_noise, generator_for, inject
+from directalign.diffusion.recovery import inject
+from directalign.diffusion.rng import FRESH_NOISE, draw_noise, generator_for
 from directalign.diffusion.sampling import sample
 from directalign.evaluation import image_metrics
-from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts, noise_of
-from directalign.evaluation.generate import generate, image_size, trained_family
+from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts, seed_noise
+from directalign.evaluation.generate import generate, image_size, load_run_model
 from directalign.evaluation.in_training import photographs
 from directalign.interfaces import Judge, Model
 from directalign.toyworld.judges import load_judge
 from directalign.types import Conditioning, Images, Latents
 
-from .analysis import (
-    QUALITY,
-    Row,
-    Rows,
-    Table,
-    mean_interval,
-    mean_of,
-    number,
-    over,
-    paired_over_seeds,
-    with_interval,
-)
 from .plots import Panel, curves, line
+from .rows import Row, Rows, mean_interval, mean_of, over, paired_over_seeds
 from .runner import Arm, piece, run_arm, settings_of, sized
+from .tables import QUALITY, Table, number, with_interval
 
 ARM = Arm("srpo", "SRPO, anchored", "world_srpo")
 BASE, ALIGNED = "base", "srpo"
@@ -97,9 +88,8 @@ class Size:
     rounds: int
 
 
-FULL = Size(
-    32, (0, 1, 2), (4, 8, 16, 25, 50), (1.0, 2.0, 3.5, 6.0), (1.0, 1.5, 2.0, 3.0), 8, 32, 10
-)
+STEPS, GUIDANCE, CFG = (4, 8, 16, 25, 50), (1.0, 2.0, 3.5, 6.0), (1.0, 1.5, 2.0, 3.0)
+FULL = Size(32, (0, 1, 2), STEPS, GUIDANCE, CFG, 8, 32, 10)
 QUICK = Size(6, (0,), (2, 4), (1.0, 3.5), (1.0, 2.0), 2, 4, 2)
 
 
@@ -120,14 +110,14 @@ def sampled(run: RunConfig, trained: Path | None, seed: int, size: Size) -> Iter
     """Rows of a finished run, or for None of its base, on the `seed`-th stretch of the pairs."""
     every = fixed_pairs(measured_prompts(run.data), size.count * (seed + 1))
     pairs = Pairs(every.prompts[-size.count :], every.seeds[-size.count :])
-    return Model(trained_family(run, trained), load_judge(), run, pairs, seed, size).rows()
+    return Sampler(load_run_model(run, trained), load_judge(), run, pairs, seed, size).rows()
 
 
 @dataclass(frozen=True)
-class Model:
+class Sampler:
     """A model and the pairs on which it is sampled."""
 
-    family: Model
+    model: Model
     judge: Judge
     run: RunConfig
     pairs: Pairs
@@ -137,11 +127,8 @@ class Model:
     def rows(self) -> Iterator[Row]:
         """One row per condition."""
         for name in SAMPLERS:
-            yield {
-                "kind": "samplers",
-                "what": name,
-                **self.judged(self.by_sampler(name), self.pairs),
-            }
+            judged = self.judged(self.by_sampler(name), self.pairs)
+            yield {"kind": "samplers", "what": name, **judged}
         for key in ("num_inference_steps", "embedded_guidance", "cfg_scale"):
             for value in getattr(self.size, key):
                 images = self.by_rollout(self.pairs, **{key: value})
@@ -152,9 +139,8 @@ class Model:
             images = self.by_rollout(pairs)
             yield {"kind": "image_seeds", "what": place, **self.judged(images, pairs)}
         images, device = self.by_rollout(self.pairs), self.device
-        chained = chain(
-            self.model, self.cond(0, None), images.to(device), self.seed, self.size.rounds
-        )
+        given = (self.cond(0, None), images.to(device), self.seed, self.size.rounds)
+        chained = chain(self.model, *given)
         for place, after in enumerate([images, *(each.cpu() for each in chained)]):
             yield {"kind": "rounds", "what": place, **self.judged(after, self.pairs)}
 
@@ -177,7 +163,7 @@ class Model:
         """Images by one of diffusers' schedulers, in the recipe's number of steps."""
         rollout, size = self.run.rollout, self.run.evaluate.batch_size
         shape = self.model.latent_shape(*image_size(self.model, rollout))
-        noise, images = noise_of(self.pairs.seeds, shape).to(self.device), []
+        noise, images = seed_noise(self.pairs.seeds, shape).to(self.device), []
         for first in range(0, len(self.pairs), size):
             scheduler, last = scheduler_of(name, rollout.num_inference_steps), first + size
             x0 = scheduled(self.model, self.cond(first, last), noise[first:last], scheduler)
@@ -196,29 +182,29 @@ class Model:
 
 
 @torch.no_grad()
-def scheduled(family: Model, cond: Conditioning, noise: Latents, scheduler: Any) -> Latents:
+def scheduled(model: Model, cond: Conditioning, noise: Latents, scheduler: Any) -> Latents:
     """Clean latents of a flow model by a diffusers scheduler, driven as its pipelines drive it."""
-    assert family.path == "flow", family.path
+    assert model.path == "flow", model.path
     x_t = noise
     scheduler.set_begin_index(0)
     for sigma, timestep in zip(scheduler.sigmas, scheduler.timesteps, strict=False):  # last: 0
         level = sigma.double().expand(len(x_t)).to(x_t.device)
-        pred = family.predict(x_t, level, cond)
+        pred = model.predict(x_t, level, cond)
         x_t = scheduler.step(pred, timestep, x_t, return_dict=False)[0]
     return x_t
 
 
 @torch.no_grad()
 def chain(
-    family: Model, cond: Conditioning, images: Images, seed: int, rounds: int
+    model: Model, cond: Conditioning, images: Images, seed: int, rounds: int
 ) -> Iterator[Images]:
     """Images after each round of: encode, noise to `STRENGTH` with new noise, denoise, decode."""
     sigmas = torch.linspace(STRENGTH, 0, CHAIN_STEPS + 1, dtype=torch.float64)
     for place in range(rounds):
-        x0 = family.encode_image(images)
+        x0 = model.encode_image(images)
         noise = draw_noise(x0.shape, generator_for(seed, FRESH_NOISE, place), x0.device)
-        x_t = inject(family.path, x0, noise, sigmas[:1].expand(len(x0)).to(x0.device)).x_t
-        images = family.decode(sample(family, cond, x_t, sigmas)).float().clamp(0, 1)
+        x_t = inject(model.path, x0, noise, sigmas[:1].expand(len(x0)).to(x0.device)).x_t
+        images = model.decode(sample(model, cond, x_t, sigmas)).float().clamp(0, 1)
         yield images
 
 

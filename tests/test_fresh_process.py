@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from directalign.cli import app
 from directalign.config.load import load_run, recipe_path
-from directalign.evaluation.generate import generate, trained_family
+from directalign.evaluation.generate import generate, load_run_model
 
 RECIPE = recipe_path("world_srpo_lora")
 PROMPTS = ["a red star on a navy background", "a pink ring on a gray background"]
@@ -108,7 +108,7 @@ def test_a_fresh_process_paints_the_same_images(
 ) -> None:
     run = load_run(run_folder / "run.yaml")
     ours = generate(
-        trained_family(run, run_folder), PROMPTS, [SEED] * len(PROMPTS), run.rollout, batch_size=1
+        load_run_model(run, run_folder), PROMPTS, [SEED] * len(PROMPTS), run.rollout, batch_size=1
     )
     assert np.abs(ours.permute(0, 2, 3, 1).numpy() - painted["tuned"]).max() <= 1e-4
 

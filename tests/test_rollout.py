@@ -50,7 +50,7 @@ def assert_equal(got, want):
 def test_flux_equals_the_pipeline(tmp_path, scheduler):
     folder = write_flux(tmp_path, scheduler=scheduler)
     family, pipeline = (
-        load_model(ModelConfig(family="flux", path=str(folder)), "cpu"),
+        load_model(ModelConfig(architecture="flux", path=str(folder)), "cpu"),
         quiet(FluxPipeline.from_pretrained(folder)),
     )
     noise = noise_for(family)
@@ -80,7 +80,7 @@ def test_flux_equals_the_pipeline(tmp_path, scheduler):
 def test_sd_equals_the_pipeline(tmp_path, prediction_type, scheduler):
     folder = write_sd(tmp_path, prediction_type, scheduler)
     family, pipeline = (
-        load_model(ModelConfig(family="sd", path=str(folder)), "cpu"),
+        load_model(ModelConfig(architecture="sd", path=str(folder)), "cpu"),
         quiet(StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)),
     )
     noise = noise_for(family)
@@ -100,7 +100,7 @@ def test_sd_equals_the_pipeline(tmp_path, prediction_type, scheduler):
 def test_a_table_without_a_clean_end_is_sampled_to_the_end(tmp_path):
     folder = write_sd(tmp_path, scheduler={"set_alpha_to_one": False})
     family, pipeline = (
-        load_model(ModelConfig(family="sd", path=str(folder)), "cpu"),
+        load_model(ModelConfig(architecture="sd", path=str(folder)), "cpu"),
         quiet(StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)),
     )
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, set_alpha_to_one=True)
@@ -119,7 +119,7 @@ def test_a_table_without_a_clean_end_is_sampled_to_the_end(tmp_path):
 
 def test_only_the_last_steps_keep_their_graph(tmp_path):
     family = load_model(
-        ModelConfig(family="flux", path=str(write_flux(tmp_path)), tune="full"), "cpu"
+        ModelConfig(architecture="flux", path=str(write_flux(tmp_path)), tune="full"), "cpu"
     )
     cond, noise, sigmas = (
         family.encode_prompt(PROMPTS).guided(1.0, 1.0),
@@ -140,7 +140,7 @@ def test_only_the_last_steps_keep_their_graph(tmp_path):
 
 
 def test_no_graph_under_no_grad(tmp_path):
-    family = load_model(ModelConfig(family="sd", path=str(write_sd(tmp_path))), "cpu")
+    family = load_model(ModelConfig(architecture="sd", path=str(write_sd(tmp_path))), "cpu")
     with torch.no_grad():
         x0 = sample(
             family,
@@ -155,7 +155,7 @@ def test_no_graph_under_no_grad(tmp_path):
 @pytest.mark.filterwarnings("error")
 def test_a_scheduler_without_a_single_step_is_refused(tmp_path):
     family = load_model(
-        ModelConfig(family="qwen_image", path=str(write_qwen_image(tmp_path))), "cpu"
+        ModelConfig(architecture="qwen_image", path=str(write_qwen_image(tmp_path))), "cpu"
     )
     assert rollout_sigmas(family, RolloutConfig(num_inference_steps=2), SIZE, SIZE).isfinite().all()
     with pytest.raises(

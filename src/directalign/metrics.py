@@ -1,8 +1,8 @@
-"""The registry of what is measured: name, label, unit, direction and description of every metric.
+"""The registry of metrics: name, label, role, direction, unit and description of each.
 
-A new metric of images needs one entry in `METRICS`; tables, pages, the model card and the stop rules
-read it from here. Names with a part that a recipe chooses (the label of a reward, a style) are
-described by their prefix, see `metric`.
+A new metric needs one entry here and its function in `evaluation.image_metrics` or `.scores`.
+Tables, pages, the model card and early stopping read the registry. Metrics whose names contain a
+reward's label or a style are described by their prefix, see `metric`.
 """
 
 from __future__ import annotations
@@ -11,39 +11,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# fmt: off
 ROLES = {
     "judge": ("Judges", "judge", "Independent of every reward, never trained on."),
-    "adherence": (
-        "Asked and there",
-        "adherence",
-        "Whether what the prompt asks for is in the image, by a judge that no model was trained on.",
-    ),
-    "held_out": (
-        "Held out",
-        "held out",
-        "Rewards that are measured and never trained on: a fall while the trained one rises is hacking.",
-    ),
-    "sgp": (
-        "Preference for realism",
-        "SGP",
-        "How much higher a reward scores an image under the wanted phrases than under the unwanted.",
-    ),
-    "trained": (
-        "Trained on",
-        "trained on",
-        "What the optimiser sees. It rises whether the images get better or not.",
-    ),
-    "drift": (
-        "Drift",
-        "drift",
-        "Plain statistics of the pixels. None of them should move further than the change that is wanted.",
-    ),
-    "leakage": (
-        "Off topic",
-        "leakage",
-        "Prompts that the training has nothing to do with: what moves here has leaked.",
-    ),
+    "adherence": ("Asked and there", "adherence", "Whether the image shows what the prompt asks"
+                  " for, by a judge that no model was trained on."),
+    "held_out": ("Held out", "held out", "Rewards that are measured and never trained on: a fall"
+                 " while the trained one rises is hacking."),
+    "sgp": ("Preference for realism", "SGP", "How much higher a reward scores an image under the"
+            " wanted phrases than under the unwanted."),
+    "trained": ("Trained on", "trained on", "What the optimiser sees. It rises whether the images"
+                " get better or not."),
+    "drift": ("Drift", "drift", "Plain statistics of the pixels. None of them should move further"
+              " than the change that is wanted."),
+    "leakage": ("Off topic", "leakage", "Prompts that the training has nothing to do with: what"
+                " moves here has leaked."),
 }
+# fmt: on
 """role: (title of a group, short name, description), in the order in which groups are shown."""
 
 HELD_OUT, OFF_TOPIC, MEMBER, STYLE = "held_out_", "off_topic_", "reward_", "style_"
@@ -56,9 +40,9 @@ SHARE, SCORE_UNIT = "share", "score"
 
 @dataclass(frozen=True)
 class Metric:
-    """One number that is measured. `higher_is_better` None: it describes, and nothing wins by it.
+    """One metric. `higher_is_better` None: descriptive, excluded from wins.
 
-    `unit` is "share" (0 to 1, shown in percent), "score" (a reward's own units), or a range in words.
+    `unit` is "share" (0 to 1, shown in percent), "score" (a reward's own units), or in words.
     """
 
     name: str
@@ -84,6 +68,11 @@ class Metric:
         return self.unit == SHARE
 
     @property
+    def is_rate(self) -> bool:
+        """Whether every image has 0 or 1 and 1 is better; a run's records give it an interval."""
+        return self.unit == SHARE and self.higher_is_better is True
+
+    @property
     def role_name(self) -> str:
         return ROLES[self.role][1]
 
@@ -93,258 +82,102 @@ class Metric:
         return {"label": self.label, **direction, "scale": self.description}
 
 
-def _registry(*metrics: Metric) -> dict[str, Metric]:
-    return {each.name: each for each in metrics}
+def _metrics(role: str, *rows: tuple[str, str, bool | None, str, str]) -> dict[str, Metric]:
+    """Metrics of one role; a row is (name, label, higher is better, unit, description)."""
+    return {
+        name: Metric(name, label, role, higher_is_better, description, unit)
+        for name, label, higher_is_better, unit, description in rows
+    }
 
 
-JUDGED = _registry(
-    Metric(
-        "photo_rate",
-        "Photo rate",
-        "judge",
-        True,
-        "Share of images that the style judge takes for a photo.",
-        SHARE,
-    ),
-    Metric(
-        "content",
-        "Content",
-        "judge",
-        True,
-        "Share of images whose colour, shape and background are all as the prompt says. A fall is the price of the style.",
-        SHARE,
-    ),
-    Metric(
-        "color",
-        "Colour right",
-        "adherence",
-        True,
-        "Share of images whose shape has the colour of the prompt.",
-        SHARE,
-    ),
-    Metric(
-        "shape",
-        "Shape right",
-        "adherence",
-        True,
-        "Share of images that show the shape of the prompt.",
-        SHARE,
-    ),
-    Metric(
-        "background",
-        "Background right",
-        "adherence",
-        True,
-        "Share of images whose background is the prompt's.",
-        SHARE,
-    ),
-    Metric(
-        "style_cg",
-        "Style CG",
-        "judge",
-        None,
-        "Share of images that the style judge takes for computer graphics.",
-        SHARE,
-    ),
-    Metric(
-        "style_painting",
-        "Style painting",
-        "judge",
-        None,
-        "Share of images that the style judge takes for a painting.",
-        SHARE,
-    ),
-    Metric(
-        "style_anime",
-        "Style anime",
-        "judge",
-        None,
-        "Share of images that the style judge takes for anime.",
-        SHARE,
-    ),
+# fmt: off
+JUDGED = _metrics(
+    "judge",
+    ("photo_rate", "Photo rate", True, SHARE,
+     "Share of images that the style judge takes for a photo."),
+    ("content", "Content", True, SHARE,
+     "Share of images whose colour, shape and background are all as the prompt says. A fall is"
+     " the price of the style."),
+) | _metrics(
+    "adherence",
+    ("color", "Colour right", True, SHARE,
+     "Share of images whose shape has the colour of the prompt."),
+    ("shape", "Shape right", True, SHARE, "Share of images that show the shape of the prompt."),
+    ("background", "Background right", True, SHARE,
+     "Share of images whose background is the prompt's."),
+) | _metrics(
+    "judge",
+    ("style_cg", "Style CG", None, SHARE,
+     "Share of images that the style judge takes for computer graphics."),
+    ("style_painting", "Style painting", None, SHARE,
+     "Share of images that the style judge takes for a painting."),
+    ("style_anime", "Style anime", None, SHARE,
+     "Share of images that the style judge takes for anime."),
 )
-"""By the judges of the embedded toy world."""
+"""Per image, by the judges of the embedded toy world."""
 
-PIXELS = _registry(
-    Metric(
-        "brightness",
-        "Brightness",
-        "drift",
-        None,
-        "Mean luminance (Rec. 709 on stored values), 0 to 1.",
-    ),
-    Metric(
-        "saturation",
-        "Saturation",
-        "drift",
-        None,
-        "Mean of the largest minus the smallest channel, 0 to 1.",
-    ),
-    Metric(
-        "dark_share",
-        "Dark share",
-        "drift",
-        None,
-        "Share of pixels with luminance below 0.1.",
-        SHARE,
-    ),
-    Metric(
-        "entropy",
-        "Entropy",
-        "drift",
-        None,
-        "Shannon entropy of the histogram of luminance in 256 levels, 0 to 8 bits.",
-        "bits",
-    ),
-    Metric(
-        "edge_density",
-        "Edge density",
-        "drift",
-        None,
-        "Share of pixels that differ by more than 0.1 in luminance from the next one right or below.",
-        SHARE,
-    ),
-    Metric(
-        "high_frequency",
-        "High-frequency energy",
-        "drift",
-        None,
-        "Mean square of luminance minus its 3 × 3 mean; 0 for a flat image, below 0.2.",
-    ),
-    Metric(
-        "sharpness",
-        "Sharpness",
-        "drift",
-        None,
-        "Mean squared difference of neighbouring luminances, 0 to 2. A reward that likes smooth images lowers it.",
-    ),
-    Metric(
-        "color_cast",
-        "Colour cast",
-        "drift",
-        None,
-        "Length of the mean colour minus its own grey; 0 for grey, 0.82 for pure red.",
-    ),
-    Metric(
-        "red_cast",
-        "Red cast",
-        "drift",
-        None,
-        "Mean red minus the mean of all channels, -2/3 to 2/3.",
-    ),
-    Metric(
-        "green_cast",
-        "Green cast",
-        "drift",
-        None,
-        "Mean green minus the mean of all channels, -2/3 to 2/3.",
-    ),
-    Metric(
-        "blue_cast",
-        "Blue cast",
-        "drift",
-        None,
-        "Mean blue minus the mean of all channels, -2/3 to 2/3.",
-    ),
-    Metric(
-        BASE_RMSE,
-        "Distance to the base, pixels",
-        "drift",
-        None,
-        "Root mean square difference to the base model's image of the same prompt and seed, 0 to 1.",
-    ),
-    Metric(
-        BASE_CAST,
-        "Colour shift from the base",
-        "drift",
-        False,
-        "Length of the change of the colour cast from the base model's image, 0 to 1.64.",
-    ),
-    Metric(
-        DIVERSITY,
-        "Diversity",
-        "drift",
-        True,
-        "Mean root mean square difference to the other images of the same prompt, 0 to 1; 0 is collapse.",
-    ),
+PIXELS = _metrics(
+    "drift",
+    ("brightness", "Brightness", None, "", "Mean luminance (Rec. 709 on stored values), 0 to 1."),
+    ("saturation", "Saturation", None, "",
+     "Mean of the largest minus the smallest channel, 0 to 1."),
+    ("dark_share", "Dark share", None, SHARE, "Share of pixels with luminance below 0.1."),
+    ("entropy", "Entropy", None, "bits",
+     "Shannon entropy of the histogram of luminance in 256 levels, 0 to 8 bits."),
+    ("edge_density", "Edge density", None, SHARE,
+     "Share of pixels that differ by more than 0.1 in luminance from the next one right or below."),
+    ("high_frequency", "High-frequency energy", None, "",
+     "Mean square of luminance minus its 3 × 3 mean; 0 for a flat image, below 0.2."),
+    ("sharpness", "Sharpness", None, "",
+     "Mean squared difference of neighbouring luminances, 0 to 2. A reward that prefers smooth"
+     " images lowers it."),
+    ("color_cast", "Colour cast", None, "",
+     "Length of the mean colour minus its own grey; 0 for grey, 0.82 for pure red."),
+    ("red_cast", "Red cast", None, "", "Mean red minus the mean of all channels, -2/3 to 2/3."),
+    ("green_cast", "Green cast", None, "",
+     "Mean green minus the mean of all channels, -2/3 to 2/3."),
+    ("blue_cast", "Blue cast", None, "", "Mean blue minus the mean of all channels, -2/3 to 2/3."),
+    (BASE_RMSE, "Distance to the base, pixels", None, "",
+     "Root mean square difference to the base model's image of the same prompt and seed, 0 to 1."),
+    (BASE_CAST, "Colour shift from the base", False, "",
+     "Length of the change of the colour cast from the base model's image, 0 to 1.64."),
+    (DIVERSITY, "Diversity", True, "",
+     "Mean root mean square difference to the other images of the same prompt, 0 to 1; 0 is "
+     "collapse."),
 )
 """Per image, from the pixels alone."""
 
-TRAINING = _registry(
-    Metric(
-        "color_drift",
-        "Colour drift",
-        "drift",
-        False,
-        "Distance of the mean colour cast from the reference images. A tint that pleases the reward shows here.",
-    ),
-    Metric(
-        "reward",
-        "Reward of whole images",
-        "trained",
-        True,
-        "Mean score of sampled images under the bare prompt: rising while content falls is hacking.",
-        SCORE_UNIT,
-    ),
-    Metric(
-        "score_pos",
-        "Score, wanted phrases",
-        "trained",
-        True,
-        "Mean score of sampled images under the wanted phrases.",
-        SCORE_UNIT,
-    ),
-    Metric(
-        "score_neg",
-        "Score, unwanted phrases",
-        "trained",
-        None,
-        "Mean score of sampled images under the unwanted phrases.",
-        SCORE_UNIT,
-    ),
+TRAINING = _metrics(
+    "drift",
+    ("color_drift", "Colour drift", False, "",
+     "Distance of the mean colour cast from the reference images. A tint that the reward "
+     "prefers shows here."),
+) | _metrics(
+    "trained",
+    ("reward", "Reward of whole images", True, SCORE_UNIT,
+     "Mean score of sampled images under the bare prompt: rising while content falls is hacking."),
+    ("score_pos", "Score, wanted phrases", True, SCORE_UNIT,
+     "Mean score of sampled images under the wanted phrases."),
+    ("score_neg", "Score, unwanted phrases", None, SCORE_UNIT,
+     "Mean score of sampled images under the unwanted phrases."),
 )
-"""Of a set of images, measured during training."""
+"""During training: the trained reward per image, the colour drift of a set of images."""
 
-CONTROL = _registry(
-    Metric(
-        "off_topic_style_kept",
-        "Style kept off topic",
-        "leakage",
-        True,
-        "Share of off-topic images in the style that their prompt names. A fall suppresses a legitimate style.",
-        SHARE,
-    ),
-    Metric(
-        "off_topic_content",
-        "Content off topic",
-        "leakage",
-        True,
-        "Share of off-topic images with the prompt's colour, shape and background.",
-        SHARE,
-    ),
-    Metric(
-        "off_topic_color_drift",
-        "Colour drift off topic",
-        "leakage",
-        False,
-        "Distance of the mean colour cast from the base model's own images; 0 is unchanged.",
-    ),
-    Metric(
-        OFF_TOPIC + BASE_RMSE,
-        "Distance to the base off topic",
-        "leakage",
-        False,
-        PIXELS[BASE_RMSE].description,
-    ),
-    Metric(
-        OFF_TOPIC + BASE_CAST,
-        "Colour shift off topic",
-        "leakage",
-        False,
-        PIXELS[BASE_CAST].description,
-    ),
+CONTROL = _metrics(
+    "leakage",
+    ("off_topic_style_kept", "Style kept off topic", True, SHARE,
+     "Share of off-topic images in the style that their prompt names. A fall suppresses a "
+     "legitimate style."),
+    ("off_topic_content", "Content off topic", True, SHARE,
+     "Share of off-topic images with the prompt's colour, shape and background."),
+    ("off_topic_color_drift", "Colour drift off topic", False, "",
+     "Distance of the mean colour cast from the base model's own images; 0 is unchanged."),
+    (OFF_TOPIC + BASE_RMSE, "Distance to the base off topic", False, "",
+     PIXELS[BASE_RMSE].description),
+    (OFF_TOPIC + BASE_CAST, "Colour shift off topic", False, "", PIXELS[BASE_CAST].description),
 )
-"""On control prompts that have a direction; all others are derived, see `metric`."""
+"""On control prompts, with a direction; all others are derived, see `metric`."""
+# fmt: on
 
 METRICS = {**JUDGED, **PIXELS, **TRAINING, **CONTROL}
 
@@ -355,47 +188,31 @@ def metric(name: str) -> Metric:
         return METRICS[name]
     if name.startswith(OFF_TOPIC):
         inner = metric(name.removeprefix(OFF_TOPIC))
-        text = f"{inner.description} On prompts that the training has nothing to do with: a rise here has leaked."
-        return Metric(
-            name,
-            f"{inner.label.removesuffix(' of whole images')} off topic",
-            "leakage",
-            None,
-            text,
-            inner.unit,
-        )
+        label = f"{inner.label.removesuffix(' of whole images')} off topic"
+        text = "On prompts that the training has nothing to do with: a rise here has leaked."
+        return Metric(name, label, "leakage", None, f"{inner.description} {text}", inner.unit)
     if name.startswith(HELD_OUT):
         label = name.removeprefix(HELD_OUT)
         text, best = "Mean score of a reward that is never trained on, under the bare prompt.", True
         if label.endswith((POS, NEG)):
-            text, best = (
-                f"The same under the {'wanted' if label.endswith(POS) else 'unwanted'} phrases.",
-                None,
-            )
+            side = "wanted" if label.endswith(POS) else "unwanted"
+            text, best = f"The same under the {side} phrases.", None
         return Metric(name, f"Held out: {label}", "held_out", best, text, SCORE_UNIT)
     if name.startswith(STYLE):
-        style = name.removeprefix(STYLE).replace("_", " ")
-        return Metric(
-            name,
-            f"Style {style}",
-            "judge",
-            None,
-            "Share of images that the style judge takes for this style.",
-            SHARE,
-        )
+        label = f"Style {name.removeprefix(STYLE).replace('_', ' ')}"
+        text = "Share of images that the style judge takes for this style."
+        return Metric(name, label, "judge", None, text, SHARE)
     if name.startswith(MEMBER):
+        label = f"{name.removeprefix(MEMBER)} of whole images"
         text = "Mean score of one member of the mixture under the bare prompt, in its own units."
-        return Metric(
-            name, f"{name.removeprefix(MEMBER)} of whole images", "trained", True, text, SCORE_UNIT
-        )
-    words = name.replace("_", " ").strip()
+        return Metric(name, label, "trained", True, text, SCORE_UNIT)
+    label = name.replace("_", " ").strip()
     if "sgp" in name:
+        label = label.upper() if label == "sgp" else label
         text = "Score under the wanted phrases minus that under the unwanted."
-        return Metric(
-            name, words.upper() if words == "sgp" else words, "sgp", True, text, SCORE_UNIT
-        )
+        return Metric(name, label, "sgp", True, text, SCORE_UNIT)
     unit = SHARE if name.endswith(("_rate", "_share")) else ""
-    return Metric(name, words[:1].upper() + words[1:], "drift", None, "As recorded.", unit)
+    return Metric(name, label[:1].upper() + label[1:], "drift", None, "As recorded.", unit)
 
 
 # --- per reward, in a comparison ------------------------------------------------------------------
@@ -415,8 +232,8 @@ def sgp_metric(
     """The style gap of a reward: under wanted phrases minus under unwanted ones."""
     wanted, unwanted = (" and ".join(f'"{each}"' for each in side) for side in (positive, negative))
     text = (
-        f"Raw score of {kind} (times {scale:g}) with {wanted} before the prompt minus with {unwanted}; "
-        "published tables print 100 times this."
+        f"Raw score of {kind} (times {scale:g}) with {wanted} before the prompt minus with "
+        f"{unwanted}; published tables print 100 times this."
     )
     return Metric(SGP + label, f"{label}, style gap", "sgp", True, text, SCORE_UNIT)
 
@@ -425,9 +242,10 @@ def feature_metrics(label: str) -> dict[str, Metric]:
     """Distances between the image features of a reward that has them, by name."""
     base = f"1 - cosine of {label}'s features and those of the base's image, 0 to 2."
     other = f"Mean 1 - cosine of {label}'s features and those of the prompt's other images, 0 to 2."
-    return _registry(
-        Metric(BASE_FEATURES + label, f"Distance to the base, {label}", "drift", None, base),
-        Metric(DIVERSITY_FEATURES + label, f"Diversity, {label}", "drift", True, other),
+    return _metrics(
+        "drift",
+        (BASE_FEATURES + label, f"Distance to the base, {label}", None, "", base),
+        (DIVERSITY_FEATURES + label, f"Diversity, {label}", True, "", other),
     )
 
 
@@ -450,7 +268,7 @@ def by_role(metrics: Iterable[Metric]) -> list[tuple[str, list[Metric]]]:
 
 
 def judging(metrics: Iterable[Metric]) -> list[Metric]:
-    """Metrics that say which of two images is better, the most independent role first."""
+    """Metrics by which one of two images is better, the most independent role first."""
     order = [role for role in ROLES if role not in ("drift", "leakage")]
     found = [each for each in metrics if each.higher_is_better and each.role in order]
     found = [each for each in found if not each.name.endswith((POS, NEG))]

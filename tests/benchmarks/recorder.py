@@ -29,7 +29,7 @@ class Recipe:
     window: tuple[int, int] = (15, 45)
     ratio: float = 0.6
     ramps: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 0.4), (0.5, 0.1))
-    gradient_accumulation_steps: int = 3
+    accumulation: int = 3
     guidance: float | None = 2.5
     kinds: tuple[str, ...] = ("denoise", "inversion")
     seed: int = 3
@@ -178,6 +178,6 @@ def as_settings(recipe: Recipe) -> dict[str, object]:
         "groundtruth_ratio": recipe.ratio,
         "discount_denoise": list(recipe.ramps[0]),
         "discount_inversion": list(recipe.ramps[1]),
-        "gradient_accumulation_steps": recipe.accumulation,
+        "accumulation": recipe.accumulation,
         "train_guidance": recipe.guidance or 1.0,
     }

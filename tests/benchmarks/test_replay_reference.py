@@ -60,7 +60,7 @@ def test_official_recordings_are_reproduced(benchmark, name):
             m=75,
             window=(0, 50),
             ratio=0.9,
-            gradient_accumulation_steps=1,
+            accumulation=1,
             kinds=("inversion", "denoise", "denoise"),
         ),
     ],

@@ -94,7 +94,7 @@ def test_its_defaults_are_the_recipe_s(example: ModuleType, recipe: RunConfig) -
 
 def test_it_is_short_and_needs_the_mathematics_alone() -> None:
     text = EXAMPLE.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 120
+    assert len(text.splitlines()) <= 145
     imported: set[str] = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -103,5 +103,8 @@ def test_it_is_short_and_needs_the_mathematics_alone() -> None:
             assert node.level == 0 and node.module
             imported.add(node.module)
     own = {name for name in imported if name.split(".")[0] == "directalign"}
-    assert own and all(name.startswith("directalign.diffusion") for name in own)
+    assert own and all(
+        name.startswith("directalign.diffusion") or name == "directalign.methods.objective_math"
+        for name in own
+    )
     assert {name.split(".")[0] for name in imported - own} <= ALLOWED | sys.stdlib_module_names

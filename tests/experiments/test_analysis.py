@@ -10,27 +10,21 @@ import pytest
 from planted import run
 
 from directalign.types import DirectAlignError
-from experiments.analysis import (
-    VERSUS,
-    Column,
+from experiments.rows import (
     Rows,
-    Table,
     after,
     at_budget,
     at_level,
     at_photo_rate,
     mean_interval,
     mean_of,
-    means,
-    number,
     over,
     paired_over_seeds,
     ratio_interval,
     read_rows,
-    signed,
-    with_interval,
     write_rows,
 )
+from experiments.tables import VERSUS, Column, Table, means, number, signed, versus, with_interval
 
 # --- rows ---------------------------------------------------------------------------------------
 
@@ -195,7 +189,7 @@ def test_two_arms_are_compared_seed_by_seed() -> None:
         "at 0.6": at_photo_rate(0.6),
         "never": at_photo_rate(2),
     }
-    lines = ARMS.versus("srpo", "refl", conditions)
+    lines = versus(ARMS, "srpo", "refl", conditions)
     assert [line[0] for line in lines] == list(conditions) and all(
         len(line) == len(VERSUS) for line in lines
     )
@@ -203,7 +197,7 @@ def test_two_arms_are_compared_seed_by_seed() -> None:
     assert lines[0][4] == lines[0][5] == "1.00 (1.00–1.00)"
     assert lines[1][4].startswith("0.29 (") and [line[-1] for line in lines] == ["2", "2", "1", "0"]
     assert lines[3][1:-1] == ["–"] * 5
-    assert ARMS.versus("srpo", "refl", {"start": after(0)})[0][4:6] == ["–", "–"], (
+    assert versus(ARMS, "srpo", "refl", {"start": after(0)})[0][4:6] == ["–", "–"], (
         "no cost, no ratio"
     )
 

@@ -6,23 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from directalign.preflight.checks import check_method, check_steps
 
 from directalign.config import FlowGRPOConfig, SRPOConfig
 from directalign.config.load import RECIPES
 from directalign.methods.objective_math import absolute_relative
 from directalign.models import load_model
-from directalign.planning import check_method, check_steps
 from experiments import (
     anchor,
-    control_tokens,
-    control_words,
+    control_phrases,
     ddpm,
     defences,
     early_stopping,
     inversion,
     reward_finetuning,
+    soft_prompts,
+    suggested_phrases,
     timesteps,
-    words,
 )
 from experiments.runner import Arm, num_steps_of, settings_of, sized
 
@@ -35,15 +35,15 @@ def every_arm() -> Iterator[tuple[str, Arm]]:
     for form in early_stopping.FORMS:
         for rule in early_stopping.RULES:
             yield "early_stopping", early_stopping.arm_of(form, rule, False, RECIPES)
-    for each in control_tokens.VARIANTS:
-        for form in control_tokens.FORMS:
-            yield "control_tokens", each.arm(form, 1, OUT)
+    for each in soft_prompts.VARIANTS:
+        for form in soft_prompts.FORMS:
+            yield "soft_prompts", each.arm(form, 1, OUT)
     for form in timesteps.FORMS:
         yield from (("timesteps", arm) for arm in timesteps.arms_of_form(form))
     yield from (("defences", arm) for arm in defences.arms(OUT))
     yield from (("reward_finetuning", arm) for arm in reward_finetuning.arms(OUT))
     yield from (("inversion", arm) for arm in inversion.ARMS)
-    yield from (("words", phrases.arm) for phrases in words.PHRASES)
+    yield from (("control_phrases", phrases.arm) for phrases in control_phrases.PHRASES)
 
 
 ARMS = [pytest.param(*each, id=f"{each[0]}-{each[1].name}") for each in every_arm()]
@@ -52,7 +52,7 @@ ARMS = [pytest.param(*each, id=f"{each[0]}-{each[1].name}") for each in every_ar
 @pytest.mark.parametrize(("study", "arm"), ARMS)
 def test_an_arm_is_a_sound_run(study: str, arm: Arm) -> None:
     run = settings_of(sized([arm], False)[0], 3, RECIPES)
-    if study != "control_tokens":  # its tokens are fitted first
+    if study != "soft_prompts":  # its tokens are fitted first
         check_method(run)
     check_steps(run)
     assert run.seed == 3 and run.train.save_every == 0
@@ -75,7 +75,7 @@ def test_defences_differ_in_the_projection_or_the_mixture() -> None:
     for arm in defences.arms(OUT):
         run, source = settings_of(arm, 0, RECIPES), arm.name.partition("_")[2]
         wanted = f"some folder/directions/{source}.safetensors" if source else None
-        assert getattr(run.reward, "project", None) == wanted and set(run.evaluate.rewards) == {
+        assert getattr(run.reward, "project_out", None) == wanted and set(run.evaluate.rewards) == {
             "second",
             "raw",
         }
@@ -91,27 +91,27 @@ def test_arms_of_a_pair_differ_in_one_thing_alone() -> None:
         )
     tokens = {
         each.name: settings_of(each.arm("relative", 1, OUT), 1, RECIPES)
-        for each in control_tokens.VARIANTS
+        for each in soft_prompts.VARIANTS
     }
-    phrases = tokens["control_phrases"].method.control_phrases
+    phrases = tokens["words"].method.control_phrases
     same = {
         name: run.model_copy(
             update={"method": run.method.model_copy(update={"control_phrases": phrases})}
         )
         for name, run in tokens.items()
     }
-    assert same["tokens"] == same["style_tokens"] == tokens["control_phrases"] != tokens["tokens"]
+    assert same["tokens"] == same["style_tokens"] == tokens["words"] != tokens["tokens"]
     steps = {arm.name: settings_of(arm, 0, RECIPES).method for arm in inversion.ARMS}
     assert steps["denoise_only"] == steps["official"].model_copy(update={"branches": "denoise"})
     assert (
-        settings_of(words.PHRASES[0].arm, 0, RECIPES).method
+        settings_of(control_phrases.PHRASES[0].arm, 0, RECIPES).method
         == settings_of(Arm("", "", "world_srpo"), 0, RECIPES).method
     )
 
 
 def test_the_suggested_ramp_changes_nothing_but_the_ramps() -> None:
     official, suggested, anchored = (
-        settings_of(arm, 0, RECIPES) for arm in control_words.arms(RECIPES)
+        settings_of(arm, 0, RECIPES) for arm in suggested_phrases.arms(RECIPES)
     )
     ramps = {"denoise", "inversion"}
     assert official.model_dump(exclude={"method"}) == suggested.model_dump(exclude={"method"})

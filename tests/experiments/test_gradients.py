@@ -13,8 +13,8 @@ from directalign.diffusion.sampling import sample, start_rollout
 from directalign.methods.objective_math import absolute_relative, from_absolute_relative
 from directalign.types import Batch, DirectAlignError
 from experiments import inversion
-from experiments.analysis import Rows
 from experiments.convergence import INJECTION, Bench, Ratio, agreement, cost, ratio
+from experiments.rows import Rows
 from methods.toy import ToyFamily, ToyReward
 
 POSITIONS = torch.linspace(0, 1, 7, dtype=torch.float64)
@@ -61,9 +61,10 @@ def test_derived_weights_are_those_of_the_documented_table() -> None:
     halves = [inversion.derived(half, grid, point) for point in points]
     assert [mu for mu, _ in halves] == pytest.approx([mu / 2 for mu, _ in found], abs=0.015)
     with pytest.raises(
-        DirectAlignError, match=r"method\.moves\.kind uniform: .* set method\.moves\.kind: window"
+        DirectAlignError,
+        match=r"method\.noise_levels\.kind uniform: .* set method\.noise_levels\.kind: window",
     ):
-        inversion.grid_of(settings(moves={"kind": "uniform"}))
+        inversion.grid_of(settings(noise_levels={"kind": "uniform"}))
 
 
 def test_a_planted_mixture_is_found_to_the_last_digits() -> None:
@@ -140,11 +141,11 @@ def test_every_method_costs_one_update_and_leaves_nothing_behind(bench: Bench) -
 def test_the_gradient_at_the_noise_is_a_finite_difference(bench: Bench) -> None:
     """Along the gradient's own direction the reward changes by its norm."""
     batch = bench.batch(0)
-    begun = start_rollout(bench.family, bench.run.rollout, batch)
+    begun = start_rollout(bench.model, bench.run.rollout, batch)
 
     def reward(noise: torch.Tensor, steps: int = 0) -> torch.Tensor:
-        x0 = sample(bench.family, begun.cond, noise, begun.sigmas, *([steps] if steps else []))
-        return bench.objective(bench.family.decode(x0), batch).reward
+        x0 = sample(bench.model, begun.cond, noise, begun.sigmas, *([steps] if steps else []))
+        return bench.objective(bench.model.decode(x0), batch).reward
 
     sigmas, norms = bench.at_states(batch)
     assert torch.equal(sigmas, begun.sigmas) and norms.shape == (3,) and (norms > 0).all()

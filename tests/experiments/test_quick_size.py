@@ -9,14 +9,14 @@ from typer.testing import CliRunner
 
 from directalign.config.load import RECIPES
 from experiments.__main__ import app
-from experiments.analysis import Rows, read_rows
+from experiments.rows import Rows, read_rows
 from experiments.runner import load_study
 
 KINDS = {
     "convergence": {None, "depth", "state"},
     "timesteps": {None, "hacking"},
-    "control_tokens": {None, "fit"},
-    "reward_finetuning": {None, "listen"},
+    "soft_prompts": {None, "fit"},
+    "reward_finetuning": {None, "reward"},
     "recovery": {None},
     "early_stopping": {None, "ending"},
     "coverage": {"wins", "judge", "coverage", "test", "power", "votes", "votes test"},

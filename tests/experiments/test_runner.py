@@ -166,8 +166,10 @@ def test_a_folder_belongs_to_one_study_in_one_size(tmp_path: Path) -> None:
         DirectAlignError, match="holds the full size of study table1, not the quick size of table1"
     ):
         claim(tmp_path / "out", "table1", quick=True)
-    with pytest.raises(DirectAlignError, match="not the full size of words: choose another --out"):
-        claim(tmp_path / "out", "words", quick=False)
+    with pytest.raises(
+        DirectAlignError, match="not the full size of control_phrases: choose another --out"
+    ):
+        claim(tmp_path / "out", "control_phrases", quick=False)
     (tmp_path / "mine.txt").write_text("x")
     for taken in (tmp_path, tmp_path / "mine.txt"):
         with pytest.raises(DirectAlignError, match="holds something that is no study"):
@@ -182,11 +184,7 @@ def test_quick_size_overrules_an_arm_and_full_size_does_not() -> None:
         quick.evaluate.num_samples,
         quick.train.num_steps,
         quick.rollout.num_inference_steps,
-    ) == (
-        16,
-        2,
-        2,
-    )
+    ) == (16, 2, 2)
     assert num_steps_of("world_srpo", RECIPES, ["train.num_steps=4"]) == 4
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from planted import run
 
-from directalign.rewards import ClipReward
+from directalign.rewards.clip import ClipReward
 from directalign.toyworld.scenes import STYLE_WORDS, STYLES, caption
-from experiments import anchor, control_words, early_stopping, learning_rates, timesteps
-from experiments.analysis import Row, Rows
-from experiments.control_tokens import best_within
-from experiments.words import PHRASES, Phrases, facts_of, renders_for, text_cosine
+from experiments import anchor, early_stopping, learning_rates, suggested_phrases, timesteps
+from experiments.control_phrases import PHRASES, Phrases, facts_of, renders_for, text_cosine
+from experiments.rows import Row, Rows
+from experiments.soft_prompts import best_within
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +101,13 @@ def test_distances_are_zero_for_the_photograph_and_count_beyond_the_base_alone()
 
 def ranking(order: list[str]) -> list[Row]:
     return [
-        {"phrase": phrase, "place": place, "names": control_words.named_by(phrase)}
+        {"phrase": phrase, "place": place, "names": suggested_phrases.named_by(phrase)}
         for place, phrase in enumerate(order, 1)
     ]
 
 
 def test_places_are_read_from_a_ranking() -> None:
-    assert [control_words.named_by(p) for p in ("Render", "photo", "Neon", "Real")] == [
+    assert [suggested_phrases.named_by(p) for p in ("Render", "photo", "Neon", "Real")] == [
         "cg",
         "photo",
         "",
@@ -118,12 +118,14 @@ def test_places_are_read_from_a_ranking() -> None:
         ranking([*STYLE_WORDS["photo"], "Neon", *others]),
         ranking(["Neon", *others, *STYLE_WORDS["photo"]]),
     )
-    assert control_words.own_words(good, "photo") == [1, 2] and control_words.unwanted_among_last(
-        good, "photo"
-    ) == (6, 6)
-    assert control_words.own_words(bad, "photo") == [8, 9] and control_words.unwanted_among_last(
-        bad, "photo"
-    ) == (4, 6)
+    assert suggested_phrases.own_words(good, "photo") == [
+        1,
+        2,
+    ] and suggested_phrases.unwanted_among_last(good, "photo") == (6, 6)
+    assert suggested_phrases.own_words(bad, "photo") == [
+        8,
+        9,
+    ] and suggested_phrases.unwanted_among_last(bad, "photo") == (4, 6)
 
 
 # --- single runs --------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""A sampling step whose answer is given apart from its input, written out a second time: each test says itself where a gradient stops."""
+"""A sampling step whose answer is given apart from its input, written out a second time: each test
+says itself where a gradient stops."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
 @pytest.fixture(autouse=True)
 def float64_from_the_first_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Noise is drawn in float32; the same numbers in float64 make every step of a toy rollout exact."""
+    """Noise is drawn in float32; the same numbers in float64 make every step of a toy rollout
+    exact."""
     drawn = sampling.batch_noise
     monkeypatch.setattr(sampling, "batch_noise", lambda *given: drawn(*given).double())
 
@@ -47,7 +49,8 @@ def states(family: ToyFamily, batch: Batch, num_inference_steps: int = 4) -> lis
 
 
 def walk_cut(family: ToyFamily, x_t: Tensor, sigmas: list[float], kept: dict[int, float]) -> Tensor:
-    """Along `sigmas` with every input cut off the graph, and every answer but those of `kept`, whose gradient is multiplied."""
+    """Along `sigmas` with every input cut off the graph, and every answer but those of `kept`,
+    whose gradient is multiplied."""
     for index in range(len(sigmas) - 1):
         pred = answer(family, x_t.detach(), sigmas[index])
         pred = pred.detach() + kept.get(index, 0.0) * (pred - pred.detach())

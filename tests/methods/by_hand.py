@@ -1,4 +1,5 @@
-"""Sampling and the absolute reward written out a second time, from the formulas alone, to check the direct-gradient methods against."""
+"""Sampling and the absolute reward written out a second time, from the formulas alone, to check the
+direct-gradient methods against."""
 
 from __future__ import annotations
 
@@ -115,7 +116,8 @@ def maximised(
     reference: float | None = None,
     tolerance: float = 0.05,
 ) -> Tensor:
-    """What each form maximises on the first update, with `WORDS`: (b,). Without a `reference` it is this batch's own mean."""
+    """What each form maximises on the first update, with `WORDS`: (b,). Without a `reference` it is
+    this batch's own mean."""
     pos, neg, plain = (
         reward.score(images.mean((2, 3)), [f"{before}{prompt}" for prompt in PROMPTS])
         for before in ("Photo. ", "Render. ", "")

@@ -55,7 +55,8 @@ def update(grpo: FlowGRPO, optimizer: torch.optim.Optimizer, batch: Batch) -> li
 def by_hand(
     family: ToyFamily, reward: ToyReward, batch: Batch, a: float
 ) -> tuple[list[Tensor], Tensor]:
-    """Log-densities (steps, 6) of one Flow-GRPO rollout under the present weights, x's held fixed, and the advantages: no code shared with the method."""
+    """Log-densities (steps, 6) of one Flow-GRPO rollout under the present weights, x's held fixed,
+    and the advantages: no code shared with the method."""
     x = draw_noise((6, 4, 4, 4), update_generator(batch, NOISE))
     sigmas, logs = [1.0, 0.75, 0.5, 0.25, 0.0], []
     for index in range(4):
@@ -98,7 +99,7 @@ def test_the_gradient_equals_finite_differences_of_the_log_probability():
     family, reward, batch = ToyFamily(), ToyReward(), Batch(0, PROMPTS, seed=2)
     grpo = method(family, reward, updates_per_rollout=2)
     ours = gradient(grpo, batch)[1]
-    made = grpo.kept[0]
+    made = grpo.stored[0]
 
     def objective() -> float:
         total = 0.0
@@ -199,7 +200,7 @@ def test_the_relative_form_is_an_advantage_like_any_other():
     assert made.metrics["reward"] == pytest.approx(float((pos - neg).mean()))
 
 
-# --- several updates of one rollout ---------------------------------------------------------------------------------------
+# several updates of one rollout
 
 
 def test_updates_take_turns_at_the_steps_of_one_rollout():
@@ -207,7 +208,7 @@ def test_updates_take_turns_at_the_steps_of_one_rollout():
     grpo = method(family, trained_steps=1, updates_per_rollout=3)
     sigmas = [next(grpo.losses(Batch(step, PROMPTS))).levels["sigma"][0] for step in range(3)]
     assert sorted(sigmas) == [0.5, 0.75, 1.0]
-    assert len(family.calls) == 4 + 3 and grpo.kept == {}
+    assert len(family.calls) == 4 + 3 and grpo.stored == {}
     list(grpo.losses(Batch(3, PROMPTS)))
     assert len(family.calls) == 4 + 3 + 4 + 1
 
@@ -241,11 +242,11 @@ def test_a_killed_run_goes_on_in_the_middle_of_a_rollout():
         updates_per_rollout=2,
         anchor={"reference_updates": 1},
     )
-    optimizer = torch.optim.SGD(whole.family.denoiser.parameters(), lr=1e-2)
+    optimizer = torch.optim.SGD(whole.model.denoiser.parameters(), lr=1e-2)
     update(whole, optimizer, Batch(0, PROMPTS))
     file = io.BytesIO()
     torch.save(
-        {"method": dict(whole.state_dict()), "weights": whole.family.denoiser.state_dict()}, file
+        {"method": dict(whole.state_dict()), "weights": whole.model.denoiser.state_dict()}, file
     )
     file.seek(0)
     state = torch.load(file, weights_only=True)
@@ -256,9 +257,9 @@ def test_a_killed_run_goes_on_in_the_middle_of_a_rollout():
         updates_per_rollout=2,
         anchor={"reference_updates": 1},
     )
-    resumed.family.denoiser.load_state_dict(state["weights"])
+    resumed.model.denoiser.load_state_dict(state["weights"])
     resumed.load_state_dict(state["method"])
-    again = torch.optim.SGD(resumed.family.denoiser.parameters(), lr=1e-2)
+    again = torch.optim.SGD(resumed.model.denoiser.parameters(), lr=1e-2)
     for step in (1, 2, 3):
         ours, theirs = (
             update(resumed, again, Batch(step, PROMPTS)),
@@ -272,11 +273,11 @@ def test_accumulated_batches_keep_their_own_rollouts():
     grpo = method(updates_per_rollout=2)
     for place in (0, 2):
         list(grpo.losses(Batch(0, PROMPTS, offset=place, global_size=4)))
-    assert sorted(grpo.kept) == [0, 2]
-    assert not grpo.kept[0].states[-1].equal(grpo.kept[2].states[-1])
+    assert sorted(grpo.stored) == [0, 2]
+    assert not grpo.stored[0].states[-1].equal(grpo.stored[2].states[-1])
 
 
-# --- the base model ---------------------------------------------------------------------------------------------------
+# the base model
 
 
 def test_the_divergence_is_from_the_weights_at_the_beginning():
@@ -337,11 +338,12 @@ def test_without_a_divergence_no_base_is_kept():
     assert method().base is None
 
 
-# --- it learns, and says what it cannot do ----------------------------------------------------------------------------------
+# it learns, and says what it cannot do
 
 
 def test_a_black_box_is_climbed():
-    """Nothing but numbers comes back from it: the share of reddish images, judged after rounding to sixteen colours."""
+    """Nothing but numbers comes back from it: the share of reddish images, judged after rounding to
+    sixteen colours."""
 
     def redness(images: Tensor, prompts: list[str]) -> list[float]:
         rounded = (images * 15).round() / 15

@@ -1,4 +1,5 @@
-"""Several rewards in one, in float64: what is asked of each, and the algebra of spread, disagreement and balance."""
+"""Several rewards in one, in float64: what is asked of each, and the algebra of spread,
+disagreement and balance."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from directalign.interfaces import Reward
 from directalign.methods.objective import DECAY, MixedObjective, RunningStats, build_objective
 from directalign.methods.objective_math import mixed_reward
 from directalign.methods.srpo import SRPO
-from directalign.planning import check_method, check_reward
+from directalign.preflight.checks import check_method, check_reward
 from directalign.rewards import load_reward
 from directalign.rewards.mixture import Member, MixReward
 from directalign.types import Batch, DirectAlignError
@@ -137,7 +138,8 @@ def test_each_member_is_asked_in_its_own_form_and_words() -> None:
 
 
 def test_the_reward_is_the_weighted_sum_over_running_spreads() -> None:
-    """The first update goes by its own images, later ones by those before, older ones weighing less."""
+    """The first update goes by its own images, later ones by those before, older ones weighing
+    less."""
     preference, weights = asking(toys()), torch.tensor([[2.0], [1.0]], dtype=torch.float64)
     seen = [raw(images(step), 0.3, 0.1) for step in range(3)]
     share = [
@@ -237,10 +239,10 @@ def test_balance_gives_every_member_one_norm_and_leaves_the_value(disagreement: 
 
 def test_members_of_one_norm_are_left_as_they_are() -> None:
     absolute, found = SETTINGS.model_copy(update={"form": "absolute"}), []
-    for balance in ("none", "gradient"):
+    for balance in (False, True):
         at, weighed = (
             images().requires_grad_(),
-            mix(({"weight": 3.0}, Squares()), ({}, Squares()), balance=balance),
+            mix(({"weight": 3.0}, Squares()), ({}, Squares()), gradient_normalization=balance),
         )
         found.append(
             torch.autograd.grad(
@@ -250,8 +252,8 @@ def test_members_of_one_norm_are_left_as_they_are() -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("balance", ["none", "gradient"])
-def test_hinge_and_direction_act_on_a_mixture_as_on_its_one_kind_of_member(balance: str) -> None:
+@pytest.mark.parametrize("balance", [False, True])
+def test_hinge_and_direction_act_on_a_mixture_as_on_its_one_kind_of_member(balance: bool) -> None:
     rollout = config.RolloutConfig(num_inference_steps=3, embedded_guidance=1.0)
     settings = config.SRPOConfig.model_validate(
         {
@@ -265,7 +267,7 @@ def test_hinge_and_direction_act_on_a_mixture_as_on_its_one_kind_of_member(balan
         ({"weight": 0.5}, ToyReward()),
         ({"weight": 0.5}, ToyReward()),
         normalise="none",
-        balance=balance,
+        gradient_normalization=balance,
     )
     each = []
     for reward in (ToyReward(), halves):
@@ -278,7 +280,7 @@ def test_hinge_and_direction_act_on_a_mixture_as_on_its_one_kind_of_member(balan
         torch.testing.assert_close(mixed, single, rtol=1e-9, atol=1e-12)
 
 
-# --- running numbers --------------------------------------------------------------------------------------------------
+# running numbers
 
 
 class Half:
@@ -352,7 +354,7 @@ def test_each_member_has_its_own_anchor() -> None:
     assert [each.settings.anchor.tolerance for each in preference.objectives] == [0.05, 3.0]
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
+# refusals
 
 
 def test_a_member_that_cannot_do_it_is_named() -> None:
@@ -367,7 +369,8 @@ def test_a_member_that_cannot_do_it_is_named() -> None:
     ):
         build_objective(mix(({}, ToyReward()), ({}, ToyReward(differentiable=False))), SETTINGS)
     with pytest.raises(
-        DirectAlignError, match=r"reward\.members\.0\.words: form relative compares two phrasings"
+        DirectAlignError,
+        match=r"reward\.members\.0\.control_phrases: form relative compares two phrasings",
     ):
         build_objective(
             mix(({"control_phrases": {"positive": ["Photo"]}}, ToyReward()), ({}, ToyReward())),
@@ -375,7 +378,7 @@ def test_a_member_that_cannot_do_it_is_named() -> None:
         )
     with pytest.raises(
         DirectAlignError,
-        match=r"reward\.gradient_normalization needs a method that differentiates .* flow_grpo .* set reward\.balance: none",
+        match=r"reward\.gradient_normalization: true needs a method that differentiates .* flow_grpo .* set reward\.gradient_normalization: false",
     ):
         build_objective(
             toys(gradient_normalization=True), config.FlowGRPOConfig(), differentiable=False
@@ -411,7 +414,8 @@ def run_of(
             [CLIP, RED | {"form": "method"}],
             {},
             {},
-            r"reward\.members\.1\.reward\.name: pixels ignores prompts.* set reward\.members\.1\.form: absolute",
+            r"reward\.members\.1\.reward\.name: pixels ignores prompts.* set "
+            r"reward\.members\.1\.form: absolute",
         ),
         (
             [CLIP, {"label": "far", "reward": {"name": "remote", "url": "http://h/score"}}],
@@ -435,25 +439,26 @@ def run_of(
             [CLIP, RED],
             {"name": "flow_grpo"},
             {"gradient_normalization": True},
-            r"reward\.gradient_normalization needs a method that differentiates",
+            r"reward\.gradient_normalization: true needs a method that differentiates",
         ),
         (
             [CLIP | {"control_phrases": {"positive": [" "], "negative": ["x"]}}, RED],
             {},
             {},
-            r"reward\.members\.0\.words\.positive: holds a blank phrase",
+            r"reward\.members\.0\.control_phrases\.positive: .*blank phrase",
         ),
         (
             [CLIP, RED | {"control_phrases": {"positive": ["t.safetensors"]}}],
             {},
             {},
-            r"reward\.members\.1\.words\.positive: t\.safetensors .* pixels reads words alone",
+            r"reward\.members\.1\.control_phrases\.positive: t\.safetensors .* pixels reads words "
+            r"alone",
         ),
         (
             [CLIP, RED],
             {"control_phrases": {"positive": ["t.safetensors"], "negative": ["x"]}},
             {},
-            r"method\.words\.positive: t\.safetensors .* words of the member",
+            r"method\.control_phrases\.positive: t\.safetensors .* member",
         ),
     ],
 )

@@ -1,4 +1,5 @@
-"""A family and a reward of a few numbers each, in float64, so that a step can be written out by hand beside the method's."""
+"""A family and a reward of a few numbers each, in float64, so that a step can be written out by
+hand beside the method's."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ class ToyFamily:
 
 
 class ToyReward:
-    """Linear in the mean colour, with a direction for each text; keeps the texts it was asked about."""
+    """Linear in the mean colour, with a direction for each text; keeps the texts it was asked
+    about."""
 
     name = "toy"
 

@@ -50,7 +50,9 @@ def file(clip_folder: Path, tmp_path: Path) -> Path:
 
 
 def settings(folder: Path, project: Path | None) -> config.ClipConfig:
-    return config.ClipConfig(path=str(folder), project=None if project is None else str(project))
+    return config.ClipConfig(
+        path=str(folder), project_out=None if project is None else str(project)
+    )
 
 
 def test_scores_do_not_see_a_move_along_the_directions() -> None:
@@ -114,7 +116,7 @@ def test_directions_of_another_reward_are_refused(clip_folder: Path, tmp_path: P
     )
     with pytest.raises(
         DirectAlignError,
-        match=r"reward\.project: .*another image side; make it with directalign reward bias-directions",
+        match=r"reward\.project_out: .*another image side; make it with directalign reward bias-directions",
     ):
         load_reward(settings(clip_folder, other))
     check_reward(settings(clip_folder, other))  # whose they are is known from the weights alone
@@ -159,7 +161,7 @@ def test_a_file_of_other_content_is_refused(
 ) -> None:
     save_file(tensors, tmp_path / "d.safetensors", metadata=facts)
     for act in (load_reward, check_reward):
-        with pytest.raises(DirectAlignError, match=rf"reward\.project: .*{words}"):
+        with pytest.raises(DirectAlignError, match=rf"reward\.project_out: .*{words}"):
             act(settings(clip_folder, tmp_path / "d.safetensors"))
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from directalign.preflight.checks import check_method
 from safetensors.torch import save_file
 
 from directalign import config
 from directalign.config.load import load_run, recipe_path
-from directalign.planning.recipe import check_method
 from directalign.rewards.clip import ClipReward, SiglipReward
 from directalign.rewards.soft_prompts import (
     ControlTokens,
@@ -237,14 +237,14 @@ def test_a_check_of_the_recipe_finds_it_for_the_method_and_for_members(
     )
     with pytest.raises(
         DirectAlignError,
-        match=r"method\.words\.positive: .*a\.safetensors: fitted to another clip reward \(16 numbers a token, this one has 64",
+        match=r"method\.control_phrases\.positive: .*a\.safetensors: fitted to another clip reward \(16 numbers a token, this one has 64",
     ):
         check_method(load_run(RECIPE, [words]))
     clip = "{name: clip, path: 'world:reward'}"
-    member = f"{{label: a, reward: {clip}, words: {{positive: [{tmp_path}/none.safetensors], negative: [Anime]}}}}"
+    member = f"{{label: a, reward: {clip}, control_phrases: {{positive: [{tmp_path}/none.safetensors], negative: [Anime]}}}}"
     with pytest.raises(
         DirectAlignError,
-        match=r"reward\.members\.0\.words\.positive: .*none\.safetensors: no such file",
+        match=r"reward\.members\.0\.control_phrases\.positive: .*none\.safetensors: no such file",
     ):
         check_method(
             load_run(

@@ -19,7 +19,7 @@ import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import tiny
-from directalign import planning
+from directalign import preflight
 from directalign.cli import main as command_line
 from directalign.training import loop
 
@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> None:
     torch.set_num_threads(1)
     with (
         mock.patch("sys.argv", ["directalign", *arguments]),
-        mock.patch.object(planning, "plan", lambda run, out: SimpleNamespace(warnings=())),
+        mock.patch.object(preflight, "plan", lambda run, out: SimpleNamespace(warnings=())),
     ):
         command_line()
 

@@ -192,20 +192,20 @@ def test_a_lower_rank_tells_its_error(trained: Callable[[str], Path], tmp_path: 
         (
             "lora",
             {"steps": [1, 2]},
-            r"--steps 1,2: no checkpoint of step 1: .*holds 2, 3, 4 \(train\.keep_checkpoints: 3 keeps the newest\)",
+            r"--steps 1,2: no checkpoint of step 1: .*holds 2, 3, 4 \(train\.keep_checkpoints: 3",
         ),
         ("lora", {"last": 4}, r"--last 4: there are not as many checkpoints: .*holds 2, 3, 4"),
         ("lora", {"steps": [3, 3]}, "give each step once"),
-        ("lora", {}, r"say which checkpoints: --last K .*holds 2, 3, 4"),
-        ("lora", {"last": 1, "steps": [4]}, "say which checkpoints"),
+        ("lora", {}, r"give one of --last K .*holds 2, 3, 4"),
+        ("lora", {"last": 1, "steps": [4]}, "give one of --last K"),
         (
             "lora",
             {"last": 1, "ema": True},
-            r"kept no average of its weights \(train\.ema_decay\): leave --ema out",
+            r"no moving average \(train\.ema_decay\); omit --ema",
         ),
         ("lora", {"last": 1, "base_share": 1.0}, "from 0, the mean itself, to less than 1"),
         ("lora", {"last": 2, "rank": 5}, "the mean of 2 has rank 4 and is exact with it"),
-        ("full", {"last": 2, "rank": 1}, "trained all weights, there is no LoRA to reduce"),
+        ("full", {"last": 2, "rank": 1}, "trained all weights, not a LoRA"),
     ],
 )
 def test_what_cannot_be_averaged(
@@ -220,18 +220,18 @@ def test_more_rank_than_a_layer_has_needs_a_lower_one(
     trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "directalign.train.averaged._updates",
+        "directalign.export.average._updates",
         lambda *given: {"mid": average.LowRank(torch.ones(2, 3), torch.ones(9, 2))},
     )
     with pytest.raises(
         DirectAlignError,
-        match=r"rank 4 is more than mid can take, whose smaller side is 3: add --rank 3 or less",
+        match=r"rank 4 exceeds the smaller side 3 of mid; add --rank 3 or less",
     ):
         average_run(trained("lora"), tmp_path / "out", last=2)
 
 
 def test_a_folder_that_is_taken_or_no_run(trained: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(DirectAlignError, match="is there already"):
+    with pytest.raises(DirectAlignError, match="exists already"):
         average_run(trained("lora"), tmp_path, last=1)
     with pytest.raises(DirectAlignError, match=r"holds no run \(no run\.yaml\)"):
         average_run(tmp_path, tmp_path / "out", last=1)
@@ -254,7 +254,7 @@ def rewritten(checkpoint: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"format": 1}, "in another format: average it with that version"),
+        ({"format": 1}, "in another format; average it with that version"),
         ({"architecture": "other"}, r"step-00000[34] are of different architectures"),
     ],
 )
@@ -271,7 +271,7 @@ def test_a_base_of_another_architecture(copied: Path, tmp_path: Path) -> None:
         rewritten(copied / "checkpoints" / f"step-00000{step}", architecture="other")
     with pytest.raises(
         DirectAlignError,
-        match=r"is of another architecture than .*model: model\.path in run\.yaml names another model by now",
+        match=r"is of another architecture than .*model; model\.path in run\.yaml now refers",
     ):
         average_run(copied, tmp_path / "out", last=2)
     assert not (tmp_path / "out").exists()
@@ -282,7 +282,7 @@ def test_a_damaged_checkpoint(copied: Path, tmp_path: Path) -> None:
         stream.write(b"x")
     with pytest.raises(
         DirectAlignError,
-        match=r"step-000003: damaged \(ema\.safetensors has .* bytes instead of .*leave it out",
+        match=r"step-000003: damaged \(ema\.safetensors has .* bytes instead of .*omit it",
     ):
         average_run(copied, tmp_path / "out", last=3)
     average_run(copied, tmp_path / "out", steps=[2, 4])

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from directalign.preflight.checks import plan
 
 import tiny
 from directalign import config
 from directalign.config.load import load_run
-from directalign.methods import METHODS
-from directalign.planning import plan
+from directalign.methods import METHODS, method_class
 from directalign.training import Interrupted, loop
 from directalign.training import run as train
 from directalign.types import Batch, DirectAlignError, LossTerm, NonFiniteError
@@ -142,7 +142,7 @@ def test_a_loss_that_is_not_finite_stops_the_step_by_name(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     run = config.RunConfig.model_validate(given(tmp_path, model, name))
-    method = METHODS[name]
+    method = method_class(name)
     real = method.losses
 
     def losses(self: Any, batch: Batch) -> Iterator[LossTerm]:

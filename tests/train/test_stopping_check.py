@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from directalign.preflight.checks import check_early_stopping
+from directalign.preflight.checks import early_stopping_warnings
 from rich.console import Console
 from test_stopping import recipe
 
 from directalign.config.load import load_run, recipe_path
-from directalign.planning import check_stop
-from directalign.planning.stopping import doubts_of_stop
 from directalign.training.run_log import Display
 from directalign.types import DirectAlignError
 
@@ -37,7 +37,7 @@ RECIPE = recipe_path("world_stopping")
 )
 def test_numbers_that_are_not_measured_are_refused(stop: dict[str, Any], message: str):
     with pytest.raises(DirectAlignError, match=message):
-        check_stop(recipe(judge="world", stop=stop))
+        check_early_stopping(recipe(judge="world", stop=stop))
 
 
 def test_the_rules_are_told():
@@ -53,20 +53,20 @@ def test_the_rules_are_told():
         "content may fall by 0.03, color_drift may rise by 0.05, brightness may move by 0.2 (over it at 2 measurements in a row); "
         "no better photo_rate at 1 measurement in a row; score_pos below its peak at 3 measurements in a row"
     )
-    assert check_stop(run) == [
+    assert check_early_stopping(run) == [
         ("stop", told),
         ("left", "the weights with the highest photo_rate within the budget"),
     ]
-    assert check_stop(recipe()) == [
+    assert check_early_stopping(recipe()) == [
         ("stop", "never by itself"),
         ("left", "the weights with the highest score_pos"),
     ]
-    assert check_stop(load_run(RECIPE, ["stop=null"])) == []
+    assert check_early_stopping(load_run(RECIPE, ["stop=null"])) == []
 
 
 def test_patience_that_outlasts_the_run_is_doubted():
-    assert doubts_of_stop(recipe(stop={"drift": {"reward": 1}, "patience": 3})) == []
-    late, loose = doubts_of_stop(recipe(stop={"patience": 10}))
+    assert early_stopping_warnings(recipe(stop={"drift": {"reward": 1}, "patience": 3})) == []
+    late, loose = early_stopping_warnings(recipe(stop={"patience": 10}))
     assert (
         late
         == "early_stopping.patience: takes 100 updates to end the run, and train.num_steps is 100: it never will"
@@ -86,4 +86,8 @@ def test_the_live_line_tells_what_is_used_of_the_budget(capsys: pytest.CaptureFi
 
 def test_the_recipe_holds():
     run = load_run(RECIPE)
-    assert check_stop(run) and doubts_of_stop(run) == [] and run.train.num_steps == 10 * 30
+    assert (
+        check_early_stopping(run)
+        and early_stopping_warnings(run) == []
+        and run.train.num_steps == 10 * 30
+    )

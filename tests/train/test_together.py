@@ -108,4 +108,4 @@ def test_all_ranks_have_one_reference():
 def test_a_method_knows_the_ranks_it_trains_with(run: config.RunConfig, family: Model):
     together: ProcessGroup = One(0, 2)
     method = load_method(run, family, load_reward(run.reward), together)
-    assert method.objective.together is together  # pyright: ignore[reportAttributeAccessIssue]
+    assert method.objective.group is together  # pyright: ignore[reportAttributeAccessIssue]

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import train_stubs as stubs
+from directalign.preflight.checks import check_trackers
 
 from directalign import config
-from directalign.planning.tracking import check_track
 from directalign.training import run_log, trackers
 from directalign.types import DirectAlignError
 
@@ -233,9 +233,9 @@ def test_a_package_that_is_missing_is_refused(
     monkeypatch.setitem(sys.modules, name, None)
     run = asking(tmp_path, **{name: {"project": "p"}})
     with pytest.raises(DirectAlignError, match=f"track.{name}") as refused:
-        check_track(run, is_here=True)
+        check_trackers(run, is_here=True)
     assert line in str(refused.value)
-    findings, doubts = check_track(run, is_here=False)
+    findings, doubts = check_trackers(run, is_here=False)
     assert findings == [] and len(doubts) == 1 and line in doubts[0]
 
 
@@ -243,17 +243,19 @@ def test_wandb_online_wants_a_login_from_the_environment(
     tmp_path: Path, wandb_quietly: Any, monkeypatch: pytest.MonkeyPatch
 ):
     run = asking(tmp_path, wandb={"project": "p"})
-    assert check_track(run, is_here=True)[0] == [("W&B", "online, project p")]
+    assert check_trackers(run, is_here=True)[0] == [("W&B", "online, project p")]
     monkeypatch.delenv("WANDB_API_KEY")
     wandb_quietly.teardown()
     with pytest.raises(DirectAlignError, match="wandb login"):
-        check_track(run, is_here=True)
-    assert check_track(asking(tmp_path, wandb={"project": "p", "mode": "offline"}), is_here=True)[0]
+        check_trackers(run, is_here=True)
+    assert check_trackers(
+        asking(tmp_path, wandb={"project": "p", "mode": "offline"}), is_here=True
+    )[0]
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password " + "k" * 40)
-    assert check_track(run, is_here=True)[0]
+    assert check_trackers(run, is_here=True)[0]
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login\nuser nonsense x")
     with pytest.raises(DirectAlignError, match="cannot be read"):
-        check_track(run, is_here=True)
+        check_trackers(run, is_here=True)
 
 
 def test_trackio_stays_on_this_machine_unless_the_recipe_names_a_space(
@@ -266,14 +268,14 @@ def test_trackio_stays_on_this_machine_unless_the_recipe_names_a_space(
         asking(tmp_path, trackio={"project": "p", "space": "me/there"}),
     )
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    assert check_track(local, is_here=True)[0] == [("trackio", "on this machine, project p")]
+    assert check_trackers(local, is_here=True)[0] == [("trackio", "on this machine, project p")]
     with pytest.raises(DirectAlignError, match="hf auth login"):
-        check_track(space, is_here=True)
+        check_trackers(space, is_here=True)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
-    assert check_track(space, is_here=True)[0] == [("trackio", "me/there, project p")]
+    assert check_trackers(space, is_here=True)[0] == [("trackio", "me/there, project p")]
     monkeypatch.setenv("TRACKIO_SPACE_ID", "someone/else")
     with pytest.raises(DirectAlignError, match="TRACKIO_SPACE_ID is set"):
-        check_track(local, is_here=True)
+        check_trackers(local, is_here=True)
 
 
 def test_nothing_is_imported_that_no_recipe_asks_for(
@@ -281,7 +283,7 @@ def test_nothing_is_imported_that_no_recipe_asks_for(
 ):
     for name in ("wandb", "trackio"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert check_track(asking(tmp_path), is_here=True) == ([], [])
+    assert check_trackers(asking(tmp_path), is_here=True) == ([], [])
     (board,) = trackers.open_trackers(asking(tmp_path), tmp_path, ["x"])
     board.close(True)
     assert not (tmp_path / "tracked.json").exists()

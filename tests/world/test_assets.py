@@ -22,7 +22,7 @@ from directalign.config.load import load_run
 from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts
 from directalign.evaluation.generate import generate
 from directalign.models import load_model
-from directalign.rewards import ClipReward
+from directalign.rewards.clip import ClipReward
 from directalign.toyworld import assets
 from directalign.toyworld.judges import load_judge
 from directalign.toyworld.scenes import draw_scenes, render

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from directalign.rewards import ClipReward
+from directalign.rewards.clip import ClipReward
 from directalign.toyworld.assets import resolve
 from directalign.toyworld.scenes import STYLE_WORDS, STYLES, Scenes, draw_scenes, render
 from tools.build_toyworld.reward import Training, _fits, _loss, draw_captions, train_reward

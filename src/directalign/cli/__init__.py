@@ -12,7 +12,6 @@ import typer
 from .. import __version__
 from . import (
     arena,
-    average,
     check,
     compare,
     demo,
@@ -35,7 +34,7 @@ app.command()(evaluate.evaluate)
 app.command()(compare.compare)
 app.command()(report.report)
 app.command()(export.export)
-app.command()(average.average)
+app.command()(export.average)
 app.command()(schema.schema)
 app.add_typer(arena.app, name="arena")
 app.add_typer(reward.app, name="reward")

@@ -1,18 +1,23 @@
-"""`directalign export RUN`: weights that other programs read, with a model card, on this machine or on the Hub."""
+"""`directalign export RUN` and `directalign average RUN`: weights in other formats, and their mean.
+
+export   weights that other programs read, with a model card, on this machine or on the Hub
+average  the mean of a run's checkpoints, optionally mixed with the base model
+"""
 
 from __future__ import annotations
 
+import json
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .common import Debug, RunFolder, one_line_errors
+from .common import Debug, RunFolder, one_line_errors, require_room
 
 
 class Format(str, Enum):
-    """What is written."""
+    """Export format."""
 
     diffusers = "diffusers"
     comfyui = "comfyui"
@@ -33,44 +38,33 @@ def export(
     form: Annotated[
         Format,
         typer.Option(
-            "--format",
-            help="A LoRA file for diffusers, ComfyUI or kohya's tools, or folder: the whole pipeline.",
+            "--format", help="LoRA file for diffusers, ComfyUI or kohya; folder: whole pipeline."
         ),
     ],
     out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="New folder for the export; export/FORMAT in the run's if not given.",
-        ),
+        Path | None, typer.Option(metavar="DIR", help="New folder; default: DIR/export/FORMAT.")
     ] = None,
     dtype: Annotated[
         Dtype | None,
-        typer.Option(
-            help="Of the weights; if not given, a LoRA stays as trained and a pipeline becomes bfloat16."
-        ),
+        typer.Option(help="Of the weights; default: float32 for a LoRA, bfloat16 for a pipeline."),
     ] = None,
     merge: Annotated[
         bool,
-        typer.Option("--merge", help="Put the LoRA into the base's weights; for --format folder."),
+        typer.Option("--merge", help="Merge the LoRA into the base model; for --format folder."),
     ] = False,
     max_shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Largest file of weights; for --format folder.")
     ] = "5GB",
     push_to_hub: Annotated[
         str | None,
-        typer.Option(
-            "--push-to-hub",
-            metavar="OWNER/NAME",
-            help="Upload the exported folder to this model repository.",
-        ),
+        typer.Option(metavar="OWNER/NAME", help="Upload the export to this model repository."),
     ] = None,
     private: Annotated[
         bool, typer.Option("--private", help="Make the repository private; with --push-to-hub.")
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Write a finished run for diffusers, ComfyUI, A1111 or Forge, and upload it if asked."""
+    """Write a finished run for diffusers, ComfyUI, A1111 or Forge; upload it with --push-to-hub."""
     with one_line_errors(debug):
         from ..types import DirectAlignError
 
@@ -78,22 +72,65 @@ def export(
             raise DirectAlignError(
                 "--private is for --push-to-hub OWNER/NAME: give both, or neither"
             )
-        if push_to_hub is not None:
-            from ..export.upload import check_ready
-
-            check_ready(push_to_hub)
         from ..export import export_run
+        from ..export.upload import check_upload, push
 
-        done = export_run(
-            folder,
-            form.value,
-            out,
-            dtype.value if dtype is not None else None,
-            merge,
-            max_shard_size,
-        )
+        if push_to_hub is not None:
+            check_upload(push_to_hub)
+        weights = None if dtype is None else dtype.value
+        done = export_run(folder, form.value, out, weights, merge, max_shard_size)
         typer.echo(done)
         if push_to_hub is not None:
-            from ..export.upload import push
-
             typer.echo(push(done, push_to_hub, private))
+
+
+def average(
+    folder: RunFolder,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="New folder; sample, evaluate and export accept it.")
+    ],
+    steps: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Checkpoints of these steps.")
+    ] = None,
+    last: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="The newest K checkpoints.")
+    ] = None,
+    ema: Annotated[
+        bool | None,
+        typer.Option(
+            "--ema/--trained", help="Moving average, or weights; default: the average if any."
+        ),
+    ] = None,
+    base_share: Annotated[
+        float,
+        typer.Option(
+            min=0, metavar="S", help="Share of the base model; a LoRA is scaled by 1 − S."
+        ),
+    ] = 0.0,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="R", help="Reduce a LoRA to this rank; default: exact, the ranks' sum."
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Average checkpoints of a run into a new run folder; --base-share mixes in the base model."""
+    with one_line_errors(debug):
+        from ..types import DirectAlignError
+
+        numbers = None if steps is None else [each.strip() for each in steps.split(",")]
+        if numbers is not None and not all(each.isdecimal() for each in numbers):
+            raise DirectAlignError(
+                f"--steps {steps}: give whole numbers with commas between them, such as 20,30,40"
+            )
+        require_room(out)
+        from ..export.average import RECORD, average_run
+
+        selected = None if numbers is None else [int(each) for each in numbers]
+        done = average_run(folder, out, selected, last, ema, base_share, rank)
+        if rank is not None:
+            lora = json.loads((done / RECORD).read_text(encoding="utf-8"))["averaged"]["lora"]
+            error, layer = lora["largest_relative_error"], lora["of_layer"]
+            typer.echo(f"rank {rank}: relative error of the update at most {error:.2%}, in {layer}")
+        typer.echo(done)

@@ -42,7 +42,7 @@ def train(
         from ..config.load import load_run
 
         run = load_run(recipe, overrides)
-        from ..planning import plan  # only now: diffusers and transformers take seconds to import
+        from ..preflight import plan  # only now: diffusers and transformers take seconds to import
         from ..training import run as run_training
 
         warnings, speaks = (

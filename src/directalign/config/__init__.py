@@ -22,6 +22,7 @@ from .methods import (
     NoiseConfig,
     NoiseLevels,
     ObjectiveConfig,
+    PythonMethodConfig,
     RampConfig,
     ReFLConfig,
     SRPOConfig,

@@ -309,6 +309,16 @@ class FlowGRPOConfig(ObjectiveConfig):
         return self
 
 
+class PythonMethodConfig(ObjectiveConfig):
+    """A method of the user's own, with the settings that all methods share."""
+
+    name: Literal["python"] = "python"
+    path: str
+    """Your class as file.py:Class, see interfaces.Method."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of its constructor."""
+
+
 DEFAULT_METHOD = "srpo"
 """Method of a section without a `name`."""
 

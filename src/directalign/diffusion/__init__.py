@@ -1,1 +1,2 @@
-"""The mathematics of the method, on tensors alone: noise paths, recovery, noise levels, sampling."""
+"""The mathematics of the method, on tensors alone: noise paths, recovery, noise levels,
+sampling."""

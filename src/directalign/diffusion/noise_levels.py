@@ -1,7 +1,9 @@
-"""How pairs of noise levels are drawn for a training step, and values that ramp over the range of levels.
+"""How pairs of noise levels are drawn for a training step, and values that ramp over the range of
+levels.
 
-A sampler draws one target level per image, and both branches of a step end there: `denoise(target)` starts above it,
-`inversion(target)` below. The three samplers share that interface: draw, denoise, inversion.
+A sampler draws one target level per image, and both branches of a step end there: `denoise(target)`
+starts above it, `inversion(target)` below. The three samplers share that interface: draw, denoise,
+inversion.
 """
 
 from __future__ import annotations
@@ -23,15 +25,16 @@ GridPoints = Int64[Tensor, " b"]
 GRID_MARGIN = 5
 """Points at either end of the official grid that are never a target."""
 MAX_JUMP_FRACTION = 0.9
-"""Largest share of the way to clean, or to pure noise, that a step of the continuous samplers covers."""
+"""Largest share of the way to clean, or to pure noise, that a step of the continuous samplers
+covers."""
 
 
 @dataclass(frozen=True)
 class NoiseStep:
     """A step from `sigma_from` to `sigma_to`, both (b,).
 
-    `position` in [0, 1] is the place of the step's low-noise end in the sampler's range (0: low noise), where ramps
-    and discount are read.
+    `position` in [0, 1] is the place of the step's low-noise end in the sampler's range (0: low
+    noise), where ramps and discount are read.
     """
 
     sigma_from: SigmaBatch
@@ -63,11 +66,13 @@ class Ramp:
 
 @dataclass(frozen=True)
 class GridSampler:
-    """The official grid: indices `first`..`last` of a shifted sampling grid, divided into `points` linear points.
+    """The official grid: indices `first`..`last` of a shifted sampling grid, divided into `points`
+    linear points.
 
-    Points are numbered from 1 at the low-noise end. A target is a point m, and both steps are span(m) points long. Near
-    the low-noise end, where m − span would be point 0, inversion starts at point 1 and ends one point higher. Positions
-    are read one point too high, `point / (points − 1)`, as in the official step (arXiv 2509.06942, released code).
+    Points are numbered from 1 at the low-noise end. A target is a point m, and both steps are
+    span(m) points long. Near the low-noise end, where m − span would be point 0, inversion starts
+    at point 1 and ends one point higher. Positions are read one point too high, `point / (points −
+    1)`, as in the official step (arXiv 2509.06942, released code).
     """
 
     schedule_steps: int = 50
@@ -91,8 +96,8 @@ class GridSampler:
 
     @cached_property
     def levels(self) -> Float32[Tensor, " points"]:
-        """Noise level of every point, rising. float32 as in the official step: with truncated timesteps the last digit
-        matters where a level is a whole timestep."""
+        """Noise level of every point, rising. float32 as in the official step: with truncated
+        timesteps the last digit matters where a level is a whole timestep."""
         grid = torch.linspace(1, 0, self.schedule_steps + 1, dtype=torch.float32)
         grid = shift_sigmas(grid, self.schedule_shift)
         high, low = float(grid[self.first]), float(grid[self.last])
@@ -103,7 +108,8 @@ class GridSampler:
         return torch.randint(GRID_MARGIN, self.points - GRID_MARGIN, (b,), generator=generator)
 
     def span(self, m: GridPoints) -> GridPoints:
-        """Length in points of the steps that end at `m`: at most (1 − groundtruth_ratio) of the grid, less at its ends."""
+        """Length in points of the steps that end at `m`: at most (1 − groundtruth_ratio) of the
+        grid, less at its ends."""
         longest = int((1 - self.groundtruth_ratio) * self.points) + 1
         return torch.minimum(self.points - m, m).clamp(max=longest)
 
@@ -125,7 +131,8 @@ class GridSampler:
 
 @dataclass(frozen=True)
 class UniformSampler:
-    """Target level uniform in [sigma_low, sigma_high]; fixed jump, shortened only by `MAX_JUMP_FRACTION`."""
+    """Target level uniform in [sigma_low, sigma_high]; fixed jump, shortened only by
+    `MAX_JUMP_FRACTION`."""
 
     sigma_high: float
     sigma_low: float
@@ -151,7 +158,8 @@ class UniformSampler:
 
 @dataclass(frozen=True)
 class ConstantGainSampler:
-    """Target level uniform; the start is solved so that |gain| is the same on every step that `MAX_JUMP_FRACTION` allows."""
+    """Target level uniform; the start is solved so that |gain| is the same on every step that
+    `MAX_JUMP_FRACTION` allows."""
 
     sigma_high: float
     sigma_low: float

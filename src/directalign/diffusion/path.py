@@ -1,8 +1,9 @@
-"""The two noise paths x_t = alpha·x0 + sigma·noise, what a network may predict on them, and the DDPM table.
+"""The two noise paths x_t = alpha·x0 + sigma·noise, what a network may predict on them, and the
+DDPM table.
 
-`sigma` is the coefficient of the noise: "flow" has alpha = 1 − sigma, "vp" has alpha² + sigma² = 1. Every prediction
-type is a sum of two terms, target = of_noise·noise + of_x0·x0. With x_t that makes two equations in two unknowns;
-`determinant` is theirs, and every conversion follows from it.
+`sigma` is the coefficient of the noise: "flow" has alpha = 1 − sigma, "vp" has alpha² + sigma² = 1.
+Every prediction type is a sum of two terms, target = of_noise·noise + of_x0·x0. With x_t that makes
+two equations in two unknowns; `determinant` is theirs, and every conversion follows from it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def expand_like(
 
 
 def shift_sigmas(sigma: Tensor, shift: float) -> Tensor:
-    """Shift levels in [0, 1] toward the noisy end, s' = shift·s / (1 + (shift − 1)·s); both ends stay."""
+    """Shift levels in [0, 1] toward the noisy end, s' = shift·s / (1 + (shift − 1)·s); both ends
+    stay."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
@@ -61,7 +63,8 @@ def target_coefficients(
 
 
 def determinant(path: PathName, prediction: PredictionName, sigma: Tensor) -> Tensor:
-    """alpha·of_noise − sigma·of_x0: 1 for velocity on flow and v on vp, alpha for epsilon, −sigma for x0."""
+    """alpha·of_noise − sigma·of_x0: 1 for velocity on flow and v on vp, alpha for epsilon, −sigma
+    for x0."""
     of_noise, of_x0 = target_coefficients(path, prediction, sigma)
     return alpha(path, sigma) * of_noise - sigma * of_x0
 
@@ -116,7 +119,8 @@ def classifier_free_guidance(cond: Latents, uncond: Latents, scale: float) -> La
 class DDPMTable:
     """Maps a DDPM's timesteps to sigma and back, piecewise linearly.
 
-    Timesteps run from 0 to len(alphas_cumprod) − 1 and may be fractional; values beyond the table take its end.
+    Timesteps run from 0 to len(alphas_cumprod) − 1 and may be fractional; values beyond the table
+    take its end.
     """
 
     def __init__(self, alphas_cumprod: Float[Tensor, " timesteps"]) -> None:

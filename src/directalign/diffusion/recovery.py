@@ -1,12 +1,14 @@
 """Direct-Align in one line, and the place to start reading (arXiv 2509.06942, section 3).
 
-Add *known* noise to a clean image, call the network once, take one step from `sigma_from` to `sigma_to`, and subtract
-the known noise that is left: x0 = (x_to − sigma_to·noise) / alpha_to. For every path and prediction type this equals
+Add *known* noise to a clean image, call the network once, take one step from `sigma_from` to
+`sigma_to`, and subtract the known noise that is left: x0 = (x_to − sigma_to·noise) / alpha_to. For
+every path and prediction type this equals
 
     recovered = x0 + gain · (target − pred)
 
-where `target` is the prediction of a perfect network. The reward sees the clean image plus a small signed multiple of
-the network's own error, and the gradient is one Jacobian times a number. docs/method.md derives it.
+where `target` is the prediction of a perfect network. The reward sees the clean image plus a small
+signed multiple of the network's own error, and the gradient is one Jacobian times a number.
+docs/method.md derives it.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ def gain(
 
         flow, velocity    (sigma_from − sigma_to) / (1 − sigma_to)
         vp, v             (sigma_from·alpha_to − sigma_to·alpha_from) / alpha_to
-        epsilon           sigma_from/alpha_from − sigma_to/alpha_to       (needs alpha(sigma_from) > 0)
+        epsilon           sigma_from/alpha_from − sigma_to/alpha_to    (alpha(sigma_from) > 0)
     """
     alpha_from, alpha_to = alpha(path, sigma_from), alpha(path, sigma_to)
     cross = sigma_from * alpha_to - sigma_to * alpha_from
@@ -43,7 +45,8 @@ def gain(
 def recover(
     path: PathName, prediction: PredictionName, noised: Noised, pred: Latents, sigma_to: PerSample
 ) -> Recovered:
-    """The recovered latents after a step from `noised.sigma` to `sigma_to`; gradient through `pred` alone."""
+    """The recovered latents after a step from `noised.sigma` to `sigma_to`; gradient through `pred`
+    alone."""
     residual = target(path, prediction, noised.x0, noised.noise, noised.sigma) - pred
     if prediction == "x0":
         residual = -residual  # a positive gain must move toward the network's own estimate here too

@@ -1,4 +1,5 @@
-"""Reproducible random draws: every draw depends on (seed, stream, step) and on a sample's row in the global batch.
+"""Reproducible random draws: every draw depends on (seed, stream, step) and on a sample's row in
+the global batch.
 
 Numbers are drawn on the CPU and then moved, so a seed means the same noise on every device.
 """
@@ -18,7 +19,8 @@ NOISE, FRESH_NOISE, NOISE_LEVEL, STEPS, TRANSITION = 1, 2, 3, 4, 5
 
 
 def generator_for(seed: int, *keys: int) -> torch.Generator:
-    """A CPU generator that depends on (seed, *keys) alone; keys name a stream, a step, an index, ...
+    """A CPU generator that depends on (seed, *keys) alone; keys name a stream, a step, an index,
+    ...
 
     Keys are hashed, never added: another key, or one key more, gives an independent stream.
     """
@@ -29,7 +31,8 @@ def generator_for(seed: int, *keys: int) -> torch.Generator:
 def update_generator(batch: Batch, stream: int, index: int = 0) -> torch.Generator:
     """The generator of one stream in one update, the same on all ranks and accumulated batches.
 
-    `index` separates several draws of one stream within the update. Per-sample draws go through `draw_rows`.
+    `index` separates several draws of one stream within the update. Per-sample draws go through
+    `draw_rows`.
     """
     return generator_for(batch.seed, stream, batch.step, 0, index, 0)
 
@@ -37,7 +40,8 @@ def update_generator(batch: Batch, stream: int, index: int = 0) -> torch.Generat
 def draw_rows(batch: Batch, draw: Callable[[int], Tensor]) -> Tensor:
     """Call `draw(n)` for the n rows of the update's global batch and return the rows of this batch.
 
-    A sample's draw thus depends on its row in the update, not on the number of ranks or accumulated batches.
+    A sample's draw thus depends on its row in the update, not on the number of ranks or accumulated
+    batches.
     """
     b = len(batch.prompts)
     n = b if batch.global_size is None else batch.global_size

@@ -1,7 +1,8 @@
 """Sampling: from pure noise to clean latents, Euler on a flow and DDIM (eta 0) on a VP path.
 
-Both split x_t into estimates of signal and noise and combine them at the next level. `linear_step` writes the same step
-as x_to = a·x_t + b·pred, for methods whose gradient runs along the chain of steps but not through the network's input.
+Both split x_t into estimates of signal and noise and combine them at the next level. `linear_step`
+writes the same step as x_to = a·x_t + b·pred, for methods whose gradient runs along the chain of
+steps but not through the network's input.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from .rng import NOISE, batch_noise
 
 @dataclass(frozen=True)
 class RolloutStart:
-    """Conditioning under the rollout's guidance, pure noise, and the levels to visit (falling to 0)."""
+    """Conditioning under the rollout's guidance, pure noise, and the levels to visit (falling to
+    0)."""
 
     cond: Conditioning
     noise: Latents
@@ -74,9 +76,9 @@ def sample(
 ) -> Latents:
     """Clean latents x0 from `noise`, one network call per pair of neighbours in `sigmas`.
 
-    `sigmas` fall to 0 (`model.sigmas`); if they end above 0 the result is x_t at the last level. The last `grad_steps`
-    steps keep their graph, the others run without gradient. `noise` is taken as x_t at the first level, as in the
-    diffusers pipelines.
+    `sigmas` fall to 0 (`model.sigmas`); if they end above 0 the result is x_t at the last level.
+    The last `grad_steps` steps keep their graph, the others run without gradient. `noise` is taken
+    as x_t at the first level, as in the diffusers pipelines.
     """
     x_t, num_inference_steps = noise, len(sigmas) - 1
     keeps_graph = torch.is_grad_enabled()
@@ -98,7 +100,8 @@ def sample_trajectory(model: Model, start: RolloutStart) -> list[Latents]:
 def sampling_step(
     model: Model, cond: Conditioning, x_t: Latents, sigma_from: Tensor, sigma_to: Tensor
 ) -> Latents:
-    """One step and one network call between scalar levels: x_to = alpha_to·x0_hat + sigma_to·noise_hat."""
+    """One step and one network call between scalar levels: x_to = alpha_to·x0_hat +
+    sigma_to·noise_hat."""
     sigma_from, sigma_to = sigma_from.expand(len(x_t)), sigma_to.expand(len(x_t))
     pred = model.predict(x_t, sigma_from, cond)
     x0_hat = to_x0(model.path, model.prediction, pred, x_t, sigma_from)
@@ -116,19 +119,22 @@ def predict_x0(model: Model, cond: Conditioning, x_t: Latents, sigma: PerSample)
 def rollout_sigmas(
     model: Model, settings: RolloutConfig, height: int, width: int
 ) -> Float[Tensor, " levels"]:
-    """The sampling grid of a recipe: linspace(1, 0) under its own shift, or that of the checkpoint's scheduler."""
+    """The sampling grid of a recipe: linspace(1, 0) under its own shift, or that of the
+    checkpoint's scheduler."""
     steps = settings.num_inference_steps
     if settings.shift is None:
         sigmas = model.sigmas(steps, height, width)
         if not sigmas.isfinite().all():  # a scheduler with shift_terminal has no single step
             raise DirectAlignError(
-                f"rollout.num_inference_steps {steps} at {height}x{width}: the checkpoint's scheduler has "
+                f"rollout.num_inference_steps {steps} at {height}x{width}: the checkpoint's "
+                "scheduler has "
                 "no such grid: sample in more steps, or set rollout.shift"
             )
         return sigmas
     if model.path != "flow":
         raise DirectAlignError(
-            f"rollout.shift {settings.shift} is for rectified-flow models, and this one follows a DDPM "
+            f"rollout.shift {settings.shift} is for rectified-flow models, and this one follows a "
+            "DDPM "
             "schedule: remove rollout.shift"
         )
     return flow_sigmas(steps, settings.shift)
@@ -140,7 +146,7 @@ def step_coefficients(
     """(a, b) of x_to = a·x_t + b·pred between two levels of equal shape, at any distance.
 
         flow, velocity    a = 1                       b = sigma_to − sigma_from
-        vp, epsilon       a = alpha_to / alpha_from   b = sigma_to − sigma_from·alpha_to / alpha_from
+        vp, epsilon       a = alpha_to/alpha_from     b = sigma_to − sigma_from·alpha_to / alpha_from
         vp, v             cosine and minus the sine of the angle between the levels
 
     A step to sigma 0 gives x0_hat. Epsilon has no step from alpha = 0, x0 none from sigma = 0.
@@ -160,7 +166,8 @@ def linear_step(
     sigma_from: PerSample,
     sigma_to: PerSample,
 ) -> Latents:
-    """x_to from x_t and its prediction, (b, c, h, w) each; gradient through both where they carry one."""
+    """x_to from x_t and its prediction, (b, c, h, w) each; gradient through both where they carry
+    one."""
     a, b = step_coefficients(path, prediction, sigma_from, sigma_to)
     return expand_like(a, x_t) * x_t + expand_like(b, pred) * pred
 
@@ -168,7 +175,8 @@ def linear_step(
 def chain_coefficients(
     path: PathName, prediction: PredictionName, sigmas: Float[Tensor, " levels"]
 ) -> Float[Tensor, " steps"]:
-    """d x_last / d pred of each step along `sigmas` with the network's inputs held: its b times the a of all later steps.
+    """d x_last / d pred of each step along `sigmas` with the network's inputs held: its b times the
+    a of all later steps.
 
     On a flow these are the lengths of the steps, sigma_to − sigma_from.
     """

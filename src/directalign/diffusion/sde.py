@@ -1,11 +1,13 @@
 """One stochastic sampling step as a Gaussian, and the loss of a policy gradient over such steps.
 
-Every kind of step is the deterministic one with part of the estimated noise exchanged for fresh noise:
+Every kind of step is the deterministic one with part of the estimated noise exchanged for fresh
+noise:
 
-    x_to = alpha_to·x0_hat + kept·noise_hat + std·fresh     (kept = sigma_to, std = 0: Euler, or DDIM at eta 0)
+    x_to = alpha_to·x0_hat + kept·noise_hat + std·fresh   (kept = sigma_to, std = 0: Euler or DDIM)
 
-They differ in (kept, std) alone, see `spread`. The rest follows DDPO (arXiv 2305.13301): log-probability of a step,
-advantage of a sample over the others of its prompt, and the clipped ratio of PPO (arXiv 1707.06347).
+They differ in (kept, std) alone, see `spread`. The rest follows DDPO (arXiv 2305.13301):
+log-probability of a step, advantage of a sample over the others of its prompt, and the clipped
+ratio of PPO (arXiv 1707.06347).
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ from .path import alpha, expand_like, to_noise, to_x0
 SDEKind = Literal["ddim", "flow_grpo", "dance"]
 
 STD_EPSILON = 1e-6
-"""Added to the std of rewards: a group of equal rewards has advantage 0 instead of an undefined one."""
+"""Added to the std of rewards: a group of equal rewards has advantage 0 instead of an undefined
+one."""
 
 
 @dataclass(frozen=True)
 class Transition:
-    """x_to ~ Normal(mean, std²), one std per sample; 0 where the step adds no noise and cannot be trained."""
+    """x_to ~ Normal(mean, std²), one std per sample; 0 where the step adds no noise and cannot be
+    trained."""
 
     mean: Latents
     std: PerSample
@@ -49,7 +53,8 @@ def transition(
     sigma_to: PerSample,
     noise_level: float,
 ) -> Transition:
-    """The step from `sigma_from` down to `sigma_to` given the network's `pred` at x_t; gradient through `pred`."""
+    """The step from `sigma_from` down to `sigma_to` given the network's `pred` at x_t; gradient
+    through `pred`."""
     x0_hat = to_x0(path, prediction, pred, x_t, sigma_from)
     noise_hat = to_noise(path, prediction, pred, x_t, sigma_from)
     kept, std = spread(kind, path, sigma_from, sigma_to, noise_level)
@@ -60,20 +65,22 @@ def transition(
 def spread(
     kind: SDEKind, path: PathName, sigma_from: PerSample, sigma_to: PerSample, noise_level: float
 ) -> tuple[PerSample, PerSample]:
-    """(kept, std): how much estimated noise is kept and how much fresh noise is added; (sigma_to, 0) at noise_level 0.
+    """(kept, std): how much estimated noise is kept and how much fresh noise is added; (sigma_to,
+    0) at noise_level 0.
 
-        ddim       std = noise_level·sigma_to·√(1 − (sigma_to·alpha_from / (sigma_from·alpha_to))²) and
-                   kept = √(sigma_to² − std²). Any path; on a VP path noise_level is eta of DDIM (arXiv 2010.02502,
-                   eq. 16), 0 to 1. The noise in x_to always sums to sigma_to, as in coefficient-preserving
-                   sampling (arXiv 2509.05952).
-        flow_grpo  dx = (v + s²/(2t)·(x + (1 − t)·v))dt + s·dw with s = noise_level·√(t/(1 − t)), t = sigma
-                   (arXiv 2505.05470). x + (1 − t)·v is noise_hat, hence kept = sigma_to − s²·Δ/(2·sigma_from) and
-                   std = s·√Δ with Δ = sigma_from − sigma_to. At pure noise 1 − t is taken at sigma_to, as in the
-                   authors' implementation.
-        dance      the same with s = noise_level throughout (arXiv 2505.07818).
+    ddim       std = noise_level·sigma_to·√(1 − (sigma_to·alpha_from / (sigma_from·alpha_to))²) and
+                   kept = √(sigma_to² − std²). Any path; on a VP path noise_level is eta of DDIM
+                   (arXiv 2010.02502, eq. 16), 0 to 1. The noise in x_to always sums to sigma_to, as
+                   in coefficient-preserving sampling (arXiv 2509.05952).
+    flow_grpo  dx = (v + s²/(2t)·(x + (1 − t)·v))dt + s·dw with s = noise_level·√(t/(1 − t)),
+                   t = sigma (arXiv 2505.05470). x + (1 − t)·v is noise_hat, hence kept = sigma_to −
+                   s²·Δ/(2·sigma_from) and std = s·√Δ with Δ = sigma_from − sigma_to. At pure noise
+                   1 − t is taken at sigma_to, as in the authors' implementation.
+    dance      the same with s = noise_level throughout (arXiv 2505.07818).
 
-    The last step, to sigma_to = 0, adds no noise in any kind, as in DDIM and DanceGRPO. Flow-GRPO's implementation
-    leaves noise in the image that the reward scores, and trains all steps but that one.
+    The last step, to sigma_to = 0, adds no noise in any kind, as in DDIM and DanceGRPO. Flow-GRPO's
+    implementation leaves noise in the image that the reward scores, and trains all steps but that
+    one.
     """
     if kind == "ddim":
         shrinkage = sigma_to * alpha(path, sigma_from) / (sigma_from * alpha(path, sigma_to))
@@ -90,9 +97,11 @@ def spread(
 
 
 def log_prob(step: Transition, x_to: Latents) -> PerSample:
-    """Log-density of x_to, as the mean over its dimensions (the sum in theory; Flow-GRPO and DanceGRPO take the mean).
+    """Log-density of x_to, as the mean over its dimensions (the sum in theory; Flow-GRPO and
+    DanceGRPO take the mean).
 
-    A ratio of two such values is the true one to the power 1 / dimensions, which is why clip ranges are small.
+    A ratio of two such values is the true one to the power 1 / dimensions, which is why clip ranges
+    are small.
     """
     std = expand_like(step.std, step.mean)
     each = -((x_to - step.mean) ** 2) / (2 * std**2) - std.log() - math.log(2 * math.pi) / 2
@@ -100,7 +109,8 @@ def log_prob(step: Transition, x_to: Latents) -> PerSample:
 
 
 def kl_divergence(step: Transition, base: Transition) -> PerSample:
-    """KL(step ‖ base) = (difference of means)² / (2·std²), as the mean over dimensions; both have the same std."""
+    """KL(step ‖ base) = (difference of means)² / (2·std²), as the mean over dimensions; both have
+    the same std."""
     squared = ((step.mean - base.mean) ** 2).mean((1, 2, 3))
     return squared / (2 * step.std.to(step.mean) ** 2)
 
@@ -108,10 +118,11 @@ def kl_divergence(step: Transition, base: Transition) -> PerSample:
 def group_advantage(
     reward: PerSample, group_size: int, over: Literal["group", "batch"] = "group"
 ) -> PerSample:
-    """(reward − mean of its group) / std; runs of `group_size` neighbours are samples of one prompt.
+    """(reward − mean of its group) / std; runs of `group_size` neighbours are samples of one
+    prompt.
 
-    `over` chooses the population std: each group's own (GRPO, arXiv 2402.03300), or that of the deviations of all
-    groups of this batch, so that prompts whose samples hardly differ weigh less.
+    `over` chooses the population std: each group's own (GRPO, arXiv 2402.03300), or that of the
+    deviations of all groups of this batch, so that prompts whose samples hardly differ weigh less.
     """
     deviation = center_groups(reward, group_size)
     squared = deviation.square()

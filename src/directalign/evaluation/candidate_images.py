@@ -16,7 +16,7 @@ from ..io.jsonl import Say, told_where_full
 from ..types import DirectAlignError, Images
 from .candidates import Subject
 from .eval_samples import Item
-from .generate import generate, save_png, trained_family
+from .generate import generate, load_run_model, save_png
 
 Files = Mapping[str, Sequence[Path]]
 """By key of a model of kind images: its file for every item."""
@@ -69,7 +69,7 @@ def _generate_candidate(
     run = subject.run
     assert run is not None
     size = batch_size or (1 if subject.kind == "model" else run.evaluate.batch_size)
-    model = trained_family(run, subject.trained)
+    model = load_run_model(run, subject.trained)
     for first in range(0, len(items), size):
         batch = items[first : first + size]
         files = [out / file_of(subject.key, item.index) for item in batch]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from .. import config
 from ..data.text_files import checked_prompt, json_rows
-from ..models import MODELS
+from ..models import model_class
 from ..models.lora import LORA_FILE
 from ..types import DirectAlignError
 from .eval_samples import Item
@@ -21,7 +21,7 @@ from .generate import RECORD, run_of
 
 Kind = Literal["base", "run", "model", "images"]
 BASE, BASE_LABEL = "base", "Base model"
-OF_A_MODEL = ("family", "path", "components", "revision", "variant", "dtype", "quantization")
+OF_A_MODEL = ("architecture", "path", "components", "revision", "variant", "dtype", "quantization")
 """Settings of `config.Model` that say which weights a run begins with."""
 
 
@@ -92,7 +92,7 @@ def _open(label: str | None, source: str) -> Subject:
     if trained is None:
         return Subject("", label or folder.name, "model", source, run)
     weights = trained / (
-        LORA_FILE if run.model.tune == "lora" else MODELS[run.model.architecture].part
+        LORA_FILE if run.model.tune == "lora" else model_class(run.model.architecture).part
     )
     if not weights.exists():
         raise DirectAlignError(

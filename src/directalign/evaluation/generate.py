@@ -18,7 +18,7 @@ from ..config.load import load_run
 from ..diffusion.sampling import rollout_sigmas, sample
 from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup
 from ..io.hub import is_hub_id
-from ..models import MODELS, load_model, load_trained, single_file
+from ..models import MODELS, load_model, load_trained, model_class, single_file
 from ..models.checkpoint_source import open_source
 from ..models.reference_model import ReferenceModel, has_adapters
 from ..models.weight_files import read_json
@@ -200,7 +200,6 @@ def _load_lines(call: dict[str, Any], part: str, run: config.RunConfig) -> list[
 
 
 RECORD = "images.jsonl"
-MODEL_OF_PIPELINE = {model.pipeline: name for name, model in MODELS.items()}
 
 
 def sample_images(
@@ -226,7 +225,7 @@ def sample_images(
     run, trained = run_of(source)
     run = run.model_copy(update={"rollout": run.rollout.model_copy(update=dict(rollout or {}))})
     trained = None if base else trained
-    model = trained_family(run, trained)
+    model = load_run_model(run, trained)
     images = generate(model, pairs.prompts, pairs.seeds, run.rollout, batch_size=1)
     return _write(
         out,
@@ -245,18 +244,17 @@ def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:
         return load_run(source / "run.yaml"), source
     _check_model(source)
     folder = open_source(
-        config.ModelConfig(model="flux", path=str(source)), weights=False
+        config.ModelConfig(architecture="flux", path=str(source)), weights=False
     ).folder  # which model it is, its index will say
     if not (folder / "model_index.json").is_file():
         raise DirectAlignError(
             f"{source}: neither a run (no run.yaml) nor a diffusers pipeline (no model_index.json); give one of the two"
         )
     name = read_json(folder / "model_index.json").get("_class_name")
-    if name not in MODEL_OF_PIPELINE:
-        raise DirectAlignError(
-            f"{folder}: holds a {name}, and {', '.join(MODEL_OF_PIPELINE)} are read"
-        )
-    return _bare_recipe(str(source), folder, MODEL_OF_PIPELINE[name]), None
+    pipelines = {model_class(each).pipeline: each for each in MODELS}
+    if name not in pipelines:
+        raise DirectAlignError(f"{folder}: holds a {name}, and {', '.join(pipelines)} are read")
+    return _bare_recipe(str(source), folder, pipelines[name]), None
 
 
 def _check_model(source: Path) -> None:
@@ -273,7 +271,7 @@ def _check_model(source: Path) -> None:
 
 def _bare_recipe(path: str, folder: Path, model: str) -> config.RunConfig:
     """Sampling settings for a model that no run is behind: 25 steps, no classifier-free guidance, embedded guidance 3.5 where the network takes it."""
-    part = folder / MODELS[model].part / "config.json"
+    part = folder / model_class(model).part / "config.json"
     guidance = 3.5 if read_json(part).get("guidance_embeds") else None
     given = {
         "name": path,
@@ -287,7 +285,7 @@ def _bare_recipe(path: str, folder: Path, model: str) -> config.RunConfig:
     return config.RunConfig.model_validate(given)
 
 
-def trained_family(run: config.RunConfig, trained: Path | None) -> Model:
+def load_run_model(run: config.RunConfig, trained: Path | None) -> Model:
     """The run's model on the best device, with the weights of `trained`, or the base model's for None."""
     model = load_model(run.model, "cuda" if torch.cuda.is_available() else "cpu")
     if trained is not None:

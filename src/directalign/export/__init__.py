@@ -1,4 +1,7 @@
-"""What a run leaves, in the shapes that others read: LoRA files for diffusers, ComfyUI and kohya's tools, whole pipelines, a model card, the Hub."""
+"""Export runs: LoRA files for diffusers, ComfyUI and kohya's tools, whole pipelines, model cards.
+
+`average` writes the mean of a run's checkpoints; `upload` copies an export to the Hugging Face Hub.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +12,27 @@ from pathlib import Path
 from typing import Literal
 
 from ..types import DirectAlignError
-from .finished_run import Finished, base_of, open_finished
+from .finished_run import FinishedRun, base_model_info, read_finished_run
 from .model_card import write_card
 from .weights import DtypeName, write_lora, write_pipeline
 
-PARTIAL = ".partial-"
+Format = Literal["diffusers", "comfyui", "kohya", "folder"]
+MAX_SHARD_SIZE = "5GB"
 
 
-def refuse_taken(out: Path) -> None:
-    """An existing file or folder is an error: exports are not written over one another."""
+def require_new(out: Path) -> None:
+    """Refuse an existing file or folder. Raises: DirectAlignError."""
     if out.exists():
-        raise DirectAlignError(
-            f"--out {out}: is there already: name another folder, or remove it first"
-        )
+        raise DirectAlignError(f"--out {out}: exists already; name another folder, or remove it")
 
 
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write into, renamed to `out` when everything is there and removed after an error."""
-    refuse_taken(out)
-    partial = out.with_name(PARTIAL + out.name)
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out`: renamed to `out` on success, removed after an error."""
+    require_new(out)
+    partial = out.with_name(f".partial-{out.name}")
     if partial.exists():
-        shutil.rmtree(partial)  # what an export left that was killed
+        shutil.rmtree(partial)  # from an export that was killed
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -38,10 +40,6 @@ def whole_folder(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial)
         raise
-
-
-Format = Literal["diffusers", "comfyui", "kohya", "folder"]
-MAX_SHARD_SIZE = "5GB"
 
 
 def export_run(
@@ -52,22 +50,23 @@ def export_run(
     merge: bool = False,
     max_shard_size: str = MAX_SHARD_SIZE,
 ) -> Path:
-    """Write a finished run's weights and README.md into a new folder, `out` or RUN/export/FORM, and return it.
+    """Write a finished run's weights and README.md into a new folder and return the folder.
 
     Args:
         form: a LoRA file for diffusers, ComfyUI or kohya's tools; or folder: the whole pipeline.
-        dtype: of the weights; None leaves a LoRA as it was trained (float32) and writes a pipeline in bfloat16.
-        merge: put a LoRA into the base's weights; for folder.
+        out: None takes RUN/export/FORM.
+        dtype: of the weights; None keeps a LoRA in float32 and writes a pipeline in bfloat16.
+        merge: merge a LoRA into the base model; for folder.
         max_shard_size: of one file of weights, for folder.
     Raises:
-        DirectAlignError: no finished run, a format that does not fit what was trained, a folder that is taken.
+        DirectAlignError: no finished run, a format that does not fit it, or an existing folder.
     """
-    finished = open_finished(folder)
-    _check_fits(finished, form, merge)
+    finished = read_finished_run(folder)
+    _check_format(finished, form, merge)
     out = out or folder / "export" / form
-    refuse_taken(out)
-    base = base_of(finished.run.model)
-    with whole_folder(out) as target:
+    require_new(out)
+    base = base_model_info(finished.run.model)
+    with atomic_folder(out) as target:
         if form == "folder":
             write_pipeline(finished, target, dtype or "bfloat16", max_shard_size)
         else:
@@ -76,21 +75,20 @@ def export_run(
     return out
 
 
-def _check_fits(finished: Finished, form: Format, merge: bool) -> None:
-    tune = finished.run.model.tune
-    if merge and form != "folder":
+def _check_format(finished: FinishedRun, form: Format, merge: bool) -> None:
+    run, folder, lora = finished.folder, form == "folder", finished.run.model.tune == "lora"
+    if merge and not folder:
         raise DirectAlignError(
-            f"--merge puts a LoRA into the base's weights: leave it out for --format {form}, or give --format folder"
+            f"--merge: merges a LoRA into the base model; omit it for --format {form}, or give "
+            "--format folder"
         )
-    if form == "folder" and tune == "lora" and not merge:
+    if folder and lora and not merge:
         raise DirectAlignError(
-            f"--format folder: {finished.folder} trained a LoRA: add --merge to put it into the base, or give --format diffusers"
+            f"--format folder: {run} trained a LoRA; add --merge, or give --format diffusers"
         )
-    if form == "folder" and tune == "full" and merge:
+    if folder and not lora and merge:
+        raise DirectAlignError(f"--merge: {run} trained all weights, not a LoRA; omit --merge")
+    if not folder and not lora:
         raise DirectAlignError(
-            f"--merge: {finished.folder} trained all weights, there is no LoRA to merge: leave --merge out"
-        )
-    if form != "folder" and tune == "full":
-        raise DirectAlignError(
-            f"--format {form}: {finished.folder} trained all weights, there is no LoRA to write: give --format folder"
+            f"--format {form}: {run} trained all weights, not a LoRA; give --format folder"
         )

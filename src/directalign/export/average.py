@@ -1,9 +1,10 @@
-"""`directalign average`: the uniform mean of a run's checkpoints as a folder that sample, evaluate and export accept as a run.
+"""The uniform mean of a run's checkpoints, as a folder that sample, evaluate and export accept.
 
-run.yaml      the run's recipe under another name; of a LoRA with the rank of the mean
+run.yaml      the run's recipe under another name; for a LoRA with the rank of the mean
 lora.safetensors | transformer/ | unet/
-summary.json  under `averaged`: which checkpoints, whose weights, the base model's share, the error of a reduced rank
-Left out: weights other than equal ones, and checkpoints of several runs.
+summary.json  `averaged`: checkpoints, group of weights, share of the base model, rank error
+
+Not supported: unequal weights, and checkpoints of several runs.
 """
 
 from __future__ import annotations
@@ -19,27 +20,32 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import config
-from ..config.load import dump_run, load_run
+from ..config.load import dump_run
 from ..io import atomic
-from ..models import MODELS
 from ..models import lora as tuning
+from ..models import model_class
 from ..models.checkpoint_source import open_source
 from ..models.components import load_parts
 from ..training import checkpoint, run_folder
 from ..training.checkpoint import AVERAGE, WEIGHTS
 from ..types import DirectAlignError
-from . import refuse_taken, whole_folder
+from . import atomic_folder, require_new
+from .finished_run import load_run_config
 from .lora_formats import DOWN, UP, LowRank
+
+RECORD = "summary.json"
+GROUP_BYTES = 2**30
+"""Bytes of weights that are read at once."""
 
 
 def mean_weight(tuned: Sequence[Tensor], base: Tensor, base_share: float) -> Tensor:
-    """(1 − base_share)·mean(tuned) + base_share·base, summed in float64 and rounded once to the dtype of `base`; all of one shape."""
+    """(1 − base_share)·mean(tuned) + base_share·base in float64, rounded to the dtype of `base`."""
     mean = sum((each.double() for each in tuned[1:]), tuned[0].double()) / len(tuned)
     return torch.lerp(mean, base.double(), base_share).to(base)
 
 
 def mean_update(tuned: Sequence[LowRank], base_share: float) -> LowRank:
-    """The update (1 − base_share)·mean(up · down), exactly: first factors stacked, second ones side by side, so ranks add up."""
+    """(1 − base_share)·mean(up · down), exactly: factors are concatenated, so ranks add."""
     share = (1 - base_share) / len(tuned)
     return LowRank(
         torch.cat([each.down for each in tuned]),
@@ -47,11 +53,12 @@ def mean_update(tuned: Sequence[LowRank], base_share: float) -> LowRank:
     )
 
 
-def reduced(update: LowRank, rank: int) -> tuple[LowRank, float]:
-    """The update of this rank that is nearest in the Frobenius norm, and its distance over the norm of the whole; 0 for one that is 0.
+def reduce_rank(update: LowRank, rank: int) -> tuple[LowRank, float]:
+    """The nearest update of `rank` in the Frobenius norm, and its relative error.
 
-    The product is never formed: with up = Q·R and downᵀ = P·S, the singular values of up · down are those of the small R · Sᵀ.
-    Each factor takes the root of them. A rank that the update does not exceed leaves it as it is.
+    The product is not formed: with up = Q·R and downᵀ = P·S, the singular values of up · down are
+    those of the small R · Sᵀ. Each factor takes their square root. An update of at most `rank` is
+    returned unchanged.
     """
     if rank >= update.rank:
         return update, 0.0
@@ -60,17 +67,20 @@ def reduced(update: LowRank, rank: int) -> tuple[LowRank, float]:
     u, values, vh = torch.linalg.svd(above @ below.T, full_matrices=False)
     roots = values[:rank].sqrt()
     up, down = left @ u[:, :rank] * roots, roots[:, None] * (vh[:rank] @ right.T)
-    whole = float(values.norm())
+    norm = float(values.norm())
     nearest = LowRank(
         down.reshape(rank, *update.down.shape[1:]).to(update.down),
         up.reshape(len(up), rank, *update.up.shape[2:]).to(update.up),
     )
-    return nearest, float(values[rank:].norm()) / whole if whole else 0.0
+    return nearest, float(values[rank:].norm()) / norm if norm else 0.0
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class CheckpointSelection:
-    """Checkpoints of one run, oldest first, and which of their weights: `weights`, or their average `ema`."""
+    """Checkpoints of one run, oldest first; `group`: their weights, or the moving average."""
 
     run: config.RunConfig
     folders: tuple[Path, ...]
@@ -85,64 +95,66 @@ class CheckpointSelection:
 def select_checkpoints(
     folder: Path, steps: Sequence[int] | None, last: int | None, ema: bool | None
 ) -> CheckpointSelection:
-    """Select checkpoints to average and validate them."""
-    if not (folder / "run.yaml").is_file():
-        raise DirectAlignError(
-            f"{folder}: holds no run (no run.yaml): give the folder that directalign train wrote"
-        )
-    run = load_run(folder / "run.yaml")
+    """Select checkpoints to average and validate them. Raises: DirectAlignError."""
+    run = load_run_config(folder)
     folders = _find_checkpoints(folder / "checkpoints", steps, last, run.train.keep_checkpoints)
     architectures = {_read_checked_record(each)["architecture"]: each for each in folders}
     if len(architectures) > 1:
         raise DirectAlignError(
-            f"{' and '.join(map(str, architectures.values()))} are of different architectures: average checkpoints of one run"
+            f"{' and '.join(map(str, architectures.values()))} are of different architectures; "
+            "average checkpoints of one run"
         )
-    group = AVERAGE if ema or (ema is None and run.train.ema_decay is not None) else WEIGHTS
-    if group == AVERAGE and run.train.ema_decay is None:
+    if ema and run.train.ema_decay is None:
         raise DirectAlignError(
-            f"--ema: {folder} kept no average of its weights (train.ema_decay): leave --ema out"
+            f"--ema: {folder} has no moving average (train.ema_decay); omit --ema"
         )
+    has_average = ema is not False and run.train.ema_decay is not None
+    group = AVERAGE if has_average else WEIGHTS
     return CheckpointSelection(run, folders, group, next(iter(architectures)))
 
 
 def _find_checkpoints(
-    checkpoints: Path, steps: Sequence[int] | None, last: int | None, kept: int
+    folder: Path, steps: Sequence[int] | None, last: int | None, limit: int
 ) -> tuple[Path, ...]:
-    there = {checkpoint.step_of(path): path for path in checkpoint.all_of(checkpoints)}
-    listed = f"{checkpoints} holds {', '.join(map(str, there)) or 'none'} (train.keep_checkpoints: {kept} keeps the newest)"
+    found = {checkpoint.step_of(path): path for path in checkpoint.all_of(folder)}
+    listed = (
+        f"{folder} holds {', '.join(map(str, found)) or 'none'} (train.keep_checkpoints: {limit} "
+        "keeps the newest)"
+    )
     if (steps is None) == (last is None):
         raise DirectAlignError(
-            f"say which checkpoints: --last K for the newest, or --steps 20,30,40; {listed}"
+            f"give one of --last K for the newest checkpoints and --steps 20,30,40; {listed}"
         )
     if last is not None:
-        if not 1 <= last <= len(there):
+        if not 1 <= last <= len(found):
             raise DirectAlignError(f"--last {last}: there are not as many checkpoints: {listed}")
-        return tuple(there.values())[-last:]
+        return tuple(found.values())[-last:]
     given = f"--steps {','.join(map(str, steps or ()))}"
-    missing = [step for step in steps or () if step not in there]
+    missing = [step for step in steps or () if step not in found]
     if missing or not steps:
         raise DirectAlignError(
             f"{given}: no checkpoint of step {', '.join(map(str, missing)) or 'any'}: {listed}"
         )
     if len(set(steps)) < len(steps):
-        raise DirectAlignError(f"{given}: the mean is of equal parts: give each step once")
-    return tuple(there[step] for step in sorted(steps))
+        raise DirectAlignError(f"{given}: all checkpoints have equal weight; give each step once")
+    return tuple(found[step] for step in sorted(steps))
 
 
 def _read_checked_record(path: Path) -> Mapping[str, Any]:
-    trouble = atomic.damage(path)
-    if trouble is not None:
-        raise DirectAlignError(f"{path}: damaged ({trouble}): leave it out, or copy it again")
+    damage = atomic.damage(path)
+    if damage is not None:
+        raise DirectAlignError(f"{path}: damaged ({damage}); omit it, or copy it again")
     record = checkpoint.read_record(path)
     if record.get("format") != checkpoint.FORMAT:
         raise DirectAlignError(
-            f"{path}: written by directalign {record['versions']['directalign']} in another format: average it with that version"
+            f"{path}: written by directalign {record['versions']['directalign']} in another "
+            "format; average it with that version"
         )
     return record
 
 
 def read_group(folder: Path, group: str, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """Tensors of a group of a checkpoint by name, all of them if none are named."""
+    """Tensors of a group of a checkpoint by name; None reads all."""
     stored = {
         name.removeprefix(f"{group}."): entry
         for name, entry in checkpoint.list_tensors(folder).items()
@@ -156,9 +168,7 @@ def read_group(folder: Path, group: str, names: Sequence[str] | None = None) -> 
     return found
 
 
-RECORD = "summary.json"
-GROUP_BYTES = 2**30
-"""Bytes of weights that are read at once."""
+# --- average --------------------------------------------------------------------------------------
 
 
 def average_run(
@@ -170,91 +180,105 @@ def average_run(
     base_share: float = 0.0,
     rank: int | None = None,
 ) -> Path:
-    """Write the mean of checkpoints of the run in `folder` into the new folder `out`, and return it.
+    """Write the mean of checkpoints of the run in `folder` into the new folder `out`; returns it.
 
     Args:
-        steps, last: which checkpoints: these, or the newest so many; one of the two.
-        ema: their moving average, or the weights themselves; None takes the average where there is one.
-        base_share: share of the base model in [0, 1): 0 is the mean itself; a LoRA is scaled by 1 − base_share.
-        rank: of the LoRA that is written; None keeps the mean exact, at the sum of the ranks.
+        steps, last: these checkpoints, or the newest `last`; one of the two.
+        ema: the moving average, or the weights; None takes the average if there is one.
+        base_share: share of the base model in [0, 1); a LoRA is scaled by 1 − base_share.
+        rank: of the written LoRA; None keeps the mean exact, at the sum of the ranks.
     Raises:
-        DirectAlignError: no such run or checkpoints, one that is damaged, of another architecture or format, a folder that is taken.
+        DirectAlignError: no such run or checkpoints, a damaged one, one of another architecture
+            or format, or an existing folder.
     """
     if not 0 <= base_share < 1:
         raise DirectAlignError(
-            f"--base-share {base_share}: give a share of the base model from 0, the mean itself, to less than 1"
+            f"--base-share {base_share}: give a share from 0, the mean itself, to less than 1"
         )
-    refuse_taken(out)
+    require_new(out)
     selection = select_checkpoints(folder, steps, last, ema)
     write = _write_full if selection.run.model.tune == "full" else _write_lora
-    with whole_folder(out) as target:
+    with atomic_folder(out) as target:
         run, lora = write(selection, base_share, rank, target)
-        named = run.model_copy(update={"name": _name(selection, base_share)})
-        (target / "run.yaml").write_text(dump_run(named), encoding="utf-8")
-        (target / RECORD).write_text(
-            json.dumps(_record(folder, selection, base_share, lora), indent=2) + "\n",
-            encoding="utf-8",
-        )
+        base = f", {base_share:g} of the base model" if base_share else ""
+        name = f"{run.name}, mean of steps {', '.join(map(str, selection.steps))}{base}"
+        record = {
+            "name": name,
+            "seed": run.seed,
+            "averaged": {
+                "run": str(folder),
+                "steps": selection.steps,
+                "weights": selection.group,
+                "base_share": base_share,
+                "lora": lora,
+            },
+            "commit": run_folder.commit(),
+            "versions": run_folder.versions(),
+        }
+        yaml = dump_run(run.model_copy(update={"name": name}))
+        (target / "run.yaml").write_text(yaml, encoding="utf-8")
+        (target / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return out
 
 
 def _write_full(
     selection: CheckpointSelection, base_share: float, rank: int | None, target: Path
 ) -> tuple[config.RunConfig, dict[str, Any] | None]:
-    """The base model's denoiser, with the mean put in place of its weights bunch by bunch."""
+    """Load the base model's denoiser, replace its weights in groups by the mean, and save it."""
     if rank is not None:
         raise DirectAlignError(
-            f"--rank {rank}: this run trained all weights, there is no LoRA to reduce: leave --rank out"
+            f"--rank {rank}: this run trained all weights, not a LoRA; omit --rank"
         )
-    model, architecture = selection.run.model, MODELS[selection.run.model.architecture]
-    loaded = load_parts(
-        open_source(model),
-        architecture.pipeline,
-        {architecture.part: None},
-        {architecture.part: getattr(torch, model.trained_dtype)},
-    )
-    network: Any = loaded[architecture.part]
+    model = selection.run.model
+    pipeline, part = model_class(model.architecture).pipeline, model_class(model.architecture).part
+    dtypes = {part: getattr(torch, model.trained_dtype)}
+    network: Any = load_parts(open_source(model), pipeline, {part: None}, dtypes)[part]
     tuning.make_trainable(network, model, (), selection.run.seed)
     if checkpoint.architecture(network) != selection.architecture:
         raise DirectAlignError(
-            f"{selection.folders[0]} is of another architecture than {model.path}: model.path in run.yaml names another model by now"
+            f"{selection.folders[0]} is of another architecture than {model.path}; model.path in "
+            "run.yaml now refers to another model"
         )
     for names in _groups(dict(network.named_parameters())):
         tuned = [read_group(folder, selection.group, names) for folder in selection.folders]
         for name in names:
             parameter = network.get_parameter(name)
             parameter.data = mean_weight([each[name] for each in tuned], parameter.data, base_share)
-    network.save_pretrained(target / architecture.part)
+    network.save_pretrained(target / part)
     return selection.run, None
+
+
+def _groups(weights: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Names in order, in groups of at most `GROUP_BYTES` bytes or of one tensor."""
+    names, size = list[str](), 0
+    for name, tensor in weights.items():
+        size += tensor.nbytes
+        if names and size > GROUP_BYTES:
+            yield names
+            names, size = [], tensor.nbytes
+        names.append(name)
+    yield names
 
 
 def _write_lora(
     selection: CheckpointSelection, base_share: float, rank: int | None, target: Path
 ) -> tuple[config.RunConfig, dict[str, Any]]:
-    """One LoRA whose update is the mean of theirs; no network is loaded."""
-    lora, part = selection.run.model.lora, MODELS[selection.run.model.architecture].part
-    each = [
-        _updates(folder, selection.group, lora.alpha / lora.rank) for folder in selection.folders
-    ]
-    exact = {
-        layer: mean_update([updates[layer] for updates in each], base_share) for layer in each[0]
-    }
-    rank = rank or len(each) * lora.rank
-    _check_rank(exact, rank, len(each))
+    """One LoRA with the mean update; no network is loaded. alpha / rank moves into `up`."""
+    model = selection.run.model
+    lora, part, count = model.lora, model_class(model.architecture).part, len(selection.folders)
+    scale = lora.alpha / lora.rank
+    each = [_updates(folder, selection.group, scale) for folder in selection.folders]
+    exact = {layer: mean_update([one[layer] for one in each], base_share) for layer in each[0]}
+    rank = rank or count * lora.rank
+    _check_rank(exact, rank, count)
     written, errors = {}, {}
     for layer, update in exact.items():
-        fitted, errors[layer] = reduced(update, rank)
-        written |= {
-            f"{part}.{layer}{DOWN}": fitted.down.contiguous(),
-            f"{part}.{layer}{UP}": fitted.up.contiguous(),
-        }
+        reduced, errors[layer] = reduce_rank(update, rank)
+        written[f"{part}.{layer}{DOWN}"] = reduced.down.contiguous()
+        written[f"{part}.{layer}{UP}"] = reduced.up.contiguous()
     save_file(written, target / tuning.LORA_FILE, metadata={"format": "pt"})
-    own = lora.model_copy(
-        update={"rank": rank, "alpha": rank}
-    )  # alpha over rank is in the second factor
-    run = selection.run.model_copy(
-        update={"model": selection.run.model.model_copy(update={"lora": own})}
-    )
+    own = lora.model_copy(update={"rank": rank, "alpha": rank})
+    run = selection.run.model_copy(update={"model": model.model_copy(update={"lora": own})})
     worst = max(errors, key=lambda layer: errors[layer])
     return run, {
         "trained_rank": lora.rank,
@@ -264,24 +288,8 @@ def _write_lora(
     }
 
 
-def _check_rank(exact: Mapping[str, LowRank], rank: int, count: int) -> None:
-    """What peft accepts: no rank above the smaller side of a layer; and none above what there is."""
-    held = next(iter(exact.values())).rank
-    side, layer = min(
-        (min(update.down[0].numel(), len(update.up)), layer) for layer, update in exact.items()
-    )
-    if rank > held:
-        raise DirectAlignError(
-            f"--rank {rank}: the mean of {count} has rank {held} and is exact with it: give less, or leave --rank out"
-        )
-    if rank > side:
-        raise DirectAlignError(
-            f"a LoRA of rank {rank} is more than {layer} can take, whose smaller side is {side}: add --rank {side} or less"
-        )
-
-
 def _updates(folder: Path, group: str, scale: float) -> dict[str, LowRank]:
-    """{layer: its update}, the run's alpha over rank in the second factor."""
+    """{layer: update}, with `scale` multiplied into `up`."""
     found = {
         name.replace(f".{tuning.ADAPTER}.", "."): tensor
         for name, tensor in read_group(folder, group).items()
@@ -290,38 +298,18 @@ def _updates(folder: Path, group: str, scale: float) -> dict[str, LowRank]:
     return {layer: LowRank(found[layer + DOWN], scale * found[layer + UP]) for layer in layers}
 
 
-def _groups(weights: Mapping[str, Tensor]) -> Iterator[list[str]]:
-    """The names, in their order, in groups of `GROUP_BYTES` bytes or a single tensor."""
-    names, size = list[str](), 0
-    for name, tensor in weights.items():
-        size += tensor.numel() * tensor.element_size()
-        if names and size > GROUP_BYTES:
-            yield names
-            names, size = [], tensor.numel() * tensor.element_size()
-        names.append(name)
-    yield names
-
-
-def _name(selection: CheckpointSelection, base_share: float) -> str:
-    base = f", {base_share:g} of the base model" if base_share else ""
-    return f"{selection.run.name}, mean of steps {', '.join(map(str, selection.steps))}{base}"
-
-
-def _record(
-    folder: Path, selection: CheckpointSelection, base_share: float, lora: dict[str, Any] | None
-) -> dict[str, Any]:
-    """What a run's summary says that is true of this folder too, nothing measured, and where the weights come from."""
-    averaged = {
-        "run": str(folder),
-        "steps": selection.steps,
-        "weights": selection.group,
-        "base_share": base_share,
-        "lora": lora,
-    }
-    return {
-        "name": _name(selection, base_share),
-        "seed": selection.run.seed,
-        "averaged": averaged,
-        "commit": run_folder.commit(),
-        "versions": run_folder.versions(),
-    }
+def _check_rank(exact: Mapping[str, LowRank], rank: int, count: int) -> None:
+    """Refuse ranks above that of the mean, and above a layer's smaller side, as peft does."""
+    total = next(iter(exact.values())).rank
+    sides = ((min(each.down[0].numel(), len(each.up)), layer) for layer, each in exact.items())
+    side, layer = min(sides)
+    if rank > total:
+        raise DirectAlignError(
+            f"--rank {rank}: the mean of {count} has rank {total} and is exact with it; give a "
+            "lower rank, or omit --rank"
+        )
+    if rank > side:
+        raise DirectAlignError(
+            f"a LoRA of rank {rank} exceeds the smaller side {side} of {layer}; add --rank {side} "
+            "or less"
+        )

@@ -1,33 +1,30 @@
-"""The model a run started from: its name for others, and the licence that its derivatives inherit.
+"""A finished run, and the model that it was trained from: public name and license.
 
-The licence comes from the metadata of the README beside the weights, else from the list of well-known models below, and is
-otherwise unknown, which the card then says. Nothing is downloaded; a path on this machine is never shown, only its last name.
+The license is read from the README beside the weights, else from the list of well-known models
+below, and is otherwise unknown. Nothing is downloaded. Of a local path only the last name is shown.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
+from huggingface_hub.repocard import metadata_load
 
 from .. import config
 from ..config.load import load_run
 from ..io import hub
-from ..models import MODELS
+from ..models import model_class
 from ..models.lora import LORA_FILE
 from ..models.weight_files import read_json
 from ..report.read import RunFiles, read_run
 from ..types import DirectAlignError
 
-HUB = "https://huggingface.co"
-
 
 @dataclass(frozen=True)
-class Licence:
-    """`id` as the Hub lists them ("other" has a `name` and a `link` to its text)."""
+class License:
+    """`id` as on the Hub; "other" has a `name` and a `link` to the text."""
 
     id: str
     name: str | None = None
@@ -39,85 +36,69 @@ class Licence:
 
 
 @dataclass(frozen=True)
-class Base:
-    """`name` for people; `hub_id` (owner/name) where the model is on the Hub, None otherwise; `licence` None where unknown."""
+class BaseModelInfo:
+    """`hub_id`: owner/name, None if the model is not on the Hub; `license`: None if unknown."""
 
     name: str
     hub_id: str | None
-    licence: Licence | None
+    license: License | None
 
 
-def _other(name: str, repo: str, file: str = "LICENSE.md") -> Licence:
-    return Licence("other", name, f"{HUB}/{repo}/blob/main/{file}")
+def _other(name: str, repo: str) -> License:
+    return License("other", name, f"https://huggingface.co/{repo}/blob/main/LICENSE.md")
 
 
+APACHE, OPENRAIL_M = License("apache-2.0"), License("creativeml-openrail-m")
 FLUX_DEV = _other("flux-1-dev-non-commercial-license", "black-forest-labs/FLUX.1-dev")
 STABILITY = _other("stabilityai-ai-community", "stabilityai/stable-diffusion-3.5-large")
-KNOWN: dict[str, Licence] = {
+KNOWN: dict[str, License] = {
     "black-forest-labs/FLUX.1-dev": FLUX_DEV,
     "black-forest-labs/FLUX.1-Krea-dev": FLUX_DEV,
-    "black-forest-labs/FLUX.1-schnell": Licence("apache-2.0"),
-    "black-forest-labs/FLUX.2-klein-4B": Licence("apache-2.0"),
-    "black-forest-labs/FLUX.2-klein-base-4B": Licence("apache-2.0"),
+    "black-forest-labs/FLUX.1-schnell": APACHE,
+    "black-forest-labs/FLUX.2-klein-4B": APACHE,
+    "black-forest-labs/FLUX.2-klein-base-4B": APACHE,
     "stabilityai/stable-diffusion-3-medium-diffusers": STABILITY,
     "stabilityai/stable-diffusion-3.5-medium": STABILITY,
     "stabilityai/stable-diffusion-3.5-large": STABILITY,
     "stabilityai/stable-diffusion-3.5-large-turbo": STABILITY,
-    "stabilityai/stable-diffusion-xl-base-1.0": Licence("openrail++"),
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": Licence("creativeml-openrail-m"),
-    "runwayml/stable-diffusion-v1-5": Licence("creativeml-openrail-m"),
-    "Qwen/Qwen-Image": Licence("apache-2.0"),
-    "Tongyi-MAI/Z-Image": Licence("apache-2.0"),
-    "Tongyi-MAI/Z-Image-Turbo": Licence("apache-2.0"),
+    "stabilityai/stable-diffusion-xl-base-1.0": License("openrail++"),
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": OPENRAIL_M,
+    "runwayml/stable-diffusion-v1-5": OPENRAIL_M,
+    "Qwen/Qwen-Image": APACHE,
+    "Tongyi-MAI/Z-Image": APACHE,
+    "Tongyi-MAI/Z-Image-Turbo": APACHE,
 }
-"""Of models whose licence is well known, in case their README is not at hand."""
+"""Licenses of well-known models, used if there is no README with one."""
 
 
-def base_of(model: config.ModelConfig) -> Base:
-    """What a recipe's `model.path` is, without loading it."""
+def base_model_info(model: config.ModelConfig) -> BaseModelInfo:
+    """Name and license of a recipe's `model.path`, without loading it."""
     if model.path.startswith("world:"):
-        return Base(f"{model.path} (embedded in directalign)", None, Licence("apache-2.0"))
-    path = Path(model.path).expanduser()
-    hub_id = (
-        _hub_id(path)
-        if path.exists()
-        else (model.path if hub.HUB_ID.fullmatch(model.path) else None)
-    )
-    told = _told(path / "README.md") if path.is_dir() else None
-    return Base(hub_id or path.name, hub_id, told or KNOWN.get(hub_id or ""))
+        return BaseModelInfo(f"{model.path} (embedded in directalign)", None, APACHE)
+    path, hub_id = Path(model.path).expanduser(), model.path
+    if path.exists():  # diffusers records the id of a model that it downloaded
+        index = path / "model_index.json"
+        hub_id = str(read_json(index).get("_name_or_path", "")) if index.is_file() else ""
+    known = hub_id if hub.HUB_ID.fullmatch(hub_id) else None
+    license = _readme_license(path / "README.md") or KNOWN.get(known or "")
+    return BaseModelInfo(known or path.name, known, license)
 
 
-def _hub_id(path: Path) -> str | None:
-    """The id that diffusers noted in a folder it had downloaded from the Hub."""
-    index = path / "model_index.json"
-    noted = str(read_json(index).get("_name_or_path", "")) if index.is_file() else ""
-    return noted if hub.HUB_ID.fullmatch(noted) else None
-
-
-def _told(readme: Path) -> Licence | None:
-    """The licence in a README's metadata; none there, or metadata that cannot be read, is None."""
-    found = (
-        re.match(
-            r"---\s*\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL
-        )
-        if readme.is_file()
-        else None
-    )
-    if found is None:
-        return None
+def _readme_license(readme: Path) -> License | None:
+    """The license in a README's metadata; None if there is none or the metadata is unreadable."""
     try:
-        metadata: Any = yaml.safe_load(found[1])
-    except yaml.YAMLError:
+        metadata = metadata_load(readme) if readme.is_file() else None
+    except (ValueError, yaml.YAMLError):
         return None
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("license"), str):
+    if metadata is None or not isinstance(metadata.get("license"), str):
         return None
     name, link = (metadata.get(key) for key in ("license_name", "license_link"))
-    return Licence(metadata["license"], str(name) if name else None, str(link) if link else None)
+    return License(metadata["license"], str(name) if name else None, str(link) if link else None)
 
 
 @dataclass(frozen=True)
-class Finished:
-    """`pipeline` is the class of diffusers that runs the model, `part` the denoiser's name in it."""
+class FinishedRun:
+    """`pipeline`: diffusers class that runs the model; `part`: the denoiser's name in it."""
 
     folder: Path
     run: config.RunConfig
@@ -137,17 +118,23 @@ class Finished:
         return "_".join(word for word in letters.split("_") if word) or "directalign"
 
 
-def open_finished(folder: Path) -> Finished:
-    """Read a run's folder. Raises DirectAlignError where there is no run, or where its weights are not written yet."""
+def load_run_config(folder: Path) -> config.RunConfig:
+    """The configuration of the run in `folder`. Raises: DirectAlignError if there is no run."""
     if not (folder / "run.yaml").is_file():
         raise DirectAlignError(
-            f"{folder}: holds no run (no run.yaml): give the folder that directalign train wrote"
+            f"{folder}: holds no run (no run.yaml); give the folder that directalign train wrote"
         )
-    run = load_run(folder / "run.yaml")
-    model = MODELS[run.model.architecture]
-    found = Finished(folder, run, read_run(folder), model.pipeline, model.part)
+    return load_run(folder / "run.yaml")
+
+
+def read_finished_run(folder: Path) -> FinishedRun:
+    """Read a run's folder. Raises: DirectAlignError without a run or without final weights."""
+    run = load_run_config(folder)
+    model = model_class(run.model.architecture)
+    found = FinishedRun(folder, run, read_run(folder), model.pipeline, model.part)
     if not found.weights.exists():
         raise DirectAlignError(
-            f"{found.weights}: no such file: the run is not finished, go on with directalign train ... --resume --out {folder}"
+            f"{found.weights}: no such file: the run is not finished; continue it with directalign "
+            f"train ... --resume --out {folder}"
         )
     return found

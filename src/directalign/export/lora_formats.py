@@ -1,6 +1,8 @@
-"""What a LoRA file says of itself in its safetensors header: `modelspec.*` (the Stability AI model specification), kohya's `ss_*`, and ours.
+"""LoRA file formats: layer names of diffusers, ComfyUI and kohya's sd-scripts, and the metadata.
 
-ComfyUI, A1111 and Forge show the first, and A1111 sorts LoRAs by `ss_base_model_version`. No path of this machine is written.
+`modelspec.*` (the Stability AI model specification) is shown by ComfyUI, A1111 and Forge; A1111
+sorts LoRAs by `ss_base_model_version`; `directalign.*` records the origin. No local path is
+written.
 """
 
 from __future__ import annotations
@@ -17,17 +19,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .. import __version__, config
+from .. import __version__
 from ..models.weight_files import check_safetensors
 from ..types import DirectAlignError
-from .finished_run import Base, Finished
+from .finished_run import BaseModelInfo, FinishedRun
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+LoraFormat = Literal["diffusers", "comfyui", "kohya"]
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """An update up · down of a layer's weight: `down` (rank, in, ...), `up` (out, rank, ...); convolutions have two sides more."""
+    """Update up · down of a layer's weight: `down` (rank, in, ...), `up` (out, rank, ...).
+
+    The factors of a convolution have two more dimensions.
+    """
 
     down: Tensor
     up: Tensor
@@ -38,23 +44,22 @@ class LowRank:
 
 
 def read_updates(file: Path, part: str) -> dict[str, LowRank]:
-    """{layer of the denoiser: its update}, by name, from a run's `lora.safetensors`.
+    """{layer of the denoiser: update}, sorted, from a run's `lora.safetensors`.
 
-    Args:
-        part: the denoiser's name in its pipeline, with which every key begins.
-    Raises:
-        DirectAlignError: no such file, a torn one, or one that holds anything but pairs of factors.
+    `part`: the denoiser's name in its pipeline, the first component of every key.
+
+    Raises: DirectAlignError for a missing or damaged file, or tensors that are not factor pairs.
     """
     check_safetensors(file)
     tensors = load_file(file)
     layers = sorted({key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)})
     pairs = {key for layer in layers for key in (layer + DOWN, layer + UP)}
-    odd = sorted(pairs ^ tensors.keys()) or [
-        key for key in sorted(pairs) if not key.startswith(f"{part}.")
-    ]
-    if odd or not layers:
+    wrong = sorted(pairs ^ tensors.keys())
+    wrong = wrong or sorted(key for key in pairs if not key.startswith(f"{part}."))
+    if wrong or not layers:
         raise DirectAlignError(
-            f"{file}: not a LoRA of a {part}: {odd[0] if odd else 'it is empty'}: give a run that directalign train finished"
+            f"{file}: not a LoRA of a {part}: {wrong[0] if wrong else 'it is empty'}; give a run "
+            "that directalign train finished"
         )
     return {
         layer.removeprefix(f"{part}."): LowRank(tensors[layer + DOWN], tensors[layer + UP])
@@ -63,29 +68,38 @@ def read_updates(file: Path, part: str) -> dict[str, LowRank]:
 
 
 def fuse(parts: Mapping[int, LowRank], shares: tuple[int, ...]) -> LowRank:
-    """One update of a layer that stacks `len(shares)` layers, of heights in these proportions; `parts` are those that are trained, by place.
+    """One update of a layer that stacks `len(shares)` layers with heights in these proportions.
 
-    The rows of a part that is not trained are 0.
+    `parts` maps positions in the stack to updates; the rows of missing positions are 0. Ranks add.
+
+    Raises: DirectAlignError for heights in other proportions.
     """
-    heights = {len(update.up) // shares[place] for place, update in parts.items()}
+    heights = {len(update.up) // shares[i] for i, update in parts.items()}
     if len(heights) != 1:
         raise DirectAlignError(
-            f"layers of heights {sorted(len(each.up) for each in parts.values())} do not fuse in proportions {shares}: use --format diffusers"
+            f"layers of heights {sorted(len(each.up) for each in parts.values())} cannot be fused "
+            f"in proportions {shares}; use --format diffusers"
         )
     ends = torch.tensor(shares).cumsum(0) * heights.pop()
-    present = [parts[place] for place in sorted(parts)]
+    present = [parts[i] for i in sorted(parts)]
     up = present[0].up.new_zeros(int(ends[-1]), sum(each.rank for each in present))
     column = 0
-    for place in sorted(parts):
-        update, end = parts[place], int(ends[place])
+    for i in sorted(parts):
+        update, end = parts[i], int(ends[i])
         up[end - len(update.up) : end, column : column + update.rank] = update.up
         column += update.rank
     return LowRank(torch.cat([each.down for each in present]), up)
 
 
+# --- layer names ----------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class Place:
-    """Layer `name`; of its rows, stacked in proportions `shares`, those of number `part`. `height` is that of one share, where readers know no other."""
+class TargetLayer:
+    """Layer of another format: position `part` in a layer `name` that stacks rows by `shares`.
+
+    `height`: rows per share if readers of the format accept no other number.
+    """
 
     name: str
     part: int = 0
@@ -93,18 +107,20 @@ class Place:
     height: int | None = None
 
 
-Blocks = Mapping[str, tuple[str, Mapping[str, Place]]]
-"""Name of a list of blocks -> the list's other name, and the place of each layer inside a block."""
+LayerNames = Callable[[str], TargetLayer | None]
+"""Layer in diffusers -> layer in another format, None if it has no name there."""
+Blocks = Mapping[str, tuple[str, Mapping[str, TargetLayer]]]
+"""List of blocks in diffusers -> its name in the other format, and the layers inside a block."""
 
 
 def _fused(
     name: str, layers: Sequence[str], shares: tuple[int, ...] = (1, 1, 1), height: int | None = None
-) -> dict[str, Place]:
-    return {layer: Place(name, part, shares, height) for part, layer in enumerate(layers)}
+) -> dict[str, TargetLayer]:
+    return {layer: TargetLayer(name, part, shares, height) for part, layer in enumerate(layers)}
 
 
-def _single(names: Mapping[str, str]) -> dict[str, Place]:
-    return {layer: Place(name) for layer, name in names.items()}
+def _renamed(names: Mapping[str, str]) -> dict[str, TargetLayer]:
+    return {layer: TargetLayer(name) for layer, name in names.items()}
 
 
 QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
@@ -112,9 +128,9 @@ ADDED_QKV = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
 JOINT_ATTENTION = {
     **_fused("img_attn.qkv", QKV),
     **_fused("txt_attn.qkv", ADDED_QKV),
-    **_single({"attn.to_out.0": "img_attn.proj", "attn.to_add_out": "txt_attn.proj"}),
+    **_renamed({"attn.to_out.0": "img_attn.proj", "attn.to_add_out": "txt_attn.proj"}),
 }
-FLUX_DOUBLE = JOINT_ATTENTION | _single(
+FLUX_DOUBLE = JOINT_ATTENTION | _renamed(
     {
         "ff.net.0.proj": "img_mlp.0",
         "ff.net.2": "img_mlp.2",
@@ -124,7 +140,7 @@ FLUX_DOUBLE = JOINT_ATTENTION | _single(
         "norm1_context.linear": "txt_mod.lin",
     }
 )
-FLUX_SINGLE = _fused("linear1", (*QKV, "proj_mlp"), (1, 1, 1, 4), height=3072) | _single(
+FLUX_SINGLE = _fused("linear1", (*QKV, "proj_mlp"), (1, 1, 1, 4), height=3072) | _renamed(
     {"proj_out": "linear2", "norm.linear": "modulation.lin"}
 )
 FLUX: Blocks = {
@@ -132,7 +148,7 @@ FLUX: Blocks = {
     "single_transformer_blocks": ("single_blocks", FLUX_SINGLE),
 }
 
-FLUX2_DOUBLE = JOINT_ATTENTION | _single(
+FLUX2_DOUBLE = JOINT_ATTENTION | _renamed(
     {
         "ff.linear_in": "img_mlp.0",
         "ff.linear_out": "img_mlp.2",
@@ -140,7 +156,7 @@ FLUX2_DOUBLE = JOINT_ATTENTION | _single(
         "ff_context.linear_out": "txt_mlp.2",
     }
 )
-FLUX2_SINGLE = _single({"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"})
+FLUX2_SINGLE = _renamed({"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"})
 FLUX2: Blocks = {
     "transformer_blocks": ("double_blocks", FLUX2_DOUBLE),
     "single_transformer_blocks": ("single_blocks", FLUX2_SINGLE),
@@ -150,7 +166,7 @@ SD3_JOINT = {
     **_fused("x_block.attn.qkv", QKV),
     **_fused("context_block.attn.qkv", ADDED_QKV),
     **_fused("x_block.attn2.qkv", ("attn2.to_q", "attn2.to_k", "attn2.to_v")),
-    **_single(
+    **_renamed(
         {
             "attn.to_out.0": "x_block.attn.proj",
             "attn.to_add_out": "context_block.attn.proj",
@@ -166,7 +182,7 @@ SD3: Blocks = {"transformer_blocks": ("joint_blocks", SD3_JOINT)}
 
 Z_IMAGE_LAYER = {
     **_fused("attention.qkv", ("attention.to_q", "attention.to_k", "attention.to_v")),
-    **_single(
+    **_renamed(
         {
             "attention.to_out.0": "attention.out",
             **{f"feed_forward.w{n}": f"feed_forward.w{n}" for n in (1, 2, 3)},
@@ -178,63 +194,56 @@ Z_IMAGE: Blocks = {
 }
 
 LAYERS_PER_BLOCK = 2
-"""Of SDXL's UNet; its finetunes and distilled forms keep it, and the numbers of `input_blocks` and `output_blocks` count by it."""
+"""Of SDXL's UNet, also in finetuned and distilled versions; block numbers are counted with it."""
 
 
-def in_blocks(blocks: Blocks) -> Callable[[str], Place | None]:
-    """The place of a layer by a table of blocks, None for one that the table lacks."""
+def by_block(blocks: Blocks) -> LayerNames:
+    """Names from a table of blocks."""
 
-    def place(layer: str) -> Place | None:
-        found = re.fullmatch(r"(\w+)\.(\d+)\.(.+)", layer)
-        if found is None or found[1] not in blocks:
+    def find(layer: str) -> TargetLayer | None:
+        match = re.fullmatch(r"(\w+)\.(\d+)\.(.+)", layer)
+        if match is None or match[1] not in blocks:
             return None
-        name, places = blocks[found[1]]
-        inside = places.get(found[3])
-        return inside and replace(inside, name=f"{name}.{found[2]}.{inside.name}")
+        name, layers = blocks[match[1]]
+        inside = layers.get(match[3])
+        return inside and replace(inside, name=f"{name}.{match[2]}.{inside.name}")
 
-    return place
-
-
-def unchanged(pattern: str) -> Callable[[str], Place | None]:
-    """Layers that match keep their names, the others have no place."""
-    return lambda layer: Place(layer) if re.match(pattern, layer) else None
+    return find
 
 
-def sdxl(layer: str) -> Place | None:
-    """SDXL's attention blocks under the numbers of Stability AI's UNet, which counts through all resolutions."""
-    found = re.fullmatch(
+def same_names(pattern: str) -> LayerNames:
+    """Layers that match `pattern` keep their names; others have none."""
+    return lambda layer: TargetLayer(layer) if re.match(pattern, layer) else None
+
+
+def sdxl_names(layer: str) -> TargetLayer | None:
+    """SDXL's attention blocks as numbered in Stability AI's UNet, through all resolutions."""
+    match = re.fullmatch(
         r"(down_blocks|up_blocks|mid_block)(?:\.(\d+))?\.attentions\.(\d+)\.(.+)", layer
     )
-    if found is None:
+    if match is None:
         return None
-    kind, block, number, inside = found[1], int(found[2] or 0), int(found[3]), found[4]
+    kind, block, number, inside = match[1], int(match[2] or 0), int(match[3]), match[4]
     count = (LAYERS_PER_BLOCK + 1) * block + number
-    head = {
+    heads = {
         "down_blocks": f"input_blocks.{count + 1}.1",
         "up_blocks": f"output_blocks.{count}.1",
         "mid_block": "middle_block.1",
-    }[kind]
-    return Place(f"{head}.{inside}")
+    }
+    return TargetLayer(f"{heads[kind]}.{inside}")
 
 
-def place_of(layer: str, find: Callable[[str], Place | None], layout: str) -> Place:
-    """What `find` says of a layer; none is an error that names the layer and the layout."""
-    place = find(layer)
-    if place is None:
-        raise DirectAlignError(
-            f"{layer} has no name in the {layout} layout: use --format diffusers, or train without it (model.lora.targets)"
-        )
-    return place
-
-
-LoraFormat = Literal["diffusers", "comfyui", "kohya"]
+# --- formats --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a file names an update: where a layer goes, what stands before its name, whether dots become underscores, the names of the factors."""
+class KeyFormat:
+    """Keys of a LoRA file: prefix + layer name (`flat`: with underscores for dots) + factor name.
 
-    place: Callable[[str], Place | None]
+    `alpha`: whether each layer has an alpha, equal to its rank.
+    """
+
+    names: LayerNames
     prefix: str
     flat: bool = False
     down: str = "lora_A"
@@ -242,75 +251,84 @@ class Layout:
     alpha: bool = False
 
     def tensors(self, name: str, update: LowRank) -> dict[str, Tensor]:
-        """One layer's entries."""
+        """Entries of one layer."""
         key = self.prefix + (name.replace(".", "_") if self.flat else name)
         entries = {f"{key}.{self.down}.weight": update.down, f"{key}.{self.up}.weight": update.up}
         return entries | ({f"{key}.alpha": torch.tensor(float(update.rank))} if self.alpha else {})
 
 
-def _kohya_layout(place: Callable[[str], Place | None]) -> Layout:
-    return Layout(place, "lora_unet_", flat=True, down="lora_down", up="lora_up", alpha=True)
+def _kohya(names: LayerNames) -> KeyFormat:
+    return KeyFormat(names, "lora_unet_", flat=True, down="lora_down", up="lora_up", alpha=True)
 
 
-ANY = unchanged("")
-UNET_ATTENTION = unchanged(r"(down_blocks|up_blocks)\.\d+\.attentions\.|mid_block\.attentions\.")
-QWEN_BLOCKS = unchanged(r"transformer_blocks\.\d+\.")
+ANY = same_names("")
+UNET_ATTENTION = same_names(r"(down_blocks|up_blocks)\.\d+\.attentions\.|mid_block\.attentions\.")
+QWEN_BLOCKS = same_names(r"transformer_blocks\.\d+\.")
+Z_IMAGE_LAYERS = same_names(r"(layers|noise_refiner|context_refiner)\.\d+\.")
 KOHYA = {
-    "flux": _kohya_layout(in_blocks(FLUX)),
-    "flux2_klein": _kohya_layout(in_blocks(FLUX2)),
-    "sd3": _kohya_layout(in_blocks(SD3)),
-    "sd": _kohya_layout(UNET_ATTENTION),
-    "sdxl": _kohya_layout(sdxl),
-    "qwen_image": _kohya_layout(QWEN_BLOCKS),
-    "z_image": _kohya_layout(in_blocks(Z_IMAGE)),
+    "flux": _kohya(by_block(FLUX)),
+    "flux2_klein": _kohya(by_block(FLUX2)),
+    "sd3": _kohya(by_block(SD3)),
+    "sd": _kohya(UNET_ATTENTION),
+    "sdxl": _kohya(sdxl_names),
+    "qwen_image": _kohya(QWEN_BLOCKS),
+    "z_image": _kohya(by_block(Z_IMAGE)),
 }
 COMFYUI = {
-    "flux": Layout(in_blocks(FLUX), "diffusion_model.", down="lora_down", up="lora_up", alpha=True),
-    "flux2_klein": Layout(in_blocks(FLUX2), "diffusion_model."),
-    "sd3": Layout(ANY, "transformer."),
+    "flux": replace(KOHYA["flux"], prefix="diffusion_model.", flat=False),
+    "flux2_klein": KeyFormat(by_block(FLUX2), "diffusion_model."),
+    "sd3": KeyFormat(ANY, "transformer."),
     "sd": KOHYA["sd"],
     "sdxl": KOHYA["sdxl"],
-    "qwen_image": Layout(QWEN_BLOCKS, "diffusion_model."),
-    "z_image": Layout(
-        unchanged(r"(layers|noise_refiner|context_refiner)\.\d+\."), "diffusion_model."
-    ),
+    "qwen_image": KeyFormat(QWEN_BLOCKS, "diffusion_model."),
+    "z_image": KeyFormat(Z_IMAGE_LAYERS, "diffusion_model."),
 }
 
 
-def layout_of(model: str, form: LoraFormat) -> Layout:
-    """How `form` names a family's updates; a pair that nothing is known of is an error."""
+def key_format(architecture: str, form: LoraFormat) -> KeyFormat:
+    """Keys of a model architecture in `form`. Raises: DirectAlignError if there are none."""
     if form == "diffusers":
-        return Layout(ANY, "unet." if model in ("sd", "sdxl") else "transformer.")
-    layouts = {"comfyui": COMFYUI, "kohya": KOHYA}[form]
-    if model not in layouts:
+        return KeyFormat(ANY, "unet." if architecture in ("sd", "sdxl") else "transformer.")
+    formats = {"comfyui": COMFYUI, "kohya": KOHYA}[form]
+    if architecture not in formats:
         raise DirectAlignError(
-            f"--format {form}: no {form} layout is known for model.architecture {model} ({', '.join(layouts)} have one): use --format diffusers"
+            f"--format {form}: no {form} format is known for model.architecture {architecture} "
+            f"(known: {', '.join(formats)}); use --format diffusers"
         )
-    return layouts[model]
+    return formats[architecture]
 
 
-def converted(updates: Mapping[str, LowRank], model: str, form: LoraFormat) -> dict[str, Tensor]:
-    """The tensors of a file in another layout, fused where the layout has one layer for several; products are those of the run.
+def convert(
+    updates: Mapping[str, LowRank], architecture: str, form: LoraFormat
+) -> dict[str, Tensor]:
+    """Tensors of a file in `form`. Layers are fused where the format stacks them; products stay.
 
-    Raises:
-        DirectAlignError: no such layout for this model, or a layer that has no name in it or is smaller than its readers expect.
+    Raises: DirectAlignError for an unknown format, or a layer that it has no name or size for.
     """
-    layout = layout_of(model, form)
+    keys = key_format(architecture, form)
     groups: dict[tuple[str, tuple[int, ...]], dict[int, LowRank]] = {}
     for layer, update in updates.items():
-        place = place_of(layer, layout.place, f"{form} {model}")
-        if place.height not in (None, len(update.up) // place.shares[place.part]):
+        target = keys.names(layer)
+        if target is None:
             raise DirectAlignError(
-                f"{layer}: readers of the {form} layout take {place.name} at {model}'s full width alone: use --format diffusers"
+                f"{layer} has no name in the {form} format of {architecture}; use --format "
+                "diffusers, or train without this layer (model.lora.targets)"
             )
-        groups.setdefault((place.name, place.shares), {})[place.part] = update
+        if target.height not in (None, len(update.up) // target.shares[target.part]):
+            raise DirectAlignError(
+                f"{layer}: readers of the {form} format accept {target.name} only at "
+                f"{architecture}'s full width; use --format diffusers"
+            )
+        groups.setdefault((target.name, target.shares), {})[target.part] = update
     tensors: dict[str, Tensor] = {}
     for (name, shares), parts in groups.items():
-        tensors |= layout.tensors(name, parts[0] if len(shares) == 1 else fuse(parts, shares))
+        tensors |= keys.tensors(name, parts[0] if len(shares) == 1 else fuse(parts, shares))
     return tensors
 
 
-ARCHITECTURES = {
+# --- metadata -------------------------------------------------------------------------------------
+
+MODELSPEC_NAMES = {
     "flux": "flux-1",
     "flux2_klein": "flux-2-klein",
     "sd3": "stable-diffusion-3",
@@ -319,101 +337,79 @@ ARCHITECTURES = {
     "z_image": "Z-Image",
 }
 SD_BY_WIDTH = {768: "stable-diffusion-v1", 1024: "stable-diffusion-v2-512"}
-"""SD 1.x and 2.x differ in the width of the text they attend to."""
-KOHYA_VERSIONS = {"flux": "flux1", "sd3": "sd3", "sdxl": "sdxl_base_v1-0"}
+"""SD 1.x and 2.x by the width of their text features."""
+IMPLEMENTATIONS = {"diffusers": "diffusers", "comfyui": "ComfyUI", "kohya": "sd-scripts"}
+KOHYA_VERSIONS = {
+    "flux-1": "flux1",
+    "flux-1-dev": "flux1",
+    "stable-diffusion-3": "sd3",
+    "stable-diffusion-xl-v1-base": "sdxl_base_v1-0",
+    "stable-diffusion-v1": "sd_v1",
+    "stable-diffusion-v2-512": "sd_v2",
+}
 KOHYA_MODULES = {"flux": "networks.lora_flux", "sd3": "networks.lora_sd3"}
 
 
-def recipe_hash(finished: Finished) -> str:
-    """SHA-256 of the run's run.yaml."""
-    return hashlib.sha256((finished.folder / "run.yaml").read_bytes()).hexdigest()
-
-
-def metadata(
-    finished: Finished, base: Base, form: LoraFormat, updates: Mapping[str, LowRank]
+def file_metadata(
+    finished: FinishedRun, base: BaseModelInfo, form: LoraFormat, updates: Mapping[str, LowRank]
 ) -> dict[str, str]:
-    """Everything for the header; values are text."""
-    architecture = architecture_of(finished.run.model.architecture, base, updates)
-    extra = _kohya_header(finished.run, base, architecture) if form != "diffusers" else {}
-    return {
-        "format": "pt",
-        **_modelspec(finished, base, form, architecture),
-        **extra,
-        **_own(finished, base),
-    }
-
-
-def architecture_of(model: str, base: Base, updates: Mapping[str, LowRank]) -> str:
-    """The specification's name of an architecture."""
-    if model == "sd":
-        widths = {
-            each.down.shape[1] for layer, each in updates.items() if layer.endswith("attn2.to_k")
-        }
-        return SD_BY_WIDTH.get(min(widths, default=0), "stable-diffusion")
-    return (
-        "flux-1-dev"
-        if base.hub_id == "black-forest-labs/FLUX.1-dev"
-        else ARCHITECTURES.get(model, model)
-    )
-
-
-def _modelspec(
-    finished: Finished, base: Base, form: LoraFormat, architecture: str
-) -> dict[str, str]:
-    run, written = (
-        finished.run,
-        datetime.fromtimestamp(finished.weights.stat().st_mtime, timezone.utc),
-    )
-    rollout = run.rollout
-    told = {
+    """Metadata of the safetensors header."""
+    run, size = finished.run, (finished.run.rollout.width, finished.run.rollout.height)
+    written = datetime.fromtimestamp(finished.weights.stat().st_mtime, timezone.utc)
+    architecture = modelspec_name(run.model.architecture, base, updates)
+    modelspec = {
         "sai_model_spec": "1.0.1",
         "architecture": f"{architecture}/lora",
-        "implementation": "diffusers"
-        if form == "diffusers"
-        else "ComfyUI"
-        if form == "comfyui"
-        else "sd-scripts",
+        "implementation": IMPLEMENTATIONS[form],
         "title": run.name,
-        "resolution": f"{rollout.width}x{rollout.height}"
-        if rollout.width and rollout.height
-        else None,
-        "description": f"LoRA for {base.name}, aligned to a reward model with directalign ({run.method.name})",
+        "resolution": f"{size[0]}x{size[1]}" if all(size) else None,
+        "description": f"LoRA for {base.name}, aligned to a reward model with directalign "
+        f"({run.method.name})",
         "date": written.isoformat(timespec="seconds"),
-        "license": base.licence and base.licence.title,
+        "license": base.license and base.license.title,
         "usage_hint": "no trigger words",
     }
-    return {f"modelspec.{key}": value for key, value in told.items() if value}
-
-
-def _kohya_header(run: config.RunConfig, base: Base, architecture: str) -> dict[str, str]:
-    """The keys of sd-scripts that readers look at, as far as they have a meaning here."""
-    model, rank = run.model.architecture, str(run.model.lora.rank)
-    versions = {"stable-diffusion-v1": "sd_v1", "stable-diffusion-v2-512": "sd_v2"} | {
-        ARCHITECTURES[name]: version for name, version in KOHYA_VERSIONS.items()
+    own = {
+        "version": __version__,
+        "base_model": base.name,
+        "recipe_sha256": hashlib.sha256((finished.folder / "run.yaml").read_bytes()).hexdigest(),
+        "trigger_words": "none",
+        "commit": finished.records.summary.get("commit"),
     }
-    version = KOHYA_VERSIONS.get(model) or versions.get(architecture)
     return {
-        **({"ss_base_model_version": version} if version else {}),
-        "ss_v2": str(architecture.startswith("stable-diffusion-v2")),
-        "ss_network_module": KOHYA_MODULES.get(model, "networks.lora"),
-        "ss_network_dim": rank,
-        "ss_network_alpha": rank,
-        "ss_output_name": run.name,
-        "ss_sd_model_name": base.name,
-        "ss_seed": str(run.seed),
-        "ss_steps": str(run.train.num_steps),
-        "ss_learning_rate": str(run.train.learning_rate),
-        "ss_optimizer": run.train.optimizer,
-        "ss_max_grad_norm": str(run.train.max_grad_norm),
+        "format": "pt",
+        **{f"modelspec.{key}": value for key, value in modelspec.items() if value},
+        **(_kohya_metadata(finished, base, architecture) if form != "diffusers" else {}),
+        **{f"directalign.{key}": str(value) for key, value in own.items() if value},
     }
 
 
-def _own(finished: Finished, base: Base) -> dict[str, str]:
-    commit = finished.records.summary.get("commit")
-    return {
-        "directalign.version": __version__,
-        "directalign.base_model": base.name,
-        "directalign.recipe_sha256": recipe_hash(finished),
-        "directalign.trigger_words": "none",
-        **({"directalign.commit": str(commit)} if commit else {}),
-    }
+def modelspec_name(model: str, base: BaseModelInfo, updates: Mapping[str, LowRank]) -> str:
+    """Name of an architecture in the model specification."""
+    if model == "sd":
+        text = [each.down.shape[1] for name, each in updates.items() if name.endswith("attn2.to_k")]
+        return SD_BY_WIDTH.get(min(text, default=0), "stable-diffusion")
+    if base.hub_id == "black-forest-labs/FLUX.1-dev":
+        return "flux-1-dev"
+    return MODELSPEC_NAMES.get(model, model)
+
+
+def _kohya_metadata(
+    finished: FinishedRun, base: BaseModelInfo, architecture: str
+) -> dict[str, str]:
+    """The metadata of sd-scripts that applies to our LoRAs."""
+    run, train, version = finished.run, finished.run.train, KOHYA_VERSIONS.get(architecture)
+    values = {
+        "v2": architecture.startswith("stable-diffusion-v2"),
+        "network_module": KOHYA_MODULES.get(run.model.architecture, "networks.lora"),
+        "network_dim": run.model.lora.rank,
+        "network_alpha": run.model.lora.rank,
+        "output_name": run.name,
+        "sd_model_name": base.name,
+        "seed": run.seed,
+        "steps": train.num_steps,
+        "learning_rate": train.learning_rate,
+        "optimizer": train.optimizer,
+        "max_grad_norm": train.max_grad_norm,
+    } | ({"base_model_version": version} if version else {})
+    return {f"ss_{key}": str(value) for key, value in values.items()}

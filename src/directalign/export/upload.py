@@ -1,6 +1,6 @@
-"""An exported folder on the Hugging Face Hub: nothing but that folder, in a model repository, every failure in one line.
+"""Upload an exported folder to a model repository on the Hugging Face Hub.
 
-The token is the one that `hf auth login` keeps or HF_TOKEN gives; HF_ENDPOINT and the library's other variables work as everywhere.
+The token is that of `hf auth login` or HF_TOKEN; the library's other variables (HF_ENDPOINT) apply.
 """
 
 from __future__ import annotations
@@ -13,69 +13,59 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from ..io import hub
 from ..types import DirectAlignError
 
-NO_TOKEN, NO_PERMISSION = 401, 403
 
-
-def check_ready(repo: str) -> None:
-    """A name or a token that cannot work is an error, before anything is exported."""
+def check_upload(repo: str) -> None:
+    """Check name and token before the export. Raises: DirectAlignError."""
     if hub.HUB_ID.fullmatch(repo) is None:
-        raise DirectAlignError(
-            f"--push-to-hub {repo}: give owner/name, such as you/{repo.rsplit('/', 1)[-1] or 'name'}"
-        )
+        example = f"you/{repo.rsplit('/', 1)[-1] or 'name'}"
+        raise DirectAlignError(f"--push-to-hub {repo}: give owner/name, such as {example}")
     if get_token() is None:
         raise DirectAlignError(
-            f"--push-to-hub {repo}: no token of the Hub on this machine: {hub.SIGN_IN}, with one that may write"
+            f"--push-to-hub {repo}: no Hub token on this machine; {hub.SIGN_IN}, with write access"
         )
 
 
 def push(folder: Path, repo: str, private: bool = False, api: HfApi | None = None) -> str:
-    """Upload `folder` to the model repository `repo` (made if it is not there yet) and return its address.
+    """Upload `folder` to the model repository `repo`, created if missing; returns its URL.
 
-    Args:
-        private: who may see a new repository; one that is there already must be as private as asked.
-        api: the Hub to talk to; the usual one if not given.
-    Raises:
-        DirectAlignError: no such right, a repository of another type under that name, a public one where a private one was asked for, no network.
+    `private`: create a private repository, and refuse an existing public one. `api`: for tests.
+
+    Raises: DirectAlignError for missing rights, a repository of another type, or a network error.
     """
     api = api or HfApi()
     try:
-        _refuse_other_types(api, repo)
-        address = api.create_repo(repo, private=private or None, exist_ok=True)
+        for kind in ("dataset", "space"):
+            if api.repo_exists(repo, repo_type=kind):
+                raise DirectAlignError(
+                    f"--push-to-hub {repo}: is already a {kind}, so a model of the same name is "
+                    "probably a mistake; give another name"
+                )
+        url = api.create_repo(repo, private=private or None, exist_ok=True)
         if private and not api.model_info(repo).private:
             raise DirectAlignError(
-                f"--private: {repo} is there already and everyone can see it: make it private on its settings page, or give another name"
+                f"--private: {repo} exists already and is public; make it private on its settings "
+                "page, or give another name"
             )
         api.upload_folder(folder_path=folder, repo_id=repo, commit_message=f"Upload {folder.name}")
     except DirectAlignError:
         raise
-    except (HTTPError, OSError, ValueError) as error:  # ValueError: metadata that the Hub refuses
+    except (HTTPError, OSError, ValueError) as error:  # ValueError: metadata that the Hub rejects
         raise DirectAlignError(
-            f"--push-to-hub {repo}: {_reason(error, api)}; the export is whole in {folder}: hf upload {repo} {folder}"
+            f"--push-to-hub {repo}: {_reason(error, api)}; the export is complete in {folder}: hf "
+            f"upload {repo} {folder}"
         ) from error
-    return str(address)
-
-
-def _refuse_other_types(api: HfApi, repo: str) -> None:
-    for kind in ("dataset", "space"):
-        if api.repo_exists(repo, repo_type=kind):
-            raise DirectAlignError(
-                f"--push-to-hub {repo}: is a {kind} already, and a model of the same name is most likely a mistake: give another name"
-            )
+    return str(url)
 
 
 def _reason(error: Exception, api: HfApi) -> str:
-    status = (
-        getattr(error.response, "status_code", None) if isinstance(error, HfHubHTTPError) else None
-    )
-    if status == NO_TOKEN:
-        return f"the Hub does not accept this token: {hub.SIGN_IN}, with one that may write"
-    if status == NO_PERMISSION:
-        return "this token may not write there: give a repository of your own, or a token with the right to write"
-    brief = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = status if isinstance(error, HfHubHTTPError) else None
+    if status == 401:
+        return f"the Hub does not accept this token; {hub.SIGN_IN}, with write access"
+    if status == 403:
+        return "this token has no write access there; take your own repository or another token"
     if isinstance(error, ValueError):
         return " ".join(str(error).split())
-    return (
-        f"{api.endpoint} answered {status} ({brief})"
-        if status
-        else f"{api.endpoint} cannot be reached ({brief})"
-    )
+    brief = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    what = f"answered {status}" if status else "cannot be reached"
+    return f"{api.endpoint} {what} ({brief})"

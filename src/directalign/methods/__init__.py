@@ -1,39 +1,42 @@
-"""One paper, one file, one generator of losses; the choice is a literal dict."""
+"""Alignment methods, one paper per file. A new method is one file and one line in METHODS."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from ..config import RunConfig
 from ..interfaces import SINGLE_PROCESS, Method, Model, ProcessGroup, Reward
 from ..rewards.distributed import synchronized
-from .alignprop import AlignProp
-from .draft import DRaFT
-from .drtune import DRTune
-from .flow_grpo import FlowGRPO
-from .flowbp import FlowBP
-from .leapalign import LeapAlign
-from .refl import ReFL
-from .srpo import SRPO
 
-METHODS: dict[str, Any] = {
-    "srpo": SRPO,
-    "refl": ReFL,
-    "draft": DRaFT,
-    "alignprop": AlignProp,
-    "drtune": DRTune,
-    "leapalign": LeapAlign,
-    "flowbp": FlowBP,
-    "flow_grpo": FlowGRPO,
+METHODS = {
+    "srpo": "srpo:SRPO",
+    "refl": "refl:ReFL",
+    "draft": "draft:DRaFT",
+    "alignprop": "alignprop:AlignProp",
+    "drtune": "drtune:DRTune",
+    "leapalign": "leapalign:LeapAlign",
+    "flowbp": "flowbp:FlowBP",
+    "flow_grpo": "flow_grpo:FlowGRPO",
+    "python": "python_method:python_method",
 }
+"""Name in a recipe → "module:class"; imported when used."""
+
+
+def method_class(name: str) -> Any:
+    """The class of a method."""
+    module, _, attribute = METHODS[name].partition(":")
+    return getattr(import_module(f".{module}", __name__), attribute)
 
 
 def load_method(
-    run: RunConfig, model: Model, reward: Reward, together: ProcessGroup = SINGLE_PROCESS
+    run: RunConfig, model: Model, reward: Reward, group: ProcessGroup = SINGLE_PROCESS
 ) -> Method:
-    """The method that a run names, bound to its model and reward; ranks that train `together` share what it remembers of the reward."""
-    method = METHODS[run.method.name](
-        model, synchronized(reward, together), run.method, run.rollout
+    """The method of a run with its model and reward; the processes of `group` share its running
+    statistics."""
+    method = method_class(run.method.name)(
+        model, synchronized(reward, group), run.method, run.rollout
     )
-    method.objective.together = together
+    if hasattr(method, "objective"):  # a method of the user's own may have none
+        method.objective.group = group
     return method

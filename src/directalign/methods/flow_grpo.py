@@ -1,12 +1,15 @@
-"""Flow-GRPO (arXiv 2505.05470) and DanceGRPO (arXiv 2505.07818): sample with noise, compare within a prompt, make good steps likelier.
+"""Flow-GRPO (arXiv 2505.05470) and DanceGRPO (arXiv 2505.07818): policy gradient on stochastic
+rollouts.
 
-The papers: turn the sampler into an SDE, so that each step is a Gaussian whose log-probability can be raised; the advantage
-of a sample is its reward against the other samples of its prompt; PPO's clipped ratio, and in Flow-GRPO a divergence from
-the base model. DanceGRPO starts a prompt's samples from one noise and trains a random part of the steps. Here: both, by
-settings, and the DDIM step, which works on VP paths too. The reward is output in any form: with the relative one, SRPO's
-preference is the advantage, and since no gradient is output of it, a black box will do.
-Left out: advantages over ranks and clipping of advantages (a group is whole on its rank), splitting a batch of rollouts
-into smaller ones for its updates (each takes all samples, and its own steps of them), fewer steps than in use (one rollout for both).
+The papers: turn the sampler into an SDE, so that each step is a Gaussian with a log-probability;
+the advantage of a sample is its reward against the other samples of its prompt; PPO's clipped
+ratio, and in Flow-GRPO a KL to the base model. DanceGRPO starts a prompt's samples from one noise
+and trains a random part of the steps. Here: both, by settings, and the DDIM step, which also works
+on VP paths. The reward can have any form: with the relative one, SRPO's preference is the
+advantage. No gradient of the reward is needed, so black boxes work. Left out: advantages over ranks
+and clipping of advantages (a group is whole on its rank), splitting a batch of rollouts into
+smaller ones for its updates (each takes all samples, and its own steps of them), fewer steps in
+training than in sampling (one rollout for both).
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ from torch import Tensor
 
 from .. import config
 from ..diffusion import sde
-from ..diffusion.rng import STEPS, TRANSITION, update_generator
-from ..diffusion.sampling import batch_noise, start_rollout
+from ..diffusion.rng import STEPS, TRANSITION, batch_noise, update_generator
+from ..diffusion.sampling import start_rollout
 from ..interfaces import Model, Reward
 from ..models.reference_model import ReferenceModel
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
@@ -31,7 +34,8 @@ from .objective import build_objective
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What is kept of one stochastic rollout of n samples, neighbours sharing a prompt: tensors and plain values, to survive a resume."""
+    """One stochastic rollout of n samples, neighbours sharing a prompt: tensors and plain values,
+    saved for a resume."""
 
     step: int
     prompts: tuple[str, ...]
@@ -46,11 +50,13 @@ class Rollouts:
 
 
 class FlowGRPO:
-    """`losses(batch)` yields one loss per trained step of the rollout; `data.batch_size` prompts make `group_size` samples each.
+    """`losses(batch)` yields one loss per trained step of the rollout; `data.batch_size` prompts
+    make `group_size` samples each.
 
-    With `updates_per_rollout` > 1 the following updates go on with the same samples, and their own prompts are passed over;
-    control words that take turns, and the anchor's first updates, then count rollouts.
-    Raises DirectAlignError for more trained steps than can be trained, and for an SDE of rectified flow on another path.
+    With `updates_per_rollout` > 1 the following updates reuse the samples and skip their own
+    prompts; cycling control phrases, and the anchor's first updates, then count rollouts. Raises
+    DirectAlignError for more trained steps than can be trained, and for an SDE of rectified flow on
+    another path.
     """
 
     def __init__(
@@ -65,120 +71,105 @@ class FlowGRPO:
         self.model, self.settings, self.rollout = model, settings, rollout
         self.objective = build_objective(reward, settings, differentiable=False)
         self.base = ReferenceModel(model.denoiser) if settings.kl_beta > 0 else None
-        self.kept: dict[int, Rollouts] = {}
+        self.stored: dict[int, Rollouts] = {}
+
+    @staticmethod
+    def check(settings: config.FlowGRPOConfig, rollout: config.RolloutConfig, path: str) -> None:
+        """Refuse settings that the rollout or the noise path cannot satisfy."""
+        check_steps(settings, rollout)
+        check_sde(settings, path)
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
-        """Make x0 (or go on with what is kept); then for each trained step: predict, weigh by the reward, yield."""
+        """Make x0 (or reuse stored rollouts); then for each trained step: predict, weigh by the
+        advantage, yield."""
         made = self._rollouts(batch)
         cond = self._conditioning(made.prompts)
-        chosen = self._trained_steps(made, batch)
-        for index in chosen:
-            yield self._step_loss(made, cond, index, len(chosen))
+        trained = self._trained_steps(made, batch)
+        for index in trained:
+            yield self._step_loss(made, cond, index, len(trained))
 
     def _step_loss(self, made: Rollouts, cond: Conditioning, index: int, count: int) -> LossTerm:
-        """Clipped ratio and divergence of one step of all samples; `count` steps share the batch's loss."""
+        """Clipped ratio and KL of one step of all samples; `count` steps share the batch's loss."""
         settings, x_t = self.settings, made.states[index]
         base = self._base_transition(made, cond, index)
-        moved = self._transition(x_t, cond, made.sigmas[index], made.sigmas[index + 1])
+        step = self._transition(x_t, cond, made.sigmas[index], made.sigmas[index + 1])
 
-        ratio = (sde.log_prob(moved, made.states[index + 1]) - made.log_probs[index]).exp()
+        ratio = (sde.log_prob(step, made.states[index + 1]) - made.log_probs[index]).exp()
         loss = sde.clipped_loss(ratio, made.advantage, settings.clip_range)
         metrics = made.metrics | {
             "ratio": _mean(ratio),
             "clip_fraction": _mean((ratio - 1).abs() > settings.clip_range),
         }
         if base is not None:
-            divergence = sde.kl_divergence(moved, base)
-            loss = loss + settings.kl_beta * divergence
-            metrics["kl"] = _mean(divergence)
+            kl = sde.kl_divergence(step, base)
+            loss = loss + settings.kl_beta * kl
+            metrics["kl"] = _mean(kl)
         levels = {
             "sigma": [float(made.sigmas[index])] * len(x_t),
             "reward": made.reward.double().tolist(),
         }
         return LossTerm(loss.mean() / count, "policy", metrics, levels)
 
-    # --- make x0 ----------------------------------------------------------------------------------------------------
-
     def _rollouts(self, batch: Batch) -> Rollouts:
-        """The samples of this update, new or kept; they are dropped when their last update takes them."""
-        made = self.kept.pop(batch.offset, None)
+        """The samples of this update, new or stored; they are dropped with their last update."""
+        made = self.stored.pop(batch.offset, None)
         if made is None:
             made = self._roll_out(batch)
         if batch.step - made.step + 1 < self.settings.updates_per_rollout:
-            self.kept[batch.offset] = made
+            self.stored[batch.offset] = made
         return made
 
     @torch.no_grad()
     def _roll_out(self, batch: Batch) -> Rollouts:
         size = self.settings.group_size
-        total = None if batch.global_size is None else batch.global_size * size
         batch = replace(
             batch,
             prompts=tuple(prompt for prompt in batch.prompts for _ in range(size)),
             offset=batch.offset * size,
-            global_size=total,
+            global_size=None if batch.global_size is None else batch.global_size * size,
         )
-        begun = start_rollout(self.model, self.rollout, batch)
-        noise = (
-            begun.noise[::size].repeat_interleave(size, 0)
-            if self.settings.same_noise
-            else begun.noise
-        )
-        sigmas, states, log_probs = begun.sigmas.to(noise.device), [noise], []
+        start = start_rollout(self.model, self.rollout, batch)
+        noise = start.noise
+        if self.settings.same_noise:
+            noise = noise[::size].repeat_interleave(size, 0)
+        sigmas, states, log_probs = start.sigmas.to(noise.device), [noise], []
         for index, (sigma_from, sigma_to) in enumerate(pairwise(sigmas)):
-            moved = self._transition(states[-1], begun.cond, sigma_from, sigma_to)
-            states.append(
-                moved.sample(batch_noise(batch, TRANSITION, tuple(noise.shape), index=index))
-            )
+            step = self._transition(states[-1], start.cond, sigma_from, sigma_to)
+            fresh = batch_noise(batch, TRANSITION, tuple(noise.shape), index=index)
+            states.append(step.sample(fresh))
             if sigma_to > 0:
-                log_probs.append(sde.log_prob(moved, states[-1]))
-        output = self.objective(
-            self.model.decode(states[-1]),
-            replace(batch, step=batch.step // self.settings.updates_per_rollout),
-        )
+                log_probs.append(sde.log_prob(step, states[-1]))
+        rollout = replace(batch, step=batch.step // self.settings.updates_per_rollout)
+        output = self.objective(self.model.decode(states[-1]), rollout)
         reward = output.reward.to(noise.device)
         advantage = sde.group_advantage(reward, size, self.settings.normalise)
-        metrics = {
-            **output.metrics,
-            "group_spread": _mean(sde.center_groups(reward, size).square().mean(1).sqrt()),
-        }
-        return Rollouts(
-            batch.step, batch.prompts, sigmas, states, log_probs, reward, advantage, metrics
-        )
+        spread = _mean(sde.center_groups(reward, size).square().mean(1).sqrt())
+        metrics = {**output.metrics, "group_spread": spread}
+        samples = sigmas, states, log_probs, reward, advantage
+        return Rollouts(batch.step, batch.prompts, *samples, metrics)
 
     def _trained_steps(self, made: Rollouts, batch: Batch) -> list[int]:
-        """Which steps this update trains: the next ones in an order drawn with the rollout, so that its updates take turns."""
+        """The steps that this update trains: the next ones in an order drawn with the rollout, so
+        its updates alternate."""
         trainable = len(made.log_probs)
         count = self.settings.trained_steps or trainable
-        order = torch.randperm(
-            trainable, generator=update_generator(replace(batch, step=made.step), STEPS)
-        ).tolist()
+        generator = update_generator(replace(batch, step=made.step), STEPS)
+        order = torch.randperm(trainable, generator=generator).tolist()
         first = (batch.step - made.step) * count
-        return [order[(first + turn) % trainable] for turn in range(count)]
-
-    # --- predict ----------------------------------------------------------------------------------------------------
+        return [order[(first + index) % trainable] for index in range(count)]
 
     def _conditioning(self, prompts: tuple[str, ...]) -> Conditioning:
-        return self.model.encode_prompt(prompts).guided(
-            self.rollout.embedded_guidance, self.rollout.cfg_scale
-        )
+        cond = self.model.encode_prompt(prompts)
+        return cond.guided(self.rollout.embedded_guidance, self.rollout.cfg_scale)
 
     def _transition(
         self, x_t: Latents, cond: Conditioning, sigma_from: Tensor, sigma_to: Tensor
     ) -> sde.Transition:
-        model, settings, n = self.model, self.settings, len(x_t)
-        start_of, end_of = sigma_from.expand(n), sigma_to.expand(n)
-        pred = model.predict(x_t, start_of, cond)
-        return sde.transition(
-            settings.sde,
-            model.path,
-            model.prediction,
-            pred,
-            x_t,
-            start_of,
-            end_of,
-            settings.noise_level,
-        )
+        model, settings = self.model, self.settings
+        levels = sigma_from.expand(len(x_t)), sigma_to.expand(len(x_t))
+        pred = model.predict(x_t, levels[0], cond)
+        native = settings.sde, model.path, model.prediction
+        return sde.transition(*native, pred, x_t, *levels, settings.noise_level)
 
     @torch.no_grad()
     def _base_transition(
@@ -187,45 +178,51 @@ class FlowGRPO:
         if self.base is None:
             return None
         with self.base.active():
-            return self._transition(
-                made.states[index], cond, made.sigmas[index], made.sigmas[index + 1]
-            )
+            levels = made.sigmas[index], made.sigmas[index + 1]
+            return self._transition(made.states[index], cond, *levels)
 
     def state_dict(self) -> Mapping[str, Any]:
-        kept = {
-            place: {each.name: getattr(made, each.name) for each in fields(made)}
-            for place, made in self.kept.items()
+        stored = {
+            offset: {each.name: getattr(made, each.name) for each in fields(made)}
+            for offset, made in self.stored.items()
         }
-        return {**self.objective.state_dict(), "rollouts": kept}
+        return {**self.objective.state_dict(), "rollouts": stored}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.objective.load_state_dict(state)
         device = next(self.model.denoiser.parameters()).device
-        self.kept = {
-            place: _on_device(Rollouts(**made), device) for place, made in state["rollouts"].items()
+        self.stored = {
+            offset: _to_device(Rollouts(**made), device)
+            for offset, made in state["rollouts"].items()
         }
 
 
 def check_steps(settings: config.FlowGRPOConfig, rollout: config.RolloutConfig) -> None:
-    """The rollout has enough steps to train; its last adds no noise and has no probability."""
+    """Refuse a rollout with too few steps to train; its last adds no noise and has no
+    probability."""
     trainable = rollout.num_inference_steps - 1
     if (settings.trained_steps or 1) > trainable:
         raise DirectAlignError(
-            f"method.trained_steps: {settings.trained_steps or 'all'} of the {trainable} steps that rollout.num_inference_steps: {rollout.num_inference_steps} "
-            "leaves to train (its last adds no noise): lower the one or raise the other"
+            f"method.trained_steps: {settings.trained_steps or 'all'} of the {trainable} steps "
+            "that "
+            f"rollout.num_inference_steps: {rollout.num_inference_steps} leaves to train (its last "
+            "adds no "
+            "noise): lower the one or raise the other"
         )
 
 
 def check_sde(settings: config.FlowGRPOConfig, path: str) -> None:
-    """Two of the stochastic steps are derived for rectified flow."""
+    """Refuse a stochastic step of rectified flow on another path."""
     if settings.sde != "ddim" and path != "flow":
         raise DirectAlignError(
-            f"method.sde: {settings.sde} is a step of rectified flow, and this model follows a DDPM schedule: set method.sde: ddim"
+            f"method.sde: {settings.sde} is a step of rectified flow, and this model follows a "
+            "DDPM "
+            "schedule: set method.sde: ddim"
         )
 
 
-def _on_device(made: Rollouts, device: torch.device) -> Rollouts:
-    """Checkpoints are read to the CPU."""
+def _to_device(made: Rollouts, device: torch.device) -> Rollouts:
+    """Checkpoints are read on the CPU."""
     return replace(
         made,
         sigmas=made.sigmas.to(device),

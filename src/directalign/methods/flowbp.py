@@ -1,11 +1,13 @@
-"""FlowBP-Sparse (arXiv 2606.11075): the reward at the image that was sampled, its gradient to a few repeated steps.
+"""FlowBP-Sparse (arXiv 2606.11075): the reward at the sampled image, its gradient to a few repeated
+steps.
 
-The paper: sample without gradient and keep the states; call the network again, with gradient, at K of them; write x0
-as the sum of all steps, with new answers in these K and cached ones elsewhere, pinned to the sampled x0. The answers
-of K steps stand for those of all: later steps are drawn more often, and the gradient is stretched by the length of all
-steps over that of the drawn ones. Values are those of its released FLUX.1 configuration (K 3, late bias 2, stretch 1).
-Here: the same for every path and prediction, a step's length being the size of d x0 / d pred along the chain (on a
-flow |sigma_to − sigma_from|, the paper's). Left out: the variants Bridge and Lagrange.
+The paper: sample without gradient and store the states; call the network again, with gradient, at K
+of them; write x0 as the sum of all steps, with new predictions in these K and cached ones
+elsewhere, pinned to the sampled x0. Later steps are drawn more often, and the gradient is scaled by
+the length of all steps over that of the drawn ones. Values are those of its released FLUX.1
+configuration (K 3, late bias 2, scale 1). Here: the same for every path and prediction type, a
+step's length being the size of d x0 / d pred along the chain (on a flow |sigma_to − sigma_from|,
+the paper's). Left out: the variants Bridge and Lagrange.
 """
 
 from __future__ import annotations
@@ -17,38 +19,41 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..config import FlowBPConfig as Settings
-from ..config import RolloutConfig as RolloutSettings
+from ..config import FlowBPConfig, RolloutConfig
 from ..diffusion.rng import STEPS, update_generator
-from ..diffusion.sampling import RolloutStart, chain_coefficients, sample_trajectory, start_rollout
+from ..diffusion.sampling import chain_coefficients, sample_trajectory, start_rollout
 from ..interfaces import Model, Reward
-from ..types import Batch, Latents, LossTerm
+from ..types import Batch, LossTerm
 from .objective import build_objective
 from .objective_math import hinge
 
 
 class FlowBP:
-    """`losses(batch)` yields one loss, with the gradient of K network calls beside those of the rollout.
+    """`losses(batch)` yields one loss, with the gradient of K network calls beside those of the
+    rollout.
 
-    Raises DirectAlignError for a reward without gradient, or one that ignores the prompt where the form compares two phrasings.
+    Raises DirectAlignError for a reward without gradient, and for one that ignores the prompt where
+    the form compares two phrasings.
     """
 
     def __init__(
-        self, model: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
+        self, model: Model, reward: Reward, settings: FlowBPConfig, rollout: RolloutConfig
     ) -> None:
-        assert settings.trained_steps <= rollout.num_inference_steps, (
-            settings.trained_steps,
-            rollout.num_inference_steps,
-        )
+        steps = settings.trained_steps, rollout.num_inference_steps
+        assert steps[0] <= steps[1], steps
         self.model, self.settings, self.rollout = model, settings, rollout
         self.objective = build_objective(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0 and all states before it; predict again at the drawn ones; reward; yield."""
-        begun, trained = start_rollout(self.model, self.rollout, batch), self.steps(batch)
-        states = sample_trajectory(self.model, begun)
+        start, trained = start_rollout(self.model, self.rollout, batch), self.steps(batch)
+        states = sample_trajectory(self.model, start)
 
-        x0 = self._carrying_gradient(begun, states, trained)
+        x0, weights = states[-1], self.weights(start.sigmas, trained)
+        for index in trained:  # x0 keeps its value and gains the gradient of each prediction
+            sigma = start.sigmas[index].expand(len(x0)).to(x0.device)
+            pred = self.model.predict(states[index], sigma, start.cond)
+            x0 = x0 + weights[index].to(x0) * (pred - pred.detach())
 
         output = self.objective(self.model.decode(x0), batch)
         loss = hinge(output.reward, 1.0, self.settings.margin)
@@ -56,35 +61,21 @@ class FlowBP:
         yield LossTerm(loss.mean(), "repeated_steps", output.metrics)
 
     def steps(self, batch: Batch) -> list[int]:
-        """K different steps in rising order, step i (0 is the first, from pure noise) drawn with weight (i + 1)^late_bias."""
-        weights = (
-            torch.arange(1, self.rollout.num_inference_steps + 1, dtype=torch.float64)
-            ** self.settings.late_bias
-        )
-        return sorted(
-            torch.multinomial(
-                weights, self.settings.trained_steps, generator=update_generator(batch, STEPS)
-            ).tolist()
-        )
-
-    def _carrying_gradient(
-        self, begun: RolloutStart, states: list[Latents], trained: list[int]
-    ) -> Latents:
-        """The sampled x0, value for value, with the gradient that it has through the answers of the `trained` steps."""
-        x0, weights = states[-1], self.weights(begun.sigmas, trained)
-        for index in trained:
-            sigma = begun.sigmas[index].expand(len(x0)).to(x0.device)
-            pred = self.model.predict(states[index], sigma, begun.cond)
-            x0 = x0 + weights[index].to(x0) * (pred - pred.detach())
-        return x0
+        """K different steps in rising order; step i (0: from pure noise) has weight (i +
+        1)^late_bias."""
+        count = torch.arange(1, self.rollout.num_inference_steps + 1, dtype=torch.float64)
+        weights, generator = count**self.settings.late_bias, update_generator(batch, STEPS)
+        drawn = torch.multinomial(weights, self.settings.trained_steps, generator=generator)
+        return sorted(drawn.tolist())
 
     def weights(
         self, sigmas: Float[Tensor, " levels"], trained: list[int]
     ) -> Float[Tensor, " steps"]:
-        """What the answer of each step counts for in the gradient of x0, were it one of the `trained`: d x0 / d pred, stretched."""
+        """Weight of each step's prediction in the gradient of x0, if it is `trained`: d x0 / d
+        pred, rescaled."""
         each = chain_coefficients(self.model.path, self.model.prediction, sigmas)
-        stretch = each.abs().sum() / each[trained].abs().sum()
-        return each * (1 + self.settings.rescale * (stretch - 1))
+        scale = each.abs().sum() / each[trained].abs().sum()
+        return each * (1 + self.settings.rescale * (scale - 1))
 
     def state_dict(self) -> Mapping[str, Any]:
         return self.objective.state_dict()

@@ -1,12 +1,14 @@
-"""The objective of all methods: reward model, form (absolute, relative, anchored) and control phrases give one reward per image.
+"""The objective of all methods: reward model, form (absolute, relative, anchored) and control
+phrases give one reward per image.
 
-`build_objective` makes it, for a single reward or for a mixture. Methods differ only in how its gradient reaches the
-network.
+`build_objective` makes it, for a single reward or for a mixture. Methods differ only in how its
+gradient reaches the network.
 
-A mixture evaluates every member in its own form and phrases, with its own anchor, divides each result by its running
-standard deviation, and returns the weighted sum minus a penalty on disagreement. With `balance: gradient` the members'
-gradients with respect to the image are first scaled to the same length. Metrics per member: `reward_<label>` and its
-scores in its own units, `share_<label>` its part of the mixed reward, `gradient_<label>` its gradient norm.
+A mixture evaluates every member in its own form and phrases, with its own anchor, divides each
+result by its running standard deviation, and returns the weighted sum minus a penalty on
+disagreement. With `gradient_normalization` the members' gradients with respect to the image are
+first scaled to the same length. Metrics per member: `reward_<label>` and its scores in its own
+units, `share_<label>` its part of the mixed reward, `gradient_<label>` its gradient norm.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from . import objective_math
 DECAY = 0.95
 """Weight of older updates in running statistics, per update: a window of about twenty updates."""
 MIN_RELATIVE_STD = 1e-6
-"""A standard deviation below this part of the mean is rounding error: the values count as constant."""
+"""A standard deviation below this part of the mean is rounding error: the values count as
+constant."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,11 @@ class ObjectiveOutput:
 def build_objective(
     reward: Reward, settings: config.ObjectiveConfig, differentiable: bool = True
 ) -> RewardObjective | MixedObjective:
-    """The objective of a reward and a method's settings; `differentiable` is False for a method that needs scores alone.
+    """The objective of a reward and a method's settings; `differentiable` is False for a method
+    that needs scores alone.
 
-    Raises DirectAlignError for a reward without a gradient where one is needed, and for one that ignores the prompt
-    where the form compares two phrasings; errors of a mixture name the member.
+    Raises DirectAlignError for a reward without a gradient where one is needed, and for one that
+    ignores the prompt where the form compares two phrasings; errors of a mixture name the member.
     """
     method = str(getattr(settings, "name", ""))
     if not isinstance(reward, MixReward):
@@ -55,12 +59,13 @@ def build_objective(
         if differentiable:
             require_gradient(member.reward, method, f"reward.members.{index}.reward")
     if not differentiable:
-        require_no_balance(reward.settings, method)
+        require_no_normalization(reward.settings, method)
     return MixedObjective(reward, settings)
 
 
 class RewardObjective:
-    """One reward model with a method's form and control phrases; processes of `together` share the anchor's reference.
+    """One reward model with a method's form and control phrases; processes of `group` share the
+    anchor's reference.
 
     Raises DirectAlignError for a reward that ignores the prompt where two phrasings are compared.
     """
@@ -69,10 +74,10 @@ class RewardObjective:
         self,
         reward: Reward,
         settings: config.ObjectiveConfig,
-        together: ProcessGroup = SINGLE_PROCESS,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         require_prompt_reader(reward, settings.form)
-        self.reward_model, self.settings, self.together = reward, settings, together
+        self.reward_model, self.settings, self.group = reward, settings, group
         self.reference = Reference(settings.anchor.reference_updates)
 
     def __call__(
@@ -82,7 +87,8 @@ class RewardObjective:
         k_pos: PerSample | float = 0.0,
         k_neg: PerSample | float = 0.0,
     ) -> ObjectiveOutput:
-        """Evaluate decoded images (b, 3, h, w) of the batch's prompts; `k_pos`, `k_neg` are the ramps of the relative form.
+        """Evaluate decoded images (b, 3, h, w) of the batch's prompts; `k_pos`, `k_neg` are the
+        ramps of the relative form.
 
         With n times as many images as prompts, each prompt belongs to n consecutive images.
         """
@@ -132,7 +138,7 @@ class RewardObjective:
             return score
         if scores.plain is None:
             return objective_math.relative_reward(scores.pos, scores.neg, k_pos, k_neg)
-        self.reference.update(scores.plain, step, self.together)
+        self.reference.update(scores.plain, step, self.group)
         tolerance = self.settings.anchor.tolerance
         return objective_math.anchored_reward(
             scores.pos, scores.neg, scores.plain, self.reference.value, tolerance
@@ -147,13 +153,13 @@ class RewardObjective:
 
 
 class MixedObjective:
-    """A mixture of rewards as one objective; processes of `together` share its running statistics."""
+    """A mixture of rewards as one objective; processes of `group` share its running statistics."""
 
     def __init__(
         self,
         mix: MixReward,
         settings: config.ObjectiveConfig,
-        together: ProcessGroup = SINGLE_PROCESS,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.settings, self.labels = mix.settings, [member.label for member in mix.members]
         self.objectives = [
@@ -164,17 +170,17 @@ class MixedObjective:
             [member.settings.weight for member in mix.members], dtype=torch.float64
         )
         self.rewards, self.norms = RunningStats(len(self.labels)), RunningStats(len(self.labels))
-        self.together = together
+        self.group = group
 
     @property
-    def together(self) -> ProcessGroup:
-        return self._together
+    def group(self) -> ProcessGroup:
+        return self._group
 
-    @together.setter
-    def together(self, together: ProcessGroup) -> None:
-        self._together = together
+    @group.setter
+    def group(self, group: ProcessGroup) -> None:
+        self._group = group
         for objective in self.objectives:
-            objective.together = together
+            objective.group = group
 
     def __call__(
         self,
@@ -183,17 +189,19 @@ class MixedObjective:
         k_pos: PerSample | float = 0.0,
         k_neg: PerSample | float = 0.0,
     ) -> ObjectiveOutput:
-        """Evaluate decoded images of the batch's prompts; the ramps act in every member of the relative form."""
+        """Evaluate decoded images of the batch's prompts; the ramps act in every member of the
+        relative form."""
         if self.settings.gradient_normalization:
-            return self._balanced(images, batch, k_pos, k_neg)
+            return self._normalized(images, batch, k_pos, k_neg)
         outputs = [objective(images, batch, k_pos, k_neg) for objective in self.objectives]
         scaled = self._scaled(outputs, images, batch.step)
         return ObjectiveOutput(self._mixed(scaled), self._metrics(outputs, scaled))
 
-    def _balanced(
+    def _normalized(
         self, images: Images, batch: Batch, k_pos: PerSample | float, k_neg: PerSample | float
     ) -> ObjectiveOutput:
-        """The same value with a balanced gradient; members are differentiated one by one, so that one graph is kept at a time."""
+        """The same value with a normalized gradient; members are differentiated one by one, so that
+        one graph is kept at a time."""
         at = images.detach().requires_grad_()
         outputs, gradients = list[ObjectiveOutput](), list[Tensor]()
         for objective in self.objectives:
@@ -201,7 +209,7 @@ class MixedObjective:
             gradients.append(torch.autograd.grad(output.reward.sum(), at)[0])
             outputs.append(ObjectiveOutput(output.reward.detach(), output.metrics))
         lengths = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients])
-        self.norms.update(lengths, batch.step, self.together)
+        self.norms.update(lengths, batch.step, self.group)
 
         scaled = self._scaled(outputs, images, batch.step).requires_grad_()
         mixed = self._mixed(scaled)
@@ -215,9 +223,10 @@ class MixedObjective:
         return ObjectiveOutput(objective_math.with_gradient(mixed, gradient, images), metrics)
 
     def _scaled(self, outputs: list[ObjectiveOutput], images: Images, step: int) -> Tensor:
-        """The members' rewards (m, b), each divided by its running standard deviation, which is updated first."""
+        """The members' rewards (m, b), each divided by its running standard deviation, which is
+        updated first."""
         rewards = torch.stack([output.reward.to(images) for output in outputs])
-        self.rewards.update(rewards, step, self.together)
+        self.rewards.update(rewards, step, self.group)
         return rewards / self._scales.to(rewards)[:, None]
 
     def _mixed(self, scaled: Tensor) -> Tensor:
@@ -259,15 +268,16 @@ class MixedObjective:
 
 
 class Reference:
-    """Mean plain score of the base model: over the first `updates` and all processes, while the model has changed little."""
+    """Mean plain score of the base model: over the first `updates` and all processes, while the
+    model has changed little."""
 
     def __init__(self, updates: int) -> None:
         self.updates, self.total, self.count = updates, 0.0, 0
 
-    def update(self, plain: PerSample, step: int, together: ProcessGroup = SINGLE_PROCESS) -> None:
+    def update(self, plain: PerSample, step: int, group: ProcessGroup = SINGLE_PROCESS) -> None:
         if step < self.updates:
             count = torch.tensor(float(len(plain)), dtype=torch.float64).to(plain.device)
-            total, seen = together.sum(torch.stack([plain.detach().double().sum(), count]))
+            total, seen = group.sum(torch.stack([plain.detach().double().sum(), count]))
             self.total += float(total)
             self.count += int(seen)
 
@@ -277,11 +287,12 @@ class Reference:
 
 
 class RunningStats:
-    """Exponentially weighted mean and standard deviation of `size` kinds of values, over images and all processes.
+    """Exponentially weighted mean and standard deviation of `size` kinds of values, over images and
+    all processes.
 
-    Keeps count, sum and sum of squares in float64. An update uses what was recorded in the updates before it, so the
-    result does not depend on how it is split into branches, accumulated batches and processes. Only the first update
-    uses its own values so far.
+    Keeps count, sum and sum of squares in float64. An update uses what was recorded in the updates
+    before it, so the result does not depend on how it is split into branches, accumulated batches
+    and processes. Only the first update uses its own values so far.
     """
 
     def __init__(self, size: int) -> None:
@@ -289,15 +300,16 @@ class RunningStats:
         self.current, self.step = torch.zeros_like(self.before), -1
 
     def update(
-        self, values: objective_math.Members, step: int, together: ProcessGroup = SINGLE_PROCESS
+        self, values: objective_math.Members, step: int, group: ProcessGroup = SINGLE_PROCESS
     ) -> None:
-        """Add one value per kind and image (m, b) of update `step`; every process must call this equally often."""
+        """Add one value per kind and image (m, b) of update `step`; every process must call this
+        equally often."""
         if step != self.step:
             self.before = DECAY * (self.before + self.current)
             self.current, self.step = torch.zeros_like(self.current), step
         new = values.detach().double().cpu()
         sums = torch.stack([torch.ones_like(new).sum(1), new.sum(1), new.square().sum(1)])
-        self.current = self.current + together.sum(sums)
+        self.current = self.current + group.sum(sums)
 
     @property
     def means(self) -> objective_math.PerMember:
@@ -306,7 +318,8 @@ class RunningStats:
 
     @property
     def stds(self) -> objective_math.PerMember:
-        """Standard deviation over images; 1 where all values are alike, so that one can divide by it."""
+        """Standard deviation over images; 1 where all values are alike, so that one can divide by
+        it."""
         means = self.means
         std = (self._used[2] / self._used[0] - means.square()).clamp(min=0).sqrt()
         return torch.where(std > MIN_RELATIVE_STD * means.abs(), std, torch.ones_like(std))
@@ -328,7 +341,8 @@ class RunningStats:
 
 
 def map_images(images: Images, mapping: str) -> Images:
-    """To [0, 1]: "clamp" (no gradient outside), or "min_max" per image (brightness gives no reward)."""
+    """To [0, 1]: "clamp" (no gradient outside), or "min_max" per image (brightness gives no
+    reward)."""
     if mapping == "clamp":
         return images.clamp(0, 1)
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
@@ -336,17 +350,20 @@ def map_images(images: Images, mapping: str) -> Images:
 
 
 def select_phrases(phrases: list[str], order: str, step: int) -> list[str]:
-    """The control phrases of a step: "cycle" the next one, "fixed" the first, "average" all (scores are averaged)."""
+    """The control phrases of a step: "cycle" the next one, "fixed" the first, "average" all (scores
+    are averaged)."""
     if order == "average":
         return phrases
     return [phrases[step % len(phrases) if order == "cycle" else 0]]
 
 
 def require_prompt_reader(reward: Reward, form: str) -> None:
-    """Refuse a relative or anchored form of a reward that ignores the prompt: both phrasings would get one score."""
+    """Refuse a relative or anchored form of a reward that ignores the prompt: both phrasings would
+    get one score."""
     if form != "absolute" and not reward.reads_prompt:
         raise DirectAlignError(
-            f"reward.name {reward.name} ignores prompts, so method.form {form} has no two scores to compare: "
+            f"reward.name {reward.name} ignores prompts, so method.form {form} has no two scores "
+            "to compare: "
             "set method.form: absolute, or use a reward that reads prompts (reward.name: clip)"
         )
 
@@ -358,26 +375,32 @@ def require_gradient(reward: Reward, method: str, key: str = "reward") -> None:
 
 
 NO_GRADIENT = (
-    "{key}.name {name} is a black box, and method.name {method} needs its gradient with respect to the image: "
-    "set method.name: flow_grpo, which needs scores alone, or use a differentiable reward (reward.name: clip)"
+    "{key}.name {name} is a black box, and method.name {method} needs its gradient with respect to "
+    "the image: "
+    "set method.name: flow_grpo, which needs scores alone, or use a differentiable reward "
+    "(reward.name: clip)"
 )
 
 
-def require_no_balance(settings: config.MixtureConfig, method: str) -> None:
-    """Refuse gradient balancing where no gradient is computed."""
+def require_no_normalization(settings: config.MixtureConfig, method: str) -> None:
+    """Refuse gradient normalization where no gradient is computed."""
     if settings.gradient_normalization:
         raise DirectAlignError(
-            f"reward.gradient_normalization: gradient needs a method that differentiates its reward, and method.name {method} uses scores alone: set reward.gradient_normalization: none"
+            "reward.gradient_normalization: true needs a method that differentiates its reward, "
+            "and "
+            f"method.name {method} uses scores alone: set reward.gradient_normalization: false"
         )
 
 
 def member_settings(
     index: int, member: config.MemberConfig, method: config.ObjectiveConfig
 ) -> config.ObjectiveConfig:
-    """The method's settings as one member has them: its own form, control phrases and anchor where it sets any.
+    """The method's settings as one member has them: its own form, control phrases and anchor where
+    it sets any.
 
-    A member of form absolute is scored under its own positive phrases, else the bare prompt: the method's phrases
-    belong to the method's form. Raises DirectAlignError for phrases that do not fit the form.
+    A member of form absolute is scored under its own positive phrases, else the bare prompt: the
+    method's phrases belong to the method's form. Raises DirectAlignError for phrases that do not
+    fit the form.
     """
     form = method.form if member.form == "method" else member.form
     words = member.control_phrases or (
@@ -385,7 +408,9 @@ def member_settings(
     )
     if form != "absolute" and not (words.positive and words.negative):
         raise DirectAlignError(
-            f"reward.members.{index}.control_phrases: form {form} compares two phrasings: give positive and negative ones, or leave words out to use the method's"
+            f"reward.members.{index}.control_phrases: form {form} compares two phrasings: give "
+            "positive and "
+            "negative ones, or leave them out to use the method's"
         )
     anchor = member.anchor or method.anchor
     return method.model_copy(update={"form": form, "control_phrases": words, "anchor": anchor})
@@ -397,7 +422,8 @@ def _member_objective(
     settings = member_settings(index, member, method)
     if settings.form != "absolute" and not reward.reads_prompt:
         raise DirectAlignError(
-            f"reward.members.{index}.form: {reward.name} ignores prompts, and method.form: {settings.form} compares two; "
+            f"reward.members.{index}.form: {reward.name} ignores prompts, and method.form: "
+            f"{settings.form} compares two; "
             f"set reward.members.{index}.form: absolute"
         )
     return RewardObjective(reward, settings)

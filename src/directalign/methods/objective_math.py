@@ -1,8 +1,10 @@
-"""From scores of a reward model to the loss of one branch, from several rewards to one, and velocity-space KL.
+"""From scores of a reward model to the loss of one branch, from several rewards to one, and
+velocity-space KL.
 
-`score` is a reward model's raw output, `reward` is what is maximised. `k_pos` and `k_neg` are additive ramps inside the
-reward; `discount` is a factor on the loss. The mixture is ours; gradient balancing follows the idea of GradNorm (arXiv
-1711.02257) without its learning rates: gradient norms are equalised, so that weights keep their meaning.
+`score` is a reward model's raw output, `reward` is what is maximised. `k_pos` and `k_neg` are
+additive ramps inside the reward; `discount` is a factor on the loss. The mixture is ours; gradient
+balancing follows the idea of GradNorm (arXiv
+1711.02257) without its learning rates: gradient norms are equalised, so weights keep their meaning.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from ..types import Images, Latents, PerSample
 Members = Float[Tensor, "m b"]
 PerMember = Float[Tensor, " m"]
 EPSILON = 1e-12
-"""Under the root of the standard deviation: its derivative is finite, and zero where all members agree."""
+"""Under the root of the standard deviation: its derivative is finite, and zero where all members
+agree."""
 
 
 def relative_reward(
@@ -25,7 +28,8 @@ def relative_reward(
 ) -> PerSample:
     """(1 + k_pos)·pos − (1 + k_neg)·neg, the semantic relative preference of arXiv 2509.06942.
 
-    `pos` and `neg` are scores of one image under the prompt with a desired and an undesired control phrase.
+    `pos` and `neg` are scores of one image under the prompt with a desired and an undesired control
+    phrase.
     """
     return (1 + _like(k_pos, pos)) * pos - (1 + _like(k_neg, neg)) * neg
 
@@ -37,10 +41,12 @@ def anchored_reward(
     reference: PerSample | float,
     tolerance: float,
 ) -> PerSample:
-    """(pos − neg) − (plain − reference)² / (2·tolerance): relative, with the absolute score held near its start.
+    """(pos − neg) − (plain − reference)² / (2·tolerance): relative, with the absolute score held
+    near its start.
 
-    `plain` is the score under the unchanged prompt, `reference` its value before training, `tolerance` > 0 the
-    deviation, in score units, at which the penalty's slope equals that of the relative term.
+    `plain` is the score under the unchanged prompt, `reference` its value before training,
+    `tolerance` > 0 the deviation, in score units, at which the penalty's slope equals that of the
+    relative term.
     """
     return (pos - neg) - (plain - _like(reference, plain)) ** 2 / (2 * tolerance)
 
@@ -52,7 +58,8 @@ def hinge(reward: PerSample, direction: PerSample | float, margin: float | None)
 
 
 def discount(position: PerSample, shift: float) -> PerSample:
-    """Factor on the loss, larger at high noise: shift·p / (1 + (shift − 1)·p) for the position p in [0, 1] in the sigma range."""
+    """Factor on the loss, larger at high noise: shift·p / (1 + (shift − 1)·p) for the position p in
+    [0, 1] in the sigma range."""
     return shift_sigmas(position, shift)
 
 
@@ -61,7 +68,8 @@ def absolute_relative(
 ) -> tuple[Tensor | float, Tensor | float]:
     """(mu, nu) with relative_reward = mu·(pos + neg)/2 + nu·(pos − neg).
 
-    mu = k_pos − k_neg weighs the absolute preference, bias and content alike; nu = 1 + (k_pos + k_neg)/2.
+    mu = k_pos − k_neg weighs the absolute preference, bias and content alike; nu = 1 + (k_pos +
+    k_neg)/2.
     """
     return k_pos - k_neg, 1 + (k_pos + k_neg) / 2
 
@@ -83,8 +91,8 @@ def mixed_reward(
 ) -> PerSample:
     """Σ weight·reward − disagreement_weight·disagreement.
 
-    `rewards` are in common units (divided by their own spread) and `means` are theirs. A member of negative weight
-    counts with its sign reversed in the disagreement.
+    `rewards` are in common units (divided by their own spread) and `means` are theirs. A member of
+    negative weight counts with its sign reversed in the disagreement.
     """
     total = (weights[:, None] * rewards).sum(0)
     if disagreement_weight == 0:
@@ -96,13 +104,14 @@ def mixed_reward(
 def balanced_gradient(
     gradients: Float[Tensor, "m b 3 H W"], slopes: Members, norms: PerMember, scales: PerMember
 ) -> Images:
-    """Σ slope·factor·gradient/scale, where the factors give all members the same norm: the mean of norm/scale.
+    """Σ slope·factor·gradient/scale, where the factors give all members the same norm: the mean of
+    norm/scale.
 
     Args:
-        gradients: of each member's own reward with respect to the image.
-        slopes: of the mixed reward with respect to each member's reward/scale.
-        norms: running norm of each member's gradients; a member without any gradient yet (0) is left unchanged.
-        scales: what each member's reward is divided by.
+        gradients: of each member's own reward with respect to the image. slopes: of the mixed
+        reward with respect to each member's reward/scale. norms: running norm of each member's
+        gradients; a member without any gradient yet (0) is left unchanged. scales: what each
+        member's reward is divided by.
     """
     common = norms / scales
     factors = torch.where(norms > 0, common.mean() / common, torch.ones_like(common))
@@ -116,11 +125,13 @@ def with_gradient(value: PerSample, gradient: Images, images: Images) -> PerSamp
 
 
 def velocity_kl(pred: Latents, base: Latents) -> PerSample:
-    """Velocity-space KL: (pred − base)² as the mean over dimensions, so it does not grow with the latents' size.
+    """Velocity-space KL: (pred − base)² as the mean over dimensions, so it does not grow with the
+    latents' size.
 
-    `base` is the base model's prediction at the same x_t and noise level. It is measured on predictions rather than on
-    recovered images: those differ by gain²·distance, and the gain belongs to the sampled jump, not to the model.
-    docs/method.md, section 6, derives what the number bounds.
+    `base` is the base model's prediction at the same x_t and noise level. It is measured on
+    predictions rather than on recovered images: those differ by gain²·distance, and the gain
+    belongs to the sampled jump, not to the model. docs/method.md, section 6, derives what the
+    number bounds.
     """
     return ((pred - base) ** 2).mean((1, 2, 3))
 

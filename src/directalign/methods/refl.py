@@ -1,9 +1,11 @@
-"""ReFL (ImageReward, arXiv 2304.05977, algorithm 1): the gradient of the reward through one late step of sampling.
+"""ReFL (ImageReward, arXiv 2304.05977, algorithm 1): the gradient of the reward through one late
+sampling step.
 
-The paper: sample without gradient down to a random one of the last ten of forty steps, guess the clean image from
-there at once, and raise its reward through a hinge, beside the pretraining loss on a second data set. Here: one draw
-for the whole batch from the last `last_steps` of any rollout, any reward and form. Left out: the pretraining loss,
-which wants captioned real images, and the factor on the loss that balances the two: alone, AdamW cancels it.
+The paper: sample without gradient down to a random one of the last ten of forty steps, predict the
+clean image from there in one step, and raise its reward through a hinge, beside the pretraining
+loss on a second data set. Here: one draw for the whole batch from the last `last_steps` of any
+rollout, any reward and form. Left out: the pretraining loss, which needs captioned real images, and
+the factor that balances the two losses: alone, AdamW cancels it.
 """
 
 from __future__ import annotations
@@ -13,8 +15,7 @@ from typing import Any
 
 import torch
 
-from ..config import ReFLConfig as Settings
-from ..config import RolloutConfig as RolloutSettings
+from ..config import ReFLConfig, RolloutConfig
 from ..diffusion.rng import STEPS, update_generator
 from ..diffusion.sampling import predict_x0, sample, start_rollout
 from ..interfaces import Model, Reward
@@ -26,46 +27,39 @@ from .objective_math import hinge
 class ReFL:
     """`losses(batch)` yields one loss, with the gradient of one network call.
 
-    Raises DirectAlignError for a reward without gradient, or one that ignores the prompt where the form compares two phrasings.
+    Raises DirectAlignError for a reward without gradient, and for one that ignores the prompt where
+    the form compares two phrasings.
     """
 
     def __init__(
-        self, model: Model, reward: Reward, settings: Settings, rollout: RolloutSettings
+        self, model: Model, reward: Reward, settings: ReFLConfig, rollout: RolloutConfig
     ) -> None:
-        assert settings.last_steps <= rollout.num_inference_steps, (
-            settings.last_steps,
-            rollout.num_inference_steps,
-        )
+        steps = settings.last_steps, rollout.num_inference_steps
+        assert steps[0] <= steps[1], steps
         self.model, self.settings, self.rollout = model, settings, rollout
         self.objective = build_objective(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x_t; predict x0_hat; reward; yield."""
-        begun, index = start_rollout(self.model, self.rollout, batch), self.trained_step(batch)
-        x_t = sample(self.model, begun.cond, begun.noise, begun.sigmas[: index + 1])
+        start, index = start_rollout(self.model, self.rollout, batch), self.trained_step(batch)
+        x_t = sample(self.model, start.cond, start.noise, start.sigmas[: index + 1])
 
-        sigma = begun.sigmas[index].expand(len(x_t)).to(x_t.device)
-        x0_hat = predict_x0(self.model, begun.cond, x_t, sigma)
+        sigma = start.sigmas[index].expand(len(x_t)).to(x_t.device)
+        x0_hat = predict_x0(self.model, start.cond, x_t, sigma)
 
         output = self.objective(self.model.decode(x0_hat), batch)
         loss = hinge(output.reward, 1.0, self.settings.margin)
 
         levels = {"sigma": sigma, "reward": output.reward}
-        yield LossTerm(
-            loss.mean(),
-            "late_step",
-            output.metrics,
-            {name: value.detach().double().tolist() for name, value in levels.items()},
-        )
+        lists = {name: value.detach().double().tolist() for name, value in levels.items()}
+        yield LossTerm(loss.mean(), "late_step", output.metrics, lists)
 
     def trained_step(self, batch: Batch) -> int:
-        """Index of the step with gradient, uniform over the last `last_steps` of the rollout; 0 is the first step, from pure noise."""
-        back = int(
-            torch.randint(
-                1, self.settings.last_steps + 1, (), generator=update_generator(batch, STEPS)
-            )
-        )
-        return self.rollout.num_inference_steps - back
+        """Index of the step with gradient, uniform over the last `last_steps`; 0 is the first step,
+        from pure noise."""
+        generator = update_generator(batch, STEPS)
+        back = torch.randint(1, self.settings.last_steps + 1, (), generator=generator)
+        return self.rollout.num_inference_steps - int(back)
 
     def state_dict(self) -> Mapping[str, Any]:
         return self.objective.state_dict()

@@ -1,7 +1,14 @@
-"""The border with diffusers: each architecture behind the one face of `interfaces.Family`, siblings independent."""
+"""The border with diffusers: one file and one class per architecture, each an `interfaces.Model`.
+
+A new architecture is one file and one line in `MODELS`; what other parts must know of it are attributes of its class
+(see `common.DiffusersModel`). A class of the user's own needs no line: `model.architecture: my_model.py:MyModel`.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+from difflib import get_close_matches
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -10,28 +17,48 @@ from torch import nn
 
 from .. import config
 from ..interfaces import Model
+from ..types import DirectAlignError
 from . import lora
 from .attention import accelerate
 from .checkpoint_source import open_source
 from .device import denoiser_on
-from .flux import Flux
-from .flux2_klein import Flux2Klein
-from .qwen_image import QwenImage
-from .sd import StableDiffusion
-from .sd3 import StableDiffusion3
-from .sdxl import StableDiffusionXL
-from .z_image import ZImage
 
-MODELS: dict[str, Any] = {
-    "flux": Flux,
-    "flux2_klein": Flux2Klein,
-    "sd3": StableDiffusion3,
-    "sd": StableDiffusion,
-    "sdxl": StableDiffusionXL,
-    "qwen_image": QwenImage,
-    "z_image": ZImage,
+MODELS: dict[str, str] = {
+    "flux": "flux:Flux",
+    "flux2_klein": "flux2_klein:Flux2Klein",
+    "sd3": "sd3:StableDiffusion3",
+    "sd": "sd:StableDiffusion",
+    "sdxl": "sdxl:StableDiffusionXL",
+    "qwen_image": "qwen_image:QwenImage",
+    "z_image": "z_image:ZImage",
 }
-"""Name in a recipe -> the class, whose `pipeline`, `part` and `text_parts` say what a folder must hold."""
+"""`model.architecture` -> "module:Class"; a module is imported when its class is first used."""
+
+
+def model_class(name: str) -> Any:
+    """The class behind `model.architecture`: a name in `MODELS`, or "file.py:Class".
+
+    Raises DirectAlignError for an unknown name, or a file without that class.
+    """
+    module, _, class_name = MODELS.get(name, name).rpartition(":")
+    if name in MODELS:
+        return getattr(importlib.import_module(f".{module}", __name__), class_name)
+    if not module.endswith(".py"):
+        near = get_close_matches(name, MODELS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "or a class of your own, my_model.py:MyModel"
+        raise DirectAlignError(
+            f"model.architecture: {name} is not known: choose one of {', '.join(MODELS)}; {hint}"
+        )
+    spec = importlib.util.spec_from_file_location(FilePath(module).stem, module)
+    if spec is None or spec.loader is None or not FilePath(module).is_file():
+        raise DirectAlignError(f"model.architecture: {name}: no such file: give an existing one")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    if not hasattr(loaded, class_name):
+        raise DirectAlignError(
+            f"model.architecture: {name}: {module} defines no {class_name}: name a class in it"
+        )
+    return getattr(loaded, class_name)
 
 
 def load_model(
@@ -40,15 +67,14 @@ def load_model(
     seed: int = 0,
     denoiser_device: torch.device | None = None,
 ) -> Model:
-    """Load a frozen pipeline whose denoiser is ready to train as `settings.tune` says; `seed` draws the adapters.
+    """Load a frozen pipeline with a denoiser that trains as `settings.tune` says; `seed` draws the adapters.
 
-    `denoiser_device` keeps the denoiser on another device, for example to shard it from there.
+    `denoiser_device` places the denoiser on another device than the rest, from where a trainer shards it.
     Raises DirectAlignError for a folder, file or class that is missing, damaged or of another architecture.
     """
+    architecture = model_class(settings.architecture)
     with denoiser_on(denoiser_device):
-        model = MODELS[settings.architecture](
-            open_source(settings), settings, torch.device(device), seed
-        )
+        model = architecture(open_source(settings), settings, torch.device(device), seed)
     accelerate(model.denoiser, settings)
     return model
 

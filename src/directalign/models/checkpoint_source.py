@@ -7,9 +7,12 @@ files beside the folders.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from .. import config
 from ..io import hub
@@ -49,6 +52,8 @@ class Source:
     folder: Path
     single_file: Path | None = None
     variant: str | None = None
+    build: Callable[[str, type, torch.dtype], Any] | None = None
+    """Makes a part from its name, class and dtype in place of reading its files (memory estimates)."""
 
 
 def open_source(model: config.ModelConfig, weights: bool = True) -> Source:

@@ -56,6 +56,17 @@ def load_parts(
     """
     for library in LIBRARIES.values():
         library.utils.logging.disable_progress_bar()
+    if source.build is not None:
+        index_file = source.folder / "model_index.json"
+        index = read_json(index_file)
+        return {
+            name: source.build(
+                name,
+                _part_class(index_file, index, name, part),
+                dtypes.get(name, torch.float32),
+            )
+            for name, part in parts.items()
+        }
     classes = check_parts(source, pipeline, parts)
     return {
         name: _load_part(source, name, part, dtypes.get(name, torch.float32))

@@ -38,6 +38,7 @@ from .weights import (
     linear_layers,
     load_model,
     locate,
+    plain_layers,
     read_shapes,
     read_weights,
     shapes_of,
@@ -95,6 +96,32 @@ class AestheticReward(BaseReward):
         if settings.gradient_checkpointing:
             recompute(model)
         return cls(model.to(device), preprocessing, settings.scale)
+
+    @classmethod
+    def meta(cls, settings: config.AestheticConfig, key: str, configs: Any) -> AestheticReward:
+        """The reward without weights, for memory estimates; see `BaseReward.meta`."""
+        file, layout, shapes = configs.file(settings.path, f"{key}.path"), None, None
+        kinds: tuple[str, ...] = ("laion", "clip", "siglip")
+        if file is not None:
+            shapes = read_shapes(file, f"{key}.path")
+            layout = recognise(shapes, file, f"{key}.path")
+            kinds = ("siglip",) if layout is V2_5 else ("laion", "clip")
+        found = configs.read(settings.backbone, f"{key}.backbone", *kinds)
+        if layout is None:
+            kind = found.get("_class_name", found.get("model_type"))
+            layout = V2_5 if kind in ("SiglipModel", "siglip") else IMPROVED
+        backbone: Any = layout.backbone
+        backbone = backbone(backbone.config_class.from_dict(found))
+        width = features_of(layout, backbone.config)
+        head = layout.build(width, shapes) if shapes is not None else plain_layers(width, INNER)
+        projection = nn.Identity() if layout is V2_5 else backbone.visual_projection
+        model = Predictor(backbone.vision_model, projection, head)
+        if settings.gradient_checkpointing:
+            recompute(model)
+        reader = settings.processor or settings.backbone
+        folder = configs.image_settings(configs.folder(reader, "preprocessor_config.json"))
+        preprocessing = Preprocessing.of(folder, backbone.config.vision_config.image_size)
+        return cls(model, preprocessing, settings.scale)
 
     @classmethod
     def check(
@@ -255,6 +282,8 @@ V2_5 = HeadLayout(
     SiglipModel,
     "google/siglip-so400m-patch14-384",
 )
+INNER = (1024, 128, 64, 16)
+"""Widths inside the published heads."""
 FILES = (
     "sa_0_4_vit_l_14_linear.pth, sac+logos+ava1-l14-linearMSE.pth or aesthetic_predictor_v2_5.pth"
 )

@@ -16,13 +16,14 @@ Weights are frozen; the gradient reaches the pixels through the preprocessing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from transformers import CLIPModel, PreTrainedTokenizerBase, SiglipModel
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase, SiglipConfig, SiglipModel
 
 from .. import config
 from ..types import DirectAlignError, Images, PerSample
@@ -49,6 +50,7 @@ class _DualEncoder(BaseReward):
     """An image tower and a text tower with unit features in one space; scores lie in [-scale, scale]."""
 
     image_embeddings = True
+    supports_soft_prompts = True
     directions: Tensor | None = None
     """Orthonormal rows (m, d) that are projected out of the image features (`reward.project_out`)."""
 
@@ -145,6 +147,18 @@ class ClipReward(_DualEncoder):
         return _finish(cls, model, tokenizer, preprocessing, settings, width, device, key)
 
     @classmethod
+    def meta(cls, settings: config.ClipConfig, key: str, configs: Any) -> ClipReward:
+        """The reward without weights, for memory estimates; see `BaseReward.meta`."""
+        is_file = is_weight_file(settings.path)
+        file = configs.file(settings.path, f"{key}.path") if is_file else None
+        found = None if file is None else open_clip.describe(file, key, settings.activation)
+        if found is None:
+            read = configs.published if is_file else configs.read
+            found = CLIPConfig.from_dict(read(settings.path, f"{key}.path", "clip"))
+        beside = configs.folder(settings.path) if file is None else file.parent
+        return _meta(cls, CLIPModel(found), settings, configs, beside)
+
+    @classmethod
     def check(cls, settings: config.ClipConfig, key: str = "reward", online: bool = False) -> None:
         """Check a folder's settings and headers, or an open_clip file's; fetch a repository's settings if `online`."""
         check_project(settings.project_out, key)
@@ -196,6 +210,13 @@ class SiglipReward(_DualEncoder):
         return _finish(cls, model, tokenizer, preprocessing, settings, width, device, key)
 
     @classmethod
+    def meta(cls, settings: config.SiglipConfig, key: str, configs: Any) -> SiglipReward:
+        """The reward without weights, for memory estimates; see `BaseReward.meta`."""
+        found = SiglipConfig.from_dict(configs.read(settings.path, f"{key}.path", "siglip"))
+        beside = configs.folder(settings.path, "preprocessor_config.json")
+        return _meta(cls, SiglipModel(found), settings, configs, beside)
+
+    @classmethod
     def check(
         cls, settings: config.SiglipConfig, key: str = "reward", online: bool = False
     ) -> None:
@@ -243,6 +264,17 @@ def _finish(
     reward = cls(model, tokenizer, preprocessing, settings.scale)
     reward.directions = directions_for(model, width, settings.project_out, key)
     return reward
+
+
+def _meta(cls: Any, model: Any, settings: Any, configs: Any, beside: Path | None) -> Any:
+    """Build the reward without weights; image settings come from `processor`, else from the folder `beside`."""
+    if settings.gradient_checkpointing:
+        recompute(model.vision_model)
+    if settings.processor is not None:
+        beside = configs.folder(settings.processor, "preprocessor_config.json")
+    folder = configs.image_settings(beside)
+    preprocessing = Preprocessing.of(folder, model.config.vision_config.image_size)
+    return cls(model, configs.tokenizer(), preprocessing, settings.scale)
 
 
 def _refuse_activation(settings: config.ClipConfig, key: str) -> None:

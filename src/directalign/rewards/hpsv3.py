@@ -42,6 +42,7 @@ from .qwen_vl import (
     encode_images,
     freeze,
     last_hidden_state,
+    meta_config,
     model_class_of,
     read_chat,
     settings_folder,
@@ -96,6 +97,24 @@ class Hpsv3Reward(BaseReward):
         if settings.gradient_checkpointing:
             recompute(model)
         return cls(model, head, chat, pixels, settings.scale)
+
+    @classmethod
+    def meta(cls, settings: config.Hpsv3Config, key: str, configs: Any) -> Hpsv3Reward:
+        """The reward without weights, for memory estimates; see `BaseReward.meta`."""
+        file = configs.file(settings.path, f"{key}.path")
+        name = settings.processor or (USUAL if file is None else str(file.parent))
+        folder = configs.folder(name)
+        _, found = meta_config(name, f"{key}.processor", configs)
+        of = Qwen2VLConfig.from_dict(found)
+        if file is not None and folder is not None:
+            shapes = read_shapes(file, f"{key}.path").items()
+            of = described({inner(name): shape for name, shape in shapes}, folder, file, key)
+        model, head = Qwen2VLModel(of).to(getattr(torch, settings.dtype)), head_of(of)
+        if settings.gradient_checkpointing:
+            recompute(model)
+        pixels = VlmPixels.of(configs.image_settings(folder), found, f"{key}.processor")
+        pixels = replace(pixels, min_pixels=PIXELS, max_pixels=PIXELS)
+        return cls(model, head, Chat(configs.tokenizer(), "", end=REWARD), pixels, settings.scale)
 
     @classmethod
     def check(cls, settings: config.Hpsv3Config, key: str = "reward", online: bool = False) -> None:

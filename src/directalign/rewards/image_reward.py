@@ -47,6 +47,7 @@ from .weights import (
     linear_layers,
     locate,
     on_the_hub,
+    plain_layers,
     read_shapes,
     read_weights,
     shapes_of,
@@ -66,6 +67,7 @@ class ImageReward(BaseReward):
     """A frozen ImageReward (`interfaces.Reward`)."""
 
     name = "image_reward"
+    supports_soft_prompts = True
 
     def __init__(self, model: Blip, tokenizer: PreTrainedTokenizerBase, scale: float = 1.0) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -101,6 +103,22 @@ class ImageReward(BaseReward):
         if settings.gradient_checkpointing:
             recompute(model)
         return cls(model.to(device), tokenizer, settings.scale)
+
+    @classmethod
+    def meta(cls, settings: config.ImageRewardConfig, key: str, configs: Any) -> ImageReward:
+        """The reward without weights, for memory estimates; see `BaseReward.meta`."""
+        file = configs.file(settings.path, f"{key}.path")
+        if file is not None:
+            found = describe_blip(file, key)
+            vision, text, head = found.vision, found.text, found.head
+        else:
+            known = configs.published(settings.path, f"{key}.path", "image_reward")
+            vision, text = BlipVisionConfig(**known["vision"]), BlipTextConfig(**known["text"])
+            head = plain_layers(text.hidden_size, known["inner"])
+        model = Blip(BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False), head)
+        if settings.gradient_checkpointing:
+            recompute(model)
+        return cls(model, configs.tokenizer(), settings.scale)
 
     @classmethod
     def check(

@@ -50,6 +50,8 @@ OVERALL = (
 """The condition of the published overall score. Its first seven words ask for aesthetics, the next eight for detail, quantity to location for alignment."""
 THRESHOLD = 0.3
 MADE_FROM = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+PUBLISHED_CROSS = {"dim": 1024, "layers": 4, "dim_head": 64, "heads": 16, "ff_mult": 4}
+"""Sizes of the published cross model."""
 CACHED_PHRASES = 256
 """Each takes a whole sequence of token features, 0.3 MB at the published size."""
 UNUSED = ("position_ids", "rotary_emb.inv_freq")
@@ -105,6 +107,23 @@ class MpsReward(BaseReward):
         if settings.gradient_checkpointing:
             recompute(model.model.vision_model)
         return cls(model, tokenizer, preprocessing, settings.scale, settings.condition)
+
+    @classmethod
+    def meta(cls, settings: config.MpsConfig, key: str, configs: Any) -> MpsReward:
+        """The reward without weights, for memory estimates; see `BaseReward.meta`."""
+        file = configs.file(settings.path, f"{key}.path")
+        reader = settings.processor or (MADE_FROM if file is None else str(file.parent))
+        clip = CLIPConfig.from_dict(configs.read(reader, f"{key}.processor", "clip"))
+        sizes = PUBLISHED_CROSS
+        if file is not None:
+            sizes = sizes_of(read_shapes(file, f"{key}.path"), "cross_model.")
+        model = MpsModel(CLIPModel(clip), CrossModel(**sizes))
+        if settings.gradient_checkpointing:
+            recompute(model.model.vision_model)
+        folder = configs.image_settings(configs.folder(reader, "preprocessor_config.json"))
+        side: Any = clip.vision_config
+        preprocessing = Preprocessing.of(folder, side.image_size)
+        return cls(model, configs.tokenizer(), preprocessing, settings.scale, settings.condition)
 
     @classmethod
     def check(cls, settings: config.MpsConfig, key: str = "reward", online: bool = False) -> None:

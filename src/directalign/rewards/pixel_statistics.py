@@ -63,6 +63,12 @@ class PixelReward(BaseReward):
         return cls(settings.statistic, settings.scale)
 
     @classmethod
+    def meta(cls, settings: config.PixelStatisticsConfig, key: str, configs: object) -> PixelReward:
+        """The reward itself, which has no weights."""
+        del configs
+        return cls.from_config(settings, key=key)
+
+    @classmethod
     def check(
         cls, settings: config.PixelStatisticsConfig, key: str = "reward", online: bool = False
     ) -> None:

@@ -91,6 +91,20 @@ class VlmReward(BaseReward):
         return cls(model, chat, pixels, settings, answers)
 
     @classmethod
+    def meta(cls, settings: config.QwenVLConfig, key: str, configs: Any) -> VlmReward:
+        """The reward without weights, for memory estimates; see `BaseReward.meta`."""
+        folder = configs.folder(settings.path)
+        kind, found = meta_config(settings.path, f"{key}.path", configs)
+        model = kind(kind.config_class.from_dict(found)).to(getattr(torch, settings.dtype))
+        if settings.gradient_checkpointing:
+            recompute(model.model)
+        if settings.processor is not None:
+            folder = configs.folder(settings.processor, "preprocessor_config.json")
+        pixels = VlmPixels.of(configs.image_settings(folder), found, f"{key}.path")
+        pixels = pixels.bounded(settings.max_pixels)
+        return cls(model, Chat(configs.tokenizer(), ""), pixels, settings, (0, 1))
+
+    @classmethod
     def check(
         cls, settings: config.QwenVLConfig, key: str = "reward", online: bool = False
     ) -> None:
@@ -274,6 +288,16 @@ def model_class_of(folder: Path, key: str) -> type[PreTrainedModel]:
             f"{key}: {folder}: holds a model of type {found}, known are {', '.join(KINDS)}; give the folder of a Qwen VL"
         )
     return KINDS[found]
+
+
+def meta_config(path: str, key: str, configs: Any) -> tuple[Any, dict[str, Any]]:
+    """Class and config.json of a model by its folder or hub id, without weights; `configs` as in `BaseReward.meta`."""
+    folder = configs.folder(path)
+    if folder is not None:
+        kind = model_class_of(folder, key)
+        return kind, json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found = configs.published(path, key, "vlm")
+    return next(kind for kind in KINDS.values() if kind.__name__ == found["_class_name"]), found
 
 
 def check_weights(folder: Path, key: str) -> type[PreTrainedModel]:
@@ -521,6 +545,19 @@ class VlmPixels:
             tuple(found.get("image_mean") or CLIP_MEAN),
             tuple(found.get("image_std") or CLIP_STD),
         )
+
+    @classmethod
+    def of(cls, folder: Path | None, model: dict[str, Any], key: str) -> VlmPixels:
+        """As `read`; without a folder, from a model's config.json, within its published bounds (`images`)."""
+        if folder is not None:
+            return cls.read(folder, key)
+        vision = model["vision_config"]
+        sides = (
+            vision["patch_size"],
+            vision.get("spatial_merge_size", 2),
+            vision.get("temporal_patch_size", 2),
+        )
+        return cls(*sides, **model.get("images", {}))
 
     def bounded(self, max_pixels: int | None) -> VlmPixels:
         """With at most `max_pixels` per image, if given; the lower bound is reduced to match."""

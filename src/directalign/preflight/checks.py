@@ -1,0 +1,517 @@
+"""Checks of a run before any weight is loaded, for `directalign check` and at the start of `directalign train`.
+
+Each check raises one `DirectAlignError` that names the key, the value and the remedy; what may be intended is a
+warning. Order: the recipe alone, then models, data, disk and trackers, then memory.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .. import config, rewards
+from ..data.buckets import check_buckets, fill_buckets
+from ..data.hf_datasets import is_address, parse
+from ..data.image_dataset import scan_images
+from ..data.prompts import read_prompts
+from ..evaluation import adherence
+from ..evaluation.control_prompts import KEY, WORLD, off_topic_prompts
+from ..evaluation.in_training import judge_of, measured_metrics, score_of
+from ..evaluation.scores import check_labels, key_of
+from ..io import hub
+from ..methods import method_class, objective
+from ..metrics import Metric
+from ..models import model_class
+from ..models.attention import check_attention, set_attention
+from ..models.checkpoint_source import Source, open_source
+from ..models.components import check_parts, load_parts
+from ..models.quantization import check_quantization
+from ..models.sd3 import T5_PARTS
+from ..models.weight_files import read_json
+from ..rewards import mixture
+from ..rewards.soft_prompts import check_phrases, is_tokens_file
+from ..toyworld.assets import resolve
+from ..training import trackers
+from ..training.data import accumulation
+from ..types import DirectAlignError
+from .memory import Estimate, Place, binary, estimate, image_size, this_machine
+from .memory_suggestions import suggestions
+from .meta_models import MetaModel, ModelFolder, meta_model, model_folder, nearest_size
+
+Findings = list[tuple[str, str]]
+"""(name, finding) in the order of display."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Result of the checks: what the run will use, warnings, and its memory, which may exceed the device's."""
+
+    findings: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+    memory: Estimate
+
+
+def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False) -> Plan:
+    """Check a run and estimate its memory at `place`. Loads no weight and writes nothing in `out`.
+
+    If `online`, configs of models on the hub are downloaded and datasets there are read. Raises DirectAlignError at
+    the first mistake; too little memory is not an error.
+    """
+    check_reward(run)
+    check_method(run)
+    check_steps(run)
+    shown, tracker_warnings = check_trackers(run, place.is_here)
+    rules = check_early_stopping(run)
+    fetch(run, online)
+    folder = model_folder(run.model)
+    check_checkpoint(run.model, folder)
+    model = meta_model(run.model, place.is_gpu)
+    check_model(run, model)
+    machine_warnings = check_machine(run.model, model, online) if place.is_here else []
+    data, data_warnings = check_data(run, place.ranks, online)
+    data += check_control_prompts(run, online) + check_adherence(run, online)
+    memory = estimate(run, place)
+    height, width = image_size(run, model)
+    disk, disk_warnings = _disk(run, out, memory)
+    state = f", {folder.state}" if folder.state else ""
+    about = f"{run.model.path}{state}, {run.model.tune}, {height}x{width}"
+    warnings = (
+        *unused_settings(run.method),
+        *held_out_warnings(run),
+        *early_stopping_warnings(run),
+        *tracker_warnings,
+        *machine_warnings,
+        *data_warnings,
+        *memory.warnings,
+        *disk_warnings,
+    )
+    findings = [("model", about), *data, *rules, *shown, ("output", f"{out}, {disk}")]
+    return Plan(tuple(findings), warnings, memory)
+
+
+def plan(run: config.RunConfig, out: Path) -> Plan:
+    """`survey` of a run that is about to start on this machine.
+
+    Raises DirectAlignError for a mistake, or if weights and optimizer alone exceed the memory; if only the
+    activations do, that is a warning.
+    """
+    place = this_machine()
+    found = survey(run, out, place, online=True)
+    if found.memory.fits:
+        return found
+    has = f"{place.name} has {binary(place.capacity)}"
+    if found.memory.counted > place.capacity:
+        needed = f"model: needs {binary(found.memory.counted)} before any activation, and {has}"
+        best = next(iter(suggestions(run, place)), None)
+        remedy = "" if best is None else f"set {best.change} ({binary(best.estimate.peak)}), "
+        raise DirectAlignError(f"{needed}; {remedy}see directalign check")
+    warning = f"memory: about {binary(found.memory.peak)}, and {has}; see directalign check"
+    return replace(found, warnings=(*found.warnings, warning))
+
+
+# The recipe alone
+
+
+def check_reward(run: config.RunConfig) -> None:
+    """Files of every reward, prompts where the form compares phrasings, a gradient where the method needs one."""
+    rewards.check_reward(run.reward)
+    if isinstance(run.reward, config.MixtureConfig):
+        if isinstance(run.method, config.FlowGRPOConfig):
+            objective.require_no_normalization(run.reward, run.method.name)
+        for index, member in enumerate(run.reward.members):
+            form = objective.member_settings(index, member, run.method).form
+            _check_fits_method(mixture.key_of(index), member.reward, form, run.method)
+    else:
+        _check_fits_method("reward", run.reward, run.method.form, run.method)
+    for label, held_out in run.evaluate.rewards.items():
+        rewards.check_reward(held_out, key_of(label))
+    check_labels(list(run.evaluate.rewards))
+
+
+def _check_fits_method(
+    key: str, reward: config.SingleRewardConfig, form: str, method: config.MethodConfig
+) -> None:
+    kind = rewards.reward_class(reward.name)
+    if not kind.reads_prompt and form != "absolute":
+        place = "method" if key == "reward" else key.removesuffix(".reward")
+        raise DirectAlignError(
+            f"{key}.name: {reward.name} ignores prompts, and method.form: {form} compares two; "
+            f"set {place}.form: absolute or {key}.name: clip"
+        )
+    differentiable = getattr(reward, "differentiable", kind.differentiable)
+    if not differentiable and not isinstance(method, config.FlowGRPOConfig):
+        names = {"key": key, "name": reward.name, "method": method.name}
+        raise DirectAlignError(objective.NO_GRADIENT.format(**names))
+
+
+def check_method(run: config.RunConfig) -> None:
+    """Control phrases and noise levels of the method."""
+    mixed = isinstance(run.reward, config.MixtureConfig)
+    words, key = run.method.control_phrases, "control_phrases"
+    _check_phrases(f"method.{key}", words, None if mixed else run.reward)
+    for index, member in enumerate(run.reward.members if mixed else ()):
+        own = member.control_phrases or config.ControlPhrases()
+        _check_phrases(f"reward.members.{index}.{key}", own, member.reward)
+    check = getattr(method_class(run.method.name), "check", None)
+    if check is not None:
+        check(run.method, run.rollout, model_class(run.model.architecture).path)
+
+
+def _check_phrases(
+    key: str, words: config.ControlPhrases, reward: config.SingleRewardConfig | None
+) -> None:
+    """No blank phrase; learned tokens must fit the reward, and several rewards (None) cannot share them."""
+    supported = reward is not None and rewards.reward_class(reward.name).supports_soft_prompts
+    for side, phrases in (("positive", words.positive), ("negative", words.negative)):
+        if any(not phrase.strip() for phrase in phrases):
+            raise DirectAlignError(f"{key}.{side}: contains a blank phrase; remove it")
+        learned = [phrase for phrase in phrases if is_tokens_file(phrase)]
+        if learned and not supported:
+            remedy = "set it as control_phrases of the member that it was fitted to"
+            if reward is not None:
+                remedy = f"{reward.name} reads text only: give phrases"
+            raise DirectAlignError(
+                f"{key}.{side}: {learned[0]} is a file of learned tokens, fitted to one reward; {remedy}"
+            )
+        if learned and reward is not None:
+            folder = None if hub.is_hub_id(reward.path) else resolve(reward.path)
+            check_phrases(learned, reward.name, folder, f"{key}.{side}")
+
+
+def unused_settings(method: config.MethodConfig) -> list[str]:
+    """Warnings for settings that the form does not use; not an error, since a preset may set them."""
+    form, unused = method.form, []
+    branches = (getattr(method, name, None) for name in ("denoise", "inversion"))
+    if form != "relative" and any(each not in (None, config.BranchConfig()) for each in branches):
+        unused.append(f"method.denoise, method.inversion: form {form} has no ramps")
+    if form == "absolute" and method.control_phrases.negative:
+        unused.append("method.control_phrases.negative: form absolute scores positive phrases only")
+    return [f"{each}; they have no effect" for each in unused]
+
+
+def check_steps(run: config.RunConfig) -> None:
+    """Settings for the first updates must end within the run; betas lie in [0, 1)."""
+    num_steps = run.train.num_steps
+    until = {
+        "train.warmup_steps": run.train.warmup_steps,
+        "data.offline_steps": run.data.offline_steps or 0,
+    }
+    if run.method.form == "anchored":
+        until["method.anchor.reference_updates"] = run.method.anchor.reference_updates
+    for key, value in until.items():
+        if value > num_steps:
+            raise DirectAlignError(
+                f"{key}: {value} is more than train.num_steps: {num_steps}; lower it"
+            )
+    if not all(0 <= beta < 1 for beta in run.train.betas):
+        raise DirectAlignError(
+            f"train.betas: {list(run.train.betas)}; both must be at least 0 and below 1, [0.9, 0.999] is usual"
+        )
+
+
+# Early stopping and evaluation
+
+
+def check_early_stopping(run: config.RunConfig) -> Findings:
+    """The rules as findings, none without early stopping.
+
+    Raises DirectAlignError for a metric that the run does not measure, and for a `metric_for_best` of which higher
+    is not better.
+    """
+    rules = run.early_stopping
+    if rules is None:
+        return []
+    measured, best = measured_metrics(run), judge_of(run)
+    keys = {f"max_degradation.{name}": name for name in rules.max_degradation}
+    for key, name in (keys | {"metric_for_best": best}).items():
+        if name not in measured:
+            raise DirectAlignError(
+                f"early_stopping.{key}: the run does not measure {name}; it measures "
+                f"{', '.join(measured)}: name one of these, or see evaluate in the recipe"
+            )
+    if not measured[best].higher_is_better:
+        better = ", ".join(name for name, each in measured.items() if each.higher_is_better)
+        raise DirectAlignError(
+            f"early_stopping.metric_for_best: higher is not better for {best}; name one of {better}, "
+            f"or set a limit for {best} in early_stopping.max_degradation"
+        )
+    within = " within the limits" if rules.max_degradation else ""
+    stops = _stop_rules(rules, best, score_of(run), measured)
+    return [("stop", stops), ("exports", f"the weights with the highest {best}{within}")]
+
+
+def _stop_rules(
+    rules: config.EarlyStoppingConfig, best: str, score: str, measured: dict[str, Metric]
+) -> str:
+    directions = {True: "fall", False: "rise", None: "change"}
+    limits = ", ".join(
+        f"{name} may {directions[measured[name].higher_is_better]} by {allowed:g}"
+        for name, allowed in rules.max_degradation.items()
+    )
+    found = [f"{limits} (beyond it {_times(rules.degradation_patience)})"] if limits else []
+    if rules.patience is not None:
+        found.append(f"no better {best} {_times(rules.patience)}")
+    if rules.score_patience is not None:
+        found.append(f"{score} below its peak {_times(rules.score_patience)}")
+    return "; ".join(found) or "only at train.num_steps"
+
+
+def _times(patience: int) -> str:
+    return f"at {patience} evaluation{'s' if patience > 1 else ''} in a row"
+
+
+def early_stopping_warnings(run: config.RunConfig) -> list[str]:
+    """Warnings for patience that exceeds the run, and for a `metric_for_best` without any limit beside it."""
+    rules, num_steps = run.early_stopping, run.train.num_steps
+    if rules is None:
+        return []
+    given = {
+        "degradation_patience": rules.degradation_patience if rules.max_degradation else None,
+        "patience": rules.patience,
+        "score_patience": rules.score_patience,
+    }
+    updates = {key: each * run.evaluate.every for key, each in given.items() if each is not None}
+    warnings = [
+        f"early_stopping.{key}: needs {each} updates, and train.num_steps is {num_steps}: it never ends the run"
+        for key, each in updates.items()
+        if each >= num_steps
+    ]
+    if not rules.max_degradation and rules.score_patience is None:
+        warnings.append(
+            "early_stopping.max_degradation: empty, so metric_for_best alone selects the weights; "
+            "name metrics that must not degrade, e.g. {content: 0.03}"
+        )
+    return warnings
+
+
+def check_control_prompts(run: config.RunConfig, online: bool = False) -> Findings:
+    """The control prompts as a finding, none if the recipe has none.
+
+    Raises DirectAlignError for an unreadable list, and for a control prompt that is also trained on.
+    """
+    source = run.evaluate.control_prompts
+    if source is None:
+        return []
+    if _is_remote(source, online):
+        return [("control prompts", f"{source}, read when the run starts")]
+    prompts = off_topic_prompts(source, run.method.control_phrases)
+    if run.data.prompts is not None and not _is_remote(run.data.prompts, online):
+        trained = set(read_prompts(run.data.prompts))
+        both = [prompt for prompt in prompts if prompt in trained]
+        if both:
+            raise DirectAlignError(
+                f"{KEY}: {source}: {len(both)} of its prompts are trained on, first {both[0]!r:.60}; "
+                "remove them from one of the two lists"
+            )
+    return [("control prompts", f"{len(prompts):,} from {source}")]
+
+
+def check_adherence(run: config.RunConfig, online: bool = False) -> Findings:
+    """The model that measures adherence as a finding, none without one. Raises as `adherence.check_adherence`."""
+    settings = run.evaluate.adherence
+    if settings is None:
+        return []
+    adherence.check_adherence(settings, online=online)
+    return [("adherence", f"measured by {settings.path} in directalign evaluate")]
+
+
+def held_out_warnings(run: config.RunConfig) -> list[str]:
+    """A warning for each held-out reward that is also trained on, alone or in a mixture, whatever its scale."""
+    members = run.reward.members if isinstance(run.reward, config.MixtureConfig) else []
+    trained = [member.reward for member in members] or [run.reward]
+    unscaled = [each.model_copy(update={"scale": 1.0}) for each in trained]
+    return [
+        f"{key_of(label)}: is also trained on, so it cannot detect reward hacking; hold out another one"
+        for label, each in run.evaluate.rewards.items()
+        if each.model_copy(update={"scale": 1.0}) in unscaled
+    ]
+
+
+# Models, data, disk, trackers
+
+
+def fetch(run: config.RunConfig, online: bool) -> None:
+    """Download the configs of model and rewards if `online`; else only check that local paths can be read."""
+    paths = (run.model.path, run.model.components)
+    if online or not any(path is not None and hub.is_hub_id(path) for path in paths):
+        open_source(run.model, weights=False)
+    if online:
+        rewards.check_reward(run.reward, online=True)
+        for label, held_out in run.evaluate.rewards.items():
+            rewards.check_reward(held_out, key_of(label), online=True)
+
+
+def check_checkpoint(model: config.ModelConfig, found: ModelFolder) -> None:
+    """Check that all files are present and complete, as loading would; nothing is checked that is not downloaded."""
+    if not found.local:
+        return
+    kind: Any = model_class(model.architecture)
+    index = read_json(found.folder / "model_index.json")
+    wanted = {
+        name: part
+        for name, part in kind.parts.items()
+        if name not in T5_PARTS or (index.get(name) or [None])[0] is not None
+    }
+    complete = all((found.folder / name).is_dir() for name in wanted)
+    if hub.is_hub_id(model.components or model.path) and not complete:
+        return  # the cache has single files of it, from another program
+    single_file = Path(model.path).expanduser() if model.components is not None else None
+    source = Source(model.path, found.folder, single_file, model.variant)
+    classes = check_parts(source, kind.pipeline, wanted, weights=not found.state)
+    light = {name: wanted[name] for name in classes if not issubclass(classes[name], nn.Module)}
+    load_parts(source, kind.pipeline, light, {})
+
+
+def check_machine(settings: config.ModelConfig, model: MetaModel, online: bool) -> list[str]:
+    """Check that attention kernel and quantization work here. A missing library is an error if `online`, else a warning."""
+    attention, denoiser = settings.attention, model.model.denoiser
+    if attention is not None:
+        check_attention(denoiser, attention)
+    try:
+        if settings.quantization is not None:
+            check_quantization(settings.quantization)
+        if attention is not None and (online or "hub" not in attention):  # those are downloaded
+            set_attention(denoiser, attention)
+    except DirectAlignError as error:
+        if online:
+            raise
+        return [str(error)]
+    return []
+
+
+def check_model(run: config.RunConfig, found: MetaModel) -> None:
+    """Every image size in the recipe fits the model, and so does the guidance."""
+    model: Any = found.model
+    sizes = {
+        "rollout.height, rollout.width": [image_size(run, found)],
+        "rollout.sizes": run.rollout.sizes,
+        "data.buckets": run.data.buckets,
+    }
+    for key, height, width in (
+        (key, *size) for key, named in sizes.items() for size in named or ()
+    ):
+        try:
+            model.latent_shape(height, width)
+        except DirectAlignError as error:
+            near = nearest_size(model, height, width)
+            remedy = "" if near is None else f": the nearest is {near[0]}x{near[1]}"
+            raise DirectAlignError(
+                f"{key}: {height}x{width} does not fit: {error}{remedy}"
+            ) from error
+    scales = {
+        "rollout.cfg_scale": run.rollout.cfg_scale,
+        "method.cfg_scale": getattr(run.method, "cfg_scale", 1.0),
+    }
+    for key, scale in scales.items():
+        if scale != 1.0 and getattr(model, "is_distilled", False):
+            raise DirectAlignError(
+                f"{key}: {scale:g}, and this model is step-distilled, without guidance: set it to 1, "
+                "or give a base model in model.path"
+            )
+    embeds = getattr(model, "embeds_guidance", False)
+    guidance = {"rollout": run.rollout.embedded_guidance}
+    if isinstance(run.method, config.SRPOConfig):
+        guidance["method"] = run.method.embedded_guidance
+    for section, value in guidance.items():
+        key = f"{section}.embedded_guidance"
+        if embeds and value is None:
+            raise DirectAlignError(
+                f"{key}: missing; this model has guidance as an input, 3.5 is usual"
+            )
+        if not embeds and value is not None:
+            raise DirectAlignError(
+                f"{key}: {value}, and this model has no input for it; leave it out (set it to null "
+                "over a preset), or use cfg_scale"
+            )
+
+
+def _is_remote(source: str, online: bool) -> bool:
+    """Whether reading this needs the network, which may not be used."""
+    return source != WORLD and not online and is_address(source) and parse(source).folder is None
+
+
+def check_data(run: config.RunConfig, ranks: int, online: bool) -> tuple[Findings, list[str]]:
+    """Read the prompts and decode the images: findings, and a warning for images that will be skipped.
+
+    Datasets on the hub are read if `online`. Raises DirectAlignError for a bucket with fewer images than an update needs.
+    """
+    findings, warnings = [], []
+    per_update = accumulation(run, ranks) * ranks * run.data.batch_size
+    for key, source in (("prompts", run.data.prompts), ("images", run.data.images)):
+        if source is None:
+            continue
+        if _is_remote(source, online):
+            findings.append((key, f"{source}, read when the run starts"))
+        elif key == "prompts":
+            findings.append((key, f"{len(read_prompts(source)):,} from {source}"))
+        else:
+            images = scan_images(source, run.data.strict)
+            skipped = images.skipped
+            findings.append((key, f"{len(images):,} from {source}, {len(skipped)} skipped"))
+            if skipped:
+                of = f"{len(skipped)} of {len(images) + len(skipped)} images are skipped"
+                warnings.append(f"data.images: {of}: {'; '.join(skipped[:3])}")
+            if run.data.buckets is not None:
+                check_buckets(fill_buckets(images.sizes, run.data.buckets), per_update)
+    on = f" on {ranks} ranks" if ranks > 1 else ""
+    return [*findings, ("update", f"{per_update} prompts{on}")], warnings
+
+
+def _disk(run: config.RunConfig, out: Path, memory: Estimate) -> tuple[str, list[str]]:
+    """`check_disk`; an error is a warning where the run is planned for another machine."""
+    try:
+        return check_disk(run, out, memory.trained), []
+    except DirectAlignError as error:
+        if memory.place.is_here:
+            raise
+        return "on another machine", [str(error)]
+
+
+def check_disk(run: config.RunConfig, out: Path, trained: int) -> str:
+    """The output folder can be made, and its disk has room for the checkpoints: weights, optimizer, EMA, best weights."""
+    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise DirectAlignError(
+            f"--out {out}: {nearest} is not a folder that you may write to; name another one"
+        )
+    per_number = 4 + 8 + (4 if run.train.ema_decay is not None else 0)
+    best = 4 * trained * (run.train.keep_checkpoints + 2) if run.early_stopping is not None else 0
+    needed = trained * per_number * (run.train.keep_checkpoints + 1) + 4 * trained + best
+    free = shutil.disk_usage(nearest).free
+    if needed > free:
+        raise DirectAlignError(
+            f"--out {out}: checkpoints need {readable(needed)}, and {readable(free)} are free; "
+            "make room, or lower train.keep_checkpoints"
+        )
+    return f"checkpoints up to {readable(needed)}, {readable(free)} free"
+
+
+def readable(size: int) -> str:
+    """Bytes in decimal units: 1.5 MB, 23.8 GB."""
+    for factor, unit in ((1e9, "GB"), (1e6, "MB")):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size / 1e3:.1f} kB"
+
+
+def check_trackers(run: config.RunConfig, is_here: bool) -> tuple[Findings, list[str]]:
+    """Trackers besides TensorBoard, and warnings: a missing package or login is an error only on this machine."""
+    wandb, trackio, shown = run.trackers.wandb, run.trackers.trackio, []
+    try:
+        if wandb is not None:
+            trackers.require_wandb(wandb)
+            shown.append(("W&B", f"{wandb.mode}, project {wandb.project}"))
+        if trackio is not None:
+            trackers.require_trackio(trackio)
+            where = trackio.space or "on this machine"
+            shown.append(("trackio", f"{where}, project {trackio.project}"))
+    except DirectAlignError as error:
+        if is_here:
+            raise
+        return [], [str(error)]
+    return shown, []

@@ -1,0 +1,191 @@
+"""The official window to the point, its two clipped ends, and the continuous windows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from directalign.diffusion.noise_levels import (
+    ConstantGainSampler,
+    GridSampler,
+    NoiseStep,
+    Ramp,
+    UniformSampler,
+)
+from directalign.diffusion.recovery import gain
+from directalign.diffusion.rng import generator_for
+from directalign.types import DirectAlignError
+
+OFFICIAL = GridSampler()
+NATIVE = [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v")]
+FLOAT32 = {"rtol": 0, "atol": 1e-7}
+
+
+def landing(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def sigma(point: int) -> float:
+    """The official window from its definition: indices 25 and 5 of the shift-3 grid of 50 steps,
+    1000 linear points."""
+    low, high = 3 * 0.5 / 2, 3 * 0.9 / 2.8
+    return low + (high - low) * (point - 1) / 999
+
+
+@pytest.mark.parametrize(
+    ("m", "denoise", "inversion"),
+    [
+        (500, (600, 500), (400, 500)),
+        (100, (200, 100), (1, 101)),
+        (101, (201, 101), (1, 101)),
+        (40, (80, 40), (1, 41)),
+        (5, (10, 5), (1, 6)),
+        (950, (1000, 950), (900, 950)),
+        (994, (1000, 994), (988, 994)),
+    ],
+)
+def test_official_moves_point_by_point(m, denoise, inversion):
+    for move, (start, end) in (
+        (OFFICIAL.denoise(torch.tensor([m])), denoise),
+        (OFFICIAL.inversion(torch.tensor([m])), inversion),
+    ):
+        assert_close(
+            (move.sigma_from.item(), move.sigma_to.item()), (sigma(start), sigma(end)), **FLOAT32
+        )
+        assert_close(move.position.item(), min(start, end) / 999)
+
+
+def test_official_window_ends_where_it_should():
+    assert len(OFFICIAL.levels) == 1000
+    assert_close(OFFICIAL.levels[[0, -1]].tolist(), [0.75, 27 / 28], **FLOAT32)
+    assert_close(GridSampler(last=30).levels[0].item(), 2 / 3, **FLOAT32)
+    assert_close(
+        GridSampler(schedule_shift=1.0, first=0, last=50).levels[[0, -1]].tolist(), [0.0, 1.0]
+    )
+
+
+def test_official_gains_of_a_full_span():
+    levels = landing(0.81, 0.86, 0.90, 0.94)
+    move = OFFICIAL.denoise(((levels - 0.75) / (27 / 28 - 0.75) * 999).round().long() + 1)
+    assert_close(
+        move.sigma_from - move.sigma_to, torch.full_like(levels, 0.02145), rtol=1e-3, atol=0
+    )
+    assert_close(
+        gain("flow", "velocity", move.sigma_from, move.sigma_to),
+        landing(0.113, 0.153, 0.2145, 0.3575),
+        rtol=5e-3,
+        atol=0,
+    )
+
+
+def test_span_follows_the_groundtruth_ratio():
+    middle = torch.tensor([500])
+    assert OFFICIAL.span(middle).item() == int((1 - 0.9) * 1000) + 1
+    assert GridSampler(groundtruth_ratio=0.6).span(middle).item() == int((1 - 0.6) * 1000) + 1
+    assert GridSampler(groundtruth_ratio=0.0).span(middle).item() == 500
+
+
+@given(st.integers(11, 300), st.floats(0, 0.99), st.data())
+def test_no_move_leaves_the_window(points, ratio, data):
+    grid = GridSampler(points=points, groundtruth_ratio=ratio)
+    m = torch.tensor([data.draw(st.integers(5, points - 6))])
+    for move in (grid.denoise(m), grid.inversion(m)):
+        assert min(move.sigma_from.item(), move.sigma_to.item()) >= 0.7499999
+        assert max(move.sigma_from.item(), move.sigma_to.item()) <= 0.9642858
+        assert 0 <= move.position.item() <= 1
+    assert grid.denoise(m).is_denoise
+    assert grid.inversion(m).is_inversion
+
+
+def test_both_branches_land_on_the_same_level():
+    m = OFFICIAL.draw(200, generator_for(0))
+    inside = m > 100
+    assert torch.equal(OFFICIAL.denoise(m).sigma_to[inside], OFFICIAL.inversion(m).sigma_to[inside])
+
+
+def test_draws_stay_off_the_edges_and_repeat():
+    grid = GridSampler(points=12)
+    m = grid.draw(200, generator_for(1, 2))
+    assert set(m.tolist()) == {5, 6}
+    assert torch.equal(m, grid.draw(200, generator_for(1, 2)))
+
+
+def test_a_move_with_mixed_samples_is_neither_branch():
+    mixed = NoiseStep(landing(0.5, 0.6), landing(0.6, 0.5), landing(0.1, 0.1))
+    assert not mixed.is_denoise
+    assert not mixed.is_inversion
+
+
+def test_ramp_runs_from_low_to_high_noise():
+    assert_close(Ramp(0.3, 0.01).at(landing(0.0, 0.5, 1.0)), landing(0.3, 0.155, 0.01))
+
+
+def test_uniform_window_jumps_by_its_jump():
+    window = UniformSampler(0.96, 0.5, 0.02)
+    levels = window.draw(100, generator_for(3))
+    assert ((levels >= 0.5) & (levels < 0.96)).all()
+    denoise, inversion = window.denoise(levels), window.inversion(levels)
+    assert_close(denoise.sigma_from - denoise.sigma_to, torch.full_like(levels, 0.02))
+    assert_close(inversion.sigma_to - inversion.sigma_from, torch.full_like(levels, 0.02))
+    assert torch.equal(denoise.sigma_to, inversion.sigma_to)
+    assert_close(denoise.position, (levels - 0.5) / 0.46)
+    assert_close(inversion.position, ((levels - 0.02 - 0.5) / 0.46).clamp(min=0))
+
+
+def test_uniform_window_never_reaches_clean_or_pure_noise():
+    window, ends = UniformSampler(1.0, 0.0, 0.3), landing(1e-6, 1 - 1e-6)
+    denoise, inversion = window.denoise(ends), window.inversion(ends)
+    assert denoise.is_denoise
+    assert inversion.is_inversion
+    assert (denoise.sigma_from < 1).all()
+    assert (inversion.sigma_from > 0).all()
+
+
+@pytest.mark.parametrize("native", NATIVE)
+@pytest.mark.parametrize("size", [0.02, 0.15])
+def test_constant_gain_is_constant(native, size):
+    window = ConstantGainSampler(0.96, 0.5, size, *native)
+    levels = window.draw(100, generator_for(4))
+    denoise, inversion = window.denoise(levels), window.inversion(levels)
+    assert torch.equal(denoise.sigma_to, levels)
+    assert torch.equal(inversion.sigma_to, levels)
+    assert_close(
+        gain(*native, denoise.sigma_from, denoise.sigma_to),
+        torch.full_like(levels, size),
+        rtol=1e-9,
+        atol=0,
+    )
+    assert_close(
+        gain(*native, inversion.sigma_from, inversion.sigma_to),
+        torch.full_like(levels, -size),
+        rtol=1e-9,
+        atol=0,
+    )
+
+
+@pytest.mark.parametrize("native", NATIVE)
+def test_a_gain_out_of_reach_is_as_large_as_it_may_be(native):
+    window, low = ConstantGainSampler(0.9, 0.0, 0.8, *native), landing(0.05)
+    inversion = window.inversion(low)
+    assert inversion.is_inversion
+    assert_close(inversion.sigma_from, 0.1 * low)
+    assert gain(*native, inversion.sigma_from, inversion.sigma_to).abs().item() < 0.8
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: GridSampler(first=25, last=5), "window 25..5"),
+        (lambda: GridSampler(schedule_steps=20), "0..20"),
+        (lambda: GridSampler(points=10), "points is 10"),
+        (lambda: UniformSampler(0.5, 0.5, 0.02), "sigma_low 0.5"),
+        (lambda: ConstantGainSampler(1.2, 0.5, 0.1, "flow", "velocity"), "sigma_high 1.2"),
+    ],
+)
+def test_impossible_windows_are_refused_in_one_line(build, message):
+    with pytest.raises(DirectAlignError, match=message) as caught:
+        build()
+    assert "\n" not in str(caught.value)

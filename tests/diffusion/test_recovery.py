@@ -1,0 +1,214 @@
+"""The closed form against the step and the subtraction it replaces, written out here a second
+time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from directalign.diffusion.path import alpha, expand_like, target, to_x0
+from directalign.diffusion.recovery import direction, gain, inject, recover
+
+NATIVE = [
+    ("flow", "velocity"),
+    ("vp", "epsilon"),
+    ("vp", "v"),
+    ("vp", "x0"),
+    ("flow", "epsilon"),
+    ("flow", "x0"),
+    ("vp", "velocity"),
+    ("flow", "v"),
+]
+SIGMA_HIGH = torch.tensor([0.3, 0.8, 0.97], dtype=torch.float64)
+SIGMA_LOW = torch.tensor([0.1, 0.78, 0.90], dtype=torch.float64)
+levels = st.floats(0.01, 0.98)
+
+
+def euler_then_subtract(x0, noise, pred, sigma_from, sigma_to):
+    """Rectified flow: one Euler step along the velocity, then the known noise taken out."""
+    start, end = (sigma.view(-1, 1, 1, 1) for sigma in (sigma_from, sigma_to))
+    x_from = (1 - start) * x0 + start * noise
+    x_to = x_from + (end - start) * pred
+    return (x_to - end * noise) / (1 - end)
+
+
+def ddim_then_subtract(x0, noise, pred, sigma_from, sigma_to, prediction):
+    """Variance preserving: one DDIM step with eta 0, then the known noise taken out."""
+    start, end = (sigma.view(-1, 1, 1, 1) for sigma in (sigma_from, sigma_to))
+    signal_start, signal_end = (1 - start**2).sqrt(), (1 - end**2).sqrt()
+    x_from = signal_start * x0 + start * noise
+    if prediction == "epsilon":
+        x0_hat, noise_hat = (x_from - start * pred) / signal_start, pred
+    elif prediction == "v":
+        x0_hat, noise_hat = (
+            signal_start * x_from - start * pred,
+            start * x_from + signal_start * pred,
+        )
+    else:
+        x0_hat, noise_hat = pred, (x_from - signal_start * pred) / start
+    return (signal_end * x0_hat + end * noise_hat - end * noise) / signal_end
+
+
+def recovered(path, prediction, x0, noise, pred, sigma_from, sigma_to):
+    return recover(path, prediction, inject(path, x0, noise, sigma_from), pred, sigma_to)
+
+
+@given(levels, levels, st.sampled_from(NATIVE))
+def test_a_perfect_network_returns_x0_from_every_level(sigma_from, sigma_to, native):
+    x0, noise = torch.randn(
+        2, 1, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    start, end = (torch.tensor([sigma], dtype=torch.float64) for sigma in (sigma_from, sigma_to))
+    pred = target(*native, x0, noise, start)
+    assert torch.equal(recovered(*native, x0, noise, pred, start, end).x0, x0)
+
+
+@pytest.mark.parametrize(
+    ("sigma_from", "sigma_to"),
+    [(SIGMA_HIGH, SIGMA_LOW), (SIGMA_LOW, SIGMA_HIGH)],
+    ids=["denoise", "inversion"],
+)
+@pytest.mark.parametrize(
+    "native", [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v"), ("vp", "x0")]
+)
+def test_closed_form_is_step_then_subtract_in_value_and_gradient(
+    native, sigma_from, sigma_to, latents
+):
+    x0, noise, start = latents
+    cotangent = torch.randn_like(x0)
+    images, gradients = [], []
+    for form in ("closed", "stepped"):
+        pred = start.clone().requires_grad_()
+        if form == "closed":
+            image = recovered(*native, x0, noise, pred, sigma_from, sigma_to).x0
+        elif native[0] == "flow":
+            image = euler_then_subtract(x0, noise, pred, sigma_from, sigma_to)
+        else:
+            image = ddim_then_subtract(x0, noise, pred, sigma_from, sigma_to, native[1])
+        image.backward(cotangent)
+        images.append(image.detach())
+        gradients.append(pred.grad)
+    assert_close(*images, rtol=1e-12, atol=1e-12)
+    assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_gains_written_out():
+    start, end = SIGMA_HIGH, SIGMA_LOW
+    signal_start, signal_end = alpha("vp", start), alpha("vp", end)
+    assert_close(gain("flow", "velocity", start, end), (start - end) / (1 - end))
+    assert_close(
+        gain("vp", "v", start, end), (start * signal_end - end * signal_start) / signal_end
+    )
+    assert_close(gain("vp", "epsilon", start, end), start / signal_start - end / signal_end)
+
+
+@pytest.mark.parametrize("native", NATIVE)
+def test_direction_says_whether_noise_was_removed(native):
+    assert_close(
+        direction(gain(*native, SIGMA_HIGH, SIGMA_LOW)), torch.ones(3, dtype=torch.float64)
+    )
+    assert_close(
+        direction(gain(*native, SIGMA_LOW, SIGMA_HIGH)), -torch.ones(3, dtype=torch.float64)
+    )
+
+
+@pytest.mark.parametrize("native", NATIVE)
+def test_a_positive_gain_leads_toward_the_networks_own_guess(native, latents):
+    """recovered − x0 = share·(x0_hat − x0), and the share is the same for every parametrisation of
+    a path."""
+    x0, noise, pred = latents
+    result = recovered(*native, x0, noise, pred, SIGMA_HIGH, SIGMA_LOW)
+    x0_hat = to_x0(*native, pred, inject(native[0], x0, noise, SIGMA_HIGH).x_t, SIGMA_HIGH)
+    share = 1 - SIGMA_LOW * alpha(native[0], SIGMA_HIGH) / (
+        alpha(native[0], SIGMA_LOW) * SIGMA_HIGH
+    )
+    assert_close(result.x0 - x0, expand_like(share, x0) * (x0_hat - x0))
+
+
+@given(levels, st.floats(-0.02, 0.02).filter(lambda jump: abs(jump) > 1e-6))
+def test_recovery_error_over_one_step_error_on_flow(sigma_from, jump):
+    """The share is the jump over (1 − sigma_to)·sigma_from: small where the jump is small for its
+    level."""
+    sigma_to = min(max(sigma_from + jump, 0.0), 0.999)
+    x0, noise, pred = torch.randn(
+        3, 1, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    start, end = (torch.tensor([sigma], dtype=torch.float64) for sigma in (sigma_from, sigma_to))
+    result = recovered("flow", "velocity", x0, noise, pred, start, end)
+    x0_hat = to_x0("flow", "velocity", pred, inject("flow", x0, noise, start).x_t, start)
+    ratio = ((result.x0 - x0).norm() / (x0_hat - x0).norm()).item()
+    assert_close(
+        ratio, abs(sigma_from - sigma_to) / ((1 - sigma_to) * sigma_from), rtol=1e-6, atol=1e-12
+    )
+
+
+def test_going_up_costs_more_than_going_down_near_pure_noise():
+    level, jump = torch.tensor([0.964], dtype=torch.float64), 0.02
+    down, up = (
+        gain("flow", "velocity", level, level - jump),
+        gain("flow", "velocity", level, level + jump),
+    )
+    assert up.abs() > 2 * down.abs()
+
+
+@pytest.mark.parametrize("native", [("flow", "velocity"), ("vp", "v"), ("vp", "epsilon")])
+def test_gain_is_finite_next_to_pure_noise(native):
+    near_one = torch.tensor([1 - 1e-9], dtype=torch.float64)
+    assert gain(*native, near_one, near_one - 1e-3).isfinite().all()
+    assert gain(*native, near_one - 1e-3, near_one).isfinite().all()
+    if native != ("vp", "epsilon"):
+        assert gain(*native, torch.ones(1, dtype=torch.float64), near_one).isfinite().all()
+
+
+@pytest.mark.parametrize("native", [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v")])
+def test_a_branch_with_mirrored_residual_has_the_same_loss(native, latents):
+    """Swap the levels and turn the residual by the ratio of the gains: the same image, and with
+    `direction` the opposite pull."""
+    x0, noise, pred = latents
+    down = recovered(*native, x0, noise, pred, SIGMA_HIGH, SIGMA_LOW)
+    turned = expand_like(down.gain / gain(*native, SIGMA_LOW, SIGMA_HIGH), x0) * down.residual
+    up = recovered(
+        *native, x0, noise, target(*native, x0, noise, SIGMA_LOW) - turned, SIGMA_LOW, SIGMA_HIGH
+    )
+    assert_close(up.x0, down.x0)
+    assert_close(direction(up.gain), -direction(down.gain))
+
+
+def test_equal_landings_mirror_each_other_on_flow():
+    landing, jump = torch.tensor([0.3, 0.7, 0.9], dtype=torch.float64), 0.02
+    assert_close(
+        gain("flow", "velocity", landing + jump, landing),
+        -gain("flow", "velocity", landing - jump, landing),
+    )
+
+
+def test_gradient_runs_through_the_prediction_alone(latents):
+    x0, noise, pred = latents
+    result = recovered("flow", "velocity", x0, noise, pred.requires_grad_(), SIGMA_HIGH, SIGMA_LOW)
+    assert result.x0.requires_grad
+    assert not result.residual.requires_grad
+    assert_close(
+        torch.autograd.grad(result.x0.sum(), pred)[0],
+        -expand_like(result.gain, pred).expand_as(pred),
+    )
+
+
+def test_float32_latents_stay_float32(latents):
+    x0, noise, pred = (tensor.float() for tensor in latents)
+    result = recovered("vp", "v", x0, noise, pred, SIGMA_HIGH, SIGMA_LOW)
+    assert result.x0.dtype == torch.float32
+    assert result.gain.dtype == torch.float64
+
+
+def test_residual_form_survives_bfloat16_where_subtraction_does_not(latents):
+    x0, noise, _ = latents
+    level, landing = (torch.full((3,), sigma, dtype=torch.float64) for sigma in (0.96, 0.95))
+    pred = target("flow", "velocity", x0, noise, level) + 0.05
+    exact = euler_then_subtract(x0, noise, pred, level, landing)
+    low = [tensor.bfloat16() for tensor in (x0, noise, pred)]
+    closed = recovered("flow", "velocity", *low, level, landing).x0
+    stepped = euler_then_subtract(*low, level.bfloat16(), landing.bfloat16())
+    assert (closed - exact).norm() < 0.1 * (stepped - exact).norm()

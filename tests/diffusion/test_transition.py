@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from directalign.diffusion import sde
+from directalign.diffusion.path import alpha, expand_like, flow_sigmas, target, to_noise, to_x0
+
+FLOW_KINDS = ("ddim", "flow_grpo", "dance")
+EVERY = [
+    *((kind, "flow", "velocity") for kind in FLOW_KINDS),
+    ("ddim", "vp", "epsilon"),
+    ("ddim", "vp", "v"),
+]
+HIGH, LOW = (
+    torch.tensor([0.95, 0.7, 0.3], dtype=torch.float64),
+    torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64),
+)
+
+
+def expanded(sigma: Tensor) -> Tensor:
+    return sigma[:, None, None, None]
+
+
+@pytest.mark.parametrize(("kind", "path", "prediction"), EVERY)
+def test_without_noise_it_is_the_deterministic_step(latents, kind, path, prediction):
+    x_t, _, pred = latents
+    moved = sde.transition(kind, path, prediction, pred, x_t, HIGH, LOW, 0.0)
+    x0_hat, noise_hat = (
+        to_x0(path, prediction, pred, x_t, HIGH),
+        to_noise(path, prediction, pred, x_t, HIGH),
+    )
+    assert moved.mean.equal(
+        expand_like(alpha(path, LOW), x_t) * x0_hat + expand_like(LOW, x_t) * noise_hat
+    )
+    assert moved.std.equal(torch.zeros(3, dtype=torch.float64))
+
+
+def test_ddim_is_the_published_eta_on_a_vp_path(latents):
+    """arXiv 2010.02502, equations 12 and 16, with their alphas, which are squares of ours."""
+    x_t, _, pred = latents
+    eta, a_from, a_to = 0.6, 1 - HIGH**2, 1 - LOW**2
+    std = eta * ((1 - a_to) / (1 - a_from)).sqrt() * (1 - a_from / a_to).sqrt()
+    x0_hat = (x_t - expanded(HIGH) * pred) / expanded(a_from).sqrt()
+    mean = expanded(a_to).sqrt() * x0_hat + expanded(1 - a_to - std**2).sqrt() * pred
+    moved = sde.transition("ddim", "vp", "epsilon", pred, x_t, HIGH, LOW, eta)
+    torch.testing.assert_close(moved.std, std)
+    torch.testing.assert_close(moved.mean, mean)
+
+
+@pytest.mark.parametrize("path", ["flow", "vp"])
+@pytest.mark.parametrize("noise_level", [0.3, 1.0])
+def test_ddim_keeps_the_amount_of_noise(path, noise_level):
+    kept, std = sde.spread("ddim", path, HIGH, LOW, noise_level)
+    torch.testing.assert_close(kept**2 + std**2, LOW**2)
+
+
+@pytest.mark.parametrize(("kind", "a"), [("flow_grpo", 0.7), ("dance", 0.3)])
+def test_sde_steps_are_the_published_ones(latents, kind, a):
+    """x + (v + s²/(2t)·(x + (1 − t)·v))·dt + s·√−dt·noise, written out with t and dt."""
+    x_t, fresh, velocity = latents
+    t, dt = expanded(HIGH), expanded(LOW - HIGH)
+    s = a * (t / (1 - t)).sqrt() if kind == "flow_grpo" else torch.full_like(t, a)
+    expected = (
+        x_t
+        + (velocity + s**2 / (2 * t) * (x_t + (1 - t) * velocity)) * dt
+        + s * (-dt).sqrt() * fresh
+    )
+    moved = sde.transition(kind, "flow", "velocity", velocity, x_t, HIGH, LOW, a)
+    torch.testing.assert_close(moved.sample(fresh), expected)
+
+
+def test_at_pure_noise_flow_grpo_takes_the_next_level_where_it_would_divide_by_zero():
+    one, low = torch.ones(1, dtype=torch.float64), torch.tensor([0.9], dtype=torch.float64)
+    _, std = sde.spread("flow_grpo", "flow", one, low, 0.7)
+    assert float(std) == pytest.approx(0.7 * math.sqrt(1 / (1 - 0.9)) * math.sqrt(0.1))
+
+
+@pytest.mark.parametrize(("kind", "path", "prediction"), EVERY)
+def test_the_last_step_ends_at_x0_hat_without_noise(latents, kind, path, prediction):
+    x_t, fresh, pred = latents
+    moved = sde.transition(kind, path, prediction, pred, x_t, HIGH, torch.zeros_like(HIGH), 0.7)
+    torch.testing.assert_close(moved.sample(fresh), to_x0(path, prediction, pred, x_t, HIGH))
+
+
+def final_std(kind: str, path: str, sigmas: Tensor, spread: float, noise_level: float) -> float:
+    """Std of x0 under the exact denoiser of data ~ Normal(0, spread²): each step is linear in x, so
+    no sample need be drawn."""
+    prediction = "velocity" if path == "flow" else "v"
+    sigma_from, sigma_to = sigmas[:-1], sigmas[1:]
+    one, a = torch.ones(len(sigma_to), 1, 1, 1, dtype=torch.float64), alpha(path, sigma_from)
+    total = a**2 * spread**2 + sigma_from**2
+    pred = target(
+        path,
+        prediction,
+        one * expanded(a * spread**2 / total),
+        one * expanded(sigma_from / total),
+        sigma_from,
+    )
+    moved = sde.transition(kind, path, prediction, pred, one, sigma_from, sigma_to, noise_level)
+    variance = float(total[0])
+    for slope, std in zip(moved.mean.flatten().tolist(), moved.std.tolist(), strict=True):
+        variance = slope**2 * variance + std**2
+    return math.sqrt(variance)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "noise_level"),
+    [
+        ("ddim", "flow", 1.0),
+        ("ddim", "flow", 0.3),
+        ("ddim", "vp", 1.0),
+        ("flow_grpo", "flow", 0.7),
+        ("dance", "flow", 0.3),
+    ],
+)
+@pytest.mark.parametrize("spread", [0.5, 2.0])
+def test_many_small_noisy_steps_keep_the_data_s_distribution(kind, path, noise_level, spread):
+    def error(steps: int) -> float:
+        sigmas = (
+            flow_sigmas(steps)
+            if path == "flow"
+            else torch.linspace(0.9999, 0, steps + 1, dtype=torch.float64)
+        )
+        return abs(final_std(kind, path, sigmas, spread, noise_level) / spread - 1)
+
+    assert error(1000) < 0.02
+    assert error(1000) < (1 if kind == "flow_grpo" else 0.5) * error(
+        250
+    )  # the first step of flow_grpo is as noisy on every grid: its error falls slowly
+
+
+def test_log_probability_is_the_mean_of_the_normal_s(latents):
+    mean, x_to, _ = latents
+    std = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
+    expected = Normal(mean, expanded(std)).log_prob(x_to).mean((1, 2, 3))
+    torch.testing.assert_close(sde.log_prob(sde.Transition(mean, std), x_to), expected)
+
+
+def test_divergence_is_the_mean_of_the_normals(latents):
+    mean, base, _ = latents
+    std = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
+    expected = kl_divergence(Normal(mean, expanded(std)), Normal(base, expanded(std))).mean(
+        (1, 2, 3)
+    )
+    torch.testing.assert_close(
+        sde.kl_divergence(sde.Transition(mean, std), sde.Transition(base, std)), expected
+    )
+
+
+def test_advantages_compare_within_a_prompt_alone():
+    reward = torch.tensor([1.0, 2.0, 3.0, 101.0, 102.0, 109.0], dtype=torch.float64)
+    own = sde.group_advantage(reward, 3)
+    assert own[:3].equal(
+        sde.group_advantage(reward[:3], 3)
+    )  # another group's rewards change nothing
+    torch.testing.assert_close(own.view(2, 3).mean(1), torch.zeros(2, dtype=torch.float64))
+    torch.testing.assert_close(
+        own.view(2, 3).std(1, correction=0), torch.ones(2, dtype=torch.float64), rtol=1e-5, atol=0
+    )
+    over_all = sde.group_advantage(reward, 3, over="batch")
+    torch.testing.assert_close(over_all.view(2, 3).mean(1), torch.zeros(2, dtype=torch.float64))
+    assert over_all[:3].abs().max() < over_all[3:].abs().max()
+
+
+def test_equal_rewards_have_no_advantage():
+    assert sde.group_advantage(torch.full((8,), 0.3), 4).abs().max() < 0.1
+    assert sde.group_advantage(torch.full((8,), 0.25, dtype=torch.float64), 4).equal(
+        torch.zeros(8, dtype=torch.float64)
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope"),
+    [
+        (1.0, 2.0, -2.0, -2.0),
+        (1.1, 2.0, -2.1, 0.0),
+        (0.8, 2.0, -1.6, -2.0),
+        (1.1, -2.0, 2.2, 2.0),
+        (0.8, -2.0, 1.9, 0.0),
+    ],
+)
+def test_the_ratio_pays_no_further_than_the_clip(ratio, advantage, loss, slope):
+    at = torch.tensor([ratio], dtype=torch.float64, requires_grad=True)
+    value = sde.clipped_loss(at, torch.tensor([advantage], dtype=torch.float64), 0.05)
+    (found,) = torch.autograd.grad(value.sum(), at)
+    assert value.item() == pytest.approx(loss) and found.item() == pytest.approx(slope)

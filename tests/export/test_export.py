@@ -1,0 +1,174 @@
+"""Refusals of an export, its completeness, and its model card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from directalign import export
+from directalign.config import ModelConfig
+from directalign.export import export_run
+from directalign.export.finished_run import BaseModelInfo, License, base_model_info
+from directalign.types import DirectAlignError
+from finished_runs import PROMPTS, finished_recipe, write_finished
+from low_rank_updates import updates_of_shape
+
+LAYER = {"transformer_blocks.0.attn.to_out.0": (16, 16)}
+FLUX_DEV = "black-forest-labs/FLUX.1-dev"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A LoRA of one layer of a FLUX on the Hub, which is not downloaded."""
+    recipe = finished_recipe("flux", FLUX_DEV, quantization="4bit")
+    return write_finished(tmp_path / "run", recipe, updates_of_shape(LAYER))
+
+
+def test_a_folder_without_a_run_and_an_unfinished_run_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DirectAlignError, match="holds no run"):
+        export_run(tmp_path, "kohya")
+    unfinished = write_finished(tmp_path / "run", finished_recipe("flux", "a/b"))
+    with pytest.raises(DirectAlignError, match=r"lora\.safetensors: .* the run is not finished"):
+        export_run(unfinished, "kohya")
+
+
+@pytest.mark.parametrize(
+    ("tune", "arguments", "message"),
+    [
+        ("lora", {"form": "folder"}, "trained a LoRA; add --merge"),
+        ("lora", {"form": "kohya", "merge": True}, "omit it for --format kohya"),
+        ("full", {"form": "folder", "merge": True}, "not a LoRA; omit --merge"),
+        ("full", {"form": "diffusers"}, "not a LoRA; give --format folder"),
+        (
+            "lora",
+            {"form": "folder", "merge": True, "max_shard_size": "big"},
+            "--max-shard-size big: give a whole number",
+        ),
+    ],
+)
+def test_wrong_options_are_refused(
+    tune: str, arguments: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    recipe = finished_recipe("flux", "world:flux", tune)
+    run = write_finished(tmp_path / "run", recipe, updates_of_shape(LAYER))
+    (run / "transformer").mkdir()
+    with pytest.raises(DirectAlignError, match=message):
+        export_run(run, **arguments)
+    assert not list(run.glob("export/*"))
+
+
+def test_an_existing_export_is_not_overwritten(run: Path) -> None:
+    out = export_run(run, "comfyui")
+    files = ["README.md", "before_after.png", "red_lora_2.safetensors"]
+    assert out == run / "export" / "comfyui"
+    assert sorted(file.name for file in out.iterdir()) == files
+    with pytest.raises(DirectAlignError, match="exists already; name another folder"):
+        export_run(run, "comfyui")
+
+
+def test_a_failed_export_leaves_no_files(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("disk")
+
+    monkeypatch.setattr(export, "write_card", fail)
+    with pytest.raises(OSError, match="disk"):
+        export_run(run, "kohya", tmp_path / "out" / "a")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_file_with_other_tensors_is_refused(run: Path) -> None:
+    tensors = load_file(run / "lora.safetensors")
+    tensors["text_encoder.odd"] = next(iter(tensors.values())).clone()
+    save_file(tensors, run / "lora.safetensors")
+    with pytest.raises(DirectAlignError, match=r"not a LoRA of a transformer: text_encoder\.odd"):
+        export_run(run, "kohya")
+
+
+# --- model card -----------------------------------------------------------------------------------
+
+
+def test_the_card_has_metadata_measures_and_usage(run: Path) -> None:
+    card = ModelCard.load(export_run(run, "kohya") / "README.md")
+    data = card.data.to_dict()
+    expected = {
+        "base_model": FLUX_DEV,
+        "base_model_relation": "adapter",
+        "library_name": "diffusers",
+        "license": "other",
+        "license_name": "flux-1-dev-non-commercial-license",
+    }
+    assert data | expected == data and data["license_link"].startswith("https://")
+    assert {"lora", "srpo", "text-to-image"} <= set(data["tags"])
+    for text in (
+        "No trigger words",
+        "quantized to 4bit",
+        "0.125 (0.080 to 0.180, n = 256)",
+        "0.0239",
+        "Not measured",
+        "commit 0123456789abcdef",
+        "Seed 7",
+        "<lora:red_lora_2:1>",
+        "pipe.load_lora_weights(FOLDER, weight_name='red_lora_2.safetensors')",
+        "LoraLoaderModelOnly",
+        *PROMPTS,
+    ):
+        assert text in card.text, text
+
+
+def test_the_card_has_the_recipe_without_local_paths_and_the_grids(run: Path) -> None:
+    out = export_run(run, "diffusers")
+    text = (out / "README.md").read_text()
+    recipe = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    ours = yaml.safe_load((run / "run.yaml").read_text())
+    assert recipe.pop("data") == ours.pop("data") | {"prompts": "<local>/prompts.txt"}
+    assert recipe == ours and "/home" not in text and str(run) not in text
+    with Image.open(out / "before_after.png") as grid:
+        assert grid.size == (64, 112)
+        assert grid.getpixel((30, 40)) == (0, 0, 255) and grid.getpixel((30, 100)) == (255, 0, 0)
+
+
+def test_the_card_names_missing_records(run: Path) -> None:
+    (run / "summary.json").write_text(json.dumps({"before": None, "after": None}))
+    for file in (run / "samples").glob("*.png"):
+        file.unlink()
+    out = export_run(run, "diffusers")
+    text = (out / "README.md").read_text()
+    for missing in ("no measurement before", "no pair of sample grids", "commit not recorded"):
+        assert missing in text
+    assert not (out / "before_after.png").exists()
+
+
+def test_the_license_is_read_from_the_readme_or_the_list(tmp_path: Path) -> None:
+    def info(path: object) -> BaseModelInfo:
+        model = {"architecture": "flux", "path": str(path)}
+        return base_model_info(ModelConfig.model_validate(model))
+
+    apache = License("apache-2.0")
+    assert info("Qwen/Qwen-Image").license == info("world:flux").license == apache
+    assert info("someone/else").license is None
+    folder = tmp_path / "my-flux"
+    folder.mkdir()
+    schnell = "black-forest-labs/FLUX.1-schnell"
+    (folder / "model_index.json").write_text(json.dumps({"_name_or_path": schnell}))
+    assert info(folder) == BaseModelInfo(schnell, schnell, apache)
+    metadata = "license: other\nlicense_name: mine\nlicense_link: https://x.org/l"
+    (folder / "README.md").write_text(f"---\n{metadata}\n---\n# Title\n")
+    assert info(folder).license == License("other", "mine", "https://x.org/l")
+    (folder / "README.md").write_text("---\n: [\n---\n")
+    assert info(folder).license == apache
+
+
+def test_an_unknown_license_is_marked(tmp_path: Path) -> None:
+    recipe = finished_recipe("flux", "someone/else")
+    run = write_finished(tmp_path / "run", recipe, updates_of_shape(LAYER))
+    card = ModelCard.load(export_run(run, "diffusers") / "README.md")
+    assert card.data.license == "unknown" and "To be filled in" in card.text

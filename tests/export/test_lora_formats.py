@@ -1,0 +1,258 @@
+"""LoRA formats read back by diffusers' converters: equal factors, or equal products when fused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
+from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+from torch import Tensor
+
+from directalign.export.lora_formats import LoraFormat, LowRank, convert, fuse
+from directalign.types import DirectAlignError
+from low_rank_updates import (
+    JOINT,
+    QKV,
+    applied,
+    as_file,
+    products,
+    random_updates,
+    updates_of_shape,
+)
+
+HEADS = {"attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 16}
+FLUX = {**HEADS, "in_channels": 16, "pooled_projection_dim": 16, "axes_dims_rope": (2, 2, 4)}
+NETWORKS: dict[str, Any] = {
+    "flux": lambda: FluxTransformer2DModel(num_layers=2, num_single_layers=1, **FLUX),
+    "flux2_klein": lambda: Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=2, axes_dims_rope=(2, 2, 2, 2), **HEADS
+    ),
+    "qwen_image": lambda: QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=2, axes_dims_rope=(2, 2, 4), **HEADS
+    ),
+    "z_image": lambda: ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[4, 6, 6],
+    ),
+    "sd3": lambda: SD3Transformer2DModel(
+        sample_size=8,
+        num_layers=3,
+        caption_projection_dim=16,
+        pooled_projection_dim=16,
+        pos_embed_max_size=8,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+        **HEADS,
+    ),
+}
+PIPELINES: dict[str, Any] = {
+    "flux": FluxPipeline,
+    "flux2_klein": Flux2KleinPipeline,
+    "qwen_image": QwenImagePipeline,
+    "z_image": ZImagePipeline,
+    "sd3": StableDiffusion3Pipeline,
+}
+FF = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
+FF2, SINGLE2 = ("linear_in", "linear_out"), ("attn.to_qkv_mlp_proj", "attn.to_out")
+TARGETS = {
+    "flux": (*JOINT, *FF),
+    "flux2_klein": (*JOINT, *FF2, *SINGLE2),
+    "qwen_image": (*JOINT, "net.0.proj", "net.2"),
+    "z_image": (
+        *("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0"),
+        *("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
+    ),
+    "sd3": JOINT,
+}
+COUNTS = {"flux": 24, "flux2_klein": 16, "qwen_image": 24, "z_image": 28, "sd3": 23}
+
+
+def updates_of(model: str) -> dict[str, LowRank]:
+    """Of all target layers; of FLUX only double blocks, since single ones need the full width."""
+    found = random_updates(NETWORKS[model](), TARGETS[model])
+    if model == "flux":
+        found = {name: each for name, each in found.items() if name.startswith("transformer_")}
+    return found
+
+
+def read_back(model: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return PIPELINES[model].lora_state_dict(dict(tensors))
+
+
+def assert_identical(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
+
+
+@pytest.mark.parametrize(
+    ("model", "form", "fused"),
+    [
+        ("flux", "comfyui", False),
+        ("flux", "kohya", False),
+        ("flux2_klein", "comfyui", True),
+        ("flux2_klein", "kohya", False),
+        ("qwen_image", "comfyui", False),
+        ("qwen_image", "kohya", False),
+        ("z_image", "comfyui", False),
+        ("z_image", "kohya", True),
+        ("sd3", "comfyui", False),
+    ],
+)
+def test_diffusers_reads_the_same_update(model: str, form: LoraFormat, fused: bool) -> None:
+    updates = updates_of(model)
+    assert len(updates) == COUNTS[model]
+    expected = as_file(updates)
+    found = read_back(model, convert(updates, model, form))
+    if fused:  # diffusers splits the factors of fused layers otherwise
+        found, expected = products(found), products(expected)
+        assert found.keys() == expected.keys()
+        for layer in expected:
+            torch.testing.assert_close(found[layer], expected[layer])
+    else:
+        assert_identical(found, expected)
+
+
+@pytest.mark.parametrize("form", ["comfyui", "kohya"])
+def test_flux_single_blocks_at_full_width_are_identical(form: LoraFormat) -> None:
+    block = "single_transformer_blocks.37"
+    shapes = {f"{block}.{layer}": (3072, 3072) for layer in QKV}
+    shapes |= {f"{block}.proj_mlp": (12288, 3072), f"{block}.proj_out": (3072, 15360)}
+    updates = updates_of_shape(shapes)
+    tensors = convert(updates, "flux", form)
+    assert len([key for key in tensors if "linear1" in key]) == 3
+    assert_identical(read_back("flux", tensors), as_file(updates))
+
+
+@pytest.mark.parametrize("rank", [2, 4])
+@pytest.mark.parametrize("trained", [QKV, ("attn.to_k",), ("attn.to_q", "proj_mlp")])
+def test_untrained_rows_of_a_fused_layer_are_zero(rank: int, trained: tuple[str, ...]) -> None:
+    heights = {layer: 12288 if layer == "proj_mlp" else 3072 for layer in trained}
+    block = "single_transformer_blocks.0"
+    updates = updates_of_shape({f"{block}.{n}": (h, 3072) for n, h in heights.items()}, rank)
+    probe = torch.randn(3072, 3)
+    found = applied(read_back("flux", convert(updates, "flux", "kohya")), probe)
+    expected = applied(as_file(updates), probe)
+    assert found.keys() >= expected.keys()
+    for layer, value in found.items():
+        wanted = expected.get(layer, torch.zeros_like(value))
+        torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_keys_are_those_of_sd_scripts_and_comfyui() -> None:
+    updates = updates_of("flux")
+    tensors = convert(updates, "flux", "kohya")
+    stem = "lora_unet_double_blocks_0_img_attn_qkv"
+    assert {f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", f"{stem}.alpha"} <= tensors.keys()
+    assert tensors[f"{stem}.lora_down.weight"].shape[0] == tensors[f"{stem}.alpha"] == 6
+    key = "diffusion_model.double_blocks.1.txt_mlp.0.lora_up.weight"
+    assert key in convert(updates, "flux", "comfyui")
+    key = "lora_unet_layers_1_attention_qkv.lora_up.weight"
+    assert key in convert(updates_of("z_image"), "z_image", "kohya")
+
+
+def test_sd3_for_kohya_equals_the_conversion_of_a_checkpoint() -> None:
+    """Diffusers reads no kohya file for SD3, so its checkpoint converter maps the updates back."""
+    network, second = NETWORKS["sd3"](), tuple(f"attn2.{each}" for each in ("to_q", "to_k", "to_v"))
+    targets = (*JOINT, *second, "attn2.to_out.0", "ff.net.0.proj", "ff_context.net.2")
+    updates = random_updates(network, targets)
+    kohya = convert(updates, "sd3", "kohya")
+    changes = original_sd3_checkpoint(network)
+    stems = {key.replace(".", "_"): key for key in changes if key.endswith("weight")}
+    for key in [key for key in kohya if key.endswith(".lora_down.weight")]:
+        stem = key.removesuffix(".lora_down.weight")
+        update = kohya[f"{stem}.lora_up.weight"] @ kohya[key]
+        changes[stems[f"{stem.removeprefix('lora_unet_')}_weight"]] += update
+    converted = convert_sd3_transformer_checkpoint_to_diffusers(changes).items()
+    found = {
+        f"transformer.{n.removesuffix('.weight')}": each for n, each in converted if each.any()
+    }
+    expected = products(as_file(updates))
+    assert found.keys() == expected.keys()
+    for layer in expected:
+        torch.testing.assert_close(found[layer], expected[layer])
+
+
+def original_sd3_checkpoint(network: Any) -> dict[str, Tensor]:
+    """Zeros under Stability AI's names and shapes, for the layers of a diffusers network."""
+    width, layers, joint = 16, network.config.num_layers, network.config.joint_attention_dim
+    embedders = ("t_embedder.mlp.0", "t_embedder.mlp.2", "y_embedder.mlp.0", "y_embedder.mlp.2")
+    linear = {
+        **dict.fromkeys(embedders, (width, width)),
+        "context_embedder": (width, joint),
+        "final_layer.linear": (64, width),
+        "final_layer.adaLN_modulation.1": (2 * width, width),
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "pos_embed": (1, 64, width),
+        "x_embedder.proj.weight": (width, 16, 2, 2),
+        "x_embedder.proj.bias": (width,),
+    }
+    for layer in range(layers):
+        for side in ("x_block", "context_block"):
+            block = f"joint_blocks.{layer}.{side}"
+            is_output = not (layer == layers - 1 and side == "context_block")
+            is_dual = side == "x_block" and layer in network.config.dual_attention_layers
+            for attention in ("attn", "attn2")[: 1 + is_dual]:
+                linear[f"{block}.{attention}.qkv"] = (3 * width, width)
+                shapes |= {f"{block}.{attention}.ln_{each}.weight": (8,) for each in "qk"}
+                if is_output:
+                    linear[f"{block}.{attention}.proj"] = (width, width)
+            linear[f"{block}.adaLN_modulation.1"] = (6 * width, width)
+            if is_output:
+                linear |= {f"{block}.mlp.fc1": (4 * width, width)}
+                linear |= {f"{block}.mlp.fc2": (width, 4 * width)}
+    for name, (rows, columns) in linear.items():
+        shapes |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
+    return {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("layer", "model", "message"),
+    [
+        ("proj_out", "flux", "proj_out has no name in the kohya format of flux; use --format"),
+        ("norm_out.linear", "flux", "norm_out.linear has no name in the kohya format"),
+        ("conv_in", "sd", "conv_in has no name in the kohya format of sd"),
+        ("time_embedding.linear_1", "sdxl", "has no name in the kohya format of sdxl"),
+        ("proj_out", "sd3", "proj_out has no name in the kohya format of sd3"),
+        ("a", "sora", r"no kohya format is known for model\.architecture sora"),
+        (
+            "single_transformer_blocks.0.attn.to_q",
+            "flux",
+            r"readers of the kohya format accept single_blocks\.0\.linear1 only at flux's full",
+        ),
+    ],
+)
+def test_layers_without_a_name_are_refused(layer: str, model: str, message: str) -> None:
+    with pytest.raises(DirectAlignError, match=message):
+        convert(updates_of_shape({layer: (4, 4)}), model, "kohya")
+
+
+def test_fusing_adds_ranks_and_keeps_every_row() -> None:
+    first, third = updates_of_shape({"a": (3, 5)}, 2), updates_of_shape({"c": (12, 5)}, 4)
+    fused = fuse({0: first["a"], 2: third["c"]}, (1, 1, 4))
+    assert fused.rank == 6 and fused.up.shape == (18, 6)
+    parts = [first["a"].up @ first["a"].down, torch.zeros(3, 5), third["c"].up @ third["c"].down]
+    torch.testing.assert_close(fused.up @ fused.down, torch.cat(parts))
+    second = updates_of_shape({"b": (4, 5)})["b"]
+    message = r"layers of heights \[3, 4\] cannot be fused in proportions \(1, 1, 1\)"
+    with pytest.raises(DirectAlignError, match=message):
+        fuse({0: first["a"], 1: second}, (1, 1, 1))

@@ -1,0 +1,30 @@
+"""Recipes on tiny models, for the tests of preflight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from directalign.config import RunConfig
+
+
+def a_run(architecture: str, folder: Path, **model: Any) -> RunConfig:
+    guidance = {"embedded_guidance": 1.0 if architecture == "flux" else None}
+    given: dict[str, Any] = {
+        "name": "test",
+        "model": {"architecture": architecture, "path": str(folder), **model},
+        "reward": {"name": "pixels", "statistic": "redness"},
+        "method": {"form": "absolute", **guidance},
+        "rollout": guidance,
+        "data": {"prompts": "world"},
+        "train": {"num_steps": 3},
+        "evaluate": {"batch_size": 1},
+    }
+    return RunConfig.model_validate(given)
+
+
+def changed(run: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    given = run.model_dump()
+    return RunConfig.model_validate(
+        given | {name: given[name] | section for name, section in sections.items()}
+    )
