@@ -1,4 +1,4 @@
-"""A comparison from end to end on tiny models: what it leaves, that it goes on where it was killed, and what it refuses."""
+"""A whole comparison on tiny models: its folder, its resumption after a kill, its refusals."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def run_folder(pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def evaluated(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`directalign evaluate` of it, undisturbed."""
-    return evaluate_run(asked(run_folder, tmp_path_factory.mktemp("evaluated") / "out"))
+    return evaluate_run(request_for(run_folder, tmp_path_factory.mktemp("evaluated") / "out"))
 
 
-def asked(run_folder: Path, out: Path, **more: Any) -> Request:
+def request_for(run_folder: Path, out: Path, **more: Any) -> Request:
     return Request(
         (str(run_folder),),
         out,
@@ -201,9 +201,9 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
             JsonlStore, "append", append
         )
         with pytest.raises(Killed):
-            evaluate_run(asked(run_folder, out))
+            evaluate_run(request_for(run_folder, out))
     caplog.clear()
-    evaluate_run(asked(run_folder, out))
+    evaluate_run(request_for(run_folder, out))
     before, after = contents(evaluated), contents(out)
     assert {name for name in before if before[name] != after.get(name)} <= {
         "report.html"
@@ -226,7 +226,7 @@ def test_what_is_done_is_not_done_again(
         "directalign.evaluation.candidate_scores.load_reward",
         lambda *_: pytest.fail("loaded again"),
     )
-    evaluate_run(asked(run_folder, tmp_path / "out"))
+    evaluate_run(request_for(run_folder, tmp_path / "out"))
     assert (
         caplog.messages == []
         and contents(tmp_path / "out")["results.jsonl"] == contents(evaluated)["results.jsonl"]
@@ -249,7 +249,7 @@ def test_another_comparison_is_refused_by_name(
     run_folder: Path, evaluated: Path, change: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(DirectAlignError, match=rf"--out .*holds another comparison: .*{words}"):
-        evaluate_run(replace(asked(run_folder, evaluated), **change))
+        evaluate_run(replace(request_for(run_folder, evaluated), **change))
 
 
 def test_a_run_that_was_moved_is_the_same(
@@ -259,10 +259,10 @@ def test_a_run_that_was_moved_is_the_same(
         Path(shutil.copytree(run_folder, tmp_path / "moved")),
         Path(shutil.copytree(evaluated, tmp_path / "out")),
     )
-    evaluate_run(asked(moved, out))
+    evaluate_run(request_for(moved, out))
     assert contents(out) == contents(evaluated)
     monkeypatch.chdir(tmp_path)
-    assert lines_of(evaluate_run(asked(Path("moved"), out))) == lines_of(evaluated)
+    assert lines_of(evaluate_run(request_for(Path("moved"), out))) == lines_of(evaluated)
 
 
 def test_a_run_that_was_trained_again_is_another_model(
@@ -273,7 +273,7 @@ def test_a_run_that_was_trained_again_is_another_model(
     try:
         weights.write_bytes(kept)
         with pytest.raises(DirectAlignError, match=r"models\.tuned\.files\.lora\.safetensors"):
-            evaluate_run(asked(run_folder, evaluated))
+            evaluate_run(request_for(run_folder, evaluated))
     finally:
         import os
 
@@ -335,7 +335,7 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(
 ) -> None:
     monkeypatch.setattr(candidate_images, "load_run_model", lambda *_: pytest.fail("loaded"))
     with pytest.raises(DirectAlignError, match=words):
-        compare(replace(asked(run_folder, tmp_path / "out"), **change))
+        compare(replace(request_for(run_folder, tmp_path / "out"), **change))
     assert not (tmp_path / "out").exists()
 
 
@@ -354,9 +354,9 @@ def test_an_out_that_cannot_be_is_refused(
         ("odd", "not JSON"),
     ):
         with pytest.raises(DirectAlignError, match=words):
-            compare(asked(run_folder, tmp_path / out))
+            compare(request_for(run_folder, tmp_path / out))
     with pytest.raises(DirectAlignError, match="holds no run"):
-        evaluate_run(asked(tmp_path, tmp_path / "out"))
+        evaluate_run(request_for(tmp_path, tmp_path / "out"))
 
 
 def test_two_processes_do_not_write_to_one_folder(run_folder: Path, evaluated: Path) -> None:
@@ -364,5 +364,5 @@ def test_two_processes_do_not_write_to_one_folder(run_folder: Path, evaluated: P
         exclusive(evaluated),
         pytest.raises(DirectAlignError, match="another process is at work on this comparison"),
     ):
-        evaluate_run(asked(run_folder, evaluated))
-    evaluate_run(asked(run_folder, evaluated))
+        evaluate_run(request_for(run_folder, evaluated))
+    evaluate_run(request_for(run_folder, evaluated))

@@ -1,4 +1,5 @@
-"""A JSONL store keeps complete lines, removes an incomplete one with a warning, and writes nothing twice."""
+"""A JSONL store keeps complete lines, removes an incomplete one with a warning, and writes nothing
+twice."""
 
 from __future__ import annotations
 

@@ -37,16 +37,16 @@ def generate(
     seeds: Sequence[int],
     rollout: config.RolloutConfig,
     batch_size: int = 32,
-    ranks: ProcessGroup = SINGLE_PROCESS,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Images:
     """Images (n, 3, H, W) of the prompt-seed pairs, float32 clamped to [0, 1], on the CPU.
 
-    Each of `ranks` generates an equal part, and all return all images.
+    Each of `group` generates an equal part, and all return all images.
     """
     if not prompts:
         raise DirectAlignError("no prompts to sample: give at least one")
-    each = -(-len(prompts) // ranks.size)
-    places = range(ranks.rank * each, (ranks.rank + 1) * each)
+    each = -(-len(prompts) // group.size)
+    places = range(group.rank * each, (group.rank + 1) * each)
     own = [min(place, len(prompts) - 1) for place in places]  # the last pair fills up
     height, width = image_size(model, rollout)
     sigmas = rollout_sigmas(model, rollout, height, width)
@@ -58,7 +58,7 @@ def generate(
         cond = model.encode_prompt(batch).guided(rollout.embedded_guidance, rollout.cfg_scale)
         x0 = sample(model, cond, noise[first : first + batch_size].to(device), sigmas)
         images.append(model.decode(x0).float().clamp(0, 1).cpu())
-    return ranks.gather(torch.cat(images))[: len(prompts)]
+    return group.gather(torch.cat(images))[: len(prompts)]
 
 
 def image_size(model: Model, rollout: config.RolloutConfig) -> tuple[int, int]:

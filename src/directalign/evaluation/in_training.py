@@ -144,7 +144,7 @@ class Measurer:
         reward, judge: their metrics are left out if None.
         reference: makes the images that colour drift is measured against; by default `photographs`
             with the toy world's judge, else the base model's images.
-        ranks: processes that share the images; rank 0 computes the metrics.
+        group: processes that share the images; rank 0 computes the metrics.
         held_out: the recipe's held-out rewards by label.
     """
 
@@ -155,10 +155,10 @@ class Measurer:
         reward: Reward | None,
         judge: Judge | None,
         reference: Callable[[Pairs], Images] | None = None,
-        ranks: ProcessGroup = SINGLE_PROCESS,
+        group: ProcessGroup = SINGLE_PROCESS,
         held_out: Mapping[str, Reward] | None = None,
     ) -> None:
-        self.run, self.model, self.ranks = run, model, ranks
+        self.run, self.model, self.group = run, model, group
         settings, device = run.evaluate, next(model.denoiser.parameters()).device
         rewards = [] if reward is None else [trained_reward_metrics(reward, run, device)]
         rewards += [held_out_metrics(*each, run, device) for each in (held_out or {}).items()]
@@ -198,7 +198,7 @@ class Measurer:
             control_images = self._generate(self.control.pairs)
         for each in (self.fixed, self.control):
             _ = each and each.images  # made by all ranks
-        if self.ranks.rank > 0:
+        if self.group.rank > 0:
             return {}
         each = self.per_image(images)
         record = self.summary(images, each)
@@ -264,7 +264,7 @@ class Measurer:
     def _generate(self, pairs: Pairs, model: Model | None = None) -> Images:
         batch_size, rollout = self.run.evaluate.batch_size, self.run.rollout
         return generate(
-            model or self.model, pairs.prompts, pairs.seeds, rollout, batch_size, self.ranks
+            model or self.model, pairs.prompts, pairs.seeds, rollout, batch_size, self.group
         )
 
 
