@@ -1,7 +1,7 @@
-"""Checks of a run before any weight is loaded, for `directalign check` and at the start of `directalign train`.
+"""Checks of a run before any weight is loaded, for `directalign check` and `directalign train`.
 
-Each check raises one `DirectAlignError` that names the key, the value and the remedy; what may be intended is a
-warning. Order: the recipe alone, then models, data, disk and trackers, then memory.
+Each check raises one `DirectAlignError` that names the key, the value and the remedy; what may be
+intended is a warning. Order: the recipe alone, then models, data, disk and trackers, then memory.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Findings = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Plan:
-    """Result of the checks: what the run will use, warnings, and its memory, which may exceed the device's."""
+    """Result of the checks. `memory` may exceed that of the device."""
 
     findings: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
@@ -59,8 +59,8 @@ class Plan:
 def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False) -> Plan:
     """Check a run and estimate its memory at `place`. Loads no weight and writes nothing in `out`.
 
-    If `online`, configs of models on the hub are downloaded and datasets there are read. Raises DirectAlignError at
-    the first mistake; too little memory is not an error.
+    If `online`, configs of models on the hub are downloaded and datasets there are read. Raises
+    DirectAlignError at the first mistake; too little memory is not an error.
     """
     check_reward(run)
     check_method(run)
@@ -68,18 +68,11 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
     shown, tracker_warnings = check_trackers(run, place.is_here)
     rules = check_early_stopping(run)
     fetch(run, online)
-    folder = model_folder(run.model)
-    check_checkpoint(run.model, folder)
-    model = meta_model(run.model, place.is_gpu)
-    check_model(run, model)
-    machine_warnings = check_machine(run.model, model, online) if place.is_here else []
+    about, machine_warnings = _check_model(run, place, online)
     data, data_warnings = check_data(run, place.ranks, online)
     data += check_control_prompts(run, online) + check_adherence(run, online)
     memory = estimate(run, place)
-    height, width = image_size(run, model)
     disk, disk_warnings = _disk(run, out, memory)
-    state = f", {folder.state}" if folder.state else ""
-    about = f"{run.model.path}{state}, {run.model.tune}, {height}x{width}"
     warnings = (
         *unused_settings(run.method),
         *held_out_warnings(run),
@@ -94,11 +87,30 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
     return Plan(tuple(findings), warnings, memory)
 
 
+def _check_model(run: config.RunConfig, place: Place, online: bool) -> tuple[str, list[str]]:
+    """The model in words, and warnings. A class that cannot be built on fake tensors is not checked."""
+    about, warnings = f"{run.model.path}, {run.model.tune}", list[str]()
+    try:
+        folder = model_folder(run.model)
+        check_checkpoint(run.model, folder)
+        model = meta_model(run.model, place.is_gpu)
+    except DirectAlignError:
+        raise
+    except Exception:  # any error of user code; `estimate` names it
+        return about, warnings
+    check_model(run, model)
+    if place.is_here:
+        warnings = check_machine(run.model, model, online)
+    height, width = image_size(run, model)
+    state = f", {folder.state}" if folder.state else ""
+    return f"{run.model.path}{state}, {run.model.tune}, {height}x{width}", warnings
+
+
 def plan(run: config.RunConfig, out: Path) -> Plan:
     """`survey` of a run that is about to start on this machine.
 
-    Raises DirectAlignError for a mistake, or if weights and optimizer alone exceed the memory; if only the
-    activations do, that is a warning.
+    Raises DirectAlignError for a mistake, or if weights and optimizer alone exceed the memory; if
+    only the activations do, that is a warning.
     """
     place = this_machine()
     found = survey(run, out, place, online=True)
@@ -118,7 +130,7 @@ def plan(run: config.RunConfig, out: Path) -> Plan:
 
 
 def check_reward(run: config.RunConfig) -> None:
-    """Files of every reward, prompts where the form compares phrasings, a gradient where the method needs one."""
+    """Every reward has its files, and the prompts and the gradient that the method needs."""
     rewards.check_reward(run.reward)
     if isinstance(run.reward, config.MixtureConfig):
         if isinstance(run.method, config.FlowGRPOConfig):
@@ -165,7 +177,7 @@ def check_method(run: config.RunConfig) -> None:
 def _check_phrases(
     key: str, words: config.ControlPhrases, reward: config.SingleRewardConfig | None
 ) -> None:
-    """No blank phrase; learned tokens must fit the reward, and several rewards (None) cannot share them."""
+    """No blank phrase; learned tokens fit the reward. Several rewards (None) cannot share tokens."""
     supported = reward is not None and rewards.reward_class(reward.name).supports_soft_prompts
     for side, phrases in (("positive", words.positive), ("negative", words.negative)):
         if any(not phrase.strip() for phrase in phrases):
@@ -176,7 +188,8 @@ def _check_phrases(
             if reward is not None:
                 remedy = f"{reward.name} reads text only: give phrases"
             raise DirectAlignError(
-                f"{key}.{side}: {learned[0]} is a file of learned tokens, fitted to one reward; {remedy}"
+                f"{key}.{side}: {learned[0]} is a file of learned tokens, fitted to one reward; "
+                f"{remedy}"
             )
         if learned and reward is not None:
             folder = None if hub.is_hub_id(reward.path) else resolve(reward.path)
@@ -184,7 +197,7 @@ def _check_phrases(
 
 
 def unused_settings(method: config.MethodConfig) -> list[str]:
-    """Warnings for settings that the form does not use; not an error, since a preset may set them."""
+    """Warnings for settings that the form does not use; a preset may set them."""
     form, unused = method.form, []
     branches = (getattr(method, name, None) for name in ("denoise", "inversion"))
     if form != "relative" and any(each not in (None, config.BranchConfig()) for each in branches):
@@ -210,7 +223,8 @@ def check_steps(run: config.RunConfig) -> None:
             )
     if not all(0 <= beta < 1 for beta in run.train.betas):
         raise DirectAlignError(
-            f"train.betas: {list(run.train.betas)}; both must be at least 0 and below 1, [0.9, 0.999] is usual"
+            f"train.betas: {list(run.train.betas)}; both must be at least 0 and below 1, [0.9, 0.999] "
+            "is usual"
         )
 
 
@@ -220,8 +234,8 @@ def check_steps(run: config.RunConfig) -> None:
 def check_early_stopping(run: config.RunConfig) -> Findings:
     """The rules as findings, none without early stopping.
 
-    Raises DirectAlignError for a metric that the run does not measure, and for a `metric_for_best` of which higher
-    is not better.
+    Raises DirectAlignError for a metric that the run does not measure, and for a `metric_for_best`
+    of which higher is not better.
     """
     rules = run.early_stopping
     if rules is None:
@@ -237,8 +251,8 @@ def check_early_stopping(run: config.RunConfig) -> Findings:
     if not measured[best].higher_is_better:
         better = ", ".join(name for name, each in measured.items() if each.higher_is_better)
         raise DirectAlignError(
-            f"early_stopping.metric_for_best: higher is not better for {best}; name one of {better}, "
-            f"or set a limit for {best} in early_stopping.max_degradation"
+            f"early_stopping.metric_for_best: higher is not better for {best}; name one of {better}, or "
+            f"set a limit for {best} in early_stopping.max_degradation"
         )
     within = " within the limits" if rules.max_degradation else ""
     stops = _stop_rules(rules, best, score_of(run), measured)
@@ -266,7 +280,7 @@ def _times(patience: int) -> str:
 
 
 def early_stopping_warnings(run: config.RunConfig) -> list[str]:
-    """Warnings for patience that exceeds the run, and for a `metric_for_best` without any limit beside it."""
+    """Warnings for patience that exceeds the run, and for `metric_for_best` without limits."""
     rules, num_steps = run.early_stopping, run.train.num_steps
     if rules is None:
         return []
@@ -277,14 +291,15 @@ def early_stopping_warnings(run: config.RunConfig) -> list[str]:
     }
     updates = {key: each * run.evaluate.every for key, each in given.items() if each is not None}
     warnings = [
-        f"early_stopping.{key}: needs {each} updates, and train.num_steps is {num_steps}: it never ends the run"
+        f"early_stopping.{key}: needs {each} updates, and train.num_steps is {num_steps}: it never "
+        "ends the run"
         for key, each in updates.items()
         if each >= num_steps
     ]
     if not rules.max_degradation and rules.score_patience is None:
         warnings.append(
-            "early_stopping.max_degradation: empty, so metric_for_best alone selects the weights; "
-            "name metrics that must not degrade, e.g. {content: 0.03}"
+            "early_stopping.max_degradation: empty, so metric_for_best alone selects the weights; name "
+            "metrics that must not degrade, e.g. {content: 0.03}"
         )
     return warnings
 
@@ -305,14 +320,14 @@ def check_control_prompts(run: config.RunConfig, online: bool = False) -> Findin
         both = [prompt for prompt in prompts if prompt in trained]
         if both:
             raise DirectAlignError(
-                f"{KEY}: {source}: {len(both)} of its prompts are trained on, first {both[0]!r:.60}; "
-                "remove them from one of the two lists"
+                f"{KEY}: {source}: {len(both)} of its prompts are trained on, first "
+                f"{both[0]!r:.60}; remove them from one of the two lists"
             )
     return [("control prompts", f"{len(prompts):,} from {source}")]
 
 
 def check_adherence(run: config.RunConfig, online: bool = False) -> Findings:
-    """The model that measures adherence as a finding, none without one. Raises as `adherence.check_adherence`."""
+    """The model that measures adherence, as a finding. Raises as `adherence.check_adherence`."""
     settings = run.evaluate.adherence
     if settings is None:
         return []
@@ -321,12 +336,12 @@ def check_adherence(run: config.RunConfig, online: bool = False) -> Findings:
 
 
 def held_out_warnings(run: config.RunConfig) -> list[str]:
-    """A warning for each held-out reward that is also trained on, alone or in a mixture, whatever its scale."""
+    """A warning for each held-out reward that is also trained on, at any scale."""
     members = run.reward.members if isinstance(run.reward, config.MixtureConfig) else []
     trained = [member.reward for member in members] or [run.reward]
     unscaled = [each.model_copy(update={"scale": 1.0}) for each in trained]
     return [
-        f"{key_of(label)}: is also trained on, so it cannot detect reward hacking; hold out another one"
+        f"{key_of(label)}: is also trained on, so it cannot detect reward hacking; hold out another"
         for label, each in run.evaluate.rewards.items()
         if each.model_copy(update={"scale": 1.0}) in unscaled
     ]
@@ -336,7 +351,7 @@ def held_out_warnings(run: config.RunConfig) -> list[str]:
 
 
 def fetch(run: config.RunConfig, online: bool) -> None:
-    """Download the configs of model and rewards if `online`; else only check that local paths can be read."""
+    """Download configs of model and rewards if `online`; else only check local paths."""
     paths = (run.model.path, run.model.components)
     if online or not any(path is not None and hub.is_hub_id(path) for path in paths):
         open_source(run.model, weights=False)
@@ -347,7 +362,7 @@ def fetch(run: config.RunConfig, online: bool) -> None:
 
 
 def check_checkpoint(model: config.ModelConfig, found: ModelFolder) -> None:
-    """Check that all files are present and complete, as loading would; nothing is checked that is not downloaded."""
+    """Check that the files are complete, as loading would; skip those not downloaded yet."""
     if not found.local:
         return
     kind: Any = model_class(model.architecture)
@@ -368,7 +383,10 @@ def check_checkpoint(model: config.ModelConfig, found: ModelFolder) -> None:
 
 
 def check_machine(settings: config.ModelConfig, model: MetaModel, online: bool) -> list[str]:
-    """Check that attention kernel and quantization work here. A missing library is an error if `online`, else a warning."""
+    """Check that attention kernel and quantization work here.
+
+    A missing library is an error if `online`, else a warning.
+    """
     attention, denoiser = settings.attention, model.model.denoiser
     if attention is not None:
         check_attention(denoiser, attention)
@@ -410,8 +428,8 @@ def check_model(run: config.RunConfig, found: MetaModel) -> None:
     for key, scale in scales.items():
         if scale != 1.0 and getattr(model, "is_distilled", False):
             raise DirectAlignError(
-                f"{key}: {scale:g}, and this model is step-distilled, without guidance: set it to 1, "
-                "or give a base model in model.path"
+                f"{key}: {scale:g}, and this model is step-distilled, without guidance: set it to 1, or "
+                "give a base model in model.path"
             )
     embeds = getattr(model, "embeds_guidance", False)
     guidance = {"rollout": run.rollout.embedded_guidance}
@@ -438,7 +456,8 @@ def _is_remote(source: str, online: bool) -> bool:
 def check_data(run: config.RunConfig, ranks: int, online: bool) -> tuple[Findings, list[str]]:
     """Read the prompts and decode the images: findings, and a warning for images that will be skipped.
 
-    Datasets on the hub are read if `online`. Raises DirectAlignError for a bucket with fewer images than an update needs.
+    Datasets on the hub are read if `online`. Raises DirectAlignError for a bucket with fewer images
+    than an update needs.
     """
     findings, warnings = [], []
     per_update = accumulation(run, ranks) * ranks * run.data.batch_size
@@ -473,7 +492,7 @@ def _disk(run: config.RunConfig, out: Path, memory: Estimate) -> tuple[str, list
 
 
 def check_disk(run: config.RunConfig, out: Path, trained: int) -> str:
-    """The output folder can be made, and its disk has room for the checkpoints: weights, optimizer, EMA, best weights."""
+    """Check that the output folder can be made, and that its disk has room for all checkpoints."""
     nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise DirectAlignError(
@@ -500,7 +519,10 @@ def readable(size: int) -> str:
 
 
 def check_trackers(run: config.RunConfig, is_here: bool) -> tuple[Findings, list[str]]:
-    """Trackers besides TensorBoard, and warnings: a missing package or login is an error only on this machine."""
+    """Trackers besides TensorBoard, and warnings.
+
+    A missing package or login is an error only if the run is planned for this machine.
+    """
     wandb, trackio, shown = run.trackers.wandb, run.trackers.trackio, []
     try:
         if wandb is not None:
