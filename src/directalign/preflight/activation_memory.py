@@ -31,7 +31,10 @@ FAKE = FakeTensorMode(allow_non_fake_inputs=True)
 token ids, seeds) stay real and can be read; the others become fake from a fake weight."""
 SMALL = 64
 """Integer tensors of at most this many elements are part of a call's signature."""
+PLAIN = bool | int | float | str | torch.dtype | torch.device
+"""Other arguments that are part of it."""
 aten: Any = torch.ops.aten
+_autograd: Any = torch._C._autograd  # pyright: ignore
 
 
 class MemoryTracker(TorchDispatchMode):
@@ -232,17 +235,18 @@ def _wrap(module: Any) -> None:
         call = _call_signature(leaves)
         if call is None:
             return original(*args, **kwargs)
-        off = adapters() is not None and adapters()._disable_adapters
+        off = getattr(adapters(), "_disable_adapters", False)
         key = (signature(), off, structure, call)
         if key not in MEASURED:
             MEASURED[key] = _measure(tracker, original, leaves, structure)
-        if _under_checkpoint():
-            full, key = MEASURED[key], (*key, "dropping")
-            if key not in MEASURED:
-                MEASURED[key] = _measure_dropping(tracker, original, leaves, structure, full)
         measured = MEASURED[key]
         if measured is None:
             return original(*args, **kwargs)
+        if _under_checkpoint():
+            key = (*key, "dropping")
+            if key not in MEASURED:
+                MEASURED[key] = _measure_dropping(tracker, original, leaves, measured, structure)
+            measured = MEASURED[key] or measured
         return _replay(tracker, measured, leaves)
 
     module.forward = forward
@@ -266,23 +270,20 @@ def _module_signature(module: nn.Module) -> int:
     return hash(tuple(found))
 
 
-def _checkpoint_hook_dropping(_: Tensor) -> None:
+def _checkpoint_hook_dropping(_: Tensor) -> Any:
     """A hook that `_under_checkpoint` recognizes, as torch's own `_checkpoint_hook`."""
 
 
 def _under_checkpoint() -> bool:
     """Whether gradient checkpointing drops saved tensors now, to recompute them later."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    hooks = _autograd._top_saved_tensors_default_hooks(True)
     return hooks is not None and hooks[0].__qualname__.startswith("_checkpoint_hook")
 
 
 def _call_signature(leaves: list[Any]) -> Any:
     """None if an argument may be mutated or cannot be compared."""
-    found: list[Any] = [
-        torch.is_grad_enabled(),
-        torch.is_autocast_enabled("cpu"),
-        torch.get_autocast_dtype("cpu"),
-    ]
+    autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    found: list[Any] = [torch.is_grad_enabled(), *autocast]
     storages: dict[int, int] = {}
     for leaf in leaves:
         if isinstance(leaf, Tensor):
@@ -291,9 +292,7 @@ def _call_signature(leaves: list[Any]) -> Any:
             layout = tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.requires_grad
             numbers = leaf.flatten().tolist() if not plain and leaf.numel() <= SMALL else ()
             found.append((layout, plain, known, tuple(numbers)))
-        elif leaf is None or isinstance(
-            leaf, bool | int | float | str | torch.dtype | torch.device
-        ):
+        elif leaf is None or isinstance(leaf, PLAIN):
             found.append(leaf)
         else:
             return None
@@ -343,15 +342,9 @@ def _measure(
 
 
 def _measure_dropping(
-    tracker: MemoryTracker,
-    call: Callable[..., Any],
-    leaves: list[Any],
-    structure: Any,
-    found: Measured | None,
-) -> Measured | None:
-    """The same call under a checkpoint, which drops the saved tensors."""
-    if found is None:
-        return None
+    tracker: MemoryTracker, call: Callable[..., Any], leaves: list[Any], found: Any, structure: Any
+) -> Measured:
+    """The measured call under a checkpoint, which drops the saved tensors."""
     with tracker.aside(), _casts_apart(tracker):
         base = tracker.now
         args, kwargs = tree_unflatten(_stand_ins(tracker, leaves)[0], structure)
@@ -468,7 +461,7 @@ def _described(flat: list[Any], inputs: list[Any]) -> tuple[_Output, ...] | None
             return None
         else:
             number = storages.setdefault(storage._cdata, len(storages))
-            layout = tuple(each.shape), each.stride(), each.storage_offset(), each.dtype
+            layout = tuple(each.shape), each.stride(), int(each.storage_offset()), each.dtype
             found.append(_Output(None, None, *layout, number, storage.nbytes(), each.requires_grad))
     return tuple(found)
 

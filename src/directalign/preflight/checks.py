@@ -72,7 +72,7 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
     data, data_warnings = check_data(run, place.ranks, online)
     data += check_control_prompts(run, online) + check_adherence(run, online)
     memory = estimate(run, place)
-    disk, disk_warnings = _disk(run, out, memory)
+    disk, disk_warnings = check_disk(run, out, memory)
     warnings = (
         *unused_settings(run.method),
         *held_out_warnings(run),
@@ -88,7 +88,7 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
 
 
 def _check_model(run: config.RunConfig, place: Place, online: bool) -> tuple[str, list[str]]:
-    """The model in words, and warnings. A class that cannot be built on fake tensors is not checked."""
+    """The model in words, and warnings. A class that fails on fake tensors is not checked."""
     about, warnings = f"{run.model.path}, {run.model.tune}", list[str]()
     try:
         folder = model_folder(run.model)
@@ -130,7 +130,7 @@ def plan(run: config.RunConfig, out: Path) -> Plan:
 
 
 def check_reward(run: config.RunConfig) -> None:
-    """Every reward has its files, and the prompts and the gradient that the method needs."""
+    """Every reward has its files, and prompts and gradient as the method needs them."""
     rewards.check_reward(run.reward)
     if isinstance(run.reward, config.MixtureConfig):
         if isinstance(run.method, config.FlowGRPOConfig):
@@ -177,7 +177,7 @@ def check_method(run: config.RunConfig) -> None:
 def _check_phrases(
     key: str, words: config.ControlPhrases, reward: config.SingleRewardConfig | None
 ) -> None:
-    """No blank phrase; learned tokens fit the reward. Several rewards (None) cannot share tokens."""
+    """No blank phrase; learned tokens fit the reward. Several rewards (None) share no tokens."""
     supported = reward is not None and rewards.reward_class(reward.name).supports_soft_prompts
     for side, phrases in (("positive", words.positive), ("negative", words.negative)):
         if any(not phrase.strip() for phrase in phrases):
@@ -218,13 +218,11 @@ def check_steps(run: config.RunConfig) -> None:
         until["method.anchor.reference_updates"] = run.method.anchor.reference_updates
     for key, value in until.items():
         if value > num_steps:
-            raise DirectAlignError(
-                f"{key}: {value} is more than train.num_steps: {num_steps}; lower it"
-            )
+            error = f"{key}: {value} is more than train.num_steps: {num_steps}; lower it"
+            raise DirectAlignError(error)
     if not all(0 <= beta < 1 for beta in run.train.betas):
         raise DirectAlignError(
-            f"train.betas: {list(run.train.betas)}; both must be at least 0 and below 1, [0.9, 0.999] "
-            "is usual"
+            f"train.betas: {list(run.train.betas)}; both must lie in [0, 1), [0.9, 0.999] is usual"
         )
 
 
@@ -251,8 +249,8 @@ def check_early_stopping(run: config.RunConfig) -> Findings:
     if not measured[best].higher_is_better:
         better = ", ".join(name for name, each in measured.items() if each.higher_is_better)
         raise DirectAlignError(
-            f"early_stopping.metric_for_best: higher is not better for {best}; name one of {better}, or "
-            f"set a limit for {best} in early_stopping.max_degradation"
+            f"early_stopping.metric_for_best: higher is not better for {best}; name one of "
+            f"{better}, or set a limit for {best} in early_stopping.max_degradation"
         )
     within = " within the limits" if rules.max_degradation else ""
     stops = _stop_rules(rules, best, score_of(run), measured)
@@ -267,16 +265,17 @@ def _stop_rules(
         f"{name} may {directions[measured[name].higher_is_better]} by {allowed:g}"
         for name, allowed in rules.max_degradation.items()
     )
-    found = [f"{limits} (beyond it {_times(rules.degradation_patience)})"] if limits else []
-    if rules.patience is not None:
-        found.append(f"no better {best} {_times(rules.patience)}")
-    if rules.score_patience is not None:
-        found.append(f"{score} below its peak {_times(rules.score_patience)}")
+    patience = {
+        f"{limits}, exceeded": rules.degradation_patience if limits else None,
+        f"no better {best}": rules.patience,
+        f"{score} below its peak": rules.score_patience,
+    }
+    found = [
+        f"{rule} at {count} evaluation{'s' if count > 1 else ''} in a row"
+        for rule, count in patience.items()
+        if count is not None
+    ]
     return "; ".join(found) or "only at train.num_steps"
-
-
-def _times(patience: int) -> str:
-    return f"at {patience} evaluation{'s' if patience > 1 else ''} in a row"
 
 
 def early_stopping_warnings(run: config.RunConfig) -> list[str]:
@@ -298,16 +297,16 @@ def early_stopping_warnings(run: config.RunConfig) -> list[str]:
     ]
     if not rules.max_degradation and rules.score_patience is None:
         warnings.append(
-            "early_stopping.max_degradation: empty, so metric_for_best alone selects the weights; name "
-            "metrics that must not degrade, e.g. {content: 0.03}"
+            "early_stopping.max_degradation: empty, so metric_for_best alone selects the weights; "
+            "name metrics that must not degrade, e.g. {content: 0.03}"
         )
     return warnings
 
 
 def check_control_prompts(run: config.RunConfig, online: bool = False) -> Findings:
-    """The control prompts as a finding, none if the recipe has none.
+    """The control prompts, as a finding.
 
-    Raises DirectAlignError for an unreadable list, and for a control prompt that is also trained on.
+    Raises DirectAlignError for an unreadable list, and for a control prompt that is trained on too.
     """
     source = run.evaluate.control_prompts
     if source is None:
@@ -402,25 +401,23 @@ def check_machine(settings: config.ModelConfig, model: MetaModel, online: bool) 
     return []
 
 
-def check_model(run: config.RunConfig, found: MetaModel) -> None:
+def check_model(run: config.RunConfig, meta: MetaModel) -> None:
     """Every image size in the recipe fits the model, and so does the guidance."""
-    model: Any = found.model
+    model: Any = meta.model
     sizes = {
-        "rollout.height, rollout.width": [image_size(run, found)],
+        "rollout.height, rollout.width": [image_size(run, meta)],
         "rollout.sizes": run.rollout.sizes,
         "data.buckets": run.data.buckets,
     }
-    for key, height, width in (
-        (key, *size) for key, named in sizes.items() for size in named or ()
-    ):
+    named = [(key, *size) for key, found in sizes.items() for size in found or ()]
+    for key, height, width in named:
         try:
             model.latent_shape(height, width)
         except DirectAlignError as error:
             near = nearest_size(model, height, width)
             remedy = "" if near is None else f": the nearest is {near[0]}x{near[1]}"
-            raise DirectAlignError(
-                f"{key}: {height}x{width} does not fit: {error}{remedy}"
-            ) from error
+            message = f"{key}: {height}x{width} does not fit: {error}{remedy}"
+            raise DirectAlignError(message) from error
     scales = {
         "rollout.cfg_scale": run.rollout.cfg_scale,
         "method.cfg_scale": getattr(run.method, "cfg_scale", 1.0),
@@ -428,8 +425,8 @@ def check_model(run: config.RunConfig, found: MetaModel) -> None:
     for key, scale in scales.items():
         if scale != 1.0 and getattr(model, "is_distilled", False):
             raise DirectAlignError(
-                f"{key}: {scale:g}, and this model is step-distilled, without guidance: set it to 1, or "
-                "give a base model in model.path"
+                f"{key}: {scale:g}, and this model is step-distilled, without guidance: set it to "
+                "1, or give a base model in model.path"
             )
     embeds = getattr(model, "embeds_guidance", False)
     guidance = {"rollout": run.rollout.embedded_guidance}
@@ -438,9 +435,7 @@ def check_model(run: config.RunConfig, found: MetaModel) -> None:
     for section, value in guidance.items():
         key = f"{section}.embedded_guidance"
         if embeds and value is None:
-            raise DirectAlignError(
-                f"{key}: missing; this model has guidance as an input, 3.5 is usual"
-            )
+            raise DirectAlignError(f"{key}: missing; this model needs it as an input, often 3.5")
         if not embeds and value is not None:
             raise DirectAlignError(
                 f"{key}: {value}, and this model has no input for it; leave it out (set it to null "
@@ -454,7 +449,7 @@ def _is_remote(source: str, online: bool) -> bool:
 
 
 def check_data(run: config.RunConfig, ranks: int, online: bool) -> tuple[Findings, list[str]]:
-    """Read the prompts and decode the images: findings, and a warning for images that will be skipped.
+    """Read the prompts and decode the images: findings, and a warning for images to be skipped.
 
     Datasets on the hub are read if `online`. Raises DirectAlignError for a bucket with fewer images
     than an update needs.
@@ -470,10 +465,10 @@ def check_data(run: config.RunConfig, ranks: int, online: bool) -> tuple[Finding
             findings.append((key, f"{len(read_prompts(source)):,} from {source}"))
         else:
             images = scan_images(source, run.data.strict)
-            skipped = images.skipped
-            findings.append((key, f"{len(images):,} from {source}, {len(skipped)} skipped"))
+            count, skipped = len(images), images.skipped
+            findings.append((key, f"{count:,} from {source}, {len(skipped)} skipped"))
             if skipped:
-                of = f"{len(skipped)} of {len(images) + len(skipped)} images are skipped"
+                of = f"{len(skipped)} of {count + len(skipped)} images are skipped"
                 warnings.append(f"data.images: {of}: {'; '.join(skipped[:3])}")
             if run.data.buckets is not None:
                 check_buckets(fill_buckets(images.sizes, run.data.buckets), per_update)
@@ -481,41 +476,29 @@ def check_data(run: config.RunConfig, ranks: int, online: bool) -> tuple[Finding
     return [*findings, ("update", f"{per_update} prompts{on}")], warnings
 
 
-def _disk(run: config.RunConfig, out: Path, memory: Estimate) -> tuple[str, list[str]]:
-    """`check_disk`; an error is a warning where the run is planned for another machine."""
-    try:
-        return check_disk(run, out, memory.trained), []
-    except DirectAlignError as error:
-        if memory.place.is_here:
-            raise
-        return "on another machine", [str(error)]
+def check_disk(run: config.RunConfig, out: Path, memory: Estimate) -> tuple[str, list[str]]:
+    """Check that the output folder can be made, and that its disk has room for all checkpoints.
 
-
-def check_disk(run: config.RunConfig, out: Path, trained: int) -> str:
-    """Check that the output folder can be made, and that its disk has room for all checkpoints."""
+    The finding, and warnings: too little room is an error only on this machine.
+    """
+    train, trained = run.train, memory.trained
     nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise DirectAlignError(
-            f"--out {out}: {nearest} is not a folder that you may write to; name another one"
-        )
-    per_number = 4 + 8 + (4 if run.train.ema_decay is not None else 0)
-    best = 4 * trained * (run.train.keep_checkpoints + 2) if run.early_stopping is not None else 0
-    needed = trained * per_number * (run.train.keep_checkpoints + 1) + 4 * trained + best
+    per_number = 4 + 8 + (4 if train.ema_decay is not None else 0)
+    best = 4 * trained * (train.keep_checkpoints + 2) if run.early_stopping is not None else 0
+    needed = trained * per_number * (train.keep_checkpoints + 1) + 4 * trained + best
     free = shutil.disk_usage(nearest).free
-    if needed > free:
-        raise DirectAlignError(
-            f"--out {out}: checkpoints need {readable(needed)}, and {readable(free)} are free; "
-            "make room, or lower train.keep_checkpoints"
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        error = f"{nearest} is not a folder that you may write to; name another one"
+    elif needed > free:
+        error = (
+            f"checkpoints need {binary(needed)}, and {binary(free)} are free; make room, or lower "
+            "train.keep_checkpoints"
         )
-    return f"checkpoints up to {readable(needed)}, {readable(free)} free"
-
-
-def readable(size: int) -> str:
-    """Bytes in decimal units: 1.5 MB, 23.8 GB."""
-    for factor, unit in ((1e9, "GB"), (1e6, "MB")):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size / 1e3:.1f} kB"
+    else:
+        return f"checkpoints up to {binary(needed)}, {binary(free)} free", []
+    if memory.place.is_here:
+        raise DirectAlignError(f"--out {out}: {error}")
+    return "on another machine", [f"--out {out}: {error}"]
 
 
 def check_trackers(run: config.RunConfig, is_here: bool) -> tuple[Findings, list[str]]:
@@ -523,7 +506,8 @@ def check_trackers(run: config.RunConfig, is_here: bool) -> tuple[Findings, list
 
     A missing package or login is an error only if the run is planned for this machine.
     """
-    wandb, trackio, shown = run.trackers.wandb, run.trackers.trackio, []
+    wandb, trackio = run.trackers.wandb, run.trackers.trackio
+    shown = []
     try:
         if wandb is not None:
             trackers.require_wandb(wandb)

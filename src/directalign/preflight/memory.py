@@ -94,7 +94,7 @@ class Row:
 
     part: str
     note: str
-    sizes: Mapping[str, int]
+    sizes: Mapping[Any, int]
     kind: Kind = "counted"
 
 

@@ -36,10 +36,11 @@ class Suggestion:
 def suggestions(run: config.RunConfig, place: Place) -> list[Suggestion]:
     """Changes that lower the peak at `place`, best first; then a combination if none suffices."""
     now = estimate(run, place)
-    tried = (
-        (text, changes, _changed(run, changes, place)) for text, changes in candidates(run, place)
-    )
-    found = [each for each in tried if each[2] is not None and _saves(each[2], now)]
+    found = []
+    for text, changes in candidates(run, place):
+        after = _changed(run, changes, place)
+        if after is not None and _saves(after, now):
+            found.append((text, changes, after))
     found.sort(key=lambda each: each[2].peak)
     singles = [Suggestion(text, after) for text, _, after in found]
     if not found or singles[0].estimate.fits:

@@ -14,7 +14,7 @@ import math
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -214,7 +214,7 @@ def network(kind: Any, settings: Mapping[str, Any]) -> Any:
     try:
         with on_meta():
             if issubclass(kind, diffusers.ModelMixin):
-                made: Any = kind.from_config(given)
+                made: Any = kind.from_config(given)  # pyright: ignore
             else:
                 made = kind(kind.config_class.from_dict(given))
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
@@ -240,12 +240,8 @@ class Tokenizer(transformers.PreTrainedTokenizerBase):
     def get_vocab(self) -> dict[str, int]:
         return {self.image_token: 1}
 
-    def __call__(
-        self,
-        text: str | Sequence[str],
-        max_length: int | None = None,
-        return_tensors: str | None = None,
-        **_: Any,
+    def __call__(  # pyright: ignore
+        self, text: Any, max_length: Any = None, return_tensors: Any = None, **_: Any
     ) -> Any:
         texts = [text] if isinstance(text, str) else list(text)
         length = max_length or max(len(each) // LETTERS_PER_TOKEN for each in texts) + 1
@@ -256,14 +252,14 @@ class Tokenizer(transformers.PreTrainedTokenizerBase):
         mask = torch.ones_like(ids)
         return transformers.BatchEncoding({"input_ids": ids, "attention_mask": mask})
 
-    def apply_chat_template(self, chat: Sequence[Mapping[str, Any]], **_: Any) -> str:
-        content = chat[0]["content"]
+    def apply_chat_template(self, conversation: Any, **_: Any) -> str:  # pyright: ignore
+        content = conversation[0]["content"]
         if isinstance(content, str):
             return content
         return "".join(each.get("text", self.image_token) for each in content)
 
-    def convert_tokens_to_ids(self, token: str) -> int:
-        del token
+    def convert_tokens_to_ids(self, tokens: Any) -> int:
+        del tokens
         return 1
 
 
@@ -477,9 +473,8 @@ class RewardConfigs:
         images = {"images": found["images"]} if "images" in found else {}
         return found["parts"]["reward"] | images
 
-    def image_settings(self, *folders: Path | None) -> Path | None:
-        """The first of these folders with image settings."""
-        for folder in folders:
-            if folder is not None and any((folder / name).exists() for name in IMAGE_SETTINGS):
-                return folder
+    def image_settings(self, folder: Path | None) -> Path | None:
+        """The folder if it holds image settings, else None."""
+        if folder is not None and any((folder / name).exists() for name in IMAGE_SETTINGS):
+            return folder
         return None
