@@ -184,11 +184,7 @@ def test_quick_size_overrules_an_arm_and_full_size_does_not() -> None:
         quick.evaluate.num_samples,
         quick.train.num_steps,
         quick.rollout.num_inference_steps,
-    ) == (
-        16,
-        2,
-        2,
-    )
+    ) == (16, 2, 2)
     assert num_steps_of("world_srpo", RECIPES, ["train.num_steps=4"]) == 4
 
 

@@ -131,7 +131,9 @@ def check_lora(
     torch.testing.assert_close(
         image, image_of_pipeline(pipeline, ours, noise, rollout), atol=1e-4, rtol=0
     )
-    again = load_model(ModelConfig(architecture=family, path=str(folder), **settings), "cpu", seed=9)
+    again = load_model(
+        ModelConfig(architecture=family, path=str(folder), **settings), "cpu", seed=9
+    )
     load_trained(again, file)
     torch.testing.assert_close(image_of_ours(again, noise, rollout), image, atol=1e-5, rtol=0)
 

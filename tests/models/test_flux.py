@@ -64,7 +64,9 @@ def test_encode_prompt_equals_the_pipeline(family, pipeline):
 def test_sequence_length_is_512_unless_the_folder_says_otherwise(tmp_path):
     folder = write_flux(tmp_path)
     (folder / "directalign.json").unlink()
-    cond = load_model(ModelConfig(architecture="flux", path=str(folder)), "cpu").encode_prompt(["a star"])
+    cond = load_model(ModelConfig(architecture="flux", path=str(folder)), "cpu").encode_prompt(
+        ["a star"]
+    )
     assert cond.tensors["sequence"].shape[1] == 512
 
 
@@ -126,7 +128,8 @@ def test_guidance_must_fit_the_network(family, tmp_path):
     ):
         family.predict(x_t, sigma, cond.guided(None, 1.0))
     plain = load_model(
-        ModelConfig(architecture="flux", path=str(write_flux(tmp_path, guidance_embeds=False))), "cpu"
+        ModelConfig(architecture="flux", path=str(write_flux(tmp_path, guidance_embeds=False))),
+        "cpu",
     )
     assert plain.predict(x_t, sigma, cond.guided(None, 1.0)).shape == x_t.shape
     with pytest.raises(DirectAlignError, match="no input for it"):

@@ -119,11 +119,14 @@ def test_a_folder_of_the_other_family_is_refused(tiny_flux, tiny_sd):
 def test_models_for_editing_are_refused(tmp_path):
     with pytest.raises(DirectAlignError, match="unet: takes 9 channels"):
         load_model(
-            ModelConfig(architecture="sd", path=str(write_sd(tmp_path / "sd", in_channels=9))), "cpu"
+            ModelConfig(architecture="sd", path=str(write_sd(tmp_path / "sd", in_channels=9))),
+            "cpu",
         )
     with pytest.raises(DirectAlignError, match="transformer: takes 32 channels"):
         load_model(
-            ModelConfig(architecture="flux", path=str(write_flux(tmp_path / "flux", in_channels=32))),
+            ModelConfig(
+                architecture="flux", path=str(write_flux(tmp_path / "flux", in_channels=32))
+            ),
             "cpu",
         )
 

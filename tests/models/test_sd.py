@@ -72,7 +72,9 @@ def test_sigmas_are_the_levels_of_ddim_and_end_in_0(family):
 
 def test_zero_terminal_snr_starts_at_1(tiny_sd_v):
     assert (
-        load_model(ModelConfig(architecture="sd", path=str(tiny_sd_v)), "cpu").sigmas(5, SIZE, SIZE)[0]
+        load_model(ModelConfig(architecture="sd", path=str(tiny_sd_v)), "cpu").sigmas(
+            5, SIZE, SIZE
+        )[0]
         == 1
     )
 

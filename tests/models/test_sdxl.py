@@ -286,7 +286,9 @@ def test_more_steps_than_levels_are_refused(plain):
 )
 def test_unets_of_another_kind_are_refused(tmp_path, unet, message):
     with pytest.raises(DirectAlignError, match=message):
-        load_model(ModelConfig(architecture="sdxl", path=str(write_sdxl(tmp_path, unet=unet))), "cpu")
+        load_model(
+            ModelConfig(architecture="sdxl", path=str(write_sdxl(tmp_path, unet=unet))), "cpu"
+        )
 
 
 def test_latents_shifted_by_channel_are_refused(plain, tmp_path):

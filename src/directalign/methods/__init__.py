@@ -18,6 +18,7 @@ METHODS = {
     "leapalign": "leapalign:LeapAlign",
     "flowbp": "flowbp:FlowBP",
     "flow_grpo": "flow_grpo:FlowGRPO",
+    "python": "python_method:python_method",
 }
 """Name in a recipe → "module:class"; imported when used."""
 
@@ -36,5 +37,6 @@ def load_method(
     method = method_class(run.method.name)(
         model, synchronized(reward, group), run.method, run.rollout
     )
-    method.objective.group = group
+    if hasattr(method, "objective"):  # a method of the user's own may have none
+        method.objective.group = group
     return method

@@ -17,7 +17,7 @@ from directalign.config.load import load_run
 from directalign.methods.objective_math import absolute_relative
 from directalign.reward_analysis import (
     COMMON,
-    LONGEST,
+    MAX_LENGTH,
     candidate_sides,
     candidates_file,
     checked_phrases,
@@ -36,7 +36,7 @@ from directalign.reward_analysis.phrases import (
     usable_phrases,
 )
 from directalign.reward_analysis.phrases_report import (
-    Source,
+    ReportSource,
     as_override,
     as_yaml,
     ramp,
@@ -146,7 +146,7 @@ def test_a_bias_that_both_phrases_pay_cancels_and_one_that_one_pays_stays():
     )
     assert one.relative == pytest.approx(both.absolute, rel=0.05)
     assert any(
-        "red tint stays in the difference" in warning
+        "red tint remains in the difference" in warning
         for warning in table.pair(["Rust"], ["Dark"]).warnings
     )
     assert not any("red tint" in warning for warning in table.pair(["Light"], ["Dark"]).warnings)
@@ -346,7 +346,7 @@ def test_phrases_are_trimmed_once_each_and_refused_by_name(tmp_path):
     for bad, reason in (
         ("  ", "phrase 2 is empty"),
         (" . ", "phrase 2 is empty"),
-        ("x" * (LONGEST + 1), "201 characters"),
+        ("x" * (MAX_LENGTH + 1), "201 characters"),
         ("a\nb", "one line"),
         ("a\x00", "U\\+0000"),
     ):
@@ -396,7 +396,7 @@ def test_hostile_phrases_are_shown_as_text(tmp_path):
     page = write_report(
         found,
         examples,
-        Source("<i>reward</i>", "world", "directalign reward phrases"),
+        ReportSource("<i>reward</i>", "world", "directalign reward phrases"),
         tmp_path / "new" / "out",
     ).read_text()
     assert (

@@ -11,7 +11,7 @@ import torch
 from directalign.config import ControlPhrases, QwenVLConfig
 from directalign.reward_analysis.finetune import (
     FinetuneConfig,
-    Weights,
+    LossWeights,
     add_adapters,
     finetune,
     merge_adapters,
@@ -34,7 +34,7 @@ __all__ = ["clip_folder", "vlm_folder"]
 
 WORDS = ControlPhrases(positive=["Realistic photo"], negative=["CG render"])
 SETTINGS = FinetuneConfig(num_steps=60, batch_size=8, learning_rate=1e-3)
-FREE = Weights(keep=0.0, hold=0.0)
+FREE = LossWeights(keep=0.0, hold=0.0)
 VLM_SETTINGS = FinetuneConfig(num_steps=16, batch_size=6, learning_rate=1e-2, check_every=4)
 
 
@@ -146,7 +146,7 @@ def test_without_improvement_the_weights_are_restored(
 ) -> None:
     reward = ClipReward.load(str(clip_folder))
     before = weights_of(reward)
-    nothing = Weights(respond=0.0, straight=0.0, hold=0.0, keep=1.0, steady=0.0)
+    nothing = LossWeights(respond=0.0, straight=0.0, hold=0.0, keep=1.0, steady=0.0)
     result = finetune(
         reward,
         examples,
@@ -206,7 +206,7 @@ def test_a_cast_is_as_strong_as_said_and_shared_by_no_two() -> None:
         (
             ControlPhrases(positive=["Anime"], negative=["Anime"]),
             SETTINGS,
-            "reads both sides alike",
+            "scores both sides equally",
         ),
         (WORDS, replace(SETTINGS, learning_rate=1e30), "smaller --learning-rate"),
     ],

@@ -19,8 +19,8 @@ from directalign.reward_analysis.bias_directions import (
     remove_rows,
     span,
     text_gradients,
-    wanted_by_examples,
-    wanted_by_words,
+    wanted_from_examples,
+    wanted_from_phrases,
 )
 from directalign.reward_analysis.images import Examples
 from directalign.types import DirectAlignError, Images, PerSample
@@ -87,7 +87,7 @@ def test_what_is_wanted_is_left_in() -> None:
     rows = fit(before, after, components=3, wanted=unit(5))
     assert (rows @ unit(5).T).abs().max() < 1e-9 and (rows[:1] @ unit(3).T).item() > 0.999
     found = direction_stats(MeanColour(), before, after, rows[:1], unit(5), None)
-    assert found.wanted == pytest.approx(0.64 / 0.89, abs=0.02) and found.held == pytest.approx(
+    assert found.wanted == pytest.approx(0.64 / 0.89, abs=0.02) and found.captured == pytest.approx(
         0.25 / 0.89, abs=0.02
     )
     assert found.shared > 0.99 and found.explained is None
@@ -111,9 +111,13 @@ def test_the_gain_that_lies_along_the_direction_is_told() -> None:
     after = F.normalize(before + torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64), dim=-1)
     red = torch.eye(3, dtype=torch.float64)[:1]
     found = direction_stats(reward, before, after, red, None, prompts)
-    assert found.gain is not None and found.blind_gain is not None and found.explained is not None
-    assert found.gain > 0.1 and found.explained == pytest.approx(1 - found.blind_gain / found.gain)
-    assert found.blind_gain < 1e-9, "a reward that does not see red gains nothing from it"
+    assert (
+        found.gain is not None and found.projected_gain is not None and found.explained is not None
+    )
+    assert found.gain > 0.1 and found.explained == pytest.approx(
+        1 - found.projected_gain / found.gain
+    )
+    assert found.projected_gain < 1e-9, "a reward that does not see red gains nothing from it"
     assert direction_stats(reward, after, before, red, None, prompts).explained is None, (
         "nothing was gained"
     )
@@ -144,14 +148,14 @@ def test_pulls_are_what_a_linear_score_reads() -> None:
 
 def test_the_wanted_difference_of_words_and_of_examples() -> None:
     words = config.ControlPhrases(positive=["warm", "warm"], negative=["fresh"])
-    row = wanted_by_words(MeanColour(), PROMPTS, words, torch.zeros(1, 3))
+    row = wanted_from_phrases(MeanColour(), PROMPTS, words, torch.zeros(1, 3))
     assert row.shape == (1, 3), "two equal pairs span one direction"
     assert (
         row @ F.normalize(torch.tensor([[1.0, -1.0, -0.1]], dtype=torch.float64), dim=-1).T
     ).abs().item() == pytest.approx(1)
     wanted, unwanted = torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 8, 8)
     wanted[:, 1] = 0.5
-    row = wanted_by_examples(
+    row = wanted_from_examples(
         MeanColour(), Examples(wanted, unwanted, PROMPTS[:4], PROMPTS[:4], True)
     )
     assert torch.allclose(row.abs(), torch.eye(3, dtype=torch.float64)[1:2])

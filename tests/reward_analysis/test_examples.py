@@ -153,7 +153,7 @@ def test_a_side_that_is_missing_or_an_image_without_caption_is_refused_by_name(t
     with pytest.raises(DirectAlignError, match=r"no usable image.*a\.txt is missing"):
         load_examples(str(tmp_path), KEY)
     _save(tmp_path, "unwanted", "b.png", "red")
-    with pytest.raises(DirectAlignError, match=r"a\.txt is missing.*mend or remove"):
+    with pytest.raises(DirectAlignError, match=r"a\.txt is missing.*repair or remove"):
         load_examples(str(tmp_path), KEY)
     with pytest.raises(DirectAlignError, match="0 images per side"):
         load_examples("world", KEY, count=0)

@@ -20,7 +20,7 @@ from directalign.reward_analysis.soft_prompts import (
     fit_soft_prompts,
     initial_vectors,
     loss_of,
-    mean_of_words,
+    mean_of_phrases,
     separation_of,
 )
 from directalign.rewards.clip import ClipReward
@@ -155,9 +155,9 @@ def test_unpaired_sides_compare_all_pairs() -> None:
 
 def test_tokens_separate_and_say_what_words_do_not(reward: ClipReward, examples: Examples) -> None:
     fitted = fit_soft_prompts(reward, examples, WORDS, FAST)
-    assert fitted.words is not None and fitted.held_out == 4
+    assert fitted.start is not None and fitted.held_out == 4
     assert fitted.learned.separated == 1.0 and fitted.learned.style > 0.05
-    assert fitted.learned.content > 0.1 > abs(fitted.words.content)
+    assert fitted.learned.content > 0.1 > abs(fitted.start.content)
     assert fitted.positive.tokens.shape == fitted.negative.tokens.shape == (2, 64)
     assert (
         fitted.positive.kind == "clip"
@@ -182,7 +182,7 @@ def test_the_seed_decides_everything(reward: ClipReward, examples: Examples) -> 
     assert torch.equal(first.positive.tokens, again.positive.tokens) and torch.equal(
         first.negative.tokens, again.negative.tokens
     )
-    assert not torch.equal(first.positive.tokens, other.positive.tokens) and first.words is None
+    assert not torch.equal(first.positive.tokens, other.positive.tokens) and first.start is None
 
 
 def test_a_strong_pull_stays_at_the_start(reward: ClipReward, examples: Examples) -> None:
@@ -201,13 +201,13 @@ def test_words_alone_give_their_mean(reward: ClipReward) -> None:
     photo, lighting = (
         reward.soft_prompts.embedding_of(words) for words in ("Realistic photo", "Natural lighting")
     )
-    assert torch.equal(mean_of_words(reward, ["Realistic photo"]).tokens, photo)
+    assert torch.equal(mean_of_phrases(reward, ["Realistic photo"]).tokens, photo)
     assert torch.allclose(
-        mean_of_words(reward, ["Realistic photo", "Natural lighting"]).tokens,
+        mean_of_phrases(reward, ["Realistic photo", "Natural lighting"]).tokens,
         (photo + lighting) / 2,
     )
     assert torch.equal(
-        mean_of_words(reward, ["Realistic photo"], length=4).tokens, photo[[0, 0, 1, 1]]
+        mean_of_phrases(reward, ["Realistic photo"], length=4).tokens, photo[[0, 0, 1, 1]]
     )
     assert torch.allclose(initial_vectors(reward, WORDS, FAST)[0], (photo + lighting) / 2)
 
