@@ -13,6 +13,7 @@ import pytest
 import torch
 import train_stubs as stubs
 
+from directalign.config.load import load_run
 from directalign.io import atomic
 from directalign.training import checkpoint, loop
 from directalign.training.distributed import TorchProcessGroup
@@ -34,8 +35,12 @@ def out(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "out"))
 
 
+def prompts_of(out: Path) -> Path:
+    return Path(str(load_run(out / "run.yaml").data.prompts))
+
+
 def resume(out: Path, **train: Any) -> None:
-    run = stubs.make_run(out.parent / "prompts.txt", **{"ema_decay": 0.9, **train})
+    run = stubs.make_run(prompts_of(out), **{"ema_decay": 0.9, **train})
     stubs.start(run, out, resume=True)
 
 
@@ -181,8 +186,8 @@ def test_another_architecture_data_set_or_format_is_refused(
 
 
 def test_a_changed_prompt_list_is_refused(out: Path) -> None:
-    run = stubs.make_run(out.parent / "prompts.txt", ema_decay=0.9)
-    (out.parent / "prompts.txt").write_text("something else")
+    run = stubs.make_run(prompts_of(out), ema_decay=0.9)
+    prompts_of(out).write_text("something else")
     with pytest.raises(DirectAlignError, match="another data"):
         stubs.start(run, out, resume=True)
 

@@ -42,6 +42,16 @@ GRPO = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _fast() -> Iterator[None]:
+    """No waits and no memory estimate."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(http, "FIRST_WAIT", 0.0)
+        no_plan = SimpleNamespace(warnings=())
+        patch.setattr("directalign.preflight.plan", lambda run, out: no_plan)
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixture")
@@ -97,14 +107,6 @@ def mixed(folder: Path) -> tuple[Path, Path]:
     return file, folder / "mixed"
 
 
-@pytest.fixture
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No waits and no memory estimate."""
-    monkeypatch.setattr(http, "FIRST_WAIT", 0.0)
-    no_plan = SimpleNamespace(warnings=())
-    monkeypatch.setattr("directalign.preflight.plan", lambda run, out: no_plan)
-
-
 def test_every_member_is_logged_and_on_the_page(mixed: tuple[Path, Path]) -> None:
     out = mixed[1]
     steps = [record["metrics"] for record in records(out, "step")]
@@ -124,7 +126,6 @@ def test_every_member_is_logged_and_on_the_page(mixed: tuple[Path, Path]) -> Non
     assert {"step/metrics/reward_red", "step/metrics/share_first", "evaluate/reward_second"} < names
 
 
-@pytest.mark.usefixtures("fast")
 def test_a_resumed_mixture_ends_with_the_same_bits(
     mixed: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -189,7 +190,6 @@ class Server:
         return {"name": "remote", "url": f"http://127.0.0.1:{self.port}/score", "retries": 1}
 
 
-@pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize(("mixture", "answered"), [(False, 12), (True, 18)])
 def test_a_server_that_fails_stops_the_run_and_resume_continues_it(
     folder: Path, tmp_path: Path, mixture: bool, answered: int
@@ -221,7 +221,6 @@ def test_a_server_that_fails_stops_the_run_and_resume_continues_it(
     assert weights(out) == weights(whole) and records(out) == records(whole)
 
 
-@pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("answered", [9, 14])
 def test_all_ranks_stop_when_the_server_of_one_fails(
     folder: Path, tmp_path: Path, answered: int
@@ -245,7 +244,6 @@ def test_all_ranks_stop_when_the_server_of_one_fails(
     assert weights(out) == weights(tmp_path / "whole")
 
 
-@pytest.mark.usefixtures("fast")
 def test_a_first_step_that_fails_writes_no_checkpoint(folder: Path, tmp_path: Path) -> None:
     server, out = Server(), tmp_path / "out"
     with server.up():
