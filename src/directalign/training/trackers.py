@@ -262,7 +262,7 @@ class WandB(WandBTracker):
         self.log({IMAGES: image, STEP_AXIS: step})
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        self.run.summary.update(summary)
+        self.run.summary.update(dict(summary))
 
     def close(self, finished: bool) -> None:
         """Raises: OSError if W&B's service process has died, which leaves an empty file."""
