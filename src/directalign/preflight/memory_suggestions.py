@@ -95,9 +95,7 @@ def candidates(run: config.RunConfig, place: Place) -> Iterator[tuple[str, Chang
             {"train.optimizer": "adamw8bit"},
             narrow,
         ]
-        whole.append(
-            {"method.kl_beta": 0.0} if getattr(run.method, "kl_beta", 0.0) else {}
-        )
+        whole.append({"method.kl_beta": 0.0} if getattr(run.method, "kl_beta", 0.0) else {})
         yield f"--ranks {2 * place.ranks}", {"ranks": 2 * place.ranks}
     for changes in whole:
         shown = {key: value for key, value in changes.items() if value != _value(run, key)}

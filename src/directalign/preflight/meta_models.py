@@ -42,20 +42,13 @@ from .activation_memory import make_fake, replay_repeated
 
 KNOWN = Path(__file__).parents[1] / "models" / "known"
 USUAL = {
-    "flux": "flux_1_dev",
-    "flux2_klein": "flux_2_klein_4b",
-    "sd3": "sd3_5_large",
-    "sd": "sd1_5",
-    "sdxl": "sdxl_base",
-    "qwen_image": "qwen_image",
-    "z_image": "z_image",
     "clip": "clip_vit_h",
     "siglip": "siglip_so400m",
     "image_reward": "image_reward",
     "vlm": "qwen2_5_vl_7b",
     "laion": "clip_vit_l",
 }
-"""For each kind of network, the published config that an unknown hub id is taken for."""
+"""For each kind of reward network, the published config that an unknown hub id is taken for."""
 IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")
 LONGEST_PROMPT = 512
 LETTERS_PER_TOKEN = 4
@@ -137,14 +130,15 @@ def known() -> dict[str, dict[str, Any]]:
 
 def _published_pipeline(path: str, key: str, architecture: str) -> ModelFolder:
     name = next((name for name, each in known().items() if path in each["hub_ids"]), None)
-    found = known()[name or USUAL[architecture]]
+    usual = model_class(architecture).published
+    found = known()[name or usual]
     if name is not None and architecture != found["architecture"]:
         raise DirectAlignError(
             f"{key}: {path} is a model of architecture {found['architecture']}, and model.architecture is {architecture}; change one of the two"
         )
     warning = f"{key}: {path} is not downloaded yet and not known here: figures are those of {found['hub_ids'][0]}"
     return ModelFolder(
-        _written(name or USUAL[architecture]),
+        _written(name or usual),
         False,
         "not downloaded yet",
         () if name else (warning,),
