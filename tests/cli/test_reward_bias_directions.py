@@ -41,7 +41,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 def blind_recipe(recipe: Path, clip_folder: Path, directions: Path) -> Path:
     """The recipe with a projected CLIP in place of its reward."""
     given = yaml.safe_load(recipe.read_text())
-    given["reward"] = {"name": "clip", "path": str(clip_folder), "project": str(directions)}
+    given["reward"] = {"name": "clip", "path": str(clip_folder), "project_out": str(directions)}
     recipe.write_text(yaml.safe_dump(given))
     return recipe
 
@@ -187,7 +187,7 @@ def test_a_run_is_sampled_before_and_after(
     [
         ([], "--after: missing"),
         (["--probe", "red tint"], "--probe: changes the images of --before itself"),
-        (["--before", "before", "--probe", "sparkle"], "--probe sparkle: no such probe"),
+        (["--before", "before", "--probe", "sparkle"], "--probe sparkle: unknown"),
         (
             ["--before", "before", "--after", "after", "--keep-words", "Photo"],
             "--keep-words and --against",
@@ -214,7 +214,7 @@ def test_what_does_not_fit_together_is_one_line(
     folders: tuple[Path, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    control_phrases: list[str],
+    words: list[str],
     says: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -228,4 +228,4 @@ def test_what_does_not_fit_together_is_one_line(
 
 def test_a_reward_that_takes_no_project_is_refused(command: Command, recipe: Path) -> None:
     result = command("reward", "bias-directions", "--reward", recipe, "--prompts", "world")
-    assert result.exit_code == 1 and "pixels takes no project" in result.stderr
+    assert result.exit_code == 1 and "pixels takes no project_out" in result.stderr

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
-from directalign.families import packing
-from directalign.families.flux import Flux
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from directalign.models import common
+from directalign.models.flux import Flux
 from directalign.preflight.activation_memory import (
     FAKE,
     MemoryTracker,
@@ -57,8 +57,8 @@ def taken(network: Any, dtype: torch.dtype, with_gradient: bool) -> tuple[int, i
 
     given = {
         "hidden_states": tensor(2, 16, 16), "timestep": torch.ones(2), "guidance": None, "pooled_projections": tensor(2, 16),
-        "encoder_hidden_states": tensor(2, 12, 16), "txt_ids": packing.text_ids(12, torch.device("cpu")),
-        "img_ids": packing.image_ids(8, 8, torch.device("cpu")),
+        "encoder_hidden_states": tensor(2, 12, 16), "txt_ids": common.text_ids(12, torch.device("cpu")),
+        "img_ids": common.image_ids(8, 8, torch.device("cpu")),
     }  # fmt: skip
     with MemoryTracker() as tracker, torch.set_grad_enabled(with_gradient):
         tracker.phase = "forward"

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from directalign.families.loading import FAMILIES, load_family, trainable
-from directalign.families.quantized import quantize
-from directalign.train.adamw8bit import AdamW8bit
 from preflight_runs import a_run, changed
 from pydantic import TypeAdapter
 from torch import nn
 
 from directalign import config, preflight
-from directalign.config import Lora, Run, Trust
+from directalign.config import LoRAConfig, RunConfig
+from directalign.models import MODELS, load_model, trainable
+from directalign.models.quantization import quantize
 from directalign.methods import METHODS, load_method
 from directalign.preflight.activation_memory import MemoryTracker
 from directalign.preflight.memory import (
@@ -28,7 +27,8 @@ from directalign.preflight.memory import (
     trace,
 )
 from directalign.preflight.meta_models import meta_model
-from directalign.rewards import KINDS, load_reward
+from directalign.rewards import REWARDS, load_reward, reward_class
+from directalign.training.adamw8bit import AdamW8bit
 from directalign.types import Batch, DirectAlignError
 from recorded_rewards import write_aesthetic, write_image_reward
 from tiny import tiny_flux, tiny_sd  # noqa: F401 (fixtures)
@@ -39,7 +39,8 @@ from tiny_qwen import write_qwen_image
 from tiny_sd3 import write_sd3
 from tiny_sdxl import write_sdxl
 from tiny_siglip import siglip_folder  # noqa: F401 (fixture)
-from tiny_vlm import MODELS, write_vlm
+from tiny_vlm import MODELS as VLMS
+from tiny_vlm import write_vlm
 from tiny_z_image import write_z_image
 
 CPU, GPU = preflight.Place("the CPU", 10**12, is_gpu=False), preflight.a_gpu(24, ranks=1)
@@ -97,28 +98,28 @@ def kinds(
         },
         **{
             kind: {"name": "vlm", "path": str(write_vlm(folder / kind, kind)), "dtype": "float32"}
-            for kind in MODELS
+            for kind in VLMS
         },
         "hpsv3": hpsv3,
         "pixels": {"name": "pixels", "statistic": "redness"},
     }
 
 
-def real_update(run: Run) -> tuple[int, int]:
+def real_update(run: RunConfig) -> tuple[int, int]:
     """Bytes at most in a training step of the real model, reward and method, and in sampling before it."""
-    family = load_family(run.model, "cpu")
-    for parameter in trainable(family).values():
+    model = load_model(run.model, "cpu")
+    for parameter in trainable(model).values():
         parameter.grad = torch.zeros_like(parameter)
-    method = load_method(run, family, load_reward(run.reward))
+    method = load_method(run, model, load_reward(run.reward))
     with MemoryTracker() as tracker:
         tracker.phase = "encode"
-        cond = family.encode_prompt([LONG] * run.data.batch_size)
-        family.encode_prompt = lambda prompts: cond  # type: ignore[method-assign]
+        cond = model.encode_prompt([LONG] * run.data.batch_size)
+        model.encode_prompt = lambda prompts: cond  # type: ignore[method-assign]
 
         def training(*_: Any) -> None:
             tracker.phase = "train" if torch.is_grad_enabled() else tracker.phase
 
-        family.denoiser.register_forward_pre_hook(training)
+        model.denoiser.register_forward_pre_hook(training)
         tracker.phase = "rollout"
         for loss in method.losses(Batch(0, (PROMPT,) * run.data.batch_size)):
             tracker.phase = "train"
@@ -127,25 +128,25 @@ def real_update(run: Run) -> tuple[int, int]:
     return tracker.peaks["train"], tracker.peaks["rollout"]
 
 
-def foretold(run: Run) -> tuple[int, int]:
+def foretold(run: RunConfig) -> tuple[int, int]:
     peaks = trace(run, meta_model(run.model), MetaRewards(run)).peaks
     return peaks["train"], peaks["rollout"]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", MODELS)
 def test_an_update_of_every_model_takes_what_is_foretold(
     models: dict[str, Path], name: str
 ) -> None:
     for model in ({"gradient_checkpointing": True}, {"tune": "full"}):
         run = a_run(name, models[name], **model)
-        run = changed(run, rollout={"num_sampling_steps": 4, "height": 64, "width": 64})
+        run = changed(run, rollout={"num_inference_steps": 4, "height": 64, "width": 64})
         assert foretold(run) == pytest.approx(real_update(run), rel=0.1), model
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_can_be_traced(models: dict[str, Path], name: str) -> None:
     given = a_run("sd", models["sd"]).model_dump()
-    run = Run.model_validate(
+    run = RunConfig.model_validate(
         given
         | {
             "method": {
@@ -164,14 +165,14 @@ def test_every_method_can_be_traced(models: dict[str, Path], name: str) -> None:
 
 
 def test_every_reward_is_among_the_tiny_ones(kinds: dict[str, dict[str, Any]]) -> None:
-    traced = {name for name, kind in KINDS.items() if hasattr(kind, "meta")}
+    traced = {name for name in REWARDS if "meta" in vars(reward_class(name))}
     assert traced == {each["name"] for each in kinds.values()}
-    assert set(KINDS) - traced == {"python", "remote", "mix"}, (
+    assert set(REWARDS) - traced == {"python", "remote", "mix"}, (
         "what cannot be traced is said to be not estimated"
     )
 
 
-REWARDS = [
+SETTINGS = [
     "clip",
     "open_clip",
     "siglip",
@@ -180,13 +181,13 @@ REWARDS = [
     "improved",
     "v2_5",
     "mps",
-    *MODELS,
+    *VLMS,
     "hpsv3",
     "pixels",
 ]
 
 
-@pytest.mark.parametrize("kind", REWARDS)
+@pytest.mark.parametrize("kind", SETTINGS)
 def test_every_reward_holds_and_takes_what_the_real_one_does(
     models: dict[str, Path], kinds: dict[str, dict[str, Any]], kind: str
 ) -> None:
@@ -194,18 +195,20 @@ def test_every_reward_holds_and_takes_what_the_real_one_does(
     reads = kind not in ("linear", "improved", "v2_5", "pixels")
     words = {"positive": ["Real"], "negative": ["Flat"]}
     run = a_run("sd", models["sd"]).model_dump()
-    run = Run.model_validate(
+    run = RunConfig.model_validate(
         run
         | {
             "reward": settings,
-            "method": {"form": "relative", "words": words} if reads else {"form": "absolute"},
+            "method": {"form": "relative", "control_phrases": words}
+            if reads
+            else {"form": "absolute"},
         }
     )
-    run = changed(run, rollout={"num_sampling_steps": 2})
+    run = changed(run, rollout={"num_inference_steps": 2})
     if kind == "mps":  # its processor is not among the fixtures
         assert sum(row.sizes["train"] for row in MetaRewards(run).rows(preflight.PHASES)) > 0
         return
-    reward: Any = load_reward(TypeAdapter(config.SingleReward).validate_python(settings))
+    reward: Any = load_reward(TypeAdapter(config.SingleRewardConfig).validate_python(settings))
     modules = [each for each in vars(reward).values() if isinstance(each, nn.Module)]
     held = sum(
         parameter.numel() * parameter.itemsize
@@ -214,7 +217,7 @@ def test_every_reward_holds_and_takes_what_the_real_one_does(
     )
     rows = MetaRewards(run).rows(preflight.PHASES)
     assert sum(row.sizes["train"] for row in rows) == held
-    if kind not in (*MODELS, "hpsv3"):  # whose chats are shorter with their real tokenizers
+    if kind not in (*VLMS, "hpsv3"):  # whose chats are shorter with their real tokenizers
         assert foretold(run)[0] == pytest.approx(real_update(run)[0], rel=0.1)
 
 
@@ -229,7 +232,7 @@ def test_a_mixture_and_held_out_rewards_have_their_rows(
             "far": {"name": "remote", "url": "http://localhost:1/"},
         }
     }
-    found = preflight.estimate(Run.model_validate(given), CPU)
+    found = preflight.estimate(RunConfig.model_validate(given), CPU)
     rows = {row.part: row for row in found.rows}
     assert {
         "reward clip",
@@ -244,7 +247,7 @@ def test_what_cannot_be_traced_is_said_and_lets_the_run_start(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = a_run("sd", models["sd"]).model_dump()
-    own = Run.model_validate(
+    own = RunConfig.model_validate(
         given | {"reward": {"name": "python", "path": "judge.py:score", "differentiable": True}}
     )
     assert (
@@ -254,7 +257,7 @@ def test_what_cannot_be_traced_is_said_and_lets_the_run_start(
     def broken(*_: Any) -> Any:
         raise NotImplementedError("no such operation on fake tensors")
 
-    monkeypatch.setattr("directalign.rewards.pixels.PixelReward.encode", broken)
+    monkeypatch.setattr("directalign.rewards.pixel_statistics.PixelReward.encode", broken)
     found = preflight.estimate(a_run("sd", models["sd"]), CPU)
     (warning,) = found.warnings
     assert (
@@ -282,14 +285,16 @@ def test_a_file_or_a_model_of_another_kind_is_an_error(
     ):
         with pytest.raises(DirectAlignError, match=said):
             MetaRewards(
-                Run.model_validate(a_run("sd", models["sd"]).model_dump() | {"reward": reward})
+                RunConfig.model_validate(
+                    a_run("sd", models["sd"]).model_dump() | {"reward": reward}
+                )
             )
 
 
 # --- weights and optimizer ----------------------------------------------------------------------------
 
 
-def sizes(run: Run, place: preflight.Place = CPU) -> dict[str, int]:
+def sizes(run: RunConfig, place: preflight.Place = CPU) -> dict[str, int]:
     return {
         row.part: max(row.sizes.values(), default=0)
         for row in preflight.estimate(run, place).rows
@@ -301,9 +306,9 @@ def sizes(run: Run, place: preflight.Place = CPU) -> dict[str, int]:
 def test_each_trained_number_costs_16_bytes_and_20_with_an_average(
     models: dict[str, Path], tune: str
 ) -> None:
-    run = a_run("sd", models["sd"], tune=tune, lora=Lora(rank=3).model_dump())
-    family = load_family(run.model, "cpu")
-    trained = sum(parameter.numel() for parameter in trainable(family).values())
+    run = a_run("sd", models["sd"], tune=tune, lora=LoRAConfig(rank=3).model_dump())
+    model = load_model(run.model, "cpu")
+    trained = sum(parameter.numel() for parameter in trainable(model).values())
     found, name = sizes(run), "unet, trained" if tune == "full" else "adapters, trained"
     assert preflight.estimate(run, CPU).trained == trained
     assert (found[name], found["gradients"], found["moments"]) == (
@@ -319,9 +324,7 @@ def test_only_weights_that_are_all_trained_are_copied_for_a_divergence_from_the_
     models: dict[str, Path],
 ) -> None:
     for tune, copied in (("full", True), ("lora", False)):
-        run = changed(
-            a_run("sd", models["sd"], tune=tune), method={"trust": Trust(weight=1.0).model_dump()}
-        )
+        run = changed(a_run("sd", models["sd"], tune=tune), method={"kl_beta": 1.0})
         found = sizes(run)
         assert found.get("frozen copy of weights", 0) == (found["unet, trained"] if copied else 0)
 
@@ -341,7 +344,7 @@ def test_text_encoders_are_there_in_the_phases_that_they_are_needed_in(
 @pytest.mark.parametrize("bits", [None, "8bit"])
 def test_a_frozen_base_is_counted_as_it_is_held(models: dict[str, Path], bits: str | None) -> None:
     run = a_run("flux", models["flux"], dtype="bfloat16", quantization=bits)
-    network: Any = load_family(run.model.model_copy(update={"quantization": None}), "cpu").denoiser
+    network: Any = load_model(run.model.model_copy(update={"quantization": None}), "cpu").denoiser
     network.unload_lora() if hasattr(network, "unload_lora") else network.delete_adapters("default")
     if bits is not None:
         quantize(network, bits, torch.device("cpu"))
@@ -352,8 +355,10 @@ def test_a_frozen_base_is_counted_as_it_is_held(models: dict[str, Path], bits: s
 
 
 def test_four_bits_of_flux_take_a_quarter_of_16() -> None:
-    flux = {"family": "flux", "path": "black-forest-labs/FLUX.1-dev", "dtype": "bfloat16"}
-    wide, narrow = (meta_model(config.Model(**flux, quantization=bits)) for bits in (None, "4bit"))
+    flux = {"architecture": "flux", "path": "black-forest-labs/FLUX.1-dev", "dtype": "bfloat16"}
+    wide, narrow = (
+        meta_model(config.ModelConfig(**flux, quantization=bits)) for bits in (None, "4bit")
+    )
     assert (
         wide.frozen_bytes == 2 * 11_901_408_320
         and 0.25 < narrow.frozen_bytes / wide.frozen_bytes < 0.28

@@ -10,7 +10,7 @@ import pytest
 from preflight_runs import a_run, changed
 
 from directalign import preflight
-from directalign.config import Run
+from directalign.config import RunConfig
 from directalign.preflight import memory_suggestions
 from directalign.preflight.memory import Traced
 from tiny import tiny_flux  # noqa: F401 (fixture)
@@ -19,10 +19,10 @@ HUGE = preflight.Place("the CPU", 10**12, is_gpu=False)
 
 
 @pytest.fixture
-def run(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """Activations of a megabyte for each image that is trained on at once, ten without checkpointing."""
 
-    def traced(run: Run, *_: Any) -> Traced:
+    def traced(run: RunConfig, *_: Any) -> Traced:
         return Traced(
             {"train": (10**6 if run.model.gradient_checkpointing else 10**7) * run.data.batch_size},
             0,
@@ -34,7 +34,7 @@ def run(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def test_the_change_that_saves_most_stands_first_and_is_the_estimate_of_the_changed_recipe(
-    run: Run,
+    run: RunConfig,
 ) -> None:
     found = preflight.suggestions(run, HUGE)
     peaks = [each.estimate.peak for each in found]
@@ -49,7 +49,7 @@ def test_the_change_that_saves_most_stands_first_and_is_the_estimate_of_the_chan
     )
 
 
-def test_changes_that_alone_do_not_suffice_are_put_together(run: Run) -> None:
+def test_changes_that_alone_do_not_suffice_are_put_together(run: RunConfig) -> None:
     both = preflight.estimate(
         changed(run, model={"gradient_checkpointing": True}, data={"batch_size": 2}), HUGE
     ).peak
@@ -61,7 +61,7 @@ def test_changes_that_alone_do_not_suffice_are_put_together(run: Run) -> None:
     )
 
 
-def test_a_change_that_the_recipe_refuses_is_not_named(run: Run) -> None:
+def test_a_change_that_the_recipe_refuses_is_not_named(run: RunConfig) -> None:
     """Sharding and rounded weights do not go together, nor do eight-bit averages of what is not trained whole."""
     sharded = changed(run, train={"parallel": "sharded"})
     assert not any("quantization" in each.change for each in preflight.suggestions(sharded, HUGE))
@@ -69,7 +69,7 @@ def test_a_change_that_the_recipe_refuses_is_not_named(run: Run) -> None:
     assert not any("adamw8bit" in each or "--ranks" in each for each in names)
 
 
-def test_training_all_weights_may_be_shared_out_or_given_up(run: Run) -> None:
+def test_training_all_weights_may_be_shared_out_or_given_up(run: RunConfig) -> None:
     names = [
         change
         for change, _ in memory_suggestions.candidates(changed(run, model={"tune": "full"}), HUGE)

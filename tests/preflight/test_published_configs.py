@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import pytest
-from directalign.families.loading import FAMILIES
 from preflight_runs import a_run
 
-from directalign.config import Model, Run
+from directalign.config import ModelConfig, RunConfig
+from directalign.models import MODELS, model_class
 from directalign.preflight.memory import MetaRewards
 from directalign.preflight.meta_models import USUAL, known, meta_model
-from directalign.rewards import KINDS
+from directalign.rewards import REWARDS as REWARD_NAMES
 from tiny import tiny_sd  # noqa: F401 (fixture)
 
 PUBLISHED = {  # millions
@@ -70,8 +70,8 @@ REWARDS = {  # millions
 
 @pytest.mark.parametrize("hub_id", PUBLISHED)
 def test_a_published_model_has_its_published_size(hub_id: str) -> None:
-    family = next(each["family"] for each in known().values() if hub_id in each["hub_ids"])
-    found = meta_model(Model(family=family, path=hub_id, tune="full"))
+    name = next(each["architecture"] for each in known().values() if hub_id in each["hub_ids"])
+    found = meta_model(ModelConfig(architecture=name, path=hub_id, tune="full"))
     assert found.folder.state == "not downloaded yet" and found.folder.warnings == ()
     for part, millions in PUBLISHED[hub_id].items():
         assert found.count(part) / 1e6 == pytest.approx(millions, rel=1e-3), part
@@ -80,7 +80,7 @@ def test_a_published_model_has_its_published_size(hub_id: str) -> None:
 @pytest.mark.parametrize("millions", REWARDS)
 def test_a_published_reward_has_its_published_size(tiny_sd, millions: float) -> None:
     judges = MetaRewards(
-        Run.model_validate(a_run("sd", tiny_sd).model_dump() | {"reward": REWARDS[millions]})
+        RunConfig.model_validate(a_run("sd", tiny_sd).model_dump() | {"reward": REWARDS[millions]})
     )
     ((_, modules),) = judges.modules.values()
     count = sum(parameter.numel() for module in modules for parameter in module.parameters())
@@ -96,7 +96,7 @@ def test_an_unknown_reward_is_taken_for_the_usual_one_with_a_warning(
     tiny_sd, reward: dict[str, str]
 ) -> None:
     (warning,) = MetaRewards(
-        Run.model_validate(a_run("sd", tiny_sd).model_dump() | {"reward": reward})
+        RunConfig.model_validate(a_run("sd", tiny_sd).model_dump() | {"reward": reward})
     ).warnings
     assert warning.startswith(
         f"reward.path: {reward['path']} is not downloaded yet and not known here: figures are those of "
@@ -106,9 +106,11 @@ def test_an_unknown_reward_is_taken_for_the_usual_one_with_a_warning(
 def test_each_file_says_where_it_is_from_and_has_every_part() -> None:
     for name, each in known().items():
         assert each["source"].startswith("https://huggingface.co/") and each["hub_ids"], name
-        family = FAMILIES.get(each["family"])
-        assert family is not None or each["family"] in KINDS
-        assert set(each["parts"]) >= ({family.part, "vae"} if family is not None else {"reward"}), (
+        name = each["architecture"]
+        model = model_class(name) if name in MODELS else None
+        assert model is not None or name in REWARD_NAMES
+        assert set(each["parts"]) >= ({model.part, "vae"} if model is not None else {"reward"}), (
             name
         )
-    assert set(USUAL.values()) <= set(known()) and set(FAMILIES) <= set(USUAL)
+    usual = {*USUAL.values(), *(model_class(name).published for name in MODELS)}
+    assert usual <= set(known())

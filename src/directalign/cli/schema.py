@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,18 +19,10 @@ def schema(
 ) -> None:
     """Print the JSON schema of a recipe, for editors."""
     with one_line_errors(debug):
+        from ..config.load import recipe_schema
+
         text = json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
         if out is None:
             typer.echo(text, nl=False)
         else:
             out.write_text(text, encoding="utf-8")
-
-
-def recipe_schema() -> dict[str, Any]:
-    """The schema of `config.Run`, where a preset may stand in for the method section."""
-    from ..config import RunConfig
-
-    generated = RunConfig.model_json_schema()
-    generated["required"].remove("method")
-    generated["anyOf"] = [{"required": ["method"]}, {"required": ["preset"]}]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **generated}

@@ -500,7 +500,7 @@ def _replay(tracker: MemoryTracker, measured: Measured, leaves: list[Any]) -> An
     before = tracker.now
     tracker.reach(before + measured.until_saved)
     with tracker.aside():  # `forward` has them already
-        if any(of.requires_grad for of in measured.outputs):  # noqa: SIM108 (two ways)
+        if any(of.requires_grad for of in measured.outputs):
             made = list(_Replayed.apply(_ANCHOR, tracker, measured, *leaves))
         else:
             made = _new_outputs(measured)
