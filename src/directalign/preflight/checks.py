@@ -31,7 +31,6 @@ from ..models.attention import check_attention, set_attention
 from ..models.checkpoint_source import Source, open_source
 from ..models.components import check_parts, load_parts
 from ..models.quantization import check_quantization
-from ..models.sd3 import T5_PARTS
 from ..models.weight_files import read_json
 from ..rewards import mixture
 from ..rewards.soft_prompts import check_phrases, is_tokens_file
@@ -365,12 +364,7 @@ def check_checkpoint(model: config.ModelConfig, found: ModelFolder) -> None:
     if not found.local:
         return
     kind: Any = model_class(model.architecture)
-    index = read_json(found.folder / "model_index.json")
-    wanted = {
-        name: part
-        for name, part in kind.parts.items()
-        if name not in T5_PARTS or (index.get(name) or [None])[0] is not None
-    }
+    wanted = kind.parts_in(found.folder)
     complete = all((found.folder / name).is_dir() for name in wanted)
     if hub.is_hub_id(model.components or model.path) and not complete:
         return  # the cache has single files of it, from another program
