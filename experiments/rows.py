@@ -28,16 +28,8 @@ Row = dict[str, Any]
 Number = int | float
 Pick = Callable[[Sequence[Row]], Row | None]
 """From the measurements of one run to the one that is compared; None where it has no such."""
-RATES = (
-    "photo_rate",
-    "content",
-    "share",
-    "lost",
-    "delivered",
-    "off_topic_style",
-    "off_topic_content",
-    "style_",
-)
+RATES = ("photo_rate", "content", "share", "lost", "delivered", "style_")
+RATES += ("off_topic_style", "off_topic_content")
 """Shares of images: the ends of their intervals are clipped to [0, 1]."""
 
 
@@ -59,15 +51,12 @@ def read_rows(file: Path) -> Rows:
     for place, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             row = json.loads(line)
+            problem = None if isinstance(row, dict) else "not a JSON object"
         except ValueError as error:
-            raise DirectAlignError(
-                f"{file}, line {place}: not JSON ({error}); run the study again to rewrite it"
-            ) from error
-        if not isinstance(row, dict):
-            raise DirectAlignError(
-                f"{file}, line {place}: a {type(row).__name__} where an object is expected; "
-                "run the study again to rewrite it"
-            )
+            problem = f"not JSON ({error})"
+        if problem:
+            remedy = "run the study again to rewrite it"
+            raise DirectAlignError(f"{file}, line {place}: {problem}; {remedy}")
         rows.append(row)
     return rows
 

@@ -1,4 +1,5 @@
-"""CONTRIBUTING's extensions, each from a file of one's own, through check, a two-step training and compare."""
+"""CONTRIBUTING's extensions, each from a file of one's own, through check, a two-step training and
+compare."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ def run(*words: object) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-step run with a reward, a model, a method and a metric that the package has never seen."""
+    """A two-step run with a reward, a model, a method and a metric that the package has never
+    seen."""
     folder = tmp_path_factory.mktemp("own")
     files = {"my_reward": REWARD, "my_model": MODEL, "my_method": METHOD, "my_metric": METRIC}
     for name, text in files.items():

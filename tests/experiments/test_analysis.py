@@ -40,7 +40,7 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "problem"),
-    [('{"a": 1', "not JSON"), ("[1]", "a list where an object is expected"), ("", "not JSON")],
+    [('{"a": 1', "not JSON"), ("[1]", "not a JSON object"), ("", "not JSON")],
 )
 def test_a_broken_line_is_named_by_file_and_number(tmp_path: Path, line: str, problem: str) -> None:
     file = tmp_path / "results.jsonl"

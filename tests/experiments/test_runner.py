@@ -48,7 +48,7 @@ def update(step: int) -> dict[str, Any]:
         "step": step,
         "loss": 0.1,
         "seconds": 0.5,
-        "network_calls": {"forward": 80, "backward": 8},
+        "nfe": {"forward": 80, "backward": 8},
     }
 
 

@@ -360,12 +360,12 @@ def test_each_member_has_its_own_anchor() -> None:
 def test_a_member_that_cannot_do_it_is_named() -> None:
     with pytest.raises(
         DirectAlignError,
-        match=r"reward\.members\.1\.form: toy ignores prompts, and method\.form: relative compares two",
+        match=r"reward\.members\.1\.form: toy ignores prompts",
     ):
         build_objective(mix(({}, ToyReward()), ({}, Squares())), SETTINGS)
     with pytest.raises(
         DirectAlignError,
-        match=r"reward\.members\.1\.reward\.name toy is a black box, and method\.name srpo needs its gradient",
+        match=r"reward\.members\.1\.reward\.name toy is a black box",
     ):
         build_objective(mix(({}, ToyReward()), ({}, ToyReward(differentiable=False))), SETTINGS)
     with pytest.raises(
@@ -378,7 +378,7 @@ def test_a_member_that_cannot_do_it_is_named() -> None:
         )
     with pytest.raises(
         DirectAlignError,
-        match=r"reward\.gradient_normalization: true needs a method that differentiates .* flow_grpo .* set reward\.gradient_normalization: false",
+        match=r"reward\.gradient_normalization: true needs a method that differentiates",
     ):
         build_objective(
             toys(gradient_normalization=True), config.FlowGRPOConfig(), differentiable=False

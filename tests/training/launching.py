@@ -19,7 +19,6 @@ import torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import tiny
-from directalign import preflight
 from directalign.cli import main as command_line
 from directalign.training import loop
 
@@ -68,7 +67,7 @@ def run(arguments: Sequence[str]) -> None:
     torch.set_num_threads(1)
     with (
         mock.patch("sys.argv", ["directalign", *arguments]),
-        mock.patch.object(preflight, "plan", lambda run, out: SimpleNamespace(warnings=())),
+        mock.patch("directalign.preflight.plan", lambda run, out: SimpleNamespace(warnings=())),
     ):
         command_line()
 
@@ -181,7 +180,7 @@ def _worker(arguments: Sequence[str], sabotage: Sabotage | None) -> None:
 
     def train_step(context: loop.TrainContext, step: int, batches: Any) -> dict[str, Any]:
         if sabotage is not None:
-            sabotage(context.ranks.rank, step)
+            sabotage(context.group.rank, step)
         return real(context, step, batches)
 
     with mock.patch.object(loop, "train_step", train_step):

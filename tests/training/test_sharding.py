@@ -143,7 +143,7 @@ def whole_model(model: Path, folder: Path, ranks: TorchProcessGroup) -> dict[str
     updated(parts, family)
     found["updated"] = predicted(family).detach()
     (folder / "kept").mkdir(exist_ok=True)
-    ranks.wait()
+    ranks.barrier()
     checkpoint.write_state(folder / "kept", parts, 1, ranks)
     distributed.save(family, folder / "saved", ranks)
     found["architecture"] = checkpoint.architecture(family.denoiser)
@@ -189,7 +189,7 @@ def sums(ranks: TorchProcessGroup) -> dict[str, Any]:
         "sum": ranks.sum(given),
         "given": given,
         "gathered": gathered,
-        "texts": ranks.texts("é" * ranks.rank),
+        "texts": ranks.gather_texts("é" * ranks.rank),
     }
 
 
@@ -223,7 +223,7 @@ def test_one_process_reads_what_two_kept_and_goes_on(model: Path, shared: Path):
     run = recipe(model, optimizer="adamw8bit")
     family = load_model(run.model, "cpu")
     parts = parts_of(run, family)
-    assert checkpoint.restore_state(shared / "kept", parts, TorchProcessGroup()) == 1
+    assert checkpoint.read_state(shared / "kept", parts, TorchProcessGroup()) == 1
     assert torch.allclose(predicted(family), results(shared)[0]["updated"], atol=1e-6)
     state = parts.optimizer.state_dict()["state"]
     assert any(value.dtype == torch.uint8 for each in state.values() for value in each.values())

@@ -177,7 +177,7 @@ def test_records_after_the_checkpoint_are_forgotten(tmp_path: Path):
 
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path: Path):
     run = stubs.make_run(tmp_path / "prompts.txt")
-    message = r"update 4: the loss is nan \(branch inversion, sigma 0\.\d{4}, 0\.\d{4}\).*last good checkpoint is .*step-000002"
+    message = r"step 4: the loss is nan \(branch inversion, sigma 0\.\d{4}, 0\.\d{4}\).*last checkpoint is .*step-000002"
     with pytest.raises(NonFiniteError, match=message):
         stubs.start(
             run,
@@ -186,7 +186,7 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path: Path
                 v * float("nan") if (step, branch) == (3, "inversion") else v
             ),
         )
-    with pytest.raises(NonFiniteError, match=r"update 1: .*no checkpoint was written before it"):
+    with pytest.raises(NonFiniteError, match=r"step 1: .*there is no checkpoint yet"):
         stubs.start(run, tmp_path / "other", spoil=lambda value, step, branch: value / 0)
 
 
@@ -220,7 +220,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DirectAlignError, match="is a file; name a folder"):
         stubs.start(run, tmp_path / "file")
-    with pytest.raises(DirectAlignError, match=r"cannot be made: Not a directory"):
+    with pytest.raises(DirectAlignError, match=r"cannot be created: Not a directory"):
         stubs.start(run, tmp_path / "file" / "out")
 
 

@@ -34,8 +34,8 @@ def work(rank: int, port: int, folder: str, run: config.RunConfig) -> None:
         out = Path(folder) / "out"
         if ranks.is_main:
             out.mkdir()
-        ranks.wait()
-        family = stubs.StubFamily(full=True)
+        ranks.barrier()
+        family = stubs.StubModel(full=True)
         if rank == 1:
             torch.nn.init.zeros_(family.denoiser.base)
         stubs.train_loaded(run, out, False, ranks, stubs.load(run, family, ranks))

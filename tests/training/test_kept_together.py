@@ -81,4 +81,4 @@ def test_one_leaves_what_two_kept(whole: Path):
         == 0
     ), words.read_text()
     assert (out / "metrics.jsonl").read_bytes() == before and furthest(out, whole) < TOLERANCE
-    assert "stopped itself after update" in words.read_text()
+    assert "stopped after step" in words.read_text()

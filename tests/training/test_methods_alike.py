@@ -36,7 +36,7 @@ STEP = {
     "losses",
     "metrics",
     "grad_norm",
-    "network_calls",
+    "nfe",
     "learning_rate",
     "levels",
     "seconds",
@@ -98,7 +98,7 @@ def test_records_alike_and_resumes_to_the_same_bits(
     assert [record["step"] for record in records] == [1, 2, 3, 4]
     assert all(set(record) == STEP for record in records)
     assert all(
-        record["network_calls"]["forward"] >= record["network_calls"]["backward"] > 0
+        record["nfe"]["forward"] >= record["nfe"]["backward"] > 0
         for record in records
     )
     assert all(record["grad_norm"] > 0 for record in records)
@@ -132,7 +132,7 @@ def test_rollouts_that_are_gone_on_with_belong_to_their_share_of_the_batch(
     recipe["data"] |= {"batch_size": 1}
     with pytest.raises(
         DirectAlignError,
-        match=r"holds rollouts that each rank goes on with .*than its 1, or with another data\.batch_size than 2",
+        match=r"holds unfinished rollouts .*for 1 ranks with data\.batch_size 2",
     ):
         train(config.RunConfig.model_validate(recipe), tmp_path / "out", resume=True)
 
@@ -156,7 +156,7 @@ def test_a_loss_that_is_not_finite_stops_the_step_by_name(
     monkeypatch.setattr(method, "losses", losses)
     with pytest.raises(
         NonFiniteError,
-        match=r"update 2: the loss is (inf|-inf|nan) \(branch .*the last good checkpoint is .*step-000001",
+        match=r"step 2: the loss is (inf|-inf|nan) \(branch .*the last checkpoint is .*step-000001",
     ):
         train(run, tmp_path / "out", resume=False)
     assert len(steps_of(tmp_path / "out")) == 1
@@ -167,7 +167,7 @@ def test_a_loss_that_is_not_finite_stops_the_step_by_name(
     ("change", "complaint"),
     [
         ({"data": {"images": "somewhere"}}, "trains on samples of its own: remove data.images"),
-        ({"method": {"form": "relative"}}, "give words.positive and words.negative"),
+        ({"method": {"form": "relative"}}, "give control_phrases.positive and control_phrases.negative"),
         ({"method": {"branches": "both"}}, "Extra inputs"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 
 from directalign import config
 from directalign.evaluation.in_training import judge_of, measured_metrics, score_of
-from directalign.training.early_stopping import Rules, Verdict, measurements, noise, verdict
+from directalign.training.early_stopping import Rules, Verdict, evaluations, standard_error, verdict
 from directalign.types import DirectAlignError
 
 BETTER: dict[str, int] = {"judge": 1, "content": 1, "tint": -1, "light": 0, "score": 1}
@@ -59,7 +59,7 @@ def best(given: Rules, records: list[dict[str, Any]], **more: Any) -> int | None
 
 
 def reason(found: Verdict) -> str | None:
-    return found.ending.reason if found.ending is not None else None
+    return found.stop.reason if found.stop is not None else None
 
 
 def single_pairs(base: float, spread: float, count: int = 100) -> dict[str, list[float]]:
@@ -84,47 +84,47 @@ def single_pairs(base: float, spread: float, count: int = 100) -> dict[str, list
     ],
 )
 def test_a_budget_counts_what_is_worse(moved: dict[str, float], share: float):
-    given = rules(drift={"content": 0.05, "tint": 0.05, "light": 0.2})
-    assert measurements(given, [record(0), record(10, **moved)])[-1].drift == pytest.approx(share)
+    given = rules(max_degradation={"content": 0.05, "tint": 0.05, "light": 0.2})
+    assert evaluations(given, [record(0), record(10, **moved)])[-1].degradation == pytest.approx(share)
 
 
 def test_it_ends_when_the_budget_is_overdrawn_as_often_in_a_row_as_asked():
-    given = rules(drift={"content": 0.05}, degradation_patience=2)
+    given = rules(max_degradation={"content": 0.05}, degradation_patience=2)
     assert reason(verdict(given, course("content", [1, 0.9]))) is None
     assert reason(verdict(given, course("content", [1, 0.9, 0.97, 0.9]))) is None
     found = verdict(given, course("content", [1, 0.9, 0.97, 0.9, 0.88]))
-    assert reason(found) == "drift" and found.ending is not None
+    assert reason(found) == "drift" and found.stop is not None
     assert (
-        found.ending.says
-        == "the drift budget is spent: content has moved by 0.12 for the worse, and 0.05 were allowed, over budget for 2 measurements in a row"
+        found.stop.message
+        == "max_degradation exceeded: content is worse by 0.12, 0.05 is allowed, over budget at 2 evaluations in a row"
     )
 
 
 def test_the_base_models_own_number_on_the_same_pairs_is_the_reference():
     base = record(0, content=0.9, during={"content": {"value": 1.0}})
-    found = measurements(rules(drift={"content": 0.1}), [base, record(10, content=0.95)])
-    assert found[-1].drift == pytest.approx(0.5) and found[0].drift == 0
+    found = evaluations(rules(max_degradation={"content": 0.1}), [base, record(10, content=0.95)])
+    assert found[-1].degradation == pytest.approx(0.5) and found[0].degradation == 0
 
 
 # --- the best weights -------------------------------------------------------------------------------------------------
 
 
 def test_the_highest_judge_within_the_budget_is_kept():
-    given = rules(drift={"content": 0.05})
+    given = rules(max_degradation={"content": 0.05})
     assert (
         best(given, course("judge", [0.1, 0.5, 0.9, 0.99, 0.6], content=[1, 1, 0.96, 0.9, 1])) == 20
     )
 
 
 def test_of_what_cannot_be_told_apart_the_less_drifted_is_kept():
-    given = rules(drift={"tint": 0.1})
+    given = rules(max_degradation={"tint": 0.1})
     noisy = [
         record(0, 0.1, each=single_pairs(0.1, 0.3)),
         record(10, 0.9, tint=0.08, each=single_pairs(0.9, 0.3)),
         record(20, 0.89, tint=0.02, each={"judge": [0.89] * 100}),
     ]
-    _, first, second = measurements(given, noisy)
-    assert noise(first, second, "judge") == pytest.approx(0.03, rel=0.01)
+    _, first, second = evaluations(given, noisy)
+    assert standard_error(first, second, "judge") == pytest.approx(0.03, rel=0.01)
     assert best(given, noisy) == 20
     far = [*noisy[:2], record(20, 0.8, tint=0.02, each={"judge": [0.8] * 100})]
     assert best(given, far) == 10
@@ -135,7 +135,7 @@ def test_of_what_cannot_be_told_apart_the_less_drifted_is_kept():
 
 def test_modesty_does_not_walk_down_step_by_step():
     """Each is within the noise of the one before, the last is not within that of the highest."""
-    given = rules(drift={"tint": 1.0})
+    given = rules(max_degradation={"tint": 1.0})
     down = [record(0, 0.1)]
     for place, judge in enumerate((0.9, 0.88, 0.86, 0.84, 0.8)):
         down.append(
@@ -156,14 +156,14 @@ def test_without_a_budget_equals_keep_the_first():
 def test_nothing_within_the_budget_leaves_the_base_model():
     assert (
         best(
-            rules(drift={"content": 0.05}), course("judge", [0.1, 0.9, 0.95], content=[1, 0.9, 0.8])
+            rules(max_degradation={"content": 0.05}), course("judge", [0.1, 0.9, 0.95], content=[1, 0.9, 0.8])
         )
         == 0
     )
 
 
 def test_where_its_weights_are_gone_those_that_overdraw_least_are_kept():
-    given = rules(drift={"content": 0.05})
+    given = rules(max_degradation={"content": 0.05})
     records = course("judge", [0.1, 0.9, 0.95, 0.99], content=[1, 0.8, 0.9, 0.85])
     assert (
         best(given, records, lost={0}) == 20 and best(given, records, lost={0, 10, 20, 30}) is None
@@ -184,13 +184,13 @@ def test_it_ends_when_the_judge_gets_no_better():
     found = verdict(given, course("judge", [0.1, 0.5, 0.5, 0.4]))
     assert (
         reason(found) == "patience"
-        and found.ending is not None
-        and "0.5 at update 10" in found.ending.says
+        and found.stop is not None
+        and "0.5 at step 10" in found.stop.message
     )
 
 
 def test_a_judge_over_budget_is_no_better_one():
-    given = rules(drift={"content": 0.05}, degradation_patience=5, patience=2)
+    given = rules(max_degradation={"content": 0.05}, degradation_patience=5, patience=2)
     assert (
         reason(verdict(given, course("judge", [0.1, 0.5, 0.8, 0.9], content=[1, 1, 0.9, 0.9])))
         == "patience"
@@ -207,7 +207,7 @@ def test_it_ends_when_the_absolute_score_is_past_its_peak():
         None,
         "score_peak",
     ]
-    assert "from 0.777 at update 10 to 0.458" in str(verdict(given, falling).ending)
+    assert "from 0.777 at step 10 to 0.458" in str(verdict(given, falling).stop)
     assert reason(verdict(given, course("score", [0.7, 0.8, 0.75, 0.81, 0.78]))) is None
 
 
@@ -232,22 +232,22 @@ def test_weights_past_the_peak_of_the_score_are_not_kept_whatever_the_judge_like
     records = course("judge", [0.1, 0.5, 0.8, 0.9], score=[0.74, 0.78, 0.69, 0.46])
     assert best(rules(score_patience=2), records) == 10 and best(rules(), records) == 30
     assert (
-        best(rules(score_patience=2, drift={"content": 0.05}), records) == 30
+        best(rules(score_patience=2, max_degradation={"content": 0.05}), records) == 30
     )  # a budget draws the line by itself
 
 
 def test_a_later_peak_does_not_change_what_was_decided():
     records = course("judge", [0.1, 0.5, 0.8, 0.6], score=[0.7, 0.8, 0.75, 0.9])
     given, expected = rules(score_patience=9), [False, False, True, False]
-    assert [each.fallen for each in measurements(given, records)] == expected
-    assert [measurements(given, records[: count + 1])[-1].fallen for count in range(4)] == expected
+    assert [each.fallen for each in evaluations(given, records)] == expected
+    assert [evaluations(given, records[: count + 1])[-1].fallen for count in range(4)] == expected
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_decision_is_the_same_from_the_file():
-    given = rules(drift={"tint": 0.05}, patience=2, score_patience=2)
+    given = rules(max_degradation={"tint": 0.05}, patience=2, score_patience=2)
     records = [
         record(step, 0.1 + step / 97, tint=step / 1003, each=single_pairs(step / 7, 0.123456))
         for step in range(0, 60, 10)
@@ -267,13 +267,13 @@ def test_other_events_are_passed_over():
 def test_records_that_cannot_be_judged_are_refused():
     with pytest.raises(DirectAlignError, match="base model was not measured"):
         verdict(rules(), [record(10)])
-    with pytest.raises(DirectAlignError, match=r"stop: judge of the base model is not finite"):
+    with pytest.raises(DirectAlignError, match=r"early_stopping: judge of the base model is not finite"):
         verdict(rules(), [record(0, math.nan)])
     with pytest.raises(
         DirectAlignError,
-        match=r"stop: sharp was not measured at step 0 \(metrics\.jsonl has judge, content, tint, light, score\)",
+        match=r"early_stopping: sharp was not measured at step 0 \(metrics\.jsonl has judge, content, tint, light, score\)",
     ):
-        verdict(rules(drift={"sharp": 0.1}), [record(0)])
+        verdict(rules(max_degradation={"sharp": 0.1}), [record(0)])
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -311,7 +311,7 @@ def test_the_judge_is_the_best_that_is_measured():
         == "reward"
         == score_of(recipe(control_phrases=()))
     )
-    assert judge_of(recipe(judge="world", stop={"judge": "score_pos"})) == "score_pos"
+    assert judge_of(recipe(judge="world", stop={"metric_for_best": "score_pos"})) == "score_pos"
 
 
 def test_every_number_has_a_way_of_being_worse():

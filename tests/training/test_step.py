@@ -85,7 +85,7 @@ def test_gradients_below_the_clip_norm_are_left_alone():
 def test_a_loss_that_is_not_finite_names_update_branch_and_sigma(factor: float, what: str):
     weight, updater = make(factor=factor)
     with pytest.raises(
-        NonFiniteError, match=rf"update 7: the {what} \(branch denoise, sigma 0\.8123\)"
+        NonFiniteError, match=rf"step 7: the {what} \(branch denoise, sigma 0\.8123\)"
     ):
         updater(7, [batch(1)])
     assert float(weight.detach()) == pytest.approx(0.3)
@@ -120,7 +120,7 @@ def test_a_gradient_that_is_not_finite_names_its_branch_and_leaves_the_optimiser
     before, state = weight.detach().clone(), copy.deepcopy(optimizer.state_dict())
     with pytest.raises(
         NonFiniteError,
-        match=r"update 2: the gradient is inf \(branch inversion, sigma 0\.7500, 0\.8000\); the optimiser was not stepped",
+        match=r"step 2: the gradient is inf \(branch inversion, sigma 0\.7500, 0\.8000\); the optimizer was not stepped",
     ):
         TrainStep(
             SecondBranchExplodes(weight),
@@ -171,7 +171,7 @@ def test_network_calls_are_counted_with_and_without_gradient_and_from_the_update
         NFECounter(network),
     )
     network(torch.ones(7, 3))  # a measurement between two updates does not count
-    assert updater(1, [batch(1), batch(2)])["network_calls"] == {"forward": 14, "backward": 4}
+    assert updater(1, [batch(1), batch(2)])["nfe"] == {"forward": 14, "backward": 4}
 
 
 def test_a_network_that_returns_a_list_of_samples_is_counted_alike():
@@ -205,4 +205,4 @@ def test_a_recomputed_call_is_two_forward_and_one_backward():
         TorchProcessGroup(),
         NFECounter(network),
     )
-    assert updater(1, [batch(1)])["network_calls"] == {"forward": 8, "backward": 4}
+    assert updater(1, [batch(1)])["nfe"] == {"forward": 8, "backward": 4}

@@ -24,8 +24,9 @@ from directalign.io import atomic
 from directalign.training import checkpoint, early_stopping, run_log
 from directalign.training.distributed import TorchProcessGroup
 from directalign.training.loop import Interrupted
+from directalign.training import run_folder
 from directalign.training.run import Loaded, train_loaded
-from directalign.training.run_folder import claim
+
 from directalign.types import DirectAlignError, NonFiniteError
 
 run_module = sys.modules["directalign.training.run"]
@@ -34,7 +35,7 @@ run_module = sys.modules["directalign.training.run"]
 class Measurer(stubs.StubMeasurer):
     """Answers by how far the weights are from where they began: the judge peaks at a distance of `peak`, content falls from there on."""
 
-    def __init__(self, family: stubs.StubFamily, run: config.RunConfig, peak: float) -> None:
+    def __init__(self, family: stubs.StubModel, run: config.RunConfig, peak: float) -> None:
         super().__init__(family)
         self.run, self.peak = run, peak
         self.base = [p.detach().clone() for p in family.denoiser.parameters()]
@@ -56,7 +57,7 @@ class Measurer(stubs.StubMeasurer):
         return {**told, "each": {"photo_rate": [judge] * self.run.evaluate.num_samples_during}}
 
 
-STOP = {"drift": {"content": 0.05}, "degradation_patience": 2}
+STOP = {"max_degradation": {"content": 0.05}, "degradation_patience": 2}
 
 
 def make_run(folder: Path, stop: dict[str, Any] | None = STOP, **train: Any) -> config.RunConfig:
@@ -77,9 +78,10 @@ def make_run(folder: Path, stop: dict[str, Any] | None = STOP, **train: Any) -> 
 
 def start(
     run: config.RunConfig, out: Path, resume: bool = False, peak: float = 1.2, **method: Any
-) -> stubs.StubFamily:
-    claim(out, resume)
-    family, ranks = stubs.StubFamily(full=run.model.tune == "full"), TorchProcessGroup()
+) -> stubs.StubModel:
+    run_folder.check(out, resume)
+    run_folder.make(out)
+    family, ranks = stubs.StubModel(full=run.model.tune == "full"), TorchProcessGroup()
     loaded = stubs.load(run, family, ranks, **method)
     train_loaded(
         run,
@@ -146,12 +148,12 @@ def test_a_run_stops_itself_and_leaves_its_best_weights(
     )
     said = capsys.readouterr().out
     assert (
-        f"stopped itself after update {stopped['step']} of 30: the drift budget is spent: content"
+        f"stopped after step {stopped['step']} of 30: max_degradation exceeded: content"
         in said
     )
     assert (
-        f"left are the weights of update {stopped['kept']}: photo_rate" in said
-        and "budget" in said.split("stopped itself")[0]
+        f"exported the weights of step {stopped['kept']}: photo_rate" in said
+        and "budget" in said.split("stopped after")[0]
     )
 
 
@@ -189,7 +191,7 @@ def test_the_base_model_is_left_where_nothing_was_better_and_it_is_said(
         load_file(out / "lora.safetensors")["base"], torch.eye(stubs.SIZE)
     )
     assert (
-        "warning: no update was both within the budget (early_stopping.max_degradation) and better by photo_rate: the base model is left as it was"
+        "warning: no step was both within early_stopping.max_degradation and better by photo_rate: exported the base model"
         in capsys.readouterr().out
     )
 
@@ -306,8 +308,8 @@ def test_resuming_a_run_that_stopped_changes_nothing_and_says_how_to_go_on(
     start(run, out, resume=True)
     assert ((out / "metrics.jsonl").read_bytes(), (out / "lora.safetensors").read_bytes()) == before
     assert (
-        "stopped itself after update" in (said := capsys.readouterr().out)
-        and "to go on from there change stop and use --resume" in said
+        "stopped after step" in (said := capsys.readouterr().out)
+        and "to continue, change early_stopping and use --resume" in said
     )
 
 
@@ -315,7 +317,7 @@ def test_it_goes_on_when_the_rules_are_changed(tmp_path: Path):
     out = tmp_path / "out"
     start(make_run(tmp_path, num_steps=20), out)
     ended = event(out, "stop")[0]["step"]
-    start(make_run(tmp_path, {"drift": {"content": 9.0}}, num_steps=20), out, resume=True)
+    start(make_run(tmp_path, {"max_degradation": {"content": 9.0}}, num_steps=20), out, resume=True)
     assert (
         max(steps(out, "step")) == 20 > ended
         and event(out, "stop") == []
@@ -327,9 +329,9 @@ def test_it_goes_on_when_the_rules_are_changed(tmp_path: Path):
 def test_rules_that_are_tightened_end_it_at_once_with_what_is_there(tmp_path: Path):
     out = tmp_path / "out"
     with pytest.raises(Interrupted):
-        start(make_run(tmp_path, {"drift": {"content": 9.0}}), out, on_step=stop_at(9))
+        start(make_run(tmp_path, {"max_degradation": {"content": 9.0}}), out, on_step=stop_at(9))
     start(
-        make_run(tmp_path, {"drift": {"content": 1e-6}, "degradation_patience": 1}),
+        make_run(tmp_path, {"max_degradation": {"content": 1e-6}, "degradation_patience": 1}),
         out,
         resume=True,
     )
@@ -357,7 +359,7 @@ def test_other_pairs_are_refused_where_they_would_be_compared(tmp_path: Path):
     )
     with pytest.raises(
         DirectAlignError,
-        match=r"evaluate\.num_samples_during was 4 and is 2, and stop compares all measurements with the first",
+        match=r"evaluate\.num_samples_during was 4 and is 2, and early_stopping compares all evaluations with the first",
     ):
         start(fewer, out, resume=True)
 
@@ -374,7 +376,7 @@ def test_damaged_weights_are_named_and_the_best_of_the_others_is_left(
     start(run, out, resume=True)
     said = capsys.readouterr().out
     assert (
-        f"damaged weights removed: {early_stopping.best_path(out, best)} (weights.safetensors has"
+        f"removed damaged weights: {early_stopping.best_path(out, best)} (weights.safetensors has"
         in said
     )
     assert (
@@ -397,7 +399,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
     monkeypatch.setattr(checkpoint, "write_tensors", full)
     with pytest.raises(
         DirectAlignError,
-        match=r"cannot write best weights .*/best/step-.*: no space left on the disk; free some space and go on with --resume",
+        match=r"cannot write best weights .*/best/step-.*: no space left on the disk; free some space and continue with --resume",
     ):
         start(run, tmp_path / "out")
     monkeypatch.undo()

@@ -21,11 +21,11 @@ RECIPE = recipe_path("world_stopping")
     ("stop", "message"),
     [
         (
-            {"drift": {"contnet": 0.03}},
+            {"max_degradation": {"contnet": 0.03}},
             r"stop\.drift\.contnet: the run does not measure contnet; it measures photo_rate, content, .*color_drift: name one",
         ),
         (
-            {"drift": {"diversity": 0.03}},
+            {"max_degradation": {"diversity": 0.03}},
             r"stop\.drift\.diversity: the run does not measure diversity",
         ),
         ({"judge": "held_out_second"}, r"stop\.judge: the run does not measure held_out_second"),
@@ -44,7 +44,7 @@ def test_the_rules_are_told():
     run = recipe(
         judge="world",
         stop={
-            "drift": {"content": 0.03, "color_drift": 0.05, "brightness": 0.2},
+            "max_degradation": {"content": 0.03, "color_drift": 0.05, "brightness": 0.2},
             "patience": 1,
             "score_patience": 3,
         },
@@ -65,7 +65,7 @@ def test_the_rules_are_told():
 
 
 def test_patience_that_outlasts_the_run_is_doubted():
-    assert early_stopping_warnings(recipe(stop={"drift": {"reward": 1}, "patience": 3})) == []
+    assert early_stopping_warnings(recipe(stop={"max_degradation": {"reward": 1}, "patience": 3})) == []
     late, loose = early_stopping_warnings(recipe(stop={"patience": 10}))
     assert (
         late
@@ -78,8 +78,8 @@ def test_patience_that_outlasts_the_run_is_doubted():
 
 def test_the_live_line_tells_what_is_used_of_the_budget(capsys: pytest.CaptureFixture[str]):
     with Display(10, 0, Console()) as display:
-        display.measured({"step": 3, "content": 0.98}, {"content": 0.667, "color_drift": 0.2})
-        display.measured({"step": 6, "content": 0.98}, None)
+        display.evaluation({"step": 3, "content": 0.98}, {"content": 0.667, "color_drift": 0.2})
+        display.evaluation({"step": 6, "content": 0.98}, {})
     first, second = capsys.readouterr().out.splitlines()[:2]
     assert "content 0.98  budget 67% used (content)" in first and "budget 67% used" in second
 

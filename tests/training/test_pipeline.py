@@ -62,7 +62,7 @@ def test_a_full_disk_outside_a_checkpoint_is_one_line_too(
     monkeypatch.setattr(sys.modules["directalign.training.run"], "_load", full)
     with pytest.raises(
         DirectAlignError,
-        match=r"no space left on the disk that holds .*out; free some and continue with --resume",
+        match=r"no space left on the disk of .*out; free some and continue with --resume",
     ):
         train(run, tmp_path / "out", resume=False)
 
@@ -119,7 +119,7 @@ def test_a_run_leaves_everything_and_resumes_to_the_same_bits(
         monkeypatch.context() as patch,
         pytest.raises(
             NonFiniteError,
-            match=r"update 3: the loss is nan \(branch denoise, sigma 0\.\d{4}, 0\.\d{4}\)",
+            match=r"step 3: the loss is nan \(branch denoise, sigma 0\.\d{4}, 0\.\d{4}\)",
         ),
     ):
         patch.setattr(SRPO, "losses", break_at(2))

@@ -57,7 +57,7 @@ def test_a_thread_of_its_own_tells_everything_in_order(
     for step in range(5):
         written.write({"event": "step", "step": step, "loss": 0.5})
         written.grid(step, stubs.torch.zeros(1, 3, 4, 4))
-    written.summarise({"a": 1})
+    written.summary({"a": 1})
     written.close()
     wanted: list[Any] = [
         each for step in range(5) for each in ((step, {"step/loss": 0.5}), ("picture", step))
@@ -83,7 +83,7 @@ def test_a_failure_is_said_once_and_the_records_are_whole(
         time.sleep(0.01)
     written.close()
     assert caplog.messages == [
-        "it failed (ConnectionError: no route); the run goes on without it, and metrics.jsonl has everything. Do this."
+        "it failed (ConnectionError: no route); the run continues without it, metrics.jsonl is complete. Do this."
     ]
     assert [record["step"] for record in run_log.read(tmp_path)] == [0, 1, 2, 3, 4] and [
         step for step, _ in tracker.told
@@ -118,7 +118,7 @@ def test_who_has_history_is_not_told_again(tmp_path: Path):
     mindful.has_history = True
     run_log.RunLog(tmp_path, -1).write({"event": "step", "step": 1, "loss": 1.0})
     written = run_log.RunLog(tmp_path, 1, trackers=[forgetful, mindful])
-    written.grid(1, stubs.torch.zeros(1, 3, 4, 4), again=True)
+    written.grid(1, stubs.torch.zeros(1, 3, 4, 4), is_replay=True)
     written.grid(2, stubs.torch.zeros(1, 3, 4, 4))
     written.close()
     assert forgetful.told == [
@@ -232,7 +232,7 @@ def test_a_package_that_is_missing_is_refused(
 ):
     monkeypatch.setitem(sys.modules, name, None)
     run = asking(tmp_path, **{name: {"project": "p"}})
-    with pytest.raises(DirectAlignError, match=f"track.{name}") as refused:
+    with pytest.raises(DirectAlignError, match=f"trackers.{name}") as refused:
         check_trackers(run, is_here=True)
     assert line in str(refused.value)
     findings, doubts = check_trackers(run, is_here=False)

@@ -20,8 +20,9 @@ from directalign import config
 from directalign.diffusion.rng import draw_rows, generator_for
 from directalign.training.data import open_data
 from directalign.training.distributed import TorchProcessGroup
+from directalign.training import run_folder
 from directalign.training.run import Loaded, train_loaded
-from directalign.training.run_folder import claim
+
 from directalign.types import Batch, Conditioning, Images, Latents, LossTerm, PerSample
 
 PROMPTS = [f"a thing of kind {index}" for index in range(11)]
@@ -42,7 +43,7 @@ class LowRank(nn.Module):
         return x @ (self.base + self.up @ self.down if hasattr(self, "up") else self.base)
 
 
-class StubFamily:
+class StubModel:
     """The image is the latent; `predict` maps its last axis."""
 
     path, prediction = "flow", "velocity"
@@ -88,7 +89,7 @@ class StubMethod:
 
     def __init__(
         self,
-        family: StubFamily,
+        family: StubModel,
         spoil: Callable[[Tensor, int, str], Tensor] | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> None:
@@ -135,7 +136,7 @@ class StubMethod:
 class StubMeasurer:
     """Measures the sum of the weights, and disturbs every random state while at it."""
 
-    def __init__(self, family: StubFamily) -> None:
+    def __init__(self, family: StubModel) -> None:
         self.model = family
 
     def prepare(self) -> None:
@@ -177,7 +178,7 @@ def make_run(prompts: Path, **train: Any) -> config.RunConfig:
 
 
 def load(
-    run: config.RunConfig, family: StubFamily, ranks: TorchProcessGroup, **method: Any
+    run: config.RunConfig, family: StubModel, ranks: TorchProcessGroup, **method: Any
 ) -> Loaded:
     """The stubs of a run, with its data."""
     return Loaded(
@@ -191,10 +192,11 @@ def start(
     resume: bool = False,
     ranks: TorchProcessGroup | None = None,
     **method: Any,
-) -> StubFamily:
+) -> StubModel:
     """A whole stub run; the family it trained."""
-    claim(out, resume)
-    family = StubFamily(full=run.model.tune == "full")
+    run_folder.check(out, resume)
+    run_folder.make(out)
+    family = StubModel(full=run.model.tune == "full")
     train_loaded(
         run,
         out,

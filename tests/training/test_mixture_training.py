@@ -17,7 +17,6 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner, Result
 
-from directalign import preflight
 from directalign.cli import app
 from directalign.rewards import http
 from tiny import write_flux
@@ -210,7 +209,7 @@ def test_two_processes_mix_as_one_does(folder: Path, tmp_path: Path) -> None:
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waits, and no plan of the memory, which takes longer than all the rest."""
     monkeypatch.setattr(http, "FIRST_WAIT", 0.0)
-    monkeypatch.setattr(preflight, "plan", lambda run, out: SimpleNamespace(warnings=()))
+    monkeypatch.setattr("directalign.preflight.plan", lambda run, out: SimpleNamespace(warnings=()))
 
 
 class Service:

@@ -26,7 +26,7 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def again(out: Path, **train: Any) -> stubs.StubFamily:
+def again(out: Path, **train: Any) -> stubs.StubModel:
     return stubs.start(
         stubs.make_run(out.parent / "prompts.txt", **{"ema_decay": 0.9, **train}), out, resume=True
     )
@@ -115,9 +115,9 @@ def test_a_truncated_file_is_named_and_the_checkpoint_before_is_used(
     again(out)
     said = capsys.readouterr().out
     assert (
-        "damaged checkpoint passed over" in said
+        "damaged checkpoint" in said
         and f"step-000006 ({name}" in said
-        and "step-000004 instead" in said
+        and "using " in said and "step-000004" in said
     )
     assert (out / "lora.safetensors").read_bytes() == wanted
     assert atomic.damage(out / "checkpoints" / "step-000006") is None
@@ -129,7 +129,7 @@ def test_damage_is_told_apart(out: Path):
     content = bytearray((folder / "optimizer.pt").read_bytes())
     content[len(content) // 2] ^= 1
     (folder / "optimizer.pt").write_bytes(content)
-    assert atomic.damage(folder) == "optimizer.pt does not fit its checksum"
+    assert atomic.damage(folder) == "optimizer.pt does not match its checksum"
     (folder / "optimizer.pt").unlink()
     assert atomic.damage(folder) == "optimizer.pt is missing"
     (folder / "manifest.json").unlink()
@@ -150,7 +150,7 @@ def test_another_config_is_refused_with_the_keys_that_differ(out: Path):
     before = (out / "metrics.jsonl").read_text()
     with pytest.raises(
         DirectAlignError,
-        match=r"another config: train\.max_grad_norm was 1\.0 and is 3\.0, train\.learning_rate was 0\.05 and is 0\.1; restore",
+        match=r"another config: train\.learning_rate was 0\.05 and is 0\.1, train\.max_grad_norm was 1\.0 and is 3\.0; restore",
     ):
         again(out, max_grad_norm=3.0, learning_rate=0.1)
     assert (out / "metrics.jsonl").read_text() == before
@@ -179,7 +179,7 @@ def test_another_architecture_data_set_or_format_is_refused(out: Path):
         (path / "record.json").write_text(json.dumps({**record, **change}))
         (path / "manifest.json").unlink()
         shutil.move(path, atomic.partial_of(path))
-        atomic.publish(path, atomic.sums(atomic.partial_of(path)))
+        atomic.publish(path, atomic.checksums(atomic.partial_of(path)))
         with pytest.raises(DirectAlignError, match=message):
             again(out)
 
@@ -189,7 +189,7 @@ def test_one_global_batch_may_be_shared_out_anew_but_not_be_another(out: Path):
     again(out, batch_size=1, gradient_accumulation_steps=2, parallel="data")
     again(out, batch_size=1, global_batch_size=2)
     assert (out / "lora.safetensors").read_bytes() == wanted
-    message = r"another global batch: 2 prompts per update on 1 ranks, and 6 on 1 now; set train\.global_batch_size: 2, or data\.batch_size"
+    message = r"another global batch: 2 prompts per step on 1 ranks, and 6 on 1 now; set train\.global_batch_size: 2, or data\.batch_size"
     with pytest.raises(DirectAlignError, match=message):
         again(out, batch_size=3, gradient_accumulation_steps=2)
 
@@ -225,7 +225,7 @@ def test_a_full_disk_is_one_line_and_the_last_good_one_stays(
         real(value, file)
 
     monkeypatch.setattr(torch, "save", full)
-    message = r"cannot write checkpoint .*step-000004: no space left on the disk; .*step-000002 is kept; free some space and go on with --resume"
+    message = r"cannot write checkpoint .*step-000004: no space left on the disk; .*step-000002 is kept; free some space and continue with --resume"
     with pytest.raises(DirectAlignError, match=message):
         stubs.start(stubs.make_run(tmp_path / "prompts.txt"), tmp_path / "out")
     folder = tmp_path / "out" / "checkpoints"

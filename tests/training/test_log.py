@@ -50,8 +50,8 @@ def shown(terminal: bool, silent: bool = False) -> str:
         10, 0, Console(file=stream, force_terminal=terminal, width=160), silent
     ) as display:
         display.step(record(1))
-        display.measured(
-            {"step": 1, "photo_rate": {"value": 0.75}, "color_drift": 0.125, "content": None}
+        display.evaluation(
+            {"step": 1, "photo_rate": {"value": 0.75}, "color_drift": 0.125, "content": None}, {}
         )
         display.step(record(2, reward=None))
     return stream.getvalue()
@@ -62,7 +62,7 @@ def test_without_a_terminal_there_are_plain_lines_with_everything():
     assert lines[0] == "step 1/10  reward 0.5  grad norm 2  27 s left"
     assert (
         lines[1]
-        == "measured at step 1  reward 0.5  grad norm 2  photo rate 0.75  color drift 0.125"
+        == "evaluated at step 1  reward 0.5  grad norm 2  photo rate 0.75  color drift 0.125"
     )
     assert (
         lines[2].startswith("step 2/10  reward 0.5")

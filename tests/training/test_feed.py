@@ -36,7 +36,7 @@ def run(tmp_path: Path) -> config.RunConfig:
 
 
 def test_images_come_first_then_prompts(run: config.RunConfig):
-    feed = open_data(run, stubs.StubFamily(), TorchProcessGroup())
+    feed = open_data(run, stubs.StubModel(), TorchProcessGroup())
     offline, online = feed.batches(1), feed.batches(2)
     assert [(batch.offset, batch.global_size) for batch in offline] == [(0, 2), (1, 2)] and all(
         batch.step == 1 for batch in offline
@@ -52,25 +52,25 @@ def test_images_come_first_then_prompts(run: config.RunConfig):
 
 def test_images_alone_last_for_the_whole_run_and_show_their_captions(run: config.RunConfig):
     data = config.DataConfig.model_validate({"images": run.data.images})
-    feed = open_data(run.model_copy(update={"data": data}), stubs.StubFamily(), TorchProcessGroup())
+    feed = open_data(run.model_copy(update={"data": data}), stubs.StubModel(), TorchProcessGroup())
     assert feed.batches(5)[0].images is not None
-    assert list(feed.shown(8)) == ["grey 0", "grey 1"]
+    assert list(feed.first_texts(8)) == ["grey 0", "grey 1"]
 
 
 def test_ranks_and_micro_batches_share_out_the_prompts(run: config.RunConfig):
     run = run.model_copy(
         update={"data": config.DataConfig.model_validate({"prompts": run.data.prompts})}
     )
-    feeds = [open_data(run, stubs.StubFamily(), TorchProcessGroup(rank, 2)) for rank in range(2)]
+    feeds = [open_data(run, stubs.StubModel(), TorchProcessGroup(rank, 2)) for rank in range(2)]
     seen = [batch.prompts[0] for feed in feeds for step in (0, 1) for batch in feed.batches(step)]
     assert len(set(seen)) == 8
     assert [(batch.offset, batch.global_size) for batch in feeds[1].batches(0)] == [(1, 4), (3, 4)]
 
 
 def test_the_fingerprint_follows_the_contents(run: config.RunConfig):
-    feed = open_data(run, stubs.StubFamily(), TorchProcessGroup())
+    feed = open_data(run, stubs.StubModel(), TorchProcessGroup())
     assert feed.prompts is not None and feed.images is not None
-    assert feed.fingerprint == open_data(run, stubs.StubFamily(), TorchProcessGroup()).fingerprint
+    assert feed.fingerprint == open_data(run, stubs.StubModel(), TorchProcessGroup()).fingerprint
     fewer = replace(feed, prompts=replace(feed.prompts, prompts=feed.prompts.prompts[1:]))
     renamed = replace(
         feed,
@@ -119,7 +119,7 @@ def updates(
     """The batches of each update over all ranks, in the order of their places; every feed is opened anew."""
     run = run.model_copy(update={"data": run.data.model_copy(update={"batch_size": batch_size})})
     feeds = [
-        open_data(run, stubs.StubFamily(), TorchProcessGroup(rank, world_size))
+        open_data(run, stubs.StubModel(), TorchProcessGroup(rank, world_size))
         for rank in range(world_size)
     ]
     return [
@@ -197,10 +197,10 @@ def test_a_bucket_too_small_for_an_update_is_refused_before_training(shaped: con
         DirectAlignError,
         match=r"data\.buckets: \[16, 16\] has 4, \[24, 8\] has 4 images, and an update takes 6",
     ):
-        open_data(run, stubs.StubFamily(), TorchProcessGroup())
+        open_data(run, stubs.StubModel(), TorchProcessGroup())
 
 
-class Choosy(stubs.StubFamily):
+class Choosy(stubs.StubModel):
     """Takes sides that are multiples of 16."""
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -223,7 +223,7 @@ def test_a_shape_that_the_model_cannot_take_is_named_with_its_key(shaped: config
 
 
 def test_the_fingerprint_tells_images_apart_by_name(shaped: config.RunConfig):
-    feed: TrainData = open_data(shaped, stubs.StubFamily(), TorchProcessGroup())
+    feed: TrainData = open_data(shaped, stubs.StubModel(), TorchProcessGroup())
     assert feed.images is not None
     renamed = replace(
         feed,
