@@ -99,34 +99,34 @@ def cases(quick: bool) -> list[Case]:
     return [Case(each.arm, each.group, 1, (0,)) for each in CASES if each.arm.name in QUICK_NAMES]
 
 
-def lengthened(case: Case, quick: bool, recipes: Path) -> Arm:
+def lengthened(case: Case, quick: bool) -> Arm:
     """The arm over its whole reach, measured at every length, or half length for up to two."""
     if quick:
         return sized([case.arm], quick)[0]
-    length = num_steps_of(case.arm.recipe, recipes)
+    length = num_steps_of(case.arm.recipe)
     every = length if case.reach > 2 else length // 2
     longer = case.arm.plus(f"train.num_steps={case.reach * length}", f"evaluate.every={every}")
     return sized([longer], quick)[0]
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Train every case (rows have `group`, and `length` in units of the recipe's), measure gaps.
 
     Quick: two cases, one seed, two updates.
     """
     rows: list[Row] = []
     for case in cases(quick):
-        unit = num_steps_of(case.arm.recipe, recipes, QUICK_SIZE if quick else ())
-        arm = lengthened(case, quick, recipes)
-        for row in run_arms("anchor", [arm], case.seeds, out, recipes):
+        unit = num_steps_of(case.arm.recipe, QUICK_SIZE if quick else ())
+        arm = lengthened(case, quick)
+        for row in run_arms("anchor", [arm], case.seeds, out):
             rows.append({**row, "group": case.group, "length": row["step"] / unit})
-    settings = settings_of(cases(quick)[0].arm, 0, recipes)
-    return rows + piece(out, "gaps", settings, lambda: _gaps(recipes))
+    settings = settings_of(cases(quick)[0].arm, 0)
+    return rows + piece(out, "gaps", settings, _gaps)
 
 
-def _gaps(recipes: Path) -> list[Row]:
+def _gaps() -> list[Row]:
     """One row per choice of phrases: cosine of its texts, and pos − neg of true images."""
-    reward = load_reward(load_run(recipes / "world_srpo.yaml").reward)
+    reward = load_reward(load_run("world_srpo").reward)
     assert isinstance(reward, ClipReward)
     renders, rows = renders_for(reward), []
     for gap in GAPS:

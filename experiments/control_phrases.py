@@ -77,7 +77,7 @@ PHRASES = (
 QUICK_NAMES = ("to_photo", "to_anime")
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Train with all phrases, ask each model for every style, measure the phrases with the reward.
 
     Quick: two choices of phrases, one seed.
@@ -85,13 +85,13 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     phrases = [each for each in PHRASES if not quick or each.name in QUICK_NAMES]
     arms, seeds = sized([each.arm for each in phrases], quick), SEEDS[:1] if quick else SEEDS
     count, styles = (4, STYLES[:2]) if quick else (ASKED_PAIRS, STYLES)
-    rows = run_arms("control_phrases", arms, seeds, out, recipes)
+    rows = run_arms("control_phrases", arms, seeds, out)
     for arm in arms:
         for seed in seeds:
-            settings, folder = settings_of(arm, seed, recipes), folder_of(arm, seed, out)
+            settings, folder = settings_of(arm, seed), folder_of(arm, seed, out)
             make = partial(_styles_in_prompts, arm, seed, folder, styles, count)
             rows += piece(out, f"asked-{arm.name}-seed{seed}", settings, make)
-    settings, base = settings_of(arms[0], 0, recipes), Arm("base", "base model", RECIPE)
+    settings, base = settings_of(arms[0], 0), Arm("base", "base model", RECIPE)
     make = partial(_styles_in_prompts, base, 0, folder_of(arms[0], 0, out), styles, count)
     rows += piece(out, "asked-base", settings, make)
     return rows + piece(out, "facts", settings, lambda: _facts(phrases, settings.reward))

@@ -42,9 +42,9 @@ from .runner import Arm, piece, run_arm, settings_of, sized
 from .tables import DASH, Table, number, with_interval
 
 SEEDS = (0, 1, 2)
-RECIPES = {"direct_align": "world_direct_align", "refl": "world_refl", "srpo": "world_srpo"}
 ARMS = tuple(
-    Arm(name, title_of(name), recipe, ("evaluate.every=0",)) for name, recipe in RECIPES.items()
+    Arm(name, title_of(name), f"world_{name}", ("evaluate.every=0",))
+    for name in ("direct_align", "refl", "srpo")
 )
 QUICK_ARMS = ("direct_align", "srpo")
 HELD_OUT = "second={name: clip, path: 'world:second_reward'}"
@@ -120,18 +120,18 @@ ELECTORATES = (
 )
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Train and compare, then simulate; quick: two arms, one seed, two updates, few simulations."""
     arms = sized([arm for arm in ARMS if not quick or arm.name in QUICK_ARMS], quick)
     images, rows = QUICK_IMAGES if quick else IMAGES, []
     for seed in SEEDS[:1] if quick else SEEDS:
-        rows += compare_runs(arms, seed, out, recipes, images)
-    return rows + simulate(out, quick, settings_of(arms[0], 0, recipes))
+        rows += compare_runs(arms, seed, out, images)
+    return rows + simulate(out, quick, settings_of(arms[0], 0))
 
 
-def compare_runs(arms: list[Arm], seed: int, out: Path, recipes: Path, images: int) -> list[Row]:
+def compare_runs(arms: list[Arm], seed: int, out: Path, images: int) -> list[Row]:
     """A row per pair of models and number, of the runs of one seed."""
-    sources = tuple(f"{arm.name}={run_arm(arm, seed, out, recipes)}" for arm in arms)
+    sources = tuple(f"{arm.name}={run_arm(arm, seed, out)}" for arm in arms)
     where = {"commit": commit(), "machine": machine(), "versions": versions()}
     settings = {"base": True, "num_samples": images, "rewards": (HELD_OUT,), "where": where}
     made = compare(Request(sources, out / "comparisons" / f"seed{seed}", **settings), print)

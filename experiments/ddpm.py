@@ -76,7 +76,7 @@ WINDOWS = {
 }
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Rows of all runs, with `group`, `prediction` and `what`; then the rows of kind `schedule`."""
     seeds = SEEDS[:1] if quick else SEEDS
     found: list[Row] = []
@@ -84,7 +84,7 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
         what = {arm.name: what for what, arm in group.parts}
         named = {"group": group.name, "prediction": group.prediction}
         arms = sized([arm for _, arm in group.parts], quick)
-        for row in run_arms("ddpm", arms, seeds, out, recipes):
+        for row in run_arms("ddpm", arms, seeds, out):
             found.append({**row, **named, "what": what[row["arm"]]})
     facts = {key: found[0][key] for key in ("study", "commit", "machine", "versions")}
     return found + [{**facts, **row} for seed in seeds for row in exactness(seed)]

@@ -59,18 +59,18 @@ WEIGHTS = (
 )
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Train the arms, fit gradients of the base model; quick: two arms, one seed, one level."""
     chosen, seeds = list(ARMS), SEEDS
     if quick:
         chosen, seeds = [arm for arm in ARMS if arm.name in (OFFICIAL, HALF)], SEEDS[:1]
     longer = []
     for arm in chosen:
-        length = f"train.num_steps={LONGER * num_steps_of(arm.recipe, recipes)}"
+        length = f"train.num_steps={LONGER * num_steps_of(arm.recipe)}"
         longer.append(replace(arm, overrides=(length, *arm.overrides)))
-    rows = run_arms("inversion", sized(longer, quick), seeds, out, recipes)
+    rows = run_arms("inversion", sized(longer, quick), seeds, out)
     fitted = sized([arm for arm in chosen if arm.name in FITTED], quick)
-    settings = {arm: settings_of(arm, 0, recipes) for arm in fitted}
+    settings = {arm: settings_of(arm, 0) for arm in fitted}
     for point in POINTS[2:3] if quick else POINTS:
         make = partial(fit_gradients, settings, point, 1 if quick else BATCHES)
         rows += piece(out, f"coefficients-{point}", settings[fitted[0]], make)

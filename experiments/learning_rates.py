@@ -25,14 +25,14 @@ QUICK = Budget(calls=32, measurements=1, num_samples=8, diversity_prompts=0, pro
 QUICK_ARMS = ("srpo", "refl")
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Train every method with every rate; rows have a `method`. Quick: two methods."""
     budget = QUICK if quick else FULL
     methods = small_batches([arm for arm in ARMS if not quick or arm.name in QUICK_ARMS], quick)
-    priced = [within(allowance(arm, budget), arm, out, recipes) for arm in methods]
+    priced = [within(allowance(arm, budget), arm, out) for arm in methods]
     method = {with_rate(arm, rate).name: arm.name for arm in priced for rate in RATES}
     arms = [with_rate(arm, rate) for arm in priced for rate in RATES]
-    rows = run_arms("learning_rates", arms, (SEED,), out, recipes)
+    rows = run_arms("learning_rates", arms, (SEED,), out)
     return [row | {"method": method[row["arm"]]} for row in rows]
 
 

@@ -75,11 +75,11 @@ FULL = Size((0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.94, 0.97), (0.005, 0.02, 0.1), (0, 
 QUICK = Size((0.3, 0.9), (0.02, 0.1), (0,), 6)
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Rows of clean images, x0_hat and `recovered`, by model, seed, noise, level, jump."""
     size, found = QUICK if quick else FULL, []
     for model, (title, recipe) in MODELS.items():
-        run = load_run(recipes / f"{recipe}.yaml")
+        run = load_run(recipe)
         for seed in size.seeds:
             named = {"study": "recovery", "arm": model, "title": title, "seed": seed}
             rows = piece(out, f"{model}-seed{seed}", run, partial(errors, run, seed, size))

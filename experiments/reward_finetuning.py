@@ -72,16 +72,16 @@ ARMS = {
 """{arm: (title, form of the reward, phrases, finetuned reward)}."""
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Finetune every reward, train every arm; quick: one reward, two arms, one seed."""
     rows: list[Row] = []
     source = Arm("source", "", "world_srpo", (f"reward.path={SOURCE}",))
-    settings = settings_of(source, SEED, recipes)
+    settings = settings_of(source, SEED)
     for reward in REWARDS[:1] if quick else REWARDS:
         make = partial(_finetune, reward, out, quick)
         rows += piece(out, f"reward-{reward.name}", settings, make)
     chosen, seeds = (arms(out)[:2], SEEDS[:1]) if quick else (arms(out), SEEDS)
-    return rows + run_arms("reward_finetuning", sized(chosen, quick), seeds, out, recipes)
+    return rows + run_arms("reward_finetuning", sized(chosen, quick), seeds, out)
 
 
 def arms(out: Path) -> list[Arm]:

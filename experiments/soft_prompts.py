@@ -66,16 +66,16 @@ VARIANTS = (
 )
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Fit the tokens of every seed, train with tokens and phrases; quick: one seed, short fit."""
     rows: list[Row] = []
     for seed in SEEDS[:1] if quick else SEEDS:
         for each in (each for each in VARIANTS if each.fitting):
-            settings = settings_of(Arm(each.name, each.title, RECIPE), seed, recipes)
+            settings = settings_of(Arm(each.name, each.title, RECIPE), seed)
             make = partial(_fit, each, seed, out, quick, settings)
             rows += piece(out, f"fit-{each.name}-seed{seed}", settings, make)
         arms = sized([each.arm(form, seed, out) for each in VARIANTS for form in FORMS], quick)
-        rows += run_arms("soft_prompts", arms, [seed], out, recipes)
+        rows += run_arms("soft_prompts", arms, [seed], out)
     return rows
 
 

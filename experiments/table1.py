@@ -44,14 +44,13 @@ DOTS = {
 }
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Train every arm within its budget from every seed."""
     budget = QUICK if quick else FULL
     arms = [
-        within(allowance(arm, budget, often=True), arm, out, recipes)
-        for arm in small_batches(ARMS, quick)
+        within(allowance(arm, budget, often=True), arm, out) for arm in small_batches(ARMS, quick)
     ]
-    rows = run_arms("table1", arms, QUICK_SEEDS if quick else SEEDS, out, recipes)
+    rows = run_arms("table1", arms, QUICK_SEEDS if quick else SEEDS, out)
     return with_drift(rows, budget.num_samples)
 
 

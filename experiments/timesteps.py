@@ -47,15 +47,15 @@ def arms_of_form(form: str) -> list[Arm]:
     return arms
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Train every form in every window, compare images; quick: Direct-Align, one seed."""
     rows: list[Row] = []
     seeds = SEEDS[:1] if quick else SEEDS
     for form in list(FORMS)[: 1 if quick else None]:
         arms = sized(arms_of_form(form), quick)
-        rows += run_arms("timesteps", arms, seeds, out, recipes)
+        rows += run_arms("timesteps", arms, seeds, out)
         for seed in seeds:
-            settings = settings_of(arms[0], seed, recipes)
+            settings = settings_of(arms[0], seed)
             make = partial(_compare_images, form, seed, arms, out)
             rows += piece(out, f"{form}-seed{seed}", settings, make)
     return rows
