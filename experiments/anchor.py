@@ -157,7 +157,6 @@ def failures(runs: Rows, arm: str) -> list[int]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """The anchor against its rivals, when each case fails, the main cases by length, and gaps."""
     runs = rows.runs
     titles, main = runs.arms, list(runs.where(group="main").arms)
     against, failure, lengths = [], [], []
@@ -195,7 +194,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """The main cases along the updates, and the best and the end of every case."""
     runs = rows.runs
     main = list(runs.where(group="main").arms)
     panels, note = panels_over_updates(runs, main), "Means over seeds, with 95 % intervals."

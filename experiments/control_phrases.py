@@ -103,13 +103,8 @@ def _styles_in_prompts(
     """One row per style: rates of that style and of content when the prompt asks for the style."""
     measurer = measurer_of(folder, base=arm.name == "base")
     pairs, run, rows = measurer.pairs.first(count), measurer.run, []
-    named = {
-        "study": "control_phrases",
-        "kind": "asked",
-        "arm": arm.name,
-        "title": arm.title,
-        "seed": seed,
-    }
+    named = {"study": "control_phrases", "kind": "asked", "seed": seed}
+    named |= {"arm": arm.name, "title": arm.title}
     for style in styles:
         prompts = [f"{STYLE_WORDS[style][0]}. {prompt}" for prompt in pairs.prompts]
         size = run.evaluate.batch_size
@@ -202,7 +197,6 @@ def _facts(phrases: Sequence[Phrases], settings: Any) -> list[Row]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """Style rates after training, the bias that cancels, and styles that prompts ask for."""
     facts = {row["arm"]: row for row in rows.where(kind="facts")}
     runs = rows.runs
     begun = runs.base
@@ -237,7 +231,6 @@ def delivered(rows: Rows, arm: str, style: str) -> Any:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Dots: styles on plain prompts, content and drift, and styles that prompts ask for."""
     facts, runs = {row["arm"]: row for row in rows.where(kind="facts")}, rows.runs
 
     def after(title: str, key: str, percent: bool = True) -> DotColumn:

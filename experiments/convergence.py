@@ -246,7 +246,6 @@ def ratio(
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """Cost of each level, its ratio to both SRPO variants, and gradients by depth."""
     runs, percents = rows.runs, [f"{100 * level:g} %" for level in LEVELS]
     keys = {"call_equivalents": "NFE equivalents", "seconds": "seconds"}
     columns = [f"{name} to {percent}" for name in keys.values() for percent in percents]
@@ -302,7 +301,6 @@ def depth_table(rows: Rows) -> Table:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Photo rate and reward along three costs; costs over SRPO's; gradients by depth."""
     runs, panels = rows.runs, []
     costs = {"call_equivalents": "NFE equivalents", "seconds": "seconds", "step": "updates"}
     judged = {"photo_rate": ("Photo rate", True), "score_pos": ("Reward", False)}

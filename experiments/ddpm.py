@@ -274,7 +274,6 @@ def group_arms(rows: Rows, group: str) -> dict[str, tuple[str, str]]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """Methods at the end and at one photo rate, SRPO over windows and grids, the closed form."""
     methods, matched, levels = [], [], []
     arms = group_arms(rows, "methods")
     at_rate = (SPENT[1], *JUDGED[1:3])
@@ -311,7 +310,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Methods between photo rate and colour drift, by prediction; windows and grids as dots."""
     files, methods, keys = [], group_arms(rows, "methods"), ("photo_rate", "color_drift")
     for prediction in MODELS:
         points = []

@@ -144,7 +144,6 @@ COMPARED = {
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """Directions, arms at one photo rate, defences minus what they defend, arms at the end."""
     runs = rows.runs
     names = list(runs.arms)
     facts = [
@@ -176,7 +175,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Photo rate, drift and what was never trained on, over the updates."""
     runs = rows.runs
     keys = {column.key: column.title for column in (PHOTO_RATE, *COLUMNS[:2], COLUMNS[3])}
     keys |= {LEAK: "trained reward on control prompts", COLUMNS[5].key: COLUMNS[5].title}

@@ -121,7 +121,6 @@ def best_of(form: str, seed: int, runs: Rows, loss: float = LOSS) -> Row:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """When each run ended and what it left, beside the best in hindsight."""
     columns = (
         Column("photo_rate", "photo rate", 0, percent=True),
         Column("content", "content", 0, percent=True),
@@ -145,7 +144,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """One plane per form: the free runs, where they end, and what the controlled runs keep."""
     endings, runs, files = rows.where(kind="ending"), rows.runs, []
 
     def point(name: str, found: Sequence[Row], trail: Sequence[tuple[float, float]] = ()) -> Point:

@@ -224,7 +224,6 @@ def by_level(fitted: Rows, arm: str, key: str) -> list[tuple[float, SeedInterval
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """The arms after a third and at the end, half cost minus official, weights in the gradient."""
     runs, fitted = rows.runs, rows.where(kind="coefficients")
     steps = sorted({row["step"] for row in runs.where(arm=OFFICIAL)})
     lengths = [step for step in (steps[-1] // 3, steps[-1]) if step in steps and step > 0]
@@ -257,7 +256,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """The trainings as curves, and the weights by noise level beside their derivation."""
     runs, fitted = rows.runs, rows.where(kind="coefficients")
     panels = panels_over_updates(runs, list(runs.arms), banded=False)
     file, title = folder / "inversion_curves.png", "What the branches and their ramps do"

@@ -65,7 +65,6 @@ def _methods(rows: Iterable[Row]) -> list[str]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """The deciding measurement of every method and rate, in brackets if none kept the content."""
     rates = sorted({row["learning_rate"] for row in rows})
     lines = []
     for method, picked in chosen(rows).items():
@@ -81,7 +80,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """One panel per method: photo rate over cost, a line per rate."""
     panels = []
     for method in _methods(rows):
         lines = []

@@ -262,7 +262,6 @@ def deviations(rows: Rows) -> list[tuple[float, Row]]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """Measured against predicted ratios, errors by level, and what is left of the images."""
     formula, by_level, signals = [], [], []
     errors = [Column(key, key) for key in ("latents_rmse", "pixels_rmse")]
     ratios = [Column(key, key, 4, interval=False) for key in ("ratio", "predicted")]
@@ -293,7 +292,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Error in latents by level; what the reward and the judge see in both images."""
     arms, errors, signals = rows.arms, [], []
     last = list(arms)[-1]
     for arm, title in arms.items():

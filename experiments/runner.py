@@ -70,8 +70,9 @@ MARK = "study.json"
 class Study(Protocol):
     """A module of this package. Its docstring says what the paper claims and what is measured.
 
-    `measure` returns the rows and trains or measures what is not there yet; `tables` and `draw`
-    need nothing but rows. Figures are named after the study.
+    `measure` returns the rows and trains or measures what is not there yet; `quick` is a size of
+    minutes that tests the code. `tables` ({name: table}) and `draw` (files in `folder`, named after
+    the study) need nothing but rows.
     """
 
     def measure(self, out: Path, quick: bool) -> list[Row]: ...

@@ -122,7 +122,6 @@ def forms_of(runs: Rows) -> dict[str, list[str]]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """The fits on held-out images, and photo rates at equal content loss."""
     fits, runs = rows.where(kind="fit"), rows.runs
     fit_lines, run_lines = [], []
     for arm, title in fits.arms.items():
@@ -152,7 +151,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Photo rate, content and colour drift along the updates, one figure per form."""
     runs, files = rows.runs, []
     titles = runs.arms
     for form, arms in forms_of(runs).items():

@@ -230,7 +230,6 @@ def spread(rows: Rows, arm: str, seed: int) -> tuple[float, float]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """Base and aligned model in every condition, and their spread over image seeds."""
     lines, seeds = [], []
     for kind, name in KINDS.items():
         for what in conditions(rows, kind):
@@ -264,7 +263,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Photo rate, content and colour drift over step counts, guidance and rounds."""
     kinds, panels = [kind for kind in KINDS if kind != "samplers"], []
     for key, title in QUALITY.items():
         for kind in kinds:

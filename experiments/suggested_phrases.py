@@ -124,7 +124,6 @@ def unwanted_among_last(listed: list[Row], style: str) -> tuple[int, int]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """Rankings, trainings, and the suggestions minus the official ramps at equal photo rates."""
     runs = rows.runs
     titles, rankings, trainings, against = runs.arms, [], [], []
     for style in rows.where(kind="ranked").arms:
@@ -157,7 +156,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """The trainings as curves, and content over photo rate."""
     runs = rows.runs
     arms = list(runs.arms)
     panels, ways = panels_over_updates(runs, arms), []

@@ -55,7 +55,6 @@ def measure(out: Path, quick: bool) -> list[Row]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """Methods at the largest common budget, and at levels that two thirds of them reach."""
     key = "call_equivalents"
     amount = min(row[key] for arm in rows.arms for row in rows.last(arm))
     at_amount = rows.matched(lambda run: at_budget(run, key, amount))
@@ -83,7 +82,6 @@ def methods(rows: Rows, found: dict[str, Rows], columns: Sequence[Column]) -> Ta
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Drift and content over photo rate; photo rate and reward over cost; dots at one rate."""
     spent = Rows(row for row in rows if row["call_equivalents"] > 0)
     trails, costs = [], []
     for title, y, key, percent in TRAILS:

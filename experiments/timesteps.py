@@ -116,7 +116,6 @@ def most_hacked(
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """The windows after equally many updates, and where all three first reach one photo rate."""
     at_end = (Column("photo_rate", "photo rate"), MEASURED[2], Column("reward", "reward"))
     at_level = (Column("step", "updates", 0), *MEASURED[1:])
     ends, levels = [], []
@@ -141,7 +140,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """The shares with their parts as dots, and the trainings as curves."""
     judged = rows.where(kind="hacking")
     by_arm = {row["arm"]: rows.where(kind="hacking", arm=row["arm"]) for row in judged}
     columns = []
