@@ -25,8 +25,8 @@ from directalign.diffusion.sampling import rollout_sigmas, sample
 from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts, seed_noise
 from directalign.evaluation.generate import image_size
 from directalign.evaluation.image_metrics import sharpness
-from directalign.metrics import STYLE
 from directalign.interfaces import Judge, Model, Reward
+from directalign.metrics import STYLE
 from directalign.models import load_model
 from directalign.rewards import load_reward
 from directalign.toyworld.judges import load_judge
