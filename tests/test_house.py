@@ -1,16 +1,14 @@
-"""The rules of the house: one arrow of imports, short files with a head, nothing swallowed or unpickled, recipes that hold."""
+"""House rules: layers of imports, sizes, words, nothing swallowed or unpickled, sound recipes."""
 
 from __future__ import annotations
 
 import ast
 import os
-import statistics
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from directalign.memory.architecture import model_architecture
-from directalign.memory.geometry import geometry
 from importlinter.api import read_configuration
 from importlinter.cli import lint_imports
 
@@ -24,6 +22,7 @@ from directalign.preflight.checks import (
     check_steps,
     plan,
 )
+from directalign.preflight.meta_models import meta_model
 from directalign.toyworld.assets import write_pictures
 
 ROOT = Path(__file__).parents[1]
@@ -32,8 +31,15 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = [*sorted((ROOT / "benchmarks").glob("*.py")), *sorted((ROOT / "examples").glob("*.py"))]
 WORLD = sorted(RECIPES.glob("world_*.yaml"))
 REAL = sorted(set(RECIPES.glob("*.yaml")) - set(WORLD))
-"""Recipes for published models: found sound without their weights, for a GPU of the size that the benchmark of memory names."""
-LONGEST, MEDIAN = 300, 150
+"""Recipes for published models: found sound without their weights, for a GPU of the size that the
+benchmark of memory names."""
+LONGEST_FILE, LONGEST_FUNCTION = 600, 60
+RETIRED = (
+    "Together ALONE Ranks preference_of Preferring per_sample worn wear_best swapped_in CallCounter "
+    "take_step saving_what_was_done SeenReward SEES_ONCE PIXELS_ALONE Lessons Taught Student Agenda "
+    "Doors FAMILIES load_family"
+).split()  # noqa: SIM905
+"""Names of the first edition that the package no longer uses."""
 FORBIDDEN = (
     "nan_to_num",
     "weights_only=False",
@@ -51,7 +57,7 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-# --- imports ----------------------------------------------------------------------------------------------------------
+# imports
 
 
 def test_no_import_rule_is_broken(
@@ -62,33 +68,43 @@ def test_no_import_rule_is_broken(
     assert code == os.EX_OK, capsys.readouterr().out
 
 
-def test_every_room_has_its_place_on_the_arrow() -> None:
+def test_every_folder_has_a_layer() -> None:
     contracts = read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"]
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
     placed = {
         name.strip().removeprefix("directalign.") for layer in layers for name in layer.split("|")
     }
-    rooms = {
+    found = {
         path.stem
         for path in PACKAGE.iterdir()
         if path.suffix == ".py" or (path / "__init__.py").is_file()
     }
-    assert rooms - placed == {
-        "__init__",
-        "__main__",
-        "report",
-    }  # the report reads files and imports nothing of the package
+    assert found - placed == {"__init__", "__main__"}
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def test_files_are_short() -> None:
-    lengths = {
-        name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES
+def test_files_and_functions_are_short() -> None:
+    long_files = {
+        name_of(path): length
+        for path in MODULES
+        if (length := len(path.read_text(encoding="utf-8").splitlines())) > LONGEST_FILE
     }
-    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
-    assert statistics.median(lengths.values()) <= MEDIAN
+    long_functions = {
+        f"{name_of(path)}:{node.name}": length
+        for path in MODULES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (length := (node.end_lineno or 0) - node.lineno + 1) > LONGEST_FUNCTION
+    }
+    assert long_files == {} and long_functions == {}
+
+
+def test_retired_names_are_gone() -> None:
+    words = re.compile(rf"\b({'|'.join(RETIRED)})\b")
+    found = {
+        name_of(path): sorted(set(words.findall(path.read_text(encoding="utf-8"))))
+        for path in MODULES
+    }
+    assert {name: each for name, each in found.items() if each} == {}
 
 
 @pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=name_of)
@@ -138,7 +154,7 @@ def test_the_search_finds_what_it_looks_for(code: str, found: list[int]) -> None
     assert list(_swallowing(ast.parse(code))) == found
 
 
-# --- recipes ----------------------------------------------------------------------------------------------------------
+# recipes
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +184,8 @@ def test_every_recipe_opens_with_what_to_expect_and_is_sound(
 def test_every_recipe_of_a_real_model_is_sound_without_its_weights(
     path: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the root, where its prompts lie; memory is counted in tests/memory, and recorded by benchmarks/recipe_memory.py."""
+    """From the root; memory is estimated in tests/preflight and recorded by
+    benchmarks/recipe_memory.py."""
     monkeypatch.chdir(ROOT)
     assert path.read_text(encoding="utf-8").startswith("# ")
     run = load_run(
@@ -180,9 +197,9 @@ def test_every_recipe_of_a_real_model_is_sound_without_its_weights(
     check_reward(run)
     check_method(run)
     check_steps(run)
-    model = model_architecture(run.model)
-    check_model(run, model, geometry(run, model))
-    assert check_data(run, 1, False)[1] == [] and model.doubts == ()
+    model = meta_model(run.model)
+    check_model(run, model)
+    assert check_data(run, 1, False)[1] == []
 
 
 def test_the_recipes_are_all_there() -> None:
