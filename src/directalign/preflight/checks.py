@@ -20,9 +20,9 @@ from ..data.hf_datasets import is_address, parse
 from ..data.image_dataset import scan_images
 from ..data.prompts import read_prompts
 from ..evaluation import adherence
-from ..evaluation.control_prompts import KEY, WORLD, off_topic_prompts
+from ..evaluation.control_prompts import KEY, WORLD, read_control_prompts
 from ..evaluation.in_training import judge_of, measured_metrics, score_of
-from ..evaluation.scores import check_labels, key_of
+from ..evaluation.scores import check_labels, held_out_key
 from ..io import hub
 from ..methods import method_class, objective
 from ..metrics import Metric
@@ -31,8 +31,6 @@ from ..models.attention import check_attention, set_attention
 from ..models.checkpoint_source import Source, open_source
 from ..models.components import check_parts, load_parts
 from ..models.quantization import check_quantization
-from ..models.sd3 import T5_PARTS
-from ..models.weight_files import read_json
 from ..rewards import mixture
 from ..rewards.soft_prompts import check_phrases, is_tokens_file
 from ..toyworld.assets import resolve
@@ -141,7 +139,7 @@ def check_reward(run: config.RunConfig) -> None:
     else:
         _check_fits_method("reward", run.reward, run.method.form, run.method)
     for label, held_out in run.evaluate.rewards.items():
-        rewards.check_reward(held_out, key_of(label))
+        rewards.check_reward(held_out, held_out_key(label))
     check_labels(list(run.evaluate.rewards))
 
 
@@ -313,7 +311,7 @@ def check_control_prompts(run: config.RunConfig, online: bool = False) -> Findin
         return []
     if _is_remote(source, online):
         return [("control prompts", f"{source}, read when the run starts")]
-    prompts = off_topic_prompts(source, run.method.control_phrases)
+    prompts = read_control_prompts(source, run.method.control_phrases)
     if run.data.prompts is not None and not _is_remote(run.data.prompts, online):
         trained = set(read_prompts(run.data.prompts))
         both = [prompt for prompt in prompts if prompt in trained]
@@ -340,7 +338,7 @@ def held_out_warnings(run: config.RunConfig) -> list[str]:
     trained = [member.reward for member in members] or [run.reward]
     unscaled = [each.model_copy(update={"scale": 1.0}) for each in trained]
     return [
-        f"{key_of(label)}: is also trained on, so it cannot detect reward hacking; hold out another"
+        f"{held_out_key(label)}: is also trained on, so it cannot detect reward hacking; hold out another"
         for label, each in run.evaluate.rewards.items()
         if each.model_copy(update={"scale": 1.0}) in unscaled
     ]
@@ -357,7 +355,7 @@ def fetch(run: config.RunConfig, online: bool) -> None:
     if online:
         rewards.check_reward(run.reward, online=True)
         for label, held_out in run.evaluate.rewards.items():
-            rewards.check_reward(held_out, key_of(label), online=True)
+            rewards.check_reward(held_out, held_out_key(label), online=True)
 
 
 def check_checkpoint(model: config.ModelConfig, found: ModelFolder) -> None:
@@ -365,12 +363,7 @@ def check_checkpoint(model: config.ModelConfig, found: ModelFolder) -> None:
     if not found.local:
         return
     kind: Any = model_class(model.architecture)
-    index = read_json(found.folder / "model_index.json")
-    wanted = {
-        name: part
-        for name, part in kind.parts.items()
-        if name not in T5_PARTS or (index.get(name) or [None])[0] is not None
-    }
+    wanted = kind.parts_in(found.folder)
     complete = all((found.folder / name).is_dir() for name in wanted)
     if hub.is_hub_id(model.components or model.path) and not complete:
         return  # the cache has single files of it, from another program

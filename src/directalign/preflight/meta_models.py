@@ -42,13 +42,6 @@ from .activation_memory import make_fake, replay_repeated
 
 KNOWN = Path(__file__).parents[1] / "models" / "known"
 USUAL = {
-    "flux": "flux_1_dev",
-    "flux2_klein": "flux_2_klein_4b",
-    "sd3": "sd3_5_large",
-    "sd": "sd1_5",
-    "sdxl": "sdxl_base",
-    "qwen_image": "qwen_image",
-    "z_image": "z_image",
     "clip": "clip_vit_h",
     "siglip": "siglip_so400m",
     "image_reward": "image_reward",
@@ -146,14 +139,14 @@ def _unknown(path: str, key: str, taken: Mapping[str, Any]) -> str:
 
 def _published_pipeline(path: str, key: str, architecture: str) -> ModelFolder:
     name = _known_as(path)
-    found = known()[name or USUAL[architecture]]
+    found = known()[name or model_class(architecture).published]
     if name is not None and architecture != found["architecture"]:
         raise DirectAlignError(
             f"{key}: {path} is a model of architecture {found['architecture']}, and "
             f"model.architecture is {architecture}; change one of the two"
         )
     warned = () if name is not None else (_unknown(path, key, found),)
-    return ModelFolder(_written(name or USUAL[architecture]), False, "not downloaded yet", warned)
+    return ModelFolder(_written(name or model_class(architecture).published), False, "not downloaded yet", warned)
 
 
 @cache
