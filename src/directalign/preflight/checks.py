@@ -338,7 +338,7 @@ def held_out_warnings(run: config.RunConfig) -> list[str]:
     trained = [member.reward for member in members] or [run.reward]
     unscaled = [each.model_copy(update={"scale": 1.0}) for each in trained]
     return [
-        f"{held_out_key(label)}: is also trained on, so it cannot detect reward hacking; hold out another"
+        f"{held_out_key(label)}: is also trained on, so it cannot show hacking; hold out another"
         for label, each in run.evaluate.rewards.items()
         if each.model_copy(update={"scale": 1.0}) in unscaled
     ]
