@@ -1,4 +1,4 @@
-"""`check` (and `train`, which checks first): a sound recipe gives two tables; each mistake one line, exit code 1, and nothing written."""
+"""`check`, and `train` which checks first: tables for a valid recipe, one line for a mistake."""
 
 from __future__ import annotations
 
@@ -197,11 +197,17 @@ def test_a_run_that_may_not_fit_is_a_warning(recipe: Path, monkeypatch: pytest.M
 FLUX_24GB = {
     "name": "FLUX.1-dev on 24 GB",
     "model": {
-        "architecture": "flux", "path": "black-forest-labs/FLUX.1-dev", "lora": {"rank": 32, "alpha": 32}, "dtype": "bfloat16",
-        "quantization": "4bit", "gradient_checkpointing": True, "text_encoders": "free",
+        "architecture": "flux", "path": "black-forest-labs/FLUX.1-dev",
+        "lora": {"rank": 32, "alpha": 32}, "dtype": "bfloat16", "quantization": "4bit",
+        "gradient_checkpointing": True, "text_encoders": "free",
     },
-    "reward": {"name": "clip", "path": "yuvalkirstain/PickScore_v1", "gradient_checkpointing": True},
-    "method": {"form": "relative", "control_phrases": {"positive": ["Realistic photo"], "negative": ["CG Render"]}, "embedded_guidance": 3.5},
+    "reward": {
+        "name": "clip", "path": "yuvalkirstain/PickScore_v1", "gradient_checkpointing": True,
+    },
+    "method": {
+        "form": "relative", "embedded_guidance": 3.5,
+        "control_phrases": {"positive": ["Realistic photo"], "negative": ["CG Render"]},
+    },
     "rollout": {"height": 720, "width": 720, "embedded_guidance": 1.0},
     "data": {"prompts": "prompts.txt"},
     "train": {"num_steps": 2},

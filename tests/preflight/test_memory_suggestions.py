@@ -49,7 +49,7 @@ def test_changes_that_do_not_suffice_alone_are_combined(run: RunConfig) -> None:
     peak = preflight.estimate(both, HUGE).peak
     found = preflight.suggestions(run, preflight.Place("the CPU", peak, is_gpu=False))
     assert [each.estimate.fits for each in found[:-1]] == [False] * (len(found) - 1)
-    both_changes = "together: model.gradient_checkpointing: true, data.batch_size: 2"
+    both_changes = "combined: model.gradient_checkpointing: true, data.batch_size: 2"
     assert found[-1].estimate.fits and found[-1].change == both_changes
 
 

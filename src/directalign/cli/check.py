@@ -101,8 +101,8 @@ def memory_table(needed: Estimate) -> Table:
         column.justify, column.no_wrap = "right", True
     for row in needed.rows:
         sizes = (row.sizes.get(phase) for phase in PHASES)
-        shown = (MARKS[row.kind] + binary(size) if size else "" for size in sizes)
-        table.add_row(row.part, *shown, row.note)
+        cells = (MARKS[row.kind] + binary(size) if size else "" for size in sizes)
+        table.add_row(row.part, *cells, row.note)
     table.add_section()
     table.add_row("total", *(binary(needed.at(phase)) for phase in PHASES), "")
     return table

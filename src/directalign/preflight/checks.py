@@ -1,7 +1,7 @@
 """Checks of a run before any weight is loaded, for `directalign check` and `directalign train`.
 
 Each check raises one `DirectAlignError` that names the key, the value and the remedy; what may be
-intended is a warning. Order: the recipe alone, then models, data, disk and trackers, then memory.
+intended is a warning. Order: the recipe itself, then models, data, disk and trackers, then memory.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
     check_reward(run)
     check_method(run)
     check_steps(run)
-    shown, tracker_warnings = check_trackers(run, place.is_here)
+    used, tracker_warnings = check_trackers(run, place.is_here)
     rules = check_early_stopping(run)
     fetch(run, online)
     about, machine_warnings = _check_model(run, place, online)
@@ -81,7 +81,7 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
         *memory.warnings,
         *disk_warnings,
     )
-    findings = [("model", about), *data, *rules, *shown, ("output", f"{out}, {disk}")]
+    findings = [("model", about), *data, *rules, *used, ("output", f"{out}, {disk}")]
     return Plan(tuple(findings), warnings, memory)
 
 
@@ -107,7 +107,7 @@ def _check_model(run: config.RunConfig, place: Place, online: bool) -> tuple[str
 def plan(run: config.RunConfig, out: Path) -> Plan:
     """`survey` of a run that is about to start on this machine.
 
-    Raises DirectAlignError for a mistake, or if weights and optimizer alone exceed the memory; if
+    Raises DirectAlignError for a mistake, or if weights and optimizer exceed the memory; if
     only the activations do, that is a warning.
     """
     place = this_machine()
@@ -124,7 +124,7 @@ def plan(run: config.RunConfig, out: Path) -> Plan:
     return replace(found, warnings=(*found.warnings, warning))
 
 
-# The recipe alone
+# The recipe itself
 
 
 def check_reward(run: config.RunConfig) -> None:
@@ -295,7 +295,7 @@ def early_stopping_warnings(run: config.RunConfig) -> list[str]:
     ]
     if not rules.max_degradation and rules.score_patience is None:
         warnings.append(
-            "early_stopping.max_degradation: empty, so metric_for_best alone selects the weights; "
+            "early_stopping.max_degradation: empty, so only metric_for_best selects the weights; "
             "name metrics that must not degrade, e.g. {content: 0.03}"
         )
     return warnings
@@ -338,7 +338,7 @@ def held_out_warnings(run: config.RunConfig) -> list[str]:
     trained = [member.reward for member in members] or [run.reward]
     unscaled = [each.model_copy(update={"scale": 1.0}) for each in trained]
     return [
-        f"{held_out_key(label)}: is also trained on, so it cannot detect reward hacking; hold out another"
+        f"{held_out_key(label)}: is also trained on, so it cannot show hacking; hold out another"
         for label, each in run.evaluate.rewards.items()
         if each.model_copy(update={"scale": 1.0}) in unscaled
     ]
@@ -500,17 +500,17 @@ def check_trackers(run: config.RunConfig, is_here: bool) -> tuple[Findings, list
     A missing package or login is an error only if the run is planned for this machine.
     """
     wandb, trackio = run.trackers.wandb, run.trackers.trackio
-    shown = []
+    used = []
     try:
         if wandb is not None:
             trackers.require_wandb(wandb)
-            shown.append(("W&B", f"{wandb.mode}, project {wandb.project}"))
+            used.append(("W&B", f"{wandb.mode}, project {wandb.project}"))
         if trackio is not None:
             trackers.require_trackio(trackio)
             where = trackio.space or "on this machine"
-            shown.append(("trackio", f"{where}, project {trackio.project}"))
+            used.append(("trackio", f"{where}, project {trackio.project}"))
     except DirectAlignError as error:
         if is_here:
             raise
         return [], [str(error)]
-    return shown, []
+    return used, []

@@ -128,7 +128,7 @@ class Estimate:
 
     @property
     def counted(self) -> int:
-        """Peak bytes of weights, gradients and optimizer states alone."""
+        """Peak bytes of weights, gradients and optimizer states."""
         return max(self.at(phase, ("counted",)) for phase in PHASES)
 
     @property

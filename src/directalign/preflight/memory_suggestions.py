@@ -54,7 +54,7 @@ def suggestions(run: config.RunConfig, place: Place) -> list[Suggestion]:
             texts, joined, best = [*texts, text], joined | changes, after
         if best.fits:
             break
-    return [*singles, Suggestion("together: " + ", ".join(texts), best)] if texts[1:] else singles
+    return [*singles, Suggestion("combined: " + ", ".join(texts), best)] if texts[1:] else singles
 
 
 def _saves(after: Estimate, before: Estimate) -> bool:

@@ -78,7 +78,7 @@ def model_folder(settings: config.ModelConfig) -> ModelFolder:
         contents = single_file.contents(Path(path).expanduser())
         if settings.components is None:
             raise DirectAlignError(
-                f"model.components: missing; {path} contains {contents.layout.name} alone: give a "
+                f"model.components: missing; {path} contains {contents.layout.name} only: give a "
                 "diffusers folder or hub id of that architecture, for configs and tokenizers"
             )
         path, key, held = settings.components, "model.components", tuple(contents.parts)
@@ -146,7 +146,9 @@ def _published_pipeline(path: str, key: str, architecture: str) -> ModelFolder:
             f"model.architecture is {architecture}; change one of the two"
         )
     warned = () if name is not None else (_unknown(path, key, found),)
-    return ModelFolder(_written(name or model_class(architecture).published), False, "not downloaded yet", warned)
+    return ModelFolder(
+        _written(name or model_class(architecture).published), False, "not downloaded yet", warned
+    )
 
 
 @cache
@@ -322,7 +324,7 @@ UNUSED = ("attention", "compile", "text_encoders")
 
 
 def meta_model(settings: config.ModelConfig, like_gpu: bool = False) -> MetaModel:
-    """The class of `model.architecture`, built by its own constructor from configs alone.
+    """The class of `model.architecture`, built by its own constructor from configs only.
 
     `like_gpu`: norms compute in float32 under autocast, as on a GPU. Nothing is downloaded. Raises
     DirectAlignError as `model_folder` and the constructor.
