@@ -106,9 +106,9 @@ def test_an_unknown_reward_is_taken_for_the_usual_one_with_a_warning(
 def test_each_file_says_where_it_is_from_and_has_every_part() -> None:
     for name, each in known().items():
         assert each["source"].startswith("https://huggingface.co/") and each["hub_ids"], name
-        name = each["architecture"]
-        model = model_class(name) if name in MODELS else None
-        assert model is not None or name in REWARD_NAMES
+        kind = each["architecture"]
+        model = model_class(kind) if kind in MODELS else None
+        assert model is not None or kind in REWARD_NAMES
         assert set(each["parts"]) >= ({model.part, "vae"} if model is not None else {"reward"}), (
             name
         )
