@@ -11,13 +11,19 @@ from pathlib import Path
 import pytest
 from directalign.memory.architecture import model_architecture
 from directalign.memory.geometry import geometry
-from directalign.preflight.checks import check_method, check_reward, check_steps, plan
-from directalign.preflight.checks import check_data, check_model
 from importlinter.api import read_configuration
 from importlinter.cli import lint_imports
 
 from directalign.config import RunConfig
 from directalign.config.load import RECIPES, load_run
+from directalign.preflight.checks import (
+    check_data,
+    check_method,
+    check_model,
+    check_reward,
+    check_steps,
+    plan,
+)
 from directalign.toyworld.assets import write_pictures
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from ..io.text import read_text
 from ..types import DirectAlignError
@@ -114,27 +114,6 @@ def dump_run(run: RunConfig) -> str:
     return yaml.dump(
         run.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000
     )
-
-
-def recipe_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe, in which a preset may replace the method section."""
-    schema = _one_line_descriptions(RunConfig.model_json_schema())
-    schema["required"].remove("method")
-    schema["anyOf"] = [{"required": ["method"]}, {"required": ["preset"]}]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _one_line_descriptions(schema: Any) -> Any:
-    if isinstance(schema, list):
-        return [_one_line_descriptions(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    return {
-        key: " ".join(value.split())
-        if key == "description" and isinstance(value, str)
-        else _one_line_descriptions(value)
-        for key, value in schema.items()
-    }
 
 
 def _refuse_renamed(given: Any, where: str, key: str = "", known: str = "") -> None:
@@ -239,3 +218,15 @@ for _class in (_Loader, _Dumper):
             re.compile(f"^(?:{_pattern})$"),
             ["" if c == "\0" else c for c in _first],
         )
+
+
+def parse_section(kind: Any, section: Any, where: str, remedy: str) -> Any:
+    """A config of the (union) type `kind` from a parsed YAML section. Raises: DirectAlignError."""
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(section))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place, problem = ".".join(map(str, first["loc"][1:])), first["msg"]
+        raise DirectAlignError(f"{where}: {place or 'section'}: {problem}; {remedy}") from error
+    except TypeError as error:
+        raise DirectAlignError(f"{where}: section: {error}; {remedy}") from error

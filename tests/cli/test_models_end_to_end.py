@@ -1,6 +1,7 @@
-"""Every family as a user meets it: train, resume, sample, export, and the library's own pipeline makes the sampled image from the exported LoRA.
+"""Every architecture as a user meets it: train, resume, sample, export.
 
-Tiny random checkpoints in the real format and a tiny CLIP as the relative reward. The steps are so large that the LoRA is plainly seen in the image.
+The diffusers pipeline with the exported LoRA makes the sampled image. Tiny random checkpoints in
+the real format, a tiny CLIP as the relative reward, and a learning rate large enough to change it.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
-@pytest.mark.parametrize("family", WRITERS)
-def test_from_a_checkpoint_to_an_image_of_the_librarys_pipeline(
-    family: str,
+@pytest.mark.parametrize("architecture", WRITERS)
+def test_from_a_checkpoint_to_an_image_of_the_diffusers_pipeline(
+    architecture: str,
     tmp_path: Path,
     clip_folder: Path,
     command: Command,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    _write_recipe(family, WRITERS[family](tmp_path / "model"), clip_folder)
+    _write_recipe(architecture, WRITERS[architecture](tmp_path / "model"), clip_folder)
     assert _lines(command("train", "recipe.yaml", "--out", "run"))[-1] == "run"
     resumed = _lines(
         command("train", "recipe.yaml", "--set", "train.num_steps=3", "--out", "run", "--resume")
@@ -62,16 +63,20 @@ def test_from_a_checkpoint_to_an_image_of_the_librarys_pipeline(
         _pixels(Image.open("images/0000-seed7.png")),
         json.loads(Path("images/images.jsonl").read_text()),
     )
-    assert np.abs(sampled - _made_by_the_library(record["diffusers"], exported=True)).max() <= 1
-    assert np.abs(sampled - _made_by_the_library(record["diffusers"], exported=False)).max() > 4
+    assert np.abs(sampled - _by_diffusers(record["diffusers"], exported=True)).max() <= 1
+    assert np.abs(sampled - _by_diffusers(record["diffusers"], exported=False)).max() > 4
 
 
-def _write_recipe(family: str, model: Path, clip: Path) -> None:
-    """recipe.yaml in the current folder: two updates on two prompts, SRPO's relative form, guidance as the family has it."""
-    embedded = {"embedded_guidance": 3.5} if family == "flux" else {}
+def _write_recipe(architecture: str, model: Path, clip: Path) -> None:
+    """recipe.yaml: two updates on two prompts, SRPO's relative form, guidance of the architecture."""
+    embedded = {"embedded_guidance": 3.5} if architecture == "flux" else {}
     recipe = {
-        "name": f"tiny {family}",
-        "model": {"architecture": family, "path": str(model), "lora": {"rank": 2, "alpha": 4}},
+        "name": f"tiny {architecture}",
+        "model": {
+            "architecture": architecture,
+            "path": str(model),
+            "lora": {"rank": 2, "alpha": 4},
+        },
         "reward": {"name": "clip", "path": str(clip)},
         "method": {
             "name": "srpo",
@@ -95,7 +100,7 @@ def _write_recipe(family: str, model: Path, clip: Path) -> None:
 
 
 def _lines(result: Result) -> list[str]:
-    """What a command that went well said."""
+    """Output of a successful command."""
     assert result.exit_code == 0, result.output
     return result.output.splitlines()
 
@@ -105,14 +110,15 @@ def _updates() -> list[int]:
     return [line["step"] for line in lines if line["event"] == "step"]
 
 
-def _made_by_the_library(call: dict[str, Any], exported: bool) -> np.ndarray:
-    """The recorded call with the exported LoRA in the run's place, or with none."""
+def _by_diffusers(call: dict[str, Any], exported: bool) -> np.ndarray:
+    """The recorded call with the exported LoRA instead of the run's, or with none."""
     lines = [line for line in call["code"].splitlines() if "load_lora_weights" not in line]
     if exported:
         place = next(place for place, line in enumerate(lines) if line.startswith("pipe = ")) + 1
         lines.insert(
             place,
-            "pipe.load_lora_weights('run/export/diffusers', weight_name='pytorch_lora_weights.safetensors')",
+            "pipe.load_lora_weights('run/export/diffusers', "
+            "weight_name='pytorch_lora_weights.safetensors')",
         )
     names: dict[str, Any] = {}
     exec("\n".join(lines), names)
