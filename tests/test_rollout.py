@@ -1,4 +1,6 @@
-"""Which steps of a rollout keep their graph, and schedules without a grid. Equality with the pipelines: tests/models."""
+"""Which steps of a rollout keep their graph, and schedules without a grid. Equality with the
+pipelines: tests/models.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,7 @@ def test_a_scheduler_without_a_single_step_is_refused(tmp_path):
     assert rollout_sigmas(family, RolloutConfig(num_inference_steps=2), SIZE, SIZE).isfinite().all()
     with pytest.raises(
         DirectAlignError,
-        match=r"num_inference_steps 1 at 32x32: the checkpoint's scheduler has no such grid: sample in more steps",
+        match=r"num_inference_steps 1 at 32x32: .* has no such grid: sample in more steps",
     ):
         rollout_sigmas(family, RolloutConfig(num_inference_steps=1), SIZE, SIZE)
     assert rollout_sigmas(

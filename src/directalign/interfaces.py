@@ -1,6 +1,8 @@
-"""The three contracts, on one page. Nobody inherits from them; pyright checks that each implementation fits.
+"""The contracts between the parts of a training: Model, Reward, Method; ProcessGroup and Judge.
 
-model.encode_prompt -> rollout -> core -> model.predict -> model.decode -> reward.encode/score -> method.losses
+They are protocols: pyright checks each implementation, no inheritance is needed.
+model.encode_prompt -> rollout -> noise -> model.predict -> recover -> model.decode -> reward ->
+method.losses
 """
 
 from __future__ import annotations
@@ -26,58 +28,75 @@ from .types import (
 
 @runtime_checkable
 class Model(Protocol):
-    """One architecture behind one face. Whatever is peculiar to a checkpoint stays inside its implementation."""
+    """A text-to-image model of one architecture, loaded from a checkpoint; see `models.common`."""
 
     path: PathName
     prediction: PredictionName
     pipeline: str
-    """Class of the library's pipeline, as model_index.json names it."""
+    """Name of the diffusers pipeline class, as in model_index.json."""
     part: str
     """Name of the denoiser in that pipeline: transformer or unet."""
     denoiser: nn.Module
-    """The only module that is ever trained; with LoRA its adapters carry the gradient."""
+    """The only module that is trained: all its weights, or LoRA adapters on it."""
     lora_targets: tuple[str, ...]
-    """Names of the linear layers that LoRA adapts by default."""
+    """Names of the layers that LoRA adapts by default."""
     default_size: tuple[int, int]
     """(height, width) in pixels the checkpoint was made for."""
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
-        """Text encoders, frozen, no gradient. Carries `unconditional` too where the model can use cfg."""
+        """Embed prompts with the frozen text encoders, without gradient, and the unconditional
+        prompt.
+        """
         ...
 
     def encode_image(self, images: Images) -> Latents:
-        """Images in [0, 1] to clean latents x0 in the scale the denoiser works in (mode of the posterior)."""
+        """Images in [0, 1] to clean latents x0 in the denoiser's scale: the posterior's mode, no
+        gradient.
+        """
         ...
 
     def decode(self, x0: Latents) -> Images:
-        """Clean latents to images around [0, 1], *not* clamped, gradient intact; activations are recomputed in the
-        backward pass when gradient checkpointing is on."""
+        """Clean latents to images around [0, 1], *not* clamped, gradient intact.
+
+        With gradient checkpointing, activations are recomputed in the backward pass.
+        """
         ...
 
     def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
-        """One network call at noise level `sigma` in [0, 1], best in float64 (two calls when `cond.cfg_scale` is not 1); float32."""
+        """The network's prediction at noise level `sigma` in [0, 1] (best in float64), in float32.
+
+        One network call; two if `cond.cfg_scale` is not 1.
+        """
         ...
 
     def sigmas(self, num_inference_steps: int, height: int, width: int) -> Tensor:
-        """The sampling grid of the checkpoint's own scheduler: (num_inference_steps + 1,), falling, ends in 0."""
+        """Sampling grid of the checkpoint's scheduler: (num_inference_steps + 1,), falling to 0."""
         ...
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(c, h, w) of the latents of an image; a size that does not fit is an error that names the multiple."""
+        """(c, h, w) of an image's latents.
+
+        Raises DirectAlignError, naming the multiple, for a size that does not fit.
+        """
         ...
 
     def call_arguments(self, rollout: RolloutConfig) -> dict[str, Any]:
-        """Arguments of the library pipeline's call that sample as `rollout` says, beside prompt, size, steps and generator."""
+        """Arguments of the diffusers pipeline's call that sample as `rollout` does.
+
+        Prompt, size, steps and generator are not among them.
+        """
         ...
 
     def save(self, folder: FilePath) -> None:
-        """Write what was trained into `folder` in diffusers format: `lora.safetensors`, or `transformer/` or `unet/`."""
+        """Write the trained weights in diffusers format: `lora.safetensors`, or `transformer/` or
+        `unet/`.
+        """
         ...
 
 
 @runtime_checkable
 class ProcessGroup(Protocol):
-    """This process among those that train together; a single process is `ALONE`."""
+    """The processes of a training, seen from one of them; `SINGLE_PROCESS` is a group of one."""
 
     @property
     def rank(self) -> int:
@@ -90,11 +109,11 @@ class ProcessGroup(Protocol):
         ...
 
     def sum(self, values: Tensor) -> Tensor:
-        """Elementwise sum over the ranks of an equally shaped tensor."""
+        """Elementwise sum over the ranks of tensors of one shape."""
         ...
 
     def gather(self, values: Tensor) -> Tensor:
-        """Equally shaped tensors of all ranks, joined along their first dimension in the order of ranks."""
+        """Tensors of one shape from all ranks, concatenated along their first dimension by rank."""
         ...
 
 
@@ -113,14 +132,16 @@ SINGLE_PROCESS: ProcessGroup = _SingleProcess()
 
 @runtime_checkable
 class Reward(Protocol):
-    """A frozen judge that is trained on. Two calls, because the relative reward asks two questions of
-    one image; text features are computed once per phrase and kept."""
+    """A frozen reward model that training maximizes.
+
+    Two calls: a relative reward scores the same image features under two prompts.
+    """
 
     name: str
     reads_prompt: bool
-    """False for a reward that sees only pixels: a relative reward cannot be formed from it."""
+    """False for a reward of the pixels only, from which no relative reward can be formed."""
     differentiable: bool
-    """False for a black box, from which a policy gradient alone can learn."""
+    """False for a black box, which only a policy gradient method can use."""
 
     def encode(self, images: Images) -> Any:
         """Image features, gradient intact; images are in [0, 1]."""
@@ -133,12 +154,16 @@ class Reward(Protocol):
 
 @runtime_checkable
 class Method(Protocol):
-    """One paper: from a batch to losses. The loop backs up each loss as it appears, so memory is one branch."""
+    """One paper: from a batch to losses, one per branch. Each is backpropagated before the next is
+    made.
+    """
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]: ...
 
     def state_dict(self) -> Mapping[str, Any]:
-        """What must survive a resume (e.g. running references); tensors and plain values only."""
+        """State that a resumed run needs, such as running statistics; tensors and plain values
+        only.
+        """
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
@@ -146,6 +171,6 @@ class Method(Protocol):
 
 @runtime_checkable
 class Judge(Protocol):
-    """Measures, is never trained on: {"photo_rate": (b,), "content": (b,), ...}, each per image."""
+    """Measurements per image, for evaluation only: {"photo_rate": (b,), "content": (b,), ...}."""
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Mapping[str, PerSample]: ...

@@ -1,7 +1,7 @@
-"""What travels along the arrow: small frozen dataclasses, no behaviour beyond reading their own fields.
+"""Data passed between the parts of a training: frozen dataclasses; array types; errors.
 
-Conventions of the whole package: `sigma` is the coefficient of the noise (0 clean, 1 pure noise), `alpha` that of the
-signal; latents are unpacked (b, c, h, w); images are float32 (b, 3, H, W) in [0, 1].
+Conventions of the package: `sigma` is the coefficient of the noise (0 clean, 1 pure noise), `alpha`
+that of the signal; latents are unpacked (b, c, h, w); images are float32 (b, 3, H, W) in [0, 1].
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ PredictionName = Literal["velocity", "epsilon", "v", "x0"]
 
 
 class DirectAlignError(ValueError):
-    """A mistake the user can mend: one line that names the file or key, the value received, and the remedy."""
+    """A mistake that the user can correct: one line with the file or key, its value, and the
+    remedy.
+    """
 
 
 class NonFiniteError(DirectAlignError):
-    """A loss, gradient or weight that is not finite: the step is not taken."""
+    """A loss, gradient or weight is not finite; the optimizer step is skipped."""
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the network is told besides x_t and sigma.
+    """The network's inputs besides x_t and sigma.
 
-    `tensors` holds whatever the family's network takes, each (b, ...). `unconditional` holds the same keys for the
-    empty prompt and is needed only where `cfg_scale` differs from 1 (two passes). `embedded_guidance` is a number fed
-    to guidance-distilled networks, None for the others.
+    `tensors` are the model's embeddings of the prompts, each (b, ...). `unconditional` has the same
+    keys for the empty prompt and is needed only if `cfg_scale` is not 1 (two passes).
+    `embedded_guidance` is an input of guidance-distilled networks, None for the others.
     """
 
     prompts: tuple[str, ...]
@@ -45,13 +47,13 @@ class Conditioning:
     cfg_scale: float = 1.0
 
     def guided(self, embedded_guidance: float | None, cfg_scale: float) -> Conditioning:
-        """The same prompts under other guidance."""
+        """The same prompts with other guidance."""
         return replace(self, embedded_guidance=embedded_guidance, cfg_scale=cfg_scale)
 
 
 @dataclass(frozen=True)
 class Noised:
-    """x_t = alpha(sigma)·x0 + sigma·noise, with everything that made it."""
+    """x_t = alpha(sigma)·x0 + sigma·noise, and its terms."""
 
     x_t: Latents
     x0: Latents
@@ -61,10 +63,11 @@ class Noised:
 
 @dataclass(frozen=True)
 class Recovered:
-    """Direct-Align's image `x0 + gain·(target − pred)`, gradient through `pred` alone.
+    """Direct-Align's recovered latents `x0 + gain·(target − pred)`, with gradient through `pred`
+    only.
 
-    `residual` is target − pred (pred − target where the network predicts x0, so that a positive gain always denoises),
-    detached, for the records of recovery error by noise level.
+    `residual` is target − pred (pred − target if the network predicts x0, so that a positive gain
+    always denoises), detached, for recovery error by noise level.
     """
 
     x0: Latents
@@ -74,7 +77,7 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Scores:
-    """Raw answers of a reward model about one batch of images; only what the form of the reward asks for is there."""
+    """Raw scores of a reward model for one batch; those that the form of the reward uses."""
 
     pos: PerSample | None = None
     neg: PerSample | None = None
@@ -83,12 +86,13 @@ class Scores:
 
 @dataclass(frozen=True)
 class Batch:
-    """One optimiser step's share of the data on one rank.
+    """The data of one rank for one forward pass of an optimizer step.
 
-    `images` are real images in [0, 1] for offline training, None for online rollouts. Every random draw of a step is made
-    from (seed, step) for the update's whole global batch, all ranks and accumulated batches together; this batch takes the
-    rows from `offset` on, of `global_size` (None: it is the whole). So a resumed run draws what the undisturbed one would have
-    drawn, however many processes it goes on with. `image_size` is (height, width) in pixels, None for the recipe's.
+    `images` are real images in [0, 1] for offline training, None for online rollouts. Random draws
+    are made from (seed, step) for the update's global batch, over all ranks and accumulated
+    batches; this batch takes the rows from `offset`, of `global_size` (None: it is the whole). So a
+    resumed run draws the same numbers as an uninterrupted one, with any number of processes.
+    `image_size` is (height, width) in pixels, None for the recipe's.
     """
 
     step: int
@@ -102,10 +106,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class LossTerm:
-    """One branch's contribution to a step: `value` is a scalar with its graph, the rest is for the records.
+    """One branch's contribution to a step: `value` is a scalar with its graph, the rest is logged.
 
-    `metrics` are plain floats (means over the batch). `levels` are per-sample records {"sigma", "gain", "reward",
-    "recovery_error", ...} as equally long lists, for curves by noise level. `branch` names the branch in errors.
+    `metrics` are means over the batch. `levels` are lists with one value per sample, {"sigma",
+    "gain", "reward", "recovery_error", ...}, for curves by noise level. `branch` names the branch
+    in errors.
     """
 
     value: Float[Tensor, ""]

@@ -290,7 +290,7 @@ CASES: dict[str, Case] = {
     "attention of a UNet": (
         lambda models: use_model("sd", models["sd"]),
         ["model.attention=native"],
-        ["a UNet2DConditionModel chooses its attention itself: leave the key out"],
+        ["a UNet2DConditionModel has no choice of attention backends: leave the key out"],
     ),
     "guidance for a distilled flux": (
         lambda models: use_model("flux", write_flux(Path("schnell"), guidance_embeds=False)),

@@ -1,4 +1,5 @@
-"""One entry per kind of checkpoint: a tiny one, and how diffusers' own pipeline and raw network are called.
+"""One entry per kind of checkpoint: a tiny one, and how diffusers' own pipeline and raw network are
+called.
 
 A new architecture is tested by an entry here; every test of test_equality.py runs over all of them.
 """
@@ -80,9 +81,12 @@ def linear(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
 
 def flux_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
     return tuple(
-        dict(zip(("sequence", "pooled"), pipeline.encode_prompt(each, None, max_sequence_length=MAX_SEQUENCE_LENGTH), strict=False))
-        for each in (prompts, [""] * len(prompts))
-    )  # fmt: skip
+        {"sequence": encoded[0], "pooled": encoded[1]}
+        for encoded in (
+            pipeline.encode_prompt(each, None, max_sequence_length=MAX_SEQUENCE_LENGTH)
+            for each in (prompts, [""] * len(prompts))
+        )
+    )
 
 
 def flux_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
@@ -197,7 +201,7 @@ def unet_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) ->
 
 @dataclass(frozen=True)
 class Case:
-    """`settings` go to `write`; `prompts` and `network` call the library, under any conditioning."""
+    """`settings` go to `write`; `prompts` and `network` call the library."""
 
     architecture: str
     write: Callable[..., Path]
@@ -235,7 +239,15 @@ class Case:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def call(self, pipeline: Any, model: Any, prompts: list[str], noise: Tensor, rollout: Any, **more: Any) -> Tensor:  # fmt: skip
+    def call(
+        self,
+        pipeline: Any,
+        model: Any,
+        prompts: list[str],
+        noise: Tensor,
+        rollout: Any,
+        **more: Any,
+    ) -> Tensor:
         """The pipeline's own sampling of `prompts` from our noise, images in [0, 1]."""
         n, h, w = rollout.num_inference_steps, *noise.shape[2:]
         given = model.call_arguments(rollout)

@@ -1,7 +1,9 @@
-"""The way back from diffusers' names to the layouts in which makers publish their weights, written from those layouts, not from diffusers' converters.
+"""The way back from diffusers' names to the layouts in which makers publish their weights, written
+from those layouts, not from diffusers' converters.
 
-Each function takes the state dict of a diffusers or transformers model and gives the tensors of the original file, without the prefix
-of an all-in-one file. Used to prove that such files are read into the same weights.
+Each function takes the state dict of a diffusers or transformers model and gives the tensors of the
+original file, without the prefix of an all-in-one file. Used to prove that such files are read into
+the same weights.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ def prefixed(prefix: str, weights: Weights) -> dict[str, Tensor]:
 
 
 def swapped(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The last modulation layer says scale before shift in diffusers, shift before scale in the originals."""
+    """The last modulation layer says scale before shift in diffusers, shift before scale in the
+    originals.
+    """
     return weights | {
         key: torch.cat(tensor.chunk(2)[::-1])
         for key, tensor in weights.items()
@@ -41,7 +45,9 @@ def swapped(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 def fused(
     weights: Weights, separate: tuple[str, ...], together: Callable[[str], str]
 ) -> dict[str, Tensor]:
-    """Wherever all layers `separate` are, they become one, stacked in that order, named by `together` from the path before them."""
+    """Wherever all layers `separate` are, they become one, stacked in that order, named by
+    `together` from the path before them.
+    """
     result = dict(weights)
     for key in weights:
         for kind in (".weight", ".bias"):
@@ -53,7 +59,9 @@ def fused(
 
 
 def ldm_unet(weights: Weights, layers_per_block: int) -> dict[str, Tensor]:
-    """A UNet of Stable Diffusion: input_blocks, middle_block, output_blocks, counted through all levels."""
+    """A UNet of Stable Diffusion: input_blocks, middle_block, output_blocks, counted through all
+    levels.
+    """
     n = layers_per_block + 1
     attentive = {
         name.split(".")[1] for name in weights if re.match(r"up_blocks\.\d+\.attentions", name)
@@ -106,7 +114,9 @@ def ldm_unet(weights: Weights, layers_per_block: int) -> dict[str, Tensor]:
 
 
 def ldm_vae(weights: Weights, levels: int) -> dict[str, Tensor]:
-    """The autoencoder: the decoder's levels counted from the finest, attention in the middle by 1x1 convolutions."""
+    """The autoencoder: the decoder's levels counted from the finest, attention in the middle by 1x1
+    convolutions.
+    """
     attention = (
         ("group_norm", "norm"),
         ("to_q", "q"),
@@ -164,7 +174,9 @@ def open_clip(weights: Weights) -> dict[str, Tensor]:
 
 
 def flux(weights: Weights) -> dict[str, Tensor]:
-    """Black Forest Labs' FLUX.1: double and single blocks, attention fused, in single blocks with the first layer of the MLP."""
+    """Black Forest Labs' FLUX.1: double and single blocks, attention fused, in single blocks with
+    the first layer of the MLP.
+    """
     result = fused(
         dict(weights),
         ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
@@ -213,7 +225,9 @@ def flux(weights: Weights) -> dict[str, Tensor]:
 
 
 def sd3(weights: Weights) -> dict[str, Tensor]:
-    """Stability's SD3: joint blocks of an image and a context half; the context half of the last one says shift before scale."""
+    """Stability's SD3: joint blocks of an image and a context half; the context half of the last
+    one says shift before scale.
+    """
     result = fused(
         dict(weights),
         ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),

@@ -1,6 +1,8 @@
-"""One SRPO update written out a second time for real networks: take the step, subtract the known noise, swap the prompts.
+"""One SRPO update written out a second time for real networks: take the step, subtract the known
+noise, swap the prompts.
 
-The network, the table of levels and the decoder come from the caller, who takes them from the library, not from us.
+The network, the table of levels and the decoder come from the caller, who takes them from the
+library, not from us.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def losses_by_hand(
     noise: Tensor,
     prediction: str = "velocity",
 ) -> list[Tensor]:
-    """The losses of the denoise and of the inversion branch; `predict(x_t, sigma)` is the guided network, `decode` the VAE before its clamp."""
+    """The losses of the denoise and of the inversion branch; `predict(x_t, sigma)` is the guided
+    network, `decode` the VAE before its clamp.
+    """
     window, reward = noise_levels.GridSampler(), ToyReward()
     landing = window.draw(len(x0), rng.update_generator(BATCH, NOISE_LEVEL))
     found = []

@@ -1,4 +1,6 @@
-"""Attention backends and compiled blocks change the speed, not the answer; what cannot train is refused."""
+"""Attention backends and compiled blocks change the speed, not the answer; what cannot train is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def test_the_choice_is_this_networks_alone(tiny_flux):
 
 
 def test_compiled_blocks_give_the_same_answer_and_gradient(tiny_flux, monkeypatch):
-    """Traced and differentiated as when they are compiled; the code generator itself takes minutes and a C++ compiler, and is left out."""
+    """Traced and differentiated as when they are compiled; the code generator itself takes minutes
+    and a C++ compiler, and is left out.
+    """
     whole = nn.Module.compile
     monkeypatch.setattr(
         nn.Module,
@@ -86,5 +90,5 @@ def test_a_backend_that_is_not_installed_is_named(tiny_flux):
 
 
 def test_a_network_that_chooses_its_own_attention_is_named(tiny_sd):
-    with pytest.raises(DirectAlignError, match="chooses its attention itself"):
+    with pytest.raises(DirectAlignError, match="has no choice of attention"):
         load_model(ModelConfig(architecture="sd", path=str(tiny_sd), attention="native"), "cpu")

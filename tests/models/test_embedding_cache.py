@@ -1,4 +1,6 @@
-"""Embeddings on disk: found by content, whole or refused by name, told apart by all that shapes them."""
+"""Embeddings on disk: found by content, whole or refused by name, told apart by all that shapes
+them.
+"""
 
 from __future__ import annotations
 
@@ -76,10 +78,10 @@ def test_a_file_of_another_prompt_or_maker_is_refused_by_name(cache):
         cache.write(prompt, TENSORS)
     moved = cache.path_of("b")
     moved.write_bytes(cache.path_of("a").read_bytes())
-    with pytest.raises(DirectAlignError, match=rf"{moved.name}: not written here for this prompt"):
+    with pytest.raises(DirectAlignError, match=rf"{moved.name}: not the embedding of this prompt"):
         cache.read("b")
     save_file({"sequence": torch.ones(1)}, moved)
-    assert "not written here" in str(cache.fault("b"))
+    assert "not the embedding of this prompt" in str(cache.fault("b"))
 
 
 def test_altered_numbers_are_refused_by_name(cache):

@@ -1,4 +1,6 @@
-"""Every model equals its diffusers pipeline: prompts, predictions, gradients, images, an update, LoRA."""
+"""Every model equals its diffusers pipeline: prompts, predictions, gradients, images, an update,
+LoRA.
+"""
 
 from __future__ import annotations
 
@@ -212,7 +214,8 @@ def test_srpo_update(case, model, pipeline):
 
 def test_trained_adapters_in_a_fresh_pipeline_and_in_a_new_model(case, folder, tmp_path):
     settings = {"tune": "lora", "lora": LoRAConfig(rank=2, alpha=3)}
-    model, pipeline, rollout = case.load(folder, **settings), case.pipeline(folder), rollout_of(case, 2.0)  # fmt: skip
+    model, pipeline = case.load(folder, **settings), case.pipeline(folder)
+    rollout = rollout_of(case, 2.0)
     noise, generator = noise_for(model), torch.Generator().manual_seed(1)
     for parameter in trainable(model).values():
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)

@@ -80,8 +80,12 @@ def test_embedded_guidance_must_fit_the_network(name, model, tmp_path):
 
 
 EDITING = "takes {} channels, text-to-image needs {}: give a plain"
+FLOW = ("flux", "flux2_klein", "sd3", "qwen_image", "z_image")
+STOCHASTIC = {"scheduler": {"stochastic_sampling": True}}
+REFINER = {"projection_class_embeddings_input_dim": 5 * 4 + 12}
 REFUSED = [
-    *(("flux", {"in_channels": 32}, EDITING.format(32, 16)), ("sd", {"in_channels": 9}, EDITING.format(9, 4))),
+    ("flux", {"in_channels": 32}, EDITING.format(32, 16)),
+    ("sd", {"in_channels": 9}, EDITING.format(9, 4)),
     ("flux2_klein", {"transformer": {"in_channels": 20}}, EDITING.format(20, 16)),
     ("sd3", {"transformer": {"in_channels": 33}}, EDITING.format(33, 16)),
     ("qwen_image", {"transformer": {"in_channels": 20}}, EDITING.format(20, 16)),
@@ -94,11 +98,11 @@ REFUSED = [
     ("z_image", {"transformer": {"siglip_feat_dim": 8}}, r"takes images too \(siglip_feat_dim\)"),
     ("sdxl", {"unet": {"addition_embed_type": None}}, "addition_embed_type is None"),
     ("sdxl", {"unet": {"time_cond_proj_dim": 8}}, "takes its guidance as an input"),
-    ("sdxl", {"unet": {"projection_class_embeddings_input_dim": 5 * 4 + 12}}, "takes 32 numbers beside the prompt, SDXL gives 36: refiners are not read"),
-    *((name, {"scheduler": {"stochastic_sampling": True}}, "stochastic_sampling is on") for name in ("flux", "flux2_klein", "sd3", "qwen_image", "z_image")),
+    ("sdxl", {"unet": REFINER}, "takes 32 numbers beside the prompt, SDXL gives 36: refiners"),
+    *((name, STOCHASTIC, "stochastic_sampling is on") for name in FLOW),
     ("sd", {"scheduler": {"prediction_type": "sample"}}, "prediction_type sample"),
     ("sd", {"scheduler": {"rescale_betas_zero_snr": True}}, "set rescale_betas_zero_snr to false"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "settings", "message"), REFUSED)
@@ -277,7 +281,8 @@ def test_the_path_and_prediction_of_ddpm_models_follow_the_scheduler(folders, tm
 
 def test_a_model_of_the_users_own(tmp_path, folders):
     (tmp_path / "mine.py").write_text(
-        "from directalign.models.sd import StableDiffusion\n\nclass Mine(StableDiffusion):\n    title = 'mine'\n"
+        "from directalign.models.sd import StableDiffusion\n\nclass Mine(StableDiffusion):\n    "
+        "title = 'mine'\n"
     )
     case = replace(CASES["sd"], architecture=f"{tmp_path / 'mine.py'}:Mine")
     model = case.load(folders("sd"))

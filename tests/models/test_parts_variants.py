@@ -1,4 +1,6 @@
-"""Weight files in variants and shards: the wanted ones are read, and whatever lacks is named before anything is loaded."""
+"""Weight files in variants and shards: the wanted ones are read, and whatever lacks is named before
+anything is loaded.
+"""
 
 from __future__ import annotations
 

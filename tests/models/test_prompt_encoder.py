@@ -1,4 +1,6 @@
-"""Where the text encoders are while nobody encodes, what is stored before they are freed, and how rows of different length are joined."""
+"""Where the text encoders are while nobody encodes, what is stored before they are freed, and how
+rows of different length are joined.
+"""
 
 from __future__ import annotations
 

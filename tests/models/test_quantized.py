@@ -1,4 +1,6 @@
-"""Quantised bases: the rounded network is a plain network with rounded weights, its LoRA gradient too; bytes as promised."""
+"""Quantised bases: the rounded network is a plain network with rounded weights, its LoRA gradient
+too; bytes as promised.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ HAS_BITSANDBYTES = find_spec("bitsandbytes") is not None
 NEEDS_BITSANDBYTES = pytest.mark.skipif(not HAS_BITSANDBYTES, reason="needs bitsandbytes")
 BITS = ["8bit", pytest.param("4bit", marks=NEEDS_BITSANDBYTES)]
 ERRORS = {"8bit": 0.012, "4bit": 0.11}
-"""Relative error of a rounded normal matrix, in norm; an even grid of 255 steps over ±3.2 deviations has 0.007, NF4 0.09."""
+"""Relative error of a rounded normal matrix, in norm; an even grid of 255 steps over ±3.2
+deviations has 0.007, NF4 0.09.
+"""
 TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
 
 

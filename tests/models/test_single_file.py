@@ -1,4 +1,6 @@
-"""A checkpoint in one file, in its makers' layout, is read into the very weights it was written from."""
+"""A checkpoint in one file, in its makers' layout, is read into the very weights it was written
+from.
+"""
 
 from __future__ import annotations
 
@@ -175,7 +177,9 @@ def test_the_vae_comes_from_the_file_where_it_is_in_there(tmp_path):
 
 
 def transformers():
-    """For each architecture whose other parts are not in the file: a small denoiser and its original layout."""
+    """For each architecture whose other parts are not in the file: a small denoiser and its
+    original layout.
+    """
     flux2 = {
         "num_layers": 1,
         "num_single_layers": 1,
@@ -230,13 +234,17 @@ def test_other_transformers_are_read_alone(tmp_path, model, original, name, pref
 
 
 def patterned(like, start):
-    """A run of 4093 bfloat16 numbers that begins elsewhere for each tensor, made faster than random ones."""
+    """A run of 4093 bfloat16 numbers that begins elsewhere for each tensor, made faster than random
+    ones.
+    """
     run = torch.arange(0x3000, 0x3000 + 4093, dtype=torch.int16).view(torch.bfloat16).roll(start)
     return run.repeat(like.numel() // len(run) + 1)[: like.numel()].view(like.shape)
 
 
 def test_flux_is_read_at_the_one_width_that_diffusers_converts(tmp_path):
-    """One block of each kind, 3072 wide as all of FLUX.1: diffusers' converter has that number written into it (1 GB in bfloat16)."""
+    """One block of each kind, 3072 wide as all of FLUX.1: diffusers' converter has that number
+    written into it (1 GB in bfloat16).
+    """
     with torch.device("meta"):
         model = FluxTransformer2DModel(
             num_layers=1,

@@ -1,4 +1,6 @@
-"""Where a checkpoint comes from: a folder, the embedded world, or the hub, of which only what is needed is fetched."""
+"""Where a checkpoint comes from: a folder, the embedded world, or the hub, of which only what is
+needed is fetched.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ NAME = "maker/tiny-flux"
 
 @pytest.fixture
 def online(tiny_flux, tmp_path, monkeypatch):
-    """A hub with a tiny FLUX, beside which lie other formats, another variant and an all-in-one file."""
+    """A hub with a tiny FLUX, beside which lie other formats, another variant and an all-in-one
+    file.
+    """
     with download_hub() as served:
         extra = {
             "flux1-dev_dot_safetensors": b"all in one",

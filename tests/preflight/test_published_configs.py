@@ -111,4 +111,5 @@ def test_each_file_says_where_it_is_from_and_has_every_part() -> None:
         assert is_model or each["architecture"] in REWARDS
         parts = {model_class(each["architecture"]).part, "vae"} if is_model else {"reward"}
         assert set(each["parts"]) >= parts, name
-    assert set(USUAL.values()) <= set(known())
+    usual = {*USUAL.values(), *(model_class(name).published for name in MODELS)}
+    assert usual <= set(known())

@@ -1,7 +1,8 @@
 """The border with diffusers: one file and one class per architecture, each an `interfaces.Model`.
 
-A new architecture is one file and one line in `MODELS`; what other parts must know of it are attributes of its class
-(see `common.DiffusersModel`). A class of the user's own needs no line: `model.architecture: my_model.py:MyModel`.
+A new architecture is one file and one line in `MODELS`; what other parts must know of it are
+attributes of its class (see `common.DiffusersModel`). A class of the user's own needs no line:
+`model.architecture: my_model.py:MyModel`.
 """
 
 from __future__ import annotations
@@ -57,10 +58,12 @@ def load_model(
     seed: int = 0,
     denoiser_device: torch.device | None = None,
 ) -> Model:
-    """Load a frozen pipeline with a denoiser that trains as `settings.tune` says; `seed` draws the adapters.
+    """Load a frozen pipeline with a denoiser that trains as `settings.tune` says; `seed` draws the
+    adapters.
 
-    `denoiser_device` places the denoiser on another device than the rest, from where a trainer shards it.
-    Raises DirectAlignError for a folder, file or class that is missing, damaged or of another architecture.
+    `denoiser_device` places the denoiser on another device than the rest, from where a trainer
+    shards it. Raises DirectAlignError for a folder, file or class that is missing, damaged or of
+    another architecture.
     """
     architecture = model_class(settings.architecture)
     with lora.denoiser_on(denoiser_device):

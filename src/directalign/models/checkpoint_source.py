@@ -1,8 +1,8 @@
-"""Where a checkpoint comes from: a diffusers folder, the hub, one file completed by either, or an embedded pipeline.
+"""Find or download a checkpoint: a diffusers folder, a hub repository, a single file with
+components of either, or an embedded pipeline (world:...).
 
-`open_source` puts everything on this machine and names what is wrong on the way; `parts` reads it. Of a repository on the hub
-come the configs, tokenizers and scheduler, and the safetensors of the wanted variant: never other formats, nor the all-in-one
-files beside the folders.
+From a hub repository, configs, tokenizers, scheduler and the safetensors of one variant are
+downloaded; no other formats, and no single files beside the folders. `components` loads the parts.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 class Source:
     """A checkpoint on this machine.
 
-    `name` is what the recipe says; `folder` a diffusers folder with every part. `single_file` holds weights that take the
-    place of the folder's; `variant` names the weight files to take (fp16), None the plain ones.
+    `name` is the recipe's model.path; `folder` a diffusers folder with every part. Weights in
+    `single_file` replace the folder's. `variant` selects the weight files (fp16), None the plain
+    ones.
     """
 
     name: str
@@ -42,18 +43,22 @@ class Source:
     single_file: Path | None = None
     variant: str | None = None
     build: Callable[[str, type, torch.dtype], Any] | None = None
-    """Makes a part from its name, class and dtype in place of reading its files (memory estimates)."""
+    """Makes a part from its name, class and dtype in place of reading its files (memory estimates).
+    """
 
 
 def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
-    """The checkpoint that a recipe names, downloaded where it lies on the hub; without `weights`, all of it but them.
+    """The recipe's checkpoint, downloaded if it is on the hub; `weights=False` leaves the weights
+    out.
 
-    Raises DirectAlignError for what is not there, cannot be downloaded, or is no checkpoint.
+    Raises DirectAlignError if it is missing, cannot be downloaded, or is not a checkpoint.
     """
     if model.path.endswith(PICKLES):
         remedy = "convert it: torch.load(..., weights_only=True), then safetensors.torch.save_file"
         raise DirectAlignError(
-            f"model.path: {model.path}: pickled weights can run code when they are read, and are not read here: {remedy}"
+            f"model.path: {model.path}: pickled weights can run code when they are read, and are "
+            "not "
+            f"read here: {remedy}"
         )
     if not model.path.endswith(".safetensors"):
         return Source(
@@ -66,7 +71,8 @@ def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
 
         example = model_class(model.architecture).components
         raise DirectAlignError(
-            f"model.components: missing; {file} holds {held.layout.name} without its configs and tokenizers: "
+            f"model.components: missing; {file} holds {held.layout.name} without its configs and "
+            "tokenizers: "
             f"give a diffusers folder or hub id of that architecture, such as {example}"
         )
     return Source(
@@ -80,12 +86,13 @@ def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
 def _folder(
     path: str, key: str, model: config.ModelConfig, weights: bool, held: Collection[str] = ()
 ) -> Path:
-    """The diffusers folder behind a path or hub id; weights of the parts `held` elsewhere are not downloaded."""
+    """The diffusers folder of a path or hub id; weights of the parts `held` are not downloaded."""
     if hub.is_hub_id(path):
         return _download(path, key, model, weights, held)
     if model.revision is not None:
         raise DirectAlignError(
-            f"model.revision: {model.revision} is for the hub, and {key}: {path} is none of its ids (owner/name): leave it out"
+            f"model.revision: {model.revision} is for the hub, and {key}: {path} is not a hub id "
+            "(owner/name): leave it out"
         )
     return assets.resolve(path) if path.startswith("world:") else Path(path).expanduser()
 
@@ -96,7 +103,8 @@ def _download(
     folder = hub.download(repo, ROOT, key, model.revision)
     if not (folder / ROOT[0]).is_file():
         raise DirectAlignError(
-            f"{key}: {repo}: holds no {ROOT[0]}: a repository in diffusers format is needed, not one of single files"
+            f"{key}: {repo}: holds no {ROOT[0]}: a repository in diffusers format is needed, "
+            "not one of single files"
         )
     parts = _parts(folder)
     heavy = [part for part in parts if weights and part not in held]
@@ -112,7 +120,7 @@ def _download(
 
 
 def _cached(repo: str, key: str, folder: Path, parts: list[str], heavy: list[str]) -> Path:
-    """The snapshot as the cache holds it, where the hub is out of reach."""
+    """The cached snapshot, for use without a connection."""
     lacking = [part for part in parts if not (folder / part).is_dir()]
     lacking += [
         f"weights of {part}"
@@ -122,13 +130,14 @@ def _cached(repo: str, key: str, folder: Path, parts: list[str], heavy: list[str
     ]
     if lacking:
         raise DirectAlignError(
-            f"{key}: {repo}: the hub is out of reach, and the cache {folder} lacks {', '.join(lacking)}: go online for the first run"
+            f"{key}: {repo}: the hub is out of reach, and the cache {folder} lacks "
+            f"{', '.join(lacking)}: go online for the first run"
         )
     return folder
 
 
 def _parts(folder: Path) -> list[str]:
-    """The folders that model_index.json speaks of."""
+    """The parts in model_index.json."""
     return [
         name
         for name, value in read_json(folder / ROOT[0]).items()

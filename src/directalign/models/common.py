@@ -33,8 +33,8 @@ from .weight_files import read_json
 class DiffusersModel:
     """Base of the architectures: an `interfaces.Model` made of the parts of a diffusers pipeline.
 
-    A subclass sets the attributes below, writes `_embed` and `_predict`, and overrides what differs.
-    The defaults are those of a rectified flow on packed latents with an AutoencoderKL.
+    A subclass sets the attributes below, writes `_embed` and `_predict`, and overrides what
+    differs. The defaults are those of a rectified flow on packed latents with an AutoencoderKL.
     """
 
     title: str
@@ -51,7 +51,8 @@ class DiffusersModel:
     packing: int = 4
     """Input channels of the denoiser for each channel of the latents."""
     lora_layout: str = ""
-    """Key of the layer names that `export` writes for ComfyUI and kohya; empty if there are none."""
+    """Key of the layer names that `export` writes for ComfyUI and kohya; empty if there are none.
+    """
     components: str = ""
     """A hub id that completes a single file: an example for messages, never loaded by default."""
     published: str = ""
@@ -76,14 +77,18 @@ class DiffusersModel:
 
     @classmethod
     def parts_in(cls, folder: FilePath) -> dict[str, type | None]:
-        """The parts that a folder has, by its model_index.json: all but optional ones that are null."""
+        """The parts that a folder has, by its model_index.json: all but optional ones that are
+        null.
+        """
         index = read_json(folder / "model_index.json")
         absent = {name for name in cls.optional_parts if not (index.get(name) or [None])[0]}
         return {name: kind for name, kind in cls.parts.items() if name not in absent}
 
     @classmethod
     def check(cls, folder: FilePath, parts: Mapping[str, Any]) -> None:
-        """Raise DirectAlignError, naming the file, for a checkpoint of another kind than plain text-to-image."""
+        """Raise DirectAlignError, naming the file, for a checkpoint of another kind than plain
+        text-to-image.
+        """
         cls._check_channels(folder, parts)
         noise_schedule.check_euler(folder, parts["scheduler"])
 
@@ -112,7 +117,7 @@ class DiffusersModel:
         self.multiple = 2 * vae.downscaling(self.vae)
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
-        """The tensors of `_embed`, each (b, ...), for the prompts and for the unconditional prompt."""
+        """The tensors of `_embed`, each (b, ...), for the prompts and the unconditional prompt."""
         return self.prompts.conditioning(prompts, self.empty_prompt)
 
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
@@ -134,7 +139,8 @@ class DiffusersModel:
         ).to(self.device)
 
     def _clip_states(self, prompts: list[str]) -> tuple[Tensor, list[Any]]:
-        """Penultimate states of two CLIP encoders side by side (b, tokens, d1 + d2), and their outputs.
+        """Penultimate states of two CLIP encoders side by side (b, tokens, d1 + d2), and their
+        outputs.
 
         Both read as many tokens as the first tokenizer does.
         """
@@ -148,7 +154,9 @@ class DiffusersModel:
         return torch.cat([output.hidden_states[-2] for output in outputs], -1), outputs
 
     def encode_image(self, images: Images) -> Latents:
-        """Clean latents of images in [0, 1]: the mode of the posterior, scaled, float32, no gradient."""
+        """Clean latents of images in [0, 1]: the mode of the posterior, scaled, float32, no
+        gradient.
+        """
         return vae.encode_image(self.vae, images)
 
     def decode(self, x0: Latents) -> Images:
@@ -156,7 +164,8 @@ class DiffusersModel:
         return vae.decode_latents(self.vae, x0)
 
     def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
-        """`prediction` at x_t, float32; a second pass under the unconditional prompt if `cfg_scale` is not 1.
+        """`prediction` at x_t, float32; a second pass under the unconditional prompt if `cfg_scale`
+        is not 1.
 
         Raises DirectAlignError for guidance that the checkpoint cannot take, or that it lacks.
         """
@@ -188,7 +197,8 @@ class DiffusersModel:
     def _check_guidance(self, cond: Conditioning) -> None:
         if cond.embedded_guidance is not None:
             raise DirectAlignError(
-                f"embedded guidance: {self.title} has no input for it: leave rollout.embedded_guidance "
+                f"embedded guidance: {self.title} has no input for it: leave "
+                "rollout.embedded_guidance "
                 "and method.embedded_guidance out, use cfg_scale"
             )
 
@@ -212,7 +222,7 @@ class DiffusersModel:
         return {"guidance_scale": rollout.cfg_scale}
 
     def save(self, folder: FilePath) -> None:
-        """Write `lora.safetensors` for the pipeline's load_lora_weights, or all weights as `part`/."""
+        """Write `lora.safetensors` for the pipeline's load_lora_weights, or all weights: `part`/."""
         lora.save(self.denoiser, folder, self.part, getattr(diffusers, self.pipeline))
 
 
@@ -256,7 +266,9 @@ Tokens = Float[Tensor, "b tokens features"]
 
 
 def pack(latents: Latents) -> Tokens:
-    """(b, c, h, w) to (b, h/2·w/2, 4c), rows first; features are (c, row, column in the block); h, w even."""
+    """(b, c, h, w) to (b, h/2·w/2, 4c), rows first; features are (c, row, column in the block); h,
+    w even.
+    """
     b, c, h, w = latents.shape
     blocks = latents.reshape(b, c, h // 2, 2, w // 2, 2)
     return blocks.permute(0, 2, 4, 1, 3, 5).reshape(b, (h // 2) * (w // 2), 4 * c)

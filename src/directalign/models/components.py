@@ -1,7 +1,7 @@
-"""Reads the parts of a checkpoint, each with the class that its model_index.json names, and trusts none of it.
+"""Load the parts of a checkpoint, each with the class that model_index.json names.
 
-Whatever is missing, truncated, of another architecture or only half there ends in one line that names the file, all of it before
-the first weights are loaded. Weights come from safetensors alone; nothing is unpickled and nothing is downloaded.
+Missing, truncated or wrong files raise DirectAlignError before the first weights are loaded.
+Weights are read from safetensors only: nothing is unpickled or downloaded.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, Safetensor
 def dtypes_of(
     parts: Mapping[str, type | None], model: config.ModelConfig, denoiser: str
 ) -> dict[str, torch.dtype]:
-    """The dtype of each model among the parts: the recipe's, and for a denoiser whose weights are all trained theirs."""
+    """The recipe's dtype for each part; `trained_dtype` for a denoiser whose weights are all
+    trained.
+    """
     trained = model.trained_dtype if model.tune == "full" else model.dtype
     return {name: getattr(torch, trained if name == denoiser else model.dtype) for name in parts}
 
@@ -49,10 +51,11 @@ def load_parts(
     parts: Mapping[str, type | None],
     dtypes: Mapping[str, torch.dtype],
 ) -> dict[str, Any]:
-    """The named parts of a checkpoint; models are frozen and in eval mode.
+    """The parts of a checkpoint by name; models are frozen and in eval mode.
 
-    `pipeline` is the class name that model_index.json must carry. `parts` maps each part to the class it must be of, None
-    for any. `dtypes` gives the dtype of each model. Errors: DirectAlignError naming the file, what it holds, the remedy.
+    `pipeline` is the class name that model_index.json must have. `parts` maps each part to its
+    class, None for any. `dtypes` gives the dtype of each model. Raises DirectAlignError with file,
+    content and remedy.
     """
     for library in LIBRARIES.values():
         library.utils.logging.disable_progress_bar()
@@ -77,19 +80,21 @@ def load_parts(
 def check_parts(
     source: Source, pipeline: str, parts: Mapping[str, type | None], weights: bool = True
 ) -> dict[str, type]:
-    """The class of each part, when `load_parts` has what it needs, by configs and headers alone; without `weights`, by configs alone.
+    """The class of each part, after checking all files by configs and (with `weights`) headers.
 
-    Errors: as `load_parts`, for a missing or torn file, another architecture, a variant that is not there.
+    Raises DirectAlignError for a missing or truncated file or variant, or another architecture.
     """
     index_file = source.folder / "model_index.json"
     index, held = read_json(index_file), _held(source)
     if index.get("_class_name") != pipeline:
         raise DirectAlignError(
-            f"{index_file}: holds a {index.get('_class_name')}, not a {pipeline}: set model.architecture to match model.path"
+            f"{index_file}: holds a {index.get('_class_name')}, not a {pipeline}: "
+            "set model.architecture to match model.path"
         )
     if held is not None and held.layout.part not in index:
         raise DirectAlignError(
-            f"{held.file}: holds {held.layout.name}, and {index_file} is a {pipeline}: give model.components and model.architecture to match"
+            f"{held.file}: holds {held.layout.name}, and {index_file} is a {pipeline}: "
+            "give model.components and model.architecture to match"
         )
     classes = {name: _part_class(index_file, index, name, wanted) for name, wanted in parts.items()}
     for name, part in classes.items():
@@ -111,11 +116,13 @@ def _part_class(
     found = getattr(LIBRARIES.get(str(library)), str(class_name), None)
     if found is None:
         raise DirectAlignError(
-            f"{index_file}: {name} is {class_name} of {library}, which is not known here: give a complete folder"
+            f"{index_file}: {name} is {class_name} of {library}, which is not known here: "
+            "give a complete folder"
         )
     if wanted is not None and not issubclass(found, wanted):
         raise DirectAlignError(
-            f"{index_file}: {name} is a {class_name}, a {wanted.__name__} is needed: give another model.path"
+            f"{index_file}: {name} is a {class_name}, a {wanted.__name__} is needed: "
+            "give another model.path"
         )
     return found
 
@@ -134,7 +141,7 @@ def _check_part(folder: FilePath, part: Any, variant: str | None, weights: bool)
 
 
 def _check_vocabulary(folder: FilePath, part: Any) -> None:
-    """transformers would make an empty tokenizer where its files are missing."""
+    """transformers would make an empty tokenizer if its files are missing."""
     vocabulary: dict[str, str] = getattr(part, "vocab_files_names", {})
     others = [name for key, name in vocabulary.items() if key != "tokenizer_file"]
     whole = (folder / "tokenizer.json").is_file() or (
@@ -166,7 +173,8 @@ def _load_part(source: Source, name: str, part: Any, dtype: torch.dtype) -> Any:
     except UNREADABLE as error:
         where = source.single_file if from_file else folder
         raise DirectAlignError(
-            f"{where}: not readable as a {part.__name__} ({brief(error)}): its files must belong together, copy them again"
+            f"{where}: not readable as a {part.__name__} ({brief(error)}): "
+            "files of one checkpoint are needed, copy them again"
         ) from error
 
 
@@ -183,6 +191,7 @@ def _load_model(folder: FilePath, part: Any, dtype: torch.dtype, variant: str | 
     lacking = sorted(str(key) for key in info["missing_keys"])
     if lacking:
         raise DirectAlignError(
-            f"{folder}: the weights lack {len(lacking)} tensors of a {part.__name__} ({lacking[0]}, ...): copy the folder again"
+            f"{folder}: the weights lack {len(lacking)} tensors of a {part.__name__} "
+            f"({lacking[0]}, ...): copy the folder again"
         )
     return model.requires_grad_(False).eval()

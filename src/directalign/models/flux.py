@@ -1,7 +1,7 @@
 """FLUX: rectified flow on packed tokens, a pooled CLIP embedding beside the T5 sequence.
 
-Read from the checkpoint: the scheduler's shift, whether guidance is an input of the network, the length
-of the T5 sequence (512, or `max_sequence_length` in the folder's `directalign.json`).
+Read from the checkpoint: the scheduler's shift, whether guidance is an input of the network, the
+length of the T5 sequence (512, or `max_sequence_length` in the folder's `directalign.json`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Flux(DiffusersModel):
 
     title = "FLUX model"
     pipeline = "FluxPipeline"
-    parts = {
+    parts: Mapping[str, type | None] = {
         "tokenizer": None,
         "tokenizer_2": None,
         "text_encoder": None,

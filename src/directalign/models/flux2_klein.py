@@ -1,9 +1,10 @@
 """FLUX.2 klein: rectified flow on latents in blocks of 2x2, beside three layers of a Qwen3.
 
-The network works on blocks, so latents are (b, 4c, h/2, w/2), scaled by the running mean and variance of
-a batch norm in the VAE. Prompts are padded to 512 tokens, all of which the network sees. The shift
-depends on the number of steps too. A step-distilled checkpoint (`is_distilled` in its model_index.json)
-takes no guidance. Left out: reference images, and FLUX.2 dev, which is another pipeline.
+The network works on blocks, so latents are (b, 4c, h/2, w/2), scaled by the running mean and
+variance of a batch norm in the VAE. Prompts are padded to 512 tokens, all of which the network
+sees. The shift depends on the number of steps too. A step-distilled checkpoint (`is_distilled` in
+its model_index.json) takes no guidance. Left out: reference images, and FLUX.2 dev, which is
+another pipeline.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from .weight_files import read_json
 
 MAX_SEQUENCE_LENGTH = 512
 TEXT_LAYERS = (9, 18, 27)
-"""Hidden states of the text encoder that a token is made of; both as in Flux2KleinPipeline's call."""
+"""Hidden states of the text encoder that a token is made of; both as in Flux2KleinPipeline's call.
+"""
 
 
 class Flux2Klein(DiffusersModel):
@@ -34,7 +36,7 @@ class Flux2Klein(DiffusersModel):
 
     title = "FLUX.2 klein"
     pipeline = "Flux2KleinPipeline"
-    parts = {
+    parts: Mapping[str, type | None] = {
         "tokenizer": None,
         "text_encoder": None,
         "transformer": Flux2Transformer2DModel,
@@ -56,7 +58,8 @@ class Flux2Klein(DiffusersModel):
         super().check(folder, parts)
         if parts["transformer"].config["guidance_embeds"]:
             raise DirectAlignError(
-                f"{folder / 'transformer'}: guidance_embeds is on, which FLUX.2 klein does not use: "
+                f"{folder / 'transformer'}: guidance_embeds is on, which FLUX.2 klein does not "
+                "use: "
                 "give a FLUX.2 klein in model.path"
             )
         layers = parts["text_encoder"].config.num_hidden_layers
@@ -93,7 +96,7 @@ class Flux2Klein(DiffusersModel):
         return {"sequence": torch.cat([states[layer] for layer in TEXT_LAYERS], dim=-1)}
 
     def encode_image(self, images: Images) -> Latents:
-        """Clean latents of images in [0, 1]: mode of the posterior in blocks, scaled, no gradient."""
+        """Clean latents of images in [0, 1]: posterior mode in blocks, scaled, no gradient."""
         mean, std = self._statistics()
         return (pixel_unshuffle(vae.posterior_mode(self.vae, images), 2) - mean) / std
 

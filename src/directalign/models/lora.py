@@ -1,7 +1,8 @@
 """What of a denoiser is trained, and its files: LoRA adapters, or all weights.
 
-LoRA is written to `lora.safetensors` in diffusers format with alpha / rank folded into the second factor,
-so readers that take alpha = rank where none is given (diffusers, ComfyUI) get the trained update.
+LoRA is written to `lora.safetensors` in diffusers format with alpha / rank folded into the second
+factor, so readers that take alpha = rank where none is given (diffusers, ComfyUI) get the trained
+update.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ _denoiser_device: ContextVar[torch.device | None] = ContextVar("denoiser_device"
 
 @contextmanager
 def denoiser_on(device: torch.device | None) -> Iterator[None]:
-    """Denoisers loaded inside are placed on this device, not on their model's; None changes nothing."""
+    """Denoisers loaded inside are placed on this device, not on their model's; None changes
+    nothing.
+    """
     token = _denoiser_device.set(device)
     try:
         yield
@@ -50,7 +53,8 @@ def ready(
     device: torch.device,
     seed: int,
 ) -> nn.Module:
-    """A frozen network as the denoiser of a run: on its device, quantized, with trainable parameters.
+    """A frozen network as the denoiser of a run: on its device, quantized, with trainable
+    parameters.
 
     `model` decides on quantization, adapters and gradient checkpointing; `seed` draws the adapters.
     """
@@ -67,7 +71,9 @@ def ready(
 def make_trainable(
     denoiser: Any, model: config.ModelConfig, default_targets: Sequence[str], seed: int
 ) -> None:
-    """Make all weights trainable, or add float32 adapters: A drawn from `seed`, B 0, so no output changes."""
+    """Make all weights trainable, or add float32 adapters: A drawn from `seed`, B 0, so no output
+    changes.
+    """
     if model.tune == "full":
         for parameter in denoiser.requires_grad_(True).parameters():
             parameter.data = parameter.data.to(getattr(torch, model.trained_dtype))
@@ -88,7 +94,9 @@ def make_trainable(
 
 
 def _check_targets(denoiser: nn.Module, lora: config.LoRAConfig, targets: Sequence[str]) -> None:
-    """Every target of the recipe names a layer that LoRA adapts, and the rank fits every such layer."""
+    """Every target of the recipe names a layer that LoRA adapts, and the rank fits every such
+    layer.
+    """
     layers = {
         name: layer for name, layer in denoiser.named_modules() if isinstance(layer, ADAPTABLE)
     }
@@ -102,7 +110,8 @@ def _check_targets(denoiser: nn.Module, lora: config.LoRAConfig, targets: Sequen
         near = sorted({match for each in unknown for match in get_close_matches(each, known, n=2)})
         hint = f"did you mean {', '.join(near)}?" if near else "leave the key out for the default"
         raise DirectAlignError(
-            f"model.lora.targets: {unknown} fit no linear or convolution layer of this model: {hint}"
+            f"model.lora.targets: {unknown} fit no linear or convolution layer of this model: "
+            f"{hint}"
         )
     for name in sorted({name for names in matches.values() for name in names}):
         layer: Any = layers[name]
@@ -128,7 +137,9 @@ def has_adapters(denoiser: nn.Module) -> bool:
 
 
 def save(denoiser: Any, folder: FilePath, part: str, pipeline: Any) -> None:
-    """Write `lora.safetensors` as `pipeline` (a class of diffusers) does, or all weights as `part`/."""
+    """Write `lora.safetensors` as `pipeline` (a class of diffusers) does, or all weights as
+    `part`/.
+    """
     if not has_adapters(denoiser):
         denoiser.save_pretrained(folder / part)
         return
@@ -140,7 +151,9 @@ def save(denoiser: Any, folder: FilePath, part: str, pipeline: Any) -> None:
 
 
 def load(denoiser: Any, folder: FilePath, part: str) -> None:
-    """Read what `save` wrote. Raises DirectAlignError for a missing or torn file, other layers or shapes."""
+    """Read what `save` wrote. Raises DirectAlignError for a missing or torn file, other layers or
+    shapes.
+    """
     if not has_adapters(denoiser):
         _load_full(denoiser, folder / part)
         return
@@ -157,7 +170,8 @@ def load(denoiser: Any, folder: FilePath, part: str) -> None:
 def _load_full(denoiser: nn.Module, folder: FilePath) -> None:
     if not folder.is_dir():
         raise DirectAlignError(
-            f"{folder}: no such folder: give a run that was trained with model.tune: full, or set tune: lora"
+            f"{folder}: no such folder: give a run that was trained with model.tune: full, or "
+            "set tune: lora"
         )
     found = {
         key: tensor for file in weights_files(folder) for key, tensor in load_file(file).items()
@@ -189,5 +203,6 @@ def _check_fit(
     for key, tensor in own.items():
         if tensor.shape != found[key].shape:
             raise DirectAlignError(
-                f"{file}: {key} is {tuple(found[key].shape)}, this model has {tuple(tensor.shape)}: {remedy}"
+                f"{file}: {key} is {tuple(found[key].shape)}, this model has "
+                f"{tuple(tensor.shape)}: {remedy}"
             )

@@ -1,12 +1,14 @@
-"""Denoisers whose frozen weights are held in 4 or 8 bits, for LoRA on top (QLoRA, arXiv 2305.14314).
+"""Denoisers with frozen weights in 4 or 8 bits, for LoRA on top (QLoRA, arXiv 2305.14314).
 
-4bit is NF4 in blocks of 64 with quantised scales: bitsandbytes' layers, the same numbers as diffusers' own quantiser makes.
-8bit is whole numbers with one scale per row. In both the network computes as a plain one with the rounded weights would,
-backward pass included, and keeps nothing of its own for that pass. Layers are rounded one by one on the device, which
-never holds the network whole. Embedders, output layers, convolutions and norms keep their dtype: they are small.
+4bit is NF4 in blocks of 64 with quantized scales: bitsandbytes' layers, the same numbers as
+diffusers' quantizer. 8bit is integers with one scale per row. Both compute, forward and backward,
+as a plain network with the rounded weights, and save no activations for the backward pass. Layers
+are rounded one by one on the device, so that it never stores the whole network. Embedders, output
+layers, convolutions and norms keep their dtype: they are small.
 
-Left out: diffusers' quantisers, which refuse to start without a GPU; LLM.int8, which rounds the activations too and keeps
-each layer's input; torchao's int8 weights, of which autograd keeps every one in full until the backward pass.
+Left out: diffusers' quantizers, which need a GPU; LLM.int8, which rounds the activations too and
+saves each layer's input; torchao's int8 weights, which autograd keeps in full until the backward
+pass.
 """
 
 from __future__ import annotations
@@ -23,45 +25,47 @@ from torch import Tensor, nn
 from ..types import DirectAlignError
 
 SMALLEST = 4096
-"""Weights with fewer numbers are left as they are: they save nothing."""
+"""Smaller weights are not quantized: it would save nothing."""
 NF4_TABLES = 4 * (16 + 256 + 1)
-"""Bytes of the two code books and the offset that each NF4 layer brings along."""
+"""Bytes of the two code books and the offset of each NF4 layer."""
 
 
 def quantize(
     denoiser: Any, quantization: str, device: torch.device, home: torch.device | None = None
 ) -> None:
-    """Puts rounded layers in the place of the linear layers of the repeated blocks: rounded on `device`, then moved to `home` (None: they stay).
+    """Replace the linear layers of the repeated blocks by rounded ones, in place.
 
-    Raises DirectAlignError where there are none.
+    They are rounded on `device`, then moved to `home` (None: not moved).
+    Raises DirectAlignError if there are none.
     """
     layers = list(_layers(denoiser))
     if not layers:
         raise DirectAlignError(
-            f"model.quantization {quantization}: no layer of this model has {SMALLEST} weights or more: leave the key out"
+            f"model.quantization {quantization}: no layer of this model has {SMALLEST} weights "
+            "or more: "
+            "leave the key out"
         )
     rounded = {"8bit": Linear8bit, "4bit": _linear_4bit}[quantization]
     for name, layer in layers:
         parent, _, own = name.rpartition(".")
         setattr(denoiser.get_submodule(parent), own, rounded(layer, device).to(home or device))
-    denoiser.is_loaded_in_4bit = (
-        quantization == "4bit"
-    )  # tells peft to take its own layers for bitsandbytes
+    denoiser.is_loaded_in_4bit = quantization == "4bit"  # selects peft's layers for bitsandbytes
 
 
 def check_quantization(quantization: str) -> None:
-    """The library that rounds is installed; 8bit needs none."""
+    """Raise DirectAlignError if the library that rounds is not installed; 8bit needs none."""
     if quantization == "4bit":
         try:
             import bitsandbytes  # noqa: F401
         except ImportError:
             raise DirectAlignError(
-                "model.quantization: 4bit needs bitsandbytes: pip install 'bitsandbytes>=0.46', or set 8bit, which does not"
+                "model.quantization: 4bit needs bitsandbytes: pip install 'bitsandbytes>=0.46', "
+                "or set 8bit, which does not"
             ) from None
 
 
 def is_quantized(layer: str, shape: Sequence[int]) -> bool:
-    """Whether a layer of this name and weight shape is: a matrix of a repeated block, such as `blocks.3.attn.to_q`."""
+    """Whether a layer is quantized: a matrix of a repeated block, such as `blocks.3.attn.to_q`."""
     return (
         len(shape) == 2
         and math.prod(shape) >= SMALLEST
@@ -70,7 +74,9 @@ def is_quantized(layer: str, shape: Sequence[int]) -> bool:
 
 
 def stored_bytes(shape: Sequence[int], quantization: str) -> int:
-    """Bytes of one layer's rounded weight with its scales: about 1.001 a number in 8 bits, 0.516 in 4."""
+    """Bytes of a layer's rounded weight with its scales: about 1.001 per number in 8 bits, 0.516 in
+    4.
+    """
     numbers = math.prod(shape)
     if quantization == "8bit":
         return numbers + 2 * shape[0]
@@ -99,16 +105,17 @@ def _linear_4bit(layer: nn.Linear, device: torch.device) -> nn.Module:
         )
     settings["module"] = rounded
     weight: Any = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, **settings)
-    rounded.weight = weight.to(device)  # which rounds it there
+    rounded.weight = weight.to(device)  # rounds it
     rounded.bias = _frozen(layer.bias, device)
-    rounded.support_avx512bf16_for_cpu = (
-        False  # a CPU layout for inference, from which there is no way back to training
-    )
+    rounded.support_avx512bf16_for_cpu = False  # a layout for inference only
     return rounded.eval()
 
 
 class Linear8bit(nn.Linear):
-    """A frozen linear layer, weight ≈ whole numbers in [-127, 127] times one bfloat16 scale per row: largest |weight| of the row / 127."""
+    """A frozen linear layer: weight ≈ integers in [-127, 127] times one bfloat16 scale per row.
+
+    The scale is the largest |weight| of the row / 127.
+    """
 
     scale: Tensor
 
@@ -128,7 +135,7 @@ class Linear8bit(nn.Linear):
         self.eval()
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., in) to (..., out) in the input's dtype, or in that of autocast."""
+        """(..., in) to (..., out) in the input's dtype, or in autocast's."""
         if torch.is_autocast_enabled(input.device.type):
             input = input.to(torch.get_autocast_dtype(input.device.type))
         output = _RowScaledProduct.apply(input, self.weight, self.scale)
@@ -136,20 +143,20 @@ class Linear8bit(nn.Linear):
 
 
 class _RowScaledProduct(torch.autograd.Function):
-    """input @ weightᵀ; the weight is made whole for the product alone, forward and backward, and only its 8 bits are kept."""
+    """input @ weightᵀ; the weight is dequantized for each product; only its 8 bits are saved."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        return F.linear(input, _whole(weight, scale, input.dtype))
+        return F.linear(input, _dequantized(weight, scale, input.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,), (weight, scale) = gradients, ctx.saved_tensors
-        return gradient @ _whole(weight, scale, gradient.dtype), None, None
+        return gradient @ _dequantized(weight, scale, gradient.dtype), None, None
 
 
-def _whole(
+def _dequantized(
     weight: Int8[Tensor, "out in"], scale: Float[Tensor, "out 1"], dtype: torch.dtype
 ) -> Float[Tensor, "out in"]:
     return weight.to(dtype).mul_(scale.to(dtype))  # both factors are exact in bfloat16

@@ -1,9 +1,10 @@
 """Qwen-Image: rectified flow on packed tokens beside the prompt's tokens from Qwen2.5-VL.
 
-A prompt is read within an instruction, whose tokens are then dropped; prompts keep their own lengths,
-with a mask. Guidance takes two passes and gives each token of the guided prediction the norm that it has
-under the prompt; the unconditional prompt is a single space, as in the released model's use (cfg_scale 4).
-Left out: embedded guidance, for which diffusers' network has no layer; editing and layered models.
+A prompt is read within an instruction, whose tokens are then dropped; prompts keep their own
+lengths, with a mask. Guidance takes two passes and gives each token of the guided prediction the
+norm that it has under the prompt; the unconditional prompt is a single space, as in the released
+model's use (cfg_scale 4). Left out: embedded guidance, for which diffusers' network has no layer;
+editing and layered models.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class QwenImage(DiffusersModel):
 
     title = "Qwen-Image"
     pipeline = "QwenImagePipeline"
-    parts = {
+    parts: Mapping[str, type | None] = {
         "tokenizer": None,
         "text_encoder": None,
         "transformer": QwenImageTransformer2DModel,

@@ -1,4 +1,6 @@
-"""The model before training, beside the one in training: adapters off, or a frozen copy of the weights."""
+"""The model before training, beside the one in training: adapters off, or a frozen copy of the
+weights.
+"""
 
 from __future__ import annotations
 

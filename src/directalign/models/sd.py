@@ -5,6 +5,7 @@ Read from the checkpoint: its table of alphas, the timesteps of its sampler, and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
@@ -19,7 +20,7 @@ class StableDiffusion(DDPMModel):
 
     title = "SD"
     pipeline = "StableDiffusionPipeline"
-    parts = {
+    parts: Mapping[str, type | None] = {
         "tokenizer": None,
         "text_encoder": None,
         "unet": UNet2DConditionModel,

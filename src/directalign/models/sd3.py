@@ -1,9 +1,9 @@
 """Stable Diffusion 3 and 3.5: rectified flow on plain latents, with two CLIP encoders and T5.
 
-Read from the checkpoint: whether it has T5 (if model_index.json says null for text_encoder_3, zeros take
-its place, as in StableDiffusion3Pipeline), the second attention of SD3.5-medium, the largest image of its
-position embeddings, the scheduler's shift. Guidance takes two passes. Left out: skip-layer guidance,
-image prompts, CLIP skip, a prompt per encoder.
+Read from the checkpoint: whether it has T5 (if model_index.json says null for text_encoder_3, zeros
+take its place, as in StableDiffusion3Pipeline), the second attention of SD3.5-medium, the largest
+image of its position embeddings, the scheduler's shift. Guidance takes two passes. Left out:
+skip-layer guidance, image prompts, CLIP skip, a prompt per encoder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class StableDiffusion3(DiffusersModel):
 
     title = "SD3"
     pipeline = "StableDiffusion3Pipeline"
-    parts = {
+    parts: Mapping[str, type | None] = {
         "tokenizer": None,
         "tokenizer_2": None,
         "tokenizer_3": None,
@@ -87,7 +87,9 @@ class StableDiffusion3(DiffusersModel):
         )
 
     def sigmas(self, num_inference_steps: int, height: int, width: int) -> Tensor:
-        """The scheduler's grid, its shift fixed (3 in the released models) or by the number of tokens."""
+        """The scheduler's grid, its shift fixed (3 in the released models) or by the number of
+        tokens.
+        """
         _, h, w = self.latent_shape(height, width)
         patch = self.network_config["patch_size"]
         exponent = noise_schedule.shift_by_size(self.scheduler, (h // patch) * (w // patch))
@@ -100,7 +102,8 @@ class StableDiffusion3(DiffusersModel):
         if most is not None and max(height, width) > most * self.multiple:
             raise DirectAlignError(
                 f"image size {height}x{width}: this model's position embeddings end at "
-                f"{most * self.multiple} pixels a side (pos_embed_max_size {most}): choose a smaller size"
+                f"{most * self.multiple} pixels a side (pos_embed_max_size {most}): choose a "
+                "smaller size"
             )
         return shape
 

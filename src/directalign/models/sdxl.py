@@ -1,9 +1,10 @@
 """Stable Diffusion XL: a UNet on a DDPM path with two text encoders and the image size as an input.
 
-Read from the checkpoint: its table of alphas and what it predicts (noise or v), whether the empty prompt
-is all zeros (`force_zeros_for_empty_prompt`), a VAE that needs float32 (`force_upcast`). The size given to
-the network is the image's own, uncropped, as in StableDiffusionXLPipeline. Left out: the refiner, other
-original sizes and crops, guidance_rescale, CLIP skip, a prompt per encoder, distilled guidance.
+Read from the checkpoint: its table of alphas and what it predicts (noise or v), whether the empty
+prompt is all zeros (`force_zeros_for_empty_prompt`), a VAE that needs float32 (`force_upcast`). The
+size given to the network is the image's own, uncropped, as in StableDiffusionXLPipeline. Left out:
+the refiner, other original sizes and crops, guidance_rescale, CLIP skip, a prompt per encoder,
+distilled guidance.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class StableDiffusionXL(DDPMModel):
 
     title = "SDXL"
     pipeline = "StableDiffusionXLPipeline"
-    parts = {
+    parts: Mapping[str, type | None] = {
         "tokenizer": None,
         "tokenizer_2": None,
         "text_encoder": CLIPTextModel,
@@ -51,7 +52,8 @@ class StableDiffusionXL(DDPMModel):
         unet, file = parts["unet"].config, folder / "unet"
         if unet["addition_embed_type"] != "text_time":
             raise DirectAlignError(
-                f"{file}: addition_embed_type is {unet['addition_embed_type']}, SDXL's is text_time: "
+                f"{file}: addition_embed_type is {unet['addition_embed_type']}, SDXL's is "
+                "text_time: "
                 "set model.architecture to match"
             )
         if unet["time_cond_proj_dim"] is not None:

@@ -1,8 +1,11 @@
-"""A checkpoint in one file, in the layout its makers published: told apart by its tensors' names, read part by part through diffusers.
+"""Checkpoints in one file in their published layout, identified by tensor names and loaded with
+diffusers.
 
-Stable Diffusion 1, 2 and XL bring UNet, VAE and CLIP in it (LDM layout); FLUX, SD3 and the other transformers come alone or with their VAE, with
-or without ComfyUI's `model.diffusion_model.`. Configs, tokenizers, scheduler and whatever is lacking come from a diffusers folder. Not read:
-weights stored in fewer bits with scales beside them (scaled fp8, nf4, GGUF), and the text encoders inside SD3 and FLUX files.
+Files of Stable Diffusion 1, 2 and XL have UNet, VAE and CLIP (LDM layout); those of FLUX, SD3 and
+the other transformers the denoiser, with or without the VAE and ComfyUI's prefix
+`model.diffusion_model.`. Configs, tokenizers, scheduler and missing parts are read from a diffusers
+folder. Not read: weights in fewer bits with scales (scaled fp8, nf4, GGUF), and the text encoders
+inside SD3 and FLUX files.
 """
 
 from __future__ import annotations
@@ -22,26 +25,27 @@ from ..types import DirectAlignError
 from .weight_files import tensor_shapes
 
 PREFIX = "model.diffusion_model."
-"""Before the denoiser's tensors in LDM's all-in-one files and in ComfyUI's."""
+"""Prefix of the denoiser's tensors in LDM's and ComfyUI's files."""
 
 PREFIXES = {
     "vae": ("first_stage_model.", "vae."),
     "text_encoder": ("cond_stage_model.", "conditioner.embedders.0."),
     "text_encoder_2": ("conditioner.embedders.1.",),
 }
-"""Before the tensors of the other parts."""
+"""Prefixes of the other parts' tensors."""
 OTHERS = (*(prefix for prefixes in PREFIXES.values() for prefix in prefixes), "text_encoders.")
 
 VAE_TENSORS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 SCALES = (".scale_weight", ".weight_scale", ".absmax", ".quant_map", ".comfy_quant", "scaled_fp8")
-"""Ends of the names of tensors that stand beside weights in fewer bits."""
+"""Suffixes of the scales of quantized weights."""
 UNUSED = ("norm_final.weight",)
-"""In ComfyUI's files of Z-Image, and in no network."""
+"""Suffixes in ComfyUI's files of Z-Image that no network has."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """An architecture as files hold it: the denoiser's `part` and class, `marks` of which one is among its tensors, other parts it may bring."""
+    """An architecture's files: the denoiser's part and class, names of tensors that identify it
+    (`marks`, one is enough), and other parts that they may have (`brings`)."""
 
     name: str
     part: str
@@ -107,7 +111,9 @@ LAYOUTS = (
         ("vae", "text_encoder"),
     ),
 )
-"""In this order: the marks of FLUX.1 are in FLUX.2 and Chroma too, those of Stable Diffusion 1 in XL."""
+"""The order matters: FLUX.2 and Chroma have the marks of FLUX.1 too, XL those of Stable Diffusion
+1.
+"""
 
 OTHER_FILES = {
     "a LoRA, which adds to a model": (
@@ -122,12 +128,12 @@ OTHER_FILES = {
         "embed_tokens.weight",
     ),
 }
-"""What a file is otherwise, by the end of one of its tensors' names."""
+"""Other kinds of files, by a suffix of one of their tensors' names."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds: its layout, and for each part the shapes of its tensors under the names in the file."""
+    """A file's layout, and for each part the shapes of its tensors by their names in the file."""
 
     file: FilePath
     layout: Layout
@@ -135,16 +141,21 @@ class Contents:
 
 
 def contents(file: FilePath) -> Contents:
-    """Reads the header of a single-file checkpoint; one that is torn, quantised or no text-to-image model is an error that says what it is."""
+    """Read the header of a single-file checkpoint.
+
+    Raises DirectAlignError for a truncated or quantized file, or one that is not a text-to-image
+    model.
+    """
     shapes = tensor_shapes(file)
     scaled = next((name for name in shapes if name.endswith(SCALES)), None)
     if scaled is not None:
         raise DirectAlignError(
-            f"{file}: its weights are quantised ({scaled}): take the file in bf16 or fp16, and set model.quantization for fewer bits"
+            f"{file}: its weights are quantised ({scaled}): take the file in bf16 or fp16, "
+            "and set model.quantization for fewer bits"
         )
     denoiser = {name: shape for name, shape in shapes.items() if name.startswith(PREFIX)} or shapes
     layout = _layout(file, denoiser)
-    parts = {
+    parts: Mapping[str, type | None] = {
         layout.part: {
             name: shape
             for name, shape in denoiser.items()
@@ -158,32 +169,36 @@ def contents(file: FilePath) -> Contents:
 
 
 def check(held: Contents, part: str, part_class: Any, folder: FilePath) -> None:
-    """A part of the file is of the class, and has the number of weights, that the diffusers folder describes; nothing is loaded."""
+    """Check a part's class and number of weights against the folder; nothing is loaded."""
     if part == held.layout.part and part_class.__name__ != held.layout.class_name:
         raise DirectAlignError(
-            f"{held.file}: holds {held.layout.name}, and {folder} a {part_class.__name__}: give model.components and model.architecture to match"
+            f"{held.file}: holds {held.layout.name}, and {folder} a {part_class.__name__}: "
+            "give model.components and model.architecture to match"
         )
     if part in ("text_encoder", "text_encoder_2"):
-        return  # a config of transformers says nothing of what the file may leave out
+        return  # the file may leave out tensors that a config of transformers describes
     if not issubclass(part_class, FromOriginalModelMixin):
         raise DirectAlignError(
-            f"{held.file}: this version of diffusers reads no single file of a {part_class.__name__}: give a diffusers folder in model.path"
+            f"{held.file}: this version of diffusers reads no single file of a "
+            f"{part_class.__name__}: "
+            "give a diffusers folder in model.path"
         )
-    stored, wanted = (
-        _count(_counted(part, held.parts[part])),
-        _count(_described(part_class, folder / part)),
-    )
+    stored = _count(_counted(part, held.parts[part]))
+    wanted = _count(_described(part_class, folder / part))
     if stored != wanted:
         what = f"{held.layout.name}, with {stored:,} weights in its {part}"
         raise DirectAlignError(
-            f"{held.file}: holds {what}, and {folder / part} describes {wanted:,}: give the model.components that it was trained from"
+            f"{held.file}: holds {what}, and {folder / part} describes {wanted:,}: "
+            "give the model.components that it was trained from"
         )
 
 
 def load(
     held: Contents, part: str, part_class: Any, folder: FilePath, dtype: torch.dtype
 ) -> nn.Module:
-    """A part from the file, built after `folder`, in `dtype`. Libraries' own errors pass through."""
+    """A part from the file with the config in `folder`, in `dtype`. Errors of the libraries are not
+    wrapped.
+    """
     tensors = _tensors(held, part, dtype)
     if part in ("text_encoder", "text_encoder_2"):
         model = create_diffusers_clip_model_from_ldm(
@@ -201,7 +216,9 @@ def load(
     lacking = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if lacking:
         raise DirectAlignError(
-            f"{held.file}: lacks {len(lacking)} tensors of the {part} in {folder} ({lacking[0]}, ...): give the model.components it belongs to"
+            f"{held.file}: lacks {len(lacking)} tensors of the {part} in {folder} ({lacking[0]}, "
+            "...): "
+            "give the model.components it belongs to"
         )
     return model
 
@@ -216,12 +233,16 @@ def _layout(file: FilePath, names: Iterable[str]) -> Layout:
         "no architecture that is known here",
     )
     raise DirectAlignError(
-        f"{file}: holds {kind} ({min(bare, default='no tensor')}): model.path takes a whole text-to-image model or its denoiser"
+        f"{file}: holds {kind} ({min(bare, default='no tensor')}): "
+        "model.path takes a whole text-to-image model or its denoiser"
     )
 
 
 def _tensors(held: Contents, part: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The part's tensors in `dtype`, the denoiser's under the names that diffusers converts from: with the prefix for a UNet in LDM layout alone."""
+    """The part's tensors in `dtype`, by the names that diffusers converts.
+
+    It expects the prefix for UNets in LDM layout, and no prefix for the other denoisers.
+    """
     with safe_open(held.file, framework="pt") as opened:
         tensors = {name: opened.get_tensor(name) for name in held.parts[part]}
     tensors = {
@@ -239,7 +260,7 @@ def _tensors(held: Contents, part: str, dtype: torch.dtype) -> dict[str, Tensor]
 
 
 def _counted(part: str, shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
-    """Without what old VAE files keep of their training."""
+    """Leave out what old VAE files have of their training."""
     if part != "vae":
         return dict(shapes)
     return {

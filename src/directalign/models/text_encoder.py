@@ -1,8 +1,10 @@
-"""What text encoders made of prompts, on disk: one safetensors file for each, found again by content.
+"""Prompt embeddings: the text encoders of a model, moved or freed to save memory, and a cache on
+disk.
 
-A file's name is a hash of the prompt and of a fingerprint of everything else that shapes the tensors, so an embedding of
-other weights, another dtype or another length of tokens is never taken for this one. Files appear whole or not at all, and
-carry prompt, fingerprint and a digest of their tensors, which are checked when they are read.
+The cache has one safetensors file per prompt. Its name is a hash of the prompt and of a fingerprint
+of all else that determines the tensors (weights, dtype, number of tokens). Files are written
+atomically; prompt, fingerprint and a digest of the tensors are stored in them and checked when they
+are read.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from ..toyworld.assets import cache_root
 from ..types import Conditioning, DirectAlignError
 
 SAMPLED = 64
-"""Numbers of each weight that go into the fingerprint."""
+"""Numbers of each weight that the fingerprint covers."""
 
 
 def default_folder() -> Path:
@@ -34,50 +36,58 @@ def default_folder() -> Path:
 
 
 def fingerprint_of(modules: Mapping[str, nn.Module], probe: Mapping[str, Tensor]) -> str:
-    """Tells encoders apart: names, shapes, dtypes and a sample of all weights, and what they made of one long prompt.
+    """A hash of names, shapes, dtypes and a sample of all weights, and of `probe`, a long prompt's
+    embedding.
 
-    The probe stands for what no weight shows: tokenizers, templates, the length at which prompts are cut, the library's version.
+    The probe covers tokenizers, templates, the maximum length, and the library's version.
     """
-    told = hashlib.sha256()
+    hasher = hashlib.sha256()
     for part, module in modules.items():
         for name, tensor in module.state_dict().items():
             sample = tensor.flatten()[:: max(1, tensor.numel() // SAMPLED)]
-            told.update(f"{part}.{name} {tuple(tensor.shape)} ".encode())
-            told.update(_digest({"sample": sample.cpu()}).encode())
-    told.update(_digest(probe).encode())
-    return told.hexdigest()
+            hasher.update(f"{part}.{name} {tuple(tensor.shape)} ".encode())
+            hasher.update(_digest({"sample": sample.cpu()}).encode())
+    hasher.update(_digest(probe).encode())
+    return hasher.hexdigest()
 
 
 @dataclass(frozen=True)
 class EmbeddingCache:
-    """The embeddings that encoders of one fingerprint made, each tensor (1, ...) as long as its prompt needs."""
+    """Embeddings of the encoders with one fingerprint; each tensor (1, ...) has its prompt's own
+    length.
+    """
 
     folder: Path
     fingerprint: str
 
     def path_of(self, prompt: str) -> Path:
-        """Where the prompt's tensors are, or would be."""
+        """The prompt's file."""
         key = hashlib.sha256(f"{self.fingerprint}\n{prompt}".encode()).hexdigest()
         return self.folder / self.fingerprint[:16] / key[:2] / f"{key}.safetensors"
 
     def has(self, prompt: str) -> bool:
-        """Whether there is a file, whole or not."""
+        """Whether the file exists; it may be damaged."""
         return self.path_of(prompt).exists()
 
     def fault(self, prompt: str) -> str | None:
-        """What is wrong with the file by its header: torn, or of another prompt; None if nothing is."""
+        """A message if the header is truncated or of another prompt, else None."""
         try:
             with safe_open(self.path_of(prompt), framework="pt") as opened:
-                return self._strangeness(opened.metadata(), prompt)
+                return self._check_header(opened.metadata(), prompt)
         except (OSError, SafetensorError) as error:
-            return f"{self.path_of(prompt)}: truncated or not a safetensors file ({str(error).splitlines()[0]})"
+            reason = str(error).splitlines()[0]
+            return f"{self.path_of(prompt)}: truncated or not a safetensors file ({reason})"
 
     def read(self, prompt: str) -> dict[str, Tensor]:
-        """The tensors on the CPU. Raises DirectAlignError for a file that is missing, torn, of another prompt or altered."""
+        """The tensors on the CPU. Raises DirectAlignError for a missing or damaged file, or another
+        prompt's.
+        """
         path = self.path_of(prompt)
         if not path.exists():
             raise DirectAlignError(
-                f"no embedding of {prompt!r:.80} in {self.folder}, and the text encoders are freed: set model.text_encoders: offload"
+                f"no embedding of {prompt!r:.80} in {self.folder}, and the text encoders are "
+                "freed: "
+                "set model.text_encoders: offload"
             )
         fault = self.fault(prompt)
         if fault is None:
@@ -91,11 +101,11 @@ class EmbeddingCache:
             if fault is None:
                 return tensors
         raise DirectAlignError(
-            f"{fault}: delete it, and start again with --resume to have it made anew"
+            f"{fault}: delete it, and start again with --resume, which writes it again"
         )
 
     def write(self, prompt: str, tensors: Mapping[str, Tensor]) -> None:
-        """Put the prompt's tensors on disk, whole or not at all, whoever else writes the same."""
+        """Write the prompt's tensors atomically; other processes may write the same file."""
         path = self.path_of(prompt)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
@@ -115,45 +125,44 @@ class EmbeddingCache:
             partial.unlink(missing_ok=True)
 
     def check_room(self, prompt: str, count: int) -> None:
-        """Raises DirectAlignError when `count` files as large as the one of `prompt` do not fit on the disk."""
+        """Raise DirectAlignError if `count` files of `prompt`'s size do not fit on the disk."""
         size, free = self.path_of(prompt).stat().st_size, shutil.disk_usage(self.folder).free
         if size * count > free:
             raise DirectAlignError(
-                f"{self.folder}: {count} more prompts need {size * count / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
-                "set the environment variable DIRECTALIGN_CACHE to a larger disk, or model.text_encoders: offload"
+                f"{self.folder}: {count} more prompts need {size * count / 1e9:.1f} GB and "
+                f"{free / 1e9:.1f} GB are free: "
+                "set the environment variable DIRECTALIGN_CACHE to a larger disk, "
+                "or model.text_encoders: offload"
             )
 
-    def _strangeness(self, told: Mapping[str, str] | None, prompt: str) -> str | None:
+    def _check_header(self, metadata: Mapping[str, str] | None, prompt: str) -> str | None:
+        found = metadata or {}
         expected = {"prompt": prompt, "fingerprint": self.fingerprint}
-        if (
-            told is not None
-            and "digest" in told
-            and {key: told.get(key) for key in expected} == expected
-        ):
+        if "digest" in found and {key: found.get(key) for key in expected} == expected:
             return None
-        return f"{self.path_of(prompt)}: not written here for this prompt"
+        return f"{self.path_of(prompt)}: not the embedding of this prompt"
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    told = hashlib.blake2b(digest_size=16)
+    hasher = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name].cpu().contiguous()
-        told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        told.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return told.hexdigest()
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        hasher.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
 
 
 Embed = Callable[[list[str]], dict[str, Tensor]]
 CPU = torch.device("cpu")
 PROBE = " ".join(f"{number} red stars over a sandy shore, a photo;" for number in range(200))
-"""Longer than any encoder reads."""
+"""Longer than the maximum length of any encoder."""
 
 
 class PromptEncoder:
     """`encoder(prompts)` gives tensors by name, each (b, ...), on the device, without gradient.
 
-    `embed` turns prompts into those tensors with the help of `modules`, which are moved for it as `mode` says: `keep` on the
-    device, `offload` to the CPU between uses, `free` likewise until they are dropped.
+    `embed` computes them with `modules`, which are on the device always (mode `keep`) or only
+    during use (`offload`, and `free` until `free()` drops them).
     """
 
     def __init__(
@@ -168,11 +177,13 @@ class PromptEncoder:
         if self.cache is not None and not self.modules:
             rows = [self.cache.read(prompt) for prompt in prompts]
             return {name: padded([row[name] for row in rows]).to(self.device) for name in rows[0]}
-        with self._at_work():
+        with self._on_device():
             return self.embed(list(prompts))
 
     def conditioning(self, prompts: Sequence[str], empty: Mapping[str, Tensor]) -> Conditioning:
-        """What the network is told of the prompts, and of the one prompt `empty` (1, ...) in its unguided pass."""
+        """Embeddings of the prompts, with `empty`, those of the unconditional prompt, each (1,
+        ...).
+        """
         unconditional = {
             name: tensor.expand(len(prompts), *tensor.shape[1:]) for name, tensor in empty.items()
         }
@@ -185,12 +196,13 @@ class PromptEncoder:
         folder: Path,
         show: Callable[[list[str]], Iterable[str]] = iter,
     ) -> list[str]:
-        """Encode into a cache in `folder` what is not in it yet; what was wrong with the files that had to be made again.
+        """Encode missing prompts into a cache in `folder`; returns messages for damaged files, now
+        replaced.
 
-        Each prompt is encoded by itself, so that what is stored depends on it alone, and unpadded. `show` may wrap the prompts
-        that are left to do, for a progress bar. Raises DirectAlignError when the disk is too small for them.
+        Each prompt is encoded by itself and stored unpadded. `show` may wrap the missing prompts
+        for a progress bar. Raises DirectAlignError if the disk is too small for them.
         """
-        with self._at_work():
+        with self._on_device():
             self.cache = cache = EmbeddingCache(
                 folder, fingerprint_of(self.modules, self.embed([PROBE]))
             )
@@ -209,7 +221,7 @@ class PromptEncoder:
         return [fault for fault in there.values() if fault]
 
     def free(self) -> None:
-        """Drop the encoders and give their memory back; from now on only what was stored can be asked for."""
+        """Drop the encoders and free their memory; then only stored prompts can be read."""
         assert self.cache is not None, "store the prompts first"
         self.modules.clear()
         gc.collect()
@@ -217,8 +229,10 @@ class PromptEncoder:
             torch.cuda.empty_cache()
 
     @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """The encoders are on the device inside, and where `mode` has them outside, also after an error."""
+    def _on_device(self) -> Iterator[None]:
+        """The encoders are on the device inside; afterwards where `mode` puts them, also after an
+        error.
+        """
         if self.mode == "keep":
             yield
             return
@@ -234,7 +248,9 @@ class PromptEncoder:
 
 
 def padded(rows: Sequence[Tensor]) -> Tensor:
-    """Tensors (1, n, ...) joined along their first dimension, shorter ones filled up with zeros at the end of their second."""
+    """Concatenate tensors (1, n, ...), shorter ones padded with zeros at the end of the second
+    dimension.
+    """
     longest = max(row.shape[1] if row.dim() > 1 else 0 for row in rows)
     filled = [
         row if row.dim() < 2 or row.shape[1] == longest else _filled(row, longest) for row in rows

@@ -1,6 +1,8 @@
-"""Images in [0, 1] to latents in the denoiser's scale and back, for AutoencoderKL and Qwen-Image's VAE.
+"""Images in [0, 1] to latents in the denoiser's scale and back, for AutoencoderKL and Qwen-Image's
+VAE.
 
-AutoencoderKL: x0 = (mode − shift_factor)·scaling_factor; Qwen-Image's: by the mean and std of each channel.
+AutoencoderKL: x0 = (mode − shift_factor)·scaling_factor; Qwen-Image's: by the mean and std of each
+channel.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ def grid(height: int, width: int, cell: int, multiple: int) -> tuple[int, int]:
     """
     if min(height, width) < 1 or height % multiple or width % multiple:
         raise DirectAlignError(
-            f"image size {height}x{width}: both sides must be multiples of {multiple} for this model"
+            f"image size {height}x{width}: both sides must be multiples of {multiple} for this "
+            "model"
         )
     return height // cell, width // cell
 

@@ -1,7 +1,9 @@
-"""Files of a checkpoint: JSON, and safetensors in their plain or another variant, whole or in shards. Headers are read, weights are not.
+"""Files of a checkpoint: JSON, and safetensors of one variant, whole or in shards; only headers are
+read.
 
-A name says what it is: `model.safetensors`, `model.fp16.safetensors` (variant fp16), `model.fp16-00001-of-00002.safetensors` (a shard of
-it), `model.safetensors.index.fp16.json` (which tensor lies in which shard).
+Names: `model.safetensors`, `model.fp16.safetensors` (variant fp16),
+`model.fp16-00001-of-00002.safetensors` (a shard of it), `model.safetensors.index.fp16.json` (which
+tensor is in which shard).
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from ..types import DirectAlignError
 
 SHARD = re.compile(r"-\d{5}-of-\d{5}")
 STEMS = ("diffusion_pytorch_model", "model")
-"""What diffusers and transformers call the weights of a part."""
+"""Names of weight files in diffusers and transformers."""
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; a missing or malformed file is an error that names it."""
+    """The object in a JSON file. Raises DirectAlignError for a missing or malformed file."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -41,19 +43,25 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def variant_of(name: str) -> str | None:
-    """fp16 of `model.fp16.safetensors`, of its shards and of their index; None of the plain ones."""
+    """The variant in a file's name: fp16 for `model.fp16.safetensors`, its shards and index; else
+    None.
+    """
     _, *words = SHARD.sub("", PurePosixPath(name).name).split(".")
     return ".".join(word for word in words if word not in ("safetensors", "index", "json")) or None
 
 
 def chosen(names: Iterable[str], variant: str | None, where: Path | str) -> list[str]:
-    """The weight files of a part in the wanted variant, sorted, among the names of its files; none is an error that names what there is."""
+    """The weight files of `variant` among a part's files, sorted.
+
+    Raises DirectAlignError, listing the existing variants, if there are none.
+    """
     weights = sorted(
         name for name in names if name.endswith(".safetensors") and _stem(name) in STEMS
     )
     if not weights:
         raise DirectAlignError(
-            f"{where}: no .safetensors file of weights: weights in other formats are not read, convert them first"
+            f"{where}: no .safetensors file of weights: weights in other formats are not read, "
+            "convert them first"
         )
     fitting = [name for name in weights if variant_of(name) == variant]
     if not fitting:
@@ -61,16 +69,16 @@ def chosen(names: Iterable[str], variant: str | None, where: Path | str) -> list
         remedy = (
             "leave model.variant out" if "plain ones" in there else f"set model.variant: {there[0]}"
         )
-        raise DirectAlignError(
-            f"{where}: no {f'{variant} weights' if variant else 'plain weights'}, there are {', '.join(there)}: {remedy}"
-        )
+        wanted = f"{variant} weights" if variant else "plain weights"
+        raise DirectAlignError(f"{where}: no {wanted}, there are {', '.join(there)}: {remedy}")
     return fitting
 
 
 def weights_files(folder: Path, variant: str | None = None) -> list[Path]:
-    """The safetensors files of a part, each with a whole header and the length it promises.
+    """The safetensors files of a part in `variant`.
 
-    None in this variant, a torn one, or a shard that the index names and the folder lacks, is an error that names it.
+    Raises DirectAlignError if there are none, for a truncated file, and for a missing shard of the
+    index.
     """
     files = [
         folder / name for name in chosen((file.name for file in folder.iterdir()), variant, folder)
@@ -95,17 +103,21 @@ def weights_files(folder: Path, variant: str | None = None) -> list[Path]:
 
 
 def check_safetensors(file: Path) -> None:
-    """Reads the header alone: a file that is missing, torn or of another format is an error that names it."""
+    """Raise DirectAlignError for a missing or truncated file, or another format."""
     tensor_shapes(file)
 
 
 def tensor_shapes(file: Path) -> dict[str, list[int]]:
-    """Name and shape of every tensor of a safetensors file, from its header; a missing or torn one is an error that names it."""
+    """Name and shape of every tensor of a safetensors file, from its header.
+
+    Raises DirectAlignError for a missing or truncated file.
+    """
     if not file.is_file():
         raise DirectAlignError(f"{file}: no such file: copy it again")
     try:
         with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+            names = list(opened.keys())
+            return {name: opened.get_slice(name).get_shape() for name in names}
     except (OSError, SafetensorError) as error:
         raise DirectAlignError(
             f"{file}: truncated or not a safetensors file ({brief(error)}): copy it again"
@@ -113,7 +125,7 @@ def tensor_shapes(file: Path) -> dict[str, list[int]]:
 
 
 def brief(error: Exception) -> str:
-    """The first sentence of a library's message."""
+    """First sentence of a library's error message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:200]
 
 

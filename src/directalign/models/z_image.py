@@ -1,10 +1,10 @@
 """Z-Image: rectified flow beside the prompt's tokens from the last layer but one of a Qwen3.
 
-The network takes a list of images and a list of prompts of any lengths, gets 1 − sigma, and predicts
-x0 − noise. Guidance takes two passes; its pipeline's guidance_scale counts from 0: `cfg_scale` s is
-guidance_scale s − 1 there. Early releases of the library do not move in the last of their n steps
-(diffusers 0.38); all steps move here. Left out: the pipeline's optional truncation and normalisation of
-guidance, both off in its call, and the models that edit.
+The network takes a list of images and a list of prompts of any lengths, gets 1 − sigma, and
+predicts x0 − noise. Guidance takes two passes; its pipeline's guidance_scale counts from 0:
+`cfg_scale` s is guidance_scale s − 1 there. Early releases of the library do not move in the last
+of their n steps (diffusers 0.38); all steps move here. Left out: the pipeline's optional truncation
+and normalisation of guidance, both off in its call, and the models that edit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ZImage(DiffusersModel):
 
     title = "Z-Image"
     pipeline = "ZImagePipeline"
-    parts = {
+    parts: Mapping[str, type | None] = {
         "tokenizer": None,
         "text_encoder": None,
         "transformer": ZImageTransformer2DModel,
