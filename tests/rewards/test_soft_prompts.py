@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from directalign.preflight.checks import check_method
 from safetensors.torch import save_file
 
 from directalign import config
 from directalign.config.load import load_run, recipe_path
+from directalign.preflight.checks import check_method
 from directalign.rewards.clip import ClipReward, SiglipReward
 from directalign.rewards.soft_prompts import (
     ControlTokens,
@@ -184,7 +184,7 @@ def broken(kind: str, file: Path, reward: ClipReward) -> None:
 
 
 BROKEN = {
-    "missing": "no such file of learned tokens",
+    "missing": "no such file; make it with directalign reward soft-prompts",
     "cut": "not a complete safetensors file",
     "other tensors": "not a file of learned tokens",
     "no facts": "not a file of learned tokens",
