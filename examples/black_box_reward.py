@@ -1,10 +1,10 @@
-"""A black-box reward: every image is rounded to 8 bits and saved as JPEG, then scored from the file.
+"""A black-box reward: every image is rounded to 8 bits and saved as JPEG, then scored.
 
     directalign train world_black_box
 
-runs this file and calls `score` for one number per image. The score here is the toy world's CLIP, but
-it could come from a program, a service or a person: a policy gradient needs only the numbers. Control
-phrases are part of the prompts, so a relative reward works unchanged.
+runs this file and calls `score` for one number per image. The score here is the toy world's CLIP,
+but it could come from a program, a service or a person: a policy gradient needs only the numbers.
+Control phrases are part of the prompts, so a relative reward works unchanged.
 """
 
 from __future__ import annotations

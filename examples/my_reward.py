@@ -3,8 +3,8 @@
     reward: {name: python, path: my_reward.py:MyReward, differentiable: true, args: {target: 0.5}}
 
 `differentiable: true` uses the gradient with respect to the images (SRPO, ReFL, DRaFT, ...);
-without it the reward is a black box for policy gradients (method.name: flow_grpo). A function of images and
-prompts is enough where images need not be encoded apart: `path: my_reward.py:contrast`.
+without it the reward is a black box for policy gradients (method.name: flow_grpo). A function of
+images and prompts is enough where images need not be encoded apart: `path: my_reward.py:contrast`.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@
     200 {"scores": [0.31]}; 400 for an unreadable request; 500 with the reason if the reward fails
 
 It is the other end of `reward: {name: remote, url: ...}`, which repeats a failed request and then
-stops the run. The server listens on this machine only. Anyone who reaches the port can use it: put a
-proxy with authentication before it to serve other machines. Requests arrive in threads and are scored
-one at a time.
+stops the run. The server listens on this machine only. Anyone who reaches the port can use it: put
+a proxy with authentication before it to serve other machines. Requests arrive in threads and are
+scored one at a time.
 """
 
 from __future__ import annotations
@@ -38,13 +38,11 @@ LARGEST = 256 * 2**20  # bytes of a request
 
 
 def score_of(named: str, device: str) -> Score:
-    """The reward of a recipe (.yaml), or a function (file.py:function), as a function of images (b,
-    3, H, W) in [0, 1] and prompts."""
-    settings = (
-        load_run(named).reward
-        if named.endswith((".yaml", ".yml"))
-        else config.PythonConfig(path=named)
-    )
+    """The reward of a recipe, or of file.py:function, as a function of images in [0, 1].
+
+    Images are (b, 3, H, W); the function also takes b prompts.
+    """
+    settings = load_run(named).reward if is_recipe(named) else config.PythonConfig(path=named)
     reward, lock = load_reward(settings, device), threading.Lock()
 
     @torch.no_grad()
