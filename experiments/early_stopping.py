@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .analysis import DASH, Column, Row, Rows, Table, mean_of, means
 from .plots import Point, plane
+from .rows import Row, Rows, mean_of
 from .runner import Arm, folder_of, num_steps_of, run_arms, sized
+from .tables import DASH, Column, Table, means
 
 SEEDS = (0, 1, 2)
 TIMES = 10
@@ -27,11 +28,7 @@ RULES = {
     FREE: ("no early stopping", None),
     JUDGED: (
         "max_degradation and metric",
-        {
-            "max_degradation": {"content": 0.02},
-            "metric_for_best": "photo_rate",
-            "patience": 6,
-        },
+        {"max_degradation": {"content": 0.02}, "metric_for_best": "photo_rate", "patience": 6},
     ),
     UNJUDGED: ("score peak only", {"score_patience": 3, "metric_for_best": "score_pos"}),
 }
@@ -64,24 +61,24 @@ FORMS = (
 TITLES = {form.name: form.title for form in FORMS}
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Train every form under every rule; quick: one form, one seed, two updates."""
     rows: list[Row] = []
     for form in FORMS[:1] if quick else FORMS:
         seeds = SEEDS[:1] if quick else form.seeds
         for rule in RULES:
-            arm = arm_of(form, rule, quick, recipes)
-            rows += run_arms("early_stopping", [arm], seeds, out, recipes)
+            arm = arm_of(form, rule, quick)
+            rows += run_arms("early_stopping", [arm], seeds, out)
             for seed in seeds:
                 rows.append(_ending(arm, form, rule, seed, folder_of(arm, seed, out)))
     return rows
 
 
-def arm_of(form: Form, rule: str, quick: bool, recipes: Path) -> Arm:
+def arm_of(form: Form, rule: str, quick: bool) -> Arm:
     """A form of the reward under a rule, over `TIMES` its recommended length."""
     title, settings = RULES[rule]
     control = (f"early_stopping={json.dumps(settings)}",) if settings is not None else ()
-    num_steps = TIMES * num_steps_of(form.recipe, recipes)
+    num_steps = TIMES * num_steps_of(form.recipe)
     length = (
         f"train.num_steps={num_steps}",
         f"evaluate.every={form.every}",
@@ -124,7 +121,6 @@ def best_of(form: str, seed: int, runs: Rows, loss: float = LOSS) -> Row:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """When each run ended and what it left, beside the best in hindsight."""
     columns = (
         Column("photo_rate", "photo rate", 0, percent=True),
         Column("content", "content", 0, percent=True),
@@ -148,7 +144,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """One plane per form: the free runs, where they end, and what the controlled runs keep."""
     endings, runs, files = rows.where(kind="ending"), rows.runs, []
 
     def point(name: str, found: Sequence[Row], trail: Sequence[tuple[float, float]] = ()) -> Point:

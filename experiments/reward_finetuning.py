@@ -18,22 +18,11 @@ from directalign import config
 from directalign.reward_analysis.finetune import RECORD, FinetuneConfig, finetune_to_folder
 from directalign.types import DirectAlignError
 
-from .analysis import (
-    MEASURED,
-    VERSUS,
-    Row,
-    Rows,
-    SeedInterval,
-    Table,
-    after,
-    at_photo_rate,
-    means,
-    number,
-    with_interval,
-)
 from .control_phrases import OTHERS, PHOTO
 from .plots import DotColumn, curves, dots_with_intervals, panels_over_updates
-from .runner import Arm, flat, piece, run_arms, settings_of, sized
+from .rows import Row, Rows, SeedInterval, after, at_photo_rate
+from .runner import Arm, flat, piece, run_arms, settings_of, sized, unflat
+from .tables import MEASURED, VERSUS, Table, means, number, versus, with_interval
 
 SEEDS = (0, 1, 2)
 SOURCE, IMAGES, COUNT, QUICK_COUNT = "world:reward", "world:photo/rest", 384, 32
@@ -60,18 +49,11 @@ def _text_tower(learning_rate: float, gap: float | None = None) -> FinetuneConfi
     return FinetuneConfig(part="text", learning_rate=learning_rate, gap=gap, seed=SEED)
 
 
+_WIDE, _MADE_UP = _text_tower(1e-3, gap=1.2), _text_tower(1e-3, gap=0.4)
 REWARDS = (
     Finetuned("tuned", "finetuned", "known words", KNOWN, _text_tower(3e-4)),
-    Finetuned(
-        "wide", "finetuned, gap three times as wide", "wide gap", KNOWN, _text_tower(1e-3, gap=1.2)
-    ),
-    Finetuned(
-        "made_up",
-        "finetuned on made-up words",
-        "made-up words",
-        MADE_UP,
-        _text_tower(1e-3, gap=0.4),
-    ),
+    Finetuned("wide", "finetuned, gap three times as wide", "wide gap", KNOWN, _WIDE),
+    Finetuned("made_up", "finetuned on made-up words", "made-up words", MADE_UP, _MADE_UP),
 )
 TITLES = {reward.name: reward.title for reward in REWARDS}
 LENGTHS = {
@@ -90,16 +72,16 @@ ARMS = {
 """{arm: (title, form of the reward, phrases, finetuned reward)}."""
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Finetune every reward, train every arm; quick: one reward, two arms, one seed."""
     rows: list[Row] = []
     source = Arm("source", "", "world_srpo", (f"reward.path={SOURCE}",))
-    settings = settings_of(source, SEED, recipes)
+    settings = settings_of(source, SEED)
     for reward in REWARDS[:1] if quick else REWARDS:
         make = partial(_finetune, reward, out, quick)
         rows += piece(out, f"reward-{reward.name}", settings, make)
     chosen, seeds = (arms(out)[:2], SEEDS[:1]) if quick else (arms(out), SEEDS)
-    return rows + run_arms("reward_finetuning", sized(chosen, quick), seeds, out, recipes)
+    return rows + run_arms("reward_finetuning", sized(chosen, quick), seeds, out)
 
 
 def arms(out: Path) -> list[Arm]:
@@ -156,12 +138,10 @@ PAIRS = {
 
 def angle_of(row: Row, name: str) -> SeedInterval:
     """An angle of a reward in degrees, with its interval over scenes."""
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return {"value": row[name], "low": low, "high": high, "n": row["held_out"]}
+    return {**unflat(row, name), "n": row["held_out"]}
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """The rewards before and after, runs finetuned minus original, and where each run ends."""
     runs, directions, differences = rows.runs, [], []
     titles = {name: ARMS[name][0] for name in runs.arms}
     for row in rows.where(kind="reward"):
@@ -173,16 +153,13 @@ def tables(rows: Rows) -> dict[str, Table]:
     begun = runs.base
     for form, (tuned, original) in PAIRS.items():
         if tuned in titles and original in titles:
-            reached = runs.highest_common([tuned, original])
-            conditions = {
-                f"at photo rate {level:g}": at_photo_rate(level)
-                for level in LEVELS
-                if begun["photo_rate"] < level <= reached
-            }
+            reached, begun_rate = runs.highest_common([tuned, original]), begun["photo_rate"]
+            levels = [level for level in LEVELS if begun_rate < level <= reached]
+            conditions = {f"at photo rate {level:g}": at_photo_rate(level) for level in levels}
             each = [(arm, seed) for arm in (tuned, original) for seed in runs.seeds(arm)]
             last = min(runs.run(*run)[-1]["step"] for run in each)
             conditions[f"after {last} updates"] = after(last)
-            differences += [[form, *line] for line in runs.versus(tuned, original, conditions)]
+            differences += [[form, *line] for line in versus(runs, tuned, original, conditions)]
     ends = [["base model", "0", *means(MEASURED, [begun])]]
     for arm, title in titles.items():
         last = runs.last(arm)
@@ -199,7 +176,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Angles before and after as dots, and the runs as curves, one figure per form."""
     runs, measured = rows.runs, rows.where(kind="reward")
     dots = {f"{row['when']}_{row['arm']}": row for row in measured}
     columns = [
@@ -208,9 +184,7 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     ]
     short = {reward.name: reward.short for reward in REWARDS}
     names = {dot: f"{short[row['arm']]}, {row['when']}" for dot, row in dots.items()}
-    note = (
-        "Between the reward's gradient and the direction to the photograph; intervals over scenes."
-    )
+    note = "Between the reward's gradient and the direction to the photograph; over scenes."
     file, title = folder / "reward_finetuning_angles.png", "Angles of the finetuned reward"
     files = [dots_with_intervals(file, title, columns, note, names)]
     for form in ("relative", "anchored"):

@@ -23,7 +23,6 @@ from typing import Any, Protocol, runtime_checkable
 from directalign import config
 from directalign.config import RunConfig
 from directalign.config.load import dump_run, load_run
-from directalign.evaluation.compare import judge_of
 from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts
 from directalign.evaluation.generate import load_run_model, run_of
 from directalign.evaluation.image_metrics import statistics
@@ -32,6 +31,7 @@ from directalign.io.atomic import write_text
 from directalign.methods import load_method
 from directalign.models import load_model
 from directalign.rewards import load_reward
+from directalign.toyworld.judges import load_judge
 from directalign.training import checkpoint
 from directalign.training import run as train
 from directalign.training.data import open_data
@@ -41,8 +41,9 @@ from directalign.training.run_log import read
 from directalign.training.step import NFECounter
 from directalign.types import DirectAlignError
 
-from .analysis import Number, Row, Rows, Table, read_rows, write_rows
 from .plots import title_of
+from .rows import Number, Row, Rows, read_rows, write_rows
+from .tables import Table
 
 STUDIES = {
     "learning_rates": "The learning rate of every method, chosen by one rule",
@@ -69,11 +70,12 @@ MARK = "study.json"
 class Study(Protocol):
     """A module of this package. Its docstring says what the paper claims and what is measured.
 
-    `measure` returns the rows and trains or measures what is not there yet; `tables` and `draw`
-    need nothing but rows. Figures are named after the study.
+    `measure` returns the rows and trains or measures what is not there yet; `quick` is a size of
+    minutes that tests the code. `tables` ({name: table}) and `draw` (files in `folder`, named after
+    the study) need nothing but rows.
     """
 
-    def measure(self, out: Path, quick: bool, recipes: Path) -> list[Row]: ...
+    def measure(self, out: Path, quick: bool) -> list[Row]: ...
 
     def tables(self, rows: Rows) -> dict[str, Table]: ...
 
@@ -87,7 +89,7 @@ def load_study(name: str) -> Study:
     return importlib.import_module(f"{__package__}.{name}")  # pyright: ignore[reportReturnType]
 
 
-def run_study(name: str, out: Path, quick: bool, recipes: Path) -> Path:
+def run_study(name: str, out: Path, quick: bool) -> Path:
     """Measure, and write rows, figures and `out/README.md`, which is returned. Called again it
     resumes.
 
@@ -95,7 +97,7 @@ def run_study(name: str, out: Path, quick: bool, recipes: Path) -> Path:
     """
     study = load_study(name)
     claim(out, name, quick)
-    rows = Rows(study.measure(out, quick, recipes))
+    rows = Rows(study.measure(out, quick))
     write_rows(rows, out / "results.jsonl")
     figures = study.draw(rows, out)
     parts = [f"# {STUDIES[name]}"]
@@ -136,20 +138,15 @@ def facts(rows: Rows) -> str:
     def distinct(key: str) -> list[Any]:
         return list({json.dumps(row[key]): row[key] for row in rows if row.get(key)}.values())
 
-    machines = [
-        each["gpu"]
-        or f"{each['cores']} CPU cores ({each['processor']}), {each['threads']} thread(s)"
-        for each in distinct("machine")
-    ]
-    libraries = [
-        ", ".join(" ".join(pair) for pair in each.items()) for each in distinct("versions")
-    ]
-    lines = [
-        ("Seeds", ", ".join(map(str, rows.seeds()))),
-        ("Commit", ", ".join(distinct("commit"))),
-    ]
-    lines += [("Machine", "; ".join(machines)), ("Versions", "; ".join(libraries))]
-    return "\n".join(f"- {name}: {value}" for name, value in lines if value)
+    machines, libraries = [], []
+    for each in distinct("machine"):
+        cpu = f"{each['cores']} CPU cores ({each['processor']}), {each['threads']} thread(s)"
+        machines.append(each["gpu"] or cpu)
+    for each in distinct("versions"):
+        libraries.append(", ".join(" ".join(pair) for pair in each.items()))
+    lines = {"Seeds": ", ".join(map(str, rows.seeds())), "Commit": ", ".join(distinct("commit"))}
+    lines |= {"Machine": "; ".join(machines), "Versions": "; ".join(libraries)}
+    return "\n".join(f"- {name}: {value}" for name, value in lines.items() if value)
 
 
 # --- training runs --------------------------------------------------------------------------------
@@ -172,15 +169,15 @@ class Arm:
         return replace(self, overrides=(*self.overrides, *overrides))
 
 
-def settings_of(arm: Arm, seed: int, recipes: Path) -> RunConfig:
+def settings_of(arm: Arm, seed: int) -> RunConfig:
     """The run of an arm from a seed; it keeps one checkpoint at a time."""
     overrides = ["train.keep_checkpoints=1", *arm.overrides, f"seed={seed}"]
-    return load_run(recipes / f"{arm.recipe}.yaml", overrides)
+    return load_run(arm.recipe, overrides)
 
 
-def num_steps_of(recipe: str, recipes: Path, overrides: Sequence[str] = ()) -> int:
+def num_steps_of(recipe: str, overrides: Sequence[str] = ()) -> int:
     """Updates that a recipe takes."""
-    return load_run(recipes / f"{recipe}.yaml", list(overrides)).train.num_steps
+    return load_run(recipe, list(overrides)).train.num_steps
 
 
 def folder_of(arm: Arm, seed: int, out: Path) -> Path:
@@ -188,31 +185,24 @@ def folder_of(arm: Arm, seed: int, out: Path) -> Path:
     return out / "runs" / f"{arm.name}-seed{seed}"
 
 
-def run_arms(
-    study: str, arms: Sequence[Arm], seeds: Sequence[int], out: Path, recipes: Path
-) -> list[Row]:
+def run_arms(study: str, arms: Sequence[Arm], seeds: Sequence[int], out: Path) -> list[Row]:
     """Train all arms from the first seed, then from the next; rows come arm by arm."""
     for seed in seeds:
         for arm in arms:
-            last = rows_of(study, arm, seed, run_arm(arm, seed, out, recipes))[-1]
+            last = rows_of(study, arm, seed, run_arm(arm, seed, out))[-1]
             names = [name for name in ("photo_rate", "content", "color_drift") if name in last]
             numbers = ", ".join(f"{name} {last[name]:.3f}" for name in names)
             print(f"{study}: {arm.name}, seed {seed}, update {last['step']}: {numbers}", flush=True)
-    return [
-        row
-        for arm in arms
-        for seed in seeds
-        for row in rows_of(study, arm, seed, folder_of(arm, seed, out))
-    ]
+    found = [(arm, seed) for arm in arms for seed in seeds]
+    return [row for each in found for row in rows_of(study, *each, folder_of(*each, out))]
 
 
-def run_arm(arm: Arm, seed: int, out: Path, recipes: Path) -> Path:
-    """Train one arm from one seed, or resume it; returns its folder, without checkpoints at the
-    end.
+def run_arm(arm: Arm, seed: int, out: Path) -> Path:
+    """Train one arm from one seed, or resume it; returns its folder, which keeps no checkpoints.
 
     Raises: DirectAlignError where a finished run of other settings lies there.
     """
-    settings, folder = settings_of(arm, seed, recipes), folder_of(arm, seed, out)
+    settings, folder = settings_of(arm, seed), folder_of(arm, seed, out)
     if not (folder / "summary.json").exists():
         train(settings, folder, resume=(folder / "run.yaml").exists())
     elif dump_run(load_run(folder / "run.yaml")) != dump_run(settings):
@@ -229,10 +219,8 @@ def rows_of(study: str, arm: Arm, seed: int, folder: Path) -> list[Row]:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     named = {"study": study, "arm": arm.name, "title": arm.title, "seed": seed}
     rate = {"learning_rate": load_run(folder / "run.yaml").train.learning_rate}
-    provenance = {key: summary[key] for key in ("commit", "machine", "versions")}
-    return [
-        {**named, **spent, **rate, **numbers, **provenance} for spent, numbers in _measured(folder)
-    ]
+    where = {key: summary[key] for key in ("commit", "machine", "versions")}
+    return [{**named, **spent, **rate, **each, **where} for spent, each in _measured(folder)]
 
 
 def _measured(folder: Path) -> Iterator[tuple[Row, Row]]:
@@ -241,15 +229,14 @@ def _measured(folder: Path) -> Iterator[tuple[Row, Row]]:
     for record in read(folder):
         if record["event"] == "step":
             seconds += record["seconds"]
-            forward += record["network_calls"]["forward"]
-            backward += record["network_calls"]["backward"]
+            forward += record["nfe"]["forward"]
+            backward += record["nfe"]["backward"]
         elif record["event"] == "evaluate":
             numbers: Row = {}
-            for name, value in {**record, **record.get("during", {})}.items():
-                if isinstance(value, Mapping) and name not in ("during", "each"):
-                    numbers |= flat(name, value)
-                elif name not in ("event", "step", "seconds", "during", "each"):
-                    numbers[name] = value
+            skipped = ("event", "step", "seconds", "during", "each")
+            found = {**record, **record.get("during", {})}
+            for name, value in ((name, found[name]) for name in found if name not in skipped):
+                numbers |= flat(name, value) if isinstance(value, Mapping) else {name: value}
             calls = {"forward_calls": forward, "backward_calls": backward}
             calls["call_equivalents"] = nfe_equivalents(forward, backward)
             yield {"step": record["step"], "seconds": seconds, **calls}, numbers
@@ -257,11 +244,13 @@ def _measured(folder: Path) -> Iterator[tuple[Row, Row]]:
 
 def flat(name: str, interval: Mapping[str, Any]) -> Row:
     """An interval as three numbers of a row."""
-    return {
-        name: interval["value"],
-        f"{name}_low": interval["low"],
-        f"{name}_high": interval["high"],
-    }
+    low, high = interval["low"], interval["high"]
+    return {name: interval["value"], f"{name}_low": low, f"{name}_high": high}
+
+
+def unflat(row: Row, name: str) -> Row:
+    """The interval that `flat` put into a row."""
+    return {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
 
 
 def nfe_equivalents(forward: int, backward: int) -> int:
@@ -277,16 +266,10 @@ ALWAYS = (
     "train.sample_every=0",
     "train.sample_prompts=[a red star on a navy background]",
 )
-FULL_SIZE = (*ALWAYS, f"evaluate.num_samples={PAIRS}", f"evaluate.num_samples_during={PAIRS}")
-QUICK_SIZE = (
-    *ALWAYS,
-    f"evaluate.num_samples={QUICK_PAIRS}",
-    f"evaluate.num_samples_during={QUICK_PAIRS}",
-    "evaluate.every=0",
-    "train.num_steps=2",
-    "data.batch_size=2",
-    "rollout.num_inference_steps=2",
-)
+_COUNTS = ("evaluate.num_samples=%d", "evaluate.num_samples_during=%d")
+FULL_SIZE = (*ALWAYS, *(count % PAIRS for count in _COUNTS))
+QUICK_SIZE = (*ALWAYS, *(count % QUICK_PAIRS for count in _COUNTS), "evaluate.every=0")
+QUICK_SIZE += ("train.num_steps=2", "data.batch_size=2", "rollout.num_inference_steps=2")
 
 
 def sized(arms: Sequence[Arm], quick: bool) -> list[Arm]:
@@ -327,7 +310,8 @@ def measurer_of(folder: Path, base: bool = False) -> Measurer:
         raise DirectAlignError(f"{folder}: holds no run (no run.yaml)")
     model = load_run_model(run, None if base else trained)
     device = next(model.denoiser.parameters()).device
-    return Measurer(run, model, load_reward(run.reward, device), judge_of(run))
+    judge = load_judge() if run.evaluate.judge == "world" else None
+    return Measurer(run, model, load_reward(run.reward, device), judge)
 
 
 def with_drift(rows: list[Row], num_samples: int) -> list[Row]:
@@ -339,9 +323,8 @@ def with_drift(rows: list[Row], num_samples: int) -> list[Row]:
 
 @functools.cache
 def _photo_statistics(num_samples: int) -> dict[str, float]:
-    images = photographs(
-        fixed_pairs(measured_prompts(config.DataConfig(prompts="world")), num_samples)
-    )
+    prompts = measured_prompts(config.DataConfig(prompts="world"))
+    images = photographs(fixed_pairs(prompts, num_samples))
     return {name: float(each.double().mean()) for name, each in statistics(images).items()}
 
 
@@ -362,10 +345,10 @@ METHODS = {
     "grpo_relative": ("world_grpo_relative", 1e-4),
 }
 """Recipe and learning rate, as `learning_rates.chosen` finds it in the recorded study."""
-ARMS = tuple(
+ARMS = [
     Arm(name, title_of(name), recipe, (f"train.learning_rate={rate}",))
     for name, (recipe, rate) in METHODS.items()
-)
+]
 OURS = "srpo"
 POLICY_GRADIENTS, LONGER = ("flow_grpo", "grpo_relative"), 3
 """Policy gradients may spend `LONGER` times as much, to reach a level for comparison."""
@@ -404,19 +387,15 @@ def allowance(arm: Arm, budget: Budget, often: bool = False) -> Budget:
     return budget
 
 
-def within(budget: Budget, arm: Arm, out: Path, recipes: Path) -> Arm:
+def within(budget: Budget, arm: Arm, out: Path) -> Arm:
     """The arm with the updates that the budget pays for; prices are kept in `out/prices.json`."""
-    cost = price(settings_of(arm, 0, recipes), budget.probed, out / "prices.json")
+    cost = price(settings_of(arm, 0), budget.probed, out / "prices.json")
     updates = math.ceil(budget.calls / cost)
-    every = max(1, math.ceil(updates / budget.measurements))
+    every, count = max(1, math.ceil(updates / budget.measurements)), budget.num_samples
     return arm.plus(
-        f"train.num_steps={updates}",
-        f"train.save_every={every}",
-        "train.sample_every=0",
-        f"evaluate.every={every}",
-        f"evaluate.num_samples={budget.num_samples}",
-        f"evaluate.num_samples_during={budget.num_samples}",
-        f"evaluate.diversity_prompts={budget.diversity_prompts}",
+        *(f"train.num_steps={updates}", f"train.save_every={every}", "train.sample_every=0"),
+        *(f"evaluate.every={every}", f"evaluate.diversity_prompts={budget.diversity_prompts}"),
+        *(each % count for each in _COUNTS),
     )
 
 

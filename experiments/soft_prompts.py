@@ -18,19 +18,10 @@ from directalign.reward_analysis.soft_prompts import SoftPromptConfig, fit_soft_
 from directalign.rewards import load_reward
 from directalign.rewards.soft_prompts import write_tokens
 
-from .analysis import (
-    MEASURED,
-    Column,
-    Row,
-    Rows,
-    Table,
-    mean_interval,
-    mean_of,
-    means,
-    with_interval,
-)
 from .plots import curves, panels_over_updates
+from .rows import Row, Rows, mean_interval, mean_of
 from .runner import Arm, piece, run_arms, settings_of, sized
+from .tables import MEASURED, Column, Table, means, with_interval
 
 RECIPE = "world_srpo"
 SEEDS, FIRST_SEED = (0, 1, 2), 100
@@ -75,16 +66,16 @@ VARIANTS = (
 )
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Fit the tokens of every seed, train with tokens and phrases; quick: one seed, short fit."""
     rows: list[Row] = []
     for seed in SEEDS[:1] if quick else SEEDS:
         for each in (each for each in VARIANTS if each.fitting):
-            settings = settings_of(Arm(each.name, each.title, RECIPE), seed, recipes)
+            settings = settings_of(Arm(each.name, each.title, RECIPE), seed)
             make = partial(_fit, each, seed, out, quick, settings)
             rows += piece(out, f"fit-{each.name}-seed{seed}", settings, make)
         arms = sized([each.arm(form, seed, out) for each in VARIANTS for form in FORMS], quick)
-        rows += run_arms("soft_prompts", arms, [seed], out, recipes)
+        rows += run_arms("soft_prompts", arms, [seed], out)
     return rows
 
 
@@ -131,15 +122,13 @@ def forms_of(runs: Rows) -> dict[str, list[str]]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """The fits on held-out images, and photo rates at equal content loss."""
     fits, runs = rows.where(kind="fit"), rows.runs
     fit_lines, run_lines = [], []
     for arm, title in fits.arms.items():
         once = {row["seed"]: row for row in fits.where(arm=arm)}.values()
-        numbers = [
-            with_interval(mean_interval([row[key] for row in once]), digits)
-            for key, (_, digits) in FIT_NUMBERS.items()
-        ]
+        numbers = []
+        for key, (_, digits) in FIT_NUMBERS.items():
+            numbers.append(with_interval(mean_interval([row[key] for row in once]), digits))
         fit_lines.append([title, *numbers])
     ends = (
         Column("photo_rate", "photo rate at the end", 2),
@@ -148,12 +137,10 @@ def tables(rows: Rows) -> dict[str, Table]:
     )
     titles = runs.arms
     for arm in (arm for arms in forms_of(runs).values() for arm in arms):
-        best = [
-            with_interval(
-                mean_of("photo_rate", [best_within(run, loss) for run in runs.runs_of(arm)])
-            )
-            for loss in LOSSES
-        ]
+        best = []
+        for loss in LOSSES:
+            rates = [best_within(run, loss) for run in runs.runs_of(arm)]
+            best.append(with_interval(mean_of("photo_rate", rates)))
         run_lines.append([titles[arm], *best, *means(ends, runs.last(arm))])
     within = [f"photo rate within {100 * loss:g} % content loss" for loss in LOSSES]
     fit_columns = ["pos − neg of", *(title for title, _ in FIT_NUMBERS.values())]
@@ -164,7 +151,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Photo rate, content and colour drift along the updates, one figure per form."""
     runs, files = rows.runs, []
     titles = runs.arms
     for form, arms in forms_of(runs).items():

@@ -34,20 +34,10 @@ from directalign.interfaces import Judge, Model
 from directalign.toyworld.judges import load_judge
 from directalign.types import Conditioning, Images, Latents
 
-from .analysis import (
-    QUALITY,
-    Row,
-    Rows,
-    Table,
-    mean_interval,
-    mean_of,
-    number,
-    over,
-    paired_over_seeds,
-    with_interval,
-)
 from .plots import Panel, curves, line
+from .rows import Row, Rows, mean_interval, mean_of, over, paired_over_seeds
 from .runner import Arm, piece, run_arm, settings_of, sized
+from .tables import QUALITY, Table, number, with_interval
 
 ARM = Arm("srpo", "SRPO, anchored", "world_srpo")
 BASE, ALIGNED = "base", "srpo"
@@ -98,18 +88,17 @@ class Size:
     rounds: int
 
 
-FULL = Size(
-    32, (0, 1, 2), (4, 8, 16, 25, 50), (1.0, 2.0, 3.5, 6.0), (1.0, 1.5, 2.0, 3.0), 8, 32, 10
-)
+STEPS, GUIDANCE, CFG = (4, 8, 16, 25, 50), (1.0, 2.0, 3.5, 6.0), (1.0, 1.5, 2.0, 3.0)
+FULL = Size(32, (0, 1, 2), STEPS, GUIDANCE, CFG, 8, 32, 10)
 QUICK = Size(6, (0,), (2, 4), (1.0, 3.5), (1.0, 2.0), 2, 4, 2)
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Rows of kind `image_seeds` and of `KINDS`, for base and SRPO; `what` is the condition."""
     size, (arm,) = (QUICK if quick else FULL), sized([ARM], quick)
     found: list[Row] = []
     for seed in size.seeds:
-        run, folder = settings_of(arm, seed, recipes), run_arm(arm, seed, out, recipes)
+        run, folder = settings_of(arm, seed), run_arm(arm, seed, out)
         for name, title, trained in ((BASE, "base model", None), (ALIGNED, arm.title, folder)):
             named = {"study": "stability", "arm": name, "title": title, "seed": seed}
             make = partial(sampled, run, trained, seed, size)
@@ -138,11 +127,8 @@ class Sampler:
     def rows(self) -> Iterator[Row]:
         """One row per condition."""
         for name in SAMPLERS:
-            yield {
-                "kind": "samplers",
-                "what": name,
-                **self.judged(self.by_sampler(name), self.pairs),
-            }
+            judged = self.judged(self.by_sampler(name), self.pairs)
+            yield {"kind": "samplers", "what": name, **judged}
         for key in ("num_inference_steps", "embedded_guidance", "cfg_scale"):
             for value in getattr(self.size, key):
                 images = self.by_rollout(self.pairs, **{key: value})
@@ -153,9 +139,8 @@ class Sampler:
             images = self.by_rollout(pairs)
             yield {"kind": "image_seeds", "what": place, **self.judged(images, pairs)}
         images, device = self.by_rollout(self.pairs), self.device
-        chained = chain(
-            self.model, self.cond(0, None), images.to(device), self.seed, self.size.rounds
-        )
+        given = (self.cond(0, None), images.to(device), self.seed, self.size.rounds)
+        chained = chain(self.model, *given)
         for place, after in enumerate([images, *(each.cpu() for each in chained)]):
             yield {"kind": "rounds", "what": place, **self.judged(after, self.pairs)}
 
@@ -245,7 +230,6 @@ def spread(rows: Rows, arm: str, seed: int) -> tuple[float, float]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """Base and aligned model in every condition, and their spread over image seeds."""
     lines, seeds = [], []
     for kind, name in KINDS.items():
         for what in conditions(rows, kind):
@@ -279,7 +263,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Photo rate, content and colour drift over step counts, guidance and rounds."""
     kinds, panels = [kind for kind in KINDS if kind != "samplers"], []
     for key, title in QUALITY.items():
         for kind in kinds:

@@ -1,4 +1,4 @@
-"""Control phrases and ramps as `directalign words` suggests them.
+"""Control phrases and ramps as `directalign reward phrases` suggests them.
 
 Every style of the toy world is the wanted one in turn, with thirty candidate phrases; and SRPO is
 trained with the official ramps, the suggested ramp and the suggested anchor.
@@ -7,6 +7,7 @@ trained with the official ramps, the suggested ramp and the suggested anchor.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from directalign.reward_analysis.phrases_report import ramp
 from directalign.rewards import load_reward
 from directalign.toyworld.scenes import STYLE_WORDS, STYLES
 
-from .analysis import MEASURED, VERSUS, Column, Row, Rows, Table, at_photo_rate, means, number
 from .plots import Line, Panel, curves, panels_over_updates
+from .rows import Row, Rows, at_photo_rate
 from .runner import Arm, piece, run_arms, settings_of, sized
+from .tables import MEASURED, VERSUS, Column, Table, means, number, versus
 
 SEEDS = (0, 1, 2)
 RECIPE, ANCHORED = "world_official", "world_srpo"
@@ -42,26 +44,24 @@ TOP = 4
 """Candidates that are shown at each end of a ranking."""
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Train the arms, rank the candidates for every style; quick: two arms, one seed, one style."""
     length = (f"train.num_steps={UPDATES}", f"evaluate.every={EVERY}")
-    longer = [
-        Arm(arm.name, arm.title, arm.recipe, (*length, *arm.overrides)) for arm in arms(recipes)
-    ]
+    longer = [replace(arm, overrides=(*length, *arm.overrides)) for arm in arms()]
     chosen, seeds = (longer[:2], SEEDS[:1]) if quick else (longer, SEEDS)
-    rows = run_arms("suggested_phrases", sized(chosen, quick), seeds, out, recipes)
-    settings = settings_of(Arm("ranking", "ranking", RECIPE), 0, recipes)
+    rows = run_arms("suggested_phrases", sized(chosen, quick), seeds, out)
+    settings = settings_of(Arm("ranking", "ranking", RECIPE), 0)
     styles, count = (STYLES[:1], QUICK_COUNT) if quick else (STYLES, COUNT)
 
     def make() -> list[Row]:
-        return [row for style in styles for row in ranked(style, count, recipes)]
+        return [row for style in styles for row in ranked(style, count)]
 
     return rows + piece(out, "ranked", settings, make)
 
 
-def arms(recipes: Path) -> list[Arm]:
+def arms() -> list[Arm]:
     """Official ramps, the suggested ramp in both branches, the suggested anchor."""
-    found = suggested(recipes)
+    found = suggested()
     assert found.mu is not None and found.tolerance is not None
     mu, tolerance = round(found.mu, 2), f"method.anchor.tolerance={found.tolerance}"
     ramps = json.dumps(ramp(mu))
@@ -76,21 +76,21 @@ def arms(recipes: Path) -> list[Arm]:
 
 
 @cache
-def suggested(recipes: Path) -> Suggestion:
+def suggested() -> Suggestion:
     """Ramp and tolerance for the recipe's own phrases, photographs against all other styles."""
-    words = load_run(recipes / f"{RECIPE}.yaml").method.control_phrases
-    return settings_for(_table("photo", COUNT, recipes), words.positive, words.negative)
+    words = load_run(RECIPE).method.control_phrases
+    return settings_for(_table("photo", COUNT), words.positive, words.negative)
 
 
-def _table(style: str, count: int, recipes: Path) -> PhraseTable:
-    reward = load_reward(load_run(recipes / f"{RECIPE}.yaml").reward)
+def _table(style: str, count: int) -> PhraseTable:
+    reward = load_reward(load_run(RECIPE).reward)
     images = load_examples(f"world:{style}/rest", "images", count=count)
     return PhraseTable(reward, encode_examples(reward, images))
 
 
-def ranked(style: str, count: int, recipes: Path) -> list[Row]:
+def ranked(style: str, count: int) -> list[Row]:
     """One row per candidate, from the most wanted to the most unwanted, when `style` is wanted."""
-    table, rows = _table(style, count, recipes), []
+    table, rows = _table(style, count), []
     words = sorted((table.phrase(phrase) for phrase in COMMON), key=lambda word: -word.lift.size)
     for place, word in enumerate(words, start=1):
         named = {"study": "suggested_phrases", "kind": "ranked", "arm": style, "title": style}
@@ -124,7 +124,6 @@ def unwanted_among_last(listed: list[Row], style: str) -> tuple[int, int]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """Rankings, trainings, and the suggestions minus the official ramps at equal photo rates."""
     runs = rows.runs
     titles, rankings, trainings, against = runs.arms, [], [], []
     for style in rows.where(kind="ranked").arms:
@@ -146,7 +145,7 @@ def tables(rows: Rows) -> dict[str, Table]:
     for ours in (arm for arm in titles if arm != "official"):
         common = runs.highest_common([ours, "official"])
         conditions = {f"{x:g}": at_photo_rate(x) for x in LEVELS if begun < x <= common}
-        for level, _, *cells, _ in runs.versus(ours, "official", conditions):
+        for level, _, *cells, _ in versus(runs, ours, "official", conditions):
             against.append([titles[ours].partition(",")[0], level, *cells])
     official = ["setting, minus official ramps", "at photo rate", *VERSUS[2:-1]]
     return {
@@ -157,7 +156,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """The trainings as curves, and content over photo rate."""
     runs = rows.runs
     arms = list(runs.arms)
     panels, ways = panels_over_updates(runs, arms), []

@@ -1,12 +1,15 @@
-"""The folders that finished runs on tiny pipelines would leave: recipe, weights, sample grids, summary."""
+"""Folders of finished runs on tiny pipelines: recipe, weights, sample grids, summary."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 
 from directalign.config import RunConfig
@@ -35,19 +38,17 @@ SUMMARY = {
 }
 
 
-def finished_recipe(family: str, base: Path | str, tune: str = "lora", **model: Any) -> RunConfig:
+def finished_recipe(
+    architecture: str, base: Path | str, tune: str = "lora", **model: Any
+) -> RunConfig:
     """A run of three updates; `model` overrides keys of its section."""
+    lora = {"rank": 2, "alpha": 4}
+    section = {"architecture": architecture, "path": str(base), "tune": tune, "lora": lora, **model}
     return RunConfig.model_validate(
         {
             "name": "Red, LoRA 2",
             "seed": 7,
-            "model": {
-                "architecture": family,
-                "path": str(base),
-                "tune": tune,
-                "lora": {"rank": 2, "alpha": 4},
-                **model,
-            },
+            "model": section,
             "reward": {"name": "pixels", "statistic": "redness"},
             "method": {"form": "absolute"},
             "rollout": {"num_inference_steps": 2},
@@ -63,16 +64,26 @@ def write_finished(
     updates: Mapping[str, LowRank] | None = None,
     part: str = "transformer",
 ) -> Path:
-    """Everything a finished run leaves that an export reads; without `updates` the caller writes the weights."""
-    (folder / "samples").mkdir(parents=True)
+    """All files of a finished run that an export reads; the weights only with `updates`."""
+    samples = folder / "samples"
+    samples.mkdir(parents=True)
     (folder / "run.yaml").write_text(dump_run(run))
     (folder / "summary.json").write_text(json.dumps(SUMMARY))
     (folder / "metrics.jsonl").write_text("")
-    (folder / "samples" / "samples.json").write_text(
-        json.dumps({"prompts": PROMPTS, "seeds": [0, 1], "columns": 4})
-    )
-    for step, colour in ((0, "blue"), (3, "red")):
-        Image.new("RGB", (64, 32), colour).save(folder / "samples" / f"step-{step:06d}.png")
+    info = {"prompts": PROMPTS, "seeds": [0, 1], "columns": 4}
+    (samples / "samples.json").write_text(json.dumps(info))
+    for step, color in ((0, "blue"), (3, "red")):
+        Image.new("RGB", (64, 32), color).save(samples / f"step-{step:06d}.png")
     if updates is not None:
         write_lora(folder, updates, part)
     return folder
+
+
+def image(pipe: Any) -> np.ndarray:
+    """A 32×32 image (h, w, 3) of a diffusers pipeline, always from the same noise."""
+    pipe.set_progress_bar_config(disable=True)
+    settings: dict[str, Any] = {"num_inference_steps": 2, "height": 32, "width": 32}
+    if "max_sequence_length" in inspect.signature(pipe.__call__).parameters:
+        settings["max_sequence_length"] = 12
+    generator = torch.Generator().manual_seed(0)
+    return pipe("a red star", output_type="np", generator=generator, **settings).images[0]

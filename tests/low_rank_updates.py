@@ -1,4 +1,4 @@
-"""Random low-rank updates for the layers of a network, and the file that a run would leave of them."""
+"""Random low-rank updates for the layers of a network, and their `lora.safetensors`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ JOINT = (
 def random_updates(
     network: nn.Module, targets: Sequence[str], rank: int = 2, seed: int = 0
 ) -> dict[str, LowRank]:
-    """For every linear layer whose name ends in one of the targets, as peft chooses them."""
+    """For every linear layer whose name ends in one of the targets, as peft selects them."""
     layers = {
         name: layer
         for name, layer in network.named_modules()

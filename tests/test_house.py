@@ -11,13 +11,19 @@ from pathlib import Path
 import pytest
 from directalign.memory.architecture import model_architecture
 from directalign.memory.geometry import geometry
-from directalign.preflight.checks import check_method, check_reward, check_steps, plan
-from directalign.preflight.checks import check_data, check_model
 from importlinter.api import read_configuration
 from importlinter.cli import lint_imports
 
 from directalign.config import RunConfig
 from directalign.config.load import RECIPES, load_run
+from directalign.preflight.checks import (
+    check_data,
+    check_method,
+    check_model,
+    check_reward,
+    check_steps,
+    plan,
+)
 from directalign.toyworld.assets import write_pictures
 
 ROOT = Path(__file__).parents[1]
@@ -202,16 +208,12 @@ def test_the_recipes_are_all_there() -> None:
 
 
 def test_srpo_and_its_contrast_have_the_same_budget(pictures: Path) -> None:
-    ours, theirs = (
-        load_run(name) for name in ("world_srpo", "world_direct_align")
-    )
+    ours, theirs = (load_run(name) for name in ("world_srpo", "world_direct_align"))
     for section in ("seed", "model", "reward", "rollout", "data", "train", "evaluate"):
         assert getattr(ours, section) == getattr(theirs, section), section
 
 
 def test_the_sd_recipes_differ_in_the_checkpoint_alone() -> None:
-    epsilon, v = (
-        load_run(name) for name in ("world_sd", "world_sd_v")
-    )
+    epsilon, v = (load_run(name) for name in ("world_sd", "world_sd_v"))
     same = {"name": v.name, "model": v.model}
     assert epsilon.model_copy(update=same) == v and epsilon.model.path != v.model.path

@@ -16,11 +16,12 @@ __all__ = ["tiny_flux", "tiny_sd"]
 
 @pytest.fixture
 def flux_run(tmp_path: Path, tiny_flux: Path) -> Path:
-    """A LoRA of the joint blocks and one layer of the single blocks; diffusers reads fused single blocks at FLUX.1's real width alone."""
+    """A LoRA of the joint blocks and of one layer of the single blocks.
+
+    Diffusers reads fused single blocks only at FLUX.1's full width.
+    """
     network = FluxTransformer2DModel.from_pretrained(tiny_flux, subfolder="transformer")
     updates = random_updates(network, (*JOINT, "ff.net.2"))
-    double = {
-        name: each for name, each in updates.items() if name.startswith("transformer_blocks.")
-    }
+    double = {name: each for name, each in updates.items() if name.startswith("transformer_")}
     single = random_updates(network, ("proj_out",), seed=1)
     return write_finished(tmp_path / "run", finished_recipe("flux", tiny_flux), double | single)

@@ -1,4 +1,4 @@
-"""Files in other layouts, read back by diffusers' own converters: the same weights, or the same products where fusing changes the rank."""
+"""LoRA formats read back by diffusers' converters: equal factors, or equal products when fused."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
-from torch import Tensor, nn
+from torch import Tensor
 
-from directalign.export.lora_formats import LoraFormat, LowRank, converted, fuse
+from directalign.export.lora_formats import LoraFormat, LowRank, convert, fuse
 from directalign.types import DirectAlignError
 from low_rank_updates import (
     JOINT,
@@ -33,48 +33,17 @@ from low_rank_updates import (
     updates_of_shape,
 )
 
-FLUX_TARGETS = (*JOINT, "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
-
-
-def tiny_flux_network() -> nn.Module:
-    return FluxTransformer2DModel(
-        in_channels=16,
-        num_layers=2,
-        num_single_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        pooled_projection_dim=16,
-        axes_dims_rope=(2, 2, 4),
-    )
-
-
-def tiny_flux2_network() -> nn.Module:
-    return Flux2Transformer2DModel(
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        axes_dims_rope=(2, 2, 2, 2),
-    )
-
-
-def tiny_qwen_network() -> nn.Module:
-    return QwenImageTransformer2DModel(
-        in_channels=16,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        axes_dims_rope=(2, 2, 4),
-    )
-
-
-def tiny_z_image_network() -> nn.Module:
-    return ZImageTransformer2DModel(
+HEADS = {"attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 16}
+FLUX = {**HEADS, "in_channels": 16, "pooled_projection_dim": 16, "axes_dims_rope": (2, 2, 4)}
+NETWORKS: dict[str, Any] = {
+    "flux": lambda: FluxTransformer2DModel(num_layers=2, num_single_layers=1, **FLUX),
+    "flux2_klein": lambda: Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=2, axes_dims_rope=(2, 2, 2, 2), **HEADS
+    ),
+    "qwen_image": lambda: QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=2, axes_dims_rope=(2, 2, 4), **HEADS
+    ),
+    "z_image": lambda: ZImageTransformer2DModel(
         in_channels=4,
         dim=32,
         n_layers=2,
@@ -83,26 +52,50 @@ def tiny_z_image_network() -> nn.Module:
         n_kv_heads=2,
         cap_feat_dim=16,
         axes_dims=[4, 6, 6],
-    )
-
-
-def tiny_sd3_network() -> nn.Module:
-    return SD3Transformer2DModel(
+    ),
+    "sd3": lambda: SD3Transformer2DModel(
         sample_size=8,
         num_layers=3,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=16,
         caption_projection_dim=16,
         pooled_projection_dim=16,
         pos_embed_max_size=8,
         dual_attention_layers=(0,),
         qk_norm="rms_norm",
-    )
+        **HEADS,
+    ),
+}
+PIPELINES: dict[str, Any] = {
+    "flux": FluxPipeline,
+    "flux2_klein": Flux2KleinPipeline,
+    "qwen_image": QwenImagePipeline,
+    "z_image": ZImagePipeline,
+    "sd3": StableDiffusion3Pipeline,
+}
+FF = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
+FF2, SINGLE2 = ("linear_in", "linear_out"), ("attn.to_qkv_mlp_proj", "attn.to_out")
+TARGETS = {
+    "flux": (*JOINT, *FF),
+    "flux2_klein": (*JOINT, *FF2, *SINGLE2),
+    "qwen_image": (*JOINT, "net.0.proj", "net.2"),
+    "z_image": (
+        *("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0"),
+        *("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
+    ),
+    "sd3": JOINT,
+}
+COUNTS = {"flux": 24, "flux2_klein": 16, "qwen_image": 24, "z_image": 28, "sd3": 23}
 
 
-def read_back(pipeline: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return pipeline.lora_state_dict(dict(tensors))
+def updates_of(model: str) -> dict[str, LowRank]:
+    """Of all target layers; of FLUX only double blocks, since single ones need the full width."""
+    found = random_updates(NETWORKS[model](), TARGETS[model])
+    if model == "flux":
+        found = {name: each for name, each in found.items() if name.startswith("transformer_")}
+    return found
+
+
+def read_back(model: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return PIPELINES[model].lora_state_dict(dict(tensors))
 
 
 def assert_identical(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -110,260 +103,156 @@ def assert_identical(found: dict[str, Tensor], expected: dict[str, Tensor]) -> N
     assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
 
 
-def assert_same_products(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    ours, theirs = products(found), products(expected)
-    assert ours.keys() == theirs.keys()
-    for layer, product in theirs.items():
-        torch.testing.assert_close(ours[layer], product)
-
-
-# --- FLUX -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("model", "form", "fused"),
+    [
+        ("flux", "comfyui", False),
+        ("flux", "kohya", False),
+        ("flux2_klein", "comfyui", True),
+        ("flux2_klein", "kohya", False),
+        ("qwen_image", "comfyui", False),
+        ("qwen_image", "kohya", False),
+        ("z_image", "comfyui", False),
+        ("z_image", "kohya", True),
+        ("sd3", "comfyui", False),
+    ],
+)
+def test_diffusers_reads_the_same_update(model: str, form: LoraFormat, fused: bool) -> None:
+    updates = updates_of(model)
+    assert len(updates) == COUNTS[model]
+    expected = as_file(updates)
+    found = read_back(model, convert(updates, model, form))
+    if fused:  # diffusers splits the factors of fused layers otherwise
+        found, expected = products(found), products(expected)
+        assert found.keys() == expected.keys()
+        for layer in expected:
+            torch.testing.assert_close(found[layer], expected[layer])
+    else:
+        assert_identical(found, expected)
 
 
 @pytest.mark.parametrize("form", ["comfyui", "kohya"])
-def test_flux_double_blocks_come_back_identical(form: LoraFormat) -> None:
-    updates = {
-        name: each
-        for name, each in random_updates(tiny_flux_network(), FLUX_TARGETS).items()
-        if name.startswith("transformer_blocks.")
-    }
-    assert len(updates) == 24
-    assert_identical(read_back(FluxPipeline, converted(updates, "flux", form)), as_file(updates))
-
-
-@pytest.mark.parametrize("form", ["comfyui", "kohya"])
-def test_flux_single_blocks_at_their_real_width_come_back_identical(form: LoraFormat) -> None:
+def test_flux_single_blocks_at_full_width_are_identical(form: LoraFormat) -> None:
     block = "single_transformer_blocks.37"
-    shapes = {f"{block}.{layer}": (3072, 3072) for layer in QKV} | {
-        f"{block}.proj_mlp": (12288, 3072),
-        f"{block}.proj_out": (3072, 15360),
-    }
+    shapes = {f"{block}.{layer}": (3072, 3072) for layer in QKV}
+    shapes |= {f"{block}.proj_mlp": (12288, 3072), f"{block}.proj_out": (3072, 15360)}
     updates = updates_of_shape(shapes)
-    tensors = converted(updates, "flux", form)
+    tensors = convert(updates, "flux", form)
     assert len([key for key in tensors if "linear1" in key]) == 3
-    assert_identical(read_back(FluxPipeline, tensors), as_file(updates))
+    assert_identical(read_back("flux", tensors), as_file(updates))
 
 
 @pytest.mark.parametrize("rank", [2, 4])
 @pytest.mark.parametrize("trained", [QKV, ("attn.to_k",), ("attn.to_q", "proj_mlp")])
-def test_what_is_not_trained_of_a_fused_layer_comes_back_as_nothing(
-    rank: int, trained: tuple[str, ...]
-) -> None:
+def test_untrained_rows_of_a_fused_layer_are_zero(rank: int, trained: tuple[str, ...]) -> None:
+    heights = {layer: 12288 if layer == "proj_mlp" else 3072 for layer in trained}
     block = "single_transformer_blocks.0"
-    updates = updates_of_shape(
-        {f"{block}.{layer}": (12288 if layer == "proj_mlp" else 3072, 3072) for layer in trained},
-        rank,
-    )
+    updates = updates_of_shape({f"{block}.{n}": (h, 3072) for n, h in heights.items()}, rank)
     probe = torch.randn(3072, 3)
-    back = applied(read_back(FluxPipeline, converted(updates, "flux", "kohya")), probe)
+    found = applied(read_back("flux", convert(updates, "flux", "kohya")), probe)
     expected = applied(as_file(updates), probe)
-    for layer, answer in back.items():
-        torch.testing.assert_close(
-            answer, expected.get(layer, torch.zeros_like(answer)), rtol=1e-4, atol=1e-4
-        )
-    assert back.keys() >= expected.keys()
+    assert found.keys() >= expected.keys()
+    for layer, value in found.items():
+        wanted = expected.get(layer, torch.zeros_like(value))
+        torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_the_names_are_those_of_sd_scripts() -> None:
-    updates = {
-        name: each
-        for name, each in random_updates(tiny_flux_network(), FLUX_TARGETS).items()
-        if name.startswith("transformer_blocks.")
-    }
-    tensors = converted(updates, "flux", "kohya")
+def test_keys_are_those_of_sd_scripts_and_comfyui() -> None:
+    updates = updates_of("flux")
+    tensors = convert(updates, "flux", "kohya")
     stem = "lora_unet_double_blocks_0_img_attn_qkv"
     assert {f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", f"{stem}.alpha"} <= tensors.keys()
     assert tensors[f"{stem}.lora_down.weight"].shape[0] == tensors[f"{stem}.alpha"] == 6
-    assert "diffusion_model.double_blocks.1.txt_mlp.0.lora_up.weight" in converted(
-        updates, "flux", "comfyui"
-    )
+    key = "diffusion_model.double_blocks.1.txt_mlp.0.lora_up.weight"
+    assert key in convert(updates, "flux", "comfyui")
+    key = "lora_unet_layers_1_attention_qkv.lora_up.weight"
+    assert key in convert(updates_of("z_image"), "z_image", "kohya")
 
 
-def test_single_blocks_of_a_smaller_flux_are_refused() -> None:
-    updates = random_updates(tiny_flux_network(), ("attn.to_q",))
-    with pytest.raises(
-        DirectAlignError,
-        match=r"attn\.to_q: readers of the comfyui layout take single_blocks\.0\.linear1 at flux's full width",
-    ):
-        converted(updates, "flux", "comfyui")
-
-
-# --- other transformers -----------------------------------------------------------------------------------------------
-
-
-def test_flux2_comes_back_with_the_same_products() -> None:
-    targets = (*JOINT, "linear_in", "linear_out", "attn.to_qkv_mlp_proj", "attn.to_out")
-    updates = random_updates(tiny_flux2_network(), targets)
-    assert_same_products(
-        read_back(Flux2KleinPipeline, converted(updates, "flux2_klein", "comfyui")),
-        as_file(updates),
-    )
-    assert_identical(
-        read_back(Flux2KleinPipeline, converted(updates, "flux2_klein", "kohya")), as_file(updates)
-    )
-
-
-@pytest.mark.parametrize("form", ["comfyui", "kohya"])
-def test_qwen_image_comes_back_identical(form: LoraFormat) -> None:
-    updates = random_updates(tiny_qwen_network(), (*JOINT, "net.0.proj", "net.2"))
-    assert len(updates) == 24
-    assert_identical(
-        read_back(QwenImagePipeline, converted(updates, "qwen_image", form)), as_file(updates)
-    )
-
-
-def test_z_image_comes_back() -> None:
-    targets = (
-        "attention.to_q",
-        "attention.to_k",
-        "attention.to_v",
-        "attention.to_out.0",
-        "feed_forward.w1",
-        "feed_forward.w2",
-        "feed_forward.w3",
-    )
-    updates = random_updates(tiny_z_image_network(), targets)
-    assert len(updates) == 28
-    assert_identical(
-        read_back(ZImagePipeline, converted(updates, "z_image", "comfyui")), as_file(updates)
-    )
-    kohya = converted(updates, "z_image", "kohya")
-    assert "lora_unet_layers_1_attention_qkv.lora_up.weight" in kohya
-    assert_same_products(read_back(ZImagePipeline, kohya), as_file(updates))
-
-
-# --- Stable Diffusion 3 -----------------------------------------------------------------------------------------------
-
-
-def test_sd3_for_comfyui_is_the_diffusers_file() -> None:
-    updates = random_updates(tiny_sd3_network(), JOINT)
-    tensors = converted(updates, "sd3", "comfyui")
-    assert_identical(tensors, as_file(updates))
-    assert_identical(read_back(StableDiffusion3Pipeline, tensors), as_file(updates))
-
-
-def test_sd3_for_kohya_adds_to_the_original_checkpoint_what_it_adds_in_diffusers() -> None:
-    """Diffusers reads no kohya file for SD3, but it does read the original checkpoint: the updates go the same way as the weights."""
-    network = tiny_sd3_network()
-    updates = random_updates(
-        network,
-        (
-            *JOINT,
-            "attn2.to_q",
-            "attn2.to_k",
-            "attn2.to_v",
-            "attn2.to_out.0",
-            "ff.net.0.proj",
-            "ff_context.net.2",
-        ),
-    )
-    kohya = converted(updates, "sd3", "kohya")
-    checkpoint = original_sd3_checkpoint(network)
-    stems = {
-        key.replace(".", "_").removesuffix("_weight"): key
-        for key in checkpoint
-        if key.endswith("weight")
-    }
-    deltas = {name: torch.zeros_like(each) for name, each in checkpoint.items()}
+def test_sd3_for_kohya_equals_the_conversion_of_a_checkpoint() -> None:
+    """Diffusers reads no kohya file for SD3, so its checkpoint converter maps the updates back."""
+    network, second = NETWORKS["sd3"](), tuple(f"attn2.{each}" for each in ("to_q", "to_k", "to_v"))
+    targets = (*JOINT, *second, "attn2.to_out.0", "ff.net.0.proj", "ff_context.net.2")
+    updates = random_updates(network, targets)
+    kohya = convert(updates, "sd3", "kohya")
+    changes = original_sd3_checkpoint(network)
+    stems = {key.replace(".", "_"): key for key in changes if key.endswith("weight")}
     for key in [key for key in kohya if key.endswith(".lora_down.weight")]:
         stem = key.removesuffix(".lora_down.weight")
-        deltas[stems[stem.removeprefix("lora_unet_")]] += (
-            kohya[f"{stem}.lora_up.weight"] @ kohya[key]
-        )
-    moved = {
-        name: delta
-        for name, delta in convert_sd3_transformer_checkpoint_to_diffusers(deltas).items()
-        if delta.any()
+        update = kohya[f"{stem}.lora_up.weight"] @ kohya[key]
+        changes[stems[f"{stem.removeprefix('lora_unet_')}_weight"]] += update
+    converted = convert_sd3_transformer_checkpoint_to_diffusers(changes).items()
+    found = {
+        f"transformer.{n.removesuffix('.weight')}": each for n, each in converted if each.any()
     }
     expected = products(as_file(updates))
-    assert {f"transformer.{name.removesuffix('.weight')}" for name in moved} == expected.keys()
-    for name, delta in moved.items():
-        torch.testing.assert_close(delta, expected[f"transformer.{name.removesuffix('.weight')}"])
+    assert found.keys() == expected.keys()
+    for layer in expected:
+        torch.testing.assert_close(found[layer], expected[layer])
 
 
 def original_sd3_checkpoint(network: Any) -> dict[str, Tensor]:
     """Zeros under Stability AI's names and shapes, for the layers of a diffusers network."""
     width, layers, joint = 16, network.config.num_layers, network.config.joint_attention_dim
+    embedders = ("t_embedder.mlp.0", "t_embedder.mlp.2", "y_embedder.mlp.0", "y_embedder.mlp.2")
+    linear = {
+        **dict.fromkeys(embedders, (width, width)),
+        "context_embedder": (width, joint),
+        "final_layer.linear": (64, width),
+        "final_layer.adaLN_modulation.1": (2 * width, width),
+    }
     shapes: dict[str, tuple[int, ...]] = {
         "pos_embed": (1, 64, width),
         "x_embedder.proj.weight": (width, 16, 2, 2),
         "x_embedder.proj.bias": (width,),
     }
-
-    def linear(name: str, rows: int, columns: int) -> None:
-        shapes.update({f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)})
-
-    for name in ("t_embedder.mlp.0", "t_embedder.mlp.2", "y_embedder.mlp.0", "y_embedder.mlp.2"):
-        linear(name, width, width)
-    linear("context_embedder", width, joint)
-    linear("final_layer.linear", 64, width)
-    linear("final_layer.adaLN_modulation.1", 2 * width, width)
     for layer in range(layers):
-        last = layer == layers - 1
         for side in ("x_block", "context_block"):
             block = f"joint_blocks.{layer}.{side}"
-            attentions = (
-                ("attn", "attn2")
-                if side == "x_block" and layer in network.config.dual_attention_layers
-                else ("attn",)
-            )
-            for attention in attentions:
-                linear(f"{block}.{attention}.qkv", 3 * width, width)
-                shapes.update({f"{block}.{attention}.ln_{each}.weight": (8,) for each in "qk"})
-                if not (last and side == "context_block"):
-                    linear(f"{block}.{attention}.proj", width, width)
-            linear(f"{block}.adaLN_modulation.1", 6 * width, width)
-            if not (last and side == "context_block"):
-                linear(f"{block}.mlp.fc1", 4 * width, width)
-                linear(f"{block}.mlp.fc2", width, 4 * width)
+            is_output = not (layer == layers - 1 and side == "context_block")
+            is_dual = side == "x_block" and layer in network.config.dual_attention_layers
+            for attention in ("attn", "attn2")[: 1 + is_dual]:
+                linear[f"{block}.{attention}.qkv"] = (3 * width, width)
+                shapes |= {f"{block}.{attention}.ln_{each}.weight": (8,) for each in "qk"}
+                if is_output:
+                    linear[f"{block}.{attention}.proj"] = (width, width)
+            linear[f"{block}.adaLN_modulation.1"] = (6 * width, width)
+            if is_output:
+                linear |= {f"{block}.mlp.fc1": (4 * width, width)}
+                linear |= {f"{block}.mlp.fc2": (width, 4 * width)}
+    for name, (rows, columns) in linear.items():
+        shapes |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
     return {name: torch.zeros(shape) for name, shape in shapes.items()}
 
 
-# --- refusals and algebra ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    ("family", "layer"),
+    ("layer", "model", "message"),
     [
-        ("flux", "proj_out"),
-        ("flux", "norm_out.linear"),
-        ("sd", "conv_in"),
-        ("sdxl", "time_embedding.linear_1"),
-        ("sd3", "proj_out"),
+        ("proj_out", "flux", "proj_out has no name in the kohya format of flux; use --format"),
+        ("norm_out.linear", "flux", "norm_out.linear has no name in the kohya format"),
+        ("conv_in", "sd", "conv_in has no name in the kohya format of sd"),
+        ("time_embedding.linear_1", "sdxl", "has no name in the kohya format of sdxl"),
+        ("proj_out", "sd3", "proj_out has no name in the kohya format of sd3"),
+        ("a", "sora", r"no kohya format is known for model\.architecture sora"),
+        (
+            "single_transformer_blocks.0.attn.to_q",
+            "flux",
+            r"readers of the kohya format accept single_blocks\.0\.linear1 only at flux's full",
+        ),
     ],
 )
-def test_a_layer_without_a_name_is_refused_by_its_name(family: str, layer: str) -> None:
-    with pytest.raises(
-        DirectAlignError,
-        match=rf"{layer} has no name in the kohya {family} layout: use --format diffusers",
-    ):
-        converted(updates_of_shape({layer: (4, 4)}), family, "kohya")
-
-
-def test_an_unknown_family_is_refused() -> None:
-    with pytest.raises(DirectAlignError, match=r"no kohya layout is known for model\.family sora"):
-        converted(updates_of_shape({"a": (4, 4)}), "sora", "kohya")
+def test_layers_without_a_name_are_refused(layer: str, model: str, message: str) -> None:
+    with pytest.raises(DirectAlignError, match=message):
+        convert(updates_of_shape({layer: (4, 4)}), model, "kohya")
 
 
 def test_fusing_adds_ranks_and_keeps_every_row() -> None:
-    first, third = (
-        LowRank(torch.randn(2, 5), torch.randn(3, 2)),
-        LowRank(torch.randn(4, 5), torch.randn(12, 4)),
-    )
-    whole = fuse({0: first, 2: third}, (1, 1, 4))
-    assert whole.rank == 6 and whole.up.shape == (18, 6)
-    torch.testing.assert_close(
-        whole.up @ whole.down,
-        torch.cat([first.up @ first.down, torch.zeros(3, 5), third.up @ third.down]),
-    )
-
-
-def test_layers_out_of_proportion_do_not_fuse() -> None:
-    wrong = {
-        0: LowRank(torch.randn(2, 5), torch.randn(3, 2)),
-        1: LowRank(torch.randn(2, 5), torch.randn(4, 2)),
-    }
-    with pytest.raises(
-        DirectAlignError, match=r"layers of heights \[3, 4\] do not fuse in proportions \(1, 1, 1\)"
-    ):
-        fuse(wrong, (1, 1, 1))
+    first, third = updates_of_shape({"a": (3, 5)}, 2), updates_of_shape({"c": (12, 5)}, 4)
+    fused = fuse({0: first["a"], 2: third["c"]}, (1, 1, 4))
+    assert fused.rank == 6 and fused.up.shape == (18, 6)
+    parts = [first["a"].up @ first["a"].down, torch.zeros(3, 5), third["c"].up @ third["c"].down]
+    torch.testing.assert_close(fused.up @ fused.down, torch.cat(parts))
+    second = updates_of_shape({"b": (4, 5)})["b"]
+    message = r"layers of heights \[3, 4\] cannot be fused in proportions \(1, 1, 1\)"
+    with pytest.raises(DirectAlignError, match=message):
+        fuse({0: first["a"], 1: second}, (1, 1, 1))

@@ -1,4 +1,4 @@
-"""Uploads to a stand-in of the Hub: only the exported folder arrives, whole, and each refusal is one line."""
+"""Uploads to a stand-in of the Hub: only the exported folder arrives; each refusal is one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, constants
 
-from directalign.export.upload import check_ready, push
+from directalign.export.upload import check_upload, push
 from directalign.types import DirectAlignError
 from hub_stand_in import READER, WRITER, HubStandIn, Repo, hub_stand_in
 
@@ -30,85 +30,74 @@ def api(stand_in: HubStandIn, monkeypatch: pytest.MonkeyPatch) -> Api:
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
-    """A folder as an export leaves it, beside things that are nobody's business."""
+    """An exported folder, beside a file that must not be uploaded."""
     folder = tmp_path / "run" / "export" / "kohya"
-    folder.mkdir(parents=True)
+    (folder / "transformer").mkdir(parents=True)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Title\n")
     (folder / "weights.safetensors").write_bytes(b"weights" * 1000)
-    (folder / "transformer").mkdir()
     (folder / "transformer" / "config.json").write_text("{}")
     (folder.parent / "secret.txt").write_text("secret")
     return folder
 
 
-def test_the_folder_arrives_and_nothing_else(
-    exported: Path, stand_in: HubStandIn, api: Api
-) -> None:
+def files_of(folder: Path) -> dict[str, bytes]:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def test_only_the_folder_is_uploaded(exported: Path, stand_in: HubStandIn, api: Api) -> None:
     assert push(exported, "me/mine", private=True, api=api(WRITER)) == f"{stand_in.url}/me/mine"
     repo = stand_in.repos["model", "me/mine"]
-    assert repo.private and repo.files == {
-        str(file.relative_to(exported)): file.read_bytes()
-        for file in exported.rglob("*")
-        if file.is_file()
-    }
+    assert repo.private and repo.files == files_of(exported)
     assert len(stand_in.objects) == 1 and stand_in.verified == stand_in.objects.keys()
     assert stand_in.commits == ["Upload kohya"] and stand_in.unknown == []
 
 
-def test_a_repository_that_is_there_is_added_to(
+def test_an_existing_repository_keeps_its_files(
     exported: Path, stand_in: HubStandIn, api: Api
 ) -> None:
     stand_in.repos["model", "me/mine"] = Repo(files={"older.safetensors": b"x"})
     push(exported, "me/mine", api=api(WRITER))
-    assert stand_in.repos["model", "me/mine"].files.keys() == {
-        "older.safetensors",
-        "README.md",
-        "weights.safetensors",
-        "transformer/config.json",
-    }
-    assert not stand_in.repos["model", "me/mine"].private
+    repo = stand_in.repos["model", "me/mine"]
+    assert repo.files.keys() == {"older.safetensors", *files_of(exported)} and not repo.private
 
 
-def test_what_should_be_private_never_lands_in_the_open(
+def test_a_private_upload_to_a_public_repository_is_refused(
     exported: Path, stand_in: HubStandIn, api: Api
 ) -> None:
     stand_in.repos["model", "me/mine"] = Repo(private=False)
-    with pytest.raises(
-        DirectAlignError, match="--private: me/mine is there already and everyone can see it"
-    ):
+    with pytest.raises(DirectAlignError, match="--private: me/mine exists already and is public"):
         push(exported, "me/mine", private=True, api=api(WRITER))
     assert stand_in.repos["model", "me/mine"].files == {}
 
 
 @pytest.mark.parametrize("kind", ["dataset", "space"])
-def test_a_repository_of_another_type(
+def test_a_repository_of_another_type_is_refused(
     kind: str, exported: Path, stand_in: HubStandIn, api: Api
 ) -> None:
     stand_in.repos[kind, "me/mine"] = Repo()
-    with pytest.raises(DirectAlignError, match=f"me/mine: is a {kind} already"):
+    with pytest.raises(DirectAlignError, match=f"me/mine: is already a {kind}"):
         push(exported, "me/mine", api=api(WRITER))
 
 
 @pytest.mark.parametrize(
     ("token", "repo", "message"),
     [
-        (READER, "me/mine", "this token may not write there"),
-        (WRITER, "you/yours", "this token may not write there"),
+        (READER, "me/mine", "this token has no write access there"),
+        (WRITER, "you/yours", "this token has no write access there"),
         ("hf_stale", "me/mine", "the Hub does not accept this token"),
     ],
 )
-def test_no_right_to_write(
+def test_missing_rights_are_one_line(
     token: str, repo: str, message: str, exported: Path, stand_in: HubStandIn, api: Api
 ) -> None:
-    with pytest.raises(
-        DirectAlignError,
-        match=rf"--push-to-hub {repo}: {message}.*; the export is whole in .*: hf upload {repo} ",
-    ):
+    line = rf"--push-to-hub {repo}: {message}.*; the export is complete in .*: hf upload {repo} "
+    with pytest.raises(DirectAlignError, match=line):
         push(exported, repo, api=api(token))
     assert stand_in.repos == {}
 
 
-def test_metadata_that_the_hub_refuses(exported: Path, api: Api) -> None:
+def test_metadata_that_the_hub_rejects(exported: Path, api: Api) -> None:
     (exported / "README.md").write_text("---\ntags: []\n---\n")
     with pytest.raises(DirectAlignError, match="no metadata with a license"):
         push(exported, "me/mine", api=api(WRITER))
@@ -118,20 +107,13 @@ def test_no_network(exported: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        with pytest.raises(
-            DirectAlignError, match=rf"--push-to-hub me/mine: {endpoint} cannot be reached"
-        ):
+        with pytest.raises(DirectAlignError, match=f"me/mine: {endpoint} cannot be reached"):
             push(exported, "me/mine", api=HfApi(endpoint=endpoint, token=WRITER))
 
 
-def test_what_cannot_work_is_said_before_the_export(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_and_token_are_checked_before_the_export(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("directalign.export.upload.get_token", lambda: None)
-    with pytest.raises(
-        DirectAlignError, match="--push-to-hub mine: give owner/name, such as you/mine"
-    ):
-        check_ready("mine")
-    with pytest.raises(
-        DirectAlignError,
-        match="no token of the Hub on this machine: run `hf auth login` or set HF_TOKEN",
-    ):
-        check_ready("me/mine")
+    with pytest.raises(DirectAlignError, match="mine: give owner/name, such as you/mine"):
+        check_upload("mine")
+    with pytest.raises(DirectAlignError, match="no Hub token on this machine; run `hf auth login`"):
+        check_upload("me/mine")

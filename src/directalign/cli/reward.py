@@ -25,7 +25,7 @@ app = typer.Typer(
     help="Analyze a reward's response to control phrases, and adapt it.", no_args_is_help=True
 )
 RENAMED = {
-    "control_phrases": "phrases",
+    "words": "phrases",
     "tokens": "soft-prompts",
     "listen": "finetune",
     "directions": "bias-directions",
@@ -35,6 +35,7 @@ ANY_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True}
 LISTED = 12
 """Phrases shown at each end of the ranking; the page has all."""
 NEGATIVE_SUFFIX = ".negative.safetensors"
+SIDES = "--positive", "--negative"
 
 Reward = Annotated[
     str,
@@ -91,7 +92,7 @@ def renamed(former: str) -> Callable[[], None]:
     return command
 
 
-def _words(positive: list[str], negative: list[str], *options: str) -> Any:
+def _phrases(positive: list[str], negative: list[str], *options: str) -> Any:
     """Validate the phrases of both sides; `options` are named in errors."""
     from ..config import ControlPhrases
     from ..reward_analysis import checked_phrases
@@ -131,7 +132,7 @@ def phrases(
         from ..reward_analysis import candidate_sides
         from ..reward_analysis.images import load_examples
         from ..reward_analysis.phrases import analyze_phrases, encode_examples
-        from ..reward_analysis.phrases_report import Source, write_report
+        from ..reward_analysis.phrases_report import ReportSource, write_report
         from ..rewards.resolve import load_named_reward, reward_settings
 
         require_room(out / "phrases.html")
@@ -146,7 +147,7 @@ def phrases(
         command += [part for phrase in negative for part in ("--negative", phrase)]
         command += ["--candidates", str(candidates)] if candidates else []
         command += ["--count", str(count)] if count else []
-        source = Source(reward, images, shlex.join([*command, "--seed", str(seed)]))
+        source = ReportSource(reward, images, shlex.join([*command, "--seed", str(seed)]))
         page = write_report(found, examples, source, out)
         Console().print(_phrase_table(found), _suggestion_table(found), highlight=False)
         typer.echo(page)
@@ -225,13 +226,17 @@ def soft_prompts(
         files = _token_files(out)
         from ..reward_analysis import require_words
         from ..reward_analysis.images import load_examples
-        from ..reward_analysis.soft_prompts import SoftPromptConfig, fit_soft_prompts, mean_of_words
+        from ..reward_analysis.soft_prompts import (
+            SoftPromptConfig,
+            fit_soft_prompts,
+            mean_of_phrases,
+        )
         from ..rewards.resolve import load_named_reward, recipe_words, reward_settings
         from ..rewards.soft_prompts import write_tokens
         from ..types import DirectAlignError
 
         named = reward_settings(reward)
-        start = _words(positive, negative, "--positive", "--negative")
+        start = _phrases(positive, negative, *SIDES)
         start = start if positive or negative else recipe_words(reward)
         require_words([*start.positive, *start.negative], "soft tokens start from words")
         if images is None:
@@ -241,7 +246,7 @@ def soft_prompts(
                 )
             loaded = load_named_reward(named)
             sides = zip(files, (start.positive, start.negative), strict=True)
-            made = [(file, mean_of_words(loaded, side, length)) for file, side in sides if side]
+            made = [(file, mean_of_phrases(loaded, side, length)) for file, side in sides if side]
         else:
             settings = SoftPromptConfig(length, content, bias, num_steps=num_steps, seed=seed)
             examples = load_examples(images, "--images", count=count, seed=seed)
@@ -274,7 +279,7 @@ def _separation_table(fitted: Any) -> Table:
     title = f"On {fitted.held_out} held-out images per side"
     columns = "pos − neg", "style", "separated", "content", "bias"
     table = Table(*columns, title=title, title_justify="left")
-    rows = ("words", fitted.words), (f"tokens, step {fitted.best_step}", fitted.learned)
+    rows = ("words", fitted.start), (f"tokens, step {fitted.best_step}", fitted.learned)
     for name, each in rows:
         if each is not None:
             numbers = f"{each.style:+.4f}", f"{each.separated:.0%}", f"{each.content:+.4f}"
@@ -306,7 +311,7 @@ def finetune(
         typer.Option(min=0, help="Target gradient length of pos − neg; default: the reward's own."),
     ] = None,
     light: Annotated[
-        float, typer.Option(min=0, max=1, help="Brightness range that pos − neg shall ignore.")
+        float, typer.Option(min=0, max=1, help="Relative brightness range that pos − neg ignores.")
     ] = 0.0,
     count: Count = None,
     seed: Seed = 0,
@@ -319,14 +324,13 @@ def finetune(
         from ..rewards.resolve import recipe_words
 
         require_room(out)
-        known = recipe_words(reward)
-        words = _words(positive, negative, "--positive", "--negative")
-        sides = {"positive": known.positive, "negative": known.negative}
-        words = words.model_copy(update={k: getattr(words, k) or v for k, v in sides.items()})
-        require_words([*words.positive, *words.negative], "a reward is finetuned to words")
+        phrases, recipe = _phrases(positive, negative, *SIDES), recipe_words(reward)
+        sides = {k: getattr(phrases, k) or getattr(recipe, k) for k in ("positive", "negative")}
+        phrases = phrases.model_copy(update=sides)
+        require_words([*phrases.positive, *phrases.negative], "a reward is finetuned to words")
         name = None if part is None else part.value
         settings = FinetuneConfig(name, num_steps, batch_size, learning_rate, gap, light, seed)
-        record = finetune_to_folder(reward, images, words, out, settings, count)
+        record = finetune_to_folder(reward, images, phrases, out, settings, count)
         before, after = _measures(record["before"]), _measures(record["after"])
         for name in after:
             typer.echo(f"{name:32} {before[name]:>24} -> {after[name]}")
@@ -397,13 +401,13 @@ def bias_directions(
         from ..reward_analysis.bias_directions import Request, make_directions
 
         require_new_file(out)
-        keep = _words(keep_words, against, "--keep-words", "--against")
+        keep = _phrases(keep_words, against, "--keep-words", "--against")
         sources = (before, after, tuple(probe), prompts)
         request = Request(reward, *sources, keep, keep_examples, components, num_samples)
         found = make_directions(request, out)
         typer.echo(f"{found.shared:7.1%} of the shift is shared by all images")
         typer.echo(f"{found.wanted:7.1%} of the shift is along what is kept")
-        typer.echo(f"{found.held:7.1%} of the shift is along the directions")
+        typer.echo(f"{found.captured:7.1%} of the shift is along the directions")
         if found.explained is not None and found.gain is not None:
             gain = f"the gain of {found.gain:+.4f} in the mean score"
             typer.echo(f"{found.explained:7.1%} of {gain} lies along the directions")

@@ -1,7 +1,7 @@
-"""Reward analysis: measure, choose and learn control phrases. Commands: `directalign reward ...`.
+"""Reward analysis: measure, select and learn control phrases. Commands: `directalign reward ...`.
 
-Works on any `interfaces.Reward`; parts that need a CLIP's text tower say so. Nothing here trains a
-generator. This module validates the candidate phrases that users pass.
+Most parts accept any `interfaces.Reward`; the others refuse a reward without a text tower. This
+module validates the phrases that users pass.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from ..rewards.resolve import recipe_words
 from ..rewards.soft_prompts import is_tokens_file
 from ..types import DirectAlignError
 
-LONGEST = 200
-"""Maximum characters of a phrase: rewards read only 16 to 77 tokens, with the prompt."""
-MOST = 500
+MAX_LENGTH = 200
+"""Characters of a phrase: rewards read only 16 to 77 tokens, with the prompt."""
+MAX_PHRASES = 500
 
 COMMON = (
     *("Photo", "Realistic photo", "Natural lighting", "Real", "Detailed", "Film still", "Sharp"),
@@ -35,30 +35,27 @@ def checked_phrases(phrases: Sequence[str], where: str) -> tuple[str, ...]:
         DirectAlignError: an empty phrase, more than 200 characters, several lines, a control
             character, or more than 500 phrases.
     """
-    if len(phrases) > MOST:
-        raise DirectAlignError(f"{where}: {len(phrases):,} phrases; the limit is {MOST}")
+    if len(phrases) > MAX_PHRASES:
+        raise DirectAlignError(f"{where}: {len(phrases):,} phrases; the limit is {MAX_PHRASES}")
     unique: dict[str, str] = {}
     for number, phrase in enumerate(phrases, start=1):
         text = checked_prompt(phrase, where)
         if not text.strip(" ."):
             raise DirectAlignError(f"{where}: phrase {number} is empty; give words, or remove it")
-        if len(text) > LONGEST or "\n" in text or "\r" in text:
+        if len(text) > MAX_LENGTH or "\n" in text or "\r" in text:
             raise DirectAlignError(
                 f"{where}: phrase {number} ({text[:40]!r}...) has {len(text)} characters; give one "
-                f"line of {LONGEST} characters at most"
+                f"line of {MAX_LENGTH} characters at most"
             )
         unique.setdefault(text.casefold(), text)
     return tuple(unique.values())
 
 
 def require_words(phrases: Sequence[str], why: str) -> None:
-    """Refuse files of learned tokens where words are needed; `why` is the reason.
-
-    Raises: DirectAlignError.
-    """
-    learned = next((phrase for phrase in phrases if is_tokens_file(phrase)), None)
-    if learned is not None:
-        raise DirectAlignError(f"{learned}: is a file of learned tokens, and {why}; give words")
+    """Refuse files of learned tokens, for the reason `why`. Raises: DirectAlignError."""
+    for phrase in phrases:
+        if is_tokens_file(phrase):
+            raise DirectAlignError(f"{phrase}: is a file of learned tokens, and {why}; give words")
 
 
 def candidates_file(file: Path) -> tuple[str, ...]:
@@ -75,16 +72,11 @@ def candidate_sides(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Candidates for the positive and the negative side.
 
-    Each side takes its named phrases plus all phrases of `file`; if there are none, the words of
-    the recipe (`reward` names one), else `COMMON`.
+    Each side takes its named phrases plus all phrases of `file`; if there are none, those of the
+    recipe (if `reward` is one), else `COMMON`.
     """
-    from_file = candidates_file(file) if file else ()
-    words = recipe_words(reward)
-    pos, neg = (
-        checked_phrases([*named, *from_file] or recipe or COMMON, option)
-        for option, named, recipe in (
-            ("--positive", positive, words.positive),
-            ("--negative", negative, words.negative),
-        )
+    from_file, recipe = candidates_file(file) if file else (), recipe_words(reward)
+    return (
+        checked_phrases([*positive, *from_file] or recipe.positive or COMMON, "--positive"),
+        checked_phrases([*negative, *from_file] or recipe.negative or COMMON, "--negative"),
     )
-    return pos, neg

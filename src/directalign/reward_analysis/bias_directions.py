@@ -1,14 +1,10 @@
 """Directions in feature space along which a reward is exploited, for `reward.project_out`.
 
-A model that exploits an embedding cosine moves the features of all images the same way, and a
-reward without that direction resists it (judgebench, 2026). Directions are fitted from paired
-images before and after training, or before and after a probe, or from the common gradient of texts:
-first the mean shift, then the strongest directions of the rest. The wanted difference (of control
-phrases or examples) is removed from the shifts first, so that a projected reward
-(`rewards.projection`) keeps it.
-
-A folder's prompts are read from the `images.jsonl` of `directalign sample` or from a .txt per
-image.
+A model that exploits an embedding cosine moves the features of all images the same way; a reward
+without that direction resists it (judgebench, 2026). Directions are fitted from paired images
+before and after training or a probe, or from the common gradient of texts: first the mean shift,
+then the strongest directions of the rest. The wanted difference (of control phrases or examples) is
+removed from the shifts first, so that a projected reward (`rewards.projection`) keeps it.
 """
 
 from __future__ import annotations
@@ -35,11 +31,10 @@ from ..rewards.projection import Directions, fingerprint, project_out, write_dir
 from ..rewards.resolve import OPTION, load_named_reward, reward_settings
 from ..types import DirectAlignError
 from .images import PROBES, Examples, load_examples
-from .responsiveness import is_vectors, with_phrase
+from .responsiveness import BATCH, is_vectors, with_phrase
 
 Features = Float[Tensor, "n d"]
 Rows = Float[Tensor, "_m d"]
-BATCH = 32
 MIN_SHIFT = 1e-6
 """Length below which a shift between unit features is rounding error."""
 
@@ -69,71 +64,89 @@ class Request:
 class DirectionStats:
     """Directions (m, d), float64, orthonormal. Shares are of the mean squared length of the shifts.
 
-    `shared`: equal for every image (1/n by chance); `wanted`: along what is kept; `held`: along the
-    directions. `gain`: of the mean score under the bare prompts; `blind_gain`: of a reward without
-    the directions; both None without prompts.
+    `shared`: equal for every image (1/n by chance); `wanted`: along what is kept; `captured`: along
+    the directions. `gain`: of the mean score under the bare prompts; `projected_gain`: of a reward
+    without the directions; both None without prompts.
     """
 
     rows: Rows
     images: int
     shared: float
     wanted: float
-    held: float
+    captured: float
     gain: float | None = None
-    blind_gain: float | None = None
+    projected_gain: float | None = None
 
     @property
     def explained(self) -> float | None:
         """Share of the gain along the directions; None if there is no gain."""
-        if self.gain is None or self.blind_gain is None or self.gain <= 0:
+        if self.gain is None or self.projected_gain is None or self.gain <= 0:
             return None
-        return 1 - self.blind_gain / self.gain
+        return 1 - self.projected_gain / self.gain
 
 
 def make_directions(request: Request, out: Path) -> DirectionStats:
     """Fit the directions, write them to `out` and return their statistics.
 
     Raises: DirectAlignError for incompatible options, unusable images, and a reward without
-    `project`.
+    `project_out`.
     """
     _check(request)
     settings = reward_settings(request.reward)
     if not isinstance(settings, config.ClipConfig | config.SiglipConfig):
         raise DirectAlignError(
-            f"{OPTION} {request.reward}: {settings.name} takes no project: only clip and siglip "
-            "have one feature vector per image"
+            f"{OPTION} {request.reward}: {settings.name} takes no project_out: only clip and "
+            "siglip have one feature vector per image"
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    reward = load_named_reward(settings.model_copy(update={"project": None}), device)
+    reward = load_named_reward(settings.model_copy(update={"project_out": None}), device)
     load_shifts = _text_shifts if request.prompts is not None else _image_shifts
     shifts = load_shifts(request, reward, device)
     wanted = _wanted_rows(request, reward, shifts)
     fits = [fit(shifts.before, after, request.components, wanted) for after in shifts.after]
-    rows, many = orthonormal_union(fits), len(shifts.after)
-    before, after = shifts.before.repeat(many, 1), torch.cat(shifts.after)
-    prompts = None if shifts.scored is None else shifts.scored * many
+    rows, count = orthonormal_union(fits), len(shifts.after)
+    before, after = shifts.before.repeat(count, 1), torch.cat(shifts.after)
+    prompts = None if shifts.scored is None else shifts.scored * count
     found = direction_stats(reward, before, after, rows, wanted, prompts)
     mark = fingerprint(reward.model)  # pyright: ignore[reportAttributeAccessIssue]
     write_directions(out, Directions(rows.float(), mark, _provenance(request, found)))
     return found
 
 
+def _check(request: Request) -> None:
+    unknown = [name for name in request.probes if name not in PROBES]
+    before, after, probes, prompts = request.before, request.after, request.probes, request.prompts
+    has_images = bool(before or after or probes)
+    mistakes = (
+        (unknown, f"--probe {''.join(unknown[:1])}: unknown; choose from {', '.join(PROBES)}"),
+        (
+            prompts is not None and has_images,
+            "--prompts: takes the common gradient of texts and needs no image; omit --before, "
+            "--after and --probe",
+        ),
+        (
+            probes and (after is not None or before is None),
+            "--probe: changes the images of --before itself; give --before and omit --after",
+        ),
+        (
+            not probes and after is None and prompts is None,
+            "--after: missing; give images of the trained model, or --probe to change those of "
+            "--before, or --prompts to use texts alone",
+        ),
+        (
+            bool(request.keep.positive) != bool(request.keep.negative),
+            "--keep-words and --against: the difference between the two is kept; give both",
+        ),
+    )
+    for is_wrong, message in mistakes:
+        if is_wrong:
+            raise DirectAlignError(message)
+
+
 # --- images and shifts ----------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class NamedImages:
-    """Images in [0, 1] with unique names, of any sizes; `prompts` is None if one is missing."""
-
-    names: tuple[str, ...]
-    images: list[Tensor]
-    prompts: tuple[str, ...] | None
-
-    def select(self, names: Sequence[str]) -> NamedImages:
-        """A subset by names, in that order."""
-        indices = [self.names.index(name) for name in names]
-        prompts = self.prompts and tuple(self.prompts[i] for i in indices)
-        return NamedImages(tuple(names), [self.images[i] for i in indices], prompts)
+NamedImages = dict[str, tuple[Tensor, str | None]]
+"""Name -> image in [0, 1] of any size, and its prompt, if known."""
 
 
 def read_images(source: Path, base: bool, num_samples: int, key: str) -> NamedImages:
@@ -147,9 +160,8 @@ def read_images(source: Path, base: bool, num_samples: int, key: str) -> NamedIm
         model = load_run_model(run, None if base else trained)
         size = run.evaluate.batch_size
         images = generate(model, pairs.prompts, pairs.seeds, run.rollout, size)
-        each = zip(pairs.seeds, pairs.prompts, strict=True)
-        names = tuple(f"{seed} {prompt}" for seed, prompt in each)
-        return NamedImages(names, list(images), pairs.prompts)
+        each = zip(images, pairs.prompts, pairs.seeds, strict=True)
+        return {f"{seed} {prompt}": (image, prompt) for image, prompt, seed in each}
     files = sorted(source.iterdir()) if source.is_dir() else []
     files = [file for file in files if file.suffix.lower() in ENDINGS]
     if not files:
@@ -157,26 +169,26 @@ def read_images(source: Path, base: bool, num_samples: int, key: str) -> NamedIm
             f"{key} {source}: holds neither images nor a run (run.yaml); give a folder of "
             "images, or one that directalign train wrote"
         )
-    images = []
+    prompts, found = _read_prompts(source, files), {}
     for file in files:
         try:
-            images.append(torch.from_numpy(read_pixels(file)).permute(2, 0, 1).float())
+            image = torch.from_numpy(read_pixels(file)).permute(2, 0, 1).float()
         except Unreadable as error:
-            raise DirectAlignError(f"{key} {file}: {error}; mend or remove it") from error
-    return NamedImages(tuple(file.stem for file in files), images, _read_prompts(source, files))
+            raise DirectAlignError(f"{key} {file}: {error}; repair or remove it") from error
+        if file.stem in found:
+            raise DirectAlignError(f"{key} {file}: another image has this name; rename one")
+        found[file.stem] = image, prompts.get(file.name)
+    return found
 
 
-def _read_prompts(folder: Path, files: Sequence[Path]) -> tuple[str, ...] | None:
+def _read_prompts(folder: Path, files: Sequence[Path]) -> dict[str, str]:
+    """Prompts by file name, from `images.jsonl` of `directalign sample`, else a .txt per image."""
     record = folder / RECORD
     if record.is_file():
         rows = [row for _, row in json_rows(record, "record of samples")]
-        known = {str(row.get("file")): str(row.get("prompt")) for row in rows}
-        complete = all(file.name in known for file in files)
-        return tuple(known[file.name] for file in files) if complete else None
-    texts = [file.with_suffix(".txt") for file in files]
-    if not all(text.is_file() for text in texts):
-        return None
-    return tuple(read_text(text, "caption file").strip() for text in texts)
+        return {str(row.get("file")): str(row.get("prompt")) for row in rows}
+    texts = {file.name: file.with_suffix(".txt") for file in files}
+    return {n: read_text(t, "caption file").strip() for n, t in texts.items() if t.is_file()}
 
 
 def match_images(before: NamedImages, after: NamedImages) -> tuple[NamedImages, NamedImages]:
@@ -184,20 +196,20 @@ def match_images(before: NamedImages, after: NamedImages) -> tuple[NamedImages, 
 
     Raises: DirectAlignError for fewer than two common names, and for two prompts under one name.
     """
-    names = [name for name in before.names if name in set(after.names)]
+    names = [name for name in before if name in after]
     if len(names) < 2:
         raise DirectAlignError(
             f"--before, --after: {len(names)} names in common, at least 2 are needed: pair "
-            f"images by their names ({after.names[0]})"
+            f"images by their names ({next(iter(after))})"
         )
-    here, there = before.select(names), after.select(names)
-    for name, one, other in zip(names, here.prompts or (), there.prompts or (), strict=False):
-        if one != other:
+    for name in names:
+        one, other = before[name][1], after[name][1]
+        if one is not None and other is not None and one != other:
             raise DirectAlignError(
                 f"--before, --after: {name} has the prompt {one!r:.60} before and {other!r:.60} "
                 "after: pair images of one prompt and seed"
             )
-    return here, there
+    return {name: before[name] for name in names}, {name: after[name] for name in names}
 
 
 @dataclass(frozen=True)
@@ -216,13 +228,16 @@ def _image_shifts(request: Request, reward: Reward, device: str) -> Shifts:
     before = read_images(source, True, request.num_samples, key)
     if request.after is None:
         probes = [PROBES[name] for name in request.probes]
-        changed = [[probe(image[None])[0] for image in before.images] for probe in probes]
+        changed = [[probe(image[None])[0] for image, _ in before.values()] for probe in probes]
     else:
         after = read_images(request.after, False, request.num_samples, "--after")
         before, after = match_images(before, after)
-        changed = [after.images]
-    features = [encode_images(reward, images, device) for images in (before.images, *changed)]
-    return Shifts(features[0], features[1:], before.prompts, before.prompts)
+        changed = [[image for image, _ in after.values()]]
+    sides = [[image for image, _ in before.values()], *changed]
+    features = [encode_images(reward, images, device) for images in sides]
+    known = tuple(prompt for _, prompt in before.values() if prompt is not None)
+    prompts = known if len(known) == len(before) else None
+    return Shifts(features[0], features[1:], prompts, prompts)
 
 
 def _text_shifts(request: Request, reward: Reward, device: str) -> Shifts:
@@ -235,32 +250,6 @@ def _text_shifts(request: Request, reward: Reward, device: str) -> Shifts:
     return Shifts(torch.zeros_like(after), [after], prompts, None)
 
 
-def _check(request: Request) -> None:
-    unknown = [name for name in request.probes if name not in PROBES]
-    if unknown:
-        raise DirectAlignError(
-            f"--probe {unknown[0]}: no such probe; choose from {', '.join(PROBES)}"
-        )
-    if request.prompts is not None and (request.before or request.after or request.probes):
-        raise DirectAlignError(
-            "--prompts: takes the common gradient of texts and needs no image; omit --before, "
-            "--after and --probe"
-        )
-    if request.probes and (request.after is not None or request.before is None):
-        raise DirectAlignError(
-            "--probe: changes the images of --before itself; give --before and omit --after"
-        )
-    if not request.probes and request.after is None and request.prompts is None:
-        raise DirectAlignError(
-            "--after: missing; give images of the trained model, or --probe to change those of "
-            "--before, or --prompts to use texts alone"
-        )
-    if bool(request.keep.positive) != bool(request.keep.negative):
-        raise DirectAlignError(
-            "--keep-words and --against: the difference between the two is kept; give both"
-        )
-
-
 def _wanted_rows(request: Request, reward: Reward, shifts: Shifts) -> Rows | None:
     """Orthonormal rows to keep; None if nothing was named."""
     rows = []
@@ -270,25 +259,21 @@ def _wanted_rows(request: Request, reward: Reward, shifts: Shifts) -> Rows | Non
                 "--keep-words: needs the images' prompts; put a .txt beside each image, or use "
                 "--keep-examples"
             )
-        rows.append(wanted_by_words(reward, shifts.prompts, request.keep, shifts.before))
+        rows.append(wanted_from_phrases(reward, shifts.prompts, request.keep, shifts.before))
     if request.keep_examples is not None:
         examples = load_examples(request.keep_examples, "--keep-examples")
-        rows.append(wanted_by_examples(reward, examples, shifts.before.device))
+        rows.append(wanted_from_examples(reward, examples, shifts.before.device))
     return orthonormal_union(rows) if rows else None
 
 
 def _provenance(request: Request, found: DirectionStats) -> dict[str, str]:
     """Source of the directions, for the file's metadata."""
-    paths = f"{request.before or request.after} to {request.after}"
-    keep, kept = request.keep, []
-    if keep.positive:
-        kept.append(" ".join([*keep.positive, "against", *keep.negative]))
-    if request.keep_examples:
-        kept.append(request.keep_examples)
+    keep, paths = request.keep, f"{request.before or request.after} to {request.after}"
+    phrases = " ".join([*keep.positive, "against", *keep.negative]) if keep.positive else ""
     facts = {
         "from": request.prompts or ", ".join(request.probes) or paths,
         "images": str(found.images),
-        "kept": ", ".join(kept),
+        "kept": ", ".join(filter(None, (phrases, request.keep_examples))),
         "reward": request.reward,
     }
     return {name: text for name, text in facts.items() if text}
@@ -341,8 +326,8 @@ def direction_stats(
         return (part.square().sum(1).mean() / shifts.square().sum(1).mean()).item()
 
     kept = 0.0 if wanted is None else share(shifts @ wanted.T)
-    shared, held = share(shifts.mean(0, keepdim=True)), share(shifts @ rows.T)
-    found = DirectionStats(rows, len(shifts), shared, kept, held)
+    shared, captured = share(shifts.mean(0, keepdim=True)), share(shifts @ rows.T)
+    found = DirectionStats(rows, len(shifts), shared, kept, captured)
     if prompts is None:
         return found
 
@@ -354,7 +339,7 @@ def direction_stats(
     gains = [
         score(project_out(after, each)) - score(project_out(before, each)) for each in (None, rows)
     ]
-    return replace(found, gain=gains[0], blind_gain=gains[1])
+    return replace(found, gain=gains[0], projected_gain=gains[1])
 
 
 def orthonormal_union(found: Sequence[Rows]) -> Rows:
@@ -366,8 +351,8 @@ def orthonormal_union(found: Sequence[Rows]) -> Rows:
     return rows
 
 
-def wanted_by_words(
-    reward: Reward, prompts: Sequence[str], words: config.ControlPhrases, like: Features
+def wanted_from_phrases(
+    reward: Reward, prompts: Sequence[str], phrases: config.ControlPhrases, like: Features
 ) -> Rows:
     """Orthonormal span of the mean text(pos) − text(neg) over prompts, for each pair of phrases.
 
@@ -375,12 +360,12 @@ def wanted_by_words(
     """
     differences = [
         text_gradients(reward, prompts, pos, like) - text_gradients(reward, prompts, neg, like)
-        for pos, neg in product(words.positive, words.negative)
+        for pos, neg in product(phrases.positive, phrases.negative)
     ]
     return span(torch.cat([each.mean(0, keepdim=True) for each in differences]))
 
 
-def wanted_by_examples(
+def wanted_from_examples(
     reward: Reward, examples: Examples, device: torch.device | str = "cpu"
 ) -> Rows:
     """One unit row: mean features of wanted minus unwanted images."""

@@ -1,7 +1,7 @@
 """Finetune a reward on wanted and unwanted images until control phrases separate them.
 
-A quarter of the captions is held out, with all their images: they decide when to stop and which
-weights are kept, and the measures before and after are taken on them. Output folder:
+A quarter of the captions is held out, with all their images: the loss on them selects the weights
+and ends the training, and the measures before and after are taken on them. Output folder:
 
     weights in safetensors, config.json, tokenizer, image processor: loadable by transformers
     finetune.json: source, settings, and the measures before and after
@@ -16,7 +16,7 @@ image's own caption scored above another one before):
     straight   the gradient of pos − neg points from the unwanted image to the wanted image of the
                same content (paired examples, vector features)
     hold       that gradient keeps its length: a long one lets a relative reward erase the object
-    keep       scores of bare prompts, own and other, and (pos + neg) / 2 stay as they were
+    keep       scores of bare prompts, own and other, and (pos + neg) / 2 do not change
     steady     pos − neg is invariant to `images.random_cast`
 """
 
@@ -47,13 +47,14 @@ from ..rewards.weights import locate
 from ..types import DirectAlignError, Images, PerSample
 from .images import Examples, load_examples, random_cast, split_examples
 from .responsiveness import (
+    BATCH,
     batches,
     feature_gradient,
     is_vectors,
     measure,
+    phrase_scores,
     relative_score,
     tangent,
-    with_phrase,
 )
 
 Part = Literal["text", "lora"]
@@ -70,7 +71,7 @@ LANGUAGE_LAYERS = (*CLIP_LAYERS[:3], "o_proj", "gate_proj", "up_proj", "down_pro
 
 
 @dataclass(frozen=True)
-class Weights:
+class LossWeights:
     """Weight of each loss term."""
 
     respond: float = 0.3
@@ -99,7 +100,7 @@ class FinetuneConfig:
     seed: int = 0
     check_every: int = 20
     patience: int = 5
-    weights: Weights = field(default_factory=Weights)
+    weights: LossWeights = field(default_factory=LossWeights)
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class FinetuneResult:
 def finetune_to_folder(
     reward: str,
     images: str,
-    words: config.ControlPhrases,
+    phrases: config.ControlPhrases,
     out: Path,
     settings: FinetuneConfig,
     count: int | None = None,
@@ -132,14 +133,14 @@ def finetune_to_folder(
         raise DirectAlignError(f"--out {out} exists already: choose a new folder")
     source = reward_settings(reward)
     examples = load_examples(images, "--images", count=count, seed=settings.seed)
-    result = finetune(load_named_reward(source), examples, words, settings)
+    result = finetune(load_named_reward(source), examples, phrases, settings)
     libraries = "torch", "transformers", "peft", "safetensors"
     record = {
         "reward": source.model_dump(mode="json"),
         "images": images,
         "count": len(examples.wanted),
         "paired": examples.paired,
-        "control_phrases": words.model_dump(mode="json"),
+        "control_phrases": phrases.model_dump(mode="json"),
         "config": asdict(settings),
         **{name: value for name, value in vars(result).items() if name != "reward"},
         "versions": {"directalign": __version__, **{name: version(name) for name in libraries}},
@@ -156,30 +157,30 @@ def finetune_to_folder(
 
 
 def finetune(
-    reward: Reward, examples: Examples, words: config.ControlPhrases, settings: FinetuneConfig
+    reward: Reward, examples: Examples, phrases: config.ControlPhrases, settings: FinetuneConfig
 ) -> FinetuneResult:
     """Finetune `reward` in place; deterministic given the arguments.
 
     Raises: DirectAlignError for words of one side only, too few captions, or an unsupported reward.
     """
-    if not words.positive or not words.negative:
+    if not phrases.positive or not phrases.negative:
         raise DirectAlignError(
             "--positive, --negative: phrases of both sides are needed; give one of each, or a "
             "recipe that has them"
         )
     part = part_of(reward, settings.part)
     train, held_out = split_examples(examples, settings.seed, "listen")
-    before, base = measure(reward, held_out, words), with_logits(reward)
+    before, base = measure(reward, held_out, phrases), with_logits(reward)
     sides, checks = (
-        [baseline(base, *side, words) for side in each.sides] for each in (train, held_out)
+        [baseline(base, *side, phrases) for side in each.sides] for each in (train, held_out)
     )
-    gap = _target_gap(base, sides[1], words, settings.gap)
-    objective = Objective(words, settings.weights, caption_margin(*sides), gap, examples.paired)
+    gap = _target_gap(base, sides[1], phrases, settings.gap)
+    objective = Objective(phrases, settings.weights, caption_margin(*sides), gap, examples.paired)
     trainable = trainable_reward(reward, part, settings.seed)
     rate = RATES[part] if settings.learning_rate is None else settings.learning_rate
     best_step, stopped_at = _fit(trainable, objective, sides, checks, settings, rate)
     final = trainable.finish()
-    after, count = measure(final, held_out, words), len(held_out.wanted)
+    after, count = measure(final, held_out, phrases), len(held_out.wanted)
     return FinetuneResult(final, before, after, best_step, stopped_at, count)
 
 
@@ -236,7 +237,7 @@ class Scores:
 
 @torch.no_grad()
 def baseline(
-    reward: Reward, images: Images, prompts: Sequence[str], words: config.ControlPhrases
+    reward: Reward, images: Images, prompts: Sequence[str], phrases: config.ControlPhrases
 ) -> Side:
     """One side with the scores that `keep` preserves."""
     others = []
@@ -245,14 +246,12 @@ def baseline(
         others.append(next((text for text in following if text != own), own))
     features = [reward.encode(part) for part, _ in batches(images, prompts)]
 
-    def score(captions: Sequence[str]) -> PerSample:
+    def score(captions: Sequence[str], phrases: Sequence[str] = ("",)) -> PerSample:
         each = zip(features, batches(images, captions), strict=True)
-        return torch.cat([reward.score(part, texts) for part, (_, texts) in each])
+        parts = [phrase_scores(reward, part, texts, phrases) for part, (_, texts) in each]
+        return torch.cat(parts, dim=1).mean(0)
 
-    sides = [
-        torch.stack([score(with_phrase(phrase, prompts)) for phrase in phrases]).mean(0)
-        for phrases in (words.positive, words.negative)
-    ]
+    sides = [score(prompts, side) for side in (phrases.positive, phrases.negative)]
     middle = torch.stack(sides).mean(0)
     return Side(images, prompts, others, score(prompts), score(others), middle)
 
@@ -276,21 +275,21 @@ def caption_margin(*sides: Side) -> float:
 class Objective:
     """Loss of one batch; `gap`: target gradient length, None if image features are not vectors."""
 
-    words: config.ControlPhrases
-    weights: Weights
+    phrases: config.ControlPhrases
+    weights: LossWeights
     margin: float
     gap: float | None
     paired: bool
 
     def __call__(self, reward: Reward, wanted: Batch, unwanted: Batch) -> Tensor:
-        here, there = self._scores(reward, wanted), self._scores(reward, unwanted)
+        first, second = self._scores(reward, wanted), self._scores(reward, unwanted)
         terms = {
-            "respond": self._respond(here, there),
-            "keep": self._keep(wanted, here) + self._keep(unwanted, there),
+            "respond": self._respond(first, second),
+            "keep": self._keep(wanted, first) + self._keep(unwanted, second),
         }
         if wanted.changed is not None:
-            terms["steady"] = self._steady(reward, wanted, here)
-            terms["steady"] = terms["steady"] + self._steady(reward, unwanted, there)
+            terms["steady"] = self._steady(reward, wanted, first)
+            terms["steady"] = terms["steady"] + self._steady(reward, unwanted, second)
         if self.gap is not None:
             terms |= self._gradient_terms(reward, wanted, unwanted, self.gap)
         weighted = [getattr(self.weights, name) * value for name, value in terms.items()]
@@ -300,42 +299,44 @@ class Objective:
         """All scores of a batch in caption margins."""
         prompts, others = batch.prompts, [batch.side.others[i] for i in batch.indices]
         sides = [
-            torch.stack([reward.score(batch.features, with_phrase(p, prompts)) for p in phrases])
-            for phrases in (self.words.positive, self.words.negative)
+            phrase_scores(reward, batch.features, prompts, side)
+            for side in (self.phrases.positive, self.phrases.negative)
         ]
         plain, other = (reward.score(batch.features, texts) for texts in (prompts, others))
         return Scores(*(each / self.margin for each in (*sides, plain, other)))
 
     def _respond(self, wanted: Scores, unwanted: Scores) -> Tensor:
         """Logistic over all pairs of phrases: on each side, and between the sides."""
-        here, there = (each.pos[:, None] - each.neg for each in (wanted, unwanted))
-        gaps = here, -there, here - there
+        first, second = (each.pos[:, None] - each.neg for each in (wanted, unwanted))
+        gaps = first, -second, first - second
         return torch.stack([F.softplus(-SHARPNESS * each).mean() for each in gaps]).sum()
 
     def _keep(self, batch: Batch, scores: Scores) -> Tensor:
         side, now = batch.side, torch.stack([scores.plain, scores.other, scores.middle])
-        kept = [s[batch.indices] / self.margin for s in (side.plain, side.plain_other, side.middle)]
-        return (now - torch.stack(kept)).square().mean()
+        before = torch.stack([side.plain, side.plain_other, side.middle])[:, batch.indices]
+        return (now - before / self.margin).square().mean()
 
     def _steady(self, reward: Reward, batch: Batch, scores: Scores) -> Tensor:
-        changed = relative_score(reward, batch.changed, batch.prompts, self.words)
+        changed = relative_score(reward, batch.changed, batch.prompts, self.phrases)
         return (changed / self.margin - scores.relative).square().mean()
 
     def _gradient_terms(
         self, reward: Reward, wanted: Batch, unwanted: Batch, gap: float
     ) -> dict[str, Tensor]:
         """Length and direction of the gradient of pos − neg at the unwanted images."""
-        there, here = wanted.features.detach(), unwanted.features.detach()
-        gradient = feature_gradient(reward, here, unwanted.prompts, self.words, create_graph=True)
+        target, start = wanted.features.detach(), unwanted.features.detach()
+        gradient = feature_gradient(
+            reward, start, unwanted.prompts, self.phrases, create_graph=True
+        )
         terms = {"hold": (gradient.norm(dim=1) / gap - 1).square().mean()}
         if self.paired:
-            directions = tangent(gradient, here), tangent(there - here, here)
+            directions = tangent(gradient, start), tangent(target - start, start)
             terms["straight"] = 1 - F.cosine_similarity(*directions, dim=1).mean()
         return terms
 
 
 def _target_gap(
-    reward: Reward, side: Side, words: config.ControlPhrases, gap: float | None
+    reward: Reward, side: Side, phrases: config.ControlPhrases, gap: float | None
 ) -> float | None:
     """`gap`, else the mean gradient length of pos − neg; None if features are not vectors."""
     lengths = []
@@ -349,11 +350,11 @@ def _target_gap(
                     "its gap cannot be set: omit --gap"
                 )
             return None
-        lengths.append(feature_gradient(reward, features, prompts, words).norm(dim=1))
+        lengths.append(feature_gradient(reward, features, prompts, phrases).norm(dim=1))
     own = torch.cat(lengths).mean().item()
     if own == 0:
         raise DirectAlignError(
-            "--positive, --negative: the reward reads both sides alike; use other phrases, or "
+            "--positive, --negative: the reward scores both sides equally; use other phrases, or "
             "shorter ones if captions are truncated"
         )
     return own if gap is None else gap
@@ -372,6 +373,10 @@ def _fit(
     Returns the best and the last update.
     """
 
+    def rate_factor(step: int) -> float:  # linear warmup, then linear decay to 0
+        warmup = min(1.0, (step + 1) / min(WARMUP, settings.num_steps // 5 + 1))
+        return warmup * (1 - step / settings.num_steps)
+
     def draw(side: Side) -> list[int]:
         size = (settings.batch_size,)
         return torch.randint(len(side.prompts), size, generator=generator).tolist()
@@ -379,15 +384,11 @@ def _fit(
     def weights() -> list[Tensor]:
         return [parameter.detach().clone() for parameter in reward.parameters]
 
-    def rate_factor(step: int) -> float:  # linear warmup, then linear decay to 0
-        warmup = min(1.0, (step + 1) / min(WARMUP, settings.num_steps // 5 + 1))
-        return warmup * (1 - step / settings.num_steps)
-
     generator = torch.Generator().manual_seed(settings.seed)
     views = [_batch_source(reward, side, settings.light, generator) for side in sides]
     optimizer = torch.optim.AdamW(reward.parameters, lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor)
-    best, best_step, kept = _held_out_loss(reward, objective, held_out), 0, weights()
+    lowest, best_step, best = _held_out_loss(reward, objective, held_out), 0, weights()
     step = 0
     for step in range(1, settings.num_steps + 1):
         indices = draw(sides[0])
@@ -404,12 +405,12 @@ def _fit(
         reward.clear_cache()
         if step % settings.check_every == 0 or step == settings.num_steps:
             current = _held_out_loss(reward, objective, held_out)
-            if current < best:
-                best, best_step, kept = current, step, weights()
+            if current < lowest:
+                lowest, best_step, best = current, step, weights()
             elif step - best_step >= settings.patience * settings.check_every:
                 break
     with torch.no_grad():
-        for parameter, value in zip(reward.parameters, kept, strict=True):
+        for parameter, value in zip(reward.parameters, best, strict=True):
             parameter.copy_(value)
     return best_step, step
 
@@ -419,22 +420,21 @@ def _batch_source(
 ) -> Callable[[list[int]], Batch]:
     """Batches of one side by indices; features are computed once if they are fixed vectors."""
 
-    def encode_anew(indices: list[int]) -> Batch:
+    def encode_batch(indices: list[int]) -> Batch:
         images = side.images[indices]
         plain = reward.encode(images)
-        changed = reward.encode(random_cast(images, generator, light))
-        return Batch(side, indices, plain, changed)
+        return Batch(side, indices, plain, reward.encode(random_cast(images, generator, light)))
 
     def encode_all(images: Images) -> Any:
         parts = [reward.encode(part) for part, _ in batches(images, side.prompts)]
         return torch.cat(parts) if is_vectors(parts[0]) else None
 
     if not reward.fixed_features:
-        return encode_anew
+        return encode_batch
     with torch.no_grad():
         plain = encode_all(side.images)
         if plain is None:
-            return encode_anew
+            return encode_batch
         casts = (random_cast(side.images, generator, light) for _ in range(VIEWS))
         changed = torch.stack([encode_all(images) for images in casts])
 
@@ -451,10 +451,10 @@ def _held_out_loss(
 ) -> float:
     """Mean over all held-out images, without casts."""
     length, total = min(len(side.prompts) for side in held_out), 0.0
-    for start in range(0, length, 32):
-        indices = list(range(start, min(start + 32, length)))
+    for start in range(0, length, BATCH):
+        indices = list(range(start, min(start + BATCH, length)))
         pair = [Batch(s, indices, reward.encode(s.images[indices])) for s in held_out]
-        total += objective(reward, pair[0], pair[1]).item() * len(indices)
+        total += objective(reward, *pair).item() * len(indices)
         reward.clear_cache()
     return total / length
 
@@ -483,10 +483,7 @@ class TrainableReward:
 
 
 def part_of(reward: Reward, part: Part | None) -> Part:
-    """The part to train; by default the text side of a CLIP, adapters in a VLM.
-
-    Raises: DirectAlignError for an unsupported reward, and for `text` with a VLM.
-    """
+    """`part`; None takes the text side of a CLIP, adapters in a VLM. Raises: DirectAlignError."""
     if not isinstance(reward, ClipReward | VlmReward):
         raise DirectAlignError(
             f"--reward: {reward.name} cannot be finetuned; give a CLIP (reward.name: clip) or a "
@@ -494,8 +491,7 @@ def part_of(reward: Reward, part: Part | None) -> Part:
         )
     if isinstance(reward, VlmReward) and part == "text":
         raise DirectAlignError(
-            "--part text: a VLM reads image and text in one language model; omit --part, or take "
-            "lora"
+            "--part text: a VLM has one model for images and texts; omit --part, or give lora"
         )
     return part or ("lora" if isinstance(reward, VlmReward) else "text")
 
@@ -524,7 +520,7 @@ def trainable_reward(reward: Reward, part: Part, seed: int) -> TrainableReward:
     clip, model = reward, reward.model
     if part == "text":
         modules = model.text_model.requires_grad_(), model.text_projection.requires_grad_()
-        parameters = [parameter for module in modules for parameter in module.parameters()]
+        parameters = [each for module in modules for each in module.parameters()]
     else:
         parameters = add_adapters(model, CLIP_LAYERS, seed)
     cache: dict[str, Tensor] = {}
@@ -582,17 +578,16 @@ def save_reward(reward: Reward, folder: Path) -> None:
     assert isinstance(reward, ClipReward)
     reward.model.save_pretrained(folder)
     reward.tokenizer.save_pretrained(folder)
-    image = reward.preprocessing
-    size, names = image.size, ("height", "width")
-    edges = (
-        {"shortest_edge": size} if isinstance(size, int) else dict(zip(names, size, strict=True))
-    )
+    image, names = reward.preprocessing, ("height", "width")
+    size = image.size
+    if not isinstance(size, int):
+        size = dict(zip(names, size, strict=True))
+    steps = ("convert_rgb", "resize", "center_crop", "rescale", "normalize")
     processor = {
         "image_processor_type": "CLIPImageProcessor",
-        **{f"do_{step}": True for step in ("convert_rgb", "resize", "center_crop", "rescale")},
-        "do_normalize": True,
+        **{f"do_{step}": True for step in steps},
         "rescale_factor": 1 / 255,
-        "size": edges,
+        "size": {"shortest_edge": size} if isinstance(size, int) else size,
         "crop_size": dict(zip(names, image.crop, strict=True)),
         "image_mean": list(image.mean),
         "image_std": list(image.std),

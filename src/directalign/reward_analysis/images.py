@@ -23,7 +23,7 @@ from ..types import DirectAlignError, Images
 
 WORLD = "world"
 REST = "rest"
-WORLD_COUNT = 96
+TOY_WORLD_COUNT = 96
 """Toy-world scenes if no count is given."""
 HELD_OUT = 0.25
 """Share of the captions that are held out from a fit."""
@@ -76,7 +76,7 @@ def load_examples(
     if path == WORLD or path.startswith(f"{WORLD}:"):
         wanted, unwanted = _styles(path, key)
         size = size or (IMAGE_SIZE, IMAGE_SIZE)
-        return _render_pairs(wanted, unwanted, size, count or WORLD_COUNT, seed)
+        return _render_pairs(wanted, unwanted, size, count or TOY_WORLD_COUNT, seed)
     return _read_folder(Path(path), key, size, count, seed)
 
 
@@ -101,10 +101,8 @@ def _render_pairs(
     """Render the same scenes, with the same layout and light, in the wanted and unwanted styles."""
     scenes = draw_scenes(count, torch.Generator().manual_seed(seed))
     others = torch.tensor([STYLES.index(unwanted[i % len(unwanted)]) for i in range(count)])
-    both = (
-        scenes.with_style(wanted),
-        Scenes(scenes.color, scenes.shape, scenes.background, others),
-    )
+    unwanted_scenes = Scenes(scenes.color, scenes.shape, scenes.background, others)
+    both = scenes.with_style(wanted), unwanted_scenes
     images = [render(side, torch.Generator().manual_seed(seed + 1)) for side in both]
     if tuple(images[0].shape[-2:]) != size:
         resize = partial(F.interpolate, mode="bicubic", align_corners=False, antialias=True)
@@ -139,7 +137,7 @@ def _scan_side(folder: Path, side: str, key: str) -> ImageSet:
     found = scan_images(folder / side)
     if found.skipped:
         raise DirectAlignError(
-            f"{key}: {folder / side}: {found.skipped[0]}; mend or remove it "
+            f"{key}: {folder / side}: {found.skipped[0]}; repair or remove it "
             f"({len(found.skipped)} such)"
         )
     return found
@@ -147,19 +145,17 @@ def _scan_side(folder: Path, side: str, key: str) -> ImageSet:
 
 def _match_names(wanted: ImageSet, unwanted: ImageSet) -> list[int] | None:
     """Unwanted index for each wanted image by stem; None unless all stems match."""
-    here, there = (
+    first, second = (
         [str(PurePath(name).with_suffix("")) for name in side.names] for side in (wanted, unwanted)
     )
-    if len(set(here)) != len(here) or sorted(here) != sorted(there):
+    if len(set(first)) != len(first) or sorted(first) != sorted(second):
         return None
-    return [there.index(name) for name in here]
+    return [second.index(name) for name in first]
 
 
 def _sample(length: int, count: int | None, seed: int) -> list[int]:
     """Sorted indices: all, or a seeded draw of `count`."""
-    if count is None or count >= length:
-        return list(range(length))
-    return sorted(permutation(length, seed, 0, "examples")[:count])
+    return sorted(permutation(length, seed, 0, "examples")[: length if count is None else count])
 
 
 def split_by_caption(
@@ -171,9 +167,9 @@ def split_by_caption(
     """
     captions = sorted({caption for side in sides for caption in side})
     order = permutation(len(captions), seed, 0, stream)
-    held = {captions[i] for i in order[: max(2, round(HELD_OUT * len(captions)))]}
+    drawn = {captions[i] for i in order[: max(2, round(HELD_OUT * len(captions)))]}
     train, held_out = (
-        [[i for i, caption in enumerate(side) if (caption in held) == inside] for side in sides]
+        [[i for i, caption in enumerate(side) if (caption in drawn) == inside] for side in sides]
         for inside in (False, True)
     )
     for part in (train, held_out):
@@ -199,7 +195,7 @@ def split_examples(examples: Examples, seed: int, stream: str) -> tuple[Examples
 
 
 # --- bias probes: fixed changes for measuring -----------------------------------------------------
-# No control phrase asks for them and rewards are known to favour them. arXiv 2509.06942 names red
+# No control phrase names them and rewards are known to favour them. arXiv 2509.06942 names red
 # (HPSv2), purple (PickScore), over-exposure (ImageReward) and smoothness (all).
 
 TINT, LIGHT, SATURATION, EDGES, BLUR = 0.1, 0.1, 1.5, 1.0, 64
@@ -252,8 +248,6 @@ def random_cast(images: Images, generator: torch.Generator, light: float = 0.0) 
     b = len(images)
     hue = torch.randn(b, 3, generator=generator)
     hue = F.normalize(hue - hue.mean(1, keepdim=True), dim=1) * CAST
-    hue = hue * torch.rand(b, 1, generator=generator)
+    hue = (hue * torch.rand(b, 1, generator=generator))[:, :, None, None].to(images)
     gain = 1 + light * (2 * torch.rand(b, 1, generator=generator) - 1)
-    return (images * gain[:, :, None, None].to(images) + hue[:, :, None, None].to(images)).clamp(
-        0, 1
-    )
+    return (images * gain[:, :, None, None].to(images) + hue).clamp(0, 1)

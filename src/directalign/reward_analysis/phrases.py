@@ -1,12 +1,12 @@
 """Measure candidate control phrases on example images and suggest phrases and settings.
 
 A phrase is good if it raises the score of wanted images above that of unwanted ones (`lift`, beyond
-the bare prompt), equally for all content (`lift.size`), and the reward still tells captions apart
+the bare prompt), equally for all content (`lift.size`), and the reward still distinguishes captions
 (`content`). A pair is good if it separates wanted from unwanted (`gap`), if biases cancel in the
 difference (`probes`), and if the two text features differ (`cosine`).
 
-Suggestion. Phrases: the pair with the best gap, then one more phrase at a time while the gap stays.
-Ramp: the absolute weight that keeps the bare prompt's score at the wanted images
+Suggestion. Phrases: the pair with the best gap, then one more phrase at a time while the gap does
+not shrink. Ramp: the absolute weight that preserves the bare prompt's score at the wanted images
 (`preserving_ratio`), 0 at low noise, twice as much at high noise, where content is decided.
 Tolerance: with that weight mu, the anchor rests mu·tolerance below its reference, which is set to
 `AT_REST` of the content margin.
@@ -28,9 +28,8 @@ from ..interfaces import Reward
 from ..stats import SMALLEST, Effect, effect
 from ..types import DirectAlignError, Images
 from .images import PROBES, Examples
-from .responsiveness import is_vectors, with_phrase
+from .responsiveness import BATCH, is_vectors, with_phrase
 
-BATCH = 32
 OTHER_CAPTIONS = 4
 """Other captions that every wanted image is scored under."""
 TEXT_PROMPTS = 48
@@ -52,7 +51,7 @@ AT_REST = 0.01
 MIN_SIZE = 0.25
 """Minimum size of a phrase's lift, as a fraction of the best phrase's."""
 KEEP_GAP = 0.98
-"""A further phrase is added if the gap size keeps this factor: more words cover more variation."""
+"""Minimum gap size after adding a phrase, as a factor: more phrases cover more variation."""
 MAX_PHRASES = 6
 """Phrases per side."""
 Vectors = Float[Tensor, "b d"]
@@ -119,7 +118,7 @@ class PhraseScores:
 
 
 def mean_scores(parts: Sequence[PhraseScores]) -> PhraseScores:
-    """The mean over phrases, as `words.order: average` uses."""
+    """The mean over phrases, as with `control_phrases.order: average`."""
     columns = zip(*(vars(part).values() for part in parts), strict=True)
     return PhraseScores(*(torch.stack(column).mean(0) for column in columns))
 
@@ -132,11 +131,10 @@ def encode_examples(
 
     Raises: DirectAlignError for fewer than two images per side.
     """
-    counts = len(examples.wanted), len(examples.unwanted)
-    if min(counts) < 2:
+    if min(len(examples.wanted), len(examples.unwanted)) < 2:
         raise DirectAlignError(
-            f"--images: {counts[0]} wanted and {counts[1]} unwanted images; an interval needs at "
-            "least two of each"
+            f"--images: {len(examples.wanted)} wanted and {len(examples.unwanted)} unwanted "
+            "images; an interval needs at least two of each"
         )
 
     def encode(images: Images, prompts: tuple[str, ...]) -> EncodedImages:
@@ -214,8 +212,8 @@ class TextFeatures:
 
     def preserving_ratio(self, positive: Sequence[str], negative: Sequence[str]) -> float:
         """`preserving_ratio` of these phrases."""
-        pos, neg = self.encode(positive), self.encode(negative)
-        return preserving_ratio(pos, neg, self.encode([""]), self.images)
+        features = (self.encode(side) for side in (positive, negative, [""]))
+        return preserving_ratio(*features, self.images)
 
 
 def preserving_ratio(pos: Vectors, neg: Vectors, plain: Vectors, images: Vectors) -> float:
@@ -233,8 +231,8 @@ def preserving_ratio(pos: Vectors, neg: Vectors, plain: Vectors, images: Vectors
     absolute = ((pos + neg) / 2 * across).sum(-1).mean()
     if absolute <= 0:
         raise DirectAlignError(
-            "these phrases reduce the score of the prompt itself: choose phrases that the reward "
-            "reads beside a prompt"
+            "these phrases reduce the score of the prompt itself: choose phrases that add to a "
+            "prompt"
         )
     return max(0.0, -(relative / absolute).item())
 
@@ -281,8 +279,8 @@ class PhraseStats:
         if not self.lift.is_clear:
             found.append("no effect: the interval of its lift contains 0")
         if self.content is not None and self.content < MIN_CONTENT:
-            kept = f"{100 * self.content:.0f} %"
-            found.append(f"disturbs content: own captions keep {kept} of the bare prompt's margin")
+            share = f"{100 * self.content:.0f} %"
+            found.append(f"disturbs content: own captions have {share} of the bare prompt's margin")
         return found
 
 
@@ -334,11 +332,11 @@ class PairStats:
                 "one gradient remains, so noise and bias dominate"
             )
         for name, probe in self.probes.items():
-            stays = probe.cancelled is None or probe.cancelled < 1 - MAX_PROBE
-            if probe.of_gap is not None and abs(probe.of_gap) > MAX_PROBE and stays:
+            remains = probe.cancelled is None or probe.cancelled < 1 - MAX_PROBE
+            if probe.of_gap is not None and abs(probe.of_gap) > MAX_PROBE and remains:
                 found.append(
-                    f"{name} stays in the difference: {100 * probe.of_gap:+.0f} % of the gap, as a "
-                    "part of the style or as a bias"
+                    f"{name} remains in the difference: {100 * probe.of_gap:+.0f} % of the gap, as "
+                    "a part of the style or as a bias"
                 )
         if self.content is not None and self.content < -(1 - MIN_CONTENT):
             found.append(

@@ -1,5 +1,7 @@
-"""Output of `directalign reward phrases`: phrases.json, one YAML section per suggested form, and
-phrases.html, a page without network access in the style of the run report. All text is escaped.
+"""Output of `directalign reward phrases`.
+
+phrases.json, a YAML section per suggested form, and phrases.html, a self-contained page in the
+style of the run report. All text is escaped.
 """
 
 from __future__ import annotations
@@ -21,18 +23,18 @@ from torch import Tensor
 
 from ..methods.objective_math import from_absolute_relative
 from ..report.images import data_uri
-from ..report.page import TEMPLATES as REPORT
+from ..report.page import TEMPLATES as REPORT_TEMPLATES
 from .images import PROBES, Examples
 from .phrases import PairStats, PhraseReport, Suggestion
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE, DATA = "phrases.html", "phrases.json"
-SHOWN = 8
+MAX_IMAGES = 8
 """Images per side on the page."""
 
 
 @dataclass(frozen=True)
-class Source:
+class ReportSource:
     """What was analyzed, for the head of the page."""
 
     reward: str
@@ -40,7 +42,7 @@ class Source:
     command: str
 
 
-def write_report(found: PhraseReport, examples: Examples, source: Source, out: Path) -> Path:
+def write_report(found: PhraseReport, examples: Examples, source: ReportSource, out: Path) -> Path:
     """Write phrases.json, the recipe sections and phrases.html into `out`; returns the page."""
     out.mkdir(parents=True, exist_ok=True)
     data = {
@@ -84,19 +86,19 @@ def recipes(found: Suggestion | None) -> dict[str, dict[str, Any]]:
     """`method` sections for a recipe by form; without those whose settings are unknown."""
     if found is None:
         return {}
-    words = {"positive": list(found.pair.positive), "negative": list(found.pair.negative)}
+    phrases = {"positive": list(found.pair.positive), "negative": list(found.pair.negative)}
     sections: dict[str, dict[str, Any]] = {}
     if found.tolerance is not None:  # one branch, all phrases at every update
         sections["anchored"] = {
             "form": "anchored",
             "branches": "denoise",
-            "control_phrases": {**words, "order": "average"},
+            "control_phrases": {**phrases, "order": "average"},
             "anchor": {"tolerance": found.tolerance},
         }
     if found.mu is not None:  # the same ramp in both branches
         sections["relative"] = {
             "form": "relative",
-            "control_phrases": {**words, "order": "cycle"},
+            "control_phrases": {**phrases, "order": "cycle"},
             "denoise": ramp(found.mu),
             "inversion": ramp(found.mu),
         }
@@ -148,11 +150,11 @@ def _page(found: PhraseReport, examples: Examples, data: Mapping[str, Any]) -> s
     for name, side, gaps in zip(
         ("Wanted", "Unwanted"), examples.sides, found.gap_by_image, strict=True
     ):
-        shown = list(zip(*side, gaps or [None] * len(side[1]), strict=True))[:SHOWN]
+        shown = list(zip(*side, gaps or [None] * len(side[1]), strict=True))[:MAX_IMAGES]
         images.append((name, [(_uri(image), caption, gap) for image, caption, gap in shown]))
     sections = recipes(found.suggestion).items()
     return environment.get_template("phrases.html.j2").render(
-        style=Markup((REPORT / "style.css").read_text(encoding="utf-8")),
+        style=Markup((REPORT_TEMPLATES / "style.css").read_text(encoding="utf-8")),
         data=data,
         found=found,
         widest=max(ends, default=1.0) or 1.0,

@@ -3,8 +3,6 @@
 Measures: separation of the two sides by pos − neg, direction of its gradient, caption accuracy, and
 sensitivity to bias probes. The *intended* direction leads from an unwanted image to the wanted
 image of the same content; the *actual* one is the gradient of pos − neg at the unwanted image.
-Their angle is 0° if the gradient points from unwanted to wanted, and 90° if it is orthogonal to
-that.
 """
 
 from __future__ import annotations
@@ -31,21 +29,21 @@ OTHER_CAPTIONS = 8
 RESAMPLES = 1000
 
 
-def measure(reward: Reward, examples: Examples, words: config.ControlPhrases) -> dict[str, Any]:
+def measure(reward: Reward, examples: Examples, phrases: config.ControlPhrases) -> dict[str, Any]:
     """All measures by name: responsiveness, content, bias and, for paired examples, angles.
 
     Returns JSON-ready numbers. Angles are {"value", "low", "high", "n"} in degrees; scores are in
     the reward's own units.
     """
-    relative = [relative_scores(reward, images, texts, words) for images, texts in examples.sides]
+    relative = [relative_scores(reward, images, texts, phrases) for images, texts in examples.sides]
     found = {
         **responsiveness(*relative),
         "content": content(reward, *examples.sides[0]),
-        "content_with_words": content(reward, *examples.sides[0], words),
-        "bias": bias(reward, examples, words),
+        "content_with_words": content(reward, *examples.sides[0], phrases),
+        "bias": bias(reward, examples, phrases),
     }
     if examples.paired and reward.differentiable:
-        found |= angles(reward, examples, words)
+        found |= angles(reward, examples, phrases)
     return found
 
 
@@ -54,26 +52,31 @@ def with_phrase(phrase: str, prompts: Sequence[str]) -> list[str]:
     return [f"{phrase}. {prompt}" if phrase else prompt for prompt in prompts]
 
 
+def phrase_scores(
+    reward: Reward, features: Any, prompts: Sequence[str], phrases: Sequence[str]
+) -> Float[Tensor, "k b"]:
+    """Scores under each phrase; differentiable."""
+    return torch.stack([reward.score(features, with_phrase(each, prompts)) for each in phrases])
+
+
 def relative_score(
-    reward: Reward, features: Any, prompts: Sequence[str], words: config.ControlPhrases
+    reward: Reward, features: Any, prompts: Sequence[str], phrases: config.ControlPhrases
 ) -> PerSample:
     """pos − neg, each the mean over its phrases; differentiable."""
     pos, neg = (
-        torch.stack(
-            [reward.score(features, with_phrase(phrase, prompts)) for phrase in phrases]
-        ).mean(0)
-        for phrases in (words.positive, words.negative)
+        phrase_scores(reward, features, prompts, side).mean(0)
+        for side in (phrases.positive, phrases.negative)
     )
     return pos - neg
 
 
 @torch.no_grad()
 def relative_scores(
-    reward: Reward, images: Images, prompts: Sequence[str], words: config.ControlPhrases
+    reward: Reward, images: Images, prompts: Sequence[str], phrases: config.ControlPhrases
 ) -> PerSample:
     """pos − neg of many images in batches, on the CPU."""
     parts = (
-        relative_score(reward, reward.encode(part), texts, words)
+        relative_score(reward, reward.encode(part), texts, phrases)
         for part, texts in batches(images, prompts)
     )
     return torch.cat([part.float().cpu() for part in parts])
@@ -104,28 +107,22 @@ def content(
     reward: Reward,
     images: Images,
     prompts: Sequence[str],
-    words: config.ControlPhrases | None = None,
+    phrases: config.ControlPhrases | None = None,
 ) -> float:
     """Share of comparisons in which an image's own caption scores higher than another caption.
 
-    `words` puts the positive phrases before all captions.
+    `phrases` puts the positive phrases before all captions.
     """
-    n = len(prompts)
-    phrases = words.positive if words else [""]
+    positive = phrases.positive if phrases else [""]
     features = [reward.encode(part) for part, _ in batches(images, prompts)]
 
     def score(captions: Sequence[str]) -> PerSample:
-        each = []
-        for phrase in phrases:
-            pairs = zip(features, batches(images, captions), strict=True)
-            parts = [reward.score(part, with_phrase(phrase, texts)) for part, (_, texts) in pairs]
-            each.append(torch.cat(parts))
-        return torch.stack(each).mean(0)
+        pairs = zip(features, batches(images, captions), strict=True)
+        parts = [phrase_scores(reward, part, texts, positive) for part, (_, texts) in pairs]
+        return torch.cat(parts, dim=1).mean(0)
 
-    own, won = score(prompts), []
-    for shift in sorted(
-        {max(1, round(k * n / (OTHER_CAPTIONS + 1))) for k in range(1, OTHER_CAPTIONS + 1)}
-    ):
+    own, won, step = score(prompts), [], len(prompts) / (OTHER_CAPTIONS + 1)
+    for shift in sorted({max(1, round(k * step)) for k in range(1, OTHER_CAPTIONS + 1)}):
         rotated = [*prompts[shift:], *prompts[:shift]]
         differs = torch.tensor([a != b for a, b in zip(prompts, rotated, strict=True)])
         won.append((own > score(rotated)).cpu()[differs])
@@ -134,7 +131,7 @@ def content(
 
 @torch.no_grad()
 def bias(
-    reward: Reward, examples: Examples, words: config.ControlPhrases
+    reward: Reward, examples: Examples, phrases: config.ControlPhrases
 ) -> dict[str, dict[str, float]]:
     """Mean change of the score by each probe of `PROBES`, over all images.
 
@@ -146,7 +143,7 @@ def bias(
     def scores(images: Images) -> dict[str, PerSample]:
         encoded = [(reward.encode(part), texts) for part, texts in batches(images, prompts)]
         absolute = [reward.score(part, texts).float().cpu() for part, texts in encoded]
-        relative = [relative_score(reward, *each, words).float().cpu() for each in encoded]
+        relative = [relative_score(reward, *each, phrases).float().cpu() for each in encoded]
         return {"absolute": torch.cat(absolute), "relative": torch.cat(relative)}
 
     before, found = scores(images), {}
@@ -159,15 +156,15 @@ def bias(
 # --- gradient directions --------------------------------------------------------------------------
 
 
-def angles(reward: Reward, examples: Examples, words: config.ControlPhrases) -> dict[str, Any]:
+def angles(reward: Reward, examples: Examples, phrases: config.ControlPhrases) -> dict[str, Any]:
     """Angles between the intended and the actual direction.
 
     `angle`: between the mean directions in feature space. `scene_angle`: of the mean cosine per
     scene. `pixel_angle`: the same for block-averaged pixels. The first two exist only for rewards
     whose image features are vectors.
     """
-    pixels = pixel_directions(reward, examples, words)
-    features = feature_directions(reward, examples, words)
+    pixels = pixel_directions(reward, examples, phrases)
+    features = feature_directions(reward, examples, phrases)
     found = {}
     if features is not None:
         found = {"angle": angle_of_means(*features), "scene_angle": angle_by_scene(*features)}
@@ -175,7 +172,7 @@ def angles(reward: Reward, examples: Examples, words: config.ControlPhrases) -> 
 
 
 def feature_directions(
-    reward: Reward, examples: Examples, words: config.ControlPhrases
+    reward: Reward, examples: Examples, phrases: config.ControlPhrases
 ) -> tuple[Vectors, Vectors] | None:
     """Intended and actual direction (n, d) in feature space at each unwanted image.
 
@@ -189,7 +186,7 @@ def feature_directions(
         if not is_vectors(here):
             return None
         intended.append(tangent(there - here, here).cpu())
-        actual.append(tangent(feature_gradient(reward, here, texts, words), here).cpu())
+        actual.append(tangent(feature_gradient(reward, here, texts, phrases), here).cpu())
     return torch.cat(intended).double(), torch.cat(actual).double()
 
 
@@ -202,13 +199,13 @@ def feature_gradient(
     reward: Reward,
     features: Vectors,
     prompts: Sequence[str],
-    words: config.ControlPhrases,
+    phrases: config.ControlPhrases,
     create_graph: bool = False,
 ) -> Vectors:
     """Gradient of pos − neg with respect to the image features."""
     with torch.enable_grad():
         leaf = features.detach().requires_grad_()
-        total = relative_score(reward, leaf, prompts, words).sum()
+        total = relative_score(reward, leaf, prompts, phrases).sum()
         return torch.autograd.grad(total, leaf, create_graph=create_graph)[0]
 
 
@@ -219,7 +216,7 @@ def tangent(vectors: Vectors, features: Vectors) -> Vectors:
 
 
 def pixel_directions(
-    reward: Reward, examples: Examples, words: config.ControlPhrases, block: int = BLOCK
+    reward: Reward, examples: Examples, phrases: config.ControlPhrases, block: int = BLOCK
 ) -> tuple[Vectors, Vectors]:
     """Intended and actual direction (n, d) in pixel space, averaged over blocks of pixels."""
 
@@ -229,7 +226,7 @@ def pixel_directions(
     actual = []
     for unwanted, texts in batches(*examples.sides[1]):
         leaf = unwanted.clone().requires_grad_()
-        total = relative_score(reward, reward.encode(leaf), texts, words).sum()
+        total = relative_score(reward, reward.encode(leaf), texts, phrases).sum()
         actual.append(coarse(torch.autograd.grad(total, leaf)[0]))
     return coarse(examples.wanted - examples.unwanted), torch.cat(actual)
 

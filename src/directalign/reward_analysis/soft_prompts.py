@@ -1,8 +1,8 @@
 """Fit soft control tokens to a reward with a text tower, or take the mean of given phrases.
 
 Textual inversion (arXiv 2208.01618) for a relative reward: the vectors of both sides are fitted
-together; the reward is frozen. A quarter of the captions is held out, with all their images, and
-the vectors with the lowest held-out loss are kept. All loss terms use r(image, caption) = pos −
+together; the reward is frozen. A quarter of the captions is held out, with all their images; the
+result are the vectors with the lowest held-out loss. All loss terms use r(image, caption) = pos −
 neg:
 
     style     r of wanted images above r of unwanted images, each under its own caption
@@ -31,14 +31,13 @@ from ..interfaces import Reward
 from ..rewards.soft_prompts import ControlTokens, SoftPrompts, Vectors, check_length
 from ..types import DirectAlignError, Images
 from .images import PROBES, Examples, split_by_caption
-from .responsiveness import with_phrase
+from .responsiveness import BATCH, with_phrase
 
 POSITIVE, NEGATIVE = "learned positive.safetensors", "learned negative.safetensors"
 """Names that stand for the vectors during the fit, before any file exists."""
 LENGTH = 2
 TEMPERATURE = 1 / 16
 """Of the logistic terms, in caption margins: about the temperature of CLIP training."""
-BATCH = 32
 Features = Float[Tensor, "b d"]
 RelativeText = Callable[[Sequence[str]], Features]
 """Captions to pos − neg of the text features (b, d); its product with image features is r."""
@@ -79,58 +78,56 @@ class SoftPromptConfig:
 
 @dataclass(frozen=True)
 class SoftPromptResult:
-    """Tokens of both sides; held-out measures of the words (None without) and the tokens."""
+    """Tokens of both sides; held-out measures of the given phrases, if any, and of the tokens."""
 
     positive: ControlTokens
     negative: ControlTokens
-    words: Separation | None
+    start: Separation | None
     learned: Separation
     held_out: int
     best_step: int
 
 
 def fit_soft_prompts(
-    reward: Reward, examples: Examples, words: config.ControlPhrases, settings: SoftPromptConfig
+    reward: Reward, examples: Examples, phrases: config.ControlPhrases, settings: SoftPromptConfig
 ) -> SoftPromptResult:
     """Fit tokens that separate wanted from unwanted images; deterministic given the arguments.
 
-    The fit starts from `words`, or without words from the mean of the embedding table plus seeded
+    The fit starts from `phrases`, or without them from the mean of the embedding table plus seeded
     noise.
 
-    Raises: DirectAlignError for a reward without its own text tower, words of one side only, too
-    few
-        captions, or too many tokens.
+    Raises: DirectAlignError for a reward without its own text tower, phrases of one side only, too
+    few captions, or too many tokens.
     """
-    readable = require_text_tower(reward)
-    if bool(words.positive) != bool(words.negative):
+    tower = require_text_tower(reward)
+    if bool(phrases.positive) != bool(phrases.negative):
         raise DirectAlignError("--positive, --negative: words of one side only; give both, or none")
-    encoded = encode_examples(readable, examples)
+    encoded = encode_examples(tower, examples)
     captions = encoded.wanted.captions, encoded.unwanted.captions
     train, held_out = (
         EncodedExamples(encoded.wanted.select(a), encoded.unwanted.select(b), encoded.paired)
         for a, b in split_by_caption(captions, settings.seed, "held out for tokens")
     )
-    start = initial_vectors(readable, words, settings)
-    best, best_step = _fit(readable, start, train, held_out, settings)
-    scale, before = float(getattr(reward, "scale", 1.0)), None
-    if words.positive:
-        text = _relative_text(readable, words.positive, words.negative)
+    start, scale = initial_vectors(tower, phrases, settings), float(getattr(reward, "scale", 1.0))
+    best, best_step = _fit(tower, start, train, held_out, settings)
+    before, origin = None, "the mean of the table"
+    if phrases.positive:
+        text = _relative_text(tower, phrases.positive, phrases.negative)
         before = separation_of(text, held_out, scale)
-    with _placed(readable, best):
-        after = separation_of(_relative_text(readable, [POSITIVE], [NEGATIVE]), held_out, scale)
-    start_text = "the mean of the table"
-    if words.positive:
-        start_text = f"the words {', '.join(words.positive)} against {', '.join(words.negative)}"
+        sides = ", ".join(phrases.positive), ", ".join(phrases.negative)
+        origin = f"the words {sides[0]} against {sides[1]}"
+    with _placed(tower, best):
+        after = separation_of(_relative_text(tower, [POSITIVE], [NEGATIVE]), held_out, scale)
     how = (
         f"fitted to {len(examples.wanted)} wanted and {len(examples.unwanted)} unwanted images, "
-        f"seed {settings.seed}, from {start_text}"
+        f"seed {settings.seed}, from {origin}"
     )
-    positive, negative = (readable.soft_prompts.made(each, how) for each in best)
+    positive, negative = (tower.soft_prompts.made(each, how) for each in best)
     count = len(held_out.wanted.captions)
     return SoftPromptResult(positive, negative, before, after, count, best_step)
 
 
-def mean_of_words(
+def mean_of_phrases(
     reward: Reward | TextTowerReward, phrases: Sequence[str], length: int | None = None
 ) -> ControlTokens:
     """Mean of the phrases' embedding vectors by position, each phrase resampled to `length`.
@@ -160,17 +157,17 @@ def require_text_tower(reward: Reward | TextTowerReward) -> TextTowerReward:
 
 
 def initial_vectors(
-    reward: TextTowerReward, words: config.ControlPhrases, settings: SoftPromptConfig
+    reward: TextTowerReward, phrases: config.ControlPhrases, settings: SoftPromptConfig
 ) -> tuple[Vectors, Vectors]:
     """Start of the fit per side: mean of its phrases, else mean of the table plus seeded noise."""
     soft_prompts, length = reward.soft_prompts, settings.length
-    table = soft_prompts.table.weight.detach()
-    if words.positive:
-        phrases = (*words.positive, *words.negative)
-        length = length or max(len(soft_prompts.embedding_of(phrase)) for phrase in phrases)
-        sides = words.positive, words.negative
-        positive, negative = (mean_of_words(reward, side, length).tokens for side in sides)
-        return positive.to(table), negative.to(table)
+    table, sides = soft_prompts.table.weight.detach(), (phrases.positive, phrases.negative)
+    if phrases.positive:
+        lengths = [len(soft_prompts.embedding_of(each)) for side in sides for each in side]
+        positive, negative = (
+            mean_of_phrases(reward, side, length or max(lengths)).tokens.to(table) for side in sides
+        )
+        return positive, negative
     length = length or LENGTH
     check_length(length, soft_prompts.longest, "--length")
     generator = torch.Generator().manual_seed(settings.seed)

@@ -1,0 +1,169 @@
+"""A finetuned reward responds more, keeps its bare scores and frozen parts, and is reproducible."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from directalign.config import ControlPhrases, QwenVLConfig
+from directalign.reward_analysis.finetune import (
+    CLIP_LAYERS,
+    FinetuneConfig,
+    LossWeights,
+    add_adapters,
+    finetune,
+    merge_adapters,
+)
+from directalign.reward_analysis.images import Examples, load_examples
+from directalign.rewards.clip import ClipReward
+from directalign.rewards.pixel_statistics import PixelReward
+from directalign.rewards.qwen_vl import VlmReward
+from directalign.types import DirectAlignError
+from tiny_clip import clip_folder
+from tiny_vlm import vlm_folder
+
+__all__ = ["clip_folder", "vlm_folder"]
+
+PHRASES = ControlPhrases(positive=["Realistic photo"], negative=["CG render"])
+SETTINGS = FinetuneConfig(num_steps=60, batch_size=8, learning_rate=1e-3)
+FREE = LossWeights(keep=0.0, hold=0.0)
+VLM_SETTINGS = FinetuneConfig(num_steps=16, batch_size=6, learning_rate=1e-2, check_every=4)
+
+
+@pytest.fixture(scope="module")
+def examples() -> Examples:
+    return load_examples("world:photo/cg", "--images", count=32, seed=3)
+
+
+@pytest.fixture
+def clip(clip_folder: Path) -> ClipReward:
+    return ClipReward.load(str(clip_folder))
+
+
+@pytest.fixture
+def vlm(vlm_folder: Path) -> VlmReward:
+    return VlmReward.from_config(QwenVLConfig(path=str(vlm_folder)))
+
+
+@pytest.fixture(scope="module")
+def plates() -> Examples:
+    """Reddish and bluish images of 16 pixels a side: four tokens of the tiny VLM."""
+    gray = 0.3 * torch.rand(12, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    red, blue = torch.cat([gray + 0.6, gray, gray], 1), torch.cat([gray, gray, gray + 0.6], 1)
+    prompts = tuple(f"a star {i}" for i in range(12))
+    return Examples(red, blue, prompts, prompts, paired=True)
+
+
+def weights_of(reward: object) -> dict[str, Tensor]:
+    assert isinstance(reward, ClipReward | VlmReward)
+    return {name: value.clone() for name, value in reward.model.state_dict().items()}
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    assert list(before) == list(after)
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_a_clip_responds_and_keeps_the_rest(clip: ClipReward, examples: Examples) -> None:
+    def bare_scores(reward: ClipReward) -> Tensor:
+        with torch.no_grad():
+            return reward.score(reward.encode(examples.wanted), examples.wanted_prompts)
+
+    frozen, bare = weights_of(clip), bare_scores(clip)
+    result = finetune(clip, examples, PHRASES, SETTINGS)
+    before, after = result.before, result.after
+    assert after["responsiveness"] > before["responsiveness"] + 0.5
+    assert after["auc"] > before["auc"]
+    assert after["angle"]["value"] < before["angle"]["value"] - 20
+    assert isinstance(result.reward, ClipReward)
+    assert (bare_scores(result.reward) - bare).abs().max() < 0.1
+    names = changed(frozen, weights_of(result.reward))
+    assert "text_projection.weight" in names
+    assert all(name.startswith(("text_model.", "text_projection.")) for name in names)
+    assert not any(parameter.requires_grad for parameter in result.reward.model.parameters())
+
+
+def test_the_seed_determines_the_weights(clip_folder: Path, examples: Examples) -> None:
+    short = replace(SETTINGS, num_steps=4, batch_size=4, weights=FREE)
+    first, second, other = (
+        weights_of(finetune(ClipReward.load(str(clip_folder)), examples, PHRASES, each).reward)
+        for each in (short, short, replace(short, seed=1))
+    )
+    assert not changed(first, second) and changed(first, other)
+
+
+def test_adapters_in_both_towers_are_merged(clip: ClipReward, examples: Examples) -> None:
+    before = weights_of(clip)
+    settings = FinetuneConfig(
+        "lora", num_steps=6, batch_size=8, learning_rate=3e-3, check_every=2, weights=FREE
+    )
+    result = finetune(clip, examples, PHRASES, settings)
+    names = changed(before, weights_of(result.reward))
+    assert result.best_step > 0
+    assert {name.split(".")[0] for name in names} == {"text_model", "vision_model"}
+    assert all(name.endswith(tuple(f"{each}.weight" for each in CLIP_LAYERS)) for name in names)
+
+
+def test_merging_preserves_the_output() -> None:
+    model = torch.nn.ModuleDict({"fc1": torch.nn.Linear(4, 4), "other": torch.nn.Linear(4, 4)})
+    parameters, x = add_adapters(model, ["fc1"], seed=0), torch.randn(3, 4)
+    torch.nn.init.normal_(parameters[1])
+    before = model["fc1"](x)
+    merge_adapters(model)
+    assert type(model["fc1"]) is torch.nn.Linear
+    assert torch.allclose(model["fc1"](x), before, atol=1e-6)
+
+
+def test_without_improvement_the_weights_are_restored(clip: ClipReward, examples: Examples) -> None:
+    before = weights_of(clip)
+    weights = LossWeights(respond=0.0, straight=0.0, hold=0.0, keep=1.0, steady=0.0)
+    settings = replace(SETTINGS, num_steps=6, check_every=2, patience=1, weights=weights)
+    result = finetune(clip, examples, PHRASES, settings)
+    assert (result.best_step, result.stopped_at) == (0, 2)
+    assert not changed(before, weights_of(result.reward))
+
+
+def test_a_vlm_trains_only_its_language_model(vlm: VlmReward, plates: Examples) -> None:
+    before = weights_of(vlm)
+    result = finetune(vlm, plates, PHRASES, VLM_SETTINGS)
+    assert result.best_step > 0
+    assert result.after["responsiveness"] > result.before["responsiveness"] + 0.5
+    names = changed(before, weights_of(result.reward))
+    assert names and all(".language_model." in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("phrases", "settings", "message"),
+    [
+        (ControlPhrases(positive=["Realistic photo"]), SETTINGS, "--negative"),
+        (ControlPhrases(positive=["Anime"], negative=["Anime"]), SETTINGS, "both sides equally"),
+        (PHRASES, replace(SETTINGS, learning_rate=1e30), "smaller --learning-rate"),
+    ],
+)
+def test_unusable_phrases_and_settings_are_refused(
+    clip: ClipReward,
+    examples: Examples,
+    phrases: ControlPhrases,
+    settings: FinetuneConfig,
+    message: str,
+) -> None:
+    with pytest.raises(DirectAlignError, match=message):
+        finetune(clip, examples, phrases, settings)
+
+
+def test_few_captions_and_other_rewards_are_refused(
+    clip: ClipReward, vlm: VlmReward, examples: Examples, plates: Examples
+) -> None:
+    few = Examples(*(each[:2] for each in list(vars(examples).values())[:4]), paired=True)
+    with pytest.raises(DirectAlignError, match="2 different captions"):
+        finetune(clip, few, PHRASES, SETTINGS)
+    with pytest.raises(DirectAlignError, match="pixels cannot be finetuned"):
+        finetune(PixelReward("redness"), examples, PHRASES, SETTINGS)
+    with pytest.raises(DirectAlignError, match="--part text"):
+        finetune(vlm, plates, PHRASES, replace(SETTINGS, part="text"))
+    with pytest.raises(DirectAlignError, match="--gap"):
+        finetune(vlm, plates, PHRASES, replace(VLM_SETTINGS, gap=1.0))

@@ -1,0 +1,184 @@
+"""Soft control tokens: the loss on planted features, and fits to the embedded reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from directalign.config import ControlPhrases
+from directalign.reward_analysis.images import PROBES, Examples, load_examples
+from directalign.reward_analysis.soft_prompts import (
+    EncodedExamples,
+    EncodedSide,
+    RelativeText,
+    SoftPromptConfig,
+    caption_margin,
+    encode_examples,
+    fit_soft_prompts,
+    initial_vectors,
+    loss_of,
+    mean_of_phrases,
+    separation_of,
+)
+from directalign.rewards.clip import ClipReward
+from directalign.rewards.pixel_statistics import PixelReward
+from directalign.types import DirectAlignError
+
+PHRASES = ControlPhrases(
+    positive=["Realistic photo", "Natural lighting"],
+    negative=["CG render", "Oil painting", "Anime"],
+)
+FAST = SoftPromptConfig(num_steps=40)
+
+
+@pytest.fixture(scope="module")
+def reward() -> ClipReward:
+    return ClipReward.load("world:reward")
+
+
+@pytest.fixture(scope="module")
+def examples() -> Examples:
+    return load_examples("world:photo/rest", "--images", count=16, seed=7)
+
+
+# --- the loss; planted features have the axes (style, bias, one per caption) ----------------------
+
+
+def planted(captions: Sequence[str], style: float) -> EncodedSide:
+    count = len(captions)
+    features = torch.cat([torch.tensor([[style, 0.0]]).expand(count, 2), torch.eye(count)], 1)
+    probed = torch.zeros(len(PROBES), *features.shape)
+    probed[..., 1] = 0.5
+    return EncodedSide(features, tuple(captions), probed)
+
+
+def relative_text(weights: Tensor) -> RelativeText:
+    """pos − neg with these weights of (style, bias, own caption)."""
+
+    def found(captions: Sequence[str]) -> Tensor:
+        own = weights[2] * torch.eye(len(captions))
+        return torch.cat([weights[:2].expand(len(captions), 2), own], 1)
+
+    return found
+
+
+PAIRED = EncodedExamples(planted("abc", 1.0), planted("abc", -1.0), paired=True)
+
+
+def test_separation_measures_each_axis() -> None:
+    found = separation_of(relative_text(torch.tensor([0.5, 0.25, 0.75])), PAIRED, scale=2.0)
+    values = found.style, found.separated, found.content, found.bias
+    assert values == pytest.approx((2.0, 1.0, 1.5, 0.25 * 0.5))
+    swapped = separation_of(relative_text(torch.tensor([-0.5, 0.0, 0.75])), PAIRED)
+    assert swapped.separated == 0.0
+
+
+def test_each_loss_term_has_a_gradient_along_its_axis_only() -> None:
+    weights = torch.tensor([0.01, 0.01, 0.01], requires_grad=True)
+
+    def gradient(content: float, bias: float) -> Tensor:
+        loss = loss_of(relative_text(weights), PAIRED, 1.0, content, bias)
+        return torch.autograd.grad(loss, weights)[0]
+
+    style = gradient(0.0, 0.0)
+    assert style[0] < 0 and style[1] == 0 and style[2] == 0
+    content, bias = gradient(1.0, 0.0) - style, gradient(0.0, 1.0) - style
+    assert content[2] < 0 and content[:2].abs().max() < 1e-6
+    assert bias[1] > 0 and bias[0] == bias[2] == 0
+
+
+def test_images_of_equal_captions_are_not_contrasted() -> None:
+    captions = "a", "a", "b"
+    text = {"a": [0.0, 0.0, 9.0, 0.0, 0.0], "b": [0.0, 0.0, 0.0, 0.0, 9.0]}
+
+    def relative(captions: Sequence[str]) -> Tensor:
+        return torch.tensor([text[each] for each in captions])
+
+    side = EncodedSide(torch.eye(5)[[2, 2, 4]], captions, torch.zeros(len(PROBES), 3, 5))
+    both = EncodedExamples(side, side, paired=True)
+    assert separation_of(relative, both).content == pytest.approx(9.0)
+    style_only = loss_of(relative, both, 1.0, 1.0, 0.0)
+    assert style_only == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=1e-4)
+
+
+def test_unpaired_sides_compare_all_pairs() -> None:
+    unwanted = EncodedSide(-torch.eye(5)[[0, 0]], ("d", "e"), torch.zeros(len(PROBES), 2, 5))
+    sides = EncodedExamples(planted("abc", 1.0), unwanted, paired=False)
+    found = separation_of(lambda captions: torch.eye(5)[[0] * len(captions)], sides)
+    assert found.style == pytest.approx(2.0)
+
+
+# --- the fit --------------------------------------------------------------------------------------
+
+
+def test_tokens_separate_style_and_content(reward: ClipReward, examples: Examples) -> None:
+    fitted = fit_soft_prompts(reward, examples, PHRASES, FAST)
+    assert fitted.start is not None and fitted.held_out == 4
+    assert fitted.learned.separated == 1.0 and fitted.learned.style > 0.05
+    assert fitted.learned.content > 0.1 > abs(fitted.start.content)
+    assert fitted.positive.tokens.shape == fitted.negative.tokens.shape == (2, 64)
+    assert fitted.positive.kind == "clip"
+    assert "16 wanted" in fitted.positive.made and "Realistic photo" in fitted.positive.made
+    assert not [name for name in reward.soft_prompts.held if "learned" in name]
+    assert all(parameter.grad is None for parameter in reward.model.parameters())
+
+
+def test_the_seed_determines_the_tokens(reward: ClipReward, examples: Examples) -> None:
+    short = SoftPromptConfig(num_steps=5, batch_size=8)
+    first, again, other = (
+        fit_soft_prompts(reward, examples, ControlPhrases(), replace(short, seed=seed))
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first.positive.tokens, again.positive.tokens)
+    assert torch.equal(first.negative.tokens, again.negative.tokens)
+    assert not torch.equal(first.positive.tokens, other.positive.tokens) and first.start is None
+
+
+def test_stay_keeps_the_tokens_near_the_start(reward: ClipReward, examples: Examples) -> None:
+    free, near = (
+        fit_soft_prompts(reward, examples, PHRASES, SoftPromptConfig(num_steps=10, stay=stay))
+        for stay in (0.0, 100.0)
+    )
+    start = initial_vectors(reward, PHRASES, FAST)[0]
+    distance = (near.positive.tokens - start).norm()
+    assert distance < 0.5 * (free.positive.tokens - start).norm()
+
+
+def test_phrases_alone_give_their_mean(reward: ClipReward) -> None:
+    photo, lighting = (reward.soft_prompts.embedding_of(each) for each in PHRASES.positive)
+    assert torch.equal(mean_of_phrases(reward, PHRASES.positive[:1]).tokens, photo)
+    longer = mean_of_phrases(reward, PHRASES.positive[:1], length=4).tokens
+    assert torch.equal(longer, photo[[0, 0, 1, 1]])
+    mean = (photo + lighting) / 2
+    assert torch.allclose(mean_of_phrases(reward, PHRASES.positive).tokens, mean)
+    assert torch.allclose(initial_vectors(reward, PHRASES, FAST)[0], mean)
+
+
+def test_images_are_encoded_with_and_without_probes(reward: ClipReward, examples: Examples) -> None:
+    encoded = encode_examples(reward, examples)
+    side = encoded.wanted
+    assert encoded.paired and side.features.shape == (16, 64)
+    assert side.probed.shape == (len(PROBES), 16, 64)
+    tinted = reward.encode(PROBES["red tint"](examples.wanted[:2]))
+    assert torch.allclose(side.features[:2] + side.probed[0, :2], tinted, atol=1e-5)
+    assert 0.3 < caption_margin(reward, encoded) < 1.0
+
+
+def test_unusable_inputs_are_refused(reward: ClipReward, examples: Examples) -> None:
+    positive, few = ControlPhrases(positive=["Photo"]), load_examples("world", "--images", count=3)
+    long = SoftPromptConfig(length=9)
+    with pytest.raises(DirectAlignError, match=r"reward\.name: pixels has no text tower"):
+        fit_soft_prompts(PixelReward("redness"), examples, PHRASES, FAST)
+    with pytest.raises(DirectAlignError, match="words of one side only"):
+        fit_soft_prompts(reward, examples, positive, FAST)
+    with pytest.raises(DirectAlignError, match="3 different captions; give at least 8"):
+        fit_soft_prompts(reward, few, PHRASES, FAST)
+    with pytest.raises(DirectAlignError, match="--length: 9 learned tokens, and the reward reads"):
+        fit_soft_prompts(reward, examples, ControlPhrases(), long)
+    other = tuple(f"{each} too" for each in examples.unwanted_prompts)
+    apart = replace(examples, unwanted_prompts=other, paired=False)
+    assert fit_soft_prompts(reward, apart, PHRASES, SoftPromptConfig(num_steps=1)).held_out > 0
