@@ -30,7 +30,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from directalign import config
-from directalign.config.load import load_run
+from directalign.config.load import is_recipe, load_run
 from directalign.rewards import load_reward
 
 Score = Callable[[Tensor, list[str]], list[float]]

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from directalign.rewards.clip import ClipReward
-from directalign.types import DirectAlignError
 
 PROMPTS = ["Realistic photo. a red star on a navy background", "a blue ring on an olive background"]
 
@@ -65,28 +64,3 @@ def test_the_cache_stays_bounded(reward: ClipReward, monkeypatch: pytest.MonkeyP
     }
     assert list(reward._prompts.cached) == ["a circle", "a square", "a triangle"]
     assert torch.allclose(reward.score(features, ["a star"]), scores["a star"], atol=1e-6)
-
-
-@pytest.mark.parametrize("kept", [0, 5, 200, -100])
-def test_truncated_weights_are_refused_by_name(copy: Path, kept: int) -> None:
-    weights = copy / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:kept])
-    with pytest.raises(DirectAlignError, match=r"model\.safetensors.*copy it again"):
-        ClipReward.load(str(copy))
-
-
-def test_weights_of_another_model_are_refused(copy: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(copy / "model.safetensors")
-    weights.pop("visual_projection.weight")
-    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(DirectAlignError, match=r"lack visual_projection\.weight"):
-        ClipReward.load(str(copy))
-
-
-def test_config_of_another_model_is_refused(copy: Path) -> None:
-    config = (copy / "config.json").read_text()
-    (copy / "config.json").write_text(config.replace('"projection_dim": 8', '"projection_dim": 12'))
-    with pytest.raises(DirectAlignError, match="not a transformers CLIPModel"):
-        ClipReward.load(str(copy))

@@ -123,6 +123,7 @@ ROWS: list[tuple[str, Damage, str]] = [
     ("clip", setting(activation="gelu"), "held.activation: gelu, but the config.json of"),
     *[("siglip", remove(name), name) for name in ("config.json", "model.safetensors", HEADER)],
     ("siglip", remove("spiece.model"), "tokenizer.json"),
+    *[("clip", cut("model.safetensors", size), WHOLE) for size in (0, 5, 200, -100)],
     *[("siglip", cut("model.safetensors", size), WHOLE) for size in (0, 200, -100)],
     ("siglip", configure("config.json", model_type="siglip2"), "a model of type siglip2"),
     ("siglip", setting(path="open_clip.safetensors"), "SigLIP needs a transformers folder"),
@@ -289,6 +290,12 @@ ROWS: list[tuple[str, Damage, str]] = [
     ("hpsv3", setting(path="{folder}/none.safetensors"), "none.safetensors: no such file"),
 ]
 LOAD_ONLY: list[tuple[str, Damage, str]] = [
+    (
+        "clip",
+        edit("model.safetensors", visual_projection__weight=None),
+        "weights lack visual_projection.weight",
+    ),
+    ("clip", configure("config.json", projection_dim=12), "not a transformers CLIPModel"),
     (
         "open_clip",
         configure("clip/preprocessor_config.json", crop_size=24),
