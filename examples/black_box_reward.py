@@ -1,12 +1,10 @@
-"""A reward that nobody can differentiate: every picture is rounded to 8 bits, squeezed through
-JPEG, and judged from the file.
+"""A black-box reward: every image is rounded to 8 bits and saved as JPEG, then scored.
 
     directalign train world_black_box
 
-reads this file and asks `score` for one number per image. Behind it stands the embedded world's
-CLIP, but it might as well be a program, a service or a person: a policy gradient needs the numbers
-alone. The control phrases arrive within the prompts, so a relative reward works without the
-function knowing of it.
+runs this file and calls `score` for one number per image. The score here is the toy world's CLIP,
+but it could come from a program, a service or a person: a policy gradient needs only the numbers.
+Control phrases are part of the prompts, so a relative reward works unchanged.
 """
 
 from __future__ import annotations
@@ -26,12 +24,12 @@ QUALITY = 75  # of the JPEG, 1 to 95
 
 @cache
 def clip() -> ClipReward:
-    """Loaded when first asked for: a check of the recipe runs this file and should stay quick."""
+    """Loaded at first use: `directalign check` also runs this file and must stay fast."""
     return ClipReward.load("world:reward")
 
 
 def through_jpeg(image: Tensor) -> Tensor:
-    """What is left of an image (3, H, W) in [0, 1] after it was a JPEG file."""
+    """An image (3, H, W) in [0, 1] after saving and reading it as JPEG."""
     pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="JPEG", quality=QUALITY)
@@ -40,7 +38,7 @@ def through_jpeg(image: Tensor) -> Tensor:
 
 @torch.no_grad()
 def score(images: Tensor, prompts: list[str]) -> list[float]:
-    """Cosine of each picture's file and its prompt, larger is better."""
-    judge = clip()
+    """Cosine of each image file and its prompt, larger is better."""
+    reward = clip()
     files = torch.stack([through_jpeg(image) for image in images])
-    return judge.score(judge.encode(files), prompts).tolist()
+    return reward.score(reward.encode(files), prompts).tolist()

@@ -1,17 +1,16 @@
-"""A reward behind HTTP, in the standard library: what `reward: {name: remote, url: ...}` talks to,
-and a pattern for a server of your own.
+"""Serve a reward over HTTP, with the standard library alone; a template for a server of your own.
 
-    python examples/reward_server.py world_srpo                    # serves the reward of a recipe
-    python examples/reward_server.py examples/black_box_reward.py:score         # serves a Python function
-    directalign train remote_reward                                 # in another terminal
+    python examples/reward_server.py world_srpo                            # the reward of a recipe
+    python examples/reward_server.py examples/black_box_reward.py:score    # a Python function
+    directalign train remote_reward                                        # in another terminal
 
-    POST /score {"prompts": ["Photo. a red star"], "images": ["<base64 of a PNG>"]}  ->  {"scores": [0.31]}
-    400 for a request that cannot be read, 500 with the reason when the reward fails: the training
-    repeats the request, then stops with it.
+    POST /score {"prompts": ["Photo. a red star"], "images": ["<base64 of a PNG>"]}
+    200 {"scores": [0.31]}; 400 for an unreadable request; 500 with the reason if the reward fails
 
-It listens on this machine alone. Anyone who reaches the port can use it: put it behind something
-that asks for a password before you let others in. Requests are taken in threads and judged one at a
-time.
+It is the other end of `reward: {name: remote, url: ...}`, which repeats a failed request and then
+stops the run. The server listens on this machine only. Anyone who reaches the port can use it: put
+a proxy with authentication before it to serve other machines. Requests arrive in threads and are
+scored one at a time.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from directalign import config
-from directalign.config.load import load_run
+from directalign.config.load import is_recipe, load_run
 from directalign.rewards import load_reward
 
 Score = Callable[[Tensor, list[str]], list[float]]
@@ -39,13 +38,11 @@ LARGEST = 256 * 2**20  # bytes of a request
 
 
 def score_of(named: str, device: str) -> Score:
-    """The reward of a recipe (.yaml), or a function (file.py:function), as a function of images (b,
-    3, H, W) in [0, 1] and prompts."""
-    settings = (
-        load_run(named).reward
-        if named.endswith((".yaml", ".yml"))
-        else config.PythonConfig(path=named)
-    )
+    """The reward of a recipe, or of file.py:function, as a function of images in [0, 1].
+
+    Images are (b, 3, H, W); the function also takes b prompts.
+    """
+    settings = load_run(named).reward if is_recipe(named) else config.PythonConfig(path=named)
     reward, lock = load_reward(settings, device), threading.Lock()
 
     @torch.no_grad()
@@ -57,27 +54,28 @@ def score_of(named: str, device: str) -> Score:
 
 
 def read_request(body: bytes) -> tuple[Tensor, list[str]]:
-    """Images and prompts of a request; ValueError says what is wrong with it."""
+    """Images and prompts of a request. Raises ValueError for another content."""
     try:
         given = json.loads(body)
-        pictures = [
+        decoded = [
             Image.open(io.BytesIO(base64.b64decode(each, validate=True))).convert("RGB")
             for each in given["images"]
         ]
     except (KeyError, TypeError, ValueError, binascii.Error, UnidentifiedImageError) as error:
         raise ValueError(
-            f'want {{"prompts": [...], "images": [base64 PNG, ...]}} ({type(error).__name__}: {error})'
+            'want {"prompts": [...], "images": [base64 PNG, ...]} '
+            f"({type(error).__name__}: {error})"
         ) from error
     prompts = given.get("prompts")
     if not (
-        pictures
+        decoded
         and isinstance(prompts, list)
-        and len(prompts) == len(pictures)
-        and len({picture.size for picture in pictures}) == 1
+        and len(prompts) == len(decoded)
+        and len({image.size for image in decoded}) == 1
     ):
         raise ValueError("want as many prompts as images, at least one, and images of one size")
     return torch.stack(
-        [torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255 for picture in pictures]
+        [torch.from_numpy(np.array(each)).permute(2, 0, 1).float() / 255 for each in decoded]
     ), prompts
 
 
@@ -95,7 +93,7 @@ def server_of(score: Score, port: int) -> ThreadingHTTPServer:
                 return self.send(400, {"error": str(error)})
             try:
                 self.send(200, {"scores": score(images, prompts)})
-            except Exception as error:  # whatever a reward may raise is the caller's to read
+            except Exception as error:  # any error of the reward is sent to the client
                 self.send(500, {"error": f"{type(error).__name__}: {error}"})
 
         def send(self, status: int, content: Mapping[str, object]) -> None:
@@ -111,9 +109,9 @@ def server_of(score: Score, port: int) -> ThreadingHTTPServer:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Serve a reward over HTTP.")
-    parser.add_argument("reward", help="a recipe (.yaml), or file.py:function")
+    parser.add_argument("reward", help="a recipe, or file.py:function")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    asked = parser.parse_args()
-    print(f"http://127.0.0.1:{asked.port}/score", flush=True)
-    server_of(score_of(asked.reward, asked.device), asked.port).serve_forever()
+    args = parser.parse_args()
+    print(f"http://127.0.0.1:{args.port}/score", flush=True)
+    server_of(score_of(args.reward, args.device), args.port).serve_forever()

@@ -1,4 +1,4 @@
-"""A complete tiny CLIP folder with random weights: 32-pixel vision tower, the world's tokenizer. `clip_folder` is a session fixture."""
+"""A complete tiny CLIP folder with random weights: 32-pixel vision tower, the toy world's tokenizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from tools.build_toyworld.tokenizers import clip_tokenizer
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clip")
+    return write_clip(tmp_path_factory.mktemp("clip"))
+
+
+def write_clip(folder: Path) -> Path:
+    """Weights, config, tokenizer and image settings as transformers saves them."""
     tokenizer = clip_tokenizer()
     torch.manual_seed(0)
     sizes = {

@@ -1,7 +1,22 @@
-"""The tiny CLIP folder that reward tests share."""
+"""Tiny checkpoints that reward tests share; `sections` writes each of `cases.CASES` once."""
 
 from __future__ import annotations
 
-from tiny_clip import clip_folder
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
-__all__ = ["clip_folder"]
+import pytest
+
+from rewards.cases import CASES
+from tiny_clip import clip_folder
+from tiny_siglip import siglip_folder
+from tiny_vlm import vlm_folder
+
+__all__ = ["clip_folder", "siglip_folder", "vlm_folder"]
+
+
+@pytest.fixture(scope="session")
+def sections(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """The recipe section of a case, by its name."""
+    return cache(lambda name: CASES[name](tmp_path_factory.mktemp(name)))

@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from directalign.interfaces import Reward
 from directalign.rewards.clip import ClipReward
-from directalign.types import DirectAlignError
 
 PROMPTS = ["Realistic photo. a red star on a navy background", "a blue ring on an olive background"]
 
@@ -19,21 +16,10 @@ def reward(clip_folder: Path) -> ClipReward:
     return ClipReward.load(str(clip_folder))
 
 
-@pytest.fixture
-def copy(clip_folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(clip_folder, tmp_path / "copy"))
-
-
 def images(
     seed: int = 1, dtype: torch.dtype = torch.float32, size: tuple[int, int] = (48, 40)
 ) -> torch.Tensor:
     return torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def test_is_a_reward(reward: ClipReward) -> None:
-    assert isinstance(reward, Reward)
-    assert reward.name == "clip"
-    assert reward.reads_prompt
 
 
 def test_score_is_the_cosine_that_transformers_gives(reward: ClipReward, clip_folder: Path) -> None:
@@ -46,40 +32,6 @@ def test_score_is_the_cosine_that_transformers_gives(reward: ClipReward, clip_fo
     assert torch.allclose(reward.score(reward.encode(images()), PROMPTS), expected, atol=1e-6)
     scaled = ClipReward.load(str(clip_folder), scale=5.0)
     assert torch.allclose(scaled.score(scaled.encode(images()), PROMPTS), 5 * expected, atol=1e-5)
-
-
-def test_gradient_to_the_pixels_equals_finite_differences(reward: ClipReward) -> None:
-    reward.model.double()
-    x = images(dtype=torch.float64).requires_grad_()
-    reward.score(reward.encode(x), PROMPTS).sum().backward()
-    assert x.grad is not None
-    for seed in range(4):
-        way = torch.randn(
-            x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-        )
-        step = 1e-5
-        ends = [
-            reward.score(reward.encode(x.detach() + sign * step * way), PROMPTS).sum()
-            for sign in (1, -1)
-        ]
-        assert torch.allclose(
-            (ends[0] - ends[1]) / (2 * step), (x.grad * way).sum(), rtol=1e-6, atol=1e-10
-        )
-
-
-def test_weights_are_frozen(reward: ClipReward) -> None:
-    before = {name: tensor.clone() for name, tensor in reward.model.state_dict().items()}
-    x = images().requires_grad_()
-    (1 - reward.score(reward.encode(x), PROMPTS)).sum().backward()
-    assert x.grad is not None and x.grad.abs().sum() > 0
-    assert all(
-        parameter.grad is None and not parameter.requires_grad
-        for parameter in reward.model.parameters()
-    )
-    assert all(
-        torch.equal(tensor, before[name]) for name, tensor in reward.model.state_dict().items()
-    )
-    assert not reward.model.training
 
 
 def test_a_phrase_is_read_once_and_alone_or_in_company_the_same(
@@ -112,52 +64,3 @@ def test_the_cache_stays_bounded(reward: ClipReward, monkeypatch: pytest.MonkeyP
     }
     assert list(reward._prompts.cached) == ["a circle", "a square", "a triangle"]
     assert torch.allclose(reward.score(features, ["a star"]), scores["a star"], atol=1e-6)
-
-
-def test_a_long_prompt_is_cut_like_any_clip_prompt(reward: ClipReward) -> None:
-    long = "a red star on a navy background " * 50
-    assert torch.isfinite(reward.score(reward.encode(images()), [long, "x" * 10_000])).all()
-
-
-def test_one_prompt_per_image(reward: ClipReward) -> None:
-    with pytest.raises(AssertionError, match="1 prompts for 2 images"):
-        reward.score(reward.encode(images()), PROMPTS[:1])
-
-
-@pytest.mark.parametrize(
-    "name", ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"]
-)
-def test_a_missing_file_is_named(copy: Path, name: str) -> None:
-    (copy / name).unlink()
-    with pytest.raises(DirectAlignError, match=name):
-        ClipReward.load(str(copy))
-
-
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DirectAlignError, match="no such folder"):
-        ClipReward.load(str(tmp_path / "nothing"))
-
-
-@pytest.mark.parametrize("kept", [0, 5, 200, -100])
-def test_truncated_weights_are_refused_by_name(copy: Path, kept: int) -> None:
-    weights = copy / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:kept])
-    with pytest.raises(DirectAlignError, match=r"model\.safetensors.*copy it again"):
-        ClipReward.load(str(copy))
-
-
-def test_weights_of_another_model_are_refused(copy: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(copy / "model.safetensors")
-    weights.pop("visual_projection.weight")
-    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(DirectAlignError, match=r"lack visual_projection\.weight"):
-        ClipReward.load(str(copy))
-
-
-def test_config_of_another_model_is_refused(copy: Path) -> None:
-    config = (copy / "config.json").read_text()
-    (copy / "config.json").write_text(config.replace('"projection_dim": 8', '"projection_dim": 12'))
-    with pytest.raises(DirectAlignError, match="not a transformers CLIPModel"):
-        ClipReward.load(str(copy))

@@ -1,4 +1,4 @@
-"""A reward behind HTTP: what is sent, what may come back, which failures are tried again, and the reference server at the other end."""
+"""A reward behind HTTP: requests, responses, retries, several ranks, and the reference server."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def scores(given: dict[str, Any]) -> tuple[int, bytes]:
 
 @contextmanager
 def served(*answers: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """(address, what was asked) of a server that gives each answer once and the last one from then on."""
+    """(address, requests) of a server that gives each response once, then repeats the last."""
     asked: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -154,11 +154,15 @@ def test_a_passing_failure_is_tried_again_after_doubling_waits(hurry: list[float
         (failing(400, "x" * 900), r"HTTP 400 .*'x{200}'\.\.\.;", 1),
         (
             failing(200, "<html>hello</html>"),
-            r"something else than JSON \('<html>hello</html>'\)",
+            r"responds with '<html>hello</html>'",
             1,
         ),
-        (failing(200, '{"score": 1}'), r"answers '\{\"score\": 1\}'; it must send \{\"scores\"", 1),
-        (failing(200, "[1, 2, 3]"), r"answers '\[1, 2, 3\]'; it must send", 1),
+        (
+            failing(200, '{"score": 1}'),
+            r"responds with '\{\"score\": 1\}'; it must send \{\"scores\"",
+            1,
+        ),
+        (failing(200, "[1, 2, 3]"), r"responds with '\[1, 2, 3\]'; it must send", 1),
         (
             saying([1.0, 2.0]),
             r"\"scores\" a list or tensor of 3 numbers, one per image; it returned shape \(2,\)",
@@ -182,7 +186,7 @@ def test_nobody_there_is_said(hurry: list[float]) -> None:
     url = free_address()
     with pytest.raises(
         DirectAlignError,
-        match=rf"^reward\.url: {url}: connection refused, nothing listens there \(3 attempts\); check the server$",
+        match=rf"^reward\.url: {url}: connection refused, nothing listens there \(3 attempts\)",
     ):
         ask(reward_at(url, retries=2))
     assert hurry == [1.0, 2.0]
@@ -377,7 +381,7 @@ def test_a_function_that_loses_the_gradient_is_told(tmp_path: Path, body: str) -
     reward = function_reward(tmp_path, body)
     with pytest.raises(
         DirectAlignError,
-        match=r"reward\.path: .*own\.py:score must return a tensor with a gradient .* without detach and no_grad",
+        match=r"reward\.path: .*own\.py:score must return a tensor with a gradient .* without detach",
     ):
         reward.score(reward.encode(images().requires_grad_()), PROMPTS)
     assert (

@@ -1,4 +1,4 @@
-"""A projected reward is blind along its directions, in value and in gradient, and refuses directions that are not its own."""
+"""A projected reward is invariant along its directions and refuses those of another reward."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_directions_of_another_reward_are_refused(clip_folder: Path, tmp_path: P
     )
     with pytest.raises(
         DirectAlignError,
-        match=r"reward\.project_out: .*another image side; make it with directalign reward bias-directions",
+        match=r"reward\.project_out: .*another image tower; make it with directalign",
     ):
         load_reward(settings(clip_folder, other))
     check_reward(settings(clip_folder, other))  # whose they are is known from the weights alone

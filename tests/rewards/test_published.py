@@ -14,7 +14,6 @@ from torch import nn
 from directalign.io import hub
 from directalign.rewards.weights import (
     check_published,
-    fill,
     is_weight_file,
     locate,
     on_the_hub,
@@ -153,33 +152,6 @@ def test_a_file_without_tensors_is_refused(tmp_path: Path, content: object) -> N
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(DirectAlignError, match=r"w\.pt: holds no tensors by name"):
         read_weights(tmp_path / "w.pt", "reward.path")
-
-
-def test_filling_wants_every_tensor_by_name_and_shape(tmp_path: Path) -> None:
-    file, model = tmp_path / "w.pt", nn.Linear(3, 2)
-    fill(model, {name: tensor.half() for name, tensor in TENSORS.items()}, file, "reward.path")
-    assert model.weight.dtype == torch.float32 and torch.equal(model.weight, TENSORS["weight"])
-    for weights, complaint in (
-        (
-            {"weight": TENSORS["weight"]},
-            r"lacks bias; it must be the checkpoint of a Linear of this size",
-        ),
-        ({}, r"lacks weight and 1 more"),
-        (TENSORS | {"more": torch.ones(1)}, r"has the unknown more"),
-        (TENSORS | {"bias": torch.ones(3)}, r"has in another shape bias"),
-    ):
-        with pytest.raises(DirectAlignError, match=rf"^reward\.path: .*w\.pt: {complaint}"):
-            fill(model, weights, file, "reward.path")
-    fill(
-        model,
-        {"weight": 2 * TENSORS["weight"], "other.x": torch.ones(1)},
-        file,
-        "reward.path",
-        optional=("bias", "other."),
-    )
-    assert torch.equal(model.weight, 2 * TENSORS["weight"]) and torch.equal(
-        model.bias, TENSORS["bias"]
-    )
 
 
 # --- on the hub -------------------------------------------------------------------------------------------------------

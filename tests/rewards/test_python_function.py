@@ -230,3 +230,17 @@ def test_a_class_that_refuses_its_args_is_named(tmp_path: Path) -> None:
         match=r"reward\.path: Callable in .*own\.py cannot be constructed with args {'other': 1}",
     ):
         load_reward(config.PythonConfig(path=f"{tmp_path}/own.py:Callable", args={"other": 1}))
+
+
+def test_the_template_is_a_differentiable_reward() -> None:
+    path, given = ROOT / "examples" / "my_reward.py", images().requires_grad_()
+    settings = config.PythonConfig(
+        path=f"{path}:MyReward", differentiable=True, args={"target": 0.25}
+    )
+    reward = load_reward(settings)
+    scores = reward.score(reward.encode(given), PROMPTS)
+    torch.testing.assert_close(scores, -((given.mean((1, 2, 3)) - 0.25) ** 2))
+    (gradient,) = torch.autograd.grad(scores.sum(), given)
+    assert gradient.abs().max() > 0 and not reward.reads_prompt
+    plain = load_reward(config.PythonConfig(path=f"{path}:contrast"))
+    torch.testing.assert_close(plain.score(images(), PROMPTS), images().flatten(1).std(1))

@@ -84,18 +84,6 @@ def test_bounds_are_read_in_both_writings(tmp_path: Path) -> None:
     assert first.bounded(50) == VlmPixels(min_pixels=50, max_pixels=50)
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "[]", '{"resample": 2}', '{"patch_size": "large"}', '{"image_mean": 3}']
-)
-def test_unreadable_settings_name_the_file(text: str, tmp_path: Path) -> None:
-    (tmp_path / "preprocessor_config.json").write_text(text)
-    with pytest.raises(
-        DirectAlignError,
-        match=r"reward\.path: .*preprocessor_config\.json: no image settings of a Qwen VL",
-    ):
-        VlmPixels.read(tmp_path, "reward.path")
-
-
 def test_a_ribbon_is_refused(vlm_folder: Path) -> None:
     with pytest.raises(DirectAlignError, match="more oblong than 200 to 1"):
         VlmPixels.read(vlm_folder, "reward.path")(torch.rand(1, 3, 4, 1000))

@@ -184,7 +184,7 @@ def broken(kind: str, file: Path, reward: ClipReward) -> None:
 
 
 BROKEN = {
-    "missing": "no such file of learned tokens",
+    "missing": "no such file; make it with directalign reward soft-prompts",
     "cut": "not a complete safetensors file",
     "other tensors": "not a file of learned tokens",
     "no facts": "not a file of learned tokens",

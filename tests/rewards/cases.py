@@ -1,0 +1,86 @@
+"""A tiny checkpoint of each reward in its published layout, as a recipe section."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import CLIPModel
+
+from directalign import config
+from directalign.rewards.mps import CrossModel, MpsModel
+from recorded_rewards import FIXTURES, write_aesthetic, write_image_reward
+from tiny_clip import write_clip
+from tiny_open_clip import write_open_clip
+from tiny_siglip import write_siglip
+from tiny_vlm import write_vlm
+
+PROMPTS = ["a red star", "a blue ring on an olive background"]
+
+
+def _clip(folder: Path) -> Any:
+    return config.ClipConfig(path=str(write_clip(folder)))
+
+
+def _open_clip(folder: Path) -> Any:
+    clip = write_clip(folder / "clip")
+    file = write_open_clip(folder / "weights", clip)
+    return config.ClipConfig(path=str(file), processor=str(clip))
+
+
+def _siglip(folder: Path) -> Any:
+    return config.SiglipConfig(path=str(write_siglip(folder)))
+
+
+def _image_reward(folder: Path) -> Any:
+    file, tokenizer = write_image_reward(folder)
+    return config.ImageRewardConfig(path=str(file), processor=str(tokenizer))
+
+
+def _aesthetic(head: str, folder: Path) -> Any:
+    file, backbone = write_aesthetic(folder, head)
+    return config.AestheticConfig(path=str(file), backbone=str(backbone))
+
+
+def _mps(folder: Path) -> Any:
+    """The tiny CLIP with a random cross model, and two buffers as in the published file."""
+    clip, file = write_clip(folder / "clip"), folder / "mps.safetensors"
+    torch.manual_seed(1)
+    cross = CrossModel(dim=8, layers=2, dim_head=4, heads=2, ff_mult=4)
+    model = MpsModel(CLIPModel.from_pretrained(clip), cross)
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    weights["model.text_model.embeddings.position_ids"] = torch.arange(16)[None]
+    weights["cross_model.layers.0.1.fn.rotary_emb.inv_freq"] = torch.ones(2)
+    save_file(weights, file)
+    return config.MpsConfig(path=str(file), processor=str(clip))
+
+
+def _vlm(kind: str, folder: Path) -> Any:
+    return config.QwenVLConfig(path=str(write_vlm(folder, kind)), dtype="float32")
+
+
+def _hpsv3(folder: Path) -> Any:
+    file = shutil.copy(FIXTURES / "hpsv3" / "HPSv3.safetensors", folder)
+    reader = shutil.copytree(FIXTURES / "hpsv3" / "processor", folder / "processor")
+    return config.Hpsv3Config(path=str(file), processor=str(reader), dtype="float32")
+
+
+CASES: dict[str, Callable[[Path], Any]] = {
+    "clip": _clip,
+    "open_clip": _open_clip,
+    "siglip": _siglip,
+    "image_reward": _image_reward,
+    "linear": partial(_aesthetic, "linear"),
+    "improved": partial(_aesthetic, "improved"),
+    "v2_5": partial(_aesthetic, "v2_5"),
+    "mps": _mps,
+    "qwen2_vl": partial(_vlm, "qwen2_vl"),
+    "qwen2_5_vl": partial(_vlm, "qwen2_5_vl"),
+    "qwen3_vl": partial(_vlm, "qwen3_vl"),
+    "hpsv3": _hpsv3,
+}

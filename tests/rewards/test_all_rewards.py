@@ -1,0 +1,115 @@
+"""Every reward with a network: gradient, frozen weights, scale, recomputation, checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from directalign.interfaces import Reward
+from directalign.rewards import check_reward, load_reward, reward_class
+from finite_differences import differs_from_slope
+from published_layouts import images_drawn
+from rewards.cases import CASES, PROMPTS
+
+Sections = Callable[[str], Any]
+VLM = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "hpsv3")
+
+
+def networks(reward: Any) -> list[torch.nn.Module]:
+    return [reward.model, *([reward.head] if hasattr(reward, "head") else [])]
+
+
+def score(reward: Any, images: Tensor) -> Tensor:
+    return reward.score(reward.encode(images), PROMPTS[: len(images)])
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "name" in metafunc.fixturenames:
+        metafunc.parametrize("name", CASES)
+
+
+def test_contract_and_independent_rows(name: str, sections: Sections) -> None:
+    settings = sections(name)
+    reward = load_reward(settings)
+    kind = reward_class(settings.name)
+    assert isinstance(reward, Reward) and reward.name == settings.name and reward.differentiable
+    assert reward.reads_prompt == kind.reads_prompt == (settings.name != "aesthetic")
+    images = images_drawn(2, 40, 36, 0)
+    features = reward.encode(images)
+    both = reward.score(features, PROMPTS)
+    assert both.shape == (2,) and both.dtype == torch.float32
+    alone = [reward.score(reward.encode(images[i : i + 1]), PROMPTS[i : i + 1]) for i in range(2)]
+    torch.testing.assert_close(both, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    swapped = reward.score(features, PROMPTS[::-1])
+    assert (both - swapped).abs().max() > 1e-5 if reward.reads_prompt else both.equal(swapped)
+    if reward.reads_prompt:
+        with pytest.raises(AssertionError, match="1 prompts for 2 images"):
+            reward.score(features, PROMPTS[:1])
+        assert reward.score(features, ["a red star " * 50, "x" * 3000]).isfinite().all()
+
+
+def test_scale_multiplies(name: str, sections: Sections) -> None:
+    settings, images = sections(name), images_drawn(2, 32, 32, 1)
+    scaled = load_reward(settings.model_copy(update={"scale": 3.0}))
+    torch.testing.assert_close(score(scaled, images), 3 * score(load_reward(settings), images))
+
+
+def test_gradient_equals_finite_differences_and_weights_stay_frozen(
+    name: str, sections: Sections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reward = load_reward(sections(name))
+    parts = networks(reward)
+    before = [{key: w.clone() for key, w in part.state_dict().items()} for part in parts]
+    images = images_drawn(2, 40, 36, 2).requires_grad_()
+    (-score(reward, images)).sum().backward()
+    assert images.grad is not None and (images.grad.abs().amax((1, 2, 3)) > 0).all()
+    for part, weights in zip(parts, before, strict=True):
+        assert not part.training
+        assert not any(p.requires_grad or p.grad is not None for p in part.parameters())
+        assert all(torch.equal(w, weights[key]) for key, w in part.state_dict().items())
+    reward = load_reward(sections(name))  # without cached prompts
+    for part in networks(reward):
+        part.double()
+    if name in VLM:  # transformers computes norms and rotations in float32 for any dtype
+        monkeypatch.setattr(torch, "float32", torch.float64)
+        monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    exact = images_drawn(2, 40, 36, 3).double()
+    difference = differs_from_slope(lambda x: score(reward, x).sum(), exact, 2, 1e-5)
+    assert difference < 1e-5
+
+
+def test_recomputed_activations_give_the_same_gradient_and_use_less_memory(
+    name: str, sections: Sections
+) -> None:
+    sizes, gradients = [], []
+    for recomputed in (False, True):
+        settings = sections(name).model_copy(update={"gradient_checkpointing": recomputed})
+        reward = load_reward(settings)
+        weights = {p.data_ptr() for part in networks(reward) for p in part.parameters()}
+        saved: list[int] = []
+
+        def pack(tensor: Tensor, saved: list[int] = saved, weights: set[int] = weights) -> Tensor:
+            saved.append(0 if tensor.data_ptr() in weights else tensor.numel())
+            return tensor
+
+        images = images_drawn(2, 40, 36, 4).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            total = score(reward, images).sum()
+        total.backward()
+        gradients.append(images.grad)
+        sizes.append(sum(saved))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-7, rtol=1e-5)
+    assert sizes[1] < 0.9 * sizes[0]
+
+
+def test_check_accepts_sound_files_without_loading_weights(
+    name: str, sections: Sections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = sections(name)
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", None)
+    check_reward(settings)
