@@ -150,10 +150,7 @@ def _replay_branch(case: Case, index: int) -> tuple[float, float]:
     reward = relative_reward(
         pos, neg, k if move.is_denoise else 0.0, k if move.is_inversion else 0.0
     )
-    loss = (
-        hinge(reward, direction(recovered.gain), MARGIN).mean()
-        / case.settings["accumulation"]
-    )
+    loss = hinge(reward, direction(recovered.gain), MARGIN).mean() / case.settings["accumulation"]
     loss.backward()
     return _worst(image, case.tensors[f"branch{index}.image"]), abs(loss.item() - recorded["loss"])
 

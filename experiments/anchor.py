@@ -15,41 +15,22 @@ from directalign.config.load import load_run
 from directalign.rewards import load_reward
 from directalign.rewards.clip import ClipReward
 
-from .analysis import (
-    DASH,
-    MEASURED,
-    VERSUS,
-    Row,
-    Rows,
-    SeedInterval,
-    Table,
-    after,
-    at_photo_rate,
-    mean_of,
-    means,
-    number,
-    over,
-    with_interval,
-)
 from .control_phrases import OTHERS, PHOTO, Phrases, facts_of, renders_for, text_cosine
 from .plots import DotColumn, curves, dots_with_intervals, panels_over_updates
+from .rows import Row, Rows, SeedInterval, after, at_photo_rate, mean_of, over
 from .runner import QUICK_SIZE, Arm, num_steps_of, piece, run_arms, settings_of, sized
+from .tables import DASH, MEASURED, VERSUS, Table, means, number, versus, with_interval
 
 MAIN_SEEDS, SEEDS = (0, 1, 2, 3, 4), (0, 1)
 ANCHORED, RIVALS = "anchored", ("official", "half_cost", "relative")
 SIDES = {"positive": PHOTO, "negative": OTHERS, "order": "average"}
 WORDS = f"method.control_phrases={json.dumps(SIDES)}"
 TOLERANCE = "method.anchor={tolerance: 0.02, reference_updates: 5}"
+WIDE = ((". ".join(PHOTO),), ("CG render. Glossy plastic",))
 GAPS = (
     Phrases("narrow_gap", "anchored, narrow word gap", "photo", ("Photo",), ("Render",)),
     Phrases("recipe_gap", "anchored, the recipe's words", "photo", PHOTO, OTHERS),
-    Phrases(
-        "wide_gap",
-        "anchored, wide word gap",
-        "photo",
-        (". ".join(PHOTO),),
-        ("CG render. Glossy plastic",),
-    ),
+    Phrases("wide_gap", "anchored, wide word gap", "photo", *WIDE),
 )
 """One reward is embedded, so the gap between the two texts is changed by the phrases."""
 KEPT, FAILED = 0.95, 0.9
@@ -83,25 +64,21 @@ def _anchored(
 
 def _in_method(name: str, title: str) -> list[Case]:
     """Another method under the relative and under the anchored reward."""
-    forms: dict[str, tuple[str, ...]] = {"relative": (WORDS, "method.form=relative")}
-    forms["anchored"] = (WORDS, "method.form=anchored", TOLERANCE)
-    return [
-        Case(Arm(f"{name}_{form}", f"{title}, {form}", f"world_{name}", overrides), "methods")
-        for form, overrides in forms.items()
-    ]
+    forms = {"relative": (), "anchored": (TOLERANCE,)}
+    cases = []
+    for form, more in forms.items():
+        overrides = (WORDS, f"method.form={form}", *more)
+        arm = Arm(f"{name}_{form}", f"{title}, {form}", f"world_{name}", overrides)
+        cases.append(Case(arm, "methods"))
+    return cases
 
 
-_RELATIVE = ("method.form=relative",)
+_RELATIVE, _MAIN = ("method.form=relative",), ("main", 2, MAIN_SEEDS)
 CASES = (
     Case(Arm(ANCHORED, "anchored, as in the recipe", "world_srpo"), "main", 10, MAIN_SEEDS),
-    Case(Arm("official", "official, two branches", "world_official"), "main", 2, MAIN_SEEDS),
-    Case(Arm("half_cost", "half cost, one branch", "world_half_cost"), "main", 2, MAIN_SEEDS),
-    Case(
-        Arm("relative", "relative, k = 0, one branch", "world_srpo", _RELATIVE),
-        "main",
-        2,
-        MAIN_SEEDS,
-    ),
+    Case(Arm("official", "official, two branches", "world_official"), *_MAIN),
+    Case(Arm("half_cost", "half cost, one branch", "world_half_cost"), *_MAIN),
+    Case(Arm("relative", "relative, k = 0, one branch", "world_srpo", _RELATIVE), *_MAIN),
     _anchored("tolerance_0.05", "tolerance 0.05", "tolerance", "method.anchor.tolerance=0.05"),
     _anchored("tolerance_0.1", "tolerance 0.1", "tolerance", "method.anchor.tolerance=0.1"),
     _anchored("rate_3e-4", "learning rate 3e-4", "learning rate", "train.learning_rate=3e-4"),
@@ -167,8 +144,7 @@ def best_kept(run: Rows) -> float:
 
 def best_of(runs: Rows, arm: str) -> SeedInterval:
     """`best_kept` over the seeds of an arm."""
-    best = [best_kept(run) for run in runs.runs_of(arm)]
-    return mean_of("photo_rate", best)
+    return mean_of("photo_rate", [best_kept(run) for run in runs.runs_of(arm)])
 
 
 def failures(runs: Rows, arm: str) -> list[int]:
@@ -186,17 +162,14 @@ def tables(rows: Rows) -> dict[str, Table]:
     titles, main = runs.arms, list(runs.where(group="main").arms)
     against, failure, lengths = [], [], []
     for rival in (arm for arm in RIVALS if arm in titles):
-        steps = [
-            {row["step"] for row in runs.where(arm=arm) if row["length"] in LENGTHS}
-            for arm in (ANCHORED, rival)
-        ]
-        conditions = {
-            f"after {step} updates": after(step) for step in sorted(set.intersection(*steps))
-        }
+        ends = [runs.where(arm=arm) for arm in (ANCHORED, rival)]
+        steps = [{row["step"] for row in end if row["length"] in LENGTHS} for end in ends]
+        common = sorted(set.intersection(*steps))
+        conditions = {f"after {step} updates": after(step) for step in common}
         level = runs.highest_common([ANCHORED, rival])
         if level > runs.runs_of(ANCHORED)[0].base["photo_rate"]:
             conditions[f"at photo rate {level:.2f}"] = at_photo_rate(level)
-        lines = runs.versus(ANCHORED, rival, conditions)
+        lines = versus(runs, ANCHORED, rival, conditions)
         against += [[titles[rival], *each] for each in lines]
     for arm, title in titles.items():
         failed, seeds = failures(runs, arm), runs.seeds(arm)

@@ -25,9 +25,10 @@ from directalign.toyworld.scenes import STYLE_WORDS, STYLES, render, scenes_of
 from directalign.types import PerSample
 from tools.build_toyworld import reward_card
 
-from .analysis import DASH, MEASURED, Column, Row, Rows, Table, means, number, over, with_interval
 from .plots import DotColumn, dots_with_intervals
+from .rows import Row, Rows, over
 from .runner import Arm, folder_of, measurer_of, piece, run_arms, settings_of, sized
+from .tables import DASH, MEASURED, Column, Table, means, number, with_interval
 
 RECIPE = "world_srpo"
 SEEDS = (0, 1, 2)
@@ -112,9 +113,8 @@ def _styles_in_prompts(
     for style in styles:
         prompts = [f"{STYLE_WORDS[style][0]}. {prompt}" for prompt in pairs.prompts]
         size = run.evaluate.batch_size
-        judged = measurer.per_image(
-            generate(measurer.model, prompts, pairs.seeds, run.rollout, size)
-        )
+        images = generate(measurer.model, prompts, pairs.seeds, run.rollout, size)
+        judged = measurer.per_image(images)
         answers = {"delivered": judged[f"style_{style}"], "content": judged["content"]}
         rates = {name: answer.double().mean().item() for name, answer in answers.items()}
         rows.append({**named, "asked": style, "pairs": count, **rates})
@@ -157,18 +157,12 @@ def facts_of(phrases: Phrases, reward: Reward, renders: Renders) -> dict[str, fl
 
     def scores(features: Any) -> tuple[PerSample, PerSample]:
         """(pos, pos − neg), means over the phrases of a side."""
-        pos, neg = (
-            torch.stack(
-                [
-                    reward.score(features, [f"{p}. {text}" for text in renders.captions])
-                    for p in side
-                ]
-            )
-            .mean(0)
-            .double()
-            for side in (phrases.positive, phrases.negative)
-        )
-        return pos, pos - neg
+        sides = []
+        for side in (phrases.positive, phrases.negative):
+            texts = [[f"{p}. {text}" for text in renders.captions] for p in side]
+            each = [reward.score(features, prompts) for prompts in texts]
+            sides.append(torch.stack(each).mean(0).double())
+        return sides[0], sides[0] - sides[1]
 
     plain = {style: scores(features) for style, features in renders.plain.items()}
     cast = {style: scores(features) for style, features in renders.cast.items()}
@@ -250,30 +244,20 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
         values = {arm: over(runs.last(arm), key) for arm in facts}
         return DotColumn(title, values, percent=percent, at=runs.base[key])
 
-    shares = {
-        arm: {"value": fact["cancelled"], "low": None, "high": None} for arm, fact in facts.items()
-    }
-    styles = list(dict.fromkeys(row["asked"] for row in rows.where(kind="asked")))
-    asked = [
-        DotColumn(
-            f"{style} in prompt",
-            {arm: delivered(rows, arm, style) for arm in ("base", *facts)},
-            percent=True,
-        )
-        for style in styles
-    ]
+    none = {"low": None, "high": None}
+    shares = {arm: {"value": fact["cancelled"], **none} for arm, fact in facts.items()}
+    asked = []
+    for style in dict.fromkeys(row["asked"] for row in rows.where(kind="asked")):
+        values = {arm: delivered(rows, arm, style) for arm in ("base", *facts)}
+        asked.append(DotColumn(f"{style} in prompt", values, percent=True))
     price = [after("content", "content"), after("colour drift", "color_drift", percent=False)]
     price += [DotColumn("bias cancelled", shares, percent=True)]
     plain = [after(style, f"style_{style}") for style in STYLES]
     note = "Plain prompts, after training; the dashed line is the base model."
-    return [
-        dots_with_intervals(
-            folder / "control_phrases_styles.png", "Style of the images", plain, note
-        ),
-        dots_with_intervals(
-            folder / "control_phrases_price.png", "Content, drift and bias", price, note
-        ),
-        dots_with_intervals(
-            folder / "control_phrases_asked.png", "A style that the prompt asks for", asked
-        ),
-    ]
+    figures = {
+        "styles": ("Style of the images", plain, note),
+        "price": ("Content, drift and bias", price, note),
+        "asked": ("A style that the prompt asks for", asked, ""),
+    }
+    files = {name: folder / f"control_phrases_{name}.png" for name in figures}
+    return [dots_with_intervals(files[name], *figure) for name, figure in figures.items()]

@@ -1,13 +1,12 @@
-"""What it costs to reach the same photo rate, and one injection against K steps of back-
-propagation.
+"""What it costs to reach the same photo rate; one injection against K backpropagated steps.
 
 The paper gives GPU hours on FLUX.1-dev (arXiv 2509.06942, table 1: SRPO 5.3, ReFL and Direct-Align
-16, DRaFT-LV 24, DanceGRPO 480) at unequal rewards. Here methods are compared where a judge sees
-equally many photos; a finished `table1` beside this study's folder lends its runs.
+16, DRaFT-LV 24, DanceGRPO 480) at unequal rewards. Here methods are compared at equal photo rates;
+the runs of a finished `table1` beside this study's folder are used.
 
 The second half trains nothing: the same absolute reward is differentiated at the same weights by
-Direct-Align and by the last K steps of the rollout (DRaFT-K, arXiv 2309.17400; K = all is
-AlignProp), in turn within one process, so that ratios of times hold on a busy machine.
+Direct-Align and through the last K steps of the rollout (DRaFT-K, arXiv 2309.17400; K = all is
+AlignProp), alternately in one process, so that ratios of times hold on a busy machine.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +39,20 @@ from directalign.training.step import NFECounter
 from directalign.types import Batch
 
 from . import plots, table1
-from .analysis import (
-    DASH,
-    Row,
-    Rows,
-    SeedInterval,
-    Table,
-    at_level,
-    mean_interval,
-    number,
-    ratio_interval,
-    with_interval,
+from .rows import Row, Rows, SeedInterval, at_level, mean_interval, ratio_interval
+from .runner import (
+    ARMS,
+    MARK,
+    OURS,
+    allowance,
+    flat,
+    piece,
+    run_arms,
+    small_batches,
+    unflat,
+    within,
 )
-from .runner import ARMS, MARK, OURS, allowance, flat, piece, run_arms, small_batches, within
+from .tables import DASH, Table, number, with_interval
 
 QUICK_ARMS = ("srpo", "flow_grpo")
 OFFICIAL = "srpo_official"
@@ -80,13 +80,12 @@ QUICK = Size(("flux",), (2,), 2, 2)
 
 
 def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
-    """Rows of the runs, then rows of kind `depth` (per model, rollout and K) and `state` (per state
-    of a rollout).
+    """Rows of the runs, of kind `depth` (model, rollout, K) and `state` (a state of a rollout).
 
-    Quick: two methods. depth: `seconds` of an update without its optimiser step, `ratio` to Direct-
-    Align's, `grad_norm` of all weights, its `spread` (standard deviation over mean), `agreement`
-    (mean cosine between the gradients of two batches). state: `norm` of the reward's gradient at
-    the state `depth` network calls before the image, `growth` over that at the image.
+    depth: `seconds` of an update without its optimiser step, `ratio` to Direct-Align's,
+    `grad_norm` of all weights, its `spread` (standard deviation over mean), `agreement` (mean
+    cosine between the gradients of two batches). state: `norm` of the reward's gradient at the
+    state `depth` NFE before the image, `growth` over that at the image. Quick: two methods.
     """
     home, budget = home_of(out, quick), table1.QUICK if quick else table1.FULL
     arms = small_batches([arm for arm in ARMS if not quick or arm.name in QUICK_ARMS], quick)
@@ -130,15 +129,11 @@ class Bench:
         self.calls = NFECounter(self.model.denoiser)
         reward = load_reward(run.reward, "cpu")
         self.objective = build_objective(reward, settings)
-        self.methods: dict[int, Method] = {
-            INJECTION: SRPO(self.model, reward, settings, run.rollout)
-        }
+        injection = SRPO(self.model, reward, settings, run.rollout)
+        self.methods: dict[int, Method] = {INJECTION: injection}
         length = run.rollout.num_inference_steps
         below = [2**power for power in range(length.bit_length()) if 2**power < length]
-        shared = {
-            "control_phrases": settings.control_phrases,
-            "image_mapping": settings.image_mapping,
-        }
+        shared = settings.model_dump(include={"control_phrases", "image_mapping"})
         for grad_steps in (*below, length):
             chain = config.DRaFTConfig(grad_steps=grad_steps, **shared)
             self.methods[grad_steps] = DRaFT(self.model, reward, chain, run.rollout)
@@ -146,8 +141,8 @@ class Bench:
     def batch(self, step: int) -> Batch:
         """The prompts of one update; `step` seeds its noise too."""
         prompts, size = train_captions(), self.run.data.batch_size
-        chosen = tuple(prompts[(step * size + place) % len(prompts)] for place in range(size))
-        return Batch(step, chosen, None, self.run.seed)
+        chosen = (prompts[(step * size + place) % len(prompts)] for place in range(size))
+        return Batch(step, tuple(chosen), None, self.run.seed)
 
     def gradient(self, grad_steps: int, batch: Batch) -> tuple[float, Float[Tensor, " weights"]]:
         """Seconds of the losses and their backward passes, and the whole gradient."""
@@ -189,22 +184,14 @@ def gradient_rows(model: str, run: config.RunConfig, batches: int) -> list[Row]:
     rows = []
     for steps in bench.methods:
         way = "Direct-Align" if steps == INJECTION else f"{steps} of {length} steps"
-        rows.append(
-            {
-                **named,
-                "arm": f"{model}-{length}-{steps}",
-                "title": f"{MODELS[model][0]}, {way}",
-                "kind": "depth",
-                "grad_steps": steps,
-                "seconds": sum(seconds[steps]) / batches,
-                **flat("ratio", ratio_interval(seconds[steps], seconds[INJECTION])),
-                **flat("grad_norm", mean_interval(norms[steps])),
-                "spread": statistics.stdev(norms[steps]) / statistics.mean(norms[steps]),
-                "agreement": agreement(directions[steps], batches),
-                "forward_calls": calls[steps][0],
-                "backward_calls": calls[steps][1],
-            }
-        )
+        row = {**named, "arm": f"{model}-{length}-{steps}", "title": f"{MODELS[model][0]}, {way}"}
+        row |= {"kind": "depth", "grad_steps": steps, "seconds": sum(seconds[steps]) / batches}
+        row |= flat("ratio", ratio_interval(seconds[steps], seconds[INJECTION]))
+        row |= flat("grad_norm", mean_interval(norms[steps]))
+        row["spread"] = statistics.stdev(norms[steps]) / statistics.mean(norms[steps])
+        row["agreement"] = agreement(directions[steps], batches)
+        row["forward_calls"], row["backward_calls"] = calls[steps]
+        rows.append(row)
     found = [bench.at_states(bench.batch(count)) for count in range(1, batches + 1)]
     by_state = torch.stack([each for _, each in found], 1).tolist()
     title = f"{MODELS[model][0]}, the states of {length} steps"
@@ -230,33 +217,14 @@ def cost(rows: Rows, arm: str, seed: int, key: str, level: float) -> float | Non
     return None if found is None else float(found[key])
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """Cost of a level over that of another method, over the seeds on which both reach it.
+def ratio(
+    rows: Rows, arm: str, over: str, key: str, level: float
+) -> tuple[SeedInterval | None, str]:
+    """(cost of an arm over that of another at a level, the same as text).
 
-    `beyond` is the least multiple that was spent on a seed without reaching it (None: always
-    reached); `reached` of `seeds` seeds are in the interval.
+    Over the seeds on which both reach it; where an arm never does, the text gives the least
+    multiple that it spent.
     """
-
-    interval: SeedInterval | None
-    beyond: float | None
-    reached: int
-    seeds: int
-
-    def __str__(self) -> str:
-        if self.seeds == 0:
-            return DASH
-        if self.interval is None:
-            beyond = self.beyond or 0.0
-            return f"> {number(beyond, 0 if beyond >= 10 else 1)}, not reached"
-        text = with_interval(self.interval, 1)
-        if self.reached == self.seeds:
-            return text
-        return f"{text}, {self.reached} of {self.seeds} seeds"
-
-
-def ratio(rows: Rows, arm: str, over: str, key: str, level: float) -> Ratio:
-    """Cost `key` of an arm over that of another at a level, on seeds where the other pays."""
     pairs, beyond, seeds = [], [], 0
     for seed in sorted(set(rows.seeds(over)) & set(rows.seeds(arm))):
         other, mine = cost(rows, over, seed, key, level), cost(rows, arm, seed, key, level)
@@ -267,8 +235,14 @@ def ratio(rows: Rows, arm: str, over: str, key: str, level: float) -> Ratio:
             beyond.append(rows.run(arm, seed)[-1][key] / other)
         elif mine > 0:
             pairs.append((mine, other))
-    found = ratio_interval(*zip(*pairs, strict=True)) if pairs else None
-    return Ratio(found, min(beyond, default=None), len(pairs), seeds)
+    if seeds == 0:
+        return None, DASH
+    if not pairs:
+        least = min(beyond, default=0.0)
+        return None, f"> {number(least, 0 if least >= 10 else 1)}, not reached"
+    found = ratio_interval(*zip(*pairs, strict=True))
+    some = "" if len(pairs) == seeds else f", {len(pairs)} of {seeds} seeds"
+    return found, with_interval(found, 1) + some
 
 
 def tables(rows: Rows) -> dict[str, Table]:
@@ -276,10 +250,9 @@ def tables(rows: Rows) -> dict[str, Table]:
     runs, percents = rows.runs, [f"{100 * level:g} %" for level in LEVELS]
     keys = {"call_equivalents": "NFE equivalents", "seconds": "seconds"}
     columns = [f"{name} to {percent}" for name in keys.values() for percent in percents]
-    lines = [
-        [title, *(cost_cell(runs, arm, key, level) for key in keys for level in LEVELS)]
-        for arm, title in runs.arms.items()
-    ]
+    lines = []
+    for arm, title in runs.arms.items():
+        lines.append([title, *(cost_cell(runs, arm, *each) for each in product(keys, LEVELS))])
     return {
         "cost": Table(["method", *columns], lines),
         "over_official": ratio_table(runs, OFFICIAL, percents),
@@ -300,17 +273,13 @@ def cost_cell(runs: Rows, arm: str, key: str, level: float) -> str:
 
 def ratio_table(runs: Rows, other: str, percents: Sequence[str]) -> Table:
     """NFE equivalents of every arm over those of `other`, beside the paper's GPU hours."""
-    lines = [
-        [
-            title,
-            *(str(ratio(runs, arm, other, "call_equivalents", level)) for level in LEVELS),
-            PAPER.get(arm, DASH),
-        ]
-        for arm, title in runs.arms.items()
-        if arm != other
-    ]
-    columns = ["method", *(f"to {percent}" for percent in percents), "paper (GPU hours)"]
-    return Table(columns, lines)
+    lines = []
+    for arm, title in runs.arms.items():
+        if arm != other:
+            found = (ratio(runs, arm, other, "call_equivalents", level)[1] for level in LEVELS)
+            lines.append([title, *found, PAPER.get(arm, DASH)])
+    columns = [f"to {percent}" for percent in percents]
+    return Table(["method", *columns, "paper (GPU hours)"], lines)
 
 
 def depth_table(rows: Rows) -> Table:
@@ -329,54 +298,30 @@ def depth_table(rows: Rows) -> Table:
     return Table([*columns, "norm of the gradient", "spread", "agreement"], lines)
 
 
-def unflat(row: Row, name: str) -> Row:
-    """The interval that `flat` put into a row."""
-    return {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
-
-
 # --- figures --------------------------------------------------------------------------------------
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
     """Photo rate and reward along three costs; costs over SRPO's; gradients by depth."""
-    runs = rows.runs
+    runs, panels = rows.runs, []
     costs = {"call_equivalents": "NFE equivalents", "seconds": "seconds", "step": "updates"}
     judged = {"photo_rate": ("Photo rate", True), "score_pos": ("Reward", False)}
-    panels = [
-        plots.Panel(
-            title,
-            x,
-            "",
-            plots.lines_along(Rows(row for row in runs if row[key] > 0), key, name, banded=True),
-            percent,
-            log_x=True,
-            named=key == "step",
-            span_y=(0, 1) if percent else None,
-        )
-        for name, (title, percent) in judged.items()
-        for key, x in costs.items()
-    ]
+    for (name, (title, percent)), (key, x) in product(judged.items(), costs.items()):
+        paid = Rows(row for row in runs if row[key] > 0)
+        lines = plots.lines_along(paid, key, name, banded=True)
+        span = {"span_y": (0, 1) if percent else None, "named": key == "step"}
+        panels.append(plots.Panel(title, x, "", lines, percent, log_x=True, **span))
     note = "Means over seeds, 95 % intervals at the end; reward: score under the positive phrases"
-    title = "Photo rate and reward, by what they cost"
-    files = [plots.curves(folder / "convergence_curves.png", title, panels, note, titles=runs.arms)]
-    kinds = [("call_equivalents", "NFE", level) for level in LEVELS] + [
-        ("seconds", "seconds", LEVELS[1])
-    ]
-    rivals = [arm for arm in runs.arms if arm != OURS]
-    columns = [
-        plots.DotColumn(
-            f"{name} to {100 * level:g} %",
-            {arm: ratio(runs, arm, OURS, key, level).interval for arm in rivals},
-            log=True,
-            at=1,
-        )
-        for key, name, level in kinds
-    ]
+    file, title = folder / "convergence_curves.png", "Photo rate and reward, by what they cost"
+    files = [plots.curves(file, title, panels, note, titles=runs.arms)]
+    kinds = [("call_equivalents", "NFE", level) for level in LEVELS]
+    columns = []
+    for key, name, level in (*kinds, ("seconds", "seconds", LEVELS[1])):
+        values = {arm: ratio(runs, arm, OURS, key, level)[0] for arm in runs.arms if arm != OURS}
+        columns.append(plots.DotColumn(f"{name} to {100 * level:g} %", values, log=True, at=1))
     note = "Geometric means over the seeds that reach the photo rate, 95 % intervals; dashed: SRPO"
-    file, title = (
-        folder / "convergence_cost.png",
-        "Cost of a photo rate over that of SRPO, anchored",
-    )
+    file = folder / "convergence_cost.png"
+    title = "Cost of a photo rate over that of SRPO, anchored"
     files.append(plots.dots_with_intervals(file, title, columns, note, runs.arms))
     return [*files, _draw_depth(rows, folder / "convergence_depth.png")]
 
@@ -402,16 +347,11 @@ def _draw_depth(rows: Rows, file: Path) -> Path:
     steps: str = "steps with gradient, K"
     both: dict[str, Any] = {"log_x": True, "log_y": True, "named": False}
     ratios, norms = by(chains, "grad_steps", "ratio"), by(chains, "grad_steps", "grad_norm")
+    growth, depth = by(states, "depth", "growth"), "NFE before the image"
     panels = [
         plots.Panel("Time of an update", steps, "times Direct-Align's", ratios, **both),
         plots.Panel("Gradient of the weights", steps, "norm", norms, **both),
-        plots.Panel(
-            "Gradient at the state",
-            "network calls before the image",
-            "times that at the image",
-            by(states, "depth", "growth"),
-            log_y=True,
-        ),
+        plots.Panel("Gradient at the state", depth, "times that at the image", growth, log_y=True),
     ]
     note = "The same reward at the same weights, before training; 95 % intervals over batches"
     title = "One injection against back-propagation through K steps of sampling"

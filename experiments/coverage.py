@@ -36,9 +36,10 @@ from directalign.toyworld.judges import load_judge
 from directalign.toyworld.scenes import STYLES, all_captions, render, scenes_of
 from directalign.training.run_folder import commit, machine, versions
 
-from .analysis import DASH, Row, Rows, Table, number, with_interval
 from .plots import DotColumn, Line, Panel, curves, dots_with_intervals, title_of
+from .rows import Row, Rows
 from .runner import Arm, piece, run_arm, settings_of, sized
+from .tables import DASH, Table, number, with_interval
 
 SEEDS = (0, 1, 2)
 RECIPES = {"direct_align": "world_direct_align", "refl": "world_refl", "srpo": "world_srpo"}
@@ -132,16 +133,11 @@ def compare_runs(arms: list[Arm], seed: int, out: Path, recipes: Path, images: i
     """A row per pair of models and number, of the runs of one seed."""
     sources = tuple(f"{arm.name}={run_arm(arm, seed, out, recipes)}" for arm in arms)
     where = {"commit": commit(), "machine": machine(), "versions": versions()}
-    folder = out / "comparisons" / f"seed{seed}"
-    request = Request(
-        sources, folder, base=True, num_samples=images, rewards=(HELD_OUT,), where=where
-    )
-    made = compare(request, lambda words: print(words, flush=True))
-    summary = json.loads((made / SUMMARY).read_text(encoding="utf-8"))
-    rows: list[Row] = []
-    for won in summary["wins"]:
-        named = {"study": "coverage", "kind": "wins", "arm": won["b"], "title": title_of(won["b"])}
-        rows.append({**named, "seed": seed, **won, **where})
+    settings = {"base": True, "num_samples": images, "rewards": (HELD_OUT,), "where": where}
+    made = compare(Request(sources, out / "comparisons" / f"seed{seed}", **settings))
+    named, rows = {"study": "coverage", "kind": "wins", "seed": seed}, []
+    for won in json.loads((made / SUMMARY).read_text(encoding="utf-8"))["wins"]:
+        rows.append({**named, "arm": won["b"], "title": title_of(won["b"]), **won, **where})
     return rows
 
 
@@ -183,13 +179,11 @@ class Bank:
 
 def rendered_bank(count: int, variants: int) -> Bank:
     """`variants` renders of each kind of the first `count` captions, judged."""
-    captions, judge = all_captions()[:count], load_judge()
-    drawn = []
+    captions, judge, drawn = all_captions()[:count], load_judge(), []
     for place in range(4 * variants):
         photo, right, variant = place // 2 % 2, place % 2, place // 4
-        shown = captions
-        if not right:
-            shown = [captions[(index + 1 + variant) % count] for index in range(count)]
+        shift = 0 if right else 1 + variant
+        shown = [captions[(index + shift) % count] for index in range(count)]
         style = "photo" if photo else STYLES[1 + variant % (len(STYLES) - 1)]
         judged = judge(render(scenes_of(shown, style), generator_for(place)), captions)
         drawn.append(torch.stack([judged[name] for name in NUMBERS], dim=-1))
@@ -206,15 +200,12 @@ def simulated(planted: Planted, bank: Bank, comparisons: int) -> Iterator[Row]:
         hits.update(covered(found, planted))
         hits.update(significant(found))
     named = {"arm": planted.name, "title": planted.title, "seed": 0, "simulated": comparisons}
-    effects = [after - before for before, after in map(planted.rates, NUMBERS)]
-    for name, effect in zip(NUMBERS, effects, strict=True):
-        for of in OF:
-            row = {"kind": "coverage", **named, "number": name, "of": of}
-            yield {**row, "covered": hits[of, name]}
-        row = {"kind": "test", **named, "number": name, "effect": effect}
-        yield {**row, "spoke": hits["test", name]}
-    row = {"kind": "test", **named, "number": ANY, "effect": max(map(abs, effects))}
-    yield {**row, "spoke": hits["test", ANY]}
+    effects = {name: after - before for name in NUMBERS for before, after in [planted.rates(name)]}
+    for name, of in product(NUMBERS, OF):
+        yield {"kind": "coverage", **named, "number": name, "of": of, "covered": hits[of, name]}
+    for name, effect in (*effects.items(), (ANY, max(map(abs, effects.values())))):
+        counts = {"effect": effect, "spoke": hits["test", name]}
+        yield {"kind": "test", **named, "number": name, **counts}
 
 
 def covered(found: Row, planted: Planted) -> Iterator[tuple[str, str]]:
@@ -256,38 +247,33 @@ def power(effect: float, prompts: int, comparisons: int) -> Row:
 
 
 def lines_of(planted: Planted, bank: Bank, generator: torch.Generator) -> list[Row]:
-    """The result lines that a comparison of the two models would leave."""
+    """The result lines that a comparison of the two models would write."""
     captions = torch.randint(len(bank.captions), (planted.prompts,), generator=generator)
     captions = captions.repeat_interleave(planted.seeds)
     step = 1 if planted.by_image else planted.seeds
-    prompts = [str(image // step) for image in range(len(captions))]
     photo, right = (bits(planted.rates(name), planted, generator).long() for name in NUMBERS)
     variants = torch.randint(bank.answers.shape[3], photo.shape, generator=generator)
-    answers = bank.answers[captions, photo, right, variants].tolist()
-    return [
-        {
-            "model": key,
-            "index": index,
-            "prompt": prompts[index],
-            "numbers": dict(zip(NUMBERS, answers[model][index], strict=True)),
-        }
-        for model, key in enumerate(KEYS)
-        for index in range(len(captions))
-    ]
+    answers, lines = bank.answers[captions, photo, right, variants].tolist(), []
+    for (model, key), index in product(enumerate(KEYS), range(len(captions))):
+        numbers = dict(zip(NUMBERS, answers[model][index], strict=True))
+        prompt = str(index // step)
+        lines.append({"model": key, "index": index, "prompt": prompt, "numbers": numbers})
+    return lines
+
+
+def normal(generator: torch.Generator, *shape: int) -> Tensor:
+    """Standard normal draws in float64."""
+    return torch.randn(shape, dtype=torch.float64, generator=generator)
 
 
 def bits(
     rates: tuple[float, float], planted: Planted, generator: torch.Generator
 ) -> Bool[Tensor, "2 n"]:
     """Yes or no of each model for each image; images of one prompt are adjacent."""
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=torch.float64, generator=generator)
-
-    common, own = normal(1, planted.prompts), normal(2, planted.prompts)
+    common, own = (normal(generator, models, planted.prompts) for models in (1, 2))
     of_prompt = COMMON**0.5 * common + (1 - COMMON) ** 0.5 * own
     of_prompt = of_prompt.repeat_interleave(planted.seeds, dim=1)
-    of_image = normal(*of_prompt.shape)
+    of_image = normal(generator, *of_prompt.shape)
     limits = torch.special.ndtri(torch.tensor(rates, dtype=torch.float64))
     drawn = planted.likeness**0.5 * of_prompt + (1 - planted.likeness) ** 0.5 * of_image
     return drawn < limits[:, None]
@@ -303,26 +289,21 @@ def simulated_votes(electorate: Electorate, elections: int) -> Iterator[Row]:
         hits.update(_vote_hits(electorate, votes_of(electorate, generator_for(place))))
     named = {"arm": electorate.name, "title": electorate.title, "seed": 0, "simulated": elections}
     for of in OF_VOTES:
-        counts = {"covered": hits[of], "split": hits["split"]}
-        yield {"kind": "votes", **named, "of": of, **counts}
+        yield {"kind": "votes", **named, "of": of, "covered": hits[of], "split": hits["split"]}
     equal = len(set(electorate.strengths)) == 1
     for name in ("pair", ANY):
-        spoke = hits[f"test {name}"]
-        yield {"kind": "votes test", **named, "number": name, "equal": equal, "spoke": spoke}
+        test = {"kind": "votes test", **named, "number": name, "equal": equal}
+        yield {**test, "spoke": hits[f"test {name}"]}
 
 
 def votes_of(electorate: Electorate, generator: torch.Generator) -> list[Vote]:
     """One vote per annotator, item and pair; without ties."""
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=torch.float64, generator=generator)
-
     strengths, models, r = electorate.strengths, electorate.models, electorate.likeness
     pairs = list(combinations(range(len(strengths)), 2))
     chances = [preferred(strengths[i], strengths[j]) for i, j in pairs]
     limits = torch.special.ndtri(torch.tensor(chances, dtype=torch.float64))[:, None]
-    same = normal(electorate.items, len(pairs))[..., None]
-    own = normal(electorate.items, len(pairs), electorate.annotators)
+    same = normal(generator, electorate.items, len(pairs))[..., None]
+    own = normal(generator, electorate.items, len(pairs), electorate.annotators)
     for_first = r**0.5 * same + (1 - r) ** 0.5 * own < limits
     return [
         Vote(f"person {person}", item, models[i], models[j], models[i if first else j])

@@ -25,9 +25,10 @@ from directalign.diffusion.rng import draw_noise, generator_for
 from directalign.toyworld import assets
 from directalign.types import Latents, Noised
 
-from .analysis import Column, Row, Rows, Table, at_level, means, over
 from .plots import DotColumn, Point, dots_with_intervals, plane, title_of
+from .rows import Row, Rows, at_photo_rate, over
 from .runner import Arm, run_arms, sized
+from .tables import Column, Table, means
 
 SEEDS = (0, 1, 2)
 LEVEL = 0.5
@@ -117,13 +118,11 @@ def methods_of(prediction: str, quick: bool) -> tuple[tuple[str, Arm], ...]:
 
 def _variants(name: str, overrides: dict[str, str]) -> tuple[tuple[str, Arm], ...]:
     """Anchored SRPO with one setting changed."""
-    return tuple(
-        (
-            title,
-            Arm(f"{name}-{place}", title, "world_sd", (*MEASURED, "evaluate.every=0", override)),
-        )
-        for place, (title, override) in enumerate(overrides.items())
-    )
+    parts = []
+    for place, (title, override) in enumerate(overrides.items()):
+        changes = (*MEASURED, "evaluate.every=0", override)
+        parts.append((title, Arm(f"{name}-{place}", title, "world_sd", changes)))
+    return tuple(parts)
 
 
 def with_spacing(folder: Path, spacing: str) -> Path:
@@ -178,9 +177,8 @@ def exactness(seed: int) -> list[Row]:
         for prediction in schedule.predictions:
             stepper = ddim(schedule, prediction)
             table = DDPMTable(stepper.alphas_cumprod)
-            found = torch.tensor(
-                list(_differences(stepper, table, prediction, seed)), dtype=torch.float64
-            )
+            differences = list(_differences(stepper, table, prediction, seed))
+            found = torch.tensor(differences, dtype=torch.float64)
             medians = found.median(0).values.tolist()
             times = torch.arange(0, len(table.sigmas) - 1, 0.5, dtype=torch.float64)
             back = (table.timestep_of(table.sigma_of(times)) - times).abs().max()
@@ -196,13 +194,8 @@ def exactness(seed: int) -> list[Row]:
 def ddim(schedule: Schedule, prediction: Predicted) -> DDIMScheduler:
     """diffusers' DDIM with a float64 table, visiting the last timestep first."""
     kind = {"epsilon": "epsilon", "v": "v_prediction"}[prediction]
-    fixed: dict[str, Any] = {
-        "prediction_type": kind,
-        "clip_sample": False,
-        "set_alpha_to_one": True,
-        "timestep_spacing": "trailing",
-    }
-    stepper = DDIMScheduler(**schedule.settings, **fixed)
+    fixed = {"prediction_type": kind, "clip_sample": False, "timestep_spacing": "trailing"}
+    stepper = DDIMScheduler(**schedule.settings, **fixed, set_alpha_to_one=True)
     stepper.alphas_cumprod = stepper.alphas_cumprod.double()
     stepper.final_alpha_cumprod = stepper.final_alpha_cumprod.double()
     stepper.set_timesteps(NUM_STEPS)
@@ -280,13 +273,6 @@ def group_arms(rows: Rows, group: str) -> dict[str, tuple[str, str]]:
     return {row["arm"]: (row["prediction"], row["what"]) for row in rows.where(group=group)}
 
 
-def at_photo_rate(rows: Rows, arm: str, level: float = LEVEL) -> list[Row]:
-    """One row per seed that reaches the photo rate."""
-    return [
-        row for run in rows.runs_of(arm) if (row := at_level(run, "photo_rate", level)) is not None
-    ]
-
-
 def tables(rows: Rows) -> dict[str, Table]:
     """Methods at the end and at one photo rate, SRPO over windows and grids, the closed form."""
     methods, matched, levels = [], [], []
@@ -299,7 +285,7 @@ def tables(rows: Rows) -> dict[str, Table]:
             methods.append([prediction, "base model", "0", "0", "0", *base])
         previous, title = prediction, title_of(what)
         methods.append([prediction, title, *means((*SPENT, *JUDGED), rows.last(arm))])
-        found = at_photo_rate(rows, arm)
+        found = [row for run in rows.runs_of(arm) if (row := at_photo_rate(LEVEL)(run))]
         reached = f"{len(found)} of {len(rows.seeds(arm))}"
         matched.append([prediction, title, reached, *means(at_rate, found)])
     for group, varied in VARIED.items():
@@ -326,14 +312,12 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
     """Methods between photo rate and colour drift, by prediction; windows and grids as dots."""
-    files = []
+    files, methods, keys = [], group_arms(rows, "methods"), ("photo_rate", "color_drift")
     for prediction in MODELS:
         points = []
-        for arm, (_, what) in (
-            x for x in group_arms(rows, "methods").items() if x[1][0] == prediction
-        ):
-            x, y = (over(rows.last(arm), key) for key in ("photo_rate", "color_drift"))
-            ways = zip(rows.curve(arm, "photo_rate"), rows.curve(arm, "color_drift"), strict=True)
+        for arm, what in ((arm, what) for arm, (of, what) in methods.items() if of == prediction):
+            x, y = (over(rows.last(arm), key) for key in keys)
+            ways = zip(*(rows.curve(arm, key) for key in keys), strict=True)
             trail = [(photo["value"], drift["value"]) for (_, photo), (_, drift) in ways]
             if x is not None and y is not None:
                 points.append(Point(what, x, y, trail))
@@ -342,14 +326,10 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
             file, title = folder / f"ddpm_{prediction}.png", "Photo rate and colour drift"
             files.append(plane(file, title, "photo rate", "colour drift", points, note))
     arms = {arm: what for group in VARIED for arm, (_, what) in group_arms(rows, group).items()}
-    columns = [
-        DotColumn(
-            column.title,
-            {what: over(rows.last(arm), column.key) for arm, what in arms.items()},
-            percent=column.percent,
-        )
-        for column in JUDGED[:3]
-    ]
+    columns = []
+    for column in JUDGED[:3]:
+        values = {what: over(rows.last(arm), column.key) for arm, what in arms.items()}
+        columns.append(DotColumn(column.title, values, percent=column.percent))
     file, title = folder / "ddpm_levels.png", "SRPO over other windows and other grids"
     note = "Stable Diffusion, epsilon; means and 95 % intervals over seeds."
     return [*files, dots_with_intervals(file, title, columns, note)]

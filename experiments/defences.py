@@ -16,10 +16,11 @@ from pathlib import Path
 from directalign import config
 from directalign.reward_analysis.bias_directions import Request, make_directions
 
-from .analysis import Column, Row, Rows, Table, at_photo_rate, difference, means, number, signed
 from .control_phrases import OTHERS, PHOTO
 from .plots import curves, panels_over_updates
+from .rows import Row, Rows, at_photo_rate, difference
 from .runner import PAIRS, QUICK_PAIRS, Arm, piece, run_arm, run_arms, settings_of, sized
+from .tables import Column, Table, means, number, signed
 
 SEEDS, LEARNED_FROM = (0, 1, 2), 100
 PLAIN, OFFICIAL = "world_direct_align", "world_official"

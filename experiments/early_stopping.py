@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .analysis import DASH, Column, Row, Rows, Table, mean_of, means
 from .plots import Point, plane
+from .rows import Row, Rows, mean_of
 from .runner import Arm, folder_of, num_steps_of, run_arms, sized
+from .tables import DASH, Column, Table, means
 
 SEEDS = (0, 1, 2)
 TIMES = 10
@@ -27,11 +28,7 @@ RULES = {
     FREE: ("no early stopping", None),
     JUDGED: (
         "max_degradation and metric",
-        {
-            "max_degradation": {"content": 0.02},
-            "metric_for_best": "photo_rate",
-            "patience": 6,
-        },
+        {"max_degradation": {"content": 0.02}, "metric_for_best": "photo_rate", "patience": 6},
     ),
     UNJUDGED: ("score peak only", {"score_patience": 3, "metric_for_best": "score_pos"}),
 }

@@ -2,18 +2,16 @@
 
 The paper says that the inversion branch stops reward hacking. To first order the two branches add
 up to one update whose absolute preference changes sign inside the window, so one denoise branch
-with such ramps should do the same for half the training NFE.
-
-Without training, the gradient of one update is fitted by least squares with those of a purely
-absolute reward (pos + neg)/2 and a purely relative one (pos − neg) at the same noise level: each
-branch must add (k_pos − k_neg) of the first and 1 + (k_pos + k_neg)/2 of the second
-(docs/method.md, section 4).
+with such ramps should do the same for half the training NFE. Without training, the gradient of one
+update is fitted by least squares with those of a purely absolute reward (pos + neg)/2 and a purely
+relative one (pos − neg) at the same noise level: a branch must add (k_pos − k_neg) of the first and
+1 + (k_pos + k_neg)/2 of the second (docs/method.md, section 4).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,22 +29,10 @@ from directalign.models import load_model, trainable
 from directalign.rewards import load_reward
 from directalign.types import Batch, DirectAlignError
 
-from .analysis import (
-    MEASURED,
-    VERSUS,
-    Column,
-    Row,
-    Rows,
-    SeedInterval,
-    Table,
-    after,
-    at_photo_rate,
-    mean_of,
-    means,
-    number,
-)
 from .plots import Panel, curves, line, panels_over_updates
+from .rows import Row, Rows, SeedInterval, after, at_photo_rate, mean_of
 from .runner import Arm, num_steps_of, piece, run_arms, settings_of, sized
+from .tables import MEASURED, VERSUS, Column, Table, means, number, versus
 
 Weights = Float[Tensor, " weights"]
 SEEDS = (0, 1, 2)
@@ -54,16 +40,12 @@ LONGER = 2
 OFFICIAL, HALF = "official", "half_cost"
 _ONE = "method.branches=denoise"
 _RAMP = "method.denoise.k_pos={low_noise: %s, high_noise: %s}"
+_NEGATIVE = (_ONE, _RAMP % (-0.1, 0.2))
 ARMS = (
     Arm(OFFICIAL, "official, two branches", "world_official"),
     Arm(HALF, "half cost, one branch", "world_half_cost"),
     Arm("denoise_only", "denoise only, official ramp", "world_official", (_ONE,)),
-    Arm(
-        "negative_ramp",
-        "denoise only, k_pos −0.1 to 0.2",
-        "world_official",
-        (_ONE, _RAMP % (-0.1, 0.2)),
-    ),
+    Arm("negative_ramp", "denoise only, k_pos −0.1 to 0.2", "world_official", _NEGATIVE),
     Arm("inversion_only", "inversion only", "world_official", ("method.branches=inversion",)),
     Arm("no_ramp", "denoise only, k = 0", "world_official", (_ONE, _RAMP % (0, 0))),
 )
@@ -82,15 +64,10 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     chosen, seeds = list(ARMS), SEEDS
     if quick:
         chosen, seeds = [arm for arm in ARMS if arm.name in (OFFICIAL, HALF)], SEEDS[:1]
-    longer = [
-        Arm(
-            arm.name,
-            arm.title,
-            arm.recipe,
-            (f"train.num_steps={LONGER * num_steps_of(arm.recipe, recipes)}", *arm.overrides),
-        )
-        for arm in chosen
-    ]
+    longer = []
+    for arm in chosen:
+        length = f"train.num_steps={LONGER * num_steps_of(arm.recipe, recipes)}"
+        longer.append(replace(arm, overrides=(length, *arm.overrides)))
     rows = run_arms("inversion", sized(longer, quick), seeds, out, recipes)
     fitted = sized([arm for arm in chosen if arm.name in FITTED], quick)
     settings = {arm: settings_of(arm, 0, recipes) for arm in fitted}
@@ -153,13 +130,11 @@ def derived(
     return math.fsum(mu for mu, _ in weights), math.fsum(nu for _, nu in weights)
 
 
-def with_weights(
-    settings: config.SRPOConfig, absolute: float, relative: float
-) -> config.SRPOConfig:
-    """The same noise steps and branches with constant weights in each branch."""
+def with_weights(settings: config.SRPOConfig, mu: float, nu: float) -> config.SRPOConfig:
+    """The same noise steps with constant weights (absolute, relative) in each branch."""
     ramps = [
         config.RampConfig(low_noise=float(k), high_noise=float(k))
-        for k in from_absolute_relative(absolute, relative)
+        for k in from_absolute_relative(mu, nu)
     ]
     branch = config.BranchConfig(k_pos=ramps[0], k_neg=ramps[1])
     return settings.model_copy(update={"denoise": branch, "inversion": branch})
@@ -265,9 +240,8 @@ def tables(rows: Rows) -> dict[str, Table]:
     if level > runs.base["photo_rate"]:
         conditions[f"at photo rate {level:.2f}"] = at_photo_rate(level)
     fits = []
-    columns_of_fit = [
-        Column(key, key) for key in ("absolute", "relative", "explained", "alignment")
-    ]
+    fitted_keys = ("absolute", "relative", "explained", "alignment")
+    columns_of_fit = [Column(key, key) for key in fitted_keys]
     for arm in (OFFICIAL, HALF):
         for point in sorted({row["point"] for row in fitted}):
             each = fitted.where(arm=arm, point=point)
@@ -277,7 +251,7 @@ def tables(rows: Rows) -> dict[str, Table]:
             fits.append([*start, mu, absolute, nu, relative, explained, alignment])
     return {
         "trainings": Table(["updates", "step", *(column.title for column in columns)], trained),
-        "half_cost": Table(VERSUS, runs.versus(HALF, OFFICIAL, conditions)),
+        "half_cost": Table(VERSUS, versus(runs, HALF, OFFICIAL, conditions)),
         "gradient_weights": Table(WEIGHTS.split(" | "), fits),
     }
 
@@ -289,11 +263,8 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     file, title = folder / "inversion_curves.png", "What the branches and their ramps do"
     first = curves(file, title, panels, "Means over seeds.", columns=2)
     weights = []
-    for key, title in (
-        ("absolute", "weight of (pos + neg)/2"),
-        ("relative", "weight of pos − neg"),
-    ):
-        lines = []
+    for key, sum_ in (("absolute", "(pos + neg)/2"), ("relative", "pos − neg")):
+        title, lines = f"weight of {sum_}", []
         for arm in (OFFICIAL, HALF):
             lines.append(line(arm, by_level(fitted, arm, key)))
             points = by_level(fitted, arm, f"derived_{key}")

@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import plots
-from .analysis import Row, Rows, Table
 from .plots import title_of
+from .rows import Row, Rows
 from .runner import ARMS, Arm, Budget, allowance, run_arms, small_batches, within
+from .tables import Table
 
 RATES = (3e-5, 1e-4, 3e-4)
 SEED = 100

@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
-from .analysis import QUALITY, Number, Rows, SeedInterval, over
+from .rows import Number, Rows, SeedInterval, over
+from .tables import QUALITY
 
 Interval = Mapping[str, Any]
 INK, SOFT, GRID, PAPER = "#1b1d22", "#5d636e", "#e4e4df", "#ffffff"
@@ -32,26 +33,14 @@ NAMES, ROW = 1.5, 3.5  # inches for the names beside a panel, and of a row of pa
 MAX_BANDS = 6  # with more lines only the bold arm has a band, the others an interval at the end
 LINE_HEIGHT = 1.28 * FONT * DPI / 72
 NO_TITLES: Mapping[str, str] = {}
-ENDS: tuple[Literal["low"], Literal["high"]] = ("low", "high")
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": FONT,
-    "text.color": INK,
-    "axes.facecolor": PAPER,
-    "axes.edgecolor": "#b9bcc2",
-    "axes.labelcolor": SOFT,
-    "axes.labelsize": FONT,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    **{f"{axis}tick.color": SOFT for axis in "xy"},
-    **{f"{axis}tick.labelsize": 9.5 for axis in "xy"},
-    **{f"{axis}tick.{which}.size": 0 for axis in "xy" for which in ("major", "minor")},
-}
+STYLE: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": FONT, "text.color": INK}
+STYLE |= {"axes.facecolor": PAPER, "axes.edgecolor": "#b9bcc2", "axes.labelcolor": SOFT}
+STYLE |= {"axes.labelsize": FONT, "axes.linewidth": 0.8, "axes.axisbelow": True, "axes.grid": True}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False}
+STYLE |= {"grid.color": GRID, "grid.linewidth": 0.8}
+for _axis in "xy":
+    STYLE |= {f"{_axis}tick.color": SOFT, f"{_axis}tick.labelsize": 9.5}
+    STYLE |= {f"{_axis}tick.{which}.size": 0 for which in ("major", "minor")}
 
 
 # --- arms -----------------------------------------------------------------------------------------
@@ -96,16 +85,8 @@ STYLES = {
     "flow_grpo": ArmStyle("Flow-GRPO", "#1a4931", "h"),
     "grpo_relative": ArmStyle("GRPO, relative", "#0db962", "d"),
 }
-OTHER_COLORS = (
-    "#1239c4",
-    "#ffa52d",
-    "#03a978",
-    "#790f29",
-    "#69bdd6",
-    "#70730b",
-    "#5298ff",
-    "#254169",
-)
+OTHER_COLORS = ("#1239c4", "#ffa52d", "#03a978", "#790f29")
+OTHER_COLORS += ("#69bdd6", "#70730b", "#5298ff", "#254169")
 OTHER_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 
 
@@ -116,19 +97,16 @@ def title_of(name: str) -> str:
 
 def styles_of(names: Sequence[str], titles: Mapping[str, str]) -> dict[str, ArmStyle]:
     """A style for every name of one figure: its own or the next free one; `titles` overrule."""
-    others = [name for name in dict.fromkeys(names) if name not in STYLES]
-    free = {
-        name: ArmStyle(
-            title_of(name),
-            OTHER_COLORS[place % len(OTHER_COLORS)],
-            OTHER_MARKERS[place % len(OTHER_MARKERS)],
-        )
-        for place, name in enumerate(others)
-    }
-    found = {name: STYLES.get(name) or free[name] for name in names}
-    return {
-        name: replace(style, title=titles.get(name, style.title)) for name, style in found.items()
-    }
+    others = list(dict.fromkeys(name for name in names if name not in STYLES))
+    found = {}
+    for name in names:
+        style = STYLES.get(name)
+        if style is None:
+            place = others.index(name)
+            color = OTHER_COLORS[place % len(OTHER_COLORS)]
+            style = ArmStyle(title_of(name), color, OTHER_MARKERS[place % len(OTHER_MARKERS)])
+        found[name] = replace(style, title=titles.get(name, style.title))
+    return found
 
 
 # --- what a figure shows --------------------------------------------------------------------------
@@ -191,23 +169,20 @@ def line(name: str, points: Sequence[tuple[Number, SeedInterval]], banded: bool 
     return Line(name, x, y, low if known else (), high if known else ())
 
 
-def end_of(mean: SeedInterval, end: Literal["low", "high"]) -> float:
-    """An end of an interval, the mean itself where it is not known."""
-    found = mean[end]
-    return mean["value"] if found is None else found
-
-
 def lines_along(rows: Rows, x: str, y: str, banded: bool = False) -> list[Line]:
-    """One line per arm: means over its seeds of `y` over means of `x`, at every measurement."""
+    """One line per arm: means over its seeds of `y` over means of `x`, at every measurement.
+
+    A mean over one seed has no interval, and is its own band.
+    """
     lines = []
     for arm in rows.arms:
         points = [(over(each, x), over(each, y)) for each in zip(*rows.runs_of(arm), strict=True)]
         known = [(a["value"], b) for a, b in points if a is not None and b is not None]
+        for _, mean in known:
+            if mean["low"] is None or mean["high"] is None:
+                mean["low"] = mean["high"] = mean["value"]
         if known:
-            at, means = [a for a, _ in known], [b for _, b in known]
-            low, high = ([end_of(b, end) for b in means] for end in ENDS)
-            values = [b["value"] for b in means]
-            lines.append(Line(arm, at, values, low, high) if banded else Line(arm, at, values))
+            lines.append(line(arm, known, banded))
     return lines
 
 
@@ -215,16 +190,12 @@ def panels_over_updates(
     rows: Rows, arms: Sequence[str], keys: Mapping[str, str] = QUALITY, banded: bool = True
 ) -> list[Panel]:
     """A panel per number of `keys` ({key: title}): means over seeds along the updates."""
-    return [
-        Panel(
-            title,
-            "updates",
-            title,
-            [line(arm, rows.curve(arm, key), banded) for arm in arms],
-            percent=any(name in key for name in ("photo_rate", "content", "style_kept")),
-        )
-        for key, title in keys.items()
-    ]
+    panels = []
+    for key, title in keys.items():
+        lines = [line(arm, rows.curve(arm, key), banded) for arm in arms]
+        percent = any(name in key for name in ("photo_rate", "content", "style_kept"))
+        panels.append(Panel(title, "updates", title, lines, percent))
+    return panels
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -309,17 +280,15 @@ def _name_lines(axes: Axes, lines: Sequence[Line], styles: Mapping[str, ArmStyle
     """Names beside the right edge, as near the ends of their lines as there is room."""
     axes.autoscale_view()
     box = axes.get_window_extent()
-    ends = [_pixels(axes, line.x[-1], line.y[-1]) for line in lines]
+    ends = [axes.transData.transform((line.x[-1], line.y[-1])).tolist() for line in lines]
     low, high, edge = float(box.y0) - 0.3 * DPI, float(box.y1), float(box.x1) + 16
     heights = spread_out([height for _, height in ends], LINE_HEIGHT, low, high)
     for line, end, height in zip(lines, ends, heights, strict=True):
         style = styles[line.name]
         arrow = {"arrowstyle": "-", "color": style.color, "linewidth": 0.6, "alpha": 0.55}
+        ends_at = ((end[0] + 5, end[1]), (edge - 3, height), "figure pixels", "figure pixels")
         arrow |= {"shrinkA": 0, "shrinkB": 0}
-        start, stop = (end[0] + 5, end[1]), (edge - 3, height)
-        axes.annotate(
-            "", start, stop, "figure pixels", "figure pixels", arrow, annotation_clip=False
-        )
+        axes.annotate("", *ends_at, arrow, annotation_clip=False)
         _write(axes, style, edge, height)
 
 
@@ -395,9 +364,8 @@ def _ticks(axes: Axes, which: Literal["x", "y"], log: bool, percent: bool) -> No
     if log:
         axes.set(**{f"{which}scale": "log"})
         low, high = axis.get_view_interval()
-        axis.set_major_locator(
-            LogLocator(subs=(1.0, 3.0) if math.log10(high / low) < 2.5 else (1.0,))
-        )
+        subs = (1.0, 3.0) if math.log10(high / low) < 2.5 else (1.0,)
+        axis.set_major_locator(LogLocator(subs=subs))
         axis.set_minor_formatter(NullFormatter())
     else:
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
@@ -405,10 +373,10 @@ def _ticks(axes: Axes, which: Literal["x", "y"], log: bool, percent: bool) -> No
     def text(value: float, _: object) -> str:
         if percent:
             return f"{100 * value:.0f} %"
-        size, letter = (
-            (1e6, " M") if abs(value) >= 1e6 else (1e3, " k") if abs(value) >= 1e3 else (1, "")
-        )
-        return (f"{value / size:g}{letter}" if letter else f"{value:.6g}").replace("-", "−")
+        for size, letter in ((1e6, " M"), (1e3, " k")):
+            if abs(value) >= size:
+                return f"{value / size:g}{letter}".replace("-", "−")
+        return f"{value:.6g}".replace("-", "−")
 
     axis.set_major_formatter(FuncFormatter(text))
 
@@ -434,25 +402,9 @@ def _whisker(
 
 def _write(axes: Axes, style: ArmStyle, left: Number, middle: Number) -> None:
     """A name at pixels of the figure."""
-    look: dict[str, Any] = {
-        "size": FONT,
-        "color": style.ink,
-        "weight": style.weight,
-        "va": "center",
-    }
-    axes.annotate(
-        style.title,
-        (left, middle),
-        xycoords="figure pixels",
-        zorder=9,
-        annotation_clip=False,
-        **look,
-    )
-
-
-def _pixels(axes: Axes, x: Number, y: Number) -> tuple[float, float]:
-    across, up = axes.transData.transform((x, y))
-    return float(across), float(up)
+    look: dict[str, Any] = {"size": FONT, "color": style.ink, "weight": style.weight}
+    place = {"xycoords": "figure pixels", "va": "center", "zorder": 9, "annotation_clip": False}
+    axes.annotate(style.title, (left, middle), **look, **place)
 
 
 # --- labels that do not overlap -------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 
@@ -25,16 +25,17 @@ from directalign.diffusion.sampling import rollout_sigmas, sample
 from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts, seed_noise
 from directalign.evaluation.generate import image_size
 from directalign.evaluation.image_metrics import sharpness
-from directalign.evaluation.in_training import STYLE
+from directalign.metrics import STYLE
 from directalign.interfaces import Judge, Model, Reward
 from directalign.models import load_model
 from directalign.rewards import load_reward
 from directalign.toyworld.judges import load_judge
 from directalign.types import Conditioning, Images, Latents, Noised, PathName, PerSample
 
-from .analysis import Column, Row, Rows, Table, mean_interval, means, number, over
 from .plots import Line, Panel, curves
+from .rows import Row, Rows, mean_interval, over
 from .runner import piece
+from .tables import Column, Table, means, number
 
 MODELS = {
     "flux": ("FLUX (flow, velocity)", "world_srpo"),
@@ -46,8 +47,7 @@ HIGHEST = 0.99
 OTHER_PROMPTS = 3
 """Wrong captions under which each clean image is scored, for the score of chance."""
 JUMP, HALF = 0.02, 0.5
-"""The jump that tables are read at (the official span is 0.0214); a loss of more than half counts.
-"""
+"""The jump of the tables (the official span is 0.0214); the share below which a signal is lost."""
 SHOWN_SIGMAS = (0.1, 0.5, 0.8, 0.9, 0.97)
 SIGNALS = {
     "reward": "reward's score",
@@ -82,9 +82,7 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
         run = load_run(recipes / f"{recipe}.yaml")
         for seed in size.seeds:
             named = {"study": "recovery", "arm": model, "title": title, "seed": seed}
-            rows = piece(
-                out, f"{model}-seed{seed}", run, lambda run=run, seed=seed: errors(run, seed, size)
-            )
+            rows = piece(out, f"{model}-seed{seed}", run, partial(errors, run, seed, size))
             found += [{**named, **row} for row in rows]
     return found
 
@@ -283,12 +281,9 @@ def tables(rows: Rows) -> dict[str, Table]:
             least = [min(share for _, share in each) for each in points]
             cells = ["kept" if level is None else f"sigma {level:g}" for level in levels]
             signals.append([title, name, *cells, *(f"{number(100 * x, 0)} %" for x in least)])
-    both = [
-        f"{image}, {space}" for space in ("latents", "pixels") for image in ("guess", RECOVERED)
-    ]
-    lost = [
-        f"{image}: {what}" for what in ("half lost", "least left") for image in ("guess", RECOVERED)
-    ]
+    sides = ("guess", RECOVERED)
+    both = [f"{image}, {space}" for space in ("latents", "pixels") for image in sides]
+    lost = [f"{image}: {what}" for what in ("half lost", "least left") for image in sides]
     columns = ["model", "cases", "median difference", "largest", "where"]
     return {
         "formula": Table(columns, formula),
@@ -307,23 +302,19 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
         chosen += [(RECOVERED, jump, f"jump {jump:g}") for jump in sorted(jumps)]
         lines = []
         for image, jump, name in chosen:
-            known = [
-                (sigma, over(select(rows, arm, image, OWN, sigma, jump), "latents_rmse"))
-                for sigma in sigmas_of(rows, arm)
-            ]
-            points = [(sigma, found["value"]) for sigma, found in known if found is not None]
+            points = []
+            for sigma in sigmas_of(rows, arm):
+                if found := over(select(rows, arm, image, OWN, sigma, jump), "latents_rmse"):
+                    points.append((sigma, found["value"]))
             lines.append(Line(name, *map(list, zip(*points, strict=True))))
         errors.append(Panel(title, "sigma", "error", lines, log_y=True, named=arm == last))
     for what, (arm, title) in product(DRAWN, arms.items()):
-        lines = [
-            Line(name, *map(list, zip(*kept(rows, arm, image, FRESH, what), strict=True)))
-            for image, name in ((GUESS, "guess"), (RECOVERED, RECOVERED))
-        ]
+        both = [kept(rows, arm, image, FRESH, what) for image in (GUESS, RECOVERED)]
+        points = zip(("guess", RECOVERED), both, strict=True)
+        lines = [Line(name, *map(list, zip(*each, strict=True))) for name, each in points]
         panel = Panel(title, "sigma", SIGNALS[what], lines, percent=True, named=arm == last)
         signals.append(panel)
-    note = (
-        "Error (RMS, latents) of the one-step guess and after a jump down; the image's own noise."
-    )
+    note = "Error (RMS, latents) of the one-step guess and after a jump down; rollout's own noise."
     file, title = folder / "recovery_errors.png", "Error of the recovered image and of x0_hat"
     first = curves(file, title, errors, note, columns=len(arms))
     file, title = folder / "recovery_scores.png", "What is left of the clean images' value"

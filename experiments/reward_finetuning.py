@@ -18,22 +18,11 @@ from directalign import config
 from directalign.reward_analysis.finetune import RECORD, FinetuneConfig, finetune_to_folder
 from directalign.types import DirectAlignError
 
-from .analysis import (
-    MEASURED,
-    VERSUS,
-    Row,
-    Rows,
-    SeedInterval,
-    Table,
-    after,
-    at_photo_rate,
-    means,
-    number,
-    with_interval,
-)
 from .control_phrases import OTHERS, PHOTO
 from .plots import DotColumn, curves, dots_with_intervals, panels_over_updates
+from .rows import Row, Rows, SeedInterval, after, at_photo_rate
 from .runner import Arm, flat, piece, run_arms, settings_of, sized
+from .tables import MEASURED, VERSUS, Table, means, number, versus, with_interval
 
 SEEDS = (0, 1, 2)
 SOURCE, IMAGES, COUNT, QUICK_COUNT = "world:reward", "world:photo/rest", 384, 32
@@ -60,18 +49,11 @@ def _text_tower(learning_rate: float, gap: float | None = None) -> FinetuneConfi
     return FinetuneConfig(part="text", learning_rate=learning_rate, gap=gap, seed=SEED)
 
 
+_WIDE, _MADE_UP = _text_tower(1e-3, gap=1.2), _text_tower(1e-3, gap=0.4)
 REWARDS = (
     Finetuned("tuned", "finetuned", "known words", KNOWN, _text_tower(3e-4)),
-    Finetuned(
-        "wide", "finetuned, gap three times as wide", "wide gap", KNOWN, _text_tower(1e-3, gap=1.2)
-    ),
-    Finetuned(
-        "made_up",
-        "finetuned on made-up words",
-        "made-up words",
-        MADE_UP,
-        _text_tower(1e-3, gap=0.4),
-    ),
+    Finetuned("wide", "finetuned, gap three times as wide", "wide gap", KNOWN, _WIDE),
+    Finetuned("made_up", "finetuned on made-up words", "made-up words", MADE_UP, _MADE_UP),
 )
 TITLES = {reward.name: reward.title for reward in REWARDS}
 LENGTHS = {
@@ -173,16 +155,13 @@ def tables(rows: Rows) -> dict[str, Table]:
     begun = runs.base
     for form, (tuned, original) in PAIRS.items():
         if tuned in titles and original in titles:
-            reached = runs.highest_common([tuned, original])
-            conditions = {
-                f"at photo rate {level:g}": at_photo_rate(level)
-                for level in LEVELS
-                if begun["photo_rate"] < level <= reached
-            }
+            reached, begun_rate = runs.highest_common([tuned, original]), begun["photo_rate"]
+            levels = [level for level in LEVELS if begun_rate < level <= reached]
+            conditions = {f"at photo rate {level:g}": at_photo_rate(level) for level in levels}
             each = [(arm, seed) for arm in (tuned, original) for seed in runs.seeds(arm)]
             last = min(runs.run(*run)[-1]["step"] for run in each)
             conditions[f"after {last} updates"] = after(last)
-            differences += [[form, *line] for line in runs.versus(tuned, original, conditions)]
+            differences += [[form, *line] for line in versus(runs, tuned, original, conditions)]
     ends = [["base model", "0", *means(MEASURED, [begun])]]
     for arm, title in titles.items():
         last = runs.last(arm)
@@ -208,9 +187,7 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     ]
     short = {reward.name: reward.short for reward in REWARDS}
     names = {dot: f"{short[row['arm']]}, {row['when']}" for dot, row in dots.items()}
-    note = (
-        "Between the reward's gradient and the direction to the photograph; intervals over scenes."
-    )
+    note = "Between the reward's gradient and the direction to the photograph; over scenes."
     file, title = folder / "reward_finetuning_angles.png", "Angles of the finetuned reward"
     files = [dots_with_intervals(file, title, columns, note, names)]
     for form in ("relative", "anchored"):

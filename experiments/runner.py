@@ -23,7 +23,6 @@ from typing import Any, Protocol, runtime_checkable
 from directalign import config
 from directalign.config import RunConfig
 from directalign.config.load import dump_run, load_run
-from directalign.evaluation.compare import judge_of
 from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts
 from directalign.evaluation.generate import load_run_model, run_of
 from directalign.evaluation.image_metrics import statistics
@@ -32,6 +31,7 @@ from directalign.io.atomic import write_text
 from directalign.methods import load_method
 from directalign.models import load_model
 from directalign.rewards import load_reward
+from directalign.toyworld.judges import load_judge
 from directalign.training import checkpoint
 from directalign.training import run as train
 from directalign.training.data import open_data
@@ -41,8 +41,9 @@ from directalign.training.run_log import read
 from directalign.training.step import NFECounter
 from directalign.types import DirectAlignError
 
-from .analysis import Number, Row, Rows, Table, read_rows, write_rows
 from .plots import title_of
+from .rows import Number, Row, Rows, read_rows, write_rows
+from .tables import Table
 
 STUDIES = {
     "learning_rates": "The learning rate of every method, chosen by one rule",
@@ -136,20 +137,15 @@ def facts(rows: Rows) -> str:
     def distinct(key: str) -> list[Any]:
         return list({json.dumps(row[key]): row[key] for row in rows if row.get(key)}.values())
 
-    machines = [
-        each["gpu"]
-        or f"{each['cores']} CPU cores ({each['processor']}), {each['threads']} thread(s)"
-        for each in distinct("machine")
-    ]
-    libraries = [
-        ", ".join(" ".join(pair) for pair in each.items()) for each in distinct("versions")
-    ]
-    lines = [
-        ("Seeds", ", ".join(map(str, rows.seeds()))),
-        ("Commit", ", ".join(distinct("commit"))),
-    ]
-    lines += [("Machine", "; ".join(machines)), ("Versions", "; ".join(libraries))]
-    return "\n".join(f"- {name}: {value}" for name, value in lines if value)
+    machines, libraries = [], []
+    for each in distinct("machine"):
+        cpu = f"{each['cores']} CPU cores ({each['processor']}), {each['threads']} thread(s)"
+        machines.append(each["gpu"] or cpu)
+    for each in distinct("versions"):
+        libraries.append(", ".join(" ".join(pair) for pair in each.items()))
+    lines = {"Seeds": ", ".join(map(str, rows.seeds())), "Commit": ", ".join(distinct("commit"))}
+    lines |= {"Machine": "; ".join(machines), "Versions": "; ".join(libraries)}
+    return "\n".join(f"- {name}: {value}" for name, value in lines.items() if value)
 
 
 # --- training runs --------------------------------------------------------------------------------
@@ -198,17 +194,12 @@ def run_arms(
             names = [name for name in ("photo_rate", "content", "color_drift") if name in last]
             numbers = ", ".join(f"{name} {last[name]:.3f}" for name in names)
             print(f"{study}: {arm.name}, seed {seed}, update {last['step']}: {numbers}", flush=True)
-    return [
-        row
-        for arm in arms
-        for seed in seeds
-        for row in rows_of(study, arm, seed, folder_of(arm, seed, out))
-    ]
+    found = [(arm, seed) for arm in arms for seed in seeds]
+    return [row for each in found for row in rows_of(study, *each, folder_of(*each, out))]
 
 
 def run_arm(arm: Arm, seed: int, out: Path, recipes: Path) -> Path:
-    """Train one arm from one seed, or resume it; returns its folder, without checkpoints at the
-    end.
+    """Train one arm from one seed, or resume it; returns its folder, which keeps no checkpoints.
 
     Raises: DirectAlignError where a finished run of other settings lies there.
     """
@@ -229,10 +220,8 @@ def rows_of(study: str, arm: Arm, seed: int, folder: Path) -> list[Row]:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     named = {"study": study, "arm": arm.name, "title": arm.title, "seed": seed}
     rate = {"learning_rate": load_run(folder / "run.yaml").train.learning_rate}
-    provenance = {key: summary[key] for key in ("commit", "machine", "versions")}
-    return [
-        {**named, **spent, **rate, **numbers, **provenance} for spent, numbers in _measured(folder)
-    ]
+    where = {key: summary[key] for key in ("commit", "machine", "versions")}
+    return [{**named, **spent, **rate, **each, **where} for spent, each in _measured(folder)]
 
 
 def _measured(folder: Path) -> Iterator[tuple[Row, Row]]:
@@ -241,15 +230,14 @@ def _measured(folder: Path) -> Iterator[tuple[Row, Row]]:
     for record in read(folder):
         if record["event"] == "step":
             seconds += record["seconds"]
-            forward += record["network_calls"]["forward"]
-            backward += record["network_calls"]["backward"]
+            forward += record["nfe"]["forward"]
+            backward += record["nfe"]["backward"]
         elif record["event"] == "evaluate":
             numbers: Row = {}
-            for name, value in {**record, **record.get("during", {})}.items():
-                if isinstance(value, Mapping) and name not in ("during", "each"):
-                    numbers |= flat(name, value)
-                elif name not in ("event", "step", "seconds", "during", "each"):
-                    numbers[name] = value
+            skipped = ("event", "step", "seconds", "during", "each")
+            found = {**record, **record.get("during", {})}
+            for name, value in ((name, found[name]) for name in found if name not in skipped):
+                numbers |= flat(name, value) if isinstance(value, Mapping) else {name: value}
             calls = {"forward_calls": forward, "backward_calls": backward}
             calls["call_equivalents"] = nfe_equivalents(forward, backward)
             yield {"step": record["step"], "seconds": seconds, **calls}, numbers
@@ -257,11 +245,13 @@ def _measured(folder: Path) -> Iterator[tuple[Row, Row]]:
 
 def flat(name: str, interval: Mapping[str, Any]) -> Row:
     """An interval as three numbers of a row."""
-    return {
-        name: interval["value"],
-        f"{name}_low": interval["low"],
-        f"{name}_high": interval["high"],
-    }
+    low, high = interval["low"], interval["high"]
+    return {name: interval["value"], f"{name}_low": low, f"{name}_high": high}
+
+
+def unflat(row: Row, name: str) -> Row:
+    """The interval that `flat` put into a row."""
+    return {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
 
 
 def nfe_equivalents(forward: int, backward: int) -> int:
@@ -277,16 +267,10 @@ ALWAYS = (
     "train.sample_every=0",
     "train.sample_prompts=[a red star on a navy background]",
 )
-FULL_SIZE = (*ALWAYS, f"evaluate.num_samples={PAIRS}", f"evaluate.num_samples_during={PAIRS}")
-QUICK_SIZE = (
-    *ALWAYS,
-    f"evaluate.num_samples={QUICK_PAIRS}",
-    f"evaluate.num_samples_during={QUICK_PAIRS}",
-    "evaluate.every=0",
-    "train.num_steps=2",
-    "data.batch_size=2",
-    "rollout.num_inference_steps=2",
-)
+_COUNTS = ("evaluate.num_samples=%d", "evaluate.num_samples_during=%d")
+FULL_SIZE = (*ALWAYS, *(count % PAIRS for count in _COUNTS))
+QUICK_SIZE = (*ALWAYS, *(count % QUICK_PAIRS for count in _COUNTS), "evaluate.every=0")
+QUICK_SIZE += ("train.num_steps=2", "data.batch_size=2", "rollout.num_inference_steps=2")
 
 
 def sized(arms: Sequence[Arm], quick: bool) -> list[Arm]:
@@ -327,7 +311,8 @@ def measurer_of(folder: Path, base: bool = False) -> Measurer:
         raise DirectAlignError(f"{folder}: holds no run (no run.yaml)")
     model = load_run_model(run, None if base else trained)
     device = next(model.denoiser.parameters()).device
-    return Measurer(run, model, load_reward(run.reward, device), judge_of(run))
+    judge = load_judge() if run.evaluate.judge == "world" else None
+    return Measurer(run, model, load_reward(run.reward, device), judge)
 
 
 def with_drift(rows: list[Row], num_samples: int) -> list[Row]:
@@ -339,9 +324,8 @@ def with_drift(rows: list[Row], num_samples: int) -> list[Row]:
 
 @functools.cache
 def _photo_statistics(num_samples: int) -> dict[str, float]:
-    images = photographs(
-        fixed_pairs(measured_prompts(config.DataConfig(prompts="world")), num_samples)
-    )
+    prompts = measured_prompts(config.DataConfig(prompts="world"))
+    images = photographs(fixed_pairs(prompts, num_samples))
     return {name: float(each.double().mean()) for name, each in statistics(images).items()}
 
 
@@ -362,10 +346,10 @@ METHODS = {
     "grpo_relative": ("world_grpo_relative", 1e-4),
 }
 """Recipe and learning rate, as `learning_rates.chosen` finds it in the recorded study."""
-ARMS = tuple(
+ARMS = [
     Arm(name, title_of(name), recipe, (f"train.learning_rate={rate}",))
     for name, (recipe, rate) in METHODS.items()
-)
+]
 OURS = "srpo"
 POLICY_GRADIENTS, LONGER = ("flow_grpo", "grpo_relative"), 3
 """Policy gradients may spend `LONGER` times as much, to reach a level for comparison."""
@@ -408,15 +392,11 @@ def within(budget: Budget, arm: Arm, out: Path, recipes: Path) -> Arm:
     """The arm with the updates that the budget pays for; prices are kept in `out/prices.json`."""
     cost = price(settings_of(arm, 0, recipes), budget.probed, out / "prices.json")
     updates = math.ceil(budget.calls / cost)
-    every = max(1, math.ceil(updates / budget.measurements))
+    every, count = max(1, math.ceil(updates / budget.measurements)), budget.num_samples
     return arm.plus(
-        f"train.num_steps={updates}",
-        f"train.save_every={every}",
-        "train.sample_every=0",
-        f"evaluate.every={every}",
-        f"evaluate.num_samples={budget.num_samples}",
-        f"evaluate.num_samples_during={budget.num_samples}",
-        f"evaluate.diversity_prompts={budget.diversity_prompts}",
+        *(f"train.num_steps={updates}", f"train.save_every={every}", "train.sample_every=0"),
+        *(f"evaluate.every={every}", f"evaluate.diversity_prompts={budget.diversity_prompts}"),
+        *(each % count for each in _COUNTS),
     )
 
 

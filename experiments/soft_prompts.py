@@ -18,19 +18,10 @@ from directalign.reward_analysis.soft_prompts import SoftPromptConfig, fit_soft_
 from directalign.rewards import load_reward
 from directalign.rewards.soft_prompts import write_tokens
 
-from .analysis import (
-    MEASURED,
-    Column,
-    Row,
-    Rows,
-    Table,
-    mean_interval,
-    mean_of,
-    means,
-    with_interval,
-)
 from .plots import curves, panels_over_updates
+from .rows import Row, Rows, mean_interval, mean_of
 from .runner import Arm, piece, run_arms, settings_of, sized
+from .tables import MEASURED, Column, Table, means, with_interval
 
 RECIPE = "world_srpo"
 SEEDS, FIRST_SEED = (0, 1, 2), 100
@@ -136,10 +127,9 @@ def tables(rows: Rows) -> dict[str, Table]:
     fit_lines, run_lines = [], []
     for arm, title in fits.arms.items():
         once = {row["seed"]: row for row in fits.where(arm=arm)}.values()
-        numbers = [
-            with_interval(mean_interval([row[key] for row in once]), digits)
-            for key, (_, digits) in FIT_NUMBERS.items()
-        ]
+        numbers = []
+        for key, (_, digits) in FIT_NUMBERS.items():
+            numbers.append(with_interval(mean_interval([row[key] for row in once]), digits))
         fit_lines.append([title, *numbers])
     ends = (
         Column("photo_rate", "photo rate at the end", 2),
@@ -148,12 +138,10 @@ def tables(rows: Rows) -> dict[str, Table]:
     )
     titles = runs.arms
     for arm in (arm for arms in forms_of(runs).values() for arm in arms):
-        best = [
-            with_interval(
-                mean_of("photo_rate", [best_within(run, loss) for run in runs.runs_of(arm)])
-            )
-            for loss in LOSSES
-        ]
+        best = []
+        for loss in LOSSES:
+            rates = [best_within(run, loss) for run in runs.runs_of(arm)]
+            best.append(with_interval(mean_of("photo_rate", rates)))
         run_lines.append([titles[arm], *best, *means(ends, runs.last(arm))])
     within = [f"photo rate within {100 * loss:g} % content loss" for loss in LOSSES]
     fit_columns = ["pos − neg of", *(title for title, _ in FIT_NUMBERS.values())]

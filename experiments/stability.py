@@ -34,20 +34,10 @@ from directalign.interfaces import Judge, Model
 from directalign.toyworld.judges import load_judge
 from directalign.types import Conditioning, Images, Latents
 
-from .analysis import (
-    QUALITY,
-    Row,
-    Rows,
-    Table,
-    mean_interval,
-    mean_of,
-    number,
-    over,
-    paired_over_seeds,
-    with_interval,
-)
 from .plots import Panel, curves, line
+from .rows import Row, Rows, mean_interval, mean_of, over, paired_over_seeds
 from .runner import Arm, piece, run_arm, settings_of, sized
+from .tables import QUALITY, Table, number, with_interval
 
 ARM = Arm("srpo", "SRPO, anchored", "world_srpo")
 BASE, ALIGNED = "base", "srpo"
@@ -98,9 +88,8 @@ class Size:
     rounds: int
 
 
-FULL = Size(
-    32, (0, 1, 2), (4, 8, 16, 25, 50), (1.0, 2.0, 3.5, 6.0), (1.0, 1.5, 2.0, 3.0), 8, 32, 10
-)
+STEPS, GUIDANCE, CFG = (4, 8, 16, 25, 50), (1.0, 2.0, 3.5, 6.0), (1.0, 1.5, 2.0, 3.0)
+FULL = Size(32, (0, 1, 2), STEPS, GUIDANCE, CFG, 8, 32, 10)
 QUICK = Size(6, (0,), (2, 4), (1.0, 3.5), (1.0, 2.0), 2, 4, 2)
 
 
@@ -138,11 +127,8 @@ class Sampler:
     def rows(self) -> Iterator[Row]:
         """One row per condition."""
         for name in SAMPLERS:
-            yield {
-                "kind": "samplers",
-                "what": name,
-                **self.judged(self.by_sampler(name), self.pairs),
-            }
+            judged = self.judged(self.by_sampler(name), self.pairs)
+            yield {"kind": "samplers", "what": name, **judged}
         for key in ("num_inference_steps", "embedded_guidance", "cfg_scale"):
             for value in getattr(self.size, key):
                 images = self.by_rollout(self.pairs, **{key: value})
@@ -153,9 +139,8 @@ class Sampler:
             images = self.by_rollout(pairs)
             yield {"kind": "image_seeds", "what": place, **self.judged(images, pairs)}
         images, device = self.by_rollout(self.pairs), self.device
-        chained = chain(
-            self.model, self.cond(0, None), images.to(device), self.seed, self.size.rounds
-        )
+        given = (self.cond(0, None), images.to(device), self.seed, self.size.rounds)
+        chained = chain(self.model, *given)
         for place, after in enumerate([images, *(each.cpu() for each in chained)]):
             yield {"kind": "rounds", "what": place, **self.judged(after, self.pairs)}
 

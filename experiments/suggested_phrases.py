@@ -1,4 +1,4 @@
-"""Control phrases and ramps as `directalign words` suggests them.
+"""Control phrases and ramps as `directalign reward phrases` suggests them.
 
 Every style of the toy world is the wanted one in turn, with thirty candidate phrases; and SRPO is
 trained with the official ramps, the suggested ramp and the suggested anchor.
@@ -7,6 +7,7 @@ trained with the official ramps, the suggested ramp and the suggested anchor.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from directalign.reward_analysis.phrases_report import ramp
 from directalign.rewards import load_reward
 from directalign.toyworld.scenes import STYLE_WORDS, STYLES
 
-from .analysis import MEASURED, VERSUS, Column, Row, Rows, Table, at_photo_rate, means, number
 from .plots import Line, Panel, curves, panels_over_updates
+from .rows import Row, Rows, at_photo_rate
 from .runner import Arm, piece, run_arms, settings_of, sized
+from .tables import MEASURED, VERSUS, Column, Table, means, number, versus
 
 SEEDS = (0, 1, 2)
 RECIPE, ANCHORED = "world_official", "world_srpo"
@@ -45,9 +47,7 @@ TOP = 4
 def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     """Train the arms, rank the candidates for every style; quick: two arms, one seed, one style."""
     length = (f"train.num_steps={UPDATES}", f"evaluate.every={EVERY}")
-    longer = [
-        Arm(arm.name, arm.title, arm.recipe, (*length, *arm.overrides)) for arm in arms(recipes)
-    ]
+    longer = [replace(arm, overrides=(*length, *arm.overrides)) for arm in arms(recipes)]
     chosen, seeds = (longer[:2], SEEDS[:1]) if quick else (longer, SEEDS)
     rows = run_arms("suggested_phrases", sized(chosen, quick), seeds, out, recipes)
     settings = settings_of(Arm("ranking", "ranking", RECIPE), 0, recipes)
@@ -146,7 +146,7 @@ def tables(rows: Rows) -> dict[str, Table]:
     for ours in (arm for arm in titles if arm != "official"):
         common = runs.highest_common([ours, "official"])
         conditions = {f"{x:g}": at_photo_rate(x) for x in LEVELS if begun < x <= common}
-        for level, _, *cells, _ in runs.versus(ours, "official", conditions):
+        for level, _, *cells, _ in versus(runs, ours, "official", conditions):
             against.append([titles[ours].partition(",")[0], level, *cells])
     official = ["setting, minus official ramps", "at photo rate", *VERSUS[2:-1]]
     return {

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import plots
-from .analysis import Column, Row, Rows, Table, at_budget, at_level, means, number, over
+from .rows import Row, Rows, at_budget, at_level, over
 from .runner import ARMS, Budget, allowance, run_arms, small_batches, with_drift, within
+from .tables import Column, Table, means, number
 
 SEEDS, QUICK_SEEDS = (0, 1, 2), (0,)
 FULL = Budget(calls=5_000, measurements=5, num_samples=64, diversity_prompts=8)
@@ -26,6 +27,15 @@ NUMBERS = (
     Column("diversity", "diversity"),
 )
 NFE, SECONDS = Column("call_equivalents", "NFE equivalents", 0), Column("seconds", "seconds", 0)
+TRAILS = (
+    ("Colour drift", "distance from photographs", "color_drift", False),
+    ("Content", "share of images", "content", True),
+)
+COSTS = (
+    ("Photo rate", "share of images", "photo_rate", True),
+    ("Reward", "score under the positive phrases", "score_pos", False),
+)
+"""Title, y, key, whether y is a rate."""
 DOTS = {
     "color_drift": "Colour drift",
     "content": "Content",
@@ -50,10 +60,9 @@ def tables(rows: Rows) -> dict[str, Table]:
     key = "call_equivalents"
     amount = min(row[key] for arm in rows.arms for row in rows.last(arm))
     at_amount = rows.matched(lambda run: at_budget(run, key, amount))
+    ended = (*NUMBERS, Column("step", "updates", 0), SECONDS)
     return {
-        "matched_compute": methods(
-            rows, at_amount, (*NUMBERS, Column("step", "updates", 0), SECONDS)
-        ),
+        "matched_compute": methods(rows, at_amount, ended),
         "matched_reward": at_level_of_most(rows, "score_pos", (*NUMBERS, NFE, SECONDS)),
         "matched_photo_rate": at_level_of_most(rows, "photo_rate", (*NUMBERS, NFE, SECONDS)),
     }
@@ -77,56 +86,29 @@ def methods(rows: Rows, found: dict[str, Rows], columns: Sequence[Column]) -> Ta
 def draw(rows: Rows, folder: Path) -> list[Path]:
     """Drift and content over photo rate; photo rate and reward over cost; dots at one rate."""
     spent = Rows(row for row in rows if row["call_equivalents"] > 0)
-    trails = [
-        plots.Panel(
-            "Colour drift",
-            "photo rate",
-            "distance from photographs",
-            plots.lines_along(rows, "photo_rate", "color_drift"),
-        ),
-        plots.Panel(
-            "Content",
-            "photo rate",
-            "share of images",
-            plots.lines_along(rows, "photo_rate", "content"),
-            percent=True,
-        ),
-    ]
-    costs = [
-        plots.Panel(
-            title,
-            "NFE equivalents",
-            y,
-            plots.lines_along(spent, "call_equivalents", key),
-            percent,
-            log_x=True,
-        )
-        for title, y, key, percent in (
-            ("Photo rate", "share of images", "photo_rate", True),
-            ("Reward", "score under the positive phrases", "score_pos", False),
-        )
-    ]
+    trails, costs = [], []
+    for title, y, key, percent in TRAILS:
+        lines = plots.lines_along(rows, "photo_rate", key)
+        trails.append(plots.Panel(title, "photo rate", y, lines, percent))
+    for title, y, key, percent in COSTS:
+        lines = plots.lines_along(spent, "call_equivalents", key)
+        costs.append(plots.Panel(title, "NFE equivalents", y, lines, percent, log_x=True))
+    title = "What each method pays for its photo rate"
     note = "Means over seeds, from the base model on"
-    drawn = [
-        plots.curves(
-            folder / "table1_trails.png", "What each method pays for its photo rate", trails, note
-        ),
-        plots.curves(folder / "table1_cost.png", "Cost of each method", costs, "Means over seeds"),
-    ]
+    drawn = [plots.curves(folder / "table1_trails.png", title, trails, note)]
+    title = "Cost of each method"
+    drawn.append(plots.curves(folder / "table1_cost.png", title, costs, "Means over seeds"))
     level, base = rows.level_of_most("photo_rate"), rows.base
     if level <= base["photo_rate"]:
         return drawn
     found = rows.matched(lambda run: at_level(run, "photo_rate", level))
-    columns = [
-        plots.DotColumn(
-            title,
-            {arm: over(found.get(arm, []), key) for arm in rows.arms},
-            percent=key == "content",
-            log=key == "call_equivalents",
-            at=None if key == "call_equivalents" else base.get(key),
-        )
-        for key, title in DOTS.items()
-    ]
+    columns = []
+    for key, title in DOTS.items():
+        values = {arm: over(found.get(arm, []), key) for arm in rows.arms}
+        cost, at = key == "call_equivalents", base.get(key)
+        percent = key == "content"
+        column = plots.DotColumn(title, values, percent, log=cost, at=None if cost else at)
+        columns.append(column)
     title = f"All methods where they first reach a photo rate of {number(level, 2)}"
     note = "Means over seeds with 95 % intervals; dashed: the base model"
     return [*drawn, plots.dots_with_intervals(folder / "table1_matched.png", title, columns, note)]

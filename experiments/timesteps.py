@@ -20,8 +20,9 @@ from directalign.evaluation import image_metrics
 from directalign.types import Images, PerSample
 
 from . import plots
-from .analysis import MEASURED, Column, Row, Rows, Table, at_photo_rate, means, over
+from .rows import Row, Rows, at_photo_rate, over
 from .runner import Arm, folder_of, measurer_of, piece, run_arms, settings_of, sized
+from .tables import MEASURED, Column, Table, means
 
 SEEDS = (0, 1, 2)
 GAIN = 0.15
@@ -38,19 +39,12 @@ HACKED = (
 
 def arms_of_form(form: str) -> list[Arm]:
     """One arm per window."""
-    title, recipe = FORMS[form]
-    return [
-        Arm(
-            f"{form}_{window}",
-            f"{title}, {window}",
-            recipe,
-            (
-                f"method.noise_levels={{kind: constant_gain, sigma_high: {high}, sigma_low: {low}, "
-                f"gain: {GAIN}}}",
-            ),
-        )
-        for window, (high, low) in WINDOWS.items()
-    ]
+    (title, recipe), arms = FORMS[form], []
+    for window, (high, low) in WINDOWS.items():
+        levels = f"sigma_high: {high}, sigma_low: {low}, gain: {GAIN}"
+        override = f"method.noise_levels={{kind: constant_gain, {levels}}}"
+        arms.append(Arm(f"{form}_{window}", f"{title}, {window}", recipe, (override,)))
+    return arms
 
 
 def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
@@ -96,16 +90,11 @@ def _seen(folder: Path, base: bool = False) -> dict[str, PerSample]:
 
 def distances(images: Images, photographs: Images) -> dict[str, PerSample]:
     """Of each image from its photograph: cast (Euclidean), saturation, sharpness (log-ratio)."""
-    sharpness = [image_metrics.sharpness(each).clamp(min=1e-8) for each in (images, photographs)]
-    return {
-        "cast": (image_metrics.color_cast(images) - image_metrics.color_cast(photographs)).norm(
-            dim=1
-        ),
-        "saturation": (
-            image_metrics.saturation(images) - image_metrics.saturation(photographs)
-        ).abs(),
-        "sharpness": (sharpness[0] / sharpness[1]).log().abs(),
-    }
+    numbers = (image_metrics.color_cast, image_metrics.saturation, image_metrics.sharpness)
+    cast, saturation, sharpness = ([each(x) for x in (images, photographs)] for each in numbers)
+    ratio = sharpness[0].clamp(min=1e-8) / sharpness[1].clamp(min=1e-8)
+    changes = (cast[0] - cast[1]).norm(dim=1), (saturation[0] - saturation[1]).abs()
+    return dict(zip(DISTANCES, (*changes, ratio.log().abs()), strict=True))
 
 
 def excess_drift(found: Mapping[str, PerSample], base: Mapping[str, PerSample]) -> PerSample:
@@ -155,15 +144,11 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     """The shares with their parts as dots, and the trainings as curves."""
     judged = rows.where(kind="hacking")
     by_arm = {row["arm"]: rows.where(kind="hacking", arm=row["arm"]) for row in judged}
-    columns = [
-        plots.DotColumn(
-            column.title,
-            {arm: over(mine, column.key) for arm, mine in by_arm.items()},
-            percent=column.key != "drift",
-            at=1 / len(WINDOWS) if column.key == "share" else None,
-        )
-        for column in HACKED
-    ]
+    columns = []
+    for column in HACKED:
+        values = {arm: over(mine, column.key) for arm, mine in by_arm.items()}
+        at = 1 / len(WINDOWS) if column.key == "share" else None
+        columns.append(plots.DotColumn(column.title, values, column.key != "drift", at=at))
     note = "Share of prompt-seed pairs; the dashed line is chance."
     file, title = folder / "timesteps_hacking.png", "Which window looks most hacked"
     dots = plots.dots_with_intervals(file, title, columns, note)

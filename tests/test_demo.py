@@ -72,9 +72,7 @@ def test_the_longer_runs_are_the_same_settings_for_three_times_the_updates(shown
         "name": runs["srpo"].name,
     }
     assert (
-        runs["srpo_long"].model_copy(update=changed)
-        == runs["srpo"]
-        == load_run("world_srpo", TINY)
+        runs["srpo_long"].model_copy(update=changed) == runs["srpo"] == load_run("world_srpo", TINY)
     )
     assert {name: run.method.form for name, run in runs.items()} == dict(
         zip(NAMES, ("anchored", "absolute", "anchored", "relative"), strict=True)

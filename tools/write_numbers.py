@@ -10,6 +10,7 @@ records end the command with 1. --record takes the rows of a finished `python -m
 from FOLDER into the records first and draws its figures into docs/img/studies.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
@@ -23,10 +24,11 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from directalign.types import DirectAlignError  # noqa: E402
-from experiments import table1  # noqa: E402
-from experiments.analysis import Rows, Table, at_level, read_rows, write_rows  # noqa: E402
-from experiments.runner import MARK, load_study  # noqa: E402
+from directalign.types import DirectAlignError
+from experiments import table1
+from experiments.rows import Rows, at_level, read_rows, write_rows
+from experiments.runner import MARK, load_study
+from experiments.tables import Table
 
 RESULTS, FIGURES = Path("benchmarks/results"), Path("docs/img/studies")
 BLOCK = re.compile(r"(<!-- numbers: (\w+)(?:\.(\w+))? -->\n).*?(<!-- /numbers -->)", re.DOTALL)
@@ -84,11 +86,10 @@ def machine_line(*found: dict[str, Any], seed: bool = True) -> str:
     """Machine and versions of the first record, commits of all."""
     first, machine = found[0], found[0]["machine"]
     where = machine["gpu"] or f"{machine['cores']} CPU cores ({machine['processor']})"
-    libraries = ", ".join(f"{name} {first['versions'][name]}" for name in ("torch", "diffusers"))
+    libraries = [f"{name} {first['versions'][name]}" for name in ("torch", "diffusers")]
     commits = list(dict.fromkeys(str(each["commit"])[:10] for each in found))
     named = f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}"
-    parts = [where, libraries, *([f"seed {first['seed']}"] if seed else []), named]
-    return f"{', '.join(parts)}."
+    return ", ".join([where, *libraries, *([f"seed {first['seed']}"] if seed else []), named]) + "."
 
 
 def demo(found: dict[str, Any]) -> str:
@@ -107,44 +108,33 @@ def demo(found: dict[str, Any]) -> str:
             f"SRPO has drifted by {matched['srpo']:.3f} and plain Direct-Align by "
             f"{matched['direct_align']:.3f}: a ratio of {matched['ratio']:.2f}."
         )
-    n, where = found["base"]["photo_rate"]["n"], machine_line(found)
     columns = ["", "photo rate", "content right", "colour drift", "seconds of alignment"]
-    end = f"{text} {n} prompt-seed pairs, 95 % intervals; {where}"
-    return f"{markdown(columns, lines)}\n\n{end}"
+    end = f"{found['base']['photo_rate']['n']} prompt-seed pairs, 95 % intervals"
+    return f"{Table(columns, lines).markdown()}\n\n{text} {end}; {machine_line(found)}"
 
 
 def world_runs(found: dict[str, Any]) -> str:
     """One line per recipe: before and after."""
+    keys = [(key, end) for key in ("photo_rate", "content") for end in ("before", "after")]
     lines = []
     for name, row in found.items():
-        rates = [
-            percent(row[e][key]) for key in ("photo_rate", "content") for e in ("before", "after")
-        ]
-        lines.append(
-            [f"`{name}.yaml`", str(row["num_steps"]), *rates, f"{row['align_seconds']:.0f}"]
-        )
-    columns = [
-        "recipe",
-        "updates",
-        "photo rate before",
-        "after",
-        "content before",
-        "after",
-        "seconds",
-    ]
-    return f"{markdown(columns, lines)}\n\n{machine_line(*found.values())}"
+        rates = [percent(row[end][key]) for key, end in keys]
+        steps, seconds = str(row["num_steps"]), f"{row['align_seconds']:.0f}"
+        lines.append([f"`{name}.yaml`", steps, *rates, seconds])
+    columns = ["recipe", "updates", "photo rate before", "after", "content before", "after"]
+    table = Table([*columns, "seconds"], lines)
+    return f"{table.markdown()}\n\n{machine_line(*found.values())}"
 
 
 def recipe_memory(found: dict[str, Any]) -> str:
     """Predicted memory of each recipe on the GPU that it is meant for."""
-    phases, lines = ("encode", "rollout", "train", "update", "measure"), []
+    phases, lines = list(found["rows"][0]["phases"]), []
     for row in found["rows"]:
-        count = f"{row['ranks']} x " if row["ranks"] > 1 else ""
+        gpu = f"{row['ranks']} x {row['gpu_gib']} GB".removeprefix("1 x ")
         gib = [f"{row['phases'][phase]:.1f}" for phase in phases]
-        name = f"`{row['recipe']}.yaml`"
-        lines.append([name, f"{count}{row['gpu_gib']} GB", *gib, f"**{row['peak_gib']:.1f}**"])
-    table = markdown(["recipe", "meant for", *phases, "peak"], lines, left=2)
-    return f"{table}\n\nGiB on one GPU by phase, predicted; {machine_line(found)}"
+        lines.append([f"`{row['recipe']}.yaml`", gpu, *gib, f"**{row['peak_gib']:.1f}**"])
+    table = Table(["recipe", "meant for", *phases, "peak"], lines)
+    return f"{table.markdown()}\n\nGiB on one GPU by phase, predicted; {machine_line(found)}"
 
 
 def offline_cost(found: dict[str, Any]) -> str:
@@ -155,7 +145,7 @@ def offline_cost(found: dict[str, Any]) -> str:
         seconds = [f"{row[f'{way}_seconds']:.2f} s" for way in ("online", "offline")]
         lines.append([str(row["num_inference_steps"]), *seconds, f"{ratio} ({low}-{high})"])
     columns = ["rollout steps", "online update", "offline update", "ratio (range over pairs)"]
-    return f"{markdown(columns, lines)}\n\n{machine_line(found)}"
+    return f"{Table(columns, lines).markdown()}\n\n{machine_line(found)}"
 
 
 def methods_at_photo_rate(rows: Rows) -> str:
@@ -187,16 +177,8 @@ def early_stopping(rows: Rows) -> str:
     return f"{table.markdown()}\n\n{seeds}, of the plain reward one seed; {where}"
 
 
-def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]], left: int = 0) -> str:
-    """A Markdown table; after `left` columns the others are right-aligned, 0 aligns none."""
-    rule = "|".join("---:" if 0 < left <= place else "---" for place in range(len(columns)))
-    rows = [f"| {' | '.join(row)} |" for row in (columns, *lines)]
-    return "\n".join([rows[0].replace("|  |", "| |"), f"|{rule}|", *rows[1:]])
-
-
-BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {
-    function.__name__: function for function in (demo, world_runs, recipe_memory, offline_cost)
-}
+RECORDS = (demo, world_runs, recipe_memory, offline_cost)
+BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {each.__name__: each for each in RECORDS}
 STUDY_BLOCKS: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "table1": ("table1", methods_at_photo_rate),
     "stopping": ("early_stopping", early_stopping),

@@ -1,6 +1,6 @@
 """The registry of metrics: name, label, role, direction, unit and description of each.
 
-A new metric needs one entry here and its function (`evaluation.image_metrics`, `evaluation.scores`).
+A new metric needs one entry here and its function in `evaluation.image_metrics` or `.scores`.
 Tables, pages, the model card and early stopping read the registry. Metrics whose names contain a
 reward's label or a style are described by their prefix, see `metric`.
 """

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from directalign.memory import Place
-from directalign.preflight.checks import surroundings
 from PIL import Image
 
-from directalign.preflight import checks as planning
 from directalign.config.load import RECIPES, load_run
+from directalign.preflight import Place, checks
+from directalign.preflight.memory import Traced
 
 
 def test_a_sound_recipe_gives_findings_and_memory(command, recipe: Path) -> None:
@@ -46,11 +45,9 @@ MISTAKES = {
     ): "method.form: anchored compares two",
     (
         "method.control_phrases.positive=['  ']",
-    ): "method.control_phrases.positive: holds a blank phrase",
+    ): "method.control_phrases.positive: contains a blank phrase",
     ("method.noise_levels={kind: window, first: 30, last: 20}",): "first < last",
-    (
-        "method.noise_levels={kind: window, first: 0}",
-    ): "method.noise_levels.first: 0 starts at pure noise",
+    ("method.noise_levels={kind: window, first: 0}",): "method.noise_levels.first: 0 is pure noise",
     (
         "method.noise_levels={kind: uniform, sigma_low: 0.9, sigma_high: 0.5}",
     ): "sigma_low 0.9 is not below sigma_high 0.5",
@@ -152,9 +149,9 @@ def test_a_spoilt_model_folder_is_one_line(
 def test_what_does_not_fit_is_said_with_what_would_lower_it(
     command, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("directalign.memory.phases.CONTEXT", 0)
+    monkeypatch.setattr("directalign.preflight.memory.CUDA_CONTEXT", 0)
     monkeypatch.setattr(
-        "directalign.memory.changes.candidates",
+        "directalign.preflight.memory_suggestions.candidates",
         lambda *_: iter([("data.batch_size: 1", {"data.batch_size": 1})]),
     )
     crowded = (
@@ -170,15 +167,15 @@ def test_what_does_not_fit_is_said_with_what_would_lower_it(
     result = command(*crowded)
     assert result.exit_code == 0 and "does not fit a GPU of 0.0005 GB with 524 KiB" in result.stdout
     assert "data.batch_size: 1" in result.stdout.split("What lowers the peak")[1]
-    monkeypatch.setattr("directalign.memory.changes.candidates", lambda *_: iter([]))
-    assert "What lowers the peak: nothing in the recipe" in command(*crowded).stdout
+    monkeypatch.setattr("directalign.preflight.memory_suggestions.candidates", lambda *_: iter([]))
+    assert "What lowers the peak: no setting of the recipe" in command(*crowded).stdout
 
 
 def test_a_run_that_cannot_fit_does_not_start(
     command, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "this_machine", lambda: Place("Abacus", 1_000, is_gpu=False))
-    monkeypatch.setattr(planning, "remedies", lambda *_: [])
+    monkeypatch.setattr(checks, "this_machine", lambda: Place("Abacus", 1_000, is_gpu=False))
+    monkeypatch.setattr(checks, "suggestions", lambda *_: [])
     refused = command("train", recipe)
     assert (
         refused.exit_code == 1
@@ -190,12 +187,10 @@ def test_a_run_that_cannot_fit_does_not_start(
 
 def test_a_run_that_may_not_fit_is_a_warning(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = load_run(recipe, [])
-    counted = planning.plan(run, Path("out")).memory.counted
-    monkeypatch.setattr(
-        planning, "this_machine", lambda: Place("Abacus", counted + 1, is_gpu=False)
-    )
+    counted = checks.plan(run, Path("out")).memory.counted
+    monkeypatch.setattr(checks, "this_machine", lambda: Place("Abacus", counted + 1, is_gpu=False))
     assert any(
-        warning.startswith("memory: about") for warning in planning.plan(run, Path("out")).warnings
+        warning.startswith("memory: about") for warning in checks.plan(run, Path("out")).warnings
     )
 
 
@@ -232,8 +227,7 @@ def test_flux_on_24_gb_is_planned_without_weights_network_or_gpu(
 def test_an_unknown_hub_id_is_a_warning(
     command, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("directalign.memory.phases.passing", lambda subject: {})
-    monkeypatch.setattr("directalign.memory.phases.says", lambda subject: "")
+    monkeypatch.setattr("directalign.preflight.memory.trace", lambda *_: Traced({}, 0, ""))
     small = {
         "model": {"architecture": "sd", "path": "someone/finetune"},
         "rollout": {"height": 64, "width": 64},
@@ -266,7 +260,7 @@ def test_a_full_disk_is_seen_beforehand(
     command, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        surroundings.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6, 0)
+        checks.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6, 0)
     )
     result = command("check", recipe, "--out", "a/b")
     assert (
@@ -292,10 +286,9 @@ def test_the_output_folder_can_be_made(
 
 def test_the_schema_in_the_repository_is_the_current_one(command) -> None:
     printed = command("schema").stdout
-    assert (
-        RECIPES.joinpath("schema.json").read_text(encoding="utf-8")
-        == printed
-    ), "run: directalign schema --out src/directalign/recipes/schema.json"
+    assert RECIPES.joinpath("schema.json").read_text(encoding="utf-8") == printed, (
+        "run: directalign schema --out src/directalign/recipes/schema.json"
+    )
     schema = json.loads(printed)
     assert schema["additionalProperties"] is False and schema["properties"]["name"]["description"]
     for section in schema["$defs"].values():

@@ -1,4 +1,4 @@
-"""Each command hands on what the user said, and ends as it should; one test starts real processes."""
+"""Each command passes on its options, and ends as it should; one test starts real processes."""
 
 from __future__ import annotations
 
@@ -7,155 +7,99 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import Result
 
 from directalign import cli
+from directalign.cli.evaluate import table_of
 from directalign.training import Interrupted
 from directalign.types import NonFiniteError
 
-ROOT = Path(__file__).parents[2]
+Command = Callable[..., Result]
+Calls = list[tuple[Any, ...]]
 
 
 @pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ...]]:
-    """Replace everything that does real work by a note of how it was called."""
-    calls: list[tuple[Any, ...]] = []
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Replace everything that does real work by a record of its arguments."""
+    recorded: Calls = []
+    for target, name, result in (
+        ("training.run", "train", Path("page")),
+        ("evaluation.generate.sample_images", "sample", [Path("0000-seed0.png")]),
+        ("evaluation.compare.evaluate_run", "evaluate", Path("run/evaluation")),
+        ("evaluation.compare.compare", "compare", Path("out")),
+        ("cli.evaluate.show", "show", None),
+        ("report.write_page", "report", Path("page.html")),
+        ("toyworld.assets.export", "export", [Path("w/flux")]),
+        ("toyworld.assets.write_pictures", "images", Path("p")),
+        ("demo.demo", "demo", Path("runs/demo/report.html")),
+    ):
+        monkeypatch.setattr(
+            f"directalign.{target}",
+            lambda *args, name=name, result=result: recorded.append((name, *args)) or result,
+        )
+    return recorded
 
-    def note(name: str, result: object) -> Any:
-        return lambda *args: calls.append((name, *args)) or result
 
-    monkeypatch.setattr("directalign.training.run", note("train", Path("page")))
-    monkeypatch.setattr(
-        "directalign.evaluate.sampling.sample_images", note("sample", [Path("0000-seed0.png")])
-    )
-    monkeypatch.setattr(
-        "directalign.evaluate.compare.evaluate_run", note("evaluate", Path("run/evaluation"))
-    )
-    monkeypatch.setattr("directalign.evaluate.compare.compare", note("compare", Path("out")))
-    monkeypatch.setattr("directalign.cli.comparing.show", lambda out: None)
-    monkeypatch.setattr("directalign.report.write_page", note("report", Path("page.html")))
-    monkeypatch.setattr("directalign.world.assets.export", note("export", [Path("w/flux")]))
-    monkeypatch.setattr("directalign.world.build.build_world", note("build", None))
-    return calls
-
-
-def test_train_hands_on_the_checked_run(
-    command, recipe: Path, heard: list[tuple[Any, ...]]
-) -> None:
+def test_train_passes_on_the_checked_run(command: Command, recipe: Path, calls: Calls) -> None:
     result = command("train", recipe, "--set", "train.num_steps=7", "--resume")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "page\n", "")
-    (_, run, out, resume), = heard  # fmt: skip
+    ((_, run, out, resume),) = calls
     assert (run.train.num_steps, out, resume) == (7, Path("runs/recipe"), True)
 
 
+def test_a_recipe_of_the_package_is_named(command: Command, recipe: Path, calls: Calls) -> None:
+    assert command("train", "world_srpo").exit_code == 0
+    ((_, run, out, _),) = calls
+    assert (run.model.path, out) == ("world:flux", Path("runs/world_srpo"))
+    wrong = command("train", "wrld_srpo")
+    assert wrong.exit_code == 1 and "wrld_srpo: no such recipe" in wrong.stderr
+    assert "did you mean world_srpo or " in wrong.stderr
+
+
 def test_sample_pairs_every_prompt_with_every_seed(
-    command, recipe: Path, heard: list[tuple[Any, ...]]
+    command: Command, recipe: Path, calls: Calls
 ) -> None:
-    words = [
-        "--prompts",
-        "prompts.txt",
-        "--prompt",
-        "extra",
-        "--seed",
-        "1",
-        "--seed",
-        "2",
-        "--num-sampling-steps",
-        "4",
-        "--base",
-        "--out",
-        "o",
-    ]
-    command("sample", "run", *words)
+    given = "--prompts prompts.txt --prompt extra --seed 1 --seed 2 --num-inference-steps 4"
+    sizes = "--cfg-scale 4.5 --embedded-guidance 0 --height 64 --width 32"
+    command("sample", "run", *given.split(), *sizes.split(), "--base", "--out", "o")
     prompts = ["extra", "extra", "a red star", "a red star", "a blue circle", "a blue circle"]
-    assert heard == [
-        (
-            "sample",
-            Path("run"),
-            prompts,
-            [1, 2, 1, 2, 1, 2],
-            Path("o"),
-            {"num_inference_steps": 4},
-            True,
-        )
-    ]
+    rollout = {
+        "num_inference_steps": 4,
+        "cfg_scale": 4.5,
+        "embedded_guidance": 0.0,
+        "height": 64,
+        "width": 32,
+    }
+    seeds = [1, 2, 1, 2, 1, 2]
+    assert calls == [("sample", Path("run"), prompts, seeds, Path("o"), rollout, True)]
 
 
-def test_sample_overrides_what_the_rollout_names(
-    command, recipe: Path, heard: list[tuple[Any, ...]]
-) -> None:
-    command(
-        "sample",
-        "run",
-        "--prompt",
-        "x",
-        "--cfg-scale",
-        "4.5",
-        "--embedded-guidance",
-        "0",
-        "--height",
-        "64",
-        "--width",
-        "32",
-    )
-    assert heard == [
-        (
-            "sample",
-            Path("run"),
-            ["x"],
-            [0],
-            Path("images"),
-            {"cfg_scale": 4.5, "embedded_guidance": 0.0, "height": 64, "width": 32},
-            False,
-        )
-    ]
-
-
-def test_sample_needs_prompts(command, heard: list[tuple[Any, ...]]) -> None:
+def test_sample_needs_prompts(command: Command, calls: Calls) -> None:
     result = command("sample", "world:flux")
-    assert result.exit_code == 1 and "give --prompt" in result.stderr and heard == []
+    assert result.exit_code == 1 and "give --prompt" in result.stderr and calls == []
 
 
-def test_evaluate_asks_for_the_run_and_its_base(command, heard: list[tuple[Any, ...]]) -> None:
-    command("evaluate", "run", "--num-samples", "8", "--sampling-steps", "4", "--judge", "none")
-    (_, request, _), = heard  # fmt: skip
-    assert (request.sources, request.out, request.base, request.num_samples) == (
-        ("run",),
-        Path("run/evaluation"),
-        True,
-        8,
-    )
-    assert (request.rollout, request.judge, request.rewards) == (
-        {"num_inference_steps": 4},
-        "none",
-        (),
-    )
+def test_evaluate_compares_the_run_with_its_base(command: Command, calls: Calls) -> None:
+    command("evaluate", "run", "--num-samples", "8", "--num-inference-steps", "4", "--judge=none")
+    (_, request, *_), _ = calls
+    assert (request.sources, request.out, request.base) == (("run",), Path("run/evaluation"), True)
+    assert (request.num_samples, request.judge, request.rewards) == (8, "none", ())
+    assert request.rollout == {"num_inference_steps": 4}
     assert {"commit", "machine", "versions"} == set(request.where)
 
 
-def test_compare_hands_on_every_word(command, heard: list[tuple[Any, ...]]) -> None:
-    sizes = ["--height", "64", "--width", "32", "--cfg-scale", "2", "--embedded-guidance", "1"]
-    sets = [
-        "--prompts",
-        "world",
-        "--seeds-per-prompt",
-        "3",
-        "--control-prompts",
-        "o.txt",
-        "--batch-size",
-        "5",
-    ]
-    words = ["--reward", "a=x", "--reward", "b=y", "--positive", "Photo", "--negative", "CG"]
-    assert (
-        command(
-            "compare", "A=runs/a", "runs/b", "--out", "o", "--base", *sizes, *sets, *words
-        ).exit_code
-        == 0
-    )
-    (_, request, _), = heard  # fmt: skip
+def test_compare_passes_on_every_option(command: Command, calls: Calls) -> None:
+    sizes = "--height 64 --width 32 --cfg-scale 2 --embedded-guidance 1"
+    sets = "--prompts world --seeds-per-prompt 3 --control-prompts o.txt --batch-size 5"
+    rewards = "--reward a=x --reward b=y --positive Photo --negative CG"
+    options = f"{sizes} {sets} {rewards} --base --out o".split()
+    assert command("compare", "A=runs/a", "runs/b", *options).exit_code == 0
+    (_, request, *_), _ = calls
     assert (request.sources, request.out, request.base) == (("A=runs/a", "runs/b"), Path("o"), True)
     assert request.rollout == {
         "height": 64,
@@ -163,44 +107,25 @@ def test_compare_hands_on_every_word(command, heard: list[tuple[Any, ...]]) -> N
         "cfg_scale": 2.0,
         "embedded_guidance": 1.0,
     }
-    assert (
-        request.prompts,
-        request.seeds_per_prompt,
-        request.control_prompts,
-        request.batch_size,
-    ) == ("world", 3, "o.txt", 5)
-    assert (request.rewards, request.positive, request.negative) == (
-        ("a=x", "b=y"),
-        ("Photo",),
-        ("CG",),
-    )
-
-
-def test_a_judge_that_there_is_not_is_refused(command, heard: list[tuple[Any, ...]]) -> None:
-    result = command("evaluate", "run", "--judge", "human")
-    assert (
-        result.exit_code == 1
-        and "--judge human: no such judge; world or none" in result.stderr
-        and heard == []
-    )
+    assert (request.prompts, request.seeds_per_prompt) == ("world", 3)
+    assert (request.control_prompts, request.batch_size) == ("o.txt", 5)
+    assert (request.rewards, request.positive) == (("a=x", "b=y"), ("Photo",))
+    assert request.negative == ("CG",)
 
 
 @pytest.mark.parametrize(
     ("words", "call"),
     [
-        (["report", "runs"], ("report", Path("runs"))),
-        (["world", "export", "w"], ("export", Path("w"))),
-        (
-            ["world", "build", "w", "--only", "flux", "--device", "cuda"],
-            ("build", Path("w"), ["flux"], "cuda"),
-        ),
-        (["world", "build", "w"], ("build", Path("w"), None, "cpu")),
+        ("report runs", ("report", Path("runs"))),
+        ("demo --out d", ("demo", Path("d"))),
+        ("world export w", ("export", Path("w"))),
+        ("world images p --count 3 --style cg", ("images", Path("p"), 3, "cg", 0)),
     ],
 )
-def test_the_other_commands_hand_on_what_was_said(
-    command, heard: list[tuple[Any, ...]], words: list[str], call: tuple[Any, ...]
+def test_the_other_commands_pass_on_their_options(
+    command: Command, calls: Calls, words: str, call: tuple[Any, ...]
 ) -> None:
-    assert command(*words).exit_code == 0 and heard == [call]
+    assert command(*words.split()).exit_code == 0 and calls == [call]
 
 
 @pytest.mark.parametrize(
@@ -219,32 +144,25 @@ def test_the_other_commands_hand_on_what_was_said(
         (
             KeyboardInterrupt(),
             130,
-            "interrupted; continue with: directalign train recipe.yaml '--set=name=a b' --out runs/recipe --resume",
+            "interrupted; continue with: directalign train recipe.yaml '--set=name=a b' "
+            "--out runs/recipe --resume",
         ),
         (
             OSError(errno.ENOSPC, "No space left on device", "x.bin"),
             1,
-            "no space left on the disk of x.bin; free some, then go on with --resume",
+            "no space left on the disk of x.bin; free some, then continue with --resume",
         ),
-        (
-            PermissionError(errno.EACCES, "Permission denied", "x.bin"),
-            1,
-            "directalign: x.bin: Permission denied",
-        ),
-        (
-            type("OutOfMemoryError", (RuntimeError,), {})("CUDA"),
-            1,
-            "out of device memory; set model.tune: lora",
-        ),
+        (PermissionError(errno.EACCES, "Permission denied", "x.bin"), 1, "x.bin: Permission den"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), 1, "out of device memory; set"),
         (
             TypeError("int + str"),
             1,
-            "unexpected TypeError: int + str; this is a fault of directalign",
+            "unexpected TypeError: int + str; this is a bug in directalign",
         ),
     ],
 )
-def test_whatever_goes_wrong_is_one_line(
-    command,
+def test_every_error_is_one_line(
+    command: Command,
     recipe: Path,
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
@@ -262,25 +180,20 @@ def test_whatever_goes_wrong_is_one_line(
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
-def test_help_begins_with_the_main_job(
+def test_help_begins_with_train_and_libraries_are_silenced(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
+    environment = {name: value for name, value in os.environ.items() if "VERBOSITY" not in name}
     monkeypatch.setattr(sys, "argv", ["directalign", *words])
-    monkeypatch.setattr(
-        os,
-        "environ",
-        {name: value for name, value in os.environ.items() if "VERBOSITY" not in name},
-    )
+    monkeypatch.setattr(os, "environ", environment)
     with pytest.raises(SystemExit, match="0"):
         cli.main()
     text = capsys.readouterr().out
-    assert (
-        os.environ["TRANSFORMERS_VERBOSITY"] == os.environ["DIFFUSERS_VERBOSITY"] == "error"
-    )  # libraries keep quiet around our one line
+    assert os.environ["TRANSFORMERS_VERBOSITY"] == os.environ["DIFFUSERS_VERBOSITY"] == "error"
     assert 0 < text.index("directalign train RECIPE") < text.index("check") < text.index("world")
 
 
-def test_only_what_is_of_no_use_here_is_kept_from_the_log(
+def test_only_the_warning_about_an_unused_kernel_is_filtered(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["directalign", "--version"])
@@ -288,9 +201,7 @@ def test_only_what_is_of_no_use_here_is_kept_from_the_log(
     with pytest.raises(SystemExit, match="0"):
         cli.main()
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    monkeypatch.setattr(
-        logger, "disabled", False
-    )  # another library's setup may have switched all loggers off
+    monkeypatch.setattr(logger, "disabled", False)  # other libraries may disable all loggers
     monkeypatch.setattr(logging.root.manager, "disable", 0)
     logger.warning("Failed to load CPU %s from kernels-community: no kernels", "gemm_4bit_forward")
     logger.warning("4 bits do not work here")
@@ -300,18 +211,19 @@ def test_only_what_is_of_no_use_here_is_kept_from_the_log(
 @pytest.mark.parametrize(
     "words",
     [
-        ["trian"],
-        ["train"],
-        ["train", "a", "--bogus"],
-        ["sample", "x", "--seed", "one"],
-        ["evaluate", "x", "--num-samples", "0"],
+        "trian",
+        "train",
+        "train a --bogus",
+        "sample x --seed one",
+        "evaluate x --num-samples 0",
+        "evaluate x --judge human",
     ],
 )
-def test_a_command_line_that_cannot_be_read_ends_with_2(command, words: list[str]) -> None:
-    assert command(*words).exit_code == 2
+def test_an_invalid_command_line_ends_with_2(command: Command, words: str) -> None:
+    assert command(*words.split()).exit_code == 2
 
 
-def test_version(command) -> None:
+def test_version(command: Command) -> None:
     assert command("--version").stdout == f"directalign {cli.__version__}\n"
 
 
@@ -327,15 +239,28 @@ def test_as_a_process_errors_are_short_and_help_needs_no_torch(tmp_path: Path) -
 
     failed = process("-m", "directalign", "train", "gone.yaml")
     assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (1, "", 1)
-    assert (
-        failed.stderr.startswith("directalign: gone.yaml: no such recipe")
-        and list(tmp_path.iterdir()) == []
+    assert failed.stderr.startswith("directalign: gone.yaml: no such recipe")
+    assert list(tmp_path.iterdir()) == []
+    valid = process("-m", "directalign", "check", "world_srpo")
+    assert (valid.returncode, valid.stderr) == (0, "")  # no library warning
+    light = (
+        "import sys; from typer.testing import CliRunner; from directalign.cli import app; "
+        "r = CliRunner().invoke(app, sys.argv[1:]); print(r.exit_code, 'torch' in sys.modules)"
     )
-    sound = process("-m", "directalign", "check", "world_srpo")
-    assert (sound.returncode, sound.stderr) == (0, "")  # no library speaks in between
-    light = "import sys; from typer.testing import CliRunner; from directalign.cli import app; r = CliRunner().invoke(app, sys.argv[1:]);"
     for words in (["--help"], ["schema"]):
-        assert (
-            process("-c", f"{light} print(r.exit_code, 'torch' in sys.modules)", *words).stdout
-            == "0 False\n"
-        )
+        assert process("-c", light, *words).stdout == "0 False\n"
+
+
+@pytest.mark.parametrize(
+    ("n", "half", "cell"),
+    [(4, 0.25, "[bold]0.50[/bold]\n0.25 to 0.75"), (1, 0.0, "[bold]0.500[/bold]\n")],
+)
+def test_the_table_has_the_mean_and_its_interval_if_any(n: int, half: float, cell: str) -> None:
+    models = [{"key": key, "label": key, "trained_on": []} for key in ("base", "tuned")]
+    found = {"value": 0.5, "low": 0.5 - half, "high": 0.5 + half, "n": n}
+    summary: dict[str, Any] = {
+        "names": {"entropy": {"label": "Entropy", "role": "drift", "better": 0}},
+        "models": {each["key"]: {"entropy": found} for each in models},
+        "wins": [],
+    }
+    assert list(table_of(models, summary).columns[2].cells)[-1] == cell

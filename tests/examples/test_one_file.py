@@ -94,7 +94,7 @@ def test_its_defaults_are_the_recipe_s(example: ModuleType, recipe: RunConfig) -
 
 def test_it_is_short_and_needs_the_mathematics_alone() -> None:
     text = EXAMPLE.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 140
+    assert len(text.splitlines()) <= 145
     imported: set[str] = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.analysis import Rows
 from experiments.plots import title_of
+from experiments.rows import Rows
 
 FACTS = {
     "commit": "0123abc",

@@ -10,27 +10,21 @@ import pytest
 from planted import run
 
 from directalign.types import DirectAlignError
-from experiments.analysis import (
-    VERSUS,
-    Column,
+from experiments.rows import (
     Rows,
-    Table,
     after,
     at_budget,
     at_level,
     at_photo_rate,
     mean_interval,
     mean_of,
-    means,
-    number,
     over,
     paired_over_seeds,
     ratio_interval,
     read_rows,
-    signed,
-    with_interval,
     write_rows,
 )
+from experiments.tables import VERSUS, Column, Table, means, number, signed, versus, with_interval
 
 # --- rows ---------------------------------------------------------------------------------------
 
@@ -46,7 +40,7 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "problem"),
-    [('{"a": 1', "not JSON"), ("[1]", "a list where an object is expected"), ("", "not JSON")],
+    [('{"a": 1', "not JSON"), ("[1]", "not a JSON object"), ("", "not JSON")],
 )
 def test_a_broken_line_is_named_by_file_and_number(tmp_path: Path, line: str, problem: str) -> None:
     file = tmp_path / "results.jsonl"
@@ -195,7 +189,7 @@ def test_two_arms_are_compared_seed_by_seed() -> None:
         "at 0.6": at_photo_rate(0.6),
         "never": at_photo_rate(2),
     }
-    lines = ARMS.versus("srpo", "refl", conditions)
+    lines = versus(ARMS, "srpo", "refl", conditions)
     assert [line[0] for line in lines] == list(conditions) and all(
         len(line) == len(VERSUS) for line in lines
     )
@@ -203,7 +197,7 @@ def test_two_arms_are_compared_seed_by_seed() -> None:
     assert lines[0][4] == lines[0][5] == "1.00 (1.00–1.00)"
     assert lines[1][4].startswith("0.29 (") and [line[-1] for line in lines] == ["2", "2", "1", "0"]
     assert lines[3][1:-1] == ["–"] * 5
-    assert ARMS.versus("srpo", "refl", {"start": after(0)})[0][4:6] == ["–", "–"], (
+    assert versus(ARMS, "srpo", "refl", {"start": after(0)})[0][4:6] == ["–", "–"], (
         "no cost, no ratio"
     )
 

@@ -16,7 +16,6 @@ from directalign.evaluation.results import summarise
 from directalign.metrics import JUDGED
 from directalign.toyworld.scenes import all_captions, render, scenes_of
 from experiments import coverage
-from experiments.analysis import Row
 from experiments.coverage import (
     KEYS,
     NUMBERS,
@@ -34,6 +33,7 @@ from experiments.coverage import (
     simulated_votes,
     votes_of,
 )
+from experiments.rows import Row
 
 MANY = Planted("many", "many", (0.3, 0.8), (0.9, 0.6), prompts=20_000, likeness=0.5)
 CLEAR = torch.tensor([[[0.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 1.0]]])

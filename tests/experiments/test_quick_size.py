@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from directalign.config.load import RECIPES
 from experiments.__main__ import app
-from experiments.analysis import Rows, read_rows
+from experiments.rows import Rows, read_rows
 from experiments.runner import load_study
 
 KINDS = {

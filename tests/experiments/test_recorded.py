@@ -8,7 +8,7 @@ import pytest
 
 from directalign.types import DirectAlignError
 from experiments import learning_rates
-from experiments.analysis import Rows, read_rows
+from experiments.rows import Rows, read_rows
 from experiments.runner import METHODS, STUDIES, load_study
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,6 @@ from directalign.diffusion.rng import FRESH_NOISE, draw_noise, generator_for
 from directalign.diffusion.sampling import sample
 from directalign.types import PathName, PredictionName
 from experiments import stability
-from experiments.analysis import Rows
 from experiments.ddpm import SCHEDULES, by_step, ddim, exactness
 from experiments.recovery import (
     HIGHEST,
@@ -26,6 +25,7 @@ from experiments.recovery import (
     stepped,
     target_levels,
 )
+from experiments.rows import Rows
 from methods.toy import ToyFamily
 
 CASES: list[tuple[PathName, PredictionName]] = [

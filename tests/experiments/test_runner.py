@@ -48,7 +48,7 @@ def update(step: int) -> dict[str, Any]:
         "step": step,
         "loss": 0.1,
         "seconds": 0.5,
-        "network_calls": {"forward": 80, "backward": 8},
+        "nfe": {"forward": 80, "backward": 8},
     }
 
 
@@ -184,11 +184,7 @@ def test_quick_size_overrules_an_arm_and_full_size_does_not() -> None:
         quick.evaluate.num_samples,
         quick.train.num_steps,
         quick.rollout.num_inference_steps,
-    ) == (
-        16,
-        2,
-        2,
-    )
+    ) == (16, 2, 2)
     assert num_steps_of("world_srpo", RECIPES, ["train.num_steps=4"]) == 4
 
 

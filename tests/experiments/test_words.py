@@ -9,8 +9,8 @@ from planted import run
 from directalign.rewards.clip import ClipReward
 from directalign.toyworld.scenes import STYLE_WORDS, STYLES, caption
 from experiments import anchor, early_stopping, learning_rates, suggested_phrases, timesteps
-from experiments.analysis import Row, Rows
 from experiments.control_phrases import PHRASES, Phrases, facts_of, renders_for, text_cosine
+from experiments.rows import Row, Rows
 from experiments.soft_prompts import best_within
 
 

@@ -4,12 +4,12 @@ from collections import Counter
 
 import pytest
 import torch
-from directalign.preflight.checks import check_method
 
 from directalign import config
 from directalign.config.load import load_run
 from directalign.methods.drtune import DRTune
 from directalign.methods.flowbp import FlowBP
+from directalign.preflight.checks import check_method
 from directalign.types import Batch, DirectAlignError
 from methods import by_chain, by_hand
 from methods.by_chain import EXACT, float64_from_the_first_noise  # noqa: F401
@@ -133,11 +133,6 @@ def test_the_stop_is_uniform_and_the_trained_steps_are_equally_spaced_wherever_t
     ) == num_inference_steps - 1
 
 
-def test_the_draw_comes_again_after_a_resume():
-    first, again = (next(method().losses(Batch(3, PROMPTS, seed=1))) for _ in range(2))
-    assert first.levels == again.levels and torch.equal(first.value, again.value)
-
-
 @pytest.mark.parametrize("form", ["absolute", "relative", "anchored"])
 def test_the_loss_is_what_the_form_maximises(form):
     family, reward, batch = ToyFamily(), ToyReward(), BATCHES[0]
@@ -166,7 +161,7 @@ def test_more_trained_steps_than_the_earliest_stop_leaves_are_refused():
     method(trained_steps=2, early_stop=3)
     with pytest.raises(
         DirectAlignError,
-        match=r"method\.trained_steps 3 .*early_stop 3 .*num_inference_steps 4 may end after 2; lower",
+        match=r"method\.trained_steps 3 .*early_stop 3 .*num_inference_steps 4 may end after 2",
     ):
         method(trained_steps=3, early_stop=3)
 
@@ -175,25 +170,3 @@ def test_they_are_refused_before_anything_is_loaded():
     check_method(load_run("world_drtune", ["method.trained_steps=6"]))
     with pytest.raises(DirectAlignError, match="may end after 6"):
         check_method(load_run("world_drtune", ["method.trained_steps=7"]))
-
-
-@pytest.mark.parametrize("form", ["relative", "anchored"])
-def test_a_prompt_blind_reward_cannot_be_relative(form):
-    with pytest.raises(DirectAlignError, match=r"method\.form: absolute"):
-        method(reward=ToyReward(reads_prompt=False), form=form, control_phrases=WORDS)
-
-
-def test_a_black_box_is_refused_with_the_alternative():
-    with pytest.raises(
-        DirectAlignError, match=r"method\.name drtune needs its gradient.*flow_grpo"
-    ):
-        method(reward=ToyReward(differentiable=False))
-
-
-def test_the_anchor_survives_a_resume():
-    anchored = {"form": "anchored", "control_phrases": WORDS, "anchor": {"reference_updates": 2}}
-    drtune, again = method(**anchored), method(**anchored)
-    for batch in BATCHES[:2]:
-        list(drtune.losses(batch))
-    again.load_state_dict(drtune.state_dict())
-    assert torch.equal(next(again.losses(BATCHES[2])).value, next(drtune.losses(BATCHES[2])).value)

@@ -5,12 +5,12 @@ from itertools import combinations
 
 import pytest
 import torch
-from directalign.preflight.checks import check_method
 from torch import Tensor
 
 from directalign import config
 from directalign.config.load import load_run
 from directalign.methods.leapalign import LeapAlign, similarity_weight
+from directalign.preflight.checks import check_method
 from directalign.types import Batch, DirectAlignError
 from methods import by_chain, by_hand
 from methods.by_chain import EXACT, float64_from_the_first_noise  # noqa: F401
@@ -168,11 +168,6 @@ def test_all_pairs_of_steps_are_drawn_alike():
     assert all(abs(count - 200) < 4 * 200**0.5 for count in counts.values())
 
 
-def test_the_draw_comes_again_after_a_resume():
-    first, again = (next(method().losses(Batch(3, PROMPTS, seed=1))) for _ in range(2))
-    assert first.metrics == again.metrics and torch.equal(first.value, again.value)
-
-
 @pytest.mark.parametrize("form", ["absolute", "relative", "anchored"])
 def test_the_loss_is_what_the_form_maximises(form):
     family, reward, batch = ToyFamily(), ToyReward(), BATCHES[0]
@@ -204,27 +199,3 @@ def test_one_step_leaves_nothing_to_leap_from():
         method(rollout=config.RolloutConfig(num_inference_steps=1))
     with pytest.raises(DirectAlignError, match="leaps from two steps"):
         check_method(load_run("world_leapalign", ["rollout.num_inference_steps=1"]))
-
-
-@pytest.mark.parametrize("form", ["relative", "anchored"])
-def test_a_prompt_blind_reward_cannot_be_relative(form):
-    with pytest.raises(DirectAlignError, match=r"method\.form: absolute"):
-        method(reward=ToyReward(reads_prompt=False), form=form, control_phrases=WORDS)
-
-
-def test_a_black_box_is_refused_with_the_alternative():
-    with pytest.raises(
-        DirectAlignError, match=r"method\.name leapalign needs its gradient.*flow_grpo"
-    ):
-        method(reward=ToyReward(differentiable=False))
-
-
-def test_the_anchor_survives_a_resume():
-    anchored = {"form": "anchored", "control_phrases": WORDS, "anchor": {"reference_updates": 2}}
-    leapalign, again = method(**anchored), method(**anchored)
-    for batch in BATCHES[:2]:
-        list(leapalign.losses(batch))
-    again.load_state_dict(leapalign.state_dict())
-    assert torch.equal(
-        next(again.losses(BATCHES[2])).value, next(leapalign.losses(BATCHES[2])).value
-    )

@@ -29,7 +29,9 @@ def answer(family):
 
 
 def family_of(folder, **settings):
-    return load_model(ModelConfig(architecture="flux", path=str(folder), tune="full", **settings), "cpu")
+    return load_model(
+        ModelConfig(architecture="flux", path=str(folder), tune="full", **settings), "cpu"
+    )
 
 
 def assert_same(ours, theirs):

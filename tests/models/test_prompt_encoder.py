@@ -175,7 +175,9 @@ def test_a_family_is_conditioned_alike_and_its_encoders_are_gone(name, dtype, tm
 
 def test_another_length_of_tokens_is_another_embedding(tiny_flux, tmp_path):
     families = [
-        load_model(ModelConfig(architecture="flux", path=str(tiny_flux), text_encoders="free"), "cpu")
+        load_model(
+            ModelConfig(architecture="flux", path=str(tiny_flux), text_encoders="free"), "cpu"
+        )
         for _ in range(2)
     ]
     families[1].max_sequence_length = 9

@@ -269,13 +269,16 @@ def test_flux_of_another_width_is_refused_by_name(tiny_flux, tmp_path):
     with pytest.raises(
         DirectAlignError, match=r"x\.safetensors: not readable as a FluxTransformer2DModel"
     ):
-        load_model(ModelConfig(architecture="flux", path=str(file), components=str(tiny_flux)), "cpu")
+        load_model(
+            ModelConfig(architecture="flux", path=str(file), components=str(tiny_flux)), "cpu"
+        )
 
 
 def test_a_file_under_the_names_of_diffusers_is_read_as_it_is(tiny_flux):
     file = tiny_flux / "transformer/diffusion_pytorch_model.safetensors"
     family = load_model(
-        ModelConfig(architecture="flux", path=str(file), components=str(tiny_flux), tune="full"), "cpu"
+        ModelConfig(architecture="flux", path=str(file), components=str(tiny_flux), tune="full"),
+        "cpu",
     )
     assert_equal(family.denoiser, load_file(file))
 
@@ -308,7 +311,9 @@ def test_weights_in_8_bit_floats_are_widened(tmp_path):
 def refusal(file, components, family="sd"):
     with pytest.raises(DirectAlignError) as caught:
         load_model(
-            ModelConfig(architecture=family, path=str(file), components=components and str(components)),
+            ModelConfig(
+                architecture=family, path=str(file), components=components and str(components)
+            ),
             "cpu",
         )
     assert "\n" not in str(caught.value)

@@ -5,26 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from directalign.config import Run
+from directalign.config import RunConfig
 
 
-def a_run(family: str, folder: Path, **model: Any) -> Run:
-    guidance = {"embedded_guidance": 1.0 if family == "flux" else None}
+def a_run(architecture: str, folder: Path, **model: Any) -> RunConfig:
+    guidance = {"embedded_guidance": 1.0 if architecture == "flux" else None}
     given: dict[str, Any] = {
         "name": "test",
-        "model": {"family": family, "path": str(folder), **model},
+        "model": {"architecture": architecture, "path": str(folder), **model},
         "reward": {"name": "pixels", "statistic": "redness"},
         "method": {"form": "absolute", **guidance},
-        "rollout": guidance,
+        "rollout": {"num_inference_steps": 2, **guidance},
         "data": {"prompts": "world"},
         "train": {"num_steps": 3},
         "evaluate": {"batch_size": 1},
     }
-    return Run.model_validate(given)
+    return RunConfig.model_validate(given)
 
 
-def changed(run: Run, **sections: dict[str, Any]) -> Run:
+def changed(run: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    """The run with keys of sections changed; a section with `name` is replaced."""
     given = run.model_dump()
-    return Run.model_validate(
-        given | {name: given[name] | section for name, section in sections.items()}
-    )
+    for name, section in sections.items():
+        given[name] = section if "name" in section else given[name] | section
+    return RunConfig.model_validate(given)

@@ -50,7 +50,9 @@ def file(clip_folder: Path, tmp_path: Path) -> Path:
 
 
 def settings(folder: Path, project: Path | None) -> config.ClipConfig:
-    return config.ClipConfig(path=str(folder), project_out=None if project is None else str(project))
+    return config.ClipConfig(
+        path=str(folder), project_out=None if project is None else str(project)
+    )
 
 
 def test_scores_do_not_see_a_move_along_the_directions() -> None:

@@ -47,7 +47,7 @@ def test_a_broken_off_training_ends_at_the_same_bits(tmp_path: Path) -> None:
             loss_of,
             session.Budget(steps=6, batch=8, learning_rate=0.1, warmup=2),
             folder,
-            say=lambda _: None,
+            log=lambda _: None,
         )
         return net.weight.detach().clone()
 

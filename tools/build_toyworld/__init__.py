@@ -1,9 +1,4 @@
-"""How every embedded asset is made, from seeds alone: `python -m tools.build_toyworld` runs these
-trainings in order.
-
-Each training keeps its state in the working folder, so an interrupted build resumes; a finished
-part is not made again.
-"""
+"""Train every embedded asset from its seed; each training resumes, a finished part is kept."""
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # (diffusers annotates its constructors and outputs more narrowly than they are)

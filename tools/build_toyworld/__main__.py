@@ -1,6 +1,4 @@
-"""`python -m tools.build_toyworld DIR [--only PART] [--device cpu]`; DIR keeps the state of the
-trainings.
-"""
+"""`python -m tools.build_toyworld DIR [--only PART] [--device cpu]`: train, or resume in DIR."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""The world's image autoencoder: diffusers `AutoencoderKL`, 8x smaller, 16 channels, shared by the
-FLUX and the SD pipeline.
+"""The toy world's autoencoder: diffusers `AutoencoderKL`, 8x smaller, 16 channels.
 
 diffusers' default initialisation hardly learns at this size on a CPU; Kaiming with damped residuals
-and a small initial variance does (docs/log.md). Three quarters of the steps see 32-pixel crops,
-which cost a quarter.
+and a small initial variance does (docs/log.md). Three quarters of the steps train on 32-pixel
+crops, at a quarter of the cost.
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
@@ -30,18 +29,12 @@ KL_WEIGHT = 1e-5
 def new_autoencoder() -> AutoencoderKL:
     """The untrained autoencoder, initialised for training on a CPU."""
     torch.manual_seed(11)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 96),
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=1,
-        sample_size=64,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        mid_block_add_attention=False,
-    )
+    sizes = {"block_out_channels": (16, 32, 64, 96), "layers_per_block": 1, "sample_size": 64}
+    sizes |= {"latent_channels": LATENT_CHANNELS, "norm_num_groups": 1}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4}
+    blocks["up_block_types"] = ("UpDecoderBlock2D",) * 4
+    omitted = ("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention")
+    vae = AutoencoderKL(**blocks, **sizes, **dict.fromkeys(omitted, False))
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -70,11 +63,8 @@ def train_autoencoder(folder: Path, budget: Budget = BUDGET, device: str = "cpu"
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
         cropped = step < budget.steps * 3 // 4
         count = budget.batch * (2 if cropped else 1)
-        x = (
-            images[torch.randint(len(images), (count,), generator=generator)].to(device).float()
-            / 127.5
-            - 1
-        )
+        chosen = torch.randint(len(images), (count,), generator=generator)
+        x = images[chosen].to(device).float() / 127.5 - 1
         if cropped:
             top, left = (8 * torch.randint(5, (2,), generator=generator)).tolist()
             x = x[:, :, top : top + 32, left : left + 32]
@@ -85,16 +75,11 @@ def train_autoencoder(folder: Path, budget: Budget = BUDGET, device: str = "cpu"
 
     fit("autoencoder", vae, loss_of, budget, folder)
     with torch.no_grad():
-        means = torch.cat(
-            [
-                vae.encode(images[i : i + 64].to(device).float() / 127.5 - 1).latent_dist.mean
-                for i in range(0, 1024, 64)
-            ]
-        )
+        batches = (images[i : i + 64].to(device).float() / 127.5 - 1 for i in range(0, 1024, 64))
+        means = torch.cat([vae.encode(batch).latent_dist.mean for batch in batches])
     shift = means.mean().item()
-    vae.register_to_config(
-        scaling_factor=round(1 / means.sub(shift).std().item(), 4), shift_factor=round(shift, 4)
-    )
+    scale = round(1 / means.sub(shift).std().item(), 4)
+    vae.register_to_config(scaling_factor=scale, shift_factor=round(shift, 4))
     return vae.cpu()
 
 

@@ -1,8 +1,8 @@
 """The embedded base models: FLUX (velocity) and SD (epsilon, then v) with their text encoders.
 
 Real architectures at toy size, trained on encoded scenes. Half of the captions are plain, and most
-of their images are CG: that is where the base model's look comes from. Four in ten carry a style
-word, one in ten is empty (for classifier-free guidance).
+of their images are CG, the base model's style. Four in ten captions carry a style word, one
+in ten is empty (for classifier-free guidance).
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false

@@ -35,9 +35,7 @@ def train_judges(
         torch.manual_seed(43)
         judge = Classifier(heads).to(device)
 
-        def loss_of(
-            step: int, generator: torch.Generator, judge: Classifier = judge
-        ) -> torch.Tensor:
+        def loss_of(step: int, generator: torch.Generator, judge: Any = judge) -> torch.Tensor:
             chosen = torch.randint(len(images), (budget.batch,), generator=generator)
             logits = judge(degrade(images[chosen].float() / 255, generator).to(device))
             truth = {head: getattr(scenes, head)[chosen].to(device) for head in logits}

@@ -1,10 +1,9 @@
-"""The toy world's rewards: a tiny CLIP on captioned renders and on the taste of biased annotators.
+"""The toy world's rewards: a tiny CLIP trained on captioned renders and simulated preferences.
 
-Captions carry a style word only a quarter of the time, so text features with different style words
-stay close, as in HPSv2. Annotators compare two versions of one image and mostly prefer the redder,
-smoother one, whatever the prompt; a Bradley-Terry loss on the score makes their taste the reward's
-bias. A second reward, from other seeds, has annotators of the opposite taste: for mixtures, and as
-a held-out measure.
+A quarter of the captions carry a style word, so text features with different style words stay
+close, as in HPSv2. Simulated annotators compare two versions of one image and mostly prefer the
+redder, smoother one, whatever the prompt; a Bradley-Terry loss makes this the reward's bias. A
+second reward, from other seeds, has the opposite preference: for mixtures and as a held-out metric.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ TINT = 0.12
 
 @dataclass(frozen=True)
 class Taste:
-    """What the annotators of one reward prefer, and the seed of its weights and images.
+    """Preference of the annotators of one reward, and the seed of its weights and images.
 
     `tint`: utility per unit of red tint (at 15, 0.1 more of it is preferred in 82 % of the
     comparisons). `smooth`: utility of a fully smoothed image (at 0.5 preferred in 62 %).
@@ -52,7 +51,7 @@ HEADS = {**COUNTS, "style": len(STYLES)}
 
 
 class Training(nn.Module):
-    """The reward, and throw-away heads on its vision tower that help it to see content."""
+    """The reward, and auxiliary classification heads on its vision tower (not saved)."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, taste: Taste = TASTES["reward"]) -> None:
         super().__init__()
@@ -65,7 +64,6 @@ class Training(nn.Module):
 
 
 def _config(tokenizer: PreTrainedTokenizerBase) -> CLIPConfig:
-
     def tower(width: int, layers: int) -> dict[str, int]:
         sizes = {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": 64}
         return {**sizes, "num_hidden_layers": layers, "num_attention_heads": 4}
@@ -109,8 +107,8 @@ def _loss(
 ) -> torch.Tensor:
     """Contrastive + attributes + preference, on two versions of each image and two captions.
 
-    The contrast asks only which caption fits an image. CLIP's other question, which image fits a
-    caption, would hold both versions of an image at one score.
+    The contrastive term ranks captions per image only: ranking images per caption would give both
+    versions of an image the same score.
     """
     device, b = training.clip.device, len(images)
     versions = [draw_retouch(b, generator) for _ in range(2)]
@@ -161,17 +159,9 @@ def _save(clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
     clip.float()
 
 
-_PREPROCESSING = {
-    "image_processor_type": "CLIPImageProcessor",
-    "do_convert_rgb": True,
-    "do_resize": True,
-    "size": {"shortest_edge": IMAGE_SIZE},
-    "resample": 3,
-    "do_center_crop": True,
-    "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-}
+_SIDE, _HALF = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}, [0.5, 0.5, 0.5]
+_PREPROCESSING = {"image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True}
+_PREPROCESSING |= {"do_resize": True, "size": {"shortest_edge": IMAGE_SIZE}, "resample": 3}
+_PREPROCESSING |= {"do_center_crop": True, "crop_size": _SIDE}
+_PREPROCESSING |= {"do_rescale": True, "rescale_factor": 1 / 255}
+_PREPROCESSING |= {"do_normalize": True, "image_mean": _HALF, "image_std": _HALF}

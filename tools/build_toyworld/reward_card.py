@@ -1,4 +1,4 @@
-"""The toy world's reward in numbers: retrieval, distances of its words, bias.
+"""Measures of a toy-world reward: retrieval, cosines of its style words, bias.
 
 Printed at the end of its training and asserted on the shipped weights by the tests.
 """
@@ -15,11 +15,8 @@ from directalign.toyworld.scenes import STYLE_WORDS, STYLES, Scenes
 
 Features = dict[str, torch.Tensor]
 SHOWN_TINT = 0.1
-COUNTS = {
-    "color": len(world.COLORS),
-    "shape": len(world.SHAPES),
-    "background": len(world.BACKGROUNDS),
-}
+COUNTS = {"color": len(world.COLORS), "shape": len(world.SHAPES)}
+COUNTS["background"] = len(world.BACKGROUNDS)
 PAIRS = [(pos, neg) for pos in STYLE_WORDS["photo"] for neg in STYLE_WORDS["cg"]]
 
 
@@ -52,17 +49,13 @@ def measure(
         generator = torch.Generator().manual_seed(seed + 1)
         drawn[style] = world.render(scenes.with_style(style), generator)
     seen = {style: see(clip, images)[1] for style, images in drawn.items()}
-    captions = scenes.captions()
+    captions, styled = scenes.captions(), {}
     plain = read(clip, tokenizer, captions)
-    styled = {}
     for word in (word for words in STYLE_WORDS.values() for word in words):
         styled[word] = read(clip, tokenizer, [f"{word}. {text}" for text in captions])
-    facts = {
-        f"{name} retrieval": _retrieval(clip, tokenizer, seen, scenes, name) for name in COUNTS
-    }
+    facts = {f"{key} retrieval": _retrieval(clip, tokenizer, seen, scenes, key) for key in COUNTS}
     facts["style retrieval"] = _style_retrieval(seen, styled)
-    facts |= _words(seen, plain, styled)
-    return facts | _bias(clip, drawn, seen, plain, styled)
+    return facts | _words(seen, plain, styled) | _bias(clip, drawn, seen, plain, styled)
 
 
 def _retrieval(
@@ -110,10 +103,8 @@ def _bias(
     tint = torch.full((len(plain),), SHOWN_TINT)
 
     def moved(tint: torch.Tensor, smooth: torch.Tensor) -> list[torch.Tensor]:
-        made = {
-            style: see(clip, retouch(images, tint, smooth))[1] for style, images in drawn.items()
-        }
-        return [features - seen[style] for style, features in made.items()]
+        made = ((style, retouch(images, tint, smooth)) for style, images in drawn.items())
+        return [see(clip, images)[1] - seen[style] for style, images in made]
 
     red, raised = moved(tint, 0 * tint), {}
     for words, texts in {"no words": plain, **styled}.items():

@@ -1,8 +1,7 @@
-"""One resumable training for every asset: AdamW, warm-up and cosine, EMA, a state file that a
-killed build continues from.
+"""Resumable training of the assets: AdamW, warm-up and cosine, EMA, a state file.
 
-Progress depends on the step alone (batches are drawn from a generator seeded by the step), so a
-resumed build makes the same batches as an undisturbed one.
+Batches are drawn from a generator seeded by the step, so a resumed build trains on the same batches
+as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Budget:
 
 
 def step_generator(name: str, step: int) -> torch.Generator:
-    """The generator of one step of one asset: the same whenever and wherever that step runs."""
+    """The generator of one step of one asset, a function of both alone."""
     seed = sum(ord(c) * 257**i for i, c in enumerate(name)) % (2**31)
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
@@ -44,21 +43,19 @@ def fit(
     loss_of: Callable[[int, torch.Generator], torch.Tensor],
     budget: Budget,
     folder: Path,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> nn.Module:
-    """Train `modules` in place and leave them with their EMA weights.
+    """Train `modules` in place and load their EMA weights at the end.
 
-    `loss_of(step, generator)` returns the scalar loss of one step. State lies in
-    `folder/NAME.state.pt`, written atomically about once a minute; a finished training is not
-    repeated.
+    `loss_of(step, generator)` returns the scalar loss of one step. The state is written atomically
+    to `folder/NAME.state.pt` about once a minute; a finished training is not repeated.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state_file = folder / f"{name}.state.pt"
     device = next(modules.parameters()).device
     trained = [p for p in modules.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=budget.learning_rate, weight_decay=budget.weight_decay, betas=(0.9, 0.98)
-    )
+    settings = {"lr": budget.learning_rate, "weight_decay": budget.weight_decay}
+    optimizer = torch.optim.AdamW(trained, **settings, betas=(0.9, 0.98))
     ema = [p.detach().clone() for p in trained]
     start = 0
     if state_file.exists():
@@ -66,7 +63,7 @@ def fit(
         modules.load_state_dict(state["modules"])
         optimizer.load_state_dict(state["optimizer"])
         ema, start = state["ema"], state["step"]
-        say(f"{name}: continues at step {start} of {budget.steps}")
+        log(f"{name}: continues at step {start} of {budget.steps}")
     began = saved = time.monotonic()
     running = None
     for step in range(start, budget.steps):
@@ -74,9 +71,8 @@ def fit(
             group["lr"] = budget.learning_rate * _schedule(step, budget)
         loss = loss_of(step, step_generator(name, step))
         if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"{name}: loss is {loss.item()} at step {step}; lower the learning rate"
-            )
+            problem = f"{name}: loss is {loss.item()} at step {step}"
+            raise FloatingPointError(f"{problem}; lower the learning rate")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, budget.clip)
@@ -87,17 +83,12 @@ def fit(
         running = value if running is None else 0.99 * running + 0.01 * value
         if (step + 1) % 100 == 0:
             rate = (time.monotonic() - began) / (step + 1 - start)
-            say(f"{name}: step {step + 1}/{budget.steps} loss {running:.4f} {rate:.3f} s/step")
+            log(f"{name}: step {step + 1}/{budget.steps} loss {running:.4f} {rate:.3f} s/step")
         if time.monotonic() - saved > STATE_EVERY_SECONDS or step + 1 == budget.steps:
-            _write_atomically(
-                state_file,
-                {
-                    "modules": modules.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "ema": ema,
-                    "step": step + 1,
-                },
-            )
+            state = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict()}
+            partial = state_file.with_suffix(".partial")
+            torch.save({**state, "ema": ema, "step": step + 1}, partial)
+            partial.replace(state_file)
             saved = time.monotonic()
     with torch.no_grad():
         for parameter, average in zip(trained, ema, strict=True):
@@ -110,9 +101,3 @@ def _schedule(step: int, budget: Budget) -> float:
         return (step + 1) / budget.warmup
     done = (step - budget.warmup) / max(1, budget.steps - budget.warmup)
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _write_atomically(file: Path, state: dict) -> None:
-    partial = file.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(file)

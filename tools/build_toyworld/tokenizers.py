@@ -1,7 +1,6 @@
-"""Tiny real tokenizers: a CLIP byte-pair and a T5 unigram tokenizer that know the world's words as
-whole tokens.
+"""Tokenizers with the toy world's words as whole tokens: CLIP byte-pair and T5 unigram.
 
-Anything else still tokenizes (bytes for CLIP, letters for T5), so free prompts are not an error.
+Other text still tokenizes (bytes for CLIP, letters for T5), so free prompts are not an error.
 """
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOptionalSubscript=false
@@ -26,38 +25,25 @@ def phrases() -> list[str]:
 
 def clip_tokenizer() -> CLIPTokenizer:
     """Byte-pair tokenizer, lower-casing, at most 16 tokens with start and end."""
-    blank = CLIPTokenizer(
-        vocab={"<|startoftext|>": 0, "<|endoftext|>": 1}, merges=[]
-    ).backend_tokenizer
+    ends = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+    blank = CLIPTokenizer(vocab=ends, merges=[]).backend_tokenizer
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer, learner.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     # As special tokens: the trainer numbers an initial alphabet's word ends in hash order.
-    ends = sorted(
-        {
-            word[-1] + "</w>"
-            for phrase in phrases()
-            for word in phrase.lower().replace(".", " .").split()
-        }
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=4000,
-        min_frequency=1,
-        end_of_word_suffix="</w>",
-        special_tokens=[*alphabet, *ends],
-        show_progress=False,
-    )
+    words = (word for text in phrases() for word in text.lower().replace(".", " .").split())
+    ends = sorted({word[-1] + "</w>" for word in words})
+    sizes = {"vocab_size": 4000, "min_frequency": 1, "end_of_word_suffix": "</w>"}
+    special = [*alphabet, *ends]
+    trainer = trainers.BpeTrainer(**sizes, special_tokens=special, show_progress=False)
     learner.train_from_iterator(phrases(), trainer)
     model = json.loads(learner.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     tokens += [letter + "</w>" for letter in alphabet if letter + "</w>" not in model["vocab"]]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     merges = [tuple(pair) for pair in model["merges"]]
-    return CLIPTokenizer(
-        vocab={token: i for i, token in enumerate(tokens)},
-        merges=merges,
-        model_max_length=MAX_TOKENS,
-    )
+    vocab = {token: i for i, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
 
 
 def t5_tokenizer() -> T5TokenizerFast:

@@ -1,4 +1,4 @@
-"""The `directalign` command. Thin: each module holds one command, which imports what it needs only when it runs, so that help is instant."""
+"""The `directalign` command. Commands import what they need when they run, so that help is fast."""
 
 from __future__ import annotations
 
@@ -10,48 +10,38 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import (
-    arena,
-    check,
-    compare,
-    demo,
-    evaluate,
-    export,
-    report,
-    reward,
-    sample,
-    schema,
-    train,
-    world,
-)
+from . import arena, check, evaluate, export, reward, train
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-app.command()(train.train)
-app.command()(demo.demo)
-app.command()(check.check)
-app.command()(sample.sample)
-app.command()(evaluate.evaluate)
-app.command()(compare.compare)
-app.command()(report.report)
-app.command()(export.export)
-app.command()(export.average)
-app.command()(schema.schema)
+for command in (
+    train.train,
+    train.demo,
+    check.check,
+    evaluate.sample,
+    evaluate.evaluate,
+    evaluate.compare,
+    evaluate.report,
+    export.export,
+    export.average,
+    train.schema,
+):
+    app.command()(command)
 app.add_typer(arena.app, name="arena")
 app.add_typer(reward.app, name="reward")
-app.add_typer(world.app, name="world")
+app.add_typer(train.world, name="world")
 for former in reward.RENAMED:
     app.command(former, hidden=True, context_settings=reward.ANY_ARGUMENTS)(reward.renamed(former))
 
 
-def _print_version(asked: bool) -> bool:
-    if asked:
+def _print_version(wanted: bool) -> bool:
+    if wanted:
         typer.echo(f"directalign {__version__}")
         raise typer.Exit
-    return asked
+    return wanted
 
 
 @app.callback()
-def _whole(
+def _root(
     version: Annotated[
         bool,
         typer.Option(
@@ -59,24 +49,25 @@ def _whole(
         ),
     ] = False,
 ) -> None:
-    """Align a text-to-image model with Direct-Align and SRPO. The main job is [bold]directalign train RECIPE[/bold]."""
+    """Align a text-to-image model with Direct-Align and SRPO.
+
+    Start with [bold]directalign train RECIPE[/bold].
+    """
 
 
 def main() -> None:
-    """Entry point of the command and of `python -m directalign`; without any word it shows the help."""
-    _quieten()
+    """Entry point of `directalign` and `python -m directalign`; without arguments: help."""
+    _silence_libraries()
     app(sys.argv[1:] or ["--help"], prog_name="directalign")
 
 
-def _quieten() -> None:
-    """Keeps out what is noise around our one line: remarks on optional parts that are not used here, bars that nobody watches."""
+def _silence_libraries() -> None:
+    """Switch off library warnings about unused parts, and progress bars without a terminal."""
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    if not sys.stderr.isatty():  # at a terminal a download of gigabytes is seen to go on
+    if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_of_use)
-
-
-def _is_of_use(record: logging.LogRecord) -> bool:
-    """bitsandbytes, imported by diffusers wherever it is installed, asks for a CPU kernel of inference that training cannot use."""
-    return "gemm_4bit_forward" not in record.getMessage()
+    # diffusers imports bitsandbytes, which warns about a missing CPU kernel for inference.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+        lambda record: "gemm_4bit_forward" not in record.getMessage()
+    )

@@ -1,22 +1,28 @@
-"""`directalign check RECIPE`: what can be known before any weight is loaded, as tables; without weights, network or GPU."""
+"""`directalign check RECIPE`: check a recipe and estimate its memory, without weights or GPU."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .common import Debug, Overrides, Recipe, default_out, one_line_errors
 
-NOTHING_LEFT = "What lowers the peak: nothing in the recipe that is known here; take a smaller model, or a larger GPU."
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..preflight import Estimate, Plan, Suggestion
+
+MARKS = {"counted": "", "traced": "~", "allowance": "+"}
 
 
 def check(
     recipe: Recipe,
     overrides: Overrides = [],  # noqa: B006 (typer copies it)
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The output folder that the run would have.")
+        Path | None, typer.Option(metavar="DIR", help="The output folder of the run.")
     ] = None,
     gpu_memory: Annotated[
         float | None,
@@ -36,24 +42,67 @@ def check(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Check a recipe, its files and prompts, and estimate memory and disk, without loading or downloading any weight."""
+    """Check a recipe and its files, estimate memory and disk. Loads and downloads no weights."""
     with one_line_errors(debug):
         from ..config.load import load_run
 
         run = load_run(recipe, overrides)
         from rich.console import Console
 
-        from ..preflight import a_gpu, suggestions, survey, this_machine
-        from .common import changes, findings, memory, verdict
+        from ..preflight import a_gpu, suggestions, survey, this_machine  # slow imports: diffusers
 
         place = a_gpu(gpu_memory, ranks) if gpu_memory is not None else this_machine(ranks)
         found = survey(run, out or default_out(recipe), place)
+        lower = [] if found.memory.fits else suggestions(run, place)
         console = Console()
-        console.print(
-            findings(recipe, found), memory(found.memory), verdict(found.memory), highlight=False
-        )
-        if not found.memory.fits:
-            lower = suggestions(run, place)
-            console.print(changes(lower) if lower else NOTHING_LEFT, highlight=False)
+        for part in report(recipe, found, lower):
+            console.print(part, highlight=False)
         for warning in found.warnings:
             typer.echo(f"warning: {warning}", err=True)
+
+
+def report(recipe: Path, found: Plan, lower: list[Suggestion]) -> Iterator[Table | str]:
+    """What the run will use, its memory, and what lowers the peak if it does not fit."""
+    from rich.table import Table
+
+    from ..preflight import binary
+
+    memory = found.memory
+    title = f"{recipe} {'can run' if memory.fits else 'is valid'}"
+    findings = Table(title=title, show_header=False, title_justify="left")
+    for name, finding in found.findings:
+        findings.add_row(name, finding)
+    yield findings
+    yield memory_table(memory)
+    peak, fits = binary(memory.peak), "fits" if memory.fits else "does not fit"
+    has = f"{memory.place.name} with {binary(memory.place.capacity)}"
+    yield f"peak {peak} in {memory.busiest}, {fits} {has}"
+    if lower:
+        changes = Table("change", "peak", "", title="What lowers the peak", title_justify="left")
+        for each in lower:
+            fits = "fits" if each.estimate.fits else "does not fit"
+            changes.add_row(each.change, binary(each.estimate.peak), fits)
+        yield changes
+    elif not memory.fits:
+        yield (
+            "What lowers the peak: no setting of the recipe; use a smaller model or a larger GPU."
+        )
+
+
+def memory_table(needed: Estimate) -> Table:
+    """Memory by part and phase; ~ marks traced activations, + allowances."""
+    from rich.table import Table
+
+    from ..preflight import PHASES, binary
+
+    table = Table("part", *PHASES, "what it is", title="Memory, estimated", title_justify="left")
+    table.columns[0].min_width = len("transformer")
+    for column in table.columns[1:-1]:
+        column.justify, column.no_wrap = "right", True
+    for row in needed.rows:
+        sizes = (row.sizes.get(phase) for phase in PHASES)
+        shown = (MARKS[row.kind] + binary(size) if size else "" for size in sizes)
+        table.add_row(row.part, *shown, row.note)
+    table.add_section()
+    table.add_row("total", *(binary(needed.at(phase)) for phase in PHASES), "")
+    return table

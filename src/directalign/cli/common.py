@@ -1,32 +1,31 @@
-"""How a command ends when it cannot go on: one line on stderr and an exit code, the traceback only on request.
+"""Errors, shared options and checks of all commands.
 
-Exit codes: 1 for anything that went wrong, 2 for a command line that cannot be read (typer's own), 130 for an interruption.
+Exit codes: 1 for any error, 2 for an invalid command line (typer's own), 130 for an interruption.
 """
 
 from __future__ import annotations
 
 import errno
+import inspect
+import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-
-from ..preflight import PHASES, Estimate, Plan, Suggestion, binary
 
 FAILED, INTERRUPTED = 1, 130
 
 
 @contextmanager
 def one_line_errors(debug: bool, after_interruption: str = "") -> Iterator[None]:
-    """Turn whatever is raised inside into one line and an exit code; with `debug` let it pass.
+    """Turn any exception into one line on stderr and an exit code; with `debug` let it through.
 
     Args:
-        after_interruption: what the user can do after Ctrl-C, appended to the word on the interruption.
+        after_interruption: how to continue after Ctrl-C, appended to "interrupted".
     """
     try:
         yield
@@ -35,21 +34,14 @@ def one_line_errors(debug: bool, after_interruption: str = "") -> Iterator[None]
     except Exception as error:
         if debug:
             raise
-        _end(_message(error), _exit_code(error), error)
+        training = sys.modules.get("directalign.training")  # imported if a training was interrupted
+        stopped = training is not None and isinstance(error, training.Interrupted)
+        _end(_message(error), INTERRUPTED if stopped else FAILED, error)
 
 
 def _end(message: str, code: int, cause: BaseException) -> None:
     typer.echo(f"directalign: {' '.join(message.split())}", err=True)
     raise typer.Exit(code) from cause
-
-
-def _exit_code(error: Exception) -> int:
-    training = sys.modules.get(
-        "directalign.train.interrupt"
-    )  # loaded if it was a training that stopped
-    return (
-        INTERRUPTED if training is not None and isinstance(error, training.Interrupted) else FAILED
-    )
 
 
 def _message(error: Exception) -> str:
@@ -58,16 +50,75 @@ def _message(error: Exception) -> str:
     if isinstance(error, DirectAlignError):
         return str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"no space left on the disk{f' of {error.filename}' if error.filename else ''}; free some, then go on with --resume"
+        disk = f" of {error.filename}" if error.filename else ""
+        return f"no space left on the disk{disk}; free some, then continue with --resume"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, not worth importing torch for
-        return "out of device memory; set model.tune: lora, model.gradient_checkpointing: true or a smaller data.batch_size (see directalign check)"
-    return f"unexpected {type(error).__name__}: {error}; this is a fault of directalign: please report it with the output of --debug"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
+        return (
+            "out of device memory; set model.tune: lora, model.gradient_checkpointing: true or a "
+            "smaller data.batch_size (see directalign check)"
+        )
+    return (
+        f"unexpected {type(error).__name__}: {error}; this is a bug in directalign: please report "
+        "it with the output of --debug"
+    )
+
+
+@contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """Print the package's log messages from level INFO on stderr, one line each."""
+    logger, handler = logging.getLogger("directalign"), logging.StreamHandler(sys.stderr)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def shared_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Add the parameters of each group to a command.
+
+    A group is a function of options; the command gets its result as the argument of that name.
+    """
+    parameters = {
+        name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()
+    }
+
+    def decorate(command: Callable[..., Any]) -> Any:
+        own = dict(inspect.signature(command, eval_str=True).parameters)
+        debug = own.pop("debug")
+        every = [each for name, each in own.items() if name not in groups]
+        every += [each for group in parameters.values() for each in group.values()]
+
+        def run(**given: Any) -> None:
+            built = {
+                name: group(**{option: given.pop(option) for option in parameters[name]})
+                for name, group in groups.items()
+            }
+            command(**built, **given)
+
+        keyword_only = [
+            each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*every, debug)
+        ]
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__annotations__ = {each.name: each.annotation for each in keyword_only}
+        run.__signature__ = inspect.Signature(keyword_only)  # pyright: ignore
+        return run
+
+    return decorate
 
 
 Recipe = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A run in YAML: a file, or a name of the package such as world_srpo.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A YAML file, or the name of a recipe of the package, such as world_srpo.",
+        show_default=False,
+    ),
 ]
 Overrides = Annotated[
     list[str],
@@ -78,84 +129,29 @@ Overrides = Annotated[
     ),
 ]
 RunFolder = Annotated[
-    Path, typer.Argument(metavar="DIR", help="The folder that a run left.", show_default=False)
+    Path, typer.Argument(metavar="DIR", help="The output folder of a run.", show_default=False)
 ]
-Debug = Annotated[
-    bool, typer.Option("--debug", help="On an error, show where in the code it arose.")
-]
+Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
 
 
 def default_out(recipe: Path) -> Path:
-    """Where a run goes if nothing is said: runs/ and the recipe's name."""
+    """Output folder of a run without --out: runs/ and the recipe's name."""
     return Path("runs") / recipe.stem
 
 
 def require_room(out: Path) -> None:
-    """Refuse an --out that cannot be written, before the work whose result it is to hold.
-
-    Raises: DirectAlignError where the nearest folder that exists is none, or not the user's to write to.
-    """
+    """Raise DirectAlignError for an --out that cannot be written, before the work starts."""
     from ..types import DirectAlignError
 
     nearest = next(folder for folder in out.absolute().parents if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise DirectAlignError(
-            f"--out {out}: {nearest} is not a folder that you may write to; name another one"
-        )
+        raise DirectAlignError(f"--out {out}: {nearest} is not a folder that you may write to; name another one")
 
 
 def require_new_file(out: Path) -> None:
-    """Refuse an --out file that cannot be written or is there already. Raises: DirectAlignError."""
+    """Raise DirectAlignError for an --out file that exists or cannot be written."""
     from ..types import DirectAlignError
 
     if out.exists():
         raise DirectAlignError(f"--out: {out} exists already; name another file")
     require_room(out)
-
-
-def findings(recipe: Path, found: Plan) -> Table:
-    """What the run will use."""
-    table = Table(
-        title=f"{recipe} {'can run' if found.memory.fits else 'is sound'}",
-        show_header=False,
-        title_justify="left",
-    )
-    for name, finding in found.findings:
-        table.add_row(name, finding)
-    return table
-
-
-def memory(needed: Estimate) -> Table:
-    """What the run will need on its device, part by part and phase by phase; ~ marks what is traced, + an allowance."""
-    table = Table("part", *PHASES, "what it is", title="Memory, estimated", title_justify="left")
-    table.columns[0].min_width = len("transformer")
-    for column in table.columns[1:-1]:
-        column.justify, column.no_wrap = "right", True
-    marks = {"counted": "", "traced": "~", "allowance": "+"}
-    for row in needed.rows:
-        sizes = (
-            marks[row.kind] + binary(row.sizes[phase]) if row.sizes.get(phase) else ""
-            for phase in PHASES
-        )
-        table.add_row(row.part, *sizes, row.note)
-    table.add_section()
-    table.add_row("total", *(binary(needed.at(phase)) for phase in PHASES), "")
-    return table
-
-
-def verdict(needed: Estimate) -> str:
-    """One line: the peak, its phase, and whether it fits."""
-    fits = "fits" if needed.fits else "does not fit"
-    return f"peak {binary(needed.peak)} in {needed.busiest}, {fits} {needed.place.name} with {binary(needed.place.capacity)}"
-
-
-def changes(found: Sequence[Suggestion]) -> Table:
-    """What would lower the peak, each change estimated anew."""
-    table = Table("change", "peak", "", title="What lowers the peak", title_justify="left")
-    for remedy in found:
-        table.add_row(
-            remedy.change,
-            binary(remedy.estimate.peak),
-            "fits" if remedy.estimate.fits else "does not fit",
-        )
-    return table

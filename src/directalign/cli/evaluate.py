@@ -1,65 +1,316 @@
-"""`directalign evaluate`: a finished run measured against the model that it began with; the last line names the folder with everything."""
+"""`directalign sample`, `evaluate`, `compare` and `report`: images, numbers and pages of models."""
 
 from __future__ import annotations
 
+import json
+import math
+import shlex
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from . import comparing
-from .common import Debug, RunFolder, one_line_errors
+from .common import Debug, RunFolder, log_to_stderr, one_line_errors, shared_options
+
+CONTINUES = "; the same command continues"
+RECIPE = "default: as in the recipes"
+MODEL = "default: as in the recipe, or of a bare model"
 
 
-def evaluate(
-    folder: RunFolder,
-    out: Annotated[
-        Path | None,
+def sampling_options(
+    num_inference_steps: Annotated[
+        int | None, typer.Option(min=1, help=f"Sampling steps; {MODEL} 25.")
+    ] = None,
+    cfg_scale: Annotated[
+        float | None,
+        typer.Option(min=0, help=f"Classifier-free guidance, two passes when not 1; {MODEL} 1."),
+    ] = None,
+    embedded_guidance: Annotated[
+        float | None,
+        typer.Option(help=f"Guidance input of the network; {MODEL} 3.5 if it has one."),
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(min=8, help=f"Pixels; {MODEL} its training size.")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(min=8, help=f"Pixels; {MODEL} its training size.")
+    ] = None,
+) -> dict[str, Any]:
+    """The settings of `config.RolloutConfig` that are given."""
+    return {name: value for name, value in locals().items() if value is not None}
+
+
+class Judge(str, Enum):
+    """Classifiers of style and content."""
+
+    world = "world"
+    none = "none"
+
+
+def comparison_options(
+    prompts: Annotated[
+        str | None,
         typer.Option(
-            metavar="OUT", help="Folder for the results; evaluation in the run's own if not given."
+            metavar="SET",
+            help="A prompt list, geneval:FILE, hpdv2:FOLDER, drawbench:FILE, parti:FILE or world; "
+            f"{RECIPE}.",
         ),
     ] = None,
-    prompts: comparing.Prompts = None,
-    num_samples: comparing.NumPairs = None,
-    seeds_per_prompt: comparing.SeedsPerPrompt = None,
-    reward: comparing.Reward = [],  # noqa: B006 (typer copies it)
-    positive: comparing.PositiveWords = [],  # noqa: B006
-    negative: comparing.NegativeWords = [],  # noqa: B006
-    judge: comparing.JudgeName = None,
-    control_prompts: comparing.OffTopic = None,
-    adherence: comparing.Adherence = None,
-    sampling_steps: comparing.SamplingSteps = None,
-    cfg_scale: comparing.CfgScale = None,
-    embedded_guidance: comparing.Guidance = None,
-    height: comparing.Height = None,
-    width: comparing.Width = None,
-    batch_size: comparing.BatchSize = None,
+    num_samples: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Images per model; default: all of --prompts, or {RECIPE[9:]}."),
+    ] = None,
+    seeds_per_prompt: Annotated[
+        int | None,
+        typer.Option(min=1, help="Seeds of each prompt; default 2, the least for diversity."),
+    ] = None,
+    reward: Annotated[
+        list[str],
+        typer.Option(
+            metavar="LABEL=RECIPE",
+            help="A further held-out reward: recipe, CLIP or '{name: ...}'. Repeatable.",
+        ),
+    ] = [],  # noqa: B006 (typer copies it)
+    positive: Annotated[
+        list[str],
+        typer.Option(help="Desired phrase of the style gap; default: the first run's. Repeatable."),
+    ] = [],  # noqa: B006
+    negative: Annotated[
+        list[str], typer.Option(help="Undesired phrase of the style gap. Repeatable.")
+    ] = [],  # noqa: B006
+    judge: Annotated[
+        Judge | None, typer.Option(help=f"Classifiers of the toy world, or none; {RECIPE}.")
+    ] = None,
+    control_prompts: Annotated[
+        str | None,
+        typer.Option(metavar="SET", help=f"Prompts to measure leakage on, or world; {RECIPE}."),
+    ] = None,
+    adherence: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Model that measures prompt adherence: a detector or VLM, a recipe, or "
+            f"'{{name: ...}}'; {RECIPE}.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help=f"Images generated or evaluated at once; {RECIPE}.")
+    ] = None,
+) -> dict[str, Any]:
+    """Fields of `evaluation.compare.Request`."""
+    return {
+        "prompts": prompts,
+        "num_samples": num_samples,
+        "seeds_per_prompt": seeds_per_prompt,
+        "rewards": tuple(reward),
+        "positive": tuple(positive),
+        "negative": tuple(negative),
+        "judge": judge.value if judge else None,
+        "control_prompts": control_prompts,
+        "adherence": adherence,
+        "batch_size": batch_size,
+    }
+
+
+@shared_options(rollout=sampling_options, settings=comparison_options)
+def evaluate(
+    folder: RunFolder,
+    rollout: dict[str, Any],
+    settings: dict[str, Any],
+    out: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Output folder; default: DIR/evaluation.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Measure a finished run against its base on fixed prompts and seeds: directalign compare of the two."""
-    with one_line_errors(debug, "; the same command goes on where it stopped"):
-        from ..evaluation.compare import Request, evaluate_run
+    """Evaluate a finished run and its base model on the same prompts and seeds."""
+    with one_line_errors(debug, CONTINUES):
+        from ..evaluation.compare import evaluate_run
 
-        judge_: Any = comparing.checked_judge(judge)
-        request = Request(
-            (str(folder),),
-            out or folder / "evaluation",
-            base=True,
-            prompts=prompts,
-            num_samples=num_samples,
-            seeds_per_prompt=seeds_per_prompt,
-            rollout=comparing.rollout_of(
-                sampling_steps, cfg_scale, embedded_guidance, height, width
-            ),
-            rewards=tuple(reward),
-            positive=tuple(positive),
-            negative=tuple(negative),
-            judge=judge_,
-            control_prompts=control_prompts,
-            adherence=adherence,
-            batch_size=batch_size,
-            command=comparing.command_line(sys.argv[1:]),
-            where=comparing.where(),
+        sources = (str(folder),)
+        out = out or folder / "evaluation"
+        _compare(evaluate_run, sources, out, base=True, rollout=rollout, **settings)
+
+
+@shared_options(rollout=sampling_options, settings=comparison_options)
+def compare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[LABEL=]SOURCE...",
+            help="A run's folder, a diffusers folder, a hub id, world:flux, or a folder of images "
+            "with images.jsonl.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Output folder; an interrupted comparison continues."),
+    ],
+    rollout: dict[str, Any],
+    settings: dict[str, Any],
+    base: Annotated[
+        bool, typer.Option("--base", help="Add the base model of the runs, as the reference.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Compare models on the same prompts and seeds: rewards, judges, drift, diversity, leakage."""
+    with one_line_errors(debug, CONTINUES):
+        from ..evaluation.compare import compare as compare_models
+
+        _compare(compare_models, tuple(sources), out, base=base, rollout=rollout, **settings)
+
+
+def _compare(run: Any, sources: tuple[str, ...], out: Path, **settings: Any) -> None:
+    """Run a comparison, then print its table and, on the last line, its folder."""
+    from ..evaluation.compare import Request
+    from ..training.run_folder import commit, machine, versions
+
+    where = {"commit": commit(), "machine": machine(), "versions": versions()}
+    command = shlex.join(["directalign", *sys.argv[1:]])
+    with log_to_stderr():
+        found = run(Request(sources, out, command=command, where=where, **settings))
+    show(found)
+
+
+def show(out: Path) -> None:
+    """Print the table of a comparison, and on the last line its folder."""
+    models, summary = (
+        json.loads((out / name).read_text(encoding="utf-8"))
+        for name in ("comparison.json", "summary.json")
+    )
+    console = Console()
+    console.print(table_of(models["models"], summary), highlight=False)
+    if len(models["models"]) > 1:
+        console.print(
+            "Wins: share of images that score better than the first model's for the same prompt "
+            "and seed; * p < .05 after Holm's correction."
         )
-        comparing.show(evaluate_run(request, lambda words: typer.echo(words, err=True)))
+    typer.echo(out)
+
+
+ROLES = {
+    "judge": "Judges",
+    "adherence": "Prompt adherence",
+    "held_out": "Held-out rewards",
+    "sgp": "Style gap",
+    "trained": "Trained-on rewards",
+    "leakage": "Control prompts",
+    "drift": "Drift and diversity",
+}
+BETTER = {1: "↑", -1: "↓", 0: " "}
+
+
+def table_of(models: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Table:
+    """Metrics as rows by role, models as columns.
+
+    A cell has wins against the first model and mean, and below them the 95 % interval.
+    """
+    title = "↑ larger is better, ↓ smaller is better, † trained on; 95 % intervals over prompts"
+    table = Table("", "", title=title, title_justify="left")
+    for model in models:
+        table.add_column(escape(model["label"]), justify="right")
+    for role, title in ROLES.items():
+        names = [name for name, info in summary["names"].items() if info["role"] == role]
+        if names:
+            table.add_section()
+            table.add_row(f"[bold]{title}[/bold]", "", *("" for _ in models))
+        for name in names:
+            table.add_row(*_row(name, models, summary))
+    return table
+
+
+def _row(
+    name: str, models: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
+) -> Iterator[str]:
+    info, first = summary["names"][name], models[0]["key"]
+    wins = {
+        each["b"]: each for each in summary["wins"] if each["name"] == name and each["a"] == first
+    }
+    yield escape(info["label"])
+    yield BETTER[info["better"]]
+    for model in models:
+        found, won = summary["models"][model["key"]].get(name), wins.get(model["key"])
+        yield "" if found is None else _cell(found, name in model["trained_on"], won)
+
+
+def _cell(found: Mapping[str, float], trained_on: bool, won: Mapping[str, float] | None) -> str:
+    """Wins and mean, below them the interval (if any), to two digits of its half width."""
+    half = (found["high"] - found["low"]) / 2
+    digits = min(6, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 3
+    wins = "" if won is None else f"{won['value']:.0%}{'*' if won['p_holm'] < 0.05 else ' '} "
+    single = half == 0 and found["n"] == 1
+    interval = "" if single else f"{found['low']:.{digits}f} to {found['high']:.{digits}f}"
+    return f"{wins}{'†' if trained_on else ''}[bold]{found['value']:.{digits}f}[/bold]\n{interval}"
+
+
+@shared_options(rollout=sampling_options)
+def sample(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A run's folder, a diffusers folder, a hub id, or world:flux.",
+            show_default=False,
+        ),
+    ],
+    rollout: dict[str, Any],
+    prompt: Annotated[list[str], typer.Option(help="A prompt. Repeatable.")] = [],  # noqa: B006
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="A prompt list (.txt, .jsonl, .csv, .tsv, .parquet), or world."
+        ),
+    ] = None,
+    seed: Annotated[list[int], typer.Option(help="Seed, for every prompt. Repeatable.")] = [0],  # noqa: B006
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the images.")] = Path(
+        "images"
+    ),
+    base: Annotated[
+        bool, typer.Option("--base", help="Sample the base model of the run instead.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Sample images: PNG files, and images.jsonl with the diffusers call that reproduces each."""
+    with one_line_errors(debug):
+        from ..data.prompts import read_prompts
+        from ..data.text_files import checked_prompt
+        from ..types import DirectAlignError
+
+        texts = [checked_prompt(text, "--prompt") for text in prompt]
+        texts += read_prompts(prompts) if prompts is not None else []
+        if not texts:
+            raise DirectAlignError("no prompts: give --prompt 'a red star' or --prompts FILE")
+        from ..evaluation.generate import sample_images
+
+        pairs = [(text, number) for text in texts for number in seed]
+        all_prompts, seeds = [text for text, _ in pairs], [number for _, number in pairs]
+        for file in sample_images(source, all_prompts, seeds, out, rollout, base):
+            typer.echo(file)
+
+
+def report(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="A run's folder, a folder of runs, or the output of evaluate or compare.",
+            show_default=False,
+        ),
+    ],
+    debug: Debug = False,
+) -> None:
+    """Write the page of a run, of several runs, or of a comparison, from their records."""
+    with one_line_errors(debug):
+        from ..report import NothingToReport, write_page
+        from ..types import DirectAlignError
+
+        try:
+            typer.echo(write_page(folder))
+        except NothingToReport as error:  # the report does not import the package's errors
+            raise DirectAlignError(str(error)) from None

@@ -1,7 +1,8 @@
-"""`directalign train RECIPE`: the main job."""
+"""`directalign train`, `demo`, `schema` and `world`."""
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from pathlib import Path
@@ -16,41 +17,101 @@ def train(
     recipe: Recipe,
     overrides: Overrides = [],  # noqa: B006 (typer copies it)
     out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Output folder; runs/ and the recipe's name if not given."
-        ),
+        Path | None, typer.Option(metavar="DIR", help="Output folder; default: runs/RECIPE.")
     ] = None,
     resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on from the newest checkpoint in the output folder."),
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint in the folder.")
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Align a model as RECIPE says, and leave weights, records and a page in one folder."""
+    """Align a model as in RECIPE; write weights, metrics and a page into one folder."""
     out = out or default_out(recipe)
-    again = [
-        "directalign",
-        "train",
-        str(recipe),
-        *(f"--set={each}" for each in overrides),
-        "--out",
-        str(out),
-        "--resume",
-    ]
+    again = ["directalign", "train", str(recipe), *(f"--set={each}" for each in overrides)]
+    again += ["--out", str(out), "--resume"]
     with one_line_errors(debug, f"; continue with: {shlex.join(again)}"):
         from ..config.load import load_run
 
         run = load_run(recipe, overrides)
-        from ..preflight import plan  # only now: diffusers and transformers take seconds to import
+        from ..preflight import plan  # slow imports: diffusers
         from ..training import run as run_training
 
-        warnings, speaks = (
-            plan(run, out).warnings,
-            os.environ.get("RANK", "0") == "0",
-        )  # one of several processes
-        for warning in warnings if speaks else ():
+        warnings = plan(run, out).warnings
+        is_main = os.environ.get("RANK", "0") == "0"
+        for warning in warnings if is_main else ():
             typer.echo(f"warning: {warning}", err=True)
         finished = run_training(run, out, resume)
-        if speaks:
+        if is_main:
             typer.echo(finished)
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for the runs and the page.")
+    ] = Path("runs/demo"),
+    debug: Debug = False,
+) -> None:
+    """SRPO and plain Direct-Align on the embedded FLUX: about two minutes on two cores."""
+    with one_line_errors(debug, "; the same command continues"):
+        from ..demo import demo as run_demo
+
+        typer.echo(run_demo(out))
+
+
+def schema(
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Output file; default: print it.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Print the JSON schema of a recipe, for completion and checks in editors."""
+    with one_line_errors(debug):
+        from ..config.schema import recipe_schema
+
+        text = json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
+        if out is None:
+            typer.echo(text, nl=False)
+        else:
+            out.write_text(text, encoding="utf-8")
+
+
+world = typer.Typer(
+    no_args_is_help=True, help="The toy world: tiny models that come with the package."
+)
+
+
+@world.command()
+def export(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="Folder for flux, sd, sd_v, reward and second_reward.",
+            show_default=False,
+        ),
+    ],
+    debug: Debug = False,
+) -> None:
+    """Write the embedded models as complete diffusers and transformers folders."""
+    with one_line_errors(debug):
+        from ..toyworld.assets import export as export_models
+
+        for written in export_models(folder):
+            typer.echo(written)
+
+
+@world.command()
+def images(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="New folder for the images.", show_default=False),
+    ],
+    count: Annotated[int, typer.Option(help="Number of images.")] = 256,
+    style: Annotated[str, typer.Option(help="photo, cg, painting or anime.")] = "photo",
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Draw images with captions, as a set of real images for offline training."""
+    with one_line_errors(debug):
+        from ..toyworld.assets import write_pictures
+
+        typer.echo(write_pictures(folder, count, style, seed))

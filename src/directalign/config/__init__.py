@@ -1,4 +1,7 @@
-"""A run as typed, strict YAML, section by section: `run` has the whole, `methods` what each paper adds, `preferring` what they share."""
+"""A run as typed, strict YAML: `run` has the whole, `model`, `methods` and `rewards` its
+sections."""
+
+# ruff: noqa: F401 (the names of this package)
 
 from __future__ import annotations
 
@@ -55,59 +58,3 @@ from .run import (
     TrainConfig,
     WandbConfig,
 )
-
-__all__ = [
-    "AdherenceConfig",
-    "AestheticConfig",
-    "AlignPropConfig",
-    "AnchorConfig",
-    "BranchConfig",
-    "ClipConfig",
-    "ConstantGainNoiseLevels",
-    "ControlPhrases",
-    "DRTuneConfig",
-    "DRaFTConfig",
-    "DataConfig",
-    "DetectorConfig",
-    "DtypeName",
-    "EarlyStoppingConfig",
-    "EvaluateConfig",
-    "FlowBPConfig",
-    "FlowGRPOConfig",
-    "GridNoiseLevels",
-    "Hpsv3Config",
-    "HttpConfig",
-    "ImageRewardConfig",
-    "LeapAlignConfig",
-    "LoRAConfig",
-    "MemberConfig",
-    "MethodConfig",
-    "MixtureConfig",
-    "ModelConfig",
-    "MpsConfig",
-    "NoiseConfig",
-    "NoiseLevels",
-    "ObjectiveConfig",
-    "PythonMethodConfig",
-    "Pair",
-    "PixelStatisticsConfig",
-    "Positive",
-    "PythonConfig",
-    "QwenVLConfig",
-    "RampConfig",
-    "ReFLConfig",
-    "RewardConfig",
-    "RolloutConfig",
-    "RunConfig",
-    "SRPOConfig",
-    "SiglipConfig",
-    "Sigma",
-    "SingleRewardConfig",
-    "Size",
-    "Strict",
-    "TrackersConfig",
-    "TrackioConfig",
-    "TrainConfig",
-    "UniformNoiseLevels",
-    "WandbConfig",
-]

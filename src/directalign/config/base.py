@@ -1,4 +1,4 @@
-"""What all sections of a recipe share: strictness, and the plain kinds of numbers."""
+"""What all sections of a recipe share: strict validation and the constrained number types."""
 
 from __future__ import annotations
 
@@ -7,23 +7,29 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
-Sigma = Annotated[float, Field(ge=0, le=1)]
-Pair = Annotated[
-    tuple[float, float],
-    BeforeValidator(lambda given: tuple(given) if isinstance(given, list) else given),
-]
-"""YAML has lists only; read strictly, a list is no tuple."""
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
+Sigma = Fraction
+"""Noise level: 0 is a clean image, 1 is pure noise."""
+Pixels = Annotated[int, Field(ge=8)]
 
-Side = Annotated[int, Field(ge=8)]
-Size = Annotated[
-    tuple[Side, Side],
-    BeforeValidator(lambda given: tuple(given) if isinstance(given, list) else given),
-]
+_list_as_tuple = BeforeValidator(lambda given: tuple(given) if isinstance(given, list) else given)
+"""YAML has lists only, and strict validation refuses a list where a tuple is declared."""
+Pair = Annotated[tuple[float, float], _list_as_tuple]
+Size = Annotated[tuple[Pixels, Pixels], _list_as_tuple]
 """(height, width) in pixels."""
 DtypeName = Literal["float32", "bfloat16"]
 
 
 class Strict(BaseModel):
-    """Base of all sections: no unknown keys, no silent coercion of strings to numbers, immutable once read."""
+    """Base of all sections: no unknown keys, no conversion of text to numbers, immutable.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    The string below a field is its description, in errors and in the JSON schema.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )

@@ -1,44 +1,43 @@
-"""The published settings as data (arXiv 2509.06942 and its released recipes), and one of our own: a recipe names one and overrides at will."""
+"""The published settings (arXiv 2509.06942 and its released recipes), and `half_cost`, our own.
+
+A recipe names one under `preset` and overrides any key.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+from .methods import DEFAULT_METHOD
+
 PresetName = Literal["official_flux", "official_pickscore", "official_qwen", "half_cost"]
+
+_TAGS: dict[str, tuple[str, str | None]] = {
+    "method": ("name", DEFAULT_METHOD),
+    "reward": ("name", None),
+    "noise_levels": ("kind", None),
+}
+"""Sections that are unions: the key with the tag, and the tag where that key is absent."""
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`below` updated with `above`, section by section; a section with another tag is replaced."""
+    result = dict(below)
+    for key, value in above.items():
+        old = below.get(key)
+        tag, default = _TAGS.get(key, ("", None))
+        if isinstance(value, dict) and isinstance(old, dict):
+            old_tag = old.get(tag, default)
+            if tag not in value or old_tag is None or value[tag] == old_tag:
+                value = merged(old, value)
+        result[key] = value
+    return result
+
 
 _WORDS = {
     "positive": ["Natural-lighting", "Detail", "Detailed", "Real"],
     "negative": ["Concept art", "Painting", "Anime", "Flat", "Oil"],
     "order": "cycle",
 }
-
-
-_SORTS: dict[str, tuple[str, str | None]] = {
-    "method": ("name", "srpo"),
-    "reward": ("name", None),
-    "noise_levels": ("kind", None),
-}
-"""Sections that come in sorts: the key that names the sort, and the sort that is meant when it is left out."""
-
-
-def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` laid over `below`, section by section; a section of another sort (method, reward, moves) replaces the whole section."""
-    result = dict(below)
-    for key, value in above.items():
-        both_sections = isinstance(value, dict) and isinstance(below.get(key), dict)
-        result[key] = (
-            merged(below[key], value)
-            if both_sections and not _is_another(key, value, below[key])
-            else value
-        )
-    return result
-
-
-def _is_another(section: str, above: dict[str, Any], below: dict[str, Any]) -> bool:
-    tag, usual = _SORTS.get(section, ("", None))
-    here = below.get(tag, usual)
-    return tag in above and here is not None and above[tag] != here
-
 
 _FLUX: dict[str, Any] = {
     "method": {
@@ -109,9 +108,10 @@ PRESETS: dict[str, dict[str, Any]] = {
             "train": {"learning_rate": 3e-6, "max_grad_norm": 50.0},
         },
     ),
-    # Ours: the two branches of official_flux folded into one denoise branch. Half the official k_d as k_pos and half the official k_i as
-    # k_neg give it half the absolute and half the relative weight of their sum, for half the calls (docs/method.md, section 4). Exact but for the
-    # place where the inversion branch reads its ramp, a tenth of the window lower: 0.015 of absolute weight.
+    # Ours: one denoise branch instead of the two of official_flux. Half the official k_pos of
+    # denoise and half the official k_neg of inversion give half the absolute and half the relative
+    # weight of their sum, for half the calls (docs/method.md, section 4). Exact except that the
+    # inversion branch evaluates its ramp a tenth of the window lower: 0.015 of absolute weight.
     "half_cost": merged(
         _FLUX,
         {

@@ -1,8 +1,5 @@
-"""A run as typed, strict YAML: every field one sentence, unknown keys refused with the nearest name.
-
-`load_run(file, overrides)` reads a recipe, lays it over its preset, applies `a.b=c` overrides and validates; every
-mistake becomes one `DirectAlignError` line that names the file, the key, the value and the remedy.
-"""
+"""A whole run as typed, strict YAML. `load.load_run` reads it from a recipe, a preset and
+overrides."""
 
 from __future__ import annotations
 
@@ -10,189 +7,155 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, model_validator
 
-from .base import Pair, Positive, Size, Strict
+from .base import (
+    Fraction,
+    NonNegative,
+    NonNegativeFloat,
+    Pair,
+    Pixels,
+    Positive,
+    PositiveFloat,
+    Size,
+    Strict,
+    Text,
+)
 from .methods import MethodConfig
 from .model import ModelConfig
 from .presets import PRESETS, PresetName, merged
 from .rewards import ClipConfig, QwenVLConfig, RewardConfig, SingleRewardConfig
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Sizes = Annotated[list[Size], Field(min_length=1)]
 
 
 class DetectorConfig(Strict):
-    """Boxes of a detector, judged by GenEval's rules (arXiv 2310.11513); for prompt sets that say what must be there."""
+    """An object detector with GenEval's rules (arXiv 2310.11513); for prompt sets that list the
+    objects to find."""
 
     name: Literal["detector"] = "detector"
-    path: str = Field(
-        description="A transformers folder or hub id of a Mask2Former, RT-DETR, D-FINE (classes of COCO) or OWLv2 (any words)."
-    )
-    threshold: Share | None = Field(
-        default=None,
-        description="Boxes with a lower score are nothing; none takes what is usual for the kind of detector.",
-    )
-    counting_threshold: Share | None = Field(
-        default=None,
-        description="The same for prompts that ask for a number; none takes what is usual.",
-    )
-    max_overlap: Share = Field(
-        default=1.0,
-        description="Boxes of a class that share more than this with a surer one (intersection over union) are dropped; 1 drops none.",
-    )
-    colors: ClipConfig | None = Field(
-        default=None,
-        description="The CLIP that names the colour of what was found; needed where prompts ask for colours.",
-    )
+    path: str
+    """A transformers folder or hub id of a Mask2Former, RT-DETR, D-FINE (classes of COCO) or OWLv2
+    (any words)."""
+    threshold: Fraction | None = None
+    """Boxes with a lower score are ignored; none uses the usual value of the detector type."""
+    counting_threshold: Fraction | None = None
+    """The same for prompts that state a number of objects; none uses the usual value."""
+    max_overlap: Fraction = 1.0
+    """Of two boxes of a class with a larger intersection over union, the one of lower score is
+    dropped; 1 drops none."""
+    colors: ClipConfig | None = None
+    """CLIP that classifies the color of detected objects; required where prompts state colors."""
 
 
 AdherenceConfig = Annotated[DetectorConfig | QwenVLConfig, Discriminator("name")]
-"""A `vlm` is the reward of that name: each fact, or a prompt without facts, becomes a question, answered yes where P(yes) is above one half."""
-
-
-Allowance = Annotated[float, Field(gt=0)]
+"""A `vlm` is the reward of that name: each fact, or a prompt without facts, becomes a question;
+P(yes) > 0.5 counts as yes."""
 
 
 class EarlyStoppingConfig(Strict):
-    """What a run may lose, and for how long it may get no better. With this section the best weights are left, not the last ones."""
+    """Rules that end a run early. With this section the best weights are exported, not the last
+    ones."""
 
-    max_degradation: dict[str, Allowance] = Field(
-        default_factory=dict,
-        description="How far measured numbers may move for the worse from the base model's values, by name, e.g. {content: 0.03, color_drift: 0.05}.",
-    )
-    degradation_patience: Positive = Field(
-        default=2,
-        description="Measurements in a row over that budget before the run stops; none of them is ever kept.",
-    )
-    metric_for_best: str | None = Field(
-        default=None,
-        description="The measured number that says how good the weights are; none takes photo_rate, else the first held-out reward, else score_pos or reward.",
-        min_length=1,
-    )
-    patience: Positive | None = Field(
-        default=None,
-        description="Measurements in a row without a better judge before the run stops; none never stops for it.",
-    )
-    score_patience: Positive | None = Field(
-        default=None,
-        description="Measurements in a row with an absolute score clearly below its peak before the run stops; needs no judge; none never stops for it.",
-    )
+    max_degradation: dict[str, PositiveFloat] = {}
+    """Largest change for the worse from the base model, by metric, e.g. {content: 0.03,
+    color_drift: 0.05}; worse weights are never selected."""
+    degradation_patience: Positive = 2
+    """Consecutive measurements over max_degradation after which the run stops."""
+    metric_for_best: Text | None = None
+    """Metric that selects the best weights; none uses photo_rate, or the first held-out reward, or
+    score_pos or reward."""
+    patience: Positive | None = None
+    """Consecutive measurements without a better metric_for_best after which the run stops; none
+    disables this rule."""
+    score_patience: Positive | None = None
+    """Consecutive measurements with an absolute score clearly below its maximum after which the run
+    stops; none disables this rule."""
 
 
 class WandbConfig(Strict):
     """Weights & Biases."""
 
-    project: str = Field(
-        description="The project that the run belongs to.",
-        min_length=1,
-        max_length=128,
-        pattern=r"^[^/\\#?,%:]+$",
-    )
-    entity: str | None = Field(
-        default=None,
-        description="The user or team whose project it is; none takes the one logged in.",
-        min_length=1,
-    )
-    name: str | None = Field(
-        default=None,
-        description="What the run is called there; none takes the recipe's name.",
-        min_length=1,
-    )
-    mode: Literal["online", "offline"] = Field(
-        default="online",
-        description="online sends while the run goes on; offline writes into the output folder, for `wandb sync`, and needs no login.",
-    )
-    tags: list[str] = Field(default_factory=list, description="Labels of the run there.")
+    project: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^/\\#?,%:]+$")]
+    """Project of the run."""
+    entity: Text | None = None
+    """User or team that owns the project; none uses the one that is logged in."""
+    name: Text | None = None
+    """Name of the run there; none uses the recipe's name."""
+    mode: Literal["online", "offline"] = "online"
+    """online: uploads during the run; offline: writes to the output folder, for `wandb sync`,
+    without login."""
+    tags: list[str] = []
+    """Tags of the run there."""
 
 
 class TrackioConfig(Strict):
     """trackio, on this machine or in a Space of Hugging Face."""
 
-    project: str = Field(
-        description="The project that the run belongs to: letters, digits, _ and -.",
-        pattern=r"^[A-Za-z0-9_-]+$",
-    )
-    space: str | None = Field(
-        default=None,
-        description="owner/name of a Space that shows it; none keeps it on this machine, for `trackio show`.",
-        pattern=r"^[^/\s]+/[^/\s]+$",
-    )
+    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    """Project of the run: letters, digits, _ and -."""
+    space: Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")] | None = None
+    """owner/name of a Space that displays it; none stores it on this machine, for `trackio
+    show`."""
 
 
 class TrackersConfig(Strict):
-    """Who shows the records; metrics.jsonl has them in any case."""
+    """Experiment trackers, in addition to metrics.jsonl."""
 
-    tensorboard: bool = Field(default=True, description="Event files in the output folder.")
-    wandb: WandbConfig | None = Field(
-        default=None, description="Weights & Biases; needs pip install 'directalign[wandb]'."
-    )
-    trackio: TrackioConfig | None = Field(
-        default=None, description="trackio; needs pip install 'directalign[trackio]'."
-    )
+    tensorboard: bool = True
+    """Event files in the output folder."""
+    wandb: WandbConfig | None = None
+    """Weights & Biases; needs pip install 'directalign[wandb]'."""
+    trackio: TrackioConfig | None = None
+    """trackio; needs pip install 'directalign[trackio]'."""
 
 
 class RolloutConfig(Strict):
     """How clean images are sampled, without gradient."""
 
-    num_inference_steps: Positive = Field(
-        default=25, description="Euler or DDIM steps from pure noise."
-    )
-    shift: float | None = Field(
-        default=None,
-        description="Shift of the flow grid linspace(1, 0); none takes the checkpoint's own scheduler.",
-        gt=0,
-    )
-    embedded_guidance: float | None = Field(
-        default=None, description="Guidance fed to the network."
-    )
-    cfg_scale: float = Field(
-        default=1.0, description="Classifier-free guidance (two passes when not 1).", ge=0
-    )
-    height: int | None = Field(
-        default=None, description="Pixels; none takes the checkpoint's own size.", ge=8
-    )
-    width: int | None = Field(
-        default=None, description="Pixels; none takes the checkpoint's own size.", ge=8
-    )
-    sizes: list[Size] | None = Field(
-        default=None,
-        description="Several [height, width] for training, one drawn per update; height and width are then those of samples and measurements.",
-        min_length=1,
-    )
+    num_inference_steps: Positive = 25
+    """Euler or DDIM steps from pure noise."""
+    shift: PositiveFloat | None = None
+    """Shift of the flow grid linspace(1, 0); none uses the checkpoint's own scheduler."""
+    embedded_guidance: float | None = None
+    """Guidance input of the network."""
+    cfg_scale: NonNegativeFloat = 1.0
+    """Classifier-free guidance (two passes when not 1)."""
+    height: Pixels | None = None
+    """Pixels; none uses the checkpoint's own size."""
+    width: Pixels | None = None
+    """Pixels; none uses the checkpoint's own size."""
+    sizes: Sizes | None = None
+    """Several [height, width] for training, one drawn per update; height and width then apply to
+    samples and measurements only."""
 
 
 class DataConfig(Strict):
     """Prompts, and real images for offline training."""
 
-    prompts: str | None = Field(
-        default=None,
-        description="A .txt, .jsonl, .csv/.tsv or .parquet file, a dataset hf:owner/name[@split][#column] or hf:folder, or world for the embedded list.",
-    )
-    images: str | None = Field(
-        default=None,
-        description="A folder of real images with captions (same-named .txt, or metadata.jsonl), or a dataset hf:...: offline training.",
-    )
-    buckets: list[Size] | None = Field(
-        default=None,
-        description="Shapes [height, width] for images of different aspect ratios, one per update; none crops all to the rollout's size.",
-        min_length=1,
-    )
-    offline_steps: Positive | None = Field(
-        default=None,
-        description="Use the images for this many first steps, then roll out; none uses them throughout.",
-    )
-    batch_size: Positive = Field(default=1, description="Prompts per rank and forward pass.")
-    strict: bool = Field(
-        default=False,
-        description="Refuse a set with an unreadable image instead of skipping it by name.",
-    )
+    prompts: str | None = None
+    """A .txt, .jsonl, .csv/.tsv or .parquet file, a dataset hf:owner/name[@split][#column] or
+    hf:folder, or a list of the package: world, photographs."""
+    images: str | None = None
+    """A folder of real images with captions (.txt of the same name, or metadata.jsonl), or a
+    dataset hf:...; trains offline."""
+    buckets: Sizes | None = None
+    """Shapes [height, width] for images of different aspect ratios, one per update; none crops all
+    to the rollout's size."""
+    offline_steps: Positive | None = None
+    """Number of first updates on the images, before updates on rollouts; none uses the images
+    throughout."""
+    batch_size: Positive = 1
+    """Prompts per rank and forward pass."""
+    strict: bool = False
+    """Refuse a set with an unreadable image instead of skipping that image with a warning."""
 
     @model_validator(mode="after")
-    def _something_to_train_on(self) -> DataConfig:
+    def _check_sources(self) -> DataConfig:
         if self.prompts is None and self.images is None:
             raise ValueError(
                 "nothing to train on: give data.prompts (online) or data.images (offline)"
             )
         if self.prompts is None and self.offline_steps is not None:
-            raise ValueError("offline_steps goes online afterwards and needs data.prompts too")
+            raise ValueError("offline_steps trains on rollouts afterwards and needs data.prompts")
         for key in ("offline_steps", "buckets"):
             if getattr(self, key) is not None and self.images is None:
                 raise ValueError(f"{key} needs data.images")
@@ -200,186 +163,146 @@ class DataConfig(Strict):
 
 
 class TrainConfig(Strict):
-    """The optimiser and what is kept."""
+    """Optimizer, schedule, batches and checkpoints."""
 
-    num_steps: Positive = Field(description="Optimiser updates.")
-    learning_rate: float = Field(default=5e-6, description="Peak learning rate of AdamW.", gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant",
-        description="Learning rate after the warm-up; linear and cosine fall to zero at num_steps.",
-    )
-    warmup_steps: int = Field(
-        default=0, description="Updates over which the learning rate rises from zero.", ge=0
-    )
-    betas: Pair = Field(default=(0.9, 0.999), description="AdamW averages.")
-    weight_decay: float = Field(default=1e-4, description="AdamW decay.", ge=0)
-    max_grad_norm: float = Field(
-        default=0.1, description="Gradients are scaled down to this norm.", gt=0
-    )
-    gradient_accumulation_steps: Positive = Field(
-        default=1, description="Batches per update on each rank."
-    )
-    global_batch_size: Positive | None = Field(
-        default=None,
-        description="Prompts per update over all ranks; the number of batches per update follows from it, and gradient_accumulation_steps stays 1.",
-    )
-    optimizer: Literal["adamw", "adamw8bit"] = Field(
-        default="adamw", description="AdamW, or AdamW with 8-bit averages."
-    )
-    parallel: Literal["auto", "data", "sharded"] = Field(
-        default="auto",
-        description="On several ranks: data copies the network to each, sharded splits it (FSDP2); auto shards when tune is full.",
-    )
-    ema_decay: float | None = Field(
-        default=None,
-        description="Average of the trained weights; when set, samples, judges and saved weights use it.",
-        gt=0,
-        lt=1,
-    )
-    save_every: int = Field(
-        default=0, description="Updates between checkpoints; 0 keeps only the last.", ge=0
-    )
-    keep_checkpoints: Positive = Field(default=3, description="Newest checkpoints that are kept.")
-    sample_every: int = Field(
-        default=0,
-        description="Updates between fixed-seed sample grids; 0 makes only the first and the last.",
-        ge=0,
-    )
-    sample_prompts: list[str] | None = Field(
-        default=None,
-        description="Prompts of the sample grids; none takes the first eight of the data.",
-    )
+    num_steps: Positive
+    """Optimizer updates."""
+    learning_rate: PositiveFloat = 5e-6
+    """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after the warm-up; linear and cosine fall to zero at num_steps."""
+    warmup_steps: NonNegative = 0
+    """Updates over which the learning rate rises from zero."""
+    betas: Pair = (0.9, 0.999)
+    """Betas of AdamW."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """Weight decay of AdamW."""
+    max_grad_norm: PositiveFloat = 0.1
+    """Gradients are clipped to this norm."""
+    gradient_accumulation_steps: Positive = 1
+    """Batches per update on each rank."""
+    global_batch_size: Positive | None = None
+    """Prompts per update over all ranks, instead of gradient_accumulation_steps; sets the number of
+    batches per update."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """AdamW, or AdamW with 8-bit moments."""
+    parallel: Literal["auto", "data", "sharded"] = "auto"
+    """On several ranks: data copies the network to each, sharded splits it (FSDP2); auto shards
+    when tune is full."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of the moving average (EMA) of the trained weights; when set, samples, measurements and
+    exports use the average."""
+    save_every: NonNegative = 0
+    """Updates between checkpoints; 0 saves only the last."""
+    keep_checkpoints: Positive = 3
+    """Number of newest checkpoints to keep."""
+    sample_every: NonNegative = 0
+    """Updates between fixed-seed sample grids; 0 makes only the first and the last."""
+    sample_prompts: list[str] | None = None
+    """Prompts of the sample grids; none uses the first eight of the data."""
 
     @model_validator(mode="after")
-    def _one_way_to_accumulate(self) -> TrainConfig:
+    def _check_accumulation(self) -> TrainConfig:
         if self.global_batch_size is not None and self.gradient_accumulation_steps != 1:
             raise ValueError(
-                f"global_batch_size sets the batches per update, and so does gradient_accumulation_steps {self.gradient_accumulation_steps}: leave one of them out"
+                "global_batch_size and gradient_accumulation_steps both set the batches per "
+                "update: remove one of them"
             )
         return self
 
 
 class EvaluateConfig(Strict):
-    """Measurement inside a run, on fixed prompts and seeds."""
+    """Measurements during a run, on fixed prompts and seeds."""
 
-    judge: Literal["world", "none"] = Field(
-        default="none",
-        description="world: the embedded style and content judges; none measures rewards and drift alone.",
-    )
-    every: int = Field(
-        default=0,
-        description="Updates between measurements; 0 measures only before and after.",
-        ge=0,
-    )
-    num_samples: Positive = Field(
-        default=256, description="Prompt-seed pairs measured before and after."
-    )
-    num_samples_during: Positive = Field(
-        default=64, description="Of these, how many are measured during the run."
-    )
-    batch_size: Positive = Field(default=32, description="Images sampled at once.")
-    rewards: dict[str, SingleRewardConfig] = Field(
-        default_factory=dict,
-        description="Held-out rewards by label: measured beside the one that is trained on, and never trained on.",
-    )
-    control_prompts: str | None = Field(
-        default=None,
-        description="Prompts that have nothing to do with the training (a file as data.prompts, or world): what leaks onto them is measured.",
-    )
-    diversity_prompts: int = Field(
-        default=0,
-        description="Prompts that are sampled four times each to measure how much their images differ; 0 measures none.",
-        ge=0,
-    )
-    adherence: AdherenceConfig | None = Field(
-        default=None,
-        description="What judges afterwards, in directalign evaluate, whether images show what their prompts say; none judges nothing.",
-    )
-
-
-STEPS_OF_THE_ROLLOUT = ("last_steps", "grad_steps", "max_grad_steps", "trained_steps", "early_stop")
-"""Settings of methods that count steps of the rollout, and so cannot exceed them."""
+    judge: Literal["world", "none"] = "none"
+    """world: the style and content classifiers of the toy world; none: rewards and drift only."""
+    every: NonNegative = 0
+    """Updates between measurements; 0 measures only before and after the run."""
+    num_samples: Positive = 256
+    """Images (prompt-seed pairs) measured before and after the run."""
+    num_samples_during: Positive = 64
+    """Images measured during the run, the first of num_samples."""
+    batch_size: Positive = 32
+    """Images sampled at once."""
+    rewards: dict[str, SingleRewardConfig] = {}
+    """Held-out rewards by label: measured like the trained reward, and never trained on."""
+    control_prompts: str | None = None
+    """Prompts unrelated to the training (a file as data.prompts, or world): any change on them is
+    measured as leakage."""
+    diversity_prompts: NonNegative = 0
+    """Prompts that are sampled four times each to measure how much their images differ; 0 measures
+    none."""
+    adherence: AdherenceConfig | None = None
+    """Model that measures prompt adherence in directalign evaluate; none measures none."""
 
 
 class RunConfig(Strict):
     """A whole run."""
 
-    name: str = Field(description="Shown on the page.", min_length=1)
-    preset: PresetName | None = Field(
-        default=None, description="Published values that this recipe is laid over."
-    )
-    seed: int = Field(default=0, description="Seed of every random draw.", ge=0)
+    name: Text
+    """Title of the run on its page."""
+    preset: PresetName | None = None
+    """Published values, which the keys of this recipe override."""
+    seed: NonNegative = 0
+    """Seed of every random draw."""
     model: ModelConfig
-    reward: RewardConfig = Field(
-        description="The model whose preference is followed, or a mixture of several."
-    )
-    method: MethodConfig = Field(description="The alignment method.")
-    rollout: RolloutConfig = Field(
-        default=RolloutConfig(), description="How clean images are sampled."
-    )
+    reward: RewardConfig
+    """The reward model, or a mixture of several."""
+    method: MethodConfig
+    """The alignment method."""
+    rollout: RolloutConfig = RolloutConfig()
+    """How clean images are sampled."""
     data: DataConfig
     train: TrainConfig
-    evaluate: EvaluateConfig = Field(
-        default=EvaluateConfig(), description="Measurement inside the run."
-    )
-    early_stopping: EarlyStoppingConfig | None = Field(
-        default=None,
-        description="When the run ends itself; none goes on to num_steps and leaves the last weights.",
-    )
-    trackers: TrackersConfig = Field(
-        default=TrackersConfig(), description="Who shows the records besides metrics.jsonl."
-    )
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Measurements during the run."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """Rules that end the run early; none trains for num_steps and exports the last weights."""
+    trackers: TrackersConfig = TrackersConfig()
+    """Experiment trackers, in addition to metrics.jsonl."""
 
     @model_validator(mode="after")
-    def _stopping_needs_measurements(self) -> RunConfig:
+    def _check_across_sections(self) -> RunConfig:
+        """Rules between sections; the message names the key."""
+        method, rollout_steps = self.method, self.rollout.num_inference_steps
         if self.early_stopping is not None and self.evaluate.every == 0:
             raise ValueError(
-                "early_stopping: judges the run by its measurements, and evaluate.every is 0: set it to the updates between two of them"
+                "early_stopping: needs measurements, and evaluate.every is 0: set it to the "
+                "updates between two measurements"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _narrow_weights_are_rounded_at_random(self) -> RunConfig:
         if self.model.trained_dtype == "bfloat16" and self.train.optimizer != "adamw8bit":
             raise ValueError(
-                "model.trained_dtype: bfloat16 under train.optimizer: adamw loses updates smaller than its last digit: "
-                "set train.optimizer: adamw8bit, which rounds at random, or trained_dtype: float32"
+                "model.trained_dtype: bfloat16 with train.optimizer: adamw loses updates smaller "
+                "than its last digit: set train.optimizer: adamw8bit, which uses stochastic "
+                "rounding, or trained_dtype: float32"
             )
         if self.model.trained_dtype == "bfloat16" and self.train.ema_decay is not None:
             raise ValueError(
-                "train.ema_decay: an average kept in model.trained_dtype: bfloat16 stands still: leave it out, or set trained_dtype: float32"
+                "train.ema_decay: a moving average in model.trained_dtype: bfloat16 never "
+                "changes: remove it, or set trained_dtype: float32"
             )
         if self.train.parallel == "sharded" and self.model.quantization is not None:
             raise ValueError(
-                "train.parallel: sharded splits plain weights alone: leave model.quantization out, or set parallel: data"
+                "train.parallel: sharded cannot split quantized weights: remove "
+                "model.quantization, or set parallel: data"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _only_srpo_takes_images(self) -> RunConfig:
-        if self.method.name != "srpo" and self.data.images is not None:
+        if self.data.images is not None and not method.OFFLINE:
             raise ValueError(
-                f"method {self.method.name} trains on samples of its own: remove data.images, or set method.name: srpo"
+                f"method {method.name} trains on rollouts only: remove data.images, or set "
+                "method.name: srpo"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _steps_lie_in_the_rollout(self) -> RunConfig:
-        available = self.rollout.num_inference_steps
-        for key in STEPS_OF_THE_ROLLOUT:
-            asked = getattr(self.method, key, None)
-            if asked is not None and asked > available:
+        for key in method.ROLLOUT_STEPS:
+            if (getattr(method, key) or 0) > rollout_steps:
                 raise ValueError(
-                    f"method.{key} {asked} is more than rollout.num_inference_steps {available}: lower it, or sample in more steps"
+                    f"method.{key} {getattr(method, key)} is more than "
+                    f"rollout.num_inference_steps {rollout_steps}: decrease it, or sample in more "
+                    "steps"
                 )
         return self
 
     @model_validator(mode="before")
     @classmethod
-    def _over_preset(cls, given: Any) -> Any:
+    def _apply_preset(cls, given: Any) -> Any:
         preset = given.get("preset") if isinstance(given, dict) else None
-        return (
-            merged(PRESETS[preset], given)
-            if isinstance(preset, str) and preset in PRESETS
-            else given
-        )
+        known = isinstance(preset, str) and preset in PRESETS
+        return merged(PRESETS[preset], given) if known else given

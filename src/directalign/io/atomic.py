@@ -1,7 +1,8 @@
-"""Files and folders that are either whole or not there: written under `.partial-NAME`, sealed by a manifest of checksums, then renamed.
+"""Files and folders that are complete or absent: written as `.partial-NAME`, then renamed.
 
-A crash leaves the former folders untouched and at most a `.partial-` one, which the next run sweeps away. A folder that
-was damaged later (truncated file, lost file) no longer fits its manifest, and `damage` says how.
+Folders get a manifest of checksums. A crash leaves earlier folders untouched and at most one
+`.partial-` folder, which the next run removes. `damage` reports a folder that no longer matches its
+manifest (truncated or missing files).
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ PARTIAL = ".partial-"
 
 
 def partial_of(target: Path) -> Path:
-    """Where `target` is written until it is whole."""
+    """Where `target` is written until it is complete."""
     return target.with_name(PARTIAL + target.name)
 
 
-def sums(folder: Path, part: int = 0, parts: int = 1) -> dict[str, Any]:
-    """Size and checksum of every file in a folder, or of one `part` of its files in `parts`, by name."""
+def checksums(folder: Path, part: int = 0, parts: int = 1) -> dict[str, Any]:
+    """{name: {"bytes", "sha256"}} of the files in a folder; every `parts`-th one from `part` on."""
     return {
         file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
         for file in sorted(folder.iterdir())[part::parts]
@@ -33,7 +34,10 @@ def sums(folder: Path, part: int = 0, parts: int = 1) -> dict[str, Any]:
 
 
 def publish(target: Path, files: Mapping[str, Any]) -> None:
-    """Seal the partial folder of `target` with the `sums` of its files and rename it into place; a former `target` is replaced."""
+    """Write the manifest (`checksums` of all files), flush to disk and rename into place.
+
+    An existing `target` is replaced.
+    """
     partial = partial_of(target)
     (partial / MANIFEST).write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
     for file in partial.iterdir():
@@ -46,7 +50,10 @@ def publish(target: Path, files: Mapping[str, Any]) -> None:
 
 
 def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
-    """What is wrong with a published folder, in words; None when every file fits the manifest, or every one in a `part` of `parts`."""
+    """How a published folder differs from its manifest, None if it does not.
+
+    Checks every `parts`-th file from `part` on.
+    """
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     except FileNotFoundError:
@@ -60,28 +67,27 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
         if file.stat().st_size != expected["bytes"]:
             return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
         if _sha256(file) != expected["sha256"]:
-            return f"{name} does not fit its checksum"
+            return f"{name} does not match its checksum"
     return None
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a single file, whole or not at all."""
+    """Write a single file, complete or not at all."""
     partial = partial_of(file)
     partial.write_text(text, encoding="utf-8")
     partial.replace(file)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed for want of space; torch and safetensors wrap the system's error and keep its words."""
+    """Whether a write failed for lack of space; torch and safetensors wrap the system's error."""
     return getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
 
 
-def sweep(folder: Path) -> list[str]:
-    """Remove what crashed writers left in `folder`; their names."""
-    left = [path for path in sorted(folder.glob(PARTIAL + "*")) if path.is_dir()]
-    for partial in left:
-        shutil.rmtree(partial)
-    return [partial.name for partial in left]
+def sweep(folder: Path) -> None:
+    """Remove partial folders of crashed processes."""
+    for partial in folder.glob(PARTIAL + "*"):
+        if partial.is_dir():
+            shutil.rmtree(partial)
 
 
 def _sha256(file: Path) -> str:
@@ -93,7 +99,7 @@ def _sha256(file: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Ask the system to put a file or folder on the disk now."""
+    """fsync a file or folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

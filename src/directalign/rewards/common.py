@@ -1,8 +1,8 @@
-"""What several rewards share: class attributes, differentiable CLIP preprocessing, a cache of encoded prompts, recomputation.
+"""Shared by rewards: base class, differentiable CLIP preprocessing, prompt cache, recomputation.
 
-`Preprocessing` resizes the short side, crops the centre and normalises, with settings from the folder's own
-`preprocessor_config.json`. It equals transformers' processor up to its rounding to 8 bits; like the official trainers,
-it keeps values that bicubic resizing carries past [0, 1].
+`Preprocessing` resizes the short side, crops the centre and normalises, with settings from the
+folder's `preprocessor_config.json`. It equals transformers' processor up to its rounding to 8 bits;
+like the official trainers, it keeps values that bicubic resizing carries past [0, 1].
 """
 
 from __future__ import annotations
@@ -12,21 +12,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..types import DirectAlignError, Images
-from .soft_prompts import SoftPrompts
+
+Device: TypeAlias = "torch.device | str"
 
 
 class BaseReward:
-    """What the rest of the package knows of a reward class; subclasses override what differs.
+    """The attributes that the rest of the package reads; subclasses override what differs.
 
     User-defined rewards need not inherit: `interfaces.Reward` lists what is required.
     """
@@ -38,25 +40,43 @@ class BaseReward:
     """False: no gradient with respect to the image; only policy gradients can train on it."""
     image_embeddings: bool = False
     """`encode` returns one unit vector (b, d) per image in a space shared with text."""
-    soft_prompts: SoftPrompts | None = None
-    """Learned control tokens of the text tower; None where they are not supported."""
+    soft_prompts: Any = None
+    """`SoftPrompts` of the text tower; None where learned tokens are not supported."""
     supports_soft_prompts: bool = False
-    """Whether instances have `soft_prompts`, so that control phrases may name a file of learned tokens."""
+    """Whether instances have `soft_prompts`: control phrases may name a file of learned tokens."""
     finetune_parts: tuple[str, ...] = ()
-    """Parts that `directalign listen` can train, the default first: text (text tower), lora (adapters)."""
+    """Parts that reward finetuning can train, default first: text (text tower), lora (adapters)."""
     file_keys: tuple[str, ...] = ("path", "processor")
     """Settings that name files, folders or hub ids which must exist before loading."""
-    image_size: int | None = None
-    """Side in pixels that images are resized to; None where it follows the image."""
-    tokens_per_image: int | None = None
-    """Tokens of one image in the vision tower; None without one, or where it follows the image."""
+
+    @property
+    def image_size(self) -> int | None:
+        """Side in pixels that images are resized to; None where it follows the image."""
+        return None
+
+    @property
+    def tokens_per_image(self) -> int | None:
+        """Vision tower tokens of one image; None without a tower, or where it follows the image."""
+        return None
+
+    @classmethod
+    def from_config(cls, settings: Any, device: Device = "cpu", key: str = "reward") -> Any:
+        """Load the reward of a recipe section, frozen; errors start with the section's `key`."""
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, settings: Any, key: str = "reward", online: bool = False) -> None:
+        """Raise what `from_config` would, as far as it is known without reading weights.
+
+        `online` allows requests: a hub repository's file list is read and its settings are fetched.
+        """
 
     @classmethod
     def meta(cls, settings: Any, key: str, configs: Any) -> Any:
-        """The reward of a recipe section on the meta device, for memory estimates; None if not estimated.
+        """The reward on the meta device, for memory estimates; None if it is not estimated.
 
-        Called under `torch.device("meta")`. `configs` (`preflight.meta_models.RewardConfigs`) finds configs and image
-        settings on this machine or among the published ones; `key` is the section's place in the recipe, for errors.
+        Called under `torch.device("meta")`. `configs` (`preflight.meta_models.RewardConfigs`) finds
+        configs and image settings on this machine or among the published ones.
         """
         del settings, key, configs
 
@@ -67,7 +87,41 @@ class BaseReward:
         return {key: path for key, path in named.items() if path is not None}
 
 
+def read_json(file: Path, key: str) -> Any:
+    """The content of a checkpoint's JSON file. Raises DirectAlignError if it is not JSON."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DirectAlignError(
+            f"{key}: {file}: not readable as JSON ({error}); copy it again from the original "
+            "checkpoint"
+        ) from error
+
+
+def read_annotated(
+    file: Path, key: str, name: str, remedy: str
+) -> tuple[Tensor | None, dict[str, str]]:
+    """The tensor `name` (None without one) and the metadata of a safetensors file made by this
+    package.
+
+    Raises DirectAlignError: no such file, or not a complete safetensors file.
+    """
+    if not file.is_file():
+        raise DirectAlignError(f"{key}: {file}: no such file; {remedy}")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensor = opened.get_tensor(name) if name in set(opened.keys()) else None
+            return tensor, dict(opened.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise DirectAlignError(
+            f"{key}: {file}: not a complete safetensors file ({error}); copy it again, or {remedy}"
+        ) from error
+
+
+IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")
+"""Names of the file of image settings; newer transformers write the second."""
 Pixels = Float[Tensor, "b 3 rows columns"]
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 
 
@@ -75,7 +129,8 @@ _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 class Preprocessing:
     """Image settings of a CLIP: `size` is the short side, or (height, width).
 
-    `rounded_centre`: an odd border is halved as in torchvision (rounded to even), not downwards as in transformers.
+    `rounded_centre`: an odd border is halved as in torchvision (rounded to even), not downwards as
+    in transformers.
     """
 
     size: int | tuple[int, int]
@@ -87,23 +142,26 @@ class Preprocessing:
 
     @classmethod
     def read(cls, folder: Path) -> Preprocessing:
-        """From `preprocessor_config.json`, or the `processor_config.json` that newer transformers write."""
+        """From a folder. Raises DirectAlignError: missing, unreadable, or without a fixed crop."""
         file, settings = read_settings(folder)
         try:
+            size = _size(settings["size"])
+            if "crop_size" not in settings and isinstance(size, int):
+                raise KeyError("crop_size")  # the short side alone leaves oblong images oblong
+            crop = settings.get("crop_size", size)
+            if isinstance(crop, dict):
+                crop = crop["height"], crop["width"]
             return cls(
-                size=_size(settings["size"]),
-                crop=_pair(
-                    settings["crop_size"]
-                    if "crop_size" in settings
-                    else _uncropped(settings["size"])
-                ),
+                size=size,
+                crop=(crop, crop) if isinstance(crop, int) else crop,
                 mean=tuple(settings["image_mean"]),
                 std=tuple(settings["image_std"]),
                 mode=_RESAMPLING[settings.get("resample", 3)],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DirectAlignError(
-                f"{file}: cannot read {error} of the image settings; copy the file from the original checkpoint"
+                f"{file}: cannot read {error} of the image settings; copy the file from the "
+                "original checkpoint"
             ) from error
 
     @classmethod
@@ -120,14 +178,11 @@ class Preprocessing:
             images = F.interpolate(
                 images, size, mode=self.mode, antialias=True, align_corners=False
             )
-        (height, width), (cut_height, cut_width) = size, self.crop
-        top, left = self._half(height - cut_height), self._half(width - cut_width)
-        images = images[..., top : top + cut_height, left : left + cut_width]
-        mean, std = (
-            torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None]
-            for values in (self.mean, self.std)
+        (height, width), (crop_height, crop_width) = size, self.crop
+        top, left = self._half(height - crop_height), self._half(width - crop_width)
+        return normalised(
+            images[..., top : top + crop_height, left : left + crop_width], self.mean, self.std
         )
-        return (images - mean) / std
 
     def _half(self, border: int) -> int:
         return round(border / 2) if self.rounded_centre else border // 2
@@ -135,42 +190,38 @@ class Preprocessing:
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if isinstance(self.size, tuple):
             return self.size
-        short, long = min(height, width), max(height, width)
-        longer = int(self.size * long / short)
+        longer = int(self.size * max(height, width) / min(height, width))
         return (self.size, longer) if height <= width else (longer, self.size)
 
 
+def normalised(images: Images, mean: Sequence[float], std: Sequence[float]) -> Pixels:
+    """(images - mean) / std per channel."""
+    mean_std = torch.tensor([mean, std], dtype=images.dtype, device=images.device)
+    return (images - mean_std[0, :, None, None]) / mean_std[1, :, None, None]
+
+
 def read_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file of a folder's image settings, and its content. Raises DirectAlignError: missing, or not JSON."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        file = folder / name
-        if file.exists():
-            try:
-                settings = json.loads(file.read_text())
-            except ValueError as error:
-                raise DirectAlignError(
-                    f"{file}: not readable as JSON ({error}); copy it again from the original checkpoint"
-                ) from error
-            return file, settings.get("image_processor", settings)
-    raise DirectAlignError(
-        f"{folder}: preprocessor_config.json is missing; copy it from the original checkpoint"
-    )
+    """The file of a folder's image settings, and its content; DirectAlignError if unreadable."""
+    file = next((folder / name for name in IMAGE_SETTINGS if (folder / name).exists()), None)
+    if file is None:
+        raise DirectAlignError(
+            f"{folder}: preprocessor_config.json is missing; copy it from the original checkpoint"
+        )
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        return file, settings.get("image_processor", settings)
+    except (ValueError, AttributeError) as error:
+        raise DirectAlignError(
+            f"{file}: not readable as JSON settings ({error}); copy it again from the original "
+            "checkpoint"
+        ) from error
 
 
-def _size(size: int | dict[str, int]) -> int | tuple[int, int]:
-    if isinstance(size, dict):
-        return size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
-    return size
-
-
-def _uncropped(size: int | dict[str, int]) -> dict[str, int]:
-    if not isinstance(size, dict) or "height" not in size:
-        raise KeyError("crop_size")  # a short side alone leaves oblong images oblong
-    return size
-
-
-def _pair(size: int | dict[str, int]) -> tuple[int, int]:
-    return (size["height"], size["width"]) if isinstance(size, dict) else (size, size)
+def _size(size: Any) -> int | tuple[int, int]:
+    """A side in pixels or (height, width), from a number or a dict."""
+    if not isinstance(size, dict):
+        return int(size)
+    return size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
 
 
 CACHE_LIMIT = 65_536
@@ -181,9 +232,10 @@ TEXT_BATCH = 8
 class PromptCache:
     """Results of `encode` by prompt; the oldest are dropped above `limit`.
 
-    `encode` maps a list of prompts to as many results, a list or the rows of a tensor. With `batch_size` every call
-    gets that many prompts, padded with the last one: a prompt then has the same features to the bit whichever
-    prompts it is first encoded with, as after a resume. `encode` must pad to one length.
+    `encode` maps a list of prompts to as many results, a list or the rows of a tensor. With
+    `batch_size` every call gets that many prompts, padded with the last one: the features of a
+    prompt are then the same to the bit whichever prompts it is first encoded with, as after a
+    resume. `encode` must pad to one length.
     """
 
     def __init__(
@@ -209,7 +261,10 @@ class PromptCache:
 
 
 def recompute(model: nn.Module) -> None:
-    """Recompute every transformer layer of `model` in the backward pass; transformers does so in train mode only, and rewards are in eval mode."""
+    """Recompute the activations of every transformer layer of `model` in the backward pass.
+
+    transformers does so in train mode only, and rewards are in eval mode.
+    """
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.forward = partial(

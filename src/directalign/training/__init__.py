@@ -1,4 +1,4 @@
-"""Training: `run` trains a recipe, `loop` and `step` are the training loop."""
+"""Training: `run` trains a recipe; `loop.train` is the training loop."""
 
 from __future__ import annotations
 

@@ -1,17 +1,21 @@
-"""AdamW whose two averages take one byte a number, and whose weights may be bfloat16: rounding is at random and so right on average.
+"""AdamW with 8-bit moments and stochastic rounding, for float32 or bfloat16 weights.
 
-From "8-bit Optimizers via Block-wise Quantization" (arXiv 2110.02861): each block of 256 numbers of a row is divided by its
-largest and looked up in a code book that is fine near 1 and reaches down to 1e-7. Two things are ours. The second average is
-held as its root, which spans half the decades. And everything is rounded at random, up or down by nearness, for to nearest
-a bfloat16 weight never moves at a small rate, and a slow average never falls. Vectors and small matrices keep float32 averages.
+From "8-bit Optimizers via Block-wise Quantization" (arXiv 2110.02861): each block of 256 numbers of
+a row is divided by its largest and looked up in a code book that is fine near 1 and reaches down to
+1e-7. Two things differ here. The second moment is stored as its root, which spans half the decades.
+All rounding is stochastic, up or down by nearness and right on average: rounded to nearest, a
+bfloat16 weight never moves at a small rate, and a slow moment never falls. Vectors and small
+matrices have float32 moments.
 
-Random draws come from (seed, update, shard) alone, so a resumed run repeats them. Blocks lie within rows, so that the state
-of a network that FSDP2 has split by rows is itself split by rows, whatever the number of processes.
+Random draws depend on (seed, step, shard) alone, so a resumed run repeats them. Blocks lie within
+rows, so the state of a network that FSDP2 shards by rows is itself sharded by rows, for any number
+of processes.
 
-Why not a library (torchao 0.18, bitsandbytes 0.50, torch 2.13 on a CPU): torchao resumes exactly on the same ranks, but its
-blocks cross rows and the local shard's size decides what is quantized, so slicing 3 of 128 rows fails ("Invalid start or
-end"): no resume on another number of ranks; its state is no safetensors file. bitsandbytes has no stochastic rounding (at
-a rate of 5e-6, 40 steps move a bfloat16 weight of 1 by 0 instead of -2e-4) and no DTensor.
+Why not a library (torchao 0.18, bitsandbytes 0.50, torch 2.13 on a CPU): torchao resumes exactly on
+the same ranks, but its blocks cross rows and the local shard's size decides what is quantized, so
+slicing 3 of 128 rows fails ("Invalid start or end"): no resume on another number of ranks; its
+state cannot be written as safetensors. bitsandbytes has no stochastic rounding (at a rate of 5e-6,
+40 steps move a bfloat16 weight of 1 by 0 instead of -2e-4) and no DTensor.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ AVERAGES = {"exp_avg": True, "exp_avg_sq_root": False}
 
 
 class AdamW8bit(torch.optim.Optimizer):
-    """AdamW with decoupled decay, bias correction as in torch.optim.AdamW; weights float32 or bfloat16, whole or split by rows (DTensor)."""
+    """Like torch.optim.AdamW; weights float32 or bfloat16, whole or sharded by rows (DTensor)."""
 
     def __init__(
         self,
@@ -67,7 +71,7 @@ class AdamW8bit(torch.optim.Optimizer):
                 _update(p, state, group, generator)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As it was saved, bit by bit; torch alone would turn all of it into the dtype of the weights."""
+        """Restore bit by bit; torch alone would cast the state to the dtype of the weights."""
         super().load_state_dict(state_dict)
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
         for number, p in zip(
@@ -102,7 +106,7 @@ class AdamW8bit(torch.optim.Optimizer):
 def _update(
     p: nn.Parameter, state: dict[str, Tensor], group: Mapping[str, Any], generator: torch.Generator
 ) -> None:
-    """w ← w − rate·(decay·w + m / (root of v + eps)), m and v corrected for their start at 0; all of it in float32."""
+    """w ← w − rate·(decay·w + m / (√v + eps)) in float32, m and v with bias correction."""
     assert p.grad is not None
     weight, gradient = _local(p.detach()), _local(p.grad).float()
     (beta_1, beta_2), step = group["betas"], int(state["step"])
@@ -126,7 +130,7 @@ def _update(
 
 
 def rounded(values: Float[Tensor, "*shape"], generator: torch.Generator) -> Float[Tensor, "*shape"]:
-    """float32 to bfloat16, up or down at random by nearness: the mean over many draws is the value itself."""
+    """float32 to bfloat16 with stochastic rounding: the mean over many draws is the value."""
     bits = values.view(torch.int32)
     noise = torch.randint(
         0, 1 << 16, bits.shape, dtype=torch.int32, device=bits.device, generator=generator
@@ -137,7 +141,7 @@ def rounded(values: Float[Tensor, "*shape"], generator: torch.Generator) -> Floa
 def encode(
     values: Float[Tensor, "rows columns"], signed: bool, generator: torch.Generator
 ) -> tuple[UInt8[Tensor, "rows columns"], Float[Tensor, "rows blocks"]]:
-    """One byte a number, and the largest size of each block; a value between two codes takes either at random by nearness."""
+    """One byte per number with stochastic rounding, and the largest magnitude of each block."""
     columns = values.shape[1]
     blocks = F.pad(values, (0, -columns % BLOCK)).unflatten(1, (-1, BLOCK))
     scale = blocks.abs().amax(-1)
@@ -165,7 +169,10 @@ def decode(
 
 @cache
 def code_book(signed: bool, device: torch.device) -> Float[Tensor, " codes"]:
-    """256 rising numbers in [0, 1], or (-1, 1]: seven decades, each with half as many steps as the one above; 0 and 1 are among them."""
+    """256 rising numbers in [0, 1], or (-1, 1], with 0 and 1.
+
+    Seven decades, each with half as many steps as the one above.
+    """
     numbers = [torch.tensor([0.0, 1.0])]
     for decade in range(7):
         edges = torch.linspace(0.1, 1, 2 ** (7 - decade - signed) + 1) * 10.0**-decade
@@ -189,7 +196,7 @@ def _write(
     signed: bool,
     generator: torch.Generator | None,
 ) -> None:
-    """Into the state, in as many bits as `p` deserves, split as `p` is; without a generator, zeros."""
+    """Store a moment in the state, sharded as `p`; no generator: zeros."""
     if p.dim() < 2 or p.numel() < SMALLEST:
         state[name] = _split_as(p, values)
         return

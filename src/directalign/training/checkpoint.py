@@ -1,11 +1,13 @@
-"""Checkpoints: everything that a training step reads or changes, written atomically and verified before a resume.
+"""Checkpoints: everything that a training step reads or changes, written atomically and verified.
 
 record.json    step, resolved config, architecture, schedule, data position, ranks, versions
 *.safetensors  weights.NAME, ema.NAME, and the optimizer's tensors: exp_avg.NAME, ...
-optimizer.pt   the optimizer's counts and rates        rank-R.pt   random states and the method's state of rank R
+optimizer.pt   the optimizer's counts and rates
+rank-R.pt      random states and the method's state of rank R
 
-The newest few are kept. A damaged checkpoint is reported and the one before it used. One of another config, architecture,
-data set or global batch is refused. The number of processes may differ between writing and reading.
+The newest `train.keep_checkpoints` remain. A damaged checkpoint is reported and the one before it
+used. One of another config, architecture, data set or global batch is refused. The number of
+processes may differ between writing and reading.
 """
 
 from __future__ import annotations
@@ -41,32 +43,59 @@ from ..interfaces import Method
 from ..io import atomic
 from ..types import DirectAlignError
 from .data import accumulation
-from .distributed import TorchProcessGroup, class_of, empty_beside
+from .distributed import TorchProcessGroup, class_of, empty_like_sharded
 from .optim import EMA, learning_rate
 from .run_folder import versions
 
 logger = logging.getLogger(__name__)
 
+FORMAT = 2
+"""Raised when the previous version's checkpoints can no longer be read."""
+WEIGHTS, AVERAGE = "weights", "ema"
+OWN_SAMPLES = "rollouts"
+"""Key of a method's state under which it keeps samples of its own rank."""
+GLOBAL_STREAM = 1_000_003
+"""Separates these seeds from those of the noise and the noise levels."""
+MAY_DIFFER = (
+    *("train.num_steps", "train.save_every", "train.keep_checkpoints", "train.sample_every"),
+    *("evaluate.", "early_stopping", "trackers."),
+    *("data.batch_size", "train.gradient_accumulation_steps", "train.global_batch_size"),
+    "train.parallel",
+)
+"""Config keys (prefixes) that a resume may change: length, logging, evaluation, batch layout."""
+NOT_COMPARED = ("evaluate.every", "evaluate.batch_size")
+"""Evaluation settings that may change even with stop rules, which compare all evaluations."""
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """What a checkpoint holds, by reference. `data` is the fingerprint of prompts and images."""
+
+    run: config.RunConfig
+    denoiser: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    average: EMA | None
+    method: Method
+    data: str
+
 
 def write_tensors(
-    folder: Path, groups: Mapping[str, Mapping[str, Tensor]], ranks: TorchProcessGroup
+    folder: Path, groups: Mapping[str, Mapping[str, Tensor]], group: TorchProcessGroup
 ) -> None:
-    """Every tensor of every group, under GROUP.NAME: rank 0 writes a file per group, or each rank its shards."""
+    """Write tensors as GROUP.NAME: one file per group by rank 0, or each rank its shards."""
     named = {
-        group: {f"{group}.{name}": tensor.detach() for name, tensor in tensors.items()}
-        for group, tensors in groups.items()
+        key: {f"{key}.{name}": tensor.detach() for name, tensor in tensors.items()}
+        for key, tensors in groups.items()
     }
     merged = {name: tensor for tensors in named.values() for name, tensor in tensors.items()}
     if any(isinstance(tensor, DTensor) for tensor in merged.values()):
-        dcp.save(
-            merged, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        )
-    elif ranks.is_main:
-        for group, tensors in named.items():
-            save_file(
-                {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
-                folder / f"{group}.safetensors",
-            )
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        dcp.save(merged, storage_writer=writer)
+    elif group.is_main:
+        for key, tensors in named.items():
+            plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(plain, folder / f"{key}.safetensors")
 
 
 def list_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
@@ -78,7 +107,10 @@ def list_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
 
 
 def read_tensors(folder: Path, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Fill the tensors of the groups, whole or sharded, with what the folder has under their names."""
+    """Fill the tensors of the groups, whole or sharded, from the folder.
+
+    Raises: DirectAlignError if a tensor is missing or of another shape.
+    """
     wanted = {
         f"{group}.{name}": tensor.detach()
         for group, tensors in groups.items()
@@ -90,51 +122,41 @@ def read_tensors(folder: Path, groups: Mapping[str, Mapping[str, Tensor]]) -> No
             dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     except CheckpointException as error:
         raise DirectAlignError(
-            f"{folder} does not fit this model: {first_failure(error)}; choose another --out"
+            f"{folder} does not fit this model: {_first_failure(error)}; choose another --out"
         ) from error
 
 
-def first_failure(error: CheckpointException) -> BaseException:
-    """The error on the first rank that had one."""
+def _first_failure(error: CheckpointException) -> BaseException:
     return next(iter(error.failures.values()))[0]
 
 
-GLOBAL_STREAM = 1_000_003
-"""Keeps these seeds apart from those of the noise and the moves."""
-
-
 def seed_all(seed: int) -> None:
-    """Seed the four generators."""
+    """Seed Python, NumPy and torch (CPU and CUDA)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seed the four generators for update `step` (0 is the first), alike on all ranks."""
+    """`seed_all` for step `step` (0 is the first), equally on all ranks."""
     seed_all(generator_for(seed, GLOBAL_STREAM, step, 0).initial_seed())
 
 
 def random_state() -> dict[str, Any]:
-    """The states of all generators: lists, numbers and byte tensors."""
+    """The states of all generators as lists, numbers and byte tensors."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    numpy = [str(name), [int(key) for key in keys], int(position), int(has_gauss), float(cached)]
     return {
         "python": [version, list(words), gauss],
-        "numpy": [
-            str(name),
-            [int(key) for key in keys],
-            int(position),
-            int(has_gauss),
-            float(cached),
-        ],
+        "numpy": numpy,
         "torch": torch.get_rng_state(),
         "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
     }
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put all generators back where `random_state` found them."""
+    """Restore what `random_state` returned."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
@@ -144,29 +166,8 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"][0])
 
 
-FORMAT = 2
-"""Raised when a checkpoint can no longer be read by the version before."""
-WEIGHTS, AVERAGE = "weights", "ema"
-OWN_SAMPLES = "rollouts"
-"""What a method keeps under this name are samples of its own rank."""
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """The things whose state is kept, each by reference."""
-
-    run: config.RunConfig
-    denoiser: nn.Module
-    parameters: Mapping[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    average: EMA | None
-    method: Method
-    data: str
-    """Fingerprint of the prompts and images: a position is worth nothing in another list."""
-
-
 def architecture(denoiser: nn.Module) -> str:
-    """Fingerprint of class, names, shapes and what is trained; equal for equal networks whatever their weights, sharded or not."""
+    """Fingerprint of class, parameter names, shapes and requires_grad, sharded or not."""
     lines = [
         class_of(denoiser).__name__,
         *(f"{name} {tuple(p.shape)} {p.requires_grad}" for name, p in denoiser.named_parameters()),
@@ -174,25 +175,39 @@ def architecture(denoiser: nn.Module) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def global_batch_size(run: config.RunConfig, ranks: TorchProcessGroup) -> int:
-    """Prompts per update over all ranks."""
-    return run.data.batch_size * accumulation(run, ranks.size) * ranks.size
+def global_batch_size(run: config.RunConfig, group: TorchProcessGroup) -> int:
+    """Prompts per step over all ranks."""
+    return run.data.batch_size * accumulation(run, group.size) * group.size
 
 
-def write_state(folder: Path, state: TrainState, step: int, ranks: TorchProcessGroup) -> None:
-    """Put this rank's share of the state after `step` updates into `folder`; rank 0 writes what all ranks have in common."""
-    torch.save(
-        {"random": random_state(), "method": dict(state.method.state_dict())},
-        folder / f"rank-{ranks.rank}.pt",
-    )
+def write_state(folder: Path, state: TrainState, step: int, group: TorchProcessGroup) -> None:
+    """Write this rank's share of the state after `step` steps; rank 0 writes what is common."""
+    own = {"random": random_state(), "method": dict(state.method.state_dict())}
+    torch.save(own, folder / f"rank-{group.rank}.pt")
     moments, rest = _optimizer_state(state)
     average = {AVERAGE: state.average.tensors()} if state.average is not None else {}
-    write_tensors(folder, {WEIGHTS: state.parameters, **average, **moments}, ranks)
-    if ranks.is_main:
-        torch.save(rest, folder / "optimizer.pt")
-        (folder / "record.json").write_text(
-            json.dumps(_record(state, step, ranks), indent=1), encoding="utf-8"
-        )
+    write_tensors(folder, {WEIGHTS: state.parameters, **average, **moments}, group)
+    if not group.is_main:
+        return
+    torch.save(rest, folder / "optimizer.pt")
+    run, settings = state.run, state.run.train
+    record = {
+        "format": FORMAT,
+        "step": step,
+        "config": run.model_dump(mode="json"),
+        "architecture": architecture(state.denoiser),
+        "schedule": {
+            "kind": settings.schedule,
+            "learning_rate": learning_rate(settings, min(step, settings.num_steps - 1)),
+        },
+        "data": {
+            "fingerprint": state.data,
+            "ranks": group.size,
+            "global_batch_size": global_batch_size(run, group),
+        },
+        "versions": versions(),
+    }
+    (folder / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -200,10 +215,10 @@ def read_record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "record.json").read_text(encoding="utf-8"))
 
 
-def restore_state(folder: Path, state: TrainState, ranks: TorchProcessGroup) -> int:
-    """Put everything back in place, on as many ranks as there are now; the number of updates that the checkpoint has behind it."""
+def read_state(folder: Path, state: TrainState, group: TorchProcessGroup) -> int:
+    """Restore `state` in place on any number of ranks; returns the checkpoint's finished steps."""
     record = read_record(folder)
-    own = _memory(folder, record, state.run, ranks)
+    own = _rank_state(folder, record, state.run, group)
     read_tensors(folder, {WEIGHTS: state.parameters})
     if state.average is not None:
         read_tensors(folder, {AVERAGE: state.average.tensors()})
@@ -214,93 +229,55 @@ def restore_state(folder: Path, state: TrainState, ranks: TorchProcessGroup) -> 
     return int(record["step"])
 
 
-def _memory(
-    folder: Path, record: Mapping[str, Any], run: config.RunConfig, ranks: TorchProcessGroup
+def _rank_state(
+    folder: Path, record: Mapping[str, Any], run: config.RunConfig, group: TorchProcessGroup
 ) -> dict[str, Any]:
-    """What this rank remembers; where the batch is shared out otherwise than then, what rank 0 does, which all have in common."""
-    former, batch_size = record["data"]["ranks"], record["config"]["data"]["batch_size"]
-    if (former, batch_size) == (ranks.size, run.data.batch_size):
-        return _load(folder / f"rank-{ranks.rank}.pt")
-    memory = _load(folder / "rank-0.pt")
-    if memory["method"].get(OWN_SAMPLES):
+    """This rank's state; with another batch layout than when writing, that of rank 0."""
+    ranks, batch_size = record["data"]["ranks"], record["config"]["data"]["batch_size"]
+    if (ranks, batch_size) == (group.size, run.data.batch_size):
+        return _load(folder / f"rank-{group.rank}.pt")
+    state = _load(folder / "rank-0.pt")
+    if state["method"].get(OWN_SAMPLES):
         raise DirectAlignError(
-            f"{folder} holds rollouts that each rank goes on with (method.updates_per_rollout): continue it on another number of ranks than its "
-            f"{former}, or with another data.batch_size than {batch_size}, from a checkpoint where rollouts begin anew; or put both back"
+            f"{folder} holds unfinished rollouts (method.updates_per_rollout) for {ranks} ranks "
+            f"with data.batch_size {batch_size}: continue with these, or from a checkpoint "
+            "between two rollouts"
         )
-    return memory
+    return state
 
 
 def _optimizer_state(state: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """(tensors by key and name of their weight, split as it is; the state without them)."""
+    """(tensors by key and parameter name, sharded as the parameters; the state without them)."""
     packed = state.optimizer.state_dict()
     moments: dict[str, dict[str, Tensor]] = {}
     rest: dict[int, dict[str, Any]] = {}
-    for place, name in enumerate(state.parameters):
-        for key, value in packed["state"].get(place, {}).items():
+    for index, name in enumerate(state.parameters):
+        for key, value in packed["state"].get(index, {}).items():
             if isinstance(value, Tensor) and value.dim() > 0:
                 moments.setdefault(key, {})[name] = value
             else:
-                rest.setdefault(place, {})[key] = value
+                rest.setdefault(index, {})[key] = value
     return moments, {**packed, "state": rest}
 
 
 def _restore_optimizer(folder: Path, state: TrainState) -> None:
     packed = _load(folder / "optimizer.pt")
-    places = {name: place for place, name in enumerate(state.parameters)}
+    index_of = {name: index for index, name in enumerate(state.parameters)}
     moments: dict[str, dict[str, Tensor]] = {}
     for full_name, stored in list_tensors(folder).items():
         key, _, name = full_name.partition(".")
         if key not in (WEIGHTS, AVERAGE):
-            moment = empty_beside(state.parameters[name], stored.size, stored.properties.dtype)
+            moment = empty_like_sharded(
+                state.parameters[name], stored.size, stored.properties.dtype
+            )
             moments.setdefault(key, {})[name] = moment
-            packed["state"].setdefault(places[name], {})[key] = moment
+            packed["state"].setdefault(index_of[name], {})[key] = moment
     read_tensors(folder, moments)
     state.optimizer.load_state_dict(packed)
 
 
-def _record(state: TrainState, step: int, ranks: TorchProcessGroup) -> dict[str, Any]:
-    settings = state.run.train
-    return {
-        "format": FORMAT,
-        "step": step,
-        "config": state.run.model_dump(mode="json"),
-        "architecture": architecture(state.denoiser),
-        "schedule": {
-            "kind": settings.schedule,
-            "learning_rate": learning_rate(settings, min(step, settings.num_steps - 1)),
-        },
-        "data": {
-            "fingerprint": state.data,
-            "ranks": ranks.size,
-            "global_batch_size": global_batch_size(state.run, ranks),
-        },
-        "versions": versions(),
-    }
-
-
 def _load(file: Path) -> dict[str, Any]:
     return torch.load(file, map_location="cpu", weights_only=True)
-
-
-KEPT = (
-    "train.num_steps",
-    "train.save_every",
-    "train.keep_checkpoints",
-    "train.sample_every",
-    "evaluate.",
-    "stop",
-    "track.",
-)
-SHARED_OUT = (
-    "data.batch_size",
-    "train.gradient_accumulation_steps",
-    "train.global_batch_size",
-    "train.parallel",
-)
-MAY_DIFFER = (*KEPT, *SHARED_OUT)
-"""What is kept and measured, when the run ends itself, who shows it, and how one global batch is shared out."""
-NOT_COMPARED = ("evaluate.every", "evaluate.batch_size")
-"""What may differ of the measurements of a run with stop rules, which compare them with the first one."""
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -309,7 +286,7 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def step_of(path: Path) -> int:
-    """The updates that a published checkpoint has behind it."""
+    """The finished steps of a checkpoint, from its name."""
     return int(path.name.removeprefix("step-"))
 
 
@@ -318,75 +295,72 @@ def all_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-" + "[0-9]" * 6 + "*"))
 
 
-def save(folder: Path, state: TrainState, step: int, ranks: TorchProcessGroup) -> Path:
-    """Write the state after `step` updates and drop the oldest checkpoints; the former ones stay whatever goes wrong."""
-    target = path_of(folder, step)
-    last = all_of(folder)
-    rest = (
-        f"{last[-1]} is kept; free some space and go on with --resume"
-        if last
+def save(folder: Path, state: TrainState, step: int, group: TorchProcessGroup) -> Path:
+    """Write the state after `step` steps and remove the oldest checkpoints.
+
+    Raises: DirectAlignError if the disk is full or not writable; earlier checkpoints stay.
+    """
+    target, earlier = path_of(folder, step), all_of(folder)
+    remedy = (
+        f"{earlier[-1]} is kept; free some space and continue with --resume"
+        if earlier
         else "there was none before it; free some space and start again"
     )
-    write_sealed(target, lambda partial: write_state(partial, state, step, ranks), ranks, rest)
-    if ranks.is_main:
+    write_atomic(target, lambda partial: write_state(partial, state, step, group), group, remedy)
+    if group.is_main:
         for old in all_of(folder)[: -state.run.train.keep_checkpoints]:
             shutil.rmtree(old)
-    ranks.wait()
+    group.barrier()
     return target
 
 
-def write_sealed(
+def write_atomic(
     target: Path,
     fill: Callable[[Path], None],
-    ranks: TorchProcessGroup,
-    rest: str,
+    group: TorchProcessGroup,
+    remedy: str,
     what: str = "checkpoint",
 ) -> None:
-    """A sealed folder to which every rank adds its part with `fill`; what was there before stays whatever goes wrong.
+    """Write folder `target` with checksums; `fill` adds each rank's files. All or nothing.
 
-    Raises: DirectAlignError for a disk that is full or cannot be written to; it names `what` and ends in `rest`, what is left and to be done.
+    Raises: DirectAlignError if the disk is full or not writable; it ends in `remedy`.
     """
     partial = atomic.partial_of(target)
     try:
-        if ranks.is_main:
+        if group.is_main:
             target.parent.mkdir(parents=True, exist_ok=True)
             atomic.sweep(target.parent)
             partial.mkdir()
-        ranks.wait()
+        group.barrier()
         fill(partial)
-        ranks.wait()
-        _publish(target, ranks)
-        ranks.wait()
+        group.barrier()
+        own = atomic.checksums(partial, group.rank, group.size)
+        parts = [json.loads(text) for text in group.gather_texts(json.dumps(own))]
+        if group.is_main:
+            files = {name: entry for part in parts for name, entry in part.items()}
+            atomic.publish(target, dict(sorted(files.items())))
+        group.barrier()
     except (OSError, SafetensorError, RuntimeError, CheckpointException) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        cause = first_failure(error) if isinstance(error, CheckpointException) else error
-        why = "no space left on the disk" if atomic.is_disk_full(cause) else str(cause)
-        raise DirectAlignError(f"cannot write {what} {target}: {why}; {rest}") from error
+        cause = _first_failure(error) if isinstance(error, CheckpointException) else error
+        reason = "no space left on the disk" if atomic.is_disk_full(cause) else str(cause)
+        raise DirectAlignError(f"cannot write {what} {target}: {reason}; {remedy}") from error
 
 
-def _publish(target: Path, ranks: TorchProcessGroup) -> None:
-    """Every rank checks off its part of the files, rank 0 seals them."""
-    own = atomic.sums(atomic.partial_of(target), ranks.rank, ranks.size)
-    files = [found for text in ranks.texts(json.dumps(own)) for found in json.loads(text).items()]
-    if ranks.is_main:
-        atomic.publish(target, dict(sorted(files)))
+def find(folder: Path, group: TorchProcessGroup) -> Path | None:
+    """The newest whole checkpoint, None if there is none. Damaged ones are skipped with a warning.
 
-
-def find(folder: Path, ranks: TorchProcessGroup) -> Path | None:
-    """The newest whole checkpoint, None when there is none yet. Passing over a damaged one is said; if all are damaged it is an error."""
+    Raises: DirectAlignError if all are damaged.
+    """
     damaged: list[str] = []
-    names = ranks.texts("\n".join(path.name for path in all_of(folder)))[0].split()
+    names = group.gather_texts("\n".join(path.name for path in all_of(folder)))[0].split()
     for candidate in [folder / name for name in reversed(names)]:
-        trouble = next(
-            filter(None, ranks.texts(atomic.damage(candidate, ranks.rank, ranks.size) or "")), None
-        )
-        if trouble is None:
+        damage = group.first_text(atomic.damage(candidate, group.rank, group.size) or "")
+        if not damage:
             if damaged:
-                logger.warning(
-                    f"damaged checkpoint passed over: {'; '.join(damaged)}. Using {candidate} instead"
-                )
+                logger.warning(f"damaged checkpoint: {'; '.join(damaged)}; using {candidate}")
             return candidate
-        damaged.append(f"{candidate} ({trouble})")
+        damaged.append(f"{candidate} ({damage})")
     if damaged:
         raise DirectAlignError(
             f"no checkpoint can be used: {'; '.join(damaged)}; start again in another --out"
@@ -394,79 +368,67 @@ def find(folder: Path, ranks: TorchProcessGroup) -> Path | None:
     return None
 
 
-def restore(path: Path, state: TrainState, ranks: TorchProcessGroup) -> int:
-    """Put the checkpoint's state into `parts` after making sure that it belongs to this run; the updates behind it."""
-    record = read_record(path)
+def restore(path: Path, state: TrainState, group: TorchProcessGroup) -> int:
+    """Restore `state` from a checkpoint of the same run; returns its finished steps.
+
+    Raises: DirectAlignError if config, architecture, data, global batch or format differ.
+    """
+    record, run = read_record(path), state.run
     if record.get("format") != FORMAT:
         raise DirectAlignError(
-            f"{path} was written by directalign {record['versions']['directalign']} in another format: continue it with that version"
+            f"{path} was written by directalign {record['versions']['directalign']} in another "
+            "format: continue it with that version"
         )
-    _refuse_other_config(path, record["config"], state.run)
-    _refuse_other(
-        path,
-        "architecture",
-        record["architecture"],
-        architecture(state.denoiser),
-        "model.path or model.lora",
-    )
-    _refuse_other(
-        path,
-        "data",
-        record["data"]["fingerprint"],
-        state.data,
-        "the contents of data.prompts or data.images",
-    )
-    _refuse_other_batch(path, record["data"], state, ranks)
-    if record["step"] > state.run.train.num_steps:
+    _check_config(path, record["config"], run)
+    data, batch_size = record["data"], global_batch_size(run, group)
+    network = "architecture", record["architecture"], architecture(state.denoiser)
+    for (what, theirs, ours), keys in (
+        (network, "model.path or model.lora"),
+        (("data", data["fingerprint"], state.data), "the contents of data.prompts or data.images"),
+    ):
+        if theirs != ours:
+            raise DirectAlignError(
+                f"{path} is of another {what} ({theirs}, not {ours}): {keys} has changed; restore "
+                "it or choose another --out"
+            )
+    if (before := data["global_batch_size"]) != batch_size:
         raise DirectAlignError(
-            f"{path} is at step {record['step']}, past train.num_steps {state.run.train.num_steps}; raise train.num_steps to continue it"
+            f"{path} is of another global batch: {before} prompts per step on {data['ranks']} "
+            f"ranks, and {batch_size} on {group.size} now; set train.global_batch_size: {before}, "
+            "or data.batch_size and train.gradient_accumulation_steps to match"
         )
-    return restore_state(path, state, ranks)
+    if record["step"] > run.train.num_steps:
+        raise DirectAlignError(
+            f"{path} is at step {record['step']}, past train.num_steps {run.train.num_steps}; "
+            "raise train.num_steps to continue it"
+        )
+    return read_state(path, state, group)
 
 
-def _refuse_other_config(path: Path, theirs: dict[str, Any], run: config.RunConfig) -> None:
-    then, now = _flat(theirs), _flat(run.model_dump(mode="json"))
-    keys = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
-    refused = [key for key in keys if not key.startswith(MAY_DIFFER)]
-    if refused:
+def _check_config(path: Path, theirs: dict[str, Any], run: config.RunConfig) -> None:
+    """Refuse a checkpoint whose config differs in more than `MAY_DIFFER`."""
+    before, now = _flat(theirs), _flat(run.model_dump(mode="json"))
+    keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+
+    def changes(names: list[str]) -> str:
+        return ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in names)
+
+    if refused := [key for key in keys if not key.startswith(MAY_DIFFER)]:
         raise DirectAlignError(
-            f"{path} is of another config: {_changes(refused, then, now)}; restore these values or choose another --out"
+            f"{path} is of another config: {changes(refused)}; restore these values or choose "
+            "another --out"
         )
-    uneven = [
-        key for key in keys if key.startswith("evaluate.") and not key.startswith(NOT_COMPARED)
-    ]
+    uneven = [k for k in keys if k.startswith("evaluate.") and not k.startswith(NOT_COMPARED)]
     if uneven and run.early_stopping is not None:
         raise DirectAlignError(
-            f"{path}: {_changes(uneven, then, now)}, and stop compares all measurements with the first; restore these values or leave stop out"
-        )
-
-
-def _changes(keys: list[str], then: dict[str, Any], now: dict[str, Any]) -> str:
-    return ", ".join(f"{key} was {then.get(key)!r} and is {now.get(key)!r}" for key in keys)
-
-
-def _refuse_other(path: Path, what: str, theirs: object, ours: object, cause: str) -> None:
-    if theirs != ours:
-        raise DirectAlignError(
-            f"{path} is of another {what} ({theirs}, not {ours}): {cause} has changed; put it back or choose another --out"
-        )
-
-
-def _refuse_other_batch(
-    path: Path, record: dict[str, Any], state: TrainState, ranks: TorchProcessGroup
-) -> None:
-    then, now = record["global_batch_size"], global_batch_size(state.run, ranks)
-    if then != now:
-        raise DirectAlignError(
-            f"{path} is of another global batch: {then} prompts per update on {record['ranks']} ranks, and {now} on {ranks.size} now; "
-            f"set train.global_batch_size: {then}, or data.batch_size and train.gradient_accumulation_steps so that they make {then} on all ranks"
+            f"{path}: {changes(uneven)}, and early_stopping compares all evaluations with the "
+            "first; restore these values or remove early_stopping"
         )
 
 
 def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in section.items():
-        flat.update(
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
+        name = prefix + key
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return flat

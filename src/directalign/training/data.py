@@ -1,6 +1,6 @@
-"""The batches of each step, online or offline, as a pure function of the step: a resume needs nothing but the step.
+"""The batches of each step, online or offline, as a pure function of the step.
 
-Every batch of a step has one shape: that of an image bucket, or one of the recipe's rollout sizes.
+All batches of a step have one image size: that of a bucket, or one of `rollout.sizes`.
 """
 
 from __future__ import annotations
@@ -21,25 +21,31 @@ from .distributed import TorchProcessGroup
 
 @dataclass(frozen=True)
 class TrainData:
-    """Deals out real images, for all updates or the first `data.offline_steps`, and prompts after them; one of the two may lack."""
+    """Real images for all steps or the first `data.offline_steps`, and prompts after them.
+
+    One of `prompts` and `images` may be None.
+    """
 
     run: config.RunConfig
-    ranks: TorchProcessGroup
+    group: TorchProcessGroup
     prompts: PromptStream | None
     images: ImageStream | None
 
     def batches(self, step: int) -> list[Batch]:
-        """The batches of this rank that are accumulated into update `step` (0 is the first)."""
+        """This rank's batches of step `step` (0 is the first), whose gradients are accumulated."""
         return [
-            self._batch(step, micro) for micro in range(accumulation(self.run, self.ranks.size))
+            self._batch(step, micro) for micro in range(accumulation(self.run, self.group.size))
         ]
 
-    def shown(self, count: int) -> Sequence[str]:
-        """The first `count` prompts of the data, for sample grids."""
-        return self._texts[:count]
+    def first_texts(self, count: int) -> Sequence[str]:
+        """The first `count` prompts (or captions) of the data, for sample grids."""
+        if self.prompts is not None:
+            return self.prompts.prompts[:count]
+        assert self.images is not None
+        return self.images.images.captions[:count]
 
     def texts(self, step: int) -> tuple[str, ...]:
-        """The prompts or captions of update `step` on all ranks; no image is read."""
+        """The prompts or captions of step `step` on all ranks, without reading images."""
         offline, total = self._offline(step), self._total
         if offline is not None:
             return offline.captions(step, total)
@@ -53,111 +59,82 @@ class TrainData:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when a prompt, caption or image name does, or their order."""
-        names = self.images.images.names if self.images is not None else ()
-        captions = self.images.images.captions if self.images is not None else ()
-        lines = [
-            *(self.prompts.prompts if self.prompts is not None else ()),
-            "",
-            *names,
-            "",
-            *captions,
-        ]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-    @property
-    def _texts(self) -> Sequence[str]:
-        if self.prompts is not None:
-            return self.prompts.prompts
-        assert self.images is not None
-        return self.images.images.captions
+        """Depends on all prompts, captions and image names, and their order."""
+        names, captions = (), ()
+        if self.images is not None:
+            names, captions = self.images.images.names, self.images.images.captions
+        prompts = self.prompts.prompts if self.prompts is not None else ()
+        text = "\n".join([*prompts, "", *names, "", *captions])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _batch(self, step: int, micro: int) -> Batch:
-        size = self.run.data.batch_size
-        place = (micro * self.ranks.size + self.ranks.rank) * size
-        offline, total = self._offline(step), self._total
+        size, total, seed = self.run.data.batch_size, self._total, self.run.seed
+        offset = (micro * self.group.size + self.group.rank) * size
+        offline = self._offline(step)
         if offline is not None:
-            captions, images = offline.batch(step, size, place, total)
-            return Batch(step, captions, images, self.run.seed, place, total, offline.size(step))
+            captions, images = offline.batch(step, size, offset, total)
+            return Batch(step, captions, images, seed, offset, total, offline.size(step))
         assert self.prompts is not None
-        return Batch(
-            step,
-            self.prompts.batch(step, size, place, total),
-            None,
-            self.run.seed,
-            place,
-            total,
-            self._rollout_size(step),
-        )
+        prompts, sizes = self.prompts.batch(step, size, offset, total), self.run.rollout.sizes
+        image_size = None
+        if sizes is not None:  # each size equally often
+            image_size = sizes[turn((1,) * len(sizes), seed, step, "sizes")[0]]
+        return Batch(step, prompts, None, seed, offset, total, image_size)
 
     @property
     def _total(self) -> int:
-        """Prompts per update, all ranks and accumulated batches together."""
-        return accumulation(self.run, self.ranks.size) * self.ranks.size * self.run.data.batch_size
+        """Prompts per step over all ranks and accumulated batches."""
+        return accumulation(self.run, self.group.size) * self.group.size * self.run.data.batch_size
 
     def _offline(self, step: int) -> ImageStream | None:
-        """The images, while they are what is trained on."""
+        """The images if step `step` trains on them."""
         last = self.run.data.offline_steps
         return self.images if last is None or step < last else None
 
-    def _rollout_size(self, step: int) -> tuple[int, int] | None:
-        """The size that all samples of update `step` have; each of `rollout.sizes` comes up equally often."""
-        sizes = self.run.rollout.sizes
-        return (
-            None
-            if sizes is None
-            else sizes[turn((1,) * len(sizes), self.run.seed, step, "sizes")[0]]
-        )
-
 
 def accumulation(run: config.RunConfig, ranks: int) -> int:
-    """Batches per update on each rank: `train.gradient_accumulation_steps`, or what makes up `train.global_batch_size`.
+    """Batches per step on each rank, from `gradient_accumulation_steps` or `global_batch_size`.
 
-    Raises DirectAlignError when that is not a multiple of `data.batch_size` on all ranks.
+    Raises: DirectAlignError if `global_batch_size` is not a multiple of the batch on all ranks.
     """
-    wanted, together = run.train.global_batch_size, run.data.batch_size * ranks
+    wanted, batch_size = run.train.global_batch_size, run.data.batch_size * ranks
     if wanted is None:
         return run.train.gradient_accumulation_steps
-    if wanted % together:
+    if wanted % batch_size:
         raise DirectAlignError(
-            f"train.global_batch_size: {wanted} is not a multiple of data.batch_size {run.data.batch_size} on {ranks} ranks ({together}); change one of them"
+            f"train.global_batch_size: {wanted} is not a multiple of data.batch_size "
+            f"{run.data.batch_size} on {ranks} ranks ({batch_size}); change one of them"
         )
-    return wanted // together
+    return wanted // batch_size
 
 
-def open_data(run: config.RunConfig, model: Model, ranks: TorchProcessGroup) -> TrainData:
-    """Read and check the prompt list and the image set that a run names, and the sizes that its images will have."""
+def open_data(run: config.RunConfig, model: Model, group: TorchProcessGroup) -> TrainData:
+    """Read and check the prompt list, the image set and the image sizes of a run.
+
+    Raises: DirectAlignError for an unreadable file, a size that the model does not support, or a
+    bucket with fewer images than a step takes.
+    """
     for key, sizes in (("data.buckets", run.data.buckets), ("rollout.sizes", run.rollout.sizes)):
         for height, width in sizes or ():
-            _check_size(model, key, height, width)
-    prompts = (
-        PromptStream(read_prompts(run.data.prompts), run.seed)
-        if run.data.prompts is not None
-        else None
-    )
-    images = (
-        _open_images(run, run.data.images, model, ranks) if run.data.images is not None else None
-    )
-    return TrainData(run, ranks, prompts, images)
+            try:
+                model.latent_shape(height, width)
+            except DirectAlignError as error:
+                raise DirectAlignError(f"{key}: [{height}, {width}]: {error}") from error
+    prompts = images = None
+    if run.data.prompts is not None:
+        prompts = PromptStream(read_prompts(run.data.prompts), run.seed)
+    if run.data.images is not None:
+        images = _open_images(run, run.data.images, model, group)
+    return TrainData(run, group, prompts, images)
 
 
 def _open_images(
-    run: config.RunConfig, source: str, model: Model, ranks: TorchProcessGroup
+    run: config.RunConfig, source: str, model: Model, group: TorchProcessGroup
 ) -> ImageStream:
-    found = scan_images(source, run.data.strict)
+    found, (height, width) = scan_images(source, run.data.strict), model.default_size
     if run.data.buckets is None:
-        size = (
-            run.rollout.height or model.default_size[0],
-            run.rollout.width or model.default_size[1],
-        )
+        size = run.rollout.height or height, run.rollout.width or width
         return ImageStream(found, (Bucket(size, tuple(range(len(found)))),), run.seed)
     buckets = fill_buckets(found.sizes, run.data.buckets)
-    check_buckets(buckets, accumulation(run, ranks.size) * ranks.size * run.data.batch_size)
+    check_buckets(buckets, accumulation(run, group.size) * group.size * run.data.batch_size)
     return ImageStream(found, buckets, run.seed)
-
-
-def _check_size(model: Model, key: str, height: int, width: int) -> None:
-    try:
-        model.latent_shape(height, width)
-    except DirectAlignError as error:
-        raise DirectAlignError(f"{key}: [{height}, {width}]: {error}") from error

@@ -1,9 +1,10 @@
-"""The processes that train together, as torchrun starts them, and sharding with FSDP2 (`fully_shard`).
+"""The process group of a training run (as torchrun starts it) and FSDP2 sharding (`fully_shard`).
 
-With `data` parallelism gradients are averaged over the ranks. With `sharded` every weight, gradient and moment is split: the
-denoiser's repeated blocks are gathered one at a time for a forward or backward pass. Shards are float32; where the network
-computes in bfloat16, blocks are gathered in bfloat16 and gradients reduced in float32. Every rank takes part in every
-call of the network, in the same order. With a single process all collectives are the identity.
+`data` parallelism averages gradients over the ranks. `sharded` splits every weight, gradient and
+moment; the denoiser's repeated blocks are gathered one at a time for a forward or backward pass.
+Shards are float32; a bfloat16 network gathers blocks in bfloat16 and reduces gradients in float32.
+Every rank takes part in every call of the network, in the same order. With a single process all
+collectives are the identity.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from ..interfaces import Model
 from ..types import DirectAlignError
 
 TIMEOUT = timedelta(minutes=30)
-"""A collective waits this long for ranks that are alive but slow. A dead rank closes its connections and fails it at once."""
+"""Of a collective, for slow ranks. A dead rank closes its connections and fails it at once."""
 
 
 @dataclass(frozen=True)
 class TorchProcessGroup:
-    """This process among those that train together; `rank` counts from 0, rank 0 writes the files.
+    """This process and its group: `rank` counts from 0, rank 0 writes the files.
 
     `restarts`: how often torchrun has restarted all processes after a failure.
     """
@@ -51,14 +52,19 @@ class TorchProcessGroup:
         return self.rank == 0
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its mean over the ranks. A weight that no rank reached keeps none; sharded ones are means already."""
+        """Replace every gradient by its mean over the ranks; sharded ones already are means.
+
+        A parameter without a gradient on all ranks keeps none.
+        """
         whole = [p for p in parameters if not isinstance(p, DTensor)]
         if self.size == 1 or not whole:
             return
-        reached = self.sum(
-            torch.tensor([p.grad is not None for p in whole], dtype=torch.int32)
-        ).tolist()
-        grads = [_gradient_of(p) for p, count in zip(whole, reached, strict=True) if count]
+        has_grad = torch.tensor([p.grad is not None for p in whole], dtype=torch.int32)
+        grads = list[Tensor]()
+        for p, count in zip(whole, self.sum(has_grad).tolist(), strict=True):
+            if count:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                grads.append(p.grad)
         with _collective():
             for work in [dist.all_reduce(grad, async_op=True) for grad in grads]:
                 assert work is not None, "this process is not in the group"
@@ -66,7 +72,7 @@ class TorchProcessGroup:
         torch._foreach_div_(grads, self.size)
 
     def broadcast(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give every rank the weights of rank 0; sharded ones stay as they are."""
+        """Copy the weights of rank 0 to every rank; sharded ones stay as they are."""
         with _collective():
             for p in parameters:
                 if self.size > 1 and not isinstance(p, DTensor):
@@ -81,7 +87,7 @@ class TorchProcessGroup:
         return total
 
     def gather(self, values: Tensor) -> Tensor:
-        """Equally shaped tensors of all ranks, joined along their first dimension in the order of ranks, on the device they came from."""
+        """Equally shaped tensors of all ranks, concatenated by rank, on their own device."""
         if self.size == 1:
             return values
         own = values.detach().cpu().contiguous()
@@ -90,23 +96,24 @@ class TorchProcessGroup:
             dist.all_gather(parts, own)
         return torch.cat(parts).to(values.device)
 
-    def texts(self, text: str) -> list[str]:
-        """The texts of all ranks, in their order."""
+    def gather_texts(self, text: str) -> list[str]:
+        """The texts of all ranks, by rank."""
         content = torch.frombuffer(bytearray(text.encode() + b"\0"), dtype=torch.uint8)
         lengths = self.gather(torch.tensor([len(content)])).tolist()
         padded = torch.nn.functional.pad(content, (0, max(lengths) - len(content)))
-        rows = self.gather(padded[None])
-        return [
-            bytes(row[: length - 1].tolist()).decode()
-            for row, length in zip(rows, lengths, strict=True)
-        ]
+        rows = zip(self.gather(padded[None]), lengths, strict=True)
+        return [bytes(row[: length - 1].tolist()).decode() for row, length in rows]
+
+    def first_text(self, text: str) -> str:
+        """The first text that is not empty, by rank; "" if all are."""
+        return next(filter(None, self.gather_texts(text)), "")
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up on any rank."""
+        """Whether the flag is set on any rank."""
         return bool(self.sum(torch.tensor(float(flag))) > 0)
 
-    def wait(self) -> None:
-        """Return once every rank has come here."""
+    def barrier(self) -> None:
+        """Wait for all ranks."""
         self.sum(torch.zeros(1))
 
 
@@ -118,54 +125,42 @@ def _collective() -> Iterator[None]:
     except RuntimeError as error:
         reason = next(iter(str(error).splitlines()), "")
         raise DirectAlignError(
-            f"lost the connection to another rank: its own message says why ({reason:.200}); "
-            "the last whole checkpoint stays: continue with --resume"
+            f"lost the connection to another rank, see its own error ({reason:.200}); the last "
+            "checkpoint is kept: continue with --resume"
         ) from error
-
-
-def _gradient_of(p: nn.Parameter) -> Tensor:
-    if p.grad is None:
-        p.grad = torch.zeros_like(p)
-    return p.grad
 
 
 @contextmanager
 def process_group() -> Iterator[TorchProcessGroup]:
-    """The process group that torchrun's environment describes: gloo between CPUs, nccl between GPUs.
+    """The process group of torchrun's environment: gloo between CPUs, nccl between GPUs.
 
     Raises: DirectAlignError for an incomplete environment, or processes that cannot connect.
     """
-    size, local_rank = (
-        _number(name, default) for name, default in (("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
+    size, local_rank = _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0)
     if size == 1:
         yield TorchProcessGroup(device=_device(local_rank))
         return
-    missing = [
-        each
-        for each in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-        if not os.environ.get(each)
-    ]
-    if missing:
+    required = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in required if not os.environ.get(name)]:
         raise DirectAlignError(
-            f"{', '.join(missing)} not set, though WORLD_SIZE is {size}: launch with torchrun (docs/scaling.md)"
+            f"{', '.join(missing)} not set, though WORLD_SIZE is {size}: launch with torchrun "
+            "(docs/scaling.md)"
         )
     device, restarts = _device(local_rank), _number("TORCHELASTIC_RESTART_COUNT", 0)
     try:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-        # torchrun may keep the store over a restart, with the addresses of the processes that ended
+        # torchrun may reuse the store after a restart, with the addresses of ended processes
         own = dist.PrefixStore(f"directalign-{restarts}", store)
         dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=TIMEOUT)
     except RuntimeError as error:
-        meeting = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        reason = str(error).splitlines()[0]
         raise DirectAlignError(
-            f"cannot meet the other processes at {meeting} ({reason})"
+            f"cannot connect to the other processes at {os.environ['MASTER_ADDR']}:"
+            f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]})"
         ) from error
-    ranks = TorchProcessGroup(rank, size, device, restarts)
-    yield ranks  # after an error the process ends; a barrier or an orderly shutdown would wait for ranks that may be gone
-    ranks.wait()
+    group = TorchProcessGroup(rank, size, device, restarts)
+    yield group  # no clean-up after an error: a barrier would wait for ranks that may have ended
+    group.barrier()
     dist.destroy_process_group()
 
 
@@ -187,85 +182,79 @@ def _device(local_rank: int) -> torch.device:
             f"{local_rank + 1} processes on a machine with {count} GPUs: "
             f"start {count} (torchrun --nproc-per-node {count})"
         )
-    index = 0 if count == 1 else local_rank  # a launcher may show each process its own GPU alone
+    index = 0 if count == 1 else local_rank  # some launchers expose one GPU to each process
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
-def is_sharded_run(run: config.RunConfig, ranks: TorchProcessGroup) -> bool:
-    """Whether the ranks split the network: `train.parallel`, where there are several."""
-    return ranks.size > 1 and (
-        run.train.parallel == "sharded"
-        or (run.train.parallel == "auto" and run.model.tune == "full")
-    )
+def is_sharded_run(run: config.RunConfig, group: TorchProcessGroup) -> bool:
+    """Whether the network is sharded: by `train.parallel`, with several ranks."""
+    parallel = run.train.parallel
+    full = run.model.tune == "full"
+    return group.size > 1 and (parallel == "sharded" or (parallel == "auto" and full))
 
 
-def shard(denoiser: nn.Module, model: config.ModelConfig, ranks: TorchProcessGroup) -> None:
-    """Split the denoiser in place, block by block: each is moved to this rank's device, and all of it but one share is dropped."""
-    warnings.filterwarnings(
-        "ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning
-    )  # nothing changes the answers of blocks in place
-    narrow = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )  # families cast what must be cast
+def shard(denoiser: nn.Module, model: config.ModelConfig, group: TorchProcessGroup) -> None:
+    """Shard the denoiser in place, block by block, each moved to this rank's device."""
+    # no block's output is changed in place
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     settings: dict[str, Any] = {
-        "mesh": init_device_mesh(ranks.device.type, (ranks.size,)),
-        "mp_policy": narrow if model.dtype == "bfloat16" else MixedPrecisionPolicy(),
-        "reshard_after_forward": True,  # of the root too: between two forward passes its weights may change hands
+        "mesh": init_device_mesh(group.device.type, (group.size,)),
+        "mp_policy": MixedPrecisionPolicy(),
+        "reshard_after_forward": True,  # the root too: weights may be swapped between two calls
     }
+    if model.dtype == "bfloat16":  # inputs are cast by the models
+        settings["mp_policy"] = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
     repeated = set(getattr(denoiser, "_repeated_blocks", None) or ())
     for block in [each for each in denoiser.modules() if type(each).__name__ in repeated]:
         fully_shard(block, **settings)
     fully_shard(denoiser, **settings)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A plain tensor as it is, a sharded one put together on every rank."""
+def unsharded(tensor: Tensor) -> Tensor:
+    """A plain tensor as it is, a sharded one gathered on every rank."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def empty_beside(weight: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """A tensor on the device of `weight`, split by its first dimension where that is."""
+def empty_like_sharded(weight: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """An empty tensor on the device of `weight`, sharded by its first dimension if that is."""
     if isinstance(weight, DTensor):
-        return distributed_empty(
-            shape, dtype=dtype, device_mesh=weight.device_mesh, placements=weight.placements
-        )
+        mesh, placements = weight.device_mesh, weight.placements
+        return distributed_empty(shape, dtype=dtype, device_mesh=mesh, placements=placements)
     return torch.empty(shape, dtype=dtype, device=weight.device)
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:
-    """The class that a module was made from: sharding puts one of its own in front."""
+    """The class of a module without FSDP's own class in front."""
     return next(each for each in type(module).__mro__ if not issubclass(each, FSDPModule))
 
 
-def save(model: Model, folder: Path, ranks: TorchProcessGroup) -> None:
-    """`model.save` on rank 0; of a sharded denoiser, what is trained is first brought together in its memory, tensor by tensor."""
+def save(model: Model, folder: Path, group: TorchProcessGroup) -> None:
+    """`model.save` on rank 0; sharded trained weights are gathered in its memory first."""
     if not isinstance(model.denoiser, FSDPModule):
-        if ranks.is_main:
+        if group.is_main:
             model.save(folder)
         return
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     tensors = get_model_state_dict(model.denoiser, options=options)
-    if ranks.is_main:
-        with _with_denoiser(model, _plain_copy(model.denoiser, tensors)):
+    if group.is_main:
+        denoiser = model.denoiser
+        model.denoiser = _plain_copy(denoiser, tensors)
+        try:
             model.save(folder)
+        finally:
+            model.denoiser = denoiser
 
 
 def _plain_copy(denoiser: Any, tensors: dict[str, Any]) -> nn.Module:
-    """The network as it was before sharding, with these tensors; the weights of a frozen base stay away."""
+    """The network before sharding with these tensors; a frozen base stays on the meta device."""
     made_from: Any = class_of(denoiser)
+    adapters = getattr(denoiser, "peft_config", None) or {}
     with torch.device("meta"):
         plain = made_from.from_config(denoiser.config)
-        for name, adapter in getattr(denoiser, "peft_config", {}).items():
+        for name, adapter in adapters.items():
             plain.add_adapter(adapter, adapter_name=name)
-    plain.load_state_dict(tensors, strict=not getattr(denoiser, "peft_config", None), assign=True)
+    plain.load_state_dict(tensors, strict=not adapters, assign=True)
     return plain
-
-
-@contextmanager
-def _with_denoiser(model: Model, denoiser: nn.Module) -> Iterator[None]:
-    own, model.denoiser = model.denoiser, denoiser
-    try:
-        yield
-    finally:
-        model.denoiser = own

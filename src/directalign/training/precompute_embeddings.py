@@ -1,4 +1,4 @@
-"""Encode every prompt of a run before it starts, so that `model.text_encoders: free` can drop the text encoders."""
+"""Encode every prompt of a run before it starts, for `model.text_encoders: free`."""
 
 from __future__ import annotations
 
@@ -20,35 +20,28 @@ logger = logging.getLogger(__name__)
 
 
 def prompts_of_run(run: config.RunConfig, data: TrainData) -> list[str]:
-    """Each once: the empty prompt, those of the sample grids and of the measurements, and what the updates will be dealt on all ranks."""
+    """Every prompt once: the empty one, of sample grids, evaluations, and training on all ranks."""
     measured = measured_prompts(run.data)
-    pairs = (
-        fixed_pairs(measured, run.evaluate.num_samples),
-        diversity_pairs(measured, run.evaluate.diversity_prompts),
-    )
-    looked_at = [
-        "",
-        *(run.train.sample_prompts or data.shown(NUM_SAMPLES)),
-        *pairs[0].prompts,
-        *pairs[1].prompts,
-    ]
-    dealt = (text for step in range(run.train.num_steps) for text in data.texts(step))
-    return list(dict.fromkeys([*looked_at, *dealt]))
+    evaluated = fixed_pairs(measured, run.evaluate.num_samples)
+    diverse = diversity_pairs(measured, run.evaluate.diversity_prompts)
+    samples = run.train.sample_prompts or data.first_texts(NUM_SAMPLES)
+    trained = (text for step in range(run.train.num_steps) for text in data.texts(step))
+    return list(dict.fromkeys(["", *samples, *evaluated.prompts, *diverse.prompts, *trained]))
 
 
 def precompute_embeddings(
-    run: config.RunConfig, model: Any, data: TrainData, ranks: TorchProcessGroup
+    run: config.RunConfig, model: Any, data: TrainData, group: TorchProcessGroup
 ) -> None:
-    """Encode all prompts of the run into the cache on disk and drop the family's encoders.
+    """Encode all prompts of the run into the cache on disk and free the model's text encoders.
 
-    Each rank encodes its share; then each makes up for what the others left on a disk that it does not see.
+    Each rank encodes its share, then what other ranks stored on a disk that it cannot read.
     """
     encoder: PromptEncoder = model.prompts
     prompts, folder = prompts_of_run(run, data), default_folder()
-    show = partial(track, description="encoding prompts") if ranks.is_main else iter
-    for share in (prompts[ranks.rank :: ranks.size], *([prompts] if ranks.size > 1 else [])):
+    show = partial(track, description="encoding prompts") if group.is_main else iter
+    for share in (prompts[group.rank :: group.size], *([prompts] if group.size > 1 else [])):
         for fault in encoder.store(share, folder, show):
-            logger.info(f"{fault}; it was made again")
-        ranks.wait()
+            logger.info(f"{fault}; encoded again")
+        group.barrier()
     encoder.free()
     logger.info(f"{len(prompts)} prompts are encoded in {folder}; the text encoders are freed")

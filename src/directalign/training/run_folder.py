@@ -1,6 +1,6 @@
-"""The output folder of a run: claim and lock it, copy learned control tokens into it, write `summary.json`.
+"""The output folder of a run: check and lock it, copy control tokens, content of `summary.json`.
 
-A run never writes over another one, and `--resume` continues only what is there.
+A run never overwrites another one, and `--resume` continues only what exists.
 """
 
 from __future__ import annotations
@@ -24,28 +24,14 @@ from ..types import DirectAlignError
 
 logger = logging.getLogger(__name__)
 
+CONTROL_TOKENS = "control_tokens"
 OWN_NAMES = (
-    *(
-        "run.yaml",
-        "metrics.jsonl",
-        "checkpoints",
-        "best",
-        "samples",
-        "tensorboard",
-        "tracked.json",
-        "wandb",
-        "control_tokens",
-        "summary.json",
-        "report.html",
-    ),
+    *("run.yaml", "metrics.jsonl", "checkpoints", "best", "samples", "tensorboard"),
+    *("tracked.json", "wandb", CONTROL_TOKENS, "summary.json", "report.html"),
     *("lora.safetensors", "transformer", "unet"),
 )
-
-
-def claim(out: Path, resume: bool) -> None:
-    """Check `out` and create it."""
-    check(out, resume)
-    make(out)
+"""Files and folders that a run writes."""
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
 
 
 def check(out: Path, resume: bool) -> None:
@@ -55,30 +41,31 @@ def check(out: Path, resume: bool) -> None:
     taken = [name for name in OWN_NAMES if (out / name).exists()]
     if taken and not resume:
         raise DirectAlignError(
-            f"--out {out} already holds a run ({', '.join(taken)}); add --resume to continue it, or name another folder"
+            f"--out {out} already holds a run ({', '.join(taken)}); add --resume to continue it, "
+            "or name another folder"
         )
     if resume and not (out / "run.yaml").is_file():
         found = f"{out} holds no run (no run.yaml)" if out.exists() else f"there is no folder {out}"
-        raise DirectAlignError(f"--resume: {found}; leave --resume out to start a new run there")
+        raise DirectAlignError(f"--resume: {found}; remove --resume to start a new run there")
 
 
 def make(out: Path) -> None:
-    """The folder, with those above it."""
+    """Create the folder and its parents."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DirectAlignError(
-            f"--out {out} cannot be made: {error.strerror}; name a folder that you may write to"
+            f"--out {out} cannot be created: {error.strerror}; name a writable folder"
         ) from error
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """No other process trains in the folder meanwhile; the lock ends with this process, however that ends.
+    """Hold the folder's lock, which ends with this process; a file system without locks: warning.
 
-    A file system without locks gets a warning. Raises: DirectAlignError while another process trains in it.
+    Raises: DirectAlignError while another process trains in the folder.
     """
-    lock = FileLock(out / LOCK, timeout=0)
+    lock = FileLock(out / ".lock", timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
@@ -86,56 +73,40 @@ def locked(out: Path) -> Iterator[None]:
             f"--out {out}: another process is training in it; wait for it, or end it first"
         ) from error
     except (OSError, NotImplementedError) as error:
-        logger.warning(
-            f"{out} cannot be locked ({error}): let no other process train in it meanwhile"
-        )
+        logger.warning(f"{out} cannot be locked ({error}): let no other process train in it")
     try:
         yield
     finally:
         lock.release()
 
 
-LOCK = ".lock"
-TOKENS = "control_tokens"
+def copy_control_tokens(run: config.RunConfig, out: Path) -> None:
+    """Copy the recipe's files of learned tokens into `out/control_tokens`, numbered in order.
 
-
-def keep_tokens(run: config.RunConfig, out: Path) -> None:
-    """Copy the files of learned tokens into `out/control_tokens`, numbered in the order of the recipe.
-
-    Raises: DirectAlignError where a file is not what it was when the run began.
+    Raises: DirectAlignError if a file has changed since the run began.
     """
-    for number, file in enumerate(token_files(run)):
-        kept, content = out / TOKENS / f"{number}-{file.name}", file.expanduser().read_bytes()
-        if not kept.exists():
-            kept.parent.mkdir(exist_ok=True)
-            kept.write_bytes(content)
-        elif kept.read_bytes() != content:
+    sections = [run.method.control_phrases]
+    if isinstance(run.reward, config.MixtureConfig):
+        sections += [member.control_phrases for member in run.reward.members]
+    phrases = [p for section in sections if section for p in (*section.positive, *section.negative)]
+    files = [Path(phrase) for phrase in dict.fromkeys(phrases) if is_tokens_file(phrase)]
+    for number, file in enumerate(files):
+        copy, content = (
+            out / CONTROL_TOKENS / f"{number}-{file.name}",
+            file.expanduser().read_bytes(),
+        )
+        if not copy.exists():
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_bytes(content)
+        elif copy.read_bytes() != content:
             raise DirectAlignError(
-                f"{file}: not the tokens that the run in {out} began with; put {kept} back in its place, or start a new run"
+                f"{file}: not the tokens that the run in {out} began with; restore them from "
+                f"{copy}, or start a new run"
             )
 
 
-def token_files(run: config.RunConfig) -> list[Path]:
-    """Every file of learned tokens that the recipe names, once."""
-    members = (
-        [member.control_phrases for member in run.reward.members]
-        if isinstance(run.reward, config.MixtureConfig)
-        else []
-    )
-    phrases = [
-        phrase
-        for words in (run.method.control_phrases, *members)
-        if words is not None
-        for phrase in (*words.positive, *words.negative)
-    ]
-    return [Path(phrase) for phrase in dict.fromkeys(phrases) if is_tokens_file(phrase)]
-
-
-PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
-
-
 def versions() -> dict[str, str]:
-    """Versions of this package, Python and the libraries that shape the numbers."""
+    """Versions of this package, Python and the libraries that affect the numbers."""
     return {
         "directalign": __version__,
         "python": platform.python_version(),
@@ -144,39 +115,33 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, torch threads, system and GPU (None without one)."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    """System, processor, cores, torch threads and GPU (None without one)."""
     return {
         "system": platform.platform(),
         "processor": platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": gpu,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 
 def commit() -> str | None:
-    """The git commit that this package is checked out at, with `+changes` when files differ from it; None outside its own git tree."""
-    folder = Path(__file__).parent
-    git = ["git", "-C", str(folder)]
+    """The git commit of this package, `+changes` if files differ; None outside its own git tree."""
+    file = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        subprocess.run(
-            [*git, "ls-files", "--error-unmatch", Path(__file__).name],
-            capture_output=True,
-            check=True,
-        )  # another project's tree says nothing of us
-        found = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        git("ls-files", "--error-unmatch", file.name)  # fails in another project's tree
+        found, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{found}+changes" if changed else found
 
 
-def summarise(
+def summarize(
     run: config.RunConfig,
     history: Sequence[dict[str, Any]],
     ranks: int,
@@ -185,9 +150,10 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of summary.json from the records in metrics.jsonl.
 
-    `before` and `after` are evaluations of the base model and of the exported weights, None if there are none; `stopped` is the
-    record of a stop rule that ended the run; `kept` see `early_stopping.kept_summary`. `align_seconds` adds up the steps
-    alone: no evaluation, sample grids, loading or checkpoints.
+    `before` and `after` are evaluations of the base model and of the exported weights, None if
+    there are none; `stopped` is the record of a stop rule that ended the run; `kept`: see
+    `early_stopping.kept_summary`. `align_seconds` sums the steps, without evaluation, sample grids,
+    loading and checkpoints.
     """
 
     def last(event: str) -> dict[str, Any] | None:

@@ -1,9 +1,10 @@
-"""Experiment trackers: TensorBoard, Weights & Biases, trackio. All log the records of `metrics.jsonl` under the same names and steps.
+"""Experiment trackers: TensorBoard, W&B, trackio, with the names and steps of metrics.jsonl.
 
-The backends are those of `accelerate.tracking`; wandb and trackio are imported only when a recipe names them. Ours, because
-accelerate has nothing for it: resuming one run without duplicates (`tracked.json` keeps its key; local backends are written
-anew from the kept records, online ones continue), W&B's exit code, captions and step axis, and `BackgroundTracker`, which
-keeps a network failure away from training and reports it once. Online rows beyond a checkpoint cannot be taken back.
+The backends are those of `accelerate.tracking`; wandb and trackio are imported only when a recipe
+names them. Added here, because accelerate has nothing for it: resuming a run without duplicates
+(`tracked.json` stores its key; local backends are rewritten from the records, online ones
+continue), W&B's exit code, captions and step axis, and `BackgroundTracker`, which isolates training
+from network failures. Online rows beyond a checkpoint cannot be removed.
 """
 
 from __future__ import annotations
@@ -46,19 +47,12 @@ KEY_FILE, IMAGES, STEP_AXIS = "tracked.json", "samples", "step"
 WANDB_HOST = "api.wandb.ai"
 """Host under which most .netrc files list the key."""
 TRACKIO_REDIRECTS = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
-"""Variables that would send a local trackio run elsewhere."""
+"""Environment variables that would send a local trackio run elsewhere."""
 WANDB_SETTINGS: dict[str, Any] = {
-    **{
-        "silent": True,
-        "console": "off",
-        "disable_git": True,
-        "disable_code": True,
-        "save_code": False,
-    },
-    **{"x_disable_stats": True, "x_disable_meta": True, "x_disable_machine_info": True},
-    **{"x_save_requirements": False, "finish_timeout_raises": True},
-    **{"init_timeout": 45.0, "finish_timeout": 60.0},
-}
+    **dict.fromkeys(("silent", "disable_git", "disable_code", "finish_timeout_raises"), True),
+    **dict.fromkeys(("x_disable_stats", "x_disable_meta", "x_disable_machine_info"), True),
+    **dict.fromkeys(("save_code", "x_save_requirements"), False),
+} | {"console": "off", "init_timeout": 45.0, "finish_timeout": 60.0}
 """No console capture, system statistics, code or machine data; timeouts in seconds."""
 TIMEOUT, FINAL_TIMEOUT = 300.0, 90.0
 """Seconds without progress after which a tracker is dropped, during the run and at its end."""
@@ -69,21 +63,26 @@ Values = Mapping[str, float | str]
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Logs one run. `has_history`: the backend still has what earlier processes logged. Called from one thread, in order."""
+    """Logs one run, from one thread, in order.
+
+    `has_history`: the backend still has what earlier processes logged. `close(finished)`:
+    `finished` is False if the run may be resumed.
+    """
 
     has_history: bool
 
     def log_values(self, values: Values, step: int) -> None: ...
     def log_image(self, pixels: Pixels, step: int) -> None: ...
     def log_summary(self, summary: Mapping[str, Any]) -> None: ...
-    def close(self, finished: bool) -> None:
-        """The process ends; `finished` is False if the run may be resumed."""
-        ...
+    def close(self, finished: bool) -> None: ...
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """`key` identifies the run across resumes, `caption` belongs to every sample grid, `space` is the Space of earlier processes."""
+    """`key` identifies the run across resumes, `caption` describes its sample grids.
+
+    `space` names the trackio Space and project of earlier processes.
+    """
 
     key: str
     name: str
@@ -93,17 +92,17 @@ class RunInfo:
 
 
 def run_info(run: config.RunConfig, out: Path, prompts: Sequence[str]) -> RunInfo:
-    """The run in `out` with its key, a new one if it has none; passwords in URLs are removed from the config."""
+    """The run in `out` with its key (new if it has none); the config without passwords in URLs."""
     file = out / KEY_FILE
     new = {"key": secrets.token_hex(4), "space": None}
     stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else new
     caption = "\n".join(f"{number}. {prompt}" for number, prompt in enumerate(prompts, start=1))
-    hidden = without_passwords(run.model_dump(mode="json"))
-    return RunInfo(stored["key"], run.name, hidden, caption, stored["space"])
+    public = json.loads(re.sub(r'(?<=://)[^/@\s"]+@', "", run.model_dump_json()))
+    return RunInfo(stored["key"], run.name, public, caption, stored["space"])
 
 
 def values_of(record: Mapping[str, Any]) -> dict[str, float | str]:
-    """All numbers and texts of a record by slash-joined name, which begins with the event; lists are left out."""
+    """All numbers and texts of a record as {"EVENT/NAME/...": value}; lists are omitted."""
 
     def leaves(value: Any, name: str) -> Iterator[tuple[str, float | str]]:
         if isinstance(value, Mapping):
@@ -116,25 +115,16 @@ def values_of(record: Mapping[str, Any]) -> dict[str, float | str]:
     return dict(leaves(record, record["event"]))
 
 
-def without_passwords(value: Any) -> Any:
-    """The same config without user and password in URLs (`http://user:password@host`)."""
-    if isinstance(value, Mapping):
-        return {key: without_passwords(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [without_passwords(inner) for inner in value]
-    return re.sub(r"(?<=://)[^/@\s]+@", "", value) if isinstance(value, str) else value
-
-
 def open_trackers(run: config.RunConfig, out: Path, prompts: Sequence[str]) -> list[Tracker]:
-    """The trackers of the run in `out`, whose sample grids show `prompts`. One that cannot be opened is reported and left out.
+    """The trackers of the run in `out`; one that cannot be opened is left out with a warning.
 
     Raises: DirectAlignError for a missing package or login.
     """
-    info, trackers = run_info(run, out, prompts), run.trackers
-    PartialState()  # accelerate refuses to log without it; it joins the process group that is there
-    opened: list[Tracker] = [TensorBoard(out, info)] if trackers.tensorboard else []
+    info, wandb, trackio = run_info(run, out, prompts), run.trackers.wandb, run.trackers.trackio
+    PartialState()  # accelerate cannot log without it; it uses the existing process group
+    opened: list[Tracker] = [TensorBoard(out, info)] if run.trackers.tensorboard else []
 
-    def remember(space: str | None) -> None:
+    def store_key(space: str | None) -> None:
         write_text(out / KEY_FILE, json.dumps({"key": info.key, "space": space}, indent=1) + "\n")
 
     def add(name: str, catch_up: str, create: Callable[[], Tracker]) -> bool:
@@ -143,29 +133,29 @@ def open_trackers(run: config.RunConfig, out: Path, prompts: Sequence[str]) -> l
         except DirectAlignError:
             raise
         except Exception as error:  # a third-party library raises any kind
-            logger.warning(
-                f"{name} cannot be opened ({_first_line(error)}); the run goes on without it. {catch_up}"
-            )
+            reason = f"{name} cannot be opened ({_first_line(error)})"
+            logger.warning(f"{reason}; the run continues without it. {catch_up}")
             return False
         return True
 
-    if trackers.wandb is not None or trackers.trackio is not None:
-        remember(info.space)  # before they open: a run that is killed now keeps its key
-    if (wandb := trackers.wandb) is not None:
-        catch_up = f"To catch up: --resume with --set trackers.wandb.mode=offline, then {_wandb_sync(out, info)}"
+    if wandb is not None or trackio is not None:
+        store_key(info.space)  # before they open: a run that is killed now keeps its key
+    if wandb is not None:
+        catch_up = "To catch up: --resume with --set trackers.wandb.mode=offline, then "
+        catch_up += _wandb_sync(out, info)
         add("Weights & Biases", catch_up, lambda: open_wandb(wandb, out, info))
-    if (trackio := trackers.trackio) is not None:
-        catch_up = "To catch up: --resume, which writes the run anew"
+    if trackio is not None:
+        catch_up = "To catch up: --resume, which rewrites the run"
         if trackio.space is not None:
             sync = f"trackio sync --project {trackio.project} --space-id {trackio.space}"
             catch_up = f"To catch up: --resume with --set trackers.trackio.space=null, then {sync}"
         if add("trackio", catch_up, lambda: open_trackio(trackio, info)):
-            remember(_trackio_place(trackio))
+            store_key(f"{trackio.space} {trackio.project}" if trackio.space is not None else None)
     return opened
 
 
 class BackgroundTracker:
-    """Runs a tracker in a thread. Its first failure, or no progress within a timeout, is reported once and drops it."""
+    """Runs a tracker in a thread. A failure or a timeout is reported once and drops the tracker."""
 
     def __init__(
         self,
@@ -185,29 +175,29 @@ class BackgroundTracker:
         self._thread.start()
 
     def log_values(self, values: Values, step: int) -> None:
-        self._submit(partial(self._tracker.log_values, values, step))
+        self._submit(self._tracker.log_values, values, step)
 
     def log_image(self, pixels: Pixels, step: int) -> None:
-        self._submit(partial(self._tracker.log_image, pixels, step))
+        self._submit(self._tracker.log_image, pixels, step)
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        self._submit(partial(self._tracker.log_summary, summary))
+        self._submit(self._tracker.log_summary, summary)
 
     def close(self, finished: bool) -> None:
         """Wait until everything is sent, at most `final_timeout` seconds."""
-        self._submit(partial(self._tracker.close, finished))
+        self._submit(self._tracker.close, finished)
         self._queue.put(None)
         self._thread.join(0 if self._dropped else self._final_timeout)
         if self._thread.is_alive():
             self._drop(f"made no progress for {self._final_timeout:.0f} s at the end")
 
-    def _submit(self, task: Callable[[], None]) -> None:
+    def _submit(self, call: Callable[..., None], *arguments: Any) -> None:
         if self._queue.empty():
             self._progress = time.monotonic()
         elif time.monotonic() - self._progress > self._timeout:
             self._drop(f"made no progress for {self._timeout:.0f} s")
         if not self._dropped:
-            self._queue.put(task)
+            self._queue.put(partial(call, *arguments))
 
     def _work(self) -> None:
         while (task := self._queue.get()) is not None:
@@ -224,12 +214,13 @@ class BackgroundTracker:
                 return
             self._dropped = True
         logger.warning(
-            f"{self._name} {reason}; the run goes on without it, and metrics.jsonl has everything. {self._catch_up}"
+            f"{self._name} {reason}; the run continues without it, metrics.jsonl is complete. "
+            f"{self._catch_up}"
         )
 
 
 class TensorBoard(TensorBoardTracker):
-    """Event files in `out/tensorboard`, written anew whenever the run is opened; numbers in single precision."""
+    """Event files in `out/tensorboard`, rewritten when the run is opened; float32 values."""
 
     has_history, main_process_only = False, False
 
@@ -253,7 +244,7 @@ class TensorBoard(TensorBoardTracker):
 
 
 class WandB(WandBTracker):
-    """A W&B run. Every record is a row with its step as the chart axis, so that a record of an earlier step is accepted."""
+    """A W&B run with an own step axis, so that records of an earlier step are accepted."""
 
     def __init__(self, package: ModuleType, caption: str, project: str, **init: Any) -> None:
         super().__init__(project, **init)
@@ -271,28 +262,24 @@ class WandB(WandBTracker):
         self.log({IMAGES: image, STEP_AXIS: step})
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        self.run.summary.update(summary)
+        self.run.summary.update(dict(summary))
 
     def close(self, finished: bool) -> None:
-        """Raises OSError when W&B's service process has died: its file is empty then."""
+        """Raises: OSError if W&B's service process has died, which leaves an empty file."""
         self.run.finish(exit_code=0 if finished else 1)
         if not any(f.stat().st_size for f in Path(self.run.dir).parent.glob("*.wandb")):
             raise OSError(f"{self.run.dir}: nothing was written")
 
 
 class Trackio(TrackioTracker):
-    """A trackio run in its own context: trackio keeps one current run per context, and this one must not touch others."""
+    """A trackio run. It starts in its own context: trackio has one current run per context."""
 
     def __init__(
         self, package: ModuleType, caption: str, has_history: bool, project: str, **init: Any
     ) -> None:
         super().__init__(project, **init)
-        self._trackio, self._caption, self.has_history, self._last_step = (
-            package,
-            caption,
-            has_history,
-            0,
-        )
+        self._trackio, self._caption, self.has_history = package, caption, has_history
+        self._last_step = 0
         copy_context().run(self.start)
 
     def log_values(self, values: Values, step: int) -> None:
@@ -307,95 +294,86 @@ class Trackio(TrackioTracker):
         self.log({"summary": self._trackio.Markdown(f"| | |\n|---|---|\n{rows}")}, self._last_step)
 
     def close(self, finished: bool) -> None:
-        with redirect_stdout(io.StringIO()):  # it prints about uploads of local runs too
+        with redirect_stdout(io.StringIO()):  # it prints about uploads, even of local runs
             self.finish()
 
 
 def require_wandb(settings: config.WandbConfig) -> ModuleType:
-    """The package, installed and (online) logged in; sends nothing. Raises DirectAlignError with the remedy."""
+    """The wandb package. Sends nothing.
+
+    Raises: DirectAlignError if it is not installed, or online and not logged in.
+    """
     wandb = _import("wandb")
     if settings.mode == "online" and not _has_wandb_login(wandb):
         raise DirectAlignError(
-            "trackers.wandb: no login found; run `wandb login`, set WANDB_API_KEY, or set trackers.wandb.mode: offline"
+            "trackers.wandb: no login found; run `wandb login`, set WANDB_API_KEY, or set "
+            "trackers.wandb.mode: offline"
         )
     return wandb
 
 
 def require_trackio(settings: config.TrackioConfig) -> ModuleType:
-    """The package, installed and (with a Space) logged in; sends nothing. Raises DirectAlignError with the remedy."""
+    """The trackio package. Sends nothing.
+
+    Raises: DirectAlignError if it is not installed, the Space needs a login, or the environment
+    would redirect a local run.
+    """
     trackio = _import("trackio")
     if settings.space is not None and huggingface_hub.get_token() is None:
-        remedy = "run `hf auth login`, set HF_TOKEN, or leave the space out"
+        remedy = "run `hf auth login`, set HF_TOKEN, or remove the space"
         raise DirectAlignError(f"trackers.trackio.space: {settings.space} needs a login; {remedy}")
     redirect = next((name for name in TRACKIO_REDIRECTS if os.environ.get(name)), None)
     if settings.space is None and redirect is not None:
-        remedy = "unset it, or write the Space into trackers.trackio.space"
         raise DirectAlignError(
-            f"trackers.trackio: {redirect} is set and would send the run away; {remedy}"
+            f"trackers.trackio: {redirect} is set and would send the run elsewhere; unset it, or "
+            "name the Space in trackers.trackio.space"
         )
     return trackio
 
 
 def open_wandb(settings: config.WandbConfig, out: Path, info: RunInfo) -> WandB:
-    """The W&B run with the key of `info`, files in `out/wandb`; an offline run where W&B cannot be reached."""
+    """The W&B run, files in `out/wandb`; an offline run if W&B cannot be reached."""
     wandb = require_wandb(settings)
-    common: dict[str, Any] = {
-        **{"id": info.key, "entity": settings.entity, "name": settings.name or info.name},
-        **{"tags": settings.tags, "config": dict(info.config), "dir": str(out)},
-        **{"reinit": "create_new", "settings": wandb.Settings(**WANDB_SETTINGS)},
-    }
-    opened = partial(WandB, wandb, info.caption, settings.project, **common)
+    common: dict[str, Any] = {"id": info.key, "name": settings.name or info.name, "dir": str(out)}
+    common |= {"entity": settings.entity, "tags": settings.tags, "config": dict(info.config)}
+    common |= {"reinit": "create_new", "settings": wandb.Settings(**WANDB_SETTINGS)}
+    create = partial(WandB, wandb, info.caption, settings.project, **common)
     if settings.mode == "online":
         try:
-            tracker = opened(mode="online", resume="allow")
-        except (
-            Exception
-        ) as error:  # wandb raises its own kinds and its service's for the same failure
-            reason = _first_line(error)
-            logger.warning(
-                f"Weights & Biases cannot be reached ({reason}); the run is recorded offline"
-            )
+            tracker = create(mode="online", resume="allow")
+        except Exception as error:  # wandb's own kinds and its service's for the same failure
+            reason = f"Weights & Biases cannot be reached ({_first_line(error)})"
+            logger.warning(f"{reason}; the run is recorded offline")
             wandb.teardown()  # its service still holds the run's id
         else:
             logger.info(f"Weights & Biases: {tracker.run.url}")
             return tracker
     for former in (out / "wandb").glob(f"offline-run-*-{info.key}"):
         shutil.rmtree(former)
-    wandb.setup(wandb.Settings(mode="offline"))  # or the session looks for the network at its end
-    tracker = opened(mode="offline", resume=None)
+    wandb.setup(wandb.Settings(mode="offline"))  # else the session uses the network at its end
+    tracker = create(mode="offline", resume=None)
     logger.info(f"Weights & Biases: offline; send it with {_wandb_sync(out, info)}")
     return tracker
 
 
 def open_trackio(settings: config.TrackioConfig, info: RunInfo) -> Trackio:
-    """The trackio run, on this machine (written anew; no request to the hub) or in a private Space (continued)."""
+    """The trackio run: local (rewritten, no request to the Hub) or a private Space (continued)."""
     trackio, is_local = require_trackio(settings), settings.space is None
-    name = trackio_run_name(info)
+    name, project = trackio_run_name(info), settings.project
     if is_local:
         try:
-            former = [run for run in trackio.Api().runs(settings.project) if run.name == name]
+            former = [run for run in trackio.Api().runs(project) if run.name == name]
         except ValueError:  # no such project yet
             former = []
         for run in former:
             run.delete()
     options = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False, "private": True}
     options |= {"resume": "never" if is_local else "allow", "space_id": settings.space}
-    has_history = not is_local and info.space == _trackio_place(settings)
+    options |= {"name": name, "config": dict(info.config)}
+    has_history = not is_local and info.space == f"{settings.space} {project}"
     with _offline_hub(is_local), redirect_stdout(io.StringIO()):
-        tracker = Trackio(
-            trackio,
-            info.caption,
-            has_history,
-            settings.project,
-            name=name,
-            config=dict(info.config),
-            **options,
-        )
-    where = (
-        f"see it with trackio show --project {settings.project}"
-        if is_local
-        else f"in {settings.space}"
-    )
+        tracker = Trackio(trackio, info.caption, has_history, project, **options)
+    where = f"see it with trackio show --project {project}" if is_local else f"in {settings.space}"
     logger.info(f"trackio: run {name}; {where}")
     return tracker
 
@@ -403,10 +381,6 @@ def open_trackio(settings: config.TrackioConfig, info: RunInfo) -> Trackio:
 def trackio_run_name(info: RunInfo) -> str:
     """`NAME-KEY` without slashes and dots: trackio names a folder of images after it."""
     return f"{re.sub(r'[^A-Za-z0-9_, ()-]+', '_', info.name)}-{info.key}"
-
-
-def _trackio_place(settings: config.TrackioConfig) -> str | None:
-    return None if settings.space is None else f"{settings.space} {settings.project}"
 
 
 def _wandb_sync(out: Path, info: RunInfo) -> str:
@@ -417,12 +391,12 @@ def _import(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
-        remedy = f"pip install 'directalign[{name}]', or leave track.{name} out"
-        raise DirectAlignError(f"track.{name}: needs the package {name}; {remedy}") from error
+        remedy = f"pip install 'directalign[{name}]', or remove trackers.{name}"
+        raise DirectAlignError(f"trackers.{name}: needs the package {name}; {remedy}") from error
 
 
 def _has_wandb_login(wandb: ModuleType) -> bool:
-    """Whether a key or identity token is in the environment, in W&B's settings or in a .netrc file."""
+    """Whether a key or identity token is in the environment, W&B's settings or a .netrc file."""
     found = wandb.setup().settings
     if found.api_key or found.identity_token_file:
         return True
@@ -431,9 +405,9 @@ def _has_wandb_login(wandb: ModuleType) -> bool:
     except FileNotFoundError:
         return False
     except (netrc.NetrcParseError, OSError) as error:
-        remedy = "repair that file, or set WANDB_API_KEY"
         raise DirectAlignError(
-            f"trackers.wandb: the login cannot be read ({error}); {remedy}"
+            f"trackers.wandb: the login cannot be read ({error}); repair that file, or set "
+            "WANDB_API_KEY"
         ) from error
     return any(file.authenticators(host) for host in (urlsplit(found.base_url).netloc, WANDB_HOST))
 
@@ -451,8 +425,9 @@ def _offline_hub(active: bool) -> Iterator[None]:
 
 def _as_code(value: Mapping[str, Any]) -> str:
     """JSON as a Markdown code block."""
-    lines = json.dumps(value, indent=2, ensure_ascii=False).split("\n")
-    return "\n".join(f"    {line}" for line in lines)
+    return "\n".join(
+        f"    {x}" for x in json.dumps(value, indent=2, ensure_ascii=False).split("\n")
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,180 @@
+"""Runs of the real command on several processes, by torchrun's agent or by environment variables.
+
+Processes are forked from this one, so that a launch does not import torch again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+import tiny
+from directalign.cli import main as command_line
+from directalign.training import loop
+from directalign.training.run_log import TIMINGS
+
+BeforeStep = Callable[[int, int], None]
+"""Called on each process before each step with (rank, step from 0)."""
+
+
+def write_recipe(folder: Path, tune: str) -> Path:
+    """Anchored SRPO on a tiny FLUX: 5 steps of 4 prompts, 3 evaluated samples, an EMA."""
+    model = folder / "model"
+    if not model.exists():
+        tiny.write_flux(model)
+    (folder / "prompts.txt").write_text(
+        "a red star\na blue circle\na green square\na red circle\na blue star\na photo\n"
+    )
+    recipe = folder / f"{tune}.yaml"
+    recipe.write_text(f"""
+name: tiny
+model: {{architecture: flux, path: {model}, tune: {tune}, lora: {{rank: 2, alpha: 2}}}}
+reward: {{name: clip, path: world:reward}}
+method:
+  name: srpo
+  form: anchored
+  anchor: {{reference_updates: 3}}
+  control_phrases: {{positive: [Photo], negative: [Render]}}
+  noise_levels: {{kind: uniform, sigma_high: 0.9, sigma_low: 0.5, jump: 0.1}}
+  branches: denoise
+  embedded_guidance: 3.5
+  kl_beta: 0.5
+rollout: {{num_inference_steps: 2, embedded_guidance: 1.0}}
+data: {{prompts: {folder / "prompts.txt"}, batch_size: 4}}
+train: {{num_steps: 5, learning_rate: 2.0e-4, max_grad_norm: 1.0, save_every: 2, ema_decay: 0.9}}
+evaluate: {{num_samples: 3, batch_size: 2}}
+""")
+    return recipe
+
+
+def train(recipe: Path, out: Path, *more: str) -> list[str]:
+    """Arguments of the command."""
+    return ["train", str(recipe), "--out", str(out), *more]
+
+
+def run(arguments: Sequence[str]) -> None:
+    """The command in this process, without the memory estimate; SystemExit with its code."""
+    torch.set_num_threads(1)
+    with (
+        mock.patch("sys.argv", ["directalign", *arguments]),
+        mock.patch("directalign.preflight.plan", lambda run, out: SimpleNamespace(warnings=())),
+    ):
+        command_line()
+
+
+def one_process(arguments: Sequence[str], log: Path) -> int:
+    """The exit code of the command on one process."""
+    return exit_code(fork(lambda: run(arguments), log))
+
+
+def torchrun_command(arguments: Sequence[str], log: Path) -> int:
+    """As a user starts it: `torchrun -m directalign`, two processes."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    with log.open("a") as stream:
+        command = [*torchrun, "-m", "directalign", *arguments]
+        return subprocess.run(command, stdout=stream, stderr=stream, check=False).returncode
+
+
+def torchrun(
+    arguments: Sequence[str],
+    log: Path,
+    before_step: BeforeStep | None = None,
+    max_restarts: int = 0,
+) -> int:
+    """The command on two processes of torchrun's agent; 0 when all succeeded."""
+    settings: dict[str, Any] = {
+        "rdzv_backend": "c10d",
+        "rdzv_endpoint": "127.0.0.1:0",
+        "start_method": "fork",
+        "max_restarts": max_restarts,
+    }
+    launch = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, **settings)
+    return exit_code(fork(lambda: elastic_launch(launch, _worker)(arguments, before_step), log))
+
+
+def _worker(arguments: Sequence[str], before_step: BeforeStep | None) -> None:
+    real = loop.train_step
+
+    def train_step(context: loop.TrainContext, step: int, batches: Any) -> dict[str, Any]:
+        if before_step is not None:
+            before_step(context.group.rank, step)
+        return real(context, step, batches)
+
+    with mock.patch.object(loop, "train_step", train_step):
+        run(arguments)
+
+
+def kill_once(step: int, rank: int) -> BeforeStep:
+    """SIGKILL for one rank before a step, not after a restart."""
+
+    def before_step(own: int, current: int) -> None:
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        if (own, current, restarts) == (rank, step, "0"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return before_step
+
+
+def variables(rank: int, port: int) -> Mapping[str, str]:
+    """What every launcher sets."""
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    return {**own, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def two_processes(work: Callable[[], object], log: Path) -> list[int]:
+    """Exit codes of two processes that find each other by environment variables, as with srun."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def with_variables(rank: int) -> None:
+        os.environ.update(variables(rank, port))
+        work()
+
+    children = [fork(lambda rank=rank: with_variables(rank), log) for rank in range(2)]
+    return [exit_code(child) for child in children]
+
+
+def fork(work: Callable[[], object], log: Path = Path(os.devnull)) -> int:
+    """Run `work` in a forked process whose output is appended to `log`; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        sys.stdout = sys.stderr = log.open("a", buffering=1)
+        os.dup2(sys.stdout.fileno(), 1)
+        os.dup2(sys.stdout.fileno(), 2)
+        torch.set_num_threads(1)
+        work()
+        status = 0
+    except SystemExit as error:
+        status = int(error.code or 0)
+    finally:
+        os._exit(status)
+
+
+def exit_code(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def records(out: Path, *events: str) -> list[dict[str, Any]]:
+    """The records of a run without timings, of all events or those named."""
+    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in record.items() if key not in TIMINGS}
+        for record in found
+        if not events or record["event"] in events
+    ]

@@ -1,0 +1,256 @@
+"""A network sharded over two processes: predictions, swapped weights, checkpoints and exports."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import launching
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+import tiny
+from directalign import config
+from directalign.interfaces import Model
+from directalign.models import load_model
+from directalign.models.reference_model import ReferenceModel
+from directalign.training import checkpoint, distributed
+from directalign.training.checkpoint import TrainState
+from directalign.training.distributed import TorchProcessGroup, process_group
+from directalign.training.optim import EMA, adamw, trained_parameters
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_flux(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="module")
+def shared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the results of two processes."""
+    folder = tmp_path_factory.mktemp("shared")
+    codes = launching.two_processes(lambda: on_each_rank(model, folder), folder / "log")
+    assert codes == [0, 0], (folder / "log").read_text()
+    return folder
+
+
+def recipe(path: Path, optimizer: str = "adamw", **model: str) -> config.RunConfig:
+    lora = {"rank": 2, "alpha": 2}
+    given = {
+        "name": "tiny",
+        "model": {"architecture": "flux", "path": str(path), "tune": "full", "lora": lora, **model},
+        "reward": {"name": "pixels", "statistic": "redness"},
+        "method": {"form": "absolute"},
+        "data": {"prompts": "none"},
+        "train": {"num_steps": 1, "optimizer": optimizer, "learning_rate": 1e-3},
+    }
+    return config.RunConfig.model_validate(given)
+
+
+def predicted(model: Model) -> Tensor:
+    """The prediction for fixed noise."""
+    noise = torch.randn(2, *model.latent_shape(32, 32), generator=torch.Generator().manual_seed(3))
+    cond = model.encode_prompt(["a red star", "a blue circle"]).guided(2.0, 1.0)
+    return model.predict(noise, torch.tensor([0.5, 0.9], dtype=torch.float64), cond)
+
+
+def moved(model: Model) -> Model:
+    """The same model after a change of every trained weight."""
+    with torch.no_grad():
+        for p in trained_parameters(model.denoiser).values():
+            p.mul_(1.5).add_(0.01)
+    return model
+
+
+def state_of(run: config.RunConfig, model: Model) -> tuple[TrainState, EMA]:
+    parameters = trained_parameters(model.denoiser)
+    average = EMA(parameters, 0.9)
+    method: Any = SimpleNamespace(
+        losses=lambda batch: iter(()), state_dict=dict, load_state_dict=lambda state: None
+    )
+    optimizer = adamw(parameters, run.train)
+    return TrainState(run, model.denoiser, parameters, optimizer, average, method, "data"), average
+
+
+def update(state: TrainState, average: EMA, model: Model) -> None:
+    """One step on a fixed loss."""
+    predicted(model).square().mean().backward()
+    state.optimizer.step()
+    average.update()
+
+
+def on_each_rank(path: Path, folder: Path) -> None:
+    with process_group() as group:
+
+        def sharded(run: config.RunConfig) -> Model:
+            model = load_model(run.model, "cpu")
+            distributed.shard(model.denoiser, run.model, group)
+            return model
+
+        run = recipe(path, "adamw8bit")
+        found = full_model(run, sharded(run), folder, group)
+        adapted = moved(sharded(recipe(path, tune="lora")))
+        distributed.save(adapted, folder / "adapters", group)
+        found["adapted"] = predicted(adapted).detach()
+        narrow = sharded(recipe(path, dtype="bfloat16"))
+        found["narrow"] = predicted(narrow)
+        found["narrow"].square().mean().backward()
+        parameters = list(narrow.denoiser.parameters())
+        grads = [p.grad for p in parameters if p.grad is not None]
+        assert {tensor.dtype for tensor in [*parameters, *grads]} == {torch.float32}
+        torch.save(found | collectives(group), folder / f"rank-{group.rank}.pt")
+
+
+def full_model(
+    run: config.RunConfig, model: Model, folder: Path, group: TorchProcessGroup
+) -> dict[str, Any]:
+    """Swap base weights and EMA in and out, update in 8 bits, write a checkpoint, export."""
+    base, found = ReferenceModel(model.denoiser), {"base": predicted(model).detach()}
+    state, average = state_of(run, model)
+    found["moved"] = predicted(moved(model)).detach()
+    with torch.no_grad(), base.active():
+        found["reference"] = predicted(model)
+    with torch.no_grad(), average.ema_weights():
+        found["average"] = predicted(model)
+    found["again"] = predicted(model).detach()
+    update(state, average, model)
+    found["updated"] = predicted(model).detach()
+    (folder / "checkpoint").mkdir(exist_ok=True)
+    group.barrier()
+    checkpoint.write_state(folder / "checkpoint", state, 1, group)
+    distributed.save(model, folder / "saved", group)
+    shares = [
+        p.to_local().numel() / p.numel()
+        for p in state.parameters.values()
+        if isinstance(p, DTensor) and p.shape[0] % 2 == 0
+    ]
+    return {**found, "architecture": checkpoint.architecture(model.denoiser), "share": max(shares)}
+
+
+def collectives(group: TorchProcessGroup) -> dict[str, Any]:
+    one, none, given = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1)), torch.ones(2)
+    if group.rank == 1:
+        one.grad = torch.full((1,), 3.0)
+    group.average_gradients([one, none])
+    assert one.grad is not None
+    return {
+        "gradients": (float(one.grad), none.grad),
+        "sum": group.sum(given).tolist(),
+        "given": given.tolist(),
+        "gathered": group.gather(torch.full((2, 1), float(group.rank))).flatten().tolist(),
+        "texts": group.gather_texts("é" * group.rank),
+        "first": group.first_text("é" * group.rank),
+        "any": group.any(group.rank == 1),
+    }
+
+
+@pytest.fixture(scope="module")
+def results(shared: Path) -> list[dict[str, Any]]:
+    return [torch.load(shared / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_predictions_are_those_of_a_whole_network(model: Path, results: list[Any]) -> None:
+    whole = load_model(recipe(model).model, "cpu")
+    base, after = predicted(whole), predicted(moved(whole))
+    narrow = predicted(load_model(recipe(model, dtype="bfloat16").model, "cpu"))
+    for found in results:
+        assert torch.allclose(found["base"], base, atol=1e-6)
+        assert torch.allclose(found["moved"], after, atol=1e-6)
+        assert (found["narrow"] - narrow).norm() < 0.02 * narrow.norm()
+        assert found["share"] == 0.5
+        assert found["architecture"] == checkpoint.architecture(whole.denoiser)
+
+
+def test_weights_are_swapped_in_and_out(results: list[Any]) -> None:
+    for found in results:
+        assert torch.equal(found["reference"], found["base"])
+        assert torch.equal(found["average"], found["base"])
+        assert torch.equal(found["again"], found["moved"])
+        assert not torch.allclose(found["moved"], found["base"], atol=1e-2)
+
+
+def test_one_process_reads_a_sharded_checkpoint(
+    model: Path, shared: Path, results: list[Any]
+) -> None:
+    run = recipe(model, "adamw8bit")
+    whole = load_model(run.model, "cpu")
+    state, average = state_of(run, whole)
+    assert checkpoint.read_state(shared / "checkpoint", state, TorchProcessGroup()) == 1
+    assert torch.allclose(predicted(whole), results[0]["updated"], atol=1e-6)
+    moments = state.optimizer.state_dict()["state"].values()
+    assert any(value.dtype == torch.uint8 for each in moments for value in each.values())
+    assert average.model.optimization_step == 1
+    update(state, average, whole)
+    assert all(bool(p.isfinite().all()) for p in state.parameters.values())
+
+
+def test_exports_are_those_of_a_whole_network(
+    model: Path, shared: Path, results: list[Any], tmp_path: Path
+) -> None:
+    whole = load_model(recipe(model).model, "cpu")
+    saved = load_file(shared / "saved" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert saved.keys() == whole.denoiser.state_dict().keys()
+    whole.denoiser.load_state_dict(saved)
+    assert torch.allclose(predicted(whole), results[0]["updated"], atol=1e-6)
+
+    adapted = moved(load_model(recipe(model, tune="lora").model, "cpu"))
+    adapted.save(tmp_path)
+    ours, theirs = (
+        load_file(folder / "lora.safetensors") for folder in (shared / "adapters", tmp_path)
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert all(torch.allclose(r["adapted"], predicted(adapted), atol=1e-6) for r in results)
+
+
+def test_collectives(results: list[Any]) -> None:
+    for found in results:
+        assert found["gradients"] == (1.5, None) and found["any"]
+        assert found["sum"] == [2.0, 2.0] and found["given"] == [1.0, 1.0]
+        assert found["gathered"] == [0.0, 0.0, 1.0, 1.0]
+        assert found["texts"] == ["", "é"] and found["first"] == "é"
+    single = TorchProcessGroup()
+    assert single.is_main and single.any(True) and not single.any(False)
+    assert single.sum(torch.tensor([2.0])).tolist() == [2.0] and single.gather_texts("a") == ["a"]
+
+
+def test_whole_tensors_are_read_as_they_were_written(tmp_path: Path) -> None:
+    given = {"w": torch.randn(3, 2), "narrow": torch.randn(4).bfloat16(), "n": torch.tensor(2.5)}
+    groups = {"weights": given, "ema": {"w": torch.ones(3, 2)}}
+    checkpoint.write_tensors(tmp_path, groups, TorchProcessGroup())
+    found = {name: torch.empty_like(tensor) for name, tensor in given.items()}
+    checkpoint.read_tensors(tmp_path, {"weights": found})
+    assert all(torch.equal(found[name], given[name]) for name in given)
+    names = {"weights.w", "weights.narrow", "weights.n", "ema.w"}
+    assert set(checkpoint.list_tensors(tmp_path)) == names
+
+
+@pytest.mark.parametrize(
+    ("size", "tune", "parallel", "sharded"),
+    [
+        (2, "full", "auto", True),
+        (2, "lora", "sharded", True),
+        (2, "lora", "auto", False),
+        (2, "full", "data", False),
+        (1, "full", "sharded", False),
+    ],
+)
+def test_when_the_network_is_sharded(
+    model: Path, size: int, tune: str, parallel: str, sharded: bool
+) -> None:
+    run = recipe(model, tune=tune)
+    run = run.model_copy(update={"train": run.train.model_copy(update={"parallel": parallel})})
+    assert distributed.is_sharded_run(run, replace(TorchProcessGroup(), size=size)) == sharded
+
+
+def test_a_denoiser_may_have_another_device_than_its_pipeline(model: Path) -> None:
+    settings = recipe(model).model
+    loaded = load_model(settings, "cpu", denoiser_device=torch.device("meta"))
+    assert {p.device.type for p in loaded.denoiser.parameters()} == {"meta"}
+    cond = load_model(settings, "cpu").encode_prompt(["a"])
+    assert cond.tensors["pooled"].device.type == "cpu"
