@@ -1,51 +1,66 @@
-"""The rules of the house: one arrow of imports, short files with a head, nothing swallowed or unpickled, recipes that hold."""
+"""The rules of the house: imports, sizes, names; nothing swallowed or unpickled."""
 
 from __future__ import annotations
 
 import ast
 import os
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from directalign.memory.architecture import model_architecture
-from directalign.memory.geometry import geometry
-from directalign.preflight.checks import check_method, check_reward, check_steps, plan
-from directalign.preflight.checks import check_data, check_model
 from importlinter.api import read_configuration
 from importlinter.cli import lint_imports
 
-from directalign.config import RunConfig
-from directalign.config.load import RECIPES, load_run
-from directalign.toyworld.assets import write_pictures
-
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "directalign"
-MODULES = sorted(PACKAGE.rglob("*.py"))
-SCRIPTS = [*sorted((ROOT / "benchmarks").glob("*.py")), *sorted((ROOT / "examples").glob("*.py"))]
-WORLD = sorted(RECIPES.glob("world_*.yaml"))
-REAL = sorted(set(RECIPES.glob("*.yaml")) - set(WORLD))
-"""Recipes for published models: found sound without their weights, for a GPU of the size that the benchmark of memory names."""
-LONGEST, MEDIAN = 300, 150
-FORBIDDEN = (
+
+
+def python_files(*folders: str) -> list[Path]:
+    return [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
+
+
+MODULES = python_files("src/directalign", "experiments", "tools")
+SCRIPTS = python_files("benchmarks", "examples")
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_COLUMNS = 600, 60, 100
+MAX_PACKAGE_FILES = 160
+MAX_LINES = {
+    ("src/directalign",): 32_000,
+    ("tests",): 26_000,
+    ("experiments", "tools"): 6_000,
+}
+FORBIDDEN_CODE = (
     "nan_to_num",
     "weights_only=False",
     "trust_remote_code=True",
     "pickle.load",
     "unsafe_load",
 )
+FORBIDDEN_NAMES = frozenset(
+    """
+    Together together Ranks ALONE Preference Asked preference_of Preferring Words Running Move
+    WindowGrid UniformWindow ConstantGainWindow landing REACH EDGE per_sample worn wear_best
+    swapped_in trust CallCounter Levels Job Parts Updater settle take_step saving_what_was_done
+    Chosen Place Feed Subject Item Look Shown About Ledger SeenReward SEES_ONCE PIXELS_ALONE Lessons
+    Taught Student Told told hear heard Held passing Piece Rounded Agenda Blind Doors Guard album
+    wall strips story plane family families Family FAMILIES load_family say Say
+    """.split()  # noqa: SIM905
+)
+"""Names of earlier versions; each has a standard term now."""
 
 
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+def lines_of(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-# --- imports ----------------------------------------------------------------------------------------------------------
+# --- imports ---
 
 
 def test_no_import_rule_is_broken(
@@ -56,63 +71,115 @@ def test_no_import_rule_is_broken(
     assert code == os.EX_OK, capsys.readouterr().out
 
 
-def test_every_room_has_its_place_on_the_arrow() -> None:
+def test_every_subpackage_has_a_layer() -> None:
     contracts = read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"]
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
     placed = {
         name.strip().removeprefix("directalign.") for layer in layers for name in layer.split("|")
     }
-    rooms = {
+    found = {
         path.stem
         for path in PACKAGE.iterdir()
         if path.suffix == ".py" or (path / "__init__.py").is_file()
     }
-    assert rooms - placed == {
-        "__init__",
-        "__main__",
-        "report",
-    }  # the report reads files and imports nothing of the package
+    assert found - placed == {"__init__", "__main__"}
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- sizes ---
 
 
-def test_files_are_short() -> None:
-    lengths = {
-        name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES
+@pytest.mark.parametrize("folders", MAX_LINES, ids="+".join)
+def test_the_code_is_small(folders: tuple[str, ...]) -> None:
+    assert sum(len(lines_of(path)) for path in python_files(*folders)) <= MAX_LINES[folders]
+
+
+def test_the_package_has_few_files() -> None:
+    assert len(python_files("src/directalign")) <= MAX_PACKAGE_FILES
+
+
+def test_files_and_lines_are_short() -> None:
+    too_long = {name_of(path) for path in MODULES if len(lines_of(path)) > MAX_FILE_LINES}
+    too_wide = {
+        f"{name_of(path)}:{number}"
+        for path in MODULES
+        for number, line in enumerate(lines_of(path), start=1)
+        if len(line) > MAX_COLUMNS
     }
-    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
-    assert statistics.median(lengths.values()) <= MEDIAN
+    assert (too_long, too_wide) == (set(), set())
+
+
+def test_functions_are_short() -> None:
+    assert {
+        f"{name_of(path)}:{node.lineno} {node.name}": length
+        for path in MODULES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (length := _length(node)) > MAX_FUNCTION_LINES
+    } == {}
+
+
+def _length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function; a command's are those of its body, as its options are declarations."""
+    first = function.body[0].lineno if _is_command(function) else function.lineno
+    return (function.end_lineno or first) - first + 1
+
+
+def _is_command(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any("typer" in ast.dump(each.annotation or ast.Pass()) for each in function.args.args)
+
+
+# --- names and contents ---
+
+
+def test_no_name_of_earlier_versions_is_defined() -> None:
+    found = {
+        f"{name_of(path)}:{line} {name}"
+        for path in MODULES
+        for name, line in _defined(tree(path))
+        if name in FORBIDDEN_NAMES
+    }
+    assert found == set()
+
+
+def _defined(parsed: ast.Module) -> Iterator[tuple[str, int]]:
+    """(name, line) of each class, function, argument and variable that is defined."""
+    for node in ast.walk(parsed):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name.lstrip("_"), node.lineno
+        elif isinstance(node, ast.arg):
+            yield node.arg.lstrip("_"), node.lineno
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id.lstrip("_"), node.lineno
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr.lstrip("_"), node.lineno
 
 
 @pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=name_of)
-def test_a_module_says_what_it_is_and_hides_nothing(path: Path) -> None:
+def test_a_module_has_a_docstring_and_hides_nothing(path: Path) -> None:
     parsed = tree(path)
-    assert ast.get_docstring(parsed), "no head"
-    assert not any(_is_annotated(node) for node in ast.walk(parsed)) or _has_future_annotations(
-        parsed
-    ), "no from __future__ import annotations"
-    assert [name for name in FORBIDDEN if name in path.read_text(encoding="utf-8")] == []
+    assert ast.get_docstring(parsed), "no module docstring"
+    assert _has_future_annotations(parsed) or not any(map(_is_annotated, ast.walk(parsed))), (
+        "no from __future__ import annotations"
+    )
+    assert [code for code in FORBIDDEN_CODE if code in path.read_text(encoding="utf-8")] == []
     assert list(_swallowing(parsed)) == []
 
 
 def _is_annotated(node: ast.AST) -> bool:
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        return True
-    return isinstance(node, ast.AnnAssign)
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.AnnAssign)
 
 
 def _has_future_annotations(parsed: ast.Module) -> bool:
-    found = [
-        node
+    return any(
+        isinstance(node, ast.ImportFrom)
+        and node.module == "__future__"
+        and any(alias.name == "annotations" for alias in node.names)
         for node in parsed.body
-        if isinstance(node, ast.ImportFrom) and node.module == "__future__"
-    ]
-    return any(alias.name == "annotations" for node in found for alias in node.names)
+    )
 
 
 def _swallowing(parsed: ast.Module) -> Iterator[int]:
-    """Lines of handlers that take anything, or that do nothing with what they take."""
+    """Lines of handlers that catch everything, or that do nothing with what they catch."""
     for node in ast.walk(parsed):
         if isinstance(node, ast.ExceptHandler):
             does_nothing = all(isinstance(each, ast.Pass) for each in node.body)
@@ -128,86 +195,5 @@ def _swallowing(parsed: ast.Module) -> Iterator[int]:
         ("try:\n    f()\nexcept OSError as error:\n    g(error)\n", []),
     ],
 )
-def test_the_search_finds_what_it_looks_for(code: str, found: list[int]) -> None:
+def test_swallowed_errors_are_found(code: str, found: list[int]) -> None:
     assert list(_swallowing(ast.parse(code))) == found
-
-
-# --- recipes ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("set") / "pictures", 4)
-
-
-def read(path: Path, pictures: Path) -> RunConfig:
-    """The recipe; one that wants an image set gets a small one."""
-    return load_run(
-        path, [f"data.images={pictures}"] if load_run(path).data.images is not None else []
-    )
-
-
-@pytest.mark.parametrize("path", WORLD, ids=name_of)
-def test_every_recipe_opens_with_what_to_expect_and_is_sound(
-    path: Path, pictures: Path, tmp_path: Path
-) -> None:
-    assert path.read_text(encoding="utf-8").startswith("# ")
-    run = read(path, pictures)
-    found = plan(run, tmp_path / "out")
-    assert found.warnings == () and dict(found.findings)["model"].startswith(run.model.path)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("path", REAL, ids=name_of)
-def test_every_recipe_of_a_real_model_is_sound_without_its_weights(
-    path: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From the root, where its prompts lie; memory is counted in tests/memory, and recorded by benchmarks/recipe_memory.py."""
-    monkeypatch.chdir(ROOT)
-    assert path.read_text(encoding="utf-8").startswith("# ")
-    run = load_run(
-        path,
-        [f"data.images={pictures}", "data.buckets=null"]
-        if load_run(path).data.images is not None
-        else [],
-    )
-    check_reward(run)
-    check_method(run)
-    check_steps(run)
-    model = model_architecture(run.model)
-    check_model(run, model, geometry(run, model))
-    assert check_data(run, 1, False)[1] == [] and model.doubts == ()
-
-
-def test_the_recipes_are_all_there() -> None:
-    names = {path.stem for path in [*WORLD, *REAL]}
-    assert {
-        "flux_srpo",
-        "flux_srpo_lora_24gb",
-        "flux_srpo_offline",
-        "sd35_srpo_lora",
-        "sdxl_srpo_lora",
-        "sd15_srpo_lora",
-        "qwen_srpo_lora",
-    } <= names
-    assert {
-        "world_srpo",
-        "world_direct_align",
-        "world_official",
-        "world_sd",
-        "world_sd_v",
-        "world_offline",
-        "world_srpo_lora",
-    } <= names
-
-
-def test_srpo_and_its_contrast_have_the_same_budget(pictures: Path) -> None:
-    ours, theirs = (load_run(name) for name in ("world_srpo", "world_direct_align"))
-    for section in ("seed", "model", "reward", "rollout", "data", "train", "evaluate"):
-        assert getattr(ours, section) == getattr(theirs, section), section
-
-
-def test_the_sd_recipes_differ_in_the_checkpoint_alone() -> None:
-    epsilon, v = (load_run(name) for name in ("world_sd", "world_sd_v"))
-    same = {"name": v.name, "model": v.model}
-    assert epsilon.model_copy(update=same) == v and epsilon.model.path != v.model.path
