@@ -1,8 +1,9 @@
-"""The memory that `directalign check` expects of each recipe for a real model, recorded for docs/recipes.md.
+"""Record the memory that `directalign check` predicts for each recipe of a real model.
 
     python benchmarks/recipe_memory.py [--out benchmarks/results/recipe_memory.json]
 
-Predicted from the published configs, without weights, network or GPU: an expectation, not a measurement.
+Predicted from the published configs, without weights, network or GPU; not measured. docs/recipes.md
+shows the numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ PLACES = {
     "sd15_srpo_lora": (12, 1),
     "qwen_srpo_lora": (32, 1),
 }
-"""Recipe -> GiB of the GPU it is meant for, and how many of them."""
+"""Recipe to the GiB of its GPU, and the number of GPUs."""
 
 
 def predicted(name: str, gibibytes: float, ranks: int) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from directalign.cli.common import Debug, one_line_errors
-from directalign.config.load import RECIPES
 
 from .runner import STUDIES, run_study
 
@@ -21,12 +20,11 @@ def study(
     name: Annotated[Name, typer.Argument(help="Name of the study.", show_default=False)],
     quick: Annotated[bool, typer.Option("--quick", help="A tiny size, to test the code.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder; default runs/study_NAME.")] = None,
-    recipes: Annotated[Path, typer.Option(help="Folder of the recipes.")] = RECIPES,
     debug: Debug = False,
 ) -> None:
     with one_line_errors(debug, "; call it again to resume"):
         folder = Path("runs", f"study_{name.value}") if out is None else out
-        typer.echo(run_study(name.value, folder, quick, recipes))
+        typer.echo(run_study(name.value, folder, quick))
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")

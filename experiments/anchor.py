@@ -99,34 +99,34 @@ def cases(quick: bool) -> list[Case]:
     return [Case(each.arm, each.group, 1, (0,)) for each in CASES if each.arm.name in QUICK_NAMES]
 
 
-def lengthened(case: Case, quick: bool, recipes: Path) -> Arm:
+def lengthened(case: Case, quick: bool) -> Arm:
     """The arm over its whole reach, measured at every length, or half length for up to two."""
     if quick:
         return sized([case.arm], quick)[0]
-    length = num_steps_of(case.arm.recipe, recipes)
+    length = num_steps_of(case.arm.recipe)
     every = length if case.reach > 2 else length // 2
     longer = case.arm.plus(f"train.num_steps={case.reach * length}", f"evaluate.every={every}")
     return sized([longer], quick)[0]
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Train every case (rows have `group`, and `length` in units of the recipe's), measure gaps.
 
     Quick: two cases, one seed, two updates.
     """
     rows: list[Row] = []
     for case in cases(quick):
-        unit = num_steps_of(case.arm.recipe, recipes, QUICK_SIZE if quick else ())
-        arm = lengthened(case, quick, recipes)
-        for row in run_arms("anchor", [arm], case.seeds, out, recipes):
+        unit = num_steps_of(case.arm.recipe, QUICK_SIZE if quick else ())
+        arm = lengthened(case, quick)
+        for row in run_arms("anchor", [arm], case.seeds, out):
             rows.append({**row, "group": case.group, "length": row["step"] / unit})
-    settings = settings_of(cases(quick)[0].arm, 0, recipes)
-    return rows + piece(out, "gaps", settings, lambda: _gaps(recipes))
+    settings = settings_of(cases(quick)[0].arm, 0)
+    return rows + piece(out, "gaps", settings, _gaps)
 
 
-def _gaps(recipes: Path) -> list[Row]:
+def _gaps() -> list[Row]:
     """One row per choice of phrases: cosine of its texts, and pos − neg of true images."""
-    reward = load_reward(load_run(recipes / "world_srpo.yaml").reward)
+    reward = load_reward(load_run("world_srpo").reward)
     assert isinstance(reward, ClipReward)
     renders, rows = renders_for(reward), []
     for gap in GAPS:
@@ -157,7 +157,6 @@ def failures(runs: Rows, arm: str) -> list[int]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """The anchor against its rivals, when each case fails, the main cases by length, and gaps."""
     runs = rows.runs
     titles, main = runs.arms, list(runs.where(group="main").arms)
     against, failure, lengths = [], [], []
@@ -195,7 +194,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """The main cases along the updates, and the best and the end of every case."""
     runs = rows.runs
     main = list(runs.where(group="main").arms)
     panels, note = panels_over_updates(runs, main), "Means over seeds, with 95 % intervals."

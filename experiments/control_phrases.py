@@ -77,7 +77,7 @@ PHRASES = (
 QUICK_NAMES = ("to_photo", "to_anime")
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Train with all phrases, ask each model for every style, measure the phrases with the reward.
 
     Quick: two choices of phrases, one seed.
@@ -85,13 +85,13 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     phrases = [each for each in PHRASES if not quick or each.name in QUICK_NAMES]
     arms, seeds = sized([each.arm for each in phrases], quick), SEEDS[:1] if quick else SEEDS
     count, styles = (4, STYLES[:2]) if quick else (ASKED_PAIRS, STYLES)
-    rows = run_arms("control_phrases", arms, seeds, out, recipes)
+    rows = run_arms("control_phrases", arms, seeds, out)
     for arm in arms:
         for seed in seeds:
-            settings, folder = settings_of(arm, seed, recipes), folder_of(arm, seed, out)
+            settings, folder = settings_of(arm, seed), folder_of(arm, seed, out)
             make = partial(_styles_in_prompts, arm, seed, folder, styles, count)
             rows += piece(out, f"asked-{arm.name}-seed{seed}", settings, make)
-    settings, base = settings_of(arms[0], 0, recipes), Arm("base", "base model", RECIPE)
+    settings, base = settings_of(arms[0], 0), Arm("base", "base model", RECIPE)
     make = partial(_styles_in_prompts, base, 0, folder_of(arms[0], 0, out), styles, count)
     rows += piece(out, "asked-base", settings, make)
     return rows + piece(out, "facts", settings, lambda: _facts(phrases, settings.reward))
@@ -103,13 +103,8 @@ def _styles_in_prompts(
     """One row per style: rates of that style and of content when the prompt asks for the style."""
     measurer = measurer_of(folder, base=arm.name == "base")
     pairs, run, rows = measurer.pairs.first(count), measurer.run, []
-    named = {
-        "study": "control_phrases",
-        "kind": "asked",
-        "arm": arm.name,
-        "title": arm.title,
-        "seed": seed,
-    }
+    named = {"study": "control_phrases", "kind": "asked", "seed": seed}
+    named |= {"arm": arm.name, "title": arm.title}
     for style in styles:
         prompts = [f"{STYLE_WORDS[style][0]}. {prompt}" for prompt in pairs.prompts]
         size = run.evaluate.batch_size
@@ -202,7 +197,6 @@ def _facts(phrases: Sequence[Phrases], settings: Any) -> list[Row]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """Style rates after training, the bias that cancels, and styles that prompts ask for."""
     facts = {row["arm"]: row for row in rows.where(kind="facts")}
     runs = rows.runs
     begun = runs.base
@@ -237,7 +231,6 @@ def delivered(rows: Rows, arm: str, style: str) -> Any:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Dots: styles on plain prompts, content and drift, and styles that prompts ask for."""
     facts, runs = {row["arm"]: row for row in rows.where(kind="facts")}, rows.runs
 
     def after(title: str, key: str, percent: bool = True) -> DotColumn:

@@ -79,7 +79,7 @@ FULL = Size(("flux", "sd"), (8, 25), 4, 8)
 QUICK = Size(("flux",), (2,), 2, 2)
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Rows of the runs, of kind `depth` (model, rollout, K) and `state` (a state of a rollout).
 
     depth: `seconds` of an update without its optimiser step, `ratio` to Direct-Align's,
@@ -89,14 +89,14 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
     """
     home, budget = home_of(out, quick), table1.QUICK if quick else table1.FULL
     arms = small_batches([arm for arm in ARMS if not quick or arm.name in QUICK_ARMS], quick)
-    paid = [within(allowance(arm, budget, often=True), arm, home, recipes) for arm in arms]
+    paid = [within(allowance(arm, budget, often=True), arm, home) for arm in arms]
     seeds = table1.QUICK_SEEDS if quick else table1.SEEDS
-    rows = run_arms("convergence", paid, seeds, home, recipes)
+    rows = run_arms("convergence", paid, seeds, home)
     size = QUICK if quick else FULL
     for model in size.models:
         for length in size.rollouts:
             sizes = [f"rollout.num_inference_steps={length}", f"data.batch_size={size.batch_size}"]
-            run = load_run(recipes / f"{MODELS[model][1]}.yaml", sizes)
+            run = load_run(MODELS[model][1], sizes)
             make = partial(gradient_rows, model, run, size.batches)
             rows += piece(out, f"depth-{model}-{length}", run, make)
     return rows
@@ -246,7 +246,6 @@ def ratio(
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """Cost of each level, its ratio to both SRPO variants, and gradients by depth."""
     runs, percents = rows.runs, [f"{100 * level:g} %" for level in LEVELS]
     keys = {"call_equivalents": "NFE equivalents", "seconds": "seconds"}
     columns = [f"{name} to {percent}" for name in keys.values() for percent in percents]
@@ -302,7 +301,6 @@ def depth_table(rows: Rows) -> Table:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Photo rate and reward along three costs; costs over SRPO's; gradients by depth."""
     runs, panels = rows.runs, []
     costs = {"call_equivalents": "NFE equivalents", "seconds": "seconds", "step": "updates"}
     judged = {"photo_rate": ("Photo rate", True), "score_pos": ("Reward", False)}

@@ -42,9 +42,9 @@ from .runner import Arm, piece, run_arm, settings_of, sized
 from .tables import DASH, Table, number, with_interval
 
 SEEDS = (0, 1, 2)
-RECIPES = {"direct_align": "world_direct_align", "refl": "world_refl", "srpo": "world_srpo"}
 ARMS = tuple(
-    Arm(name, title_of(name), recipe, ("evaluate.every=0",)) for name, recipe in RECIPES.items()
+    Arm(name, title_of(name), f"world_{name}", ("evaluate.every=0",))
+    for name in ("direct_align", "refl", "srpo")
 )
 QUICK_ARMS = ("direct_align", "srpo")
 HELD_OUT = "second={name: clip, path: 'world:second_reward'}"
@@ -81,18 +81,15 @@ class Planted:
         return self.photo if number == "photo_rate" else self.content
 
 
-def _many(name: str, title: str, by_image: bool) -> Planted:
-    return Planted(name, title, (0.4, 0.6), (0.9, 0.8), 40, 8, 0.5, by_image)
-
-
+MANY_SEEDS = ((0.4, 0.6), (0.9, 0.8), 40, 8, 0.5)
 PLANTED = (
     Planted("equal", "equal models", (0.5, 0.5), (0.9, 0.9)),
     Planted("slight", "slightly apart", (0.45, 0.55), (0.95, 0.9)),
     Planted("far", "far apart", (0.2, 0.8), (0.97, 0.85)),
     Planted("rare", "rates near 0 and 1", (0.02, 0.05), (0.99, 0.97)),
     Planted("few", "16 prompts alone", (0.3, 0.6), (0.9, 0.8), prompts=16),
-    _many("many_seeds", "8 seeds a prompt", False),
-    _many("by_image", "8 seeds a prompt, counted by image", True),
+    Planted("many_seeds", "8 seeds a prompt", *MANY_SEEDS),
+    Planted("by_image", "8 seeds a prompt, counted by image", *MANY_SEEDS, by_image=True),
 )
 
 
@@ -120,21 +117,21 @@ ELECTORATES = (
 )
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Train and compare, then simulate; quick: two arms, one seed, two updates, few simulations."""
     arms = sized([arm for arm in ARMS if not quick or arm.name in QUICK_ARMS], quick)
     images, rows = QUICK_IMAGES if quick else IMAGES, []
     for seed in SEEDS[:1] if quick else SEEDS:
-        rows += compare_runs(arms, seed, out, recipes, images)
-    return rows + simulate(out, quick, settings_of(arms[0], 0, recipes))
+        rows += compare_runs(arms, seed, out, images)
+    return rows + simulate(out, quick, settings_of(arms[0], 0))
 
 
-def compare_runs(arms: list[Arm], seed: int, out: Path, recipes: Path, images: int) -> list[Row]:
+def compare_runs(arms: list[Arm], seed: int, out: Path, images: int) -> list[Row]:
     """A row per pair of models and number, of the runs of one seed."""
-    sources = tuple(f"{arm.name}={run_arm(arm, seed, out, recipes)}" for arm in arms)
+    sources = tuple(f"{arm.name}={run_arm(arm, seed, out)}" for arm in arms)
     where = {"commit": commit(), "machine": machine(), "versions": versions()}
     settings = {"base": True, "num_samples": images, "rewards": (HELD_OUT,), "where": where}
-    made = compare(Request(sources, out / "comparisons" / f"seed{seed}", **settings), print)
+    made = compare(Request(sources, out / "comparisons" / f"seed{seed}", **settings))
     named, rows = {"study": "coverage", "kind": "wins", "seed": seed}, []
     for won in json.loads((made / SUMMARY).read_text(encoding="utf-8"))["wins"]:
         rows.append({**named, "arm": won["b"], "title": title_of(won["b"]), **won, **where})
@@ -212,10 +209,8 @@ def covered(found: Row, planted: Planted) -> Iterator[tuple[str, str]]:
     """("rate" of the second model, "difference" or "win", number) of intervals with the truth."""
     for name in NUMBERS:
         before, after = planted.rates(name)
-        delta, won = (
-            next(each for each in found[table] if each["name"] == name)
-            for table in ("differences", "wins")
-        )
+        tables = ("differences", "wins")
+        delta, won = (next(x for x in found[table] if x["name"] == name) for table in tables)
         intervals = {
             "rate": (found["models"]["b"][name], after),
             "difference": (delta, after - before),
@@ -359,7 +354,6 @@ def share(row: Row, key: str) -> dict[str, float]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """Win rates, coverage of intervals, power of the sign test, the arena's strengths."""
     titles = {"base": "base model", **rows.where(kind="wins").arms}
     duels, intervals, powers, votes = [], [], [], []
     for a, b in (pair for pair in DUELS if set(pair) <= set(titles)):
@@ -406,7 +400,6 @@ def duel(found: Rows) -> str:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Coverage of the intervals, and power of the sign test."""
     found, curve = rows.where(kind="coverage"), rows.where(kind="power")
     columns = []
     for name, of in product(NUMBERS, ("rate", "win")):

@@ -76,7 +76,7 @@ WINDOWS = {
 }
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Rows of all runs, with `group`, `prediction` and `what`; then the rows of kind `schedule`."""
     seeds = SEEDS[:1] if quick else SEEDS
     found: list[Row] = []
@@ -84,7 +84,7 @@ def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
         what = {arm.name: what for what, arm in group.parts}
         named = {"group": group.name, "prediction": group.prediction}
         arms = sized([arm for _, arm in group.parts], quick)
-        for row in run_arms("ddpm", arms, seeds, out, recipes):
+        for row in run_arms("ddpm", arms, seeds, out):
             found.append({**row, **named, "what": what[row["arm"]]})
     facts = {key: found[0][key] for key in ("study", "commit", "machine", "versions")}
     return found + [{**facts, **row} for seed in seeds for row in exactness(seed)]
@@ -274,7 +274,6 @@ def group_arms(rows: Rows, group: str) -> dict[str, tuple[str, str]]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """Methods at the end and at one photo rate, SRPO over windows and grids, the closed form."""
     methods, matched, levels = [], [], []
     arms = group_arms(rows, "methods")
     at_rate = (SPENT[1], *JUDGED[1:3])
@@ -311,7 +310,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Methods between photo rate and colour drift, by prediction; windows and grids as dots."""
     files, methods, keys = [], group_arms(rows, "methods"), ("photo_rate", "color_drift")
     for prediction in MODELS:
         points = []

@@ -86,23 +86,22 @@ def file_of(source: str, out: Path) -> Path:
     return out / "directions" / f"{source}.safetensors"
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Train the hacked run, fit the directions, train every arm; quick: two arms, one seed."""
     hacked = sized([HACKED], quick)[0]
-    folder = run_arm(hacked, LEARNED_FROM, out, recipes)
-    settings, rows = settings_of(hacked, LEARNED_FROM, recipes), []
-    for name, request in requests_for(folder, recipes, QUICK_PAIRS if quick else PAIRS).items():
+    folder = run_arm(hacked, LEARNED_FROM, out)
+    settings, rows = settings_of(hacked, LEARNED_FROM), []
+    for name, request in requests_for(folder, QUICK_PAIRS if quick else PAIRS).items():
         make = partial(_fit, name, request, out)
         rows += piece(out, f"directions-{name}", settings, make)
     chosen = [arm for arm in arms(out) if not quick or arm.name in QUICK_NAMES]
     seeds = SEEDS[:1] if quick else SEEDS
-    return rows + run_arms("defences", sized(chosen, quick), seeds, out, recipes)
+    return rows + run_arms("defences", sized(chosen, quick), seeds, out)
 
 
-def requests_for(hacked: Path, recipes: Path, num_samples: int) -> dict[str, Request]:
+def requests_for(hacked: Path, num_samples: int) -> dict[str, Request]:
     """What each source learns its directions from."""
-    recipe = str(recipes / f"{PLAIN}.yaml")
-    blank = Request(recipe, None, None, keep=KEPT, num_samples=num_samples)
+    blank = Request(PLAIN, None, None, keep=KEPT, num_samples=num_samples)
     return {
         "learned": replace(blank, after=hacked),
         "probes": replace(blank, before=hacked, probes=("red tint", "blur")),
@@ -145,7 +144,6 @@ COMPARED = {
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """Directions, arms at one photo rate, defences minus what they defend, arms at the end."""
     runs = rows.runs
     names = list(runs.arms)
     facts = [
@@ -177,7 +175,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Photo rate, drift and what was never trained on, over the updates."""
     runs = rows.runs
     keys = {column.key: column.title for column in (PHOTO_RATE, *COLUMNS[:2], COLUMNS[3])}
     keys |= {LEAK: "trained reward on control prompts", COLUMNS[5].key: COLUMNS[5].title}

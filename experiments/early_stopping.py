@@ -61,24 +61,24 @@ FORMS = (
 TITLES = {form.name: form.title for form in FORMS}
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Train every form under every rule; quick: one form, one seed, two updates."""
     rows: list[Row] = []
     for form in FORMS[:1] if quick else FORMS:
         seeds = SEEDS[:1] if quick else form.seeds
         for rule in RULES:
-            arm = arm_of(form, rule, quick, recipes)
-            rows += run_arms("early_stopping", [arm], seeds, out, recipes)
+            arm = arm_of(form, rule, quick)
+            rows += run_arms("early_stopping", [arm], seeds, out)
             for seed in seeds:
                 rows.append(_ending(arm, form, rule, seed, folder_of(arm, seed, out)))
     return rows
 
 
-def arm_of(form: Form, rule: str, quick: bool, recipes: Path) -> Arm:
+def arm_of(form: Form, rule: str, quick: bool) -> Arm:
     """A form of the reward under a rule, over `TIMES` its recommended length."""
     title, settings = RULES[rule]
     control = (f"early_stopping={json.dumps(settings)}",) if settings is not None else ()
-    num_steps = TIMES * num_steps_of(form.recipe, recipes)
+    num_steps = TIMES * num_steps_of(form.recipe)
     length = (
         f"train.num_steps={num_steps}",
         f"evaluate.every={form.every}",
@@ -121,7 +121,6 @@ def best_of(form: str, seed: int, runs: Rows, loss: float = LOSS) -> Row:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """When each run ended and what it left, beside the best in hindsight."""
     columns = (
         Column("photo_rate", "photo rate", 0, percent=True),
         Column("content", "content", 0, percent=True),
@@ -145,7 +144,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """One plane per form: the free runs, where they end, and what the controlled runs keep."""
     endings, runs, files = rows.where(kind="ending"), rows.runs, []
 
     def point(name: str, found: Sequence[Row], trail: Sequence[tuple[float, float]] = ()) -> Point:

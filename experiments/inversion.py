@@ -59,18 +59,18 @@ WEIGHTS = (
 )
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Train the arms, fit gradients of the base model; quick: two arms, one seed, one level."""
     chosen, seeds = list(ARMS), SEEDS
     if quick:
         chosen, seeds = [arm for arm in ARMS if arm.name in (OFFICIAL, HALF)], SEEDS[:1]
     longer = []
     for arm in chosen:
-        length = f"train.num_steps={LONGER * num_steps_of(arm.recipe, recipes)}"
+        length = f"train.num_steps={LONGER * num_steps_of(arm.recipe)}"
         longer.append(replace(arm, overrides=(length, *arm.overrides)))
-    rows = run_arms("inversion", sized(longer, quick), seeds, out, recipes)
+    rows = run_arms("inversion", sized(longer, quick), seeds, out)
     fitted = sized([arm for arm in chosen if arm.name in FITTED], quick)
-    settings = {arm: settings_of(arm, 0, recipes) for arm in fitted}
+    settings = {arm: settings_of(arm, 0) for arm in fitted}
     for point in POINTS[2:3] if quick else POINTS:
         make = partial(fit_gradients, settings, point, 1 if quick else BATCHES)
         rows += piece(out, f"coefficients-{point}", settings[fitted[0]], make)
@@ -224,7 +224,6 @@ def by_level(fitted: Rows, arm: str, key: str) -> list[tuple[float, SeedInterval
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """The arms after a third and at the end, half cost minus official, weights in the gradient."""
     runs, fitted = rows.runs, rows.where(kind="coefficients")
     steps = sorted({row["step"] for row in runs.where(arm=OFFICIAL)})
     lengths = [step for step in (steps[-1] // 3, steps[-1]) if step in steps and step > 0]
@@ -257,7 +256,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """The trainings as curves, and the weights by noise level beside their derivation."""
     runs, fitted = rows.runs, rows.where(kind="coefficients")
     panels = panels_over_updates(runs, list(runs.arms), banded=False)
     file, title = folder / "inversion_curves.png", "What the branches and their ramps do"

@@ -25,14 +25,14 @@ QUICK = Budget(calls=32, measurements=1, num_samples=8, diversity_prompts=0, pro
 QUICK_ARMS = ("srpo", "refl")
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Train every method with every rate; rows have a `method`. Quick: two methods."""
     budget = QUICK if quick else FULL
     methods = small_batches([arm for arm in ARMS if not quick or arm.name in QUICK_ARMS], quick)
-    priced = [within(allowance(arm, budget), arm, out, recipes) for arm in methods]
+    priced = [within(allowance(arm, budget), arm, out) for arm in methods]
     method = {with_rate(arm, rate).name: arm.name for arm in priced for rate in RATES}
     arms = [with_rate(arm, rate) for arm in priced for rate in RATES]
-    rows = run_arms("learning_rates", arms, (SEED,), out, recipes)
+    rows = run_arms("learning_rates", arms, (SEED,), out)
     return [row | {"method": method[row["arm"]]} for row in rows]
 
 
@@ -65,7 +65,6 @@ def _methods(rows: Iterable[Row]) -> list[str]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """The deciding measurement of every method and rate, in brackets if none kept the content."""
     rates = sorted({row["learning_rate"] for row in rows})
     lines = []
     for method, picked in chosen(rows).items():
@@ -81,7 +80,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """One panel per method: photo rate over cost, a line per rate."""
     panels = []
     for method in _methods(rows):
         lines = []

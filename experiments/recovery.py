@@ -25,8 +25,8 @@ from directalign.diffusion.sampling import rollout_sigmas, sample
 from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts, seed_noise
 from directalign.evaluation.generate import image_size
 from directalign.evaluation.image_metrics import sharpness
-from directalign.evaluation.in_training import STYLE
 from directalign.interfaces import Judge, Model, Reward
+from directalign.metrics import STYLE
 from directalign.models import load_model
 from directalign.rewards import load_reward
 from directalign.toyworld.judges import load_judge
@@ -75,11 +75,11 @@ FULL = Size((0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.94, 0.97), (0.005, 0.02, 0.1), (0, 
 QUICK = Size((0.3, 0.9), (0.02, 0.1), (0,), 6)
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Rows of clean images, x0_hat and `recovered`, by model, seed, noise, level, jump."""
     size, found = QUICK if quick else FULL, []
     for model, (title, recipe) in MODELS.items():
-        run = load_run(recipes / f"{recipe}.yaml")
+        run = load_run(recipe)
         for seed in size.seeds:
             named = {"study": "recovery", "arm": model, "title": title, "seed": seed}
             rows = piece(out, f"{model}-seed{seed}", run, partial(errors, run, seed, size))
@@ -262,7 +262,6 @@ def deviations(rows: Rows) -> list[tuple[float, Row]]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """Measured against predicted ratios, errors by level, and what is left of the images."""
     formula, by_level, signals = [], [], []
     errors = [Column(key, key) for key in ("latents_rmse", "pixels_rmse")]
     ratios = [Column(key, key, 4, interval=False) for key in ("ratio", "predicted")]
@@ -293,7 +292,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Error in latents by level; what the reward and the judge see in both images."""
     arms, errors, signals = rows.arms, [], []
     last = list(arms)[-1]
     for arm, title in arms.items():

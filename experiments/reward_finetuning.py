@@ -21,7 +21,7 @@ from directalign.types import DirectAlignError
 from .control_phrases import OTHERS, PHOTO
 from .plots import DotColumn, curves, dots_with_intervals, panels_over_updates
 from .rows import Row, Rows, SeedInterval, after, at_photo_rate
-from .runner import Arm, flat, piece, run_arms, settings_of, sized
+from .runner import Arm, flat, piece, run_arms, settings_of, sized, unflat
 from .tables import MEASURED, VERSUS, Table, means, number, versus, with_interval
 
 SEEDS = (0, 1, 2)
@@ -72,16 +72,16 @@ ARMS = {
 """{arm: (title, form of the reward, phrases, finetuned reward)}."""
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Finetune every reward, train every arm; quick: one reward, two arms, one seed."""
     rows: list[Row] = []
     source = Arm("source", "", "world_srpo", (f"reward.path={SOURCE}",))
-    settings = settings_of(source, SEED, recipes)
+    settings = settings_of(source, SEED)
     for reward in REWARDS[:1] if quick else REWARDS:
         make = partial(_finetune, reward, out, quick)
         rows += piece(out, f"reward-{reward.name}", settings, make)
     chosen, seeds = (arms(out)[:2], SEEDS[:1]) if quick else (arms(out), SEEDS)
-    return rows + run_arms("reward_finetuning", sized(chosen, quick), seeds, out, recipes)
+    return rows + run_arms("reward_finetuning", sized(chosen, quick), seeds, out)
 
 
 def arms(out: Path) -> list[Arm]:
@@ -138,12 +138,10 @@ PAIRS = {
 
 def angle_of(row: Row, name: str) -> SeedInterval:
     """An angle of a reward in degrees, with its interval over scenes."""
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return {"value": row[name], "low": low, "high": high, "n": row["held_out"]}
+    return {**unflat(row, name), "n": row["held_out"]}
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """The rewards before and after, runs finetuned minus original, and where each run ends."""
     runs, directions, differences = rows.runs, [], []
     titles = {name: ARMS[name][0] for name in runs.arms}
     for row in rows.where(kind="reward"):
@@ -178,7 +176,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Angles before and after as dots, and the runs as curves, one figure per form."""
     runs, measured = rows.runs, rows.where(kind="reward")
     dots = {f"{row['when']}_{row['arm']}": row for row in measured}
     columns = [

@@ -23,7 +23,6 @@ from typing import Any, Protocol, runtime_checkable
 from directalign import config
 from directalign.config import RunConfig
 from directalign.config.load import dump_run, load_run
-from directalign.evaluation.compare import judge_of
 from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts
 from directalign.evaluation.generate import load_run_model, run_of
 from directalign.evaluation.image_metrics import statistics
@@ -32,6 +31,7 @@ from directalign.io.atomic import write_text
 from directalign.methods import load_method
 from directalign.models import load_model
 from directalign.rewards import load_reward
+from directalign.toyworld.judges import load_judge
 from directalign.training import checkpoint
 from directalign.training import run as train
 from directalign.training.data import open_data
@@ -70,11 +70,12 @@ MARK = "study.json"
 class Study(Protocol):
     """A module of this package. Its docstring says what the paper claims and what is measured.
 
-    `measure` returns the rows and trains or measures what is not there yet; `tables` and `draw`
-    need nothing but rows. Figures are named after the study.
+    `measure` returns the rows and trains or measures what is not there yet; `quick` is a size of
+    minutes that tests the code. `tables` ({name: table}) and `draw` (files in `folder`, named after
+    the study) need nothing but rows.
     """
 
-    def measure(self, out: Path, quick: bool, recipes: Path) -> list[Row]: ...
+    def measure(self, out: Path, quick: bool) -> list[Row]: ...
 
     def tables(self, rows: Rows) -> dict[str, Table]: ...
 
@@ -88,7 +89,7 @@ def load_study(name: str) -> Study:
     return importlib.import_module(f"{__package__}.{name}")  # pyright: ignore[reportReturnType]
 
 
-def run_study(name: str, out: Path, quick: bool, recipes: Path) -> Path:
+def run_study(name: str, out: Path, quick: bool) -> Path:
     """Measure, and write rows, figures and `out/README.md`, which is returned. Called again it
     resumes.
 
@@ -96,7 +97,7 @@ def run_study(name: str, out: Path, quick: bool, recipes: Path) -> Path:
     """
     study = load_study(name)
     claim(out, name, quick)
-    rows = Rows(study.measure(out, quick, recipes))
+    rows = Rows(study.measure(out, quick))
     write_rows(rows, out / "results.jsonl")
     figures = study.draw(rows, out)
     parts = [f"# {STUDIES[name]}"]
@@ -168,15 +169,15 @@ class Arm:
         return replace(self, overrides=(*self.overrides, *overrides))
 
 
-def settings_of(arm: Arm, seed: int, recipes: Path) -> RunConfig:
+def settings_of(arm: Arm, seed: int) -> RunConfig:
     """The run of an arm from a seed; it keeps one checkpoint at a time."""
     overrides = ["train.keep_checkpoints=1", *arm.overrides, f"seed={seed}"]
-    return load_run(recipes / f"{arm.recipe}.yaml", overrides)
+    return load_run(arm.recipe, overrides)
 
 
-def num_steps_of(recipe: str, recipes: Path, overrides: Sequence[str] = ()) -> int:
+def num_steps_of(recipe: str, overrides: Sequence[str] = ()) -> int:
     """Updates that a recipe takes."""
-    return load_run(recipes / f"{recipe}.yaml", list(overrides)).train.num_steps
+    return load_run(recipe, list(overrides)).train.num_steps
 
 
 def folder_of(arm: Arm, seed: int, out: Path) -> Path:
@@ -184,13 +185,11 @@ def folder_of(arm: Arm, seed: int, out: Path) -> Path:
     return out / "runs" / f"{arm.name}-seed{seed}"
 
 
-def run_arms(
-    study: str, arms: Sequence[Arm], seeds: Sequence[int], out: Path, recipes: Path
-) -> list[Row]:
+def run_arms(study: str, arms: Sequence[Arm], seeds: Sequence[int], out: Path) -> list[Row]:
     """Train all arms from the first seed, then from the next; rows come arm by arm."""
     for seed in seeds:
         for arm in arms:
-            last = rows_of(study, arm, seed, run_arm(arm, seed, out, recipes))[-1]
+            last = rows_of(study, arm, seed, run_arm(arm, seed, out))[-1]
             names = [name for name in ("photo_rate", "content", "color_drift") if name in last]
             numbers = ", ".join(f"{name} {last[name]:.3f}" for name in names)
             print(f"{study}: {arm.name}, seed {seed}, update {last['step']}: {numbers}", flush=True)
@@ -198,12 +197,12 @@ def run_arms(
     return [row for each in found for row in rows_of(study, *each, folder_of(*each, out))]
 
 
-def run_arm(arm: Arm, seed: int, out: Path, recipes: Path) -> Path:
+def run_arm(arm: Arm, seed: int, out: Path) -> Path:
     """Train one arm from one seed, or resume it; returns its folder, which keeps no checkpoints.
 
     Raises: DirectAlignError where a finished run of other settings lies there.
     """
-    settings, folder = settings_of(arm, seed, recipes), folder_of(arm, seed, out)
+    settings, folder = settings_of(arm, seed), folder_of(arm, seed, out)
     if not (folder / "summary.json").exists():
         train(settings, folder, resume=(folder / "run.yaml").exists())
     elif dump_run(load_run(folder / "run.yaml")) != dump_run(settings):
@@ -311,7 +310,8 @@ def measurer_of(folder: Path, base: bool = False) -> Measurer:
         raise DirectAlignError(f"{folder}: holds no run (no run.yaml)")
     model = load_run_model(run, None if base else trained)
     device = next(model.denoiser.parameters()).device
-    return Measurer(run, model, load_reward(run.reward, device), judge_of(run))
+    judge = load_judge() if run.evaluate.judge == "world" else None
+    return Measurer(run, model, load_reward(run.reward, device), judge)
 
 
 def with_drift(rows: list[Row], num_samples: int) -> list[Row]:
@@ -387,9 +387,9 @@ def allowance(arm: Arm, budget: Budget, often: bool = False) -> Budget:
     return budget
 
 
-def within(budget: Budget, arm: Arm, out: Path, recipes: Path) -> Arm:
+def within(budget: Budget, arm: Arm, out: Path) -> Arm:
     """The arm with the updates that the budget pays for; prices are kept in `out/prices.json`."""
-    cost = price(settings_of(arm, 0, recipes), budget.probed, out / "prices.json")
+    cost = price(settings_of(arm, 0), budget.probed, out / "prices.json")
     updates = math.ceil(budget.calls / cost)
     every, count = max(1, math.ceil(updates / budget.measurements)), budget.num_samples
     return arm.plus(

@@ -66,16 +66,16 @@ VARIANTS = (
 )
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Fit the tokens of every seed, train with tokens and phrases; quick: one seed, short fit."""
     rows: list[Row] = []
     for seed in SEEDS[:1] if quick else SEEDS:
         for each in (each for each in VARIANTS if each.fitting):
-            settings = settings_of(Arm(each.name, each.title, RECIPE), seed, recipes)
+            settings = settings_of(Arm(each.name, each.title, RECIPE), seed)
             make = partial(_fit, each, seed, out, quick, settings)
             rows += piece(out, f"fit-{each.name}-seed{seed}", settings, make)
         arms = sized([each.arm(form, seed, out) for each in VARIANTS for form in FORMS], quick)
-        rows += run_arms("soft_prompts", arms, [seed], out, recipes)
+        rows += run_arms("soft_prompts", arms, [seed], out)
     return rows
 
 
@@ -122,7 +122,6 @@ def forms_of(runs: Rows) -> dict[str, list[str]]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """The fits on held-out images, and photo rates at equal content loss."""
     fits, runs = rows.where(kind="fit"), rows.runs
     fit_lines, run_lines = [], []
     for arm, title in fits.arms.items():
@@ -152,7 +151,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Photo rate, content and colour drift along the updates, one figure per form."""
     runs, files = rows.runs, []
     titles = runs.arms
     for form, arms in forms_of(runs).items():

@@ -93,12 +93,12 @@ FULL = Size(32, (0, 1, 2), STEPS, GUIDANCE, CFG, 8, 32, 10)
 QUICK = Size(6, (0,), (2, 4), (1.0, 3.5), (1.0, 2.0), 2, 4, 2)
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Rows of kind `image_seeds` and of `KINDS`, for base and SRPO; `what` is the condition."""
     size, (arm,) = (QUICK if quick else FULL), sized([ARM], quick)
     found: list[Row] = []
     for seed in size.seeds:
-        run, folder = settings_of(arm, seed, recipes), run_arm(arm, seed, out, recipes)
+        run, folder = settings_of(arm, seed), run_arm(arm, seed, out)
         for name, title, trained in ((BASE, "base model", None), (ALIGNED, arm.title, folder)):
             named = {"study": "stability", "arm": name, "title": title, "seed": seed}
             make = partial(sampled, run, trained, seed, size)
@@ -230,7 +230,6 @@ def spread(rows: Rows, arm: str, seed: int) -> tuple[float, float]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """Base and aligned model in every condition, and their spread over image seeds."""
     lines, seeds = [], []
     for kind, name in KINDS.items():
         for what in conditions(rows, kind):
@@ -264,7 +263,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Photo rate, content and colour drift over step counts, guidance and rounds."""
     kinds, panels = [kind for kind in KINDS if kind != "samplers"], []
     for key, title in QUALITY.items():
         for kind in kinds:

@@ -44,24 +44,24 @@ TOP = 4
 """Candidates that are shown at each end of a ranking."""
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Train the arms, rank the candidates for every style; quick: two arms, one seed, one style."""
     length = (f"train.num_steps={UPDATES}", f"evaluate.every={EVERY}")
-    longer = [replace(arm, overrides=(*length, *arm.overrides)) for arm in arms(recipes)]
+    longer = [replace(arm, overrides=(*length, *arm.overrides)) for arm in arms()]
     chosen, seeds = (longer[:2], SEEDS[:1]) if quick else (longer, SEEDS)
-    rows = run_arms("suggested_phrases", sized(chosen, quick), seeds, out, recipes)
-    settings = settings_of(Arm("ranking", "ranking", RECIPE), 0, recipes)
+    rows = run_arms("suggested_phrases", sized(chosen, quick), seeds, out)
+    settings = settings_of(Arm("ranking", "ranking", RECIPE), 0)
     styles, count = (STYLES[:1], QUICK_COUNT) if quick else (STYLES, COUNT)
 
     def make() -> list[Row]:
-        return [row for style in styles for row in ranked(style, count, recipes)]
+        return [row for style in styles for row in ranked(style, count)]
 
     return rows + piece(out, "ranked", settings, make)
 
 
-def arms(recipes: Path) -> list[Arm]:
+def arms() -> list[Arm]:
     """Official ramps, the suggested ramp in both branches, the suggested anchor."""
-    found = suggested(recipes)
+    found = suggested()
     assert found.mu is not None and found.tolerance is not None
     mu, tolerance = round(found.mu, 2), f"method.anchor.tolerance={found.tolerance}"
     ramps = json.dumps(ramp(mu))
@@ -76,21 +76,21 @@ def arms(recipes: Path) -> list[Arm]:
 
 
 @cache
-def suggested(recipes: Path) -> Suggestion:
+def suggested() -> Suggestion:
     """Ramp and tolerance for the recipe's own phrases, photographs against all other styles."""
-    words = load_run(recipes / f"{RECIPE}.yaml").method.control_phrases
-    return settings_for(_table("photo", COUNT, recipes), words.positive, words.negative)
+    words = load_run(RECIPE).method.control_phrases
+    return settings_for(_table("photo", COUNT), words.positive, words.negative)
 
 
-def _table(style: str, count: int, recipes: Path) -> PhraseTable:
-    reward = load_reward(load_run(recipes / f"{RECIPE}.yaml").reward)
+def _table(style: str, count: int) -> PhraseTable:
+    reward = load_reward(load_run(RECIPE).reward)
     images = load_examples(f"world:{style}/rest", "images", count=count)
     return PhraseTable(reward, encode_examples(reward, images))
 
 
-def ranked(style: str, count: int, recipes: Path) -> list[Row]:
+def ranked(style: str, count: int) -> list[Row]:
     """One row per candidate, from the most wanted to the most unwanted, when `style` is wanted."""
-    table, rows = _table(style, count, recipes), []
+    table, rows = _table(style, count), []
     words = sorted((table.phrase(phrase) for phrase in COMMON), key=lambda word: -word.lift.size)
     for place, word in enumerate(words, start=1):
         named = {"study": "suggested_phrases", "kind": "ranked", "arm": style, "title": style}
@@ -124,7 +124,6 @@ def unwanted_among_last(listed: list[Row], style: str) -> tuple[int, int]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """Rankings, trainings, and the suggestions minus the official ramps at equal photo rates."""
     runs = rows.runs
     titles, rankings, trainings, against = runs.arms, [], [], []
     for style in rows.where(kind="ranked").arms:
@@ -157,7 +156,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """The trainings as curves, and content over photo rate."""
     runs = rows.runs
     arms = list(runs.arms)
     panels, ways = panels_over_updates(runs, arms), []

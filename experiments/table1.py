@@ -44,19 +44,17 @@ DOTS = {
 }
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Train every arm within its budget from every seed."""
     budget = QUICK if quick else FULL
     arms = [
-        within(allowance(arm, budget, often=True), arm, out, recipes)
-        for arm in small_batches(ARMS, quick)
+        within(allowance(arm, budget, often=True), arm, out) for arm in small_batches(ARMS, quick)
     ]
-    rows = run_arms("table1", arms, QUICK_SEEDS if quick else SEEDS, out, recipes)
+    rows = run_arms("table1", arms, QUICK_SEEDS if quick else SEEDS, out)
     return with_drift(rows, budget.num_samples)
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """Methods at the largest common budget, and at levels that two thirds of them reach."""
     key = "call_equivalents"
     amount = min(row[key] for arm in rows.arms for row in rows.last(arm))
     at_amount = rows.matched(lambda run: at_budget(run, key, amount))
@@ -84,7 +82,6 @@ def methods(rows: Rows, found: dict[str, Rows], columns: Sequence[Column]) -> Ta
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """Drift and content over photo rate; photo rate and reward over cost; dots at one rate."""
     spent = Rows(row for row in rows if row["call_equivalents"] > 0)
     trails, costs = [], []
     for title, y, key, percent in TRAILS:

@@ -47,15 +47,15 @@ def arms_of_form(form: str) -> list[Arm]:
     return arms
 
 
-def measure(out: Path, quick: bool, recipes: Path) -> list[Row]:
+def measure(out: Path, quick: bool) -> list[Row]:
     """Train every form in every window, compare images; quick: Direct-Align, one seed."""
     rows: list[Row] = []
     seeds = SEEDS[:1] if quick else SEEDS
     for form in list(FORMS)[: 1 if quick else None]:
         arms = sized(arms_of_form(form), quick)
-        rows += run_arms("timesteps", arms, seeds, out, recipes)
+        rows += run_arms("timesteps", arms, seeds, out)
         for seed in seeds:
-            settings = settings_of(arms[0], seed, recipes)
+            settings = settings_of(arms[0], seed)
             make = partial(_compare_images, form, seed, arms, out)
             rows += piece(out, f"{form}-seed{seed}", settings, make)
     return rows
@@ -116,7 +116,6 @@ def most_hacked(
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    """The windows after equally many updates, and where all three first reach one photo rate."""
     at_end = (Column("photo_rate", "photo rate"), MEASURED[2], Column("reward", "reward"))
     at_level = (Column("step", "updates", 0), *MEASURED[1:])
     ends, levels = [], []
@@ -141,7 +140,6 @@ def tables(rows: Rows) -> dict[str, Table]:
 
 
 def draw(rows: Rows, folder: Path) -> list[Path]:
-    """The shares with their parts as dots, and the trainings as curves."""
     judged = rows.where(kind="hacking")
     by_arm = {row["arm"]: rows.where(kind="hacking", arm=row["arm"]) for row in judged}
     columns = []

@@ -1,4 +1,4 @@
-"""The registry of metrics: every entry is whole, names are read by their prefix, judges come first."""
+"""The registry of metrics: every entry is complete; names are read by prefix; judges come first."""
 
 from __future__ import annotations
 

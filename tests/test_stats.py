@@ -1,4 +1,4 @@
-"""Statistics against closed forms, printed tables, exact arithmetic, and simulations with known truth."""
+"""Statistics against closed forms, printed tables, exact arithmetic, and simulations."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PROMPTS, SEEDS = 60, 2
 GROUPS = [place // SEEDS for place in range(PROMPTS * SEEDS)]
 
 
-# --- closed forms -----------------------------------------------------------------------------------
+# --- closed forms ---------------------------------------------------------------------------------
 
 
 def test_wilson_known_values() -> None:
@@ -101,7 +101,7 @@ def test_an_effect_is_a_mean_difference_with_its_normal_interval() -> None:
     assert math.isfinite(effect([1.0, 1.0], [0.0, 0.0], paired=True).size)
 
 
-# --- bootstrap --------------------------------------------------------------------------------------
+# --- bootstrap ------------------------------------------------------------------------------------
 
 
 def test_the_draws_are_those_of_torch_with_seed_0() -> None:
@@ -173,7 +173,7 @@ def test_a_number_undefined_on_many_resamples_has_no_interval() -> None:
 
 
 def simulated(effect: float, rng: np.random.Generator, seeds: int = SEEDS) -> np.ndarray:
-    """Differences of the images of two models: an effect, what a prompt's images share, and noise."""
+    """Differences of the images of two models: effect, shared by prompt, and noise."""
     prompt = np.repeat(rng.normal(size=PROMPTS), seeds)
     return effect + 0.7 * prompt + 0.7 * rng.normal(size=PROMPTS * seeds)
 
@@ -198,11 +198,11 @@ def test_intervals_that_take_images_for_independent_cover_less() -> None:
     assert np.mean([not each.low <= 0 <= each.high for each in found]) > 0.08
 
 
-# --- rates of grouped answers -----------------------------------------------------------------------
+# --- rates of grouped answers ---------------------------------------------------------------------
 
 
 def coverage(chance: float, items: int, annotators: int, alike: float, runs: int = 300) -> float:
-    """Share of intervals that hold `chance`; annotators repeat an item's own answer with chance `alike`."""
+    """Share of intervals with `chance`; annotators repeat an item's answer with chance `alike`."""
     covered = 0
     for seed in range(runs):
         rng = np.random.default_rng((seed, items, annotators))
@@ -247,7 +247,7 @@ def test_grouped_rates_at_the_ends() -> None:
     assert vars(half) == pytest.approx(vars(wilson_interval(0.5, 40, t_quantile(19))))
 
 
-# --- tests and win rates ----------------------------------------------------------------------------
+# --- tests and win rates --------------------------------------------------------------------------
 
 
 def exactly(won: int, lost: int) -> float:
@@ -328,7 +328,7 @@ def test_the_sign_test_keeps_its_level_for_copies_of_a_prompt() -> None:
     assert np.mean(np.array(by_prompt) <= 0.05) <= 0.06 < 0.15 < np.mean(np.array(by_image) <= 0.05)
 
 
-# --- Bradley-Terry ----------------------------------------------------------------------------------
+# --- Bradley-Terry --------------------------------------------------------------------------------
 
 
 def by_minorisation(wins: np.ndarray, rounds: int = 3000) -> np.ndarray:

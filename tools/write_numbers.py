@@ -25,8 +25,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from directalign.types import DirectAlignError
-from experiments import table1
-from experiments.rows import Rows, at_level, read_rows, write_rows
+from experiments.rows import read_rows, write_rows
 from experiments.runner import MARK, load_study
 from experiments.tables import Table
 
@@ -47,22 +46,13 @@ def documents() -> list[Path]:
     return [ROOT / "README.md", *(file for each in folders for file in sorted(each.glob("*.md")))]
 
 
-def rows_of(study: str) -> Rows:
-    """The recorded rows of a study. Raises: DirectAlignError where none are recorded."""
-    return read_rows(ROOT / RESULTS / "studies" / f"{study}.jsonl")
-
-
 def block(name: str, table: str | None) -> str:
     """The content of a block. Raises: DirectAlignError where there is none of this name."""
     if table is None and name in BLOCKS:
         return BLOCKS[name](json.loads((ROOT / RESULTS / f"{name}.json").read_text("utf-8")))
-    if table is None and name in STUDY_BLOCKS:
-        study, make = STUDY_BLOCKS[name]
-        return make(rows_of(study))
     if table is None:
-        known = ", ".join((*BLOCKS, *STUDY_BLOCKS))
-        raise DirectAlignError(f"no block is called {name}: there are {known}")
-    found = load_study(name).tables(rows_of(name))
+        raise DirectAlignError(f"no block is called {name}: there are {', '.join(BLOCKS)}")
+    found = load_study(name).tables(read_rows(ROOT / RESULTS / "studies" / f"{name}.jsonl"))
     if table not in found:
         raise DirectAlignError(f"study {name} has no table {table}: there are {', '.join(found)}")
     return found[table].markdown()
@@ -82,14 +72,14 @@ def percent(interval: dict[str, float]) -> str:
     return f"{value:.0f} % ({low:.0f}-{high:.0f})"
 
 
-def machine_line(*found: dict[str, Any], seed: bool = True) -> str:
-    """Machine and versions of the first record, commits of all."""
+def machine_line(*found: dict[str, Any]) -> str:
+    """Machine, versions and seed of the first record, commits of all."""
     first, machine = found[0], found[0]["machine"]
     where = machine["gpu"] or f"{machine['cores']} CPU cores ({machine['processor']})"
     libraries = [f"{name} {first['versions'][name]}" for name in ("torch", "diffusers")]
     commits = list(dict.fromkeys(str(each["commit"])[:10] for each in found))
     named = f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}"
-    return ", ".join([where, *libraries, *([f"seed {first['seed']}"] if seed else []), named]) + "."
+    return ", ".join([where, *libraries, f"seed {first['seed']}", named]) + "."
 
 
 def demo(found: dict[str, Any]) -> str:
@@ -148,42 +138,8 @@ def offline_cost(found: dict[str, Any]) -> str:
     return f"{Table(columns, lines).markdown()}\n\n{machine_line(found)}"
 
 
-def methods_at_photo_rate(rows: Rows) -> str:
-    """`table1.matched_photo_rate` with the columns that matter most, and who did not reach it."""
-    table, level = table1.tables(rows)["matched_photo_rate"], rows.level_of_most("photo_rate")
-    columns = ["method", "content", "colour drift", "reward", "NFE equivalents"]
-    places = [list(table.columns).index(column) for column in columns]
-    short = Table(columns, [[row[place] for place in places] for row in table.rows])
-    missed = []
-    for arm, title in rows.arms.items():
-        found = [at_level(run, "photo_rate", level) for run in rows.runs_of(arm)]
-        if None in found:
-            missed.append(f"{title} ({sum(map(bool, found))} of {len(found)} seeds)")
-    text = (
-        f"Each run where its photo rate first reaches {100 * level:.0f} %, the highest that two "
-        "thirds of the methods reach with every seed (the base model begins at "
-        f"{100 * rows.base['photo_rate']:.0f} %); means and 95 % intervals over "
-        f"{len(rows.seeds())} seeds."
-    )
-    text += f" Not reached by {', '.join(missed)}." if missed else ""
-    return f"{short.markdown()}\n\n{text}"
-
-
-def early_stopping(rows: Rows) -> str:
-    """Runs of ten times the recommended length, with and without rules that end them."""
-    table = load_study("early_stopping").tables(rows)["summary"]
-    seeds = f"Means and 95 % intervals over seeds {', '.join(map(str, rows.seeds()))}"
-    where = machine_line(*rows.where(kind="ending"), seed=False)
-    return f"{table.markdown()}\n\n{seeds}, of the plain reward one seed; {where}"
-
-
 RECORDS = (demo, world_runs, recipe_memory, offline_cost)
 BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {each.__name__: each for each in RECORDS}
-STUDY_BLOCKS: dict[str, tuple[str, Callable[[Rows], str]]] = {
-    "table1": ("table1", methods_at_photo_rate),
-    "stopping": ("early_stopping", early_stopping),
-}
-
 
 # --- the command ----------------------------------------------------------------------------------
 

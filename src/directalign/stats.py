@@ -1,8 +1,8 @@
 """Intervals, tests and the bootstrap, in numpy and scipy, without torch.
 
-Every interval is a 95 % interval. Images of one prompt, and answers on one item, are alike: where
-there are several, whole groups (prompts, items) are resampled, never single images. Resampling has a
-fixed seed, so the same data give the same interval.
+All intervals are 95 %. Images of one prompt, and answers on one item, are correlated, so whole
+groups (prompts, items) are resampled, not single images. The seed is fixed: equal data, equal
+intervals.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RESAMPLES = 2000
 DEFINED = 0.95
 """Share of resamples on which a number must be finite for its interval to be given."""
 FEW_HITS = 20
-"""Groups with a hit (and groups without) below which their scatter alone does not set the interval."""
+"""Groups with (and without) a hit below which their scatter alone does not set the interval."""
 SMALLEST = 1e-9
 """Spread below which values count as equal."""
 PRIOR_TIES = 1.0
@@ -70,7 +70,7 @@ def rate_interval(answers: ArrayLike) -> Interval:
 
 @functools.cache
 def t_quantile(freedom: int, confidence: float = 0.95) -> float:
-    """t such that P(|T| ≤ t) = `confidence` for Student's T with `freedom` ≥ 1 degrees of freedom."""
+    """t with P(|T| ≤ t) = `confidence`, T of Student with `freedom` ≥ 1 degrees of freedom."""
     return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
@@ -135,7 +135,7 @@ def effect(a: ArrayLike, b: ArrayLike, paired: bool, spread: float | None = None
 
 @dataclass(frozen=True)
 class Resamples:
-    """Groups drawn with replacement: how often each is in each resample, and each sample's group."""
+    """Groups drawn with replacement: their counts in each resample, and each sample's group."""
 
     counts: Float[np.ndarray, "r g"]
     group_of: Int[np.ndarray, " n"]
@@ -223,23 +223,23 @@ def grouped_rate_interval(
 def _design_effect(hits: Float[np.ndarray, " g"], answers: Float[np.ndarray, " g"]) -> float:
     """Answers that are worth one independent answer, 1 or more.
 
-    With a hit (or its absence) on few groups, their scatter does not tell how alike the answers of a
-    group are; the result then moves towards one independent answer per group.
+    With few groups that have a hit (or lack one), their scatter does not estimate the correlation
+    within groups; the result then moves towards one independent answer per group.
     """
     groups, total = len(answers), float(answers.sum())
     rate = float(hits.sum()) / total
     drawn = resample_counts(groups)
     variance = float(np.var(drawn @ hits / (drawn @ answers))) * groups / (groups - 1)
     seen = max(1.0, variance * total / (rate * (1 - rate))) if 0 < rate < 1 else 1.0
-    trust = min(1.0, min(int((hits > 0).sum()), int((hits < answers).sum())) / FEW_HITS)
-    return trust * seen + (1 - trust) * max(seen, total / groups)
+    weight = min(1.0, min(int((hits > 0).sum()), int((hits < answers).sum())) / FEW_HITS)
+    return weight * seen + (1 - weight) * max(seen, total / groups)
 
 
 # --- tests and win rates --------------------------------------------------------------------------
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided p of the exact sign test, ties left out: twice the smaller tail of Binomial(n, 1/2).
+    """Two-sided p of the exact sign test without ties: twice the smaller tail of Binomial(n, 1/2).
 
     1 without any win or loss. Raises: ValueError for a negative count.
     """
@@ -261,7 +261,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class WinRate:
-    """The share of pairs that the second won, a tie half a win; `p` of the sign test over groups."""
+    """The share of pairs the second won, a tie half a win; `p` of the sign test over groups."""
 
     rate: Interval
     wins: int
@@ -339,13 +339,13 @@ class Ranking:
 
 
 def bradley_terry(wins: Float[np.ndarray, "m k k"], models: Sequence[str]) -> Ranking:
-    """Maximum-likelihood strengths: P(i beats j) = 1 / (1 + exp(θ_j − θ_i)) (Bradley and Terry 1952).
+    """Maximum likelihood of P(i beats j) = 1 / (1 + exp(θ_j − θ_i)) (Bradley and Terry 1952).
 
-    `wins` counts per item the wins of the row over the column, a tie half a win to each, so that a
+    `wins` counts the wins of the row over the column per item, a tie as half a win to each, so a
     difference of strengths is the log-odds of the win rate (Davidson's 1970 model of ties has one
-    more parameter and another scale). The covariance is a sandwich over items, so it holds where the
-    votes on one item are alike. The maximum exists only where the models cannot be split in two
-    groups of which one never wins against the other (Ford 1957); see `Ranking.prior_ties`.
+    more parameter and another scale). The covariance is a sandwich over items, valid for correlated
+    votes on one item. The maximum exists only if the models cannot be split in two groups of which
+    one never wins against the other (Ford 1957); see `Ranking.prior_ties`.
     """
     total = wins.sum(0)
     groups = strong_groups(total, models)

@@ -1,5 +1,4 @@
-"""`directalign reward finetune` from the command line: what it leaves trains as reward.path, and
-what it cannot do is one line that names why."""
+"""`directalign reward finetune`: its folder trains as reward.path; mistakes are one line."""
 
 from __future__ import annotations
 
@@ -14,91 +13,74 @@ from transformers import CLIPModel, CLIPProcessor
 from tiny_clip import clip_folder
 
 __all__ = ["clip_folder"]
+Finetune = Callable[..., Result]
 
-OPTIONS = (
-    "--images",
-    "world:photo/cg",
-    "--count",
-    "24",
-    "--num-steps",
-    "3",
-    "--batch-size",
-    "4",
-    "--positive",
-    "Realistic photo",
-    "--negative",
-    "CG render",
-)
+OPTIONS = {
+    "--images": "world:photo/cg",
+    "--count": "24",
+    "--num-steps": "3",
+    "--batch-size": "4",
+    "--positive": "Realistic photo",
+    "--negative": "CG render",
+    "--out": "tuned",
+}
 
 
-def test_what_it_leaves_trains_as_a_reward(
-    clip_folder: Path, recipe: Path, command: Callable[..., Result], tmp_path: Path
+@pytest.fixture
+def finetune(recipe: Path, command: Callable[..., Result], clip_folder: Path) -> Finetune:
+    """Call the command with `OPTIONS` for a tiny CLIP; None removes an option."""
+
+    def call(**changed: str | None) -> Result:
+        new = {f"--{name}": value for name, value in changed.items()}
+        options = {"--reward": str(clip_folder), **OPTIONS, **new}
+        words = [word for pair in options.items() if pair[1] is not None for word in pair]
+        return command("reward", "finetune", *words)
+
+    return call
+
+
+def test_the_folder_trains_as_a_reward(
+    finetune: Finetune, recipe: Path, command: Callable[..., Result], tmp_path: Path
 ) -> None:
-    result = command("reward", "finetune", "--reward", clip_folder, *OPTIONS, "--out", "tuned")
+    result = finetune()
     assert result.exit_code == 0, result.output
     assert "responsiveness" in result.output and result.output.splitlines()[-1] == "tuned"
-    record = json.loads((tmp_path / "tuned" / "finetune.json").read_text())
-    assert (
-        record["control_phrases"]["positive"] == ["Realistic photo"]
-        and record["config"]["seed"] == 0
-    )
-    assert (
-        {"responsiveness", "auc", "content", "angle", "pixel_angle", "bias"}
-        <= set(record["before"])
-        == set(record["after"])
-    )
-    assert isinstance(CLIPModel.from_pretrained("tuned"), CLIPModel) and isinstance(
-        CLIPProcessor.from_pretrained("tuned"), CLIPProcessor
-    )
-    words = '{"positive": ["Realistic photo"], "negative": ["CG render"]}'
+    record = json.loads(Path("tuned/finetune.json").read_text())
+    assert record["control_phrases"]["positive"] == ["Realistic photo"]
+    assert record["config"]["seed"] == 0 and set(record["before"]) == set(record["after"])
+    measures = {"responsiveness", "auc", "content", "angle", "pixel_angle", "bias"}
+    assert measures <= set(record["before"])
+    assert isinstance(CLIPModel.from_pretrained("tuned"), CLIPModel)
+    assert isinstance(CLIPProcessor.from_pretrained("tuned"), CLIPProcessor)
+    phrases = '{"positive": ["Realistic photo"], "negative": ["CG render"]}'
     sets = [
-        "reward={name: clip, path: tuned}",
-        "method.form=relative",
-        f"method.control_phrases={words}",
+        "--set=reward={name: clip, path: tuned}",
+        "--set=method.form=relative",
+        f"--set=method.control_phrases={phrases}",
     ]
-    trained = command(
-        "train", recipe, "--out", "run", *[part for each in sets for part in ("--set", each)]
-    )
+    trained = command("train", recipe, "--out", "run", *sets)
     assert trained.exit_code == 0, trained.output
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["num_steps"] == 2
-    again = command("reward", "finetune", "--reward", clip_folder, *OPTIONS, "--out", "tuned")
+    assert json.loads(Path("run/summary.json").read_text())["num_steps"] == 2
+    again = finetune()
     assert again.exit_code == 1 and "--out tuned exists already" in again.output
-    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".tuned")]
+    assert not list(tmp_path.glob(".tuned*"))
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"--images": "nowhere"}, "--images: nowhere: no folder wanted/"),
-        ({"--images": "world:photo/photo"}, "--images: world:photo/photo"),
-        ({"--reward": "nowhere"}, "--reward nowhere: no config.json"),
-        ({"--negative": None}, "--positive, --negative"),
-        ({"--count": "2"}, "different captions"),
-        ({"--learning-rate": "1e30"}, "smaller --learning-rate"),
+        ({"images": "nowhere"}, "--images: nowhere: no folder wanted/"),
+        ({"images": "world:photo/photo"}, "--images: world:photo/photo"),
+        ({"reward": "nowhere"}, "--reward nowhere: no config.json"),
+        ({"negative": None}, "--positive, --negative"),
+        ({"count": "2"}, "different captions"),
+        ({"learning-rate": "1e30"}, "smaller --learning-rate"),
     ],
 )
-def test_wrong_inputs_are_one_line_and_leave_nothing(
-    clip_folder: Path,
-    recipe: Path,
-    command: Callable[..., Result],
-    tmp_path: Path,
-    changed: dict[str, str | None],
-    message: str,
+def test_wrong_inputs_are_one_line_and_write_nothing(
+    finetune: Finetune, tmp_path: Path, changed: dict[str, str | None], message: str
 ) -> None:
     before = sorted(tmp_path.iterdir())
-    options = {
-        "--reward": str(clip_folder),
-        **dict(zip(OPTIONS[::2], OPTIONS[1::2], strict=True)),
-        "--out": "tuned",
-    } | changed
-    result = command(
-        "reward",
-        "finetune",
-        *[part for name, value in options.items() if value is not None for part in (name, value)],
-    )
-    assert (
-        result.exit_code == 1
-        and message in result.output
-        and len(result.output.strip().splitlines()) == 1
-    ), result.output
-    assert sorted(tmp_path.iterdir()) == before
+    result = finetune(**changed)
+    assert result.exit_code == 1 and message in result.output, result.output
+    assert len(result.output.strip().splitlines()) == 1 and sorted(tmp_path.iterdir()) == before

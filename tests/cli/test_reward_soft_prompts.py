@@ -1,5 +1,4 @@
-"""`directalign reward soft-prompts` as it is called: fit from images and from words, train with the
-files, resume to the same weights; refusals in one line."""
+"""`directalign reward soft-prompts`: fit from images or phrases, train with the files, resume."""
 
 from __future__ import annotations
 
@@ -39,55 +38,30 @@ def call(*words: object) -> Result:
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     out = tmp_path_factory.mktemp("tokens") / "photo.safetensors"
-    return call(
-        "reward",
-        "soft-prompts",
-        "--reward",
-        RECIPE,
-        "--images",
-        "world:photo/cg",
-        "--count",
-        8,
-        "--num-steps",
-        4,
-        "--out",
-        out,
-    ), out
+    options = ["--images", "world:photo/cg", "--count", 8, "--num-steps", 4, "--out", out]
+    return call("reward", "soft-prompts", "--reward", RECIPE, *options), out
 
 
 def train(tokens: Path, out: Path, *more: str) -> Result:
-    words = f"method.control_phrases={{positive: [{tokens}], negative: [{tokens.with_suffix('.negative.safetensors')}, CG render], order: average}}"
-    return call(
-        "train",
-        RECIPE,
-        *(word for each in (*SHORT, words) for word in ("--set", each)),
-        "--out",
-        out,
-        *more,
-    )
+    negative = tokens.with_suffix(".negative.safetensors")
+    phrases = f"{{positive: [{tokens}], negative: [{negative}, CG render], order: average}}"
+    settings = (*SHORT, f"method.control_phrases={phrases}")
+    return call("train", RECIPE, *(f"--set={each}" for each in settings), "--out", out, *more)
 
 
-def test_both_sides_are_written_and_measured_against_the_words(fitted: tuple[Result, Path]) -> None:
+def test_both_sides_are_written_and_compared_with_the_phrases(fitted: tuple[Result, Path]) -> None:
     result, out = fitted
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[-2:] == [
-        str(out),
-        str(out.with_suffix(".negative.safetensors")),
-    ]
-    assert (
-        "On 2 held-out images per side" in result.stdout
-        and "│ words" in result.stdout
-        and "│ tokens, step" in result.stdout
-    )
+    files = [str(out), str(out.with_suffix(".negative.safetensors"))]
+    assert result.stdout.splitlines()[-2:] == files
+    for text in ("On 2 held-out images per side", "│ words", "│ tokens, step"):
+        assert text in result.stdout
     found = read_tokens(out, "words")
-    assert (
-        found.kind == "clip"
-        and found.tokens.shape == (2, 64)
-        and "8 wanted and 8 unwanted images, seed 0" in found.made
-    )
+    assert found.kind == "clip" and found.tokens.shape == (2, 64)
+    assert "8 wanted and 8 unwanted images, seed 0" in found.made
 
 
-def test_a_run_trains_with_them_keeps_them_and_resumes_exactly(
+def test_a_run_copies_the_tokens_and_resumes_exactly(
     fitted: tuple[Result, Path], tmp_path: Path
 ) -> None:
     tokens = tmp_path / "photo.safetensors"
@@ -106,71 +80,44 @@ def test_a_run_trains_with_them_keeps_them_and_resumes_exactly(
     shutil.rmtree(resumed / "checkpoints/step-000004")
     shutil.copy(fitted[1].with_suffix(".negative.safetensors"), tokens)
     changed = train(tokens, resumed, "--resume")
-    assert (
-        changed.exit_code == 1
-        and "not the tokens that the run in" in changed.stderr
-        and changed.stderr.count("\n") == 1
-    )
+    assert changed.exit_code == 1
+    assert "not the tokens that the run in" in changed.stderr.splitlines()[-1]
 
 
-def test_words_alone_become_tokens(tmp_path: Path) -> None:
-    result = call(
-        "reward",
-        "soft-prompts",
-        "--reward",
-        "world:reward",
-        "--positive",
-        "Realistic photo",
-        "--positive",
-        "Natural lighting",
-        "--out",
-        tmp_path / "a.safetensors",
-    )
-    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'a.safetensors'}\n"), (
-        result.output
-    )
-    assert (
-        read_tokens(tmp_path / "a.safetensors", "words").made
-        == "mean of the words Realistic photo, Natural lighting"
-    )
+def test_phrases_alone_become_tokens(tmp_path: Path) -> None:
+    phrases, out = ["Realistic photo", "Natural lighting"], tmp_path / "a.safetensors"
+    options = [word for phrase in phrases for word in ("--positive", phrase)]
+    result = call("reward", "soft-prompts", "--reward", "world:reward", *options, "--out", out)
+    assert (result.exit_code, result.stdout) == (0, f"{out}\n"), result.output
+    assert read_tokens(out, "words").made == f"mean of the words {', '.join(phrases)}"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("options", "message"),
     [
-        ([], "nothing to fit: give --images with wanted/ and unwanted/, or --positive"),
-        (
-            ["--out", "photo"],
-            "--out photo: learned tokens are known by their ending; name it photo.safetensors",
-        ),
-        (["--out", "there.safetensors"], "--out: there.negative.safetensors exists already"),
-        (["--images", "world:photo/photo"], "--images: world:photo/photo"),
-        (["--images", "world", "--positive", "Photo"], "words of one side only"),
-        (["--images", "world", "--count", "2"], "2 different captions"),
-        (["--images", "world", "--count", "8", "--length", "12"], "--length: 12 learned tokens"),
-        (["--positive", "Photo", "--length", "12"], "--length: 12 learned tokens"),
+        ("", "nothing to fit: give --images with wanted/ and unwanted/, or --positive"),
+        ("--out photo", "--out photo: learned tokens are known by their ending; name it photo.s"),
+        ("--out there.safetensors", "--out: there.negative.safetensors exists already"),
+        ("--images world:photo/photo", "--images: world:photo/photo"),
+        ("--images world --positive Photo", "words of one side only"),
+        ("--images world --count 2", "2 different captions"),
+        ("--images world --count 8 --length 12", "--length: 12 learned tokens"),
+        ("--positive Photo --length 12", "--length: 12 learned tokens"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(
-    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_wrong_options_are_one_line(
+    options: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("there.negative.safetensors").touch()
-    out = [] if "--out" in arguments else ["--out", "new.safetensors"]
-    result = call("reward", "soft-prompts", "--reward", "world:reward", *out, *arguments)
-    assert result.exit_code == 1 and told in result.stderr and result.stderr.count("\n") == 1, (
-        result.output
-    )
-    assert not Path("new.safetensors").exists()
+    words = ["--out", "new.safetensors", *options.split()]
+    result = call("reward", "soft-prompts", "--reward", "world:reward", *words)
+    assert result.exit_code == 1 and message in result.stderr, result.output
+    assert result.stderr.count("\n") == 1 and not Path("new.safetensors").exists()
 
 
-def test_a_check_finds_tokens_of_another_reward(
-    fitted: tuple[Result, Path], tmp_path: Path
-) -> None:
-    words = f"method.control_phrases={{positive: [{fitted[1]}], negative: [Anime]}}"
-    result = call("check", RECIPE, "--set", words, "--set", "reward.path=world:second_reward")
-    assert (
-        result.exit_code == 1
-        and "method.control_phrases.positive" in result.stderr
-        and "fitted to another clip reward" in result.stderr
-    )
+def test_tokens_of_another_reward_are_refused(fitted: tuple[Result, Path]) -> None:
+    phrases = f"method.control_phrases={{positive: [{fitted[1]}], negative: [Anime]}}"
+    result = call("check", RECIPE, "--set", phrases, "--set", "reward.path=world:second_reward")
+    assert result.exit_code == 1 and "fitted to another clip reward" in result.stderr
+    assert "method.control_phrases.positive" in result.stderr

@@ -1,4 +1,4 @@
-"""Adherence in a comparison: its numbers in lines and summary, its facts in a file of their own, by GenEval's rules and by a VLM."""
+"""Adherence in a comparison: numbers in rows and summary, facts in their own file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detectors in their real format: they load, are frozen, and find what transformers' own processors make of the same weights."""
+"""Detectors load and find what transformers' own processors find with the same weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from directalign.evaluation.adherence.detector import (
     TEMPLATES,
     ColorReader,
     Detector,
-    cut_out,
+    crop,
 )
 from directalign.evaluation.adherence.geneval import Found
 from directalign.evaluation.eval_prompts import PromptRow, checked_facts
@@ -53,7 +53,8 @@ def load(folder: Path, **more: Any) -> Detector:
 
 
 def picture(height: int = 80, width: int = 60, seed: int = 0) -> Tensor:
-    """Smooth enough that rounding to 8 bits between two passes of a resize does not show, in levels of 8 bits."""
+    """Smooth enough that rounding to 8 bits between two passes of a resize does not show, in levels
+    of 8 bits."""
     small = torch.rand(1, 3, 6, 5, generator=torch.Generator().manual_seed(seed))
     image = torch.nn.functional.interpolate(
         small, (height, width), mode="bicubic", align_corners=False
@@ -98,10 +99,10 @@ def test_boxes_are_those_that_transformers_makes_of_the_same_answer(
 ) -> None:
     detector, image = load(detectors[kind]), picture()
     with torch.no_grad():
-        told = detector.model(pixel_values=detector.pixels(image[None]))
-    threshold = float(told.logits.sigmoid().flatten().sort().values[-9])
+        output = detector.model(pixel_values=detector.pixels(image[None]))
+    threshold = float(output.logits.sigmoid().flatten().sort().values[-9])
     theirs = original(kind, detectors[kind]).post_process_object_detection(
-        told, threshold=threshold, target_sizes=[(80, 60)]
+        output, threshold=threshold, target_sizes=[(80, 60)]
     )[0]
     assert_same(
         detector.find(image, CLASSES, threshold),
@@ -122,13 +123,13 @@ def test_owlv2_is_asked_in_words_and_its_boxes_are_of_the_padded_square(
         return_tensors="pt",
     )
     with torch.no_grad():
-        told = detector.model(
+        output = detector.model(
             pixel_values=detector.pixels(image[None]),
             input_ids=tokens["input_ids"],
             attention_mask=tokens["attention_mask"],
         )
     theirs = original("owlv2", detectors["owlv2"]).post_process_object_detection(
-        told, threshold=0.0, target_sizes=[(40, 64)]
+        output, threshold=0.0, target_sizes=[(40, 64)]
     )[0]
     assert len(theirs["scores"]) == 9
     assert_same(
@@ -155,10 +156,10 @@ def test_mask2former_finds_masks_with_the_scores_and_boxes_of_them(
     detector, image = load(detectors["mask2former"]), picture(96, 96)
     found = detector.find(image, CLASSES, 0.05)
     with torch.no_grad():
-        told = detector.model(pixel_values=detector.pixels(image[None]))
+        output = detector.model(pixel_values=detector.pixels(image[None]))
     processor: Any = original("mask2former", detectors["mask2former"])
     theirs = processor.post_process_instance_segmentation(
-        told, threshold=0.05, target_sizes=[(96, 96)], return_binary_maps=True
+        output, threshold=0.05, target_sizes=[(96, 96)], return_binary_maps=True
     )[0]
     best = max(info["score"] for info in theirs["segments_info"])
     surest = max(found, key=lambda each: each.score)
@@ -202,20 +203,20 @@ def test_images_are_judged_from_end_to_end(
         path=str(detectors[kind]), threshold=0.0, colors=config.ClipConfig(path=str(clip_folder))
     )
     judge = adherence_of(settings)
-    asked = rows(
+    prompts_of_facts = rows(
         {"class": "dog", "color": "red"},
         {"class": "wine glass", "position": ["left of", 0]},
         tag="position",
     )
-    judged = judge.judged(torch.stack([picture(), picture(seed=1)]), asked * 2)
+    judged = judge.judged(torch.stack([picture(), picture(seed=1)]), prompts_of_facts * 2)
     assert [[verdict.fact for verdict in each.verdicts] for each in judged] == [
         ["a dog", "a red dog", "a wine glass", "a wine glass to the left of a dog"]
     ] * 2
     assert all(each.verdicts[0].right and each.verdicts[1].saw in COLORS for each in judged)
-    told = judge(torch.stack([picture(), picture(seed=1)]), asked * 2)
+    output = judge(torch.stack([picture(), picture(seed=1)]), prompts_of_facts * 2)
     assert (
-        told["adherence"].tolist()
-        == told["adherence_position"].tolist()
+        output["adherence"].tolist()
+        == output["adherence_position"].tolist()
         == [float(each.right) for each in judged]
     )
 
@@ -230,10 +231,10 @@ def test_usual_thresholds_are_those_of_the_kind_unless_others_are_given(
         "owlv2",
     )
     assert (given.of("colors"), given.of("counting"), given.max_overlap) == (0.0, 0.4, 0.7)
-    assert set(detector_files.USUAL) == set(MODELS)
+    assert set(detector_files.KINDS) == set(MODELS)
 
 
-# --- colours --------------------------------------------------------------------------------------------------------
+# --- colours --------------------------------------------------------------------------------------
 
 
 def test_a_colour_is_the_nearest_of_the_phrases(clip_folder: Path) -> None:
@@ -256,7 +257,7 @@ def test_a_colour_is_the_nearest_of_the_phrases(clip_folder: Path) -> None:
 def test_around_a_mask_everything_is_grey() -> None:
     image, mask = torch.zeros(3, 8, 8), torch.zeros(8, 8, dtype=torch.bool)
     mask[2:4, 2:4] = True
-    cut = cut_out(image, Found("dog", 0.9, (1.0, 2.0, 5.0, 4.0), mask))
+    cut = crop(image, Found("dog", 0.9, (1.0, 2.0, 5.0, 4.0), mask))
     assert cut.shape == (3, 2, 4)
     assert (cut[:, :, 1:3] == 0).all() and (cut[:, :, [0, 3]] == GREY).all()
 
@@ -268,11 +269,11 @@ def test_around_a_mask_everything_is_grey() -> None:
 def test_a_cut_stays_within_the_image_and_holds_a_pixel(
     box: tuple[float, float, float, float],
 ) -> None:
-    height, width = cut_out(torch.rand(3, 8, 8), Found("dog", 0.9, box)).shape[1:]
+    height, width = crop(torch.rand(3, 8, 8), Found("dog", 0.9, box)).shape[1:]
     assert 1 <= height <= 8 and 1 <= width <= 8
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 def refused(words: str, **settings: Any) -> None:
@@ -293,7 +294,7 @@ def test_no_folder_and_no_detector_are_named(
 ) -> None:
     refused(r"evaluate\.adherence\.path: .*missing: no such folder", path=str(tmp_path / "missing"))
     refused(
-        r"evaluate\.adherence\.path: .*model of type clip, which is no detector .* mask2former, rt_detr",
+        r"evaluate\.adherence\.path: .*type clip, which is no supported.* mask2former, rt_detr",
         path=str(clip_folder),
     )
     refused(
@@ -348,7 +349,7 @@ def test_prompts_that_a_detector_cannot_judge_are_refused(
     ):
         check_rows(closed, [PromptRow("a free prompt")])
     with pytest.raises(
-        DirectAlignError, match=r"knows no zebra \(1 of 2 things are unknown to it\)"
+        DirectAlignError, match=r"knows no zebra \(1 of 2 classes are unknown to it\)"
     ):
         check_rows(closed, rows({"class": "computer mouse"}, {"class": "zebra"}))
     with pytest.raises(
@@ -357,7 +358,7 @@ def test_prompts_that_a_detector_cannot_judge_are_refused(
         check_rows(closed, rows({"class": "dog", "color": "red"}))
     colored = closed.model_copy(update={"colors": config.ClipConfig(path=str(clip_folder))})
     with pytest.raises(
-        DirectAlignError, match=r"ask for gray, and colours are told apart among red, orange"
+        DirectAlignError, match=r"ask for gray, and the supported colours are red, orange"
     ):
         check_rows(colored, rows({"class": "dog", "color": "gray"}))
     check_rows(colored, rows({"class": "dog", "color": "red"}))

@@ -1,4 +1,4 @@
-"""Facts as questions to a tiny VLM; what a command is told in place of a recipe; what planning refuses before anything is loaded."""
+"""Facts as questions to a tiny VLM; settings from the command line; refusals before loading."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from directalign.preflight.checks import check_adherence as planned
 from torch import Tensor
 
 from directalign import config
@@ -17,8 +16,9 @@ from directalign.evaluation.adherence import (
     check_adherence,
     check_rows,
 )
-from directalign.evaluation.adherence.vqa import Asking
+from directalign.evaluation.adherence.vqa import VlmJudge
 from directalign.evaluation.eval_prompts import PromptRow, checked_facts, read_prompt_set
+from directalign.preflight.checks import check_adherence as planned
 from directalign.rewards import qwen_vl
 from directalign.types import DirectAlignError
 from finished_runs import finished_recipe
@@ -48,17 +48,18 @@ def test_each_fact_becomes_a_question_and_one_half_decides(vlm_folder: Path) -> 
     judged = adherence_of(settings(vlm_folder)).judged(
         images(), [PromptRow("p", "color_attr", checked_facts(FACTS, "here"))] * 2
     )
-    asked = ["a star", "a red star", "a dog"]
+    texts = ["a star", "a red star", "a dog"]
     for place, each in enumerate(judged):
         features = reward.encode(images()[place : place + 1])
-        sure = [float(reward.score(features, [words])) for words in asked]
-        assert [verdict.fact for verdict in each.verdicts] == asked
+        sure = [float(reward.score(features, [words])) for words in texts]
+        assert [verdict.fact for verdict in each.verdicts] == texts
         assert [verdict.saw for verdict in each.verdicts] == [f"P(yes) {p:.3f}" for p in sure]
         assert [verdict.right for verdict in each.verdicts] == [p > 0.5 for p in sure]
 
 
 def test_both_answers_come_up(vlm_folder: Path) -> None:
-    """Exchanged answers turn every verdict round, so that neither side of one half is taken for granted."""
+    """Exchanged answers turn every verdict round, so that neither side of one half is taken for
+    granted."""
     rows = [PromptRow("a red star"), PromptRow("a blue ring on sandy background")]
     plain, turned = (
         adherence_of(settings(vlm_folder, **answers))(images(), rows)
@@ -69,9 +70,9 @@ def test_both_answers_come_up(vlm_folder: Path) -> None:
 
 
 def test_an_image_is_looked_at_once_and_a_free_prompt_is_its_own_fact(vlm_folder: Path) -> None:
-    judge, looks = adherence_of(settings(vlm_folder)), []
-    assert isinstance(judge.by, Asking)
-    judge.by.reward.model.model.visual.register_forward_pre_hook(lambda *_: looks.append(1))
+    judge, encoded = adherence_of(settings(vlm_folder)), []
+    assert isinstance(judge.by, VlmJudge)
+    judge.by.reward.model.model.visual.register_forward_pre_hook(lambda *_: encoded.append(1))
     facts, free = judge.judged(
         images(),
         [
@@ -79,7 +80,7 @@ def test_an_image_is_looked_at_once_and_a_free_prompt_is_its_own_fact(vlm_folder
             PromptRow("a red star at night", "Colors"),
         ],
     )
-    assert len(looks) == 2
+    assert len(encoded) == 2
     assert (facts.tag, free.tag) == ("color_attr", None)
     assert [verdict.fact for verdict in free.verdicts] == ["a red star at night"]
 
@@ -101,13 +102,14 @@ def test_answers_that_one_half_does_not_divide_are_refused(
 def test_a_geneval_file_is_judged_as_it_is_read(vlm_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "metadata.jsonl"
     file.write_text(
-        '{"tag": "counting", "include": [{"class": "clock", "count": 2}], "exclude": [{"class": "clock", "count": 3}], "prompt": "two clocks"}\n'
+        '{"tag": "counting", "include": [{"class": "clock", "count": 2}], '
+        '"exclude": [{"class": "clock", "count": 3}], "prompt": "two clocks"}\n'
     )
-    told = adherence_of(settings(vlm_folder))(images(1), read_prompt_set(file).rows)
-    assert list(told) == ["adherence", "adherence_counting"]
+    found = adherence_of(settings(vlm_folder))(images(1), read_prompt_set(file).rows)
+    assert list(found) == ["adherence", "adherence_counting"]
 
 
-# --- what a command is told -----------------------------------------------------------------------------------------
+# --- settings from the command line ---------------------------------------------------------------
 
 
 def test_a_bare_path_means_its_kind_of_model(
@@ -118,7 +120,7 @@ def test_a_bare_path_means_its_kind_of_model(
     assert adherence_settings(str(detector)) == config.DetectorConfig(path=str(detector))
     with pytest.raises(
         DirectAlignError,
-        match=r"--adherence .*holds a model of type clip; known are the detectors mask2former, .* VLMs qwen2_vl",
+        match=r"holds a model of type clip; known are the detectors mask2former, .* VLMs qwen2_vl",
     ):
         adherence_settings(str(clip_folder))
     with pytest.raises(DirectAlignError, match="no such folder"):
@@ -128,11 +130,11 @@ def test_a_bare_path_means_its_kind_of_model(
 def test_a_recipe_says_everything(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(
-        RECIPE
-        + "evaluate:\n  adherence: {name: detector, path: there, threshold: 0.2, colors: {name: clip, path: here}}\n"
+        RECIPE + "evaluate:\n  adherence: {name: detector, path: there, threshold: 0.2, "
+        "colors: {name: clip, path: here}}\n"
     )
-    told = adherence_settings(str(file))
-    assert told == config.DetectorConfig(
+    found = adherence_settings(str(file))
+    assert found == config.DetectorConfig(
         path="there", threshold=0.2, colors=config.ClipConfig(path="here")
     )
     file.write_text(RECIPE)

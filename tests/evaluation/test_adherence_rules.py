@@ -1,4 +1,5 @@
-"""GenEval's rules on planted boxes: every tag, margins, ties; the words of facts; the numbers that verdicts become."""
+"""GenEval's rules on planted boxes: every tag, margins, ties; the words of facts; the numbers that
+verdicts become."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ from directalign.evaluation.adherence.geneval import (
     Limits,
     facts_of,
     judge,
+    most_certain,
     overlap,
     relations,
-    surest,
 )
 from directalign.evaluation.eval_prompts import checked_facts
 
@@ -45,7 +46,9 @@ def at(thing: str, x: float, y: float = 0.0, score: float = 0.95, side: float = 
     return Found(thing, score, (x - side / 2, y - side / 2, x + side / 2, y + side / 2))
 
 
-def told(facts: dict[str, Any], *found: Found, colors: dict[float, str] | None = None) -> Judged:
+def judged_by(
+    facts: dict[str, Any], *found: Found, colors: dict[float, str] | None = None
+) -> Judged:
     """`colors` by the left edge of a box."""
     return judge(
         facts, found, LIMITS, lambda things, _: [(colors or {})[thing.box[0]] for thing in things]
@@ -54,18 +57,18 @@ def told(facts: dict[str, Any], *found: Found, colors: dict[float, str] | None =
 
 def test_one_thing_is_there_or_not() -> None:
     facts = metadata("single_object", {"class": "bench"})
-    assert told(facts, at("bench", 0, score=0.31)).right
-    assert not told(facts, at("bench", 0, score=0.3)).right  # not above the threshold
-    assert not told(facts, at("dog", 0)).right
-    assert told(
+    assert judged_by(facts, at("bench", 0, score=0.31)).right
+    assert not judged_by(facts, at("bench", 0, score=0.3)).right  # not above the threshold
+    assert not judged_by(facts, at("dog", 0)).right
+    assert judged_by(
         facts, at("dog", 0), at("bench", 3), at("bench", 9)
     ).right  # more than one is no fault unless excluded
 
 
 def test_both_of_two_things_must_be_there() -> None:
     facts = metadata("two_object", {"class": "bench"}, {"class": "cat"})
-    assert told(facts, at("bench", 0), at("cat", 3)).right
-    half = told(facts, at("bench", 0))
+    assert judged_by(facts, at("bench", 0), at("cat", 3)).right
+    half = judged_by(facts, at("bench", 0))
     assert [verdict.right for verdict in half.verdicts] == [True, False]
     assert not half.right
 
@@ -75,7 +78,7 @@ def test_counts_are_exact_where_one_more_is_excluded(there: int, right: bool) ->
     facts = metadata(
         "counting", {"class": "clock", "count": 2}, exclude=[{"class": "clock", "count": 3}]
     )
-    judged = told(facts, *(at("clock", 20.0 * place) for place in range(there)))
+    judged = judged_by(facts, *(at("clock", 20.0 * place) for place in range(there)))
     assert judged.verdicts == (Verdict("exactly two clocks", right, f"{there} found"),)
 
 
@@ -83,31 +86,35 @@ def test_counting_wants_surer_boxes() -> None:
     facts = metadata(
         "counting", {"class": "clock", "count": 2}, exclude=[{"class": "clock", "count": 3}]
     )
-    assert told(facts, at("clock", 0), at("clock", 20), at("clock", 40, score=0.9)).right
+    assert judged_by(facts, at("clock", 0), at("clock", 20), at("clock", 40, score=0.9)).right
 
 
 def test_an_exclusion_of_another_thing_is_a_fact_of_its_own() -> None:
     facts = metadata("single_object", {"class": "dog"}, exclude=[{"class": "cat", "count": 1}])
-    assert told(facts, at("dog", 0)).right
-    judged = told(facts, at("dog", 0), at("cat", 9))
+    assert judged_by(facts, at("dog", 0)).right
+    judged = judged_by(facts, at("dog", 0), at("cat", 9))
     assert judged.verdicts[1] == Verdict("no cat", False, "1 found")
 
 
 def test_all_of_the_surest_so_many_have_the_color() -> None:
     facts = metadata("colors", {"class": "apple", "count": 2, "color": "red"})
     apples = at("apple", 5, score=0.9), at("apple", 25, score=0.8), at("apple", 45, score=0.7)
-    assert told(facts, *apples, colors={0.0: "red", 20.0: "red", 40.0: "green"}).right
-    wrong = told(facts, *reversed(apples), colors={0.0: "red", 20.0: "green", 40.0: "red"})
+    assert judged_by(facts, *apples, colors={0.0: "red", 20.0: "red", 40.0: "green"}).right
+    wrong = judged_by(facts, *reversed(apples), colors={0.0: "red", 20.0: "green", 40.0: "red"})
     assert wrong.verdicts[1] == Verdict("two red apples", False, "red, green")
-    assert told(facts, apples[0]).verdicts[1] == Verdict("two red apples", False, "too few found")
+    assert judged_by(facts, apples[0]).verdicts[1] == Verdict(
+        "two red apples", False, "too few found"
+    )
 
 
 def test_colors_belong_to_their_own_things() -> None:
     facts = metadata(
         "color_attr", {"class": "car", "color": "red"}, {"class": "bus", "color": "blue"}
     )
-    assert told(facts, at("car", 5), at("bus", 25), colors={0.0: "red", 20.0: "blue"}).right
-    assert not told(facts, at("car", 5), at("bus", 25), colors={0.0: "blue", 20.0: "red"}).right
+    assert judged_by(facts, at("car", 5), at("bus", 25), colors={0.0: "red", 20.0: "blue"}).right
+    assert not judged_by(
+        facts, at("car", 5), at("bus", 25), colors={0.0: "blue", 20.0: "red"}
+    ).right
 
 
 @pytest.mark.parametrize(
@@ -116,23 +123,25 @@ def test_colors_belong_to_their_own_things() -> None:
 )
 def test_each_relation_holds_on_its_own_side_alone(relation: str, x: float, y: float) -> None:
     facts = metadata("position", {"class": "dog"}, {"class": "cat", "position": [relation, 0]})
-    assert told(facts, at("dog", 0), at("cat", x, y)).right
-    assert not told(facts, at("dog", 0), at("cat", -x, -y)).right
-    assert not told(facts, at("dog", 0), at("cat", y, x)).right
-    assert told(facts, at("cat", x, y)).verdicts[-1].saw == "too few found"
+    assert judged_by(facts, at("dog", 0), at("cat", x, y)).right
+    assert not judged_by(facts, at("dog", 0), at("cat", -x, -y)).right
+    assert not judged_by(facts, at("dog", 0), at("cat", y, x)).right
+    assert judged_by(facts, at("cat", x, y)).verdicts[-1].saw == "too few found"
 
 
 def test_every_one_stands_in_the_relation_to_every_other() -> None:
     facts = metadata(
         "position", {"class": "dog", "count": 2}, {"class": "cat", "position": ["left of", 0]}
     )
-    assert told(facts, at("dog", 0), at("dog", 40), at("cat", -20)).right
-    between = told(facts, at("dog", 0), at("dog", 40), at("cat", 20))
+    assert judged_by(facts, at("dog", 0), at("dog", 40), at("cat", -20)).right
+    between = judged_by(facts, at("dog", 0), at("dog", 40), at("cat", 20))
     assert between.verdicts[-1] == Verdict(
         "a cat to the left of two dogs", False, "right of, left of"
     )
     assert (
-        told(facts, at("dog", 0), at("dog", 40, score=0.5), at("dog", 60, score=0.9), at("cat", 55))
+        judged_by(
+            facts, at("dog", 0), at("dog", 40, score=0.5), at("dog", 60, score=0.9), at("cat", 55)
+        )
         .verdicts[-1]
         .saw
         == "right of, left of"
@@ -190,13 +199,13 @@ def test_a_box_within_a_surer_one_is_dropped_where_that_is_asked() -> None:
         at("dog", 30, score=0.7),
         at("cat", 0, score=0.99),
     ]
-    assert [each.score for each in surest(twice, "dog", 0.3)] == [0.9, 0.8, 0.7]
-    assert [each.score for each in surest(twice, "dog", 0.3, max_overlap=0.5)] == [0.9, 0.7]
+    assert [each.score for each in most_certain(twice, "dog", 0.3)] == [0.9, 0.8, 0.7]
+    assert [each.score for each in most_certain(twice, "dog", 0.3, max_overlap=0.5)] == [0.9, 0.7]
 
 
 def test_equally_sure_things_stay_in_the_detectors_order() -> None:
     facts = metadata("colors", {"class": "dog", "color": "red"})
-    assert told(facts, at("dog", 5), at("dog", 25), colors={0.0: "red"}).right
+    assert judged_by(facts, at("dog", 5), at("dog", 25), colors={0.0: "red"}).right
 
 
 @pytest.mark.parametrize(
@@ -237,12 +246,12 @@ def test_equally_sure_things_stay_in_the_detectors_order() -> None:
     ],
 )
 def test_facts_say_themselves_in_words(facts: dict[str, Any], words: list[str]) -> None:
-    assert [fact.words for fact in facts_of(facts)] == words
+    assert [fact.text for fact in facts_of(facts)] == words
 
 
 def test_numbers_by_tag_are_nan_for_other_tags() -> None:
     right, wrong = Verdict("a dog", True, ""), Verdict("a cat", False, "")
-    told = numbers(
+    found = numbers(
         [
             Judged("colors", (right,)),
             Judged("counting", (right, wrong)),
@@ -250,14 +259,16 @@ def test_numbers_by_tag_are_nan_for_other_tags() -> None:
             Judged("colors", (wrong,)),
         ]
     )
-    assert list(told) == ["adherence", "adherence_colors", "adherence_counting"]
-    assert told["adherence"].tolist() == [1, 0, 1, 0]
+    assert list(found) == ["adherence", "adherence_colors", "adherence_counting"]
+    assert found["adherence"].tolist() == [1, 0, 1, 0]
     assert [
-        None if math.isnan(value) else value for value in told["adherence_colors"].tolist()
+        None if math.isnan(value) else value for value in found["adherence_colors"].tolist()
     ] == [1, None, None, 0]
-    assert told["adherence_counting"][1] == 0 and int(told["adherence_counting"].isnan().sum()) == 3
+    assert (
+        found["adherence_counting"][1] == 0 and int(found["adherence_counting"].isnan().sum()) == 3
+    )
 
 
 def test_verdicts_go_into_a_line_of_results() -> None:
-    record = told(metadata("single_object", {"class": "bench"}), at("bench", 0)).record()
+    record = judged_by(metadata("single_object", {"class": "bench"}), at("bench", 0)).record()
     assert json.loads(json.dumps(record)) == [{"fact": "a bench", "right": True, "saw": "1 found"}]

@@ -44,8 +44,8 @@ def test_equal_images_have_none_and_independent_noise_has_its_own():
 
 def test_prompts_do_not_mix():
     images = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    alone = [diversity(images[:4]), diversity(images[4:])]
-    assert diversity(images) == pytest.approx(sum(alone) / 2) == diversity(images.flip(0))
+    apart = [diversity(images[:4]), diversity(images[4:])]
+    assert diversity(images) == pytest.approx(sum(apart) / 2) == diversity(images.flip(0))
 
 
 def test_the_pairs_share_seeds_between_prompts_and_with_nothing_else():
@@ -66,7 +66,7 @@ def test_the_pairs_share_seeds_between_prompts_and_with_nothing_else():
 def test_more_prompts_than_there_are_is_an_error():
     with pytest.raises(
         DirectAlignError,
-        match=r"evaluate\.diversity_prompts is 3, and the run is measured on 2 prompts: ask for 2 at most",
+        match=r"evaluate\.diversity_prompts is 3, .* 2 prompts: ask for 2 at most",
     ):
         diversity_pairs(["a", "b"], 3)
 
@@ -115,7 +115,7 @@ def test_a_measurement_has_it_when_asked_whatever_the_batch_size(
 
 
 class StyleJudge:
-    """Says of every image how much it is a drawing, and what it is not asked for."""
+    """A style of its own, and a part of content."""
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Mapping[str, PerSample]:
         return {

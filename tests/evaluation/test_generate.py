@@ -1,4 +1,4 @@
-"""An image depends on its prompt, its seed and the weights alone, and plain diffusers makes it too."""
+"""An image depends on prompt, seed and weights alone, and plain diffusers makes it too."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ PROMPTS, SEEDS = ["a red star", "a blue circle", "a green square"], [1, 2, 3]
 def test_images_do_not_depend_on_the_batch(pipelines: dict[str, Path], name: str):
     run = recipe(name, pipelines[name], "none")
     model = load_model(run.model, "cpu")
-    together = generate(model, PROMPTS, SEEDS, run.rollout, batch_size=3)
+    in_one = generate(model, PROMPTS, SEEDS, run.rollout, batch_size=3)
     apart = generate(model, PROMPTS[::-1], SEEDS[::-1], run.rollout, batch_size=2).flip(0)
-    assert together.shape == (3, 3, 32, 32) and together.min() >= 0 and together.max() <= 1
-    assert (together - apart).abs().max() < 1e-5
-    assert (together[0] - together[1]).abs().max() > 0.01
+    assert in_one.shape == (3, 3, 32, 32) and in_one.min() >= 0 and in_one.max() <= 1
+    assert (in_one - apart).abs().max() < 1e-5
+    assert (in_one[0] - in_one[1]).abs().max() > 0.01
 
 
 def test_base_weights_are_the_untrained_ones_and_training_goes_on_after(pipelines: dict[str, Path]):
@@ -134,7 +134,8 @@ def test_a_file_with_more_than_the_denoiser_opens_with_all_of_it(
     else:
         assert classes == ["StableDiffusionPipeline", "UNet2DConditionModel", "AutoencoderKL"]
         assert opened.startswith(
-            "StableDiffusionPipeline.from_pretrained('owner/name', revision='v2', variant='fp16', unet=UNet2DConditionModel."
+            "StableDiffusionPipeline.from_pretrained('owner/name', revision='v2', "
+            "variant='fp16', unet=UNet2DConditionModel."
         )
         assert (
             "vae=AutoencoderKL.from_single_file('one.safetensors', "
@@ -159,8 +160,8 @@ def test_base_and_trained_differ(pipelines: dict[str, Path], tmp_path: Path):
 def test_a_bare_model_is_sampled_with_the_guidance_and_size_asked_for(
     pipelines: dict[str, Path], tmp_path: Path, name: str, rollout: dict[str, float]
 ):
-    asked = {"num_inference_steps": 2, "height": 48, "width": 32, **rollout}
-    files = sample_images(pipelines[name], PROMPTS[:1], [1], tmp_path / "out", asked)
+    settings = {"num_inference_steps": 2, "height": 48, "width": 32, **rollout}
+    files = sample_images(pipelines[name], PROMPTS[:1], [1], tmp_path / "out", settings)
     image = _run(json.loads((tmp_path / "out" / "images.jsonl").read_text())["diffusers"]["code"])
     pixels = np.asarray(Image.open(files[0])) / 255
     assert (
@@ -172,7 +173,7 @@ def test_a_bare_model_is_sampled_with_the_guidance_and_size_asked_for(
         PROMPTS[:1],
         [1],
         tmp_path / "plain",
-        {name: asked[name] for name in ("num_inference_steps", "height", "width")},
+        {name: settings[name] for name in ("num_inference_steps", "height", "width")},
     )
     assert files[0].read_bytes() != plain[0].read_bytes()
 
@@ -188,7 +189,8 @@ def test_bad_sources_and_full_folders_get_one_line(pipelines: dict[str, Path], t
 
 
 def _run(code: str) -> torch.Tensor:
-    """Execute the recorded lines as they are, but for the type of the output: (3, H, W) in [0, 1]."""
+    """Execute the recorded lines as they are, but for the type of the output: (3, H, W) in [0,
+    1]."""
     diffusers.utils.logging.disable_progress_bar()
     names: dict[str, torch.Tensor] = {}
     exec(code.replace("generator=", "output_type='pt', generator="), names)

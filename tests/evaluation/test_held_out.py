@@ -1,4 +1,4 @@
-"""Held-out rewards are measured beside the trained one in every place that shows numbers, asked what they can be asked cheaply, and never trained on."""
+"""Held-out rewards appear in every record and page, and do not influence training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DARK = {"name": "pixels", "statistic": "brightness"}
 
 
 class Length:
-    """The length of the prompt, so that it is seen which words were asked; `name` says which kind it poses as."""
+    """Scores the length of the prompt; with the name clip it has image embeddings."""
 
     reads_prompt, differentiable = True, True
 
@@ -97,20 +97,20 @@ def test_only_kinds_that_look_once_are_asked_under_words_and_learned_tokens_are_
 def test_training_records_them_and_does_not_heed_them(
     pipelines: dict[str, Path], prompts: Path, clip_folder: Path, tmp_path: Path
 ) -> None:
-    alone, beside = (
+    without, beside = (
         watched(pipelines, prompts, {}),
         watched(pipelines, prompts, {"second": {"name": "clip", "path": str(clip_folder)}}),
     )
-    for name, run in (("alone", alone), ("beside", beside)):
+    for name, run in (("without", without), ("beside", beside)):
         words = run.method.control_phrases.model_copy(update={"positive": ["Photo"]})
         method = run.method.model_copy(update={"control_phrases": words, "embedded_guidance": 2.0})
         train(run.model_copy(update={"method": method}), tmp_path / name, resume=False)
     steps = [
         [record for record in read(tmp_path / name) if record["event"] == "step"]
-        for name in ("alone", "beside")
+        for name in ("without", "beside")
     ]
     assert steps[0][0]["loss"] == steps[1][0]["loss"]
-    assert (tmp_path / "alone" / "lora.safetensors").read_bytes() == (
+    assert (tmp_path / "without" / "lora.safetensors").read_bytes() == (
         tmp_path / "beside" / "lora.safetensors"
     ).read_bytes()
     measured = [record for record in read(tmp_path / "beside") if record["event"] == "evaluate"]

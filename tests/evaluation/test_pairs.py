@@ -1,4 +1,5 @@
-"""Fixed pairs are the same for everyone, and their noise is the one that diffusers pipelines draw."""
+"""Fixed pairs are the same for everyone, and their noise is the one that diffusers pipelines
+draw."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Whole comparisons whose truth is known: rendered images with planted rates of photos, and many summaries of planted numbers."""
+"""Whole comparisons whose truth is known: rendered images with planted rates of photos, and many
+summaries of planted numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def truth(a: float, b: float) -> float:
 
 
 def test_summaries_cover_planted_rates_and_scores_of_four_models() -> None:
-    """Every prompt has a leaning of its own, shared by its images and by all models; four models give six pairs a comparison."""
+    """Every prompt has a leaning of its own, shared by its images and by all models; four models
+    give six pairs a comparison."""
     generator, about = (
         torch.Generator().manual_seed(3),
         {
@@ -55,7 +57,8 @@ def test_summaries_cover_planted_rates_and_scores_of_four_models() -> None:
 
 
 def drawn_lines(key: str, rate: float, generator: torch.Generator) -> list[dict[str, object]]:
-    """Photo or not at the planted rate; a score that is larger by the rate, with a leaning of each prompt for this model and noise of each image."""
+    """Photo or not at the planted rate; a score that is larger by the rate, with a leaning of each
+    prompt for this model and noise of each image."""
     photo = torch.rand(PROMPTS * SEEDS, generator=generator) < rate
     leaning = torch.randn(PROMPTS, generator=generator, dtype=torch.float64).repeat_interleave(
         SEEDS
@@ -74,7 +77,8 @@ def drawn_lines(key: str, rate: float, generator: torch.Generator) -> list[dict[
 
 
 def rendered(folder: Path, rate: float, seed: int) -> Path:
-    """Images of held-out captions, two of each; a share `rate` of them are photos, the rest computer graphics."""
+    """Images of held-out captions, two of each; a share `rate` of them are photos, the rest
+    computer graphics."""
     folder.mkdir()
     captions = [caption for caption in held_out_captions()[:24] for _ in range(SEEDS)]
     photos = torch.rand(len(captions), generator=generator_for(seed)) < rate

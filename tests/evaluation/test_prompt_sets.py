@@ -1,4 +1,5 @@
-"""The prompt sets of the field: recognised by what is in them, read with their groups and facts, and refused by file and line."""
+"""The prompt sets of the field: recognised by what is in them, read with their groups and facts,
+and refused by file and line."""
 
 from __future__ import annotations
 
@@ -40,8 +41,14 @@ GENEVAL = [
         "prompt": "a photo of a green mug and a white tray",
     },
 ]
-DRAWBENCH = 'Prompts,Category\r\nA teal violin.,Colors\r\n"A sign that says ""Open, now"".",Text\r\nThree bees.,Counting\r\n'
-PARTI = 'Prompt\tCategory\tChallenge\tNote\r\nsilence\tAbstract\tBasic\t\r\n\t\t\t\r\n"HI" and "HO"\tIllustrations\tWriting & Symbols\tquotes\r\n'
+DRAWBENCH = (
+    "Prompts,Category\r\nA teal violin.,Colors\r\n"
+    '"A sign that says ""Open, now"".",Text\r\nThree bees.,Counting\r\n'
+)
+PARTI = (
+    "Prompt\tCategory\tChallenge\tNote\r\nsilence\tAbstract\tBasic\t\r\n\t\t\t\r\n"
+    '"HI" and "HO"\tIllustrations\tWriting & Symbols\tquotes\r\n'
+)
 
 
 def write(file: Path, content: str | list[dict[str, object]] | list[str]) -> Path:

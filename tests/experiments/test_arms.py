@@ -1,4 +1,4 @@
-"""Every arm of every study is a sound run that differs from the others in what it is named after."""
+"""Every arm of every study is a valid run that differs from the others in what its name says."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from directalign.preflight.checks import check_method, check_steps
 
-from directalign.config import FlowGRPOConfig, SRPOConfig
-from directalign.config.load import RECIPES
 from directalign.methods.objective_math import absolute_relative
 from directalign.models import load_model
+from directalign.preflight.checks import check_method, check_steps
 from experiments import (
     anchor,
     control_phrases,
@@ -31,10 +29,10 @@ OUT = Path("some folder")
 
 def every_arm() -> Iterator[tuple[str, Arm]]:
     for case in anchor.CASES:
-        yield "anchor", anchor.lengthened(case, False, RECIPES)
+        yield "anchor", anchor.lengthened(case, False)
     for form in early_stopping.FORMS:
         for rule in early_stopping.RULES:
-            yield "early_stopping", early_stopping.arm_of(form, rule, False, RECIPES)
+            yield "early_stopping", early_stopping.arm_of(form, rule, False)
     for each in soft_prompts.VARIANTS:
         for form in soft_prompts.FORMS:
             yield "soft_prompts", each.arm(form, 1, OUT)
@@ -46,110 +44,78 @@ def every_arm() -> Iterator[tuple[str, Arm]]:
     yield from (("control_phrases", phrases.arm) for phrases in control_phrases.PHRASES)
 
 
-ARMS = [pytest.param(*each, id=f"{each[0]}-{each[1].name}") for each in every_arm()]
-
-
-@pytest.mark.parametrize(("study", "arm"), ARMS)
-def test_an_arm_is_a_sound_run(study: str, arm: Arm) -> None:
-    run = settings_of(sized([arm], False)[0], 3, RECIPES)
-    if study != "soft_prompts":  # its tokens are fitted first
-        check_method(run)
-    check_steps(run)
-    assert run.seed == 3 and run.train.save_every == 0
-
-
-def test_names_of_arms_are_unique() -> None:
-    names = [(study, arm.name) for study, arm in every_arm()]
-    assert len(set(names)) == len(names)
+def test_every_arm_is_a_valid_run_with_its_own_name() -> None:
+    arms = list(every_arm())
+    assert len({(study, arm.name) for study, arm in arms}) == len(arms)
+    for study, arm in arms:
+        run = settings_of(sized([arm], False)[0], 3)
+        if study != "soft_prompts":  # their tokens are fitted first
+            check_method(run)
+        check_steps(run)
+        assert run.seed == 3 and run.train.save_every == 0, (study, arm.name)
 
 
 def test_anchored_cases_are_anchored_and_run_their_reach() -> None:
     for case in anchor.CASES:
-        run = settings_of(anchor.lengthened(case, False, RECIPES), 0, RECIPES)
-        assert run.train.num_steps == case.reach * num_steps_of(case.arm.recipe, RECIPES)
+        run = settings_of(anchor.lengthened(case, False), 0)
+        assert run.train.num_steps == case.reach * num_steps_of(case.arm.recipe)
         rival = case.arm.name in anchor.RIVALS or case.arm.name.endswith("_relative")
         assert (run.method.form == "anchored") != rival and run.method.control_phrases.negative
 
 
 def test_defences_differ_in_the_projection_or_the_mixture() -> None:
     for arm in defences.arms(OUT):
-        run, source = settings_of(arm, 0, RECIPES), arm.name.partition("_")[2]
+        run, source = settings_of(arm, 0), arm.name.partition("_")[2]
         wanted = f"some folder/directions/{source}.safetensors" if source else None
-        assert getattr(run.reward, "project_out", None) == wanted and set(run.evaluate.rewards) == {
-            "second",
-            "raw",
-        }
+        assert getattr(run.reward, "project_out", None) == wanted
+        assert set(run.evaluate.rewards) == {"second", "raw"}
     assert defences.LEARNED_FROM not in defences.SEEDS
 
 
 def test_arms_of_a_pair_differ_in_one_thing_alone() -> None:
-    rewards = {arm.name: settings_of(arm, 0, RECIPES) for arm in reward_finetuning.arms(OUT)}
+    rewards = {arm.name: settings_of(arm, 0) for arm in reward_finetuning.arms(OUT)}
     for form in ("relative", "anchored", "made_up"):
         tuned, original = rewards[f"{form}_tuned"], rewards[f"{form}_original"]
-        assert (
-            tuned != original and tuned.model_copy(update={"reward": original.reward}) == original
-        )
-    tokens = {
-        each.name: settings_of(each.arm("relative", 1, OUT), 1, RECIPES)
-        for each in soft_prompts.VARIANTS
-    }
-    phrases = tokens["words"].method.control_phrases
-    same = {
-        name: run.model_copy(
-            update={"method": run.method.model_copy(update={"control_phrases": phrases})}
-        )
-        for name, run in tokens.items()
-    }
-    assert same["tokens"] == same["style_tokens"] == tokens["words"] != tokens["tokens"]
-    steps = {arm.name: settings_of(arm, 0, RECIPES).method for arm in inversion.ARMS}
+        assert tuned != original
+        assert tuned.model_copy(update={"reward": original.reward}) == original
+    same, phrases = {}, None
+    for each in soft_prompts.VARIANTS:
+        run = settings_of(each.arm("relative", 1, OUT), 1)
+        phrases = phrases or run.method.control_phrases  # those of the words come first
+        method = run.method.model_copy(update={"control_phrases": phrases})
+        same[each.name] = run.model_copy(update={"method": method})
+        assert (run == same[each.name]) == (each.name == "words")
+    assert same["tokens"] == same["style_tokens"] == same["words"]
+    steps = {arm.name: settings_of(arm, 0).method for arm in inversion.ARMS}
     assert steps["denoise_only"] == steps["official"].model_copy(update={"branches": "denoise"})
-    assert (
-        settings_of(control_phrases.PHRASES[0].arm, 0, RECIPES).method
-        == settings_of(Arm("", "", "world_srpo"), 0, RECIPES).method
-    )
+    recipe = settings_of(Arm("", "", "world_srpo"), 0).method
+    assert settings_of(control_phrases.PHRASES[0].arm, 0).method == recipe
 
 
 def test_the_suggested_ramp_changes_nothing_but_the_ramps() -> None:
-    official, suggested, anchored = (
-        settings_of(arm, 0, RECIPES) for arm in suggested_phrases.arms(RECIPES)
-    )
+    official, suggested, anchored = (settings_of(arm, 0) for arm in suggested_phrases.arms())
     ramps = {"denoise", "inversion"}
     assert official.model_dump(exclude={"method"}) == suggested.model_dump(exclude={"method"})
     assert official.method.model_dump(exclude=ramps) == suggested.method.model_dump(exclude=ramps)
-    branch = suggested.method.denoise
-    low, high = (
-        absolute_relative(getattr(branch.k_pos, end), getattr(branch.k_neg, end))
-        for end in ("low_noise", "high_noise")
-    )
+    k_pos, k_neg = suggested.method.denoise.k_pos, suggested.method.denoise.k_neg
+    low = absolute_relative(k_pos.low_noise, k_neg.low_noise)
+    high = absolute_relative(k_pos.high_noise, k_neg.high_noise)
     assert low == pytest.approx((0, 1)) and high[1] == pytest.approx(1) and 0.4 < high[0] < 0.9
     assert anchored.method.form == "anchored" and 0.02 <= anchored.method.anchor.tolerance <= 0.05
 
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_arms_on_stable_diffusion(tmp_path: Path, quick: bool) -> None:
-    groups = ddpm.groups(tmp_path, quick)
-    runs = {
-        arm.name: settings_of(arm, 1, RECIPES)
-        for group in groups
-        for arm in sized([arm for _, arm in group.parts], quick)
-    }
-    assert {f"epsilon-{name}" for name in ddpm.METHODS} <= runs.keys() and runs[
-        "v-srpo"
-    ].model.path == "world:sd_v"
-    assert len(runs) == sum(len(group.parts) for group in groups) and all(
-        run.model.architecture == "sd" for run in runs.values()
-    )
-    grpo = runs["epsilon-flow_grpo"]
-    assert isinstance(grpo.method, FlowGRPOConfig) and grpo.method.trained_steps is not None
-    assert grpo.method.trained_steps < grpo.rollout.num_inference_steps
-    official = runs["epsilon-srpo_official"].method
-    assert isinstance(official, SRPOConfig) and (official.form, official.branches) == (
-        "relative",
-        "both",
-    )
-    given = runs["grid-0"].model
-    spaced, leading = (
-        load_model(given.model_copy(update={"path": path}), "cpu").sigmas(10, 64, 64)
-        for path in (given.path, "world:sd")
-    )
-    assert len(spaced) == len(leading) == 11 and spaced[0] > leading[0]
+    arms = [arm for group in ddpm.groups(tmp_path, quick) for _, arm in group.parts]
+    runs = {arm.name: settings_of(arm, 1) for arm in sized(arms, quick)}
+    assert len(runs) == len(arms) and {f"epsilon-{name}" for name in ddpm.METHODS} <= runs.keys()
+    assert all(run.model.architecture == "sd" for run in runs.values())
+    assert runs["v-srpo"].model.path == "world:sd_v"
+    grpo, official = runs["epsilon-flow_grpo"], runs["epsilon-srpo_official"].method
+    assert 0 < grpo.method.trained_steps < grpo.rollout.num_inference_steps
+    assert (official.form, official.branches) == ("relative", "both")
+    given, grids = runs["grid-0"].model, []
+    for path in (given.path, "world:sd"):
+        model = load_model(given.model_copy(update={"path": path}), "cpu")
+        grids.append(model.sigmas(10, 64, 64))
+    assert len(grids[0]) == len(grids[1]) == 11 and grids[0][0] > grids[1][0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 from planted import run
@@ -28,10 +27,7 @@ def settings(**given: object) -> SRPOConfig:
 
 def test_derived_weights_are_those_of_the_documented_table() -> None:
     """Half cost has half of the weights of both branches together."""
-    official, half = (
-        load_run(RECIPES / f"{recipe}.yaml").method
-        for recipe in ("world_official", "world_half_cost")
-    )
+    official, half = (load_run(recipe).method for recipe in ("world_official", "world_half_cost"))
     grid, points = inversion.grid_of(official), (6, 250, 500, 750, 994)
     found = [inversion.derived(official, grid, point) for point in points]
     wanted = [-0.199, -0.119, -0.009, 0.101, 0.236]

@@ -38,6 +38,11 @@ def flux(dtype: torch.dtype = torch.float32) -> FluxTransformer2DModel:
     return model.to(dtype=dtype).requires_grad_(False).eval()
 
 
+def quantized(network, bits):
+    quantization.quantize(network, bits, CPU)
+    return network
+
+
 def recipe(bits: str | None) -> ModelConfig:
     return ModelConfig(
         architecture="flux", path="unused", quantization=bits, lora=LoRAConfig(rank=2, alpha=2)
@@ -97,7 +102,7 @@ def gradients(model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
 
 @pytest.mark.parametrize("bits", BITS)
 def test_only_the_matrices_of_the_repeated_blocks_are_rounded(bits):
-    plain, model = flux(), quantization.placed(flux(), recipe(bits), CPU)
+    plain, model = flux(), quantized(flux(), bits)
     rounded = set(rounded_layers(model))
     assert {
         "transformer_blocks.0.attn.to_q",
@@ -133,7 +138,7 @@ def test_the_rounding_error_is_that_of_the_bits(bits):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_adapters_on_a_rounded_base_get_the_gradient_of_a_plain_base_with_those_weights(bits):
-    model, same = quantization.placed(flux(), recipe(bits), CPU), flux()
+    model, same = quantized(flux(), bits), flux()
     for name, layer in rounded_layers(model).items():
         same.get_submodule(name).weight.data = plain_weight(layer).detach()
     found, wanted = gradients(with_adapters(model)), gradients(with_adapters(same))
@@ -146,7 +151,7 @@ def test_adapters_on_a_rounded_base_get_the_gradient_of_a_plain_base_with_those_
 
 @pytest.mark.parametrize("bits", BITS)
 def test_fresh_adapters_change_nothing_and_are_trained_alone(bits):
-    model = quantization.placed(flux(), recipe(bits), CPU)
+    model = quantized(flux(), bits)
     before = call(model)[1]
     lora.make_trainable(model, recipe(bits), TARGETS, seed=0)
     assert torch.equal(call(model)[1], before)
@@ -155,7 +160,7 @@ def test_fresh_adapters_change_nothing_and_are_trained_alone(bits):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_a_rollout_before_the_training_call_leaves_its_gradient_alone(bits):
-    model = with_adapters(quantization.placed(flux(), recipe(bits), CPU))
+    model = with_adapters(quantized(flux(), bits))
     with torch.no_grad():
         free = call(model)[1]
     assert torch.equal(free, call(model)[1])
@@ -164,7 +169,7 @@ def test_a_rollout_before_the_training_call_leaves_its_gradient_alone(bits):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_bfloat16_under_autocast_follows_the_float32_answer(bits):
-    model = with_adapters(quantization.placed(flux(torch.bfloat16), recipe(bits), CPU))
+    model = with_adapters(quantized(flux(torch.bfloat16), bits))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         tokens, answer = call(model, torch.bfloat16)
     answer.float().square().sum().backward()
@@ -230,7 +235,7 @@ def test_four_bits_are_those_of_the_library(tmp_path, monkeypatch):
     theirs = FluxTransformer2DModel.from_pretrained(
         tmp_path, torch_dtype=torch.float32, quantization_config=settings, device_map={"": "cpu"}
     )
-    ours = rounded_layers(quantization.placed(flux(), recipe("4bit"), CPU))
+    ours = rounded_layers(quantized(flux(), "4bit"))
     for name, layer in ours.items():
         other = theirs.get_submodule(name)
         assert torch.equal(layer.weight, other.weight) and type(layer) is type(other)
@@ -246,7 +251,7 @@ def test_four_bits_are_those_of_the_library(tmp_path, monkeypatch):
 def test_the_librarys_lora_layers_take_the_four_bit_ones():
     from peft.tuners.lora.bnb import Linear4bit
 
-    model = with_adapters(quantization.placed(flux(), recipe("4bit"), CPU))
+    model = with_adapters(quantized(flux(), "4bit"))
     assert isinstance(model.get_submodule("transformer_blocks.0.attn.to_q"), Linear4bit)
 
 

@@ -15,7 +15,7 @@ def a_run(architecture: str, folder: Path, **model: Any) -> RunConfig:
         "model": {"architecture": architecture, "path": str(folder), **model},
         "reward": {"name": "pixels", "statistic": "redness"},
         "method": {"form": "absolute", **guidance},
-        "rollout": guidance,
+        "rollout": {"num_inference_steps": 2, **guidance},
         "data": {"prompts": "world"},
         "train": {"num_steps": 3},
         "evaluate": {"batch_size": 1},
@@ -24,7 +24,8 @@ def a_run(architecture: str, folder: Path, **model: Any) -> RunConfig:
 
 
 def changed(run: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    """The run with keys of sections changed; a section with `name` is replaced."""
     given = run.model_dump()
-    return RunConfig.model_validate(
-        given | {name: given[name] | section for name, section in sections.items()}
-    )
+    for name, section in sections.items():
+        given[name] = section if "name" in section else given[name] | section
+    return RunConfig.model_validate(given)

@@ -7,10 +7,10 @@ import pytest
 from preflight_runs import a_run
 
 from directalign.config import ModelConfig, RunConfig
-from directalign.models import MODELS
+from directalign.models import MODELS, model_class
 from directalign.preflight.memory import MetaRewards
 from directalign.preflight.meta_models import USUAL, known, meta_model
-from directalign.rewards import REWARDS as REWARD_NAMES
+from directalign.rewards import REWARDS
 from tiny import tiny_sd  # noqa: F401 (fixture)
 
 PUBLISHED = {  # millions
@@ -40,7 +40,7 @@ PUBLISHED = {  # millions
     "Tongyi-MAI/Z-Image-Turbo": {"transformer": 6_155, "text_encoder": 4_022},
     "black-forest-labs/FLUX.2-klein-4B": {"transformer": 3_876, "text_encoder": 4_022},
 }
-REWARDS = {  # millions
+PUBLISHED_REWARDS = {
     986.1: {"name": "clip", "path": "xswu/HPSv2/HPS_v2.1_compressed.pt"},
     877.96: {"name": "siglip", "path": "google/siglip-so400m-patch14-384"},
     446.2: {"name": "image_reward", "path": "zai-org/ImageReward/ImageReward.pt"},
@@ -77,10 +77,12 @@ def test_a_published_model_has_its_published_size(hub_id: str) -> None:
         assert found.count(part) / 1e6 == pytest.approx(millions, rel=1e-3), part
 
 
-@pytest.mark.parametrize("millions", REWARDS)
+@pytest.mark.parametrize("millions", PUBLISHED_REWARDS)
 def test_a_published_reward_has_its_published_size(tiny_sd, millions: float) -> None:
     judges = MetaRewards(
-        RunConfig.model_validate(a_run("sd", tiny_sd).model_dump() | {"reward": REWARDS[millions]})
+        RunConfig.model_validate(
+            a_run("sd", tiny_sd).model_dump() | {"reward": PUBLISHED_REWARDS[millions]}
+        )
     )
     ((_, modules),) = judges.modules.values()
     count = sum(parameter.numel() for module in modules for parameter in module.parameters())
@@ -98,17 +100,15 @@ def test_an_unknown_reward_is_taken_for_the_usual_one_with_a_warning(
     (warning,) = MetaRewards(
         RunConfig.model_validate(a_run("sd", tiny_sd).model_dump() | {"reward": reward})
     ).warnings
-    assert warning.startswith(
-        f"reward.path: {reward['path']} is not downloaded yet and not known here: figures are those of "
-    )
+    expected = f"reward.path: {reward['path']} is not downloaded yet and not known here: figures"
+    assert warning.startswith(expected)
 
 
 def test_each_file_says_where_it_is_from_and_has_every_part() -> None:
     for name, each in known().items():
         assert each["source"].startswith("https://huggingface.co/") and each["hub_ids"], name
-        model = MODELS.get(each["architecture"])
-        assert model is not None or each["architecture"] in REWARD_NAMES
-        assert set(each["parts"]) >= ({model.part, "vae"} if model is not None else {"reward"}), (
-            name
-        )
-    assert set(USUAL.values()) <= set(known()) and set(MODELS) <= set(USUAL)
+        is_model = each["architecture"] in MODELS
+        assert is_model or each["architecture"] in REWARDS
+        parts = {model_class(each["architecture"]).part, "vae"} if is_model else {"reward"}
+        assert set(each["parts"]) >= parts, name
+    assert set(USUAL.values()) <= set(known())

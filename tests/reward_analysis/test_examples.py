@@ -1,5 +1,4 @@
-"""Wanted and unwanted images: paired renders of the world, folders with captions, and what is
-refused; which reward is meant."""
+"""Wanted and unwanted images: paired toy-world renders, captioned folders, and refusals."""
 
 from __future__ import annotations
 
@@ -7,187 +6,150 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 
-from directalign.config.load import recipe_path
-from directalign.reward_analysis.images import load_examples
-from directalign.rewards.resolve import recipe_words, reward_settings
+from directalign.reward_analysis.images import (
+    CAST,
+    PROBES,
+    load_examples,
+    random_cast,
+    split_examples,
+)
 from directalign.toyworld.judges import load_judge
 from directalign.types import DirectAlignError
 
 KEY = "--images"
-RECIPE = "world_srpo"
 
 
-def _save(
-    folder: Path,
-    side: str,
-    name: str,
-    colour: str,
-    size: tuple[int, int] = (40, 30),
-    caption: str | None = "a thing",
+def save(
+    file: Path, color: str = "red", size: tuple[int, int] = (40, 30), caption: str = ""
 ) -> None:
-    (folder / side).mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(folder / side / name)
-    if caption is not None:
-        (folder / side / name).with_suffix(".txt").write_text(caption)
+    """An image of this color, captioned unless `caption` is empty."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(file)
+    if caption:
+        file.with_suffix(".txt").write_text(caption)
 
 
-def test_renders_of_the_world_are_of_the_styles_asked_for_and_share_their_content():
+def test_renders_have_the_requested_styles_and_the_same_content() -> None:
     examples = load_examples("world:photo/cg", KEY, count=24)
-    judge = load_judge()
-    wanted, unwanted = (
-        judge(examples.wanted, examples.wanted_prompts),
-        judge(examples.unwanted, examples.unwanted_prompts),
-    )
+    wanted, unwanted = (load_judge()(*side) for side in examples.sides)
     assert examples.paired and examples.wanted_prompts == examples.unwanted_prompts
     assert wanted["photo_rate"].mean() > 0.9 and unwanted["style_cg"].mean() > 0.9
     assert wanted["content"].mean() > 0.9 and unwanted["content"].mean() > 0.9
 
 
-def test_both_renders_of_a_pair_are_placed_alike():
-    """Objects sit anywhere within ±0.1 of half an image: where their edges are, on average, goes
-    together within pairs."""
+def test_both_renders_of_a_pair_have_the_same_layout() -> None:
+    """Objects are anywhere within ±0.1 of half an image; mean rows of edges correlate in pairs."""
     examples = load_examples("world:cg/anime", KEY, count=64)
 
-    def middle(images: torch.Tensor) -> torch.Tensor:
-        """Mean row of the edges."""
+    def mean_row(images: torch.Tensor) -> torch.Tensor:
         edges = images.mean(1).diff(dim=-1).abs().sum(-1)
         return (edges * torch.arange(64.0)).sum(-1) / edges.sum(-1)
 
-    assert (
-        torch.corrcoef(torch.stack([middle(examples.wanted), middle(examples.unwanted)]))[0, 1]
-        > 0.7
-    )
+    rows = torch.stack([mean_row(images) for images, _ in examples.sides])
+    assert torch.corrcoef(rows)[0, 1] > 0.7
 
 
-def test_world_alone_sets_photographs_against_the_three_other_styles_in_turn():
+def test_world_is_photo_against_the_other_styles_in_turn() -> None:
     examples = load_examples("world", KEY, count=12)
-    answers = load_judge()(examples.unwanted, examples.unwanted_prompts)
-    assert {
-        style: answers[f"style_{style}"].sum().item()
-        for style in ("photo", "cg", "painting", "anime")
-    } == {"photo": 0, "cg": 4, "painting": 4, "anime": 4}
+    rates = load_judge()(*examples.sides[1])
+    counts = [rates[f"style_{each}"].sum().item() for each in ("photo", "cg", "painting", "anime")]
+    assert counts == [0, 4, 4, 4]
     again = load_examples("world:photo/rest", KEY, count=12)
-    assert torch.equal(again.wanted, examples.wanted) and torch.equal(
-        again.unwanted, examples.unwanted
-    )
+    assert torch.equal(again.wanted, examples.wanted)
+    assert torch.equal(again.unwanted, examples.unwanted)
 
 
-def test_seed_count_and_size_are_obeyed():
-    small, other = (
-        load_examples("world", KEY, size=(32, 48), count=4),
-        load_examples("world", KEY, count=4, seed=1),
-    )
-    assert (
-        small.wanted.shape == (4, 3, 32, 48) and small.wanted.min() >= 0 and small.wanted.max() <= 1
-    )
+def test_size_count_and_seed() -> None:
+    small = load_examples("world", KEY, size=(32, 48), count=4)
+    assert small.wanted.shape == (4, 3, 32, 48)
+    assert small.wanted.min() >= 0 and small.wanted.max() <= 1
+    other = load_examples("world", KEY, count=4, seed=1)
     assert other.wanted.shape == (4, 3, 64, 64) and other.wanted_prompts != small.wanted_prompts
 
 
-def test_folders_with_equal_names_are_paired_by_name_whatever_the_ending(tmp_path):
-    for name, colour in (("b", "red"), ("a", "blue")):
-        _save(tmp_path, "wanted", f"{name}.png", colour, caption=f"wanted {name}")
-        _save(
-            tmp_path,
-            "unwanted",
-            f"{name}.{'bmp' if name == 'a' else 'png'}",
-            colour,
-            caption=f"unwanted {name}",
-        )
+def test_folders_are_paired_by_name(tmp_path: Path) -> None:
+    for name, ending, color in (("b", "png", "red"), ("a", "bmp", "blue")):
+        save(tmp_path / "wanted" / f"{name}.png", color, caption=f"wanted {name}")
+        save(tmp_path / "unwanted" / f"{name}.{ending}", color, caption=f"unwanted {name}")
     examples = load_examples(str(tmp_path), KEY)
-    assert examples.paired
-    assert examples.wanted_prompts == ("wanted a", "wanted b") and examples.unwanted_prompts == (
-        "unwanted a",
-        "unwanted b",
-    )
+    assert examples.paired and examples.wanted_prompts == ("wanted a", "wanted b")
+    assert examples.unwanted_prompts == ("unwanted a", "unwanted b")
     assert examples.wanted.shape == (2, 3, 30, 30)  # the square of the shortest side
     assert torch.allclose(examples.wanted, examples.unwanted, atol=1e-6)
 
 
-def test_pairs_are_drawn_together(tmp_path):
-    for number in range(6):
-        for side in ("wanted", "unwanted"):
-            _save(tmp_path, side, f"{number}.png", "red", caption=f"number {number}")
+def test_pairs_are_drawn_together(tmp_path: Path) -> None:
+    for side in ("wanted", "unwanted"):
+        for number in range(6):
+            save(tmp_path / side / f"{number}.png", caption=f"number {number}")
     examples = load_examples(str(tmp_path), KEY, count=3, seed=2)
-    assert (
-        examples.paired
-        and len(examples.wanted) == 3
-        and examples.wanted_prompts == examples.unwanted_prompts
-    )
+    assert examples.paired and len(examples.wanted) == 3
+    assert examples.wanted_prompts == examples.unwanted_prompts
 
 
-def test_other_names_or_numbers_are_no_pairs(tmp_path):
+def test_other_names_are_not_paired(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
-        _save(tmp_path, "wanted", f"{name}.png", "red")
-    _save(tmp_path, "unwanted", "z.png", "blue", size=(20, 50))
+        save(tmp_path / "wanted" / f"{name}.png", caption="a thing")
+    save(tmp_path / "unwanted" / "z.png", "blue", (20, 50), "a thing")
     examples = load_examples(str(tmp_path), KEY)
-    assert (
-        not examples.paired
-        and len(examples.wanted) == 3
-        and examples.unwanted.shape == (1, 3, 20, 20)
-    )
+    assert not examples.paired and len(examples.wanted) == 3
+    assert examples.unwanted.shape == (1, 3, 20, 20)
 
 
 @pytest.mark.parametrize(
-    "path",
-    [
-        "world:photo",
-        "world:photo/photo",
-        "world:rest/photo",
-        "world:oil/cg",
-        "world:photo/cg/anime",
-    ],
+    "styles", ["photo", "photo/photo", "rest/photo", "oil/cg", "photo/cg/anime"]
 )
-def test_styles_that_the_world_lacks_are_refused_by_name(path):
-    with pytest.raises(DirectAlignError, match=f"--images: {path}: .*photo, cg, painting, anime"):
-        load_examples(path, KEY)
+def test_unknown_styles_are_refused(styles: str) -> None:
+    message = f"--images: world:{styles}: .*photo, cg, painting, anime"
+    with pytest.raises(DirectAlignError, match=message):
+        load_examples(f"world:{styles}", KEY)
 
 
-def test_a_side_that_is_missing_or_an_image_without_caption_is_refused_by_name(tmp_path):
-    _save(tmp_path, "wanted", "a.png", "red")
+def test_missing_sides_captions_and_images_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "wanted" / "a.png", caption="a thing")
     with pytest.raises(DirectAlignError, match="no folder unwanted/"):
         load_examples(str(tmp_path), KEY)
-    _save(tmp_path, "unwanted", "a.png", "red", caption=None)
+    save(tmp_path / "unwanted" / "a.png")
     with pytest.raises(DirectAlignError, match=r"no usable image.*a\.txt is missing"):
         load_examples(str(tmp_path), KEY)
-    _save(tmp_path, "unwanted", "b.png", "red")
+    save(tmp_path / "unwanted" / "b.png", caption="a thing")
     with pytest.raises(DirectAlignError, match=r"a\.txt is missing.*repair or remove"):
         load_examples(str(tmp_path), KEY)
     with pytest.raises(DirectAlignError, match="0 images per side"):
         load_examples("world", KEY, count=0)
 
 
-def test_a_reward_is_named_by_its_path_or_by_a_recipe(tmp_path):
-    assert (
-        reward_settings("world:reward").name == "clip"
-        and recipe_words("world:reward").positive == []
-    )
-    assert (
-        reward_settings(RECIPE).path == "world:reward"
-        and "Realistic photo" in recipe_words(RECIPE).positive
-    )
-    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
-    assert reward_settings(str(tmp_path)).name == "siglip"
+def test_captions_are_either_trained_on_or_held_out() -> None:
+    examples = load_examples("world:photo/cg", KEY, count=32, seed=3)
+    train, held_out = split_examples(examples, 0, "test")
+    assert train.paired and held_out.paired
+    assert not set(train.wanted_prompts) & set(held_out.wanted_prompts)
+    assert len(train.wanted) + len(held_out.wanted) == len(examples.wanted)
+    assert set(held_out.unwanted_prompts) == set(held_out.wanted_prompts)
+    again, other = (split_examples(examples, seed, "test")[1] for seed in (0, 1))
+    assert again.wanted_prompts == held_out.wanted_prompts != other.wanted_prompts
 
 
-def test_a_reward_that_is_none_is_refused_by_name(tmp_path):
-    with pytest.raises(DirectAlignError, match=r"no config\.json there"):
-        reward_settings(str(tmp_path))
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(DirectAlignError, match="model_type 'bert'"):
-        reward_settings(str(tmp_path))
-    (tmp_path / "config.json").write_text("[")
-    with pytest.raises(DirectAlignError, match="not readable as JSON"):
-        reward_settings(str(tmp_path))
-    recipe = yaml.safe_load(recipe_path(RECIPE).read_text())
-    members = [
-        {"label": label, "reward": {"name": "clip", "path": "world:reward"}}
-        for label in ("first", "second")
-    ]
-    (tmp_path / "mix.yaml").write_text(
-        yaml.safe_dump({**recipe, "reward": {"name": "mix", "members": members}})
-    )
-    with pytest.raises(DirectAlignError, match="mix of first, second"):
-        reward_settings(str(tmp_path / "mix.yaml"))
+def test_random_casts_differ_and_are_bounded() -> None:
+    gray = torch.full((8, 3, 4, 4), 0.5)
+    change = (random_cast(gray, torch.Generator().manual_seed(0)) - gray).mean((2, 3))
+    assert change.norm(dim=1).max() <= CAST + 1e-6 and change.sum(1).abs().max() < 1e-6
+    assert len(set(change[:, 0].tolist())) == 8
+    light = random_cast(gray, torch.Generator().manual_seed(0), light=0.5).mean((1, 2, 3))
+    assert 0.25 <= light.min() < light.max() <= 0.75
+
+
+def test_probes_change_what_they_are_named_after() -> None:
+    gray = torch.full((1, 3, 64, 64), 0.4)
+    gray[..., ::2] += 0.2
+    changed = {name: probe(gray) for name, probe in PROBES.items()}
+    channels = {name: each.mean((0, 2, 3)) for name, each in changed.items()}
+    assert channels["red tint"].argmax() == 0 and channels["green tint"].argmax() == 1
+    assert channels["purple tint"].argmin() == 1
+    assert changed["brightness"].mean() > gray.mean() + 0.09
+    assert changed["blur"].std() < gray.std() < changed["sharpening"].std()
+    assert torch.allclose(changed["saturation"], gray)  # gray has no color
+    for image in changed.values():
+        assert image.min() >= 0 and image.max() <= 1 and image.shape == gray.shape

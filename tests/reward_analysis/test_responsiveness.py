@@ -1,5 +1,4 @@
-"""Where a reward pushes: planted angles are found, intervals cover them, and responsiveness,
-content and bias are what was planted."""
+"""Planted rewards: angles are found, intervals cover them, and all measures have known values."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from directalign.config import ControlPhrases
-from directalign.reward_analysis.images import Examples, load_examples
+from directalign.reward_analysis.images import Examples
 from directalign.reward_analysis.responsiveness import (
     angle_by_scene,
     angle_of_means,
@@ -24,17 +23,23 @@ from directalign.reward_analysis.responsiveness import (
     tangent,
 )
 
-WORDS = ControlPhrases(positive=["Warm"], negative=["Cold"])
+PHRASES = ControlPhrases(positive=["Warm"], negative=["Cold"])
+
+
+def axis(degrees: float, width: int = 3) -> Tensor:
+    """In the plane of the first and the last axis."""
+    found = torch.zeros(width, dtype=torch.float64)
+    found[0], found[-1] = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return found
 
 
 class Planted:
-    """Features are the mean colour; "Warm" adds its product with `axis` to the score, and every
-    caption a taste for green."""
+    """Features: mean color. "Warm" adds their product with `axis` to the score, green always 1."""
 
     name, reads_prompt, differentiable = "planted", True, True
 
-    def __init__(self, axis: Sequence[float]) -> None:
-        self.axis = torch.tensor(axis)
+    def __init__(self, axis: Tensor) -> None:
+        self.axis = axis.float()
 
     def encode(self, images: Tensor) -> Tensor:
         return images.mean((2, 3))
@@ -44,109 +49,68 @@ class Planted:
         return warm * (features @ self.axis) + features[:, 1]
 
 
-def plates(shift: Sequence[float], count: int = 12) -> Examples:
-    """Plain plates of random colours, and the same ones shifted by a colour."""
-    unwanted = (
-        (0.3 + 0.2 * torch.rand(count, 3, 1, 1, generator=torch.Generator().manual_seed(0)))
-        .expand(count, 3, 16, 16)
-        .clone()
-    )
+def plates(shift: Sequence[float], count: int = 12, paired: bool = True) -> Examples:
+    """Uniform images of random colors, and the same ones shifted by a color."""
+    colors = torch.rand(count, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    unwanted = (0.3 + 0.2 * colors).expand(count, 3, 16, 16).clone()
     prompts = tuple(f"plate {i}" for i in range(count))
-    return Examples(
-        unwanted + torch.tensor(shift)[:, None, None], unwanted, prompts, prompts, paired=True
-    )
+    wanted = unwanted + torch.tensor(shift)[:, None, None]
+    return Examples(wanted, unwanted, prompts, prompts, paired=paired)
 
 
 @pytest.mark.parametrize("degrees", [0, 30, 90, 140])
-def test_a_planted_angle_is_found_among_features_and_pixels(degrees: int) -> None:
-    reward = Planted((math.cos(math.radians(degrees)), 0.0, math.sin(math.radians(degrees))))
-    examples = plates((0.1, 0.0, 0.0))
-    features = feature_directions(reward, examples, WORDS)
+def test_a_planted_angle_is_found_in_features_and_pixels(degrees: int) -> None:
+    reward, examples = Planted(axis(degrees)), plates((0.1, 0.0, 0.0))
+    features = feature_directions(reward, examples, PHRASES)
     assert features is not None
-    for found in (
-        angle_of_means(*features),
-        angle_by_scene(*features),
-        angle_by_scene(*pixel_directions(reward, examples, WORDS)),
-    ):
+    pixels = angle_by_scene(*pixel_directions(reward, examples, PHRASES))
+    for found in (angle_of_means(*features), angle_by_scene(*features), pixels):
         assert found["value"] == pytest.approx(degrees, abs=0.1) and found["n"] == 12
 
 
-def test_of_unit_features_the_part_along_the_sphere_is_taken() -> None:
+def test_vectors_are_projected_at_unit_features_only() -> None:
     features = F.normalize(torch.randn(5, 4, dtype=torch.float64), dim=1)
     along = tangent(torch.randn(5, 4, dtype=torch.float64), features)
-    assert torch.allclose(
-        (along * features).sum(1), torch.zeros(5, dtype=torch.float64), atol=1e-12
-    )
-    long = 3 * features
-    assert torch.equal(tangent(features, long), features)
+    assert (along * features).sum(1).abs().max() < 1e-12
+    assert torch.equal(tangent(features, 3 * features), features)
 
 
 def test_the_interval_of_an_angle_covers_the_true_one() -> None:
-    """Noise of the directions opens the angle of their means; the reflected bootstrap takes that
-    off. Nominal: 95 %."""
-    generator, true = torch.Generator().manual_seed(1), 30.0
-    axis = torch.tensor(
-        [math.cos(math.radians(true)), math.sin(math.radians(true)), *[0.0] * 6],
-        dtype=torch.float64,
-    )
-    first = F.one_hot(torch.tensor(0), 8).double()
-    covered = 0
+    """Noise widens the angle of means; the reflected bootstrap corrects it. Nominal: 95 %."""
+    generator, covered = torch.Generator().manual_seed(1), 0
     for _ in range(20):
         noise = 0.6 * torch.randn(2, 60, 8, generator=generator, dtype=torch.float64)
-        found = angle_of_means(first + noise[0], axis + noise[1])
-        covered += found["low"] <= true <= found["high"]
+        found = angle_of_means(axis(0, 8) + noise[0], axis(30, 8) + noise[1])
+        covered += found["low"] <= 30 <= found["high"]
     assert covered >= 17
 
 
-def test_responsiveness_counts_in_spreads_and_auc_in_pairs() -> None:
-    generator = torch.Generator().manual_seed(0)
-    wanted, unwanted = (
-        1 + torch.randn(1500, generator=generator),
-        torch.randn(1500, generator=generator),
-    )
-    found = responsiveness(wanted, unwanted)
-    assert found["responsiveness"] == pytest.approx(1, abs=0.1) and found["auc"] == pytest.approx(
-        0.76, abs=0.03
-    )
-    assert responsiveness(torch.zeros(3), torch.zeros(3)) == {
-        "separation": 0.0,
-        "responsiveness": 0.0,
-        "auc": 0.5,
-    }
+def test_responsiveness_is_in_standard_deviations() -> None:
+    unwanted, wanted = torch.randn(2, 1500, generator=torch.Generator().manual_seed(0))
+    found = responsiveness(1 + wanted, unwanted)
+    assert found["responsiveness"] == pytest.approx(1, abs=0.1)
+    assert found["auc"] == pytest.approx(0.76, abs=0.03)
+    none = {"separation": 0.0, "responsiveness": 0.0, "auc": 0.5}
+    assert responsiveness(torch.zeros(3), torch.zeros(3)) == none
 
 
-def test_content_is_the_share_of_other_captions_that_lose() -> None:
-    class Reads(Planted):
+@pytest.mark.parametrize("phrases", [None, PHRASES])
+def test_content_is_the_share_of_other_captions_that_score_lower(
+    phrases: ControlPhrases | None,
+) -> None:
+    class FirstCaption(Planted):
         def score(self, features: Tensor, prompts: Sequence[str]) -> Tensor:
             return torch.tensor([float(prompt.endswith("plate 0")) for prompt in prompts])
 
-    examples = plates((0.0, 0.0, 0.0), 3)
-    assert content(
-        Reads((0.0, 0.0, 0.0)), examples.wanted, examples.wanted_prompts
-    ) == pytest.approx(2 / 6)
-    assert content(
-        Reads((0.0, 0.0, 0.0)), examples.wanted, examples.wanted_prompts, WORDS
-    ) == pytest.approx(2 / 6)
+    side = plates((0.0, 0.0, 0.0), 3).sides[0]
+    assert content(FirstCaption(axis(0)), *side, phrases) == pytest.approx(2 / 6)
 
 
-def test_everything_at_once_on_a_planted_reward() -> None:
-    found = measure(Planted((1.0, 0.0, 0.0)), plates((0.1, 0.0, 0.0)), WORDS)
+def test_all_measures_of_a_planted_reward() -> None:
+    found = measure(Planted(axis(0)), plates((0.1, 0.0, 0.0)), PHRASES)
     assert found["separation"] == pytest.approx(0.1, abs=1e-6)
     red, green = found["bias"]["red tint"], found["bias"]["green tint"]
-    assert red["relative"] == pytest.approx(0.1, abs=1e-6) and red["absolute"] == pytest.approx(
-        -0.05, abs=1e-6
-    )
-    assert green["relative"] == pytest.approx(-0.05, abs=1e-6) and green[
-        "absolute"
-    ] == pytest.approx(0.1, abs=1e-6)
+    assert red == pytest.approx({"absolute": -0.05, "relative": 0.1}, abs=1e-6)
+    assert green == pytest.approx({"absolute": 0.1, "relative": -0.05}, abs=1e-6)
     assert found["angle"]["value"] == pytest.approx(0, abs=0.1)
-
-
-def test_without_pairs_there_are_no_angles() -> None:
-    drawn = load_examples("world:photo/cg", "--images", count=8)
-    apart = Examples(
-        drawn.wanted, drawn.unwanted, drawn.wanted_prompts, drawn.unwanted_prompts, paired=False
-    )
-    assert "angle" in measure(Planted((1.0, 0.0, 0.0)), drawn, WORDS) and "angle" not in measure(
-        Planted((1.0, 0.0, 0.0)), apart, WORDS
-    )
+    assert "angle" not in measure(Planted(axis(0)), plates((0.1, 0, 0), paired=False), PHRASES)

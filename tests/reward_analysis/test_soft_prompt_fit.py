@@ -1,14 +1,15 @@
-"""SoftPromptConfig control tokens: a planted reward and the embedded one; what the objective asks,
-what starts where, and what repeats."""
+"""Soft control tokens: the loss on planted features, and fits to the embedded reward."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
-from directalign import config
+from directalign.config import ControlPhrases
 from directalign.reward_analysis.images import PROBES, Examples, load_examples
 from directalign.reward_analysis.soft_prompts import (
     EncodedExamples,
@@ -27,7 +28,7 @@ from directalign.rewards.clip import ClipReward
 from directalign.rewards.pixel_statistics import PixelReward
 from directalign.types import DirectAlignError
 
-WORDS = config.ControlPhrases(
+PHRASES = ControlPhrases(
     positive=["Realistic photo", "Natural lighting"],
     negative=["CG render", "Oil painting", "Anime"],
 )
@@ -44,202 +45,140 @@ def examples() -> Examples:
     return load_examples("world:photo/rest", "--images", count=16, seed=7)
 
 
-# --- the objective, on planted features: first axis style, second bias, the rest one axis a caption
+# --- the loss; planted features have the axes (style, bias, one per caption) ----------------------
 
 
-def planted(captions: tuple[str, ...] = ("a", "b", "c"), style: float = 1.0) -> EncodedSide:
-    features = torch.cat(
-        [
-            torch.full((len(captions), 1), style),
-            torch.zeros(len(captions), 1),
-            torch.eye(len(captions)),
-        ],
-        1,
-    )
-    moved = torch.zeros(len(PROBES), *features.shape)
-    moved[..., 1] = 0.5
-    return EncodedSide(features, captions, moved)
+def planted(captions: Sequence[str], style: float) -> EncodedSide:
+    count = len(captions)
+    features = torch.cat([torch.tensor([[style, 0.0]]).expand(count, 2), torch.eye(count)], 1)
+    probed = torch.zeros(len(PROBES), *features.shape)
+    probed[..., 1] = 0.5
+    return EncodedSide(features, tuple(captions), probed)
 
 
-def gaps(style: float, bias: float, content: float) -> RelativeText:
-    """pos − neg as planted weights of the three kinds of axes."""
-    return lambda captions: torch.cat(
-        [
-            torch.full((len(captions), 1), style),
-            torch.full((len(captions), 1), bias),
-            content * torch.eye(len(captions)),
-        ],
-        1,
-    )
+def relative_text(weights: Tensor) -> RelativeText:
+    """pos − neg with these weights of (style, bias, own caption)."""
+
+    def found(captions: Sequence[str]) -> Tensor:
+        own = weights[2] * torch.eye(len(captions))
+        return torch.cat([weights[:2].expand(len(captions), 2), own], 1)
+
+    return found
 
 
-PAIRED = EncodedExamples(planted(style=1.0), planted(style=-1.0), paired=True)
+PAIRED = EncodedExamples(planted("abc", 1.0), planted("abc", -1.0), paired=True)
 
 
-def test_separation_reads_each_axis() -> None:
-    found = separation_of(gaps(0.5, 0.25, 0.75), PAIRED, scale=2.0)
-    assert (found.style, found.separated, found.content) == (
-        pytest.approx(2.0),
-        1.0,
-        pytest.approx(1.5),
-    )
-    assert found.bias == pytest.approx(0.25 * 0.5 / 1.0)
-    assert separation_of(gaps(-0.5, 0.0, 0.75), PAIRED).separated == 0.0
+def test_separation_measures_each_axis() -> None:
+    found = separation_of(relative_text(torch.tensor([0.5, 0.25, 0.75])), PAIRED, scale=2.0)
+    values = found.style, found.separated, found.content, found.bias
+    assert values == pytest.approx((2.0, 1.0, 1.5, 0.25 * 0.5))
+    swapped = separation_of(relative_text(torch.tensor([-0.5, 0.0, 0.75])), PAIRED)
+    assert swapped.separated == 0.0
 
 
-def test_each_term_pulls_its_axis_alone() -> None:
+def test_each_loss_term_has_a_gradient_along_its_axis_only() -> None:
     weights = torch.tensor([0.01, 0.01, 0.01], requires_grad=True)
 
-    def gradient(content: float, bias: float) -> torch.Tensor:
-        loss = loss_of(
-            lambda captions: torch.cat(
-                [weights[:2].expand(len(captions), 2), weights[2] * torch.eye(len(captions))], 1
-            ),
-            PAIRED,
-            1.0,
-            content,
-            bias,
-        )
+    def gradient(content: float, bias: float) -> Tensor:
+        loss = loss_of(relative_text(weights), PAIRED, 1.0, content, bias)
         return torch.autograd.grad(loss, weights)[0]
 
     style = gradient(0.0, 0.0)
     assert style[0] < 0 and style[1] == 0 and style[2] == 0
     content, bias = gradient(1.0, 0.0) - style, gradient(0.0, 1.0) - style
-    assert content[2] < 0 and torch.allclose(content[:2], torch.zeros(2), atol=1e-6)
+    assert content[2] < 0 and content[:2].abs().max() < 1e-6
     assert bias[1] > 0 and bias[0] == bias[2] == 0
 
 
-def test_equal_captions_are_not_told_apart() -> None:
-    same = EncodedExamples(planted(("a", "a", "b")), planted(("a", "a", "b"), -1.0), paired=True)
+def test_images_of_equal_captions_are_not_contrasted() -> None:
+    captions = "a", "a", "b"
+    text = {"a": [0.0, 0.0, 9.0, 0.0, 0.0], "b": [0.0, 0.0, 0.0, 0.0, 9.0]}
 
-    def read(captions: Sequence[str]) -> torch.Tensor:
-        return torch.stack(
-            [
-                torch.tensor([0.0, 0.0, *([9.0, 0.0, 0.0] if each == "a" else [0.0, 0.0, 9.0])])
-                for each in captions
-            ]
-        )
+    def relative(captions: Sequence[str]) -> Tensor:
+        return torch.tensor([text[each] for each in captions])
 
-    other = EncodedSide(torch.eye(5)[[2, 2, 4]], ("a", "a", "b"), torch.zeros(len(PROBES), 3, 5))
-    assert separation_of(read, EncodedExamples(other, other, paired=True)).content == pytest.approx(
-        9.0
-    )
-    assert loss_of(
-        read, EncodedExamples(other, other, paired=True), 1.0, 1.0, 0.0
-    ) == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=1e-4)
-    assert separation_of(gaps(1.0, 0.0, 0.0), same).content == pytest.approx(0.0)
+    side = EncodedSide(torch.eye(5)[[2, 2, 4]], captions, torch.zeros(len(PROBES), 3, 5))
+    both = EncodedExamples(side, side, paired=True)
+    assert separation_of(relative, both).content == pytest.approx(9.0)
+    style_only = loss_of(relative, both, 1.0, 1.0, 0.0)
+    assert style_only == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=1e-4)
 
 
 def test_unpaired_sides_compare_all_pairs() -> None:
-    uneven = EncodedExamples(
-        planted(("a", "b", "c")), planted(("d", "e"), -1.0).select([0, 1]), paired=False
-    )
-
-    def flat(captions: Sequence[str]) -> torch.Tensor:
-        return torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]]).expand(len(captions), 5)
-
-    wide = EncodedExamples(
-        uneven.wanted,
-        EncodedSide(
-            torch.cat([uneven.unwanted.features, torch.zeros(2, 1)], 1),
-            ("d", "e"),
-            torch.zeros(len(PROBES), 2, 5),
-        ),
-        False,
-    )
-    assert separation_of(flat, wide).style == pytest.approx(2.0)
+    unwanted = EncodedSide(-torch.eye(5)[[0, 0]], ("d", "e"), torch.zeros(len(PROBES), 2, 5))
+    sides = EncodedExamples(planted("abc", 1.0), unwanted, paired=False)
+    found = separation_of(lambda captions: torch.eye(5)[[0] * len(captions)], sides)
+    assert found.style == pytest.approx(2.0)
 
 
 # --- the fit --------------------------------------------------------------------------------------
 
 
-def test_tokens_separate_and_say_what_words_do_not(reward: ClipReward, examples: Examples) -> None:
-    fitted = fit_soft_prompts(reward, examples, WORDS, FAST)
+def test_tokens_separate_style_and_content(reward: ClipReward, examples: Examples) -> None:
+    fitted = fit_soft_prompts(reward, examples, PHRASES, FAST)
     assert fitted.start is not None and fitted.held_out == 4
     assert fitted.learned.separated == 1.0 and fitted.learned.style > 0.05
     assert fitted.learned.content > 0.1 > abs(fitted.start.content)
     assert fitted.positive.tokens.shape == fitted.negative.tokens.shape == (2, 64)
-    assert (
-        fitted.positive.kind == "clip"
-        and "16 wanted" in fitted.positive.made
-        and "Realistic photo" in fitted.positive.made
-    )
+    assert fitted.positive.kind == "clip"
+    assert "16 wanted" in fitted.positive.made and "Realistic photo" in fitted.positive.made
     assert not [name for name in reward.soft_prompts.held if "learned" in name]
     assert all(parameter.grad is None for parameter in reward.model.parameters())
 
 
-def test_the_seed_decides_everything(reward: ClipReward, examples: Examples) -> None:
+def test_the_seed_determines_the_tokens(reward: ClipReward, examples: Examples) -> None:
     short = SoftPromptConfig(num_steps=5, batch_size=8)
-    first, again = (
-        fit_soft_prompts(reward, examples, config.ControlPhrases(), short) for _ in range(2)
+    first, again, other = (
+        fit_soft_prompts(reward, examples, ControlPhrases(), replace(short, seed=seed))
+        for seed in (0, 0, 1)
     )
-    other = fit_soft_prompts(
-        reward,
-        examples,
-        config.ControlPhrases(),
-        SoftPromptConfig(num_steps=5, batch_size=8, seed=1),
-    )
-    assert torch.equal(first.positive.tokens, again.positive.tokens) and torch.equal(
-        first.negative.tokens, again.negative.tokens
-    )
+    assert torch.equal(first.positive.tokens, again.positive.tokens)
+    assert torch.equal(first.negative.tokens, again.negative.tokens)
     assert not torch.equal(first.positive.tokens, other.positive.tokens) and first.start is None
 
 
-def test_a_strong_pull_stays_at_the_start(reward: ClipReward, examples: Examples) -> None:
-    start = initial_vectors(reward, WORDS, FAST)
-    free, held = (
-        fit_soft_prompts(
-            reward, examples, WORDS, SoftPromptConfig(num_steps=10, stay=stay)
-        ).positive.tokens
-        - start[0]
+def test_stay_keeps_the_tokens_near_the_start(reward: ClipReward, examples: Examples) -> None:
+    free, near = (
+        fit_soft_prompts(reward, examples, PHRASES, SoftPromptConfig(num_steps=10, stay=stay))
         for stay in (0.0, 100.0)
     )
-    assert held.norm() < 0.5 * free.norm()
+    start = initial_vectors(reward, PHRASES, FAST)[0]
+    distance = (near.positive.tokens - start).norm()
+    assert distance < 0.5 * (free.positive.tokens - start).norm()
 
 
-def test_words_alone_give_their_mean(reward: ClipReward) -> None:
-    photo, lighting = (
-        reward.soft_prompts.embedding_of(words) for words in ("Realistic photo", "Natural lighting")
-    )
-    assert torch.equal(mean_of_phrases(reward, ["Realistic photo"]).tokens, photo)
-    assert torch.allclose(
-        mean_of_phrases(reward, ["Realistic photo", "Natural lighting"]).tokens,
-        (photo + lighting) / 2,
-    )
-    assert torch.equal(
-        mean_of_phrases(reward, ["Realistic photo"], length=4).tokens, photo[[0, 0, 1, 1]]
-    )
-    assert torch.allclose(initial_vectors(reward, WORDS, FAST)[0], (photo + lighting) / 2)
+def test_phrases_alone_give_their_mean(reward: ClipReward) -> None:
+    photo, lighting = (reward.soft_prompts.embedding_of(each) for each in PHRASES.positive)
+    assert torch.equal(mean_of_phrases(reward, PHRASES.positive[:1]).tokens, photo)
+    longer = mean_of_phrases(reward, PHRASES.positive[:1], length=4).tokens
+    assert torch.equal(longer, photo[[0, 0, 1, 1]])
+    mean = (photo + lighting) / 2
+    assert torch.allclose(mean_of_phrases(reward, PHRASES.positive).tokens, mean)
+    assert torch.allclose(initial_vectors(reward, PHRASES, FAST)[0], mean)
 
 
-def test_seen_images_are_encoded_once_and_probed(reward: ClipReward, examples: Examples) -> None:
-    seen = encode_examples(reward, examples)
-    assert (
-        seen.paired
-        and seen.wanted.features.shape == (16, 64)
-        and seen.wanted.probed.shape == (len(PROBES), 16, 64)
-    )
+def test_images_are_encoded_with_and_without_probes(reward: ClipReward, examples: Examples) -> None:
+    encoded = encode_examples(reward, examples)
+    side = encoded.wanted
+    assert encoded.paired and side.features.shape == (16, 64)
+    assert side.probed.shape == (len(PROBES), 16, 64)
     tinted = reward.encode(PROBES["red tint"](examples.wanted[:2]))
-    assert torch.allclose(seen.wanted.features[:2] + seen.wanted.probed[0, :2], tinted, atol=1e-5)
-    assert 0.3 < caption_margin(reward, seen) < 1.0
+    assert torch.allclose(side.features[:2] + side.probed[0, :2], tinted, atol=1e-5)
+    assert 0.3 < caption_margin(reward, encoded) < 1.0
 
 
-def test_what_cannot_be_fitted_is_refused(reward: ClipReward, examples: Examples) -> None:
+def test_unusable_inputs_are_refused(reward: ClipReward, examples: Examples) -> None:
+    positive, few = ControlPhrases(positive=["Photo"]), load_examples("world", "--images", count=3)
+    long = SoftPromptConfig(length=9)
     with pytest.raises(DirectAlignError, match=r"reward\.name: pixels has no text tower"):
-        fit_soft_prompts(PixelReward("redness"), examples, WORDS, FAST)
+        fit_soft_prompts(PixelReward("redness"), examples, PHRASES, FAST)
     with pytest.raises(DirectAlignError, match="words of one side only"):
-        fit_soft_prompts(reward, examples, config.ControlPhrases(positive=["Photo"]), FAST)
+        fit_soft_prompts(reward, examples, positive, FAST)
     with pytest.raises(DirectAlignError, match="3 different captions; give at least 8"):
-        fit_soft_prompts(reward, load_examples("world", "--images", count=3), WORDS, FAST)
-    with pytest.raises(
-        DirectAlignError, match="--length: 9 learned tokens, and the reward reads 16"
-    ):
-        fit_soft_prompts(reward, examples, config.ControlPhrases(), SoftPromptConfig(length=9))
-    apart = Examples(
-        examples.wanted,
-        examples.unwanted,
-        examples.wanted_prompts,
-        tuple(f"{each} too" for each in examples.unwanted_prompts),
-        False,
-    )
-    assert fit_soft_prompts(reward, apart, WORDS, SoftPromptConfig(num_steps=1)).held_out > 0
+        fit_soft_prompts(reward, few, PHRASES, FAST)
+    with pytest.raises(DirectAlignError, match="--length: 9 learned tokens, and the reward reads"):
+        fit_soft_prompts(reward, examples, ControlPhrases(), long)
+    other = tuple(f"{each} too" for each in examples.unwanted_prompts)
+    apart = replace(examples, unwanted_prompts=other, paired=False)
+    assert fit_soft_prompts(reward, apart, PHRASES, SoftPromptConfig(num_steps=1)).held_out > 0

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from directalign.preflight.checks import check_reward
 
 from directalign import config
 from directalign.interfaces import Reward
+from directalign.preflight.checks import check_reward
 from directalign.rewards import load_reward
 from directalign.rewards.clip import ClipReward
 from directalign.rewards.python_function import PythonReward

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from directalign.preflight.checks import check_method
 from safetensors.torch import save_file
 
 from directalign import config
 from directalign.config.load import load_run, recipe_path
+from directalign.preflight.checks import check_method
 from directalign.rewards.clip import ClipReward, SiglipReward
 from directalign.rewards.soft_prompts import (
     ControlTokens,

@@ -1,11 +1,13 @@
-"""Runs of the real command line on several processes, started by torchrun's own agent or by bare environment variables as srun does.
+"""Runs of the real command on several processes, by torchrun's agent or by environment variables.
 
-The processes are forked from this warm one, so that a launch costs no import of torch.
+Processes are forked from this one, so that a launch does not import torch again.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,24 +23,24 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 import tiny
 from directalign.cli import main as command_line
 from directalign.training import loop
+from directalign.training.run_log import TIMINGS
 
-Sabotage = Callable[[int, int], None]
-"""Called on each process before each update with (rank, number of the update from 0)."""
+BeforeStep = Callable[[int, int], None]
+"""Called on each process before each step with (rank, step from 0)."""
 
 
 def write_recipe(folder: Path, tune: str) -> Path:
-    """SRPO in its anchored form on a tiny FLUX: 5 updates of 4 prompts, 3 images measured, an average kept."""
+    """Anchored SRPO on a tiny FLUX: 5 steps of 4 prompts, 3 evaluated samples, an EMA."""
     model = folder / "model"
     if not model.exists():
         tiny.write_flux(model)
     (folder / "prompts.txt").write_text(
-        "a red star\na blue circle\na green square\na red circle\na blue star\na green star\na photo\n"
+        "a red star\na blue circle\na green square\na red circle\na blue star\na photo\n"
     )
     recipe = folder / f"{tune}.yaml"
-    recipe.write_text(
-        f"""
+    recipe.write_text(f"""
 name: tiny
-model: {{family: flux, path: {model}, tune: {tune}, lora: {{rank: 2, alpha: 2}}}}
+model: {{architecture: flux, path: {model}, tune: {tune}, lora: {{rank: 2, alpha: 2}}}}
 reward: {{name: clip, path: world:reward}}
 method:
   name: srpo
@@ -48,12 +50,12 @@ method:
   noise_levels: {{kind: uniform, sigma_high: 0.9, sigma_low: 0.5, jump: 0.1}}
   branches: denoise
   embedded_guidance: 3.5
+  kl_beta: 0.5
 rollout: {{num_inference_steps: 2, embedded_guidance: 1.0}}
 data: {{prompts: {folder / "prompts.txt"}, batch_size: 4}}
 train: {{num_steps: 5, learning_rate: 2.0e-4, max_grad_norm: 1.0, save_every: 2, ema_decay: 0.9}}
 evaluate: {{num_samples: 3, batch_size: 2}}
-"""
-    )
+""")
     return recipe
 
 
@@ -63,7 +65,7 @@ def train(recipe: Path, out: Path, *more: str) -> list[str]:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """The command in this process, without the plan of its memory, which takes longer than all the rest; SystemExit with its code."""
+    """The command in this process, without the memory estimate; SystemExit with its code."""
     torch.set_num_threads(1)
     with (
         mock.patch("sys.argv", ["directalign", *arguments]),
@@ -72,61 +74,67 @@ def run(arguments: Sequence[str]) -> None:
         command_line()
 
 
-def alone(arguments: Sequence[str], log: Path) -> int:
-    """The command on a process of its own; its exit code."""
-    return ended(started(lambda: run(arguments), log))
+def one_process(arguments: Sequence[str], log: Path) -> int:
+    """The exit code of the command on one process."""
+    return exit_code(fork(lambda: run(arguments), log))
 
 
-def by_command(arguments: Sequence[str], log: Path) -> int:
-    """As a user starts it: torchrun, with everything that the command does."""
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    with log.open("a") as words:
-        return subprocess.run(
-            [*torchrun, "-m", "directalign", *arguments], stdout=words, stderr=words, check=False
-        ).returncode
+def torchrun_command(arguments: Sequence[str], log: Path) -> int:
+    """As a user starts it: `torchrun -m directalign`, two processes."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    with log.open("a") as stream:
+        command = [*torchrun, "-m", "directalign", *arguments]
+        return subprocess.run(command, stdout=stream, stderr=stream, check=False).returncode
 
 
-def by_torchrun(
-    arguments: Sequence[str], log: Path, sabotage: Sabotage | None = None, max_restarts: int = 0
-) -> int:
-    """The command on two processes of torchrun's agent; what they say ends up in `log`. 0 when all went well."""
-    return ended(started(lambda: _agent(arguments, sabotage, max_restarts), log))
-
-
-def by_hand(
+def torchrun(
     arguments: Sequence[str],
     log: Path,
-    sabotage: Sabotage | None = None,
-    variables: Callable[[int, int], Mapping[str, str]] | None = None,
-) -> list[int]:
-    """The command on two processes that know of each other by `variables(rank, port)` alone; their exit codes."""
-    return by_hand_with(lambda: _worker(arguments, sabotage), log, variables)
-
-
-def plain_variables(rank: int, port: int) -> Mapping[str, str]:
-    """What every launcher sets."""
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+    before_step: BeforeStep | None = None,
+    max_restarts: int = 0,
+) -> int:
+    """The command on two processes of torchrun's agent; 0 when all succeeded."""
+    settings: dict[str, Any] = {
+        "rdzv_backend": "c10d",
+        "rdzv_endpoint": "127.0.0.1:0",
+        "start_method": "fork",
+        "max_restarts": max_restarts,
     }
+    launch = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, **settings)
+    return exit_code(fork(lambda: elastic_launch(launch, _worker)(arguments, before_step), log))
 
 
-def by_hand_with(
-    work: Callable[[], object],
-    log: Path,
-    variables: Callable[[int, int], Mapping[str, str]] = plain_variables,
-) -> list[int]:
-    """Any work on two such processes."""
+def _worker(arguments: Sequence[str], before_step: BeforeStep | None) -> None:
+    real = loop.train_step
+
+    def train_step(context: loop.TrainContext, step: int, batches: Any) -> dict[str, Any]:
+        if before_step is not None:
+            before_step(context.group.rank, step)
+        return real(context, step, batches)
+
+    with mock.patch.object(loop, "train_step", train_step):
+        run(arguments)
+
+
+def kill_once(step: int, rank: int) -> BeforeStep:
+    """SIGKILL for one rank before a step, not after a restart."""
+
+    def before_step(own: int, current: int) -> None:
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        if (own, current, restarts) == (rank, step, "0"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return before_step
+
+
+def variables(rank: int, port: int) -> Mapping[str, str]:
+    """What every launcher sets."""
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    return {**own, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def two_processes(work: Callable[[], object], log: Path) -> list[int]:
+    """Exit codes of two processes that find each other by environment variables, as with srun."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -135,14 +143,12 @@ def by_hand_with(
         os.environ.update(variables(rank, port))
         work()
 
-    return [
-        ended(child)
-        for child in [started(lambda rank=rank: with_variables(rank), log) for rank in range(2)]
-    ]
+    children = [fork(lambda rank=rank: with_variables(rank), log) for rank in range(2)]
+    return [exit_code(child) for child in children]
 
 
-def started(work: Callable[[], object], log: Path) -> int:
-    """Do `work` in a forked process whose words are appended to `log`; its process id."""
+def fork(work: Callable[[], object], log: Path = Path(os.devnull)) -> int:
+    """Run `work` in a forked process whose output is appended to `log`; its process id."""
     child = os.fork()
     if child:
         return child
@@ -151,6 +157,7 @@ def started(work: Callable[[], object], log: Path) -> int:
         sys.stdout = sys.stderr = log.open("a", buffering=1)
         os.dup2(sys.stdout.fileno(), 1)
         os.dup2(sys.stdout.fileno(), 2)
+        torch.set_num_threads(1)
         work()
         status = 0
     except SystemExit as error:
@@ -159,29 +166,15 @@ def started(work: Callable[[], object], log: Path) -> int:
         os._exit(status)
 
 
-def ended(child: int) -> int:
+def exit_code(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _agent(arguments: Sequence[str], sabotage: Sabotage | None, max_restarts: int) -> None:
-    settings: dict[str, Any] = {
-        "rdzv_backend": "c10d",
-        "rdzv_endpoint": "127.0.0.1:0",
-        "start_method": "fork",
-        "max_restarts": max_restarts,
-    }
-    elastic_launch(LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, **settings), _worker)(
-        arguments, sabotage
-    )
-
-
-def _worker(arguments: Sequence[str], sabotage: Sabotage | None) -> None:
-    real = loop.train_step
-
-    def train_step(context: loop.TrainContext, step: int, batches: Any) -> dict[str, Any]:
-        if sabotage is not None:
-            sabotage(context.group.rank, step)
-        return real(context, step, batches)
-
-    with mock.patch.object(loop, "train_step", train_step):
-        run(arguments)
+def records(out: Path, *events: str) -> list[dict[str, Any]]:
+    """The records of a run without timings, of all events or those named."""
+    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in record.items() if key not in TIMINGS}
+        for record in found
+        if not events or record["event"] in events
+    ]

@@ -1,4 +1,4 @@
-"""AdamW in 8 bits: the code book and its rounding, bfloat16 weights that move by the right mean, exact resume, split weights."""
+"""AdamW in 8 bits: code book, stochastic rounding, bfloat16 weights, exact resume, sharding."""
 
 from __future__ import annotations
 
@@ -174,8 +174,8 @@ def test_another_seed_rounds_otherwise():
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> Iterator[None]:
-    """A process group of one."""
+def single_process_group(tmp_path: Path) -> Iterator[None]:
+    """A process group of one process."""
     dist.init_process_group(
         "gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1
     )
@@ -183,7 +183,7 @@ def alone(tmp_path: Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def test_split_weights_take_the_same_updates_and_their_state_is_split_alike(alone):
+def test_split_weights_take_the_same_updates_and_their_state_is_split_alike(single_process_group):
     plain, split = network(torch.bfloat16), network(torch.bfloat16)
     fully_shard(split, mesh=init_device_mesh("cpu", (1,)))
     optimizers = [AdamW8bit(net.parameters(), **SETTINGS | {"lr": 1e-3}) for net in (plain, split)]

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, everything in them, refused where they do not belong."""
+"""Checkpoints: complete or absent, restored exactly, refused where they do not belong."""
 
 from __future__ import annotations
 
@@ -13,86 +13,86 @@ import pytest
 import torch
 import train_stubs as stubs
 
+from directalign.config.load import load_run
 from directalign.io import atomic
 from directalign.training import checkpoint, loop
 from directalign.training.distributed import TorchProcessGroup
 from directalign.types import DirectAlignError
 
+WEIGHTS = "lora.safetensors"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps with checkpoints at 2, 4 and 6."""
+    folder = tmp_path_factory.mktemp("finished")
+    stubs.start(stubs.make_run(folder / "prompts.txt", ema_decay=0.9), folder / "out")
+    return folder / "out"
+
 
 @pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """A finished run of six updates with a checkpoint at 2, 4 and 6."""
-    stubs.start(stubs.make_run(tmp_path / "prompts.txt", ema_decay=0.9), tmp_path / "out")
-    return tmp_path / "out"
+def out(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "out"))
 
 
-def again(out: Path, **train: Any) -> stubs.StubModel:
-    return stubs.start(
-        stubs.make_run(out.parent / "prompts.txt", **{"ema_decay": 0.9, **train}), out, resume=True
-    )
+def prompts_of(out: Path) -> Path:
+    return Path(str(load_run(out / "run.yaml").data.prompts))
+
+
+def resume(out: Path, **train: Any) -> None:
+    run = stubs.make_run(prompts_of(out), **{"ema_decay": 0.9, **train})
+    stubs.start(run, out, resume=True)
 
 
 def names(out: Path) -> list[str]:
     return [path.name for path in checkpoint.all_of(out / "checkpoints")]
 
 
-def test_it_holds_everything_and_loads_without_unpickling(out: Path):
-    path = out / "checkpoints" / "step-000006"
+def test_content(finished: Path) -> None:
+    path = finished / "checkpoints" / "step-000006"
     tensors = {f"{group}.safetensors" for group in ("weights", "ema", "exp_avg", "exp_avg_sq")}
-    assert {f.name for f in path.iterdir()} == {
-        *tensors,
-        "optimizer.pt",
-        "rank-0.pt",
-        "record.json",
-        "manifest.json",
-    }
+    others = {"optimizer.pt", "rank-0.pt", "record.json", "manifest.json"}
+    assert {f.name for f in path.iterdir()} == tensors | others
     own = torch.load(path / "rank-0.pt", weights_only=True)
-    assert set(own["random"]) == {"python", "numpy", "torch", "cuda"} and set(own["method"]) == {
-        "reference"
-    }
+    assert set(own["random"]) == {"python", "numpy", "torch", "cuda"}
+    assert set(own["method"]) == {"reference"}
     assert torch.load(path / "optimizer.pt", weights_only=True)["state"][0]["step"] == 6
     record = checkpoint.read_record(path)
-    assert (
-        record["step"] == 6
-        and record["config"]["train"]["num_steps"] == 6
-        and record["data"]["ranks"] == 1
-        and record["data"]["global_batch_size"] == 2
-    )
-    assert (
-        record["schedule"] == {"kind": "constant", "learning_rate": 0.05}
-        and "torch" in record["versions"]
-    )
+    assert record["step"] == 6 and record["config"]["train"]["num_steps"] == 6
+    assert record["data"]["ranks"] == 1 and record["data"]["global_batch_size"] == 2
+    assert record["schedule"] == {"kind": "constant", "learning_rate": 0.05}
+    assert "torch" in record["versions"]
 
 
-def test_random_states_come_back(out: Path, monkeypatch: pytest.MonkeyPatch):
+def test_random_states_are_restored(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     monkeypatch.setattr(
-        loop, "train", lambda job, done: found.append(checkpoint.random_state()) or done
+        loop, "train", lambda context, done: found.append(checkpoint.random_state()) or done
     )
     torch.manual_seed(99)
-    again(out)
-    kept = torch.load(out / "checkpoints" / "step-000006" / "rank-0.pt", weights_only=True)[
-        "random"
-    ]
-    assert torch.equal(found[0]["torch"], kept["torch"]) and found[0]["numpy"] == kept["numpy"]
+    resume(out)
+    file = out / "checkpoints" / "step-000006" / "rank-0.pt"
+    stored = torch.load(file, weights_only=True)["random"]
+    assert torch.equal(found[0]["torch"], stored["torch"]) and found[0]["numpy"] == stored["numpy"]
 
 
-def test_only_the_newest_are_kept(out: Path):
-    again(out, num_steps=11, keep_checkpoints=2)
+def test_length_logging_and_number_of_checkpoints_may_change(out: Path) -> None:
+    resume(out, num_steps=8, save_every=3, keep_checkpoints=5, sample_every=4)
+    assert names(out) == ["step-000002", "step-000004", "step-000006", "step-000008"]
+    resume(out, num_steps=11, keep_checkpoints=2)
     assert names(out) == ["step-000010", "step-000011"]
 
 
-def test_a_crash_between_writing_and_renaming_leaves_the_former_ones(
+def test_a_crash_before_the_rename_leaves_earlier_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    run = stubs.make_run(tmp_path / "prompts.txt")
+) -> None:
+    run, real = stubs.make_run(tmp_path / "prompts.txt"), atomic.publish
 
     def crash(target: Path, files: Mapping[str, Any]) -> None:
         if target.name == "step-000004":
-            raise KeyboardInterrupt  # stands for a kill: nothing cleans up
+            raise KeyboardInterrupt  # as a kill: nothing cleans up
         real(target, files)
 
-    real = atomic.publish
     monkeypatch.setattr(atomic, "publish", crash)
     with pytest.raises(KeyboardInterrupt):
         stubs.start(run, tmp_path / "out")
@@ -106,24 +106,20 @@ def test_a_crash_between_writing_and_renaming_leaves_the_former_ones(
 @pytest.mark.parametrize(
     "name", ["weights.safetensors", "optimizer.pt", "rank-0.pt", "record.json", "manifest.json"]
 )
-def test_a_truncated_file_is_named_and_the_checkpoint_before_is_used(
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
     out: Path, name: str, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     file = out / "checkpoints" / "step-000006" / name
     file.write_bytes(file.read_bytes()[:-7])
-    wanted = (out / "lora.safetensors").read_bytes()
-    again(out)
-    said = capsys.readouterr().out
-    assert (
-        "damaged checkpoint" in said
-        and f"step-000006 ({name}" in said
-        and "using " in said and "step-000004" in said
-    )
-    assert (out / "lora.safetensors").read_bytes() == wanted
+    wanted = (out / WEIGHTS).read_bytes()
+    resume(out)
+    output = capsys.readouterr().out
+    assert f"step-000006 ({name}" in output and "step-000004" in output.split("using")[1]
+    assert (out / WEIGHTS).read_bytes() == wanted
     assert atomic.damage(out / "checkpoints" / "step-000006") is None
 
 
-def test_damage_is_told_apart(out: Path):
+def test_kinds_of_damage(out: Path) -> None:
     folder = out / "checkpoints" / "step-000006"
     assert atomic.damage(folder) is None
     content = bytearray((folder / "optimizer.pt").read_bytes())
@@ -136,110 +132,99 @@ def test_damage_is_told_apart(out: Path):
     assert atomic.damage(folder) == "manifest.json is missing"
 
 
-def test_when_all_are_damaged_it_is_an_error(out: Path):
+def test_when_all_are_damaged_it_is_an_error(out: Path) -> None:
     for path in checkpoint.all_of(out / "checkpoints"):
         (path / "weights.safetensors").unlink()
-    with pytest.raises(
-        DirectAlignError,
-        match=r"no checkpoint can be used: .*step-000006 \(weights\.safetensors is missing\); .*step-000002",
-    ):
-        again(out)
+    message = r"no checkpoint can be used: .*step-000006 \(weights\.safetensors is missing\); .*2"
+    with pytest.raises(DirectAlignError, match=message):
+        resume(out)
+    assert checkpoint.find(out / "nowhere", TorchProcessGroup()) is None
 
 
-def test_another_config_is_refused_with_the_keys_that_differ(out: Path):
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (
+            {"max_grad_norm": 3.0, "learning_rate": 0.1},
+            r"another config: train\.learning_rate was 0\.05 and is 0\.1, train\.max_grad_norm was",
+        ),
+        ({"num_steps": 5}, r"step 6, past train\.num_steps 5; raise train\.num_steps"),
+        (
+            {"batch_size": 3, "gradient_accumulation_steps": 2},
+            r"global batch: 2 prompts per step on 1 ranks, and 6 on 1 now; set train\.global_batch",
+        ),
+    ],
+)
+def test_another_recipe_is_refused(out: Path, train: dict[str, Any], message: str) -> None:
     before = (out / "metrics.jsonl").read_text()
-    with pytest.raises(
-        DirectAlignError,
-        match=r"another config: train\.learning_rate was 0\.05 and is 0\.1, train\.max_grad_norm was 1\.0 and is 3\.0; restore",
-    ):
-        again(out, max_grad_norm=3.0, learning_rate=0.1)
+    with pytest.raises(DirectAlignError, match=message):
+        resume(out, **train)
     assert (out / "metrics.jsonl").read_text() == before
 
 
-def test_the_length_and_what_is_kept_or_measured_may_change(out: Path):
-    again(out, num_steps=8, save_every=3, keep_checkpoints=5, sample_every=4)
-    assert names(out) == ["step-000002", "step-000004", "step-000006", "step-000008"]
-
-
-def test_a_checkpoint_past_the_end_is_refused(out: Path):
-    with pytest.raises(
-        DirectAlignError, match=r"step 6, past train\.num_steps 5; raise train\.num_steps"
-    ):
-        again(out, num_steps=5)
-
-
-def test_another_architecture_data_set_or_format_is_refused(out: Path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "0123"}, r"another architecture \(0123, not [0-9a-f]{16}\): model\.path"),
+        ({"data": {"fingerprint": "0123"}}, r"another data .*data\.prompts"),
+        ({"format": 1}, r"written by directalign .* in another format"),
+    ],
+)
+def test_another_architecture_data_set_or_format_is_refused(
+    out: Path, change: dict[str, Any], message: str
+) -> None:
     path = out / "checkpoints" / "step-000006"
     record = checkpoint.read_record(path)
-    for change, message in (
-        ({"architecture": "0123"}, r"another architecture \(0123, not [0-9a-f]{16}\): model\.path"),
-        ({"data": {**record["data"], "fingerprint": "0123"}}, r"another data .*data\.prompts"),
-        ({"format": 1}, r"written by directalign .* in another format"),
-    ):
-        (path / "record.json").write_text(json.dumps({**record, **change}))
-        (path / "manifest.json").unlink()
-        shutil.move(path, atomic.partial_of(path))
-        atomic.publish(path, atomic.checksums(atomic.partial_of(path)))
-        with pytest.raises(DirectAlignError, match=message):
-            again(out)
-
-
-def test_one_global_batch_may_be_shared_out_anew_but_not_be_another(out: Path):
-    wanted = (out / "lora.safetensors").read_bytes()
-    again(out, batch_size=1, gradient_accumulation_steps=2, parallel="data")
-    again(out, batch_size=1, global_batch_size=2)
-    assert (out / "lora.safetensors").read_bytes() == wanted
-    message = r"another global batch: 2 prompts per step on 1 ranks, and 6 on 1 now; set train\.global_batch_size: 2, or data\.batch_size"
+    if "data" in change:
+        change = {"data": {**record["data"], **change["data"]}}
+    (path / "record.json").write_text(json.dumps({**record, **change}))
+    (path / "manifest.json").unlink()
+    shutil.move(path, atomic.partial_of(path))
+    atomic.publish(path, atomic.checksums(atomic.partial_of(path)))
     with pytest.raises(DirectAlignError, match=message):
-        again(out, batch_size=3, gradient_accumulation_steps=2)
+        resume(out)
 
 
-def test_the_architecture_is_names_and_shapes_not_weights():
+def test_a_changed_prompt_list_is_refused(out: Path) -> None:
+    run = stubs.make_run(prompts_of(out), ema_decay=0.9)
+    prompts_of(out).write_text("something else")
+    with pytest.raises(DirectAlignError, match="another data"):
+        stubs.start(run, out, resume=True)
+
+
+def test_the_layout_of_one_global_batch_may_change(out: Path) -> None:
+    wanted = (out / WEIGHTS).read_bytes()
+    resume(out, batch_size=1, gradient_accumulation_steps=2, parallel="data")
+    resume(out, batch_size=1, global_batch_size=2)
+    assert (out / WEIGHTS).read_bytes() == wanted
+
+
+def test_the_architecture_is_names_and_shapes_not_weights() -> None:
     whole, other = stubs.LowRank(full=True), stubs.LowRank(full=True)
     torch.nn.init.normal_(other.base)
     assert checkpoint.architecture(whole) == checkpoint.architecture(other)
     assert checkpoint.architecture(whole) != checkpoint.architecture(stubs.LowRank(full=False))
 
 
-def test_a_changed_prompt_list_is_noticed(out: Path):
-    run = stubs.make_run(out.parent / "prompts.txt", ema_decay=0.9)
-    (out.parent / "prompts.txt").write_text("something else")
-    with pytest.raises(DirectAlignError, match="another data"):
-        stubs.start(run, out, resume=True)
-
-
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_a_full_disk_is_one_line_and_the_last_good_one_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool
-):
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left"), RuntimeError("failed: No space left on device")],
+)
+def test_a_full_disk_is_one_line_and_earlier_checkpoints_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     real = torch.save
 
     def full(value: Any, file: Path) -> None:
         if "step-000004" in str(file) and file.name == "optimizer.pt":
             Path(file).write_bytes(b"half")
-            raise (
-                RuntimeError("writer failed: No space left on device")
-                if wrapped
-                else OSError(errno.ENOSPC, "No space left on device")
-            )
+            raise error
         real(value, file)
 
     monkeypatch.setattr(torch, "save", full)
-    message = r"cannot write checkpoint .*step-000004: no space left on the disk; .*step-000002 is kept; free some space and continue with --resume"
+    message = r"cannot write checkpoint .*4: no space left on the disk; .*step-000002 is kept; free"
     with pytest.raises(DirectAlignError, match=message):
         stubs.start(stubs.make_run(tmp_path / "prompts.txt"), tmp_path / "out")
     folder = tmp_path / "out" / "checkpoints"
-    assert [p.name for p in folder.iterdir()] == ["step-000002"] and atomic.damage(
-        folder / "step-000002"
-    ) is None
-
-
-def test_nothing_is_found_where_nothing_is(tmp_path: Path):
-    assert checkpoint.find(tmp_path / "checkpoints", TorchProcessGroup()) is None
-    assert checkpoint.all_of(tmp_path) == []
-
-
-def test_a_single_rank_needs_no_process_group():
-    ranks = TorchProcessGroup()
-    assert ranks.is_main and ranks.any(True) and not ranks.any(False)
-    assert ranks.sum(torch.tensor([2.0])).tolist() == [2.0]
+    assert [p.name for p in folder.iterdir()] == ["step-000002"]
+    assert atomic.damage(folder / "step-000002") is None

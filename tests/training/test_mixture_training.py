@@ -1,4 +1,4 @@
-"""Runs of the real command on several rewards: curves of their own, an exact resume, and a server that dies on the way."""
+"""Runs of the real command on several rewards, and on a reward server that fails."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import launching
 import pytest
 import yaml
+from launching import records, train, two_processes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner, Result
 
@@ -21,29 +22,19 @@ from directalign.cli import app
 from directalign.rewards import http
 from tiny import write_flux
 
-WORDS = {"positive": ["Photo", "Real"], "negative": ["Render"]}
-FIRST = {"label": "first", "reward": {"name": "clip", "path": "world:reward"}}
-SECOND = {
-    "label": "second",
-    "reward": {"name": "clip", "path": "world:second_reward"},
-    "weight": 0.5,
-}
-RED = {
-    "label": "red",
-    "form": "absolute",
-    "reward": {"name": "pixels", "statistic": "redness"},
-    "weight": -0.3,
-}
-THREE = {
-    "name": "mix",
-    "members": [FIRST, SECOND, RED],
-    "gradient_normalization": True,
-    "std_penalty": 0.2,
-}
+PHRASES = {"positive": ["Photo", "Real"], "negative": ["Render"]}
+RED = {"name": "pixels", "statistic": "redness"}
+MEMBERS = [
+    {"label": "first", "reward": {"name": "clip", "path": "world:reward"}},
+    {"label": "second", "reward": {"name": "clip", "path": "world:second_reward"}, "weight": 0.5},
+    {"label": "red", "form": "absolute", "reward": RED, "weight": -0.3},
+]
+MIX = {"name": "mix", "members": MEMBERS, "gradient_normalization": True, "std_penalty": 0.2}
+SRPO = {"control_phrases": PHRASES, "embedded_guidance": 3.5}
 GRPO = {
     "name": "flow_grpo",
     "form": "anchored",
-    "control_phrases": WORDS,
+    "control_phrases": PHRASES,
     "group_size": 2,
     "sde": "ddim",
     "updates_per_rollout": 2,
@@ -51,188 +42,136 @@ GRPO = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _fast() -> Iterator[None]:
+    """No waits and no memory estimate."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(http, "FIRST_WAIT", 0.0)
+        no_plan = SimpleNamespace(warnings=())
+        patch.setattr("directalign.preflight.plan", lambda run, out: no_plan)
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixture")
     write_flux(folder / "model")
-    (folder / "prompts.txt").write_text(
-        "a red star\na blue circle\na green square\na red circle\na blue star\n"
-    )
+    lines = ("a red star", "a blue circle", "a green square", "a red circle", "a blue star")
+    (folder / "prompts.txt").write_text("\n".join(lines))
     return folder
 
 
 def recipe(
-    folder: Path, name: str, reward: dict[str, Any], method: dict[str, Any], **train: Any
+    folder: Path,
+    file: Path,
+    reward: dict[str, Any],
+    method: dict[str, Any],
+    **train: Any,
 ) -> Path:
+    lora = {"rank": 2, "alpha": 2}
+    settings = {"num_steps": 4, "learning_rate": 1e-3, "save_every": 0}
     given = {
-        "name": name,
-        "model": {
-            "architecture": "flux",
-            "path": str(folder / "model"),
-            "tune": "lora",
-            "lora": {"rank": 2, "alpha": 2},
-        },
+        "name": "mixture",
+        "model": {"architecture": "flux", "path": str(folder / "model"), "lora": lora},
         "reward": reward,
         "method": method,
         "rollout": {"num_inference_steps": 3, "embedded_guidance": 1.0},
         "data": {"prompts": str(folder / "prompts.txt"), "batch_size": 2},
-        "train": {
-            "num_steps": 4,
-            "learning_rate": 1e-3,
-            "save_every": 0,
-            "sample_prompts": ["a red star"],
-            **train,
-        },
+        "train": {**settings, "sample_prompts": ["a red star"], **train},
         "evaluate": {"num_samples": 2, "every": 0},
     }
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(given))
-    return folder / f"{name}.yaml"
+    given["model"]["tune"] = "lora"
+    file.write_text(yaml.safe_dump(given))
+    return file
 
 
-def command(*words: str) -> Result:
-    return CliRunner().invoke(app, list(words))
+def command(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
 
 
-def two_ranks(arguments: list[str], log: Path) -> list[int]:
-    return launching.by_hand(arguments, log, variables=launching.plain_variables)
-
-
-def records(out: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {key: value for key, value in record.items() if key not in ("seconds", "phases")}
-        for record in found
-    ]
+def two(arguments: list[str], log: Path) -> list[int]:
+    return two_processes(lambda: launching.run(arguments), log)
 
 
 def weights(out: Path) -> bytes:
     return (out / "lora.safetensors").read_bytes()
 
 
-# --- three rewards ----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def mixed(folder: Path) -> tuple[Path, Path]:
-    """The recipe of three rewards, two branches and a hinge; its undisturbed run."""
-    method = {
-        "form": "relative",
-        "control_phrases": WORDS,
-        "branches": "both",
-        "margin": 2.0,
-        "embedded_guidance": 3.5,
-    }
-    made = recipe(folder, "mixed", THREE, method, gradient_accumulation_steps=2)
-    result = command("train", str(made), "--out", str(folder / "mixed"))
+    """The recipe of three rewards, two branches and a hinge, and its uninterrupted run."""
+    method = {"form": "relative", "branches": "both", "margin": 2.0, **SRPO}
+    file = recipe(folder, folder / "mixed.yaml", MIX, method, gradient_accumulation_steps=2)
+    result = command(*train(file, folder / "mixed"))
     assert result.exit_code == 0, result.stderr
-    return made, folder / "mixed"
+    return file, folder / "mixed"
 
 
-def test_every_member_has_its_own_curves(mixed: tuple[Path, Path]) -> None:
-    steps = [record["metrics"] for record in records(mixed[1]) if record["event"] == "step"]
-    measured = [record for record in records(mixed[1]) if record["event"] == "evaluate"]
+def test_every_member_is_logged_and_on_the_page(mixed: tuple[Path, Path]) -> None:
+    out = mixed[1]
+    steps = [record["metrics"] for record in records(out, "step")]
+    evaluated = records(out, "evaluate")
     for label in ("first", "second", "red"):
         for name in (f"reward_{label}", f"share_{label}", f"gradient_{label}"):
             assert len({metrics[name] for metrics in steps}) == 4
-        assert all(f"reward_{label}" in record for record in measured)
-    assert all(
-        {"score_pos_first", "score_neg_second", "score_plain_red"} <= metrics.keys()
-        for metrics in steps
-    )
-    assert all(
-        m["reward"]
-        == pytest.approx(
-            m["reward_first"] + 0.5 * m["reward_second"] - 0.3 * m["reward_red"], abs=1e-5
-        )
-        for m in measured
-    )
-
-
-def test_the_curves_are_on_the_page_and_in_tensorboard(mixed: tuple[Path, Path]) -> None:
-    page = (mixed[1] / "report.html").read_text()
-    for title in (
-        "Shares in the reward",
-        "first in training",
-        "second in training",
-        "red in training",
-        "red of whole images",
-    ):
+    scores = {"score_pos_first", "score_neg_second", "score_plain_red"}
+    assert all(scores <= metrics.keys() for metrics in steps)
+    for m in evaluated:
+        total = m["reward_first"] + 0.5 * m["reward_second"] - 0.3 * m["reward_red"]
+        assert m["reward"] == pytest.approx(total, abs=1e-5)
+    page = (out / "report.html").read_text()
+    for title in ("Shares in the reward", "second in training", "red of whole images"):
         assert f"<h3>{title}</h3>" in page
-    board = EventAccumulator(str(mixed[1] / "tensorboard")).Reload().Tags()["scalars"]
-    assert {"step/metrics/reward_red", "step/metrics/share_first", "evaluate/reward_second"} <= set(
-        board
-    )
+    names = set(EventAccumulator(str(out / "tensorboard")).Reload().Tags()["scalars"])
+    assert {"step/metrics/reward_red", "step/metrics/share_first", "evaluate/reward_second"} < names
 
 
-def test_a_resumed_mixture_ends_where_the_undisturbed_run_does(
-    mixed: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_resumed_mixture_ends_with_the_same_bits(
+    mixed: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    hurry(monkeypatch)
-    made, whole = mixed
-    assert (
-        command(
-            "train", str(made), "--out", str(tmp_path / "out"), "--set", "train.num_steps=2"
-        ).exit_code
-        == 0
-    )
-    assert command("train", str(made), "--out", str(tmp_path / "out"), "--resume").exit_code == 0
+    file, whole = mixed
+    arguments = train(file, tmp_path / "out")
+    assert command(*arguments, "--set", "train.num_steps=2").exit_code == 0
+    assert command(*arguments, "--resume").exit_code == 0
     assert weights(tmp_path / "out") == weights(whole)
-    assert [each for each in records(tmp_path / "out") if each["event"] == "step"] == [
-        each for each in records(whole) if each["event"] == "step"
-    ]
+    assert records(tmp_path / "out", "step") == records(whole, "step")
 
 
 def test_two_processes_mix_as_one_does(folder: Path, tmp_path: Path) -> None:
-    """What an update uses was seen by all ranks, so that how the batch is shared out is rounding."""
-    method = {
-        "form": "anchored",
-        "control_phrases": WORDS,
-        "branches": "denoise",
-        "embedded_guidance": 3.5,
-    }
-    made, found = recipe(folder, "shared", THREE, method, max_grad_norm=100.0), []
-    assert launching.alone(launching.train(made, tmp_path / "one"), tmp_path / "log") == 0, (
-        tmp_path / "log"
-    ).read_text()
-    assert two_ranks(
-        launching.train(made, tmp_path / "two", "--set=data.batch_size=1"), tmp_path / "log"
-    ) == [0, 0], (tmp_path / "log").read_text()
-    for out in (tmp_path / "one", tmp_path / "two"):
-        found.append([each["metrics"] for each in records(out) if each["event"] == "step"])
-    for ours, theirs in zip(*found, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+    """Normalization and penalty use values of all ranks, so the batch layout is only rounding."""
+    method, log = {"form": "anchored", "branches": "denoise", **SRPO}, tmp_path / "log"
+    file = recipe(folder, tmp_path / "mix.yaml", MIX, method, max_grad_norm=100.0)
+    assert launching.one_process(train(file, tmp_path / "one"), log) == 0, log.read_text()
+    arguments = train(file, tmp_path / "two", "--set=data.batch_size=1")
+    assert two(arguments, log) == [0, 0], log.read_text()
+    ours, theirs = (records(tmp_path / out, "step") for out in ("two", "one"))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["metrics"] == pytest.approx(b["metrics"], rel=1e-3, abs=1e-4)
 
 
-# --- a server that dies -----------------------------------------------------------------------------------------------
+# --- a server that fails --------------------------------------------------------------------------
 
 
-def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No waits, and no plan of the memory, which takes longer than all the rest."""
-    monkeypatch.setattr(http, "FIRST_WAIT", 0.0)
-    monkeypatch.setattr("directalign.preflight.plan", lambda run, out: SimpleNamespace(warnings=()))
-
-
-class Service:
-    """Scores every picture by the length of its file and of its prompt; `left` is how many requests it will still answer."""
+class Server:
+    """Scores an image by the length of its file and prompt, for `left` more requests."""
 
     def __init__(self) -> None:
         self.left, self.port = 10**9, 0
 
     @contextmanager
     def up(self) -> Iterator[None]:
-        """The server of this process, on the same port every time."""
-        service = self
+        """The server, on the same port every time."""
+        server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                service.left -= 1
-                if service.left < 0:
-                    return  # the connection ends without a word
+                server.left -= 1
+                if server.left < 0:
+                    return  # the connection ends without an answer
                 pairs = zip(given["images"], given["prompts"], strict=True)
-                body = json.dumps(
-                    {"scores": [len(image) / 1000 + len(prompt) / 100 for image, prompt in pairs]}
-                ).encode()
+                scores = [len(image) / 1000 + len(prompt) / 100 for image, prompt in pairs]
+                body = json.dumps({"scores": scores}).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -241,112 +180,75 @@ class Service:
             def log_message(self, format: str, *args: Any) -> None:
                 del format, args
 
-        with ThreadingHTTPServer(("127.0.0.1", self.port), Handler) as server:
-            self.port = server.server_port
-            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        with ThreadingHTTPServer(("127.0.0.1", self.port), Handler) as http_server:
+            self.port = http_server.server_port
+            threading.Thread(target=http_server.serve_forever, args=(0.01,), daemon=True).start()
             yield
-            server.shutdown()
+            http_server.shutdown()
 
     def reward(self) -> dict[str, Any]:
         return {"name": "remote", "url": f"http://127.0.0.1:{self.port}/score", "retries": 1}
 
 
 @pytest.mark.parametrize(("mixture", "answered"), [(False, 12), (True, 18)])
-def test_a_server_that_dies_stops_the_run_and_resume_continues_it(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mixture: bool, answered: int
+def test_a_server_that_fails_stops_the_run_and_resume_continues_it(
+    folder: Path, tmp_path: Path, mixture: bool, answered: int
 ) -> None:
-    """In an update that begins a rollout, after its first batch, and between updates that share one; the anchor has seen a part of it."""
-    hurry(monkeypatch)
-    service, out, whole = Service(), tmp_path / "out", tmp_path / "whole"
-    with service.up():
-        reward = (
-            {"name": "mix", "members": [RED, {"label": "far", "reward": service.reward()}]}
-            if mixture
-            else service.reward()
-        )
-        made = recipe(
-            tmp_path_model(folder, tmp_path),
-            "remote",
-            reward,
-            GRPO,
-            num_steps=6,
-            gradient_accumulation_steps=2,
-        )
-        assert command("train", str(made), "--out", str(whole)).exit_code == 0
-        service.left = answered
-        result = command("train", str(made), "--out", str(out))
+    """In a step that begins a rollout, after its first batch; and between steps that share one."""
+    server, out, whole = Server(), tmp_path / "out", tmp_path / "whole"
+    with server.up():
+        reward = server.reward()
+        if mixture:
+            reward = {"name": "mix", "members": [MEMBERS[2], {"label": "far", "reward": reward}]}
+        settings = {"num_steps": 6, "gradient_accumulation_steps": 2}
+        file = recipe(folder, tmp_path / "remote.yaml", reward, GRPO, **settings)
+        assert command(*train(file, whole)).exit_code == 0
+        server.left = answered
+        result = command(*train(file, out))
     assert result.exit_code == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("directalign: ")]
-    assert f"{service.port}/score: no answer (RemoteDisconnected" in line and "(2 attempts)" in line
+    assert f"{server.port}/score: no answer (RemoteDisconnected" in line and "(2 attempts)" in line
     done = int(line.split("; step ")[1].split()[0])
-    assert done in (2, 4) and line.endswith(
-        f"step {done} of 6 is saved: continue with --resume --out {out}"
-    )
+    assert done in (2, 4)
+    assert line.endswith(f"step {done} of 6 is saved: continue with --resume --out {out}")
     assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-00000{done}"]
 
-    refused = command("train", str(made), "--out", str(out), "--resume")
-    assert (
-        refused.exit_code == 1
-        and "connection refused, nothing listens there (2 attempts)" in refused.stderr
-    )
-
-    service.left = 10**9
-    with service.up():
-        assert command("train", str(made), "--out", str(out), "--resume").exit_code == 0
-    assert weights(out) == weights(whole)
-    assert records(out) == records(whole)
-
-
-def tmp_path_model(folder: Path, tmp_path: Path) -> Path:
-    """The shared model and prompts, seen from a folder of the test's own."""
-    for name in ("model", "prompts.txt"):
-        (tmp_path / name).symlink_to(folder / name)
-    return tmp_path
+    refused = command(*train(file, out, "--resume"))
+    assert refused.exit_code == 1 and "connection refused" in refused.stderr
+    server.left = 10**9
+    with server.up():
+        assert command(*train(file, out, "--resume")).exit_code == 0
+    assert weights(out) == weights(whole) and records(out) == records(whole)
 
 
 @pytest.mark.parametrize("answered", [9, 14])
-def test_ranks_stop_together_when_the_server_of_one_dies(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answered: int
+def test_all_ranks_stop_when_the_server_of_one_fails(
+    folder: Path, tmp_path: Path, answered: int
 ) -> None:
-    """In the third update, and in the measurement after the fourth, which rank 0 makes alone."""
-    hurry(monkeypatch)
-    service, out, log = Service(), tmp_path / "out", tmp_path / "log"
-    with service.up():
-        made = recipe(
-            tmp_path_model(folder, tmp_path),
-            "ranks",
-            service.reward(),
-            {**GRPO, "form": "relative"},
-            num_steps=6,
-        )
-        arguments = launching.train(made, out, "--set=data.batch_size=1", "--set=evaluate.every=4")
-        service.left = answered
-        assert two_ranks(arguments, log) == [1, 1], log.read_text()
-        said = log.read_text()
-        assert (
-            "reward.url: " in said
-            and " is saved: continue with --resume" in said
-            and " is gone" not in said
-        )
+    """In the third step, and in the evaluation after the fourth, which only rank 0 makes."""
+    server, out, log = Server(), tmp_path / "out", tmp_path / "log"
+    with server.up():
+        method = {**GRPO, "form": "relative"}
+        file = recipe(folder, tmp_path / "ranks.yaml", server.reward(), method, num_steps=6)
+        arguments = train(file, out, "--set=data.batch_size=1", "--set=evaluate.every=4")
+        server.left = answered
+        assert two(arguments, log) == [1, 1], log.read_text()
+        output = log.read_text()
+        assert "reward.url: " in output and " is saved: continue with --resume" in output
+        assert "lost the connection" not in output
         assert len(list((out / "checkpoints").glob("step-*"))) == 1
-        service.left = 10**9
-        assert two_ranks([*arguments, "--resume"], log) == [0, 0], log.read_text()
-        whole = launching.train(made, tmp_path / "whole", "--set=data.batch_size=1")
-        assert two_ranks(whole, log) == [0, 0], log.read_text()
+        server.left = 10**9
+        assert two([*arguments, "--resume"], log) == [0, 0], log.read_text()
+        whole = train(file, tmp_path / "whole", "--set=data.batch_size=1")
+        assert two(whole, log) == [0, 0], log.read_text()
     assert weights(out) == weights(tmp_path / "whole")
 
 
-def test_an_update_that_fails_before_any_was_done_leaves_no_checkpoint(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hurry(monkeypatch)
-    service = Service()
-    with service.up():
-        made = recipe(tmp_path_model(folder, tmp_path), "first", service.reward(), GRPO)
-        service.left = 4
-        result = command("train", str(made), "--out", str(tmp_path / "out"))
-        assert (
-            result.exit_code == 1
-            and "is saved" not in result.stderr
-            and not (tmp_path / "out" / "checkpoints").exists()
-        )
+def test_a_first_step_that_fails_writes_no_checkpoint(folder: Path, tmp_path: Path) -> None:
+    server, out = Server(), tmp_path / "out"
+    with server.up():
+        file = recipe(folder, tmp_path / "first.yaml", server.reward(), GRPO)
+        server.left = 4
+        result = command(*train(file, out))
+    assert result.exit_code == 1 and "is saved" not in result.stderr
+    assert not (out / "checkpoints").exists()

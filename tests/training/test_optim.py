@@ -1,4 +1,4 @@
-"""The learning rate as algebra of the step, and the average of the weights as its own recurrence."""
+"""The learning rate as a function of the step, the optimizer's settings, and the EMA."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""What two processes do with a network that they share: the same numbers as one, weights that change hands, files that fit everyone."""
+"""A network sharded over two processes: predictions, swapped weights, checkpoints and exports."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import launching
@@ -24,17 +25,6 @@ from directalign.training.distributed import TorchProcessGroup, process_group
 from directalign.training.optim import EMA, adamw, trained_parameters
 
 
-class Forgetful:
-    """A method without a memory."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-    def losses(self, batch: object) -> Any: ...
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_flux(tmp_path_factory.mktemp("tiny") / "model")
@@ -42,277 +32,225 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which two processes have left what they found."""
+    """The folder with the results of two processes."""
     folder = tmp_path_factory.mktemp("shared")
-    codes = launching.by_hand_with(lambda: two(model, folder), folder / "log")
+    codes = launching.two_processes(lambda: on_each_rank(model, folder), folder / "log")
     assert codes == [0, 0], (folder / "log").read_text()
     return folder
 
 
-def recipe(
-    model: Path, tune: str = "full", dtype: str = "float32", optimizer: str = "adamw"
-) -> config.RunConfig:
+def recipe(path: Path, optimizer: str = "adamw", **model: str) -> config.RunConfig:
+    lora = {"rank": 2, "alpha": 2}
     given = {
         "name": "tiny",
-        "model": {
-            "architecture": "flux",
-            "path": str(model),
-            "tune": tune,
-            "dtype": dtype,
-            "lora": {"rank": 2, "alpha": 2},
-        },
+        "model": {"architecture": "flux", "path": str(path), "tune": "full", "lora": lora, **model},
         "reward": {"name": "pixels", "statistic": "redness"},
         "method": {"form": "absolute"},
         "data": {"prompts": "none"},
-        "train": {
-            "num_steps": 1,
-            "optimizer": optimizer,
-            "learning_rate": 1e-3,
-            "parallel": "sharded",
-        },
+        "train": {"num_steps": 1, "optimizer": optimizer, "learning_rate": 1e-3},
     }
     return config.RunConfig.model_validate(given)
 
 
-def predicted(family: Model) -> Tensor:
-    """The network's answer to fixed noise."""
-    noise = torch.randn(2, *family.latent_shape(32, 32), generator=torch.Generator().manual_seed(3))
-    cond = family.encode_prompt(["a red star", "a blue circle"]).guided(2.0, 1.0)
-    return family.predict(noise, torch.tensor([0.5, 0.9], dtype=torch.float64), cond)
+def predicted(model: Model) -> Tensor:
+    """The prediction for fixed noise."""
+    noise = torch.randn(2, *model.latent_shape(32, 32), generator=torch.Generator().manual_seed(3))
+    cond = model.encode_prompt(["a red star", "a blue circle"]).guided(2.0, 1.0)
+    return model.predict(noise, torch.tensor([0.5, 0.9], dtype=torch.float64), cond)
 
 
-def disturbed(family: Model) -> None:
-    """Every trained weight moves."""
+def moved(model: Model) -> Model:
+    """The same model after a change of every trained weight."""
     with torch.no_grad():
-        for p in trained_parameters(family.denoiser).values():
+        for p in trained_parameters(model.denoiser).values():
             p.mul_(1.5).add_(0.01)
+    return model
 
 
-def parts_of(run: config.RunConfig, family: Model) -> TrainState:
-    parameters = trained_parameters(family.denoiser)
-    return TrainState(
-        run,
-        family.denoiser,
-        parameters,
-        adamw(parameters, run.train),
-        EMA(parameters, 0.9),
-        Forgetful(),
-        "data",
+def state_of(run: config.RunConfig, model: Model) -> tuple[TrainState, EMA]:
+    parameters = trained_parameters(model.denoiser)
+    average = EMA(parameters, 0.9)
+    method: Any = SimpleNamespace(
+        losses=lambda batch: iter(()), state_dict=dict, load_state_dict=lambda state: None
     )
+    optimizer = adamw(parameters, run.train)
+    return TrainState(run, model.denoiser, parameters, optimizer, average, method, "data"), average
 
 
-def updated(parts: TrainState, family: Model) -> None:
-    """One update on a fixed loss."""
-    predicted(family).square().mean().backward()
-    parts.optimizer.step()
-    assert parts.average is not None
-    parts.average.update()
+def update(state: TrainState, average: EMA, model: Model) -> None:
+    """One step on a fixed loss."""
+    predicted(model).square().mean().backward()
+    state.optimizer.step()
+    average.update()
 
 
-def two(model: Path, folder: Path) -> None:
-    with process_group() as ranks:
-        found = {
-            **whole_model(model, folder, ranks),
-            **adapters(model, folder, ranks),
-            **narrow(model, ranks),
-            **sums(ranks),
-        }
-        torch.save(found, folder / f"rank-{ranks.rank}.pt")
+def on_each_rank(path: Path, folder: Path) -> None:
+    with process_group() as group:
+
+        def sharded(run: config.RunConfig) -> Model:
+            model = load_model(run.model, "cpu")
+            distributed.shard(model.denoiser, run.model, group)
+            return model
+
+        run = recipe(path, "adamw8bit")
+        found = full_model(run, sharded(run), folder, group)
+        adapted = moved(sharded(recipe(path, tune="lora")))
+        distributed.save(adapted, folder / "adapters", group)
+        found["adapted"] = predicted(adapted).detach()
+        narrow = sharded(recipe(path, dtype="bfloat16"))
+        found["narrow"] = predicted(narrow)
+        found["narrow"].square().mean().backward()
+        parameters = list(narrow.denoiser.parameters())
+        grads = [p.grad for p in parameters if p.grad is not None]
+        assert {tensor.dtype for tensor in [*parameters, *grads]} == {torch.float32}
+        torch.save(found | collectives(group), folder / f"rank-{group.rank}.pt")
 
 
-def sharded(run: config.RunConfig, ranks: TorchProcessGroup) -> Model:
-    family = load_model(run.model, "cpu")
-    distributed.shard(family.denoiser, run.model, ranks)
-    return family
-
-
-def whole_model(model: Path, folder: Path, ranks: TorchProcessGroup) -> dict[str, Any]:
-    """All weights: the base model put on and off, the average too, an update in 8 bits kept and saved."""
-    run = recipe(model, optimizer="adamw8bit")
-    family = sharded(run, ranks)
-    base, found = ReferenceModel(family.denoiser), {"base": predicted(family).detach()}
-    parts = parts_of(run, family)
-    disturbed(family)
-    found["moved"] = predicted(family).detach()
+def full_model(
+    run: config.RunConfig, model: Model, folder: Path, group: TorchProcessGroup
+) -> dict[str, Any]:
+    """Swap base weights and EMA in and out, update in 8 bits, write a checkpoint, export."""
+    base, found = ReferenceModel(model.denoiser), {"base": predicted(model).detach()}
+    state, average = state_of(run, model)
+    found["moved"] = predicted(moved(model)).detach()
     with torch.no_grad(), base.active():
-        found["worn"] = predicted(family)
-    assert parts.average is not None
-    with torch.no_grad(), parts.average.ema_weights():
-        found["average"] = predicted(family)
-    found["again"] = predicted(family).detach()
-    updated(parts, family)
-    found["updated"] = predicted(family).detach()
-    (folder / "kept").mkdir(exist_ok=True)
-    ranks.barrier()
-    checkpoint.write_state(folder / "kept", parts, 1, ranks)
-    distributed.save(family, folder / "saved", ranks)
-    found["architecture"] = checkpoint.architecture(family.denoiser)
-    found["share"] = max(
+        found["reference"] = predicted(model)
+    with torch.no_grad(), average.ema_weights():
+        found["average"] = predicted(model)
+    found["again"] = predicted(model).detach()
+    update(state, average, model)
+    found["updated"] = predicted(model).detach()
+    (folder / "checkpoint").mkdir(exist_ok=True)
+    group.barrier()
+    checkpoint.write_state(folder / "checkpoint", state, 1, group)
+    distributed.save(model, folder / "saved", group)
+    shares = [
         p.to_local().numel() / p.numel()
-        for p in parts.parameters.values()
+        for p in state.parameters.values()
         if isinstance(p, DTensor) and p.shape[0] % 2 == 0
-    )
-    return found
+    ]
+    return {**found, "architecture": checkpoint.architecture(model.denoiser), "share": max(shares)}
 
 
-def adapters(model: Path, folder: Path, ranks: TorchProcessGroup) -> dict[str, Any]:
-    """LoRA on a base that is split as well."""
-    family = sharded(recipe(model, tune="lora"), ranks)
-    disturbed(family)
-    distributed.save(family, folder / "adapters", ranks)
-    return {"adapted": predicted(family).detach()}
-
-
-def narrow(model: Path, ranks: TorchProcessGroup) -> dict[str, Any]:
-    """Computed in bfloat16, kept in float32."""
-    family = sharded(recipe(model, dtype="bfloat16"), ranks)
-    assert {p.dtype for p in family.denoiser.parameters()} == {torch.float32}
-    answer = predicted(family)
-    answer.square().mean().backward()
-    assert {p.grad.dtype for p in family.denoiser.parameters() if p.grad is not None} == {
-        torch.float32
-    }
-    return {"narrow": answer.detach()}
-
-
-def sums(ranks: TorchProcessGroup) -> dict[str, Any]:
-    """The plain exchanges: a weight that one rank reached, one that none did, numbers and words."""
-    reached, missed = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-    if ranks.rank == 1:
-        reached.grad = torch.full((1,), 3.0)
-    ranks.average_gradients([reached, missed])
-    assert reached.grad is not None
-    gathered = ranks.gather(torch.full((2, 1), float(ranks.rank)))
-    given = torch.ones(2)
+def collectives(group: TorchProcessGroup) -> dict[str, Any]:
+    one, none, given = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1)), torch.ones(2)
+    if group.rank == 1:
+        one.grad = torch.full((1,), 3.0)
+    group.average_gradients([one, none])
+    assert one.grad is not None
     return {
-        "gradients": (float(reached.grad), missed.grad),
-        "sum": ranks.sum(given),
-        "given": given,
-        "gathered": gathered,
-        "texts": ranks.gather_texts("é" * ranks.rank),
+        "gradients": (float(one.grad), none.grad),
+        "sum": group.sum(given).tolist(),
+        "given": given.tolist(),
+        "gathered": group.gather(torch.full((2, 1), float(group.rank))).flatten().tolist(),
+        "texts": group.gather_texts("é" * group.rank),
+        "first": group.first_text("é" * group.rank),
+        "any": group.any(group.rank == 1),
     }
 
 
+@pytest.fixture(scope="module")
 def results(shared: Path) -> list[dict[str, Any]]:
     return [torch.load(shared / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def test_a_shared_network_answers_as_a_whole_one(model: Path, shared: Path):
-    family = load_model(recipe(model).model, "cpu")
-    base = predicted(family)
-    disturbed(family)
-    for found in results(shared):
-        assert torch.allclose(found["base"], base, atol=1e-6) and torch.allclose(
-            found["moved"], predicted(family), atol=1e-6
-        )
+def test_predictions_are_those_of_a_whole_network(model: Path, results: list[Any]) -> None:
+    whole = load_model(recipe(model).model, "cpu")
+    base, after = predicted(whole), predicted(moved(whole))
+    narrow = predicted(load_model(recipe(model, dtype="bfloat16").model, "cpu"))
+    for found in results:
+        assert torch.allclose(found["base"], base, atol=1e-6)
+        assert torch.allclose(found["moved"], after, atol=1e-6)
+        assert (found["narrow"] - narrow).norm() < 0.02 * narrow.norm()
         assert found["share"] == 0.5
-        assert found["architecture"] == checkpoint.architecture(family.denoiser)
+        assert found["architecture"] == checkpoint.architecture(whole.denoiser)
 
 
-def test_weights_change_hands_and_come_back(shared: Path):
-    for found in results(shared):
-        assert torch.equal(found["worn"], found["base"]) and torch.equal(
-            found["average"], found["base"]
-        )
-        assert torch.equal(found["again"], found["moved"]) and not torch.allclose(
-            found["moved"], found["base"], atol=1e-2
-        )
+def test_weights_are_swapped_in_and_out(results: list[Any]) -> None:
+    for found in results:
+        assert torch.equal(found["reference"], found["base"])
+        assert torch.equal(found["average"], found["base"])
+        assert torch.equal(found["again"], found["moved"])
+        assert not torch.allclose(found["moved"], found["base"], atol=1e-2)
 
 
-def test_one_process_reads_what_two_kept_and_goes_on(model: Path, shared: Path):
-    run = recipe(model, optimizer="adamw8bit")
-    family = load_model(run.model, "cpu")
-    parts = parts_of(run, family)
-    assert checkpoint.read_state(shared / "kept", parts, TorchProcessGroup()) == 1
-    assert torch.allclose(predicted(family), results(shared)[0]["updated"], atol=1e-6)
-    state = parts.optimizer.state_dict()["state"]
-    assert any(value.dtype == torch.uint8 for each in state.values() for value in each.values())
-    assert parts.average is not None and parts.average.model.optimization_step == 1
-    updated(parts, family)
-    assert all(bool(p.isfinite().all()) for p in parts.parameters.values())
+def test_one_process_reads_a_sharded_checkpoint(
+    model: Path, shared: Path, results: list[Any]
+) -> None:
+    run = recipe(model, "adamw8bit")
+    whole = load_model(run.model, "cpu")
+    state, average = state_of(run, whole)
+    assert checkpoint.read_state(shared / "checkpoint", state, TorchProcessGroup()) == 1
+    assert torch.allclose(predicted(whole), results[0]["updated"], atol=1e-6)
+    moments = state.optimizer.state_dict()["state"].values()
+    assert any(value.dtype == torch.uint8 for each in moments for value in each.values())
+    assert average.model.optimization_step == 1
+    update(state, average, whole)
+    assert all(bool(p.isfinite().all()) for p in state.parameters.values())
 
 
-def test_the_saved_weights_are_those_of_a_whole_network(model: Path, shared: Path):
-    family = load_model(recipe(model).model, "cpu")
-    plain = load_file(shared / "saved" / "transformer" / "diffusion_pytorch_model.safetensors")
-    assert plain.keys() == family.denoiser.state_dict().keys()
-    family.denoiser.load_state_dict(plain)
-    assert torch.allclose(predicted(family), results(shared)[0]["updated"], atol=1e-6)
+def test_exports_are_those_of_a_whole_network(
+    model: Path, shared: Path, results: list[Any], tmp_path: Path
+) -> None:
+    whole = load_model(recipe(model).model, "cpu")
+    saved = load_file(shared / "saved" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert saved.keys() == whole.denoiser.state_dict().keys()
+    whole.denoiser.load_state_dict(saved)
+    assert torch.allclose(predicted(whole), results[0]["updated"], atol=1e-6)
 
-
-def test_adapters_on_a_shared_base_are_saved_as_on_a_whole_one(
-    model: Path, shared: Path, tmp_path: Path
-):
-    family = load_model(recipe(model, tune="lora").model, "cpu")
-    disturbed(family)
-    family.save(tmp_path)
+    adapted = moved(load_model(recipe(model, tune="lora").model, "cpu"))
+    adapted.save(tmp_path)
     ours, theirs = (
-        load_file(shared / "adapters" / "lora.safetensors"),
-        load_file(tmp_path / "lora.safetensors"),
+        load_file(folder / "lora.safetensors") for folder in (shared / "adapters", tmp_path)
     )
-    assert ours.keys() == theirs.keys() and all(
-        torch.equal(ours[name], theirs[name]) for name in ours
-    )
-    assert all(
-        torch.allclose(found["adapted"], predicted(family), atol=1e-6) for found in results(shared)
-    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert all(torch.allclose(r["adapted"], predicted(adapted), atol=1e-6) for r in results)
 
 
-def test_bfloat16_is_that_of_one_process_but_for_its_rounding(model: Path, shared: Path):
-    family = load_model(recipe(model, dtype="bfloat16").model, "cpu")
-    wanted = predicted(family)
-    for found in results(shared):
-        assert (found["narrow"] - wanted).norm() < 0.02 * wanted.norm()
+def test_collectives(results: list[Any]) -> None:
+    for found in results:
+        assert found["gradients"] == (1.5, None) and found["any"]
+        assert found["sum"] == [2.0, 2.0] and found["given"] == [1.0, 1.0]
+        assert found["gathered"] == [0.0, 0.0, 1.0, 1.0]
+        assert found["texts"] == ["", "é"] and found["first"] == "é"
+    single = TorchProcessGroup()
+    assert single.is_main and single.any(True) and not single.any(False)
+    assert single.sum(torch.tensor([2.0])).tolist() == [2.0] and single.gather_texts("a") == ["a"]
 
 
-def test_plain_exchanges(shared: Path):
-    for found in results(shared):
-        assert found["gradients"] == (1.5, None)
-        assert found["sum"].tolist() == [2.0, 2.0] and found["given"].tolist() == [1.0, 1.0]
-        assert found["gathered"].tolist() == [[0.0], [0.0], [1.0], [1.0]] and found["texts"] == [
-            "",
-            "é",
-        ]
-
-
-def test_whole_files_are_read_as_they_were_written(tmp_path: Path):
-    given = {
-        "w": torch.randn(3, 2),
-        "narrow": torch.randn(4).bfloat16(),
-        "number": torch.tensor(2.5),
-    }
-    checkpoint.write_tensors(
-        tmp_path, {"weights": given, "ema": {"w": torch.ones(3, 2)}}, TorchProcessGroup()
-    )
+def test_whole_tensors_are_read_as_they_were_written(tmp_path: Path) -> None:
+    given = {"w": torch.randn(3, 2), "narrow": torch.randn(4).bfloat16(), "n": torch.tensor(2.5)}
+    groups = {"weights": given, "ema": {"w": torch.ones(3, 2)}}
+    checkpoint.write_tensors(tmp_path, groups, TorchProcessGroup())
     found = {name: torch.empty_like(tensor) for name, tensor in given.items()}
     checkpoint.read_tensors(tmp_path, {"weights": found})
     assert all(torch.equal(found[name], given[name]) for name in given)
-    assert set(checkpoint.list_tensors(tmp_path)) == {
-        "weights.w",
-        "weights.narrow",
-        "weights.number",
-        "ema.w",
-    }
+    names = {"weights.w", "weights.narrow", "weights.n", "ema.w"}
+    assert set(checkpoint.list_tensors(tmp_path)) == names
 
 
-def test_when_the_network_is_split(model: Path):
-    def split(ranks: int, tune: str, parallel: str) -> bool:
-        run = recipe(model, tune)
-        run = run.model_copy(update={"train": run.train.model_copy(update={"parallel": parallel})})
-        return distributed.is_sharded_run(run, replace(TorchProcessGroup(), size=ranks))
+@pytest.mark.parametrize(
+    ("size", "tune", "parallel", "sharded"),
+    [
+        (2, "full", "auto", True),
+        (2, "lora", "sharded", True),
+        (2, "lora", "auto", False),
+        (2, "full", "data", False),
+        (1, "full", "sharded", False),
+    ],
+)
+def test_when_the_network_is_sharded(
+    model: Path, size: int, tune: str, parallel: str, sharded: bool
+) -> None:
+    run = recipe(model, tune=tune)
+    run = run.model_copy(update={"train": run.train.model_copy(update={"parallel": parallel})})
+    assert distributed.is_sharded_run(run, replace(TorchProcessGroup(), size=size)) == sharded
 
-    assert split(2, "full", "auto") and split(2, "lora", "sharded")
-    assert (
-        not split(2, "lora", "auto")
-        and not split(2, "full", "data")
-        and not split(1, "full", "sharded")
-    )
 
-
-def test_a_denoiser_may_wait_elsewhere_than_its_pipeline(model: Path):
-    family = load_model(recipe(model).model, "cpu", denoiser_device=torch.device("meta"))
-    assert {p.device.type for p in family.denoiser.parameters()} == {"meta"}
-    assert (
-        load_model(recipe(model).model, "cpu").encode_prompt(["a"]).tensors["pooled"].device.type
-        == "cpu"
-    )
+def test_a_denoiser_may_have_another_device_than_its_pipeline(model: Path) -> None:
+    settings = recipe(model).model
+    loaded = load_model(settings, "cpu", denoiser_device=torch.device("meta"))
+    assert {p.device.type for p in loaded.denoiser.parameters()} == {"meta"}
+    cond = load_model(settings, "cpu").encode_prompt(["a"])
+    assert cond.tensors["pooled"].device.type == "cpu"

@@ -1,30 +1,45 @@
-"""TensorBoard, Weights & Biases and trackio hold what metrics.jsonl says, no more and no less: read back from what each wrote itself."""
+"""TensorBoard, W&B and trackio contain what metrics.jsonl does, read back from their own files.
+
+And their failures: refused before the run starts, or reported once while training continues.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import struct
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import train_stubs as stubs
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from train_stubs import stop_at
 
 from directalign import config
-from directalign.training import checkpoint, run_log, trackers
+from directalign.preflight.checks import check_trackers
+from directalign.training import run_log, trackers
 from directalign.training.loop import Interrupted
+from directalign.types import DirectAlignError
 
 STORE = Path(tempfile.gettempdir()) / f"trackio-{os.getpid()}"
 os.environ["TRACKIO_DIR"] = str(STORE)  # trackio reads it once, when it is imported
+NO_NETWORK = pytest.mark.usefixtures("no_network")
+GRID = torch.zeros(1, 3, 4, 4)
 
 Values = set[tuple[str, int, float]]
 
@@ -35,85 +50,77 @@ def _store() -> Iterator[None]:
     shutil.rmtree(STORE, ignore_errors=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def no_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No look for an address outside is made, though somebody is logged in everywhere."""
-    looked_up: list[str] = []
+    """No host name is resolved, though logins exist everywhere."""
+    resolved: list[str] = []
 
     def refuse(host: Any, *rest: Any, **more: Any) -> Any:
-        looked_up.append(str(host))
+        resolved.append(str(host))
         raise socket.gaierror(f"no network in tests: {host}")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", refuse)
-        for name, value in {
-            "HOME": str(tmp_path_factory.mktemp("home")),
-            "HF_TOKEN": "hf_secret",
-            "WANDB_API_KEY": "s" * 40,
-        }.items():
-            patch.setenv(name, value)
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("HF_TOKEN", "hf_secret")
+        patch.setenv("WANDB_API_KEY", "s" * 40)
         yield
-    assert looked_up == []
+    assert resolved == []
 
 
-def tracked(folder: Path, project: str, **train: Any) -> config.RunConfig:
-    run = stubs.make_run(folder / "prompts.txt", **train)
-    asked = {
-        "wandb": {"project": project, "mode": "offline", "tags": ["a", "b"]},
-        "trackio": {"project": project},
-    }
-    return config.RunConfig.model_validate({**run.model_dump(mode="json"), "trackers": asked})
+def with_trackers(folder: Path, given: dict[str, Any], **train: Any) -> config.RunConfig:
+    run = stubs.make_run(folder / "prompts.txt", **train).model_dump(mode="json")
+    return config.RunConfig.model_validate({**run, "trackers": given})
 
 
-# --- what each wrote ----------------------------------------------------------------------------------------------------
+def offline(folder: Path, project: str, **train: Any) -> config.RunConfig:
+    wandb = {"project": project, "mode": "offline", "tags": ["a", "b"]}
+    return with_trackers(folder, {"wandb": wandb, "trackio": {"project": project}}, **train)
 
 
-def wandb_records(out: Path) -> list[Any]:
-    """The records of the one .wandb file: blocks of 32 KiB with pieces of (checksum, length, kind), as LevelDB logs are."""
+# --- reading back ---------------------------------------------------------------------------------
+
+
+def wandb_records(out: Path, kind: str) -> list[Any]:
+    """Records of the one .wandb file: 32 KiB blocks of (checksum, length, kind), as in LevelDB."""
     from wandb.proto import wandb_internal_pb2
 
     (file,) = (out / "wandb").glob("offline-run-*/*.wandb")
     content, place, piece, found = file.read_bytes(), 7, b"", []
     while place + 7 <= len(content):
         left = 32768 - place % 32768
-        _, length, kind = (
-            struct.unpack("<IHB", content[place : place + 7]) if left >= 7 else (0, 0, 0)
-        )
-        if kind == 0:
+        head = content[place : place + 7]
+        _, length, part = struct.unpack("<IHB", head) if left >= 7 else (0, 0, 0)
+        if part == 0:
             place += left
             continue
         piece += content[place + 7 : place + 7 + length]
         place += 7 + length
-        if kind in (1, 4):
+        if part in (1, 4):
             found.append(wandb_internal_pb2.Record.FromString(piece))
             piece = b""
-    return found
+    return [getattr(r, kind) for r in found if r.WhichOneof("record_type") == kind]
 
 
-def wandb_rows(out: Path) -> list[dict[str, Any]]:
-    rows = [
-        record.history
-        for record in wandb_records(out)
-        if record.WhichOneof("record_type") == "history"
-    ]
-    return [
-        _nested((item.nested_key or [item.key], json.loads(item.value_json)) for item in row.item)
-        for row in rows
-    ]
+def wandb_rows(out: Path) -> list[tuple[int, dict[str, Any]]]:
+    rows = list[tuple[int, dict[str, Any]]]()
+    for record in wandb_records(out, "history"):
+        row: dict[str, Any] = {}
+        for item in record.item:
+            name, *inner = item.nested_key or [item.key]
+            value = json.loads(item.value_json)
+            row[name] = {**row.get(name, {}), inner[0]: value} if inner else value
+        rows.append((row.pop("step"), row))
+    return rows
 
 
-def _nested(items: Iterator[tuple[Any, Any]]) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for (name, *inner), value in items:
-        if inner:
-            row.setdefault(name, {})[inner[0]] = value
-        else:
-            row[name] = value
-    return row
+def trackio_rows(project: str) -> list[tuple[int, dict[str, Any]]]:
+    with sqlite3.connect(STORE / f"{project}.db") as store:
+        rows = store.execute("select step, metrics from metrics order by id")
+        return [(step, json.loads(metrics)) for step, metrics in rows]
 
 
-def in_wandb(out: Path) -> Values:
-    rows = [(row.pop("step"), row) for row in wandb_rows(out)]
+def numbers(rows: list[tuple[int, Mapping[str, Any]]]) -> Values:
     return {
         (name, step, value)
         for step, row in rows
@@ -122,290 +129,410 @@ def in_wandb(out: Path) -> Values:
     }
 
 
-def trackio_rows(project: str) -> list[tuple[int, dict[str, Any]]]:
-    with sqlite3.connect(STORE / f"{project}.db") as store:
-        return [
-            (step, json.loads(metrics))
-            for step, metrics in store.execute("select step, metrics from metrics order by id")
-        ]
-
-
-def in_trackio(project: str) -> Values:
-    return {
-        (name, step, value)
-        for step, row in trackio_rows(project)
-        for name, value in row.items()
-        if isinstance(value, float | int)
-    }
-
-
 def board(out: Path) -> EventAccumulator:
-    return EventAccumulator(
-        str(out / "tensorboard"), size_guidance={"images": 0, "tensors": 0, "scalars": 0}
-    ).Reload()
+    guidance = {"images": 0, "tensors": 0, "scalars": 0}
+    return EventAccumulator(str(out / "tensorboard"), size_guidance=guidance).Reload()
 
 
-def in_board(out: Path) -> Values:
-    read = board(out)
-    return {
-        (name, each.step, each.value)
-        for name in read.Tags()["scalars"]
-        for each in read.Scalars(name)
-    }
+def text_of(out: Path, name: str) -> str:
+    return board(out).Tensors(f"{name}/text_summary")[0].tensor_proto.string_val[0].decode()
 
 
-def in_records(out: Path) -> Values:
-    told = [(trackers.values_of(record), record["step"]) for record in run_log.read(out)]
-    return {
-        (name, step, value)
-        for values, step in told
-        for name, value in values.items()
-        if not isinstance(value, str)
-    }
+def logged(out: Path) -> Values:
+    return numbers([(record["step"], trackers.values_of(record)) for record in run_log.read(out)])
 
 
-def rounded(values: Values) -> Values:
-    """In single precision, as TensorBoard keeps them."""
-    return {(name, step, float(np.float32(value))) for name, step, value in values}
+def check_equal(out: Path, project: str) -> None:
+    wanted, read = logged(out), board(out)
+    assert numbers(wandb_rows(out)) == wanted and numbers(trackio_rows(project)) == wanted
+    names = read.Tags()["scalars"]
+    found = {(name, each.step, each.value) for name in names for each in read.Scalars(name)}
+    assert found == {(name, step, float(np.float32(value))) for name, step, value in wanted}
 
 
-def show_the_same(out: Path, project: str) -> None:
-    wanted = in_records(out)
-    assert in_wandb(out) == wanted
-    assert in_trackio(project) == wanted
-    assert in_board(out) == rounded(wanted)
+def pixels(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.array(image.convert("RGB"))
 
 
-def levels(file: Path) -> np.ndarray:
-    with Image.open(file) as picture:
-        return np.array(picture.convert("RGB"))
-
-
-# --- whole runs ---------------------------------------------------------------------------------------------------------
+# --- whole runs -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, config.RunConfig]:
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, no_network: None
+) -> tuple[Path, config.RunConfig]:
     folder = tmp_path_factory.mktemp("whole")
-    run = tracked(folder, "whole")
+    run = offline(folder, "whole")
     stubs.start(run, folder / "out")
     return folder / "out", run
 
 
-def test_the_three_hold_the_same_set_of_name_step_and_value(whole: tuple[Path, config.RunConfig]):
-    out, _ = whole
-    show_the_same(out, "whole")
-    names = {name for name, _, _ in in_records(out)}
-    assert {
-        "step/reward",
-        "evaluate/photo_rate/low",
-        "evaluate/photo_rate/high",
-        "step/phases/optimise",
-    } & names >= {"step/reward", "evaluate/photo_rate/low"}
-    assert {step for name, step, _ in in_records(out) if name == "evaluate/color_drift"} == {
-        0,
-        2,
-        4,
-        6,
-    }
-
-
-def test_the_whole_session_of_an_offline_run_is_offline(whole: tuple[Path, config.RunConfig]):
-    """A session that is not asks for W&B's address when the process ends, whatever the mode of the run."""
+def test_all_have_the_same_names_steps_and_values(whole: tuple[Path, config.RunConfig]) -> None:
     import wandb
 
+    out, _ = whole
+    check_equal(out, "whole")
+    found = logged(out)
+    names = {name for name, _, _ in found}
+    assert {"step/reward", "step/phases/update", "evaluate/photo_rate/low"} <= names
+    assert {step for name, step, _ in found if name == "evaluate/color_drift"} == {0, 2, 4, 6}
+    # an online session would connect when the process ends, whatever the mode of the run
     assert wandb.setup().settings.mode == "offline"
 
 
-def test_the_sample_grids_arrive_pixel_by_pixel_with_their_prompts(
-    whole: tuple[Path, config.RunConfig],
-):
+def test_sample_grids_have_their_pixels_and_prompts(whole: tuple[Path, config.RunConfig]) -> None:
     out, _ = whole
-    files = {step: levels(run_log.grid_path(out, step)) for step in (0, 3, 6)}
+    files = {step: pixels(run_log.grid_path(out, step)) for step in (0, 3, 6)}
     caption = "1. a thing of kind 0\n2. a thing of kind 1\n"
-
-    (run_folder,) = (out / "wandb").glob("offline-run-*")
-    shown = {row["step"]: row["samples"] for row in wandb_rows(out) if "samples" in row}
-    assert shown.keys() == files.keys()
-    for step, picture in shown.items():
-        assert np.array_equal(
-            levels(run_folder / "files" / picture["path"]), files[step]
-        ) and picture["caption"].startswith(caption)
-
-    shown = {step: row["samples"] for step, row in trackio_rows("whole") if "samples" in row}
-    assert shown.keys() == files.keys()
-    for step, picture in shown.items():
-        assert np.array_equal(
-            levels(STORE / "media" / picture["file_path"]), files[step]
-        ) and picture["caption"].startswith(caption)
-
-    read = board(out)
-    assert [each.step for each in read.Images("samples")] == [0, 3, 6]
-    (out / "shown.png").write_bytes(read.Images("samples")[1].encoded_image_string)
-    assert np.array_equal(levels(out / "shown.png"), files[3])
-    assert (
-        read.Tensors("samples/prompts/text_summary")[0]
-        .tensor_proto.string_val[0]
-        .decode()
-        .startswith(caption)
-    )
+    (wandb_folder,) = (out / "wandb").glob("offline-run-*/files")
+    for rows, folder, key in (
+        (wandb_rows(out), wandb_folder, "path"),
+        (trackio_rows("whole"), STORE / "media", "file_path"),
+    ):
+        images = {step: row["samples"] for step, row in rows if "samples" in row}
+        assert images.keys() == files.keys()
+        for step, image in images.items():
+            assert np.array_equal(pixels(folder / image[key]), files[step])
+            assert image["caption"].startswith(caption)
+    images = board(out).Images("samples")
+    assert [each.step for each in images] == [0, 3, 6]
+    (out / "image.png").write_bytes(images[1].encoded_image_string)
+    assert np.array_equal(pixels(out / "image.png"), files[3])
+    assert text_of(out, "samples/prompts").startswith(caption)
 
 
-def test_the_resolved_config_and_the_summary_are_told(whole: tuple[Path, config.RunConfig]):
+def test_config_and_summary_are_logged(whole: tuple[Path, config.RunConfig]) -> None:
     out, run = whole
-    found = json.loads((out / "summary.json").read_text())
-    told = run.model_dump(mode="json")
-
-    records = wandb_records(out)
-    (opened,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
-    assert {
-        item.key: json.loads(item.value_json)
-        for item in opened.config.update
-        if item.key != "_wandb"
-    } == told
+    summary, given = json.loads((out / "summary.json").read_text()), run.model_dump(mode="json")
+    (opened,) = wandb_records(out, "run")
+    stored = {item.key: json.loads(item.value_json) for item in opened.config.update}
+    assert {key: value for key, value in stored.items() if key != "_wandb"} == given
     assert (opened.project, opened.display_name, list(opened.tags)) == ("whole", "stub", ["a", "b"])
-    ends = {
-        item.key: json.loads(item.value_json)
-        for r in records
-        if r.WhichOneof("record_type") == "summary"
-        for item in r.summary.update
-        if item.key
-    }
-    assert {name: ends[name] for name in found} == found
-    assert [
-        record.exit.exit_code for record in records if record.WhichOneof("record_type") == "exit"
-    ] == [0]
+    items = [item for record in wandb_records(out, "summary") for item in record.update if item.key]
+    ends = {item.key: json.loads(item.value_json) for item in items}
+    assert {name: ends[name] for name in summary} == summary
+    assert [record.exit_code for record in wandb_records(out, "exit")] == [0]
 
     with sqlite3.connect(STORE / "whole.db") as store:
         ((stored,),) = store.execute("select config from configs").fetchall()
-    assert {
-        name: value for name, value in json.loads(stored).items() if not name.startswith("_")
-    } == told
-    assert "align_seconds" in str(trackio_rows("whole")[-1])
-
-    texts = {
-        name: board(out).Tensors(f"{name}/text_summary")[0].tensor_proto.string_val[0].decode()
-        for name in ("config", "summary")
-    }
-    assert json.loads(texts["config"]) == told and json.loads(texts["summary"]) == found
+    public = {key: value for key, value in json.loads(stored).items() if not key.startswith("_")}
+    assert public == given and "align_seconds" in str(trackio_rows("whole")[-1])
+    assert json.loads(text_of(out, "config")) == given
+    assert json.loads(text_of(out, "summary")) == summary
 
 
-def test_a_resumed_run_is_the_same_run_and_forgets_what_lies_beyond_its_checkpoint(tmp_path: Path):
-    run, out = tracked(tmp_path, "resumed", save_every=4), tmp_path / "out"
+@NO_NETWORK
+def test_a_resumed_run_is_the_same_run_without_records_beyond_its_checkpoint(
+    tmp_path: Path,
+) -> None:
+    run, out = offline(tmp_path, "resumed", save_every=4), tmp_path / "out"
 
-    def die(step: int) -> None:
-        if step == 5 and not (out / "died").exists():
-            (out / "died").touch()
+    def fail(step: int) -> None:
+        if step == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stubs.start(run, out, on_step=die)
+        stubs.start(run, out, on_step=fail)
     first = json.loads((out / "tracked.json").read_text())
-    assert (
-        max(step for _, step, _ in in_wandb(out)) == 5
-        and max(step for _, step, _ in in_trackio("resumed")) == 5
-    )
-    assert [
-        r.exit.exit_code for r in wandb_records(out) if r.WhichOneof("record_type") == "exit"
-    ] == [1]
+    for rows in (wandb_rows(out), trackio_rows("resumed")):
+        assert max(step for _, step, _ in numbers(rows)) == 5
+    assert [record.exit_code for record in wandb_records(out, "exit")] == [1]
     stubs.start(run, out, resume=True)
     assert json.loads((out / "tracked.json").read_text()) == first
-    show_the_same(out, "resumed")
-    assert (
-        sum("step/reward" in row for row in wandb_rows(out))
-        == sum("step/reward" in row for _, row in trackio_rows("resumed"))
-        == 6
-    )
-    assert (
-        [row["step"] for row in wandb_rows(out) if "samples" in row]
-        == [step for step, row in trackio_rows("resumed") if "samples" in row]
-        == [0, 3, 6]
-    )
+    check_equal(out, "resumed")
+    for rows in (wandb_rows(out), trackio_rows("resumed")):
+        assert sum("step/reward" in row for _, row in rows) == 6
+        assert [step for step, row in rows if "samples" in row] == [0, 3, 6]
     with sqlite3.connect(STORE / "resumed.db") as store:
-        assert store.execute("select distinct run_name from metrics").fetchall() == [
-            (f"stub-{first['key']}",)
-        ]
+        names = store.execute("select distinct run_name from metrics").fetchall()
+    assert names == [(f"stub-{first['key']}",)]
 
 
-def test_who_shows_a_run_may_change_when_it_is_resumed(tmp_path: Path):
-    run, out = tracked(tmp_path, "late"), tmp_path / "out"
-    before = run.model_copy(update={"trackers": config.TrackersConfig(tensorboard=False)})
-    stubs.start(before, out)
-    assert not any(
-        (out / name).exists() for name in ("tensorboard", "wandb", "tracked.json")
-    ) and checkpoint.all_of(out / "checkpoints")
-    stubs.start(
-        run.model_copy(update={"train": run.train.model_copy(update={"num_steps": 8})}),
-        out,
-        resume=True,
-    )
-    show_the_same(out, "late")
-    assert {step for name, step, _ in in_records(out) if name == "step/loss"} == set(range(1, 9))
+@NO_NETWORK
+def test_trackers_may_change_when_a_run_is_resumed(tmp_path: Path) -> None:
+    run, out = offline(tmp_path, "late"), tmp_path / "out"
+    none = config.TrackersConfig(tensorboard=False)
+    stubs.start(run.model_copy(update={"trackers": none}), out)
+    assert not any((out / name).exists() for name in ("tensorboard", "wandb", "tracked.json"))
+    longer = run.train.model_copy(update={"num_steps": 8})
+    stubs.start(run.model_copy(update={"train": longer}), out, resume=True)
+    check_equal(out, "late")
+    assert {step for name, step, _ in logged(out) if name == "step/loss"} == set(range(1, 9))
 
 
-def test_records_of_an_earlier_step_texts_and_holes(tmp_path: Path):
-    from directalign.training.trackers import open_trackers
-
-    run = tracked(tmp_path, "holes")
-    written = run_log.RunLog(tmp_path, -1, trackers=open_trackers(run, tmp_path, ["x"]))
-    written.write(
-        {
-            "event": "step",
-            "step": 4,
-            "reward": float("nan"),
-            "loss": None,
-            "grad_norm": 0.1,
-            "levels": {"sigma": [0.1, 0.2]},
-        }
-    )
-    written.write({"event": "stop", "step": 4, "reason": "drift", "says": "too far", "kept": 2})
-    written.write({"event": "kept", "step": 2, "photo_rate": {"value": 0.5, "low": None, "n": 4}})
-    written.close()
-    assert in_records(tmp_path) == {
-        ("step/grad_norm", 4, 0.1),
-        ("stop/kept", 4, 2.0),
-        ("kept/photo_rate/value", 2, 0.5),
-        ("kept/photo_rate/n", 2, 4.0),
-    }
-    show_the_same(tmp_path, "holes")
-    assert [row["stop/says"] for row in wandb_rows(tmp_path) if "stop/says" in row] == ["too far"]
-    assert [row["stop/says"] for _, row in trackio_rows("holes") if "stop/says" in row] == [
-        "too far"
-    ]
-    assert board(tmp_path).Tensors("stop/says/text_summary")[0].tensor_proto.string_val == [
-        b"too far"
-    ]
-
-
-def test_a_name_leads_out_of_no_folder():
-    told = trackers.RunInfo("k", "../../a/b: best\\one", {}, "", None)
-    assert trackers.trackio_run_name(told) == "_a_b_ best_one-k"
-
-
-def test_no_secret_is_told(tmp_path: Path):
-    run = tracked(tmp_path, "secrets")
-    reward = {"name": "remote", "url": "https://me:hunter2@judge.example:8000/score"}
-    run = config.RunConfig.model_validate(
-        {
-            **run.model_dump(mode="json"),
-            "reward": reward,
-            "method": {"name": "flow_grpo", "form": "absolute"},
-        }
-    )
-    told = json.dumps(dict(trackers.run_info(run, tmp_path, []).config))
-    assert "hunter2" not in told and "https://judge.example:8000/score" in told
-
-
-def test_an_interrupted_run_is_left_open_and_whole(tmp_path: Path):
-    import signal
-
-    run, out = tracked(tmp_path, "interrupted"), tmp_path / "out"
-
-    def stop(step: int) -> None:
-        if step == 3 and not (out / "died").exists():
-            (out / "died").touch()
-            os.kill(os.getpid(), signal.SIGTERM)
-
+@NO_NETWORK
+def test_a_stopped_run_stays_open_and_complete(tmp_path: Path) -> None:
+    out = tmp_path / "out"
     with pytest.raises(Interrupted):
-        stubs.start(run, out, on_step=stop)
-    show_the_same(out, "interrupted")
+        stubs.start(offline(tmp_path, "interrupted"), out, on_step=stop_at(3))
+    check_equal(out, "interrupted")
+
+
+@NO_NETWORK
+def test_records_of_an_earlier_step_texts_and_missing_values(tmp_path: Path) -> None:
+    opened = trackers.open_trackers(offline(tmp_path, "gaps"), tmp_path, ["x"])
+    log, rate = run_log.RunLog(tmp_path, -1, trackers=opened), {"value": 0.5, "low": None, "n": 4}
+    step = {"event": "step", "step": 4, "reward": float("nan"), "loss": None, "grad_norm": 0.1}
+    log.write({**step, "levels": {"sigma": [0.1, 0.2]}})
+    log.write({"event": "stop", "step": 4, "reason": "drift", "says": "too far", "kept": 2})
+    log.write({"event": "kept", "step": 2, "photo_rate": rate})
+    log.close()
+    expected = {("step/grad_norm", 4, 0.1), ("stop/kept", 4, 2.0)}
+    expected |= {("kept/photo_rate/value", 2, 0.5), ("kept/photo_rate/n", 2, 4.0)}
+    assert logged(tmp_path) == expected
+    check_equal(tmp_path, "gaps")
+    for rows in (wandb_rows(tmp_path), trackio_rows("gaps")):
+        assert [row["stop/says"] for _, row in rows if "stop/says" in row] == ["too far"]
+    assert text_of(tmp_path, "stop/says") == "too far"
+
+
+def test_names_and_passwords(tmp_path: Path) -> None:
+    info = trackers.RunInfo("k", "../../a/b: best\\one", {}, "", None)
+    assert trackers.trackio_run_name(info) == "_a_b_ best_one-k"  # no path to another folder
+    reward = {"name": "remote", "url": "https://me:hunter2@judge.example:8000/score"}
+    method = {"name": "flow_grpo", "form": "absolute"}
+    given = stubs.make_run(tmp_path / "prompts.txt").model_dump(mode="json")
+    run = config.RunConfig.model_validate({**given, "reward": reward, "method": method})
+    public = json.dumps(dict(trackers.run_info(run, tmp_path, []).config))
+    assert "hunter2" not in public and "https://judge.example:8000/score" in public
+
+
+# --- failures during a run ------------------------------------------------------------------------
+
+
+class Recorder:
+    """Stores its calls; `on_record` may fail or wait."""
+
+    def __init__(
+        self, on_record: Callable[[int], object] = lambda step: None, has_history: bool = False
+    ) -> None:
+        self.calls: list[Any] = []
+        self._on_record, self.has_history = on_record, has_history
+
+    def log_values(self, values: Mapping[str, float | str], step: int) -> None:
+        self._on_record(step)
+        self.calls.append((step, dict(values)))
+
+    def log_image(self, pixels: trackers.Pixels, step: int) -> None:
+        self.calls.append(("image", step))
+
+    def log_summary(self, summary: Mapping[str, Any]) -> None:
+        self.calls.append(("summary", dict(summary)))
+
+    def close(self, finished: bool) -> None:
+        self.calls.append(("close", finished))
+
+
+def test_a_background_tracker_logs_everything_in_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = Recorder(lambda step: time.sleep(0.01))
+    log = run_log.RunLog(tmp_path, -1, trackers=[trackers.BackgroundTracker(tracker, "it", "")])
+    wanted: list[Any] = []
+    for step in range(5):
+        log.write({"event": "step", "step": step, "loss": 0.5})
+        log.grid(step, GRID)
+        wanted += [(step, {"step/loss": 0.5}), ("image", step)]
+    log.summary({"a": 1})
+    log.close()
+    assert tracker.calls == [*wanted, ("summary", {"a": 1}), ("close", True)]
+    assert caplog.messages == []
+
+
+def test_a_failure_is_reported_once_and_the_records_are_complete(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(step: int) -> None:
+        if step >= 2:
+            raise ConnectionError("no route\nand more")
+
+    tracker = Recorder(fail)
+    background = trackers.BackgroundTracker(tracker, "it", "Do this.")
+    log = run_log.RunLog(tmp_path, -1, trackers=[background])
+    for step in range(5):
+        log.write({"event": "step", "step": step})
+        time.sleep(0.01)
+    log.close()
+    (message,) = caplog.messages
+    assert message.startswith("it failed (ConnectionError: no route)") and "Do this." in message
+    assert [record["step"] for record in run_log.read(tmp_path)] == [0, 1, 2, 3, 4]
+    assert [step for step, _ in tracker.calls] == [0, 1]
+
+
+def test_a_tracker_that_hangs_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    free = threading.Event()
+    hanging = trackers.BackgroundTracker(
+        Recorder(lambda step: free.wait()), "it", "", timeout=0.05, final_timeout=0.1
+    )
+    for step in range(3):
+        hanging.log_values({}, step)
+    assert caplog.messages == []
+    time.sleep(0.1)
+    hanging.log_values({}, 3)
+    assert len(caplog.messages) == 1 and "made no progress for 0 s" in caplog.messages[0]
+    hanging.close(True)
+    free.set()
+    late = trackers.BackgroundTracker(
+        Recorder(lambda step: free.wait()), "it", "", final_timeout=0.05
+    )
+    free.clear()
+    late.log_values({}, 0)
+    late.close(True)
+    assert len(caplog.messages) == 2 and "at the end" in caplog.messages[1]
+    free.set()
+
+
+def test_a_backend_with_history_gets_no_record_twice(tmp_path: Path) -> None:
+    without, with_history = Recorder(), Recorder(has_history=True)
+    run_log.RunLog(tmp_path, -1).write({"event": "step", "step": 1, "loss": 1.0})
+    log = run_log.RunLog(tmp_path, 1, trackers=[without, with_history])
+    log.grid(1, GRID, is_replay=True)
+    log.grid(2, GRID)
+    log.close()
+    assert with_history.calls == [("image", 2), ("close", False)]
+    assert without.calls == [(1, {"step/loss": 1.0}), ("image", 1), *with_history.calls]
+
+
+@pytest.fixture
+def wandb_unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """W&B with a key and an address without a server."""
+    import wandb
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setitem(trackers.WANDB_SETTINGS, "init_timeout", 1)
+    wandb.teardown()  # it reads its environment once
+    yield wandb
+    wandb.teardown()
+
+
+def with_wandb(folder: Path, mode: str) -> config.RunConfig:
+    return with_trackers(folder, {"wandb": {"project": "p", "mode": mode}}, num_steps=4)
+
+
+def has_wandb_file(out: Path) -> bool:
+    (file,) = (out / "wandb").glob("offline-run-*/*.wandb")
+    return file.stat().st_size > 0
+
+
+@pytest.mark.usefixtures("wandb_unreachable")
+def test_without_a_network_the_run_is_recorded_offline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    stubs.start(with_wandb(tmp_path, "online"), out)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "Weights & Biases" in line]
+    assert len(lines) == 2 and "cannot be reached" in lines[0] and "wandb sync" in lines[1]
+    assert has_wandb_file(out) and len(run_log.read(out)) == 7
+
+
+def test_a_service_that_dies_is_reported_and_a_resume_catches_up(
+    tmp_path: Path, wandb_unreachable: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = with_wandb(tmp_path, "offline"), tmp_path / "out"
+
+    def kill(step: int) -> None:
+        if step == 2:
+            command = ["pgrep", "-P", str(os.getpid()), "-f", "wandb-core"]
+            found = subprocess.run(command, capture_output=True, text=True).stdout.split()
+            for process in found:
+                os.kill(int(process), signal.SIGKILL)
+
+    stubs.start(run, out, on_step=kill)
+    lines = capsys.readouterr().out.splitlines()
+    warnings = [line for line in lines if line.startswith("warning: Weights & Biases")]
+    assert len(warnings) == 1 and "--resume" in warnings[0] and "wandb sync" in warnings[0]
+    assert len(run_log.read(out)) == 7
+    with contextlib.suppress(ConnectionError):
+        wandb_unreachable.teardown()
+    stubs.start(run, out, resume=True)
+    assert has_wandb_file(out) and "warning" not in capsys.readouterr().out
+
+
+def test_a_tracker_that_cannot_be_opened_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("disk on fire")
+
+    monkeypatch.setattr(trackers, "open_wandb", fail)
+    (tracker,) = trackers.open_trackers(with_wandb(tmp_path, "offline"), tmp_path, ["x"])
+    tracker.close(True)
+    assert "cannot be opened (RuntimeError: disk on fire)" in caplog.text
+
+
+# --- before a run ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_missing_package_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    run, remedy = with_trackers(tmp_path, {name: {"project": "p"}}), f"directalign[{name}]"
+    with pytest.raises(DirectAlignError, match=rf"trackers\.{name}.*pip install '{remedy[:11]}"):
+        check_trackers(run, is_here=True)
+    findings, warnings = check_trackers(run, is_here=False)
+    assert findings == [] and len(warnings) == 1 and remedy in warnings[0]
+
+
+def test_wandb_online_needs_a_login(
+    tmp_path: Path, wandb_unreachable: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = with_wandb(tmp_path, "online")
+    assert check_trackers(run, is_here=True)[0] == [("W&B", "online, project p")]
+    monkeypatch.delenv("WANDB_API_KEY")
+    wandb_unreachable.teardown()
+    with pytest.raises(DirectAlignError, match="wandb login"):
+        check_trackers(run, is_here=True)
+    assert check_trackers(with_wandb(tmp_path, "offline"), is_here=True)[0]
+    file = tmp_path / ".netrc"
+    file.write_text("machine api.wandb.ai login user password " + "k" * 40)
+    assert check_trackers(run, is_here=True)[0]
+    file.write_text("machine api.wandb.ai login\nuser nonsense x")
+    with pytest.raises(DirectAlignError, match="cannot be read"):
+        check_trackers(run, is_here=True)
+
+
+def test_trackio_is_local_unless_the_recipe_names_a_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = with_trackers(tmp_path, {"trackio": {"project": "p"}})
+    space = with_trackers(tmp_path, {"trackio": {"project": "p", "space": "me/there"}})
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert check_trackers(local, is_here=True)[0] == [("trackio", "on this machine, project p")]
+    with pytest.raises(DirectAlignError, match="hf auth login"):
+        check_trackers(space, is_here=True)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
+    assert check_trackers(space, is_here=True)[0] == [("trackio", "me/there, project p")]
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "someone/else")
+    with pytest.raises(DirectAlignError, match="TRACKIO_SPACE_ID is set"):
+        check_trackers(local, is_here=True)
+
+
+def test_packages_are_imported_only_when_a_recipe_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("wandb", "trackio"):
+        monkeypatch.setitem(sys.modules, name, None)
+    run = with_trackers(tmp_path, {})
+    assert check_trackers(run, is_here=True) == ([], [])
+    (tracker,) = trackers.open_trackers(run, tmp_path, ["x"])
+    tracker.close(True)
+    assert not (tmp_path / "tracked.json").exists()
+    none = with_trackers(tmp_path, {"tensorboard": False})
+    assert trackers.open_trackers(none, tmp_path, ["x"]) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"wandb": {"project": "a/b"}}, r"trackers\.wandb\.project"),
+        ({"trackio": {"project": "p", "space": "x"}}, r"trackers\.trackio\.space"),
+    ],
+)
+def test_invalid_names_are_refused(tmp_path: Path, given: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        with_trackers(tmp_path, given)

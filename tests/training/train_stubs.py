@@ -1,12 +1,14 @@
-"""A family, method and measurer of a few numbers each, so that a whole run takes a fraction of a second.
+"""A model, method and evaluator of a few numbers each: a whole run takes a fraction of a second.
 
-The method draws from every kind of random state, keeps a memory of its own and reads its batch, so a resume that gets any of
-them wrong ends in other weights.
+The method draws from every kind of random state, has a state of its own and reads its batch, so a
+resume that restores any of them wrongly ends with other weights.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,10 @@ from torch import Tensor, nn
 
 from directalign import config
 from directalign.diffusion.rng import draw_rows, generator_for
+from directalign.training import run_folder, run_log
 from directalign.training.data import open_data
 from directalign.training.distributed import TorchProcessGroup
-from directalign.training import run_folder
 from directalign.training.run import Loaded, train_loaded
-
 from directalign.types import Batch, Conditioning, Images, Latents, LossTerm, PerSample
 
 PROMPTS = [f"a thing of kind {index}" for index in range(11)]
@@ -76,36 +77,33 @@ class StubModel:
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
-        trained = {
-            name: p.detach().clone()
-            for name, p in self.denoiser.named_parameters()
-            if p.requires_grad
-        }
+        named = self.denoiser.named_parameters()
+        trained = {name: p.detach().clone() for name, p in named if p.requires_grad}
         save_file(trained, folder / "lora.safetensors")
 
 
 class StubMethod:
-    """Two branches of a noisy regression; `spoil(step, branch)` may change a loss, `on_step` watches the start of each update."""
+    """Noisy regression in two branches.
+
+    `spoil(loss, step, branch)` may change a loss; `on_step(step)` is called for each batch.
+    """
 
     def __init__(
         self,
-        family: StubModel,
+        model: StubModel,
         spoil: Callable[[Tensor, int, str], Tensor] | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> None:
-        self.model, self.spoil, self.on_step = family, spoil, on_step
+        self.model, self.spoil, self.on_step = model, spoil, on_step
         self.reference = torch.zeros(())
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         if self.on_step is not None:
             self.on_step(batch.step)
-        known = draw_rows(
-            batch,
-            lambda total: torch.randn(total, SIZE, generator=generator_for(batch.seed, batch.step)),
-        )
-        jitter = torch.randn(SIZE) + float(
-            np.random.rand()
-        )  # not Python's own: the checks of annotations draw from that while tests run
+        generator = generator_for(batch.seed, batch.step)
+        known = draw_rows(batch, lambda total: torch.randn(total, SIZE, generator=generator))
+        # not Python's own generator: beartype draws from it while tests run
+        jitter = torch.randn(SIZE) + float(np.random.rand())
         wanted = torch.tensor([[float(sum(map(ord, prompt)) % 7)] for prompt in batch.prompts])
         for branch in ("denoise", "inversion"):
             score = -(self.model.denoiser(known) - wanted - 0.1 * jitter).square().mean(1)
@@ -113,18 +111,9 @@ class StubMethod:
             value = (score - self.reference).square().mean()
             value = self.spoil(value, batch.step, branch) if self.spoil else value
             sigma = known[:, 0].sigmoid().double()
-            levels = {
-                "sigma": sigma,
-                "gain": sigma / 3,
-                "reward": score.detach(),
-                "recovery_error": sigma / 5,
-            }
-            yield LossTerm(
-                value,
-                branch,
-                {"reward": float(score.detach().mean())},
-                {name: v.tolist() for name, v in levels.items()},
-            )
+            levels = {"sigma": sigma, "gain": sigma / 3, "reward": score.detach()}
+            metrics = {"reward": float(score.detach().mean())}
+            yield LossTerm(value, branch, metrics, {k: v.tolist() for k, v in levels.items()})
 
     def state_dict(self) -> Mapping[str, Any]:
         return {"reference": self.reference}
@@ -133,11 +122,11 @@ class StubMethod:
         self.reference = state["reference"]
 
 
-class StubMeasurer:
-    """Measures the sum of the weights, and disturbs every random state while at it."""
+class StubEvaluator:
+    """Measures the sum of the weights, and changes every random state."""
 
-    def __init__(self, family: StubModel) -> None:
-        self.model = family
+    def __init__(self, model: StubModel) -> None:
+        self.model = model
 
     def prepare(self) -> None:
         torch.randn(3)
@@ -145,25 +134,15 @@ class StubMeasurer:
     def measure(self, num_samples: int) -> dict[str, Any]:
         torch.randn(3), random.random(), np.random.rand()
         total = sum(float(p.detach().sum()) for p in self.model.denoiser.parameters())
-        return {
-            "photo_rate": {"value": 0.5, "low": 0.1, "high": 0.9, "n": num_samples},
-            "color_drift": total,
-            "seconds": 0.01,
-        }
+        rate = {"value": 0.5, "low": 0.1, "high": 0.9, "n": num_samples}
+        return {"photo_rate": rate, "color_drift": total, "seconds": 0.01}
 
 
 def make_run(prompts: Path, **train: Any) -> config.RunConfig:
-    """A recipe for the stubs: 6 updates unless told otherwise; `batch_size` and `tune` belong to their own sections."""
+    """A recipe for the stubs, 6 steps by default; `batch_size` and `tune` go to their sections."""
     prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
     batch_size, tune = train.pop("batch_size", 2), train.pop("tune", "full")
-    settings = {
-        "num_steps": 6,
-        "learning_rate": 0.05,
-        "max_grad_norm": 1.0,
-        "save_every": 2,
-        "sample_every": 3,
-        **train,
-    }
+    settings = {"num_steps": 6, "learning_rate": 0.05, "max_grad_norm": 1.0, "save_every": 2}
     given = {
         "name": "stub",
         "model": {"architecture": "flux", "path": "nowhere", "tune": tune},
@@ -171,37 +150,45 @@ def make_run(prompts: Path, **train: Any) -> config.RunConfig:
         "method": {"form": "absolute"},
         "rollout": {"num_inference_steps": 2},
         "data": {"prompts": str(prompts), "batch_size": batch_size},
-        "train": settings,
+        "train": {**settings, "sample_every": 3, **train},
         "evaluate": {"every": 2, "num_samples": 4, "num_samples_during": 3},
     }
     return config.RunConfig.model_validate(given)
-
-
-def load(
-    run: config.RunConfig, family: StubModel, ranks: TorchProcessGroup, **method: Any
-) -> Loaded:
-    """The stubs of a run, with its data."""
-    return Loaded(
-        family, StubMethod(family, **method), StubMeasurer(family), open_data(run, family, ranks)
-    )
 
 
 def start(
     run: config.RunConfig,
     out: Path,
     resume: bool = False,
-    ranks: TorchProcessGroup | None = None,
+    evaluator: Callable[[StubModel], Any] = StubEvaluator,
     **method: Any,
 ) -> StubModel:
-    """A whole stub run; the family it trained."""
+    """A whole stub run; returns the trained model. `method`: arguments of `StubMethod`."""
     run_folder.check(out, resume)
     run_folder.make(out)
-    family = StubModel(full=run.model.tune == "full")
-    train_loaded(
-        run,
-        out,
-        resume,
-        ranks or TorchProcessGroup(),
-        load(run, family, ranks or TorchProcessGroup(), **method),
-    )
-    return family
+    model, group = StubModel(full=run.model.tune == "full"), TorchProcessGroup()
+    data = open_data(run, model, group)
+    loaded = Loaded(model, StubMethod(model, **method), evaluator(model), data)
+    train_loaded(run, out, resume, group, loaded)
+    return model
+
+
+def nan_at(step: int, branch: str = "denoise") -> Callable[[Tensor, int, str], Tensor]:
+    """`spoil` that makes one loss nan."""
+    return lambda value, now, at: value * float("nan") if (now, at) == (step, branch) else value
+
+
+def stop_at(step: int) -> Callable[[int], None]:
+    """`on_step` that sends SIGTERM once, at the first batch of a step."""
+    seen: list[int] = []
+
+    def watch(current: int) -> None:
+        seen.append(current)
+        if current == step and seen.count(step) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return watch
+
+
+def steps(out: Path, event: str) -> list[int]:
+    return [record["step"] for record in run_log.read(out) if record["event"] == event]

@@ -1,4 +1,4 @@
-"""`directalign check RECIPE`: check a recipe and estimate its memory, without weights, network or GPU."""
+"""`directalign check RECIPE`: check a recipe and estimate its memory, without weights or GPU."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Check a recipe, its files and prompts, and estimate memory and disk. No weights are loaded or downloaded."""
+    """Check a recipe and its files, estimate memory and disk. Loads and downloads no weights."""
     with one_line_errors(debug):
         from ..config.load import load_run
 
@@ -62,7 +62,7 @@ def check(
 
 
 def report(recipe: Path, found: Plan, lower: list[Suggestion]) -> Iterator[Table | str]:
-    """What the run will use, its memory, whether it fits, and what lowers the peak if it does not."""
+    """What the run will use, its memory, and what lowers the peak if it does not fit."""
     from rich.table import Table
 
     from ..preflight import binary

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from ..io.text import read_text
 from ..types import DirectAlignError
@@ -220,3 +220,15 @@ for _class in (_Loader, _Dumper):
             re.compile(f"^(?:{_pattern})$"),
             ["" if c == "\0" else c for c in _first],
         )
+
+
+def parse_section(kind: Any, section: Any, where: str, remedy: str) -> Any:
+    """A config of the (union) type `kind` from a parsed YAML section. Raises: DirectAlignError."""
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(section))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place, problem = ".".join(map(str, first["loc"][1:])), first["msg"]
+        raise DirectAlignError(f"{where}: {place or 'section'}: {problem}; {remedy}") from error
+    except TypeError as error:
+        raise DirectAlignError(f"{where}: section: {error}; {remedy}") from error

@@ -1,1 +1,2 @@
-"""Measurement: fixed prompt-seed pairs, images of them, scores with intervals, and drift. Never trained on."""
+"""Measurement: fixed prompt-seed pairs, images of them, scores with intervals, and drift. Never
+trained on."""

@@ -1,4 +1,8 @@
-"""Folders of images as models of a comparison: what `directalign sample` leaves, or images.jsonl with file, prompt and seed from anywhere."""
+"""The candidates of a comparison: runs, bare models, base models, and folders of images with
+images.jsonl.
+
+images.jsonl has file, prompt and seed of each image; `directalign sample` writes it.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +20,31 @@ from ..data.text_files import checked_prompt, json_rows
 from ..models import model_class
 from ..models.lora import LORA_FILE
 from ..types import DirectAlignError
-from .eval_samples import Item
+from .eval_prompts import Pairs
+from .eval_samples import EvalSample, samples_of
 from .generate import RECORD, run_of
 
 Kind = Literal["base", "run", "model", "images"]
 BASE, BASE_LABEL = "base", "Base model"
-OF_A_MODEL = ("architecture", "path", "components", "revision", "variant", "dtype", "quantization")
-"""Settings of `config.Model` that say which weights a run begins with."""
+BASE_SETTINGS = (
+    "architecture",
+    "path",
+    "components",
+    "revision",
+    "variant",
+    "dtype",
+    "quantization",
+)
+"""Settings of `config.ModelConfig` that identify the weights a run begins with."""
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One model of a comparison. `run` is its recipe with the rollout it is sampled by, None for images; `trained` the folder of its weights."""
+class Candidate:
+    """One model of a comparison. `run`: its recipe with the rollout it is sampled with, None for
+    images;
+    `trained`: the folder of its trained weights; `base`: key of the candidate it is compared with
+    as base.
+    """
 
     key: str
     label: str
@@ -36,38 +53,39 @@ class Subject:
     run: config.RunConfig | None = None
     trained: Path | None = None
     base: str | None = None
-    """Key of the model that its images are held against."""
 
     @property
     def recipe(self) -> config.RunConfig | None:
-        """The recipe that it was trained by, None where nothing was."""
+        """The recipe it was trained with; None if it was not trained."""
         return self.run if self.kind == "run" else None
 
 
-def open_subjects(
+def open_candidates(
     sources: Sequence[str], with_base: bool, rollout: Mapping[str, Any]
-) -> list[Subject]:
-    """The models that `sources` name, bases first, each with a key and a label of its own; `rollout` is laid over everyone's settings.
+) -> list[Candidate]:
+    """The candidates that `sources` name, bases first, each with a unique key and label.
 
-    Raises: DirectAlignError for no source at all, a source that is none of the three kinds, a run without weights, and labels alike.
+    `rollout` overrides the sampling settings of all.
+
+    Raises: DirectAlignError for no source, a source of no known kind, a run without weights, equal
+    labels.
     """
     if not sources:
         raise DirectAlignError(
-            "nothing to compare: give runs, models or folders of images, as in directalign compare runs/a runs/b --base"
+            "nothing to compare: give runs, models or folders of images, "
+            "as in directalign compare runs/a runs/b --base"
         )
-    subjects = _labelled(
-        [_open(*_parted(source)) for source in sources],
-        [_parted(source)[0] is not None for source in sources],
-    )
-    subjects = [
-        each if each.run is None else replace(each, run=_laid_over(each.run, rollout))
-        for each in subjects
-    ]
-    return _with_bases(subjects, with_base)
+    named = [_split_label(source) for source in sources]
+    found = _labelled([_open(*each) for each in named], [label is not None for label, _ in named])
+    for place, each in enumerate(found):
+        if each.run is not None:
+            changed = each.run.rollout.model_copy(update=dict(rollout))
+            found[place] = replace(each, run=each.run.model_copy(update={"rollout": changed}))
+    return _with_bases(found) if with_base else found
 
 
-def _parted(text: str) -> tuple[str | None, str]:
-    """(label, source) of LABEL=SOURCE; a path that holds an = is a path."""
+def _split_label(text: str) -> tuple[str | None, str]:
+    """(label, source) of LABEL=SOURCE; an existing path that contains = is a source."""
     label, equals, source = text.partition("=")
     if not equals or "/" in label or Path(text).exists():
         return None, text
@@ -76,56 +94,55 @@ def _parted(text: str) -> tuple[str | None, str]:
     return label.strip(), source
 
 
-def _open(label: str | None, source: str) -> Subject:
+def _open(label: str | None, source: str) -> Candidate:
     folder = Path(source)
-    if (folder / RECORD).is_file() and not (folder / "run.yaml").is_file():
-        return Subject("", label or folder.resolve().name, "images", source)
-    if (
-        folder.is_dir()
-        and not (folder / "run.yaml").is_file()
-        and not (folder / "model_index.json").is_file()
-    ):
+    is_run, is_pipeline = ((folder / name).is_file() for name in ("run.yaml", "model_index.json"))
+    if (folder / RECORD).is_file() and not is_run:
+        return Candidate("", label or folder.resolve().name, "images", source)
+    if folder.is_dir() and not is_run and not is_pipeline:
         raise DirectAlignError(
-            f"{source}: neither a run (run.yaml), nor a pipeline (model_index.json), nor images ({RECORD}); give one of the three"
+            f"{source}: neither a run (run.yaml), nor a pipeline (model_index.json), "
+            f"nor images ({RECORD}); give one of the three"
         )
     run, trained = run_of(folder)
     if trained is None:
-        return Subject("", label or folder.name, "model", source, run)
-    weights = trained / (
-        LORA_FILE if run.model.tune == "lora" else model_class(run.model.architecture).part
-    )
+        return Candidate("", label or folder.name, "model", source, run)
+    is_lora = run.model.tune == "lora"
+    weights = trained / (LORA_FILE if is_lora else model_class(run.model.architecture).part)
     if not weights.exists():
         raise DirectAlignError(
-            f"{weights}: no such file, the run is not finished; go on with directalign train ... --resume --out {source}"
+            f"{weights}: no such file, the run is not finished; "
+            f"continue it with directalign train ... --resume --out {source}"
         )
-    return Subject("", label or run.name, "run", source, run, trained)
+    return Candidate("", label or run.name, "run", source, run, trained)
 
 
-def _labelled(subjects: list[Subject], given: list[bool]) -> list[Subject]:
-    """Derived labels told apart by their folders, and a key for each: its label in letters that a file name may have."""
-    labels = [each.label for each in subjects]
-    told = [
+def _labelled(candidates: list[Candidate], given: list[bool]) -> list[Candidate]:
+    """Add the folder to derived labels that are equal, and derive keys from the labels."""
+    derived = [each.label for each in candidates]
+    labels = [
         f"{each.label} ({Path(each.source).resolve().name})"
-        if labels.count(each.label) > 1 and not own
+        if derived.count(each.label) > 1 and not own
         else each.label
-        for each, own in zip(subjects, given, strict=True)
+        for each, own in zip(candidates, given, strict=True)
     ]
-    twice = next((label for label in told if told.count(label) > 1), None)
+    twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
-        first, second, *_ = [
-            each.source for each, label in zip(subjects, told, strict=True) if label == twice
+        same = [
+            each.source for each, label in zip(candidates, labels, strict=True) if label == twice
         ]
         raise DirectAlignError(
-            f"{first} and {second} are both called {twice!r}; give each a label of its own: LABEL=SOURCE"
+            f"{same[0]} and {same[1]} are both called {twice!r}; "
+            "give each a label of its own: LABEL=SOURCE"
         )
     return [
         replace(each, label=label, key=key)
-        for each, label, key in zip(subjects, told, _keys(told), strict=True)
+        for each, label, key in zip(candidates, labels, _keys(labels), strict=True)
     ]
 
 
 def _keys(labels: Sequence[str]) -> list[str]:
-    """File names from labels, never `base`, each once."""
+    """Unique file names from labels, never `base`."""
     found: list[str] = []
     for label in labels:
         plain = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode().lower()
@@ -137,128 +154,113 @@ def _keys(labels: Sequence[str]) -> list[str]:
     return found
 
 
-def _laid_over(run: config.RunConfig, rollout: Mapping[str, Any]) -> config.RunConfig:
-    return run.model_copy(update={"rollout": run.rollout.model_copy(update=dict(rollout))})
-
-
-def _with_bases(subjects: list[Subject], with_base: bool) -> list[Subject]:
-    """The base of every run before all others, once for each model and way of sampling; whoever is not a run is held against the only base."""
-    runs = [each for each in subjects if each.kind == "run"]
-    if not with_base:
-        return subjects
-    if not runs:
+def _with_bases(candidates: list[Candidate]) -> list[Candidate]:
+    """Put the base of every run first, one for each model and sampling; others get the only base,
+    if there is one."""
+    firsts: dict[str, Candidate] = {}
+    for each in candidates:
+        if each.kind == "run":
+            firsts.setdefault(_base_identity(each), each)
+    if not firsts:
         raise DirectAlignError(
             "--base: adds the model that a run began with, and no run is compared; leave it out"
         )
-    kinds = list(dict.fromkeys(map(_beginning, runs)))
-    firsts = [next(run for run in runs if _beginning(run) == kind) for kind in kinds]
     single = len(firsts) == 1
-    keys = {kind: BASE if place == 0 else f"{BASE}_{place + 1}" for place, kind in enumerate(kinds)}
-    bases = [
-        Subject(
-            keys[kind],
-            BASE_LABEL if single else f"{BASE_LABEL} of {run.label}",
-            "base",
-            str(run.run and run.run.model.path),
-            run.run,
-        )
-        for kind, run in zip(kinds, firsts, strict=True)
-    ]
-    return [
-        *bases,
-        *(
-            replace(
-                each,
-                base=keys[_beginning(each)] if each.kind == "run" else BASE if single else None,
-            )
-            for each in subjects
-        ),
+    keys = {
+        identity: BASE if place == 0 else f"{BASE}_{place + 1}"
+        for place, identity in enumerate(firsts)
+    }
+    bases = []
+    for identity, each in firsts.items():
+        assert each.run is not None
+        label = BASE_LABEL if single else f"{BASE_LABEL} of {each.label}"
+        bases.append(Candidate(keys[identity], label, "base", str(each.run.model.path), each.run))
+    only = BASE if single else None
+    return bases + [
+        replace(each, base=keys[_base_identity(each)] if each.kind == "run" else only)
+        for each in candidates
     ]
 
 
-def _beginning(subject: Subject) -> str:
+def _base_identity(candidate: Candidate) -> str:
     """The model that a run began with, and how it is sampled."""
-    assert subject.run is not None
-    model = {name: getattr(subject.run.model, name) for name in OF_A_MODEL}
-    return f"{model} {subject.run.rollout.model_dump(exclude={'sizes'})}"
+    assert candidate.run is not None
+    model = {name: getattr(candidate.run.model, name) for name in BASE_SETTINGS}
+    return f"{model} {candidate.run.rollout.model_dump(exclude={'sizes'})}"
 
 
-Asked = tuple[str, int]
+# --- folders of images ----------------------------------------------------------------------------
+
+Pair = tuple[str, int]
 """Prompt and seed."""
 
 
-def items_of_images(
-    subjects: Sequence[Subject], num_samples: int | None
-) -> tuple[list[Item], dict[str, list[Path]]]:
-    """The items that folders of images have, in the order of the first folder, and every folder's files for them.
+def samples_of_images(
+    candidates: Sequence[Candidate], num_samples: int | None
+) -> tuple[list[EvalSample], dict[str, list[Path]]]:
+    """The samples of folders of images, in the order of the first folder, and each folder's files
+    for them.
 
-    Raises: DirectAlignError where a folder lacks an image of another one, and where images are of different sizes; nothing is decoded.
+    Raises: DirectAlignError for a folder that lacks an image of another, and for images of
+    different sizes;
+        nothing is decoded.
     """
-    folders = {subject.key: _read(Path(subject.source)) for subject in subjects}
-    first, *others = subjects
-    asked = list(folders[first.key])[:num_samples]
+    folders = {each.key: _read(Path(each.source)) for each in candidates}
+    first, *others = candidates
+    pairs = list(folders[first.key])[:num_samples]
     for other in others:
-        lacking = [each for each in asked if each not in folders[other.key]]
+        lacking = [pair for pair in pairs if pair not in folders[other.key]]
         if num_samples is None:
-            lacking += [each for each in folders[other.key] if each not in folders[first.key]]
+            lacking += [pair for pair in folders[other.key] if pair not in folders[first.key]]
         if lacking:
-            raise DirectAlignError(_differ(first.source, other.source, lacking))
-    files = {key: [found[each] for each in asked] for key, found in folders.items()}
+            prompt, seed = lacking[0]
+            raise DirectAlignError(
+                f"{first.source} and {other.source} are not of the same prompts and seeds: "
+                f"{len(lacking)} images are in one alone, the first of {prompt!r:.60}, "
+                f"seed {seed}; sample both alike, or take the first ones with --num-samples"
+            )
+    files = {key: [found[pair] for pair in pairs] for key, found in folders.items()}
     _check_sizes([file for each in files.values() for file in each])
-    return [Item(index, prompt, seed) for index, (prompt, seed) in enumerate(asked)], files
+    prompts, seeds = tuple(prompt for prompt, _ in pairs), tuple(seed for _, seed in pairs)
+    return samples_of(Pairs(prompts, seeds)), files
 
 
-def _differ(first: str, other: str, lacking: Sequence[Asked]) -> str:
-    prompt, seed = lacking[0]
-    return (
-        f"{first} and {other} are not of the same prompts and seeds: {len(lacking)} images are in one alone, "
-        f"the first of {prompt!r:.60}, seed {seed}; sample both alike, or take the first ones with --num-samples"
-    )
-
-
-def _read(folder: Path) -> dict[Asked, Path]:
+def _read(folder: Path) -> dict[Pair, Path]:
     """The file of each prompt and seed."""
-    found: dict[Asked, Path] = {}
+    found: dict[Pair, Path] = {}
     for line, row in json_rows(folder / RECORD, "record of images"):
         where = f"{folder / RECORD}:{line}"
-        asked, file = _row(row, where), folder / str(row["file"])
-        if asked in found:
+        pair, file = _pair(row, where), folder / str(row["file"])
+        if pair in found:
             raise DirectAlignError(
-                f"{where}: {asked[0]!r:.60} with seed {asked[1]} comes twice; keep one of the two"
+                f"{where}: {pair[0]!r:.60} with seed {pair[1]} comes twice; remove one of the two"
             )
         if not file.resolve().is_relative_to(folder.resolve()):
             raise DirectAlignError(
                 f"{where}: file {row['file']!r:.80} lies outside {folder}; name a file in it"
             )
         if not file.is_file():
-            raise DirectAlignError(f"{where}: {file} is missing; restore it, or take its line out")
-        found[asked] = file
+            raise DirectAlignError(f"{where}: {file} is missing; restore it, or remove its line")
+        found[pair] = file
     if not found:
         raise DirectAlignError(
-            f"{folder / RECORD}: names no image; give a folder that directalign sample left"
+            f"{folder / RECORD}: names no image; give a folder that directalign sample wrote"
         )
     return found
 
 
-def _row(row: Mapping[str, Any], where: str) -> Asked:
-    kinds = {"file": str, "prompt": str, "seed": int}
-    wrong = next(
-        (
-            name
-            for name, kind in kinds.items()
-            if not isinstance(row.get(name), kind) or isinstance(row.get(name), bool)
-        ),
-        None,
-    )
-    if wrong is not None:
-        raise DirectAlignError(
-            f'{where}: {wrong} is {row.get(wrong)!r:.40}; write {{"file": "a.png", "prompt": "a red star", "seed": 0}}'
-        )
+def _pair(row: Mapping[str, Any], where: str) -> Pair:
+    for name, kind in {"file": str, "prompt": str, "seed": int}.items():
+        if not isinstance(row.get(name), kind) or isinstance(row.get(name), bool):
+            raise DirectAlignError(
+                f"{where}: {name} is {row.get(name)!r:.40}; "
+                'write {"file": "a.png", "prompt": "a red star", "seed": 0}'
+            )
     return checked_prompt(row["prompt"], where), row["seed"]
 
 
 def _check_sizes(files: Sequence[Path]) -> None:
-    """One size for all, read from the heads of the files."""
+    """Refuse images of different sizes, which are read from the file headers."""
     sizes: dict[tuple[int, int], Path] = {}
     for file in files:
         try:
@@ -266,10 +268,11 @@ def _check_sizes(files: Sequence[Path]) -> None:
                 sizes.setdefault(image.size, file)
         except OSError as error:
             raise DirectAlignError(
-                f"{file}: not readable as an image; restore it, or take its line out of {RECORD}"
+                f"{file}: not readable as an image; restore it, or remove its line from {RECORD}"
             ) from error
     if len(sizes) > 1:
         (first, one), (second, other), *_ = sizes.items()
         raise DirectAlignError(
-            f"{one} has {first[0]}x{first[1]} pixels and {other} {second[0]}x{second[1]}: bring all images to one size"
+            f"{one} has {first[0]}x{first[1]} pixels and {other} {second[0]}x{second[1]}: "
+            "bring all images to one size"
         )

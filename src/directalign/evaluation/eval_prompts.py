@@ -1,9 +1,13 @@
-"""What GenEval's metadata says that an image must show, and must not: one line of `evaluation_metadata.jsonl`, checked.
+"""Evaluation prompts: fixed prompt-seed pairs of a run, and prompt sets of benchmarks.
 
-    {"tag": "position", "include": [{"class": "kite", "count": 1}, {"class": "wine glass", "count": 1, "position": ["above", 0]}], "prompt": ...}
-    {"tag": "counting", "include": [{"class": "clock", "count": 2}], "exclude": [{"class": "clock", "count": 3}], "prompt": ...}
+Formats: plain lists, GenEval's `evaluation_metadata.jsonl` (djghosh13/geneval, arXiv 2310.11513),
+the HPDv2 benchmark, DrawBench and PartiPrompts. GenEval's lines list what an image must show (and
+not show):
 
-Format: djghosh13/geneval (arXiv 2310.11513). Judging an image by it is elsewhere.
+    {"tag": "position", "include": [{"class": "kite", "count": 1},
+        {"class": "wine glass", "count": 1, "position": ["above", 0]}], "prompt": ...}
+    {"tag": "counting", "include": [{"class": "clock", "count": 2}],
+        "exclude": [{"class": "clock", "count": 3}], "prompt": ...}
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 
@@ -24,77 +28,14 @@ from ..data.shuffle import permutation
 from ..data.text_files import checked_prompt, json_rows, prompt_of_row, read_text
 from ..types import DirectAlignError, Latents
 
-RELATIONS = ("left of", "right of", "above", "below")
-
-
-def checked_facts(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """{"tag", "include", "exclude"} of one line, each list (exclude may be empty) of {"class", "count", "color"?, "position"?}.
-
-    "position" is [relation, n]: the object stands in that relation (of `RELATIONS`) to the n-th of "include", an earlier one.
-    Anything else raises a DirectAlignError that begins with `where`.
-    """
-    if not isinstance(row.get("tag"), str) or not row["tag"]:
-        raise DirectAlignError(
-            f"{where}: tag is {row.get('tag')!r:.60}; GenEval names the kind of a prompt there, such as counting"
-        )
-    if not row.get("include"):
-        raise DirectAlignError(
-            f"{where}: include is missing or empty; GenEval lists there what the image must show"
-        )
-    return {
-        "tag": row["tag"],
-        "include": _objects(row, "include", where),
-        "exclude": _objects(row, "exclude", where),
-    }
-
-
-def _objects(row: Mapping[str, Any], key: str, where: str) -> list[dict[str, Any]]:
-    listed = row.get(key, [])
-    if not isinstance(listed, list):
-        raise DirectAlignError(
-            f"{where}: {key} is {type(listed).__name__}; write a list of objects, each with class and count"
-        )
-    return [_object(entry, place, f"{where}: {key}[{place}]") for place, entry in enumerate(listed)]
-
-
-def _object(entry: Any, place: int, where: str) -> dict[str, Any]:
-    if not isinstance(entry, dict):
-        raise DirectAlignError(
-            f"{where} is {type(entry).__name__}; write an object with class and count"
-        )
-    if not isinstance(entry.get("class"), str) or not entry["class"]:
-        raise DirectAlignError(
-            f"{where}.class is {entry.get('class')!r:.60}; name a kind of thing, such as dog"
-        )
-    if type(entry.get("count")) is not int or entry["count"] < 1:
-        raise DirectAlignError(
-            f"{where}.count is {entry.get('count')!r:.60}; a whole number from 1 is needed"
-        )
-    if not isinstance(entry.get("color", ""), str):
-        raise DirectAlignError(f"{where}.color is {entry['color']!r:.60}; name a colour")
-    if "position" in entry and not _is_position(entry["position"], place):
-        raise DirectAlignError(
-            f"{where}.position is {entry['position']!r:.60}; write [relation, n]: one of {', '.join(RELATIONS)}, and an earlier object"
-        )
-    return {name: entry[name] for name in ("class", "count", "color", "position") if name in entry}
-
-
-def _is_position(value: Any, place: int) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 2
-        and value[0] in RELATIONS
-        and type(value[1]) is int
-        and 0 <= value[1] < place
-    )
-
+# --- fixed pairs ----------------------------------------------------------------------------------
 
 FIRST_SEED = 10_000
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Prompts and seeds, equally long; the first m of n pairs are the same pairs as when m are asked for."""
+    """Prompts and seeds, equally long; the first m of n fixed pairs are the m fixed pairs."""
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -102,7 +43,8 @@ class Pairs:
     def __post_init__(self) -> None:
         if len(self.prompts) != len(self.seeds):
             raise DirectAlignError(
-                f"{len(self.prompts)} prompts and {len(self.seeds)} seeds do not make pairs: give one seed per prompt"
+                f"{len(self.prompts)} prompts and {len(self.seeds)} seeds do not make pairs: "
+                "give one seed per prompt"
             )
 
     def __len__(self) -> int:
@@ -114,14 +56,15 @@ class Pairs:
 
 
 def fixed_pairs(prompts: Sequence[str], num_samples: int) -> Pairs:
-    """`num_samples` pairs: the prompts in a fixed shuffled order, taken up again from the front with new seeds."""
+    """`num_samples` pairs: the prompts in a fixed shuffled order, repeated with new seeds."""
     order = permutation(len(prompts), seed=0, epoch=0)
     chosen = tuple(prompts[order[i % len(order)]] for i in range(num_samples))
     return Pairs(chosen, tuple(range(FIRST_SEED, FIRST_SEED + num_samples)))
 
 
 def measured_prompts(data: config.DataConfig) -> list[str]:
-    """What a run is measured on: all 240 captions of the embedded world, held-out ones among them, or the run's own prompts."""
+    """The evaluation prompts of a run: the toy world's 240 captions (held-out ones too), or the
+    run's own."""
     if data.prompts == "world":
         return sorted(held_out_captions() + train_captions())
     if data.prompts is not None:
@@ -131,23 +74,23 @@ def measured_prompts(data: config.DataConfig) -> list[str]:
 
 
 def seed_noise(seeds: Sequence[int], latent_shape: tuple[int, int, int]) -> Latents:
-    """The noise of each seed, (n, c, h, w) float32 on the CPU: FluxPipeline and StableDiffusionPipeline draw (1, c, h, w) unpacked."""
-    return torch.cat(
-        [
-            torch.randn((1, *latent_shape), generator=torch.Generator().manual_seed(seed))
-            for seed in seeds
-        ]
-    )
+    """The noise of each seed, (n, c, h, w) float32 on the CPU, as diffusers pipelines draw (1, c,
+    h, w)."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.cat([torch.randn((1, *latent_shape), generator=each) for each in generators])
 
+
+# --- prompt sets ----------------------------------------------------------------------------------
 
 Form = Literal["plain", "geneval", "hpdv2", "drawbench", "parti"]
 STYLES = ("anime", "concept-art", "paintings", "photo")
-"""The four styles of the HPDv2 benchmark, and the names of its files (also with `benchmark_` before them)."""
+"""The styles of the HPDv2 benchmark, which name its files (optionally after `benchmark_`)."""
 
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A prompt; the group of the set that it belongs to, None in a plain list; and GenEval's facts (see `geneval_facts.checked_facts`), else {}."""
+    """A prompt, its group in the set (None in a plain list), and GenEval's facts (`checked_facts`),
+    else {}."""
 
     prompt: str
     group: str | None = None
@@ -156,7 +99,7 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The rows of a set in its own order; `source` is what the user wrote, `form` how it was read."""
+    """The rows of a set in its order; `source` as the user wrote it, `form` as it was read."""
 
     source: str
     form: Form
@@ -171,54 +114,44 @@ class PromptSet:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The names of its groups, in the order in which they come up."""
+        """The names of its groups, in order of appearance."""
         return tuple(dict.fromkeys(row.group for row in self.rows if row.group is not None))
 
 
 def read_prompt_set(source: str | Path) -> PromptSet:
-    """Read a set, its form recognised by content, or said: `geneval:FILE`, `hpdv2:FOLDER`, `drawbench:FILE`, `parti:FILE`.
+    """Read a set; its form is recognised by content, or given: `geneval:FILE`, `hpdv2:FOLDER`, ...
 
     Args:
-        source: a file or folder of one of the forms above, or whatever `prompts.read_prompts` takes (a list, `hf:...`, world).
+        source: a file or folder of one of the forms, or anything that `read_prompts` reads (a list,
+            `hf:...`, world).
     Raises:
-        DirectAlignError: as `read_prompts`, and whatever is not as its form wants it; names file and line.
+        DirectAlignError: as `read_prompts`, and for invalid content; names file and line.
     """
-    form, path = _form_of(str(source))
+    prefix, _, path = str(source).partition(":")
+    form: Form | None = next((each for each in _READERS if each == prefix != "plain"), None)
+    if form is None:
+        path = str(source)
+        form = _recognised(path)
     rows = tuple(row for row in _READERS[form](path) if row.prompt)
     if not rows:
         raise DirectAlignError(f"{source}: no prompts in it; give another set")
     return PromptSet(str(source), form, rows)
 
 
-def _form_of(source: str) -> tuple[Form, str]:
-    said, _, rest = source.partition(":")
-    form = next((form for form in get_args(Form) if form == said and form != "plain"), None)
-    return (form, rest) if form is not None else (_recognised(source), source)
-
-
 def _recognised(source: str) -> Form:
     path = Path(source)
     if source == "world" or is_address(source) or not path.exists():
         return "plain"
-    if path.is_dir() or path.suffix.lower() == ".json":
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix == ".json":
         return "hpdv2"
-    if path.suffix.lower() == ".jsonl":
+    if suffix == ".jsonl":
         first = next(json_rows(path, "prompt set"), (0, {}))[1]
         return "geneval" if {"tag", "include"} <= first.keys() else "plain"
-    if path.suffix.lower() in (".csv", ".tsv"):
-        names = set(_header(path))
-        return (
-            "parti"
-            if {"prompt", "category", "challenge"} <= names
-            else "drawbench"
-            if {"prompts", "category"} <= names
-            else "plain"
-        )
-    return "plain"
-
-
-def _plain(source: str) -> Iterator[PromptRow]:
-    yield from map(PromptRow, read_prompts(source))
+    names = set(_header(path)) if suffix in (".csv", ".tsv") else set()
+    if {"prompt", "category", "challenge"} <= names:
+        return "parti"
+    return "drawbench" if {"prompts", "category"} <= names else "plain"
 
 
 def _geneval(source: str) -> Iterator[PromptRow]:
@@ -231,82 +164,64 @@ def _geneval(source: str) -> Iterator[PromptRow]:
 def _hpdv2(source: str) -> Iterator[PromptRow]:
     """A folder with a file per style, in the order of `STYLES`, or one such file."""
     path = Path(source)
-    files = (
-        [path]
-        if not path.is_dir()
-        else [file for style in STYLES for file in _style_files(path, style)]
-    )
+    files = [path]
+    if path.is_dir():
+        names = [[path / f"{style}.json", path / f"benchmark_{style}.json"] for style in STYLES]
+        files = [file for both in names for file in [each for each in both if each.is_file()][:1]]
     if not files:
         raise DirectAlignError(
-            f"{path}: holds no {', '.join(f'{style}.json' for style in STYLES)}; give the HPDv2 benchmark's folder, or a list of prompts"
+            f"{path}: holds no {', '.join(f'{style}.json' for style in STYLES)}; "
+            "give the HPDv2 benchmark's folder, or a list of prompts"
         )
     for file in files:
         style = file.stem.removeprefix("benchmark_")
-        for place, prompt in enumerate(_list_of(file), start=1):
+        for place, prompt in enumerate(_json_list(file), start=1):
             where = f"{file}: item {place}"
             if not isinstance(prompt, str):
                 raise DirectAlignError(
-                    f"{where}: {type(prompt).__name__} instead of a prompt; HPDv2's files are lists of texts"
+                    f"{where}: {type(prompt).__name__} instead of a prompt; {LISTS_OF_TEXTS}"
                 )
             yield PromptRow(checked_prompt(prompt, where), style)
 
 
-def _style_files(folder: Path, style: str) -> list[Path]:
-    return [
-        file
-        for name in (f"{style}.json", f"benchmark_{style}.json")
-        if (file := folder / name).is_file()
-    ][:1]
+LISTS_OF_TEXTS = "HPDv2's files are lists of texts"
 
 
-def _list_of(file: Path) -> list[Any]:
+def _json_list(file: Path) -> list[Any]:
     text = read_text(file, "prompt set")
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
-        raise DirectAlignError(
-            f"{file}:{line}: not JSON ({error}); HPDv2's files are lists of texts"
-        ) from error
+        raise DirectAlignError(f"{file}:{line}: not JSON ({error}); {LISTS_OF_TEXTS}") from error
     if not isinstance(found, list):
-        raise DirectAlignError(
-            f"{file}:1: {type(found).__name__} instead of a list; HPDv2's files are lists of texts"
-        )
+        kind = type(found).__name__
+        raise DirectAlignError(f"{file}:1: {kind} instead of a list; {LISTS_OF_TEXTS}")
     return found
 
 
-def _drawbench(source: str) -> Iterator[PromptRow]:
-    return _table(source, "Prompts")
-
-
-def _parti(source: str) -> Iterator[PromptRow]:
-    return _table(source, "Prompt")
-
-
 def _table(source: str, prompt: str) -> Iterator[PromptRow]:
-    """The rows of a table with a column of prompts and one of categories; blank lines are blank prompts."""
+    """The rows of a table with a column of prompts and one of categories; blank lines are blank
+    prompts."""
     path = Path(source)
     header = _header(path)
     for name in (prompt, "Category"):
         if name.lower() not in header:
-            raise DirectAlignError(
-                f"{path}:1: no column {name} among {', '.join(map(repr, header))[:200] or 'none'}"
-            )
-    places = header.index(prompt.lower()), header.index("category")
+            listed = ", ".join(map(repr, header))[:200] or "none"
+            raise DirectAlignError(f"{path}:1: no column {name} among {listed}")
+    prompts, categories = header.index(prompt.lower()), header.index("category")
     for line, fields in list(table(path))[1:]:
         where = f"{path}:{line}"
-        blank = not any(fields)
-        if not blank and len(fields) <= max(places):
+        if not any(fields):
+            yield PromptRow("")
+        elif len(fields) <= max(prompts, categories):
             raise DirectAlignError(
-                f"{where}: {len(fields)} fields, and {prompt} and Category are fields {places[0] + 1} and {places[1] + 1}"
+                f"{where}: {len(fields)} fields, and {prompt} and Category are fields "
+                f"{prompts + 1} and {categories + 1}"
             )
-        yield (
-            PromptRow("")
-            if blank
-            else PromptRow(
-                checked_prompt(fields[places[0]], where), fields[places[1]].strip() or None
-            )
-        )
+        else:
+            group = fields[categories].strip() or None
+            yield PromptRow(checked_prompt(fields[prompts], where), group)
 
 
 def _header(path: Path) -> list[str]:
@@ -314,9 +229,70 @@ def _header(path: Path) -> list[str]:
 
 
 _READERS: dict[Form, Callable[[str], Iterator[PromptRow]]] = {
-    "plain": _plain,
+    "plain": lambda source: map(PromptRow, read_prompts(source)),
     "geneval": _geneval,
     "hpdv2": _hpdv2,
-    "drawbench": _drawbench,
-    "parti": _parti,
+    "drawbench": lambda source: _table(source, "Prompts"),
+    "parti": lambda source: _table(source, "Prompt"),
 }
+
+
+# --- GenEval's facts ------------------------------------------------------------------------------
+
+RELATIONS = ("left of", "right of", "above", "below")
+
+
+def checked_facts(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """{"tag", "include", "exclude"} of one line, lists of {"class", "count", "color"?,
+    "position"?}.
+
+    "position" is [relation, n]: the relation (of `RELATIONS`) to the n-th of "include", an earlier
+    one.
+
+    Raises: DirectAlignError for anything else, beginning with `where`.
+    """
+    if not isinstance(row.get("tag"), str) or not row["tag"]:
+        raise DirectAlignError(
+            f"{where}: tag is {row.get('tag')!r:.60}; GenEval names the kind of a prompt there, "
+            "such as counting"
+        )
+    if not row.get("include"):
+        raise DirectAlignError(
+            f"{where}: include is missing or empty; GenEval lists there what the image must show"
+        )
+    facts: dict[str, Any] = {"tag": row["tag"]}
+    for key in ("include", "exclude"):
+        listed = row.get(key, [])
+        if not isinstance(listed, list):
+            raise DirectAlignError(
+                f"{where}: {key} is {type(listed).__name__}; "
+                "write a list of objects, each with class and count"
+            )
+        facts[key] = [_object(each, i, f"{where}: {key}[{i}]") for i, each in enumerate(listed)]
+    return facts
+
+
+def _object(entry: Any, place: int, where: str) -> dict[str, Any]:
+    def refuse(key: str, problem: str) -> None:
+        raise DirectAlignError(f"{where}.{key} is {entry.get(key)!r:.60}; {problem}")
+
+    if not isinstance(entry, dict):
+        kind = type(entry).__name__
+        raise DirectAlignError(f"{where} is {kind}; write an object with class and count")
+    if not isinstance(entry.get("class"), str) or not entry["class"]:
+        refuse("class", "name a kind of thing, such as dog")
+    if type(entry.get("count")) is not int or entry["count"] < 1:
+        refuse("count", "a whole number from 1 is needed")
+    if not isinstance(entry.get("color", ""), str):
+        refuse("color", "name a colour")
+    if "position" in entry and not _is_position(entry["position"], place):
+        names = ", ".join(RELATIONS)
+        refuse("position", f"write [relation, n]: one of {names}, and an earlier object")
+    return {name: entry[name] for name in ("class", "count", "color", "position") if name in entry}
+
+
+def _is_position(value: Any, place: int) -> bool:
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    relation, target = value
+    return relation in RELATIONS and type(target) is int and 0 <= target < place

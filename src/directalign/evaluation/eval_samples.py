@@ -1,7 +1,8 @@
-"""What every model of a comparison has one image of: a prompt with a seed. The same items, in the same order, for all.
+"""Evaluation samples: one prompt and seed each. All candidates of a comparison share them, in the
+same order.
 
-Seeds are never shared between items, so that prompts are independent of each other and whole prompts can be resampled. Control
-prompts that training is not about come last, under the group `control_prompts`.
+Seeds are never shared between samples, so prompts are independent and can be resampled as groups.
+Control prompts come last, in the group `control_prompts`.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from typing import Any
 from .. import config
 from ..data.shuffle import permutation
 from ..toyworld.judges import plain_caption
-from .control_prompts import FIRST_OFF_TOPIC_SEED, off_topic_prompts
-from .eval_prompts import FIRST_SEED, PromptRow
+from .control_prompts import control_pairs, read_control_prompts
+from .eval_prompts import FIRST_SEED, Pairs, PromptRow
 
-OFF_TOPIC = "control_prompts"
+CONTROL_GROUP = "control_prompts"
 SEEDS_PER_PROMPT = 2
-"""If nothing is said: the least by which diversity within a prompt is seen."""
+"""Default; the smallest number that shows diversity within a prompt."""
 
 
 @dataclass(frozen=True)
-class Item:
-    """One image of every model: its place, prompt and seed, the group of its prompt set, and what that set says must be in the picture."""
+class EvalSample:
+    """One image per candidate: index, prompt, seed, group of the prompt set, GenEval's facts."""
 
     index: int
     prompt: str
@@ -32,69 +33,58 @@ class Item:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def control_prompts(self) -> bool:
-        return self.group == OFF_TOPIC
+    def is_control(self) -> bool:
+        """Whether training is unrelated to the prompt."""
+        return self.group == CONTROL_GROUP
 
 
-def items_of(
+def samples_of(pairs: Pairs, group: str | None = None, first: int = 0) -> list[EvalSample]:
+    """Samples of prompt-seed pairs, with indices from `first`."""
+    numbered = enumerate(zip(pairs.prompts, pairs.seeds, strict=True), start=first)
+    return [EvalSample(index, prompt, seed, group) for index, (prompt, seed) in numbered]
+
+
+def samples_of_rows(
     rows: Sequence[PromptRow], num_samples: int | None, seeds_per_prompt: int = SEEDS_PER_PROMPT
-) -> list[Item]:
-    """Each prompt with so many seeds of its own, the images of one prompt next to each other, prompts in the fixed shuffled order.
+) -> list[EvalSample]:
+    """Each prompt with its own seeds, grouped by prompt, prompts in the fixed shuffled order.
 
-    `num_samples` takes as many prompts as that needs; where there are too few, each gets more seeds. None takes all prompts.
+    `num_samples` None: all prompts. A number uses as many prompts as it needs; if there are too
+    few, each gets more seeds.
     """
     count = len(rows) * seeds_per_prompt if num_samples is None else num_samples
     each = max(seeds_per_prompt, -(-count // len(rows)))
     order = permutation(len(rows), seed=0, epoch=0)
     chosen = [rows[order[place // each]] for place in range(count)]
     return [
-        Item(index, row.prompt, FIRST_SEED + index, row.group, row.facts)
+        EvalSample(index, row.prompt, FIRST_SEED + index, row.group, row.facts)
         for index, row in enumerate(chosen)
     ]
 
 
-def off_topic_items(
-    source: str, words: config.ControlPhrases, first: int, count: int
-) -> list[Item]:
-    """`count` control images from index `first` on, each of another prompt while there are enough, with seeds that nothing else has."""
-    prompts = off_topic_prompts(source, words)
-    order = permutation(len(prompts), seed=0, epoch=0)
-    return [
-        Item(
-            first + place,
-            prompts[order[place % len(order)]],
-            FIRST_OFF_TOPIC_SEED + place,
-            OFF_TOPIC,
-        )
-        for place in range(count)
-    ]
+def control_samples(
+    source: str, phrases: config.ControlPhrases, first: int, count: int
+) -> list[EvalSample]:
+    """`count` samples of control prompts with indices from `first`; prompts repeat if too few."""
+    pairs = control_pairs(read_control_prompts(source, phrases), count)
+    return samples_of(pairs, CONTROL_GROUP, first)
 
 
-def batches(items: Sequence[Item], size: int) -> list[list[Item]]:
-    """The items in batches of about `size` that never part the images of one prompt, nor mix control prompts with others."""
-    by_prompt: dict[tuple[bool, str], list[Item]] = {}
-    for item in items:
-        by_prompt.setdefault((item.control_prompts, item.prompt), []).append(item)
-    found: list[list[Item]] = []
-    for (control_prompts, _), own in by_prompt.items():
-        if (
-            not found
-            or found[-1][0].control_prompts != control_prompts
-            or len(found[-1]) + len(own) > size
-        ):
+def batches(samples: Sequence[EvalSample], size: int) -> list[list[EvalSample]]:
+    """Batches of about `size` that never split a prompt nor mix control prompts with others."""
+    by_prompt: dict[tuple[bool, str], list[EvalSample]] = {}
+    for sample in samples:
+        by_prompt.setdefault((sample.is_control, sample.prompt), []).append(sample)
+    found: list[list[EvalSample]] = []
+    for (control, _), own in by_prompt.items():
+        if not found or found[-1][0].is_control != control or len(found[-1]) + len(own) > size:
             found.append([])
         found[-1].extend(own)
     return found
 
 
-def unreadable(items: Sequence[Item], captions: Sequence[str]) -> str | None:
-    """The first prompt that is no caption, control phrases put aside; None where all are."""
+def first_unknown_prompt(samples: Sequence[EvalSample], captions: Sequence[str]) -> str | None:
+    """The first prompt (control prompts excepted) that is no caption; None if all are."""
     known = set(captions)
-    return next(
-        (
-            item.prompt
-            for item in items
-            if not item.control_prompts and plain_caption(item.prompt) not in known
-        ),
-        None,
-    )
+    prompts = (sample.prompt for sample in samples if not sample.is_control)
+    return next((prompt for prompt in prompts if plain_caption(prompt) not in known), None)

@@ -1,7 +1,7 @@
-"""How much the images of one prompt differ from seed to seed: what a collapsed model has lost.
+"""Metrics of pixels: per-image statistics, distances between images, diversity, and colour drift.
 
-A few fixed prompts are sampled from four fixed seeds each, the same seeds for every prompt, so that two models are compared
-on the same noise. The distance of two images is their root mean square difference in pixels.
+A `@statistic` is evaluated during training and in comparisons; its entry in `metrics` has the same
+name.
 """
 
 from __future__ import annotations
@@ -16,22 +16,31 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.shuffle import permutation
+from ..metrics import METRICS
 from ..types import DirectAlignError, Images, PerSample
 from .eval_prompts import FIRST_SEED, Pairs
 
+# --- distances and diversity ----------------------------------------------------------------------
+
 SEEDS_PER_PROMPT = 4
 FIRST_DIVERSITY_SEED = 2 * FIRST_SEED
-"""Far from the seeds of the fixed pairs: no image is measured twice."""
+"""Above the seeds of the fixed pairs, so no image is evaluated twice."""
+Vectors = Float[Tensor, "b *_shape"]
+"""One item per image: the image itself, or its features."""
 
 
 def diversity_pairs(prompts: Sequence[str], num_prompts: int) -> Pairs:
-    """`num_prompts` prompts in the fixed shuffled order, each with the same four seeds, prompt by prompt.
+    """`num_prompts` prompts in the fixed shuffled order, each with the same four seeds, prompt by
+    prompt.
+
+    All prompts share their seeds, so two models are compared on the same noise.
 
     Raises: DirectAlignError for more prompts than there are.
     """
     if num_prompts > len(prompts):
         raise DirectAlignError(
-            f"evaluate.diversity_prompts is {num_prompts}, and the run is measured on {len(prompts)} prompts: ask for {len(prompts)} at most"
+            f"evaluate.diversity_prompts is {num_prompts}, and the run is measured on "
+            f"{len(prompts)} prompts: ask for {len(prompts)} at most"
         )
     chosen = [prompts[place] for place in permutation(len(prompts), seed=0, epoch=0)[:num_prompts]]
     seeds = range(FIRST_DIVERSITY_SEED, FIRST_DIVERSITY_SEED + SEEDS_PER_PROMPT)
@@ -42,20 +51,14 @@ def diversity_pairs(prompts: Sequence[str], num_prompts: int) -> Pairs:
 
 
 def diversity(images: Images, per_prompt: int = SEEDS_PER_PROMPT) -> float:
-    """Mean over prompts of the mean pairwise RMSE between the `per_prompt` images of one prompt; 0 to 1.
+    """Mean over prompts of the mean pairwise RMSE between the `per_prompt` images of one prompt; 0
+    to 1.
 
-    `images` are in [0, 1], those of one prompt next to each other, as `diversity_pairs` orders them.
+    `images` are in [0, 1], those of one prompt adjacent, as `diversity_pairs` orders them.
     """
-    by_prompt = images.double().reshape(-1, per_prompt, *images.shape[1:])
-    distances = [
-        (by_prompt[:, i] - by_prompt[:, j]).square().mean((1, 2, 3)).sqrt()
-        for i, j in combinations(range(per_prompt), 2)
-    ]
-    return float(sum(distance.mean() for distance in distances)) / len(distances)
-
-
-Vectors = Float[Tensor, "b *_shape"]
-"""One thing per image: the image itself, or its features."""
+    by_prompt = images.reshape(-1, per_prompt, *images.shape[1:])
+    pairs = list(combinations(range(per_prompt), 2))
+    return float(sum(rmse(by_prompt[:, i], by_prompt[:, j]).mean() for i, j in pairs)) / len(pairs)
 
 
 def rmse(a: Vectors, b: Vectors) -> PerSample:
@@ -69,18 +72,21 @@ def cosine_distance(a: Vectors, b: Vectors) -> PerSample:
 
 
 def to_siblings(
-    things: Vectors, prompts: Sequence[str], distance: Callable[[Vectors, Vectors], PerSample]
+    items: Vectors, prompts: Sequence[str], distance: Callable[[Vectors, Vectors], PerSample]
 ) -> PerSample:
-    """Mean distance of each image to the other images of its prompt, NaN where there is no other; the mean over a prompt is its mean pairwise distance."""
-    found = torch.full((len(things),), torch.nan, dtype=torch.float64)
+    """Mean distance of each item to the others of its prompt, NaN without another; their mean over
+    a prompt is its mean pairwise distance."""
+    found = torch.full((len(items),), torch.nan, dtype=torch.float64)
     for prompt in dict.fromkeys(prompts):
         places = [place for place, each in enumerate(prompts) if each == prompt]
-        own = things[places]
+        own = items[places]
         for row, place in enumerate(places if len(places) > 1 else ()):
             others = torch.cat([own[:row], own[row + 1 :]])
             found[place] = distance(own[row].expand_as(others), others).mean()
     return found
 
+
+# --- colour ---------------------------------------------------------------------------------------
 
 LUMA = (0.2126, 0.7152, 0.0722)
 DARK = 0.1
@@ -94,46 +100,86 @@ def luminance(images: Images) -> Float[Tensor, "b H W"]:
 
 
 def color_cast(images: Images) -> Float[Tensor, "b 3"]:
-    """Mean colour minus its own grey, per image: sums to zero, unmoved by adding grey; (2/3, −1/3, −1/3) for pure red."""
+    """Mean colour minus its own grey: sums to zero, invariant to added grey; (2/3, −1/3, −1/3) for
+    pure red."""
     mean = images.mean((2, 3))
     return mean - mean.mean(1, keepdim=True)
 
 
 def color_drift(images: Images, reference: Images) -> float:
-    """Euclidean distance between the mean colour casts of two sets of the same prompts; 0 to about 0.8."""
+    """Euclidean distance between the mean colour casts of two sets of the same prompts; 0 to about
+    0.8."""
     return (color_cast(images).mean(0) - color_cast(reference).mean(0)).norm().item()
 
 
+def casts(images: Images) -> dict[str, PerSample]:
+    """The colour cast of every image: its length, 0 to 0.82, and red, green and blue part, each in
+    [−2/3, 2/3], sum 0.
+
+    Mean parts over images are the cast of the set; the mean length is not its length.
+    """
+    cast = color_cast(images)
+    parts = {f"{name}_cast": cast[:, i] for i, name in enumerate(("red", "green", "blue"))}
+    return {"color_cast": cast.norm(dim=1), **parts}
+
+
+# --- per-image statistics -------------------------------------------------------------------------
+
+STATISTICS: dict[str, Callable[[Images], PerSample]] = {}
+
+
+def statistic(function: Callable[[Images], PerSample]) -> Callable[[Images], PerSample]:
+    """Register a statistic of images (b, 3, H, W) under its name, which must be in
+    `metrics.METRICS`."""
+    assert function.__name__ in METRICS
+    STATISTICS[function.__name__] = function
+    return function
+
+
+def statistics(images: Images) -> dict[str, PerSample]:
+    """All of `STATISTICS`, each (b,)."""
+    return {name: function(images) for name, function in STATISTICS.items()}
+
+
+@statistic
 def brightness(images: Images) -> PerSample:
     """Mean luminance, in [0, 1]."""
     return luminance(images).mean((1, 2))
 
 
+@statistic
 def saturation(images: Images) -> PerSample:
     """Mean of the largest minus the smallest channel (chroma), in [0, 1]."""
     return (images.amax(1) - images.amin(1)).mean((1, 2))
 
 
+@statistic
 def sharpness(images: Images) -> PerSample:
-    """Gradient energy: mean squared difference of neighbouring luminances, both directions added."""
+    """Gradient energy: mean squared difference of neighbouring luminances, both directions
+    added."""
     grey = luminance(images)
     return grey.diff(dim=1).square().mean((1, 2)) + grey.diff(dim=2).square().mean((1, 2))
 
 
+@statistic
 def high_frequency(images: Images) -> PerSample:
-    """Energy of the finest detail: mean square of luminance minus its 3×3 mean (edges replicated)."""
+    """Energy of the finest detail: mean square of luminance minus its 3×3 mean (edges
+    replicated)."""
     grey = luminance(images)[:, None]
     smooth = F.avg_pool2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     return (grey - smooth).square().mean((1, 2, 3))
 
 
+@statistic
 def dark_share(images: Images) -> PerSample:
     """Share of pixels whose luminance is below 0.1."""
     return (luminance(images) < DARK).float().mean((1, 2))
 
 
+@statistic
 def entropy(images: Images) -> PerSample:
-    """Shannon entropy of the histogram of luminance in 256 levels (Shannon 1948), in bits: 0 for a flat image, 8 where all levels are equally frequent."""
+    """Shannon entropy of the histogram of luminance in 256 levels (Shannon 1948), in bits: 0 for a
+    flat image, 8 where all levels are equally frequent."""
     levels = (luminance(images) * (LEVELS - 1)).round().long().clamp(0, LEVELS - 1).flatten(1)
     shares = (
         torch.stack([torch.bincount(each, minlength=LEVELS) for each in levels]).to(images.dtype)
@@ -142,39 +188,10 @@ def entropy(images: Images) -> PerSample:
     return torch.special.entr(shares).sum(1) / math.log(2)
 
 
+@statistic
 def edge_density(images: Images) -> PerSample:
-    """Share of pixels whose luminance differs by more than 0.1 from that of the next pixel right or below; 0 to 1, last row and column left out."""
+    """Share of pixels whose luminance differs by more than 0.1 from that of the next pixel right or
+    below; 0 to 1, last row and column left out."""
     grey = luminance(images)
     below, right = grey.diff(dim=1)[:, :, :-1].abs(), grey.diff(dim=2)[:, :-1].abs()
     return (torch.maximum(below, right) > EDGE).to(images.dtype).mean((1, 2))
-
-
-def casts(images: Images) -> dict[str, PerSample]:
-    """The colour cast of every image: red, green and blue part, each in [−2/3, 2/3] and zero in sum, and its length, 0 to 0.82.
-
-    Means of the parts over images are the cast of the set; the length is that of single images, whose casts need not be of one colour.
-    """
-    cast = color_cast(images)
-    return {
-        "color_cast": cast.norm(dim=1),
-        **{
-            f"{name}_cast": cast[:, channel]
-            for channel, name in enumerate(("red", "green", "blue"))
-        },
-    }
-
-
-STATISTICS = {
-    "brightness": brightness,
-    "saturation": saturation,
-    "sharpness": sharpness,
-    "high_frequency": high_frequency,
-    "dark_share": dark_share,
-    "entropy": entropy,
-    "edge_density": edge_density,
-}
-
-
-def statistics(images: Images) -> dict[str, PerSample]:
-    """All of `STATISTICS`, each (b,)."""
-    return {name: measure(images) for name, measure in STATISTICS.items()}

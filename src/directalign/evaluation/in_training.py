@@ -1,7 +1,9 @@
-"""One measurement: images of the fixed pairs, what the reward and the judges say of them, and how far they drifted.
+"""Evaluation during training: images of fixed prompt-seed pairs, their metrics, and how far they
+drifted.
 
-Drift is measured against a reference set of images for the same prompts: real photographs of the captions in the
-embedded world, which the renderer provides, and the base model's own images elsewhere.
+The metric functions are those of comparisons (`scores`). Colour drift is measured against reference
+images of the same prompts: the renderer's photographs of the captions in the toy world, elsewhere
+the base model's own images.
 """
 
 from __future__ import annotations
@@ -15,119 +17,135 @@ import torch
 from .. import config
 from ..diffusion.rng import generator_for
 from ..interfaces import SINGLE_PROCESS, Judge, Model, ProcessGroup, Reward
-from ..metrics import DIVERSITY, HELD_OUT, MEMBER, NEG, OFF_TOPIC, POS, Metric, metric
+from ..metrics import (
+    CONTROL,
+    DIVERSITY,
+    HELD_OUT,
+    MEMBER,
+    NEG,
+    OFF_TOPIC,
+    POS,
+    STYLE,
+    Metric,
+    judging,
+    metric,
+)
 from ..models import load_model
 from ..rewards import reward_class
-from ..stats import rate_interval
 from ..toyworld.scenes import STYLES, render, scenes_of
 from ..types import Images, PerSample
-from . import control_prompts, image_metrics
-from .control_prompts import OffTopic
+from . import image_metrics
+from .control_prompts import WORLD, control_pairs, read_control_prompts
 from .eval_prompts import Pairs, fixed_pairs, measured_prompts
+from .eval_samples import CONTROL_GROUP, samples_of
 from .generate import base_weights, generate
 from .image_metrics import diversity, diversity_pairs
-from .scores import BARE, held_out_scores, scored
+from .results import summarise_images
+from .scores import (
+    JudgeMetrics,
+    MetricFunction,
+    MetricInput,
+    held_out_metrics,
+    per_image,
+    pixel_statistics,
+    trained_reward_metrics,
+)
+
+DECIMALS = 5
+"""Of per-image values in a record."""
+COLOR_DRIFT = "color_drift"
+
+
+# --- what a run measures, by the registry ---------------------------------------------------------
 
 
 def measured_metrics(run: config.RunConfig) -> dict[str, Metric]:
-    """Every metric of a measurement of the run by name, in the order of the records.
+    """Every metric of the run's evaluations by name, in the order of the records.
 
-    A reward that is a user's program is taken to read prompts; where it does not, two of these will be missing.
+    A user-defined reward is taken to read prompts; if it does not, `score_pos` and `score_neg` are
+    missing.
     """
-    scores, settings = _scores(run), run.evaluate
-    names = [
-        *(
-            ["photo_rate", "content", *(f"style_{name}" for name in STYLES)]
-            if settings.judge == "world"
-            else []
-        )
-    ]
-    names += [*image_metrics.STATISTICS, *scores, "color_drift"]
+    settings, scores = run.evaluate, _score_names(run)
+    judged = ["photo_rate", "content", *(f"{STYLE}{style}" for style in STYLES)]
+    is_world = settings.judge == "world"
+    names = [*(judged if is_world else ()), *image_metrics.STATISTICS, *scores, COLOR_DRIFT]
     if settings.control_prompts is not None:
-        names += [f"{OFF_TOPIC}{name}" for name in (*scores, "color_drift")]
-    if settings.control_prompts == control_prompts.WORLD and settings.judge == "world":
-        names += [control_prompts.STYLE_KEPT, control_prompts.CONTENT]
+        names += [f"{OFF_TOPIC}{name}" for name in (*scores, COLOR_DRIFT)]
+        if settings.control_prompts == WORLD and is_world:
+            names += [name for name, each in CONTROL.items() if each.is_rate]
     return {
         name: metric(name)
-        for name in [*names, *([DIVERSITY] if settings.diversity_prompts else [])]
+        for name in (*names, *([DIVERSITY] if settings.diversity_prompts else ()))
     }
 
 
 def judge_of(run: config.RunConfig) -> str:
-    """The number that says how good the run's weights are: `early_stopping.metric_for_best`, else the best that the run measures.
-
-    That is the world's photo rate, the first held-out reward, or the absolute score, which is trained on and so a judge for want of one.
-    """
-    named = run.early_stopping.metric_for_best if run.early_stopping is not None else None
-    return named or next(
-        iter(
-            (
-                *(["photo_rate"] if run.evaluate.judge == "world" else []),
-                *_held_out_plain(run),
-                score_of(run),
-            )
-        )
+    """The metric by which the best weights are chosen: `early_stopping.metric_for_best`, else the
+    most independent one: of the toy world's judge, else of the first held-out reward, else
+    `score_of`."""
+    if run.early_stopping is not None and run.early_stopping.metric_for_best:
+        return run.early_stopping.metric_for_best
+    independent = (
+        each.name for each in judging(measured_metrics(run).values()) if each.role != "trained"
     )
+    return next(independent, score_of(run))
 
 
 def score_of(run: config.RunConfig) -> str:
-    """The absolute score of what is trained on: under the positive phrases, or of the bare prompt where there are none."""
-    return (
-        "score_pos"
-        if _reads_prompt(run.reward) and run.method.control_phrases.positive
-        else "reward"
-    )
+    """The absolute score of the trained reward: under the positive phrases if there are some."""
+    return "score_pos" if "score_pos" in measured_metrics(run) else "reward"
 
 
-def _scores(run: config.RunConfig) -> list[str]:
-    """Those of the trained reward and of the held-out ones."""
-    words, members = (
-        run.method.control_phrases,
-        run.reward.members if isinstance(run.reward, config.MixtureConfig) else [],
-    )
-    sides = [side for side, phrases in ((POS, words.positive), (NEG, words.negative)) if phrases]
-    names = [
-        "reward",
-        *(f"score{side}" for side in sides if _reads_prompt(run.reward)),
-        *(f"{MEMBER}{member.label}" for member in members),
-    ]
-    for label, reward in run.evaluate.rewards.items():
-        names += [
-            f"{HELD_OUT}{label}{side}"
-            for side in ("", *(sides if reward_class(reward.name).image_embeddings else ()))
-        ]
+def _score_names(run: config.RunConfig) -> list[str]:
+    """Of the trained reward, its members, and the held-out rewards."""
+    phrases, reward = run.method.control_phrases, run.reward
+    members = reward.members if isinstance(reward, config.MixtureConfig) else []
+    single = [member.reward for member in members] or [reward]
+    reads_prompt = any(reward_class(each.name).reads_prompt for each in single)
+    sides = [side for side, each in ((POS, phrases.positive), (NEG, phrases.negative)) if each]
+    names = ["reward", *(f"score{side}" for side in sides if reads_prompt)]
+    names += [f"{MEMBER}{member.label}" for member in members]
+    for label, each in run.evaluate.rewards.items():
+        embedded = reward_class(each.name).image_embeddings
+        names += [f"{HELD_OUT}{label}{side}" for side in ("", *(sides if embedded else ()))]
     return names
 
 
-def _held_out_plain(run: config.RunConfig) -> list[str]:
-    return [f"{HELD_OUT}{label}" for label in run.evaluate.rewards]
+# --- the evaluations of a run ---------------------------------------------------------------------
 
 
-def _reads_prompt(reward: config.RewardConfig) -> bool:
-    members = (
-        [member.reward for member in reward.members]
-        if isinstance(reward, config.MixtureConfig)
-        else [reward]
-    )
-    return any(reward_class(member.name).reads_prompt for member in members)
+class ReferencePairs:
+    """Pairs and the images that colour drift is measured against, made on first use."""
 
+    def __init__(self, pairs: Pairs, make: Callable[[Pairs], Images]) -> None:
+        self.pairs, self.make = pairs, make
+        self._images: Images | None = None
 
-RATES = ("photo_rate", "content")
-MEANS = ("reward", "score_pos", "score_neg", *image_metrics.STATISTICS)
-STYLE = "style_"
-"""What a judge's answers about single styles begin with; their means are reported."""
-PLACES = 5
-"""Decimals of the numbers of single pairs in a record."""
+    @property
+    def images(self) -> Images:
+        """Images (n, 3, H, W) of all pairs."""
+        if self._images is None:
+            self._images = self.make(self.pairs)
+        return self._images
 
-Reference = Callable[[Pairs], Images]
+    def prepare(self, make: Callable[[Pairs], Images]) -> None:
+        """Make the images now, with `make`."""
+        self._images = make(self.pairs)
+
+    def drift(self, images: Images) -> float:
+        """Colour drift of images of the first pairs."""
+        return image_metrics.color_drift(images, self.images[: len(images)])
 
 
 class Measurer:
-    """Measures the family's present weights on the first `num_samples` of the run's fixed pairs.
+    """Evaluates the model's present weights on the run's fixed pairs and control prompts.
 
-    `reward` and `judge` may be None: their numbers are then left out. `reference` makes the images that drift is measured
-    against; None takes `photographs` where the world's judge is asked for, the base model's images elsewhere. `held_out` are
-    the recipe's held-out rewards by label. Ranks that measure `together` share the images among them, and rank 0 judges.
+    Args:
+        reward, judge: their metrics are left out if None.
+        reference: makes the images that colour drift is measured against; by default `photographs`
+            with the toy world's judge, else the base model's images.
+        group: processes that share the images; rank 0 computes the metrics.
+        held_out: the recipe's held-out rewards by label.
     """
 
     def __init__(
@@ -136,75 +154,98 @@ class Measurer:
         model: Model,
         reward: Reward | None,
         judge: Judge | None,
-        reference: Reference | None = None,
-        together: ProcessGroup = SINGLE_PROCESS,
+        reference: Callable[[Pairs], Images] | None = None,
+        group: ProcessGroup = SINGLE_PROCESS,
         held_out: Mapping[str, Reward] | None = None,
     ) -> None:
-        self.run, self.model, self.reward, self.judge, self.together, self.held_out = (
-            run,
-            model,
-            reward,
-            judge,
-            together,
-            held_out or {},
-        )
-        self.device = next(model.denoiser.parameters()).device
+        self.run, self.model, self.group = run, model, group
+        settings, device = run.evaluate, next(model.denoiser.parameters()).device
+        rewards = [] if reward is None else [trained_reward_metrics(reward, run, device)]
+        rewards += [held_out_metrics(*each, run, device) for each in (held_out or {}).items()]
+        judges = [] if judge is None else [JudgeMetrics(judge, settings.control_prompts == WORLD)]
+        self.functions: list[MetricFunction] = [*rewards, *judges, pixel_statistics]
         prompts = measured_prompts(run.data)
-        self.pairs = fixed_pairs(prompts, run.evaluate.num_samples)
-        self._diversity_pairs = diversity_pairs(prompts, run.evaluate.diversity_prompts)
-        self._reference = reference or (
-            photographs if run.evaluate.judge == "world" else self.base_images
-        )
-        self._references: Images | None = None
-        self.control_prompts = (
-            OffTopic(run, self._generate, self.base_images)
-            if run.evaluate.control_prompts is not None
-            else None
-        )
+        self.pairs = fixed_pairs(prompts, settings.num_samples)
+        self._diversity_pairs = diversity_pairs(prompts, settings.diversity_prompts)
+        default = photographs if settings.judge == "world" else self.base_images
+        self.fixed = ReferencePairs(self.pairs, reference or default)
+        self.control: ReferencePairs | None = None
+        if settings.control_prompts is not None:
+            controls = read_control_prompts(settings.control_prompts, run.method.control_phrases)
+            count = min(settings.num_samples_during, settings.num_samples)
+            self.control = ReferencePairs(control_pairs(controls, count), self.base_images)
 
     def prepare(self) -> None:
-        """Make the base model's images while the model is that model: where all weights are trained, it is in there no longer."""
-        if self.run.model.tune == "full" and self._reference == self.base_images:
-            self._references = self._generate(self.pairs)
-        if self.run.model.tune == "full" and self.control_prompts is not None:
-            self.control_prompts.prepare()
+        """Make the base model's images before training if all weights are trained; afterwards they
+        are gone."""
+        for each in (self.fixed, self.control):
+            if self.run.model.tune == "full" and each and each.make == self.base_images:
+                each.prepare(self._generate)
 
     def measure(self, num_samples: int) -> dict[str, Any]:
-        """{"photo_rate": {value, low, high, n}, "content": {...}, "color_drift", "reward", "brightness", ..., "seconds"}.
+        """Metrics of the first `num_samples` pairs: {"photo_rate": {value, low, high, n},
+        "color_drift", "reward", ..., "seconds"}.
 
-        `reward` is the mean score under the plain prompt (of a mixture also that of each member, `reward_<label>`), `score_pos` and
-        `score_neg` those under the control phrases; `held_out_<label>` of every held-out reward; `off_topic_...` where the recipe has
-        such prompts; `diversity` when `evaluate.diversity_prompts` asks for it. A run that measures in between finds the same numbers
-        of the pairs that it measures then under `during`, where those are fewer; one that may end itself finds under `each` what its
-        rules read of every such pair. Ranks other than 0 help to make the images and get nothing back.
+        Rates have intervals, other metrics are means (see `measured_metrics`). With evaluations
+        during the run, `during` has the metrics of the pairs used then, if those are fewer; with
+        early stopping, `each` has the per-image values its rules read. Ranks other than 0 help to
+        generate and return {}.
         """
         start = time.perf_counter()
-        images, many = (
-            self.images(num_samples),
-            self._generate(self._diversity_pairs) if len(self._diversity_pairs) else None,
-        )
-        controls = self.control_prompts.images() if self.control_prompts else None
-        _ = (
-            self.references,
-            self.control_prompts and self.control_prompts.base_images,
-        )  # made by all ranks
-        if self.together.rank > 0:
+        images, control_images = self.images(num_samples), None
+        several = self._generate(self._diversity_pairs) if len(self._diversity_pairs) else None
+        if self.control is not None:
+            control_images = self._generate(self.control.pairs)
+        for each in (self.fixed, self.control):
+            _ = each and each.images  # made by all ranks
+        if self.group.rank > 0:
             return {}
-        judged = self.per_image(images)
-        measured = {
-            **self.summary(images, judged),
-            **(self.leaked(controls)[1] if controls is not None else {}),
-        }
-        diverse = {"diversity": diversity(many)} if many is not None else {}
-        return {
-            **measured,
-            **diverse,
-            **self._comparable(images, judged),
-            "seconds": time.perf_counter() - start,
-        }
+        each = self.per_image(images)
+        record = self.summary(images, each)
+        if self.control is not None and control_images is not None:
+            record |= self.control_summary(control_images)
+        if several is not None:
+            record[DIVERSITY] = diversity(several)
+        record |= self._comparable(images, each)
+        return {**record, "seconds": time.perf_counter() - start}
+
+    def images(self, num_samples: int) -> Images:
+        """Images (n, 3, H, W) of the first pairs, with the present weights."""
+        return self._generate(self.pairs.first(num_samples))
+
+    def base_images(self, pairs: Pairs) -> Images:
+        """The base model's images of pairs; the base is loaded anew if all weights are trained."""
+        if self.run.model.tune == "full":
+            device = next(self.model.denoiser.parameters()).device
+            return self._generate(pairs, load_model(self.run.model, device))
+        with base_weights(self.model):
+            return self._generate(pairs)
+
+    @property
+    def references(self) -> Images:
+        """Reference images of all pairs."""
+        return self.fixed.images
+
+    def per_image(self, images: Images) -> dict[str, PerSample]:
+        """Every metric per image, for images of the first pairs: scores, judgements, pixel
+        statistics."""
+        samples = samples_of(self.pairs.first(len(images)))
+        return per_image(self.functions, MetricInput(samples, images))
+
+    def summary(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
+        """`summarise_images` of the metrics of `images`, and the colour drift of the whole set."""
+        return {**summarise_images(each), COLOR_DRIFT: self.fixed.drift(images)}
+
+    def control_summary(self, images: Images) -> dict[str, Any]:
+        """The same for images of the control prompts, under `off_topic_<name>`."""
+        assert self.control is not None
+        samples = samples_of(self.control.pairs, CONTROL_GROUP)
+        each = per_image(self.functions, MetricInput(samples, images))
+        return {**summarise_images(each), OFF_TOPIC + COLOR_DRIFT: self.control.drift(images)}
 
     def _comparable(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
-        """What a measurement on all pairs needs to be compared with one during the run, and any one to tell a change from noise."""
+        """The metrics of the pairs that are evaluated during the run, and per-image values for
+        early stopping."""
         settings = self.run.evaluate
         count = min(settings.num_samples_during, len(images))
         first = {name: values[:count] for name, values in each.items()}
@@ -212,101 +253,24 @@ class Measurer:
         if settings.every > 0 and count < len(images):
             found["during"] = self.summary(images[:count], first)
         if self.run.early_stopping is not None:
-            watched = [
-                name
-                for name in dict.fromkeys((judge_of(self.run), score_of(self.run)))
-                if name in first
-            ]
+            watched = dict.fromkeys((judge_of(self.run), score_of(self.run)))
             found["each"] = {
-                name: [round(value, PLACES) for value in first[name].tolist()] for name in watched
+                name: [round(value, DECIMALS) for value in first[name].tolist()]
+                for name in watched
+                if name in first
             }
         return found
 
-    def images(self, num_samples: int) -> Images:
-        """Images (n, 3, H, W) of the first pairs, under the present weights."""
-        return self._generate(self.pairs.first(num_samples))
-
-    def _generate(self, pairs: Pairs) -> Images:
+    def _generate(self, pairs: Pairs, model: Model | None = None) -> Images:
+        batch_size, rollout = self.run.evaluate.batch_size, self.run.rollout
         return generate(
-            self.model,
-            pairs.prompts,
-            pairs.seeds,
-            self.run.rollout,
-            self.run.evaluate.batch_size,
-            self.together,
-        )
-
-    def base_images(self, pairs: Pairs) -> Images:
-        """The same pairs from the model before training; where all weights are trained it is loaded anew for the purpose."""
-        settings = self.run.rollout, self.run.evaluate.batch_size, self.together
-        if self.run.model.tune == "full":
-            base = load_model(self.run.model, self.device)
-            return generate(base, pairs.prompts, pairs.seeds, *settings)
-        with base_weights(self.model):
-            return generate(self.model, pairs.prompts, pairs.seeds, *settings)
-
-    @property
-    def references(self) -> Images:
-        """Reference images of all pairs, made when first asked for and kept."""
-        if self._references is None:
-            self._references = self._reference(self.pairs)
-        return self._references
-
-    @torch.no_grad()
-    def per_image(self, images: Images) -> dict[str, PerSample]:
-        """Every number there is one of per image, for images of the first pairs: scores, judgements, drift statistics."""
-        prompts = self.pairs.first(len(images)).prompts
-        judged = self.judge(images, prompts) if self.judge else {}
-        return {
-            **self._scores(images, prompts),
-            **{name: answer.cpu() for name, answer in judged.items()},
-            **image_metrics.statistics(images),
-        }
-
-    def summary(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
-        """Means over the pairs, with intervals where they are rates, and the colour drift of the whole set."""
-        rates = {name: rate_interval(each[name]).as_dict() for name in RATES if name in each}
-        averaged = [
-            name for name in each if name in MEANS or name.startswith((STYLE, MEMBER, HELD_OUT))
-        ]
-        means = {name: float(each[name].double().mean()) for name in averaged}
-        return {
-            **rates,
-            "color_drift": image_metrics.color_drift(images, self.references[: len(images)]),
-            **means,
-        }
-
-    def leaked(self, controls: Images) -> tuple[dict[str, PerSample], dict[str, Any]]:
-        """What images of the off-topic prompts say: per image, and in sum."""
-        assert self.control_prompts is not None
-        each = self.control_prompts.per_image(controls, self._scores, self.judge)
-        return each, self.control_prompts.summary(controls, each)
-
-    def _scores(self, images: Images, prompts: tuple[str, ...]) -> dict[str, PerSample]:
-        return {
-            **self._trained_scores(images, prompts),
-            **held_out_scores(self.held_out, images, prompts, self.run, self.device),
-        }
-
-    def _trained_scores(self, images: Images, prompts: tuple[str, ...]) -> dict[str, PerSample]:
-        if self.reward is None:
-            return {}
-        words = self.run.method.control_phrases
-        asked = {
-            "reward": BARE,
-            **(
-                {"score_pos": words.positive, "score_neg": words.negative}
-                if self.reward.reads_prompt
-                else {}
-            ),
-        }
-        return scored(
-            self.reward, asked, images, prompts, self.run.evaluate.batch_size, self.device
+            model or self.model, pairs.prompts, pairs.seeds, rollout, batch_size, self.group
         )
 
 
 def photographs(pairs: Pairs) -> Images:
-    """The renderer's own photographs of the pairs' captions, one fixed draw of place, light and texture each."""
+    """The renderer's photographs of the pairs' captions, one fixed draw of place, light and texture
+    each."""
     drawn = [
         render(scenes_of([prompt]), generator_for(seed))
         for prompt, seed in zip(pairs.prompts, pairs.seeds, strict=True)

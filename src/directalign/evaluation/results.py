@@ -1,110 +1,116 @@
-"""From lines, one per image, to what is said of models: means, paired differences and wins, all with intervals over prompts.
+"""Summaries of per-image metrics: of one model's images during training, and of the candidates of a
+comparison.
 
-A number counts for the images that have it, and two models are compared on the pairs that both have it for. So numbers of the off-topic
-images, of the distance to a base, and of prompts sampled more than once stand in the same lines as all others.
+In a comparison, means, paired differences and wins have bootstrap intervals over prompts. A mean is
+over the images that have the metric, and two candidates are compared on the samples for which both
+have it, so metrics of control prompts, of distances to a base and of prompts with several seeds are
+summarised alike.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
-from ..metrics import Metric
-from ..stats import bootstrap_interval, bootstrap_rate_interval, holm, resample_groups, win_rate
+from ..metrics import Metric, metric
+from ..stats import (
+    bootstrap_interval,
+    bootstrap_rate_interval,
+    holm,
+    rate_interval,
+    resample_groups,
+    win_rate,
+)
+from ..types import PerSample
 
-Column = Mapping[int, float]
-"""A number of one model by the index of the pair."""
-Values = Float[np.ndarray, " n"]
+
+def summarise_images(each: Mapping[str, PerSample]) -> dict[str, Any]:
+    """Of metrics (b,) by name: Wilson's interval {value, low, high, n} of rates, the mean of
+    others.
+
+    Prompt adherence is left out: a run's records have `content`, of which it is a part.
+    """
+    names = [name for name in each if metric(name).role != "adherence"]
+    rates = {name: rate_interval(each[name]).as_dict() for name in names if metric(name).is_rate}
+    means = {name: float(each[name].double().mean()) for name in names if name not in rates}
+    return {**rates, **means}
 
 
 class Results:
-    """Numbers by name, model and index, and the prompt of every index."""
+    """Metrics by name, candidate and sample index, and the prompt of every index."""
 
-    def __init__(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        self.prompts = {int(line["index"]): str(line["prompt"]) for line in lines}
-        self.columns: dict[str, dict[str, dict[int, float]]] = defaultdict(
-            lambda: defaultdict(dict)
-        )
-        for line in lines:
-            for name, value in line["numbers"].items():
-                self.columns[name][line["model"]][int(line["index"])] = float(value)
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.prompts = {int(row["index"]): str(row["prompt"]) for row in rows}
+        self.columns: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
+        for row in rows:
+            for name, value in row["numbers"].items():
+                self.columns[name, row["model"]][int(row["index"])] = float(value)
 
-    def column(self, name: str, key: str) -> Column:
-        """Empty where the model has no such number."""
-        return self.columns[name].get(key, {}) if name in self.columns else {}
+    def mean(self, name: str, key: str) -> dict[str, float]:
+        """Mean of a candidate's metric with its interval."""
+        column = self.columns[name, key]
+        values = np.array(list(column.values()))
+        is_binary = np.isin(values, (0, 1)).all()
+        interval = bootstrap_rate_interval if is_binary else bootstrap_interval
+        return interval(values, resample_groups(self._groups(column))).as_dict()
 
-    def groups(self, indices: Sequence[int]) -> tuple[str, ...]:
-        """The prompt of each, by which they are resampled."""
+    def compare(
+        self, a: str, b: str, about: Metric
+    ) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Records of the difference b − a and of b's wins ({} without a direction); None without
+        shared samples."""
+        first, second = (self.columns.get((about.name, key), {}) for key in (a, b))
+        shared = [index for index in first if index in second]
+        if not shared:
+            return None
+        x, y = (np.array([column[index] for index in shared]) for column in (first, second))
+        groups = self._groups(shared)
+        resamples = resample_groups(groups)
+        pair = {"a": a, "b": b, "name": about.name}
+        difference = {**pair, **bootstrap_interval(y - x, resamples).as_dict()}
+        if not about.better:
+            return difference, {}
+        wins = win_rate(about.better * x, about.better * y, groups, resamples)
+        return difference, {**pair, **wins.as_dict()}
+
+    def _groups(self, indices: Iterable[int]) -> tuple[str, ...]:
+        """The prompt of each sample, by which samples are resampled."""
         return tuple(self.prompts[index] for index in indices)
 
 
 def summarise(
-    keys: Sequence[str], lines: Sequence[Mapping[str, Any]], about: Mapping[str, Metric]
+    keys: Sequence[str], rows: Sequence[Mapping[str, Any]], about: Mapping[str, Metric]
 ) -> dict[str, Any]:
-    """`summary.json` of a comparison of the models `keys`, in that order: see docs/evaluation.md for its fields.
+    """`summary.json` of a comparison of the candidates `keys`; its fields are in
+    docs/evaluation.md.
 
-    `about` says what each number is, in the order of the summary; a number that no image has is left out.
+    `about`: the metrics in the order of the summary; those that no image has are left out.
     """
-    results = Results(lines)
+    results = Results(rows)
+    columns = results.columns
     present = {
-        name: each for name, each in about.items() if any(results.column(name, key) for key in keys)
+        name: each for name, each in about.items() if any((name, k) in columns for k in keys)
     }
     models = {
-        key: {name: _mean(results, name, key) for name in present if results.column(name, key)}
+        key: {name: results.mean(name, key) for name in present if (name, key) in columns}
         for key in keys
     }
-    pairs = [(a, b, name) for a, b in combinations(keys, 2) for name in present]
-    differences = [found for a, b, name in pairs if (found := _difference(results, a, b, name))]
-    won = [
+    pairs = [
         found
-        for a, b, name in pairs
-        if present[name].better and (found := _wins(results, a, b, name, present[name].better))
+        for a, b in combinations(keys, 2)
+        for each in present.values()
+        if (found := results.compare(a, b, each))
     ]
+    won = [wins for _, wins in pairs if wins]
     for each, p in zip(won, holm([each["p"] for each in won]), strict=True):
         each["p_holm"] = p
     return {
         "names": {name: each.as_record() for name, each in present.items()},
         "models": models,
-        "differences": differences,
+        "differences": [difference for difference, _ in pairs],
         "wins": won,
     }
-
-
-def _mean(results: Results, name: str, key: str) -> dict[str, float]:
-    column = results.column(name, key)
-    values, resamples = _values(column, list(column)), resample_groups(results.groups(list(column)))
-    interval = bootstrap_rate_interval if np.isin(values, (0, 1)).all() else bootstrap_interval
-    return interval(values, resamples).as_dict()
-
-
-def _difference(results: Results, a: str, b: str, name: str) -> dict[str, Any] | None:
-    first, second, indices = _both(results, a, b, name)
-    if not indices:
-        return None
-    found = bootstrap_interval(second - first, resample_groups(results.groups(indices)))
-    return {"a": a, "b": b, "name": name, **found.as_dict()}
-
-
-def _wins(results: Results, a: str, b: str, name: str, better: int) -> dict[str, Any] | None:
-    first, second, indices = _both(results, a, b, name)
-    if not indices:
-        return None
-    groups = results.groups(indices)
-    found = win_rate(better * first, better * second, groups, resample_groups(groups))
-    return {"a": a, "b": b, "name": name, **found.as_dict()}
-
-
-def _both(results: Results, a: str, b: str, name: str) -> tuple[Values, Values, list[int]]:
-    """The number of both models on the pairs that both have it for."""
-    first, second = results.column(name, a), results.column(name, b)
-    indices = [index for index in first if index in second]
-    return _values(first, indices), _values(second, indices), indices
-
-
-def _values(column: Column, indices: Sequence[int]) -> Values:
-    return np.array([column[index] for index in indices], dtype=float)

@@ -1,50 +1,60 @@
-"""A JSONL file that grows line by line and survives being killed: what is in it is done, and what is torn is done again.
+"""An append-only JSONL file of rows by model and sample index, safe against interruption.
 
-A line is written with its newline in one go, so only the last one can be torn; it is dropped when the file is opened, and said. Nothing is
-written twice, so a process that goes on leaves the bytes that an undisturbed one leaves.
+A line and its newline are written at once, so only the last line can be incomplete; it is removed
+when the file is opened. No row is written twice: a resumed process ends with the same bytes as an
+uninterrupted one.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..types import DirectAlignError
 
+logger = logging.getLogger(__name__)
+
 Row = Mapping[str, Any]
-Place = tuple[str, int]
-"""Key of a model, index of a pair."""
-Say = Callable[[str], None]
+RowKey = tuple[str, int]
+"""Model key and sample index."""
 
 
-class Ledger:
-    """The rows of a file by model and index; `say` is told of a torn line."""
+class JsonlStore:
+    """The rows of a file by `RowKey`; an incomplete last line is removed with a warning.
 
-    def __init__(self, file: Path, say: Say) -> None:
+    Raises: DirectAlignError for a line that is no row; names file and line.
+    """
+
+    def __init__(self, file: Path) -> None:
         self.file = file
-        self.rows: dict[Place, Row] = {}
-        whole = _whole_lines(file, say)
-        for number, line in enumerate(whole, start=1):
-            row = _row(line, file, number)
-            self.rows[str(row["model"]), int(row["index"])] = row
+        self.rows: dict[RowKey, Row] = {}
+        for number, line in enumerate(_complete_lines(file), start=1):
+            try:
+                row = json.loads(line)
+                self.rows[str(row["model"]), int(row["index"])] = row
+            except (ValueError, KeyError, TypeError) as error:
+                raise DirectAlignError(
+                    f"{file}:{number}: not a line of this comparison ({error}); remove the file, "
+                    "and the same command evaluates again"
+                ) from error
 
-    def missing(self, places: Iterable[Place]) -> list[Place]:
-        """Those that have no row yet."""
-        return [place for place in places if place not in self.rows]
+    def missing(self, keys: Iterable[RowKey]) -> list[RowKey]:
+        """The keys without a row."""
+        return [key for key in keys if key not in self.rows]
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Write the rows whose place is still empty, all of them on the disk before this returns."""
+        """Write the rows whose key is new; they are on the disk when this returns."""
         new = {(str(row["model"]), int(row["index"])): row for row in rows}
-        new = {place: row for place, row in new.items() if place not in self.rows}
-        text = "".join(
-            json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in new.values()
-        )
-        with told_where_full(self.file), self.file.open("ab") as file:
+        new = {key: row for key, row in new.items() if key not in self.rows}
+        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in new.values())
+        text = "".join(f"{line}\n" for line in lines)
+        with disk_full_error(self.file), self.file.open("ab") as file:
             file.write(text.encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
@@ -52,44 +62,29 @@ class Ledger:
 
 
 @contextmanager
-def told_where_full(path: Path) -> Iterator[None]:
-    """A full disk is one line that says how to go on."""
+def disk_full_error(path: Path) -> Iterator[None]:
+    """Turn a full disk into a DirectAlignError with the remedy."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DirectAlignError(
-                f"{path}: no space left on the disk; free some, then give the same command: it goes on where it stopped"
+                f"{path}: no space left on the disk; free some, then give the same command: "
+                "it continues where it stopped"
             ) from error
         raise
 
 
-def write_whole(file: Path, text: str) -> None:
-    """A text file that is there whole or not at all."""
-    part = file.with_name(f".{file.name}.part")
-    with told_where_full(file):
-        part.write_text(text, encoding="utf-8")
-        part.replace(file)
-
-
-def _whole_lines(file: Path, say: Say) -> list[bytes]:
-    """The lines that end in a newline; what follows them is cut off the file."""
+def _complete_lines(file: Path) -> list[bytes]:
+    """The lines that end in a newline; anything after the last newline is cut off the file."""
     if not file.exists():
         return []
     content = file.read_bytes()
-    kept = content[: content.rfind(b"\n") + 1]
-    if len(kept) < len(content):
-        say(f"{file}: the last line was cut short; it is dropped and its image measured again")
-        with file.open("r+b") as torn:
-            torn.truncate(len(kept))
-    return kept.splitlines()
-
-
-def _row(line: bytes, file: Path, number: int) -> Row:
-    try:
-        row = json.loads(line)
-        return {**row, "model": row["model"], "index": int(row["index"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DirectAlignError(
-            f"{file}:{number}: not a line of this comparison ({error}); remove the file, and the same command measures again"
-        ) from error
+    complete = content[: content.rfind(b"\n") + 1]
+    if len(complete) < len(content):
+        logger.warning(
+            f"{file}: the last line was incomplete; it is removed and its image evaluated again"
+        )
+        with file.open("r+b") as stream:
+            stream.truncate(len(complete))
+    return complete.splitlines()

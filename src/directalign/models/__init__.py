@@ -7,7 +7,6 @@ A new architecture is one file and one line in `MODELS`; what other parts must k
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from difflib import get_close_matches
 from pathlib import Path as FilePath
 from typing import Any
@@ -17,11 +16,11 @@ from torch import nn
 
 from .. import config
 from ..interfaces import Model
+from ..io.user_code import load_object
 from ..types import DirectAlignError
 from . import lora
 from .attention import accelerate
 from .checkpoint_source import open_source
-from .device import denoiser_on
 
 MODELS: dict[str, str] = {
     "flux": "flux:Flux",
@@ -49,16 +48,7 @@ def model_class(name: str) -> Any:
         raise DirectAlignError(
             f"model.architecture: {name} is not known: choose one of {', '.join(MODELS)}; {hint}"
         )
-    spec = importlib.util.spec_from_file_location(FilePath(module).stem, module)
-    if spec is None or spec.loader is None or not FilePath(module).is_file():
-        raise DirectAlignError(f"model.architecture: {name}: no such file: give an existing one")
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    if not hasattr(loaded, class_name):
-        raise DirectAlignError(
-            f"model.architecture: {name}: {module} defines no {class_name}: name a class in it"
-        )
-    return getattr(loaded, class_name)
+    return load_object(name, "model.architecture", "class")
 
 
 def load_model(
@@ -73,7 +63,7 @@ def load_model(
     Raises DirectAlignError for a folder, file or class that is missing, damaged or of another architecture.
     """
     architecture = model_class(settings.architecture)
-    with denoiser_on(denoiser_device):
+    with lora.denoiser_on(denoiser_device):
         model = architecture(open_source(settings), settings, torch.device(device), seed)
     accelerate(model.denoiser, settings)
     return model

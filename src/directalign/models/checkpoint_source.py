@@ -28,17 +28,6 @@ ROOT = ("model_index.json", "directalign.json")
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of pipelines that no model here reads."""
 
-COMPONENTS = {
-    "flux": "black-forest-labs/FLUX.1-dev",
-    "flux2_klein": "black-forest-labs/FLUX.2-klein-base-4B",
-    "sd3": "stabilityai/stable-diffusion-3.5-medium",
-    "sd": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-    "qwen_image": "Qwen/Qwen-Image",
-    "z_image": "Tongyi-MAI/Z-Image",
-}
-"""For each model, a repository that completes a single file: an example in an error, never taken unasked."""
-
 
 @dataclass(frozen=True)
 class Source:
@@ -73,9 +62,12 @@ def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
     file = Path(model.path).expanduser()
     held = single_file.contents(file)
     if model.components is None:
-        example = f"a diffusers folder or hub id of that architecture, such as {COMPONENTS[model.architecture]}"
+        from . import model_class  # which imports this module
+
+        example = model_class(model.architecture).components
         raise DirectAlignError(
-            f"model.components: missing; {file} holds {held.layout.name} without its configs and tokenizers: give {example}"
+            f"model.components: missing; {file} holds {held.layout.name} without its configs and tokenizers: "
+            f"give a diffusers folder or hub id of that architecture, such as {example}"
         )
     return Source(
         model.path,

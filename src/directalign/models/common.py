@@ -1,47 +1,262 @@
-"""What SD3 and SDXL ask of a CLIP text encoder: the hidden states before its last layer, and its projected pooled output."""
+"""What the architectures share: the base class, tokenization, and tokens of latents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path as FilePath
 from typing import Any
 
+import diffusers
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..diffusion.path import classifier_free_guidance
-from ..types import Conditioning, DirectAlignError, Latents
+from .. import config
+from ..diffusion.path import DDPMTable, classifier_free_guidance
+from ..types import (
+    Conditioning,
+    DirectAlignError,
+    Images,
+    Latents,
+    PathName,
+    PerSample,
+    PredictionName,
+)
+from . import lora, noise_schedule, vae
+from .checkpoint_source import Source
+from .components import dtypes_of, load_parts
+from .text_encoder import PromptEncoder
+from .weight_files import read_json
 
 
-def read(text_encoder: Any, tokenizer: Any, prompts: list[str], length: int) -> tuple[Tensor, Any]:
-    """Penultimate hidden states (b, length, d), and all that the encoder says (`text_embeds` where it projects); longer prompts are cut."""
-    tokens = tokenizer(
-        prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    )
-    said = text_encoder(tokens.input_ids.to(text_encoder.device), output_hidden_states=True)
-    return said.hidden_states[-2], said
+class DiffusersModel:
+    """Base of the architectures: an `interfaces.Model` made of the parts of a diffusers pipeline.
+
+    A subclass sets the attributes below, writes `_embed` and `_predict`, and overrides what differs.
+    The defaults are those of a rectified flow on packed latents with an AutoencoderKL.
+    """
+
+    title: str
+    """The architecture's name in messages."""
+    pipeline: str
+    part: str = "transformer"
+    parts: Mapping[str, type | None]
+    """Each part of the pipeline that is loaded, and its class; None for any class."""
+    optional_parts: tuple[str, ...] = ()
+    """Parts that model_index.json may set to null."""
+    text_parts: tuple[str, ...] = ("text_encoder",)
+    unconditional: str = ""
+    """The prompt of the unguided pass."""
+    packing: int = 4
+    """Input channels of the denoiser for each channel of the latents."""
+    lora_layout: str = ""
+    """Key of the layer names that `export` writes for ComfyUI and kohya; empty if there are none."""
+    components: str = ""
+    """A hub id that completes a single file: an example for messages, never loaded by default."""
+    published: str = ""
+    """Config in models/known whose sizes stand for a hub id that is neither cached nor known."""
+    path: PathName = "flow"
+    prediction: PredictionName = "velocity"
+    lora_targets: tuple[str, ...]
+
+    def __init__(
+        self, source: Source, model: config.ModelConfig, device: torch.device, seed: int
+    ) -> None:
+        self.model, self.device, self.dtype = model, device, getattr(torch, model.dtype)
+        wanted = self.parts_in(source.folder)
+        dtypes = dtypes_of(wanted, model, self.part) | self._dtypes(source.folder)
+        parts = load_parts(source, self.pipeline, wanted, dtypes)
+        self.check(source.folder, parts)
+        self._setup(source.folder, parts)
+        self.denoiser: Any = lora.ready(parts[self.part], model, self.lora_targets, device, seed)
+        encoders = {name: parts[name] for name in self.text_parts if name in parts}
+        self.prompts = PromptEncoder(encoders, self._embed, device, model.text_encoders)
+        self.empty_prompt = self._empty_prompt(source.folder)
+
+    @classmethod
+    def parts_in(cls, folder: FilePath) -> dict[str, type | None]:
+        """The parts that a folder has, by its model_index.json: all but optional ones that are null."""
+        index = read_json(folder / "model_index.json")
+        absent = {name for name in cls.optional_parts if not (index.get(name) or [None])[0]}
+        return {name: kind for name, kind in cls.parts.items() if name not in absent}
+
+    @classmethod
+    def check(cls, folder: FilePath, parts: Mapping[str, Any]) -> None:
+        """Raise DirectAlignError, naming the file, for a checkpoint of another kind than plain text-to-image."""
+        cls._check_channels(folder, parts)
+        noise_schedule.check_euler(folder, parts["scheduler"])
+
+    @classmethod
+    def _check_channels(cls, folder: FilePath, parts: Mapping[str, Any]) -> None:
+        channels, latents = parts[cls.part].config["in_channels"], parts["vae"].config
+        wanted = cls.packing * (latents.get("latent_channels") or latents["z_dim"])
+        if channels != wanted:
+            raise DirectAlignError(
+                f"{folder / cls.part}: takes {channels} channels, text-to-image needs {wanted}: "
+                f"give a plain {cls.title} in model.path, not an inpainting or editing model"
+            )
+
+    def _dtypes(self, folder: FilePath) -> dict[str, torch.dtype]:
+        """Dtypes of parts that differ from the recipe's."""
+        del folder
+        return {}
+
+    def _setup(self, folder: FilePath, parts: Mapping[str, Any]) -> None:
+        """Set everything but the denoiser and the prompts from the loaded parts."""
+        del folder
+        self.scheduler: Any = parts["scheduler"]
+        self.tokenizers = [part for name, part in parts.items() if name.startswith("tokenizer")]
+        self.vae: Any = vae.ready(parts["vae"], self.model, self.device)
+        self.default_size = (self.vae.config["sample_size"],) * 2
+        self.multiple = 2 * vae.downscaling(self.vae)
+
+    def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
+        """The tensors of `_embed`, each (b, ...), for the prompts and for the unconditional prompt."""
+        return self.prompts.conditioning(prompts, self.empty_prompt)
+
+    def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Text encoders' tensors by name, each (b, ...), from the modules in `self.prompts`."""
+        raise NotImplementedError
+
+    def _empty_prompt(self, folder: FilePath) -> dict[str, Tensor]:
+        del folder
+        return self.prompts([self.unconditional])
+
+    def _tokens(self, texts: Sequence[str], length: int, tokenizer: int = 0, **options: Any) -> Any:
+        """Texts cut and padded to `length` tokens on the device: `input_ids`, `attention_mask`."""
+        return self.tokenizers[tokenizer](
+            list(texts),
+            max_length=length,
+            truncation=True,
+            return_tensors="pt",
+            **{"padding": "max_length", **options},
+        ).to(self.device)
+
+    def _clip_states(self, prompts: list[str]) -> tuple[Tensor, list[Any]]:
+        """Penultimate states of two CLIP encoders side by side (b, tokens, d1 + d2), and their outputs.
+
+        Both read as many tokens as the first tokenizer does.
+        """
+        length = self.tokenizers[0].model_max_length
+        outputs = [
+            self.prompts.modules[name](
+                self._tokens(prompts, length, number).input_ids, output_hidden_states=True
+            )
+            for number, name in enumerate(self.text_parts[:2])
+        ]
+        return torch.cat([output.hidden_states[-2] for output in outputs], -1), outputs
+
+    def encode_image(self, images: Images) -> Latents:
+        """Clean latents of images in [0, 1]: the mode of the posterior, scaled, float32, no gradient."""
+        return vae.encode_image(self.vae, images)
+
+    def decode(self, x0: Latents) -> Images:
+        """Images around [0, 1], not clamped, float32, gradient intact."""
+        return vae.decode_latents(self.vae, x0)
+
+    def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
+        """`prediction` at x_t, float32; a second pass under the unconditional prompt if `cfg_scale` is not 1.
+
+        Raises DirectAlignError for guidance that the checkpoint cannot take, or that it lacks.
+        """
+        self._check_guidance(cond)
+        pred = self._predict(x_t, sigma, cond).float()
+        if cond.cfg_scale == 1.0:
+            return pred
+        if cond.unconditional is None:
+            raise DirectAlignError(
+                f"cfg_scale {cond.cfg_scale} needs the embedding of the empty prompt: "
+                "encode the prompts with the model, or set cfg_scale 1"
+            )
+        uncond = self._predict(x_t, sigma, replace(cond, tensors=cond.unconditional)).float()
+        return self._guide(pred, uncond, cond.cfg_scale)
+
+    def _predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Tensor:
+        """One pass under `cond.tensors`; `prediction` as latents (b, c, h, w) of any dtype."""
+        raise NotImplementedError
+
+    def _network(self, *arguments: Any, **named: Any) -> Any:
+        """The denoiser's first output, in mixed precision if the recipe's dtype is bfloat16."""
+        low = self.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low):
+            return self.denoiser(*arguments, return_dict=False, **named)[0]
+
+    def _guide(self, cond: Latents, uncond: Latents, scale: float) -> Latents:
+        return classifier_free_guidance(cond, uncond, scale)
+
+    def _check_guidance(self, cond: Conditioning) -> None:
+        if cond.embedded_guidance is not None:
+            raise DirectAlignError(
+                f"embedded guidance: {self.title} has no input for it: leave rollout.embedded_guidance "
+                "and method.embedded_guidance out, use cfg_scale"
+            )
+
+    def sigmas(self, num_inference_steps: int, height: int, width: int) -> Tensor:
+        """The pipeline's grid: linspace(1, 1/n), shifted by a constant or by the number of tokens.
+
+        (n + 1,) float64, falling, ends in 0.
+        """
+        _, h, w = self.latent_shape(height, width)
+        exponent = noise_schedule.shift_by_size(self.scheduler, (h // 2) * (w // 2))
+        return noise_schedule.euler_grid(self.scheduler, num_inference_steps, exponent)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(c, h, w) of the latents; both sides must be multiples of `multiple` pixels."""
+        cell = vae.downscaling(self.vae)
+        channels = self.vae.config["latent_channels"]
+        return channels, *vae.grid(height, width, cell, self.multiple)
+
+    def call_arguments(self, rollout: config.RolloutConfig) -> dict[str, Any]:
+        """Arguments of the diffusers pipeline's call that sample as the rollout does."""
+        return {"guidance_scale": rollout.cfg_scale}
+
+    def save(self, folder: FilePath) -> None:
+        """Write `lora.safetensors` for the pipeline's load_lora_weights, or all weights as `part`/."""
+        lora.save(self.denoiser, folder, self.part, getattr(diffusers, self.pipeline))
 
 
-def read_both(
-    encoders: list[Any], tokenizers: list[Any], prompts: list[str]
-) -> tuple[Tensor, list[Any]]:
-    """Penultimate states of two encoders side by side (b, tokens, d1 + d2), as many tokens as the first tokenizer's; and what each said."""
-    length = tokenizers[0].model_max_length
-    states, said = zip(
-        *(
-            read(encoder, tokenizer, prompts, length)
-            for encoder, tokenizer in zip(encoders, tokenizers, strict=True)
-        ),
-        strict=True,
-    )
-    return torch.cat(states, -1), list(said)
+class DDPMModel(DiffusersModel):
+    """Base of the UNets on a variance-preserving path, sampled with DDIM (eta 0) to clean."""
+
+    path = "vp"
+    part = "unet"
+    packing = 1
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+
+    @classmethod
+    def check(cls, folder: FilePath, parts: Mapping[str, Any]) -> None:
+        noise_schedule.ddim(folder / "scheduler", parts["scheduler"])
+        cls._check_channels(folder, parts)
+
+    def _setup(self, folder: FilePath, parts: Mapping[str, Any]) -> None:
+        super()._setup(folder, parts)
+        unet, cell = parts["unet"].config, vae.downscaling(self.vae)
+        self.scheduler = noise_schedule.ddim(folder / "scheduler", parts["scheduler"])
+        self.prediction = noise_schedule.PREDICTIONS[self.scheduler.config["prediction_type"]]
+        self.levels = DDPMTable(self.scheduler.alphas_cumprod)
+        size = unet["sample_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        self.default_size = (height * cell, width * cell)
+        self.multiple = 2 ** (len(unet["block_out_channels"]) - 1) * cell
+
+    def _timestep(self, x_t: Latents, sigma: PerSample) -> Tensor:
+        """Needs sigma in float64: near 1, timesteps are closer together than float32 resolves."""
+        return self.levels.timestep_of(sigma).to(x_t)
+
+    def sigmas(self, num_inference_steps: int, height: int, width: int) -> Tensor:
+        """Levels of DDIMScheduler's timesteps under the folder's spacing and offset, then 0.
+
+        (n + 1,) float64; the image size has no effect.
+        """
+        return noise_schedule.ddim_grid(self.scheduler, self.levels, num_inference_steps)
 
 
 Tokens = Float[Tensor, "b tokens features"]
 
 
 def pack(latents: Latents) -> Tokens:
-    """(b, c, h, w) to (b, h/2·w/2, 4c), rows first; features run over (c, row in block, column in block). h and w are even."""
+    """(b, c, h, w) to (b, h/2·w/2, 4c), rows first; features are (c, row, column in the block); h, w even."""
     b, c, h, w = latents.shape
     blocks = latents.reshape(b, c, h // 2, 2, w // 2, 2)
     return blocks.permute(0, 2, 4, 1, 3, 5).reshape(b, (h // 2) * (w // 2), 4 * c)
@@ -55,64 +270,21 @@ def unpack(tokens: Tokens, h: int, w: int) -> Latents:
 
 
 def image_ids(h: int, w: int, device: torch.device) -> Float[Tensor, "tokens 3"]:
-    """(0, row, column) of every token of latents of height h and width w, for the rotary embedding."""
-    rows, columns = torch.meshgrid(
-        torch.arange(h // 2, device=device), torch.arange(w // 2, device=device), indexing="ij"
-    )
-    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).float()
+    """(0, row, column) of every packed token of latents (h, w), for the rotary embedding."""
+    return image_places(h // 2, w // 2, device)[:, :3].float()
 
 
 def text_ids(num_tokens: int, device: torch.device) -> Float[Tensor, "tokens 3"]:
-    """Text tokens have no place on the grid: all zeros."""
+    """Text tokens have no position: all zeros."""
     return torch.zeros(num_tokens, 3, device=device)
 
 
-def flatten(latents: Latents) -> Tokens:
-    """(b, c, h, w) to (b, h·w, c), rows first: one token for each place."""
-    return latents.flatten(2).transpose(1, 2)
-
-
-def unflatten(tokens: Tokens, h: int, w: int) -> Latents:
-    """The inverse of `flatten` for latents of height h and width w."""
-    return tokens.transpose(1, 2).unflatten(2, (h, w))
-
-
 def image_places(h: int, w: int, device: torch.device) -> Int[Tensor, "tokens 4"]:
-    """(0, row, column, 0) of every token of latents of height h and width w, one token for each place."""
-    still, row, column = (
-        torch.arange(1, device=device),
-        torch.arange(h, device=device),
-        torch.arange(w, device=device),
-    )
-    return torch.cartesian_prod(still, row, column, still)
+    """(0, row, column, 0) of every token of latents (h, w), one token per place."""
+    rows, columns = torch.arange(h, device=device), torch.arange(w, device=device)
+    return torch.nn.functional.pad(torch.cartesian_prod(rows, columns), (1, 1))
 
 
 def text_places(num_tokens: int, device: torch.device) -> Int[Tensor, "tokens 4"]:
     """(0, 0, 0, place in the text) of every text token."""
-    place = torch.arange(num_tokens, device=device)
-    return torch.nn.functional.pad(place[:, None], (3, 0))
-
-
-Combine = Callable[[Latents, Latents, float], Latents]
-"""(under the prompt, under the empty prompt, cfg_scale) -> the guided prediction."""
-
-
-def guided(
-    call: Callable[[Mapping[str, Tensor]], Latents],
-    cond: Conditioning,
-    combine: Combine = classifier_free_guidance,
-) -> Latents:
-    """`call` under the prompt, and under the empty prompt too when `cfg_scale` is not 1."""
-    pred = call(cond.tensors)
-    if cond.cfg_scale == 1.0:
-        return pred
-    if cond.unconditional is None:
-        raise DirectAlignError(
-            f"cfg_scale {cond.cfg_scale} needs the embedding of the empty prompt: encode the prompts with the model, or set cfg_scale 1"
-        )
-    return combine(pred, call(cond.unconditional), cond.cfg_scale)
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Mixed precision where the forward pass is bfloat16."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+    return torch.nn.functional.pad(torch.arange(num_tokens, device=device)[:, None], (3, 0))

@@ -1,14 +1,16 @@
-"""What of a denoiser is trained, and how that is written and read: LoRA adapters, or all weights.
+"""What of a denoiser is trained, and its files: LoRA adapters, or all weights.
 
-LoRA goes to `lora.safetensors` in diffusers format with alpha / rank folded into the second factor, so every reader that
-takes alpha = rank where none is given (diffusers, ComfyUI) sees the update that was trained, whatever alpha was.
+LoRA is written to `lora.safetensors` in diffusers format with alpha / rank folded into the second factor,
+so readers that take alpha = rank where none is given (diffusers, ComfyUI) get the trained update.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from difflib import get_close_matches
 from pathlib import Path as FilePath
 from typing import Any
@@ -20,13 +22,25 @@ from torch import Tensor, nn
 
 from .. import config
 from ..types import DirectAlignError
-from .quantization import placed
+from .quantization import quantize
 from .weight_files import check_safetensors, weights_files
 
 LORA_FILE = "lora.safetensors"
 ADAPTER = "default"
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""What LoRA adapts; layers of a quantised model are among them."""
+"""Layers that LoRA adapts; layers of a quantized model are subclasses."""
+
+_denoiser_device: ContextVar[torch.device | None] = ContextVar("denoiser_device", default=None)
+
+
+@contextmanager
+def denoiser_on(device: torch.device | None) -> Iterator[None]:
+    """Denoisers loaded inside are placed on this device, not on their model's; None changes nothing."""
+    token = _denoiser_device.set(device)
+    try:
+        yield
+    finally:
+        _denoiser_device.reset(token)
 
 
 def ready(
@@ -36,18 +50,24 @@ def ready(
     device: torch.device,
     seed: int,
 ) -> nn.Module:
-    """A frozen network made the denoiser of a run: on its device, in the recipe's bits, with what is trained opened, activations recomputed or kept."""
-    denoiser: Any = placed(network, model, device)
-    make_trainable(denoiser, model, default_targets, seed)
+    """A frozen network as the denoiser of a run: on its device, quantized, with trainable parameters.
+
+    `model` decides on quantization, adapters and gradient checkpointing; `seed` draws the adapters.
+    """
+    home = _denoiser_device.get() or device
+    if model.quantization is not None:
+        quantize(network, model.quantization, device, home)
+    network.to(home)
+    make_trainable(network, model, default_targets, seed)
     if model.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()
-    return denoiser
+        network.enable_gradient_checkpointing()
+    return network
 
 
 def make_trainable(
     denoiser: Any, model: config.ModelConfig, default_targets: Sequence[str], seed: int
 ) -> None:
-    """Opens all weights, or adds adapters in float32: the first factor drawn from `seed`, the second 0, so nothing changes yet."""
+    """Make all weights trainable, or add float32 adapters: A drawn from `seed`, B 0, so no output changes."""
     if model.tune == "full":
         for parameter in denoiser.requires_grad_(True).parameters():
             parameter.data = parameter.data.to(getattr(torch, model.trained_dtype))
@@ -68,59 +88,48 @@ def make_trainable(
 
 
 def _check_targets(denoiser: nn.Module, lora: config.LoRAConfig, targets: Sequence[str]) -> None:
-    """Each target that the recipe names is a layer that LoRA can adapt, as peft looks them up, and none is too small for the rank."""
+    """Every target of the recipe names a layer that LoRA adapts, and the rank fits every such layer."""
     layers = {
         name: layer for name, layer in denoiser.named_modules() if isinstance(layer, ADAPTABLE)
     }
-    fitting = {
+    matches = {
         target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in targets
     }
-    lost = [target for target in lora.targets or () if not fitting[target]]
-    if lost:
-        known = {
-            re.sub(r"^.*?\.\d+\.", "", name) for name in layers
-        }  # without the block it stands in
-        near = sorted(
-            {
-                match
-                for target in lost
-                for match in get_close_matches(
-                    target, known | {name.split(".")[-1] for name in known}, n=2
-                )
-            }
-        )
-        hint = (
-            f"did you mean {', '.join(near)}?" if near else "leave the key out for the usual ones"
-        )
+    unknown = [target for target in lora.targets or () if not matches[target]]
+    if unknown:
+        inner = {re.sub(r"^.*?\.\d+\.", "", name) for name in layers}  # names within a block
+        known = inner | {name.split(".")[-1] for name in inner}
+        near = sorted({match for each in unknown for match in get_close_matches(each, known, n=2)})
+        hint = f"did you mean {', '.join(near)}?" if near else "leave the key out for the default"
         raise DirectAlignError(
-            f"model.lora.targets: {lost} fit no linear or convolution layer of this model: {hint}"
+            f"model.lora.targets: {unknown} fit no linear or convolution layer of this model: {hint}"
         )
-    for name in sorted({name for names in fitting.values() for name in names}):
-        limit = _smaller_side(layers[name])
+    for name in sorted({name for names in matches.values() for name in names}):
+        layer: Any = layers[name]
+        if isinstance(layer, nn.Linear):
+            limit = min(layer.in_features, layer.out_features)
+        else:
+            limit = min(layer.in_channels * math.prod(layer.kernel_size), layer.out_channels)
         if lora.rank > limit:
             raise DirectAlignError(
-                f"model.lora.rank: {lora.rank} is more than {name} can take, whose smaller side is {limit}: give {limit} or less"
+                f"model.lora.rank: {lora.rank} is more than {name} can take, whose smaller side is "
+                f"{limit}: give {limit} or less"
             )
 
 
-def _smaller_side(layer: Any) -> int:
-    if isinstance(layer, nn.Linear):
-        return min(layer.in_features, layer.out_features)
-    return min(layer.in_channels * math.prod(layer.kernel_size), layer.out_channels)
-
-
 def trained(denoiser: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that carry gradient, by name."""
-    return {
-        name: parameter
-        for name, parameter in denoiser.named_parameters()
-        if parameter.requires_grad
-    }
+    """The parameters that get a gradient, by name."""
+    return {name: each for name, each in denoiser.named_parameters() if each.requires_grad}
+
+
+def has_adapters(denoiser: nn.Module) -> bool:
+    """Whether LoRA is trained; then the network without adapters is the base model."""
+    return bool(getattr(denoiser, "peft_config", None))
 
 
 def save(denoiser: Any, folder: FilePath, part: str, pipeline: Any) -> None:
-    """Writes `lora.safetensors` into `folder` as `pipeline` (a class of diffusers) does, or all weights as `part`: `transformer/` or `unet/`."""
-    if not _has_adapters(denoiser):
+    """Write `lora.safetensors` as `pipeline` (a class of diffusers) does, or all weights as `part`/."""
+    if not has_adapters(denoiser):
         denoiser.save_pretrained(folder / part)
         return
     layers = {
@@ -131,23 +140,15 @@ def save(denoiser: Any, folder: FilePath, part: str, pipeline: Any) -> None:
 
 
 def load(denoiser: Any, folder: FilePath, part: str) -> None:
-    """Reads what `save` wrote; a missing or torn file, other layers, another rank or architecture are errors that name it."""
-    if _has_adapters(denoiser):
-        _load_lora(denoiser, folder / LORA_FILE, part)
-    else:
+    """Read what `save` wrote. Raises DirectAlignError for a missing or torn file, other layers or shapes."""
+    if not has_adapters(denoiser):
         _load_full(denoiser, folder / part)
-
-
-def _load_lora(denoiser: nn.Module, file: FilePath, part: str) -> None:
+        return
+    file, own = folder / LORA_FILE, _adapters(denoiser)
     check_safetensors(file)
     found = {key.removeprefix(f"{part}."): tensor for key, tensor in load_file(file).items()}
-    own = _adapters(denoiser)
-    _check_fit(
-        file,
-        own,
-        found,
-        remedy="use the model.path, model.lora.rank and model.lora.targets it was trained with",
-    )
+    keys = "model.path, model.lora.rank and model.lora.targets"
+    _check_fit(file, own, found, f"use the {keys} it was trained with")
     with torch.no_grad():
         for key, parameter in own.items():
             parameter.copy_(found[key] / _scale(denoiser, key))
@@ -161,22 +162,13 @@ def _load_full(denoiser: nn.Module, folder: FilePath) -> None:
     found = {
         key: tensor for file in weights_files(folder) for key, tensor in load_file(file).items()
     }
-    _check_fit(
-        folder, denoiser.state_dict(), found, remedy="use the model.path it was trained from"
-    )
+    _check_fit(folder, denoiser.state_dict(), found, "use the model.path it was trained from")
     denoiser.load_state_dict(found)
 
 
-def _has_adapters(denoiser: nn.Module) -> bool:
-    return bool(getattr(denoiser, "peft_config", None))
-
-
 def _adapters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
-    """The trained factors under the names they have in a file."""
-    return {
-        name.replace(f".{ADAPTER}.", "."): parameter
-        for name, parameter in trained(denoiser).items()
-    }
+    """The trained factors under their names in a file."""
+    return {name.replace(f".{ADAPTER}.", "."): each for name, each in trained(denoiser).items()}
 
 
 def _scale(denoiser: Any, key: str) -> float:
@@ -191,7 +183,8 @@ def _check_fit(
     if differing:
         verb = "lacks" if differing[0] in own else "has"
         raise DirectAlignError(
-            f"{file}: made for other layers or another architecture: it {verb} {differing[0]} ({len(differing)} differ): {remedy}"
+            f"{file}: made for other layers or another architecture: it {verb} {differing[0]} "
+            f"({len(differing)} differ): {remedy}"
         )
     for key, tensor in own.items():
         if tensor.shape != found[key].shape:

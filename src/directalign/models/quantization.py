@@ -20,22 +20,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
-from .. import config
 from ..types import DirectAlignError
-from .device import home_of_denoiser
 
 SMALLEST = 4096
 """Weights with fewer numbers are left as they are: they save nothing."""
 NF4_TABLES = 4 * (16 + 256 + 1)
 """Bytes of the two code books and the offset that each NF4 layer brings along."""
-
-
-def placed(denoiser: nn.Module, model: config.ModelConfig, device: torch.device) -> nn.Module:
-    """The frozen denoiser on the device, in as many bits as the recipe says; to be called before adapters are added."""
-    home = home_of_denoiser(device)
-    if model.quantization is not None:
-        quantize(denoiser, model.quantization, device, home)
-    return denoiser.to(home)
 
 
 def quantize(

@@ -1,4 +1,4 @@
-"""What a run needs and what is wrong with it, before any weight is loaded: checks, a memory estimate, and what would lower it."""
+"""Checks of a run, its memory estimate and how to lower it, before any weight is loaded."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Bytes of tensors alive while code runs, on real tensors and on fake ones (shape and dtype, no data).
+"""Track bytes of live tensors while code runs, on real or fake tensors (shape and dtype, no data).
 
-`MemoryTracker` is a dispatch mode: it sees every tensor that an operation creates, forward and
-backward, and a weak reference to the storage tells when it is freed. With fake weights nothing is
-computed, so a full training step of a 12 B model takes seconds.
+`MemoryTracker` is a dispatch mode: it sees every tensor that an operation creates, in the forward
+and the backward pass; a weak reference to the storage tells when it is freed. With fake weights
+nothing is computed, so a training step of a 12 B model takes seconds.
 
-Most of those seconds would go to blocks that are all alike. `replay_repeated` measures a module once
-per class, parameter shapes and input shapes; every further call allocates what the first one kept and
-reports the peaks that the first one had. Gradient checkpointing works on top of it as on the module.
+Repeated blocks would take most of that time. `replay_repeated` measures a module once per class,
+parameter shapes and input shapes; each further call allocates what the first one kept, with the
+same peaks. Gradient checkpointing works on top of a replayed module as on the module.
 """
 
 from __future__ import annotations
@@ -27,17 +27,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 FAKE = FakeTensorMode(allow_non_fake_inputs=True)
-"""The mode of all fake tensors here. It stays switched off: what no weight takes part in (noise
-levels, token ids, seeds) is real and can be read, the rest becomes fake by meeting a fake weight."""
+"""The mode of all fake tensors here. It is not entered: results without a weight (noise levels,
+token ids, seeds) stay real and can be read; the others become fake from a fake weight."""
 SMALL = 64
-"""Real whole numbers of at most so many elements are part of a call's signature."""
+"""Integer tensors of at most this many elements are part of a call's signature."""
+PLAIN = bool | int | float | str | torch.dtype | torch.device
+"""Other arguments that are part of it."""
 aten: Any = torch.ops.aten
+_autograd: Any = torch._C._autograd  # pyright: ignore
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Counts storages created inside: `now` bytes alive, `peaks` the most there were by `phase`.
+    """Counts storages created inside: `now` live bytes, `peaks` their maximum by `phase`.
 
-    Tensors made before do not count. Reading a number off a fake tensor gives 1.
+    Tensors created before do not count. Reading a number from a fake tensor gives 1.
     """
 
     active: MemoryTracker | None = None
@@ -66,18 +69,18 @@ class MemoryTracker(TorchDispatchMode):
             if isinstance(made, Tensor):
                 storage = made.untyped_storage()
                 if storage._cdata not in self.alive:
-                    there_before = any(
+                    is_old = any(
                         isinstance(each, Tensor) and each.untyped_storage()._cdata == storage._cdata
                         for each in args
                     )
-                    size = storage.nbytes() if self.counts and not there_before else 0
+                    size = storage.nbytes() if self.counts and not is_old else 0
                     self._register(storage, size)
                     self.now += size
                     self.reach(self.now)
         return out
 
     def reach(self, size: int) -> None:
-        """There were `size` bytes for a moment."""
+        """Record that `size` bytes were live at some moment."""
         if size > self.peaks[self.phase]:
             self.peaks[self.phase] = size
 
@@ -92,7 +95,7 @@ class MemoryTracker(TorchDispatchMode):
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Peaks inside are recorded apart, under the phase 'aside', and forgotten afterwards."""
+        """Record peaks inside separately, as phase 'aside', and drop them afterwards."""
         outer = self.phase, self.peaks
         self.phase, self.peaks = "aside", defaultdict(int)
         try:
@@ -111,7 +114,7 @@ class MemoryTracker(TorchDispatchMode):
 
 
 def _as_numbers(indices: Any) -> list[Any]:
-    """Masks as whole numbers, since a fake tensor cannot tell how many elements a mask selects."""
+    """Masks as integers: for a fake tensor, a mask selects an unknown number of elements."""
     found: list[Any] = []
     for index in indices:
         masks = (
@@ -124,17 +127,15 @@ def _as_numbers(indices: Any) -> list[Any]:
 
 
 def fake(shape: Any, dtype: torch.dtype, stride: Any = None) -> Tensor:
-    """A fake tensor of the CPU."""
+    """A fake CPU tensor."""
     with FAKE:
-        return (
-            torch.empty(shape, dtype=dtype)
-            if stride is None
-            else torch.empty_strided(shape, stride, dtype=dtype)
-        )
+        if stride is None:
+            return torch.empty(shape, dtype=dtype)
+        return torch.empty_strided(shape, stride, dtype=dtype)
 
 
 def make_fake(network: nn.Module) -> None:
-    """Give a network on the meta device fake tensors of the CPU for its parameters, buffers and other tensors."""
+    """Replace parameters, buffers and other tensors on the meta device by fake CPU tensors."""
     cpu = torch.device("cpu")
 
     def faked(tensor: Tensor) -> Tensor:
@@ -142,17 +143,18 @@ def make_fake(network: nn.Module) -> None:
             return tensor
         return FakeTensor(FAKE, tensor.detach().to("meta"), cpu)
 
-    made: dict[int, nn.Parameter] = {}  # tied weights stay tied
-    old = []
+    made: dict[int, Any] = {}  # by id of the old parameter: tied weights stay tied
+    old = []  # keeps the ids unique
     for module in network.modules():
         for name, parameter in module._parameters.items():
-            if parameter is not None:
-                if id(parameter) not in made:
-                    old.append(parameter)
-                    made[id(parameter)] = nn.Parameter(
-                        faked(parameter), requires_grad=parameter.requires_grad
-                    )
-                module._parameters[name] = made[id(parameter)]
+            if parameter is None:
+                continue
+            if id(parameter) not in made:
+                old.append(parameter)
+                new: Any = faked(parameter).requires_grad_(parameter.requires_grad)
+                new._is_param = True  # what nn.Parameter sets, without another dispatch
+                made[id(parameter)] = new
+            module._parameters[name] = made[id(parameter)]
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_meta:
                 module._buffers[name] = faked(buffer)
@@ -161,33 +163,33 @@ def make_fake(network: nn.Module) -> None:
                 setattr(module, name, faked(value))
 
 
-# --- modules that were measured before ----------------------------------------------------------------
+# Replayed modules
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one call of a module did, in bytes beyond those at its start.
-
-    `forward` and `backward` are peaks, and `until_saved` that of the forward pass up to the last tensor
-    that it saves, where a checkpoint that computes it again may stop; `kept` stays until the backward pass, beside the `outputs` and
-    the inputs and outputs (by their numbers) that the module saved itself; `cached` are weights that
-    autocast has cast and keeps until its region ends.
-    """
+    """Memory of one call of a module, in bytes above those at its start."""
 
     forward: int
+    """Peak of the forward pass."""
     until_saved: int
+    """Its peak up to the last tensor saved for the backward pass, where recomputation may stop."""
     backward: int
+    """Peak of the backward pass."""
     kept: int
+    """Saved for the backward pass, besides inputs and outputs."""
     cached: int
+    """Weights cast by autocast and cached until its region ends."""
     outputs: tuple[_Output, ...]
     structure: Any
     saved_inputs: tuple[int, ...] = ()
+    """Positions of the inputs saved for the backward pass."""
     saved_outputs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Output:
-    """Either a plain value, or an input given back (`source`), or a new tensor, perhaps a view of another output's storage."""
+    """A plain value, a returned input (`source`), or a new tensor; outputs may share a storage."""
 
     value: Any = None
     source: int | None = None
@@ -203,11 +205,11 @@ class _Output:
 MEASURED: dict[Any, Measured | None] = {}
 """By signature of module and call; None for calls that cannot be replayed."""
 _ANCHOR = torch.zeros((), requires_grad=True)
-"""Makes outputs carry a gradient where only the module's own weights ask for one."""
+"""Gives outputs a gradient if only the module's own weights require one."""
 
 
 def replay_repeated(network: nn.Module) -> None:
-    """Measure calls of a network, its parts and its repeated blocks once each, and replay them from then on."""
+    """Measure a network, its children and its repeated blocks on their first call, then replay."""
     chosen = {network: None, **dict.fromkeys(network.children())}  # in order, each once
     for module in network.modules():
         if isinstance(module, nn.ModuleList):
@@ -233,24 +235,25 @@ def _wrap(module: Any) -> None:
         call = _call_signature(leaves)
         if call is None:
             return original(*args, **kwargs)
-        off = adapters() is not None and adapters()._disable_adapters
+        off = getattr(adapters(), "_disable_adapters", False)
         key = (signature(), off, structure, call)
         if key not in MEASURED:
             MEASURED[key] = _measure(tracker, original, leaves, structure)
-        if _under_checkpoint():
-            full, key = MEASURED[key], (*key, "dropping")
-            if key not in MEASURED:
-                MEASURED[key] = _measure_dropping(tracker, original, leaves, structure, full)
         measured = MEASURED[key]
         if measured is None:
             return original(*args, **kwargs)
+        if _under_checkpoint():
+            key = (*key, "dropping")
+            if key not in MEASURED:
+                MEASURED[key] = _measure_dropping(tracker, original, leaves, measured, structure)
+            measured = MEASURED[key] or measured
         return _replay(tracker, measured, leaves)
 
     module.forward = forward
 
 
 def _module_signature(module: nn.Module) -> int:
-    """Equal for modules of one class, with parameters and settings alike; places in a list do not count."""
+    """Equal for modules of equal class, parameter shapes and settings; list indices are ignored."""
     found: list[Any] = [type(module)]
     for name, part in module.named_modules():
         settings = sorted(
@@ -267,23 +270,20 @@ def _module_signature(module: nn.Module) -> int:
     return hash(tuple(found))
 
 
-def _checkpoint_hook_dropping(_: Tensor) -> None:
-    """Stands for torch's own `_checkpoint_hook`, by the beginning of its name."""
+def _checkpoint_hook_dropping(_: Tensor) -> Any:
+    """A hook that `_under_checkpoint` recognizes, as torch's own `_checkpoint_hook`."""
 
 
 def _under_checkpoint() -> bool:
-    """Whether a checkpoint drops what would be saved now, to compute it again in the backward pass."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    """Whether gradient checkpointing drops saved tensors now, to recompute them later."""
+    hooks = _autograd._top_saved_tensors_default_hooks(True)
     return hooks is not None and hooks[0].__qualname__.startswith("_checkpoint_hook")
 
 
 def _call_signature(leaves: list[Any]) -> Any:
-    """None where an argument is of a kind that a call might change or that cannot be compared."""
-    found: list[Any] = [
-        torch.is_grad_enabled(),
-        torch.is_autocast_enabled("cpu"),
-        torch.get_autocast_dtype("cpu"),
-    ]
+    """None if an argument may be mutated or cannot be compared."""
+    autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    found: list[Any] = [torch.is_grad_enabled(), *autocast]
     storages: dict[int, int] = {}
     for leaf in leaves:
         if isinstance(leaf, Tensor):
@@ -292,9 +292,7 @@ def _call_signature(leaves: list[Any]) -> Any:
             layout = tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.requires_grad
             numbers = leaf.flatten().tolist() if not plain and leaf.numel() <= SMALL else ()
             found.append((layout, plain, known, tuple(numbers)))
-        elif leaf is None or isinstance(
-            leaf, bool | int | float | str | torch.dtype | torch.device
-        ):
+        elif leaf is None or isinstance(leaf, PLAIN):
             found.append(leaf)
         else:
             return None
@@ -302,7 +300,7 @@ def _call_signature(leaves: list[Any]) -> Any:
 
 
 class _Given(torch.autograd.Function):
-    """A stand-in for an input: in the graph, but not held by it."""
+    """A substitute for an input: in the graph, but not kept alive by it."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, tensor: Tensor, gradients: list[Tensor]) -> Tensor:
@@ -316,7 +314,7 @@ class _Given(torch.autograd.Function):
 
 
 class _Taken(torch.autograd.Function):
-    """The end of a measured call: its backward pass starts with fresh gradients of the outputs."""
+    """The end of a measured call: its backward pass starts from new gradients of the outputs."""
 
     @staticmethod
     def forward(ctx: Any, start: list[int], tracker: MemoryTracker, *outputs: Tensor) -> Tensor:
@@ -335,24 +333,18 @@ class _Taken(torch.autograd.Function):
 def _measure(
     tracker: MemoryTracker, call: Callable[..., Any], leaves: list[Any], structure: Any
 ) -> Measured | None:
-    """Run a call by itself, forward and backward, on stand-ins of its fake inputs."""
+    """Run a call in isolation, forward and backward, on substitutes of its fake inputs."""
     with tracker.aside(), _casts_apart(tracker):
         try:
             return _measured(tracker, call, leaves, structure)
-        except RuntimeError:  # tied to the graph around it: it runs as it is
+        except RuntimeError:  # it depends on the graph outside: run it unmeasured
             return None
 
 
 def _measure_dropping(
-    tracker: MemoryTracker,
-    call: Callable[..., Any],
-    leaves: list[Any],
-    structure: Any,
-    found: Measured | None,
-) -> Measured | None:
-    """The same call where a checkpoint drops what it saves."""
-    if found is None:
-        return None
+    tracker: MemoryTracker, call: Callable[..., Any], leaves: list[Any], found: Any, structure: Any
+) -> Measured:
+    """The measured call under a checkpoint, which drops the saved tensors."""
     with tracker.aside(), _casts_apart(tracker):
         base = tracker.now
         args, kwargs = tree_unflatten(_stand_ins(tracker, leaves)[0], structure)
@@ -367,7 +359,7 @@ def _measure_dropping(
 
 @contextmanager
 def _casts_apart(tracker: MemoryTracker) -> Iterator[None]:
-    """Inside, autocast starts with an empty cache; what it held before still counts until its region ends."""
+    """Start with an empty autocast cache; earlier casts count until the autocast region ends."""
     before = tracker.now
     torch.clear_autocast_cache()
     lost = before - tracker.now
@@ -378,7 +370,7 @@ def _casts_apart(tracker: MemoryTracker) -> Iterator[None]:
 
 
 def _fill_autocast_cache(tracker: MemoryTracker, size: int) -> None:
-    """Let autocast cast a weight, so that its cache holds `size` bytes more until the region ends."""
+    """Let autocast cast a weight of `size` bytes, which it caches until its region ends."""
     if size == 0 or not torch.is_autocast_enabled("cpu"):
         return
     with tracker.aside(), torch.no_grad():
@@ -391,7 +383,7 @@ def _fill_autocast_cache(tracker: MemoryTracker, size: int) -> None:
 def _stand_ins(
     tracker: MemoryTracker, leaves: list[Any]
 ) -> tuple[list[Any], dict[int, int], list[Tensor]]:
-    """Fresh tensors for the fake inputs, the keys of their storages, and a list that their gradients will go into."""
+    """New tensors for the fake inputs, the keys of their storages, and a list for gradients."""
     gradients: list[Tensor] = []
     inputs, keys = list(leaves), dict[int, int]()
     with tracker.uncounted():
@@ -430,9 +422,7 @@ def _measured(
     with tracker.uncounted():
         end = _Taken.apply(start, tracker, *leads) if leads else None
     new = {
-        n: each.untyped_storage()._cdata
-        for n, each in enumerate(flat)
-        if outputs[n].shape is not None
+        n: flat[n].untyped_storage()._cdata for n, of in enumerate(outputs) if of.shape is not None
     }
     del answer, flat, leads, args, kwargs, inputs
     saved_inputs = tuple(number for number, key in input_keys.items() if key in tracker.alive)
@@ -447,75 +437,50 @@ def _measured(
             end.backward()
         backward = tracker.peaks[tracker.phase] - start[0]
     del gradients
-    return Measured(
-        forward,
-        until_saved[0] - base,
-        backward,
-        kept,
-        cached,
-        outputs,
-        form,
-        saved_inputs,
-        saved_outputs,
-    )
+    peaks = forward, until_saved[0] - base, backward
+    return Measured(*peaks, kept, cached, outputs, form, saved_inputs, saved_outputs)
 
 
 def _described(flat: list[Any], inputs: list[Any]) -> tuple[_Output, ...] | None:
-    """None for answers that replaying cannot give: real tensors, and parts of an input."""
-    given = {
-        each.untyped_storage()._cdata: number
-        for number, each in enumerate(inputs)
-        if isinstance(each, Tensor)
-    }
+    """The outputs of a call; None if they cannot be replayed: real tensors, views of an input."""
+    tensors = {number: each for number, each in enumerate(inputs) if isinstance(each, Tensor)}
+    given = {each.untyped_storage()._cdata: number for number, each in tensors.items()}
     storages: dict[int, int] = {}
     found = []
     for each in flat:
         if not isinstance(each, Tensor):
             found.append(_Output(value=each))
             continue
-        key = each.untyped_storage()._cdata
-        if key in given:
-            source = inputs[given[key]]
-            if (each.shape, each.stride(), each.dtype) != (
-                source.shape,
-                source.stride(),
-                source.dtype,
-            ):
+        storage = each.untyped_storage()
+        if storage._cdata in given:
+            number = given[storage._cdata]
+            if _layout(each) != _layout(inputs[number]):
                 return None
-            found.append(_Output(source=given[key]))
+            found.append(_Output(source=number))
         elif not isinstance(each, FakeTensor):
             return None
         else:
-            number = storages.setdefault(key, len(storages))
-            layout = tuple(each.shape), each.stride(), each.storage_offset(), each.dtype
-            found.append(
-                _Output(
-                    None, None, *layout, number, each.untyped_storage().nbytes(), each.requires_grad
-                )
-            )
+            number = storages.setdefault(storage._cdata, len(storages))
+            layout = tuple(each.shape), each.stride(), int(each.storage_offset()), each.dtype
+            found.append(_Output(None, None, *layout, number, storage.nbytes(), each.requires_grad))
     return tuple(found)
 
 
 def _replay(tracker: MemoryTracker, measured: Measured, leaves: list[Any]) -> Any:
     before = tracker.now
     tracker.reach(before + measured.until_saved)
-    with tracker.aside():  # `forward` has them already
-        if any(of.requires_grad for of in measured.outputs):
-            made = list(_Replayed.apply(_ANCHOR, tracker, measured, *leaves))
+    with tracker.aside():  # part of the peak `forward`
+        if any(output.requires_grad for output in measured.outputs):
+            made = iter(_Replayed.apply(_ANCHOR, tracker, measured, *leaves))
         else:
-            made = _new_outputs(measured)
+            made = iter(_new_outputs(measured))
     tracker.reach(before + measured.forward)
     _fill_autocast_cache(tracker, measured.cached)
-    fresh = iter(made)
-    answers = [
-        next(fresh)
-        if of.shape is not None
-        else of.value
-        if of.source is None
-        else leaves[of.source]
-        for of in measured.outputs
-    ]
-    return tree_unflatten(answers, measured.structure)
+    results = []
+    for output in measured.outputs:
+        old = output.value if output.source is None else leaves[output.source]
+        results.append(old if output.shape is None else next(made))
+    return tree_unflatten(results, measured.structure)
 
 
 def _new_outputs(measured: Measured) -> list[Tensor]:
@@ -543,23 +508,13 @@ class _Replayed(torch.autograd.Function):
             for leaf in leaves
         ]
         made = _new_outputs(measured)
-        places = {
-            number: place
-            for place, number in enumerate(
-                n for n, of in enumerate(measured.outputs) if of.shape is not None
-            )
-        }
-        saved = [leaves[number] for number in measured.saved_inputs] + [
-            made[places[number]] for number in measured.saved_outputs
-        ]
+        new = [number for number, of in enumerate(measured.outputs) if of.shape is not None]
+        by_number = dict(zip(new, made, strict=True))
+        saved = [leaves[number] for number in measured.saved_inputs]
+        saved += [by_number[number] for number in measured.saved_outputs]
         ctx.save_for_backward(fake((measured.kept,), torch.uint8), *saved)
-        ctx.mark_non_differentiable(
-            *(
-                made[place]
-                for number, place in places.items()
-                if not measured.outputs[number].requires_grad
-            )
-        )
+        plain = (n for n in new if not measured.outputs[n].requires_grad)
+        ctx.mark_non_differentiable(*(by_number[number] for number in plain))
         ctx.set_materialize_grads(False)
         return tuple(made)
 

@@ -1,7 +1,7 @@
-"""Checks of a run before any weight is loaded, for `directalign check` and at the start of `directalign train`.
+"""Checks of a run before any weight is loaded, for `directalign check` and `directalign train`.
 
-Each check raises one `DirectAlignError` that names the key, the value and the remedy; what may be intended is a
-warning. Order: the recipe alone, then models, data, disk and trackers, then memory.
+Each check raises one `DirectAlignError` that names the key, the value and the remedy; what may be
+intended is a warning. Order: the recipe alone, then models, data, disk and trackers, then memory.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ..data.hf_datasets import is_address, parse
 from ..data.image_dataset import scan_images
 from ..data.prompts import read_prompts
 from ..evaluation import adherence
-from ..evaluation.control_prompts import KEY, WORLD, off_topic_prompts
+from ..evaluation.control_prompts import KEY, WORLD, read_control_prompts
 from ..evaluation.in_training import judge_of, measured_metrics, score_of
-from ..evaluation.scores import check_labels, key_of
+from ..evaluation.scores import check_labels, held_out_key
 from ..io import hub
 from ..methods import method_class, objective
 from ..metrics import Metric
@@ -31,8 +31,6 @@ from ..models.attention import check_attention, set_attention
 from ..models.checkpoint_source import Source, open_source
 from ..models.components import check_parts, load_parts
 from ..models.quantization import check_quantization
-from ..models.sd3 import T5_PARTS
-from ..models.weight_files import read_json
 from ..rewards import mixture
 from ..rewards.soft_prompts import check_phrases, is_tokens_file
 from ..toyworld.assets import resolve
@@ -49,7 +47,7 @@ Findings = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Plan:
-    """Result of the checks: what the run will use, warnings, and its memory, which may exceed the device's."""
+    """Result of the checks. `memory` may exceed that of the device."""
 
     findings: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
@@ -59,8 +57,8 @@ class Plan:
 def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False) -> Plan:
     """Check a run and estimate its memory at `place`. Loads no weight and writes nothing in `out`.
 
-    If `online`, configs of models on the hub are downloaded and datasets there are read. Raises DirectAlignError at
-    the first mistake; too little memory is not an error.
+    If `online`, configs of models on the hub are downloaded and datasets there are read. Raises
+    DirectAlignError at the first mistake; too little memory is not an error.
     """
     check_reward(run)
     check_method(run)
@@ -68,18 +66,11 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
     shown, tracker_warnings = check_trackers(run, place.is_here)
     rules = check_early_stopping(run)
     fetch(run, online)
-    folder = model_folder(run.model)
-    check_checkpoint(run.model, folder)
-    model = meta_model(run.model, place.is_gpu)
-    check_model(run, model)
-    machine_warnings = check_machine(run.model, model, online) if place.is_here else []
+    about, machine_warnings = _check_model(run, place, online)
     data, data_warnings = check_data(run, place.ranks, online)
     data += check_control_prompts(run, online) + check_adherence(run, online)
     memory = estimate(run, place)
-    height, width = image_size(run, model)
-    disk, disk_warnings = _disk(run, out, memory)
-    state = f", {folder.state}" if folder.state else ""
-    about = f"{run.model.path}{state}, {run.model.tune}, {height}x{width}"
+    disk, disk_warnings = check_disk(run, out, memory)
     warnings = (
         *unused_settings(run.method),
         *held_out_warnings(run),
@@ -94,11 +85,30 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
     return Plan(tuple(findings), warnings, memory)
 
 
+def _check_model(run: config.RunConfig, place: Place, online: bool) -> tuple[str, list[str]]:
+    """The model in words, and warnings. A class that fails on fake tensors is not checked."""
+    about, warnings = f"{run.model.path}, {run.model.tune}", list[str]()
+    try:
+        folder = model_folder(run.model)
+        check_checkpoint(run.model, folder)
+        model = meta_model(run.model, place.is_gpu)
+    except DirectAlignError:
+        raise
+    except Exception:  # any error of user code; `estimate` names it
+        return about, warnings
+    check_model(run, model)
+    if place.is_here:
+        warnings = check_machine(run.model, model, online)
+    height, width = image_size(run, model)
+    state = f", {folder.state}" if folder.state else ""
+    return f"{run.model.path}{state}, {run.model.tune}, {height}x{width}", warnings
+
+
 def plan(run: config.RunConfig, out: Path) -> Plan:
     """`survey` of a run that is about to start on this machine.
 
-    Raises DirectAlignError for a mistake, or if weights and optimizer alone exceed the memory; if only the
-    activations do, that is a warning.
+    Raises DirectAlignError for a mistake, or if weights and optimizer alone exceed the memory; if
+    only the activations do, that is a warning.
     """
     place = this_machine()
     found = survey(run, out, place, online=True)
@@ -118,7 +128,7 @@ def plan(run: config.RunConfig, out: Path) -> Plan:
 
 
 def check_reward(run: config.RunConfig) -> None:
-    """Files of every reward, prompts where the form compares phrasings, a gradient where the method needs one."""
+    """Every reward has its files, and prompts and gradient as the method needs them."""
     rewards.check_reward(run.reward)
     if isinstance(run.reward, config.MixtureConfig):
         if isinstance(run.method, config.FlowGRPOConfig):
@@ -129,7 +139,7 @@ def check_reward(run: config.RunConfig) -> None:
     else:
         _check_fits_method("reward", run.reward, run.method.form, run.method)
     for label, held_out in run.evaluate.rewards.items():
-        rewards.check_reward(held_out, key_of(label))
+        rewards.check_reward(held_out, held_out_key(label))
     check_labels(list(run.evaluate.rewards))
 
 
@@ -165,7 +175,7 @@ def check_method(run: config.RunConfig) -> None:
 def _check_phrases(
     key: str, words: config.ControlPhrases, reward: config.SingleRewardConfig | None
 ) -> None:
-    """No blank phrase; learned tokens must fit the reward, and several rewards (None) cannot share them."""
+    """No blank phrase; learned tokens fit the reward. Several rewards (None) share no tokens."""
     supported = reward is not None and rewards.reward_class(reward.name).supports_soft_prompts
     for side, phrases in (("positive", words.positive), ("negative", words.negative)):
         if any(not phrase.strip() for phrase in phrases):
@@ -176,7 +186,8 @@ def _check_phrases(
             if reward is not None:
                 remedy = f"{reward.name} reads text only: give phrases"
             raise DirectAlignError(
-                f"{key}.{side}: {learned[0]} is a file of learned tokens, fitted to one reward; {remedy}"
+                f"{key}.{side}: {learned[0]} is a file of learned tokens, fitted to one reward; "
+                f"{remedy}"
             )
         if learned and reward is not None:
             folder = None if hub.is_hub_id(reward.path) else resolve(reward.path)
@@ -184,7 +195,7 @@ def _check_phrases(
 
 
 def unused_settings(method: config.MethodConfig) -> list[str]:
-    """Warnings for settings that the form does not use; not an error, since a preset may set them."""
+    """Warnings for settings that the form does not use; a preset may set them."""
     form, unused = method.form, []
     branches = (getattr(method, name, None) for name in ("denoise", "inversion"))
     if form != "relative" and any(each not in (None, config.BranchConfig()) for each in branches):
@@ -205,12 +216,11 @@ def check_steps(run: config.RunConfig) -> None:
         until["method.anchor.reference_updates"] = run.method.anchor.reference_updates
     for key, value in until.items():
         if value > num_steps:
-            raise DirectAlignError(
-                f"{key}: {value} is more than train.num_steps: {num_steps}; lower it"
-            )
+            error = f"{key}: {value} is more than train.num_steps: {num_steps}; lower it"
+            raise DirectAlignError(error)
     if not all(0 <= beta < 1 for beta in run.train.betas):
         raise DirectAlignError(
-            f"train.betas: {list(run.train.betas)}; both must be at least 0 and below 1, [0.9, 0.999] is usual"
+            f"train.betas: {list(run.train.betas)}; both must lie in [0, 1), [0.9, 0.999] is usual"
         )
 
 
@@ -220,8 +230,8 @@ def check_steps(run: config.RunConfig) -> None:
 def check_early_stopping(run: config.RunConfig) -> Findings:
     """The rules as findings, none without early stopping.
 
-    Raises DirectAlignError for a metric that the run does not measure, and for a `metric_for_best` of which higher
-    is not better.
+    Raises DirectAlignError for a metric that the run does not measure, and for a `metric_for_best`
+    of which higher is not better.
     """
     rules = run.early_stopping
     if rules is None:
@@ -237,8 +247,8 @@ def check_early_stopping(run: config.RunConfig) -> Findings:
     if not measured[best].higher_is_better:
         better = ", ".join(name for name, each in measured.items() if each.higher_is_better)
         raise DirectAlignError(
-            f"early_stopping.metric_for_best: higher is not better for {best}; name one of {better}, "
-            f"or set a limit for {best} in early_stopping.max_degradation"
+            f"early_stopping.metric_for_best: higher is not better for {best}; name one of "
+            f"{better}, or set a limit for {best} in early_stopping.max_degradation"
         )
     within = " within the limits" if rules.max_degradation else ""
     stops = _stop_rules(rules, best, score_of(run), measured)
@@ -253,20 +263,21 @@ def _stop_rules(
         f"{name} may {directions[measured[name].higher_is_better]} by {allowed:g}"
         for name, allowed in rules.max_degradation.items()
     )
-    found = [f"{limits} (beyond it {_times(rules.degradation_patience)})"] if limits else []
-    if rules.patience is not None:
-        found.append(f"no better {best} {_times(rules.patience)}")
-    if rules.score_patience is not None:
-        found.append(f"{score} below its peak {_times(rules.score_patience)}")
+    patience = {
+        f"{limits}, exceeded": rules.degradation_patience if limits else None,
+        f"no better {best}": rules.patience,
+        f"{score} below its peak": rules.score_patience,
+    }
+    found = [
+        f"{rule} at {count} evaluation{'s' if count > 1 else ''} in a row"
+        for rule, count in patience.items()
+        if count is not None
+    ]
     return "; ".join(found) or "only at train.num_steps"
 
 
-def _times(patience: int) -> str:
-    return f"at {patience} evaluation{'s' if patience > 1 else ''} in a row"
-
-
 def early_stopping_warnings(run: config.RunConfig) -> list[str]:
-    """Warnings for patience that exceeds the run, and for a `metric_for_best` without any limit beside it."""
+    """Warnings for patience that exceeds the run, and for `metric_for_best` without limits."""
     rules, num_steps = run.early_stopping, run.train.num_steps
     if rules is None:
         return []
@@ -277,7 +288,8 @@ def early_stopping_warnings(run: config.RunConfig) -> list[str]:
     }
     updates = {key: each * run.evaluate.every for key, each in given.items() if each is not None}
     warnings = [
-        f"early_stopping.{key}: needs {each} updates, and train.num_steps is {num_steps}: it never ends the run"
+        f"early_stopping.{key}: needs {each} updates, and train.num_steps is {num_steps}: it never "
+        "ends the run"
         for key, each in updates.items()
         if each >= num_steps
     ]
@@ -290,29 +302,29 @@ def early_stopping_warnings(run: config.RunConfig) -> list[str]:
 
 
 def check_control_prompts(run: config.RunConfig, online: bool = False) -> Findings:
-    """The control prompts as a finding, none if the recipe has none.
+    """The control prompts, as a finding.
 
-    Raises DirectAlignError for an unreadable list, and for a control prompt that is also trained on.
+    Raises DirectAlignError for an unreadable list, and for a control prompt that is trained on too.
     """
     source = run.evaluate.control_prompts
     if source is None:
         return []
     if _is_remote(source, online):
         return [("control prompts", f"{source}, read when the run starts")]
-    prompts = off_topic_prompts(source, run.method.control_phrases)
+    prompts = read_control_prompts(source, run.method.control_phrases)
     if run.data.prompts is not None and not _is_remote(run.data.prompts, online):
         trained = set(read_prompts(run.data.prompts))
         both = [prompt for prompt in prompts if prompt in trained]
         if both:
             raise DirectAlignError(
-                f"{KEY}: {source}: {len(both)} of its prompts are trained on, first {both[0]!r:.60}; "
-                "remove them from one of the two lists"
+                f"{KEY}: {source}: {len(both)} of its prompts are trained on, first "
+                f"{both[0]!r:.60}; remove them from one of the two lists"
             )
     return [("control prompts", f"{len(prompts):,} from {source}")]
 
 
 def check_adherence(run: config.RunConfig, online: bool = False) -> Findings:
-    """The model that measures adherence as a finding, none without one. Raises as `adherence.check_adherence`."""
+    """The model that measures adherence, as a finding. Raises as `adherence.check_adherence`."""
     settings = run.evaluate.adherence
     if settings is None:
         return []
@@ -321,12 +333,12 @@ def check_adherence(run: config.RunConfig, online: bool = False) -> Findings:
 
 
 def held_out_warnings(run: config.RunConfig) -> list[str]:
-    """A warning for each held-out reward that is also trained on, alone or in a mixture, whatever its scale."""
+    """A warning for each held-out reward that is also trained on, at any scale."""
     members = run.reward.members if isinstance(run.reward, config.MixtureConfig) else []
     trained = [member.reward for member in members] or [run.reward]
     unscaled = [each.model_copy(update={"scale": 1.0}) for each in trained]
     return [
-        f"{key_of(label)}: is also trained on, so it cannot detect reward hacking; hold out another one"
+        f"{held_out_key(label)}: is also trained on, so it cannot detect reward hacking; hold out another"
         for label, each in run.evaluate.rewards.items()
         if each.model_copy(update={"scale": 1.0}) in unscaled
     ]
@@ -336,27 +348,22 @@ def held_out_warnings(run: config.RunConfig) -> list[str]:
 
 
 def fetch(run: config.RunConfig, online: bool) -> None:
-    """Download the configs of model and rewards if `online`; else only check that local paths can be read."""
+    """Download configs of model and rewards if `online`; else only check local paths."""
     paths = (run.model.path, run.model.components)
     if online or not any(path is not None and hub.is_hub_id(path) for path in paths):
         open_source(run.model, weights=False)
     if online:
         rewards.check_reward(run.reward, online=True)
         for label, held_out in run.evaluate.rewards.items():
-            rewards.check_reward(held_out, key_of(label), online=True)
+            rewards.check_reward(held_out, held_out_key(label), online=True)
 
 
 def check_checkpoint(model: config.ModelConfig, found: ModelFolder) -> None:
-    """Check that all files are present and complete, as loading would; nothing is checked that is not downloaded."""
+    """Check that the files are complete, as loading would; skip those not downloaded yet."""
     if not found.local:
         return
     kind: Any = model_class(model.architecture)
-    index = read_json(found.folder / "model_index.json")
-    wanted = {
-        name: part
-        for name, part in kind.parts.items()
-        if name not in T5_PARTS or (index.get(name) or [None])[0] is not None
-    }
+    wanted = kind.parts_in(found.folder)
     complete = all((found.folder / name).is_dir() for name in wanted)
     if hub.is_hub_id(model.components or model.path) and not complete:
         return  # the cache has single files of it, from another program
@@ -368,7 +375,10 @@ def check_checkpoint(model: config.ModelConfig, found: ModelFolder) -> None:
 
 
 def check_machine(settings: config.ModelConfig, model: MetaModel, online: bool) -> list[str]:
-    """Check that attention kernel and quantization work here. A missing library is an error if `online`, else a warning."""
+    """Check that attention kernel and quantization work here.
+
+    A missing library is an error if `online`, else a warning.
+    """
     attention, denoiser = settings.attention, model.model.denoiser
     if attention is not None:
         check_attention(denoiser, attention)
@@ -384,25 +394,23 @@ def check_machine(settings: config.ModelConfig, model: MetaModel, online: bool) 
     return []
 
 
-def check_model(run: config.RunConfig, found: MetaModel) -> None:
+def check_model(run: config.RunConfig, meta: MetaModel) -> None:
     """Every image size in the recipe fits the model, and so does the guidance."""
-    model: Any = found.model
+    model: Any = meta.model
     sizes = {
-        "rollout.height, rollout.width": [image_size(run, found)],
+        "rollout.height, rollout.width": [image_size(run, meta)],
         "rollout.sizes": run.rollout.sizes,
         "data.buckets": run.data.buckets,
     }
-    for key, height, width in (
-        (key, *size) for key, named in sizes.items() for size in named or ()
-    ):
+    named = [(key, *size) for key, found in sizes.items() for size in found or ()]
+    for key, height, width in named:
         try:
             model.latent_shape(height, width)
         except DirectAlignError as error:
             near = nearest_size(model, height, width)
             remedy = "" if near is None else f": the nearest is {near[0]}x{near[1]}"
-            raise DirectAlignError(
-                f"{key}: {height}x{width} does not fit: {error}{remedy}"
-            ) from error
+            message = f"{key}: {height}x{width} does not fit: {error}{remedy}"
+            raise DirectAlignError(message) from error
     scales = {
         "rollout.cfg_scale": run.rollout.cfg_scale,
         "method.cfg_scale": getattr(run.method, "cfg_scale", 1.0),
@@ -410,8 +418,8 @@ def check_model(run: config.RunConfig, found: MetaModel) -> None:
     for key, scale in scales.items():
         if scale != 1.0 and getattr(model, "is_distilled", False):
             raise DirectAlignError(
-                f"{key}: {scale:g}, and this model is step-distilled, without guidance: set it to 1, "
-                "or give a base model in model.path"
+                f"{key}: {scale:g}, and this model is step-distilled, without guidance: set it to "
+                "1, or give a base model in model.path"
             )
     embeds = getattr(model, "embeds_guidance", False)
     guidance = {"rollout": run.rollout.embedded_guidance}
@@ -420,9 +428,7 @@ def check_model(run: config.RunConfig, found: MetaModel) -> None:
     for section, value in guidance.items():
         key = f"{section}.embedded_guidance"
         if embeds and value is None:
-            raise DirectAlignError(
-                f"{key}: missing; this model has guidance as an input, 3.5 is usual"
-            )
+            raise DirectAlignError(f"{key}: missing; this model needs it as an input, often 3.5")
         if not embeds and value is not None:
             raise DirectAlignError(
                 f"{key}: {value}, and this model has no input for it; leave it out (set it to null "
@@ -436,9 +442,10 @@ def _is_remote(source: str, online: bool) -> bool:
 
 
 def check_data(run: config.RunConfig, ranks: int, online: bool) -> tuple[Findings, list[str]]:
-    """Read the prompts and decode the images: findings, and a warning for images that will be skipped.
+    """Read the prompts and decode the images: findings, and a warning for images to be skipped.
 
-    Datasets on the hub are read if `online`. Raises DirectAlignError for a bucket with fewer images than an update needs.
+    Datasets on the hub are read if `online`. Raises DirectAlignError for a bucket with fewer images
+    than an update needs.
     """
     findings, warnings = [], []
     per_update = accumulation(run, ranks) * ranks * run.data.batch_size
@@ -451,10 +458,10 @@ def check_data(run: config.RunConfig, ranks: int, online: bool) -> tuple[Finding
             findings.append((key, f"{len(read_prompts(source)):,} from {source}"))
         else:
             images = scan_images(source, run.data.strict)
-            skipped = images.skipped
-            findings.append((key, f"{len(images):,} from {source}, {len(skipped)} skipped"))
+            count, skipped = len(images), images.skipped
+            findings.append((key, f"{count:,} from {source}, {len(skipped)} skipped"))
             if skipped:
-                of = f"{len(skipped)} of {len(images) + len(skipped)} images are skipped"
+                of = f"{len(skipped)} of {count + len(skipped)} images are skipped"
                 warnings.append(f"data.images: {of}: {'; '.join(skipped[:3])}")
             if run.data.buckets is not None:
                 check_buckets(fill_buckets(images.sizes, run.data.buckets), per_update)
@@ -462,46 +469,38 @@ def check_data(run: config.RunConfig, ranks: int, online: bool) -> tuple[Finding
     return [*findings, ("update", f"{per_update} prompts{on}")], warnings
 
 
-def _disk(run: config.RunConfig, out: Path, memory: Estimate) -> tuple[str, list[str]]:
-    """`check_disk`; an error is a warning where the run is planned for another machine."""
-    try:
-        return check_disk(run, out, memory.trained), []
-    except DirectAlignError as error:
-        if memory.place.is_here:
-            raise
-        return "on another machine", [str(error)]
+def check_disk(run: config.RunConfig, out: Path, memory: Estimate) -> tuple[str, list[str]]:
+    """Check that the output folder can be made, and that its disk has room for all checkpoints.
 
-
-def check_disk(run: config.RunConfig, out: Path, trained: int) -> str:
-    """The output folder can be made, and its disk has room for the checkpoints: weights, optimizer, EMA, best weights."""
+    The finding, and warnings: too little room is an error only on this machine.
+    """
+    train, trained = run.train, memory.trained
     nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise DirectAlignError(
-            f"--out {out}: {nearest} is not a folder that you may write to; name another one"
-        )
-    per_number = 4 + 8 + (4 if run.train.ema_decay is not None else 0)
-    best = 4 * trained * (run.train.keep_checkpoints + 2) if run.early_stopping is not None else 0
-    needed = trained * per_number * (run.train.keep_checkpoints + 1) + 4 * trained + best
+    per_number = 4 + 8 + (4 if train.ema_decay is not None else 0)
+    best = 4 * trained * (train.keep_checkpoints + 2) if run.early_stopping is not None else 0
+    needed = trained * per_number * (train.keep_checkpoints + 1) + 4 * trained + best
     free = shutil.disk_usage(nearest).free
-    if needed > free:
-        raise DirectAlignError(
-            f"--out {out}: checkpoints need {readable(needed)}, and {readable(free)} are free; "
-            "make room, or lower train.keep_checkpoints"
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        error = f"{nearest} is not a folder that you may write to; name another one"
+    elif needed > free:
+        error = (
+            f"checkpoints need {binary(needed)}, and {binary(free)} are free; make room, or lower "
+            "train.keep_checkpoints"
         )
-    return f"checkpoints up to {readable(needed)}, {readable(free)} free"
-
-
-def readable(size: int) -> str:
-    """Bytes in decimal units: 1.5 MB, 23.8 GB."""
-    for factor, unit in ((1e9, "GB"), (1e6, "MB")):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size / 1e3:.1f} kB"
+    else:
+        return f"checkpoints up to {binary(needed)}, {binary(free)} free", []
+    if memory.place.is_here:
+        raise DirectAlignError(f"--out {out}: {error}")
+    return "on another machine", [f"--out {out}: {error}"]
 
 
 def check_trackers(run: config.RunConfig, is_here: bool) -> tuple[Findings, list[str]]:
-    """Trackers besides TensorBoard, and warnings: a missing package or login is an error only on this machine."""
-    wandb, trackio, shown = run.trackers.wandb, run.trackers.trackio, []
+    """Trackers besides TensorBoard, and warnings.
+
+    A missing package or login is an error only if the run is planned for this machine.
+    """
+    wandb, trackio = run.trackers.wandb, run.trackers.trackio
+    shown = []
     try:
         if wandb is not None:
             trackers.require_wandb(wandb)

@@ -1,11 +1,12 @@
-"""Changes that make a recipe fit: each is applied to the recipe and estimated anew, the most saving first.
+"""Changes of a recipe that lower its peak memory, each estimated, the largest saving first.
 
-Changes that make no difference, or that the recipe's own rules refuse, are not listed. The last line puts together as many as
-it takes.
+Changes that save nothing or that the recipe's own rules refuse are left out. If no single change is
+enough, the last suggestion combines as many as needed.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,95 +19,82 @@ from .memory import Estimate, Place, estimate, image_size
 from .meta_models import meta_model, nearest_size
 
 WORTHWHILE = 0.01
-"""Share of the peak that a change must save to be named."""
+"""Share of the peak that a change must save."""
 
 Changes = dict[str, Any]
+"""Recipe keys with their new values; `ranks` is the number of processes."""
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A change of the recipe (or of the number of ranks) as on the command line, and the estimate after it."""
+    """A change of the recipe or of the number of ranks as typed, and the estimate after it."""
 
     change: str
     estimate: Estimate
 
 
 def suggestions(run: config.RunConfig, place: Place) -> list[Suggestion]:
-    """Changes that lower the peak of a run at `place`, best first; then, where one alone is not enough, as many of them together as fit."""
-    now = estimate(run, place).peak
-    found = [
-        (says, changes, tried)
-        for says, changes in candidates(run, place)
-        if (tried := _tried(run, changes, place)) is not None
-    ]
-    found = sorted(
-        (each for each in found if each[2].peak < (1 - WORTHWHILE) * now),
-        key=lambda each: each[2].peak,
-    )
-    singles = [Suggestion(says, tried) for says, _, tried in found]
-    if not found or found[0][2].fits:
+    """Changes that lower the peak at `place`, best first; then a combination if none suffices."""
+    now = estimate(run, place)
+    found = []
+    for text, changes in candidates(run, place):
+        after = _changed(run, changes, place)
+        if after is not None and _saves(after, now):
+            found.append((text, changes, after))
+    found.sort(key=lambda each: each[2].peak)
+    singles = [Suggestion(text, after) for text, _, after in found]
+    if not found or singles[0].estimate.fits:
         return singles
-    return [*singles, *_together(run, place, [(says, changes) for says, changes, _ in found])]
-
-
-def _together(
-    run: config.RunConfig, place: Place, ordered: list[tuple[str, Changes]]
-) -> Iterator[Suggestion]:
-    """The first of the changes one upon the other, until it fits or they run out; those that then save nothing are left out."""
-    said: list[str] = []
-    joined: Changes = {}
-    best = estimate(run, place)
-    for says, changes in ordered:
+    texts, joined, best = list[str](), Changes(), now
+    for text, changes, _ in found:
         if joined.keys() & changes.keys():
             continue
-        tried = _tried(run, joined | changes, place)
-        if tried is not None and tried.peak < (1 - WORTHWHILE) * best.peak:
-            said, joined, best = [*said, says], joined | changes, tried
+        after = _changed(run, joined | changes, place)
+        if after is not None and _saves(after, best):
+            texts, joined, best = [*texts, text], joined | changes, after
         if best.fits:
             break
-    if len(said) > 1:
-        yield Suggestion("together: " + ", ".join(said), best)
+    return [*singles, Suggestion("together: " + ", ".join(texts), best)] if texts[1:] else singles
+
+
+def _saves(after: Estimate, before: Estimate) -> bool:
+    return after.peak < (1 - WORTHWHILE) * before.peak
 
 
 def candidates(run: config.RunConfig, place: Place) -> Iterator[tuple[str, Changes]]:
-    """Every change that is tried, as it would be said on the command line, and as keys of the recipe."""
-    whole: list[Changes] = [
+    """Every change to try, as typed on the command line, and as keys of the recipe."""
+    every: list[Changes] = [
         {"model.dtype": "bfloat16"},
         {"model.text_encoders": "free"},
         {"model.gradient_checkpointing": True},
-        {"reward.gradient_checkpointing": True}
-        if hasattr(run.reward, "gradient_checkpointing")
-        else {},
         {"evaluate.batch_size": 1},
         {"evaluate.rewards": {}},
         {"train.ema_decay": None},
         {"data.batch_size": max(1, run.data.batch_size // 2)},
         _smaller(run),
-        *({"model.quantization": bits} for bits in ("8bit", "4bit") if run.model.tune == "lora"),
     ]
-    if run.model.tune == "full":
-        narrow = {
-            "model.dtype": "bfloat16",
-            "model.trained_dtype": "bfloat16",
-            "train.optimizer": "adamw8bit",
-        }
-        whole += [
+    if hasattr(run.reward, "gradient_checkpointing"):
+        every.append({"reward.gradient_checkpointing": True})
+    if run.model.tune == "lora":
+        every += [{"model.quantization": "8bit"}, {"model.quantization": "4bit"}]
+    else:
+        narrow = {"model.dtype": "bfloat16", "model.trained_dtype": "bfloat16"}
+        every += [
             {"model.tune": "lora", "model.trained_dtype": "float32"},
             {"train.optimizer": "adamw8bit"},
-            narrow,
+            narrow | {"train.optimizer": "adamw8bit"},
         ]
-        whole.append(
-            {"method.kl_beta": 0.0} if getattr(run.method, "kl_beta", 0.0) else {}
-        )
+        if getattr(run.method, "kl_beta", 0.0):
+            every.append({"method.kl_beta": 0.0})
         yield f"--ranks {2 * place.ranks}", {"ranks": 2 * place.ranks}
-    for changes in whole:
-        shown = {key: value for key, value in changes.items() if value != _value(run, key)}
-        if shown:
-            yield ", ".join(f"{key}: {_yaml(value)}" for key, value in shown.items()), shown
+    for changes in every:
+        new = {key: value for key, value in changes.items() if value != _value(run, key)}
+        if new:
+            yield ", ".join(f"{key}: {_yaml(value)}" for key, value in new.items()), new
 
 
 def _smaller(run: config.RunConfig) -> Changes:
-    """Three quarters of the image's sides, where the recipe has one size that fits the model."""
+    """Three quarters of the image's sides, if the recipe has one size and the model accepts it."""
     if run.rollout.sizes is not None or run.data.buckets is not None:
         return {}
     model = meta_model(run.model)
@@ -114,18 +102,16 @@ def _smaller(run: config.RunConfig) -> Changes:
     return {} if near is None else {"rollout.height": near[0], "rollout.width": near[1]}
 
 
-def _tried(run: config.RunConfig, changes: Changes, place: Place) -> Estimate | None:
-    """The estimate of the changed recipe; None where its own rules refuse it."""
+def _changed(run: config.RunConfig, changes: Changes, place: Place) -> Estimate | None:
+    """The estimate of the changed recipe; None if its own rules refuse it."""
     given: dict[str, Any] = run.model_dump()
     for key, value in changes.items():
         if key != "ranks":
             section, name = key.split(".")
             given[section][name] = value
+    place = replace(place, ranks=changes.get("ranks", place.ranks))
     try:
-        return estimate(
-            config.RunConfig.model_validate(given),
-            replace(place, ranks=changes.get("ranks", place.ranks)),
-        )
+        return estimate(config.RunConfig.model_validate(given), place)
     except (ValidationError, DirectAlignError):
         return None
 
@@ -136,8 +122,4 @@ def _value(run: config.RunConfig, key: str) -> Any:
 
 
 def _yaml(value: Any) -> str:
-    return (
-        {True: "true", False: "false", None: "null"}[value]
-        if isinstance(value, bool) or value is None
-        else str(value)
-    )
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,8 +1,8 @@
-"""Real model and reward classes without weights: built from configs on the meta device, then given fake tensors.
+"""Real model and reward classes without weights: built from configs, on fake tensors.
 
-Configs come from a local folder, else from the hub's cache, else from the published models' configs
-that this package brings (models/known). A hub id that is neither cached nor known is taken for its
-architecture's usual model, with a warning. Tokenizers are stand-ins that give the longest prompts.
+Configs come from a local folder, else from the hub's cache, else from the published configs that
+this package contains (models/known). For a hub id that is neither cached nor known, the usual model
+of its architecture is taken, with a warning. Tokenizers are stubs that return the longest prompts.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import math
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,20 +42,14 @@ from .activation_memory import make_fake, replay_repeated
 
 KNOWN = Path(__file__).parents[1] / "models" / "known"
 USUAL = {
-    "flux": "flux_1_dev",
-    "flux2_klein": "flux_2_klein_4b",
-    "sd3": "sd3_5_large",
-    "sd": "sd1_5",
-    "sdxl": "sdxl_base",
-    "qwen_image": "qwen_image",
-    "z_image": "z_image",
     "clip": "clip_vit_h",
     "siglip": "siglip_so400m",
     "image_reward": "image_reward",
     "vlm": "qwen2_5_vl_7b",
     "laion": "clip_vit_l",
 }
-"""For each kind of network, the published config that an unknown hub id is taken for."""
+"""For each architecture, the published config used for an unknown hub id; `laion`: the CLIP of
+LAION's aesthetic predictors."""
 IMAGE_SETTINGS = ("preprocessor_config.json", "processor_config.json")
 LONGEST_PROMPT = 512
 LETTERS_PER_TOKEN = 4
@@ -63,7 +57,10 @@ LETTERS_PER_TOKEN = 4
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A diffusers folder with configs. `local` is False for one made of published configs; `state` says what is not downloaded."""
+    """A diffusers folder with configs; `local` is False if they are the published ones.
+
+    `state` says what is not downloaded yet.
+    """
 
     folder: Path
     local: bool = True
@@ -71,37 +68,34 @@ class ModelFolder:
     warnings: tuple[str, ...] = ()
 
 
-def model_folder(model: config.ModelConfig) -> ModelFolder:
+def model_folder(settings: config.ModelConfig) -> ModelFolder:
     """Where the configs of a recipe's model are.
 
     Raises DirectAlignError for a folder that is missing or holds another architecture.
     """
-    if not model.path.endswith(".safetensors"):
-        return _pipeline(model.path, "model.path", model)
-    held = single_file.contents(Path(model.path).expanduser())
-    if model.components is None:
-        remedy = "give the diffusers folder or hub id of that architecture that brings its configs and tokenizers"
-        raise DirectAlignError(
-            f"model.components: missing; {model.path} holds {held.layout.name} alone: {remedy}"
-        )
-    return _pipeline(model.components, "model.components", model, held.parts)
-
-
-def _pipeline(
-    path: str, key: str, model: config.ModelConfig, held: Sequence[str] | Mapping[str, Any] = ()
-) -> ModelFolder:
-    folder = local_folder(path, model.revision, "model_index.json")
+    path, key, held = settings.path, "model.path", ()
+    if path.endswith(".safetensors"):
+        contents = single_file.contents(Path(path).expanduser())
+        if settings.components is None:
+            raise DirectAlignError(
+                f"model.components: missing; {path} contains {contents.layout.name} alone: give a "
+                "diffusers folder or hub id of that architecture, for configs and tokenizers"
+            )
+        path, key, held = settings.components, "model.components", tuple(contents.parts)
+    folder = local_folder(path, settings.revision, "model_index.json")
     if folder is None:
-        return _published_pipeline(path, key, model.architecture)
+        return _published_pipeline(path, key, settings.architecture)
     if not folder.is_dir():
         raise DirectAlignError(
-            f"{key}: {path}: no such folder; give a diffusers folder, a hub id (owner/name), or world:flux, world:sd, world:sd_v"
+            f"{key}: {path}: no such folder; give a diffusers folder, a hub id (owner/name), or "
+            "world:flux, world:sd, world:sd_v"
         )
-    kind = model_class(model.architecture)
+    kind = model_class(settings.architecture)
     index = read_json(folder / "model_index.json")
     if (found := index.get("_class_name")) != kind.pipeline:
         raise DirectAlignError(
-            f"{key}: {folder} holds a {found}, and model.architecture: {model.architecture} needs a {kind.pipeline}; change one of the two"
+            f"{key}: {folder} holds a {found}, and model.architecture: {settings.architecture} "
+            f"needs a {kind.pipeline}; change one of the two"
         )
     if not hub.is_hub_id(path):
         return ModelFolder(folder)
@@ -110,14 +104,13 @@ def _pipeline(
         for name in (kind.part, "vae", *kind.text_parts)
         if (index.get(name) or [None])[0] is not None and name not in held
     ]
-    lacking = [name for name in names if not any((folder / name).glob("*.safetensors"))]
-    return ModelFolder(
-        folder, state=f"weights of {', '.join(lacking)} not downloaded yet" if lacking else ""
-    )
+    missing = [name for name in names if not any((folder / name).glob("*.safetensors"))]
+    state = f"weights of {', '.join(missing)} not downloaded yet" if missing else ""
+    return ModelFolder(folder, state=state)
 
 
 def local_folder(path: str, revision: str | None, file: str) -> Path | None:
-    """A folder on this machine: as given, of the embedded world, or the hub's cache; None for a hub id without `file` there."""
+    """A local or embedded (world:...) folder, or the hub's cache if it holds `file`, else None."""
     if path.startswith("world:"):
         return assets.resolve(path)
     if not hub.is_hub_id(path):
@@ -128,32 +121,37 @@ def local_folder(path: str, revision: str | None, file: str) -> Path | None:
 
 @cache
 def known() -> dict[str, dict[str, Any]]:
-    """The published models' configs by file name; see models/known/README.md."""
-    return {
-        file.stem: json.loads(file.read_text(encoding="utf-8"))
-        for file in sorted(KNOWN.glob("*.json"))
-    }
+    """The published configs by file name; see models/known/README.md."""
+    files = sorted(KNOWN.glob("*.json"))
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
+def _known_as(path: str) -> str | None:
+    return next((name for name, each in known().items() if path in each["hub_ids"]), None)
+
+
+def _unknown(path: str, key: str, taken: Mapping[str, Any]) -> str:
+    return (
+        f"{key}: {path} is not downloaded yet and not known here: figures are those of "
+        f"{taken['hub_ids'][0]}"
+    )
 
 
 def _published_pipeline(path: str, key: str, architecture: str) -> ModelFolder:
-    name = next((name for name, each in known().items() if path in each["hub_ids"]), None)
-    found = known()[name or USUAL[architecture]]
+    name = _known_as(path)
+    found = known()[name or model_class(architecture).published]
     if name is not None and architecture != found["architecture"]:
         raise DirectAlignError(
-            f"{key}: {path} is a model of architecture {found['architecture']}, and model.architecture is {architecture}; change one of the two"
+            f"{key}: {path} is a model of architecture {found['architecture']}, and "
+            f"model.architecture is {architecture}; change one of the two"
         )
-    warning = f"{key}: {path} is not downloaded yet and not known here: figures are those of {found['hub_ids'][0]}"
-    return ModelFolder(
-        _written(name or USUAL[architecture]),
-        False,
-        "not downloaded yet",
-        () if name else (warning,),
-    )
+    warned = () if name is not None else (_unknown(path, key, found),)
+    return ModelFolder(_written(name or model_class(architecture).published), False, "not downloaded yet", warned)
 
 
 @cache
 def _written(name: str) -> Path:
-    """Published configs as a diffusers folder, for as long as this process lives."""
+    """Published configs as a temporary diffusers folder, deleted when the process ends."""
     folder, found = Path(tempfile.mkdtemp(prefix="directalign-configs-")), known()[name]
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     model = model_class(found["architecture"])
@@ -175,20 +173,19 @@ def _written(name: str) -> Path:
 
 
 def _usual_scheduler(kind: Any) -> Any:
-    """Of the kind that a model names, with plain settings: its noise levels take the same memory as any."""
+    """A scheduler with default settings; the noise levels do not change the memory."""
     if kind is not diffusers.SchedulerMixin:
         return kind()
-    return diffusers.DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
-    )
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    return diffusers.DDIMScheduler(**betas, clip_sample=False)
 
 
-# --- networks -----------------------------------------------------------------------------------------
+# Networks
 
 
 @contextmanager
 def on_meta() -> Iterator[None]:
-    """Networks made inside have no data, and the libraries say nothing about it."""
+    """Create networks without data inside, without the libraries' warnings about it."""
     logger = diffusers.utils.logging.get_logger("diffusers.models.modeling_utils")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -203,29 +200,26 @@ def on_meta() -> Iterator[None]:
 def network(kind: Any, settings: Mapping[str, Any]) -> Any:
     """A network of diffusers or transformers on the meta device, frozen, float32.
 
-    Raises DirectAlignError for settings that describe none.
+    Raises DirectAlignError for settings that do not fit the class.
     """
-    given = {
-        key: value
-        for key, value in settings.items()
-        if not key.startswith("_") and key not in ("architectures", "transformers_version")
-    }
+    others = ("architectures", "transformers_version")
+    given = {k: v for k, v in settings.items() if not k.startswith("_") and k not in others}
     try:
         with on_meta():
-            made = (
-                kind.from_config(given)
-                if issubclass(kind, diffusers.ModelMixin)
-                else kind(kind.config_class.from_dict(given))
-            )
+            if issubclass(kind, diffusers.ModelMixin):
+                made: Any = kind.from_config(given)  # pyright: ignore
+            else:
+                made = kind(kind.config_class.from_dict(given))
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
         raise DirectAlignError(
-            f"{kind.__name__}: its config.json describes no such network ({error}): copy the folder again"
+            f"{kind.__name__}: its config.json does not describe such a network ({error}): "
+            "copy the folder again"
         ) from error
     return made.requires_grad_(False).eval()
 
 
 class Tokenizer(transformers.PreTrainedTokenizerBase):
-    """A stand-in: as many tokens as the longest text has, or one for every four letters where nothing limits it."""
+    """A stub: `max_length` tokens per text, else one token for every four letters."""
 
     pad_token_id = 0
     image_token = "<|image_pad|>"
@@ -239,12 +233,8 @@ class Tokenizer(transformers.PreTrainedTokenizerBase):
     def get_vocab(self) -> dict[str, int]:
         return {self.image_token: 1}
 
-    def __call__(
-        self,
-        text: str | Sequence[str],
-        max_length: int | None = None,
-        return_tensors: str | None = None,
-        **_: Any,
+    def __call__(  # pyright: ignore
+        self, text: Any, max_length: Any = None, return_tensors: Any = None, **_: Any
     ) -> Any:
         texts = [text] if isinstance(text, str) else list(text)
         length = max_length or max(len(each) // LETTERS_PER_TOKEN for each in texts) + 1
@@ -252,27 +242,24 @@ class Tokenizer(transformers.PreTrainedTokenizerBase):
         if return_tensors is None:
             return {"input_ids": rows[0] if isinstance(text, str) else rows}
         ids = torch.tensor(rows)
-        return transformers.BatchEncoding(
-            {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        )
+        mask = torch.ones_like(ids)
+        return transformers.BatchEncoding({"input_ids": ids, "attention_mask": mask})
 
-    def apply_chat_template(self, chat: Sequence[Mapping[str, Any]], **_: Any) -> str:
-        content = chat[0]["content"]
-        return (
-            content
-            if isinstance(content, str)
-            else "".join(each.get("text", self.image_token) for each in content)
-        )
+    def apply_chat_template(self, conversation: Any, **_: Any) -> str:  # pyright: ignore
+        content = conversation[0]["content"]
+        if isinstance(content, str):
+            return content
+        return "".join(each.get("text", self.image_token) for each in content)
 
-    def convert_tokens_to_ids(self, token: str) -> int:
-        del token
+    def convert_tokens_to_ids(self, tokens: Any) -> int:
+        del tokens
         return 1
 
 
 class QuantizedStub(nn.Linear):
-    """A frozen layer held in 4 or 8 bits: its weight is made whole for each product, forward and backward, and not kept.
+    """A frozen layer in 4 or 8 bits: each product makes its weight anew and does not keep it.
 
-    `stored` are the bytes that it holds between calls; models/quantization.py does the same with real numbers.
+    `stored`: bytes between calls. models/quantization.py does the same with real numbers.
     """
 
     stored = 0
@@ -299,61 +286,49 @@ class _StubProduct(torch.autograd.Function):
 def _quantize(denoiser: nn.Module, quantization: str) -> None:
     for name, layer in list(denoiser.named_modules()):
         if isinstance(layer, nn.Linear) and is_quantized(name, layer.weight.shape):
-            stub = QuantizedStub(
-                layer.in_features,
-                layer.out_features,
-                layer.bias is not None,
-                device="meta",
-                dtype=layer.weight.dtype,
-            )
+            sizes = layer.in_features, layer.out_features, layer.bias is not None
+            stub = QuantizedStub(*sizes, device="meta", dtype=layer.weight.dtype)
             stub.stored = stored_bytes(layer.weight.shape, quantization)
             parent, _, own = name.rpartition(".")
             setattr(denoiser.get_submodule(parent), own, stub.requires_grad_(False).eval())
 
 
-# --- models -------------------------------------------------------------------------------------------
+# Models
 
 
 @dataclass(frozen=True)
 class MetaModel:
-    """A recipe's model on fake tensors, and what its real weights are: `parts` are all its networks by name."""
+    """A recipe's model on fake tensors, and the sizes of its real weights."""
 
     model: Model
     folder: ModelFolder
     parts: Mapping[str, nn.Module]
+    """All its networks by name."""
     frozen_bytes: int
-    """Of the denoiser, in the recipe's bits."""
+    """Of the denoiser, after quantization."""
     shapes: Mapping[str, tuple[int, ...]]
     """Of the denoiser without adapters."""
-    trained: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    trained: Mapping[str, nn.Parameter]
 
     def count(self, part: str) -> int:
-        """Parameters of a network, adapters left out."""
+        """Parameters of a network without adapters."""
         if part == self.model.part:
             return sum(math.prod(shape) for shape in self.shapes.values())
         return sum(parameter.numel() for parameter in self.parts[part].parameters())
 
 
-def meta_model(settings: config.ModelConfig, like_gpu: bool = False) -> MetaModel:
-    """The class of `model.architecture`, made by its own constructor from configs alone; nothing is downloaded.
+UNUSED = ("attention", "compile", "text_encoders")
+"""Settings that do not change the networks."""
 
-    `like_gpu`: under autocast, norms compute in float32, as on a GPU. Raises DirectAlignError as `model_folder` and the class.
+
+def meta_model(settings: config.ModelConfig, like_gpu: bool = False) -> MetaModel:
+    """The class of `model.architecture`, built by its own constructor from configs alone.
+
+    `like_gpu`: norms compute in float32 under autocast, as on a GPU. Nothing is downloaded. Raises
+    DirectAlignError as `model_folder` and the constructor.
     """
-    read = {
-        "architecture",
-        "path",
-        "components",
-        "revision",
-        "variant",
-        "tune",
-        "lora",
-        "dtype",
-        "trained_dtype",
-        "quantization",
-        "gradient_checkpointing",
-    }
-    plain = config.ModelConfig(**{name: getattr(settings, name) for name in read})
-    return _meta_model(plain.model_dump_json(), like_gpu)
+    defaults = {name: config.ModelConfig.model_fields[name].default for name in UNUSED}
+    return _meta_model(settings.model_copy(update=defaults).model_dump_json(), like_gpu)
 
 
 @cache
@@ -371,37 +346,29 @@ def _meta_model(as_json: str, like_gpu: bool) -> MetaModel:
         with on_meta():
             nn.Module.to(made, dtype)
         parts[name] = made
-        if name == kind.part:
-            if settings.quantization is not None:
-                _quantize(made, settings.quantization)
-        else:
+        if name != kind.part:
             make_fake(made)
             replay_repeated(made)
-        made.to = lambda *_, **__: made  # it has no device to leave
+        elif settings.quantization is not None:
+            _quantize(made, settings.quantization)
+        made.to = lambda *_, **__: made  # it stays fake
         return made
 
     source = Source(settings.path, found.folder, build=build)
+    plain = settings.model_copy(update={"quantization": None, "text_encoders": "keep"})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = kind(
-            source,
-            settings.model_copy(update={"quantization": None, "text_encoders": "keep"}),
-            torch.device("cpu"),
-            0,
-        )
+        model = kind(source, plain, torch.device("cpu"), 0)
     denoiser = model.denoiser
     stubs = [layer for layer in denoiser.modules() if isinstance(layer, QuantizedStub)]
-    in_bits = {id(layer.weight) for layer in stubs}
-    frozen = [p for p in denoiser.parameters() if not p.requires_grad and id(p) not in in_bits]
-    frozen_bytes = sum(p.numel() * p.itemsize for p in frozen) + sum(
-        layer.stored for layer in stubs
-    )
-    plain = {
-        name.replace(".base_layer", ""): p
+    quantized = {id(layer.weight) for layer in stubs}
+    frozen = [p for p in denoiser.parameters() if not p.requires_grad and id(p) not in quantized]
+    frozen_bytes = sum(p.nbytes for p in frozen) + sum(layer.stored for layer in stubs)
+    shapes = {
+        name.replace(".base_layer", ""): tuple(p.shape)
         for name, p in denoiser.named_parameters()
         if settings.tune == "full" or not p.requires_grad
     }
-    shapes = {name: tuple(p.shape) for name, p in plain.items()}
     if like_gpu:
         for module in denoiser.modules():
             if isinstance(module, nn.LayerNorm | nn.GroupNorm):
@@ -415,14 +382,14 @@ def _meta_model(as_json: str, like_gpu: bool) -> MetaModel:
 
 
 def nearest_size(model: Model, height: int, width: int) -> tuple[int, int] | None:
-    """The (height, width) nearest to these that a model takes; None where none is near."""
+    """The nearest (height, width) that a model accepts; None if none is near."""
     for multiple in (8, 16, 32, 64, 128):
-        near = tuple(max(round(side / multiple), 1) * multiple for side in (height, width))
+        rows, columns = (max(round(side / multiple), 1) * multiple for side in (height, width))
         try:
-            model.latent_shape(*near)
+            model.latent_shape(rows, columns)
         except DirectAlignError:
             continue
-        return near[0], near[1]
+        return rows, columns
     return None
 
 
@@ -431,48 +398,47 @@ def _widen(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _longest(text_encoder: Path) -> int:
-    """Positions of a CLIP; the other encoders have no such limit."""
-    settings = (
-        read_json(text_encoder / "config.json") if (text_encoder / "config.json").exists() else {}
-    )
-    return (
-        settings.get("max_position_embeddings", LONGEST_PROMPT)
-        if str(settings.get("model_type", "clip")).startswith("clip")
-        else LONGEST_PROMPT
-    )
+    """Positions of a CLIP; the other text encoders have no such limit."""
+    file = text_encoder / "config.json"
+    settings = read_json(file) if file.exists() else {}
+    is_clip = str(settings.get("model_type", "clip")).startswith("clip")
+    return settings.get("max_position_embeddings", LONGEST_PROMPT) if is_clip else LONGEST_PROMPT
 
 
-# --- rewards ------------------------------------------------------------------------------------------
+# Rewards
 
 
 class RewardConfigs:
-    """What a reward class reads to build itself without weights: `rewards/*.meta(settings, key, configs)`.
+    """What a reward class reads to build itself without weights, in its `meta`.
 
-    `warnings` collects what is not known for certain.
+    `warnings` collects what is assumed.
     """
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
     def tokenizer(self, longest: int = LONGEST_PROMPT) -> Any:
-        """A stand-in for a tokenizer."""
+        """A stub of a tokenizer."""
         return Tokenizer(longest)
 
     def file(self, path: str, key: str) -> Path | None:
-        """A file of weights on this machine: as given, or in the hub's cache; None for one that is on the hub alone."""
+        """A file of weights, local or in the hub's cache; None if it is on the hub only."""
         if not hub.is_hub_file(path):
             return locate(path, key, ())
         cached = try_to_load_from_cache(*on_the_hub(path))
         return Path(cached) if isinstance(cached, str) else None
 
     def folder(self, path: str | None, file: str = "config.json") -> Path | None:
-        """The folder of a path or hub id on this machine, if it holds `file`."""
+        """The local folder of a path or hub id; None if a hub id has no `file` in the cache."""
         if path is None or is_weight_file(path):
             return None
         return local_folder(path, None, file)
 
     def read(self, path: str, key: str, *kinds: str) -> dict[str, Any]:
-        """config.json of a folder or hub id; of a model that is not here the published one. `kinds` are model types that fit, the usual one first."""
+        """config.json of a folder or hub id, else the published one.
+
+        `kinds` are the model types that fit, the usual one first.
+        """
         folder = self.folder(path)
         if folder is None:
             return self.published(path, key, *kinds)
@@ -480,35 +446,28 @@ class RewardConfigs:
         if found.get("model_type") not in kinds:
             wanted = " or ".join(f"transformers {kind}" for kind in kinds if kind != "laion")
             raise DirectAlignError(
-                f"{key}: {folder} holds a {found.get('model_type')} model, and this reward needs a {wanted}"
+                f"{key}: {folder} holds a {found.get('model_type')} model, and this reward needs "
+                f"a {wanted}"
             )
         return found
 
     def published(self, path: str, key: str, *kinds: str) -> dict[str, Any]:
-        """The published config of a hub id; for an unknown one that of the usual model of the first kind, with a warning."""
-        found = next((each for each in known().values() if path in each["hub_ids"]), None)
-        if found is not None and found["architecture"] not in kinds:
+        """The published config of a hub id; if unknown, the usual one of the first kind."""
+        name = _known_as(path)
+        found = known()[name or USUAL[kinds[0]]]
+        if name is None:
+            self.warnings.append(_unknown(path, key, found))
+        elif found["architecture"] not in kinds:
             wanted = " or ".join(kind for kind in kinds if kind != "laion")
             raise DirectAlignError(
-                f"{key}: {path} is a model of {found['architecture']}, and this reward needs one of {wanted}"
+                f"{key}: {path} is a model of {found['architecture']}, and this reward needs one "
+                f"of {wanted}"
             )
-        taken = found or known()[USUAL[kinds[0]]]
-        if found is None:
-            self.warnings.append(
-                f"{key}: {path} is not downloaded yet and not known here: figures are those of {taken['hub_ids'][0]}"
-            )
-        return {
-            **taken["parts"]["reward"],
-            **({"images": taken["images"]} if "images" in taken else {}),
-        }
+        images = {"images": found["images"]} if "images" in found else {}
+        return found["parts"]["reward"] | images
 
-    def image_settings(self, *folders: Path | None) -> Path | None:
-        """The first of these folders that holds image settings."""
-        return next(
-            (
-                each
-                for each in folders
-                if each is not None and any((each / name).exists() for name in IMAGE_SETTINGS)
-            ),
-            None,
-        )
+    def image_settings(self, folder: Path | None) -> Path | None:
+        """The folder if it holds image settings, else None."""
+        if folder is not None and any((folder / name).exists() for name in IMAGE_SETTINGS):
+            return folder
+        return None

@@ -1,8 +1,8 @@
-"""Frozen reward models. A new reward is one file with a class, its settings in config/rewards.py, and one line here.
+"""Frozen reward models. A new reward is one file, its settings in config/rewards.py, one line here.
 
-A class has `from_config(settings, device, key)`, `check(settings, key, online)` and the attributes of
-`common.BaseReward`, which the rest of the package reads instead of tables by name. `key` is the section's place in
-the recipe (reward, reward.members.0.reward, ...), for errors.
+A class has `from_config`, `check` and the attributes of `common.BaseReward`, which the rest of the
+package reads instead of tables by name. `key` is the section's key in the recipe (reward,
+reward.members.0.reward, ...), for errors.
 """
 
 from __future__ import annotations
@@ -42,10 +42,13 @@ def reward_class(name: str) -> Any:
 def load_reward(
     reward: config.RewardConfig, device: torch.device | str = "cpu", key: str = "reward"
 ) -> Reward:
-    """The frozen reward of a recipe section on `device`. Raises DirectAlignError, naming `key`, for unusable files."""
+    """The frozen reward of a recipe section. DirectAlignError, naming `key`, for bad files."""
     return reward_class(reward.name).from_config(reward, device, key)
 
 
 def check_reward(reward: config.RewardConfig, key: str = "reward", online: bool = False) -> None:
-    """Raise what `load_reward` would, as far as it is known without reading weights; use the network only if `online`."""
+    """Raise what `load_reward` would, as far as it is known without reading weights.
+
+    The network is used only if `online`.
+    """
     reward_class(reward.name).check(reward, key, online)

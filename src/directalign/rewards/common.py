@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -94,6 +95,26 @@ def read_json(file: Path, key: str) -> Any:
         raise DirectAlignError(
             f"{key}: {file}: not readable as JSON ({error}); copy it again from the original "
             "checkpoint"
+        ) from error
+
+
+def read_annotated(
+    file: Path, key: str, name: str, remedy: str
+) -> tuple[Tensor | None, dict[str, str]]:
+    """The tensor `name` (None without one) and the metadata of a safetensors file made by this
+    package.
+
+    Raises DirectAlignError: no such file, or not a complete safetensors file.
+    """
+    if not file.is_file():
+        raise DirectAlignError(f"{key}: {file}: no such file; {remedy}")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensor = opened.get_tensor(name) if name in set(opened.keys()) else None
+            return tensor, dict(opened.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise DirectAlignError(
+            f"{key}: {file}: not a complete safetensors file ({error}); copy it again, or {remedy}"
         ) from error
 
 

@@ -1,11 +1,14 @@
-"""A reward behind an HTTP address: a service, another machine's GPU, a model in another environment.
+"""A reward behind an HTTP address: a service, another machine's GPU, a model in another
+environment.
 
-    POST url    {"prompts": ["Photo. a red star", ...], "images": ["iVBORw0KGgo...", ...]}      images: PNG, 8 bits, base64
-    200         {"scores": [0.31, ...]}                                                          one number each, larger is better
+    POST url    {"prompts": ["Photo. a red star", ...], "images": ["iVBORw0KGgo...", ...]}
+    200         {"scores": [0.31, ...]}        one number each, larger is better
 
-examples/reward_server.py is such a server. It is a black box, for policy gradients. Failed connections, timeouts and busy or
-failing servers (429, 5xx) are retried after 1, 2, 4, ... seconds; any other response ends the run with one line, and
-`--resume` continues it. Not supported: authentication (use a proxy) and concurrent requests (each rank sends its own images).
+Images are base64 PNGs of 8 bits. examples/reward_server.py is such a server. It is a black box, for
+policy gradients. Failed connections, timeouts and busy or failing servers (429, 5xx) are retried
+after 1, 2, 4, ... seconds; any other response ends the run with one line, and `--resume` continues
+it. Not supported: authentication (use a proxy) and concurrent requests (each rank sends its own
+images).
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from torch import Tensor
 
 from .. import config
 from ..types import DirectAlignError, Images, PerSample
-from .common import BaseReward
+from .common import BaseReward, Device
 from .python_function import check_scores
 
 FIRST_WAIT = 1.0
@@ -39,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 class HttpReward(BaseReward):
-    """`scale` times the scores of the server at `settings.url` (`interfaces.Reward`); errors name `key`."""
+    """`scale` times the scores of the server at `settings.url` (`interfaces.Reward`)."""
 
     name = "remote"
     differentiable = False
@@ -50,7 +53,7 @@ class HttpReward(BaseReward):
 
     @classmethod
     def from_config(
-        cls, settings: config.HttpConfig, device: torch.device | str = "cpu", key: str = "reward"
+        cls, settings: config.HttpConfig, device: Device = "cpu", key: str = "reward"
     ) -> HttpReward:
         """The reward of a recipe section; nothing is sent yet."""
         del device
@@ -81,29 +84,27 @@ class HttpReward(BaseReward):
         return self.settings.scale * torch.cat(parts)
 
     def _scores(self, images: Sequence[str], prompts: Sequence[str]) -> PerSample:
-        answer = self._answer(json.dumps({"prompts": prompts, "images": images}).encode())
+        body = self._request(json.dumps({"prompts": prompts, "images": images}).encode())
         try:
-            found = json.loads(answer)
+            found = json.loads(body)
+            if not isinstance(found, dict) or "scores" not in found:
+                raise ValueError("no scores")
         except (ValueError, RecursionError) as error:
             raise DirectAlignError(
-                f'{self.source} answers with something else than JSON ({_excerpt(answer)}); it must send {{"scores": [...]}}'
+                f'{self.source} responds with {_excerpt(body)}; it must send {{"scores": [...]}}'
             ) from error
-        if not isinstance(found, dict) or "scores" not in found:
-            raise DirectAlignError(
-                f'{self.source} answers {_excerpt(answer)}; it must send {{"scores": [...]}}'
-            )
         return check_scores(found["scores"], len(prompts), f'{self.source} must send as "scores"')
 
-    def _answer(self, body: bytes) -> bytes:
+    def _request(self, body: bytes) -> bytes:
         """The body of the server's response, after up to `retries` further attempts."""
         for attempt in range(self.settings.retries + 1):
             try:
                 return self._post(body)
             except _Temporary as trouble:
                 if attempt == self.settings.retries:
-                    said = f"{attempt + 1} attempts" if attempt else "1 attempt"
+                    count = f"{attempt + 1} attempts" if attempt else "1 attempt"
                     raise DirectAlignError(
-                        f"{self.source}: {trouble} ({said}); check the server"
+                        f"{self.source}: {trouble} ({count}); check the server"
                     ) from trouble
                 wait = FIRST_WAIT * 2**attempt
                 logger.warning("%s: %s; trying again in %g s", self.source, trouble, wait)
@@ -115,19 +116,23 @@ class HttpReward(BaseReward):
             self.settings.url, body, {"Content-Type": "application/json"}, method="POST"
         )
         try:
-            with urlopen(request, timeout=self.settings.timeout) as answer:
-                return answer.read()
+            with urlopen(request, timeout=self.settings.timeout) as response:
+                return response.read()
         except HTTPError as error:
-            trouble = f"HTTP {error.code} {error.reason}: {_complaint(error)}"
+            try:
+                excerpt = _excerpt(error.read())
+            except (OSError, HTTPException) as broken:
+                excerpt = f"incomplete response ({type(broken).__name__})"
+            trouble = f"HTTP {error.code} {error.reason}: {excerpt}"
             if error.code == 429 or error.code >= 500:
                 raise _Temporary(trouble) from error
             raise DirectAlignError(
                 f"{self.source}: {trouble}; check that a reward server answers at this address"
             ) from error
         except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
-            raise _Temporary(self._told(error)) from error
+            raise _Temporary(self._reason(error)) from error
 
-    def _told(self, error: Exception) -> str:
+    def _reason(self, error: Exception) -> str:
         reason: Any = error.reason if isinstance(error, URLError) else error
         if isinstance(reason, TimeoutError):
             return f"no answer within {self.settings.timeout:g} s"
@@ -148,14 +153,6 @@ def png(image: Tensor) -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def _complaint(error: HTTPError) -> str:
-    """The body of an error response."""
-    try:
-        return _excerpt(error.read())
-    except (OSError, HTTPException) as broken:
-        return f"and breaks off ({type(broken).__name__})"
-
-
 def _excerpt(body: bytes) -> str:
     text = " ".join(body.decode("utf-8", errors="replace").split())
     return f"{text[:EXCERPT]!r}" + ("..." if len(text) > EXCERPT else "")
@@ -173,10 +170,11 @@ def _check_address(url: str, key: str) -> None:
         raise DirectAlignError(f"{key}: {url} names no host; write http://host:port/path")
     if parts.username is not None:
         raise DirectAlignError(
-            f"{key}: holds a user's name or password, which is not sent and would stand in the run's records; put a proxy before the server"
+            f"{key}: contains a user name or password, which is not sent and would appear in the "
+            "run's records; put a proxy before the server"
         )
-    strange = next((letter for letter in url if not "!" <= letter <= "~"), None)
-    if strange is not None:
+    invalid = next((letter for letter in url if not "!" <= letter <= "~"), None)
+    if invalid is not None:
         raise DirectAlignError(
-            f"{key}: {url} holds {strange!r}, which cannot be sent; write it as {quote(strange)}"
+            f"{key}: {url} holds {invalid!r}, which cannot be sent; write it as {quote(invalid)}"
         )

@@ -1,18 +1,18 @@
-"""ImageReward (arXiv 2304.05977): a BLIP whose text encoder reads the prompt with cross-attention to the image, and a head.
+"""ImageReward (arXiv 2304.05977): a BLIP with cross-attention from text to image, and a head.
 
-score = (head - 0.1672) / 1.0333: about zero mean and unit variance over generated images, mostly in -2 to 2, larger is
-better. Files: the published ImageReward.pt (zai-org/ImageReward on the hub) and med_config.json beside it; the tokenizer is
-BERT's. An image is encoded once for all phrasings; each phrasing runs the text encoder with it, so only token ids are
-cached. Known bias: it prefers over-exposed images.
+score = (head - 0.1672) / 1.0333: about zero mean and unit variance over generated images, mostly in
+-2 to 2, larger is better. Files: the published ImageReward.pt (zai-org/ImageReward on the hub) and
+med_config.json beside it; the tokenizer is BERT's. An image is encoded once for all phrasings; each
+phrasing runs the text encoder with it, so only token ids are cached. Known bias: it prefers
+over-exposed images.
 
-Sizes of the BLIP come from the file's tensors (github.com/salesforce/BLIP, vit.py and med.py); what they do not give is as
-published (heads 64 wide, exact gelu, the epsilons) or from med_config.json. Projections, queues and momentum copies are
-ignored.
+Sizes of the BLIP come from the file's tensors (github.com/salesforce/BLIP, vit.py and med.py); what
+they do not give is as published (heads 64 wide, exact gelu, the epsilons) or from med_config.json.
+Projections, queues and momentum copies are ignored.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import (
-    AutoTokenizer,
     BlipTextConfig,
     BlipTextModel,
     BlipVisionConfig,
@@ -32,34 +31,46 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.activations import ACT2FN
-from transformers.utils import logging
 
 from .. import config
 from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
-from .common import BaseReward, Preprocessing, PromptCache, recompute
+from .common import (
+    CLIP_MEAN,
+    CLIP_STD,
+    BaseReward,
+    Device,
+    Preprocessing,
+    PromptCache,
+    read_json,
+    recompute,
+)
 from .soft_prompts import SoftPrompts
 from .weights import (
     Shapes,
+    build,
     check_published,
     check_tensors,
-    is_weight_file,
     linear_layers,
     locate,
     on_the_hub,
     plain_layers,
     read_shapes,
+    read_tokenizer,
     read_weights,
+    require_weight_file,
     shapes_of,
 )
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 LENGTH = 35
 """Tokens that a prompt is padded or truncated to."""
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TOKENIZER = ("tokenizer*", "vocab.txt", "special_tokens_map.json", "config.json")
-VOCABULARIES = ("tokenizer.json", "vocab.txt")
 TABLE = "text.embeddings.word_embeddings.weight"
+REMEDY = (
+    "no file of weights; give ImageReward.pt, here or on the hub (zai-org/ImageReward/"
+    "ImageReward.pt)"
+)
 Tokens = Float[Tensor, "b n d"]
 
 
@@ -76,37 +87,27 @@ class ImageReward(BaseReward):
         self.preprocessing = Preprocessing(
             side, (side, side), CLIP_MEAN, CLIP_STD, rounded_centre=True
         )
-        self.soft_prompts = SoftPrompts(
-            "image_reward", model.text.embeddings.word_embeddings, TABLE, tokenizer, LENGTH
-        )
+        table = model.text.embeddings.word_embeddings
+        self.soft_prompts = SoftPrompts("image_reward", table, TABLE, tokenizer, LENGTH)
         self._prompts = PromptCache(self._tokenize)
 
     @classmethod
     def from_config(
-        cls,
-        settings: config.ImageRewardConfig,
-        device: torch.device | str = "cpu",
-        key: str = "reward",
+        cls, settings: config.ImageRewardConfig, device: Device = "cpu", key: str = "reward"
     ) -> ImageReward:
-        """The reward of a recipe section, float32; errors name `key`, the section's place in the recipe."""
-        _require_file(settings.path, key)
-        file = locate(settings.path, f"{key}.path", ())
+        require_weight_file(settings.path, f"{key}.path", REMEDY)
+        file = locate(settings.path, f"{key}.path")
         if hub.is_hub_file(settings.path):
             hub.download(on_the_hub(settings.path)[0], (MED_CONFIG,), f"{key}.path")
-        tokenizer = read_tokenizer(
-            locate(settings.processor, f"{key}.processor", TOKENIZER), f"{key}.processor"
-        )
+        tokenizer = _read_tokenizer(settings, key)
         model = load_blip(file, key)
-        _require_vocabulary(
-            tokenizer, model.text.config.vocab_size, f"{key}.processor: {settings.processor}"
-        )
+        _check_vocabulary(tokenizer, model.text.config.vocab_size, settings, key)
         if settings.gradient_checkpointing:
             recompute(model)
         return cls(model.to(device), tokenizer, settings.scale)
 
     @classmethod
     def meta(cls, settings: config.ImageRewardConfig, key: str, configs: Any) -> ImageReward:
-        """The reward without weights, for memory estimates; see `BaseReward.meta`."""
         file = configs.file(settings.path, f"{key}.path")
         if file is not None:
             found = describe_blip(file, key)
@@ -124,22 +125,15 @@ class ImageReward(BaseReward):
     def check(
         cls, settings: config.ImageRewardConfig, key: str = "reward", online: bool = False
     ) -> None:
-        """Check names and shapes of the weights, and the tokenizer; fetch a hub tokenizer if `online`."""
-        _require_file(settings.path, key)
+        require_weight_file(settings.path, f"{key}.path", REMEDY)
         check_published(settings.path, f"{key}.path", online)
-        found = (
-            None
-            if hub.is_hub_file(settings.path)
-            else describe_blip(locate(settings.path, f"{key}.path", ()), key)
-        )
+        found = None
+        if not hub.is_hub_file(settings.path):
+            found = describe_blip(locate(settings.path, f"{key}.path"), key)
         if online or not hub.is_hub_id(settings.processor):
-            tokenizer = read_tokenizer(
-                locate(settings.processor, f"{key}.processor", TOKENIZER), f"{key}.processor"
-            )
+            tokenizer = _read_tokenizer(settings, key)
             if found is not None:
-                _require_vocabulary(
-                    tokenizer, found.text.vocab_size, f"{key}.processor: {settings.processor}"
-                )
+                _check_vocabulary(tokenizer, found.text.vocab_size, settings, key)
 
     @property
     def image_size(self) -> int:
@@ -154,12 +148,12 @@ class ImageReward(BaseReward):
         return self.model.encode_image(self.preprocessing(images.to(self.model.vision.dtype)))
 
     def score(self, features: Tokens, prompts: Sequence[str]) -> PerSample:
-        """scale · (head - mean) / std, one prompt per image; prompts longer than 35 tokens are truncated."""
+        """scale · (head - mean) / std, one prompt per image; prompts are cut at 35 tokens."""
         assert len(prompts) == len(features), f"{len(prompts)} prompts for {len(features)} images"
         with self.soft_prompts.placed(prompts) as texts:
             ids, mask = torch.stack(self._prompts.read(texts), dim=1).to(features.device)
-            answered = self.model(features, ids, mask)
-        return self.scale * (answered - MEAN) / STD
+            output = self.model(features, ids, mask)
+        return self.scale * (output - MEAN) / STD
 
     def _tokenize(self, texts: list[str]) -> Int[Tensor, "b 2 length"]:
         """Token ids and mask of each text, (b, 2, length) on the CPU."""
@@ -169,41 +163,27 @@ class ImageReward(BaseReward):
         return torch.stack([tokens["input_ids"], tokens["attention_mask"]], dim=1)
 
 
-def read_tokenizer(folder: Path, key: str) -> PreTrainedTokenizerBase:
-    """BERT's tokenizer with the two tokens that BLIP adds to it; DirectAlignError, which blames `key`, for another kind or a missing file."""
-    if not any((folder / name).exists() for name in VOCABULARIES):
-        raise DirectAlignError(
-            f"{key}: {folder}: tokenizer.json (or vocab.txt) is missing; give the tokenizer of google-bert/bert-base-uncased"
-        )
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise DirectAlignError(
-            f"{key}: {folder}: its tokenizer cannot be read ({first}); give that of google-bert/bert-base-uncased"
-        ) from error
+def _read_tokenizer(settings: config.ImageRewardConfig, key: str) -> PreTrainedTokenizerBase:
+    """BERT's tokenizer with the two tokens that BLIP adds to it."""
+    folder = locate(settings.processor, f"{key}.processor", TOKENIZER)
+    tokenizer = read_tokenizer(folder, f"{key}.processor")
     if tokenizer.cls_token is None or tokenizer.pad_token is None:
         raise DirectAlignError(
-            f"{key}: {folder}: no BERT tokenizer (it has no [CLS] or no [PAD]); give that of google-bert/bert-base-uncased"
+            f"{key}.processor: {folder}: no BERT tokenizer (it has no [CLS] or no [PAD]); give "
+            "that of google-bert/bert-base-uncased"
         )
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_tokens(["[ENC]"], special_tokens=True)
     return tokenizer
 
 
-def _require_file(path: str, key: str) -> None:
-    if not is_weight_file(path):
-        raise DirectAlignError(
-            f"{key}.path: {path}: no file of weights; give ImageReward.pt, here or on the hub (zai-org/ImageReward/ImageReward.pt)"
-        )
-
-
-def _require_vocabulary(tokenizer: PreTrainedTokenizerBase, known: int, named: str) -> None:
+def _check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, known: int, settings: config.ImageRewardConfig, key: str
+) -> None:
     if len(tokenizer) > known:
         raise DirectAlignError(
-            f"{named}: has {len(tokenizer)} tokens, two of them BLIP's, and the model knows {known}; give the tokenizer it was trained with"
+            f"{key}.processor: {settings.processor}: has {len(tokenizer)} tokens, two of them "
+            f"BLIP's, and the model knows {known}; give the tokenizer it was trained with"
         )
 
 
@@ -224,12 +204,14 @@ BLOCK = {
     "layer_norm1": "norm1",
     "layer_norm2": "norm2",
 }
-Tokens = Float[Tensor, "b n d"]
 
 
 @dataclass(frozen=True)
-class Described:
-    """The two encoders of a file, its head on the meta device, and of each of the three how the file calls their tensors, by our names."""
+class BlipLayout:
+    """A file's two encoder configs, its head on the meta device, and tensor names.
+
+    `names` maps our tensor names to the file's, for vision, text and head.
+    """
 
     vision: BlipVisionConfig
     text: BlipTextConfig
@@ -238,7 +220,7 @@ class Described:
 
 
 class Blip(nn.Module):
-    """Image encoder, text encoder with cross-attention to the image tokens, and a head on the first text token."""
+    """Image encoder, text encoder with cross-attention, and a head on the first text token."""
 
     def __init__(self, vision: BlipVisionModel, text: BlipTextModel, head: nn.Module) -> None:
         super().__init__()
@@ -248,50 +230,47 @@ class Blip(nn.Module):
         """Image tokens (b, n, d): the class token and the patches, normalised."""
         return self.vision(pixel_values=pixels).last_hidden_state
 
-    def forward(self, seen: Tokens, ids: Tensor, mask: Tensor) -> Float[Tensor, " b"]:
+    def forward(self, image: Tokens, ids: Tensor, mask: Tensor) -> Float[Tensor, " b"]:
         """Head output (b,) for image tokens and one text each: ids and mask (b, l)."""
-        read = self.text(
-            input_ids=ids, attention_mask=mask, encoder_hidden_states=seen
+        hidden = self.text(
+            input_ids=ids, attention_mask=mask, encoder_hidden_states=image
         ).last_hidden_state
-        return self.head(read[:, 0])[:, 0]
+        return self.head(hidden[:, 0])[:, 0]
 
 
 def load_blip(file: Path, key: str) -> Blip:
-    """The model of a file in the original layout, float32, on the CPU; errors as `describe_blip`."""
+    """The model of an original file, float32, on the CPU; raises as `describe_blip`."""
     weights = _used(read_weights(file, f"{key}.path"))
     found = _described(shapes_of(weights), file, key)
     vision, text, head = (
         {name: weights[source] for name, source in names.items()} for names in found.names
     )
-    filled: Any = found.head.to_empty(device="cpu").float()
-    filled.load_state_dict(head)
-    logging.disable_progress_bar()
-    seeing: Any = BlipVisionModel.from_pretrained(
-        None, config=found.vision, state_dict=vision, dtype=torch.float32
+    own_head: Any = found.head.to_empty(device="cpu").float()
+    own_head.load_state_dict(head)
+    return Blip(
+        build(BlipVisionModel, found.vision, vision),
+        build(BlipTextModel, found.text, text, add_pooling_layer=False),
+        own_head,
     )
-    reading: Any = BlipTextModel.from_pretrained(
-        None, config=found.text, state_dict=text, dtype=torch.float32, add_pooling_layer=False
-    )
-    return Blip(seeing, reading, filled)
 
 
-def describe_blip(file: Path, key: str) -> Described:
-    """Config and tensor names of a file, without reading values.
+def describe_blip(file: Path, key: str) -> BlipLayout:
+    """Configs and tensor names of a file, without reading values.
 
-    Raises DirectAlignError, naming `key` and the file: cut short, pickled objects, another architecture, a tensor
-    that is missing, unknown or misshapen, a med_config.json that belongs to another model.
+    Raises DirectAlignError, naming `key` and the file: cut short, pickled objects, another
+    architecture, a tensor that is missing, unknown or misshapen, a med_config.json that belongs to
+    another model.
     """
     return _described(_used(read_shapes(file, f"{key}.path")), file, key)
 
 
 def _used(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: tensor for name, tensor in tensors.items() if name.startswith((VISION, TEXT, HEAD))
-    }
+    parts = (VISION, TEXT, HEAD)
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(parts)}
 
 
-def _described(shapes: Shapes, file: Path, key: str) -> Described:
-    sizes = Sizes(shapes, file, f"{key}.path")
+def _described(shapes: Shapes, file: Path, key: str) -> BlipLayout:
+    sizes = _Sizes(shapes, file, f"{key}.path")
     vision, text = _vision_config(sizes), _text_config(sizes)
     with torch.device("meta"):
         parts = (
@@ -299,23 +278,23 @@ def _described(shapes: Shapes, file: Path, key: str) -> Described:
             BlipTextModel(text, add_pooling_layer=False),
             linear_layers("mlp.layers", (0, 2, 4, 6, 7), text.hidden_size, shapes),
         )
-    held = [shapes_of(part.state_dict()) for part in parts]
+    own = [shapes_of(part.state_dict()) for part in parts]
     names = (
-        {name: VISION + _source(name) for name in held[0]},
-        {name: TEXT + name for name in held[1]},
-        {name: name for name in held[2]},
+        {name: VISION + _source(name) for name in own[0]},
+        {name: TEXT + name for name in own[1]},
+        {name: name for name in own[2]},
     )
     wanted = {
-        called[name]: shape
-        for called, part in zip(names, held, strict=True)
+        sources[name]: shape
+        for sources, part in zip(names, own, strict=True)
         for name, shape in part.items()
     }
     check_tensors(wanted, shapes, file, f"{key}.path", KIND, UNUSED)
-    return Described(vision, text, parts[2], names)
+    return BlipLayout(vision, text, parts[2], names)
 
 
-class Sizes:
-    """Shapes of a file by name; a missing tensor or another rank is an error that names it."""
+class _Sizes:
+    """Shapes of a file by name; a missing tensor or another rank raises DirectAlignError."""
 
     def __init__(self, shapes: Shapes, file: Path, key: str) -> None:
         self.shapes, self.file, self.key = shapes, file, key
@@ -325,38 +304,33 @@ class Sizes:
         found = self.shapes.get(name)
         if found is None or len(found) != rank:
             complaint = "lacks" if found is None else "has in another shape"
-            raise self.refused(f"{complaint} {name}; it must be the checkpoint of a {KIND}")
+            raise self.error(f"{complaint} {name}")
         return tuple(found)
 
     def layers(self, before: str) -> int:
         """One more than the highest number after `before`, 1 at least."""
-        numbers = [
-            re.match(r"\d+", name.removeprefix(before))
-            for name in self.shapes
-            if name.startswith(before)
-        ]
-        return 1 + max((int(number[0]) for number in numbers if number), default=0)
+        found = (re.match(rf"{re.escape(before)}(\d+)", name) for name in self.shapes)
+        return 1 + max((int(number[1]) for number in found if number), default=0)
 
     def heads(self, width: int, name: str) -> int:
-        """How many heads share `width` numbers."""
+        """Number of attention heads in a layer of `width`."""
         if width % HEAD_WIDTH:
-            raise self.refused(
-                f"{name} is {width} wide, no multiple of the {HEAD_WIDTH} of a BLIP's heads; it must be the checkpoint of a {KIND}"
+            raise self.error(
+                f"{name} is {width} wide, no multiple of the {HEAD_WIDTH} of a BLIP's heads"
             )
         return width // HEAD_WIDTH
 
-    def refused(self, why: str) -> DirectAlignError:
-        """An error about this file."""
-        return DirectAlignError(f"{self.key}: {self.file}: {why}")
+    def error(self, why: str) -> DirectAlignError:
+        return DirectAlignError(
+            f"{self.key}: {self.file}: {why}; it must be the checkpoint of a {KIND}"
+        )
 
 
-def _vision_config(sizes: Sizes) -> BlipVisionConfig:
+def _vision_config(sizes: _Sizes) -> BlipVisionConfig:
     width, _, patch, _ = sizes.of(f"{VISION}patch_embed.proj.weight", 4)
     patches = sizes.of(f"{VISION}pos_embed", 3)[1] - 1
     if patches < 1 or math.isqrt(patches) ** 2 != patches:
-        raise sizes.refused(
-            f"{VISION}pos_embed has {patches} patches, which fill no square; it must be the checkpoint of a {KIND}"
-        )
+        raise sizes.error(f"{VISION}pos_embed has {patches} patches, which fill no square")
     return BlipVisionConfig(
         hidden_size=width,
         intermediate_size=sizes.of(f"{VISION}blocks.0.mlp.fc1.weight", 2)[0],
@@ -369,58 +343,56 @@ def _vision_config(sizes: Sizes) -> BlipVisionConfig:
     )
 
 
-def _text_config(sizes: Sizes) -> BlipTextConfig:
-    words, width = sizes.of(f"{TEXT}embeddings.word_embeddings.weight", 2)
+def _text_config(sizes: _Sizes) -> BlipTextConfig:
+    vocabulary, width = sizes.of(f"{TEXT}embeddings.word_embeddings.weight", 2)
     shaped: dict[str, Any] = {
-        "vocab_size": words,
+        "vocab_size": vocabulary,
         "hidden_size": width,
         "intermediate_size": sizes.of(f"{TEXT}encoder.layer.0.intermediate.dense.weight", 2)[0],
         "num_hidden_layers": sizes.layers(f"{TEXT}encoder.layer."),
         "max_position_embeddings": sizes.of(f"{TEXT}embeddings.position_embeddings.weight", 2)[0],
     }
-    told = _med_config(sizes, shaped) or {
+    given = _med_config(sizes, shaped) or {
         "num_attention_heads": sizes.heads(width, f"{TEXT}embeddings.word_embeddings.weight")
     }
-    seen = sizes.of(f"{VISION}patch_embed.proj.weight", 4)[0]
     published: dict[str, Any] = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
     return BlipTextConfig(
-        **published | shaped | told, encoder_hidden_size=seen, is_decoder=True, use_cache=False
+        **published | shaped | given,
+        encoder_hidden_size=sizes.of(f"{VISION}patch_embed.proj.weight", 4)[0],
+        is_decoder=True,
+        use_cache=False,
     )
 
 
-def _med_config(sizes: Sizes, shaped: Mapping[str, int]) -> dict[str, Any]:
+def _med_config(sizes: _Sizes, shaped: Mapping[str, int]) -> dict[str, Any]:
     """Heads, activation and epsilon from med_config.json beside the weights, if it exists."""
     file = sizes.file.parent / MED_CONFIG
     if not file.exists():
         return {}
+    read = read_json(file, sizes.key)
     try:
-        told = dict(json.loads(file.read_text(encoding="utf-8")))
-        heads, activation, eps = (
-            int(told["num_attention_heads"]),
-            str(told["hidden_act"]),
-            float(told["layer_norm_eps"]),
-        )
+        heads, activation = int(read["num_attention_heads"]), str(read["hidden_act"])
+        eps = float(read["layer_norm_eps"])
     except (ValueError, KeyError, TypeError) as error:
         raise DirectAlignError(
-            f"{sizes.key}: {file}: cannot be read ({type(error).__name__}: {error}); copy it again from the original"
+            f"{sizes.key}: {file}: cannot be read ({type(error).__name__}: {error}); copy it again "
+            "from the original"
         ) from error
-    other = [name for name, size in shaped.items() if told.get(name, size) != size]
-    if other or heads < 1 or shaped["hidden_size"] % heads or activation not in ACT2FN:
-        name = (
-            other[0]
-            if other
-            else "hidden_act"
-            if activation not in ACT2FN
-            else "num_attention_heads"
-        )
+    wrong = [name for name, size in shaped.items() if read.get(name, size) != size]
+    if activation not in ACT2FN:
+        wrong.append("hidden_act")
+    if heads < 1 or shaped["hidden_size"] % heads:
+        wrong.append("num_attention_heads")
+    if wrong:
         raise DirectAlignError(
-            f"{sizes.key}: {file}: {name} {told[name]} does not fit the weights in {sizes.file.name}; take the two that belong together"
+            f"{sizes.key}: {file}: {wrong[0]} {read[wrong[0]]} does not fit the weights in "
+            f"{sizes.file.name}; take the two that belong together"
         )
     return {"num_attention_heads": heads, "hidden_act": activation, "layer_norm_eps": eps}
 
 
 def _source(name: str) -> str:
-    """What BLIP's image encoder calls the tensor that transformers calls `name`."""
+    """The name in BLIP's image encoder of the tensor that transformers calls `name`."""
     stem, _, end = name.rpartition(".")
     if not name.startswith("encoder.layers."):
         return STEMS.get(name) or f"{STEMS[stem]}.{end}"

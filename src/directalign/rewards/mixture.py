@@ -4,10 +4,11 @@
       name: mix
       members:
         - {label: style, weight: 1.0, reward: {name: clip, path: world:reward}}
-        - {label: light, weight: -0.3, form: absolute, reward: {name: pixels, statistic: brightness}}
+        - {label: light, weight: -0.3, form: absolute, reward: {name: pixels, statistic:
+        brightness}}
 
-`score` here is the weighted sum of raw scores, in whatever units they have. Normalisation and each member's own form are
-part of training: see `methods.objective`.
+`score` here is the weighted sum of raw scores, in their own units. Normalisation and each member's
+form are part of training: see `methods.objective`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from .. import config, rewards
 from ..interfaces import Reward
 from ..types import Images, PerSample
-from .common import BaseReward
+from .common import BaseReward, Device
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ class Member:
 
 
 class MixReward(BaseReward):
-    """The weighted sum of `members` (`interfaces.Reward`); reads prompts if one of them does, has a gradient if all have."""
+    """The weighted sum of `members` (`interfaces.Reward`).
+
+    It reads prompts if a member does, and is differentiable if all members are.
+    """
 
     name = "mix"
     file_keys = ()
@@ -49,12 +53,12 @@ class MixReward(BaseReward):
 
     @classmethod
     def from_config(
-        cls, settings: config.MixtureConfig, device: torch.device | str = "cpu", key: str = "reward"
+        cls, settings: config.MixtureConfig, device: Device = "cpu", key: str = "reward"
     ) -> MixReward:
         """Load all members of a recipe section."""
         loaded = [
-            Member(each, rewards.load_reward(each.reward, device, key_of(place, key)))
-            for place, each in enumerate(settings.members)
+            Member(each, rewards.load_reward(each.reward, device, key_of(index, key)))
+            for index, each in enumerate(settings.members)
         ]
         return cls(loaded, settings)
 
@@ -62,9 +66,8 @@ class MixReward(BaseReward):
     def check(
         cls, settings: config.MixtureConfig, key: str = "reward", online: bool = False
     ) -> None:
-        """Check every member."""
-        for place, member in enumerate(settings.members):
-            rewards.check_reward(member.reward, key_of(place, key), online)
+        for index, member in enumerate(settings.members):
+            rewards.check_reward(member.reward, key_of(index, key), online)
 
     def encode(self, images: Images) -> tuple[Any, ...]:
         """The features of each member, in order."""
@@ -72,11 +75,10 @@ class MixReward(BaseReward):
 
     def score(self, features: tuple[Any, ...], prompts: Sequence[str]) -> PerSample:
         """Weighted sum of the raw scores (b,), on the device of the first member's."""
+        scores = self.each(features, prompts).values()
         weighted = [
             member.settings.weight * score
-            for member, score in zip(
-                self.members, self.each(features, prompts).values(), strict=True
-            )
+            for member, score in zip(self.members, scores, strict=True)
         ]
         return torch.stack([score.to(weighted[0]) for score in weighted]).sum(0)
 
@@ -88,6 +90,6 @@ class MixReward(BaseReward):
         }
 
 
-def key_of(place: int, key: str = "reward") -> str:
+def key_of(index: int, key: str = "reward") -> str:
     """Recipe key of a member's reward: reward.members.0.reward."""
-    return f"{key}.members.{place}.reward"
+    return f"{key}.members.{index}.reward"

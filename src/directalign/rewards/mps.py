@@ -1,14 +1,16 @@
-"""MPS (Multi-dimensional Preference Score, arXiv 2405.14705): a CLIP whose image tokens attend to the prompt under a condition.
+"""MPS (Multi-dimensional Preference Score, arXiv 2405.14705): a CLIP and a cross model.
 
-score = scale · cos(image token 0 after the cross model, prompt); the authors report exp(logit_scale) · cos = 100 · cos
-(scale: 100), about 5 to 20. As in their evaluation, only those prompt tokens are used whose similarity to a word of the
-condition exceeds 0.3 of the largest. Their MPS_overall_checkpoint.pth pickles whole objects and is refused: if you trust it,
-save its state_dict() as .safetensors. `processor` is the CLIP it was made from, laion/CLIP-ViT-H-14-laion2B-s32B-b79K
-(config, tokenizer, image settings).
+score = scale · cos(image token 0 after the cross model, prompt); the authors report
+exp(logit_scale) · cos = 100 · cos (scale: 100), about 5 to 20. As in their evaluation, image tokens
+attend only to those prompt tokens whose similarity to a word of the condition exceeds 0.3 of the
+largest. Their MPS_overall_checkpoint.pth pickles whole objects and is refused: if you trust it,
+save its state_dict() as .safetensors. `processor` is the CLIP it was made from,
+laion/CLIP-ViT-H-14-laion2B-s32B-b79K (config, tokenizer, image settings).
 
-Each layer of the cross model adds to its input cross-attention to the selected text tokens beside a gated feed-forward,
-then self-attention with rotary positions beside another. Keys and values have one head for all queries. Module names are
-those of the published weights (github.com/Kwai-Kolors/MPS, after PaLM's parallel layers, arXiv 2204.02311).
+Each layer of the cross model adds to its input cross-attention to the selected text tokens in
+parallel with a gated feed-forward, then self-attention with rotary positions in parallel with
+another. Keys and values have one head for all queries. Module names are those of the published
+weights (github.com/Kwai-Kolors/MPS, after PaLM's parallel layers, arXiv 2204.02311).
 """
 
 from __future__ import annotations
@@ -22,32 +24,38 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from .. import config
 from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
-from .common import TEXT_BATCH, BaseReward, Preprocessing, PromptCache, recompute
+from .common import TEXT_BATCH, BaseReward, Device, Preprocessing, PromptCache, recompute
 from .weights import (
+    Shapes,
+    build,
     check_files,
     check_fits,
     check_tensors,
     fetch,
     first_line,
-    is_weight_file,
     locate,
+    meta_shapes,
     processor_key,
     processor_of,
     read_shapes,
     read_weights,
+    require_weight_file,
     shapes_of,
 )
 
 OVERALL = (
-    "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, instance, texture, quantity, "
-    "attributes, position, number, location, word, things."
+    "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, "
+    "structure, instance, texture, quantity, attributes, position, number, location, word, things."
 )
-"""The condition of the published overall score. Its first seven words ask for aesthetics, the next eight for detail, quantity to location for alignment."""
+"""The condition of the published overall score: seven words on aesthetics, eight on detail, then
+quantity to location on alignment."""
+REMEDY = (
+    "MPS is a single file of weights; give it (.safetensors, .pt, .pth), here or as owner/name/file"
+)
 THRESHOLD = 0.3
 MADE_FROM = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 PUBLISHED_CROSS = {"dim": 1024, "layers": 4, "dim_head": 64, "heads": 16, "ff_mult": 4}
@@ -59,7 +67,8 @@ UNUSED = ("position_ids", "rotary_emb.inv_freq")
 
 
 class EncodedPrompt(NamedTuple):
-    """A prompt: token features (l, d), the mask of tokens that the condition selects (l,), and its pooled unit feature (d,)."""
+    """Token features (l, d) of a prompt, the mask of tokens that the condition selects (l,), and
+    the prompt's pooled unit feature (d,)."""
 
     tokens: Float[Tensor, "l d"]
     selected: Bool[Tensor, " l"]
@@ -75,7 +84,7 @@ class MpsModel(nn.Module):
 
 
 class MpsReward(BaseReward):
-    """A frozen MPS (`interfaces.Reward`); features are image tokens, scores lie in [-scale, scale]."""
+    """A frozen MPS (`interfaces.Reward`); features are image tokens, scores in [-scale, scale]."""
 
     name = "mps"
 
@@ -90,14 +99,13 @@ class MpsReward(BaseReward):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.preprocessing, self.scale = tokenizer, preprocessing, scale
         self.condition = condition or OVERALL
-        self._prompts = PromptCache(self._read, CACHED_PHRASES, TEXT_BATCH)
+        self._prompts = PromptCache(self._encode_prompts, CACHED_PHRASES, TEXT_BATCH)
 
     @classmethod
     def from_config(
-        cls, settings: config.MpsConfig, device: torch.device | str = "cpu", key: str = "reward"
+        cls, settings: config.MpsConfig, device: Device = "cpu", key: str = "reward"
     ) -> MpsReward:
-        """The reward of a recipe section, float32; errors name `key`, the section's place in the recipe."""
-        _require_file(settings, key)
+        require_weight_file(settings.path, f"{key}.path", REMEDY)
         file, reader = fetch(settings, key)
         preprocessing, tokenizer = processor_of(settings, file, reader, key)
         weights = _used(read_weights(file, f"{key}.path"))
@@ -110,7 +118,6 @@ class MpsReward(BaseReward):
 
     @classmethod
     def meta(cls, settings: config.MpsConfig, key: str, configs: Any) -> MpsReward:
-        """The reward without weights, for memory estimates; see `BaseReward.meta`."""
         file = configs.file(settings.path, f"{key}.path")
         reader = settings.processor or (MADE_FROM if file is None else str(file.parent))
         clip = CLIPConfig.from_dict(configs.read(reader, f"{key}.processor", "clip"))
@@ -127,20 +134,11 @@ class MpsReward(BaseReward):
 
     @classmethod
     def check(cls, settings: config.MpsConfig, key: str = "reward", online: bool = False) -> None:
-        """Check the file's header against the processor's config; fetch a repository's settings if `online`."""
-        _require_file(settings, key)
-        file = check_files(settings, key, online, CLIPModel)
-        if (
-            file is not None
-            and settings.processor is not None
-            and not hub.is_hub_id(settings.processor)
-        ):
-            _described(
-                _used(read_shapes(file, f"{key}.path")),
-                file,
-                locate(settings.processor, f"{key}.processor", ()),
-                key,
-            )
+        require_weight_file(settings.path, f"{key}.path", REMEDY)
+        file, reader = check_files(settings, key, online, CLIPModel), settings.processor
+        if file is not None and reader is not None and not hub.is_hub_id(reader):
+            shapes = _used(read_shapes(file, f"{key}.path"))
+            _described(shapes, file, locate(reader, f"{key}.processor"), key)
 
     @property
     def image_size(self) -> int:
@@ -153,24 +151,19 @@ class MpsReward(BaseReward):
     def encode(self, images: Images) -> ImageTokens:
         """Images (b, 3, h, w) in [0, 1], any size, to projected image tokens (b, n, d)."""
         clip = self.model.model
-        return clip.visual_projection(
-            clip.vision_model(
-                pixel_values=self.preprocessing(images.to(clip.dtype))
-            ).last_hidden_state
-        )
+        pixels = self.preprocessing(images.to(clip.dtype))
+        return clip.visual_projection(clip.vision_model(pixel_values=pixels).last_hidden_state)
 
     def score(self, features: ImageTokens, prompts: Sequence[str]) -> PerSample:
-        """scale · cos, one prompt per image; prompts longer than the text tower reads are truncated."""
+        """scale · cos, one prompt per image; prompts too long for the text tower are truncated."""
         assert len(prompts) == len(features), f"{len(prompts)} prompts for {len(features)} images"
-        read = self._prompts.read(prompts)
-        tokens, selected, whole = (
-            torch.stack([getattr(each, part) for each in read]) for part in EncodedPrompt._fields
-        )
+        encoded = self._prompts.read(prompts)
+        tokens, selected, whole = map(torch.stack, zip(*encoded, strict=True))
         image = F.normalize(self.model.cross_model(features, tokens, selected)[:, 0], dim=-1)
         return self.scale * (image * whole).sum(-1)
 
     @torch.no_grad()
-    def _read(self, prompts: list[str]) -> list[EncodedPrompt]:
+    def _encode_prompts(self, prompts: list[str]) -> list[EncodedPrompt]:
         tokens, whole = self._encode_text([*prompts, self.condition])
         similarity = torch.einsum("bld,cd->blc", tokens[:-1], tokens[-1]).amax(-1)
         selected = similarity / similarity.amax(-1, keepdim=True) > THRESHOLD
@@ -191,24 +184,18 @@ class MpsReward(BaseReward):
         return clip.text_projection(out.last_hidden_state), clip.text_projection(out.pooler_output)
 
 
-def _require_file(settings: config.MpsConfig, key: str) -> None:
-    if not is_weight_file(settings.path):
-        raise DirectAlignError(
-            f"{key}.path: {settings.path}: MPS is a single file of weights; give it (.safetensors, .pt, .pth), here or as owner/name/file"
-        )
-
-
 def _used(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tensor for name, tensor in tensors.items() if not name.endswith(UNUSED)}
 
 
 def _described(
-    shapes: Mapping[str, tuple[int, ...]], file: Path, reader: Path, key: str
+    shapes: Shapes, file: Path, reader: Path, key: str
 ) -> tuple[CLIPConfig, dict[str, int]]:
-    """The CLIP config of the processor folder and the sizes of the cross model, checked against every tensor of the file."""
+    """The processor folder's CLIP config and the cross model's sizes, checked with the file."""
     if not (reader / "config.json").exists():
         raise DirectAlignError(
-            f"{key}.processor: {reader}: config.json is missing; name the CLIP that MPS was made from, as laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+            f"{key}.processor: {reader}: config.json is missing; name the CLIP that MPS was made "
+            f"from, as {MADE_FROM}"
         )
     try:
         sizes = sizes_of(shapes, "cross_model.")
@@ -217,37 +204,21 @@ def _described(
         raise DirectAlignError(
             f"{key}.path: {file}: not the weights of an MPS (no {first_line(error)})"
         ) from error
-    with torch.device("meta"):
-        own = MpsModel(CLIPModel(clip), CrossModel(**sizes)).state_dict()
-    check_tensors(
-        shapes_of(own),
-        shapes,
-        file,
-        f"{key}.path",
-        "MPS",
-    )
+    wanted = meta_shapes(lambda: MpsModel(CLIPModel(clip), CrossModel(**sizes)))
+    check_tensors(wanted, shapes, file, f"{key}.path", "MPS")
     return clip, sizes
 
 
 def _filled(clip: CLIPConfig, sizes: Mapping[str, int], weights: Mapping[str, Tensor]) -> MpsModel:
-    parts = {
-        part: {
-            name.removeprefix(part): tensor
-            for name, tensor in weights.items()
-            if name.startswith(part)
-        }
-        for part in ("model.", "cross_model.")
-    }
-    logging.disable_progress_bar()
-    towers: Any = CLIPModel.from_pretrained(
-        None, config=clip, state_dict=parts["model."], dtype=torch.float32
+    """The model with the weights of a checked file, float32."""
+    towers, cross = (
+        {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+        for prefix in ("model.", "cross_model.")
     )
     with torch.device("meta"):
-        cross = CrossModel(**sizes)
-    cross.load_state_dict(
-        {name: tensor.float() for name, tensor in parts["cross_model."].items()}, assign=True
-    )
-    return MpsModel(towers, cross)
+        cross_model = CrossModel(**sizes)
+    cross_model.load_state_dict({name: w.float() for name, w in cross.items()}, assign=True)
+    return MpsModel(build(CLIPModel, clip, towers), cross_model)
 
 
 ImageTokens = Float[Tensor, "b n d"]
@@ -256,45 +227,34 @@ TokenMask = Bool[Tensor, "b l"]
 
 
 class CrossModel(nn.Module):
-    """`layers` of `heads` heads, each `dim_head` wide, on tokens `dim` wide; `ff_mult` widens the feed-forward."""
+    """`layers` layers of `heads` heads of width `dim_head`, on tokens of width `dim`.
+
+    The feed-forward is `ff_mult` times as wide.
+    """
 
     def __init__(self, dim: int, layers: int, dim_head: int, heads: int, ff_mult: int) -> None:
         super().__init__()
-        pair = [
-            nn.ModuleList(
-                [
-                    Residual(CrossAttention(dim, dim_head, heads, ff_mult)),
-                    Residual(SelfAttention(dim, dim_head, heads, ff_mult)),
-                ]
-            )
-            for _ in range(layers)
-        ]
-        self.layers: Any = nn.ModuleList(pair)
+        sizes = (dim, dim_head, heads, ff_mult)
+        kinds = (CrossAttention, SelfAttention)
+        self.layers: Any = nn.ModuleList(
+            nn.ModuleList(Residual(kind(*sizes)) for kind in kinds) for _ in range(layers)
+        )
 
     def forward(self, image: ImageTokens, text: TextTokens, selected: TokenMask) -> ImageTokens:
         """Image tokens after attention to the `selected` text tokens and among themselves."""
-        for cross, own in self.layers:
-            image = own(cross(image, text, selected))
+        for cross_attention, self_attention in self.layers:
+            image = self_attention(cross_attention(image, text, selected))
         return image
 
 
-def sizes_of(shapes: Mapping[str, Sequence[int]], prefix: str = "") -> dict[str, int]:
-    """The arguments of the `CrossModel` whose weights have these shapes; KeyError or IndexError names what is not there."""
+def sizes_of(shapes: Shapes, prefix: str = "") -> dict[str, int]:
+    """Arguments of the `CrossModel` with weights of these shapes; KeyError names a missing one."""
     inner, dim = shapes[f"{prefix}layers.0.0.fn.to_q.weight"]
     dim_head = shapes[f"{prefix}layers.0.0.fn.to_kv.weight"][0] // 2
-    layers = {
-        name.removeprefix(f"{prefix}layers.").split(".")[0]
-        for name in shapes
-        if name.startswith(f"{prefix}layers.")
-    }
-    ff_mult = shapes[f"{prefix}layers.0.0.fn.ff.2.weight"][1] // dim
-    return {
-        "dim": dim,
-        "layers": len(layers),
-        "dim_head": dim_head,
-        "heads": inner // dim_head,
-        "ff_mult": ff_mult,
-    }
+    start = f"{prefix}layers."
+    layers = {name[len(start) :].split(".")[0] for name in shapes if name.startswith(start)}
+    sizes = {"dim": dim, "layers": len(layers), "dim_head": dim_head, "heads": inner // dim_head}
+    return sizes | {"ff_mult": shapes[f"{prefix}layers.0.0.fn.ff.2.weight"][1] // dim}
 
 
 class Residual(nn.Module):
@@ -317,7 +277,7 @@ class Gated(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from image tokens to text tokens, and a feed-forward on the same normalised input."""
+    """Image-to-text attention, and a feed-forward on the same normalised input."""
 
     def __init__(self, dim: int, dim_head: int, heads: int, ff_mult: int) -> None:
         super().__init__()
@@ -335,13 +295,12 @@ class CrossAttention(nn.Module):
     def forward(self, image: ImageTokens, text: TextTokens, selected: TokenMask) -> ImageTokens:
         image = self.norm(image)
         keys, values = self.to_kv(text).chunk(2, dim=-1)
-        return self.to_out(attend(self.to_q(image), keys, values, self.heads, selected)) + self.ff(
-            image
-        )
+        attended = attend(self.to_q(image), keys, values, self.heads, selected)
+        return self.to_out(attended) + self.ff(image)
 
 
 class SelfAttention(nn.Module):
-    """Self-attention of image tokens with rotary positions, and a feed-forward, out of one projection."""
+    """Self-attention with rotary positions and a feed-forward, from one fused projection."""
 
     def __init__(self, dim: int, dim_head: int, heads: int, ff_mult: int) -> None:
         super().__init__()
@@ -355,11 +314,8 @@ class SelfAttention(nn.Module):
         queries, keys, values, wide = self.fused_attn_ff_proj(self.norm(image)).split(
             self.widths, dim=-1
         )
-        queries = (
-            rotated(queries.unflatten(-1, (self.heads, -1)).transpose(1, 2))
-            .transpose(1, 2)
-            .flatten(2)
-        )
+        by_head = queries.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        queries = rotated(by_head).transpose(1, 2).flatten(2)
         return self.attn_out(attend(queries, rotated(keys), values, self.heads)) + self.ff_out(wide)
 
 
@@ -380,11 +336,9 @@ def attend(
 def rotated(x: Float[Tensor, "... n d"]) -> Float[Tensor, "... n d"]:
     """Rotary positions 0, 1, ... (arXiv 2104.09864): entries i and i + d/2 form a pair."""
     count, width = x.shape[-2:]
-    speeds = 10_000.0 ** (-torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width)
-    angles = torch.outer(torch.arange(count, device=x.device, dtype=torch.float32), speeds).repeat(
-        1, 2
-    )
+    where: Any = {"device": x.device, "dtype": torch.float32}
+    frequencies = 10_000.0 ** (-torch.arange(0, width, 2, **where) / width)
+    angles = torch.outer(torch.arange(count, **where), frequencies).repeat(1, 2)
     first, second = x.chunk(2, dim=-1)
-    return x * angles.cos().to(x.dtype) + torch.cat([-second, first], dim=-1) * angles.sin().to(
-        x.dtype
-    )
+    turned = torch.cat([-second, first], dim=-1)
+    return x * angles.cos().to(x.dtype) + turned * angles.sin().to(x.dtype)

@@ -1,25 +1,25 @@
-"""An open_clip weight file (HPSv2.1, LAION, DataComp, ...) as a transformers CLIPModel: names mapped, fused projections split.
+"""An open_clip weight file (HPSv2.1, LAION, DataComp, ...) as a transformers CLIPModel.
 
-Layout: github.com/mlfoundations/open_clip, class CLIP. Sizes come from the tensors' shapes. Head width and activation do
-not: an `open_clip_config.json` beside the file gives both. Without one, heads have the published widths (64; 80, 88, 104, 112
-in the vision towers of ViT-H, g, bigG, e), and the recipe's `activation` sets the activation, except for H, g, bigG and e,
-which use gelu as LAION's and HPSv2's weights do. Refused by name: towers of timm or transformers, ResNets, CoCa, CLIPA.
+Names are mapped and fused projections split. Layout: github.com/mlfoundations/open_clip, class
+CLIP. Sizes come from the tensors' shapes. Head width and activation do not: an
+`open_clip_config.json` beside the file gives both. Without one, heads have the published widths
+(64; 80, 88, 104, 112 in the vision towers of ViT-H, g, bigG, e), and the recipe's `activation`
+sets the activation, except for H, g, bigG and e, which use gelu as LAION's and HPSv2's weights do.
+Refused by name: towers of timm or transformers, ResNets, CoCa, CLIPA.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
-from transformers.utils import logging
 
 from ..types import DirectAlignError
-from .weights import Shapes, check_tensors, read_shapes, read_weights, shapes_of
+from .common import read_json
+from .weights import Shapes, build, check_tensors, meta_shapes, read_shapes, read_weights, shapes_of
 
 VISION_BLOCKS, TEXT_BLOCKS = "visual.transformer.resblocks", "transformer.resblocks"
 TOWERS = {"vision_model": VISION_BLOCKS, "text_model": TEXT_BLOCKS}
@@ -54,41 +54,35 @@ def load(file: Path, key: str, activation: str | None = None) -> CLIPModel:
     """The CLIPModel of an open_clip file, float32, on the CPU; errors as `describe`."""
     weights = _bare(read_weights(file, f"{key}.path"))
     described = _described(shapes_of(weights), file, key, activation)
-    turned = {name: _taken(name, weights[_source(name)]) for name in _wanted(described)}
-    logging.disable_progress_bar()
-    model: Any = CLIPModel.from_pretrained(
-        None, config=described, state_dict=turned, dtype=torch.float32
-    )
-    return model
+    names = meta_shapes(lambda: CLIPModel(described))
+    own = {name: _converted(name, weights[_source(name)]) for name in names}
+    return build(CLIPModel, described, own)
 
 
 def describe(file: Path, key: str, activation: str | None = None) -> CLIPConfig:
     """The config of an open_clip file's model, without reading values.
 
-    Raises DirectAlignError, naming `key` and the file: cut short, pickled objects, another architecture, a
-    tensor that is missing, unknown or misshapen, an activation or a head width that cannot be known.
+    Raises DirectAlignError, naming `key` and the file: cut short, pickled objects, another
+    architecture, a tensor that is missing, unknown or misshapen, an activation or a head width that
+    cannot be known.
     """
     return _described(_bare(read_shapes(file, f"{key}.path")), file, key, activation)
 
 
 def _bare(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Names without the `text.` prefix of files with a separate text module, and without unused entries."""
+    """Without the `text.` prefix of a separate text module, and without unused entries."""
     found = {name.removeprefix("text."): tensor for name, tensor in tensors.items()}
     return {name: tensor for name, tensor in found.items() if name not in UNUSED}
 
 
 def _described(shapes: Shapes, file: Path, key: str, activation: str | None) -> CLIPConfig:
     described = clip_config(shapes, file, key, activation)
-    wanted = {_source(name): _stored(name, shape) for name, shape in _wanted(described).items()}
+    own = meta_shapes(lambda: CLIPModel(described))
+    wanted = {_source(name): _stored(name, shape) for name, shape in own.items()}
     # Some files store logit_scale as a list of one number.
-    held = {name: () if name == "logit_scale" else shape for name, shape in shapes.items()}
-    check_tensors(wanted, held, file, f"{key}.path", "CLIP of open_clip")
+    found = {name: () if name == "logit_scale" else shape for name, shape in shapes.items()}
+    check_tensors(wanted, found, file, f"{key}.path", "CLIP of open_clip")
     return described
-
-
-def _wanted(described: CLIPConfig) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return shapes_of(CLIPModel(described).state_dict())
 
 
 def _stored(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -98,7 +92,7 @@ def _stored(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape if _third(name) is None else (3 * shape[0], *shape[1:])
 
 
-def _taken(name: str, tensor: Tensor) -> Tensor:
+def _converted(name: str, tensor: Tensor) -> Tensor:
     """The tensor that transformers calls `name`, from its source in the file."""
     third = _third(name)
     if third is not None:
@@ -124,23 +118,20 @@ def _source(name: str) -> str:
     return f"{TOWERS[tower]}.{number}.{inside}"
 
 
-VISION_HEADS = dict.fromkeys((384, 512, 768, 896, 1024), 64) | {
-    1280: 80,
-    1408: 88,
-    1664: 104,
-    1792: 112,
-}
+GELU_ALONE = (1280, 1408, 1664, 1792)
+"""Widths published with gelu alone, unless a config sets another (as DFN's and MetaCLIP's)."""
+VISION_HEADS = dict.fromkeys((384, 512, 768, 896, 1024), 64)
+VISION_HEADS |= dict(zip(GELU_ALONE, (80, 88, 104, 112), strict=True))
 """Head width by width of the vision tower, for all models that open_clip publishes."""
 TEXT_HEAD = 64
 """Head width of every text tower."""
-GELU_ALONE = (1280, 1408, 1664, 1792)
-"""Widths published with gelu alone, when no config says otherwise (DFN's and MetaCLIP's bring theirs)."""
 VOCABULARY = 49_408
 
 OTHER_FILES = {
-    "visual.trunk.": "a vision tower of timm: take the same model's transformers folder (for SigLIP reward.name: siglip)",
-    "visual.layer1.": "a ResNet CLIP, which transformers has not: take a ViT",
-    "text_decoder.": "a CoCa, which transformers has not: take a plain CLIP",
+    "visual.trunk.": "a vision tower of timm: take the model's transformers folder (reward.name: "
+    "siglip for a SigLIP)",
+    "visual.layer1.": "a ResNet CLIP, which transformers does not have: take a ViT",
+    "text_decoder.": "a CoCa, which transformers does not have: take a plain CLIP",
     "text.transformer.embeddings.": "a text tower of transformers: take a CLIP with its own",
     "text.transformer.encoder.": "a text tower of transformers: take a CLIP with its own",
     "text_model.": "a transformers model: give its folder, with config.json",
@@ -149,28 +140,29 @@ OTHER_FILES = {
 """Refused contents, by a prefix of tensor names."""
 
 CONFIG = "open_clip_config.json"
-PLAIN = set(
-    "layers width patch_size image_size head_width heads mlp_ratio patch_dropout context_length vocab_size".split()
-)
+PLAIN = {
+    *("layers", "width", "patch_size", "image_size", "head_width", "heads", "mlp_ratio"),
+    *("patch_dropout", "context_length", "vocab_size"),
+}
 """Tower settings that CLIPModel supports; `pool_type` only as in POOLING."""
 POOLING = {"vision_cfg": "tok", "text_cfg": "argmax"}
 
 
 def clip_config(shapes: Shapes, file: Path, key: str, activation: str | None = None) -> CLIPConfig:
-    """The config of a file's model from its tensors' shapes, the `open_clip_config.json` beside it, and otherwise the rules above."""
+    """The config of a file's model, from its shapes, the config beside it, else the rules above."""
     given = _read_config(file, key)
     _check_kind(shapes, file, key)
     try:
         vision, text, width = _vision(shapes), _text(shapes), int(shapes["text_projection"][-1])
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise DirectAlignError(
-            f"{key}.path: {file}: lacks or misshapes {error} of an open_clip ViT; take the whole file"
+            f"{key}.path: {file}: lacks or misshapes {error} of an open_clip ViT; take the whole "
+            "file"
         ) from error
-    heads = (
-        _config_heads(given, vision, text, file, key)
-        if given
-        else _known_heads(vision, text, file, key)
-    )
+    if given:
+        heads = _config_heads(given, vision, text, file, key)
+    else:
+        heads = _known_heads(vision, text, file, key)
     act = _activation(given, vision["hidden_size"], activation, file, key)
     for tower, count in zip((vision, text), heads, strict=True):
         tower.update(num_attention_heads=count, hidden_act=act, projection_dim=width)
@@ -183,7 +175,8 @@ def _check_kind(shapes: Shapes, file: Path, key: str) -> None:
             raise DirectAlignError(f"{key}.path: {file}: holds {what}")
     if "visual.conv1.weight" not in shapes:
         raise DirectAlignError(
-            f"{key}.path: {file}: holds no CLIP of open_clip (no visual.conv1.weight); give such a file or a transformers CLIPModel folder"
+            f"{key}.path: {file}: holds no CLIP of open_clip (no visual.conv1.weight); give such a "
+            "file or a transformers CLIPModel folder"
         )
 
 
@@ -196,21 +189,19 @@ def _vision(shapes: Shapes) -> dict[str, Any]:
 
 def _text(shapes: Shapes) -> dict[str, Any]:
     vocabulary, width = shapes["token_embedding.weight"]
-    # With this end-of-text id transformers pools where the ids are highest, as open_clip does whatever the tokenizer.
-    ends = {"bos_token_id": vocabulary - 2, "eos_token_id": 2, "pad_token_id": 0}
-    return {
+    # With end-of-text id 2 transformers pools at the highest id, as open_clip does.
+    return _tower(shapes, TEXT_BLOCKS, width) | {
         "vocab_size": vocabulary,
         "max_position_embeddings": shapes["positional_embedding"][0],
-        **ends,
-    } | _tower(shapes, TEXT_BLOCKS, width)
+        "bos_token_id": vocabulary - 2,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
 
 
 def _tower(shapes: Shapes, blocks: str, width: int) -> dict[str, Any]:
-    layers = {
-        name.removeprefix(f"{blocks}.").split(".")[0]
-        for name in shapes
-        if name.startswith(f"{blocks}.")
-    }
+    start = f"{blocks}."
+    layers = {name[len(start) :].split(".")[0] for name in shapes if name.startswith(start)}
     return {
         "hidden_size": width,
         "num_hidden_layers": len(layers),
@@ -221,60 +212,65 @@ def _tower(shapes: Shapes, blocks: str, width: int) -> dict[str, Any]:
 def _known_heads(
     vision: Mapping[str, Any], text: Mapping[str, Any], file: Path, key: str
 ) -> tuple[int, int]:
-    beside = "put the checkpoint's open_clip_config.json beside it"
-    if vision["hidden_size"] not in VISION_HEADS or text["hidden_size"] % TEXT_HEAD:
+    remedy = f"put the checkpoint's {CONFIG} beside it"
+    vision_width, text_width = vision["hidden_size"], text["hidden_size"]
+    if vision_width not in VISION_HEADS or text_width % TEXT_HEAD:
         raise DirectAlignError(
-            f"{key}.path: {file}: how many heads towers {vision['hidden_size']} and {text['hidden_size']} wide have is not known: {beside}"
+            f"{key}.path: {file}: the number of heads of towers {vision_width} and {text_width} "
+            f"wide is not known: {remedy}"
         )
     if text["vocab_size"] != VOCABULARY:
         raise DirectAlignError(
-            f"{key}.path: {file}: its text tower has a vocabulary of its own ({text['vocab_size']} tokens): {beside}"
+            f"{key}.path: {file}: its text tower has a vocabulary of its own "
+            f"({text['vocab_size']} tokens): {remedy}"
         )
-    return vision["hidden_size"] // VISION_HEADS[vision["hidden_size"]], text[
-        "hidden_size"
-    ] // TEXT_HEAD
+    return vision_width // VISION_HEADS[vision_width], text_width // TEXT_HEAD
 
 
 def _activation(
     given: Mapping[str, Any] | None, width: int, activation: str | None, file: Path, key: str
 ) -> str:
     if given is not None:
-        said = "quick_gelu" if given.get("quick_gelu", False) else "gelu"
-        if activation not in (None, said):
+        configured = "quick_gelu" if given.get("quick_gelu", False) else "gelu"
+        if activation not in (None, configured):
             raise DirectAlignError(
-                f"{key}.activation: {activation}, but {file.parent / CONFIG} says {said}; leave activation out"
+                f"{key}.activation: {activation}, but {file.parent / CONFIG} sets {configured}; "
+                "remove activation"
             )
-        return said
+        return configured
     if activation is None and width not in GELU_ALONE:
         raise DirectAlignError(
-            f"{key}.activation: missing; {file} does not tell its own: set quick_gelu for the weights of OpenAI, DFN and MetaCLIP, "
-            f"gelu for LAION's and DataComp's, or put the checkpoint's {CONFIG} beside it"
+            f"{key}.activation: missing, and {file} does not contain it: set quick_gelu for the "
+            "weights of OpenAI, DFN and MetaCLIP, gelu for LAION's and DataComp's, or put the "
+            f"checkpoint's {CONFIG} beside it"
         )
     return activation or "gelu"
 
 
 def _read_config(file: Path, key: str) -> dict[str, Any] | None:
-    """`model_cfg` of the config beside a file, None without one; settings that CLIPModel does not support are refused."""
+    """`model_cfg` of the config beside a file, None without one.
+
+    Raises DirectAlignError for settings that CLIPModel does not support.
+    """
     found = file.parent / CONFIG
     if not found.exists():
         return None
+    read = read_json(found, f"{key}.path")
     try:
-        model = json.loads(found.read_text(encoding="utf-8"))["model_cfg"]
+        model = read["model_cfg"]
         towers = {name: dict(model[name]) for name in POOLING}
     except (ValueError, KeyError, TypeError) as error:
         raise DirectAlignError(
             f"{key}.path: {found}: not the config of an open_clip model ({error}); copy it again"
         ) from error
     for name, tower in towers.items():
-        other = [
-            setting
-            for setting, value in tower.items()
-            if value and setting not in PLAIN and (setting, value) != ("pool_type", POOLING[name])
-        ]
-        if other:
-            raise DirectAlignError(
-                f"{key}.path: {found}: {name} sets {other[0]}, which a transformers CLIPModel has not; take a plain ViT"
-            )
+        usual = ("pool_type", POOLING[name])
+        for setting, value in tower.items():
+            if value and setting not in PLAIN and (setting, value) != usual:
+                raise DirectAlignError(
+                    f"{key}.path: {found}: {name} sets {setting}, which a transformers CLIPModel "
+                    "does not have; take a plain ViT"
+                )
     return model
 
 
@@ -285,14 +281,12 @@ def _config_heads(
     file: Path,
     key: str,
 ) -> tuple[int, int]:
-    said = {
-        name: given[name].get("width", usual)
-        for name, usual in (("vision_cfg", 768), ("text_cfg", 512))
-    }
-    if (said["vision_cfg"], said["text_cfg"]) != (vision["hidden_size"], text["hidden_size"]):
+    vision_width = given["vision_cfg"].get("width", 768)
+    text_width = given["text_cfg"].get("width", 512)
+    if (vision_width, text_width) != (vision["hidden_size"], text["hidden_size"]):
         raise DirectAlignError(
-            f"{key}.path: {file.parent / CONFIG} is of another model than {file.name} (other widths); take the one of these weights"
+            f"{key}.path: {file.parent / CONFIG} is of another model than {file.name} (other "
+            "widths); take the one of these weights"
         )
-    return vision["hidden_size"] // given["vision_cfg"].get("head_width", 64), given[
-        "text_cfg"
-    ].get("heads", 8)
+    heads = vision_width // given["vision_cfg"].get("head_width", 64)
+    return heads, given["text_cfg"].get("heads", 8)

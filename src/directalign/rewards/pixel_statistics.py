@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from .. import config
 from ..types import Images, PerSample
-from .common import BaseReward
+from .common import BaseReward, Device
 
 Statistic = Literal["brightness", "saturation", "redness"]
 
@@ -53,10 +52,7 @@ class PixelReward(BaseReward):
 
     @classmethod
     def from_config(
-        cls,
-        settings: config.PixelStatisticsConfig,
-        device: torch.device | str = "cpu",
-        key: str = "reward",
+        cls, settings: config.PixelStatisticsConfig, device: Device = "cpu", key: str = "reward"
     ) -> PixelReward:
         """The reward of a recipe section; it runs on the images' device."""
         del device, key
@@ -67,13 +63,6 @@ class PixelReward(BaseReward):
         """The reward itself, which has no weights."""
         del configs
         return cls.from_config(settings, key=key)
-
-    @classmethod
-    def check(
-        cls, settings: config.PixelStatisticsConfig, key: str = "reward", online: bool = False
-    ) -> None:
-        """Nothing to check beyond the settings."""
-        del settings, key, online
 
     def encode(self, images: Images) -> PerSample:
         """The statistic itself, (b,)."""

@@ -1,10 +1,11 @@
-"""Project directions out of a reward's image features, so that its score ignores an exploit along them.
+"""Project directions out of a reward's image features, so that its score ignores an exploit along
+them.
 
     f -> (f − Dᵀ D f) / |f − Dᵀ D f|        D (m, d), rows orthonormal
 
-The features are normalised after projecting. Otherwise a change of the image along D would still change the length of the
-remainder, and with it every score. Text features are unchanged, so scores keep their scale and range. Files are made by
-`directalign reward bias-directions`.
+The features are normalised after projecting. Otherwise a change of the image along D would still
+change the length of the remainder, and with it every score. Text features are unchanged, so scores
+keep their scale and range. Files are made by `directalign reward bias-directions`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..types import DirectAlignError
+from .common import read_annotated
 
 Features = Float[Tensor, "b d"]
 Rows = Float[Tensor, "m d"]
@@ -35,7 +36,10 @@ SAMPLED = 64
 
 @dataclass(frozen=True)
 class Directions:
-    """Orthonormal rows in a reward's image feature space; `fingerprint` identifies the reward, `made` records how they were computed."""
+    """Orthonormal rows in the image feature space of the reward with this `fingerprint`.
+
+    `made` records how they were computed.
+    """
 
     rows: Rows
     fingerprint: str
@@ -43,7 +47,7 @@ class Directions:
 
 
 def project_out(features: Features, directions: Rows | None) -> Features:
-    """Unit features (b, d) without their component along the directions (None: all components), gradient intact."""
+    """Unit features (b, d) without their component along the directions, gradient intact."""
     if directions is not None:
         rows = directions.to(features)
         features = features - (features @ rows.T) @ rows
@@ -51,27 +55,30 @@ def project_out(features: Features, directions: Rows | None) -> Features:
 
 
 def directions_for(model: nn.Module, width: int, project: str | None, key: str) -> Rows | None:
-    """The rows of a recipe's `project` on the model's device, None where nothing is projected.
+    """The rows of a recipe's `project_out` file on the model's device, None without a file.
 
-    Raises: DirectAlignError for what `read_directions` refuses, another width than the features' `width`, and another reward's directions.
+    Raises DirectAlignError as `read_directions`, for another width than the features' `width`, and
+    for another reward's directions.
     """
     if project is None:
         return None
     found = read_directions(Path(project).expanduser(), f"{key}.project_out")
     if found.rows.shape[1] != width:
         raise DirectAlignError(
-            f"{key}.project_out: {project}: directions of {found.rows.shape[1]} numbers, and this reward's features have {width}; {REMEDY}"
+            f"{key}.project_out: {project}: directions of {found.rows.shape[1]} numbers, and this "
+            f"reward's features have {width}; {REMEDY}"
         )
     if found.fingerprint != fingerprint(model):
         raise DirectAlignError(
-            f"{key}.project_out: {project}: was made for a reward with another image side; {REMEDY} --reward for this one"
+            f"{key}.project_out: {project}: was made for a reward with another image tower; "
+            f"{REMEDY} --reward for this one"
         )
     anchor = next(model.parameters())
     return found.rows.to(anchor.device, anchor.dtype)
 
 
 def check_project(project: str | None, key: str) -> None:
-    """Check a recipe's `project` file before the reward is loaded."""
+    """Check a recipe's `project_out` file before the reward is loaded."""
     if project is not None:
         read_directions(Path(project).expanduser(), f"{key}.project_out")
 
@@ -79,31 +86,21 @@ def check_project(project: str | None, key: str) -> None:
 def read_directions(file: Path, key: str) -> Directions:
     """The directions in a file, float32 on the CPU; errors name `key`.
 
-    Raises: DirectAlignError: no such file, not a whole safetensors file, no `directions` in it, or rows that are not orthonormal.
+    Raises DirectAlignError: no such file, not a complete safetensors file, no `directions` in it,
+    or rows that are not orthonormal.
     """
-    if not file.is_file():
-        raise DirectAlignError(f"{key}: {file}: no such file; {REMEDY}")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            facts = dict(opened.metadata() or {})
-            rows = (
-                opened.get_tensor("directions").float()
-                if "directions" in set(opened.keys())
-                else None
-            )
-    except SafetensorError as error:
-        raise DirectAlignError(
-            f"{key}: {file}: not a complete safetensors file ({error}); copy it again, or {REMEDY}"
-        ) from error
+    rows, facts = read_annotated(file, key, "directions", REMEDY)
     if rows is None or rows.ndim != 2 or "fingerprint" not in facts:
         raise DirectAlignError(
-            f"{key}: {file}: holds no `directions` (m, d) with the fingerprint of their reward; {REMEDY}"
+            f"{key}: {file}: holds no `directions` (m, d) with the fingerprint of their reward; "
+            f"{REMEDY}"
         )
     if not is_orthonormal(rows):
         raise DirectAlignError(
-            f"{key}: {file}: its directions are not orthonormal, and projecting would not take out what they span; {REMEDY}"
+            f"{key}: {file}: its directions are not orthonormal, so projecting would not remove "
+            f"their span; {REMEDY}"
         )
-    return Directions(rows, facts.pop("fingerprint"), facts)
+    return Directions(rows.float(), facts.pop("fingerprint"), facts)
 
 
 def write_directions(file: Path, directions: Directions) -> Path:
@@ -121,14 +118,11 @@ def write_directions(file: Path, directions: Directions) -> Path:
 def is_orthonormal(rows: Rows) -> bool:
     """Whether there are rows and they are orthonormal."""
     gram = rows.double() @ rows.double().T
-    return len(rows) > 0 and bool(
-        (gram - torch.eye(len(rows), dtype=torch.float64, device=rows.device)).abs().max()
-        < TOLERANCE
-    )
+    return len(rows) > 0 and bool((gram - torch.eye(len(rows)).to(gram)).abs().max() < TOLERANCE)
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Identifies a reward's image tower, 16 hexadecimal digits: a hash of names, shapes and sampled values of its weights.
+    """Hash of a reward's image tower, 16 hexadecimal digits: names, shapes and sampled weights.
 
     Equal for copies of one checkpoint; different after any training of the image tower.
     """

@@ -5,13 +5,14 @@
     def score(images, prompts, strength):   # (b, 3, H, W) float32 in [0, 1] on the CPU, b strings
         return [...]                        # b numbers, larger is better
 
-A class is constructed once with `args`. Its instance is called as the function above, or has the two calls of
-`interfaces.Reward`: `encode(images)` gives features and `score(features, prompts)` the numbers; then images are encoded
-once for all prompts. It may set `reads_prompt = False`.
+A class is constructed once with `args`. Its instance is called as the function above, or has the
+two methods of `interfaces.Reward`: `encode(images)` gives features and `score(features, prompts)`
+the numbers; then images are encoded once for all prompts. It may set `reads_prompt = False`.
 
-No gradient is used unless `differentiable: true`; only a policy gradient (method.name: flow_grpo) can train without one.
-With it the images stay on the training device and in the graph, and the result must be a tensor (b,) with its
-gradient. The file is run: name only files that you trust. Load models in the class, and freeze their weights.
+No gradient is used unless `differentiable: true`; only a policy gradient (method.name: flow_grpo)
+can train without one. With it the images stay on the training device and in the graph, and the
+result must be a tensor (b,) with its gradient. The file is run: name only files that you trust.
+Load models in the class, and freeze their weights. `examples/my_reward.py` is a template.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from .. import config
 from ..types import DirectAlignError, Images, PerSample
-from .common import BaseReward
+from .common import BaseReward, Device
 
 
 class PythonReward(BaseReward):
@@ -54,14 +55,13 @@ class PythonReward(BaseReward):
 
     @classmethod
     def from_config(
-        cls, settings: config.PythonConfig, device: torch.device | str = "cpu", key: str = "reward"
+        cls, settings: config.PythonConfig, device: Device = "cpu", key: str = "reward"
     ) -> PythonReward:
         """The reward of a recipe section; the user's code chooses its own device."""
         del device
         function = load_function(settings.path, f"{key}.path", settings.args)
-        return cls(
-            function, settings.scale, f"{key}.path: {settings.path}", settings.differentiable
-        )
+        source = f"{key}.path: {settings.path}"
+        return cls(function, settings.scale, source, settings.differentiable)
 
     @classmethod
     def check(
@@ -76,7 +76,7 @@ class PythonReward(BaseReward):
         return {"path": settings.path.rpartition(":")[0]}
 
     def encode(self, images: Images) -> Any:
-        """The images (b, 3, H, W) float32, detached on the CPU unless differentiable; or the object's features of them."""
+        """The object's features, or float32 images, detached on the CPU unless differentiable."""
         images = images.float() if self.differentiable else images.detach().float().cpu()
         if not self.two_calls:
             return images
@@ -88,8 +88,8 @@ class PythonReward(BaseReward):
     def score(self, features: Any, prompts: Sequence[str]) -> PerSample:
         """scale · result (b,), float32: on the CPU, or where the images are if differentiable.
 
-        Raises DirectAlignError for a result that is not one finite number per image or has lost its gradient, and for
-        a function that fails.
+        Raises DirectAlignError for a result that is not one finite number per image or has lost its
+        gradient, and for a function that fails.
         """
         call = self.function.score if self.two_calls else self.function
         result = self._call(call, features, list(prompts))
@@ -108,19 +108,24 @@ class PythonReward(BaseReward):
             raise  # reported by the run
         except (Exception, SystemExit) as error:  # any error of the user's code
             raise DirectAlignError(
-                f"{self.source} fails ({type(error).__name__}: {error}); correct the function, --debug shows the traceback"
+                f"{self.source} fails ({type(error).__name__}: {error}); correct the function, "
+                "--debug shows the traceback"
             ) from error
 
     def _require_gradient(self, given: Tensor, result: Any) -> None:
         in_graph = self.differentiable and given.requires_grad and torch.is_grad_enabled()
         if in_graph and not (isinstance(result, Tensor) and result.requires_grad):
             raise DirectAlignError(
-                f"{self.source} must return a tensor with a gradient (differentiable: true): use torch alone, without detach and no_grad"
+                f"{self.source} must return a tensor with a gradient (differentiable: true): use "
+                "torch alone, without detach and no_grad"
             )
 
 
 def check_scores(result: Any, count: int, must: str) -> PerSample:
-    """The result as (count,) float32 on the CPU, detached; `must` begins the error, e.g. "reward.path: f.py:score must return"."""
+    """The result as (count,) float32 on the CPU, detached; errors start with `must`.
+
+    Example of `must`: "reward.path: f.py:score must return".
+    """
     wanted = f"{must} a list or tensor of {count} numbers, one per image"
     try:
         scores = torch.as_tensor(result, dtype=torch.float32).detach().cpu()
@@ -141,17 +146,19 @@ def check_scores(result: Any, count: int, must: str) -> PerSample:
 def load_function(
     path: str, key: str = "reward.path", args: Mapping[str, Any] | None = None
 ) -> Any:
-    """Run the file of "file.py:name" and return the function with `args` bound, or an instance of the class made with `args`.
+    """Run the file of "file.py:name"; return the function with `args` bound, or an instance.
 
-    Raises DirectAlignError: another form, no such file or name, a file or constructor that fails, an object that is
-    neither callable nor has `encode` and `score`.
+    A class is constructed with `args`. Raises DirectAlignError: another form, no such file or
+    name, a file or constructor that fails, an object that is neither callable nor has `encode` and
+    `score`.
     """
     file, separator, name = path.rpartition(":")
     if not (separator and file and name):
         raise DirectAlignError(f"{key}: {path!r} names no function; write file.py:function")
     if not (Path(file).is_file() and file.endswith(".py")):
         raise DirectAlignError(
-            f"{key}: {file}: no such Python file; write file.py:function, relative to the working directory"
+            f"{key}: {file}: no such Python file; write file.py:function, relative to the working "
+            "directory"
         )
     found = vars(_run(Path(file), key)).get(name)
     if found is None:
@@ -163,13 +170,15 @@ def load_function(
             found = found(**(args or {}))
         except (Exception, SystemExit) as error:  # any error of the user's code
             raise DirectAlignError(
-                f"{key}: {name} in {file} cannot be constructed with args {dict(args or {})} ({type(error).__name__}: {error})"
+                f"{key}: {name} in {file} cannot be constructed with args {dict(args or {})} "
+                f"({type(error).__name__}: {error})"
             ) from error
     elif args and callable(found):
         found = partial(found, **args)
     if not (callable(found) or _has_two_calls(found)):
         raise DirectAlignError(
-            f"{key}: {name!r} in {file} is a {type(found).__name__}, which cannot be called; name a function of images and prompts"
+            f"{key}: {name!r} in {file} is a {type(found).__name__}, which cannot be called; name "
+            "a function of images and prompts"
         )
     return found
 
@@ -186,6 +195,7 @@ def _run(file: Path, key: str) -> Any:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # any error of the user's code
         raise DirectAlignError(
-            f"{key}: {file} cannot be run ({type(error).__name__}: {error}); check it with python {file}"
+            f"{key}: {file} cannot be run ({type(error).__name__}: {error}); check it with python "
+            f"{file}"
         ) from error
     return module

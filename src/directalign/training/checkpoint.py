@@ -80,9 +80,6 @@ class TrainState:
     data: str
 
 
-# --- tensors --------------------------------------------------------------------------------------
-
-
 def write_tensors(
     folder: Path, groups: Mapping[str, Mapping[str, Tensor]], group: TorchProcessGroup
 ) -> None:
@@ -130,11 +127,7 @@ def read_tensors(folder: Path, groups: Mapping[str, Mapping[str, Tensor]]) -> No
 
 
 def _first_failure(error: CheckpointException) -> BaseException:
-    """The error on the first rank that had one."""
     return next(iter(error.failures.values()))[0]
-
-
-# --- random states --------------------------------------------------------------------------------
 
 
 def seed_all(seed: int) -> None:
@@ -171,9 +164,6 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and state["cuda"]:
         torch.cuda.set_rng_state(state["cuda"][0])
-
-
-# --- the state of a run ---------------------------------------------------------------------------
 
 
 def architecture(denoiser: nn.Module) -> str:
@@ -288,9 +278,6 @@ def _restore_optimizer(folder: Path, state: TrainState) -> None:
 
 def _load(file: Path) -> dict[str, Any]:
     return torch.load(file, map_location="cpu", weights_only=True)
-
-
-# --- folders --------------------------------------------------------------------------------------
 
 
 def path_of(folder: Path, step: int) -> Path:

@@ -120,26 +120,21 @@ def evaluations(rules: Rules, records: Sequence[Record]) -> list[Evaluation]:
     found = [record for record in records if record["event"] == "evaluate"]
     if not found or found[0]["step"] != 0:
         raise DirectAlignError(
-            "early_stopping: the base model was not measured (metrics.jsonl has no evaluation of "
-            "step 0), and changes are counted from it; start a new run"
+            "early_stopping: the base model was not measured (no evaluation of step 0 in "
+            "metrics.jsonl); start a new run"
         )
     base = found[0]
     for name in (rules.metric, rules.score, *rules.settings.max_degradation):
         if name not in base:
-            numbers = (
-                key
-                for key, entry in base.items()
-                if key not in ("step", "event", "seconds", "during", "each")
-                and isinstance(entry, (int, float, Mapping))
-            )
+            skipped = ("step", "event", "seconds", "during", "each")
+            names = ", ".join(key for key in base if key not in skipped)
             raise DirectAlignError(
-                f"early_stopping: {name} was not measured at step 0 (metrics.jsonl has "
-                f"{', '.join(numbers)}); name one of these"
+                f"early_stopping: {name} was not measured at step 0 (metrics.jsonl has {names}); "
+                "name one of these"
             )
         if not math.isfinite(value(during(base), name)):
             raise DirectAlignError(
-                f"early_stopping: {name} of the base model is not finite, and changes are counted "
-                "from it; name another metric"
+                f"early_stopping: {name} of the base model is not finite; name another metric"
             )
     seen = [_evaluation(rules, record, base) for record in found]
     return seen if rules.settings.score_patience is None else _mark_falls(rules, seen)
@@ -447,27 +442,21 @@ def summary_lines(
     )
     yield logging.INFO, f"exported the weights of step {exported['step']}: {changes}"
     used = used_shares(rules, exported, base)
-    over = [name for name, share in used.items() if share > 1]
+    over = {name: share for name, share in used.items() if share > 1}
     if exported["step"] == 0:
         both = "both within early_stopping.max_degradation and " if budget else ""
-        remedy = "lower train.learning_rate or evaluate.every, or raise max_degradation"
-        yield (
-            logging.WARNING,
-            f"no step was {both}better by {rules.metric}: exported the base model; {remedy}",
-        )
+        warning = f"no step was {both}better by {rules.metric}: exported the base model; lower "
+        warning += "train.learning_rate or evaluate.every, or raise max_degradation"
     elif found.best is not None and not found.best.within:
-        yield (
-            logging.WARNING,
-            "no saved weights are within early_stopping.max_degradation: exported those that "
-            f"exceed it least, by {', '.join(over)}",
-        )
+        warning = "no saved weights are within early_stopping.max_degradation: exported those that "
+        warning += f"exceed it least, by {', '.join(over)}"
     elif over:
-        spent = ", ".join(f"{name} uses {used[name]:.0%} of its budget" for name in over)
-        yield (
-            logging.WARNING,
-            f"on all samples {spent}; raise evaluate.num_samples_during or lower "
-            "early_stopping.max_degradation",
-        )
+        spent = ", ".join(f"{name} uses {share:.0%} of its budget" for name, share in over.items())
+        warning = f"on all samples {spent}; raise evaluate.num_samples_during or lower "
+        warning += "early_stopping.max_degradation"
+    else:
+        return
+    yield logging.WARNING, warning
 
 
 def kept_summary(run: config.RunConfig, history: Sequence[Record]) -> dict[str, Any] | None:

@@ -51,12 +51,8 @@ TRACKIO_REDIRECTS = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 WANDB_SETTINGS: dict[str, Any] = {
     **dict.fromkeys(("silent", "disable_git", "disable_code", "finish_timeout_raises"), True),
     **dict.fromkeys(("x_disable_stats", "x_disable_meta", "x_disable_machine_info"), True),
-    "console": "off",
-    "save_code": False,
-    "x_save_requirements": False,
-    "init_timeout": 45.0,
-    "finish_timeout": 60.0,
-}
+    **dict.fromkeys(("save_code", "x_save_requirements"), False),
+} | {"console": "off", "init_timeout": 45.0, "finish_timeout": 60.0}
 """No console capture, system statistics, code or machine data; timeouts in seconds."""
 TIMEOUT, FINAL_TIMEOUT = 300.0, 90.0
 """Seconds without progress after which a tracker is dropped, during the run and at its end."""
@@ -101,7 +97,7 @@ def run_info(run: config.RunConfig, out: Path, prompts: Sequence[str]) -> RunInf
     new = {"key": secrets.token_hex(4), "space": None}
     stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else new
     caption = "\n".join(f"{number}. {prompt}" for number, prompt in enumerate(prompts, start=1))
-    public = _without_passwords(run.model_dump(mode="json"))
+    public = json.loads(re.sub(r'(?<=://)[^/@\s"]+@', "", run.model_dump_json()))
     return RunInfo(stored["key"], run.name, public, caption, stored["space"])
 
 
@@ -117,15 +113,6 @@ def values_of(record: Mapping[str, Any]) -> dict[str, float | str]:
             yield name, value if isinstance(value, str) else float(value)
 
     return dict(leaves(record, record["event"]))
-
-
-def _without_passwords(value: Any) -> Any:
-    """The same value without user and password in URLs (`http://user:password@host`)."""
-    if isinstance(value, Mapping):
-        return {key: _without_passwords(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_passwords(inner) for inner in value]
-    return re.sub(r"(?<=://)[^/@\s]+@", "", value) if isinstance(value, str) else value
 
 
 def open_trackers(run: config.RunConfig, out: Path, prompts: Sequence[str]) -> list[Tracker]:
@@ -154,10 +141,8 @@ def open_trackers(run: config.RunConfig, out: Path, prompts: Sequence[str]) -> l
     if wandb is not None or trackio is not None:
         store_key(info.space)  # before they open: a run that is killed now keeps its key
     if wandb is not None:
-        catch_up = (
-            "To catch up: --resume with --set trackers.wandb.mode=offline, then "
-            f"{_wandb_sync(out, info)}"
-        )
+        catch_up = "To catch up: --resume with --set trackers.wandb.mode=offline, then "
+        catch_up += _wandb_sync(out, info)
         add("Weights & Biases", catch_up, lambda: open_wandb(wandb, out, info))
     if trackio is not None:
         catch_up = "To catch up: --resume, which rewrites the run"
@@ -165,7 +150,7 @@ def open_trackers(run: config.RunConfig, out: Path, prompts: Sequence[str]) -> l
             sync = f"trackio sync --project {trackio.project} --space-id {trackio.space}"
             catch_up = f"To catch up: --resume with --set trackers.trackio.space=null, then {sync}"
         if add("trackio", catch_up, lambda: open_trackio(trackio, info)):
-            store_key(_space_and_project(trackio))
+            store_key(f"{trackio.space} {trackio.project}" if trackio.space is not None else None)
     return opened
 
 
@@ -190,29 +175,29 @@ class BackgroundTracker:
         self._thread.start()
 
     def log_values(self, values: Values, step: int) -> None:
-        self._submit(partial(self._tracker.log_values, values, step))
+        self._submit(self._tracker.log_values, values, step)
 
     def log_image(self, pixels: Pixels, step: int) -> None:
-        self._submit(partial(self._tracker.log_image, pixels, step))
+        self._submit(self._tracker.log_image, pixels, step)
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        self._submit(partial(self._tracker.log_summary, summary))
+        self._submit(self._tracker.log_summary, summary)
 
     def close(self, finished: bool) -> None:
         """Wait until everything is sent, at most `final_timeout` seconds."""
-        self._submit(partial(self._tracker.close, finished))
+        self._submit(self._tracker.close, finished)
         self._queue.put(None)
         self._thread.join(0 if self._dropped else self._final_timeout)
         if self._thread.is_alive():
             self._drop(f"made no progress for {self._final_timeout:.0f} s at the end")
 
-    def _submit(self, task: Callable[[], None]) -> None:
+    def _submit(self, call: Callable[..., None], *arguments: Any) -> None:
         if self._queue.empty():
             self._progress = time.monotonic()
         elif time.monotonic() - self._progress > self._timeout:
             self._drop(f"made no progress for {self._timeout:.0f} s")
         if not self._dropped:
-            self._queue.put(task)
+            self._queue.put(partial(call, *arguments))
 
     def _work(self) -> None:
         while (task := self._queue.get()) is not None:
@@ -277,7 +262,7 @@ class WandB(WandBTracker):
         self.log({IMAGES: image, STEP_AXIS: step})
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        self.run.summary.update(summary)
+        self.run.summary.update(dict(summary))
 
     def close(self, finished: bool) -> None:
         """Raises: OSError if W&B's service process has died, which leaves an empty file."""
@@ -349,16 +334,9 @@ def require_trackio(settings: config.TrackioConfig) -> ModuleType:
 def open_wandb(settings: config.WandbConfig, out: Path, info: RunInfo) -> WandB:
     """The W&B run, files in `out/wandb`; an offline run if W&B cannot be reached."""
     wandb = require_wandb(settings)
-    common: dict[str, Any] = {
-        "id": info.key,
-        "entity": settings.entity,
-        "name": settings.name or info.name,
-        "tags": settings.tags,
-        "config": dict(info.config),
-        "dir": str(out),
-        "reinit": "create_new",
-        "settings": wandb.Settings(**WANDB_SETTINGS),
-    }
+    common: dict[str, Any] = {"id": info.key, "name": settings.name or info.name, "dir": str(out)}
+    common |= {"entity": settings.entity, "tags": settings.tags, "config": dict(info.config)}
+    common |= {"reinit": "create_new", "settings": wandb.Settings(**WANDB_SETTINGS)}
     create = partial(WandB, wandb, info.caption, settings.project, **common)
     if settings.mode == "online":
         try:
@@ -392,7 +370,7 @@ def open_trackio(settings: config.TrackioConfig, info: RunInfo) -> Trackio:
     options = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False, "private": True}
     options |= {"resume": "never" if is_local else "allow", "space_id": settings.space}
     options |= {"name": name, "config": dict(info.config)}
-    has_history = not is_local and info.space == _space_and_project(settings)
+    has_history = not is_local and info.space == f"{settings.space} {project}"
     with _offline_hub(is_local), redirect_stdout(io.StringIO()):
         tracker = Trackio(trackio, info.caption, has_history, project, **options)
     where = f"see it with trackio show --project {project}" if is_local else f"in {settings.space}"
@@ -403,10 +381,6 @@ def open_trackio(settings: config.TrackioConfig, info: RunInfo) -> Trackio:
 def trackio_run_name(info: RunInfo) -> str:
     """`NAME-KEY` without slashes and dots: trackio names a folder of images after it."""
     return f"{re.sub(r'[^A-Za-z0-9_, ()-]+', '_', info.name)}-{info.key}"
-
-
-def _space_and_project(settings: config.TrackioConfig) -> str | None:
-    return None if settings.space is None else f"{settings.space} {settings.project}"
 
 
 def _wandb_sync(out: Path, info: RunInfo) -> str:

@@ -1,7 +1,11 @@
-"""What an image must show, fact by fact: a number of things, their colour, where they are.
+"""GenEval's facts of a prompt (a number of objects, their colours, their positions) and verdicts on
+them.
 
-GenEval's metadata (`geneval_facts`) lists objects; each becomes a count, and a colour and a place where it has them. An exclusion of one more
-of the same ("two clocks, not three") closes the count from above, any other stands alone. Each fact says itself in words, for questions and records.
+The metadata (`eval_prompts.checked_facts`) lists objects; each becomes a count, and a colour and a
+position where given. An exclusion of the same class ("two clocks, not three") bounds its count from
+above, any other is a fact of its own. Each fact has a text, for questions and records.
+
+Rules and thresholds: djghosh13/geneval (arXiv 2310.11513).
 """
 
 from __future__ import annotations
@@ -17,21 +21,17 @@ from torch import Tensor
 
 from ...types import PerSample
 
+# --- facts ----------------------------------------------------------------------------------------
+
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-IRREGULAR = {
-    "person": "people",
-    "mouse": "mice",
-    "knife": "knives",
-    "sheep": "sheep",
-    "scissors": "scissors",
-    "skis": "skis",
-    "broccoli": "broccoli",
-}
-HISSING = ("s", "x", "z", "ch", "sh")
+IRREGULAR = {"person": "people", "mouse": "mice", "knife": "knives"}
+IRREGULAR |= {each: each for each in ("sheep", "scissors", "skis", "broccoli")}
+SIBILANTS = ("s", "x", "z", "ch", "sh")
 
 
 def some(count: int, thing: str, limit: str, color: str = "") -> str:
-    """ "a bus", "at least two red buses": `limit` goes before numbers, and before one only where it says exactly."""
+    """ "a bus", "at least two red buses": `limit` precedes numbers, and one only if it is "exactly
+    "."""
     named = f"{color} {noun(count, thing)}".strip()
     if count == 1 and limit != "exactly ":
         return f"{'an' if named[0] in 'aeiou' else 'a'} {named}"
@@ -39,22 +39,25 @@ def some(count: int, thing: str, limit: str, color: str = "") -> str:
 
 
 def noun(count: int, thing: str) -> str:
-    """The plural where it is not one; of several words the last changes."""
-    before, _, last = thing.rpartition(" ")
-    return thing if count == 1 else f"{before} {_plural(last)}".strip()
-
-
-def _plural(word: str) -> str:
+    """The plural unless `count` is 1; of several words the last one changes."""
+    before, _, word = thing.rpartition(" ")
+    if count == 1:
+        return thing
     if word in IRREGULAR:
-        return IRREGULAR[word]
-    if word.endswith(HISSING):
-        return f"{word}es"
-    return f"{word[:-1]}ies" if word.endswith("y") and word[-2:-1] not in "aeiou" else f"{word}s"
+        plural = IRREGULAR[word]
+    elif word.endswith(SIBILANTS):
+        plural = f"{word}es"
+    elif word.endswith("y") and word[-2:-1] not in "aeiou":
+        plural = f"{word[:-1]}ies"
+    else:
+        plural = f"{word}s"
+    return f"{before} {plural}".strip()
 
 
 @dataclass(frozen=True)
 class Counted:
-    """At least `least` of a thing, and fewer than `below` of them; `place` is that of the object in "include", None of an exclusion."""
+    """At least `least` of a thing, fewer than `below`; `place`: its index in "include", None of an
+    exclusion."""
 
     thing: str
     least: int
@@ -62,26 +65,20 @@ class Counted:
     place: int | None = None
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
+        at_least = some(self.least, self.thing, "at least ")
         if self.below is None:
-            return some(self.least, self.thing, "at least ")
+            return at_least
         if self.below == self.least + 1:
-            return (
-                some(self.least, self.thing, "exactly ")
-                if self.least
-                else f"no {noun(1, self.thing)}"
-            )
+            none = f"no {noun(1, self.thing)}"
+            return some(self.least, self.thing, "exactly ") if self.least else none
         fewer = f"fewer than {some(self.below, self.thing, '')}"
-        return (
-            fewer
-            if self.least == 0
-            else f"{some(self.least, self.thing, 'at least ')}, and {fewer}"
-        )
+        return f"{at_least}, and {fewer}" if self.least else fewer
 
 
 @dataclass(frozen=True)
 class Colored:
-    """All `count` surest of a thing have the colour."""
+    """The `count` most certain of a thing all have the colour."""
 
     thing: str
     count: int
@@ -89,25 +86,26 @@ class Colored:
     place: int
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         return some(self.count, self.thing, "", self.color)
 
 
 @dataclass(frozen=True)
 class Placed:
-    """All `count` surest of a thing stand in the relation to all of the object `target` of "include"."""
+    """The `count` most certain of a thing are all in the relation to all of object `target` of
+    "include"."""
 
     thing: str
     count: int
     relation: str
     target: int
-    target_words: str
+    target_text: str
     place: int
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         side = f"to the {self.relation}" if self.relation.endswith(" of") else self.relation
-        return f"{some(self.count, self.thing, '')} {side} {self.target_words}"
+        return f"{some(self.count, self.thing, '')} {side} {self.target_text}"
 
 
 Fact = Counted | Colored | Placed
@@ -115,10 +113,8 @@ Fact = Counted | Colored | Placed
 
 def facts_of(metadata: Mapping[str, Any]) -> Iterator[Fact]:
     """The facts of a prompt's checked metadata, each object's count first."""
-    include, excluded = (
-        metadata["include"],
-        {entry["class"]: entry["count"] for entry in metadata["exclude"]},
-    )
+    include = metadata["include"]
+    excluded = {entry["class"]: entry["count"] for entry in metadata["exclude"]}
     for place, entry in enumerate(include):
         thing, count = entry["class"], entry["count"]
         yield Counted(thing, count, excluded.pop(thing, None), place)
@@ -126,29 +122,28 @@ def facts_of(metadata: Mapping[str, Any]) -> Iterator[Fact]:
             yield Colored(thing, count, entry["color"], place)
         if "position" in entry:
             relation, target = entry["position"]
-            yield Placed(
-                thing,
-                count,
-                relation,
-                target,
-                some(include[target]["count"], include[target]["class"], ""),
-                place,
-            )
+            target_text = some(include[target]["count"], include[target]["class"], "")
+            yield Placed(thing, count, relation, target, target_text, place)
     for thing, below in excluded.items():
         yield Counted(thing, 0, below)
 
 
+# --- boxes ----------------------------------------------------------------------------------------
+
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels, from the upper left corner."""
 MARGIN = 0.1
-"""Centres count as apart, on each axis, from this part of the two boxes' added lengths on (GenEval)."""
-MOSTLY = 0.5
-"""Part of the whole distance that must lie along an axis for a relation: within 60 degrees of it, so that both axes may hold."""
+"""Distance of two centres along an axis, as part of the summed box lengths, that counts as apart
+(GenEval)."""
+MIN_COSINE = 0.5
+"""Part of the distance that must be along an axis for a relation: within 60 degrees, so two may
+hold."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """One thing in an image; `score` is in [0, 1], `mask` says which pixels it covers where the detector knows."""
+    """One thing in an image; `score` is in [0, 1]; `mask` has its pixels if the detector gives
+    them."""
 
     thing: str
     score: float
@@ -156,65 +151,56 @@ class Found:
     mask: Bool[Tensor, "H W"] | None = None
 
 
-def surest(
+def most_certain(
     found: Sequence[Found], thing: str, threshold: float, max_overlap: float = 1.0
 ) -> list[Found]:
-    """Those of one name with a score above `threshold`, the surest first, less those that overlap a surer one too much."""
-    kept: list[Found] = []
-    for each in sorted(
-        (each for each in found if each.thing == thing and each.score > threshold),
-        key=lambda each: -each.score,
-    ):
-        if all(overlap(each.box, other.box) <= max_overlap for other in kept):
-            kept.append(each)
-    return kept
+    """Those of one name above `threshold`, by falling score, without those overlapping a better one
+    too much."""
+    candidates = [each for each in found if each.thing == thing and each.score > threshold]
+    chosen: list[Found] = []
+    for each in sorted(candidates, key=lambda each: -each.score):
+        if all(overlap(each.box, other.box) <= max_overlap for other in chosen):
+            chosen.append(each)
+    return chosen
 
 
 def overlap(a: Box, b: Box) -> float:
     """Intersection over union of two boxes, in [0, 1]."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    union = _area(a) + _area(b) - shared
+
+    def area(left: float, top: float, right: float, bottom: float) -> float:
+        return max(right - left, 0.0) * max(bottom - top, 0.0)
+
+    shared = area(max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
+    union = area(*a) + area(*b) - shared
     return shared / union if union > 0 else 0.0
 
 
 def relations(box: Box, other: Box) -> frozenset[str]:
-    """Where `box` lies, seen from `other`: some of "left of", "right of", "above", "below", none where their centres are too close.
+    """Position of `box` relative to `other`: "left of", "right of", "above", "below"; empty if too
+    close.
 
-    The distance of the centres is shortened on each axis by `MARGIN` of both lengths there; what is left must be more than `MOSTLY` of
-    the whole distance.
+    The distance of the centres is reduced on each axis by `MARGIN` of both lengths there; the rest
+    must exceed `MIN_COSINE` of the whole distance.
     """
-    along = {
-        ("left of", "right of"): _apart(box, other, 0),
-        ("above", "below"): _apart(box, other, 1),
-    }
-    distance = math.hypot(*(offset for offset, _ in along.values()))
+    offsets = [(box[i] + box[i + 2] - other[i] - other[i + 2]) / 2 for i in (0, 1)]
+    margins = [MARGIN * (box[i + 2] - box[i] + other[i + 2] - other[i]) for i in (0, 1)]
+    distance, names = math.hypot(*offsets), (("left of", "right of"), ("above", "below"))
     return frozenset(
-        names[offset > 0]
-        for names, (offset, needed) in along.items()
-        if distance > 0 and (abs(offset) - needed) / distance > MOSTLY
+        pair[offset > 0]
+        for pair, offset, margin in zip(names, offsets, margins, strict=True)
+        if distance > 0 and (abs(offset) - margin) / distance > MIN_COSINE
     )
 
 
-def _apart(box: Box, other: Box, axis: int) -> tuple[float, float]:
-    """How far the centres are apart on an axis, and how far they must be."""
-    (low, high), (other_low, other_high) = (
-        (box[axis], box[axis + 2]),
-        (other[axis], other[axis + 2]),
-    )
-    return (low + high - other_low - other_high) / 2, MARGIN * (high - low + other_high - other_low)
-
-
-def _area(box: Box) -> float:
-    return max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
-
+# --- verdicts -------------------------------------------------------------------------------------
 
 ADHERENCE = "adherence"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One fact in words, whether the image shows it, and what was seen instead or how surely."""
+    """The text of a fact, whether the image shows it, and what was seen or with which
+    probability."""
 
     fact: str
     right: bool
@@ -223,7 +209,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Judged:
-    """One image: the tag of its prompt's set (None of a free prompt), and a verdict on each fact."""
+    """One image: the tag of its prompt (None of a free prompt) and a verdict on each fact."""
 
     tag: str | None
     verdicts: tuple[Verdict, ...]
@@ -239,30 +225,26 @@ class Judged:
 
 
 def numbers(judged: Sequence[Judged]) -> dict[str, PerSample]:
-    """`adherence`, 1.0 where all facts of an image are right and else 0.0, and `adherence_<tag>` of each tag that comes up.
-
-    Each is (b,); where an image's prompt has another tag, it is NaN: that image has no such number.
-    """
+    """`adherence` (b,), 1.0 where all facts of an image are right, else 0.0; and `adherence_<tag>`
+    of each tag, NaN for images of other tags."""
     tags = dict.fromkeys(each.tag for each in judged if each.tag is not None)
-    found = {ADHERENCE: torch.tensor([float(each.right) for each in judged])}
-    return found | {
-        f"{ADHERENCE}_{tag}": torch.tensor(
-            [float(each.right) if each.tag == tag else math.nan for each in judged]
-        )
-        for tag in tags
-    }
+    found = {ADHERENCE: [float(each.right) for each in judged]}
+    for tag in tags:
+        own = [float(each.right) if each.tag == tag else math.nan for each in judged]
+        found[f"{ADHERENCE}_{tag}"] = own
+    return {name: torch.tensor(values) for name, values in found.items()}
 
 
 COUNTING = "counting"
-"""The tag of prompts that ask for a number, for which boxes must be surer."""
-
+"""The tag of prompts that ask for a number, for which the score threshold is higher."""
 ReadColors = Callable[[Sequence[Found], str], Sequence[str]]
 """The colour of each of some things of one name, in the same image."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a box counts: above the score `threshold` (`counting` where a number is asked), and not too much within a surer one."""
+    """Which boxes count: score above `threshold` (`counting` for counting prompts), overlap with a
+    better one at most `max_overlap`."""
 
     threshold: float
     counting: float
@@ -275,55 +257,32 @@ class Limits:
 def judge(
     metadata: Mapping[str, Any], found: Sequence[Found], limits: Limits, read_colors: ReadColors
 ) -> Judged:
-    """Verdicts on one image by its prompt's checked metadata (`geneval_facts.checked_facts`)."""
+    """Verdicts on one image by its prompt's checked metadata."""
 
     def seen(thing: str) -> list[Found]:
-        return surest(found, thing, limits.of(metadata["tag"]), limits.max_overlap)
+        return most_certain(found, thing, limits.of(metadata["tag"]), limits.max_overlap)
 
-    wanted = [_enough(seen(entry["class"]), entry["count"]) for entry in metadata["include"]]
-    return Judged(
-        metadata["tag"],
-        tuple(_verdict(fact, seen, wanted, read_colors) for fact in facts_of(metadata)),
-    )
+    wanted: list[Sequence[Found]] = []
+    for entry in metadata["include"]:
+        things = seen(entry["class"])
+        wanted.append(things[: entry["count"]] if len(things) >= entry["count"] else [])
 
-
-def _enough(seen: Sequence[Found], count: int) -> Sequence[Found]:
-    """The surest so many, none where there are fewer."""
-    return seen[:count] if len(seen) >= count else []
-
-
-def _verdict(
-    fact: Fact,
-    seen: Callable[[str], list[Found]],
-    wanted: Sequence[Sequence[Found]],
-    read_colors: ReadColors,
-) -> Verdict:
-    match fact:
-        case Counted():
+    def verdict(fact: Fact) -> Verdict:
+        if isinstance(fact, Counted):
             number = len(seen(fact.thing))
-            return Verdict(
-                fact.words,
-                fact.least <= number and (fact.below is None or number < fact.below),
-                f"{number} found",
-            )
-        case Colored():
-            return _colored(fact, wanted[fact.place], read_colors)
-        case Placed():
-            return _placed(fact, wanted[fact.place], wanted[fact.target])
+            right = fact.least <= number and (fact.below is None or number < fact.below)
+            return Verdict(fact.text, right, f"{number} found")
+        things = wanted[fact.place]
+        if not things or (isinstance(fact, Placed) and not wanted[fact.target]):
+            return Verdict(fact.text, False, "too few found")
+        if isinstance(fact, Colored):
+            colors = read_colors(things, fact.thing)
+            right = all(color == fact.color for color in colors)
+            return Verdict(fact.text, right, ", ".join(colors))
+        pairs = [(thing, target) for thing in things for target in wanted[fact.target]]
+        each = [relations(thing.box, target.box) for thing, target in pairs]
+        seen_relations = [" and ".join(sorted(held)) or "neither side" for held in each]
+        right = all(fact.relation in held for held in each)
+        return Verdict(fact.text, right, ", ".join(dict.fromkeys(seen_relations)))
 
-
-def _colored(fact: Colored, things: Sequence[Found], read_colors: ReadColors) -> Verdict:
-    if not things:
-        return Verdict(fact.words, False, "too few found")
-    colors = read_colors(things, fact.thing)
-    return Verdict(fact.words, all(color == fact.color for color in colors), ", ".join(colors))
-
-
-def _placed(fact: Placed, things: Sequence[Found], targets: Sequence[Found]) -> Verdict:
-    if not things or not targets:
-        return Verdict(fact.words, False, "too few found")
-    each = [relations(thing.box, target.box) for thing in things for target in targets]
-    told = [" and ".join(sorted(held)) or "neither side" for held in each]
-    return Verdict(
-        fact.words, all(fact.relation in held for held in each), ", ".join(dict.fromkeys(told))
-    )
+    return Judged(metadata["tag"], tuple(verdict(fact) for fact in facts_of(metadata)))

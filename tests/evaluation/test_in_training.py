@@ -28,7 +28,7 @@ class Judge:
 
 
 class WordReward:
-    """Scores the length of the prompt, so that it is seen which words were asked."""
+    """Scores the length of the prompt, which tells the phrases apart."""
 
     name, reads_prompt, differentiable = "words", True, True
 

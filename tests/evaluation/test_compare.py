@@ -1,4 +1,4 @@
-"""A comparison from end to end on tiny models: what it leaves, that it goes on where it was killed, and what it refuses."""
+"""A whole comparison on tiny models: its folder, its resumption after a kill, its refusals."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ import torch
 from PIL import Image
 from tiny_runs import recipe, trained, write_run_folder
 
-from directalign import config
 from directalign.evaluation import candidate_images, image_metrics
-from directalign.evaluation.compare import Request, alone, compare, evaluate_run
-from directalign.evaluation.eval_samples import Item
+from directalign.evaluation.compare import Request, compare, evaluate_run, exclusive
 from directalign.evaluation.generate import generate, sample_images
-from directalign.evaluation.scores import Shown, pixels, rewarded
-from directalign.io.jsonl import Ledger
-from directalign.types import DirectAlignError, Images, PerSample
+from directalign.io.jsonl import JsonlStore
+from directalign.types import DirectAlignError
 
 LIGHT = "light={name: pixels, statistic: brightness}"
 
@@ -45,10 +42,10 @@ def run_folder(pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def evaluated(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`directalign evaluate` of it, undisturbed."""
-    return evaluate_run(asked(run_folder, tmp_path_factory.mktemp("evaluated") / "out"))
+    return evaluate_run(request_for(run_folder, tmp_path_factory.mktemp("evaluated") / "out"))
 
 
-def asked(run_folder: Path, out: Path, **more: Any) -> Request:
+def request_for(run_folder: Path, out: Path, **more: Any) -> Request:
     return Request(
         (str(run_folder),),
         out,
@@ -175,10 +172,11 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     evaluated: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     moment: tuple[str, int],
 ) -> None:
     kind, left = moment
-    out, said, real = tmp_path / "out", [], (candidate_images._keep, Ledger.append)
+    out, real = tmp_path / "out", (candidate_images._write, JsonlStore.append)
     left_ = [left]
 
     def count() -> None:
@@ -190,7 +188,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
         count()
         real[0](image, file)
 
-    def append(self: Ledger, rows: Any) -> None:
+    def append(self: JsonlStore, rows: Any) -> None:
         real[1](self, rows)
         try:
             count()
@@ -199,32 +197,38 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
             raise
 
     with monkeypatch.context() as patched:
-        patched.setattr(candidate_images, "_keep", keep) if kind == "image" else patched.setattr(
-            Ledger, "append", append
+        patched.setattr(candidate_images, "_write", keep) if kind == "image" else patched.setattr(
+            JsonlStore, "append", append
         )
         with pytest.raises(Killed):
-            evaluate_run(asked(run_folder, out))
-    evaluate_run(asked(run_folder, out), said.append)
+            evaluate_run(request_for(run_folder, out))
+    caplog.clear()
+    evaluate_run(request_for(run_folder, out))
     before, after = contents(evaluated), contents(out)
     assert {name for name in before if before[name] != after.get(name)} <= {
         "report.html"
     } and before.keys() == after.keys()
-    assert any("the last line was cut short" in line for line in said) == (kind == "row")
+    assert ("the last line was incomplete" in caplog.text) == (kind == "row")
 
 
 def test_what_is_done_is_not_done_again(
-    run_folder: Path, evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_folder: Path,
+    evaluated: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", logger="directalign")
     shutil.copytree(evaluated, tmp_path / "out")
     for name in ("load_run_model", "save_png"):
         monkeypatch.setattr(candidate_images, name, lambda *_: pytest.fail("made again"))
     monkeypatch.setattr(
-        "directalign.evaluation.scores.load_reward", lambda *_: pytest.fail("loaded again")
+        "directalign.evaluation.candidate_scores.load_reward",
+        lambda *_: pytest.fail("loaded again"),
     )
-    said: list[str] = []
-    evaluate_run(asked(run_folder, tmp_path / "out"), said.append)
+    evaluate_run(request_for(run_folder, tmp_path / "out"))
     assert (
-        said == []
+        caplog.messages == []
         and contents(tmp_path / "out")["results.jsonl"] == contents(evaluated)["results.jsonl"]
     )
 
@@ -233,7 +237,7 @@ def test_what_is_done_is_not_done_again(
     ("change", "words"),
     [
         ({"num_samples": 4}, "prompts and seeds was"),
-        ({"rewards": ()}, r"looks\.reward-light"),
+        ({"rewards": ()}, r"metrics\.reward-light"),
         (
             {"rollout": {"num_inference_steps": 3}},
             r"models\.base\.rollout\.num_inference_steps was 2 and is now 3",
@@ -245,7 +249,7 @@ def test_another_comparison_is_refused_by_name(
     run_folder: Path, evaluated: Path, change: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(DirectAlignError, match=rf"--out .*holds another comparison: .*{words}"):
-        evaluate_run(replace(asked(run_folder, evaluated), **change))
+        evaluate_run(replace(request_for(run_folder, evaluated), **change))
 
 
 def test_a_run_that_was_moved_is_the_same(
@@ -255,10 +259,10 @@ def test_a_run_that_was_moved_is_the_same(
         Path(shutil.copytree(run_folder, tmp_path / "moved")),
         Path(shutil.copytree(evaluated, tmp_path / "out")),
     )
-    evaluate_run(asked(moved, out))
+    evaluate_run(request_for(moved, out))
     assert contents(out) == contents(evaluated)
     monkeypatch.chdir(tmp_path)
-    assert lines_of(evaluate_run(asked(Path("moved"), out))) == lines_of(evaluated)
+    assert lines_of(evaluate_run(request_for(Path("moved"), out))) == lines_of(evaluated)
 
 
 def test_a_run_that_was_trained_again_is_another_model(
@@ -269,7 +273,7 @@ def test_a_run_that_was_trained_again_is_another_model(
     try:
         weights.write_bytes(kept)
         with pytest.raises(DirectAlignError, match=r"models\.tuned\.files\.lora\.safetensors"):
-            evaluate_run(asked(run_folder, evaluated))
+            evaluate_run(request_for(run_folder, evaluated))
     finally:
         import os
 
@@ -277,17 +281,17 @@ def test_a_run_that_was_trained_again_is_another_model(
 
 
 def test_runs_models_and_images_side_by_side(
-    run_folder: Path, pipelines: dict[str, Path], tmp_path: Path
+    run_folder: Path, pipelines: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", logger="directalign")
     prompts, seeds = ["a red star", "a red star", "soup"], [1, 2, 3]
     sample_images(run_folder, prompts, seeds, tmp_path / "samples")
-    said: list[str] = []
     request = Request(
         (str(run_folder), f"Bare={pipelines['flux']}", f"Once made={tmp_path / 'samples'}"),
         tmp_path / "out",
         base=True,
     )
-    lines = lines_of(compare(request, said.append))
+    lines = lines_of(compare(request))
     assert [line["prompt"] for line in lines[:3]] == prompts and [
         line["seed"] for line in lines[:3]
     ] == seeds
@@ -300,10 +304,8 @@ def test_runs_models_and_images_side_by_side(
             again["numbers"]["base_rmse"], abs=2e-3
         )
     assert "diversity" in lines[0]["numbers"] and "diversity" not in lines[2]["numbers"]
-    assert any(
-        "not sampled alike: rollout.num_inference_steps, rollout.embedded_guidance differ" in line
-        for line in said
-    )
+    differ = "not sampled alike: rollout.num_inference_steps, rollout.embedded_guidance differ"
+    assert differ in caplog.text
     comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert (
         comparison["differing"] == ["rollout.num_inference_steps", "rollout.embedded_guidance"]
@@ -333,7 +335,7 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(
 ) -> None:
     monkeypatch.setattr(candidate_images, "load_run_model", lambda *_: pytest.fail("loaded"))
     with pytest.raises(DirectAlignError, match=words):
-        compare(replace(asked(run_folder, tmp_path / "out"), **change))
+        compare(replace(request_for(run_folder, tmp_path / "out"), **change))
     assert not (tmp_path / "out").exists()
 
 
@@ -352,75 +354,15 @@ def test_an_out_that_cannot_be_is_refused(
         ("odd", "not JSON"),
     ):
         with pytest.raises(DirectAlignError, match=words):
-            compare(asked(run_folder, tmp_path / out))
+            compare(request_for(run_folder, tmp_path / out))
     with pytest.raises(DirectAlignError, match="holds no run"):
-        evaluate_run(asked(tmp_path, tmp_path / "out"))
+        evaluate_run(request_for(tmp_path, tmp_path / "out"))
 
 
 def test_two_processes_do_not_write_to_one_folder(run_folder: Path, evaluated: Path) -> None:
     with (
-        alone(evaluated),
+        exclusive(evaluated),
         pytest.raises(DirectAlignError, match="another process is at work on this comparison"),
     ):
-        evaluate_run(asked(run_folder, evaluated))
-    evaluate_run(asked(run_folder, evaluated))
-
-
-# --- looks --------------------------------------------------------------------------------------------------------------
-
-
-class Length:
-    """The length of the prompt, and the mean colour as its features; poses as a CLIP."""
-
-    name, reads_prompt, differentiable, image_embeddings = "clip", True, True, True
-
-    def encode(self, images: Images) -> torch.Tensor:
-        return images.mean((2, 3))
-
-    def score(self, features: torch.Tensor, prompts: Any) -> PerSample:
-        return torch.tensor([float(len(prompt)) for prompt in prompts]) + features[:, 0]
-
-
-def shown(group: str | None = None) -> Shown:
-    items = [Item(place, prompt, place, group) for place, prompt in enumerate(["ab", "ab", "abcd"])]
-    grey = torch.full((3, 3, 4, 4), 0.5)
-    red = grey * torch.tensor([1.0, 0.0, 0.0])[None, :, None, None]
-    return Shown(items, {"base": grey, "tuned": red}, {"base": None, "tuned": "base"})
-
-
-def test_a_reward_is_asked_bare_and_under_both_sides() -> None:
-    words = config.ControlPhrases(positive=["Photo", "Real one"], negative=["CG"])
-    found = rewarded(Length(), "l", words, "cpu", 2, shown())
-    assert found["tuned"]["score_l"].tolist() == [2.5, 2.5, 4.5]
-    assert found["base"]["sgp_l"].tolist() == pytest.approx([(5 + 8) / 2 - 2] * 3)
-    assert (
-        found["tuned"]["base_distance_l"].tolist() == pytest.approx([1 - 3**-0.5] * 3, abs=1e-6)
-        and "base_distance_l" not in found["base"]
-    )
-    assert (
-        found["base"]["diversity_l"][:2].tolist() == pytest.approx([0, 0], abs=1e-6)
-        and found["base"]["diversity_l"][2].isnan()
-    )
-    leaked = rewarded(Length(), "l", words, "cpu", 2, shown("control_prompts"))
-    assert {name: values.tolist() for name, values in leaked["tuned"].items()} == {
-        "off_topic_score_l": [2.5, 2.5, 4.5]
-    }
-
-
-def test_distances_from_the_base_in_closed_form() -> None:
-    found = pixels(shown())
-    assert found["tuned"]["base_rmse"].tolist() == pytest.approx(
-        [0.5 * (2 / 3) ** 0.5] * 3, abs=1e-6
-    )
-    assert found["tuned"]["base_color_shift"].tolist() == pytest.approx(
-        [0.5 * (2 / 3) ** 0.5] * 3, abs=1e-6
-    )
-    assert (
-        found["base"]["entropy"].tolist() == [0, 0, 0]
-        and found["base"]["edge_density"].tolist() == [0, 0, 0]
-        and "base_rmse" not in found["base"]
-    )
-    assert set(pixels(shown("control_prompts"))["tuned"]) == {
-        "off_topic_base_rmse",
-        "off_topic_base_color_shift",
-    }
+        evaluate_run(request_for(run_folder, evaluated))
+    evaluate_run(request_for(run_folder, evaluated))

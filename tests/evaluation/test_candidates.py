@@ -1,4 +1,4 @@
-"""What may stand on the command line, what each is called, and what is refused before anything is loaded."""
+"""Candidates, samples, image folders and rewards of a comparison; refusals before loading."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pytest
 from PIL import Image
 from tiny_runs import recipe, write_run_folder
 
-from directalign.evaluation.candidates import items_of_images, open_subjects
+from directalign.evaluation.candidates import open_candidates, samples_of_images
 from directalign.evaluation.eval_prompts import PromptRow
+from directalign.evaluation.eval_rewards import eval_rewards, gap_phrases
 from directalign.evaluation.eval_samples import (
-    OFF_TOPIC,
+    CONTROL_GROUP,
     batches,
-    items_of,
-    off_topic_items,
-    unreadable,
+    control_samples,
+    first_unknown_prompt,
+    samples_of_rows,
 )
-from directalign.evaluation.scores import rewards_of, words_of
 from directalign.types import DirectAlignError
 
 
@@ -50,7 +50,7 @@ def runs(pipelines: dict[str, Path], prompts: Path, tmp_path: Path) -> dict[str,
 
 def test_labels_and_keys(runs: dict[str, str], pipelines: dict[str, Path], tmp_path: Path) -> None:
     images = image_folder(tmp_path / "some images", [("a", 1)])
-    found = open_subjects(
+    found = open_candidates(
         [
             runs["one"],
             f"Größer & <b>={runs['two']}",
@@ -68,7 +68,7 @@ def test_labels_and_keys(runs: dict[str, str], pipelines: dict[str, Path], tmp_p
         ("some images", "some_images", "images"),
         ("base", "base_2", "images"),
     ]
-    derived = open_subjects([runs["one"], runs["two"]], False, {})
+    derived = open_candidates([runs["one"], runs["two"]], False, {})
     assert [each.label for each in derived] == ["tiny (one)", "tiny (two)"] and [
         each.key for each in derived
     ] == ["tiny_one", "tiny_two"]
@@ -77,20 +77,20 @@ def test_labels_and_keys(runs: dict[str, str], pipelines: dict[str, Path], tmp_p
 def test_a_base_is_added_once_for_each_way_of_sampling(
     runs: dict[str, str], tmp_path: Path
 ) -> None:
-    found = open_subjects([runs["one"], f"other={runs['two']}"], True, {})
+    found = open_candidates([runs["one"], f"other={runs['two']}"], True, {})
     assert [(each.key, each.kind, each.base) for each in found] == [
         ("base", "base", None),
         ("tiny", "run", "base"),
         ("other", "run", "base"),
     ]
     assert found[0].trained is None and found[0].recipe is None and found[0].label == "Base model"
-    apart = open_subjects([runs["one"], f"long={runs['longer']}"], True, {})
+    apart = open_candidates([runs["one"], f"long={runs['longer']}"], True, {})
     assert [(each.key, each.label) for each in apart[:2]] == [
         ("base", "Base model of tiny"),
         ("base_2", "Base model of long"),
     ]
     assert [each.base for each in apart[2:]] == ["base", "base_2"]
-    alike = open_subjects(
+    alike = open_candidates(
         [runs["one"], f"long={runs['longer']}", str(image_folder(tmp_path / "i", [("a", 1)]))],
         True,
         {"num_inference_steps": 4},
@@ -121,37 +121,37 @@ def test_what_cannot_be_compared_is_refused(
     }
     for sources, words in refused.items():
         with pytest.raises(DirectAlignError, match=words):
-            open_subjects(list(sources), False, {})
+            open_candidates(list(sources), False, {})
     with pytest.raises(
         DirectAlignError,
         match="--base: adds the model that a run began with, and no run is compared",
     ):
-        open_subjects([str(pipelines["flux"])], True, {})
+        open_candidates([str(pipelines["flux"])], True, {})
 
 
-# --- items --------------------------------------------------------------------------------------------------------------
+# --- samples --------------------------------------------------------------------------------------
 
 
 def test_every_prompt_has_its_seeds_and_no_seed_comes_twice() -> None:
     rows = [PromptRow(letter, group="g", facts={"tag": letter}) for letter in "abcde"]
-    every = items_of(rows, None, 3)
+    every = samples_of_rows(rows, None, 3)
     assert (
         len(every) == 15
-        and [item.index for item in every] == list(range(15))
-        and len({item.seed for item in every}) == 15
+        and [sample.index for sample in every] == list(range(15))
+        and len({sample.seed for sample in every}) == 15
     )
     assert (
         all(
-            len({item.prompt for item in every[start : start + 3]}) == 1
+            len({sample.prompt for sample in every[start : start + 3]}) == 1
             for start in range(0, 15, 3)
         )
         and every[0].facts["tag"] == every[0].prompt
     )
-    some = items_of(rows, 5, 2)
-    assert [item.prompt for item in some] == [every[0].prompt] * 2 + [every[3].prompt] * 2 + [
+    some = samples_of_rows(rows, 5, 2)
+    assert [sample.prompt for sample in some] == [every[0].prompt] * 2 + [every[3].prompt] * 2 + [
         every[6].prompt
     ]
-    assert len({item.prompt for item in items_of(rows, 20, 2)}) == 5, (
+    assert len({sample.prompt for sample in samples_of_rows(rows, 20, 2)}) == 5, (
         "too few prompts get more seeds"
     )
 
@@ -160,20 +160,20 @@ def test_batches_keep_a_prompt_together_and_control_prompts_apart(tmp_path: Path
     (tmp_path / "o.txt").write_text("soup\na map\n")
     from directalign import config
 
-    items = items_of([PromptRow(letter) for letter in "abcde"], None, 3)
-    items += off_topic_items(str(tmp_path / "o.txt"), config.ControlPhrases(), 15, 4)
-    found = batches(items, 7)
+    samples = samples_of_rows([PromptRow(letter) for letter in "abcde"], None, 3)
+    samples += control_samples(str(tmp_path / "o.txt"), config.ControlPhrases(), 15, 4)
+    found = batches(samples, 7)
     assert [len(batch) for batch in found] == [6, 6, 3, 4] and [
-        item for batch in found for item in batch
-    ][:15] == items[:15]
-    assert {item.group for item in found[-1]} == {OFF_TOPIC} and len(
-        {item.seed for item in items}
+        sample for batch in found for sample in batch
+    ][:15] == samples[:15]
+    assert {sample.group for sample in found[-1]} == {CONTROL_GROUP} and len(
+        {sample.seed for sample in samples}
     ) == 19
-    assert [len(batch) for batch in batches(items, 1)] == [3] * 5 + [2, 2]
+    assert [len(batch) for batch in batches(samples, 1)] == [3] * 5 + [2, 2]
 
 
 def test_only_captions_are_read_by_the_worlds_judge() -> None:
-    items = items_of(
+    samples = samples_of_rows(
         [
             PromptRow("a red star on a navy background"),
             PromptRow("Anime. a red star on a navy background"),
@@ -182,21 +182,21 @@ def test_only_captions_are_read_by_the_worlds_judge() -> None:
         1,
     )
     assert (
-        unreadable(items, ["a red star on a navy background"]) is None
-        and unreadable(items, ["soup"]) is not None
+        first_unknown_prompt(samples, ["a red star on a navy background"]) is None
+        and first_unknown_prompt(samples, ["soup"]) is not None
     )
 
 
-# --- folders of images --------------------------------------------------------------------------------------------------
+# --- folders of images ----------------------------------------------------------------------------
 
 
 def test_folders_of_images_are_paired_by_prompt_and_seed(tmp_path: Path) -> None:
     pairs = [("b", 1), ("b", 2), ("a", 1)]
     one, two = image_folder(tmp_path / "one", pairs), image_folder(tmp_path / "two", pairs[::-1])
-    items, files = items_of_images(open_subjects([str(one), str(two)], False, {}), None)
-    assert [(item.prompt, item.seed) for item in items] == pairs
+    samples, files = samples_of_images(open_candidates([str(one), str(two)], False, {}), None)
+    assert [(sample.prompt, sample.seed) for sample in samples] == pairs
     assert [file.name for file in files["two"]] == ["2.png", "1.png", "0.png"]
-    assert len(items_of_images(open_subjects([str(one)], False, {}), 2)[0]) == 2
+    assert len(samples_of_images(open_candidates([str(one)], False, {}), 2)[0]) == 2
 
 
 def test_folders_of_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -208,12 +208,12 @@ def test_folders_of_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
     def check(words: str, *names: str) -> None:
         with pytest.raises(DirectAlignError, match=words):
-            items_of_images(
-                open_subjects([str(tmp_path / name) for name in names], False, {}), None
+            samples_of_images(
+                open_candidates([str(tmp_path / name) for name in names], False, {}), None
             )
 
     check(
-        r"one and .*less are not of the same prompts and seeds: 1 images are in one alone, the first of 'b', seed 1",
+        r"one and .*less are not of the same prompts and seeds: 1 images .* 'b', seed 1",
         "one",
         "less",
     )
@@ -233,7 +233,7 @@ def test_folders_of_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     check("names no image", "one")
 
 
-# --- rewards ------------------------------------------------------------------------------------------------------------
+# --- rewards --------------------------------------------------------------------------------------
 
 
 def test_rewards_are_asked_once_whoever_brings_them(
@@ -259,10 +259,10 @@ def test_rewards_are_asked_once_whoever_brings_them(
         str(write_run_folder(tmp_path / name, each))
         for name, each in (("a", watching), ("b", other))
     ]
-    subjects = open_subjects(sources, True, {})
+    candidates = open_candidates(sources, True, {})
     (tmp_path / "section.yaml").write_text("name: pixels\nstatistic: saturation\nscale: 3\n")
-    found = rewards_of(
-        subjects,
+    found = eval_rewards(
+        candidates,
         ["again={name: pixels, statistic: brightness}", f"colour={tmp_path / 'section.yaml'}"],
     )
     assert [(each.label, each.trained) for each in found] == [
@@ -278,8 +278,10 @@ def test_rewards_are_asked_once_whoever_brings_them(
         ],
     }
     mixture = run.model_validate(run.model_dump() | {"name": "mixed", "reward": mixed})
-    subjects = open_subjects([*sources, str(write_run_folder(tmp_path / "c", mixture))], False, {})
-    assert {each.label: each.trained for each in rewards_of(subjects, [])}["redness"] == (
+    candidates = open_candidates(
+        [*sources, str(write_run_folder(tmp_path / "c", mixture))], False, {}
+    )
+    assert {each.label: each.trained for each in eval_rewards(candidates, [])}["redness"] == (
         "tiny",
         "mixed",
     )
@@ -297,12 +299,14 @@ def test_rewards_are_asked_once_whoever_brings_them(
 )
 def test_a_reward_that_cannot_be_read_is_named(text: str, words: str) -> None:
     with pytest.raises(DirectAlignError, match=words):
-        rewards_of([], [text])
+        eval_rewards([], [text])
 
 
 def test_words_of_the_style_gap(runs: dict[str, str]) -> None:
-    subjects = open_subjects([runs["one"]], False, {})
-    assert words_of(subjects, ["a"], ["b", "c"]).negative == ["b", "c"]
-    assert words_of(subjects, [], []).positive == ["Realistic photo"], "the run has none of its own"
+    candidates = open_candidates([runs["one"]], False, {})
+    assert gap_phrases(candidates, ["a"], ["b", "c"]).negative == ["b", "c"]
+    assert gap_phrases(candidates, [], []).positive == ["Realistic photo"], (
+        "the run has none of its own"
+    )
     with pytest.raises(DirectAlignError, match="--positive and --negative"):
-        words_of(subjects, ["a"], [])
+        gap_phrases(candidates, ["a"], [])

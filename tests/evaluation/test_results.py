@@ -1,4 +1,4 @@
-"""From lines to a summary: who is compared on what, in which direction, and over which prompts."""
+"""Summaries: which candidates are compared on what, in which direction, over which prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from directalign.stats import holm, sign_test
 ABOUT = {
     "good": Metric("good", "Good", "held_out", True, "s"),
     "bad": Metric("bad", "Bad", "drift", False, "s"),
-    "told": Metric("told", "Told", "drift", None, "s"),
+    "plain": Metric("plain", "Plain", "drift", None, "s"),
     "never": Metric("never", "Never", "drift", None, "s"),
 }
 
@@ -25,10 +25,12 @@ def line(model: str, index: int, **numbers: float) -> dict[str, Any]:
 
 def lines() -> list[dict[str, Any]]:
     first = [
-        line("a", index, good=0.1 * index, bad=0.5, told=math.sin(index)) for index in range(20)
+        line("a", index, good=0.1 * index, bad=0.5, plain=math.sin(index)) for index in range(20)
     ]
     second = [
-        line("b", index, good=0.1 * index + 0.25, bad=0.5 - 0.1 * (index % 4), told=math.cos(index))
+        line(
+            "b", index, good=0.1 * index + 0.25, bad=0.5 - 0.1 * (index % 4), plain=math.cos(index)
+        )
         for index in range(20)
     ]
     return [*first, *second, *(line("c", index, good=0.0) for index in range(4))]
@@ -36,7 +38,7 @@ def lines() -> list[dict[str, Any]]:
 
 def test_means_differences_and_wins() -> None:
     found = summarise(["a", "b", "c"], lines(), ABOUT)
-    assert list(found["names"]) == ["good", "bad", "told"] and found["names"]["bad"] == {
+    assert list(found["names"]) == ["good", "bad", "plain"] and found["names"]["bad"] == {
         "label": "Bad",
         "role": "drift",
         "better": -1,
@@ -52,7 +54,7 @@ def test_means_differences_and_wins() -> None:
     )
     assert (
         one["a", "c", "good"]["n"] == 4
-        and ("a", "c", "told") not in one
+        and ("a", "c", "plain") not in one
         and ("b", "a", "good") not in one
     )
     won = {(each["a"], each["b"], each["name"]): each for each in found["wins"]}

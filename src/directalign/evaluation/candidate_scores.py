@@ -1,0 +1,251 @@
+"""Scores of a comparison: every metric of every image, one JSONL file per metric group, resumable.
+
+scores/NAME.jsonl               {"model", "index", "numbers"}, NAME: pixels, judge, reward-LABEL
+scores/adherence_facts.jsonl    {"model", "index", "facts": [{"fact": "exactly two clocks",
+                                "right": false, "saw": "3 found"}, ...]}
+results.jsonl                   all metrics of an image in one line
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .. import config, metrics
+from ..io.jsonl import JsonlStore, Row, RowKey
+from ..metrics import SHARE, Metric
+from ..rewards import load_reward, reward_class
+from ..toyworld.judges import load_judge
+from ..types import PerSample
+from .adherence import (
+    ADHERENCE,
+    Adherence,
+    adherence_of,
+    check_adherence,
+    check_rows,
+    numbers,
+)
+from .candidate_images import image_file, load_images
+from .candidates import Candidate
+from .eval_prompts import PromptRow
+from .eval_rewards import EvalReward
+from .eval_samples import EvalSample, batches
+from .scores import (
+    JudgeMetrics,
+    MetricFunction,
+    MetricInput,
+    base_distances,
+    color_casts,
+    compared_reward_metrics,
+    per_image,
+    pixel_diversity,
+    pixel_statistics,
+)
+
+logger = logging.getLogger(__name__)
+RESULTS, SCORES = "results.jsonl", "scores"
+FACTS = "adherence_facts.jsonl"
+
+
+@dataclass(frozen=True)
+class MetricGroup:
+    """Metrics of one source, not loaded yet. `name`: its file in scores/; `settings` identify it on
+    resume."""
+
+    name: str
+    metrics: Mapping[str, Metric]
+    load: Callable[[], Sequence[MetricFunction]]
+    settings: Mapping[str, object]
+
+
+def metric_groups(
+    rewards: Sequence[EvalReward],
+    phrases: config.ControlPhrases,
+    judge: str,
+    control_prompts: str | None,
+    batch_size: int,
+) -> list[MetricGroup]:
+    """Pixels, the toy world's judge (for `judge` "world") and every reward, to be loaded one at a
+    time."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    leaked = [metrics.OFF_TOPIC + name for name in (metrics.BASE_RMSE, metrics.BASE_CAST)]
+    pixel_metrics = metrics.PIXELS | {name: metrics.CONTROL[name] for name in leaked}
+    functions = [pixel_statistics, color_casts, pixel_diversity, base_distances]
+    groups = [MetricGroup("pixels", pixel_metrics, lambda: functions, {})]
+    if judge == "world":
+        groups.append(
+            MetricGroup(
+                "judge",
+                metrics.JUDGED | metrics.CONTROL,
+                lambda: [JudgeMetrics(load_judge(), control_prompts == "world")],
+                {"judge": judge},
+            )
+        )
+
+    def reward_group(each: EvalReward) -> MetricGroup:
+        def load() -> list[MetricFunction]:
+            reward = load_reward(each.settings, device, each.key)
+            return [compared_reward_metrics(each.label, reward, phrases, batch_size, device)]
+
+        settings = {"reward": each.settings.model_dump(mode="json")}
+        return MetricGroup(f"reward-{each.label}", _reward_metrics(each, phrases), load, settings)
+
+    return groups + [reward_group(each) for each in rewards]
+
+
+def _reward_metrics(each: EvalReward, phrases: config.ControlPhrases) -> dict[str, Metric]:
+    label, scale = each.label, each.settings.scale
+    sides = phrases.positive, phrases.negative
+    embedded = reward_class(each.settings.name).image_embeddings
+    found = [
+        metrics.score_metric(label, each.kind, scale, bool(each.trained)),
+        metrics.sgp_metric(label, each.kind, scale, *sides),
+        *(metrics.feature_metrics(label).values() if embedded else ()),
+        metrics.off_topic_score_metric(label),
+    ]
+    return {metric.name: metric for metric in found}
+
+
+# --- adherence ------------------------------------------------------------------------------------
+
+
+def adherence_group(
+    settings: config.AdherenceConfig, samples: Sequence[EvalSample], out: Path
+) -> MetricGroup:
+    """Prompt adherence, checked and not loaded.
+
+    Raises: DirectAlignError for a judge that cannot load, and for prompts that it cannot judge.
+    """
+    rows = [_row(sample) for sample in samples if not sample.is_control]
+    check_adherence(settings, online=True)
+    check_rows(settings, rows)
+
+    def load() -> list[MetricFunction]:
+        judge = adherence_of(settings, "cuda" if torch.cuda.is_available() else "cpu")
+        return [AdherenceMetrics(judge, JsonlStore(out / SCORES / FACTS))]
+
+    identity = {ADHERENCE: settings.model_dump(mode="json")}
+    return MetricGroup(ADHERENCE, adherence_metrics(rows, settings), load, identity)
+
+
+def adherence_metrics(
+    rows: Sequence[PromptRow], settings: config.AdherenceConfig
+) -> dict[str, Metric]:
+    """Adherence of all prompts, and of the prompts of each tag."""
+    is_vlm = isinstance(settings, config.QwenVLConfig)
+    judge = f"a {'vision-language model' if is_vlm else 'detector'} ({settings.path})"
+    judge += "" if is_vlm else " and GenEval's rules"
+    text = f"Share of images in which all that the prompt asks for is right by {judge}, 0 to 1."
+    found = [Metric(ADHERENCE, "As the prompt says", "adherence", True, text, SHARE)]
+    for tag in dict.fromkeys(row.facts["tag"] for row in rows if row.facts):
+        label = f"As the prompt says: {tag.replace('_', ' ')}"
+        text = f"The same, of prompts of {tag} alone."
+        found.append(Metric(f"{ADHERENCE}_{tag}", label, "adherence", True, text))
+    return {each.name: each for each in found}
+
+
+@dataclass(frozen=True)
+class AdherenceMetrics:
+    """Adherence per image; the verdict on each fact is appended to `facts`. None on control
+    prompts."""
+
+    judge: Adherence
+    facts: JsonlStore
+
+    def __call__(self, inputs: MetricInput) -> Mapping[str, PerSample]:
+        if inputs.is_control:
+            return {}
+        judged = self.judge.judged(inputs.images, [_row(sample) for sample in inputs.samples])
+        self.facts.append(
+            {"model": inputs.model, "index": sample.index, "facts": each.record()}
+            for sample, each in zip(inputs.samples, judged, strict=True)
+        )
+        return numbers(judged)
+
+
+def _row(sample: EvalSample) -> PromptRow:
+    return PromptRow(sample.prompt, sample.group, sample.facts)
+
+
+# --- evaluation -----------------------------------------------------------------------------------
+
+
+def score_candidates(
+    groups: Sequence[MetricGroup],
+    candidates: Sequence[Candidate],
+    samples: Sequence[EvalSample],
+    out: Path,
+    batch_size: int,
+) -> list[Row]:
+    """The lines of results.jsonl, by candidate and sample; only what is missing is evaluated."""
+    stores = [_complete_store(each, candidates, samples, out, batch_size) for each in groups]
+    results = JsonlStore(out / RESULTS)
+    for candidate in candidates:
+        results.append(_result(candidate, sample, stores) for sample in samples)
+    return [results.rows[key] for key in _keys(candidates, samples)]
+
+
+def _complete_store(
+    group: MetricGroup,
+    candidates: Sequence[Candidate],
+    samples: Sequence[EvalSample],
+    out: Path,
+    batch_size: int,
+) -> JsonlStore:
+    """The group's file, completed; its models are loaded only if rows are missing, and freed at the
+    end."""
+    (out / SCORES).mkdir(exist_ok=True)
+    store = JsonlStore(out / SCORES / f"{group.name}.jsonl")
+    functions: Sequence[MetricFunction] | None = None
+    for batch in batches(samples, batch_size):
+        if not store.missing(_keys(candidates, batch)):
+            continue
+        if functions is None:
+            missing = store.missing(_keys(candidates, samples))
+            logger.info(f"{group.name}: {len(missing)} images to evaluate")
+            functions = group.load()
+        store.append(_rows(functions, candidates, batch, out))
+    return store
+
+
+def _rows(
+    functions: Sequence[MetricFunction],
+    candidates: Sequence[Candidate],
+    batch: Sequence[EvalSample],
+    out: Path,
+) -> Iterator[Row]:
+    inputs: dict[str, MetricInput] = {}
+    for candidate in candidates:  # bases come first
+        base = None if candidate.base is None else inputs[candidate.base]
+        images = load_images(out, candidate.key, batch)
+        inputs[candidate.key] = MetricInput(batch, images, base, candidate.key)
+    for key, each in inputs.items():
+        found = {name: values.tolist() for name, values in per_image(functions, each).items()}
+        for place, sample in enumerate(batch):
+            own = {name: values[place] for name, values in found.items()}
+            numbers = {name: value for name, value in own.items() if math.isfinite(value)}
+            yield {"model": key, "index": sample.index, "numbers": numbers}
+
+
+def _result(candidate: Candidate, sample: EvalSample, stores: Sequence[JsonlStore]) -> Row:
+    key, numbers = (candidate.key, sample.index), {}
+    for store in stores:
+        numbers |= store.rows[key]["numbers"]
+    return {
+        "model": candidate.key,
+        "index": sample.index,
+        "prompt": sample.prompt,
+        "seed": sample.seed,
+        "file": image_file(candidate.key, sample.index),
+        "group": sample.group,
+        "numbers": numbers,
+    }
+
+
+def _keys(candidates: Sequence[Candidate], samples: Sequence[EvalSample]) -> list[RowKey]:
+    return [(candidate.key, sample.index) for candidate in candidates for sample in samples]

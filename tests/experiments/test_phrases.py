@@ -1,0 +1,146 @@
+"""Biases that phrases cancel, most hacked images, rankings, and readings of single runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from planted import run
+
+from directalign.rewards.clip import ClipReward
+from directalign.toyworld.scenes import STYLE_WORDS, STYLES, caption
+from experiments import anchor, early_stopping, learning_rates, suggested_phrases, timesteps
+from experiments.control_phrases import PHRASES, Phrases, facts_of, renders_for, text_cosine
+from experiments.rows import Row, Rows
+from experiments.soft_prompts import best_within
+
+
+@pytest.fixture(scope="module")
+def reward() -> ClipReward:
+    return ClipReward.load("world:reward")
+
+
+class PlantedReward:
+    """Redness counts fully under every prompt; "Warm" adds half of it again."""
+
+    name, reads_prompt, differentiable = "planted", True, True
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        return (images[:, 0] - images[:, 1:].mean(1)).mean((1, 2))
+
+    def score(self, features: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        factors = [1.5 if prompt.startswith("Warm") else 1.0 for prompt in prompts]
+        return features * torch.tensor(factors)
+
+
+@pytest.mark.parametrize(("positive", "share"), [("Photo", 1.0), ("Warm", 2 / 3)])
+def test_facts_find_a_planted_bias(positive: str, share: float) -> None:
+    phrases = Phrases("planted", "planted", None, (positive,), ("Plain",))
+    facts = facts_of(phrases, PlantedReward(), renders_for(PlantedReward()))
+    assert facts["cancelled"] == pytest.approx(share, abs=1e-5) and facts["tint_pos"] > 0.1
+
+
+def test_facts_of_the_embedded_reward(reward: ClipReward) -> None:
+    facts = facts_of(PHRASES[0], reward, renders_for(reward))
+    gaps = {style: facts[f"gap_{style}"] for style in STYLES}
+    assert facts["cancelled"] > 0.9 and gaps["photo"] == max(gaps.values()) > 0
+    same = Phrases("", "", None, ("Photo",), ("Photo",))
+    assert text_cosine(same, reward) == pytest.approx(1, abs=1e-5)
+    narrow, recipe, wide = (text_cosine(gap, reward) for gap in anchor.GAPS)
+    assert narrow > recipe > wide
+    captions = [caption(c, "triangle", b) for c in ("purple", "orange") for b in ("white", "olive")]
+    longest, limit = max(captions, key=len), reward.model.text_model.config.max_position_embeddings
+    for phrase in (phrase for each in PHRASES for phrase in (*each.positive, *each.negative)):
+        assert len(reward.tokenizer(f"{phrase}. {longest}")["input_ids"]) <= limit
+
+
+def test_lost_content_counts_before_any_drift_and_ties_are_split() -> None:
+    lost = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    drifted = torch.tensor([[0.0, 0.1, 0.2, 0.2], [9.0, 0.3, 0.2, 0.3], [9.0, 0.2, 0.1, 5.0]])
+    wanted = torch.tensor([[1.0, 0.0, 0.5, 0.0], [0.0, 1.0, 0.5, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    assert torch.equal(timesteps.most_hacked(lost, drifted), wanted)
+
+
+def test_distances_are_zero_for_the_photograph_and_count_beyond_the_base_alone() -> None:
+    photographs = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 0.5 + 0.2
+    same = timesteps.distances(photographs, photographs)
+    assert set(same) == set(timesteps.DISTANCES)
+    assert all(torch.equal(distance, torch.zeros(3)) for distance in same.values())
+    tint = torch.tensor([0.2, -0.1, -0.1])[:, None, None]
+    tinted = timesteps.distances(photographs + tint, photographs)
+    assert torch.allclose(tinted["cast"], torch.full((3,), 0.06**0.5))
+    base = {"cast": torch.tensor([0.1, 0.3]), "saturation": torch.tensor([1.0, 1.0])}
+    found = {"cast": torch.tensor([0.3, 0.1]), "saturation": torch.tensor([1.0, 2.0])}
+    assert torch.allclose(timesteps.excess_drift(found, base), torch.tensor([0.5, 0.5]))
+    assert torch.equal(timesteps.excess_drift(base, base), torch.zeros(2))
+
+
+def test_places_are_read_from_a_ranking() -> None:
+    named = [suggested_phrases.named_by(p) for p in ("Render", "photo", "Neon", "Real")]
+    assert named == ["cg", "photo", "", ""]
+    others = [word for style in ("cg", "painting", "anime") for word in STYLE_WORDS[style]]
+    photo = STYLE_WORDS["photo"]
+    for order, own, last in (
+        ([*photo, "Neon", *others], [1, 2], (6, 6)),
+        (["Neon", *others, *photo], [8, 9], (4, 6)),
+    ):
+        listed: list[Row] = []
+        for place, phrase in enumerate(order, 1):
+            names = suggested_phrases.named_by(phrase)
+            listed.append({"phrase": phrase, "place": place, "names": names})
+        assert suggested_phrases.own_words(listed, "photo") == own
+        assert suggested_phrases.unwanted_among_last(listed, "photo") == last
+
+
+# --- single runs ----------------------------------------------------------------------------------
+
+
+def measured(*points: tuple[float, float], arm: str = "srpo", **more: object) -> Rows:
+    """A run along (photo rate, content)."""
+    rows = run(arm, 0, [photo for photo, _ in points], 100, **more)
+    return Rows({**row, "content": content} for row, (_, content) in zip(rows, points, strict=True))
+
+
+def test_the_best_photo_rate_with_content_kept() -> None:
+    collapsed = measured((0.2, 1.0), (0.6, 0.97), (0.85, 0.93), (0.95, 0.7), (1.0, 0.4))
+    assert anchor.best_kept(collapsed) == 0.6 and anchor.failures(collapsed, "srpo") == [30]
+    assert anchor.best_kept(measured((0.2, 1.0), (0.9, 0.5))) == 0.2
+    assert anchor.failures(measured((0.2, 0.85), (0.3, 0.95)), "srpo") == []
+    rows = measured((0.1, 0.9), (0.6, 0.88), (0.9, 0.5))
+    read = [best_within(rows, loss) for loss in (0.0, 0.01, 0.05, 0.5)]
+    assert read == pytest.approx([0.1, 0.1 + 0.5 * 0.009 / 0.02, 0.6 + 0.3 * 0.025 / 0.38, 0.9])
+
+
+@pytest.mark.parametrize(
+    ("points", "base", "step"),
+    [
+        ([(0.1, 1.0), (0.8, 0.98), (0.95, 0.9)], 1.0, 10),
+        ([(0.1, 1.0), (0.95, 0.9)], 1.0, 0),
+        ([(0.1, 1.0), (0.95, 0.9)], 0.93, 10),  # the base as the same pairs measure it
+        ([(0.1, 1.0), (0.9, 1.0), (0.9, 1.0)], 1.0, 10),  # among equals the earliest
+    ],
+)
+def test_the_best_in_hindsight_is_within_the_loss(
+    points: list[tuple[float, float]], base: float, step: int
+) -> None:
+    judged = measured((0.1, base), arm="anchored_judged")
+    rows = Rows([*judged, *measured(*points, arm="anchored_free")])
+    assert early_stopping.best_of("anchored", 0, rows)["step"] == step
+
+
+def test_the_learning_rate_with_content_kept_decides() -> None:
+    slow, middle, fast = learning_rates.RATES
+
+    def tried(method: str, curves: dict[float, list[tuple[float, float]]]) -> list[Row]:
+        given = {"method": method}
+        runs = (measured((0.1, 1.0), *c, **given, learning_rate=r) for r, c in curves.items())
+        return [row for each in runs for row in each]
+
+    keeps = {slow: [(0.4, 1.0), (0.6, 0.99)], middle: [(0.7, 0.96), (0.95, 0.94)]}
+    loses = {slow: [(0.2, 0.9), (0.3, 0.8)], middle: [(0.6, 0.7), (0.7, 0.5)]}
+    srpo, refl = tried("srpo", keeps | {fast: [(0.9, 0.5)]}), loses | {fast: [(0.9, 0.4)]}
+    rows = Rows([*srpo, *tried("refl", refl)])
+    assert learning_rates.chosen(rows) == {"srpo": middle, "refl": middle}
+    assert [learning_rates.choice(rows, method)[1] for method in ("srpo", "refl")] == [True, False]
+    cells = learning_rates.tables(rows)["rates"].rows[1][1:3]
+    assert cells[0] == "(photo 30 %, content 80 %, update 20)"
+    assert cells[1] == "(photo 60 %, content 70 %, update 10)"

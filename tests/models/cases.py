@@ -1,0 +1,339 @@
+"""One entry per kind of checkpoint: a tiny one, and how diffusers' own pipeline and raw network are called.
+
+A new architecture is tested by an entry here; every test of test_equality.py runs over all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, Flux2KleinPipeline, FluxPipeline, QwenImagePipeline
+from torch import Tensor
+
+from directalign.config import ModelConfig
+from directalign.models import load_model, model_class
+from tiny import MAX_SEQUENCE_LENGTH, SIZE, ZERO_SNR, write_flux, write_sd
+from tiny_klein import write_klein
+from tiny_qwen import LATENTS_MEAN, LATENTS_STD, write_qwen_image
+from tiny_sd3 import MEDIUM, write_sd3
+from tiny_sdxl import write_sdxl
+from tiny_z_image import write_z_image
+
+Tensors = Mapping[str, Any]
+GUIDANCE = 2.5
+"""Embedded guidance of the cases that take it."""
+
+
+class AutoencoderCalls:
+    """The library's VAE between images in [0, 1] and latents in the denoiser's scale."""
+
+    def __init__(self, scale: float = 0.4, shift: float = 0.0) -> None:
+        self.scale, self.shift = scale, shift
+
+    def encode(self, pipeline: Any, images: Tensor) -> Tensor:
+        mode = pipeline.vae.encode(2 * images - 1).latent_dist.mode()
+        return (mode - self.shift) * self.scale
+
+    def decode(self, pipeline: Any, x0: Tensor) -> Tensor:
+        return pipeline.vae.decode(x0 / self.scale + self.shift).sample / 2 + 0.5
+
+
+class QwenCalls:
+    mean, std = (torch.tensor(each)[:, None, None] for each in (LATENTS_MEAN, LATENTS_STD))
+
+    def encode(self, pipeline: Any, images: Tensor) -> Tensor:
+        mode = pipeline.vae.encode(2 * images[:, :, None] - 1).latent_dist.mode()
+        return (mode[:, :, 0] - self.mean) / self.std
+
+    def decode(self, pipeline: Any, x0: Tensor) -> Tensor:
+        latents = (x0 * self.std + self.mean)[:, :, None]
+        return pipeline.vae.decode(latents).sample[:, :, 0] / 2 + 0.5
+
+
+class KleinCalls:
+    def scale(self, pipeline: Any) -> tuple[Tensor, Tensor]:
+        norm = pipeline.vae.bn
+        return norm.running_mean[:, None, None], (norm.running_var + 1e-4).sqrt()[:, None, None]
+
+    def encode(self, pipeline: Any, images: Tensor) -> Tensor:
+        return pipeline._encode_vae_image(2 * images - 1, generator=None)
+
+    def decode(self, pipeline: Any, x0: Tensor) -> Tensor:
+        mean, std = self.scale(pipeline)
+        latents = Flux2KleinPipeline._unpatchify_latents(x0 * std + mean)
+        return pipeline.vae.decode(latents).sample / 2 + 0.5
+
+    def rescaled(self, pipeline: Any, latents: Tensor) -> Tensor:
+        mean, std = self.scale(pipeline)
+        return (Flux2KleinPipeline._patchify_latents(latents) - mean) / std
+
+
+def linear(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    return (1 - scale) * uncond + scale * cond
+
+
+def flux_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
+    return tuple(
+        dict(zip(("sequence", "pooled"), pipeline.encode_prompt(each, None, max_sequence_length=MAX_SEQUENCE_LENGTH), strict=False))
+        for each in (prompts, [""] * len(prompts))
+    )  # fmt: skip
+
+
+def flux_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
+    b, _, h, w = x_t.shape
+    tokens = pipeline.transformer(
+        hidden_states=FluxPipeline._pack_latents(x_t, *x_t.shape),
+        timestep=sigma.float(),
+        guidance=torch.full((b,), GUIDANCE),
+        pooled_projections=tensors["pooled"],
+        encoder_hidden_states=tensors["sequence"],
+        txt_ids=torch.zeros(tensors["sequence"].shape[1], 3),
+        img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, "cpu", torch.float32),
+    ).sample
+    return FluxPipeline._unpack_latents(tokens, 4 * h, 4 * w, 4)
+
+
+def klein_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
+    return tuple(
+        {"sequence": pipeline.encode_prompt(each)[0]} for each in (prompts, [""] * len(prompts))
+    )
+
+
+def klein_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
+    ids = Flux2KleinPipeline._prepare_latent_ids(x_t)
+    tokens = pipeline.transformer(
+        hidden_states=Flux2KleinPipeline._pack_latents(x_t),
+        timestep=sigma.float(),
+        guidance=None,
+        encoder_hidden_states=tensors["sequence"],
+        txt_ids=Flux2KleinPipeline._prepare_text_ids(tensors["sequence"]),
+        img_ids=ids,
+    ).sample
+    return Flux2KleinPipeline._unpack_latents_with_ids(tokens, ids)
+
+
+def qwen_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
+    (sequence, mask), (space, _) = (
+        pipeline.encode_prompt(each, max_sequence_length=512)
+        for each in (prompts, [" "] * len(prompts))
+    )
+    whole = torch.ones(space.shape[:2], dtype=torch.bool)
+    mask = torch.ones(sequence.shape[:2]) if mask is None else mask
+    return {"sequence": sequence, "mask": mask.bool()}, {"sequence": space, "mask": whole}
+
+
+def qwen_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
+    b, _, h, w = x_t.shape
+    tokens = pipeline.transformer(
+        hidden_states=QwenImagePipeline._pack_latents(x_t, *x_t.shape),
+        timestep=sigma.float(),
+        encoder_hidden_states=tensors["sequence"],
+        encoder_hidden_states_mask=tensors["mask"],
+        img_shapes=[[(1, h // 2, w // 2)]] * b,
+    ).sample
+    return QwenImagePipeline._unpack_latents(tokens, 4 * h, 4 * w, 4)[:, :, 0]
+
+
+def qwen_guidance(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    """Every token keeps the length that it has under the prompt."""
+    tokens, own = (
+        QwenImagePipeline._pack_latents(each, *each.shape)
+        for each in (linear(cond, uncond, scale), cond)
+    )
+    lengths = [each.square().sum(-1, keepdim=True).sqrt() for each in (own, tokens)]
+    h, w = cond.shape[2:]
+    return QwenImagePipeline._unpack_latents(tokens * lengths[0] / lengths[1], 4 * h, 4 * w, 4)[
+        :, :, 0
+    ]
+
+
+def z_image_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
+    rows, empty = pipeline.encode_prompt(list(prompts))
+    return {"sequence": rows}, {"sequence": empty}
+
+
+def z_image_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
+    frames, timestep = list(x_t.unsqueeze(2)), ((1000 - 1000 * sigma) / 1000).float()
+    from_noise = pipeline.transformer(frames, timestep, tensors["sequence"]).sample
+    return -torch.cat(from_noise, dim=1).transpose(0, 1)
+
+
+def sd_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
+    sequence, empty = pipeline.encode_prompt(prompts, "cpu", 1, do_classifier_free_guidance=True)
+    return {"sequence": sequence}, {"sequence": empty}
+
+
+def two_clip_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
+    more = (None, None) if hasattr(pipeline, "tokenizer_3") else ()
+    sequence, empty, pooled, empty_pooled = pipeline.encode_prompt(prompts, *more)
+    return (
+        {"sequence": sequence, "pooled": pooled},
+        {"sequence": empty, "pooled": empty_pooled},
+    )
+
+
+def sd3_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
+    return pipeline.transformer(
+        x_t, tensors["sequence"], tensors["pooled"], (1000 * sigma).float()
+    ).sample
+
+
+def unet_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
+    table = (1 - pipeline.scheduler.alphas_cumprod.double()).sqrt().numpy()
+    timesteps = torch.from_numpy(np.interp(sigma.numpy(), table, np.arange(1000))).float()
+    added = None
+    if "pooled" in tensors:
+        height, width = 4 * x_t.shape[2], 4 * x_t.shape[3]
+        size = torch.tensor([[height, width, 0, 0, height, width]] * len(x_t), dtype=torch.float32)
+        added = {"text_embeds": tensors["pooled"], "time_ids": size}
+    return pipeline.unet(x_t, timesteps, tensors["sequence"], added_cond_kwargs=added).sample
+
+
+@dataclass(frozen=True)
+class Case:
+    """`settings` go to `write`; `prompts` and `network` call the library, under any conditioning."""
+
+    architecture: str
+    write: Callable[..., Path]
+    prompts: Callable[..., tuple[Tensors, Tensors]]
+    network: Callable[..., Tensor]
+    vae: Any = field(default_factory=AutoencoderCalls)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    eight_bits: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of a model wide enough to be quantized."""
+    guidance: Callable[..., Tensor] = linear
+    embedded: float | None = None
+    cell: int = 4
+    """Pixels per latent."""
+    packed: Any = None
+    """The pipeline's class, where its call takes packed latents."""
+
+    def folder(self, folder: Path, **more: Any) -> Path:
+        return self.write(folder, **{**self.settings, **more})
+
+    def load(self, folder: Path, **settings: Any) -> Any:
+        given = {"tune": "full", **settings}
+        return load_model(
+            ModelConfig(architecture=self.architecture, path=str(folder), **given), "cpu"
+        )
+
+    def pipeline(self, folder: Path) -> Any:
+        kind = getattr(diffusers, model_class(self.architecture).pipeline)
+        absent = {"sd": ["safety_checker"], "sd3": ["text_encoder_3", "tokenizer_3"]}
+        names = [n for n in absent.get(self.architecture, []) if not (folder / n).exists()]
+        pipeline = kind.from_pretrained(folder, **dict.fromkeys(names))
+        if hasattr(pipeline, "unet"):  # sampled with DDIM to clean, whatever the folder names
+            pipeline.scheduler = DDIMScheduler.from_config(
+                pipeline.scheduler.config, clip_sample=False, set_alpha_to_one=True
+            )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def call(self, pipeline: Any, model: Any, prompts: list[str], noise: Tensor, rollout: Any, **more: Any) -> Tensor:  # fmt: skip
+        """The pipeline's own sampling of `prompts` from our noise, images in [0, 1]."""
+        n, h, w = rollout.num_inference_steps, *noise.shape[2:]
+        given = model.call_arguments(rollout)
+        if "negative_prompt" in given:
+            given["negative_prompt"] = [given["negative_prompt"]] * len(prompts)
+        if self.architecture == "z_image":  # early releases repeat the last level
+            given["sigmas"] = np.linspace(1, 1 / n, n).tolist()
+        return pipeline(
+            prompt=list(prompts),
+            latents=self.packed._pack_latents(noise, *noise.shape) if self.packed else noise,
+            num_inference_steps=n,
+            height=self.cell * h,
+            width=self.cell * w,
+            **{"output_type": "pt", **given, **more},
+        ).images
+
+    def latents(self, images: Tensor, pipeline: Any) -> Tensor:
+        """The pipeline's output_type="latent" in our layout and scale."""
+        if self.architecture == "flux2_klein":
+            return self.vae.rescaled(pipeline, images)
+        if self.packed is None:
+            return images
+        latents = self.packed._unpack_latents(images, SIZE, SIZE, 4)
+        return latents if latents.ndim == 4 else latents[:, :, 0]
+
+
+SHIFTED = AutoencoderCalls(shift=0.1)
+BY_SIZE = {
+    "use_dynamic_shifting": True,
+    "shift": 1.0,
+    "base_image_seq_len": 4,
+    "max_image_seq_len": 64,
+}
+FLUX = {
+    "prompts": flux_prompts,
+    "network": flux_network,
+    "vae": SHIFTED,
+    "embedded": GUIDANCE,
+    "packed": FluxPipeline,
+}
+SD = {"prompts": sd_prompts, "network": unet_network}
+SDXL = {
+    "prompts": two_clip_prompts,
+    "network": unet_network,
+    "eight_bits": {"unet": {"block_out_channels": (8, 64)}},
+}
+SD3 = {
+    "prompts": two_clip_prompts,
+    "network": sd3_network,
+    "vae": SHIFTED,
+    "eight_bits": {"transformer": {"attention_head_dim": 64, "caption_projection_dim": 128}},
+}
+V_ZERO_SNR = {"prediction_type": "v_prediction", "scheduler": ZERO_SNR}
+EIGHT_HEADS = {"transformer": {"num_attention_heads": 8}}
+WIDE = {"transformer": {"dim": 64, "n_heads": 8, "n_kv_heads": 8}}
+Z_IMAGE = {"prompts": z_image_prompts, "network": z_image_network, "vae": SHIFTED}
+
+CASES = {
+    "flux": Case("flux", write_flux, **FLUX),
+    "flux_by_size": Case("flux", write_flux, settings={"scheduler": BY_SIZE}, **FLUX),
+    "flux2_klein": Case(
+        "flux2_klein",
+        write_klein,
+        klein_prompts,
+        klein_network,
+        KleinCalls(),
+        eight_bits=EIGHT_HEADS,
+        cell=8,
+    ),
+    "sd": Case("sd", write_sd, **SD),
+    "sd_v": Case("sd", write_sd, settings={"prediction_type": "v_prediction"}, **SD),
+    "sd_v_zero_snr": Case("sd", write_sd, settings=V_ZERO_SNR, **SD),
+    "sd_not_to_clean": Case(
+        "sd", write_sd, settings={"scheduler": {"set_alpha_to_one": False}}, **SD
+    ),
+    "sdxl": Case("sdxl", write_sdxl, **SDXL),
+    "sdxl_v_zero_snr": Case(
+        "sdxl",
+        write_sdxl,
+        settings={**V_ZERO_SNR, "force_zeros_for_empty_prompt": False, "force_upcast": False},
+        **SDXL,
+    ),
+    "sd3": Case("sd3", write_sd3, **SD3),
+    "sd3_by_size": Case("sd3", write_sd3, settings={"scheduler": BY_SIZE}, **SD3),
+    "sd35_medium": Case("sd3", write_sd3, settings={"transformer": MEDIUM}, **SD3),
+    "sd3_without_t5": Case("sd3", write_sd3, settings={"t5": False}, **SD3),
+    "qwen_image": Case(
+        "qwen_image",
+        write_qwen_image,
+        qwen_prompts,
+        qwen_network,
+        QwenCalls(),
+        eight_bits=EIGHT_HEADS,
+        guidance=qwen_guidance,
+        packed=QwenImagePipeline,
+    ),
+    "z_image": Case("z_image", write_z_image, eight_bits=WIDE, **Z_IMAGE),
+    "z_image_by_size": Case("z_image", write_z_image, settings={"scheduler": BY_SIZE}, **Z_IMAGE),
+}
+PLAIN = ("flux", "flux2_klein", "sd", "sdxl", "sd3", "qwen_image", "z_image")
+"""One case per architecture, for what does not differ within it."""

@@ -1,0 +1,314 @@
+"""Whole stub runs with stop rules: where they end, what they export, and exact resumes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import train_stubs as stubs
+from launching import exit_code, fork, records
+from safetensors.torch import load_file
+from train_stubs import StubModel, nan_at, steps, stop_at
+
+from directalign import config
+from directalign.io import atomic
+from directalign.training import checkpoint, early_stopping, run_log
+from directalign.training.distributed import TorchProcessGroup
+from directalign.training.loop import Interrupted
+from directalign.types import DirectAlignError, NonFiniteError
+
+RUN_MODULE = sys.modules["directalign.training.run"]
+STOP = {"max_degradation": {"content": 0.05}, "degradation_patience": 2}
+WEIGHTS = "lora.safetensors"
+
+
+class Evaluator(stubs.StubEvaluator):
+    """By distance from the base weights: the judge peaks at `peak`, content falls beyond it."""
+
+    def __init__(self, model: StubModel, num_samples: int, peak: float) -> None:
+        super().__init__(model)
+        self.num_samples, self.peak = num_samples, peak
+        self.base = [p.detach().clone() for p in model.denoiser.parameters()]
+
+    def measure(self, num_samples: int) -> dict[str, Any]:
+        numbers = super().measure(num_samples)
+        pairs = zip(self.model.denoiser.parameters(), self.base, strict=True)
+        distance = sum(float((p.detach() - base).abs().sum()) for p, base in pairs)
+        judge, content = 1 - abs(distance - self.peak), 1 - 0.1 * max(0.0, distance - self.peak)
+        return {
+            **numbers,
+            "photo_rate": {"value": judge, "low": 0.0, "high": 1.0, "n": num_samples},
+            "content": {"value": content},
+            "reward": judge,
+            "distance": distance,
+            "each": {"photo_rate": [judge] * self.num_samples},
+        }
+
+
+def make_run(folder: Path, stop: dict[str, Any] | None = STOP, **train: Any) -> config.RunConfig:
+    """Up to 30 steps, evaluated after each."""
+    settings = {"num_steps": 30, "save_every": 4, "sample_every": 0, **train}
+    run = stubs.make_run(folder / "prompts.txt", **settings)
+    evaluate = config.EvaluateConfig(judge="world", every=1, num_samples=4, num_samples_during=4)
+    rules = config.EarlyStoppingConfig.model_validate(stop) if stop is not None else None
+    return run.model_copy(update={"evaluate": evaluate, "early_stopping": rules})
+
+
+def start(
+    run: config.RunConfig, out: Path, resume: bool = False, peak: float = 1.2, **method: Any
+) -> StubModel:
+    num_samples = run.evaluate.num_samples_during
+    return stubs.start(run, out, resume, lambda m: Evaluator(m, num_samples, peak), **method)
+
+
+def event(out: Path, name: str) -> list[dict[str, Any]]:
+    return [record for record in run_log.read(out) if record["event"] == name]
+
+
+def summary_of(out: Path) -> dict[str, Any]:
+    return json.loads((out / "summary.json").read_text())
+
+
+def results(out: Path) -> tuple[bytes, list[dict[str, Any]], Any]:
+    """What must not depend on how often a run was interrupted."""
+    summary = summary_of(out)
+    end = summary["stopped"], summary["kept"]["step"]
+    return (out / WEIGHTS).read_bytes(), records(out), end
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    start(make_run(folder, save_every=1), folder / "out")
+    return folder / "out"
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_a_run_stops_and_exports_its_best_weights(
+    tmp_path: Path, ema: float | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = make_run(tmp_path, ema_decay=ema), tmp_path / "out"
+    start(run, out)
+    (stopped,), (exported,) = event(out, "stop"), event(out, "kept")
+    measured = {record["step"]: record for record in event(out, "evaluate")}
+    content = {step: each["content"]["value"] for step, each in measured.items()}
+    last = stopped["step"]
+    assert stopped["reason"] == "drift" and last == max(steps(out, "step")) == max(measured) < 30
+    assert content[last] < 0.95 > content[last - 1]
+    within = [step for step in measured if content[step] >= 0.95]
+    best = max(within, key=lambda step: measured[step]["photo_rate"]["value"])
+    assert stopped["kept"] == exported["step"] == best
+    distance = float((load_file(out / WEIGHTS)["base"] - torch.eye(stubs.SIZE)).abs().sum())
+    assert distance == pytest.approx(exported["distance"], abs=1e-5)
+    summary = summary_of(out)
+    assert summary["stopped"] == stopped and summary["after"] == exported
+    assert summary["before"]["step"] == 0 and summary["kept"]["used"]["content"] <= 1
+    assert (summary["kept"]["step"], summary["kept"]["judge"]) == (best, "photo_rate")
+    output = capsys.readouterr().out
+    assert f"stopped after step {last} of 30: max_degradation exceeded: content" in output
+    assert f"exported the weights of step {best}: photo_rate" in output
+
+    before = (out / "metrics.jsonl").read_bytes(), (out / WEIGHTS).read_bytes()
+    start(run, out, resume=True)
+    assert ((out / "metrics.jsonl").read_bytes(), (out / WEIGHTS).read_bytes()) == before
+    assert "to continue, change early_stopping and use --resume" in capsys.readouterr().out
+
+
+def test_a_run_to_its_last_step_exports_its_best_weights_too(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    start(make_run(tmp_path, {}, num_steps=9), out)
+    assert event(out, "stop") == [] and summary_of(out)["stopped"] is None
+    (exported,) = event(out, "kept")
+    best = max(event(out, "evaluate"), key=lambda each: each["photo_rate"]["value"])
+    assert exported["step"] == best["step"] < 9 and exported["photo_rate"] == best["photo_rate"]
+
+
+def test_without_rules_nothing_is_added(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    start(make_run(tmp_path, None, num_steps=5), out)
+    summary = summary_of(out)
+    assert not (out / "best").exists() and summary["stopped"] is summary["kept"] is None
+    assert summary["after"]["step"] == 5
+    assert {record["event"] for record in run_log.read(out)} == {"step", "evaluate"}
+
+
+def test_the_base_model_is_exported_if_nothing_was_better(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    start(make_run(tmp_path), out, peak=-0.5)
+    assert event(out, "kept")[0]["step"] == 0
+    assert torch.equal(load_file(out / WEIGHTS)["base"], torch.eye(stubs.SIZE))
+    assert "better by photo_rate: exported the base model" in capsys.readouterr().out
+
+
+def test_superseded_best_weights_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, real = list[int](), early_stopping.drop_best
+
+    def drop_best(out: Path, needed: Any) -> None:
+        real(out, needed)
+        counts.append(len(early_stopping.best_steps(out)))
+
+    monkeypatch.setattr(early_stopping, "drop_best", drop_best)
+    run = make_run(tmp_path, {}, num_steps=12, save_every=3, keep_checkpoints=2)
+    start(run, tmp_path / "out", peak=9.0)
+    assert max(counts) <= 3 and counts[-1] >= 1
+
+
+# --- interrupted runs -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [0, 2, 5])
+def test_a_signal_changes_nothing(tmp_path: Path, stop: int) -> None:
+    run = make_run(tmp_path, ema_decay=0.5)
+    start(run, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        start(run, tmp_path / "broken", on_step=stop_at(stop))
+    start(run, tmp_path / "broken", resume=True)
+    assert results(tmp_path / "broken") == results(tmp_path / "whole")
+
+
+def test_a_killed_run_stops_at_the_same_step(tmp_path: Path) -> None:
+    run, moments = make_run(tmp_path, save_every=2, tune="lora"), random.Random(0)
+    begin = time.perf_counter()
+    assert exit_code(fork(lambda: start(run, tmp_path / "whole", peak=0.4))) == 0
+    duration = time.perf_counter() - begin
+    for attempt in range(3):
+        out = tmp_path / f"killed-{attempt}"
+        child = fork(lambda out=out: start(run, out, peak=0.4))
+        time.sleep(moments.uniform(0.3, 1.0) * duration)
+        os.kill(child, signal.SIGKILL)
+        exit_code(child)
+        resume = (out / "run.yaml").exists()
+        assert exit_code(fork(lambda out=out, go=resume: start(run, out, go, peak=0.4))) == 0
+        assert results(out) == results(tmp_path / "whole"), f"attempt {attempt}"
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (early_stopping.EarlyStopping, "load_best"),
+        (RUN_MODULE, "_evaluate_exported"),
+        (early_stopping, "stop_record"),
+        (early_stopping, "save_best"),
+        (early_stopping, "drop_best"),
+    ],
+    ids=lambda given: getattr(given, "__name__", given),
+)
+def test_an_interrupt_anywhere_changes_nothing(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: bool
+) -> None:
+    """Ctrl-C before or after the first call of a function."""
+    run, real, calls = make_run(tmp_path, save_every=1), getattr(owner, name), list[str]()
+
+    def interrupted(*given: Any, **named: Any) -> Any:
+        if calls:
+            return real(*given, **named)
+        calls.append(name)
+        if after:
+            real(*given, **named)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start(run, tmp_path / "broken")
+    monkeypatch.undo()
+    start(run, tmp_path / "broken", resume=True)
+    assert results(tmp_path / "broken") == results(whole)
+
+
+def test_a_full_disk_is_one_line(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out, real = make_run(tmp_path, save_every=1), tmp_path / "out", checkpoint.write_tensors
+
+    def full(folder: Path, groups: Any, group: TorchProcessGroup) -> None:
+        if "best" in str(folder) and "step-000000" not in folder.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(folder, groups, group)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    message = (
+        r"cannot write best weights .*/best/step-.*: no space .*; free some space and continue"
+    )
+    with pytest.raises(DirectAlignError, match=message):
+        start(run, out)
+    monkeypatch.undo()
+    assert not list((out / "best").glob(".partial-*"))
+    start(run, out, resume=True)
+    assert results(out) == results(whole)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_best_weights(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(NonFiniteError, match=r"the best weights so far are .*best/step-"):
+        start(make_run(tmp_path), out, spoil=nan_at(4))
+    saved = early_stopping.best_steps(out)
+    assert saved and all(not atomic.damage(early_stopping.best_path(out, s)) for s in saved)
+
+
+def test_damaged_best_weights_are_replaced_by_the_best_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = make_run(tmp_path, save_every=1, keep_checkpoints=9), tmp_path / "out"
+    start(run, out)
+    best = early_stopping.best_path(out, event(out, "kept")[0]["step"])
+    file = best / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    start(run, out, resume=True)
+    assert f"damaged weights: {best} (weights.safetensors has" in capsys.readouterr().out
+    other = early_stopping.best_path(out, event(out, "kept")[0]["step"])
+    assert other != best and atomic.damage(other) is None
+
+
+# --- changed rules --------------------------------------------------------------------------------
+
+
+def test_looser_rules_continue_a_stopped_run(tmp_path: Path) -> None:
+    out, loose = tmp_path / "out", {"max_degradation": {"content": 9.0}}
+    start(make_run(tmp_path, num_steps=20), out)
+    assert event(out, "stop")[0]["step"] < 20
+    start(make_run(tmp_path, loose, num_steps=20), out, resume=True)
+    assert steps(out, "step") == list(range(1, 21))
+    assert event(out, "stop") == [] and len(event(out, "kept")) == 1
+
+
+def test_tighter_rules_end_a_run_at_once(tmp_path: Path) -> None:
+    out, loose = tmp_path / "out", {"max_degradation": {"content": 9.0}}
+    with pytest.raises(Interrupted):
+        start(make_run(tmp_path, loose), out, on_step=stop_at(9))
+    tight = {"max_degradation": {"content": 1e-6}, "degradation_patience": 1}
+    start(make_run(tmp_path, tight), out, resume=True)
+    assert event(out, "stop")[0]["step"] == 10
+    assert event(out, "kept")[0]["step"] in (0, *early_stopping.best_steps(out))
+
+
+def test_rules_may_be_added_and_removed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    start(make_run(tmp_path, None, num_steps=8), out)
+    start(make_run(tmp_path, num_steps=30), out, resume=True)
+    assert len(event(out, "stop")) == 1 and event(out, "kept")[0]["step"] >= 8
+    start(make_run(tmp_path, None, num_steps=14), out, resume=True)
+    assert event(out, "stop") == event(out, "kept") == [] and max(steps(out, "step")) == 14
+
+
+def test_other_samples_are_refused(tmp_path: Path) -> None:
+    run, out = make_run(tmp_path), tmp_path / "out"
+    start(run, out)
+    evaluate = run.evaluate.model_copy(update={"num_samples_during": 2})
+    message = r"evaluate\.num_samples_during was 4 and is 2, and early_stopping compares all"
+    with pytest.raises(DirectAlignError, match=message):
+        start(run.model_copy(update={"evaluate": evaluate}), out, resume=True)

@@ -1,0 +1,339 @@
+"""Whole runs: what they write, exact resumes, signals, kills, output folders, the lock."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import train_stubs as stubs
+from launching import exit_code, fork, records
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from train_stubs import nan_at, steps, stop_at
+
+import tiny
+from directalign import config
+from directalign.evaluation.eval_prompts import measured_prompts
+from directalign.models import load_model
+from directalign.training import run as train
+from directalign.training import run_folder, run_log
+from directalign.training.data import open_data
+from directalign.training.distributed import TorchProcessGroup
+from directalign.training.loop import Interrupted, StopRequest
+from directalign.training.precompute_embeddings import prompts_of_run
+from directalign.types import DirectAlignError, NonFiniteError
+
+WEIGHTS = "lora.safetensors"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> config.RunConfig:
+    return stubs.make_run(tmp_path / "prompts.txt")
+
+
+def scalars(out: Path) -> dict[str, list[tuple[int, float]]]:
+    board = EventAccumulator(str(out / "tensorboard")).Reload()
+    names = [n for n in board.Tags()["scalars"] if not any(t in n for t in run_log.TIMINGS)]
+    return {name: [(e.step, e.value) for e in board.Scalars(name)] for name in names}
+
+
+def test_what_a_run_writes(tmp_path: Path) -> None:
+    run = stubs.make_run(tmp_path / "prompts.txt", warmup_steps=1, gradient_accumulation_steps=2)
+    out = tmp_path / "out"
+    model = stubs.start(run, out)
+    folders = {"tensorboard", "samples", "checkpoints"}
+    assert {p.name for p in out.iterdir()} == folders | {
+        *("run.yaml", "metrics.jsonl", WEIGHTS, "summary.json")
+    }
+    grids = [run_log.grid_path(out, step) for step in (0, 3, 6)]
+    assert sorted((out / "samples").glob("*.png")) == grids
+    cells = {"prompts": stubs.PROMPTS[:8], "seeds": list(range(8)), "columns": 4}
+    assert json.loads((out / "samples" / "samples.json").read_text()) == cells
+    assert torch.equal(load_file(out / WEIGHTS)["base"], model.denoiser.base)
+    assert steps(out, "step") == [1, 2, 3, 4, 5, 6] and steps(out, "evaluate") == [0, 2, 4, 6]
+
+    record = next(r for r in run_log.read(out) if r["event"] == "step")
+    assert set(record["losses"]) == {"denoise", "inversion"}
+    assert record["loss"] == pytest.approx(sum(record["losses"].values()))
+    assert record["learning_rate"] == 0.025 and record["grad_norm"] > 0 and record["reward"] < 0
+    assert sum(row["n"] for row in record["levels"]["denoise"]) == 4
+    assert set(record["phases"]) == {"forward", "backward", "update"}
+    assert sum(record["phases"].values()) <= record["seconds"]
+
+    summary = json.loads((out / "summary.json").read_text())
+    seconds = [r["seconds"] for r in run_log.read(out) if r["event"] == "step"]
+    assert summary["align_seconds"] == pytest.approx(sum(seconds)) and summary["num_steps"] == 6
+    assert (summary["before"]["step"], summary["after"]["step"]) == (0, 6)
+    assert summary["before"]["photo_rate"]["n"] == 4 and summary["final"]["step"] == 6
+    assert summary["trained_weights"] == 16 and summary["seed"] == 0
+    assert summary["versions"]["torch"] == torch.__version__
+    assert summary["machine"]["cores"] == os.cpu_count()
+
+
+def test_evaluation_does_not_change_training(tmp_path: Path, run: config.RunConfig) -> None:
+    often = stubs.start(stubs.make_run(tmp_path / "prompts.txt", sample_every=1), tmp_path / "a")
+    never = run.model_copy(
+        update={
+            "train": run.train.model_copy(update={"sample_every": 0}),
+            "evaluate": run.evaluate.model_copy(update={"every": 0}),
+        }
+    )
+    assert torch.equal(often.denoiser.base, stubs.start(never, tmp_path / "b").denoiser.base)
+
+
+def test_the_ema_is_evaluated_and_exported(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    model = stubs.start(stubs.make_run(tmp_path / "prompts.txt", ema_decay=0.9), out)
+    average = load_file(out / "checkpoints" / "step-000006" / "ema.safetensors")["ema.base"]
+    exported = load_file(out / WEIGHTS)["base"]
+    assert torch.equal(exported, average) and not torch.equal(exported, model.denoiser.base)
+    assert run_log.read(out)[-1]["color_drift"] == pytest.approx(float(average.sum()))
+
+
+@pytest.mark.parametrize(("tune", "stop"), [("full", 0), ("full", 3), ("lora", 4)])
+def test_a_signal_stops_after_the_step_and_resume_repeats_the_whole_run(
+    tmp_path: Path, tune: str, stop: int
+) -> None:
+    settings = {"schedule": "cosine", "gradient_accumulation_steps": 2, "ema_decay": 0.8}
+    run = stubs.make_run(tmp_path / "prompts.txt", tune=tune, **settings)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    stubs.start(run, whole)
+    message = rf"stopped by SIGTERM after step {stop + 1} of 6; continue with --resume"
+    with pytest.raises(Interrupted, match=message):
+        stubs.start(run, broken, on_step=stop_at(stop))
+    assert steps(broken, "step")[-1] == stop + 1 and not (broken / "summary.json").exists()
+    stubs.start(run, broken, resume=True)
+    assert (broken / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    assert records(broken) == records(whole) and scalars(broken) == scalars(whole)
+    for grid in (whole / "samples").iterdir():
+        assert (broken / "samples" / grid.name).read_bytes() == grid.read_bytes()
+    files = broken / "metrics.jsonl", broken / WEIGHTS
+    before = [file.read_bytes() for file in files]
+    stubs.start(run, broken, resume=True)  # of a finished run: no change
+    assert [file.read_bytes() for file in files] == before
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_killed_at_random_moments_a_resumed_run_ends_with_the_same_bits(
+    tmp_path: Path, tune: str
+) -> None:
+    settings = {"num_steps": 12, "sample_every": 6, "ema_decay": 0.9}
+    run = stubs.make_run(tmp_path / "prompts.txt", tune=tune, **settings)
+    start = time.perf_counter()
+    assert exit_code(fork(lambda: stubs.start(run, tmp_path / "whole"))) == 0
+    duration = time.perf_counter() - start
+    wanted = (tmp_path / "whole" / WEIGHTS).read_bytes()
+    moments, killed = random.Random(tune), 0
+    for attempt in range(4):
+        out = tmp_path / f"killed-{attempt}"
+        child = fork(lambda out=out: stubs.start(run, out))
+        time.sleep(moments.uniform(0.1, 0.95) * duration)
+        os.kill(child, signal.SIGKILL)
+        killed += exit_code(child) == -signal.SIGKILL
+        resume = (out / "run.yaml").exists()
+        assert exit_code(fork(lambda out=out, resume=resume: stubs.start(run, out, resume))) == 0
+        assert (out / WEIGHTS).read_bytes() == wanted, f"attempt {attempt}"
+        assert not list((out / "checkpoints").glob(".partial-*"))
+    assert killed > 0
+
+
+@pytest.mark.parametrize("failed_step", [1, 5])
+def test_records_after_the_checkpoint_are_dropped(
+    tmp_path: Path, failed_step: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = stubs.make_run(tmp_path / "prompts.txt", save_every=4), tmp_path / "out"
+    stubs.start(run, tmp_path / "whole")
+    with pytest.raises(NonFiniteError):
+        stubs.start(run, out, spoil=nan_at(failed_step))
+    with (out / "metrics.jsonl").open("a") as stream:
+        stream.write('{"event": "step", "step": 6, "lo')
+    assert steps(out, "step") == list(range(1, failed_step + 1))
+    stubs.start(run, out, resume=True)
+    assert ("no checkpoint in" in capsys.readouterr().out) == (failed_step == 1)
+    assert records(out) == records(tmp_path / "whole")
+
+
+def test_a_loss_that_is_not_finite_names_the_last_checkpoint(
+    tmp_path: Path, run: config.RunConfig
+) -> None:
+    loss = r"step 4: the loss is nan \(branch inversion, sigma 0\.\d{4}, 0\.\d{4}\)"
+    with pytest.raises(NonFiniteError, match=rf"{loss}.*last checkpoint is .*step-000002"):
+        stubs.start(run, tmp_path / "out", spoil=nan_at(3, "inversion"))
+    with pytest.raises(NonFiniteError, match=r"step 1: .*there is no checkpoint yet"):
+        stubs.start(run, tmp_path / "other", spoil=lambda value, step, branch: value / 0)
+
+
+def test_a_full_disk_is_one_line(
+    tmp_path: Path, run: config.RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(code: int) -> None:
+        def raises(*_: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(sys.modules["directalign.training.run"], "_load", raises)
+
+    fail(errno.ENOSPC)
+    message = r"no space left on the disk of .*out; free some and continue with --resume"
+    with pytest.raises(DirectAlignError, match=message):
+        train(run, tmp_path / "out", resume=False)
+    fail(errno.EIO)
+    with pytest.raises(OSError, match="Input/output"):
+        train(run, tmp_path / "other", resume=False)
+
+
+# --- output folders -------------------------------------------------------------------------------
+
+
+def test_a_folder_with_a_run_is_refused(tmp_path: Path, run: config.RunConfig) -> None:
+    out = tmp_path / "out"
+    stubs.start(run, out)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    message = r"already holds a run \(run\.yaml, .*; add --resume"
+    with pytest.raises(DirectAlignError, match=message):
+        stubs.start(run, out)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "resume", "message"),
+    [
+        ("nowhere", True, "there is no folder"),
+        ("empty", True, r"holds no run \(no run\.yaml\)"),
+        ("file", False, "is a file; name a folder"),
+        ("file/out", False, "cannot be created: Not a directory"),
+    ],
+)
+def test_folders_that_cannot_be_used(
+    tmp_path: Path, run: config.RunConfig, name: str, resume: bool, message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DirectAlignError, match=message):
+        stubs.start(run, tmp_path / name, resume=resume)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+
+    def hold() -> None:
+        with run_folder.locked(tmp_path):
+            os.write(writer, b"x")
+            time.sleep(60)
+
+    child = fork(hold)
+    os.read(reader, 1)
+    message = "another process is training in it"
+    with pytest.raises(DirectAlignError, match=message), run_folder.locked(tmp_path):
+        pass
+    os.kill(child, signal.SIGKILL)
+    exit_code(child)
+    with run_folder.locked(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_gets_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", no_locks)
+    with run_folder.locked(tmp_path):
+        assert "cannot be locked" in caplog.text and "Operation not supported" in caplog.text
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler: a shell that starts a background job leaves SIGINT ignored."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_the_second_signal_has_the_previous_handler() -> None:
+    previous = signal.getsignal(signal.SIGINT)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received == "SIGINT" and signal.getsignal(signal.SIGINT) is previous
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is previous
+
+
+def test_the_commit_is_that_of_this_package_or_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = run_folder.commit()
+    assert found is None or len(found.split("+")[0]) == 40
+    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "run_folder.py"))
+    assert run_folder.commit() is None
+
+
+# --- text encoders that are freed -----------------------------------------------------------------
+
+
+def tiny_recipe(folder: Path, text_encoders: str = "keep") -> config.RunConfig:
+    """Two steps of four prompts out of forty, on a tiny FLUX."""
+    if not (folder / "flux").exists():
+        tiny.write_flux(folder / "flux")
+    nouns = [f"{color} {shape}" for color in ("red", "blue") for shape in ("star", "circle")]
+    lines = [f"a {noun} .{'.' * place}" for place in range(10) for noun in nouns]
+    (folder / "prompts.txt").write_text("\n".join(lines))
+    model = {"architecture": "flux", "path": str(folder / "flux"), "lora": {"rank": 2}}
+    size = {"height": tiny.SIZE, "width": tiny.SIZE}
+    given = {
+        "name": "tiny",
+        "model": {**model, "text_encoders": text_encoders},
+        "reward": {"name": "pixels", "statistic": "redness"},
+        "method": {"name": "srpo", "form": "absolute", "embedded_guidance": 3.5},
+        "rollout": {"num_inference_steps": 2, "embedded_guidance": 3.5, **size},
+        "data": {"prompts": str(folder / "prompts.txt"), "batch_size": 2},
+        "train": {
+            "num_steps": 2,
+            "sample_prompts": ["a green square"],
+            "gradient_accumulation_steps": 2,
+        },
+        "evaluate": {"num_samples": 2, "num_samples_during": 1, "diversity_prompts": 1},
+    }
+    return config.RunConfig.model_validate(given)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_all_prompts_of_a_run_are_encoded_in_advance(tmp_path: Path, size: int) -> None:
+    run = tiny_recipe(tmp_path)
+    model = load_model(run.model, "cpu")
+    data = [open_data(run, model, TorchProcessGroup(rank, size)) for rank in range(size)]
+    batches = [batch for each in data for step in range(2) for batch in each.batches(step)]
+    trained = {prompt for batch in batches for prompt in batch.prompts}
+    encoded = prompts_of_run(run, data[-1])
+    assert trained | {"", "a green square"} <= set(encoded) and len(trained) == 8 * size
+    assert len(set(encoded)) == len(encoded) <= len(trained) + 2 + 2 + 1
+    assert len(encoded) < len(measured_prompts(run.data))
+
+
+def test_a_run_with_freed_encoders_ends_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DIRECTALIGN_CACHE", str(tmp_path / "cache"))
+    weights: dict[str, Any] = {}
+    for mode in ("keep", "offload", "free"):
+        folder = train(tiny_recipe(tmp_path, mode), tmp_path / mode, resume=False)
+        weights[mode] = load_file(folder / WEIGHTS)
+        assert (folder / "report.html").exists()
+    assert "the text encoders are freed" in capsys.readouterr().out
+    for mode in ("offload", "free"):
+        for key, tensor in weights["keep"].items():
+            assert (weights[mode][key] - tensor).abs().max() <= 1e-6
+    assert list((tmp_path / "cache" / "embeddings").rglob("*.safetensors"))

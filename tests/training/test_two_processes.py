@@ -1,0 +1,208 @@
+"""Runs on two processes equal those on one, whole and sharded, and each continues the other's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import launching
+import pytest
+import torch
+from launching import one_process, records, torchrun, train
+from safetensors.torch import load_file
+from torch import Tensor
+
+import tiny
+from directalign import config
+from directalign.evaluation.generate import generate
+from directalign.evaluation.in_training import Measurer
+from directalign.export.average import average_run
+from directalign.io import atomic
+from directalign.methods.objective import Reference
+from directalign.models import load_model
+from directalign.rewards import load_reward
+from directalign.training import early_stopping, run_log
+
+HALF = "--set=data.batch_size=2"
+"""Of the recipe's four prompts per step."""
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+STOPPING = (
+    "--set=evaluate.every=1",
+    "--set=train.num_steps=9",
+    "--set=train.save_every=1",
+    "--set=early_stopping={metric_for_best: score_pos, patience: 1, "
+    "max_degradation: {color_drift: 0.5, brightness: 0.5}}",
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Output folder of a run on one process, by `model.tune`; its recipe lies beside it."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    @cache
+    def run(tune: str, *more: str) -> Path:
+        recipe, out, log = launching.write_recipe(folder, tune), folder / tune, folder / "log"
+        assert one_process(train(recipe, out, *more), log) == 0, log.read_text()
+        return out
+
+    return run
+
+
+def weights(out: Path) -> dict[str, Tensor]:
+    return load_file(next(out.glob("lora.safetensors"), out / WEIGHTS))
+
+
+def distance(ours: Path, theirs: Path) -> float:
+    """The largest difference of a saved weight."""
+    first, second = weights(ours), weights(theirs)
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+def alike(ours: Any, theirs: Any) -> bool:
+    """Equal except for rounding: numbers within 1e-4."""
+    if isinstance(theirs, Mapping):
+        return ours.keys() == theirs.keys() and all(alike(ours[key], theirs[key]) for key in theirs)
+    if isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(alike, ours, theirs))
+    return ours == (pytest.approx(theirs, 1e-4, 1e-4) if isinstance(theirs, float) else theirs)
+
+
+def test_sharded_processes_match_one_process(whole: Callable[..., Path], tmp_path: Path) -> None:
+    """All weights, started as a user does; also the mean of sharded checkpoints."""
+    wanted, out, log = whole("full"), tmp_path / "out", tmp_path / "log"
+    arguments = train(wanted.with_suffix(".yaml"), out, HALF)
+    assert launching.torchrun_command(arguments, log) == 0, log.read_text()
+    base = load_file(wanted.parent / "model" / WEIGHTS)
+    moved = max(float((weights(wanted)[name] - base[name]).abs().max()) for name in base)
+    assert distance(out, wanted) < 1e-5 < 1e-4 < moved
+    assert alike(records(out), records(wanted))
+    kl = [record["metrics"]["kl"] for record in records(out, "step")]
+    assert kl[0] == 0 < kl[-1]
+    assert json.loads((out / "summary.json").read_text())["ranks"] == 2
+    for ours in (out / "samples").glob("*.png"):
+        theirs = run_log.load_grid(wanted / "samples" / ours.name)
+        assert (run_log.load_grid(ours) - theirs).abs().max() < 1.5 / 255
+    assert list((out / "checkpoints" / "step-000004").glob("shard-00002*"))
+    for name, run in (("ours", out), ("theirs", wanted)):
+        average_run(run, tmp_path / name, last=2, base_share=0.25)
+    assert distance(tmp_path / "ours", tmp_path / "theirs") < 1e-5
+
+
+def test_torchrun_restarts_a_killed_rank(whole: Callable[..., Path], tmp_path: Path) -> None:
+    wanted, out, log = whole("lora"), tmp_path / "out", tmp_path / "log"
+    arguments = train(wanted.with_suffix(".yaml"), out, HALF)
+    killed = launching.kill_once(step=3, rank=0)
+    assert torchrun(arguments, log, killed, max_restarts=1) == 0, log.read_text()
+    assert distance(out, wanted) < 1e-5 and alike(records(out), records(wanted))
+    assert not list((out / "checkpoints" / "step-000004").glob("shard-*"))
+
+
+def test_one_process_continues_two_and_two_continue_one(
+    whole: Callable[..., Path], tmp_path: Path
+) -> None:
+    wanted, log = whole("full"), tmp_path / "log"
+    recipe = wanted.with_suffix(".yaml")
+    assert torchrun(train(recipe, tmp_path / "a", HALF), log, launching.kill_once(3, rank=1)) != 0
+    assert [record["step"] for record in records(tmp_path / "a", "step")] == [1, 2, 3]
+    assert one_process(train(recipe, tmp_path / "a", "--resume"), log) == 0, log.read_text()
+    short = train(recipe, tmp_path / "b", "--set=train.num_steps=2")
+    assert one_process(short, log) == 0, log.read_text()
+    assert torchrun(train(recipe, tmp_path / "b", HALF, "--resume"), log) == 0, log.read_text()
+    assert distance(tmp_path / "a", wanted) < 1e-5 and distance(tmp_path / "b", wanted) < 1e-5
+    assert alike(records(tmp_path / "a"), records(wanted))
+
+
+def test_two_processes_stop_early_at_the_same_step(tmp_path: Path) -> None:
+    """Killed once and restarted; finished once more by one process."""
+    recipe, log = launching.write_recipe(tmp_path, "lora"), tmp_path / "log"
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert one_process(train(recipe, one, *STOPPING), log) == 0, log.read_text()
+    killed = launching.kill_once(step=1, rank=1)
+    assert torchrun(train(recipe, two, *STOPPING, HALF), log, killed, 1) == 0, log.read_text()
+    ends = [[(r["event"], r["step"]) for r in records(out, "stop", "kept")] for out in (one, two)]
+    assert ends[0] == ends[1] and [event for event, _ in ends[0]] == ["stop", "kept"]
+    assert len(records(one, "step")) < 9 and distance(two, one) < 2e-5
+    paths = [early_stopping.best_path(two, step) for step in early_stopping.best_steps(two)]
+    assert paths and all(atomic.damage(path) is None for path in paths)
+    before = (two / "metrics.jsonl").read_bytes()
+    assert one_process(train(recipe, two, *STOPPING, "--resume"), log) == 0, log.read_text()
+    assert (two / "metrics.jsonl").read_bytes() == before and distance(two, one) < 2e-5
+    assert "stopped after step" in log.read_text()
+
+
+class Rank:
+    """One of several ranks; `sum` adds `others`, `gather` stores its argument."""
+
+    def __init__(self, rank: int, size: int, others: float = 0.0) -> None:
+        self.rank, self.size, self.others, self.sent = rank, size, others, torch.empty(0)
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values + self.others
+
+    def gather(self, values: Tensor) -> Tensor:
+        self.sent = values
+        return torch.cat([values] * self.size)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> config.RunConfig:
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "prompts.txt").write_text("a red star\na blue circle\na square\na star\na circle")
+    model = {"architecture": "flux", "path": str(tiny.write_flux(folder / "model")), "tune": "full"}
+    given = {
+        "name": "tiny",
+        "model": model,
+        "reward": {"name": "pixels", "statistic": "redness"},
+        "method": {"form": "absolute", "embedded_guidance": 2.0},
+        "rollout": {"num_inference_steps": 2, "embedded_guidance": 2.0},
+        "data": {"prompts": str(folder / "prompts.txt")},
+        "train": {"num_steps": 1},
+        "evaluate": {"num_samples": 5, "batch_size": 2, "diversity_prompts": 1},
+    }
+    return config.RunConfig.model_validate(given)
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_ranks_generate_equal_parts_of_the_images(run: config.RunConfig, size: int) -> None:
+    model, prompts, seeds = (
+        load_model(run.model, "cpu"),
+        [f"a star {i}" for i in range(5)],
+        range(5),
+    )
+    ranks = [Rank(rank, size) for rank in range(size)]
+    for rank in ranks:
+        assert len(generate(model, prompts, seeds, run.rollout, 2, rank)) == len(prompts)
+    assert len({len(rank.sent) for rank in ranks}) == 1
+    joined = torch.cat([rank.sent for rank in ranks])[: len(prompts)]
+    assert (joined - generate(model, prompts, seeds, run.rollout, 2)).abs().max() < 1e-5
+
+
+def test_only_rank_0_evaluates(run: config.RunConfig) -> None:
+    model, reward = load_model(run.model, "cpu"), load_reward(run.reward)
+    assert Measurer(run, model, reward, None, None, Rank(1, 2)).measure(4) == {}
+    found = Measurer(run, model, reward, None, None, Rank(0, 2)).measure(4)
+    assert {"reward", "color_drift", "diversity"} <= found.keys()
+
+
+def test_a_full_model_has_its_base_images_before_training(run: config.RunConfig) -> None:
+    model = load_model(run.model, "cpu")
+    evaluator = Measurer(run, model, None, None)
+    evaluator.prepare()
+    with torch.no_grad():
+        for p in model.denoiser.parameters():
+            p.mul_(1.5)
+    assert evaluator.measure(5)["color_drift"] > 1e-4
+
+
+def test_all_ranks_have_one_reference() -> None:
+    one, both = Reference(2), Reference(2)
+    one.update(torch.tensor([1.0, 2.0]), 0)
+    both.update(torch.tensor([1.0, 2.0]), 0, Rank(0, 2, others=4.0))
+    assert (one.total, one.count) == (3.0, 2) and (both.total, both.count) == (7.0, 6)
+    both.update(torch.tensor([9.0]), 2, Rank(0, 2, others=4.0))
+    assert both.count == 6
