@@ -92,13 +92,15 @@ def load_run(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     path = recipe_path(recipe)
     settings = _read_mapping(path)
     given = {key: _nested(key, value) for key, value in map(_split_override, overrides)}
-    _refuse_renamed(settings, str(path))
-    for key, override in given.items():
-        _refuse_renamed(override, f"--set {key}")
-        settings = merged(settings, override)
     try:
+        _refuse_renamed(settings, str(path))
+        for key, override in given.items():
+            _refuse_renamed(override, f"--set {key}")
+            settings = merged(settings, override)
         # JSON for pydantic's strict mode: a list may be a tuple, an int a float, nothing else.
         text = json.dumps(settings)
+    except DirectAlignError:
+        raise
     except (TypeError, ValueError, RecursionError) as error:
         raise DirectAlignError(
             f"{path}: contains something other than text, numbers, lists and sections ({error})"

@@ -1,0 +1,261 @@
+"""Recipes: values as written, and every mistake is one line with file, key, value and remedy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from directalign.config import UniformNoiseLevels
+from directalign.config.load import RECIPES, RENAMED, dump_run, load_run, recipe_path
+from directalign.config.schema import recipe_schema
+from directalign.types import DirectAlignError
+
+RECIPE = """
+name: test
+model: {architecture: flux, path: "world:flux"}
+reward: {name: clip, path: "world:reward"}
+method:
+  control_phrases: {positive: [Realistic photo], negative: [CG render]}
+  noise_levels: {kind: window, first: 4}
+data: {prompts: world}
+train:
+  num_steps: 3
+  learning_rate: 1e-4
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE)
+    return file
+
+
+def complaint(file: Path | str, *overrides: str) -> str:
+    with pytest.raises(DirectAlignError) as raised:
+        load_run(file, overrides)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_numbers_are_read_as_people_write_them(recipe: Path) -> None:
+    given = "train.weight_decay=1E-2 train.max_grad_norm=1 name=2026-01-01 evaluate.judge=none"
+    run = load_run(recipe, [*given.split(), "train.betas=[0.5, .9]"])
+    assert (run.train.learning_rate, run.train.weight_decay) == (1e-4, 0.01)
+    assert (run.train.max_grad_norm, run.train.betas) == (1.0, (0.5, 0.9))
+    assert (run.name, run.evaluate.judge) == ("2026-01-01", "none")
+
+
+def test_overrides_precede_the_file_and_the_file_its_preset(recipe: Path) -> None:
+    overrides = ["preset=official_flux", "method.margin=null", "train.num_steps=7"]
+    run = load_run(recipe, [*overrides, "model.lora={rank: 2}"])
+    assert (run.train.num_steps, run.method.margin, run.model.lora.rank) == (7, None, 2)
+    assert (run.method.noise_levels.first, run.method.noise_levels.last) == (4, 25)
+    assert run.method.embedded_guidance == 3.5
+    assert run.train.learning_rate == 1e-4  # the file's, not the preset's 5e-6
+
+
+def test_another_kind_of_noise_levels_replaces_the_section(recipe: Path) -> None:
+    overrides = ["method.noise_levels.kind=uniform", "method.noise_levels.jump=0.1"]
+    assert load_run(recipe, overrides).method.noise_levels == UniformNoiseLevels(jump=0.1)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "",
+        "preset=official_pickscore",
+        "preset=official_qwen method.noise_levels.kind=constant_gain name='1e-4'",
+    ],
+)
+def test_a_dumped_run_reads_back_equal(recipe: Path, tmp_path: Path, overrides: str) -> None:
+    odd = "method.control_phrases.positive=['yes', 'null', '1e3', 'Ölbild: fein', '#1']"
+    run = load_run(recipe, [*overrides.split(), odd])
+    (tmp_path / "run.yaml").write_text(dump_run(run), encoding="utf-8")
+    assert load_run(tmp_path / "run.yaml") == run
+    assert yaml.safe_load(dump_run(run))["train"]["num_steps"] == 3
+
+
+def test_a_recipe_of_the_package_is_found_by_name() -> None:
+    assert recipe_path("world_srpo") == RECIPES / "world_srpo.yaml"
+    assert load_run("world_srpo") == load_run(RECIPES / "world_srpo.yaml")
+    line = complaint("recipes/flux_srpo_lora.yaml")
+    assert "no such recipe" in line and "did you mean flux_srpo_lora_24gb or" in line
+    assert "names: flux_srpo, " in complaint("xyz")
+
+
+FULL = "model.tune=full model.dtype=bfloat16 model.trained_dtype=bfloat16 "
+OVERRIDES = {
+    "train.num_stps=3": "--set train.num_stps: unknown key; did you mean 'num_steps'?",
+    "trian.num_steps=3": "with --set trian.num_steps: trian: unknown key; did you mean 'train'?",
+    "learning_rate=1": "--set learning_rate: unknown key; did you mean 'train.learning_rate'?",
+    "train.zzz=1": "unknown key; keys of train: num_steps, learning_rate",
+    "model.lora.rnk=4": "unknown key; did you mean 'rank'?",
+    "reward.statistic=brightness": "--set reward.statistic: unknown key; it belongs to another "
+    "kind of reward: remove it, or set reward.name to that kind",
+    "method.noise_levels.frist=4": "noise_levels.frist: unknown key; did you mean 'first'?",
+    "method.noise_levels.kind=unform": "kind 'unform' is none of window, uniform, constant_gain; "
+    "did you mean 'uniform'?",
+    "method.noise_levels=3": "got 3, and it should be an object; write a section",
+    "method.denoise.k_pos.low=1": "unknown key; did you mean 'low_noise'?",
+    "method.name=srpoo": "name 'srpoo' is none of srpo, refl, draft",
+    "train.num_steps=0": "got 0, and it should be greater than or equal to 1 (Optimizer updates)",
+    "train.num_steps=true": "got true, and it should be a valid integer; write a whole number",
+    "train.num_steps=": "got null, and it should be a valid integer",
+    "train.num_steps='5'": 'got "5", and it should be a valid integer',
+    "train.num_steps=1.5": "got 1.5, and it should be a valid integer",
+    "train.learning_rate=fast": 'got "fast", and it should be a valid number; write a number such',
+    "train.learning_rate=.nan": "got NaN, and it should be a finite number",
+    "train.ema_decay=1": "got 1, and it should be less than 1",
+    "train.betas=[0.9]": "--set train.betas: train.betas.1: missing",
+    "data.strict=yes": 'got "yes", and it should be a valid boolean; write true or false',
+    "name=3": "got 3, and it should be a valid string; write text, in quotes if it looks like a",
+    "method.form=relativ": "got \"relativ\", and it is one of 'absolute', 'relative' or "
+    "'anchored'; did you mean 'relative'?",
+    "preset=oficial_flux": "did you mean 'official_flux'?",
+    "preset=[official_flux]": 'got ["official_flux"]',
+    "method.control_phrases.negative=[]": "form relative needs control_phrases.positive and",
+    "evaluate.adherence={name: detektor}": "name 'detektor' is none of detector, vlm; did you",
+    "evaluate.adherence={name: vlm}": "--set evaluate.adherence: evaluate.adherence.path: missing",
+    "data.prompts=null": "nothing to train on: give data.prompts (online) or data.images",
+    "train.num_steps": "write it as section.key=value",
+    "=3": "write it as section.key=value",
+    "name=[": "--set name=[: the value is not YAML",
+    "name=!!python/object:os.system x": "could not determine a constructor for the tag",
+    "train.clip_norm=1": "--set train.clip_norm: train.clip_norm: renamed to max_grad_norm",
+    # settings that exclude each other
+    "model.quantization=4bit model.tune=full": "quantization 4bit freezes the weights that tune:",
+    "model.trained_dtype=bfloat16": "trained_dtype: bfloat16 needs tune: full and dtype: bfloat16",
+    "model.components=some/folder": "components is for a single .safetensors file in path",
+    FULL: "loses updates smaller than its last digit: set train.optimizer: adamw8bit",
+    f"{FULL}train.optimizer=adamw8bit train.ema_decay=0.9": "train.ema_decay: a moving average in",
+    "model.quantization=8bit train.parallel=sharded": "sharded cannot split quantized weights",
+    "train.global_batch_size=8 train.gradient_accumulation_steps=2": "both set the batches per",
+    "data.buckets=[[64,64]]": "buckets needs data.images",
+    "data.images=x method.name=refl": "method refl trains on rollouts only: remove data.images",
+    "method.name=draft method.grad_steps=26": "grad_steps 26 is more than rollout.num_inference_s",
+    "early_stopping={}": "early_stopping: needs measurements, and evaluate.every is 0",
+    "rollout.sizes=[[64,4]]": "rollout.sizes",
+    "rollout.sizes=[]": "rollout.sizes",
+}
+
+
+@pytest.mark.parametrize("override", OVERRIDES)
+def test_a_wrong_override_is_one_line(recipe: Path, override: str) -> None:
+    overrides = override.split() if override.count("=") > 1 and "{" not in override else [override]
+    assert OVERRIDES[override] in complaint(recipe, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("  num_steps: 3\n", "", "recipe.yaml: train.num_steps: missing; add it (Optimizer upd"),
+        ("num_steps: 3", "num_step: 3", "did you mean 'num_steps'? (1 more after this one)"),
+        ("kind: window, ", "", "recipe.yaml: method.noise_levels: missing key kind; add it, one"),
+        ("first: 4", "jump: 0.1", "recipe.yaml: method.noise_levels.jump: unknown key"),
+        ("num_steps: 3", "num_steps: 3\n  num_steps: 4", ":11: not a YAML recipe: key 'num_steps'"),
+        ("name: test", "name: [test", "not a YAML recipe"),
+        ("name: test", "\tname: test", "recipe.yaml:2: not a YAML recipe"),
+        ("name: test", "name: !!binary aGVsbG8=", "something other than text, numbers, lists"),
+        ("name: test", "name: &a [*a]", "something other than text, numbers, lists and sections"),
+        ("name: test", "1: test", "key 1 is not text"),
+        ("name: test", "name: " + "[" * 5000, "nested too deeply"),
+        (RECIPE, "", "recipe.yaml: empty"),
+        (RECIPE, "- a\n- b", "this is a list"),
+        (RECIPE, "a: 1\n---\nb: 2", "recipe.yaml:2: not a YAML recipe"),
+        (RECIPE, "a\0b", "special characters are not allowed"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(recipe: Path, old: str, new: str, expected: str) -> None:
+    recipe.write_text(RECIPE.replace(old, new))
+    assert expected in complaint(recipe)
+
+
+@pytest.mark.parametrize("content", [b"name: caf\xe9", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    assert f"{tmp_path / 'recipe.yaml'}:1: not UTF-8" in complaint(tmp_path / "recipe.yaml")
+    assert complaint(tmp_path) == f"{tmp_path}: is a folder, and a recipe is needed"
+
+
+CLIP = {"name": "clip", "path": "world:reward"}
+MEMBERS = [
+    {"label": "taste", "reward": CLIP},
+    {"label": "dark", "form": "absolute", "reward": {"name": "pixels", "statistic": "redness"}},
+]
+KINDS = "clip, siglip, image_reward, aesthetic, mps, vlm, hpsv3, pixels, python, remote"
+OBJECT = "and it should be an object; write a section"
+NESTED: list[tuple[str, Any, str]] = [
+    ("reward/members/0/wieght", 2, "unknown key; did you mean 'weight'?"),
+    ("reward/members/1/reward/statistics", "redness", "unknown key; did you mean 'statistic'?"),
+    ("reward/members/0/reward", {"path": "x"}, f"missing key name; add it, one of {KINDS}"),
+    ("reward/members/0/reward", {**CLIP, "name": "mix"}, f"name 'mix' is none of {KINDS}"),
+    ("reward/members/0/weight", "much", 'got "much", and it should be a valid number'),
+    ("reward/members/0/label", "a b", 'got "a b", and it should match pattern'),
+    ("reward/members/1/form", "x", "got \"x\", and it is one of 'method' or 'absolute'"),
+    ("reward/members/1/control_phrases", "Photo", f'got "Photo", {OBJECT}'),
+    ("reward/members/1/words", {}, "renamed to control_phrases"),
+    ("reward/members/0", "clip", f'got "clip", {OBJECT}'),
+    ("reward/members", {"dark": 1}, 'got {"dark": 1}, and it should be a valid array; write a'),
+    ("reward/members", [], "got [], and it should have at least 2 items"),
+    ("evaluate/rewards/second", {"scale": 2}, f"missing key name; add it, one of {KINDS}"),
+    ("evaluate/rewards/second/name", None, f"missing key name; add it, one of {KINDS}"),
+    ("evaluate/rewards/second/scal", 2, "unknown key; did you mean 'scale'?"),
+    ("evaluate/rewards/second/path", 3, "got 3, and it should be a valid string"),
+    ("evaluate/rewards/second", "clip", f'got "clip", {OBJECT}'),
+    ("evaluate/rewards", ["clip"], 'got ["clip"], and it should be an object; write a section: n'),
+]
+DEEPER = [  # the named key lies below the changed one
+    ("reward/members/0/reward", {"name": "clip"}, "reward.members.0.reward.path: missing; add it"),
+    ("reward/members/0/reward/name", "clp", "reward.members.0.reward: name 'clp' is none of"),
+    (
+        "reward/members/1/control_phrases",
+        {"positive": [3]},
+        "reward.members.1.control_phrases.positive.0: got 3, and it should be a valid string",
+    ),
+    ("reward/members/0/anchor", {"tolerance": 0}, "reward.members.0.anchor.tolerance: got 0, and"),
+    ("reward/members/0/label", "dark", "reward: two members have the label dark: give each its"),
+    ("evaluate/rewards/second", {"name": "clip"}, "evaluate.rewards.second.path: missing; add it"),
+    ("evaluate/rewards/second/name", "clap", "evaluate.rewards.second: name 'clap' is none of"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changed", "value", "expected"),
+    [(key, value, f"{key.replace('/', '.')}: {text}") for key, value, text in NESTED] + DEEPER,
+)
+def test_a_mistake_in_a_list_or_a_named_section_is_located(
+    recipe: Path, changed: str, value: Any, expected: str
+) -> None:
+    settings = yaml.safe_load(RECIPE) | {"evaluate": {"rewards": {"second": CLIP}}}
+    settings |= {"reward": {"name": "mix", "members": MEMBERS}}
+    settings["train"]["learning_rate"] = 1e-4
+    section: Any = json.loads(json.dumps(settings))
+    settings = section
+    *above, last = [int(key) if key.isdigit() else key for key in changed.split("/")]
+    for key in above:
+        section = section[key]
+    section[last] = value
+    if value is None:
+        del section[last]
+        expected = expected.replace(f".{last}:", ":")
+    recipe.write_text(yaml.safe_dump(settings))
+    assert complaint(recipe).removeprefix(f"{recipe}: ").startswith(expected)
+
+
+def test_renamed_keys_name_keys_that_exist() -> None:
+    properties = json.dumps(recipe_schema())
+    for new in RENAMED.values():
+        assert f'"{new.split()[0].rstrip(":")}"' in properties
+
+
+def test_the_schema_beside_the_recipes_is_up_to_date() -> None:
+    schema = recipe_schema()
+    written = json.loads((RECIPES / "schema.json").read_text(encoding="utf-8"))
+    assert written == schema, "run: directalign schema --out src/directalign/recipes/schema.json"
+    for section in schema["$defs"].values():
+        assert section["additionalProperties"] is False and section["description"]

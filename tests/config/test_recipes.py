@@ -1,0 +1,67 @@
+"""The recipes of the package: each starts with a comment and passes `directalign check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from directalign.config import RunConfig
+from directalign.config.load import load_run, recipe_names, recipe_path
+from directalign.preflight import plan
+from directalign.preflight.checks import (
+    check_data,
+    check_method,
+    check_model,
+    check_reward,
+    check_steps,
+)
+from directalign.preflight.meta_models import meta_model
+from directalign.toyworld.assets import write_pictures
+
+WORLD = [name for name in recipe_names() if name.startswith("world_")]
+# remote_reward needs a running server: tests/rewards/test_http.py
+REAL = sorted(set(recipe_names()) - {*WORLD, "remote_reward"})
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("set") / "images", 4)
+
+
+def load(name: str, images: Path, *overrides: str) -> RunConfig:
+    """The recipe; one that trains on images gets a small set."""
+    assert recipe_path(name).read_text(encoding="utf-8").startswith("# ")
+    offline = load_run(name).data.images is not None
+    return load_run(name, [f"data.images={images}", *overrides] if offline else [])
+
+
+@pytest.mark.parametrize("name", WORLD)
+def test_a_recipe_of_the_toy_world_can_run(name: str, images: Path, tmp_path: Path) -> None:
+    run = load(name, images)
+    found = plan(run, tmp_path / "out")
+    assert found.warnings == () and dict(found.findings)["model"].startswith(run.model.path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_recipe_of_a_published_model_is_valid_without_weights(name: str, images: Path) -> None:
+    """Its memory is estimated in tests/preflight and by benchmarks/recipe_memory.py."""
+    run = load(name, images, "data.buckets=null")
+    check_reward(run)
+    check_method(run)
+    check_steps(run)
+    check_model(run, meta_model(run.model))
+    assert check_data(run, 1, False)[1] == []
+
+
+def test_srpo_and_direct_align_have_the_same_budget() -> None:
+    ours, theirs = (load_run(name) for name in ("world_srpo", "world_direct_align"))
+    for section in ("seed", "model", "reward", "rollout", "data", "train", "evaluate"):
+        assert getattr(ours, section) == getattr(theirs, section), section
+
+
+def test_the_sd_recipes_differ_in_the_checkpoint_only() -> None:
+    epsilon, v = (load_run(name) for name in ("world_sd", "world_sd_v"))
+    same = {"name": v.name, "model": v.model}
+    assert epsilon.model_copy(update=same) == v and epsilon.model.path != v.model.path
