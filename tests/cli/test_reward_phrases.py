@@ -95,7 +95,7 @@ def test_a_recipe_names_reward_and_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--reward", "nowhere"], "--reward nowhere: no config.json there"),
         (["--reward", "world:reward", "--positive", " "], "--positive: phrase 1 is empty"),
@@ -115,13 +115,13 @@ def test_a_recipe_names_reward_and_words(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(
-    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["reward", "phrases", *arguments])
     assert (
         result.exit_code == 1
-        and result.stderr.startswith(f"directalign: {told}")
+        and result.stderr.startswith(f"directalign: {message}")
         and result.stderr.count("\n") == 1
     )
     assert not (tmp_path / "runs").exists()

@@ -1,7 +1,7 @@
 """Wrong rewards, words, servers and output places through the command: one line that names the key,
 exit code 1, nothing left behind.
 
-Beside `test_refusals` (models and surroundings) and the tests of each reward: what a user of several of them together may get wrong.
+Models and the environment are in `test_refusals`, single rewards in their own tests.
 """
 
 from __future__ import annotations

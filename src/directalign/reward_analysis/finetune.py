@@ -508,8 +508,9 @@ def trainable_reward(reward: Reward, part: Part, seed: int) -> TrainableReward:
     """Enable gradients for `part` (see `part_of`); adapters are initialized from `seed`."""
     if isinstance(reward, VlmReward):
         language_model = reward.model.model.language_model
-        parameters = add_adapters(language_model, LANGUAGE_LAYERS, seed)
         encode, score = torch.no_grad()(reward.encode), with_logits(reward).score
+        # After `with_logits`, whose VlmReward freezes all weights of the model.
+        parameters = add_adapters(language_model, LANGUAGE_LAYERS, seed)
 
         def finish_vlm() -> VlmReward:
             merge_adapters(language_model)

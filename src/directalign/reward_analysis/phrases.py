@@ -513,7 +513,7 @@ def anchor_tolerance(content: float | None, mu: float) -> float | None:
     return round(value, 1 - floor(log10(abs(value))))
 
 
-# --- everything together --------------------------------------------------------------------------
+# --- report --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
