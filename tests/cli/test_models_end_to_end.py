@@ -68,7 +68,7 @@ def test_from_a_checkpoint_to_an_image_of_the_diffusers_pipeline(
 
 
 def _write_recipe(architecture: str, model: Path, clip: Path) -> None:
-    """recipe.yaml: two updates on two prompts, SRPO's relative form, guidance of the architecture."""
+    """recipe.yaml: two updates on two prompts, SRPO's relative form, its guidance."""
     embedded = {"embedded_guidance": 3.5} if architecture == "flux" else {}
     recipe = {
         "name": f"tiny {architecture}",

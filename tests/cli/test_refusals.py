@@ -328,7 +328,7 @@ CASES: dict[str, Case] = {
     "a dataset without prompts": (
         dataset_of_titles,
         ["data.prompts=hf:set"],
-        ["hf:set: no column prompt or caption or text among 'title'", "hf:set#column"],
+        ["hf:set: no column prompt, caption or text among 'title'", "hf:set#column"],
     ),
     "a small bucket": (
         pictures,

@@ -207,7 +207,7 @@ def test_a_full_disk_is_named(monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(hub, "snapshot_download", full)
-    assert "is full: make room, or set HF_HOME" in refusal()
+    assert "is full: free some space, or set HF_HOME" in refusal()
 
 
 def test_the_environment_is_heeded(online, tmp_path):

@@ -152,5 +152,6 @@ def _require(*modules: str) -> None:
             importlib.import_module(module)
         except ImportError as error:
             raise ArenaError(
-                f"the arena needs {error.name}, which is not installed: pip install 'directalign[arena]'"
+                f"the arena needs {error.name}, which is not installed: "
+                "pip install 'directalign[arena]'"
             ) from None

@@ -145,7 +145,9 @@ def require_room(out: Path) -> None:
 
     nearest = next(folder for folder in out.absolute().parents if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise DirectAlignError(f"--out {out}: {nearest} is not a folder that you may write to; name another one")
+        raise DirectAlignError(
+            f"--out {out}: {nearest} is not a folder that you may write to; name another one"
+        )
 
 
 def require_new_file(out: Path) -> None:

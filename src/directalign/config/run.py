@@ -304,5 +304,6 @@ class RunConfig(Strict):
     @classmethod
     def _apply_preset(cls, given: Any) -> Any:
         preset = given.get("preset") if isinstance(given, dict) else None
-        known = isinstance(preset, str) and preset in PRESETS
-        return merged(PRESETS[preset], given) if known else given
+        if isinstance(preset, str) and preset in PRESETS:
+            return merged(PRESETS[preset], given)
+        return given

@@ -1,33 +1,33 @@
-"""Rows of a Hugging Face dataset, from the hub or from a folder: opened, one split and its columns chosen, every fault named.
+"""Rows of one split of a Hugging Face dataset, from the hub or from a folder.
 
-An address is `hf:owner/name[:config][@split][#column]` on the hub, or `hf:folder[@split][#column]` for a folder that
-`save_to_disk` wrote or that holds data files (parquet, jsonl, csv, images). The `datasets` library reads them and keeps
-the rows on disk. Left out: streaming, and datasets that are programs, which the library no longer runs.
+An address is `hf:owner/name[:config][@split][#column]` on the hub, or `hf:folder[@split][#column]`
+for a folder from `save_to_disk` or with data files (parquet, jsonl, csv, images). The `datasets`
+library reads them; rows stay on disk. Not supported: streaming, and datasets with scripts.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..types import DirectAlignError
-from .text_files import PROMPT_KEYS, prompt_key
+from .text_files import listed, prompt_key
 
 PREFIX = "hf:"
 
 IMAGE_KEYS = ("image", "img", "jpg", "png", "webp", "picture", "photo")
-"""Names under which an image is looked up where several columns hold images, first match wins, case ignored."""
+"""Names of the image column if there are several, by priority; case is ignored."""
 
 _SAVED = ("dataset_dict.json", "state.json")
-"""Files that mark what `DatasetDict.save_to_disk` and `Dataset.save_to_disk` wrote."""
+"""Files that `DatasetDict.save_to_disk` and `Dataset.save_to_disk` write."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a dataset is: a folder or a hub id (`owner/name`), and what of it is meant."""
+    """A folder or a hub id (`owner/name`), with the requested config, split and column."""
 
     name: str
     config: str | None = None
@@ -36,32 +36,33 @@ class Address:
 
     @property
     def folder(self) -> Path | None:
-        """The folder meant, None for a dataset on the hub; a folder that exists goes before a hub id of the same name."""
+        """The folder, None for a dataset on the hub; an existing folder precedes a hub id."""
         path = Path(self.name).expanduser()
         return path if path.is_dir() or self.name.startswith(("/", ".", "~")) else None
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One split, opened; `where` is its address, for errors. `table` is a `datasets.Dataset`: its rows are read from disk one by one."""
+    """One split: `where` is its address, for errors; `table` is a `datasets.Dataset` on disk."""
 
     where: str
     table: Any
     column: str | None = None
 
     def texts(self) -> Iterator[tuple[int, str]]:
-        """(row number from 0, prompt), not yet checked; a missing value is an empty prompt. Decodes no other column."""
+        """(row number from 0, unchecked prompt); a missing value is an empty prompt."""
         name = self._text_column()
         for number, row in enumerate(self.table.select_columns([name])):
             text = "" if row[name] is None else row[name]
             if not isinstance(text, str):
                 raise DirectAlignError(
-                    f"{self.where}: row {number}: {name} is {type(text).__name__} {text!r:.60}, and text is needed"
+                    f"{self.where}: row {number}: {name} is {type(text).__name__} {text!r:.60}, "
+                    "and text is needed"
                 )
             yield number, text
 
     def image_column(self) -> str:
-        """The column that holds images: the only one, or the one with a usual name."""
+        """The name of the only column of images, or of the one in `IMAGE_KEYS`."""
         from datasets import Image
 
         names = [
@@ -69,38 +70,37 @@ class Rows:
         ]
         if not names:
             raise DirectAlignError(
-                f"{self.where}: no column of images among {listed(self.table.column_names)}; cast one with cast_column(name, Image())"
+                f"{self.where}: no column of images among {listed(self.table.column_names)}; cast "
+                "one with cast_column(name, Image())"
             )
         lowered = {name.lower(): name for name in reversed(names)}
-        chosen = (
-            names[0]
-            if len(names) == 1
-            else next((lowered[key] for key in IMAGE_KEYS if key in lowered), None)
-        )
-        if chosen is None:
+        found = names if len(names) == 1 else [lowered[k] for k in IMAGE_KEYS if k in lowered]
+        if not found:
             raise DirectAlignError(
-                f"{self.where}: {len(names)} columns of images, {listed(names)}; rename the one to take to image (rename_column, save_to_disk)"
+                f"{self.where}: {len(names)} columns of images, {listed(names)}; rename the one to "
+                "use to image (rename_column, save_to_disk)"
             )
-        return chosen
+        return found[0]
 
     def _text_column(self) -> str:
         names = self.table.column_names
-        found = prompt_key(names) if self.column is None else self.column
-        if found is not None and found in names:
-            return found
-        wanted = " or ".join(PROMPT_KEYS) if self.column is None else repr(self.column)
-        raise DirectAlignError(
-            f"{self.where}: no column {wanted} among {listed(names)}; name the one with the prompts: {self.where.split('#')[0]}#column"
-        )
+        remedy = f"; name the one with the prompts: {self.where.split('#')[0]}#column"
+        if self.column is None:
+            return prompt_key(names, self.where, remedy=remedy)
+        if self.column not in names:
+            raise DirectAlignError(
+                f"{self.where}: no column {self.column!r} among {listed(names)}{remedy}"
+            )
+        return self.column
 
 
 def is_address(source: str | Path) -> bool:
-    """Whether a source of prompts or images names a dataset, and not a file or folder of ours."""
+    """Whether a source of prompts or images is a dataset, not a file or folder."""
     return str(source).startswith(PREFIX)
 
 
 def parse(source: str) -> Address:
-    """The parts of an address; marks in the name of a folder that exists belong to its name."""
+    """The parts of an address; marks in the name of an existing folder belong to its name."""
     body, column = _cut(source.removeprefix(PREFIX), "#")
     body, split = _cut(body, "@")
     address = Address(body, None, split, column)
@@ -111,33 +111,29 @@ def parse(source: str) -> Address:
         address.folder is None and not re.fullmatch(r"[^/\s]+/[^/\s]+", address.name)
     ):
         raise DirectAlignError(
-            f"{source}: not the address of a dataset; write hf:owner/name[:config][@split][#column], or hf:/folder[@split][#column]"
+            f"{source}: not the address of a dataset; write "
+            "hf:owner/name[:config][@split][#column], or hf:/folder[@split][#column]"
         )
     return address
 
 
 def _cut(body: str, mark: str) -> tuple[str, str | None]:
-    """What stands before and after the last `mark`; all of it before, if there is none or if that is a folder."""
+    """The text before and after the last `mark`; (body, None) without one, or for a folder."""
     head, found, tail = body.rpartition(mark)
     return (head, tail) if found and not Path(body).is_dir() else (body, None)
 
 
 def open_rows(source: str) -> Rows:
-    """Open the dataset that an address names, downloading it if it is on the hub and not there yet.
+    """Open the dataset of an address; downloads it from the hub if needed.
 
     Raises:
-        DirectAlignError: `datasets` is missing, no such folder or dataset, gated or private without a token, hub out of
-            reach, nothing readable in it, no such split (those that are there are named).
+        DirectAlignError: `datasets` is not installed, no such folder or dataset, gated or private
+            without a token, hub unreachable, no readable data, no such split (lists the splits).
     """
     address = parse(source)
     splits = _load(source, address)
     split = _chosen_split(source, address, list(splits))
     return Rows(source, splits[split], address.column)
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in quotes for an error line, cut where they would fill the screen."""
-    return ", ".join(map(repr, names))[:200] or "none"
 
 
 def _chosen_split(source: str, address: Address, names: list[str]) -> str:
@@ -156,12 +152,13 @@ def _chosen_split(source: str, address: Address, names: list[str]) -> str:
 
 
 def _load(source: str, address: Address) -> dict[str, Any]:
-    """Every split by name, on disk; a single unnamed one is called train."""
+    """Every split by name; a single unnamed one is called train."""
     try:
         import datasets
     except ImportError as error:
         raise DirectAlignError(
-            f"{source}: reading a dataset needs the datasets library; pip install 'directalign[data]'"
+            f"{source}: reading a dataset needs the datasets library; "
+            "pip install 'directalign[data]'"
         ) from error
     folder = address.folder
     if folder is not None and not folder.is_dir():
@@ -183,18 +180,27 @@ def _load(source: str, address: Address) -> dict[str, Any]:
 
 
 def _why(error: Exception, address: Address) -> str:
-    """What went wrong while a dataset was opened, and the remedy, in one line."""
+    """Why a dataset cannot be opened, and the remedy, in one line."""
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled
 
     causes = list(_causes(error))
     if any(isinstance(each, GatedRepoError) for each in causes):
         page = f"https://huggingface.co/datasets/{address.name}"
-        return f"gated on the hub; accept its terms at {page}, then log in (hf auth login) or set HF_TOKEN"
+        return (
+            f"gated on the hub; accept its terms at {page}, then log in (hf auth login) or set "
+            "HF_TOKEN"
+        )
     if isinstance(error, DatasetNotFoundError):
-        return "no such dataset on the hub, or a private one; check owner/name, and for a private one log in (hf auth login) or set HF_TOKEN"
+        return (
+            "no such dataset on the hub, or a private one; check owner/name, and for a private one "
+            "log in (hf auth login) or set HF_TOKEN"
+        )
     if any(isinstance(each, ConnectionError | OfflineModeIsEnabled) for each in causes):
-        return f"the hub cannot be reached ({_short(error)}); mend the connection, or copy the dataset here (save_to_disk) and write hf:/folder"
+        return (
+            f"the hub cannot be reached ({_short(error)}); check the connection, or copy the "
+            "dataset here (save_to_disk) and write hf:/folder"
+        )
     remedy = (
         "check that it holds parquet, jsonl, csv or image files"
         if address.folder

@@ -1,7 +1,7 @@
-"""One image: decoded upright, in three channels and on white, then cut and resized to the shape asked for.
+"""Decode one image, then crop and resize it.
 
-Whatever is odd about a file is settled here (palettes, transparency, 16 bits, the camera's orientation, truncation); what
-cannot be decoded is an `Unreadable` with its reason.
+Handles palettes, transparency (on white), 16 bits, EXIF orientation and truncation; what cannot be
+decoded is an `Unreadable` with its reason.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 
 class Unreadable(Exception):
-    """Why a picture cannot be used as an image."""
+    """The reason why a picture cannot be decoded."""
 
 
 def load_image(
     picture: Picture, height: int, width: int, name: str | None = None
 ) -> Float[Tensor, "3 H W"]:
-    """One image that covers the shape asked for, centre-cropped and resized with antialiasing: float32 in [0, 1].
+    """One image, centre-cropped and resized with antialiasing to (3, height, width) in [0, 1].
 
     Raises:
-        DirectAlignError: it cannot be decoded; `name` says which it is where `picture` is not a file.
+        DirectAlignError: it cannot be decoded; `name` identifies a `picture` that is not a file.
     """
     try:
         pixels = read_pixels(picture)
     except Unreadable as error:
         raise DirectAlignError(
-            f"{name or picture}: {error}; the image was readable when the set was scanned: restore it"
+            f"{name or picture}: {error}; the image was readable when the set was scanned: "
+            "restore it"
         ) from error
     cropped = _centre_crop(torch.from_numpy(pixels).permute(2, 0, 1), height / width)
     resized = F.interpolate(
@@ -50,9 +51,10 @@ def load_image(
 
 
 def read_pixels(picture: Picture) -> np.ndarray:
-    """Decoded pixels (H, W, 3), float32 in [0, 1]; whatever a decoder raises becomes the reason of `Unreadable`.
+    """Decoded pixels (H, W, 3), float32 in [0, 1].
 
-    The image is decoded whole, since a truncated one opens without complaint.
+    Decodes the whole image, since a truncated one opens without an error. Raises Unreadable with
+    the decoder's error.
     """
     if isinstance(picture, Path) and not picture.is_file():
         raise Unreadable("no such file")

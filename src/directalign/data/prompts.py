@@ -1,7 +1,7 @@
-"""Prompt lists: .txt, .jsonl, .csv, .tsv, .parquet, a Hugging Face dataset, or `world` for the captions of the embedded world.
+"""Prompt lists: text, JSON lines, tables, parquet, Hugging Face datasets, lists of the package.
 
-`read_prompts` refuses a broken list before anything is loaded; `PromptStream` deals the prompts out, step by step, as a pure
-function of the step.
+`read_prompts` reads and checks a list; `PromptStream` serves its prompts as a pure function of the
+step. Lists of the package are `photographs` and `world`, the captions of the toy world.
 """
 
 from __future__ import annotations
@@ -14,43 +14,46 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config.load import RECIPES
+from ..io.text import json_rows, read_text
 from ..toyworld.scenes import all_captions
 from ..types import DirectAlignError
 from . import hf_datasets
 from .shuffle import indices
-from .text_files import PROMPT_KEYS, checked_prompt, json_rows, prompt_key, prompt_of_row, read_text
+from .text_files import checked_prompt, prompt_key, prompt_of_row
 
 HELD_OUT_EVERY = 7
-"""Every seventh caption of the embedded world is kept for measuring and never trained on. Seven shares no factor with the
-numbers of colours, shapes and backgrounds, so every word is held out in some captions and trained on in others."""
+"""Every seventh caption of the toy world is for evaluation and never trained on. Seven has no
+common factor with the numbers of colors, shapes and backgrounds, so every word is held out in some
+captions and trained on in others."""
 
 Lines = Iterator[tuple[int, str]]
-"""(line or row number, its text), as a reader yields them."""
+"""(line or row number, text)."""
 
 
 def train_captions() -> list[str]:
-    """The 205 captions of the embedded world that are trained on."""
+    """The 205 training captions of the toy world."""
     return [text for i, text in enumerate(all_captions()) if i % HELD_OUT_EVERY]
 
 
 def held_out_captions() -> list[str]:
-    """The 35 captions of the embedded world that no alignment sees."""
+    """The 35 held-out captions of the toy world."""
     return all_captions()[::HELD_OUT_EVERY]
 
 
 def read_prompts(source: str | Path) -> list[str]:
-    """All prompts of a list, in its own order, blank ones left out.
+    """All prompts of a list in its order, without blank ones.
 
     Args:
-        source: a file, its format told by its ending; a dataset, `hf:owner/name[@split][#column]` or `hf:folder`, as `rows`
-            describes it; or "world" for `train_captions()`.
+        source: a file, with its format as ending; a dataset, `hf:owner/name[@split][#column]` or
+            `hf:folder` (see `hf_datasets`); "photographs"; or "world" for `train_captions()`.
     Raises:
-        DirectAlignError: missing, empty or non-UTF-8 file, unknown ending, whatever `rows.open_rows` refuses, a row without
-            a prompt, a prompt over 2,000 characters or with a control character; names file and line, or dataset and row.
+        DirectAlignError: missing, empty or non-UTF-8 file, unknown ending, an error of
+            `hf_datasets.open_rows`, a row without a prompt, a prompt over 2,000 characters or with
+            a control character; names file and line, or dataset and row.
     """
     if source == "world":
         return train_captions()
-    prompts = [prompt for text, where in _placed(source) if (prompt := checked_prompt(text, where))]
+    prompts = [prompt for text, where in _rows(source) if (prompt := checked_prompt(text, where))]
     if not prompts:
         raise DirectAlignError(
             f"{source}: no prompts in it; write one a line, or give another list"
@@ -60,21 +63,21 @@ def read_prompts(source: str | Path) -> list[str]:
 
 @dataclass(frozen=True)
 class PromptStream:
-    """An endless, seeded order over prompts without state: the same arguments give the same batch, in any process."""
+    """Endless seeded order over prompts, without state: a batch depends on the arguments only."""
 
     prompts: Sequence[str]
     seed: int
 
     def batch(
-        self, step: int, size: int = 1, place: int = 0, total: int | None = None
+        self, step: int, size: int = 1, offset: int = 0, global_size: int | None = None
     ) -> tuple[str, ...]:
-        """`size` of the `total` prompts of update `step`, from the `place`-th on; without `total` they are the whole update."""
-        first = step * (size if total is None else total) + place
+        """`size` of the `global_size` prompts (default size) of update `step`, from `offset` on."""
+        first = step * (size if global_size is None else global_size) + offset
         return tuple(self.prompts[i] for i in indices(len(self.prompts), self.seed, first, size))
 
 
-def _placed(source: str | Path) -> Iterator[tuple[str, str]]:
-    """(text, where it stands) of every row."""
+def _rows(source: str | Path) -> Iterator[tuple[str, str]]:
+    """(text, file and line) of every row."""
     if hf_datasets.is_address(source):
         opened = hf_datasets.open_rows(str(source))
         return ((text, f"{source}: row {number}") for number, text in opened.texts())
@@ -101,19 +104,20 @@ def _objects(path: Path) -> Lines:
 
 
 def table(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line, its fields) of a .csv or .tsv file, from the header on.
+    """(line, fields) of a .csv or .tsv file, including the header.
 
-    Comma-separated: a field that opens with a quote runs to the closing one. Tab-separated: one row a line, and a quote is a
-    letter like others, unless quotes wrap the whole field. Raises DirectAlignError for what cannot be read so.
+    Comma-separated: a field that starts with a quote ends with the closing one. Tab-separated: one
+    row a line, and quotes are literal unless they enclose the whole field. Raises DirectAlignError
+    for an unreadable table.
     """
     return _comma_separated(path) if path.suffix.lower() == ".csv" else _tab_separated(path)
 
 
 def _cells(path: Path) -> Lines:
-    """The cells of a table's prompt column; blank lines are blank prompts."""
+    """The prompt column of a table; blank lines are blank prompts."""
     rows_below = table(path)
     header = next(rows_below, (1, []))[1]
-    column = _column(path, header)
+    column = header.index(prompt_key(header, str(path)))
     for line, row in rows_below:
         blank = not any(row)
         if not blank and len(row) <= column:
@@ -140,13 +144,14 @@ def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _unwrapped(field: str, where: str) -> str:
-    """A field without the quotes that spreadsheets wrap it in (those inside are doubled); any other is left as it is."""
+    """A field without the enclosing quotes of spreadsheets, which double those inside."""
     wrapped = re.fullmatch(r'"((?:[^"]|"")*)"', field)
     if wrapped:
         return wrapped[1].replace('""', '"')
     if field.startswith('"') and field.count('"') % 2:
         raise DirectAlignError(
-            f"{where}: a quote opens a field and does not close on this line; write one row a line, or save the table as .csv"
+            f"{where}: a quote opens a field and does not close on this line; write one row a "
+            "line, or save the table as .csv"
         )
     return field
 
@@ -158,11 +163,12 @@ def _parquet(path: Path) -> Lines:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise DirectAlignError(
-            f"{path}: reading parquet needs pyarrow; pip install 'directalign[data]', or save the list as .jsonl"
+            f"{path}: reading parquet needs pyarrow; pip install 'directalign[data]', or save the "
+            "list as .jsonl"
         ) from error
     try:
         names = parquet.read_schema(path).names
-        name = names[_column(path, names)]
+        name = prompt_key(names, str(path))
         texts = parquet.read_table(path, columns=[name])[name].to_pylist()
     except (ArrowException, OSError) as error:
         raise DirectAlignError(
@@ -170,15 +176,6 @@ def _parquet(path: Path) -> Lines:
         ) from error
     for row, text in enumerate(texts, start=1):
         yield row, prompt_of_row({name: "" if text is None else text}, f"{path}:row {row}")
-
-
-def _column(path: Path, header: list[str]) -> int:
-    name = prompt_key(header)
-    if name is None:
-        raise DirectAlignError(
-            f"{path}: no column {', '.join(PROMPT_KEYS[:-1])} or {PROMPT_KEYS[-1]} among {', '.join(map(repr, header))[:200] or 'none'}"
-        )
-    return header.index(name)
 
 
 _READERS: dict[str, Callable[[Path], Lines]] = {

@@ -20,7 +20,8 @@ def load_object(path: str, key: str, what: str = "function or class") -> Any:
         raise DirectAlignError(f"{key}: {path!r} names no {what}; write file.py:name")
     if not (file.endswith(".py") and Path(file).is_file()):
         raise DirectAlignError(
-            f"{key}: {file}: no such Python file; write file.py:name, relative to the working directory"
+            f"{key}: {file}: no such Python file; write file.py:name, relative to the working "
+            "directory"
         )
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     assert spec is not None and spec.loader is not None

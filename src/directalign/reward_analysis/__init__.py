@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.text_files import checked_prompt, read_text
+from ..data.text_files import checked_prompt
+from ..io.text import read_text
 from ..rewards.resolve import recipe_words
 from ..rewards.soft_prompts import is_tokens_file
 from ..types import DirectAlignError

@@ -23,10 +23,10 @@ from .. import config
 from ..data.image_io import Unreadable, read_pixels
 from ..data.image_sources import ENDINGS
 from ..data.prompts import read_prompts
-from ..data.text_files import json_rows, read_text
 from ..evaluation.eval_prompts import fixed_pairs, measured_prompts
 from ..evaluation.generate import RECORD, generate, load_run_model, run_of
 from ..interfaces import Reward
+from ..io.text import json_rows, read_text
 from ..rewards.projection import Directions, fingerprint, project_out, write_directions
 from ..rewards.resolve import OPTION, load_named_reward, reward_settings
 from ..types import DirectAlignError

@@ -1,4 +1,4 @@
-"""The order of the data is a pure function of the step: every item once per epoch, every choice in proportion, however it is cut."""
+"""The order of the data: every item once per epoch, every choice in proportion."""
 
 from __future__ import annotations
 

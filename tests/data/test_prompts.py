@@ -1,4 +1,4 @@
-"""Prompt lists: every format, every way to be broken (file and line named), and an order without state."""
+"""Prompt lists: every format, every fault named with file and line, and an order without state."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ PARTI = (
     '"HI" and "HO"\tIllustrations\tWriting & Symbols\t\r\n'
     '"a sign that says ""OPEN"", lit"\tIndoor Scenes\tWriting & Symbols\t'
 )
-GENEVAL = '{"tag": "counting", "include": [{"class": "clock", "count": 4}], "exclude": [{"class": "clock", "count": 5}], "prompt": "a photo of four clocks"}\n'
+GENEVAL = (
+    '{"tag": "counting", "include": [{"class": "clock", "count": 4}], '
+    '"exclude": [{"class": "clock", "count": 5}], "prompt": "a photo of four clocks"}\n'
+)
 OCR = 'A sign, at dusk, that reads "Step Goal Achieved".\n"Forever Yours", engraved in a ring.\n'
 
 

@@ -1,4 +1,4 @@
-"""Offline image sets: photographs in every odd encoding arrive upright, in three channels and in range; broken files are named."""
+"""Offline images: every encoding arrives upright, in RGB and in range; broken files are named."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_a_stream_gives_captions_with_their_images(tmp_path: Path) -> None:
     )
 
 
-# --- datasets ---------------------------------------------------------------------------------------------------------
+# --- datasets ---
 
 
 def encoded(image: Image.Image, ending: str = "png", **options: object) -> dict[str, object]:
@@ -360,13 +360,13 @@ CELL = encoded(CAT)
         (
             {"image": [CELL], "label": [1]},
             ("image",),
-            "no column prompt or caption or text among 'image', 'label'",
+            "no column prompt, caption or text among 'image', 'label'",
         ),
         ({"text": ["a"], "label": [1]}, (), "no column of images among 'text', 'label'"),
         (
             {"left": [CELL], "right": [CELL], "text": ["a"]},
             ("left", "right"),
-            "2 columns of images, 'left', 'right'; rename the one to take to image",
+            "2 columns of images, 'left', 'right'; rename the one to use to image",
         ),
         (
             {"image": [CELL], "text": [""]},
