@@ -16,18 +16,18 @@ from typing import Any, Literal
 
 import torch
 from diffusers import DDIMScheduler
-from jaxtyping import Float
 from torch import Tensor
 
 from directalign.diffusion.path import DDPMTable, alpha, expand_like, target
 from directalign.diffusion.recovery import inject, recover
 from directalign.diffusion.rng import draw_noise, generator_for
 from directalign.toyworld import assets
-from directalign.types import Latents, Noised
+from directalign.types import Latents, Noised, PerSample
 
 from .plots import DotColumn, Point, dots_with_intervals, plane, title_of
 from .rows import Row, Rows, at_photo_rate, over
 from .runner import Arm, run_arms, sized
+from .tables import MEASURED as RUN_QUALITY
 from .tables import Column, Table, means
 
 SEEDS = (0, 1, 2)
@@ -231,11 +231,7 @@ def _differences(
 
 
 def by_step(
-    stepper: DDIMScheduler,
-    timestep: Tensor,
-    noised: Noised,
-    pred: Latents,
-    sigma_to: Float[Tensor, " b"],
+    stepper: DDIMScheduler, timestep: Tensor, noised: Noised, pred: Latents, sigma_to: PerSample
 ) -> Latents:
     """diffusers' step to the next lower timestep, minus the known noise, in pred's precision."""
     table = stepper.alphas_cumprod
@@ -248,17 +244,10 @@ def by_step(
 
 # --- tables and figures ---------------------------------------------------------------------------
 
-SPENT = (
-    Column("step", "updates", 0, interval=False),
-    Column("call_equivalents", "NFE equivalents", 0, interval=False),
-    Column("seconds", "seconds", 0, interval=False),
-)
-JUDGED = (
-    Column("photo_rate", "photo rate", 0, percent=True),
-    Column("content", "content", 0, percent=True),
-    Column("color_drift", "colour drift"),
-    Column("reward", "reward"),
-)
+_SPENT = {"step": "updates", "call_equivalents": "NFE equivalents", "seconds": "seconds"}
+SPENT = tuple(Column(key, title, 0, interval=False) for key, title in _SPENT.items())
+_RATES = [Column(each.key, each.title, 0, percent=True) for each in RUN_QUALITY[:2]]
+JUDGED = (*_RATES, RUN_QUALITY[2], Column("reward", "reward"))
 VARIED = {"windows": "training noise levels", "grids": "sampling grid"}
 SCHEDULE = {
     "largest": "largest difference, float64",
@@ -274,15 +263,14 @@ def group_arms(rows: Rows, group: str) -> dict[str, tuple[str, str]]:
 
 
 def tables(rows: Rows) -> dict[str, Table]:
-    methods, matched, levels = [], [], []
-    arms = group_arms(rows, "methods")
+    methods, matched, levels, seen = [], [], [], set()
     at_rate = (SPENT[1], *JUDGED[1:3])
-    previous = ""
-    for arm, (prediction, what) in arms.items():
-        if prediction != previous:
+    for arm, (prediction, what) in group_arms(rows, "methods").items():
+        if prediction not in seen:
             base = means(JUDGED, rows.at(arm, 0))
             methods.append([prediction, "base model", "0", "0", "0", *base])
-        previous, title = prediction, title_of(what)
+            seen.add(prediction)
+        title = title_of(what)
         methods.append([prediction, title, *means((*SPENT, *JUDGED), rows.last(arm))])
         found = [row for run in rows.runs_of(arm) if (row := at_photo_rate(LEVEL)(run))]
         reached = f"{len(found)} of {len(rows.seeds(arm))}"

@@ -261,11 +261,8 @@ def nfe_equivalents(forward: int, backward: int) -> int:
 # --- sizes ----------------------------------------------------------------------------------------
 
 PAIRS, QUICK_PAIRS = 64, 16
-ALWAYS = (
-    "train.save_every=0",
-    "train.sample_every=0",
-    "train.sample_prompts=[a red star on a navy background]",
-)
+SAMPLE_PROMPTS = "train.sample_prompts=[a red star on a navy background]"
+ALWAYS = ("train.save_every=0", "train.sample_every=0", SAMPLE_PROMPTS)
 _COUNTS = ("evaluate.num_samples=%d", "evaluate.num_samples_during=%d")
 FULL_SIZE = (*ALWAYS, *(count % PAIRS for count in _COUNTS))
 QUICK_SIZE = (*ALWAYS, *(count % QUICK_PAIRS for count in _COUNTS), "evaluate.every=0")
@@ -330,24 +327,18 @@ def _photo_statistics(num_samples: int) -> dict[str, float]:
 
 # --- all methods under equal budgets --------------------------------------------------------------
 
-METHODS = {
-    "srpo": ("world_srpo", 3e-4),
-    "srpo_official": ("world_official", 3e-5),
-    "direct_align": ("world_direct_align", 3e-5),
-    "refl": ("world_refl", 1e-4),
-    "draft_k": ("world_draft_k", 3e-5),
-    "draft_lv": ("world_draft_lv", 1e-4),
-    "alignprop": ("world_alignprop", 3e-4),
-    "drtune": ("world_drtune", 3e-5),
-    "leapalign": ("world_leapalign", 3e-5),
-    "flowbp": ("world_flowbp", 3e-5),
-    "flow_grpo": ("world_flow_grpo", 1e-4),
-    "grpo_relative": ("world_grpo_relative", 1e-4),
-}
-"""Recipe and learning rate, as `learning_rates.chosen` finds it in the recorded study."""
+RATES = {"srpo": 3e-4, "srpo_official": 3e-5, "direct_align": 3e-5, "refl": 1e-4, "draft_k": 3e-5}
+RATES |= {"draft_lv": 1e-4, "alignprop": 3e-4, "drtune": 3e-5, "leapalign": 3e-5, "flowbp": 3e-5}
+RATES |= {"flow_grpo": 1e-4, "grpo_relative": 1e-4}
+"""Learning rate of each method, as `learning_rates.chosen` finds it in the recorded study."""
 ARMS = [
-    Arm(name, title_of(name), recipe, (f"train.learning_rate={rate}",))
-    for name, (recipe, rate) in METHODS.items()
+    Arm(
+        name,
+        title_of(name),
+        "world_official" if name == "srpo_official" else f"world_{name}",
+        (f"train.learning_rate={rate}",),
+    )
+    for name, rate in RATES.items()
 ]
 OURS = "srpo"
 POLICY_GRADIENTS, LONGER = ("flow_grpo", "grpo_relative"), 3
@@ -375,7 +366,7 @@ class Budget:
 
 def small_batches(arms: Sequence[Arm], quick: bool) -> list[Arm]:
     """The arms, in quick size with small batches; their length comes from a budget."""
-    return [arm.plus("data.batch_size=2", ALWAYS[-1]) if quick else arm for arm in arms]
+    return [arm.plus("data.batch_size=2", SAMPLE_PROMPTS) if quick else arm for arm in arms]
 
 
 def allowance(arm: Arm, budget: Budget, often: bool = False) -> Budget:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from directalign.types import DirectAlignError
 
-from . import MAKERS, build_world
+from . import SHIPPED, build_world
 
 parser = argparse.ArgumentParser(description="Train every embedded model again from its seed.")
 parser.add_argument("folder", type=Path, help="state of the trainings; a second call resumes them")
-parser.add_argument("--only", action="append", metavar="PART", help=f"one of {', '.join(MAKERS)}")
+parser.add_argument("--only", action="append", metavar="PART", help=f"one of {', '.join(SHIPPED)}")
 parser.add_argument("--device", default="cpu", help="cpu or cuda")
 given = parser.parse_args()
 try:
