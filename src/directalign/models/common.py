@@ -222,7 +222,7 @@ class DiffusersModel:
         return {"guidance_scale": rollout.cfg_scale}
 
     def save(self, folder: FilePath) -> None:
-        """Write `lora.safetensors` for the pipeline's load_lora_weights, or all weights: `part`/."""
+        """Write `lora.safetensors` for the pipeline, or all weights as `part`/."""
         lora.save(self.denoiser, folder, self.part, getattr(diffusers, self.pipeline))
 
 

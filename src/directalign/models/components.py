@@ -20,16 +20,7 @@ from .. import config
 from ..types import DirectAlignError
 from . import single_file
 from .checkpoint_source import Source
-from .weight_files import brief, check_safetensors, read_json, weights_files
-
-__all__ = [
-    "check_parts",
-    "check_safetensors",
-    "dtypes_of",
-    "load_parts",
-    "read_json",
-    "weights_files",
-]
+from .weight_files import brief, read_json, weights_files
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)

@@ -155,7 +155,7 @@ def contents(file: FilePath) -> Contents:
         )
     denoiser = {name: shape for name, shape in shapes.items() if name.startswith(PREFIX)} or shapes
     layout = _layout(file, denoiser)
-    parts: Mapping[str, type | None] = {
+    parts = {
         layout.part: {
             name: shape
             for name, shape in denoiser.items()
