@@ -50,10 +50,10 @@ def run(*words: object) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-step run with a reward, a model, a method and a metric that the package has never
+    """A two-step run with a reward, a model and a method that the package has never
     seen."""
     folder = tmp_path_factory.mktemp("own")
-    files = {"my_reward": REWARD, "my_model": MODEL, "my_method": METHOD, "my_metric": METRIC}
+    files = {"my_reward": REWARD, "my_model": MODEL, "my_method": METHOD}
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text)
     recipe = yaml.safe_load(recipe_path("world_srpo_lora").read_text())
@@ -74,7 +74,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe["evaluate"] = {
         "judge": "none",
         "num_samples": 2,
-        "metrics": [f"{folder / 'my_metric.py'}:contrast"],
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert "not estimated" in run("check", folder / "recipe.yaml")
@@ -85,7 +84,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_run_measures_with_all_of_them(trained: Path) -> None:
     records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     measured = [record for record in records if record["event"] == "evaluate"]
-    assert measured and all("contrast" in record for record in measured)
+    assert [record["step"] for record in measured] == [0, 2]
+    assert all("reward" in record for record in measured)
     steps = [record for record in records if record["event"] == "step"]
     assert [record["step"] for record in steps] == [1, 2]
 
@@ -93,7 +93,7 @@ def test_the_run_measures_with_all_of_them(trained: Path) -> None:
 def test_it_is_compared_with_its_base(trained: Path) -> None:
     out = trained.parent / "comparison"
     run("compare", trained, "--base", "--num-samples", "2", "--out", out)
-    assert "contrast" in (out / "summary.json").read_text()
+    assert {"base", "run"} & set(json.loads((out / "summary.json").read_text())["models"])
 
 
 def test_contributing_names_files_that_exist() -> None:
