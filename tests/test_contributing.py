@@ -28,17 +28,13 @@ class MyModel(Flux):
     pass
 """
 METHOD = """
+from directalign.config import ReFLConfig
 from directalign.methods.refl import ReFL
 
 class LastStep(ReFL):
     def __init__(self, model, reward, settings, rollout, last_steps):
-        settings = settings.model_copy()
-        object.__setattr__(settings, "last_steps", last_steps)
-        super().__init__(model, reward, settings, rollout)
-"""
-METRIC = """
-def contrast(images, prompts):
-    return images.std((1, 2, 3))
+        own = ReFLConfig(form=settings.form, last_steps=last_steps)
+        super().__init__(model, reward, own, rollout)
 """
 
 

@@ -239,7 +239,7 @@ def _row(
         yield "" if found is None else _cell(found, name in model["trained_on"], won)
 
 
-def _cell(found: Mapping[str, float], trained_on: bool, won: Mapping[str, float] | None) -> str:
+def _cell(found: Mapping[str, Any], trained_on: bool, won: Mapping[str, Any] | None) -> str:
     """Wins and mean, below them the interval (if any), to two digits of its half width."""
     half = (found["high"] - found["low"]) / 2
     digits = min(6, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 3
