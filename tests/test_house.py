@@ -34,32 +34,30 @@ REAL = sorted(set(RECIPES.glob("*.yaml")) - set(WORLD))
 """Recipes for published models: found sound without their weights, for a GPU of the size that the
 benchmark of memory names."""
 LONGEST_FILE, LONGEST_FUNCTION = 600, 60
-RETIRED = frozenset(
-    [
-        "Together",
-        "ALONE",
-        "Ranks",
-        "preference_of",
-        "Preferring",
-        "per_sample",
-        "worn",
-        "wear_best",
-        "swapped_in",
-        "CallCounter",
-        "take_step",
-        "saving_what_was_done",
-        "SeenReward",
-        "SEES_ONCE",
-        "PIXELS_ALONE",
-        "Lessons",
-        "Taught",
-        "Student",
-        "Agenda",
-        "Doors",
-        "FAMILIES",
-        "load_family",
-    ]
-)
+RETIRED = {
+    "Together",
+    "ALONE",
+    "Ranks",
+    "preference_of",
+    "Preferring",
+    "per_sample",
+    "worn",
+    "wear_best",
+    "swapped_in",
+    "CallCounter",
+    "take_step",
+    "saving_what_was_done",
+    "SeenReward",
+    "SEES_ONCE",
+    "PIXELS_ALONE",
+    "Lessons",
+    "Taught",
+    "Student",
+    "Agenda",
+    "Doors",
+    "FAMILIES",
+    "load_family",
+}
 """Names of the first edition that the package no longer uses."""
 FORBIDDEN = (
     "nan_to_num",
