@@ -1,12 +1,14 @@
-"""What an SRPO update of a FLUX.1-dev-sized model costs, phase by phase, and which lever gains what.
+"""Cost of an SRPO update of a FLUX.1-dev-sized model by phase, and the gain of each setting.
 
-    python benchmarks/gpu_step.py [--size flux|tiny] [--cases online_lora ...] [--updates 3] [--folder runs/gpu_step] [--out FILE]
+    python benchmarks/gpu_step.py [--size flux|tiny] [--cases online_lora ...] [--updates 3]
+                                  [--folder runs/gpu_step] [--out FILE]
 
-Real shapes, random weights, the package's own loaders, method and optimiser; `tiny` is the same script on a CPU, whose figures
-mean nothing but that it runs. Per case: seconds by phase (median over the updates after one warm-up), peak GiB measured and
-predicted by `directalign check`, floating-point operations that are executed (recomputation included), and their rate against
-a matmul's on the same device. Compiled blocks and quantised layers hide operations from the counter: such a case takes the
-count of the plain case with the same shape.
+Real shapes, random weights, the package's own loaders, method and optimizer. `tiny` runs the same
+code on a CPU as a test. Per case: seconds by phase (median over the updates after one warm-up),
+peak GiB measured and predicted by `directalign check`, floating-point operations executed
+(recomputation included), and their rate relative to a matmul on the same device. Compiled blocks
+and quantized layers hide operations from the counter; such a case takes the count of the plain case
+with the same shape.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ PLAIN = ["model.quantization=null", "model.compile=false"]
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe under changes. `shape` decides what is computed, `lever` only how; cases of one shape share their count of operations."""
+    """A recipe with overrides: `shape` changes what is computed, `lever` only how."""
 
     name: str
     shape: tuple[str, ...] = ()
@@ -45,6 +47,8 @@ class Case:
         return self.recipe, self.shape, self.offline
 
 
+FULL_BF16 = ("model.tune=full", "model.dtype=bfloat16", "model.trained_dtype=bfloat16")
+FULL_BF16 += ("train.optimizer=adamw8bit",)
 CASES = [
     Case("online_lora"),
     Case("online_lora_compiled", lever=("model.compile=true",)),
@@ -60,34 +64,16 @@ CASES = [
     Case("offline_lora", offline=True),
     Case("offline_lora_compiled", offline=True, lever=("model.compile=true",)),
     Case("offline_lora_4bit", offline=True, lever=("model.quantization=4bit",)),
-    Case(
-        "offline_full_bf16",
-        shape=(
-            "model.tune=full",
-            "model.dtype=bfloat16",
-            "model.trained_dtype=bfloat16",
-            "train.optimizer=adamw8bit",
-        ),
-        offline=True,
-    ),
+    Case("offline_full_bf16", shape=FULL_BF16, offline=True),
 ]
 
 
 def run_of(case: Case, flux: Path, reward: Path, size: str) -> config.RunConfig:
     """The recipe of a case, on the random checkpoints; one batch is one update."""
-    small = (
-        ["model.dtype=float32", "rollout.height=64", "rollout.width=64"] if size == "tiny" else []
-    )
-    changes = [
-        f"model.path={flux}",
-        f"reward.path={reward}",
-        "reward.processor=null",
-        "train.global_batch_size=null",
-        *PLAIN,
-        *small,
-        *case.shape,
-        *case.lever,
-    ]
+    tiny = ["model.dtype=float32", "rollout.height=64", "rollout.width=64"]
+    paths = [f"model.path={flux}", f"reward.path={reward}", "reward.processor=null"]
+    changes = [*paths, "train.global_batch_size=null", *PLAIN, *(tiny if size == "tiny" else [])]
+    changes += [*case.shape, *case.lever]
     return load_run(case.recipe, changes)
 
 
@@ -124,17 +110,15 @@ def row_of(
 
 
 def ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The levers by what they gained: seconds per prompt of the plain case over those of the lever's, largest first."""
+    """Seconds per prompt of the plain case over those of each lever, largest gain first."""
     measured = {
         row["case"]: row["seconds_per_prompt"] for row in rows if "seconds_per_prompt" in row
     }
-    pairs = [
-        (name, _base(name)) for name in measured if _base(name) in measured and _base(name) != name
-    ]
-    gains = [
-        {"case": name, "over": base, "gain": measured[base] / measured[name]}
-        for name, base in pairs
-    ]
+    gains = []
+    for name, base in ((name, _base(name)) for name in measured):
+        if base in measured and base != name:
+            gain = measured[base] / measured[name]
+            gains.append({"case": name, "over": base, "gain": gain})
     return sorted(gains, key=lambda gain: gain["gain"], reverse=True)
 
 
@@ -143,7 +127,7 @@ def _base(name: str) -> str:
 
 
 def matmul_ceiling(device: torch.device, size: int, repeats: int = 10) -> float:
-    """TFLOP/s of a square matmul in the dtype of the runs, on random numbers: the best of `repeats`."""
+    """TFLOP/s of a square matmul in the dtype of the runs: the best of `repeats`."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = min(Bench.timed(device, lambda: a @ b) for _ in range(repeats + 1))
@@ -152,28 +136,19 @@ def matmul_ceiling(device: torch.device, size: int, repeats: int = 10) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--size", choices=["flux", "tiny"], default="flux" if torch.cuda.is_available() else "tiny"
-    )
-    parser.add_argument(
-        "--cases",
-        nargs="*",
-        choices=[case.name for case in CASES],
-        default=[case.name for case in CASES],
-    )
+    cuda, names = torch.cuda.is_available(), [case.name for case in CASES]
+    parser.add_argument("--size", choices=["flux", "tiny"], default="flux" if cuda else "tiny")
+    parser.add_argument("--cases", nargs="*", choices=names, default=names)
     parser.add_argument("--updates", type=int, default=3)
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=Path("runs/gpu_step"),
-        help="where the random checkpoints are written",
-    )
+    folder = "where the random checkpoints are written"
+    parser.add_argument("--folder", type=Path, default=Path("runs/gpu_step"), help=folder)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    out = arguments.out or Path(
-        f"benchmarks/results/gpu_step{'' if arguments.size == 'flux' else '_tiny'}.json"
+    device, suffix = (
+        torch.device("cuda" if cuda else "cpu"),
+        "" if arguments.size == "flux" else "_tiny",
     )
+    out = arguments.out or Path(f"benchmarks/results/gpu_step{suffix}.json")
     dtype = torch.bfloat16 if arguments.size == "flux" else torch.float32
     flux = write_flux(arguments.folder / arguments.size / "flux", arguments.size, device, dtype)
     reward = write_reward(arguments.folder / arguments.size / "reward", arguments.size, device)
@@ -183,21 +158,11 @@ def main() -> None:
     for case in (case for case in CASES if case.name in arguments.cases):
         run = run_of(case, flux, reward, arguments.size)
         try:
-            row = row_of(
-                case,
-                run,
-                measure(case, run, arguments.updates, counted, arguments.folder / "prompts"),
-                counted.get(case.key),
-                ceiling,
-            )
-        except (
-            DirectAlignError,
-            RuntimeError,
-        ) as error:  # no room on the device, or no such kernel: recorded as that
-            row = {
-                "case": case.name,
-                "failed": f"{type(error).__name__}: {str(error).splitlines()[0]}",
-            }
+            figures = measure(case, run, arguments.updates, counted, arguments.folder / "prompts")
+            row = row_of(case, run, figures, counted.get(case.key), ceiling)
+        except (DirectAlignError, RuntimeError) as error:  # no memory, or no such kernel: recorded
+            problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            row = {"case": case.name, "failed": problem}
         rows.append(row)
         print(json.dumps(row), flush=True)
         write(out, rows, arguments.size, ceiling)
@@ -205,14 +170,8 @@ def main() -> None:
 
 def write(out: Path, rows: list[dict[str, Any]], size: str, ceiling: float) -> None:
     """All rows so far, so that a run that is cut short leaves what it measured."""
-    result = {
-        "size": size,
-        "matmul_tflops": ceiling,
-        "rows": rows,
-        "levers": ranked(rows),
-        "seed": 0,
-    }
-    result |= {"commit": commit(), "machine": machine(), "versions": versions()}
+    result = {"size": size, "matmul_tflops": ceiling, "rows": rows, "levers": ranked(rows)}
+    result |= {"seed": 0, "commit": commit(), "machine": machine(), "versions": versions()}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

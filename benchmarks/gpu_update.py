@@ -1,8 +1,8 @@
-"""One model under measurement: whole updates as the trainer makes them, their time by phase, memory and operations.
+"""Measure whole training updates of one model: time by phase, memory and operations.
 
-Phases are told apart by what is called: the denoiser without gradient is the rollout, with gradient the train call; decode,
-reward, backward (everything that runs in it, recomputation included) and the optimiser. A phase waits for the device at both
-ends; the whole update is timed apart, without those waits.
+A phase is defined by the call: the denoiser without gradient (rollout) or with gradient (train
+call), decode, reward, backward (recomputation included), optimizer. The device is synchronized at
+both ends of a phase; the whole update is timed separately, without those waits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from directalign.types import Batch
 
 @dataclass(frozen=True)
 class Figures:
-    """Medians over the measured updates: seconds of the whole, seconds by phase; the peak over all of them in GiB (None on a CPU)."""
+    """Median seconds of an update and of its phases; peak GiB over all updates (None on a CPU)."""
 
     seconds: float
     phases: dict[str, float]
@@ -39,7 +39,7 @@ class Figures:
 
 
 class Bench:
-    """A loaded run; the models of the one before are let go first."""
+    """A loaded run; the models of the previous one are freed first."""
 
     def __init__(self, run: config.RunConfig, offline: bool, cache: Path, num_updates: int) -> None:
         gc.collect()

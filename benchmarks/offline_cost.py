@@ -1,9 +1,9 @@
-"""What one update costs with real images instead of rollouts: seconds of both, in turn, and their ratio pair by pair.
+"""Seconds of an update with real images and with rollouts, alternating, and their ratio.
 
     python benchmarks/offline_cost.py [--pairs 8] [--out benchmarks/results/offline_cost.json]
 
-The embedded FLUX, one denoise branch, rollouts of the released 25 steps and of the embedded recipe's 8. Written out with
-machine, commit and seed; the ratio is what counts, seconds depend on the machine.
+The embedded FLUX, one denoise branch, rollouts of 25 steps (as released) and of the recipe's 8. The
+ratio is the result; seconds depend on the machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RECIPE = recipe_path("world_srpo")
 
 
 class Updates:
-    """One model, and a whole update (losses, backward, clip, step) on a batch with or without images."""
+    """A model and whole updates (losses, backward, clip, step), with images or with rollouts."""
 
     def __init__(self, num_inference_steps: int) -> None:
         self.run = load_run(RECIPE, [f"rollout.num_inference_steps={num_inference_steps}"])
@@ -54,7 +54,7 @@ class Updates:
 
 
 def measure(num_inference_steps: int, pairs: int) -> dict[str, float | int]:
-    """Median seconds of both kinds of update and the median of their ratio, after one warm-up of each."""
+    """Median seconds of both kinds of update and of their ratio, after one warm-up of each."""
     updates = Updates(num_inference_steps)
     timed = [
         (updates.seconds(step, True), updates.seconds(step, False)) for step in range(pairs + 1)
@@ -79,18 +79,9 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [measure(steps, arguments.pairs) for steps in ROLLOUT_STEPS]
     for row in rows:
-        print(
-            "rollout of {num_inference_steps} steps: offline {offline_seconds:.3f} s, online {online_seconds:.3f} s, ratio {ratio:.3f}".format(
-                **row
-            )
-        )
-    result = {
-        "rows": rows,
-        "seed": 0,
-        "commit": commit(),
-        "machine": machine(),
-        "versions": versions(),
-    }
+        print(", ".join(f"{name} {value:.3g}" for name, value in row.items()))
+    facts = {"seed": 0, "commit": commit(), "machine": machine(), "versions": versions()}
+    result = {"rows": rows, **facts}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -1,10 +1,10 @@
-"""A FLUX and a CLIP with real shapes and random weights, as folders that the package's own loaders read.
+"""A FLUX and a CLIP with real shapes and random weights, in the folders that the package loads.
 
-    write_flux(folder, "flux")    the transformer, VAE and CLIP of FLUX.1-dev; of T5 one layer of 24, since prompts are encoded once
+    write_flux(folder, "flux")    FLUX.1-dev; of T5 one layer of 24, since prompts are encoded once
     write_flux(folder, "tiny")    the same architecture, small enough for a CPU
     write_reward(folder, "flux")  CLIP ViT-H/14, as PickScore and HPSv2 have it
 
-Tokenizers are those of the embedded world: which tokens a random network reads makes no difference to its cost.
+Tokenizers are those of the toy world: the token ids do not change the cost.
 """
 
 from __future__ import annotations
@@ -34,42 +34,18 @@ from transformers import (
 from directalign.toyworld import assets
 
 KNOWN = Path(__file__).parent.parent / "src/directalign/models/known"
-TINY_TRANSFORMER = {
-    "num_layers": 2,
-    "num_single_layers": 2,
-    "num_attention_heads": 2,
-    "attention_head_dim": 32,
-    "axes_dims_rope": [8, 12, 12],
-    "joint_attention_dim": 64,
-    "pooled_projection_dim": 64,
-}
+TINY_TRANSFORMER = {"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 2}
+TINY_TRANSFORMER |= {"attention_head_dim": 32, "axes_dims_rope": [8, 12, 12]}
+TINY_TRANSFORMER |= {"joint_attention_dim": 64, "pooled_projection_dim": 64}
 TINY_T5 = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_heads": 4}
-TINY_CLIP_TEXT = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 1,
-}
-TINY_VAE = {
-    "block_out_channels": [8, 8, 8, 8],
-    "norm_num_groups": 4,
-    "layers_per_block": 1,
-    "sample_size": 64,
-}
-TINY_CLIP = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
-SCHEDULER = {
-    "shift": 3.0,
-    "use_dynamic_shifting": True,
-    "base_shift": 0.5,
-    "max_shift": 1.15,
-    "base_image_seq_len": 256,
-    "max_image_seq_len": 4096,
-}
+TINY_CLIP_TEXT = {"hidden_size": 64, "intermediate_size": 128}
+TINY_CLIP_TEXT |= {"num_attention_heads": 4, "num_hidden_layers": 1}
+TINY_VAE = {"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4}
+TINY_VAE |= {"layers_per_block": 1, "sample_size": 64}
+TINY_CLIP = {"hidden_size": 32, "intermediate_size": 64}
+TINY_CLIP |= {"num_hidden_layers": 2, "num_attention_heads": 2}
+SCHEDULER = {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+SCHEDULER |= {"base_image_seq_len": 256, "max_image_seq_len": 4096}
 
 
 def write_flux(
@@ -79,7 +55,7 @@ def write_flux(
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
 ) -> Path:
-    """A FluxPipeline in `folder`, in `dtype`; the weights are drawn on `device`. An existing one is kept."""
+    """Write a FluxPipeline in `dtype`, its weights drawn on `device`; an existing one is kept."""
     if (folder / "model_index.json").is_file():
         return folder
     parts, tiny = _known("flux_1_dev"), size == "tiny"
@@ -109,7 +85,7 @@ def write_flux(
 def write_reward(
     folder: Path, size: str, device: torch.device | str = "cpu", seed: int = 0
 ) -> Path:
-    """A CLIPModel in `folder`, float32, with the preprocessing and tokenizer of the embedded reward. An existing one is kept."""
+    """Write a float32 CLIPModel with the toy world's tokenizer; an existing one is kept."""
     if (folder / "config.json").is_file():
         return folder
     config = CLIPConfig.from_dict(_known_reward() if size != "tiny" else _tiny_clip())

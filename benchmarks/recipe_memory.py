@@ -57,13 +57,8 @@ def main() -> None:
             ),
             flush=True,
         )
-    result = {
-        "rows": rows,
-        "seed": 0,
-        "commit": commit(),
-        "machine": machine(),
-        "versions": versions(),
-    }
+    facts = {"seed": 0, "commit": commit(), "machine": machine(), "versions": versions()}
+    result = {"rows": rows, **facts}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -1,10 +1,11 @@
-"""Replay recorded steps of the official FLUX trainer from our own formulas, and say how far apart the two are.
+"""Replay recorded steps of the official FLUX trainer with our formulas and compare.
 
     python benchmarks/replay_reference.py tests/fixtures/reference/hps_mid [CASE ...]
 
-A case is CASE.json (settings) and CASE.safetensors (weights, inputs, recorded images and gradient); the README beside the
-cases in tests/fixtures/reference lists what is in them. The moves are derived from the landing point alone. Everything
-runs in float32 on the CPU; ends with 1 when an error is past its bound, with 2 when a case cannot be read.
+A case is CASE.json (settings) and CASE.safetensors (weights, inputs, recorded images, gradient);
+its content is listed in tests/fixtures/reference/README.md. Noise steps are derived from the target
+point alone. Everything runs in float32 on the CPU. Exit code 1: an error is past its bound; 2: a
+case cannot be read.
 """
 
 from __future__ import annotations
@@ -50,17 +51,11 @@ class Case:
 
     @property
     def grid(self) -> GridSampler:
-        """The window that the landing point belongs to."""
+        """The grid that the target point belongs to."""
         s = self.settings
         first, last = s["window"]
-        return GridSampler(
-            s["window_schedule_steps"],
-            s["shift"],
-            first,
-            last,
-            s["timestep_length"],
-            s["groundtruth_ratio"],
-        )
+        span = (first, last, s["timestep_length"], s["groundtruth_ratio"])
+        return GridSampler(s["window_schedule_steps"], s["shift"], *span)
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -73,15 +68,14 @@ class Case:
         h, w = self.latent_size
         tokens = self.tensors[name].shape[1]
         if tokens != (h // 2) * (w // 2):
-            raise DirectAlignError(
-                f"{name} has {tokens} tokens, height and width make {(h // 2) * (w // 2)}: record the size of the image"
-            )
+            need = f"height and width make {(h // 2) * (w // 2)}: record the size of the image"
+            raise DirectAlignError(f"{name} has {tokens} tokens, {need}")
         return unpack(self.tensors[name], h, w)
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Largest deviations of a replay; `tensor` names the parameter whose own gradient is farthest off, by `tensor_gradient`."""
+    """Largest deviations of a replay; `tensor`: the parameter with the largest gradient error."""
 
     image: float
     loss: float
@@ -100,14 +94,14 @@ def load_case(path: Path) -> Case:
         f"{path}.json", lambda: json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
     )
     tensors = _attempt(f"{path}.safetensors", lambda: load_file(f"{path}.safetensors"))
-    transformer = _attempt(
-        f"{path}: transformer",
-        lambda: _build(
-            FluxTransformer2DModel, settings["transformer_config"], tensors, "transformer."
-        ),
-    )
-    vae = _attempt(
-        f"{path}: vae", lambda: _build(AutoencoderKL, settings["vae_config"], tensors, "vae.")
+    transformer, vae = (
+        _attempt(
+            f"{path}: {part}",
+            lambda part=part, kind=kind: _build(
+                kind, settings[f"{part}_config"], tensors, f"{part}."
+            ),
+        )
+        for part, kind in (("transformer", FluxTransformer2DModel), ("vae", AutoencoderKL))
     )
     vae.requires_grad_(False)
     return Case(settings, tensors, transformer, vae)
@@ -136,9 +130,8 @@ def _replay_branch(case: Case, index: int) -> tuple[float, float]:
     )
     shown = truncate_sigmas(move.sigma_from, TIMESTEPS).float()
     if abs(shown.item() - recorded["timestep_passed"]) > 1e-6:
-        raise DirectAlignError(
-            f"branch {index} shows the network timestep {shown.item():.6f}, recorded is {recorded['timestep_passed']:.6f}"
-        )
+        found = f"branch {index} shows the network timestep {shown.item():.6f}"
+        raise DirectAlignError(f"{found}, recorded is {recorded['timestep_passed']:.6f}")
 
     recovered = recover(
         "flow", "velocity", noised, _predict(case, noised.x_t, shown), move.sigma_to
@@ -156,10 +149,11 @@ def _replay_branch(case: Case, index: int) -> tuple[float, float]:
 
 
 def _move_and_k(case: Case, kind: str) -> tuple[NoiseStep, Tensor]:
-    landing = torch.tensor([case.settings["mid_timestep"]])
-    if not 0 < landing.item() < case.grid.points:
+    target_point = torch.tensor([case.settings["mid_timestep"]])
+    if not 0 < target_point.item() < case.grid.points:
+        allowed = f"choose one between 1 and {case.grid.points - 1}"
         raise DirectAlignError(
-            f"mid_timestep {landing.item()} is not a landing point: choose one between 1 and {case.grid.points - 1}"
+            f"mid_timestep {target_point.item()} is not a target point: {allowed}"
         )
     branches = {
         "denoise": (case.grid.denoise, "discount_denoise"),
@@ -168,7 +162,7 @@ def _move_and_k(case: Case, kind: str) -> tuple[NoiseStep, Tensor]:
     if kind not in branches:
         raise DirectAlignError(f"branch kind {kind!r} is unknown: choose denoise or inversion")
     draw_move, ramp = branches[kind]
-    move = draw_move(landing)
+    move = draw_move(target_point)
     return move, Ramp(*case.settings[ramp]).at(move.position)
 
 
@@ -226,16 +220,14 @@ def _gradient_errors(case: Case) -> tuple[float, float, str]:
 def _same_shapes(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     for name, grad in ours.items():
         if theirs[name].shape != grad.shape:
-            raise DirectAlignError(
-                f"grad.{name} has shape {tuple(theirs[name].shape)}, the parameter has {tuple(grad.shape)}"
-            )
+            shapes = f"{tuple(theirs[name].shape)}, the parameter has {tuple(grad.shape)}"
+            raise DirectAlignError(f"grad.{name} has shape {shapes}")
 
 
 def _worst(ours: Tensor, theirs: Tensor) -> float:
     if ours.shape != theirs.shape:
-        raise DirectAlignError(
-            f"the recorded image has shape {tuple(theirs.shape)}, the replayed one {tuple(ours.shape)}"
-        )
+        shapes = f"{tuple(theirs.shape)}, the replayed one {tuple(ours.shape)}"
+        raise DirectAlignError(f"the recorded image has shape {shapes}")
     return (ours - theirs).abs().max().item()
 
 
@@ -291,9 +283,8 @@ def main(arguments: list[str] | None = None) -> int:
         figures = (
             f"image {errors.image:.1e}  loss {errors.loss:.1e}  gradient {errors.gradient:.1e}"
         )
-        print(
-            f"{path.name:<24} {figures}  (worst tensor {errors.tensor_gradient:.1e} {errors.tensor})  {verdict}"
-        )
+        worst = f"(worst tensor {errors.tensor_gradient:.1e} {errors.tensor})"
+        print(f"{path.name:<24} {figures}  {worst}  {verdict}")
         exit_code = max(exit_code, int(not errors.within_bounds()))
     return exit_code
 

@@ -1,9 +1,9 @@
-"""Train the recipes of the embedded world that the demo does not show, and record where each begins and ends.
+"""Train the toy-world recipes that the demo does not run; record where each begins and ends.
 
-    python benchmarks/world_runs.py [NAME ...] [--runs runs/bench] [--out benchmarks/results/world_runs.json]
+    python benchmarks/world_runs.py [NAME ...] [--runs runs/bench] [--out FILE]
 
-NAME is a recipe without path and ending (default: all of `RECIPES`); what is recorded of others stays. Finished runs are kept and
-read again; the recorded JSON carries machine, commit and seed, and `write_numbers.py` makes the tables of the documents from it.
+NAME is a recipe of the package (default: all of `RECIPES`); records of other recipes are kept.
+Finished runs are kept and read again.
 """
 
 from __future__ import annotations
@@ -30,11 +30,7 @@ def measure(name: str, runs: Path) -> dict[str, Any]:
     overrides = [f"data.images={pictures}"] if name == "world_offline" else []
     folder = runs / name
     if not (folder / "summary.json").exists():
-        run(
-            load_run(name, overrides),
-            folder,
-            resume=(folder / "run.yaml").exists(),
-        )
+        run(load_run(name, overrides), folder, resume=(folder / "run.yaml").exists())
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     ends = {end: {key: summary[end][key] for key in KEPT} for end in ("before", "after")}
     return ends | {key: summary[key] for key in FACTS}

@@ -15,7 +15,6 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
@@ -67,16 +66,8 @@ SHOWN_STEPS = (INJECTION, 1, 4)
 """K in the table, beside the whole rollout."""
 
 
-@dataclass(frozen=True)
-class Size:
-    models: tuple[str, ...]
-    rollouts: tuple[int, ...]
-    batches: int
-    batch_size: int
-
-
-FULL = Size(("flux", "sd"), (8, 25), 4, 8)
-QUICK = Size(("flux",), (2,), 2, 2)
+FULL, QUICK = (("flux", "sd"), (8, 25), 4, 8), (("flux",), (2,), 2, 2)
+"""Models, steps of the rollouts, batches, batch size."""
 
 
 def measure(out: Path, quick: bool) -> list[Row]:
@@ -92,13 +83,12 @@ def measure(out: Path, quick: bool) -> list[Row]:
     paid = [within(allowance(arm, budget, often=True), arm, home) for arm in arms]
     seeds = table1.QUICK_SEEDS if quick else table1.SEEDS
     rows = run_arms("convergence", paid, seeds, home)
-    size = QUICK if quick else FULL
-    for model in size.models:
-        for length in size.rollouts:
-            sizes = [f"rollout.num_inference_steps={length}", f"data.batch_size={size.batch_size}"]
-            run = load_run(MODELS[model][1], sizes)
-            make = partial(gradient_rows, model, run, size.batches)
-            rows += piece(out, f"depth-{model}-{length}", run, make)
+    models, lengths, batches, batch_size = QUICK if quick else FULL
+    for model, length in product(models, lengths):
+        sizes = [f"rollout.num_inference_steps={length}", f"data.batch_size={batch_size}"]
+        run = load_run(MODELS[model][1], sizes)
+        make = partial(gradient_rows, model, run, batches)
+        rows += piece(out, f"depth-{model}-{length}", run, make)
     return rows
 
 

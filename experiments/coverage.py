@@ -194,8 +194,7 @@ def simulated(planted: Planted, bank: Bank, comparisons: int) -> Iterator[Row]:
     hits: Counter[tuple[str, str]] = Counter()
     for place in range(comparisons):
         found = summarise(KEYS, lines_of(planted, bank, generator_for(place)), about)
-        hits.update(covered(found, planted))
-        hits.update(significant(found))
+        hits.update(hits_of(found, planted))
     named = {"arm": planted.name, "title": planted.title, "seed": 0, "simulated": comparisons}
     effects = {name: after - before for name in NUMBERS for before, after in [planted.rates(name)]}
     for name, of in product(NUMBERS, OF):
@@ -205,8 +204,12 @@ def simulated(planted: Planted, bank: Bank, comparisons: int) -> Iterator[Row]:
         yield {"kind": "test", **named, "number": name, **counts}
 
 
-def covered(found: Row, planted: Planted) -> Iterator[tuple[str, str]]:
-    """("rate" of the second model, "difference" or "win", number) of intervals with the truth."""
+def hits_of(found: Row, planted: Planted) -> Iterator[tuple[str, str]]:
+    """Intervals that cover the truth and significant sign tests of a comparison.
+
+    (of, number), where `of` is "rate" (of the second model), "difference" or "win"; ("test",
+    number); ("test", "all") if any test is significant after correction.
+    """
     for name in NUMBERS:
         before, after = planted.rates(name)
         tables = ("differences", "wins")
@@ -220,12 +223,8 @@ def covered(found: Row, planted: Planted) -> Iterator[tuple[str, str]]:
             if interval["low"] - 1e-12 <= truth <= interval["high"] + 1e-12:
                 yield of, name
 
-
-def significant(found: Row) -> Iterator[tuple[str, str]]:
-    """("test", number) of significant sign tests; ("test", "all") if one is after correction."""
     yield from (("test", won["name"]) for won in found["wins"] if won["p"] < SIGNIFICANT)
-    if any(won["p_holm"] < SIGNIFICANT for won in found["wins"]):
-        yield "test", ANY
+    yield from [("test", ANY)] * any(won["p_holm"] < SIGNIFICANT for won in found["wins"])
 
 
 def power(effect: float, prompts: int, comparisons: int) -> Row:

@@ -28,39 +28,24 @@ KEPT = config.ControlPhrases(positive=list(PHOTO), negative=list(OTHERS))
 HACKED = Arm("hacked", "plain, the run that is learned from", PLAIN, ("evaluate.every=0",))
 SECOND = '{name: clip, path: "world:second_reward"}'
 FIRST = '{name: clip, path: "world:reward"}'
-SEEN = (
-    f"evaluate.rewards={{second: {SECOND}, raw: {FIRST}}}",
-    "evaluate.control_prompts=world",
-    "evaluate.every=10",
-)
+HELD_OUT = f"evaluate.rewards={{second: {SECOND}, raw: {FIRST}}}"
+SEEN = (HELD_OUT, "evaluate.control_prompts=world", "evaluate.every=10")
 SOURCES = {"learned": "a hacked run", "probes": "tint and blur", "texts": "texts alone"}
-REMOVED = {
-    "learned": "learned direction removed",
-    "probes": "tint and blur directions removed",
-    "texts": "text direction removed",
-}
+REMOVED = {"learned": "learned direction removed", "texts": "text direction removed"}
+REMOVED["probes"] = "tint and blur directions removed"
 TITLES = {
     "plain": "plain",
-    **{f"plain_{name}": f"plain, {removed}" for name, removed in REMOVED.items()},
+    **{f"plain_{name}": f"plain, {REMOVED[name]}" for name in SOURCES},
     "official": "SRPO, official",
     "official_learned": f"SRPO, official, {REMOVED['learned']}",
     "mixture": "plain, two rewards",
     "agreement": "plain, two rewards, std_penalty",
 }
-SHORT = {
-    "plain_learned": "learned removed",
-    "plain_probes": "tint, blur removed",
-    "plain_texts": "text removed",
-    "official": "official",
-    "official_learned": "official, removed",
-    "mixture": "two rewards",
-    "agreement": "std_penalty",
-}
-UNDEFENDED = {
-    **{f"plain_{name}": "plain" for name in REMOVED},
-    "official_learned": "official",
-    "agreement": "mixture",
-}
+SHORT = {"plain_learned": "learned removed", "plain_probes": "tint, blur removed"}
+SHORT |= {"plain_texts": "text removed", "official": "official", "mixture": "two rewards"}
+SHORT |= {"official_learned": "official, removed", "agreement": "std_penalty"}
+UNDEFENDED = {f"plain_{name}": "plain" for name in SOURCES}
+UNDEFENDED |= {"official_learned": "official", "agreement": "mixture"}
 """{defence: what it defends}."""
 QUICK_NAMES = ("plain", "plain_texts")
 

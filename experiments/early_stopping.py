@@ -33,10 +33,8 @@ RULES = {
     UNJUDGED: ("score peak only", {"score_patience": 3, "metric_for_best": "score_pos"}),
 }
 BEST = "best in hindsight"
-SAMPLES = ", ".join(
-    f"a {scene} background"
-    for scene in ("red star on a navy", "blue ring on a white", "pink ring on a gray")
-)
+SCENES = ("red star on a navy", "blue ring on a white", "pink ring on a gray")
+SAMPLES = ", ".join(f"a {scene} background" for scene in SCENES)
 
 
 @dataclass(frozen=True)
@@ -80,12 +78,9 @@ def arm_of(form: Form, rule: str, quick: bool) -> Arm:
     control = (f"early_stopping={json.dumps(settings)}",) if settings is not None else ()
     num_steps = TIMES * num_steps_of(form.recipe)
     length = (
-        f"train.num_steps={num_steps}",
-        f"evaluate.every={form.every}",
-        f"evaluate.num_samples={PAIRS}",
-        f"evaluate.num_samples_during={PAIRS_DURING}",
-        f"train.sample_every={num_steps // 10}",
-        f"train.sample_prompts=[{SAMPLES}]",
+        *(f"train.num_steps={num_steps}", f"train.sample_every={num_steps // 10}"),
+        *(f"evaluate.every={form.every}", f"evaluate.num_samples={PAIRS}"),
+        *(f"evaluate.num_samples_during={PAIRS_DURING}", f"train.sample_prompts=[{SAMPLES}]"),
     )
     overrides = (*form.overrides, *(() if quick else length), *control)
     arm = Arm(f"{form.name}_{rule}", f"{form.title}, {title}", form.recipe, overrides)

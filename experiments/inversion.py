@@ -14,6 +14,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -112,21 +113,15 @@ def derived(
     settings: config.SRPOConfig, window: noise_levels.GridSampler, point: int
 ) -> tuple[float, float]:
     """(absolute, relative) weight of an update to `point`, summed over its branches."""
-    target = torch.tensor([point])
-    branches = {
-        "denoise": (window.denoise, settings.denoise),
-        "inversion": (window.inversion, settings.inversion),
-    }
-    if settings.branches != "both":
-        branches = {settings.branches: branches[settings.branches]}
-    weights = []
-    for move, branch in branches.values():
-        position = move(target).position
-        k_pos, k_neg = (
-            float(noise_levels.Ramp(ramp.low_noise, ramp.high_noise).at(position))
-            for ramp in (branch.k_pos, branch.k_neg)
-        )
-        weights.append([float(weight) for weight in absolute_relative(k_pos, k_neg)])
+    target, weights = torch.tensor([point]), []
+    for name in ("denoise", "inversion"):
+        if settings.branches in ("both", name):
+            position, branch = getattr(window, name)(target).position, getattr(settings, name)
+            ramps = (
+                noise_levels.Ramp(k.low_noise, k.high_noise) for k in (branch.k_pos, branch.k_neg)
+            )
+            k_pos, k_neg = (float(ramp.at(position)) for ramp in ramps)
+            weights.append([float(weight) for weight in absolute_relative(k_pos, k_neg)])
     return math.fsum(mu for mu, _ in weights), math.fsum(nu for _, nu in weights)
 
 
@@ -144,10 +139,8 @@ def grid_of(settings: config.SRPOConfig) -> noise_levels.GridSampler:
     """The official grid of the settings. Raises: DirectAlignError for other noise steps."""
     grid = settings.noise_levels
     if not isinstance(grid, config.GridNoiseLevels):
-        raise DirectAlignError(
-            f"method.noise_levels.kind {grid.kind}: gradients are fitted on the official grid; "
-            "set method.noise_levels.kind: window"
-        )
+        key, why = "method.noise_levels.kind", "gradients are fitted on the official grid"
+        raise DirectAlignError(f"{key} {grid.kind}: {why}; set {key}: window")
     span = (grid.first, grid.last, grid.points, grid.groundtruth_ratio)
     return noise_levels.GridSampler(grid.schedule_steps, grid.schedule_shift, *span)
 
@@ -164,16 +157,11 @@ def ascent(
     method = SRPO(model, reward, settings, rollout)
     method.window = OnePoint(**asdict(grid_of(settings)), point=point)
     parameters = list(trainable(model).values())
-    total = [torch.zeros_like(parameter) for parameter in parameters]
+    total = torch.zeros(())
     for loss in method.losses(batch):
         gradients = torch.autograd.grad(loss.value, parameters, materialize_grads=True)
-        total = [sum_ - gradient for sum_, gradient in zip(total, gradients, strict=True)]
-    return torch.cat([each.flatten() for each in total])
-
-
-def _srpo(run: config.RunConfig) -> config.SRPOConfig:
-    assert isinstance(run.method, config.SRPOConfig), run.method.name
-    return run.method
+        total = total - torch.nn.utils.parameters_to_vector(gradients)
+    return total
 
 
 def fit_gradients(settings: dict[Arm, config.RunConfig], point: int, batches: int) -> list[Row]:
@@ -184,7 +172,7 @@ def fit_gradients(settings: dict[Arm, config.RunConfig], point: int, batches: in
     """
     (first, run), *_ = settings.items()
     model, reward = load_model(run.model, "cpu", run.seed), load_reward(run.reward)
-    methods = {arm: _srpo(each) for arm, each in settings.items()}
+    methods: dict[Arm, Any] = {arm: each.method for arm, each in settings.items()}
     official = methods[first]
     prompts = PromptStream(read_prompts(run.data.prompts or "world"), run.seed)
     sigma = float(grid_of(official).levels[point - 1])

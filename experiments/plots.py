@@ -259,13 +259,8 @@ def _draw_panel(axes: Axes, panel: Panel, styles: Mapping[str, ArmStyle]) -> Non
         axes.plot(line.x, line.y, zorder=3 + style.width, solid_capstyle="round", **look)
         _mark(axes, line.x[-1], line.y[-1], style, 6)
         if line.low and (len(panel.lines) <= MAX_BANDS or style.width > 2):
-            band: dict[str, Any] = {
-                "color": style.color,
-                "alpha": 0.15,
-                "linewidth": 0,
-                "zorder": 2,
-            }
-            axes.fill_between(line.x, line.low, line.high, **band)
+            band: dict[str, Any] = {"color": style.color, "alpha": 0.15, "linewidth": 0}
+            axes.fill_between(line.x, line.low, line.high, zorder=2, **band)
         elif line.low:
             _whisker(axes, {"low": line.low[-1], "high": line.high[-1]}, line.x[-1], style, "y")
     if panel.span_y is not None:
@@ -289,7 +284,9 @@ def _name_lines(axes: Axes, lines: Sequence[Line], styles: Mapping[str, ArmStyle
         ends_at = ((end[0] + 5, end[1]), (edge - 3, height), "figure pixels", "figure pixels")
         arrow |= {"shrinkA": 0, "shrinkB": 0}
         axes.annotate("", *ends_at, arrow, annotation_clip=False)
-        _write(axes, style, edge, height)
+        look: dict[str, Any] = {"size": FONT, "color": style.ink, "weight": style.weight}
+        look |= {"xycoords": "figure pixels", "va": "center", "zorder": 9}
+        axes.annotate(style.title, (edge, height), annotation_clip=False, **look)
 
 
 def dots_with_intervals(
@@ -398,13 +395,6 @@ def _whisker(
         look: dict[str, Any] = {"color": style.color, "linewidth": 1.6, "alpha": 0.6, "zorder": 3}
         points = (along, level) if axis == "x" else (level, along)
         axes.plot(*points, solid_capstyle="round", **look)
-
-
-def _write(axes: Axes, style: ArmStyle, left: Number, middle: Number) -> None:
-    """A name at pixels of the figure."""
-    look: dict[str, Any] = {"size": FONT, "color": style.ink, "weight": style.weight}
-    place = {"xycoords": "figure pixels", "va": "center", "zorder": 9, "annotation_clip": False}
-    axes.annotate(style.title, (left, middle), **look, **place)
 
 
 # --- labels that do not overlap -------------------------------------------------------------------

@@ -166,11 +166,6 @@ def over(rows: Sequence[Row], key: str) -> SeedInterval | None:
     return mean_of(key, known) if known and len(known) == len(values) else None
 
 
-def paired_over_seeds(a: Sequence[Number], b: Sequence[Number]) -> SeedInterval:
-    """Mean of a − b, where a[i] and b[i] have the same seed."""
-    return mean_interval([ours - theirs for ours, theirs in zip(a, b, strict=True)])
-
-
 def ratio_interval(a: Sequence[Number], b: Sequence[Number]) -> SeedInterval:
     """Geometric mean of a / b over seeds, with the interval of the mean logarithm.
 
@@ -197,19 +192,15 @@ def at_level(run: Sequence[Row], key: str, level: Number) -> Row | None:
         return dict(known[0])
     for before, after in pairwise(known):
         if before[key] < level <= after[key]:
-            return _between(before, after, (level - before[key]) / (after[key] - before[key]))
+            share, row = (level - before[key]) / (after[key] - before[key]), {}
+            for name in (name for name in before if name in after):
+                here, there = before[name], after[name]
+                if here == there:
+                    row[name] = here
+                elif _is_number(here) and _is_number(there):
+                    row[name] = here + share * (there - here)
+            return row
     return None
-
-
-def _between(before: Row, after: Row, share: Number) -> Row:
-    row: Row = {}
-    for name in (name for name in before if name in after):
-        here, there = before[name], after[name]
-        if here == there:
-            row[name] = here
-        elif _is_number(here) and _is_number(there):
-            row[name] = here + share * (there - here)
-    return row
 
 
 def _is_number(value: object) -> bool:

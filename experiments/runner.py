@@ -51,7 +51,7 @@ STUDIES = {
     "convergence": "What it costs to reach the same photo rate",
     "timesteps": "Training at high noise, low noise or everywhere",
     "control_phrases": "Control phrases: which cancel the bias, and which styles they suppress",
-    "suggested_phrases": "Control phrases and ramps as `directalign words` suggests them",
+    "suggested_phrases": "Control phrases and ramps as `directalign reward phrases` suggests them",
     "soft_prompts": "Learned control tokens against control phrases",
     "inversion": "Two branches, one branch and the half-cost variant",
     "anchor": "The anchored reward against the ramps, and where it fails",
@@ -90,8 +90,7 @@ def load_study(name: str) -> Study:
 
 
 def run_study(name: str, out: Path, quick: bool) -> Path:
-    """Measure, and write rows, figures and `out/README.md`, which is returned. Called again it
-    resumes.
+    """Measure or resume; write rows, figures and `out/README.md`, which is returned.
 
     Raises: DirectAlignError for an unknown name, or a folder of another study or size.
     """
@@ -100,9 +99,8 @@ def run_study(name: str, out: Path, quick: bool) -> Path:
     rows = Rows(study.measure(out, quick))
     write_rows(rows, out / "results.jsonl")
     figures = study.draw(rows, out)
-    parts = [f"# {STUDIES[name]}"]
-    if quick:
-        parts.append("> Quick size: a test of the code. Its numbers say nothing about a method.")
+    warning = "> Quick size: a test of the code. Its numbers say nothing about a method."
+    parts = [f"# {STUDIES[name]}", *([warning] if quick else [])]
     for title, table in study.tables(rows).items():
         parts += [f"## {title}", table.markdown()]
     parts += [f"![{figure.stem}]({figure.name})" for figure in figures]
@@ -116,15 +114,13 @@ def claim(out: Path, name: str, quick: bool) -> None:
 
     Raises: DirectAlignError where another study or size, or anything else, lies there.
     """
-    mine = {"study": name, "size": "quick" if quick else "full"}
-    mark = out / MARK
+    mark, size = out / MARK, "quick" if quick else "full"
+    mine = {"study": name, "size": size}
     if mark.is_file():
         found = json.loads(mark.read_text(encoding="utf-8"))
         if found != mine:
-            raise DirectAlignError(
-                f"{out} holds the {found['size']} size of study {found['study']}, not the "
-                f"{mine['size']} size of {name}: choose another --out"
-            )
+            held = f"{out} holds the {found['size']} size of study {found['study']}"
+            raise DirectAlignError(f"{held}, not the {size} size of {name}: choose another --out")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DirectAlignError(f"{out} holds something that is no study: choose another --out")
@@ -331,13 +327,9 @@ RATES = {"srpo": 3e-4, "srpo_official": 3e-5, "direct_align": 3e-5, "refl": 1e-4
 RATES |= {"draft_lv": 1e-4, "alignprop": 3e-4, "drtune": 3e-5, "leapalign": 3e-5, "flowbp": 3e-5}
 RATES |= {"flow_grpo": 1e-4, "grpo_relative": 1e-4}
 """Learning rate of each method, as `learning_rates.chosen` finds it in the recorded study."""
+_FILES = {name: f"world_{name}" for name in RATES} | {"srpo_official": "world_official"}
 ARMS = [
-    Arm(
-        name,
-        title_of(name),
-        "world_official" if name == "srpo_official" else f"world_{name}",
-        (f"train.learning_rate={rate}",),
-    )
+    Arm(name, title_of(name), _FILES[name], (f"train.learning_rate={rate}",))
     for name, rate in RATES.items()
 ]
 OURS = "srpo"

@@ -35,7 +35,7 @@ from directalign.toyworld.judges import load_judge
 from directalign.types import Conditioning, Images, Latents
 
 from .plots import Panel, curves, line
-from .rows import Row, Rows, mean_interval, mean_of, over, paired_over_seeds
+from .rows import Row, Rows, mean_interval, mean_of, over
 from .runner import Arm, piece, run_arm, settings_of, sized
 from .tables import QUALITY, Table, number, with_interval
 
@@ -241,7 +241,8 @@ def tables(rows: Rows) -> dict[str, Table]:
                 digits, percent = (3, False) if key == "color_drift" else (0, True)
                 cells += [with_interval(over(found, key), digits, percent) for found in pair]
             base, aligned = ([row["photo_rate"] for row in found] for found in pair)
-            gain = with_interval(paired_over_seeds(aligned, base), 2)
+            gains = [after - before for before, after in zip(base, aligned, strict=True)]
+            gain = with_interval(mean_interval(gains), 2)
             lines.append([name, what if isinstance(what, str) else f"{what:g}", *cells, gain])
     for arm, title in ((BASE, "base model"), (ALIGNED, "aligned model")):
         found = rows.where(kind="image_seeds", arm=arm)

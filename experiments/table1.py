@@ -36,20 +36,15 @@ COSTS = (
     ("Reward", "score under the positive phrases", "score_pos", False),
 )
 """Title, y, key, whether y is a rate."""
-DOTS = {
-    "color_drift": "Colour drift",
-    "content": "Content",
-    "diversity": "Diversity",
-    "call_equivalents": "NFE equivalents",
-}
+DOTS = {"color_drift": "Colour drift", "content": "Content"}
+DOTS |= {"diversity": "Diversity", "call_equivalents": "NFE equivalents"}
 
 
 def measure(out: Path, quick: bool) -> list[Row]:
     """Train every arm within its budget from every seed."""
     budget = QUICK if quick else FULL
-    arms = [
-        within(allowance(arm, budget, often=True), arm, out) for arm in small_batches(ARMS, quick)
-    ]
+    small = small_batches(ARMS, quick)
+    arms = [within(allowance(arm, budget, often=True), arm, out) for arm in small]
     rows = run_arms("table1", arms, QUICK_SEEDS if quick else SEEDS, out)
     return with_drift(rows, budget.num_samples)
 
@@ -102,10 +97,9 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     columns = []
     for key, title in DOTS.items():
         values = {arm: over(found.get(arm, []), key) for arm in rows.arms}
-        cost, at = key == "call_equivalents", base.get(key)
-        percent = key == "content"
-        column = plots.DotColumn(title, values, percent, log=cost, at=None if cost else at)
-        columns.append(column)
+        log = key == "call_equivalents"
+        at = None if log else base.get(key)
+        columns.append(plots.DotColumn(title, values, key == "content", log, at))
     title = f"All methods where they first reach a photo rate of {number(level, 2)}"
     note = "Means over seeds with 95 % intervals; dashed: the base model"
     return [*drawn, plots.dots_with_intervals(folder / "table1_matched.png", title, columns, note)]

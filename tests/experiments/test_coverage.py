@@ -62,10 +62,10 @@ def test_covering_intervals_and_significant_tests_are_counted(bank: Bank) -> Non
     planted = Planted("p", "p", (0.0, 1.0), (0.5, 0.5), prompts=20)
     found = summarise(KEYS, lines_of(planted, bank, generator_for(0)), ABOUT)
     photo = {(of, "photo_rate") for of in coverage.OF}
-    assert photo - {("win", "photo_rate")} <= set(coverage.covered(found, planted))
-    assert {("test", "photo_rate"), ("test", "all")} <= set(coverage.significant(found))
+    tests = {("test", "photo_rate"), ("test", "all")}
+    assert (photo | tests) - {("win", "photo_rate")} <= set(coverage.hits_of(found, planted))
     wrong = Planted("w", "w", (0.0, 0.5), (0.5, 0.5), prompts=20)
-    assert not photo & set(coverage.covered(found, wrong))
+    assert not photo & set(coverage.hits_of(found, wrong))
 
 
 def test_intervals_over_prompts_cover_the_truth_and_over_images_do_not(bank: Bank) -> None:

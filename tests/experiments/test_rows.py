@@ -60,8 +60,6 @@ def test_intervals_over_seeds_by_hand() -> None:
     assert mean_interval([0.25]) == {"value": 0.25, "low": None, "high": None, "n": 1}
     with pytest.raises(ValueError, match="at least one value"):
         mean_interval([])
-    paired = reading.paired_over_seeds([11.0, -1.0, 58.0], [10.0, -3.0, 55.0])
-    assert paired == pytest.approx(wanted, rel=1e-6)
     half = 12.70620474 * math.log(4) / 2
     wanted = {"value": 4.0, "low": 4 * math.exp(-half), "high": 4 * math.exp(half), "n": 2}
     assert reading.ratio_interval([2.0, 16.0], [1.0, 2.0]) == pytest.approx(wanted, rel=1e-8)

@@ -58,7 +58,7 @@ def test_the_loss_trains_everything_but_the_scale() -> None:
     tokenizer = clip_tokenizer()
     training = Training(tokenizer)
     scenes = draw_scenes(4, seeded(5))
-    loss = _loss(training, tokenizer, render(scenes, seeded(6)), scenes, seeded(7))
+    loss = _loss(training, render(scenes, seeded(6)), scenes, seeded(7))
     loss.backward()
     assert torch.isfinite(loss)
     assert [name for name, p in training.named_parameters() if p.grad is None] == [

@@ -56,7 +56,7 @@ class Training(nn.Module):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, taste: Taste = TASTES["reward"]) -> None:
         super().__init__()
         torch.manual_seed(taste.seed)
-        self.taste = taste
+        self.taste, self.tokenizer = taste, tokenizer
         self.clip = CLIPModel(_config(tokenizer))
         self.clip.logit_scale.requires_grad_(False).fill_(torch.tensor(LOGIT_SCALE).log())
         width = self.clip.vision_embed_dim
@@ -88,22 +88,22 @@ def train_reward(
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
         chosen = torch.randint(POOL, (budget.batch,), generator=generator)
         shown = images[chosen].float() / 255
-        return _loss(training, tokenizer, shown, take(scenes, chosen), generator)
+        return _loss(training, shown, take(scenes, chosen), generator)
 
     fit(name, training, loss_of, budget, folder)
     clip = training.clip.cpu()
-    _save(clip, tokenizer, folder / name)
+    clip.half().save_pretrained(folder / name)
+    tokenizer.save_pretrained(folder / name)
+    preprocessing = json.dumps(_PREPROCESSING, indent=2)
+    (folder / name / "preprocessor_config.json").write_text(preprocessing)
+    clip.float()
     for fact, value in measure(clip, tokenizer).items():
         print(f"{name}: {fact} {value:.3f}")
     return clip
 
 
 def _loss(
-    training: Training,
-    tokenizer: PreTrainedTokenizerBase,
-    images: torch.Tensor,
-    scenes: Scenes,
-    generator: torch.Generator,
+    training: Training, images: torch.Tensor, scenes: Scenes, generator: torch.Generator
 ) -> torch.Tensor:
     """Contrastive + attributes + preference, on two versions of each image and two captions.
 
@@ -117,7 +117,7 @@ def _loss(
     twice = take(scenes, torch.arange(b).repeat(2))
     texts, words = draw_captions(twice, generator)
     scale = training.clip.logit_scale.exp()
-    logits = scale * image_features @ read(training.clip, tokenizer, texts).T
+    logits = scale * image_features @ read(training.clip, training.tokenizer, texts).T
     fits = _fits(twice, words).to(device)
     contrastive, heads = F.cross_entropy(logits, fits / fits.sum(1, keepdim=True)), []
     for name, head in training.heads.items():
@@ -150,13 +150,6 @@ def _fits(scenes: Scenes, words: torch.Tensor) -> torch.Tensor:
     """Which captions are true of which pictures (b, b): same content, and no wrong style word."""
     content = (scenes.color * len(SHAPES) + scenes.shape) * len(BACKGROUNDS) + scenes.background
     return (content[:, None] == content) & ((words < 0) | (scenes.style[:, None] == words))
-
-
-def _save(clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    clip.half().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSING, indent=2))
-    clip.float()
 
 
 _SIDE, _HALF = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}, [0.5, 0.5, 0.5]

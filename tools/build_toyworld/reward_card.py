@@ -55,7 +55,7 @@ def measure(
         styled[word] = read(clip, tokenizer, [f"{word}. {text}" for text in captions])
     facts = {f"{key} retrieval": _retrieval(clip, tokenizer, seen, scenes, key) for key in COUNTS}
     facts["style retrieval"] = _style_retrieval(seen, styled)
-    return facts | _words(seen, plain, styled) | _bias(clip, drawn, seen, plain, styled)
+    return facts | _words(seen, styled) | _bias(clip, drawn, seen, plain, styled)
 
 
 def _retrieval(
@@ -81,7 +81,7 @@ def _style_retrieval(seen: Features, styled: Features) -> float:
     return torch.stack(right).mean().item()
 
 
-def _words(seen: Features, plain: torch.Tensor, styled: Features) -> dict[str, float]:
+def _words(seen: Features, styled: Features) -> dict[str, float]:
     """Cosines of photo and CG words, and whether pos - neg ranks photo above each other style."""
     facts = {"cos(pos, neg)": _mean([(styled[pos] * styled[neg]).sum(1) for pos, neg in PAIRS])}
     differences = [styled[pos] - styled[neg] for pos, neg in PAIRS]
@@ -89,10 +89,6 @@ def _words(seen: Features, plain: torch.Tensor, styled: Features) -> dict[str, f
         gap = seen["photo"] - seen[other]
         wins = [(gap * each).sum(1) > 0 for each in differences]
         facts[f"pos - neg ranks photo above {other}"] = _mean(wins)
-    for style in STYLES:
-        facts[f"plain score of {style}"] = _mean([(seen[style] * plain).sum(1)])
-        relative = [(seen[style] * each).sum(1) for each in differences]
-        facts[f"pos - neg of {style}"] = _mean(relative)
     return facts
 
 
@@ -101,22 +97,16 @@ def _bias(
 ) -> dict[str, float]:
     """What a red tint pays under any words, and how much of it cancels in pos - neg."""
     tint = torch.full((len(plain),), SHOWN_TINT)
-
-    def moved(tint: torch.Tensor, smooth: torch.Tensor) -> list[torch.Tensor]:
-        made = ((style, retouch(images, tint, smooth)) for style, images in drawn.items())
-        return [see(clip, images)[1] - seen[style] for style, images in made]
-
-    red, raised = moved(tint, 0 * tint), {}
+    made = ((style, retouch(images, tint, 0 * tint)) for style, images in drawn.items())
+    red = [see(clip, images)[1] - seen[style] for style, images in made]
+    raised = {}
     for words, texts in {"no words": plain, **styled}.items():
         raised[words] = _mean([(move * texts).sum(1) for move in red])
     left = [abs((raised[pos] - raised[neg]) / raised[pos]) for pos, neg in PAIRS]
-    smoothed = moved(0 * tint, torch.ones_like(tint))
     return {
         "red tint, least over words": min(raised.values()),
         "red tint, most over words": max(raised.values()),
-        "red tint, share of pictures it raises": _mean([(move * plain).sum(1) > 0 for move in red]),
         "red tint, share that cancels": 1 - max(left),
-        "smoothing": _mean([(move * plain).sum(1) for move in smoothed]),
     }
 
 

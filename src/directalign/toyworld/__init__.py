@@ -1,1 +1,1 @@
-"""The embedded world: a captioned world of pictures, tiny diffusers pipelines, a biased reward, honest judges."""
+"""The toy world: captioned scenes, tiny diffusers pipelines, biased rewards, independent judges."""

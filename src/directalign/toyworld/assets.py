@@ -1,7 +1,8 @@
-"""Where the embedded world's weights lie, and how they become complete folders.
+"""The toy world's weights, and how they become complete folders.
 
-Shipped as 16-bit safetensors with every shared part once (`assets/`); `export` writes full float32 diffusers and
-transformers folders that need nothing of this package. `resolve("world:flux")` gives such a folder from a cache.
+Shipped as 16-bit safetensors, each shared part once (`assets/`). `export` writes float32 diffusers
+and transformers folders that load without this package; `resolve("world:flux")` returns such a
+folder from a cache.
 """
 
 from __future__ import annotations
@@ -80,20 +81,20 @@ def file(name: str) -> Path:
     path = ASSETS / name
     if not path.exists():
         raise DirectAlignError(
-            f"embedded asset {name} is missing from {ASSETS}: reinstall the package, or make it with `directalign world build`"
+            f"embedded asset {name} is missing from {ASSETS}: reinstall the package, or train it "
+            "with `python -m tools.build_toyworld DIR` of the repository"
         )
     return path
 
 
 def resolve(path: str) -> Path:
-    """A folder on disk: `world:flux`, `world:sd`, `world:sd_v`, `world:reward` or `world:second_reward` from the cache, anything else as it is."""
+    """A folder on disk: `world:NAME` of `PIPELINES` and `REWARDS` from the cache, else `path`."""
     if not path.startswith("world:"):
         return Path(path)
     name = path.removeprefix("world:")
     if name not in (*PIPELINES, *REWARDS):
-        raise DirectAlignError(
-            f"no embedded model {path!r}: choose {', '.join(f'world:{each}' for each in (*PIPELINES, *REWARDS))}"
-        )
+        names = ", ".join(f"world:{each}" for each in (*PIPELINES, *REWARDS))
+        raise DirectAlignError(f"no embedded model {path!r}: choose {names}")
     folder = _cache() / name
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +105,10 @@ def resolve(path: str) -> Path:
 
 
 def export(folder: Path) -> list[Path]:
-    """Write `flux`, `sd`, `sd_v`, `reward` and `second_reward` into `folder` as complete folders; an existing one is not overwritten."""
+    """Write all of `PIPELINES` and `REWARDS` into `folder` as complete folders.
+
+    Raises: DirectAlignError if one exists.
+    """
     names = [*PIPELINES, *REWARDS]
     there = [name for name in names if (folder / name).exists()]
     if there:
@@ -115,7 +119,7 @@ def export(folder: Path) -> list[Path]:
 
 
 def cache_root() -> Path:
-    """Where this package keeps what it can make again: $DIRECTALIGN_CACHE, else `directalign` in $XDG_CACHE_HOME or ~/.cache."""
+    """Cache folder: $DIRECTALIGN_CACHE, else `directalign` in $XDG_CACHE_HOME or ~/.cache."""
     return Path(
         os.environ.get("DIRECTALIGN_CACHE")
         or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "directalign"
@@ -187,7 +191,10 @@ def _edit_json(path: Path, **values: object) -> None:
 
 
 def write_pictures(folder: Path, count: int, style: str = "photo", seed: int = 0) -> Path:
-    """Draw `count` random scenes in one of `scenes.STYLES` into an empty or new folder; the same seed, the same files."""
+    """Render `count` random scenes in one of `scenes.STYLES` into an empty or new folder.
+
+    Equal seeds give equal files.
+    """
     if style not in STYLES:
         raise DirectAlignError(
             f"style {style!r} is not of the embedded world: choose {', '.join(STYLES)}"

@@ -1,8 +1,8 @@
-"""The world's independent judges: two small networks that look at pixels and are never trained on.
+"""The toy world's judges: two small classifiers that no training optimizes.
 
-The style judge says which of the world's styles it sees; the content judge reads colour, shape and background, which
-are compared with the caption. Both saw blurred, noisy, recoloured and autoencoded renders (`build/judges.py`), so a
-colour cast does not move them.
+The style judge classifies the style; the content judge reads colour, shape and background, which
+are compared with the caption. Both were trained on blurred, noisy, recoloured and autoencoded
+renders (`tools/build_toyworld/judges.py`), so a colour cast does not change their answers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONTENT_HEADS = {"color": len(COLORS), "shape": len(SHAPES), "background": len(B
 
 
 class Classifier(nn.Module):
-    """A small CNN with one linear head per question: images (b, 3, 64, 64) in [0, 1] to logits (b, answers) by question."""
+    """A CNN with a linear head per question: images (b, 3, 64, 64) in [0, 1] to logits by head."""
 
     def __init__(self, heads: Mapping[str, int], width: int = 24) -> None:
         super().__init__()
@@ -55,12 +55,12 @@ def _block(channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1
 
 
 def plain_caption(prompt: str) -> str:
-    """The caption behind a control phrase: "Realistic photo. a red star ..." to "a red star ..."."""
+    """Remove a control phrase: "Realistic photo. a red star ..." to "a red star ..."."""
     return prompt.rsplit(". ", 1)[-1]
 
 
 class WorldJudge:
-    """Both judges behind one face (`interfaces.Judge`): every answer is 1.0 or 0.0 per image."""
+    """Both judges as one `interfaces.Judge`: every answer is 1.0 or 0.0 per image."""
 
     def __init__(self, style: Classifier, content: Classifier) -> None:
         self.style = style.eval().requires_grad_(False)
@@ -68,11 +68,12 @@ class WorldJudge:
 
     @torch.no_grad()
     def __call__(self, images: Images, prompts: Sequence[str]) -> Mapping[str, PerSample]:
-        """Judge images (b, 3, 64, 64) in [0, 1] against their prompts, control phrases put aside.
+        """Judge images (b, 3, 64, 64) in [0, 1] against their prompts without control phrases.
 
-        Returns style_photo, style_cg, style_painting and style_anime (one of them is 1), photo_rate (style_photo by its usual
-        name), color, shape, background, and content (all three right), each (b,). A prompt that is no caption of the world
-        is a ValueError that quotes it.
+        Returns, each (b,): style_photo, style_cg, style_painting, style_anime (one of them is 1),
+        photo_rate (style_photo), color, shape, background, and content (all three right).
+
+        Raises: ValueError quoting a prompt that is no caption of the toy world.
         """
         wanted = scenes_of([plain_caption(prompt) for prompt in prompts])
         images = images.float().cpu()

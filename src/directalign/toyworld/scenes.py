@@ -1,8 +1,9 @@
-"""The captioned world: "a red star on a navy background", drawn in four styles.
+"""Captioned scenes: "a red star on a navy background", drawn in four styles.
 
-Everything is analytic (signed distances, two light terms, value noise), vectorised over the batch and seeded, so that
-training data, judges and ground truth come from one place. A plain caption says nothing of style; the share of styles
-behind plain captions is `PLAIN_STYLE_SHARES`, and it is what gives the base model its "CG look".
+Rendering is analytic (signed distances, two light terms, value noise), vectorised over the batch
+and seeded: it gives training data, judges and ground truth. A plain caption does not name a style;
+`PLAIN_STYLE_SHARES` are the shares of styles behind plain captions, mostly CG, which sets the base
+model's style.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ PLAIN_STYLE_SHARES = (0.15, 0.60, 0.125, 0.125)
 
 @dataclass(frozen=True)
 class Scenes:
-    """A batch of scenes as index tensors, all int64 of shape (b,): what is drawn, not how it is placed."""
+    """A batch of scenes as int64 index tensors (b,): what is drawn, without its placement."""
 
     color: torch.Tensor
     shape: torch.Tensor
@@ -86,12 +87,13 @@ def all_captions() -> list[str]:
 
 
 def scenes_of(captions: list[str], style: str = "photo") -> Scenes:
-    """Read captions back into scenes; a caption outside the world is a ValueError that quotes it."""
+    """Parse captions. Raises: ValueError quoting a caption that is not of the toy world."""
     known = {text: i for i, text in enumerate(all_captions())}
     unknown = [text for text in captions if text not in known]
     if unknown:
         raise ValueError(
-            f"not a caption of the embedded world: {unknown[0]!r}; write it like {all_captions()[0]!r} (docs/toy_world.md lists the words)"
+            f"not a caption of the embedded world: {unknown[0]!r}; write it like "
+            f"{all_captions()[0]!r} (docs/toy_world.md lists the words)"
         )
     index = torch.tensor([known[text] for text in captions])
     per_color = len(SHAPES) * len(BACKGROUNDS)
@@ -117,7 +119,7 @@ def draw_scenes(
 
 
 def render(scenes: Scenes, generator: torch.Generator) -> torch.Tensor:
-    """Draw the scenes with random placement, light and texture: images (b, 3, 64, 64), float32 in [0, 1]."""
+    """Draw scenes with random placement, light and texture: (b, 3, 64, 64) float32 in [0, 1]."""
     b, size = len(scenes), IMAGE_SIZE
     place = _Placement.draw(b, generator)
     distance = _distance(scenes.shape, place)
@@ -136,7 +138,7 @@ def render(scenes: Scenes, generator: torch.Generator) -> torch.Tensor:
     return drawn[scenes.style, torch.arange(b)].clamp(0, 1)
 
 
-# --- where things are: positions in units of half an image, y downwards ---------------------------------------------
+# --- where things are: positions in units of half an image, y downwards ---------------------------
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ def _distance(
 
 
 def _star(x: torch.Tensor, y: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
-    """Five points: fold the plane into one tenth and measure to the line from the outer to the inner corner."""
+    """Five points: fold the plane into one tenth; distance to the line between the corners."""
     sector = math.pi / 5
     angle = torch.remainder(torch.atan2(x, -y) + sector, 2 * sector) - sector
     radial = torch.hypot(x, y)
@@ -197,7 +199,7 @@ def _cover(distance: torch.Tensor, softness: float = 1.0) -> torch.Tensor:
 
 
 def _noise(b: int, cells: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    """Smooth value noise (b, 1, h, w), about unit variance, with the given number of cells down and across."""
+    """Smooth value noise (b, 1, h, w) of about unit variance on a grid of cells."""
     grid = torch.randn(b, 1, *cells, generator=generator)
     return F.interpolate(grid, (IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", align_corners=False)
 
@@ -210,7 +212,7 @@ def _mix(a: torch.Tensor, b: torch.Tensor, share: torch.Tensor | float) -> torch
     return a + (b - a) * share
 
 
-# --- the four styles: fill and background colours (b, 3, h, w), distance (b, h, w) -> images (b, 3, h, w) ------------
+# --- styles: fill and background (b, 3, h, w), distance (b, h, w) -> images (b, 3, h, w) -----------
 
 
 def _photo(fill, back, distance, place, generator):
