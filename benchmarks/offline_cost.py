@@ -34,10 +34,10 @@ class Updates:
 
     def __init__(self, num_inference_steps: int) -> None:
         self.run = load_run(RECIPE, [f"rollout.num_inference_steps={num_inference_steps}"])
-        family = load_model(self.run.model, "cpu")
-        self.weights = list(trainable(family).values())
+        self.model = load_model(self.run.model, "cpu")
+        self.weights = list(trainable(self.model).values())
         self.optimizer = torch.optim.AdamW(self.weights, lr=self.run.train.learning_rate)
-        self.method = load_method(self.run, family, load_reward(self.run.reward, "cpu"))
+        self.method = load_method(self.run, self.model, load_reward(self.run.reward, "cpu"))
         self.prompts = tuple(train_captions()[: self.run.data.batch_size])
         self.images = render(scenes_of(list(self.prompts)), torch.Generator().manual_seed(0))
 

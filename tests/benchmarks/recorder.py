@@ -1,7 +1,7 @@
-"""Records a small case the long way round: Euler step, then the known noise subtracted, phrases swapped on inversion.
+"""Record a case by hand: Euler step, known noise subtracted, phrases swapped on inversion.
 
-Written from the released recipe's description alone and sharing nothing with the package, so that a replay of what it
-records checks `directalign.diffusion` on settings that the three official recordings do not have.
+Written from the released recipe's description without the package, so that a replay checks
+`directalign.diffusion` on settings that the official recordings do not have.
 """
 
 from __future__ import annotations
@@ -57,21 +57,13 @@ def record(folder: Path, recipe: Recipe) -> Path:
     tensors |= {
         f"grad.{name}": p.grad for name, p in transformer.named_parameters() if p.grad is not None
     }
-    tensors |= {f"transformer.{name}": tensor for name, tensor in transformer.state_dict().items()}
-    tensors |= {
-        f"vae.{name}": tensor
-        for name, tensor in vae.state_dict().items()
-        if name.startswith("decoder.")
-    }
-    save_file(
-        {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
-        folder / "case.safetensors",
-    )
-    settings = as_settings(recipe) | {
-        "transformer_config": transformer_config,
-        "vae_config": vae_config,
-        "branches": branches,
-    }
+    tensors |= {f"transformer.{name}": each for name, each in transformer.state_dict().items()}
+    decoder = ((k, v) for k, v in vae.state_dict().items() if k.startswith("decoder."))
+    tensors |= {f"vae.{name}": tensor for name, tensor in decoder}
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, folder / "case.safetensors")
+    configs_of = {"transformer_config": transformer_config, "vae_config": vae_config}
+    settings = as_settings(recipe) | configs_of | {"branches": branches}
     (folder / "case.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder / "case"
 
@@ -86,14 +78,9 @@ def record_branch(index, kind, recipe, tensors, transformer, vae) -> dict[str, o
     place = torch.tensor([[0.0, row, column] for row in range(rows) for column in range(columns)])
     guidance = None if recipe.guidance is None else torch.tensor([recipe.guidance])
     text = tensors["prompt_embeds"]
+    pooled, shown_at = tensors["pooled_prompt_embeds"], torch.tensor([shown])
     velocity = transformer(
-        x_from,
-        text,
-        tensors["pooled_prompt_embeds"],
-        torch.tensor([shown]),
-        place,
-        torch.zeros(5, 3),
-        guidance,
+        x_from, text, pooled, shown_at, place, torch.zeros(5, 3), guidance
     ).sample
     x_to = x_from + (sigma_to - sigma_from) * velocity
     packed = (x_to - sigma_to * tensors["noise_packed"]) / (1 - sigma_to)
@@ -137,31 +124,14 @@ def level(point: int, recipe: Recipe) -> float:
 
 def configs(recipe: Recipe) -> tuple[dict[str, object], dict[str, object]]:
     """(transformer, VAE): the smallest that diffusers builds."""
-    transformer = {
-        "in_channels": 16,
-        "num_layers": 1,
-        "num_single_layers": 1,
-        "attention_head_dim": 8,
-        "num_attention_heads": 2,
-        "axes_dims_rope": [2, 2, 4],
-    }
-    transformer |= {
-        "joint_attention_dim": 12,
-        "pooled_projection_dim": 10,
-        "guidance_embeds": recipe.guidance is not None,
-    }
-    vae = {
-        "block_out_channels": [4, 4],
-        "latent_channels": 4,
-        "norm_num_groups": 2,
-        "layers_per_block": 1,
-        "use_quant_conv": False,
-    }
-    vae |= {
-        "down_block_types": ["DownEncoderBlock2D"] * 2,
-        "up_block_types": ["UpDecoderBlock2D"] * 2,
-        "use_post_quant_conv": False,
-    }
+    transformer = {"in_channels": 16, "num_layers": 1, "num_single_layers": 1}
+    transformer |= {"attention_head_dim": 8, "num_attention_heads": 2, "axes_dims_rope": [2, 2, 4]}
+    transformer |= {"joint_attention_dim": 12, "pooled_projection_dim": 10}
+    transformer["guidance_embeds"] = recipe.guidance is not None
+    vae = {"block_out_channels": [4, 4], "latent_channels": 4, "norm_num_groups": 2}
+    vae |= {"down_block_types": ["DownEncoderBlock2D"] * 2, "layers_per_block": 1}
+    vae |= {"up_block_types": ["UpDecoderBlock2D"] * 2}
+    vae |= {"use_quant_conv": False, "use_post_quant_conv": False}
     return transformer, vae
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of an update runs at its small size on a CPU, counts the same operations for the same shape, and ranks levers by what they gain."""
+"""The benchmark of an update in its small size on a CPU: phases, operations, ranked levers."""
 
 from __future__ import annotations
 
@@ -6,67 +6,40 @@ import json
 import math
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import gpu_step
+
+CASES = ["online_lora", "online_lora_8bit", "offline_lora", "offline_full_bf16"]
 
 
-@pytest.fixture(scope="module")
-def gpu_step() -> ModuleType:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import gpu_step
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return gpu_step
-
-
-def test_cases_are_measured_phase_by_phase(gpu_step, tmp_path, monkeypatch):
+def test_cases_are_measured_phase_by_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "found.json"
-    cases = ["online_lora", "online_lora_8bit", "offline_lora", "offline_full_bf16"]
-    given = [
-        "gpu_step.py",
-        "--size",
-        "tiny",
-        "--updates",
-        "1",
-        "--folder",
-        str(tmp_path / "models"),
-        "--out",
-        str(out),
-        "--cases",
-        *cases,
-    ]
-    monkeypatch.setattr(sys, "argv", given)
+    given = ["--size", "tiny", "--updates", "1", "--folder", str(tmp_path / "models")]
+    given += ["--out", str(out), "--cases", *CASES]
+    monkeypatch.setattr(sys, "argv", ["gpu_step.py", *given])
     gpu_step.main()
     rows = {row["case"]: row for row in json.loads(out.read_text())["rows"]}
-    assert set(rows) == set(cases)
-    online, rounded, offline = (rows[name] for name in cases[:3])
-    assert (
-        "rollout" in online["phases"]
-        and "rollout" not in offline["phases"]
-        and "encode image" in offline["phases"]
-    )
+    assert list(rows) == CASES
+    online, quantized, offline = (rows[name] for name in CASES[:3])
+    assert "rollout" in online["phases"] and "rollout" not in offline["phases"]
+    assert "encode image" in offline["phases"]
     assert {"train call", "decode", "reward", "backward", "optimiser"} <= online["phases"].keys()
-    assert rounded["tera_operations"] == online["tera_operations"] > offline["tera_operations"] > 0
-    assert all(
-        math.isfinite(row["seconds"]) and row["seconds"] > 0 and row["predicted_gib"] > 0
-        for row in rows.values()
-    )
-    assert rounded["predicted_gib"] < online["predicted_gib"]
+    operations = [each["tera_operations"] for each in (quantized, online, offline)]
+    assert operations[0] == operations[1] > operations[2] > 0
+    for row in rows.values():
+        assert math.isfinite(row["seconds"]) and row["seconds"] > 0 and row["predicted_gib"] > 0
+    assert quantized["predicted_gib"] < online["predicted_gib"]
 
 
-def test_levers_are_ranked_by_seconds_of_a_prompt(gpu_step):
+def test_levers_are_ranked_by_seconds_of_a_prompt() -> None:
+    seconds = {"online_lora": 4.0, "online_lora_compiled": 2.0, "online_lora_batch_2": 1.0}
     rows = [
-        {"case": "online_lora", "seconds_per_prompt": 4.0},
-        {"case": "online_lora_compiled", "seconds_per_prompt": 2.0},
-        {"case": "online_lora_batch_2", "seconds_per_prompt": 1.0},
-        {"case": "offline_lora", "seconds_per_prompt": 1.0},
-        {"case": "online_lora_4bit", "failed": "no room"},
+        {"case": name, "seconds_per_prompt": each}
+        for name, each in (seconds | {"offline_lora": 1.0}).items()
     ]
-    assert [(gain["case"], gain["gain"]) for gain in gpu_step.ranked(rows)] == [
-        ("online_lora_batch_2", 4.0),
-        ("online_lora_compiled", 2.0),
-    ]
+    rows.append({"case": "online_lora_4bit", "failed": "no room"})
+    gains = [(gain["case"], gain["gain"]) for gain in gpu_step.ranked(rows)]
+    assert gains == [("online_lora_batch_2", 4.0), ("online_lora_compiled", 2.0)]

@@ -1,12 +1,11 @@
-"""The shipped weights are small and 16-bit, come out as folders that diffusers and transformers load alone, and paint what they should.
+"""Shipped weights are small, 16-bit, exported as complete folders, and sample as they should.
 
-Nothing here depends on the very numbers of the weights: a rebuilt world passes if it is as good as the embedded one has to be.
+Nothing depends on the exact weights: a rebuilt toy world passes if it is as good as required.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers
@@ -19,14 +18,14 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from directalign.config.load import load_run
-from directalign.evaluation.eval_prompts import Pairs, fixed_pairs, measured_prompts
+from directalign.evaluation.eval_prompts import fixed_pairs, measured_prompts
 from directalign.evaluation.generate import generate
 from directalign.models import load_model
 from directalign.rewards.clip import ClipReward
 from directalign.toyworld import assets
 from directalign.toyworld.judges import load_judge
 from directalign.toyworld.scenes import draw_scenes, render
-from directalign.types import DirectAlignError, PerSample
+from directalign.types import DirectAlignError
 
 LIMIT = 24_000_000
 NAMES = [*assets.PIPELINES, *assets.REWARDS]
@@ -50,7 +49,7 @@ def weights_in(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.safetensors"))
 
 
-# --- what is shipped ------------------------------------------------------------------------------------------------
+# --- what is shipped ------------------------------------------------------------------------------
 
 
 def test_what_is_shipped_is_small_and_holds_settings_and_weights_alone() -> None:
@@ -68,25 +67,18 @@ def test_all_shipped_weights_are_16_bit() -> None:
         assert set(dtypes.values()) == {"F16"}, path
 
 
-# --- complete folders -----------------------------------------------------------------------------------------------
-
-
-def sources(name: str) -> Iterator[tuple[str, str]]:
-    """(part of the exported folder, shipped folder behind it)."""
-    yield from assets.PIPELINES[name].items() if name in assets.PIPELINES else [(".", name)]
+# --- complete folders -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_exported_weights_are_float32_copies(exported: Path, name: str) -> None:
     compared = 0
-    for part, source in sources(name):
+    for part, source in assets.PIPELINES.get(name, {".": name}).items():
         for shipped in weights_in(assets.ASSETS / source):
             narrow, wide = load_file(shipped), load_file(exported / name / part / shipped.name)
             assert narrow.keys() == wide.keys()
-            assert all(
-                wide[key].dtype == torch.float32 and torch.equal(wide[key], narrow[key].float())
-                for key in narrow
-            )
+            for key, weight in narrow.items():
+                assert wide[key].dtype == torch.float32 and torch.equal(wide[key], weight.float())
             compared += 1
     assert compared == len(weights_in(exported / name)) > 0
 
@@ -100,36 +92,20 @@ def test_an_existing_folder_is_refused_by_name_and_nothing_is_written(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["sd"]
 
 
-def pixels(pipeline: diffusers.DiffusionPipeline, **arguments: object) -> np.ndarray:
+@pytest.mark.parametrize("name", assets.PIPELINES)
+def test_diffusers_samples_from_the_folders(exported: Path, name: str) -> None:
+    flux = name == "flux"
+    kind = diffusers.FluxPipeline if flux else diffusers.StableDiffusionPipeline
+    pipeline = kind.from_pretrained(exported / name)
     pipeline.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(0)
-    found = pipeline(
-        "a red star on a white background",
-        height=64,
-        width=64,
-        num_inference_steps=3,
-        generator=generator,
-        output_type="np",
-        **arguments,
-    )
-    return found.images
-
-
-def test_diffusers_samples_from_the_flux_folder(exported: Path) -> None:
-    pipeline = diffusers.FluxPipeline.from_pretrained(exported / "flux")
-    images = pixels(pipeline, guidance_scale=1.0, max_sequence_length=assets.MAX_SEQUENCE_LENGTH)
+    given = {"height": 64, "width": 64, "num_inference_steps": 3, "guidance_scale": 1.0}
+    given |= {"max_sequence_length": assets.MAX_SEQUENCE_LENGTH} if flux else {}
+    generator, prompt = torch.Generator().manual_seed(0), "a red star on a white background"
+    images = pipeline(prompt, generator=generator, output_type="np", **given).images
     assert images.shape == (1, 64, 64, 3) and np.isfinite(images).all() and images.std() > 0.05
-
-
-@pytest.mark.parametrize("name", ["sd", "sd_v"])
-def test_diffusers_samples_from_the_sd_folders(exported: Path, name: str) -> None:
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(exported / name)
-    assert (
-        pipeline.scheduler.config["prediction_type"]
-        == {"sd": "epsilon", "sd_v": "v_prediction"}[name]
-    )
-    images = pixels(pipeline, guidance_scale=1.0)
-    assert images.shape == (1, 64, 64, 3) and np.isfinite(images).all() and images.std() > 0.05
+    if not flux:
+        wanted = {"sd": "epsilon", "sd_v": "v_prediction"}[name]
+        assert pipeline.scheduler.config["prediction_type"] == wanted
 
 
 def test_transformers_scores_with_the_reward_folder_as_the_package_does(exported: Path) -> None:
@@ -151,7 +127,7 @@ def test_transformers_scores_with_the_reward_folder_as_the_package_does(exported
     assert torch.allclose(ours, (seen.image_embeds * seen.text_embeds).sum(1), atol=1e-5)
 
 
-# --- from the cache -------------------------------------------------------------------------------------------------
+# --- from the cache -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -169,10 +145,8 @@ def test_a_folder_on_disk_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 def test_an_unknown_embedded_model_is_one_line(cache: Path) -> None:
-    with pytest.raises(
-        DirectAlignError,
-        match=r"^no embedded model 'world:flx': choose world:flux, world:sd, world:sd_v, world:reward, world:second_reward$",
-    ):
+    names = ", ".join(f"world:{name}" for name in NAMES)
+    with pytest.raises(DirectAlignError, match=rf"^no embedded model 'world:flx': choose {names}$"):
         assets.resolve("world:flx")
     assert not cache.exists()
 
@@ -215,29 +189,20 @@ def test_a_failed_write_leaves_nothing_in_the_cache(
     assert [path for path in cache.rglob("*") if path.is_file()] == []
 
 
-# --- what the base models paint -------------------------------------------------------------------------------------
+# --- what the base models paint -------------------------------------------------------------------
 
 
 def judged(name: str, phrase: str) -> dict[str, float]:
     """Rates over 64 fixed pairs, sampled as the recipe of that model samples."""
     run = load_run(RECIPE_OF[name])
-    pairs: Pairs = fixed_pairs(measured_prompts(run.data), 64)
+    pairs = fixed_pairs(measured_prompts(run.data), 64)
     prompts = [phrase + prompt for prompt in pairs.prompts]
-    answers: dict[str, PerSample] = dict(
-        load_judge()(
-            generate(load_model(run.model, "cpu"), prompts, pairs.seeds, run.rollout), prompts
-        )
-    )
-    return {key: float(answer.mean()) for key, answer in answers.items()}
+    images = generate(load_model(run.model, "cpu"), prompts, pairs.seeds, run.rollout)
+    return {key: float(answer.mean()) for key, answer in load_judge()(images, prompts).items()}
 
 
-@pytest.mark.parametrize("name", list(RECIPE_OF))
-def test_plain_prompts_give_the_right_thing_in_the_wrong_style(name: str) -> None:
-    rates = judged(name, "")
-    assert rates["content"] >= 0.9 and rates["photo_rate"] < 0.35
-
-
-@pytest.mark.parametrize("name", list(RECIPE_OF))
-def test_asked_for_a_photo_the_base_model_can_make_one(name: str) -> None:
-    rates = judged(name, "Realistic photo. ")
-    assert rates["content"] >= 0.9 and rates["photo_rate"] > 0.8
+@pytest.mark.parametrize("name", RECIPE_OF)
+def test_plain_prompts_give_the_right_content_in_the_wrong_style(name: str) -> None:
+    plain, prompted = judged(name, ""), judged(name, "Realistic photo. ")
+    assert plain["content"] >= 0.9 and plain["photo_rate"] < 0.35
+    assert prompted["content"] >= 0.9 and prompted["photo_rate"] > 0.8

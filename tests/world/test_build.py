@@ -1,4 +1,4 @@
-"""The trainings behind the assets, at two steps each: they run, they resume exactly, and what they write is what is shipped."""
+"""Trainings of the assets at two steps each: they run, resume exactly and write what is shipped."""
 
 from __future__ import annotations
 

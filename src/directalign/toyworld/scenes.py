@@ -212,7 +212,7 @@ def _mix(a: torch.Tensor, b: torch.Tensor, share: torch.Tensor | float) -> torch
     return a + (b - a) * share
 
 
-# --- styles: fill and background (b, 3, h, w), distance (b, h, w) -> images (b, 3, h, w) -----------
+# --- styles: fill and background (b, 3, h, w), distance (b, h, w) -> images (b, 3, h, w) ----------
 
 
 def _photo(fill, back, distance, place, generator):
