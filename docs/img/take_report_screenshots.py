@@ -25,7 +25,7 @@ from PIL import Image
 from selenium import webdriver
 
 HERE = Path(__file__).parent
-OFTEN = ("evaluate.every=5", "evaluate.pairs_during=64", "evaluate.num_pairs=96", "train.sample_every=5", "train.checkpoint_every=5")
+OFTEN = ("evaluate.every=5", "evaluate.num_samples_during=64", "evaluate.num_samples=96", "train.sample_every=5", "train.checkpoint_every=5")
 CONTROLS = ("evaluate.off_topic=world", "evaluate.diversity_prompts=6", "evaluate.rewards={redness: {name: pixels, statistic: redness}}")
 RUNS = {
     "srpo": ("world_srpo", "train.num_steps=30"),
@@ -33,7 +33,7 @@ RUNS = {
     "refl": ("world_refl", "train.num_steps=40"),
     "official": ("world_official", "train.num_steps=50"),
 }
-STOPPING = ("world_stopping", "evaluate.num_pairs=192", "evaluate.pairs_during=192")
+STOPPING = ("world_stopping", "evaluate.num_samples=192", "evaluate.num_samples_during=192")
 COLORS, SHAPES = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink"), ("star", "ring", "triangle", "circle", "square")
 GROUNDS = ("navy", "white", "gray", "brown", "olive", "black")
 ANCHORED = "const right = document.querySelector('[name=right]'); right.value = 3; right.dispatchEvent(new Event('change')); "
