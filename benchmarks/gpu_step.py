@@ -1,12 +1,15 @@
-"""What an SRPO update of a FLUX.1-dev-sized model costs, phase by phase, and which lever gains what.
+"""What an SRPO update of a FLUX.1-dev-sized model costs, phase by phase, and which lever gains
+what.
 
-    python benchmarks/gpu_step.py [--size flux|tiny] [--cases online_lora ...] [--updates 3] [--folder runs/gpu_step] [--out FILE]
+    python benchmarks/gpu_step.py [--size flux|tiny] [--cases online_lora ...] [--updates 3]
+    [--folder runs/gpu_step] [--out FILE]
 
-Real shapes, random weights, the package's own loaders, method and optimiser; `tiny` is the same script on a CPU, whose figures
-mean nothing but that it runs. Per case: seconds by phase (median over the updates after one warm-up), peak GiB measured and
-predicted by `directalign check`, floating-point operations that are executed (recomputation included), and their rate against
-a matmul's on the same device. Compiled blocks and quantised layers hide operations from the counter: such a case takes the
-count of the plain case with the same shape.
+Real shapes, random weights, the package's own loaders, method and optimiser; `tiny` is the same
+script on a CPU, whose figures mean nothing but that it runs. Per case: seconds by phase (median
+over the updates after one warm-up), peak GiB measured and predicted by `directalign check`,
+floating-point operations that are executed (recomputation included), and their rate against a
+matmul's on the same device. Compiled blocks and quantised layers hide operations from the counter:
+such a case takes the count of the plain case with the same shape.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ PLAIN = ["model.quantization=null", "model.compile=false"]
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe under changes. `shape` decides what is computed, `lever` only how; cases of one shape share their count of operations."""
+    """A recipe under changes. `shape` decides what is computed, `lever` only how; cases of one
+    shape share their count of operations."""
 
     name: str
     shape: tuple[str, ...] = ()
@@ -124,7 +128,8 @@ def row_of(
 
 
 def ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The levers by what they gained: seconds per prompt of the plain case over those of the lever's, largest first."""
+    """The levers by what they gained: seconds per prompt of the plain case over those of the
+    lever's, largest first."""
     measured = {
         row["case"]: row["seconds_per_prompt"] for row in rows if "seconds_per_prompt" in row
     }
@@ -143,7 +148,8 @@ def _base(name: str) -> str:
 
 
 def matmul_ceiling(device: torch.device, size: int, repeats: int = 10) -> float:
-    """TFLOP/s of a square matmul in the dtype of the runs, on random numbers: the best of `repeats`."""
+    """TFLOP/s of a square matmul in the dtype of the runs, on random numbers: the best of
+    `repeats`."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = min(Bench.timed(device, lambda: a @ b) for _ in range(repeats + 1))

@@ -1,8 +1,10 @@
-"""One model under measurement: whole updates as the trainer makes them, their time by phase, memory and operations.
+"""One model under measurement: whole updates as the trainer makes them, their time by phase, memory
+and operations.
 
-Phases are told apart by what is called: the denoiser without gradient is the rollout, with gradient the train call; decode,
-reward, backward (everything that runs in it, recomputation included) and the optimiser. A phase waits for the device at both
-ends; the whole update is timed apart, without those waits.
+Phases are told apart by what is called: the denoiser without gradient is the rollout, with gradient
+the train call; decode, reward, backward (everything that runs in it, recomputation included) and
+the optimiser. A phase waits for the device at both ends; the whole update is timed apart, without
+those waits.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from directalign.types import Batch
 
 @dataclass(frozen=True)
 class Figures:
-    """Medians over the measured updates: seconds of the whole, seconds by phase; the peak over all of them in GiB (None on a CPU)."""
+    """Medians over the measured updates: seconds of the whole, seconds by phase; the peak over all
+    of them in GiB (None on a CPU)."""
 
     seconds: float
     phases: dict[str, float]

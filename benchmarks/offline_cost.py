@@ -1,9 +1,11 @@
-"""What one update costs with real images instead of rollouts: seconds of both, in turn, and their ratio pair by pair.
+"""What one update costs with real images instead of rollouts: seconds of both, in turn, and their
+ratio pair by pair.
 
     python benchmarks/offline_cost.py [--pairs 8] [--out benchmarks/results/offline_cost.json]
 
-The embedded FLUX, one denoise branch, rollouts of the released 25 steps and of the embedded recipe's 8. Written out with
-machine, commit and seed; the ratio is what counts, seconds depend on the machine.
+The embedded FLUX, one denoise branch, rollouts of the released 25 steps and of the embedded
+recipe's 8. Written out with machine, commit and seed; the ratio is what counts, seconds depend on
+the machine.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ RECIPE = recipe_path("world_srpo")
 
 
 class Updates:
-    """One model, and a whole update (losses, backward, clip, step) on a batch with or without images."""
+    """One model, and a whole update (losses, backward, clip, step) on a batch with or without
+    images."""
 
     def __init__(self, num_inference_steps: int) -> None:
         self.run = load_run(RECIPE, [f"rollout.num_inference_steps={num_inference_steps}"])
@@ -54,7 +57,8 @@ class Updates:
 
 
 def measure(num_inference_steps: int, pairs: int) -> dict[str, float | int]:
-    """Median seconds of both kinds of update and the median of their ratio, after one warm-up of each."""
+    """Median seconds of both kinds of update and the median of their ratio, after one warm-up of
+    each."""
     updates = Updates(num_inference_steps)
     timed = [
         (updates.seconds(step, True), updates.seconds(step, False)) for step in range(pairs + 1)

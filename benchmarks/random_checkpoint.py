@@ -1,10 +1,12 @@
-"""A FLUX and a CLIP with real shapes and random weights, as folders that the package's own loaders read.
+"""A FLUX and a CLIP with real shapes and random weights, as folders that the package's own loaders
+read.
 
     write_flux(folder, "flux")    the transformer, VAE and CLIP of FLUX.1-dev; of T5 one layer of 24, since prompts are encoded once
     write_flux(folder, "tiny")    the same architecture, small enough for a CPU
     write_reward(folder, "flux")  CLIP ViT-H/14, as PickScore and HPSv2 have it
 
-Tokenizers are those of the embedded world: which tokens a random network reads makes no difference to its cost.
+Tokenizers are those of the embedded world: which tokens a random network reads makes no difference
+to its cost.
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ def write_flux(
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
 ) -> Path:
-    """A FluxPipeline in `folder`, in `dtype`; the weights are drawn on `device`. An existing one is kept."""
+    """A FluxPipeline in `folder`, in `dtype`; the weights are drawn on `device`. An existing one is
+    kept."""
     if (folder / "model_index.json").is_file():
         return folder
     parts, tiny = _known("flux_1_dev"), size == "tiny"
@@ -109,7 +112,8 @@ def write_flux(
 def write_reward(
     folder: Path, size: str, device: torch.device | str = "cpu", seed: int = 0
 ) -> Path:
-    """A CLIPModel in `folder`, float32, with the preprocessing and tokenizer of the embedded reward. An existing one is kept."""
+    """A CLIPModel in `folder`, float32, with the preprocessing and tokenizer of the embedded
+    reward. An existing one is kept."""
     if (folder / "config.json").is_file():
         return folder
     config = CLIPConfig.from_dict(_known_reward() if size != "tiny" else _tiny_clip())

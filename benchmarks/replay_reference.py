@@ -1,10 +1,12 @@
-"""Replay recorded steps of the official FLUX trainer from our own formulas, and say how far apart the two are.
+"""Replay recorded steps of the official FLUX trainer from our own formulas, and say how far apart
+the two are.
 
     python benchmarks/replay_reference.py tests/fixtures/reference/hps_mid [CASE ...]
 
-A case is CASE.json (settings) and CASE.safetensors (weights, inputs, recorded images and gradient); the README beside the
-cases in tests/fixtures/reference lists what is in them. The moves are derived from the landing point alone. Everything
-runs in float32 on the CPU; ends with 1 when an error is past its bound, with 2 when a case cannot be read.
+A case is CASE.json (settings) and CASE.safetensors (weights, inputs, recorded images and gradient);
+the README beside the cases in tests/fixtures/reference lists what is in them. The moves are derived
+from the landing point alone. Everything runs in float32 on the CPU; ends with 1 when an error is
+past its bound, with 2 when a case cannot be read.
 """
 
 from __future__ import annotations
@@ -74,14 +76,16 @@ class Case:
         tokens = self.tensors[name].shape[1]
         if tokens != (h // 2) * (w // 2):
             raise DirectAlignError(
-                f"{name} has {tokens} tokens, height and width make {(h // 2) * (w // 2)}: record the size of the image"
+                f"{name} has {tokens} tokens, height and width make {(h // 2) * (w // 2)}: record "
+                "the size of the image"
             )
         return unpack(self.tensors[name], h, w)
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Largest deviations of a replay; `tensor` names the parameter whose own gradient is farthest off, by `tensor_gradient`."""
+    """Largest deviations of a replay; `tensor` names the parameter whose own gradient is farthest
+    off, by `tensor_gradient`."""
 
     image: float
     loss: float
@@ -137,7 +141,8 @@ def _replay_branch(case: Case, index: int) -> tuple[float, float]:
     shown = truncate_sigmas(move.sigma_from, TIMESTEPS).float()
     if abs(shown.item() - recorded["timestep_passed"]) > 1e-6:
         raise DirectAlignError(
-            f"branch {index} shows the network timestep {shown.item():.6f}, recorded is {recorded['timestep_passed']:.6f}"
+            f"branch {index} shows the network timestep {shown.item():.6f}, recorded is "
+            f"{recorded['timestep_passed']:.6f}"
         )
 
     recovered = recover(
@@ -159,7 +164,8 @@ def _move_and_k(case: Case, kind: str) -> tuple[NoiseStep, Tensor]:
     landing = torch.tensor([case.settings["mid_timestep"]])
     if not 0 < landing.item() < case.grid.points:
         raise DirectAlignError(
-            f"mid_timestep {landing.item()} is not a landing point: choose one between 1 and {case.grid.points - 1}"
+            f"mid_timestep {landing.item()} is not a landing point: choose one between 1 and "
+            f"{case.grid.points - 1}"
         )
     branches = {
         "denoise": (case.grid.denoise, "discount_denoise"),
@@ -227,14 +233,16 @@ def _same_shapes(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     for name, grad in ours.items():
         if theirs[name].shape != grad.shape:
             raise DirectAlignError(
-                f"grad.{name} has shape {tuple(theirs[name].shape)}, the parameter has {tuple(grad.shape)}"
+                f"grad.{name} has shape {tuple(theirs[name].shape)}, the parameter has "
+                f"{tuple(grad.shape)}"
             )
 
 
 def _worst(ours: Tensor, theirs: Tensor) -> float:
     if ours.shape != theirs.shape:
         raise DirectAlignError(
-            f"the recorded image has shape {tuple(theirs.shape)}, the replayed one {tuple(ours.shape)}"
+            f"the recorded image has shape {tuple(theirs.shape)}, the replayed one "
+            f"{tuple(ours.shape)}"
         )
     return (ours - theirs).abs().max().item()
 
@@ -292,7 +300,8 @@ def main(arguments: list[str] | None = None) -> int:
             f"image {errors.image:.1e}  loss {errors.loss:.1e}  gradient {errors.gradient:.1e}"
         )
         print(
-            f"{path.name:<24} {figures}  (worst tensor {errors.tensor_gradient:.1e} {errors.tensor})  {verdict}"
+            f"{path.name:<24} {figures}  (worst tensor {errors.tensor_gradient:.1e} "
+            f"{errors.tensor})  {verdict}"
         )
         exit_code = max(exit_code, int(not errors.within_bounds()))
     return exit_code

@@ -1,9 +1,12 @@
-"""Train the recipes of the embedded world that the demo does not show, and record where each begins and ends.
+"""Train the recipes of the embedded world that the demo does not show, and record where each begins
+and ends.
 
-    python benchmarks/world_runs.py [NAME ...] [--runs runs/bench] [--out benchmarks/results/world_runs.json]
+    python benchmarks/world_runs.py [NAME ...] [--runs runs/bench] [--out
+    benchmarks/results/world_runs.json]
 
-NAME is a recipe without path and ending (default: all of `RECIPES`); what is recorded of others stays. Finished runs are kept and
-read again; the recorded JSON carries machine, commit and seed, and `write_numbers.py` makes the tables of the documents from it.
+NAME is a recipe without path and ending (default: all of `RECIPES`); what is recorded of others
+stays. Finished runs are kept and read again; the recorded JSON carries machine, commit and seed,
+and `write_numbers.py` makes the tables of the documents from it.
 """
 
 from __future__ import annotations

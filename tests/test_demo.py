@@ -1,4 +1,5 @@
-"""The demo in miniature: four runs, their summary and one page; finished runs are kept, other settings are refused."""
+"""The demo in miniature: four runs, their summary and one page; finished runs are kept, other
+settings are refused."""
 
 from __future__ import annotations
 
@@ -110,7 +111,8 @@ def test_finished_runs_of_other_settings_are_refused_by_name(shown: Path) -> Non
     assert (shown / "summary.json").read_bytes() == before
 
 
-# --- compared at one photo rate ---------------------------------------------------------------------------------------
+# --- compared at one photo rate
+# ---------------------------------------------------------------------------------------
 
 
 def planted(folder: Path, curve: list[tuple[int, float, float]]) -> RunFiles:

@@ -1,7 +1,8 @@
 """The demo: SRPO beside plain Direct-Align on the embedded FLUX, and three times the updates.
 
-Four training runs and one page. `srpo` and `direct_align` have the same budget; `srpo_long` and `official_long` go on
-three times as long, with the anchored reward and with the released ramps. All of it on a CPU in minutes.
+Four training runs and one page. `srpo` and `direct_align` have the same budget; `srpo_long` and
+`official_long` go on three times as long, with the anchored reward and with the released ramps. All
+of it on a CPU in minutes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ TITLE = "SRPO beside plain Direct-Align, and three times the updates"
 
 
 def demo(out: Path, overrides: Sequence[str] = ()) -> Path:
-    """Train the four runs into `out`, write `out/summary.json` and the page; returns the page. Finished runs are kept."""
+    """Train the four runs into `out`, write `out/summary.json` and the page; returns the page.
+    Finished runs are kept."""
     for name, settings in _runs(overrides).items():
         _train(settings, out / name)
     summary = summarise({name: read_run(out / name) for name in _runs(overrides)})
@@ -34,12 +36,14 @@ def demo(out: Path, overrides: Sequence[str] = ()) -> Path:
 
 
 def _train(settings: RunConfig, folder: Path) -> None:
-    """Train, or resume, the run in `folder`. Raises: DirectAlignError where a finished run of other settings lies there."""
+    """Train, or resume, the run in `folder`. Raises: DirectAlignError where a finished run of other
+    settings lies there."""
     if not (folder / "summary.json").exists():
         train(settings, folder, resume=(folder / "run.yaml").exists())
     elif dump_run(load_run(folder / "run.yaml")) != dump_run(settings):
         raise DirectAlignError(
-            f"{folder} holds a finished run of other settings than the recipe has now: remove {folder}, or choose another --out"
+            f"{folder} holds a finished run of other settings than the recipe has now: remove "
+            f"{folder}, or choose another --out"
         )
 
 
@@ -61,8 +65,9 @@ def _runs(overrides: Sequence[str]) -> dict[str, RunConfig]:
 
 
 def summarise(runs: dict[str, RunFiles]) -> dict[str, Any]:
-    """`base` and every run's end as {photo_rate, content, color_drift, reward, align_seconds}, and the colour drift of
-    SRPO and of plain Direct-Align at the highest photo rate that both reach (None if Direct-Align never rose)."""
+    """`base` and every run's end as {photo_rate, content, color_drift, reward, align_seconds}, and
+    the colour drift of SRPO and of plain Direct-Align at the highest photo rate that both reach
+    (None if Direct-Align never rose)."""
     first = runs["srpo"].summary
     ends = {
         name: _end(run.summary["after"], run.summary["align_seconds"]) for name, run in runs.items()

@@ -1,7 +1,9 @@
-"""Records a small case the long way round: Euler step, then the known noise subtracted, phrases swapped on inversion.
+"""Records a small case the long way round: Euler step, then the known noise subtracted, phrases
+swapped on inversion.
 
-Written from the released recipe's description alone and sharing nothing with the package, so that a replay of what it
-records checks `directalign.diffusion` on settings that the three official recordings do not have.
+Written from the released recipe's description alone and sharing nothing with the package, so that a
+replay of what it records checks `directalign.diffusion` on settings that the three official
+recordings do not have.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The benchmark of an update runs at its small size on a CPU, counts the same operations for the same shape, and ranks levers by what they gain."""
+"""The benchmark of an update runs at its small size on a CPU, counts the same operations for the
+same shape, and ranks levers by what they gain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The comparison of costs runs, and compares what it says: offline updates sample nothing, online ones do."""
+"""The comparison of costs runs, and compares what it says: offline updates sample nothing, online
+ones do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Recorded steps are reproduced within the bounds, whatever their settings, and a broken case is one line."""
+"""Recorded steps are reproduced within the bounds, whatever their settings, and a broken case is
+one line."""
 
 from __future__ import annotations
 

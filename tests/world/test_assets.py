@@ -1,6 +1,8 @@
-"""The shipped weights are small and 16-bit, come out as folders that diffusers and transformers load alone, and paint what they should.
+"""The shipped weights are small and 16-bit, come out as folders that diffusers and transformers
+load alone, and paint what they should.
 
-Nothing here depends on the very numbers of the weights: a rebuilt world passes if it is as good as the embedded one has to be.
+Nothing here depends on the very numbers of the weights: a rebuilt world passes if it is as good as
+the embedded one has to be.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ def weights_in(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.safetensors"))
 
 
-# --- what is shipped ------------------------------------------------------------------------------------------------
+# --- what is shipped
+# ------------------------------------------------------------------------------------------------
 
 
 def test_what_is_shipped_is_small_and_holds_settings_and_weights_alone() -> None:
@@ -68,7 +71,8 @@ def test_all_shipped_weights_are_16_bit() -> None:
         assert set(dtypes.values()) == {"F16"}, path
 
 
-# --- complete folders -----------------------------------------------------------------------------------------------
+# --- complete folders
+# -----------------------------------------------------------------------------------------------
 
 
 def sources(name: str) -> Iterator[tuple[str, str]]:
@@ -151,7 +155,8 @@ def test_transformers_scores_with_the_reward_folder_as_the_package_does(exported
     assert torch.allclose(ours, (seen.image_embeds * seen.text_embeds).sum(1), atol=1e-5)
 
 
-# --- from the cache -------------------------------------------------------------------------------------------------
+# --- from the cache
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -215,7 +220,8 @@ def test_a_failed_write_leaves_nothing_in_the_cache(
     assert [path for path in cache.rglob("*") if path.is_file()] == []
 
 
-# --- what the base models paint -------------------------------------------------------------------------------------
+# --- what the base models paint
+# -------------------------------------------------------------------------------------
 
 
 def judged(name: str, phrase: str) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""The trainings behind the assets, at two steps each: they run, they resume exactly, and what they write is what is shipped."""
+"""The trainings behind the assets, at two steps each: they run, they resume exactly, and what they
+write is what is shipped."""
 
 from __future__ import annotations
 

@@ -1,1 +1,2 @@
-"""The embedded world: a captioned world of pictures, tiny diffusers pipelines, a biased reward, honest judges."""
+"""The embedded world: a captioned world of pictures, tiny diffusers pipelines, a biased reward,
+honest judges."""

@@ -1,7 +1,8 @@
 """Where the embedded world's weights lie, and how they become complete folders.
 
-Shipped as 16-bit safetensors with every shared part once (`assets/`); `export` writes full float32 diffusers and
-transformers folders that need nothing of this package. `resolve("world:flux")` gives such a folder from a cache.
+Shipped as 16-bit safetensors with every shared part once (`assets/`); `export` writes full float32
+diffusers and transformers folders that need nothing of this package. `resolve("world:flux")` gives
+such a folder from a cache.
 """
 
 from __future__ import annotations
@@ -80,19 +81,22 @@ def file(name: str) -> Path:
     path = ASSETS / name
     if not path.exists():
         raise DirectAlignError(
-            f"embedded asset {name} is missing from {ASSETS}: reinstall the package, or make it with `directalign world build`"
+            f"embedded asset {name} is missing from {ASSETS}: reinstall the package, or make it "
+            "with `directalign world build`"
         )
     return path
 
 
 def resolve(path: str) -> Path:
-    """A folder on disk: `world:flux`, `world:sd`, `world:sd_v`, `world:reward` or `world:second_reward` from the cache, anything else as it is."""
+    """A folder on disk: `world:flux`, `world:sd`, `world:sd_v`, `world:reward` or
+    `world:second_reward` from the cache, anything else as it is."""
     if not path.startswith("world:"):
         return Path(path)
     name = path.removeprefix("world:")
     if name not in (*PIPELINES, *REWARDS):
         raise DirectAlignError(
-            f"no embedded model {path!r}: choose {', '.join(f'world:{each}' for each in (*PIPELINES, *REWARDS))}"
+            f"no embedded model {path!r}: choose "
+            f"{', '.join(f'world:{each}' for each in (*PIPELINES, *REWARDS))}"
         )
     folder = _cache() / name
     if not folder.exists():
@@ -104,7 +108,8 @@ def resolve(path: str) -> Path:
 
 
 def export(folder: Path) -> list[Path]:
-    """Write `flux`, `sd`, `sd_v`, `reward` and `second_reward` into `folder` as complete folders; an existing one is not overwritten."""
+    """Write `flux`, `sd`, `sd_v`, `reward` and `second_reward` into `folder` as complete folders;
+    an existing one is not overwritten."""
     names = [*PIPELINES, *REWARDS]
     there = [name for name in names if (folder / name).exists()]
     if there:
@@ -115,7 +120,8 @@ def export(folder: Path) -> list[Path]:
 
 
 def cache_root() -> Path:
-    """Where this package keeps what it can make again: $DIRECTALIGN_CACHE, else `directalign` in $XDG_CACHE_HOME or ~/.cache."""
+    """Where this package keeps what it can make again: $DIRECTALIGN_CACHE, else `directalign` in
+    $XDG_CACHE_HOME or ~/.cache."""
     return Path(
         os.environ.get("DIRECTALIGN_CACHE")
         or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "directalign"
@@ -187,7 +193,8 @@ def _edit_json(path: Path, **values: object) -> None:
 
 
 def write_pictures(folder: Path, count: int, style: str = "photo", seed: int = 0) -> Path:
-    """Draw `count` random scenes in one of `scenes.STYLES` into an empty or new folder; the same seed, the same files."""
+    """Draw `count` random scenes in one of `scenes.STYLES` into an empty or new folder; the same
+    seed, the same files."""
     if style not in STYLES:
         raise DirectAlignError(
             f"style {style!r} is not of the embedded world: choose {', '.join(STYLES)}"

@@ -1,8 +1,8 @@
 """The world's independent judges: two small networks that look at pixels and are never trained on.
 
-The style judge says which of the world's styles it sees; the content judge reads colour, shape and background, which
-are compared with the caption. Both saw blurred, noisy, recoloured and autoencoded renders (`build/judges.py`), so a
-colour cast does not move them.
+The style judge says which of the world's styles it sees; the content judge reads colour, shape and
+background, which are compared with the caption. Both saw blurred, noisy, recoloured and autoencoded
+renders (`build/judges.py`), so a colour cast does not move them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ CONTENT_HEADS = {"color": len(COLORS), "shape": len(SHAPES), "background": len(B
 
 
 class Classifier(nn.Module):
-    """A small CNN with one linear head per question: images (b, 3, 64, 64) in [0, 1] to logits (b, answers) by question."""
+    """A small CNN with one linear head per question: images (b, 3, 64, 64) in [0, 1] to logits (b,
+    answers) by question."""
 
     def __init__(self, heads: Mapping[str, int], width: int = 24) -> None:
         super().__init__()
@@ -55,7 +56,8 @@ def _block(channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1
 
 
 def plain_caption(prompt: str) -> str:
-    """The caption behind a control phrase: "Realistic photo. a red star ..." to "a red star ..."."""
+    """The caption behind a control phrase: "Realistic photo. a red star ..." to "a red star
+    ..."."""
     return prompt.rsplit(". ", 1)[-1]
 
 
@@ -70,9 +72,9 @@ class WorldJudge:
     def __call__(self, images: Images, prompts: Sequence[str]) -> Mapping[str, PerSample]:
         """Judge images (b, 3, 64, 64) in [0, 1] against their prompts, control phrases put aside.
 
-        Returns style_photo, style_cg, style_painting and style_anime (one of them is 1), photo_rate (style_photo by its usual
-        name), color, shape, background, and content (all three right), each (b,). A prompt that is no caption of the world
-        is a ValueError that quotes it.
+        Returns style_photo, style_cg, style_painting and style_anime (one of them is 1), photo_rate
+        (style_photo by its usual name), color, shape, background, and content (all three right),
+        each (b,). A prompt that is no caption of the world is a ValueError that quotes it.
         """
         wanted = scenes_of([plain_caption(prompt) for prompt in prompts])
         images = images.float().cpu()

@@ -1,8 +1,9 @@
 """The captioned world: "a red star on a navy background", drawn in four styles.
 
-Everything is analytic (signed distances, two light terms, value noise), vectorised over the batch and seeded, so that
-training data, judges and ground truth come from one place. A plain caption says nothing of style; the share of styles
-behind plain captions is `PLAIN_STYLE_SHARES`, and it is what gives the base model its "CG look".
+Everything is analytic (signed distances, two light terms, value noise), vectorised over the batch
+and seeded, so that training data, judges and ground truth come from one place. A plain caption says
+nothing of style; the share of styles behind plain captions is `PLAIN_STYLE_SHARES`, and it is what
+gives the base model its "CG look".
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ PLAIN_STYLE_SHARES = (0.15, 0.60, 0.125, 0.125)
 
 @dataclass(frozen=True)
 class Scenes:
-    """A batch of scenes as index tensors, all int64 of shape (b,): what is drawn, not how it is placed."""
+    """A batch of scenes as index tensors, all int64 of shape (b,): what is drawn, not how it is
+    placed."""
 
     color: torch.Tensor
     shape: torch.Tensor
@@ -86,12 +88,14 @@ def all_captions() -> list[str]:
 
 
 def scenes_of(captions: list[str], style: str = "photo") -> Scenes:
-    """Read captions back into scenes; a caption outside the world is a ValueError that quotes it."""
+    """Read captions back into scenes; a caption outside the world is a ValueError that quotes
+    it."""
     known = {text: i for i, text in enumerate(all_captions())}
     unknown = [text for text in captions if text not in known]
     if unknown:
         raise ValueError(
-            f"not a caption of the embedded world: {unknown[0]!r}; write it like {all_captions()[0]!r} (docs/toy_world.md lists the words)"
+            f"not a caption of the embedded world: {unknown[0]!r}; write it like "
+            f"{all_captions()[0]!r} (docs/toy_world.md lists the words)"
         )
     index = torch.tensor([known[text] for text in captions])
     per_color = len(SHAPES) * len(BACKGROUNDS)
@@ -117,7 +121,8 @@ def draw_scenes(
 
 
 def render(scenes: Scenes, generator: torch.Generator) -> torch.Tensor:
-    """Draw the scenes with random placement, light and texture: images (b, 3, 64, 64), float32 in [0, 1]."""
+    """Draw the scenes with random placement, light and texture: images (b, 3, 64, 64), float32 in
+    [0, 1]."""
     b, size = len(scenes), IMAGE_SIZE
     place = _Placement.draw(b, generator)
     distance = _distance(scenes.shape, place)
@@ -136,7 +141,8 @@ def render(scenes: Scenes, generator: torch.Generator) -> torch.Tensor:
     return drawn[scenes.style, torch.arange(b)].clamp(0, 1)
 
 
-# --- where things are: positions in units of half an image, y downwards ---------------------------------------------
+# --- where things are: positions in units of half an image, y downwards
+# ---------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,8 @@ def _distance(
 
 
 def _star(x: torch.Tensor, y: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
-    """Five points: fold the plane into one tenth and measure to the line from the outer to the inner corner."""
+    """Five points: fold the plane into one tenth and measure to the line from the outer to the
+    inner corner."""
     sector = math.pi / 5
     angle = torch.remainder(torch.atan2(x, -y) + sector, 2 * sector) - sector
     radial = torch.hypot(x, y)
@@ -197,7 +204,8 @@ def _cover(distance: torch.Tensor, softness: float = 1.0) -> torch.Tensor:
 
 
 def _noise(b: int, cells: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    """Smooth value noise (b, 1, h, w), about unit variance, with the given number of cells down and across."""
+    """Smooth value noise (b, 1, h, w), about unit variance, with the given number of cells down and
+    across."""
     grid = torch.randn(b, 1, *cells, generator=generator)
     return F.interpolate(grid, (IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", align_corners=False)
 
@@ -210,7 +218,8 @@ def _mix(a: torch.Tensor, b: torch.Tensor, share: torch.Tensor | float) -> torch
     return a + (b - a) * share
 
 
-# --- the four styles: fill and background colours (b, 3, h, w), distance (b, h, w) -> images (b, 3, h, w) ------------
+# --- the four styles: fill and background colours (b, 3, h, w), distance (b, h, w) -> images (b, 3,
+# h, w) ------------
 
 
 def _photo(fill, back, distance, place, generator):
