@@ -47,7 +47,7 @@ def test_offline_makes_no_rollout(
     def sample(*arguments: object) -> None:
         raise Sampled
 
-    monkeypatch.setattr("directalign.methods.srpo.sample", sample)
+    monkeypatch.setattr("directalign.diffusion.sampling.sample", sample)
     updates = offline_cost.Updates(2)
     before = [weight.detach().clone() for weight in updates.weights]
     assert updates.seconds(0, offline=True) > 0
