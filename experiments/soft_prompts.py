@@ -90,11 +90,11 @@ def _fit(each: Variant, seed: int, out: Path, quick: bool, settings: config.RunC
     fitted = fit_soft_prompts(reward, examples, settings.method.control_phrases, fitting)
     for side, tokens in (("positive", fitted.positive), ("negative", fitted.negative)):
         write_tokens(each.file(seed, out, side), tokens)
-    assert fitted.words is not None
+    assert fitted.start is not None
     named = {"study": "soft_prompts", "kind": "fit", "seed": seed, "fit": each.name}
     named |= {"best_step": fitted.best_step, "pictures": fitted.held_out}
     return [
-        {**named, "arm": "words", "title": "words", **asdict(fitted.words)},
+        {**named, "arm": "words", "title": "words", **asdict(fitted.start)},
         {**named, "arm": each.name, "title": each.title, **asdict(fitted.learned)},
     ]
 

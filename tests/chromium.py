@@ -1,4 +1,5 @@
-"""A headless Chromium for page tests, its console and network records on; tests are skipped, with the reason, where there is none."""
+"""A headless Chromium for page tests, its console and network records on; tests are skipped, with
+the reason, where there is none."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def headless(profile: Path) -> Iterator[Any]:
     chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
     if not chromium or not chromedriver:
         pytest.skip(
-            "no chromium with chromedriver here: install Debian's chromium and chromium-driver to run the browser tests"
+            "no chromium with chromedriver here: install Debian's chromium and chromium-driver to "
+            "run the browser tests"
         )
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is in the dev extra")
     options = webdriver.ChromeOptions()

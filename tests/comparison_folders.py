@@ -1,4 +1,5 @@
-"""Comparison folders as `directalign compare` leaves them, made of thin air: discs on navy, numbers with planted effects."""
+"""Comparison folders as `directalign compare` leaves them, made of thin air: discs on navy, numbers
+with planted effects."""
 
 from __future__ import annotations
 
@@ -81,7 +82,8 @@ def write_comparison(
     prompts: Sequence[str] = PROMPTS,
     control_prompts: int = 4,
 ) -> Path:
-    """A finished comparison of `models` (key to label; the first is its base) on every prompt; the last `control_prompts` images are of control prompts."""
+    """A finished comparison of `models` (key to label; the first is its base) on every prompt; the
+    last `control_prompts` images are of control prompts."""
     pairs = [
         (prompt, "animation" if place % 3 else None)
         for place, prompt in enumerate(prompts)

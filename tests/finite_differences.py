@@ -11,7 +11,8 @@ from torch import Tensor
 def differs_from_slope(
     score: Callable[[Tensor], Tensor], images: Tensor, directions: int = 4, step: float = 1e-5
 ) -> float:
-    """Largest relative difference between the gradient and the measured slope of `score` (to a scalar) at float64 `images`."""
+    """Largest relative difference between the gradient and the measured slope of `score` (to a
+    scalar) at float64 `images`."""
     assert images.dtype == torch.float64
     at = images.clone().requires_grad_()
     score(at).backward()

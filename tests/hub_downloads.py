@@ -1,7 +1,8 @@
-"""A Hugging Face Hub on this machine, as much of it as a download meets: repository info, file trees, and the files themselves.
+"""A Hugging Face Hub on this machine, as much of it as a download meets: repository info, file
+trees, and the files themselves.
 
-Speaks what huggingface_hub asks without xet. A repository may be gated or private, and has one set of files for each revision. Uploads have
-a stand-in of their own, `hub_stand_in`.
+Speaks what huggingface_hub asks without xet. A repository may be gated or private, and has one set
+of files for each revision. Uploads have a stand-in of their own, `hub_stand_in`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class DownloadHub:
     fetched: list[str] = field(default_factory=list)
 
     def publish(self, name: str, folder: Path, revision: str = "main", **extra: bytes) -> Repo:
-        """A folder as a repository, or as another revision of one; `extra` files are named with `__` for `/` and `_dot_` for dots."""
+        """A folder as a repository, or as another revision of one; `extra` files are named with
+        `__` for `/` and `_dot_` for dots."""
         files = {
             file.relative_to(folder).as_posix(): file.read_bytes()
             for file in folder.rglob("*")
@@ -75,7 +77,8 @@ def download_hub() -> Iterator[DownloadHub]:
 
 
 def point_at(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch, offline: bool = False) -> None:
-    """What HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE say before huggingface_hub is imported, said to the one that is."""
+    """What HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE say before huggingface_hub is imported, said to
+    the one that is."""
     monkeypatch.setattr(constants, "ENDPOINT", url)
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"

@@ -1,7 +1,9 @@
-"""A Hugging Face Hub on this machine, as much of it as an upload meets: repositories, permissions, the commit and LFS endpoints.
+"""A Hugging Face Hub on this machine, as much of it as an upload meets: repositories, permissions,
+the commit and LFS endpoints.
 
-Speaks what huggingface_hub calls without xet (HF_HUB_DISABLE_XET=1): repos/create, repo info, validate-yaml, preupload, the LFS batch
-with a plain PUT and its verification, and the commit in ndjson. Whatever else is asked for is answered with 404 and kept in `unknown`.
+Speaks what huggingface_hub calls without xet (HF_HUB_DISABLE_XET=1): repos/create, repo info,
+validate-yaml, preupload, the LFS batch with a plain PUT and its verification, and the commit in
+ndjson. Whatever else is asked for is answered with 404 and kept in `unknown`.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class Repo:
 
 @dataclass
 class HubStandIn:
-    """The state behind the endpoints. `repos` by (type, owner/name); `objects` are LFS contents by their SHA-256, `verified` those confirmed."""
+    """The state behind the endpoints. `repos` by (type, owner/name); `objects` are LFS contents by
+    their SHA-256, `verified` those confirmed."""
 
     url: str = ""
     repos: dict[tuple[str, str], Repo] = field(default_factory=dict)
@@ -127,7 +130,8 @@ class Handler(BaseHTTPRequestHandler):
             return False
         return True
 
-    # --- repositories -------------------------------------------------------------------------------------------------
+    # --- repositories
+    # -------------------------------------------------------------------------------------------------
 
     def _info(self, kind: str, repo: str) -> None:
         found = self.state.repos.get((kind, repo))
@@ -161,7 +165,8 @@ class Handler(BaseHTTPRequestHandler):
             },
         )
 
-    # --- upload -------------------------------------------------------------------------------------------------------
+    # --- upload
+    # -------------------------------------------------------------------------------------------------------
 
     def _validate_yaml(self) -> None:
         content = json.loads(self.body)["content"]

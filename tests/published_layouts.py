@@ -1,4 +1,5 @@
-"""Random weights under the names and shapes of a published checkpoint, drawn alike wherever numpy is; shared with the scripts that record fixtures."""
+"""Random weights under the names and shapes of a published checkpoint, drawn alike wherever numpy
+is; shared with the scripts that record fixtures."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import torch
 
 
 def drawn(shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, torch.Tensor]:
-    """Float32 tensors by name: gains around 1, matrices that keep the size of what passes through, all else small; position_ids count."""
+    """Float32 tensors by name: gains around 1, matrices that keep the size of what passes through,
+    all else small; position_ids count."""
     state = np.random.RandomState(
         seed
     )  # its stream is frozen: https://numpy.org/neps/nep-0019-rng-policy.html

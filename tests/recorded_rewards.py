@@ -1,4 +1,5 @@
-"""The tiny random checkpoints whose originals' answers are recorded in tests/fixtures, written as their makers publish them."""
+"""The tiny random checkpoints whose originals' answers are recorded in tests/fixtures, written as
+their makers publish them."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def image_reward_weights() -> dict[str, torch.Tensor]:
 
 
 def write_image_reward(folder: Path) -> tuple[Path, Path]:
-    """ImageReward.pt with its med_config.json, and a folder with a tokenizer as google-bert/bert-base-uncased has it."""
+    """ImageReward.pt with its med_config.json, and a folder with a tokenizer as
+    google-bert/bert-base-uncased has it."""
     told, _ = recorded("image_reward")
     weights, reader = folder / "ImageReward.pt", folder / "bert"
     torch.save(image_reward_weights(), weights)

@@ -1,4 +1,5 @@
-"""What a run leaves needs nothing of this package: a fresh process with diffusers alone paints the very images of `directalign sample`."""
+"""What a run leaves needs nothing of this package: a fresh process with diffusers alone paints the
+very images of `directalign sample`."""
 
 from __future__ import annotations
 
@@ -84,7 +85,8 @@ def sampled(run_folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def painted(run_folder: Path, sampled: Path) -> dict[str, np.ndarray]:
-    """The images of a process that knows diffusers alone: {"base", "tuned"}, each (n, H, W, 3) in [0, 1]."""
+    """The images of a process that knows diffusers alone: {"base", "tuned"}, each (n, H, W, 3) in
+    [0, 1]."""
     folder = run_folder.parent
     directalign("world", "export", folder / "world")
     (folder / "stranger.py").write_text(STRANGER)

@@ -1,7 +1,9 @@
-"""Tiny random pipelines as complete diffusers folders: tokenizers, text encoders, VAE, denoiser and scheduler, some 200 kB each.
+"""Tiny random pipelines as complete diffusers folders: tokenizers, text encoders, VAE, denoiser and
+scheduler, some 200 kB each.
 
-`write_flux` and `write_sd` are for any test, as are the session fixtures `tiny_flux`, `tiny_sd` and `tiny_sd_v` (import them
-into a conftest; folders, not to be written to). Every weight comes from a seed.
+`write_flux` and `write_sd` are for any test, as are the session fixtures `tiny_flux`, `tiny_sd` and
+`tiny_sd_v` (import them into a conftest; folders, not to be written to). Every weight comes from a
+seed.
 """
 
 from __future__ import annotations
@@ -92,7 +94,8 @@ def write_sd(
     in_channels: int | None = None,
     seed: int = 0,
 ) -> Path:
-    """A StableDiffusionPipeline with a two-level UNet; `scheduler` overrides the settings of SD 1.5 (but with `set_alpha_to_one`)."""
+    """A StableDiffusionPipeline with a two-level UNet; `scheduler` overrides the settings of SD 1.5
+    (but with `set_alpha_to_one`)."""
     torch.manual_seed(seed)
     clip = clip_tokenizer()
     settings = {

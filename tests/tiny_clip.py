@@ -1,4 +1,5 @@
-"""A complete tiny CLIP folder with random weights: 32-pixel vision tower, the toy world's tokenizer."""
+"""A complete tiny CLIP folder with random weights: 32-pixel vision tower, the toy world's
+tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Tiny random detectors as complete transformers folders: config, weights and image settings as their makers publish them, a few hundred kB each."""
+"""Tiny random detectors as complete transformers folders: config, weights and image settings as
+their makers publish them, a few hundred kB each."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ def write_klein(
     transformer: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> Path:
-    """A Flux2KleinPipeline of 16 image and 512 text tokens; `scheduler` overrides the shift by size and steps, `transformer` the denoiser's settings."""
+    """A Flux2KleinPipeline of 16 image and 512 text tokens; `scheduler` overrides the shift by size
+    and steps, `transformer` the denoiser's settings."""
     torch.manual_seed(seed)
     tokenizer = qwen_tokenizer()
     pipeline = Flux2KleinPipeline(
@@ -44,7 +45,8 @@ def write_klein(
 
 
 def _autoencoder() -> AutoencoderKLFlux2:
-    """Four pixels per latent along one side, and statistics that are not those of a fresh batch norm."""
+    """Four pixels per latent along one side, and statistics that are not those of a fresh batch
+    norm."""
     vae = AutoencoderKLFlux2(
         block_out_channels=(8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 3,

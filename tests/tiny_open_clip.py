@@ -53,7 +53,8 @@ def open_clip_weights(folder: Path) -> dict[str, Tensor]:
 def write_open_clip(
     folder: Path, clip_folder: Path, name: str = "weights.pt", config: bool = True
 ) -> Path:
-    """A file as HPSv2 publishes its own, and the config beside it; the CLIP of `clip_folder` has two heads in both towers, and quick_gelu."""
+    """A file as HPSv2 publishes its own, and the config beside it; the CLIP of `clip_folder` has
+    two heads in both towers, and quick_gelu."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"epoch": 3, "state_dict": open_clip_weights(clip_folder)}, folder / name)
     if config:

@@ -1,4 +1,5 @@
-"""A tiny random Qwen-Image as a complete diffusers folder, and the byte-level tokenizer that the tiny Z-Image and FLUX.2 klein share.
+"""A tiny random Qwen-Image as a complete diffusers folder, and the byte-level tokenizer that the
+tiny Z-Image and FLUX.2 klein share.
 
 `write_qwen_image` is for any test. Every weight comes from a seed.
 """
@@ -39,7 +40,8 @@ def write_qwen_image(
     transformer: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> Path:
-    """A QwenImagePipeline of 16 image tokens; `scheduler` overrides the shift by size that Qwen-Image has, `transformer` the denoiser's settings."""
+    """A QwenImagePipeline of 16 image tokens; `scheduler` overrides the shift by size that
+    Qwen-Image has, `transformer` the denoiser's settings."""
     torch.manual_seed(seed)
     tokenizer = qwen_tokenizer()
     pipeline = QwenImagePipeline(
@@ -62,7 +64,8 @@ def write_qwen_image(
 
 
 def qwen_tokenizer() -> Qwen2Tokenizer:
-    """Bytes, and whole words of `WORDS` and of Qwen-Image's instruction, which with its frame is 34 tokens long as in the real vocabulary."""
+    """Bytes, and whole words of `WORDS` and of Qwen-Image's instruction, which with its frame is 34
+    tokens long as in the real vocabulary."""
     spaced = [
         f"Ġ{word}"
         for word in dict.fromkeys([*re.findall("[a-z]+", INSTRUCTION), *WORDS])

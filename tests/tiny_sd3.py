@@ -17,7 +17,8 @@ from tiny import SIZE, autoencoder, clip_tokenizer, t5_tokenizer
 from tiny_sdxl import padding_with_exclamation_marks, two_layer_clip
 
 MEDIUM = {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}
-"""What SD3.5-medium has and SD3 has not: a second attention in some blocks, normalised queries and keys."""
+"""What SD3.5-medium has and SD3 has not: a second attention in some blocks, normalised queries and
+keys."""
 
 
 def write_sd3(
@@ -27,7 +28,8 @@ def write_sd3(
     transformer: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> Path:
-    """A StableDiffusion3Pipeline of 16 image tokens, 24 at the most along a side; without `t5` its third text encoder is null.
+    """A StableDiffusion3Pipeline of 16 image tokens, 24 at the most along a side; without `t5` its
+    third text encoder is null.
 
     `scheduler` overrides a static shift of 3, `transformer` the settings of the denoiser.
     """

@@ -1,7 +1,9 @@
-"""A tiny random Stable Diffusion XL as a complete diffusers folder, with the parts it shares with tiny SD3.
+"""A tiny random Stable Diffusion XL as a complete diffusers folder, with the parts it shares with
+tiny SD3.
 
-Unlike `tiny.py`'s, these text encoders have two layers, so that the penultimate hidden state is not the last one, and
-the second tokenizer pads with "!", as OpenCLIP's does, so that a mix-up of the two shows.
+Unlike `tiny.py`'s, these text encoders have two layers, so that the penultimate hidden state is not
+the last one, and the second tokenizer pads with "!", as OpenCLIP's does, so that a mix-up of the
+two shows.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ def write_sdxl(
     force_upcast: bool = True,
     seed: int = 0,
 ) -> Path:
-    """A StableDiffusionXLPipeline with a two-level UNet; `scheduler` and `unet` override its settings."""
+    """A StableDiffusionXLPipeline with a two-level UNet; `scheduler` and `unet` override its
+    settings."""
     torch.manual_seed(seed)
     first, second = clip_tokenizer(), padding_with_exclamation_marks(clip_tokenizer())
     vae = autoencoder(latent_channels=4, shift_factor=None, scaling_factor=0.4)
@@ -57,7 +60,8 @@ def write_sdxl(
 
 
 def _unet_settings() -> dict[str, Any]:
-    """Six time ids of 4 numbers each beside a pooled embedding of 12; the text sequence is 16 + 8 wide."""
+    """Six time ids of 4 numbers each beside a pooled embedding of 12; the text sequence is 16 + 8
+    wide."""
     return {
         "sample_size": SIZE // 4,
         "in_channels": 4,
@@ -82,7 +86,8 @@ def two_layer_clip(
     width: int,
     projection: int = 16,
 ) -> Any:
-    """A CLIP text encoder of `width` for `clip_tokenizer`'s words, whose pooled output is `projection` wide if it has one."""
+    """A CLIP text encoder of `width` for `clip_tokenizer`'s words, whose pooled output is
+    `projection` wide if it has one."""
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

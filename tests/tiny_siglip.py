@@ -1,4 +1,5 @@
-"""A complete tiny SigLIP folder with random weights: 32-pixel vision tower, a SentencePiece vocabulary. `siglip_folder` is a session fixture."""
+"""A complete tiny SigLIP folder with random weights: 32-pixel vision tower, a SentencePiece
+vocabulary. `siglip_folder` is a session fixture."""
 
 from __future__ import annotations
 

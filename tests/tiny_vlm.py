@@ -1,7 +1,9 @@
-"""Tiny random Qwen VLs as complete transformers folders: weights, a byte-level BPE tokenizer, a chat template and image settings, some 200 kB.
+"""Tiny random Qwen VLs as complete transformers folders: weights, a byte-level BPE tokenizer, a
+chat template and image settings, some 200 kB.
 
-`write_vlm` makes each kind; the session fixture `vlm_folder` is a Qwen2.5-VL (import it into a conftest; not to be written to).
-`original_score` is what the library's own model and processor say, with the library's own positions and whole vocabulary.
+`write_vlm` makes each kind; the session fixture `vlm_folder` is a Qwen2.5-VL (import it into a
+conftest; not to be written to). `original_score` is what the library's own model and processor say,
+with the library's own positions and whole vocabulary.
 """
 
 from __future__ import annotations
@@ -40,13 +42,17 @@ SPECIAL = [
     "<|video_pad|>",
 ]
 TEXT = [
-    "Yes No a red star on sandy background. user assistant system Realistic photo. Does this image show the following?"
+    "Yes No a red star on sandy background. user assistant system Realistic photo. Does this image "
+    "show the following?"
 ] * 4
 TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou see.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' "
+    "%}<|im_start|>system\nYou see.<|im_end|>\n{% endif %}"
     "<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ "
+    "part['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% "
+    "endif %}"
 )
 PIXELS = {
     "patch_size": 4,
@@ -73,7 +79,8 @@ PATCHES = {
 
 
 def write_vlm(folder: Path, kind: str = "qwen2_5_vl", seed: int = 0, spread: float = 0.3) -> Path:
-    """A model of that kind, of random weights with a spread under which answers and gradients are plainly there."""
+    """A model of that kind, of random weights with a spread under which answers and gradients are
+    plainly there."""
     tokenizer = write_reader(folder)
     torch.manual_seed(seed)
     model = MODELS[kind](tokenizer)
@@ -214,7 +221,8 @@ def original_score(
     questions: Sequence[str],
     pixel_values: Tensor | None = None,
 ) -> Tensor:
-    """P(Yes) against No of the library's model called through the library's processor, on its own pixel values or those given."""
+    """P(Yes) against No of the library's model called through the library's processor, on its own
+    pixel values or those given."""
     reader = processor(folder)
     chats = [
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]

@@ -19,7 +19,8 @@ def write_z_image(
     transformer: dict[str, Any] | None = None,
     seed: int = 0,
 ) -> Path:
-    """A ZImagePipeline of 16 image tokens; `scheduler` overrides a static shift of 3, `transformer` the denoiser's settings."""
+    """A ZImagePipeline of 16 image tokens; `scheduler` overrides a static shift of 3, `transformer`
+    the denoiser's settings."""
     torch.manual_seed(seed)
     tokenizer = qwen_tokenizer()
     denoiser = ZImageTransformer2DModel(**_transformer_settings() | (transformer or {}))

@@ -1,9 +1,11 @@
-"""Takes the pictures of the arena in docs/img: desktop and phone, light and dark, over samples of the embedded world.
+"""Takes the pictures of the arena in docs/img: desktop and phone, light and dark, over samples of
+the embedded world.
 
     python docs/img/take_screenshots.py [FOLDER of samples made before]
 
-Two folders are sampled from world:flux, one with a style word before the prompt; the style word is then taken out of the record, so that
-both count as models that were given one prompt. Needs the dev extra, chromium and chromedriver.
+Two folders are sampled from world:flux, one with a style word before the prompt; the style word is
+then taken out of the record, so that both count as models that were given one prompt. Needs the dev
+extra, chromium and chromedriver.
 """
 
 from __future__ import annotations
@@ -49,17 +51,47 @@ def sample(folder: Path) -> Path:
     """One folder of images for each style."""
     for name, words in STYLES.items():
         asked = [part for prompt in PROMPTS for part in ("--prompt", words + prompt)]
-        subprocess.run(["directalign", "sample", "world:flux", *asked, "--seed", "3", "--seed", "4", "--out", folder / name], check=True)
+        subprocess.run(
+            [
+                "directalign",
+                "sample",
+                "world:flux",
+                *asked,
+                "--seed",
+                "3",
+                "--seed",
+                "4",
+                "--out",
+                folder / name,
+            ],
+            check=True,
+        )
         record = folder / name / "images.jsonl"
         rows = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
-        record.write_text("".join(json.dumps({**row, "prompt": row["prompt"].removeprefix(words)}) + "\n" for row in rows), encoding="utf-8")
+        record.write_text(
+            "".join(
+                json.dumps({**row, "prompt": row["prompt"].removeprefix(words)}) + "\n"
+                for row in rows
+            ),
+            encoding="utf-8",
+        )
     return folder
 
 
 @contextmanager
 def arena(samples: Path, database: Path, mode: str) -> Iterator[str]:
     """A running arena; its address."""
-    command = ["directalign", "arena", *(samples / name for name in STYLES), "--out", database, "--mode", mode, "--port", "0"]
+    command = [
+        "directalign",
+        "arena",
+        *(samples / name for name in STYLES),
+        "--out",
+        database,
+        "--mode",
+        mode,
+        "--port",
+        "0",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         yield server.stdout.readline().split()[-1]
@@ -71,9 +103,17 @@ def chromium(profile: Path) -> Iterator[Any]:
     """A headless browser."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
-    for flag in ("headless", "no-sandbox", "disable-gpu", "hide-scrollbars", f"user-data-dir={profile}"):
+    for flag in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "hide-scrollbars",
+        f"user-data-dir={profile}",
+    ):
         options.add_argument(f"--{flag}")
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    driver = webdriver.Chrome(
+        options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
+    )
     yield driver
     driver.quit()
 
@@ -81,7 +121,10 @@ def chromium(profile: Path) -> Iterator[Any]:
 def photograph(browser: Any, address: str, mode: str, act: Callable[[Any], None]) -> None:
     """A new annotator on each size and scheme, a few answers in."""
     for size, (width, height, scale, mobile) in SIZES.items():
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": mobile})
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": mobile},
+        )
         browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": mobile})
         browser.delete_all_cookies()
         color(browser, "light")
@@ -98,7 +141,10 @@ def photograph(browser: Any, address: str, mode: str, act: Callable[[Any], None]
 
 def color(browser: Any, scheme: str) -> None:
     """Light or dark, as the system would say."""
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )
 
 
 def vote(browser: Any) -> None:
@@ -115,7 +161,9 @@ def rate(browser: Any) -> None:
     for levels in ("1221 2131", "2112 1234", "212"):
         ready(browser)
         for level in levels.replace(" ", ""):
-            browser.execute_script(f"dispatchEvent(new KeyboardEvent('keydown', {{key: '{level}'}}))")
+            browser.execute_script(
+                f"dispatchEvent(new KeyboardEvent('keydown', {{key: '{level}'}}))"
+            )
         if len(levels) > 4:
             browser.find_element("id", "next").click()
     browser.execute_script("scrollTo(0, 0)")

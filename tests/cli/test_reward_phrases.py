@@ -70,7 +70,8 @@ def test_the_table_and_the_files(finished: tuple[Result, Path]) -> None:
         "relative.yaml",
     }
     assert data["command"].startswith(
-        "directalign reward phrases --reward world:reward --images world --positive 'Realistic photo'"
+        "directalign reward phrases --reward world:reward --images world --positive 'Realistic "
+        "photo'"
     )
 
 
@@ -166,7 +167,8 @@ def test_the_page_loads_nothing_runs_nothing_and_reports_no_error(
         and HOSTILE in browser.execute_script("return document.body.textContent")
     )
     assert browser.execute_script(
-        "return [...document.images].every(image => image.complete && image.naturalWidth > 0) && document.scripts.length === 0"
+        "return [...document.images].every(image => image.complete && image.naturalWidth > 0) && "
+        "document.scripts.length === 0"
     )
 
 

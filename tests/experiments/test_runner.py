@@ -47,7 +47,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
         calls.append((folder.name, resume))
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "run.yaml").write_text(dump_run(settings))
-        cost = {"seconds": 0.5, "network_calls": {"forward": 80, "backward": 8}}
+        cost = {"seconds": 0.5, "nfe": {"forward": 80, "backward": 8}}
         updates = [
             {"event": "step", "step": step + 1, **cost} for step in range(settings.train.num_steps)
         ]

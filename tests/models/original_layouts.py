@@ -272,7 +272,8 @@ def sd3(weights: Weights) -> dict[str, Tensor]:
 
 
 def z_image(weights: Weights) -> dict[str, Tensor]:
-    """Z-Image as published for ComfyUI: fused attention, one patch size, a norm that nothing uses."""
+    """Z-Image as published for ComfyUI: fused attention, one patch size, a norm that nothing
+    uses."""
     result = renamed(
         fused(dict(weights), ("to_q", "to_k", "to_v"), lambda path: f"{path}.qkv"),
         (r"^all_(final_layer|x_embedder)\.2-1\.", r"\1."),

@@ -225,7 +225,8 @@ def test_a_flux_of_12_billion_shrinks_as_told():
 
 @NEEDS_BITSANDBYTES
 def test_four_bits_are_those_of_the_library(tmp_path, monkeypatch):
-    """diffusers' own quantiser, whose demand for a GPU is lifted: bitsandbytes rounds on a CPU too."""
+    """diffusers' own quantiser, whose demand for a GPU is lifted: bitsandbytes rounds on a CPU
+    too."""
     from diffusers.quantizers.bitsandbytes.bnb_quantizer import BnB4BitDiffusersQuantizer
 
     monkeypatch.setattr(BnB4BitDiffusersQuantizer, "validate_environment", lambda *_, **__: None)

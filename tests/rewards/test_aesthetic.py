@@ -95,7 +95,8 @@ class TestEachHead:
 
 
 def shown_by_pillow(levels: torch.Tensor, squashed: bool, side: int = 32) -> torch.Tensor:
-    """8-bit pixels resized bicubically: to the square, or its short side and cut as torchvision cuts."""
+    """8-bit pixels resized bicubically: to the square, or its short side and cut as torchvision
+    cuts."""
     height, width = levels.shape[1:]
     short = min(height, width)
     size = (

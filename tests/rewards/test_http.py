@@ -240,7 +240,8 @@ def test_the_check_asks_about_one_image_when_it_may() -> None:
         check_reward(config.HttpConfig(url="http:///score"))
 
 
-# --- several ranks ----------------------------------------------------------------------------------------------------
+# --- several ranks
+# ----------------------------------------------------------------------------------------------------
 
 
 class Both:
@@ -297,7 +298,8 @@ def test_black_boxes_within_a_mixture_agree_too() -> None:
         ask(synchronized(mix, Both(0, "gone")))
 
 
-# --- the reference server ---------------------------------------------------------------------------------------------
+# --- the reference server
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +336,8 @@ def test_the_server_serves_a_function_and_tells_whose_fault_it_is(
     example: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(
-        "def score(images, prompts):\n    if 'bad' in prompts: raise RuntimeError('no model')\n    return images.mean((1, 2, 3))\n"
+        "def score(images, prompts):\n    if 'bad' in prompts: raise RuntimeError('no model')\n    "
+        "return images.mean((1, 2, 3))\n"
     )
     with running(
         example.server_of(example.score_of(f"{tmp_path / 'mine.py'}:score", "cpu"), 0)
@@ -354,7 +357,8 @@ def test_the_server_listens_on_this_machine_alone(example: Any) -> None:
         assert server.server_address[0] == "127.0.0.1"
 
 
-# --- functions with a gradient ----------------------------------------------------------------------------------------
+# --- functions with a gradient
+# ----------------------------------------------------------------------------------------
 
 
 def function_reward(folder: Path, body: str) -> Reward:

@@ -1,4 +1,5 @@
-"""Files of weights as their makers publish them: found, read without running anything, put in place by name."""
+"""Files of weights as their makers publish them: found, read without running anything, put in place
+by name."""
 
 from __future__ import annotations
 
@@ -154,7 +155,8 @@ def test_a_file_without_tensors_is_refused(tmp_path: Path, content: object) -> N
         read_weights(tmp_path / "w.pt", "reward.path")
 
 
-# --- on the hub -------------------------------------------------------------------------------------------------------
+# --- on the hub
+# -------------------------------------------------------------------------------------------------------
 
 
 def saved() -> bytes:

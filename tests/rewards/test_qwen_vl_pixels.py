@@ -27,8 +27,9 @@ SIZES = {
     (11, 50): 0,
     (301, 299): 0,
 }
-"""As it is, to the nearest cell, too small, too large, oblong; and how far off black and white the levels keep. Where an image gets lower and
-wider, Pillow 13 resizes its columns first, and cuts other overshoot than all Pillows before it, under which the models were made."""
+"""As it is, to the nearest cell, too small, too large, oblong; and how far off black and white the
+levels keep. Where an image gets lower and wider, Pillow 13 resizes its columns first, and cuts
+other overshoot than all Pillows before it, under which the models were made."""
 
 
 @pytest.mark.parametrize(("size", "off"), SIZES.items())

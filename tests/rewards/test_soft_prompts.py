@@ -1,4 +1,5 @@
-"""Learned control tokens in a reward: exactly words where they are words' vectors, a true gradient, and one line for every file that does not fit."""
+"""Learned control tokens in a reward: exactly words where they are words' vectors, a true gradient,
+and one line for every file that does not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""SRPO by `directalign train` on a tiny FLUX with published reward layouts: finite losses, moving weights."""
+"""SRPO by `directalign train` on a tiny FLUX with published reward layouts: finite losses, moving
+weights."""
 
 from __future__ import annotations
 

@@ -48,7 +48,8 @@ class SRPO:
             noise_levels.GridSampler(**levels.model_dump(exclude={"kind"}))
             if levels.first == 0:
                 raise DirectAlignError(
-                    "method.noise_levels.first: 0 is pure noise, which contains nothing of the image; "
+                    "method.noise_levels.first: 0 is pure noise, which contains nothing of the "
+                    "image; "
                     "give 1 or more"
                 )
         elif not levels.sigma_low < levels.sigma_high:
