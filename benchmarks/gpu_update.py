@@ -74,7 +74,7 @@ class Bench:
         return float(counter.get_total_flops())
 
     def figures(self, steps: Iterable[int]) -> Figures:
-        """Time every step twice: as a whole, then with the phases told apart."""
+        """Time every step twice: as a whole, then by phase."""
         wholes, phases = [], defaultdict(list)
         for step in steps:
             self.clock.active = False
@@ -102,7 +102,7 @@ class Bench:
 
     def _free_text_encoders(self, cache: Path) -> None:
         """As the recipe has it: prompts are encoded once, ahead, and are no part of an update."""
-        prompts: Any = getattr(self.model, "prompts")  # noqa: B009 (of the families alone, not of the contract)
+        prompts: Any = getattr(self.model, "prompts")  # noqa: B009 (of the models alone, not of the contract)
         prompts.store(
             [prompt for step in range(self.num_updates) for prompt in self._prompts(step)], cache
         )
