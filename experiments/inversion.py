@@ -155,7 +155,7 @@ def ascent(
 ) -> Weights:
     """Minus the gradient of the loss of one update with target `point`."""
     method = SRPO(model, reward, settings, rollout)
-    method.window = OnePoint(**asdict(grid_of(settings)), point=point)
+    method.sampler = OnePoint(**asdict(grid_of(settings)), point=point)
     parameters = list(trainable(model).values())
     total = torch.zeros(())
     for loss in method.losses(batch):

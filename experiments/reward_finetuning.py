@@ -138,7 +138,10 @@ PAIRS = {
 
 def angle_of(row: Row, name: str) -> SeedInterval:
     """An angle of a reward in degrees, with its interval over scenes."""
-    return {**unflat(row, name), "n": row["held_out"]}
+    interval = unflat(row, name)
+    return SeedInterval(
+        value=interval["value"], low=interval["low"], high=interval["high"], n=row["held_out"]
+    )
 
 
 def tables(rows: Rows) -> dict[str, Table]:

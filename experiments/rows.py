@@ -49,6 +49,7 @@ def read_rows(file: Path) -> Rows:
         raise DirectAlignError(f"{file}: no such file of results; run the study first")
     rows = Rows()
     for place, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        row: Any = None
         try:
             row = json.loads(line)
             problem = None if isinstance(row, dict) else "not a JSON object"

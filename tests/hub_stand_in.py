@@ -131,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     # --- repositories
-    # -------------------------------------------------------------------------------------------------
+    # ---
 
     def _info(self, kind: str, repo: str) -> None:
         found = self.state.repos.get((kind, repo))
@@ -166,7 +166,7 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     # --- upload
-    # -------------------------------------------------------------------------------------------------------
+    # ---
 
     def _validate_yaml(self) -> None:
         content = json.loads(self.body)["content"]

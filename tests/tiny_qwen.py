@@ -27,10 +27,10 @@ SIZE = 32
 """Pixels of a tiny model's images along one side."""
 LATENTS_MEAN = [0.1, -0.2, 0.3, 0.0]
 LATENTS_STD = [1.5, 0.8, 1.2, 2.0]
-INSTRUCTION = "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the objects and background"
+INSTRUCTION = "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the objects and background"  # noqa: E501
 CHAT = """{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}
-{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"""
+{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"""  # noqa: E501
 """How Qwen3 is asked, without tools."""
 
 

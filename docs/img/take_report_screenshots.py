@@ -51,7 +51,7 @@ COLORS, SHAPES = (
     ("star", "ring", "triangle", "circle", "square"),
 )
 GROUNDS = ("navy", "white", "gray", "brown", "olive", "black")
-ANCHORED = "const right = document.querySelector('[name=right]'); right.value = 3; right.dispatchEvent(new Event('change')); "
+ANCHORED = "const right = document.querySelector('[name=right]'); right.value = 3; right.dispatchEvent(new Event('change')); "  # noqa: E501
 ON = "document.querySelector('[name=on]').click(); "
 WIDTHS = {"desktop": 1280, "phone": 375}
 

@@ -79,6 +79,16 @@ def test_an_update_has_exactly_the_weights_of_its_ramps(
     assert derived == pytest.approx(expected, abs=1e-12)
 
 
+def test_an_update_is_taken_at_the_target_that_is_asked_for() -> None:
+    rollout = RolloutConfig(num_inference_steps=3, embedded_guidance=1.0)
+    batch = Batch(0, ("a red star", "a blue ring"), seed=4)
+    low, high = (
+        inversion.ascent(ToyFamily(), ToyReward(), settings(), rollout, batch, point)
+        for point in (100, 900)
+    )
+    assert not torch.allclose(low, high, rtol=1e-3)
+
+
 # --- one injection against K steps ----------------------------------------------------------------
 
 

@@ -76,7 +76,7 @@ def ldm_unet(weights: Weights, layers_per_block: int) -> dict[str, Tensor]:
             case "down_blocks", _:
                 return f"input_blocks.{at + 1}.{0 if what == 'resnets' else 1}.{rest}"
             case _, "upsamplers":
-                return f"output_blocks.{int(level) * n + n - 1}.{2 if level in attentive else 1}.{rest}"
+                return f"output_blocks.{int(level) * n + n - 1}.{2 if level in attentive else 1}.{rest}"  # noqa: E501
             case _:
                 return f"output_blocks.{at}.{0 if what == 'resnets' else 1}.{rest}"
 

@@ -213,7 +213,7 @@ def test_a_full_disk_is_named(monkeypatch):
 def test_the_environment_is_heeded(online, tmp_path):
     """In a process of its own, as huggingface_hub reads its variables when it is imported."""
     online.repos[NAME].gated = True
-    code = f"from directalign.io.hub import download; print(download({NAME!r}, ['model_index.json'], 'model.path'))"
+    code = f"from directalign.io.hub import download; print(download({NAME!r}, ['model_index.json'], 'model.path'))"  # noqa: E501
     variables = {
         "HF_ENDPOINT": online.url,
         "HF_HOME": str(tmp_path / "home"),

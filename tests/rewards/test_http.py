@@ -241,7 +241,7 @@ def test_the_check_asks_about_one_image_when_it_may() -> None:
 
 
 # --- several ranks
-# ----------------------------------------------------------------------------------------------------
+# ---
 
 
 class Both:
@@ -299,7 +299,7 @@ def test_black_boxes_within_a_mixture_agree_too() -> None:
 
 
 # --- the reference server
-# ---------------------------------------------------------------------------------------------
+# ---
 
 
 @pytest.fixture(scope="module")
@@ -358,7 +358,7 @@ def test_the_server_listens_on_this_machine_alone(example: Any) -> None:
 
 
 # --- functions with a gradient
-# ----------------------------------------------------------------------------------------
+# ---
 
 
 def function_reward(folder: Path, body: str) -> Reward:
@@ -385,7 +385,7 @@ def test_a_function_that_loses_the_gradient_is_told(tmp_path: Path, body: str) -
     reward = function_reward(tmp_path, body)
     with pytest.raises(
         DirectAlignError,
-        match=r"reward\.path: .*own\.py:score must return a tensor with a gradient .* without detach",
+        match=r"reward\.path: .*own\.py:score must return a tensor with a gradient .* without detach",  # noqa: E501
     ):
         reward.score(reward.encode(images().requires_grad_()), PROMPTS)
     assert (

@@ -138,7 +138,7 @@ def test_whole_objects_and_programs_are_refused_with_the_remedy(tmp_path: Path) 
     torch.save(nn.Linear(2, 2), tmp_path / "object.pth")
     with pytest.raises(
         DirectAlignError,
-        match=r"object\.pth: holds pickled objects, which are never run; save its state_dict\(\) as \.safetensors",
+        match=r"object\.pth: holds pickled objects, which are never run; save its state_dict\(\) as \.safetensors",  # noqa: E501
     ):
         read_weights(tmp_path / "object.pth", "reward.path")
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "program.pt")
@@ -156,7 +156,7 @@ def test_a_file_without_tensors_is_refused(tmp_path: Path, content: object) -> N
 
 
 # --- on the hub
-# -------------------------------------------------------------------------------------------------------
+# ---
 
 
 def saved() -> bytes:

@@ -17,7 +17,7 @@ from directalign.rewards.python_function import PythonReward
 from directalign.types import DirectAlignError
 
 ROOT = Path(__file__).parents[2]
-GOOD = "def score(images, prompts):\n    return [float(image.mean()) + len(prompt) for image, prompt in zip(images, prompts)]\n"
+GOOD = "def score(images, prompts):\n    return [float(image.mean()) + len(prompt) for image, prompt in zip(images, prompts)]\n"  # noqa: E501
 PROMPTS = ["a", "bcd"]
 
 
@@ -102,7 +102,7 @@ def test_what_the_function_raises_is_told_with_its_name(differentiable: bool) ->
 
     with pytest.raises(
         DirectAlignError,
-        match=r"reward\.path: mine\.py:score fails \(ConnectionError: the service is down\); correct the function",
+        match=r"reward\.path: mine\.py:score fails \(ConnectionError: the service is down\); correct the function",  # noqa: E501
     ):
         PythonReward(
             score, source="reward.path: mine.py:score", differentiable=differentiable
@@ -139,7 +139,7 @@ def test_a_method_that_needs_a_gradient_is_refused_with_the_alternative(
 ) -> None:
     with pytest.raises(
         DirectAlignError,
-        match=rf"black box, and method\.name {name} needs its gradient .* set method\.name: flow_grpo",
+        match=rf"black box, and method\.name {name} needs its gradient .* set method\.name: flow_grpo",  # noqa: E501
     ):
         check_reward(run_of(f"{file}:score", name=name, form="absolute"))
     check_reward(run_of(f"{file}:score", name="flow_grpo"))

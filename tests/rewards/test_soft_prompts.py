@@ -238,11 +238,11 @@ def test_a_check_of_the_recipe_finds_it_for_the_method_and_for_members(
     )
     with pytest.raises(
         DirectAlignError,
-        match=r"method\.control_phrases\.positive: .*a\.safetensors: fitted to another clip reward \(16 numbers a token, this one has 64",
+        match=r"method\.control_phrases\.positive: .*a\.safetensors: fitted to another clip reward \(16 numbers a token, this one has 64",  # noqa: E501
     ):
         check_method(load_run(RECIPE, [words]))
     clip = "{name: clip, path: 'world:reward'}"
-    member = f"{{label: a, reward: {clip}, control_phrases: {{positive: [{tmp_path}/none.safetensors], negative: [Anime]}}}}"
+    member = f"{{label: a, reward: {clip}, control_phrases: {{positive: [{tmp_path}/none.safetensors], negative: [Anime]}}}}"  # noqa: E501
     with pytest.raises(
         DirectAlignError,
         match=r"reward\.members\.0\.control_phrases\.positive: .*none\.safetensors: no such file",

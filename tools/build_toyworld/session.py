@@ -54,8 +54,9 @@ def fit(
     state_file = folder / f"{name}.state.pt"
     device = next(modules.parameters()).device
     trained = [p for p in modules.parameters() if p.requires_grad]
-    settings = {"lr": budget.learning_rate, "weight_decay": budget.weight_decay}
-    optimizer = torch.optim.AdamW(trained, **settings, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        trained, budget.learning_rate, betas=(0.9, 0.98), weight_decay=budget.weight_decay
+    )
     ema = [p.detach().clone() for p in trained]
     start = 0
     if state_file.exists():

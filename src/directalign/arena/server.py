@@ -254,8 +254,10 @@ def _add_results(app: FastAPI, arena: Arena, auth: Auth) -> None:
         if not arena.signer.verifies("owner", token):
             raise Refused(401, "this is not the owner link")
         text = "You can now see the results."
-        welcome = {"title": "Welcome back", "text": text, "link": "/results", "label": "Results"}
-        return auth.set_cookie(page("message.html.j2", **welcome), auth.owner_cookie, token)
+        welcome = page(
+            "message.html.j2", title="Welcome back", text=text, link="/results", label="Results"
+        )
+        return auth.set_cookie(welcome, auth.owner_cookie, token)
 
     @app.get("/results")
     def results(request: Request) -> Response:
@@ -378,8 +380,8 @@ def _listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=MAX_CONNECTIONS)
     except OSError as error:
-        known = isinstance(error, socket.gaierror) or error.errno is None
-        reason = error.strerror if known else os.strerror(error.errno)
+        named = isinstance(error, socket.gaierror) or error.errno is None
+        reason = error.strerror if named else os.strerror(error.errno or 0)
         raise ArenaError(
             f"--host {host} --port {port}: cannot listen there ({reason}); "
             "name another one, --port 0 takes a free one"

@@ -146,7 +146,7 @@ def step_coefficients(
     """(a, b) of x_to = a·x_t + b·pred between two levels of equal shape, at any distance.
 
         flow, velocity    a = 1                       b = sigma_to − sigma_from
-        vp, epsilon       a = alpha_to/alpha_from     b = sigma_to − sigma_from·alpha_to / alpha_from
+        vp, epsilon       a = alpha_to/alpha_from     b = sigma_to − sigma_from·alpha_to/alpha_from
         vp, v             cosine and minus the sine of the angle between the levels
 
     A step to sigma 0 gives x0_hat. Epsilon has no step from alpha = 0, x0 none from sigma = 0.

@@ -17,7 +17,7 @@ def load_object(path: str, key: str, what: str = "function or class") -> Any:
     """
     file, separator, name = path.rpartition(":")
     if not (separator and file and name):
-        raise DirectAlignError(f"{key}: {path!r} names no {what}; write file.py:name")
+        raise DirectAlignError(f"{key}: {path!r} names no {what}; write file.py:{what.split()[0]}")
     if not (file.endswith(".py") and Path(file).is_file()):
         raise DirectAlignError(
             f"{key}: {file}: no such Python file; write file.py:name, relative to the working "

@@ -212,8 +212,8 @@ class TextFeatures:
 
     def preserving_ratio(self, positive: Sequence[str], negative: Sequence[str]) -> float:
         """`preserving_ratio` of these phrases."""
-        features = (self.encode(side) for side in (positive, negative, [""]))
-        return preserving_ratio(*features, self.images)
+        pos, neg, plain = (self.encode(side) for side in (positive, negative, [""]))
+        return preserving_ratio(pos, neg, plain, self.images)
 
 
 def preserving_ratio(pos: Vectors, neg: Vectors, plain: Vectors, images: Vectors) -> float:

@@ -100,7 +100,8 @@ class Hpsv3Reward(BaseReward):
         model, head = filled(of, weights, getattr(torch, settings.dtype))
         if settings.gradient_checkpointing:
             recompute(model)
-        return cls(model.to(device), head.to(device), chat, pixels, settings.scale)
+        torch.nn.Module.to(model, device)
+        return cls(model, head.to(device), chat, pixels, settings.scale)
 
     @classmethod
     def meta(cls, settings: config.Hpsv3Config, key: str, configs: Any) -> Hpsv3Reward:

@@ -17,17 +17,16 @@ Load models in the class, and freeze their weights. `examples/my_reward.py` is a
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import config
+from ..io.user_code import load_object
 from ..types import DirectAlignError, Images, PerSample
 from .common import BaseReward, Device
 
@@ -152,19 +151,8 @@ def load_function(
     name, a file or constructor that fails, an object that is neither callable nor has `encode` and
     `score`.
     """
-    file, separator, name = path.rpartition(":")
-    if not (separator and file and name):
-        raise DirectAlignError(f"{key}: {path!r} names no function; write file.py:function")
-    if not (Path(file).is_file() and file.endswith(".py")):
-        raise DirectAlignError(
-            f"{key}: {file}: no such Python file; write file.py:function, relative to the working "
-            "directory"
-        )
-    found = vars(_run(Path(file), key)).get(name)
-    if found is None:
-        raise DirectAlignError(
-            f"{key}: {file} has no function {name!r}; define it at the top level of the file"
-        )
+    found = load_object(path, key, "function")
+    file, _, name = path.rpartition(":")
     if inspect.isclass(found):
         try:
             found = found(**(args or {}))
@@ -185,17 +173,3 @@ def load_function(
 
 def _has_two_calls(found: Any) -> bool:
     return all(callable(getattr(found, name, None)) for name in ("encode", "score"))
-
-
-def _run(file: Path, key: str) -> Any:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # any error of the user's code
-        raise DirectAlignError(
-            f"{key}: {file} cannot be run ({type(error).__name__}: {error}); check it with python "
-            f"{file}"
-        ) from error
-    return module

@@ -487,11 +487,13 @@ class VlmPixels:
                 ("max_pixels", "longest_edge", cls.max_pixels),
             )
         ]
+        low, high = map(int, bounds)
         return cls(
             int(found.get("patch_size", cls.patch)),
             int(found.get("merge_size", cls.merge)),
             int(found.get("temporal_patch_size", cls.frames)),
-            *map(int, bounds),
+            low,
+            high,
             tuple(found.get("image_mean") or CLIP_MEAN),
             tuple(found.get("image_std") or CLIP_STD),
         )
