@@ -451,8 +451,7 @@ def run_of(
             [CLIP, RED | {"control_phrases": {"positive": ["t.safetensors"]}}],
             {},
             {},
-            r"reward\.members\.1\.control_phrases\.positive: t\.safetensors .* pixels reads words "
-            r"alone",
+            r"reward\.members\.1\.control_phrases\.positive: t\.safetensors .* pixels",
         ),
         (
             [CLIP, RED],
