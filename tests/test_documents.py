@@ -1,0 +1,62 @@
+"""README and docs: links lead somewhere, Python imports resolve, commands and options exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+import typer
+
+from directalign.cli import app
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+CODE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+EXECUTABLE = "directalign "
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_links_lead_to_files(document: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8"))
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not (document.parent / target).exists()] == []
+
+
+def test_python_examples_import_what_exists() -> None:
+    lines = [
+        line.removeprefix(">>> ")
+        for document in DOCUMENTS
+        for language, code in CODE.findall(document.read_text(encoding="utf-8"))
+        if language == "python"
+        for line in dedent(code).splitlines()
+    ]
+    imports = [line for line in lines if re.match(r"(from|import) directalign", line)]
+    assert imports
+    for line in imports:
+        exec(compile(ast.parse(line), line, "exec"), {})
+
+
+def _commands(text: str) -> list[list[str]]:
+    """The words of every command line in code blocks, continued lines joined."""
+    joined = re.sub(r"\\\n\s*", "", text)
+    blocks = [code for _, code in CODE.findall(joined)]
+    blocks += re.findall(r"(?:^    .*\n)+", joined, re.MULTILINE)
+    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    return [line.split(" #")[0].split() for line in lines if line.startswith(EXECUTABLE)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_commands_and_options_exist(document: Path) -> None:
+    for words in _commands(document.read_text(encoding="utf-8")):
+        command: Any = typer.main.get_command(app)
+        rest = words[1:]
+        while commands := getattr(command, "commands", None):
+            assert rest[0] in commands, " ".join(words)
+            command = commands[rest.pop(0)]
+        known = {option for each in command.params for option in each.opts + each.secondary_opts}
+        given = [word.split("=")[0] for word in rest if word.startswith("--")]
+        assert not set(given) - known - {"--help"}, " ".join(words)
