@@ -18,7 +18,7 @@ Images = Float[Tensor, "b 3 H W"]
 PerSample = Float[Tensor, " b"]
 
 PathName = Literal["flow", "vp"]
-PredictionName = Literal["velocity", "epsilon", "v", "x0"]
+PredictionName = Literal["velocity", "epsilon", "v"]
 
 
 class DirectAlignError(ValueError):
@@ -38,6 +38,7 @@ class Conditioning:
     `tensors` are the model's embeddings of the prompts, each (b, ...). `unconditional` has the same
     keys for the empty prompt and is needed only if `cfg_scale` is not 1 (two passes).
     `embedded_guidance` is an input of guidance-distilled networks, None for the others.
+    `truncate_timestep` n: the network gets int(n·sigma)/n instead of sigma (`sampling.predict`).
     """
 
     prompts: tuple[str, ...]
@@ -45,10 +46,21 @@ class Conditioning:
     unconditional: Mapping[str, Tensor] | None = None
     embedded_guidance: float | None = None
     cfg_scale: float = 1.0
+    truncate_timestep: int | None = None
 
-    def guided(self, embedded_guidance: float | None, cfg_scale: float) -> Conditioning:
-        """The same prompts with other guidance."""
-        return replace(self, embedded_guidance=embedded_guidance, cfg_scale=cfg_scale)
+    def guided(
+        self,
+        embedded_guidance: float | None,
+        cfg_scale: float,
+        truncate_timestep: int | None = None,
+    ) -> Conditioning:
+        """The same prompts, called with other settings."""
+        return replace(
+            self,
+            embedded_guidance=embedded_guidance,
+            cfg_scale=cfg_scale,
+            truncate_timestep=truncate_timestep,
+        )
 
 
 @dataclass(frozen=True)
@@ -66,8 +78,7 @@ class Recovered:
     """Direct-Align's recovered latents `x0 + gain·(target − pred)`, with gradient through `pred`
     only.
 
-    `residual` is target − pred (pred − target if the network predicts x0, so that a positive gain
-    always denoises), detached, for recovery error by noise level.
+    `residual` is target − pred, detached, for recovery error by noise level.
     """
 
     x0: Latents

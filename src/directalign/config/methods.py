@@ -46,8 +46,10 @@ class GridNoiseLevels(Strict):
     """Grid index of the high-noise end."""
     last: Positive = 25
     """Grid index of the low-noise end."""
-    points: Annotated[int, Field(ge=11)] = 1000
+    points: Annotated[int, Field(ge=2)] = 1000
     """Linear points into which the window is divided."""
+    edge: Positive = 5
+    """Points at either end of the window that are never a target; at most half of `points`."""
     groundtruth_ratio: FractionBelowOne = 0.9
     """A step spans at most (1 − ratio) of the window."""
 
@@ -93,6 +95,8 @@ class ControlPhrases(Strict):
     order: Literal["cycle", "fixed", "average"] = "cycle"
     """cycle: the next phrase of each list at each update (official); fixed: always the first;
     average: the mean over all."""
+    cycle_start: NonNegative = 0
+    """Position in each list of the first update's phrase (official for FLUX: 1)."""
 
 
 class AnchorConfig(Strict):
@@ -143,8 +147,9 @@ class NoiseConfig(Strict):
     source: Literal["rollout", "fresh"] = "rollout"
     """rollout: the initial noise of the rollout (official); fresh: a new draw. Real images always
     use a new draw."""
-    scope: Literal["shared", "per_rank"] = "per_rank"
-    """shared: one noise for all samples and ranks (official); per_rank: one noise per sample."""
+    scope: Literal["fixed", "shared", "per_rank"] = "per_rank"
+    """shared: one noise per update for all samples and ranks (official for FLUX); fixed: one
+    rollout noise for all updates, too (official for Qwen-Image); per_rank: one noise per sample."""
 
 
 class SRPOConfig(ObjectiveConfig):
@@ -285,8 +290,8 @@ class FlowGRPOConfig(ObjectiveConfig):
     """One initial noise for all samples of a group (DanceGRPO); only the noise of the steps
     differs."""
     normalise: Literal["group", "batch"] = "group"
-    """Advantages are divided by the standard deviation of the reward in their own group, or over
-    the groups of the batch."""
+    """Advantages are divided by the standard deviation of the rewards of their own group, or of all
+    rewards of the batch (Flow-GRPO's global_std)."""
     clip_range: PositiveFloat = 1e-3
     """The probability ratio (of the mean log-probability over dimensions) is clipped to 1 ±
     this."""
@@ -297,9 +302,14 @@ class FlowGRPOConfig(ObjectiveConfig):
     kl_beta: NonNegativeFloat = 0.0
     """Weight of the KL divergence from the base model's steps (Flow-GRPO); 0 needs no base
     model."""
+    kl_form: Literal["exact", "released"] = "exact"
+    """exact: the divergence of the two Gaussians; released: Flow-GRPO's code, which leaves out the
+    step's length and so is 5 to 28 times smaller."""
 
     @model_validator(mode="after")
     def _check_margin_and_noise(self) -> FlowGRPOConfig:
+        if self.kl_form == "released" and self.sde == "ddim":
+            raise ValueError("kl_form released is that of sde: flow_grpo; set kl_form: exact")
         if self.margin is not None:
             raise ValueError(
                 "margin belongs to a hinge, which a policy gradient does not have: remove it"

@@ -33,17 +33,18 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-_WORDS = {
+_PHRASES = {
     "positive": ["Natural-lighting", "Detail", "Detailed", "Real"],
     "negative": ["Concept art", "Painting", "Anime", "Flat", "Oil"],
     "order": "cycle",
+    "cycle_start": 1,
 }
 
 _FLUX: dict[str, Any] = {
     "method": {
         "name": "srpo",
         "form": "relative",
-        "control_phrases": _WORDS,
+        "control_phrases": _PHRASES,
         "branches": "both",
         "denoise": {"k_pos": {"low_noise": 0.1, "high_noise": 0.25}},
         "inversion": {"k_neg": {"low_noise": 0.3, "high_noise": 0.01}},
@@ -55,6 +56,7 @@ _FLUX: dict[str, Any] = {
             "last": 25,
             "points": 1000,
             "groundtruth_ratio": 0.9,
+            "edge": 5,
         },
         "margin": 0.7,
         "noise": {"source": "rollout", "scope": "shared"},
@@ -62,7 +64,12 @@ _FLUX: dict[str, Any] = {
         "embedded_guidance": 3.5,
         "truncate_timestep": 1000,
     },
-    "rollout": {"num_inference_steps": 25, "shift": 3.0, "embedded_guidance": 1.0},
+    "rollout": {
+        "num_inference_steps": 25,
+        "shift": 3.0,
+        "embedded_guidance": 1.0,
+        "truncate_timestep": 1000,
+    },
     "train": {
         "learning_rate": 5e-6,
         "schedule": "constant",
@@ -86,25 +93,40 @@ PRESETS: dict[str, dict[str, Any]] = {
             "rollout": {"embedded_guidance": 2.0},
         },
     ),
+    # The released code also limits the second injection's step to the length of the first one's.
     "official_qwen": merged(
         _FLUX,
         {
+            "reward": {"scale": 5.0},
             "method": {
+                "control_phrases": {
+                    "negative": ["Concept art", "Painting", "Anime"],
+                    "cycle_start": 0,
+                },
                 "branches": "denoise",
+                "injections": 2,
                 "denoise": {"k_pos": {"low_noise": 0.0, "high_noise": 0.0}},
                 "inversion": {"k_neg": {"low_noise": 0.0, "high_noise": 0.0}},
                 "noise_levels": {
                     "kind": "window",
                     "schedule_shift": 1.0,
                     "last": 40,
+                    "points": 100,
                     "groundtruth_ratio": 0.6,
+                    "edge": 2,
                 },
                 "margin": None,
                 "discount_shift": 3.0,
+                "noise": {"scope": "fixed"},
                 "image_mapping": "min_max",
                 "embedded_guidance": None,
             },
-            "rollout": {"embedded_guidance": None},
+            "rollout": {
+                "num_inference_steps": 26,
+                "shift": 1.0,
+                "embedded_guidance": None,
+                "cfg_scale": 4.0,
+            },
             "train": {"learning_rate": 3e-6, "max_grad_norm": 50.0},
         },
     ),

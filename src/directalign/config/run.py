@@ -119,6 +119,8 @@ class RolloutConfig(Strict):
     """Guidance input of the network."""
     cfg_scale: NonNegativeFloat = 1.0
     """Classifier-free guidance (two passes when not 1)."""
+    truncate_timestep: Positive | None = None
+    """n: the network gets int(n·sigma)/n instead of sigma (official: 1000)."""
     height: Pixels | None = None
     """Pixels; none uses the checkpoint's own size."""
     width: Pixels | None = None

@@ -16,14 +16,11 @@ from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from ..types import DirectAlignError, PathName, PredictionName
-from . import recovery
-from .path import shift_sigmas
+from .path import alpha, shift_sigmas
 
 SigmaBatch = Float64[Tensor, " b"]
 GridPoints = Int64[Tensor, " b"]
 
-GRID_MARGIN = 5
-"""Points at either end of the official grid that are never a target."""
 MAX_JUMP_FRACTION = 0.9
 """Largest share of the way to clean, or to pure noise, that a step of the continuous samplers
 covers."""
@@ -34,12 +31,13 @@ class NoiseStep:
     """A step from `sigma_from` to `sigma_to`, both (b,).
 
     `position` in [0, 1] is the place of the step's low-noise end in the sampler's range (0: low
-    noise), where ramps and discount are read.
+    noise), where ramps are read. `discount_position` is where the discount is read.
     """
 
     sigma_from: SigmaBatch
     sigma_to: SigmaBatch
     position: SigmaBatch
+    discount_position: SigmaBatch
 
     @property
     def is_denoise(self) -> bool:
@@ -71,8 +69,9 @@ class GridSampler:
 
     Points are numbered from 1 at the low-noise end. A target is a point m, and both steps are
     span(m) points long. Near the low-noise end, where m − span would be point 0, inversion starts
-    at point 1 and ends one point higher. Positions are read one point too high, `point / (points −
-    1)`, as in the official step (arXiv 2509.06942, released code).
+    at point 1 and ends one point higher. Ramps are read one point too high, at `point / (points −
+    1)`, the discount at `point / points`, as in the official step (arXiv 2509.06942, released
+    code). The `edge` points at either end are never a target.
     """
 
     schedule_steps: int = 50
@@ -81,6 +80,7 @@ class GridSampler:
     last: int = 25
     points: int = 1000
     groundtruth_ratio: float = 0.9
+    edge: int = 5
 
     def __post_init__(self) -> None:
         if not 0 <= self.first < self.last <= self.schedule_steps:
@@ -88,10 +88,10 @@ class GridSampler:
                 f"window {self.first}..{self.last} is not a part of 0..{self.schedule_steps}: "
                 "choose 0 <= first < last <= schedule_steps"
             )
-        if self.points <= 2 * GRID_MARGIN:
+        if self.points < 2 * self.edge:
             raise DirectAlignError(
-                f"points is {self.points}: at least {2 * GRID_MARGIN + 1} are needed, because the "
-                f"{GRID_MARGIN} points at either end are never a target"
+                f"points is {self.points}: at least {2 * self.edge} are needed, because the "
+                f"{self.edge} points at either end are never a target (edge)"
             )
 
     @cached_property
@@ -105,7 +105,7 @@ class GridSampler:
 
     def draw(self, b: int, generator: torch.Generator) -> GridPoints:
         """A target point for each of `b` samples."""
-        return torch.randint(GRID_MARGIN, self.points - GRID_MARGIN, (b,), generator=generator)
+        return torch.randint(self.edge, self.points - self.edge + 1, (b,), generator=generator)
 
     def span(self, m: GridPoints) -> GridPoints:
         """Length in points of the steps that end at `m`: at most (1 − groundtruth_ratio) of the
@@ -125,8 +125,8 @@ class GridSampler:
 
     def _step(self, start: GridPoints, end: GridPoints) -> NoiseStep:
         sigma_from, sigma_to = (self.levels[point - 1].double() for point in (start, end))
-        position = torch.minimum(start, end).double() / (self.points - 1)
-        return NoiseStep(sigma_from, sigma_to, position)
+        point = torch.minimum(start, end).double()
+        return NoiseStep(sigma_from, sigma_to, point / (self.points - 1), point / self.points)
 
 
 @dataclass(frozen=True)
@@ -176,23 +176,28 @@ class ConstantGainSampler:
 
     def denoise(self, target: SigmaBatch) -> NoiseStep:
         """Down to the target with gain > 0."""
-        start = self._start(target, _highest_start(target))
+        start = torch.minimum(self._start(target, self.gain), _highest_start(target))
         return _noise_step(start, target, self.sigma_high, self.sigma_low)
 
     def inversion(self, target: SigmaBatch) -> NoiseStep:
         """Up to the target with gain < 0."""
-        start = self._start(target, _lowest_start(target))
+        start = torch.maximum(self._start(target, -self.gain), _lowest_start(target))
         return _noise_step(start, target, self.sigma_high, self.sigma_low)
 
-    def _start(self, target: SigmaBatch, farthest: SigmaBatch) -> SigmaBatch:
-        """Bisection: |gain| grows from 0 as the start moves from the target to `farthest`."""
-        near, far = target, farthest
-        for _ in range(60):
-            middle = (near + far) / 2
-            gain = recovery.gain(self.path, self.prediction, middle, target)
-            too_far = gain.abs() > self.gain
-            near, far = torch.where(too_far, near, middle), torch.where(too_far, middle, far)
-        return far
+    def _start(self, target: SigmaBatch, gain: float) -> SigmaBatch:
+        """The start f with gain(f, target) = `gain`, the inverse of the table in docs/method.md:
+
+        flow, velocity    f = t + g·(1 − t)
+        vp, epsilon       f = u / √(1 + u²), u = t/√(1 − t²) + g
+        vp, v             f = sin(asin t + asin(g·cos(asin t)))
+        """
+        if self.path == "flow":
+            return target + gain * (1 - target)
+        signal = alpha(self.path, target)
+        if self.prediction == "epsilon":
+            odds = target / signal + gain
+            return odds / (1 + odds**2).sqrt()
+        return (target.asin() + (gain * signal).clamp(-1, 1).asin()).sin()
 
 
 SigmaSampler = GridSampler | UniformSampler | ConstantGainSampler
@@ -215,7 +220,7 @@ def _noise_step(
     start: SigmaBatch, target: SigmaBatch, sigma_high: float, sigma_low: float
 ) -> NoiseStep:
     position = (torch.minimum(start, target) - sigma_low) / (sigma_high - sigma_low)
-    return NoiseStep(start, target, position.clamp(0, 1))
+    return NoiseStep(start, target, *[position.clamp(0, 1)] * 2)
 
 
 def _check_range(sigma_high: float, sigma_low: float) -> None:

@@ -52,19 +52,16 @@ def target_coefficients(
     path: PathName, prediction: PredictionName, sigma: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(of_noise, of_x0) of a perfect network's prediction at level `sigma`."""
-    one, zero = torch.ones_like(sigma), torch.zeros_like(sigma)
+    one = torch.ones_like(sigma)
     if prediction == "velocity":
         return one, -one
     if prediction == "epsilon":
-        return one, zero
-    if prediction == "v":
-        return alpha(path, sigma), -sigma
-    return zero, one
+        return one, torch.zeros_like(sigma)
+    return alpha(path, sigma), -sigma
 
 
 def determinant(path: PathName, prediction: PredictionName, sigma: Tensor) -> Tensor:
-    """alpha·of_noise − sigma·of_x0: 1 for velocity on flow and v on vp, alpha for epsilon, −sigma
-    for x0."""
+    """alpha·of_noise − sigma·of_x0 > 0: 1 for velocity on flow and v on vp, alpha for epsilon."""
     of_noise, of_x0 = target_coefficients(path, prediction, sigma)
     return alpha(path, sigma) * of_noise - sigma * of_x0
 
@@ -89,7 +86,7 @@ def to_x0(
 def to_noise(
     path: PathName, prediction: PredictionName, pred: Latents, x_t: Latents, sigma: PerSample
 ) -> Latents:
-    """Estimate of the noise in x_t; undefined for x0 at sigma = 0."""
+    """Estimate of the noise in x_t."""
     _, of_x0 = target_coefficients(path, prediction, sigma)
     scale = 1 / determinant(path, prediction, sigma)
     level = alpha(path, sigma)

@@ -39,7 +39,7 @@ def gain(
     """
     alpha_from, alpha_to = alpha(path, sigma_from), alpha(path, sigma_to)
     cross = sigma_from * alpha_to - sigma_to * alpha_from
-    return cross / (alpha_to * determinant(path, prediction, sigma_from).abs())
+    return cross / (alpha_to * determinant(path, prediction, sigma_from))
 
 
 def recover(
@@ -48,8 +48,6 @@ def recover(
     """The recovered latents after a step from `noised.sigma` to `sigma_to`; gradient through `pred`
     alone."""
     residual = target(path, prediction, noised.x0, noised.noise, noised.sigma) - pred
-    if prediction == "x0":
-        residual = -residual  # a positive gain must move toward the network's own estimate here too
     step_gain = gain(path, prediction, noised.sigma, sigma_to)
     recovered = noised.x0 + expand_like(step_gain, pred) * residual
     return Recovered(recovered, step_gain, residual.detach())

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..types import Batch, Latents
 
+NoiseScope = Literal["per_rank", "shared", "fixed"]
+"""per_rank: one noise per sample; shared: one per update, for all samples and ranks; fixed: one for
+all samples, ranks and updates."""
 NOISE, FRESH_NOISE, NOISE_LEVEL, STEPS, TRANSITION = 1, 2, 3, 4, 5
 """Streams of random numbers: each use draws from its own."""
 
@@ -57,11 +61,16 @@ def draw_noise(
 
 
 def batch_noise(
-    batch: Batch, stream: int, shape: tuple[int, ...], shared: bool = False, index: int = 0
+    batch: Batch,
+    stream: int,
+    shape: tuple[int, ...],
+    scope: NoiseScope = "per_rank",
+    index: int = 0,
 ) -> Latents:
-    """Noise of `shape` (b, c, h, w) on the CPU; `shared` is one draw for all samples and ranks."""
-    if shared:
-        generator = generator_for(batch.seed, stream, batch.step, 0, index)
-        return draw_noise((1, *shape[1:]), generator).expand(*shape)
-    generator = update_generator(batch, stream, index)
-    return draw_rows(batch, lambda n: draw_noise((n, *shape[1:]), generator))
+    """Noise of `shape` (b, c, h, w) on the CPU."""
+    if scope == "per_rank":
+        generator = update_generator(batch, stream, index)
+        return draw_rows(batch, lambda n: draw_noise((n, *shape[1:]), generator))
+    update = () if scope == "fixed" else (batch.step, 0)
+    generator = generator_for(batch.seed, stream, *update, index)
+    return draw_noise((1, *shape[1:]), generator).expand(*shape)

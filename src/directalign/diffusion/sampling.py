@@ -1,8 +1,7 @@
 """Sampling: from pure noise to clean latents, Euler on a flow and DDIM (eta 0) on a VP path.
 
-Both split x_t into estimates of signal and noise and combine them at the next level. `linear_step`
-writes the same step as x_to = a·x_t + b·pred, for methods whose gradient runs along the chain of
-steps but not through the network's input.
+Both are one step, x_to = a·x_t + b·pred (`linear_step`): x_t is split into estimates of signal and
+noise, which are combined at the next level.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from .path import (
     expand_like,
     flow_sigmas,
     target_coefficients,
-    to_noise,
     to_x0,
+    truncate_sigmas,
 )
-from .rng import NOISE, batch_noise
+from .rng import NOISE, NoiseScope, batch_noise
 
 
 @dataclass(frozen=True)
@@ -49,22 +48,33 @@ class RolloutStart:
 
 @torch.no_grad()
 def start_rollout(
-    model: Model, settings: RolloutConfig, batch: Batch, shared_noise: bool = False
+    model: Model, settings: RolloutConfig, batch: Batch, scope: NoiseScope = "per_rank"
 ) -> RolloutStart:
-    """Encode the prompts and draw the noise of a batch's rollout.
-
-    `shared_noise` gives all samples and ranks the same noise, as the official trainer does.
-    """
+    """Encode the prompts and draw the noise of a batch's rollout."""
     height, width = batch.image_size or (
         settings.height or model.default_size[0],
         settings.width or model.default_size[1],
     )
     cond = model.encode_prompt(batch.prompts)
-    cond = cond.guided(settings.embedded_guidance, settings.cfg_scale)
+    cond = rollout_conditioning(cond, settings)
     shape = (len(batch.prompts), *model.latent_shape(height, width))
-    noise = batch_noise(batch, NOISE, shape, shared_noise)
+    noise = batch_noise(batch, NOISE, shape, scope)
     device = next(model.denoiser.parameters()).device
     return RolloutStart(cond, noise.to(device), rollout_sigmas(model, settings, height, width))
+
+
+def rollout_conditioning(cond: Conditioning, settings: RolloutConfig) -> Conditioning:
+    """`cond` under the guidance and the truncation of the rollout."""
+    guidance = settings.embedded_guidance, settings.cfg_scale
+    return cond.guided(*guidance, settings.truncate_timestep)
+
+
+def predict(model: Model, cond: Conditioning, x_t: Latents, sigma: PerSample) -> Latents:
+    """The network's prediction at x_t; it gets int(n·sigma)/n if `cond.truncate_timestep` is n, as
+    in the released trainer of arXiv 2509.06942. All algebra uses the exact sigma."""
+    if cond.truncate_timestep is not None:
+        sigma = truncate_sigmas(sigma, cond.truncate_timestep).to(sigma.device)
+    return model.predict(x_t, sigma, cond)
 
 
 def sample(
@@ -100,19 +110,15 @@ def sample_trajectory(model: Model, start: RolloutStart) -> list[Latents]:
 def sampling_step(
     model: Model, cond: Conditioning, x_t: Latents, sigma_from: Tensor, sigma_to: Tensor
 ) -> Latents:
-    """One step and one network call between scalar levels: x_to = alpha_to·x0_hat +
-    sigma_to·noise_hat."""
+    """One step and one network call between scalar levels."""
     sigma_from, sigma_to = sigma_from.expand(len(x_t)), sigma_to.expand(len(x_t))
-    pred = model.predict(x_t, sigma_from, cond)
-    x0_hat = to_x0(model.path, model.prediction, pred, x_t, sigma_from)
-    noise_hat = to_noise(model.path, model.prediction, pred, x_t, sigma_from)
-    signal = expand_like(alpha(model.path, sigma_to), x_t) * x0_hat
-    return signal + expand_like(sigma_to, x_t) * noise_hat
+    pred = predict(model, cond, x_t, sigma_from)
+    return linear_step(model.path, model.prediction, x_t, pred, sigma_from, sigma_to)
 
 
 def predict_x0(model: Model, cond: Conditioning, x_t: Latents, sigma: PerSample) -> Latents:
     """x0_hat: the network's one-step estimate of the clean latents at x_t; one network call."""
-    pred = model.predict(x_t, sigma, cond)
+    pred = predict(model, cond, x_t, sigma)
     return to_x0(model.path, model.prediction, pred, x_t, sigma)
 
 
@@ -143,13 +149,14 @@ def rollout_sigmas(
 def step_coefficients(
     path: PathName, prediction: PredictionName, sigma_from: Tensor, sigma_to: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(a, b) of x_to = a·x_t + b·pred between two levels of equal shape, at any distance.
+    """(a, b) of x_to = alpha_to·x0_hat + sigma_to·noise_hat = a·x_t + b·pred between two levels of
+    equal shape, at any distance.
 
         flow, velocity    a = 1                       b = sigma_to − sigma_from
         vp, epsilon       a = alpha_to/alpha_from     b = sigma_to − sigma_from·alpha_to/alpha_from
         vp, v             cosine and minus the sine of the angle between the levels
 
-    A step to sigma 0 gives x0_hat. Epsilon has no step from alpha = 0, x0 none from sigma = 0.
+    A step to sigma 0 gives x0_hat. Epsilon has no step from alpha = 0.
     """
     of_noise, of_x0 = target_coefficients(path, prediction, sigma_from)
     alpha_from, alpha_to = alpha(path, sigma_from), alpha(path, sigma_to)

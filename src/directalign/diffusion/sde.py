@@ -110,7 +110,7 @@ def log_prob(step: Transition, x_to: Latents) -> PerSample:
 
 def kl_divergence(step: Transition, base: Transition) -> PerSample:
     """KL(step ‖ base) = (difference of means)² / (2·std²), as the mean over dimensions; both have
-    the same std."""
+    the same std. Flow-GRPO's released code divides by 2·std²/Δ, Δ the length of the step."""
     squared = ((step.mean - base.mean) ** 2).mean((1, 2, 3))
     return squared / (2 * step.std.to(step.mean) ** 2)
 
@@ -121,12 +121,15 @@ def group_advantage(
     """(reward − mean of its group) / std; runs of `group_size` neighbours are samples of one
     prompt.
 
-    `over` chooses the population std: each group's own (GRPO, arXiv 2402.03300), or that of the
-    deviations of all groups of this batch, so that prompts whose samples hardly differ weigh less.
+    `over` chooses the population std: each group's own (GRPO, arXiv 2402.03300), or that of all
+    rewards of this batch (`global_std` of Flow-GRPO's released code), so that prompts whose samples
+    hardly differ weigh less.
     """
     deviation = center_groups(reward, group_size)
-    squared = deviation.square()
-    std = (squared.mean(dim=-1, keepdim=True) if over == "group" else squared.mean()).sqrt()
+    if over == "group":
+        std = deviation.square().mean(dim=-1, keepdim=True).sqrt()
+    else:
+        std = reward.std(correction=0)
     return (deviation / (std + STD_EPSILON)).flatten()
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..config import DRTuneConfig, RolloutConfig
 from ..diffusion.rng import STEPS, update_generator
-from ..diffusion.sampling import RolloutStart, linear_step, start_rollout
+from ..diffusion.sampling import RolloutStart, linear_step, predict, start_rollout
 from ..interfaces import Model, Reward
 from ..types import Batch, DirectAlignError, Latents, LossTerm
 from .objective import build_objective
@@ -85,7 +85,7 @@ class DRTune:
         for index, (sigma_from, sigma_to) in enumerate(pairwise(sigmas.to(x_t.device))):
             levels = sigma_from.expand(len(x_t)), sigma_to.expand(len(x_t))
             with torch.set_grad_enabled(index in trained):
-                pred = model.predict(x_t.detach(), levels[0], start.cond)
+                pred = predict(model, start.cond, x_t.detach(), levels[0])
             x_t = linear_step(model.path, model.prediction, x_t, pred, *levels)
         return x_t
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from .. import config
 from ..diffusion import sde
 from ..diffusion.rng import STEPS, TRANSITION, batch_noise, update_generator
-from ..diffusion.sampling import start_rollout
+from ..diffusion.sampling import predict, rollout_conditioning, start_rollout
 from ..interfaces import Model, Reward
 from ..models.reference_model import ReferenceModel
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
@@ -102,6 +102,8 @@ class FlowGRPO:
         }
         if base is not None:
             kl = sde.kl_divergence(step, base)
+            if settings.kl_form == "released":
+                kl = kl * (made.sigmas[index] - made.sigmas[index + 1]).to(kl)
             loss = loss + settings.kl_beta * kl
             metrics["kl"] = _mean(kl)
         levels = {
@@ -159,15 +161,14 @@ class FlowGRPO:
         return [order[(first + index) % trainable] for index in range(count)]
 
     def _conditioning(self, prompts: tuple[str, ...]) -> Conditioning:
-        cond = self.model.encode_prompt(prompts)
-        return cond.guided(self.rollout.embedded_guidance, self.rollout.cfg_scale)
+        return rollout_conditioning(self.model.encode_prompt(prompts), self.rollout)
 
     def _transition(
         self, x_t: Latents, cond: Conditioning, sigma_from: Tensor, sigma_to: Tensor
     ) -> sde.Transition:
         model, settings = self.model, self.settings
         levels = sigma_from.expand(len(x_t)), sigma_to.expand(len(x_t))
-        pred = model.predict(x_t, levels[0], cond)
+        pred = predict(model, cond, x_t, levels[0])
         native = settings.sde, model.path, model.prediction
         return sde.transition(*native, pred, x_t, *levels, settings.noise_level)
 

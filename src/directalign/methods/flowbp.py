@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..config import FlowBPConfig, RolloutConfig
 from ..diffusion.rng import STEPS, update_generator
-from ..diffusion.sampling import chain_coefficients, sample_trajectory, start_rollout
+from ..diffusion.sampling import chain_coefficients, predict, sample_trajectory, start_rollout
 from ..interfaces import Model, Reward
 from ..types import Batch, LossTerm
 from .objective import build_objective
@@ -52,7 +52,7 @@ class FlowBP:
         x0, weights = states[-1], self.weights(start.sigmas, trained)
         for index in trained:  # x0 keeps its value and gains the gradient of each prediction
             sigma = start.sigmas[index].expand(len(x0)).to(x0.device)
-            pred = self.model.predict(states[index], sigma, start.cond)
+            pred = predict(self.model, start.cond, states[index], sigma)
             x0 = x0 + weights[index].to(x0) * (pred - pred.detach())
 
         output = self.objective(self.model.decode(x0), batch)

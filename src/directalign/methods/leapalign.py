@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..config import LeapAlignConfig, RolloutConfig
 from ..diffusion.rng import STEPS, update_generator
-from ..diffusion.sampling import RolloutStart, linear_step, sample, start_rollout
+from ..diffusion.sampling import RolloutStart, linear_step, predict, sample, start_rollout
 from ..interfaces import Model, Reward
 from ..types import Batch, DirectAlignError, Latents, LossTerm, PerSample
 from .objective import build_objective
@@ -82,7 +82,7 @@ class LeapAlign:
         level, next_level, end_level = (
             sigmas[index].expand(len(x_t)) for index in (origin, origin + 1, end)
         )
-        pred = model.predict(network_input, level, start.cond)
+        pred = predict(model, start.cond, network_input, level)
         native = model.path, model.prediction
         stepped = linear_step(*native, x_t.detach(), pred.detach(), level, next_level)
         sampled = sample(model, start.cond, stepped, sigmas[origin + 1 : end + 1])

@@ -108,6 +108,7 @@ class RewardObjective:
     def scores(self, images: Images, batch: Batch) -> Scores:
         """The raw scores that the form needs, for images in [0, 1]."""
         words, model, form = self.settings.control_phrases, self.reward_model, self.settings.form
+        step = batch.step + words.cycle_start
         features = model.encode(images)
         repeats = len(images) // len(batch.prompts)
         prompts = [prompt for prompt in batch.prompts for _ in range(repeats)]
@@ -120,29 +121,30 @@ class RewardObjective:
                 ]
             ).mean(0)
 
-        pos = neg = plain = None
-        if words.positive and model.reads_prompt:
-            pos = score(select_phrases(words.positive, words.order, batch.step))
-        if form != "absolute":
-            neg = score(select_phrases(words.negative, words.order, batch.step))
-        if form == "anchored" or pos is None:
-            plain = model.score(features, prompts)
+        if form == "absolute" and not (words.positive and model.reads_prompt):
+            return Scores(plain=model.score(features, prompts))
+        pos = score(select_phrases(words.positive, words.order, step))
+        if form == "absolute":
+            return Scores(pos)
+        neg = score(select_phrases(words.negative, words.order, step))
+        plain = model.score(features, prompts) if form == "anchored" else None
         return Scores(pos, neg, plain)
 
     def _reward(
         self, scores: Scores, step: int, k_pos: PerSample | float, k_neg: PerSample | float
     ) -> PerSample:
-        if scores.pos is None or scores.neg is None:
-            score = scores.plain if scores.pos is None else scores.pos
+        pos, neg, plain = scores.pos, scores.neg, scores.plain
+        if self.settings.form == "absolute":
+            score = plain if pos is None else pos
             assert score is not None
             return score
-        if scores.plain is None:
-            return objective_math.relative_reward(scores.pos, scores.neg, k_pos, k_neg)
-        self.reference.update(scores.plain, step, self.group)
+        assert pos is not None and neg is not None
+        if self.settings.form == "relative":
+            return objective_math.relative_reward(pos, neg, k_pos, k_neg)
+        assert plain is not None
+        self.reference.update(plain, step, self.group)
         tolerance = self.settings.anchor.tolerance
-        return objective_math.anchored_reward(
-            scores.pos, scores.neg, scores.plain, self.reference.value, tolerance
-        )
+        return objective_math.anchored_reward(pos, neg, plain, self.reference.value, tolerance)
 
     def state_dict(self) -> dict[str, Any]:
         return {"reference_sum": self.reference.total, "reference_count": self.reference.count}

@@ -18,7 +18,7 @@ import torch
 
 from ..config import ConstantGainNoiseLevels, GridNoiseLevels, RolloutConfig, SRPOConfig
 from ..diffusion import noise_levels, recovery, rng, sampling
-from ..diffusion.path import expand_like, truncate_sigmas
+from ..diffusion.path import expand_like
 from ..interfaces import Model, Reward
 from ..models.reference_model import ReferenceModel
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
@@ -27,7 +27,7 @@ from .objective import build_objective
 
 
 class SRPO:
-    """`losses(batch)` yields one loss per injection and branch."""
+    """`losses(batch)` yields one loss per injection and branch; their sum is the mean over both."""
 
     def __init__(
         self, model: Model, reward: Reward, settings: SRPOConfig, rollout: RolloutConfig
@@ -37,7 +37,6 @@ class SRPO:
         self.sampler = build_sigma_sampler(settings.noise_levels, model)
         both = settings.branches == "both"
         self.branches = ("denoise", "inversion") if both else (settings.branches,)
-        self.shared_noise = settings.noise.scope == "shared"
         self.base = ReferenceModel(model.denoiser) if settings.kl_beta > 0 else None
 
     @staticmethod
@@ -61,11 +60,12 @@ class SRPO:
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0; then for each injection and branch: inject, predict, recover, reward, yield."""
         x0, rollout_noise, cond = self._clean_latents(batch)
+        fresh_scope = "per_rank" if self.settings.noise.scope == "per_rank" else "shared"
         for index in range(self.settings.injections):
             noise = rollout_noise
             if noise is None:
                 shape = tuple(x0.shape)
-                noise = rng.batch_noise(batch, rng.FRESH_NOISE, shape, self.shared_noise, index)
+                noise = rng.batch_noise(batch, rng.FRESH_NOISE, shape, fresh_scope, index)
             generator = rng.update_generator(batch, rng.NOISE_LEVEL, index)
             target = rng.draw_rows(batch, lambda n, g=generator: self.sampler.draw(n, g))
             for branch in self.branches:
@@ -83,9 +83,9 @@ class SRPO:
     ) -> LossTerm:
         model, settings = self.model, self.settings
         noised = recovery.inject(model.path, x0, noise, step.sigma_from)
-        sigma = self._network_sigma(step.sigma_from, x0.device)
+        sigma = step.sigma_from.to(x0.device)
         base = self._base_prediction(noised.x_t, sigma, cond)
-        pred = model.predict(noised.x_t, sigma, cond)
+        pred = sampling.predict(model, cond, noised.x_t, sigma)
         recovered = recovery.recover(model.path, model.prediction, noised, pred, step.sigma_to)
 
         ramps = settings.denoise if branch == "denoise" else settings.inversion
@@ -97,7 +97,9 @@ class SRPO:
         direction = recovery.direction(recovered.gain)
         loss = objective_math.hinge(output.reward, direction, settings.margin)
         if settings.discount_shift is not None:
-            loss = loss * objective_math.discount(step.position, settings.discount_shift).to(loss)
+            loss = loss * objective_math.discount(
+                step.discount_position, settings.discount_shift
+            ).to(loss)
 
         error = expand_like(recovered.gain, noised.x0).to(noised.x0) * recovered.residual
         metrics = dict(output.metrics)
@@ -112,7 +114,8 @@ class SRPO:
             loss = loss + settings.kl_beta * kl.to(loss)
             metrics["kl"], levels["kl"] = float(kl.detach().mean()), kl
         lists = {name: each.detach().double().cpu().tolist() for name, each in levels.items()}
-        return LossTerm(loss.mean() / settings.injections, branch, metrics, lists)
+        share = 1 / (settings.injections * len(self.branches))
+        return LossTerm(loss.mean() * share, branch, metrics, lists)
 
     @torch.no_grad()
     def _base_prediction(
@@ -123,24 +126,21 @@ class SRPO:
         if self.base is None:
             return None
         with self.base.active():
-            return self.model.predict(x_t, sigma, cond)
+            return sampling.predict(self.model, cond, x_t, sigma)
 
     @torch.no_grad()
     def _clean_latents(self, batch: Batch) -> tuple[Latents, Latents | None, Conditioning]:
         """x0, the noise to inject (None: draw fresh noise), and the conditioning of the training
         call."""
-        guidance = self.settings.embedded_guidance, self.settings.cfg_scale
+        settings = self.settings
+        call = settings.embedded_guidance, settings.cfg_scale, settings.truncate_timestep
         if batch.images is not None:
             cond = self.model.encode_prompt(batch.prompts)
-            return self.model.encode_image(batch.images), None, cond.guided(*guidance)
-        start = sampling.start_rollout(self.model, self.rollout, batch, self.shared_noise)
+            return self.model.encode_image(batch.images), None, cond.guided(*call)
+        start = sampling.start_rollout(self.model, self.rollout, batch, settings.noise.scope)
         x0 = sampling.sample(self.model, start.cond, start.noise, start.sigmas)
-        noise = start.noise if self.settings.noise.source == "rollout" else None
-        return x0, noise, start.cond.guided(*guidance)
-
-    def _network_sigma(self, sigma: PerSample, device: torch.device) -> PerSample:
-        resolution = self.settings.truncate_timestep
-        return (sigma if resolution is None else truncate_sigmas(sigma, resolution)).to(device)
+        noise = start.noise if settings.noise.source == "rollout" else None
+        return x0, noise, start.cond.guided(*call)
 
     def state_dict(self) -> Mapping[str, Any]:
         return self.objective.state_dict()
