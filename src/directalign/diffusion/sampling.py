@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ..config import RolloutConfig
@@ -105,6 +105,17 @@ def sample_trajectory(model: Model, start: RolloutStart) -> list[Latents]:
     for sigma_from, sigma_to in pairwise(start.sigmas.to(start.noise.device)):
         states.append(sampling_step(model, start.cond, states[-1], sigma_from, sigma_to))
     return states
+
+
+def states_at(states: list[Latents], index: Int64[Tensor, " b"]) -> Latents:
+    """Each sample's state at its own step `index`."""
+    rows = torch.arange(len(index))
+    return torch.stack(states)[index.to(states[0].device), rows.to(states[0].device)]
+
+
+def keep_gradient(values: Latents, rows: Bool[Tensor, " b"]) -> Latents:
+    """`values`, detached in all but these rows."""
+    return torch.where(rows.to(values.device)[:, None, None, None], values, values.detach())
 
 
 def sampling_step(

@@ -2,25 +2,24 @@
 network's input.
 
 The paper: stop the gradient at the denoiser's input, so that the reward reaches early steps along
-the chain of samples alone, where nothing multiplies up; train K equally spaced steps; stop sampling
+only the chain of samples, where nothing multiplies up; train K equally spaced steps; stop sampling
 early at random and score the one-step estimate there. Here: the same for every path and prediction
-type, one draw of the stop and of the first trained step for the whole batch, the K steps spread
-over those before the stop so that all of them count. Left out: nothing.
+type, one draw of the stop and of the first trained step per sample, the K steps spread over those
+before the stop so that all of them count. Left out: nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Int64
 from torch import Tensor
 
 from ..config import DRTuneConfig, RolloutConfig
-from ..diffusion.rng import STEPS, update_generator
-from ..diffusion.sampling import RolloutStart, linear_step, predict, start_rollout
+from ..diffusion.rng import STEPS, draw_rows, update_generator
+from ..diffusion.sampling import RolloutStart, keep_gradient, linear_step, predict, start_rollout
 from ..interfaces import Model, Reward
 from ..types import Batch, DirectAlignError, Latents, LossTerm
 from .objective import build_objective
@@ -50,43 +49,50 @@ class DRTune:
         """Make the steps down to the stop, some with gradient; predict x0_hat there; reward;
         yield."""
         start, (stop, trained) = start_rollout(self.model, self.rollout, batch), self.steps(batch)
-        # from the stop, one step to sigma 0 gives x0_hat
-        sigmas = torch.cat([start.sigmas[: stop + 1], torch.zeros_like(start.sigmas[:1])])
-        x0_hat = self._chain(start, sigmas, trained)
+        x0_hat = self._chain(start, stop, trained)
 
         output = self.objective(self.model.decode(x0_hat), batch)
         loss = hinge(output.reward, 1.0, self.settings.margin)
 
-        levels = {"sigma": start.sigmas[stop].expand(len(loss)), "reward": output.reward}
+        levels = {"sigma": start.sigmas[stop], "reward": output.reward}
         lists = {name: value.detach().double().tolist() for name, value in levels.items()}
         yield LossTerm(loss.mean(), "chain", output.metrics, lists)
 
-    def steps(self, batch: Batch) -> tuple[int, range]:
-        """(stop, trained): the step whose estimate is scored, and the K trained ones among 0, ...,
-        stop.
+    def steps(self, batch: Batch) -> tuple[Int64[Tensor, " b"], Int64[Tensor, "b k"]]:
+        """(stop, trained) of each sample: the step whose estimate is scored, and the K trained ones
+        among 0, ..., stop.
 
         The stop is uniform over the last `early_stop` steps. The trained steps are ⌊(stop + 1) / K⌋
         apart, the first drawn uniformly from where they all fit.
         """
         generator, count = update_generator(batch, STEPS), self.settings.trained_steps
-        back = torch.randint(1, self.settings.early_stop + 1, (), generator=generator)
-        stop = self.rollout.num_inference_steps - int(back)
+        draws = draw_rows(
+            batch, lambda n: torch.rand((n, 2), generator=generator, dtype=torch.float64)
+        )
+        back = 1 + (draws[:, 0] * self.settings.early_stop).long()
+        stop = self.rollout.num_inference_steps - back
         spacing = (stop + 1) // count
-        span = (count - 1) * spacing + 1
-        first = int(torch.randint(stop + 2 - span, (), generator=generator))
-        return stop, range(first, first + span, spacing)
+        room = stop + 1 - (count - 1) * spacing
+        first = (draws[:, 1] * room).long()
+        return stop, first[:, None] + spacing[:, None] * torch.arange(count)
 
     def _chain(
-        self, start: RolloutStart, sigmas: Float[Tensor, " levels"], trained: range
+        self, start: RolloutStart, stop: Int64[Tensor, " b"], trained: Int64[Tensor, "b k"]
     ) -> Latents:
-        """The last state along `sigmas`; the graph joins the trained predictions through the
-        sampler's coefficients alone."""
+        """x0_hat of each sample at its stop; the graph joins the trained predictions only through
+        the sampler's coefficients."""
         model, x_t = self.model, start.noise
-        for index, (sigma_from, sigma_to) in enumerate(pairwise(sigmas.to(x_t.device))):
-            levels = sigma_from.expand(len(x_t)), sigma_to.expand(len(x_t))
-            with torch.set_grad_enabled(index in trained):
-                pred = predict(model, start.cond, x_t.detach(), levels[0])
-            x_t = linear_step(model.path, model.prediction, x_t, pred, *levels)
+        sigmas, stop, trained = (each.to(x_t.device) for each in (start.sigmas, stop, trained))
+        for index in range(int(stop.max()) + 1):
+            trains = (trained == index).any(1)
+            sigma_from = sigmas[index].expand(len(x_t))
+            # from the stop, one step to sigma 0 gives x0_hat
+            sigma_to = torch.where(stop == index, 0.0, sigmas[index + 1])
+            with torch.set_grad_enabled(bool(trains.any())):
+                pred = predict(model, start.cond, x_t.detach(), sigma_from)
+            pred = keep_gradient(pred, trains)
+            stepped = linear_step(model.path, model.prediction, x_t, pred, sigma_from, sigma_to)
+            x_t = torch.where((index <= stop)[:, None, None, None], stepped, x_t)
         return x_t
 
     def state_dict(self) -> Mapping[str, Any]:

@@ -16,12 +16,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..config import FlowBPConfig, RolloutConfig
-from ..diffusion.rng import STEPS, update_generator
-from ..diffusion.sampling import chain_coefficients, predict, sample_trajectory, start_rollout
+from ..diffusion.path import expand_like
+from ..diffusion.rng import STEPS, draw_rows, update_generator
+from ..diffusion.sampling import (
+    chain_coefficients,
+    predict,
+    sample_trajectory,
+    start_rollout,
+    states_at,
+)
 from ..interfaces import Model, Reward
 from ..types import Batch, LossTerm
 from .objective import build_objective
@@ -50,32 +57,37 @@ class FlowBP:
         states = sample_trajectory(self.model, start)
 
         x0, weights = states[-1], self.weights(start.sigmas, trained)
-        for index in trained:  # x0 keeps its value and gains the gradient of each prediction
-            sigma = start.sigmas[index].expand(len(x0)).to(x0.device)
-            pred = predict(self.model, start.cond, states[index], sigma)
-            x0 = x0 + weights[index].to(x0) * (pred - pred.detach())
+        for index, weight in zip(trained.T, weights.T, strict=True):
+            # x0 keeps its value and gains the gradient of each prediction
+            x_t, sigma = states_at(states, index), start.sigmas[index].to(x0.device)
+            pred = predict(self.model, start.cond, x_t, sigma)
+            x0 = x0 + expand_like(weight, x0) * (pred - pred.detach())
 
         output = self.objective(self.model.decode(x0), batch)
         loss = hinge(output.reward, 1.0, self.settings.margin)
 
         yield LossTerm(loss.mean(), "repeated_steps", output.metrics)
 
-    def steps(self, batch: Batch) -> list[int]:
-        """K different steps in rising order; step i (0: from pure noise) has weight (i +
-        1)^late_bias."""
+    def steps(self, batch: Batch) -> Int64[Tensor, "b k"]:
+        """K different steps of each sample in rising order; step i (0: from pure noise) has weight
+        (i + 1)^late_bias."""
         count = torch.arange(1, self.rollout.num_inference_steps + 1, dtype=torch.float64)
         weights, generator = count**self.settings.late_bias, update_generator(batch, STEPS)
-        drawn = torch.multinomial(weights, self.settings.trained_steps, generator=generator)
-        return sorted(drawn.tolist())
+        k = self.settings.trained_steps
+        drawn = draw_rows(
+            batch, lambda n: torch.multinomial(weights.expand(n, -1), k, generator=generator)
+        )
+        return drawn.sort(1).values
 
     def weights(
-        self, sigmas: Float[Tensor, " levels"], trained: list[int]
-    ) -> Float[Tensor, " steps"]:
-        """Weight of each step's prediction in the gradient of x0, if it is `trained`: d x0 / d
-        pred, rescaled."""
+        self, sigmas: Float[Tensor, " levels"], trained: Int64[Tensor, "b k"]
+    ) -> Float[Tensor, "b k"]:
+        """Weight of each trained step's prediction in the gradient of x0: d x0 / d pred,
+        rescaled."""
         each = chain_coefficients(self.model.path, self.model.prediction, sigmas)
-        scale = each.abs().sum() / each[trained].abs().sum()
-        return each * (1 + self.settings.rescale * (scale - 1))
+        drawn = each[trained]
+        scale = each.abs().sum() / drawn.abs().sum(1, keepdim=True)
+        return drawn * (1 + self.settings.rescale * (scale - 1))
 
     def state_dict(self) -> Mapping[str, Any]:
         return self.objective.state_dict()

@@ -17,15 +17,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from ..config import LeapAlignConfig, RolloutConfig
-from ..diffusion.rng import STEPS, update_generator
-from ..diffusion.sampling import RolloutStart, linear_step, predict, sample, start_rollout
+from ..diffusion.rng import STEPS, draw_rows, update_generator
+from ..diffusion.sampling import RolloutStart, linear_step, predict, start_rollout
 from ..interfaces import Model, Reward
 from ..types import Batch, DirectAlignError, Latents, LossTerm, PerSample
 from .objective import build_objective
 from .objective_math import hinge
+
+Steps = Int64[Tensor, " b"]
+"""One step of the rollout per sample."""
 
 
 class LeapAlign:
@@ -49,16 +53,13 @@ class LeapAlign:
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0 with leaps from two states of its path; reward; weigh; yield."""
-        start, (k, j) = start_rollout(self.model, self.rollout, batch), self.steps(batch)
-        settings, last = self.settings, len(start.sigmas) - 1
-        x_k = sample(self.model, start.cond, start.noise, start.sigmas[: k + 1])
-        leap_to_j, x_j = self._leap(start, x_k, x_k, k, j)
-        carried = leap_to_j - leap_to_j.detach()  # zero, with the gradient of the first leap
-        network_input = x_j + settings.nested_scale * carried
-        leap_to_0, x0 = self._leap(start, x_j + carried, network_input, j, last)
+        start, steps = start_rollout(self.model, self.rollout, batch), self.steps(batch)
+        settings = self.settings
+        x0, leap_to_0, distances = self._leaps(
+            start, *(each.to(start.noise.device) for each in steps)
+        )
 
         output = self.objective(self.model.decode(x0 + (leap_to_0 - leap_to_0.detach())), batch)
-        distances = distance(leap_to_j, x_j), distance(leap_to_0, x0)
         weight = similarity_weight(*distances, settings.similarity_floor)
         loss = weight * hinge(output.reward, 1.0, settings.margin)
 
@@ -66,27 +67,39 @@ class LeapAlign:
         means = {name: float(value.mean()) for name, value in named.items()}
         yield LossTerm(loss.mean(), "leaps", {**output.metrics, **means})
 
-    def steps(self, batch: Batch) -> tuple[int, int]:
-        """(k, j): two different steps drawn uniformly, the earlier first; 0 is the first step, from
-        pure noise."""
-        generator = update_generator(batch, STEPS)
-        drawn = torch.randperm(self.rollout.num_inference_steps, generator=generator)[:2]
-        return int(drawn.min()), int(drawn.max())
-
-    def _leap(
-        self, start: RolloutStart, x_t: Latents, network_input: Latents, origin: int, end: int
-    ) -> tuple[Latents, Latents]:
-        """(end of the leap, end of the sampler's path) from step `origin` to level `end`; one call
-        with gradient."""
-        model, sigmas = self.model, start.sigmas.to(x_t.device)
-        level, next_level, end_level = (
-            sigmas[index].expand(len(x_t)) for index in (origin, origin + 1, end)
+    def steps(self, batch: Batch) -> tuple[Steps, Steps]:
+        """(k, j) of each sample: two different steps drawn uniformly, the earlier first; 0 is the
+        first step, from pure noise."""
+        count, generator = self.rollout.num_inference_steps, update_generator(batch, STEPS)
+        order = draw_rows(
+            batch, lambda n: torch.rand((n, count), generator=generator).argsort(1)[:, :2]
         )
-        pred = predict(model, start.cond, network_input, level)
+        return order.amin(1), order.amax(1)
+
+    def _leaps(
+        self, start: RolloutStart, k: Steps, j: Steps
+    ) -> tuple[Latents, Latents, tuple[PerSample, PerSample]]:
+        """(x0, end of the leap from x_j to x0, distances of both leaps); one call per step, those
+        at k and j with gradient."""
+        model, x_t, sigmas = self.model, start.noise, start.sigmas.to(start.noise.device)
         native = model.path, model.prediction
-        stepped = linear_step(*native, x_t.detach(), pred.detach(), level, next_level)
-        sampled = sample(model, start.cond, stepped, sigmas[origin + 1 : end + 1])
-        return linear_step(*native, x_t, pred, level, end_level), sampled
+        leap_to_j = leap_to_0 = x_t
+        to_j = torch.zeros_like(sigmas[k]).to(x_t)
+        for index in range(len(sigmas) - 1):
+            level, next_level = (sigmas[each].expand(len(x_t)) for each in (index, index + 1))
+            at_k, at_j = ((each == index)[:, None, None, None] for each in (k, j))
+            # zero, with the gradient of the first leap
+            carried = torch.where(at_j, leap_to_j - leap_to_j.detach(), 0.0)
+            to_j = torch.where(j == index, distance(leap_to_j, x_t), to_j)
+            with torch.set_grad_enabled(bool((at_k | at_j).any())):
+                network_input = x_t + self.settings.nested_scale * carried
+                pred = predict(model, start.cond, network_input, level)
+            leap = linear_step(*native, x_t, pred, level, sigmas[j])
+            leap_to_j = torch.where(at_k, leap, leap_to_j)
+            leap = linear_step(*native, x_t + carried, pred, level, sigmas[-1:].expand(len(x_t)))
+            leap_to_0 = torch.where(at_j, leap, leap_to_0)
+            x_t = linear_step(*native, x_t, pred.detach(), level, next_level)
+        return x_t, leap_to_0, (to_j, distance(leap_to_0, x_t))
 
     def state_dict(self) -> Mapping[str, Any]:
         return self.objective.state_dict()

@@ -3,21 +3,24 @@ sampling step.
 
 The paper: sample without gradient down to a random one of the last ten of forty steps, predict the
 clean image from there in one step, and raise its reward through a hinge, beside the pretraining
-loss on a second data set. Here: one draw for the whole batch from the last `last_steps` of any
-rollout, any reward and form. Left out: the pretraining loss, which needs captioned real images, and
+loss on a second data set. Here: one draw per sample from the last `last_steps` of any rollout, any
+reward and form. Left out: the pretraining loss, which needs captioned real images, and
 the factor that balances the two losses: alone, AdamW cancels it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from ..config import ReFLConfig, RolloutConfig
-from ..diffusion.rng import STEPS, update_generator
-from ..diffusion.sampling import predict_x0, sample, start_rollout
+from ..diffusion.rng import STEPS, draw_rows, update_generator
+from ..diffusion.sampling import predict_x0, sample_trajectory, start_rollout, states_at
 from ..interfaces import Model, Reward
 from ..types import Batch, LossTerm
 from .objective import build_objective
@@ -42,9 +45,10 @@ class ReFL:
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x_t; predict x0_hat; reward; yield."""
         start, index = start_rollout(self.model, self.rollout, batch), self.trained_step(batch)
-        x_t = sample(self.model, start.cond, start.noise, start.sigmas[: index + 1])
+        reached = replace(start, sigmas=start.sigmas[: int(index.max()) + 1])
+        x_t = states_at(sample_trajectory(self.model, reached), index)
 
-        sigma = start.sigmas[index].expand(len(x_t)).to(x_t.device)
+        sigma = start.sigmas[index].to(x_t.device)
         x0_hat = predict_x0(self.model, start.cond, x_t, sigma)
 
         output = self.objective(self.model.decode(x0_hat), batch)
@@ -54,12 +58,12 @@ class ReFL:
         lists = {name: value.detach().double().tolist() for name, value in levels.items()}
         yield LossTerm(loss.mean(), "late_step", output.metrics, lists)
 
-    def trained_step(self, batch: Batch) -> int:
-        """Index of the step with gradient, uniform over the last `last_steps`; 0 is the first step,
-        from pure noise."""
-        generator = update_generator(batch, STEPS)
-        back = torch.randint(1, self.settings.last_steps + 1, (), generator=generator)
-        return self.rollout.num_inference_steps - int(back)
+    def trained_step(self, batch: Batch) -> Int64[Tensor, " b"]:
+        """Each sample's step with gradient, uniform over the last `last_steps`; 0 is the first
+        step, from pure noise."""
+        highest, generator = self.settings.last_steps + 1, update_generator(batch, STEPS)
+        back = draw_rows(batch, lambda n: torch.randint(1, highest, (n,), generator=generator))
+        return self.rollout.num_inference_steps - back
 
     def state_dict(self) -> Mapping[str, Any]:
         return self.objective.state_dict()
