@@ -1,11 +1,11 @@
-"""Replay recorded steps of the official FLUX trainer with our formulas and compare.
+"""Replay recorded steps of the official FLUX trainer through `SRPO.losses` and compare.
 
     python benchmarks/replay_reference.py tests/fixtures/reference/hps_mid [CASE ...]
 
 A case is CASE.json (settings) and CASE.safetensors (weights, inputs, recorded images, gradient);
-its content is listed in tests/fixtures/reference/README.md. Noise steps are derived from the target
-point alone. Everything runs in float32 on the CPU. Exit code 1: an error is past its bound; 2: a
-case cannot be read.
+its content is listed in tests/fixtures/reference/README.md. The recorded clean latents, noise and
+target point take the place of the rollout and the random draws; everything else is the code that
+trains. float32 on the CPU. Exit code 1: an error is past its bound; 2: a case cannot be read.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,37 +25,31 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from directalign.diffusion.noise_levels import GridSampler, NoiseStep, Ramp
-from directalign.diffusion.path import truncate_sigmas
-from directalign.diffusion.recovery import direction, inject, recover
-from directalign.methods.objective_math import hinge, relative_reward
+from directalign.config import RolloutConfig, SRPOConfig
+from directalign.config.presets import PRESETS, merged
+from directalign.diffusion.noise_levels import GridSampler
+from directalign.interfaces import Model, Reward
+from directalign.methods.srpo import SRPO
 from directalign.models.common import image_ids, pack, text_ids, unpack
-from directalign.types import DirectAlignError, Images, Latents
+from directalign.types import Batch, Conditioning, DirectAlignError, Images, Latents, PerSample
 
-BOUNDS = {"image": 1e-5, "loss": 1e-6, "gradient": 1e-5}
+BOUNDS = {"image": 1e-5, "loss": 1e-6, "gradient": 1e-5, "norm": 1e-5}
 VAE_SCALING, VAE_SHIFT = 0.3611, 0.1159
-MARGIN = 0.7
-TIMESTEPS = 1000
 
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Case:
-    """A recorded step: settings, tensors, and the two models they make."""
+@dataclass
+class Case(Model):
+    """A recorded step: its settings and tensors, and the models that they make, as `SRPO` expects
+    a model. `images` and `timesteps` collect what each branch decodes and is called with."""
 
     settings: dict[str, Any]
     tensors: dict[str, Tensor]
-    transformer: FluxTransformer2DModel
+    denoiser: Any
     vae: AutoencoderKL
-
-    @property
-    def grid(self) -> GridSampler:
-        """The grid that the target point belongs to."""
-        s = self.settings
-        first, last = s["window"]
-        span = (first, last, s["timestep_length"], s["groundtruth_ratio"])
-        return GridSampler(s["window_schedule_steps"], s["shift"], *span)
+    images: list[Images] = field(default_factory=list)
+    timesteps: list[float] = field(default_factory=list)
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -72,14 +66,128 @@ class Case:
             raise DirectAlignError(f"{name} has {tokens} tokens, {need}")
         return unpack(self.tensors[name], h, w)
 
+    def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
+        """The network's velocity; the sigma that it gets is its timestep."""
+        self.timesteps.append(sigma.item())
+        prompt_embeds = self.tensors["prompt_embeds"]
+        has_guidance = self.denoiser.config["guidance_embeds"]
+        tokens = self.denoiser(
+            hidden_states=pack(x_t),
+            encoder_hidden_states=prompt_embeds,
+            pooled_projections=self.tensors["pooled_prompt_embeds"],
+            timestep=sigma.float(),
+            img_ids=image_ids(*self.latent_size, x_t.device),
+            txt_ids=text_ids(prompt_embeds.shape[1], x_t.device),
+            guidance=torch.tensor([cond.embedded_guidance]) if has_guidance else None,
+            return_dict=False,
+        )[0]
+        return unpack(tokens, *self.latent_size)
+
+    def decode(self, x0: Latents) -> Images:
+        vae: Any = self.vae
+        image = vae.decode(x0 / VAE_SCALING + VAE_SHIFT, return_dict=False)[0] / 2 + 0.5
+        self.images.append(image.detach().clamp(0, 1))
+        return image
+
+
+class RecordedReward(Reward):
+    """Cosine of 8x8 means, projected, and the recorded features of the two texts."""
+
+    name, reads_prompt, differentiable = "recorded", True, True
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+
+    def encode(self, images: Images) -> Tensor:
+        means = F.adaptive_avg_pool2d(images, 8).flatten(1)
+        return F.normalize(means @ self.case.tensors["reward.proj"], dim=-1)
+
+    def score(self, features: Tensor, prompts: Sequence[str]) -> PerSample:
+        texts = {self.case.settings[f"{side}_prompt"]: side for side in ("pos", "neg")}
+        text = self.case.tensors[f"reward.text_{texts[prompts[0]]}"]
+        return features @ text.flatten()
+
+
+class RecordedStep(SRPO):
+    """SRPO with the recorded clean latents, noise and target point."""
+
+    def __init__(self, case: Case) -> None:
+        settings = SRPOConfig.model_validate(method_settings(case))
+        super().__init__(case, RecordedReward(case), settings, RolloutConfig())
+        self.case, point = case, case.settings["mid_timestep"]
+        points = self.sampler.points
+        if not 0 < point < points:
+            raise DirectAlignError(
+                f"mid_timestep {point} is not a target point: choose one between 1 and {points - 1}"
+            )
+        self.sampler = FixedTarget(**{**vars(self.sampler), "target": point})
+
+    def _clean_latents(self, batch: Batch) -> tuple[Latents, Latents | None, Conditioning]:
+        settings = self.settings
+        call = settings.embedded_guidance, settings.cfg_scale, settings.truncate_timestep
+        cond = Conditioning(batch.prompts, {}).guided(*call)
+        return self.case.latents("clean_packed"), self.case.latents("noise_packed"), cond
+
+
+@dataclass(frozen=True)
+class FixedTarget(GridSampler):
+    """The official grid with one target point."""
+
+    target: int = 0
+
+    def draw(self, b: int, generator: torch.Generator) -> Tensor:
+        return torch.full((b,), self.target)
+
+
+def method_settings(case: Case) -> dict[str, Any]:
+    """The official method under the settings of the case."""
+    s = case.settings
+    kinds = [branch["kind"] for branch in s["branches"]]
+    if not kinds:
+        raise DirectAlignError("branches is empty: record at least one branch")
+    unknown = sorted({*kinds} - {"denoise", "inversion"})
+    if unknown:
+        raise DirectAlignError(f"branch kind {unknown[0]!r} is unknown: give denoise or inversion")
+    if len({*kinds}) < len(kinds) or s["accumulation"] != len(kinds):
+        raise DirectAlignError(f"accumulation {s['accumulation']}: the step averages its branches")
+    ramps = {
+        "denoise": {"k_pos": dict(zip(RAMP, s["discount_denoise"], strict=True))},
+        "inversion": {"k_neg": dict(zip(RAMP, s["discount_inversion"], strict=True))},
+    }
+    phrases = {
+        side: [s[prompt].removesuffix(f". {s['base_prompt']}")]
+        for side, prompt in (("positive", "pos_prompt"), ("negative", "neg_prompt"))
+    }
+    levels = {
+        "schedule_steps": s["window_schedule_steps"],
+        "schedule_shift": s["shift"],
+        "first": s["window"][0],
+        "last": s["window"][1],
+        "points": s["timestep_length"],
+        "groundtruth_ratio": s["groundtruth_ratio"],
+    }
+    own = {
+        **ramps,
+        "control_phrases": phrases,
+        "noise_levels": levels,
+        "branches": "both" if len(kinds) == 2 else kinds[0],
+        "embedded_guidance": s["train_guidance"],
+    }
+    return merged(PRESETS["official_flux"]["method"], own)
+
+
+RAMP = ("low_noise", "high_noise")
+
 
 @dataclass(frozen=True)
 class Errors:
-    """Largest deviations of a replay; `tensor`: the parameter with the largest gradient error."""
+    """Largest deviations of a replay; `norm`: of the gradient's norm, which clipping reads;
+    `tensor`: the parameter with the largest gradient error."""
 
     image: float
     loss: float
     gradient: float
+    norm: float
     tensor_gradient: float
     tensor: str
 
@@ -94,6 +202,7 @@ def load_case(path: Path) -> Case:
         f"{path}.json", lambda: json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
     )
     tensors = _attempt(f"{path}.safetensors", lambda: load_file(f"{path}.safetensors"))
+    kinds = {"transformer": FluxTransformer2DModel, "vae": AutoencoderKL}
     transformer, vae = (
         _attempt(
             f"{path}: {part}",
@@ -101,10 +210,13 @@ def load_case(path: Path) -> Case:
                 kind, settings[f"{part}_config"], tensors, f"{part}."
             ),
         )
-        for part, kind in (("transformer", FluxTransformer2DModel), ("vae", AutoencoderKL))
+        for part, kind in kinds.items()
     )
     vae.requires_grad_(False)
-    return Case(settings, tensors, transformer, vae)
+    make: Any = Case  # the parts of a model that the step does not use are left out
+    case = make(settings, tensors, transformer, vae)
+    case.path, case.prediction = "flow", "velocity"
+    return case
 
 
 def replay(path: Path) -> Errors:
@@ -114,114 +226,45 @@ def replay(path: Path) -> Errors:
 
 
 def _replay(case: Case) -> Errors:
-    deviations = [_replay_branch(case, index) for index in range(len(case.settings["branches"]))]
-    if not deviations:
-        raise DirectAlignError("branches is empty: record at least one branch")
-    images, losses = zip(*deviations, strict=True)
+    recorded = {each["kind"]: (n, each) for n, each in enumerate(case.settings["branches"])}
+    images, losses = [], []
+    step = RecordedStep(case)
+    for term in step.losses(Batch(0, (case.settings["base_prompt"],))):
+        index, branch = recorded[term.branch]
+        timestep = case.timesteps[-1]
+        if abs(timestep - branch["timestep_passed"]) > 1e-6:
+            raise DirectAlignError(
+                f"branch {index}: the network gets timestep {timestep:.6f}, recorded is "
+                f"{branch['timestep_passed']:.6f}"
+            )
+        term.value.backward()
+        images.append(_worst(case.images[-1], case.tensors[f"branch{index}.image"]))
+        losses.append(abs(term.value.item() - branch["loss"]))
     return Errors(max(images), max(losses), *_gradient_errors(case))
 
 
-def _replay_branch(case: Case, index: int) -> tuple[float, float]:
-    """Back up one branch's loss; (image error, loss error)."""
-    recorded = case.settings["branches"][index]
-    move, k = _move_and_k(case, recorded["kind"])
-    noised = inject(
-        "flow", case.latents("clean_packed"), case.latents("noise_packed"), move.sigma_from
-    )
-    shown = truncate_sigmas(move.sigma_from, TIMESTEPS).float()
-    if abs(shown.item() - recorded["timestep_passed"]) > 1e-6:
-        found = f"branch {index} shows the network timestep {shown.item():.6f}"
-        raise DirectAlignError(f"{found}, recorded is {recorded['timestep_passed']:.6f}")
-
-    recovered = recover(
-        "flow", "velocity", noised, _predict(case, noised.x_t, shown), move.sigma_to
-    )
-    image = _decode(case, recovered.x0)
-    pos, neg = (
-        _features(case, image) @ case.tensors[f"reward.text_{side}"] for side in ("pos", "neg")
-    )
-    reward = relative_reward(
-        pos, neg, k if move.is_denoise else 0.0, k if move.is_inversion else 0.0
-    )
-    loss = hinge(reward, direction(recovered.gain), MARGIN).mean() / case.settings["accumulation"]
-    loss.backward()
-    return _worst(image, case.tensors[f"branch{index}.image"]), abs(loss.item() - recorded["loss"])
-
-
-def _move_and_k(case: Case, kind: str) -> tuple[NoiseStep, Tensor]:
-    target_point = torch.tensor([case.settings["mid_timestep"]])
-    if not 0 < target_point.item() < case.grid.points:
-        allowed = f"choose one between 1 and {case.grid.points - 1}"
-        raise DirectAlignError(
-            f"mid_timestep {target_point.item()} is not a target point: {allowed}"
-        )
-    branches = {
-        "denoise": (case.grid.denoise, "discount_denoise"),
-        "inversion": (case.grid.inversion, "discount_inversion"),
-    }
-    if kind not in branches:
-        raise DirectAlignError(f"branch kind {kind!r} is unknown: choose denoise or inversion")
-    draw_move, ramp = branches[kind]
-    move = draw_move(target_point)
-    return move, Ramp(*case.settings[ramp]).at(move.position)
-
-
-def _predict(case: Case, x_t: Latents, timestep: Tensor) -> Latents:
-    """The velocity at a timestep in [0, 1]."""
-    prompt_embeds = case.tensors["prompt_embeds"]
-    guidance = (
-        torch.tensor([float(case.settings["train_guidance"])])
-        if case.transformer.config["guidance_embeds"]
-        else None
-    )
-    tokens = case.transformer(
-        hidden_states=pack(x_t),
-        encoder_hidden_states=prompt_embeds,
-        pooled_projections=case.tensors["pooled_prompt_embeds"],
-        timestep=timestep,
-        img_ids=image_ids(*case.latent_size, x_t.device),
-        txt_ids=text_ids(prompt_embeds.shape[1], x_t.device),
-        guidance=guidance,
-        return_dict=False,
-    )[0]
-    return unpack(tokens, *case.latent_size)
-
-
-def _decode(case: Case, x0: Latents) -> Images:
-    image = case.vae.decode(x0 / VAE_SCALING + VAE_SHIFT, return_dict=False)[0]
-    return (image / 2 + 0.5).clamp(0, 1)
-
-
-def _features(case: Case, image: Images) -> Tensor:
-    return F.normalize(
-        F.adaptive_avg_pool2d(image, 8).flatten(1) @ case.tensors["reward.proj"], dim=-1
-    )
-
-
-def _gradient_errors(case: Case) -> tuple[float, float, str]:
-    """(relative error of the whole gradient, worst relative error of one tensor, its name)."""
+def _gradient_errors(case: Case) -> tuple[float, float, float, str]:
+    """Relative errors of the whole gradient and of its norm, worst relative error of one tensor and
+    its name."""
     ours = {
         name: torch.zeros_like(p) if p.grad is None else p.grad
-        for name, p in case.transformer.named_parameters()
+        for name, p in case.denoiser.named_parameters()
     }
     theirs = {
         name: case.tensors.get(f"grad.{name}", torch.zeros_like(grad))
         for name, grad in ours.items()
     }
-    _same_shapes(ours, theirs)
-    difference = {name: (ours[name] - theirs[name]).double().norm() for name in ours}
-    size = {name: theirs[name].double().norm() for name in ours}
-    whole = torch.stack([*difference.values()]).norm() / torch.stack([*size.values()]).norm()
-    own = {name: (difference[name] / size[name]).item() for name in ours if size[name] > 0}
-    worst = max(own, key=lambda name: own[name])
-    return whole.item(), own[worst], worst
-
-
-def _same_shapes(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     for name, grad in ours.items():
         if theirs[name].shape != grad.shape:
             shapes = f"{tuple(theirs[name].shape)}, the parameter has {tuple(grad.shape)}"
             raise DirectAlignError(f"grad.{name} has shape {shapes}")
+    difference = {name: (ours[name] - theirs[name]).double().norm() for name in ours}
+    size = {name: theirs[name].double().norm() for name in ours}
+    whole = torch.stack([*difference.values()]).norm() / torch.stack([*size.values()]).norm()
+    norm = nn.utils.get_total_norm([*ours.values()]).item() / case.settings["grad_norm"] - 1
+    own = {name: (difference[name] / size[name]).item() for name in ours if size[name] > 0}
+    worst = max(own, key=lambda name: own[name])
+    return whole.item(), abs(norm), own[worst], worst
 
 
 def _worst(ours: Tensor, theirs: Tensor) -> float:
@@ -245,9 +288,8 @@ def _build(
         if name.startswith(prefix)
     }
     missing, unexpected = model.load_state_dict(weights, strict=False)
-    wrong = [
-        name for name in missing if not name.startswith(("encoder.", "quant_conv."))
-    ] + unexpected
+    encoder = ("encoder.", "quant_conv.")
+    wrong = [name for name in missing if not name.startswith(encoder)] + unexpected
     if wrong:
         raise DirectAlignError(f"weights do not fit the config, first {prefix}{wrong[0]}")
     return model
@@ -259,10 +301,11 @@ def _attempt(what: str, action: Callable[[], Result]) -> Result:
         return action()
     except KeyError as error:
         raise DirectAlignError(f"{what}: {error.args[0]} is not recorded") from error
+    except DirectAlignError as error:
+        raise DirectAlignError(f"{what}: {error}") from error
     except (OSError, ValueError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
-        raise DirectAlignError(
-            f"{what}: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-        ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DirectAlignError(f"{what}: {reason}") from error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -280,9 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
             exit_code = 2
             continue
         verdict = "ok" if errors.within_bounds() else "PAST BOUNDS"
-        figures = (
-            f"image {errors.image:.1e}  loss {errors.loss:.1e}  gradient {errors.gradient:.1e}"
-        )
+        figures = "  ".join(f"{name} {getattr(errors, name):.1e}" for name in BOUNDS)
         worst = f"(worst tensor {errors.tensor_gradient:.1e} {errors.tensor})"
         print(f"{path.name:<24} {figures}  {worst}  {verdict}")
         exit_code = max(exit_code, int(not errors.within_bounds()))

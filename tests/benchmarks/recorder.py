@@ -29,7 +29,6 @@ class Recipe:
     window: tuple[int, int] = (15, 45)
     ratio: float = 0.6
     ramps: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 0.4), (0.5, 0.1))
-    accumulation: int = 3
     guidance: float | None = 2.5
     kinds: tuple[str, ...] = ("denoise", "inversion")
     seed: int = 3
@@ -63,7 +62,9 @@ def record(folder: Path, recipe: Recipe) -> Path:
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, folder / "case.safetensors")
     configs_of = {"transformer_config": transformer_config, "vae_config": vae_config}
-    settings = as_settings(recipe) | configs_of | {"branches": branches}
+    norms = [p.grad.norm() for p in transformer.parameters() if p.grad is not None]
+    recorded = {"branches": branches, "grad_norm": torch.stack(norms).norm().item()}
+    settings = as_settings(recipe) | configs_of | recorded
     (folder / "case.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder / "case"
 
@@ -97,7 +98,7 @@ def record_branch(index, kind, recipe, tensors, transformer, vae) -> dict[str, o
         F.adaptive_avg_pool2d(image, 8).flatten(1) @ tensors["reward.proj"], dim=-1
     )
     own, other = (tensors[f"reward.text_{side}"] for side in SIDE[kind])
-    loss = torch.relu(0.7 - features @ ((1 + k) * own - other)).sum() / recipe.accumulation
+    loss = torch.relu(0.7 - features @ ((1 + k) * own - other)).sum() / len(recipe.kinds)
     loss.backward()
     tensors[f"branch{index}.image"] = image
     return {"kind": kind, "timestep_passed": shown, "loss": loss.item()}
@@ -148,6 +149,9 @@ def as_settings(recipe: Recipe) -> dict[str, object]:
         "groundtruth_ratio": recipe.ratio,
         "discount_denoise": list(recipe.ramps[0]),
         "discount_inversion": list(recipe.ramps[1]),
-        "accumulation": recipe.accumulation,
+        "accumulation": len(recipe.kinds),
+        "base_prompt": "a fox",
+        "pos_prompt": "Real. a fox",
+        "neg_prompt": "Flat. a fox",
         "train_guidance": recipe.guidance or 1.0,
     }
