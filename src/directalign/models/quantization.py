@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -90,13 +91,33 @@ def _layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
             yield name, layer
 
 
-def _linear_4bit(layer: nn.Linear, device: torch.device) -> nn.Module:
+@cache
+def _linear_4bit_class() -> Any:
+    """bitsandbytes' NF4 layer; its output has autocast's dtype, as that of a plain layer has."""
     check_quantization("4bit")
+    import bitsandbytes as bnb
+
+    class Linear4bit(bnb.nn.Linear4bit):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(_in_autocast_dtype(x))
+
+    return Linear4bit
+
+
+def _in_autocast_dtype(input: Tensor) -> Tensor:
+    """Autocast does not know these layers: a norm's float32 output would stay float32."""
+    device = input.device.type
+    enabled = torch.is_autocast_enabled(device)
+    return input.to(torch.get_autocast_dtype(device)) if enabled else input
+
+
+def _linear_4bit(layer: nn.Linear, device: torch.device) -> nn.Module:
+    linear_4bit = _linear_4bit_class()
     import bitsandbytes as bnb
 
     settings: dict[str, Any] = {"compress_statistics": True, "quant_type": "nf4"}
     with torch.device("meta"):
-        rounded: Any = bnb.nn.Linear4bit(
+        rounded: Any = linear_4bit(
             layer.in_features,
             layer.out_features,
             layer.bias is not None,
@@ -136,8 +157,7 @@ class Linear8bit(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out) in the input's dtype, or in autocast's."""
-        if torch.is_autocast_enabled(input.device.type):
-            input = input.to(torch.get_autocast_dtype(input.device.type))
+        input = _in_autocast_dtype(input)
         output = _RowScaledProduct.apply(input, self.weight, self.scale)
         return output if self.bias is None else output + self.bias.to(output.dtype)
 
