@@ -144,7 +144,7 @@ def test_a_rollout_is_paid_once_and_the_reward_sees_no_gradient():
     list(method(family, reward, trained_steps=1).losses(Batch(0, PROMPTS)))
     assert len(family.calls) == 4 + 1
     assert len(reward.images) == 1 and reward.images[0].shape[0] == 6
-    assert reward.asked == [tuple(prompt for prompt in PROMPTS for _ in range(3))]
+    assert reward.prompts == [tuple(prompt for prompt in PROMPTS for _ in range(3))]
 
 
 def test_the_smaller_the_noise_the_closer_to_the_deterministic_rollout():
@@ -221,7 +221,7 @@ def test_words_take_turns_by_rollout():
     )
     for step in range(4):
         list(grpo.losses(Batch(step, PROMPTS)))
-    assert [asked[0] for asked in reward.asked] == ["Photo. a red star", "Real. a red star"]
+    assert [asked[0] for asked in reward.prompts] == ["Photo. a red star", "Real. a red star"]
 
 
 def test_the_second_update_has_other_ratios_and_the_clip_bites():

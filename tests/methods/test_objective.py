@@ -128,7 +128,7 @@ def test_each_member_is_asked_in_its_own_form_and_words() -> None:
         ({"form": "absolute"}, bare),
     )
     asking(mix(*members))(images(), Batch(0, PROMPTS))
-    asked = [[texts[0] for texts in reward.asked] for reward in (relative, own, absolute, bare)]
+    asked = [[texts[0] for texts in reward.prompts] for reward in (relative, own, absolute, bare)]
     assert asked == [
         ["Photo. a red star", "Render. a red star"],
         ["Glossy. a red star", "Dull. a red star"],
