@@ -167,13 +167,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> config.RunConfig:
     return config.RunConfig.model_validate(given)
 
 
-@pytest.mark.parametrize("size", [2, 3, 8])
+@pytest.mark.parametrize("size", [2, 8])
 def test_ranks_generate_equal_parts_of_the_images(run: config.RunConfig, size: int) -> None:
-    model, prompts, seeds = (
-        load_model(run.model, "cpu"),
-        [f"a star {i}" for i in range(5)],
-        range(5),
-    )
+    model, seeds = load_model(run.model, "cpu"), range(5)
+    prompts = [f"a star {i}" for i in seeds]
     ranks = [Rank(rank, size) for rank in range(size)]
     for rank in ranks:
         assert len(generate(model, prompts, seeds, run.rollout, 2, rank)) == len(prompts)
