@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from directalign.training.adamw8bit import AdamW8bit, code_book, decode, encode, rounded
+from directalign.training.optim import AdamW8bit, code_book, decode, encode, rounded
 
 CPU = torch.device("cpu")
 RATE = 5e-6

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from directalign.config import TrainConfig
-from directalign.training.adamw8bit import AdamW8bit
 from directalign.training.optim import (
     EMA,
+    AdamW8bit,
     adamw,
     learning_rate,
     set_learning_rate,

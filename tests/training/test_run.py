@@ -30,7 +30,6 @@ from directalign.training import run_folder, run_log
 from directalign.training.data import open_data
 from directalign.training.distributed import TorchProcessGroup
 from directalign.training.loop import Interrupted, StopRequest
-from directalign.training.precompute_embeddings import prompts_of_run
 from directalign.types import DirectAlignError, NonFiniteError
 
 WEIGHTS = "lora.safetensors"
@@ -290,7 +289,7 @@ def test_all_prompts_of_a_run_are_encoded_in_advance(tmp_path: Path) -> None:
     data = [open_data(run, model, TorchProcessGroup(rank, 2)) for rank in range(2)]
     batches = [batch for each in data for step in range(2) for batch in each.batches(step)]
     trained = {prompt for batch in batches for prompt in batch.prompts}
-    encoded = prompts_of_run(run, data[-1])
+    encoded = sys.modules["directalign.training.run"].prompts_of_run(run, data[-1])
     assert trained | {"", "a green square"} <= set(encoded) and len(trained) == 16
     assert len(set(encoded)) == len(encoded) <= len(trained) + 2 + 2 + 1
     assert len(encoded) < len(measured_prompts(run.data))

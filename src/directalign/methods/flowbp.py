@@ -12,37 +12,20 @@ the paper's). Left out: the variants Bridge and Lagrange.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..config import FlowBPConfig, RolloutConfig
 from ..diffusion.rng import STEPS, update_generator
 from ..diffusion.sampling import chain_coefficients, sample_trajectory, start_rollout
-from ..interfaces import Model, Reward
 from ..types import Batch, LossTerm
-from .objective import build_objective
-from .objective_math import hinge
+from .objective import ObjectiveMethod
 
 
-class FlowBP:
-    """`losses(batch)` yields one loss, with the gradient of K network calls beside those of the
-    rollout.
-
-    Raises DirectAlignError for a reward without gradient, and for one that ignores the prompt where
-    the form compares two phrasings.
-    """
-
-    def __init__(
-        self, model: Model, reward: Reward, settings: FlowBPConfig, rollout: RolloutConfig
-    ) -> None:
-        steps = settings.trained_steps, rollout.num_inference_steps
-        assert steps[0] <= steps[1], steps
-        self.model, self.settings, self.rollout = model, settings, rollout
-        self.objective = build_objective(reward, settings)
+class FlowBP(ObjectiveMethod):
+    """`losses(batch)` yields one loss, with the gradient of K calls beside those of the rollout."""
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0 and all states before it; predict again at the drawn ones; reward; yield."""
@@ -54,15 +37,10 @@ class FlowBP:
             sigma = start.sigmas[index].expand(len(x0)).to(x0.device)
             pred = self.model.predict(states[index], sigma, start.cond)
             x0 = x0 + weights[index].to(x0) * (pred - pred.detach())
-
-        output = self.objective(self.model.decode(x0), batch)
-        loss = hinge(output.reward, 1.0, self.settings.margin)
-
-        yield LossTerm(loss.mean(), "repeated_steps", output.metrics)
+        yield self.image_loss(x0, batch, "repeated_steps")
 
     def steps(self, batch: Batch) -> list[int]:
-        """K different steps in rising order; step i (0: from pure noise) has weight (i +
-        1)^late_bias."""
+        """K different steps, rising; step i (0: from pure noise) has weight (i + 1)^late_bias."""
         count = torch.arange(1, self.rollout.num_inference_steps + 1, dtype=torch.float64)
         weights, generator = count**self.settings.late_bias, update_generator(batch, STEPS)
         drawn = torch.multinomial(weights, self.settings.trained_steps, generator=generator)
@@ -71,14 +49,7 @@ class FlowBP:
     def weights(
         self, sigmas: Float[Tensor, " levels"], trained: list[int]
     ) -> Float[Tensor, " steps"]:
-        """Weight of each step's prediction in the gradient of x0, if it is `trained`: d x0 / d
-        pred, rescaled."""
+        """d x0 / d pred of each step, rescaled for the `trained` ones."""
         each = chain_coefficients(self.model.path, self.model.prediction, sigmas)
         scale = each.abs().sum() / each[trained].abs().sum()
         return each * (1 + self.settings.rescale * (scale - 1))
-
-    def state_dict(self) -> Mapping[str, Any]:
-        return self.objective.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.objective.load_state_dict(state)
