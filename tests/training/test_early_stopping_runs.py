@@ -121,24 +121,6 @@ def test_a_run_stops_and_exports_its_best_weights(
     assert "to continue, change early_stopping and use --resume" in capsys.readouterr().out
 
 
-def test_a_run_to_its_last_step_exports_its_best_weights_too(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    start(make_run(tmp_path, {}, num_steps=9), out)
-    assert event(out, "stop") == [] and summary_of(out)["stopped"] is None
-    (exported,) = event(out, "kept")
-    best = max(event(out, "evaluate"), key=lambda each: each["photo_rate"]["value"])
-    assert exported["step"] == best["step"] < 9 and exported["photo_rate"] == best["photo_rate"]
-
-
-def test_without_rules_nothing_is_added(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    start(make_run(tmp_path, None, num_steps=5), out)
-    summary = summary_of(out)
-    assert not (out / "best").exists() and summary["stopped"] is summary["kept"] is None
-    assert summary["after"]["step"] == 5
-    assert {record["event"] for record in run_log.read(out)} == {"step", "evaluate"}
-
-
 def test_the_base_model_is_exported_if_nothing_was_better(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -432,18 +432,6 @@ def test_a_service_that_dies_is_reported_and_a_resume_catches_up(
     assert has_wandb_file(out) and "warning" not in capsys.readouterr().out
 
 
-def test_a_tracker_that_cannot_be_opened_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("disk on fire")
-
-    monkeypatch.setattr(trackers, "open_wandb", fail)
-    (tracker,) = trackers.open_trackers(with_wandb(tmp_path, "offline"), tmp_path, ["x"])
-    tracker.close(True)
-    assert "cannot be opened (RuntimeError: disk on fire)" in caplog.text
-
-
 # --- before a run ---------------------------------------------------------------------------------
 
 

@@ -18,12 +18,10 @@ from torch import Tensor
 import tiny
 from directalign import config
 from directalign.evaluation.generate import generate
-from directalign.evaluation.in_training import Measurer
 from directalign.export.average import average_run
 from directalign.io import atomic
 from directalign.methods.objective import Reference
 from directalign.models import load_model
-from directalign.rewards import load_reward
 from directalign.training import early_stopping, run_log
 
 HALF = "--set=data.batch_size=2"
@@ -177,13 +175,6 @@ def test_ranks_generate_equal_parts_of_the_images(run: config.RunConfig, size: i
     assert len({len(rank.sent) for rank in ranks}) == 1
     joined = torch.cat([rank.sent for rank in ranks])[: len(prompts)]
     assert (joined - generate(model, prompts, seeds, run.rollout, 2)).abs().max() < 1e-5
-
-
-def test_only_rank_0_evaluates(run: config.RunConfig) -> None:
-    model, reward = load_model(run.model, "cpu"), load_reward(run.reward)
-    assert Measurer(run, model, reward, None, None, Rank(1, 2)).measure(4) == {}
-    found = Measurer(run, model, reward, None, None, Rank(0, 2)).measure(4)
-    assert {"reward", "color_drift", "diversity"} <= found.keys()
 
 
 def test_all_ranks_have_one_reference() -> None:
