@@ -12,7 +12,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import gpu_step
 
-CASES = ["online_lora", "online_lora_8bit", "offline_lora", "offline_full_bf16"]
+CASES = ["online_lora", "online_lora_8bit", "offline_lora"]
 
 
 def test_cases_are_measured_phase_by_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +23,7 @@ def test_cases_are_measured_phase_by_phase(tmp_path: Path, monkeypatch: pytest.M
     gpu_step.main()
     rows = {row["case"]: row for row in json.loads(out.read_text())["rows"]}
     assert list(rows) == CASES
-    online, quantized, offline = (rows[name] for name in CASES[:3])
+    online, quantized, offline = (rows[name] for name in CASES)
     assert "rollout" in online["phases"] and "rollout" not in offline["phases"]
     assert "encode image" in offline["phases"]
     assert {"train call", "decode", "reward", "backward", "optimiser"} <= online["phases"].keys()

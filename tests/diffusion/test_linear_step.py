@@ -27,7 +27,7 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
     ("start", "end"), [(HIGH, LOW), (LOW + 0.01, HIGH)], ids=["denoise", "inversion"]
 )
 @pytest.mark.parametrize("native", NATIVE)
-def test_the_line_is_the_samplers_own_step(native, start, end, latents):
+def test_the_linear_form_is_the_samplers_step(native, start, end, latents):
     family, x_t = ToyFamily(*native), latents[0]
     pred = family.predict(x_t, start, Conditioning(("", "", ""), {}))
     assert_close(
@@ -48,14 +48,7 @@ def test_a_step_to_the_end_is_the_one_step_guess(native, latents):
 
 
 @pytest.mark.parametrize("native", NATIVE)
-def test_no_step_leaves_everything_where_it_is(native):
-    a, b = step_coefficients(*native, HIGH, HIGH)
-    assert_close(a, torch.ones_like(HIGH), **EXACT)
-    assert_close(b, torch.zeros_like(HIGH), **EXACT)
-
-
-@pytest.mark.parametrize("native", NATIVE)
-def test_a_chain_counts_each_answer_as_its_gradient_does(native):
+def test_chain_coefficients_are_the_gradients_of_the_predictions(native):
     x_t = torch.randn(1, 4, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     preds = [torch.randn_like(x_t).requires_grad_() for _ in SIGMAS[1:]]
     for pred, (sigma_from, sigma_to) in zip(preds, pairwise(SIGMAS), strict=True):
@@ -66,17 +59,8 @@ def test_a_chain_counts_each_answer_as_its_gradient_does(native):
     assert_close(chain_coefficients(*native, SIGMAS), found, **EXACT)
 
 
-def test_on_a_flow_the_answers_count_by_the_length_of_their_steps():
-    assert_close(chain_coefficients("flow", "velocity", SIGMAS), SIGMAS.diff(), **EXACT)
-
-
 def test_v_turns_by_the_angle_between_the_levels():
     a, b = step_coefficients("vp", "v", HIGH, LOW)
     angle = HIGH.asin() - LOW.asin()
     assert_close(a, angle.cos(), **EXACT)
     assert_close(b, -angle.sin(), **EXACT)
-
-
-def test_float32_latents_stay_float32(latents):
-    x_t, pred, _ = (tensor.float() for tensor in latents)
-    assert linear_step("vp", "v", x_t, pred, HIGH, LOW).dtype == torch.float32

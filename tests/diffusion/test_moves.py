@@ -1,4 +1,4 @@
-"""The official window to the point, its two clipped ends, and the continuous windows."""
+"""The official grid point by point with its two clipped ends, and the continuous samplers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from torch.testing import assert_close
 from directalign.diffusion.noise_levels import (
     ConstantGainSampler,
     GridSampler,
-    NoiseStep,
-    Ramp,
     UniformSampler,
 )
 from directalign.diffusion.recovery import gain
@@ -67,6 +65,19 @@ def test_official_window_ends_where_it_should():
     )
 
 
+def test_span_draws_and_equal_ends_of_both_branches():
+    middle, m = torch.tensor([500]), OFFICIAL.draw(200, generator_for(0))
+    for ratio in (0.9, 0.6):
+        grid = GridSampler(groundtruth_ratio=ratio)
+        assert grid.span(middle).item() == int((1 - ratio) * 1000) + 1
+    assert GridSampler(groundtruth_ratio=0.0).span(middle).item() == 500
+    inside = m > 100
+    assert torch.equal(OFFICIAL.denoise(m).sigma_to[inside], OFFICIAL.inversion(m).sigma_to[inside])
+    small = GridSampler(points=12)
+    draws = [small.draw(200, generator_for(1, 2)) for _ in range(2)]
+    assert set(draws[0].tolist()) == {5, 6} and torch.equal(*draws)
+
+
 def test_official_gains_of_a_full_span():
     levels = landing(0.81, 0.86, 0.90, 0.94)
     move = OFFICIAL.denoise(((levels - 0.75) / (27 / 28 - 0.75) * 999).round().long() + 1)
@@ -81,13 +92,6 @@ def test_official_gains_of_a_full_span():
     )
 
 
-def test_span_follows_the_groundtruth_ratio():
-    middle = torch.tensor([500])
-    assert OFFICIAL.span(middle).item() == int((1 - 0.9) * 1000) + 1
-    assert GridSampler(groundtruth_ratio=0.6).span(middle).item() == int((1 - 0.6) * 1000) + 1
-    assert GridSampler(groundtruth_ratio=0.0).span(middle).item() == 500
-
-
 @given(st.integers(11, 300), st.floats(0, 0.99), st.data())
 def test_no_move_leaves_the_window(points, ratio, data):
     grid = GridSampler(points=points, groundtruth_ratio=ratio)
@@ -98,29 +102,6 @@ def test_no_move_leaves_the_window(points, ratio, data):
         assert 0 <= move.position.item() <= 1
     assert grid.denoise(m).is_denoise
     assert grid.inversion(m).is_inversion
-
-
-def test_both_branches_land_on_the_same_level():
-    m = OFFICIAL.draw(200, generator_for(0))
-    inside = m > 100
-    assert torch.equal(OFFICIAL.denoise(m).sigma_to[inside], OFFICIAL.inversion(m).sigma_to[inside])
-
-
-def test_draws_stay_off_the_edges_and_repeat():
-    grid = GridSampler(points=12)
-    m = grid.draw(200, generator_for(1, 2))
-    assert set(m.tolist()) == {5, 6}
-    assert torch.equal(m, grid.draw(200, generator_for(1, 2)))
-
-
-def test_a_move_with_mixed_samples_is_neither_branch():
-    mixed = NoiseStep(landing(0.5, 0.6), landing(0.6, 0.5), landing(0.1, 0.1))
-    assert not mixed.is_denoise
-    assert not mixed.is_inversion
-
-
-def test_ramp_runs_from_low_to_high_noise():
-    assert_close(Ramp(0.3, 0.01).at(landing(0.0, 0.5, 1.0)), landing(0.3, 0.155, 0.01))
 
 
 def test_uniform_window_jumps_by_its_jump():
@@ -152,18 +133,10 @@ def test_constant_gain_is_constant(native, size):
     denoise, inversion = window.denoise(levels), window.inversion(levels)
     assert torch.equal(denoise.sigma_to, levels)
     assert torch.equal(inversion.sigma_to, levels)
-    assert_close(
-        gain(*native, denoise.sigma_from, denoise.sigma_to),
-        torch.full_like(levels, size),
-        rtol=1e-9,
-        atol=0,
-    )
-    assert_close(
-        gain(*native, inversion.sigma_from, inversion.sigma_to),
-        torch.full_like(levels, -size),
-        rtol=1e-9,
-        atol=0,
-    )
+    found = gain(*native, denoise.sigma_from, denoise.sigma_to)
+    assert_close(found, torch.full_like(levels, size), rtol=1e-9, atol=0)
+    found = gain(*native, inversion.sigma_from, inversion.sigma_to)
+    assert_close(found, torch.full_like(levels, -size), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("native", NATIVE)

@@ -12,24 +12,14 @@ from directalign.diffusion.rng import draw_noise, generator_for
 
 
 def test_equal_keys_give_equal_noise():
-    first, second = (draw_noise((2, 4, 3, 3), generator_for(5, 1, 2, 0)) for _ in range(2))
-    assert first.dtype == torch.float32
-    assert torch.equal(first, second)
-
-
-def test_global_random_state_has_no_say():
-    torch.manual_seed(0)
-    first = draw_noise((8,), generator_for(5))
-    torch.manual_seed(1)
-    assert torch.equal(first, draw_noise((8,), generator_for(5)))
-
-
-def test_streams_do_not_overlap():
-    keys = [
-        (seed, stream, step, rank)
-        for seed, stream, step, rank in itertools.product(range(3), range(3), range(20), range(4))
-    ]
-    keys += [(0,), (0, 0), (0, 0, 0), (1, 0), (0, 1)]
+    """Whatever the global random state; different keys never do."""
+    drawn = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        drawn.append(draw_noise((2, 4, 3, 3), generator_for(5, 1, 2, 0)))
+    assert drawn[0].dtype == torch.float32 and torch.equal(*drawn)
+    keys = [*itertools.product(range(3), range(3), range(20), range(4))]
+    keys += [(0,), (0, 0), (0, 0, 0), (1, 0), (0, 1), (2**70,), (-1,)]
     heads = {tuple(draw_noise((4,), generator_for(*key)).tolist()) for key in keys}
     assert len(heads) == len(keys)
 
@@ -40,17 +30,6 @@ def test_a_stream_is_no_shifted_copy_of_its_neighbour():
     assert abs(torch.corrcoef(torch.stack([one, two]))[0, 1]) < 0.2
 
 
-def test_large_and_negative_seeds_are_seeds():
-    heads = {draw_noise((1,), generator_for(seed)).item() for seed in (2**70, -1, 0)}
-    assert len(heads) == 3
-
-
-def test_noise_is_standard_normal():
-    noise = draw_noise((20000,), generator_for(3))
-    assert abs(noise.mean()) < 0.03
-    assert abs(noise.std() - 1) < 0.03
-
-
 def test_inject_mixes_by_sample_and_keeps_what_it_mixed(latents):
     x0, noise, _ = latents
     noised = inject("flow", x0, noise, torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64))
@@ -59,13 +38,3 @@ def test_inject_mixes_by_sample_and_keeps_what_it_mixed(latents):
     assert_close(noised.x_t[2], noise[2])
     assert noised.x0 is x0
     assert noised.noise is noise
-
-
-def test_inject_keeps_the_type_of_the_latents(latents):
-    x0, noise, _ = latents
-    assert (
-        inject(
-            "vp", x0.float(), noise.float(), torch.full((3,), 0.5, dtype=torch.float64)
-        ).x_t.dtype
-        == torch.float32
-    )

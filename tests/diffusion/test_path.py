@@ -11,7 +11,6 @@ from torch.testing import assert_close
 from directalign.diffusion.path import (
     DDPMTable,
     alpha,
-    expand_like,
     flow_sigmas,
     shift_sigmas,
     truncate_sigmas,
@@ -22,15 +21,9 @@ LEVELS = torch.linspace(0, 1, 101, dtype=torch.float64)
 STABLE_DIFFUSION = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2).cumprod(0)
 
 
-def test_flow_coefficients_sum_to_one():
+def test_coefficients_of_both_paths():
     assert_close(alpha("flow", LEVELS) + LEVELS, torch.ones_like(LEVELS))
-
-
-def test_vp_coefficients_lie_on_the_circle():
     assert_close(alpha("vp", LEVELS) ** 2 + LEVELS**2, torch.ones_like(LEVELS))
-
-
-def test_vp_alpha_keeps_its_digits_near_pure_noise():
     sigma = torch.tensor([1 - 1e-12], dtype=torch.float64)
     assert_close(alpha("vp", sigma), (2 * (1 - sigma)).sqrt(), rtol=1e-9, atol=0)
 
@@ -44,39 +37,25 @@ def test_shift_is_undone_by_its_inverse(sigma: float, shift: float):
 
 def test_flow_grid_falls_from_one_to_zero():
     grid = flow_sigmas(25, shift=3.0)
-    assert len(grid) == 26
-    assert grid[0] == 1
-    assert grid[-1] == 0
-    assert (grid.diff() < 0).all()
+    assert len(grid) == 26 and grid[0] == 1 and grid[-1] == 0 and (grid.diff() < 0).all()
     assert_close(grid[5].item(), 3 * 0.8 / (1 + 2 * 0.8))
 
 
-def test_truncated_keeps_whole_timesteps_and_drops_the_rest():
+def test_truncation_keeps_whole_timesteps_and_drops_the_rest():
     sigma = torch.tensor([0.75, 0.878500, 0.9, 1.0, 0.0], dtype=torch.float64)
-    assert_close(
-        truncate_sigmas(sigma, 1000),
-        torch.tensor([0.75, 0.878, 0.9, 1.0, 0.0], dtype=torch.float64),
-    )
+    wanted = torch.tensor([0.75, 0.878, 0.9, 1.0, 0.0], dtype=torch.float64)
+    assert_close(truncate_sigmas(sigma, 1000), wanted)
 
 
-def test_per_sample_takes_type_and_rank_of_the_latents():
-    scalars = torch.tensor([1.0, 2.0], dtype=torch.float64)
-    like = torch.zeros(2, 4, 3, 3)
-    assert expand_like(scalars, like).shape == (2, 1, 1, 1)
-    assert expand_like(scalars, like).dtype == torch.float32
-
-
-def test_table_agrees_with_the_scheduler_at_whole_timesteps():
-    timesteps = torch.arange(1000)
-    sigma = DDPMTable(STABLE_DIFFUSION).sigma_of(timesteps)
-    assert_close(sigma, (1 - STABLE_DIFFUSION.double()).sqrt(), rtol=0, atol=0)
-
-
-@given(st.floats(0, 999))
-def test_table_inverts_itself(timestep: float):
+def test_the_table_is_that_of_the_scheduler():
     table = DDPMTable(STABLE_DIFFUSION)
-    there = table.sigma_of(torch.tensor([timestep], dtype=torch.float64))
-    assert_close(table.timestep_of(there).item(), timestep, rtol=0, atol=1e-6)
+    sigma = table.sigma_of(torch.arange(1000))
+    assert_close(sigma, (1 - STABLE_DIFFUSION.double()).sqrt(), rtol=0, atol=0)
+    ends = torch.tensor([0.0, 999.0], dtype=torch.float64)
+    assert_close(table.timestep_of(torch.tensor([0.0, 1.0])), ends)
+    assert_close(table.sigma_of(torch.tensor([-3.0, 2000.0])), table.sigmas[[0, -1]])
+    with pytest.raises(DirectAlignError, match="alphas_cumprod"):
+        DDPMTable(torch.tensor([0.9, 0.9, 0.5]))
 
 
 @given(st.floats(0.0292, 0.9976))
@@ -84,16 +63,3 @@ def test_table_inverts_itself_from_sigma(sigma: float):
     table = DDPMTable(STABLE_DIFFUSION)
     level = torch.tensor([sigma], dtype=torch.float64)
     assert_close(table.sigma_of(table.timestep_of(level)), level, rtol=0, atol=1e-12)
-
-
-def test_table_ends_where_the_scheduler_ends():
-    table = DDPMTable(STABLE_DIFFUSION)
-    assert_close(
-        table.timestep_of(torch.tensor([0.0, 1.0])), torch.tensor([0.0, 999.0], dtype=torch.float64)
-    )
-    assert_close(table.sigma_of(torch.tensor([-3.0, 2000.0])), table.sigmas[[0, -1]])
-
-
-def test_table_refuses_what_does_not_fall():
-    with pytest.raises(DirectAlignError, match="alphas_cumprod"):
-        DDPMTable(torch.tensor([0.9, 0.9, 0.5]))

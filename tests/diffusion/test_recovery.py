@@ -1,5 +1,4 @@
-"""The closed form against the step and the subtraction it replaces, written out here a second
-time."""
+"""The closed form against the step and the subtraction that it replaces."""
 
 from __future__ import annotations
 
@@ -43,10 +42,8 @@ def ddim_then_subtract(x0, noise, pred, sigma_from, sigma_to, prediction):
     if prediction == "epsilon":
         x0_hat, noise_hat = (x_from - start * pred) / signal_start, pred
     elif prediction == "v":
-        x0_hat, noise_hat = (
-            signal_start * x_from - start * pred,
-            start * x_from + signal_start * pred,
-        )
+        x0_hat = signal_start * x_from - start * pred
+        noise_hat = start * x_from + signal_start * pred
     else:
         x0_hat, noise_hat = pred, (x_from - signal_start * pred) / start
     return (signal_end * x0_hat + end * noise_hat - end * noise) / signal_end
@@ -106,16 +103,6 @@ def test_gains_written_out():
 
 
 @pytest.mark.parametrize("native", NATIVE)
-def test_direction_says_whether_noise_was_removed(native):
-    assert_close(
-        direction(gain(*native, SIGMA_HIGH, SIGMA_LOW)), torch.ones(3, dtype=torch.float64)
-    )
-    assert_close(
-        direction(gain(*native, SIGMA_LOW, SIGMA_HIGH)), -torch.ones(3, dtype=torch.float64)
-    )
-
-
-@pytest.mark.parametrize("native", NATIVE)
 def test_a_positive_gain_leads_toward_the_networks_own_guess(native, latents):
     """recovered − x0 = share·(x0_hat − x0), and the share is the same for every parametrisation of
     a path."""
@@ -126,32 +113,9 @@ def test_a_positive_gain_leads_toward_the_networks_own_guess(native, latents):
         alpha(native[0], SIGMA_LOW) * SIGMA_HIGH
     )
     assert_close(result.x0 - x0, expand_like(share, x0) * (x0_hat - x0))
-
-
-@given(levels, st.floats(-0.02, 0.02).filter(lambda jump: abs(jump) > 1e-6))
-def test_recovery_error_over_one_step_error_on_flow(sigma_from, jump):
-    """The share is the jump over (1 − sigma_to)·sigma_from: small where the jump is small for its
-    level."""
-    sigma_to = min(max(sigma_from + jump, 0.0), 0.999)
-    x0, noise, pred = torch.randn(
-        3, 1, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
-    )
-    start, end = (torch.tensor([sigma], dtype=torch.float64) for sigma in (sigma_from, sigma_to))
-    result = recovered("flow", "velocity", x0, noise, pred, start, end)
-    x0_hat = to_x0("flow", "velocity", pred, inject("flow", x0, noise, start).x_t, start)
-    ratio = ((result.x0 - x0).norm() / (x0_hat - x0).norm()).item()
-    assert_close(
-        ratio, abs(sigma_from - sigma_to) / ((1 - sigma_to) * sigma_from), rtol=1e-6, atol=1e-12
-    )
-
-
-def test_going_up_costs_more_than_going_down_near_pure_noise():
-    level, jump = torch.tensor([0.964], dtype=torch.float64), 0.02
-    down, up = (
-        gain("flow", "velocity", level, level - jump),
-        gain("flow", "velocity", level, level + jump),
-    )
-    assert up.abs() > 2 * down.abs()
+    assert_close(direction(result.gain), torch.ones(3, dtype=torch.float64))
+    narrow = recovered(*native, *(each.float() for each in latents), SIGMA_HIGH, SIGMA_LOW)
+    assert (narrow.x0.dtype, narrow.gain.dtype) == (torch.float32, torch.float64)
 
 
 @pytest.mark.parametrize("native", [("flow", "velocity"), ("vp", "v"), ("vp", "epsilon")])
@@ -175,32 +139,6 @@ def test_a_branch_with_mirrored_residual_has_the_same_loss(native, latents):
     )
     assert_close(up.x0, down.x0)
     assert_close(direction(up.gain), -direction(down.gain))
-
-
-def test_equal_landings_mirror_each_other_on_flow():
-    landing, jump = torch.tensor([0.3, 0.7, 0.9], dtype=torch.float64), 0.02
-    assert_close(
-        gain("flow", "velocity", landing + jump, landing),
-        -gain("flow", "velocity", landing - jump, landing),
-    )
-
-
-def test_gradient_runs_through_the_prediction_alone(latents):
-    x0, noise, pred = latents
-    result = recovered("flow", "velocity", x0, noise, pred.requires_grad_(), SIGMA_HIGH, SIGMA_LOW)
-    assert result.x0.requires_grad
-    assert not result.residual.requires_grad
-    assert_close(
-        torch.autograd.grad(result.x0.sum(), pred)[0],
-        -expand_like(result.gain, pred).expand_as(pred),
-    )
-
-
-def test_float32_latents_stay_float32(latents):
-    x0, noise, pred = (tensor.float() for tensor in latents)
-    result = recovered("vp", "v", x0, noise, pred, SIGMA_HIGH, SIGMA_LOW)
-    assert result.x0.dtype == torch.float32
-    assert result.gain.dtype == torch.float64
 
 
 def test_residual_form_survives_bfloat16_where_subtraction_does_not(latents):

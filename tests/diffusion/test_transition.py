@@ -9,6 +9,7 @@ from torch.distributions import Normal, kl_divergence
 
 from directalign.diffusion import sde
 from directalign.diffusion.path import alpha, expand_like, flow_sigmas, target, to_noise, to_x0
+from directalign.methods.objective_math import velocity_kl
 
 FLOW_KINDS = ("ddim", "flow_grpo", "dance")
 EVERY = [
@@ -134,25 +135,7 @@ def test_many_small_noisy_steps_keep_the_data_s_distribution(kind, path, noise_l
     )  # the first step of flow_grpo is as noisy on every grid: its error falls slowly
 
 
-def test_log_probability_is_the_mean_of_the_normal_s(latents):
-    mean, x_to, _ = latents
-    std = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
-    expected = Normal(mean, expanded(std)).log_prob(x_to).mean((1, 2, 3))
-    torch.testing.assert_close(sde.log_prob(sde.Transition(mean, std), x_to), expected)
-
-
-def test_divergence_is_the_mean_of_the_normals(latents):
-    mean, base, _ = latents
-    std = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
-    expected = kl_divergence(Normal(mean, expanded(std)), Normal(base, expanded(std))).mean(
-        (1, 2, 3)
-    )
-    torch.testing.assert_close(
-        sde.kl_divergence(sde.Transition(mean, std), sde.Transition(base, std)), expected
-    )
-
-
-def test_advantages_compare_within_a_prompt_alone():
+def test_advantages_compare_samples_of_one_prompt():
     reward = torch.tensor([1.0, 2.0, 3.0, 101.0, 102.0, 109.0], dtype=torch.float64)
     own = sde.group_advantage(reward, 3)
     assert own[:3].equal(
@@ -165,13 +148,9 @@ def test_advantages_compare_within_a_prompt_alone():
     over_all = sde.group_advantage(reward, 3, over="batch")
     torch.testing.assert_close(over_all.view(2, 3).mean(1), torch.zeros(2, dtype=torch.float64))
     assert over_all[:3].abs().max() < over_all[3:].abs().max()
-
-
-def test_equal_rewards_have_no_advantage():
-    assert sde.group_advantage(torch.full((8,), 0.3), 4).abs().max() < 0.1
-    assert sde.group_advantage(torch.full((8,), 0.25, dtype=torch.float64), 4).equal(
-        torch.zeros(8, dtype=torch.float64)
-    )
+    equal = torch.full((8,), 0.25, dtype=torch.float64)
+    assert sde.group_advantage(equal, 4).equal(torch.zeros_like(equal))
+    assert sde.group_advantage(torch.full((8,), 0.3), 4).abs().max() < 0.1  # rounding in float32
 
 
 @pytest.mark.parametrize(
@@ -189,3 +168,18 @@ def test_the_ratio_pays_no_further_than_the_clip(ratio, advantage, loss, slope):
     value = sde.clipped_loss(at, torch.tensor([advantage], dtype=torch.float64), 0.05)
     (found,) = torch.autograd.grad(value.sum(), at)
     assert value.item() == pytest.approx(loss) and found.item() == pytest.approx(slope)
+
+
+def test_log_probability_and_divergence_are_means_of_the_normals(latents):
+    mean, base, x_to = latents
+    std = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
+    ours, theirs = sde.Transition(mean, std), sde.Transition(base, std)
+    normals = [Normal(each, expanded(std)) for each in (mean, base)]
+    expected = normals[0].log_prob(x_to).mean((1, 2, 3))
+    torch.testing.assert_close(sde.log_prob(ours, x_to), expected)
+    found = sde.kl_divergence(ours, theirs)
+    torch.testing.assert_close(found, kl_divergence(*normals).mean((1, 2, 3)))
+    torch.testing.assert_close(found, velocity_kl(mean, base) / (2 * std**2))
+    twice = (each.repeat(1, 1, 2, 2) for each in (mean, base))
+    torch.testing.assert_close(velocity_kl(*twice), velocity_kl(mean, base))
+    assert velocity_kl(base, base).tolist() == [0.0] * 3

@@ -22,7 +22,7 @@ from experiments import (
     suggested_phrases,
     timesteps,
 )
-from experiments.runner import Arm, num_steps_of, settings_of, sized
+from experiments.runner import Arm, settings_of, sized
 
 OUT = Path("some folder")
 
@@ -53,23 +53,6 @@ def test_every_arm_is_a_valid_run_with_its_own_name() -> None:
             check_method(run)
         check_steps(run)
         assert run.seed == 3 and run.train.save_every == 0, (study, arm.name)
-
-
-def test_anchored_cases_are_anchored_and_run_their_reach() -> None:
-    for case in anchor.CASES:
-        run = settings_of(anchor.lengthened(case, False), 0)
-        assert run.train.num_steps == case.reach * num_steps_of(case.arm.recipe)
-        rival = case.arm.name in anchor.RIVALS or case.arm.name.endswith("_relative")
-        assert (run.method.form == "anchored") != rival and run.method.control_phrases.negative
-
-
-def test_defences_differ_in_the_projection_or_the_mixture() -> None:
-    for arm in defences.arms(OUT):
-        run, source = settings_of(arm, 0), arm.name.partition("_")[2]
-        wanted = f"some folder/directions/{source}.safetensors" if source else None
-        assert getattr(run.reward, "project_out", None) == wanted
-        assert set(run.evaluate.rewards) == {"second", "raw"}
-    assert defences.LEARNED_FROM not in defences.SEEDS
 
 
 def test_arms_of_a_pair_differ_in_one_thing_alone() -> None:

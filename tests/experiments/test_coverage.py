@@ -80,14 +80,6 @@ def test_intervals_over_prompts_cover_the_truth_and_over_images_do_not(bank: Ban
     assert found[0] <= 4 < found[1] < found[2] == 30
 
 
-def test_the_judges_see_what_the_renderer_drew() -> None:
-    rows = list(coverage.rendered_bank(6, 2).rows())
-    assert [row["arm"] for row in rows] == [f"{name}_{bit}" for name in NUMBERS for bit in (0, 1)]
-    assert all(row["renders"] == 24 for row in rows)
-    assert sum(row["seen"] for row in rows if row["drawn"] == 0) <= 1
-    assert all(row["seen"] >= 23 for row in rows if row["drawn"] == 1)
-
-
 def test_a_comparison_of_renders_gives_the_statistics_of_their_truth(tmp_path: Path) -> None:
     """Through files, judge and summary: the numbers of the renderer's own answers."""
     planted, captions = Planted("p", "p", (0.3, 0.8), (0.9, 0.7), prompts=8), all_captions()

@@ -11,22 +11,22 @@ from directalign.config.load import load_run
 from directalign.diffusion.sampling import sample, start_rollout
 from directalign.types import Batch, DirectAlignError
 from experiments import inversion
-from experiments.convergence import INJECTION, Bench, agreement, cost, ratio
+from experiments.convergence import INJECTION, Bench, cost, ratio
 from experiments.rows import Rows
 from methods.toy import ToyFamily, ToyReward
 
-WORDS = {"positive": ["Photo"], "negative": ["Render"], "order": "cycle"}
+PHRASES = {"positive": ["Photo"], "negative": ["Render"], "order": "cycle"}
 
 
 def settings(**given: object) -> SRPOConfig:
-    return SRPOConfig.model_validate({"control_phrases": WORDS, **given})
+    return SRPOConfig.model_validate({"control_phrases": PHRASES, **given})
 
 
 # --- weights of an update -------------------------------------------------------------------------
 
 
 def test_derived_weights_are_those_of_the_documented_table() -> None:
-    """Half cost has half of the weights of both branches together."""
+    """Half cost has half of the summed weights of both branches."""
     official, half = (load_run(recipe).method for recipe in ("world_official", "world_half_cost"))
     grid, points = inversion.grid_of(official), (6, 250, 500, 750, 994)
     found = [inversion.derived(official, grid, point) for point in points]
@@ -127,13 +127,6 @@ def test_the_gradient_at_the_noise_is_a_finite_difference(bench: Bench) -> None:
     with torch.no_grad():
         change = reward(noise.detach() + step).double() - reward(noise.detach() - step).double()
     assert float(change.mean()) / 0.04 == pytest.approx(float(norms[0]), rel=0.03)
-
-
-def test_agreement_by_hand() -> None:
-    one, other = torch.tensor([1.0, 0.0]), torch.tensor([0.6, 0.8])
-    assert agreement(one + other, 2) == pytest.approx(0.6)
-    assert agreement(3 * one, 3) == pytest.approx(1)
-    assert agreement(one - one + other - other, 4) == pytest.approx(-1 / 3)
 
 
 def test_costs_and_their_ratios_are_taken_seed_by_seed() -> None:

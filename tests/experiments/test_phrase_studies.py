@@ -7,8 +7,8 @@ import torch
 from planted import run
 
 from directalign.rewards.clip import ClipReward
-from directalign.toyworld.scenes import STYLE_WORDS, STYLES, caption
-from experiments import anchor, early_stopping, learning_rates, suggested_phrases, timesteps
+from directalign.toyworld.scenes import STYLES, caption
+from experiments import anchor, early_stopping, learning_rates, timesteps
 from experiments.control_phrases import PHRASES, Phrases, facts_of, renders_for, text_cosine
 from experiments.rows import Row, Rows
 from experiments.soft_prompts import best_within
@@ -72,23 +72,6 @@ def test_distances_are_zero_for_the_photograph_and_count_beyond_the_base_alone()
     found = {"cast": torch.tensor([0.3, 0.1]), "saturation": torch.tensor([1.0, 2.0])}
     assert torch.allclose(timesteps.excess_drift(found, base), torch.tensor([0.5, 0.5]))
     assert torch.equal(timesteps.excess_drift(base, base), torch.zeros(2))
-
-
-def test_places_are_read_from_a_ranking() -> None:
-    named = [suggested_phrases.named_by(p) for p in ("Render", "photo", "Neon", "Real")]
-    assert named == ["cg", "photo", "", ""]
-    others = [word for style in ("cg", "painting", "anime") for word in STYLE_WORDS[style]]
-    photo = STYLE_WORDS["photo"]
-    for order, own, last in (
-        ([*photo, "Neon", *others], [1, 2], (6, 6)),
-        (["Neon", *others, *photo], [8, 9], (4, 6)),
-    ):
-        listed: list[Row] = []
-        for place, phrase in enumerate(order, 1):
-            names = suggested_phrases.named_by(phrase)
-            listed.append({"phrase": phrase, "place": place, "names": names})
-        assert suggested_phrases.own_words(listed, "photo") == own
-        assert suggested_phrases.unwanted_among_last(listed, "photo") == last
 
 
 # --- single runs ----------------------------------------------------------------------------------

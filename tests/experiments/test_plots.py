@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from experiments import plots
-from experiments.plots import STYLES, DotColumn, Line, Panel, Point, spread_out, styles_of
+from experiments.plots import STYLES, DotColumn, Line, Panel, Point, styles_of
 
 ARMS = [name for name in STYLES if name != "base"]
 EYES = {
@@ -100,13 +98,3 @@ def test_every_arm_has_a_marker_a_readable_name_and_its_own_title() -> None:
     for style in [*STYLES.values(), *found.values()]:
         lightness = lab(style.ink, EYES["normal"])[0]
         assert 1.05 / (((lightness + 16) / 116) ** 3 + 0.05) > 4.4, "contrast on white"
-
-
-@given(st.lists(st.integers(0, 300), min_size=1, max_size=12))
-def test_names_along_an_edge_keep_their_order_and_their_distance(wanted: list[int]) -> None:
-    places = spread_out(wanted, 20, 0, 300)
-    ordered = [place for _, place in sorted(zip(wanted, places, strict=True))]
-    assert all(later - earlier >= 20 - 1e-9 for earlier, later in pairwise(ordered))
-    assert min(places) >= -1e-9 and max(places) <= 300 + 1e-9
-    assert spread_out([10, 200, 90], 20, 0, 300) == [10, 200, 90]
-    assert spread_out([100, 100], 20, 0, 300) == [90, 110]

@@ -125,14 +125,6 @@ def test_a_folder_belongs_to_one_study_in_one_size(tmp_path: Path) -> None:
             claim(taken, "table1", quick=True)
 
 
-def test_quick_size_overrules_an_arm_and_full_size_does_not() -> None:
-    arm = Arm("x", "X", "world_srpo", ("evaluate.num_samples=7", "train.num_steps=9"))
-    full, quick = (settings_of(runner.sized([arm], size)[0], 0) for size in (False, True))
-    assert (full.evaluate.num_samples, full.train.num_steps) == (7, 9)
-    sizes = (quick.evaluate.num_samples, quick.train.num_steps, quick.rollout.num_inference_steps)
-    assert sizes == (16, 2, 2)
-
-
 def test_a_budget_sets_the_length_of_a_run_by_the_cost_of_an_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,9 +1,13 @@
+"""SRPO and its trust region on a model of a few numbers, in float64."""
+
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from directalign.config import RolloutConfig, RunConfig
 from directalign.config import SRPOConfig as Settings
@@ -12,35 +16,34 @@ from directalign.diffusion.rng import NOISE, NOISE_LEVEL
 from directalign.diffusion.sampling import start_rollout
 from directalign.methods.objective import map_images, select_phrases
 from directalign.methods.srpo import SRPO
-from directalign.types import Batch
-from methods.toy import ToyFamily, ToyReward
+from directalign.types import Batch, Conditioning, Latents, LossTerm, PerSample
+from methods.by_hand import CASES, PROMPTS
+from methods.toy import ToyDenoiser, ToyFamily, ToyReward
 
-WORDS = {"positive": ["Photo", "Real"], "negative": ["Render", "Flat", "Oil"], "order": "cycle"}
-RAMPS = {
-    "denoise": {"k_pos": {"low_noise": 0.1, "high_noise": 0.25}},
-    "inversion": {"k_neg": {"low_noise": 0.3, "high_noise": 0.01}},
-}
+PHRASES = {"positive": ["Photo", "Real"], "negative": ["Render", "Flat", "Oil"], "order": "cycle"}
 ROLLOUT = RolloutConfig(num_inference_steps=3, embedded_guidance=1.0)
-PROMPTS = ("a red star", "a blue ring")
+KL_BETA = 0.7
 
 
-def method(family=None, reward=None, rollout=None, **settings) -> SRPO:
-    chosen_settings = Settings.model_validate({"control_phrases": WORDS, **settings})
-    return SRPO(
-        family or ToyFamily(),
-        reward or ToyReward(),
-        chosen_settings,
-        rollout or RolloutConfig(num_inference_steps=3, embedded_guidance=1.0),
-    )
+def method(family: Any = None, reward: Any = None, **settings: Any) -> SRPO:
+    chosen = Settings.model_validate({"control_phrases": PHRASES, **settings})
+    return SRPO(family or ToyFamily(), reward or ToyReward(), chosen, ROLLOUT)
 
 
-def gradient(srpo: SRPO, batch: Batch) -> list[torch.Tensor]:
-    parameters = list(srpo.model.denoiser.parameters())
+def losses(srpo: SRPO, step: int = 0) -> list[LossTerm]:
+    return list(srpo.losses(Batch(step, PROMPTS)))
+
+
+def first(step: int = 0, **settings: Any) -> LossTerm:
+    return losses(method(branches="denoise", **settings), step)[0]
+
+
+def gradient(srpo: SRPO, batch: Batch) -> list[Tensor]:
     loss = sum(loss.value for loss in srpo.losses(batch))
-    return list(torch.autograd.grad(loss, parameters))
+    return list(torch.autograd.grad(loss, list(srpo.model.denoiser.parameters())))
 
 
-def euler(family: ToyFamily, noise: torch.Tensor, steps: int) -> torch.Tensor:
+def euler(family: ToyFamily, noise: Tensor, steps: int) -> Tensor:
     x, levels = noise.double(), torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     with torch.no_grad():
         for high, low in pairwise(levels):
@@ -48,203 +51,165 @@ def euler(family: ToyFamily, noise: torch.Tensor, steps: int) -> torch.Tensor:
     return x
 
 
+# --- the step -------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("step", [0, 3])
-def test_the_official_step_equals_the_one_written_out_by_swapping_prompts(step):
-    """Step, then subtract the known noise; in the inversion branch the rewards change places: as
-    the released code does it."""
+def test_the_official_step_is_the_released_one_with_swapped_prompts(step: int) -> None:
+    """Step, then subtract the known noise; the inversion branch swaps the two rewards."""
     family, reward = ToyFamily(), ToyReward()
-    srpo = method(
-        family,
-        reward,
-        branches="both",
-        margin=0.7,
-        embedded_guidance=3.5,
-        truncate_timestep=1000,
-        **RAMPS,
-    )
+    ramps = {
+        "denoise": {"k_pos": {"low_noise": 0.1, "high_noise": 0.25}},
+        "inversion": {"k_neg": {"low_noise": 0.3, "high_noise": 0.01}},
+    }
+    guided = {"embedded_guidance": 3.5, "truncate_timestep": 1000}
+    srpo = method(family, reward, branches="both", margin=0.7, **guided, **ramps)
     ours = gradient(srpo, Batch(step, PROMPTS, seed=7))
 
     noise = rng.draw_noise((2, 4, 4, 4), rng.generator_for(7, NOISE, step, 0, 0, 0)).double()
-    x0 = euler(family, noise, 3)
-    grid = noise_levels.GridSampler()
+    x0, grid = euler(family, noise, 3), noise_levels.GridSampler()
     m = grid.draw(2, rng.generator_for(7, NOISE_LEVEL, step, 0, 0, 0))
+    positive, negative = PHRASES["positive"][step % 2], PHRASES["negative"][step % 3]
     total = torch.zeros((), dtype=torch.float64)
-    for own_word, other_word, move, ramp in (
-        (WORDS["positive"][step % 2], WORDS["negative"][step % 3], grid.denoise(m), (0.1, 0.25)),
-        (WORDS["negative"][step % 3], WORDS["positive"][step % 2], grid.inversion(m), (0.3, 0.01)),
+    for phrases, move, ramp in (
+        ((positive, negative), grid.denoise(m), (0.1, 0.25)),
+        ((negative, positive), grid.inversion(m), (0.3, 0.01)),
     ):
-        start_rollout, end = (
-            move.sigma_from[:, None, None, None],
-            move.sigma_to[:, None, None, None],
-        )
-        x_t = (1 - start_rollout) * x0 + start_rollout * noise
-        shown = ((move.sigma_from.float() * 1000).floor().double() / 1000).float()
-        x_to = x_t + (end - start_rollout) * family.denoiser(x_t, shown.double(), 3.5)
-        images = family.decode((x_to - end * noise) / (1 - end)).clamp(0, 1)
+        start, end = (s[:, None, None, None] for s in (move.sigma_from, move.sigma_to))
+        x_t = (1 - start) * x0 + start * noise
+        truncated = ((move.sigma_from.float() * 1000).floor().double() / 1000).float()
+        x_to = x_t + (end - start) * family.denoiser(x_t, truncated.double(), 3.5)
+        features = family.decode((x_to - end * noise) / (1 - end)).clamp(0, 1).mean((2, 3))
         own, other = (
-            reward.score(images.mean((2, 3)), [f"{word}. {p}" for p in PROMPTS])
-            for word in (own_word, other_word)
+            reward.score(features, [f"{phrase}. {p}" for p in PROMPTS]) for phrase in phrases
         )
         k = ramp[0] + (ramp[1] - ramp[0]) * move.position
         total = total + torch.relu(0.7 - ((1 + k) * own - other)).mean()
-    for a, b in zip(
-        ours, torch.autograd.grad(total, list(family.denoiser.parameters())), strict=True
-    ):
+    theirs = torch.autograd.grad(total, list(family.denoiser.parameters()))
+    for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)  # the known noise is float32
 
 
-@pytest.mark.parametrize(
-    ("path", "prediction"), [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v")]
-)
-def test_one_method_serves_every_path_and_prediction(path, prediction):
-    srpo = method(ToyFamily(path, prediction), branches="both")
-    found = list(srpo.losses(Batch(0, PROMPTS)))
+@pytest.mark.parametrize(("path", "prediction"), CASES)
+def test_both_branches_on_every_path(path: Any, prediction: Any) -> None:
+    family = ToyFamily(path, prediction)
+    found = losses(method(family, branches="both"))
     assert [loss.branch for loss in found] == ["denoise", "inversion"]
     assert all(torch.isfinite(loss.value) and loss.value.requires_grad for loss in found)
     assert min(found[0].levels["gain"]) > 0 > max(found[1].levels["gain"])
+    assert min(found[0].levels["recovery_error"]) > 0 and len(found[0].levels["sigma"]) == 2
+    # in float64: near 1, timesteps of a DDPM are closer than float32 can represent
+    assert family.calls[-1][0].dtype == torch.float64
 
 
-def test_a_prompt_blind_reward_pulls_both_branches_the_same_way():
-    """Swapping prompts would leave such a reward with gradients that nearly cancel; the direction
-    does not."""
+def test_a_reward_that_ignores_the_prompt_has_one_direction_in_both_branches() -> None:
+    """Swapped prompts would leave gradients that nearly cancel; the signed direction does not."""
     each = []
     for branch in ("denoise", "inversion"):
-        srpo = method(
-            reward=ToyReward(reads_prompt=False),
-            form="absolute",
-            control_phrases={},
-            branches=branch,
-        )
+        settings = {"form": "absolute", "control_phrases": {}, "branches": branch}
+        srpo = method(reward=ToyReward(reads_prompt=False), **settings)
         each.append(torch.cat([g.flatten() for g in gradient(srpo, Batch(0, PROMPTS, seed=1))]))
     assert torch.cosine_similarity(each[0], each[1], dim=0) > 0.9
 
 
-def test_injections_share_one_rollout_and_average():
+def test_injections_share_one_rollout_and_are_averaged() -> None:
     family = ToyFamily()
-    srpo = method(family, branches="denoise", injections=4)
-    losses = list(srpo.losses(Batch(0, PROMPTS)))
-    assert len(losses) == 4
-    assert len(family.calls) == 3 + 4  # three sampling steps once, then one call per injection
-    assert len({tuple(loss.levels["sigma"]) for loss in losses}) == 4
-    expected = -sum(sum(loss.levels["reward"]) / 2 for loss in losses) / 4
-    assert sum(float(loss.value) for loss in losses) == pytest.approx(expected)
+    found = losses(method(family, branches="denoise", injections=4))
+    assert len(found) == 4
+    assert len(family.calls) == 3 + 4  # three sampling steps, then one call per injection
+    assert len({tuple(loss.levels["sigma"]) for loss in found}) == 4
+    expected = -sum(sum(loss.levels["reward"]) / 2 for loss in found) / 4
+    assert sum(float(loss.value.detach()) for loss in found) == pytest.approx(expected)
 
 
-def test_offline_images_need_no_rollout_and_take_fresh_noise():
+def test_rollout_and_training_call_have_their_own_guidance_and_offline_images_no_rollout() -> None:
     family = ToyFamily()
-    srpo = method(family, branches="both")
-    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    assert len(list(srpo.losses(Batch(0, PROMPTS, images)))) == 2
+    losses(method(family, branches="denoise", embedded_guidance=3.5))
+    assert [guidance for _, guidance in family.calls] == [1.0, 1.0, 1.0, 3.5]
+    family = ToyFamily()
+    assert len(list(method(family, branches="both").losses(Batch(0, PROMPTS, offline())))) == 2
     assert len(family.calls) == 2
 
 
-def test_rollout_and_training_call_have_their_own_guidance():
+@pytest.mark.parametrize(("resolution", "on_grid"), [(1000, True), (None, False)])
+def test_levels_are_truncated_if_the_recipe_says_so(resolution: int | None, on_grid: bool) -> None:
     family = ToyFamily()
-    list(method(family, branches="denoise", embedded_guidance=3.5).losses(Batch(0, PROMPTS)))
-    assert [guidance for _, guidance in family.calls] == [1.0, 1.0, 1.0, 3.5]
+    losses(method(family, branches="denoise", truncate_timestep=resolution))
+    given = family.calls[-1][0].double() * 1000
+    assert bool(((given - given.round()).abs() < 1e-3).all()) is on_grid
 
 
-def test_the_network_is_shown_the_truncated_level_only_if_asked():
-    for resolution, on_grid in ((1000, True), (None, False)):
-        family = ToyFamily()
-        list(
-            method(family, branches="denoise", truncate_timestep=resolution).losses(
-                Batch(0, PROMPTS)
-            )
-        )
-        shown = family.calls[-1][0].double() * 1000
-        assert bool(((shown - shown.round()).abs() < 1e-3).all()) is on_grid
+def test_shared_noise_is_one_draw_for_samples_and_ranks() -> None:
+    batches = [Batch(0, PROMPTS, offset=place, global_size=4, seed=5) for place in (0, 2)]
+    for shared in (True, False):
+        a, b = (start_rollout(ToyFamily(), ROLLOUT, each, shared).noise for each in batches)
+        assert torch.equal(a, b) == torch.equal(a[0], a[1]) == shared
 
 
-def test_shared_noise_is_one_draw_for_samples_and_ranks():
-    batch = [Batch(0, PROMPTS, offset=place, global_size=4, seed=5) for place in (0, 2)]
-    draws = [start_rollout(ToyFamily(), ROLLOUT, b, shared_noise=True).noise for b in batch]
-    assert torch.equal(draws[0], draws[1]) and torch.equal(draws[0][0], draws[0][1])
-    draws = [start_rollout(ToyFamily(), ROLLOUT, b).noise for b in batch]
-    assert not torch.equal(draws[0], draws[1]) and not torch.equal(draws[0][0], draws[0][1])
+class Watching(ToyFamily):
+    """Stores what the network gets: (x_t, sigma, whether the prediction has a graph)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[tuple[Tensor, Tensor, bool]] = []
+
+    def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
+        pred = super().predict(x_t, sigma, cond)
+        self.given.append((x_t.detach(), sigma, pred.requires_grad))
+        return pred
 
 
 @pytest.mark.parametrize("source", ["fresh", "rollout"])
-def test_the_known_noise_is_the_rollouts_or_a_new_one(source):
-    """One step to the landing of a perfect start: the noise in x_t tells which was injected."""
-    seen = []
-
-    class Watching(ToyFamily):
-        def predict(self, x_t, sigma, cond):
-            seen.append((x_t.detach(), sigma.detach()))
-            return super().predict(x_t, sigma, cond)
-
-    list(method(Watching(), branches="denoise", noise={"source": source}).losses(Batch(0, PROMPTS)))
-    first, (x_t, sigma) = seen[0][0], seen[-1]
-    x0 = euler(ToyFamily(), first, 3)
-    share = sigma.double()[:, None, None, None]
+def test_the_known_noise_is_that_of_the_rollout_or_a_new_one(source: str) -> None:
+    family = Watching()
+    losses(method(family, branches="denoise", noise={"source": source}))
+    noise, (x_t, sigma, _) = family.given[0][0], family.given[-1]
+    x0, share = euler(ToyFamily(), noise, 3), sigma.double()[:, None, None, None]
     injected = (x_t - (1 - share) * x0) / share
-    assert torch.allclose(injected, first.double(), atol=1e-5) is (source == "rollout")
+    assert torch.allclose(injected, noise.double(), atol=1e-5) is (source == "rollout")
 
 
-def test_words_cycle_at_their_own_lengths_or_stand_or_are_averaged():
+# --- the reward -----------------------------------------------------------------------------------
+
+
+def test_phrases_cycle_at_their_own_lengths_or_are_fixed_or_averaged() -> None:
     assert [select_phrases(["a", "b"], "cycle", step) for step in range(3)] == [["a"], ["b"], ["a"]]
     assert [select_phrases(["a", "b"], "fixed", step) for step in range(2)] == [["a"], ["a"]]
     reward = ToyReward()
-    loss = next(
-        method(
-            reward=reward, control_phrases=WORDS | {"order": "average"}, branches="denoise"
-        ).losses(Batch(0, PROMPTS))
-    )
+    loss = first(reward=reward, control_phrases=PHRASES | {"order": "average"})
     features = reward.images[0].mean((2, 3))
-    pos = sum(reward.score(features, [f"{w}. {p}" for p in PROMPTS]) for w in WORDS["positive"]) / 2
-    assert loss.metrics["score_pos"] == pytest.approx(float(pos.mean()))
+    pos = [reward.score(features, [f"{w}. {p}" for p in PROMPTS]) for w in PHRASES["positive"]]
+    assert loss.metrics["score_pos"] == pytest.approx(float(torch.stack(pos).mean()))
 
 
-def test_absolute_form_scores_the_positive_phrase_or_the_bare_prompt():
+@pytest.mark.parametrize(("phrases", "before"), [({"positive": ["Photo"]}, "Photo. "), ({}, "")])
+def test_the_absolute_form_scores_the_positive_phrase_or_the_bare_prompt(
+    phrases: dict[str, list[str]], before: str
+) -> None:
     reward = ToyReward()
-    list(
-        method(
-            reward=reward,
-            form="absolute",
-            control_phrases={"positive": ["Photo"]},
-            branches="denoise",
-        ).losses(Batch(0, PROMPTS))
-    )
-    assert reward.asked == [("Photo. a red star", "Photo. a blue ring")]
-    reward = ToyReward()
-    list(
-        method(reward=reward, form="absolute", control_phrases={}, branches="denoise").losses(
-            Batch(0, PROMPTS)
-        )
-    )
-    assert reward.asked == [PROMPTS]
+    first(reward=reward, form="absolute", control_phrases=phrases)
+    assert reward.prompts == [tuple(before + prompt for prompt in PROMPTS)]
 
 
-def test_discount_scales_the_loss_and_not_the_reward():
-    plain, discounted = (
-        next(method(branches="denoise", discount_shift=s).losses(Batch(0, PROMPTS[:1], seed=2)))
-        for s in (None, 3.0)
-    )
-    position = (
-        noise_levels.GridSampler()
-        .denoise(noise_levels.GridSampler().draw(1, rng.generator_for(2, NOISE_LEVEL, 0, 0, 0, 0)))
-        .position.item()
-    )
+def test_the_discount_scales_the_loss_but_not_the_reward() -> None:
+    plain, discounted = first(), first(discount_shift=3.0)
+    grid, generator = noise_levels.GridSampler(), rng.generator_for(0, NOISE_LEVEL, 0, 0, 0, 0)
+    p = grid.denoise(grid.draw(2, generator)).position
+    rewards = torch.tensor(plain.levels["reward"], dtype=torch.float64)
     assert discounted.levels["reward"] == plain.levels["reward"]
-    assert float(discounted.value) == pytest.approx(
-        float(plain.value) * 3 * position / (1 + 2 * position)
+    assert float(discounted.value.detach()) == pytest.approx(
+        -float((rewards * 3 * p / (1 + 2 * p)).mean())
     )
 
 
-def test_the_anchor_refers_to_the_first_updates_and_survives_a_resume():
+def test_the_anchor_is_the_mean_of_the_first_updates() -> None:
     anchor = {"tolerance": 0.05, "reference_updates": 2}
     srpo = method(form="anchored", branches="denoise", anchor=anchor)
-    plain = [next(srpo.losses(Batch(step, PROMPTS))).metrics["score_plain"] for step in range(3)]
+    plain = [losses(srpo, step)[0].metrics["score_plain"] for step in range(3)]
     assert srpo.objective.reference.value == pytest.approx((plain[0] + plain[1]) / 2)
-    again = method(form="anchored", branches="denoise", anchor=anchor)
-    again.load_state_dict(srpo.state_dict())
-    assert float(next(again.losses(Batch(3, PROMPTS))).value) == float(
-        next(srpo.losses(Batch(3, PROMPTS))).value
-    )
 
 
-def test_min_max_stretches_each_image_and_ignores_brightness():
+def test_min_max_stretches_each_image_and_ignores_brightness() -> None:
     images = torch.rand(2, 3, 4, 4, dtype=torch.float64) * 3 - 1
     stretched = map_images(images, "min_max")
     assert stretched.amin() == 0 and stretched.amax() == 1
@@ -252,48 +217,111 @@ def test_min_max_stretches_each_image_and_ignores_brightness():
     assert map_images(images, "clamp").equal(images.clamp(0, 1))
 
 
-def test_recovery_error_is_gain_times_residual():
-    family = ToyFamily()
-    loss = next(method(family, branches="denoise").losses(Batch(0, PROMPTS)))
-    assert all(error > 0 for error in loss.levels["recovery_error"])
-    assert len(loss.levels["sigma"]) == len(PROMPTS)
-
-
-@pytest.mark.parametrize("preset", ["official_flux", "official_pickscore", "official_qwen"])
-def test_presets_carry_the_published_values_and_give_way_to_the_recipe(preset):
-    recipe = {
-        "name": "x",
-        "preset": preset,
-        "model": {"architecture": "flux", "path": "p"},
-        "reward": {"name": "clip", "path": "r"},
-    }
-    run = RunConfig.model_validate(
-        recipe | {"data": {"prompts": "world"}, "train": {"num_steps": 1, "learning_rate": 1e-3}}
-    )
-    expected = {
-        "official_flux": (25, 0.7, "both", 0.25, 0.3, 1.0, 1.0),
-        "official_pickscore": (30, 0.7, "both", 0.5, 0.6, 2.0, 5.0),
-        "official_qwen": (40, None, "denoise", 0.0, 0.0, None, 1.0),
-    }[preset]
+@pytest.mark.parametrize(
+    ("preset", "values"),
+    [
+        ("official_flux", (25, 0.7, "both", 0.25, 0.3, 1.0, 1.0)),
+        ("official_pickscore", (30, 0.7, "both", 0.5, 0.6, 2.0, 5.0)),
+        ("official_qwen", (40, None, "denoise", 0.0, 0.0, None, 1.0)),
+    ],
+)
+def test_presets_have_the_published_values_and_the_recipe_wins(preset: str, values: Any) -> None:
+    recipe = {"name": "x", "preset": preset, "model": {"architecture": "flux", "path": "p"}}
+    recipe |= {"reward": {"name": "clip", "path": "r"}, "data": {"prompts": "world"}}
+    recipe |= {"train": {"num_steps": 1, "learning_rate": 1e-3}}
+    run: Any = RunConfig.model_validate(recipe)
     m = run.method
-    ramps = (m.denoise.k_pos.high_noise, m.inversion.k_neg.low_noise)
-    assert (
-        m.noise_levels.last,
-        m.margin,
-        m.branches,
-        *ramps,
-        run.rollout.embedded_guidance,
-        run.reward.scale,
-    ) == expected
-    assert run.train.learning_rate == 1e-3
-    assert (
-        m.control_phrases.positive == ["Natural-lighting", "Detail", "Detailed", "Real"]
-        and len(m.control_phrases.negative) == 5
-    )
+    found = m.noise_levels.last, m.margin, m.branches
+    found += m.denoise.k_pos.high_noise, m.inversion.k_neg.low_noise
+    assert (*found, run.rollout.embedded_guidance, run.reward.scale) == values
+    assert run.train.learning_rate == 1e-3 and len(m.control_phrases.negative) == 5
+    assert m.control_phrases.positive == ["Natural-lighting", "Detail", "Detailed", "Real"]
 
 
-def test_the_network_is_shown_levels_in_float64():
-    """Near 1, a DDPM's timesteps lie closer together than float32 can tell apart."""
+# --- the trust region -----------------------------------------------------------------------------
+
+
+def offline() -> Tensor:
+    """Real images: their latents do not depend on the weights, as those of a rollout do."""
+    return torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def held(family: ToyFamily, kl_beta: float = KL_BETA, **settings: Any) -> SRPO:
+    return method(family, noise={"source": "fresh"}, kl_beta=kl_beta, **settings)
+
+
+def offline_losses(srpo: SRPO, step: int = 0) -> list[LossTerm]:
+    return list(srpo.losses(Batch(step, PROMPTS, offline(), seed=3)))
+
+
+@torch.no_grad()
+def move(family: ToyFamily, seed: int = 6, stride: float = 0.1) -> list[Tensor]:
+    """Shift the weights in a random direction, which is returned."""
+    generator = torch.Generator().manual_seed(seed)
+    along = []
+    for p in family.denoiser.parameters():
+        along.append(torch.randn(p.shape, generator=generator, dtype=torch.float64))
+        p += stride * along[-1]
+    return along
+
+
+@pytest.mark.parametrize("form", ["absolute", "relative", "anchored"])
+def test_the_kl_is_zero_at_the_base_and_adds_its_weighted_mean_square(form: str) -> None:
+    """Two branches of two injections, at their own x_t and level; the discount is not on the KL."""
+    settings = {"form": form, "branches": "both", "injections": 2, "discount_shift": 3.0}
+    settings |= {"truncate_timestep": 100, "embedded_guidance": 3.5}
+    family = Watching()
+    srpo, free = held(family, **settings), held(family, 0.0, **settings)
+    assert free.base is None and srpo.base is not None
+    found, plain = offline_losses(srpo), offline_losses(free)
+    assert all(loss.metrics["kl"] == 0 and loss.levels["kl"] == [0, 0] for loss in found)
+    assert [loss.value.item() for loss in found] == [loss.value.item() for loss in plain]
+    batch = Batch(0, PROMPTS, offline(), seed=3)
+    assert all(map(torch.equal, gradient(srpo, batch), gradient(free, batch)))
+
+    move(family)
+    family.given.clear()
+    found, base = offline_losses(srpo), ToyDenoiser()
+    given = family.given.copy()
+    assert [with_graph for _, _, with_graph in given] == [False, True] * 4
+    for loss, plain_loss, (x_t, sigma, _), (own_x_t, own_sigma, _) in zip(
+        found, offline_losses(free), given[::2], given[1::2], strict=True
+    ):
+        assert x_t.equal(own_x_t) and sigma.equal(own_sigma)
+        ours, theirs = (net(x_t.double(), sigma, 3.5).detach() for net in (family.denoiser, base))
+        kl = (ours - theirs).square().flatten(1).mean(1)
+        assert loss.levels["kl"] == pytest.approx(kl.tolist())
+        assert loss.metrics["kl"] == pytest.approx(float(kl.mean()))
+        added = (loss.value - plain_loss.value).item()
+        assert added == pytest.approx(KL_BETA * float(kl.mean()) / 2)
+        assert loss.levels["reward"] == plain_loss.levels["reward"]
+
+
+def test_the_gradient_with_a_kl_is_the_slope() -> None:
     family = ToyFamily()
-    list(method(family, branches="denoise").losses(Batch(0, PROMPTS)))
-    assert family.calls[-1][0].dtype == torch.float64
+    srpo = held(family, form="absolute", branches="both")
+    move(family)
+    ours, step = gradient(srpo, Batch(0, PROMPTS, offline(), seed=3)), 1e-6
+    for seed in range(3):
+        along, ends = move(family, seed, step), []
+        ends.append(sum(float(loss.value.detach()) for loss in offline_losses(srpo)))
+        move(family, seed, -2 * step)
+        ends.append(sum(float(loss.value.detach()) for loss in offline_losses(srpo)))
+        move(family, seed, step)
+        expected = sum(float((g * a).sum()) for g, a in zip(ours, along, strict=True))
+        assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_strong_kl_pulls_the_prediction_back_to_the_base() -> None:
+    family = ToyFamily()
+    srpo = held(family, 1e3, form="absolute", control_phrases={})
+    move(family)
+    optimizer, apart = torch.optim.SGD(family.denoiser.parameters(), lr=1e-4), []
+    for step in range(20):
+        optimizer.zero_grad()
+        found = offline_losses(srpo, step)
+        for loss in found:
+            loss.value.backward()
+        optimizer.step()
+        apart.append(found[0].metrics["kl"])
+    assert apart[-1] < apart[0] / 4

@@ -1,5 +1,4 @@
-"""A family and a reward of a few numbers each, in float64, so that a step can be written out by
-hand beside the method's."""
+"""A model and a reward of a few numbers each, in float64, for steps written out by hand."""
 
 from __future__ import annotations
 
@@ -25,11 +24,8 @@ class ToyDenoiser(nn.Module):
 
     def forward(self, x_t: Tensor, sigma: Tensor, guidance: float) -> Tensor:
         mixed = torch.einsum("oc,bchw->bohw", self.weight, x_t)
-        return (
-            torch.tanh(mixed)
-            + sigma[:, None, None, None] * self.bias[:, None, None]
-            + 0.01 * guidance
-        )
+        shift = sigma[:, None, None, None] * self.bias[:, None, None]
+        return torch.tanh(mixed) + shift + 0.01 * guidance
 
 
 class ToyFamily:
@@ -40,9 +36,8 @@ class ToyFamily:
         self.path, self.prediction = path, prediction
         self.denoiser = ToyDenoiser()
         self.calls: list[tuple[Tensor, float | None]] = []
-        self.to_rgb = (
-            torch.randn(3, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64) * 0.2
-        )
+        generator = torch.Generator().manual_seed(4)
+        self.to_rgb = 0.2 * torch.randn(3, 4, generator=generator, dtype=torch.float64)
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         return Conditioning(tuple(prompts), {})
@@ -58,9 +53,8 @@ class ToyFamily:
         return self.denoiser(x_t.double(), sigma.double(), cond.embedded_guidance or 0.0)
 
     def sigmas(self, num_inference_steps: int, height: int, width: int) -> Tensor:
-        return torch.linspace(
-            1.0 if self.path == "flow" else 0.99, 0, num_inference_steps + 1, dtype=torch.float64
-        )
+        highest = 1.0 if self.path == "flow" else 0.99
+        return torch.linspace(highest, 0, num_inference_steps + 1, dtype=torch.float64)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return (4, height, width)
@@ -73,14 +67,13 @@ class ToyFamily:
 
 
 class ToyReward:
-    """Linear in the mean colour, with a direction for each text; keeps the texts it was asked
-    about."""
+    """Linear in the mean colour, with a direction for each text; stores its texts and images."""
 
     name = "toy"
 
     def __init__(self, reads_prompt: bool = True, differentiable: bool = True) -> None:
         self.reads_prompt, self.differentiable = reads_prompt, differentiable
-        self.asked: list[tuple[str, ...]] = []
+        self.prompts: list[tuple[str, ...]] = []
         self.images: list[Tensor] = []
 
     def encode(self, images: Images) -> Tensor:
@@ -92,5 +85,5 @@ class ToyReward:
         return torch.randn(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
     def score(self, features: Tensor, prompts: Sequence[str]) -> PerSample:
-        self.asked.append(tuple(prompts))
+        self.prompts.append(tuple(prompts))
         return (features * torch.stack([self.direction(prompt) for prompt in prompts])).sum(1)

@@ -29,7 +29,7 @@ from directalign.preflight.memory import (
 )
 from directalign.preflight.meta_models import meta_model
 from directalign.rewards import REWARDS, load_reward, reward_class
-from directalign.training.adamw8bit import AdamW8bit
+from directalign.training.optim import AdamW8bit
 from directalign.types import Batch, DirectAlignError
 from recorded_rewards import write_aesthetic, write_image_reward
 from tiny import tiny_flux, tiny_sd  # noqa: F401 (fixtures)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
-import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,14 +78,6 @@ def run(arguments: Sequence[str]) -> None:
 def one_process(arguments: Sequence[str], log: Path) -> int:
     """The exit code of the command on one process."""
     return exit_code(fork(lambda: run(arguments), log))
-
-
-def torchrun_command(arguments: Sequence[str], log: Path) -> int:
-    """As a user starts it: `torchrun -m directalign`, two processes."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    with log.open("a") as stream:
-        command = [*torchrun, "-m", "directalign", *arguments]
-        return subprocess.run(command, stdout=stream, stderr=stream, check=False).returncode
 
 
 def torchrun(
@@ -178,3 +171,25 @@ def records(out: Path, *events: str) -> list[dict[str, Any]]:
         for record in found
         if not events or record["event"] in events
     ]
+
+
+def kill_and_resume(
+    start: Callable[[Path, bool], object], folder: Path, attempts: int
+) -> list[Path]:
+    """Folders of runs that were killed at random moments, then resumed to their end.
+
+    `start(out, resume)` is first run to its end in `folder / "whole"`, to learn its duration.
+    """
+    begin, moments, killed = time.perf_counter(), random.Random(0), 0
+    assert exit_code(fork(lambda: start(folder / "whole", False))) == 0
+    duration = time.perf_counter() - begin
+    outs = [folder / f"killed-{attempt}" for attempt in range(attempts)]
+    for out in outs:
+        child = fork(lambda out=out: start(out, False))
+        time.sleep(moments.uniform(0.2, 0.95) * duration)
+        os.kill(child, signal.SIGKILL)
+        killed += exit_code(child) == -signal.SIGKILL
+        resume = (out / "run.yaml").exists()
+        assert exit_code(fork(lambda out=out, resume=resume: start(out, resume))) == 0, out
+    assert killed > 0
+    return outs

@@ -15,7 +15,7 @@ import train_stubs as stubs
 
 from directalign.config.load import load_run
 from directalign.io import atomic
-from directalign.training import checkpoint, loop
+from directalign.training import checkpoint
 from directalign.training.distributed import TorchProcessGroup
 from directalign.types import DirectAlignError
 
@@ -48,34 +48,6 @@ def names(out: Path) -> list[str]:
     return [path.name for path in checkpoint.all_of(out / "checkpoints")]
 
 
-def test_content(finished: Path) -> None:
-    path = finished / "checkpoints" / "step-000006"
-    tensors = {f"{group}.safetensors" for group in ("weights", "ema", "exp_avg", "exp_avg_sq")}
-    others = {"optimizer.pt", "rank-0.pt", "record.json", "manifest.json"}
-    assert {f.name for f in path.iterdir()} == tensors | others
-    own = torch.load(path / "rank-0.pt", weights_only=True)
-    assert set(own["random"]) == {"python", "numpy", "torch", "cuda"}
-    assert set(own["method"]) == {"reference"}
-    assert torch.load(path / "optimizer.pt", weights_only=True)["state"][0]["step"] == 6
-    record = checkpoint.read_record(path)
-    assert record["step"] == 6 and record["config"]["train"]["num_steps"] == 6
-    assert record["data"]["ranks"] == 1 and record["data"]["global_batch_size"] == 2
-    assert record["schedule"] == {"kind": "constant", "learning_rate": 0.05}
-    assert "torch" in record["versions"]
-
-
-def test_random_states_are_restored(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
-    monkeypatch.setattr(
-        loop, "train", lambda context, done: found.append(checkpoint.random_state()) or done
-    )
-    torch.manual_seed(99)
-    resume(out)
-    file = out / "checkpoints" / "step-000006" / "rank-0.pt"
-    stored = torch.load(file, weights_only=True)["random"]
-    assert torch.equal(found[0]["torch"], stored["torch"]) and found[0]["numpy"] == stored["numpy"]
-
-
 def test_length_logging_and_number_of_checkpoints_may_change(out: Path) -> None:
     resume(out, num_steps=8, save_every=3, keep_checkpoints=5, sample_every=4)
     assert names(out) == ["step-000002", "step-000004", "step-000006", "step-000008"]
@@ -103,9 +75,7 @@ def test_a_crash_before_the_rename_leaves_earlier_checkpoints(
     assert sorted(p.name for p in folder.iterdir()) == ["step-000002", "step-000004", "step-000006"]
 
 
-@pytest.mark.parametrize(
-    "name", ["weights.safetensors", "optimizer.pt", "rank-0.pt", "record.json", "manifest.json"]
-)
+@pytest.mark.parametrize("name", ["weights.safetensors", "rank-0.pt", "manifest.json"])
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
     out: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,7 +136,7 @@ def test_another_recipe_is_refused(out: Path, train: dict[str, Any], message: st
     ("change", "message"),
     [
         ({"architecture": "0123"}, r"another architecture \(0123, not [0-9a-f]{16}\): model\.path"),
-        ({"data": {"fingerprint": "0123"}}, r"another data .*data\.prompts"),
+        ({"fingerprint": "0123"}, r"another data .*data\.prompts"),
         ({"format": 1}, r"written by directalign .* in another format"),
     ],
 )
@@ -175,9 +145,8 @@ def test_another_architecture_data_set_or_format_is_refused(
 ) -> None:
     path = out / "checkpoints" / "step-000006"
     record = checkpoint.read_record(path)
-    if "data" in change:
-        change = {"data": {**record["data"], **change["data"]}}
-    (path / "record.json").write_text(json.dumps({**record, **change}))
+    record |= {"data": {**record["data"], **change}} if "fingerprint" in change else change
+    (path / "record.json").write_text(json.dumps(record))
     (path / "manifest.json").unlink()
     shutil.move(path, atomic.partial_of(path))
     atomic.publish(path, atomic.checksums(atomic.partial_of(path)))
@@ -185,25 +154,11 @@ def test_another_architecture_data_set_or_format_is_refused(
         resume(out)
 
 
-def test_a_changed_prompt_list_is_refused(out: Path) -> None:
-    run = stubs.make_run(prompts_of(out), ema_decay=0.9)
-    prompts_of(out).write_text("something else")
-    with pytest.raises(DirectAlignError, match="another data"):
-        stubs.start(run, out, resume=True)
-
-
 def test_the_layout_of_one_global_batch_may_change(out: Path) -> None:
     wanted = (out / WEIGHTS).read_bytes()
     resume(out, batch_size=1, gradient_accumulation_steps=2, parallel="data")
     resume(out, batch_size=1, global_batch_size=2)
     assert (out / WEIGHTS).read_bytes() == wanted
-
-
-def test_the_architecture_is_names_and_shapes_not_weights() -> None:
-    whole, other = stubs.LowRank(full=True), stubs.LowRank(full=True)
-    torch.nn.init.normal_(other.base)
-    assert checkpoint.architecture(whole) == checkpoint.architecture(other)
-    assert checkpoint.architecture(whole) != checkpoint.architecture(stubs.LowRank(full=False))
 
 
 @pytest.mark.parametrize(

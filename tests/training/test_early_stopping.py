@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from directalign import config
 from directalign.config.load import load_run
 from directalign.evaluation.in_training import judge_of, measured_metrics, score_of
 from directalign.preflight.checks import check_early_stopping, early_stopping_warnings
 from directalign.training.early_stopping import Rules, evaluations, standard_error, verdict
-from directalign.training.run_log import Display
 from directalign.types import DirectAlignError
 
 BETTER = {"judge": 1, "content": 1, "tint": -1, "light": 0, "score": 1}
@@ -27,13 +25,9 @@ def rules(**settings: Any) -> Rules:
 
 
 def record(step: int, judge: float = 0.5, content: float = 1.0, **more: Any) -> dict[str, Any]:
+    numbers = {"judge": judge, "content": {"value": content}}
     others = {"tint": 0.0, "light": 0.5, "score": 0.7, **more}
-    return {
-        "event": "evaluate",
-        "step": step,
-        "judge": judge,
-        "content": {"value": content},
-    } | others
+    return {"event": "evaluate", "step": step, **numbers, **others}
 
 
 def course(every: int = 10, **metrics: Sequence[float]) -> list[dict[str, Any]]:
@@ -50,11 +44,6 @@ def best(given: Rules, records: list[dict[str, Any]], lost: Sequence[int] = ()) 
     return found.step if found is not None else None
 
 
-def reason(given: Rules, records: list[dict[str, Any]]) -> str | None:
-    found = verdict(given, records).stop
-    return found.reason if found is not None else None
-
-
 def spread(name: str, mean: float, half: float, count: int = 100) -> dict[str, list[float]]:
     """Values of single samples, `half` above and below the mean in turn."""
     return {name: [mean + half * (-1) ** place for place in range(count)]}
@@ -69,11 +58,8 @@ def spread(name: str, mean: float, half: float, count: int = 100) -> dict[str, l
         ({"content": 0.98}, 0.4),
         ({"content": 1.2}, 0.0),
         ({"tint": 0.1}, 2.0),
-        ({"tint": -0.1}, 0.0),
-        ({"light": 0.4}, 0.5),
         ({"light": 0.6}, 0.5),
         ({"tint": math.nan}, math.inf),
-        ({"tint": None}, math.inf),
     ],
 )
 def test_the_used_share_counts_what_is_worse(moved: dict[str, float], share: float) -> None:
@@ -82,53 +68,34 @@ def test_the_used_share_counts_what_is_worse(moved: dict[str, float], share: flo
     assert found[-1].degradation == pytest.approx(share)
 
 
-def test_the_base_model_on_the_same_samples_is_the_reference() -> None:
-    base = record(0, content=0.9, during={"content": {"value": 1.0}})
-    given = rules(max_degradation={"content": 0.1})
-    found = evaluations(given, [base, record(10, content=0.95)])
-    assert found[-1].degradation == pytest.approx(0.5) and found[0].degradation == 0
-
-
 # --- reasons to stop ------------------------------------------------------------------------------
+
+
+TWICE = {**LIMIT, "degradation_patience": 2}
 
 
 @pytest.mark.parametrize(
     ("settings", "metrics", "wanted"),
     [
-        ({**LIMIT, "degradation_patience": 2}, {"content": [1, 0.9]}, None),
-        ({**LIMIT, "degradation_patience": 2}, {"content": [1, 0.9, 0.97, 0.9]}, None),
-        ({**LIMIT, "degradation_patience": 2}, {"content": [1, 0.9, 0.97, 0.9, 0.88]}, "drift"),
-        ({"patience": 2}, {"judge": [0.1, 0.5, 0.5]}, None),
+        (TWICE, {"content": [1, 0.9, 0.97, 0.9]}, None),
+        (TWICE, {"content": [1, 0.9, 0.97, 0.9, 0.88]}, "content is worse by 0.12, 0.05 is allo"),
         ({"patience": 2}, {"judge": [0.1, 0.5, 0.5, 0.6, 0.6]}, None),
-        ({"patience": 2}, {"judge": [0.1, 0.5, 0.5, 0.4]}, "patience"),
+        ({"patience": 2}, {"judge": [0.1, 0.5, 0.5, 0.4]}, "0.5 at step 10"),
         (
             {**LIMIT, "degradation_patience": 5, "patience": 2},
             {"judge": [0.1, 0.5, 0.8, 0.9], "content": [1, 1, 0.9, 0.9]},
-            "patience",  # a better metric over budget is no improvement
+            "0.5 at step 10",  # a better metric over budget is no improvement
         ),
-        ({"score_patience": 2}, {"score": [0.744, 0.777, 0.688]}, None),
-        ({"score_patience": 2}, {"score": [0.744, 0.777, 0.688, 0.458]}, "score_peak"),
+        ({"score_patience": 2}, {"score": [0.7, 0.8, 0.6]}, None),
+        ({"score_patience": 2}, {"score": [0.7, 0.8, 0.6, 0.5]}, "from 0.8 at step 10 to 0.5"),
         ({"score_patience": 2}, {"score": [0.7, 0.8, 0.75, 0.81, 0.78]}, None),
     ],
 )
 def test_when_a_run_stops(
     settings: dict[str, Any], metrics: dict[str, Any], wanted: str | None
 ) -> None:
-    assert reason(rules(**settings), course(**metrics)) == wanted
-
-
-@pytest.mark.parametrize(
-    ("settings", "metrics", "text"),
-    [
-        (LIMIT, {"content": [1, 0.9, 0.88]}, "content is worse by 0.12, 0.05 is allowed, over"),
-        ({"patience": 2}, {"judge": [0.1, 0.5, 0.5, 0.4]}, "0.5 at step 10"),
-        ({"score_patience": 2}, {"score": [0.7, 0.8, 0.6, 0.5]}, "from 0.8 at step 10 to 0.5"),
-    ],
-)
-def test_the_reason_has_its_numbers(
-    settings: dict[str, Any], metrics: dict[str, Any], text: str
-) -> None:
-    assert text in str(verdict(rules(**settings), course(**metrics)).stop)
+    stop = verdict(rules(**settings), course(**metrics)).stop
+    assert stop is None if wanted is None else wanted in str(stop)
 
 
 def test_a_fall_of_the_score_within_its_noise_is_none() -> None:
@@ -137,8 +104,9 @@ def test_a_fall_of_the_score_within_its_noise_is_none() -> None:
         later = {"score": last, "each": {"score": [last] * 50}}
         return [record(0), peak, record(20, **later), record(30, **later)]
 
-    assert reason(rules(score_patience=2), records(0.79)) is None
-    assert reason(rules(score_patience=2), records(0.75)) == "score_peak"
+    assert verdict(rules(score_patience=2), records(0.79)).stop is None
+    stop = verdict(rules(score_patience=2), records(0.75)).stop
+    assert stop is not None and stop.reason == "score_peak"
 
 
 # --- the best weights -----------------------------------------------------------------------------
@@ -154,7 +122,6 @@ def test_a_fall_of_the_score_within_its_noise_is_none() -> None:
         (LIMIT, {"judge": [0.1, 0.9, 0.95, 0.99], "content": [1, 0.8, 0.9, 0.85]}, {0}, 20),
         (LIMIT, {"judge": [0.1, 0.9], "content": [1, 0.8]}, {0, 10}, None),
         ({"score_patience": 2}, {"judge": [0.1, 0.5, 0.8], "score": [0.7, 0.8, 0.6]}, {}, 10),
-        ({}, {"judge": [0.1, 0.5, 0.8], "score": [0.7, 0.8, 0.6]}, {}, 20),
         (
             {"score_patience": 2, **LIMIT},  # with a budget, the score's peak does not count
             {"judge": [0.1, 0.5, 0.8], "score": [0.7, 0.8, 0.6]},
@@ -280,16 +247,9 @@ def test_every_metric_has_a_direction() -> None:
 @pytest.mark.parametrize(
     ("stop", "message"),
     [
-        (
-            {"max_degradation": {"contnet": 0.03}},
-            r"max_degradation\.contnet: .*not measure contnet; it measures photo_rate, content, ",
-        ),
-        ({"max_degradation": {"diversity": 0.03}}, r"does not measure diversity"),
+        ({"max_degradation": {"diversity": 0.03}}, r"diversity; it measures photo_rate, content, "),
         ({"metric_for_best": "held_out_second"}, r"metric_for_best: .* measure held_out_second"),
-        (
-            {"metric_for_best": "color_drift"},
-            r"higher is not better for color_drift; name one of photo_rate, content, reward, score",
-        ),
+        ({"metric_for_best": "color_drift"}, r"higher is not better for color_drift; name one of"),
     ],
 )
 def test_metrics_that_do_not_fit_are_refused(stop: dict[str, Any], message: str) -> None:
@@ -316,12 +276,3 @@ def test_preflight_warns_of_patience_beyond_the_run_and_of_no_budget() -> None:
     run = load_run("world_stopping")
     assert check_early_stopping(run) and early_stopping_warnings(run) == []
     assert run.train.num_steps == 10 * 30
-
-
-def test_the_live_line_has_the_used_budget(capsys: pytest.CaptureFixture[str]) -> None:
-    with Display(10, 0, Console()) as display:
-        used = {"content": 0.667, "color_drift": 0.2}
-        display.evaluation({"step": 3, "content": 0.98}, used)
-        display.evaluation({"step": 6, "content": 0.98}, {})
-    first, second = capsys.readouterr().out.splitlines()[:2]
-    assert "content 0.98  budget 67% used (content)" in first and "budget 67% used" in second

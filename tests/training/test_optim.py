@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from directalign.config import TrainConfig
-from directalign.training.adamw8bit import AdamW8bit
 from directalign.training.optim import (
     EMA,
+    AdamW8bit,
     adamw,
     learning_rate,
     set_learning_rate,
@@ -37,23 +37,6 @@ def test_linear_and_cosine_start_at_the_peak_and_end_at_zero():
         assert learning_rate(chosen, 10) == pytest.approx(0.0, abs=1e-12)
         falling = [learning_rate(chosen, step) for step in range(2, 10)]
         assert all(a > b > 0 for a, b in pairwise(falling))
-
-
-def test_a_warm_up_longer_than_the_run_never_divides_by_zero():
-    assert learning_rate(settings(schedule="linear", warmup_steps=20), 9) == pytest.approx(
-        2.0 * 10 / 21
-    )
-    assert learning_rate(settings(schedule="linear", warmup_steps=10), 9) == pytest.approx(
-        2.0 * 10 / 11
-    )
-
-
-def test_adamw_takes_the_settings_and_the_rate():
-    layer = nn.Linear(2, 2)
-    optimizer = adamw(trained_parameters(layer), settings(betas=[0.5, 0.6], weight_decay=0.01))
-    set_learning_rate(optimizer, 0.125)
-    group = optimizer.param_groups[0]
-    assert (group["lr"], group["betas"], group["weight_decay"]) == (0.125, (0.5, 0.6), 0.01)
 
 
 def test_only_weights_that_ask_for_a_gradient_are_trained():

@@ -18,12 +18,10 @@ from torch import Tensor
 import tiny
 from directalign import config
 from directalign.evaluation.generate import generate
-from directalign.evaluation.in_training import Measurer
 from directalign.export.average import average_run
 from directalign.io import atomic
 from directalign.methods.objective import Reference
 from directalign.models import load_model
-from directalign.rewards import load_reward
 from directalign.training import early_stopping, run_log
 
 HALF = "--set=data.batch_size=2"
@@ -73,10 +71,10 @@ def alike(ours: Any, theirs: Any) -> bool:
 
 
 def test_sharded_processes_match_one_process(whole: Callable[..., Path], tmp_path: Path) -> None:
-    """All weights, started as a user does; also the mean of sharded checkpoints."""
+    """All weights; also the mean of sharded checkpoints."""
     wanted, out, log = whole("full"), tmp_path / "out", tmp_path / "log"
     arguments = train(wanted.with_suffix(".yaml"), out, HALF)
-    assert launching.torchrun_command(arguments, log) == 0, log.read_text()
+    assert torchrun(arguments, log) == 0, log.read_text()
     base = load_file(wanted.parent / "model" / WEIGHTS)
     moved = max(float((weights(wanted)[name] - base[name]).abs().max()) for name in base)
     assert distance(out, wanted) < 1e-5 < 1e-4 < moved
@@ -167,36 +165,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> config.RunConfig:
     return config.RunConfig.model_validate(given)
 
 
-@pytest.mark.parametrize("size", [2, 3, 8])
+@pytest.mark.parametrize("size", [2, 8])
 def test_ranks_generate_equal_parts_of_the_images(run: config.RunConfig, size: int) -> None:
-    model, prompts, seeds = (
-        load_model(run.model, "cpu"),
-        [f"a star {i}" for i in range(5)],
-        range(5),
-    )
+    model, seeds = load_model(run.model, "cpu"), range(5)
+    prompts = [f"a star {i}" for i in seeds]
     ranks = [Rank(rank, size) for rank in range(size)]
     for rank in ranks:
         assert len(generate(model, prompts, seeds, run.rollout, 2, rank)) == len(prompts)
     assert len({len(rank.sent) for rank in ranks}) == 1
     joined = torch.cat([rank.sent for rank in ranks])[: len(prompts)]
     assert (joined - generate(model, prompts, seeds, run.rollout, 2)).abs().max() < 1e-5
-
-
-def test_only_rank_0_evaluates(run: config.RunConfig) -> None:
-    model, reward = load_model(run.model, "cpu"), load_reward(run.reward)
-    assert Measurer(run, model, reward, None, None, Rank(1, 2)).measure(4) == {}
-    found = Measurer(run, model, reward, None, None, Rank(0, 2)).measure(4)
-    assert {"reward", "color_drift", "diversity"} <= found.keys()
-
-
-def test_a_full_model_has_its_base_images_before_training(run: config.RunConfig) -> None:
-    model = load_model(run.model, "cpu")
-    evaluator = Measurer(run, model, None, None)
-    evaluator.prepare()
-    with torch.no_grad():
-        for p in model.denoiser.parameters():
-            p.mul_(1.5)
-    assert evaluator.measure(5)["color_drift"] > 1e-4
 
 
 def test_all_ranks_have_one_reference() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from ..config import RunConfig
+from ..config import PythonMethodConfig, RolloutConfig, RunConfig
 from ..interfaces import SINGLE_PROCESS, Method, Model, ProcessGroup, Reward
+from ..io.user_code import load_object
 from ..rewards.distributed import synchronized
+from ..types import DirectAlignError
 
 METHODS = {
     "srpo": "srpo:SRPO",
@@ -18,7 +20,7 @@ METHODS = {
     "leapalign": "leapalign:LeapAlign",
     "flowbp": "flowbp:FlowBP",
     "flow_grpo": "flow_grpo:FlowGRPO",
-    "python": "python_method:python_method",
+    "python": ":python_method",
 }
 """Name in a recipe → "module:class"; imported when used."""
 
@@ -26,7 +28,7 @@ METHODS = {
 def method_class(name: str) -> Any:
     """The class of a method."""
     module, _, attribute = METHODS[name].partition(":")
-    return getattr(import_module(f".{module}", __name__), attribute)
+    return getattr(import_module(f".{module}" if module else __name__, __name__), attribute)
 
 
 def load_method(
@@ -39,4 +41,26 @@ def load_method(
     )
     if hasattr(method, "objective"):  # a method of the user's own may have none
         method.objective.group = group
+    return method
+
+
+def python_method(
+    model: Model, reward: Reward, settings: PythonMethodConfig, rollout: RolloutConfig
+) -> Method:
+    """An instance of the user's class `method.path`; see `interfaces.Method`.
+
+    Raises DirectAlignError if it cannot be constructed or is no method.
+    """
+    key = f"method.path: {settings.path}"
+    made = load_object(settings.path, "method.path", "class")
+    try:
+        method = made(model, reward, settings, rollout, **settings.args)
+    except (TypeError, AttributeError) as error:
+        raise DirectAlignError(
+            f"{key} cannot be constructed with (model, reward, settings, rollout) and "
+            f"method.args {settings.args} ({error}); correct the class"
+        ) from error
+    for name in ("losses", "state_dict", "load_state_dict"):
+        if not callable(getattr(method, name, None)):
+            raise DirectAlignError(f"{key} has no method {name}(); see interfaces.Method")
     return method

@@ -10,9 +10,9 @@ the batch's deepest sample costs one more forward call. Left out: nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -24,29 +24,20 @@ from ..diffusion.rng import STEPS, draw_rows, update_generator
 from ..diffusion.sampling import keep_gradient, sample, sampling_step, start_rollout
 from ..interfaces import Model, Reward
 from ..types import Batch, LossTerm
-from .objective import build_objective
-from .objective_math import hinge
+from .objective import ObjectiveMethod
 
 
-class AlignProp:
-    """`losses(batch)` yields one loss; its metrics name the mean depth, `grad_steps`.
-
-    Raises DirectAlignError for a reward without gradient, and for one that ignores the prompt where
-    the form compares two phrasings.
-    """
+class AlignProp(ObjectiveMethod):
+    """`losses(batch)` yields one loss; its metrics name the mean depth, `grad_steps`."""
 
     def __init__(
         self, model: Model, reward: Reward, settings: AlignPropConfig, rollout: RolloutConfig
     ) -> None:
+        super().__init__(model, reward, settings, rollout)
         self.max_grad_steps = settings.max_grad_steps or rollout.num_inference_steps
-        steps = self.max_grad_steps, rollout.num_inference_steps
-        assert steps[0] <= steps[1], steps
-        self.model, self.settings, self.rollout = model, settings, rollout
-        self.objective = build_objective(reward, settings)
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
-        """Sample to where the gradient begins; then the remaining steps with gradient; reward;
-        yield."""
+        """Sample; run the last steps with gradient; reward; yield."""
         start, depth = start_rollout(self.model, self.rollout, batch), self.depth(batch)
         deepest = int(depth.max())
         x0 = sample(self.model, start.cond, start.noise, start.sigmas[:-deepest])
@@ -55,21 +46,12 @@ class AlignProp:
             # a step stores its input and runs again in the backward pass
             args = (self.model, start.cond, x0, *sigmas)
             x0 = checkpoint(sampling_step, *args, use_reentrant=False)
-
-        output = self.objective(self.model.decode(x0), batch)
-        loss = hinge(output.reward, 1.0, self.settings.margin)
-
+        loss = self.image_loss(x0, batch, "chain")
         grad_steps = float(depth.double().mean())
-        yield LossTerm(loss.mean(), "chain", {**output.metrics, "grad_steps": grad_steps})
+        yield replace(loss, metrics={**loss.metrics, "grad_steps": grad_steps})
 
     def depth(self, batch: Batch) -> Int64[Tensor, " b"]:
-        """Each sample's number of last steps with gradient: uniform over 1, ...,
+        """Each sample's number of last steps with gradient, uniform over 1, ...,
         `max_grad_steps`."""
         highest, generator = self.max_grad_steps + 1, update_generator(batch, STEPS)
         return draw_rows(batch, lambda n: torch.randint(1, highest, (n,), generator=generator))
-
-    def state_dict(self) -> Mapping[str, Any]:
-        return self.objective.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.objective.load_state_dict(state)

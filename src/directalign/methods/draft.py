@@ -15,37 +15,21 @@ exact: the n losses are n independent draws of K = 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
 
-from ..config import DRaFTConfig, RolloutConfig
 from ..diffusion.recovery import inject
 from ..diffusion.rng import FRESH_NOISE, batch_noise
 from ..diffusion.sampling import RolloutStart, predict_x0, sample, start_rollout
-from ..interfaces import Model, Reward
 from ..types import Batch, Latents, LossTerm
-from .objective import build_objective
-from .objective_math import hinge
+from .objective import ObjectiveMethod
 
 
-class DRaFT:
-    """`losses(batch)` yields the loss of the sample, then one per renoised copy.
-
-    Raises DirectAlignError for a reward without gradient, and for one that ignores the prompt where
-    the form compares two phrasings.
-    """
-
-    def __init__(
-        self, model: Model, reward: Reward, settings: DRaFTConfig, rollout: RolloutConfig
-    ) -> None:
-        steps = settings.grad_steps, rollout.num_inference_steps
-        assert steps[0] <= steps[1], steps
-        self.model, self.settings, self.rollout = model, settings, rollout
-        self.objective = build_objective(reward, settings)
+class DRaFT(ObjectiveMethod):
+    """`losses(batch)` yields the loss of the sample, then one per renoised copy."""
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
-        """Make x0 with the gradient of its last steps; reward; yield; then renoise, denoise, reward
-        and yield again."""
+        """Make x0 with the gradient of its last steps; yield; then yield renoised copies."""
         start = start_rollout(self.model, self.rollout, batch)
         x0 = sample(self.model, start.cond, start.noise, start.sigmas, self.settings.grad_steps)
         yield self._loss(x0, batch, "sampled")
@@ -55,20 +39,12 @@ class DRaFT:
             yield self._loss(self._redenoised(x0, start, batch, index), batch, "noised_anew")
 
     def _redenoised(self, x0: Latents, start: RolloutStart, batch: Batch, index: int) -> Latents:
-        """Renoise the sample to the last level with draw `index`, and denoise it in one step with
-        gradient."""
+        """Renoise the sample to the last level with draw `index`; denoise it with gradient."""
         noise = batch_noise(batch, FRESH_NOISE, tuple(x0.shape), index=index).to(x0)
         sigma = start.sigmas[-2].expand(len(x0)).to(x0.device)
         x_t = inject(self.model.path, x0, noise, sigma).x_t
         return predict_x0(self.model, start.cond, x_t, sigma)
 
     def _loss(self, x0: Latents, batch: Batch, branch: str) -> LossTerm:
-        output = self.objective(self.model.decode(x0), batch)
-        loss = hinge(output.reward, 1.0, self.settings.margin)
-        return LossTerm(loss.mean() / self.settings.lv_samples, branch, output.metrics)
-
-    def state_dict(self) -> Mapping[str, Any]:
-        return self.objective.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.objective.load_state_dict(state)
+        loss = self.image_loss(x0, batch, branch)
+        return replace(loss, value=loss.value / self.settings.lv_samples)

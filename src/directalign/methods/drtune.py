@@ -2,7 +2,7 @@
 network's input.
 
 The paper: stop the gradient at the denoiser's input, so that the reward reaches early steps along
-only the chain of samples, where nothing multiplies up; train K equally spaced steps; stop sampling
+the chain of samples only, where nothing multiplies up; train K equally spaced steps; stop sampling
 early at random and score the one-step estimate there. Here: the same for every path and prediction
 type, one draw of the stop and of the first trained step per sample, the K steps spread over those
 before the stop so that all of them count. Left out: nothing.
@@ -10,8 +10,7 @@ before the stop so that all of them count. Left out: nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Int64
@@ -22,45 +21,42 @@ from ..diffusion.rng import STEPS, draw_rows, update_generator
 from ..diffusion.sampling import RolloutStart, keep_gradient, linear_step, predict, start_rollout
 from ..interfaces import Model, Reward
 from ..types import Batch, DirectAlignError, Latents, LossTerm
-from .objective import build_objective
-from .objective_math import hinge
+from .objective import ObjectiveMethod
 
 
-class DRTune:
+class DRTune(ObjectiveMethod):
     """`losses(batch)` yields one loss, with the gradient of K network calls.
 
-    Raises DirectAlignError for a reward without gradient, for one that ignores the prompt where the
-    form compares two phrasings, and where an early stop could leave fewer than K steps.
+    Raises DirectAlignError where an early stop could leave fewer than K steps.
     """
 
     def __init__(
         self, model: Model, reward: Reward, settings: DRTuneConfig, rollout: RolloutConfig
     ) -> None:
-        check_steps(settings, rollout)
-        self.model, self.settings, self.rollout = model, settings, rollout
-        self.objective = build_objective(reward, settings)
+        self.check(settings, rollout, model.path)
+        super().__init__(model, reward, settings, rollout)
 
     @staticmethod
     def check(settings: DRTuneConfig, rollout: RolloutConfig, path: str) -> None:
-        """Refuse settings that the rollout cannot satisfy, before anything is loaded."""
-        check_steps(settings, rollout)
+        """Refuse more trained steps than the earliest stop leaves."""
+        fewest = rollout.num_inference_steps + 1 - settings.early_stop
+        if settings.trained_steps > fewest:
+            raise DirectAlignError(
+                f"method.trained_steps {settings.trained_steps} does not fit: with "
+                f"method.early_stop {settings.early_stop} a rollout of rollout.num_inference_steps "
+                f"{rollout.num_inference_steps} may end after {fewest}; lower one of the first "
+                "two, or sample in more steps"
+            )
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
-        """Make the steps down to the stop, some with gradient; predict x0_hat there; reward;
-        yield."""
+        """Sample to the stop, some steps with gradient; predict x0_hat there; reward; yield."""
         start, (stop, trained) = start_rollout(self.model, self.rollout, batch), self.steps(batch)
         x0_hat = self._chain(start, stop, trained)
-
-        output = self.objective(self.model.decode(x0_hat), batch)
-        loss = hinge(output.reward, 1.0, self.settings.margin)
-
-        levels = {"sigma": start.sigmas[stop], "reward": output.reward}
-        lists = {name: value.detach().double().tolist() for name, value in levels.items()}
-        yield LossTerm(loss.mean(), "chain", output.metrics, lists)
+        yield self.image_loss(x0_hat, batch, "chain", start.sigmas[stop])
 
     def steps(self, batch: Batch) -> tuple[Int64[Tensor, " b"], Int64[Tensor, "b k"]]:
-        """(stop, trained) of each sample: the step whose estimate is scored, and the K trained ones
-        among 0, ..., stop.
+        """(stop, trained) of each sample: the step whose estimate is scored, K trained ones in 0,
+        ..., stop.
 
         The stop is uniform over the last `early_stop` steps. The trained steps are ⌊(stop + 1) / K⌋
         apart, the first drawn uniformly from where they all fit.
@@ -79,8 +75,7 @@ class DRTune:
     def _chain(
         self, start: RolloutStart, stop: Int64[Tensor, " b"], trained: Int64[Tensor, "b k"]
     ) -> Latents:
-        """x0_hat of each sample at its stop; the graph joins the trained predictions only through
-        the sampler's coefficients."""
+        """x0_hat of each sample at its stop; its graph has no input of a network call."""
         model, x_t = self.model, start.noise
         sigmas, stop, trained = (each.to(x_t.device) for each in (start.sigmas, stop, trained))
         for index in range(int(stop.max()) + 1):
@@ -94,21 +89,3 @@ class DRTune:
             stepped = linear_step(model.path, model.prediction, x_t, pred, sigma_from, sigma_to)
             x_t = torch.where((index <= stop)[:, None, None, None], stepped, x_t)
         return x_t
-
-    def state_dict(self) -> Mapping[str, Any]:
-        return self.objective.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.objective.load_state_dict(state)
-
-
-def check_steps(settings: DRTuneConfig, rollout: RolloutConfig) -> None:
-    """Refuse more trained steps than the earliest stop leaves."""
-    fewest = rollout.num_inference_steps + 1 - settings.early_stop
-    if settings.trained_steps > fewest:
-        raise DirectAlignError(
-            f"method.trained_steps {settings.trained_steps} does not fit: with method.early_stop "
-            f"{settings.early_stop} a rollout of rollout.num_inference_steps "
-            f"{rollout.num_inference_steps} may end after {fewest}; lower one of the first two, or "
-            "sample in more steps"
-        )

@@ -29,13 +29,12 @@ from ..diffusion.sampling import predict, rollout_conditioning, start_rollout
 from ..interfaces import Model, Reward
 from ..models.reference_model import ReferenceModel
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
-from .objective import build_objective
+from .objective import ObjectiveMethod
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """One stochastic rollout of n samples, neighbours sharing a prompt: tensors and plain values,
-    saved for a resume."""
+    """A stochastic rollout of n samples, neighbours sharing a prompt; saved for a resume."""
 
     step: int
     prompts: tuple[str, ...]
@@ -49,9 +48,8 @@ class Rollouts:
     metrics: dict[str, float]
 
 
-class FlowGRPO:
-    """`losses(batch)` yields one loss per trained step of the rollout; `data.batch_size` prompts
-    make `group_size` samples each.
+class FlowGRPO(ObjectiveMethod):
+    """`losses(batch)` yields one loss per trained step; each prompt has `group_size` samples.
 
     With `updates_per_rollout` > 1 the following updates reuse the samples and skip their own
     prompts; cycling control phrases, and the anchor's first updates, then count rollouts. Raises
@@ -66,25 +64,34 @@ class FlowGRPO:
         settings: config.FlowGRPOConfig,
         rollout: config.RolloutConfig,
     ) -> None:
-        check_steps(settings, rollout)
-        check_sde(settings, model.path)
-        self.model, self.settings, self.rollout = model, settings, rollout
-        self.objective = build_objective(reward, settings, differentiable=False)
+        self.check(settings, rollout, model.path)
+        super().__init__(model, reward, settings, rollout, differentiable=False)
         self.base = ReferenceModel(model.denoiser) if settings.kl_beta > 0 else None
         self.stored: dict[int, Rollouts] = {}
 
     @staticmethod
     def check(settings: config.FlowGRPOConfig, rollout: config.RolloutConfig, path: str) -> None:
-        """Refuse settings that the rollout or the noise path cannot satisfy."""
-        check_steps(settings, rollout)
-        check_sde(settings, path)
+        """Refuse settings that the rollout or the noise path cannot satisfy.
+
+        The last step of a rollout adds no noise and has no probability.
+        """
+        trainable = rollout.num_inference_steps - 1
+        if (settings.trained_steps or 1) > trainable:
+            raise DirectAlignError(
+                f"method.trained_steps: {settings.trained_steps or 'all'} of the {trainable} steps "
+                f"that rollout.num_inference_steps: {rollout.num_inference_steps} leaves to train "
+                "(its last adds no noise): lower the one or raise the other"
+            )
+        if settings.sde != "ddim" and path != "flow":
+            raise DirectAlignError(
+                f"method.sde: {settings.sde} is a step of rectified flow, and this model follows a "
+                "DDPM schedule: set method.sde: ddim"
+            )
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
-        """Make x0 (or reuse stored rollouts); then for each trained step: predict, weigh by the
-        advantage, yield."""
+        """Make x0 or reuse a rollout; for each trained step: predict, weigh by advantage, yield."""
         made = self._rollouts(batch)
-        cond = self._conditioning(made.prompts)
-        trained = self._trained_steps(made, batch)
+        cond, trained = self._conditioning(made.prompts), self._trained_steps(made, batch)
         for index in trained:
             yield self._step_loss(made, cond, index, len(trained))
 
@@ -151,8 +158,7 @@ class FlowGRPO:
         return Rollouts(batch.step, batch.prompts, *samples, metrics)
 
     def _trained_steps(self, made: Rollouts, batch: Batch) -> list[int]:
-        """The steps that this update trains: the next ones in an order drawn with the rollout, so
-        its updates alternate."""
+        """The steps that this update trains: the next ones in the rollout's random order."""
         trainable = len(made.log_probs)
         count = self.settings.trained_steps or trainable
         generator = update_generator(replace(batch, step=made.step), STEPS)
@@ -187,10 +193,10 @@ class FlowGRPO:
             offset: {each.name: getattr(made, each.name) for each in fields(made)}
             for offset, made in self.stored.items()
         }
-        return {**self.objective.state_dict(), "rollouts": stored}
+        return {**super().state_dict(), "rollouts": stored}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.objective.load_state_dict(state)
+        super().load_state_dict(state)
         device = next(self.model.denoiser.parameters()).device
         self.stored = {
             offset: _to_device(Rollouts(**made), device)
@@ -198,40 +204,14 @@ class FlowGRPO:
         }
 
 
-def check_steps(settings: config.FlowGRPOConfig, rollout: config.RolloutConfig) -> None:
-    """Refuse a rollout with too few steps to train; its last adds no noise and has no
-    probability."""
-    trainable = rollout.num_inference_steps - 1
-    if (settings.trained_steps or 1) > trainable:
-        raise DirectAlignError(
-            f"method.trained_steps: {settings.trained_steps or 'all'} of the {trainable} steps "
-            "that "
-            f"rollout.num_inference_steps: {rollout.num_inference_steps} leaves to train (its last "
-            "adds no "
-            "noise): lower the one or raise the other"
-        )
-
-
-def check_sde(settings: config.FlowGRPOConfig, path: str) -> None:
-    """Refuse a stochastic step of rectified flow on another path."""
-    if settings.sde != "ddim" and path != "flow":
-        raise DirectAlignError(
-            f"method.sde: {settings.sde} is a step of rectified flow, and this model follows a "
-            "DDPM "
-            "schedule: set method.sde: ddim"
-        )
-
-
 def _to_device(made: Rollouts, device: torch.device) -> Rollouts:
     """Checkpoints are read on the CPU."""
-    return replace(
-        made,
-        sigmas=made.sigmas.to(device),
-        states=[each.to(device) for each in made.states],
-        log_probs=[each.to(device) for each in made.log_probs],
-        reward=made.reward.to(device),
-        advantage=made.advantage.to(device),
-    )
+    moved: dict[str, Any] = {
+        name: getattr(made, name).to(device) for name in ("sigmas", "reward", "advantage")
+    }
+    for name in ("states", "log_probs"):
+        moved[name] = [each.to(device) for each in getattr(made, name)]
+    return replace(made, **moved)
 
 
 def _mean(values: PerSample | Tensor) -> float:

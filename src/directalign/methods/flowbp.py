@@ -12,14 +12,12 @@ the paper's). Left out: the variants Bridge and Lagrange.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ..config import FlowBPConfig, RolloutConfig
 from ..diffusion.path import expand_like
 from ..diffusion.rng import STEPS, draw_rows, update_generator
 from ..diffusion.sampling import (
@@ -29,27 +27,12 @@ from ..diffusion.sampling import (
     start_rollout,
     states_at,
 )
-from ..interfaces import Model, Reward
 from ..types import Batch, LossTerm
-from .objective import build_objective
-from .objective_math import hinge
+from .objective import ObjectiveMethod
 
 
-class FlowBP:
-    """`losses(batch)` yields one loss, with the gradient of K network calls beside those of the
-    rollout.
-
-    Raises DirectAlignError for a reward without gradient, and for one that ignores the prompt where
-    the form compares two phrasings.
-    """
-
-    def __init__(
-        self, model: Model, reward: Reward, settings: FlowBPConfig, rollout: RolloutConfig
-    ) -> None:
-        steps = settings.trained_steps, rollout.num_inference_steps
-        assert steps[0] <= steps[1], steps
-        self.model, self.settings, self.rollout = model, settings, rollout
-        self.objective = build_objective(reward, settings)
+class FlowBP(ObjectiveMethod):
+    """`losses(batch)` yields one loss, with the gradient of K calls beside those of the rollout."""
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0 and all states before it; predict again at the drawn ones; reward; yield."""
@@ -62,15 +45,11 @@ class FlowBP:
             x_t, sigma = states_at(states, index), start.sigmas[index].to(x0.device)
             pred = predict(self.model, start.cond, x_t, sigma)
             x0 = x0 + expand_like(weight, x0) * (pred - pred.detach())
-
-        output = self.objective(self.model.decode(x0), batch)
-        loss = hinge(output.reward, 1.0, self.settings.margin)
-
-        yield LossTerm(loss.mean(), "repeated_steps", output.metrics)
+        yield self.image_loss(x0, batch, "repeated_steps")
 
     def steps(self, batch: Batch) -> Int64[Tensor, "b k"]:
-        """K different steps of each sample in rising order; step i (0: from pure noise) has weight
-        (i + 1)^late_bias."""
+        """K different steps of each sample, rising; step i (0: from pure noise) has weight (i +
+        1)^late_bias."""
         count = torch.arange(1, self.rollout.num_inference_steps + 1, dtype=torch.float64)
         weights, generator = count**self.settings.late_bias, update_generator(batch, STEPS)
         k = self.settings.trained_steps
@@ -82,15 +61,8 @@ class FlowBP:
     def weights(
         self, sigmas: Float[Tensor, " levels"], trained: Int64[Tensor, "b k"]
     ) -> Float[Tensor, "b k"]:
-        """Weight of each trained step's prediction in the gradient of x0: d x0 / d pred,
-        rescaled."""
+        """d x0 / d pred of each trained step, rescaled."""
         each = chain_coefficients(self.model.path, self.model.prediction, sigmas)
         drawn = each[trained]
         scale = each.abs().sum() / drawn.abs().sum(1, keepdim=True)
         return drawn * (1 + self.settings.rescale * (scale - 1))
-
-    def state_dict(self) -> Mapping[str, Any]:
-        return self.objective.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.objective.load_state_dict(state)

@@ -13,8 +13,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Int64
@@ -25,31 +24,33 @@ from ..diffusion.rng import STEPS, draw_rows, update_generator
 from ..diffusion.sampling import RolloutStart, linear_step, predict, start_rollout
 from ..interfaces import Model, Reward
 from ..types import Batch, DirectAlignError, Latents, LossTerm, PerSample
-from .objective import build_objective
+from .objective import ObjectiveMethod
 from .objective_math import hinge
 
 Steps = Int64[Tensor, " b"]
 """One step of the rollout per sample."""
 
 
-class LeapAlign:
+class LeapAlign(ObjectiveMethod):
     """`losses(batch)` yields one loss, with the gradient of two network calls.
 
-    Raises DirectAlignError for a reward without gradient, for one that ignores the prompt where the
-    form compares two phrasings, and for a rollout of one step.
+    Raises DirectAlignError for a rollout of one step.
     """
 
     def __init__(
         self, model: Model, reward: Reward, settings: LeapAlignConfig, rollout: RolloutConfig
     ) -> None:
-        check_steps(rollout)
-        self.model, self.settings, self.rollout = model, settings, rollout
-        self.objective = build_objective(reward, settings)
+        self.check(settings, rollout, model.path)
+        super().__init__(model, reward, settings, rollout)
 
     @staticmethod
     def check(settings: LeapAlignConfig, rollout: RolloutConfig, path: str) -> None:
-        """Refuse settings that the rollout cannot satisfy, before anything is loaded."""
-        check_steps(rollout)
+        """Refuse a rollout without two states to leap from."""
+        if rollout.num_inference_steps < 2:
+            raise DirectAlignError(
+                f"rollout.num_inference_steps {rollout.num_inference_steps}: method.name leapalign "
+                "leaps from two steps; give at least 2"
+            )
 
     def losses(self, batch: Batch) -> Iterator[LossTerm]:
         """Make x0 with leaps from two states of its path; reward; weigh; yield."""
@@ -101,12 +102,6 @@ class LeapAlign:
             x_t = linear_step(*native, x_t, pred.detach(), level, next_level)
         return x_t, leap_to_0, (to_j, distance(leap_to_0, x_t))
 
-    def state_dict(self) -> Mapping[str, Any]:
-        return self.objective.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.objective.load_state_dict(state)
-
 
 def distance(leap: Latents, sampled: Latents) -> PerSample:
     """Mean absolute distance per latent value between the end of a leap and the sampler's path."""
@@ -114,18 +109,7 @@ def distance(leap: Latents, sampled: Latents) -> PerSample:
 
 
 def similarity_weight(to_j: PerSample, to_0: PerSample, floor: float | None) -> Tensor:
-    """Larger for leaps that stay close to the path, at most 1 / (2·floor); 1 for all without a
-    `floor`."""
+    """Larger for leaps close to the path, at most 1 / (2·floor); 1 for all without a `floor`."""
     if floor is None:
         return torch.ones_like(to_j)
     return 1 / (to_j.clamp(min=floor) + to_0.clamp(min=floor))
-
-
-def check_steps(rollout: RolloutConfig) -> None:
-    """Refuse a rollout without two states to leap from."""
-    if rollout.num_inference_steps < 2:
-        raise DirectAlignError(
-            f"rollout.num_inference_steps {rollout.num_inference_steps}: method.name leapalign "
-            "leaps "
-            "from two steps; give at least 2"
-        )

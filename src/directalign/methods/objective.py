@@ -1,8 +1,8 @@
 """The objective of all methods: reward model, form (absolute, relative, anchored) and control
 phrases give one reward per image.
 
-`build_objective` makes it, for a single reward or for a mixture. Methods differ only in how its
-gradient reaches the network.
+`build_objective` makes it, for a single reward or for a mixture. `ObjectiveMethod` is the base of
+all methods, which differ only in how its gradient reaches the network.
 
 A mixture evaluates every member in its own form and phrases, with its own anchor, divides each
 result by its running standard deviation, and returns the weighted sum minus a penalty on
@@ -21,16 +21,15 @@ import torch
 from torch import Tensor
 
 from .. import config
-from ..interfaces import SINGLE_PROCESS, ProcessGroup, Reward
+from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup, Reward
 from ..rewards.mixture import MixReward
-from ..types import Batch, DirectAlignError, Images, PerSample, Scores
+from ..types import Batch, DirectAlignError, Images, Latents, LossTerm, PerSample, Scores
 from . import objective_math
 
 DECAY = 0.95
 """Weight of older updates in running statistics, per update: a window of about twenty updates."""
 MIN_RELATIVE_STD = 1e-6
-"""A standard deviation below this part of the mean is rounding error: the values count as
-constant."""
+"""Part of the mean below which a standard deviation is rounding error: the values are constant."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,7 @@ class ObjectiveOutput:
 def build_objective(
     reward: Reward, settings: config.ObjectiveConfig, differentiable: bool = True
 ) -> RewardObjective | MixedObjective:
-    """The objective of a reward and a method's settings; `differentiable` is False for a method
-    that needs scores alone.
+    """The objective of a reward; `differentiable`: the method needs the reward's gradient.
 
     Raises DirectAlignError for a reward without a gradient where one is needed, and for one that
     ignores the prompt where the form compares two phrasings; errors of a mixture name the member.
@@ -63,12 +61,42 @@ def build_objective(
     return MixedObjective(reward, settings)
 
 
-class RewardObjective:
-    """One reward model with a method's form and control phrases; processes of `group` share the
-    anchor's reference.
+class ObjectiveMethod:
+    """Base of all methods: model, settings, rollout, and the objective, whose state is saved.
 
-    Raises DirectAlignError for a reward that ignores the prompt where two phrasings are compared.
+    Raises DirectAlignError for a reward that does not fit, see `build_objective`.
     """
+
+    def __init__(
+        self,
+        model: Model,
+        reward: Reward,
+        settings: Any,
+        rollout: config.RolloutConfig,
+        differentiable: bool = True,
+    ) -> None:
+        self.model, self.settings, self.rollout = model, settings, rollout
+        self.objective = build_objective(reward, settings, differentiable)
+
+    def image_loss(
+        self, x0: Latents, batch: Batch, branch: str, sigma: PerSample | None = None
+    ) -> LossTerm:
+        """The mean loss of the images of `x0`, with the levels of their rewards at `sigma`."""
+        output = self.objective(self.model.decode(x0), batch)
+        loss = objective_math.hinge(output.reward, 1.0, self.settings.margin)
+        levels = {} if sigma is None else {"sigma": sigma, "reward": output.reward}
+        lists = {name: value.detach().double().tolist() for name, value in levels.items()}
+        return LossTerm(loss.mean(), branch, output.metrics, lists)
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return self.objective.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.objective.load_state_dict(state)
+
+
+class RewardObjective:
+    """One reward model with a form and phrases; `group` shares the anchor's reference."""
 
     def __init__(
         self,
@@ -94,39 +122,29 @@ class RewardObjective:
         """
         scores = self.scores(map_images(images, self.settings.image_mapping), batch)
         reward = self._reward(scores, batch.step, k_pos, k_neg)
-        named = {
-            "reward": reward,
-            "score_pos": scores.pos,
-            "score_neg": scores.neg,
-            "score_plain": scores.plain,
-        }
-        metrics = {
-            name: float(value.detach().mean()) for name, value in named.items() if value is not None
-        }
-        return ObjectiveOutput(reward, metrics)
+        named = {"reward": reward, "score_pos": scores.pos, "score_neg": scores.neg}
+        named["score_plain"] = scores.plain
+        means = {name: float(v.detach().mean()) for name, v in named.items() if v is not None}
+        return ObjectiveOutput(reward, means)
 
     def scores(self, images: Images, batch: Batch) -> Scores:
         """The raw scores that the form needs, for images in [0, 1]."""
-        words, model, form = self.settings.control_phrases, self.reward_model, self.settings.form
-        step = batch.step + words.cycle_start
+        phrases, model, form = self.settings.control_phrases, self.reward_model, self.settings.form
         features = model.encode(images)
         repeats = len(images) // len(batch.prompts)
         prompts = [prompt for prompt in batch.prompts for _ in range(repeats)]
 
-        def score(phrases: list[str]) -> Tensor:
-            return torch.stack(
-                [
-                    model.score(features, [f"{phrase}. {prompt}" for prompt in prompts])
-                    for phrase in phrases
-                ]
-            ).mean(0)
+        def score(given: list[str]) -> Tensor:
+            selected = select_phrases(given, phrases.order, batch.step + phrases.cycle_start)
+            texts = ([f"{phrase}. {prompt}" for prompt in prompts] for phrase in selected)
+            return torch.stack([model.score(features, each) for each in texts]).mean(0)
 
-        if form == "absolute" and not (words.positive and model.reads_prompt):
+        if form == "absolute" and not (phrases.positive and model.reads_prompt):
             return Scores(plain=model.score(features, prompts))
-        pos = score(select_phrases(words.positive, words.order, step))
+        pos = score(phrases.positive)
         if form == "absolute":
             return Scores(pos)
-        neg = score(select_phrases(words.negative, words.order, step))
+        neg = score(phrases.negative)
         plain = model.score(features, prompts) if form == "anchored" else None
         return Scores(pos, neg, plain)
 
@@ -168,9 +186,8 @@ class MixedObjective:
             _member_objective(index, member.reward, member.settings, settings)
             for index, member in enumerate(mix.members)
         ]
-        self.weights = torch.tensor(
-            [member.settings.weight for member in mix.members], dtype=torch.float64
-        )
+        weights = [member.settings.weight for member in mix.members]
+        self.weights = torch.tensor(weights, dtype=torch.float64)
         self.rewards, self.norms = RunningStats(len(self.labels)), RunningStats(len(self.labels))
         self.group = group
 
@@ -191,8 +208,7 @@ class MixedObjective:
         k_pos: PerSample | float = 0.0,
         k_neg: PerSample | float = 0.0,
     ) -> ObjectiveOutput:
-        """Evaluate decoded images of the batch's prompts; the ramps act in every member of the
-        relative form."""
+        """Evaluate decoded images; the ramps act in every member of the relative form."""
         if self.settings.gradient_normalization:
             return self._normalized(images, batch, k_pos, k_neg)
         outputs = [objective(images, batch, k_pos, k_neg) for objective in self.objectives]
@@ -202,8 +218,7 @@ class MixedObjective:
     def _normalized(
         self, images: Images, batch: Batch, k_pos: PerSample | float, k_neg: PerSample | float
     ) -> ObjectiveOutput:
-        """The same value with a normalized gradient; members are differentiated one by one, so that
-        one graph is kept at a time."""
+        """The same value with a normalized gradient, in memory for the graph of one member."""
         at = images.detach().requires_grad_()
         outputs, gradients = list[ObjectiveOutput](), list[Tensor]()
         for objective in self.objectives:
@@ -225,8 +240,7 @@ class MixedObjective:
         return ObjectiveOutput(objective_math.with_gradient(mixed, gradient, images), metrics)
 
     def _scaled(self, outputs: list[ObjectiveOutput], images: Images, step: int) -> Tensor:
-        """The members' rewards (m, b), each divided by its running standard deviation, which is
-        updated first."""
+        """The members' rewards (m, b), divided by their running stds, which are updated first."""
         rewards = torch.stack([output.reward.to(images) for output in outputs])
         self.rewards.update(rewards, step, self.group)
         return rewards / self._scales.to(rewards)[:, None]
@@ -244,23 +258,17 @@ class MixedObjective:
 
     def _metrics(self, outputs: list[ObjectiveOutput], scaled: Tensor) -> dict[str, float]:
         metrics = {"reward": float(self._mixed(scaled.detach()).mean())}
-        for label, output in zip(self.labels, outputs, strict=True):
-            metrics |= {f"{name}_{label}": value for name, value in output.metrics.items()}
         shares = (self.weights.to(scaled) * scaled.detach().mean(1)).tolist()
-        return metrics | {
-            f"share_{label}": share for label, share in zip(self.labels, shares, strict=True)
-        }
+        for label, output, share in zip(self.labels, outputs, shares, strict=True):
+            metrics |= {f"{name}_{label}": value for name, value in output.metrics.items()}
+            metrics[f"share_{label}"] = share
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        members = {
-            label: each.state_dict()
-            for label, each in zip(self.labels, self.objectives, strict=True)
-        }
-        return {
-            "members": members,
-            "rewards": self.rewards.state_dict(),
-            "norms": self.norms.state_dict(),
-        }
+        pairs = zip(self.labels, self.objectives, strict=True)
+        members = {label: objective.state_dict() for label, objective in pairs}
+        running = {"rewards": self.rewards.state_dict(), "norms": self.norms.state_dict()}
+        return {"members": members, **running}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for label, objective in zip(self.labels, self.objectives, strict=True):
@@ -270,8 +278,7 @@ class MixedObjective:
 
 
 class Reference:
-    """Mean plain score of the base model: over the first `updates` and all processes, while the
-    model has changed little."""
+    """Mean plain score over the first `updates` and all processes: that of the base model."""
 
     def __init__(self, updates: int) -> None:
         self.updates, self.total, self.count = updates, 0.0, 0
@@ -320,8 +327,7 @@ class RunningStats:
 
     @property
     def stds(self) -> objective_math.PerMember:
-        """Standard deviation over images; 1 where all values are alike, so that one can divide by
-        it."""
+        """Standard deviation over images; 1 where all values are alike, as a divisor."""
         means = self.means
         std = (self._used[2] / self._used[0] - means.square()).clamp(min=0).sqrt()
         return torch.where(std > MIN_RELATIVE_STD * means.abs(), std, torch.ones_like(std))
@@ -343,8 +349,7 @@ class RunningStats:
 
 
 def map_images(images: Images, mapping: str) -> Images:
-    """To [0, 1]: "clamp" (no gradient outside), or "min_max" per image (brightness gives no
-    reward)."""
+    """To [0, 1]: "clamp" (no gradient outside), or "min_max" per image (ignores brightness)."""
     if mapping == "clamp":
         return images.clamp(0, 1)
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
@@ -352,21 +357,19 @@ def map_images(images: Images, mapping: str) -> Images:
 
 
 def select_phrases(phrases: list[str], order: str, step: int) -> list[str]:
-    """The control phrases of a step: "cycle" the next one, "fixed" the first, "average" all (scores
-    are averaged)."""
+    """Phrases of a step: "cycle" the next one, "fixed" the first, "average" all of them."""
     if order == "average":
         return phrases
     return [phrases[step % len(phrases) if order == "cycle" else 0]]
 
 
 def require_prompt_reader(reward: Reward, form: str) -> None:
-    """Refuse a relative or anchored form of a reward that ignores the prompt: both phrasings would
-    get one score."""
+    """Refuse a form that compares two phrasings for a reward that ignores the prompt."""
     if form != "absolute" and not reward.reads_prompt:
         raise DirectAlignError(
             f"reward.name {reward.name} ignores prompts, so method.form {form} has no two scores "
-            "to compare: "
-            "set method.form: absolute, or use a reward that reads prompts (reward.name: clip)"
+            "to compare: set method.form: absolute, or use a reward that reads prompts "
+            "(reward.name: clip)"
         )
 
 
@@ -378,9 +381,8 @@ def require_gradient(reward: Reward, method: str, key: str = "reward") -> None:
 
 NO_GRADIENT = (
     "{key}.name {name} is a black box, and method.name {method} needs its gradient with respect to "
-    "the image: "
-    "set method.name: flow_grpo, which needs scores alone, or use a differentiable reward "
-    "(reward.name: clip)"
+    "the image: set method.name: flow_grpo, which only needs scores, or use a differentiable "
+    "reward (reward.name: clip)"
 )
 
 
@@ -389,33 +391,29 @@ def require_no_normalization(settings: config.MixtureConfig, method: str) -> Non
     if settings.gradient_normalization:
         raise DirectAlignError(
             "reward.gradient_normalization: true needs a method that differentiates its reward, "
-            "and "
-            f"method.name {method} uses scores alone: set reward.gradient_normalization: false"
+            f"and method.name {method} only uses scores: set reward.gradient_normalization: false"
         )
 
 
 def member_settings(
     index: int, member: config.MemberConfig, method: config.ObjectiveConfig
 ) -> config.ObjectiveConfig:
-    """The method's settings as one member has them: its own form, control phrases and anchor where
-    it sets any.
+    """The method's settings with the form, control phrases and anchor that the member sets.
 
     A member of form absolute is scored under its own positive phrases, else the bare prompt: the
     method's phrases belong to the method's form. Raises DirectAlignError for phrases that do not
     fit the form.
     """
     form = method.form if member.form == "method" else member.form
-    words = member.control_phrases or (
-        method.control_phrases if member.form == "method" else config.ControlPhrases()
-    )
-    if form != "absolute" and not (words.positive and words.negative):
+    inherited = method.control_phrases if member.form == "method" else config.ControlPhrases()
+    phrases = member.control_phrases or inherited
+    if form != "absolute" and not (phrases.positive and phrases.negative):
         raise DirectAlignError(
             f"reward.members.{index}.control_phrases: form {form} compares two phrasings: give "
-            "positive and "
-            "negative ones, or leave them out to use the method's"
+            "positive and negative ones, or leave them out to use the method's"
         )
     anchor = member.anchor or method.anchor
-    return method.model_copy(update={"form": form, "control_phrases": words, "anchor": anchor})
+    return method.model_copy(update={"form": form, "control_phrases": phrases, "anchor": anchor})
 
 
 def _member_objective(
@@ -425,7 +423,6 @@ def _member_objective(
     if settings.form != "absolute" and not reward.reads_prompt:
         raise DirectAlignError(
             f"reward.members.{index}.form: {reward.name} ignores prompts, and method.form: "
-            f"{settings.form} compares two; "
-            f"set reward.members.{index}.form: absolute"
+            f"{settings.form} compares two; set reward.members.{index}.form: absolute"
         )
     return RewardObjective(reward, settings)

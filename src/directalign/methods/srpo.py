@@ -11,7 +11,7 @@ The released trainer's values are the presets. Left out: nothing of the released
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,17 +23,16 @@ from ..interfaces import Model, Reward
 from ..models.reference_model import ReferenceModel
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
 from . import objective_math
-from .objective import build_objective
+from .objective import ObjectiveMethod
 
 
-class SRPO:
+class SRPO(ObjectiveMethod):
     """`losses(batch)` yields one loss per injection and branch; their sum is the mean over both."""
 
     def __init__(
         self, model: Model, reward: Reward, settings: SRPOConfig, rollout: RolloutConfig
     ) -> None:
-        self.model, self.settings, self.rollout = model, settings, rollout
-        self.objective = build_objective(reward, settings)
+        super().__init__(model, reward, settings, rollout)
         self.sampler = build_sigma_sampler(settings.noise_levels, model)
         both = settings.branches == "both"
         self.branches = ("denoise", "inversion") if both else (settings.branches,)
@@ -48,8 +47,7 @@ class SRPO:
             if levels.first == 0:
                 raise DirectAlignError(
                     "method.noise_levels.first: 0 is pure noise, which contains nothing of the "
-                    "image; "
-                    "give 1 or more"
+                    "image; give 1 or more"
                 )
         elif not levels.sigma_low < levels.sigma_high:
             raise DirectAlignError(
@@ -121,8 +119,7 @@ class SRPO:
     def _base_prediction(
         self, x_t: Latents, sigma: PerSample, cond: Conditioning
     ) -> Latents | None:
-        """The base model's prediction. Call before the graph is built: swapping weights in place
-        would invalidate it."""
+        """The base model's prediction, for use before there is a graph: weights are swapped."""
         if self.base is None:
             return None
         with self.base.active():
@@ -130,8 +127,7 @@ class SRPO:
 
     @torch.no_grad()
     def _clean_latents(self, batch: Batch) -> tuple[Latents, Latents | None, Conditioning]:
-        """x0, the noise to inject (None: draw fresh noise), and the conditioning of the training
-        call."""
+        """x0, the noise to inject (None: fresh noise), the conditioning of the training call."""
         settings = self.settings
         call = settings.embedded_guidance, settings.cfg_scale, settings.truncate_timestep
         if batch.images is not None:
@@ -142,12 +138,6 @@ class SRPO:
         noise = start.noise if settings.noise.source == "rollout" else None
         return x0, noise, start.cond.guided(*call)
 
-    def state_dict(self) -> Mapping[str, Any]:
-        return self.objective.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.objective.load_state_dict(state)
-
 
 def build_sigma_sampler(settings: Any, model: Model) -> noise_levels.SigmaSampler:
     """The sampler of noise levels that `method.noise_levels` describes."""
@@ -155,7 +145,6 @@ def build_sigma_sampler(settings: Any, model: Model) -> noise_levels.SigmaSample
     if isinstance(settings, GridNoiseLevels):
         return noise_levels.GridSampler(**values)
     if isinstance(settings, ConstantGainNoiseLevels):
-        return noise_levels.ConstantGainSampler(
-            **values, path=model.path, prediction=model.prediction
-        )
+        values |= {"path": model.path, "prediction": model.prediction}
+        return noise_levels.ConstantGainSampler(**values)
     return noise_levels.UniformSampler(**values)

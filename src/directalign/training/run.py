@@ -11,19 +11,25 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.progress import track
 from safetensors import SafetensorError
 
 from .. import config
 from ..config.load import dump_run
+from ..evaluation.eval_prompts import fixed_pairs, measured_prompts
+from ..evaluation.image_metrics import diversity_pairs
 from ..evaluation.in_training import Measurer
 from ..evaluation.scores import load_held_out
 from ..interfaces import Method, Model
 from ..io import atomic
 from ..methods import load_method
 from ..models import load_model
+from ..models.text_encoder import PromptEncoder, default_folder
 from ..report import write_page
 from ..rewards import load_reward
 from ..rewards.distributed import synchronized_call
@@ -36,8 +42,7 @@ from .distributed import TorchProcessGroup, process_group
 from .early_stopping import NOTHING, EarlyStopping, ResumeState, resume_state
 from .loop import Evaluator, TrainContext, checkpoint_on_error
 from .optim import EMA, adamw, trained_parameters
-from .precompute_embeddings import precompute_embeddings
-from .run_log import CONSOLE, Display, RunLog, configure_logging
+from .run_log import CONSOLE, NUM_SAMPLES, Display, RunLog, configure_logging
 from .step import NFECounter, TrainStep
 from .trackers import open_trackers
 
@@ -106,6 +111,34 @@ def _load(run: config.RunConfig, group: TorchProcessGroup) -> Loaded:
     return Loaded(model, load_method(run, model, reward, group), evaluator, data)
 
 
+def prompts_of_run(run: config.RunConfig, data: TrainData) -> list[str]:
+    """Every prompt once: the empty one, of sample grids, evaluations, and training on all ranks."""
+    measured = measured_prompts(run.data)
+    evaluated = fixed_pairs(measured, run.evaluate.num_samples)
+    diverse = diversity_pairs(measured, run.evaluate.diversity_prompts)
+    samples = run.train.sample_prompts or data.first_texts(NUM_SAMPLES)
+    trained = (text for step in range(run.train.num_steps) for text in data.texts(step))
+    return list(dict.fromkeys(["", *samples, *evaluated.prompts, *diverse.prompts, *trained]))
+
+
+def precompute_embeddings(
+    run: config.RunConfig, model: Any, data: TrainData, group: TorchProcessGroup
+) -> None:
+    """Encode all prompts of the run into the cache on disk and free the model's text encoders.
+
+    Each rank encodes its share, then what other ranks stored on a disk that it cannot read.
+    """
+    encoder: PromptEncoder = model.prompts
+    prompts, folder = prompts_of_run(run, data), default_folder()
+    show = partial(track, description="encoding prompts") if group.is_main else iter
+    for share in (prompts[group.rank :: group.size], *([prompts] if group.size > 1 else [])):
+        for fault in encoder.store(share, folder, show):
+            logger.info(f"{fault}; encoded again")
+        group.barrier()
+    encoder.free()
+    logger.info(f"{len(prompts)} prompts are encoded in {folder}; the text encoders are freed")
+
+
 @contextmanager
 def _disk_errors(out: Path) -> Iterator[None]:
     """Turn a full disk into one DirectAlignError, whichever library raises it."""
@@ -138,7 +171,7 @@ def train_loaded(
     step = TrainStep(
         loaded.method, list(parameters.values()), optimizer, settings.max_grad_norm, group, nfe
     )
-    prompts = settings.sample_prompts or data.first_texts(run_log.NUM_SAMPLES)
+    prompts = settings.sample_prompts or data.first_texts(NUM_SAMPLES)
     rules = early_stopping.rules_of(run)
     before = resume_state(rules, run, out, done) if group.is_main and resume else ResumeState()
     log = _open_log(run, out, done, prompts, before.dropped) if group.is_main else None
