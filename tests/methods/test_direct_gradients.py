@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations, pairwise, product
 from typing import Any
 
@@ -26,7 +27,7 @@ from methods.by_hand import CASES, GUIDANCE, PHRASES, PROMPTS, levels, make, pre
 from methods.toy import ToyFamily, ToyReward
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
-BATCHES = [Batch(step, PROMPTS, seed=7) for step in range(60)]
+BATCHES = [Batch(step, PROMPTS, seed=7) for step in range(300)]
 PAIRS = list(combinations(range(4), 2))
 LEAPS = {"nested_scale": 0.0, "similarity_floor": None}
 
@@ -51,6 +52,31 @@ def drawn_alike(counts: dict[Any, int], weights: dict[Any, float]) -> bool:
     return counts.keys() == weights.keys() and all(near)
 
 
+def draws(made: Any, batch: Batch) -> list[list[Any]]:
+    """What a method draws for each sample of the batch."""
+    names = {"refl": "trained_step", "alignprop": "depth"}
+    drawn = getattr(made, names.get(made.settings.name, "steps"), lambda batch: ())(batch)
+    columns = drawn if isinstance(drawn, tuple) else (drawn,)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def batches_alike(made: Any) -> list[Batch]:
+    """Batches whose two samples have equal draws, so that formulas for one draw apply."""
+    return [batch for batch in BATCHES if len({str(each) for each in draws(made, batch)}) < 2]
+
+
+@pytest.mark.parametrize("name", ["refl", "alignprop", "drtune", "flowbp", "leapalign"])
+def test_each_sample_has_draws_of_its_own(name: str) -> None:
+    """The gradient of a batch is the mean of those of its samples, wherever these are computed."""
+    settings = {"flowbp": {"trained_steps": 2}, "refl": {"last_steps": 3}}.get(name, {})
+    made = make(name, **settings)
+    batch = next(each for each in BATCHES if each not in batches_alike(made))
+    rows = [replace(batch, prompts=(PROMPTS[n],), offset=n, global_size=2) for n in range(2)]
+    single = [by_hand.gradients(made, row)[0] for row in rows]
+    assert not torch.allclose(*single)
+    torch.testing.assert_close(by_hand.gradients(made, batch)[0], sum(single) / 2, **EXACT)
+
+
 # --- the whole graph of the last steps, or of one step --------------------------------------------
 
 
@@ -59,8 +85,8 @@ def beginning_at(name: str, begin: int, family: ToyFamily) -> tuple[Any, Batch]:
     if name == "draft":
         return make(name, family, grad_steps=4 - begin), BATCHES[1]
     made = make(name, family, last_steps=4) if name == "refl" else make(name, family)
-    draw = made.trained_step if name == "refl" else lambda batch: 4 - made.depth(batch)
-    return made, next(batch for batch in BATCHES if draw(batch) == begin)
+    wanted = begin if name == "refl" else 4 - begin
+    return made, next(batch for batch in BATCHES if draws(made, batch) == [(wanted,)] * 2)
 
 
 @on_every_path
@@ -98,8 +124,9 @@ def test_the_trained_steps_are_uniform_over_the_last_ones(
 ) -> None:
     made = make(name, **{field: count})
     batches = [Batch(step, PROMPTS) for step in range(1200)]
-    draw = made.trained_step if name == "refl" else lambda batch: 4 - made.depth(batch)
-    assert drawn_alike(Counter(map(draw, batches)), dict.fromkeys(range(4 - count, 4), 1.0))
+    drawn = [draws(made, batch)[1][0] for batch in batches]
+    first = Counter(step if name == "refl" else 4 - step for step in drawn)
+    assert drawn_alike(first, dict.fromkeys(range(4 - count, 4), 1.0))
 
 
 def test_recomputing_stores_only_the_input_of_a_step() -> None:
@@ -120,7 +147,7 @@ def test_recomputing_stores_only_the_input_of_a_step() -> None:
         {after - before for before, after in pairwise(stored(name, depth) for depth in range(1, 5))}
         for name in ("alignprop", "draft")
     )
-    assert recomputed == {2 * 4 * 4 * 4 + 1 + 1}  # x_t and two levels
+    assert recomputed == {2 * 4 * 4 * 4 + 1 + 1 + 2}  # x_t, two levels, and whose gradient is cut
     assert min(unrolled) > 2 * (2 * 4 * 4 * 4 + 2 + 2)
 
 
@@ -183,8 +210,8 @@ def test_a_copy_has_the_expectation_of_the_last_step_over_all_noise() -> None:
 CHAINS: dict[str, tuple[dict[str, Any], int, Callable[[Any, Batch], tuple[int, Any]]]] = {
     "draft": ({}, 4, lambda made, batch: (3, [3])),
     "alignprop": ({"max_grad_steps": 1}, 4, lambda made, batch: (3, [3])),
-    "refl": ({"last_steps": 4}, 4, lambda made, batch: (made.trained_step(batch),) * 2),
-    "drtune": ({"early_stop": 3}, 4, lambda made, batch: made.steps(batch)),
+    "refl": ({"last_steps": 4}, 4, lambda made, batch: draws(made, batch)[0] * 2),
+    "drtune": ({"early_stop": 3}, 4, lambda made, batch: draws(made, batch)[0]),
     "flowbp": ({"trained_steps": 4}, 4, lambda made, batch: (3, range(4))),
     "leapalign": (LEAPS, 2, lambda made, batch: (1, range(2))),
 }
@@ -192,17 +219,19 @@ CHAINS: dict[str, tuple[dict[str, Any], int, Callable[[Any, Batch], tuple[int, A
 
 
 @pytest.mark.parametrize("name", CHAINS)
-@pytest.mark.parametrize("batch", BATCHES[:3])
+@pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize(
     ("path", "prediction", "form"),
     [(*case, "absolute") for case in CASES] + [(*CASES[0], "relative"), (*CASES[0], "anchored")],
 )
 def test_loss_and_gradient_are_those_of_the_form_along_the_chain(
-    name: str, batch: Batch, path: Any, prediction: Any, form: str
+    name: str, number: int, path: Any, prediction: Any, form: str
 ) -> None:
     (settings, count, trained_of), family = CHAINS[name], ToyFamily(path, prediction)
     reward = ToyReward()
-    made = make(name, family, reward, steps(count), form=form, control_phrases=PHRASES, **settings)
+    asked = {"form": form, "control_phrases": PHRASES, "anchor": {"reference_updates": 300}}
+    made = make(name, family, reward, steps(count), **asked, **settings)
+    batch = batches_alike(made)[number]
     graphs = by_hand.watch_gradients(family)
     (loss,) = made.losses(batch)
     stop, trained = trained_of(made, batch)
@@ -255,13 +284,14 @@ def test_drtune_draws_a_uniform_stop_and_equally_spaced_steps(
 ) -> None:
     rollout = config.RolloutConfig(num_inference_steps=num_inference_steps)
     drtune = make("drtune", None, None, rollout, trained_steps=trained_steps, early_stop=early_stop)
-    draws = [drtune.steps(Batch(step, PROMPTS)) for step in range(1200)]
+    drawn = [draws(drtune, Batch(step, PROMPTS))[1] for step in range(1200)]
     stops = range(num_inference_steps - early_stop, num_inference_steps)
-    assert drawn_alike(Counter(stop for stop, _ in draws), dict.fromkeys(stops, 1.0))
-    for stop, trained in draws:
+    assert drawn_alike(Counter(stop for stop, _ in drawn), dict.fromkeys(stops, 1.0))
+    for stop, trained in drawn:
         assert len(trained) == trained_steps and trained[0] >= 0 and trained[-1] <= stop
-        assert trained_steps == 1 or trained.step == (stop + 1) // trained_steps
-    last = {trained for stop, trained in draws if stop == num_inference_steps - 1}
+        spacing = {after - before for before, after in pairwise(trained)}
+        assert trained_steps == 1 or spacing == {(stop + 1) // trained_steps}
+    last = {tuple(trained) for stop, trained in drawn if stop == num_inference_steps - 1}
     assert {trained[0] for trained in last} == set(range(len(last)))
     assert max(trained[-1] for trained in last) == num_inference_steps - 1
 
@@ -306,11 +336,12 @@ def lengths(family: ToyFamily) -> list[float]:
 def test_a_few_steps_count_for_all_by_their_length(
     path: Any, prediction: Any, rescale: float
 ) -> None:
-    family, batch = ToyFamily(path, prediction), BATCHES[1]
+    family = ToyFamily(path, prediction)
     flowbp = make("flowbp", family, trained_steps=2, rescale=rescale)
+    batch = batches_alike(flowbp)[0]
     graphs = by_hand.watch_gradients(family)
     (found,) = by_hand.gradients(flowbp, batch)
-    trained, length = flowbp.steps(batch), lengths(family)
+    trained, length = flowbp.steps(batch)[0].tolist(), lengths(family)
     assert graphs == [False] * 4 + [True] * 2
     repeated = [float(sigma[0]) for sigma, _ in family.calls[4:]]
     assert repeated == [levels(family)[index] for index in trained]
@@ -331,7 +362,9 @@ def test_the_mean_over_all_uniform_draws_is_proportional_to_all_steps(
         settings = {"trained_steps": trained_steps, "late_bias": 0.0, "rescale": rescale}
         flowbp, found = make("flowbp", family, **settings), list[Tensor]()
         for drawn in combinations(range(4), trained_steps):
-            monkeypatch.setattr(flowbp, "steps", lambda batch, drawn=drawn: list(drawn))
+            monkeypatch.setattr(
+                flowbp, "steps", lambda batch, drawn=drawn: torch.tensor([drawn] * 2)
+            )
             found += by_hand.gradients(flowbp, BATCHES[0])
         if rescale == 0 or path == "flow":
             torch.testing.assert_close(torch.stack(found).mean(0), factor * whole, **EXACT)
@@ -340,11 +373,11 @@ def test_the_mean_over_all_uniform_draws_is_proportional_to_all_steps(
 def test_flowbp_draws_different_steps_and_late_ones_more_often() -> None:
     batches = [Batch(step, PROMPTS) for step in range(1500)]
     late = make("flowbp", trained_steps=1, late_bias=2.0)
-    counts = Counter(late.steps(batch)[0] for batch in batches)
+    counts = Counter(int(late.steps(batch)[1]) for batch in batches)
     assert drawn_alike(counts, {step: (step + 1.0) ** 2 for step in range(4)})
     several = make("flowbp", trained_steps=3, late_bias=0.0)
-    draws = {tuple(several.steps(batch)) for batch in batches[:200]}
-    assert draws == set(combinations(range(4), 3))
+    drawn = {tuple(several.steps(batch)[0].tolist()) for batch in batches[:200]}
+    assert drawn == set(combinations(range(4), 3))
 
 
 # --- LeapAlign ------------------------------------------------------------------------------------
@@ -361,7 +394,7 @@ def leap(
 
 def batch_of_pair(k: int, j: int) -> Batch:
     leapalign = make("leapalign")
-    return next(batch for batch in BATCHES if leapalign.steps(batch) == (k, j))
+    return next(batch for batch in BATCHES if draws(leapalign, batch) == [(k, j)] * 2)
 
 
 @on_every_path
@@ -400,7 +433,7 @@ def test_on_two_steps_with_the_nested_term_the_gradient_is_the_plain_one(
 ) -> None:
     family = ToyFamily(path, prediction)
     made = make("leapalign", family, None, steps(2), **LEAPS | {"nested_scale": 1.0})
-    (found,) = by_hand.gradients(made, BATCHES[0])
+    (found,) = by_hand.gradients(made, BATCHES[0])  # its only pair
     x0 = walk(family, by_hand.batch_noise(BATCHES[0]), levels(family, 2))
     expected = by_hand.gradient(family, by_hand.absolute_loss(family, x0))
     torch.testing.assert_close(found, expected, **EXACT)
@@ -430,7 +463,7 @@ def test_neighbouring_last_steps_have_no_distance_and_pairs_are_drawn_alike() ->
     assert max(loss.metrics["distance_j"], loss.metrics["distance_0"]) < 1e-12
     assert loss.metrics["leap_weight"] == pytest.approx(1 / 0.2)
     assert torch.equal(similarity_weight(torch.rand(3), torch.rand(3), None), torch.ones(3))
-    counts = Counter(leapalign.steps(Batch(step, PROMPTS)) for step in range(1200))
+    counts = Counter(draws(leapalign, Batch(step, PROMPTS))[1] for step in range(1200))
     assert drawn_alike(counts, dict.fromkeys(PAIRS, 1.0))
 
 
