@@ -45,8 +45,7 @@ def gain(
 def recover(
     path: PathName, prediction: PredictionName, noised: Noised, pred: Latents, sigma_to: PerSample
 ) -> Recovered:
-    """The recovered latents after a step from `noised.sigma` to `sigma_to`; gradient through `pred`
-    alone."""
+    """The recovered latents after a step to `sigma_to`; gradient through `pred` only."""
     residual = target(path, prediction, noised.x0, noised.noise, noised.sigma) - pred
     if prediction == "x0":
         residual = -residual  # a positive gain must move toward the network's own estimate here too

@@ -1,5 +1,4 @@
-"""Flow-GRPO (arXiv 2505.05470) and DanceGRPO (arXiv 2505.07818): policy gradient on stochastic
-rollouts.
+"""Flow-GRPO (arXiv 2505.05470), DanceGRPO (arXiv 2505.07818): policy gradient of an SDE rollout.
 
 The papers: turn the sampler into an SDE, so that each step is a Gaussian with a log-probability;
 the advantage of a sample is its reward against the other samples of its prompt; PPO's clipped

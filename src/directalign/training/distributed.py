@@ -189,9 +189,8 @@ def _device(local_rank: int) -> torch.device:
 
 def is_sharded_run(run: config.RunConfig, group: TorchProcessGroup) -> bool:
     """Whether the network is sharded: by `train.parallel`, with several ranks."""
-    parallel = run.train.parallel
-    full = run.model.tune == "full"
-    return group.size > 1 and (parallel == "sharded" or (parallel == "auto" and full))
+    automatic = run.train.parallel == "auto" and run.model.tune == "full"
+    return group.size > 1 and (run.train.parallel == "sharded" or automatic)
 
 
 def shard(denoiser: nn.Module, model: config.ModelConfig, group: TorchProcessGroup) -> None:

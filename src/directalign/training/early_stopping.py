@@ -96,6 +96,10 @@ class Verdict:
     last: Evaluation
     stop: StopReason | None
 
+    def ends(self, done: int, run: config.RunConfig) -> bool:
+        """Whether a rule ends the run before its last step, with weights to export."""
+        return self.stop is not None and self.best is not None and done < run.train.num_steps
+
 
 def rules_of(run: config.RunConfig) -> Rules | None:
     """The run's stop rules, None if it has none."""
@@ -142,14 +146,10 @@ def evaluations(rules: Rules, records: Sequence[Record]) -> list[Evaluation]:
 
 def _evaluation(rules: Rules, record: Record, base: Record) -> Evaluation:
     now = during(record)
-    metric = value(now, rules.metric)
-    return Evaluation(
-        record["step"],
-        metric if math.isfinite(metric) else -math.inf,
-        value(now, rules.score),
-        used_shares(rules, now, during(base)),
-        record.get("each") or {},
-    )
+    metric, used = value(now, rules.metric), used_shares(rules, now, during(base))
+    metric = metric if math.isfinite(metric) else -math.inf
+    each = record.get("each") or {}
+    return Evaluation(record["step"], metric, value(now, rules.score), used, each)
 
 
 def _mark_falls(rules: Rules, seen: Sequence[Evaluation]) -> list[Evaluation]:
@@ -227,11 +227,8 @@ def _over_budget(rules: Rules, seen: Sequence[Evaluation]) -> StopReason | None:
     used = latest[-1].used
     worst = max(used, key=lambda name: used[name])
     allowed = rules.settings.max_degradation[worst]
-    change = (
-        "is not finite"
-        if math.isinf(used[worst])
-        else f"is worse by {used[worst] * allowed:.4g}, {allowed:g} is allowed"
-    )
+    change = f"is worse by {used[worst] * allowed:.4g}, {allowed:g} is allowed"
+    change = "is not finite" if math.isinf(used[worst]) else change
     times = f", over budget at {patience} evaluations in a row" if patience > 1 else ""
     return StopReason("drift", f"max_degradation exceeded: {worst} {change}{times}")
 
@@ -245,10 +242,8 @@ def _no_improvement(rules: Rules, seen: Sequence[Evaluation]) -> StopReason | No
     since = sum(each.step > peak.step for each in seen)
     if since < patience:
         return None
-    best = f"best within the budget: {peak.metric:.4g} at step {peak.step}"
-    return StopReason(
-        "patience", f"{rules.metric} has not improved for {since} evaluations; {best}"
-    )
+    text = f"{rules.metric} has not improved for {since} evaluations; best within the budget: "
+    return StopReason("patience", f"{text}{peak.metric:.4g} at step {peak.step}")
 
 
 def _past_peak(rules: Rules, seen: Sequence[Evaluation]) -> StopReason | None:
@@ -277,13 +272,12 @@ def save_best(
 
     Raises: DirectAlignError if the disk is full or not writable.
     """
-    checkpoint.write_atomic(
-        best_path(out, step),
-        lambda partial: checkpoint.write_tensors(partial, {WEIGHTS: parameters}, group),
-        group,
-        "free some space and continue with --resume",
-        "best weights",
-    )
+
+    def fill(partial: Path) -> None:
+        checkpoint.write_tensors(partial, {WEIGHTS: parameters}, group)
+
+    remedy = "free some space and continue with --resume"
+    checkpoint.write_atomic(best_path(out, step), fill, group, remedy, "best weights")
 
 
 def read_best(
@@ -347,7 +341,7 @@ class EarlyStopping:
             save_best(self.out, self.state.parameters, done, self.group)
         if best is not None:
             drop_best(self.out, {best, *self._best_at_checkpoints()})
-        self.is_over = self.group.any(found is not None and ends(found, done, self.state.run))
+        self.is_over = self.group.any(found is not None and found.ends(done, self.state.run))
 
     def _best_at_checkpoints(self) -> set[int]:
         """Steps that were best at one of the checkpoints: a resume from it needs their weights."""
@@ -366,11 +360,6 @@ class EarlyStopping:
         step = int(self.group.gather_texts(own)[0])
         read_best(self.out, self.state.parameters, step, self.group)
         return step
-
-
-def ends(found: Verdict, done: int, run: config.RunConfig) -> bool:
-    """Whether a rule ends the run before its last step, with weights to export."""
-    return found.stop is not None and found.best is not None and done < run.train.num_steps
 
 
 def stop_record(found: Verdict, done: int) -> dict[str, Any]:
@@ -405,7 +394,7 @@ def resume_state(rules: Rules | None, run: config.RunConfig, out: Path, done: in
     is_saved = best is not None and best.step in saved
     lost = frozenset() if is_saved else frozenset(evaluated - saved)
     found = verdict(rules, records, lost)
-    is_over, best = ends(found, done, run), found.best
+    is_over, best = found.ends(done, run), found.best
     stops, exported = ([r for r in records if r["event"] == event] for event in END_EVENTS)
     holds = {
         "stop": is_over and stops == [stop_record(found, done)],

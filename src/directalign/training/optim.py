@@ -89,12 +89,6 @@ def adamw(
     return torch.optim.AdamW(weights, lr=rate, betas=settings.betas, weight_decay=decay)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of every parameter group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
 class EMA:
     """Exponential moving average of `parameters`, by the same names."""
 

@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -147,8 +148,8 @@ def open_trackers(run: config.RunConfig, out: Path, prompts: Sequence[str]) -> l
     if trackio is not None:
         catch_up = "To catch up: --resume, which rewrites the run"
         if trackio.space is not None:
-            sync = f"trackio sync --project {trackio.project} --space-id {trackio.space}"
-            catch_up = f"To catch up: --resume with --set trackers.trackio.space=null, then {sync}"
+            catch_up = "To catch up: --resume with --set trackers.trackio.space=null, then trackio "
+            catch_up += f"sync --project {trackio.project} --space-id {trackio.space}"
         if add("trackio", catch_up, lambda: open_trackio(trackio, info)):
             store_key(f"{trackio.space} {trackio.project}" if trackio.space is not None else None)
     return opened
@@ -425,9 +426,7 @@ def _offline_hub(active: bool) -> Iterator[None]:
 
 def _as_code(value: Mapping[str, Any]) -> str:
     """JSON as a Markdown code block."""
-    return "\n".join(
-        f"    {x}" for x in json.dumps(value, indent=2, ensure_ascii=False).split("\n")
-    )
+    return textwrap.indent(json.dumps(value, indent=2, ensure_ascii=False), "    ")
 
 
 def _first_line(error: BaseException) -> str:
