@@ -93,7 +93,7 @@ def test_a_restored_average_goes_on_as_the_first():
     first.update()
     second = EMA({"w": weight}, decay=0.9)
     second.tensors()["w"].copy_(first.tensors()["w"])
-    second.continue_after(1)
+    second.model.optimization_step = 1
     weight.data.fill_(3.0)
     first.update()
     second.update()

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from ..config import DRTuneConfig, RolloutConfig
@@ -70,9 +69,7 @@ class DRTune(ObjectiveMethod):
         first = int(torch.randint(stop + 2 - span, (), generator=generator))
         return stop, range(first, first + span, spacing)
 
-    def _chain(
-        self, start: RolloutStart, sigmas: Float[Tensor, " levels"], trained: range
-    ) -> Latents:
+    def _chain(self, start: RolloutStart, sigmas: Tensor, trained: range) -> Latents:
         """The last state along `sigmas`; its graph has no input of a network call."""
         model, x_t = self.model, start.noise
         for index, (sigma_from, sigma_to) in enumerate(pairwise(sigmas.to(x_t.device))):

@@ -45,9 +45,7 @@ class FlowBP(ObjectiveMethod):
         drawn = torch.multinomial(weights, self.settings.trained_steps, generator=generator)
         return sorted(drawn.tolist())
 
-    def weights(
-        self, sigmas: Float[Tensor, " levels"], trained: list[int]
-    ) -> Float[Tensor, " steps"]:
+    def weights(self, sigmas: Float[Tensor, " levels"], trained: list[int]) -> Tensor:
         """d x0 / d pred of each step, rescaled for the `trained` ones."""
         each = chain_coefficients(self.model.path, self.model.prediction, sigmas)
         scale = each.abs().sum() / each[trained].abs().sum()

@@ -80,7 +80,9 @@ class SRPO(ObjectiveMethod):
     ) -> LossTerm:
         model, settings = self.model, self.settings
         noised = recovery.inject(model.path, x0, noise, step.sigma_from)
-        sigma = self._network_sigma(step.sigma_from, x0.device)
+        sigma = step.sigma_from.to(x0.device)
+        if settings.truncate_timestep is not None:
+            sigma = truncate_sigmas(step.sigma_from, settings.truncate_timestep).to(x0.device)
         base = self._base_prediction(noised.x_t, sigma, cond)
         pred = model.predict(noised.x_t, sigma, cond)
         recovered = recovery.recover(model.path, model.prediction, noised, pred, step.sigma_to)
@@ -132,10 +134,6 @@ class SRPO(ObjectiveMethod):
         x0 = sampling.sample(self.model, start.cond, start.noise, start.sigmas)
         noise = start.noise if self.settings.noise.source == "rollout" else None
         return x0, noise, start.cond.guided(*guidance)
-
-    def _network_sigma(self, sigma: PerSample, device: torch.device) -> PerSample:
-        resolution = self.settings.truncate_timestep
-        return (sigma if resolution is None else truncate_sigmas(sigma, resolution)).to(device)
 
 
 def build_sigma_sampler(settings: Any, model: Model) -> noise_levels.SigmaSampler:

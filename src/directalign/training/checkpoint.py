@@ -206,7 +206,7 @@ def read_state(folder: Path, state: TrainState, group: TorchProcessGroup) -> int
     read_tensors(folder, {WEIGHTS: state.parameters})
     if state.average is not None:
         read_tensors(folder, {AVERAGE: state.average.tensors()})
-        state.average.continue_after(record["step"])
+        state.average.model.optimization_step = record["step"]
     _restore_optimizer(folder, state)
     state.method.load_state_dict(own["method"])
     restore_random_state(own["random"])
@@ -284,11 +284,9 @@ def save(folder: Path, state: TrainState, step: int, group: TorchProcessGroup) -
     Raises: DirectAlignError if the disk is full or not writable; earlier checkpoints stay.
     """
     target, earlier = path_of(folder, step), all_of(folder)
-    remedy = (
-        f"{earlier[-1]} is kept; free some space and continue with --resume"
-        if earlier
-        else "there was none before it; free some space and start again"
-    )
+    remedy = "there was none before it; free some space and start again"
+    if earlier:
+        remedy = f"{earlier[-1]} is kept; free some space and continue with --resume"
     write_atomic(target, lambda partial: write_state(partial, state, step, group), group, remedy)
     if group.is_main:
         for old in all_of(folder)[: -state.run.train.keep_checkpoints]:

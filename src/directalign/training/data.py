@@ -33,9 +33,8 @@ class TrainData:
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's batches of step `step` (0 is the first), whose gradients are accumulated."""
-        return [
-            self._batch(step, micro) for micro in range(accumulation(self.run, self.group.size))
-        ]
+        count = accumulation(self.run, self.group.size)
+        return [self._batch(step, micro) for micro in range(count)]
 
     def first_texts(self, count: int) -> Sequence[str]:
         """The first `count` prompts (or captions) of the data, for sample grids."""

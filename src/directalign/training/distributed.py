@@ -167,9 +167,8 @@ def process_group() -> Iterator[TorchProcessGroup]:
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name) or str(default)
     if not text.isdigit():
-        raise DirectAlignError(
-            f"{name} is {text!r}, not a number: launch with torchrun (docs/scaling.md)"
-        )
+        remedy = "launch with torchrun (docs/scaling.md)"
+        raise DirectAlignError(f"{name} is {text!r}, not a number: {remedy}")
     return int(text)
 
 
@@ -249,10 +248,10 @@ def save(model: Model, folder: Path, group: TorchProcessGroup) -> None:
 
 def _plain_copy(denoiser: Any, tensors: dict[str, Any]) -> nn.Module:
     """The network before sharding with these tensors; a frozen base stays on the meta device."""
-    made_from: Any = class_of(denoiser)
     adapters = getattr(denoiser, "peft_config", None) or {}
     with torch.device("meta"):
-        plain = made_from.from_config(denoiser.config)
+        plain: Any = class_of(denoiser)
+        plain = plain.from_config(denoiser.config)
         for name, adapter in adapters.items():
             plain.add_adapter(adapter, adapter_name=name)
     plain.load_state_dict(tensors, strict=not adapters, assign=True)

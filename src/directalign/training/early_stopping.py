@@ -123,23 +123,18 @@ def evaluations(rules: Rules, records: Sequence[Record]) -> list[Evaluation]:
     """The evaluations of a run in order, each compared with the base model's."""
     found = [record for record in records if record["event"] == "evaluate"]
     if not found or found[0]["step"] != 0:
-        raise DirectAlignError(
-            "early_stopping: the base model was not measured (no evaluation of step 0 in "
-            "metrics.jsonl); start a new run"
-        )
+        reason = "the base model was not measured (no evaluation of step 0 in metrics.jsonl)"
+        raise DirectAlignError(f"early_stopping: {reason}; start a new run")
     base = found[0]
     for name in (rules.metric, rules.score, *rules.settings.max_degradation):
         if name not in base:
             skipped = ("step", "event", "seconds", "during", "each")
             names = ", ".join(key for key in base if key not in skipped)
-            raise DirectAlignError(
-                f"early_stopping: {name} was not measured at step 0 (metrics.jsonl has {names}); "
-                "name one of these"
-            )
+            reason = f"{name} was not measured at step 0 (metrics.jsonl has {names})"
+            raise DirectAlignError(f"early_stopping: {reason}; name one of these")
         if not math.isfinite(value(during(base), name)):
-            raise DirectAlignError(
-                f"early_stopping: {name} of the base model is not finite; name another metric"
-            )
+            reason = f"{name} of the base model is not finite"
+            raise DirectAlignError(f"early_stopping: {reason}; name another metric")
     seen = [_evaluation(rules, record, base) for record in found]
     return seen if rules.settings.score_patience is None else _mark_falls(rules, seen)
 
@@ -287,10 +282,8 @@ def read_best(
     folder = best_path(out, step)
     damage = group.first_text(atomic.damage(folder, group.rank, group.size) or "")
     if damage:
-        raise DirectAlignError(
-            f"{folder}: damaged ({damage}); continue with --resume --out {out}, which exports the "
-            "best of the other weights"
-        )
+        remedy = f"continue with --resume --out {out}, which exports the best of the other weights"
+        raise DirectAlignError(f"{folder}: damaged ({damage}); {remedy}")
     checkpoint.read_tensors(folder, {WEIGHTS: parameters})
 
 

@@ -114,10 +114,6 @@ class EMA:
         """The averaged weights by name, by reference; sharded as the parameters are."""
         return dict(zip(self.parameters, self.model.shadow_params, strict=True))
 
-    def continue_after(self, num_updates: int) -> None:
-        """Continue an average of `num_updates` updates, whose `tensors` have been filled in."""
-        self.model.optimization_step = num_updates
-
 
 class AdamW8bit(torch.optim.Optimizer):
     """Like torch.optim.AdamW; weights float32 or bfloat16, whole or sharded by rows (DTensor)."""

@@ -54,9 +54,8 @@ def make(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DirectAlignError(
-            f"--out {out} cannot be created: {error.strerror}; name a writable folder"
-        ) from error
+        remedy = f"cannot be created: {error.strerror}; name a writable folder"
+        raise DirectAlignError(f"--out {out} {remedy}") from error
 
 
 @contextmanager
