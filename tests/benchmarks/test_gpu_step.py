@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +21,8 @@ def test_cases_are_measured_phase_by_phase(tmp_path: Path, monkeypatch: pytest.M
     given = ["--size", "tiny", "--updates", "1", "--folder", str(tmp_path / "models")]
     given += ["--out", str(out), "--cases", *CASES]
     monkeypatch.setattr(sys, "argv", ["gpu_step.py", *given])
+    memory = SimpleNamespace(allocated=2**30)  # tests/preflight measure the estimate
+    monkeypatch.setattr(gpu_step, "estimate", lambda run, machine: memory)
     gpu_step.main()
     rows = {row["case"]: row for row in json.loads(out.read_text())["rows"]}
     assert list(rows) == CASES
@@ -30,8 +33,7 @@ def test_cases_are_measured_phase_by_phase(tmp_path: Path, monkeypatch: pytest.M
     operations = [each["tera_operations"] for each in (quantized, online, offline)]
     assert operations[0] == operations[1] > operations[2] > 0
     for row in rows.values():
-        assert math.isfinite(row["seconds"]) and row["seconds"] > 0 and row["predicted_gib"] > 0
-    assert quantized["predicted_gib"] < online["predicted_gib"]
+        assert math.isfinite(row["seconds"]) and row["seconds"] > 0 and row["predicted_gib"] == 1
 
 
 def test_levers_are_ranked_by_seconds_of_a_prompt() -> None:

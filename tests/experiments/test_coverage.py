@@ -131,13 +131,3 @@ def test_votes_fall_as_strengths_say_and_annotators_agree() -> None:
         both = zip(pair[::2], pair[1::2], strict=True)
         agreed = sum(one.winner == other.winner for one, other in both) / (len(pair) / 2)
         assert agreed > wanted**2 + (1 - wanted) ** 2 + 0.1
-
-
-def test_strengths_and_wins_mostly_cover_the_truth() -> None:
-    rows = coverage.simulated_votes(Electorate("e", "e", (0.5, 0.0, -0.5), items=30), 25)
-    found = {row["of"]: row["covered"] for row in rows if row["kind"] == "votes"}
-    assert set(found) == set(coverage.OF_VOTES) and min(found.values()) >= 20
-    rows = coverage.simulated_votes(Electorate("n", "n", (0.0, 0.0, 0.0), items=20), 25)
-    assert all(row["spoke"] <= 5 for row in rows if row["kind"] == "votes test")
-    assert all(abs(sum(each.strengths)) < 1e-9 for each in coverage.ELECTORATES)
-    assert all(0 < rate < 1 for each in coverage.PLANTED for rate in (*each.photo, *each.content))

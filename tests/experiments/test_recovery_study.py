@@ -10,7 +10,6 @@ import torch
 
 from directalign.diffusion.path import determinant, flow_sigmas, target
 from directalign.diffusion.recovery import gain, inject, recover
-from directalign.diffusion.rng import FRESH_NOISE, draw_noise, generator_for
 from directalign.diffusion.sampling import sample
 from directalign.types import PathName, PredictionName
 from experiments import recovery, stability
@@ -116,16 +115,3 @@ def test_samplers_reach_the_image_of_a_perfect_model_and_agree_in_the_limit(name
     if name == "Euler":
         ours = sample(model, cond, NOISE, flow_sigmas(8))
         assert torch.allclose(scheduled(model, 8), ours, atol=1e-5)
-
-
-def test_a_chain_starts_each_round_where_the_last_one_ended() -> None:
-    perfect, model, images = Perfect(), ToyFamily(), torch.rand(2, 3, 4, 4)
-    cond, strength = model.encode_prompt(["a", "b"]), stability.STRENGTH
-    rounds = list(stability.chain(perfect, cond, images, 3, 3))
-    assert len(rounds) == 3 and all((after - 0.7).abs().max() < 1e-6 for after in rounds)
-    first, second = stability.chain(model, cond, images, 3, 2)
-    noise = draw_noise((2, 4, 4, 4), generator_for(3, FRESH_NOISE, 1))
-    x_t = (1 - strength) * model.encode_image(first) + strength * noise
-    sigmas = torch.linspace(strength, 0, stability.CHAIN_STEPS + 1, dtype=torch.float64)
-    wanted = model.decode(sample(model, cond, x_t, sigmas)).float().clamp(0, 1)
-    assert torch.allclose(second, wanted, atol=1e-6)

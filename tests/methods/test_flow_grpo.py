@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from torch.distributions import Normal
 from directalign import config
 from directalign.diffusion import sde
 from directalign.diffusion.rng import NOISE, TRANSITION, draw_noise, update_generator
-from directalign.diffusion.sampling import sample, start_rollout
 from directalign.methods.flow_grpo import FlowGRPO
 from directalign.models.reference_model import ReferenceModel
 from directalign.rewards.python_function import PythonReward
@@ -126,16 +124,6 @@ def test_a_rollout_is_made_once_and_a_black_box_will_do(path: Any, prediction: A
     assert reward.prompts == [SIX]
 
 
-def test_with_little_noise_a_rollout_is_the_deterministic_one() -> None:
-    family = ToyFamily()
-    begun = start_rollout(family, ROLLOUT, replace(BATCH, prompts=SIX))
-    with torch.no_grad():
-        x0 = sample(family, begun.cond, begun.noise, begun.sigmas)
-    made = method(family, noise_level=1e-6)._roll_out(BATCH)
-    assert made.states[0].equal(begun.noise)
-    torch.testing.assert_close(made.states[-1], x0, rtol=0, atol=1e-4)
-
-
 def test_one_noise_for_a_group_still_gives_different_samples() -> None:
     states = method(same_noise=True)._roll_out(BATCH).states
     noise, x0 = states[0], states[-1]
@@ -219,14 +207,6 @@ def test_a_run_resumes_in_the_middle_of_a_rollout() -> None:
             losses = update(grpo, optimizer, Batch(step, PROMPTS))
             found.append([(loss.value.item(), loss.metrics) for loss in losses])
         assert found[0] == found[1]
-
-
-def test_accumulated_batches_have_their_own_rollouts() -> None:
-    grpo = method(updates_per_rollout=2)
-    for place in (0, 2):
-        list(grpo.losses(Batch(0, PROMPTS, offset=place, global_size=4)))
-    assert sorted(grpo.stored) == [0, 2]
-    assert not grpo.stored[0].states[-1].equal(grpo.stored[2].states[-1])
 
 
 # --- the base model -------------------------------------------------------------------------------

@@ -131,12 +131,6 @@ def test_the_base_model_is_exported_if_nothing_was_better(
     assert "better by photo_rate: exported the base model" in capsys.readouterr().out
 
 
-def test_superseded_best_weights_are_removed(tmp_path: Path) -> None:
-    run = make_run(tmp_path, {}, num_steps=12, save_every=3, keep_checkpoints=2)
-    start(run, tmp_path / "out", peak=9.0)
-    assert 1 <= len(early_stopping.best_steps(tmp_path / "out")) <= 3
-
-
 # --- interrupted runs -----------------------------------------------------------------------------
 
 
@@ -161,7 +155,6 @@ def test_a_killed_run_stops_at_the_same_step(tmp_path: Path) -> None:
     ("owner", "name"),
     [
         (RUN_MODULE, "_evaluate_exported"),
-        (early_stopping, "stop_record"),
         (early_stopping, "save_best"),
         (early_stopping, "drop_best"),
     ],

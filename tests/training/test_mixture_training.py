@@ -62,17 +62,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(
-    folder: Path,
-    file: Path,
-    reward: dict[str, Any],
-    method: dict[str, Any],
-    **train: Any,
+    folder: Path, file: Path, reward: dict[str, Any], method: dict[str, Any], **train: Any
 ) -> Path:
-    lora = {"rank": 2, "alpha": 2}
+    lora = {"tune": "lora", "lora": {"rank": 2, "alpha": 2}}
     settings = {"num_steps": 4, "learning_rate": 1e-3, "save_every": 0}
     given = {
         "name": "mixture",
-        "model": {"architecture": "flux", "path": str(folder / "model"), "lora": lora},
+        "model": {"architecture": "flux", "path": str(folder / "model"), **lora},
         "reward": reward,
         "method": method,
         "rollout": {"num_inference_steps": 3, "embedded_guidance": 1.0},
@@ -80,7 +76,6 @@ def recipe(
         "train": {**settings, "sample_prompts": ["a red star"], **train},
         "evaluate": {"num_samples": 2, "every": 0},
     }
-    given["model"]["tune"] = "lora"
     file.write_text(yaml.safe_dump(given))
     return file
 

@@ -14,7 +14,6 @@ from directalign.training.optim import (
     AdamW8bit,
     adamw,
     learning_rate,
-    set_learning_rate,
     trained_parameters,
 )
 from directalign.types import DirectAlignError
@@ -62,10 +61,9 @@ def test_the_recipe_chooses_the_optimiser():
     chosen = adamw(
         weights, settings(optimizer="adamw8bit", betas=[0.5, 0.6], weight_decay=0.01), seed=7
     )
-    set_learning_rate(chosen, 0.125)
     group = chosen.param_groups[0]
     assert isinstance(chosen, AdamW8bit) and chosen.seed == 7
-    assert (group["lr"], group["betas"], group["weight_decay"]) == (0.125, (0.5, 0.6), 0.01)
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (2.0, (0.5, 0.6), 0.01)
 
 
 def test_the_average_follows_its_recurrence():
@@ -95,7 +93,7 @@ def test_a_restored_average_goes_on_as_the_first():
     first.update()
     second = EMA({"w": weight}, decay=0.9)
     second.tensors()["w"].copy_(first.tensors()["w"])
-    second.continue_after(1)
+    second.model.optimization_step = 1
     weight.data.fill_(3.0)
     first.update()
     second.update()

@@ -246,29 +246,16 @@ def test_a_resumed_run_is_the_same_run_without_records_beyond_its_checkpoint(
 
 
 @NO_NETWORK
-def test_trackers_may_change_when_a_run_is_resumed(tmp_path: Path) -> None:
-    run, out = offline(tmp_path, "late"), tmp_path / "out"
-    none = config.TrackersConfig(tensorboard=False)
-    stubs.start(run.model_copy(update={"trackers": none}), out)
-    assert not any((out / name).exists() for name in ("tensorboard", "wandb", "tracked.json"))
-    longer = run.train.model_copy(update={"num_steps": 8})
-    stubs.start(run.model_copy(update={"train": longer}), out, resume=True)
-    check_equal(out, "late")
-    assert {step for name, step, _ in logged(out) if name == "step/loss"} == set(range(1, 9))
-
-
-@NO_NETWORK
 def test_records_of_an_earlier_step_texts_and_missing_values(tmp_path: Path) -> None:
     opened = trackers.open_trackers(offline(tmp_path, "gaps"), tmp_path, ["x"])
-    log, rate = run_log.RunLog(tmp_path, -1, trackers=opened), {"value": 0.5, "low": None, "n": 4}
+    log, rate = run_log.RunLog(tmp_path, -1, trackers=opened), {"value": 0.5, "low": None}
     step = {"event": "step", "step": 4, "reward": float("nan"), "loss": None, "grad_norm": 0.1}
     log.write({**step, "levels": {"sigma": [0.1, 0.2]}})
-    log.write({"event": "stop", "step": 4, "reason": "drift", "says": "too far", "kept": 2})
+    log.write({"event": "stop", "step": 4, "says": "too far", "kept": 2})
     log.write({"event": "kept", "step": 2, "photo_rate": rate})
     log.close()
-    expected = {("step/grad_norm", 4, 0.1), ("stop/kept", 4, 2.0)}
-    expected |= {("kept/photo_rate/value", 2, 0.5), ("kept/photo_rate/n", 2, 4.0)}
-    assert logged(tmp_path) == expected
+    wanted = {("step/grad_norm", 4, 0.1), ("stop/kept", 4, 2.0), ("kept/photo_rate/value", 2, 0.5)}
+    assert logged(tmp_path) == wanted
     check_equal(tmp_path, "gaps")
     for rows in (wandb_rows(tmp_path), trackio_rows("gaps")):
         assert [row["stop/says"] for _, row in rows if "stop/says" in row] == ["too far"]
@@ -491,15 +478,3 @@ def test_packages_are_imported_only_when_a_recipe_names_them(
     (tracker,) = trackers.open_trackers(run, tmp_path, ["x"])
     tracker.close(True)
     assert not (tmp_path / "tracked.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("given", "key"),
-    [
-        ({"wandb": {"project": "a/b"}}, r"trackers\.wandb\.project"),
-        ({"trackio": {"project": "p", "space": "x"}}, r"trackers\.trackio\.space"),
-    ],
-)
-def test_invalid_names_are_refused(tmp_path: Path, given: dict[str, Any], key: str) -> None:
-    with pytest.raises(ValueError, match=key):
-        with_trackers(tmp_path, given)

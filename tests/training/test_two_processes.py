@@ -150,17 +150,15 @@ class Rank:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> config.RunConfig:
     folder = tmp_path_factory.mktemp("tiny")
-    (folder / "prompts.txt").write_text("a red star\na blue circle\na square\na star\na circle")
     model = {"architecture": "flux", "path": str(tiny.write_flux(folder / "model")), "tune": "full"}
     given = {
         "name": "tiny",
         "model": model,
         "reward": {"name": "pixels", "statistic": "redness"},
-        "method": {"form": "absolute", "embedded_guidance": 2.0},
+        "method": {"form": "absolute"},
         "rollout": {"num_inference_steps": 2, "embedded_guidance": 2.0},
-        "data": {"prompts": str(folder / "prompts.txt")},
+        "data": {"prompts": "none"},
         "train": {"num_steps": 1},
-        "evaluate": {"num_samples": 5, "batch_size": 2, "diversity_prompts": 1},
     }
     return config.RunConfig.model_validate(given)
 

@@ -1,2 +1,1 @@
-"""The mathematics of the method, on tensors alone: noise paths, recovery, noise levels,
-sampling."""
+"""The mathematics of the method, on tensors: noise paths, recovery, noise levels, sampling."""

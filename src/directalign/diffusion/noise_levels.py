@@ -1,5 +1,4 @@
-"""How pairs of noise levels are drawn for a training step, and values that ramp over the range of
-levels.
+"""How pairs of noise levels are drawn for a training step, and values that ramp over the levels.
 
 A sampler draws one target level per image, and both branches of a step end there: `denoise(target)`
 starts above it, `inversion(target)` below. The three samplers share that interface: draw, denoise,
@@ -22,8 +21,7 @@ SigmaBatch = Float64[Tensor, " b"]
 GridPoints = Int64[Tensor, " b"]
 
 MAX_JUMP_FRACTION = 0.9
-"""Largest share of the way to clean, or to pure noise, that a step of the continuous samplers
-covers."""
+"""Largest share of the way to clean or pure noise that a continuous sampler's step covers."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,7 @@ class Ramp:
 
 @dataclass(frozen=True)
 class GridSampler:
-    """The official grid: indices `first`..`last` of a shifted sampling grid, divided into `points`
-    linear points.
+    """The official grid: indices `first`..`last` of a shifted grid, in `points` linear points.
 
     Points are numbered from 1 at the low-noise end. A target is a point m, and both steps are
     span(m) points long. Near the low-noise end, where m − span would be point 0, inversion starts
@@ -108,8 +105,7 @@ class GridSampler:
         return torch.randint(self.edge, self.points - self.edge + 1, (b,), generator=generator)
 
     def span(self, m: GridPoints) -> GridPoints:
-        """Length in points of the steps that end at `m`: at most (1 − groundtruth_ratio) of the
-        grid, less at its ends."""
+        """Points of a step that ends at `m`: (1 − groundtruth_ratio) of the grid at most."""
         longest = int((1 - self.groundtruth_ratio) * self.points) + 1
         return torch.minimum(self.points - m, m).clamp(max=longest)
 
@@ -130,70 +126,75 @@ class GridSampler:
 
 
 @dataclass(frozen=True)
-class UniformSampler:
-    """Target level uniform in [sigma_low, sigma_high]; fixed jump, shortened only by
-    `MAX_JUMP_FRACTION`."""
+class _ContinuousSampler:
+    """Target level uniform in [sigma_low, sigma_high]; subclasses choose where a step starts.
+
+    A step covers at most `MAX_JUMP_FRACTION` of the way from its target to clean or pure noise.
+    """
 
     sigma_high: float
     sigma_low: float
-    jump: float
 
     def __post_init__(self) -> None:
-        _check_range(self.sigma_high, self.sigma_low)
+        if not 0 <= self.sigma_low < self.sigma_high <= 1:
+            raise DirectAlignError(
+                f"sigma_low {self.sigma_low} and sigma_high {self.sigma_high} do not span a range: "
+                "choose 0 <= sigma_low < sigma_high <= 1"
+            )
 
     def draw(self, b: int, generator: torch.Generator) -> SigmaBatch:
         """A target level for each of `b` samples."""
-        return _uniform(self.sigma_high, self.sigma_low, b, generator)
+        draws = torch.rand(b, generator=generator, dtype=torch.float64)
+        return self.sigma_low + (self.sigma_high - self.sigma_low) * draws
 
     def denoise(self, target: SigmaBatch) -> NoiseStep:
-        """Down from target + jump."""
-        start = torch.minimum(target + self.jump, _highest_start(target))
-        return _noise_step(start, target, self.sigma_high, self.sigma_low)
+        """Down to the target."""
+        farthest = target + MAX_JUMP_FRACTION * (1 - target)
+        return self._step(torch.minimum(self._start(target, 1), farthest), target)
 
     def inversion(self, target: SigmaBatch) -> NoiseStep:
-        """Up from target − jump."""
-        start = torch.maximum(target - self.jump, _lowest_start(target))
-        return _noise_step(start, target, self.sigma_high, self.sigma_low)
+        """Up to the target."""
+        farthest = target - MAX_JUMP_FRACTION * target
+        return self._step(torch.maximum(self._start(target, -1), farthest), target)
+
+    def _step(self, start: SigmaBatch, target: SigmaBatch) -> NoiseStep:
+        low_end = torch.minimum(start, target)
+        position = (low_end - self.sigma_low) / (self.sigma_high - self.sigma_low)
+        return NoiseStep(start, target, *[position.clamp(0, 1)] * 2)
+
+    def _start(self, target: SigmaBatch, sign: int) -> SigmaBatch:
+        """Where a step to `target` starts: above it for sign 1, below for −1."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class ConstantGainSampler:
-    """Target level uniform; the start is solved so that |gain| is the same on every step that
-    `MAX_JUMP_FRACTION` allows."""
+class UniformSampler(_ContinuousSampler):
+    """Steps of a fixed jump."""
 
-    sigma_high: float
-    sigma_low: float
+    jump: float
+
+    def _start(self, target: SigmaBatch, sign: int) -> SigmaBatch:
+        return target + sign * self.jump
+
+
+@dataclass(frozen=True)
+class ConstantGainSampler(_ContinuousSampler):
+    """Steps of a fixed |gain|: positive for denoise, negative for inversion."""
+
     gain: float
     path: PathName
     prediction: PredictionName
 
-    def __post_init__(self) -> None:
-        _check_range(self.sigma_high, self.sigma_low)
-
-    def draw(self, b: int, generator: torch.Generator) -> SigmaBatch:
-        """A target level for each of `b` samples."""
-        return _uniform(self.sigma_high, self.sigma_low, b, generator)
-
-    def denoise(self, target: SigmaBatch) -> NoiseStep:
-        """Down to the target with gain > 0."""
-        start = torch.minimum(self._start(target, self.gain), _highest_start(target))
-        return _noise_step(start, target, self.sigma_high, self.sigma_low)
-
-    def inversion(self, target: SigmaBatch) -> NoiseStep:
-        """Up to the target with gain < 0."""
-        start = torch.maximum(self._start(target, -self.gain), _lowest_start(target))
-        return _noise_step(start, target, self.sigma_high, self.sigma_low)
-
-    def _start(self, target: SigmaBatch, gain: float) -> SigmaBatch:
-        """The start f with gain(f, target) = `gain`, the inverse of the table in docs/method.md:
+    def _start(self, target: SigmaBatch, sign: int) -> SigmaBatch:
+        """The start f with gain(f, target) = g = ±gain (docs/method.md, section 1):
 
         flow, velocity    f = t + g·(1 − t)
         vp, epsilon       f = u / √(1 + u²), u = t/√(1 − t²) + g
         vp, v             f = sin(asin t + asin(g·cos(asin t)))
         """
+        gain, signal = sign * self.gain, alpha(self.path, target)
         if self.path == "flow":
-            return target + gain * (1 - target)
-        signal = alpha(self.path, target)
+            return target + gain * signal
         if self.prediction == "epsilon":
             odds = target / signal + gain
             return odds / (1 + odds**2).sqrt()
@@ -201,31 +202,3 @@ class ConstantGainSampler:
 
 
 SigmaSampler = GridSampler | UniformSampler | ConstantGainSampler
-
-
-def _uniform(sigma_high: float, sigma_low: float, b: int, generator: torch.Generator) -> SigmaBatch:
-    draws = torch.rand(b, generator=generator, dtype=torch.float64)
-    return sigma_low + (sigma_high - sigma_low) * draws
-
-
-def _highest_start(target: SigmaBatch) -> SigmaBatch:
-    return target + MAX_JUMP_FRACTION * (1 - target)
-
-
-def _lowest_start(target: SigmaBatch) -> SigmaBatch:
-    return target - MAX_JUMP_FRACTION * target
-
-
-def _noise_step(
-    start: SigmaBatch, target: SigmaBatch, sigma_high: float, sigma_low: float
-) -> NoiseStep:
-    position = (torch.minimum(start, target) - sigma_low) / (sigma_high - sigma_low)
-    return NoiseStep(start, target, *[position.clamp(0, 1)] * 2)
-
-
-def _check_range(sigma_high: float, sigma_low: float) -> None:
-    if not 0 <= sigma_low < sigma_high <= 1:
-        raise DirectAlignError(
-            f"sigma_low {sigma_low} and sigma_high {sigma_high} do not span a range: "
-            "choose 0 <= sigma_low < sigma_high <= 1"
-        )

@@ -1,5 +1,4 @@
-"""The two noise paths x_t = alpha·x0 + sigma·noise, what a network may predict on them, and the
-DDPM table.
+"""The noise paths x_t = alpha·x0 + sigma·noise, what a network predicts on them, the DDPM table.
 
 `sigma` is the coefficient of the noise: "flow" has alpha = 1 − sigma, "vp" has alpha² + sigma² = 1.
 Every prediction type is a sum of two terms, target = of_noise·noise + of_x0·x0. With x_t that makes
@@ -30,8 +29,7 @@ def expand_like(
 
 
 def shift_sigmas(sigma: Tensor, shift: float) -> Tensor:
-    """Shift levels in [0, 1] toward the noisy end, s' = shift·s / (1 + (shift − 1)·s); both ends
-    stay."""
+    """Levels in [0, 1], shifted to the noisy end: shift·s / (1 + (shift − 1)·s)."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
@@ -93,21 +91,6 @@ def to_noise(
     return expand_like(level * scale, pred) * pred - expand_like(of_x0 * scale, x_t) * x_t
 
 
-def convert_prediction(
-    path: PathName,
-    pred: Latents,
-    x_t: Latents,
-    sigma: PerSample,
-    source: PredictionName,
-    to: PredictionName,
-) -> Latents:
-    """The same prediction in another parametrisation."""
-    if source == to:
-        return pred
-    x0_hat = to_x0(path, source, pred, x_t, sigma)
-    return target(path, to, x0_hat, to_noise(path, source, pred, x_t, sigma), sigma)
-
-
 def classifier_free_guidance(cond: Latents, uncond: Latents, scale: float) -> Latents:
     """uncond + scale·(cond − uncond), in whatever parametrisation both are (arXiv 2207.12598)."""
     return uncond + scale * (cond - uncond)
@@ -116,8 +99,7 @@ def classifier_free_guidance(cond: Latents, uncond: Latents, scale: float) -> La
 class DDPMTable:
     """Maps a DDPM's timesteps to sigma and back, piecewise linearly.
 
-    Timesteps run from 0 to len(alphas_cumprod) − 1 and may be fractional; values beyond the table
-    take its end.
+    Timesteps may be fractional, from 0 to len(alphas_cumprod) − 1; values beyond take the end.
     """
 
     def __init__(self, alphas_cumprod: Float[Tensor, " timesteps"]) -> None:

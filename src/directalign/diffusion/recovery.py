@@ -45,8 +45,7 @@ def gain(
 def recover(
     path: PathName, prediction: PredictionName, noised: Noised, pred: Latents, sigma_to: PerSample
 ) -> Recovered:
-    """The recovered latents after a step from `noised.sigma` to `sigma_to`; gradient through `pred`
-    alone."""
+    """The recovered latents after a step to `sigma_to`; gradient through `pred` only."""
     residual = target(path, prediction, noised.x0, noised.noise, noised.sigma) - pred
     step_gain = gain(path, prediction, noised.sigma, sigma_to)
     recovered = noised.x0 + expand_like(step_gain, pred) * residual

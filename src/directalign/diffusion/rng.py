@@ -1,5 +1,4 @@
-"""Reproducible random draws: every draw depends on (seed, stream, step) and on a sample's row in
-the global batch.
+"""Reproducible draws: each depends on (seed, stream, step) and a sample's row in the global batch.
 
 Numbers are drawn on the CPU and then moved, so a seed means the same noise on every device.
 """
@@ -23,8 +22,7 @@ NOISE, FRESH_NOISE, NOISE_LEVEL, STEPS, TRANSITION = 1, 2, 3, 4, 5
 
 
 def generator_for(seed: int, *keys: int) -> torch.Generator:
-    """A CPU generator that depends on (seed, *keys) alone; keys name a stream, a step, an index,
-    ...
+    """A CPU generator that depends only on (seed, *keys): a stream, a step, an index, ...
 
     Keys are hashed, never added: another key, or one key more, gives an independent stream.
     """
@@ -42,10 +40,9 @@ def update_generator(batch: Batch, stream: int, index: int = 0) -> torch.Generat
 
 
 def draw_rows(batch: Batch, draw: Callable[[int], Tensor]) -> Tensor:
-    """Call `draw(n)` for the n rows of the update's global batch and return the rows of this batch.
+    """Call `draw(n)` for the n rows of the update's global batch; returns the rows of this batch.
 
-    A sample's draw thus depends on its row in the update, not on the number of ranks or accumulated
-    batches.
+    So a draw does not depend on the number of ranks or accumulated batches.
     """
     b = len(batch.prompts)
     n = b if batch.global_size is None else batch.global_size

@@ -38,8 +38,7 @@ from .rng import NOISE, NoiseScope, batch_noise
 
 @dataclass(frozen=True)
 class RolloutStart:
-    """Conditioning under the rollout's guidance, pure noise, and the levels to visit (falling to
-    0)."""
+    """Conditioning under the rollout's guidance, pure noise, and the levels, falling to 0."""
 
     cond: Conditioning
     noise: Latents
@@ -51,10 +50,8 @@ def start_rollout(
     model: Model, settings: RolloutConfig, batch: Batch, scope: NoiseScope = "per_rank"
 ) -> RolloutStart:
     """Encode the prompts and draw the noise of a batch's rollout."""
-    height, width = batch.image_size or (
-        settings.height or model.default_size[0],
-        settings.width or model.default_size[1],
-    )
+    height, width = model.default_size
+    height, width = batch.image_size or (settings.height or height, settings.width or width)
     cond = model.encode_prompt(batch.prompts)
     cond = rollout_conditioning(cond, settings)
     shape = (len(batch.prompts), *model.latent_shape(height, width))
@@ -90,10 +87,10 @@ def sample(
     The last `grad_steps` steps keep their graph, the others run without gradient. `noise` is taken
     as x_t at the first level, as in the diffusers pipelines.
     """
-    x_t, num_inference_steps = noise, len(sigmas) - 1
+    x_t, first = noise, len(sigmas) - 1 - grad_steps
     keeps_graph = torch.is_grad_enabled()
     for index, (sigma_from, sigma_to) in enumerate(pairwise(sigmas.to(noise.device))):
-        with torch.set_grad_enabled(keeps_graph and index >= num_inference_steps - grad_steps):
+        with torch.set_grad_enabled(keeps_graph and index >= first):
             x_t = sampling_step(model, cond, x_t, sigma_from, sigma_to)
     return x_t
 
@@ -121,7 +118,7 @@ def keep_gradient(values: Latents, rows: Bool[Tensor, " b"]) -> Latents:
 def sampling_step(
     model: Model, cond: Conditioning, x_t: Latents, sigma_from: Tensor, sigma_to: Tensor
 ) -> Latents:
-    """One step and one network call between scalar levels."""
+    """One network call between scalar levels: x_to = alpha_to·x0_hat + sigma_to·noise_hat."""
     sigma_from, sigma_to = sigma_from.expand(len(x_t)), sigma_to.expand(len(x_t))
     pred = predict(model, cond, x_t, sigma_from)
     return linear_step(model.path, model.prediction, x_t, pred, sigma_from, sigma_to)
@@ -136,23 +133,20 @@ def predict_x0(model: Model, cond: Conditioning, x_t: Latents, sigma: PerSample)
 def rollout_sigmas(
     model: Model, settings: RolloutConfig, height: int, width: int
 ) -> Float[Tensor, " levels"]:
-    """The sampling grid of a recipe: linspace(1, 0) under its own shift, or that of the
-    checkpoint's scheduler."""
+    """The grid of a recipe: linspace(1, 0) under its shift, or the checkpoint's scheduler's."""
     steps = settings.num_inference_steps
     if settings.shift is None:
         sigmas = model.sigmas(steps, height, width)
         if not sigmas.isfinite().all():  # a scheduler with shift_terminal has no single step
             raise DirectAlignError(
                 f"rollout.num_inference_steps {steps} at {height}x{width}: the checkpoint's "
-                "scheduler has "
-                "no such grid: sample in more steps, or set rollout.shift"
+                "scheduler has no such grid: sample in more steps, or set rollout.shift"
             )
         return sigmas
     if model.path != "flow":
         raise DirectAlignError(
             f"rollout.shift {settings.shift} is for rectified-flow models, and this one follows a "
-            "DDPM "
-            "schedule: remove rollout.shift"
+            "DDPM schedule: remove rollout.shift"
         )
     return flow_sigmas(steps, settings.shift)
 
@@ -184,8 +178,7 @@ def linear_step(
     sigma_from: PerSample,
     sigma_to: PerSample,
 ) -> Latents:
-    """x_to from x_t and its prediction, (b, c, h, w) each; gradient through both where they carry
-    one."""
+    """x_to from x_t and its prediction, (b, c, h, w) each; gradient through both."""
     a, b = step_coefficients(path, prediction, sigma_from, sigma_to)
     return expand_like(a, x_t) * x_t + expand_like(b, pred) * pred
 
@@ -193,8 +186,7 @@ def linear_step(
 def chain_coefficients(
     path: PathName, prediction: PredictionName, sigmas: Float[Tensor, " levels"]
 ) -> Float[Tensor, " steps"]:
-    """d x_last / d pred of each step along `sigmas` with the network's inputs held: its b times the
-    a of all later steps.
+    """d x_last / d pred of each step with held inputs: its b times the a of all later steps.
 
     On a flow these are the lengths of the steps, sigma_to − sigma_from.
     """

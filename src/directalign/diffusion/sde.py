@@ -1,11 +1,10 @@
 """One stochastic sampling step as a Gaussian, and the loss of a policy gradient over such steps.
 
-Every kind of step is the deterministic one with part of the estimated noise exchanged for fresh
-noise:
+Each is the deterministic step with part of the estimated noise replaced by fresh noise:
 
     x_to = alpha_to·x0_hat + kept·noise_hat + std·fresh   (kept = sigma_to, std = 0: Euler or DDIM)
 
-They differ in (kept, std) alone, see `spread`. The rest follows DDPO (arXiv 2305.13301):
+They only differ in (kept, std), see `spread`. The rest follows DDPO (arXiv 2305.13301):
 log-probability of a step, advantage of a sample over the others of its prompt, and the clipped
 ratio of PPO (arXiv 1707.06347).
 """
@@ -26,14 +25,12 @@ from .path import alpha, expand_like, to_noise, to_x0
 SDEKind = Literal["ddim", "flow_grpo", "dance"]
 
 STD_EPSILON = 1e-6
-"""Added to the std of rewards: a group of equal rewards has advantage 0 instead of an undefined
-one."""
+"""Added to the std of rewards: equal rewards have advantage 0 instead of an undefined one."""
 
 
 @dataclass(frozen=True)
 class Transition:
-    """x_to ~ Normal(mean, std²), one std per sample; 0 where the step adds no noise and cannot be
-    trained."""
+    """x_to ~ Normal(mean, std²), one std per sample; 0: no noise, the step cannot be trained."""
 
     mean: Latents
     std: PerSample
@@ -53,8 +50,7 @@ def transition(
     sigma_to: PerSample,
     noise_level: float,
 ) -> Transition:
-    """The step from `sigma_from` down to `sigma_to` given the network's `pred` at x_t; gradient
-    through `pred`."""
+    """The step down to `sigma_to` given the network's `pred` at x_t; gradient through `pred`."""
     x0_hat = to_x0(path, prediction, pred, x_t, sigma_from)
     noise_hat = to_noise(path, prediction, pred, x_t, sigma_from)
     kept, std = spread(kind, path, sigma_from, sigma_to, noise_level)
@@ -65,8 +61,7 @@ def transition(
 def spread(
     kind: SDEKind, path: PathName, sigma_from: PerSample, sigma_to: PerSample, noise_level: float
 ) -> tuple[PerSample, PerSample]:
-    """(kept, std): how much estimated noise is kept and how much fresh noise is added; (sigma_to,
-    0) at noise_level 0.
+    """(kept, std): estimated noise that stays and fresh noise; (sigma_to, 0) at noise_level 0.
 
     ddim       std = noise_level·sigma_to·√(1 − (sigma_to·alpha_from / (sigma_from·alpha_to))²) and
                    kept = √(sigma_to² − std²). Any path; on a VP path noise_level is eta of DDIM
@@ -97,11 +92,9 @@ def spread(
 
 
 def log_prob(step: Transition, x_to: Latents) -> PerSample:
-    """Log-density of x_to, as the mean over its dimensions (the sum in theory; Flow-GRPO and
-    DanceGRPO take the mean).
+    """Log-density of x_to, as the mean over its dimensions, as in Flow-GRPO and DanceGRPO.
 
-    A ratio of two such values is the true one to the power 1 / dimensions, which is why clip ranges
-    are small.
+    A ratio of two such values is the true one to the power 1 / dimensions: clip ranges are small.
     """
     std = expand_like(step.std, step.mean)
     each = -((x_to - step.mean) ** 2) / (2 * std**2) - std.log() - math.log(2 * math.pi) / 2
@@ -109,8 +102,10 @@ def log_prob(step: Transition, x_to: Latents) -> PerSample:
 
 
 def kl_divergence(step: Transition, base: Transition) -> PerSample:
-    """KL(step ‖ base) = (difference of means)² / (2·std²), as the mean over dimensions; both have
-    the same std. Flow-GRPO's released code divides by 2·std²/Δ, Δ the length of the step."""
+    """KL(step ‖ base) of equal stds: mean over dimensions of (difference of means)² / (2·std²).
+
+    Flow-GRPO's released code divides by 2·std²/Δ, Δ the length of the step.
+    """
     squared = ((step.mean - base.mean) ** 2).mean((1, 2, 3))
     return squared / (2 * step.std.to(step.mean) ** 2)
 

@@ -34,11 +34,9 @@ def method_class(name: str) -> Any:
 def load_method(
     run: RunConfig, model: Model, reward: Reward, group: ProcessGroup = SINGLE_PROCESS
 ) -> Method:
-    """The method of a run with its model and reward; the processes of `group` share its running
-    statistics."""
-    method = method_class(run.method.name)(
-        model, synchronized(reward, group), run.method, run.rollout
-    )
+    """The method of a run; the processes of `group` share its running statistics."""
+    reward = synchronized(reward, group)
+    method = method_class(run.method.name)(model, reward, run.method, run.rollout)
     if hasattr(method, "objective"):  # a method of the user's own may have none
         method.objective.group = group
     return method

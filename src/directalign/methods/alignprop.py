@@ -1,5 +1,4 @@
-"""AlignProp (arXiv 2310.03739): the gradient of the reward through the whole chain, truncated at a
-random depth.
+"""AlignProp (arXiv 2310.03739): the reward's gradient through the chain, to a random depth.
 
 The paper: back-propagate through the sampling chain, recomputing the activations of every step, and
 truncate the gradient after a number of last steps drawn uniformly, so that early steps are reached
@@ -43,7 +42,7 @@ class AlignProp(ObjectiveMethod):
         x0 = sample(self.model, start.cond, start.noise, start.sigmas[:-deepest])
         for index, sigmas in enumerate(pairwise(start.sigmas[-deepest - 1 :].to(x0.device))):
             x0 = keep_gradient(x0, depth > deepest - index)
-            # a step stores its input and runs again in the backward pass
+            # a step only stores its input and runs again in the backward pass
             args = (self.model, start.cond, x0, *sigmas)
             x0 = checkpoint(sampling_step, *args, use_reentrant=False)
         loss = self.image_loss(x0, batch, "chain")

@@ -1,5 +1,4 @@
-"""DRaFT (arXiv 2309.17400, algorithm 1): the gradient of the reward through the last K sampling
-steps.
+"""DRaFT (arXiv 2309.17400, algorithm 1): the reward's gradient through the last K steps.
 
 The paper: DRaFT-K cuts the chain before its last K steps; DRaFT-LV takes K = 1, adds noise to the
 sample n − 1 more times up to the last level, and sums the gradients of all n last steps for a lower

@@ -1,5 +1,4 @@
-"""DRTune (arXiv 2405.00760): a few spread sampling steps train, and no gradient flows through a
-network's input.
+"""DRTune (arXiv 2405.00760): a few spread steps train, without gradient through network inputs.
 
 The paper: stop the gradient at the denoiser's input, so that the reward reaches early steps along
 the chain of samples only, where nothing multiplies up; train K equally spaced steps; stop sampling

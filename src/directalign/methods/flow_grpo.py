@@ -1,5 +1,4 @@
-"""Flow-GRPO (arXiv 2505.05470) and DanceGRPO (arXiv 2505.07818): policy gradient on stochastic
-rollouts.
+"""Flow-GRPO (arXiv 2505.05470), DanceGRPO (arXiv 2505.07818): policy gradient of an SDE rollout.
 
 The papers: turn the sampler into an SDE, so that each step is a Gaussian with a log-probability;
 the advantage of a sample is its reward against the other samples of its prompt; PPO's clipped
@@ -197,21 +196,17 @@ class FlowGRPO(ObjectiveMethod):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        device = next(self.model.denoiser.parameters()).device
-        self.stored = {
-            offset: _to_device(Rollouts(**made), device)
-            for offset, made in state["rollouts"].items()
-        }
+        self.stored, device = {}, next(self.model.denoiser.parameters()).device
+        for offset, made in state["rollouts"].items():
+            moved = {name: _to_device(value, device) for name, value in made.items()}
+            self.stored[offset] = Rollouts(**moved)
 
 
-def _to_device(made: Rollouts, device: torch.device) -> Rollouts:
+def _to_device(value: Any, device: torch.device) -> Any:
     """Checkpoints are read on the CPU."""
-    moved: dict[str, Any] = {
-        name: getattr(made, name).to(device) for name in ("sigmas", "reward", "advantage")
-    }
-    for name in ("states", "log_probs"):
-        moved[name] = [each.to(device) for each in getattr(made, name)]
-    return replace(made, **moved)
+    if isinstance(value, list):
+        return [_to_device(each, device) for each in value]
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _mean(values: PerSample | Tensor) -> float:

@@ -1,5 +1,4 @@
-"""FlowBP-Sparse (arXiv 2606.11075): the reward at the sampled image, its gradient to a few repeated
-steps.
+"""FlowBP-Sparse (arXiv 2606.11075): the gradient of the sampled image to a few repeated steps.
 
 The paper: sample without gradient and store the states; call the network again, with gradient, at K
 of them; write x0 as the sum of all steps, with new predictions in these K and cached ones

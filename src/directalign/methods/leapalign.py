@@ -1,5 +1,4 @@
-"""LeapAlign (arXiv 2604.15311): two leaps along the sampled path bring the gradient to any two of
-its steps.
+"""LeapAlign (arXiv 2604.15311): two leaps along the path bring the gradient to any two steps.
 
 The paper: sample the whole path; from two of its states leap at once, x_k to x_j and x_j to x0,
 with the network's own predictions there; give the leaps the values of the path where they end

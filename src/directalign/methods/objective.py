@@ -1,5 +1,4 @@
-"""The objective of all methods: reward model, form (absolute, relative, anchored) and control
-phrases give one reward per image.
+"""The objective of all methods: a reward model, a form and control phrases, one reward per image.
 
 `build_objective` makes it, for a single reward or for a mixture. `ObjectiveMethod` is the base of
 all methods, which differ only in how its gradient reaches the network.
@@ -115,8 +114,7 @@ class RewardObjective:
         k_pos: PerSample | float = 0.0,
         k_neg: PerSample | float = 0.0,
     ) -> ObjectiveOutput:
-        """Evaluate decoded images (b, 3, h, w) of the batch's prompts; `k_pos`, `k_neg` are the
-        ramps of the relative form.
+        """Evaluate decoded images (b, 3, h, w) with the ramps `k_pos`, `k_neg` (relative form).
 
         With n times as many images as prompts, each prompt belongs to n consecutive images.
         """
@@ -296,8 +294,7 @@ class Reference:
 
 
 class RunningStats:
-    """Exponentially weighted mean and standard deviation of `size` kinds of values, over images and
-    all processes.
+    """Exponentially weighted mean and std of `size` kinds of values, over images and processes.
 
     Keeps count, sum and sum of squares in float64. An update uses what was recorded in the updates
     before it, so the result does not depend on how it is split into branches, accumulated batches
@@ -311,8 +308,7 @@ class RunningStats:
     def update(
         self, values: objective_math.Members, step: int, group: ProcessGroup = SINGLE_PROCESS
     ) -> None:
-        """Add one value per kind and image (m, b) of update `step`; every process must call this
-        equally often."""
+        """Add values (m, b) of update `step`; every process must call this equally often."""
         if step != self.step:
             self.before = DECAY * (self.before + self.current)
             self.current, self.step = torch.zeros_like(self.current), step

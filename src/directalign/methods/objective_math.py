@@ -1,10 +1,9 @@
-"""From scores of a reward model to the loss of one branch, from several rewards to one, and
-velocity-space KL.
+"""From scores to the loss of one branch, from several rewards to one, and velocity-space KL.
 
 `score` is a reward model's raw output, `reward` is what is maximised. `k_pos` and `k_neg` are
 additive ramps inside the reward; `discount` is a factor on the loss. The mixture is ours; gradient
-balancing follows the idea of GradNorm (arXiv
-1711.02257) without its learning rates: gradient norms are equalised, so weights keep their meaning.
+balancing follows GradNorm (arXiv 1711.02257) without its learning rates: gradient norms are
+equalised, so weights keep their meaning.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from ..types import Images, Latents, PerSample
 Members = Float[Tensor, "m b"]
 PerMember = Float[Tensor, " m"]
 EPSILON = 1e-12
-"""Under the root of the standard deviation: its derivative is finite, and zero where all members
-agree."""
+"""Under the root of a variance: the derivative stays finite where all members agree."""
 
 
 def relative_reward(
@@ -41,8 +39,7 @@ def anchored_reward(
     reference: PerSample | float,
     tolerance: float,
 ) -> PerSample:
-    """(pos − neg) − (plain − reference)² / (2·tolerance): relative, with the absolute score held
-    near its start.
+    """(pos − neg) − (plain − reference)² / (2·tolerance): the absolute score is held at its start.
 
     `plain` is the score under the unchanged prompt, `reference` its value before training,
     `tolerance` > 0 the deviation, in score units, at which the penalty's slope equals that of the
@@ -58,19 +55,14 @@ def hinge(reward: PerSample, direction: PerSample | float, margin: float | None)
 
 
 def discount(position: PerSample, shift: float) -> PerSample:
-    """Factor on the loss, larger at high noise: shift·p / (1 + (shift − 1)·p) for the position p in
-    [0, 1] in the sigma range."""
+    """Factor on the loss at position p in [0, 1]: shift·p / (1 + (shift − 1)·p)."""
     return shift_sigmas(position, shift)
 
 
 def absolute_relative(
     k_pos: Tensor | float, k_neg: Tensor | float
 ) -> tuple[Tensor | float, Tensor | float]:
-    """(mu, nu) with relative_reward = mu·(pos + neg)/2 + nu·(pos − neg).
-
-    mu = k_pos − k_neg weighs the absolute preference, bias and content alike; nu = 1 + (k_pos +
-    k_neg)/2.
-    """
+    """(mu, nu) with relative_reward = mu·(pos + neg)/2 + nu·(pos − neg); mu weighs the absolute."""
     return k_pos - k_neg, 1 + (k_pos + k_neg) / 2
 
 
@@ -79,11 +71,6 @@ def from_absolute_relative(
 ) -> tuple[Tensor | float, Tensor | float]:
     """(k_pos, k_neg) of an absolute and a relative weight: the inverse of `absolute_relative`."""
     return nu - 1 + mu / 2, nu - 1 - mu / 2
-
-
-def disagreement(centred: Members) -> PerSample:
-    """Standard deviation over members, per image, of rewards centred on each member's own mean."""
-    return (centred.var(0, correction=0) + EPSILON).sqrt()
 
 
 def mixed_reward(
@@ -98,20 +85,20 @@ def mixed_reward(
     if disagreement_weight == 0:
         return total
     centred = weights.sign()[:, None] * (rewards - means[:, None])
-    return total - disagreement_weight * disagreement(centred)
+    std = (centred.var(0, correction=0) + EPSILON).sqrt()  # over members, of each image
+    return total - disagreement_weight * std
 
 
 def balanced_gradient(
     gradients: Float[Tensor, "m b 3 H W"], slopes: Members, norms: PerMember, scales: PerMember
 ) -> Images:
-    """Σ slope·factor·gradient/scale, where the factors give all members the same norm: the mean of
-    norm/scale.
+    """Σ slope·factor·gradient/scale; the factors give all members the mean norm/scale.
 
     Args:
-        gradients: of each member's own reward with respect to the image. slopes: of the mixed
-        reward with respect to each member's reward/scale. norms: running norm of each member's
-        gradients; a member without any gradient yet (0) is left unchanged. scales: what each
-        member's reward is divided by.
+        gradients: of each member's reward with respect to the image.
+        slopes: of the mixed reward with respect to each member's reward/scale.
+        norms: running norm of each member's gradients; 0 leaves a member unchanged.
+        scales: divisors of the members' rewards.
     """
     common = norms / scales
     factors = torch.where(norms > 0, common.mean() / common, torch.ones_like(common))
@@ -125,13 +112,11 @@ def with_gradient(value: PerSample, gradient: Images, images: Images) -> PerSamp
 
 
 def velocity_kl(pred: Latents, base: Latents) -> PerSample:
-    """Velocity-space KL: (pred − base)² as the mean over dimensions, so it does not grow with the
-    latents' size.
+    """Velocity-space KL: (pred − base)² as the mean over dimensions.
 
-    `base` is the base model's prediction at the same x_t and noise level. It is measured on
-    predictions rather than on recovered images: those differ by gain²·distance, and the gain
-    belongs to the sampled jump, not to the model. docs/method.md, section 6, derives what the
-    number bounds.
+    `base` is the base model's prediction at the same x_t and noise level. Predictions are compared
+    because recovered images differ by gain²·distance, and the gain belongs to the sampled jump.
+    docs/method.md, section 6, derives what the number bounds.
     """
     return ((pred - base) ** 2).mean((1, 2, 3))
 

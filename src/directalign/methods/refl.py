@@ -1,5 +1,4 @@
-"""ReFL (ImageReward, arXiv 2304.05977, algorithm 1): the gradient of the reward through one late
-sampling step.
+"""ReFL (arXiv 2304.05977, algorithm 1): the reward's gradient through one late sampling step.
 
 The paper: sample without gradient down to a random one of the last ten of forty steps, predict the
 clean image from there in one step, and raise its reward through a hinge, beside the pretraining

@@ -1,5 +1,4 @@
-"""Direct-Align and SRPO (arXiv 2509.06942): known noise, one network call, an image in closed form,
-a relative reward.
+"""Direct-Align and SRPO (arXiv 2509.06942): known noise, one network call, a relative reward.
 
 The paper: recover x0 from any noise level with the *injected* noise, and reward the difference of
 scores under two control phrases, on a denoise and an inversion branch that end at the same noise

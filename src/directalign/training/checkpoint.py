@@ -42,7 +42,7 @@ from ..diffusion.rng import generator_for
 from ..interfaces import Method
 from ..io import atomic
 from ..types import DirectAlignError
-from .data import accumulation
+from .data import global_batch_size
 from .distributed import TorchProcessGroup, class_of, empty_like_sharded
 from .optim import EMA, learning_rate
 from .run_folder import versions
@@ -101,9 +101,7 @@ def write_tensors(
 def list_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
     """Dtype and whole shape of every tensor in the folder, by GROUP.NAME."""
     found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    return {
-        name: entry for name, entry in found.items() if isinstance(entry, TensorStorageMetadata)
-    }
+    return {name: e for name, e in found.items() if isinstance(e, TensorStorageMetadata)}
 
 
 def read_tensors(folder: Path, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -111,11 +109,8 @@ def read_tensors(folder: Path, groups: Mapping[str, Mapping[str, Tensor]]) -> No
 
     Raises: DirectAlignError if a tensor is missing or of another shape.
     """
-    wanted = {
-        f"{group}.{name}": tensor.detach()
-        for group, tensors in groups.items()
-        for name, tensor in tensors.items()
-    }
+    pairs = ((group, name) for group, tensors in groups.items() for name in tensors)
+    wanted = {f"{group}.{name}": groups[group][name].detach() for group, name in pairs}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
@@ -168,16 +163,10 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 def architecture(denoiser: nn.Module) -> str:
     """Fingerprint of class, parameter names, shapes and requires_grad, sharded or not."""
-    lines = [
-        class_of(denoiser).__name__,
-        *(f"{name} {tuple(p.shape)} {p.requires_grad}" for name, p in denoiser.named_parameters()),
-    ]
+    named = denoiser.named_parameters()
+    lines = [f"{name} {tuple(p.shape)} {p.requires_grad}" for name, p in named]
+    lines = [class_of(denoiser).__name__, *lines]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
-def global_batch_size(run: config.RunConfig, group: TorchProcessGroup) -> int:
-    """Prompts per step over all ranks."""
-    return run.data.batch_size * accumulation(run, group.size) * group.size
 
 
 def write_state(folder: Path, state: TrainState, step: int, group: TorchProcessGroup) -> None:
@@ -191,20 +180,15 @@ def write_state(folder: Path, state: TrainState, step: int, group: TorchProcessG
         return
     torch.save(rest, folder / "optimizer.pt")
     run, settings = state.run, state.run.train
+    rate = learning_rate(settings, min(step, settings.num_steps - 1))
+    batch_size = global_batch_size(run, group)
     record = {
         "format": FORMAT,
         "step": step,
         "config": run.model_dump(mode="json"),
         "architecture": architecture(state.denoiser),
-        "schedule": {
-            "kind": settings.schedule,
-            "learning_rate": learning_rate(settings, min(step, settings.num_steps - 1)),
-        },
-        "data": {
-            "fingerprint": state.data,
-            "ranks": group.size,
-            "global_batch_size": global_batch_size(run, group),
-        },
+        "schedule": {"kind": settings.schedule, "learning_rate": rate},
+        "data": {"fingerprint": state.data, "ranks": group.size, "global_batch_size": batch_size},
         "versions": versions(),
     }
     (folder / "record.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
@@ -222,7 +206,7 @@ def read_state(folder: Path, state: TrainState, group: TorchProcessGroup) -> int
     read_tensors(folder, {WEIGHTS: state.parameters})
     if state.average is not None:
         read_tensors(folder, {AVERAGE: state.average.tensors()})
-        state.average.continue_after(record["step"])
+        state.average.model.optimization_step = record["step"]
     _restore_optimizer(folder, state)
     state.method.load_state_dict(own["method"])
     restore_random_state(own["random"])
@@ -267,9 +251,8 @@ def _restore_optimizer(folder: Path, state: TrainState) -> None:
     for full_name, stored in list_tensors(folder).items():
         key, _, name = full_name.partition(".")
         if key not in (WEIGHTS, AVERAGE):
-            moment = empty_like_sharded(
-                state.parameters[name], stored.size, stored.properties.dtype
-            )
+            weight, dtype = state.parameters[name], stored.properties.dtype
+            moment = empty_like_sharded(weight, stored.size, dtype)
             moments.setdefault(key, {})[name] = moment
             packed["state"].setdefault(index_of[name], {})[key] = moment
     read_tensors(folder, moments)
@@ -301,11 +284,9 @@ def save(folder: Path, state: TrainState, step: int, group: TorchProcessGroup) -
     Raises: DirectAlignError if the disk is full or not writable; earlier checkpoints stay.
     """
     target, earlier = path_of(folder, step), all_of(folder)
-    remedy = (
-        f"{earlier[-1]} is kept; free some space and continue with --resume"
-        if earlier
-        else "there was none before it; free some space and start again"
-    )
+    remedy = "there was none before it; free some space and start again"
+    if earlier:
+        remedy = f"{earlier[-1]} is kept; free some space and continue with --resume"
     write_atomic(target, lambda partial: write_state(partial, state, step, group), group, remedy)
     if group.is_main:
         for old in all_of(folder)[: -state.run.train.keep_checkpoints]:

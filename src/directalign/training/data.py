@@ -33,9 +33,8 @@ class TrainData:
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's batches of step `step` (0 is the first), whose gradients are accumulated."""
-        return [
-            self._batch(step, micro) for micro in range(accumulation(self.run, self.group.size))
-        ]
+        count = accumulation(self.run, self.group.size)
+        return [self._batch(step, micro) for micro in range(count)]
 
     def first_texts(self, count: int) -> Sequence[str]:
         """The first `count` prompts (or captions) of the data, for sample grids."""
@@ -46,7 +45,7 @@ class TrainData:
 
     def texts(self, step: int) -> tuple[str, ...]:
         """The prompts or captions of step `step` on all ranks, without reading images."""
-        offline, total = self._offline(step), self._total
+        offline, total = self._offline(step), global_batch_size(self.run, self.group)
         if offline is not None:
             return offline.captions(step, total)
         assert self.prompts is not None
@@ -68,7 +67,8 @@ class TrainData:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _batch(self, step: int, micro: int) -> Batch:
-        size, total, seed = self.run.data.batch_size, self._total, self.run.seed
+        size, seed = self.run.data.batch_size, self.run.seed
+        total = global_batch_size(self.run, self.group)
         offset = (micro * self.group.size + self.group.rank) * size
         offline = self._offline(step)
         if offline is not None:
@@ -80,11 +80,6 @@ class TrainData:
         if sizes is not None:  # each size equally often
             image_size = sizes[turn((1,) * len(sizes), seed, step, "sizes")[0]]
         return Batch(step, prompts, None, seed, offset, total, image_size)
-
-    @property
-    def _total(self) -> int:
-        """Prompts per step over all ranks and accumulated batches."""
-        return accumulation(self.run, self.group.size) * self.group.size * self.run.data.batch_size
 
     def _offline(self, step: int) -> ImageStream | None:
         """The images if step `step` trains on them."""
@@ -106,6 +101,11 @@ def accumulation(run: config.RunConfig, ranks: int) -> int:
             f"{run.data.batch_size} on {ranks} ranks ({batch_size}); change one of them"
         )
     return wanted // batch_size
+
+
+def global_batch_size(run: config.RunConfig, group: TorchProcessGroup) -> int:
+    """Prompts per step over all ranks and accumulated batches."""
+    return accumulation(run, group.size) * group.size * run.data.batch_size
 
 
 def open_data(run: config.RunConfig, model: Model, group: TorchProcessGroup) -> TrainData:
@@ -136,5 +136,5 @@ def _open_images(
         size = run.rollout.height or height, run.rollout.width or width
         return ImageStream(found, (Bucket(size, tuple(range(len(found)))),), run.seed)
     buckets = fill_buckets(found.sizes, run.data.buckets)
-    check_buckets(buckets, accumulation(run, group.size) * group.size * run.data.batch_size)
+    check_buckets(buckets, global_batch_size(run, group))
     return ImageStream(found, buckets, run.seed)

@@ -167,9 +167,8 @@ def process_group() -> Iterator[TorchProcessGroup]:
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name) or str(default)
     if not text.isdigit():
-        raise DirectAlignError(
-            f"{name} is {text!r}, not a number: launch with torchrun (docs/scaling.md)"
-        )
+        remedy = "launch with torchrun (docs/scaling.md)"
+        raise DirectAlignError(f"{name} is {text!r}, not a number: {remedy}")
     return int(text)
 
 
@@ -189,9 +188,8 @@ def _device(local_rank: int) -> torch.device:
 
 def is_sharded_run(run: config.RunConfig, group: TorchProcessGroup) -> bool:
     """Whether the network is sharded: by `train.parallel`, with several ranks."""
-    parallel = run.train.parallel
-    full = run.model.tune == "full"
-    return group.size > 1 and (parallel == "sharded" or (parallel == "auto" and full))
+    automatic = run.train.parallel == "auto" and run.model.tune == "full"
+    return group.size > 1 and (run.train.parallel == "sharded" or automatic)
 
 
 def shard(denoiser: nn.Module, model: config.ModelConfig, group: TorchProcessGroup) -> None:
@@ -250,10 +248,10 @@ def save(model: Model, folder: Path, group: TorchProcessGroup) -> None:
 
 def _plain_copy(denoiser: Any, tensors: dict[str, Any]) -> nn.Module:
     """The network before sharding with these tensors; a frozen base stays on the meta device."""
-    made_from: Any = class_of(denoiser)
     adapters = getattr(denoiser, "peft_config", None) or {}
     with torch.device("meta"):
-        plain = made_from.from_config(denoiser.config)
+        plain: Any = class_of(denoiser)
+        plain = plain.from_config(denoiser.config)
         for name, adapter in adapters.items():
             plain.add_adapter(adapter, adapter_name=name)
     plain.load_state_dict(tensors, strict=not adapters, assign=True)

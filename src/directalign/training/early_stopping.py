@@ -96,6 +96,10 @@ class Verdict:
     last: Evaluation
     stop: StopReason | None
 
+    def ends(self, done: int, run: config.RunConfig) -> bool:
+        """Whether a rule ends the run before its last step, with weights to export."""
+        return self.stop is not None and self.best is not None and done < run.train.num_steps
+
 
 def rules_of(run: config.RunConfig) -> Rules | None:
     """The run's stop rules, None if it has none."""
@@ -119,37 +123,28 @@ def evaluations(rules: Rules, records: Sequence[Record]) -> list[Evaluation]:
     """The evaluations of a run in order, each compared with the base model's."""
     found = [record for record in records if record["event"] == "evaluate"]
     if not found or found[0]["step"] != 0:
-        raise DirectAlignError(
-            "early_stopping: the base model was not measured (no evaluation of step 0 in "
-            "metrics.jsonl); start a new run"
-        )
+        reason = "the base model was not measured (no evaluation of step 0 in metrics.jsonl)"
+        raise DirectAlignError(f"early_stopping: {reason}; start a new run")
     base = found[0]
     for name in (rules.metric, rules.score, *rules.settings.max_degradation):
         if name not in base:
             skipped = ("step", "event", "seconds", "during", "each")
             names = ", ".join(key for key in base if key not in skipped)
-            raise DirectAlignError(
-                f"early_stopping: {name} was not measured at step 0 (metrics.jsonl has {names}); "
-                "name one of these"
-            )
+            reason = f"{name} was not measured at step 0 (metrics.jsonl has {names})"
+            raise DirectAlignError(f"early_stopping: {reason}; name one of these")
         if not math.isfinite(value(during(base), name)):
-            raise DirectAlignError(
-                f"early_stopping: {name} of the base model is not finite; name another metric"
-            )
+            reason = f"{name} of the base model is not finite"
+            raise DirectAlignError(f"early_stopping: {reason}; name another metric")
     seen = [_evaluation(rules, record, base) for record in found]
     return seen if rules.settings.score_patience is None else _mark_falls(rules, seen)
 
 
 def _evaluation(rules: Rules, record: Record, base: Record) -> Evaluation:
     now = during(record)
-    metric = value(now, rules.metric)
-    return Evaluation(
-        record["step"],
-        metric if math.isfinite(metric) else -math.inf,
-        value(now, rules.score),
-        used_shares(rules, now, during(base)),
-        record.get("each") or {},
-    )
+    metric, used = value(now, rules.metric), used_shares(rules, now, during(base))
+    metric = metric if math.isfinite(metric) else -math.inf
+    each = record.get("each") or {}
+    return Evaluation(record["step"], metric, value(now, rules.score), used, each)
 
 
 def _mark_falls(rules: Rules, seen: Sequence[Evaluation]) -> list[Evaluation]:
@@ -227,11 +222,8 @@ def _over_budget(rules: Rules, seen: Sequence[Evaluation]) -> StopReason | None:
     used = latest[-1].used
     worst = max(used, key=lambda name: used[name])
     allowed = rules.settings.max_degradation[worst]
-    change = (
-        "is not finite"
-        if math.isinf(used[worst])
-        else f"is worse by {used[worst] * allowed:.4g}, {allowed:g} is allowed"
-    )
+    change = f"is worse by {used[worst] * allowed:.4g}, {allowed:g} is allowed"
+    change = "is not finite" if math.isinf(used[worst]) else change
     times = f", over budget at {patience} evaluations in a row" if patience > 1 else ""
     return StopReason("drift", f"max_degradation exceeded: {worst} {change}{times}")
 
@@ -245,10 +237,8 @@ def _no_improvement(rules: Rules, seen: Sequence[Evaluation]) -> StopReason | No
     since = sum(each.step > peak.step for each in seen)
     if since < patience:
         return None
-    best = f"best within the budget: {peak.metric:.4g} at step {peak.step}"
-    return StopReason(
-        "patience", f"{rules.metric} has not improved for {since} evaluations; {best}"
-    )
+    text = f"{rules.metric} has not improved for {since} evaluations; best within the budget: "
+    return StopReason("patience", f"{text}{peak.metric:.4g} at step {peak.step}")
 
 
 def _past_peak(rules: Rules, seen: Sequence[Evaluation]) -> StopReason | None:
@@ -277,13 +267,12 @@ def save_best(
 
     Raises: DirectAlignError if the disk is full or not writable.
     """
-    checkpoint.write_atomic(
-        best_path(out, step),
-        lambda partial: checkpoint.write_tensors(partial, {WEIGHTS: parameters}, group),
-        group,
-        "free some space and continue with --resume",
-        "best weights",
-    )
+
+    def fill(partial: Path) -> None:
+        checkpoint.write_tensors(partial, {WEIGHTS: parameters}, group)
+
+    remedy = "free some space and continue with --resume"
+    checkpoint.write_atomic(best_path(out, step), fill, group, remedy, "best weights")
 
 
 def read_best(
@@ -293,10 +282,8 @@ def read_best(
     folder = best_path(out, step)
     damage = group.first_text(atomic.damage(folder, group.rank, group.size) or "")
     if damage:
-        raise DirectAlignError(
-            f"{folder}: damaged ({damage}); continue with --resume --out {out}, which exports the "
-            "best of the other weights"
-        )
+        remedy = f"continue with --resume --out {out}, which exports the best of the other weights"
+        raise DirectAlignError(f"{folder}: damaged ({damage}); {remedy}")
     checkpoint.read_tensors(folder, {WEIGHTS: parameters})
 
 
@@ -347,7 +334,7 @@ class EarlyStopping:
             save_best(self.out, self.state.parameters, done, self.group)
         if best is not None:
             drop_best(self.out, {best, *self._best_at_checkpoints()})
-        self.is_over = self.group.any(found is not None and ends(found, done, self.state.run))
+        self.is_over = self.group.any(found is not None and found.ends(done, self.state.run))
 
     def _best_at_checkpoints(self) -> set[int]:
         """Steps that were best at one of the checkpoints: a resume from it needs their weights."""
@@ -366,11 +353,6 @@ class EarlyStopping:
         step = int(self.group.gather_texts(own)[0])
         read_best(self.out, self.state.parameters, step, self.group)
         return step
-
-
-def ends(found: Verdict, done: int, run: config.RunConfig) -> bool:
-    """Whether a rule ends the run before its last step, with weights to export."""
-    return found.stop is not None and found.best is not None and done < run.train.num_steps
 
 
 def stop_record(found: Verdict, done: int) -> dict[str, Any]:
@@ -405,7 +387,7 @@ def resume_state(rules: Rules | None, run: config.RunConfig, out: Path, done: in
     is_saved = best is not None and best.step in saved
     lost = frozenset() if is_saved else frozenset(evaluated - saved)
     found = verdict(rules, records, lost)
-    is_over, best = ends(found, done, run), found.best
+    is_over, best = found.ends(done, run), found.best
     stops, exported = ([r for r in records if r["event"] == event] for event in END_EVENTS)
     holds = {
         "stop": is_over and stops == [stop_record(found, done)],

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
 from .. import config
+from ..evaluation.generate import generate
 from ..interfaces import Model
 from ..rewards.distributed import SynchronizedError, synchronized_call
 from ..types import Batch, DirectAlignError, NonFiniteError
@@ -26,7 +27,7 @@ from .checkpoint import TrainState
 from .data import TrainData
 from .distributed import TorchProcessGroup
 from .early_stopping import EarlyStopping
-from .optim import learning_rate, set_learning_rate
+from .optim import learning_rate
 from .run_log import Display, RunLog
 from .step import TrainStep
 
@@ -104,7 +105,10 @@ def train(context: TrainContext, done: int) -> int:
                 batches = context.data.batches(done)
                 record = train_step(context, done, batches)
             done += 1
-            log_step(context, {**record, "seconds": time.perf_counter() - start})
+            record["seconds"] = time.perf_counter() - start
+            if context.log is not None:
+                context.log.write(record)
+            context.display.step(record)
             stopped = context.group.any(stop.received is not None)
             if stopped or _is_due(done, context.run.train.save_every, num_steps):
                 save_checkpoint(context, done)
@@ -124,7 +128,8 @@ def train(context: TrainContext, done: int) -> int:
 def train_step(context: TrainContext, step: int, batches: Sequence[Batch]) -> dict[str, Any]:
     """Train on `batches` as step `step` (from 0) and update the EMA; returns the record."""
     rate = learning_rate(context.run.train, step)
-    set_learning_rate(context.state.optimizer, rate)
+    for group in context.state.optimizer.param_groups:
+        group["lr"] = rate
     checkpoint.seed_step(context.run.seed, step)
     try:
         measured = context.step(step + 1, batches)
@@ -139,13 +144,6 @@ def train_step(context: TrainContext, step: int, batches: Sequence[Batch]) -> di
     if context.state.average is not None:
         context.state.average.update()
     return {"event": "step", "step": step + 1, **measured, "learning_rate": rate}
-
-
-def log_step(context: TrainContext, record: dict[str, Any]) -> None:
-    """Append the record to metrics.jsonl and the trackers, and update the live line."""
-    if context.log is not None:
-        context.log.write(record)
-    context.display.step(record)
 
 
 def save_checkpoint(context: TrainContext, done: int) -> None:
@@ -172,7 +170,10 @@ def evaluate_if_due(context: TrainContext, done: int) -> bool:
     evaluates = context.group.any(evaluation_due and no_record)
     with context.final_weights():
         if makes_grid:
-            grid = run_log.sample_grid(context.model, run, context.sample_prompts, context.group)
+            prompts, size = context.sample_prompts, run.evaluate.batch_size
+            seeds = range(len(prompts))
+            images = generate(context.model, prompts, seeds, run.rollout, size, context.group)
+            grid = run_log.tiled(images)
             if log is not None:
                 run_log.save_grid(grid, grid_file)
                 log.grid(done, grid)

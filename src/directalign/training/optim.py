@@ -89,12 +89,6 @@ def adamw(
     return torch.optim.AdamW(weights, lr=rate, betas=settings.betas, weight_decay=decay)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of every parameter group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
 class EMA:
     """Exponential moving average of `parameters`, by the same names."""
 
@@ -119,10 +113,6 @@ class EMA:
     def tensors(self) -> dict[str, Tensor]:
         """The averaged weights by name, by reference; sharded as the parameters are."""
         return dict(zip(self.parameters, self.model.shadow_params, strict=True))
-
-    def continue_after(self, num_updates: int) -> None:
-        """Continue an average of `num_updates` updates, whose `tensors` have been filled in."""
-        self.model.optimization_step = num_updates
 
 
 class AdamW8bit(torch.optim.Optimizer):

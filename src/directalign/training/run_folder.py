@@ -54,9 +54,8 @@ def make(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DirectAlignError(
-            f"--out {out} cannot be created: {error.strerror}; name a writable folder"
-        ) from error
+        remedy = f"cannot be created: {error.strerror}; name a writable folder"
+        raise DirectAlignError(f"--out {out} {remedy}") from error
 
 
 @contextmanager
@@ -91,10 +90,8 @@ def copy_control_tokens(run: config.RunConfig, out: Path) -> None:
     phrases = [p for section in sections if section for p in (*section.positive, *section.negative)]
     files = [Path(phrase) for phrase in dict.fromkeys(phrases) if is_tokens_file(phrase)]
     for number, file in enumerate(files):
-        copy, content = (
-            out / CONTROL_TOKENS / f"{number}-{file.name}",
-            file.expanduser().read_bytes(),
-        )
+        copy = out / CONTROL_TOKENS / f"{number}-{file.name}"
+        content = file.expanduser().read_bytes()
         if not copy.exists():
             copy.parent.mkdir(exist_ok=True)
             copy.write_bytes(content)
@@ -107,11 +104,8 @@ def copy_control_tokens(run: config.RunConfig, out: Path) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of this package, Python and the libraries that affect the numbers."""
-    return {
-        "directalign": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-    }
+    own = {"directalign": __version__, "python": platform.python_version()}
+    return own | {name: version(name) for name in PACKAGES}
 
 
 def machine() -> dict[str, Any]:
@@ -159,9 +153,9 @@ def summarize(
     def last(event: str) -> dict[str, Any] | None:
         return next((record for record in reversed(history) if record["event"] == event), None)
 
-    steps = [record for record in history if record["event"] == "step"]
-    measured = [record for record in history if record["event"] == "evaluate"]
+    steps, measured = ([r for r in history if r["event"] == e] for e in ("step", "evaluate"))
     final = measured[-1] if measured and measured[-1]["step"] == len(steps) > 0 else None
+    names = ("step", "loss", "reward", "grad_norm")
     return {
         "name": run.name,
         "num_steps": len(steps),
@@ -173,9 +167,7 @@ def summarize(
         "kept": kept,
         "before": measured[0] if measured and measured[0]["step"] == 0 else None,
         "after": last("kept") or final,
-        "final": {key: steps[-1][key] for key in ("step", "loss", "reward", "grad_norm")}
-        if steps
-        else None,
+        "final": {name: steps[-1][name] for name in names} if steps else None,
         "commit": commit(),
         "versions": versions(),
         "machine": machine(),

@@ -28,9 +28,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from .. import config
-from ..evaluation.generate import generate
-from ..interfaces import Model, ProcessGroup
 from ..io.atomic import partial_of, write_text
 from ..types import Images
 from .trackers import Tracker, values_of
@@ -76,11 +73,7 @@ class RunLog:
     """Appends records to metrics.jsonl, each flushed at once, and passes them to the trackers."""
 
     def __init__(
-        self,
-        out: Path,
-        step: int,
-        dropped: Collection[str] = (),
-        trackers: Sequence[Tracker] = (),
+        self, out: Path, step: int, dropped: Collection[str] = (), trackers: Sequence[Tracker] = ()
     ) -> None:
         """Continue after `step` finished steps: later records and `dropped` events are removed.
 
@@ -158,13 +151,9 @@ class Display:
         self._values: dict[str, float] = {}
         self._budget = ""
         self._seconds: list[float] = []
-        columns = (
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("{task.fields[values]}"),
-            TimeRemainingColumn(),
-        )
+        values = TextColumn("{task.fields[values]}")
+        columns = TextColumn("step"), MofNCompleteColumn(), BarColumn(), values
+        columns = *columns, TimeRemainingColumn()
         self._bar = Progress(*columns, console=console, disable=not self.live)
         self._task = self._bar.add_task("train", total=num_steps, completed=step, values="")
 
@@ -206,14 +195,6 @@ class Display:
     def _text(self) -> str:
         values = (f"{key.replace('_', ' ')} {value:.4g}" for key, value in self._values.items())
         return "  ".join(values) + self._budget
-
-
-def sample_grid(
-    model: Model, run: config.RunConfig, prompts: Sequence[str], group: ProcessGroup
-) -> Images:
-    """(1, 3, rows·H, columns·W) in [0, 1], on the CPU: one image per prompt, seeds 0, 1, 2, ..."""
-    seeds, batch_size = range(len(prompts)), run.evaluate.batch_size
-    return tiled(generate(model, prompts, seeds, run.rollout, batch_size, group))
 
 
 def tiled(images: Sequence[Tensor] | Tensor) -> Images:

@@ -103,14 +103,9 @@ class _Sums:
         losses = _mean_over_ranks(by_branch, group)
         means = {key: sum(values) / len(values) for key, values in self._metrics.items()}
         metrics = _mean_over_ranks(means, group)
-        reward = metrics.pop("reward", None)
-        return {
-            "loss": sum(losses.values()),
-            "reward": reward,
-            "losses": losses,
-            "metrics": metrics,
-            "levels": self._histogram.record(group),
-        }
+        levels, reward = self._histogram.record(group), metrics.pop("reward", None)
+        totals = {"loss": sum(losses.values()), "reward": reward, "losses": losses}
+        return {**totals, "metrics": metrics, "levels": levels}
 
 
 def _mean_over_ranks(values: dict[str, float], group: TorchProcessGroup) -> dict[str, float]:
@@ -141,15 +136,10 @@ class SigmaHistogram:
         found: dict[str, list[dict[str, int | float]]] = {}
         for branch, own in sorted(self._sums.items()):
             sums = {key: group.sum(own[key]) for key in sorted(own)}
-            count = sums.pop("n")
-            found[branch] = [
-                {
-                    "n": int(count[place]),
-                    **{key: float(values[place] / count[place]) for key, values in sums.items()},
-                }
-                for place in range(NUM_BINS)
-                if count[place] > 0
-            ]
+            count, found[branch] = sums.pop("n"), []
+            for place in count.nonzero().flatten().tolist():
+                means = {key: float(values[place] / count[place]) for key, values in sums.items()}
+                found[branch].append({"n": int(count[place]), **means})
         return found
 
 
@@ -190,16 +180,12 @@ class NFECounter:
 
     def _count(self, module: nn.Module, given: Any, output: Any) -> None:
         pred = output if isinstance(output, Tensor) else output[0]
-        if isinstance(pred, Tensor):
-            self._count_call(pred, len(pred))
-        else:  # some networks return a list of samples
-            for sample in pred:
-                self._count_call(sample, 1)
-
-    def _count_call(self, pred: Tensor, samples: int) -> None:
-        self._forward += samples
-        if pred.requires_grad:
-            pred.register_hook(lambda gradient: self._count_backward(samples))
+        # some networks return a list of samples
+        calls = [(pred, len(pred))] if isinstance(pred, Tensor) else [(each, 1) for each in pred]
+        for tensor, samples in calls:
+            self._forward += samples
+            if tensor.requires_grad:
+                tensor.register_hook(lambda gradient, n=samples: self._count_backward(n))
 
     def _count_backward(self, samples: int) -> None:
         self._backward += samples

@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -147,8 +148,8 @@ def open_trackers(run: config.RunConfig, out: Path, prompts: Sequence[str]) -> l
     if trackio is not None:
         catch_up = "To catch up: --resume, which rewrites the run"
         if trackio.space is not None:
-            sync = f"trackio sync --project {trackio.project} --space-id {trackio.space}"
-            catch_up = f"To catch up: --resume with --set trackers.trackio.space=null, then {sync}"
+            catch_up = "To catch up: --resume with --set trackers.trackio.space=null, then trackio "
+            catch_up += f"sync --project {trackio.project} --space-id {trackio.space}"
         if add("trackio", catch_up, lambda: open_trackio(trackio, info)):
             store_key(f"{trackio.space} {trackio.project}" if trackio.space is not None else None)
     return opened
@@ -213,10 +214,8 @@ class BackgroundTracker:
             if self._dropped:
                 return
             self._dropped = True
-        logger.warning(
-            f"{self._name} {reason}; the run continues without it, metrics.jsonl is complete. "
-            f"{self._catch_up}"
-        )
+        rest = f"the run continues without it, metrics.jsonl is complete. {self._catch_up}"
+        logger.warning(f"{self._name} {reason}; {rest}")
 
 
 class TensorBoard(TensorBoardTracker):
@@ -305,10 +304,8 @@ def require_wandb(settings: config.WandbConfig) -> ModuleType:
     """
     wandb = _import("wandb")
     if settings.mode == "online" and not _has_wandb_login(wandb):
-        raise DirectAlignError(
-            "trackers.wandb: no login found; run `wandb login`, set WANDB_API_KEY, or set "
-            "trackers.wandb.mode: offline"
-        )
+        remedy = "run `wandb login`, set WANDB_API_KEY, or set trackers.wandb.mode: offline"
+        raise DirectAlignError(f"trackers.wandb: no login found; {remedy}")
     return wandb
 
 
@@ -324,10 +321,9 @@ def require_trackio(settings: config.TrackioConfig) -> ModuleType:
         raise DirectAlignError(f"trackers.trackio.space: {settings.space} needs a login; {remedy}")
     redirect = next((name for name in TRACKIO_REDIRECTS if os.environ.get(name)), None)
     if settings.space is None and redirect is not None:
-        raise DirectAlignError(
-            f"trackers.trackio: {redirect} is set and would send the run elsewhere; unset it, or "
-            "name the Space in trackers.trackio.space"
-        )
+        remedy = "unset it, or name the Space in trackers.trackio.space"
+        reason = f"{redirect} is set and would send the run elsewhere"
+        raise DirectAlignError(f"trackers.trackio: {reason}; {remedy}")
     return trackio
 
 
@@ -405,10 +401,8 @@ def _has_wandb_login(wandb: ModuleType) -> bool:
     except FileNotFoundError:
         return False
     except (netrc.NetrcParseError, OSError) as error:
-        raise DirectAlignError(
-            f"trackers.wandb: the login cannot be read ({error}); repair that file, or set "
-            "WANDB_API_KEY"
-        ) from error
+        reason, remedy = f"the login cannot be read ({error})", "repair that file, or set"
+        raise DirectAlignError(f"trackers.wandb: {reason}; {remedy} WANDB_API_KEY") from error
     return any(file.authenticators(host) for host in (urlsplit(found.base_url).netloc, WANDB_HOST))
 
 
@@ -425,9 +419,7 @@ def _offline_hub(active: bool) -> Iterator[None]:
 
 def _as_code(value: Mapping[str, Any]) -> str:
     """JSON as a Markdown code block."""
-    return "\n".join(
-        f"    {x}" for x in json.dumps(value, indent=2, ensure_ascii=False).split("\n")
-    )
+    return textwrap.indent(json.dumps(value, indent=2, ensure_ascii=False), "    ")
 
 
 def _first_line(error: BaseException) -> str:
