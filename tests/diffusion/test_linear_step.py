@@ -16,7 +16,7 @@ from directalign.diffusion.sampling import (
 from directalign.types import Conditioning
 from methods.toy import ToyFamily
 
-NATIVE = [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v"), ("vp", "x0"), ("flow", "epsilon")]
+NATIVE = [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v"), ("flow", "epsilon")]
 HIGH = torch.tensor([0.97, 0.8, 0.3], dtype=torch.float64)
 LOW = torch.tensor([0.9, 0.1, 0.0], dtype=torch.float64)
 SIGMAS = torch.tensor([0.99, 0.7, 0.4, 0.15, 0.0], dtype=torch.float64)

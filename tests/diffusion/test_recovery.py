@@ -15,9 +15,7 @@ NATIVE = [
     ("flow", "velocity"),
     ("vp", "epsilon"),
     ("vp", "v"),
-    ("vp", "x0"),
     ("flow", "epsilon"),
-    ("flow", "x0"),
     ("vp", "velocity"),
     ("flow", "v"),
 ]
@@ -68,9 +66,7 @@ def test_a_perfect_network_returns_x0_from_every_level(sigma_from, sigma_to, nat
     [(SIGMA_HIGH, SIGMA_LOW), (SIGMA_LOW, SIGMA_HIGH)],
     ids=["denoise", "inversion"],
 )
-@pytest.mark.parametrize(
-    "native", [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v"), ("vp", "x0")]
-)
+@pytest.mark.parametrize("native", [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v")])
 def test_closed_form_is_step_then_subtract_in_value_and_gradient(
     native, sigma_from, sigma_to, latents
 ):

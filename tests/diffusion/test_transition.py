@@ -148,6 +148,9 @@ def test_advantages_compare_samples_of_one_prompt():
     over_all = sde.group_advantage(reward, 3, over="batch")
     torch.testing.assert_close(over_all.view(2, 3).mean(1), torch.zeros(2, dtype=torch.float64))
     assert over_all[:3].abs().max() < over_all[3:].abs().max()
+    deviations = reward - reward.view(2, 3).mean(1).repeat_interleave(3)
+    expected = deviations / (reward.std(correction=0) + 1e-6)  # Flow-GRPO's global_std
+    torch.testing.assert_close(over_all, expected)
     equal = torch.full((8,), 0.25, dtype=torch.float64)
     assert sde.group_advantage(equal, 4).equal(torch.zeros_like(equal))
     assert sde.group_advantage(torch.full((8,), 0.3), 4).abs().max() < 0.1  # rounding in float32

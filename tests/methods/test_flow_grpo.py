@@ -230,6 +230,22 @@ def test_the_kl_is_from_the_weights_at_the_beginning() -> None:
     assert found.value.item() == pytest.approx(0.5 * kl - float(made.advantage.mean()))
 
 
+def test_the_released_kl_leaves_out_the_length_of_the_step() -> None:
+    """(difference of means)² / (2·std_dev_t²), std_dev_t the step's std over the root of its
+    length."""
+    made = [method(kl_beta=0.5, sde="flow_grpo", kl_form=form) for form in ("exact", "released")]
+    for each in made:
+        rollouts = each._roll_out(Batch(1, PROMPTS))
+        with torch.no_grad():
+            each.model.denoiser.bias += 0.1
+        each.found = each._step_loss(rollouts, each._conditioning(rollouts.prompts), 1, 1)
+    exact, released = (each.found.metrics["kl"] for each in made)
+    length = float(rollouts.sigmas[1] - rollouts.sigmas[2])
+    assert released == pytest.approx(exact * length) and released < exact
+    with pytest.raises(ValueError, match="kl_form"):
+        method(kl_beta=0.5, sde="ddim", kl_form="released")
+
+
 def test_the_base_weights_are_swapped_in_and_out_even_after_an_error() -> None:
     denoiser = ToyDenoiser()
     base = ReferenceModel(denoiser)
