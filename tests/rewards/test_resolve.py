@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from directalign.config.load import recipe_path
-from directalign.rewards.resolve import recipe_words, reward_settings
+from directalign.rewards import recipe_words, reward_settings
 from directalign.types import DirectAlignError
 
 RECIPE = "world_srpo"

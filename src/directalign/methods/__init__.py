@@ -7,7 +7,7 @@ from typing import Any
 
 from ..config import RunConfig
 from ..interfaces import SINGLE_PROCESS, Method, Model, ProcessGroup, Reward
-from ..rewards.distributed import synchronized
+from ..rewards.black_box import synchronized
 
 METHODS = {
     "srpo": "srpo:SRPO",

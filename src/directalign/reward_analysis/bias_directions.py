@@ -28,7 +28,7 @@ from ..evaluation.generate import RECORD, generate, load_run_model, run_of
 from ..interfaces import Reward
 from ..io.text import json_rows, read_text
 from ..rewards.projection import Directions, fingerprint, project_out, write_directions
-from ..rewards.resolve import OPTION, load_named_reward, reward_settings
+from ..rewards import OPTION, load_named_reward, reward_settings
 from ..types import DirectAlignError
 from .images import PROBES, Examples, load_examples
 from .responsiveness import BATCH, is_vectors, with_phrase

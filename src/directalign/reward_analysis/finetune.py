@@ -42,7 +42,7 @@ from .. import __version__, config
 from ..interfaces import Reward
 from ..rewards.clip import ClipReward
 from ..rewards.qwen_vl import SETTINGS, VlmReward
-from ..rewards.resolve import load_named_reward, reward_settings
+from ..rewards import load_named_reward, reward_settings
 from ..rewards.weights import locate
 from ..types import DirectAlignError, Images, PerSample
 from .images import Examples, load_examples, random_cast, split_examples
@@ -123,7 +123,7 @@ def finetune_to_folder(
     settings: FinetuneConfig,
     count: int | None = None,
 ) -> dict[str, Any]:
-    """Finetune the reward that `reward` names (`rewards.resolve`) on `images` (`load_examples`).
+    """Finetune the reward that `reward` names (`rewards`) on `images` (`load_examples`).
 
     Writes all of `out` or nothing and never overwrites. Returns the content of finetune.json.
 

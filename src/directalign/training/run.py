@@ -26,7 +26,7 @@ from ..methods import load_method
 from ..models import load_model
 from ..report import write_page
 from ..rewards import load_reward
-from ..rewards.distributed import synchronized_call
+from ..rewards.black_box import synchronized_call
 from ..toyworld.judges import load_judge
 from ..types import DirectAlignError
 from . import checkpoint, distributed, early_stopping, loop, run_folder, run_log
