@@ -109,7 +109,7 @@ def test_mps_scores(sections: Sections) -> None:
     file = folder / "mps.safetensors"
     weights, kept = load_file(file), load_file(folder / "answers.safetensors")
     used = mps._used(weights)
-    described = mps._described(mps.shapes_of(used), file, folder, "reward")
+    described = mps._described(mps.files.shapes_of(used), file, folder, "reward")
     reward: Any = MpsReward(
         mps._filled(*described, used),
         load_reward(sections("mps")).tokenizer,  # pyright: ignore[reportAttributeAccessIssue]

@@ -40,9 +40,9 @@ from torch import Tensor, nn
 
 from .. import __version__, config
 from ..interfaces import Reward
+from ..rewards import load_named_reward, reward_settings
 from ..rewards.clip import ClipReward
 from ..rewards.qwen_vl import SETTINGS, VlmReward
-from ..rewards import load_named_reward, reward_settings
 from ..rewards.weights import locate
 from ..types import DirectAlignError, Images, PerSample
 from .images import Examples, load_examples, random_cast, split_examples

@@ -1,7 +1,7 @@
 """Fit soft control tokens to a reward with a text tower, or take the mean of given phrases.
 
 Textual inversion (arXiv 2208.01618) for a relative reward: the vectors of both sides are fitted
-together; the reward is frozen. A quarter of the captions is held out, with all their images; the
+jointly; the reward is frozen. A quarter of the captions is held out, with all their images; the
 result are the vectors with the lowest held-out loss. All loss terms use r(image, caption) = pos −
 neg:
 

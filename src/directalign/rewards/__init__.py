@@ -10,7 +10,6 @@ folder, a hub id, or `world:reward`: see `reward_settings`.
 
 from __future__ import annotations
 
-import json
 from importlib import import_module
 from typing import Any
 
@@ -99,6 +98,8 @@ def recipe_words(text: str) -> config.ControlPhrases:
 
 
 def _config_class(path: str) -> type[config.ClipConfig] | type[config.SiglipConfig]:
+    from .common import read_json  # with transformers, which importing this package needs not
+
     is_hub = hub.is_hub_id(path)
     folder = hub.download(path, ("config.json",), OPTION) if is_hub else resolve(path)
     file = folder / "config.json"
@@ -107,13 +108,7 @@ def _config_class(path: str) -> type[config.ClipConfig] | type[config.SiglipConf
             f"{OPTION} {path}: no config.json there; give a CLIP or SigLIP folder, a hub id, "
             "world:reward, or a recipe (.yaml)"
         )
-    try:
-        model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise DirectAlignError(
-            f"{file}: not readable as JSON settings ({error}); copy it again from the original "
-            "checkpoint"
-        ) from error
+    model_type = read_json(file).get("model_type")
     if model_type not in MODEL_TYPES:
         raise DirectAlignError(
             f"{file}: model_type {model_type!r} is not one of {', '.join(MODEL_TYPES)}; name other "

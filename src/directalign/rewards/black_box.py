@@ -154,7 +154,7 @@ class PythonReward(BaseReward):
         if in_graph and not (isinstance(result, Tensor) and result.requires_grad):
             raise DirectAlignError(
                 f"{self.source} must return a tensor with a gradient (differentiable: true): use "
-                "torch alone, without detach and no_grad"
+                "only torch, without detach and no_grad"
             )
 
 

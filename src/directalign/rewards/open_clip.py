@@ -118,10 +118,10 @@ def _source(name: str) -> str:
     return f"{TOWERS[tower]}.{number}.{inside}"
 
 
-GELU_ALONE = (1280, 1408, 1664, 1792)
-"""Widths published with gelu alone, unless a config sets another (as DFN's and MetaCLIP's)."""
+GELU_ONLY = (1280, 1408, 1664, 1792)
+"""Widths published only with gelu, unless a config sets another (as DFN's and MetaCLIP's)."""
 VISION_HEADS = dict.fromkeys((384, 512, 768, 896, 1024), 64)
-VISION_HEADS |= dict(zip(GELU_ALONE, (80, 88, 104, 112), strict=True))
+VISION_HEADS |= dict(zip(GELU_ONLY, (80, 88, 104, 112), strict=True))
 """Head width by width of the vision tower, for all models that open_clip publishes."""
 TEXT_HEAD = 64
 """Head width of every text tower."""
@@ -238,7 +238,7 @@ def _activation(
                 "remove activation"
             )
         return configured
-    if activation is None and width not in GELU_ALONE:
+    if activation is None and width not in GELU_ONLY:
         raise DirectAlignError(
             f"{key}.activation: missing, and {file} does not contain it: set quick_gelu for the "
             "weights of OpenAI, DFN and MetaCLIP, gelu for LAION's and DataComp's, or put the "

@@ -1,7 +1,7 @@
 """Files of reward models: located here or on the hub, checked, read without running code.
 
 Two kinds: transformers folders (safetensors, tokenizer, image settings), and single files as their
-authors published them: `.safetensors`, or `.pt`, `.pth`, `.bin` that hold tensors alone
+authors published them: `.safetensors`, or `.pt`, `.pth`, `.bin` with only tensors
 (`weights_only`). Files that pickle whole objects are refused. Every missing, truncated, unknown or
 misshapen part is one error that names the recipe's key, the file and the remedy.
 """
@@ -301,8 +301,7 @@ def read_model_type(folder: Path, key: str, kind: str) -> str | None:
         raise DirectAlignError(
             f"{key}: {folder}: config.json is missing; it must be a complete {kind} folder"
         )
-    settings = read_json(file, key)
-    return settings.get("model_type") if isinstance(settings, dict) else None
+    return read_json(file, key).get("model_type")
 
 
 def check_folder(folder: Path, key: str, kind: type[PreTrainedModel]) -> None:
