@@ -141,16 +141,6 @@ def test_the_seed_determines_the_tokens(reward: ClipReward, few: Examples) -> No
     assert not torch.equal(first.positive.tokens, other.positive.tokens) and first.start is None
 
 
-def test_stay_keeps_the_tokens_near_the_start(reward: ClipReward, few: Examples) -> None:
-    free, near = (
-        fit_soft_prompts(reward, few, PHRASES, SoftPromptConfig(num_steps=10, stay=stay))
-        for stay in (0.0, 100.0)
-    )
-    start = initial_vectors(reward, PHRASES, FAST)[0]
-    distance = (near.positive.tokens - start).norm()
-    assert distance < 0.5 * (free.positive.tokens - start).norm()
-
-
 def test_without_a_fit_the_tokens_are_the_mean_of_the_phrases(reward: ClipReward) -> None:
     photo, lighting = (reward.soft_prompts.embedding_of(each) for each in PHRASES.positive)
     assert torch.equal(mean_of_phrases(reward, PHRASES.positive[:1]).tokens, photo)

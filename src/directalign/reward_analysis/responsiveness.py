@@ -224,12 +224,12 @@ def tangent(vectors: Vectors, features: Vectors) -> Vectors:
 
 
 def pixel_directions(
-    reward: Reward, examples: Examples, phrases: config.ControlPhrases, block: int = BLOCK
+    reward: Reward, examples: Examples, phrases: config.ControlPhrases
 ) -> tuple[Vectors, Vectors]:
     """Intended and actual direction (n, d) in pixel space, averaged over blocks of pixels."""
 
     def coarse(images: Images) -> Tensor:
-        return F.avg_pool2d(images, min(block, *images.shape[-2:])).flatten(1).double().cpu()
+        return F.avg_pool2d(images, min(BLOCK, *images.shape[-2:])).flatten(1).double().cpu()
 
     actual = []
     for unwanted, texts in batches(*examples.sides[1]):
