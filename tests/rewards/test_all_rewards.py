@@ -50,7 +50,7 @@ def test_contract_and_independent_rows(name: str, sections: Sections) -> None:
     if reward.reads_prompt:
         with pytest.raises(AssertionError, match="1 prompts for 2 images"):
             reward.score(features, PROMPTS[:1])
-        assert reward.score(features, ["a red star " * 50, "x" * 3000]).isfinite().all()
+        assert reward.score(features, ["a red star " * 50, "x" * 600]).isfinite().all()
 
 
 def test_scale_multiplies(name: str, sections: Sections) -> None:

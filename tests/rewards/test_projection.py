@@ -17,7 +17,6 @@ from directalign.rewards.projection import (
     Directions,
     fingerprint,
     project_out,
-    read_directions,
     write_directions,
 )
 from rewards.cases import PROMPTS, refused, scores_of
@@ -87,13 +86,6 @@ def test_a_loaded_reward_ignores_them_from_the_pixels_on(
     assert torch.allclose(found, project_out(whole, d), atol=1e-6)
     scores_of(reward, images, PROMPTS).sum().backward()
     assert images.grad is not None and images.grad.abs().max() > 0
-
-
-def test_a_file_records_how_it_was_made(settings: Settings, model: torch.nn.Module) -> None:
-    made = Directions(rows().float(), fingerprint(model), {"from": "a test"})
-    found = read_directions(Path(str(settings(made).project_out)), "reward.project_out")
-    assert torch.equal(found.rows, made.rows) and found.made == {"from": "a test"}
-    assert found.fingerprint == made.fingerprint
 
 
 def test_directions_of_another_reward_are_refused(

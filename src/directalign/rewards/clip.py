@@ -68,12 +68,10 @@ class _DualEncoder(BaseReward):
     @classmethod
     def from_config(cls, settings: Any, device: Device = "cpu", key: str = "reward") -> Any:
         cls._check_kind(settings, key)
-        weights, folder = files.fetch(settings, key)
-        if weights.is_dir():
-            files.check_folder(weights, f"{key}.path", cls.model_class)
-        preprocessing, tokenizer = files.processor_of(settings, weights, folder, key)
+        weights, _, preprocessing, tokenizer = files.fetch(settings, key)
         model: Any
         if weights.is_dir():
+            files.check_folder(weights, f"{key}.path", cls.model_class)
             model = files.load_model(cls.model_class, weights, f"{key}.path")
         else:
             model = open_clip.load(weights, key, settings.activation)

@@ -90,8 +90,7 @@ class MpsReward(BaseReward):
         cls, settings: config.MpsConfig, device: Device = "cpu", key: str = "reward"
     ) -> MpsReward:
         files.require_weight_file(settings.path, f"{key}.path", REMEDY)
-        file, reader = files.fetch(settings, key)
-        preprocessing, tokenizer = files.processor_of(settings, file, reader, key)
+        file, reader, preprocessing, tokenizer = files.fetch(settings, key)
         weights = _used(files.read_weights(file, f"{key}.path"))
         clip, sizes = _described(files.shapes_of(weights), file, reader, key)
         files.check_fits(clip, preprocessing, tokenizer, files.processor_key(settings, key))
