@@ -151,14 +151,3 @@ def test_products_of_rotary_positions_depend_on_the_distance_only() -> None:
         along = products.diagonal(shift)
         assert torch.allclose(along, along[:1].expand_as(along), atol=1e-6)
     assert not torch.allclose(products[0, 0], products[0, 3])
-
-
-def test_mps_in_half_precision_in_a_torch_file(sections: Sections, tmp_path: Path) -> None:
-    settings, file = sections("mps"), tmp_path / "mps.pth"
-    weights = load_file(settings.path).items()
-    torch.save({name: w.half() if w.is_floating_point() else w for name, w in weights}, file)
-    half = settings.model_copy(update={"path": str(file)})
-    check_reward(half)
-    images = images_drawn(2, 48, 40, 0)
-    scores = [scores_of(load_reward(each), images) for each in (settings, half)]
-    torch.testing.assert_close(*scores, atol=2e-2, rtol=0)

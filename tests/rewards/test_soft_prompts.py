@@ -20,7 +20,6 @@ from directalign.rewards.soft_prompts import (
     check_phrases,
     fingerprint,
     is_tokens_file,
-    read_tokens,
     split,
     write_tokens,
 )
@@ -115,16 +114,6 @@ def test_a_fingerprint_identifies_its_table_in_any_dtype() -> None:
     changed = table.float().clone()
     changed[0, 0] += 1
     assert len({fingerprint(each) for each in (table, changed, table[:-1])}) == 3
-
-
-def test_a_file_records_what_it_was_made_for(reward: ClipReward, tmp_path: Path) -> None:
-    made = reward.soft_prompts.made(torch.ones(2, 16), "from the words a, b")
-    write_tokens(tmp_path / "new/folder.safetensors", made)
-    found = read_tokens(tmp_path / "new/folder.safetensors", "words")
-    assert torch.equal(found.tokens, made.tokens)
-    assert (found.kind, found.made) == ("clip", "from the words a, b")
-    assert found.table == "text_model.embeddings.token_embedding.weight"
-    assert found.fingerprint == fingerprint(reward.soft_prompts.table.weight)
 
 
 ONES = torch.ones(2, 16)
