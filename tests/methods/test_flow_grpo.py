@@ -17,7 +17,7 @@ from directalign.diffusion import sde
 from directalign.diffusion.rng import NOISE, TRANSITION, draw_noise, update_generator
 from directalign.methods.flow_grpo import FlowGRPO
 from directalign.models.reference_model import ReferenceModel
-from directalign.rewards.python_function import PythonReward
+from directalign.rewards.black_box import PythonReward
 from directalign.types import Batch, DirectAlignError, LossTerm
 from methods.by_hand import CASES, PROMPTS
 from methods.toy import ToyDenoiser, ToyFamily, ToyReward

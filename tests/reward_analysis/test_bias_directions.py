@@ -10,17 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from directalign import config
-from directalign.reward_analysis.bias_directions import (
-    direction_stats,
-    encode_images,
-    fit,
-    orthonormal_union,
-    remove_rows,
-    span,
-    text_gradients,
-    wanted_from_examples,
-    wanted_from_phrases,
-)
+from directalign.reward_analysis import bias_directions as bias
+from directalign.reward_analysis.bias_directions import direction_stats, fit
 from directalign.reward_analysis.images import Examples
 from directalign.types import DirectAlignError, Images, PerSample
 
@@ -108,39 +99,39 @@ def test_too_small_shifts_are_refused(shift: Tensor, options: dict, message: str
 
 
 def test_text_gradients_of_a_linear_score() -> None:
-    found = text_gradients(MeanColor(), ["ab", "abcd"], "warm", torch.zeros(1, 3))
+    found = bias.text_gradients(MeanColor(), ["ab", "abcd"], "warm", torch.zeros(1, 3))
     assert torch.allclose(found, torch.tensor([[1.0, 0.0, 0.8], [1.0, 0.0, 1.0]]))
-    found = text_gradients(MeanColor(), ["ab"], "", torch.zeros(1, 3))
+    found = bias.text_gradients(MeanColor(), ["ab"], "", torch.zeros(1, 3))
     assert torch.allclose(found, torch.tensor([[0.0, 0.0, 0.2]]))
 
 
 def test_the_wanted_difference_of_phrases_and_of_examples() -> None:
     phrases = config.ControlPhrases(positive=["warm", "warm"], negative=["fresh"])
-    row = wanted_from_phrases(MeanColor(), PROMPTS, phrases, torch.zeros(1, 3))
+    row = bias.wanted_from_phrases(MeanColor(), PROMPTS, phrases, torch.zeros(1, 3))
     expected = F.normalize(torch.tensor([[1.0, -1.0, -0.1]], dtype=torch.float64))
     assert row.shape == (1, 3) and (row @ expected.T).abs().item() == pytest.approx(1)
     wanted, unwanted = torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 8, 8)
     wanted[:, 1] = 0.5
     examples = Examples(wanted, unwanted, PROMPTS[:4], PROMPTS[:4], True)
-    row = wanted_from_examples(MeanColor(), examples)
+    row = bias.wanted_from_examples(MeanColor(), examples)
     assert torch.allclose(row.abs(), unit(1, width=3))
 
 
 def test_several_directions_become_one_orthonormal_set() -> None:
-    rows = orthonormal_union([unit(0), unit(0, 1), unit(1, 0), unit(4)])
+    rows = bias.orthonormal_union([unit(0), unit(0, 1), unit(1, 0), unit(4)])
     assert rows.shape == (3, WIDTH) and (rows @ rows.T - torch.eye(3)).abs().max() < 1e-12
-    assert remove_rows(unit(1), rows).norm() < 1e-12
-    assert span(torch.cat([unit(0), unit(0, 1), unit(1)])).shape == (2, WIDTH)
+    assert bias.remove_rows(unit(1), rows).norm() < 1e-12
+    assert bias.span(torch.cat([unit(0), unit(0, 1), unit(1)])).shape == (2, WIDTH)
 
 
 def test_images_of_several_sizes_are_encoded_in_order() -> None:
     images = [torch.full((3, size, size), 0.1 * size) for size in (4, 4, 8, 4)]
     expected = torch.tensor([0.4, 0.4, 0.8, 0.4])
-    assert torch.allclose(encode_images(MeanColor(), images)[:, 0], expected)
+    assert torch.allclose(bias.encode_images(MeanColor(), images)[:, 0], expected)
 
     class NoVectors(MeanColor):
         def encode(self, images: Images) -> Tensor:
             return images
 
     with pytest.raises(DirectAlignError, match="does not have one feature vector per image"):
-        encode_images(NoVectors(), torch.rand(2, 3, 8, 8))
+        bias.encode_images(NoVectors(), torch.rand(2, 3, 8, 8))

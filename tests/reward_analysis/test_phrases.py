@@ -22,6 +22,7 @@ from directalign.reward_analysis import (
     candidates_file,
     checked_phrases,
 )
+from directalign.reward_analysis import phrases_report as report
 from directalign.reward_analysis.images import Examples, load_examples
 from directalign.reward_analysis.phrases import (
     AT_REST,
@@ -34,15 +35,6 @@ from directalign.reward_analysis.phrases import (
     preserving_ratio,
     settings_for,
     usable_phrases,
-)
-from directalign.reward_analysis.phrases_report import (
-    ReportSource,
-    as_override,
-    as_yaml,
-    ramp,
-    recipes,
-    to_json,
-    write_report,
 )
 from directalign.rewards import load_reward
 from directalign.rewards.clip import ClipReward
@@ -142,7 +134,7 @@ def test_swapped_and_ineffective_phrases_are_warned_of() -> None:
 def test_without_text_features_there_is_no_ramp() -> None:
     table = planted(WANTED, UNWANTED, paired=False)
     found = settings_for(table, ["Light"], ["Dark"])
-    assert (found.mu, found.tolerance, recipes(found)) == (None, None, {})
+    assert (found.mu, found.tolerance, report.recipes(found)) == (None, None, {})
     assert analyze_phrases(table.reward, table.encoded, ["Light"], ["Dark"]).suggestion is not None
 
 
@@ -192,9 +184,9 @@ def test_at_the_preserving_ratio_a_gradient_step_preserves_the_bare_score() -> N
 
 
 def test_a_ramp_leads_from_no_absolute_weight_to_twice_the_mean() -> None:
-    pos, neg = ramp(0.3)["k_pos"], ramp(0.3)["k_neg"]
-    assert absolute_relative(pos["low_noise"], neg["low_noise"]) == pytest.approx((0.0, 1.0))
-    assert absolute_relative(pos["high_noise"], neg["high_noise"]) == pytest.approx((0.6, 1.0))
+    for end, weight in (("low_noise", 0.0), ("high_noise", 0.6)):
+        pos, neg = (report.ramp(0.3)[name][end] for name in ("k_pos", "k_neg"))
+        assert absolute_relative(pos, neg) == pytest.approx((weight, 1.0))
 
 
 def test_the_tolerance_is_proportional_to_the_content_margin(world: PhraseTable) -> None:
@@ -211,12 +203,13 @@ def test_the_tolerance_is_proportional_to_the_content_margin(world: PhraseTable)
 
 def test_suggested_sections_are_valid_in_a_recipe(world: PhraseTable) -> None:
     odd = ('Photo: yes, 50 % "real"\'s', "# no")
-    for section in recipes(settings_for(world, odd, ("null", "{a}", "- b"))).values():
-        assert yaml.safe_load(as_yaml(section))["method"] == section
+    sections = report.recipes(settings_for(world, odd, ("null", "{a}", "- b")))
+    for section in sections.values():
+        assert yaml.safe_load(report.as_yaml(section))["method"] == section
         run = load_run(RECIPE, [f"method={json.dumps(section, ensure_ascii=False)}"])
         assert run.method.form == section["form"]
         assert run.method.control_phrases.positive == list(odd)
-        assert as_override(section).startswith("--set 'method={")
+        assert report.as_override(section).startswith("--set 'method={")
 
 
 # --- the embedded reward --------------------------------------------------------------------------
@@ -256,19 +249,17 @@ def test_overlapping_texts_are_named_and_not_chosen(world: PhraseTable) -> None:
 # --- candidates and page --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("phrase", "message"),
-    [
+def test_invalid_phrases_are_refused() -> None:
+    long = "x" * (MAX_LENGTH + 1)
+    for phrase, message in (
         ("  ", "phrase 2 is empty"),
         (" . ", "phrase 2 is empty"),
-        ("x" * (MAX_LENGTH + 1), "201 characters"),
+        (long, "201 characters"),
         ("a\nb", "one line"),
         ("a\x00", "U\\+0000"),
-    ],
-)
-def test_invalid_phrases_are_refused(phrase: str, message: str) -> None:
-    with pytest.raises(DirectAlignError, match=f"--positive: .*{message}"):
-        checked_phrases(["Photo", phrase], "--positive")
+    ):
+        with pytest.raises(DirectAlignError, match=f"--positive: .*{message}"):
+            checked_phrases(["Photo", phrase], "--positive")
 
 
 def test_candidates_of_options_file_recipe_and_defaults(tmp_path: Path) -> None:
@@ -293,12 +284,12 @@ def test_hostile_phrases_are_escaped(tmp_path: Path) -> None:
     table, images = planted(WANTED, UNWANTED), torch.rand(3, 3, 8, 8)
     examples = Examples(images, images, ("<b>", "b", "c"), ("a", "b", "</style>"), False)
     found = analyze_phrases(table.reward, table.encoded, *sides)
-    source = ReportSource("<i>reward</i>", "world", "directalign reward phrases")
-    page = write_report(found, examples, source, tmp_path / "out").read_text()
+    source = report.ReportSource("<i>reward</i>", "world", "directalign reward phrases")
+    page = report.write_report(found, examples, source, tmp_path / "out").read_text()
     assert "<script" not in page and "<img src=x" not in page and page.count("<style>") == 1
     for text in ("&lt;script&gt;", "[red]loud[/red]", "&lt;i&gt;reward", "{{ 7 * 7 }}"):
         assert text in page
     data = json.loads((tmp_path / "out" / "phrases.json").read_text())
     assert {each["phrase"] for each in data["phrases"]} == {*sides[0], *sides[1]}
-    assert data["suggestion"]["pair"]["positive"] == ["Light"] and data["together"] is not None
-    assert to_json(found)["warnings"] == data["warnings"]
+    assert data["suggestion"]["pair"]["positive"] == ["Light"] and data["all_given"] is not None
+    assert report.to_json(found)["warnings"] == data["warnings"]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from directalign.config import ControlPhrases
+from directalign.reward_analysis import responsiveness as measures
 from directalign.reward_analysis.images import Examples
 from directalign.reward_analysis.responsiveness import (
     angle_by_scene,
@@ -24,6 +25,11 @@ from directalign.reward_analysis.responsiveness import (
 )
 
 PHRASES = ControlPhrases(positive=["Warm"], negative=["Cold"])
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "RESAMPLES", 200)
 
 
 def axis(degrees: float, width: int = 3) -> Tensor:
@@ -58,8 +64,10 @@ def plates(shift: Sequence[float], count: int = 12, paired: bool = True) -> Exam
     return Examples(wanted, unwanted, prompts, prompts, paired=paired)
 
 
-@pytest.mark.parametrize("degrees", [0, 30, 90, 140])
-def test_a_planted_angle_is_found_in_features_and_pixels(degrees: int) -> None:
+@pytest.mark.parametrize("degrees", [0, 30, 140])
+def test_a_planted_angle_is_found_in_features_and_pixels(
+    degrees: int,
+) -> None:
     reward, examples = Planted(axis(degrees)), plates((0.1, 0.0, 0.0))
     features = feature_directions(reward, examples, PHRASES)
     assert features is not None
@@ -94,16 +102,14 @@ def test_responsiveness_is_in_standard_deviations() -> None:
     assert responsiveness(torch.zeros(3), torch.zeros(3)) == none
 
 
-@pytest.mark.parametrize("phrases", [None, PHRASES])
-def test_content_is_the_share_of_other_captions_that_score_lower(
-    phrases: ControlPhrases | None,
-) -> None:
+def test_content_is_the_share_of_other_captions_that_score_lower() -> None:
     class FirstCaption(Planted):
         def score(self, features: Tensor, prompts: Sequence[str]) -> Tensor:
             return torch.tensor([float(prompt.endswith("plate 0")) for prompt in prompts])
 
     side = plates((0.0, 0.0, 0.0), 3).sides[0]
-    assert content(FirstCaption(axis(0)), *side, phrases) == pytest.approx(2 / 6)
+    for phrases in (None, PHRASES):
+        assert content(FirstCaption(axis(0)), *side, phrases) == pytest.approx(2 / 6)
 
 
 def test_all_measures_of_a_planted_reward() -> None:

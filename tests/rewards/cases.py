@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import CLIPModel
 
 from directalign import config
 from directalign.rewards.mps import CrossModel, MpsModel
+from directalign.types import DirectAlignError
 from recorded_rewards import FIXTURES, write_aesthetic, write_image_reward
 from tiny_clip import write_clip
 from tiny_open_clip import write_open_clip
@@ -21,6 +24,19 @@ from tiny_siglip import write_siglip
 from tiny_vlm import write_vlm
 
 PROMPTS = ["a red star", "a blue ring on an olive background"]
+
+
+@contextmanager
+def refused(pattern: str) -> Iterator[pytest.ExceptionInfo[DirectAlignError]]:
+    """Expect an error of one line that matches `pattern`."""
+    with pytest.raises(DirectAlignError, match=pattern) as raised:
+        yield raised
+    assert "\n" not in str(raised.value)
+
+
+def scores_of(reward: Any, images: torch.Tensor, prompts: Sequence[str] = PROMPTS) -> torch.Tensor:
+    """Scores (b,) of images (b, 3, h, w) under as many prompts."""
+    return reward.score(reward.encode(images), prompts[: len(images)])
 
 
 def _clip(folder: Path) -> Any:

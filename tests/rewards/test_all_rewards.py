@@ -43,14 +43,14 @@ def test_contract_and_independent_rows(name: str, sections: Sections) -> None:
     features = reward.encode(images)
     both = reward.score(features, PROMPTS)
     assert both.shape == (2,) and both.dtype == torch.float32
-    alone = [reward.score(reward.encode(images[i : i + 1]), PROMPTS[i : i + 1]) for i in range(2)]
-    torch.testing.assert_close(both, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    single = [reward.score(reward.encode(images[i : i + 1]), PROMPTS[i : i + 1]) for i in range(2)]
+    torch.testing.assert_close(both, torch.cat(single), atol=1e-5, rtol=1e-5)
     swapped = reward.score(features, PROMPTS[::-1])
     assert (both - swapped).abs().max() > 1e-5 if reward.reads_prompt else both.equal(swapped)
     if reward.reads_prompt:
         with pytest.raises(AssertionError, match="1 prompts for 2 images"):
             reward.score(features, PROMPTS[:1])
-        assert reward.score(features, ["a red star " * 50, "x" * 3000]).isfinite().all()
+        assert reward.score(features, ["a red star " * 50, "x" * 600]).isfinite().all()
 
 
 def test_scale_multiplies(name: str, sections: Sections) -> None:

@@ -1,14 +1,26 @@
+"""CLIP and SigLIP: the cosines that transformers' models and processors give, each prompt once."""
+
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoModel, AutoTokenizer
 
+from directalign import config
+from directalign.rewards import load_reward
 from directalign.rewards.clip import ClipReward
+from published_layouts import images_drawn
+from rewards.cases import scores_of
 
-PROMPTS = ["Realistic photo. a red star on a navy background", "a blue ring on an olive background"]
+PROMPTS = ["Realistic photo. a red star on a navy background", "a blue ring or a square"]
+IMAGES = images_drawn(2, 48, 40, 1)
 
 
 @pytest.fixture
@@ -16,51 +28,58 @@ def reward(clip_folder: Path) -> ClipReward:
     return ClipReward.load(str(clip_folder))
 
 
-def images(
-    seed: int = 1, dtype: torch.dtype = torch.float32, size: tuple[int, int] = (48, 40)
-) -> torch.Tensor:
-    return torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def test_score_is_the_cosine_that_transformers_gives(reward: ClipReward, clip_folder: Path) -> None:
-    pixels = reward.preprocessing(images())
-    tokens = reward.tokenizer(PROMPTS, padding="max_length", max_length=16, return_tensors="pt")
-    out = reward.model(pixel_values=pixels, **tokens)
-    expected = (F.normalize(out.image_embeds, dim=-1) * F.normalize(out.text_embeds, dim=-1)).sum(
-        -1
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "length"), [("clip", 16), ("siglip", 12)])
+def test_the_score_is_the_cosine_that_transformers_gives(
+    name: str, length: int, sections: Callable[[str], Any]
+) -> None:
+    settings = sections(name)
+    reward, model = load_reward(settings), AutoModel.from_pretrained(settings.path)
+    tokenizer = AutoTokenizer.from_pretrained(settings.path)
+    texts = [each.lower() for each in PROMPTS] if name == "siglip" else PROMPTS
+    tokens = tokenizer(
+        texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     )
-    assert torch.allclose(reward.score(reward.encode(images()), PROMPTS), expected, atol=1e-6)
-    scaled = ClipReward.load(str(clip_folder), scale=5.0)
-    assert torch.allclose(scaled.score(scaled.encode(images()), PROMPTS), 5 * expected, atol=1e-5)
+    out = model(pixel_values=reward.preprocessing(IMAGES), input_ids=tokens["input_ids"])
+    image, text = (F.normalize(each, dim=-1) for each in (out.image_embeds, out.text_embeds))
+    assert (reward.encode(IMAGES) - image).abs().max() < 1e-5
+    assert (reward.encode_text(PROMPTS) - text).abs().max() < 1e-5
+    assert torch.allclose(scores_of(reward, IMAGES, PROMPTS), (image * text).sum(-1), atol=1e-5)
 
 
-def test_a_phrase_is_read_once_and_alone_or_in_company_the_same(
+def test_a_prompt_is_encoded_once_and_the_same_in_any_batch(
     reward: ClipReward, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read: list[str] = []
+    encoded: list[str] = []
     encode = reward._prompts.encode
     monkeypatch.setattr(
         reward._prompts,
         "encode",
-        lambda phrases: read.extend(dict.fromkeys(phrases)) or encode(phrases),
+        lambda texts: encoded.extend(dict.fromkeys(texts)) or encode(texts),
     )
-    features = reward.encode(images())
+    features = reward.encode(IMAGES)
     first = reward.score(features, PROMPTS)
     swapped = reward.score(features.flip(0), PROMPTS[::-1])
     twice = reward.score(features, [PROMPTS[0]] * 2)
-    assert read == PROMPTS
-    assert torch.equal(swapped.flip(0), first)
-    assert torch.equal(twice[:1], first[:1])
+    assert encoded == PROMPTS
+    assert torch.equal(swapped.flip(0), first) and torch.equal(twice[:1], first[:1])
     fresh = ClipReward.load(str(clip_folder))
     assert torch.allclose(fresh.score(features[1:], PROMPTS[1:]), first[1:], atol=1e-6)
 
 
 def test_the_cache_stays_bounded(reward: ClipReward, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reward._prompts, "limit", 3)
-    features = reward.encode(images())[:1]
-    scores = {
-        f"a {word}": reward.score(features, [f"a {word}"])
-        for word in ("star", "ring", "circle", "square", "triangle")
-    }
-    assert list(reward._prompts.cached) == ["a circle", "a square", "a triangle"]
-    assert torch.allclose(reward.score(features, ["a star"]), scores["a star"], atol=1e-6)
+    features = reward.encode(IMAGES)[:1]
+    prompts = [f"a {shape}" for shape in ("star", "ring", "circle", "square", "triangle")]
+    first, *_ = [reward.score(features, [prompt]) for prompt in prompts]
+    assert list(reward._prompts.cached) == prompts[2:]
+    assert torch.allclose(reward.score(features, prompts[:1]), first, atol=1e-6)
+
+
+def test_siglip_ignores_case_with_any_tokenizer(siglip_folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(siglip_folder, tmp_path / "copy"))
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings | {"do_lower_case": False}))
+    reward = load_reward(config.SiglipConfig(path=str(copy)))
+    upper = scores_of(reward, IMAGES, [prompt.upper() for prompt in PROMPTS])
+    assert torch.equal(upper, scores_of(reward, IMAGES, PROMPTS))

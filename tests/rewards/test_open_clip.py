@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,158 +12,107 @@ from safetensors.torch import load_file, save_file
 
 from directalign import config
 from directalign.rewards import check_reward, load_reward, open_clip
-from directalign.rewards.clip import ClipReward
 from directalign.rewards.open_clip import clip_config
-from directalign.types import DirectAlignError
+from published_layouts import images_drawn
+from recorded_rewards import FIXTURES
+from rewards.cases import refused, scores_of
 from tiny_open_clip import open_clip_weights, write_open_clip
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "open_clip"
-PUBLISHED = json.loads((FIXTURES / "published.json").read_text())
-PROMPTS = ["a red star", "a blue ring on an olive background"]
+FOLDER = FIXTURES / "open_clip"
+PUBLISHED: dict[str, Any] = json.loads((FOLDER / "published.json").read_text())
 
 
-def images(seed: int = 0) -> torch.Tensor:
-    return torch.rand(2, 3, 48, 40, generator=torch.Generator().manual_seed(seed))
+def differences(file: Path, name: str) -> tuple[float, float]:
+    """Largest difference from the recorded image and text features of `name`."""
+    model, kept = open_clip.load(file, "reward"), load_file(FOLDER / name / "answers.safetensors")
+    with torch.no_grad():
+        pooled = model.vision_model(pixel_values=kept["pixels"]).pooler_output
+        image = model.visual_projection(pooled) - kept["image_features"]
+        text = model.text_projection(model.text_model(input_ids=kept["tokens"]).pooler_output)
+    return image.abs().max().item(), (text - kept["text_features"]).abs().max().item()
 
 
 @pytest.mark.parametrize("name", ["plain", "quick", "wide_heads", "custom_text"])
-@torch.no_grad()
 def test_features_are_those_of_open_clip(name: str) -> None:
-    model = open_clip.load(FIXTURES / name / "open_clip_model.safetensors", "reward").eval()
-    told = load_file(FIXTURES / name / "answers.safetensors")
-    image = model.visual_projection(model.vision_model(pixel_values=told["pixels"]).pooler_output)
-    text = model.text_projection(model.text_model(input_ids=told["tokens"]).pooler_output)
-    assert (image - told["image_features"]).abs().max() < 1e-5
-    assert (text - told["text_features"]).abs().max() < 1e-5
+    assert max(differences(FOLDER / name / "open_clip_model.safetensors", name)) < 1e-5
 
 
-def test_the_activation_and_the_heads_matter(tmp_path: Path) -> None:
-    """So that equality above says something."""
-    told = load_file(FIXTURES / "quick" / "answers.safetensors")
-    settings = json.loads((FIXTURES / "quick" / "open_clip_config.json").read_text())
-    (tmp_path / "w.safetensors").symlink_to(FIXTURES / "quick" / "open_clip_model.safetensors")
+def test_another_activation_or_number_of_heads_gives_other_features(tmp_path: Path) -> None:
+    model = json.loads((FOLDER / "quick" / "open_clip_config.json").read_text())["model_cfg"]
+    file = tmp_path / "w.safetensors"
+    file.symlink_to(FOLDER / "quick" / "open_clip_model.safetensors")
     for change in (
         {"quick_gelu": False},
-        {"vision_cfg": settings["model_cfg"]["vision_cfg"] | {"head_width": 6}},
+        {"vision_cfg": model["vision_cfg"] | {"head_width": 6}},
     ):
-        (tmp_path / "open_clip_config.json").write_text(
-            json.dumps({"model_cfg": settings["model_cfg"] | change})
-        )
-        other = open_clip.load(tmp_path / "w.safetensors", "reward")
-        with torch.no_grad():
-            image = other.visual_projection(
-                other.vision_model(pixel_values=told["pixels"]).pooler_output
-            )
-        assert (image - told["image_features"]).abs().max() > 1e-3
+        settings = {"model_cfg": model | change}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(settings))
+        assert differences(file, "quick")[0] > 1e-3
 
 
-def shapes_of(sizes: dict) -> dict[str, tuple[int, ...]]:
-    """Those that tell a model's size, as open_clip's files have them."""
-    vision, text = sizes["vision_cfg"], sizes["text_cfg"]
+def shapes_of(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Those that determine a model's size, as open_clip's files have them."""
+    vision, text, side = sizes["vision_cfg"], sizes["text_cfg"], sizes["vision_cfg"]["patch_size"]
     blocks = {
-        f"visual.transformer.resblocks.{layer}.mlp.c_fc.weight": (
-            4 * vision["width"],
-            vision["width"],
-        )
-        for layer in range(vision["layers"])
+        f"{prefix}transformer.resblocks.{layer}.mlp.c_fc.weight": (4 * each["width"], each["width"])
+        for prefix, each in (("visual.", vision), ("", text))
+        for layer in range(each["layers"])
     }
-    blocks |= {
-        f"transformer.resblocks.{layer}.mlp.c_fc.weight": (4 * text["width"], text["width"])
-        for layer in range(text["layers"])
-    }
-    positions = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
     return blocks | {
-        "visual.conv1.weight": (vision["width"], 3, vision["patch_size"], vision["patch_size"]),
-        "visual.positional_embedding": (positions, vision["width"]),
+        "visual.conv1.weight": (vision["width"], 3, side, side),
+        "visual.positional_embedding": ((vision["image_size"] // side) ** 2 + 1, vision["width"]),
         "token_embedding.weight": (text.get("vocab_size", 49408), text["width"]),
         "positional_embedding": (text.get("context_length", 77), text["width"]),
         "text_projection": (text["width"], sizes["embed_dim"]),
     }
 
 
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
-def test_every_published_size_is_told_by_its_shapes(name: str, tmp_path: Path) -> None:
-    sizes = PUBLISHED[name]
-    vision, text = sizes["vision_cfg"], sizes["text_cfg"]
-    found = clip_config(
-        shapes_of(sizes),
-        tmp_path / "w.pt",
-        "reward",
-        "quick_gelu" if sizes["quick_gelu"] else "gelu",
-    )
-    assert found.vision_config.num_attention_heads == vision["width"] // vision.get(
-        "head_width", 64
-    )
-    assert found.text_config.num_attention_heads == text["heads"]
-    assert (
-        found.vision_config.image_size
-        == vision["image_size"] // vision["patch_size"] * vision["patch_size"]
-    )
-    assert (found.vision_config.num_hidden_layers, found.text_config.num_hidden_layers) == (
-        vision["layers"],
-        text["layers"],
-    )
-    assert (
-        found.vision_config.hidden_act
-        == found.text_config.hidden_act
-        == ("quick_gelu" if sizes["quick_gelu"] else "gelu")
-    )
+def test_the_shapes_determine_every_published_size() -> None:
+    for sizes in PUBLISHED.values():
+        vision, text = sizes["vision_cfg"], sizes["text_cfg"]
+        activation = "quick_gelu" if sizes["quick_gelu"] else "gelu"
+        found = clip_config(shapes_of(sizes), Path("w.pt"), "reward", activation)
+        tower, patch = found.vision_config, vision["patch_size"]
+        heads = vision["width"] // vision.get("head_width", 64)
+        assert (tower.num_attention_heads, tower.num_hidden_layers) == (heads, vision["layers"])
+        assert tower.image_size == vision["image_size"] // patch * patch
+        assert found.text_config.num_attention_heads == text["heads"]
+        assert found.text_config.num_hidden_layers == text["layers"]
+        assert tower.hidden_act == found.text_config.hidden_act == activation
 
 
-def test_hpsv2_needs_no_setting_and_vit_l_asks_for_its_activation(tmp_path: Path) -> None:
-    described = clip_config(
-        shapes_of(PUBLISHED["ViT-H-14"]), tmp_path / "HPS_v2.1_compressed.pt", "reward"
-    )
-    assert (described.vision_config.hidden_act, described.vision_config.num_attention_heads) == (
-        "gelu",
-        16,
-    )
-    with pytest.raises(
-        DirectAlignError,
-        match=r"reward\.activation: missing, and .*ViT-L\.pt does not contain it: set quick_gelu",
-    ):
-        clip_config(shapes_of(PUBLISHED["ViT-L-14"]), tmp_path / "ViT-L.pt", "reward")
-
-
-def test_unknown_widths_and_vocabularies_ask_for_the_config(tmp_path: Path) -> None:
+def test_hpsv2_needs_no_setting_and_others_require_what_shapes_lack() -> None:
+    file = Path("HPS_v2.1_compressed.pt")
+    found = clip_config(shapes_of(PUBLISHED["ViT-H-14"]), file, "reward").vision_config
+    assert (found.hidden_act, found.num_attention_heads) == ("gelu", 16)
+    with refused(r"reward\.activation: missing, and .*ViT-L\.pt does not contain it: set quick_"):
+        clip_config(shapes_of(PUBLISHED["ViT-L-14"]), Path("ViT-L.pt"), "reward")
     sizes = PUBLISHED["ViT-B-32"]
     for change in (
         {"vision_cfg": sizes["vision_cfg"] | {"width": 800}},
         {"text_cfg": sizes["text_cfg"] | {"vocab_size": 250112}},
     ):
-        with pytest.raises(
-            DirectAlignError, match=r"put the checkpoint's open_clip_config\.json beside it"
-        ):
-            clip_config(shapes_of(sizes | change), tmp_path / "w.pt", "reward", "gelu")
+        with refused(r"put the checkpoint's open_clip_config\.json beside it"):
+            clip_config(shapes_of(sizes | change), Path("w.pt"), "reward", "gelu")
 
 
-@pytest.mark.parametrize("name", ["weights.pt", "open_clip_pytorch_model.bin"])
 def test_a_reward_of_a_file_scores_as_its_transformers_folder(
-    clip_folder: Path, tmp_path: Path, name: str
+    clip_folder: Path, tmp_path: Path
 ) -> None:
-    file = write_open_clip(tmp_path, clip_folder, name)
+    file = write_open_clip(tmp_path, clip_folder, "open_clip_pytorch_model.bin")
     settings = config.ClipConfig(path=str(file), processor=str(clip_folder))
     check_reward(settings)
-    reward, folder = load_reward(settings), ClipReward.load(str(clip_folder))
-    assert torch.allclose(
-        reward.score(reward.encode(images()), PROMPTS),
-        folder.score(folder.encode(images()), PROMPTS),
-        atol=1e-6,
-    )
+    folder, images = config.ClipConfig(path=str(clip_folder)), images_drawn(2, 48, 40, 0)
+    scores = [scores_of(load_reward(each), images) for each in (settings, folder)]
+    assert torch.allclose(*scores, atol=1e-6)
 
 
 def test_half_precision_files_are_read_in_float32(clip_folder: Path, tmp_path: Path) -> None:
     file = write_open_clip(tmp_path, clip_folder)
-    save_file(
-        {name: tensor.half() for name, tensor in open_clip_weights(clip_folder).items()},
-        tmp_path / "half.safetensors",
-    )
-    whole, half = (
-        open_clip.load(file, "reward"),
-        open_clip.load(tmp_path / "half.safetensors", "reward"),
-    )
+    halves = {name: tensor.half() for name, tensor in open_clip_weights(clip_folder).items()}
+    save_file(halves, tmp_path / "half.safetensors")
+    whole = open_clip.load(file, "reward").state_dict()
+    half = open_clip.load(tmp_path / "half.safetensors", "reward")
     assert half.dtype == torch.float32
-    assert all(
-        torch.allclose(tensor, whole.state_dict()[name], atol=1e-3)
-        for name, tensor in half.state_dict().items()
-    )
+    for name, tensor in half.state_dict().items():
+        assert torch.allclose(tensor, whole[name], atol=1e-3)

@@ -1,18 +1,21 @@
-"""Files of weights as their makers publish them: found, read without running anything, put in place
-by name."""
+"""Published weights: found here or on the hub, read without running anything, checked unread."""
 
 from __future__ import annotations
 
 import io
 import pickle
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
+from directalign import config
 from directalign.io import hub
+from directalign.rewards import check_reward, load_reward
 from directalign.rewards.weights import (
     check_published,
     is_weight_file,
@@ -21,103 +24,85 @@ from directalign.rewards.weights import (
     read_shapes,
     read_weights,
 )
-from directalign.types import DirectAlignError
 from hub_downloads import TOKEN, download_hub, point_at
+from published_layouts import images_drawn
+from rewards.cases import refused, scores_of
 
 TENSORS = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2)}
+SHAPES = {"weight": (2, 3), "bias": (2,)}
+KEY = "held.path"
 
 
-def test_a_file_is_told_from_a_folder_and_a_repository() -> None:
-    assert all(map(is_weight_file, ("a.pt", "/x/b.safetensors", "owner/name/c.bin", "d.pth")))
+def test_a_file_differs_from_a_folder_and_a_repository() -> None:
+    names = ["a.pt", "/x/b.safetensors", "owner/name/c.bin", "d.pth"]
+    assert all(map(is_weight_file, names))
     assert not any(map(is_weight_file, ("owner/name", "/x/folder", "world:reward", "v1.5")))
-    assert hub.is_hub_file("xswu/HPSv2/HPS_v2.1_compressed.pt") and hub.is_hub_file(
-        "owner/name/sub/file.safetensors"
-    )
-    assert not any(
-        map(
-            hub.is_hub_file,
-            ("owner/name", "owner/name.pt", "/abs/name/file.pt", "./owner/name/file.txt"),
-        )
-    )
+    assert hub.is_hub_file("xswu/HPSv2/HPS_v2.1_compressed.pt")
+    others = ["owner/name", "owner/name.pt", "/abs/name/file.pt", "./owner/name/file.txt"]
+    assert not any(map(hub.is_hub_file, others))
     assert on_the_hub("owner/name/sub/file.pt") == ("owner/name", "sub/file.pt")
 
 
-def test_what_is_here_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "owner" / "name").mkdir(parents=True)
-    save_file(TENSORS, tmp_path / "owner" / "name" / "file.safetensors")
+def test_local_files_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "owner/name/file.safetensors"
+    (tmp_path / name).parent.mkdir(parents=True)
+    save_file(TENSORS, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    assert not hub.is_hub_file("owner/name/file.safetensors")
-    assert locate("owner/name/file.safetensors", "reward.path", ()) == Path(
-        "owner/name/file.safetensors"
-    )
-    with pytest.raises(
-        DirectAlignError,
-        match=r"^reward\.path: owner/name/other\.pt: no such file; give the published weights",
-    ):
-        locate("owner/name/other.pt", "reward.path", ())
-    with pytest.raises(DirectAlignError, match=r"^held: .*nothing: no such folder"):
-        locate(str(tmp_path / "nothing"), "held", ())
+    assert not hub.is_hub_file(name) and locate(name, KEY) == Path(name)
+    with refused(r"^held\.path: owner/name/other\.pt: no such file; give the published weights"):
+        locate("owner/name/other.pt", KEY)
+    with refused(r"^held\.path: .*nothing: no such folder"):
+        locate(str(tmp_path / "nothing"), KEY)
 
 
-@pytest.mark.parametrize(
-    "wrapped",
-    [
-        lambda t: t,
-        lambda t: {"state_dict": t, "epoch": 3},
-        lambda t: {"module": t},
-        lambda t: {"model": {"state_dict": t}},
-    ],
-)
+WRAPPINGS: list[Callable[[Any], Any]] = [
+    lambda tensors: tensors,
+    lambda tensors: {"state_dict": tensors, "epoch": 3},
+    lambda tensors: {"module": tensors},
+    lambda tensors: {"model": {"state_dict": tensors}},
+]
+
+
+@pytest.mark.parametrize("wrapped", WRAPPINGS)
 @pytest.mark.parametrize("zipped", [True, False])
-def test_wrappings_are_taken_off(tmp_path: Path, wrapped, zipped: bool) -> None:
-    torch.save(
-        wrapped({f"module.{name}": tensor for name, tensor in TENSORS.items()}),
-        tmp_path / "w.pt",
-        _use_new_zipfile_serialization=zipped,
-    )
-    found = read_weights(tmp_path / "w.pt", "reward.path")
-    assert set(found) == set(TENSORS) and all(
-        torch.equal(found[name], tensor) for name, tensor in TENSORS.items()
-    )
-    assert read_shapes(tmp_path / "w.pt", "reward.path") == {"weight": (2, 3), "bias": (2,)}
+def test_dictionaries_of_trainers_are_removed(
+    tmp_path: Path, wrapped: Callable[[Any], Any], zipped: bool
+) -> None:
+    content = wrapped({f"module.{name}": tensor for name, tensor in TENSORS.items()})
+    torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+    found = read_weights(tmp_path / "w.pt", KEY)
+    assert set(found) == set(TENSORS)
+    assert all(torch.equal(found[name], tensor) for name, tensor in TENSORS.items())
+    assert read_shapes(tmp_path / "w.pt", KEY) == SHAPES
 
 
-def test_shapes_of_safetensors_come_from_the_header(tmp_path: Path) -> None:
-    save_file(TENSORS, tmp_path / "w.safetensors")
-    assert read_shapes(tmp_path / "w.safetensors", "reward.path") == {
-        "weight": (2, 3),
-        "bias": (2,),
-    }
-
-
-@pytest.mark.parametrize("read", [read_weights, read_shapes])
-@pytest.mark.parametrize("kept", [0, 3, 60, -30])
+@pytest.mark.parametrize("size", [0, 3, 60, -30])
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "old.pt"])
-def test_a_cut_file_is_one_line_that_names_it(tmp_path: Path, name: str, kept: int, read) -> None:
+def test_a_truncated_file_is_named(tmp_path: Path, name: str, size: int) -> None:
     file = tmp_path / name
-    save_file(TENSORS, file) if name.endswith("tensors") else torch.save(
-        TENSORS, file, _use_new_zipfile_serialization=name == "w.pt"
-    )
-    file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(
-        DirectAlignError, match=rf"^held\.path: .*{name}: not a complete file of weights"
-    ) as refused:
-        read(file, "held.path")
-    assert "\n" not in str(refused.value)
+    if name == "w.safetensors":
+        save_file(TENSORS, file)
+        assert read_shapes(file, KEY) == SHAPES
+    else:
+        torch.save(TENSORS, file, _use_new_zipfile_serialization=name == "w.pt")
+    file.write_bytes(file.read_bytes()[:size])
+    for read in (read_weights, read_shapes):
+        with refused(rf"^held\.path: .*{name}: not a complete file of weights"):
+            read(file, KEY)
 
 
 class Harmful:
-    """Would make a file where it is unpickled."""
+    """Creates a file where it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self.file,)
 
 
 @pytest.mark.parametrize("form", ["zip", "old", "pickle", "protocol 4"])
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
+@pytest.mark.parametrize("suffix", [".pt", ".bin"])
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_harmful_file_is_never_run(tmp_path: Path, form: str, suffix: str) -> None:
     file, traces = tmp_path / f"w{suffix}", tmp_path / "it_ran"
@@ -127,102 +112,110 @@ def test_a_harmful_file_is_never_run(tmp_path: Path, form: str, suffix: str) -> 
     else:
         file.write_bytes(pickle.dumps(content, protocol=2 if form == "pickle" else 4))
     for read in (read_weights, read_shapes):
-        with pytest.raises(DirectAlignError, match=rf"^reward\.path: .*w{suffix}: "):
-            read(file, "reward.path")
+        with refused(rf"^held\.path: .*w{suffix}: "):
+            read(file, KEY)
     assert not traces.exists()
     pickle.loads(pickle.dumps(Harmful(traces)))
-    assert traces.exists()  # it would have
-
-
-def test_whole_objects_and_programs_are_refused_with_the_remedy(tmp_path: Path) -> None:
-    torch.save(nn.Linear(2, 2), tmp_path / "object.pth")
-    with pytest.raises(
-        DirectAlignError,
-        match=r"object\.pth: holds pickled objects, which are never run; save its state_dict\(\) as \.safetensors",  # noqa: E501
-    ):
-        read_weights(tmp_path / "object.pth", "reward.path")
-    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "program.pt")
-    with pytest.raises(
-        DirectAlignError, match=r"program\.pt: holds a program \(TorchScript\), which is never run"
-    ):
-        read_weights(tmp_path / "program.pt", "reward.path")
+    assert traces.exists()  # the content is harmful where it is run
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], {"state_dict": {}}])
 def test_a_file_without_tensors_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(DirectAlignError, match=r"w\.pt: holds no tensors by name"):
-        read_weights(tmp_path / "w.pt", "reward.path")
+    with refused(r"w\.pt: holds no tensors by name"):
+        read_weights(tmp_path / "w.pt", KEY)
 
 
-# --- on the hub
-# ---
+# --- on the hub -----------------------------------------------------------------------------------
 
 
-def saved() -> bytes:
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A hub with maker/model, whose sub/file.pt holds tensors."""
+    (tmp_path / "made").mkdir()
     written = io.BytesIO()
     torch.save(TENSORS, written)
-    return written.getvalue()
+    with download_hub() as served:
+        served.model = served.publish(
+            "maker/model", tmp_path / "made", sub__file_dot_pt=written.getvalue(), other_dot_pt=b""
+        )
+        point_at(served.url, tmp_path / "cache", monkeypatch)
+        yield served
+
+
+FILE, ABSENT = "maker/model/sub/file.pt", "maker/model/absent.pt"
+NO_FILE = r"^held\.path: maker/model/absent\.pt: maker/model has no file absent\.pt"
 
 
 def test_one_file_of_a_repository_is_fetched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    served: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "made").mkdir()
-    with download_hub() as served:
-        served.publish(
-            "maker/model",
-            tmp_path / "made",
-            sub__file_dot_pt=saved(),
-            other_dot_pt=b"large",
-            README_dot_md=b"words",
-        )
-        point_at(served.url, tmp_path / "cache", monkeypatch)
-        file = locate("maker/model/sub/file.pt", "reward.path", ())
-        assert served.fetched == ["sub/file.pt"] and file.name == "file.pt"
-        assert set(read_weights(file, "reward.path")) == set(TENSORS)
-        with pytest.raises(
-            DirectAlignError,
-            match=r"^held\.path: maker/model/absent\.pt: maker/model has no file absent\.pt",
-        ):
-            hub.download_file("maker/model/absent.pt", "held.path")
-        with pytest.raises(
-            DirectAlignError,
-            match=r"^held\.path: maker/nothing: .* no such repository, or a private one",
-        ):
-            hub.download_file("maker/nothing/file.pt", "held.path")
+    check_published(FILE, KEY, online=True)
+    check_published(ABSENT, KEY)
+    with refused(NO_FILE):
+        check_published(ABSENT, KEY, online=True)
+    assert served.fetched == []
+    file = locate(FILE, KEY)
+    assert served.fetched == ["sub/file.pt"] and set(read_weights(file, KEY)) == set(TENSORS)
+    with refused(NO_FILE):
+        hub.download_file(ABSENT, KEY)
+    with refused(r"^held\.path: maker/nothing: .* no such repository, or a private one"):
+        hub.download_file("maker/nothing/file.pt", KEY)
+    with refused(r"^held\.path: maker/nothing: no such folder here, and at .* no such repository"):
+        load_reward(config.ClipConfig(path="maker/nothing"), key="held")
     point_at(served.url, tmp_path / "cache", monkeypatch, offline=True)
-    assert locate("maker/model/sub/file.pt", "reward.path", ()) == file  # the copy in the cache
+    assert locate(FILE, KEY) == file  # the copy in the cache
 
 
-def test_a_gated_file_asks_to_sign_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "made").mkdir()
-    with download_hub() as served:
-        served.publish("maker/model", tmp_path / "made", file_dot_pt=saved()).gated = True
-        point_at(served.url, tmp_path / "cache", monkeypatch)
-        with pytest.raises(
-            DirectAlignError, match=r"reward\.path: maker/model: is gated: accept its licence"
-        ):
-            locate("maker/model/file.pt", "reward.path", ())
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        assert locate("maker/model/file.pt", "reward.path", ()).exists()
+def test_a_gated_file_requires_a_login(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.model.gated = True
+    with refused(r"held\.path: maker/model: is gated: accept its licence"):
+        locate(FILE, KEY)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert locate(FILE, KEY).exists()
 
 
-def test_checking_looks_and_fetches_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["open_clip", "siglip", "image_reward", "improved", "hpsv3"])
+def test_scores_from_the_hub_are_equal_and_checks_fetch_no_weights(
+    name: str,
+    sections: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "made").mkdir()
+    local, moved, images = sections(name), {}, images_drawn(2, 40, 36, 0)
     with download_hub() as served:
-        served.publish("maker/model", tmp_path / "made", file_dot_pt=saved())
+        for part in ("path", "processor", "backbone"):
+            path = Path(getattr(local, part, None) or "")
+            if path == Path() or (part == "path" and name == "improved"):
+                continue  # an aesthetic head is a local file here
+            shutil.copytree(
+                path if path.is_dir() else path.parent,
+                tmp_path / part,
+                ignore=None if path.is_dir() else only_files,
+            )
+            moved[part] = f"maker/{part}" + ("" if path.is_dir() else f"/{path.name}")
+            extra = {"pytorch_model_dot_bin": b"pickled", "README_dot_md": b"text"}
+            served.publish(f"maker/{part}", tmp_path / part, **extra)
         point_at(served.url, tmp_path / "cache", monkeypatch)
-        for online in (False, True):
-            check_published("maker/model/file.pt", "reward.path", online)
-        check_published("maker/model/absent.pt", "reward.path")
-        with pytest.raises(
-            DirectAlignError,
-            match=r"reward\.path: maker/model/absent\.pt: maker/model has no file absent\.pt",
-        ):
-            check_published("maker/model/absent.pt", "reward.path", online=True)
-        assert served.fetched == []
-    with pytest.raises(DirectAlignError, match=r"no such file"):
-        check_published(str(tmp_path / "absent.pt"), "reward.path")
+        settings = local.model_copy(update=moved)
+        check_reward(settings)
+        assert not served.fetched
+        check_reward(settings, online=True)
+        assert not any(map(is_weight_file, served.fetched))
+        found = scores_of(load_reward(settings), images)
+        assert torch.equal(found, scores_of(load_reward(local), images))
+        assert not {"pytorch_model.bin", "README.md"} & set(served.fetched)
+
+
+def only_files(folder: str, names: list[str]) -> list[str]:
+    """The subfolders of a folder, which are not copied."""
+    return [name for name in names if (Path(folder) / name).is_dir()]
+
+
+def test_tokenizer_and_image_settings_of_another_folder(clip_folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(clip_folder / name)
+    settings = config.ClipConfig(path=str(tmp_path), processor=str(clip_folder))
+    whole, images = config.ClipConfig(path=str(clip_folder)), images_drawn(2, 40, 36, 0)
+    found = scores_of(load_reward(settings), images)
+    assert torch.equal(found, scores_of(load_reward(whole), images))

@@ -1,53 +1,57 @@
-"""The score, its gradient and its files, on tiny random models in the published layout."""
+"""Qwen VL and HPSv3 on tiny random models: scores of the originals, layouts, answers, settings."""
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from directalign import config
-from directalign.rewards import qwen_vl
-from directalign.types import DirectAlignError
-from tiny_clip import clip_folder
-from tiny_vlm import MODELS, TEMPLATE, original_score, vlm_folder, write_vlm
-
-__all__ = ["clip_folder", "vlm_folder"]
+from directalign.rewards import hpsv3, qwen_vl
+from directalign.rewards.hpsv3 import Hpsv3Reward
+from directalign.rewards.qwen_vl import VlmReward
+from recorded_rewards import FIXTURES
+from rewards.cases import refused, scores_of
+from tiny_vlm import MODELS, TEMPLATE, original_score, write_vlm
 
 PROMPTS = [
     "a red star",
     "Realistic photo. a red star on sandy background, and much more of it than in the first",
 ]
+HPSV3 = FIXTURES / "hpsv3"
 
 
-def settings(folder: Path, **more: Any) -> config.QwenVLConfig:
-    return config.QwenVLConfig(**{"path": str(folder), "dtype": "float32", **more})
+def levels(height: int = 36, width: int = 60) -> Tensor:
+    """Two random 8-bit images (2, height, width, 3)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (2, height, width, 3), generator=generator, dtype=torch.uint8)
 
 
-def pictures(
-    height: int = 36, width: int = 60, seed: int = 0, count: int = 2
-) -> tuple[Tensor, list[Image.Image]]:
-    """Random 8-bit images, as tensors in [0, 1] and as the library takes them."""
-    levels = torch.randint(
-        0,
-        256,
-        (count, height, width, 3),
-        generator=torch.Generator().manual_seed(seed),
-        dtype=torch.uint8,
-    )
-    return levels.permute(0, 3, 1, 2) / 255, [Image.fromarray(each.numpy()) for each in levels]
+def images(height: int = 36, width: int = 60) -> Tensor:
+    return levels(height, width).permute(0, 3, 1, 2) / 255
+
+
+def vlm(folder: Path, **more: Any) -> VlmReward:
+    settings = {"path": str(folder), "dtype": "float32"}
+    return VlmReward.from_config(config.QwenVLConfig.model_validate(settings | more))
+
+
+def hps(file: Path = HPSV3 / "HPSv3.safetensors", **more: Any) -> Hpsv3Reward:
+    settings = {"path": str(file), "processor": str(HPSV3 / "processor"), "dtype": "float32"}
+    return Hpsv3Reward.from_config(config.Hpsv3Config.model_validate(settings | more))
 
 
 @pytest.fixture
-def reward(vlm_folder: Path) -> qwen_vl.VlmReward:
-    return qwen_vl.VlmReward.from_config(settings(vlm_folder))
+def reward(vlm_folder: Path) -> VlmReward:
+    return vlm(vlm_folder)
 
 
 @pytest.fixture
@@ -55,122 +59,171 @@ def copy(vlm_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(vlm_folder, tmp_path / "copy"))
 
 
+# --- P(yes) ---------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("kind", MODELS)
-def test_score_is_what_the_librarys_model_answers_through_its_own_processor(
-    kind: str, tmp_path: Path
-) -> None:
+def test_the_score_is_that_of_the_librarys_model_and_processor(kind: str, tmp_path: Path) -> None:
     folder = write_vlm(tmp_path / kind, kind)
-    reward = qwen_vl.VlmReward.from_config(settings(folder))
+    reward = vlm(folder)
     questions = [reward.settings.question.replace("{prompt}", prompt) for prompt in PROMPTS]
-    for height, width in ((36, 60), (48, 24)):
-        images, shown = pictures(height, width)
-        mine = reward.score(reward.encode(images), PROMPTS)
-        assert torch.allclose(
-            mine,
-            original_score(reward.model, folder, shown, questions, reward.pixels(images)),
-            atol=1e-5,
-        )
-        assert torch.allclose(
-            mine, original_score(reward.model, folder, shown, questions), atol=0.05
-        )  # its images are rounded to 8 bits
-        assert (mine > 0).all() and (mine < 1).all()
+    for size in ((36, 60), (48, 24)):
+        pictures = [Image.fromarray(each.numpy()) for each in levels(*size)]
+        found, pixels = scores_of(reward, images(*size), PROMPTS), reward.pixels(images(*size))
+        same = original_score(reward.model, folder, pictures, questions, pixels)
+        rounded = original_score(reward.model, folder, pictures, questions)  # images to 8 bits
+        assert torch.allclose(found, same, atol=1e-5)
+        assert torch.allclose(found, rounded, atol=0.05)
+        assert (found > 0).all() and (found < 1).all()
 
 
-def test_log_odds_are_those_of_the_probability_and_scale_is_a_factor(
-    vlm_folder: Path, reward: qwen_vl.VlmReward
-) -> None:
-    images, _ = pictures()
-    odds = qwen_vl.VlmReward.from_config(settings(vlm_folder, answer="log_odds", scale=2.0))
-    assert torch.allclose(
-        (odds.score(odds.encode(images), PROMPTS) / 2).sigmoid(),
-        reward.score(reward.encode(images), PROMPTS),
-        atol=1e-6,
-    )
+def test_answers_dtype_and_size_are_settings(vlm_folder: Path, reward: VlmReward) -> None:
+    score = scores_of(reward, images(), PROMPTS)
+    odds = vlm(vlm_folder, answer="log_odds", scale=2.0)
+    half_odds = scores_of(odds, images(), PROMPTS) / 2
+    assert torch.allclose(half_odds.sigmoid(), score, atol=1e-6)
+    swapped = vlm(vlm_folder, yes="No", no="Yes")
+    assert torch.allclose(scores_of(swapped, images(), PROMPTS), 1 - score, atol=1e-6)
+    half, x = vlm(vlm_folder, dtype="bfloat16"), images().requires_grad_()
+    rounded = scores_of(half, x, PROMPTS)
+    rounded.sum().backward()
+    assert half.model.dtype == torch.bfloat16 and rounded.dtype == torch.float32
+    assert x.grad is not None and x.grad.dtype == torch.float32 and (x.grad != 0).any()
+    assert torch.allclose(rounded, score, atol=0.1)
+    tokens = [
+        each.encode(images(64, 64)).tokens.shape[1]
+        for each in (vlm(vlm_folder, max_pixels=16 * 16), reward)
+    ]
+    assert tokens == [4, 36]
 
 
-def test_the_answers_may_change_sides(vlm_folder: Path, reward: qwen_vl.VlmReward) -> None:
-    images, _ = pictures()
-    turned = qwen_vl.VlmReward.from_config(settings(vlm_folder, yes="No", no="Yes"))
-    assert torch.allclose(
-        turned.score(turned.encode(images), PROMPTS),
-        1 - reward.score(reward.encode(images), PROMPTS),
-        atol=1e-6,
-    )
-
-
-def test_several_phrasings_share_one_look(reward: qwen_vl.VlmReward) -> None:
-    looks: list[int] = []
-    reward.model.model.visual.register_forward_pre_hook(lambda *_: looks.append(1))
-    features = reward.encode(pictures()[0])
-    scores = [
+def test_several_phrases_share_one_encoding_of_the_image(reward: VlmReward) -> None:
+    calls: list[int] = []
+    reward.model.model.visual.register_forward_pre_hook(lambda *_: calls.append(1))
+    features = reward.encode(images())
+    photo, render = (
         reward.score(features, [f"{phrase}. {prompt}" for prompt in PROMPTS])
         for phrase in ("Realistic photo", "CG render")
-    ]
-    assert len(looks) == 1
-    assert (scores[0] - scores[1]).abs().min() > 1e-4
-
-
-def test_weights_in_bfloat16_score_about_the_same_in_float32(
-    vlm_folder: Path, reward: qwen_vl.VlmReward
-) -> None:
-    half, x = (
-        qwen_vl.VlmReward.from_config(config.QwenVLConfig(path=str(vlm_folder))),
-        pictures()[0].requires_grad_(),
     )
-    score = half.score(half.encode(x), PROMPTS)
-    score.sum().backward()
-    assert half.model.dtype == torch.bfloat16 and score.dtype == torch.float32
-    assert x.grad is not None and x.grad.dtype == torch.float32 and (x.grad != 0).any()
-    assert torch.allclose(score, reward.score(reward.encode(x), PROMPTS), atol=0.1)
+    assert len(calls) == 1 and (photo - render).abs().min() > 1e-4
 
 
-def test_larger_images_may_be_shrunk(vlm_folder: Path, reward: qwen_vl.VlmReward) -> None:
-    small = qwen_vl.VlmReward.from_config(settings(vlm_folder, max_pixels=16 * 16))
-    images, _ = pictures(64, 64)
-    assert small.encode(images).tokens.shape[1] == 4
-    assert reward.encode(images).tokens.shape[1] == 36
+@pytest.mark.parametrize("layout", ["older", "newer"])
+def test_both_published_layouts_load(layout: str, copy: Path, reward: VlmReward) -> None:
+    weights = load_file(copy / "model.safetensors")
+    save_file(renamed(weights, layout), copy / "model.safetensors", metadata={"format": "pt"})
+    expected = scores_of(reward, images(), PROMPTS)
+    assert torch.equal(scores_of(vlm(copy), images(), PROMPTS), expected)
 
 
-def older(name: str) -> str:
-    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+def renamed(weights: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """Weights with the names of older or newer transformers."""
+    names = {}
+    for name in weights:
+        plain = name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+        inner = plain.removeprefix("model.")
+        if layout == "newer" and inner.startswith("visual."):
+            plain = f"model.{inner}"
+        elif layout == "newer" and not inner.startswith(("lm_head.", "rm_head.")):
+            plain = f"model.language_model.{inner}"
+        names[plain] = weights[name]
+    return names
 
 
-def newer(name: str) -> str:
-    plain = older(name).removeprefix("model.")
-    return (
-        plain
-        if plain.startswith("lm_head.")
-        else f"model.{plain}"
-        if plain.startswith("visual.")
-        else f"model.language_model.{plain}"
-    )
-
-
-@pytest.mark.parametrize("naming", [older, newer])
-def test_both_published_layouts_load(
-    naming: Callable[[str], str], copy: Path, reward: qwen_vl.VlmReward
-) -> None:
-    weights = {
-        naming(name): tensor for name, tensor in load_file(copy / "model.safetensors").items()
-    }
-    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    images, _ = pictures()
-    named = qwen_vl.VlmReward.from_config(settings(copy))
-    assert torch.equal(
-        named.score(named.encode(images), PROMPTS), reward.score(reward.encode(images), PROMPTS)
-    )
-
-
-def test_the_tokenizers_own_template_serves_where_there_is_no_other(
-    copy: Path, reward: qwen_vl.VlmReward
-) -> None:
+def test_the_tokenizers_own_template_is_the_default(copy: Path, reward: VlmReward) -> None:
     (copy / "chat_template.json").unlink()
     (copy / "chat_template.jinja").write_text(TEMPLATE)
-    assert qwen_vl.VlmReward.from_config(settings(copy)).chat.render(
-        "a red star"
-    ) == reward.chat.render("a red star")
+    assert vlm(copy).chat.render("a red star") == reward.chat.render("a red star")
 
 
-def test_a_prompt_holds_no_image(reward: qwen_vl.VlmReward) -> None:
-    with pytest.raises(DirectAlignError, match=r"holds <\|image_pad\|>"):
-        reward.score(reward.encode(pictures()[0]), ["<|image_pad|>", "a red star"])
+def test_a_prompt_must_not_hold_the_image_token(reward: VlmReward) -> None:
+    with refused(r"holds <\|image_pad\|>"):
+        scores_of(reward, images(), ["<|image_pad|>", "a red star"])
+
+
+# --- HPSv3 ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hps_reward() -> Hpsv3Reward:
+    return hps()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """The file of weights in a folder of its own."""
+    return Path(shutil.copy(HPSV3 / "HPSv3.safetensors", tmp_path))
+
+
+def recorded() -> tuple[list[Tensor], list[str], Tensor]:
+    """Images in [0, 1], prompts, the original's (mu, sigma): two of 448 x 448, two others."""
+    stored = load_file(HPSV3 / "recorded.safetensors")
+    with safe_open(HPSV3 / "recorded.safetensors", "pt") as opened:
+        prompts = json.loads(opened.metadata()["prompts"])
+    large = [block(each, 28) for each in stored["blocks"]]
+    pictures = [*large, stored["small"], block(stored["coarse"], 40)]
+    return [each.permute(2, 0, 1) / 255 for each in pictures], prompts, stored["answers"]
+
+
+def block(levels: Tensor, side: int) -> Tensor:
+    return levels.repeat_interleave(side, 0).repeat_interleave(side, 1)
+
+
+def test_hpsv3_scores_are_the_means_of_the_original(hps_reward: Hpsv3Reward) -> None:
+    given, prompts, answers = recorded()
+    exact = scores_of(hps_reward, torch.stack(given[:2]), prompts)
+    assert torch.allclose(exact, answers[:2, 0], rtol=1e-5, atol=1e-5)
+    for number in (2, 3):  # resized, after which the original rounds to 8 bits
+        found = scores_of(hps_reward, given[number][None], prompts[number:])
+        assert found.item() == pytest.approx(answers[number, 0].item(), abs=0.05)
+
+
+def test_hpsv3_needs_plain_positions_and_its_exact_question(
+    hps_reward: Hpsv3Reward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, prompts, answers = recorded()
+    features = hps_reward.encode(given[0][None])
+
+    def error() -> float:
+        return abs(hps_reward.score(features, prompts[:1]).item() - answers[0, 0].item())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hpsv3, "_plain_positions", lambda asked: None)
+        assert error() > 1e-2
+    monkeypatch.setattr(hpsv3, "QUESTION", hpsv3.QUESTION.replace(":**  \n", ":**\n"))
+    assert error() > 1e-4
+
+
+def test_every_image_has_about_256_tokens(hps_reward: Hpsv3Reward) -> None:
+    sizes = (448, 448), (720, 720), (64, 64), (300, 500), (100, 120)
+    counts = [hps_reward.encode(torch.rand(1, 3, *size)).tokens.shape[1] for size in sizes]
+    assert counts[:3] == [256] * 3 and all(220 < count < 300 for count in counts)
+
+
+def test_hpsv3_in_bfloat16_has_a_float32_head() -> None:
+    half = hps(dtype="bfloat16")
+    assert half.model.dtype == torch.bfloat16 and half.head[0].weight.dtype == torch.float32
+    assert scores_of(half, torch.rand(1, 3, 50, 90), PROMPTS).dtype == torch.float32
+
+
+@pytest.mark.parametrize("layout", ["older", "newer"])
+def test_hpsv3_in_both_layouts_without_the_language_head(
+    layout: str, file: Path, hps_reward: Hpsv3Reward
+) -> None:
+    weights = renamed(load_file(file), layout)
+    del weights["lm_head.weight"]
+    save_file(weights, file)
+    shutil.copytree(HPSV3 / "processor", file.parent, dirs_exist_ok=True)
+    x, other = torch.rand(1, 3, 50, 90), hps(file, processor=None)  # settings beside the file
+    assert torch.equal(scores_of(other, x, PROMPTS), scores_of(hps_reward, x, PROMPTS))
+
+
+def test_text_after_the_reward_token_changes_nothing(hps_reward: Hpsv3Reward) -> None:
+    features, text = hps_reward.encode(recorded()[0][0][None]), ["before <|Reward|> and a tail"]
+    short = hps_reward.chat.tokenize(text, 256)
+    whole = hpsv3.Chat(hps_reward.chat.tokenizer, hps_reward.chat.template).tokenize(text, 256)
+    length = short.ids.shape[1]
+    assert whole.ids[:, :length].equal(short.ids) and whole.ids.shape[1] > length
+    cut = type(whole)(whole.ids, whole.starts, whole.image_tokens, short.lengths)
+    states = [qwen_vl.last_hidden_state(hps_reward.model, features, each) for each in (short, cut)]
+    assert torch.allclose(*states, atol=1e-6)

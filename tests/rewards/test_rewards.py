@@ -1,3 +1,5 @@
+"""The registry, rewards named on the command line, pixel statistics, the required text side."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -5,54 +7,44 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from directalign import config
+from directalign.config.load import recipe_path
 from directalign.config.rewards import _reward_classes
-from directalign.interfaces import Reward
 from directalign.methods.objective import require_prompt_reader
-from directalign.rewards import REWARDS, load_reward, reward_class
+from directalign.rewards import REWARDS, load_reward, recipe_words, reward_class, reward_settings
 from directalign.rewards.clip import ClipReward
 from directalign.rewards.common import BaseReward
 from directalign.rewards.pixel_statistics import PixelReward
-from directalign.types import DirectAlignError
+from rewards.cases import refused
 
-
-def solid(red: float, green: float, blue: float) -> torch.Tensor:
-    return torch.tensor([red, green, blue])[None, :, None, None].expand(1, 3, 4, 4)
+RECIPE = "world_srpo"
 
 
 @pytest.mark.parametrize(
-    ("statistic", "value"), [("brightness", 0.5), ("saturation", 0.7), ("redness", 0.6)]
+    ("statistic", "value", "gradient"),
+    [
+        ("brightness", 0.5, [1 / 3] * 3),
+        ("saturation", 0.7, [1.0, -1.0, 0.0]),
+        ("redness", 0.6, [1.0, -0.5, -0.5]),
+    ],
 )
-def test_statistics_of_a_solid_colour(statistic: str, value: float) -> None:
-    reward = load_reward(
-        config.PixelStatisticsConfig(name="pixels", statistic=statistic, scale=3.0)
-    )
-    assert isinstance(reward, Reward)
-    score = reward.score(reward.encode(solid(0.9, 0.2, 0.4)), ["ignored"])
+def test_statistics_of_a_solid_color(statistic: str, value: float, gradient: list[float]) -> None:
+    reward = load_reward(config.PixelStatisticsConfig(statistic=statistic, scale=3.0))
+    color = torch.tensor([[0.9, 0.2, 0.4]]).requires_grad_()
+    score = reward.score(reward.encode(color[..., None, None].expand(1, 3, 4, 4)), ["ignored"])
     assert torch.allclose(score, torch.tensor([3 * value]))
-
-
-def test_pixel_gradient_points_to_more_of_it() -> None:
-    x = solid(0.5, 0.5, 0.5).clone().requires_grad_()
-    reward = PixelReward("redness")
-    reward.score(reward.encode(x), ["ignored"]).sum().backward()
-    assert x.grad is not None
-    assert (x.grad[:, 0] > 0).all() and (x.grad[:, 1:] < 0).all()
-
-
-def test_clip_is_loaded_with_its_scale(clip_folder: Path) -> None:
-    reward = load_reward(config.ClipConfig(name="clip", path=str(clip_folder), scale=5.0), "cpu")
-    assert isinstance(reward, ClipReward)
-    assert reward.scale == 5.0
+    score.backward()
+    assert color.grad is not None and torch.allclose(color.grad, 3 * torch.tensor([gradient]))
 
 
 @pytest.mark.parametrize("form", ["relative", "anchored"])
-def test_a_reward_without_a_text_side_has_no_relative_form(form: str, clip_folder: Path) -> None:
-    with pytest.raises(DirectAlignError, match=rf"reward\.name pixels .* method\.form {form}"):
+def test_a_reward_without_a_text_side_has_no_relative_form(form: str) -> None:
+    with refused(rf"reward\.name pixels .* method\.form {form}"):
         require_prompt_reader(PixelReward("brightness"), form)
     require_prompt_reader(PixelReward("brightness"), "absolute")
-    require_prompt_reader(ClipReward.load(str(clip_folder)), form)
+    require_prompt_reader(ClipReward.load("world:reward"), form)
 
 
 def test_every_reward_of_the_schema_is_registered_and_has_its_own_class() -> None:
@@ -61,7 +53,6 @@ def test_every_reward_of_the_schema_is_registered_and_has_its_own_class() -> Non
     for name in names:
         found = reward_class(name)
         assert issubclass(found, BaseReward) and found.name == name
-        assert callable(found.from_config) and callable(found.check)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +68,29 @@ def test_a_reward_names_the_files_it_needs(settings: Any, files: dict[str, str])
     assert reward_class(settings.name).files(settings) == files
 
 
-def test_image_size_and_tokens_are_those_of_the_vision_tower(clip_folder: Path) -> None:
-    reward = ClipReward.load(str(clip_folder))
-    tokens = reward.model.vision_model(torch.zeros(1, 3, reward.image_size, reward.image_size))
-    assert tokens.last_hidden_state.shape[1] == reward.tokens_per_image
+def test_a_reward_is_named_by_its_path_or_by_a_recipe(tmp_path: Path) -> None:
+    assert reward_settings("world:reward").name == "clip"
+    assert recipe_words("world:reward").positive == []
+    assert reward_settings(RECIPE).path == "world:reward"
+    assert "Realistic photo" in recipe_words(RECIPE).positive
+    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
+    assert reward_settings(str(tmp_path)).name == "siglip"
+
+
+def test_other_folders_and_mixtures_have_no_name(tmp_path: Path) -> None:
+    with refused(r"no config\.json there"):
+        reward_settings(str(tmp_path))
+    for content, complaint in (
+        ('{"model_type": "bert"}', "model_type 'bert'"),
+        ("[", "not readable as JSON"),
+    ):
+        (tmp_path / "config.json").write_text(content)
+        with refused(complaint):
+            reward_settings(str(tmp_path))
+    reward = {"name": "clip", "path": "world:reward"}
+    members = [{"label": label, "reward": reward} for label in ("first", "second")]
+    recipe = yaml.safe_load(recipe_path(RECIPE).read_text())
+    recipe["reward"] = {"name": "mix", "members": members}
+    (tmp_path / "mix.yaml").write_text(yaml.safe_dump(recipe))
+    with refused("mix of first, second"):
+        reward_settings(str(tmp_path / "mix.yaml"))

@@ -1,33 +1,33 @@
-"""Learned control tokens in a reward: exactly words where they are words' vectors, a true gradient,
-and one line for every file that does not fit."""
+"""Learned control tokens: equal to words with words' vectors, a true gradient, refusals."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from directalign import config
-from directalign.config.load import load_run, recipe_path
+from directalign.config.load import load_run
 from directalign.preflight.checks import check_method
-from directalign.rewards.clip import ClipReward, SiglipReward
+from directalign.rewards import load_reward
+from directalign.rewards.clip import ClipReward
 from directalign.rewards.soft_prompts import (
     ControlTokens,
     check_phrases,
     fingerprint,
     is_tokens_file,
-    read_tokens,
     split,
     write_tokens,
 )
-from directalign.types import DirectAlignError
-from tiny_siglip import write_siglip
+from published_layouts import images_drawn
+from rewards.cases import refused
 
 CAPTIONS = ["a red star on a navy background", "x x blue ring"]
-RECIPE = recipe_path("world_srpo")
+RECIPE = "world_srpo"
 
 
 @pytest.fixture(scope="module")
@@ -36,80 +36,58 @@ def reward(clip_folder: Path) -> ClipReward:
 
 
 @pytest.fixture
-def saved(reward: ClipReward, tmp_path: Path) -> Callable[[torch.Tensor], str]:
-    """Vectors as a file that fits the reward."""
-
-    def save(tokens: torch.Tensor, name: str = "photo.safetensors") -> str:
-        write_tokens(tmp_path / name, reward.soft_prompts.made(tokens, "by a test"))
-        return str(tmp_path / name)
-
-    return save
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "photo.safetensors"
 
 
-def before(phrase: str) -> list[str]:
+def save(reward: Any, tokens: torch.Tensor, file: Path) -> None:
+    write_tokens(file, reward.soft_prompts.made(tokens, "by a test"))
+
+
+def before(phrase: object) -> list[str]:
     return [f"{phrase}. {caption}" for caption in CAPTIONS]
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("clip", "Realistic photo"), ("siglip", "a star"), ("image_reward", "realistic photo")],
+)
 def test_the_vectors_of_words_are_those_words(
-    reward: ClipReward, saved: Callable[..., str]
+    name: str, words: str, sections: Callable[[str], Any], file: Path
 ) -> None:
-    file = saved(reward.soft_prompts.embedding_of("Realistic photo"))
-    assert torch.equal(
-        reward.encode_text(before(file)), reward.encode_text(before("Realistic photo"))
+    reward: Any = load_reward(sections(name))
+    save(reward, reward.soft_prompts.embedding_of(words), file)
+    features = reward.encode(images_drawn(2, 32, 32, 1))
+    as_words, learned, bare = (
+        reward.score(features, prompts) for prompts in (before(words), before(file), CAPTIONS)
     )
-    mixed = [*before(file), *CAPTIONS, *before("CG render")]
-    assert torch.equal(
-        reward.encode_text(mixed),
-        reward.encode_text([*before("Realistic photo"), *CAPTIONS, *before("CG render")]),
-    )
+    torch.testing.assert_close(learned, as_words, atol=1e-6, rtol=1e-6)
+    assert (learned - bare).abs().min() > 1e-5
+    mixed = reward.score(features, [before(file)[0], CAPTIONS[1]])
+    torch.testing.assert_close(mixed, torch.stack([as_words[0], bare[1]]), atol=1e-6, rtol=1e-6)
 
 
-def test_other_vectors_are_something_else_and_are_read_once(
-    reward: ClipReward, saved: Callable[..., str]
-) -> None:
-    file = saved(
-        torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), "noise.safetensors"
-    )
-    features = reward.encode(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+def test_a_file_is_read_once(reward: ClipReward, file: Path) -> None:
+    save(reward, torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), file)
+    features = reward.encode(images_drawn(2, 32, 32, 1))
     first = reward.score(features, before(file))
     assert not torch.allclose(first, reward.score(features, before("x x x")), atol=1e-3)
-    Path(file).unlink()
+    file.unlink()
     assert torch.equal(reward.score(features, before(file)), first)
     assert not reward.soft_prompts.table._forward_hooks
 
 
-def test_a_long_prompt_is_cut_and_not_the_tokens(
-    reward: ClipReward, saved: Callable[..., str]
-) -> None:
+def test_a_long_prompt_is_cut_and_not_the_tokens(reward: ClipReward, tmp_path: Path) -> None:
     long = "a red star on a navy background " * 9
-    words = "Realistic photo " * 4  # as long as may be: half of what the text tower reads
-    file = saved(reward.soft_prompts.embedding_of(words), "long.safetensors")
-    assert torch.equal(
-        reward.encode_text([f"{file}. {long}"]), reward.encode_text([f"{words}. {long}"])
-    )
-    other = saved(reward.soft_prompts.embedding_of("CG render " * 4), "other.safetensors")
-    assert not torch.equal(
-        reward.encode_text([f"{file}. {long}"]), reward.encode_text([f"{other}. {long}"])
-    )
+    photo, other = tmp_path / "long.safetensors", tmp_path / "other.safetensors"
+    words = "Realistic photo " * 4  # the longest allowed: half of what the text tower reads
+    save(reward, reward.soft_prompts.embedding_of(words), photo)
+    save(reward, reward.soft_prompts.embedding_of("CG render " * 4), other)
+    texts = [reward.encode_text([f"{each}. {long}"]) for each in (photo, words, other)]
+    assert torch.equal(texts[0], texts[1]) and not torch.equal(texts[0], texts[2])
 
 
-def test_siglip_reads_tokens_too(tmp_path: Path) -> None:
-    siglip = SiglipReward.from_config(config.SiglipConfig(path=str(write_siglip(tmp_path))))
-    assert isinstance(siglip, SiglipReward)
-    write_tokens(
-        tmp_path / "a.safetensors",
-        siglip.soft_prompts.made(siglip.soft_prompts.embedding_of("a star"), "by a test"),
-    )
-    learned, words = (
-        siglip.encode_text([f"{phrase}. a red star"])
-        for phrase in (tmp_path / "a.safetensors", "a star")
-    )
-    assert torch.equal(learned, words) and not torch.allclose(
-        learned, siglip.encode_text(["a red star"]), atol=1e-4
-    )
-
-
-def test_the_gradient_reaches_the_tokens_and_is_right(clip_folder: Path) -> None:
+def test_the_gradient_of_the_tokens(clip_folder: Path) -> None:
     reward = ClipReward.load(str(clip_folder))
     reward.model.double()
     tokens = reward.soft_prompts.embedding_of("Realistic photo").requires_grad_()
@@ -130,7 +108,7 @@ def test_prompts_with_and_without_a_file() -> None:
     assert is_tokens_file("a.safetensors") and not is_tokens_file("a photo of a.safetensors file")
 
 
-def test_a_fingerprint_knows_its_table_in_any_storage() -> None:
+def test_a_fingerprint_identifies_its_table_in_any_dtype() -> None:
     table = torch.randn(300, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert fingerprint(table) == fingerprint(table.float()) == fingerprint(table.double())
     changed = table.float().clone()
@@ -138,117 +116,52 @@ def test_a_fingerprint_knows_its_table_in_any_storage() -> None:
     assert len({fingerprint(each) for each in (table, changed, table[:-1])}) == 3
 
 
-def test_a_file_says_what_it_was_made_for(reward: ClipReward, tmp_path: Path) -> None:
-    made = reward.soft_prompts.made(torch.ones(2, 16), "from the words a, b")
-    write_tokens(tmp_path / "new/folder.safetensors", made)
-    found = read_tokens(tmp_path / "new/folder.safetensors", "words")
-    assert torch.equal(found.tokens, made.tokens) and (found.kind, found.made) == (
-        "clip",
-        "from the words a, b",
-    )
-    assert (found.fingerprint, found.table) == (
-        fingerprint(reward.soft_prompts.table.weight),
-        "text_model.embeddings.token_embedding.weight",
-    )
+ONES = torch.ones(2, 16)
+UNUSABLE: list[tuple[dict[str, Any] | None, str]] = [
+    ({}, "no such file; make it with directalign reward soft-prompts"),
+    ({"weight": ONES}, "not a file of learned tokens"),
+    ({"tokens": ONES}, "not a file of learned tokens"),
+    ({"content": b"cut"}, "not a complete safetensors file"),
+    ({"made": {"tokens": ONES * torch.nan}}, "not finite"),
+    ({"made": {"kind": "siglip"}}, "fitted to a reward of kind siglip, and this is clip"),
+    ({"made": {"tokens": torch.ones(2, 24)}}, "24 numbers a token, this one has 16"),
+    ({"made": {"fingerprint": "0" * 16}}, "another text embedding of the same width"),
+    ({"made": {"tokens": torch.ones(9, 16)}}, "9 learned tokens, and the reward reads 16 in all"),
+]
+"""Tensors of the file, its content, or what differs from a usable one."""
 
 
-def broken(kind: str, file: Path, reward: ClipReward) -> None:
-    """One way to be no fitting file."""
-    good = reward.soft_prompts.made(torch.ones(2, 16), "by a test")
-    match kind:
-        case "cut":
-            write_tokens(file, good)
-            file.write_bytes(file.read_bytes()[:-20])
-        case "other tensors":
-            save_file({"weight": torch.ones(2, 16)}, file)
-        case "no facts":
-            save_file({"tokens": torch.ones(2, 16)}, file)
-        case "not finite":
-            write_tokens(
-                file, reward.soft_prompts.made(torch.full((2, 16), torch.nan), "by a test")
-            )
-        case "other kind":
-            write_tokens(
-                file, ControlTokens(good.tokens, "siglip", good.fingerprint, good.table, good.made)
-            )
-        case "other width":
-            write_tokens(
-                file,
-                ControlTokens(torch.ones(2, 24), "clip", good.fingerprint, good.table, good.made),
-            )
-        case "other reward":
-            write_tokens(
-                file, ControlTokens(good.tokens, "clip", "0123456789abcdef", good.table, good.made)
-            )
-        case "too long":
-            write_tokens(file, reward.soft_prompts.made(torch.ones(9, 16), "by a test"))
-
-
-BROKEN = {
-    "missing": "no such file; make it with directalign reward soft-prompts",
-    "cut": "not a complete safetensors file",
-    "other tensors": "not a file of learned tokens",
-    "no facts": "not a file of learned tokens",
-    "not finite": "not finite",
-    "other kind": "fitted to a reward of kind siglip, and this is clip",
-    "other width": "24 numbers a token, this one has 16",
-    "other reward": "another text embedding of the same width",
-    "too long": "9 learned tokens, and the reward reads 16 in all; take 8 at most",
-}
-
-
-@pytest.mark.parametrize("kind", BROKEN)
-def test_what_does_not_fit_is_one_line_before_and_at_reading(
-    kind: str, reward: ClipReward, clip_folder: Path, tmp_path: Path
+@pytest.mark.parametrize(("given", "complaint"), UNUSABLE)
+def test_unusable_files_are_refused_by_the_check_and_the_reward(
+    given: dict[str, Any], complaint: str, reward: ClipReward, clip_folder: Path, file: Path
 ) -> None:
-    file = tmp_path / "broken.safetensors"
-    broken(kind, file, reward)
-    for act in (
-        lambda: check_phrases(
-            ["Photo", str(file)], "clip", clip_folder, "method.control_phrases.positive"
-        ),
-        lambda: reward.encode_text([f"{file}. a star"]),
-    ):
-        with pytest.raises(DirectAlignError, match=BROKEN[kind]) as refused:
-            act()
-        assert str(file) in str(refused.value) and "\n" not in str(refused.value)
+    if "made" in given:
+        write_tokens(file, replace(reward.soft_prompts.made(ONES, "by a test"), **given["made"]))
+    elif "content" in given:
+        file.write_bytes(given["content"])
+    elif given:
+        save_file(given, file)
+    with refused(rf"words: {file}: .*{complaint}"):
+        check_phrases(["Photo", str(file)], "clip", clip_folder, "words")
+    with refused(rf"control_phrases: {file}: .*{complaint}"):
+        reward.encode_text([f"{file}. a star"])
 
 
-def test_without_weights_here_kind_and_file_are_checked(reward: ClipReward, tmp_path: Path) -> None:
-    write_tokens(
-        tmp_path / "wide.safetensors",
-        ControlTokens(torch.ones(2, 24), "clip", "0" * 16, "table", "by a test"),
-    )
-    check_phrases([str(tmp_path / "wide.safetensors")], "clip", None, "words")
-    with pytest.raises(
-        DirectAlignError, match="fitted to a reward of kind clip, and this is siglip"
-    ):
-        check_phrases([str(tmp_path / "wide.safetensors")], "siglip", None, "words")
+def test_without_the_weights_only_kind_and_file_are_checked(file: Path) -> None:
+    write_tokens(file, ControlTokens(torch.ones(2, 24), "clip", "0" * 16, "table", "by a test"))
+    check_phrases([str(file)], "clip", None, "words")
+    with refused("fitted to a reward of kind clip, and this is siglip"):
+        check_phrases([str(file)], "siglip", None, "words")
 
 
-def test_a_check_of_the_recipe_finds_it_for_the_method_and_for_members(
-    tmp_path: Path, reward: ClipReward
-) -> None:
-    write_tokens(
-        tmp_path / "a.safetensors",
-        reward.soft_prompts.made(torch.ones(2, 16), "for another reward"),
-    )
-    words = (
-        f"method.control_phrases={{positive: [{tmp_path / 'a.safetensors'}], negative: [Anime]}}"
-    )
-    with pytest.raises(
-        DirectAlignError,
-        match=r"method\.control_phrases\.positive: .*a\.safetensors: fitted to another clip reward \(16 numbers a token, this one has 64",  # noqa: E501
-    ):
-        check_method(load_run(RECIPE, [words]))
+def test_the_check_of_a_recipe_finds_them(file: Path, reward: ClipReward) -> None:
+    save(reward, ONES, file)
+    phrases = f"{{positive: [{file}], negative: [Anime]}}"
+    with refused(r"method\.control_phrases\.positive: .*16 numbers a token, this one has 64"):
+        check_method(load_run(RECIPE, [f"method.control_phrases={phrases}"]))
+    file.unlink()
     clip = "{name: clip, path: 'world:reward'}"
-    member = f"{{label: a, reward: {clip}, control_phrases: {{positive: [{tmp_path}/none.safetensors], negative: [Anime]}}}}"  # noqa: E501
-    with pytest.raises(
-        DirectAlignError,
-        match=r"reward\.members\.0\.control_phrases\.positive: .*none\.safetensors: no such file",
-    ):
-        check_method(
-            load_run(
-                RECIPE, [f"reward={{name: mix, members: [{member}, {{label: b, reward: {clip}}}]}}"]
-            )
-        )
+    member = f"{{label: a, reward: {clip}, control_phrases: {phrases}}}"
+    mix = f"reward={{name: mix, members: [{member}, {{label: b, reward: {clip}}}]}}"
+    with refused(r"reward\.members\.0\.control_phrases\.positive: .*: no such file"):
+        check_method(load_run(RECIPE, [mix]))

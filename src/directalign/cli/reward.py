@@ -133,7 +133,7 @@ def phrases(
         from ..reward_analysis.images import load_examples
         from ..reward_analysis.phrases import analyze_phrases, encode_examples
         from ..reward_analysis.phrases_report import ReportSource, write_report
-        from ..rewards.resolve import load_named_reward, reward_settings
+        from ..rewards import load_named_reward, reward_settings
 
         require_room(out / "phrases.html")
         settings = reward_settings(reward)
@@ -231,7 +231,7 @@ def soft_prompts(
             fit_soft_prompts,
             mean_of_phrases,
         )
-        from ..rewards.resolve import load_named_reward, recipe_words, reward_settings
+        from ..rewards import load_named_reward, recipe_words, reward_settings
         from ..rewards.soft_prompts import write_tokens
         from ..types import DirectAlignError
 
@@ -321,7 +321,7 @@ def finetune(
     with one_line_errors(debug):
         from ..reward_analysis import require_words
         from ..reward_analysis.finetune import FinetuneConfig, finetune_to_folder
-        from ..rewards.resolve import recipe_words
+        from ..rewards import recipe_words
 
         require_room(out)
         phrases, recipe = _phrases(positive, negative, *SIDES), recipe_words(reward)

@@ -13,7 +13,7 @@ import yaml
 
 from .. import config
 from ..config.load import parse_section
-from ..rewards.resolve import reward_settings
+from ..rewards import reward_settings
 from ..types import DirectAlignError
 from .candidates import Candidate
 from .scores import LABEL, held_out_key, plain_phrases

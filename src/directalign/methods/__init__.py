@@ -8,7 +8,7 @@ from typing import Any
 from ..config import PythonMethodConfig, RolloutConfig, RunConfig
 from ..interfaces import SINGLE_PROCESS, Method, Model, ProcessGroup, Reward
 from ..io.user_code import load_object
-from ..rewards.distributed import synchronized
+from ..rewards.black_box import synchronized
 from ..types import DirectAlignError
 
 METHODS = {

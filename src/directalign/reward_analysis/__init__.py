@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..data.text_files import checked_prompt
 from ..io.text import read_text
-from ..rewards.resolve import recipe_words
+from ..rewards import recipe_words
 from ..rewards.soft_prompts import is_tokens_file
 from ..types import DirectAlignError
 

@@ -27,8 +27,8 @@ from ..evaluation.eval_prompts import fixed_pairs, measured_prompts
 from ..evaluation.generate import RECORD, generate, load_run_model, run_of
 from ..interfaces import Reward
 from ..io.text import json_rows, read_text
+from ..rewards import OPTION, load_named_reward, reward_settings
 from ..rewards.projection import Directions, fingerprint, project_out, write_directions
-from ..rewards.resolve import OPTION, load_named_reward, reward_settings
 from ..types import DirectAlignError
 from .images import PROBES, Examples, load_examples
 from .responsiveness import BATCH, is_vectors, with_phrase
@@ -131,7 +131,7 @@ def _check(request: Request) -> None:
         (
             not probes and after is None and prompts is None,
             "--after: missing; give images of the trained model, or --probe to change those of "
-            "--before, or --prompts to use texts alone",
+            "--before, or --prompts to use only texts",
         ),
         (
             bool(request.keep.positive) != bool(request.keep.negative),

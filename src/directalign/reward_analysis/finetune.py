@@ -40,15 +40,16 @@ from torch import Tensor, nn
 
 from .. import __version__, config
 from ..interfaces import Reward
+from ..rewards import load_named_reward, reward_settings
 from ..rewards.clip import ClipReward
 from ..rewards.qwen_vl import SETTINGS, VlmReward
-from ..rewards.resolve import load_named_reward, reward_settings
 from ..rewards.weights import locate
 from ..types import DirectAlignError, Images, PerSample
 from .images import Examples, load_examples, random_cast, split_examples
 from .responsiveness import (
     BATCH,
     batches,
+    caption_scorer,
     feature_gradient,
     is_vectors,
     measure,
@@ -123,7 +124,7 @@ def finetune_to_folder(
     settings: FinetuneConfig,
     count: int | None = None,
 ) -> dict[str, Any]:
-    """Finetune the reward that `reward` names (`rewards.resolve`) on `images` (`load_examples`).
+    """Finetune the reward that `reward` names (`rewards`) on `images` (`load_examples`).
 
     Writes all of `out` or nothing and never overwrites. Returns the content of finetune.json.
 
@@ -244,16 +245,10 @@ def baseline(
     for i, own in enumerate(prompts):  # the next different caption, if there is one
         following = (*prompts[i + 1 :], *prompts[:i])
         others.append(next((text for text in following if text != own), own))
-    features = [reward.encode(part) for part, _ in batches(images, prompts)]
-
-    def score(captions: Sequence[str], phrases: Sequence[str] = ("",)) -> PerSample:
-        each = zip(features, batches(images, captions), strict=True)
-        parts = [phrase_scores(reward, part, texts, phrases) for part, (_, texts) in each]
-        return torch.cat(parts, dim=1).mean(0)
-
+    score = caption_scorer(reward, images)
     sides = [score(prompts, side) for side in (phrases.positive, phrases.negative)]
-    middle = torch.stack(sides).mean(0)
-    return Side(images, prompts, others, score(prompts), score(others), middle)
+    plain, plain_other = score(prompts, [""]), score(others, [""])
+    return Side(images, prompts, others, plain, plain_other, torch.stack(sides).mean(0))
 
 
 def caption_margin(*sides: Side) -> float:

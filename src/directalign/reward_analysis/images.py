@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..data.image_dataset import ImageSet, scan_images
 from ..data.shuffle import permutation
-from ..toyworld.scenes import IMAGE_SIZE, STYLES, Scenes, draw_scenes, render
+from ..toyworld.scenes import STYLES, Scenes, draw_scenes, render
 from ..types import DirectAlignError, Images
 
 WORLD = "world"
@@ -28,7 +28,7 @@ TOY_WORLD_COUNT = 96
 HELD_OUT = 0.25
 """Share of the captions that are held out from a fit."""
 MAX_SIDE = 512
-"""Maximum pixels per side if no size is given."""
+"""Maximum pixels per side of a folder's images."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +47,17 @@ class Examples:
         return (self.wanted, self.wanted_prompts), (self.unwanted, self.unwanted_prompts)
 
 
-def load_examples(
-    path: str,
-    key: str,
-    size: tuple[int, int] | None = None,
-    count: int | None = None,
-    seed: int = 0,
-) -> Examples:
+def load_examples(path: str, key: str, count: int | None = None, seed: int = 0) -> Examples:
     """Load examples from `path`, at most `count` per side, drawn with `seed`.
+
+    Images have the toy world's size, or for a folder that of the square of the shortest side that
+    occurs, at most 512.
 
     Args:
         path: "world:photo/cg" (two toy-world styles), "world:photo/rest" (against the three other
             styles in turn), "world" (same as the latter), or a folder with `wanted/` and
             `unwanted/`, captioned as `images` reads them. Hub data sets: see `images.scan_images`.
         key: option or config key for error messages.
-        size: (height, width) in pixels to crop and resize to. None: the toy world's own size, or
-            for a folder the square of the shortest side that occurs, at most 512.
         count: None: 96 toy-world scenes, or all images of a folder.
 
     Raises:
@@ -74,10 +69,8 @@ def load_examples(
             f"{key}: {count} images per side; give at least 1, or omit it for all"
         )
     if path == WORLD or path.startswith(f"{WORLD}:"):
-        wanted, unwanted = _styles(path, key)
-        size = size or (IMAGE_SIZE, IMAGE_SIZE)
-        return _render_pairs(wanted, unwanted, size, count or TOY_WORLD_COUNT, seed)
-    return _read_folder(Path(path), key, size, count, seed)
+        return _render_pairs(*_styles(path, key), count or TOY_WORLD_COUNT, seed)
+    return _read_folder(Path(path), key, count, seed)
 
 
 def _styles(path: str, key: str) -> tuple[str, tuple[str, ...]]:
@@ -95,35 +88,26 @@ def _styles(path: str, key: str) -> tuple[str, tuple[str, ...]]:
     return wanted, rest if unwanted == REST else (unwanted,)
 
 
-def _render_pairs(
-    wanted: str, unwanted: tuple[str, ...], size: tuple[int, int], count: int, seed: int
-) -> Examples:
+def _render_pairs(wanted: str, unwanted: tuple[str, ...], count: int, seed: int) -> Examples:
     """Render the same scenes, with the same layout and light, in the wanted and unwanted styles."""
     scenes = draw_scenes(count, torch.Generator().manual_seed(seed))
     others = torch.tensor([STYLES.index(unwanted[i % len(unwanted)]) for i in range(count)])
     unwanted_scenes = Scenes(scenes.color, scenes.shape, scenes.background, others)
     both = scenes.with_style(wanted), unwanted_scenes
     images = [render(side, torch.Generator().manual_seed(seed + 1)) for side in both]
-    if tuple(images[0].shape[-2:]) != size:
-        resize = partial(F.interpolate, mode="bicubic", align_corners=False, antialias=True)
-        images = [resize(each, size).clamp(0, 1) for each in images]
     captions = tuple(scenes.captions())
     return Examples(images[0], images[1], captions, captions, paired=True)
 
 
-def _read_folder(
-    folder: Path, key: str, size: tuple[int, int] | None, count: int | None, seed: int
-) -> Examples:
+def _read_folder(folder: Path, key: str, count: int | None, seed: int) -> Examples:
     sides = [_scan_side(folder, side, key) for side in ("wanted", "unwanted")]
-    if size is None:
-        shortest = min(MAX_SIDE, *(min(each) for side in sides for each in side.sizes))
-        size = (shortest, shortest)
+    size = min(MAX_SIDE, *(min(each) for side in sides for each in side.sizes))
     chosen = [_sample(len(side), count, seed) for side in sides]
     matches = _match_names(*sides)
     if matches is not None:
         chosen[1] = [matches[i] for i in chosen[0]]
     each = list(zip(sides, chosen, strict=True))
-    images = [torch.stack([side.image(i, *size) for i in indices]) for side, indices in each]
+    images = [torch.stack([side.image(i, size, size) for i in indices]) for side, indices in each]
     prompts = [tuple(side.captions[i] for i in indices) for side, indices in each]
     return Examples(images[0], images[1], prompts[0], prompts[1], paired=matches is not None)
 

@@ -520,13 +520,13 @@ def anchor_tolerance(content: float | None, mu: float) -> float | None:
 class PhraseReport:
     """Phrases by falling lift size, pairs by falling gap size, and the suggestion.
 
-    `together`: all given phrases as one pair, if both sides were named. `gap_by_image`: pos − neg
+    `all_given`: all given phrases as one pair, if both sides were named. `gap_by_image`: pos − neg
     of each wanted and each unwanted image under the suggested phrases, else under the first pair.
     """
 
     phrases: tuple[PhraseStats, ...]
     pairs: tuple[PairStats, ...]
-    together: PairStats | None
+    all_given: PairStats | None
     suggestion: Suggestion | None
     limit: int | None
     prompts: int
@@ -570,10 +570,10 @@ def analyze_phrases(
     candidates = [([pos], [neg]) for pos in firsts for neg in seconds if pos != neg]
     candidates.sort(key=lambda pair: -table.gap(*pair).size)
     pairs = tuple(table.pair(*pair) for pair in candidates[:LISTED_PAIRS])
-    shown = suggestion.pair if suggestion else pairs[0] if pairs else None
+    example = suggestion.pair if suggestion else pairs[0] if pairs else None
     gap_by_image: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
-    if shown is not None:
-        pos, neg = table.sides(shown.positive, shown.negative)
+    if example is not None:
+        pos, neg = table.sides(example.positive, example.negative)
         relative = pos - neg
         gap_by_image = tuple(relative.wanted.tolist()), tuple(relative.unwanted.tolist())
     return PhraseReport(

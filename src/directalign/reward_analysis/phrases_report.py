@@ -71,7 +71,7 @@ def to_json(found: PhraseReport) -> dict[str, Any]:
     return {
         "phrases": phrases,
         "pairs": [pair_json(pair) for pair in found.pairs],
-        "together": found.together and pair_json(found.together),
+        "all_given": found.all_given and pair_json(found.all_given),
         "suggestion": suggestion and {**asdict(suggestion), "recipes": recipes(suggestion)},
         "warnings": found.warnings,
         "tokens_read": found.limit,
@@ -143,15 +143,15 @@ def _page(found: PhraseReport, examples: Examples, data: Mapping[str, Any]) -> s
         lstrip_blocks=True,
     )
     ends = [abs(end) for each in found.phrases for end in (each.lift.low, each.lift.high)]
-    first = examples.unwanted[:1]
-    probed = [("original", _uri(first[0]))]
-    probed += [(name, _uri(probe(first)[0])) for name, probe in PROBES.items()]
+    original = examples.unwanted[:1]
+    probed = [("original", _uri(original[0]))]
+    probed += [(name, _uri(probe(original)[0])) for name, probe in PROBES.items()]
     images = []
     for name, side, gaps in zip(
         ("Wanted", "Unwanted"), examples.sides, found.gap_by_image, strict=True
     ):
-        shown = list(zip(*side, gaps or [None] * len(side[1]), strict=True))[:MAX_IMAGES]
-        images.append((name, [(_uri(image), caption, gap) for image, caption, gap in shown]))
+        first = list(zip(*side, gaps or [None] * len(side[1]), strict=True))[:MAX_IMAGES]
+        images.append((name, [(_uri(image), caption, gap) for image, caption, gap in first]))
     sections = recipes(found.suggestion).items()
     return environment.get_template("phrases.html.j2").render(
         style=Markup((REPORT_TEMPLATES / "style.css").read_text(encoding="utf-8")),

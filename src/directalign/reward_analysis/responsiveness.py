@@ -82,6 +82,20 @@ def relative_scores(
     return torch.cat([part.float().cpu() for part in parts])
 
 
+def caption_scorer(
+    reward: Reward, images: Images
+) -> Callable[[Sequence[str], Sequence[str]], PerSample]:
+    """Encode the images once; returns their mean score over phrases by (captions, phrases)."""
+    features = [reward.encode(part) for part in images.split(BATCH)]
+
+    def score(captions: Sequence[str], phrases: Sequence[str]) -> PerSample:
+        pairs = zip(features, batches(images, captions), strict=True)
+        parts = [phrase_scores(reward, part, texts, phrases) for part, (_, texts) in pairs]
+        return torch.cat(parts, dim=1).mean(0)
+
+    return score
+
+
 def batches(images: Images, prompts: Sequence[str]) -> Iterator[tuple[Images, Sequence[str]]]:
     """Images and their prompts, `BATCH` at a time."""
     return ((images[i : i + BATCH], prompts[i : i + BATCH]) for i in range(0, len(images), BATCH))
@@ -113,19 +127,13 @@ def content(
 
     `phrases` puts the positive phrases before all captions.
     """
+    score = caption_scorer(reward, images)
     positive = phrases.positive if phrases else [""]
-    features = [reward.encode(part) for part, _ in batches(images, prompts)]
-
-    def score(captions: Sequence[str]) -> PerSample:
-        pairs = zip(features, batches(images, captions), strict=True)
-        parts = [phrase_scores(reward, part, texts, positive) for part, (_, texts) in pairs]
-        return torch.cat(parts, dim=1).mean(0)
-
-    own, won, step = score(prompts), [], len(prompts) / (OTHER_CAPTIONS + 1)
+    own, won, step = score(prompts, positive), [], len(prompts) / (OTHER_CAPTIONS + 1)
     for shift in sorted({max(1, round(k * step)) for k in range(1, OTHER_CAPTIONS + 1)}):
         rotated = [*prompts[shift:], *prompts[:shift]]
         differs = torch.tensor([a != b for a, b in zip(prompts, rotated, strict=True)])
-        won.append((own > score(rotated)).cpu()[differs])
+        won.append((own > score(rotated, positive)).cpu()[differs])
     return torch.cat(won).double().mean().item()
 
 
@@ -216,12 +224,12 @@ def tangent(vectors: Vectors, features: Vectors) -> Vectors:
 
 
 def pixel_directions(
-    reward: Reward, examples: Examples, phrases: config.ControlPhrases, block: int = BLOCK
+    reward: Reward, examples: Examples, phrases: config.ControlPhrases
 ) -> tuple[Vectors, Vectors]:
     """Intended and actual direction (n, d) in pixel space, averaged over blocks of pixels."""
 
     def coarse(images: Images) -> Tensor:
-        return F.avg_pool2d(images, min(block, *images.shape[-2:])).flatten(1).double().cpu()
+        return F.avg_pool2d(images, min(BLOCK, *images.shape[-2:])).flatten(1).double().cpu()
 
     actual = []
     for unwanted, texts in batches(*examples.sides[1]):

@@ -1,7 +1,7 @@
 """Fit soft control tokens to a reward with a text tower, or take the mean of given phrases.
 
 Textual inversion (arXiv 2208.01618) for a relative reward: the vectors of both sides are fitted
-together; the reward is frozen. A quarter of the captions is held out, with all their images; the
+jointly; the reward is frozen. A quarter of the captions is held out, with all their images; the
 result are the vectors with the lowest held-out loss. All loss terms use r(image, caption) = pos −
 neg:
 
@@ -61,13 +61,12 @@ class SoftPromptConfig:
 
     `length`: tokens per side, None for those of the longest phrase. `content`, `bias`: loss weights
     relative to the style term's 1. `rate`: Adam learning rate in standard deviations of the
-    embedding table, also the unit of `stay`, the weight of the squared distance from the start.
+    embedding table.
     """
 
     length: int | None = None
     content: float = 0.15
     bias: float = 0.15
-    stay: float = 0.0
     num_steps: int = 300
     batch_size: int = 32
     rate: float = 0.3
@@ -208,9 +207,8 @@ def _fit(
                 best, lowest, best_step = vectors(), current, step
             elif step - best_step >= settings.patience * settings.check_every:
                 break
-        distance = torch.stack([offset.square().mean() for offset in offsets]).mean()
         optimizer.zero_grad()
-        (loss(_batch(train, step, settings)) + settings.stay * distance).backward()
+        loss(_batch(train, step, settings)).backward()
         optimizer.step()
     return (best[0].detach(), best[1].detach()), best_step
 

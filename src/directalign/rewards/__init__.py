@@ -3,6 +3,9 @@
 A class has `from_config`, `check` and the attributes of `common.BaseReward`, which the rest of the
 package reads instead of tables by name. `key` is the section's key in the recipe (reward,
 reward.members.0.reward, ...), for errors.
+
+On the command line a reward is named by a recipe (.yaml) with a single reward, a CLIP or SigLIP
+folder, a hub id, or `world:reward`: see `reward_settings`.
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ from typing import Any
 import torch
 
 from .. import config
+from ..config.load import is_recipe, load_run
 from ..interfaces import Reward
-
-__all__ = ["REWARDS", "check_reward", "load_reward", "reward_class"]
+from ..io import hub
+from ..toyworld.assets import resolve
+from ..types import DirectAlignError
 
 REWARDS = {
     "clip": "clip:ClipReward",
@@ -26,11 +31,18 @@ REWARDS = {
     "vlm": "qwen_vl:VlmReward",
     "hpsv3": "hpsv3:Hpsv3Reward",
     "pixels": "pixel_statistics:PixelReward",
-    "python": "python_function:PythonReward",
-    "remote": "http:HttpReward",
+    "python": "black_box:PythonReward",
+    "remote": "black_box:HttpReward",
     "mix": "mixture:MixReward",
 }
 """`name` in a recipe to module:class, imported when first needed."""
+OPTION = "--reward"
+MODEL_TYPES: dict[str, type[config.ClipConfig] | type[config.SiglipConfig]] = {
+    "clip": config.ClipConfig,
+    "siglip": config.SiglipConfig,
+    "siglip2": config.SiglipConfig,
+}
+"""Reward config by the `model_type` of config.json."""
 
 
 def reward_class(name: str) -> Any:
@@ -52,3 +64,54 @@ def check_reward(reward: config.RewardConfig, key: str = "reward", online: bool 
     The network is used only if `online`.
     """
     reward_class(reward.name).check(reward, key, online)
+
+
+def reward_settings(text: str) -> config.SingleRewardConfig:
+    """Config of the reward that `text` names.
+
+    Raises:
+        DirectAlignError: a mixture, a folder without config.json, an unsupported model type, or
+            an invalid recipe.
+    """
+    if not is_recipe(text):
+        return _config_class(text)(path=text)
+    reward = load_run(text).reward
+    if isinstance(reward, config.MixtureConfig):
+        labels = ", ".join(member.label for member in reward.members)
+        raise DirectAlignError(
+            f"{text}: reward.name: mix of {labels}: give a recipe with a single reward"
+        )
+    return reward
+
+
+def load_named_reward(
+    reward: str | config.SingleRewardConfig, device: torch.device | str = "cpu"
+) -> Reward:
+    """Load the reward that `--reward` names (or its resolved config), frozen, on `device`."""
+    settings = reward_settings(reward) if isinstance(reward, str) else reward
+    return load_reward(settings, device, OPTION)
+
+
+def recipe_words(text: str) -> config.ControlPhrases:
+    """Control phrases of the recipe; empty if `text` names a model."""
+    return load_run(text).method.control_phrases if is_recipe(text) else config.ControlPhrases()
+
+
+def _config_class(path: str) -> type[config.ClipConfig] | type[config.SiglipConfig]:
+    from .common import read_json  # with transformers, which importing this package needs not
+
+    is_hub = hub.is_hub_id(path)
+    folder = hub.download(path, ("config.json",), OPTION) if is_hub else resolve(path)
+    file = folder / "config.json"
+    if not file.is_file():
+        raise DirectAlignError(
+            f"{OPTION} {path}: no config.json there; give a CLIP or SigLIP folder, a hub id, "
+            "world:reward, or a recipe (.yaml)"
+        )
+    model_type = read_json(file).get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise DirectAlignError(
+            f"{file}: model_type {model_type!r} is not one of {', '.join(MODEL_TYPES)}; name other "
+            "kinds of reward in a recipe (.yaml)"
+        )
+    return MODEL_TYPES[model_type]

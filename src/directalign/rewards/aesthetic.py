@@ -27,24 +27,8 @@ from transformers import AutoConfig, CLIPModel, PreTrainedModel, SiglipModel
 from .. import config
 from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
+from . import weights as files
 from .common import BaseReward, Device, Preprocessing, recompute
-from .weights import (
-    FOLDER_WEIGHTS,
-    UNREADABLE,
-    Shapes,
-    check_folder,
-    check_published,
-    check_tensors,
-    first_line,
-    linear_layers,
-    load_model,
-    locate,
-    plain_layers,
-    read_shapes,
-    read_weights,
-    require_weight_file,
-    shapes_of,
-)
 
 SETTINGS = ("*config.json",)
 REMEDY = (
@@ -84,19 +68,20 @@ class AestheticReward(BaseReward):
     def from_config(
         cls, settings: config.AestheticConfig, device: Device = "cpu", key: str = "reward"
     ) -> AestheticReward:
-        require_weight_file(settings.path, f"{key}.path", REMEDY.format(key=key))
-        file = locate(settings.path, f"{key}.path")
-        weights = read_weights(file, f"{key}.path")
-        layout = recognise(shapes_of(weights), file, f"{key}.path")
-        folder = locate(settings.backbone, f"{key}.backbone", (*SETTINGS, *FOLDER_WEIGHTS))
-        check_folder(folder, f"{key}.backbone", layout.backbone)
-        head, side = _checked_head(layout, shapes_of(weights), folder, file, settings, key)
+        files.require_weight_file(settings.path, f"{key}.path", REMEDY.format(key=key))
+        file = files.locate(settings.path, f"{key}.path")
+        weights = files.read_weights(file, f"{key}.path")
+        layout = recognise(files.shapes_of(weights), file, f"{key}.path")
+        folder = files.locate(
+            settings.backbone, f"{key}.backbone", (*SETTINGS, *files.FOLDER_WEIGHTS)
+        )
+        files.check_folder(folder, f"{key}.backbone", layout.backbone)
+        head, side = _checked_head(layout, files.shapes_of(weights), folder, file, settings, key)
         preprocessing = _image_settings(layout, side, folder, settings, key)
         head.load_state_dict(weights)
-        backbone: Any = load_model(layout.backbone, folder, f"{key}.backbone")
+        backbone: Any = files.load_model(layout.backbone, folder, f"{key}.backbone")
         model = Predictor(backbone.vision_model, layout.projection(backbone), head)
-        if settings.gradient_checkpointing:
-            recompute(model)
+        recompute(model, settings.gradient_checkpointing)
         return cls(model.to(device), preprocessing, settings.scale)
 
     @classmethod
@@ -104,7 +89,7 @@ class AestheticReward(BaseReward):
         file, layout, shapes = configs.file(settings.path, f"{key}.path"), None, None
         kinds: tuple[str, ...] = ("laion", "clip", "siglip")
         if file is not None:
-            shapes = read_shapes(file, f"{key}.path")
+            shapes = files.read_shapes(file, f"{key}.path")
             layout = recognise(shapes, file, f"{key}.path")
             kinds = ("siglip",) if layout is V2_5 else ("laion", "clip")
         found = configs.read(settings.backbone, f"{key}.backbone", *kinds)
@@ -114,10 +99,9 @@ class AestheticReward(BaseReward):
         model_class: Any = layout.backbone
         backbone = model_class(model_class.config_class.from_dict(found))
         width = layout.features(backbone.config)
-        head = plain_layers(width, INNER) if shapes is None else layout.build(width, shapes)
+        head = files.plain_layers(width, INNER) if shapes is None else layout.build(width, shapes)
         model = Predictor(backbone.vision_model, layout.projection(backbone), head)
-        if settings.gradient_checkpointing:
-            recompute(model)
+        recompute(model, settings.gradient_checkpointing)
         reader = settings.processor or settings.backbone
         folder = configs.image_settings(configs.folder(reader, "preprocessor_config.json"))
         preprocessing = Preprocessing.of(folder, backbone.config.vision_config.image_size)
@@ -127,31 +111,26 @@ class AestheticReward(BaseReward):
     def check(
         cls, settings: config.AestheticConfig, key: str = "reward", online: bool = False
     ) -> None:
-        require_weight_file(settings.path, f"{key}.path", REMEDY.format(key=key))
-        check_published(settings.path, f"{key}.path", online)
+        files.require_weight_file(settings.path, f"{key}.path", REMEDY.format(key=key))
+        files.check_published(settings.path, f"{key}.path", online)
         local = not hub.is_hub_id(settings.backbone)
-        folder = locate(settings.backbone, f"{key}.backbone", SETTINGS) if online or local else None
+        folder = (
+            files.locate(settings.backbone, f"{key}.backbone", SETTINGS)
+            if online or local
+            else None
+        )
         if hub.is_hub_file(settings.path):
             return
-        file = locate(settings.path, f"{key}.path")
-        shapes = read_shapes(file, f"{key}.path")
+        file = files.locate(settings.path, f"{key}.path")
+        shapes = files.read_shapes(file, f"{key}.path")
         layout = recognise(shapes, file, f"{key}.path")
         if folder is None:
             return
         if local:
-            check_folder(folder, f"{key}.backbone", layout.backbone)
+            files.check_folder(folder, f"{key}.backbone", layout.backbone)
         _, side = _checked_head(layout, shapes, folder, file, settings, key)
         if online or settings.processor is None or not hub.is_hub_id(settings.processor):
             _image_settings(layout, side, folder, settings, key)
-
-    @property
-    def image_size(self) -> int:
-        return self.preprocessing.crop[0]
-
-    @property
-    def tokens_per_image(self) -> int:
-        tower: Any = self.model.tower
-        return tower.embeddings.num_positions
 
     def encode(self, images: Images) -> Features:
         """Images (b, 3, h, w) in [0, 1], any size, to unit features (b, d)."""
@@ -174,11 +153,11 @@ class HeadLayout:
     backbone: type[PreTrainedModel]
     made_for: str
 
-    def build(self, width: int, shapes: Shapes) -> nn.Module:
+    def build(self, width: int, shapes: files.Shapes) -> nn.Module:
         """The head on `width` features, (b, width) to (b, 1), with inner sizes from `shapes`."""
         if not self.numbers:
             return nn.Linear(width, 1)
-        return linear_layers(self.prefix, self.numbers, width, shapes)
+        return files.linear_layers(self.prefix, self.numbers, width, shapes)
 
     def features(self, model_config: Any) -> int:
         """Number of features that the backbone outputs."""
@@ -204,7 +183,7 @@ V2_5 = HeadLayout(
 )
 
 
-def recognise(shapes: Shapes, file: Path, key: str) -> HeadLayout:
+def recognise(shapes: files.Shapes, file: Path, key: str) -> HeadLayout:
     """The head that a file holds, by its tensors' names. Raises DirectAlignError for none."""
     for layout in (IMPROVED, V2_5):
         if any(name.startswith(f"{layout.prefix}.") for name in shapes):
@@ -220,7 +199,7 @@ def recognise(shapes: Shapes, file: Path, key: str) -> HeadLayout:
 
 def _checked_head(
     layout: HeadLayout,
-    shapes: Shapes,
+    shapes: files.Shapes,
     folder: Path,
     file: Path,
     settings: config.AestheticConfig,
@@ -229,10 +208,10 @@ def _checked_head(
     """The head without weights, checked against its file and the backbone's config; image side."""
     try:
         found: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except UNREADABLE as error:
+    except files.UNREADABLE as error:
         raise DirectAlignError(
-            f"{key}.backbone: {folder}: its config.json cannot be read ({first_line(error)}); copy "
-            "it again"
+            f"{key}.backbone: {folder}: its config.json cannot be read "
+            f"({files.first_line(error)}); copy it again"
         ) from error
     wanted: Any = layout.backbone.config_class
     if not isinstance(found, wanted):
@@ -250,7 +229,9 @@ def _checked_head(
             f"{layout.made_for}"
         )
     head = layout.build(width, shapes)
-    check_tensors(shapes_of(head.state_dict()), shapes, file, f"{key}.path", layout.title)
+    files.check_tensors(
+        files.shapes_of(head.state_dict()), shapes, file, f"{key}.path", layout.title
+    )
     return head, found.vision_config.image_size
 
 
@@ -260,7 +241,7 @@ def _image_settings(
     """Image settings; LAION's heads were trained with torchvision's centre crop."""
     part, reader = "backbone", folder
     if settings.processor is not None:
-        part, reader = "processor", locate(settings.processor, f"{key}.processor", SETTINGS)
+        part, reader = "processor", files.locate(settings.processor, f"{key}.processor", SETTINGS)
     preprocessing = Preprocessing.read(reader)
     rows, columns = preprocessing.crop
     if (rows, columns) != (side, side):

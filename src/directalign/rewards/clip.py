@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,19 +31,10 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase, SiglipC
 from .. import config
 from ..types import DirectAlignError, Images, PerSample
 from . import open_clip
+from . import weights as files
 from .common import TEXT_BATCH, BaseReward, Device, Preprocessing, PromptCache, recompute
 from .projection import check_project, directions_for, project_out
 from .soft_prompts import SoftPrompts
-from .weights import (
-    check_files,
-    check_fits,
-    check_folder,
-    fetch,
-    is_weight_file,
-    load_model,
-    processor_key,
-    processor_of,
-)
 
 TABLE = "text_model.embeddings.token_embedding.weight"
 Features = Float[Tensor, "b d"]
@@ -77,19 +68,16 @@ class _DualEncoder(BaseReward):
     @classmethod
     def from_config(cls, settings: Any, device: Device = "cpu", key: str = "reward") -> Any:
         cls._check_kind(settings, key)
-        weights, folder = fetch(settings, key)
-        if weights.is_dir():
-            check_folder(weights, f"{key}.path", cls.model_class)
-        preprocessing, tokenizer = processor_of(settings, weights, folder, key)
+        weights, _, preprocessing, tokenizer = files.fetch(settings, key)
         model: Any
         if weights.is_dir():
-            model = load_model(cls.model_class, weights, f"{key}.path")
+            files.check_folder(weights, f"{key}.path", cls.model_class)
+            model = files.load_model(cls.model_class, weights, f"{key}.path")
         else:
             model = open_clip.load(weights, key, settings.activation)
-        check_fits(model.config, preprocessing, tokenizer, processor_key(settings, key))
+        files.check_fits(model.config, preprocessing, tokenizer, files.processor_key(settings, key))
         model.to(device)
-        if settings.gradient_checkpointing:
-            recompute(model.vision_model)
+        recompute(model.vision_model, settings.gradient_checkpointing)
         reward = cls(model, tokenizer, preprocessing, settings.scale)
         reward.directions = directions_for(model, reward._width(), settings.project_out, key)
         return reward
@@ -98,21 +86,12 @@ class _DualEncoder(BaseReward):
     def _meta(cls, found: Any, settings: Any, configs: Any, beside: Path | None) -> Any:
         """Without weights; image settings are from `processor`, else from the folder `beside`."""
         model = cls.model_class(found)
-        if settings.gradient_checkpointing:
-            recompute(model.vision_model)
+        recompute(model.vision_model, settings.gradient_checkpointing)
         if settings.processor is not None:
             beside = configs.folder(settings.processor, "preprocessor_config.json")
         side = model.config.vision_config.image_size
         preprocessing = Preprocessing.of(configs.image_settings(beside), side)
         return cls(model, configs.tokenizer(), preprocessing, settings.scale)
-
-    @property
-    def image_size(self) -> int:
-        return self.model.config.vision_config.image_size
-
-    @property
-    def tokens_per_image(self) -> int:
-        return self.model.vision_model.embeddings.num_positions  # with the class token of CLIP
 
     def encode(self, images: Images) -> Features:
         """Images (b, 3, h, w) in [0, 1], any size, to unit features (b, d)."""
@@ -152,32 +131,16 @@ class ClipReward(_DualEncoder):
     """A frozen CLIP (`interfaces.Reward`)."""
 
     name = "clip"
-    finetune_parts = ("text", "lora")
     model_class = CLIPModel
 
     @classmethod
-    def load(
-        cls,
-        path: str,
-        scale: float = 1.0,
-        device: Device = "cpu",
-        gradient_checkpointing: bool = False,
-        processor: str | None = None,
-        activation: Literal["gelu", "quick_gelu"] | None = None,
-    ) -> ClipReward:
-        """As a recipe section with these settings (`config.ClipConfig`)."""
-        settings = config.ClipConfig(
-            path=path,
-            scale=scale,
-            gradient_checkpointing=gradient_checkpointing,
-            processor=processor,
-            activation=activation,
-        )
-        return cls.from_config(settings, device)
+    def load(cls, path: str, device: Device = "cpu", **settings: Any) -> ClipReward:
+        """As a recipe section with this path and other settings of `config.ClipConfig`."""
+        return cls.from_config(config.ClipConfig(path=path, **settings), device)
 
     @classmethod
     def meta(cls, settings: config.ClipConfig, key: str, configs: Any) -> ClipReward:
-        is_file = is_weight_file(settings.path)
+        is_file = files.is_weight_file(settings.path)
         file = configs.file(settings.path, f"{key}.path") if is_file else None
         found = None if file is None else open_clip.describe(file, key, settings.activation)
         if found is None:
@@ -189,7 +152,7 @@ class ClipReward(_DualEncoder):
     @classmethod
     def check(cls, settings: config.ClipConfig, key: str = "reward", online: bool = False) -> None:
         check_project(settings.project_out, key)
-        weights = check_files(settings, key, online, CLIPModel)
+        weights = files.check_files(settings, key, online, CLIPModel)
         if weights is not None and weights.is_file():
             open_clip.describe(weights, key, settings.activation)
         cls._check_kind(settings, key)
@@ -209,7 +172,7 @@ class ClipReward(_DualEncoder):
 
     @classmethod
     def _check_kind(cls, settings: config.ClipConfig, key: str) -> None:
-        if settings.activation is not None and not is_weight_file(settings.path):
+        if settings.activation is not None and not files.is_weight_file(settings.path):
             raise DirectAlignError(
                 f"{key}.activation: {settings.activation}, but the config.json of {settings.path} "
                 "sets it: remove activation"
@@ -244,7 +207,7 @@ class SiglipReward(_DualEncoder):
     ) -> None:
         cls._check_kind(settings, key)
         check_project(settings.project_out, key)
-        check_files(settings, key, online, SiglipModel)
+        files.check_files(settings, key, online, SiglipModel)
 
     def encode_text(self, prompts: Sequence[str]) -> Features:
         """Unit features (b, d) of prompts, not cached, with the gradient to soft prompts."""
@@ -257,7 +220,7 @@ class SiglipReward(_DualEncoder):
 
     @classmethod
     def _check_kind(cls, settings: config.SiglipConfig, key: str) -> None:
-        if is_weight_file(settings.path):
+        if files.is_weight_file(settings.path):
             raise DirectAlignError(
                 f"{key}.path: {settings.path}: SigLIP needs a transformers folder or hub id, as "
                 "google/siglip-so400m-patch14-384"

@@ -35,7 +35,7 @@ class BaseReward:
 
     name: str
     reads_prompt: bool = True
-    """False: scores depend on the image alone, so a relative reward cannot be formed."""
+    """False: scores depend only on the image, so a relative reward cannot be formed."""
     differentiable: bool = True
     """False: no gradient with respect to the image; only policy gradients can train on it."""
     image_embeddings: bool = False
@@ -44,20 +44,8 @@ class BaseReward:
     """`SoftPrompts` of the text tower; None where learned tokens are not supported."""
     supports_soft_prompts: bool = False
     """Whether instances have `soft_prompts`: control phrases may name a file of learned tokens."""
-    finetune_parts: tuple[str, ...] = ()
-    """Parts that reward finetuning can train, default first: text (text tower), lora (adapters)."""
     file_keys: tuple[str, ...] = ("path", "processor")
     """Settings that name files, folders or hub ids which must exist before loading."""
-
-    @property
-    def image_size(self) -> int | None:
-        """Side in pixels that images are resized to; None where it follows the image."""
-        return None
-
-    @property
-    def tokens_per_image(self) -> int | None:
-        """Vision tower tokens of one image; None without a tower, or where it follows the image."""
-        return None
 
     @classmethod
     def from_config(cls, settings: Any, device: Device = "cpu", key: str = "reward") -> Any:
@@ -87,14 +75,17 @@ class BaseReward:
         return {key: path for key, path in named.items() if path is not None}
 
 
-def read_json(file: Path, key: str) -> Any:
-    """The content of a checkpoint's JSON file. Raises DirectAlignError if it is not JSON."""
+def read_json(file: Path, key: str = "") -> dict[str, Any]:
+    """The object in a checkpoint's JSON file. Raises DirectAlignError if it holds none."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        read = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(read, dict):
+            raise ValueError("it holds no settings by name")
+        return read
     except (ValueError, RecursionError) as error:
+        place = f"{key}: {file}" if key else str(file)
         raise DirectAlignError(
-            f"{key}: {file}: not readable as JSON ({error}); copy it again from the original "
-            "checkpoint"
+            f"{place}: not readable as JSON ({error}); copy it again from the original checkpoint"
         ) from error
 
 
@@ -147,7 +138,7 @@ class Preprocessing:
         try:
             size = _size(settings["size"])
             if "crop_size" not in settings and isinstance(size, int):
-                raise KeyError("crop_size")  # the short side alone leaves oblong images oblong
+                raise KeyError("crop_size")  # the short side leaves oblong images oblong
             crop = settings.get("crop_size", size)
             if isinstance(crop, dict):
                 crop = crop["height"], crop["width"]
@@ -200,21 +191,16 @@ def normalised(images: Images, mean: Sequence[float], std: Sequence[float]) -> P
     return (images - mean_std[0, :, None, None]) / mean_std[1, :, None, None]
 
 
-def read_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+def read_settings(folder: Path, key: str = "") -> tuple[Path, dict[str, Any]]:
     """The file of a folder's image settings, and its content; DirectAlignError if unreadable."""
     file = next((folder / name for name in IMAGE_SETTINGS if (folder / name).exists()), None)
     if file is None:
+        place = f"{key}: {folder}" if key else str(folder)
         raise DirectAlignError(
-            f"{folder}: preprocessor_config.json is missing; copy it from the original checkpoint"
+            f"{place}: preprocessor_config.json is missing; copy it from the original checkpoint"
         )
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        return file, settings.get("image_processor", settings)
-    except (ValueError, AttributeError) as error:
-        raise DirectAlignError(
-            f"{file}: not readable as JSON settings ({error}); copy it again from the original "
-            "checkpoint"
-        ) from error
+    settings = read_json(file, key)
+    return file, settings.get("image_processor", settings)
 
 
 def _size(size: Any) -> int | tuple[int, int]:
@@ -226,7 +212,7 @@ def _size(size: Any) -> int | tuple[int, int]:
 
 CACHE_LIMIT = 65_536
 TEXT_BATCH = 8
-"""Prompts that a text tower encodes together."""
+"""Prompts that a text tower encodes at once."""
 
 
 class PromptCache:
@@ -260,12 +246,12 @@ class PromptCache:
         return read
 
 
-def recompute(model: nn.Module) -> None:
-    """Recompute the activations of every transformer layer of `model` in the backward pass.
+def recompute(model: nn.Module, active: bool) -> None:
+    """If `active`, recompute activations of all transformer layers in the backward pass.
 
     transformers does so in train mode only, and rewards are in eval mode.
     """
-    for layer in model.modules():
+    for layer in model.modules() if active else ():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.forward = partial(
                 checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False

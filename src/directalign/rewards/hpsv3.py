@@ -33,6 +33,7 @@ from transformers import (
 from .. import config
 from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
+from . import weights as files
 from .common import BaseReward, Device, recompute
 from .qwen_vl import (
     Chat,
@@ -46,18 +47,6 @@ from .qwen_vl import (
     model_class_of,
     read_chat,
     settings_folder,
-)
-from .weights import (
-    Shapes,
-    build,
-    check_published,
-    check_tensors,
-    locate,
-    on_the_hub,
-    read_shapes,
-    read_weights,
-    require_weight_file,
-    shapes_of,
 )
 
 PIXELS = 256 * 28 * 28
@@ -88,18 +77,17 @@ class Hpsv3Reward(BaseReward):
     def from_config(
         cls, settings: config.Hpsv3Config, device: Device = "cpu", key: str = "reward"
     ) -> Hpsv3Reward:
-        require_weight_file(settings.path, f"{key}.path", REMEDY)
-        file = locate(settings.path, f"{key}.path")
+        files.require_weight_file(settings.path, f"{key}.path", REMEDY)
+        file = files.locate(settings.path, f"{key}.path")
         reader = _reader_folder(settings, key, online=True)
         assert reader is not None
         chat, pixels = _reader(reader, key)
-        read = read_weights(file, f"{key}.path")
+        read = files.read_weights(file, f"{key}.path")
         weights = {inner(name): tensor for name, tensor in read.items()}
-        of = described(shapes_of(weights), reader, file, key)
+        of = described(files.shapes_of(weights), reader, file, key)
         check_fits(of, pixels, chat, f"{key}.processor")
         model, head = filled(of, weights, getattr(torch, settings.dtype))
-        if settings.gradient_checkpointing:
-            recompute(model)
+        recompute(model, settings.gradient_checkpointing)
         torch.nn.Module.to(model, device)
         return cls(model, head.to(device), chat, pixels, settings.scale)
 
@@ -111,26 +99,25 @@ class Hpsv3Reward(BaseReward):
         _, found = meta_config(name, f"{key}.processor", configs)
         of = Qwen2VLConfig.from_dict(found)
         if file is not None and folder is not None:
-            shapes = read_shapes(file, f"{key}.path").items()
+            shapes = files.read_shapes(file, f"{key}.path").items()
             of = described({inner(name): shape for name, shape in shapes}, folder, file, key)
         model, head = Qwen2VLModel(of).to(getattr(torch, settings.dtype)), head_of(of)
-        if settings.gradient_checkpointing:
-            recompute(model)
+        recompute(model, settings.gradient_checkpointing)
         pixels = VlmPixels.of(configs.image_settings(folder), found, f"{key}.processor")
         pixels = replace(pixels, min_pixels=PIXELS, max_pixels=PIXELS)
         return cls(model, head, Chat(configs.tokenizer(), "", end=REWARD), pixels, settings.scale)
 
     @classmethod
     def check(cls, settings: config.Hpsv3Config, key: str = "reward", online: bool = False) -> None:
-        check_published(settings.path, f"{key}.path", online)
-        require_weight_file(settings.path, f"{key}.path", REMEDY)
+        files.check_published(settings.path, f"{key}.path", online)
+        files.require_weight_file(settings.path, f"{key}.path", REMEDY)
         reader = _reader_folder(settings, key, online)
         if reader is None:
             return
         chat, pixels = _reader(reader, key)
         if not hub.is_hub_file(settings.path):
-            file = locate(settings.path, f"{key}.path")
-            shapes = read_shapes(file, f"{key}.path").items()
+            file = files.locate(settings.path, f"{key}.path")
+            shapes = files.read_shapes(file, f"{key}.path").items()
             shapes = {inner(name): shape for name, shape in shapes}
             check_fits(described(shapes, reader, file, key), pixels, chat, f"{key}.processor")
 
@@ -158,9 +145,9 @@ def _reader_folder(settings: config.Hpsv3Config, key: str, online: bool) -> Path
     """
     if settings.processor is not None:
         return settings_folder(settings.processor, f"{key}.processor", online)
-    where: str | Path = on_the_hub(settings.path)[0] if hub.is_hub_file(settings.path) else ""
+    where: str | Path = files.on_the_hub(settings.path)[0] if hub.is_hub_file(settings.path) else ""
     if not where:
-        where = locate(settings.path, f"{key}.path").parent
+        where = files.locate(settings.path, f"{key}.path").parent
         if (where / "config.json").exists():
             return where
     raise DirectAlignError(
@@ -195,7 +182,7 @@ def inner(name: str) -> str:
     return own if known else f"language_model.{own}"
 
 
-def described(shapes: Shapes, reader: Path, file: Path, key: str) -> Qwen2VLConfig:
+def described(shapes: files.Shapes, reader: Path, file: Path, key: str) -> Qwen2VLConfig:
     """The config of a file's model: its processor's, with as many tokens as the file embeds.
 
     `shapes` are by inner names. Raises DirectAlignError for a missing, unknown or misshapen tensor.
@@ -210,9 +197,9 @@ def described(shapes: Shapes, reader: Path, file: Path, key: str) -> Qwen2VLConf
     text.vocab_size = int(shapes.get(EMBEDDING, [text.vocab_size])[0])
     with torch.device("meta"):
         model, head = Qwen2VLModel(found), head_of(found)
-    wanted = shapes_of(model.state_dict())
-    wanted |= {HEAD + name: shape for name, shape in shapes_of(head.state_dict()).items()}
-    check_tensors(wanted, shapes, file, f"{key}.path", "HPSv3", UNUSED)
+    wanted = files.shapes_of(model.state_dict())
+    wanted |= {HEAD + name: shape for name, shape in files.shapes_of(head.state_dict()).items()}
+    files.check_tensors(wanted, shapes, file, f"{key}.path", "HPSv3", UNUSED)
     return found
 
 
@@ -232,7 +219,7 @@ def filled(
     head.load_state_dict(
         {name.removeprefix(HEAD): w for name, w in weights.items() if name.startswith(HEAD)}
     )
-    return build(Qwen2VLModel, found, own, dtype), head
+    return files.build(Qwen2VLModel, found, own, dtype), head
 
 
 REWARD = "<|Reward|>"

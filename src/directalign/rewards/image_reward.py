@@ -35,6 +35,7 @@ from transformers.activations import ACT2FN
 from .. import config
 from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
+from . import weights as files
 from .common import (
     CLIP_MEAN,
     CLIP_STD,
@@ -46,21 +47,6 @@ from .common import (
     recompute,
 )
 from .soft_prompts import SoftPrompts
-from .weights import (
-    Shapes,
-    build,
-    check_published,
-    check_tensors,
-    linear_layers,
-    locate,
-    on_the_hub,
-    plain_layers,
-    read_shapes,
-    read_tokenizer,
-    read_weights,
-    require_weight_file,
-    shapes_of,
-)
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 LENGTH = 35
@@ -95,15 +81,14 @@ class ImageReward(BaseReward):
     def from_config(
         cls, settings: config.ImageRewardConfig, device: Device = "cpu", key: str = "reward"
     ) -> ImageReward:
-        require_weight_file(settings.path, f"{key}.path", REMEDY)
-        file = locate(settings.path, f"{key}.path")
+        files.require_weight_file(settings.path, f"{key}.path", REMEDY)
+        file = files.locate(settings.path, f"{key}.path")
         if hub.is_hub_file(settings.path):
-            hub.download(on_the_hub(settings.path)[0], (MED_CONFIG,), f"{key}.path")
+            hub.download(files.on_the_hub(settings.path)[0], (MED_CONFIG,), f"{key}.path")
         tokenizer = _read_tokenizer(settings, key)
         model = load_blip(file, key)
         _check_vocabulary(tokenizer, model.text.config.vocab_size, settings, key)
-        if settings.gradient_checkpointing:
-            recompute(model)
+        recompute(model, settings.gradient_checkpointing)
         return cls(model.to(device), tokenizer, settings.scale)
 
     @classmethod
@@ -115,33 +100,24 @@ class ImageReward(BaseReward):
         else:
             known = configs.published(settings.path, f"{key}.path", "image_reward")
             vision, text = BlipVisionConfig(**known["vision"]), BlipTextConfig(**known["text"])
-            head = plain_layers(text.hidden_size, known["inner"])
+            head = files.plain_layers(text.hidden_size, known["inner"])
         model = Blip(BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False), head)
-        if settings.gradient_checkpointing:
-            recompute(model)
+        recompute(model, settings.gradient_checkpointing)
         return cls(model, configs.tokenizer(), settings.scale)
 
     @classmethod
     def check(
         cls, settings: config.ImageRewardConfig, key: str = "reward", online: bool = False
     ) -> None:
-        require_weight_file(settings.path, f"{key}.path", REMEDY)
-        check_published(settings.path, f"{key}.path", online)
+        files.require_weight_file(settings.path, f"{key}.path", REMEDY)
+        files.check_published(settings.path, f"{key}.path", online)
         found = None
         if not hub.is_hub_file(settings.path):
-            found = describe_blip(locate(settings.path, f"{key}.path"), key)
+            found = describe_blip(files.locate(settings.path, f"{key}.path"), key)
         if online or not hub.is_hub_id(settings.processor):
             tokenizer = _read_tokenizer(settings, key)
             if found is not None:
                 _check_vocabulary(tokenizer, found.text.vocab_size, settings, key)
-
-    @property
-    def image_size(self) -> int:
-        return self.preprocessing.crop[0]
-
-    @property
-    def tokens_per_image(self) -> int:
-        return self.model.vision.embeddings.num_positions
 
     def encode(self, images: Images) -> Tokens:
         """Images (b, 3, h, w) in [0, 1], any size, to image tokens (b, n, d)."""
@@ -165,8 +141,8 @@ class ImageReward(BaseReward):
 
 def _read_tokenizer(settings: config.ImageRewardConfig, key: str) -> PreTrainedTokenizerBase:
     """BERT's tokenizer with the two tokens that BLIP adds to it."""
-    folder = locate(settings.processor, f"{key}.processor", TOKENIZER)
-    tokenizer = read_tokenizer(folder, f"{key}.processor")
+    folder = files.locate(settings.processor, f"{key}.processor", TOKENIZER)
+    tokenizer = files.read_tokenizer(folder, f"{key}.processor")
     if tokenizer.cls_token is None or tokenizer.pad_token is None:
         raise DirectAlignError(
             f"{key}.processor: {folder}: no BERT tokenizer (it has no [CLS] or no [PAD]); give "
@@ -240,16 +216,16 @@ class Blip(nn.Module):
 
 def load_blip(file: Path, key: str) -> Blip:
     """The model of an original file, float32, on the CPU; raises as `describe_blip`."""
-    weights = _used(read_weights(file, f"{key}.path"))
-    found = _described(shapes_of(weights), file, key)
+    weights = _used(files.read_weights(file, f"{key}.path"))
+    found = _described(files.shapes_of(weights), file, key)
     vision, text, head = (
         {name: weights[source] for name, source in names.items()} for names in found.names
     )
     own_head: Any = found.head.to_empty(device="cpu").float()
     own_head.load_state_dict(head)
     return Blip(
-        build(BlipVisionModel, found.vision, vision),
-        build(BlipTextModel, found.text, text, add_pooling_layer=False),
+        files.build(BlipVisionModel, found.vision, vision),
+        files.build(BlipTextModel, found.text, text, add_pooling_layer=False),
         own_head,
     )
 
@@ -261,7 +237,7 @@ def describe_blip(file: Path, key: str) -> BlipLayout:
     architecture, a tensor that is missing, unknown or misshapen, a med_config.json that belongs to
     another model.
     """
-    return _described(_used(read_shapes(file, f"{key}.path")), file, key)
+    return _described(_used(files.read_shapes(file, f"{key}.path")), file, key)
 
 
 def _used(tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,16 +245,16 @@ def _used(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tensor for name, tensor in tensors.items() if name.startswith(parts)}
 
 
-def _described(shapes: Shapes, file: Path, key: str) -> BlipLayout:
+def _described(shapes: files.Shapes, file: Path, key: str) -> BlipLayout:
     sizes = _Sizes(shapes, file, f"{key}.path")
     vision, text = _vision_config(sizes), _text_config(sizes)
     with torch.device("meta"):
         parts = (
             BlipVisionModel(vision),
             BlipTextModel(text, add_pooling_layer=False),
-            linear_layers("mlp.layers", (0, 2, 4, 6, 7), text.hidden_size, shapes),
+            files.linear_layers("mlp.layers", (0, 2, 4, 6, 7), text.hidden_size, shapes),
         )
-    own = [shapes_of(part.state_dict()) for part in parts]
+    own = [files.shapes_of(part.state_dict()) for part in parts]
     names = (
         {name: VISION + _source(name) for name in own[0]},
         {name: TEXT + name for name in own[1]},
@@ -289,14 +265,14 @@ def _described(shapes: Shapes, file: Path, key: str) -> BlipLayout:
         for sources, part in zip(names, own, strict=True)
         for name, shape in part.items()
     }
-    check_tensors(wanted, shapes, file, f"{key}.path", KIND, UNUSED)
+    files.check_tensors(wanted, shapes, file, f"{key}.path", KIND, UNUSED)
     return BlipLayout(vision, text, parts[2], names)
 
 
 class _Sizes:
     """Shapes of a file by name; a missing tensor or another rank raises DirectAlignError."""
 
-    def __init__(self, shapes: Shapes, file: Path, key: str) -> None:
+    def __init__(self, shapes: files.Shapes, file: Path, key: str) -> None:
         self.shapes, self.file, self.key = shapes, file, key
 
     def of(self, name: str, rank: int) -> tuple[int, ...]:
@@ -386,7 +362,7 @@ def _med_config(sizes: _Sizes, shaped: Mapping[str, int]) -> dict[str, Any]:
     if wrong:
         raise DirectAlignError(
             f"{sizes.key}: {file}: {wrong[0]} {read[wrong[0]]} does not fit the weights in "
-            f"{sizes.file.name}; take the two that belong together"
+            f"{sizes.file.name}; take two of one checkpoint"
         )
     return {"num_attention_heads": heads, "hidden_act": activation, "layer_norm_eps": eps}
 

@@ -28,24 +28,8 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 from .. import config
 from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
+from . import weights as files
 from .common import TEXT_BATCH, BaseReward, Device, Preprocessing, PromptCache, recompute
-from .weights import (
-    Shapes,
-    build,
-    check_files,
-    check_fits,
-    check_tensors,
-    fetch,
-    first_line,
-    locate,
-    meta_shapes,
-    processor_key,
-    processor_of,
-    read_shapes,
-    read_weights,
-    require_weight_file,
-    shapes_of,
-)
 
 OVERALL = (
     "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, "
@@ -105,15 +89,13 @@ class MpsReward(BaseReward):
     def from_config(
         cls, settings: config.MpsConfig, device: Device = "cpu", key: str = "reward"
     ) -> MpsReward:
-        require_weight_file(settings.path, f"{key}.path", REMEDY)
-        file, reader = fetch(settings, key)
-        preprocessing, tokenizer = processor_of(settings, file, reader, key)
-        weights = _used(read_weights(file, f"{key}.path"))
-        clip, sizes = _described(shapes_of(weights), file, reader, key)
-        check_fits(clip, preprocessing, tokenizer, processor_key(settings, key))
+        files.require_weight_file(settings.path, f"{key}.path", REMEDY)
+        file, reader, preprocessing, tokenizer = files.fetch(settings, key)
+        weights = _used(files.read_weights(file, f"{key}.path"))
+        clip, sizes = _described(files.shapes_of(weights), file, reader, key)
+        files.check_fits(clip, preprocessing, tokenizer, files.processor_key(settings, key))
         model = _filled(clip, sizes, weights).to(device)
-        if settings.gradient_checkpointing:
-            recompute(model.model.vision_model)
+        recompute(model.model.vision_model, settings.gradient_checkpointing)
         return cls(model, tokenizer, preprocessing, settings.scale, settings.condition)
 
     @classmethod
@@ -123,10 +105,9 @@ class MpsReward(BaseReward):
         clip = CLIPConfig.from_dict(configs.read(reader, f"{key}.processor", "clip"))
         sizes = PUBLISHED_CROSS
         if file is not None:
-            sizes = sizes_of(read_shapes(file, f"{key}.path"), "cross_model.")
+            sizes = sizes_of(files.read_shapes(file, f"{key}.path"), "cross_model.")
         model = MpsModel(CLIPModel(clip), CrossModel(**sizes))
-        if settings.gradient_checkpointing:
-            recompute(model.model.vision_model)
+        recompute(model.model.vision_model, settings.gradient_checkpointing)
         folder = configs.image_settings(configs.folder(reader, "preprocessor_config.json"))
         side: Any = clip.vision_config
         preprocessing = Preprocessing.of(folder, side.image_size)
@@ -134,19 +115,11 @@ class MpsReward(BaseReward):
 
     @classmethod
     def check(cls, settings: config.MpsConfig, key: str = "reward", online: bool = False) -> None:
-        require_weight_file(settings.path, f"{key}.path", REMEDY)
-        file, reader = check_files(settings, key, online, CLIPModel), settings.processor
+        files.require_weight_file(settings.path, f"{key}.path", REMEDY)
+        file, reader = files.check_files(settings, key, online, CLIPModel), settings.processor
         if file is not None and reader is not None and not hub.is_hub_id(reader):
-            shapes = _used(read_shapes(file, f"{key}.path"))
-            _described(shapes, file, locate(reader, f"{key}.processor"), key)
-
-    @property
-    def image_size(self) -> int:
-        return self.preprocessing.crop[0]
-
-    @property
-    def tokens_per_image(self) -> int:
-        return self.model.model.vision_model.embeddings.num_positions
+            shapes = _used(files.read_shapes(file, f"{key}.path"))
+            _described(shapes, file, files.locate(reader, f"{key}.processor"), key)
 
     def encode(self, images: Images) -> ImageTokens:
         """Images (b, 3, h, w) in [0, 1], any size, to projected image tokens (b, n, d)."""
@@ -189,7 +162,7 @@ def _used(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _described(
-    shapes: Shapes, file: Path, reader: Path, key: str
+    shapes: files.Shapes, file: Path, reader: Path, key: str
 ) -> tuple[CLIPConfig, dict[str, int]]:
     """The processor folder's CLIP config and the cross model's sizes, checked with the file."""
     if not (reader / "config.json").exists():
@@ -202,10 +175,10 @@ def _described(
         clip = CLIPConfig.from_pretrained(reader)
     except (KeyError, ValueError, IndexError, OSError, TypeError) as error:
         raise DirectAlignError(
-            f"{key}.path: {file}: not the weights of an MPS (no {first_line(error)})"
+            f"{key}.path: {file}: not the weights of an MPS (no {files.first_line(error)})"
         ) from error
-    wanted = meta_shapes(lambda: MpsModel(CLIPModel(clip), CrossModel(**sizes)))
-    check_tensors(wanted, shapes, file, f"{key}.path", "MPS")
+    wanted = files.meta_shapes(lambda: MpsModel(CLIPModel(clip), CrossModel(**sizes)))
+    files.check_tensors(wanted, shapes, file, f"{key}.path", "MPS")
     return clip, sizes
 
 
@@ -218,7 +191,7 @@ def _filled(clip: CLIPConfig, sizes: Mapping[str, int], weights: Mapping[str, Te
     with torch.device("meta"):
         cross_model = CrossModel(**sizes)
     cross_model.load_state_dict({name: w.float() for name, w in cross.items()}, assign=True)
-    return MpsModel(build(CLIPModel, clip, towers), cross_model)
+    return MpsModel(files.build(CLIPModel, clip, towers), cross_model)
 
 
 ImageTokens = Float[Tensor, "b n d"]
@@ -247,7 +220,7 @@ class CrossModel(nn.Module):
         return image
 
 
-def sizes_of(shapes: Shapes, prefix: str = "") -> dict[str, int]:
+def sizes_of(shapes: files.Shapes, prefix: str = "") -> dict[str, int]:
     """Arguments of the `CrossModel` with weights of these shapes; KeyError names a missing one."""
     inner, dim = shapes[f"{prefix}layers.0.0.fn.to_q.weight"]
     dim_head = shapes[f"{prefix}layers.0.0.fn.to_kv.weight"][0] // 2

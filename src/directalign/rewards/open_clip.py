@@ -118,10 +118,10 @@ def _source(name: str) -> str:
     return f"{TOWERS[tower]}.{number}.{inside}"
 
 
-GELU_ALONE = (1280, 1408, 1664, 1792)
-"""Widths published with gelu alone, unless a config sets another (as DFN's and MetaCLIP's)."""
+GELU_ONLY = (1280, 1408, 1664, 1792)
+"""Widths published only with gelu, unless a config sets another (as DFN's and MetaCLIP's)."""
 VISION_HEADS = dict.fromkeys((384, 512, 768, 896, 1024), 64)
-VISION_HEADS |= dict(zip(GELU_ALONE, (80, 88, 104, 112), strict=True))
+VISION_HEADS |= dict(zip(GELU_ONLY, (80, 88, 104, 112), strict=True))
 """Head width by width of the vision tower, for all models that open_clip publishes."""
 TEXT_HEAD = 64
 """Head width of every text tower."""
@@ -159,10 +159,7 @@ def clip_config(shapes: Shapes, file: Path, key: str, activation: str | None = N
             f"{key}.path: {file}: lacks or misshapes {error} of an open_clip ViT; take the whole "
             "file"
         ) from error
-    if given:
-        heads = _config_heads(given, vision, text, file, key)
-    else:
-        heads = _known_heads(vision, text, file, key)
+    heads = _heads(given, vision, text, file, key)
     act = _activation(given, vision["hidden_size"], activation, file, key)
     for tower, count in zip((vision, text), heads, strict=True):
         tower.update(num_attention_heads=count, hidden_act=act, projection_dim=width)
@@ -209,22 +206,34 @@ def _tower(shapes: Shapes, blocks: str, width: int) -> dict[str, Any]:
     }
 
 
-def _known_heads(
-    vision: Mapping[str, Any], text: Mapping[str, Any], file: Path, key: str
+def _heads(
+    given: Mapping[str, Any] | None,
+    vision: Mapping[str, Any],
+    text: Mapping[str, Any],
+    file: Path,
+    key: str,
 ) -> tuple[int, int]:
-    remedy = f"put the checkpoint's {CONFIG} beside it"
-    vision_width, text_width = vision["hidden_size"], text["hidden_size"]
-    if vision_width not in VISION_HEADS or text_width % TEXT_HEAD:
+    """Numbers of heads of both towers: of the config `given`, else those of published widths."""
+    widths, remedy = (vision["hidden_size"], text["hidden_size"]), f"put the checkpoint's {CONFIG}"
+    if given is not None:
+        towers = given["vision_cfg"], given["text_cfg"]
+        if (towers[0].get("width", 768), towers[1].get("width", 512)) != widths:
+            raise DirectAlignError(
+                f"{key}.path: {file.parent / CONFIG} is of another model than {file.name} (other "
+                "widths); take the one of these weights"
+            )
+        return widths[0] // towers[0].get("head_width", 64), towers[1].get("heads", 8)
+    if widths[0] not in VISION_HEADS or widths[1] % TEXT_HEAD:
         raise DirectAlignError(
-            f"{key}.path: {file}: the number of heads of towers {vision_width} and {text_width} "
-            f"wide is not known: {remedy}"
+            f"{key}.path: {file}: the number of heads of towers {widths[0]} and {widths[1]} wide "
+            f"is not known: {remedy} beside it"
         )
     if text["vocab_size"] != VOCABULARY:
         raise DirectAlignError(
             f"{key}.path: {file}: its text tower has a vocabulary of its own "
-            f"({text['vocab_size']} tokens): {remedy}"
+            f"({text['vocab_size']} tokens): {remedy} beside it"
         )
-    return vision_width // VISION_HEADS[vision_width], text_width // TEXT_HEAD
+    return widths[0] // VISION_HEADS[widths[0]], widths[1] // TEXT_HEAD
 
 
 def _activation(
@@ -238,7 +247,7 @@ def _activation(
                 "remove activation"
             )
         return configured
-    if activation is None and width not in GELU_ALONE:
+    if activation is None and width not in GELU_ONLY:
         raise DirectAlignError(
             f"{key}.activation: missing, and {file} does not contain it: set quick_gelu for the "
             "weights of OpenAI, DFN and MetaCLIP, gelu for LAION's and DataComp's, or put the "
@@ -272,21 +281,3 @@ def _read_config(file: Path, key: str) -> dict[str, Any] | None:
                     "does not have; take a plain ViT"
                 )
     return model
-
-
-def _config_heads(
-    given: Mapping[str, Any],
-    vision: Mapping[str, Any],
-    text: Mapping[str, Any],
-    file: Path,
-    key: str,
-) -> tuple[int, int]:
-    vision_width = given["vision_cfg"].get("width", 768)
-    text_width = given["text_cfg"].get("width", 512)
-    if (vision_width, text_width) != (vision["hidden_size"], text["hidden_size"]):
-        raise DirectAlignError(
-            f"{key}.path: {file.parent / CONFIG} is of another model than {file.name} (other "
-            "widths); take the one of these weights"
-        )
-    heads = vision_width // given["vision_cfg"].get("head_width", 64)
-    return heads, given["text_cfg"].get("heads", 8)

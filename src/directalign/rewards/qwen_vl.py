@@ -44,18 +44,9 @@ from transformers import (
 from .. import config
 from ..io import hub
 from ..types import DirectAlignError, Images, PerSample
+from . import weights as files
 from .common import CLIP_MEAN, CLIP_STD, BaseReward, Device, normalised, read_json, recompute
 from .common import read_settings as read_image_settings
-from .weights import (
-    FOLDER_SETTINGS,
-    FOLDER_WEIGHTS,
-    check_folder,
-    first_line,
-    load_model,
-    locate,
-    read_model_type,
-    read_tokenizer,
-)
 
 
 class VlmReward(BaseReward):
@@ -65,7 +56,6 @@ class VlmReward(BaseReward):
     """
 
     name = "vlm"
-    finetune_parts = ("lora",)
 
     def __init__(
         self,
@@ -82,16 +72,15 @@ class VlmReward(BaseReward):
     def from_config(
         cls, settings: config.QwenVLConfig, device: Device = "cpu", key: str = "reward"
     ) -> VlmReward:
-        folder = locate(settings.path, f"{key}.path", (*SETTINGS, *FOLDER_WEIGHTS))
+        folder = files.locate(settings.path, f"{key}.path", (*SETTINGS, *files.FOLDER_WEIGHTS))
         kind = check_weights(folder, f"{key}.path")
         reader = folder
         if settings.processor is not None:
-            reader = locate(settings.processor, f"{key}.processor", SETTINGS)
+            reader = files.locate(settings.processor, f"{key}.processor", SETTINGS)
         chat, pixels, answers = _reader(settings, reader, key)
-        model: Any = load_model(kind, folder, f"{key}.path", getattr(torch, settings.dtype))
+        model: Any = files.load_model(kind, folder, f"{key}.path", getattr(torch, settings.dtype))
         check_fits(model.config, pixels, chat, _reader_key(settings, key))
-        if settings.gradient_checkpointing:
-            recompute(model.model)
+        recompute(model.model, settings.gradient_checkpointing)
         return cls(model.to(device), chat, pixels, settings, answers)
 
     @classmethod
@@ -99,8 +88,7 @@ class VlmReward(BaseReward):
         folder = configs.folder(settings.path)
         kind, found = meta_config(settings.path, f"{key}.path", configs)
         model = kind(kind.config_class.from_dict(found)).to(getattr(torch, settings.dtype))
-        if settings.gradient_checkpointing:
-            recompute(model.model)
+        recompute(model.model, settings.gradient_checkpointing)
         if settings.processor is not None:
             folder = configs.folder(settings.processor, "preprocessor_config.json")
         pixels = VlmPixels.of(configs.image_settings(folder), found, f"{key}.path")
@@ -176,7 +164,7 @@ KINDS: dict[str, type[PreTrainedModel]] = {
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
     "qwen3_vl": Qwen3VLForConditionalGeneration,
 }
-SETTINGS = (*FOLDER_SETTINGS, "chat_template*", "added_tokens.json")
+SETTINGS = (*files.FOLDER_SETTINGS, "chat_template*", "added_tokens.json")
 """Files fetched from a repository beside its weights."""
 INDEX = "model.safetensors.index.json"
 
@@ -238,13 +226,13 @@ def last_hidden_state(
 def settings_folder(path: str, key: str, online: bool) -> Path | None:
     """The local folder of a model's settings; from the hub only if `online`, else None."""
     if not hub.is_hub_id(path):
-        return locate(path, key, ())
+        return files.locate(path, key, ())
     return hub.download(path, SETTINGS, key) if online else None
 
 
 def model_class_of(folder: Path, key: str) -> type[PreTrainedModel]:
     """The class of a folder's model. Raises DirectAlignError: no folder, or of another kind."""
-    found = read_model_type(folder, key, "transformers Qwen VL")
+    found = files.read_model_type(folder, key, "transformers Qwen VL")
     if found not in KINDS:
         raise DirectAlignError(
             f"{key}: {folder}: holds a model of type {found}, known are {', '.join(KINDS)}; give "
@@ -265,7 +253,7 @@ def meta_config(path: str, key: str, configs: Any) -> tuple[Any, dict[str, Any]]
 def check_weights(folder: Path, key: str) -> type[PreTrainedModel]:
     """The class of a folder's model, after checking that all weight files are complete."""
     kind = model_class_of(folder, key)
-    check_folder(folder, key, kind)
+    files.check_folder(folder, key, kind)
     if (folder / INDEX).exists():
         named = set(read_json(folder / INDEX, key)["weight_map"].values())
         lacking = sorted(name for name in named if not (folder / name).exists())
@@ -390,11 +378,10 @@ def read_chat(folder: Path, key: str) -> tuple[PreTrainedTokenizerBase, str]:
 
     Raises DirectAlignError: either is missing or unreadable, or has no placeholder of an image.
     """
-    tokenizer = read_tokenizer(folder, key)
+    tokenizer = files.read_tokenizer(folder, key)
     file, template = folder / "chat_template.json", tokenizer.chat_template
     if file.exists():
-        read = read_json(file, key)
-        template = read.get("chat_template") if isinstance(read, dict) else None
+        template = read_json(file, key).get("chat_template")
     if not isinstance(template, str):
         raise DirectAlignError(
             f"{key}: {folder}: chat_template.json (or .jinja) is missing or empty; copy it from "
@@ -408,8 +395,8 @@ def read_chat(folder: Path, key: str) -> tuple[PreTrainedTokenizerBase, str]:
         count = Chat(tokenizer, template).render("").count(IMAGE)
     except TemplateError as error:
         raise DirectAlignError(
-            f"{key}: {folder}: its chat template cannot be used ({first_line(error)}); copy it "
-            "from the original checkpoint"
+            f"{key}: {folder}: its chat template cannot be used ({files.first_line(error)}); copy "
+            "it from the original checkpoint"
         ) from error
     if count != 1:
         raise DirectAlignError(
@@ -463,40 +450,31 @@ class VlmPixels:
 
         Raises DirectAlignError: missing, unreadable, or of another kind.
         """
+        file, found = read_image_settings(folder, key)
         try:
-            file, found = read_image_settings(folder)
-        except DirectAlignError as error:
-            raise DirectAlignError(f"{key}: {error}") from error
-        try:
-            return cls._of(found)
+            if found.get("resample", BICUBIC) != BICUBIC:
+                raise ValueError(f"resample {found['resample']}, known is {BICUBIC}, bicubic")
+            size = found.get("size") or {}
+            low, high = (
+                int(found.get(name) or size.get(edge) or size.get(name) or usual)
+                for name, edge, usual in (
+                    ("min_pixels", "shortest_edge", cls.min_pixels),
+                    ("max_pixels", "longest_edge", cls.max_pixels),
+                )
+            )
+            return cls(
+                int(found.get("patch_size", cls.patch)),
+                int(found.get("merge_size", cls.merge)),
+                int(found.get("temporal_patch_size", cls.frames)),
+                *(low, high),
+                tuple(found.get("image_mean") or CLIP_MEAN),
+                tuple(found.get("image_std") or CLIP_STD),
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DirectAlignError(
                 f"{key}: {file}: no image settings of a Qwen VL ({error}); copy the file from the "
                 "original checkpoint"
             ) from error
-
-    @classmethod
-    def _of(cls, found: dict[str, Any]) -> VlmPixels:
-        if found.get("resample", BICUBIC) != BICUBIC:
-            raise ValueError(f"resample {found['resample']}, known is {BICUBIC}, bicubic")
-        size = found.get("size") or {}
-        bounds = [
-            found.get(name) or size.get(edge) or size.get(name) or usual
-            for name, edge, usual in (
-                ("min_pixels", "shortest_edge", cls.min_pixels),
-                ("max_pixels", "longest_edge", cls.max_pixels),
-            )
-        ]
-        low, high = map(int, bounds)
-        return cls(
-            int(found.get("patch_size", cls.patch)),
-            int(found.get("merge_size", cls.merge)),
-            int(found.get("temporal_patch_size", cls.frames)),
-            low,
-            high,
-            tuple(found.get("image_mean") or CLIP_MEAN),
-            tuple(found.get("image_std") or CLIP_STD),
-        )
 
     @classmethod
     def of(cls, folder: Path | None, model: dict[str, Any], key: str) -> VlmPixels:

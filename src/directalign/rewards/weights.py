@@ -1,7 +1,7 @@
 """Files of reward models: located here or on the hub, checked, read without running code.
 
 Two kinds: transformers folders (safetensors, tokenizer, image settings), and single files as their
-authors published them: `.safetensors`, or `.pt`, `.pth`, `.bin` that hold tensors alone
+authors published them: `.safetensors`, or `.pt`, `.pth`, `.bin` with only tensors
 (`weights_only`). Files that pickle whole objects are refused. Every missing, truncated, unknown or
 misshapen part is one error that names the recipe's key, the file and the remedy.
 """
@@ -221,17 +221,21 @@ def build(
 FolderConfig = config.ClipConfig | config.SiglipConfig | config.MpsConfig
 
 
-def fetch(settings: FolderConfig, key: str) -> tuple[Path, Path]:
-    """The weights (folder or file), and the folder of tokenizer and image settings.
+def fetch(
+    settings: FolderConfig, key: str
+) -> tuple[Path, Path, Preprocessing, PreTrainedTokenizerBase]:
+    """The weights (folder or file), the folder of the processor, image settings and tokenizer.
 
     The second is that of `processor`, or where the weights are.
     """
     weights = locate(settings.path, f"{key}.path", (*FOLDER_SETTINGS, *FOLDER_WEIGHTS))
     if hub.is_hub_file(settings.path):
         hub.download(on_the_hub(settings.path)[0], FOLDER_SETTINGS, f"{key}.path")
+    beside = settings.processor is None and weights.is_file()
+    reader = weights.parent if beside else weights
     if settings.processor is not None:
-        return weights, locate(settings.processor, f"{key}.processor", FOLDER_SETTINGS)
-    return weights, weights.parent if weights.is_file() else weights
+        reader = locate(settings.processor, f"{key}.processor", FOLDER_SETTINGS)
+    return weights, reader, *read_processor(reader, processor_key(settings, key), beside)
 
 
 def check_files(
@@ -284,14 +288,6 @@ def read_processor(
     return Preprocessing.read(folder), read_tokenizer(folder, key)
 
 
-def processor_of(
-    settings: FolderConfig, weights: Path, reader: Path, key: str
-) -> tuple[Preprocessing, PreTrainedTokenizerBase]:
-    """`read_processor` for the result of `fetch`."""
-    beside = weights.is_file() and settings.processor is None
-    return read_processor(reader, processor_key(settings, key), beside)
-
-
 def read_model_type(folder: Path, key: str, kind: str) -> str | None:
     """`model_type` of a folder's config.json. Raises DirectAlignError: no folder, or no JSON."""
     if not folder.is_dir():
@@ -301,8 +297,7 @@ def read_model_type(folder: Path, key: str, kind: str) -> str | None:
         raise DirectAlignError(
             f"{key}: {folder}: config.json is missing; it must be a complete {kind} folder"
         )
-    settings = read_json(file, key)
-    return settings.get("model_type") if isinstance(settings, dict) else None
+    return read_json(file, key).get("model_type")
 
 
 def check_folder(folder: Path, key: str, kind: type[PreTrainedModel]) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 from .. import config
 from ..evaluation.generate import generate
 from ..interfaces import Model
-from ..rewards.distributed import SynchronizedError, synchronized_call
+from ..rewards.black_box import SynchronizedError, synchronized_call
 from ..types import Batch, DirectAlignError, NonFiniteError
 from . import checkpoint, early_stopping, run_log
 from .checkpoint import TrainState

@@ -32,7 +32,7 @@ from ..models import load_model
 from ..models.text_encoder import PromptEncoder, default_folder
 from ..report import write_page
 from ..rewards import load_reward
-from ..rewards.distributed import synchronized_call
+from ..rewards.black_box import synchronized_call
 from ..toyworld.judges import load_judge
 from ..types import DirectAlignError
 from . import checkpoint, distributed, early_stopping, loop, run_folder, run_log

@@ -1,0 +1,412 @@
+"""Black-box rewards: a Python function or class of the user, and a server behind an HTTP address.
+
+A Python reward:
+
+    reward: {name: python, path: my_reward.py:score, args: {strength: 2.0}}
+
+    def score(images, prompts, strength):   # (b, 3, H, W) float32 in [0, 1] on the CPU, b strings
+        return [...]                        # b numbers, larger is better
+
+A class is constructed once with `args`. Its instance is called as the function above, or has the
+two methods of `interfaces.Reward`: `encode(images)` gives features and `score(features, prompts)`
+the numbers; then images are encoded once for all prompts. It may set `reads_prompt = False`.
+
+No gradient is used unless `differentiable: true`; only a policy gradient (method.name: flow_grpo)
+can train without one. With it the images stay on the training device and in the graph, and the
+result must be a tensor (b,) with its gradient. The file is run: name only files that you trust.
+Load models in the class, and freeze their weights. `examples/my_reward.py` is a template.
+
+A server (examples/reward_server.py is one):
+
+    POST url    {"prompts": ["Photo. a red star", ...], "images": ["iVBORw0KGgo...", ...]}
+    200         {"scores": [0.31, ...]}        one number each, larger is better
+
+Images are base64 PNGs of 8 bits. Failed connections, timeouts and busy or failing servers (429,
+5xx) are retried after 1, 2, 4, ... seconds; any other response ends the run with one line, and
+`--resume` continues it. Not supported: authentication (use a proxy) and concurrent requests (each
+rank sends its own images).
+
+`synchronized` makes a black box that fails on one rank fail on all ranks, at the same call.
+Otherwise the other ranks would hang in their next collective and no checkpoint could be saved. It
+costs one all-reduced number per call.
+"""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import io
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from http.client import HTTPException
+from typing import Any, TypeVar
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlsplit
+from urllib.request import Request, urlopen
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .. import config
+from ..interfaces import ProcessGroup, Reward
+from ..io.user_code import load_object
+from ..types import DirectAlignError, Images, PerSample
+from .common import BaseReward, Device
+from .mixture import MixReward
+
+Result = TypeVar("Result")
+MESSAGE_BYTES = 1000
+"""Bytes of an error message that are sent to the other ranks."""
+FIRST_WAIT = 1.0
+"""Seconds before the second attempt; each further wait is twice as long."""
+EXCERPT = 200
+"""Characters of a server's response that are quoted in errors."""
+logger = logging.getLogger(__name__)
+
+
+class PythonReward(BaseReward):
+    """`scale` times the results of `function` (`interfaces.Reward`); `source` names it in errors.
+
+    `function` is a callable of images and prompts, or an object with `encode` and `score`.
+    """
+
+    name = "python"
+    differentiable = False
+
+    def __init__(
+        self,
+        function: Any,
+        scale: float = 1.0,
+        source: str = "reward: function",
+        differentiable: bool = False,
+    ) -> None:
+        self.function, self.scale, self.source = function, scale, source
+        self.differentiable = differentiable
+        self.two_calls = _has_two_calls(function)
+        self.reads_prompt = bool(getattr(function, "reads_prompt", True))
+
+    @classmethod
+    def from_config(
+        cls, settings: config.PythonConfig, device: Device = "cpu", key: str = "reward"
+    ) -> PythonReward:
+        """The reward of a recipe section; the user's code chooses its own device."""
+        del device
+        function = load_function(settings.path, f"{key}.path", settings.args)
+        source = f"{key}.path: {settings.path}"
+        return cls(function, settings.scale, source, settings.differentiable)
+
+    @classmethod
+    def check(
+        cls, settings: config.PythonConfig, key: str = "reward", online: bool = False
+    ) -> None:
+        """The file runs, has the name, and a class accepts `args`."""
+        del online
+        load_function(settings.path, f"{key}.path", settings.args)
+
+    @classmethod
+    def files(cls, settings: config.PythonConfig) -> dict[str, str]:
+        return {"path": settings.path.rpartition(":")[0]}
+
+    def encode(self, images: Images) -> Any:
+        """The object's features, or float32 images, detached on the CPU unless differentiable."""
+        images = images.float() if self.differentiable else images.detach().float().cpu()
+        if not self.two_calls:
+            return images
+        features = self._call(self.function.encode, images)
+        if isinstance(features, Tensor):
+            self._require_gradient(images, features)
+        return features
+
+    def score(self, features: Any, prompts: Sequence[str]) -> PerSample:
+        """scale · result (b,), float32: on the CPU, or where the images are if differentiable.
+
+        Raises DirectAlignError for a result that is not one finite number per image or has lost its
+        gradient, and for a function that fails.
+        """
+        call = self.function.score if self.two_calls else self.function
+        result = self._call(call, features, list(prompts))
+        scores = check_scores(result, len(prompts), f"{self.source} must return")
+        if not self.differentiable:
+            return self.scale * scores
+        if isinstance(features, Tensor):
+            self._require_gradient(features, result)
+            return self.scale * torch.as_tensor(result).to(features)
+        return self.scale * torch.as_tensor(result).float()
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return function(*args)
+        except torch.OutOfMemoryError:
+            raise  # reported by the run
+        except (Exception, SystemExit) as error:  # any error of the user's code
+            raise DirectAlignError(
+                f"{self.source} fails ({type(error).__name__}: {error}); correct the function, "
+                "--debug shows the traceback"
+            ) from error
+
+    def _require_gradient(self, given: Tensor, result: Any) -> None:
+        in_graph = self.differentiable and given.requires_grad and torch.is_grad_enabled()
+        if in_graph and not (isinstance(result, Tensor) and result.requires_grad):
+            raise DirectAlignError(
+                f"{self.source} must return a tensor with a gradient (differentiable: true): use "
+                "only torch, without detach and no_grad"
+            )
+
+
+def check_scores(result: Any, count: int, must: str) -> PerSample:
+    """The result as (count,) float32 on the CPU, detached; errors start with `must`.
+
+    Example of `must`: "reward.path: f.py:score must return".
+    """
+    wanted = f"{must} a list or tensor of {count} numbers, one per image"
+    try:
+        scores = torch.as_tensor(result, dtype=torch.float32).detach().cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise DirectAlignError(
+            f"{wanted}; it returned a {type(result).__name__} ({error})"
+        ) from error
+    if scores.shape != (count,):
+        raise DirectAlignError(f"{wanted}; it returned shape {tuple(scores.shape)}")
+    if not scores.isfinite().all():
+        place = int((~scores.isfinite()).nonzero()[0])
+        raise DirectAlignError(
+            f"{wanted}; number {place} is {float(scores[place])}: give every image a finite score"
+        )
+    return scores
+
+
+def load_function(
+    path: str, key: str = "reward.path", args: Mapping[str, Any] | None = None
+) -> Any:
+    """Run the file of "file.py:name"; return the function with `args` bound, or an instance.
+
+    A class is constructed with `args`. Raises DirectAlignError: another form, no such file or
+    name, a file or constructor that fails, an object that is neither callable nor has `encode` and
+    `score`.
+    """
+    found = load_object(path, key, "function")
+    file, _, name = path.rpartition(":")
+    if inspect.isclass(found):
+        try:
+            found = found(**(args or {}))
+        except (Exception, SystemExit) as error:  # any error of the user's code
+            raise DirectAlignError(
+                f"{key}: {name} in {file} cannot be constructed with args {dict(args or {})} "
+                f"({type(error).__name__}: {error})"
+            ) from error
+    elif args and callable(found):
+        found = partial(found, **args)
+    if not (callable(found) or _has_two_calls(found)):
+        raise DirectAlignError(
+            f"{key}: {name!r} in {file} is a {type(found).__name__}, which cannot be called; name "
+            "a function of images and prompts"
+        )
+    return found
+
+
+def _has_two_calls(found: Any) -> bool:
+    return all(callable(getattr(found, name, None)) for name in ("encode", "score"))
+
+
+class HttpReward(BaseReward):
+    """`scale` times the scores of the server at `settings.url` (`interfaces.Reward`)."""
+
+    name = "remote"
+    differentiable = False
+    file_keys = ()
+
+    def __init__(self, settings: config.HttpConfig, key: str = "reward") -> None:
+        self.settings, self.source = settings, f"{key}.url: {settings.url}"
+
+    @classmethod
+    def from_config(
+        cls, settings: config.HttpConfig, device: Device = "cpu", key: str = "reward"
+    ) -> HttpReward:
+        """The reward of a recipe section; nothing is sent yet."""
+        del device
+        return cls(settings, key)
+
+    @classmethod
+    def check(cls, settings: config.HttpConfig, key: str = "reward", online: bool = False) -> None:
+        """Check the address; if `online`, request the score of one gray image."""
+        _check_address(settings.url, f"{key}.url")
+        if online:
+            reward = cls.from_config(settings, key=key)
+            reward.score(reward.encode(torch.full((1, 3, 64, 64), 0.5)), [""])
+
+    def encode(self, images: Images) -> tuple[str, ...]:
+        """Each image as base64 PNG."""
+        return tuple(png(image) for image in images.detach())
+
+    def score(self, features: tuple[str, ...], prompts: Sequence[str]) -> PerSample:
+        """The server's scores (b,), float32 on the CPU.
+
+        Raises DirectAlignError naming the address and what went wrong there.
+        """
+        size, prompts = self.settings.batch_size, list(prompts)
+        parts = [
+            self._scores(features[at : at + size], prompts[at : at + size])
+            for at in range(0, len(prompts), size)
+        ]
+        return self.settings.scale * torch.cat(parts)
+
+    def _scores(self, images: Sequence[str], prompts: Sequence[str]) -> PerSample:
+        body = self._request(json.dumps({"prompts": prompts, "images": images}).encode())
+        try:
+            found = json.loads(body)
+            if not isinstance(found, dict) or "scores" not in found:
+                raise ValueError("no scores")
+        except (ValueError, RecursionError) as error:
+            raise DirectAlignError(
+                f'{self.source} responds with {_excerpt(body)}; it must send {{"scores": [...]}}'
+            ) from error
+        return check_scores(found["scores"], len(prompts), f'{self.source} must send as "scores"')
+
+    def _request(self, body: bytes) -> bytes:
+        """The body of the server's response, after up to `retries` further attempts."""
+        for attempt in range(self.settings.retries + 1):
+            try:
+                return self._post(body)
+            except _Temporary as trouble:
+                if attempt == self.settings.retries:
+                    count = f"{attempt + 1} attempts" if attempt else "1 attempt"
+                    raise DirectAlignError(
+                        f"{self.source}: {trouble} ({count}); check the server"
+                    ) from trouble
+                wait = FIRST_WAIT * 2**attempt
+                logger.warning("%s: %s; trying again in %g s", self.source, trouble, wait)
+                time.sleep(wait)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _post(self, body: bytes) -> bytes:
+        request = Request(
+            self.settings.url, body, {"Content-Type": "application/json"}, method="POST"
+        )
+        try:
+            with urlopen(request, timeout=self.settings.timeout) as response:
+                return response.read()
+        except HTTPError as error:
+            try:
+                excerpt = _excerpt(error.read())
+            except (OSError, HTTPException) as broken:
+                excerpt = f"incomplete response ({type(broken).__name__})"
+            trouble = f"HTTP {error.code} {error.reason}: {excerpt}"
+            if error.code == 429 or error.code >= 500:
+                raise _Temporary(trouble) from error
+            raise DirectAlignError(
+                f"{self.source}: {trouble}; check that a reward server answers at this address"
+            ) from error
+        except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
+            raise _Temporary(self._reason(error)) from error
+
+    def _reason(self, error: Exception) -> str:
+        reason: Any = error.reason if isinstance(error, URLError) else error
+        if isinstance(reason, TimeoutError):
+            return f"no answer within {self.settings.timeout:g} s"
+        if isinstance(reason, ConnectionRefusedError):
+            return "connection refused, nothing listens there"
+        return f"no answer ({type(reason).__name__}: {reason})"
+
+
+class _Temporary(Exception):
+    """A failure that is worth a retry."""
+
+
+def png(image: Tensor) -> str:
+    """An image (3, H, W) in [0, 1] as a base64 PNG of 8 bits."""
+    pixels = (image.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _excerpt(body: bytes) -> str:
+    text = " ".join(body.decode("utf-8", errors="replace").split())
+    return f"{text[:EXCERPT]!r}" + ("..." if len(text) > EXCERPT else "")
+
+
+def _check_address(url: str, key: str) -> None:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise DirectAlignError(
+            f"{key}: {url} is no address ({error}); write http://host:port/path"
+        ) from error
+    if not host:
+        raise DirectAlignError(f"{key}: {url} names no host; write http://host:port/path")
+    if parts.username is not None:
+        raise DirectAlignError(
+            f"{key}: contains a user name or password, which is not sent and would appear in the "
+            "run's records; put a proxy before the server"
+        )
+    invalid = next((letter for letter in url if not "!" <= letter <= "~"), None)
+    if invalid is not None:
+        raise DirectAlignError(
+            f"{key}: {url} holds {invalid!r}, which cannot be sent; write it as {quote(invalid)}"
+        )
+
+
+class SynchronizedError(DirectAlignError):
+    """A reward failed on some rank; every rank raises this, at the same call."""
+
+
+class SynchronizedReward:
+    """`reward` (`interfaces.Reward`), which must be called equally often on all ranks."""
+
+    def __init__(self, reward: Reward, group: ProcessGroup) -> None:
+        self.reward, self.group = reward, group
+        self.name, self.reads_prompt = reward.name, reward.reads_prompt
+        self.differentiable = reward.differentiable
+
+    def encode(self, images: Images) -> Any:
+        """As the reward."""
+        return self.reward.encode(images)
+
+    def score(self, features: Any, prompts: Sequence[str]) -> PerSample:
+        """As the reward. Raises SynchronizedError where it raises DirectAlignError on any rank."""
+        return synchronized_call(lambda: self.reward.score(features, prompts), self.group)
+
+
+def synchronized_call(function: Callable[[], Result], group: ProcessGroup) -> Result:
+    """The result of `function`, which every rank calls.
+
+    Raises SynchronizedError on all ranks if one rank raises DirectAlignError.
+    """
+    if group.size == 1:
+        return function()
+    results, message = list[Result](), ""
+    try:
+        results.append(function())
+    except DirectAlignError as error:
+        message = str(error)
+    if float(group.sum(torch.tensor(float(not results)))) > 0:
+        raise SynchronizedError(_first_message(message, group))
+    return results[0]
+
+
+def synchronized(reward: Reward, group: ProcessGroup) -> Reward:
+    """The same reward, whose black boxes fail on all ranks or on none."""
+    if group.size == 1 or reward.differentiable:
+        return reward
+    if isinstance(reward, MixReward):
+        members = [
+            replace(member, reward=synchronized(member.reward, group)) for member in reward.members
+        ]
+        return MixReward(members, reward.settings)
+    return SynchronizedReward(reward, group)
+
+
+def _first_message(message: str, group: ProcessGroup) -> str:
+    """The error message of the first rank that failed."""
+    content = message.encode()[:MESSAGE_BYTES]
+    own = torch.zeros(1, MESSAGE_BYTES, dtype=torch.uint8)
+    own[0, : len(content)] = torch.tensor(list(content), dtype=torch.uint8)
+    rows = [bytes(row.tolist()).rstrip(b"\0") for row in group.gather(own)]
+    rank, text = next((rank, text) for rank, text in enumerate(rows) if text)
+    return f"rank {rank}: {text.decode(errors='replace')}"

@@ -1,0 +1,430 @@
+"""Python functions and HTTP servers as rewards: results, gradients, errors, several ranks."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from directalign import config
+from directalign.config.load import load_run
+from directalign.interfaces import Reward
+from directalign.preflight import checks
+from directalign.rewards import black_box, check_reward, load_reward
+from directalign.rewards.black_box import PythonReward, SynchronizedError, synchronized
+from directalign.rewards.mixture import Member, MixReward
+from rewards.cases import refused, scores_of
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PROMPTS = ["a", "bcd", "ef"]
+LENGTHS = torch.tensor([1.0, 3.0, 2.0])
+Answer = Callable[[dict[str, Any]], tuple[int, bytes]]
+
+
+def images() -> Tensor:
+    return torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def score(reward: Reward, prompts: list[str] = PROMPTS) -> Tensor:
+    return scores_of(reward, images().double(), prompts)
+
+
+def means(given: Tensor) -> Tensor:
+    return given.mean((1, 2, 3))
+
+
+# --- Python functions and classes -----------------------------------------------------------------
+
+SOURCE = """
+import torch
+
+number = 3
+
+def score(images, prompts, factor):
+    return factor * images.mean((1, 2, 3))
+
+class Callable:
+    reads_prompt = False
+    def __init__(self, factor):
+        self.factor = factor
+    def __call__(self, images, prompts):
+        return self.factor * images.mean((1, 2, 3))
+
+class TwoCalls(Callable):
+    encoded = 0
+    def encode(self, images):
+        self.encoded += 1
+        return images.mean((1, 2, 3))
+    def score(self, features, prompts):
+        return self.factor * features
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """The user's file."""
+    (tmp_path / "own.py").write_text(SOURCE)
+    return tmp_path / "own.py"
+
+
+def test_a_function_gets_plain_images_and_a_list() -> None:
+    def measure(given: Tensor, prompts: list[str]) -> Tensor:
+        assert given.dtype == torch.float32 and not given.requires_grad and prompts == PROMPTS
+        return means(given)
+
+    reward = PythonReward(measure)
+    found = reward.score(reward.encode(images().double().requires_grad_()), tuple(PROMPTS))
+    assert found.dtype == torch.float32 and found.equal(means(images()))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [[1, 2.5, 3], (1.0, 2.5, 3), np.array([1.0, 2.5, 3]), torch.tensor([1, 2.5, 3]).double()],
+)
+def test_any_sequence_of_numbers_is_accepted(answer: Any) -> None:
+    assert score(PythonReward(lambda images, prompts: answer)).tolist() == [1.0, 2.5, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        ([1.0], r"3 numbers, one per image; it returned shape \(1,\)"),
+        (torch.zeros(3, 1), r"shape \(3, 1\)"),
+        (0.5, r"shape \(\)"),
+        ([1.0, float("nan"), 0.0], "number 1 is nan"),
+        ([float("-inf"), 0.0, 0.0], "number 0 is -inf"),
+        (None, "it returned a NoneType"),
+        (["good", "bad", "bad"], "it returned a list"),
+    ],
+)
+def test_an_unusable_result_is_refused(answer: Any, complaint: str) -> None:
+    reward = PythonReward(lambda images, prompts: answer, source="reward.path: own.py:score")
+    with refused(rf"reward\.path: own\.py:score must return .*{complaint}"):
+        score(reward)
+
+
+def test_errors_of_the_function_name_it() -> None:
+    def fails(images: Any, prompts: Any) -> Any:
+        raise ConnectionError("the service is down")
+
+    for differentiable in (False, True):
+        with refused(r"own\.py fails \(ConnectionError: the service is down\); correct the"):
+            score(PythonReward(fails, 1.0, "own.py", differentiable))
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("own.py", "names no function; write file.py:function"),
+        ("other.py:score", "no such Python file"),
+        ("own.py:rate", "has no function 'rate'"),
+        ("own.py:number", "'number' in .*own.py is a int, which cannot be called"),
+        ("torn.py:score", r"torn\.py cannot be run \(SyntaxError"),
+        ("poor.py:score", r"poor\.py cannot be run \(ModuleNotFoundError: .*'nowhere_to_be_found'"),
+        ("own.py:Callable", r"cannot be constructed with args {'other': 1}"),
+    ],
+)
+def test_unusable_files_are_found_by_the_check(own: Path, path: str, complaint: str) -> None:
+    (own.parent / "torn.py").write_text("def score(:\n")
+    (own.parent / "poor.py").write_text("import nowhere_to_be_found\n")
+    with refused(rf"held\.path: .*{complaint}"):
+        check_reward(config.PythonConfig(path=f"{own.parent}/{path}", args={"other": 1}), "held")
+
+
+@pytest.mark.parametrize("name", ["srpo", "draft"])
+def test_a_method_that_needs_a_gradient_is_refused(own: Path, name: str) -> None:
+    reward = f"reward={{name: python, path: '{own}:score'}}"
+    checks.check_reward(load_run("remote_reward", [reward]))
+    run = load_run("world_srpo", [reward, f"method={{name: {name}, form: absolute}}"])
+    with refused(rf"method\.name {name} needs its gradient .* set method\.name: flow_grpo"):
+        checks.check_reward(run)
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("name", ["score", "Callable", "TwoCalls"])
+def test_functions_and_classes_take_args_and_keep_the_gradient(
+    own: Path, name: str, differentiable: bool
+) -> None:
+    settings = config.PythonConfig(
+        path=f"{own}:{name}", args={"factor": 3.0}, differentiable=differentiable, scale=2.0
+    )
+    reward, given = load_reward(settings), images().requires_grad_()
+    assert isinstance(reward, Reward) and reward.differentiable == differentiable
+    assert reward.reads_prompt == (name == "score")
+    features = reward.encode(given)
+    scores = [reward.score(features, PROMPTS) for _ in range(2)]
+    assert torch.allclose(scores[0], 6 * means(given)) and torch.equal(*scores)
+    if name == "TwoCalls":
+        assert reward.function.encoded == 1  # pyright: ignore[reportAttributeAccessIssue]
+    if differentiable:
+        (gradient,) = torch.autograd.grad(scores[0].sum(), given)
+        torch.testing.assert_close(gradient, torch.full_like(given, 6 / (3 * 8 * 8)))
+    else:
+        assert not scores[0].requires_grad
+
+
+@pytest.mark.parametrize("body", ["images.detach().mean((1, 2, 3))", "[1.0, 2.0, 3.0]"])
+def test_a_lost_gradient_is_refused(tmp_path: Path, body: str) -> None:
+    (tmp_path / "own.py").write_text(f"def score(images, prompts):\n    return {body}\n")
+    settings = config.PythonConfig(path=f"{tmp_path}/own.py:score", differentiable=True)
+    reward = load_reward(settings)
+    with refused(r"own\.py:score must return a tensor with a gradient .* without detach"):
+        reward.score(reward.encode(images().requires_grad_()), PROMPTS)
+    assert len(score(reward)) == 3  # where no gradient is requested, as in a measurement
+
+
+def example(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_black_box_example_scores_the_image_after_jpeg() -> None:
+    settings = config.PythonConfig(path=f"{EXAMPLES}/black_box_reward.py:score")
+    smooth = F.interpolate(images()[..., :4, :4], size=(64, 64), mode="bicubic").clamp(0, 1)
+    prompts = ["a red star on a navy background", "Realistic photo. a blue ring", "a star"]
+    found, plain = (
+        scores_of(load_reward(each), smooth, prompts)
+        for each in (settings, config.ClipConfig(path="world:reward"))
+    )
+    torch.testing.assert_close(found, plain, rtol=0, atol=0.05)
+    assert not found.equal(plain)
+    through_jpeg = example("black_box_reward").through_jpeg
+    flat, noise = torch.full((3, 64, 64), 0.5), torch.rand(3, 64, 64)
+    assert (through_jpeg(flat) - flat).abs().max() < 0.01
+    assert (through_jpeg(noise) - noise).abs().mean() > 0.05
+
+
+def test_the_template_is_a_differentiable_reward() -> None:
+    path, given = EXAMPLES / "my_reward.py", images().requires_grad_()
+    args = {"target": 0.25}
+    reward = load_reward(
+        config.PythonConfig(path=f"{path}:MyReward", differentiable=True, args=args)
+    )
+    scores = scores_of(reward, given, PROMPTS)
+    torch.testing.assert_close(scores, -((means(given) - 0.25) ** 2))
+    (gradient,) = torch.autograd.grad(scores.sum(), given)
+    assert gradient.abs().max() > 0 and not reward.reads_prompt
+    plain = load_reward(config.PythonConfig(path=f"{path}:contrast"))
+    torch.testing.assert_close(plain.score(images(), PROMPTS), images().flatten(1).std(1))
+
+
+# --- a server -------------------------------------------------------------------------------------
+
+
+def pictures(given: dict[str, Any]) -> list[np.ndarray]:
+    return [
+        np.array(Image.open(io.BytesIO(base64.b64decode(each)))) / 255 for each in given["images"]
+    ]
+
+
+def scores(given: dict[str, Any]) -> tuple[int, bytes]:
+    """The mean of each picture and the length of its prompt."""
+    pairs = zip(pictures(given), given["prompts"], strict=True)
+    return saying([picture.mean() + len(prompt) for picture, prompt in pairs])(given)
+
+
+def failing(status: int, text: str = "", cut: bool = False) -> Answer:
+    """`cut`: the body is longer than what is sent."""
+    return lambda given: (status, text.encode() + (b"\0" if cut else b""))
+
+
+def saying(scores: Any) -> Answer:
+    return failing(200, json.dumps({"scores": scores}))
+
+
+@contextmanager
+def running(server: ThreadingHTTPServer) -> Iterator[str]:
+    with server:
+        handler: Any = server.RequestHandlerClass
+        handler.log_message = lambda *_: None
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/score"
+        server.shutdown()
+
+
+@contextmanager
+def served(*answers: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """(address, requests) of a server that gives each response once, then repeats the last."""
+    requests: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            status, body = answers[min(len(requests), len(answers)) - 1](requests[-1])
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.removesuffix(b"\0"))
+
+    with running(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
+        yield url, requests
+
+
+@pytest.fixture
+def free_address() -> str:
+    """Where nothing listens."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        return f"http://127.0.0.1:{server.server_port}/score"
+
+
+def reward_at(url: str, **settings: Any) -> Reward:
+    return load_reward(config.HttpConfig(url=url, **{"retries": 0, **settings}))
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Waits are recorded and skipped."""
+    waits: list[float] = []
+    monkeypatch.setattr(black_box.time, "sleep", waits.append)
+    return waits
+
+
+def test_pictures_and_prompts_are_sent_in_batches() -> None:
+    with served(scores) as (url, requests):
+        reward = reward_at(url, batch_size=2, scale=2.0)
+        found = score(reward)
+    assert isinstance(reward, Reward) and reward.reads_prompt and not reward.differentiable
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, 2 * (means(images()) + LENGTHS), rtol=0, atol=2e-3)
+    assert [each["prompts"] for each in requests] == [["a", "bcd"], ["ef"]]
+    picture = pictures(requests[0])[1].transpose(2, 0, 1)
+    assert np.abs(picture - images()[1].numpy()).max() <= 0.5 / 255 + 1e-6
+
+
+def test_temporary_failures_are_retried_after_doubling_waits(waits: list[float]) -> None:
+    with served(failing(503), failing(200, "{", cut=True), failing(429), scores) as (url, requests):
+        found = score(reward_at(url, retries=3))
+    assert len(found) == 3 and len(requests) == 4 and waits == [1.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint", "attempts"),
+    [
+        (failing(503, "being\nloaded"), r"HTTP 503 .*'being loaded' \(2 attempts\); check the", 2),
+        (failing(200, "{", cut=True), r"no answer \(IncompleteRead: .* \(2 attempts\)", 2),
+        (failing(404, "no path"), r"HTTP 404 .*'no path'; check that a reward server answers", 1),
+        (failing(400, "x" * 900), r"HTTP 400 .*'x{200}'\.\.\.;", 1),
+        (failing(200, "<html>hello</html>"), r"responds with '<html>hello</html>'", 1),
+        (failing(200, '{"score": 1}'), r"'\{\"score\": 1\}'; it must send \{\"scores\"", 1),
+        (failing(200, "[1, 2, 3]"), r"responds with '\[1, 2, 3\]'; it must send", 1),
+        (saying([1.0, 2.0]), r"\"scores\" a list .* of 3 numbers, .* returned shape \(2,\)", 1),
+        (saying([1.0, float("nan"), 2.0]), r"number 1 is nan: give every image a finite score", 1),
+    ],
+)
+def test_unusable_responses_name_the_address(answer: Answer, complaint: str, attempts: int) -> None:
+    with served(answer) as (url, requests):
+        with refused(rf"^reward\.url: {url}.*{complaint}"):
+            score(reward_at(url, retries=1))
+        assert len(requests) == attempts
+
+
+def test_without_a_server_or_a_timely_response(waits: list[float], free_address: str) -> None:
+    with refused(r"connection refused, nothing listens there \(3 attempts\)"):
+        score(reward_at(free_address, retries=2))
+    assert waits == [1.0, 2.0]
+    slow = threading.Event()
+
+    def late(given: dict[str, Any]) -> tuple[int, bytes]:
+        slow.wait(5)
+        return scores(given)
+
+    with served(late) as (url, _):
+        with refused(r"no answer within 0\.2 s \(1 attempt\)"):
+            score(reward_at(url, timeout=0.2))
+        slow.set()
+
+
+def test_the_check_requests_one_score_only_if_online(free_address: str) -> None:
+    settings = config.HttpConfig(url=free_address, retries=0)
+    check_reward(settings)
+    with refused(r"reward\.members\.0\.reward\.url: .* connection refused"):
+        check_reward(settings, "reward.members.0.reward", online=True)
+    with served(scores) as (url, requests):
+        check_reward(config.HttpConfig(url=url), online=True)
+    assert [each["prompts"] for each in requests] == [[""]]
+    with refused(r"reward\.url: http:///score names no host"):
+        check_reward(config.HttpConfig(url="http:///score"))
+
+
+def test_the_example_server_serves_the_reward_of_a_recipe() -> None:
+    server = example("reward_server")
+    here = load_reward(config.ClipConfig(path="world:reward"))
+    with running(server.server_of(server.score_of("world_srpo", "cpu"), 0)) as url:
+        assert url.startswith("http://127.0.0.1:")  # no other machine reaches it
+        found = score(reward_at(url))
+    expected = scores_of(here, (images() * 255).round() / 255, PROMPTS)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_the_example_server_serves_a_function_and_reports_errors(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def score(images, prompts):\n    if 'bad' in prompts: raise RuntimeError('no model')\n"
+        "    return images.mean((1, 2, 3))\n"
+    )
+    server = example("reward_server")
+    with running(server.server_of(server.score_of(f"{tmp_path}/mine.py:score", "cpu"), 0)) as url:
+        reward = reward_at(url)
+        torch.testing.assert_close(score(reward), means(images()), rtol=0, atol=2e-3)
+        with refused(r"HTTP 500 .*RuntimeError: no model"):
+            score(reward, ["bad"] * 3)
+        with refused(r"HTTP 400 .*want POST /score"):
+            score(reward_at(url.replace("/score", "/else")))
+        with refused(r"HTTP 400 .*want .*prompts"):
+            reward.score(("no picture",) * 3, PROMPTS)
+
+
+# --- several ranks --------------------------------------------------------------------------------
+
+
+class TwoRanks:
+    """Rank `rank` of two that do the same; rank 1 fails with `message` unless it is empty."""
+
+    size = 2
+
+    def __init__(self, rank: int, message: str = "") -> None:
+        self.rank, self.message = rank, message
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values + (1.0 if self.message and self.rank == 0 else 0.0)
+
+    def gather(self, values: Tensor) -> Tensor:
+        other = torch.zeros_like(values)
+        if self.rank == 1:
+            return torch.cat([other, values])
+        content = list(self.message.encode())
+        other[0, : len(content)] = torch.tensor(content, dtype=torch.uint8)
+        return torch.cat([values, other])
+
+
+def test_a_failure_on_one_rank_is_raised_on_all_also_in_a_mixture() -> None:
+    fine, broken = (PythonReward(lambda images, prompts, n=n: [1.0] * n) for n in (3, 1))
+    pixels = {"name": "pixels", "statistic": "redness"}
+    members = [{"label": label, "reward": pixels} for label in ("a", "b")]
+    settings = config.MixtureConfig.model_validate({"members": members})
+    both = zip(settings.members, (load_reward(settings.members[0].reward), fine), strict=True)
+    mix = MixReward([Member(*each) for each in both], settings)
+    for reward, group, message in (
+        (fine, TwoRanks(0, "it was the network"), "it was the network$"),
+        (broken, TwoRanks(1, "failed"), "reward: function must return a list or tensor of 3"),
+        (mix, TwoRanks(0, "gone"), "gone$"),
+    ):
+        with pytest.raises(SynchronizedError, match=f"^rank 1: {message}"):
+            score(synchronized(reward, group))
+    assert score(synchronized(fine, TwoRanks(0))).tolist() == [1.0, 1.0, 1.0]
