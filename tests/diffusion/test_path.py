@@ -1,6 +1,8 @@
-"""Paths, grids and the DDPM table."""
+"""Paths, predictions, grids, the DDPM table, and the draws of noise."""
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 import torch
@@ -11,10 +13,17 @@ from torch.testing import assert_close
 from directalign.diffusion.path import (
     DDPMTable,
     alpha,
+    classifier_free_guidance,
+    expand_like,
     flow_sigmas,
     shift_sigmas,
+    target,
+    to_noise,
+    to_x0,
     truncate_sigmas,
 )
+from directalign.diffusion.recovery import inject
+from directalign.diffusion.rng import draw_noise, generator_for
 from directalign.types import DirectAlignError
 
 LEVELS = torch.linspace(0, 1, 101, dtype=torch.float64)
@@ -63,3 +72,67 @@ def test_table_inverts_itself_from_sigma(sigma: float):
     table = DDPMTable(STABLE_DIFFUSION)
     level = torch.tensor([sigma], dtype=torch.float64)
     assert_close(table.sigma_of(table.timestep_of(level)), level, rtol=0, atol=1e-12)
+
+
+PATHS = ("flow", "vp")
+PREDICTIONS = ("velocity", "epsilon", "v", "x0")
+SIGMA = torch.tensor([0.05, 0.6, 0.97], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_perfect_network_knows_x0_and_noise(path, prediction, latents):
+    x0, noise, _ = latents
+    x_t = inject(path, x0, noise, SIGMA).x_t
+    pred = target(path, prediction, x0, noise, SIGMA)
+    assert_close(to_x0(path, prediction, pred, x_t, SIGMA), x0)
+    assert_close(to_noise(path, prediction, pred, x_t, SIGMA), noise)
+    pred = latents[2]  # any prediction splits x_t
+    signal = expand_like(alpha(path, SIGMA), x_t) * to_x0(path, prediction, pred, x_t, SIGMA)
+    rest = expand_like(SIGMA, x_t) * to_noise(path, prediction, pred, x_t, SIGMA)
+    assert_close(signal + rest, x_t)
+
+
+def test_targets_written_out(latents):
+    x0, noise, _ = latents
+    a, s = expand_like(alpha("vp", SIGMA), x0), expand_like(SIGMA, x0)
+    assert_close(target("flow", "velocity", x0, noise, SIGMA), noise - x0)
+    assert_close(target("vp", "epsilon", x0, noise, SIGMA), noise)
+    assert_close(target("vp", "v", x0, noise, SIGMA), a * noise - s * x0)
+    assert_close(target("vp", "x0", x0, noise, SIGMA), x0)
+
+
+def test_classifier_free_guidance_runs_through_both_answers(latents):
+    cond, uncond, _ = latents
+    assert_close(classifier_free_guidance(cond, uncond, 1.0), cond)
+    assert_close(classifier_free_guidance(cond, uncond, 0.0), uncond)
+    assert_close(classifier_free_guidance(cond, uncond, 3.0), 3 * cond - 2 * uncond)
+
+
+def test_equal_keys_give_equal_noise():
+    """Whatever the global random state; different keys never do."""
+    drawn = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        drawn.append(draw_noise((2, 4, 3, 3), generator_for(5, 1, 2, 0)))
+    assert drawn[0].dtype == torch.float32 and torch.equal(*drawn)
+    keys = [*itertools.product(range(3), range(3), range(20), range(4))]
+    keys += [(0,), (0, 0), (0, 0, 0), (1, 0), (0, 1), (2**70,), (-1,)]
+    heads = {tuple(draw_noise((4,), generator_for(*key)).tolist()) for key in keys}
+    assert len(heads) == len(keys)
+
+
+def test_a_stream_is_no_shifted_copy_of_its_neighbour():
+    one, two = (draw_noise((512,), generator_for(0, 0, step)) for step in (0, 1))
+    assert not set(one.tolist()) & set(two.tolist())
+    assert abs(torch.corrcoef(torch.stack([one, two]))[0, 1]) < 0.2
+
+
+def test_inject_mixes_by_sample_and_keeps_what_it_mixed(latents):
+    x0, noise, _ = latents
+    noised = inject("flow", x0, noise, torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64))
+    assert_close(noised.x_t[0], x0[0])
+    assert_close(noised.x_t[1], 0.75 * x0[1] + 0.25 * noise[1])
+    assert_close(noised.x_t[2], noise[2])
+    assert noised.x0 is x0
+    assert noised.noise is noise
