@@ -45,7 +45,7 @@ def test_a_run_is_exported_and_uploaded(run: Path, tmp_path: Path) -> None:
             timeout=120,
         )
         assert done.returncode == 0, done.stderr
-        out, repo = run / "export" / "kohya", hub.repos["model", "me/mine"]
+        out, repo = run / "export" / "kohya", hub.repos["me/mine"]
         assert done.stdout.split() == [str(out), f"{hub.url}/me/mine"]
         assert repo.private
         assert repo.files == {file.name: file.read_bytes() for file in out.iterdir()}

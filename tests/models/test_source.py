@@ -18,7 +18,7 @@ from directalign.io import hub
 from directalign.models import load_model
 from directalign.models.checkpoint_source import open_source
 from directalign.types import DirectAlignError
-from hub_downloads import TOKEN, commit, download_hub, point_at
+from hub_stand_in import READER, commit, hub_stand_in, point_at
 
 NAME = "maker/tiny-flux"
 
@@ -28,7 +28,7 @@ def online(tiny_flux, tmp_path, monkeypatch):
     """A hub with a tiny FLUX, beside which lie other formats, another variant and an all-in-one
     file.
     """
-    with download_hub() as served:
+    with hub_stand_in() as served:
         extra = {
             "flux1-dev_dot_safetensors": b"all in one",
             "vae__diffusion_pytorch_model_dot_bin": b"pickled",
@@ -147,7 +147,7 @@ def test_a_gated_repository_says_how_it_is_opened(online, monkeypatch):
         and f"{online.url}/{NAME}" in message
         and "`hf auth login` or set HF_TOKEN" in message
     )
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_TOKEN", READER)
     assert (open_source(model()).folder / "model_index.json").is_file()
 
 
@@ -155,7 +155,7 @@ def test_a_private_repository_looks_like_none(online, monkeypatch):
     online.repos[NAME].private = True
     assert "no such repository, or a private one" in refusal()
     assert "no such folder here, and at" in refusal(path="maker/nothing")
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_TOKEN", READER)
     assert (open_source(model()).folder / "model_index.json").is_file()
 
 
@@ -217,7 +217,7 @@ def test_the_environment_is_heeded(online, tmp_path):
     variables = {
         "HF_ENDPOINT": online.url,
         "HF_HOME": str(tmp_path / "home"),
-        "HF_TOKEN": TOKEN,
+        "HF_TOKEN": READER,
         "HF_HUB_DISABLE_XET": "1",
     }
     done = subprocess.run(

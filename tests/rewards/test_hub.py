@@ -13,7 +13,7 @@ import torch
 from directalign import config
 from directalign.rewards import check_reward, load_reward
 from directalign.types import DirectAlignError
-from hub_downloads import download_hub, point_at
+from hub_stand_in import hub_stand_in, point_at
 from published_layouts import images_drawn
 from rewards.cases import PROMPTS
 
@@ -37,7 +37,7 @@ def test_scores_are_equal_and_checks_fetch_no_weights(
 ) -> None:
     local = sections(name)
     moved: dict[str, str] = {}
-    with download_hub() as served:
+    with hub_stand_in() as served:
         for part in PARTS:
             path = Path(getattr(local, part, None) or "")
             if path == Path() or (part == "path" and name == "improved"):
@@ -80,7 +80,7 @@ def test_tokenizer_and_image_settings_of_another_folder(clip_folder: Path, tmp_p
 def test_a_name_that_is_neither_folder_nor_repository(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with download_hub() as served:
+    with hub_stand_in() as served:
         point_at(served.url, tmp_path, monkeypatch)
         with pytest.raises(
             DirectAlignError,

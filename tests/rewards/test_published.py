@@ -22,7 +22,7 @@ from directalign.rewards.weights import (
     read_weights,
 )
 from directalign.types import DirectAlignError
-from hub_downloads import TOKEN, download_hub, point_at
+from hub_stand_in import READER, hub_stand_in, point_at
 
 TENSORS = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2)}
 
@@ -169,7 +169,7 @@ def test_one_file_of_a_repository_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "made").mkdir()
-    with download_hub() as served:
+    with hub_stand_in() as served:
         served.publish(
             "maker/model",
             tmp_path / "made",
@@ -197,14 +197,14 @@ def test_one_file_of_a_repository_is_fetched(
 
 def test_a_gated_file_asks_to_sign_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "made").mkdir()
-    with download_hub() as served:
+    with hub_stand_in() as served:
         served.publish("maker/model", tmp_path / "made", file_dot_pt=saved()).gated = True
         point_at(served.url, tmp_path / "cache", monkeypatch)
         with pytest.raises(
             DirectAlignError, match=r"reward\.path: maker/model: is gated: accept its licence"
         ):
             locate("maker/model/file.pt", "reward.path", ())
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("HF_TOKEN", READER)
         assert locate("maker/model/file.pt", "reward.path", ()).exists()
 
 
@@ -212,7 +212,7 @@ def test_checking_looks_and_fetches_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "made").mkdir()
-    with download_hub() as served:
+    with hub_stand_in() as served:
         served.publish("maker/model", tmp_path / "made", file_dot_pt=saved())
         point_at(served.url, tmp_path / "cache", monkeypatch)
         for online in (False, True):
