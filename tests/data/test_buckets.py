@@ -122,9 +122,8 @@ def test_the_documented_list_is_the_suggested_one() -> None:
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     found = re.search(r"suggest_buckets\((\d+) \* (\d+), (\d+)\)\n((?:\[\[.*\]\])\n)", text)
     assert found is not None
-    assert (
-        str(suggest_buckets(int(listed[1]) * int(listed[2]), int(listed[3]))) == listed[4].strip()
-    )
+    height, width, multiple = map(int, found.groups()[:3])
+    assert str(suggest_buckets(height * width, multiple)) == found[4].strip()
 
 
 def test_no_bucket_fits_a_tiny_area() -> None:

@@ -121,8 +121,8 @@ OTHER_FILES = {
         ".lora_A.weight",
         ".lora_A.default.weight",
     ),
-    "a VAE alone": ("decoder.conv_in.weight", "decoder.conv1.weight"),
-    "a text encoder alone": (
+    "only a VAE": ("decoder.conv_in.weight", "decoder.conv1.weight"),
+    "only a text encoder": (
         "embeddings.token_embedding.weight",
         "shared.weight",
         "embed_tokens.weight",
