@@ -26,90 +26,54 @@ def tear(file, length):
     file.write_bytes(file.read_bytes()[:length])
 
 
+SCHEDULER = "scheduler/scheduler_config.json"
 DAMAGE = {
-    "no index": (lambda d: (d / "model_index.json").unlink(), r"model_index\.json: no such file"),
-    "torn index": (
-        lambda d: tear(d / "model_index.json", 9),
-        r"model_index\.json: not readable as JSON",
+    r"model_index\.json: no such file": lambda d: (d / "model_index.json").unlink(),
+    r"model_index\.json: not readable as JSON": lambda d: tear(d / "model_index.json", 9),
+    r"model_index\.json: holds a list": lambda d: (d / "model_index.json").write_text("[]"),
+    "FluxTransformer2DModel is needed": lambda d: edit(
+        d / "model_index.json", transformer=["diffusers", "SD3Transformer2DModel"]
     ),
-    "index of a list": (
-        lambda d: (d / "model_index.json").write_text("[]"),
-        r"model_index\.json: holds a list",
+    "system of os, which is not known": lambda d: edit(
+        d / "model_index.json", transformer=["os", "system"]
     ),
-    "other transformer": (
-        lambda d: edit(d / "model_index.json", transformer=["diffusers", "SD3Transformer2DModel"]),
-        "FluxTransformer2DModel is needed",
+    "vae is None of None": lambda d: edit(d / "model_index.json", vae=None),
+    "vae: no such folder": lambda d: shutil.rmtree(d / "vae"),
+    r"text_encoder/config\.json: no such file": lambda d: (d / "text_encoder/config.json").unlink(),
+    r"vae: no \.safetensors file": lambda d: weights(d / "vae").unlink(),
+    r"transformer/.*\.safetensors: truncated": lambda d: tear(weights(d / "transformer"), -9),
+    r"text_encoder_2/.*\.safetensors: truncated": lambda d: tear(weights(d / "text_encoder_2"), 0),
+    r"b\.safetensors: no such file": lambda d: (d / "vae/x.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "b.safetensors"}}'
     ),
-    "unknown library": (
-        lambda d: edit(d / "model_index.json", transformer=["os", "system"]),
-        "system of os, which is not known",
+    "transformer: the weights lack": lambda d: shutil.copy(
+        weights(d / "vae"), weights(d / "transformer")
     ),
-    "part not named": (lambda d: edit(d / "model_index.json", vae=None), "vae is None of None"),
-    "no part": (lambda d: shutil.rmtree(d / "vae"), "vae: no such folder"),
-    "no config": (
-        lambda d: (d / "text_encoder/config.json").unlink(),
-        r"text_encoder/config\.json: no such file",
+    "transformer: not readable .* expected shape": lambda d: edit(
+        d / "transformer/config.json", attention_head_dim=16
     ),
-    "no weights": (lambda d: weights(d / "vae").unlink(), r"vae: no \.safetensors file"),
-    "torn weights": (
-        lambda d: tear(weights(d / "transformer"), -9),
-        r"transformer/.*\.safetensors: truncated",
-    ),
-    "empty weights": (
-        lambda d: tear(weights(d / "text_encoder_2"), 0),
-        r"text_encoder_2/.*\.safetensors: truncated",
-    ),
-    "absent shard": (
-        lambda d: (d / "vae/x.safetensors.index.json").write_text(
-            '{"weight_map": {"a": "b.safetensors"}}'
-        ),
-        r"b\.safetensors: no such file",
-    ),
-    "weights of the vae": (
-        lambda d: shutil.copy(weights(d / "vae"), weights(d / "transformer")),
-        "transformer: the weights lack",
-    ),
-    "other shape": (
-        lambda d: edit(d / "transformer/config.json", attention_head_dim=16),
-        "transformer: not readable .* expected shape",
-    ),
-    "no tokenizer": (
-        lambda d: (d / "tokenizer_2/tokenizer.json").unlink(),
-        r"tokenizer_2: lacks .*tokenizer\.json",
-    ),
-    "no scheduler": (
-        lambda d: (d / "scheduler/scheduler_config.json").unlink(),
-        "scheduler: not readable",
-    ),
-    "channels": (lambda d: edit(d / "vae/config.json", latent_channels=8), "vae: not readable"),
-    "stochastic": (
-        lambda d: edit(d / "scheduler/scheduler_config.json", stochastic_sampling=True),
-        "stochastic_sampling is on",
-    ),
-    "sequence length": (
-        lambda d: edit(d / "directalign.json", max_sequence_length="long"),
-        r"directalign\.json: max_sequence_length is 'long'",
+    r"tokenizer_2: lacks .*tokenizer\.json": lambda d: (d / "tokenizer_2/tokenizer.json").unlink(),
+    "scheduler: not readable": lambda d: (d / SCHEDULER).unlink(),
+    "vae: not readable": lambda d: edit(d / "vae/config.json", latent_channels=8),
+    "stochastic_sampling is on": lambda d: edit(d / SCHEDULER, stochastic_sampling=True),
+    r"directalign\.json: max_sequence_length is 'long'": lambda d: edit(
+        d / "directalign.json", max_sequence_length="long"
     ),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_named(tiny_flux, tmp_path, damage):
-    folder = tmp_path / "flux"
-    shutil.copytree(tiny_flux, folder)
-    do, message = DAMAGE[damage]
-    do(folder)
+@pytest.mark.parametrize("message", DAMAGE)
+def test_damage_is_named(tiny_flux, tmp_path, message):
+    folder = shutil.copytree(tiny_flux, tmp_path / "flux")
+    DAMAGE[message](folder)
     with pytest.raises(DirectAlignError, match=message) as caught:
         load_model(ModelConfig(architecture="flux", path=str(folder)), "cpu")
     assert "\n" not in str(caught.value)
 
 
 def test_weights_stored_in_16_bit_are_widened(tmp_path):
-    folder = write_flux(tmp_path)
-    stored = load_model(ModelConfig(architecture="flux", path=str(folder), tune="full"), "cpu")
-    stored.denoiser.half().save_pretrained(folder / "transformer")
-    family = load_model(
-        ModelConfig(architecture="flux", path=str(folder), tune="full", dtype="bfloat16"), "cpu"
-    )
-    assert {parameter.dtype for parameter in family.denoiser.parameters()} == {torch.float32}
-    assert family.vae.dtype == family.prompts.modules["text_encoder"].dtype == torch.bfloat16
+    settings = ModelConfig(architecture="flux", path=str(write_flux(tmp_path)), tune="full")
+    load_model(settings, "cpu").denoiser.half().save_pretrained(tmp_path / "transformer")
+    model = load_model(settings.model_copy(update={"dtype": "bfloat16"}), "cpu")
+    assert {parameter.dtype for parameter in model.denoiser.parameters()} == {torch.float32}
+    assert model.vae.dtype == model.prompts.modules["text_encoder"].dtype == torch.bfloat16
