@@ -104,13 +104,12 @@ class MemoryTracker(TorchDispatchMode):
             self.phase, self.peaks = outer
 
     def _register(self, storage: torch.UntypedStorage, size: int) -> None:
-        key = storage._cdata
+        free = functools.partial(self._free, storage._cdata, size)
+        self.alive[storage._cdata] = weakref.ref(storage, free)
 
-        def freed(_: Any) -> None:
-            del self.alive[key]
-            self.now -= size
-
-        self.alive[key] = weakref.ref(storage, freed)
+    def _free(self, key: int, size: int, _: Any) -> None:
+        del self.alive[key]
+        self.now -= size
 
 
 def _as_numbers(indices: Any) -> list[Any]:
