@@ -39,20 +39,22 @@ def test_a_folder_without_a_run_and_an_unfinished_run_are_refused(tmp_path: Path
         export_run(unfinished, "kohya")
 
 
-@pytest.mark.parametrize(
-    ("tune", "arguments", "message"),
-    [
-        ("lora", {"form": "folder"}, "trained a LoRA; add --merge"),
-        ("lora", {"form": "kohya", "merge": True}, "omit it for --format kohya"),
-        ("full", {"form": "folder", "merge": True}, "not a LoRA; omit --merge"),
-        ("full", {"form": "diffusers"}, "not a LoRA; give --format folder"),
-        (
-            "lora",
-            {"form": "folder", "merge": True, "max_shard_size": "big"},
-            "--max-shard-size big: give a whole number",
-        ),
-    ],
-)
+KOHYA_MERGED = {"form": "kohya", "merge": True}
+FOLDER_MERGED = {"form": "folder", "merge": True}
+WRONG = [
+    ("lora", {"form": "folder"}, "trained a LoRA; add --merge"),
+    ("lora", KOHYA_MERGED, "omit it for --format kohya"),
+    ("full", FOLDER_MERGED, "not a LoRA; omit --merge"),
+    ("full", {"form": "diffusers"}, "not a LoRA; give --format folder"),
+    (
+        "lora",
+        FOLDER_MERGED | {"max_shard_size": "big"},
+        "--max-shard-size big: give a whole",
+    ),
+]
+
+
+@pytest.mark.parametrize(("tune", "arguments", "message"), WRONG)
 def test_wrong_options_are_refused(
     tune: str, arguments: dict[str, Any], message: str, tmp_path: Path
 ) -> None:

@@ -44,26 +44,14 @@ NETWORKS: dict[str, Any] = {
         in_channels=16, out_channels=4, num_layers=2, axes_dims_rope=(2, 2, 4), **HEADS
     ),
     "z_image": lambda: ZImageTransformer2DModel(
-        in_channels=4,
-        dim=32,
-        n_layers=2,
-        n_refiner_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
-        cap_feat_dim=16,
-        axes_dims=[4, 6, 6],
+        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2,
+        cap_feat_dim=16, axes_dims=[4, 6, 6],
     ),
     "sd3": lambda: SD3Transformer2DModel(
-        sample_size=8,
-        num_layers=3,
-        caption_projection_dim=16,
-        pooled_projection_dim=16,
-        pos_embed_max_size=8,
-        dual_attention_layers=(0,),
-        qk_norm="rms_norm",
-        **HEADS,
+        sample_size=8, num_layers=3, caption_projection_dim=16, pooled_projection_dim=16,
+        pos_embed_max_size=8, dual_attention_layers=(0,), qk_norm="rms_norm", **HEADS,
     ),
-}
+}  # fmt: skip
 PIPELINES: dict[str, Any] = {
     "flux": FluxPipeline,
     "flux2_klein": Flux2KleinPipeline,
@@ -225,25 +213,23 @@ def original_sd3_checkpoint(network: Any) -> dict[str, Tensor]:
     return {name: torch.zeros(shape) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize(
-    ("layer", "model", "message"),
-    [
-        ("proj_out", "flux", "proj_out has no name in the kohya format of flux; use --format"),
-        ("norm_out.linear", "flux", "norm_out.linear has no name in the kohya format"),
-        ("conv_in", "sd", "conv_in has no name in the kohya format of sd"),
-        ("time_embedding.linear_1", "sdxl", "has no name in the kohya format of sdxl"),
-        ("proj_out", "sd3", "proj_out has no name in the kohya format of sd3"),
-        ("a", "sora", r"no kohya format is known for model\.architecture sora"),
-        (
-            "single_transformer_blocks.0.attn.to_q",
-            "flux",
-            r"readers of the kohya format accept single_blocks\.0\.linear1 only at flux's full",
-        ),
-    ],
-)
-def test_layers_without_a_name_are_refused(layer: str, model: str, message: str) -> None:
-    with pytest.raises(DirectAlignError, match=message):
-        convert(updates_of_shape({layer: (4, 4)}), model, "kohya")
+WITHOUT_NAME = {
+    ("proj_out", "flux"): "proj_out has no name in the kohya format of flux; use --format",
+    ("norm_out.linear", "flux"): "norm_out.linear has no name in the kohya format",
+    ("conv_in", "sd"): "conv_in has no name in the kohya format of sd",
+    ("time_embedding.linear_1", "sdxl"): "has no name in the kohya format of sdxl",
+    ("proj_out", "sd3"): "proj_out has no name in the kohya format of sd3",
+    ("a", "sora"): r"no kohya format is known for model\.architecture sora",
+    ("single_transformer_blocks.0.attn.to_q", "flux"): (
+        r"readers of the kohya format accept single_blocks\.0\.linear1 only at flux's full"
+    ),
+}
+
+
+def test_layers_without_a_name_are_refused() -> None:
+    for (layer, model), message in WITHOUT_NAME.items():
+        with pytest.raises(DirectAlignError, match=message):
+            convert(updates_of_shape({layer: (4, 4)}), model, "kohya")
 
 
 def test_fusing_adds_ranks_and_keeps_every_row() -> None:

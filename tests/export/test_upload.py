@@ -54,45 +54,30 @@ def test_only_the_folder_is_uploaded(exported: Path, stand_in: Hub, api: Api) ->
 
 
 def test_an_existing_repository_keeps_its_files(exported: Path, stand_in: Hub, api: Api) -> None:
-    stand_in.repos["me/mine"] = Repo(revisions={"main": {"older.safetensors": b"x"}})
+    stand_in.repos["me/mine"] = repo = Repo(revisions={"main": {"older.safetensors": b"x"}})
+    with pytest.raises(DirectAlignError, match="--private: me/mine exists already and is public"):
+        push(exported, "me/mine", private=True, api=api(WRITER))
+    assert repo.files.keys() == {"older.safetensors"}
     push(exported, "me/mine", api=api(WRITER))
-    repo = stand_in.repos["me/mine"]
     assert repo.files.keys() == {"older.safetensors", *files_of(exported)} and not repo.private
 
 
-def test_a_private_upload_to_a_public_repository_is_refused(
-    exported: Path, stand_in: Hub, api: Api
-) -> None:
-    stand_in.repos["me/mine"] = Repo(private=False)
-    with pytest.raises(DirectAlignError, match="--private: me/mine exists already and is public"):
-        push(exported, "me/mine", private=True, api=api(WRITER))
-    assert stand_in.repos["me/mine"].files == {}
+REFUSED = [
+    (READER, "me/mine", "this token has no write access there"),
+    (WRITER, "you/yours", "this token has no write access there"),
+    ("hf_stale", "me/mine", "the Hub does not accept this token"),
+]
 
 
-@pytest.mark.parametrize("kind", ["dataset", "space"])
-def test_a_repository_of_another_type_is_refused(
-    kind: str, exported: Path, stand_in: Hub, api: Api
-) -> None:
-    stand_in.repos["me/mine"] = Repo(kind)
-    with pytest.raises(DirectAlignError, match=f"me/mine: is already a {kind}"):
-        push(exported, "me/mine", api=api(WRITER))
-
-
-@pytest.mark.parametrize(
-    ("token", "repo", "message"),
-    [
-        (READER, "me/mine", "this token has no write access there"),
-        (WRITER, "you/yours", "this token has no write access there"),
-        ("hf_stale", "me/mine", "the Hub does not accept this token"),
-    ],
-)
-def test_missing_rights_are_one_line(
-    token: str, repo: str, message: str, exported: Path, stand_in: Hub, api: Api
-) -> None:
-    line = rf"--push-to-hub {repo}: {message}.*; the export is complete in .*: hf upload {repo} "
-    with pytest.raises(DirectAlignError, match=line):
-        push(exported, repo, api=api(token))
+def test_each_refusal_is_one_line(exported: Path, stand_in: Hub, api: Api) -> None:
+    for token, repo, reason in REFUSED:
+        remedy = rf"the export is complete in .*: hf upload {repo} "
+        with pytest.raises(DirectAlignError, match=f"--push-to-hub {repo}: {reason}.*; {remedy}"):
+            push(exported, repo, api=api(token))
     assert stand_in.repos == {}
+    stand_in.repos["me/data"] = Repo("dataset")
+    with pytest.raises(DirectAlignError, match="me/data: is already a dataset"):
+        push(exported, "me/data", api=api(WRITER))
 
 
 def test_metadata_that_the_hub_rejects(exported: Path, api: Api) -> None:
