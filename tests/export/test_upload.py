@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, constants
 
-from directalign.export.upload import check_upload, push
+from directalign.io.hub import check_upload, push
 from directalign.types import DirectAlignError
 from hub_stand_in import READER, WRITER, Hub, Repo, hub_stand_in
 
@@ -95,7 +95,7 @@ def test_no_network(exported: Path) -> None:
 
 
 def test_name_and_token_are_checked_before_the_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("directalign.export.upload.get_token", lambda: None)
+    monkeypatch.setattr("directalign.io.hub.get_token", lambda: None)
     with pytest.raises(DirectAlignError, match="mine: give owner/name, such as you/mine"):
         check_upload("mine")
     with pytest.raises(DirectAlignError, match="no Hub token on this machine; run `hf auth login`"):

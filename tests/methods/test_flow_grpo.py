@@ -16,7 +16,7 @@ from directalign.diffusion import sde as transition
 from directalign.diffusion.rng import NOISE, TRANSITION, draw_noise, update_generator
 from directalign.diffusion.sampling import sample, start_rollout
 from directalign.methods.flow_grpo import FlowGRPO
-from directalign.models.reference_model import ReferenceModel
+from directalign.models.lora import ReferenceModel
 from directalign.rewards.python_function import PythonReward
 from directalign.types import Batch, DirectAlignError, LossTerm
 from methods.toy import ToyDenoiser, ToyFamily, ToyReward

@@ -48,8 +48,7 @@ class Source:
 
 
 def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
-    """The recipe's checkpoint, downloaded if it is on the hub; `weights=False` leaves the weights
-    out.
+    """The recipe's checkpoint, downloaded if it is on the hub, with or without the weights.
 
     Raises DirectAlignError if it is missing, cannot be downloaded, or is not a checkpoint.
     """
@@ -57,8 +56,7 @@ def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
         remedy = "convert it: torch.load(..., weights_only=True), then safetensors.torch.save_file"
         raise DirectAlignError(
             f"model.path: {model.path}: pickled weights can run code when they are read, and are "
-            "not "
-            f"read here: {remedy}"
+            f"not read here: {remedy}"
         )
     if not model.path.endswith(".safetensors"):
         return Source(
@@ -72,8 +70,7 @@ def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
         example = model_class(model.architecture).components
         raise DirectAlignError(
             f"model.components: missing; {file} holds {held.layout.name} without its configs and "
-            "tokenizers: "
-            f"give a diffusers folder or hub id of that architecture, such as {example}"
+            f"tokenizers: give a diffusers folder or hub id of that architecture, such as {example}"
         )
     return Source(
         model.path,

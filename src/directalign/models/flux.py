@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import config
 from ..types import Conditioning, DirectAlignError, Latents, PerSample
-from .common import DiffusersModel, image_ids, pack, text_ids, unpack
+from .common import JOINT_ATTENTION, DiffusersModel, image_ids, pack, text_ids, unpack
 from .weight_files import read_json
 
 
@@ -39,8 +39,7 @@ class Flux(DiffusersModel):
     components = "black-forest-labs/FLUX.1-dev"
     published = "flux_1_dev"
     lora_targets = (
-        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+        *JOINT_ATTENTION,
         *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp"),
     )
 

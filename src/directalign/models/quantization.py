@@ -41,9 +41,8 @@ def quantize(
     layers = list(_layers(denoiser))
     if not layers:
         raise DirectAlignError(
-            f"model.quantization {quantization}: no layer of this model has {SMALLEST} weights "
-            "or more: "
-            "leave the key out"
+            f"model.quantization {quantization}: no layer of this model has {SMALLEST} weights or "
+            "more: leave the key out"
         )
     rounded = {"8bit": Linear8bit, "4bit": _linear_4bit}[quantization]
     for name, layer in layers:
@@ -74,9 +73,7 @@ def is_quantized(layer: str, shape: Sequence[int]) -> bool:
 
 
 def stored_bytes(shape: Sequence[int], quantization: str) -> int:
-    """Bytes of a layer's rounded weight with its scales: about 1.001 per number in 8 bits, 0.516 in
-    4.
-    """
+    """Bytes of a rounded weight with its scales: about 1.001 per number in 8 bits, 0.516 in 4."""
     numbers = math.prod(shape)
     if quantization == "8bit":
         return numbers + 2 * shape[0]
