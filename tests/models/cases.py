@@ -235,13 +235,7 @@ class Case:
         return pipeline
 
     def call(
-        self,
-        pipeline: Any,
-        model: Any,
-        prompts: list[str],
-        noise: Tensor,
-        rollout: Any,
-        **more: Any,
+        self, pipeline: Any, model: Any, prompts: list[str], noise: Any, rollout: Any, **more: Any
     ) -> Tensor:
         """The pipeline's own sampling of `prompts` from our noise, images in [0, 1]."""
         n, h, w = rollout.num_inference_steps, *noise.shape[2:]
@@ -252,9 +246,8 @@ class Case:
             given["sigmas"] = np.linspace(1, 1 / n, n).tolist()
         given["latents"] = self.packed._pack_latents(noise, *noise.shape) if self.packed else noise
         size = {"height": self.cell * h, "width": self.cell * w}
-        return pipeline(
-            prompt=list(prompts), num_inference_steps=n, **size, **{**given, **more}
-        ).images
+        given |= {"prompt": list(prompts), "num_inference_steps": n, **size, **more}
+        return pipeline(**given).images
 
     def latents(self, images: Tensor, pipeline: Any) -> Tensor:
         """The pipeline's output_type="latent" in our layout and scale."""

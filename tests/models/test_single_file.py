@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 
-import original_layouts as layouts
 import pytest
 import torch
 from diffusers import (
@@ -25,6 +24,7 @@ from directalign.models import load_model, single_file
 from directalign.models.checkpoint_source import Source, open_source
 from directalign.models.components import check_parts, load_parts
 from directalign.types import DirectAlignError
+from models import original_layouts as layouts
 from tiny import write_flux, write_sd
 from tiny_sd3 import MEDIUM, write_sd3
 from tiny_sdxl import write_sdxl

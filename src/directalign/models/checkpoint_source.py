@@ -59,9 +59,8 @@ def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
             f"not read here: {remedy}"
         )
     if not model.path.endswith(".safetensors"):
-        return Source(
-            model.path, _folder(model.path, "model.path", model, weights), variant=model.variant
-        )
+        folder = _folder(model.path, "model.path", model, weights)
+        return Source(model.path, folder, variant=model.variant)
     file = Path(model.path).expanduser()
     held = single_file.contents(file)
     if model.components is None:
@@ -72,12 +71,8 @@ def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
             f"model.components: missing; {file} holds {held.layout.name} without its configs and "
             f"tokenizers: give a diffusers folder or hub id of that architecture, such as {example}"
         )
-    return Source(
-        model.path,
-        _folder(model.components, "model.components", model, weights, held.parts),
-        file,
-        model.variant,
-    )
+    folder = _folder(model.components, "model.components", model, weights, held.parts)
+    return Source(model.path, folder, file, model.variant)
 
 
 def _folder(

@@ -65,12 +65,12 @@ class Flux(DiffusersModel):
     def _predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Tensor:
         h, w = x_t.shape[2:]
         sequence, guidance = cond.tensors["sequence"], cond.embedded_guidance
+        if guidance is not None:
+            guidance = torch.full((len(x_t),), float(guidance), device=self.device)
         tokens = self._network(
             hidden_states=pack(x_t).to(self.dtype),
             timestep=sigma.float(),
-            guidance=None
-            if guidance is None
-            else torch.full((len(x_t),), float(guidance), device=self.device),
+            guidance=guidance,
             pooled_projections=cond.tensors["pooled"],
             encoder_hidden_states=sequence,
             txt_ids=text_ids(sequence.shape[1], self.device),

@@ -92,14 +92,9 @@ def _linear_4bit(layer: nn.Linear, device: torch.device) -> nn.Module:
     import bitsandbytes as bnb
 
     settings: dict[str, Any] = {"compress_statistics": True, "quant_type": "nf4"}
+    sizes = layer.in_features, layer.out_features, layer.bias is not None
     with torch.device("meta"):
-        rounded: Any = bnb.nn.Linear4bit(
-            layer.in_features,
-            layer.out_features,
-            layer.bias is not None,
-            layer.weight.dtype,
-            **settings,
-        )
+        rounded: Any = bnb.nn.Linear4bit(*sizes, layer.weight.dtype, **settings)
     settings["module"] = rounded
     weight: Any = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, **settings)
     rounded.weight = weight.to(device)  # rounds it
@@ -119,14 +114,10 @@ class Linear8bit(nn.Linear):
     def __init__(self, layer: nn.Linear, device: torch.device) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
         weight = layer.weight.data.to(device).float()
-        scale = (
-            (weight.abs().amax(1, keepdim=True) / 127)
-            .clamp(min=torch.finfo(torch.bfloat16).tiny)
-            .bfloat16()
-        )
-        self.weight = nn.Parameter(
-            (weight / scale).round().clamp(-127, 127).to(torch.int8), requires_grad=False
-        )
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        scale = scale.clamp(min=torch.finfo(torch.bfloat16).tiny).bfloat16()
+        rounded = (weight / scale).round().clamp(-127, 127).to(torch.int8)
+        self.weight = nn.Parameter(rounded, requires_grad=False)
         self.register_buffer("scale", scale)
         self.bias = _frozen(layer.bias, device)
         self.eval()

@@ -86,13 +86,9 @@ class EmbeddingCache:
         if fault is None:
             with safe_open(path, framework="pt") as opened:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-                fault = (
-                    None
-                    if _digest(tensors) == opened.metadata()["digest"]
-                    else f"{path}: its numbers were altered"
-                )
-            if fault is None:
-                return tensors
+                if _digest(tensors) == opened.metadata()["digest"]:
+                    return tensors
+            fault = f"{path}: its numbers were altered"
         raise DirectAlignError(
             f"{fault}: delete it, and start again with --resume, which writes it again"
         )
@@ -104,15 +100,8 @@ class EmbeddingCache:
         partial = path.with_suffix(f".{os.getpid()}.partial")
         held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         try:
-            save_file(
-                held,
-                partial,
-                metadata={
-                    "prompt": prompt,
-                    "fingerprint": self.fingerprint,
-                    "digest": _digest(held),
-                },
-            )
+            about = {"prompt": prompt, "fingerprint": self.fingerprint, "digest": _digest(held)}
+            save_file(held, partial, metadata=about)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -192,17 +181,11 @@ class PromptEncoder:
         for a progress bar. Raises DirectAlignError if the disk is too small for them.
         """
         with self._on_device():
-            self.cache = cache = EmbeddingCache(
-                folder, fingerprint_of(self.modules, self.embed([PROBE]))
-            )
-            there = {
-                prompt: cache.fault(prompt)
-                for prompt in dict.fromkeys(prompts)
-                if cache.has(prompt)
-            }
-            missing = [
-                prompt for prompt in dict.fromkeys(prompts) if prompt not in there or there[prompt]
-            ]
+            fingerprint = fingerprint_of(self.modules, self.embed([PROBE]))
+            self.cache = cache = EmbeddingCache(folder, fingerprint)
+            unique = dict.fromkeys(prompts)
+            there = {prompt: cache.fault(prompt) for prompt in unique if cache.has(prompt)}
+            missing = [prompt for prompt in unique if prompt not in there or there[prompt]]
             for place, prompt in enumerate(show(missing) if missing else ()):
                 cache.write(prompt, self.embed([prompt]))
                 if place == 0:
@@ -237,10 +220,7 @@ class PromptEncoder:
 def padded(rows: Sequence[Tensor]) -> Tensor:
     """Concatenate (1, n, ...) to (b, max n, ...), zeros at the end of shorter rows."""
     longest = max(row.shape[1] if row.dim() > 1 else 0 for row in rows)
-    filled = [
-        row if row.dim() < 2 or row.shape[1] == longest else _filled(row, longest) for row in rows
-    ]
-    return torch.cat(filled)
+    return torch.cat([row if row.dim() < 2 else _filled(row, longest) for row in rows])
 
 
 def _filled(row: Tensor, length: int) -> Tensor:

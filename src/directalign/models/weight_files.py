@@ -76,22 +76,18 @@ def weights_files(folder: Path, variant: str | None = None) -> list[Path]:
 
     Raises DirectAlignError if there are none, and for a truncated file or a missing shard.
     """
-    files = [
-        folder / name for name in chosen((file.name for file in folder.iterdir()), variant, folder)
-    ]
-    indices = [
-        file
-        for file in folder.glob("*.safetensors.index*.json")
-        if variant_of(file.name) == variant
-    ]
-    promised = {
-        folder / name
+    names = chosen((file.name for file in folder.iterdir()), variant, folder)
+    files = [folder / name for name in names]
+    indices = folder.glob("*.safetensors.index*.json")
+    maps = [
+        read_json(index).get("weight_map", {})
         for index in indices
-        for name in read_json(index).get("weight_map", {}).values()
-    }
-    for file in sorted({*files, *promised}):
+        if variant_of(index.name) == variant
+    ]
+    listed = {folder / name for each in maps for name in each.values()}
+    for file in sorted({*files, *listed}):
         check_safetensors(file)
-    if any(SHARD.search(file.name) for file in files) and not indices:
+    if any(SHARD.search(file.name) for file in files) and not maps:
         raise DirectAlignError(
             f"{folder}: holds shards without their .safetensors.index.json: copy the folder again"
         )

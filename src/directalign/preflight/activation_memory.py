@@ -116,12 +116,9 @@ def _as_numbers(indices: Any) -> list[Any]:
     """Masks as integers: for a fake tensor, a mask selects an unknown number of elements."""
     found: list[Any] = []
     for index in indices:
-        masks = (
-            isinstance(index, Tensor)
-            and not isinstance(index, FakeTensor)
-            and index.dtype == torch.bool
-        )
-        found += index.nonzero().unbind(1) if masks else [index]
+        is_real = isinstance(index, Tensor) and not isinstance(index, FakeTensor)
+        is_mask = is_real and index.dtype == torch.bool
+        found += index.nonzero().unbind(1) if is_mask else [index]
     return found
 
 
