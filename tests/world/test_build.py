@@ -83,7 +83,7 @@ def equal(first: Iterable[torch.Tensor], second: Iterable[torch.Tensor]) -> bool
 def test_the_autoencoder_trains_and_scales_its_latents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = autoencoder.image_pool(128)
+    few = autoencoder.image_pool(1024)[:128]
     monkeypatch.setattr(autoencoder, "image_pool", lambda: few)
     vae = autoencoder.train_autoencoder(tmp_path, TWO_STEPS)
     with torch.no_grad():
