@@ -45,7 +45,7 @@ def test_a_run_is_exported_and_uploaded(run: Path, tmp_path: Path) -> None:
             timeout=120,
         )
         assert done.returncode == 0, done.stderr
-        out, repo = run / "export" / "kohya", hub.repos["model", "me/mine"]
+        out, repo = run / "export" / "kohya", hub.repos["me/mine"]
         assert done.stdout.split() == [str(out), f"{hub.url}/me/mine"]
         assert repo.private
         assert repo.files == {file.name: file.read_bytes() for file in out.iterdir()}
@@ -64,7 +64,7 @@ def test_a_run_is_exported_and_uploaded(run: Path, tmp_path: Path) -> None:
 def test_wrong_options_are_one_line(
     run: Path, command: Command, monkeypatch: pytest.MonkeyPatch, options: str, message: str
 ) -> None:
-    monkeypatch.setattr("directalign.export.upload.get_token", lambda: None)
+    monkeypatch.setattr("directalign.io.hub.get_token", lambda: None)
     found = command("export", run, *options.split())
     assert found.exit_code == 1 and message in found.stderr and found.stderr.count("\n") == 1
     assert not (run / "export").exists()

@@ -25,7 +25,7 @@ from typer.testing import Result
 
 from directalign.toyworld.assets import resolve
 from directalign.training.run_folder import locked
-from hub_downloads import TOKEN, DownloadHub, download_hub, point_at
+from hub_stand_in import READER, Hub, hub_stand_in, point_at
 from tiny import write_flux, write_sd
 from tiny_klein import write_klein
 from tiny_qwen import write_qwen_image
@@ -56,10 +56,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 @pytest.fixture
 def hub(
     recipe: Path, tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[DownloadHub]:
+) -> Iterator[Hub]:
     """A hub with a tiny FLUX, without a token."""
     disable_progress_bars()  # as the command does
-    with download_hub() as served:
+    with hub_stand_in() as served:
         served.publish(HUB_ID, models["flux"])
         point_at(served.url, tmp_path / "cache", monkeypatch)
         yield served
@@ -399,7 +399,7 @@ def test_a_folder_in_which_another_process_trains(command: Command, recipe: Path
 # --- the hub ---
 
 
-def test_a_gated_repository(command: Command, hub: DownloadHub, recipe: Path) -> None:
+def test_a_gated_repository(command: Command, hub: Hub, recipe: Path) -> None:
     hub.publish("maker/judge", resolve("world:reward")).gated = True
     line = refusal(command, "train", "reward={name: clip, path: maker/judge}")
     page = f"{hub.url}/maker/judge"
@@ -410,7 +410,7 @@ def test_a_gated_repository(command: Command, hub: DownloadHub, recipe: Path) ->
     refused(command("sample", HUB_ID, "--prompt", "a red star"), "is gated", "hf auth login")
 
 
-def test_a_repository_that_does_not_exist(command: Command, hub: DownloadHub, recipe: Path) -> None:
+def test_a_repository_that_does_not_exist(command: Command, hub: Hub, recipe: Path) -> None:
     for override in ("model.path=maker/nothing", "reward={name: clip, path: maker/nothing}"):
         line = refusal(command, "train", override)
         assert "path: maker/nothing: no such folder here, and at http" in line
@@ -435,12 +435,12 @@ def test_no_network(
 
 def test_a_wrong_setting_is_refused_before_weights_are_downloaded(
     command: Command,
-    hub: DownloadHub,
+    hub: Hub,
     recipe: Path,
     models: Models,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_TOKEN", READER)
     hub.publish("maker/sd3", models["sd3"])
     path = f"model.path={HUB_ID}"
     for overrides, expected in (
@@ -455,9 +455,7 @@ def test_a_wrong_setting_is_refused_before_weights_are_downloaded(
 @pytest.mark.parametrize(
     "words", ["evaluate", "report", "sample --prompt x", "export --format diffusers"]
 )
-def test_a_missing_run_is_not_searched_on_the_hub(
-    command: Command, hub: DownloadHub, words: str
-) -> None:
+def test_a_missing_run_is_not_searched_on_the_hub(command: Command, hub: Hub, words: str) -> None:
     Path("runs").mkdir()
     refused(command(*words.split(), "runs/gone"), "directalign: runs/gone: ", "give ")
     assert hub.fetched == []

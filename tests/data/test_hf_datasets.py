@@ -73,91 +73,74 @@ def test_what_is_no_address_is_refused(source: str) -> None:
         parse(source)
 
 
-def test_prompts_of_a_saved_dataset(tmp_path: Path, table: datasets.Dataset) -> None:
+def test_prompts_of_saved_datasets_and_of_data_files(
+    tmp_path: Path, table: datasets.Dataset
+) -> None:
     table.save_to_disk(tmp_path / "saved")
-    assert read_prompts(f"hf:{tmp_path / 'saved'}") == GOOD
-    assert read_prompts(f"hf:{tmp_path / 'saved'}#Prompt") == GOOD
-
-
-def test_prompts_of_saved_splits(tmp_path: Path, table: datasets.Dataset) -> None:
-    splits(test=table.select([0]), train=table).save_to_disk(tmp_path / "saved")
-    assert read_prompts(f"hf:{tmp_path / 'saved'}") == GOOD
-    assert read_prompts(f"hf:{tmp_path / 'saved'}@test") == GOOD[:1]
-
-
-def test_prompts_of_data_files(tmp_path: Path, table: datasets.Dataset) -> None:
-    (tmp_path / "files").mkdir()
+    splits(test=table.select([3]), train=table).save_to_disk(tmp_path / "splits")
+    for name in ("files", "lines"):
+        (tmp_path / name).mkdir()
     table.to_parquet(tmp_path / "files" / "train-00000-of-00001.parquet")
     table.select([3]).to_parquet(tmp_path / "files" / "test-00000-of-00001.parquet")
-    assert read_prompts(f"hf:{tmp_path / 'files'}") == GOOD
-    assert read_prompts(f"hf:{tmp_path / 'files'}@test") == GOOD[1:]
-    (tmp_path / "lines").mkdir()
     (tmp_path / "lines" / "any.jsonl").write_text('{"title": "a sun"}\n{"title": "a sea"}\n')
-    assert read_prompts(f"hf:{tmp_path / 'lines'}#title") == ["a sun", "a sea"]
+    whole = ("saved", "saved#Prompt", "splits", "files")
+    expected = {**dict.fromkeys(whole, GOOD), "splits@test": GOOD[1:], "files@test": GOOD[1:]}
+    expected["lines#title"] = ["a sun", "a sea"]
+    for source, prompts in expected.items():
+        assert read_prompts(f"hf:{tmp_path}/{source}") == prompts, source
 
 
 Table = Any
 NOT_READABLE = "cannot be read as a dataset .*; check that it holds parquet, jsonl, csv or image"
-BROKEN: dict[str, tuple[Callable[[Path, Table], Any], str, str]] = {
-    "no such split": (
+
+
+def save_control_character(folder: Path, table: Table) -> None:
+    datasets.Dataset.from_dict({"text": ["a", "b\0"]}).save_to_disk(folder)
+
+
+def write_broken_file(folder: Path, table: Table) -> None:
+    folder.mkdir()
+    (folder / "a.parquet").write_bytes(b"PAR1 and no more")
+
+
+BROKEN: list[tuple[Callable[[Path, Table], Any], str, str]] = [
+    (
         lambda folder, table: splits(train=table, test=table).save_to_disk(folder),
         "@valid",
         "no split 'valid'; there are 'train', 'test': write hf:",
     ),
-    "no train split": (
+    (
         lambda folder, table: splits(val=table, test=table).save_to_disk(folder),
         "",
         "several splits and none is train; there are 'val', 'test': write hf:",
     ),
-    "no prompt column": (
+    (
         lambda folder, table: table.remove_columns("Prompt").save_to_disk(folder),
         "",
         "no column prompt, caption or text among 'id', 'lists'; name the one with .*#column",
     ),
-    "no such column": (
+    (
         lambda folder, table: table.save_to_disk(folder),
         "#title",
         "no column 'title' among 'id', 'Prompt', 'lists'; name the one with .*#column",
     ),
-    "a column of lists": (
+    (
         lambda folder, table: table.save_to_disk(folder),
         "#lists",
         r"row 0: lists is list \['a'\], and text is needed",
     ),
-    "blank rows": (
-        lambda folder, table: table.select([1, 2]).save_to_disk(folder),
-        "",
-        "no prompts in it",
-    ),
-    "a control character": (
-        lambda folder, table: datasets.Dataset.from_dict({"text": ["a", "b\0"]}).save_to_disk(
-            folder
-        ),
-        "",
-        r"row 1: control character U\+0000",
-    ),
-    "no folder": (
-        lambda folder, table: None,
-        "",
-        "no such folder .*; a dataset on the hub is written hf:owner/name",
-    ),
-    "no files": (lambda folder, table: folder.mkdir(), "", NOT_READABLE),
-    "a broken file": (
-        lambda folder, table: (
-            folder.mkdir(),
-            (folder / "a.parquet").write_bytes(b"PAR1 and no more"),
-        ),
-        "",
-        NOT_READABLE,
-    ),
-}
+    (lambda folder, table: table.select([1, 2]).save_to_disk(folder), "", "no prompts in it"),
+    (save_control_character, "", r"row 1: control character U\+0000"),
+    (lambda folder, table: None, "", "no such folder .*; a dataset on the hub is written hf:owner"),
+    (lambda folder, table: folder.mkdir(), "", NOT_READABLE),
+    (write_broken_file, "", NOT_READABLE),
+]
 
 
-@pytest.mark.parametrize("case", BROKEN)
+@pytest.mark.parametrize(("write", "suffix", "complaint"), BROKEN)
 def test_a_broken_dataset_is_one_line_that_names_it(
-    tmp_path: Path, table: datasets.Dataset, case: str
+    tmp_path: Path, table: datasets.Dataset, write: Any, suffix: str, complaint: str
 ) -> None:
-    write, suffix, complaint = BROKEN[case]
     write(tmp_path / "set", table)
     source = f"hf:{tmp_path / 'set'}{suffix}"
     with pytest.raises(DirectAlignError, match=complaint) as raised:
@@ -165,44 +148,26 @@ def test_a_broken_dataset_is_one_line_that_names_it(
     assert str(raised.value).startswith(source) and "\n" not in str(raised.value)
 
 
-def gated() -> Exception:
-    error = datasets.exceptions.DatasetNotFoundError(
-        "Dataset 'owner/name' is a gated dataset on the Hub."
-    )
-    error.__cause__ = GatedRepoError.__new__(GatedRepoError)  # made without the response it carries
-    return error
+MISSING = datasets.exceptions.DatasetNotFoundError
+GATED = MISSING("Dataset 'owner/name' is a gated dataset on the Hub.")
+GATED.__cause__ = GatedRepoError.__new__(GatedRepoError)  # made without the response it carries
+HUB: dict[str, Exception] = {
+    r"gated on the hub; accept its terms at https://huggingface\.co/datasets/owner/name": GATED,
+    "no such dataset on the hub, or a private one; check owner/name": MISSING("doesn't exist"),
+    r"the hub cannot be reached \(Couldn't reach it\)": ConnectionError("Couldn't reach\nit"),
+    r"Please pick one: \['en'\]\); name its config.*hf:owner/name:config": ValueError(
+        "Config name is missing.\nPlease pick one: ['en']"
+    ),
+    "cannot be read as a dataset .Dataset scripts": RuntimeError("Dataset scripts are no longer"),
+}
 
 
-HUB = [
-    (
-        gated(),
-        r"gated on the hub; accept its terms at https://huggingface\.co/datasets/owner/name, then ",
-    ),
-    (
-        datasets.exceptions.DatasetNotFoundError("Dataset 'owner/name' doesn't exist"),
-        "no such dataset on the hub, or a private one; check owner/name",
-    ),
-    (
-        ConnectionError("Couldn't reach\n'owner/name'"),
-        r"the hub cannot be reached \(Couldn't reach 'owner/name'\); check the connection",
-    ),
-    (
-        ValueError("Config name is missing.\nPlease pick one among: ['en', 'de']"),
-        r"Please pick one among: \['en', 'de'\]\); name its config.*hf:owner/name:config",
-    ),
-    (
-        RuntimeError("Dataset scripts are no longer supported, but found name.py"),
-        "cannot be read as a dataset .Dataset scripts are no longer supported",
-    ),
-]
-
-
-@pytest.mark.parametrize(("error", "complaint"), HUB, ids=range(len(HUB)))
+@pytest.mark.parametrize("complaint", HUB)
 def test_what_the_hub_refuses_is_named_with_its_remedy(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, complaint: str
+    monkeypatch: pytest.MonkeyPatch, complaint: str
 ) -> None:
     def refuse(*_: object) -> None:
-        raise error
+        raise HUB[complaint]
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(DirectAlignError, match=complaint) as raised:

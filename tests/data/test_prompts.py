@@ -45,19 +45,18 @@ GENEVAL = (
 OCR = 'A sign, at dusk, that reads "Step Goal Achieved".\n"Forever Yours", engraved in a ring.\n'
 
 
+PARTI_PROMPTS = [
+    "Dogs playing poker",
+    '"G I G G L E" painted on a wall',
+    '"HI" and "HO"',
+    'a sign that says "OPEN", lit',
+]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "prompts"),
     [
-        (
-            "parti.tsv",
-            PARTI,
-            [
-                "Dogs playing poker",
-                '"G I G G L E" painted on a wall',
-                '"HI" and "HO"',
-                'a sign that says "OPEN", lit',
-            ],
-        ),
+        ("parti.tsv", PARTI, PARTI_PROMPTS),
         ("geneval.jsonl", GENEVAL, ["a photo of four clocks"]),
         ("ocr.txt", OCR, OCR.splitlines()),
     ],
@@ -75,14 +74,12 @@ def test_the_lists_of_the_field_are_read_as_they_are(
 def test_tables_know_the_column(tmp_path: Path, name: str, row: str) -> None:
     quoted = TWO[1].replace('"', '""') if name.endswith("csv") else TWO[1]
     file = tmp_path / name
-    file.write_text(
-        "\n".join([row.format("id", "PROMPT"), row.format(1, TWO[0]), "", row.format(2, quoted)]),
-        encoding="utf-8",
-    )
+    rows = row.format("id", "PROMPT"), row.format(1, TWO[0]), "", row.format(2, quoted)
+    file.write_text("\n".join(rows), encoding="utf-8")
     assert read_prompts(file) == TWO
 
 
-def test_parquet(tmp_path: Path) -> None:
+def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="parquet lists are an extra: directalign[data]")
     from pyarrow import parquet
 
@@ -92,17 +89,8 @@ def test_parquet(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(DirectAlignError, match=r"list\.parquet: not a readable parquet file"):
         read_prompts(file)
-
-
-def test_parquet_without_pyarrow_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "list.parquet"
-    file.write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(
-        DirectAlignError, match=r"list\.parquet: .*pip install 'directalign\[data\]'"
-    ):
+    with pytest.raises(DirectAlignError, match=r"list\.parquet: .*'directalign\[data\]'"):
         read_prompts(file)
 
 
@@ -119,15 +107,9 @@ BROKEN = {
     "list.jsonl": (b"[1]", ":1: list instead of an object"),
     "other_key.jsonl": (b'{"title": "a"}', ":1: no key prompt, caption or text among 'title'"),
     "number.jsonl": (b'{"prompt": 3}', ":1: prompt is int 3, and text is needed"),
-    "other_column.csv": (
-        b"title,id\na,1\n",
-        "no column prompt, caption or text among 'title', 'id'",
-    ),
+    "other_column.csv": (b"title,id\na,1\n", "no column prompt, caption or text among 'title'"),
     "short_row.tsv": (b"id\tprompt\n1\ta\n2\n", ":3: 1 fields"),
-    "two_lines.tsv": (
-        b'prompt\tid\na\t1\n"b\nc"\t2\n',
-        ":3: a quote opens a field and does not close on this line",
-    ),
+    "two_lines.tsv": (b'prompt\tid\na\t1\n"b\nc"\t2\n', ":3: a quote opens a field and does not"),
     "open_quote.csv": (b'prompt\na\n"b\n', "not a table"),
     "list.pdf": (b"", "prompt lists end in .txt, .jsonl"),
 }
@@ -163,11 +145,8 @@ def test_the_world_keeps_every_seventh_caption_for_measuring() -> None:
 def test_a_stream_started_anew_goes_on_exactly() -> None:
     def steps(first: int, last: int) -> list[tuple[str, ...]]:
         stream = PromptStream(train_captions()[:200], seed=3)
-        return [
-            stream.batch(step, 4, place, 16)
-            for step in range(first, last)
-            for place in range(0, 16, 4)
-        ]
+        places = range(0, 16, 4)
+        return [stream.batch(step, 4, place, 16) for step in range(first, last) for place in places]
 
     assert steps(0, 40) == steps(0, 17) + steps(17, 40)
     assert len(set().union(*steps(0, 13))) == 200  # 13 steps of 16 prompts: a whole epoch

@@ -75,7 +75,7 @@ def test_table_inverts_itself_from_sigma(sigma: float):
 
 
 PATHS = ("flow", "vp")
-PREDICTIONS = ("velocity", "epsilon", "v", "x0")
+PREDICTIONS = ("velocity", "epsilon", "v")
 SIGMA = torch.tensor([0.05, 0.6, 0.97], dtype=torch.float64)
 
 
@@ -99,7 +99,6 @@ def test_targets_written_out(latents):
     assert_close(target("flow", "velocity", x0, noise, SIGMA), noise - x0)
     assert_close(target("vp", "epsilon", x0, noise, SIGMA), noise)
     assert_close(target("vp", "v", x0, noise, SIGMA), a * noise - s * x0)
-    assert_close(target("vp", "x0", x0, noise, SIGMA), x0)
 
 
 def test_classifier_free_guidance_runs_through_both_answers(latents):

@@ -32,7 +32,7 @@ from directalign.evaluation.adherence.geneval import Found
 from directalign.evaluation.eval_prompts import PromptRow, checked_facts
 from directalign.rewards.clip import ClipReward
 from directalign.types import DirectAlignError
-from hub_downloads import download_hub, point_at
+from hub_stand_in import hub_stand_in, point_at
 from tiny_clip import clip_folder
 from tiny_detectors import CLASSES, MODELS, write_detector
 
@@ -371,7 +371,7 @@ def test_of_a_detector_on_the_hub_settings_alone_are_fetched_to_check_it(
     detectors: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = config.DetectorConfig(path="someone/detector")
-    with download_hub() as hub:
+    with hub_stand_in() as hub:
         hub.publish("someone/detector", detectors["rt_detr"])
         point_at(hub.url, tmp_path / "cache", monkeypatch)
         check_adherence(settings)

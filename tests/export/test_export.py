@@ -39,20 +39,22 @@ def test_a_folder_without_a_run_and_an_unfinished_run_are_refused(tmp_path: Path
         export_run(unfinished, "kohya")
 
 
-@pytest.mark.parametrize(
-    ("tune", "arguments", "message"),
-    [
-        ("lora", {"form": "folder"}, "trained a LoRA; add --merge"),
-        ("lora", {"form": "kohya", "merge": True}, "omit it for --format kohya"),
-        ("full", {"form": "folder", "merge": True}, "not a LoRA; omit --merge"),
-        ("full", {"form": "diffusers"}, "not a LoRA; give --format folder"),
-        (
-            "lora",
-            {"form": "folder", "merge": True, "max_shard_size": "big"},
-            "--max-shard-size big: give a whole number",
-        ),
-    ],
-)
+KOHYA_MERGED = {"form": "kohya", "merge": True}
+FOLDER_MERGED = {"form": "folder", "merge": True}
+WRONG = [
+    ("lora", {"form": "folder"}, "trained a LoRA; add --merge"),
+    ("lora", KOHYA_MERGED, "omit it for --format kohya"),
+    ("full", FOLDER_MERGED, "not a LoRA; omit --merge"),
+    ("full", {"form": "diffusers"}, "not a LoRA; give --format folder"),
+    (
+        "lora",
+        FOLDER_MERGED | {"max_shard_size": "big"},
+        "--max-shard-size big: give a whole",
+    ),
+]
+
+
+@pytest.mark.parametrize(("tune", "arguments", "message"), WRONG)
 def test_wrong_options_are_refused(
     tune: str, arguments: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
@@ -64,7 +66,9 @@ def test_wrong_options_are_refused(
     assert not list(run.glob("export/*"))
 
 
-def test_an_existing_export_is_not_overwritten(run: Path) -> None:
+def test_an_existing_export_is_not_overwritten_and_a_failed_one_leaves_no_files(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = export_run(run, "comfyui")
     files = ["README.md", "before_after.png", "red_lora_2.safetensors"]
     assert out == run / "export" / "comfyui"
@@ -72,10 +76,6 @@ def test_an_existing_export_is_not_overwritten(run: Path) -> None:
     with pytest.raises(DirectAlignError, match="exists already; name another folder"):
         export_run(run, "comfyui")
 
-
-def test_a_failed_export_leaves_no_files(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     def fail(*_: object) -> None:
         raise OSError("disk")
 
@@ -136,15 +136,17 @@ def test_the_card_has_the_recipe_without_local_paths_and_the_grids(run: Path) ->
         assert grid.getpixel((30, 40)) == (0, 0, 255) and grid.getpixel((30, 100)) == (255, 0, 0)
 
 
-def test_the_card_names_missing_records(run: Path) -> None:
+def test_the_card_names_missing_records_and_an_unknown_license(tmp_path: Path) -> None:
+    recipe = finished_recipe("flux", "someone/else")
+    run = write_finished(tmp_path / "run", recipe, updates_of_shape(LAYER))
     (run / "summary.json").write_text(json.dumps({"before": None, "after": None}))
     for file in (run / "samples").glob("*.png"):
         file.unlink()
     out = export_run(run, "diffusers")
-    text = (out / "README.md").read_text()
-    for missing in ("no measurement before", "no pair of sample grids", "commit not recorded"):
-        assert missing in text
-    assert not (out / "before_after.png").exists()
+    card = ModelCard.load(out / "README.md")
+    missing = ("no measurement before", "no pair of sample grids", "commit not recorded")
+    assert all(text in card.text for text in (*missing, "To be filled in"))
+    assert card.data.license == "unknown" and not (out / "before_after.png").exists()
 
 
 def test_the_license_is_read_from_the_readme_or_the_list(tmp_path: Path) -> None:
@@ -165,10 +167,3 @@ def test_the_license_is_read_from_the_readme_or_the_list(tmp_path: Path) -> None
     assert info(folder).license == License("other", "mine", "https://x.org/l")
     (folder / "README.md").write_text("---\n: [\n---\n")
     assert info(folder).license == apache
-
-
-def test_an_unknown_license_is_marked(tmp_path: Path) -> None:
-    recipe = finished_recipe("flux", "someone/else")
-    run = write_finished(tmp_path / "run", recipe, updates_of_shape(LAYER))
-    card = ModelCard.load(export_run(run, "diffusers") / "README.md")
-    assert card.data.license == "unknown" and "To be filled in" in card.text

@@ -32,6 +32,7 @@ from low_rank_updates import (
     random_updates,
     updates_of_shape,
 )
+from models import original_layouts
 
 HEADS = {"attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 16}
 FLUX = {**HEADS, "in_channels": 16, "pooled_projection_dim": 16, "axes_dims_rope": (2, 2, 4)}
@@ -44,26 +45,14 @@ NETWORKS: dict[str, Any] = {
         in_channels=16, out_channels=4, num_layers=2, axes_dims_rope=(2, 2, 4), **HEADS
     ),
     "z_image": lambda: ZImageTransformer2DModel(
-        in_channels=4,
-        dim=32,
-        n_layers=2,
-        n_refiner_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
-        cap_feat_dim=16,
-        axes_dims=[4, 6, 6],
+        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2,
+        cap_feat_dim=16, axes_dims=[4, 6, 6],
     ),
     "sd3": lambda: SD3Transformer2DModel(
-        sample_size=8,
-        num_layers=3,
-        caption_projection_dim=16,
-        pooled_projection_dim=16,
-        pos_embed_max_size=8,
-        dual_attention_layers=(0,),
-        qk_norm="rms_norm",
-        **HEADS,
+        sample_size=8, num_layers=3, caption_projection_dim=16, pooled_projection_dim=16,
+        pos_embed_max_size=8, dual_attention_layers=(0,), qk_norm="rms_norm", **HEADS,
     ),
-}
+}  # fmt: skip
 PIPELINES: dict[str, Any] = {
     "flux": FluxPipeline,
     "flux2_klein": Flux2KleinPipeline,
@@ -175,7 +164,8 @@ def test_sd3_for_kohya_equals_the_conversion_of_a_checkpoint() -> None:
     targets = (*JOINT, *second, "attn2.to_out.0", "ff.net.0.proj", "ff_context.net.2")
     updates = random_updates(network, targets)
     kohya = convert(updates, "sd3", "kohya")
-    changes = original_sd3_checkpoint(network)
+    zeros = {name: torch.zeros_like(each) for name, each in network.state_dict().items()}
+    changes = original_layouts.sd3(zeros)
     stems = {key.replace(".", "_"): key for key in changes if key.endswith("weight")}
     for key in [key for key in kohya if key.endswith(".lora_down.weight")]:
         stem = key.removesuffix(".lora_down.weight")
@@ -191,59 +181,23 @@ def test_sd3_for_kohya_equals_the_conversion_of_a_checkpoint() -> None:
         torch.testing.assert_close(found[layer], expected[layer])
 
 
-def original_sd3_checkpoint(network: Any) -> dict[str, Tensor]:
-    """Zeros under Stability AI's names and shapes, for the layers of a diffusers network."""
-    width, layers, joint = 16, network.config.num_layers, network.config.joint_attention_dim
-    embedders = ("t_embedder.mlp.0", "t_embedder.mlp.2", "y_embedder.mlp.0", "y_embedder.mlp.2")
-    linear = {
-        **dict.fromkeys(embedders, (width, width)),
-        "context_embedder": (width, joint),
-        "final_layer.linear": (64, width),
-        "final_layer.adaLN_modulation.1": (2 * width, width),
-    }
-    shapes: dict[str, tuple[int, ...]] = {
-        "pos_embed": (1, 64, width),
-        "x_embedder.proj.weight": (width, 16, 2, 2),
-        "x_embedder.proj.bias": (width,),
-    }
-    for layer in range(layers):
-        for side in ("x_block", "context_block"):
-            block = f"joint_blocks.{layer}.{side}"
-            is_output = not (layer == layers - 1 and side == "context_block")
-            is_dual = side == "x_block" and layer in network.config.dual_attention_layers
-            for attention in ("attn", "attn2")[: 1 + is_dual]:
-                linear[f"{block}.{attention}.qkv"] = (3 * width, width)
-                shapes |= {f"{block}.{attention}.ln_{each}.weight": (8,) for each in "qk"}
-                if is_output:
-                    linear[f"{block}.{attention}.proj"] = (width, width)
-            linear[f"{block}.adaLN_modulation.1"] = (6 * width, width)
-            if is_output:
-                linear |= {f"{block}.mlp.fc1": (4 * width, width)}
-                linear |= {f"{block}.mlp.fc2": (width, 4 * width)}
-    for name, (rows, columns) in linear.items():
-        shapes |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
-    return {name: torch.zeros(shape) for name, shape in shapes.items()}
+WITHOUT_NAME = {
+    ("proj_out", "flux"): "proj_out has no name in the kohya format of flux; use --format",
+    ("norm_out.linear", "flux"): "norm_out.linear has no name in the kohya format",
+    ("conv_in", "sd"): "conv_in has no name in the kohya format of sd",
+    ("time_embedding.linear_1", "sdxl"): "has no name in the kohya format of sdxl",
+    ("proj_out", "sd3"): "proj_out has no name in the kohya format of sd3",
+    ("a", "sora"): r"no kohya format is known for model\.architecture sora",
+    ("single_transformer_blocks.0.attn.to_q", "flux"): (
+        r"readers of the kohya format accept single_blocks\.0\.linear1 only at flux's full"
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("layer", "model", "message"),
-    [
-        ("proj_out", "flux", "proj_out has no name in the kohya format of flux; use --format"),
-        ("norm_out.linear", "flux", "norm_out.linear has no name in the kohya format"),
-        ("conv_in", "sd", "conv_in has no name in the kohya format of sd"),
-        ("time_embedding.linear_1", "sdxl", "has no name in the kohya format of sdxl"),
-        ("proj_out", "sd3", "proj_out has no name in the kohya format of sd3"),
-        ("a", "sora", r"no kohya format is known for model\.architecture sora"),
-        (
-            "single_transformer_blocks.0.attn.to_q",
-            "flux",
-            r"readers of the kohya format accept single_blocks\.0\.linear1 only at flux's full",
-        ),
-    ],
-)
-def test_layers_without_a_name_are_refused(layer: str, model: str, message: str) -> None:
-    with pytest.raises(DirectAlignError, match=message):
-        convert(updates_of_shape({layer: (4, 4)}), model, "kohya")
+def test_layers_without_a_name_are_refused() -> None:
+    for (layer, model), message in WITHOUT_NAME.items():
+        with pytest.raises(DirectAlignError, match=message):
+            convert(updates_of_shape({layer: (4, 4)}), model, "kohya")
 
 
 def test_fusing_adds_ranks_and_keeps_every_row() -> None:

@@ -9,21 +9,21 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, constants
 
-from directalign.export.upload import check_upload, push
+from directalign.io.hub import check_upload, push
 from directalign.types import DirectAlignError
-from hub_stand_in import READER, WRITER, HubStandIn, Repo, hub_stand_in
+from hub_stand_in import READER, WRITER, Hub, Repo, hub_stand_in
 
 Api = Callable[[str], HfApi]
 
 
 @pytest.fixture
-def stand_in() -> Iterator[HubStandIn]:
+def stand_in() -> Iterator[Hub]:
     with hub_stand_in() as running:
         yield running
 
 
 @pytest.fixture
-def api(stand_in: HubStandIn, monkeypatch: pytest.MonkeyPatch) -> Api:
+def api(stand_in: Hub, monkeypatch: pytest.MonkeyPatch) -> Api:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     return lambda token: HfApi(endpoint=stand_in.url, token=token)
 
@@ -45,56 +45,39 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
-def test_only_the_folder_is_uploaded(exported: Path, stand_in: HubStandIn, api: Api) -> None:
+def test_only_the_folder_is_uploaded(exported: Path, stand_in: Hub, api: Api) -> None:
     assert push(exported, "me/mine", private=True, api=api(WRITER)) == f"{stand_in.url}/me/mine"
-    repo = stand_in.repos["model", "me/mine"]
+    repo = stand_in.repos["me/mine"]
     assert repo.private and repo.files == files_of(exported)
     assert len(stand_in.objects) == 1 and stand_in.verified == stand_in.objects.keys()
     assert stand_in.commits == ["Upload kohya"] and stand_in.unknown == []
 
 
-def test_an_existing_repository_keeps_its_files(
-    exported: Path, stand_in: HubStandIn, api: Api
-) -> None:
-    stand_in.repos["model", "me/mine"] = Repo(files={"older.safetensors": b"x"})
+def test_an_existing_repository_keeps_its_files(exported: Path, stand_in: Hub, api: Api) -> None:
+    stand_in.repos["me/mine"] = repo = Repo(revisions={"main": {"older.safetensors": b"x"}})
+    with pytest.raises(DirectAlignError, match="--private: me/mine exists already and is public"):
+        push(exported, "me/mine", private=True, api=api(WRITER))
+    assert repo.files.keys() == {"older.safetensors"}
     push(exported, "me/mine", api=api(WRITER))
-    repo = stand_in.repos["model", "me/mine"]
     assert repo.files.keys() == {"older.safetensors", *files_of(exported)} and not repo.private
 
 
-def test_a_private_upload_to_a_public_repository_is_refused(
-    exported: Path, stand_in: HubStandIn, api: Api
-) -> None:
-    stand_in.repos["model", "me/mine"] = Repo(private=False)
-    with pytest.raises(DirectAlignError, match="--private: me/mine exists already and is public"):
-        push(exported, "me/mine", private=True, api=api(WRITER))
-    assert stand_in.repos["model", "me/mine"].files == {}
+REFUSED = [
+    (READER, "me/mine", "this token has no write access there"),
+    (WRITER, "you/yours", "this token has no write access there"),
+    ("hf_stale", "me/mine", "the Hub does not accept this token"),
+]
 
 
-@pytest.mark.parametrize("kind", ["dataset", "space"])
-def test_a_repository_of_another_type_is_refused(
-    kind: str, exported: Path, stand_in: HubStandIn, api: Api
-) -> None:
-    stand_in.repos[kind, "me/mine"] = Repo()
-    with pytest.raises(DirectAlignError, match=f"me/mine: is already a {kind}"):
-        push(exported, "me/mine", api=api(WRITER))
-
-
-@pytest.mark.parametrize(
-    ("token", "repo", "message"),
-    [
-        (READER, "me/mine", "this token has no write access there"),
-        (WRITER, "you/yours", "this token has no write access there"),
-        ("hf_stale", "me/mine", "the Hub does not accept this token"),
-    ],
-)
-def test_missing_rights_are_one_line(
-    token: str, repo: str, message: str, exported: Path, stand_in: HubStandIn, api: Api
-) -> None:
-    line = rf"--push-to-hub {repo}: {message}.*; the export is complete in .*: hf upload {repo} "
-    with pytest.raises(DirectAlignError, match=line):
-        push(exported, repo, api=api(token))
+def test_each_refusal_is_one_line(exported: Path, stand_in: Hub, api: Api) -> None:
+    for token, repo, reason in REFUSED:
+        remedy = rf"the export is complete in .*: hf upload {repo} "
+        with pytest.raises(DirectAlignError, match=f"--push-to-hub {repo}: {reason}.*; {remedy}"):
+            push(exported, repo, api=api(token))
     assert stand_in.repos == {}
+    stand_in.repos["me/data"] = Repo("dataset")
+    with pytest.raises(DirectAlignError, match="me/data: is already a dataset"):
+        push(exported, "me/data", api=api(WRITER))
 
 
 def test_metadata_that_the_hub_rejects(exported: Path, api: Api) -> None:
@@ -112,7 +95,7 @@ def test_no_network(exported: Path) -> None:
 
 
 def test_name_and_token_are_checked_before_the_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("directalign.export.upload.get_token", lambda: None)
+    monkeypatch.setattr("directalign.io.hub.get_token", lambda: None)
     with pytest.raises(DirectAlignError, match="mine: give owner/name, such as you/mine"):
         check_upload("mine")
     with pytest.raises(DirectAlignError, match="no Hub token on this machine; run `hf auth login`"):

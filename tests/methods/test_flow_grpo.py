@@ -16,7 +16,7 @@ from directalign import config
 from directalign.diffusion import sde
 from directalign.diffusion.rng import NOISE, TRANSITION, draw_noise, update_generator
 from directalign.methods.flow_grpo import FlowGRPO
-from directalign.models.reference_model import ReferenceModel
+from directalign.models.lora import ReferenceModel
 from directalign.rewards.black_box import PythonReward
 from directalign.types import Batch, DirectAlignError, LossTerm
 from methods.by_hand import CASES, PROMPTS

@@ -80,13 +80,12 @@ def linear(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
 
 
 def flux_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
-    return tuple(
-        {"sequence": encoded[0], "pooled": encoded[1]}
-        for encoded in (
-            pipeline.encode_prompt(each, None, max_sequence_length=MAX_SEQUENCE_LENGTH)
-            for each in (prompts, [""] * len(prompts))
-        )
-    )
+    def encode(texts: list[str]) -> Tensors:
+        given = {"max_sequence_length": MAX_SEQUENCE_LENGTH}
+        sequence, pooled, _ = pipeline.encode_prompt(texts, None, **given)
+        return {"sequence": sequence, "pooled": pooled}
+
+    return encode(prompts), encode([""] * len(prompts))
 
 
 def flux_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
@@ -152,9 +151,8 @@ def qwen_guidance(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     )
     lengths = [each.square().sum(-1, keepdim=True).sqrt() for each in (own, tokens)]
     h, w = cond.shape[2:]
-    return QwenImagePipeline._unpack_latents(tokens * lengths[0] / lengths[1], 4 * h, 4 * w, 4)[
-        :, :, 0
-    ]
+    rescaled = tokens * lengths[0] / lengths[1]
+    return QwenImagePipeline._unpack_latents(rescaled, 4 * h, 4 * w, 4)[:, :, 0]
 
 
 def z_image_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
@@ -176,10 +174,7 @@ def sd_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
 def two_clip_prompts(pipeline: Any, prompts: list[str]) -> tuple[Tensors, Tensors]:
     more = (None, None) if hasattr(pipeline, "tokenizer_3") else ()
     sequence, empty, pooled, empty_pooled = pipeline.encode_prompt(prompts, *more)
-    return (
-        {"sequence": sequence, "pooled": pooled},
-        {"sequence": empty, "pooled": empty_pooled},
-    )
+    return {"sequence": sequence, "pooled": pooled}, {"sequence": empty, "pooled": empty_pooled}
 
 
 def sd3_network(pipeline: Any, x_t: Tensor, sigma: Tensor, tensors: Tensors) -> Tensor:
@@ -240,29 +235,19 @@ class Case:
         return pipeline
 
     def call(
-        self,
-        pipeline: Any,
-        model: Any,
-        prompts: list[str],
-        noise: Tensor,
-        rollout: Any,
-        **more: Any,
+        self, pipeline: Any, model: Any, prompts: list[str], noise: Any, rollout: Any, **more: Any
     ) -> Tensor:
         """The pipeline's own sampling of `prompts` from our noise, images in [0, 1]."""
         n, h, w = rollout.num_inference_steps, *noise.shape[2:]
-        given = model.call_arguments(rollout)
+        given = {"output_type": "pt", **model.call_arguments(rollout)}
         if "negative_prompt" in given:
             given["negative_prompt"] = [given["negative_prompt"]] * len(prompts)
         if self.architecture == "z_image":  # early releases repeat the last level
             given["sigmas"] = np.linspace(1, 1 / n, n).tolist()
-        return pipeline(
-            prompt=list(prompts),
-            latents=self.packed._pack_latents(noise, *noise.shape) if self.packed else noise,
-            num_inference_steps=n,
-            height=self.cell * h,
-            width=self.cell * w,
-            **{"output_type": "pt", **given, **more},
-        ).images
+        given["latents"] = self.packed._pack_latents(noise, *noise.shape) if self.packed else noise
+        size = {"height": self.cell * h, "width": self.cell * w}
+        given |= {"prompt": list(prompts), "num_inference_steps": n, **size, **more}
+        return pipeline(**given).images
 
     def latents(self, images: Tensor, pipeline: Any) -> Tensor:
         """The pipeline's output_type="latent" in our layout and scale."""
@@ -275,12 +260,8 @@ class Case:
 
 
 SHIFTED = AutoencoderCalls(shift=0.1)
-BY_SIZE = {
-    "use_dynamic_shifting": True,
-    "shift": 1.0,
-    "base_image_seq_len": 4,
-    "max_image_seq_len": 64,
-}
+TOKENS = {"base_image_seq_len": 4, "max_image_seq_len": 64}
+BY_SIZE = {"scheduler": {"use_dynamic_shifting": True, "shift": 1.0, **TOKENS}}
 FLUX = {
     "prompts": flux_prompts,
     "network": flux_network,
@@ -289,31 +270,21 @@ FLUX = {
     "packed": FluxPipeline,
 }
 SD = {"prompts": sd_prompts, "network": unet_network}
-SDXL = {
-    "prompts": two_clip_prompts,
-    "network": unet_network,
-    "eight_bits": {"unet": {"block_out_channels": (8, 64)}},
-}
-SD3 = {
-    "prompts": two_clip_prompts,
-    "network": sd3_network,
-    "vae": SHIFTED,
-    "eight_bits": {"transformer": {"attention_head_dim": 64, "caption_projection_dim": 128}},
-}
-V_ZERO_SNR = {"prediction_type": "v_prediction", "scheduler": ZERO_SNR}
-EIGHT_HEADS = {"transformer": {"num_attention_heads": 8}}
-WIDE = {"transformer": {"dim": 64, "n_heads": 8, "n_kv_heads": 8}}
+SDXL = {"prompts": two_clip_prompts, "network": unet_network}
+SD3 = {"prompts": two_clip_prompts, "network": sd3_network, "vae": SHIFTED}
 Z_IMAGE = {"prompts": z_image_prompts, "network": z_image_network, "vae": SHIFTED}
+V_ZERO_SNR = {"prediction_type": "v_prediction", "scheduler": ZERO_SNR}
+SDXL_V = {**V_ZERO_SNR, "force_zeros_for_empty_prompt": False, "force_upcast": False}
+EIGHT_HEADS = {"transformer": {"num_attention_heads": 8}}
+WIDE_SDXL = {"unet": {"block_out_channels": (8, 64)}}
+WIDE_SD3 = {"transformer": {"attention_head_dim": 64, "caption_projection_dim": 128}}
+WIDE_Z_IMAGE = {"transformer": {"dim": 64, "n_heads": 8, "n_kv_heads": 8}}
 
 CASES = {
     "flux": Case("flux", write_flux, **FLUX),
-    "flux_by_size": Case("flux", write_flux, settings={"scheduler": BY_SIZE}, **FLUX),
+    "flux_by_size": Case("flux", write_flux, settings=BY_SIZE, **FLUX),
     "flux2_klein": Case(
-        "flux2_klein",
-        write_klein,
-        klein_prompts,
-        klein_network,
-        KleinCalls(),
+        *("flux2_klein", write_klein, klein_prompts, klein_network, KleinCalls()),
         eight_bits=EIGHT_HEADS,
         cell=8,
     ),
@@ -323,29 +294,20 @@ CASES = {
     "sd_not_to_clean": Case(
         "sd", write_sd, settings={"scheduler": {"set_alpha_to_one": False}}, **SD
     ),
-    "sdxl": Case("sdxl", write_sdxl, **SDXL),
-    "sdxl_v_zero_snr": Case(
-        "sdxl",
-        write_sdxl,
-        settings={**V_ZERO_SNR, "force_zeros_for_empty_prompt": False, "force_upcast": False},
-        **SDXL,
-    ),
-    "sd3": Case("sd3", write_sd3, **SD3),
-    "sd3_by_size": Case("sd3", write_sd3, settings={"scheduler": BY_SIZE}, **SD3),
+    "sdxl": Case("sdxl", write_sdxl, eight_bits=WIDE_SDXL, **SDXL),
+    "sdxl_v_zero_snr": Case("sdxl", write_sdxl, settings=SDXL_V, **SDXL),
+    "sd3": Case("sd3", write_sd3, eight_bits=WIDE_SD3, **SD3),
+    "sd3_by_size": Case("sd3", write_sd3, settings=BY_SIZE, **SD3),
     "sd35_medium": Case("sd3", write_sd3, settings={"transformer": MEDIUM}, **SD3),
     "sd3_without_t5": Case("sd3", write_sd3, settings={"t5": False}, **SD3),
     "qwen_image": Case(
-        "qwen_image",
-        write_qwen_image,
-        qwen_prompts,
-        qwen_network,
-        QwenCalls(),
+        *("qwen_image", write_qwen_image, qwen_prompts, qwen_network, QwenCalls()),
         eight_bits=EIGHT_HEADS,
         guidance=qwen_guidance,
         packed=QwenImagePipeline,
     ),
-    "z_image": Case("z_image", write_z_image, eight_bits=WIDE, **Z_IMAGE),
-    "z_image_by_size": Case("z_image", write_z_image, settings={"scheduler": BY_SIZE}, **Z_IMAGE),
+    "z_image": Case("z_image", write_z_image, eight_bits=WIDE_Z_IMAGE, **Z_IMAGE),
+    "z_image_by_size": Case("z_image", write_z_image, settings=BY_SIZE, **Z_IMAGE),
 }
 PLAIN = ("flux", "flux2_klein", "sd", "sdxl", "sd3", "qwen_image", "z_image")
 """One case per architecture, for what does not differ within it."""

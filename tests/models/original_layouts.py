@@ -1,15 +1,14 @@
-"""The way back from diffusers' names to the layouts in which makers publish their weights, written
-from those layouts, not from diffusers' converters.
+"""From diffusers' names to the layouts in which makers publish their weights.
 
-Each function takes the state dict of a diffusers or transformers model and gives the tensors of the
-original file, without the prefix of an all-in-one file. Used to prove that such files are read into
-the same weights.
+Written from those layouts, not from diffusers' converters. Each function takes the state dict of a
+diffusers or transformers model and gives the tensors of the original file, without the prefix of an
+all-in-one file.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -17,12 +16,13 @@ from torch import Tensor
 Weights = Mapping[str, Tensor]
 
 
-def renamed(weights: Weights, *rules: tuple[str, str]) -> dict[str, Tensor]:
-    """Every name under each rule (regular expression, replacement) in turn."""
+def renamed(weights: Weights, rules: str) -> dict[str, Tensor]:
+    """Every name under each rule in turn, one a line: a regular expression and a replacement."""
+    pairs = [line.split() for line in rules.splitlines() if line.strip()]
     result = {}
     for name, tensor in weights.items():
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
+        for pattern, replacement in pairs:
+            name = re.sub(pattern, replacement.replace("''", ""), name)
         result[name] = tensor
     return result
 
@@ -31,37 +31,30 @@ def prefixed(prefix: str, weights: Weights) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in weights.items()}
 
 
-def swapped(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The last modulation layer says scale before shift in diffusers, shift before scale in the
-    originals.
-    """
+def swapped(weights: dict[str, Tensor], *layers: str) -> dict[str, Tensor]:
+    """Scale before shift in diffusers is shift before scale in the originals."""
     return weights | {
         key: torch.cat(tensor.chunk(2)[::-1])
         for key, tensor in weights.items()
-        if key.rpartition(".")[0] == name
+        if key.rpartition(".")[0] in layers
     }
 
 
-def fused(
-    weights: Weights, separate: tuple[str, ...], together: Callable[[str], str]
-) -> dict[str, Tensor]:
-    """Wherever all layers `separate` are, they become one, stacked in that order, named by
-    `together` from the path before them.
-    """
+def fused(weights: Weights, separate: str, joint: str) -> dict[str, Tensor]:
+    """Wherever all layers `separate` are, they are stacked in that order as the layer `joint`."""
+    first, *others = separate.split()
     result = dict(weights)
     for key in weights:
         for kind in (".weight", ".bias"):
-            path = key.removesuffix(f".{separate[0]}{kind}")
-            names = [f"{path}.{name}{kind}" for name in separate]
+            path = key.removesuffix(f".{first}{kind}")
+            names = [f"{path}.{name}{kind}" for name in (first, *others)]
             if path != key and all(name in weights for name in names):
-                result[together(path) + kind] = torch.cat([result.pop(name) for name in names])
+                result[f"{path}.{joint}{kind}"] = torch.cat([result.pop(name) for name in names])
     return result
 
 
 def ldm_unet(weights: Weights, layers_per_block: int) -> dict[str, Tensor]:
-    """A UNet of Stable Diffusion: input_blocks, middle_block, output_blocks, counted through all
-    levels.
-    """
+    """A UNet of Stable Diffusion: input, middle and output blocks, counted through all levels."""
     n = layers_per_block + 1
     attentive = {
         name.split(".")[1] for name in weights if re.match(r"up_blocks\.\d+\.attentions", name)
@@ -69,77 +62,69 @@ def ldm_unet(weights: Weights, layers_per_block: int) -> dict[str, Tensor]:
 
     def place(name: str) -> str:
         kind, level, what, index, *rest = name.split(".")
-        at, rest = int(level) * n + int(index), ".".join(rest)
+        at, last, part = int(level) * n + int(index), int(level) * n + n, int(what != "resnets")
         match kind, what:
             case "down_blocks", "downsamplers":
-                return f"input_blocks.{(int(level) + 1) * n}.0.op.{rest.removeprefix('conv.')}"
+                return ".".join(["input_blocks", str(last), "0.op", *rest[1:]])
             case "down_blocks", _:
-                return f"input_blocks.{at + 1}.{0 if what == 'resnets' else 1}.{rest}"
+                return ".".join(["input_blocks", str(at + 1), str(part), *rest])
             case _, "upsamplers":
-                return f"output_blocks.{int(level) * n + n - 1}.{2 if level in attentive else 1}.{rest}"  # noqa: E501
+                part = 2 if level in attentive else 1
+                return ".".join(["output_blocks", str(last - 1), str(part), *rest])
             case _:
-                return f"output_blocks.{at}.{0 if what == 'resnets' else 1}.{rest}"
+                return ".".join(["output_blocks", str(at), str(part), *rest])
 
     placed = {
         place(name) if name.startswith(("down_blocks", "up_blocks")) else name: tensor
         for name, tensor in weights.items()
     }
-    resnet = {
-        "norm1": "in_layers.0",
-        "conv1": "in_layers.2",
-        "time_emb_proj": "emb_layers.1",
-        "norm2": "out_layers.0",
-        "conv2": "out_layers.3",
-    }
+    middle = r"""
+        ^mid_block\.resnets\.0                  middle_block.0
+        ^mid_block\.attentions\.0               middle_block.1
+        ^mid_block\.resnets\.1                  middle_block.2
+        ^time_embedding\.linear_1               time_embed.0
+        ^time_embedding\.linear_2               time_embed.2
+        ^add_embedding\.linear_1                label_emb.0.0
+        ^add_embedding\.linear_2                label_emb.0.2
+        ^conv_in                                input_blocks.0.0
+        ^conv_norm_out                          out.0
+        ^conv_out                               out.2
+    """
+    resnet = r"""
+        norm1 in_layers.0
+        conv1 in_layers.2
+        time_emb_proj emb_layers.1
+        norm2 out_layers.0
+        conv2 out_layers.3
+        conv_shortcut skip_connection
+    """
     in_resnet = r"^((?:in|out)put_blocks\.\d+\.0|middle_block\.[02])"
-    embedding = {"time_embedding": "time_embed", "add_embedding": "label_emb.0"}
-    return renamed(
-        placed,
-        (r"^mid_block\.resnets\.0", "middle_block.0"),
-        (r"^mid_block\.attentions\.0", "middle_block.1"),
-        (r"^mid_block\.resnets\.1", "middle_block.2"),
-        *(
-            (rf"{in_resnet}\.{ours}\.", rf"\1.{theirs}.")
-            for ours, theirs in {**resnet, "conv_shortcut": "skip_connection"}.items()
-        ),
-        *(
-            (rf"^{ours}\.linear_{k}", f"{theirs}.{2 * (k - 1)}")
-            for ours, theirs in embedding.items()
-            for k in (1, 2)
-        ),
-        (r"^conv_in", "input_blocks.0.0"),
-        (r"^conv_norm_out", "out.0"),
-        (r"^conv_out", "out.2"),
-    )
+    pairs = [line.split() for line in resnet.strip().splitlines()]
+    rules = "\n".join(rf"{in_resnet}\.{ours}\. \1.{theirs}." for ours, theirs in pairs)
+    return renamed(renamed(placed, middle), rules)
 
 
 def ldm_vae(weights: Weights, levels: int) -> dict[str, Tensor]:
-    """The autoencoder: the decoder's levels counted from the finest, attention in the middle by 1x1
-    convolutions.
-    """
-    attention = (
-        ("group_norm", "norm"),
-        ("to_q", "q"),
-        ("to_k", "k"),
-        ("to_v", "v"),
-        (r"to_out\.0", "proj_out"),
+    """The autoencoder: the decoder counts levels from the finest, attention is 1x1 convolutions."""
+    up = "\n".join(
+        rf"up_blocks\.{i}\.{ours} up.{levels - 1 - i}.{theirs}"
+        for i in range(levels)
+        for ours, theirs in (("resnets", "block"), (r"upsamplers\.0", "upsample"))
     )
+    result = renamed(weights, up)
     result = renamed(
-        weights,
-        (r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block."),
-        (r"down_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample."),
-        *((rf"up_blocks\.{i}\.resnets\.", f"up.{levels - 1 - i}.block.") for i in range(levels)),
-        *(
-            (rf"up_blocks\.{i}\.upsamplers\.0\.", f"up.{levels - 1 - i}.upsample.")
-            for i in range(levels)
-        ),
-        *((rf"mid_block\.resnets\.{i}\.", f"mid.block_{i + 1}.") for i in range(2)),
-        *(
-            (rf"mid_block\.attentions\.0\.{ours}\.", f"mid.attn_1.{theirs}.")
-            for ours, theirs in attention
-        ),
-        ("conv_shortcut", "nin_shortcut"),
-        ("conv_norm_out", "norm_out"),
+        result,
+        r"""
+        down_blocks\.(\d+)\.resnets             down.\1.block
+        down_blocks\.(\d+)\.downsamplers\.0     down.\1.downsample
+        mid_block\.resnets\.0                   mid.block_1
+        mid_block\.resnets\.1                   mid.block_2
+        mid_block\.attentions\.0\.group_norm    mid.attn_1.norm
+        mid_block\.attentions\.0\.to_([qkv])    mid.attn_1.\1
+        mid_block\.attentions\.0\.to_out\.0     mid.attn_1.proj_out
+        conv_shortcut                           nin_shortcut
+        conv_norm_out                           norm_out
+        """,
     )
     return {
         name: tensor[..., None, None] if "attn_1" in name and tensor.ndim == 2 else tensor
@@ -150,7 +135,7 @@ def ldm_vae(weights: Weights, levels: int) -> dict[str, Tensor]:
 def clip(weights: Weights) -> dict[str, Tensor]:
     """transformers' own names as they were when LDM was published."""
     return {
-        "text_model." + name.removeprefix("text_model."): tensor for name, tensor in weights.items()
+        "text_model." + name.removeprefix("text_model."): each for name, each in weights.items()
     }
 
 
@@ -158,166 +143,127 @@ def open_clip(weights: Weights) -> dict[str, Tensor]:
     """OpenCLIP's text tower: queries, keys and values in one, the projection transposed."""
     result = renamed(
         weights,
-        (r"^text_model\.", ""),
-        (r"^embeddings\.token_embedding\.weight", "token_embedding.weight"),
-        (r"^embeddings\.position_embedding\.weight", "positional_embedding"),
-        (r"^final_layer_norm", "ln_final"),
-        (r"^encoder\.layers\.(\d+)\.", r"transformer.resblocks.\1."),
-        (r"\.layer_norm(\d)\.", r".ln_\1."),
-        (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-        (r"\.mlp\.fc2\.", ".mlp.c_proj."),
-        (r"\.self_attn\.", ".attn."),
+        r"""
+        ^text_model\.                           ''
+        ^embeddings\.token_embedding\.weight    token_embedding.weight
+        ^embeddings\.position_embedding\.weight positional_embedding
+        ^final_layer_norm                       ln_final
+        ^encoder\.layers\.(\d+)\.               transformer.resblocks.\1.
+        \.layer_norm(\d)\.                      .ln_\1.
+        \.mlp\.fc1\.                            .mlp.c_fc.
+        \.mlp\.fc2\.                            .mlp.c_proj.
+        \.self_attn\.                           .attn.
+        """,
     )
     result["text_projection"] = result.pop("text_projection.weight").T
-    result = fused(result, ("q_proj", "k_proj", "v_proj"), lambda path: f"{path}.in_proj")
-    return renamed(result, (r"in_proj\.(weight|bias)", r"in_proj_\1"))
+    result = fused(result, "q_proj k_proj v_proj", "in_proj")
+    return renamed(result, r"in_proj\.(weight|bias) in_proj_\1")
+
+
+IMAGE_QKV, TEXT_QKV = (
+    "attn.to_q attn.to_k attn.to_v",
+    "attn.add_q_proj attn.add_k_proj attn.add_v_proj",
+)
+ENDS = r"""
+    ^x_embedder                 img_in
+    ^context_embedder           txt_in
+    ^norm_out\.linear           final_layer.adaLN_modulation.1
+    ^proj_out                   final_layer.linear
+"""
+DOUBLE = r"""
+    ^transformer_blocks                     double_blocks
+    \.attn\.norm_added_(q|k)\.weight        .txt_attn.norm.\1_norm.scale
+    \.attn\.norm_(q|k)\.weight              .img_attn.norm.\1_norm.scale
+    \.norm\.q_norm                          .norm.query_norm
+    \.norm\.k_norm                          .norm.key_norm
+    \.attn\.to_out\.0                       .img_attn.proj
+    \.attn\.to_add_out                      .txt_attn.proj
+"""
 
 
 def flux(weights: Weights) -> dict[str, Tensor]:
-    """Black Forest Labs' FLUX.1: double and single blocks, attention fused, in single blocks with
-    the first layer of the MLP.
-    """
-    result = fused(
-        dict(weights),
-        ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-        lambda path: f"{path}.txt_attn.qkv",
-    )
-    result = fused(
-        result, ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), lambda path: f"{path}.linear1"
-    )
-    result = fused(
-        result, ("attn.to_q", "attn.to_k", "attn.to_v"), lambda path: f"{path}.img_attn.qkv"
-    )
-    result = renamed(
-        result,
-        (r"^single_transformer_blocks\.(\d+)\.proj_out", r"single_blocks.\1.linear2"),
-        (
-            r"^single_transformer_blocks\.(\d+)\.attn\.norm_(q|k)\.weight",
-            r"single_blocks.\1.norm.\2_norm.scale",
-        ),
-        (r"^single_transformer_blocks\.(\d+)\.norm\.linear", r"single_blocks.\1.modulation.lin"),
-        (r"^single_transformer_blocks", "single_blocks"),
-        (r"^transformer_blocks", "double_blocks"),
-        (r"\.norm1\.linear", ".img_mod.lin"),
-        (r"\.norm1_context\.linear", ".txt_mod.lin"),
-        (r"\.attn\.norm_added_(q|k)\.weight", r".txt_attn.norm.\1_norm.scale"),
-        (r"\.attn\.norm_(q|k)\.weight", r".img_attn.norm.\1_norm.scale"),
-        (r"\.norm\.q_norm", ".norm.query_norm"),
-        (r"\.norm\.k_norm", ".norm.key_norm"),
-        (r"\.ff\.net\.0\.proj", ".img_mlp.0"),
-        (r"\.ff\.net\.2", ".img_mlp.2"),
-        (r"\.ff_context\.net\.0\.proj", ".txt_mlp.0"),
-        (r"\.ff_context\.net\.2", ".txt_mlp.2"),
-        (r"\.attn\.to_out\.0", ".img_attn.proj"),
-        (r"\.attn\.to_add_out", ".txt_attn.proj"),
-        (r"^time_text_embed\.(time)step_embedder\.linear_1", r"\1_in.in_layer"),
-        (r"^time_text_embed\.(time)step_embedder\.linear_2", r"\1_in.out_layer"),
-        (r"^time_text_embed\.guidance_embedder\.linear_1", "guidance_in.in_layer"),
-        (r"^time_text_embed\.guidance_embedder\.linear_2", "guidance_in.out_layer"),
-        (r"^time_text_embed\.text_embedder\.linear_1", "vector_in.in_layer"),
-        (r"^time_text_embed\.text_embedder\.linear_2", "vector_in.out_layer"),
-        (r"^context_embedder", "txt_in"),
-        (r"^x_embedder", "img_in"),
-        (r"^norm_out\.linear", "final_layer.adaLN_modulation.1"),
-        (r"^proj_out", "final_layer.linear"),
-    )
-    return swapped(result, "final_layer.adaLN_modulation.1")
-
-
-def sd3(weights: Weights) -> dict[str, Tensor]:
-    """Stability's SD3: joint blocks of an image and a context half; the context half of the last
-    one says shift before scale.
-    """
-    result = fused(
-        dict(weights),
-        ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-        lambda path: f"{path}.context_block.attn.qkv",
-    )
-    for attention in ("attn", "attn2"):
-        separate = tuple(f"{attention}.to_{x}" for x in "qkv")
-        result = fused(result, separate, lambda path, name=attention: f"{path}.x_block.{name}.qkv")
-    last = max(
-        int(name.split(".")[1]) for name in weights if name.startswith("transformer_blocks.")
-    )
-    result = renamed(
-        result,
-        (r"^transformer_blocks", "joint_blocks"),
-        (r"\.norm1\.linear", ".x_block.adaLN_modulation.1"),
-        (r"\.norm1_context\.linear", ".context_block.adaLN_modulation.1"),
-        (r"\.attn\.norm_added_(q|k)\.", r".context_block.attn.ln_\1."),
-        (r"\.(attn2?)\.norm_(q|k)\.", r".x_block.\1.ln_\2."),
-        (r"\.(attn2?)\.to_out\.0", r".x_block.\1.proj"),
-        (r"\.attn\.to_add_out", ".context_block.attn.proj"),
-        (r"\.ff\.net\.0\.proj", ".x_block.mlp.fc1"),
-        (r"\.ff\.net\.2", ".x_block.mlp.fc2"),
-        (r"\.ff_context\.net\.0\.proj", ".context_block.mlp.fc1"),
-        (r"\.ff_context\.net\.2", ".context_block.mlp.fc2"),
-        (r"^pos_embed\.pos_embed", "pos_embed"),
-        (r"^pos_embed\.proj", "x_embedder.proj"),
-        *(
-            (rf"^time_text_embed\.timestep_embedder\.linear_{k}", f"t_embedder.mlp.{2 * (k - 1)}")
-            for k in (1, 2)
-        ),
-        *(
-            (rf"^time_text_embed\.text_embedder\.linear_{k}", f"y_embedder.mlp.{2 * (k - 1)}")
-            for k in (1, 2)
-        ),
-        (r"^norm_out\.linear", "final_layer.adaLN_modulation.1"),
-        (r"^proj_out", "final_layer.linear"),
-    )
-    return swapped(
-        swapped(result, "final_layer.adaLN_modulation.1"),
-        f"joint_blocks.{last}.context_block.adaLN_modulation.1",
-    )
-
-
-def z_image(weights: Weights) -> dict[str, Tensor]:
-    """Z-Image as published for ComfyUI: fused attention, one patch size, a norm that nothing
-    uses."""
-    result = renamed(
-        fused(dict(weights), ("to_q", "to_k", "to_v"), lambda path: f"{path}.qkv"),
-        (r"^all_(final_layer|x_embedder)\.2-1\.", r"\1."),
-        (r"\.attention\.to_out\.0\.", ".attention.out."),
-        (r"\.attention\.norm_(q|k)\.", r".attention.\1_norm."),
-    )
-    return result | {"norm_final.weight": torch.ones(4)}
+    """FLUX.1: attention fused, in single blocks with the first layer of the MLP."""
+    result = fused(weights, TEXT_QKV, "txt_attn.qkv")
+    result = fused(fused(result, f"{IMAGE_QKV} proj_mlp", "linear1"), IMAGE_QKV, "img_attn.qkv")
+    single = r"""
+        ^single_transformer_blocks\.(\d+)\.proj_out                     single_blocks.\1.linear2
+        ^single_transformer_blocks\.(\d+)\.attn\.norm_(q|k)\.weight     single_blocks.\1.norm.\2_norm.scale
+        ^single_transformer_blocks\.(\d+)\.norm\.linear                 single_blocks.\1.modulation.lin
+        ^single_transformer_blocks                                      single_blocks
+        \.norm1\.linear                                 .img_mod.lin
+        \.norm1_context\.linear                         .txt_mod.lin
+        \.ff\.net\.0\.proj                              .img_mlp.0
+        \.ff\.net\.2                                    .img_mlp.2
+        \.ff_context\.net\.0\.proj                      .txt_mlp.0
+        \.ff_context\.net\.2                            .txt_mlp.2
+        ^time_text_embed\.timestep_embedder\.linear_1   time_in.in_layer
+        ^time_text_embed\.timestep_embedder\.linear_2   time_in.out_layer
+        ^time_text_embed\.guidance_embedder\.linear_1   guidance_in.in_layer
+        ^time_text_embed\.guidance_embedder\.linear_2   guidance_in.out_layer
+        ^time_text_embed\.text_embedder\.linear_1       vector_in.in_layer
+        ^time_text_embed\.text_embedder\.linear_2       vector_in.out_layer
+    """  # noqa: E501
+    return swapped(renamed(result, single + DOUBLE + ENDS), "final_layer.adaLN_modulation.1")
 
 
 def flux2(weights: Weights) -> dict[str, Tensor]:
     """FLUX.2: modulations shared by all blocks, attention fused in double blocks."""
-    result = fused(
-        dict(weights),
-        ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-        lambda path: f"{path}.txt_attn.qkv",
-    )
-    result = fused(
-        result, ("attn.to_q", "attn.to_k", "attn.to_v"), lambda path: f"{path}.img_attn.qkv"
-    )
+    result = fused(fused(weights, TEXT_QKV, "txt_attn.qkv"), IMAGE_QKV, "img_attn.qkv")
+    single = r"""
+        ^single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj        single_blocks.\1.linear1
+        ^single_transformer_blocks\.(\d+)\.attn\.to_out                 single_blocks.\1.linear2
+        ^single_transformer_blocks\.(\d+)\.attn\.norm_(q|k)\.weight     single_blocks.\1.norm.\2_norm.scale
+        \.ff\.linear_in                                         .img_mlp.0
+        \.ff\.linear_out                                        .img_mlp.2
+        \.ff_context\.linear_in                                 .txt_mlp.0
+        \.ff_context\.linear_out                                .txt_mlp.2
+        ^time_guidance_embed\.timestep_embedder\.linear_1       time_in.in_layer
+        ^time_guidance_embed\.timestep_embedder\.linear_2       time_in.out_layer
+        _modulation(_img|_txt|)\.linear                         _modulation\1.lin
+    """  # noqa: E501
+    return swapped(renamed(result, single + DOUBLE + ENDS), "final_layer.adaLN_modulation.1")
+
+
+def sd3(weights: Weights) -> dict[str, Tensor]:
+    """SD3: joint blocks of an image and a context half; the last context half swaps too."""
+    result = fused(weights, TEXT_QKV, "context_block.attn.qkv")
+    result = fused(result, IMAGE_QKV, "x_block.attn.qkv")
+    result = fused(result, IMAGE_QKV.replace("attn", "attn2"), "x_block.attn2.qkv")
+    blocks = [int(name.split(".")[1]) for name in weights if name.startswith("transformer_blocks.")]
     result = renamed(
         result,
-        (r"^single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj", r"single_blocks.\1.linear1"),
-        (r"^single_transformer_blocks\.(\d+)\.attn\.to_out", r"single_blocks.\1.linear2"),
-        (
-            r"^single_transformer_blocks\.(\d+)\.attn\.norm_(q|k)\.weight",
-            r"single_blocks.\1.norm.\2_norm.scale",
-        ),
-        (r"^transformer_blocks", "double_blocks"),
-        (r"\.attn\.norm_added_(q|k)\.weight", r".txt_attn.norm.\1_norm.scale"),
-        (r"\.attn\.norm_(q|k)\.weight", r".img_attn.norm.\1_norm.scale"),
-        (r"\.norm\.q_norm", ".norm.query_norm"),
-        (r"\.norm\.k_norm", ".norm.key_norm"),
-        (r"\.ff\.linear_in", ".img_mlp.0"),
-        (r"\.ff\.linear_out", ".img_mlp.2"),
-        (r"\.ff_context\.linear_in", ".txt_mlp.0"),
-        (r"\.ff_context\.linear_out", ".txt_mlp.2"),
-        (r"\.attn\.to_out\.0", ".img_attn.proj"),
-        (r"\.attn\.to_add_out", ".txt_attn.proj"),
-        (r"^time_guidance_embed\.timestep_embedder\.linear_1", "time_in.in_layer"),
-        (r"^time_guidance_embed\.timestep_embedder\.linear_2", "time_in.out_layer"),
-        (r"_modulation(_img|_txt|)\.linear", r"_modulation\1.lin"),
-        (r"^context_embedder", "txt_in"),
-        (r"^x_embedder", "img_in"),
-        (r"^norm_out\.linear", "final_layer.adaLN_modulation.1"),
-        (r"^proj_out", "final_layer.linear"),
+        r"""
+        ^transformer_blocks                                 joint_blocks
+        \.norm1\.linear                                     .x_block.adaLN_modulation.1
+        \.norm1_context\.linear                             .context_block.adaLN_modulation.1
+        \.attn\.norm_added_(q|k)\.                          .context_block.attn.ln_\1.
+        \.(attn2?)\.norm_(q|k)\.                            .x_block.\1.ln_\2.
+        \.(attn2?)\.to_out\.0                               .x_block.\1.proj
+        \.attn\.to_add_out                                  .context_block.attn.proj
+        \.ff\.net\.0\.proj                                  .x_block.mlp.fc1
+        \.ff\.net\.2                                        .x_block.mlp.fc2
+        \.ff_context\.net\.0\.proj                          .context_block.mlp.fc1
+        \.ff_context\.net\.2                                .context_block.mlp.fc2
+        ^pos_embed\.pos_embed                               pos_embed
+        ^pos_embed\.proj                                    x_embedder.proj
+        ^time_text_embed\.timestep_embedder\.linear_1       t_embedder.mlp.0
+        ^time_text_embed\.timestep_embedder\.linear_2       t_embedder.mlp.2
+        ^time_text_embed\.text_embedder\.linear_1           y_embedder.mlp.0
+        ^time_text_embed\.text_embedder\.linear_2           y_embedder.mlp.2
+        ^norm_out\.linear                                   final_layer.adaLN_modulation.1
+        ^proj_out                                           final_layer.linear
+        """,
     )
-    return swapped(result, "final_layer.adaLN_modulation.1")
+    last = f"joint_blocks.{max(blocks)}.context_block.adaLN_modulation.1"
+    return swapped(result, "final_layer.adaLN_modulation.1", last)
+
+
+def z_image(weights: Weights) -> dict[str, Tensor]:
+    """Z-Image for ComfyUI: fused attention, one patch size, a norm that no network has."""
+    rules = r"""
+        ^all_(final_layer|x_embedder)\.2-1\.    \1.
+        \.attention\.to_out\.0\.                .attention.out.
+        \.attention\.norm_(q|k)\.               .attention.\1_norm.
+    """
+    result = renamed(fused(weights, "to_q to_k to_v", "qkv"), rules)
+    return result | {"norm_final.weight": torch.ones(4)}

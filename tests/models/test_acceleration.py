@@ -15,25 +15,18 @@ from directalign.types import DirectAlignError
 from tiny import SIZE
 
 
-def answer(family):
-    x_t = torch.randn(
-        1, *family.latent_shape(SIZE, SIZE), generator=torch.Generator().manual_seed(0)
-    )
-    pred = family.predict(
-        x_t,
-        torch.tensor([0.5], dtype=torch.float64),
-        family.encode_prompt(["a red star"]).guided(3.5, 1.0),
-    )
-    pred.square().sum().backward()
-    return pred.detach(), [
-        p.grad.clone() for p in family.denoiser.parameters() if p.grad is not None
-    ]
+def answer(model):
+    noise = torch.Generator().manual_seed(0)
+    x_t = torch.randn(1, *model.latent_shape(SIZE, SIZE), generator=noise)
+    cond = model.encode_prompt(["a red star"]).guided(3.5, 1.0)
+    pred = model.predict(x_t, torch.tensor([0.5], dtype=torch.float64), cond)
+    weights = [each for each in model.denoiser.parameters() if each.requires_grad]
+    return pred.detach(), torch.autograd.grad(pred.square().sum(), weights, allow_unused=True)
 
 
-def family_of(folder, **settings):
-    return load_model(
-        ModelConfig(architecture="flux", path=str(folder), tune="full", **settings), "cpu"
-    )
+def load(folder, architecture="flux", **settings):
+    given = {"architecture": architecture, "path": str(folder), "tune": "full", **settings}
+    return load_model(ModelConfig.model_validate(given), "cpu")
 
 
 def assert_same(ours, theirs):
@@ -42,53 +35,39 @@ def assert_same(ours, theirs):
         torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-4)
 
 
-def test_another_backend_gives_the_same_answer_and_gradient(tiny_flux):
-    assert_same(
-        answer(family_of(tiny_flux, attention="_native_math")), answer(family_of(tiny_flux))
-    )
-
-
-def test_the_choice_is_this_networks_alone(tiny_flux):
+def test_another_backend_gives_the_same_answer_and_gradient_here_only(tiny_flux):
     before = _AttentionBackendRegistry.get_active_backend()
-    family = family_of(tiny_flux, attention="_native_math")
+    model = load(tiny_flux, attention="_native_math")
     assert _AttentionBackendRegistry.get_active_backend() == before
-    assert all(
-        block.attn.processor._attention_backend == "_native_math"
-        for block in family.denoiser.transformer_blocks
-    )
+    processors = [block.attn.processor for block in model.denoiser.transformer_blocks]
+    assert {each._attention_backend for each in processors} == {"_native_math"}
+    assert_same(answer(model), answer(load(tiny_flux)))
 
 
 def test_compiled_blocks_give_the_same_answer_and_gradient(tiny_flux, monkeypatch):
-    """Traced and differentiated as when they are compiled; the code generator itself takes minutes
-    and a C++ compiler, and is left out.
-    """
+    """Traced and differentiated as when compiled, without the code generator (minutes)."""
     whole = nn.Module.compile
     monkeypatch.setattr(
         nn.Module,
         "compile",
         lambda module, **options: whole(module, backend="aot_eager", **options),
     )
-    compiled = family_of(tiny_flux, compile=True, gradient_checkpointing=True)
-    assert all(
-        block._compiled_call_impl is not None for block in compiled.denoiser.transformer_blocks
-    )
-    assert_same(answer(compiled), answer(family_of(tiny_flux)))
+    compiled = load(tiny_flux, compile=True, gradient_checkpointing=True)
+    blocks = compiled.denoiser.transformer_blocks
+    assert all(block._compiled_call_impl is not None for block in blocks)
+    assert_same(answer(compiled), answer(load(tiny_flux)))
 
 
-@pytest.mark.parametrize("name", ["sage", "fastest"])
-def test_a_backend_that_cannot_train_is_refused(tiny_flux, name):
-    with pytest.raises(
-        DirectAlignError,
-        match=rf"model\.attention: {name} is not a backend that can train: choose one of .*native",
-    ):
-        family_of(tiny_flux, attention=name)
+REFUSED = {
+    ("flux", "sage"): "sage is not a backend that can train: choose one of .*native",
+    ("flux", "fastest"): "fastest is not a backend that can train: choose one of .*native",
+    ("flux", "flash"): "flash cannot be used here",
+    ("sd", "native"): "has no choice of attention",
+}
 
 
-def test_a_backend_that_is_not_installed_is_named(tiny_flux):
-    with pytest.raises(DirectAlignError, match=r"model\.attention: flash cannot be used here"):
-        family_of(tiny_flux, attention="flash")
-
-
-def test_a_network_that_chooses_its_own_attention_is_named(tiny_sd):
-    with pytest.raises(DirectAlignError, match="has no choice of attention"):
-        load_model(ModelConfig(architecture="sd", path=str(tiny_sd), attention="native"), "cpu")
+@pytest.mark.parametrize(("architecture", "name"), REFUSED)
+def test_a_backend_that_cannot_be_used_is_refused(tiny_flux, tiny_sd, architecture, name):
+    folder = {"flux": tiny_flux, "sd": tiny_sd}[architecture]
+    with pytest.raises(DirectAlignError, match=f"model.attention: .*{REFUSED[architecture, name]}"):
+        load(folder, architecture, attention=name)

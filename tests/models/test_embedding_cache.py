@@ -1,6 +1,4 @@
-"""Embeddings on disk: found by content, whole or refused by name, told apart by all that shapes
-them.
-"""
+"""Embeddings on disk: found by content, whole or refused by name, one fingerprint per encoder."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from shutil import disk_usage
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from directalign.models import text_encoder
@@ -36,62 +34,33 @@ def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> boo
     )
 
 
-def test_what_was_written_is_read_bit_for_bit(cache):
+def test_what_was_written_is_read_bit_for_bit(cache, tmp_path):
     for prompt in ("a red star", "", "ein Stern, ☆\n"):
         assert not cache.has(prompt)
         cache.write(prompt, TENSORS)
-        assert (
-            cache.has(prompt) and cache.fault(prompt) is None and same(cache.read(prompt), TENSORS)
-        )
+        assert cache.has(prompt) and cache.fault(prompt) is None
+        assert same(cache.read(prompt), TENSORS)
+    cache.write("view", {"sequence": torch.arange(12.0).reshape(2, 6)[:1, ::2]})
+    assert cache.read("view")["sequence"].tolist() == [[0.0, 2.0, 4.0]]
+    assert not cache.has("a red star ") and not EmbeddingCache(tmp_path, "e" * 64).has("")
+    missing = r"no embedding of 'a blue star' in .* set model\.text_encoders: offload"
+    with pytest.raises(DirectAlignError, match=missing):
+        cache.read("a blue star")
 
 
-def test_views_are_stored_as_what_they_show(cache):
-    cache.write("a", {"sequence": torch.arange(12.0).reshape(2, 6)[:1, ::2]})
-    assert cache.read("a")["sequence"].tolist() == [[0.0, 2.0, 4.0]]
-
-
-def test_another_fingerprint_or_prompt_is_another_file(cache, tmp_path):
-    cache.write("a", TENSORS)
-    assert not EmbeddingCache(tmp_path, "e" * 64).has("a")
-    assert not cache.has("a ")
-
-
-def test_a_prompt_that_was_never_stored_is_named_with_the_remedy(cache):
-    with pytest.raises(
-        DirectAlignError,
-        match=r"no embedding of 'a red star' in .* set model\.text_encoders: offload",
-    ):
-        cache.read("a red star")
-
-
-@pytest.mark.parametrize("left", [0, 5, 100, -1])
-def test_a_torn_file_is_refused_by_name(cache, left):
-    cache.write("a", TENSORS)
-    path = cache.path_of("a")
-    path.write_bytes(path.read_bytes()[:left])
-    with pytest.raises(DirectAlignError, match=rf"{path.name}: truncated .* delete it"):
-        cache.read("a")
-
-
-def test_a_file_of_another_prompt_or_maker_is_refused_by_name(cache):
+def test_a_damaged_file_is_refused_by_name(cache):
     for prompt in ("a", "b"):
         cache.write(prompt, TENSORS)
-    moved = cache.path_of("b")
-    moved.write_bytes(cache.path_of("a").read_bytes())
-    with pytest.raises(DirectAlignError, match=rf"{moved.name}: not the embedding of this prompt"):
-        cache.read("b")
-    save_file({"sequence": torch.ones(1)}, moved)
-    assert "not the embedding of this prompt" in str(cache.fault("b"))
-
-
-def test_altered_numbers_are_refused_by_name(cache):
-    cache.write("a", TENSORS)
-    path = cache.path_of("a")
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(bytes(content))
-    with pytest.raises(DirectAlignError, match=rf"{path.name}: its numbers were altered"):
-        cache.read("a")
+    path, whole = cache.path_of("b"), cache.path_of("b").read_bytes()
+    damage = {left: (whole[:left], "truncated .* delete it") for left in (0, 5, 100, -1)}
+    altered = whole[:-1] + bytes([whole[-1] ^ 1])
+    damage["other prompt"] = cache.path_of("a").read_bytes(), "not the embedding of this prompt"
+    damage["altered"] = altered, "its numbers were altered"
+    damage["other maker"] = save({"sequence": torch.ones(1)}), "not the embedding of this prompt"
+    for content, message in damage.values():
+        path.write_bytes(content)
+        with pytest.raises(DirectAlignError, match=rf"{path.name}: {message}"):
+            cache.read("b")
 
 
 def test_a_failed_write_leaves_the_file_of_before_and_nothing_else(cache, monkeypatch):
@@ -107,13 +76,12 @@ def test_a_failed_write_leaves_the_file_of_before_and_nothing_else(cache, monkey
     assert len(list(cache.path_of("a").parent.iterdir())) == 1
 
 
-def test_a_disk_too_small_for_the_rest_is_said_before_it_is_full(cache, tmp_path):
+def test_a_disk_too_small_for_the_rest_is_refused_early(cache, tmp_path):
     cache.write("a", TENSORS)
     size = cache.path_of("a").stat().st_size
     cache.check_room("a", 1)
-    with pytest.raises(
-        DirectAlignError, match=r"more prompts need .* GB are free: .*DIRECTALIGN_CACHE"
-    ):
+    message = r"more prompts need .* GB are free: .*DIRECTALIGN_CACHE"
+    with pytest.raises(DirectAlignError, match=message):
         cache.check_room("a", 2 * disk_usage(tmp_path).free // size)
 
 
@@ -124,7 +92,7 @@ def linear(**changes: torch.Tensor) -> nn.Module:
     return layer
 
 
-def test_the_fingerprint_tells_encoders_apart_and_repeats_itself():
+def test_the_fingerprint_differs_between_encoders_and_is_reproducible():
     first = fingerprint_of({"text_encoder": linear()}, PROBE)
     assert fingerprint_of({"text_encoder": linear()}, PROBE) == first
     others = [

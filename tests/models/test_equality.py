@@ -1,6 +1,4 @@
-"""Every model equals its diffusers pipeline: prompts, predictions, gradients, images, an update,
-LoRA.
-"""
+"""Every model equals its diffusers pipeline: prompts, predictions, gradients, images, updates."""
 
 from __future__ import annotations
 
@@ -123,23 +121,22 @@ def test_every_architecture_has_a_case():
 def test_prompts(case, model, pipeline):
     prompts = [*PROMPTS, LONG]
     cond = model.encode_prompt(prompts)
-    for ours, theirs in zip(
+    both = zip(
         (cond.tensors, cond.unconditional), library_prompts(case, pipeline, prompts), strict=True
-    ):
+    )
+    for ours, theirs in both:
         for name, tensor in theirs.items():
             if isinstance(tensor, list):  # each as long as its prompt
-                found = [
-                    row[mask] for row, mask in zip(ours["sequence"], ours["mask"], strict=True)
-                ]
-                for row, expected in zip(found, tensor, strict=True):
-                    close(row, expected, atol=1e-6)
+                rows = zip(ours["sequence"], ours["mask"], tensor, strict=True)
+                for row, mask, expected in rows:
+                    close(row[mask], expected, atol=1e-6)
             else:
                 close(ours[name], tensor, atol=1e-6)
 
 
 def test_prompts_encoded_one_by_one_and_joined_are_the_same(model):
-    rows, together = [model.prompts([prompt]) for prompt in PROMPTS], model.prompts(PROMPTS)
-    for key, tensor in together.items():
+    rows, joint = [model.prompts([prompt]) for prompt in PROMPTS], model.prompts(PROMPTS)
+    for key, tensor in joint.items():
         joined = padded([row[key] for row in rows])
         assert joined.dtype == tensor.dtype
         close(joined, tensor, atol=1e-6)
@@ -207,12 +204,12 @@ def test_srpo_update(case, model, pipeline):
         assert their > 0
         torch.testing.assert_close(our.value, their, atol=1e-5, rtol=1e-5)
     total = sum(loss.value for loss in ours)
-    assert_same_gradients(
-        model, denoiser_of(pipeline), total, sum(theirs), atol=1e-5, rtol=1e-3
-    )  # fmt: skip
+    tolerance = {"atol": 1e-5, "rtol": 1e-3}
+    assert_same_gradients(model, denoiser_of(pipeline), total, sum(theirs), **tolerance)
 
 
-def test_trained_adapters_in_a_fresh_pipeline_and_in_a_new_model(case, folder, tmp_path):
+def test_trained_adapters_in_a_fresh_pipeline_and_in_a_new_model(plain, tmp_path):
+    case, folder = plain
     settings = {"tune": "lora", "lora": LoRAConfig(rank=2, alpha=3)}
     model, pipeline = case.load(folder, **settings), case.pipeline(folder)
     rollout = rollout_of(case, 2.0)

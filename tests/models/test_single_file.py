@@ -1,13 +1,10 @@
-"""A checkpoint in one file, in its makers' layout, is read into the very weights it was written
-from.
-"""
+"""A checkpoint in one file, in its makers' layout, is read into the weights it was written from."""
 
 from __future__ import annotations
 
 import json
 import shutil
 
-import original_layouts as layouts
 import pytest
 import torch
 from diffusers import (
@@ -27,6 +24,7 @@ from directalign.models import load_model, single_file
 from directalign.models.checkpoint_source import Source, open_source
 from directalign.models.components import check_parts, load_parts
 from directalign.types import DirectAlignError
+from models import original_layouts as layouts
 from tiny import write_flux, write_sd
 from tiny_sd3 import MEDIUM, write_sd3
 from tiny_sdxl import write_sdxl
@@ -62,18 +60,28 @@ def assert_equal(model, weights):
     )
 
 
+def load(folder, file, pipeline, parts, **dtypes):
+    return load_parts(Source(str(file), folder, file), pipeline, dict.fromkeys(parts), dtypes)
+
+
+def ldm_weights(folder, **encoders):
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, **encoders}
+    return {part: saved(folder, part, kind) for part, kind in kinds.items()}
+
+
+def ldm_tensors(weights):
+    unet = layouts.ldm_unet(weights["unet"], layers_per_block=1)
+    vae = layouts.ldm_vae(weights["vae"], levels=3)
+    return layouts.prefixed(COMFY, unet) | layouts.prefixed("first_stage_model.", vae)
+
+
 @pytest.fixture(scope="module")
 def stable_diffusion(tmp_path_factory):
     """(components folder without those weights, file, weights by part)."""
     folder = write_sd(tmp_path_factory.mktemp("single") / "sd")
-    weights = {
-        "unet": saved(folder, "unet", UNet2DConditionModel),
-        "vae": saved(folder, "vae", AutoencoderKL),
-    }
-    weights["text_encoder"] = saved(folder, "text_encoder", CLIPTextModel)
+    weights = ldm_weights(folder, text_encoder=CLIPTextModel)
     tensors = {
-        **layouts.prefixed(COMFY, layouts.ldm_unet(weights["unet"], layers_per_block=1)),
-        **layouts.prefixed("first_stage_model.", layouts.ldm_vae(weights["vae"], levels=3)),
+        **ldm_tensors(weights),
         **layouts.prefixed("cond_stage_model.transformer.", layouts.clip(weights["text_encoder"])),
         "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(16)[None],
         "first_stage_model.loss.logvar": torch.zeros(1),
@@ -82,331 +90,195 @@ def stable_diffusion(tmp_path_factory):
     return folder, write(folder.parent / "sd.safetensors", tensors), weights
 
 
-def test_stable_diffusion_comes_whole_from_its_file(stable_diffusion):
+def test_stable_diffusion(stable_diffusion):
     folder, file, weights = stable_diffusion
-    parts = dict.fromkeys(("unet", "vae", "text_encoder", "tokenizer", "scheduler"))
-    loaded = load_parts(Source(str(file), folder, file), "StableDiffusionPipeline", parts, {})
+    loaded = load(folder, file, "StableDiffusionPipeline", (*weights, "tokenizer", "scheduler"))
     for part, own in weights.items():
         assert_equal(loaded[part], own)
-        assert not loaded[part].training and not any(
-            each.requires_grad for each in loaded[part].parameters()
+        assert not any(
+            [loaded[part].training, *(p.requires_grad for p in loaded[part].parameters())]
         )
+    given = {"components": str(folder), "tune": "full", "dtype": "bfloat16"}
+    settings = ModelConfig(architecture="sd", path=str(file), **given)
+    model = load_model(settings, "cpu")
+    assert_equal(model.denoiser, weights["unet"])
+    assert_equal(model.vae, {name: tensor.bfloat16() for name, tensor in weights["vae"].items()})
+    networks = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    wanted = dict.fromkeys(networks)
+    assert check_parts(open_source(settings), "StableDiffusionPipeline", wanted) == networks
 
 
-def test_a_family_is_loaded_from_a_recipe_that_names_a_file(stable_diffusion):
-    folder, file, weights = stable_diffusion
-    family = load_model(
-        ModelConfig(
-            architecture="sd", path=str(file), components=str(folder), tune="full", dtype="bfloat16"
-        ),
-        "cpu",
-    )
-    assert_equal(family.denoiser, weights["unet"])
-    assert_equal(family.vae, {name: tensor.bfloat16() for name, tensor in weights["vae"].items()})
-
-
-def test_sdxl_comes_whole_from_its_file(tmp_path):
+def test_sdxl(tmp_path):
     folder = write_sdxl(tmp_path / "sdxl")
-    weights = {
-        "unet": saved(folder, "unet", UNet2DConditionModel),
-        "vae": saved(folder, "vae", AutoencoderKL),
-    }
-    weights |= {
-        "text_encoder": saved(folder, "text_encoder", CLIPTextModel),
-        "text_encoder_2": saved(folder, "text_encoder_2", CLIPTextModelWithProjection),
-    }
+    encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+    weights = ldm_weights(folder, **encoders)
+    first, second = layouts.clip(weights["text_encoder"]), weights["text_encoder_2"]
     tensors = {
-        **layouts.prefixed(COMFY, layouts.ldm_unet(weights["unet"], layers_per_block=1)),
-        **layouts.prefixed("first_stage_model.", layouts.ldm_vae(weights["vae"], levels=3)),
-        **layouts.prefixed(
-            "conditioner.embedders.0.transformer.", layouts.clip(weights["text_encoder"])
-        ),
-        **layouts.prefixed(
-            "conditioner.embedders.1.model.", layouts.open_clip(weights["text_encoder_2"])
-        ),
+        **ldm_tensors(weights),
+        **layouts.prefixed("conditioner.embedders.0.transformer.", first),
+        **layouts.prefixed("conditioner.embedders.1.model.", layouts.open_clip(second)),
     }
     file = write(tmp_path / "sdxl.safetensors", tensors)
-    loaded = load_parts(
-        Source(str(file), folder, file),
-        "StableDiffusionXLPipeline",
-        dict.fromkeys((*weights, "tokenizer", "tokenizer_2")),
-        {},
-    )
+    parts = (*weights, "tokenizer", "tokenizer_2")
+    loaded = load(folder, file, "StableDiffusionXLPipeline", parts)
     for part, own in weights.items():
         assert_equal(loaded[part], own)
 
 
-@pytest.mark.parametrize("prefix", ["", COMFY])
-@pytest.mark.parametrize("settings", [{}, MEDIUM], ids=["sd3", "sd35"])
-def test_sd3_takes_its_transformer_from_the_file_and_the_rest_from_the_folder(
-    tmp_path, prefix, settings
-):
+@pytest.mark.parametrize(
+    ("prefix", "settings", "with_vae"), [("", {}, False), (COMFY, MEDIUM, False), (COMFY, {}, True)]
+)
+def test_sd3_takes_from_the_folder_what_the_file_lacks(tmp_path, prefix, settings, with_vae):
     folder = write_sd3(tmp_path / "sd3", transformer=settings)
+    vae = load_file(folder / "vae/diffusion_pytorch_model.safetensors")
     weights = saved(folder, "transformer", SD3Transformer2DModel)
-    file = write(tmp_path / "sd3.safetensors", layouts.prefixed(prefix, layouts.sd3(weights)))
-    parts = dict.fromkeys(
-        ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
-    )
-    loaded = load_parts(Source(str(file), folder, file), "StableDiffusion3Pipeline", parts, {})
+    tensors = layouts.prefixed(prefix, layouts.sd3(weights))
+    if with_vae:
+        vae = saved(folder, "vae", AutoencoderKL)
+        tensors |= layouts.prefixed("first_stage_model.", layouts.ldm_vae(vae, levels=3))
+        tensors["text_encoders.clip_l.logit_scale"] = torch.zeros(1)
+        tensors["model_sampling.sigmas"] = torch.zeros(10)
+    file = write(tmp_path / "sd3.safetensors", tensors)
+    parts = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3", "vae")
+    loaded = load(folder, file, "StableDiffusion3Pipeline", parts)
     assert_equal(loaded["transformer"], weights)
-    assert_equal(loaded["vae"], load_file(folder / "vae/diffusion_pytorch_model.safetensors"))
+    assert_equal(loaded["vae"], vae)
 
 
-def test_the_vae_comes_from_the_file_where_it_is_in_there(tmp_path):
-    folder = write_sd3(tmp_path / "sd3")
-    weights = {
-        "transformer": saved(folder, "transformer", SD3Transformer2DModel),
-        "vae": saved(folder, "vae", AutoencoderKL),
-    }
-    tensors = layouts.prefixed(COMFY, layouts.sd3(weights["transformer"])) | layouts.prefixed(
-        "first_stage_model.", layouts.ldm_vae(weights["vae"], levels=3)
-    )
-    file = write(
-        tmp_path / "sd3.safetensors",
-        tensors
-        | {
-            "text_encoders.clip_l.logit_scale": torch.zeros(1),
-            "model_sampling.sigmas": torch.zeros(10),
-        },
-    )
-    loaded = load_parts(
-        Source(str(file), folder, file), "StableDiffusion3Pipeline", dict.fromkeys(weights), {}
-    )
-    assert_equal(loaded["transformer"], weights["transformer"])
-    assert_equal(loaded["vae"], weights["vae"])
+FLUX2 = Flux2Transformer2DModel(
+    num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+    in_channels=16, joint_attention_dim=16, axes_dims_rope=(2, 2, 2, 2), guidance_embeds=False,
+)  # fmt: skip
+Z_IMAGE = ZImageTransformer2DModel(
+    dim=16, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
+    in_channels=4, axes_dims=[2, 2, 4], axes_lens=[32, 32, 32],
+)  # fmt: skip
+QWEN = QwenImageTransformer2DModel(
+    num_layers=1, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=16,
+    in_channels=16, out_channels=4, axes_dims_rope=(2, 2, 4),
+)  # fmt: skip
 
 
-def transformers():
-    """For each architecture whose other parts are not in the file: a small denoiser and its
-    original layout.
-    """
-    flux2 = {
-        "num_layers": 1,
-        "num_single_layers": 1,
-        "attention_head_dim": 8,
-        "num_attention_heads": 2,
-        "in_channels": 16,
-        "joint_attention_dim": 16,
-    }
-    z_image = {
-        "dim": 16,
-        "n_layers": 2,
-        "n_refiner_layers": 1,
-        "n_heads": 2,
-        "n_kv_heads": 2,
-        "cap_feat_dim": 16,
-        "axes_dims": [2, 2, 4],
-        "in_channels": 4,
-    }
-    qwen = {
-        "num_layers": 1,
-        "attention_head_dim": 8,
-        "num_attention_heads": 2,
-        "joint_attention_dim": 16,
-        "in_channels": 16,
-        "out_channels": 4,
-    }
-    yield (
-        Flux2Transformer2DModel(**flux2, axes_dims_rope=(2, 2, 2, 2), guidance_embeds=False),
-        layouts.flux2,
-        "FLUX.2",
-    )
-    yield ZImageTransformer2DModel(**z_image, axes_lens=[32, 32, 32]), layouts.z_image, "Z-Image"
-    yield QwenImageTransformer2DModel(**qwen, axes_dims_rope=(2, 2, 4)), dict, "Qwen-Image"
+def read_transformer(file, model, folder, dtype):
+    held = single_file.contents(file)
+    assert held.parts.keys() == {"transformer"}
+    single_file.check(held, "transformer", type(model), folder)
+    return held, single_file.load(held, "transformer", type(model), folder, dtype)
 
 
 @pytest.mark.parametrize("prefix", ["", COMFY])
 @pytest.mark.parametrize(
-    ("model", "original", "name"), transformers(), ids=["flux2", "z_image", "qwen_image"]
+    ("model", "original", "name"),
+    [
+        (FLUX2, layouts.flux2, "FLUX.2"),
+        (Z_IMAGE, layouts.z_image, "Z-Image"),
+        (QWEN, dict, "Qwen-Image"),
+    ],
+    ids=["flux2", "z_image", "qwen_image"],
 )
-def test_other_transformers_are_read_alone(tmp_path, model, original, name, prefix):
+def test_other_transformers(tmp_path, model, original, name, prefix):
     random_weights(model)
     model.save_config(tmp_path / "transformer")
-    held = single_file.contents(
-        write(tmp_path / "x.safetensors", layouts.prefixed(prefix, original(model.state_dict())))
-    )
-    assert held.layout.name == name and held.parts.keys() == {"transformer"}
-    single_file.check(held, "transformer", type(model), tmp_path)
-    assert_equal(
-        single_file.load(held, "transformer", type(model), tmp_path, torch.float32),
-        model.state_dict(),
-    )
+    tensors = layouts.prefixed(prefix, original(model.state_dict()))
+    file = write(tmp_path / "x.safetensors", tensors)
+    held, loaded = read_transformer(file, model, tmp_path, torch.float32)
+    assert held.layout.name == name
+    assert_equal(loaded, model.state_dict())
 
 
 def patterned(like, start):
-    """A run of 4093 bfloat16 numbers that begins elsewhere for each tensor, made faster than random
-    ones.
-    """
+    """A run of 4093 bfloat16 numbers that begins elsewhere for each tensor: faster than random."""
     run = torch.arange(0x3000, 0x3000 + 4093, dtype=torch.int16).view(torch.bfloat16).roll(start)
     return run.repeat(like.numel() // len(run) + 1)[: like.numel()].view(like.shape)
 
 
 def test_flux_is_read_at_the_one_width_that_diffusers_converts(tmp_path):
-    """One block of each kind, 3072 wide as all of FLUX.1: diffusers' converter has that number
-    written into it (1 GB in bfloat16).
-    """
+    """One block of each kind, 3072 wide: diffusers' converter has that number written into it."""
+    sizes = {"num_layers": 1, "num_single_layers": 1, "joint_attention_dim": 16}
     with torch.device("meta"):
-        model = FluxTransformer2DModel(
-            num_layers=1,
-            num_single_layers=1,
-            guidance_embeds=True,
-            joint_attention_dim=16,
-            pooled_projection_dim=16,
-        )
+        model = FluxTransformer2DModel(guidance_embeds=True, pooled_projection_dim=16, **sizes)
     model.save_config(tmp_path / "transformer")
     weights = {
         name: patterned(tensor, 89 * place)
         for place, (name, tensor) in enumerate(model.state_dict().items())
     }
-    held = single_file.contents(
-        write(tmp_path / "flux.safetensors", layouts.prefixed(COMFY, layouts.flux(weights)))
-    )
-    single_file.check(held, "transformer", FluxTransformer2DModel, tmp_path)
-    loaded = single_file.load(held, "transformer", FluxTransformer2DModel, tmp_path, torch.bfloat16)
-    held.file.unlink()
+    tensors = layouts.prefixed(COMFY, layouts.flux(weights))
+    file = write(tmp_path / "flux.safetensors", tensors)
+    _, loaded = read_transformer(file, model, tmp_path, torch.bfloat16)
+    file.unlink()
     assert_equal(loaded, weights)
-
-
-def test_flux_of_another_width_is_refused_by_name(tiny_flux, tmp_path):
-    file = write(
-        tmp_path / "x.safetensors",
-        layouts.flux(
-            FluxTransformer2DModel.from_pretrained(tiny_flux / "transformer").state_dict()
-        ),
-    )
-    with pytest.raises(
-        DirectAlignError, match=r"x\.safetensors: not readable as a FluxTransformer2DModel"
-    ):
-        load_model(
-            ModelConfig(architecture="flux", path=str(file), components=str(tiny_flux)), "cpu"
-        )
 
 
 def test_a_file_under_the_names_of_diffusers_is_read_as_it_is(tiny_flux):
     file = tiny_flux / "transformer/diffusion_pytorch_model.safetensors"
-    family = load_model(
-        ModelConfig(architecture="flux", path=str(file), components=str(tiny_flux), tune="full"),
-        "cpu",
-    )
-    assert_equal(family.denoiser, load_file(file))
+    given = {"path": str(file), "components": str(tiny_flux), "tune": "full"}
+    model = load_model(ModelConfig(architecture="flux", **given), "cpu")
+    assert_equal(model.denoiser, load_file(file))
 
 
 def test_weights_in_8_bit_floats_are_widened(tmp_path):
     folder = write_sd3(tmp_path / "sd3")
-    weights = {
-        name: tensor.to(torch.float8_e4m3fn)
-        for name, tensor in saved(folder, "transformer", SD3Transformer2DModel).items()
-    }
-    file = write(
-        tmp_path / "sd3.safetensors",
-        layouts.sd3({name: tensor.float() for name, tensor in weights.items()}),
-    )
-    narrow = write(
-        tmp_path / "sd3_fp8.safetensors",
-        {name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(file).items()},
-    )
-    loaded = load_parts(
-        Source("x", folder, narrow),
-        "StableDiffusion3Pipeline",
-        {"transformer": None},
-        {"transformer": torch.bfloat16},
-    )
-    assert_equal(
-        loaded["transformer"], {name: tensor.bfloat16() for name, tensor in weights.items()}
-    )
+    exact = saved(folder, "transformer", SD3Transformer2DModel)
+    narrow = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in exact.items()}
+    original = layouts.sd3({name: tensor.float() for name, tensor in narrow.items()})
+    original = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in original.items()}
+    file = write(tmp_path / "sd3_fp8.safetensors", original)
+    parts, dtype = ("transformer",), torch.bfloat16
+    loaded = load(folder, file, "StableDiffusion3Pipeline", parts, transformer=dtype)
+    assert_equal(loaded["transformer"], {name: each.bfloat16() for name, each in narrow.items()})
 
 
-def refusal(file, components, family="sd"):
+def refusal(file, components, architecture="sd"):
+    given = {"path": str(file), "components": components and str(components)}
     with pytest.raises(DirectAlignError) as caught:
-        load_model(
-            ModelConfig(
-                architecture=family, path=str(file), components=components and str(components)
-            ),
-            "cpu",
-        )
+        load_model(ModelConfig(architecture=architecture, **given), "cpu")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_a_file_alone_asks_for_its_components(stable_diffusion):
-    _, file, _ = stable_diffusion
+def test_a_file_that_does_not_fit_is_refused(stable_diffusion, tiny_flux, tmp_path):
+    folder, file, _ = stable_diffusion
     message = refusal(file, None)
-    assert (
-        "model.components: missing" in message
-        and "holds Stable Diffusion 1 or 2" in message
-        and "stable-diffusion-v1-5" in message
-    )
-
-
-@pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "model.bin"])
-def test_pickles_are_not_read(tmp_path, name):
-    assert "can run code" in refusal(tmp_path / name, None)
-
-
-def test_another_architecture_is_named(stable_diffusion, tiny_flux, tmp_path):
-    folder, file, _ = stable_diffusion
+    assert "model.components: missing" in message and "stable-diffusion-v1-5" in message
+    assert "holds Stable Diffusion 1 or 2" in message
     assert f"{file}: holds Stable Diffusion 1 or 2" in refusal(file, tiny_flux, "flux")
-    other = write(
-        tmp_path / "sd3.safetensors",
-        {"joint_blocks.0.context_block.adaLN_modulation.1.bias": torch.zeros(4)},
-    )
+    mark = "joint_blocks.0.context_block.adaLN_modulation.1.bias"
+    other = write(tmp_path / "sd3.safetensors", {mark: torch.zeros(4)})
     assert f"{other}: holds SD3" in refusal(other, folder)
-    assert f"{other}: holds SD3" in refusal(other, tiny_flux, "flux")
-
-
-def test_a_file_of_other_sizes_is_counted(stable_diffusion, tmp_path):
-    folder, file, _ = stable_diffusion
-    shutil.copytree(folder, tmp_path / "sd")
-    settings = tmp_path / "sd/unet/config.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"cross_attention_dim": 24}))
-    message = refusal(file, tmp_path / "sd")
-    assert (
-        "weights in its unet" in message
-        and "give the model.components that it was trained from" in message
-    )
-
-
-FOREIGN = {
-    "a LoRA": {"unet.down_blocks.0.attn.to_q.lora_A.weight": torch.zeros(2, 2)},
-    "a VAE alone": {"decoder.conv_in.weight": torch.zeros(2, 2)},
-    "a text encoder alone": {"text_model.embeddings.token_embedding.weight": torch.zeros(2, 2)},
-    "no architecture that is known here": {"some.weight": torch.zeros(2, 2)},
-    "its weights are quantised (double_blocks.0.img_attn.qkv.scale_weight)": {
-        "double_blocks.0.img_attn.qkv.scale_weight": torch.zeros(1)
-    },
-}
-
-
-@pytest.mark.parametrize("what", FOREIGN)
-def test_what_is_no_model_is_named(tmp_path, tiny_flux, what):
-    assert what in refusal(write(tmp_path / "x.safetensors", FOREIGN[what]), tiny_flux, "flux")
-
-
-def test_torn_and_missing_files_are_named(stable_diffusion, tmp_path):
-    folder, file, _ = stable_diffusion
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes(file.read_bytes()[:-9])
     assert f"{torn}: truncated" in refusal(torn, folder)
     assert "no.safetensors: no such file" in refusal(tmp_path / "no.safetensors", folder)
+    assert "can run code" in refusal(tmp_path / "model.ckpt", None)
+    shutil.copytree(folder, tmp_path / "sd")
+    settings = tmp_path / "sd/unet/config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"cross_attention_dim": 24}))
+    message = refusal(file, tmp_path / "sd")
+    assert "weights in its unet" in message and "give the model.components that it" in message
 
 
-def test_the_check_loads_nothing_and_needs_no_weights_in_the_folder(stable_diffusion):
-    folder, file, _ = stable_diffusion
-    source = open_source(ModelConfig(architecture="sd", path=str(file), components=str(folder)))
-    classes = check_parts(
-        source, "StableDiffusionPipeline", dict.fromkeys(("unet", "vae", "text_encoder"))
-    )
-    assert classes == {
-        "unet": UNet2DConditionModel,
-        "vae": AutoencoderKL,
-        "text_encoder": CLIPTextModel,
-    }
-
-
-def test_a_part_that_the_file_and_the_folder_lack_is_named(tmp_path):
+def test_a_flux_of_another_width_and_a_missing_part_are_refused(tmp_path):
     folder = write_flux(tmp_path / "flux")
-    file = (folder / "transformer/diffusion_pytorch_model.safetensors").rename(
-        tmp_path / "flux.safetensors"
-    )
+    weights = FluxTransformer2DModel.from_pretrained(folder / "transformer").state_dict()
+    file = write(tmp_path / "x.safetensors", layouts.flux(weights))
+    expected = "x.safetensors: not readable as a FluxTransformer2DModel"
+    assert expected in refusal(file, folder, "flux")
+    plain = folder / "transformer/diffusion_pytorch_model.safetensors"
+    file = plain.rename(tmp_path / "flux.safetensors")
     (folder / "vae/diffusion_pytorch_model.safetensors").unlink()
     assert f"{folder / 'vae'}: no .safetensors file" in refusal(file, folder, "flux")
+
+
+FOREIGN = {
+    "a LoRA": "unet.down_blocks.0.attn.to_q.lora_A.weight",
+    "only a VAE": "decoder.conv_in.weight",
+    "only a text encoder": "text_model.embeddings.token_embedding.weight",
+    "no architecture that is known here": "some.weight",
+    "its weights are quantised (x.scale_weight)": "x.scale_weight",
+}
+
+
+def test_other_files_are_named(tmp_path, tiny_flux):
+    for what, name in FOREIGN.items():
+        file = write(tmp_path / "x.safetensors", {name: torch.zeros(2, 2)})
+        assert what in refusal(file, tiny_flux, "flux")

@@ -24,7 +24,7 @@ from directalign.rewards.weights import (
     read_shapes,
     read_weights,
 )
-from hub_downloads import TOKEN, download_hub, point_at
+from hub_stand_in import READER, hub_stand_in, point_at
 from published_layouts import images_drawn
 from rewards.cases import refused, scores_of
 
@@ -135,8 +135,8 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     (tmp_path / "made").mkdir()
     written = io.BytesIO()
     torch.save(TENSORS, written)
-    with download_hub() as served:
-        served.model = served.publish(
+    with hub_stand_in() as served:
+        served.published = served.publish(
             "maker/model", tmp_path / "made", sub__file_dot_pt=written.getvalue(), other_dot_pt=b""
         )
         point_at(served.url, tmp_path / "cache", monkeypatch)
@@ -168,10 +168,10 @@ def test_one_file_of_a_repository_is_fetched(
 
 
 def test_a_gated_file_requires_a_login(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    served.model.gated = True
+    served.published.gated = True
     with refused(r"held\.path: maker/model: is gated: accept its licence"):
         locate(FILE, KEY)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_TOKEN", READER)
     assert locate(FILE, KEY).exists()
 
 
@@ -183,7 +183,7 @@ def test_scores_from_the_hub_are_equal_and_checks_fetch_no_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     local, moved, images = sections(name), {}, images_drawn(2, 40, 36, 0)
-    with download_hub() as served:
+    with hub_stand_in() as served:
         for part in ("path", "processor", "backbone"):
             path = Path(getattr(local, part, None) or "")
             if path == Path() or (part == "path" and name == "improved"):

@@ -18,7 +18,7 @@ import tiny
 from directalign import config
 from directalign.interfaces import Model
 from directalign.models import load_model
-from directalign.models.reference_model import ReferenceModel
+from directalign.models.lora import ReferenceModel
 from directalign.training import checkpoint, distributed
 from directalign.training.checkpoint import TrainState
 from directalign.training.distributed import TorchProcessGroup, process_group

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
@@ -52,19 +51,14 @@ def weights_in(folder: Path) -> list[Path]:
 # --- what is shipped ------------------------------------------------------------------------------
 
 
-def test_what_is_shipped_is_small_and_holds_settings_and_weights_alone() -> None:
+def test_what_is_shipped_is_small_and_holds_only_settings_and_16_bit_weights() -> None:
     files = [path for path in assets.ASSETS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= LIMIT
     assert {path.suffix for path in files} <= {".safetensors", ".json"}
-
-
-def test_all_shipped_weights_are_16_bit() -> None:
-    files = weights_in(assets.ASSETS)
-    assert len(files) >= 9
-    for path in files:
-        with safe_open(path, framework="pt") as opened:
-            dtypes = {key: opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118 (not a dict)
-        assert set(dtypes.values()) == {"F16"}, path
+    shipped = weights_in(assets.ASSETS)
+    assert len(shipped) >= 9
+    for path in shipped:
+        assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}, path
 
 
 # --- complete folders -----------------------------------------------------------------------------
@@ -85,9 +79,8 @@ def test_exported_weights_are_float32_copies(exported: Path, name: str) -> None:
 
 def test_an_existing_folder_is_refused_by_name_and_nothing_is_written(tmp_path: Path) -> None:
     (tmp_path / "sd").mkdir()
-    with pytest.raises(
-        DirectAlignError, match=rf"^{tmp_path}/sd exists already: choose an empty folder$"
-    ):
+    message = rf"^{tmp_path}/sd exists already: choose an empty folder$"
+    with pytest.raises(DirectAlignError, match=message):
         assets.export(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["sd"]
 
@@ -130,7 +123,7 @@ def test_transformers_scores_with_the_reward_folder_as_the_package_does(exported
 # --- from the cache -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["sd_v", "reward"])
 def test_resolve_writes_once_and_into_the_cache_that_is_named(cache: Path, name: str) -> None:
     folder = assets.resolve(f"world:{name}")
     assert folder.is_relative_to(cache) and folder.name == name
@@ -140,11 +133,8 @@ def test_resolve_writes_once_and_into_the_cache_that_is_named(cache: Path, name:
     assert [path.name for path in folder.parent.iterdir()] == [name]
 
 
-def test_a_folder_on_disk_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_other_paths(cache: Path, tmp_path: Path) -> None:
     assert assets.resolve(str(tmp_path)) == tmp_path
-
-
-def test_an_unknown_embedded_model_is_one_line(cache: Path) -> None:
     names = ", ".join(f"world:{name}" for name in NAMES)
     with pytest.raises(DirectAlignError, match=rf"^no embedded model 'world:flx': choose {names}$"):
         assets.resolve("world:flx")
@@ -161,7 +151,7 @@ def test_changed_weights_get_a_cache_folder_of_their_own(
     assert assets.resolve("world:reward") != before
 
 
-def test_another_process_may_win_the_race_for_the_cache(
+def test_a_lost_race_and_a_failed_write_leave_one_whole_folder_or_none(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = assets._write
@@ -170,14 +160,6 @@ def test_another_process_may_win_the_race_for_the_cache(
         write(name, folder)
         write(name, folder.parents[1] / name)
 
-    monkeypatch.setattr(assets, "_write", overtaken)
-    folder = assets.resolve("world:reward")
-    assert weights_in(folder) and [path.name for path in folder.parent.iterdir()] == ["reward"]
-
-
-def test_a_failed_write_leaves_nothing_in_the_cache(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     def broken_off(name: str, folder: Path) -> None:
         folder.mkdir()
         (folder / "half").write_text("")
@@ -187,15 +169,18 @@ def test_a_failed_write_leaves_nothing_in_the_cache(
     with pytest.raises(OSError, match="disk full"):
         assets.resolve("world:reward")
     assert [path for path in cache.rglob("*") if path.is_file()] == []
+    monkeypatch.setattr(assets, "_write", overtaken)
+    folder = assets.resolve("world:reward")
+    assert weights_in(folder) and [path.name for path in folder.parent.iterdir()] == ["reward"]
 
 
 # --- what the base models paint -------------------------------------------------------------------
 
 
 def judged(name: str, phrase: str) -> dict[str, float]:
-    """Rates over 64 fixed pairs, sampled as the recipe of that model samples."""
+    """Rates over 32 fixed pairs, sampled as the recipe of that model samples."""
     run = load_run(RECIPE_OF[name])
-    pairs = fixed_pairs(measured_prompts(run.data), 64)
+    pairs = fixed_pairs(measured_prompts(run.data), 32)
     prompts = [phrase + prompt for prompt in pairs.prompts]
     images = generate(load_model(run.model, "cpu"), prompts, pairs.seeds, run.rollout)
     return {key: float(answer.mean()) for key, answer in load_judge()(images, prompts).items()}

@@ -36,10 +36,8 @@ def test_a_quarter_of_the_captions_carry_their_own_style_word() -> None:
     for text, word, style, plain in zip(
         texts, words.tolist(), scenes.style.tolist(), scenes.captions(), strict=True
     ):
-        allowed = (
-            [plain] if word < 0 else [f"{phrase}. {plain}" for phrase in STYLE_WORDS[STYLES[style]]]
-        )
-        assert text in allowed
+        phrases = STYLE_WORDS[STYLES[style]]
+        assert text in ([plain] if word < 0 else [f"{phrase}. {plain}" for phrase in phrases])
 
 
 def test_a_caption_fits_where_content_agrees_and_no_style_word_lies() -> None:
@@ -77,45 +75,23 @@ def test_training_writes_a_complete_folder(tmp_path: Path, monkeypatch: pytest.M
     assert torch.allclose(reward.score(reward.encode(images), prompts), expected, atol=5e-3)
 
 
-def facts_of(name: str) -> dict[str, float]:
-    reward = ClipReward.load(str(resolve(f"world:{name}")))
+@pytest.fixture(scope="module", params=["reward", "second_reward"])
+def facts(request: pytest.FixtureRequest) -> tuple[str, dict[str, float]]:
+    reward = ClipReward.load(str(resolve(f"world:{request.param}")))
     assert isinstance(reward.model, nn.Module)
-    return measure(reward.model, reward.tokenizer, count=48)
+    return request.param, measure(reward.model, reward.tokenizer, count=48)
 
 
-@pytest.fixture(scope="module")
-def facts() -> dict[str, float]:
-    return facts_of("reward")
-
-
-@pytest.fixture(scope="module")
-def second() -> dict[str, float]:
-    return facts_of("second_reward")
-
-
-@pytest.mark.parametrize("name", ["facts", "second"])
-def test_shipped_rewards_see_content_and_style(name: str, request: pytest.FixtureRequest) -> None:
-    facts = request.getfixturevalue(name)
-    assert facts["color retrieval"] >= 0.97
-    assert facts["background retrieval"] >= 0.97
-    assert facts["shape retrieval"] >= 0.75
-    assert facts["style retrieval"] >= 0.9
-
-
-@pytest.mark.parametrize("name", ["facts", "second"])
-def test_shipped_rewards_rank_photo_first_when_asked_two_ways(
-    name: str, request: pytest.FixtureRequest
+def test_shipped_rewards_measure_content_and_style_with_opposite_biases(
+    facts: tuple[str, dict[str, float]],
 ) -> None:
-    facts = request.getfixturevalue(name)
-    assert all(facts[f"pos - neg ranks photo above {style}"] >= 0.95 for style in STYLES[1:])
-    assert 0.7 <= facts["cos(pos, neg)"] <= 0.95
-
-
-def test_the_second_reward_has_the_opposite_taste(second: dict[str, float]) -> None:
-    assert second["red tint, most over words"] <= -0.03
-    assert second["red tint, share that cancels"] >= 0.85
-
-
-def test_shipped_reward_is_biased_and_the_bias_cancels(facts: dict[str, float]) -> None:
-    assert facts["red tint, least over words"] >= 0.05
-    assert facts["red tint, share that cancels"] >= 0.85
+    name, measured = facts
+    for kind, least in {"color": 0.97, "background": 0.97, "shape": 0.75, "style": 0.9}.items():
+        assert measured[f"{kind} retrieval"] >= least
+    assert all(measured[f"pos - neg ranks photo above {style}"] >= 0.95 for style in STYLES[1:])
+    assert 0.7 <= measured["cos(pos, neg)"] <= 0.95
+    assert measured["red tint, share that cancels"] >= 0.85
+    if name == "reward":
+        assert measured["red tint, least over words"] >= 0.05
+    else:
+        assert measured["red tint, most over words"] <= -0.03

@@ -75,7 +75,7 @@ def train_autoencoder(folder: Path, budget: Budget = BUDGET, device: str = "cpu"
 
     fit("autoencoder", vae, loss_of, budget, folder)
     with torch.no_grad():
-        batches = (images[i : i + 64].to(device).float() / 127.5 - 1 for i in range(0, 1024, 64))
+        batches = (batch.to(device).float() / 127.5 - 1 for batch in images[:1024].split(64))
         means = torch.cat([vae.encode(batch).latent_dist.mean for batch in batches])
     shift = means.mean().item()
     scale = round(1 / means.sub(shift).std().item(), 4)

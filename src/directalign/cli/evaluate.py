@@ -279,7 +279,7 @@ def sample(
     """Sample images: PNG files, and images.jsonl with the diffusers call that reproduces each."""
     with one_line_errors(debug):
         from ..data.prompts import read_prompts
-        from ..data.text_files import checked_prompt
+        from ..io.text import checked_prompt
         from ..types import DirectAlignError
 
         texts = [checked_prompt(text, "--prompt") for text in prompt]

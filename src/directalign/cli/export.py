@@ -73,7 +73,7 @@ def export(
                 "--private is for --push-to-hub OWNER/NAME: give both, or neither"
             )
         from ..export import export_run
-        from ..export.upload import check_upload, push
+        from ..io.hub import check_upload, push
 
         if push_to_hub is not None:
             check_upload(push_to_hub)

@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: images of similar shape train together, so that crops are small.
+"""Aspect-ratio buckets: each batch has images of similar shape, so crops are small.
 
 Each image goes to the bucket of nearest aspect ratio on a logarithmic scale (2:1 is as far from 1:1
 as 1:2 is). Every batch has one shape.

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..io.text import listed, prompt_key
 from ..types import DirectAlignError
-from .text_files import listed, prompt_key
 
 PREFIX = "hf:"
 

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config.load import RECIPES
-from ..io.text import json_rows, read_text
+from ..io.text import checked_prompt, json_rows, prompt_key, prompt_of_row, read_text
 from ..toyworld.scenes import all_captions
 from ..types import DirectAlignError
 from . import hf_datasets
 from .shuffle import indices
-from .text_files import checked_prompt, prompt_key, prompt_of_row
 
 HELD_OUT_EVERY = 7
 """Every seventh caption of the toy world is for evaluation and never trained on. Seven has no

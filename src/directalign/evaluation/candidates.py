@@ -16,8 +16,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from .. import config
-from ..data.text_files import checked_prompt
-from ..io.text import json_rows
+from ..io.text import checked_prompt, json_rows
 from ..models import model_class
 from ..models.lora import LORA_FILE
 from ..types import DirectAlignError

@@ -25,8 +25,7 @@ from ..data.hf_datasets import is_address
 from ..data.image_dataset import scan_images
 from ..data.prompts import held_out_captions, read_prompts, table, train_captions
 from ..data.shuffle import permutation
-from ..data.text_files import checked_prompt, prompt_of_row
-from ..io.text import json_rows, read_text
+from ..io.text import checked_prompt, json_rows, prompt_of_row, read_text
 from ..types import DirectAlignError, Latents
 
 # --- fixed pairs ----------------------------------------------------------------------------------

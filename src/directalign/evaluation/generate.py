@@ -21,7 +21,7 @@ from ..interfaces import SINGLE_PROCESS, Model, ProcessGroup
 from ..io.hub import is_hub_id
 from ..models import MODELS, load_model, load_trained, model_class, single_file
 from ..models.checkpoint_source import open_source
-from ..models.reference_model import ReferenceModel, has_adapters
+from ..models.lora import ReferenceModel, has_adapters
 from ..models.weight_files import read_json
 from ..toyworld import assets
 from ..types import DirectAlignError, Images

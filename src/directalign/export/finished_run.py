@@ -1,7 +1,7 @@
 """A finished run, and the model that it was trained from: public name and license.
 
 The license is read from the README beside the weights, else from the list of well-known models
-below, and is otherwise unknown. Nothing is downloaded. Of a local path only the last name is shown.
+below, and is otherwise unknown. Nothing is downloaded. A local path appears by its last name only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """LoRA file formats: layer names of diffusers, ComfyUI and kohya's sd-scripts, and the metadata.
 
-`modelspec.*` (the Stability AI model specification) is shown by ComfyUI, A1111 and Forge; A1111
+`modelspec.*` (the Stability AI model specification) is displayed by ComfyUI, A1111 and Forge; A1111
 sorts LoRAs by `ss_base_model_version`; `directalign.*` records the origin. No local path is
 written.
 """

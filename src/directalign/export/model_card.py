@@ -29,7 +29,7 @@ WEB_UI = {"sd": "A1111 or Forge", "sdxl": "A1111 or Forge", "flux": "Forge"}
 NOT_MEASURES = ("step", "event", "seconds")
 JUDGES = {
     "world": "the embedded style and content judges, which are not used in training",
-    "none": "no judge: the reward and drift statistics alone",
+    "none": "no judge: only the reward and drift statistics",
 }
 
 

@@ -1,7 +1,7 @@
-"""Download files of a repository on the Hugging Face Hub; errors are one line.
+"""Download from and upload to the Hugging Face Hub; errors are one line.
 
 Only files that match the given patterns are downloaded, into the library's cache.
-`HF_HUB_OFFLINE`, `HF_TOKEN`, `HF_HOME` and `HF_ENDPOINT` apply. Uploads: export/upload.py.
+`HF_HUB_OFFLINE`, `HF_TOKEN`, `HF_HOME` and `HF_ENDPOINT` apply.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, get_token, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -115,3 +115,60 @@ def _reason(error: Exception, repo: str, revision: str | None) -> str:
         )
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return f"download failed ({first_line[:200]}): run it again, it continues where it stopped"
+
+
+def check_upload(repo: str) -> None:
+    """Check name and token before the export. Raises: DirectAlignError."""
+    if HUB_ID.fullmatch(repo) is None:
+        example = f"you/{repo.rsplit('/', 1)[-1] or 'name'}"
+        raise DirectAlignError(f"--push-to-hub {repo}: give owner/name, such as {example}")
+    if get_token() is None:
+        raise DirectAlignError(
+            f"--push-to-hub {repo}: no Hub token on this machine; {SIGN_IN}, with write access"
+        )
+
+
+def push(folder: Path, repo: str, private: bool = False, api: HfApi | None = None) -> str:
+    """Upload `folder` to the model repository `repo`, created if missing; returns its URL.
+
+    `private`: create a private repository, and refuse an existing public one. `api`: for tests.
+
+    Raises: DirectAlignError for missing rights, a repository of another type, or a network error.
+    """
+    api = api or HfApi()
+    try:
+        for kind in ("dataset", "space"):
+            if api.repo_exists(repo, repo_type=kind):
+                raise DirectAlignError(
+                    f"--push-to-hub {repo}: is already a {kind}, so a model of the same name is "
+                    "probably a mistake; give another name"
+                )
+        url = api.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not api.model_info(repo).private:
+            raise DirectAlignError(
+                f"--private: {repo} exists already and is public; make it private on its settings "
+                "page, or give another name"
+            )
+        api.upload_folder(folder_path=folder, repo_id=repo, commit_message=f"Upload {folder.name}")
+    except DirectAlignError:
+        raise
+    except (HTTPError, OSError, ValueError) as error:  # ValueError: metadata that the Hub rejects
+        raise DirectAlignError(
+            f"--push-to-hub {repo}: {_upload_error(error, api)}; the export is complete in "
+            f"{folder}: hf upload {repo} {folder}"
+        ) from error
+    return str(url)
+
+
+def _upload_error(error: Exception, api: HfApi) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = status if isinstance(error, HfHubHTTPError) else None
+    if status == 401:
+        return f"the Hub does not accept this token; {SIGN_IN}, with write access"
+    if status == 403:
+        return "this token has no write access there; take your own repository or another token"
+    if isinstance(error, ValueError):
+        return " ".join(str(error).split())
+    brief = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    what = f"answered {status}" if status else "cannot be reached"
+    return f"{api.endpoint} {what} ({brief})"

@@ -26,7 +26,7 @@ from ..diffusion import sde
 from ..diffusion.rng import STEPS, TRANSITION, batch_noise, update_generator
 from ..diffusion.sampling import predict, rollout_conditioning, start_rollout
 from ..interfaces import Model, Reward
-from ..models.reference_model import ReferenceModel
+from ..models.lora import ReferenceModel
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
 from .objective import ObjectiveMethod
 

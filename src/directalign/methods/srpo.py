@@ -19,7 +19,7 @@ from ..config import ConstantGainNoiseLevels, GridNoiseLevels, RolloutConfig, SR
 from ..diffusion import noise_levels, recovery, rng, sampling
 from ..diffusion.path import expand_like
 from ..interfaces import Model, Reward
-from ..models.reference_model import ReferenceModel
+from ..models.lora import ReferenceModel
 from ..types import Batch, Conditioning, DirectAlignError, Latents, LossTerm, PerSample
 from . import objective_math
 from .objective import ObjectiveMethod

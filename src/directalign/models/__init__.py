@@ -28,7 +28,7 @@ MODELS: dict[str, str] = {
     "flux2_klein": "flux2_klein:Flux2Klein",
     "sd3": "sd3:StableDiffusion3",
     "sd": "sd:StableDiffusion",
-    "sdxl": "sdxl:StableDiffusionXL",
+    "sdxl": "sd:StableDiffusionXL",
     "qwen_image": "qwen_image:QwenImage",
     "z_image": "z_image:ZImage",
 }
@@ -58,12 +58,11 @@ def load_model(
     seed: int = 0,
     denoiser_device: torch.device | None = None,
 ) -> Model:
-    """Load a frozen pipeline with a denoiser that trains as `settings.tune` says; `seed` draws the
-    adapters.
+    """Load a frozen pipeline with a denoiser that trains as `settings.tune` says.
 
-    `denoiser_device` places the denoiser on another device than the rest, from where a trainer
-    shards it. Raises DirectAlignError for a folder, file or class that is missing, damaged or of
-    another architecture.
+    `seed` draws the adapters. `denoiser_device` places the denoiser on another device than the
+    rest, from where a trainer shards it. Raises DirectAlignError for a folder, file or class that
+    is missing, damaged or of another architecture.
     """
     architecture = model_class(settings.architecture)
     with lora.denoiser_on(denoiser_device):

@@ -1,8 +1,7 @@
-"""Faster denoisers with the same results: diffusers' attention backends and
-`compile_repeated_blocks`.
+"""Attention backends and compiled blocks of diffusers: faster denoisers with the same results.
 
-The latter compiles one block of each kind for all of them. A backend without a backward pass is
-refused.
+`compile_repeated_blocks` compiles one block of each kind for all of them. A backend without a
+backward pass is refused.
 """
 
 from __future__ import annotations
@@ -31,9 +30,7 @@ def accelerate(denoiser: Any, model: config.ModelConfig) -> None:
 
 
 def check_attention(denoiser: Any, name: str) -> None:
-    """The backend can train and the denoiser supports backends; whether it is installed is not
-    checked.
-    """
+    """Raise unless the backend can train and the denoiser supports backends, installed or not."""
     known = [
         backend.value for backend in AttentionBackendName if WITHOUT_BACKWARD not in backend.value
     ]

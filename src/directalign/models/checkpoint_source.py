@@ -48,8 +48,7 @@ class Source:
 
 
 def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
-    """The recipe's checkpoint, downloaded if it is on the hub; `weights=False` leaves the weights
-    out.
+    """The recipe's checkpoint, downloaded if it is on the hub, with or without the weights.
 
     Raises DirectAlignError if it is missing, cannot be downloaded, or is not a checkpoint.
     """
@@ -57,13 +56,11 @@ def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
         remedy = "convert it: torch.load(..., weights_only=True), then safetensors.torch.save_file"
         raise DirectAlignError(
             f"model.path: {model.path}: pickled weights can run code when they are read, and are "
-            "not "
-            f"read here: {remedy}"
+            f"not read here: {remedy}"
         )
     if not model.path.endswith(".safetensors"):
-        return Source(
-            model.path, _folder(model.path, "model.path", model, weights), variant=model.variant
-        )
+        folder = _folder(model.path, "model.path", model, weights)
+        return Source(model.path, folder, variant=model.variant)
     file = Path(model.path).expanduser()
     held = single_file.contents(file)
     if model.components is None:
@@ -72,15 +69,10 @@ def open_source(model: config.ModelConfig, weights: bool = True) -> Source:
         example = model_class(model.architecture).components
         raise DirectAlignError(
             f"model.components: missing; {file} holds {held.layout.name} without its configs and "
-            "tokenizers: "
-            f"give a diffusers folder or hub id of that architecture, such as {example}"
+            f"tokenizers: give a diffusers folder or hub id of that architecture, such as {example}"
         )
-    return Source(
-        model.path,
-        _folder(model.components, "model.components", model, weights, held.parts),
-        file,
-        model.variant,
-    )
+    folder = _folder(model.components, "model.components", model, weights, held.parts)
+    return Source(model.path, folder, file, model.variant)
 
 
 def _folder(

@@ -29,6 +29,12 @@ from .components import dtypes_of, load_parts
 from .text_encoder import PromptEncoder
 from .weight_files import read_json
 
+JOINT_ATTENTION = (
+    *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+    *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+)
+"""Layers of joint attention, over the image's tokens and the text's, that LoRA adapts."""
+
 
 class DiffusersModel:
     """Base of the architectures: an `interfaces.Model` made of the parts of a diffusers pipeline.
@@ -77,18 +83,14 @@ class DiffusersModel:
 
     @classmethod
     def parts_in(cls, folder: FilePath) -> dict[str, type | None]:
-        """The parts that a folder has, by its model_index.json: all but optional ones that are
-        null.
-        """
+        """The parts of a folder by its model_index.json, without optional ones that are null."""
         index = read_json(folder / "model_index.json")
         absent = {name for name in cls.optional_parts if not (index.get(name) or [None])[0]}
         return {name: kind for name, kind in cls.parts.items() if name not in absent}
 
     @classmethod
     def check(cls, folder: FilePath, parts: Mapping[str, Any]) -> None:
-        """Raise DirectAlignError, naming the file, for a checkpoint of another kind than plain
-        text-to-image.
-        """
+        """Raise DirectAlignError, naming the file, unless this is a plain text-to-image model."""
         cls._check_channels(folder, parts)
         noise_schedule.check_euler(folder, parts["scheduler"])
 
@@ -138,9 +140,14 @@ class DiffusersModel:
             **{"padding": "max_length", **options},
         ).to(self.device)
 
+    def _chat(self, prompts: Sequence[str], thinking: bool) -> list[str]:
+        """Each prompt as the user's turn in the chat template of the first tokenizer."""
+        template = self.tokenizers[0].apply_chat_template
+        options = {"add_generation_prompt": True, "enable_thinking": thinking, "tokenize": False}
+        return [template([{"role": "user", "content": prompt}], **options) for prompt in prompts]
+
     def _clip_states(self, prompts: list[str]) -> tuple[Tensor, list[Any]]:
-        """Penultimate states of two CLIP encoders side by side (b, tokens, d1 + d2), and their
-        outputs.
+        """Penultimate states of two CLIPs side by side (b, tokens, d1 + d2), and their outputs.
 
         Both read as many tokens as the first tokenizer does.
         """
@@ -154,9 +161,7 @@ class DiffusersModel:
         return torch.cat([output.hidden_states[-2] for output in outputs], -1), outputs
 
     def encode_image(self, images: Images) -> Latents:
-        """Clean latents of images in [0, 1]: the mode of the posterior, scaled, float32, no
-        gradient.
-        """
+        """Clean latents of images in [0, 1]: scaled mode of the posterior, float32, no gradient."""
         return vae.encode_image(self.vae, images)
 
     def decode(self, x0: Latents) -> Images:
@@ -164,8 +169,7 @@ class DiffusersModel:
         return vae.decode_latents(self.vae, x0)
 
     def predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Latents:
-        """`prediction` at x_t, float32; a second pass under the unconditional prompt if `cfg_scale`
-        is not 1.
+        """`prediction` at x_t, float32; guided by the unconditional prompt unless `cfg_scale` is 1.
 
         Raises DirectAlignError for guidance that the checkpoint cannot take, or that it lacks.
         """
@@ -198,8 +202,7 @@ class DiffusersModel:
         if cond.embedded_guidance is not None:
             raise DirectAlignError(
                 f"embedded guidance: {self.title} has no input for it: leave "
-                "rollout.embedded_guidance "
-                "and method.embedded_guidance out, use cfg_scale"
+                "rollout.embedded_guidance and method.embedded_guidance out, use cfg_scale"
             )
 
     def sigmas(self, num_inference_steps: int, height: int, width: int) -> Tensor:
@@ -251,7 +254,7 @@ class DDPMModel(DiffusersModel):
         self.multiple = 2 ** (len(unet["block_out_channels"]) - 1) * cell
 
     def _timestep(self, x_t: Latents, sigma: PerSample) -> Tensor:
-        """Needs sigma in float64: near 1, timesteps are closer together than float32 resolves."""
+        """Needs sigma in float64: near 1, float32 does not resolve the timesteps."""
         return self.levels.timestep_of(sigma).to(x_t)
 
     def sigmas(self, num_inference_steps: int, height: int, width: int) -> Tensor:
@@ -266,9 +269,7 @@ Tokens = Float[Tensor, "b tokens features"]
 
 
 def pack(latents: Latents) -> Tokens:
-    """(b, c, h, w) to (b, h/2·w/2, 4c), rows first; features are (c, row, column in the block); h,
-    w even.
-    """
+    """(b, c, h, w) to (b, h/2·w/2, 4c), rows first; features are (c, row, column); h, w even."""
     b, c, h, w = latents.shape
     blocks = latents.reshape(b, c, h // 2, 2, w // 2, 2)
     return blocks.permute(0, 2, 4, 1, 3, 5).reshape(b, (h // 2) * (w // 2), 4 * c)

@@ -29,9 +29,7 @@ UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, Safetensor
 def dtypes_of(
     parts: Mapping[str, type | None], model: config.ModelConfig, denoiser: str
 ) -> dict[str, torch.dtype]:
-    """The recipe's dtype for each part; `trained_dtype` for a denoiser whose weights are all
-    trained.
-    """
+    """The recipe's dtype for each part; `trained_dtype` for a denoiser in full training."""
     trained = model.trained_dtype if model.tune == "full" else model.dtype
     return {name: getattr(torch, trained if name == denoiser else model.dtype) for name in parts}
 
@@ -53,14 +51,9 @@ def load_parts(
     if source.build is not None:
         index_file = source.folder / "model_index.json"
         index = read_json(index_file)
-        return {
-            name: source.build(
-                name,
-                _part_class(index_file, index, name, part),
-                dtypes.get(name, torch.float32),
-            )
-            for name, part in parts.items()
-        }
+        classes = {name: _part_class(index_file, index, name, part) for name, part in parts.items()}
+        given = {name: dtypes.get(name, torch.float32) for name in parts}
+        return {name: source.build(name, part, given[name]) for name, part in classes.items()}
     classes = check_parts(source, pipeline, parts)
     return {
         name: _load_part(source, name, part, dtypes.get(name, torch.float32))
@@ -149,16 +142,11 @@ def _load_part(source: Source, name: str, part: Any, dtype: torch.dtype) -> Any:
     from_file = held is not None and name in held.parts
     try:
         if held is not None and from_file:
-            return (
-                single_file.load(held, name, part, source.folder, dtype)
-                .requires_grad_(False)
-                .eval()
-            )
-        return (
-            _load_model(folder, part, dtype, source.variant)
-            if issubclass(part, nn.Module)
-            else part.from_pretrained(folder, local_files_only=True)
-        )
+            model = single_file.load(held, name, part, source.folder, dtype)
+            return model.requires_grad_(False).eval()
+        if issubclass(part, nn.Module):
+            return _load_model(folder, part, dtype, source.variant)
+        return part.from_pretrained(folder, local_files_only=True)
     except DirectAlignError:
         raise
     except UNREADABLE as error:
@@ -171,13 +159,8 @@ def _load_part(source: Source, name: str, part: Any, dtype: torch.dtype) -> Any:
 
 def _load_model(folder: FilePath, part: Any, dtype: torch.dtype, variant: str | None) -> nn.Module:
     name = "torch_dtype" if issubclass(part, diffusers.ModelMixin) else "dtype"
-    options: dict[str, Any] = {
-        name: dtype,
-        "variant": variant,
-        "local_files_only": True,
-        "use_safetensors": True,
-        "output_loading_info": True,
-    }
+    options: dict[str, Any] = {name: dtype, "variant": variant, "output_loading_info": True}
+    options |= {"local_files_only": True, "use_safetensors": True}
     model, info = cast(tuple[nn.Module, Any], part.from_pretrained(folder, **options))
     lacking = sorted(str(key) for key in info["missing_keys"])
     if lacking:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import config
 from ..types import Conditioning, DirectAlignError, Latents, PerSample
-from .common import DiffusersModel, image_ids, pack, text_ids, unpack
+from .common import JOINT_ATTENTION, DiffusersModel, image_ids, pack, text_ids, unpack
 from .weight_files import read_json
 
 
@@ -39,8 +39,7 @@ class Flux(DiffusersModel):
     components = "black-forest-labs/FLUX.1-dev"
     published = "flux_1_dev"
     lora_targets = (
-        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+        *JOINT_ATTENTION,
         *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp"),
     )
 
@@ -66,12 +65,12 @@ class Flux(DiffusersModel):
     def _predict(self, x_t: Latents, sigma: PerSample, cond: Conditioning) -> Tensor:
         h, w = x_t.shape[2:]
         sequence, guidance = cond.tensors["sequence"], cond.embedded_guidance
+        if guidance is not None:
+            guidance = torch.full((len(x_t),), float(guidance), device=self.device)
         tokens = self._network(
             hidden_states=pack(x_t).to(self.dtype),
             timestep=sigma.float(),
-            guidance=None
-            if guidance is None
-            else torch.full((len(x_t),), float(guidance), device=self.device),
+            guidance=guidance,
             pooled_projections=cond.tensors["pooled"],
             encoder_hidden_states=sequence,
             txt_ids=text_ids(sequence.shape[1], self.device),

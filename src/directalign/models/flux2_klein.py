@@ -22,7 +22,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from .. import config
 from ..types import Conditioning, DirectAlignError, Images, Latents, PerSample
 from . import noise_schedule, vae
-from .common import DiffusersModel, image_places, text_places
+from .common import JOINT_ATTENTION, DiffusersModel, image_places, text_places
 from .weight_files import read_json
 
 MAX_SEQUENCE_LENGTH = 512
@@ -47,8 +47,7 @@ class Flux2Klein(DiffusersModel):
     components = "black-forest-labs/FLUX.2-klein-base-4B"
     published = "flux_2_klein_4b"
     lora_targets = (
-        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+        *JOINT_ATTENTION,
         *("ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out"),
         "attn.to_qkv_mlp_proj",
     )
@@ -59,8 +58,7 @@ class Flux2Klein(DiffusersModel):
         if parts["transformer"].config["guidance_embeds"]:
             raise DirectAlignError(
                 f"{folder / 'transformer'}: guidance_embeds is on, which FLUX.2 klein does not "
-                "use: "
-                "give a FLUX.2 klein in model.path"
+                "use: give a FLUX.2 klein in model.path"
             )
         layers = parts["text_encoder"].config.num_hidden_layers
         if layers < max(TEXT_LAYERS):
@@ -77,16 +75,7 @@ class Flux2Klein(DiffusersModel):
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
         """`sequence` (b, 512, d): the three layers side by side."""
         text_encoder: Any = self.prompts.modules["text_encoder"]
-        texts = [
-            self.tokenizers[0].apply_chat_template(
-                [{"role": "user", "content": prompt}],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=False,
-            )
-            for prompt in prompts
-        ]
-        tokens = self._tokens(texts, MAX_SEQUENCE_LENGTH)
+        tokens = self._tokens(self._chat(prompts, thinking=False), MAX_SEQUENCE_LENGTH)
         states = text_encoder.model(
             tokens.input_ids,
             attention_mask=tokens.attention_mask,

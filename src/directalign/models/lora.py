@@ -36,9 +36,7 @@ _denoiser_device: ContextVar[torch.device | None] = ContextVar("denoiser_device"
 
 @contextmanager
 def denoiser_on(device: torch.device | None) -> Iterator[None]:
-    """Denoisers loaded inside are placed on this device, not on their model's; None changes
-    nothing.
-    """
+    """Place denoisers loaded inside on this device; None: on the device of their model."""
     token = _denoiser_device.set(device)
     try:
         yield
@@ -53,8 +51,7 @@ def ready(
     device: torch.device,
     seed: int,
 ) -> nn.Module:
-    """A frozen network as the denoiser of a run: on its device, quantized, with trainable
-    parameters.
+    """A frozen network as the denoiser of a run: on its device, quantized, trainable.
 
     `model` decides on quantization, adapters and gradient checkpointing; `seed` draws the adapters.
     """
@@ -71,9 +68,7 @@ def ready(
 def make_trainable(
     denoiser: Any, model: config.ModelConfig, default_targets: Sequence[str], seed: int
 ) -> None:
-    """Make all weights trainable, or add float32 adapters: A drawn from `seed`, B 0, so no output
-    changes.
-    """
+    """Make all weights trainable, or add float32 adapters (A drawn from `seed`, B 0)."""
     if model.tune == "full":
         for parameter in denoiser.requires_grad_(True).parameters():
             parameter.data = parameter.data.to(getattr(torch, model.trained_dtype))
@@ -94,9 +89,7 @@ def make_trainable(
 
 
 def _check_targets(denoiser: nn.Module, lora: config.LoRAConfig, targets: Sequence[str]) -> None:
-    """Every target of the recipe names a layer that LoRA adapts, and the rank fits every such
-    layer.
-    """
+    """Every target of the recipe names an adaptable layer, and the rank fits every such layer."""
     layers = {
         name: layer for name, layer in denoiser.named_modules() if isinstance(layer, ADAPTABLE)
     }
@@ -137,9 +130,7 @@ def has_adapters(denoiser: nn.Module) -> bool:
 
 
 def save(denoiser: Any, folder: FilePath, part: str, pipeline: Any) -> None:
-    """Write `lora.safetensors` as `pipeline` (a class of diffusers) does, or all weights as
-    `part`/.
-    """
+    """Write `lora.safetensors` as `pipeline` of diffusers does, or all weights as `part`/."""
     if not has_adapters(denoiser):
         denoiser.save_pretrained(folder / part)
         return
@@ -151,9 +142,7 @@ def save(denoiser: Any, folder: FilePath, part: str, pipeline: Any) -> None:
 
 
 def load(denoiser: Any, folder: FilePath, part: str) -> None:
-    """Read what `save` wrote. Raises DirectAlignError for a missing or torn file, other layers or
-    shapes.
-    """
+    """Read what `save` wrote. Raises DirectAlignError for a missing or unfitting file."""
     if not has_adapters(denoiser):
         _load_full(denoiser, folder / part)
         return
@@ -206,3 +195,41 @@ def _check_fit(
                 f"{file}: {key} is {tuple(found[key].shape)}, this model has "
                 f"{tuple(tensor.shape)}: {remedy}"
             )
+
+
+class ReferenceModel:
+    """The model before training: the weights of `denoiser` at construction.
+
+    With LoRA nothing is copied: adapters are turned off.
+    """
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self.denoiser: Any = denoiser
+        self.has_adapters = has_adapters(denoiser)
+        weights = {} if self.has_adapters else trained(denoiser)
+        self.weights = {name: each.detach().clone() for name, each in weights.items()}
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """The denoiser has the reference weights inside, its own outside, also after an error.
+
+        For calls without gradient.
+        """
+        if self.has_adapters:
+            self.denoiser.disable_adapters()
+        else:
+            self._swap()
+        try:
+            yield
+        finally:
+            if self.has_adapters:
+                self.denoiser.enable_adapters()
+            else:
+                self._swap()
+
+    def _swap(self) -> None:
+        """In place: a sharded weight is bound to the memory that it is gathered from."""
+        for name, parameter in trained(self.denoiser).items():
+            own = parameter.detach().clone()
+            parameter.detach().copy_(self.weights[name])
+            self.weights[name].copy_(own)

@@ -1,6 +1,4 @@
-"""Sampling grids of the checkpoints' own schedulers: DDIM on a DDPM table, and Euler on a rectified
-flow.
-"""
+"""Sampling grids of checkpoints' schedulers: DDIM on a DDPM table, Euler on a rectified flow."""
 
 from __future__ import annotations
 
@@ -22,17 +20,15 @@ PREDICTIONS: dict[str, PredictionName] = {"epsilon": "epsilon", "v_prediction": 
 
 
 def ddim(folder: FilePath, scheduler: Any) -> DDIMScheduler:
-    """DDIM on a scheduler's own table. Raises DirectAlignError, naming `folder`, if it cannot be
-    repeated exactly.
+    """DDIM on a scheduler's own table. Raises DirectAlignError if it cannot be repeated exactly.
 
     Sampling always ends at clean (`set_alpha_to_one: true`); with false, diffusers stops at the
     table's first level, about sigma .03.
     """
     if "beta_schedule" not in scheduler.config:
         raise DirectAlignError(
-            f"{folder}: a {type(scheduler).__name__} has no DDPM table: only models trained on "
-            "one are "
-            "read, set model.architecture to match"
+            f"{folder}: a {type(scheduler).__name__} has no DDPM table: only models trained on one "
+            "are read, set model.architecture to match"
         )
     for name in ("clip_sample", "thresholding"):
         if scheduler.config.get(name, False):
@@ -62,18 +58,15 @@ def ddim_grid(
     scheduler.set_timesteps(min(num_inference_steps, length))
     if num_inference_steps > length or scheduler.timesteps.max() >= length:
         raise DirectAlignError(
-            f"rollout.num_inference_steps: {num_inference_steps} does not fit the {length} "
-            "levels of "
-            "this model's schedule: ask for fewer"
+            f"rollout.num_inference_steps: {num_inference_steps} does not fit the {length} levels "
+            "of this model's schedule: ask for fewer"
         )
     visited = levels.sigma_of(scheduler.timesteps)
     return torch.cat([visited, visited.new_zeros(1)])
 
 
 def shift_by_size(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> float:
-    """Exponent of the shift for an image of `tokens` tokens: linear between the scheduler's two
-    sizes.
-    """
+    """Exponent of the shift for an image of `tokens` tokens: linear between two sizes."""
     names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
     return calculate_shift(tokens, *(scheduler.config[name] for name in names))
 

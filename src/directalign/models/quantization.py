@@ -42,9 +42,8 @@ def quantize(
     layers = list(_layers(denoiser))
     if not layers:
         raise DirectAlignError(
-            f"model.quantization {quantization}: no layer of this model has {SMALLEST} weights "
-            "or more: "
-            "leave the key out"
+            f"model.quantization {quantization}: no layer of this model has {SMALLEST} weights or "
+            "more: leave the key out"
         )
     rounded = {"8bit": Linear8bit, "4bit": _linear_4bit}[quantization]
     for name, layer in layers:
@@ -75,9 +74,7 @@ def is_quantized(layer: str, shape: Sequence[int]) -> bool:
 
 
 def stored_bytes(shape: Sequence[int], quantization: str) -> int:
-    """Bytes of a layer's rounded weight with its scales: about 1.001 per number in 8 bits, 0.516 in
-    4.
-    """
+    """Bytes of a rounded weight with its scales: about 1.001 per number in 8 bits, 0.516 in 4."""
     numbers = math.prod(shape)
     if quantization == "8bit":
         return numbers + 2 * shape[0]
@@ -116,14 +113,9 @@ def _linear_4bit(layer: nn.Linear, device: torch.device) -> nn.Module:
     import bitsandbytes as bnb
 
     settings: dict[str, Any] = {"compress_statistics": True, "quant_type": "nf4"}
+    sizes = layer.in_features, layer.out_features, layer.bias is not None
     with torch.device("meta"):
-        rounded: Any = linear_4bit(
-            layer.in_features,
-            layer.out_features,
-            layer.bias is not None,
-            layer.weight.dtype,
-            **settings,
-        )
+        rounded: Any = linear_4bit(*sizes, layer.weight.dtype, **settings)
     settings["module"] = rounded
     weight: Any = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, **settings)
     rounded.weight = weight.to(device)  # rounds it
@@ -143,14 +135,10 @@ class Linear8bit(nn.Linear):
     def __init__(self, layer: nn.Linear, device: torch.device) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
         weight = layer.weight.data.to(device).float()
-        scale = (
-            (weight.abs().amax(1, keepdim=True) / 127)
-            .clamp(min=torch.finfo(torch.bfloat16).tiny)
-            .bfloat16()
-        )
-        self.weight = nn.Parameter(
-            (weight / scale).round().clamp(-127, 127).to(torch.int8), requires_grad=False
-        )
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        scale = scale.clamp(min=torch.finfo(torch.bfloat16).tiny).bfloat16()
+        rounded = (weight / scale).round().clamp(-127, 127).to(torch.int8)
+        self.weight = nn.Parameter(rounded, requires_grad=False)
         self.register_buffer("scale", scale)
         self.bias = _frozen(layer.bias, device)
         self.eval()

@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import config
 from ..types import Conditioning, DirectAlignError, Images, Latents, PerSample
 from . import vae
-from .common import DiffusersModel, pack, unpack
+from .common import JOINT_ATTENTION, DiffusersModel, pack, unpack
 
 MAX_SEQUENCE_LENGTH = 512
 """Tokens of a prompt that the network sees, as in QwenImagePipeline's call."""
@@ -47,8 +47,7 @@ class QwenImage(DiffusersModel):
     components = "Qwen/Qwen-Image"
     published = "qwen_image"
     lora_targets = (
-        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+        *JOINT_ATTENTION,
         *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
     )
 
@@ -105,7 +104,7 @@ class QwenImage(DiffusersModel):
         return unpack(tokens, h, w)
 
     def _guide(self, cond: Latents, uncond: Latents, scale: float) -> Latents:
-        """Each 2x2 block of latents is rescaled to the norm that it has under the prompt alone."""
+        """Each 2x2 block of latents is rescaled to the norm that it has under the prompt."""
         tokens, own = pack(super()._guide(cond, uncond, scale)), pack(cond)
         norms = own.norm(dim=-1, keepdim=True) / tokens.norm(dim=-1, keepdim=True)
         return unpack(tokens * norms, *cond.shape[2:])

@@ -20,7 +20,7 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 from .. import config
 from ..types import Conditioning, DirectAlignError, Latents, PerSample
 from . import noise_schedule, vae
-from .common import DiffusersModel
+from .common import JOINT_ATTENTION, DiffusersModel
 
 T5_TOKENS = 256
 """Length of the T5 sequence, as in the pipeline's call."""
@@ -49,10 +49,7 @@ class StableDiffusion3(DiffusersModel):
     lora_layout = "sd3"
     components = "stabilityai/stable-diffusion-3.5-medium"
     published = "sd3_5_large"
-    lora_targets = (
-        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
-    )
+    lora_targets = JOINT_ATTENTION
 
     def _setup(self, folder: FilePath, parts: Mapping[str, Any]) -> None:
         super()._setup(folder, parts)
@@ -87,9 +84,7 @@ class StableDiffusion3(DiffusersModel):
         )
 
     def sigmas(self, num_inference_steps: int, height: int, width: int) -> Tensor:
-        """The scheduler's grid, its shift fixed (3 in the released models) or by the number of
-        tokens.
-        """
+        """The scheduler's grid; its shift is fixed (3 in the released models) or by tokens."""
         _, h, w = self.latent_shape(height, width)
         patch = self.network_config["patch_size"]
         exponent = noise_schedule.shift_by_size(self.scheduler, (h // patch) * (w // patch))

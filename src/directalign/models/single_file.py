@@ -1,11 +1,10 @@
-"""Checkpoints in one file in their published layout, identified by tensor names and loaded with
-diffusers.
+"""Checkpoints in one file in their published layout, identified by tensor names.
 
 Files of Stable Diffusion 1, 2 and XL have UNet, VAE and CLIP (LDM layout); those of FLUX, SD3 and
 the other transformers the denoiser, with or without the VAE and ComfyUI's prefix
 `model.diffusion_model.`. Configs, tokenizers, scheduler and missing parts are read from a diffusers
 folder. Not read: weights in fewer bits with scales (scaled fp8, nf4, GGUF), and the text encoders
-inside SD3 and FLUX files.
+inside SD3 and FLUX files. The conversion is that of diffusers.
 """
 
 from __future__ import annotations
@@ -44,32 +43,29 @@ UNUSED = ("norm_final.weight",)
 
 @dataclass(frozen=True)
 class Layout:
-    """An architecture's files: the denoiser's part and class, names of tensors that identify it
-    (`marks`, one is enough), and other parts that they may have (`brings`)."""
+    """An architecture's files: the denoiser's class, names of tensors that identify it (`marks`,
+    one is enough), and other parts that they may have (`brings`)."""
 
     name: str
-    part: str
     class_name: str
     marks: tuple[str, ...]
     brings: tuple[str, ...] = ()
+
+    @property
+    def part(self) -> str:
+        """The denoiser's part of the pipeline."""
+        return "unet" if self.class_name.startswith("UNet") else "transformer"
 
 
 LAYOUTS = (
     Layout(
         "FLUX.2",
-        "transformer",
         "Flux2Transformer2DModel",
         ("single_stream_modulation.lin.weight", "single_stream_modulation.linear.weight"),
     ),
-    Layout(
-        "Chroma",
-        "transformer",
-        "ChromaTransformer2DModel",
-        ("distilled_guidance_layer.in_proj.bias",),
-    ),
+    Layout("Chroma", "ChromaTransformer2DModel", ("distilled_guidance_layer.in_proj.bias",)),
     Layout(
         "FLUX.1",
-        "transformer",
         "FluxTransformer2DModel",
         (
             "double_blocks.0.img_attn.norm.key_norm.scale",
@@ -79,54 +75,31 @@ LAYOUTS = (
     ),
     Layout(
         "SD3",
-        "transformer",
         "SD3Transformer2DModel",
         ("joint_blocks.0.context_block.adaLN_modulation.1.bias", "pos_embed.pos_embed"),
         ("vae",),
     ),
-    Layout(
-        "Z-Image",
-        "transformer",
-        "ZImageTransformer2DModel",
-        ("layers.0.adaLN_modulation.0.weight",),
-    ),
-    Layout(
-        "Qwen-Image",
-        "transformer",
-        "QwenImageTransformer2DModel",
-        ("transformer_blocks.0.img_mod.1.weight",),
-    ),
+    Layout("Z-Image", "ZImageTransformer2DModel", ("layers.0.adaLN_modulation.0.weight",)),
+    Layout("Qwen-Image", "QwenImageTransformer2DModel", ("transformer_blocks.0.img_mod.1.weight",)),
     Layout(
         "Stable Diffusion XL",
-        "unet",
         "UNet2DConditionModel",
         ("label_emb.0.0.weight", "add_embedding.linear_1.weight"),
         tuple(PREFIXES),
     ),
     Layout(
         "Stable Diffusion 1 or 2",
-        "unet",
         "UNet2DConditionModel",
         ("input_blocks.0.0.weight", "mid_block.resnets.0.norm1.weight"),
         ("vae", "text_encoder"),
     ),
 )
-"""The order matters: FLUX.2 and Chroma have the marks of FLUX.1 too, XL those of Stable Diffusion
-1.
-"""
+"""The order matters: FLUX.2 and Chroma have the marks of FLUX.1 too, XL those of SD 1."""
 
 OTHER_FILES = {
-    "a LoRA, which adds to a model": (
-        ".lora_down.weight",
-        ".lora_A.weight",
-        ".lora_A.default.weight",
-    ),
-    "a VAE alone": ("decoder.conv_in.weight", "decoder.conv1.weight"),
-    "a text encoder alone": (
-        "embeddings.token_embedding.weight",
-        "shared.weight",
-        "embed_tokens.weight",
-    ),
+    "a LoRA, which adds to a model": (".lora_down.weight", ".lora_A.weight", ".default.weight"),
+    "only a VAE": ("decoder.conv_in.weight", "decoder.conv1.weight"),
+    "only a text encoder": ("token_embedding.weight", "shared.weight", "embed_tokens.weight"),
 }
 """Other kinds of files, by a suffix of one of their tensors' names."""
 
@@ -143,8 +116,7 @@ class Contents:
 def contents(file: FilePath) -> Contents:
     """Read the header of a single-file checkpoint.
 
-    Raises DirectAlignError for a truncated or quantized file, or one that is not a text-to-image
-    model.
+    Raises DirectAlignError for a truncated or quantized file, or another kind of model.
     """
     shapes = tensor_shapes(file)
     scaled = next((name for name in shapes if name.endswith(SCALES)), None)
@@ -180,8 +152,7 @@ def check(held: Contents, part: str, part_class: Any, folder: FilePath) -> None:
     if not issubclass(part_class, FromOriginalModelMixin):
         raise DirectAlignError(
             f"{held.file}: this version of diffusers reads no single file of a "
-            f"{part_class.__name__}: "
-            "give a diffusers folder in model.path"
+            f"{part_class.__name__}: give a diffusers folder in model.path"
         )
     stored = _count(_counted(part, held.parts[part]))
     wanted = _count(_described(part_class, folder / part))
@@ -196,29 +167,20 @@ def check(held: Contents, part: str, part_class: Any, folder: FilePath) -> None:
 def load(
     held: Contents, part: str, part_class: Any, folder: FilePath, dtype: torch.dtype
 ) -> nn.Module:
-    """A part from the file with the config in `folder`, in `dtype`. Errors of the libraries are not
-    wrapped.
-    """
+    """A part from the file with the config in `folder`. Errors of the libraries are not wrapped."""
     tensors = _tensors(held, part, dtype)
+    given = {"config": str(folder), "subfolder": part, "torch_dtype": dtype}
     if part in ("text_encoder", "text_encoder_2"):
         model = create_diffusers_clip_model_from_ldm(
-            part_class,
-            tensors,
-            subfolder=part,
-            config=str(folder),
-            torch_dtype=dtype,
-            local_files_only=True,
+            part_class, tensors, **given, local_files_only=True
         )
     else:
-        model = part_class.from_single_file(
-            tensors, config=str(folder), subfolder=part, torch_dtype=dtype, local_files_only=True
-        )
+        model = part_class.from_single_file(tensors, **given, local_files_only=True)
     lacking = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if lacking:
         raise DirectAlignError(
             f"{held.file}: lacks {len(lacking)} tensors of the {part} in {folder} ({lacking[0]}, "
-            "...): "
-            "give the model.components it belongs to"
+            "...): give the model.components it belongs to"
         )
     return model
 
@@ -252,24 +214,14 @@ def _tensors(held: Contents, part: str, dtype: torch.dtype) -> dict[str, Tensor]
     if part != held.layout.part:
         return tensors
     bare = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    return (
-        {PREFIX + name: tensor for name, tensor in bare.items()}
-        if "input_blocks.0.0.weight" in bare
-        else bare
-    )
+    prefix = PREFIX if "input_blocks.0.0.weight" in bare else ""
+    return {prefix + name: tensor for name, tensor in bare.items()}
 
 
 def _counted(part: str, shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
     """Leave out what old VAE files have of their training."""
-    if part != "vae":
-        return dict(shapes)
-    return {
-        name: shape
-        for name, shape in shapes.items()
-        if name.startswith(
-            tuple(prefix + kind for prefix in PREFIXES["vae"] for kind in VAE_TENSORS)
-        )
-    }
+    inference = tuple(prefix + kind for prefix in PREFIXES["vae"] for kind in VAE_TENSORS)
+    return {n: each for n, each in shapes.items() if part != "vae" or n.startswith(inference)}
 
 
 def _described(part_class: Any, folder: FilePath) -> dict[str, list[int]]:

@@ -1,5 +1,4 @@
-"""Prompt embeddings: the text encoders of a model, moved or freed to save memory, and a cache on
-disk.
+"""Prompt embeddings: text encoders that are moved or freed to save memory, and a cache on disk.
 
 The cache has one safetensors file per prompt. Its name is a hash of the prompt and of a fingerprint
 of all else that determines the tensors (weights, dtype, number of tokens). Files are written
@@ -36,8 +35,7 @@ def default_folder() -> Path:
 
 
 def fingerprint_of(modules: Mapping[str, nn.Module], probe: Mapping[str, Tensor]) -> str:
-    """A hash of names, shapes, dtypes and a sample of all weights, and of `probe`, a long prompt's
-    embedding.
+    """A hash of names, shapes, dtypes and a sample of all weights, and of a long prompt's `probe`.
 
     The probe covers tokenizers, templates, the maximum length, and the library's version.
     """
@@ -53,9 +51,7 @@ def fingerprint_of(modules: Mapping[str, nn.Module], probe: Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class EmbeddingCache:
-    """Embeddings of the encoders with one fingerprint; each tensor (1, ...) has its prompt's own
-    length.
-    """
+    """Embeddings of the encoders with one fingerprint; each (1, n, ...) has its own length n."""
 
     folder: Path
     fingerprint: str
@@ -79,27 +75,20 @@ class EmbeddingCache:
             return f"{self.path_of(prompt)}: truncated or not a safetensors file ({reason})"
 
     def read(self, prompt: str) -> dict[str, Tensor]:
-        """The tensors on the CPU. Raises DirectAlignError for a missing or damaged file, or another
-        prompt's.
-        """
+        """The tensors on the CPU. Raises DirectAlignError for a missing or damaged file."""
         path = self.path_of(prompt)
         if not path.exists():
             raise DirectAlignError(
                 f"no embedding of {prompt!r:.80} in {self.folder}, and the text encoders are "
-                "freed: "
-                "set model.text_encoders: offload"
+                "freed: set model.text_encoders: offload"
             )
         fault = self.fault(prompt)
         if fault is None:
             with safe_open(path, framework="pt") as opened:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-                fault = (
-                    None
-                    if _digest(tensors) == opened.metadata()["digest"]
-                    else f"{path}: its numbers were altered"
-                )
-            if fault is None:
-                return tensors
+                if _digest(tensors) == opened.metadata()["digest"]:
+                    return tensors
+            fault = f"{path}: its numbers were altered"
         raise DirectAlignError(
             f"{fault}: delete it, and start again with --resume, which writes it again"
         )
@@ -111,15 +100,8 @@ class EmbeddingCache:
         partial = path.with_suffix(f".{os.getpid()}.partial")
         held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         try:
-            save_file(
-                held,
-                partial,
-                metadata={
-                    "prompt": prompt,
-                    "fingerprint": self.fingerprint,
-                    "digest": _digest(held),
-                },
-            )
+            about = {"prompt": prompt, "fingerprint": self.fingerprint, "digest": _digest(held)}
+            save_file(held, partial, metadata=about)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -130,9 +112,8 @@ class EmbeddingCache:
         if size * count > free:
             raise DirectAlignError(
                 f"{self.folder}: {count} more prompts need {size * count / 1e9:.1f} GB and "
-                f"{free / 1e9:.1f} GB are free: "
-                "set the environment variable DIRECTALIGN_CACHE to a larger disk, "
-                "or model.text_encoders: offload"
+                f"{free / 1e9:.1f} GB are free: set the environment variable DIRECTALIGN_CACHE to "
+                "a larger disk, or model.text_encoders: offload"
             )
 
     def _check_header(self, metadata: Mapping[str, str] | None, prompt: str) -> str | None:
@@ -181,9 +162,7 @@ class PromptEncoder:
             return self.embed(list(prompts))
 
     def conditioning(self, prompts: Sequence[str], empty: Mapping[str, Tensor]) -> Conditioning:
-        """Embeddings of the prompts, with `empty`, those of the unconditional prompt, each (1,
-        ...).
-        """
+        """Embeddings of the prompts; `empty`, each (1, ...), is the unconditional prompt's."""
         unconditional = {
             name: tensor.expand(len(prompts), *tensor.shape[1:]) for name, tensor in empty.items()
         }
@@ -196,24 +175,17 @@ class PromptEncoder:
         folder: Path,
         show: Callable[[list[str]], Iterable[str]] = iter,
     ) -> list[str]:
-        """Encode missing prompts into a cache in `folder`; returns messages for damaged files, now
-        replaced.
+        """Encode missing prompts into a cache in `folder`; returns messages for replaced files.
 
         Each prompt is encoded by itself and stored unpadded. `show` may wrap the missing prompts
         for a progress bar. Raises DirectAlignError if the disk is too small for them.
         """
         with self._on_device():
-            self.cache = cache = EmbeddingCache(
-                folder, fingerprint_of(self.modules, self.embed([PROBE]))
-            )
-            there = {
-                prompt: cache.fault(prompt)
-                for prompt in dict.fromkeys(prompts)
-                if cache.has(prompt)
-            }
-            missing = [
-                prompt for prompt in dict.fromkeys(prompts) if prompt not in there or there[prompt]
-            ]
+            fingerprint = fingerprint_of(self.modules, self.embed([PROBE]))
+            self.cache = cache = EmbeddingCache(folder, fingerprint)
+            unique = dict.fromkeys(prompts)
+            there = {prompt: cache.fault(prompt) for prompt in unique if cache.has(prompt)}
+            missing = [prompt for prompt in unique if prompt not in there or there[prompt]]
             for place, prompt in enumerate(show(missing) if missing else ()):
                 cache.write(prompt, self.embed([prompt]))
                 if place == 0:
@@ -230,9 +202,7 @@ class PromptEncoder:
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
-        """The encoders are on the device inside; afterwards where `mode` puts them, also after an
-        error.
-        """
+        """The encoders are on the device inside, and where `mode` puts them afterwards."""
         if self.mode == "keep":
             yield
             return
@@ -248,14 +218,9 @@ class PromptEncoder:
 
 
 def padded(rows: Sequence[Tensor]) -> Tensor:
-    """Concatenate tensors (1, n, ...), shorter ones padded with zeros at the end of the second
-    dimension.
-    """
+    """Concatenate (1, n, ...) to (b, max n, ...), zeros at the end of shorter rows."""
     longest = max(row.shape[1] if row.dim() > 1 else 0 for row in rows)
-    filled = [
-        row if row.dim() < 2 or row.shape[1] == longest else _filled(row, longest) for row in rows
-    ]
-    return torch.cat(filled)
+    return torch.cat([row if row.dim() < 2 else _filled(row, longest) for row in rows])
 
 
 def _filled(row: Tensor, length: int) -> Tensor:

@@ -1,5 +1,4 @@
-"""Images in [0, 1] to latents in the denoiser's scale and back, for AutoencoderKL and Qwen-Image's
-VAE.
+"""Images in [0, 1] to latents in the denoiser's scale and back.
 
 AutoencoderKL: x0 = (mode − shift_factor)·scaling_factor; Qwen-Image's: by the mean and std of each
 channel.

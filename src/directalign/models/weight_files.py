@@ -1,5 +1,4 @@
-"""Files of a checkpoint: JSON, and safetensors of one variant, whole or in shards; only headers are
-read.
+"""Files of a checkpoint: JSON, and safetensors of one variant; only headers are read.
 
 Names: `model.safetensors`, `model.fp16.safetensors` (variant fp16),
 `model.fp16-00001-of-00002.safetensors` (a shard of it), `model.safetensors.index.fp16.json` (which
@@ -43,9 +42,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def variant_of(name: str) -> str | None:
-    """The variant in a file's name: fp16 for `model.fp16.safetensors`, its shards and index; else
-    None.
-    """
+    """The variant in the name of a file, shard or index: fp16 for `model.fp16.safetensors`."""
     _, *words = SHARD.sub("", PurePosixPath(name).name).split(".")
     return ".".join(word for word in words if word not in ("safetensors", "index", "json")) or None
 
@@ -77,25 +74,20 @@ def chosen(names: Iterable[str], variant: str | None, where: Path | str) -> list
 def weights_files(folder: Path, variant: str | None = None) -> list[Path]:
     """The safetensors files of a part in `variant`.
 
-    Raises DirectAlignError if there are none, for a truncated file, and for a missing shard of the
-    index.
+    Raises DirectAlignError if there are none, and for a truncated file or a missing shard.
     """
-    files = [
-        folder / name for name in chosen((file.name for file in folder.iterdir()), variant, folder)
-    ]
-    indices = [
-        file
-        for file in folder.glob("*.safetensors.index*.json")
-        if variant_of(file.name) == variant
-    ]
-    promised = {
-        folder / name
+    names = chosen((file.name for file in folder.iterdir()), variant, folder)
+    files = [folder / name for name in names]
+    indices = folder.glob("*.safetensors.index*.json")
+    maps = [
+        read_json(index).get("weight_map", {})
         for index in indices
-        for name in read_json(index).get("weight_map", {}).values()
-    }
-    for file in sorted({*files, *promised}):
+        if variant_of(index.name) == variant
+    ]
+    listed = {folder / name for each in maps for name in each.values()}
+    for file in sorted({*files, *listed}):
         check_safetensors(file)
-    if any(SHARD.search(file.name) for file in files) and not indices:
+    if any(SHARD.search(file.name) for file in files) and not maps:
         raise DirectAlignError(
             f"{folder}: holds shards without their .safetensors.index.json: copy the folder again"
         )

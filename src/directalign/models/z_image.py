@@ -58,15 +58,7 @@ class ZImage(DiffusersModel):
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
         """`sequence` (b, tokens, d) and its boolean `mask` (b, tokens)."""
         text_encoder: Any = self.prompts.modules["text_encoder"]
-        texts = [
-            self.tokenizers[0].apply_chat_template(
-                [{"role": "user", "content": prompt}],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=True,
-            )
-            for prompt in prompts
-        ]
+        texts = self._chat(prompts, thinking=True)
         tokens = self._tokens(texts, MAX_SEQUENCE_LENGTH, padding=True, padding_side="right")
         mask = tokens.attention_mask.bool()
         states = text_encoder(

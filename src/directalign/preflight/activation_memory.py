@@ -104,25 +104,21 @@ class MemoryTracker(TorchDispatchMode):
             self.phase, self.peaks = outer
 
     def _register(self, storage: torch.UntypedStorage, size: int) -> None:
-        key = storage._cdata
+        free = functools.partial(self._free, storage._cdata, size)
+        self.alive[storage._cdata] = weakref.ref(storage, free)
 
-        def freed(_: Any) -> None:
-            del self.alive[key]
-            self.now -= size
-
-        self.alive[key] = weakref.ref(storage, freed)
+    def _free(self, key: int, size: int, _: Any) -> None:
+        del self.alive[key]
+        self.now -= size
 
 
 def _as_numbers(indices: Any) -> list[Any]:
     """Masks as integers: for a fake tensor, a mask selects an unknown number of elements."""
     found: list[Any] = []
     for index in indices:
-        masks = (
-            isinstance(index, Tensor)
-            and not isinstance(index, FakeTensor)
-            and index.dtype == torch.bool
-        )
-        found += index.nonzero().unbind(1) if masks else [index]
+        is_real = isinstance(index, Tensor) and not isinstance(index, FakeTensor)
+        is_mask = is_real and index.dtype == torch.bool
+        found += index.nonzero().unbind(1) if is_mask else [index]
     return found
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.text_files import checked_prompt
-from ..io.text import read_text
+from ..io.text import checked_prompt, read_text
 from ..rewards import recipe_words
 from ..rewards.soft_prompts import is_tokens_file
 from ..types import DirectAlignError

@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import config
+from ..data.image_dataset import ENDINGS
 from ..data.image_io import Unreadable, read_pixels
-from ..data.image_sources import ENDINGS
 from ..data.prompts import read_prompts
 from ..evaluation.eval_prompts import fixed_pairs, measured_prompts
 from ..evaluation.generate import RECORD, generate, load_run_model, run_of

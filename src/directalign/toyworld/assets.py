@@ -138,9 +138,7 @@ def _move_unless_there(source: Path, target: Path) -> None:
     try:
         source.replace(target)
     except OSError:
-        if (
-            not target.exists()
-        ):  # another process may have won the race; anything else is a real failure
+        if not target.exists():  # otherwise another process has written it first
             raise
 
 
@@ -154,18 +152,12 @@ def _write(name: str, folder: Path) -> None:
         _edit_json(folder / "vae/config.json", shift_factor=None)
     index = {"_class_name": CLASSES[name]["_class_name"][0], "_diffusers_version": "0.38.0"}
     index |= {part: library for part, library in CLASSES[name].items() if part != "_class_name"}
+    index |= {"feature_extractor": [None, None], "image_encoder": [None, None]}
     if name == "flux":
-        index |= {"feature_extractor": [None, None], "image_encoder": [None, None]}
-        (folder / "directalign.json").write_text(
-            json.dumps({"max_sequence_length": MAX_SEQUENCE_LENGTH}) + "\n"
-        )
+        settings = json.dumps({"max_sequence_length": MAX_SEQUENCE_LENGTH})
+        (folder / "directalign.json").write_text(settings + "\n")
     else:
-        index |= {
-            "feature_extractor": [None, None],
-            "image_encoder": [None, None],
-            "safety_checker": [None, None],
-            "requires_safety_checker": False,
-        }
+        index |= {"safety_checker": [None, None], "requires_safety_checker": False}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
@@ -174,11 +166,9 @@ def _copy_part(source: Path, target: Path) -> None:
     target.mkdir(parents=True)
     for path in source.iterdir():
         if path.suffix == ".safetensors":
-            save_file(
-                {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()},
-                target / path.name,
-                metadata={"format": "pt"},
-            )
+            stored = load_file(path).items()
+            wide = {key: each.float() if each.is_floating_point() else each for key, each in stored}
+            save_file(wide, target / path.name, metadata={"format": "pt"})
         else:
             shutil.copy(path, target / path.name)
     config = target / "config.json"

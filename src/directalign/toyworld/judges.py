@@ -84,24 +84,16 @@ class WorldJudge:
             for name, logits in self.content(images).items()
         }
         content = torch.stack(list(right.values())).all(0)
-        return {
-            name: answer.float()
-            for name, answer in {
-                "photo_rate": styles["style_photo"],
-                "content": content,
-                **right,
-                **styles,
-            }.items()
-        }
+        photo_rate = {"photo_rate": styles["style_photo"]}
+        answers = {**photo_rate, "content": content, **right, **styles}
+        return {name: answer.float() for name, answer in answers.items()}
 
 
 def load_judge() -> WorldJudge:
     """The two judges that are shipped with the package."""
-    style, content = (
-        assets.file("judges/style.safetensors"),
-        assets.file("judges/content.safetensors"),
-    )
-    return WorldJudge(load_classifier(style, STYLE_HEADS), load_classifier(content, CONTENT_HEADS))
+    style = load_classifier(assets.file("judges/style.safetensors"), STYLE_HEADS)
+    content = load_classifier(assets.file("judges/content.safetensors"), CONTENT_HEADS)
+    return WorldJudge(style, content)
 
 
 def load_classifier(file: Path, heads: Mapping[str, int]) -> Classifier:

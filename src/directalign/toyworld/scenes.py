@@ -9,7 +9,7 @@ model's style.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -66,12 +66,7 @@ class Scenes:
 
     def with_style(self, style: str) -> Scenes:
         """The same scenes, all drawn in one style."""
-        return Scenes(
-            self.color,
-            self.shape,
-            self.background,
-            torch.full_like(self.style, STYLES.index(style)),
-        )
+        return replace(self, style=torch.full_like(self.style, STYLES.index(style)))
 
 
 def caption(color: str, shape: str, background: str) -> str:
@@ -252,11 +247,9 @@ def _painting(fill, back, distance, place, generator):
     image = _mix(_mix(back.mean(1, keepdim=True), back, 0.9), fill * 0.92, _cover(wobble, 2.0))
     turn = torch.tensor([[0.7071, -0.7071, 0.0], [0.7071, 0.7071, 0.0]]).expand(b, 2, 3)
     grid = F.affine_grid(turn, [b, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False) * 0.7
-    streaks = F.grid_sample(
-        _noise(b, (26, 7), generator), grid, align_corners=False, padding_mode="reflection"
-    )
-    tint = F.grid_sample(
-        _noise(b, (18, 5), generator), grid, align_corners=False, padding_mode="reflection"
+    streaks, tint = (
+        F.grid_sample(noise, grid, align_corners=False, padding_mode="reflection")
+        for noise in (_noise(b, (26, 7), generator), _noise(b, (18, 5), generator))
     )
     varnish = torch.tensor([1.02, 0.97, 0.84])[None, :, None, None]
     hue = torch.tensor([1.0, 0.1, -0.9])[None, :, None, None]
