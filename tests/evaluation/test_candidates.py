@@ -10,15 +10,15 @@ from PIL import Image
 from tiny_runs import recipe, write_run_folder
 
 from directalign.evaluation.candidates import open_candidates, samples_of_images
-from directalign.evaluation.eval_prompts import PromptRow
-from directalign.evaluation.eval_rewards import eval_rewards, gap_phrases
-from directalign.evaluation.eval_samples import (
+from directalign.evaluation.eval_prompts import (
     CONTROL_GROUP,
+    PromptRow,
     batches,
     control_samples,
     first_unknown_prompt,
     samples_of_rows,
 )
+from directalign.evaluation.eval_rewards import eval_rewards, gap_phrases
 from directalign.types import DirectAlignError
 
 

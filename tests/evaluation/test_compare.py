@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tiny_runs import recipe, trained, write_run_folder
 
-from directalign.evaluation import candidate_images, image_metrics
+from directalign.evaluation import candidates, image_metrics
 from directalign.evaluation.compare import Request, compare, evaluate_run, exclusive
 from directalign.evaluation.generate import generate, sample_images
 from directalign.io.jsonl import JsonlStore
@@ -176,7 +176,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
     moment: tuple[str, int],
 ) -> None:
     kind, left = moment
-    out, real = tmp_path / "out", (candidate_images._write, JsonlStore.append)
+    out, real = tmp_path / "out", (candidates._write, JsonlStore.append)
     left_ = [left]
 
     def count() -> None:
@@ -197,7 +197,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(
             raise
 
     with monkeypatch.context() as patched:
-        patched.setattr(candidate_images, "_write", keep) if kind == "image" else patched.setattr(
+        patched.setattr(candidates, "_write", keep) if kind == "image" else patched.setattr(
             JsonlStore, "append", append
         )
         with pytest.raises(Killed):
@@ -221,7 +221,7 @@ def test_what_is_done_is_not_done_again(
     caplog.set_level("INFO", logger="directalign")
     shutil.copytree(evaluated, tmp_path / "out")
     for name in ("load_run_model", "save_png"):
-        monkeypatch.setattr(candidate_images, name, lambda *_: pytest.fail("made again"))
+        monkeypatch.setattr(candidates, name, lambda *_: pytest.fail("made again"))
     monkeypatch.setattr(
         "directalign.evaluation.candidate_scores.load_reward",
         lambda *_: pytest.fail("loaded again"),
@@ -333,7 +333,7 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(
     change: dict[str, Any],
     words: str,
 ) -> None:
-    monkeypatch.setattr(candidate_images, "load_run_model", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(candidates, "load_run_model", lambda *_: pytest.fail("loaded"))
     with pytest.raises(DirectAlignError, match=words):
         compare(replace(request_for(run_folder, tmp_path / "out"), **change))
     assert not (tmp_path / "out").exists()
@@ -342,7 +342,7 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(
 def test_an_out_that_cannot_be_is_refused(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidate_images, "load_run_model", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(candidates, "load_run_model", lambda *_: pytest.fail("loaded"))
     (tmp_path / "file").write_text("")
     (tmp_path / "images" / "images").mkdir(parents=True)
     (tmp_path / "odd").mkdir()

@@ -11,12 +11,12 @@ from tiny_runs import recipe, trained
 from directalign import config
 from directalign.data.prompts import held_out_captions, train_captions
 from directalign.evaluation import image_metrics
-from directalign.evaluation.control_prompts import (
+from directalign.evaluation.eval_prompts import (
+    FIRST_SEED,
     control_pairs,
     named_styles,
     read_control_prompts,
 )
-from directalign.evaluation.eval_prompts import FIRST_SEED
 from directalign.evaluation.in_training import Measurer
 from directalign.models import load_model
 from directalign.preflight.checks import check_control_prompts

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from directalign import config
-from directalign.evaluation.eval_samples import CONTROL_GROUP, EvalSample
+from directalign.evaluation.eval_prompts import CONTROL_GROUP, EvalSample
 from directalign.evaluation.results import summarise_images
 from directalign.evaluation.scores import (
     JudgeMetrics,

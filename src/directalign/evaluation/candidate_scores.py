@@ -30,11 +30,9 @@ from .adherence import (
     check_rows,
     numbers,
 )
-from .candidate_images import image_file, load_images
-from .candidates import Candidate
-from .eval_prompts import PromptRow
+from .candidates import Candidate, image_file, load_images
+from .eval_prompts import EvalSample, PromptRow, batches
 from .eval_rewards import EvalReward
-from .eval_samples import EvalSample, batches
 from .scores import (
     JudgeMetrics,
     MetricFunction,

@@ -31,18 +31,20 @@ from ..rewards import check_reward
 from ..toyworld.scenes import all_captions
 from ..types import DirectAlignError
 from .adherence import adherence_settings
-from .candidate_images import generate_all
 from .candidate_scores import MetricGroup, adherence_group, metric_groups, score_candidates
-from .candidates import BASE, Candidate, open_candidates, samples_of_images
-from .eval_prompts import FIRST_SEED, PromptRow, measured_prompts, read_prompt_set
-from .eval_rewards import EvalReward, eval_rewards, gap_phrases
-from .eval_samples import (
+from .candidates import BASE, Candidate, generate_all, open_candidates, samples_of_images
+from .eval_prompts import (
+    FIRST_SEED,
     SEEDS_PER_PROMPT,
     EvalSample,
+    PromptRow,
     control_samples,
     first_unknown_prompt,
+    measured_prompts,
+    read_prompt_set,
     samples_of_rows,
 )
+from .eval_rewards import EvalReward, eval_rewards, gap_phrases
 from .results import summarise
 
 logger = logging.getLogger(__name__)

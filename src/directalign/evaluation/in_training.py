@@ -35,9 +35,16 @@ from ..rewards import reward_class
 from ..toyworld.scenes import STYLES, render, scenes_of
 from ..types import Images, PerSample
 from . import image_metrics
-from .control_prompts import WORLD, control_pairs, read_control_prompts
-from .eval_prompts import Pairs, fixed_pairs, measured_prompts
-from .eval_samples import CONTROL_GROUP, samples_of
+from .eval_prompts import (
+    CONTROL_GROUP,
+    WORLD,
+    Pairs,
+    control_pairs,
+    fixed_pairs,
+    measured_prompts,
+    read_control_prompts,
+    samples_of,
+)
 from .generate import base_weights, generate
 from .image_metrics import diversity, diversity_pairs
 from .results import summarise_images

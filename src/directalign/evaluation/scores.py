@@ -41,8 +41,7 @@ from ..rewards.mixture import MixReward
 from ..rewards.soft_prompts import is_tokens_file
 from ..types import DirectAlignError, Images, PerSample
 from . import image_metrics
-from .control_prompts import named_styles
-from .eval_samples import EvalSample
+from .eval_prompts import EvalSample, named_styles
 from .image_metrics import cosine_distance, rmse, to_siblings
 
 

@@ -15,10 +15,9 @@ import torch
 from ... import config
 from ...types import Images, PerSample
 from ..eval_prompts import PromptRow
-from .checking import KEY, check_adherence, check_facts, check_rows
 from .detector import DetectorJudge
 from .geneval import ADHERENCE, Judged, Verdict, numbers
-from .settings import adherence_settings
+from .settings import KEY, adherence_settings, check_adherence, check_facts, check_rows
 from .vqa import VlmJudge
 
 __all__ = [

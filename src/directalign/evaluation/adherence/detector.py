@@ -442,7 +442,7 @@ class DetectorJudge:
         found = self.detector.find(image, things, self.limits.of(row.facts["tag"]))
 
         def read_colors(each: Sequence[Found], thing: str) -> list[str]:
-            assert self.colors is not None, "refused by checking.check_facts"
+            assert self.colors is not None, "refused by check_facts"
             return self.colors.read(image, each, thing)
 
         return judge(row.facts, found, self.limits, read_colors)
