@@ -142,7 +142,7 @@ def adherence_metrics(
     found = [Metric(ADHERENCE, "As the prompt says", "adherence", True, text, SHARE)]
     for tag in dict.fromkeys(row.facts["tag"] for row in rows if row.facts):
         label = f"As the prompt says: {tag.replace('_', ' ')}"
-        text = f"The same, of prompts of {tag} alone."
+        text = f"The same, of prompts of {tag} only."
         found.append(Metric(f"{ADHERENCE}_{tag}", label, "adherence", True, text))
     return {each.name: each for each in found}
 

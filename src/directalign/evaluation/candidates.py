@@ -221,7 +221,7 @@ def samples_of_images(
             prompt, seed = lacking[0]
             raise DirectAlignError(
                 f"{first.source} and {other.source} are not of the same prompts and seeds: "
-                f"{len(lacking)} images are in one alone, the first of {prompt!r:.60}, "
+                f"{len(lacking)} images are in only one of them, the first of {prompt!r:.60}, "
                 f"seed {seed}; sample both alike, or take the first ones with --num-samples"
             )
     files = {key: [found[pair] for pair in pairs] for key, found in folders.items()}

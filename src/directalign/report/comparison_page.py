@@ -392,8 +392,8 @@ class Gallery:
 def gallery(comparison: Comparison, budget: int) -> Gallery:
     """At most `MAX_PROMPTS` pairs, as evenly from every group as possible."""
     counts = Counter(index for images in comparison.images.values() for index in images)
-    alone = len(comparison.models) == 1
-    chosen = _chosen(comparison, [i for i, count in sorted(counts.items()) if count > 1 or alone])
+    least = min(2, len(comparison.models))
+    chosen = _chosen(comparison, [i for i, count in sorted(counts.items()) if count >= least])
     metrics = judging(comparison.metrics.values())[:IMAGE_METRICS]
     rows = []
     for index in chosen:
@@ -511,9 +511,9 @@ def _extremes_of(comparison: Comparison, model: Model) -> Extremes | None:
         pair for pair in pairs if all(each.name in image.numbers for each in by for image in pair)
     ]
     ranked = sorted(((gain(pair), pair) for pair in complete), key=lambda each: each[0])
-    shown = [*by, *([tie_break] if tie_break else [])]
-    lost = [_pair(*pair, shown) for gained, pair in ranked if gained < (0, 0)]
-    won = [_pair(*pair, shown) for gained, pair in reversed(ranked) if gained > (0, 0)]
+    listed = [*by, *([tie_break] if tie_break else [])]
+    lost = [_pair(*pair, listed) for gained, pair in ranked if gained < (0, 0)]
+    won = [_pair(*pair, listed) for gained, pair in reversed(ranked) if gained > (0, 0)]
     better = sum(gained[0] > 0 for gained, _ in ranked)
     worse = sum(gained[0] < 0 for gained, _ in ranked)
     counts = (better, worse, len(ranked) - better - worse)

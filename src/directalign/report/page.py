@@ -24,7 +24,7 @@ ABSENT = "–"
 FILTERS = {
     "percent": fmt.percent_of,
     "decimal": fmt.decimal,
-    "shown": fmt.shown,
+    "format_value": fmt.format_value,
     "span": fmt.span,
     "seconds": fmt.seconds,
     "cut": fmt.cut,
@@ -45,10 +45,10 @@ def render(template: str, notes: Sequence[str], **context: Any) -> str:
     environment.filters.update(FILTERS)
     files = {"style": TEMPLATES / "style.css", "script": TEMPLATES / "page.js"}
     inline = {name: Markup(file.read_text(encoding="utf-8")) for name, file in files.items()}
-    shown = list(dict.fromkeys(cut(note) for note in notes))
-    if len(shown) > MAX_NOTES:
-        shown[MAX_NOTES:] = [f"... and {len(shown) - MAX_NOTES:,} more."]
-    return environment.get_template(template).render(**inline, notes=shown, **context)
+    listed = list(dict.fromkeys(cut(note) for note in notes))
+    if len(listed) > MAX_NOTES:
+        listed[MAX_NOTES:] = [f"... and {len(listed) - MAX_NOTES:,} more."]
+    return environment.get_template(template).render(**inline, notes=listed, **context)
 
 
 def repeat_command(run: RunFiles) -> str:
