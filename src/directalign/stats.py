@@ -70,7 +70,7 @@ def rate_interval(answers: ArrayLike) -> Interval:
 
 @functools.cache
 def t_quantile(freedom: int, confidence: float = 0.95) -> float:
-    """t with P(|T| ≤ t) = `confidence` for the t distribution of `freedom` ≥ 1 degrees of freedom."""
+    """t with P(|T| ≤ t) = `confidence`, T with `freedom` ≥ 1 degrees of freedom."""
     return float(stdtrit(freedom, (1 + confidence) / 2))
 
 

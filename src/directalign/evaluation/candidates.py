@@ -160,8 +160,7 @@ def _keys(labels: Sequence[str]) -> list[str]:
 
 
 def _with_bases(candidates: list[Candidate]) -> list[Candidate]:
-    """Put the base of every run first, one for each model and sampling; others get the only base,
-    if there is one."""
+    """Put the bases first, one for each model and sampling; others get a single base."""
     firsts: dict[str, Candidate] = {}
     for each in candidates:
         if each.kind == "run":

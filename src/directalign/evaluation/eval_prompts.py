@@ -71,8 +71,7 @@ def fixed_pairs(prompts: Sequence[str], num_samples: int) -> Pairs:
 
 
 def measured_prompts(data: config.DataConfig) -> list[str]:
-    """The evaluation prompts of a run: the toy world's 240 captions (held-out ones too), or the
-    run's own."""
+    """The evaluation prompts of a run: all 240 captions of the toy world, or its own."""
     if data.prompts == "world":
         return sorted(held_out_captions() + train_captions())
     if data.prompts is not None:
@@ -82,8 +81,7 @@ def measured_prompts(data: config.DataConfig) -> list[str]:
 
 
 def seed_noise(seeds: Sequence[int], latent_shape: tuple[int, int, int]) -> Latents:
-    """The noise of each seed, (n, c, h, w) float32 on the CPU, as diffusers pipelines draw (1, c,
-    h, w)."""
+    """The noise of each seed as diffusers pipelines draw it, (n, c, h, w) float32 on the CPU."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return torch.cat([torch.randn((1, *latent_shape), generator=each) for each in generators])
 
@@ -97,8 +95,7 @@ STYLES = ("anime", "concept-art", "paintings", "photo")
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A prompt, its group in the set (None in a plain list), and GenEval's facts (`checked_facts`),
-    else {}."""
+    """A prompt, its group in the set (None in a list), and GenEval's `checked_facts` or {}."""
 
     prompt: str
     group: str | None = None
@@ -209,8 +206,7 @@ def _json_list(file: Path) -> list[Any]:
 
 
 def _table(source: str, prompt: str) -> Iterator[PromptRow]:
-    """The rows of a table with a column of prompts and one of categories; blank lines are blank
-    prompts."""
+    """The rows of a table with columns of prompts and categories; blank lines stay blank."""
     path = Path(source)
     header = _header(path)
     for name in (prompt, "Category"):

@@ -1,5 +1,4 @@
-"""Generate images of prompt-seed pairs. An image depends on prompt, seed and weights, not on batch
-or process."""
+"""Generate images of prompt-seed pairs, which do not depend on batch or process."""
 
 from __future__ import annotations
 
@@ -68,8 +67,7 @@ def image_size(model: Model, rollout: config.RolloutConfig) -> tuple[int, int]:
 
 @contextmanager
 def base_weights(model: Model) -> Iterator[None]:
-    """Turn LoRA adapters off within the context. Raises: DirectAlignError for a model without
-    adapters."""
+    """Turn LoRA adapters off. Raises: DirectAlignError for a model without adapters."""
     if not has_adapters(model.denoiser):
         raise DirectAlignError(
             "all weights were trained, so the base model is not in here: "
@@ -145,8 +143,7 @@ def _code(call: dict[str, Any], part: str, run: config.RunConfig) -> str:
 
 
 def _opened(pipeline: str, model: config.ModelConfig) -> tuple[list[str], str]:
-    """The classes and the expression that open the base model; parts in a single file replace the
-    components'."""
+    """The classes and the expression that open the base model, with parts of a single file."""
     dtype = "" if model.dtype == "float32" else f", torch_dtype=torch.{model.dtype}"
     version = {"revision": model.revision, "variant": model.variant}
     chosen = _keywords({name: value for name, value in version.items() if value is not None})
@@ -266,8 +263,7 @@ def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:
 
 
 def load_run_model(run: config.RunConfig, trained: Path | None) -> Model:
-    """The run's model on the best device, with the weights in `trained`, or the base model's for
-    None."""
+    """The run's model on the best device, with the weights in `trained` or the base model's."""
     model = load_model(run.model, "cuda" if torch.cuda.is_available() else "cpu")
     if trained is not None:
         load_trained(model, trained)

@@ -74,8 +74,7 @@ def cosine_distance(a: Vectors, b: Vectors) -> PerSample:
 def to_siblings(
     items: Vectors, prompts: Sequence[str], distance: Callable[[Vectors, Vectors], PerSample]
 ) -> PerSample:
-    """Mean distance of each item to the others of its prompt, NaN without another; their mean over
-    a prompt is its mean pairwise distance."""
+    """Mean distance of each item to the others of its prompt, NaN without another."""
     found = torch.full((len(items),), torch.nan, dtype=torch.float64)
     for prompt in dict.fromkeys(prompts):
         places = [place for place, each in enumerate(prompts) if each == prompt]
@@ -100,15 +99,13 @@ def luminance(images: Images) -> Float[Tensor, "b H W"]:
 
 
 def color_cast(images: Images) -> Float[Tensor, "b 3"]:
-    """Mean colour minus its own grey: sums to zero, invariant to added grey; (2/3, −1/3, −1/3) for
-    pure red."""
+    """Mean colour minus its own grey, with sum zero: (2/3, −1/3, −1/3) for pure red."""
     mean = images.mean((2, 3))
     return mean - mean.mean(1, keepdim=True)
 
 
 def color_drift(images: Images, reference: Images) -> float:
-    """Euclidean distance between the mean colour casts of two sets of the same prompts; 0 to about
-    0.8."""
+    """Euclidean distance of the mean colour casts of two sets of the same prompts; 0 to 1.64."""
     return (color_cast(images).mean(0) - color_cast(reference).mean(0)).norm().item()
 
 
@@ -129,8 +126,7 @@ STATISTICS: dict[str, Callable[[Images], PerSample]] = {}
 
 
 def statistic(function: Callable[[Images], PerSample]) -> Callable[[Images], PerSample]:
-    """Register a statistic of images (b, 3, H, W) under its name, which must be in
-    `metrics.METRICS`."""
+    """Register a statistic of images (b, 3, H, W) under its name in `metrics.METRICS`."""
     assert function.__name__ in METRICS
     STATISTICS[function.__name__] = function
     return function
@@ -155,16 +151,14 @@ def saturation(images: Images) -> PerSample:
 
 @statistic
 def sharpness(images: Images) -> PerSample:
-    """Gradient energy: mean squared difference of neighbouring luminances, both directions
-    added."""
+    """Gradient energy: mean squared difference to the next luminance, right plus below."""
     grey = luminance(images)
     return grey.diff(dim=1).square().mean((1, 2)) + grey.diff(dim=2).square().mean((1, 2))
 
 
 @statistic
 def high_frequency(images: Images) -> PerSample:
-    """Energy of the finest detail: mean square of luminance minus its 3×3 mean (edges
-    replicated)."""
+    """Energy of fine detail: mean square of luminance minus its 3×3 mean (edges replicated)."""
     grey = luminance(images)[:, None]
     smooth = F.avg_pool2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     return (grey - smooth).square().mean((1, 2, 3))

@@ -183,8 +183,7 @@ class Measurer:
             self.control = ReferencePairs(control_pairs(controls, count), self.base_images)
 
     def prepare(self) -> None:
-        """Make the base model's images before training if all weights are trained; afterwards they
-        are gone."""
+        """Make the base model's images before training if all weights are trained."""
         for each in (self.fixed, self.control):
             if self.run.model.tune == "full" and each and each.make == self.base_images:
                 each.prepare(self._generate)
@@ -234,8 +233,7 @@ class Measurer:
         return self.fixed.images
 
     def per_image(self, images: Images) -> dict[str, PerSample]:
-        """Every metric per image, for images of the first pairs: scores, judgements, pixel
-        statistics."""
+        """Every metric per image, for images of the first pairs."""
         samples = samples_of(self.pairs.first(len(images)))
         return per_image(self.functions, MetricInput(samples, images))
 
@@ -251,8 +249,7 @@ class Measurer:
         return {**summarise_images(each), OFF_TOPIC + COLOR_DRIFT: self.control.drift(images)}
 
     def _comparable(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
-        """The metrics of the pairs that are evaluated during the run, and per-image values for
-        early stopping."""
+        """Metrics of the pairs evaluated during the run; per-image values for early stopping."""
         settings = self.run.evaluate
         count = min(settings.num_samples_during, len(images))
         first = {name: values[:count] for name, values in each.items()}
@@ -276,8 +273,7 @@ class Measurer:
 
 
 def photographs(pairs: Pairs) -> Images:
-    """The renderer's photographs of the pairs' captions, one fixed draw of place, light and texture
-    each."""
+    """The renderer's photographs of the pairs' captions, one fixed draw each."""
     drawn = [
         render(scenes_of([prompt]), generator_for(seed))
         for prompt, seed in zip(pairs.prompts, pairs.seeds, strict=True)

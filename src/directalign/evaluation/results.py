@@ -61,8 +61,7 @@ class Results:
     def compare(
         self, a: str, b: str, about: Metric
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Records of the difference b − a and of b's wins ({} without a direction); None without
-        shared samples."""
+        """The difference b − a and b's wins ({} without direction); None without shared samples."""
         first, second = (self.columns.get((about.name, key), {}) for key in (a, b))
         shared = [index for index in first if index in second]
         if not shared:

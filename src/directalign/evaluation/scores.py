@@ -3,7 +3,7 @@
     MetricInput (samples, images, base images)  ->  per_image  ->  {metric name: (b,)}
 
 Evaluation during training (`in_training`) and comparisons (`compare`) call the same functions. A
-new metric is an entry in `metrics` and a function: of pixels only a `@statistic` in `image_metrics`,
+new metric is an entry in `metrics` and a function: for pixels a `@statistic` in `image_metrics`,
 else a `MetricFunction` here.
 
 Held-out rewards are evaluated beside the trained one and never trained on: a trained score that
@@ -69,8 +69,7 @@ class MetricInput:
 
 
 MetricFunction = Callable[[MetricInput], Mapping[str, PerSample]]
-"""Metrics by name, each (b,), NaN where an image has none; names on control prompts are
-unprefixed."""
+"""Metrics by unprefixed name, each (b,), NaN where an image has none."""
 
 
 @torch.no_grad()
@@ -263,8 +262,7 @@ def held_out_key(label: str) -> str:
 
 
 def check_labels(labels: Iterable[str]) -> None:
-    """Refuse labels that would make an invalid or ambiguous metric name. Raises:
-    DirectAlignError."""
+    """Raises: DirectAlignError for a label that makes an invalid or ambiguous name."""
     for label in labels:
         if not LABEL.fullmatch(label) or label.endswith((POS, NEG)):
             raise DirectAlignError(

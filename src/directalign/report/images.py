@@ -1,6 +1,6 @@
 """Images embedded in a page as data URIs, and sample grids cut into their cells.
 
-Only files inside the folder are read. All images of a page are reduced to one common size at which they fit.
+Only files inside the folder are read. A page that is too large reduces all its images.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ MAX_DRAWN = 8
 
 
 def html(folder: Path, runs: Sequence[RunFiles]) -> str:
-    """The whole page; runs whose folder ends in `_long` have a section of their own, as longer training."""
+    """The whole page; runs whose folder ends in `_long` have a section of their own."""
     notes: list[str] = []
     summary = read_json(folder / SUMMARY, notes)
     drawn = runs[:MAX_DRAWN]

@@ -1,5 +1,4 @@
-"""Settings of an adherence judge: read from the command line, and checked with the prompts before
-any weights are loaded."""
+"""Settings of an adherence judge: read from the command line, checked before loading."""
 
 from __future__ import annotations
 
@@ -61,8 +60,7 @@ def adherence_settings(text: str, option: str = "--adherence") -> config.Adheren
 
 
 def check_adherence(settings: config.AdherenceConfig, key: str = KEY, online: bool = False) -> None:
-    """Refuse what loading would refuse, without weights; models on the hub are checked only when
-    `online`."""
+    """Refuse what loading would refuse, without weights; on the hub only when `online`."""
     if isinstance(settings, config.QwenVLConfig):
         require_probability(settings, key)
         qwen_vl.VlmReward.check(settings, key, online)

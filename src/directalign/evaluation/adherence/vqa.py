@@ -33,8 +33,7 @@ class VlmJudge:
 
     @torch.no_grad()
     def judge(self, image: Image, row: PromptRow) -> Judged:
-        """A verdict on each fact of the row, or on its prompt; the image in [0, 1] is encoded
-        once."""
+        """A verdict on each fact of the row, or on its prompt; the image is encoded once."""
         texts = [fact.text for fact in facts_of(row.facts)] if row.facts else [row.prompt]
         features = self.reward.encode(image[None])
         verdicts = []
