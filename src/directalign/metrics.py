@@ -221,9 +221,8 @@ def metric(name: str) -> Metric:
 def score_metric(label: str, kind: str, scale: float, trained: bool) -> Metric:
     """The plain score of a reward; `trained`: a model of the comparison was trained on it."""
     text = f"Score of {kind} under the bare prompt, times {scale:g}."
-    return Metric(
-        SCORE + label, label, "trained" if trained else "held_out", True, text, SCORE_UNIT
-    )
+    role = "trained" if trained else "held_out"
+    return Metric(SCORE + label, label, role, True, text, SCORE_UNIT)
 
 
 def sgp_metric(
@@ -252,9 +251,8 @@ def feature_metrics(label: str) -> dict[str, Metric]:
 def off_topic_score_metric(label: str) -> Metric:
     """The plain score of a reward on control prompts."""
     text = "The same score on prompts that training is not about: what rises here has leaked."
-    return Metric(
-        OFF_TOPIC + SCORE + label, f"{label} off topic", "leakage", None, text, SCORE_UNIT
-    )
+    name = OFF_TOPIC + SCORE + label
+    return Metric(name, f"{label} off topic", "leakage", None, text, SCORE_UNIT)
 
 
 # --- selections -----------------------------------------------------------------------------------

@@ -288,9 +288,7 @@ def win_rate(
     votes: dict[Hashable, float] = {}
     for group, sign in zip(groups, signs.tolist(), strict=True):
         votes[group] = votes.get(group, 0.0) + sign
-    p = sign_test(
-        sum(vote > 0 for vote in votes.values()), sum(vote < 0 for vote in votes.values())
-    )
+    p = sign_test(sum(vote > 0 for vote in votes.values()), sum(v < 0 for v in votes.values()))
     return WinRate(bootstrap_rate_interval((signs + 1) / 2, resamples), wins, losses, ties, p)
 
 

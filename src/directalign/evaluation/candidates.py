@@ -1,7 +1,8 @@
-"""The candidates of a comparison: runs, bare models, base models, and folders of images with
-images.jsonl.
+"""The candidates of a comparison and their images: runs, bare models, base models, image folders.
 
-images.jsonl has file, prompt and seed of each image; `directalign sample` writes it.
+A folder of images has images.jsonl with file, prompt and seed of each, as `directalign sample`
+writes it. All metrics are computed on PNG files, 8 bits a channel, so candidates are treated alike
+and results do not depend on when an image was made.
 """
 
 from __future__ import annotations
@@ -31,25 +32,15 @@ from .generate import RECORD, generate, load_run_model, run_of, save_png
 logger = logging.getLogger(__name__)
 Kind = Literal["base", "run", "model", "images"]
 BASE, BASE_LABEL = "base", "Base model"
-BASE_SETTINGS = (
-    "architecture",
-    "path",
-    "components",
-    "revision",
-    "variant",
-    "dtype",
-    "quantization",
-)
+SOURCE = ("architecture", "path", "components", "revision", "variant")
+BASE_SETTINGS = (*SOURCE, "dtype", "quantization")
 """Settings of `config.ModelConfig` that identify the weights a run begins with."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One model of a comparison. `run`: its recipe with the rollout it is sampled with, None for
-    images;
-    `trained`: the folder of its trained weights; `base`: key of the candidate it is compared with
-    as base.
-    """
+    """One model. `run`: its recipe with the rollout it is sampled with, None for images;
+    `trained`: the folder of its trained weights; `base`: key of its base among the candidates."""
 
     key: str
     label: str
@@ -72,8 +63,7 @@ def open_candidates(
 
     `rollout` overrides the sampling settings of all.
 
-    Raises: DirectAlignError for no source, a source of no known kind, a run without weights, equal
-    labels.
+    Raises: DirectAlignError for no or an unknown source, a run without weights, equal labels.
     """
     if not sources:
         raise DirectAlignError(
@@ -133,9 +123,8 @@ def _labelled(candidates: list[Candidate], given: list[bool]) -> list[Candidate]
     ]
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
-        same = [
-            each.source for each, label in zip(candidates, labels, strict=True) if label == twice
-        ]
+        pairs = zip(candidates, labels, strict=True)
+        same = [each.source for each, label in pairs if label == twice]
         raise DirectAlignError(
             f"{same[0]} and {same[1]} are both called {twice!r}; "
             "give each a label of its own: LABEL=SOURCE"
@@ -202,12 +191,9 @@ Pair = tuple[str, int]
 def samples_of_images(
     candidates: Sequence[Candidate], num_samples: int | None
 ) -> tuple[list[EvalSample], dict[str, list[Path]]]:
-    """The samples of folders of images, in the order of the first folder, and each folder's files
-    for them.
+    """The samples of folders of images, in the order of the first, and each folder's files.
 
-    Raises: DirectAlignError for a folder that lacks an image of another, and for images of
-    different sizes;
-        nothing is decoded.
+    Raises: DirectAlignError for a folder that lacks an image of another, and for other sizes.
     """
     folders = {each.key: _read(Path(each.source)) for each in candidates}
     first, *others = candidates

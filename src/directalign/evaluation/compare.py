@@ -1,8 +1,6 @@
-"""`directalign compare` and `directalign evaluate`: any number of models on the same prompts and
-seeds, in a resumable folder.
+"""`directalign compare` and `evaluate`: models on the same prompts and seeds, resumable.
 
-    models, prompts, rewards  ->  images of every model  ->  metrics of every image  ->  intervals,
-    differences, wins  ->  page
+    models, prompts, rewards  ->  images  ->  metrics of every image  ->  summary  ->  page
 
 Invalid requests are refused before the first model is loaded. Models are loaded one after the
 other, rewards after them, so memory holds one at a time. docs/evaluation.md describes the folder
@@ -87,10 +85,7 @@ class Request:
 
 
 def compare(request: Request) -> Path:
-    """Evaluate the models of a request; returns its folder. Existing results of the same request
-    are reused.
-
-    Progress is logged at level INFO.
+    """Evaluate the models of a request; returns its folder. Existing results are reused.
 
     Raises: DirectAlignError for an invalid request, before loading where possible; for a full disk.
     """

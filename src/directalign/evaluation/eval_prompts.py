@@ -247,11 +247,9 @@ RELATIONS = ("left of", "right of", "above", "below")
 
 
 def checked_facts(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """{"tag", "include", "exclude"} of one line, lists of {"class", "count", "color"?,
-    "position"?}.
+    """{"tag", "include", "exclude"}, lists of {"class", "count", "color"?, "position"?}.
 
-    "position" is [relation, n]: the relation (of `RELATIONS`) to the n-th of "include", an earlier
-    one.
+    "position" is [relation of `RELATIONS`, n], to the n-th of "include", an earlier one.
 
     Raises: DirectAlignError for anything else, beginning with `where`.
     """

@@ -39,8 +39,7 @@ class EvalReward:
 
 
 def eval_rewards(candidates: Sequence[Candidate], options: Sequence[str]) -> list[EvalReward]:
-    """All rewards, each once, trained ones first; equal labels of different rewards get a number
-    (`light-2`).
+    """All rewards, each once, trained ones first; equal labels get a number (`light-2`).
 
     Args:
         options: LABEL=RECIPE, LABEL=PATH of a CLIP or SigLIP, or LABEL={name: pixels, ...}.

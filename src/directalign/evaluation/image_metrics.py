@@ -1,7 +1,6 @@
 """Metrics of pixels: per-image statistics, distances between images, diversity, and colour drift.
 
-A `@statistic` is evaluated during training and in comparisons; its entry in `metrics` has the same
-name.
+A `@statistic` is evaluated during training and in comparisons; `metrics` has one of its name.
 """
 
 from __future__ import annotations
@@ -30,10 +29,7 @@ Vectors = Float[Tensor, "b *_shape"]
 
 
 def diversity_pairs(prompts: Sequence[str], num_prompts: int) -> Pairs:
-    """`num_prompts` prompts in the fixed shuffled order, each with the same four seeds, prompt by
-    prompt.
-
-    All prompts share their seeds, so two models are compared on the same noise.
+    """`num_prompts` prompts in the fixed shuffled order, each with the same four seeds.
 
     Raises: DirectAlignError for more prompts than there are.
     """
@@ -51,10 +47,9 @@ def diversity_pairs(prompts: Sequence[str], num_prompts: int) -> Pairs:
 
 
 def diversity(images: Images, per_prompt: int = SEEDS_PER_PROMPT) -> float:
-    """Mean over prompts of the mean pairwise RMSE between the `per_prompt` images of one prompt; 0
-    to 1.
+    """Mean over prompts of the mean pairwise RMSE between images of one prompt; 0 to 1.
 
-    `images` are in [0, 1], those of one prompt adjacent, as `diversity_pairs` orders them.
+    `images` are in [0, 1], the `per_prompt` images of one prompt adjacent.
     """
     by_prompt = images.reshape(-1, per_prompt, *images.shape[1:])
     pairs = list(combinations(range(per_prompt), 2))
@@ -110,11 +105,7 @@ def color_drift(images: Images, reference: Images) -> float:
 
 
 def casts(images: Images) -> dict[str, PerSample]:
-    """The colour cast of every image: its length, 0 to 0.82, and red, green and blue part, each in
-    [−2/3, 2/3], sum 0.
-
-    Mean parts over images are the cast of the set; the mean length is not its length.
-    """
+    """The colour cast of every image: its length, 0 to 0.82, and its three parts, with sum 0."""
     cast = color_cast(images)
     parts = {f"{name}_cast": cast[:, i] for i, name in enumerate(("red", "green", "blue"))}
     return {"color_cast": cast.norm(dim=1), **parts}
@@ -175,10 +166,8 @@ def entropy(images: Images) -> PerSample:
     """Shannon entropy of the histogram of luminance in 256 levels (Shannon 1948), in bits: 0 for a
     flat image, 8 where all levels are equally frequent."""
     levels = (luminance(images) * (LEVELS - 1)).round().long().clamp(0, LEVELS - 1).flatten(1)
-    shares = (
-        torch.stack([torch.bincount(each, minlength=LEVELS) for each in levels]).to(images.dtype)
-        / levels.shape[1]
-    )
+    counts = torch.stack([torch.bincount(each, minlength=LEVELS) for each in levels])
+    shares = counts.to(images.dtype) / levels.shape[1]
     return torch.special.entr(shares).sum(1) / math.log(2)
 
 

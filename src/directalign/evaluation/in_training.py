@@ -1,9 +1,7 @@
-"""Evaluation during training: images of fixed prompt-seed pairs, their metrics, and how far they
-drifted.
+"""Evaluation during training: images of fixed prompt-seed pairs, their metrics and their drift.
 
-The metric functions are those of comparisons (`scores`). Colour drift is measured against reference
-images of the same prompts: the renderer's photographs of the captions in the toy world, elsewhere
-the base model's own images.
+The metric functions are those of comparisons (`scores`). The reference of the colour drift are the
+renderer's photographs of the same captions in the toy world, elsewhere the base model's images.
 """
 
 from __future__ import annotations
@@ -69,8 +67,7 @@ COLOR_DRIFT = "color_drift"
 def measured_metrics(run: config.RunConfig) -> dict[str, Metric]:
     """Every metric of the run's evaluations by name, in the order of the records.
 
-    A user-defined reward is taken to read prompts; if it does not, `score_pos` and `score_neg` are
-    missing.
+    A user-defined reward that does not read prompts lacks `score_pos` and `score_neg`.
     """
     settings, scores = run.evaluate, _score_names(run)
     judged = ["photo_rate", "content", *(f"{STYLE}{style}" for style in STYLES)]
@@ -267,9 +264,8 @@ class Measurer:
 
     def _generate(self, pairs: Pairs, model: Model | None = None) -> Images:
         batch_size, rollout = self.run.evaluate.batch_size, self.run.rollout
-        return generate(
-            model or self.model, pairs.prompts, pairs.seeds, rollout, batch_size, self.group
-        )
+        model = model or self.model
+        return generate(model, pairs.prompts, pairs.seeds, rollout, batch_size, self.group)
 
 
 def photographs(pairs: Pairs) -> Images:

@@ -46,8 +46,7 @@ from .image_metrics import cosine_distance, rmse, to_siblings
 
 @dataclass(frozen=True)
 class MetricInput:
-    """Images (b, 3, H, W) in [0, 1] of b samples by the model `model`: all control samples, or
-    none.
+    """Images (b, 3, H, W) in [0, 1] of b samples by the model `model`, all control or none.
 
     `base`: the base model's images of the same samples. `features`: image features by reward label,
     so that a base's features are computed once for all its candidates.
@@ -160,12 +159,10 @@ class RewardMetrics:
     gap: tuple[Phrases, Phrases] | None = None
 
     def __call__(self, inputs: MetricInput) -> Mapping[str, PerSample]:
-        size = self.batch_size
+        images, prompts, size = inputs.images, inputs.prompts, self.batch_size
         parts = [
-            self._batch(
-                inputs.images[i : i + size], inputs.prompts[i : i + size], inputs.is_control
-            )
-            for i in range(0, len(inputs.images), size)
+            self._batch(images[i : i + size], prompts[i : i + size], inputs.is_control)
+            for i in range(0, len(images), size)
         ]
         found = {name: torch.cat([part[name] for part, _ in parts]) for name in parts[0][0]}
         features = [each for _, each in parts if each is not None]
@@ -187,14 +184,10 @@ class RewardMetrics:
         reward, features = self.reward, self.reward.encode(images.to(self.device))
 
         def mean_score(phrases: Phrases) -> PerSample:
-            prefixed = [
-                [f"{each}. {prompt}" if each else prompt for prompt in prompts] for each in phrases
-            ]
-            return (
-                torch.stack([reward.score(features, each).float() for each in prefixed])
-                .mean(0)
-                .cpu()
-            )
+            starts = [f"{each}. " if each else "" for each in phrases]
+            prefixed = [[start + prompt for prompt in prompts] for start in starts]
+            scores = [reward.score(features, each).float() for each in prefixed]
+            return torch.stack(scores).mean(0).cpu()
 
         found = {name: mean_score(phrases) for name, phrases in self.scores.items() if phrases}
         if isinstance(reward, MixReward):

@@ -167,7 +167,7 @@ def _win_cell(win: Record | None) -> WinCell | None:
     side = "for" if low > 0.5 else "against" if high < 0.5 else "even"
     names = (("win", "wins"), ("loss", "losses"), ("tie", "ties"))
     counts = [(win.get(plural), one, plural) for one, plural in names]
-    corrected_p = number(win.get("p_holm"))
+    corrected_p, title = number(win.get("p_holm")), f"{value} of pairs won ({text})"
     return WinCell(
         share=share,
         side=side,
@@ -176,9 +176,7 @@ def _win_cell(win: Record | None) -> WinCell | None:
         p=p_value(win.get("p")),
         significant=corrected_p is not None and corrected_p < ALPHA_LEVEL,
         counts=", ".join(counted(n, *names) for n, *names in counts if isinstance(n, int)),
-        bar=interval_bar(
-            [(WIN_STYLES[side], (low, high), share)], f"{value} of pairs won ({text})", middle=0.5
-        ),
+        bar=interval_bar([(WIN_STYLES[side], (low, high), share)], title, middle=0.5),
     )
 
 

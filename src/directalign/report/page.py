@@ -75,9 +75,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Record:
     return found
 
 
-def differing_settings(
-    models: Sequence[Mapping[str, Any] | None],
-) -> list[tuple[str, list[str]]]:
+def differing_settings(models: Sequence[Mapping[str, Any] | None]) -> list[tuple[str, list[str]]]:
     """(name, one text per model) of the settings that differ; None is a model without settings.
 
     A model without a whole section (a base model has no training) is not compared in it.
@@ -101,11 +99,7 @@ def _setting_text(value: Any) -> str:
         return ABSENT
     if isinstance(value, float):
         return f"{value:g}"
-    if (
-        isinstance(value, list)
-        and value
-        and all(isinstance(each, (str, int, float)) for each in value)
-    ):
+    if isinstance(value, list) and value and {*map(type, value)} <= {str, int, float, bool}:
         value = ", ".join(map(str, value))
     if not isinstance(value, str):
         value = json.dumps(value, ensure_ascii=False, default=str)

@@ -46,21 +46,8 @@ FORMS = {
     "relative": "SRPO (relative reward)",
     "anchored": "SRPO with the anchored reward",
 }
-METHODS = {
-    "refl": "ReFL",
-    "draft": "DRaFT",
-    "alignprop": "AlignProp",
-    "drtune": "DRTune",
-    "leapalign": "LeapAlign",
-    "flowbp": "FlowBP",
-    "flow_grpo": "Flow-GRPO",
-}
-METHOD_FORMS = {
-    "absolute": "one score",
-    "relative": "relative reward",
-    "anchored": "anchored reward",
-}
-
+METHODS = {"refl": "ReFL", "draft": "DRaFT", "alignprop": "AlignProp", "drtune": "DRTune"}
+METHODS |= {"leapalign": "LeapAlign", "flowbp": "FlowBP", "flow_grpo": "Flow-GRPO"}
 MEMBER_SHARE = "share_"
 """Prefix of the contribution of a mixture's member."""
 SIDES = ("bare prompt", "wanted phrases", "unwanted phrases")
@@ -198,7 +185,8 @@ def method_of(run: RunFiles) -> str:
     name = run.setting("method", "name", default="srpo")
     form = run.setting("method", "form", default="relative")
     if name in METHODS:
-        return f"{METHODS[name]} ({METHOD_FORMS.get(form, form)})"
+        score = "one score" if form == "absolute" else f"{form} reward"
+        return f"{METHODS[name]} ({score})"
     return FORMS.get(form, "alignment")
 
 
@@ -289,9 +277,7 @@ def curve_groups(run: RunFiles) -> list[CurveGroup]:
     names = dict.fromkeys(name for record in run.measured for name in record)
     found = [metric(name) for name in names if name not in NOT_METRICS]
     found = [each for each in found if run.measured_curve(each.name)]
-    found = [
-        each for each in found if not each.name.endswith((POS, NEG))
-    ]  # in the chart of another
+    found = [each for each in found if not each.name.endswith((POS, NEG))]  # in another chart
     if len(found) > MAX_CHARTS:
         run.notes.append(f"{len(found) - MAX_CHARTS} of {len(found)} metrics are not drawn.")
     drawn = {role: _metric_figures(run, each, rules) for role, each in by_role(found[:MAX_CHARTS])}

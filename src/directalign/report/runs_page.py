@@ -124,16 +124,12 @@ def curves_of_runs(runs: Sequence[RunFiles]) -> list[Figure]:
     figures = []
     for _, metrics in by_role(map(metric, shared)):
         for one in metrics:
-            lines = [
-                Series(
-                    "", run.measured_curve(one.name), style, notes=[run.name] * len(run.measured)
-                )
-                for run, style in zip(runs, line_styles(len(runs)), strict=True)
-            ]
-            title = f"{one.label} by update, all runs"
-            figures.append(
-                Figure(one.label, line_chart(lines, metric_axes(one), title), one.description)
-            )
+            lines = []
+            for run, style in zip(runs, line_styles(len(runs)), strict=True):
+                points, notes = run.measured_curve(one.name), [run.name] * len(run.measured)
+                lines.append(Series("", points, style, notes=notes))
+            chart = line_chart(lines, metric_axes(one), f"{one.label} by update, all runs")
+            figures.append(Figure(one.label, chart, one.description))
     return [figure for figure in figures if figure.chart]
 
 

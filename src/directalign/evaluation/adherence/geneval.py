@@ -1,5 +1,4 @@
-"""GenEval's facts of a prompt (a number of objects, their colours, their positions) and verdicts on
-them.
+"""GenEval's facts of a prompt (numbers of objects, colours, positions) and verdicts on them.
 
 The metadata (`eval_prompts.checked_facts`) lists objects; each becomes a count, and a colour and a
 position where given. An exclusion of the same class ("two clocks, not three") bounds its count from
@@ -170,8 +169,7 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def relations(box: Box, other: Box) -> frozenset[str]:
-    """Position of `box` relative to `other`: "left of", "right of", "above", "below"; empty if too
-    close.
+    """Those of "left of", "right of", "above" and "below" in which `box` is to `other`.
 
     The distance of the centres is reduced on each axis by `MARGIN` of both lengths there; the rest
     must exceed `MIN_COSINE` of the whole distance.

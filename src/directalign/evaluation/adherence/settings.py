@@ -21,14 +21,11 @@ KEY = "evaluate.adherence"
 
 
 def adherence_settings(text: str, option: str = "--adherence") -> config.AdherenceConfig:
-    """Of a recipe's `evaluate.adherence`, {name: detector, path: ...} itself, or a model's folder
-    or hub id.
+    """Of a recipe with `evaluate.adherence`, of the section itself in YAML, or of a model's path.
 
     A bare path gets the defaults of its kind of model, and no CLIP for colours.
 
-    Raises:
-        DirectAlignError: a recipe without that section, an invalid section, no model, or one of
-            another kind.
+    Raises: DirectAlignError for no or an invalid section, and for no or another kind of model.
     """
     if text.lstrip().startswith("{"):
         try:
@@ -71,8 +68,7 @@ def check_adherence(settings: config.AdherenceConfig, key: str = KEY, online: bo
 
 
 def check_rows(settings: config.AdherenceConfig, rows: Sequence[PromptRow], key: str = KEY) -> None:
-    """Check that the prompts can be judged: a VLM takes all, a detector those with facts about its
-    classes.
+    """Check that the prompts can be judged: a detector takes those with facts about its classes.
 
     Raises: DirectAlignError for a prompt without facts, an unknown class, an unsupported colour.
     """

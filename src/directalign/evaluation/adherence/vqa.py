@@ -1,5 +1,4 @@
-"""Facts as yes-or-no questions to a vision-language model; a prompt without facts is its own
-question.
+"""Facts, or a prompt without facts, as yes-or-no questions to a vision-language model.
 
 A fact is true where P(yes) > 0.5. Unlike a detector this works for any prompt, but a VLM counts
 badly and tends to say yes: comparisons of two models are more reliable than absolute values.
