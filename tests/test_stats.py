@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from scipy import optimize, stats
+from scipy import stats
 
 from directalign.stats import (
     Z_95,
@@ -282,19 +282,11 @@ def by_minorisation(wins: np.ndarray, rounds: int = 3000) -> np.ndarray:
     return np.log(worth)
 
 
-@pytest.mark.parametrize("models", [2, 3, 5, 8])
-def test_strengths_equal_minorisation_and_a_general_optimiser(models: int) -> None:
-    wins = np.random.default_rng(models).integers(1, 30, (models, models)).astype(float)
-    np.fill_diagonal(wins, 0)
-    found = fit_strengths(wins)
-    np.testing.assert_allclose(found, by_minorisation(wins), atol=1e-8)
-
-    def cost(free: np.ndarray) -> float:
-        strengths = np.append(free, -free.sum())
-        return float((wins * np.logaddexp(0, strengths[None, :] - strengths[:, None])).sum())
-
-    free = optimize.minimize(cost, np.zeros(models - 1), method="BFGS", options={"gtol": 1e-7}).x
-    np.testing.assert_allclose(found, np.append(free, -free.sum()), atol=1e-5)
+def test_strengths_equal_those_of_minorisation() -> None:
+    for models in (2, 3, 5, 8):
+        wins = np.random.default_rng(models).integers(1, 30, (models, models)).astype(float)
+        np.fill_diagonal(wins, 0)
+        np.testing.assert_allclose(fit_strengths(wins), by_minorisation(wins), atol=1e-8)
 
 
 def test_strengths_are_recovered_from_their_win_probabilities() -> None:

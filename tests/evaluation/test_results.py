@@ -50,9 +50,3 @@ def test_means_differences_and_wins() -> None:
     assert corrected == holm([each["p"] for each in found["wins"]]) and max(corrected) <= 1
     shuffled = sorted(LINES, key=lambda each: (each["index"], each["model"]))
     assert summarise(["a", "b", "c"], shuffled, ABOUT) == found
-
-
-def test_rates_end_at_0_and_1() -> None:
-    all_right = [line("a", index, good=1.0) for index in range(20)]
-    found = summarise(["a"], all_right, ABOUT)["models"]["a"]["good"]
-    assert found["high"] == 1.0 and 0.6 < found["low"] < 0.8 and found["n"] == 20

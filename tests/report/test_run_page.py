@@ -14,7 +14,7 @@ from synthetic_run import stop_run, write_run
 from comparison_folders import write_comparison
 from directalign.report import write_page
 from directalign.report.read import read_run
-from directalign.report.run_page import changes, curve_groups, ending, run_scatters
+from directalign.report.run_page import changes, curve_groups, ending, reward_of, run_scatters
 from directalign.report.runs_page import runs_scatters
 
 
@@ -106,6 +106,17 @@ def test_curves_are_grouped_by_role(copy: Path):
         "drift": ["Diversity", "Something new", "Colour drift"],
         "leakage": ["Reward off topic"],
     }
+
+
+def test_a_mixture_has_charts_of_its_members(copy: Path):
+    members = '"metrics": {"share_a": 0.2, "reward_a": 1.0}, "grad_norm"'
+    styles = '"style_cg": 0.2, "color_drift"'
+    run = read_run(replace_text(copy, ('"grad_norm"', members), ('"color_drift"', styles)))
+    titles = [figure.title for group in curve_groups(run) for figure in group.figures]
+    assert {"Shares in the reward", "a in training", "Styles"} <= set(titles)
+    member = {"label": "a", "weight": -0.5, "reward": {"name": "clip", "path": "x"}}
+    words = reward_of({"name": "mix", "members": [member]})
+    assert words == "mix of a (clip x, weight −0.5)"
 
 
 @pytest.mark.parametrize(
