@@ -409,11 +409,13 @@ def _tokenizer(folder: Path, kind: str, key: str) -> PreTrainedTokenizerBase | N
     return weights.read_tokenizer(folder, key) if kind == "owlv2" else None
 
 
+@dataclass(frozen=True)
 class DetectorJudge:
     """Judges by the boxes of a frozen detector; `colors` is None if no prompt asks for any."""
 
-    def __init__(self, detector: Detector, limits: Limits, colors: ColorReader | None) -> None:
-        self.detector, self.limits, self.colors = detector, limits, colors
+    detector: Detector
+    limits: Limits
+    colors: ColorReader | None
 
     @classmethod
     def load(

@@ -6,6 +6,8 @@ badly and tends to say yes: comparisons of two models are more reliable than abs
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from ... import config
@@ -18,11 +20,11 @@ from .geneval import Judged, Verdict, facts_of
 DECISION = 0.5
 
 
+@dataclass(frozen=True)
 class VlmJudge:
     """Judges by the answers of a frozen `vlm` reward."""
 
-    def __init__(self, reward: qwen_vl.VlmReward) -> None:
-        self.reward = reward
+    reward: qwen_vl.VlmReward
 
     @classmethod
     def load(cls, settings: config.QwenVLConfig, device: torch.device | str, key: str) -> VlmJudge:
