@@ -22,7 +22,7 @@ RESAMPLES = 2000
 DEFINED = 0.95
 """Share of resamples on which a number must be finite for its interval to be given."""
 FEW_HITS = 20
-"""Groups with (and without) a hit below which their scatter alone does not set the interval."""
+"""Groups with (and without) a hit below which their scatter does not fully set the interval."""
 SMALLEST = 1e-9
 """Spread below which values count as equal."""
 PRIOR_TIES = 1.0
@@ -70,12 +70,12 @@ def rate_interval(answers: ArrayLike) -> Interval:
 
 @functools.cache
 def t_quantile(freedom: int, confidence: float = 0.95) -> float:
-    """t with P(|T| ≤ t) = `confidence`, T of Student with `freedom` ≥ 1 degrees of freedom."""
+    """t with P(|T| ≤ t) = `confidence`, T with `freedom` ≥ 1 degrees of freedom."""
     return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
 def t_interval(values: Sequence[float]) -> Interval:
-    """Mean ± t·s/√n (Student 1908); from −inf to inf for one value.
+    """Mean ± t·s/√n (Gosset 1908); from −inf to inf for one value.
 
     Raises: ValueError without any value.
     """
@@ -177,8 +177,8 @@ def resample_groups(groups: Sequence[Hashable], resamples: int = RESAMPLES) -> R
 def bootstrap_interval(values: ArrayLike, resamples: Resamples) -> Interval:
     """Mean of the values (n,) with the expanded percentile interval of its resamples.
 
-    The percentiles are P(Z < −t·sqrt(g/(g−1))), t of Student with g − 1 degrees of freedom for g
-    groups (Hesterberg 2015): the plain 2.5 % and 97.5 % are too narrow for few groups.
+    The percentiles are P(Z < −t·sqrt(g/(g−1))), the t quantile of g − 1 degrees of freedom
+    for g groups (Hesterberg 2015): the plain 2.5 % and 97.5 % are too narrow for few groups.
     """
     values, g = np.asarray(values, dtype=float), resamples.groups
     tail = 0.025 if g < 2 else float(ndtr(-t_quantile(g - 1) * math.sqrt(g / (g - 1))))
@@ -288,9 +288,7 @@ def win_rate(
     votes: dict[Hashable, float] = {}
     for group, sign in zip(groups, signs.tolist(), strict=True):
         votes[group] = votes.get(group, 0.0) + sign
-    p = sign_test(
-        sum(vote > 0 for vote in votes.values()), sum(vote < 0 for vote in votes.values())
-    )
+    p = sign_test(sum(vote > 0 for vote in votes.values()), sum(v < 0 for v in votes.values()))
     return WinRate(bootstrap_rate_interval((signs + 1) / 2, resamples), wins, losses, ties, p)
 
 

@@ -1,90 +1,129 @@
-"""What a measurement says: rates with intervals, drift against its reference."""
+"""The evaluation of a run: rates with intervals, drift against its reference, diversity, control
+prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny_runs import recipe, trained
+from tiny_runs import recipe, trained, with_settings
 
+from directalign.config import RunConfig
 from directalign.evaluation import image_metrics
 from directalign.evaluation.eval_prompts import Pairs
 from directalign.evaluation.in_training import Measurer, photographs
 from directalign.models import load_model
+from directalign.preflight.checks import check_control_prompts
 from directalign.rewards import load_reward
-from directalign.types import Images, PerSample
+from directalign.types import DirectAlignError, Images, PerSample
 
 
 class Judge:
-    """Photo when bright, content always right."""
+    """Photo when bright, content always right, a style of its own, a part of content."""
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Mapping[str, PerSample]:
-        return {
-            "photo_rate": (images.mean((1, 2, 3)) > 0.5).float(),
-            "content": torch.ones(len(prompts)),
-        }
+        ones = torch.ones(len(prompts))
+        photo = (images.mean((1, 2, 3)) > 0.5).float()
+        drawing = torch.arange(len(images)).float()
+        return {"photo_rate": photo, "content": ones, "style_drawing": drawing, "color": ones}
 
 
-class WordReward:
-    """Scores the length of the prompt, which tells the phrases apart."""
-
-    name, reads_prompt, differentiable = "words", True, True
-
-    def encode(self, images: Images) -> Images:
-        return images
-
-    def score(self, features: Images, prompts: Sequence[str]) -> PerSample:
-        return torch.tensor([float(len(prompt)) for prompt in prompts])
+@pytest.fixture
+def run(pipelines: dict[str, Path], prompts: Path) -> RunConfig:
+    return recipe("flux", pipelines["flux"], prompts)
 
 
-def test_keys_and_prefix(pipelines: dict[str, Path], prompts: Path):
-    run = recipe("flux", pipelines["flux"], prompts)
+@pytest.fixture
+def others(tmp_path: Path) -> Path:
+    file = tmp_path / "others.txt"
+    file.write_text("a map of a city\na bowl of soup\n")
+    return file
+
+
+def full(run: RunConfig) -> RunConfig:
+    return with_settings(run, "model", tune="full")
+
+
+def test_a_record_has_rates_with_intervals_and_means(run: RunConfig) -> None:
     measurer = Measurer(run, trained(run), load_reward(run.reward), Judge())
-    measured = measurer.measure(5)
-    assert {
-        "photo_rate",
-        "content",
-        "color_drift",
-        "reward",
-        "saturation",
-        "brightness",
-        "sharpness",
-        "seconds",
-    } <= measured.keys()
-    assert measured["content"]["value"] == 1.0 and measured["content"]["n"] == 5
+    found = measurer.measure(5)
+    names = {"photo_rate", "content", "style_drawing", "color_drift", "reward", "seconds"}
+    assert names | image_metrics.STATISTICS.keys() <= found.keys()
+    assert not {"diversity", "color"} & found.keys()
+    assert (found["content"]["value"], found["content"]["n"]) == (1.0, 5)
+    assert found["style_drawing"] == 2.0  # the mean of 0 to 4
     assert (measurer.images(3) - measurer.images(5)[:3]).abs().max() < 1e-5
     assert measurer.measure(3)["content"]["n"] == 3
 
 
-def test_drift_from_the_base_is_zero_before_training_and_measured_after(
-    pipelines: dict[str, Path], prompts: Path
-):
-    run = recipe("flux", pipelines["flux"], prompts)
+def test_drift_from_the_base_is_zero_before_training_and_measured_after(run: RunConfig) -> None:
     tuned = Measurer(run, trained(run), None, None)
     expected = image_metrics.color_drift(tuned.images(5), tuned.base_images(tuned.pairs))
     assert tuned.measure(5)["color_drift"] == pytest.approx(expected, rel=1e-4) and expected > 0
-    full = run.model_copy(update={"model": run.model.model_copy(update={"tune": "full"})})
-    assert (
-        Measurer(full, load_model(full.model, "cpu"), None, None).measure(5)["color_drift"] < 1e-6
-    )
+    untrained = Measurer(full(run), load_model(full(run).model, "cpu"), None, None)
+    assert untrained.measure(5)["color_drift"] < 1e-6
 
 
-def test_scores_are_asked_under_all_three_phrasings(pipelines: dict[str, Path], prompts: Path):
-    run = recipe("flux", pipelines["flux"], prompts)
-    words = run.method.control_phrases.model_copy(
-        update={"positive": ["Photo", "Real one"], "negative": ["CG"]}
-    )
-    run = run.model_copy(
-        update={"method": run.method.model_copy(update={"control_phrases": words})}
-    )
-    each = Measurer(run, trained(run), WordReward(), None).per_image(torch.rand(5, 3, 32, 32))
-    assert torch.equal(each["score_pos"] - each["reward"], torch.full((5,), (7 + 10) / 2))
-    assert torch.equal(each["score_neg"] - each["reward"], torch.full((5,), 4.0))
+def test_diversity_does_not_depend_on_the_batch_size(run: RunConfig) -> None:
+    found = []
+    for size in (1, 5):
+        each = with_settings(run, "evaluate", diversity_prompts=2, batch_size=size)
+        found.append(Measurer(each, trained(each), None, None).measure(2)["diversity"])
+    assert found[0] > 0 and found[0] == pytest.approx(found[1], rel=1e-4)
 
 
-def test_photographs_depend_on_the_pair_alone():
+def test_photographs_depend_on_the_pair_only() -> None:
     pairs = Pairs(("a red star on a navy background", "a pink ring on an olive background"), (1, 2))
-    both = photographs(pairs)
-    assert torch.equal(photographs(pairs.first(1)), both[:1])
+    assert torch.equal(photographs(pairs.first(1)), photographs(pairs)[:1])
+
+
+# --- control prompts ------------------------------------------------------------------------------
+
+
+def test_before_training_nothing_has_leaked(run: RunConfig, others: Path) -> None:
+    run = with_settings(run, "evaluate", control_prompts=str(others))
+    reward = load_reward(run.reward)
+    measurer = Measurer(run, load_model(run.model, "cpu"), reward, None)
+    assert measurer.control is not None
+    assert len(measurer.control.pairs) == run.evaluate.num_samples_during == 3
+    before, after = measurer.measure(3), Measurer(run, trained(run), reward, None).measure(3)
+    assert before["off_topic_color_drift"] < 1e-6 and "off_topic_style_kept" not in before
+    assert after["off_topic_color_drift"] > 0
+    assert after["off_topic_reward"] != before["off_topic_reward"]
+
+
+def test_a_fully_trained_model_uses_base_images_from_before_training(
+    run: RunConfig, others: Path
+) -> None:
+    run = full(with_settings(run, "evaluate", control_prompts=str(others)))
+    model = load_model(run.model, "cpu")
+    measurer = Measurer(run, model, load_reward(run.reward), None)
+    measurer.prepare()
+    assert measurer.control is not None
+    base = measurer.control.images
+    with torch.no_grad():
+        for parameter in model.denoiser.parameters():
+            parameter.mul_(1.2)
+    found = measurer.measure(3)["off_topic_color_drift"]
+    assert measurer.control.images is base
+    images = measurer._generate(measurer.control.pairs)
+    assert found == pytest.approx(image_metrics.color_drift(images, base)) and found != 0
+
+
+def test_control_prompts_that_are_trained_on_are_refused_before_the_run(
+    run: RunConfig, others: Path, tmp_path: Path
+) -> None:
+    def check(source: Any) -> list[Any]:
+        return check_control_prompts(with_settings(run, "evaluate", control_prompts=str(source)))
+
+    assert check_control_prompts(run) == []
+    assert "2 from" in check(others)[0][1]
+    assert check("hf:owner/name")[0][1] == "hf:owner/name, read when the run starts"
+    others.write_text("a red star\nsoup\n")
+    words = r"control_prompts: .*1 of its prompts .*'a red star'"
+    for source, problem in ((others, words), (tmp_path / "none.txt", "no such")):
+        with pytest.raises(DirectAlignError, match=problem):
+            check(source)

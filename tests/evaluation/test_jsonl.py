@@ -12,21 +12,8 @@ import pytest
 from directalign.io.jsonl import JsonlStore
 from directalign.types import DirectAlignError
 
-ROWS = [
-    {"model": key, "index": index, "numbers": {"é": 0.1 + index}}
-    for key in ("a", "b")
-    for index in range(3)
-]
-
-
-def test_rows_are_read_again_and_written_once(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    JsonlStore(file).append(ROWS)
-    whole, again = file.read_bytes(), JsonlStore(file)
-    assert again.rows["b", 2]["numbers"] == {"é": 2.1}
-    assert again.missing([("a", 1), ("c", 0)]) == [("c", 0)]
-    again.append([*ROWS, ROWS[0]])
-    assert file.read_bytes() == whole and whole.count(b"\n") == 6
+KEYS = [(key, index) for key in ("a", "b") for index in range(3)]
+ROWS = [{"model": key, "index": index, "numbers": {"é": 0.1 + index}} for key, index in KEYS]
 
 
 def test_a_file_cut_anywhere_is_completed_to_the_same_bytes(
@@ -34,8 +21,12 @@ def test_a_file_cut_anywhere_is_completed_to_the_same_bytes(
 ) -> None:
     file = tmp_path / "rows.jsonl"
     JsonlStore(file).append(ROWS)
-    whole = file.read_bytes()
-    for cut in range(0, len(whole), 7):
+    whole, again = file.read_bytes(), JsonlStore(file)
+    assert again.rows["b", 2]["numbers"] == {"é": 2.1}
+    assert again.missing([("a", 1), ("c", 0)]) == [("c", 0)]
+    again.append([*ROWS, ROWS[0]])
+    assert file.read_bytes() == whole and whole.count(b"\n") == 6
+    for cut in range(0, len(whole), 17):
         caplog.clear()
         file.write_bytes(whole[:cut])
         JsonlStore(file).append(ROWS)
@@ -44,24 +35,20 @@ def test_a_file_cut_anywhere_is_completed_to_the_same_bytes(
         assert ("the last line was incomplete" in caplog.text) == is_incomplete
 
 
-@pytest.mark.parametrize(
-    "line", ["nonsense", "[]", '{"index": 0}', '{"model": "a", "index": "x"}', "null"]
-)
-def test_a_line_that_is_no_row_is_named(tmp_path: Path, line: str) -> None:
-    (tmp_path / "rows.jsonl").write_text(f'{{"model": "a", "index": 0}}\n{line}\n')
-    with pytest.raises(DirectAlignError, match=r"rows\.jsonl:2: not a line of this comparison"):
-        JsonlStore(tmp_path / "rows.jsonl")
-
-
-def test_nan_and_a_full_disk_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_that_are_no_row_nan_and_a_full_disk_are_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    store = JsonlStore(tmp_path / "rows.jsonl")
+    file = tmp_path / "rows.jsonl"
+    for line in ("nonsense", "[]", '{"index": 0}', '{"model": "a", "index": "x"}', "null"):
+        file.write_text(f'{{"model": "a", "index": 0}}\n{line}\n')
+        with pytest.raises(DirectAlignError, match=r"rows\.jsonl:2: not a line of this comparison"):
+            JsonlStore(file)
+    store = JsonlStore(tmp_path / "new.jsonl")
     with pytest.raises(ValueError, match="not JSON compliant"):
         store.append([{"model": "a", "index": 0, "numbers": {"x": float("nan")}}])
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        DirectAlignError, match=r"rows\.jsonl: no space left on the disk; free some"
-    ):
+    with pytest.raises(DirectAlignError, match=r"new\.jsonl: no space left on the disk; free some"):
         store.append(ROWS)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from directalign import config
-from directalign.evaluation.eval_samples import CONTROL_GROUP, EvalSample
+from directalign.evaluation.eval_prompts import CONTROL_GROUP, EvalSample
 from directalign.evaluation.results import summarise_images
 from directalign.evaluation.scores import (
     JudgeMetrics,
@@ -81,13 +81,11 @@ def test_pixel_metrics_and_distances_from_the_base() -> None:
     assert set(control) == {"off_topic_base_rmse", "off_topic_base_color_shift"}
 
 
-def test_style_is_kept_where_it_is_the_prompts() -> None:
+def test_style_kept_compares_with_the_style_of_the_prompt() -> None:
     def judge(images: Images, prompts: Sequence[str]) -> Mapping[str, PerSample]:
-        styles = ("photo", "cg", "painting", "anime")
-        anime = {
-            f"style_{name}": torch.full((len(prompts),), float(name == "anime")) for name in styles
-        }
-        return {**anime, "content": torch.ones(len(prompts)), "color": torch.ones(len(prompts))}
+        ones = torch.ones(len(prompts))
+        styles = {f"style_{name}": 0 * ones for name in ("photo", "cg", "painting")}
+        return {**styles, "style_anime": ones, "content": ones, "color": ones}
 
     prompts = ["Anime. a red star", "CG render. a ring", "Oil painting. a ring", "Anime. a ring"]
     samples = [EvalSample(i, prompt, i, CONTROL_GROUP) for i, prompt in enumerate(prompts)]

@@ -1,4 +1,4 @@
-"""Small runs on tiny pipelines, and the folders they would leave."""
+"""Small runs on tiny pipelines, and their folders."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from directalign.models import load_model, trainable
 
 
 def recipe(model: str, path: Path, prompts: Path | str, **rollout: Any) -> RunConfig:
-    """A small run on a tiny pipeline, with a reward that sees pixels alone."""
+    """A small run on a tiny pipeline, with a reward of the pixels only."""
     guidance = {"embedded_guidance": 2.0} if model == "flux" else {}
-    return RunConfig.model_validate(
-        {
-            "name": "tiny",
-            "model": {
-                "architecture": model,
-                "path": str(path),
-                "tune": "lora",
-                "lora": {"rank": 2, "alpha": 2},
-            },
-            "reward": {"name": "pixels", "statistic": "redness"},
-            "method": {"form": "absolute"},
-            "rollout": {"num_inference_steps": 2, **guidance, **rollout},
-            "data": {"prompts": str(prompts)},
-            "train": {"num_steps": 1},
-            "evaluate": {"num_samples": 5, "num_samples_during": 3, "batch_size": 2},
-        }
-    )
+    lora = {"rank": 2, "alpha": 2}
+    sections = {
+        "name": "tiny",
+        "model": {"architecture": model, "path": str(path), "tune": "lora", "lora": lora},
+        "reward": {"name": "pixels", "statistic": "redness"},
+        "method": {"form": "absolute"},
+        "rollout": {"num_inference_steps": 2, **guidance, **rollout},
+        "data": {"prompts": str(prompts)},
+        "train": {"num_steps": 1},
+        "evaluate": {"num_samples": 5, "num_samples_during": 3, "batch_size": 2},
+    }
+    return RunConfig.model_validate(sections)
+
+
+def with_settings(run: RunConfig, section: str, **settings: Any) -> RunConfig:
+    """The run with other settings in one section."""
+    changed = getattr(run, section).model_copy(update=settings)
+    return run.model_copy(update={section: changed})
 
 
 def trained(run: RunConfig) -> Model:
-    """The run's model after an imagined training: every weight that is trained has moved."""
+    """The run's model after a stand-in for training: every trainable weight has moved."""
     model = load_model(run.model, "cpu")
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():

@@ -13,6 +13,7 @@ class Tags(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
+        self.html = html
         self.found: list[tuple[str, dict[str, str | None]]] = []
         self.feed(html)
 
@@ -24,17 +25,17 @@ class Tags(HTMLParser):
 
     def harmless(self) -> bool:
         """One script, no handler in any tag, nothing fetched from elsewhere."""
-        handlers = [name for _, attrs in self.found for name in attrs if name.startswith("on")]
-        addresses = [
-            attrs.get(name) or ""
-            for _, attrs in self.found
-            for name in ("src", "href", "srcset", "data")
-        ]
+        named = [(name, value or "") for _, attrs in self.found for name, value in attrs.items()]
+        addresses = [value for name, value in named if name in ("src", "href", "srcset", "data")]
+        own = all(
+            not each or each.startswith("data:") or each.endswith("/report.html")
+            for each in addresses
+        )
+        handlers = [name for name, _ in named if name.startswith("on")]
+        remote = "url(" in self.html or "@import" in self.html
         return (
-            self.count("script") == 1
-            and not handlers
-            and all(
-                not each or each.startswith("data:") or each.endswith("/report.html")
-                for each in addresses
-            )
+            self.count("script") == self.html.count("<script") == 1
+            and own
+            and not (handlers or remote)
+            and "default-src 'none'" in self.html
         )

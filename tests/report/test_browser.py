@@ -17,20 +17,15 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    demo = write_demo(tmp_path_factory.mktemp("browser") / "demo")
-    stop_run(demo / "srpo_long", stop=45, kept=30)
-    compared = write_comparison(tmp_path_factory.mktemp("browser") / "compared")
-    hostile = write_comparison(
-        tmp_path_factory.mktemp("browser") / "hostile",
-        {"base": HOSTILE, "tuned": f"{HOSTILE}{'x' * 90}"},
-        prompts=[HOSTILE, "y" * 900],
-    )
+    root = tmp_path_factory.mktemp("browser")
+    demo = write_demo(root / "demo")
+    models = {"base": HOSTILE, "tuned": f"{HOSTILE}{'x' * 90}"}
     folders = {
         "run": demo / "srpo",
-        "stopped": demo / "srpo_long",
+        "stopped": stop_run(demo / "srpo_long", stop=45, kept=30),
         "runs": demo,
-        "comparison": compared,
-        "hostile": hostile,
+        "comparison": write_comparison(root / "compared"),
+        "hostile": write_comparison(root / "hostile", models, prompts=[HOSTILE, "y" * 900]),
     }
     return {name: write_page(folder) for name, folder in folders.items()}
 
@@ -41,50 +36,34 @@ def visit(browser: Any, file: Path, width: int = 1280) -> None:
     browser.get(file.as_uri())
 
 
-ALL = ["run", "stopped", "runs", "comparison", "hostile"]
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_no_errors_and_no_requests(browser: Any, pages: dict[str, Path], name: str):
+@pytest.mark.parametrize("name", ["run", "stopped", "runs", "comparison", "hostile"])
+def test_no_errors_no_requests_and_nothing_overflows(
+    browser: Any, pages: dict[str, Path], name: str
+):
     browser.get_log("performance")
-    visit(browser, pages[name])
-    assert [
-        entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")
-    ] == []
-    sent = [
-        entry["message"]
-        for entry in browser.get_log("performance")
-        if "Network.requestWillBeSent" in entry["message"]
-    ]
-    assert sent and not any('"url":"http' in message for message in sent)
-    assert browser.execute_script(
-        "return [...document.images].every(image => image.complete && image.naturalWidth > 0)"
-    )
-
-
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("width", [375, 1280])
-def test_nothing_sticks_out(browser: Any, pages: dict[str, Path], name: str, width: int):
-    visit(browser, pages[name], width)
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     wide = """
         const out = (e) => e.getBoundingClientRect().right > innerWidth + 1;
         const all = [...document.querySelectorAll('main *')];
         return all.filter((e) => !e.closest('.scroll, svg, pre') && out(e)).map((e) => e.outerHTML);
     """
-    assert browser.execute_script(wide) == []
+    for width in (375, 1280):
+        visit(browser, pages[name], width)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert browser.execute_script(wide) == []
+    logged = browser.get_log("browser")
+    assert [entry for entry in logged if entry["level"] in ("SEVERE", "WARNING")] == []
+    sent = [entry["message"] for entry in browser.get_log("performance")]
+    sent = [message for message in sent if "Network.requestWillBeSent" in message]
+    assert sent and not any('"url":"http' in message for message in sent)
+    loaded = "return [...document.images].every((i) => i.complete && i.naturalWidth > 0)"
+    assert browser.execute_script(loaded)
 
 
-def test_sliders(browser: Any, pages: dict[str, Path]):
+def test_sliders_move_the_line_and_the_update(browser: Any, pages: dict[str, Path]):
     visit(browser, pages["run"])
     choose(browser, "cut", "80")
-    assert (
-        browser.execute_script(
-            "return [...document.querySelectorAll('.stack')]"
-            ".map((s) => s.style.getPropertyValue('--cut'))"
-        )
-        == ["20%"] * 8
-    )
+    cuts = "[...document.querySelectorAll('.stack')].map((s) => s.style.getPropertyValue('--cut'))"
+    assert browser.execute_script(f"return {cuts}") == ["20%"] * 8
     choose(browser, "step", "2")
     assert browser.execute_script("return document.querySelector('output').textContent") == "10"
     visible = """
@@ -94,18 +73,19 @@ def test_sliders(browser: Any, pages: dict[str, Path]):
     assert browser.execute_script(visible) == ["After 10 updates"] * 8
 
 
-def test_dark_follows_the_system(browser: Any, pages: dict[str, Path]):
-    visit(browser, pages["run"])
+def test_dark_mode_follows_the_system_and_print_is_light(browser: Any, pages: dict[str, Path]):
+    visit(browser, pages["comparison"])
     colors = []
-    for scheme in ("light", "dark"):
-        browser.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia",
-            {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
-        )
-        colors.append(
-            browser.execute_script("return getComputedStyle(document.body).backgroundColor")
-        )
-    assert colors == ["rgb(252, 252, 250)", "rgb(18, 19, 23)"]
+    for media, scheme in (("", "light"), ("", "dark"), ("print", "dark")):
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        wanted = {"media": media, "features": [feature]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", wanted)
+        style = "getComputedStyle(document.body).backgroundColor"
+        viewer = "getComputedStyle(document.querySelector('.viewer')).display"
+        colors.append(browser.execute_script(f"return [{style}, {viewer}]"))
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+    light, dark = "rgb(252, 252, 250)", "rgb(18, 19, 23)"
+    assert colors == [[light, "grid"], [dark, "grid"], [light, "none"]]
 
 
 def choose(browser: Any, name: str, value: str) -> None:
@@ -119,114 +99,73 @@ def choose(browser: Any, name: str, value: str) -> None:
 
 
 def viewer(browser: Any) -> dict[str, Any]:
-    """What the stage shows: its two pictures' texts, where they are from, the prompt, the count."""
-    told = """
+    """The viewer's two images (text, place in the gallery), prompt, count and table of values."""
+    script = """
         const s = document.querySelector(".viewer"), images = [...s.querySelectorAll(".stack img")];
         const all = [...document.querySelectorAll("table.gallery img")];
         const from = images.map((i) => all.findIndex((one) => one.src === i.src));
-        return {alts: images.map((i) => i.alt), from, asked: s.querySelector(".prompt").textContent,
+        return {alts: images.map((i) => i.alt), from, hidden: s.hidden,
+                prompt: s.querySelector(".prompt").textContent,
                 count: s.querySelector("output").textContent,
-                told: s.querySelector(".values").innerText, hidden: s.hidden};
+                values: s.querySelector(".values").innerText};
     """
-    return browser.execute_script(told)
+    return browser.execute_script(script)
 
 
-def test_any_two_models_stand_left_and_right(browser: Any, pages: dict[str, Path]):
+def test_the_viewer_compares_any_two_models(browser: Any, pages: dict[str, Path]):
     visit(browser, pages["comparison"])
     found = viewer(browser)
-    assert (
-        not found["hidden"]
-        and found["count"] == "1 of 24"
-        and found["from"] == [0, 2]
-        and "Photo rate" in found["told"]
-    )
+    assert (found["hidden"], found["count"], found["from"]) == (False, "1 of 24", [0, 2])
+    assert "Photo rate" in found["values"]
     choose(browser, "left", "1")
     choose(browser, "right", "0")
     found = viewer(browser)
-    assert [alt.split(":")[0] for alt in found["alts"]] == [
-        "Plain Direct-Align",
-        "Base model",
-    ] and found["from"] == [1, 0]
+    labels = [alt.split(":")[0] for alt in found["alts"]]
+    assert (labels, found["from"]) == (["Plain Direct-Align", "Base model"], [1, 0])
 
 
-def test_prompts_are_stepped_through_with_the_keyboard(browser: Any, pages: dict[str, Path]):
+def test_the_keyboard_steps_through_prompts(browser: Any, pages: dict[str, Path]):
     keys = pytest.importorskip("selenium.webdriver").Keys
     visit(browser, pages["comparison"])
-    forward = browser.find_element("css selector", ".viewer [name=on]")
-    forward.send_keys(keys.ENTER)
-    assert viewer(browser)["count"] == "2 of 24"
-    browser.find_element("css selector", ".viewer [name=place]").send_keys(keys.ARROW_RIGHT)
-    assert viewer(browser)["count"] == "3 of 24"
-    for _ in range(3):
-        browser.find_element("css selector", ".viewer [name=back]").send_keys(keys.SPACE)
-    assert viewer(browser)["count"] == "24 of 24"
-    line = browser.find_element("css selector", ".viewer [name=cut]")
-    line.send_keys(keys.ARROW_LEFT)
-    assert (
-        browser.execute_script(
-            "return document.querySelector('.viewer .stack').style.getPropertyValue('--cut')"
-        )
-        == "49%"
-    )
+    pressed = [("on", keys.ENTER, "2 of 24"), ("place", keys.ARROW_RIGHT, "3 of 24")]
+    pressed += [("back", keys.SPACE, f"{count} of 24") for count in (2, 1, 24)]
+    for name, key, count in pressed:
+        browser.find_element("css selector", f".viewer [name={name}]").send_keys(key)
+        assert viewer(browser)["count"] == count
+    browser.find_element("css selector", ".viewer [name=cut]").send_keys(keys.ARROW_LEFT)
+    cut = "document.querySelector('.viewer .stack').style.getPropertyValue('--cut')"
+    assert browser.execute_script(f"return {cut}") == "49%"
 
 
-def test_groups_and_rows_lead_to_the_stage(browser: Any, pages: dict[str, Path]):
+def test_groups_filter_the_rows_and_a_click_opens_one(browser: Any, pages: dict[str, Path]):
     visit(browser, pages["comparison"])
     choose(browser, "group", "control_prompts")
     found = viewer(browser)
-    assert found["asked"].startswith("Anime. ") and found["count"].startswith("1 of ")
-    assert browser.execute_script(
-        "return [...document.querySelectorAll('table.gallery tbody tr:not([hidden])')]"
-        ".every((row) => row.dataset.group === 'control_prompts')"
-    )
-    browser.execute_script(
-        "document.querySelectorAll('table.gallery tbody tr:not([hidden])')[2].click()"
-    )
+    assert found["prompt"].startswith("Anime. ") and found["count"].startswith("1 of ")
+    rows = "document.querySelectorAll('table.gallery tbody tr:not([hidden])')"
+    groups = browser.execute_script(f"return [...{rows}].map((row) => row.dataset.group)")
+    assert set(groups) == {"control_prompts"}
+    browser.execute_script(f"{rows}[2].click()")
     assert viewer(browser)["count"].startswith("3 of ")
 
 
-def test_without_scripts_all_pictures_are_there(browser: Any, pages: dict[str, Path]):
+def test_all_images_are_there_without_scripts(browser: Any, pages: dict[str, Path]):
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         visit(browser, pages["comparison"])
-        shown = [
-            image.is_displayed()
-            for image in browser.find_elements("css selector", "table.gallery img")
-        ]
-        assert (
-            len(shown) == 3 * 24
-            and all(shown)
-            and not browser.find_element("css selector", ".viewer").is_displayed()
-        )
+        images = browser.find_elements("css selector", "table.gallery img")
+        assert len(images) == 3 * 24 and images[0].is_displayed() and images[-1].is_displayed()
+        assert not browser.find_element("css selector", ".viewer").is_displayed()
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
-def test_paper_is_light(browser: Any, pages: dict[str, Path]):
-    visit(browser, pages["comparison"])
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia",
-        {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]},
-    )
-    told = browser.execute_script(
-        "return [getComputedStyle(document.body).backgroundColor,"
-        " getComputedStyle(document.querySelector('.viewer')).display]"
-    )
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
-    assert told == ["rgb(252, 252, 250)", "none"]
-
-
-def test_hostile_text_is_read_and_not_run(browser: Any, pages: dict[str, Path]):
+def test_hostile_text_is_displayed_and_not_executed(browser: Any, pages: dict[str, Path]):
     visit(browser, pages["hostile"])
-    assert browser.execute_script("return document.querySelector('h1').textContent").endswith(
-        f"against {HOSTILE}"
-    )
-    assert browser.execute_script("return [...document.querySelectorAll('.values th')].length") > 1
+    title = browser.execute_script("return document.querySelector('h1').textContent")
+    assert title.endswith(f"against {HOSTILE}")
+    assert browser.execute_script("return document.querySelectorAll('.values th').length") > 1
     choose(browser, "left", "1")
-    assert (
-        HOSTILE in viewer(browser)["alts"][0]
-        and browser.execute_script(
-            "return document.querySelectorAll('img[src=x], main script').length"
-        )
-        == 0
-    )
+    assert HOSTILE in viewer(browser)["alts"][0]
+    injected = "return document.querySelectorAll('img[src=x], main script').length"
+    assert browser.execute_script(injected) == 0

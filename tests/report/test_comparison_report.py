@@ -8,327 +8,248 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from page_tags import HOSTILE, LIMIT, Tags
 from PIL import Image
 from synthetic_run import write_run
 
 from comparison_folders import MODELS, PROMPTS, write_comparison
-from directalign.report import write_page
+from directalign.metrics import ROLES
+from directalign.report import comparison_page, write_page
 from directalign.report.comparison_page import (
     extremes,
     gallery,
+    group_tables,
     model_scatter,
     panels,
     win_matrices,
 )
-from directalign.report.read import read_comparison
+from directalign.report.page import ABSENT, differing_settings, flat
+from directalign.report.read import Comparison, read_comparison, recorded_metric
 
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_comparison(tmp_path_factory.mktemp("comparison") / "out")
+COMPARISON, SUMMARY, RESULTS = "comparison.json", "summary.json", "results.jsonl"
 
 
 @pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "out"))
+def comparison(compared: Path) -> Comparison:
+    return read_comparison(compared)
+
+
+@pytest.fixture
+def folder(compared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(compared, tmp_path / "out"))
 
 
 def rewrite(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-def test_a_whole_page(folder: Path):
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / RESULTS).read_text().splitlines()]
+
+
+def write_lines(folder: Path, lines: list[dict[str, Any]]) -> None:
+    (folder / RESULTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_complete_page(folder: Path):
+    write_run(folder / "run")  # a run inside does not make it a folder of runs
     file = write_page(folder)
-    html, tags = file.read_text(), Tags(file.read_text())
-    assert file == folder / "report.html" and len(html) < LIMIT and tags.harmless()
-    for title in (
-        "3 models compared",
-        "Win rates",
-        "Quality against drift",
-        "Worst and best prompts",
-        "By group of prompts",
-        "Settings that differ",
-    ):
-        assert title in html
-    assert all(label in html for label in MODELS.values()) and all(
-        prompt in html for prompt in PROMPTS[:4]
-    )
-    assert (
-        "directalign compare runs/direct_align runs/srpo --base --out comparison" in html
-        and "0123456789abcdef" in html
-    )
+    html = file.read_text()
+    assert file == folder / "report.html" and len(html) < LIMIT and Tags(html).harmless()
+    titles = ["3 models compared", "Win rates", "Quality against drift", "Worst and best prompts"]
+    titles += ["By group of prompts", "Settings that differ", *MODELS.values(), *PROMPTS[:4]]
+    titles += ["directalign compare runs/direct_align runs/srpo --base --out comparison"]
+    assert [title for title in titles if title not in html] == []
     assert "rollout.num_inference_steps" in html and "train.learning_rate" not in html
+    assert "0123456789abcdef" in html
+    lead = "24 pairs of prompt and seed from 12 prompts (prompts.txt)"
+    assert f"{lead}, and 4 of control prompts, the same for every model." in html
 
 
-def test_a_comparison_in_a_folder_of_its_own_is_no_run(folder: Path):
-    write_run(folder / "run")
-    assert "3 models compared" in write_page(folder).read_text()
+def test_two_models_without_control_prompts(tmp_path: Path):
+    models = {"base": "Base model", "tuned": "Tuned"}
+    html = write_page(write_comparison(tmp_path, models, control_prompts=0)).read_text()
+    assert "Tuned against Base model" in html and "(prompts.txt), the same for every" in html
+    assert 'class="duels"' in html and 'class="wins"' not in html
 
 
-def test_control_prompts_are_counted_apart(tmp_path: Path):
-    html = [
-        write_page(write_comparison(tmp_path / str(count), control_prompts=count)).read_text()
-        for count in (4, 0)
-    ]
-    assert (
-        "24 pairs of prompt and seed from 12 prompts (prompts.txt), and 4 of control prompts, the "
-        "same for every model." in html[0]
-    )
-    assert (
-        "24 pairs of prompt and seed from 12 prompts (prompts.txt), the same for every model."
-        in html[1]
-    )
-
-
-def test_runs_of_several_base_models_are_told(tmp_path: Path):
-    runs = [write_run(tmp_path / "runs" / name) for name in ("a", "b")]
-    assert "One base model, 2 alignments" in write_page(tmp_path / "runs").read_text()
-    settings = yaml.safe_load((recipe := runs[1] / "run.yaml").read_text())
-    recipe.write_text(
-        yaml.safe_dump(settings | {"model": {**settings["model"], "path": "another"}})
-    )
-    assert "2 base models, 2 alignments" in write_page(tmp_path / "runs").read_text()
-
-
-def test_two_models_are_a_duel(tmp_path: Path):
-    html = write_page(
-        write_comparison(tmp_path / "out", {"base": "Base model", "tuned": "Tuned"})
-    ).read_text()
-    assert (
-        "Tuned against Base model" in html
-        and 'class="duels"' in html
-        and 'class="wins"' not in html
-    )
-
-
-def test_wins_are_mirrored(made: Path):
-    matrix = next(
-        each for each in win_matrices(read_comparison(made)) if each.metric.name == "photo_rate"
-    )
+def test_wins_are_mirrored(comparison: Comparison):
+    matrix = next(each for each in win_matrices(comparison) if each.metric.name == "photo_rate")
     assert [model.key for model, _ in matrix.rows] == list(MODELS)
     for place, (_, cells) in enumerate(matrix.rows):
-        assert cells[place] is None
         for other, cell in enumerate(cells):
             mirror = matrix.rows[other][1][place]
-            assert (cell is None) == (other == place)
-            assert cell is None or (
-                mirror is not None
-                and cell.share == pytest.approx(1 - mirror.share)
-                and cell.p == mirror.p
-            )
+            assert (cell is None) == (mirror is None) == (other == place)
+            if cell and mirror:
+                assert (cell.share, cell.p) == (pytest.approx(1 - mirror.share), mirror.p)
     better, worse = matrix.rows[2][1][0], matrix.rows[0][1][2]
     assert better and worse and (better.side, worse.side) == ("for", "against")
 
 
-def test_what_a_model_was_trained_on_is_marked(made: Path):
-    found = {
-        panel.metric.name: {row.model.key: row.trained for row in panel.rows}
-        for _, _, _, each in panels(read_comparison(made))
-        for panel in each
-    }
-    assert found["score_world_reward"] == {"base": False, "direct_align": True, "srpo": True}
-    assert not any(found["score_light"].values()) and set(found["base_rmse"]) == {
-        "direct_align",
-        "srpo",
-    }
+def test_metrics_that_a_model_was_trained_on_are_marked(comparison: Comparison):
+    each = [panel for *_, found in panels(comparison) for panel in found]
+    trained = {panel.metric.name: {r.model.key: r.trained for r in panel.rows} for panel in each}
+    assert trained["score_world_reward"] == {"base": False, "direct_align": True, "srpo": True}
+    assert not any(trained["score_light"].values())
+    assert set(trained["base_rmse"]) == {"direct_align", "srpo"}
 
 
-def test_the_plane_has_the_base_at_no_distance_from_itself(made: Path):
-    found = model_scatter(read_comparison(made))
+def test_the_scatter_has_the_base_at_distance_0(comparison: Comparison):
+    found = model_scatter(comparison)
     assert found and (found.x.name, found.y.name) == ("photo_rate", "base_color_shift")
     assert all(label in found.charts["wide"] for label in ("Base model", "Direct-Align", "SRPO"))
 
 
-def test_extremes_are_the_pairs_that_changed_most(made: Path):
-    comparison = read_comparison(made)
+def test_extremes_are_the_pairs_that_changed_most(comparison: Comparison):
     found = {each.model.key: each for each in extremes(comparison)}["srpo"]
-    assert (
-        [each.name for each in found.by] == ["photo_rate", "content"]
-        and found.tie_break
-        and found.tie_break.name == "score_light"
-    )
-    pairs = [
-        (comparison.images["base"][index].numbers, comparison.images["srpo"][index].numbers)
-        for index in range(24)
-    ]
-    gains = [
-        sum(after[name] - before[name] for name in ("photo_rate", "content"))
-        for before, after in pairs
-    ]
-    assert found.counts == (
-        sum(g > 0 for g in gains),
-        sum(g < 0 for g in gains),
-        sum(g == 0 for g in gains),
-    )
-    best = max(
-        range(24),
-        key=lambda index: (
-            gains[index],
-            pairs[index][1]["score_light"] - pairs[index][0]["score_light"],
-        ),
-    )
+    names = [each.name for each in found.by]
+    assert names == ["photo_rate", "content"]
+    assert found.tie_break and found.tie_break.name == "score_light"
+    changes = []
+    for index in range(24):
+        before, after = (comparison.images[key][index].numbers for key in ("base", "srpo"))
+        gain = sum(after[name] - before[name] for name in names)
+        changes.append((gain, after["score_light"] - before["score_light"], index))
+    signs = [(gain > 0) - (gain < 0) for gain, _, _ in changes]
+    assert found.counts == tuple(signs.count(sign) for sign in (1, -1, 0))
+    best = max(changes)[2]
     assert found.gained[0].files == (f"images/base/{best:05d}.png", f"images/srpo/{best:05d}.png")
 
 
-def test_the_wall_takes_from_every_group_and_every_prompt(made: Path):
-    comparison = read_comparison(made)
+def test_the_gallery_takes_from_every_group_and_every_prompt(comparison: Comparison):
     found = gallery(comparison, 1_000_000)
-    assert (
-        found.groups == ["animation", "control_prompts"]
-        and {row.prompt for row in found.rows} >= set(PROMPTS)
-        and found.count == 28
-    )
-    assert any("are left out" in note for note in comparison.notes) == (len(found.rows) < 28)
+    assert found.groups == ["animation", "control_prompts"] and found.count == 28
+    assert {row.prompt for row in found.rows} >= set(PROMPTS)
+    left_out = any("are left out" in note for note in comparison.notes)
+    assert left_out == (len(found.rows) < 28)
+
+
+def test_tables_by_group_need_two_groups(comparison: Comparison, tmp_path: Path):
+    photo = next(table for table in group_tables(comparison) if table.metric.name == "photo_rate")
+    rows = {group: (pairs, cells) for group, pairs, cells in photo.rows}
+    assert set(rows) == {"without a group", "animation"}
+    pairs, cells = rows["animation"]
+    images = [each for each in comparison.images["srpo"].values() if each.group == "animation"]
+    rate = sum(each.numbers["photo_rate"] for each in images) / 16
+    assert (pairs, cells[2][0], cells[0][2]) == ("16 pairs", f"{100 * rate:.0f}\u00a0%", "")
+    single = write_comparison(tmp_path, prompts=["a red circle"], control_prompts=0)
+    assert group_tables(read_comparison(single)) == []
 
 
 def test_hostile_text_stays_text(folder: Path):
-    told = json.loads((folder / "comparison.json").read_text())
-    for model in told["models"]:
-        model.update(
-            label=HOSTILE,
-            source=HOSTILE,
-            kind=HOSTILE,
-            settings={HOSTILE: HOSTILE, "seed": len(model["key"])},
-        )
-    rewrite(
-        folder / "comparison.json",
-        models=told["models"],
-        command=HOSTILE,
-        commit=HOSTILE,
-        prompts={"source": HOSTILE, "count": 3},
-    )
-    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    changed = [
-        {
-            **line,
-            "prompt": HOSTILE,
-            "seed": HOSTILE,
-            "group": HOSTILE if line["index"] % 2 else "x",
-            "numbers": {**line["numbers"], HOSTILE: 1.0},
-        }
-        for line in lines
-    ]
-    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
-    names = json.loads((folder / "summary.json").read_text())["names"]
-    rewrite(
-        folder / "summary.json",
-        names={name: {**each, "label": HOSTILE, "scale": HOSTILE} for name, each in names.items()},
-    )
+    models = json.loads((folder / COMPARISON).read_text())["models"]
+    for model in models:
+        texts = dict.fromkeys(("label", "source", "kind"), HOSTILE)
+        model.update(texts, settings={HOSTILE: HOSTILE, "seed": len(model["key"])})
+    changes = {"command": HOSTILE, "commit": HOSTILE, "prompts": {"source": HOSTILE, "count": 3}}
+    rewrite(folder / COMPARISON, models=models, **changes)
+    lines = lines_of(folder)
+    for line in lines:
+        line.update(prompt=HOSTILE, seed=HOSTILE, group=HOSTILE if line["index"] % 2 else "x")
+        line["numbers"][HOSTILE] = 1.0
+    write_lines(folder, lines)
+    names = json.loads((folder / SUMMARY).read_text())["names"]
+    renamed = {name: {**each, "label": HOSTILE, "scale": HOSTILE} for name, each in names.items()}
+    rewrite(folder / SUMMARY, names=renamed)
     html = write_page(folder).read_text()
-    assert Tags(html).harmless() and html.count("<script") == 1 and "alert(&#34;2&#34;)" in html
+    assert Tags(html).harmless() and "alert(&#34;2&#34;)" in html
 
 
 def test_files_outside_are_not_embedded(folder: Path, tmp_path: Path):
     Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "secret.png")
     (folder / "images" / "link.png").symlink_to(tmp_path / "secret.png")
-    outside = [
-        "../secret.png",
-        str(tmp_path / "secret.png"),
-        "images/link.png",
-        "images/<script>.png",
-    ]
-    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    changed = [
-        {**line, "file": outside[line["index"]] if line["index"] < len(outside) else line["file"]}
-        for line in lines
-    ]
-    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
+    outside = ["../secret.png", str(tmp_path / "secret.png"), "images/link.png"]
+    outside += ["images/<script>.png"]
+    lines = lines_of(folder)
+    for line in lines:
+        if line["index"] < len(outside):
+            line["file"] = outside[line["index"]]
+    write_lines(folder, lines)
     html = write_page(folder).read_text()
-    assert (
-        html.count("outside of the folder, not shown") == 3
-        and "no image" in html
-        and Tags(html).harmless()
-    )
+    assert html.count("outside of the folder, left out") == 3
+    assert "no image" in html and Tags(html).harmless()
 
 
-def test_an_unfinished_comparison(folder: Path):
-    (folder / "summary.json").unlink()
-    text = (folder / "results.jsonl").read_text()
-    (folder / "results.jsonl").write_text(
-        "\n".join(text.splitlines()[:50]) + '\n{"model": "srpo", "ind'
-    )
-    html = write_page(folder).read_text()
-    assert (
-        "summary.json: No such file" in html
-        and "results.jsonl, line 51: truncated" in html
-        and "Metrics" in html
-        and "Win rates" not in html
-    )
-
-
-@pytest.mark.parametrize("torn", ["comparison.json", "summary.json", "results.jsonl"])
+@pytest.mark.parametrize("torn", [COMPARISON, SUMMARY, RESULTS])
 def test_torn_files_become_notes(folder: Path, torn: str):
     file = folder / torn
     file.write_text(file.read_text()[: file.stat().st_size // 2 + 3])
     html = write_page(folder).read_text()
-    assert "truncated or not JSON" in html and Tags(html).harmless()
+    assert "truncated or not JSON" in html and "Metrics" in html and Tags(html).harmless()
+
+
+def test_an_unfinished_comparison(folder: Path, tmp_path: Path):
+    (folder / SUMMARY).unlink()
+    html = write_page(folder).read_text()
+    assert "summary.json: No such file" in html
+    assert "Metrics" in html and "Win rates" not in html
+    (tmp_path / COMPARISON).write_text("{}")
+    assert "<h2>Notes</h2>" in write_page(tmp_path).read_text()
 
 
 def test_records_of_other_shapes_do_no_harm(folder: Path):
-    (folder / "comparison.json").write_text(
-        json.dumps(
-            {
-                "format": 7,
-                "models": [{"key": "base"}, {"label": "no key"}, 3],
-                "prompts": [],
-                "machine": 4,
-            }
-        )
-    )
-    (folder / "summary.json").write_text(
-        json.dumps(
-            {
-                "names": {"photo_rate": 3},
-                "models": {"base": {"photo_rate": "high"}},
-                "wins": [3, {"a": 1, "name": "x"}],
-            }
-        )
-    )
-    with (folder / "results.jsonl").open("a") as stream:
-        stream.write(
-            '[1]\n{"model": "base"}\n{"model": "base", "index": 99, "numbers": 3, '
-            '"file": null, "prompt": null, "group": 5}\n'
-        )
+    models = [{"key": "base"}, {"label": "no key"}, 3]
+    record = {"format": 7, "models": models, "prompts": [], "machine": 4}
+    (folder / COMPARISON).write_text(json.dumps(record))
+    wins = [3, {"a": 1, "name": "x"}]
+    models = {"base": {"photo_rate": "high"}}
+    record = {"names": {"photo_rate": 3}, "models": models, "wins": wins}
+    (folder / SUMMARY).write_text(json.dumps(record))
+    odd = {"model": "base", "index": 99, "numbers": 3, "file": None, "prompt": None, "group": 5}
+    with (folder / RESULTS).open("a") as stream:
+        stream.write(f'[1]\n{{"model": "base"}}\n{json.dumps(odd)}\n')
     html = write_page(folder).read_text()
     assert "format 7" in html and html.count("not a record of an image") == 2
 
 
-def test_nothing_at_all(tmp_path: Path):
-    (tmp_path / "comparison.json").write_text("{}")
-    assert "<h2>Notes</h2>" in write_page(tmp_path).read_text()
-
-
-def test_the_page_stays_small_whatever_the_number_of_images(tmp_path: Path):
-    """Five models, 100 prompts of 512 x 512 noise, which compresses worst."""
-    folder = tmp_path / "out"
+def test_the_page_stays_small_for_any_number_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Five models, 100 prompts, noise (which compresses worst), and a tenth of the usual budget."""
     models = {name: name.upper() for name in ("base", "a", "b", "c", "d")}
-    write_comparison(
-        folder,
-        models,
-        seeds_per_prompt=1,
-        prompts=[f"prompt {place}" for place in range(100)],
-        control_prompts=0,
-    )
-    noise = [Image.effect_noise((512, 512), 120) for _ in range(4)]
-    for place in range(4):
-        Image.merge("RGB", (noise[place], noise[place - 1], noise[place - 2])).save(
-            tmp_path / f"{place}.png", compress_level=1
-        )
-    for place, file in enumerate(sorted((folder / "images").glob("*/*.png"))):
+    prompts = [f"prompt {place}" for place in range(100)]
+    folder = write_comparison(tmp_path / "out", models, 1, prompts=prompts, control_prompts=0)
+    noise = Image.merge("RGB", [Image.effect_noise((160, 160), 120) for _ in range(3)])
+    noise.save(tmp_path / "noise.png")
+    for file in (folder / "images").glob("*/*.png"):
         file.unlink()
-        file.hardlink_to(tmp_path / f"{place % 4}.png")
-    page = write_page(folder)
-    html = page.read_text()
-    assert page.stat().st_size < LIMIT and Tags(html).count("img") > 100
-    assert "Images of 81 of 100 pairs are left out" in html
+        file.hardlink_to(tmp_path / "noise.png")
+    monkeypatch.setattr(comparison_page, "BUDGET", comparison_page.BUDGET // 10)
+    html = write_page(folder).read_text()
+    assert sum(len(attrs.get("src") or "") for _, attrs in Tags(html).found) < LIMIT // 10
+    assert Tags(html).count("img") > 100 and "Images of 81 of 100 pairs are left out" in html
 
 
-def test_a_runs_page_shows_its_best_and_worst_prompts(tmp_path: Path):
-    run = write_run(tmp_path / "run")
-    assert "Best and worst prompts" not in write_page(run).read_text()
-    write_comparison(run / "evaluation", {"base": "Base model", "tuned": "Tuned"})
-    (run / "evaluation" / "images" / "tuned" / "00000.png").write_bytes(b"torn")
-    html = write_page(run).read_text()
-    assert "Best and worst prompts" in html and "Better on" in html and "Gained most" in html
+# --- tables of settings, recorded metrics ---------------------------------------------------------
+
+
+def test_only_settings_that_differ_are_listed():
+    shared = {"learning_rate": 1e-4, "betas": [0.9, 0.999]}
+    one: dict[str, Any] = {"name": "A", "seed": 0, "train": shared, "early_stopping": None}
+    stopping = {"max_degradation": {"content": 0.03}}
+    two = one | {"name": "B", "train": {**shared, "learning_rate": 3e-5}}
+    two |= {"early_stopping": stopping}
+    assert flat(two)["early_stopping.max_degradation.content"] == 0.03
+    assert differing_settings([one, None, two]) == [
+        ("train.learning_rate", ["0.0001", ABSENT, "3e-05"]),
+        ("early_stopping.max_degradation.content", [ABSENT, ABSENT, "0.03"]),
+    ]
+    for same in ([one, one], [None, one], []):
+        assert differing_settings(same) == []
+    # names may be dotted already; a base model has no section train or method
+    base = {"rollout.shift": 1.0}
+    tuned = {"rollout.shift": 3.0, "train.clip": 0.1}
+    runs = [tuned | {"method.form": form} for form in ("relative", "anchored")]
+    assert differing_settings([base, *runs]) == [
+        ("rollout.shift", ["1", "3", "3"]),
+        ("method.form", [ABSENT, "relative", "anchored"]),
+    ]
+
+
+def test_a_record_overrides_the_registry_where_it_is_valid():
+    record = {"role": "held_out", "better": 1, "label": "X", "scale": "Share of images, 0 to 1."}
+    found = recorded_metric("score_x", record)
+    assert (found.role, found.better, found.label, found.percent) == ("held_out", 1, "X", True)
+    odd = {"role": "nonsense", "better": 7, "label": ["a"], "scale": None}
+    found = recorded_metric("score_x", odd)
+    assert found.role in ROLES and found.better in (-1, 0, 1)

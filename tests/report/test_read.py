@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from synthetic_run import write_demo, write_run
 
-from directalign.report.format import number
 from directalign.report.read import read_run, run_folders
 
 
@@ -16,37 +15,30 @@ def folder(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run")
 
 
-def test_a_whole_run(folder: Path):
+def test_a_complete_run(folder: Path):
     run = read_run(folder)
-    assert (run.name, len(run.steps), [record["step"] for record in run.measured]) == (
-        "SRPO",
-        20,
-        [0, 5, 10, 15, 20],
-    )
-    assert run.curve("grad_norm")[0] == (1.0, pytest.approx(0.06)) and run.measured_curve(
-        "photo_rate"
-    )[-1][1] == pytest.approx(0.9)
+    steps = [record["step"] for record in run.measured]
+    assert (run.name, len(run.steps), steps) == ("SRPO", 20, [0, 5, 10, 15, 20])
+    assert run.curve("grad_norm")[0] == (1.0, pytest.approx(0.06))
+    assert run.measured_curve("photo_rate")[-1][1] == pytest.approx(0.9)
     assert run.band("photo_rate")[0] == (0.0, pytest.approx(0.15), pytest.approx(0.24))
-    assert [step for step, _ in run.samples] == [0, 5, 10, 15, 20] and not run.notes
-    assert (
-        run.setting("method", "form") == "anchored"
-        and run.setting("method", "form", "deeper", default=7) == 7
-    )
+    assert [step for step, _ in run.samples] == steps and not run.notes
+    assert run.setting("method", "form") == "anchored"
+    assert run.setting("method", "form", "deeper", default=7) == 7
 
 
-def test_a_half_written_last_line_is_noted(folder: Path):
-    with (folder / "metrics.jsonl").open("a") as stream:
-        stream.write('{"event": "step", "step": 21, "lo')
+def test_a_step_evaluated_twice_counts_once_and_a_partial_last_line_is_noted(folder: Path):
+    with (folder / "metrics.jsonl").open("a+") as stream:
+        stream.seek(0)
+        last = stream.read().splitlines()[-1]
+        stream.write(last + '\n{"event": "step", "step": 21, "lo')
     run = read_run(folder)
-    assert len(run.steps) == 20 and run.notes == [
-        "metrics.jsonl, line 26: truncated or not JSON, left out."
-    ]
+    assert (len(run.steps), len(run.measured)) == (20, 5)
+    assert run.notes == ["metrics.jsonl, line 27: truncated or not JSON, left out."]
 
 
 def test_missing_files_are_noted(folder: Path):
-    for name in ("run.yaml", "summary.json"):
-        (folder / name).unlink()
-    for file in (folder / "samples").iterdir():
+    for file in (folder / "run.yaml", folder / "summary.json", *(folder / "samples").iterdir()):
         file.unlink()
     run = read_run(folder)
     assert len(run.notes) == 3 and run.name == "run" and len(run.steps) == 20
@@ -55,56 +47,30 @@ def test_missing_files_are_noted(folder: Path):
 def test_broken_files_are_noted(folder: Path):
     (folder / "run.yaml").write_text("name: [unclosed")
     (folder / "summary.json").write_text('{"align_sec')
-    (folder / "metrics.jsonl").write_text(
-        '[1, 2]\n{"event": "step"}\n'
-        '{"event": "step", "step": 1, "loss": null, "levels": {"denoise": 3}}\n'
-    )
+    line = '{"event": "step", "step": 1, "loss": null, "levels": {"denoise": 3}}'
+    (folder / "metrics.jsonl").write_text(f'[1, 2]\n{{"event": "step"}}\n{line}\n')
     run = read_run(folder)
-    assert (
-        len(run.notes) == 4
-        and len(run.steps) == 1
-        and run.curve("loss") == []
-        and run.levels() == {}
-    )
+    assert len(run.notes) == 4 and len(run.steps) == 1
+    assert run.curve("loss") == [] and run.levels() == {}
 
 
 def test_levels_are_means_weighted_by_samples(folder: Path):
+    entries = [
+        '{"sigma": 0.81, "n": 1, "gain": 0.1}',
+        '{"sigma": 0.84, "n": 3, "gain": 0.5}, {"sigma": 0.61, "n": 1, "gain": 0.2}',
+    ]
     lines = [
-        '{"event": "step", "step": 1, "levels": {"denoise": [{"sigma": 0.81, "n": 1, "gain": 0.1}]'
-        "}}",
-        '{"event": "step", "step": 2, "levels": {"denoise": [{"sigma": 0.84, "n": 3, "gain": 0.5}, '
-        '{"sigma": 0.61, "n": 1, "gain": 0.2}]}}',
+        f'{{"event": "step", "step": {step}, "levels": {{"denoise": [{each}]}}}}'
+        for step, each in enumerate(entries)
     ]
     (folder / "metrics.jsonl").write_text("\n".join(lines))
     low, high = read_run(folder).levels()["denoise"]
-    assert (
-        low["gain"] == 0.2
-        and high["n"] == 4
-        and high["gain"] == pytest.approx(0.4)
-        and high["sigma"] == pytest.approx(0.8325)
-    )
-
-
-def test_a_step_measured_twice_counts_once(folder: Path):
-    text = (folder / "metrics.jsonl").read_text()
-    (folder / "metrics.jsonl").write_text(text + text.splitlines()[-1] + "\n")
-    assert len(read_run(folder).measured) == 5
+    assert low["gain"] == 0.2
+    assert high == pytest.approx({"n": 4, "gain": 0.4, "sigma": 0.8325})
 
 
 def test_order_of_runs(tmp_path: Path):
     (write_demo(tmp_path / "demo") / "unrelated").mkdir()
     write_run(tmp_path / "demo" / "another")
-    assert [path.name for path in run_folders(tmp_path / "demo")] == [
-        "srpo",
-        "direct_align",
-        "another",
-        "srpo_long",
-        "official_long",
-    ]
-
-
-def test_numbers_are_finite_numbers():
-    assert [
-        number(value)
-        for value in (1, {"value": 0.5}, True, "3", None, float("nan"), float("inf"), {})
-    ] == [1.0, 0.5, *[None] * 6]
+    names = [path.name for path in run_folders(tmp_path / "demo")]
+    assert names == ["srpo", "direct_align", "another", "srpo_long", "official_long"]

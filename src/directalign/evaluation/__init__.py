@@ -1,2 +1,1 @@
-"""Measurement: fixed prompt-seed pairs, images of them, scores with intervals, and drift. Never
-trained on."""
+"""Evaluation: fixed prompt-seed pairs, their images, scores with intervals, and drift."""

@@ -19,22 +19,14 @@ import torch
 from .. import config, metrics
 from ..io.jsonl import JsonlStore, Row, RowKey
 from ..metrics import SHARE, Metric
+from ..report.read import RESULTS
 from ..rewards import load_reward, reward_class
 from ..toyworld.judges import load_judge
 from ..types import PerSample
-from .adherence import (
-    ADHERENCE,
-    Adherence,
-    adherence_of,
-    check_adherence,
-    check_rows,
-    numbers,
-)
-from .candidate_images import image_file, load_images
-from .candidates import Candidate
-from .eval_prompts import PromptRow
+from .adherence import ADHERENCE, Adherence, adherence_of, check_adherence, check_rows, numbers
+from .candidates import Candidate, image_file, load_images
+from .eval_prompts import EvalSample, PromptRow, batches
 from .eval_rewards import EvalReward
-from .eval_samples import EvalSample, batches
 from .scores import (
     JudgeMetrics,
     MetricFunction,
@@ -48,14 +40,12 @@ from .scores import (
 )
 
 logger = logging.getLogger(__name__)
-RESULTS, SCORES = "results.jsonl", "scores"
-FACTS = "adherence_facts.jsonl"
+SCORES, FACTS = "scores", "adherence_facts.jsonl"
 
 
 @dataclass(frozen=True)
 class MetricGroup:
-    """Metrics of one source, not loaded yet. `name`: its file in scores/; `settings` identify it on
-    resume."""
+    """Metrics of one source, to be loaded. `name`: its file in scores/; `settings`: identity."""
 
     name: str
     metrics: Mapping[str, Metric]
@@ -70,8 +60,7 @@ def metric_groups(
     control_prompts: str | None,
     batch_size: int,
 ) -> list[MetricGroup]:
-    """Pixels, the toy world's judge (for `judge` "world") and every reward, to be loaded one at a
-    time."""
+    """Pixels, the judge (if it is "world") and every reward, to be loaded one at a time."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     leaked = [metrics.OFF_TOPIC + name for name in (metrics.BASE_RMSE, metrics.BASE_CAST)]
     pixel_metrics = metrics.PIXELS | {name: metrics.CONTROL[name] for name in leaked}
@@ -144,15 +133,14 @@ def adherence_metrics(
     found = [Metric(ADHERENCE, "As the prompt says", "adherence", True, text, SHARE)]
     for tag in dict.fromkeys(row.facts["tag"] for row in rows if row.facts):
         label = f"As the prompt says: {tag.replace('_', ' ')}"
-        text = f"The same, of prompts of {tag} alone."
+        text = f"The same, of prompts of {tag} only."
         found.append(Metric(f"{ADHERENCE}_{tag}", label, "adherence", True, text))
     return {each.name: each for each in found}
 
 
 @dataclass(frozen=True)
 class AdherenceMetrics:
-    """Adherence per image; the verdict on each fact is appended to `facts`. None on control
-    prompts."""
+    """Adherence per image, none on control prompts; appends the verdicts to `facts`."""
 
     judge: Adherence
     facts: JsonlStore
@@ -197,8 +185,7 @@ def _complete_store(
     out: Path,
     batch_size: int,
 ) -> JsonlStore:
-    """The group's file, completed; its models are loaded only if rows are missing, and freed at the
-    end."""
+    """The group's file, completed; its models are loaded only if rows are missing."""
     (out / SCORES).mkdir(exist_ok=True)
     store = JsonlStore(out / SCORES / f"{group.name}.jsonl")
     functions: Sequence[MetricFunction] | None = None
@@ -236,15 +223,9 @@ def _result(candidate: Candidate, sample: EvalSample, stores: Sequence[JsonlStor
     key, numbers = (candidate.key, sample.index), {}
     for store in stores:
         numbers |= store.rows[key]["numbers"]
-    return {
-        "model": candidate.key,
-        "index": sample.index,
-        "prompt": sample.prompt,
-        "seed": sample.seed,
-        "file": image_file(candidate.key, sample.index),
-        "group": sample.group,
-        "numbers": numbers,
-    }
+    about = {"model": candidate.key, "index": sample.index, "prompt": sample.prompt}
+    about |= {"seed": sample.seed, "file": image_file(*key), "group": sample.group}
+    return {**about, "numbers": numbers}
 
 
 def _keys(candidates: Sequence[Candidate], samples: Sequence[EvalSample]) -> list[RowKey]:

@@ -1,11 +1,13 @@
-"""The candidates of a comparison: runs, bare models, base models, and folders of images with
-images.jsonl.
+"""The candidates of a comparison and their images: runs, bare models, base models, image folders.
 
-images.jsonl has file, prompt and seed of each image; `directalign sample` writes it.
+A folder of images has images.jsonl with file, prompt and seed of each, as `directalign sample`
+writes it. All metrics are computed on PNG files, 8 bits a channel, so candidates are treated alike
+and results do not depend on when an image was made.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -13,38 +15,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from PIL import Image
 
 from .. import config
+from ..data.image_io import Unreadable, read_pixels
+from ..io.jsonl import disk_full_error
 from ..io.text import checked_prompt, json_rows
 from ..models import model_class
 from ..models.lora import LORA_FILE
-from ..types import DirectAlignError
-from .eval_prompts import Pairs
-from .eval_samples import EvalSample, samples_of
-from .generate import RECORD, run_of
+from ..types import DirectAlignError, Images
+from .eval_prompts import EvalSample, Pairs, samples_of
+from .generate import RECORD, generate, load_run_model, run_of, save_png
 
+logger = logging.getLogger(__name__)
 Kind = Literal["base", "run", "model", "images"]
 BASE, BASE_LABEL = "base", "Base model"
-BASE_SETTINGS = (
-    "architecture",
-    "path",
-    "components",
-    "revision",
-    "variant",
-    "dtype",
-    "quantization",
-)
+SOURCE = ("architecture", "path", "components", "revision", "variant")
+BASE_SETTINGS = (*SOURCE, "dtype", "quantization")
 """Settings of `config.ModelConfig` that identify the weights a run begins with."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One model of a comparison. `run`: its recipe with the rollout it is sampled with, None for
-    images;
-    `trained`: the folder of its trained weights; `base`: key of the candidate it is compared with
-    as base.
-    """
+    """One model. `run`: its recipe with the rollout it is sampled with, None for images;
+    `trained`: the folder of its trained weights; `base`: key of its base among the candidates."""
 
     key: str
     label: str
@@ -67,8 +62,7 @@ def open_candidates(
 
     `rollout` overrides the sampling settings of all.
 
-    Raises: DirectAlignError for no source, a source of no known kind, a run without weights, equal
-    labels.
+    Raises: DirectAlignError for no or an unknown source, a run without weights, equal labels.
     """
     if not sources:
         raise DirectAlignError(
@@ -128,9 +122,8 @@ def _labelled(candidates: list[Candidate], given: list[bool]) -> list[Candidate]
     ]
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
-        same = [
-            each.source for each, label in zip(candidates, labels, strict=True) if label == twice
-        ]
+        pairs = zip(candidates, labels, strict=True)
+        same = [each.source for each, label in pairs if label == twice]
         raise DirectAlignError(
             f"{same[0]} and {same[1]} are both called {twice!r}; "
             "give each a label of its own: LABEL=SOURCE"
@@ -155,8 +148,7 @@ def _keys(labels: Sequence[str]) -> list[str]:
 
 
 def _with_bases(candidates: list[Candidate]) -> list[Candidate]:
-    """Put the base of every run first, one for each model and sampling; others get the only base,
-    if there is one."""
+    """Put the bases first, one for each model and sampling; others get a single base."""
     firsts: dict[str, Candidate] = {}
     for each in candidates:
         if each.kind == "run":
@@ -198,12 +190,9 @@ Pair = tuple[str, int]
 def samples_of_images(
     candidates: Sequence[Candidate], num_samples: int | None
 ) -> tuple[list[EvalSample], dict[str, list[Path]]]:
-    """The samples of folders of images, in the order of the first folder, and each folder's files
-    for them.
+    """The samples of folders of images, in the order of the first, and each folder's files.
 
-    Raises: DirectAlignError for a folder that lacks an image of another, and for images of
-    different sizes;
-        nothing is decoded.
+    Raises: DirectAlignError for a folder that lacks an image of another, and for other sizes.
     """
     folders = {each.key: _read(Path(each.source)) for each in candidates}
     first, *others = candidates
@@ -216,7 +205,7 @@ def samples_of_images(
             prompt, seed = lacking[0]
             raise DirectAlignError(
                 f"{first.source} and {other.source} are not of the same prompts and seeds: "
-                f"{len(lacking)} images are in one alone, the first of {prompt!r:.60}, "
+                f"{len(lacking)} images are in only one of them, the first of {prompt!r:.60}, "
                 f"seed {seed}; sample both alike, or take the first ones with --num-samples"
             )
     files = {key: [found[pair] for pair in pairs] for key, found in folders.items()}
@@ -275,4 +264,108 @@ def _check_sizes(files: Sequence[Path]) -> None:
         raise DirectAlignError(
             f"{one} has {first[0]}x{first[1]} pixels and {other} {second[0]}x{second[1]}: "
             "bring all images to one size"
+        )
+
+
+# --- images of the candidates ---------------------------------------------------------------------
+
+
+def image_file(key: str, index: int) -> str:
+    """File of a candidate's image of a sample, relative to the comparison's folder."""
+    return f"images/{key}/{index:05d}.png"
+
+
+def generate_all(
+    candidates: Sequence[Candidate],
+    samples: Sequence[EvalSample],
+    sources: Mapping[str, Sequence[Path]],
+    out: Path,
+    batch_size: int | None,
+) -> None:
+    """Make every missing image, one model in memory at a time.
+
+    Args:
+        sources: for candidates that are folders of images, their file of every sample, by key.
+    Raises:
+        DirectAlignError: candidates whose images differ in size.
+    """
+    for candidate in candidates:
+        files = [out / image_file(candidate.key, sample.index) for sample in samples]
+        missing = [place for place, file in enumerate(files) if not file.is_file()]
+        if not missing:
+            continue
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+        verb = "copy" if candidate.kind == "images" else "generate"
+        logger.info(f"{candidate.label}: {len(missing)} images to {verb}")
+        if candidate.kind == "images":
+            for place in missing:
+                _copy(candidate, sources[candidate.key][place], files[place])
+        else:
+            _generate(candidate, samples, files, batch_size)
+        _check_size(candidates[0], candidate, samples[0].index, out)
+
+
+def load_images(out: Path, key: str, samples: Sequence[EvalSample]) -> Images:
+    """A candidate's images of some samples, (b, 3, H, W) float32 in [0, 1]."""
+    try:
+        files = [out / image_file(key, sample.index) for sample in samples]
+        pixels = [torch.from_numpy(read_pixels(file)) for file in files]
+    except Unreadable as error:
+        raise DirectAlignError(
+            f"{out / 'images' / key}: {error}; remove it, and the same command makes it again"
+        ) from error
+    return torch.stack(pixels).permute(0, 3, 1, 2).float()
+
+
+def _generate(
+    candidate: Candidate,
+    samples: Sequence[EvalSample],
+    files: Sequence[Path],
+    batch_size: int | None,
+) -> None:
+    """Batches do not depend on which images exist, so a resumed comparison has the same bits."""
+    run = candidate.run
+    assert run is not None
+    size = batch_size or (1 if candidate.kind == "model" else run.evaluate.batch_size)
+    model = load_run_model(run, candidate.trained)
+    for first in range(0, len(samples), size):
+        batch, targets = samples[first : first + size], files[first : first + size]
+        if all(file.is_file() for file in targets):
+            continue
+        prompts, seeds = [each.prompt for each in batch], [each.seed for each in batch]
+        images = generate(model, prompts, seeds, run.rollout, size)
+        for file, image in zip(targets, images, strict=True):
+            _write(image, file)
+
+
+def _copy(candidate: Candidate, source: Path, file: Path) -> None:
+    try:
+        pixels = torch.from_numpy(read_pixels(source)).permute(2, 0, 1).float()
+    except Unreadable as error:
+        raise DirectAlignError(
+            f"{source}: {error}; repair it, or compare without {candidate.source}"
+        ) from error
+    _write(pixels, file)
+
+
+def _write(image: torch.Tensor, file: Path) -> None:
+    """Write under a temporary name first, so that an existing file is always complete."""
+    partial = file.with_name(f".{file.stem}.part.png")
+    with disk_full_error(file):
+        save_png(image, partial)
+        partial.replace(file)
+
+
+def _check_size(first: Candidate, other: Candidate, index: int, out: Path) -> None:
+    sizes = []
+    for candidate in (first, other):
+        with Image.open(out / image_file(candidate.key, index)) as image:
+            sizes.append(image.size)
+    if sizes[0] != sizes[1]:
+        (w, h), (w2, h2) = sizes
+        is_model = other.kind != "images"
+        remedy = "give --height and --width" if is_model else "compare images of one size"
+        raise DirectAlignError(
+            f"{first.label} makes images of {w}x{h} pixels and {other.label} of {w2}x{h2}: "
+            f"their metrics are not comparable; {remedy}"
         )

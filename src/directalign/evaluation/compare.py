@@ -1,8 +1,6 @@
-"""`directalign compare` and `directalign evaluate`: any number of models on the same prompts and
-seeds, in a resumable folder.
+"""`directalign compare` and `evaluate`: models on the same prompts and seeds, resumable.
 
-    models, prompts, rewards  ->  images of every model  ->  metrics of every image  ->  intervals,
-    differences, wins  ->  page
+    models, prompts, rewards  ->  images  ->  metrics of every image  ->  summary  ->  page
 
 Invalid requests are refused before the first model is loaded. Models are loaded one after the
 other, rewards after them, so memory holds one at a time. docs/evaluation.md describes the folder
@@ -27,28 +25,30 @@ from ..io.atomic import write_text
 from ..io.jsonl import disk_full_error
 from ..metrics import SCORE, SGP
 from ..report import write_page
+from ..report.page import flat
+from ..report.read import COMPARISON, FORMAT, RESULTS, SUMMARY
 from ..rewards import check_reward
 from ..toyworld.scenes import all_captions
 from ..types import DirectAlignError
 from .adherence import adherence_settings
-from .candidate_images import generate_all
 from .candidate_scores import MetricGroup, adherence_group, metric_groups, score_candidates
-from .candidates import BASE, Candidate, open_candidates, samples_of_images
-from .eval_prompts import FIRST_SEED, PromptRow, measured_prompts, read_prompt_set
-from .eval_rewards import EvalReward, eval_rewards, gap_phrases
-from .eval_samples import (
+from .candidates import BASE, Candidate, generate_all, open_candidates, samples_of_images
+from .eval_prompts import (
+    FIRST_SEED,
     SEEDS_PER_PROMPT,
     EvalSample,
+    PromptRow,
     control_samples,
     first_unknown_prompt,
+    measured_prompts,
+    read_prompt_set,
     samples_of_rows,
 )
+from .eval_rewards import EvalReward, eval_rewards, gap_phrases
 from .results import summarise
 
 logger = logging.getLogger(__name__)
-FORMAT = 1
-COMPARISON, SUMMARY = "comparison.json", "summary.json"
-OWN = ("images", "scores", "results.jsonl", SUMMARY)
+OWN = ("images", "scores", RESULTS, SUMMARY)
 UNTRAINED_SECTIONS = ("model", "rollout")
 """The sections of a recipe that determine an untrained model's images."""
 BATCH_SIZE = 16
@@ -85,10 +85,7 @@ class Request:
 
 
 def compare(request: Request) -> Path:
-    """Evaluate the models of a request; returns its folder. Existing results of the same request
-    are reused.
-
-    Progress is logged at level INFO.
+    """Evaluate the models of a request; returns its folder. Existing results are reused.
 
     Raises: DirectAlignError for an invalid request, before loading where possible; for a full disk.
     """
@@ -237,17 +234,10 @@ def _record(
         settings = _sections(each) if each.run else None
         if each.recipe is not None:
             settings = each.recipe.model_dump(mode="json")
-        models.append(
-            {
-                "key": each.key,
-                "label": each.label,
-                "source": each.source,
-                "kind": each.kind,
-                "trained_on": [f"{prefix}{label}" for label in labels for prefix in (SCORE, SGP)],
-                "base": each.base,
-                "settings": None if settings is None else flatten(settings),
-            }
-        )
+        about = {name: getattr(each, name) for name in ("key", "label", "source", "kind")}
+        about["trained_on"] = [f"{kind}{label}" for label in labels for kind in (SCORE, SGP)]
+        about |= {"base": each.base, "settings": None if settings is None else flat(settings)}
+        models.append(about)
     return {
         "format": FORMAT,
         "models": models,
@@ -266,22 +256,14 @@ def _identity(
     phrases: config.ControlPhrases,
     control_prompts: str | None,
 ) -> dict[str, Any]:
-    """What must be unchanged to resume: models, their weights and sampling, prompts and seeds,
-    metrics."""
-    pairs = json.dumps(
-        [(each.prompt, each.seed, each.group) for each in samples], ensure_ascii=False
-    )
-    models = {
-        each.key: {
-            "source": each.source,
-            "kind": each.kind,
-            **_weights(each),
-            **_sections(each),
-        }
-        for each in candidates
-    }
+    """What must be unchanged to resume: weights and sampling of models, samples, metrics."""
+    keys = [(each.prompt, each.seed, each.group) for each in samples]
+    pairs = json.dumps(keys, ensure_ascii=False)
     identity = {
-        "models": models,
+        "models": {
+            each.key: {"source": each.source, "kind": each.kind} | _weights(each) | _sections(each)
+            for each in candidates
+        },
         "prompts and seeds": hashlib.sha256(pairs.encode()).hexdigest()[:16],
         "metrics": {group.name: group.settings for group in groups},
         "control_phrases": phrases.model_dump(mode="json"),
@@ -293,21 +275,12 @@ def _identity(
 def _differing_rollouts(candidates: Sequence[Candidate]) -> list[str]:
     """Dotted names of the sampling settings that are not the same for all models."""
     settings = [
-        flatten({"rollout": each.run.rollout.model_dump(mode="json", exclude={"sizes"})})
+        flat({"rollout": each.run.rollout.model_dump(mode="json", exclude={"sizes"})})
         for each in candidates
         if each.run is not None
     ]
     first = settings[0] if settings else {}
     return [name for name in first if any(each.get(name) != first[name] for each in settings)]
-
-
-def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}; lists stay values."""
-    found: dict[str, Any] = {}
-    for name, value in section.items():
-        nested = isinstance(value, Mapping) and value
-        found |= flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-    return found
 
 
 def _sections(candidate: Candidate) -> dict[str, Any]:
@@ -317,8 +290,7 @@ def _sections(candidate: Candidate) -> dict[str, Any]:
 
 
 def _weights(candidate: Candidate) -> dict[str, Any]:
-    """Size and time of the files of trained weights or of images, so that a retrained run is
-    recognised."""
+    """Size and time of the files of weights or images, which tell a retrained run."""
     if candidate.kind == "images":
         folder = Path(candidate.source)
         files = sorted(folder.glob("*"))
@@ -338,9 +310,8 @@ def _weights(candidate: Candidate) -> dict[str, Any]:
 def claim_folder(out: Path, record: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """Write comparison.json, or check that an existing one has the same identity.
 
-    Raises: DirectAlignError for an `out` that is a file, cannot be created, holds something else,
-    or
-        another comparison, of which the first difference is named.
+    Raises: DirectAlignError for an `out` that is a file, cannot be created, or holds something
+    else; of another comparison it names the first difference.
     """
     if out.exists() and not out.is_dir():
         raise DirectAlignError(f"--out {out} is a file; name a folder")
@@ -383,11 +354,10 @@ def exclusive(out: Path) -> Iterator[None]:
 
 
 def _check_same(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse another identity; the folder of a model whose weight files are known may have
-    moved."""
+    """Refuse another identity; a model's folder may have moved if its files are known."""
 
     def comparable(identity: Mapping[str, Any]) -> dict[str, Any]:
-        found = flatten(identity)
+        found = flat(identity)
         known = {f"{name.split('.files.')[0]}.source" for name in found if ".files." in name}
         return {name: value for name, value in found.items() if name not in known}
 

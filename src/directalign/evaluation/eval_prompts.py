@@ -1,4 +1,4 @@
-"""Evaluation prompts: fixed prompt-seed pairs of a run, and prompt sets of benchmarks.
+"""Evaluation prompts: fixed prompt-seed pairs, prompt sets of benchmarks, control prompts, samples.
 
 Formats: plain lists, GenEval's `evaluation_metadata.jsonl` (djghosh13/geneval, arXiv 2310.11513),
 the HPDv2 benchmark, DrawBench and PartiPrompts. GenEval's lines list what an image must show (and
@@ -8,6 +8,11 @@ not show):
         {"class": "wine glass", "count": 1, "position": ["above", 0]}], "prompt": ...}
     {"tag": "counting", "include": [{"class": "clock", "count": 2}],
         "exclude": [{"class": "clock", "count": 3}], "prompt": ...}
+
+Control prompts are prompts that training has nothing to do with: what changes on them has leaked.
+Their images get the same metrics as all others, under names that begin with `off_topic_`. Those of
+the toy world are held-out captions in a style of their own ("Oil painting. a red star ..."), a
+style that no positive control phrase of the run names.
 """
 
 from __future__ import annotations
@@ -26,6 +31,8 @@ from ..data.image_dataset import scan_images
 from ..data.prompts import held_out_captions, read_prompts, table, train_captions
 from ..data.shuffle import permutation
 from ..io.text import checked_prompt, json_rows, prompt_of_row, read_text
+from ..toyworld.judges import plain_caption
+from ..toyworld.scenes import STYLE_WORDS
 from ..types import DirectAlignError, Latents
 
 # --- fixed pairs ----------------------------------------------------------------------------------
@@ -63,8 +70,7 @@ def fixed_pairs(prompts: Sequence[str], num_samples: int) -> Pairs:
 
 
 def measured_prompts(data: config.DataConfig) -> list[str]:
-    """The evaluation prompts of a run: the toy world's 240 captions (held-out ones too), or the
-    run's own."""
+    """The evaluation prompts of a run: all 240 captions of the toy world, or its own."""
     if data.prompts == "world":
         return sorted(held_out_captions() + train_captions())
     if data.prompts is not None:
@@ -74,8 +80,7 @@ def measured_prompts(data: config.DataConfig) -> list[str]:
 
 
 def seed_noise(seeds: Sequence[int], latent_shape: tuple[int, int, int]) -> Latents:
-    """The noise of each seed, (n, c, h, w) float32 on the CPU, as diffusers pipelines draw (1, c,
-    h, w)."""
+    """The noise of each seed as diffusers pipelines draw it, (n, c, h, w) float32 on the CPU."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return torch.cat([torch.randn((1, *latent_shape), generator=each) for each in generators])
 
@@ -89,8 +94,7 @@ STYLES = ("anime", "concept-art", "paintings", "photo")
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A prompt, its group in the set (None in a plain list), and GenEval's facts (`checked_facts`),
-    else {}."""
+    """A prompt, its group in the set (None in a list), and GenEval's `checked_facts` or {}."""
 
     prompt: str
     group: str | None = None
@@ -201,8 +205,7 @@ def _json_list(file: Path) -> list[Any]:
 
 
 def _table(source: str, prompt: str) -> Iterator[PromptRow]:
-    """The rows of a table with a column of prompts and one of categories; blank lines are blank
-    prompts."""
+    """The rows of a table with columns of prompts and categories; blank lines stay blank."""
     path = Path(source)
     header = _header(path)
     for name in (prompt, "Category"):
@@ -243,11 +246,9 @@ RELATIONS = ("left of", "right of", "above", "below")
 
 
 def checked_facts(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """{"tag", "include", "exclude"} of one line, lists of {"class", "count", "color"?,
-    "position"?}.
+    """{"tag", "include", "exclude"}, lists of {"class", "count", "color"?, "position"?}.
 
-    "position" is [relation, n]: the relation (of `RELATIONS`) to the n-th of "include", an earlier
-    one.
+    "position" is [relation of `RELATIONS`, n], to the n-th of "include", an earlier one.
 
     Raises: DirectAlignError for anything else, beginning with `where`.
     """
@@ -296,3 +297,118 @@ def _is_position(value: Any, place: int) -> bool:
         return False
     relation, target = value
     return relation in RELATIONS and type(target) is int and 0 <= target < place
+
+
+# --- control prompts ------------------------------------------------------------------------------
+
+CONTROL_KEY = "evaluate.control_prompts"
+WORLD = "world"
+FIRST_CONTROL_SEED = 3 * FIRST_SEED
+CONTROL_GROUP = "control_prompts"
+
+
+def read_control_prompts(source: str, phrases: config.ControlPhrases) -> list[str]:
+    """The prompts of a recipe's `evaluate.control_prompts`.
+
+    Raises: DirectAlignError for an unreadable list, and for "world" if the positive phrases name
+    every style of the toy world.
+    """
+    if source != WORLD:
+        try:
+            return read_prompts(source)
+        except DirectAlignError as error:
+            raise DirectAlignError(f"{CONTROL_KEY}: {error}") from error
+    wanted = set(phrases.positive)
+    others = [names[0] for names in STYLE_WORDS.values() if not set(names) & wanted]
+    if not others:
+        raise DirectAlignError(
+            f"{CONTROL_KEY}: world: method.control_phrases.positive names every style of the toy "
+            "world, so none of its prompts is off topic; give a file of prompts"
+        )
+    return [f"{phrase}. {caption}" for caption in held_out_captions() for phrase in others]
+
+
+def control_pairs(prompts: Sequence[str], count: int) -> Pairs:
+    """`count` pairs in the fixed shuffled order, with seeds that no other evaluation uses."""
+    pairs = fixed_pairs(prompts, count)
+    return Pairs(pairs.prompts, tuple(range(FIRST_CONTROL_SEED, FIRST_CONTROL_SEED + count)))
+
+
+def named_styles(prompts: Sequence[str]) -> tuple[str, ...]:
+    """The toy world's style that each prompt begins with."""
+    style_of = {phrases[0]: style for style, phrases in STYLE_WORDS.items()}
+    return tuple(style_of[prompt.split(". ")[0]] for prompt in prompts)
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+SEEDS_PER_PROMPT = 2
+"""Default; the smallest number that shows diversity within a prompt."""
+
+
+@dataclass(frozen=True)
+class EvalSample:
+    """One image per candidate: index, prompt, seed, group of the prompt set, GenEval's facts."""
+
+    index: int
+    prompt: str
+    seed: int
+    group: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_control(self) -> bool:
+        """Whether training is unrelated to the prompt."""
+        return self.group == CONTROL_GROUP
+
+
+def samples_of(pairs: Pairs, group: str | None = None, first: int = 0) -> list[EvalSample]:
+    """Samples of prompt-seed pairs, with indices from `first`."""
+    numbered = enumerate(zip(pairs.prompts, pairs.seeds, strict=True), start=first)
+    return [EvalSample(index, prompt, seed, group) for index, (prompt, seed) in numbered]
+
+
+def samples_of_rows(
+    rows: Sequence[PromptRow], num_samples: int | None, seeds_per_prompt: int = SEEDS_PER_PROMPT
+) -> list[EvalSample]:
+    """Each prompt with its own seeds, grouped by prompt, prompts in the fixed shuffled order.
+
+    `num_samples` None: all prompts. A number uses as many prompts as it needs; if there are too
+    few, each gets more seeds.
+    """
+    count = len(rows) * seeds_per_prompt if num_samples is None else num_samples
+    each = max(seeds_per_prompt, -(-count // len(rows)))
+    order = permutation(len(rows), seed=0, epoch=0)
+    chosen = [rows[order[place // each]] for place in range(count)]
+    return [
+        EvalSample(index, row.prompt, FIRST_SEED + index, row.group, row.facts)
+        for index, row in enumerate(chosen)
+    ]
+
+
+def control_samples(
+    source: str, phrases: config.ControlPhrases, first: int, count: int
+) -> list[EvalSample]:
+    """`count` samples of control prompts with indices from `first`; prompts repeat if too few."""
+    pairs = control_pairs(read_control_prompts(source, phrases), count)
+    return samples_of(pairs, CONTROL_GROUP, first)
+
+
+def batches(samples: Sequence[EvalSample], size: int) -> list[list[EvalSample]]:
+    """Batches of about `size` that never split a prompt nor mix control prompts with others."""
+    by_prompt: dict[tuple[bool, str], list[EvalSample]] = {}
+    for sample in samples:
+        by_prompt.setdefault((sample.is_control, sample.prompt), []).append(sample)
+    found: list[list[EvalSample]] = []
+    for (control, _), own in by_prompt.items():
+        if not found or found[-1][0].is_control != control or len(found[-1]) + len(own) > size:
+            found.append([])
+        found[-1].extend(own)
+    return found
+
+
+def first_unknown_prompt(samples: Sequence[EvalSample], captions: Sequence[str]) -> str | None:
+    """The first prompt (control prompts excepted) that is no caption; None if all are."""
+    known = set(captions)
+    prompts = (sample.prompt for sample in samples if not sample.is_control)
+    return next((prompt for prompt in prompts if plain_caption(prompt) not in known), None)

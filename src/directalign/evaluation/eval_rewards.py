@@ -1,5 +1,4 @@
-"""The rewards that a comparison evaluates: trained ones, held-out ones of the recipes, and those of
-`--reward`."""
+"""The rewards of a comparison: trained ones, held-out ones of recipes, those of `--reward`."""
 
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ NOT_COMPARED = {"scale", "gradient_checkpointing"}
 
 @dataclass(frozen=True)
 class EvalReward:
-    """A reward and its label; `key` names it in errors; `trained`: keys of the candidates trained
-    on it."""
+    """A reward; `key` names it in errors; `trained`: keys of the candidates trained on it."""
 
     label: str
     settings: config.SingleRewardConfig
@@ -41,8 +39,7 @@ class EvalReward:
 
 
 def eval_rewards(candidates: Sequence[Candidate], options: Sequence[str]) -> list[EvalReward]:
-    """All rewards, each once, trained ones first; equal labels of different rewards get a number
-    (`light-2`).
+    """All rewards, each once, trained ones first; equal labels get a number (`light-2`).
 
     Args:
         options: LABEL=RECIPE, LABEL=PATH of a CLIP or SigLIP, or LABEL={name: pixels, ...}.
@@ -68,8 +65,7 @@ def eval_rewards(candidates: Sequence[Candidate], options: Sequence[str]) -> lis
 def gap_phrases(
     candidates: Sequence[Candidate], positive: Sequence[str], negative: Sequence[str]
 ) -> config.ControlPhrases:
-    """Phrases of the style gap: the given ones, else of the first run with both kinds, else the
-    SRPO paper's."""
+    """The given phrases, else those of the first run with both kinds, else the SRPO paper's."""
     if bool(positive) != bool(negative):
         raise DirectAlignError(
             "--positive and --negative: the style gap is the difference between the two; "

@@ -1,5 +1,4 @@
-"""Generate images of prompt-seed pairs. An image depends on prompt, seed and weights, not on batch
-or process."""
+"""Generate images of prompt-seed pairs, which do not depend on batch or process."""
 
 from __future__ import annotations
 
@@ -68,8 +67,7 @@ def image_size(model: Model, rollout: config.RolloutConfig) -> tuple[int, int]:
 
 @contextmanager
 def base_weights(model: Model) -> Iterator[None]:
-    """Turn LoRA adapters off within the context. Raises: DirectAlignError for a model without
-    adapters."""
+    """Turn LoRA adapters off. Raises: DirectAlignError for a model without adapters."""
     if not has_adapters(model.denoiser):
         raise DirectAlignError(
             "all weights were trained, so the base model is not in here: "
@@ -88,13 +86,9 @@ def diffusers_call(
     """The diffusers call that makes the image again, also as Python under "code"; `trained`: the
     run's folder, None for the base model."""
     height, width = image_size(model, run.rollout)
-    arguments = {
-        "prompt": prompt,
-        "height": height,
-        "width": width,
-        "num_inference_steps": run.rollout.num_inference_steps,
-        **model.call_arguments(run.rollout),
-    }
+    arguments = {"prompt": prompt, "height": height, "width": width}
+    arguments |= {"num_inference_steps": run.rollout.num_inference_steps}
+    arguments |= model.call_arguments(run.rollout)
     call = {
         "pipeline": model.pipeline,
         "path": str(assets.resolve(run.model.path)),
@@ -145,8 +139,7 @@ def _code(call: dict[str, Any], part: str, run: config.RunConfig) -> str:
 
 
 def _opened(pipeline: str, model: config.ModelConfig) -> tuple[list[str], str]:
-    """The classes and the expression that open the base model; parts in a single file replace the
-    components'."""
+    """The classes and the expression that open the base model, with parts of a single file."""
     dtype = "" if model.dtype == "float32" else f", torch_dtype=torch.{model.dtype}"
     version = {"revision": model.revision, "variant": model.variant}
     chosen = _keywords({name: value for name, value in version.items() if value is not None})
@@ -158,13 +151,10 @@ def _opened(pipeline: str, model: config.ModelConfig) -> tuple[list[str], str]:
     load = f"from_single_file({file!r}, config={folder!r}"
     if "text_encoder" in held.parts:
         return [pipeline], f"{pipeline}.{load}{dtype})"
-    kinds = {
-        part: "AutoencoderKL" if part == "vae" else held.layout.class_name for part in held.parts
-    }
-    own = "".join(
-        f", {part}={kind}.{load}, subfolder={part!r}{dtype})" for part, kind in kinds.items()
-    )
-    opened = f"{pipeline}.from_pretrained({folder!r}{chosen}{own}{dtype})"
+    kinds = dict.fromkeys(held.parts, held.layout.class_name)
+    kinds |= {part: "AutoencoderKL" for part in held.parts if part == "vae"}
+    parts = [f", {part}={each}.{load}, subfolder={part!r}{dtype})" for part, each in kinds.items()]
+    opened = f"{pipeline}.from_pretrained({folder!r}{chosen}{''.join(parts)}{dtype})"
     return [pipeline, *kinds.values()], opened
 
 
@@ -183,12 +173,11 @@ def sample_images(
     rollout: Mapping[str, Any] | None = None,
     base: bool = False,
 ) -> list[Path]:
-    """Write one PNG per prompt-seed pair into `out`, and `images.jsonl` with the diffusers call of
-    each.
+    """Write one PNG per prompt-seed pair into `out`, and their diffusers calls (`images.jsonl`).
 
     Args:
-        source: a run's folder, or a model (a diffusers folder, a hub id or world:flux, world:sd,
-        world:sd_v). prompts, seeds: equally long; pair i is image i.
+        source: a run's folder, or a model (a diffusers folder, a hub id, world:flux or world:sd).
+        prompts, seeds: equally long; pair i is image i.
         rollout: settings of `config.RolloutConfig` that replace the recipe's, or a bare model's.
         base: sample the model as it was before training.
     Raises:
@@ -250,15 +239,13 @@ def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:
     if pipeline not in pipelines:
         raise DirectAlignError(f"{folder}: holds a {pipeline}, and {', '.join(pipelines)} are read")
     name = pipelines[pipeline]
-    takes_guidance = read_json(folder / model_class(name).part / "config.json").get(
-        "guidance_embeds"
-    )
+    network = read_json(folder / model_class(name).part / "config.json")
     recipe = {
         "name": str(source),
         "model": {"architecture": name, "path": str(source)},
         "reward": {"name": "pixels", "statistic": "brightness"},
         "method": {"form": "absolute"},
-        "rollout": {"embedded_guidance": 3.5 if takes_guidance else None},
+        "rollout": {"embedded_guidance": 3.5 if network.get("guidance_embeds") else None},
         "data": {"prompts": "none"},
         "train": {"num_steps": 1},
     }
@@ -266,8 +253,7 @@ def run_of(source: Path) -> tuple[config.RunConfig, Path | None]:
 
 
 def load_run_model(run: config.RunConfig, trained: Path | None) -> Model:
-    """The run's model on the best device, with the weights in `trained`, or the base model's for
-    None."""
+    """The run's model on the best device, with the weights in `trained` or the base model's."""
     model = load_model(run.model, "cuda" if torch.cuda.is_available() else "cpu")
     if trained is not None:
         load_trained(model, trained)

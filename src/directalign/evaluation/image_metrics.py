@@ -1,7 +1,6 @@
 """Metrics of pixels: per-image statistics, distances between images, diversity, and colour drift.
 
-A `@statistic` is evaluated during training and in comparisons; its entry in `metrics` has the same
-name.
+A `@statistic` is evaluated during training and in comparisons; `metrics` has one of its name.
 """
 
 from __future__ import annotations
@@ -30,10 +29,7 @@ Vectors = Float[Tensor, "b *_shape"]
 
 
 def diversity_pairs(prompts: Sequence[str], num_prompts: int) -> Pairs:
-    """`num_prompts` prompts in the fixed shuffled order, each with the same four seeds, prompt by
-    prompt.
-
-    All prompts share their seeds, so two models are compared on the same noise.
+    """`num_prompts` prompts in the fixed shuffled order, each with the same four seeds.
 
     Raises: DirectAlignError for more prompts than there are.
     """
@@ -51,10 +47,9 @@ def diversity_pairs(prompts: Sequence[str], num_prompts: int) -> Pairs:
 
 
 def diversity(images: Images, per_prompt: int = SEEDS_PER_PROMPT) -> float:
-    """Mean over prompts of the mean pairwise RMSE between the `per_prompt` images of one prompt; 0
-    to 1.
+    """Mean over prompts of the mean pairwise RMSE between images of one prompt; 0 to 1.
 
-    `images` are in [0, 1], those of one prompt adjacent, as `diversity_pairs` orders them.
+    `images` are in [0, 1], the `per_prompt` images of one prompt adjacent.
     """
     by_prompt = images.reshape(-1, per_prompt, *images.shape[1:])
     pairs = list(combinations(range(per_prompt), 2))
@@ -74,8 +69,7 @@ def cosine_distance(a: Vectors, b: Vectors) -> PerSample:
 def to_siblings(
     items: Vectors, prompts: Sequence[str], distance: Callable[[Vectors, Vectors], PerSample]
 ) -> PerSample:
-    """Mean distance of each item to the others of its prompt, NaN without another; their mean over
-    a prompt is its mean pairwise distance."""
+    """Mean distance of each item to the others of its prompt, NaN without another."""
     found = torch.full((len(items),), torch.nan, dtype=torch.float64)
     for prompt in dict.fromkeys(prompts):
         places = [place for place, each in enumerate(prompts) if each == prompt]
@@ -100,24 +94,18 @@ def luminance(images: Images) -> Float[Tensor, "b H W"]:
 
 
 def color_cast(images: Images) -> Float[Tensor, "b 3"]:
-    """Mean colour minus its own grey: sums to zero, invariant to added grey; (2/3, −1/3, −1/3) for
-    pure red."""
+    """Mean colour minus its own grey, with sum zero: (2/3, −1/3, −1/3) for pure red."""
     mean = images.mean((2, 3))
     return mean - mean.mean(1, keepdim=True)
 
 
 def color_drift(images: Images, reference: Images) -> float:
-    """Euclidean distance between the mean colour casts of two sets of the same prompts; 0 to about
-    0.8."""
+    """Euclidean distance of the mean colour casts of two sets of the same prompts; 0 to 1.64."""
     return (color_cast(images).mean(0) - color_cast(reference).mean(0)).norm().item()
 
 
 def casts(images: Images) -> dict[str, PerSample]:
-    """The colour cast of every image: its length, 0 to 0.82, and red, green and blue part, each in
-    [−2/3, 2/3], sum 0.
-
-    Mean parts over images are the cast of the set; the mean length is not its length.
-    """
+    """The colour cast of every image: its length, 0 to 0.82, and its three parts, with sum 0."""
     cast = color_cast(images)
     parts = {f"{name}_cast": cast[:, i] for i, name in enumerate(("red", "green", "blue"))}
     return {"color_cast": cast.norm(dim=1), **parts}
@@ -129,8 +117,7 @@ STATISTICS: dict[str, Callable[[Images], PerSample]] = {}
 
 
 def statistic(function: Callable[[Images], PerSample]) -> Callable[[Images], PerSample]:
-    """Register a statistic of images (b, 3, H, W) under its name, which must be in
-    `metrics.METRICS`."""
+    """Register a statistic of images (b, 3, H, W) under its name in `metrics.METRICS`."""
     assert function.__name__ in METRICS
     STATISTICS[function.__name__] = function
     return function
@@ -155,16 +142,14 @@ def saturation(images: Images) -> PerSample:
 
 @statistic
 def sharpness(images: Images) -> PerSample:
-    """Gradient energy: mean squared difference of neighbouring luminances, both directions
-    added."""
+    """Gradient energy: mean squared difference to the next luminance, right plus below."""
     grey = luminance(images)
     return grey.diff(dim=1).square().mean((1, 2)) + grey.diff(dim=2).square().mean((1, 2))
 
 
 @statistic
 def high_frequency(images: Images) -> PerSample:
-    """Energy of the finest detail: mean square of luminance minus its 3×3 mean (edges
-    replicated)."""
+    """Energy of fine detail: mean square of luminance minus its 3×3 mean (edges replicated)."""
     grey = luminance(images)[:, None]
     smooth = F.avg_pool2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     return (grey - smooth).square().mean((1, 2, 3))
@@ -181,10 +166,8 @@ def entropy(images: Images) -> PerSample:
     """Shannon entropy of the histogram of luminance in 256 levels (Shannon 1948), in bits: 0 for a
     flat image, 8 where all levels are equally frequent."""
     levels = (luminance(images) * (LEVELS - 1)).round().long().clamp(0, LEVELS - 1).flatten(1)
-    shares = (
-        torch.stack([torch.bincount(each, minlength=LEVELS) for each in levels]).to(images.dtype)
-        / levels.shape[1]
-    )
+    counts = torch.stack([torch.bincount(each, minlength=LEVELS) for each in levels])
+    shares = counts.to(images.dtype) / levels.shape[1]
     return torch.special.entr(shares).sum(1) / math.log(2)
 
 

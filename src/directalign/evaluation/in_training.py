@@ -1,9 +1,7 @@
-"""Evaluation during training: images of fixed prompt-seed pairs, their metrics, and how far they
-drifted.
+"""Evaluation during training: images of fixed prompt-seed pairs, their metrics and their drift.
 
-The metric functions are those of comparisons (`scores`). Colour drift is measured against reference
-images of the same prompts: the renderer's photographs of the captions in the toy world, elsewhere
-the base model's own images.
+The metric functions are those of comparisons (`scores`). The reference of the colour drift are the
+renderer's photographs of the same captions in the toy world, elsewhere the base model's images.
 """
 
 from __future__ import annotations
@@ -35,9 +33,16 @@ from ..rewards import reward_class
 from ..toyworld.scenes import STYLES, render, scenes_of
 from ..types import Images, PerSample
 from . import image_metrics
-from .control_prompts import WORLD, control_pairs, read_control_prompts
-from .eval_prompts import Pairs, fixed_pairs, measured_prompts
-from .eval_samples import CONTROL_GROUP, samples_of
+from .eval_prompts import (
+    CONTROL_GROUP,
+    WORLD,
+    Pairs,
+    control_pairs,
+    fixed_pairs,
+    measured_prompts,
+    read_control_prompts,
+    samples_of,
+)
 from .generate import base_weights, generate
 from .image_metrics import diversity, diversity_pairs
 from .results import summarise_images
@@ -62,8 +67,7 @@ COLOR_DRIFT = "color_drift"
 def measured_metrics(run: config.RunConfig) -> dict[str, Metric]:
     """Every metric of the run's evaluations by name, in the order of the records.
 
-    A user-defined reward is taken to read prompts; if it does not, `score_pos` and `score_neg` are
-    missing.
+    A user-defined reward that does not read prompts lacks `score_pos` and `score_neg`.
     """
     settings, scores = run.evaluate, _score_names(run)
     judged = ["photo_rate", "content", *(f"{STYLE}{style}" for style in STYLES)]
@@ -176,8 +180,7 @@ class Measurer:
             self.control = ReferencePairs(control_pairs(controls, count), self.base_images)
 
     def prepare(self) -> None:
-        """Make the base model's images before training if all weights are trained; afterwards they
-        are gone."""
+        """Make the base model's images before training if all weights are trained."""
         for each in (self.fixed, self.control):
             if self.run.model.tune == "full" and each and each.make == self.base_images:
                 each.prepare(self._generate)
@@ -227,8 +230,7 @@ class Measurer:
         return self.fixed.images
 
     def per_image(self, images: Images) -> dict[str, PerSample]:
-        """Every metric per image, for images of the first pairs: scores, judgements, pixel
-        statistics."""
+        """Every metric per image, for images of the first pairs."""
         samples = samples_of(self.pairs.first(len(images)))
         return per_image(self.functions, MetricInput(samples, images))
 
@@ -244,8 +246,7 @@ class Measurer:
         return {**summarise_images(each), OFF_TOPIC + COLOR_DRIFT: self.control.drift(images)}
 
     def _comparable(self, images: Images, each: Mapping[str, PerSample]) -> dict[str, Any]:
-        """The metrics of the pairs that are evaluated during the run, and per-image values for
-        early stopping."""
+        """Metrics of the pairs evaluated during the run; per-image values for early stopping."""
         settings = self.run.evaluate
         count = min(settings.num_samples_during, len(images))
         first = {name: values[:count] for name, values in each.items()}
@@ -263,14 +264,12 @@ class Measurer:
 
     def _generate(self, pairs: Pairs, model: Model | None = None) -> Images:
         batch_size, rollout = self.run.evaluate.batch_size, self.run.rollout
-        return generate(
-            model or self.model, pairs.prompts, pairs.seeds, rollout, batch_size, self.group
-        )
+        model = model or self.model
+        return generate(model, pairs.prompts, pairs.seeds, rollout, batch_size, self.group)
 
 
 def photographs(pairs: Pairs) -> Images:
-    """The renderer's photographs of the pairs' captions, one fixed draw of place, light and texture
-    each."""
+    """The renderer's photographs of the pairs' captions, one fixed draw each."""
     drawn = [
         render(scenes_of([prompt]), generator_for(seed))
         for prompt, seed in zip(pairs.prompts, pairs.seeds, strict=True)

@@ -1,5 +1,4 @@
-"""Summaries of per-image metrics: of one model's images during training, and of the candidates of a
-comparison.
+"""Summaries of per-image metrics: of a model during training, of the candidates of a comparison.
 
 In a comparison, means, paired differences and wins have bootstrap intervals over prompts. A mean is
 over the images that have the metric, and two candidates are compared on the samples for which both
@@ -29,8 +28,7 @@ from ..types import PerSample
 
 
 def summarise_images(each: Mapping[str, PerSample]) -> dict[str, Any]:
-    """Of metrics (b,) by name: Wilson's interval {value, low, high, n} of rates, the mean of
-    others.
+    """Of metrics (b,) by name: Wilson's interval {value, low, high, n} of a rate, else the mean.
 
     Prompt adherence is left out: a run's records have `content`, of which it is a part.
     """
@@ -61,8 +59,7 @@ class Results:
     def compare(
         self, a: str, b: str, about: Metric
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Records of the difference b − a and of b's wins ({} without a direction); None without
-        shared samples."""
+        """The difference b − a and b's wins ({} without direction); None without shared samples."""
         first, second = (self.columns.get((about.name, key), {}) for key in (a, b))
         shared = [index for index in first if index in second]
         if not shared:
@@ -85,8 +82,7 @@ class Results:
 def summarise(
     keys: Sequence[str], rows: Sequence[Mapping[str, Any]], about: Mapping[str, Metric]
 ) -> dict[str, Any]:
-    """`summary.json` of a comparison of the candidates `keys`; its fields are in
-    docs/evaluation.md.
+    """`summary.json` of a comparison of the candidates `keys`, see docs/evaluation.md.
 
     `about`: the metrics in the order of the summary; those that no image has are left out.
     """

@@ -3,8 +3,7 @@
     MetricInput (samples, images, base images)  ->  per_image  ->  {metric name: (b,)}
 
 Evaluation during training (`in_training`) and comparisons (`compare`) call the same functions. A
-new
-metric is an entry in `metrics` and a function: of pixels alone a `@statistic` in `image_metrics`,
+new metric is an entry in `metrics` and a function: for pixels a `@statistic` in `image_metrics`,
 else a `MetricFunction` here.
 
 Held-out rewards are evaluated beside the trained one and never trained on: a trained score that
@@ -41,15 +40,13 @@ from ..rewards.mixture import MixReward
 from ..rewards.soft_prompts import is_tokens_file
 from ..types import DirectAlignError, Images, PerSample
 from . import image_metrics
-from .control_prompts import named_styles
-from .eval_samples import EvalSample
+from .eval_prompts import EvalSample, named_styles
 from .image_metrics import cosine_distance, rmse, to_siblings
 
 
 @dataclass(frozen=True)
 class MetricInput:
-    """Images (b, 3, H, W) in [0, 1] of b samples by the model `model`: all control samples, or
-    none.
+    """Images (b, 3, H, W) in [0, 1] of b samples by the model `model`, all control or none.
 
     `base`: the base model's images of the same samples. `features`: image features by reward label,
     so that a base's features are computed once for all its candidates.
@@ -71,8 +68,7 @@ class MetricInput:
 
 
 MetricFunction = Callable[[MetricInput], Mapping[str, PerSample]]
-"""Metrics by name, each (b,), NaN where an image has none; names on control prompts are
-unprefixed."""
+"""Metrics by unprefixed name, each (b,), NaN where an image has none."""
 
 
 @torch.no_grad()
@@ -163,12 +159,10 @@ class RewardMetrics:
     gap: tuple[Phrases, Phrases] | None = None
 
     def __call__(self, inputs: MetricInput) -> Mapping[str, PerSample]:
-        size = self.batch_size
+        images, prompts, size = inputs.images, inputs.prompts, self.batch_size
         parts = [
-            self._batch(
-                inputs.images[i : i + size], inputs.prompts[i : i + size], inputs.is_control
-            )
-            for i in range(0, len(inputs.images), size)
+            self._batch(images[i : i + size], prompts[i : i + size], inputs.is_control)
+            for i in range(0, len(images), size)
         ]
         found = {name: torch.cat([part[name] for part, _ in parts]) for name in parts[0][0]}
         features = [each for _, each in parts if each is not None]
@@ -190,14 +184,10 @@ class RewardMetrics:
         reward, features = self.reward, self.reward.encode(images.to(self.device))
 
         def mean_score(phrases: Phrases) -> PerSample:
-            prefixed = [
-                [f"{each}. {prompt}" if each else prompt for prompt in prompts] for each in phrases
-            ]
-            return (
-                torch.stack([reward.score(features, each).float() for each in prefixed])
-                .mean(0)
-                .cpu()
-            )
+            starts = [f"{each}. " if each else "" for each in phrases]
+            prefixed = [[start + prompt for prompt in prompts] for start in starts]
+            scores = [reward.score(features, each).float() for each in prefixed]
+            return torch.stack(scores).mean(0).cpu()
 
         found = {name: mean_score(phrases) for name, phrases in self.scores.items() if phrases}
         if isinstance(reward, MixReward):
@@ -265,8 +255,7 @@ def held_out_key(label: str) -> str:
 
 
 def check_labels(labels: Iterable[str]) -> None:
-    """Refuse labels that would make an invalid or ambiguous metric name. Raises:
-    DirectAlignError."""
+    """Raises: DirectAlignError for a label that makes an invalid or ambiguous name."""
     for label in labels:
         if not LABEL.fullmatch(label) or label.endswith((POS, NEG)):
             raise DirectAlignError(

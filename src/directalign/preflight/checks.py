@@ -20,7 +20,7 @@ from ..data.hf_datasets import is_address, parse
 from ..data.image_dataset import scan_images
 from ..data.prompts import read_prompts
 from ..evaluation import adherence
-from ..evaluation.control_prompts import KEY, WORLD, read_control_prompts
+from ..evaluation.eval_prompts import CONTROL_KEY, WORLD, read_control_prompts
 from ..evaluation.in_training import judge_of, measured_metrics, score_of
 from ..evaluation.scores import check_labels, held_out_key
 from ..io import hub
@@ -317,7 +317,7 @@ def check_control_prompts(run: config.RunConfig, online: bool = False) -> Findin
         both = [prompt for prompt in prompts if prompt in trained]
         if both:
             raise DirectAlignError(
-                f"{KEY}: {source}: {len(both)} of its prompts are trained on, first "
+                f"{CONTROL_KEY}: {source}: {len(both)} of its prompts are trained on, first "
                 f"{both[0]!r:.60}; remove them from one of the two lists"
             )
     return [("control prompts", f"{len(prompts):,} from {source}")]

@@ -273,9 +273,7 @@ def _draw_series(frame: Frame, one: Series, axes: Axes, dots: bool) -> Iterator[
     kind, radius = ("dot", 3.2 if len(one.points) > 1 else 5.5) if dots else ("touch", 6)
     for place, (x, y) in enumerate(one.points):
         numbers = f"{axes.x} {written(x, axes.percent_x)}, {axes.y} {written(y, axes.percent)}"
-        tip = "\n".join(
-            part for part in (one.label, numbers, *one.notes[place : place + 1]) if part
-        )
+        tip = "\n".join(filter(None, (one.label, numbers, *one.notes[place : place + 1])))
         at = f'cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="{radius}"'
         yield f'<circle class="{kind} {one.style}" {at}><title>{escape(tip)}</title></circle>'
 
@@ -397,9 +395,8 @@ def draw_labels(labels: Sequence[Label], frame: Frame, ink: Sequence[Point] = ()
 
 def _moved(label: Label, frame: Frame, ink: Sequence[Point]) -> Label:
     """The candidate that covers least ink: right of the point, above or below, narrower, left."""
-    narrow = replace(
-        label, letters=min(LABEL_LETTERS, max(map(len, label.text.split()), default=1))
-    )
+    longest = max(map(len, label.text.split()), default=1)
+    narrow = replace(label, letters=min(LABEL_LETTERS, longest))
     shapes = [label] if "…" in "".join(narrow.lines) else [label, narrow]
     left = replace(label, anchor="end")
     if left.left > LEFT:

@@ -167,7 +167,7 @@ def _win_cell(win: Record | None) -> WinCell | None:
     side = "for" if low > 0.5 else "against" if high < 0.5 else "even"
     names = (("win", "wins"), ("loss", "losses"), ("tie", "ties"))
     counts = [(win.get(plural), one, plural) for one, plural in names]
-    corrected_p = number(win.get("p_holm"))
+    corrected_p, title = number(win.get("p_holm")), f"{value} of pairs won ({text})"
     return WinCell(
         share=share,
         side=side,
@@ -176,9 +176,7 @@ def _win_cell(win: Record | None) -> WinCell | None:
         p=p_value(win.get("p")),
         significant=corrected_p is not None and corrected_p < ALPHA_LEVEL,
         counts=", ".join(counted(n, *names) for n, *names in counts if isinstance(n, int)),
-        bar=interval_bar(
-            [(WIN_STYLES[side], (low, high), share)], f"{value} of pairs won ({text})", middle=0.5
-        ),
+        bar=interval_bar([(WIN_STYLES[side], (low, high), share)], title, middle=0.5),
     )
 
 
@@ -392,8 +390,8 @@ class Gallery:
 def gallery(comparison: Comparison, budget: int) -> Gallery:
     """At most `MAX_PROMPTS` pairs, as evenly from every group as possible."""
     counts = Counter(index for images in comparison.images.values() for index in images)
-    alone = len(comparison.models) == 1
-    chosen = _chosen(comparison, [i for i, count in sorted(counts.items()) if count > 1 or alone])
+    least = min(2, len(comparison.models))
+    chosen = _chosen(comparison, [i for i, count in sorted(counts.items()) if count >= least])
     metrics = judging(comparison.metrics.values())[:IMAGE_METRICS]
     rows = []
     for index in chosen:
@@ -511,9 +509,9 @@ def _extremes_of(comparison: Comparison, model: Model) -> Extremes | None:
         pair for pair in pairs if all(each.name in image.numbers for each in by for image in pair)
     ]
     ranked = sorted(((gain(pair), pair) for pair in complete), key=lambda each: each[0])
-    shown = [*by, *([tie_break] if tie_break else [])]
-    lost = [_pair(*pair, shown) for gained, pair in ranked if gained < (0, 0)]
-    won = [_pair(*pair, shown) for gained, pair in reversed(ranked) if gained > (0, 0)]
+    listed = [*by, *([tie_break] if tie_break else [])]
+    lost = [_pair(*pair, listed) for gained, pair in ranked if gained < (0, 0)]
+    won = [_pair(*pair, listed) for gained, pair in reversed(ranked) if gained > (0, 0)]
     better = sum(gained[0] > 0 for gained, _ in ranked)
     worse = sum(gained[0] < 0 for gained, _ in ranked)
     counts = (better, worse, len(ranked) - better - worse)

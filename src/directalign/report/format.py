@@ -111,7 +111,7 @@ def decimal(value: Any) -> str:
     return "–" if found is None else fixed(found, 3)
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """An interval as a percentage, any other number with three decimals."""
     return percent_of(value) if isinstance(value, dict) else decimal(value)
 

@@ -1,6 +1,6 @@
 """Images embedded in a page as data URIs, and sample grids cut into their cells.
 
-Only files inside the folder are read. All images of a page are reduced together until they fit.
+Only files inside the folder are read. A page that is too large reduces all its images.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def read_image(file: Path) -> Image.Image:
 def _open(folder: Path, name: str, notes: list[str]) -> Image.Image | None:
     file = inside(folder, name)
     if file is None:
-        notes.append(f"{name}: outside of the folder, not shown.")
+        notes.append(f"{name}: outside of the folder, left out.")
         return None
     try:
         image = read_image(file)

@@ -24,7 +24,7 @@ ABSENT = "–"
 FILTERS = {
     "percent": fmt.percent_of,
     "decimal": fmt.decimal,
-    "shown": fmt.shown,
+    "format_value": fmt.format_value,
     "span": fmt.span,
     "seconds": fmt.seconds,
     "cut": fmt.cut,
@@ -45,10 +45,10 @@ def render(template: str, notes: Sequence[str], **context: Any) -> str:
     environment.filters.update(FILTERS)
     files = {"style": TEMPLATES / "style.css", "script": TEMPLATES / "page.js"}
     inline = {name: Markup(file.read_text(encoding="utf-8")) for name, file in files.items()}
-    shown = list(dict.fromkeys(cut(note) for note in notes))
-    if len(shown) > MAX_NOTES:
-        shown[MAX_NOTES:] = [f"... and {len(shown) - MAX_NOTES:,} more."]
-    return environment.get_template(template).render(**inline, notes=shown, **context)
+    listed = list(dict.fromkeys(cut(note) for note in notes))
+    if len(listed) > MAX_NOTES:
+        listed[MAX_NOTES:] = [f"... and {len(listed) - MAX_NOTES:,} more."]
+    return environment.get_template(template).render(**inline, notes=listed, **context)
 
 
 def repeat_command(run: RunFiles) -> str:
@@ -75,9 +75,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Record:
     return found
 
 
-def differing_settings(
-    models: Sequence[Mapping[str, Any] | None],
-) -> list[tuple[str, list[str]]]:
+def differing_settings(models: Sequence[Mapping[str, Any] | None]) -> list[tuple[str, list[str]]]:
     """(name, one text per model) of the settings that differ; None is a model without settings.
 
     A model without a whole section (a base model has no training) is not compared in it.
@@ -101,11 +99,7 @@ def _setting_text(value: Any) -> str:
         return ABSENT
     if isinstance(value, float):
         return f"{value:g}"
-    if (
-        isinstance(value, list)
-        and value
-        and all(isinstance(each, (str, int, float)) for each in value)
-    ):
+    if isinstance(value, list) and value and {*map(type, value)} <= {str, int, float, bool}:
         value = ", ".join(map(str, value))
     if not isinstance(value, str):
         value = json.dumps(value, ensure_ascii=False, default=str)

@@ -219,9 +219,8 @@ def _nested(value: Any, keys: Sequence[str]) -> Any:
 
 
 def _curve(records: Sequence[Record], name: str) -> list[tuple[float, float]]:
-    found = [
-        (float(record["step"]), number(_nested(record, name.split(".")))) for record in records
-    ]
+    keys = name.split(".")
+    found = [(float(record["step"]), number(_nested(record, keys))) for record in records]
     return [(step, value) for step, value in found if value is not None]
 
 
@@ -383,6 +382,6 @@ def _swapped(win: Record) -> Record:
     low, high = ends(win)
     found = {**win, "value": 1 - (number(win) or 0.0), "a": win.get("b"), "b": win.get("a")}
     found |= {"wins": win.get("losses"), "losses": win.get("wins")}
-    return found | (
-        {"low": 1 - high, "high": 1 - low} if low is not None and high is not None else {}
-    )
+    if low is not None and high is not None:
+        found |= {"low": 1 - high, "high": 1 - low}
+    return found

@@ -26,7 +26,7 @@ from .charts import (
     scatter,
 )
 from .comparison_page import FULL_AXIS, embed_extremes, extremes
-from .format import cut, mapping, number, percent_of, seconds, shown, span
+from .format import cut, format_value, mapping, number, percent_of, seconds, span
 from .images import BUDGET, Images, embed_cells, pixelated, prompts_of, sample_cells
 from .page import environment_of, render, repeat_command
 from .read import Record, RunFiles, is_comparison, read_comparison
@@ -46,21 +46,8 @@ FORMS = {
     "relative": "SRPO (relative reward)",
     "anchored": "SRPO with the anchored reward",
 }
-METHODS = {
-    "refl": "ReFL",
-    "draft": "DRaFT",
-    "alignprop": "AlignProp",
-    "drtune": "DRTune",
-    "leapalign": "LeapAlign",
-    "flowbp": "FlowBP",
-    "flow_grpo": "Flow-GRPO",
-}
-METHOD_FORMS = {
-    "absolute": "one score",
-    "relative": "relative reward",
-    "anchored": "anchored reward",
-}
-
+METHODS = {"refl": "ReFL", "draft": "DRaFT", "alignprop": "AlignProp", "drtune": "DRTune"}
+METHODS |= {"leapalign": "LeapAlign", "flowbp": "FlowBP", "flow_grpo": "Flow-GRPO"}
 MEMBER_SHARE = "share_"
 """Prefix of the contribution of a mixture's member."""
 SIDES = ("bare prompt", "wanted phrases", "unwanted phrases")
@@ -96,7 +83,7 @@ def html(run: RunFiles) -> str:
         lead=lead(run),
         changes=[(change, change_bar(change)) for change in changes(run)],
         grids=embed_cells([grids], BUDGET // 2 if pairs else BUDGET)[0],
-        shown_grid=kept[0] if kept else len(grids) - 1,
+        first_grid=kept[0] if kept else len(grids) - 1,
         pixelated=pixelated([grids]),
         prompts=prompts_of(run),
         scatters=run_scatters(run),
@@ -198,7 +185,8 @@ def method_of(run: RunFiles) -> str:
     name = run.setting("method", "name", default="srpo")
     form = run.setting("method", "form", default="relative")
     if name in METHODS:
-        return f"{METHODS[name]} ({METHOD_FORMS.get(form, form)})"
+        score = "one score" if form == "absolute" else f"{form} reward"
+        return f"{METHODS[name]} ({score})"
     return FORMS.get(form, "alignment")
 
 
@@ -221,7 +209,7 @@ def lead(run: RunFiles) -> str:
     count = f"{len(run.steps)} update{'s' if len(run.steps) != 1 else ''}"
     done = f"{count} of {method_of(run)}, {seconds(align_seconds(run))}"
     found = [
-        f"{change.title.lower()} {shown(change.before)} → {shown(change.after)}"
+        f"{change.title.lower()} {format_value(change.before)} → {format_value(change.after)}"
         for change in changes(run)
     ]
     return f"{done}: {', '.join(found)}." if found else f"{done}. Not evaluated before and after."
@@ -289,9 +277,7 @@ def curve_groups(run: RunFiles) -> list[CurveGroup]:
     names = dict.fromkeys(name for record in run.measured for name in record)
     found = [metric(name) for name in names if name not in NOT_METRICS]
     found = [each for each in found if run.measured_curve(each.name)]
-    found = [
-        each for each in found if not each.name.endswith((POS, NEG))
-    ]  # in the chart of another
+    found = [each for each in found if not each.name.endswith((POS, NEG))]  # in another chart
     if len(found) > MAX_CHARTS:
         run.notes.append(f"{len(found) - MAX_CHARTS} of {len(found)} metrics are not drawn.")
     drawn = {role: _metric_figures(run, each, rules) for role, each in by_role(found[:MAX_CHARTS])}
@@ -441,18 +427,18 @@ def path_scatter(
     runs: Sequence[RunFiles], judge: Metric, drift: Metric, rules: Sequence[Rule] = ()
 ) -> Scatter:
     """One line per run through its evaluations, with markers for kept weights and early stops."""
-    alone = len(runs) == 1
+    single = len(runs) == 1
     lines, markers = [], []
-    for run, style in zip(runs, [BASE] if alone else line_styles(len(runs)), strict=True):
+    for run, style in zip(runs, [BASE] if single else line_styles(len(runs)), strict=True):
         path = _path(run, judge, drift)
         notes = [f"after {step:.0f} updates" for step, _ in path]
         points = [point for _, point in path]
-        lines.append(Series("" if alone else cut(run.name, 40), points, style, notes=notes))
-        found = _markers(run, path, "s0" if alone else style)
-        if not alone:
+        lines.append(Series("" if single else cut(run.name, 40), points, style, notes=notes))
+        found = _markers(run, path, "s0" if single else style)
+        if not single:
             found = [Marker(one.point, "", one.kind, style) for one in found[1:]]
         markers += found
-    return scatter(judge, drift, lines, "" if alone else "one line per run", rules, markers)
+    return scatter(judge, drift, lines, "" if single else "one line per run", rules, markers)
 
 
 def _path(run: RunFiles, judge: Metric, drift: Metric) -> list[tuple[float, Point]]:

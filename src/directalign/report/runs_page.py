@@ -32,7 +32,7 @@ MAX_DRAWN = 8
 
 
 def html(folder: Path, runs: Sequence[RunFiles]) -> str:
-    """The whole page; runs whose folder ends in `_long` are shown apart, as longer training."""
+    """The whole page; runs whose folder ends in `_long` have a section of their own."""
     notes: list[str] = []
     summary = read_json(folder / SUMMARY, notes)
     drawn = runs[:MAX_DRAWN]
@@ -60,7 +60,7 @@ def html(folder: Path, runs: Sequence[RunFiles]) -> str:
         prompts=next((found for run in short if (found := prompts_of(run))), []),
         scatters=runs_scatters(drawn),
         matched=matched(short[:2]),
-        together=curves_together(drawn),
+        curves=curves_of_runs(drawn),
         legend=list(zip([cut(run.name) for run in drawn], line_styles(len(drawn)), strict=True)),
         differing=differing_settings([run.settings or None for run in drawn]),
         drawn=drawn,
@@ -111,7 +111,7 @@ def runs_scatters(runs: Sequence[RunFiles]) -> list[Scatter]:
     return [one for one in found if one.charts]
 
 
-def curves_together(runs: Sequence[RunFiles]) -> list[Figure]:
+def curves_of_runs(runs: Sequence[RunFiles]) -> list[Figure]:
     """One chart per metric that at least two runs have, one unlabelled line per run."""
     counts = Counter(
         name
@@ -124,16 +124,12 @@ def curves_together(runs: Sequence[RunFiles]) -> list[Figure]:
     figures = []
     for _, metrics in by_role(map(metric, shared)):
         for one in metrics:
-            lines = [
-                Series(
-                    "", run.measured_curve(one.name), style, notes=[run.name] * len(run.measured)
-                )
-                for run, style in zip(runs, line_styles(len(runs)), strict=True)
-            ]
-            title = f"{one.label} by update, all runs"
-            figures.append(
-                Figure(one.label, line_chart(lines, metric_axes(one), title), one.description)
-            )
+            lines = []
+            for run, style in zip(runs, line_styles(len(runs)), strict=True):
+                points, notes = run.measured_curve(one.name), [run.name] * len(run.measured)
+                lines.append(Series("", points, style, notes=notes))
+            chart = line_chart(lines, metric_axes(one), f"{one.label} by update, all runs")
+            figures.append(Figure(one.label, chart, one.description))
     return [figure for figure in figures if figure.chart]
 
 

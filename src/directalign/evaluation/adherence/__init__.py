@@ -9,16 +9,16 @@ command's option.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from ... import config
 from ...types import Images, PerSample
 from ..eval_prompts import PromptRow
-from .checking import KEY, check_adherence, check_facts, check_rows
 from .detector import DetectorJudge
 from .geneval import ADHERENCE, Judged, Verdict, numbers
-from .settings import adherence_settings
+from .settings import KEY, adherence_settings, check_adherence, check_facts, check_rows
 from .vqa import VlmJudge
 
 __all__ = [
@@ -34,17 +34,14 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True)
 class Adherence:
     """A frozen judge on its device, which judges one image at a time."""
 
-    def __init__(
-        self,
-        by: DetectorJudge | VlmJudge,
-        settings: config.AdherenceConfig,
-        device: torch.device | str,
-        key: str,
-    ) -> None:
-        self.by, self.settings, self.device, self.key = by, settings, device, key
+    by: DetectorJudge | VlmJudge
+    settings: config.AdherenceConfig
+    device: torch.device | str
+    key: str
 
     def __call__(self, images: Images, rows: Sequence[PromptRow]) -> dict[str, PerSample]:
         """`numbers` of images (b, 3, h, w) in [0, 1], one row each, on the CPU."""

@@ -66,8 +66,7 @@ class ColorReader:
 
     @torch.no_grad()
     def read(self, image: Image, things: Sequence[Found], thing: str) -> list[str]:
-        """The colour, of `COLORS`, of each of `things`, all of class `thing`, in an image in [0,
-        1]."""
+        """The colour, of `COLORS`, of each of `things`, which are of class `thing`."""
         if thing not in self._text_features:
             phrases = [each.format(color=c, thing=thing) for c in COLORS for each in TEMPLATES]
             encoded = self.clip.encode_text(phrases).reshape(len(COLORS), len(TEMPLATES), -1)
@@ -167,8 +166,7 @@ class DetectorPixels:
 
 
 def _smooth_and_resize(images: Images, size: tuple[int, int]) -> Pixels:
-    """Linear interpolation after a Gaussian of standard deviation (factor − 1) / 2 where an axis
-    shrinks."""
+    """Linear interpolation, after a Gaussian of deviation (factor − 1) / 2 where it shrinks."""
     for axis, wanted in zip((-2, -1), size, strict=True):
         deviation = max(0.0, (images.shape[axis] / wanted - 1) / 2)
         radius = int(TRUNCATE * deviation + 0.5)
@@ -204,8 +202,7 @@ class Detector:
 
     @torch.no_grad()
     def find(self, image: Image, things: Sequence[str], threshold: float) -> list[Found]:
-        """All of `things` in an image in [0, 1] with scores above `threshold`, in pixels of that
-        image."""
+        """Those of `things` in an image in [0, 1] with scores above `threshold`, in its pixels."""
         detect = KINDS[self.model.config.model_type].detect
         return detect(self, image, tuple(dict.fromkeys(things)), threshold)
 
@@ -301,8 +298,7 @@ def _floats(box: Sequence[Tensor]) -> Box:
 
 @dataclass(frozen=True)
 class Kind:
-    """A detector architecture; the thresholds are defaults of the section's keys of the same
-    name."""
+    """A detector architecture; the thresholds are defaults of the section's keys."""
 
     model: type[PreTrainedModel]
     detect: Callable[[Detector, Image, Sequence[str], float], list[Found]]
@@ -317,8 +313,7 @@ KINDS = {
     "d_fine": Kind(DFineForObjectDetection, _detect_boxes, 0.5, 0.5),
     "owlv2": Kind(Owlv2ForObjectDetection, _detect_named, 0.1, 0.1),
 }
-"""By `model_type`. Thresholds: GenEval's for the architecture it uses, else those of transformers'
-processors."""
+"""By `model_type`. Thresholds: GenEval's for its own architecture, else transformers'."""
 
 
 # --- loading --------------------------------------------------------------------------------------
@@ -327,8 +322,7 @@ processors."""
 def load_detector(
     settings: config.DetectorConfig, device: torch.device | str, key: str
 ) -> Detector:
-    """The detector of a section, float32. Raises DirectAlignError, which names the key below
-    `key`."""
+    """The detector of a section, float32. Raises DirectAlignError, which names the key."""
     key = f"{key}.path"
     folder = locate(settings.path, key, (*weights.FOLDER_SETTINGS, *weights.FOLDER_WEIGHTS))
     kind = kind_of(folder, key)
@@ -340,8 +334,7 @@ def load_detector(
 
 
 def check_detector(settings: config.DetectorConfig, key: str, online: bool = False) -> None:
-    """Refuse what `load_detector` would refuse, without weights; a model on the hub only when
-    `online`."""
+    """Refuse what `load_detector` would refuse, without weights; on the hub when `online`."""
     key, is_remote = f"{key}.path", hub.is_hub_id(settings.path)
     if is_remote and not online:
         return
@@ -357,8 +350,7 @@ def check_detector(settings: config.DetectorConfig, key: str, online: bool = Fal
 
 
 def known_classes(settings: config.DetectorConfig, key: str) -> dict[int, str] | None:
-    """The class names by number, None for any; of a detector on the hub only config.json is
-    fetched."""
+    """The class names by number, None for any; fetches only config.json from the hub."""
     folder = locate(settings.path, f"{key}.path", ("config.json",))
     return classes_of(folder, kind_of(folder, f"{key}.path"))
 
@@ -374,8 +366,7 @@ def limits_of(settings: config.DetectorConfig, kind: str) -> Limits:
 
 
 def kind_of(folder: Path, key: str) -> str:
-    """`model_type` of a detector's folder. Raises DirectAlignError for no folder, no config.json,
-    or another model."""
+    """`model_type` of a detector's folder. Raises DirectAlignError for another model."""
     kind = model_type(folder, key)
     if kind not in KINDS:
         raise DirectAlignError(
@@ -386,8 +377,7 @@ def kind_of(folder: Path, key: str) -> str:
 
 
 def model_type(folder: Path, key: str) -> str | None:
-    """`model_type` in a folder's config.json. Raises DirectAlignError if that is missing or
-    unreadable."""
+    """`model_type` in config.json. Raises DirectAlignError for a missing or broken file."""
     return _config(folder, key).get("model_type")
 
 
@@ -419,11 +409,13 @@ def _tokenizer(folder: Path, kind: str, key: str) -> PreTrainedTokenizerBase | N
     return weights.read_tokenizer(folder, key) if kind == "owlv2" else None
 
 
+@dataclass(frozen=True)
 class DetectorJudge:
     """Judges by the boxes of a frozen detector; `colors` is None if no prompt asks for any."""
 
-    def __init__(self, detector: Detector, limits: Limits, colors: ColorReader | None) -> None:
-        self.detector, self.limits, self.colors = detector, limits, colors
+    detector: Detector
+    limits: Limits
+    colors: ColorReader | None
 
     @classmethod
     def load(
@@ -436,13 +428,12 @@ class DetectorJudge:
         return cls(detector, limits_of(settings, detector.model.config.model_type), colors)
 
     def judge(self, image: Image, row: PromptRow) -> Judged:
-        """A verdict on each fact of the row, which must have some; the image in [0, 1] is detected
-        once."""
+        """A verdict on each fact of the row, which must have some; one detection per image."""
         things = [entry["class"] for entry in (*row.facts["include"], *row.facts["exclude"])]
         found = self.detector.find(image, things, self.limits.of(row.facts["tag"]))
 
         def read_colors(each: Sequence[Found], thing: str) -> list[str]:
-            assert self.colors is not None, "refused by checking.check_facts"
+            assert self.colors is not None, "refused by check_facts"
             return self.colors.read(image, each, thing)
 
         return judge(row.facts, found, self.limits, read_colors)

@@ -1,5 +1,4 @@
-"""GenEval's facts of a prompt (a number of objects, their colours, their positions) and verdicts on
-them.
+"""GenEval's facts of a prompt (numbers of objects, colours, positions) and verdicts on them.
 
 The metadata (`eval_prompts.checked_facts`) lists objects; each becomes a count, and a colour and a
 position where given. An exclusion of the same class ("two clocks, not three") bounds its count from
@@ -56,8 +55,7 @@ def noun(count: int, thing: str) -> str:
 
 @dataclass(frozen=True)
 class Counted:
-    """At least `least` of a thing, fewer than `below`; `place`: its index in "include", None of an
-    exclusion."""
+    """At least `least` of a thing, fewer than `below`; `place`: index in "include" or None."""
 
     thing: str
     least: int
@@ -92,8 +90,7 @@ class Colored:
 
 @dataclass(frozen=True)
 class Placed:
-    """The `count` most certain of a thing are all in the relation to all of object `target` of
-    "include"."""
+    """The `count` most certain of a thing are in the relation to all of object `target`."""
 
     thing: str
     count: int
@@ -133,17 +130,14 @@ def facts_of(metadata: Mapping[str, Any]) -> Iterator[Fact]:
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels, from the upper left corner."""
 MARGIN = 0.1
-"""Distance of two centres along an axis, as part of the summed box lengths, that counts as apart
-(GenEval)."""
+"""Distance of two centres along an axis, as part of the summed box lengths (GenEval)."""
 MIN_COSINE = 0.5
-"""Part of the distance that must be along an axis for a relation: within 60 degrees, so two may
-hold."""
+"""Part of the distance that must be along an axis for a relation; two relations may hold."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """One thing in an image; `score` is in [0, 1]; `mask` has its pixels if the detector gives
-    them."""
+    """One thing in an image; `score` is in [0, 1]; `mask` has its pixels if known."""
 
     thing: str
     score: float
@@ -154,8 +148,7 @@ class Found:
 def most_certain(
     found: Sequence[Found], thing: str, threshold: float, max_overlap: float = 1.0
 ) -> list[Found]:
-    """Those of one name above `threshold`, by falling score, without those overlapping a better one
-    too much."""
+    """Those of one name above `threshold`, by falling score, without overlapping ones."""
     candidates = [each for each in found if each.thing == thing and each.score > threshold]
     chosen: list[Found] = []
     for each in sorted(candidates, key=lambda each: -each.score):
@@ -176,8 +169,7 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def relations(box: Box, other: Box) -> frozenset[str]:
-    """Position of `box` relative to `other`: "left of", "right of", "above", "below"; empty if too
-    close.
+    """Those of "left of", "right of", "above" and "below" in which `box` is to `other`.
 
     The distance of the centres is reduced on each axis by `MARGIN` of both lengths there; the rest
     must exceed `MIN_COSINE` of the whole distance.
@@ -199,8 +191,7 @@ ADHERENCE = "adherence"
 
 @dataclass(frozen=True)
 class Verdict:
-    """The text of a fact, whether the image shows it, and what was seen or with which
-    probability."""
+    """The text of a fact, whether the image shows it, and what was found."""
 
     fact: str
     right: bool
@@ -225,8 +216,7 @@ class Judged:
 
 
 def numbers(judged: Sequence[Judged]) -> dict[str, PerSample]:
-    """`adherence` (b,), 1.0 where all facts of an image are right, else 0.0; and `adherence_<tag>`
-    of each tag, NaN for images of other tags."""
+    """`adherence` (b,), 1 where all facts are right, else 0; and `adherence_<tag>`, else NaN."""
     tags = dict.fromkeys(each.tag for each in judged if each.tag is not None)
     found = {ADHERENCE: [float(each.right) for each in judged]}
     for tag in tags:
@@ -243,8 +233,7 @@ ReadColors = Callable[[Sequence[Found], str], Sequence[str]]
 
 @dataclass(frozen=True)
 class Limits:
-    """Which boxes count: score above `threshold` (`counting` for counting prompts), overlap with a
-    better one at most `max_overlap`."""
+    """Least score of a box (`counting` for counting prompts), most overlap with a better one."""
 
     threshold: float
     counting: float

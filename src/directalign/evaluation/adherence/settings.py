@@ -1,29 +1,31 @@
-"""Settings of an adherence judge from the command line: a recipe, its section in YAML, or the path
-of a model."""
+"""Settings of an adherence judge: read from the command line, checked before loading."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import yaml
 
 from ... import config
 from ...config.load import is_recipe, load_run, parse_section
 from ...io import hub
-from ...rewards.qwen_vl import KINDS as VLMS
+from ...rewards import clip, qwen_vl
 from ...rewards.weights import locate
 from ...types import DirectAlignError
+from ..eval_prompts import PromptRow
+from .detector import COLORS, check_detector, coco_name, known_classes, model_type
 from .detector import KINDS as DETECTORS
-from .detector import model_type
+from .vqa import require_probability
+
+KEY = "evaluate.adherence"
 
 
 def adherence_settings(text: str, option: str = "--adherence") -> config.AdherenceConfig:
-    """Of a recipe's `evaluate.adherence`, {name: detector, path: ...} itself, or a model's folder
-    or hub id.
+    """Of a recipe with `evaluate.adherence`, of the section itself in YAML, or of a model's path.
 
     A bare path gets the defaults of its kind of model, and no CLIP for colours.
 
-    Raises:
-        DirectAlignError: a recipe without that section, an invalid section, no model, or one of
-            another kind.
+    Raises: DirectAlignError for no or an invalid section, and for no or another kind of model.
     """
     if text.lstrip().startswith("{"):
         try:
@@ -44,11 +46,67 @@ def adherence_settings(text: str, option: str = "--adherence") -> config.Adheren
     is_remote = hub.is_hub_id(text)
     folder = hub.download(text, ("config.json",), option) if is_remote else locate(text, option, ())
     kind = model_type(folder, option)
-    if kind in VLMS:
+    if kind in qwen_vl.KINDS:
         return config.QwenVLConfig(path=text)
     if kind in DETECTORS:
         return config.DetectorConfig(path=text)
     raise DirectAlignError(
         f"{option} {text}: holds a model of type {kind}; known are the detectors "
-        f"{', '.join(DETECTORS)}, and the VLMs {', '.join(VLMS)}"
+        f"{', '.join(DETECTORS)}, and the VLMs {', '.join(qwen_vl.KINDS)}"
     )
+
+
+def check_adherence(settings: config.AdherenceConfig, key: str = KEY, online: bool = False) -> None:
+    """Refuse what loading would refuse, without weights; on the hub only when `online`."""
+    if isinstance(settings, config.QwenVLConfig):
+        require_probability(settings, key)
+        qwen_vl.VlmReward.check(settings, key, online)
+        return
+    check_detector(settings, key, online)
+    if settings.colors is not None:
+        clip.ClipReward.check(settings.colors, f"{key}.colors", online)
+
+
+def check_rows(settings: config.AdherenceConfig, rows: Sequence[PromptRow], key: str = KEY) -> None:
+    """Check that the prompts can be judged: a detector takes those with facts about its classes.
+
+    Raises: DirectAlignError for a prompt without facts, an unknown class, an unsupported colour.
+    """
+    if isinstance(settings, config.DetectorConfig):
+        check_facts(settings, rows, known_classes(settings, key), key)
+
+
+def check_facts(
+    settings: config.DetectorConfig,
+    rows: Sequence[PromptRow],
+    classes: Mapping[int, str] | None,
+    key: str,
+) -> None:
+    """As `check_rows`, for a detector of these classes (None: any)."""
+    free = next((row.prompt for row in rows if not row.facts), None)
+    if free is not None:
+        raise DirectAlignError(
+            f"{key}: a detector judges facts, and {free!r:.60} comes without: "
+            "give a GenEval file of prompts, or set name: vlm"
+        )
+    objects = [each for row in rows for each in (*row.facts["include"], *row.facts["exclude"])]
+    colors = [entry["color"] for entry in objects if "color" in entry]
+    if colors and settings.colors is None:
+        raise DirectAlignError(
+            f"{key}.colors: missing, and prompts ask for what is {colors[0]}; "
+            "give a CLIP, e.g. path: openai/clip-vit-large-patch14"
+        )
+    unnamed = next((color for color in colors if color not in COLORS), None)
+    if unnamed is not None:
+        raise DirectAlignError(
+            f"{key}: prompts ask for {unnamed}, and the supported colours are {', '.join(COLORS)}; "
+            "leave those prompts out, or set name: vlm"
+        )
+    things = dict.fromkeys(entry["class"] for entry in objects)
+    known = None if classes is None else set(classes.values())
+    unknown = [thing for thing in things if known is not None and coco_name(thing) not in known]
+    if unknown:
+        raise DirectAlignError(
+            f"{key}.path: {settings.path} knows no {unknown[0]} ({len(unknown)} of {len(things)} "
+            "classes are unknown to it); take an OWLv2"
+        )

@@ -1,11 +1,12 @@
-"""Facts as yes-or-no questions to a vision-language model; a prompt without facts is its own
-question.
+"""Facts, or a prompt without facts, as yes-or-no questions to a vision-language model.
 
 A fact is true where P(yes) > 0.5. Unlike a detector this works for any prompt, but a VLM counts
 badly and tends to say yes: comparisons of two models are more reliable than absolute values.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
@@ -19,11 +20,11 @@ from .geneval import Judged, Verdict, facts_of
 DECISION = 0.5
 
 
+@dataclass(frozen=True)
 class VlmJudge:
     """Judges by the answers of a frozen `vlm` reward."""
 
-    def __init__(self, reward: qwen_vl.VlmReward) -> None:
-        self.reward = reward
+    reward: qwen_vl.VlmReward
 
     @classmethod
     def load(cls, settings: config.QwenVLConfig, device: torch.device | str, key: str) -> VlmJudge:
@@ -33,8 +34,7 @@ class VlmJudge:
 
     @torch.no_grad()
     def judge(self, image: Image, row: PromptRow) -> Judged:
-        """A verdict on each fact of the row, or on its prompt; the image in [0, 1] is encoded
-        once."""
+        """A verdict on each fact of the row, or on its prompt; the image is encoded once."""
         texts = [fact.text for fact in facts_of(row.facts)] if row.facts else [row.prompt]
         features = self.reward.encode(image[None])
         verdicts = []

@@ -47,7 +47,7 @@ for (const section of document.querySelectorAll("[data-viewer]")) {
     image.alt = text;
   };
 
-  const tell = (cells) => {
+  const fillTable = (cells) => {
     const numbers = cells.map((cell) => JSON.parse(cell.dataset.numbers));
     const heads = viewer.querySelectorAll(".values thead th");
     [left, right].forEach((select, index) => (heads[index + 1].textContent = name(select)));
@@ -74,7 +74,7 @@ for (const section of document.querySelectorAll("[data-viewer]")) {
     viewer.querySelector(".seed").textContent = `seed ${row.dataset.seed}${row.dataset.group ? ` · ${row.dataset.group}` : ""}`;
     viewer.querySelector("output").textContent = `${Number(place.value) + 1} of ${rows.length}`;
     all.forEach((each) => each.classList.toggle("now", each === row));
-    tell(cells);
+    fillTable(cells);
   };
 
   const go = (index) => {
