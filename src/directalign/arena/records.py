@@ -5,9 +5,9 @@ This module needs no torch, so that the arena starts at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 Mode = Literal["rate", "vote"]
 Axis = Literal["alignment", "realism", "detail", "aesthetics"]
@@ -43,6 +43,11 @@ class Rating:
     level: Level
     at: float | None = None
 
+    @property
+    def question(self) -> Hashable:
+        """Annotator × item × model × axis."""
+        return self.annotator, self.item, self.model, self.axis
+
     def __post_init__(self) -> None:
         if self.axis not in AXES or self.level not in LEVELS:
             raise ArenaError(
@@ -57,7 +62,7 @@ class Vote:
 
     `left` and `right` are the sides of the screen.
 
-    Raises: ArenaError for a model against itself or a winner that was not shown.
+    Raises: ArenaError for a model against itself or a winner that is neither.
     """
 
     annotator: str
@@ -67,6 +72,11 @@ class Vote:
     winner: str | None
     at: float | None = None
 
+    @property
+    def question(self) -> Hashable:
+        """Annotator × item × pair, whatever the sides."""
+        return self.annotator, self.item, frozenset((self.left, self.right))
+
     def __post_init__(self) -> None:
         if self.left == self.right or self.winner not in (self.left, self.right, None):
             raise ArenaError(
@@ -75,13 +85,9 @@ class Vote:
             )
 
 
-def latest_ratings(ratings: Iterable[Rating]) -> list[Rating]:
-    """The last rating of each annotator × item × model × axis."""
-    return list({(one.annotator, one.item, one.model, one.axis): one for one in ratings}.values())
+AnyAnswer = TypeVar("AnyAnswer", Rating, Vote)
 
 
-def latest_votes(votes: Iterable[Vote]) -> list[Vote]:
-    """The last vote of each annotator × item × pair, whatever the sides."""
-    return list(
-        {(one.annotator, one.item, frozenset((one.left, one.right))): one for one in votes}.values()
-    )
+def latest(answers: Iterable[AnyAnswer]) -> list[AnyAnswer]:
+    """The last answer of each annotator to each question."""
+    return list({one.question: one for one in answers}.values())

@@ -17,14 +17,11 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 log = logging.getLogger("directalign.arena")
 
@@ -65,7 +62,7 @@ class TokenSigner:
         return digest.hexdigest()[:32]
 
     def shuffled(self, models: Sequence[str], annotator: int, item: int) -> list[str]:
-        """The models in the order shown to an annotator: random, the same at every call."""
+        """The models in the order of an annotator's screen: random, the same at every call."""
         return sorted(models, key=lambda model: self.token("side", annotator, item, *models, model))
 
     def link(self, annotator: int) -> str:
@@ -103,17 +100,14 @@ def quoted(text: str, most: int = 80) -> str:
 def log_refusal(scope: Scope, refusal: Refused) -> None:
     """Log one line: status, method, first part of the path (the rest may be a token), reason."""
     client = (scope.get("client") or ("?",))[0]
-    path = quoted("/".join(scope["path"].split("/")[:2]))
-    method = quoted(scope["method"], 10)
-    log.warning(
-        "refused %d %s %s from %s: %s", refusal.status, method, path, client, refusal.reason
-    )
+    called = f"{quoted(scope['method'], 10)} {quoted('/'.join(scope['path'].split('/')[:2]))}"
+    log.warning("refused %d %s from %s: %s", refusal.status, called, client, refusal.reason)
 
 
 class RequestFilter:
     """ASGI layer in front of the application: refuses unsafe requests, adds security headers."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,8 +123,8 @@ class RequestFilter:
         except Refused as refusal:
             log_refusal(scope, refusal)
             await _refuse(send, refusal)
-            return
-        await self.app(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 def _headers(scope: Scope) -> dict[str, str]:
@@ -199,8 +193,8 @@ def _with_headers(send: Send) -> Send:
     async def sent(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             present = {name.lower() for name, _ in message["headers"]}
-            extra = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-            extra = [(name, value) for name, value in extra if name not in present]
+            ours = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+            extra = [(name, value) for name, value in ours if name not in present]
             message = {**message, "headers": [*message["headers"], *extra]}
         await send(message)
 

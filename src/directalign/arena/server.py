@@ -8,6 +8,7 @@ machine only; with it, joining needs the invitation link.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import os
@@ -15,25 +16,23 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp
 
 from .records import ArenaError, Axis, Level
-from .results import TABLES, render_store
-from .security import App, Refused, RequestFilter, log, log_refusal, quoted
+from .results import PAGES, TABLES, TEMPLATES, render_store
+from .security import Refused, RequestFilter, log, log_refusal, quoted
 from .session import Arena
 from .store import Side
 
-TEMPLATES = Path(__file__).parent / "templates"
 MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -90,18 +89,15 @@ class RatingPosted(AnswerPosted):
     level: Level | None
 
 
-_ENVIRONMENT = Environment(
-    loader=FileSystemLoader(TEMPLATES),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+def with_cookie(response: Response, cookie: str, value: str) -> Response:
+    """The response with a session cookie."""
+    response.set_cookie(cookie, value, max_age=COOKIE_SECONDS, httponly=True, samesite="strict")
+    return response
 
 
 def page(template: str, status: int = 200, **context: Any) -> HTMLResponse:
     """Render a template with escaping."""
-    return HTMLResponse(_ENVIRONMENT.get_template(template).render(**context), status)
+    return HTMLResponse(PAGES.get_template(template).render(**context), status)
 
 
 class Auth:
@@ -113,7 +109,7 @@ class Auth:
     """
 
     def __init__(self, arena: Arena, invitation: bool, closed: bool) -> None:
-        self.arena, self.invitation, self.closed = arena, invitation, closed
+        self.arena, self.needs_invitation, self.closed = arena, invitation, closed
         suffix = arena.signer.token("cookie")[:8]  # arenas on other ports share the cookies
         self.annotator_cookie, self.owner_cookie = f"arena_{suffix}", f"arena_owner_{suffix}"
 
@@ -124,12 +120,10 @@ class Auth:
     def author(self, request: Request, posted: AnswerPosted) -> int:
         """Annotator of an answer. Raises: Refused if the session is of someone else, as when two
         people open their links in one browser."""
-        annotator = self.annotator(request)
-        if annotator != posted.annotator:
-            raise Refused(
-                401, "this browser has another annotator's session now; open your personal link"
-            )
-        return annotator
+        if self.annotator(request) != posted.annotator:
+            reason = "this browser has another annotator's session now; open your personal link"
+            raise Refused(401, reason)
+        return posted.annotator
 
     def is_owner(self, request: Request) -> bool:
         """Whether the request has the owner's cookie."""
@@ -138,25 +132,18 @@ class Auth:
     def require_owner(self, request: Request) -> None:
         """Raises: Refused without the owner's cookie."""
         if not self.is_owner(request):
-            raise Refused(
-                403, "the results are for the owner; open the owner link printed by the command"
-            )
+            reason = "the results are for the owner; open the owner link printed by the command"
+            raise Refused(403, reason)
 
     def require_invitation(self, token: str) -> None:
         """Raises: Refused if joining is closed or needs another token."""
         if self.closed:
             raise Refused(403, "this arena is closed; open the personal link that you were given")
-        if self.invitation and not self.arena.signer.verifies("invitation", token):
+        if self.needs_invitation and not self.arena.signer.verifies("invitation", token):
             raise Refused(403, "this arena needs an invitation; open the link that you were sent")
 
-    @staticmethod
-    def set_cookie(response: Response, cookie: str, value: str) -> Response:
-        """Add a session cookie to a response."""
-        response.set_cookie(cookie, value, max_age=COOKIE_SECONDS, httponly=True, samesite="strict")
-        return response
 
-
-def create_app(arena: Arena, hosts: Sequence[str], invitation: bool, closed: bool) -> App:
+def create_app(arena: Arena, hosts: Sequence[str], invitation: bool, closed: bool) -> ASGIApp:
     """The ASGI application.
 
     Args:
@@ -165,10 +152,8 @@ def create_app(arena: Arena, hosts: Sequence[str], invitation: bool, closed: boo
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     auth = Auth(arena, invitation, closed)
-    _add_pages(app, arena, auth)
-    _add_files(app, arena, auth)
-    _add_api(app, arena, auth)
-    _add_results(app, arena, auth)
+    for add in (_add_pages, _add_files, _add_api, _add_results):
+        add(app, arena, auth)
     _add_error_handlers(app)
     return RequestFilter(TrustedHostMiddleware(app, hosts, www_redirect=False))
 
@@ -193,15 +178,12 @@ def _add_pages(app: FastAPI, arena: Arena, auth: Auth) -> None:
     @app.get("/me/{link}")
     def personal_link(link: str) -> Response:
         name = arena.name(arena.annotator(link))
-        return auth.set_cookie(start(name=name), auth.annotator_cookie, link)
+        return with_cookie(start(name=name), auth.annotator_cookie, link)
 
 
 def _add_files(app: FastAPI, arena: Arena, auth: Auth) -> None:
-    contents = {
-        file.name: (file.read_bytes(), MEDIA_TYPES[file.suffix])
-        for file in TEMPLATES.iterdir()
-        if file.suffix in MEDIA_TYPES
-    }
+    static_files = [file for file in TEMPLATES.iterdir() if file.suffix in MEDIA_TYPES]
+    contents = {file.name: (file.read_bytes(), MEDIA_TYPES[file.suffix]) for file in static_files}
 
     @app.get("/static/{name}")
     def static(name: str) -> Response:
@@ -230,7 +212,7 @@ def _add_api(app: FastAPI, arena: Arena, auth: Auth) -> None:
     def join(posted: JoinPosted) -> Response:
         auth.require_invitation(posted.invitation)
         link = arena.signer.link(arena.join(posted.name, posted.request))
-        return auth.set_cookie(JSONResponse({"link": link}), auth.annotator_cookie, link)
+        return with_cookie(JSONResponse({"link": link}), auth.annotator_cookie, link)
 
     @app.get("/api/state")
     def state(request: Request) -> Response:
@@ -254,10 +236,9 @@ def _add_results(app: FastAPI, arena: Arena, auth: Auth) -> None:
         if not arena.signer.verifies("owner", token):
             raise Refused(401, "this is not the owner link")
         text = "You can now see the results."
-        welcome = page(
-            "message.html.j2", title="Welcome back", text=text, link="/results", label="Results"
-        )
-        return auth.set_cookie(welcome, auth.owner_cookie, token)
+        link, label = "/results", "Results"
+        welcome = page("message.html.j2", title="Welcome back", text=text, link=link, label=label)
+        return with_cookie(welcome, auth.owner_cookie, token)
 
     @app.get("/results")
     def results(request: Request) -> Response:
@@ -305,9 +286,6 @@ def _add_error_handlers(app: FastAPI) -> None:
         return refuse(request, Refused(422, f"malformed: {first['type']} in {field}"))
 
 
-# --- running ----------------------------------------------------------------------------------
-
-
 def serve(
     arena: Arena,
     host: str | None,
@@ -325,20 +303,26 @@ def serve(
     Raises:
         ArenaError if the address is not available.
     """
-    listening = _listen(host or LOCALHOST, port)
-    invitation = host is not None and not _is_loopback(host)
-    address = _url(host or LOCALHOST, listening.getsockname()[1])
-    links = arena.links(annotators)
-    for name, link in links.items():
-        print_line(f"{name}: {address}/me/{link}")
-    if not links:
-        path = f"/invitation/{arena.signer.token('invitation')}" if invitation else "/"
-        print_line(f"annotators: {address}{path}")
-    print_line(f"results, for you alone: {address}/owner/{arena.signer.token('owner')}")
-    print_line(arena.summary())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises the signal again
     _configure_logging()
+    with contextlib.closing(arena):
+        listening = listen(host or LOCALHOST, port)
+        address = _url(host or LOCALHOST, listening.getsockname()[1])
+        for name, link in arena.links(annotators).items():
+            print_line(f"{name}: {address}/me/{link}")
+        if not annotators:
+            path = f"invitation/{arena.signer.token('invitation')}"
+            print_line(f"annotators: {address}/{path if needs_invitation(host) else ''}")
+        print_line(f"results, for you only: {address}/owner/{arena.signer.token('owner')}")
+        print_line(arena.summary())
+        uvicorn_server(arena, host, bool(annotators)).run(sockets=[listening])
+
+
+def uvicorn_server(arena: Arena, host: str | None, closed: bool) -> uvicorn.Server:
+    """The HTTP server of an arena that listens on `host`; see `Auth` for `closed`."""
+    app = create_app(arena, allowed_hosts(host), needs_invitation(host), closed)
     config = uvicorn.Config(
-        create_app(arena, allowed_hosts(host), invitation, bool(annotators)),
+        app,
         http="h11",
         ws="none",
         lifespan="off",
@@ -351,11 +335,12 @@ def serve(
         backlog=MAX_CONNECTIONS,
         limit_concurrency=MAX_CONNECTIONS,
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises the signal again
-    try:
-        uvicorn.Server(config).run(sockets=[listening])
-    finally:
-        arena.close()
+    return uvicorn.Server(config)
+
+
+def needs_invitation(host: str | None) -> bool:
+    """Whether joining needs the invitation link: on any address but this machine's own."""
+    return host is not None and not _is_loopback(host)
 
 
 def allowed_hosts(host: str | None) -> list[str]:
@@ -369,13 +354,14 @@ def allowed_hosts(host: str | None) -> list[str]:
         return ["*"]
     if host is not None:
         names.append(f"[{host}]" if ":" in host else host)
-    if host is not None and not _is_loopback(host):
+    if needs_invitation(host):
         own = socket.gethostname()
         names += [own, f"{own}.local", socket.getfqdn()]
     return names
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket on an address; port 0 takes a free one. Raises: ArenaError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=MAX_CONNECTIONS)

@@ -21,7 +21,7 @@ from typing import Any
 from .records import AXES, ArenaError, Mode
 from .security import Refused, TokenSigner, new_secret
 from .sources import Collection, ImageCache, Item, Size, common_size, read_sources
-from .store import Answer, NameTaken, Store, create_store, lock
+from .store import Answer, Store, create_store, lock
 
 TASKS_AHEAD = 5
 """Tasks sent in advance, so that the browser preloads their images."""
@@ -34,7 +34,7 @@ VOTE_QUESTION: Question = ("", "")
 
 @dataclass(frozen=True)
 class Task:
-    """One screen: an item and the models shown, two in vote mode, all in rate mode."""
+    """One screen: an item and its models, two in vote mode, all in rate mode."""
 
     item: int
     models: tuple[str, ...]
@@ -42,8 +42,8 @@ class Task:
 
 def tasks_of(mode: Mode, items: Sequence[int], models: Sequence[str]) -> list[Task]:
     """Every item once (rate), or every pair of models on every item (vote)."""
-    shown = [tuple(models)] if mode == "rate" else list(combinations(models, 2))
-    return [Task(item, each) for item in items for each in shown]
+    screens = [tuple(models)] if mode == "rate" else list(combinations(models, 2))
+    return [Task(item, screen) for item in items for screen in screens]
 
 
 class TaskScheduler:
@@ -57,9 +57,7 @@ class TaskScheduler:
     def __init__(self, mode: Mode, tasks: Sequence[Task], signer: TokenSigner) -> None:
         self.tasks = tasks
         self._signer = signer
-        self._questions = {
-            task: len(AXES) * len(task.models) if mode == "rate" else 1 for task in tasks
-        }
+        self._mode = mode
         self._answers: defaultdict[int, dict[Task, dict[Question, str]]] = defaultdict(dict)
         self._completed: Counter[Task] = Counter()
         self._assigned: defaultdict[int, list[Task]] = defaultdict(list)
@@ -69,10 +67,8 @@ class TaskScheduler:
     def record(self, annotator: int, task: Task, question: Question, answer: str | None) -> None:
         """Set the answer to a question of a task; None takes it back."""
         before = self._is_complete(annotator, task)
-        answers = self._answers[annotator].pop(task, {})
-        answers.pop(question, None)
-        if answer is not None:
-            answers[question] = answer
+        answers = {**self._answers[annotator].pop(task, {}), question: answer}
+        answers = {key: given for key, given in answers.items() if given is not None}
         if answers:
             self._answers[annotator][task] = answers  # last: the one answered most recently
         self._completed[task] += self._is_complete(annotator, task) - before
@@ -92,19 +88,8 @@ class TaskScheduler:
 
     def next(self, annotator: int, count: int) -> list[Task]:
         """Hand out up to `count` tasks: those begun, those handed out before, then the rarest."""
-        open_tasks = [*self._answers[annotator], *self._assigned[annotator]]
-        line = [
-            task for task in dict.fromkeys(open_tasks) if not self._is_complete(annotator, task)
-        ]
-        line = line[:count]
-        if len(line) < count:
-            line += self._rarest(annotator, {*line}, count - len(line))
-        self._assignments.subtract(self._assigned[annotator])
-        self._assignments.update(line)
-        self._assigned[annotator] = line
-        return line
-
-    def _rarest(self, annotator: int, without: set[Task], count: int) -> list[Task]:
+        open_tasks = dict.fromkeys([*self._answers[annotator], *self._assigned[annotator]])
+        line = [task for task in open_tasks if not self._is_complete(annotator, task)][:count]
         if annotator not in self._orders:
             self._orders[annotator] = sorted(
                 self.tasks,
@@ -113,14 +98,21 @@ class TaskScheduler:
         candidates = (
             task
             for task in self._orders[annotator]
-            if task not in without and not self._is_complete(annotator, task)
+            if task not in line and not self._is_complete(annotator, task)
         )
-        return heapq.nsmallest(
-            count, candidates, key=lambda task: self._completed[task] + self._assignments[task]
+        line += heapq.nsmallest(
+            count - len(line),
+            candidates,
+            key=lambda task: self._completed[task] + self._assignments[task],
         )
+        self._assignments.subtract(self._assigned[annotator])
+        self._assignments.update(line)
+        self._assigned[annotator] = line
+        return line
 
     def _is_complete(self, annotator: int, task: Task) -> bool:
-        return len(self._answers[annotator].get(task, ())) == self._questions[task]
+        questions = len(AXES) * len(task.models) if self._mode == "rate" else 1
+        return len(self.answers(annotator, task)) == questions
 
 
 def open_arena(
@@ -134,34 +126,30 @@ def open_arena(
     collection = read_sources(sources)
     with contextlib.ExitStack() as undo:
         locked = undo.enter_context(contextlib.closing(lock(file)))
+        store, secret = None, new_secret()
         if file.exists():
-            store = Store(file)
-            undo.callback(store.close)
+            store = undo.enter_context(contextlib.closing(Store(file)))
             _check_same(store, collection, mode, num_items)
-            items = {index: collection.items[index] for index in store.items()}
-            sizes = {index: common_size(item) for index, item in items.items()}
+            indices = [*store.items()]
         else:
-            secret = new_secret()
-            items = _sample_items(collection, num_items, TokenSigner(bytes.fromhex(secret)))
-            sizes = {
-                index: common_size(item) for index, item in items.items()
-            }  # before create_store
+            indices = _sample_items(collection, num_items, TokenSigner(bytes.fromhex(secret)))
+        items = {index: collection.items[index] for index in indices}
+        sizes = {index: common_size(item) for index, item in items.items()}
+        if store is None:
             title, models = collection.title, collection.models
             store = create_store(file, mode or "vote", title, models, items, secret)
         undo.pop_all()
     return Arena(store, items, sizes, locked, collection.left_out)
 
 
-def _sample_items(
-    collection: Collection, num_items: int | None, signer: TokenSigner
-) -> dict[int, Item]:
-    available = len(collection.items)
-    if num_items is not None and num_items > available:
+def _sample_items(collection: Collection, count: int | None, signer: TokenSigner) -> list[int]:
+    """Indices of `count` random items, or of all."""
+    if count is not None and count > len(collection.items):
         raise ArenaError(
-            f"--items {num_items}: only {available} prompts and seeds have an image of every model"
+            f"--items {count}: only {len(collection.items)} prompts and seeds have an image of "
+            "every model"
         )
-    drawn = sorted(collection.items, key=lambda index: signer.token("drawn", index))[:num_items]
-    return {index: collection.items[index] for index in sorted(drawn)}
+    return sorted(sorted(collection.items, key=lambda index: signer.token("drawn", index))[:count])
 
 
 def _check_same(
@@ -206,9 +194,9 @@ class Arena:
         self._models = list(store.models())
         self.images = ImageCache(
             {
-                self._image_token(index, key): (item.files[key], self._sizes[index])
+                self._image_token(index, key): (file, sizes[index])
                 for index, item in items.items()
-                for key in self._models
+                for key, file in item.files.items()
             }
         )
         tasks = tasks_of(self.mode, list(items), self._models)
@@ -236,10 +224,11 @@ class Arena:
 
     def join(self, name: str, request: str) -> int:
         """Add an annotator, once per `request`. Raises: Refused for an invalid or taken name."""
-        try:
-            annotator = self.store.join(normalized_name(name), request)
-        except NameTaken as error:
-            raise Refused(409, str(error)) from None
+        name = normalized_name(name)
+        annotator = self.store.join(name, request)
+        if annotator is None:
+            remedy = "open your personal link to continue, or choose another name"
+            raise Refused(409, f"the name {name} is in use: {remedy}")
         self._names = self.store.annotators()
         return annotator
 
@@ -247,13 +236,11 @@ class Arena:
         """Annotator of a link. Raises: Refused for a link that this arena did not issue."""
         annotator = self.signer.annotator(link)
         if annotator is None or annotator not in self._names:
-            raise Refused(
-                401, "unknown link or session; open your personal link or the invitation again"
-            )
+            remedy = "open your personal link or the invitation again"
+            raise Refused(401, f"unknown link or session; {remedy}")
         return annotator
 
     def name(self, annotator: int) -> str:
-        """Name of an annotator."""
         return self._names[annotator]
 
     def links(self, names: Sequence[str]) -> dict[str, str]:
@@ -294,8 +281,9 @@ class Arena:
         found = self._task(task, "rate")
         for model in found.models:
             if self._image_token(found.item, model) == image:
-                answer = Answer(annotator, found.item, model, None, axis, level)
-                return self._append(answer, request)
+                return self._append(
+                    Answer(annotator, found.item, model, None, axis, level), request
+                )
         raise Refused(422, "the image is not part of the task")
 
     def vote(self, annotator: int, request: str, task: str, choice: str | None) -> dict[str, Any]:
@@ -311,8 +299,8 @@ class Arena:
         return self.state(answer.annotator)
 
     def _record(self, answer: Answer) -> None:
-        shown = self._models if answer.other is None else (answer.model, answer.other)
-        task = Task(answer.item, tuple(model for model in self._models if model in shown))
+        models = self._models if answer.other is None else (answer.model, answer.other)
+        task = Task(answer.item, tuple(model for model in self._models if model in models))
         question = VOTE_QUESTION if answer.axis is None else (answer.model, answer.axis)
         self._scheduler.record(answer.annotator, task, question, answer.said)
 
@@ -326,7 +314,7 @@ class Arena:
         models = self.signer.shuffled(task.models, annotator, task.item)
         images = {model: self._image_token(task.item, model) for model in models}
         answers: dict[str, dict[str, str]] = {image: {} for image in images.values()}
-        if self.mode == "rate":  # a vote is not shown again
+        if self.mode == "rate":  # a vote is not displayed again
             for (model, axis), level in self._scheduler.answers(annotator, task).items():
                 answers[images[model]][axis] = level
         return {

@@ -14,21 +14,21 @@ import hashlib
 import io
 import json
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Annotated, Literal, TypeVar
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .records import ArenaError
 
 COMPARISON, RESULTS, SAMPLES = "comparison.json", "results.jsonl", "images.jsonl"
 CONTROL_GROUP = "control_prompts"
 """Group of the control prompts, which are not compared."""
-FORMAT = 1
 HASHED_BYTES = 65536
 """Bytes of each file that enter an item's digest, beside its length."""
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
@@ -40,6 +40,38 @@ UNREADABLE = (OSError, EOFError, SyntaxError, Image.DecompressionBombError, Valu
 
 Size = tuple[int, int]
 """Width and height in pixels."""
+SqlInteger = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class Record(BaseModel):
+    """A line of images.jsonl: exact types; other keys are ignored."""
+
+    model_config = ConfigDict(strict=True)
+    prompt: str
+    seed: SqlInteger | None = None
+    file: str = Field(pattern=r"^[^\x00]+$")
+
+
+class ComparisonRecord(Record):
+    """A line of results.jsonl."""
+
+    model: str
+    index: SqlInteger
+    group: str | None = None
+
+
+class ComparisonFile(BaseModel):
+    """comparison.json."""
+
+    class Model(BaseModel):
+        key: str
+        label: str | None = None
+
+    format: Literal[1]
+    models: list[Model]
+
+
+AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
 Entry = tuple[str, int | None, Path]
 """Prompt, seed and image file of one record."""
 
@@ -83,60 +115,41 @@ def read_sources(sources: Sequence[Path]) -> Collection:
     fewer than two models.
     """
     if not sources:
-        raise ArenaError(
-            "no source: give a comparison folder, or two or more folders of directalign sample"
-        )
+        raise ArenaError("no source: give a folder of compare, or two or more of sample")
     return _comparison(sources[0]) if len(sources) == 1 else _folders(sources)
 
 
 def _comparison(folder: Path) -> Collection:
-    file = folder / COMPARISON
-    if not file.is_file():
-        raise ArenaError(
-            f"{folder}: no {COMPARISON} in it; give a folder of directalign compare, "
-            "or two or more of directalign sample"
-        )
-    record = _object(file.read_bytes(), str(file))
-    if record.get("format") != FORMAT:
-        raise ArenaError(
-            f"{file}: format is {record.get('format')!r}, must be {FORMAT}; "
-            "compare again with this version"
-        )
-    listed = record.get("models")
-    if not isinstance(listed, list) or not all(
-        isinstance(model, dict) and isinstance(model.get("key"), str) for model in listed
-    ):
-        raise ArenaError(
-            f"{file}: models is {listed!r:.60}, must be a list of objects with a key; compare again"
-        )
-    models = {model["key"]: str(model.get("label") or model["key"]) for model in listed}
+    file = _existing(folder / COMPARISON)
+    listed = _parsed(ComparisonFile, file.read_bytes(), str(file)).models
+    models = {model.key: model.label or model.key for model in listed}
     rows: dict[int, dict[str, Entry]] = {}
-    for where, row in _rows(folder / RESULTS):
-        if row.get("group") == CONTROL_GROUP:
+    for where, row in _records(ComparisonRecord, folder / RESULTS):
+        if row.group == CONTROL_GROUP:
             continue
-        key, index = str(row.get("model")), row.get("index")
-        if key not in models or not _is_integer(index):
+        if row.model not in models:
             raise ArenaError(
-                f"{where}: model {key!r:.40} or index {index!r:.40} is not in {COMPARISON}; "
+                f"{where}: model {row.model!r:.40} is not in {COMPARISON}; "
                 "remove the line or compare again"
             )
-        rows.setdefault(index, {})[key] = _entry(folder, row, where)
+        rows.setdefault(row.index, {})[row.model] = _entry(folder, row, where)
     return _collection(folder.name, models, rows, str(folder / RESULTS))
 
 
 def _folders(folders: Sequence[Path]) -> Collection:
     """Pair images by prompt and seed, in the order of the first folder."""
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ArenaError(f"{folders[0]}: the same folder is given twice; give each once")
     distinct = len({folder.name for folder in folders}) == len(folders)
     names = [folder.name if distinct else str(folder) for folder in folders]
-    if len(set(names)) < len(names):
-        raise ArenaError(f"{folders[0]}: the same folder is given twice; give each once")
     rows: dict[tuple[str, int | None, int], dict[str, Entry]] = {}
     for name, folder in zip(names, folders, strict=True):
-        counts: dict[tuple[str, int | None], int] = {}
-        for where, row in _rows(folder / SAMPLES):
-            prompt, seed, file = _entry(folder, row, where)
-            repeat = counts[prompt, seed] = counts.get((prompt, seed), -1) + 1
-            rows.setdefault((prompt, seed, repeat), {})[name] = (prompt, seed, file)
+        counts: Counter[tuple[str, int | None]] = Counter()
+        for where, row in _records(Record, folder / SAMPLES):
+            repeat = counts[row.prompt, row.seed]
+            counts[row.prompt, row.seed] += 1
+            key = row.prompt, row.seed, repeat
+            rows.setdefault(key, {})[name] = _entry(folder, row, where)
     models = {name: name for name in names}
     where = str(folders[0] / SAMPLES)
     return _collection(" / ".join(names), models, dict(enumerate(rows.values())), where)
@@ -166,63 +179,49 @@ def _collection(
     return Collection(title, models, items, len(rows) - len(items))
 
 
-def _entry(folder: Path, row: Mapping[str, Any], where: str) -> Entry:
-    prompt, seed, name = row.get("prompt"), row.get("seed"), row.get("file")
-    if not isinstance(prompt, str) or not (seed is None or _is_integer(seed)):
-        raise ArenaError(
-            f"{where}: prompt {prompt!r:.40} and seed {seed!r:.40}; "
-            "need a text and an integer below 2**63"
-        )
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise ArenaError(f"{where}: file is {name!r:.60}; need the name of an image")
+def _entry(folder: Path, row: Record, where: str) -> Entry:
     root = folder.resolve()
-    file = root / name
-    if ".." in Path(name).parts or file.resolve() != file or not file.is_relative_to(root):
+    file = root / row.file
+    if ".." in Path(row.file).parts or file.resolve() != file or not file.is_relative_to(root):
         raise ArenaError(
-            f"{where}: {name!r:.120} is outside of {folder} or a symbolic link; "
+            f"{where}: {row.file!r:.120} is outside of {folder} or a symbolic link; "
             "name a regular file inside it"
         )
     if not file.is_file():
-        raise ArenaError(f"{where}: {name!r:.120} does not exist; copy the folder again")
-    return prompt, seed, file
+        raise ArenaError(f"{where}: {row.file!r:.120} does not exist; copy the folder again")
+    return row.prompt, row.seed, file
 
 
-def _is_integer(value: Any) -> TypeGuard[int]:
-    """An integer that SQLite can store; booleans do not count."""
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
-
-
-def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ("file:line", object) per line; skip a last line that is still being written."""
-    if not file.is_file():
-        raise ArenaError(
-            f"{file.parent}: no {file.name} in it; "
-            "give a folder of directalign compare or directalign sample"
-        )
-    with file.open("rb") as lines:
+def _records(kind: type[AnyRecord], file: Path) -> Iterator[tuple[str, AnyRecord]]:
+    """Yield ("file:line", record) per line; skip a last line that is still being written."""
+    with _existing(file).open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip() and line.endswith((b"\n", b"}")):
-                yield f"{file}:{number}", _object(line, f"{file}:{number}")
+                yield f"{file}:{number}", _parsed(kind, line, f"{file}:{number}")
 
 
-def _object(text: bytes, where: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-        json.dumps(found, ensure_ascii=False).encode()  # refuses lone surrogates
-    except (ValueError, RecursionError) as error:
-        raise ArenaError(f"{where}: not JSON ({error}); repair or remove it") from None
-    if not isinstance(found, dict):
+def _existing(file: Path) -> Path:
+    if not file.is_file():
         raise ArenaError(
-            f"{where}: holds {type(found).__name__}, must be an object; repair or remove it"
+            f"{file.parent}: no {file.name} in it; give a folder of directalign compare, "
+            "or two or more of directalign sample"
         )
-    return found
+    return file
 
 
-# --- images -----------------------------------------------------------------------------------
+def _parsed(kind: type[AnyRecord], text: bytes, where: str) -> AnyRecord:
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "content"
+        raise ArenaError(
+            f"{where}: {key} is {first['input']!r:.60}: {first['msg']}; repair or remove it"
+        ) from None
 
 
 def common_size(item: Item) -> Size:
-    """Size at which all images of an item are shown: the smallest among them.
+    """Size at which all images of an item are displayed: the smallest among them.
 
     Raises: ArenaError for an unreadable file, or for aspect ratios that would reveal a model.
     """
@@ -279,7 +278,7 @@ class ImageCache:
     """PNG files by opaque token, the most recently used kept in memory. Thread-safe.
 
     Args:
-        files: image file and shown size by token; no other file is opened.
+        files: image file and size by token; no other file is opened.
     """
 
     def __init__(
@@ -305,7 +304,7 @@ class ImageCache:
 
 
 def _encode_png(file: Path, size: Size) -> bytes:
-    """The pixels alone, upright and resized, without any metadata."""
+    """The pixels without any metadata, upright and resized."""
     with _open_image(file) as image:
         pixels = ImageOps.exif_transpose(image).convert("RGB")
     if pixels.size != size:

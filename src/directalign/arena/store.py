@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -62,16 +62,12 @@ CREATE VIEW counted AS SELECT * FROM answers
         SELECT max(answer) FROM answers GROUP BY annotator, item, model, other, axis
     );
 """
-"""In answers, `model` was rated on `axis`, or shown left of `other`. `said` is the level, or
+"""In answers, `model` was rated on `axis`, or stood left of `other`. `said` is the level, or
 left, right, tie; NULL takes an answer back."""
 _NAMED = (
     "SELECT name, item, model, other, axis, said, counted.at "
     "FROM counted JOIN annotators USING (annotator)"
 )
-
-
-class NameTaken(ArenaError):
-    """Another annotator has that name."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ class Store:
     """
 
     def __init__(self, file: Path) -> None:
-        if file.exists() and not file.is_file():
+        if file.is_dir():
             raise ArenaError(f"{file}: is a folder; name the database file")
         if not file.exists():
             raise ArenaError(
@@ -103,7 +99,7 @@ class Store:
         self._lock = threading.RLock()
         self._connection = _connect(file)
         table = "SELECT name FROM sqlite_master WHERE type = 'table' AND name = 'facts'"
-        rows = self._rows("SELECT * FROM facts") if self._rows(table) else []
+        rows = self._rows("SELECT name, value FROM facts") if self._rows(table) else []
         facts = {row["name"]: row["value"] for row in rows}
         if facts.get("format") != FORMAT:
             raise ArenaError(
@@ -129,11 +125,9 @@ class Store:
         rows = self._rows("SELECT * FROM annotators ORDER BY annotator")
         return {row["annotator"]: row["name"] for row in rows}
 
-    def join(self, name: str, request: str) -> int:
-        """Add an annotator, or return the one that the same request added.
-
-        Raises: NameTaken if the name is in use, ignoring case.
-        """
+    def join(self, name: str, request: str) -> int | None:
+        """Add an annotator, or return the one that the same request added; None if another
+        annotator has the name, ignoring case."""
         folded = name.casefold()
         with self._transaction() as connection:
             connection.execute(
@@ -143,12 +137,7 @@ class Store:
             )
             query = "SELECT annotator, request FROM annotators WHERE folded = ?"
             found = connection.execute(query, (folded,)).fetchone()
-            if not hmac.compare_digest(found["request"], request):
-                raise NameTaken(
-                    f"the name {name} is in use: open your personal link to continue, "
-                    "or choose another name"
-                )
-            return int(found["annotator"])
+        return found["annotator"] if hmac.compare_digest(found["request"], request) else None
 
     def append(self, answer: Answer, request: str) -> bool:
         """Store an answer durably; False if this request of the annotator is stored already."""
@@ -162,10 +151,9 @@ class Store:
 
     def counted(self) -> list[Answer]:
         """The latest answer to each question without those taken back, oldest first."""
-        columns = "annotator, item, model, other, axis, said"
-        return [
-            Answer(**row) for row in self._rows(f"SELECT {columns} FROM counted ORDER BY answer")
-        ]
+        columns = ", ".join(field.name for field in fields(Answer))
+        rows = self._rows(f"SELECT {columns} FROM counted ORDER BY answer")
+        return [Answer(**row) for row in rows]
 
     def ratings(self) -> list[Rating]:
         """The answers that count in rate mode."""

@@ -79,7 +79,7 @@ def serve(
     with one_line_errors(debug), _arena_errors():
         names = _names(annotators)
         require_room(out)
-        _require_server()
+        _require("fastapi", "uvicorn", "krippendorff")
         from ..arena.server import serve as serve_arena
         from ..arena.session import open_arena
 
@@ -138,10 +138,6 @@ def _arena_errors() -> Iterator[None]:
         from ..types import DirectAlignError
 
         raise DirectAlignError(str(error)) from None
-
-
-def _require_server() -> None:
-    _require("fastapi", "uvicorn", "krippendorff")
 
 
 def _require(*modules: str) -> None:
