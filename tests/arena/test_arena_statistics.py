@@ -32,16 +32,16 @@ def rated_image(*levels: Level, item: int = 0) -> list[Rating]:
 
 def test_overall_is_the_lowest_level_of_all_axes() -> None:
     for levels in product(LEVELS, repeat=len(AXES)):
-        (found,) = judgements(rated_image(*levels), "overall")
-        assert (found.level == "excellent") == (set(levels) == {"excellent"})  # the paper's rule
-        assert (found.level == "fail") == ("fail" in levels)
-        assert found.level in levels
-        assert LEVELS.index(found.level) == max(map(LEVELS.index, levels))
+        (found,) = judgements(rated_image(*levels), "overall").values()
+        assert (found == "excellent") == (set(levels) == {"excellent"})  # the paper's rule
+        assert (found == "fail") == ("fail" in levels)
+        assert found in levels and LEVELS.index(found) == max(map(LEVELS.index, levels))
 
 
 def test_incomplete_images_have_no_overall_level_and_the_latest_rating_counts() -> None:
     ratings = rated_image("good", "good", "pass", "good") + rated_image("fail", "fail", item=1)
-    assert [one.item for one in judgements(ratings, "overall")] == [0] and incomplete(ratings) == 1
+    assert judgements(ratings, "overall") == {("ann", 0, "base"): "pass"}
+    assert incomplete(ratings) == 1
     assert [shares(ratings, scale, MODELS)[0].n for scale in ("alignment", "overall")] == [2, 1]
     again = ratings + rated_image("good", "good", "good", "good")
     assert len(latest(again)) == 6
@@ -111,7 +111,8 @@ def test_equal_models_are_seldom_called_different() -> None:
 def test_ratings_imply_votes_of_the_same_annotator() -> None:
     ratings = planted_ratings({"base": -0.5, "srpo": 0.5, "refl": 0.0}, 6, 2, seed=2)
     votes = implied_votes(ratings, "overall")
-    levels = {one[:3]: LEVELS.index(one.level) for one in judgements(ratings, "overall")}
+    given = judgements(ratings, "overall")
+    levels = {image: LEVELS.index(level) for image, level in given.items()}
     assert len(votes) == 6 * 2 * 3
     for vote in votes:
         left, right = (levels[vote.annotator, vote.item, one] for one in (vote.left, vote.right))

@@ -56,8 +56,7 @@ def file(tmp_path: Path) -> Path:
 def new_store(source: Path, file: Path, mode: Mode = "vote") -> Store:
     for old in file.parent.glob(f"{file.name}*"):
         old.unlink()
-    labels = {model: model.upper() for model in MODELS}
-    store = create_store(file, mode, "a title", labels, read_sources([source]).items, "00" * 32)
+    store = create_store(file, mode, read_sources([source]), "00" * 32)
     for name in ("Ann", "Ben", "Cem"):
         store.join(name, f"joining-{name}")
     return store

@@ -270,20 +270,19 @@ def _add_error_handlers(app: FastAPI) -> None:
             return page("message.html.j2", refusal.status, **message)
         return JSONResponse({"error": refusal.reason}, refusal.status)
 
-    @app.exception_handler(Refused)
-    def refused(request: Request, error: Refused) -> Response:
+    def handle(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            reason = "no such page" if error.status_code == 404 else "invalid request"
+            return refuse(request, Refused(error.status_code, reason))
+        if isinstance(error, RequestValidationError):
+            first = error.errors()[0]
+            reason = f"malformed: {first['type']} in {ascii(first['loc'][-1])[:40]}"
+            return refuse(request, Refused(422, reason))
+        assert isinstance(error, Refused)
         return refuse(request, error)
 
-    @app.exception_handler(HTTPException)
-    def unknown(request: Request, error: HTTPException) -> Response:
-        reason = "no such page" if error.status_code == 404 else "invalid request"
-        return refuse(request, Refused(error.status_code, reason))
-
-    @app.exception_handler(RequestValidationError)
-    def malformed(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        field = ascii(first["loc"][-1])[:40]
-        return refuse(request, Refused(422, f"malformed: {first['type']} in {field}"))
+    for kind in (Refused, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, handle)
 
 
 def serve(

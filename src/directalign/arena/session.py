@@ -13,14 +13,14 @@ import threading
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from .records import AXES, ArenaError, Mode
 from .security import Refused, TokenSigner, new_secret
-from .sources import Collection, ImageCache, Item, Size, common_size, read_sources
+from .sources import Collection, ImageCache, Size, common_size, read_sources
 from .store import Answer, Store, create_store, lock
 
 TASKS_AHEAD = 5
@@ -134,12 +134,11 @@ def open_arena(
         else:
             indices = _sample_items(collection, num_items, TokenSigner(bytes.fromhex(secret)))
         items = {index: collection.items[index] for index in indices}
+        collection = replace(collection, items=items)
         sizes = {index: common_size(item) for index, item in items.items()}
-        if store is None:
-            title, models = collection.title, collection.models
-            store = create_store(file, mode or "vote", title, models, items, secret)
+        store = store or create_store(file, mode or "vote", collection, secret)
         undo.pop_all()
-    return Arena(store, items, sizes, locked, collection.left_out)
+    return Arena(store, collection, sizes, locked)
 
 
 def _sample_items(collection: Collection, count: int | None, signer: TokenSigner) -> list[int]:
@@ -180,26 +179,21 @@ class Arena:
     def __init__(
         self,
         store: Store,
-        items: Mapping[int, Item],
+        collection: Collection,
         sizes: Mapping[int, Size],
         locked: sqlite3.Connection,
-        left_out: int,
     ) -> None:
-        self.store = store
-        self.mode: Mode = store.mode
-        self.signer = TokenSigner(store.secret)
-        self._locked, self._left_out = locked, left_out
-        self._prompts = {index: item.prompt for index, item in items.items()}
-        self._sizes = sizes
+        self.store, self.mode, self.signer = store, store.mode, TokenSigner(store.secret)
+        self._locked, self._collection, self._sizes = locked, collection, sizes
         self._models = list(store.models())
         self.images = ImageCache(
             {
                 self._image_token(index, key): (file, sizes[index])
-                for index, item in items.items()
+                for index, item in collection.items.items()
                 for key, file in item.files.items()
             }
         )
-        tasks = tasks_of(self.mode, list(items), self._models)
+        tasks = tasks_of(self.mode, list(sizes), self._models)
         self._tasks = {self._task_token(task): task for task in tasks}
         self._scheduler = TaskScheduler(self.mode, tasks, self.signer)
         self._lock = threading.Lock()
@@ -209,9 +203,10 @@ class Arena:
 
     def summary(self) -> str:
         """One line: what is asked and where the answers are stored."""
-        left_out = f" ({self._left_out} without an image of every model)" if self._left_out else ""
+        number = self._collection.left_out
+        left_out = f" ({number} without an image of every model)" if number else ""
         return (
-            f"{self.mode}: {len(self._prompts)} prompts and seeds{left_out}, "
+            f"{self.mode}: {len(self._sizes)} prompts and seeds{left_out}, "
             f"{len(self._models)} models, {len(self._tasks)} questions per annotator; "
             f"answers are stored in {self.store.file}; "
             "stop with Ctrl-C, continue with the same command"
@@ -319,7 +314,7 @@ class Arena:
                 answers[images[model]][axis] = level
         return {
             "task": self._task_token(task),
-            "prompt": self._prompts[task.item],
+            "prompt": self._collection.items[task.item].prompt,
             "width": width,
             "height": height,
             "images": list(images.values()),

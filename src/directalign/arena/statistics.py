@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from statistics import fmean, median
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import krippendorff
 import numpy as np
@@ -30,21 +30,14 @@ AlphaMetric = Literal["nominal", "ordinal", "interval"]
 ALPHA_METRICS: tuple[AlphaMetric, ...] = get_args(AlphaMetric)
 ELO_PER_LOG_ODDS, ELO_MEAN = 400 / math.log(10), 1000.0
 
+RatedImage = tuple[str, int, str]
+"""Annotator, item and model."""
 Tallies = Float[np.ndarray, "m k k"]
 """Per item, wins of the row's model over the column's; a tie is half a win to each."""
 Unit = tuple[int, str] | tuple[int, str, str]
 """What is answered, beginning with its item: (item, model), or (item, model, model)."""
 Answers = Float[np.ndarray, "u a"]
 """Units × annotators, nan without an answer."""
-
-
-class Judgement(NamedTuple):
-    """Level of one image on one scale by one annotator."""
-
-    annotator: str
-    item: int
-    model: str
-    level: Level
 
 
 @dataclass(frozen=True)
@@ -64,19 +57,16 @@ class Shares:
         return sum(self.counts.values())
 
 
-def judgements(ratings: Iterable[Rating], scale: Scale) -> list[Judgement]:
+def judgements(ratings: Iterable[Rating], scale: Scale) -> dict[RatedImage, Level]:
     """The latest level of each annotator and image on a scale.
 
     The overall level is the lowest of the four; only images rated on all axes have one.
     """
-    if scale != "overall":
-        found = [one for one in latest(ratings) if one.axis == scale]
-        return [Judgement(one.annotator, one.item, one.model, one.level) for one in found]
-    return [
-        Judgement(*image, max(levels.values(), key=LEVELS.index))
-        for image, levels in _by_image(ratings).items()
-        if len(levels) == len(AXES)
-    ]
+    images = _by_image(ratings)
+    if scale == "overall":
+        rated = {image: levels for image, levels in images.items() if len(levels) == len(AXES)}
+        return {image: max(levels.values(), key=LEVELS.index) for image, levels in rated.items()}
+    return {image: levels[scale] for image, levels in images.items() if scale in levels}
 
 
 def incomplete(ratings: Iterable[Rating]) -> int:
@@ -84,8 +74,8 @@ def incomplete(ratings: Iterable[Rating]) -> int:
     return sum(len(levels) < len(AXES) for levels in _by_image(ratings).values())
 
 
-def _by_image(ratings: Iterable[Rating]) -> dict[tuple[str, int, str], dict[Axis, Level]]:
-    images: dict[tuple[str, int, str], dict[Axis, Level]] = {}
+def _by_image(ratings: Iterable[Rating]) -> dict[RatedImage, dict[Axis, Level]]:
+    images: dict[RatedImage, dict[Axis, Level]] = {}
     for one in latest(ratings):
         images.setdefault((one.annotator, one.item, one.model), {})[one.axis] = one.level
     return images
@@ -93,22 +83,27 @@ def _by_image(ratings: Iterable[Rating]) -> dict[tuple[str, int, str], dict[Axis
 
 def shares(ratings: Iterable[Rating], scale: Scale, models: Sequence[str]) -> list[Shares]:
     """One `Shares` per model that was rated on the scale, in the order of `models`."""
-    found = judgements(ratings, scale)
-    by_model = {model: [one for one in found if one.model == model] for model in models}
-    return [_shares(model, scale, judged) for model, judged in by_model.items() if judged]
+    given = judgements(ratings, scale)
+    rated = {image[2] for image in given}
+    return [_shares(model, scale, given) for model in models if model in rated]
 
 
-def _shares(model: str, scale: Scale, judged: Sequence[Judgement]) -> Shares:
-    rows = {item: row for row, item in enumerate(sorted({one.item for one in judged}))}
+def _shares(model: str, scale: Scale, given: Mapping[RatedImage, Level]) -> Shares:
+    own = [
+        (annotator, item, given[annotator, item, one])
+        for annotator, item, one in given
+        if one == model
+    ]
+    rows = {item: row for row, item in enumerate(sorted({item for _, item, _ in own}))}
     hits = np.zeros((len(rows), len(LEVELS)))
-    for one in judged:
-        hits[rows[one.item], LEVELS.index(one.level)] += 1
+    for _, item, level in own:
+        hits[rows[item], LEVELS.index(level)] += 1
     columns = dict(zip(LEVELS, hits.T, strict=True))
     rates: dict[Level, Interval] = {
         level: stats.grouped_rate_interval(one, hits.sum(1)) for level, one in columns.items()
     }
     counts: dict[Level, int] = {level: int(one.sum()) for level, one in columns.items()}
-    annotators = len({one.annotator for one in judged})
+    annotators = len({annotator for annotator, _, _ in own})
     return Shares(model, scale, rates, counts, len(rows), annotators)
 
 
@@ -137,14 +132,13 @@ class Wins:
 def implied_votes(ratings: Iterable[Rating], scale: Scale) -> list[Vote]:
     """A vote per two models that one annotator rated on an item; the sides have no meaning."""
     ranks: dict[tuple[str, int], list[tuple[str, int]]] = {}
-    for one in judgements(ratings, scale):
-        rank = LEVELS.index(one.level)
-        ranks.setdefault((one.annotator, one.item), []).append((one.model, rank))
+    for (annotator, item, model), level in judgements(ratings, scale).items():
+        ranks.setdefault((annotator, item), []).append((model, LEVELS.index(level)))
     votes = []
     for (annotator, item), judged in ranks.items():
         for (left, rank_left), (right, rank_right) in combinations(sorted(judged), 2):
-            winner = left if rank_left < rank_right else right
-            winner = None if rank_left == rank_right else winner
+            better = left if rank_left < rank_right else right
+            winner = None if rank_left == rank_right else better
             votes.append(Vote(annotator, item, left, right, winner))
     return votes
 
@@ -231,8 +225,8 @@ def rated(ratings: Iterable[Rating], scale: Scale) -> Reliability:
     """Units are images (item × model); values 0 for the worst level to 3 for the best."""
     best = len(LEVELS) - 1.0
     found = [
-        ((one.item, one.model), one.annotator, best - LEVELS.index(one.level))
-        for one in judgements(ratings, scale)
+        ((item, model), annotator, best - LEVELS.index(level))
+        for (annotator, item, model), level in judgements(ratings, scale).items()
     ]
     return _reliability(found)
 

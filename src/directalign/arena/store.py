@@ -13,13 +13,13 @@ import hmac
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .records import ArenaError, Mode, Rating, Vote
-from .sources import Item
+from .sources import Collection
 
 FORMAT = "directalign arena 2"
 Side = Literal["left", "right", "tie"]
@@ -97,7 +97,16 @@ class Store:
             )
         self.file = file
         self._lock = threading.RLock()
-        self._connection = _connect(file)
+        try:
+            self._connection = sqlite3.connect(
+                file, check_same_thread=False, isolation_level=None, timeout=5
+            )
+            self._connection.row_factory = sqlite3.Row
+            for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                self._connection.execute(f"PRAGMA {setting}").fetchall()
+        except sqlite3.DatabaseError as error:
+            remedy = "give another file, in a writable folder"
+            raise ArenaError(f"{file}: cannot be used as a database ({error}); {remedy}") from None
         table = "SELECT name FROM sqlite_master WHERE type = 'table' AND name = 'facts'"
         rows = self._rows("SELECT name, value FROM facts") if self._rows(table) else []
         facts = {row["name"]: row["value"] for row in rows}
@@ -220,21 +229,15 @@ def lock(file: Path) -> sqlite3.Connection:
     return locked
 
 
-def create_store(
-    file: Path,
-    mode: Mode,
-    title: str,
-    models: Mapping[str, str],
-    items: Mapping[int, Item],
-    secret: str,
-) -> Store:
+def create_store(file: Path, mode: Mode, collection: Collection, secret: str) -> Store:
     """Create a database readable by its owner only; `file` appears when it is complete."""
     unfinished = file.with_name(f"{file.name}.unfinished")
     unfinished.unlink(missing_ok=True)
     unfinished.touch(mode=0o600)
-    facts = {"format": FORMAT, "mode": mode, "title": title, "secret": secret}
-    labels = [(place, key, label) for place, (key, label) in enumerate(models.items())]
-    prompts = [(item.index, item.prompt, item.seed, item.digest()) for item in items.values()]
+    facts = {"format": FORMAT, "mode": mode, "title": collection.title, "secret": secret}
+    labels = [(place, *model) for place, model in enumerate(collection.models.items())]
+    items = collection.items.values()
+    prompts = [(item.index, item.prompt, item.seed, item.digest()) for item in items]
     connection = sqlite3.connect(unfinished)
     with contextlib.closing(connection), connection:
         connection.executescript(SCHEMA)
@@ -243,17 +246,3 @@ def create_store(
         connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", prompts)
     unfinished.rename(file)
     return Store(file)
-
-
-def _connect(file: Path) -> sqlite3.Connection:
-    try:
-        connection = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=5)
-        connection.row_factory = sqlite3.Row
-        for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-            connection.execute(f"PRAGMA {setting}").fetchall()
-    except sqlite3.DatabaseError as error:
-        raise ArenaError(
-            f"{file}: cannot be used as a database ({error}); "
-            "give another file, in a writable folder"
-        ) from None
-    return connection
