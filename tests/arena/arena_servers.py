@@ -81,10 +81,13 @@ def vote(client: httpx.Client, request: str, task: str, choice: str | None) -> d
 
 @dataclass
 class Server:
-    """A running arena: where it is, and its log."""
+    """A running arena and its log: in a thread of this process (`arena`), or in `process`."""
 
     address: str
     owner_link: str
+    arena: Arena = field(kw_only=True, default=None)  # type: ignore[assignment]
+    process: subprocess.Popen[str] = field(kw_only=True, default=None)  # type: ignore[assignment]
+    links: list[str] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
 
     @property
@@ -115,12 +118,10 @@ class Server:
         with self.owner() as owner:
             return list(csv.DictReader(io.StringIO(owner.get(f"/results/{name}").text)))
 
-
-@dataclass
-class Served(Server):
-    """An arena in a thread of this process."""
-
-    arena: Arena = field(kw_only=True)
+    def stop(self, signal_number: int) -> int:
+        """Send a signal to the process; its exit code."""
+        self.process.send_signal(signal_number)
+        return self.process.wait(60)
 
 
 class LogLines(logging.Handler):
@@ -137,12 +138,12 @@ class LogLines(logging.Handler):
 @contextmanager
 def served(
     source: Path, database: Path, *options: Any, host: str | None = None, port: int = 0
-) -> Iterator[Served]:
+) -> Iterator[Server]:
     """An arena opened with `options` (mode, number of items), served until the block ends."""
     arena = open_arena(database, [source], *options)
     listening = listen(host or "127.0.0.1", port)
     address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server = Served(address, f"{address}/owner/{arena.signer.token('owner')}", arena=arena)
+    server = Server(address, f"{address}/owner/{arena.signer.token('owner')}", arena=arena)
     loggers = [logging.getLogger(name) for name in ("directalign.arena", "uvicorn.error")]
     handler = LogLines(server.log)
     for logger in loggers:
@@ -157,26 +158,13 @@ def served(
     finally:
         running.should_exit = running.force_exit = True
         thread.join()
-        arena.close()
+        arena.store.close()
         for logger in loggers:
             logger.removeHandler(handler)
 
 
-@dataclass
-class Running(Server):
-    """An arena in a process of its own."""
-
-    process: subprocess.Popen[str] = field(kw_only=True)
-    links: list[str] = field(kw_only=True)
-
-    def stop(self, signal_number: int) -> int:
-        """Send a signal; the exit code."""
-        self.process.send_signal(signal_number)
-        return self.process.wait(60)
-
-
 @contextmanager
-def running(source: Path, database: Path, *options: str, port: int = 0) -> Iterator[Running]:
+def running(source: Path, database: Path, *options: str, port: int = 0) -> Iterator[Server]:
     """`directalign arena` in a process of its own, until the block ends."""
     words = ["arena", str(source), "--out", str(database), "--port", str(port), *options]
     process = subprocess.Popen(
@@ -194,7 +182,7 @@ def running(source: Path, database: Path, *options: str, port: int = 0) -> Itera
             break
     assert links, process.stderr.read()
     address = "/".join(links[0].split("/")[:3])
-    server = Running(address, links[-1], process=process, links=links[:-1])
+    server = Server(address, links[-1], process=process, links=links[:-1])
     reader = threading.Thread(target=lambda: server.log.extend(process.stderr or ()))
     reader.start()
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arena_servers import Served, served, write_comparison
+from arena_servers import Server, served, write_comparison
 
 from chromium import headless
 
@@ -27,7 +27,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def server(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server in vote mode on this machine only; every test joins under a name of its own."""
     with served(source, tmp_path_factory.mktemp("server") / "votes.sqlite") as found:
         yield found

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from arena_servers import NO_TLS, Served, joining, served, write_comparison
+from arena_servers import NO_TLS, Server, joining, served, write_comparison
 
 from directalign.arena import security
 from directalign.arena.security import Refused
@@ -27,7 +27,7 @@ HOSTILE = [
 
 
 @pytest.fixture(scope="module")
-def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Open to a network, and so with an invitation."""
     folder = tmp_path_factory.mktemp("hostile")
     source = write_comparison(folder / "source", HOSTILE)
@@ -36,23 +36,23 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def invitation(public: Served) -> str:
+def invitation(public: Server) -> str:
     return public.arena.signer.token("invitation")
 
 
 @pytest.fixture(scope="module")
-def stranger(public: Served) -> httpx.Client:
+def stranger(public: Server) -> httpx.Client:
     """A browser without a session, which keeps no cookies."""
     return httpx.Client(base_url=public.address, timeout=30, verify=NO_TLS)
 
 
 @pytest.fixture(scope="module")
-def voter(public: Served, invitation: str) -> Iterator[httpx.Client]:
+def voter(public: Server, invitation: str) -> Iterator[httpx.Client]:
     with public.joined("Ann", invitation) as client:
         yield client
 
 
-def logged(server: Served, words: str, lines: int = 1) -> list[str]:
+def logged(server: Server, words: str, lines: int = 1) -> list[str]:
     """Lines of the log with these words; waits for them to arrive."""
     for _ in range(200):
         found = [line for line in server.log if words in line]
@@ -62,7 +62,7 @@ def logged(server: Served, words: str, lines: int = 1) -> list[str]:
     return found
 
 
-def raw_answer(server: Served, request: str) -> bytes:
+def raw_answer(server: Server, request: str) -> bytes:
     """The response to a request that a client library would tidy up."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as raw:
         raw.sendall(request.encode())
@@ -73,7 +73,7 @@ def cookie_of(client: httpx.Client) -> str:
     return "; ".join(f"{name}={value}" for name, value in client.cookies.items())
 
 
-def test_joining_a_public_arena_needs_the_invitation(public: Served, stranger: httpx.Client):
+def test_joining_a_public_arena_needs_the_invitation(public: Server, stranger: httpx.Client):
     forged = ("0123456789abcdef0123456789abcdef", "%00", "ä")
     for path in ("/", *(f"/invitation/{token}" for token in forged)):
         assert stranger.get(path).status_code == 403
@@ -107,13 +107,13 @@ def test_forged_links_and_cookies_are_refused(stranger: httpx.Client, voter: htt
         "//etc/passwd",
     ],
 )
-def test_no_path_reaches_the_file_system(public: Served, voter: httpx.Client, path: str):
+def test_no_path_reaches_the_file_system(public: Server, voter: httpx.Client, path: str):
     head = f"Host: localhost\r\nCookie: {cookie_of(voter)}\r\nConnection: close\r\n\r\n"
     answer = raw_answer(public, f"GET {path} HTTP/1.1\r\n{head}")
     assert answer.startswith(b"HTTP/1.1 404") and b"root:" not in answer and b"sqlite" not in answer
 
 
-def test_foreign_hosts_are_refused_without_an_invitation(server: Served):
+def test_foreign_hosts_are_refused_without_an_invitation(server: Server):
     """Else a page could join the arena of its visitor's machine by DNS rebinding."""
     foreign = ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "192.168.1.7", ""]
     foreign += ["localhost:80:80", "a b", "[::1", "evil.example@localhost"]
@@ -147,7 +147,7 @@ def test_a_post_of_another_site_is_refused(
     assert voter.post("/api/vote", content=b"{}", headers=headers).status_code == status
 
 
-def test_malformed_answers_are_refused(public: Served, voter: httpx.Client):
+def test_malformed_answers_are_refused(public: Server, voter: httpx.Client):
     zeros = '"' + "0" * 32 + '"'
     answer = '{"annotator": %s, "request": %s, "task": %s, "choice": "left"%s}'
     answers = [
@@ -188,7 +188,7 @@ def test_names(stranger: httpx.Client, invitation: str):
         normalized_name("<script>")
 
 
-def test_a_large_body_is_refused_unread(public: Served, voter: httpx.Client):
+def test_a_large_body_is_refused_unread(public: Server, voter: httpx.Client):
     """By its announced length; a chunked one at the limit; 50 MB sent at once."""
     head = f"POST /api/vote HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie_of(voter)}\r\n"
     head += "Content-Type: application/json\r\n"
@@ -229,7 +229,7 @@ def test_a_slow_body_times_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     assert sent[0]["status"] == 408 and "refused 408" in caplog.text
 
 
-def test_every_answer_has_the_headers(server: Served, voter: httpx.Client):
+def test_every_answer_has_the_headers(server: Server, voter: httpx.Client):
     with server.visitor() as client:
         foreign = client.get("/", headers={"host": "evil.example"})
     answers = [voter.get(path) for path in ("/", "/api/state", "/nope")]
@@ -245,7 +245,7 @@ def test_every_answer_has_the_headers(server: Served, voter: httpx.Client):
 
 
 def test_the_log_has_one_clean_line_per_refusal(
-    public: Served, stranger: httpx.Client, voter: httpx.Client
+    public: Server, stranger: httpx.Client, voter: httpx.Client
 ):
     stranger.get("/me/1.deadbeefdeadbeefdeadbeefdeadbeef")
     stranger.get("/lines%0a12:00:00%20directalign.arena:%20all%20is%20well")

@@ -12,13 +12,13 @@ from collections import Counter
 from pathlib import Path
 
 import httpx
-from arena_servers import NO_TLS, SECRETS, Running, Served, joining, number_of, running, vote
+from arena_servers import NO_TLS, SECRETS, Server, joining, number_of, running, vote
 from PIL import Image
 
 VOTERS, VOTES = 60, 3
 
 
-def test_nothing_received_names_a_model(server: Served):
+def test_nothing_received_names_a_model(server: Server):
     with server.joined("Blind") as client:
         received = [client.get("/"), client.get("/api/state")]
         tasks = received[-1].json()["next"]
@@ -37,7 +37,7 @@ def test_nothing_received_names_a_model(server: Served):
     assert {(task["width"], task["height"]) for task in tasks} == {(24, 24)}
 
 
-def test_a_vote_counts_once_and_can_be_taken_back(server: Served):
+def test_a_vote_counts_once_and_can_be_taken_back(server: Server):
     with server.joined("Voter") as client:
         task = client.get("/api/state").json()["next"][0]["task"]
         for _ in range(3):
@@ -51,7 +51,7 @@ def test_a_vote_counts_once_and_can_be_taken_back(server: Served):
     assert "Voter" not in {row["annotator"] for row in server.table("answers.csv")}
 
 
-def test_the_personal_link_continues_on_another_device(server: Served):
+def test_the_personal_link_continues_on_another_device(server: Server):
     with server.joined("Mover") as client:
         state = client.get("/api/state").json()
         done = vote(client, "before-moving", state["next"][0]["task"], "tie")
@@ -63,7 +63,7 @@ def test_the_personal_link_continues_on_another_device(server: Served):
         assert other.get("/api/state").json() == done
 
 
-def test_joining_can_be_repeated_only_by_the_same_request(server: Served):
+def test_joining_can_be_repeated_only_by_the_same_request(server: Server):
     posted = joining("Lost Answer")
     with server.visitor() as client, server.visitor() as other:
 
@@ -81,7 +81,7 @@ def test_joining_can_be_repeated_only_by_the_same_request(server: Served):
         assert join().status_code == 422
 
 
-def test_an_answer_does_not_count_for_the_session_of_another_annotator(server: Served):
+def test_an_answer_does_not_count_for_the_session_of_another_annotator(server: Server):
     """Two people on one computer: the first one's tab is open when the second opens a link."""
     with server.joined("First") as client:
         task, first = client.get("/api/state").json()["next"][0]["task"], number_of(client)
@@ -93,7 +93,7 @@ def test_an_answer_does_not_count_for_the_session_of_another_annotator(server: S
         assert str(number_of(client)) == second.split(".")[0] != str(first)
 
 
-def test_only_the_owner_sees_results(server: Served):
+def test_only_the_owner_sees_results(server: Server):
     with server.joined("Curious") as client, server.owner() as owner:
         for path in ("/results", "/results/answers.csv"):
             assert client.get(path).status_code == 403
@@ -106,7 +106,7 @@ def test_only_the_owner_sees_results(server: Served):
         assert owner.get("/results/votes.sqlite").status_code == 404
 
 
-async def vote_thrice(server: Running, number: int) -> list[str]:
+async def vote_thrice(server: Server, number: int) -> list[str]:
     """Join, fetch the first image, vote, repeat one request; the requests acknowledged."""
     acknowledged = []
     async with httpx.AsyncClient(base_url=server.address, timeout=120, verify=NO_TLS) as client:
@@ -124,7 +124,7 @@ async def vote_thrice(server: Running, number: int) -> list[str]:
     return acknowledged
 
 
-async def vote_at_once(server: Running) -> list[str]:
+async def vote_at_once(server: Server) -> list[str]:
     everybody = await asyncio.gather(*(vote_thrice(server, number) for number in range(VOTERS)))
     return [request for requests in everybody for request in requests]
 

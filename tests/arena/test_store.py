@@ -56,7 +56,8 @@ def file(tmp_path: Path) -> Path:
 def new_store(source: Path, file: Path, mode: Mode = "vote") -> Store:
     for old in file.parent.glob(f"{file.name}*"):
         old.unlink()
-    store = create_store(file, mode, read_sources([source]), "00" * 32)
+    create_store(file, mode, read_sources([source]), "00" * 32)
+    store = Store(file)
     for name in ("Ann", "Ben", "Cem"):
         store.join(name, f"joining-{name}")
     return store
@@ -110,7 +111,7 @@ def test_a_restart_restores_the_state(three: Path, file: Path):
     state = arena.state(annotator)
     for number in range(5):
         state = arena.vote(annotator, f"request-{number}", state["next"][0]["task"], "left")
-    arena.close()
+    arena.store.close()
     again = open_arena(file, [three])
     assert again.state(annotator) == state and state["done"] == 5
 
@@ -123,7 +124,7 @@ def test_only_one_arena_runs_on_a_database_and_leaves_one_file(three: Path, tmp_
     with pytest.raises(ArenaError, match=r"a.sqlite: another arena runs on it"):
         open_arena(file, [three])
     assert write_results(file, tmp_path / "results")  # a reader is no second arena
-    arena.close()
+    arena.store.close()
     assert sorted(each.name for each in file.parent.iterdir()) == ["a.sqlite", "a.sqlite.lock"]
     shutil.copy(file, tmp_path / "copy.sqlite")
     assert open_arena(tmp_path / "copy.sqlite", [three]).store.annotators() == {1: "Ann"}
@@ -131,7 +132,7 @@ def test_only_one_arena_runs_on_a_database_and_leaves_one_file(three: Path, tmp_
     with pytest.raises(ArenaError, match=r"b.sqlite: another arena"):
         open_arena(tmp_path / "b.sqlite", [three])
     locked.close()
-    open_arena(tmp_path / "b.sqlite", [three]).close()
+    open_arena(tmp_path / "b.sqlite", [three]).store.close()
 
 
 def test_a_start_that_fails_leaves_neither_database_nor_lock(
@@ -145,10 +146,10 @@ def test_a_start_that_fails_leaves_neither_database_nor_lock(
         open_arena(file, [source])
     assert not file.exists()
     image.write_bytes(whole)
-    open_arena(file, [source]).close()
+    open_arena(file, [source]).store.close()
     with pytest.raises(ArenaError, match="compares"):
         open_arena(file, [three])
-    open_arena(file, [source]).close()
+    open_arena(file, [source]).store.close()
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ def test_an_unusable_database_is_refused_by_name(three: Path, tmp_path: Path, fi
     (tmp_path / "empty").write_bytes(b"")
     with sqlite3.connect(tmp_path / "other") as connection:
         connection.execute("CREATE TABLE facts (name TEXT, value TEXT)")
-    open_arena(file, [three], "vote", 3).close()
+    open_arena(file, [three], "vote", 3).store.close()
     repainted = compared(tmp_path / "repainted", 4, size=32)
     fewer = write_comparison(tmp_path / "fewer", ["prompt 0"], MODELS[:2])
     cases: list[tuple[str, Path, tuple, str]] = [
@@ -194,7 +195,7 @@ def test_an_unusable_database_is_refused_by_name(three: Path, tmp_path: Path, fi
 
 
 def test_a_source_that_grew_continues(three: Path, tmp_path: Path, file: Path):
-    open_arena(file, [three]).close()
+    open_arena(file, [three]).store.close()
     assert len(open_arena(file, [compared(tmp_path / "grown", 6)]).store.items()) == 4
 
 

@@ -20,20 +20,14 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 class ArenaError(ValueError):
-    """A user mistake: one line with the value and the remedy.
-
-    The command turns it into a DirectAlignError, whose module imports torch.
-    """
+    """A user mistake: one line with the value and the remedy. (DirectAlignError needs torch.)"""
 
 
 @dataclass(frozen=True)
 class Rating:
     """Level that an annotator gave one image (item × model) on one axis.
 
-    `item` is the index of the prompt-seed pair, the same for all models. `at` is the time of the
-    answer in seconds since 1970, None if unknown.
-
-    Raises: ArenaError for an unknown axis or level.
+    `item` is the index of the prompt-seed pair; `at` the time in seconds since 1970, if known.
     """
 
     annotator: str
@@ -51,19 +45,13 @@ class Rating:
     def __post_init__(self) -> None:
         if self.axis not in AXES or self.level not in LEVELS:
             raise ArenaError(
-                f"a rating needs an axis of {', '.join(AXES)} and a level of {', '.join(LEVELS)}: "
-                f"got {self.axis!r} and {self.level!r}"
+                f"a rating needs an axis of {AXES} and a level of {LEVELS}: got {self}"
             )
 
 
 @dataclass(frozen=True)
 class Vote:
-    """Choice of an annotator between the images of two models; `winner` None is a tie.
-
-    `left` and `right` are the sides of the screen.
-
-    Raises: ArenaError for a model against itself or a winner that is neither.
-    """
+    """Choice of an annotator between the images of two models; `winner` None is a tie."""
 
     annotator: str
     item: int
@@ -79,10 +67,7 @@ class Vote:
 
     def __post_init__(self) -> None:
         if self.left == self.right or self.winner not in (self.left, self.right, None):
-            raise ArenaError(
-                f"a vote needs two models, and one of them or None as the winner: "
-                f"got {self.left!r} and {self.right!r}, won by {self.winner!r}"
-            )
+            raise ArenaError(f"a vote needs two models, one of them or None as winner: got {self}")
 
 
 AnyAnswer = TypeVar("AnyAnswer", Rating, Vote)

@@ -36,7 +36,7 @@ ODD_MIN_ANSWERS, ODD_MIN_ALPHA = 20, 0.2
 DECIMAL_FROM = 500
 """Number of answers from which percentages get a decimal."""
 TEMPLATES = Path(__file__).parent / "templates"
-REPORT_STYLE = Path(__file__).parents[1] / "report" / "templates" / "style.css"
+STYLES = (TEMPLATES.parents[1] / "report/templates/style.css", TEMPLATES / "results.css")
 AXIS_MARGIN = 0.08
 """Share of the strength axis left free at either end."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
@@ -247,10 +247,8 @@ def _gaps(results: Results) -> Iterator[str]:
             if frozenset((a, b)) not in pairs
         ]
         if missing:
-            yield (
-                f"{NAMES[source]}: never compared directly: {joined(missing)}. "
-                "Their strengths compare through other models only."
-            )
+            means = "Their strengths compare through other models only."
+            yield f"{NAMES[source]}: never compared directly: {joined(missing)}. {means}"
         if comparison.ranking.prior_ties:
             yield f"{NAMES[source]}: {prior_note(comparison.ranking, labels)}"
     if results.unequal:
@@ -279,10 +277,8 @@ def _disagreement(results: Results) -> Iterator[str]:
         if alpha is not None and alpha < TENTATIVE
     ]
     if low:
-        yield (
-            f"Annotators agree little (alpha below {TENTATIVE}): {joined(low)}. Averages over many "
-            "items may still differ clearly; single answers say little."
-        )
+        means = "Averages over many items may still differ clearly; single answers say little."
+        yield f"Annotators agree little (alpha below {TENTATIVE}): {joined(low)}. {means}"
     side = results.side
     if side is not None and side.p < ALPHA_LEVEL:
         yield (
@@ -335,10 +331,9 @@ PAGES.filters |= {"p_value": p_value, "counted": count, "clipped": clipped}
 
 def render_results(results: Results, title: str, links: Sequence[tuple[str, str]] = ()) -> str:
     """The results as one HTML page without script; `links` are (text, URL) of downloads."""
-    styles = (REPORT_STYLE, TEMPLATES / "results.css")
     kinds = (("Ratings", results.raters), ("Votes", results.voters))
     return PAGES.get_template("results.html.j2").render(
-        style=Markup("".join(file.read_text(encoding="utf-8") for file in styles)),
+        style=Markup("".join(file.read_text(encoding="utf-8") for file in STYLES)),
         title=title,
         links=links,
         labels=results.labels,

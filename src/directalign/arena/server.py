@@ -33,18 +33,14 @@ from .security import Refused, RequestFilter, log, log_refusal, quoted
 from .session import Arena
 from .store import Side
 
-MEDIA_TYPES = {
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
+MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 COOKIE_SECONDS = 30 * 86400
 RESULTS_POLICY = (
     "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
 """Content policy of the result page, which has inline style and no script."""
-LOCALHOST = "127.0.0.1"
+LOCALHOST, ALL_INTERFACES = "127.0.0.1", ("0.0.0.0", "::")
 SHUTDOWN_SECONDS = 5
 """Time for requests under way when the server stops."""
 MAX_CONNECTIONS = 2048
@@ -101,15 +97,11 @@ def page(template: str, status: int = 200, **context: Any) -> HTMLResponse:
 
 
 class Auth:
-    """Access by cookies and links.
+    """Access by cookies and links; `closed`: only holders of a personal link may take part."""
 
-    Args:
-        invitation: whether joining needs the invitation link.
-        closed: whether only holders of a personal link may take part.
-    """
-
-    def __init__(self, arena: Arena, invitation: bool, closed: bool) -> None:
-        self.arena, self.needs_invitation, self.closed = arena, invitation, closed
+    def __init__(self, arena: Arena, host: str | None, closed: bool) -> None:
+        self.arena, self.closed = arena, closed
+        self.needs_invitation = needs_invitation(host)
         suffix = arena.signer.token("cookie")[:8]  # arenas on other ports share the cookies
         self.annotator_cookie, self.owner_cookie = f"arena_{suffix}", f"arena_owner_{suffix}"
 
@@ -143,23 +135,18 @@ class Auth:
             raise Refused(403, "this arena needs an invitation; open the link that you were sent")
 
 
-def create_app(arena: Arena, hosts: Sequence[str], invitation: bool, closed: bool) -> ASGIApp:
-    """The ASGI application.
-
-    Args:
-        hosts: host names that a request may use, ["*"] for any.
-        invitation, closed: see `Auth`.
-    """
+def create_app(arena: Arena, host: str | None, closed: bool) -> ASGIApp:
+    """The application of a server that listens on `host` (None: this machine); see `Auth`."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    auth = Auth(arena, invitation, closed)
+    auth = Auth(arena, host, closed)
     for add in (_add_pages, _add_files, _add_api, _add_results):
         add(app, arena, auth)
     _add_error_handlers(app)
-    return RequestFilter(TrustedHostMiddleware(app, hosts, www_redirect=False))
+    return RequestFilter(TrustedHostMiddleware(app, allowed_hosts(host), www_redirect=False))
 
 
 def _add_pages(app: FastAPI, arena: Arena, auth: Auth) -> None:
-    def start(invitation: str = "", name: str | None = None) -> HTMLResponse:
+    def start(invitation: str = "", name: str = "") -> HTMLResponse:
         return page("start.html.j2", mode=arena.mode, invitation=invitation, name=name)
 
     @app.get("/")
@@ -173,11 +160,11 @@ def _add_pages(app: FastAPI, arena: Arena, auth: Auth) -> None:
     @app.get("/invitation/{token}")
     def invited(token: str) -> Response:
         auth.require_invitation(token)
-        return start(token)
+        return start(invitation=token)
 
     @app.get("/me/{link}")
     def personal_link(link: str) -> Response:
-        name = arena.name(arena.annotator(link))
+        name = arena.names[arena.annotator(link)]
         return with_cookie(start(name=name), auth.annotator_cookie, link)
 
 
@@ -236,8 +223,7 @@ def _add_results(app: FastAPI, arena: Arena, auth: Auth) -> None:
         if not arena.signer.verifies("owner", token):
             raise Refused(401, "this is not the owner link")
         text = "You can now see the results."
-        link, label = "/results", "Results"
-        welcome = page("message.html.j2", title="Welcome back", text=text, link=link, label=label)
+        welcome = page("message.html.j2", title="Welcome back", text=text, link="/results")
         return with_cookie(welcome, auth.owner_cookie, token)
 
     @app.get("/results")
@@ -263,11 +249,9 @@ def _add_error_handlers(app: FastAPI) -> None:
     def refuse(request: Request, refusal: Refused) -> Response:
         log_refusal(request.scope, refusal)
         if "text/html" in request.headers.get("accept", ""):
-            title = "Not found" if refusal.status == 404 else "Access denied"
-            if refusal.status not in (401, 403, 404):
-                title = "Request failed"
-            message = {"title": title, "text": refusal.reason, "link": "", "label": ""}
-            return page("message.html.j2", refusal.status, **message)
+            titles = {401: "Access denied", 403: "Access denied", 404: "Not found"}
+            title = titles.get(refusal.status, "Request failed")
+            return page("message.html.j2", refusal.status, title=title, text=refusal.reason)
         return JSONResponse({"error": refusal.reason}, refusal.status)
 
     def handle(request: Request, error: Exception) -> Response:
@@ -292,19 +276,14 @@ def serve(
     annotators: Sequence[str],
     print_line: Callable[[str], None],
 ) -> None:
-    """Serve until interrupted (Ctrl-C or SIGTERM), then close the database.
+    """Serve on `host` (None for this machine only) until interrupted, then close the database.
 
-    Args:
-        host: address to listen on; None for this machine only.
-        port: 0 takes a free one.
-        annotators: names that get a personal link; if any, nobody else may join.
-        print_line: prints the links and the summary.
-    Raises:
-        ArenaError if the address is not available.
+    Port 0 takes a free one. `annotators` get a personal link; if any, nobody else may join.
+    `print_line` prints the links and the summary. Raises: ArenaError if it cannot listen there.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises the signal again
     _configure_logging()
-    with contextlib.closing(arena):
+    with contextlib.closing(arena.store):
         listening = listen(host or LOCALHOST, port)
         address = _url(host or LOCALHOST, listening.getsockname()[1])
         for name, link in arena.links(annotators).items():
@@ -319,9 +298,8 @@ def serve(
 
 def uvicorn_server(arena: Arena, host: str | None, closed: bool) -> uvicorn.Server:
     """The HTTP server of an arena that listens on `host`; see `Auth` for `closed`."""
-    app = create_app(arena, allowed_hosts(host), needs_invitation(host), closed)
     config = uvicorn.Config(
-        app,
+        create_app(arena, host, closed),
         http="h11",
         ws="none",
         lifespan="off",
@@ -339,17 +317,16 @@ def uvicorn_server(arena: Arena, host: str | None, closed: bool) -> uvicorn.Serv
 
 def needs_invitation(host: str | None) -> bool:
     """Whether joining needs the invitation link: on any address but this machine's own."""
-    return host is not None and not _is_loopback(host)
+    try:
+        return host is not None and not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost"
 
 
 def allowed_hosts(host: str | None) -> list[str]:
-    """Host names that requests may use when the server listens on `host`.
-
-    ["*"] on all interfaces: their names are unknown there, and a page that poses as the server by
-    DNS rebinding gets nowhere without the invitation or a session.
-    """
+    """Host names that requests may use when the server listens on `host`."""
     names = ["localhost", LOCALHOST, "[::1]"]
-    if host in ("0.0.0.0", "::"):
+    if host in ALL_INTERFACES:  # names unknown; DNS rebinding fails without invitation or session
         return ["*"]
     if host is not None:
         names.append(f"[{host}]" if ":" in host else host)
@@ -365,24 +342,17 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=MAX_CONNECTIONS)
     except OSError as error:
-        named = isinstance(error, socket.gaierror) or error.errno is None
-        reason = error.strerror if named else os.strerror(error.errno or 0)
+        known = isinstance(error, socket.gaierror) or error.errno is None
+        reason = error.strerror if known else os.strerror(error.errno or 0)
         raise ArenaError(
             f"--host {host} --port {port}: cannot listen there ({reason}); "
             "name another one, --port 0 takes a free one"
         ) from None
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _url(host: str, port: int) -> str:
     """URL of the server; for all interfaces that of the address which other machines reach."""
-    if host in ("0.0.0.0", "::"):
+    if host in ALL_INTERFACES:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
                 probe.connect(("192.0.2.1", 9))  # finds a route, sends nothing

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import sqlite3
 import threading
 import unicodedata
 from collections import Counter, defaultdict
@@ -120,34 +119,33 @@ def open_arena(
 ) -> Arena:
     """Open the database `file`, or create it (by default in vote mode, with all items).
 
-    Raises: ArenaError if the database is of other images, another mode or number of items, or in
-    use.
+    Raises: ArenaError if it is in use, or of other images, another mode or number of items.
     """
     collection = read_sources(sources)
     with contextlib.ExitStack() as undo:
         locked = undo.enter_context(contextlib.closing(lock(file)))
         store, secret = None, new_secret()
         if file.exists():
-            store = undo.enter_context(contextlib.closing(Store(file)))
+            store = undo.enter_context(contextlib.closing(Store(file, locked)))
             _check_same(store, collection, mode, num_items)
             indices = [*store.items()]
         else:
-            indices = _sample_items(collection, num_items, TokenSigner(bytes.fromhex(secret)))
+            indices = _sampled(collection, num_items, TokenSigner(bytes.fromhex(secret)))
         items = {index: collection.items[index] for index in indices}
-        collection = replace(collection, items=items)
         sizes = {index: common_size(item) for index, item in items.items()}
-        store = store or create_store(file, mode or "vote", collection, secret)
+        collection = replace(collection, items=items)
+        if store is None:
+            create_store(file, mode or "vote", collection, secret)
+            store = Store(file, locked)
         undo.pop_all()
-    return Arena(store, collection, sizes, locked)
+    return Arena(store, collection, sizes)
 
 
-def _sample_items(collection: Collection, count: int | None, signer: TokenSigner) -> list[int]:
+def _sampled(collection: Collection, count: int | None, signer: TokenSigner) -> list[int]:
     """Indices of `count` random items, or of all."""
     if count is not None and count > len(collection.items):
-        raise ArenaError(
-            f"--items {count}: only {len(collection.items)} prompts and seeds have an image of "
-            "every model"
-        )
+        available = f"only {len(collection.items)} prompts and seeds have an image of every model"
+        raise ArenaError(f"--items {count}: {available}")
     return sorted(sorted(collection.items, key=lambda index: signer.token("drawn", index))[:count])
 
 
@@ -162,29 +160,21 @@ def _check_same(
         )
     for index, (_, _, digest) in stored.items():
         if index not in collection.items or collection.items[index].digest() != digest:
+            remedy = "give the original source, or name another --out"
             raise ArenaError(
-                f"{store.file}: item {index} differs from that of the source; give the original "
-                "source, or name another --out"
+                f"{store.file}: item {index} differs from that of the source; {remedy}"
             )
     if mode not in (None, store.mode) or num_items not in (None, len(stored)):
-        raise ArenaError(
-            f"{store.file}: was created with --mode {store.mode} --items {len(stored)}; "
-            "omit these options, or name another --out"
-        )
+        created = f"was created with --mode {store.mode} --items {len(stored)}"
+        raise ArenaError(f"{store.file}: {created}; omit these options, or name another --out")
 
 
 class Arena:
     """State of a running arena; every method is thread-safe."""
 
-    def __init__(
-        self,
-        store: Store,
-        collection: Collection,
-        sizes: Mapping[int, Size],
-        locked: sqlite3.Connection,
-    ) -> None:
+    def __init__(self, store: Store, collection: Collection, sizes: Mapping[int, Size]) -> None:
         self.store, self.mode, self.signer = store, store.mode, TokenSigner(store.secret)
-        self._locked, self._collection, self._sizes = locked, collection, sizes
+        self._collection, self._sizes = collection, sizes
         self._models = list(store.models())
         self.images = ImageCache(
             {
@@ -197,7 +187,7 @@ class Arena:
         self._tasks = {self._task_token(task): task for task in tasks}
         self._scheduler = TaskScheduler(self.mode, tasks, self.signer)
         self._lock = threading.Lock()
-        self._names = store.annotators()
+        self.names = store.annotators()
         for answer in store.counted():
             self._record(answer)
 
@@ -212,11 +202,6 @@ class Arena:
             "stop with Ctrl-C, continue with the same command"
         )
 
-    def close(self) -> None:
-        """Close the database, which is then a single file."""
-        self.store.close()
-        self._locked.close()
-
     def join(self, name: str, request: str) -> int:
         """Add an annotator, once per `request`. Raises: Refused for an invalid or taken name."""
         name = normalized_name(name)
@@ -224,23 +209,20 @@ class Arena:
         if annotator is None:
             remedy = "open your personal link to continue, or choose another name"
             raise Refused(409, f"the name {name} is in use: {remedy}")
-        self._names = self.store.annotators()
+        self.names = self.store.annotators()
         return annotator
 
     def annotator(self, link: str) -> int:
         """Annotator of a link. Raises: Refused for a link that this arena did not issue."""
         annotator = self.signer.annotator(link)
-        if annotator is None or annotator not in self._names:
+        if annotator is None or annotator not in self.names:
             remedy = "open your personal link or the invitation again"
             raise Refused(401, f"unknown link or session; {remedy}")
         return annotator
 
-    def name(self, annotator: int) -> str:
-        return self._names[annotator]
-
     def links(self, names: Sequence[str]) -> dict[str, str]:
         """Personal link of each name, adding annotators as needed. Raises: ArenaError."""
-        known = {name.casefold(): annotator for annotator, name in self._names.items()}
+        known = {name.casefold(): annotator for annotator, name in self.names.items()}
         try:
             folded = [normalized_name(name).casefold() for name in names]
             if len(set(folded)) < len(folded):
@@ -260,9 +242,8 @@ class Arena:
             last = self._scheduler.last(annotator)
             upcoming = self._scheduler.next(annotator, TASKS_AHEAD)
             return {
-                "name": self.name(annotator),
+                "name": self.names[annotator],
                 "link": self.signer.link(annotator),
-                "mode": self.mode,
                 "done": self._scheduler.num_completed(annotator),
                 "total": len(self._tasks),
                 "next": [self._view(annotator, task) for task in upcoming],
@@ -312,14 +293,9 @@ class Arena:
         if self.mode == "rate":  # a vote is not displayed again
             for (model, axis), level in self._scheduler.answers(annotator, task).items():
                 answers[images[model]][axis] = level
-        return {
-            "task": self._task_token(task),
-            "prompt": self._collection.items[task.item].prompt,
-            "width": width,
-            "height": height,
-            "images": list(images.values()),
-            "answers": answers,
-        }
+        prompt = self._collection.items[task.item].prompt
+        view = {"task": self._task_token(task), "prompt": prompt, "width": width, "height": height}
+        return view | {"images": list(images.values()), "answers": answers}
 
     def _image_token(self, item: int, model: str) -> str:
         return self.signer.token("image", item, model)

@@ -128,10 +128,8 @@ def _comparison(folder: Path) -> Collection:
         if row.group == CONTROL_GROUP:
             continue
         if row.model not in models:
-            raise ArenaError(
-                f"{where}: model {row.model!r:.40} is not in {COMPARISON}; "
-                "remove the line or compare again"
-            )
+            remedy = "remove the line or compare again"
+            raise ArenaError(f"{where}: model {row.model!r:.40} is not in {COMPARISON}; {remedy}")
         rows.setdefault(row.index, {})[row.model] = _entry(folder, row, where)
     return _collection(folder.name, models, rows, str(folder / RESULTS))
 
@@ -164,18 +162,14 @@ def _collection(
     for index, entries in sorted(rows.items()):
         prompts = {prompt for prompt, _, _ in entries.values()}
         if len(prompts) > 1:
-            raise ArenaError(
-                f"{where}: index {index} has {len(prompts)} prompts "
-                f"({', '.join(sorted(prompts))!r:.120}); compare images of one prompt"
-            )
+            found = f"{len(prompts)} prompts ({', '.join(sorted(prompts))!r:.120})"
+            raise ArenaError(f"{where}: index {index} has {found}; compare images of one prompt")
         if len(entries) == len(models):
             prompt, seed, _ = next(iter(entries.values()))
             items[index] = Item(index, prompt, seed, {key: entries[key][2] for key in models})
     if not items:
-        raise ArenaError(
-            f"{where}: no prompt and seed with an image of each of {', '.join(models)}; "
-            "sample them with equal prompts and seeds"
-        )
+        missing = f"no prompt and seed with an image of each of {', '.join(models)}"
+        raise ArenaError(f"{where}: {missing}; sample them with equal prompts and seeds")
     return Collection(title, models, items, len(rows) - len(items))
 
 
@@ -183,10 +177,8 @@ def _entry(folder: Path, row: Record, where: str) -> Entry:
     root = folder.resolve()
     file = root / row.file
     if ".." in Path(row.file).parts or file.resolve() != file or not file.is_relative_to(root):
-        raise ArenaError(
-            f"{where}: {row.file!r:.120} is outside of {folder} or a symbolic link; "
-            "name a regular file inside it"
-        )
+        reason = f"is outside of {folder} or a symbolic link; name a regular file inside it"
+        raise ArenaError(f"{where}: {row.file!r:.120} {reason}")
     if not file.is_file():
         raise ArenaError(f"{where}: {row.file!r:.120} does not exist; copy the folder again")
     return row.prompt, row.seed, file
@@ -202,10 +194,8 @@ def _records(kind: type[AnyRecord], file: Path) -> Iterator[tuple[str, AnyRecord
 
 def _existing(file: Path) -> Path:
     if not file.is_file():
-        raise ArenaError(
-            f"{file.parent}: no {file.name} in it; give a folder of directalign compare, "
-            "or two or more of directalign sample"
-        )
+        remedy = "give a folder of directalign compare, or two or more of directalign sample"
+        raise ArenaError(f"{file.parent}: no {file.name} in it; {remedy}")
     return file
 
 
@@ -215,9 +205,8 @@ def _parsed(kind: type[AnyRecord], text: bytes, where: str) -> AnyRecord:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "content"
-        raise ArenaError(
-            f"{where}: {key} is {first['input']!r:.60}: {first['msg']}; repair or remove it"
-        ) from None
+        reason = f"{key} is {first['input']!r:.60}: {first['msg']}"
+        raise ArenaError(f"{where}: {reason}; repair or remove it") from None
 
 
 def common_size(item: Item) -> Size:
@@ -251,34 +240,28 @@ def _open_image(file: Path) -> Iterator[Image.Image]:
         with Image.open(file, formats=IMAGE_FORMATS) as image:
             frames = getattr(image, "n_frames", 1)
             if image.width * image.height > MAX_PIXELS:
-                raise ArenaError(
-                    f"{file}: is {image.width} x {image.height}; at most {MAX_PIXELS} pixels are "
-                    "decoded; make it smaller"
-                )
+                size = f"{image.width} x {image.height}"
+                raise ArenaError(f"{file}: is {size}; make it at most {MAX_PIXELS} pixels")
             if frames > 1:
                 raise ArenaError(f"{file}: has {frames} frames; save one of them as PNG")
             if image.mode[0] in "IF":  # Pillow would clip the values
-                raise ArenaError(
-                    f"{file}: has more than 8 bits per channel ({image.mode}); save it with 8"
-                )
+                bits = f"more than 8 bits per channel ({image.mode})"
+                raise ArenaError(f"{file}: has {bits}; save it with 8")
             yield image
     except ArenaError:
         raise
     except UnidentifiedImageError:
-        raise ArenaError(
-            f"{file}: not a {', '.join(IMAGE_FORMATS)} image; save it as PNG"
-        ) from None
+        formats = ", ".join(IMAGE_FORMATS)
+        raise ArenaError(f"{file}: not a {formats} image; save it as PNG") from None
     except UNREADABLE as error:
-        raise ArenaError(
-            f"{file}: not a readable image ({error}); repair it, or copy it again"
-        ) from None
+        reason = f"not a readable image ({error}); repair it, or copy it again"
+        raise ArenaError(f"{file}: {reason}") from None
 
 
 class ImageCache:
     """PNG files by opaque token, the most recently used kept in memory. Thread-safe.
 
-    Args:
-        files: image file and size by token; no other file is opened.
+    `files` has the image file and size by token; no other file is opened.
     """
 
     def __init__(

@@ -182,11 +182,9 @@ def _wins(a: str, b: str, votes: Sequence[Vote]) -> Wins:
 def rank_models(votes: Iterable[Vote], models: Sequence[str]) -> Ranking:
     """Bradley-Terry strengths of all `models`; their covariance is grouped by item.
 
-    Raises: ArenaError for a model without a vote, or fewer than two models.
+    Raises: ArenaError for a model without a vote.
     """
     wins = tallies(votes, models)
-    if len(models) < 2:
-        raise ArenaError(f"strengths compare two or more models: got {', '.join(models) or 'none'}")
     votes_of = (wins.sum(0) + wins.sum(0).T).sum(1)
     if not votes_of.all():
         raise ArenaError(f"no vote on {models[votes_of.argmin()]}: leave it out")
@@ -200,7 +198,7 @@ def elo(log_odds: float) -> float:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Answers of a panel; `items[u]` is the item of unit u (one item is resampled as a whole)."""
+    """Answers of a panel; `items[u]` is the item of unit u."""
 
     answers: Answers
     items: tuple[int, ...]
@@ -364,7 +362,8 @@ def _habits(
     commonest = Counter(answers).most_common(1)[0][1] / len(answers)
     means = []
     for measure in (against_others, without):
-        defined = [value for panel in panels if (value := measure(panel, name)) is not None]
+        found = [measure(panel, name) for panel in panels if name in panel.annotators]
+        defined = [value for value in found if value is not None]
         means.append(fmean(defined) if defined else None)
     return seconds, commonest, means[0], means[1]
 
@@ -381,8 +380,6 @@ def side_bias(votes: Iterable[Vote]) -> SideBias | None:
 
 def against_others(panel: Reliability, name: str) -> float | None:
     """Ordinal alpha between one annotator and the others; None without a shared unit."""
-    if name not in panel.annotators:
-        return None
     column = panel.annotators.index(name)
     answered = np.isfinite(panel.answers)
     # the ordinal metric: how many answers, on units with two or more, lie between two values
@@ -401,6 +398,4 @@ def against_others(panel: Reliability, name: str) -> float | None:
 
 def without(panel: Reliability, name: str) -> float | None:
     """Ordinal alpha of the others; None if it is not defined."""
-    if name not in panel.annotators:
-        return None
     return alpha(np.delete(panel.answers, panel.annotators.index(name), axis=1), "ordinal")

@@ -85,17 +85,16 @@ class Answer:
 class Store:
     """Database of one arena; every method is one transaction and thread-safe.
 
+    `locked` is the result of `lock`, closed with the database; None to read only.
     Raises: ArenaError for a file that `create_store` did not make.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, locked: sqlite3.Connection | None = None) -> None:
         if file.is_dir():
             raise ArenaError(f"{file}: is a folder; name the database file")
         if not file.exists():
-            raise ArenaError(
-                f"{file}: no such database; directalign arena SOURCE --out {file} creates it"
-            )
-        self.file = file
+            raise ArenaError(f"{file}: no such database; directalign arena SOURCE --out creates it")
+        self.file, self._locked = file, locked
         self._lock = threading.RLock()
         try:
             self._connection = sqlite3.connect(
@@ -111,10 +110,8 @@ class Store:
         rows = self._rows("SELECT name, value FROM facts") if self._rows(table) else []
         facts = {row["name"]: row["value"] for row in rows}
         if facts.get("format") != FORMAT:
-            raise ArenaError(
-                f"{file}: its format is {facts.get('format', 'unknown')}, must be {FORMAT}; "
-                "give another file"
-            )
+            found = facts.get("format", "unknown")
+            raise ArenaError(f"{file}: its format is {found}, not {FORMAT}; give another file")
         self.mode: Mode = "rate" if facts["mode"] == "rate" else "vote"
         self.title = facts["title"]
         self.secret = bytes.fromhex(facts["secret"])
@@ -161,8 +158,8 @@ class Store:
     def counted(self) -> list[Answer]:
         """The latest answer to each question without those taken back, oldest first."""
         columns = ", ".join(field.name for field in fields(Answer))
-        rows = self._rows(f"SELECT {columns} FROM counted ORDER BY answer")
-        return [Answer(**row) for row in rows]
+        query = f"SELECT {columns} FROM counted ORDER BY answer"
+        return [Answer(**row) for row in self._rows(query)]
 
     def ratings(self) -> list[Rating]:
         """The answers that count in rate mode."""
@@ -188,9 +185,11 @@ class Store:
         )
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the database, which is then a single file, and release its lock."""
         with self._lock:
             self._connection.close()
+        if self._locked is not None:
+            self._locked.close()
 
     def _rows(self, query: str) -> list[dict[str, Any]]:
         with self._lock:
@@ -215,21 +214,17 @@ def lock(file: Path) -> sqlite3.Connection:
         locked.execute("PRAGMA journal_mode = OFF").fetchall()  # no second file
         locked.execute("BEGIN EXCLUSIVE")
     except OSError as error:
-        raise ArenaError(
-            f"{file}: its folder cannot be created ({error.strerror}); name another --out"
-        ) from None
+        reason = f"its folder cannot be created ({error.strerror}); name another --out"
+        raise ArenaError(f"{file}: {reason}") from None
     except sqlite3.DatabaseError as error:
+        reason = f"{lock_file.name} cannot be locked ({error}); give a file in a writable folder"
         if "locked" in str(error):
-            raise ArenaError(
-                f"{file}: another arena runs on it; use that one, or stop it first"
-            ) from None
-        raise ArenaError(
-            f"{lock_file}: cannot be locked ({error}); name an --out in a writable folder"
-        ) from None
+            reason = "another arena runs on it; use that one, or stop it first"
+        raise ArenaError(f"{file}: {reason}") from None
     return locked
 
 
-def create_store(file: Path, mode: Mode, collection: Collection, secret: str) -> Store:
+def create_store(file: Path, mode: Mode, collection: Collection, secret: str) -> None:
     """Create a database readable by its owner only; `file` appears when it is complete."""
     unfinished = file.with_name(f"{file.name}.unfinished")
     unfinished.unlink(missing_ok=True)
@@ -245,4 +240,3 @@ def create_store(file: Path, mode: Mode, collection: Collection, secret: str) ->
         connection.executemany("INSERT INTO models VALUES (?, ?, ?)", labels)
         connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", prompts)
     unfinished.rename(file)
-    return Store(file)
