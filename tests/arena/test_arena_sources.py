@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -127,14 +126,42 @@ def test_a_file_that_is_no_plain_image_is_refused_by_name(
         open_arena(tmp_path / "a.sqlite", [one])
 
 
-def test_an_image_that_breaks_later_names_no_model(one: Path, tmp_path: Path):
-    with served(one, tmp_path / "a.sqlite") as server, server.joined("Ann") as client:
-        image = client.get("/api/state").json()["next"][0]["images"][0]
-        shutil.rmtree(one / "images")
-        answer = client.get(f"/image/{image}")
-    assert answer.status_code == 503 and "SECRET" not in answer.text and "source" not in answer.text
+def remove(file: Path, other: Path) -> None:
+    file.unlink()
+
+
+def replace(file: Path, other: Path) -> None:
+    file.write_bytes(other.read_bytes())
+
+
+def link(file: Path, other: Path) -> None:
+    """A symbolic link to the same content."""
+    other.write_bytes(file.read_bytes())
+    file.unlink()
+    file.symlink_to(other)
+
+
+@pytest.mark.parametrize("change", [remove, replace, link])
+def test_an_image_that_changes_later_is_not_served(
+    tmp_path: Path, change: Callable[[Path, Path], None]
+):
+    """Its tasks are set aside; the error names a model only in the log."""
+    source = write_comparison(tmp_path / "source", [f"prompt {index}" for index in range(7)])
+    other = tmp_path / "other.png"
+    Image.new("RGB", (24, 24), (255, 0, 255)).save(other)
+    with served(source, tmp_path / "a.sqlite") as server, server.joined("Ann") as client:
+        task = client.get("/api/state").json()["next"][0]
+        index = int(task["prompt"].split()[-1])
+        change(source / f"images/SECRETMODEL-a/SECRETFILE-{index:05d}.png", other)
+        answers = [client.get(f"/image/{token}") for token in task["images"]]
+        assert sorted(answer.status_code for answer in answers) == [200, 503]
+        refused = max(answers, key=lambda answer: answer.status_code)
+        assert "SECRET" not in refused.text and "source" not in refused.text
+        state = client.get("/api/state").json()
+        assert state["total"] == 6 and len(state["next"]) == 5
+        assert task["task"] not in [each["task"] for each in state["next"]]
     error, refusal = server.log
-    assert "SECRETFILE-00000.png" in error and "refused 503" in refusal
+    assert f"SECRETFILE-{index:05d}.png" in error and "refused 503" in refusal
 
 
 def test_sizes_that_would_reveal_a_model_are_refused_or_made_equal(one: Path, tmp_path: Path):

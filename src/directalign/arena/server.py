@@ -184,7 +184,7 @@ def _add_files(app: FastAPI, arena: Arena, auth: Auth) -> None:
         if not auth.is_owner(request):
             auth.annotator(request)
         try:
-            content = arena.images.png(token)
+            content = arena.image(token)
         except ArenaError as error:  # the message names the file, and so the model
             log.error("%s", quoted(str(error), 500))
             raise Refused(503, "this image is not available; the server's log says why") from None

@@ -62,6 +62,8 @@ class TaskScheduler:
         self._assigned: defaultdict[int, list[Task]] = defaultdict(list)
         self._assignments: Counter[Task] = Counter()
         self._orders: dict[int, list[Task]] = {}
+        self.unavailable: set[int] = set()
+        """Items of which an image is missing; their tasks are not handed out."""
 
     def record(self, annotator: int, task: Task, question: Question, answer: str | None) -> None:
         """Set the answer to a question of a task; None takes it back."""
@@ -80,6 +82,15 @@ class TaskScheduler:
         """Number of tasks that the annotator has completed."""
         return sum(self._is_complete(annotator, task) for task in self._answers[annotator])
 
+    def total(self, annotator: int) -> int:
+        """Number of tasks that the annotator has completed or can complete."""
+        if not self.unavailable:
+            return len(self.tasks)
+        return sum(
+            task.item not in self.unavailable or self._is_complete(annotator, task)
+            for task in self.tasks
+        )
+
     def last(self, annotator: int) -> Task | None:
         """The task completed most recently."""
         answered = reversed(self._answers[annotator])
@@ -88,7 +99,7 @@ class TaskScheduler:
     def next(self, annotator: int, count: int) -> list[Task]:
         """Hand out up to `count` tasks: those begun, those handed out before, then the rarest."""
         open_tasks = dict.fromkeys([*self._answers[annotator], *self._assigned[annotator]])
-        line = [task for task in open_tasks if not self._is_complete(annotator, task)][:count]
+        line = [task for task in open_tasks if self._is_open(annotator, task)][:count]
         if annotator not in self._orders:
             self._orders[annotator] = sorted(
                 self.tasks,
@@ -97,7 +108,7 @@ class TaskScheduler:
         candidates = (
             task
             for task in self._orders[annotator]
-            if task not in line and not self._is_complete(annotator, task)
+            if task not in line and self._is_open(annotator, task)
         )
         line += heapq.nsmallest(
             count - len(line),
@@ -108,6 +119,9 @@ class TaskScheduler:
         self._assignments.update(line)
         self._assigned[annotator] = line
         return line
+
+    def _is_open(self, annotator: int, task: Task) -> bool:
+        return task.item not in self.unavailable and not self._is_complete(annotator, task)
 
     def _is_complete(self, annotator: int, task: Task) -> bool:
         questions = len(AXES) * len(task.models) if self._mode == "rate" else 1
@@ -176,13 +190,13 @@ class Arena:
         self.store, self.mode, self.signer = store, store.mode, TokenSigner(store.secret)
         self._collection, self._sizes = collection, sizes
         self._models = list(store.models())
-        self.images = ImageCache(
-            {
-                self._image_token(index, key): (file, sizes[index])
-                for index, item in collection.items.items()
-                for key, file in item.files.items()
-            }
-        )
+        self._items_of_images = {
+            self._image_token(index, key): (index, file)
+            for index, item in collection.items.items()
+            for key, file in item.files.items()
+        }
+        images = self._items_of_images.items()
+        self._images = ImageCache({token: (file, sizes[index]) for token, (index, file) in images})
         tasks = tasks_of(self.mode, list(sizes), self._models)
         self._tasks = {self._task_token(task): task for task in tasks}
         self._scheduler = TaskScheduler(self.mode, tasks, self.signer)
@@ -220,6 +234,18 @@ class Arena:
             raise Refused(401, f"unknown link or session; {remedy}")
         return annotator
 
+    def image(self, token: str) -> bytes | None:
+        """An image as PNG, None for an unknown token.
+
+        Raises: ArenaError if it is missing or was replaced; tasks of its item are then set aside.
+        """
+        try:
+            return self._images.png(token)
+        except ArenaError:
+            with self._lock:
+                self._scheduler.unavailable.add(self._items_of_images[token][0])
+            raise
+
     def links(self, names: Sequence[str]) -> dict[str, str]:
         """Personal link of each name, adding annotators as needed. Raises: ArenaError."""
         known = {name.casefold(): annotator for annotator, name in self.names.items()}
@@ -245,7 +271,7 @@ class Arena:
                 "name": self.names[annotator],
                 "link": self.signer.link(annotator),
                 "done": self._scheduler.num_completed(annotator),
-                "total": len(self._tasks),
+                "total": self._scheduler.total(annotator),
                 "next": [self._view(annotator, task) for task in upcoming],
                 "last": None if last is None else self._view(annotator, last),
             }

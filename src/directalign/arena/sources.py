@@ -234,10 +234,11 @@ def _size(file: Path) -> Size:
 
 
 @contextmanager
-def _open_image(file: Path) -> Iterator[Image.Image]:
+def _open_image(file: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """An open still image of moderate size. Raises: ArenaError, also for errors in the block."""
     try:
-        with Image.open(file, formats=IMAGE_FORMATS) as image:
+        opened = file if content is None else io.BytesIO(content)
+        with Image.open(opened, formats=IMAGE_FORMATS) as image:
             frames = getattr(image, "n_frames", 1)
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height}"
@@ -261,34 +262,53 @@ def _open_image(file: Path) -> Iterator[Image.Image]:
 class ImageCache:
     """PNG files by opaque token, the most recently used kept in memory. Thread-safe.
 
-    `files` has the image file and size by token; no other file is opened.
+    `files` has the image file and size by token; no other file is opened, and none that was
+    replaced or changed since the cache was made.
     """
 
     def __init__(
         self, files: Mapping[str, tuple[Path, Size]], max_bytes: int = CACHE_BYTES
     ) -> None:
         self._files, self._max_bytes = files, max_bytes
+        self._digests = {token: _digest(file.read_bytes()) for token, (file, _) in files.items()}
         self._cache: OrderedDict[str, bytes] = OrderedDict()
         self._lock = threading.Lock()
 
     def png(self, token: str) -> bytes | None:
-        """The image as PNG, None for an unknown token. Raises: ArenaError if it is unreadable."""
+        """The image as PNG, None for an unknown token.
+
+        Raises: ArenaError if the file is unreadable, or not the one of the start.
+        """
         if token not in self._files:
             return None
         with self._lock:
             content = self._cache.pop(token, None)
         if content is None:
-            content = _encode_png(*self._files[token])
+            content = self._encoded(token)
         with self._lock:
             self._cache[token] = content
             while sum(map(len, self._cache.values())) > self._max_bytes:
                 self._cache.popitem(last=False)
         return content
 
+    def _encoded(self, token: str) -> bytes:
+        file, size = self._files[token]
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise ArenaError(f"{file}: cannot be read ({error.strerror}); restore it") from None
+        if file.resolve() != file or _digest(content) != self._digests[token]:
+            raise ArenaError(f"{file}: was replaced after the start; restore it and start again")
+        return _encode_png(file, content, size)
 
-def _encode_png(file: Path, size: Size) -> bytes:
-    """The pixels without any metadata, upright and resized."""
-    with _open_image(file) as image:
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def _encode_png(file: Path, content: bytes, size: Size) -> bytes:
+    """The pixels without any metadata, upright and resized; `file` is named in errors."""
+    with _open_image(file, content) as image:
         pixels = ImageOps.exif_transpose(image).convert("RGB")
     if pixels.size != size:
         pixels = pixels.resize(size, Image.Resampling.LANCZOS)
