@@ -51,6 +51,18 @@ def test_a_vote_counts_once_and_can_be_taken_back(server: Server):
     assert "Voter" not in {row["annotator"] for row in server.table("answers.csv")}
 
 
+def test_a_request_repeated_with_another_answer_is_refused(server: Server):
+    """It would be acknowledged but not stored."""
+    with server.joined("Reuser") as client:
+        first, second = [each["task"] for each in client.get("/api/state").json()["next"]][:2]
+        vote(client, "used-request", first, "left")
+        for task, choice in ((second, "left"), (first, "right"), (first, None)):
+            posted = {"annotator": number_of(client), "request": "used-request", "task": task}
+            answer = client.post("/api/vote", json=posted | {"choice": choice})
+            assert answer.status_code == 409 and "another answer" in answer.json()["error"]
+        assert vote(client, "used-request", first, "left")["done"] == 1
+
+
 def test_the_personal_link_continues_on_another_device(server: Server):
     with server.joined("Mover") as client:
         state = client.get("/api/state").json()

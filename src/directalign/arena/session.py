@@ -296,7 +296,11 @@ class Arena:
 
     def _append(self, answer: Answer, request: str) -> dict[str, Any]:
         with self._lock:  # memory and disk keep the same order
-            if self.store.append(answer, request):
+            try:
+                is_new = self.store.append(answer, request)
+            except ArenaError as error:
+                raise Refused(409, str(error)) from None
+            if is_new:
                 self._record(answer)
         return self.state(answer.annotator)
 

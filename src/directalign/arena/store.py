@@ -82,6 +82,9 @@ class Answer:
     said: str | None
 
 
+COLUMNS = ", ".join(field.name for field in fields(Answer))
+
+
 class Store:
     """Database of one arena; every method is one transaction and thread-safe.
 
@@ -146,20 +149,29 @@ class Store:
         return found["annotator"] if hmac.compare_digest(found["request"], request) else None
 
     def append(self, answer: Answer, request: str) -> bool:
-        """Store an answer durably; False if this request of the annotator is stored already."""
+        """Store an answer durably; False if this request of the annotator is stored already.
+
+        Raises: ArenaError if it is stored with another answer.
+        """
         with self._transaction() as connection:
             inserted = connection.execute(
                 "INSERT INTO answers (annotator, item, model, other, axis, said, request, at)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (annotator, request) DO NOTHING",
                 (*astuple(answer), request, time.time()),
             )
-            return inserted.rowcount == 1
+            if inserted.rowcount == 1:
+                return True
+            query = f"SELECT {COLUMNS} FROM answers WHERE annotator = ? AND request = ?"
+            stored = connection.execute(query, (answer.annotator, request)).fetchone()
+        if Answer(*stored) != answer:
+            raise ArenaError("this request was used for another answer; reload the page")
+        return False
 
     def counted(self) -> list[Answer]:
         """The latest answer to each question without those taken back, oldest first."""
-        columns = ", ".join(field.name for field in fields(Answer))
-        query = f"SELECT {columns} FROM counted ORDER BY answer"
-        return [Answer(**row) for row in self._rows(query)]
+        return [
+            Answer(**row) for row in self._rows(f"SELECT {COLUMNS} FROM counted ORDER BY answer")
+        ]
 
     def ratings(self) -> list[Rating]:
         """The answers that count in rate mode."""
