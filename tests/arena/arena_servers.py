@@ -148,7 +148,7 @@ def served(
     handler = LogLines(server.log)
     for logger in loggers:
         logger.addHandler(handler)
-    running = uvicorn_server(arena, host, closed=False)
+    running = uvicorn_server(arena, host)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import httpx
-from arena_servers import NO_TLS, SECRETS, Server, joining, number_of, running, vote
+from arena_servers import NO_TLS, SECRETS, Server, joining, number_of, running, served, vote
 from PIL import Image
 
 VOTERS, VOTES = 60, 3
@@ -116,6 +116,34 @@ def test_only_the_owner_sees_results(server: Server):
         assert all(owner.get(f"/results/{name}").text.count("\n") >= 1 for name in names)
         assert owner.get("/api/state").status_code == 401
         assert owner.get("/results/votes.sqlite").status_code == 404
+
+
+def test_only_invited_annotators_take_part_also_after_a_restart(source: Path, tmp_path: Path):
+    def status_of(link: str) -> int:
+        with server.visitor() as client:
+            welcome = client.get(f"/me/{link}").status_code
+            states = {client.get("/api/state").status_code for _ in range(2)}
+            assert states == {200 if welcome == 200 else 401}
+        return welcome
+
+    with served(source, tmp_path / "votes.sqlite") as server:
+        links = server.arena.invite(["Ann", "Ben"])
+        assert [status_of(link) for link in links.values()] == [200, 200]
+        with server.visitor() as ben:
+            ben.get(f"/me/{links['Ben']}")
+            task = ben.get("/api/state").json()["next"][0]["task"]
+            assert server.arena.invite(["Ann"]) == {"Ann": links["Ann"]}
+            posted = {"annotator": 2, "request": "of-the-removed", "task": task, "choice": "left"}
+            assert ben.post("/api/vote", json=posted).status_code == 403
+    with served(source, tmp_path / "votes.sqlite") as server:
+        assert server.arena.invite([]) == {"Ann": links["Ann"]}
+        assert [status_of(link) for link in links.values()] == [200, 403]
+        with server.visitor() as stranger:
+            assert stranger.post("/api/join", json=joining("Zed")).status_code == 403
+            assert server.arena.invite([], everybody=True) == {}
+            assert stranger.post("/api/join", json=joining("Zed")).status_code == 200
+        assert status_of(links["Ben"]) == 200
+        assert server.table("history.csv") == []
 
 
 async def vote_thrice(server: Server, number: int) -> list[str]:

@@ -163,10 +163,10 @@ def test_a_start_that_fails_leaves_neither_database_nor_lock(
 def test_invited_names_are_added_all_or_none(three: Path, file: Path, names: list, message: str):
     arena = open_arena(file, [three])
     with pytest.raises(ArenaError, match=message):
-        arena.links(names)
+        arena.invite(names)
     assert arena.store.annotators() == {}
-    links = arena.links(["Ann", "Ben"])
-    assert arena.links(["Ann", "Ben"]) == links and links["Ben"].startswith("2.")
+    links = arena.invite(["Ann", "Ben"])
+    assert arena.invite(["Ann", "Ben"]) == links and links["Ben"].startswith("2.")
 
 
 def test_an_unusable_database_is_refused_by_name(three: Path, tmp_path: Path, file: Path):

@@ -97,10 +97,10 @@ def page(template: str, status: int = 200, **context: Any) -> HTMLResponse:
 
 
 class Auth:
-    """Access by cookies and links; `closed`: only holders of a personal link may take part."""
+    """Access by cookies and links."""
 
-    def __init__(self, arena: Arena, host: str | None, closed: bool) -> None:
-        self.arena, self.closed = arena, closed
+    def __init__(self, arena: Arena, host: str | None) -> None:
+        self.arena = arena
         self.needs_invitation = needs_invitation(host)
         suffix = arena.signer.token("cookie")[:8]  # arenas on other ports share the cookies
         self.annotator_cookie, self.owner_cookie = f"arena_{suffix}", f"arena_owner_{suffix}"
@@ -129,16 +129,16 @@ class Auth:
 
     def require_invitation(self, token: str) -> None:
         """Raises: Refused if joining is closed or needs another token."""
-        if self.closed:
+        if self.arena.invited is not None:
             raise Refused(403, "this arena is closed; open the personal link that you were given")
         if self.needs_invitation and not self.arena.signer.verifies("invitation", token):
             raise Refused(403, "this arena needs an invitation; open the link that you were sent")
 
 
-def create_app(arena: Arena, host: str | None, closed: bool) -> ASGIApp:
-    """The application of a server that listens on `host` (None: this machine); see `Auth`."""
+def create_app(arena: Arena, host: str | None) -> ASGIApp:
+    """The application of a server that listens on `host` (None: this machine)."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    auth = Auth(arena, host, closed)
+    auth = Auth(arena, host)
     for add in (_add_pages, _add_files, _add_api, _add_results):
         add(app, arena, auth)
     _add_error_handlers(app)
@@ -274,11 +274,12 @@ def serve(
     host: str | None,
     port: int,
     annotators: Sequence[str],
+    everybody: bool,
     print_line: Callable[[str], None],
 ) -> None:
     """Serve on `host` (None for this machine only) until interrupted, then close the database.
 
-    Port 0 takes a free one. `annotators` get a personal link; if any, nobody else may join.
+    Port 0 takes a free one. See `Arena.invite` for `annotators` and `everybody`.
     `print_line` prints the links and the summary. Raises: ArenaError if it cannot listen there.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises the signal again
@@ -286,20 +287,20 @@ def serve(
     with contextlib.closing(arena.store):
         listening = listen(host or LOCALHOST, port)
         address = _url(host or LOCALHOST, listening.getsockname()[1])
-        for name, link in arena.links(annotators).items():
+        for name, link in arena.invite(annotators, everybody).items():
             print_line(f"{name}: {address}/me/{link}")
-        if not annotators:
+        if arena.invited is None:
             path = f"invitation/{arena.signer.token('invitation')}"
             print_line(f"annotators: {address}/{path if needs_invitation(host) else ''}")
         print_line(f"results, for you only: {address}/owner/{arena.signer.token('owner')}")
         print_line(arena.summary())
-        uvicorn_server(arena, host, bool(annotators)).run(sockets=[listening])
+        uvicorn_server(arena, host).run(sockets=[listening])
 
 
-def uvicorn_server(arena: Arena, host: str | None, closed: bool) -> uvicorn.Server:
-    """The HTTP server of an arena that listens on `host`; see `Auth` for `closed`."""
+def uvicorn_server(arena: Arena, host: str | None) -> uvicorn.Server:
+    """The HTTP server of an arena that listens on `host`."""
     config = uvicorn.Config(
-        create_app(arena, host, closed),
+        create_app(arena, host),
         http="h11",
         ws="none",
         lifespan="off",

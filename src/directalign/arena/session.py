@@ -201,7 +201,7 @@ class Arena:
         self._tasks = {self._task_token(task): task for task in tasks}
         self._scheduler = TaskScheduler(self.mode, tasks, self.signer)
         self._lock = threading.Lock()
-        self.names = store.annotators()
+        self.names, self.invited = store.annotators(), store.invited()
         for answer in store.counted():
             self._record(answer)
 
@@ -232,6 +232,8 @@ class Arena:
         if annotator is None or annotator not in self.names:
             remedy = "open your personal link or the invitation again"
             raise Refused(401, f"unknown link or session; {remedy}")
+        if self.invited is not None and annotator not in self.invited:
+            raise Refused(403, "you do not take part any more; ask whoever sent the link")
         return annotator
 
     def image(self, token: str) -> bytes | None:
@@ -246,20 +248,26 @@ class Arena:
                 self._scheduler.unavailable.add(self._items_of_images[token][0])
             raise
 
-    def links(self, names: Sequence[str]) -> dict[str, str]:
-        """Personal link of each name, adding annotators as needed. Raises: ArenaError."""
+    def invite(self, names: Sequence[str], everybody: bool = False) -> dict[str, str]:
+        """Let only `names` take part, or `everybody`, or those invited before; adds annotators as
+        needed. Returns the personal link of each invited name. Raises: ArenaError."""
         known = {name.casefold(): annotator for annotator, name in self.names.items()}
         try:
             folded = [normalized_name(name).casefold() for name in names]
             if len(set(folded)) < len(folded):
                 raise Refused(422, "a name is given twice; give each once")
-            found = {}
-            for name, key in zip(names, folded, strict=True):
-                annotator = known[key] if key in known else self.join(name, new_secret())
-                found[name] = self.signer.link(annotator)
-            return found
+            if everybody and names:
+                raise Refused(422, "only these, or everybody with --open; give one of both")
+            joined = [
+                known[key] if key in known else self.join(name, new_secret())
+                for name, key in zip(names, folded, strict=True)
+            ]
         except Refused as error:
             raise ArenaError(f"--annotators {', '.join(names)}: {error.reason}") from None
+        if names or everybody:
+            self.store.invite(joined or None)
+            self.invited = self.store.invited()
+        return {self.names[each]: self.signer.link(each) for each in self.invited or ()}
 
     def state(self, annotator: int) -> dict[str, Any]:
         """What an annotator's page needs: progress, the next tasks (assigned by this call), and

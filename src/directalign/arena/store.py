@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -147,6 +148,19 @@ class Store:
             query = "SELECT annotator, request FROM annotators WHERE folded = ?"
             found = connection.execute(query, (folded,)).fetchone()
         return found["annotator"] if hmac.compare_digest(found["request"], request) else None
+
+    def invited(self) -> list[int] | None:
+        """Annotators who may take part; None if everybody may."""
+        rows = self._rows("SELECT value FROM facts WHERE name = 'invited'")
+        return json.loads(rows[0]["value"]) if rows else None
+
+    def invite(self, annotators: Sequence[int] | None) -> None:
+        """Let only these annotators take part, None for everybody; also after a restart."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM facts WHERE name = 'invited'")
+            if annotators is not None:
+                fact = ("invited", json.dumps(annotators))
+                connection.execute("INSERT INTO facts VALUES (?, ?)", fact)
 
     def append(self, answer: Answer, request: str) -> bool:
         """Store an answer durably; False if this request of the annotator is stored already.

@@ -70,9 +70,12 @@ def serve(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Comma-separated names: a personal link for each; nobody else may join.",
+            help="Comma-separated names: a personal link for each; nobody else may take part.",
         ),
     ] = None,
+    everybody: Annotated[
+        bool, typer.Option("--open", help="Let everybody join again, after --annotators.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Ask people which images are better (the word serve is optional); prints the links."""
@@ -88,7 +91,7 @@ def serve(
         one_line_errors(debug, f"; all answers are in {out}; the same command continues"),
         _arena_errors(),
     ):
-        serve_arena(arena, host, port, names, typer.echo)
+        serve_arena(arena, host, port, names, everybody, typer.echo)
 
 
 @app.command()
