@@ -135,6 +135,27 @@ def test_only_one_arena_runs_on_a_database_and_leaves_one_file(three: Path, tmp_
     open_arena(tmp_path / "b.sqlite", [three]).store.close()
 
 
+def test_a_second_name_of_a_database_starts_no_second_arena(three: Path, tmp_path: Path):
+    names = ("a", "link", "hard", "moved")
+    file, link, hard, moved = (tmp_path / f"{name}.sqlite" for name in names)
+    arena = open_arena(file, [three])
+    link.symlink_to(file)
+    hard.hardlink_to(file)
+    for name in (link, hard):
+        with pytest.raises(ArenaError, match=r"(a|hard).sqlite: another arena runs on it"):
+            open_arena(name, [three])
+    hard.rename(moved)
+    file.unlink()
+    with pytest.raises(ArenaError, match=r"moved.sqlite: another arena runs on it"):
+        open_arena(moved, [three])
+    arena.store.close()
+    hard.hardlink_to(moved)
+    with pytest.raises(ArenaError, match=r"hard.sqlite: has 2 names \(hard links\)"):
+        open_arena(hard, [three])
+    hard.unlink()
+    open_arena(moved, [three]).store.close()
+
+
 def test_a_start_that_fails_leaves_neither_database_nor_lock(
     three: Path, tmp_path: Path, file: Path
 ):

@@ -135,7 +135,7 @@ def open_arena(
 
     Raises: ArenaError if it is in use, or of other images, another mode or number of items.
     """
-    collection = read_sources(sources)
+    collection, file = read_sources(sources), file.resolve()
     with contextlib.ExitStack() as undo:
         locked = undo.enter_context(contextlib.closing(lock(file)))
         store, secret = None, new_secret()

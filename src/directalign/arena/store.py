@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 from .records import ArenaError, Mode, Rating, Vote
 from .sources import Collection
@@ -99,6 +100,7 @@ class Store:
         if not file.exists():
             raise ArenaError(f"{file}: no such database; directalign arena SOURCE --out creates it")
         self.file, self._locked = file, locked
+        self._inode = _lock_inode(file) if locked else None
         self._lock = threading.RLock()
         try:
             self._connection = sqlite3.connect(
@@ -214,6 +216,8 @@ class Store:
         """Close the database, which is then a single file, and release its lock."""
         with self._lock:
             self._connection.close()
+        if self._inode is not None:
+            self._inode.close()
         if self._locked is not None:
             self._locked.close()
 
@@ -248,6 +252,27 @@ def lock(file: Path) -> sqlite3.Connection:
             reason = "another arena runs on it; use that one, or stop it first"
         raise ArenaError(f"{file}: {reason}") from None
     return locked
+
+
+def _lock_inode(file: Path) -> IO[bytes]:
+    """Lock a database under any name, also one that it gets later; to be closed after it.
+
+    Raises: ArenaError if it is locked, or has several names: each would get a WAL of its own.
+    """
+    try:
+        opened = file.open("rb")
+        if os.name == "posix":
+            import fcntl
+
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ArenaError(f"{file}: another arena runs on it under another name") from None
+    except OSError as error:
+        raise ArenaError(f"{file}: cannot be opened ({error.strerror})") from None
+    names = os.fstat(opened.fileno()).st_nlink
+    if names > 1:
+        raise ArenaError(f"{file}: has {names} names (hard links); remove all but one")
+    return opened
 
 
 def create_store(file: Path, mode: Mode, collection: Collection, secret: str) -> None:
