@@ -6,14 +6,21 @@ import asyncio
 import contextlib
 import io
 import re
+import resource
 import signal
+import sqlite3
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import pytest
 from arena_servers import NO_TLS, SECRETS, Server, joining, number_of, running, served, vote
 from PIL import Image
+
+from directalign.arena.records import ArenaError
+from directalign.arena.session import open_arena
 
 VOTERS, VOTES = 60, 3
 
@@ -144,6 +151,44 @@ def test_only_invited_annotators_take_part_also_after_a_restart(source: Path, tm
             assert stranger.post("/api/join", json=joining("Zed")).status_code == 200
         assert status_of(links["Ben"]) == 200
         assert server.table("history.csv") == []
+
+
+@contextlib.contextmanager
+def file_size_limit(most: int) -> Iterator[None]:
+    """As on a full disk, no file of this process can grow beyond `most` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_or_a_locked_database_refuses_in_one_line(source: Path, tmp_path: Path):
+    with file_size_limit(20_000), pytest.raises(ArenaError, match=r"cannot be created.*free space"):
+        open_arena(tmp_path / "full.sqlite", [source])
+    assert [left.name for left in tmp_path.iterdir()] == ["full.sqlite.lock"]
+    file = tmp_path / "votes.sqlite"
+    with served(source, file) as server, server.joined("Ann") as client:
+        task = client.get("/api/state").json()["next"][0]["task"]
+
+        def status_of(number: int) -> int:
+            posted = {"annotator": 1, "request": f"request-{number}", "task": task}
+            return client.post("/api/vote", json=posted | {"choice": "left"}).status_code
+
+        with file_size_limit(120_000):
+            full = [status_of(number) for number in range(40)]
+        assert set(full) == {200, 507}
+        server.arena.store._connection.execute("PRAGMA busy_timeout = 50")
+        with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert status_of(40) == 503
+        assert server.log and all(
+            line.startswith(("refused 507", "refused 503")) for line in server.log
+        )
+        assert len(server.log) == full.count(507) + 1
+        assert {status_of(number) for number in range(41)} == {200}
+        assert len(server.table("history.csv")) == 41
 
 
 async def vote_thrice(server: Server, number: int) -> list[str]:

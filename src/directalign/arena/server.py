@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -262,10 +263,14 @@ def _add_error_handlers(app: FastAPI) -> None:
             first = error.errors()[0]
             reason = f"malformed: {first['type']} in {ascii(first['loc'][-1])[:40]}"
             return refuse(request, Refused(422, reason))
+        if isinstance(error, sqlite3.DatabaseError):  # the browser stores answers and retries
+            status = 503 if "locked" in str(error) else 507
+            remedy = "free space on its disk, or stop the program that locks it"
+            return refuse(request, Refused(status, f"the database fails ({error}); {remedy}"))
         assert isinstance(error, Refused)
         return refuse(request, error)
 
-    for kind in (Refused, HTTPException, RequestValidationError):
+    for kind in (Refused, HTTPException, RequestValidationError, sqlite3.DatabaseError):
         app.add_exception_handler(kind, handle)
 
 

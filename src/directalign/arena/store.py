@@ -278,16 +278,21 @@ def _lock_inode(file: Path) -> IO[bytes]:
 def create_store(file: Path, mode: Mode, collection: Collection, secret: str) -> None:
     """Create a database readable by its owner only; `file` appears when it is complete."""
     unfinished = file.with_name(f"{file.name}.unfinished")
-    unfinished.unlink(missing_ok=True)
-    unfinished.touch(mode=0o600)
     facts = {"format": FORMAT, "mode": mode, "title": collection.title, "secret": secret}
     labels = [(place, *model) for place, model in enumerate(collection.models.items())]
     items = collection.items.values()
     prompts = [(item.index, item.prompt, item.seed, item.digest()) for item in items]
-    connection = sqlite3.connect(unfinished)
-    with contextlib.closing(connection), connection:
-        connection.executescript(SCHEMA)
-        connection.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
-        connection.executemany("INSERT INTO models VALUES (?, ?, ?)", labels)
-        connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", prompts)
-    unfinished.rename(file)
+    try:
+        unfinished.unlink(missing_ok=True)
+        unfinished.touch(mode=0o600)
+        connection = sqlite3.connect(unfinished)
+        with contextlib.closing(connection), connection:
+            connection.executescript(SCHEMA)
+            connection.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
+            connection.executemany("INSERT INTO models VALUES (?, ?, ?)", labels)
+            connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", prompts)
+        unfinished.rename(file)
+    except (OSError, sqlite3.DatabaseError) as error:
+        unfinished.unlink(missing_ok=True)
+        remedy = "free space on its disk, or name an --out in a writable folder"
+        raise ArenaError(f"{file}: cannot be created ({error}); {remedy}") from None
