@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -213,6 +214,23 @@ def test_an_unusable_database_is_refused_by_name(three: Path, tmp_path: Path, fi
     for name, source, options, message in cases:
         with pytest.raises(ArenaError, match=message):
             open_arena(tmp_path / name, [source], *options)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM facts WHERE name = 'mode'",
+        "UPDATE facts SET value = 'zz' WHERE name = 'secret'",
+        "UPDATE facts SET value = '' WHERE name = 'secret'",
+        "DROP VIEW counted; DROP TABLE answers",
+    ],
+)
+def test_a_damaged_database_is_refused(three: Path, file: Path, damage: str):
+    open_arena(file, [three]).store.close()
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.executescript(damage)
+    with pytest.raises(ArenaError, match=r"a\.sqlite: .*give another file"):
+        open_arena(file, [three])
 
 
 def test_a_source_that_grew_continues(three: Path, tmp_path: Path, file: Path):

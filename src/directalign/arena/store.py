@@ -12,6 +12,7 @@ import contextlib
 import hmac
 import json
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -26,6 +27,7 @@ from .sources import Collection
 FORMAT = "directalign arena 2"
 Side = Literal["left", "right", "tie"]
 SIDES: tuple[Side, ...] = get_args(Side)
+SECRET = re.compile("[0-9a-f]{64}")
 
 SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -109,17 +111,21 @@ class Store:
             self._connection.row_factory = sqlite3.Row
             for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
                 self._connection.execute(f"PRAGMA {setting}").fetchall()
+            facts = {row["name"]: row["value"] for row in self._rows("SELECT * FROM facts")}
+            for table in ("models", "items", "annotators", "counted"):
+                self._connection.execute(f"SELECT 1 FROM {table}").fetchone()
+            (problem,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
         except sqlite3.DatabaseError as error:
             remedy = "give another file, in a writable folder"
             raise ArenaError(f"{file}: cannot be used as a database ({error}); {remedy}") from None
-        table = "SELECT name FROM sqlite_master WHERE type = 'table' AND name = 'facts'"
-        rows = self._rows("SELECT name, value FROM facts") if self._rows(table) else []
-        facts = {row["name"]: row["value"] for row in rows}
         if facts.get("format") != FORMAT:
             found = facts.get("format", "unknown")
             raise ArenaError(f"{file}: its format is {found}, not {FORMAT}; give another file")
-        self.mode: Mode = "rate" if facts["mode"] == "rate" else "vote"
-        self.title = facts["title"]
+        valid = facts.get("mode") in get_args(Mode) and SECRET.fullmatch(facts.get("secret", ""))
+        if problem != "ok" or not valid:
+            raise ArenaError(f"{file}: is damaged; restore a copy, or give another file")
+        self.mode: Mode = facts["mode"]
+        self.title = facts.get("title", "")
         self.secret = bytes.fromhex(facts["secret"])
 
     def models(self) -> dict[str, str]:
