@@ -8,19 +8,8 @@ import numpy as np
 import pytest
 from planted_answers import cast, planted_ratings, planted_votes
 
+from directalign.arena import statistics
 from directalign.arena.records import AXES, LEVELS, Rating, Vote
-from directalign.arena.statistics import (
-    ALPHA_METRICS,
-    AlphaMetric,
-    against_others,
-    agreement,
-    alpha,
-    rated,
-    rating_annotators,
-    side_bias,
-    voted,
-    voting_annotators,
-)
 
 PUBLISHED = """
 1 2 3 3 2 1 4 1 2 . . .
@@ -39,7 +28,7 @@ def matrix(text: str) -> np.ndarray:
     return np.array(rows, dtype=float).T
 
 
-def alpha_by_pairs(answers: np.ndarray, metric: AlphaMetric) -> float:
+def alpha_by_pairs(answers: np.ndarray, metric: statistics.AlphaMetric) -> float:
     """The definition, pair by pair."""
     units = [row[np.isfinite(row)].tolist() for row in answers]
     units = [unit for unit in units if len(unit) > 1]
@@ -69,34 +58,36 @@ def alpha_by_pairs(answers: np.ndarray, metric: AlphaMetric) -> float:
         (TWO_OBSERVERS, "nominal", 0.095),
     ],
 )
-def test_published_examples(text: str, metric: AlphaMetric, value: float) -> None:
-    assert alpha(matrix(text), metric) == pytest.approx(value, abs=5e-4)
+def test_published_examples(text: str, metric: statistics.AlphaMetric, value: float) -> None:
+    assert statistics.alpha(matrix(text), metric) == pytest.approx(value, abs=5e-4)
 
 
-@pytest.mark.parametrize("metric", ALPHA_METRICS)
-def test_alpha_equals_the_definition(metric: AlphaMetric) -> None:
+@pytest.mark.parametrize("metric", statistics.ALPHA_METRICS)
+def test_alpha_equals_the_definition(metric: statistics.AlphaMetric) -> None:
     rng = np.random.default_rng(7)
     answers = rng.integers(0, 4, (15, 5)).astype(float)
     answers[rng.random(answers.shape) < 0.4] = np.nan
-    assert alpha(answers, metric) == pytest.approx(alpha_by_pairs(answers, metric), abs=1e-12)
+    assert statistics.alpha(answers, metric) == pytest.approx(
+        alpha_by_pairs(answers, metric), abs=1e-12
+    )
 
 
 def test_limits() -> None:
-    opposite = alpha(np.array([[0.0, 3.0], [3.0, 0.0], [0.0, 3.0]]), "ordinal")
+    opposite = statistics.alpha(np.array([[0.0, 3.0], [3.0, 0.0], [0.0, 3.0]]), "ordinal")
     assert opposite is not None and opposite < 0
-    assert alpha(np.full((5, 3), 2.0), "ordinal") is None
+    assert statistics.alpha(np.full((5, 3), 2.0), "ordinal") is None
     ratings = [Rating("ann", item, "base", "realism", LEVELS[item % 4]) for item in range(8)]
-    single = agreement(rated(ratings, "realism"))
+    single = statistics.agreement(statistics.rated(ratings, "realism"))
     assert single.alpha["ordinal"] is None and single.interval is None
     assert (single.units, single.annotators) == (0, 1)
-    assert agreement(rated([], "realism")).units == 0
+    assert statistics.agreement(statistics.rated([], "realism")).units == 0
 
 
 def test_the_interval_holds_alpha_and_narrows() -> None:
     widths = []
     for items in (12, 150):
         ratings = planted_ratings({"base": 0.0, "srpo": 0.5}, items, 3, seed=4)
-        interval = agreement(rated(ratings, "overall")).interval
+        interval = statistics.agreement(statistics.rated(ratings, "overall")).interval
         assert interval and interval.low < interval.value < interval.high
         widths.append(interval.high - interval.low)
     assert widths[1] < widths[0]
@@ -104,8 +95,8 @@ def test_the_interval_holds_alpha_and_narrows() -> None:
 
 def test_agreement_of_votes_does_not_depend_on_the_sides() -> None:
     votes = cast("lr" * 5) + cast("rl" * 5, "bob", "srpo", "base")
-    assert alpha(voted(votes).answers, "nominal") == pytest.approx(1)
-    assert sorted(voted(cast("t") + cast("r", "bob")).answers[0]) == [0, 1]
+    assert statistics.alpha(statistics.voted(votes).answers, "nominal") == pytest.approx(1)
+    assert sorted(statistics.voted(cast("t") + cast("r", "bob")).answers[0]) == [0, 1]
 
 
 def test_an_annotator_who_answers_at_random_stands_out() -> None:
@@ -114,7 +105,7 @@ def test_an_annotator_who_answers_at_random_stands_out() -> None:
     for item, model, axis in np.ndindex(40, 2, 4):
         level = LEVELS[rng.integers(4)]
         ratings.append(Rating("clicker", item, [*models][model], AXES[axis], level, 1000.0 + item))
-    found = {one.name: one for one in rating_annotators(ratings)}
+    found = {one.name: one for one in statistics.rating_annotators(ratings)}
     clicker, others = found.pop("clicker"), list(found.values())
     assert clicker.against_others is not None and abs(clicker.against_others) < 0.15
     assert clicker.without is not None and clicker.without > 0.8
@@ -122,13 +113,13 @@ def test_an_annotator_who_answers_at_random_stands_out() -> None:
     assert (clicker.seconds, others[0].seconds) == (1.0, 10.0)
     assert (clicker.answers, clicker.items) == (320, 40)
     # where all answered, alpha of all is the mean of each against the others
-    panel = rated(ratings, "realism")
-    each = [against_others(panel, name) or 0.0 for name in panel.annotators]
-    assert np.mean(each) == pytest.approx(alpha(panel.answers, "ordinal"), abs=1e-12)
+    panel = statistics.rated(ratings, "realism")
+    each = [statistics.against_others(panel, name) or 0.0 for name in panel.annotators]
+    assert np.mean(each) == pytest.approx(statistics.alpha(panel.answers, "ordinal"), abs=1e-12)
 
 
 def test_a_single_annotator_has_no_agreement() -> None:
-    (found,) = rating_annotators([Rating("ann", 0, "base", "realism", "good")])
+    (found,) = statistics.rating_annotators([Rating("ann", 0, "base", "realism", "good")])
     assert found.against_others is found.without is found.seconds is None
     assert found.commonest == 1.0
 
@@ -137,11 +128,11 @@ def test_sides() -> None:
     fair = planted_votes({"base": 0.0, "srpo": 1.0}, items=100, annotators=2, seed=0, ties=0.2)
     sides = (("base", "srpo"), ("srpo", "base")) * 15
     lazy = [Vote("lazy", item, *pair, pair[0]) for item, pair in enumerate(sides)]
-    found, always_left = side_bias(fair), side_bias(lazy)
+    found, always_left = statistics.side_bias(fair), statistics.side_bias(lazy)
     assert found and found.p > 0.05
     assert found.left + found.right == sum(vote.winner is not None for vote in fair)
     assert always_left and always_left.p < 1e-6 and always_left.rate.value == 1
-    assert side_bias(cast("t")) is None
-    by_name = {one.name: one for one in voting_annotators(fair + lazy)}
+    assert statistics.side_bias(cast("t")) is None
+    by_name = {one.name: one for one in statistics.voting_annotators(fair + lazy)}
     assert by_name["lazy"].commonest == 1.0 and by_name["lazy"].ties == 0
     assert (by_name["annotator 0"].ties or 0) > 0
