@@ -1,12 +1,13 @@
-"""One browser for all page tests, and the arena's log enabled in every test."""
+"""One source, one server and one browser for all tests that leave them as they were."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from arena_servers import Server, served, write_comparison
 
 from chromium import headless
 
@@ -18,10 +19,15 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield driver
 
 
-@pytest.fixture(autouse=True)
-def log_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other libraries may have disabled all loggers."""
-    for name in ("directalign", "directalign.arena"):
-        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
-        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
-    monkeypatch.setattr(logging.root.manager, "disable", 0)
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison of two models on six prompts."""
+    prompts = [f"prompt {index}" for index in range(6)]
+    return write_comparison(tmp_path_factory.mktemp("source") / "source", prompts)
+
+
+@pytest.fixture(scope="session")
+def server(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server in vote mode on this machine only; every test joins under a name of its own."""
+    with served(source, tmp_path_factory.mktemp("server") / "votes.sqlite") as found:
+        yield found

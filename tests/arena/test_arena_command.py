@@ -1,4 +1,4 @@
-"""The command: its messages at start and end, and its errors."""
+"""The command: its messages at start and end, its errors, and results without a server."""
 
 from __future__ import annotations
 
@@ -8,30 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
-from arena_runs import running, write_comparison
+from arena_servers import joining, number_of, running
 from typer.testing import CliRunner
 
-import comparison_folders
-from directalign.arena.sources import read_sources
+from directalign.arena.records import AXES
 from directalign.cli import app, arena
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_comparison(
-        tmp_path_factory.mktemp("command") / "source", [f"prompt {index}" for index in range(3)]
-    )
-
-
-def said(*words: object) -> str:
-    """The one line with which a command gives up."""
+def error_of(*words: object) -> str:
+    """The one line with which a command fails."""
     result = CliRunner().invoke(app, ["arena", *map(str, words)])
-    assert (
-        result.exit_code == 1
-        and result.output.startswith("directalign: ")
-        and result.output.count("\n") == 1
-    ), result.output
+    assert result.exit_code == 1 and result.output.startswith("directalign: ")
+    assert result.output.count("\n") == 1, result.output
     return result.output
 
 
@@ -39,81 +29,79 @@ def test_a_missing_library_is_named_with_its_remedy(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert "pip install 'directalign[arena]'" in said(source, "--out", tmp_path / "a.sqlite")
+    assert "pip install 'directalign[arena]'" in error_of(source, "--out", tmp_path / "a.sqlite")
     assert not any(tmp_path.iterdir())
 
 
-def test_results_need_no_server_library(source: Path, tmp_path: Path):
-    blocked = (
-        "import sys; sys.modules.update(fastapi=None, uvicorn=None, torch=None);"
-        "from directalign.arena import results, session"
-    )
-    assert subprocess.run([sys.executable, "-c", blocked], check=False).returncode == 0
+def test_results_need_neither_server_library_nor_torch():
+    blocked = "import sys; sys.modules.update(fastapi=None, uvicorn=None, torch=None);"
+    code = f"{blocked} from directalign.arena import results, session"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("names", ["", " ", ", ,"])
-def test_names_that_name_nobody_do_not_open_the_arena_to_everybody(
-    source: Path, tmp_path: Path, names: str
-):
-    assert "holds no name" in said(source, "--out", tmp_path / "a.sqlite", "--annotators", names)
+def test_an_empty_list_of_annotators_is_refused(source: Path, tmp_path: Path, names: str):
+    options = "--out", tmp_path / "a.sqlite", "--annotators", names
+    assert "holds no name" in error_of(source, *options)
 
 
 def test_a_port_in_use_is_named(source: Path, tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        line = said(source, "--out", tmp_path / "a.sqlite", "--port", port)
-    assert (
-        line == f"directalign: --host 127.0.0.1 --port {port}: cannot listen there "
-        "(Address already in use); name another one, --port 0 takes a free one\n"
-    )
+        line = error_of(source, "--out", tmp_path / "a.sqlite", "--port", port)
+    assert f"--host 127.0.0.1 --port {port}: cannot listen there (Address already in use)" in line
+    assert "--port 0 takes a free one" in line
 
 
 def test_an_interruption_before_there_is_a_database_promises_none(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def interrupted() -> None:
+    def interrupted(*_: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(arena, "_require_server", interrupted)
+    monkeypatch.setattr(arena, "_require", interrupted)
     result = CliRunner().invoke(app, ["arena", str(source), "--out", str(tmp_path / "a.sqlite")])
     assert (result.exit_code, result.output) == (130, "directalign: interrupted\n")
 
 
-def test_it_says_what_is_asked_and_leaves_one_file(source: Path, tmp_path: Path):
-    """After SIGTERM; after Ctrl-C see test_server."""
-    with running(source, tmp_path / "a.sqlite", "--items", "2") as server, server.joined("Ann"):
+def rate_everything(client: httpx.Client) -> None:
+    state = client.get("/api/state").json()
+    assert state["total"] == 2
+    for task in state["next"]:
+        for image in task["images"]:
+            for axis in AXES:
+                posted = {"annotator": number_of(client), "request": f"{image[:9]}-{axis}"}
+                posted |= {"task": task["task"], "image": image, "axis": axis, "level": "good"}
+                state = client.post("/api/rating", json=posted).json()
+    assert state["done"] == 2 and state["next"] == []
+
+
+def test_ratings_end_to_end(source: Path, tmp_path: Path):
+    """Invited annotators rate; Ctrl-C; the same command and SIGTERM; results without a server."""
+    database, found = tmp_path / "a.sqlite", tmp_path / "found"
+    options = ["--mode", "rate", "--items", "2", "--annotators", "Ann, Ben"]
+    with running(source, database, *options) as server:
         assert server.process.stdout is not None
         summary = server.process.stdout.readline()
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(60) == 130
-    assert (
-        "vote: 2 prompts and seeds, 2 models, 2 questions per annotator" in summary
-        and str(tmp_path / "a.sqlite") in summary
-    )
-    assert "interrupted; all answers are in" in "".join(server.log) and "Traceback" not in "".join(
-        server.log
-    )
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "a.sqlite",
-        "a.sqlite.lock",
-    ]  # nothing left beside it to be forgotten in a copy
-
-
-def test_prompts_that_a_model_lacks_are_counted(tmp_path: Path):
-    source = write_comparison(tmp_path / "source", ["one", "two", "three"])
-    lines = (source / "results.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (source / "results.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
-    found = read_sources([source])
-    assert (len(found.items), found.left_out) == (2, 1)
-
-
-def test_control_prompts_of_a_comparison_are_not_asked(tmp_path: Path):
-    source = comparison_folders.write_comparison(
-        tmp_path / "source", prompts=comparison_folders.PROMPTS[:3], control_prompts=2, size=32
-    )
-    found = read_sources([source])
-    assert (
-        len(found.items) == 6
-        and found.left_out == 0
-        and not any(item.prompt.startswith("Anime") for item in found.items.values())
-    )
+        with server.visitor() as stranger:
+            assert stranger.get("/").status_code == 403
+            assert stranger.post("/api/join", json=joining("Cem")).status_code == 403
+        for link in server.links:
+            with server.visitor() as client:
+                client.get(link)
+                rate_everything(client)
+        assert server.stop(signal.SIGINT) == 130
+    assert "rate: 2 prompts and seeds, 2 models, 2 questions per annotator" in summary
+    assert str(database) in summary
+    with running(source, database, *options, port=server.port) as again:
+        assert again.links == server.links
+        assert again.stop(signal.SIGTERM) == 130
+    for log in (server.log, again.log):
+        assert "interrupted; all answers are in" in "".join(log)
+        assert "Traceback" not in "".join(log)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.sqlite", "a.sqlite.lock"]
+    result = CliRunner().invoke(app, ["arena", "results", str(database), "--out", str(found)])
+    assert result.exit_code == 0, result.output
+    rows = (found / "answers.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 1 + 2 * 2 * 2 * 4 and rows[0].startswith("annotator,item,model,axis,level")
+    assert (found / "results.html").stat().st_size > 2000

@@ -3,77 +3,66 @@
 from __future__ import annotations
 
 import json
-import logging
-import shutil
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from arena_runs import write_comparison, write_rows
-from fastapi.testclient import TestClient
+from arena_servers import served, write_comparison, write_rows
 from PIL import Image
 
+import comparison_folders
 from directalign.arena.records import ArenaError
 from directalign.arena.security import new_secret
-from directalign.arena.server import allowed_hosts, create_app
 from directalign.arena.session import open_arena
 from directalign.arena.sources import read_sources
 
 
-def spoiled(folder: Path, file: str) -> Path:
-    source = write_comparison(folder / "source", ["a prompt"])
-    Image.new("RGB", (24, 24)).save(folder / "outside.png")
-    (source / "link.png").symlink_to(folder / "outside.png")
-    (source / "out").symlink_to(folder)
-    rows = [json.loads(line) for line in (source / "results.jsonl").read_text().splitlines()]
-    write_rows(
-        source / "results.jsonl",
-        [{**rows[0], "file": file.replace("FOLDER", str(folder))}, *rows[1:]],
-    )
-    return source
+@pytest.fixture
+def one(tmp_path: Path) -> Path:
+    """A comparison of two models on one prompt."""
+    return write_comparison(tmp_path / "source", ["a prompt"])
+
+
+def change_first(source: Path, **changes: object) -> None:
+    """Change the first record of results.jsonl."""
+    file = source / "results.jsonl"
+    first, *rest = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    write_rows(file, [{**first, **changes}, *rest])
+
+
+def test_a_record_cannot_lead_out_of_its_folder(one: Path, tmp_path: Path):
+    outside = tmp_path / "outside.png"
+    Image.new("RGB", (24, 24)).save(outside)
+    (one / "link.png").symlink_to(outside)
+    (one / "out").symlink_to(tmp_path)
+    files = ["../outside.png", "images/../../outside.png", str(outside), "link.png"]
+    for file in (*files, "out/outside.png", "\0", "", "images"):
+        change_first(one, file=file)
+        with pytest.raises(ArenaError, match=r"results.jsonl:1: "):
+            read_sources([one])
 
 
 @pytest.mark.parametrize(
-    "file",
+    ("change", "message"),
     [
-        "../outside.png",
-        "images/../../outside.png",
-        "FOLDER/outside.png",
-        "link.png",
-        "out/outside.png",
-        "\0",
-        "",
-        "images",
-    ],
-)
-def test_a_record_that_leads_out_of_its_folder_is_refused_by_name(tmp_path: Path, file: str):
-    with pytest.raises(ArenaError, match=r"results.jsonl:1: "):
-        read_sources([spoiled(tmp_path, file)])
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"prompt": 7}, "a text and an integer"),
+        ({"prompt": 7}, ":1: prompt is 7: .*valid string"),
         ({"prompt": "another"}, "compare images of one prompt"),
         ({"model": "stranger"}, "is not in comparison.json"),
         ({"file": "images/nothing.png"}, "does not exist"),
-        ({"prompt": "\ud800"}, "not JSON"),
-        ({"seed": True}, "a text and an integer"),
-        ({"seed": 2**63}, "a text and an integer"),
-        ({"index": True}, "index True is not"),
-        ({"index": 2**70}, "is not in comparison.json"),
-        ({"index": float("nan")}, "index nan is not"),
+        ({"prompt": "\ud800"}, "Invalid JSON"),
+        ({"seed": True}, "seed is True: .*valid integer"),
+        ({"seed": 2**63}, "seed is 9223372036854775808: .*less than"),
+        ({"index": True}, "index is True"),
+        ({"index": 2**70}, "index is "),
+        ({"index": float("nan")}, "index is nan"),
     ],
 )
-def test_a_wrong_record_is_refused_by_name(tmp_path: Path, change: dict, said: str):
-    source = write_comparison(tmp_path / "source", ["a prompt"])
-    rows = [json.loads(line) for line in (source / "results.jsonl").read_text().splitlines()]
-    write_rows(source / "results.jsonl", [{**rows[0], **change}, *rows[1:]])
-    with pytest.raises(ArenaError, match=said):
-        read_sources([source])
+def test_a_wrong_record_is_refused_by_name(one: Path, change: dict, message: str):
+    change_first(one, **change)
+    with pytest.raises(ArenaError, match=f"results.jsonl.*{message}"):
+        read_sources([one])
 
 
 @pytest.mark.parametrize(
@@ -83,20 +72,19 @@ def test_a_wrong_record_is_refused_by_name(tmp_path: Path, change: dict, said: s
         ("results.jsonl", b"[" * 100_000 + b"\n"),
         ("results.jsonl", b'{"index": ' + b"9" * 5000 + b"}\n"),
         ("comparison.json", b'{"format": "\xff"}'),
+        ("comparison.json", b'{"format": 2, "models": []}'),
         ("comparison.json", b'{"format": 1}'),
-        ("comparison.json", b'{"format": 1, "models": 5}'),
         ("comparison.json", b'{"format": 1, "models": [5, {"key": "x"}]}'),
         ("comparison.json", b'{"format": 1, "models": [{"key": ["x"]}]}'),
     ],
 )
-def test_a_broken_file_is_refused_by_name(tmp_path: Path, name: str, content: bytes):
-    source = write_comparison(tmp_path / "source", ["a prompt"])
-    (source / name).write_bytes(content)
+def test_a_broken_file_is_refused_by_name(one: Path, name: str, content: bytes):
+    (one / name).write_bytes(content)
     with pytest.raises(ArenaError, match=name):
-        read_sources([source])
+        read_sources([one])
 
 
-def save_moving(file: Path) -> None:
+def save_animation(file: Path) -> None:
     frames = [Image.new("RGB", (24, 24), (shade, 0, 0)) for shade in (9, 90, 200)]
     frames[0].save(file, "PNG", save_all=True, append_images=frames[1:])
 
@@ -117,88 +105,112 @@ def save_half(file: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
-    ("save", "said"),
+    ("save", "message"),
     [
         (lambda file: file.write_bytes(b""), "not a PNG, JPEG, WEBP image"),
-        (
-            lambda file: file.write_bytes(b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
-            "not a PNG, JPEG, WEBP image",
-        ),
+        (lambda file: file.write_bytes(b"<svg xmlns='http://www.w3.org/'/>"), "not a PNG, JPEG"),
         (lambda file: Image.new("RGB", (24, 24)).save(file, "GIF"), "not a PNG, JPEG, WEBP image"),
-        (
-            lambda file: Image.new("RGB", (24, 24)).save(file, "EPS"),
-            "not a PNG, JPEG, WEBP image",
-        ),  # Pillow would call Ghostscript
+        # Pillow would call Ghostscript
+        (lambda file: Image.new("RGB", (24, 24)).save(file, "EPS"), "not a PNG, JPEG, WEBP image"),
         (save_half, "not a readable image"),
-        (save_moving, "has 3 frames"),
+        (save_animation, "has 3 frames"),
         (save_bomb, "is 10000 x 10000"),
         (lambda file: Image.new("I;16", (24, 24), 40_000).save(file, "PNG"), "more than 8 bits"),
     ],
 )
 def test_a_file_that_is_no_plain_image_is_refused_by_name(
-    tmp_path: Path, save: Callable[[Path], object], said: str
+    one: Path, tmp_path: Path, save: Callable[[Path], object], message: str
 ):
-    source = write_comparison(tmp_path / "source", ["a prompt"])
-    save(source / "images" / "SECRETMODEL-b" / "SECRETFILE-00000.png")
-    with pytest.raises(ArenaError, match=f"SECRETMODEL-b/SECRETFILE-00000.png: .*({said})"):
-        open_arena(tmp_path / "a.sqlite", [source])
+    save(one / "images" / "SECRETMODEL-b" / "SECRETFILE-00000.png")
+    with pytest.raises(ArenaError, match=f"SECRETMODEL-b/SECRETFILE-00000.png: .*({message})"):
+        open_arena(tmp_path / "a.sqlite", [one])
 
 
-def test_an_image_that_goes_bad_later_names_no_model(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def remove(file: Path, other: Path) -> None:
+    file.unlink()
+
+
+def replace(file: Path, other: Path) -> None:
+    file.write_bytes(other.read_bytes())
+
+
+def link(file: Path, other: Path) -> None:
+    """A symbolic link to the same content."""
+    other.write_bytes(file.read_bytes())
+    file.unlink()
+    file.symlink_to(other)
+
+
+@pytest.mark.parametrize("change", [remove, replace, link])
+def test_an_image_that_changes_later_is_not_served(
+    tmp_path: Path, change: Callable[[Path, Path], None]
 ):
-    source = write_comparison(tmp_path / "source", ["a prompt"])
-    arena = open_arena(tmp_path / "a.sqlite", [source])
-    client = TestClient(
-        create_app(arena, allowed_hosts(None), invitation=False, closed=False),
-        base_url="http://localhost",
-    )
-    link = arena.signer.link(arena.join("Ann", new_secret()))
-    image = arena.state(arena.annotator(link))["next"][0]["images"][0]
-    client.get(f"/me/{link}")
-    shutil.rmtree(source / "images")
-    with caplog.at_level(logging.WARNING):
-        answer = client.get(f"/image/{image}")
-    assert answer.status_code == 503 and "SECRET" not in answer.text and "source" not in answer.text
-    assert [
-        record.levelname for record in caplog.records if record.name == "directalign.arena"
-    ] == ["ERROR", "WARNING"]
-    assert "SECRETFILE-00000.png" in caplog.text and "Traceback" not in caplog.text
+    """Its tasks are set aside; the error names a model only in the log."""
+    source = write_comparison(tmp_path / "source", [f"prompt {index}" for index in range(7)])
+    other = tmp_path / "other.png"
+    Image.new("RGB", (24, 24), (255, 0, 255)).save(other)
+    with served(source, tmp_path / "a.sqlite") as server, server.joined("Ann") as client:
+        task = client.get("/api/state").json()["next"][0]
+        index = int(task["prompt"].split()[-1])
+        change(source / f"images/SECRETMODEL-a/SECRETFILE-{index:05d}.png", other)
+        answers = [client.get(f"/image/{token}") for token in task["images"]]
+        assert sorted(answer.status_code for answer in answers) == [200, 503]
+        refused = max(answers, key=lambda answer: answer.status_code)
+        assert "SECRET" not in refused.text and "source" not in refused.text
+        state = client.get("/api/state").json()
+        assert state["total"] == 6 and len(state["next"]) == 5
+        assert task["task"] not in [each["task"] for each in state["next"]]
+    error, refusal = server.log
+    assert f"SECRETFILE-{index:05d}.png" in error and "refused 503" in refusal
 
 
-def test_images_that_would_give_a_model_away_are_refused_or_made_alike(tmp_path: Path):
-    source = write_comparison(tmp_path / "source", ["a prompt"])
-    image = source / "images" / "SECRETMODEL-a" / "SECRETFILE-00000.png"
+def test_sizes_that_would_reveal_a_model_are_refused_or_made_equal(one: Path, tmp_path: Path):
+    image = one / "images" / "SECRETMODEL-a" / "SECRETFILE-00000.png"
     Image.new("RGB", (48, 48), (9, 9, 9)).save(image)
-    arena = open_arena(tmp_path / "a.sqlite", [source])
+    arena = open_arena(tmp_path / "a.sqlite", [one])
     task = arena.state(arena.join("Ann", new_secret()))["next"][0]
     assert (task["width"], task["height"]) == (24, 24)
     Image.new("RGB", (48, 24)).save(image)
     with pytest.raises(ArenaError, match="is 48 x 24, another model's image 24 x 24"):
-        open_arena(tmp_path / "b.sqlite", [source])
+        open_arena(tmp_path / "b.sqlite", [one])
 
 
 def test_folders_of_samples_are_paired_by_prompt_and_seed(tmp_path: Path):
-    for name, seeds in (("one", (1, 2, 3)), ("two", (3, 1))):
-        (tmp_path / name).mkdir()
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder, seeds in zip(folders, ((1, 2, 3), (3, 1)), strict=True):
+        folder.mkdir()
         for seed in seeds:
-            Image.new("RGB", (8, 8), (seed, 0, 0)).save(tmp_path / name / f"{seed}.png")
-        write_rows(
-            tmp_path / name / "images.jsonl",
-            [
-                {"file": f"{seed}.png", "prompt": "a prompt", "seed": seed, "diffusers": {}}
-                for seed in seeds
-            ],
-        )
-    found = read_sources([tmp_path / "one", tmp_path / "two"])
-    assert found.models == {"one": "one", "two": "two"}
-    assert [
-        (item.seed, item.files["one"].name, item.files["two"].name) for item in found.items.values()
-    ] == [(1, "1.png", "1.png"), (3, "3.png", "3.png")]
-    for sources, said in (
+            Image.new("RGB", (8, 8), (seed, 0, 0)).save(folder / f"{seed}.png")
+        rows = [{"file": f"{seed}.png", "prompt": "a prompt", "seed": seed} for seed in seeds]
+        write_rows(folder / "images.jsonl", [row | {"diffusers": {}} for row in rows])
+    found = read_sources(folders)
+    assert found.models == {"one": "one", "two": "two"} and found.left_out == 1
+    files = [
+        (item.seed, *(item.files[key].name for key in found.models))
+        for item in found.items.values()
+    ]
+    assert files == [(1, "1.png", "1.png"), (3, "3.png", "3.png")]
+    (tmp_path / "link").symlink_to(folders[0])
+    for sources, message in (
         ([], "no source"),
-        ([tmp_path / "one"], "no comparison.json"),
-        ([tmp_path / "one"] * 2, "given twice"),
+        (folders[:1], "no comparison.json"),
+        (folders[:1] * 2, "given twice"),
+        ([folders[0], tmp_path / "link"], "given twice"),
     ):
-        with pytest.raises(ArenaError, match=said):
+        with pytest.raises(ArenaError, match=message):
             read_sources(sources)
+
+
+def test_control_prompts_and_incomplete_items_are_left_out(tmp_path: Path):
+    prompts = comparison_folders.PROMPTS[:3]
+    source = comparison_folders.write_comparison(
+        tmp_path / "source", prompts=prompts, control_prompts=2, size=32
+    )
+    found = read_sources([source])
+    assert len(found.items) == 6 and found.left_out == 0
+    assert not any(item.prompt.startswith("Anime") for item in found.items.values())
+    source = write_comparison(tmp_path / "incomplete", ["one", "two", "three"])
+    lines = (source / "results.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (source / "results.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
+    found = read_sources([source])
+    assert (len(found.items), found.left_out) == (2, 1)

@@ -1,128 +1,102 @@
-"""The arena in a browser: reload, double click, killed server, phone; each vote counts once."""
+"""The arena in a browser: reload, double click, stopped server, phone; each vote counts once."""
 
 from __future__ import annotations
 
-import csv
-import io
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from arena_hands import (
+from arena_pages import (
     DONE,
     IS_OVER,
     SAVED,
-    SHOWN,
+    TASK,
+    answer_tasks,
     assert_accessible,
+    assert_fits,
     assert_text_fits,
     by_key,
     click,
-    fresh_task,
     join,
+    next_task,
     press,
-    rate,
+    resize,
     tap,
     until,
-    vote_on,
+    until_saved,
 )
-from arena_runs import SECRETS, Running, running, write_comparison
+from arena_servers import SECRETS, served, write_comparison
 
 pytestmark = pytest.mark.browser
-ITEMS = 30
+ITEMS = 12
 SCRIPT = (
     "<img src=x onerror=document.title='broken'><script>document.title='broken'</script> & \u202e"
 )
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source whose prompts hold HTML and scripts."""
     prompts = [f"prompt {index} {SCRIPT}" for index in range(ITEMS)]
     return write_comparison(tmp_path_factory.mktemp("browser") / "source", prompts)
 
 
-def table(server: Running, name: str) -> list[dict[str, str]]:
-    with server.owner() as owner:
-        return list(csv.DictReader(io.StringIO(owner.get(f"/results/{name}").text)))
-
-
-def assert_clean(browser: Any, besides: tuple[str, ...] = ()) -> None:
+def assert_clean(browser: Any) -> None:
     """No error, no violation of the content policy, nothing received that names a model."""
-    entries = [
-        entry
-        for entry in browser.get_log("browser")
-        if not any(word in entry["message"] for word in besides)
-    ]
-    assert entries == []
+    assert browser.get_log("browser") == []
     received = [entry["message"] for entry in browser.get_log("performance")]
     assert not any(secret in message for secret in SECRETS for message in received)
 
 
-def test_three_annotators(browser: Any, source: Path, tmp_path: Path):
-    """A desktop with reload, undo and double clicks; one with a killed server; a phone."""
-    database = tmp_path / "votes.sqlite"
-    with running(source, database) as server:
+def test_votes_by_key_mouse_and_touch(browser: Any, scripts: Path, tmp_path: Path):
+    """A desktop with reload, undo and double clicks; a phone."""
+    with served(scripts, tmp_path / "votes.sqlite") as server:
+        resize(browser, 1280, 860)
         join(browser, server, "Ann")
-        assert (
-            SCRIPT.strip() in "".join(collected_prompts(browser, 6))
-            and browser.title == "Which image is better?"
-        )
-        for _ in range(3):
+        prompts: list[str] = []
+
+        def read_and_vote(_: int) -> None:
+            prompts.append(browser.find_element("id", "prompt").get_property("textContent"))
+            press(browser, "ArrowLeft")
+
+        answer_tasks(browser, read_and_vote, 4)
+        until_saved(browser)
+        assert SCRIPT.strip() in "".join(prompts) and browser.title == "Which image is better?"
+        for _ in range(2):
             press(browser, "u")
-        until(browser, DONE, lambda done: done == 3)
-        until(browser, SAVED, lambda state: state == "ok")
-        assert vote_on(browser, by_key(browser), 7) == 7
+        until(browser, DONE, lambda done: done == 2)
+        until_saved(browser)
+        assert answer_tasks(browser, by_key(browser), 4) == 4
+        until_saved(browser)
         browser.refresh()
-        assert until(browser, DONE, lambda done: done == 10)
-        vote_on(browser, lambda _: click(browser, "[data-choice=left]", times=2), 5)
-        until(browser, SAVED, lambda state: state == "ok")
-        assert browser.execute_script(DONE) == 15
-        vote_on(browser, by_key(browser))
+        assert until(browser, DONE, lambda done: done == 6)
+        answer_tasks(browser, lambda _: click(browser, "[data-choice=left]", times=2), 3)
+        until_saved(browser)
+        assert browser.execute_script(DONE) == 9
+        answer_tasks(browser, by_key(browser))
         assert browser.execute_script(IS_OVER) and browser.execute_script(DONE) == ITEMS
         assert_clean(browser)
 
-        join(browser, server, "Ben")
-        vote_on(browser, by_key(browser), 12)
-        until(browser, SAVED, lambda state: state == "ok")
-        server.kill()
-        vote_on(browser, by_key(browser), 3)
-        until(browser, SAVED, lambda state: state == "problem")
-        assert "3 answers stored here" in browser.find_element("id", "saved").text
-    with running(source, database, port=server.port) as again:
-        until(browser, SAVED, lambda state: state == "ok")
-        assert browser.execute_script(DONE) == 15
-        vote_on(browser, by_key(browser))
-        assert browser.execute_script(DONE) == ITEMS
-        assert_clean(
-            browser,
-            besides=(
-                "ERR_CONNECTION_REFUSED",
-                "ERR_CONNECTION_RESET",
-                "ERR_EMPTY_RESPONSE",
-                "ERR_SOCKET_NOT_CONNECTED",
-            ),
-        )
-
-        join(browser, again, "Cem", 390, 844)
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        resize(browser, 390, mobile=True)
+        join(browser, server, "Cem")
+        assert_fits(browser, 390)
         assert_accessible(browser, ("[data-choice=left]", "#back"))
-        vote_on(
-            browser,
-            lambda number: tap(browser, f"[data-choice={('left', 'tie', 'right')[number % 3]}]"),
-        )
+        choices = [f"[data-choice={choice}]" for choice in ("left", "tie", "right")]
+        answer_tasks(browser, lambda number: tap(browser, choices[number % 3]))
         until(browser, IS_OVER)
         assert_clean(browser)
-        counted, history = table(again, "answers.csv"), table(again, "history.csv")
-    assert len(counted) == 3 * ITEMS == len({(row["annotator"], row["item"]) for row in counted})
-    assert (
-        len(history) == 3 * ITEMS + 6 == len({row["request"] for row in history})
-    )  # three taken back, three given again
+        counted, history = server.table("answers.csv"), server.table("history.csv")
+    assert len(counted) == 2 * ITEMS == len({(row["annotator"], row["item"]) for row in counted})
+    # two were taken back and given again
+    assert len(history) == 2 * ITEMS + 4 == len({row["request"] for row in history})
     assert {(row["left"] < row["right"]) for row in counted} == {True, False}
 
 
-def test_two_tabs_and_a_join_whose_answer_is_lost(browser: Any, source: Path, tmp_path: Path):
+def test_two_tabs_a_stopped_server_and_a_lost_response(browser: Any, scripts: Path, tmp_path: Path):
     """Both tabs of one annotator keep unsent answers; a join whose response is lost is repeated."""
     database = tmp_path / "tabs.sqlite"
-    with running(source, database) as server:
+    with served(scripts, database) as server:
         browser.delete_all_cookies()
         browser.get(server.address)
         browser.find_element("id", "name").send_keys("Ann")
@@ -131,78 +105,58 @@ def test_two_tabs_and_a_join_whose_answer_is_lost(browser: Any, source: Path, tm
             "await sent(...all); window.fetch = sent; throw new TypeError('lost'); }"
         )
         click(browser, "#join button")
-        until(
-            browser,
-            "return document.querySelector('#problem').textContent",
-            lambda text: "Try again" in text,
-        )
+        problem = "return document.querySelector('#problem').textContent"
+        until(browser, problem, lambda text: "Try again" in text)
         browser.delete_all_cookies()
         click(browser, "#join button")
-        until(browser, SHOWN)
+        until(browser, TASK)
         first = browser.current_window_handle
         browser.switch_to.new_window("tab")
         browser.get(server.address)
-        until(browser, SHOWN)
+        until(browser, TASK)
         second = browser.current_window_handle
-        browser.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False},
-        )
-        assert (
-            browser.execute_script("return document.documentElement.scrollWidth") <= 390
-        )  # a narrow window, with keys
-        server.kill()
+        resize(browser, 390)
+        assert_fits(browser, 390)  # a narrow window, with keys
+    for tab in (second, first):
+        browser.switch_to.window(tab)
+        answer_tasks(browser, by_key(browser), 3)
+    until(browser, "return Object.keys(localStorage).length", lambda stored: stored == 6)
+    until(browser, SAVED, lambda state: state == "problem")
+    assert "answers stored here" in browser.find_element("id", "saved").text
+    with served(scripts, database, port=server.port) as again:
         for tab in (second, first):
             browser.switch_to.window(tab)
-            vote_on(browser, by_key(browser), 3)
-        until(browser, "return Object.keys(localStorage).length", lambda kept: kept == 6)
-    with running(source, database, port=server.port) as again:
-        for tab in (second, first):
-            browser.switch_to.window(tab)
-            until(browser, SAVED, lambda state: state == "ok")
-        counted, history = table(again, "answers.csv"), table(again, "history.csv")
+            until_saved(browser)
+        counted, history = again.table("answers.csv"), again.table("history.csv")
         assert browser.execute_script("return Object.keys(localStorage).length") == 0
-    assert (
-        len(history) == 6 == len({row["request"] for row in history}) and len(counted) == 3
-    )  # both tabs were asked the same
+    assert len(history) == 6 == len({row["request"] for row in history})
+    assert len(counted) == 3  # both tabs had the same tasks
     browser.switch_to.window(second)
     browser.close()
     browser.switch_to.window(first)
     browser.get_log("browser")
 
 
-def collected_prompts(browser: Any, most: int) -> list[str]:
-    """The prompts as they stand on the page, voted away one by one."""
-    found: list[str] = []
-
-    def act(_: int) -> None:
-        found.append(browser.find_element("id", "prompt").get_property("textContent"))
-        press(browser, "ArrowLeft")
-
-    vote_on(browser, act, most)
-    until(browser, SAVED, lambda state: state == "ok")
-    return found
-
-
 def test_rating_by_keyboard_zoom_help_and_long_texts(browser: Any, tmp_path: Path):
     texts = [" ".join(["wordy"] * 333), "unbroken" * 250, "short"]
     source = write_comparison(tmp_path / "source", texts)
-    with running(source, tmp_path / "ratings.sqlite", "--mode", "rate", "--items", "3") as server:
+    zoomed = (
+        "return document.querySelector('#zoom').open && document.querySelector('#zoom-image').alt"
+    )
+
+    def rate(levels: str) -> None:
+        next_task(browser, None)
+        for level in levels:
+            press(browser, level)
+
+    with served(source, tmp_path / "ratings.sqlite", "rate", 3) as server:
+        resize(browser, 1280, 860)
         join(browser, server, "Ann")
         seen = [assert_text_fits(browser)]
         click(browser, ".picture")
-        assert (
-            browser.execute_script(
-                "return document.querySelector('#zoom').open"
-                " && document.querySelector('#zoom-image').alt"
-            )
-            == "Left image"
-        )
+        assert browser.execute_script(zoomed) == "Left image"
         press(browser, "ArrowRight")
-        assert (
-            browser.execute_script("return document.querySelector('#zoom-image').alt")
-            == "Right image"
-        )
+        assert browser.execute_script(zoomed) == "Right image"
         browser.execute_script("document.querySelector('#zoom').close()")
         press(browser, "?")
         link = browser.execute_script(
@@ -210,43 +164,52 @@ def test_rating_by_keyboard_zoom_help_and_long_texts(browser: Any, tmp_path: Pat
         )
         assert link.startswith(f"{server.address}/me/")
         browser.execute_script("document.querySelector('#help').close()")
-        rate(browser, "12")
-        until(browser, SAVED, lambda state: state == "ok")
+        rate("12")
+        until_saved(browser)
         browser.get(link)
         browser.find_element("css selector", ".button.primary").click()
-        until(browser, SHOWN)
-        assert (
-            browser.execute_script("return document.querySelectorAll('.axis input:checked').length")
-            == 2
-        )  # the half-rated one comes first
+        until(browser, TASK)
+        checked = "return document.querySelectorAll('.axis input:checked').length"
+        assert browser.execute_script(checked) == 2  # the half-rated one comes first
         assert browser.execute_script("return document.querySelector('#next').disabled")
         assert_accessible(browser, (".axis legend", ".level span", ".level input:checked + span"))
-        rate(browser, "341234")
-        task = browser.execute_script(SHOWN)
+        rate("341234")
+        task = browser.execute_script(TASK)
         click(browser, "#next", times=2)
         for number in range(2):
-            task = fresh_task(browser, task)
+            task = next_task(browser, task)
             assert task is not None and browser.execute_script(DONE) == number + 1
             seen.append(assert_text_fits(browser))
-            rate(browser, "11223344")
+            rate("11223344")
             press(browser, "Enter")
         until(browser, IS_OVER)
         assert sorted(seen) == sorted(texts)
         assert_clean(browser)
-        browser.get(server.links[-1])
+        browser.get(server.owner_link)
         browser.find_element("css selector", ".button.primary").click()
-        assert "SECRETMODEL-a" in until(
-            browser, "return location.pathname === '/results' && document.body.innerText"
-        )
+        page = "return location.pathname === '/results' && document.body.innerText"
+        assert "SECRETMODEL-a" in until(browser, page)
         browser.get_log("performance")
         assert_clean(browser)
-        counted = table(server, "answers.csv")
-    levels = [row["level"] for row in counted]
-    assert (
-        len(counted)
-        == 3 * 2 * 4
-        == len({(row["item"], row["model"], row["axis"]) for row in counted})
-    )
-    assert {level: levels.count(level) for level in set(levels)} == dict.fromkeys(
-        ("excellent", "good", "pass", "fail"), 6
-    )
+        counted = server.table("answers.csv")
+    assert len({(row["item"], row["model"], row["axis"]) for row in counted}) == 3 * 2 * 4
+    levels = Counter(row["level"] for row in counted)
+    assert levels == dict.fromkeys(("excellent", "good", "pass", "fail"), 6)
+
+
+def test_a_task_with_a_missing_image_is_skipped(browser: Any, tmp_path: Path):
+    source = write_comparison(tmp_path / "source", [f"prompt {index}" for index in range(5)])
+    with served(source, tmp_path / "votes.sqlite") as server:
+        for index in (1, 3):
+            (source / f"images/SECRETMODEL-b/SECRETFILE-{index:05d}.png").unlink()
+        resize(browser, 1280, 860)
+        join(browser, server, "Ann")
+        answer_tasks(browser, by_key(browser))
+        until(browser, IS_OVER)
+        assert browser.execute_script(DONE) == 3
+        message = browser.find_element("id", "saved-text").text
+        assert message.startswith("Skipped, an image is missing: prompt ")
+        assert [row["item"] for row in server.table("answers.csv")].count("1") == 0
+        browser.refresh()
+        until(browser, IS_OVER)
+    browser.get_log("browser")

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arena_hands import contrast
-from panels import planted_ratings, planted_votes
+from arena_pages import assert_contrast, assert_fits, resize
+from planted_answers import planted_ratings, planted_votes
 
 from directalign.arena.results import gather, render_results
 
@@ -22,55 +22,23 @@ LABELS = {
 }
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    results = gather(
-        planted_ratings(QUALITY, 12, 3, 0, at=1e9),
-        planted_votes(QUALITY, 12, 3, 0, ties=0.2),
-        LABELS,
-    )
-    written = tmp_path_factory.mktemp("page") / "results.html"
-    written.write_text(
-        render_results(
-            results, "Five models on twelve prompts", [("All answers that count", "answers.csv")]
-        ),
-        encoding="utf-8",
-    )
-    return written
-
-
-@pytest.mark.parametrize("width", [360, 390, 768, 1280])
-def test_nothing_sticks_out(browser: Any, file: Path, width: int) -> None:
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600},
-    )
-    browser.get(file.as_uri())
-    browser.execute_script(
-        "for (const one of document.querySelectorAll('details')) one.open = true"
-    )
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-
-
-def test_nothing_is_fetched_or_wrong(browser: Any, file: Path) -> None:
-    browser.get_log("performance")
-    browser.get(file.as_uri())
-    assert [
-        entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")
-    ] == []
-    sent = [
-        entry["message"]
-        for entry in browser.get_log("performance")
-        if "Network.requestWillBeSent" in entry["message"]
-    ]
-    assert sent and not any('"url":"http' in message for message in sent)
-
-
-def test_text_in_the_bars_has_contrast(browser: Any, file: Path) -> None:
-    """At least 3:1 (WCAG 2, bold or large text), in light and dark."""
-    browser.get(file.as_uri())
-    for scheme in ("light", "dark"):
-        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-        for level in ("excellent", "good", "pass", "fail"):
-            assert contrast(browser, f".levels .{level}") >= 3, (scheme, level)
+def test_the_page_fits_fetches_nothing_and_has_contrast(browser: Any, tmp_path: Path) -> None:
+    ratings = planted_ratings(QUALITY, 6, 2, 0, at=1e9)
+    results = gather(ratings, planted_votes(QUALITY, 6, 2, 0, ties=0.2), LABELS)
+    html = render_results(results, "Five models", [("All answers that count", "answers.csv")])
+    (tmp_path / "results.html").write_text(html, encoding="utf-8")
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)
+    browser.get((tmp_path / "results.html").as_uri())
+    problems = [one for one in browser.get_log("browser") if one["level"] in ("SEVERE", "WARNING")]
+    requests = [one["message"] for one in browser.get_log("performance")]
+    requests = [message for message in requests if "Network.requestWillBeSent" in message]
+    assert problems == [] and requests
+    assert not any('"url":"http' in message for message in requests)
+    open_all = "for (const one of document.querySelectorAll('details')) one.open = true"
+    browser.execute_script(open_all)
+    for width in (360, 390, 768, 1280):
+        resize(browser, width, mobile=width < 600)
+        assert_fits(browser, width)
+    levels = (".excellent", ".good", ".pass", ".fail")
+    assert_contrast(browser, 3, tuple(f".levels {level}" for level in levels))  # bold text

@@ -1,243 +1,224 @@
-"""The arena over HTTP: joining, answering, restarting, results for the owner, blinding."""
+"""The arena over HTTP: joining, answering, results for the owner, blinding, many people, a kill."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import re
+import resource
 import signal
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from arena_runs import SECRETS, Running, joining, number_of, running, write_comparison
+from arena_servers import NO_TLS, SECRETS, Server, joining, number_of, running, served, vote
 from PIL import Image
-from typer.testing import CliRunner
 
-from directalign.arena.records import AXES
-from directalign.cli import app
+from directalign.arena.records import ArenaError
+from directalign.arena.session import open_arena
 
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_comparison(
-        tmp_path_factory.mktemp("server") / "source", [f"prompt {index}" for index in range(6)]
-    )
+VOTERS, VOTES = 60, 3
 
 
-@pytest.fixture(scope="module")
-def server(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(source, tmp_path_factory.mktemp("database") / "votes.sqlite") as found:
-        yield found
-
-
-def vote(client: httpx.Client, request: str, task: str, choice: str | None) -> dict:
-    answer = client.post(
-        "/api/vote",
-        json={"annotator": number_of(client), "request": request, "task": task, "choice": choice},
-    )
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
-def test_nothing_tells_who_made_an_image(server: Running):
+def test_nothing_received_names_a_model(server: Server):
     with server.joined("Blind") as client:
         received = [client.get("/"), client.get("/api/state")]
-        state = received[-1].json()
-        received += [
-            client.get(f"/image/{token}") for task in state["next"] for token in task["images"]
-        ]
-        received += [
-            client.get(f"/static/{name}")
-            for name in ("vote.js", "asking.js", "outbox.js", "arena.css", "arena.svg")
-        ]
-    assert all(answer.status_code == 200 for answer in received)
-    for answer in received:
+        tasks = received[-1].json()["next"]
+        images = [client.get(f"/image/{token}") for task in tasks for token in task["images"]]
+        for name in ("vote.js", "asking.js", "outbox.js", "arena.css", "arena.svg"):
+            received.append(client.get(f"/static/{name}"))
+    for answer in (*received, *images):
+        assert answer.status_code == 200
         everything = answer.content + repr(answer.headers).encode()
-        assert not any(
-            secret.encode() in everything for secret in (*SECRETS, "Label of", "images/", ".sqlite")
-        )
+        for secret in (*SECRETS, "Label of", "images/", ".sqlite"):
+            assert secret.encode() not in everything
+    for answer in images:
+        chunks = re.findall(rb"(IHDR|IDAT|IEND|tEXt|eXIf|iTXt|zTXt|tIME)", answer.content)
+        assert chunks == [b"IHDR", b"IDAT", b"IEND"]
+        assert Image.open(io.BytesIO(answer.content)).size == (24, 24)
+    assert {(task["width"], task["height"]) for task in tasks} == {(24, 24)}
 
 
-def test_images_are_bare_pixels_of_one_size(server: Running):
-    with server.joined("Pixels") as client:
-        task = client.get("/api/state").json()["next"][0]
-        contents = [client.get(f"/image/{token}").content for token in task["images"]]
-    assert all(
-        re.findall(rb"(IHDR|IDAT|IEND|tEXt|eXIf|iTXt|zTXt|tIME)", content)
-        == [b"IHDR", b"IDAT", b"IEND"]
-        for content in contents
-    )
-    assert (
-        {Image.open(io.BytesIO(content)).size for content in contents}
-        == {(task["width"], task["height"])}
-        == {(24, 24)}
-    )
-
-
-def test_a_vote_counts_once_and_can_be_taken_back(server: Running):
-    with (
-        server.joined("Voter") as client,
-        contextlib.closing(sqlite3.connect(database_of(server))) as stored,
-    ):
+def test_a_vote_counts_once_and_can_be_taken_back(server: Server):
+    with server.joined("Voter") as client:
         task = client.get("/api/state").json()["next"][0]["task"]
-        for choice in ("left", "left", "left"):
-            state = vote(client, "retried-request", task, choice)
-        assert (
-            state["done"] == 1
-            and state["last"]["task"] == task
-            and task not in [each["task"] for each in state["next"]]
-        )
+        for _ in range(3):
+            state = vote(client, "retried-request", task, "left")
+        assert state["done"] == 1 and state["last"]["task"] == task
+        assert task not in [each["task"] for each in state["next"]]
         assert vote(client, "second-thoughts", task, "right")["done"] == 1
         assert vote(client, "undo-request", task, None)["done"] == 0
-        said = stored.execute(
-            "SELECT said FROM answers JOIN annotators USING (annotator)"
-            " WHERE name = 'Voter' ORDER BY answer"
-        ).fetchall()
-        counted = stored.execute(
-            "SELECT count(*) FROM counted JOIN annotators USING (annotator) WHERE name = 'Voter'"
-        ).fetchone()
-    assert said == [("left",), ("right",), (None,)] and counted == (0,)
+    history = [row["said"] for row in server.table("history.csv") if row["annotator"] == "Voter"]
+    assert history == ["left", "right", ""]
+    assert "Voter" not in {row["annotator"] for row in server.table("answers.csv")}
 
 
-def database_of(server: Running) -> str:
-    words = list(server.process.args)  # type: ignore[arg-type]
-    return str(words[words.index("--out") + 1])
+def test_a_request_repeated_with_another_answer_is_refused(server: Server):
+    """It would be acknowledged but not stored."""
+    with server.joined("Reuser") as client:
+        first, second = [each["task"] for each in client.get("/api/state").json()["next"]][:2]
+        vote(client, "used-request", first, "left")
+        for task, choice in ((second, "left"), (first, "right"), (first, None)):
+            posted = {"annotator": number_of(client), "request": "used-request", "task": task}
+            answer = client.post("/api/vote", json=posted | {"choice": choice})
+            assert answer.status_code == 409 and "another answer" in answer.json()["error"]
+        assert vote(client, "used-request", first, "left")["done"] == 1
 
 
-def test_the_own_link_goes_on_on_another_device(server: Running):
+def test_the_personal_link_continues_on_another_device(server: Server):
     with server.joined("Mover") as client:
         state = client.get("/api/state").json()
         done = vote(client, "before-moving", state["next"][0]["task"], "tie")
     with server.visitor() as other:
         welcome = other.get(f"/me/{state['link']}")
         assert "Welcome back" in welcome.text and "Mover" in welcome.text
-        assert (
-            "samesite=strict" in welcome.headers["set-cookie"].lower()
-            and "httponly" in welcome.headers["set-cookie"].lower()
-        )
+        cookie = welcome.headers["set-cookie"].lower()
+        assert "samesite=strict" in cookie and "httponly" in cookie
         assert other.get("/api/state").json() == done
 
 
-def test_a_name_is_taken_once(server: Running):
-    with server.joined("Twice"), server.visitor() as other:
-        again = other.post("/api/join", json=joining(" twice "))
-    assert again.status_code == 409 and "in use" in again.json()["error"]
-
-
-def test_joining_can_be_repeated_by_who_did_it_alone(server: Running):
-    """The same request gets the same link again, another one with that name is refused."""
+def test_joining_can_be_repeated_only_by_the_same_request(server: Server):
     posted = joining("Lost Answer")
     with server.visitor() as client, server.visitor() as other:
-        links = [
-            client.post("/api/join", json=posted).json()["link"],
-            other.post("/api/join", json={**posted, "name": "LOST  answer"}).json()["link"],
-        ]
-        assert (
-            links[0] == links[1]
-            and client.get("/api/state").json() == other.get("/api/state").json()
-        )
-        assert (
-            other.post("/api/join", json={**posted, "name": "Another"}).json()["link"] != links[0]
-        )
-        for request in ("0" * 32, "", "short", None):
-            assert other.post("/api/join", json={**posted, "request": request}).status_code in (
-                409,
-                422,
-            )
+
+        def join(**changes: str | None) -> httpx.Response:
+            return other.post("/api/join", json={**posted, **changes})
+
+        link = client.post("/api/join", json=posted).json()["link"]
+        assert join(name="LOST  answer").json()["link"] == link
+        assert client.get("/api/state").json() == other.get("/api/state").json()
+        assert join(name="Another").json()["link"] != link
+        taken = join(request="0" * 32)
+        assert taken.status_code == 409 and "in use" in taken.json()["error"]
+        assert [join(request=wrong).status_code for wrong in ("", "short", None)] == [422] * 3
         del posted["request"]
-        assert other.post("/api/join", json=posted).status_code == 422
+        assert join().status_code == 422
 
 
-def test_an_answer_is_never_taken_for_that_of_whoever_has_the_session_now(server: Running):
+def test_an_answer_does_not_count_for_the_session_of_another_annotator(server: Server):
     """Two people on one computer: the first one's tab is open when the second opens a link."""
     with server.joined("First") as client:
         task, first = client.get("/api/state").json()["next"][0]["task"], number_of(client)
         second = client.post("/api/join", json=joining("Second")).json()["link"]
-        answer = client.post(
-            "/api/vote",
-            json={"annotator": first, "request": "of-the-first", "task": task, "choice": "left"},
-        )
+        posted = {"annotator": first, "request": "of-the-first", "task": task, "choice": "left"}
+        answer = client.post("/api/vote", json=posted)
         assert answer.status_code == 401 and "another annotator's session" in answer.json()["error"]
-        assert client.get("/api/state").json()["done"] == 0 and str(
-            number_of(client)
-        ) == second.split(".")[0] != str(first)
+        assert client.get("/api/state").json()["done"] == 0
+        assert str(number_of(client)) == second.split(".")[0] != str(first)
 
 
-def test_only_the_owner_sees_results(server: Running):
+def test_only_the_owner_sees_results(server: Server):
     with server.joined("Curious") as client, server.owner() as owner:
-        assert (
-            client.get("/results").status_code
-            == client.get("/results/answers.csv").status_code
-            == 403
-        )
+        for path in ("/results", "/results/answers.csv"):
+            assert client.get(path).status_code == 403
         page = owner.get("/results")
         assert page.status_code == 200 and "Label of SECRETMODEL-a" in page.text
         names = set(re.findall(r'href="/results/([^"]+)"', page.text))
         assert names == {"answers.csv", "history.csv", "items.csv", "numbers.csv"}
         assert all(owner.get(f"/results/{name}").text.count("\n") >= 1 for name in names)
-        assert (
-            owner.get("/api/state").status_code == 401
-            and owner.get("/results/votes.sqlite").status_code == 404
-        )
+        assert owner.get("/api/state").status_code == 401
+        assert owner.get("/results/votes.sqlite").status_code == 404
 
 
-def test_ratings_end_to_end_and_offline(source: Path, tmp_path: Path):
-    database = tmp_path / "ratings.sqlite"
-    with running(
-        source, database, "--mode", "rate", "--items", "2", "--annotators", "Ann, Ben"
-    ) as server:
+def test_only_invited_annotators_take_part_also_after_a_restart(source: Path, tmp_path: Path):
+    def status_of(link: str) -> int:
+        with server.visitor() as client:
+            welcome = client.get(f"/me/{link}").status_code
+            states = {client.get("/api/state").status_code for _ in range(2)}
+            assert states == {200 if welcome == 200 else 401}
+        return welcome
+
+    with served(source, tmp_path / "votes.sqlite") as server:
+        links = server.arena.invite(["Ann", "Ben"])
+        assert [status_of(link) for link in links.values()] == [200, 200]
+        with server.visitor() as ben:
+            ben.get(f"/me/{links['Ben']}")
+            task = ben.get("/api/state").json()["next"][0]["task"]
+            assert server.arena.invite(["Ann"]) == {"Ann": links["Ann"]}
+            posted = {"annotator": 2, "request": "of-the-removed", "task": task, "choice": "left"}
+            assert ben.post("/api/vote", json=posted).status_code == 403
+    with served(source, tmp_path / "votes.sqlite") as server:
+        assert server.arena.invite([]) == {"Ann": links["Ann"]}
+        assert [status_of(link) for link in links.values()] == [200, 403]
         with server.visitor() as stranger:
-            assert (
-                stranger.get("/").status_code
-                == stranger.post("/api/join", json=joining("Cem")).status_code
-                == 403
-            )
-        for link in server.links[:2]:
-            with server.visitor() as client:
-                client.get(link)
-                rate_everything(client)
-        server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(60) == 130
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "ratings.sqlite",
-        "ratings.sqlite.lock",
-    ]
-    result = CliRunner().invoke(
-        app, ["arena", "results", str(database), "--out", str(tmp_path / "found")]
-    )
-    assert result.exit_code == 0, result.output
-    rows = (tmp_path / "found" / "answers.csv").read_text(encoding="utf-8").splitlines()
-    assert len(rows) == 1 + 2 * 2 * 2 * 4 and rows[0].startswith("annotator,item,model,axis,level")
-    assert (tmp_path / "found" / "results.html").stat().st_size > 2000
+            assert stranger.post("/api/join", json=joining("Zed")).status_code == 403
+            assert server.arena.invite([], everybody=True) == {}
+            assert stranger.post("/api/join", json=joining("Zed")).status_code == 200
+        assert status_of(links["Ben"]) == 200
+        assert server.table("history.csv") == []
 
 
-def rate_everything(client: httpx.Client) -> None:
-    state = client.get("/api/state").json()
-    assert state["total"] == 2
-    for task in state["next"]:
-        for image in task["images"]:
-            for axis in AXES:
-                posted = {
-                    "annotator": number_of(client),
-                    "request": f"{image[:9]}-{axis}",
-                    "task": task["task"],
-                    "image": image,
-                    "axis": axis,
-                    "level": "good",
-                }
-                state = client.post("/api/rating", json=posted).json()
-    assert state["done"] == 2 and state["next"] == []
+@contextlib.contextmanager
+def file_size_limit(most: int) -> Iterator[None]:
+    """As on a full disk, no file of this process can grow beyond `most` bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_kill_in_mid_vote_loses_nothing_acknowledged(source: Path, tmp_path: Path):
+def test_a_full_disk_or_a_locked_database_refuses_in_one_line(source: Path, tmp_path: Path):
+    with file_size_limit(20_000), pytest.raises(ArenaError, match=r"cannot be created.*free space"):
+        open_arena(tmp_path / "full.sqlite", [source])
+    assert [left.name for left in tmp_path.iterdir()] == ["full.sqlite.lock"]
+    file = tmp_path / "votes.sqlite"
+    with served(source, file) as server, server.joined("Ann") as client:
+        task = client.get("/api/state").json()["next"][0]["task"]
+
+        def status_of(number: int) -> int:
+            posted = {"annotator": 1, "request": f"request-{number}", "task": task}
+            return client.post("/api/vote", json=posted | {"choice": "left"}).status_code
+
+        with file_size_limit(120_000):
+            full = [status_of(number) for number in range(40)]
+        assert set(full) == {200, 507}
+        server.arena.store._connection.execute("PRAGMA busy_timeout = 50")
+        with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert status_of(40) == 503
+        assert server.log and all(
+            line.startswith(("refused 507", "refused 503")) for line in server.log
+        )
+        assert len(server.log) == full.count(507) + 1
+        assert {status_of(number) for number in range(41)} == {200}
+        assert len(server.table("history.csv")) == 41
+
+
+async def vote_thrice(server: Server, number: int) -> list[str]:
+    """Join, fetch the first image, vote, repeat one request; the requests acknowledged."""
+    acknowledged = []
+    async with httpx.AsyncClient(base_url=server.address, timeout=120, verify=NO_TLS) as client:
+        (await client.post("/api/join", json=joining(f"crowd {number}"))).raise_for_status()
+        state = (await client.get("/api/state")).raise_for_status().json()
+        (await client.get(f"/image/{state['next'][0]['images'][0]}")).raise_for_status()
+        for turn in range(VOTES):
+            request, task = f"crowd-{number}-{turn}", state["next"][0]["task"]
+            posted = {"annotator": number_of(client), "request": request, "task": task}
+            posted["choice"] = ("left", "right", "tie")[number % 3]
+            state = (await client.post("/api/vote", json=posted)).raise_for_status().json()
+            acknowledged.append(request)
+        again = (await client.post("/api/vote", json=posted)).raise_for_status().json()
+        assert again["done"] == state["done"] == VOTES
+    return acknowledged
+
+
+async def vote_at_once(server: Server) -> list[str]:
+    everybody = await asyncio.gather(*(vote_thrice(server, number) for number in range(VOTERS)))
+    return [request for requests in everybody for request in requests]
+
+
+def test_a_crowd_and_a_kill_lose_nothing_and_store_nothing_twice(source: Path, tmp_path: Path):
     acknowledged: dict[str, list[str]] = {}
 
     def keep_voting(client: httpx.Client, name: str) -> None:
-        """Each of the six prompts over and over, until the server is gone."""
+        """Some of the prompts over and over, until the server is gone."""
         acknowledged[name] = []
         tasks = [each["task"] for each in client.get("/api/state").json()["next"]]
         for number in range(10_000):
@@ -250,34 +231,30 @@ def test_a_kill_in_mid_vote_loses_nothing_acknowledged(source: Path, tmp_path: P
 
     voters = contextlib.ExitStack()
     with voters, running(source, tmp_path / "votes.sqlite") as server:
-        clients = {
-            f"voter{number}": voters.enter_context(server.joined(f"voter{number}"))
-            for number in range(4)
-        }
+        crowd = asyncio.run(vote_at_once(server))
+        assert len(crowd) == len(set(crowd)) == VOTERS * VOTES
+        tasks = Counter(row["item"] for row in server.table("answers.csv"))
+        assert max(tasks.values()) <= 1.5 * VOTERS * VOTES / 6  # spread over the prompts
+        assert not any("refused" in line or "Traceback" in line for line in server.log)
+        names = [f"voter{number}" for number in range(4)]
+        clients = {name: voters.enter_context(server.joined(name)) for name in names}
         threads = [
-            threading.Thread(target=keep_voting, args=(client, name))
-            for name, client in clients.items()
+            threading.Thread(target=keep_voting, args=each[::-1]) for each in clients.items()
         ]
         for thread in threads:
             thread.start()
         while sum(map(len, acknowledged.values())) < 60:
             threading.Event().wait(0.01)
-        server.kill()
+        server.stop(signal.SIGKILL)
         for thread in threads:
             thread.join()
-        with (
-            running(source, tmp_path / "votes.sqlite", port=server.port) as again,
-            again.owner() as owner,
-        ):
-            history = owner.get("/results/history.csv").text
-            states = {
-                name: client.get("/api/state").json() for name, client in clients.items()
-            }  # the sessions hold
-            table = owner.get("/results/answers.csv").text
+        with running(source, tmp_path / "votes.sqlite", port=server.port) as again:
+            history = [row["request"] for row in again.table("history.csv")]
+            counted = Counter(row["annotator"] for row in again.table("answers.csv"))
+            done = {name: one.get("/api/state").json()["done"] for name, one in clients.items()}
+    assert sorted(request for request in history if "crowd" in request) == sorted(crowd)
     for name, requests in acknowledged.items():
-        stored = re.findall(rf"{name}-\d+", history)
-        assert stored[: len(requests)] == requests and len(stored) - len(requests) in (
-            0,
-            1,
-        )  # one may have been on its way
-        assert states[name]["done"] == table.count(f"{name},") == min(5, len(stored))
+        stored = [request for request in history if request.startswith(f"{name}-")]
+        assert stored[: len(requests)] == requests
+        assert len(stored) - len(requests) in (0, 1)  # one may have been on its way
+        assert done[name] == counted[name] == min(5, len(stored))

@@ -5,9 +5,9 @@ This module needs no torch, so that the arena starts at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 Mode = Literal["rate", "vote"]
 Axis = Literal["alignment", "realism", "detail", "aesthetics"]
@@ -20,20 +20,14 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 class ArenaError(ValueError):
-    """A user mistake: one line with the value and the remedy.
-
-    The command turns it into a DirectAlignError, whose module imports torch.
-    """
+    """A user mistake: one line with the value and the remedy. (DirectAlignError needs torch.)"""
 
 
 @dataclass(frozen=True)
 class Rating:
     """Level that an annotator gave one image (item × model) on one axis.
 
-    `item` is the index of the prompt-seed pair, the same for all models. `at` is the time of the
-    answer in seconds since 1970, None if unknown.
-
-    Raises: ArenaError for an unknown axis or level.
+    `item` is the index of the prompt-seed pair; `at` the time in seconds since 1970, if known.
     """
 
     annotator: str
@@ -43,22 +37,21 @@ class Rating:
     level: Level
     at: float | None = None
 
+    @property
+    def question(self) -> Hashable:
+        """Annotator × item × model × axis."""
+        return self.annotator, self.item, self.model, self.axis
+
     def __post_init__(self) -> None:
         if self.axis not in AXES or self.level not in LEVELS:
             raise ArenaError(
-                f"a rating needs an axis of {', '.join(AXES)} and a level of {', '.join(LEVELS)}: "
-                f"got {self.axis!r} and {self.level!r}"
+                f"a rating needs an axis of {AXES} and a level of {LEVELS}: got {self}"
             )
 
 
 @dataclass(frozen=True)
 class Vote:
-    """Choice of an annotator between the images of two models; `winner` None is a tie.
-
-    `left` and `right` are the sides of the screen.
-
-    Raises: ArenaError for a model against itself or a winner that was not shown.
-    """
+    """Choice of an annotator between the images of two models; `winner` None is a tie."""
 
     annotator: str
     item: int
@@ -67,21 +60,19 @@ class Vote:
     winner: str | None
     at: float | None = None
 
+    @property
+    def question(self) -> Hashable:
+        """Annotator × item × pair, whatever the sides."""
+        return self.annotator, self.item, frozenset((self.left, self.right))
+
     def __post_init__(self) -> None:
         if self.left == self.right or self.winner not in (self.left, self.right, None):
-            raise ArenaError(
-                f"a vote needs two models, and one of them or None as the winner: "
-                f"got {self.left!r} and {self.right!r}, won by {self.winner!r}"
-            )
+            raise ArenaError(f"a vote needs two models, one of them or None as winner: got {self}")
 
 
-def latest_ratings(ratings: Iterable[Rating]) -> list[Rating]:
-    """The last rating of each annotator × item × model × axis."""
-    return list({(one.annotator, one.item, one.model, one.axis): one for one in ratings}.values())
+AnyAnswer = TypeVar("AnyAnswer", Rating, Vote)
 
 
-def latest_votes(votes: Iterable[Vote]) -> list[Vote]:
-    """The last vote of each annotator × item × pair, whatever the sides."""
-    return list(
-        {(one.annotator, one.item, frozenset((one.left, one.right))): one for one in votes}.values()
-    )
+def latest(answers: Iterable[AnyAnswer]) -> list[AnyAnswer]:
+    """The last answer of each annotator to each question."""
+    return list({one.question: one for one in answers}.values())

@@ -11,37 +11,18 @@ import csv
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..stats import Interval, Ranking
-from .records import LEVELS, Rating, Vote, latest_ratings, latest_votes
-from .statistics import (
-    SCALES,
-    Agreement,
-    Annotator,
-    Scale,
-    Shares,
-    SideBias,
-    Wins,
-    agreement,
-    elo,
-    implied_votes,
-    incomplete,
-    rank_models,
-    rated,
-    rating_annotators,
-    shares,
-    side_bias,
-    voted,
-    voting_annotators,
-    win_rates,
-)
+from . import statistics
+from .records import LEVELS, Rating, Vote, latest
+from .statistics import SCALES, Agreement, Annotator, Scale, Shares, SideBias, Wins, elo
 from .store import Store
 
 VOTES = "votes"
@@ -55,18 +36,13 @@ ODD_MIN_ANSWERS, ODD_MIN_ALPHA = 20, 0.2
 DECIMAL_FROM = 500
 """Number of answers from which percentages get a decimal."""
 TEMPLATES = Path(__file__).parent / "templates"
-REPORT_STYLE = Path(__file__).parents[1] / "report" / "templates" / "style.css"
+STYLES = (TEMPLATES.parents[1] / "report/templates/style.css", TEMPLATES / "results.css")
 AXIS_MARGIN = 0.08
 """Share of the strength axis left free at either end."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 
-RATING_COLUMNS = ("annotator", "item", "model", "axis", "level", "at")
-VOTE_COLUMNS = ("annotator", "item", "left", "right", "winner", "at")
-HISTORY_COLUMNS = (
-    *("answer", "annotator", "request", "item", "model", "other", "axis", "said", "at"),
-)
-ITEM_COLUMNS = ("item", "prompt", "seed")
-SUMMARY_COLUMNS = ("what", "of", "a", "b", "value", "low", "high", "n", "p", "p_of_all")
+HISTORY_COLUMNS = ["answer", "annotator", "request", "item", "model", "other", "axis", "said", "at"]
+SUMMARY_COLUMNS = ["what", "of", "a", "b", "value", "low", "high", "n", "p", "p_of_all"]
 
 CsvCell = str | int | float | None
 
@@ -105,14 +81,15 @@ class Results:
 
 def gather(ratings: Sequence[Rating], votes: Sequence[Vote], labels: Mapping[str, str]) -> Results:
     """Compute everything for the models in `labels`; answers about other models are ignored."""
-    ratings = [one for one in latest_ratings(ratings) if one.model in labels]
-    votes = [one for one in latest_votes(votes) if one.left in labels and one.right in labels]
+    ratings = [one for one in latest(ratings) if one.model in labels]
+    votes = [one for one in latest(votes) if one.left in labels and one.right in labels]
     models, answers = list(labels), [*ratings, *votes]
-    sources = {VOTES: votes} | {scale: implied_votes(ratings, scale) for scale in SCALES}
-    panels = {VOTES: voted(votes)} | {scale: rated(ratings, scale) for scale in SCALES}
-    rated_shares: dict[Scale, list[Shares]] = {
-        scale: shares(ratings, scale, models) for scale in SCALES
-    }
+    sources, panels = {VOTES: votes}, {VOTES: statistics.voted(votes)}
+    shares: dict[Scale, list[Shares]] = {}
+    for scale in SCALES:
+        sources[scale] = statistics.implied_votes(ratings, scale)
+        panels[scale] = statistics.rated(ratings, scale)
+        shares[scale] = statistics.shares(ratings, scale, models)
     items = {model: {one.item for one in ratings if one.model == model} for model in models}
     most = max(items.values(), key=len, default=set())
     return Results(
@@ -121,24 +98,21 @@ def gather(ratings: Sequence[Rating], votes: Sequence[Vote], labels: Mapping[str
         votes=len(votes),
         items=len({one.item for one in answers}),
         annotators=len({one.annotator for one in answers}),
-        incomplete=incomplete(ratings),
+        incomplete=statistics.incomplete(ratings),
         unequal=[model for model, own in items.items() if own and own != most],
-        shares={scale: found for scale, found in rated_shares.items() if found},
+        shares={scale: found for scale, found in shares.items() if found},
         comparisons={key: _compare(found, models) for key, found in sources.items() if found},
-        agreement={key: agreement(panel) for key, panel in panels.items() if panel.annotators},
-        raters=rating_annotators(ratings),
-        voters=voting_annotators(votes),
-        side=side_bias(votes),
+        agreement={key: statistics.agreement(one) for key, one in panels.items() if one.annotators},
+        raters=statistics.rating_annotators(ratings),
+        voters=statistics.voting_annotators(votes),
+        side=statistics.side_bias(votes),
     )
 
 
 def _compare(votes: Sequence[Vote], models: Sequence[str]) -> Comparison:
     seen = {model for vote in votes for model in (vote.left, vote.right)}
-    ranking = rank_models(votes, [model for model in models if model in seen])
-    return Comparison(win_rates(votes, models), ranking)
-
-
-# --- formatting -------------------------------------------------------------------------------
+    ranking = statistics.rank_models(votes, [model for model in models if model in seen])
+    return Comparison(statistics.win_rates(votes, models), ranking)
 
 
 def percent(value: float, n: int) -> str:
@@ -178,11 +152,13 @@ def joined(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def clipped(value: float) -> float:
+    """A position in percent of an axis from 0 to 1."""
+    return 100 * min(1.0, max(0.0, value))
+
+
 def _opposite(rate: Interval) -> Interval:
     return Interval(1 - rate.value, 1 - rate.high, 1 - rate.low, rate.n)
-
-
-# --- claims and caveats -----------------------------------------------------------------------
 
 
 def lead(results: Results) -> str:
@@ -205,10 +181,9 @@ def is_clear(wins: Wins) -> bool:
 def claims(results: Results) -> list[str]:
     """Significant differences; else a sentence that there is none and how large it may be."""
     found = []
-    for source, basis in ((VOTES, "in votes"), ("overall", "by overall ratings")):
-        if source not in results.comparisons:
-            continue
-        wins = results.comparisons[source].wins
+    for source, comparison in _main(results):
+        basis = "in votes" if source == VOTES else "by overall ratings"
+        wins = comparison.wins
         clear = [one for one in wins if is_clear(one)]
         unclear = [one.rate for one in wins if not is_clear(one)]
         found += [_preferred(one, results.labels, basis) for one in clear]
@@ -219,6 +194,12 @@ def claims(results: Results) -> list[str]:
                 f"beyond chance; these win rates may be off by {100 * half:.0f} points."
             )
     return found
+
+
+def _main(results: Results) -> list[tuple[str, Comparison]]:
+    """Comparisons by votes and by overall ratings, where there are any."""
+    found = results.comparisons
+    return [(source, found[source]) for source in (VOTES, "overall") if source in found]
 
 
 def _preferred(wins: Wins, labels: Mapping[str, str], basis: str) -> str:
@@ -241,10 +222,8 @@ def _few_data(results: Results) -> Iterator[str]:
     if not results.items:
         return
     if results.items < FEW_ITEMS:
-        yield (
-            f"Only {count(results.items, 'item')}: below {FEW_ITEMS} items, intervals are rough "
-            "and single prompts matter."
-        )
+        only = f"Only {count(results.items, 'item')}: below {FEW_ITEMS} items,"
+        yield f"{only} intervals are rough and single prompts matter."
     if results.annotators == 1:
         yield "One annotator: whether others agree is not known."
     seen = {one.model for found in results.shares.values() for one in found}
@@ -253,19 +232,14 @@ def _few_data(results: Results) -> Iterator[str]:
     if unseen:
         yield f"{joined(unseen)}: no answer yet."
     if results.incomplete:
-        yield (
-            f"{count(results.incomplete, 'image')} not rated on all four axes, "
-            "and so without an overall level."
-        )
+        images = count(results.incomplete, "image")
+        yield f"{images} not rated on all four axes, and so without an overall level."
 
 
 def _gaps(results: Results) -> Iterator[str]:
     """Models that were never compared, or only on other items."""
     labels = results.labels
-    for source in (VOTES, "overall"):
-        if source not in results.comparisons:
-            continue
-        comparison = results.comparisons[source]
+    for source, comparison in _main(results):
         pairs = {frozenset((wins.a, wins.b)) for wins in comparison.wins}
         missing = [
             f"{labels[a]} with {labels[b]}"
@@ -273,10 +247,8 @@ def _gaps(results: Results) -> Iterator[str]:
             if frozenset((a, b)) not in pairs
         ]
         if missing:
-            yield (
-                f"{NAMES[source]}: never compared directly: {joined(missing)}. "
-                "Their strengths compare through other models only."
-            )
+            means = "Their strengths compare through other models only."
+            yield f"{NAMES[source]}: never compared directly: {joined(missing)}. {means}"
         if comparison.ranking.prior_ties:
             yield f"{NAMES[source]}: {prior_note(comparison.ranking, labels)}"
     if results.unequal:
@@ -291,7 +263,7 @@ def prior_note(ranking: Ranking, labels: Mapping[str, str]) -> str:
     groups = joined(["/".join(labels[model] for model in group) for group in ranking.groups])
     return (
         f"there are no wins in both directions between {groups}, so the strengths have no finite "
-        "maximum-likelihood value. They are shown with "
+        "maximum-likelihood value. They are computed with "
         f"{count(round(ranking.prior_ties), 'artificial tie')} added between every two models; "
         "the distance between these groups is not known."
     )
@@ -305,10 +277,8 @@ def _disagreement(results: Results) -> Iterator[str]:
         if alpha is not None and alpha < TENTATIVE
     ]
     if low:
-        yield (
-            f"Annotators agree little (alpha below {TENTATIVE}): {joined(low)}. Averages over many "
-            "items may still differ clearly; single answers say little."
-        )
+        means = "Averages over many items may still differ clearly; single answers say little."
+        yield f"Annotators agree little (alpha below {TENTATIVE}): {joined(low)}. {means}"
     side = results.side
     if side is not None and side.p < ALPHA_LEVEL:
         yield (
@@ -317,19 +287,19 @@ def _disagreement(results: Results) -> Iterator[str]:
             f"{percent(side.rate.value, side.rate.n)} of {side.rate.n} decided votes, "
             f"{p_value(side.p)}. This pulls all win rates towards one half."
         )
-    annotators = (*results.raters, *results.voters)
-    for name in dict.fromkeys(one.name for one in annotators if _is_odd(one)):
+    for name in dict.fromkeys(
+        one.name for one in (*results.raters, *results.voters) if _is_odd(one)
+    ):
         yield (
             f"{name} agrees with the others no more than by chance, while they agree among "
             "themselves: check these answers before you exclude them."
         )
 
 
-def _is_odd(annotator: Annotator) -> bool:
-    if annotator.against_others is None or annotator.without is None:
+def _is_odd(one: Annotator) -> bool:
+    if one.against_others is None or one.without is None or one.answers < ODD_MIN_ANSWERS:
         return False
-    enough = annotator.answers >= ODD_MIN_ANSWERS and annotator.without >= ODD_MIN_ALPHA
-    return enough and annotator.against_others <= 0
+    return one.without >= ODD_MIN_ALPHA and one.against_others <= 0
 
 
 def read_alpha(agreement: Agreement) -> str:
@@ -347,45 +317,23 @@ def read_alpha(agreement: Agreement) -> str:
     return "low: trust averages, not single answers"
 
 
-# --- page -------------------------------------------------------------------------------------
-
-
-class MatrixCell(NamedTuple):
-    """How often the row's model wins against the column's."""
-
-    rate: Interval
-    is_clear: bool
-    note: str
-
-
-class StrengthRow(NamedTuple):
-    """A model's strength; `at`, `low` and `high` are positions in percent of the axis."""
-
-    label: str
-    strength: Interval
-    elo: float
-    beats_average: float
-    at: float
-    low: float
-    high: float
+PAGES = Environment(
+    loader=FileSystemLoader(TEMPLATES),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+"""All templates of the arena."""
+PAGES.filters |= {"percent": percent, "span": span, "signed": signed, "number": number}
+PAGES.filters |= {"p_value": p_value, "counted": count, "clipped": clipped}
 
 
 def render_results(results: Results, title: str, links: Sequence[tuple[str, str]] = ()) -> str:
     """The results as one HTML page without script; `links` are (text, URL) of downloads."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        percent=percent, span=span, signed=signed, number=number, p_value=p_value, counted=count
-    )
-    styles = (REPORT_STYLE, TEMPLATES / "results.css")
     kinds = (("Ratings", results.raters), ("Votes", results.voters))
-    return environment.get_template("results.html.j2").render(
-        style=Markup("".join(file.read_text(encoding="utf-8") for file in styles)),
+    return PAGES.get_template("results.html.j2").render(
+        style=Markup("".join(file.read_text(encoding="utf-8") for file in STYLES)),
         title=title,
         links=links,
         labels=results.labels,
@@ -395,46 +343,37 @@ def render_results(results: Results, title: str, links: Sequence[tuple[str, str]
         claims=claims(results),
         caveats=caveats(results),
         bars=[(scale, results.shares[scale]) for scale in SCALES if scale in results.shares],
-        comparisons=[
-            _comparison_view(source, found, results.labels)
-            for source, found in results.comparisons.items()
-        ],
-        agreement=[
-            (source, found, read_alpha(found), _alpha_bar(found))
-            for source, found in results.agreement.items()
-        ],
+        comparisons=[_comparison(*item, results.labels) for item in results.comparisons.items()],
+        agreement=[(key, found, read_alpha(found)) for key, found in results.agreement.items()],
         panels=[(kind, found) for kind, found in kinds if found],
         side=results.side,
     )
 
 
-def _comparison_view(
-    source: str, comparison: Comparison, labels: Mapping[str, str]
-) -> dict[str, Any]:
-    ranking = comparison.ranking
-    cells = {}
-    for one in comparison.wins:
+def _comparison(source: str, found: Comparison, labels: Mapping[str, str]) -> dict[str, Any]:
+    """What the page says about one comparison; `matrix` is keyed by (row, column)."""
+    matrix = {}
+    for one in found.wins:
         p = f"{one.items} items, {p_value(one.p)}, {p_value(one.p_of_all)} corrected for all pairs"
-        note = f"{one.wins} won, {one.losses} lost, {one.ties} tied; {p}"
-        cells[one.b, one.a] = MatrixCell(one.rate, is_clear(one), note)
-        note = f"{one.losses} won, {one.wins} lost, {one.ties} tied; {p}"
-        cells[one.a, one.b] = MatrixCell(_opposite(one.rate), is_clear(one), note)
-    rows, ticks = strength_rows(ranking, labels)
-    return {
-        "source": source,
-        "is_votes": source == VOTES,
-        "models": ranking.models,
-        "matrix": cells,
-        "prior_note": prior_note(ranking, labels) if ranking.prior_ties else "",
-        "strengths": rows,
-        "ticks": ticks,
-    }
+        for pair, rate, won, lost in (
+            ((one.b, one.a), one.rate, one.wins, one.losses),
+            ((one.a, one.b), _opposite(one.rate), one.losses, one.wins),
+        ):
+            note = f"{won} won, {lost} lost, {one.ties} tied; {p}"
+            matrix[pair] = {"rate": rate, "is_clear": is_clear(one), "note": note}
+    strengths, ticks = strength_rows(found.ranking, labels)
+    note = prior_note(found.ranking, labels) if found.ranking.prior_ties else ""
+    view = {"source": source, "is_votes": source == VOTES, "models": found.ranking.models}
+    return view | {"matrix": matrix, "prior_note": note, "strengths": strengths, "ticks": ticks}
 
 
 def strength_rows(
     ranking: Ranking, labels: Mapping[str, str]
-) -> tuple[list[StrengthRow], list[tuple[float, str]]]:
-    """One row per model, strongest first, and the ticks (position in percent, text) of the axis."""
+) -> tuple[list[dict[str, Any]], list[tuple[float, str]]]:
+    """One row per model, strongest first, and the ticks (position, text) of their axis.
+
+    Positions, also `at`, `low` and `high` of a row, are in percent of the axis.
+    """
     found = {model: ranking.interval(model) for model in ranking.order()}
     ends = [end for one in found.values() for end in (one.value, one.low, one.high, 0.0)]
     ends = [end for end in ends if math.isfinite(end)]
@@ -442,54 +381,39 @@ def strength_rows(
     margin = AXIS_MARGIN * (high - low) or 1.0
 
     def position(value: float) -> float:
-        return 100 * min(1.0, max(0.0, (value - low + margin) / (high - low + 2 * margin)))
+        return clipped((value - low + margin) / (high - low + 2 * margin))
 
     rows = []
     for model, one in found.items():
-        chance = 1 / (1 + math.exp(-one.value))
-        places = position(one.value), position(one.low), position(one.high)
-        rows.append(StrengthRow(labels[model], one, elo(one.value), chance, *places))
+        at, low_at, high_at = position(one.value), position(one.low), position(one.high)
+        row = {"label": labels[model], "strength": one, "at": at, "low": low_at, "high": high_at}
+        row |= {"elo": elo(one.value), "beats_average": 1 / (1 + math.exp(-one.value))}
+        rows.append(row)
     sizes = (size * 10.0**power for power in range(-1, 9) for size in (1, 2, 5))
     step = next(size for size in sizes if high - low <= 6 * size)
     ticks = [step * place for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
     return rows, [(position(tick), signed(tick, 1) if tick else "0") for tick in ticks]
 
 
-def _alpha_bar(agreement: Agreement) -> tuple[float, float, float] | None:
-    """Ordinal alpha and its interval as positions in percent of an axis from 0 to 1."""
-    one = agreement.interval
-    if one is None:
-        return None
-    value, low, high = (100 * min(1.0, max(0.0, x)) for x in (one.value, one.low, one.high))
-    return value, low, high
-
-
-# --- tables -----------------------------------------------------------------------------------
-
-
 def csv_table(columns: Sequence[str], rows: Iterable[Sequence[CsvCell]]) -> str:
-    """A table as in RFC 4180; None is an empty cell, texts are escaped."""
+    """A table as in RFC 4180; None is an empty cell.
+
+    A text that a spreadsheet might take for a formula gets an apostrophe in front.
+    """
     stream = io.StringIO(newline="")
     writer = csv.writer(stream)
     writer.writerow(columns)
     for row in rows:
-        writer.writerow([escaped(cell) if isinstance(cell, str) else cell for cell in row])
+        formulas = [isinstance(cell, str) and cell.startswith(FORMULA_STARTS) for cell in row]
+        writer.writerow(
+            [f"'{c}" if formula else c for c, formula in zip(row, formulas, strict=True)]
+        )
     return stream.getvalue()
 
 
-def escaped(text: str) -> str:
-    """A text with an apostrophe in front if a spreadsheet might take it for a formula."""
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
-
-
-def ratings_csv(ratings: Iterable[Rating]) -> str:
-    """One row per rating."""
-    return csv_table(RATING_COLUMNS, map(astuple, ratings))
-
-
-def votes_csv(votes: Iterable[Vote]) -> str:
-    """One row per vote; a tie has no winner."""
-    return csv_table(VOTE_COLUMNS, map(astuple, votes))
+def answers_csv(kind: type[Rating] | type[Vote], answers: Sequence[Rating | Vote]) -> str:
+    """One row per answer of one kind; a tie has no winner."""
+    return csv_table([field.name for field in fields(kind)], [astuple(one) for one in answers])
 
 
 def summary_csv(results: Results) -> str:
@@ -499,31 +423,33 @@ def summary_csv(results: Results) -> str:
     is votes, or the scale of the ratings), strength (of `a`, log-odds), elo, or alpha (`b` is its
     metric). `low` and `high` are the ends of the 95 % interval.
     """
-    return csv_table(SUMMARY_COLUMNS, _summary_rows(results))
-
-
-def _summary_rows(results: Results) -> Iterator[Sequence[CsvCell]]:
-    for found in results.shares.values():
-        for one in found:
-            for level, share in one.shares.items():
-                yield ("share", one.scale, one.model, level, *astuple(share), None, None)
+    rows: list[Sequence[CsvCell]] = [
+        ("share", one.scale, one.model, level, *astuple(share), None, None)
+        for found in results.shares.values()
+        for one in found
+        for level, share in one.shares.items()
+    ]
     for source, comparison in results.comparisons.items():
         for wins in comparison.wins:
-            yield ("wins", source, wins.a, wins.b, *astuple(wins.rate), wins.p, wins.p_of_all)
+            rows.append(
+                ("wins", source, wins.a, wins.b, *astuple(wins.rate), wins.p, wins.p_of_all)
+            )
         for model in comparison.ranking.order():
             strength = comparison.ranking.interval(model)
             points = [elo(end) for end in (strength.value, strength.low, strength.high)]
-            yield ("strength", source, model, None, *astuple(strength), None, None)
-            yield ("elo", source, model, None, *points, strength.n, None, None)
+            rows.append(("strength", source, model, None, *astuple(strength), None, None))
+            rows.append(("elo", source, model, None, *points, strength.n, None, None))
     for source, found in results.agreement.items():
         for metric, value in found.alpha.items():
             ends = found.interval if metric == "ordinal" else None
             low, high = (ends.low, ends.high) if ends else (None, None)
-            yield ("alpha", source, None, metric, value, low, high, found.units, None, None)
+            rows.append(("alpha", source, None, metric, value, low, high, found.units, None, None))
+    return csv_table(SUMMARY_COLUMNS, rows)
 
 
 def _answers(store: Store) -> str:
-    return ratings_csv(store.ratings()) if store.mode == "rate" else votes_csv(store.votes())
+    rate = store.mode == "rate"
+    return answers_csv(Rating, store.ratings()) if rate else answers_csv(Vote, store.votes())
 
 
 def _history(store: Store) -> str:
@@ -532,31 +458,26 @@ def _history(store: Store) -> str:
 
 def _items(store: Store) -> str:
     rows = [(item, prompt, seed) for item, (prompt, seed, _) in store.items().items()]
-    return csv_table(ITEM_COLUMNS, rows)
+    return csv_table(("item", "prompt", "seed"), rows)
 
 
-def _numbers(store: Store) -> str:
-    return summary_csv(gather_store(store))
+def _gather(store: Store) -> Results:
+    return gather(store.ratings(), store.votes(), store.models())
 
 
 TABLES: dict[str, tuple[str, Callable[[Store], str]]] = {
     "answers.csv": ("Answers that count", _answers),
     "history.csv": ("All answers ever given", _history),
     "items.csv": ("Prompts", _items),
-    "numbers.csv": ("Numbers on this page", _numbers),
+    "numbers.csv": ("Numbers on this page", lambda store: summary_csv(_gather(store))),
 }
 """Tables that can be downloaded: {file: (link text, content)}."""
-
-
-def gather_store(store: Store) -> Results:
-    """Results of a database."""
-    return gather(store.ratings(), store.votes(), store.models())
 
 
 def render_store(store: Store, folder: str) -> str:
     """The result page of a database; its links lead to the tables in `folder`."""
     links = [(text, f"{folder}{name}") for name, (text, _) in TABLES.items()]
-    return render_results(gather_store(store), store.title, links)
+    return render_results(_gather(store), store.title, links)
 
 
 def write_results(database: Path, out: Path) -> list[Path]:

@@ -1,34 +1,27 @@
 """Tokens that hide which model made an image, and checks on every HTTP request.
 
-`TokenSigner` derives tokens, sides, orders and links from one secret by HMAC. They need no table,
-stay the same after a restart, and reveal nothing without the secret. `RequestFilter` is an ASGI
-layer that checks method, Origin and content type (against forged requests), limits bodies to
-64 kB and 10 s, and adds security headers. Host names are checked by Starlette's
-TrustedHostMiddleware (see `server`). Slow headers are not limited: use a reverse proxy or a tunnel
-beyond a LAN.
+`TokenSigner` derives tokens, sides, orders and links from one secret by HMAC: without a table, the
+same after a restart. `RequestFilter` is an ASGI layer that checks method, Origin and content type
+(against forged requests), limits bodies to 64 kB and 10 s, and adds security headers. Slow headers
+are not limited: use a reverse proxy or a tunnel beyond a LAN.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import json
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 log = logging.getLogger("directalign.arena")
 
-SECRET_BYTES = 32
 MAX_BODY_BYTES = 64 * 1024
 BODY_SECONDS = 10.0
 LINGER_SECONDS = 0.5
@@ -50,7 +43,7 @@ _LINK = re.compile(r"([0-9]{1,9})\.([0-9a-f]{32})", re.ASCII)
 
 def new_secret() -> str:
     """A random secret in hexadecimal."""
-    return secrets.token_hex(SECRET_BYTES)
+    return secrets.token_hex(32)
 
 
 @dataclass(frozen=True)
@@ -61,11 +54,10 @@ class TokenSigner:
 
     def token(self, *parts: str | int) -> str:
         """32 hexadecimal digits that stand for `parts`."""
-        digest = hmac.new(self.secret, json.dumps(parts).encode(), hashlib.sha256)
-        return digest.hexdigest()[:32]
+        return hmac.new(self.secret, json.dumps(parts).encode(), "sha256").hexdigest()[:32]
 
     def shuffled(self, models: Sequence[str], annotator: int, item: int) -> list[str]:
-        """The models in the order shown to an annotator: random, the same at every call."""
+        """The models in the order of an annotator's screen: random, the same at every call."""
         return sorted(models, key=lambda model: self.token("side", annotator, item, *models, model))
 
     def link(self, annotator: int) -> str:
@@ -75,9 +67,8 @@ class TokenSigner:
     def annotator(self, link: str) -> int | None:
         """Annotator of a link, None for a forged or malformed one. Compares in constant time."""
         found = _LINK.fullmatch(link)
-        if found is None or not self._equal(found[2], "annotator", int(found[1])):
-            return None
-        return int(found[1])
+        genuine = found and self._equal(found[2], "annotator", int(found[1]))
+        return int(found[1]) if found and genuine else None
 
     def verifies(self, role: str, token: str) -> bool:
         """Whether `token` is that of a role: `owner` or `invitation`."""
@@ -103,17 +94,14 @@ def quoted(text: str, most: int = 80) -> str:
 def log_refusal(scope: Scope, refusal: Refused) -> None:
     """Log one line: status, method, first part of the path (the rest may be a token), reason."""
     client = (scope.get("client") or ("?",))[0]
-    path = quoted("/".join(scope["path"].split("/")[:2]))
-    method = quoted(scope["method"], 10)
-    log.warning(
-        "refused %d %s %s from %s: %s", refusal.status, method, path, client, refusal.reason
-    )
+    called = f"{quoted(scope['method'], 10)} {quoted('/'.join(scope['path'].split('/')[:2]))}"
+    log.warning("refused %d %s from %s: %s", refusal.status, called, client, refusal.reason)
 
 
 class RequestFilter:
     """ASGI layer in front of the application: refuses unsafe requests, adds security headers."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,8 +117,8 @@ class RequestFilter:
         except Refused as refusal:
             log_refusal(scope, refusal)
             await _refuse(send, refusal)
-            return
-        await self.app(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 def _headers(scope: Scope) -> dict[str, str]:
@@ -199,8 +187,8 @@ def _with_headers(send: Send) -> Send:
     async def sent(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             present = {name.lower() for name, _ in message["headers"]}
-            extra = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-            extra = [(name, value) for name, value in extra if name not in present]
+            ours = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+            extra = [(name, value) for name, value in ours if name not in present]
             message = {**message, "headers": [*message["headers"], *extra]}
         await send(message)
 
@@ -210,11 +198,8 @@ def _with_headers(send: Send) -> Send:
 async def _refuse(send: Send, refusal: Refused) -> None:
     """Send the reason and close the connection without reading the rest of the request."""
     text = f"{refusal.reason}\n".encode()
-    headers = [
-        (b"content-type", b"text/plain; charset=utf-8"),
-        (b"content-length", str(len(text)).encode()),
-        (b"connection", b"close"),
-    ]
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+    headers.append((b"content-length", str(len(text)).encode()))
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": text, "more_body": True})
     await asyncio.sleep(LINGER_SECONDS if refusal.status in (408, 413) else 0)

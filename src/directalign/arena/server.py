@@ -8,44 +8,40 @@ machine only; with it, joining needs the invitation link.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import os
 import signal
 import socket
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp
 
 from .records import ArenaError, Axis, Level
-from .results import TABLES, render_store
-from .security import App, Refused, RequestFilter, log, log_refusal, quoted
+from .results import PAGES, TABLES, TEMPLATES, render_store
+from .security import Refused, RequestFilter, log, log_refusal, quoted
 from .session import Arena
 from .store import Side
 
-TEMPLATES = Path(__file__).parent / "templates"
-MEDIA_TYPES = {
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
+MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 COOKIE_SECONDS = 30 * 86400
 RESULTS_POLICY = (
     "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
 """Content policy of the result page, which has inline style and no script."""
-LOCALHOST = "127.0.0.1"
+LOCALHOST, ALL_INTERFACES = "127.0.0.1", ("0.0.0.0", "::")
 SHUTDOWN_SECONDS = 5
 """Time for requests under way when the server stops."""
 MAX_CONNECTIONS = 2048
@@ -90,30 +86,23 @@ class RatingPosted(AnswerPosted):
     level: Level | None
 
 
-_ENVIRONMENT = Environment(
-    loader=FileSystemLoader(TEMPLATES),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+def with_cookie(response: Response, cookie: str, value: str) -> Response:
+    """The response with a session cookie."""
+    response.set_cookie(cookie, value, max_age=COOKIE_SECONDS, httponly=True, samesite="strict")
+    return response
 
 
 def page(template: str, status: int = 200, **context: Any) -> HTMLResponse:
     """Render a template with escaping."""
-    return HTMLResponse(_ENVIRONMENT.get_template(template).render(**context), status)
+    return HTMLResponse(PAGES.get_template(template).render(**context), status)
 
 
 class Auth:
-    """Access by cookies and links.
+    """Access by cookies and links."""
 
-    Args:
-        invitation: whether joining needs the invitation link.
-        closed: whether only holders of a personal link may take part.
-    """
-
-    def __init__(self, arena: Arena, invitation: bool, closed: bool) -> None:
-        self.arena, self.invitation, self.closed = arena, invitation, closed
+    def __init__(self, arena: Arena, host: str | None) -> None:
+        self.arena = arena
+        self.needs_invitation = needs_invitation(host)
         suffix = arena.signer.token("cookie")[:8]  # arenas on other ports share the cookies
         self.annotator_cookie, self.owner_cookie = f"arena_{suffix}", f"arena_owner_{suffix}"
 
@@ -124,12 +113,10 @@ class Auth:
     def author(self, request: Request, posted: AnswerPosted) -> int:
         """Annotator of an answer. Raises: Refused if the session is of someone else, as when two
         people open their links in one browser."""
-        annotator = self.annotator(request)
-        if annotator != posted.annotator:
-            raise Refused(
-                401, "this browser has another annotator's session now; open your personal link"
-            )
-        return annotator
+        if self.annotator(request) != posted.annotator:
+            reason = "this browser has another annotator's session now; open your personal link"
+            raise Refused(401, reason)
+        return posted.annotator
 
     def is_owner(self, request: Request) -> bool:
         """Whether the request has the owner's cookie."""
@@ -138,43 +125,29 @@ class Auth:
     def require_owner(self, request: Request) -> None:
         """Raises: Refused without the owner's cookie."""
         if not self.is_owner(request):
-            raise Refused(
-                403, "the results are for the owner; open the owner link printed by the command"
-            )
+            reason = "the results are for the owner; open the owner link printed by the command"
+            raise Refused(403, reason)
 
     def require_invitation(self, token: str) -> None:
         """Raises: Refused if joining is closed or needs another token."""
-        if self.closed:
+        if self.arena.invited is not None:
             raise Refused(403, "this arena is closed; open the personal link that you were given")
-        if self.invitation and not self.arena.signer.verifies("invitation", token):
+        if self.needs_invitation and not self.arena.signer.verifies("invitation", token):
             raise Refused(403, "this arena needs an invitation; open the link that you were sent")
 
-    @staticmethod
-    def set_cookie(response: Response, cookie: str, value: str) -> Response:
-        """Add a session cookie to a response."""
-        response.set_cookie(cookie, value, max_age=COOKIE_SECONDS, httponly=True, samesite="strict")
-        return response
 
-
-def create_app(arena: Arena, hosts: Sequence[str], invitation: bool, closed: bool) -> App:
-    """The ASGI application.
-
-    Args:
-        hosts: host names that a request may use, ["*"] for any.
-        invitation, closed: see `Auth`.
-    """
+def create_app(arena: Arena, host: str | None) -> ASGIApp:
+    """The application of a server that listens on `host` (None: this machine)."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    auth = Auth(arena, invitation, closed)
-    _add_pages(app, arena, auth)
-    _add_files(app, arena, auth)
-    _add_api(app, arena, auth)
-    _add_results(app, arena, auth)
+    auth = Auth(arena, host)
+    for add in (_add_pages, _add_files, _add_api, _add_results):
+        add(app, arena, auth)
     _add_error_handlers(app)
-    return RequestFilter(TrustedHostMiddleware(app, hosts, www_redirect=False))
+    return RequestFilter(TrustedHostMiddleware(app, allowed_hosts(host), www_redirect=False))
 
 
 def _add_pages(app: FastAPI, arena: Arena, auth: Auth) -> None:
-    def start(invitation: str = "", name: str | None = None) -> HTMLResponse:
+    def start(invitation: str = "", name: str = "") -> HTMLResponse:
         return page("start.html.j2", mode=arena.mode, invitation=invitation, name=name)
 
     @app.get("/")
@@ -188,20 +161,17 @@ def _add_pages(app: FastAPI, arena: Arena, auth: Auth) -> None:
     @app.get("/invitation/{token}")
     def invited(token: str) -> Response:
         auth.require_invitation(token)
-        return start(token)
+        return start(invitation=token)
 
     @app.get("/me/{link}")
     def personal_link(link: str) -> Response:
-        name = arena.name(arena.annotator(link))
-        return auth.set_cookie(start(name=name), auth.annotator_cookie, link)
+        name = arena.names[arena.annotator(link)]
+        return with_cookie(start(name=name), auth.annotator_cookie, link)
 
 
 def _add_files(app: FastAPI, arena: Arena, auth: Auth) -> None:
-    contents = {
-        file.name: (file.read_bytes(), MEDIA_TYPES[file.suffix])
-        for file in TEMPLATES.iterdir()
-        if file.suffix in MEDIA_TYPES
-    }
+    static_files = [file for file in TEMPLATES.iterdir() if file.suffix in MEDIA_TYPES]
+    contents = {file.name: (file.read_bytes(), MEDIA_TYPES[file.suffix]) for file in static_files}
 
     @app.get("/static/{name}")
     def static(name: str) -> Response:
@@ -215,7 +185,7 @@ def _add_files(app: FastAPI, arena: Arena, auth: Auth) -> None:
         if not auth.is_owner(request):
             auth.annotator(request)
         try:
-            content = arena.images.png(token)
+            content = arena.image(token)
         except ArenaError as error:  # the message names the file, and so the model
             log.error("%s", quoted(str(error), 500))
             raise Refused(503, "this image is not available; the server's log says why") from None
@@ -230,7 +200,7 @@ def _add_api(app: FastAPI, arena: Arena, auth: Auth) -> None:
     def join(posted: JoinPosted) -> Response:
         auth.require_invitation(posted.invitation)
         link = arena.signer.link(arena.join(posted.name, posted.request))
-        return auth.set_cookie(JSONResponse({"link": link}), auth.annotator_cookie, link)
+        return with_cookie(JSONResponse({"link": link}), auth.annotator_cookie, link)
 
     @app.get("/api/state")
     def state(request: Request) -> Response:
@@ -254,10 +224,8 @@ def _add_results(app: FastAPI, arena: Arena, auth: Auth) -> None:
         if not arena.signer.verifies("owner", token):
             raise Refused(401, "this is not the owner link")
         text = "You can now see the results."
-        welcome = page(
-            "message.html.j2", title="Welcome back", text=text, link="/results", label="Results"
-        )
-        return auth.set_cookie(welcome, auth.owner_cookie, token)
+        welcome = page("message.html.j2", title="Welcome back", text=text, link="/results")
+        return with_cookie(welcome, auth.owner_cookie, token)
 
     @app.get("/results")
     def results(request: Request) -> Response:
@@ -282,30 +250,28 @@ def _add_error_handlers(app: FastAPI) -> None:
     def refuse(request: Request, refusal: Refused) -> Response:
         log_refusal(request.scope, refusal)
         if "text/html" in request.headers.get("accept", ""):
-            title = "Not found" if refusal.status == 404 else "Access denied"
-            if refusal.status not in (401, 403, 404):
-                title = "Request failed"
-            message = {"title": title, "text": refusal.reason, "link": "", "label": ""}
-            return page("message.html.j2", refusal.status, **message)
+            titles = {401: "Access denied", 403: "Access denied", 404: "Not found"}
+            title = titles.get(refusal.status, "Request failed")
+            return page("message.html.j2", refusal.status, title=title, text=refusal.reason)
         return JSONResponse({"error": refusal.reason}, refusal.status)
 
-    @app.exception_handler(Refused)
-    def refused(request: Request, error: Refused) -> Response:
+    def handle(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            reason = "no such page" if error.status_code == 404 else "invalid request"
+            return refuse(request, Refused(error.status_code, reason))
+        if isinstance(error, RequestValidationError):
+            first = error.errors()[0]
+            reason = f"malformed: {first['type']} in {ascii(first['loc'][-1])[:40]}"
+            return refuse(request, Refused(422, reason))
+        if isinstance(error, sqlite3.DatabaseError):  # the browser stores answers and retries
+            status = 503 if "locked" in str(error) else 507
+            remedy = "free space on its disk, or stop the program that locks it"
+            return refuse(request, Refused(status, f"the database fails ({error}); {remedy}"))
+        assert isinstance(error, Refused)
         return refuse(request, error)
 
-    @app.exception_handler(HTTPException)
-    def unknown(request: Request, error: HTTPException) -> Response:
-        reason = "no such page" if error.status_code == 404 else "invalid request"
-        return refuse(request, Refused(error.status_code, reason))
-
-    @app.exception_handler(RequestValidationError)
-    def malformed(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        field = ascii(first["loc"][-1])[:40]
-        return refuse(request, Refused(422, f"malformed: {first['type']} in {field}"))
-
-
-# --- running ----------------------------------------------------------------------------------
+    for kind in (Refused, HTTPException, RequestValidationError, sqlite3.DatabaseError):
+        app.add_exception_handler(kind, handle)
 
 
 def serve(
@@ -313,32 +279,33 @@ def serve(
     host: str | None,
     port: int,
     annotators: Sequence[str],
+    everybody: bool,
     print_line: Callable[[str], None],
 ) -> None:
-    """Serve until interrupted (Ctrl-C or SIGTERM), then close the database.
+    """Serve on `host` (None for this machine only) until interrupted, then close the database.
 
-    Args:
-        host: address to listen on; None for this machine only.
-        port: 0 takes a free one.
-        annotators: names that get a personal link; if any, nobody else may join.
-        print_line: prints the links and the summary.
-    Raises:
-        ArenaError if the address is not available.
+    Port 0 takes a free one. See `Arena.invite` for `annotators` and `everybody`.
+    `print_line` prints the links and the summary. Raises: ArenaError if it cannot listen there.
     """
-    listening = _listen(host or LOCALHOST, port)
-    invitation = host is not None and not _is_loopback(host)
-    address = _url(host or LOCALHOST, listening.getsockname()[1])
-    links = arena.links(annotators)
-    for name, link in links.items():
-        print_line(f"{name}: {address}/me/{link}")
-    if not links:
-        path = f"/invitation/{arena.signer.token('invitation')}" if invitation else "/"
-        print_line(f"annotators: {address}{path}")
-    print_line(f"results, for you alone: {address}/owner/{arena.signer.token('owner')}")
-    print_line(arena.summary())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises the signal again
     _configure_logging()
+    with contextlib.closing(arena.store):
+        listening = listen(host or LOCALHOST, port)
+        address = _url(host or LOCALHOST, listening.getsockname()[1])
+        for name, link in arena.invite(annotators, everybody).items():
+            print_line(f"{name}: {address}/me/{link}")
+        if arena.invited is None:
+            path = f"invitation/{arena.signer.token('invitation')}"
+            print_line(f"annotators: {address}/{path if needs_invitation(host) else ''}")
+        print_line(f"results, for you only: {address}/owner/{arena.signer.token('owner')}")
+        print_line(arena.summary())
+        uvicorn_server(arena, host).run(sockets=[listening])
+
+
+def uvicorn_server(arena: Arena, host: str | None) -> uvicorn.Server:
+    """The HTTP server of an arena that listens on `host`."""
     config = uvicorn.Config(
-        create_app(arena, allowed_hosts(host), invitation, bool(annotators)),
+        create_app(arena, host),
         http="h11",
         ws="none",
         lifespan="off",
@@ -351,53 +318,47 @@ def serve(
         backlog=MAX_CONNECTIONS,
         limit_concurrency=MAX_CONNECTIONS,
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises the signal again
+    return uvicorn.Server(config)
+
+
+def needs_invitation(host: str | None) -> bool:
+    """Whether joining needs the invitation link: on any address but this machine's own."""
     try:
-        uvicorn.Server(config).run(sockets=[listening])
-    finally:
-        arena.close()
+        return host is not None and not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost"
 
 
 def allowed_hosts(host: str | None) -> list[str]:
-    """Host names that requests may use when the server listens on `host`.
-
-    ["*"] on all interfaces: their names are unknown there, and a page that poses as the server by
-    DNS rebinding gets nowhere without the invitation or a session.
-    """
+    """Host names that requests may use when the server listens on `host`."""
     names = ["localhost", LOCALHOST, "[::1]"]
-    if host in ("0.0.0.0", "::"):
+    if host in ALL_INTERFACES:  # names unknown; DNS rebinding fails without invitation or session
         return ["*"]
     if host is not None:
         names.append(f"[{host}]" if ":" in host else host)
-    if host is not None and not _is_loopback(host):
+    if needs_invitation(host):
         own = socket.gethostname()
         names += [own, f"{own}.local", socket.getfqdn()]
     return names
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket on an address; port 0 takes a free one. Raises: ArenaError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=MAX_CONNECTIONS)
     except OSError as error:
-        named = isinstance(error, socket.gaierror) or error.errno is None
-        reason = error.strerror if named else os.strerror(error.errno or 0)
+        known = isinstance(error, socket.gaierror) or error.errno is None
+        reason = error.strerror if known else os.strerror(error.errno or 0)
         raise ArenaError(
             f"--host {host} --port {port}: cannot listen there ({reason}); "
             "name another one, --port 0 takes a free one"
         ) from None
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _url(host: str, port: int) -> str:
     """URL of the server; for all interfaces that of the address which other machines reach."""
-    if host in ("0.0.0.0", "::"):
+    if host in ALL_INTERFACES:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
                 probe.connect(("192.0.2.1", 9))  # finds a route, sends nothing

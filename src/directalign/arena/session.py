@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import sqlite3
 import threading
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from .records import AXES, ArenaError, Mode
 from .security import Refused, TokenSigner, new_secret
-from .sources import Collection, ImageCache, Item, Size, common_size, read_sources
-from .store import Answer, NameTaken, Store, create_store, lock
+from .sources import Collection, ImageCache, Size, common_size, read_sources
+from .store import Answer, Store, create_store, lock
 
 TASKS_AHEAD = 5
 """Tasks sent in advance, so that the browser preloads their images."""
@@ -34,7 +33,7 @@ VOTE_QUESTION: Question = ("", "")
 
 @dataclass(frozen=True)
 class Task:
-    """One screen: an item and the models shown, two in vote mode, all in rate mode."""
+    """One screen: an item and its models, two in vote mode, all in rate mode."""
 
     item: int
     models: tuple[str, ...]
@@ -42,8 +41,8 @@ class Task:
 
 def tasks_of(mode: Mode, items: Sequence[int], models: Sequence[str]) -> list[Task]:
     """Every item once (rate), or every pair of models on every item (vote)."""
-    shown = [tuple(models)] if mode == "rate" else list(combinations(models, 2))
-    return [Task(item, each) for item in items for each in shown]
+    screens = [tuple(models)] if mode == "rate" else list(combinations(models, 2))
+    return [Task(item, screen) for item in items for screen in screens]
 
 
 class TaskScheduler:
@@ -57,22 +56,20 @@ class TaskScheduler:
     def __init__(self, mode: Mode, tasks: Sequence[Task], signer: TokenSigner) -> None:
         self.tasks = tasks
         self._signer = signer
-        self._questions = {
-            task: len(AXES) * len(task.models) if mode == "rate" else 1 for task in tasks
-        }
+        self._mode = mode
         self._answers: defaultdict[int, dict[Task, dict[Question, str]]] = defaultdict(dict)
         self._completed: Counter[Task] = Counter()
         self._assigned: defaultdict[int, list[Task]] = defaultdict(list)
         self._assignments: Counter[Task] = Counter()
         self._orders: dict[int, list[Task]] = {}
+        self.unavailable: set[int] = set()
+        """Items of which an image is missing; their tasks are not handed out."""
 
     def record(self, annotator: int, task: Task, question: Question, answer: str | None) -> None:
         """Set the answer to a question of a task; None takes it back."""
         before = self._is_complete(annotator, task)
-        answers = self._answers[annotator].pop(task, {})
-        answers.pop(question, None)
-        if answer is not None:
-            answers[question] = answer
+        answers = {**self._answers[annotator].pop(task, {}), question: answer}
+        answers = {key: given for key, given in answers.items() if given is not None}
         if answers:
             self._answers[annotator][task] = answers  # last: the one answered most recently
         self._completed[task] += self._is_complete(annotator, task) - before
@@ -85,6 +82,15 @@ class TaskScheduler:
         """Number of tasks that the annotator has completed."""
         return sum(self._is_complete(annotator, task) for task in self._answers[annotator])
 
+    def total(self, annotator: int) -> int:
+        """Number of tasks that the annotator has completed or can complete."""
+        if not self.unavailable:
+            return len(self.tasks)
+        return sum(
+            task.item not in self.unavailable or self._is_complete(annotator, task)
+            for task in self.tasks
+        )
+
     def last(self, annotator: int) -> Task | None:
         """The task completed most recently."""
         answered = reversed(self._answers[annotator])
@@ -92,19 +98,8 @@ class TaskScheduler:
 
     def next(self, annotator: int, count: int) -> list[Task]:
         """Hand out up to `count` tasks: those begun, those handed out before, then the rarest."""
-        open_tasks = [*self._answers[annotator], *self._assigned[annotator]]
-        line = [
-            task for task in dict.fromkeys(open_tasks) if not self._is_complete(annotator, task)
-        ]
-        line = line[:count]
-        if len(line) < count:
-            line += self._rarest(annotator, {*line}, count - len(line))
-        self._assignments.subtract(self._assigned[annotator])
-        self._assignments.update(line)
-        self._assigned[annotator] = line
-        return line
-
-    def _rarest(self, annotator: int, without: set[Task], count: int) -> list[Task]:
+        open_tasks = dict.fromkeys([*self._answers[annotator], *self._assigned[annotator]])
+        line = [task for task in open_tasks if self._is_open(annotator, task)][:count]
         if annotator not in self._orders:
             self._orders[annotator] = sorted(
                 self.tasks,
@@ -113,14 +108,24 @@ class TaskScheduler:
         candidates = (
             task
             for task in self._orders[annotator]
-            if task not in without and not self._is_complete(annotator, task)
+            if task not in line and self._is_open(annotator, task)
         )
-        return heapq.nsmallest(
-            count, candidates, key=lambda task: self._completed[task] + self._assignments[task]
+        line += heapq.nsmallest(
+            count - len(line),
+            candidates,
+            key=lambda task: self._completed[task] + self._assignments[task],
         )
+        self._assignments.subtract(self._assigned[annotator])
+        self._assignments.update(line)
+        self._assigned[annotator] = line
+        return line
+
+    def _is_open(self, annotator: int, task: Task) -> bool:
+        return task.item not in self.unavailable and not self._is_complete(annotator, task)
 
     def _is_complete(self, annotator: int, task: Task) -> bool:
-        return len(self._answers[annotator].get(task, ())) == self._questions[task]
+        questions = len(AXES) * len(task.models) if self._mode == "rate" else 1
+        return len(self.answers(annotator, task)) == questions
 
 
 def open_arena(
@@ -128,40 +133,34 @@ def open_arena(
 ) -> Arena:
     """Open the database `file`, or create it (by default in vote mode, with all items).
 
-    Raises: ArenaError if the database is of other images, another mode or number of items, or in
-    use.
+    Raises: ArenaError if it is in use, or of other images, another mode or number of items.
     """
-    collection = read_sources(sources)
+    collection, file = read_sources(sources), file.resolve()
     with contextlib.ExitStack() as undo:
         locked = undo.enter_context(contextlib.closing(lock(file)))
+        store, secret = None, new_secret()
         if file.exists():
-            store = Store(file)
-            undo.callback(store.close)
+            store = undo.enter_context(contextlib.closing(Store(file, locked)))
             _check_same(store, collection, mode, num_items)
-            items = {index: collection.items[index] for index in store.items()}
-            sizes = {index: common_size(item) for index, item in items.items()}
+            indices = [*store.items()]
         else:
-            secret = new_secret()
-            items = _sample_items(collection, num_items, TokenSigner(bytes.fromhex(secret)))
-            sizes = {
-                index: common_size(item) for index, item in items.items()
-            }  # before create_store
-            title, models = collection.title, collection.models
-            store = create_store(file, mode or "vote", title, models, items, secret)
+            indices = _sampled(collection, num_items, TokenSigner(bytes.fromhex(secret)))
+        items = {index: collection.items[index] for index in indices}
+        sizes = {index: common_size(item) for index, item in items.items()}
+        collection = replace(collection, items=items)
+        if store is None:
+            create_store(file, mode or "vote", collection, secret)
+            store = Store(file, locked)
         undo.pop_all()
-    return Arena(store, items, sizes, locked, collection.left_out)
+    return Arena(store, collection, sizes)
 
 
-def _sample_items(
-    collection: Collection, num_items: int | None, signer: TokenSigner
-) -> dict[int, Item]:
-    available = len(collection.items)
-    if num_items is not None and num_items > available:
-        raise ArenaError(
-            f"--items {num_items}: only {available} prompts and seeds have an image of every model"
-        )
-    drawn = sorted(collection.items, key=lambda index: signer.token("drawn", index))[:num_items]
-    return {index: collection.items[index] for index in sorted(drawn)}
+def _sampled(collection: Collection, count: int | None, signer: TokenSigner) -> list[int]:
+    """Indices of `count` random items, or of all."""
+    if count is not None and count > len(collection.items):
+        available = f"only {len(collection.items)} prompts and seeds have an image of every model"
+        raise ArenaError(f"--items {count}: {available}")
+    return sorted(sorted(collection.items, key=lambda index: signer.token("drawn", index))[:count])
 
 
 def _check_same(
@@ -175,101 +174,100 @@ def _check_same(
         )
     for index, (_, _, digest) in stored.items():
         if index not in collection.items or collection.items[index].digest() != digest:
+            remedy = "give the original source, or name another --out"
             raise ArenaError(
-                f"{store.file}: item {index} differs from that of the source; give the original "
-                "source, or name another --out"
+                f"{store.file}: item {index} differs from that of the source; {remedy}"
             )
     if mode not in (None, store.mode) or num_items not in (None, len(stored)):
-        raise ArenaError(
-            f"{store.file}: was created with --mode {store.mode} --items {len(stored)}; "
-            "omit these options, or name another --out"
-        )
+        created = f"was created with --mode {store.mode} --items {len(stored)}"
+        raise ArenaError(f"{store.file}: {created}; omit these options, or name another --out")
 
 
 class Arena:
     """State of a running arena; every method is thread-safe."""
 
-    def __init__(
-        self,
-        store: Store,
-        items: Mapping[int, Item],
-        sizes: Mapping[int, Size],
-        locked: sqlite3.Connection,
-        left_out: int,
-    ) -> None:
-        self.store = store
-        self.mode: Mode = store.mode
-        self.signer = TokenSigner(store.secret)
-        self._locked, self._left_out = locked, left_out
-        self._prompts = {index: item.prompt for index, item in items.items()}
-        self._sizes = sizes
+    def __init__(self, store: Store, collection: Collection, sizes: Mapping[int, Size]) -> None:
+        self.store, self.mode, self.signer = store, store.mode, TokenSigner(store.secret)
+        self._collection, self._sizes = collection, sizes
         self._models = list(store.models())
-        self.images = ImageCache(
-            {
-                self._image_token(index, key): (item.files[key], self._sizes[index])
-                for index, item in items.items()
-                for key in self._models
-            }
-        )
-        tasks = tasks_of(self.mode, list(items), self._models)
+        self._items_of_images = {
+            self._image_token(index, key): (index, file)
+            for index, item in collection.items.items()
+            for key, file in item.files.items()
+        }
+        images = self._items_of_images.items()
+        self._images = ImageCache({token: (file, sizes[index]) for token, (index, file) in images})
+        tasks = tasks_of(self.mode, list(sizes), self._models)
         self._tasks = {self._task_token(task): task for task in tasks}
         self._scheduler = TaskScheduler(self.mode, tasks, self.signer)
         self._lock = threading.Lock()
-        self._names = store.annotators()
+        self.names, self.invited = store.annotators(), store.invited()
         for answer in store.counted():
             self._record(answer)
 
     def summary(self) -> str:
         """One line: what is asked and where the answers are stored."""
-        left_out = f" ({self._left_out} without an image of every model)" if self._left_out else ""
+        number = self._collection.left_out
+        left_out = f" ({number} without an image of every model)" if number else ""
         return (
-            f"{self.mode}: {len(self._prompts)} prompts and seeds{left_out}, "
+            f"{self.mode}: {len(self._sizes)} prompts and seeds{left_out}, "
             f"{len(self._models)} models, {len(self._tasks)} questions per annotator; "
             f"answers are stored in {self.store.file}; "
             "stop with Ctrl-C, continue with the same command"
         )
 
-    def close(self) -> None:
-        """Close the database, which is then a single file."""
-        self.store.close()
-        self._locked.close()
-
     def join(self, name: str, request: str) -> int:
         """Add an annotator, once per `request`. Raises: Refused for an invalid or taken name."""
-        try:
-            annotator = self.store.join(normalized_name(name), request)
-        except NameTaken as error:
-            raise Refused(409, str(error)) from None
-        self._names = self.store.annotators()
+        name = normalized_name(name)
+        annotator = self.store.join(name, request)
+        if annotator is None:
+            remedy = "open your personal link to continue, or choose another name"
+            raise Refused(409, f"the name {name} is in use: {remedy}")
+        self.names = self.store.annotators()
         return annotator
 
     def annotator(self, link: str) -> int:
         """Annotator of a link. Raises: Refused for a link that this arena did not issue."""
         annotator = self.signer.annotator(link)
-        if annotator is None or annotator not in self._names:
-            raise Refused(
-                401, "unknown link or session; open your personal link or the invitation again"
-            )
+        if annotator is None or annotator not in self.names:
+            remedy = "open your personal link or the invitation again"
+            raise Refused(401, f"unknown link or session; {remedy}")
+        if self.invited is not None and annotator not in self.invited:
+            raise Refused(403, "you do not take part any more; ask whoever sent the link")
         return annotator
 
-    def name(self, annotator: int) -> str:
-        """Name of an annotator."""
-        return self._names[annotator]
+    def image(self, token: str) -> bytes | None:
+        """An image as PNG, None for an unknown token.
 
-    def links(self, names: Sequence[str]) -> dict[str, str]:
-        """Personal link of each name, adding annotators as needed. Raises: ArenaError."""
-        known = {name.casefold(): annotator for annotator, name in self._names.items()}
+        Raises: ArenaError if it is missing or was replaced; tasks of its item are then set aside.
+        """
+        try:
+            return self._images.png(token)
+        except ArenaError:
+            with self._lock:
+                self._scheduler.unavailable.add(self._items_of_images[token][0])
+            raise
+
+    def invite(self, names: Sequence[str], everybody: bool = False) -> dict[str, str]:
+        """Let only `names` take part, or `everybody`, or those invited before; adds annotators as
+        needed. Returns the personal link of each invited name. Raises: ArenaError."""
+        known = {name.casefold(): annotator for annotator, name in self.names.items()}
         try:
             folded = [normalized_name(name).casefold() for name in names]
             if len(set(folded)) < len(folded):
                 raise Refused(422, "a name is given twice; give each once")
-            found = {}
-            for name, key in zip(names, folded, strict=True):
-                annotator = known[key] if key in known else self.join(name, new_secret())
-                found[name] = self.signer.link(annotator)
-            return found
+            if everybody and names:
+                raise Refused(422, "only these, or everybody with --open; give one of both")
+            joined = [
+                known[key] if key in known else self.join(name, new_secret())
+                for name, key in zip(names, folded, strict=True)
+            ]
         except Refused as error:
             raise ArenaError(f"--annotators {', '.join(names)}: {error.reason}") from None
+        if names or everybody:
+            self.store.invite(joined or None)
+            self.invited = self.store.invited()
+        return {self.names[each]: self.signer.link(each) for each in self.invited or ()}
 
     def state(self, annotator: int) -> dict[str, Any]:
         """What an annotator's page needs: progress, the next tasks (assigned by this call), and
@@ -278,11 +276,10 @@ class Arena:
             last = self._scheduler.last(annotator)
             upcoming = self._scheduler.next(annotator, TASKS_AHEAD)
             return {
-                "name": self.name(annotator),
+                "name": self.names[annotator],
                 "link": self.signer.link(annotator),
-                "mode": self.mode,
                 "done": self._scheduler.num_completed(annotator),
-                "total": len(self._tasks),
+                "total": self._scheduler.total(annotator),
                 "next": [self._view(annotator, task) for task in upcoming],
                 "last": None if last is None else self._view(annotator, last),
             }
@@ -294,8 +291,9 @@ class Arena:
         found = self._task(task, "rate")
         for model in found.models:
             if self._image_token(found.item, model) == image:
-                answer = Answer(annotator, found.item, model, None, axis, level)
-                return self._append(answer, request)
+                return self._append(
+                    Answer(annotator, found.item, model, None, axis, level), request
+                )
         raise Refused(422, "the image is not part of the task")
 
     def vote(self, annotator: int, request: str, task: str, choice: str | None) -> dict[str, Any]:
@@ -306,13 +304,17 @@ class Arena:
 
     def _append(self, answer: Answer, request: str) -> dict[str, Any]:
         with self._lock:  # memory and disk keep the same order
-            if self.store.append(answer, request):
+            try:
+                is_new = self.store.append(answer, request)
+            except ArenaError as error:
+                raise Refused(409, str(error)) from None
+            if is_new:
                 self._record(answer)
         return self.state(answer.annotator)
 
     def _record(self, answer: Answer) -> None:
-        shown = self._models if answer.other is None else (answer.model, answer.other)
-        task = Task(answer.item, tuple(model for model in self._models if model in shown))
+        models = self._models if answer.other is None else (answer.model, answer.other)
+        task = Task(answer.item, tuple(model for model in self._models if model in models))
         question = VOTE_QUESTION if answer.axis is None else (answer.model, answer.axis)
         self._scheduler.record(answer.annotator, task, question, answer.said)
 
@@ -326,17 +328,12 @@ class Arena:
         models = self.signer.shuffled(task.models, annotator, task.item)
         images = {model: self._image_token(task.item, model) for model in models}
         answers: dict[str, dict[str, str]] = {image: {} for image in images.values()}
-        if self.mode == "rate":  # a vote is not shown again
+        if self.mode == "rate":  # a vote is not displayed again
             for (model, axis), level in self._scheduler.answers(annotator, task).items():
                 answers[images[model]][axis] = level
-        return {
-            "task": self._task_token(task),
-            "prompt": self._prompts[task.item],
-            "width": width,
-            "height": height,
-            "images": list(images.values()),
-            "answers": answers,
-        }
+        prompt = self._collection.items[task.item].prompt
+        view = {"task": self._task_token(task), "prompt": prompt, "width": width, "height": height}
+        return view | {"images": list(images.values()), "answers": answers}
 
     def _image_token(self, item: int, model: str) -> str:
         return self.signer.token("image", item, model)

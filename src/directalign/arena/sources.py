@@ -14,21 +14,21 @@ import hashlib
 import io
 import json
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Annotated, Literal, TypeVar
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .records import ArenaError
 
 COMPARISON, RESULTS, SAMPLES = "comparison.json", "results.jsonl", "images.jsonl"
 CONTROL_GROUP = "control_prompts"
 """Group of the control prompts, which are not compared."""
-FORMAT = 1
 HASHED_BYTES = 65536
 """Bytes of each file that enter an item's digest, beside its length."""
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
@@ -40,6 +40,38 @@ UNREADABLE = (OSError, EOFError, SyntaxError, Image.DecompressionBombError, Valu
 
 Size = tuple[int, int]
 """Width and height in pixels."""
+SqlInteger = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class Record(BaseModel):
+    """A line of images.jsonl: exact types; other keys are ignored."""
+
+    model_config = ConfigDict(strict=True)
+    prompt: str
+    seed: SqlInteger | None = None
+    file: str = Field(pattern=r"^[^\x00]+$")
+
+
+class ComparisonRecord(Record):
+    """A line of results.jsonl."""
+
+    model: str
+    index: SqlInteger
+    group: str | None = None
+
+
+class ComparisonFile(BaseModel):
+    """comparison.json."""
+
+    class Model(BaseModel):
+        key: str
+        label: str | None = None
+
+    format: Literal[1]
+    models: list[Model]
+
+
+AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
 Entry = tuple[str, int | None, Path]
 """Prompt, seed and image file of one record."""
 
@@ -83,60 +115,39 @@ def read_sources(sources: Sequence[Path]) -> Collection:
     fewer than two models.
     """
     if not sources:
-        raise ArenaError(
-            "no source: give a comparison folder, or two or more folders of directalign sample"
-        )
+        raise ArenaError("no source: give a folder of compare, or two or more of sample")
     return _comparison(sources[0]) if len(sources) == 1 else _folders(sources)
 
 
 def _comparison(folder: Path) -> Collection:
-    file = folder / COMPARISON
-    if not file.is_file():
-        raise ArenaError(
-            f"{folder}: no {COMPARISON} in it; give a folder of directalign compare, "
-            "or two or more of directalign sample"
-        )
-    record = _object(file.read_bytes(), str(file))
-    if record.get("format") != FORMAT:
-        raise ArenaError(
-            f"{file}: format is {record.get('format')!r}, must be {FORMAT}; "
-            "compare again with this version"
-        )
-    listed = record.get("models")
-    if not isinstance(listed, list) or not all(
-        isinstance(model, dict) and isinstance(model.get("key"), str) for model in listed
-    ):
-        raise ArenaError(
-            f"{file}: models is {listed!r:.60}, must be a list of objects with a key; compare again"
-        )
-    models = {model["key"]: str(model.get("label") or model["key"]) for model in listed}
+    file = _existing(folder / COMPARISON)
+    listed = _parsed(ComparisonFile, file.read_bytes(), str(file)).models
+    models = {model.key: model.label or model.key for model in listed}
     rows: dict[int, dict[str, Entry]] = {}
-    for where, row in _rows(folder / RESULTS):
-        if row.get("group") == CONTROL_GROUP:
+    for where, row in _records(ComparisonRecord, folder / RESULTS):
+        if row.group == CONTROL_GROUP:
             continue
-        key, index = str(row.get("model")), row.get("index")
-        if key not in models or not _is_integer(index):
-            raise ArenaError(
-                f"{where}: model {key!r:.40} or index {index!r:.40} is not in {COMPARISON}; "
-                "remove the line or compare again"
-            )
-        rows.setdefault(index, {})[key] = _entry(folder, row, where)
+        if row.model not in models:
+            remedy = "remove the line or compare again"
+            raise ArenaError(f"{where}: model {row.model!r:.40} is not in {COMPARISON}; {remedy}")
+        rows.setdefault(row.index, {})[row.model] = _entry(folder, row, where)
     return _collection(folder.name, models, rows, str(folder / RESULTS))
 
 
 def _folders(folders: Sequence[Path]) -> Collection:
     """Pair images by prompt and seed, in the order of the first folder."""
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ArenaError(f"{folders[0]}: the same folder is given twice; give each once")
     distinct = len({folder.name for folder in folders}) == len(folders)
     names = [folder.name if distinct else str(folder) for folder in folders]
-    if len(set(names)) < len(names):
-        raise ArenaError(f"{folders[0]}: the same folder is given twice; give each once")
     rows: dict[tuple[str, int | None, int], dict[str, Entry]] = {}
     for name, folder in zip(names, folders, strict=True):
-        counts: dict[tuple[str, int | None], int] = {}
-        for where, row in _rows(folder / SAMPLES):
-            prompt, seed, file = _entry(folder, row, where)
-            repeat = counts[prompt, seed] = counts.get((prompt, seed), -1) + 1
-            rows.setdefault((prompt, seed, repeat), {})[name] = (prompt, seed, file)
+        counts: Counter[tuple[str, int | None]] = Counter()
+        for where, row in _records(Record, folder / SAMPLES):
+            repeat = counts[row.prompt, row.seed]
+            counts[row.prompt, row.seed] += 1
+            key = row.prompt, row.seed, repeat
+            rows.setdefault(key, {})[name] = _entry(folder, row, where)
     models = {name: name for name in names}
     where = str(folders[0] / SAMPLES)
     return _collection(" / ".join(names), models, dict(enumerate(rows.values())), where)
@@ -151,78 +162,55 @@ def _collection(
     for index, entries in sorted(rows.items()):
         prompts = {prompt for prompt, _, _ in entries.values()}
         if len(prompts) > 1:
-            raise ArenaError(
-                f"{where}: index {index} has {len(prompts)} prompts "
-                f"({', '.join(sorted(prompts))!r:.120}); compare images of one prompt"
-            )
+            found = f"{len(prompts)} prompts ({', '.join(sorted(prompts))!r:.120})"
+            raise ArenaError(f"{where}: index {index} has {found}; compare images of one prompt")
         if len(entries) == len(models):
             prompt, seed, _ = next(iter(entries.values()))
             items[index] = Item(index, prompt, seed, {key: entries[key][2] for key in models})
     if not items:
-        raise ArenaError(
-            f"{where}: no prompt and seed with an image of each of {', '.join(models)}; "
-            "sample them with equal prompts and seeds"
-        )
+        missing = f"no prompt and seed with an image of each of {', '.join(models)}"
+        raise ArenaError(f"{where}: {missing}; sample them with equal prompts and seeds")
     return Collection(title, models, items, len(rows) - len(items))
 
 
-def _entry(folder: Path, row: Mapping[str, Any], where: str) -> Entry:
-    prompt, seed, name = row.get("prompt"), row.get("seed"), row.get("file")
-    if not isinstance(prompt, str) or not (seed is None or _is_integer(seed)):
-        raise ArenaError(
-            f"{where}: prompt {prompt!r:.40} and seed {seed!r:.40}; "
-            "need a text and an integer below 2**63"
-        )
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise ArenaError(f"{where}: file is {name!r:.60}; need the name of an image")
+def _entry(folder: Path, row: Record, where: str) -> Entry:
     root = folder.resolve()
-    file = root / name
-    if ".." in Path(name).parts or file.resolve() != file or not file.is_relative_to(root):
-        raise ArenaError(
-            f"{where}: {name!r:.120} is outside of {folder} or a symbolic link; "
-            "name a regular file inside it"
-        )
+    file = root / row.file
+    if ".." in Path(row.file).parts or file.resolve() != file or not file.is_relative_to(root):
+        reason = f"is outside of {folder} or a symbolic link; name a regular file inside it"
+        raise ArenaError(f"{where}: {row.file!r:.120} {reason}")
     if not file.is_file():
-        raise ArenaError(f"{where}: {name!r:.120} does not exist; copy the folder again")
-    return prompt, seed, file
+        raise ArenaError(f"{where}: {row.file!r:.120} does not exist; copy the folder again")
+    return row.prompt, row.seed, file
 
 
-def _is_integer(value: Any) -> TypeGuard[int]:
-    """An integer that SQLite can store; booleans do not count."""
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
-
-
-def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ("file:line", object) per line; skip a last line that is still being written."""
-    if not file.is_file():
-        raise ArenaError(
-            f"{file.parent}: no {file.name} in it; "
-            "give a folder of directalign compare or directalign sample"
-        )
-    with file.open("rb") as lines:
+def _records(kind: type[AnyRecord], file: Path) -> Iterator[tuple[str, AnyRecord]]:
+    """Yield ("file:line", record) per line; skip a last line that is still being written."""
+    with _existing(file).open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip() and line.endswith((b"\n", b"}")):
-                yield f"{file}:{number}", _object(line, f"{file}:{number}")
+                yield f"{file}:{number}", _parsed(kind, line, f"{file}:{number}")
 
 
-def _object(text: bytes, where: str) -> dict[str, Any]:
+def _existing(file: Path) -> Path:
+    if not file.is_file():
+        remedy = "give a folder of directalign compare, or two or more of directalign sample"
+        raise ArenaError(f"{file.parent}: no {file.name} in it; {remedy}")
+    return file
+
+
+def _parsed(kind: type[AnyRecord], text: bytes, where: str) -> AnyRecord:
     try:
-        found = json.loads(text)
-        json.dumps(found, ensure_ascii=False).encode()  # refuses lone surrogates
-    except (ValueError, RecursionError) as error:
-        raise ArenaError(f"{where}: not JSON ({error}); repair or remove it") from None
-    if not isinstance(found, dict):
-        raise ArenaError(
-            f"{where}: holds {type(found).__name__}, must be an object; repair or remove it"
-        )
-    return found
-
-
-# --- images -----------------------------------------------------------------------------------
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "content"
+        reason = f"{key} is {first['input']!r:.60}: {first['msg']}"
+        raise ArenaError(f"{where}: {reason}; repair or remove it") from None
 
 
 def common_size(item: Item) -> Size:
-    """Size at which all images of an item are shown: the smallest among them.
+    """Size at which all images of an item are displayed: the smallest among them.
 
     Raises: ArenaError for an unreadable file, or for aspect ratios that would reveal a model.
     """
@@ -246,67 +234,81 @@ def _size(file: Path) -> Size:
 
 
 @contextmanager
-def _open_image(file: Path) -> Iterator[Image.Image]:
+def _open_image(file: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """An open still image of moderate size. Raises: ArenaError, also for errors in the block."""
     try:
-        with Image.open(file, formats=IMAGE_FORMATS) as image:
+        opened = file if content is None else io.BytesIO(content)
+        with Image.open(opened, formats=IMAGE_FORMATS) as image:
             frames = getattr(image, "n_frames", 1)
             if image.width * image.height > MAX_PIXELS:
-                raise ArenaError(
-                    f"{file}: is {image.width} x {image.height}; at most {MAX_PIXELS} pixels are "
-                    "decoded; make it smaller"
-                )
+                size = f"{image.width} x {image.height}"
+                raise ArenaError(f"{file}: is {size}; make it at most {MAX_PIXELS} pixels")
             if frames > 1:
                 raise ArenaError(f"{file}: has {frames} frames; save one of them as PNG")
             if image.mode[0] in "IF":  # Pillow would clip the values
-                raise ArenaError(
-                    f"{file}: has more than 8 bits per channel ({image.mode}); save it with 8"
-                )
+                bits = f"more than 8 bits per channel ({image.mode})"
+                raise ArenaError(f"{file}: has {bits}; save it with 8")
             yield image
     except ArenaError:
         raise
     except UnidentifiedImageError:
-        raise ArenaError(
-            f"{file}: not a {', '.join(IMAGE_FORMATS)} image; save it as PNG"
-        ) from None
+        formats = ", ".join(IMAGE_FORMATS)
+        raise ArenaError(f"{file}: not a {formats} image; save it as PNG") from None
     except UNREADABLE as error:
-        raise ArenaError(
-            f"{file}: not a readable image ({error}); repair it, or copy it again"
-        ) from None
+        reason = f"not a readable image ({error}); repair it, or copy it again"
+        raise ArenaError(f"{file}: {reason}") from None
 
 
 class ImageCache:
     """PNG files by opaque token, the most recently used kept in memory. Thread-safe.
 
-    Args:
-        files: image file and shown size by token; no other file is opened.
+    `files` has the image file and size by token; no other file is opened, and none that was
+    replaced or changed since the cache was made.
     """
 
     def __init__(
         self, files: Mapping[str, tuple[Path, Size]], max_bytes: int = CACHE_BYTES
     ) -> None:
         self._files, self._max_bytes = files, max_bytes
+        self._digests = {token: _digest(file.read_bytes()) for token, (file, _) in files.items()}
         self._cache: OrderedDict[str, bytes] = OrderedDict()
         self._lock = threading.Lock()
 
     def png(self, token: str) -> bytes | None:
-        """The image as PNG, None for an unknown token. Raises: ArenaError if it is unreadable."""
+        """The image as PNG, None for an unknown token.
+
+        Raises: ArenaError if the file is unreadable, or not the one of the start.
+        """
         if token not in self._files:
             return None
         with self._lock:
             content = self._cache.pop(token, None)
         if content is None:
-            content = _encode_png(*self._files[token])
+            content = self._encoded(token)
         with self._lock:
             self._cache[token] = content
             while sum(map(len, self._cache.values())) > self._max_bytes:
                 self._cache.popitem(last=False)
         return content
 
+    def _encoded(self, token: str) -> bytes:
+        file, size = self._files[token]
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise ArenaError(f"{file}: cannot be read ({error.strerror}); restore it") from None
+        if file.resolve() != file or _digest(content) != self._digests[token]:
+            raise ArenaError(f"{file}: was replaced after the start; restore it and start again")
+        return _encode_png(file, content, size)
 
-def _encode_png(file: Path, size: Size) -> bytes:
-    """The pixels alone, upright and resized, without any metadata."""
-    with _open_image(file) as image:
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def _encode_png(file: Path, content: bytes, size: Size) -> bytes:
+    """The pixels without any metadata, upright and resized; `file` is named in errors."""
+    with _open_image(file, content) as image:
         pixels = ImageOps.exif_transpose(image).convert("RGB")
     if pixels.size != size:
         pixels = pixels.resize(size, Image.Resampling.LANCZOS)

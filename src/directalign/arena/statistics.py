@@ -12,36 +12,17 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, pairwise
+from itertools import chain, combinations
 from statistics import fmean, median
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import krippendorff
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..stats import (
-    Interval,
-    Ranking,
-    bradley_terry,
-    grouped_rate_interval,
-    holm,
-    percentile_interval,
-    resample_counts,
-    sign_test,
-    wilson_interval,
-)
-from .records import (
-    AXES,
-    LEVELS,
-    ArenaError,
-    Axis,
-    Level,
-    Rating,
-    Vote,
-    latest_ratings,
-    latest_votes,
-)
+from .. import stats
+from ..stats import Interval, Ranking
+from .records import AXES, LEVELS, ArenaError, Axis, Level, Rating, Vote, latest
 
 Scale = Literal["overall", Axis]
 SCALES: tuple[Scale, ...] = ("overall", *AXES)
@@ -49,24 +30,14 @@ AlphaMetric = Literal["nominal", "ordinal", "interval"]
 ALPHA_METRICS: tuple[AlphaMetric, ...] = get_args(AlphaMetric)
 ELO_PER_LOG_ODDS, ELO_MEAN = 400 / math.log(10), 1000.0
 
+RatedImage = tuple[str, int, str]
+"""Annotator, item and model."""
 Tallies = Float[np.ndarray, "m k k"]
 """Per item, wins of the row's model over the column's; a tie is half a win to each."""
 Unit = tuple[int, str] | tuple[int, str, str]
 """What is answered, beginning with its item: (item, model), or (item, model, model)."""
 Answers = Float[np.ndarray, "u a"]
 """Units × annotators, nan without an answer."""
-
-
-# --- levels -----------------------------------------------------------------------------------
-
-
-class Judgement(NamedTuple):
-    """Level of one image on one scale by one annotator."""
-
-    annotator: str
-    item: int
-    model: str
-    level: Level
 
 
 @dataclass(frozen=True)
@@ -86,27 +57,16 @@ class Shares:
         return sum(self.counts.values())
 
 
-def overall(levels: Mapping[Axis, Level]) -> Level:
-    """The lowest of an image's four levels. Raises: ArenaError if an axis is missing."""
-    missing = [axis for axis in AXES if axis not in levels]
-    if missing:
-        raise ArenaError(f"an overall level needs all axes: {', '.join(missing)} not rated")
-    return LEVELS[max(LEVELS.index(levels[axis]) for axis in AXES)]
-
-
-def judgements(ratings: Iterable[Rating], scale: Scale) -> list[Judgement]:
+def judgements(ratings: Iterable[Rating], scale: Scale) -> dict[RatedImage, Level]:
     """The latest level of each annotator and image on a scale.
 
-    `overall` has only the images that were rated on all axes.
+    The overall level is the lowest of the four; only images rated on all axes have one.
     """
-    if scale != "overall":
-        found = [one for one in latest_ratings(ratings) if one.axis == scale]
-        return [Judgement(one.annotator, one.item, one.model, one.level) for one in found]
-    return [
-        Judgement(*image, overall(levels))
-        for image, levels in _by_image(ratings).items()
-        if len(levels) == len(AXES)
-    ]
+    images = _by_image(ratings)
+    if scale == "overall":
+        rated = {image: levels for image, levels in images.items() if len(levels) == len(AXES)}
+        return {image: max(levels.values(), key=LEVELS.index) for image, levels in rated.items()}
+    return {image: levels[scale] for image, levels in images.items() if scale in levels}
 
 
 def incomplete(ratings: Iterable[Rating]) -> int:
@@ -114,37 +74,37 @@ def incomplete(ratings: Iterable[Rating]) -> int:
     return sum(len(levels) < len(AXES) for levels in _by_image(ratings).values())
 
 
-def _by_image(ratings: Iterable[Rating]) -> dict[tuple[str, int, str], dict[Axis, Level]]:
-    images: dict[tuple[str, int, str], dict[Axis, Level]] = {}
-    for one in latest_ratings(ratings):
+def _by_image(ratings: Iterable[Rating]) -> dict[RatedImage, dict[Axis, Level]]:
+    images: dict[RatedImage, dict[Axis, Level]] = {}
+    for one in latest(ratings):
         images.setdefault((one.annotator, one.item, one.model), {})[one.axis] = one.level
     return images
 
 
 def shares(ratings: Iterable[Rating], scale: Scale, models: Sequence[str]) -> list[Shares]:
     """One `Shares` per model that was rated on the scale, in the order of `models`."""
-    found = judgements(ratings, scale)
-    by_model = {model: [one for one in found if one.model == model] for model in models}
-    return [_shares(model, scale, judged) for model, judged in by_model.items() if judged]
+    given = judgements(ratings, scale)
+    rated = {image[2] for image in given}
+    return [_shares(model, scale, given) for model in models if model in rated]
 
 
-def _shares(model: str, scale: Scale, judged: Sequence[Judgement]) -> Shares:
-    rows = {item: row for row, item in enumerate(sorted({one.item for one in judged}))}
+def _shares(model: str, scale: Scale, given: Mapping[RatedImage, Level]) -> Shares:
+    own = [
+        (annotator, item, given[annotator, item, one])
+        for annotator, item, one in given
+        if one == model
+    ]
+    rows = {item: row for row, item in enumerate(sorted({item for _, item, _ in own}))}
     hits = np.zeros((len(rows), len(LEVELS)))
-    for one in judged:
-        hits[rows[one.item], LEVELS.index(one.level)] += 1
+    for _, item, level in own:
+        hits[rows[item], LEVELS.index(level)] += 1
     columns = dict(zip(LEVELS, hits.T, strict=True))
-    return Shares(
-        model,
-        scale,
-        shares={level: grouped_rate_interval(one, hits.sum(1)) for level, one in columns.items()},
-        counts={level: int(one.sum()) for level, one in columns.items()},
-        items=len(rows),
-        annotators=len({one.annotator for one in judged}),
-    )
-
-
-# --- win rates and strengths ------------------------------------------------------------------
+    rates: dict[Level, Interval] = {
+        level: stats.grouped_rate_interval(one, hits.sum(1)) for level, one in columns.items()
+    }
+    counts: dict[Level, int] = {level: int(one.sum()) for level, one in columns.items()}
+    annotators = len({annotator for annotator, _, _ in own})
+    return Shares(model, scale, rates, counts, len(rows), annotators)
 
 
 @dataclass(frozen=True)
@@ -172,14 +132,13 @@ class Wins:
 def implied_votes(ratings: Iterable[Rating], scale: Scale) -> list[Vote]:
     """A vote per two models that one annotator rated on an item; the sides have no meaning."""
     ranks: dict[tuple[str, int], list[tuple[str, int]]] = {}
-    for one in judgements(ratings, scale):
-        rank = LEVELS.index(one.level)
-        ranks.setdefault((one.annotator, one.item), []).append((one.model, rank))
+    for (annotator, item, model), level in judgements(ratings, scale).items():
+        ranks.setdefault((annotator, item), []).append((model, LEVELS.index(level)))
     votes = []
     for (annotator, item), judged in ranks.items():
         for (left, rank_left), (right, rank_right) in combinations(sorted(judged), 2):
-            winner = left if rank_left < rank_right else right
-            winner = None if rank_left == rank_right else winner
+            better = left if rank_left < rank_right else right
+            winner = None if rank_left == rank_right else better
             votes.append(Vote(annotator, item, left, right, winner))
     return votes
 
@@ -187,10 +146,10 @@ def implied_votes(ratings: Iterable[Rating], scale: Scale) -> list[Vote]:
 def tallies(votes: Iterable[Vote], models: Sequence[str]) -> Tallies:
     """The latest votes between `models`, summed per item; items without a vote are left out."""
     place = {model: index for index, model in enumerate(models)}
-    kept = [vote for vote in latest_votes(votes) if vote.left in place and vote.right in place]
-    rows = {item: row for row, item in enumerate(sorted({vote.item for vote in kept}))}
+    votes = [vote for vote in latest(votes) if vote.left in place and vote.right in place]
+    rows = {item: row for row, item in enumerate(sorted({vote.item for vote in votes}))}
     table = np.zeros((len(rows), len(models), len(models)))
-    for vote in kept:
+    for vote in votes:
         row, left, right = rows[vote.item], place[vote.left], place[vote.right]
         share = 0.5 if vote.winner is None else float(vote.winner == vote.left)
         table[row, left, right] += share
@@ -200,50 +159,36 @@ def tallies(votes: Iterable[Vote], models: Sequence[str]) -> Tallies:
 
 def win_rates(votes: Iterable[Vote], models: Sequence[str]) -> list[Wins]:
     """One `Wins` per pair that was compared, `a` before `b` in the order of `models`."""
-    kept, found = latest_votes(votes), []
+    votes, found = latest(votes), []
     for a, b in combinations(models, 2):
-        pair = [vote for vote in kept if {vote.left, vote.right} == {a, b}]
+        pair = [vote for vote in votes if {vote.left, vote.right} == {a, b}]
         if pair:
             found.append(_wins(a, b, pair))
-    corrected = holm([one.p for one in found])
+    corrected = stats.holm([one.p for one in found])
     return [replace(one, p_of_all=p) for one, p in zip(found, corrected, strict=True)]
 
 
 def _wins(a: str, b: str, votes: Sequence[Vote]) -> Wins:
     table = tallies(votes, [a, b])
     won, lost = table[:, 1, 0], table[:, 0, 1]
+    rate = stats.grouped_rate_interval(won, won + lost)
+    counts = Counter(vote.winner for vote in votes)
     items_won, items_lost = int((won > lost).sum()), int((won < lost).sum())
-    p = sign_test(items_won, items_lost)
-    return Wins(
-        a,
-        b,
-        rate=grouped_rate_interval(won, won + lost),
-        wins=sum(vote.winner == b for vote in votes),
-        losses=sum(vote.winner == a for vote in votes),
-        ties=sum(vote.winner is None for vote in votes),
-        items=len(table),
-        items_won=items_won,
-        items_lost=items_lost,
-        p=p,
-        p_of_all=p,
-    )
+    p = stats.sign_test(items_won, items_lost)
+    votes_won = counts[b], counts[a], counts[None]
+    return Wins(a, b, rate, *votes_won, len(table), items_won, items_lost, p, p_of_all=p)
 
 
 def rank_models(votes: Iterable[Vote], models: Sequence[str]) -> Ranking:
     """Bradley-Terry strengths of all `models`; their covariance is grouped by item.
 
-    Raises: ArenaError for a model without a vote, or fewer than two models.
+    Raises: ArenaError for a model without a vote.
     """
     wins = tallies(votes, models)
-    if len(models) < 2:
-        raise ArenaError(f"strengths compare two or more models: got {', '.join(models) or 'none'}")
-    seen = wins.sum((0, 2)) + wins.sum((0, 1))
-    unseen = [model for model, votes in zip(models, seen, strict=True) if votes == 0]
-    if unseen:
-        raise ArenaError(
-            f"no vote on {', '.join(unseen)}: leave out models that were never compared"
-        )
-    return bradley_terry(wins, models)
+    votes_of = (wins.sum(0) + wins.sum(0).T).sum(1)
+    if not votes_of.all():
+        raise ArenaError(f"no vote on {models[votes_of.argmin()]}: leave it out")
+    return stats.bradley_terry(wins, models)
 
 
 def elo(log_odds: float) -> float:
@@ -251,12 +196,9 @@ def elo(log_odds: float) -> float:
     return ELO_MEAN + ELO_PER_LOG_ODDS * log_odds
 
 
-# --- agreement --------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Reliability:
-    """Answers of a panel; `items[u]` is the item of unit u (one item is resampled as a whole)."""
+    """Answers of a panel; `items[u]` is the item of unit u."""
 
     answers: Answers
     items: tuple[int, ...]
@@ -279,18 +221,18 @@ class Agreement:
 
 def rated(ratings: Iterable[Rating], scale: Scale) -> Reliability:
     """Units are images (item × model); values 0 for the worst level to 3 for the best."""
-    return _reliability(
-        [
-            ((one.item, one.model), one.annotator, len(LEVELS) - 1.0 - LEVELS.index(one.level))
-            for one in judgements(ratings, scale)
-        ]
-    )
+    best = len(LEVELS) - 1.0
+    found = [
+        ((item, model), annotator, best - LEVELS.index(level))
+        for (annotator, item, model), level in judgements(ratings, scale).items()
+    ]
+    return _reliability(found)
 
 
 def voted(votes: Iterable[Vote]) -> Reliability:
     """Units are item × pair; values −1, 0 (tie) and 1 for the model whose name sorts second."""
     found = []
-    for vote in latest_votes(votes):
+    for vote in latest(votes):
         first, second = sorted((vote.left, vote.right))
         value = float(vote.winner == second) - float(vote.winner == first)
         found.append(((vote.item, first, second), vote.annotator, value))
@@ -308,8 +250,7 @@ def _reliability(found: Sequence[tuple[Unit, str, float]]) -> Reliability:
 
 def agreement(panel: Reliability) -> Agreement:
     """Alpha under each metric, and an interval for the ordinal one."""
-    values = _values(panel.answers)
-    counts = (panel.answers[:, :, None] == values).sum(1)
+    counts, values = _counts(panel.answers)
     paired = counts.sum(1) >= 2
     known: dict[AlphaMetric, float | None] = {
         metric: alpha(panel.answers, metric) for metric in ALPHA_METRICS
@@ -319,16 +260,15 @@ def agreement(panel: Reliability) -> Agreement:
     if ordinal is not None and items.max() > 0:
         drawn = [
             _alpha(np.repeat(counts[paired], times[items], axis=0), values, "ordinal")
-            for times in resample_counts(int(items.max()) + 1).astype(int)
+            for times in stats.resample_counts(int(items.max()) + 1).astype(int)
         ]
-        interval = percentile_interval(ordinal, np.array(drawn), int(paired.sum()))
+        interval = stats.percentile_interval(ordinal, np.array(drawn), int(paired.sum()))
     return Agreement(known, interval, units=int(paired.sum()), annotators=len(panel.annotators))
 
 
 def alpha(answers: Answers, metric: AlphaMetric) -> float | None:
     """Krippendorff's alpha; None if units with two answers have fewer than two values."""
-    values = _values(answers)
-    found = _alpha((answers[:, :, None] == values).sum(1), values, metric)
+    found = _alpha(*_counts(answers), metric)
     return found if np.isfinite(found) else None
 
 
@@ -343,11 +283,10 @@ def _alpha(
     )
 
 
-def _values(answers: Answers) -> Float[np.ndarray, " v"]:
-    return np.unique(answers[np.isfinite(answers)])
-
-
-# --- single annotators ------------------------------------------------------------------------
+def _counts(answers: Answers) -> tuple[Int[np.ndarray, "u v"], Float[np.ndarray, " v"]]:
+    """How often each value was given, per unit; and the values."""
+    values = np.unique(answers[np.isfinite(answers)])
+    return (answers[:, :, None] == values).sum(1), values
 
 
 @dataclass(frozen=True)
@@ -365,8 +304,8 @@ class Annotator:
     """Habits of one annotator: hints for a check, not grounds for exclusion. None: not defined.
 
     `seconds` is the median time between completed items. `commonest` is the share of the most
-    frequent answer. `against_others` is alpha with the disagreement of this annotator's pairs
-    alone in its numerator, `without` alpha of the others. `ties` and `side` are for votes only.
+    frequent answer. `against_others` is alpha with only the disagreement of this annotator's
+    pairs in its numerator, `without` alpha of the others. `ties` and `side` are for votes only.
     """
 
     name: str
@@ -382,65 +321,65 @@ class Annotator:
 
 def rating_annotators(ratings: Iterable[Rating]) -> list[Annotator]:
     """One `Annotator` per name, sorted; agreement is the mean over the axes."""
-    kept = latest_ratings(ratings)
-    panels = [rated(kept, axis) for axis in AXES]
+    by_name: dict[str, list[Rating]] = {}
+    for one in latest(ratings):
+        by_name.setdefault(one.annotator, []).append(one)
+    panels = [rated(chain(*by_name.values()), axis) for axis in AXES]
     found = []
-    for name in sorted({one.annotator for one in kept}):
-        own = [one for one in kept if one.annotator == name]
+    for name, own in sorted(by_name.items()):
         completed: dict[int, float | None] = {}
         for one in own:
             at = one.at
             completed[one.item] = at if at is None else max(at, completed.get(one.item) or at)
-        found.append(
-            Annotator(
-                name,
-                answers=len(own),
-                items=len(completed),
-                seconds=_pace(completed.values()),
-                commonest=_commonest([one.level for one in own]),
-                against_others=_mean([against_others(panel, name) for panel in panels]),
-                without=_mean([without(panel, name) for panel in panels]),
-            )
-        )
+        habits = _habits(panels, name, [one.level for one in own], completed.values())
+        found.append(Annotator(name, len(own), len(completed), *habits))
     return found
 
 
 def voting_annotators(votes: Iterable[Vote]) -> list[Annotator]:
     """One `Annotator` per name, sorted."""
-    kept = latest_votes(votes)
-    panel, found = voted(kept), []
-    for name in sorted({one.annotator for one in kept}):
-        own = [one for one in kept if one.annotator == name]
+    by_name: dict[str, list[Vote]] = {}
+    for vote in latest(votes):
+        by_name.setdefault(vote.annotator, []).append(vote)
+    panels, found = [voted(chain(*by_name.values()))], []
+    for name, own in sorted(by_name.items()):
         answers = [{vote.left: "left", vote.right: "right"}.get(vote.winner or "") for vote in own]
-        found.append(
-            Annotator(
-                name,
-                answers=len(own),
-                items=len({vote.item for vote in own}),
-                seconds=_pace(vote.at for vote in own),
-                commonest=_commonest(answers),
-                against_others=against_others(panel, name),
-                without=without(panel, name),
-                ties=answers.count(None) / len(own),
-                side=side_bias(own),
-            )
-        )
+        habits = _habits(panels, name, answers, [vote.at for vote in own])
+        ties, items = answers.count(None) / len(own), len({vote.item for vote in own})
+        found.append(Annotator(name, len(own), items, *habits, ties, side_bias(own)))
     return found
+
+
+def _habits(
+    panels: Sequence[Reliability],
+    name: str,
+    answers: Sequence[str | None],
+    times: Iterable[float | None],
+) -> tuple[float | None, float, float | None, float | None]:
+    """`seconds`, `commonest`, `against_others` and `without` of an `Annotator`."""
+    known = sorted(at for at in times if at is not None)
+    seconds = median(np.diff(known)) if len(known) > 1 else None  # so that breaks hardly count
+    commonest = Counter(answers).most_common(1)[0][1] / len(answers)
+    means = []
+    for measure in (against_others, without):
+        found = [measure(panel, name) for panel in panels if name in panel.annotators]
+        defined = [value for value in found if value is not None]
+        means.append(fmean(defined) if defined else None)
+    return seconds, commonest, means[0], means[1]
 
 
 def side_bias(votes: Iterable[Vote]) -> SideBias | None:
     """Whether images win by standing on the left; None without a decided vote."""
-    decided = [vote for vote in latest_votes(votes) if vote.winner is not None]
+    decided = [vote for vote in latest(votes) if vote.winner is not None]
     if not decided:
         return None
     left, n = sum(vote.winner == vote.left for vote in decided), len(decided)
-    return SideBias(wilson_interval(left / n, n), left, n - left, sign_test(left, n - left))
+    rate, p = stats.wilson_interval(left / n, n), stats.sign_test(left, n - left)
+    return SideBias(rate, left, n - left, p)
 
 
 def against_others(panel: Reliability, name: str) -> float | None:
     """Ordinal alpha between one annotator and the others; None without a shared unit."""
-    if name not in panel.annotators:
-        return None
     column = panel.annotators.index(name)
     answered = np.isfinite(panel.answers)
     # the ordinal metric: how many answers, on units with two or more, lie between two values
@@ -459,21 +398,4 @@ def against_others(panel: Reliability, name: str) -> float | None:
 
 def without(panel: Reliability, name: str) -> float | None:
     """Ordinal alpha of the others; None if it is not defined."""
-    if name not in panel.annotators:
-        return None
     return alpha(np.delete(panel.answers, panel.annotators.index(name), axis=1), "ordinal")
-
-
-def _pace(times: Iterable[float | None]) -> float | None:
-    """Median seconds between answers, so that breaks hardly count; None below two known times."""
-    known = sorted(at for at in times if at is not None)
-    return median(later - at for at, later in pairwise(known)) if len(known) > 1 else None
-
-
-def _commonest(answers: Sequence[str | None]) -> float:
-    return Counter(answers).most_common(1)[0][1] / len(answers)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None

@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import json
+import os
+import re
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 from .records import ArenaError, Mode, Rating, Vote
-from .sources import Item
+from .sources import Collection
 
 FORMAT = "directalign arena 2"
 Side = Literal["left", "right", "tie"]
 SIDES: tuple[Side, ...] = get_args(Side)
+SECRET = re.compile("[0-9a-f]{64}")
 
 SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -62,16 +66,12 @@ CREATE VIEW counted AS SELECT * FROM answers
         SELECT max(answer) FROM answers GROUP BY annotator, item, model, other, axis
     );
 """
-"""In answers, `model` was rated on `axis`, or shown left of `other`. `said` is the level, or
+"""In answers, `model` was rated on `axis`, or stood left of `other`. `said` is the level, or
 left, right, tie; NULL takes an answer back."""
 _NAMED = (
     "SELECT name, item, model, other, axis, said, counted.at "
     "FROM counted JOIN annotators USING (annotator)"
 )
-
-
-class NameTaken(ArenaError):
-    """Another annotator has that name."""
 
 
 @dataclass(frozen=True)
@@ -86,32 +86,46 @@ class Answer:
     said: str | None
 
 
+COLUMNS = ", ".join(field.name for field in fields(Answer))
+
+
 class Store:
     """Database of one arena; every method is one transaction and thread-safe.
 
+    `locked` is the result of `lock`, closed with the database; None to read only.
     Raises: ArenaError for a file that `create_store` did not make.
     """
 
-    def __init__(self, file: Path) -> None:
-        if file.exists() and not file.is_file():
+    def __init__(self, file: Path, locked: sqlite3.Connection | None = None) -> None:
+        if file.is_dir():
             raise ArenaError(f"{file}: is a folder; name the database file")
         if not file.exists():
-            raise ArenaError(
-                f"{file}: no such database; directalign arena SOURCE --out {file} creates it"
-            )
-        self.file = file
+            raise ArenaError(f"{file}: no such database; directalign arena SOURCE --out creates it")
+        self.file, self._locked = file, locked
+        self._inode = _lock_inode(file) if locked else None
         self._lock = threading.RLock()
-        self._connection = _connect(file)
-        table = "SELECT name FROM sqlite_master WHERE type = 'table' AND name = 'facts'"
-        rows = self._rows("SELECT * FROM facts") if self._rows(table) else []
-        facts = {row["name"]: row["value"] for row in rows}
-        if facts.get("format") != FORMAT:
-            raise ArenaError(
-                f"{file}: its format is {facts.get('format', 'unknown')}, must be {FORMAT}; "
-                "give another file"
+        try:
+            self._connection = sqlite3.connect(
+                file, check_same_thread=False, isolation_level=None, timeout=5
             )
-        self.mode: Mode = "rate" if facts["mode"] == "rate" else "vote"
-        self.title = facts["title"]
+            self._connection.row_factory = sqlite3.Row
+            for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                self._connection.execute(f"PRAGMA {setting}").fetchall()
+            facts = {row["name"]: row["value"] for row in self._rows("SELECT * FROM facts")}
+            for table in ("models", "items", "annotators", "counted"):
+                self._connection.execute(f"SELECT 1 FROM {table}").fetchone()
+            (problem,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+        except sqlite3.DatabaseError as error:
+            remedy = "give another file, in a writable folder"
+            raise ArenaError(f"{file}: cannot be used as a database ({error}); {remedy}") from None
+        if facts.get("format") != FORMAT:
+            found = facts.get("format", "unknown")
+            raise ArenaError(f"{file}: its format is {found}, not {FORMAT}; give another file")
+        valid = facts.get("mode") in get_args(Mode) and SECRET.fullmatch(facts.get("secret", ""))
+        if problem != "ok" or not valid:
+            raise ArenaError(f"{file}: is damaged; restore a copy, or give another file")
+        self.mode: Mode = facts["mode"]
+        self.title = facts.get("title", "")
         self.secret = bytes.fromhex(facts["secret"])
 
     def models(self) -> dict[str, str]:
@@ -129,11 +143,9 @@ class Store:
         rows = self._rows("SELECT * FROM annotators ORDER BY annotator")
         return {row["annotator"]: row["name"] for row in rows}
 
-    def join(self, name: str, request: str) -> int:
-        """Add an annotator, or return the one that the same request added.
-
-        Raises: NameTaken if the name is in use, ignoring case.
-        """
+    def join(self, name: str, request: str) -> int | None:
+        """Add an annotator, or return the one that the same request added; None if another
+        annotator has the name, ignoring case."""
         folded = name.casefold()
         with self._transaction() as connection:
             connection.execute(
@@ -143,28 +155,44 @@ class Store:
             )
             query = "SELECT annotator, request FROM annotators WHERE folded = ?"
             found = connection.execute(query, (folded,)).fetchone()
-            if not hmac.compare_digest(found["request"], request):
-                raise NameTaken(
-                    f"the name {name} is in use: open your personal link to continue, "
-                    "or choose another name"
-                )
-            return int(found["annotator"])
+        return found["annotator"] if hmac.compare_digest(found["request"], request) else None
+
+    def invited(self) -> list[int] | None:
+        """Annotators who may take part; None if everybody may."""
+        rows = self._rows("SELECT value FROM facts WHERE name = 'invited'")
+        return json.loads(rows[0]["value"]) if rows else None
+
+    def invite(self, annotators: Sequence[int] | None) -> None:
+        """Let only these annotators take part, None for everybody; also after a restart."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM facts WHERE name = 'invited'")
+            if annotators is not None:
+                fact = ("invited", json.dumps(annotators))
+                connection.execute("INSERT INTO facts VALUES (?, ?)", fact)
 
     def append(self, answer: Answer, request: str) -> bool:
-        """Store an answer durably; False if this request of the annotator is stored already."""
+        """Store an answer durably; False if this request of the annotator is stored already.
+
+        Raises: ArenaError if it is stored with another answer.
+        """
         with self._transaction() as connection:
             inserted = connection.execute(
                 "INSERT INTO answers (annotator, item, model, other, axis, said, request, at)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (annotator, request) DO NOTHING",
                 (*astuple(answer), request, time.time()),
             )
-            return inserted.rowcount == 1
+            if inserted.rowcount == 1:
+                return True
+            query = f"SELECT {COLUMNS} FROM answers WHERE annotator = ? AND request = ?"
+            stored = connection.execute(query, (answer.annotator, request)).fetchone()
+        if Answer(*stored) != answer:
+            raise ArenaError("this request was used for another answer; reload the page")
+        return False
 
     def counted(self) -> list[Answer]:
         """The latest answer to each question without those taken back, oldest first."""
-        columns = "annotator, item, model, other, axis, said"
         return [
-            Answer(**row) for row in self._rows(f"SELECT {columns} FROM counted ORDER BY answer")
+            Answer(**row) for row in self._rows(f"SELECT {COLUMNS} FROM counted ORDER BY answer")
         ]
 
     def ratings(self) -> list[Rating]:
@@ -191,9 +219,13 @@ class Store:
         )
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the database, which is then a single file, and release its lock."""
         with self._lock:
             self._connection.close()
+        if self._inode is not None:
+            self._inode.close()
+        if self._locked is not None:
+            self._locked.close()
 
     def _rows(self, query: str) -> list[dict[str, Any]]:
         with self._lock:
@@ -218,54 +250,55 @@ def lock(file: Path) -> sqlite3.Connection:
         locked.execute("PRAGMA journal_mode = OFF").fetchall()  # no second file
         locked.execute("BEGIN EXCLUSIVE")
     except OSError as error:
-        raise ArenaError(
-            f"{file}: its folder cannot be created ({error.strerror}); name another --out"
-        ) from None
+        reason = f"its folder cannot be created ({error.strerror}); name another --out"
+        raise ArenaError(f"{file}: {reason}") from None
     except sqlite3.DatabaseError as error:
+        reason = f"{lock_file.name} cannot be locked ({error}); give a file in a writable folder"
         if "locked" in str(error):
-            raise ArenaError(
-                f"{file}: another arena runs on it; use that one, or stop it first"
-            ) from None
-        raise ArenaError(
-            f"{lock_file}: cannot be locked ({error}); name an --out in a writable folder"
-        ) from None
+            reason = "another arena runs on it; use that one, or stop it first"
+        raise ArenaError(f"{file}: {reason}") from None
     return locked
 
 
-def create_store(
-    file: Path,
-    mode: Mode,
-    title: str,
-    models: Mapping[str, str],
-    items: Mapping[int, Item],
-    secret: str,
-) -> Store:
+def _lock_inode(file: Path) -> IO[bytes]:
+    """Lock a database under any name, also one that it gets later; to be closed after it.
+
+    Raises: ArenaError if it is locked, or has several names: each would get a WAL of its own.
+    """
+    try:
+        opened = file.open("rb")
+        if os.name == "posix":
+            import fcntl
+
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ArenaError(f"{file}: another arena runs on it under another name") from None
+    except OSError as error:
+        raise ArenaError(f"{file}: cannot be opened ({error.strerror})") from None
+    names = os.fstat(opened.fileno()).st_nlink
+    if names > 1:
+        raise ArenaError(f"{file}: has {names} names (hard links); remove all but one")
+    return opened
+
+
+def create_store(file: Path, mode: Mode, collection: Collection, secret: str) -> None:
     """Create a database readable by its owner only; `file` appears when it is complete."""
     unfinished = file.with_name(f"{file.name}.unfinished")
-    unfinished.unlink(missing_ok=True)
-    unfinished.touch(mode=0o600)
-    facts = {"format": FORMAT, "mode": mode, "title": title, "secret": secret}
-    labels = [(place, key, label) for place, (key, label) in enumerate(models.items())]
-    prompts = [(item.index, item.prompt, item.seed, item.digest()) for item in items.values()]
-    connection = sqlite3.connect(unfinished)
-    with contextlib.closing(connection), connection:
-        connection.executescript(SCHEMA)
-        connection.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
-        connection.executemany("INSERT INTO models VALUES (?, ?, ?)", labels)
-        connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", prompts)
-    unfinished.rename(file)
-    return Store(file)
-
-
-def _connect(file: Path) -> sqlite3.Connection:
+    facts = {"format": FORMAT, "mode": mode, "title": collection.title, "secret": secret}
+    labels = [(place, *model) for place, model in enumerate(collection.models.items())]
+    items = collection.items.values()
+    prompts = [(item.index, item.prompt, item.seed, item.digest()) for item in items]
     try:
-        connection = sqlite3.connect(file, check_same_thread=False, isolation_level=None, timeout=5)
-        connection.row_factory = sqlite3.Row
-        for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-            connection.execute(f"PRAGMA {setting}").fetchall()
-    except sqlite3.DatabaseError as error:
-        raise ArenaError(
-            f"{file}: cannot be used as a database ({error}); "
-            "give another file, in a writable folder"
-        ) from None
-    return connection
+        unfinished.unlink(missing_ok=True)
+        unfinished.touch(mode=0o600)
+        connection = sqlite3.connect(unfinished)
+        with contextlib.closing(connection), connection:
+            connection.executescript(SCHEMA)
+            connection.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
+            connection.executemany("INSERT INTO models VALUES (?, ?, ?)", labels)
+            connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", prompts)
+        unfinished.rename(file)
+    except (OSError, sqlite3.DatabaseError) as error:
+        unfinished.unlink(missing_ok=True)
+        remedy = "free space on its disk, or name an --out in a writable folder"
+        raise ArenaError(f"{file}: cannot be created ({error}); {remedy}") from None

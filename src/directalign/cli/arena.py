@@ -70,16 +70,19 @@ def serve(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Comma-separated names: a personal link for each; nobody else may join.",
+            help="Comma-separated names: a personal link for each; nobody else may take part.",
         ),
     ] = None,
+    everybody: Annotated[
+        bool, typer.Option("--open", help="Let everybody join again, after --annotators.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Ask people which images are better (the word serve is optional); prints the links."""
     with one_line_errors(debug), _arena_errors():
         names = _names(annotators)
         require_room(out)
-        _require_server()
+        _require("fastapi", "uvicorn", "krippendorff")
         from ..arena.server import serve as serve_arena
         from ..arena.session import open_arena
 
@@ -88,7 +91,7 @@ def serve(
         one_line_errors(debug, f"; all answers are in {out}; the same command continues"),
         _arena_errors(),
     ):
-        serve_arena(arena, host, port, names, typer.echo)
+        serve_arena(arena, host, port, names, everybody, typer.echo)
 
 
 @app.command()
@@ -138,10 +141,6 @@ def _arena_errors() -> Iterator[None]:
         from ..types import DirectAlignError
 
         raise DirectAlignError(str(error)) from None
-
-
-def _require_server() -> None:
-    _require("fastapi", "uvicorn", "krippendorff")
 
 
 def _require(*modules: str) -> None:

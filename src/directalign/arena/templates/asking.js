@@ -2,10 +2,11 @@
 import { Outbox } from "/static/outbox.js";
 
 export const $ = (id) => document.getElementById(id);
-const SMALL = 200; // images smaller than this are shown without interpolation
+const SMALL = 200; // images smaller than this are displayed without interpolation
 const LARGEST = 8; // largest magnification of small images
 
 const MESSAGES = {
+  missing: (_, prompt) => `Skipped, an image is missing: ${prompt.slice(0, 40)}`,
   network: (waiting) => `Not sent: ${waiting} stored here, retrying`,
   session: (waiting) => `${waiting} stored here: open your personal link again`,
   refused: () => "An answer was rejected: reload the page",
@@ -14,7 +15,7 @@ const MESSAGES = {
 export class Asking {
   // kind: "vote" or "rating"; render(task): shows a task whose images are loaded.
   constructor(kind, render) {
-    Object.assign(this, { kind, render, line: [], past: [], shown: null, images: new Map(), openUntil: 0, ready: false });
+    Object.assign(this, { kind, render, line: [], past: [], current: null, images: new Map(), openUntil: 0, ready: false });
     for (const id of ["back", "end-back"]) $(id).addEventListener("click", (event) => event.detail < 2 && this.back());
     this.connectDialogs();
     this.start();
@@ -42,16 +43,16 @@ export class Asking {
   }
 
   take(state) {
-    if (!state) return this.shown || location.reload();
-    const known = new Set([this.shown, ...this.line, ...this.past, ...this.outbox.waiting()].map((task) => task?.task));
+    if (!state) return this.current || location.reload();
+    const known = new Set([this.current, ...this.line, ...this.past, ...this.outbox.waiting()].map((task) => task?.task));
     this.line.push(...state.next.filter((task) => !known.has(task.task)));
     this.total = state.total;
     if (!this.outbox.waiting().length) {
       this.done = state.done;
-      if (!this.past.length && state.last && state.last.task !== this.shown?.task) this.past = [state.last];
+      if (!this.past.length && state.last && state.last.task !== this.current?.task) this.past = [state.last];
     }
     for (const task of this.line) this.preload(task);
-    if (!this.shown) this.forward();
+    if (!this.current) this.forward();
     this.progress();
   }
 
@@ -65,20 +66,20 @@ export class Asking {
   }
 
   forward() {
-    if (this.shown) this.past.push(this.shown);
+    if (this.current) this.past.push(this.current);
     this.show(this.line.shift() ?? null);
   }
 
   back() {
     const task = this.past.pop();
     if (!task) return null;
-    if (this.shown) this.line.unshift(this.shown);
+    if (this.current) this.line.unshift(this.current);
     this.show(task);
     return task;
   }
 
   async show(task) {
-    this.shown = task;
+    this.current = task;
     this.ready = false;
     $("ask").dataset.state = "loading";
     $("ask").setAttribute("aria-busy", "true");
@@ -86,8 +87,9 @@ export class Asking {
     $("ask").hidden = false;
     if (!task) return this.progress();
     this.preload(task);
-    await this.loaded(task);
-    if (this.shown !== task) return;
+    const complete = await this.loaded(task);
+    if (this.current !== task) return;
+    if (!complete) return this.skip(task);
     this.render(task);
     this.text(task.prompt);
     $("ask").dataset.state = "ready";
@@ -109,10 +111,20 @@ export class Asking {
     $("more").textContent = "Show the whole prompt";
   }
 
-  async loaded(task) {
+  async skip(task) { // the server gives out no more tasks with the missing image
+    this.skipped = task.prompt;
+    this.current = null;
+    try { this.take(await (await fetch("/api/state", { signal: AbortSignal.timeout(10000) })).json()); } catch { /* the next answer brings the state */ }
+    if (!this.current) this.forward();
+    this.outbox.show();
+  }
+
+  async loaded(task) { // false if an image is missing
     for (const token of task.images) {
       for (let pause = 500; ; pause = Math.min(4000, 2 * pause)) {
         try { await this.images.get(token).decode(); break; } catch {
+          const status = await fetch(`/image/${token}`).then((response) => response.status, () => 0);
+          if (status === 503) return false;
           this.saved(this.outbox.waiting().length, "network");
           await new Promise((resolve) => setTimeout(resolve, pause));
           this.images.delete(token);
@@ -121,6 +133,7 @@ export class Asking {
       }
     }
     this.outbox.show();
+    return true;
   }
 
   takesInput() {
@@ -128,7 +141,7 @@ export class Asking {
   }
 
   progress() {
-    const ended = !this.shown && !this.line.length && this.total !== undefined && this.done >= this.total && !this.outbox.waiting().length;
+    const ended = !this.current && !this.line.length && this.total !== undefined && this.done >= this.total && !this.outbox.waiting().length;
     $("ask").hidden = ended;
     $("back").disabled = !this.past.length;
     if (ended && $("end").hidden) { $("end").hidden = false; $("end-title").focus(); }
@@ -141,18 +154,19 @@ export class Asking {
   }
 
   saved(waiting, problem) {
-    const text = problem ? MESSAGES[problem](waiting === 1 ? "1 answer" : `${waiting} answers`) : waiting ? "Saving" : "All saved";
+    if (!problem && this.skipped) problem = "missing";
+    const text = problem ? MESSAGES[problem](waiting === 1 ? "1 answer" : `${waiting} answers`, this.skipped) : waiting ? "Saving" : "All saved";
     $("saved").dataset.state = problem ? "problem" : waiting ? "busy" : "ok";
     if ($("saved-text").textContent !== text) $("saved-text").textContent = text;
   }
 
   zoom(index) {
     if (!this.ready) return;
-    const count = this.shown.images.length;
+    const count = this.current.images.length;
     this.zoomed = (index + count) % count;
-    $("zoom-image").src = `/image/${this.shown.images[this.zoomed]}`;
+    $("zoom-image").src = `/image/${this.current.images[this.zoomed]}`;
     $("zoom-image").classList.toggle("pixels", $("ask").classList.contains("pixels"));
-    $("zoom").style.setProperty("--ratio", this.shown.width / this.shown.height);
+    $("zoom").style.setProperty("--ratio", this.current.width / this.current.height);
     $("zoom-image").alt = $("zoom-text").textContent = count === 2 ? ["Left image", "Right image"][this.zoomed] : `Image ${this.zoomed + 1} of ${count}`;
     if (!$("zoom").open) $("zoom").showModal();
   }

@@ -2,7 +2,7 @@
 // Each has a request id, so that a repeated one counts once, and its own storage key, so that two tabs of one
 // annotator do not overwrite each other.
 const PAUSES = [500, 1000, 2000, 4000];
-const REFUSED = [401, 403, 422];
+const REFUSED = [401, 403, 409, 422];
 
 const memory = new Map(); // fallback when localStorage is not available
 const storage = {
@@ -95,7 +95,7 @@ export class Outbox {
   }
 
   refused(key, status) {
-    if (status === 422) storage.drop(key); // the server will never accept it
+    if (status === 409 || status === 422) storage.drop(key); // the server will never accept it
     else this.stopped = true; // stored until the personal link is opened again
     this.show(this.stopped ? "session" : "refused");
   }

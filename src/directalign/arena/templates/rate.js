@@ -83,7 +83,7 @@ function pressed(number) {
   const input = field?.querySelectorAll("input")[number];
   if (!input || !asking.takesInput()) return;
   input.checked = true;
-  answer(asking.shown, field, input.value);
+  answer(asking.current, field, input.value);
   const all = fields();
   const order = [...all.slice(all.indexOf(field) + 1), ...all];
   mark(order.find((each) => open().includes(each)) ?? field);

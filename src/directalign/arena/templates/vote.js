@@ -18,7 +18,7 @@ function choose(choice) {
   if (!asking.takesInput()) return;
   asking.ready = false;
   asking.done += 1;
-  asking.outbox.add({ task: asking.shown.task, choice });
+  asking.outbox.add({ task: asking.current.task, choice });
   flash(choice);
   asking.forward();
 }

@@ -1,4 +1,4 @@
-"""Planted panels: annotators whose taste, and whose likeness to each other, are known."""
+"""Answers of annotators whose taste and agreement are known."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ import numpy as np
 from directalign.arena.records import AXES, LEVELS, Rating, Vote
 
 MODELS = ("base", "srpo", "refl")
+
+
+def cast(winners: str, name: str = "ann", left: str = "base", right: str = "srpo") -> list[Vote]:
+    """One vote per item: l for the left model, r for the right one, t for a tie."""
+    models = {"l": left, "r": right, "t": None}
+    return [Vote(name, item, left, right, models[one]) for item, one in enumerate(winners)]
 
 
 def planted_votes(
@@ -26,19 +32,18 @@ def planted_votes(
     With probability `alike` an annotator repeats the item's own answer, which keeps the win rates
     and correlates the votes on one item; a share `ties` of the answers is a tie instead.
     """
-    asked = tuple(pairs) or tuple(combinations(strengths, 2))
+    pairs = tuple(pairs) or tuple(combinations(strengths, 2))
     rng = np.random.default_rng(seed)
-    chance = np.array([1 / (1 + np.exp(strengths[b] - strengths[a])) for a, b in asked])[:, None]
-    common = rng.random((items, len(asked), 1)) < chance
-    own, repeats, swapped, tied = rng.random((4, items, len(asked), annotators))
+    chance = np.array([1 / (1 + np.exp(strengths[b] - strengths[a])) for a, b in pairs])[:, None]
+    common = rng.random((items, len(pairs), 1)) < chance
+    own, repeats, swapped, tied = rng.random((4, items, len(pairs), annotators))
     won = np.where(repeats < alike, common, own < chance)
     votes = []
-    for item, pair, annotator in np.ndindex(won.shape):
-        a, b = asked[pair]
-        winner = (
-            None if tied[item, pair, annotator] < ties else a if won[item, pair, annotator] else b
-        )
-        left, right = (a, b) if swapped[item, pair, annotator] < 0.5 else (b, a)
+    for place in np.ndindex(won.shape):
+        item, pair, annotator = place
+        a, b = pairs[pair]
+        winner = None if tied[place] < ties else a if won[place] else b
+        left, right = (a, b) if swapped[place] < 0.5 else (b, a)
         votes.append(Vote(f"annotator {annotator}", item, left, right, winner))
     return votes
 
@@ -56,18 +61,11 @@ def planted_ratings(
     ratings = []
     for item in range(items):
         ease = rng.normal()
+        time = None if at is None else at + 10 * item
         for annotator in range(annotators):
             for model, good in quality.items():
                 for axis in AXES:
                     place = int(np.clip(np.round(1.5 - good - ease - noise * rng.normal()), 0, 3))
-                    ratings.append(
-                        Rating(
-                            f"annotator {annotator}",
-                            item,
-                            model,
-                            axis,
-                            LEVELS[place],
-                            None if at is None else at + 10 * item,
-                        )
-                    )
+                    level = LEVELS[place]
+                    ratings.append(Rating(f"annotator {annotator}", item, model, axis, level, time))
     return ratings

@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from arena_runs import Running
+from arena_servers import Server
 
-SHOWN = """
+TASK = """
     const ask = document.querySelector('#ask');
     return ask?.dataset.state === 'ready' ? ask.dataset.task : null;
 """
 IS_OVER = "return !document.querySelector('#end').hidden"
 DONE = "return Number(document.querySelector('#done').textContent)"
-MIDDLE = """
+CENTRE = """
     const box = document.querySelector(arguments[0]).getBoundingClientRect();
     return [box.x + box.width / 2, box.y + box.height / 2];
 """
@@ -30,31 +30,41 @@ def until(browser: Any, script: str, wanted: Callable[[Any], bool] = bool, most:
     return found
 
 
-def join(browser: Any, server: Running, name: str, width: int = 1280, height: int = 860) -> None:
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
-    )
-    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": width < 600})
+def until_saved(browser: Any) -> None:
+    until(browser, SAVED, lambda state: state == "ok")
+
+
+def resize(browser: Any, width: int, height: int = 844, mobile: bool = False) -> None:
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": mobile})
+
+
+def assert_fits(browser: Any, width: int) -> None:
+    """Nothing extends beyond the width of the window."""
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def join(browser: Any, server: Server, name: str) -> None:
     browser.delete_all_cookies()
     browser.get(server.address)
     browser.find_element("id", "name").send_keys(name)
     browser.find_element("css selector", "#join button").click()
-    until(browser, SHOWN)
+    until(browser, TASK)
 
 
-def fresh_task(browser: Any, before: str | None) -> str | None:
-    """The next task, once it takes input; None at the end."""
+def next_task(browser: Any, before: str | None) -> str | None:
+    """The task after `before`, once it takes input; None at the end."""
     script = """
-        const [before, told] = arguments;
+        const [before, found] = arguments;
         const [ask, end] = ['#ask', '#end'].map((id) => document.querySelector(id));
-        const look = () => {
-            if (!end.hidden) return told(null);
+        const check = () => {
+            if (!end.hidden) return found(null);
             if (ask.dataset.state === 'ready' && ask.dataset.task !== before)
-                return setTimeout(() => told(ask.dataset.task), 160);
-            setTimeout(look, 5);
+                return setTimeout(() => found(ask.dataset.task), 160);
+            setTimeout(check, 5);
         };
-        look();
+        check();
     """
     return browser.execute_async_script(script, before)
 
@@ -66,30 +76,25 @@ def press(browser: Any, key: str) -> None:
 
 def click(browser: Any, selector: str, times: int = 1) -> None:
     """Real clicks of a mouse, the second of which is a double click's."""
-    box = browser.execute_script(MIDDLE, selector)
+    x, y = browser.execute_script(CENTRE, selector)
     for count in range(1, times + 1):
         for kind in ("mousePressed", "mouseReleased"):
-            browser.execute_cdp_cmd(
-                "Input.dispatchMouseEvent",
-                {"type": kind, "x": box[0], "y": box[1], "button": "left", "clickCount": count},
-            )
+            event = {"type": kind, "x": x, "y": y, "button": "left", "clickCount": count}
+            browser.execute_cdp_cmd("Input.dispatchMouseEvent", event)
 
 
 def tap(browser: Any, selector: str) -> None:
-    """A finger."""
-    box = browser.execute_script(MIDDLE, selector)
-    browser.execute_cdp_cmd(
-        "Input.dispatchTouchEvent",
-        {"type": "touchStart", "touchPoints": [{"x": box[0], "y": box[1]}]},
-    )
-    browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    """A touch of one finger."""
+    x, y = browser.execute_script(CENTRE, selector)
+    for kind, points in (("touchStart", [{"x": x, "y": y}]), ("touchEnd", [])):
+        browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
 
-def vote_on(browser: Any, act: Callable[[int], None], most: int = 1000) -> int:
+def answer_tasks(browser: Any, act: Callable[[int], None], most: int = 1000) -> int:
     """Answer up to `most` tasks, or all; returns how many."""
     task = None
     for number in range(most):
-        task = fresh_task(browser, task)
+        task = next_task(browser, task)
         if task is None:
             return number
         act(number)
@@ -100,31 +105,24 @@ def by_key(browser: Any) -> Callable[[int], None]:
     return lambda number: press(browser, ("ArrowLeft", "ArrowRight", "ArrowDown")[number % 3])
 
 
-def rate(browser: Any, levels: str) -> None:
-    time.sleep(0.16)
-    for level in levels:
-        press(browser, level)
-
-
 def assert_text_fits(browser: Any) -> str:
     """A long prompt takes four lines until it is expanded; returns the prompt."""
-    look = """
+    state = """
         const [p, more] = document.querySelectorAll('#prompt, #more');
         return [p.textContent, p.clientHeight, more.offsetParent !== null];
     """
-    shown, height, has_more = browser.execute_script(look)
-    assert height <= 130 and has_more == (len(shown) > 20)
+    text, height, has_more = browser.execute_script(state)
+    assert height <= 130 and has_more == (len(text) > 20)
     if has_more:
         click(browser, "#more")
         assert browser.execute_script(
             "const p = document.querySelector('#prompt');"
             "return p.scrollHeight <= p.clientHeight && p.clientHeight > 300"
         )
-        browser.execute_script(
-            "document.querySelector('#more').click(); scrollTo(0, 0)"
-        )  # it may stand below the window by now
-        assert browser.execute_script(look) == [shown, height, has_more]
-    return shown
+        # by script, since the button may be below the window now
+        browser.execute_script("document.querySelector('#more').click(); scrollTo(0, 0)")
+        assert browser.execute_script(state) == [text, height, has_more]
+    return text
 
 
 def assert_accessible(browser: Any, selectors: tuple[str, ...]) -> None:
@@ -135,35 +133,35 @@ def assert_accessible(browser: Any, selectors: tuple[str, ...]) -> None:
         const all = document.querySelectorAll('button, input, img, [role=progressbar]');
         return [...all].filter((e) => !named(e)).length;
     """
-    assert browser.execute_script(unnamed) == 0
     small = """
         const isSmall = (b) => b.offsetParent && Math.min(b.offsetWidth, b.offsetHeight) < 44;
         return [...document.querySelectorAll('button, .level')].filter(isSmall).length;
     """
-    assert browser.execute_script(small) == 0
-    for scheme in ("dark", "light"):
-        browser.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia",
-            {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
-        )
-        for selector in (".where", "#prompt", ".mark", "#saved-text", *selectors):
-            assert contrast(browser, selector) >= 4.5, (scheme, selector)
+    assert browser.execute_script(unnamed) == browser.execute_script(small) == 0
+    assert_contrast(browser, 4.5, (".where", "#prompt", ".mark", "#saved-text", *selectors))
 
 
-def contrast(browser: Any, selector: str) -> float:
-    """Ratio of the luminances of a text and what lies under it (WCAG 2)."""
+def assert_contrast(browser: Any, least: float, selectors: tuple[str, ...]) -> None:
+    """Ratio of the luminances of text and background (WCAG 2), in light and dark."""
     script = """
         let node = document.querySelector(arguments[0]);
-        const ink = getComputedStyle(node).color;
-        const paper = () => getComputedStyle(node).backgroundColor;
-        while (paper() === 'rgba(0, 0, 0, 0)') node = node.parentElement;
-        return [ink, paper()];
+        const text = getComputedStyle(node).color;
+        const background = () => getComputedStyle(node).backgroundColor;
+        while (background() === 'rgba(0, 0, 0, 0)') node = node.parentElement;
+        return [text, background()];
     """
-    luminances = []
-    for color in browser.execute_script(script, selector):
-        parts = [float(part) / 255 for part in color[color.index("(") + 1 : -1].split(",")[:3]]
-        red, green, blue = (
-            part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
-        )
-        luminances.append(0.2126 * red + 0.7152 * green + 0.0722 * blue)
-    return (max(luminances) + 0.05) / (min(luminances) + 0.05)
+    for scheme in ("dark", "light"):
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        for selector in selectors:
+            low, high = sorted(map(luminance, browser.execute_script(script, selector)))
+            assert (high + 0.05) / (low + 0.05) >= least, (scheme, selector)
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of a CSS colour "rgb(r, g, b)"."""
+    parts = [float(part) / 255 for part in color[color.index("(") + 1 : -1].split(",")[:3]]
+    red, green, blue = (
+        part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

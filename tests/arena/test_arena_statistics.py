@@ -1,0 +1,189 @@
+"""Levels by the paper's rule, win rates, and Bradley-Terry strengths with their intervals."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+from planted_answers import MODELS, cast, planted_ratings, planted_votes
+
+from directalign.arena import statistics
+from directalign.arena.records import AXES, LEVELS, ArenaError, Level, Rating, Vote, latest
+from directalign.stats import PRIOR_TIES
+
+PAIR = ("base", "srpo")
+
+
+def rated_image(*levels: Level, item: int = 0) -> list[Rating]:
+    return [Rating("ann", item, "base", *given) for given in zip(AXES, levels, strict=False)]
+
+
+def test_overall_is_the_lowest_level_of_all_axes() -> None:
+    for levels in product(LEVELS, repeat=len(AXES)):
+        (found,) = statistics.judgements(rated_image(*levels), "overall").values()
+        assert (found == "excellent") == (set(levels) == {"excellent"})  # the paper's rule
+        assert (found == "fail") == ("fail" in levels)
+        assert found in levels and LEVELS.index(found) == max(map(LEVELS.index, levels))
+
+
+def test_incomplete_images_have_no_overall_level_and_the_latest_rating_counts() -> None:
+    ratings = rated_image("good", "good", "pass", "good") + rated_image("fail", "fail", item=1)
+    assert statistics.judgements(ratings, "overall") == {("ann", 0, "base"): "pass"}
+    assert statistics.incomplete(ratings) == 1
+    assert [
+        statistics.shares(ratings, scale, MODELS)[0].n for scale in ("alignment", "overall")
+    ] == [2, 1]
+    again = ratings + rated_image("good", "good", "good", "good")
+    assert len(latest(again)) == 6
+    (found,) = statistics.shares(again, "overall", MODELS)  # models without ratings are left out
+    assert found.model == "base" and found.counts["good"] == 1
+
+
+def test_shares_sum_to_one() -> None:
+    ratings = planted_ratings({"base": -0.3, "srpo": 0.4, "refl": 0.0}, 15, 3, seed=1)
+    for scale in statistics.SCALES:
+        found = statistics.shares(ratings, scale, MODELS)
+        assert [one.model for one in found] == list(MODELS)
+        for one in found:
+            assert sum(share.value for share in one.shares.values()) == pytest.approx(1, abs=1e-12)
+            assert (one.n, one.items, one.annotators) == (45, 15, 3)
+            for share in one.shares.values():
+                assert 0 <= share.low <= share.value <= share.high <= 1
+
+
+def test_impossible_answers_are_refused() -> None:
+    with pytest.raises(Exception, match="axis"):  # also of a type checker
+        Rating("ann", 0, "base", "beauty", "good")  # type: ignore[arg-type]
+    for right, winner in (("base", "base"), ("srpo", "refl")):
+        with pytest.raises(ArenaError, match="a vote needs two models"):
+            Vote("ann", 0, "base", right, winner)
+
+
+def test_win_rates_by_hand() -> None:
+    votes = [*cast("rt"), Vote("bob", 0, "srpo", "base", "srpo"), cast("tl", "bob")[1]]
+    votes += cast("ttl", right="refl")[2:]
+    first, second = statistics.win_rates(votes, MODELS)
+    assert (first.a, first.b, first.wins, first.losses, first.ties) == ("base", "srpo", 2, 1, 1)
+    assert first.rate.value == 2.5 / 4
+    assert (first.items, first.items_won, first.items_lost, first.p) == (2, 1, 1, 1.0)
+    assert (second.b, second.rate.value, second.rate.n) == ("refl", 0.0, 1)
+    turned = [Vote("ann", 0, "base", "srpo", "srpo"), Vote("ann", 0, "srpo", "base", "base")]
+    assert latest(turned) == turned[1:] and statistics.win_rates(turned, MODELS)[0].losses == 1
+
+
+def test_the_sign_test_counts_items_and_corrects_for_pairs() -> None:
+    votes = [vote for n in range(50) for vote in cast("rrrr", f"ann {n}")]
+    (found,) = statistics.win_rates(votes, MODELS)
+    assert found.p == 2 / 16 and found.rate.low < 0.5
+    votes = planted_votes({"base": 0.0, "srpo": 0.8, "refl": 0.0}, items=25, annotators=1, seed=5)
+    found = statistics.win_rates(votes, MODELS)
+    assert all(one.p_of_all >= one.p for one in found)
+    least = min(one.p for one in found)
+    assert min(one.p_of_all for one in found) == pytest.approx(3 * least)
+
+
+def test_equal_models_are_seldom_called_different() -> None:
+    """Annotators who repeat each other must not make a fair coin look biased."""
+    panels = [
+        planted_votes(dict.fromkeys(PAIR, 0.0), 30, 3, seed, alike=0.9) for seed in range(100)
+    ]
+    assert np.mean([statistics.win_rates(votes, MODELS)[0].p < 0.05 for votes in panels]) <= 0.06
+
+
+def test_ratings_imply_votes_of_the_same_annotator() -> None:
+    ratings = planted_ratings({"base": -0.5, "srpo": 0.5, "refl": 0.0}, 6, 2, seed=2)
+    votes = statistics.implied_votes(ratings, "overall")
+    given = statistics.judgements(ratings, "overall")
+    levels = {image: LEVELS.index(level) for image, level in given.items()}
+    assert len(votes) == 6 * 2 * 3
+    for vote in votes:
+        left, right = (levels[vote.annotator, vote.item, one] for one in (vote.left, vote.right))
+        assert vote.winner == (None if left == right else vote.left if left < right else vote.right)
+    two = [Rating("ann", 0, "base", "realism", "fail"), Rating("bob", 0, "srpo", "realism", "good")]
+    assert statistics.implied_votes(two, "realism") == []
+
+
+def test_two_models_have_a_closed_form() -> None:
+    ranking = statistics.rank_models(cast("rrrrrrrttlll"), PAIR)
+    difference = ranking.strengths[1] - ranking.strengths[0]
+    assert difference == pytest.approx(math.log((7 + 1) / (3 + 1)), abs=1e-12)
+    assert ranking.difference(*PAIR).value == pytest.approx(math.log(2), abs=1e-12)
+    assert ranking.order() == ["srpo", "base"] and ranking.prior_ties == 0 and ranking.votes == 12
+    assert statistics.elo(0.0) == 1000 and statistics.elo(math.log(10)) == pytest.approx(1400)
+
+
+def test_one_vote_per_item_has_the_variance_of_the_textbook() -> None:
+    """Without ties the sandwich is the inverse Fisher information, up to m / (m − 1)."""
+    covariance = statistics.rank_models(cast("r" * 30 + "l" * 10), PAIR).covariance
+    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+    assert variance == pytest.approx((1 / 30 + 1 / 10) * 40 / 39, rel=1e-9)
+
+
+def test_copies_of_every_vote_change_nothing() -> None:
+    votes = planted_votes({"base": 0.0, "srpo": 0.7, "refl": 0.3}, items=30, annotators=1, seed=3)
+    copies = [
+        Vote(f"copy {n}", one.item, one.left, one.right, one.winner)
+        for one in votes
+        for n in range(4)
+    ]
+    once, often = statistics.rank_models(votes, MODELS), statistics.rank_models(copies, MODELS)
+    np.testing.assert_allclose(once.strengths, often.strengths, atol=1e-9)
+    np.testing.assert_allclose(once.covariance, often.covariance, atol=1e-9)
+
+
+def coverage(alike: float, ties: float, annotators: int) -> float:
+    """Share of intervals that hold the truth: the log-odds of the rate with ties as half wins."""
+    rate = (1 - ties) / (1 + math.exp(-0.9)) + ties / 2
+    truth, covered, strengths = math.log(rate / (1 - rate)), [], {"base": 0.0, "srpo": 0.9}
+    for seed in range(100):
+        votes = planted_votes(strengths, 50, annotators, seed + 1000 * annotators, alike, ties)
+        found = statistics.rank_models(votes, PAIR).difference(*PAIR)
+        covered.append(found.low <= truth <= found.high)
+    return float(np.mean(covered))
+
+
+def test_intervals_cover_planted_strengths() -> None:
+    found = [coverage(0.0, 0.0, 2), coverage(0.8, 0.0, 4), coverage(0.3, 0.3, 3)]
+    assert min(found) >= 0.9 and 0.92 <= np.mean(found) <= 0.98
+    planted, covered = {"base": 0.0, "srpo": 0.9, "refl": -0.4, "draft": 0.3}, []
+    for seed in range(40):
+        ranking = statistics.rank_models(
+            planted_votes(planted, 40, 2, seed, alike=0.5), list(planted)
+        )
+        for a, b in combinations(planted, 2):
+            interval = ranking.difference(a, b)
+            covered.append(interval.low <= planted[b] - planted[a] <= interval.high)
+    assert 0.92 <= np.mean(covered) <= 0.98
+
+
+def test_strengths_without_a_finite_maximum() -> None:
+    votes = cast("r" * 10) + cast("rl" * 5, right="refl")
+    ranking = statistics.rank_models(votes, MODELS)
+    assert ranking.groups == (("srpo",), ("base", "refl")) and ranking.prior_ties == PRIOR_TIES
+    assert np.isfinite(ranking.strengths).all() and ranking.order()[0] == "srpo"
+    found = statistics.rank_models(votes[:10], PAIR).difference(*PAIR)
+    assert found.value == pytest.approx(math.log(10.5 / 0.5))  # with one artificial tie
+    assert found.low < math.log(0.85 / 0.15)  # ten equal wins are no certainty
+    assert statistics.rank_models(cast("tr"), PAIR).prior_ties == 0  # a tie connects both ways
+    one_item = [vote for n in range(5) for vote in cast("r" if n < 3 else "l", f"ann {n}")]
+    assert statistics.rank_models(one_item, PAIR).interval("srpo").low == -math.inf
+    with pytest.raises(ArenaError, match="no vote on refl"):
+        statistics.rank_models(cast("r"), MODELS)
+    with pytest.raises(ArenaError, match="no vote on base"):
+        statistics.rank_models(cast("r"), ["base"])
+
+
+def test_ties_are_not_certainty() -> None:
+    """They do not scatter; the interval is that of as many votes that were split."""
+    tied, split = (
+        statistics.rank_models(cast(votes), PAIR).interval("srpo") for votes in ("t" * 6, "lr" * 3)
+    )
+    assert tied.value == split.value == 0 and 0.5 < tied.high <= split.high < 2
+    pairs = combinations(MODELS, 2)
+    three = statistics.rank_models(
+        [one for a, b in pairs for one in cast("t" * 6, "ann", a, b)], MODELS
+    )
+    assert all(three.interval(model).high > 0.2 for model in MODELS)
+    np.testing.assert_allclose(three.covariance.sum(0), 0, atol=1e-12)
