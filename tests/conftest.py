@@ -10,5 +10,11 @@ from jaxtyping import install_import_hook
 install_import_hook(["directalign", "experiments", "tools"], "beartype.beartype")
 torch.set_num_threads(1)
 
+from tiny import tiny_flux, tiny_sd, tiny_sd_v  # noqa: E402
+from tiny_rewards import clip_folder, siglip_folder, vlm_folder  # noqa: E402
+
+__all__ = ["clip_folder", "siglip_folder", "tiny_flux", "tiny_sd", "tiny_sd_v", "vlm_folder"]
+"""Session fixtures: tiny checkpoints, read-only."""
+
 settings.register_profile("directalign", deadline=None, max_examples=50)
 settings.load_profile("directalign")

@@ -11,8 +11,7 @@ from directalign.config import ModelConfig, RolloutConfig
 from directalign.diffusion.sampling import rollout_sigmas, sample
 from directalign.models import load_model, trainable
 from directalign.types import DirectAlignError
-from tiny import SIZE, write_flux, write_sd
-from tiny_qwen import write_qwen_image
+from tiny import SIZE, write_flux, write_qwen_image, write_sd
 
 PROMPTS = ["a red star", "a blue circle"]
 

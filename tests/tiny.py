@@ -1,137 +1,41 @@
-"""Tiny random pipelines as complete diffusers folders: tokenizers, text encoders, VAE, denoiser and
-scheduler, some 200 kB each.
+"""Tiny random pipelines as complete diffusers folders, one per architecture: tokenizers, text
+encoders, VAE, denoiser and scheduler, some 200 kB each. Weights come from a seed, sizes from
+`tiny_sizes.json`.
 
-`write_flux` and `write_sd` are for any test, as are the session fixtures `tiny_flux`, `tiny_sd` and
-`tiny_sd_v` (import them into a conftest; folders, not to be written to). Every weight comes from a
-seed.
+In each `write_*`, `scheduler` overrides the settings of the scheduler and `transformer` or `unet`
+those of the denoiser. The session fixtures `tiny_flux`, `tiny_sd` and `tiny_sd_v` are read-only.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    FluxTransformer2DModel,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5TokenizerFast,
-)
+import transformers
+from diffusers import FlowMatchEulerDiscreteScheduler
+from tokenizers import AddedToken
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
 
-WORDS = [
-    "a",
-    "red",
-    "blue",
-    "green",
-    "star",
-    "circle",
-    "square",
-    "on",
-    "sandy",
-    "grassy",
-    "background",
-    "photo",
-    "painting",
-    ".",
-]
+Overrides = dict[str, Any] | None
+
+SIZES: dict[str, dict[str, Any]] = json.loads(
+    Path(__file__).with_name("tiny_sizes.json").read_text()
+)
+TEXT = "a red blue green star circle square on sandy grassy background photo painting ."
+WORDS = TEXT.split()
 SIZE = 32
 """Pixels of a tiny model's images along one side."""
 MAX_SEQUENCE_LENGTH = 12
-
-
-def write_flux(
-    folder: Path,
-    guidance_embeds: bool = True,
-    scheduler: dict[str, Any] | None = None,
-    in_channels: int | None = None,
-    seed: int = 0,
-) -> Path:
-    """A FluxPipeline of 16 image and 12 text tokens; `scheduler` overrides a static shift of 3."""
-    torch.manual_seed(seed)
-    clip, t5 = clip_tokenizer(), t5_tokenizer()
-    pipeline = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | (scheduler or {})),
-        vae=autoencoder(latent_channels=4, shift_factor=0.1, scaling_factor=0.4),
-        text_encoder=clip_text_model(clip, 16),
-        tokenizer=clip,
-        text_encoder_2=T5EncoderModel(
-            T5Config(vocab_size=len(t5), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-        ),
-        tokenizer_2=t5,
-        transformer=FluxTransformer2DModel(
-            in_channels=in_channels or 16,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            pooled_projection_dim=16,
-            guidance_embeds=guidance_embeds,
-            axes_dims_rope=(2, 2, 4),
-        ),
-    )
-    return _save(pipeline, folder)
-
-
-def write_sd(
-    folder: Path,
-    prediction_type: str = "epsilon",
-    scheduler: dict[str, Any] | None = None,
-    in_channels: int | None = None,
-    seed: int = 0,
-) -> Path:
-    """A StableDiffusionPipeline with a two-level UNet; `scheduler` overrides the settings of SD 1.5
-    (but with `set_alpha_to_one`)."""
-    torch.manual_seed(seed)
-    clip = clip_tokenizer()
-    settings = {
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "clip_sample": False,
-        "steps_offset": 1,
-    }
-    pipeline = StableDiffusionPipeline(
-        vae=autoencoder(latent_channels=4, shift_factor=None, scaling_factor=0.4),
-        text_encoder=clip_text_model(clip, 16),
-        tokenizer=clip,
-        unet=UNet2DConditionModel(
-            sample_size=SIZE // 4,
-            in_channels=in_channels or 4,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=16,
-            norm_num_groups=4,
-            attention_head_dim=2,
-        ),
-        scheduler=DDIMScheduler(
-            **settings | {"prediction_type": prediction_type} | (scheduler or {})
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    return _save(pipeline, folder)
-
-
 ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 """Scheduler settings under which sampling starts at alpha = 0 exactly."""
+MEDIUM = {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}
+"""What SD3.5-medium adds to SD3: a second attention in some blocks, normalised queries and keys."""
 
 
 @pytest.fixture(scope="session")
@@ -152,90 +56,276 @@ def tiny_sd_v(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sd(tmp_path_factory.mktemp("sd_v"), "v_prediction", ZERO_SNR)
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+def write_flux(
+    folder: Path,
+    guidance_embeds: bool = True,
+    scheduler: Overrides = None,
+    in_channels: int | None = None,
+    seed: int = 0,
+) -> Path:
+    """FLUX.1 with 16 image and 12 text tokens and a static shift of 3."""
+    torch.manual_seed(seed)
+    clip, t5 = clip_tokenizer(), t5_tokenizer()
+    sizes = SIZES["flux"] | ({"in_channels": in_channels} if in_channels else {})
+    diffusers.FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | (scheduler or {})),
+        vae=autoencoder(latent_channels=4, shift_factor=0.1, scaling_factor=0.4),
+        text_encoder=clip_encoder(transformers.CLIPTextModel, clip, num_hidden_layers=1),
+        tokenizer=clip,
+        text_encoder_2=t5_encoder(t5, width=16),
+        tokenizer_2=t5,
+        transformer=diffusers.FluxTransformer2DModel(**sizes, guidance_embeds=guidance_embeds),
+    ).save_pretrained(folder)
+    settings = {"max_sequence_length": MAX_SEQUENCE_LENGTH}
+    (folder / "directalign.json").write_text(json.dumps(settings))
+    return folder
+
+
+def write_sd(
+    folder: Path,
+    prediction_type: str = "epsilon",
+    scheduler: Overrides = None,
+    in_channels: int | None = None,
+    seed: int = 0,
+) -> Path:
+    """Stable Diffusion with a two-level UNet and the scheduler of SD 1.5 (`set_alpha_to_one`)."""
+    torch.manual_seed(seed)
+    clip = clip_tokenizer()
+    settings = SIZES["sd_scheduler"] | {"prediction_type": prediction_type} | (scheduler or {})
+    diffusers.StableDiffusionPipeline(
+        vae=autoencoder(latent_channels=4, shift_factor=None, scaling_factor=0.4),
+        text_encoder=clip_encoder(transformers.CLIPTextModel, clip, num_hidden_layers=1),
+        tokenizer=clip,
+        unet=diffusers.UNet2DConditionModel(**SIZES["sd"] | {"in_channels": in_channels or 4}),
+        scheduler=diffusers.DDIMScheduler(**settings),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_sdxl(
+    folder: Path,
+    prediction_type: str = "epsilon",
+    scheduler: Overrides = None,
+    unet: Overrides = None,
+    force_zeros_for_empty_prompt: bool = True,
+    force_upcast: bool = True,
+    seed: int = 0,
+) -> Path:
+    """Stable Diffusion XL with a two-level UNet and SDXL 1.0's scheduler, which is not DDIM.
+
+    Six time ids of 4 numbers each stand beside a pooled embedding of 12. The text encoders have two
+    layers, so that the penultimate hidden state is not the last one; the second tokenizer pads with
+    "!", as OpenCLIP's does.
+    """
+    torch.manual_seed(seed)
+    first, second = clip_tokenizer(), clip_tokenizer(pad="!")
+    vae = autoencoder(latent_channels=4, shift_factor=None, scaling_factor=0.4)
+    vae.register_to_config(force_upcast=force_upcast)
+    clip, projected = transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection
+    settings = SIZES["sdxl_scheduler"] | {"prediction_type": prediction_type} | (scheduler or {})
+    sizes = SIZES["sd"] | SIZES["sdxl"] | (unet or {})
+    narrow = {"hidden_size": 8, "intermediate_size": 16}
+    diffusers.StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=clip_encoder(clip, first),
+        text_encoder_2=clip_encoder(projected, second, **narrow, projection_dim=12),
+        tokenizer=first,
+        tokenizer_2=second,
+        unet=diffusers.UNet2DConditionModel(**sizes),
+        scheduler=diffusers.EulerDiscreteScheduler(**settings),
+        force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_sd3(
+    folder: Path,
+    t5: bool = True,
+    scheduler: Overrides = None,
+    transformer: Overrides = None,
+    seed: int = 0,
+) -> Path:
+    """SD3 with 16 image tokens, 24 at the most along a side, and a static shift of 3.
+
+    Without `t5` its third text encoder is null.
+    """
+    torch.manual_seed(seed)
+    first, second = clip_tokenizer(), clip_tokenizer(pad="!")
+    third = t5_tokenizer() if t5 else None
+    clip = transformers.CLIPTextModelWithProjection
+    narrow = {"hidden_size": 8, "intermediate_size": 16}
+    diffusers.StableDiffusion3Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | (scheduler or {})),
+        vae=autoencoder(latent_channels=16, shift_factor=0.1, scaling_factor=0.4),
+        text_encoder=clip_encoder(clip, first, projection_dim=12),
+        tokenizer=first,
+        text_encoder_2=clip_encoder(clip, second, **narrow, projection_dim=20),
+        tokenizer_2=second,
+        text_encoder_3=third and t5_encoder(third, width=32),
+        tokenizer_3=third,
+        transformer=diffusers.SD3Transformer2DModel(**SIZES["sd3"] | (transformer or {})),
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_qwen_image(
+    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
+) -> Path:
+    """Qwen-Image with 16 image tokens and its shift by size."""
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    text = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    encoder = transformers.Qwen2_5_VLConfig(
+        text_config=SIZES["qwen2_5_vl_text"] | text, vision_config=SIZES["qwen2_5_vl_vision"]
+    )
+    settings = SIZES["qwen_image_scheduler"] | (scheduler or {})
+    sizes = SIZES["qwen_image"] | (transformer or {})
+    diffusers.QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**settings),
+        vae=diffusers.AutoencoderKLQwenImage(**SIZES["qwen_vae"]),
+        text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(encoder),
+        tokenizer=tokenizer,
+        transformer=diffusers.QwenImageTransformer2DModel(**sizes),
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_z_image(
+    folder: Path, scheduler: Overrides = None, transformer: Overrides = None, seed: int = 0
+) -> Path:
+    """Z-Image with 16 image tokens and a static shift of 3."""
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    denoiser = diffusers.ZImageTransformer2DModel(**SIZES["z_image"] | (transformer or {}))
+    for token in (denoiser.x_pad_token, denoiser.cap_pad_token):
+        torch.nn.init.normal_(token)
+    encoder = transformers.Qwen3Config(**SIZES["qwen3"], vocab_size=len(tokenizer))
+    diffusers.ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | (scheduler or {})),
+        vae=autoencoder(latent_channels=4, shift_factor=0.1, scaling_factor=0.4),
+        text_encoder=transformers.Qwen3Model(encoder),
+        tokenizer=tokenizer,
+        transformer=denoiser,
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_klein(
+    folder: Path,
+    is_distilled: bool = False,
+    scheduler: Overrides = None,
+    transformer: Overrides = None,
+    seed: int = 0,
+) -> Path:
+    """FLUX.2 klein with 16 image and 512 text tokens and a shift by size and steps.
+
+    The statistics of its VAE are not those of a fresh batch norm.
+    """
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    settings = {"shift": 3.0, "use_dynamic_shifting": True} | (scheduler or {})
+    narrow = {"hidden_size": 8, "intermediate_size": 16, "head_dim": 4, "num_hidden_layers": 28}
+    encoder = transformers.Qwen3Config(**SIZES["qwen3"] | narrow, vocab_size=len(tokenizer))
+    vae = diffusers.AutoencoderKLFlux2(**SIZES["vae"], latent_channels=4, layers_per_block=1)
+    vae.bn.running_mean.normal_(std=0.3)
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    diffusers.Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**settings),
+        vae=vae,
+        text_encoder=transformers.Qwen3ForCausalLM(encoder),
+        tokenizer=tokenizer,
+        transformer=diffusers.Flux2Transformer2DModel(**SIZES["klein"] | (transformer or {})),
+        is_distilled=is_distilled,
+    ).save_pretrained(folder)
+    return folder
+
+
+def autoencoder(**settings: Any) -> diffusers.AutoencoderKL:
+    """Four pixels per latent along one side."""
+    return diffusers.AutoencoderKL(**SIZES["vae"], **settings)
+
+
+def clip_encoder(kind: type, tokenizer: CLIPTokenizer, **sizes: Any) -> Any:
+    """A CLIP text encoder for `tokenizer`."""
+    settings = SIZES["clip_text"] | token_ids(tokenizer) | sizes
+    return kind(transformers.CLIPTextConfig(vocab_size=len(tokenizer), **settings))
+
+
+def t5_encoder(tokenizer: T5TokenizerFast, width: int) -> transformers.T5EncoderModel:
+    """One layer of two heads."""
+    config = transformers.T5Config(**SIZES["t5"] | {"d_model": width}, vocab_size=len(tokenizer))
+    return transformers.T5EncoderModel(config)
+
+
+def token_ids(tokenizer: Any) -> dict[str, Any]:
+    """The tokenizer's special tokens as keys of a model's config."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: getattr(tokenizer, name) for name in names}
+
+
+def clip_tokenizer(pad: str | None = None) -> CLIPTokenizer:
     """Whole words of `WORDS` and single letters; sequences of 16 tokens."""
     letters = [chr(code) for code in range(33, 127)]
-    tokens = [
-        "<|startoftext|>",
-        "<|endoftext|>",
-        *letters,
-        *(letter + "</w>" for letter in letters),
-    ]
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{each}</w>" for each in letters)]
     merges = []
     for word in (word for word in WORDS if len(word) > 1):
         pieces = [*word[:-1], word[-1] + "</w>"]
         while len(pieces) > 1:
-            merges.append(f"{pieces[0]} {pieces[1]}")
+            merges.append((pieces[0], pieces[1]))
             pieces[:2] = [pieces[0] + pieces[1]]
             tokens.append(pieces[0])
     vocab = {token: place for place, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(
-        vocab=vocab,
-        merges=[tuple(pair.split()) for pair in dict.fromkeys(merges)],
-        model_max_length=16,
-    )
+    pairs = list(dict.fromkeys(merges))
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=16)
+    if pad is not None:
+        tokenizer.pad_token = pad
+    return tokenizer
 
 
 def t5_tokenizer() -> T5TokenizerFast:
     """Whole words of `WORDS` and single letters."""
-    pieces = [
-        ("<pad>", 0.0),
-        ("</s>", 0.0),
-        ("<unk>", 0.0),
-        ("▁", -4.0),
-        *((f"▁{word}", -2.0) for word in WORDS),
-    ]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
+    pieces += [(f"▁{word}", -2.0) for word in WORDS]
     known = {piece for piece, _ in pieces}
-    letters = [(chr(code), -8.0) for code in range(33, 127) if chr(code) not in known]
-    return T5TokenizerFast(
-        vocab=[*pieces, *letters], extra_ids=0, model_max_length=MAX_SEQUENCE_LENGTH
+    pieces += [(chr(code), -8.0) for code in range(33, 127) if chr(code) not in known]
+    return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=MAX_SEQUENCE_LENGTH)
+
+
+INSTRUCTION = (
+    "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background"
+)
+CHAT = (
+    "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + "
+    "'<|im_end|>\\n' }}{%- endfor %}\n"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}\n"
+    "{%- if enable_thinking is defined and enable_thinking is false %}"
+    "{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
+)
+"""Qwen3's chat template, without tools."""
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Bytes, and whole words of `WORDS` and of Qwen-Image's instruction, which with its frame is 34
+    tokens long as in the real vocabulary. Z-Image and FLUX.2 klein use it too."""
+    words = dict.fromkeys([*re.findall("[a-z]+", INSTRUCTION), *WORDS])
+    spaced = [f"Ġ{word}" for word in words if word.isalpha()]
+    tokens, merges = sorted(ByteLevel.alphabet()), []
+    for word in [*spaced, "system", "user", "assistant", "Describe"]:
+        for end in range(1, len(word)):
+            merges.append((word[:end], word[end]))
+            tokens.append(word[: end + 1])
+    tokenizer = Qwen2Tokenizer(
+        vocab={token: place for place, token in enumerate(dict.fromkeys(tokens))},
+        merges=list(dict.fromkeys(merges)),
+        eos_token="<|im_end|>",
+        chat_template=CHAT,
+        model_max_length=4096,
     )
-
-
-def clip_text_model(tokenizer: CLIPTokenizer, width: int) -> CLIPTextModel:
-    """One layer, for that tokenizer."""
-    ids = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    sizes = {
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            max_position_embeddings=16,
-            projection_dim=width,
-            **sizes,
-            **ids,
-        )
-    )
-
-
-def autoencoder(
-    latent_channels: int, shift_factor: float | None, scaling_factor: float
-) -> AutoencoderKL:
-    """Four pixels per latent along one side."""
-    return AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=latent_channels,
-        norm_num_groups=4,
-        sample_size=SIZE,
-        scaling_factor=scaling_factor,
-        shift_factor=shift_factor,
-    )
-
-
-def _save(pipeline: Any, folder: Path) -> Path:
-    pipeline.save_pretrained(folder)
-    if isinstance(pipeline, FluxPipeline):
-        (folder / "directalign.json").write_text(
-            json.dumps({"max_sequence_length": MAX_SEQUENCE_LENGTH})
-        )
-    return folder
+    special = ("<|im_start|>", "<think>", "</think>")
+    tokenizer.add_tokens([AddedToken(name, special=True) for name in special])
+    return tokenizer

@@ -10,9 +10,6 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from directalign.cli import app
-from tiny import tiny_flux, tiny_sd
-
-__all__ = ["tiny_flux", "tiny_sd"]
 
 
 @pytest.fixture

@@ -17,15 +17,16 @@ import yaml
 from PIL import Image
 from typer.testing import Result
 
-from tiny import SIZE, write_flux, write_sd
-from tiny_clip import clip_folder
-from tiny_klein import write_klein
-from tiny_qwen import write_qwen_image
-from tiny_sd3 import write_sd3
-from tiny_sdxl import write_sdxl
-from tiny_z_image import write_z_image
-
-__all__ = ["clip_folder"]
+from tiny import (
+    SIZE,
+    write_flux,
+    write_klein,
+    write_qwen_image,
+    write_sd,
+    write_sd3,
+    write_sdxl,
+    write_z_image,
+)
 
 Command = Callable[..., Result]
 WRITERS: dict[str, Callable[[Path], Path]] = {

@@ -26,12 +26,15 @@ from typer.testing import Result
 from directalign.toyworld.assets import resolve
 from directalign.training.run_folder import locked
 from hub_stand_in import READER, Hub, hub_stand_in, point_at
-from tiny import write_flux, write_sd
-from tiny_klein import write_klein
-from tiny_qwen import write_qwen_image
-from tiny_sd3 import write_sd3
-from tiny_sdxl import write_sdxl
-from tiny_z_image import write_z_image
+from tiny import (
+    write_flux,
+    write_klein,
+    write_qwen_image,
+    write_sd,
+    write_sd3,
+    write_sdxl,
+    write_z_image,
+)
 
 Command = Callable[..., Result]
 Models = dict[str, Path]

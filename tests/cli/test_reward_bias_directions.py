@@ -17,9 +17,7 @@ from directalign.evaluation.generate import save_png
 from directalign.rewards.clip import ClipReward
 from directalign.rewards.projection import fingerprint, read_directions
 from directalign.toyworld.scenes import all_captions, render, scenes_of
-from tiny_clip import clip_folder
 
-__all__ = ["clip_folder"]
 Fit = Callable[..., Result]
 CAPTIONS = all_captions()[:6]
 PHRASES = ("--keep-words", "Realistic photo", "--against", "CG render")

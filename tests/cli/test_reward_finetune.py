@@ -10,9 +10,6 @@ import pytest
 from click.testing import Result
 from transformers import CLIPModel, CLIPProcessor
 
-from tiny_clip import clip_folder
-
-__all__ = ["clip_folder"]
 Finetune = Callable[..., Result]
 
 OPTIONS = {

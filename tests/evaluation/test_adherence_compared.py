@@ -13,9 +13,6 @@ from PIL import Image
 from directalign.evaluation.compare import Request, compare
 from directalign.types import DirectAlignError
 from tiny_detectors import write_detector
-from tiny_vlm import vlm_folder
-
-__all__ = ["vlm_folder"]
 
 DOG = {"class": "dog", "count": 1}
 TWO_DOGS = {"include": [{**DOG, "count": 2}], "exclude": [{**DOG, "count": 3}]}

@@ -18,6 +18,7 @@ from transformers import (
     RTDetrImageProcessor,
 )
 
+import tiny_detectors
 from directalign import config
 from directalign.evaluation.adherence import adherence_of, check_adherence, check_rows
 from directalign.evaluation.adherence.detector import (
@@ -36,10 +37,7 @@ from directalign.evaluation.eval_prompts import PromptRow, checked_facts
 from directalign.rewards.clip import ClipReward
 from directalign.types import DirectAlignError
 from hub_stand_in import hub_stand_in, point_at
-from tiny_clip import clip_folder
-from tiny_detectors import CLASSES, MODELS, write_detector
-
-__all__ = ["clip_folder"]
+from tiny_detectors import CLASSES, write_detector
 
 KEY = "evaluate.adherence"
 PROCESSORS = {"mask2former": Mask2FormerImageProcessor, "owlv2": Owlv2ImageProcessor}
@@ -48,7 +46,7 @@ PROCESSORS = {"mask2former": Mask2FormerImageProcessor, "owlv2": Owlv2ImageProce
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("detectors")
-    return {kind: write_detector(root / kind, kind) for kind in MODELS}
+    return {kind: write_detector(root / kind, kind) for kind in tiny_detectors.KINDS}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +79,7 @@ def rows(*include: dict[str, Any], tag: str = "two_object") -> list[PromptRow]:
     return [PromptRow("a prompt", tag, facts)]
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", tiny_detectors.KINDS)
 def test_images_are_prepared_as_transformers_does(
     kind: str, detectors: dict[str, Detector], processors: dict[str, Any]
 ) -> None:
@@ -164,7 +162,7 @@ def test_mask2former_finds_masks_with_their_scores_and_boxes(
             assert edge.any()
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", tiny_detectors.KINDS)
 def test_weights_are_frozen(kind: str, detectors: dict[str, Detector]) -> None:
     model = detectors[kind].model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -202,7 +200,7 @@ def test_thresholds_are_those_of_the_kind_unless_others_are_given() -> None:
     settings = {"threshold": 0.0, "counting_threshold": 0.4, "max_overlap": 0.7}
     given = limits_of(config.DetectorConfig(path="x", **settings), "owlv2")
     assert (given.of("colors"), given.of("counting"), given.max_overlap) == (0.0, 0.4, 0.7)
-    assert set(KINDS) == set(MODELS)
+    assert set(KINDS) == set(tiny_detectors.KINDS)
 
 
 # --- colours --------------------------------------------------------------------------------------

@@ -20,11 +20,7 @@ from directalign.evaluation.eval_prompts import PromptRow, checked_facts
 from directalign.preflight.checks import check_adherence as planned
 from directalign.types import DirectAlignError
 from finished_runs import finished_recipe
-from tiny_clip import clip_folder
 from tiny_detectors import write_detector
-from tiny_vlm import vlm_folder
-
-__all__ = ["clip_folder", "vlm_folder"]
 
 OBJECTS = [{"class": "star", "count": 1, "color": "red"}, {"class": "dog", "count": 1}]
 FACTS = checked_facts({"tag": "color_attr", "include": OBJECTS, "exclude": []}, "here")

@@ -19,9 +19,6 @@ from directalign.rewards import load_reward
 from directalign.training import run as train
 from directalign.training.run_log import read
 from directalign.types import DirectAlignError, Images, PerSample
-from tiny_clip import clip_folder
-
-__all__ = ["clip_folder"]
 
 
 class Length:

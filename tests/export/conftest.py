@@ -9,9 +9,6 @@ from diffusers import FluxTransformer2DModel
 
 from finished_runs import finished_recipe, write_finished
 from low_rank_updates import JOINT, random_updates
-from tiny import tiny_flux, tiny_sd
-
-__all__ = ["tiny_flux", "tiny_sd"]
 
 
 @pytest.fixture

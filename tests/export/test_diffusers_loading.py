@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from directalign.export import Format, export_run
 from finished_runs import finished_recipe, image, write_finished
 from low_rank_updates import random_updates
-from tiny_sdxl import write_sdxl
+from tiny import write_sdxl
 
 UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 

@@ -19,12 +19,20 @@ from torch import Tensor
 
 from directalign.config import ModelConfig
 from directalign.models import load_model, model_class
-from tiny import MAX_SEQUENCE_LENGTH, SIZE, ZERO_SNR, write_flux, write_sd
-from tiny_klein import write_klein
-from tiny_qwen import LATENTS_MEAN, LATENTS_STD, write_qwen_image
-from tiny_sd3 import MEDIUM, write_sd3
-from tiny_sdxl import write_sdxl
-from tiny_z_image import write_z_image
+from tiny import (
+    MAX_SEQUENCE_LENGTH,
+    MEDIUM,
+    SIZE,
+    SIZES,
+    ZERO_SNR,
+    write_flux,
+    write_klein,
+    write_qwen_image,
+    write_sd,
+    write_sd3,
+    write_sdxl,
+    write_z_image,
+)
 
 Tensors = Mapping[str, Any]
 GUIDANCE = 2.5
@@ -46,7 +54,10 @@ class AutoencoderCalls:
 
 
 class QwenCalls:
-    mean, std = (torch.tensor(each)[:, None, None] for each in (LATENTS_MEAN, LATENTS_STD))
+    mean, std = (
+        torch.tensor(SIZES["qwen_vae"][f"latents_{each}"])[:, None, None]
+        for each in ("mean", "std")
+    )
 
     def encode(self, pipeline: Any, images: Tensor) -> Tensor:
         mode = pipeline.vae.encode(2 * images[:, :, None] - 1).latent_dist.mode()

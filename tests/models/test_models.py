@@ -16,8 +16,7 @@ from directalign.types import DirectAlignError
 from models.cases import CASES, PLAIN
 from models.srpo_by_hand import PROMPTS
 from models.test_equality import LONG, close, image_of, noise_for, noisy, rollout_of
-from tiny import SIZE
-from tiny_sd3 import MEDIUM
+from tiny import MEDIUM, SIZE
 
 CPU = torch.device("cpu")
 LATENTS = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))

@@ -25,9 +25,7 @@ from directalign.models.checkpoint_source import Source, open_source
 from directalign.models.components import check_parts, load_parts
 from directalign.types import DirectAlignError
 from models import original_layouts as layouts
-from tiny import write_flux, write_sd
-from tiny_sd3 import MEDIUM, write_sd3
-from tiny_sdxl import write_sdxl
+from tiny import MEDIUM, write_flux, write_sd, write_sd3, write_sdxl
 
 COMFY = "model.diffusion_model."
 

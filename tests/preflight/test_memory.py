@@ -1,6 +1,5 @@
 """The estimate against real updates of tiny models, and what is counted in which phases."""
 
-# ruff: noqa: F811
 from __future__ import annotations
 
 from pathlib import Path
@@ -33,17 +32,14 @@ from directalign.rewards import REWARDS, load_reward, reward_class
 from directalign.training.optim import AdamW8bit
 from directalign.types import Batch, DirectAlignError
 from recorded_rewards import write_aesthetic, write_image_reward
-from tiny import tiny_flux, tiny_sd  # noqa: F401 (fixtures)
-from tiny_clip import clip_folder  # noqa: F401 (fixture)
-from tiny_klein import write_klein
-from tiny_open_clip import write_open_clip
-from tiny_qwen import write_qwen_image
-from tiny_sd3 import write_sd3
-from tiny_sdxl import write_sdxl
-from tiny_siglip import siglip_folder  # noqa: F401 (fixture)
-from tiny_vlm import MODELS as VLMS
-from tiny_vlm import write_vlm
-from tiny_z_image import write_z_image
+from tiny import (
+    write_klein,
+    write_qwen_image,
+    write_sd3,
+    write_sdxl,
+    write_z_image,
+)
+from tiny_rewards import VLMS, write_open_clip, write_vlm
 
 CPU, GPU = preflight.Place("the CPU", 10**12, is_gpu=False), preflight.a_gpu(24, ranks=1)
 FIXTURES = Path(__file__).parents[1] / "fixtures"

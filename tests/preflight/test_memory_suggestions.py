@@ -1,6 +1,5 @@
 """Suggestions that lower the peak: best first, combined if one is not enough."""
 
-# ruff: noqa: F811
 from __future__ import annotations
 
 from pathlib import Path
@@ -13,7 +12,6 @@ from directalign import preflight
 from directalign.config import RunConfig
 from directalign.preflight import memory_suggestions
 from directalign.preflight.memory import Traced
-from tiny import tiny_flux  # noqa: F401 (fixture)
 
 HUGE = preflight.Place("the CPU", 10**12, is_gpu=False)
 

@@ -1,6 +1,5 @@
 """The configs of published models describe networks with the published numbers of parameters."""
 
-# ruff: noqa: F811
 from __future__ import annotations
 
 from pathlib import Path
@@ -13,7 +12,6 @@ from directalign.models import MODELS, model_class
 from directalign.preflight.memory import MetaRewards
 from directalign.preflight.meta_models import USUAL, known, meta_model
 from directalign.rewards import REWARDS
-from tiny import tiny_sd  # noqa: F401 (fixture)
 
 PUBLISHED = {  # millions of parameters
     "black-forest-labs/FLUX.1-dev": "transformer 11901 text_encoder 123.1 text_encoder_2 4762",

@@ -25,10 +25,6 @@ from directalign.rewards.clip import ClipReward
 from directalign.rewards.pixel_statistics import PixelReward
 from directalign.rewards.qwen_vl import VlmReward
 from directalign.types import DirectAlignError
-from tiny_clip import clip_folder
-from tiny_vlm import vlm_folder
-
-__all__ = ["clip_folder", "vlm_folder"]
 
 PHRASES = ControlPhrases(positive=["Realistic photo"], negative=["CG render"])
 SETTINGS = FinetuneConfig(num_steps=60, batch_size=8, learning_rate=1e-3)

@@ -18,10 +18,7 @@ from directalign import config
 from directalign.rewards.mps import CrossModel, MpsModel
 from directalign.types import DirectAlignError
 from recorded_rewards import FIXTURES, write_aesthetic, write_image_reward
-from tiny_clip import write_clip
-from tiny_open_clip import write_open_clip
-from tiny_siglip import write_siglip
-from tiny_vlm import write_vlm
+from tiny_rewards import write_clip, write_open_clip, write_siglip, write_vlm
 
 PROMPTS = ["a red star", "a blue ring on an olive background"]
 

@@ -9,11 +9,6 @@ from typing import Any
 import pytest
 
 from rewards.cases import CASES
-from tiny_clip import clip_folder
-from tiny_siglip import siglip_folder
-from tiny_vlm import vlm_folder
-
-__all__ = ["clip_folder", "siglip_folder", "vlm_folder"]
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from directalign.rewards.open_clip import clip_config
 from published_layouts import images_drawn
 from recorded_rewards import FIXTURES
 from rewards.cases import refused, scores_of
-from tiny_open_clip import open_clip_weights, write_open_clip
+from tiny_rewards import open_clip_weights, write_open_clip
 
 FOLDER = FIXTURES / "open_clip"
 PUBLISHED: dict[str, Any] = json.loads((FOLDER / "published.json").read_text())

@@ -21,7 +21,7 @@ from directalign.rewards.common import Preprocessing
 from directalign.rewards.qwen_vl import CLIP_MEAN, CLIP_STD, VlmPixels
 from published_layouts import images_drawn
 from rewards.cases import refused
-from tiny_vlm import write_reader
+from tiny_rewards import write_reader
 
 SIZES = [(64, 64), (40, 57), (57, 40), (32, 32), (33, 120), (20, 27), (25, 21), (200, 130)]
 FILE = "preprocessor_config.json"

@@ -20,7 +20,7 @@ from directalign.rewards.hpsv3 import Hpsv3Reward
 from directalign.rewards.qwen_vl import VlmReward
 from recorded_rewards import FIXTURES
 from rewards.cases import refused, scores_of
-from tiny_vlm import MODELS, TEMPLATE, original_score, write_vlm
+from tiny_rewards import TEMPLATE, VLMS, original_score, write_vlm
 
 PROMPTS = [
     "a red star",
@@ -62,7 +62,7 @@ def copy(vlm_folder: Path, tmp_path: Path) -> Path:
 # --- P(yes) ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", VLMS)
 def test_the_score_is_that_of_the_librarys_model_and_processor(kind: str, tmp_path: Path) -> None:
     folder = write_vlm(tmp_path / kind, kind)
     reward = vlm(folder)

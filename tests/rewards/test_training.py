@@ -14,9 +14,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from directalign.cli import app
-from tiny import SIZE, tiny_flux
-
-__all__ = ["tiny_flux"]
+from tiny import SIZE
 
 
 def test_the_loss_is_finite_and_weights_move(
