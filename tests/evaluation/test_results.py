@@ -42,6 +42,7 @@ def test_means_differences_and_wins() -> None:
         "label": "Bad",
         "role": "drift",
         "better": -1,
+        "unit": "",
         "scale": "s",
     }
     assert found["models"]["a"]["good"]["value"] == pytest.approx(0.95) and found["models"][

@@ -77,6 +77,10 @@ def comparison_options(
             help="A further held-out reward: recipe, CLIP or '{name: ...}'. Repeatable.",
         ),
     ] = [],  # noqa: B006 (typer copies it)
+    metric: Annotated[
+        list[str],
+        typer.Option(metavar="FILE.py:NAME", help="A metric of your own. Repeatable."),
+    ] = [],  # noqa: B006
     positive: Annotated[
         list[str],
         typer.Option(help="Desired phrase of the style gap; default: the first run's. Repeatable."),
@@ -109,6 +113,7 @@ def comparison_options(
         "num_samples": num_samples,
         "seeds_per_prompt": seeds_per_prompt,
         "rewards": tuple(reward),
+        "metrics": tuple(metric),
         "positive": tuple(positive),
         "negative": tuple(negative),
         "judge": judge.value if judge else None,
