@@ -29,7 +29,7 @@ ROLES = {
                 " moves here has leaked."),
 }
 # fmt: on
-"""role: (title of a group, short name, description), in the order in which groups are shown."""
+"""role: (title of a group, short name, description), in the order in which groups are displayed."""
 
 HELD_OUT, OFF_TOPIC, MEMBER, STYLE = "held_out_", "off_topic_", "reward_", "style_"
 SCORE, SGP = "score_", "sgp_"
@@ -43,7 +43,7 @@ SHARE, SCORE_UNIT = "share", "score"
 class Metric:
     """One metric. `higher_is_better` None: descriptive, excluded from wins.
 
-    `unit` is "share" (0 to 1, shown in percent), "score" (a reward's own units), or in words.
+    `unit` is "share" (0 to 1, displayed in percent), "score" (a reward's own units), or in words.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Metric:
 
     @property
     def percent(self) -> bool:
-        """Whether it is a share, shown in percent."""
+        """Whether it is a share, displayed in percent."""
         return self.unit == SHARE
 
     @property
@@ -146,7 +146,7 @@ PIXELS = _metrics(
      "Mean root mean square difference to the other images of the same prompt, 0 to 1; 0 is "
      "collapse."),
 )
-"""Per image, from the pixels alone."""
+"""Per image, from the pixels only."""
 
 TRAINING = _metrics(
     "drift",
