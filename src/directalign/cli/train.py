@@ -96,8 +96,7 @@ def export(
 @world.command()
 def images(
     folder: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="New folder for the images.", show_default=False),
+        Path, typer.Argument(metavar="DIR", help="New folder for the images.", show_default=False)
     ],
     count: Annotated[int, option("Number of images.")] = 256,
     style: Annotated[str, option("photo, cg, painting or anime.")] = "photo",
