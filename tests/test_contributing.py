@@ -14,8 +14,12 @@ from typer.testing import CliRunner
 
 from directalign.cli import app
 from directalign.config.load import recipe_path
-from directalign.evaluation.eval_samples import EvalSample
-from directalign.evaluation.scores import MetricInput, per_image, user_metric_functions
+from directalign.evaluation.scores import (
+    EvalSample,
+    MetricInput,
+    per_image,
+    user_metric_functions,
+)
 from directalign.report import write_page
 from directalign.types import DirectAlignError
 

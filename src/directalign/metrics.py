@@ -29,7 +29,7 @@ ROLES = {
                 " moves here has leaked."),
 }
 # fmt: on
-"""role: (title of a group, short name, description), in the order in which groups are displayed."""
+"""role: (title of a group, short name, description), in the order in which groups appear."""
 
 HELD_OUT, OFF_TOPIC, MEMBER, STYLE = "held_out_", "off_topic_", "reward_", "style_"
 SCORE, SGP = "score_", "sgp_"
@@ -43,7 +43,7 @@ SHARE, SCORE_UNIT = "share", "score"
 class Metric:
     """One metric. `higher_is_better` None: descriptive, excluded from wins.
 
-    `unit` is "share" (0 to 1, displayed in percent), "score" (a reward's own units), or in words.
+    `unit` is "share" (0 to 1, printed in percent), "score" (a reward's own units), or in words.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Metric:
 
     @property
     def percent(self) -> bool:
-        """Whether it is a share, displayed in percent."""
+        """Whether it is a share, printed in percent."""
         return self.unit == SHARE
 
     @property
@@ -182,9 +182,9 @@ CONTROL = _metrics(
 
 METRICS = {**JUDGED, **PIXELS, **TRAINING, **CONTROL}
 USER_METRICS: dict[str, Metric] = {}
-"""Of users' files, by name, filled by `evaluation.scores.user_metric`."""
+"""Of users' files, by name, filled by `evaluation.scores.user_metrics`."""
 RESERVED = (OFF_TOPIC, HELD_OUT, MEMBER, STYLE, SCORE, SGP, BASE_FEATURES, DIVERSITY, "adherence")
-"""First letters of names that the package gives itself."""
+"""Prefixes of names that the package forms."""
 
 
 def metric(name: str) -> Metric:
@@ -227,9 +227,8 @@ def metric(name: str) -> Metric:
 def score_metric(label: str, kind: str, scale: float, trained: bool) -> Metric:
     """The plain score of a reward; `trained`: a model of the comparison was trained on it."""
     text = f"Score of {kind} under the bare prompt, times {scale:g}."
-    return Metric(
-        SCORE + label, label, "trained" if trained else "held_out", True, text, SCORE_UNIT
-    )
+    role = "trained" if trained else "held_out"
+    return Metric(SCORE + label, label, role, True, text, SCORE_UNIT)
 
 
 def sgp_metric(
@@ -258,9 +257,8 @@ def feature_metrics(label: str) -> dict[str, Metric]:
 def off_topic_score_metric(label: str) -> Metric:
     """The plain score of a reward on control prompts."""
     text = "The same score on prompts that training is not about: what rises here has leaked."
-    return Metric(
-        OFF_TOPIC + SCORE + label, f"{label} off topic", "leakage", None, text, SCORE_UNIT
-    )
+    name = OFF_TOPIC + SCORE + label
+    return Metric(name, f"{label} off topic", "leakage", None, text, SCORE_UNIT)
 
 
 # --- selections -----------------------------------------------------------------------------------
