@@ -190,14 +190,14 @@ def without_init() -> Iterator[None]:
     """Weights that are created inside are not initialized, which takes long even without data."""
     originals = {
         name: function
-        for name, function in vars(nn.init).items()
+        for name, function in nn.init.__dict__.items()
         if name.endswith("_") and not name.startswith("_")
     }
-    vars(nn.init).update(dict.fromkeys(originals, lambda tensor, *_, **__: tensor))
+    nn.init.__dict__.update(dict.fromkeys(originals, lambda tensor, *_, **__: tensor))
     try:
         yield
     finally:
-        vars(nn.init).update(originals)
+        nn.init.__dict__.update(originals)
 
 
 @contextmanager
