@@ -8,11 +8,20 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
 from directalign.cli import app
 from directalign.config.load import recipe_path
+from directalign.evaluation.scores import (
+    EvalSample,
+    MetricInput,
+    per_image,
+    user_metric_functions,
+)
+from directalign.report import write_page
+from directalign.types import DirectAlignError
 
 ROOT = Path(__file__).parents[1]
 REWARD = """
@@ -20,6 +29,22 @@ import torch
 
 def redness(images, prompts, strength=1.0):
     return strength * (images[:, 0] - images[:, 1:].mean(1)).mean((1, 2))
+"""
+METRIC = """
+def redness(images, prompts):
+    '''Mean red minus the mean of
+    green and blue, -1 to 1.
+
+    More text.'''
+    return (images[:, 0] - images[:, 1:].mean(1)).mean((1, 2))
+
+redness.higher_is_better = False
+
+class Even:
+    unit = "share"
+    higher_is_better = True
+    def __call__(self, images, prompts):
+        return [1.0] * len(prompts)
 """
 MODEL = """
 from directalign.models.flux import Flux
@@ -46,10 +71,9 @@ def run(*words: object) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-step run with a reward, a model and a method that the package has never
-    seen."""
+    """A two-step run with a reward, a metric, a model and a method of the user's files."""
     folder = tmp_path_factory.mktemp("own")
-    files = {"my_reward": REWARD, "my_model": MODEL, "my_method": METHOD}
+    files = {"my_reward": REWARD, "my_metric": METRIC, "my_model": MODEL, "my_method": METHOD}
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text)
     recipe = yaml.safe_load(recipe_path("world_srpo_lora").read_text())
@@ -70,9 +94,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe["evaluate"] = {
         "judge": "none",
         "num_samples": 2,
+        "metrics": [f"{folder / 'my_metric.py'}:{name}" for name in ("redness", "Even")],
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert "not estimated" in run("check", folder / "recipe.yaml")
+    absent = f"evaluate.metrics=[{folder}/absent.py:fn]"
+    refused = CliRunner().invoke(app, ["check", str(folder / "recipe.yaml"), "--set", absent])
+    assert refused.exit_code == 1 and "evaluate.metrics: " in refused.output
     run("train", folder / "recipe.yaml", "--out", folder / "run")
     return folder / "run"
 
@@ -81,15 +109,55 @@ def test_the_run_measures_with_all_of_them(trained: Path) -> None:
     records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     measured = [record for record in records if record["event"] == "evaluate"]
     assert [record["step"] for record in measured] == [0, 2]
-    assert all("reward" in record for record in measured)
+    for record in measured:  # the reward is twice the metric
+        assert record["reward"] == pytest.approx(2 * record["redness"], abs=1e-6)
+        assert record["Even"]["value"] == 1
     steps = [record for record in records if record["event"] == "step"]
     assert [record["step"] for record in steps] == [1, 2]
+    write_page(trained)  # by another process than that of the training: without the user's file
+    assert "Mean red minus the mean of green and blue" in (trained / "report.html").read_text()
 
 
 def test_it_is_compared_with_its_base(trained: Path) -> None:
-    out = trained.parent / "comparison"
-    run("compare", trained, "--base", "--num-samples", "2", "--out", out)
-    assert {"base", "run"} & set(json.loads((out / "summary.json").read_text())["models"])
+    out, own = trained.parent / "comparison", trained.parent / "own.py"
+    own.write_text("def blueness(images, prompts):\n    return images[:, 2].mean((1, 2))\n")
+    words = ("compare", trained, "--base", "--num-samples", "2", "--metric", f"{own}:blueness")
+    run(*words, "--out", out)
+    summary = json.loads((out / "summary.json").read_text())
+    about = {"label": "Redness", "role": "drift", "better": -1, "unit": ""}
+    scale = "Mean red minus the mean of green and blue, -1 to 1."
+    assert summary["names"]["redness"] == {**about, "scale": scale}
+    assert summary["names"]["Even"]["unit"] == "share" and "blueness" in summary["names"]
+    assert len(summary["models"]) == 2
+    for found in summary["models"].values():
+        assert found["red_cast"]["value"] == pytest.approx(found["redness"]["value"] * 2 / 3)
+    assert scale in (out / "report.html").read_text()
+    own.write_text(own.read_text().replace("2]", "1]"))
+    result = CliRunner().invoke(app, [str(word) for word in (*words, "--out", out)])
+    assert result.exit_code == 1 and "metrics.metric-blueness.sha256 was" in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "problem"),
+    [
+        ("", "absent", "has no function 'absent'"),
+        ("number = 3", "number", "is a int, which cannot be called"),
+        ("def entropy(images, prompts): ...", "entropy", "another metric is called entropy"),
+        ("def fn(images, prompts): ...\nfn.unit = 1", "fn", "unit 1"),
+        ("def fn(images, prompts): return [1.0]", "fn", "numbers, one per image; it returned"),
+        ("def fn(images, prompts): return images[:, 0, 0, 0] / 0", "fn", "a finite score"),
+        ("def fn(images): ...", "fn", "fails (TypeError"),
+    ],
+)
+def test_a_metric_that_cannot_work_is_refused(
+    tmp_path: Path, text: str, name: str, problem: str
+) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(text)
+    samples = [EvalSample(index, "a red star", index) for index in range(2)]
+    with pytest.raises(DirectAlignError, match=f"evaluate.metrics: .*{re.escape(problem)}"):
+        functions = user_metric_functions([f"{file}:{name}"], 2)
+        per_image(functions, MetricInput(samples, torch.ones(2, 3, 8, 8)))
 
 
 def test_contributing_names_files_that_exist() -> None:

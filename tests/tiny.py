@@ -244,6 +244,18 @@ def write_klein(
     return folder
 
 
+WRITERS = {
+    "flux": write_flux,
+    "flux2_klein": write_klein,
+    "sd3": write_sd3,
+    "sd": write_sd,
+    "sdxl": write_sdxl,
+    "qwen_image": write_qwen_image,
+    "z_image": write_z_image,
+}
+"""By architecture."""
+
+
 def autoencoder(**settings: Any) -> diffusers.AutoencoderKL:
     """Four pixels per latent along one side."""
     return diffusers.AutoencoderKL(**SIZES["vae"], **settings)

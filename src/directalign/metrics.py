@@ -2,7 +2,8 @@
 
 A new metric needs one entry here and its function in `evaluation.image_metrics` or `.scores`.
 Tables, pages, the model card and early stopping read the registry. Metrics whose names contain a
-reward's label or a style are described by their prefix, see `metric`.
+reward's label or a style are described by their prefix, see `metric`. Those of users' files
+(`evaluate.metrics`) enter `USER_METRICS` when they are loaded.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ class Metric:
 
     def as_record(self) -> dict[str, Any]:
         """Its form under `names` in a comparison's summary.json."""
-        direction = {"role": self.role, "better": self.better}
-        return {"label": self.label, **direction, "scale": self.description}
+        about = {"role": self.role, "better": self.better, "unit": self.unit}
+        return {"label": self.label, **about, "scale": self.description}
 
 
 def _metrics(role: str, *rows: tuple[str, str, bool | None, str, str]) -> dict[str, Metric]:
@@ -180,12 +181,17 @@ CONTROL = _metrics(
 # fmt: on
 
 METRICS = {**JUDGED, **PIXELS, **TRAINING, **CONTROL}
+USER_METRICS: dict[str, Metric] = {}
+"""Of users' files, by name, filled by `evaluation.scores.user_metrics`."""
+RESERVED = (OFF_TOPIC, HELD_OUT, MEMBER, STYLE, SCORE, SGP, BASE_FEATURES, DIVERSITY, "adherence")
+"""Prefixes of names that the package forms."""
 
 
 def metric(name: str) -> Metric:
-    """The metric of a name: its entry in `METRICS`, or by its prefix."""
-    if name in METRICS:
-        return METRICS[name]
+    """The metric of a name: its entry in `METRICS` or `USER_METRICS`, or by its prefix."""
+    known = METRICS.get(name) or USER_METRICS.get(name)
+    if known is not None:
+        return known
     if name.startswith(OFF_TOPIC):
         inner = metric(name.removeprefix(OFF_TOPIC))
         label = f"{inner.label.removesuffix(' of whole images')} off topic"

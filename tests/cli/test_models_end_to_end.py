@@ -17,27 +17,10 @@ import yaml
 from PIL import Image
 from typer.testing import Result
 
-from tiny import (
-    SIZE,
-    write_flux,
-    write_klein,
-    write_qwen_image,
-    write_sd,
-    write_sd3,
-    write_sdxl,
-    write_z_image,
-)
+from tiny import SIZE, WRITERS
 
 Command = Callable[..., Result]
-WRITERS: dict[str, Callable[[Path], Path]] = {
-    "flux": write_flux,
-    "flux2_klein": write_klein,
-    "sd3": write_sd3,
-    "sd": write_sd,
-    "sdxl": write_sdxl,
-    "qwen_image": write_qwen_image,
-    "z_image": write_z_image,
-}
+LORA = {"rank": 2, "alpha": 4}
 
 
 @pytest.mark.parametrize("architecture", WRITERS)
@@ -51,33 +34,26 @@ def test_from_a_checkpoint_to_an_image_of_the_diffusers_pipeline(
     monkeypatch.chdir(tmp_path)
     _write_recipe(architecture, WRITERS[architecture](tmp_path / "model"), clip_folder)
     assert _lines(command("train", "recipe.yaml", "--out", "run"))[-1] == "run"
-    resumed = _lines(
-        command("train", "recipe.yaml", "--set", "train.num_steps=3", "--out", "run", "--resume")
-    )
+    longer = ("--set", "train.num_steps=3", "--out", "run", "--resume")
+    resumed = _lines(command("train", "recipe.yaml", *longer))
     assert any(line.startswith("continuing from run/checkpoints/step-000002") for line in resumed)
     assert _updates() == [1, 2, 3]
-    assert _lines(
-        command("sample", "run", "--prompt", "a red star on sandy background", "--seed", "7")
-    ) == ["images/0000-seed7.png"]
+    prompt = ("--prompt", "a red star on sandy background", "--seed", "7")
+    assert _lines(command("sample", "run", *prompt)) == ["images/0000-seed7.png"]
     assert _lines(command("export", "run", "--format", "diffusers")) == ["run/export/diffusers"]
-    sampled, record = (
-        _pixels(Image.open("images/0000-seed7.png")),
-        json.loads(Path("images/images.jsonl").read_text()),
-    )
-    assert np.abs(sampled - _by_diffusers(record["diffusers"], exported=True)).max() <= 1
-    assert np.abs(sampled - _by_diffusers(record["diffusers"], exported=False)).max() > 4
+    sampled = _pixels(Image.open("images/0000-seed7.png"))
+    call = json.loads(Path("images/images.jsonl").read_text())["diffusers"]
+    assert np.abs(sampled - _by_diffusers(call, exported=True)).max() <= 1
+    assert np.abs(sampled - _by_diffusers(call, exported=False)).max() > 4
 
 
 def _write_recipe(architecture: str, model: Path, clip: Path) -> None:
     """recipe.yaml: two updates on two prompts, SRPO's relative form, its guidance."""
     embedded = {"embedded_guidance": 3.5} if architecture == "flux" else {}
+    guidance = embedded or {"cfg_scale": 3.0}
     recipe = {
         "name": f"tiny {architecture}",
-        "model": {
-            "architecture": architecture,
-            "path": str(model),
-            "lora": {"rank": 2, "alpha": 4},
-        },
+        "model": {"architecture": architecture, "path": str(model), "lora": LORA},
         "reward": {"name": "clip", "path": str(clip)},
         "method": {
             "name": "srpo",
@@ -85,13 +61,7 @@ def _write_recipe(architecture: str, model: Path, clip: Path) -> None:
             "control_phrases": {"positive": ["Realistic photo"], "negative": ["CG render"]},
             **embedded,
         },
-        "rollout": {
-            "num_inference_steps": 2,
-            "height": SIZE,
-            "width": SIZE,
-            "cfg_scale": 1.0 if embedded else 3.0,
-            **embedded,
-        },
+        "rollout": {"num_inference_steps": 2, "height": SIZE, "width": SIZE, **guidance},
         "data": {"prompts": "prompts.txt", "batch_size": 2},
         "train": {"num_steps": 2, "learning_rate": 0.1, "save_every": 1},
         "evaluate": {"num_samples": 2, "batch_size": 2},

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,9 +51,8 @@ def test_the_command_and_a_training_with_the_projected_reward(
 ) -> None:
     folders = ["--before", "before", "--after", "after", "--out", "made/d.safetensors"]
     words = ["--reward", str(clip_folder), *folders, *PHRASES, "--keep-examples", "world:photo/cg"]
-    program = [sys.executable, "-m", "directalign", "reward", "bias-directions"]
-    done = subprocess.run([*program, *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = command("reward", "bias-directions", *words)
+    assert done.exit_code == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[-1] == "made/d.safetensors" and "of the shift is shared by all" in lines[0]
     found = read_directions(Path("made/d.safetensors"), "x")

@@ -16,6 +16,7 @@ from directalign.preflight.checks import (
     check_reward,
     check_steps,
 )
+from directalign.preflight.memory import Traced
 from directalign.preflight.meta_models import meta_model
 from directalign.toyworld.assets import write_pictures
 
@@ -37,7 +38,11 @@ def load(name: str, images: Path, *overrides: str) -> RunConfig:
 
 
 @pytest.mark.parametrize("name", WORLD)
-def test_a_recipe_of_the_toy_world_can_run(name: str, images: Path, tmp_path: Path) -> None:
+def test_a_recipe_of_the_toy_world_can_run(
+    name: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its activations: tests/preflight traces each method."""
+    monkeypatch.setattr("directalign.preflight.memory.trace", lambda *_: Traced())
     run = load(name, images)
     found = plan(run, tmp_path / "out")
     assert found.warnings == () and dict(found.findings)["model"].startswith(run.model.path)

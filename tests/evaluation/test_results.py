@@ -33,7 +33,8 @@ LINES += [line("c", index, good=0.0) for index in range(4)]
 def test_means_differences_and_wins() -> None:
     found = summarise(["a", "b", "c"], LINES, ABOUT)
     assert list(found["names"]) == ["good", "bad", "plain"]
-    assert found["names"]["bad"] == {"label": "Bad", "role": "drift", "better": -1, "scale": "s"}
+    about = {"label": "Bad", "role": "drift", "better": -1, "unit": "", "scale": "s"}
+    assert found["names"]["bad"] == about
     assert found["models"]["a"]["good"]["value"] == pytest.approx(0.95)
     assert found["models"]["c"].keys() == {"good"}
     one = {(each["a"], each["b"], each["name"]): each for each in found["differences"]}

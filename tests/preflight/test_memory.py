@@ -32,26 +32,13 @@ from directalign.rewards import REWARDS, load_reward, reward_class
 from directalign.training.optim import AdamW8bit
 from directalign.types import Batch, DirectAlignError
 from recorded_rewards import write_aesthetic, write_image_reward
-from tiny import (
-    write_klein,
-    write_qwen_image,
-    write_sd3,
-    write_sdxl,
-    write_z_image,
-)
+from tiny import WRITERS
 from tiny_rewards import VLMS, write_open_clip, write_vlm
 
 CPU, GPU = preflight.Place("the CPU", 10**12, is_gpu=False), preflight.a_gpu(24, ranks=1)
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 HPSV3 = FIXTURES / "hpsv3"
 LONG = "a red star over a sandy shore " * 200
-WRITERS: dict[str, Any] = {
-    "flux2_klein": write_klein,
-    "sd3": write_sd3,
-    "sdxl": write_sdxl,
-    "qwen_image": write_qwen_image,
-    "z_image": write_z_image,
-}
 HEADS = ("linear", "improved", "v2_5")
 
 

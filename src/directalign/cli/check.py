@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import Debug, Overrides, Recipe, default_out, one_line_errors
+from .common import Debug, Overrides, Recipe, default_out, one_line_errors, option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,25 +20,15 @@ MARKS = {"counted": "", "traced": "~", "allowance": "+"}
 
 def check(
     recipe: Recipe,
-    overrides: Overrides = [],  # noqa: B006 (typer copies it)
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The output folder of the run.")
-    ] = None,
+    overrides: Overrides = [],
+    out: Annotated[Path | None, option("The output folder of the run.", "DIR")] = None,
     gpu_memory: Annotated[
         float | None,
-        typer.Option(
-            min=0,
-            metavar="GB",
-            help="Plan for a GPU of this size instead of this machine, e.g. 24.",
-        ),
+        option("Plan for a GPU of this size instead of this machine, e.g. 24.", "GB", min=0),
     ] = None,
     ranks: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Plan for this many processes; torchrun's own number if not given.",
-        ),
+        option("Plan for this many processes; torchrun's own number if not given.", "N", min=1),
     ] = None,
     debug: Debug = False,
 ) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .common import Debug, RunFolder, log_to_stderr, one_line_errors, shared_options
+from .common import Debug, RunFolder, log_to_stderr, one_line_errors, option, shared_options
 
 CONTINUES = "; the same command continues"
 RECIPE = "default: as in the recipes"
@@ -25,22 +25,16 @@ MODEL = "default: as in the recipe, or of a bare model"
 
 def sampling_options(
     num_inference_steps: Annotated[
-        int | None, typer.Option(min=1, help=f"Sampling steps; {MODEL} 25.")
+        int | None, option(f"Sampling steps; {MODEL} 25.", min=1)
     ] = None,
     cfg_scale: Annotated[
-        float | None,
-        typer.Option(min=0, help=f"Classifier-free guidance, two passes when not 1; {MODEL} 1."),
+        float | None, option(f"Classifier-free guidance, two passes when not 1; {MODEL} 1.", min=0)
     ] = None,
     embedded_guidance: Annotated[
-        float | None,
-        typer.Option(help=f"Guidance input of the network; {MODEL} 3.5 if it has one."),
+        float | None, option(f"Guidance input of the network; {MODEL} 3.5 if it has one.")
     ] = None,
-    height: Annotated[
-        int | None, typer.Option(min=8, help=f"Pixels; {MODEL} its training size.")
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(min=8, help=f"Pixels; {MODEL} its training size.")
-    ] = None,
+    height: Annotated[int | None, option(f"Pixels; {MODEL} its training size.", min=8)] = None,
+    width: Annotated[int | None, option(f"Pixels; {MODEL} its training size.", min=8)] = None,
 ) -> dict[str, Any]:
     """The settings of `config.RolloutConfig` that are given."""
     return {name: value for name, value in locals().items() if value is not None}
@@ -63,33 +57,27 @@ def comparison_options(
         ),
     ] = None,
     num_samples: Annotated[
-        int | None,
-        typer.Option(min=1, help=f"Images per model; default: all of --prompts, or {RECIPE[9:]}."),
+        int | None, option(f"Images per model; default: all of --prompts, or {RECIPE[9:]}.", min=1)
     ] = None,
     seeds_per_prompt: Annotated[
-        int | None,
-        typer.Option(min=1, help="Seeds of each prompt; default 2, the least for diversity."),
+        int | None, option("Seeds of each prompt; default 2, the least for diversity.", min=1)
     ] = None,
     reward: Annotated[
         list[str],
-        typer.Option(
-            metavar="LABEL=RECIPE",
-            help="A further held-out reward: recipe, CLIP or '{name: ...}'. Repeatable.",
+        option(
+            "A further held-out reward: recipe, CLIP or '{name: ...}'. Repeatable.", "LABEL=RECIPE"
         ),
-    ] = [],  # noqa: B006 (typer copies it)
+    ] = [],
+    metric: Annotated[list[str], option("A metric of your own. Repeatable.", "FILE.py:NAME")] = [],
     positive: Annotated[
-        list[str],
-        typer.Option(help="Desired phrase of the style gap; default: the first run's. Repeatable."),
-    ] = [],  # noqa: B006
-    negative: Annotated[
-        list[str], typer.Option(help="Undesired phrase of the style gap. Repeatable.")
-    ] = [],  # noqa: B006
+        list[str], option("Desired phrase of the style gap; default: the first run's. Repeatable.")
+    ] = [],
+    negative: Annotated[list[str], option("Undesired phrase of the style gap. Repeatable.")] = [],
     judge: Annotated[
-        Judge | None, typer.Option(help=f"Classifiers of the toy world, or none; {RECIPE}.")
+        Judge | None, option(f"Classifiers of the toy world, or none; {RECIPE}.")
     ] = None,
     control_prompts: Annotated[
-        str | None,
-        typer.Option(metavar="SET", help=f"Prompts to measure leakage on, or world; {RECIPE}."),
+        str | None, option(f"Prompts to measure leakage on, or world; {RECIPE}.", "SET")
     ] = None,
     adherence: Annotated[
         str | None,
@@ -100,7 +88,7 @@ def comparison_options(
         ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help=f"Images generated or evaluated at once; {RECIPE}.")
+        int | None, option(f"Images generated or evaluated at once; {RECIPE}.", min=1)
     ] = None,
 ) -> dict[str, Any]:
     """Fields of `evaluation.compare.Request`."""
@@ -109,6 +97,7 @@ def comparison_options(
         "num_samples": num_samples,
         "seeds_per_prompt": seeds_per_prompt,
         "rewards": tuple(reward),
+        "metrics": tuple(metric),
         "positive": tuple(positive),
         "negative": tuple(negative),
         "judge": judge.value if judge else None,
@@ -123,9 +112,7 @@ def evaluate(
     folder: RunFolder,
     rollout: dict[str, Any],
     settings: dict[str, Any],
-    out: Annotated[
-        Path | None, typer.Option(metavar="OUT", help="Output folder; default: DIR/evaluation.")
-    ] = None,
+    out: Annotated[Path | None, option("Output folder; default: DIR/evaluation.", "OUT")] = None,
     debug: Debug = False,
 ) -> None:
     """Evaluate a finished run and its base model on the same prompts and seeds."""
@@ -148,10 +135,7 @@ def compare(
             show_default=False,
         ),
     ],
-    out: Annotated[
-        Path,
-        typer.Option(metavar="DIR", help="Output folder; an interrupted comparison continues."),
-    ],
+    out: Annotated[Path, option("Output folder; an interrupted comparison continues.", "DIR")],
     rollout: dict[str, Any],
     settings: dict[str, Any],
     base: Annotated[
@@ -260,17 +244,12 @@ def sample(
         ),
     ],
     rollout: dict[str, Any],
-    prompt: Annotated[list[str], typer.Option(help="A prompt. Repeatable.")] = [],  # noqa: B006
+    prompt: Annotated[list[str], option("A prompt. Repeatable.")] = [],
     prompts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="A prompt list (.txt, .jsonl, .csv, .tsv, .parquet), or world."
-        ),
+        str | None, option("A prompt list (.txt, .jsonl, .csv, .tsv, .parquet), or world.", "FILE")
     ] = None,
-    seed: Annotated[list[int], typer.Option(help="Seed, for every prompt. Repeatable.")] = [0],  # noqa: B006
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the images.")] = Path(
-        "images"
-    ),
+    seed: Annotated[list[int], option("Seed, for every prompt. Repeatable.")] = [0],
+    out: Annotated[Path, option("Folder for the images.", "DIR")] = Path("images"),
     base: Annotated[
         bool, typer.Option("--base", help="Sample the base model of the run instead.")
     ] = False,

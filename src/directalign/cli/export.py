@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Debug, RunFolder, one_line_errors, require_room
+from .common import Debug, RunFolder, one_line_errors, option, require_room
 
 
 class Format(str, Enum):
@@ -41,23 +41,20 @@ def export(
             "--format", help="LoRA file for diffusers, ComfyUI or kohya; folder: whole pipeline."
         ),
     ],
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="New folder; default: DIR/export/FORMAT.")
-    ] = None,
+    out: Annotated[Path | None, option("New folder; default: DIR/export/FORMAT.", "DIR")] = None,
     dtype: Annotated[
         Dtype | None,
-        typer.Option(help="Of the weights; default: float32 for a LoRA, bfloat16 for a pipeline."),
+        option("Of the weights; default: float32 for a LoRA, bfloat16 for a pipeline."),
     ] = None,
     merge: Annotated[
         bool,
         typer.Option("--merge", help="Merge the LoRA into the base model; for --format folder."),
     ] = False,
     max_shard_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Largest file of weights; for --format folder.")
+        str, option("Largest file of weights; for --format folder.", "SIZE")
     ] = "5GB",
     push_to_hub: Annotated[
-        str | None,
-        typer.Option(metavar="OWNER/NAME", help="Upload the export to this model repository."),
+        str | None, option("Upload the export to this model repository.", "OWNER/NAME")
     ] = None,
     private: Annotated[
         bool, typer.Option("--private", help="Make the repository private; with --push-to-hub.")
@@ -86,15 +83,9 @@ def export(
 
 def average(
     folder: RunFolder,
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="New folder; sample, evaluate and export accept it.")
-    ],
-    steps: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Checkpoints of these steps.")
-    ] = None,
-    last: Annotated[
-        int | None, typer.Option(min=1, metavar="K", help="The newest K checkpoints.")
-    ] = None,
+    out: Annotated[Path, option("New folder; sample, evaluate and export accept it.", "DIR")],
+    steps: Annotated[str | None, option("Checkpoints of these steps.", "N,N,...")] = None,
+    last: Annotated[int | None, option("The newest K checkpoints.", "K", min=1)] = None,
     ema: Annotated[
         bool | None,
         typer.Option(
@@ -102,16 +93,11 @@ def average(
         ),
     ] = None,
     base_share: Annotated[
-        float,
-        typer.Option(
-            min=0, metavar="S", help="Share of the base model; a LoRA is scaled by 1 − S."
-        ),
+        float, option("Share of the base model; a LoRA is scaled by 1 − S.", "S", min=0)
     ] = 0.0,
     rank: Annotated[
         int | None,
-        typer.Option(
-            min=1, metavar="R", help="Reduce a LoRA to this rank; default: exact, the ranks' sum."
-        ),
+        option("Reduce a LoRA to this rank; default: exact, the ranks' sum.", "R", min=1),
     ] = None,
     debug: Debug = False,
 ) -> None:

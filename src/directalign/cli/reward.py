@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .common import Debug, one_line_errors, require_new_file, require_room
+from .common import Debug, one_line_errors, option, require_new_file, require_room
 
 app = typer.Typer(
     help="Analyze a reward's response to control phrases, and adapt it.", no_args_is_help=True
@@ -33,45 +33,40 @@ RENAMED = {
 """Former top-level commands."""
 ANY_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True}
 LISTED = 12
-"""Phrases shown at each end of the ranking; the page has all."""
+"""Phrases listed at each end of the ranking; the page has all."""
 NEGATIVE_SUFFIX = ".negative.safetensors"
 SIDES = "--positive", "--negative"
 
 Reward = Annotated[
     str,
-    typer.Option(
-        metavar="R",
-        help="A CLIP or SigLIP folder or hub id, world:reward, or a recipe (.yaml).",
+    option(
+        "A CLIP or SigLIP folder or hub id, world:reward, or a recipe (.yaml).",
+        "R",
         show_default=False,
     ),
 ]
 Positive = Annotated[
     list[str],
-    typer.Option(
+    option(
+        "Phrase of the wanted side; if omitted, those of the recipe. Repeatable.",
+        "PHRASE",
         "--positive",
-        metavar="PHRASE",
-        help="Phrase of the wanted side; if omitted, those of the recipe. Repeatable.",
     ),
 ]
 Negative = Annotated[
-    list[str],
-    typer.Option("--negative", metavar="PHRASE", help="Phrase of the unwanted side. Repeatable."),
+    list[str], option("Phrase of the unwanted side. Repeatable.", "PHRASE", "--negative")
 ]
 Images = typer.Option(
     metavar="DIR", help="Folder with wanted/ and unwanted/, or world:photo/rest, world:photo/cg."
 )
 Count = Annotated[
     int | None,
-    typer.Option(
-        min=1,
-        help="Images per side; default: all of a folder, 96 of the toy world.",
-        show_default=False,
+    option(
+        "Images per side; default: all of a folder, 96 of the toy world.", min=1, show_default=False
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the drawn images and of the fit.")]
-Steps = Annotated[
-    int, typer.Option(min=1, help="Maximum updates; stops early by the held-out loss.")
-]
+Seed = Annotated[int, option("Seed of the drawn images and of the fit.")]
+Steps = Annotated[int, option("Maximum updates; stops early by the held-out loss.", min=1)]
 
 
 class Part(str, Enum):
@@ -112,18 +107,15 @@ def _device() -> str:
 def phrases(
     reward: Reward,
     images: Annotated[str, Images] = "world",
-    positive: Positive = [],  # noqa: B006 (typer copies it)
-    negative: Negative = [],  # noqa: B006
+    positive: Positive = [],
+    negative: Negative = [],
     candidates: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Candidates for either side, one per line.")
+        Path | None, option("Candidates for either side, one per line.", "FILE")
     ] = None,
     count: Count = None,
     seed: Seed = 0,
     out: Annotated[
-        Path,
-        typer.Option(
-            metavar="DIR", help="Folder for phrases.html, phrases.json and recipe sections."
-        ),
+        Path, option("Folder for phrases.html, phrases.json and recipe sections.", "DIR")
     ] = Path("runs/phrases"),
     debug: Debug = False,
 ) -> None:
@@ -198,23 +190,22 @@ def soft_prompts(
     reward: Reward,
     out: Annotated[
         Path,
-        typer.Option(
-            metavar="FILE",
-            help="NAME.safetensors, the positive side; the negative is NAME.negative.safetensors.",
+        option(
+            "NAME.safetensors, the positive side; the negative is NAME.negative.safetensors.",
+            "FILE",
         ),
     ],
     images: Annotated[str | None, Images] = None,
-    positive: Positive = [],  # noqa: B006
-    negative: Negative = [],  # noqa: B006
+    positive: Positive = [],
+    negative: Negative = [],
     length: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens per side; default: of the longest phrase, else 2."),
+        int | None, option("Tokens per side; default: of the longest phrase, else 2.", min=1)
     ] = None,
     content: Annotated[
-        float, typer.Option(min=0, help="Weight of caption content in pos − neg; style has 1.")
+        float, option("Weight of caption content in pos − neg; style has 1.", min=0)
     ] = 0.15,
     bias: Annotated[
-        float, typer.Option(min=0, help="Weight of invariance to tint, brightness, blur etc.")
+        float, option("Weight of invariance to tint, brightness, blur etc.", min=0)
     ] = 0.15,
     count: Count = None,
     num_steps: Steps = 300,
@@ -291,27 +282,23 @@ def _separation_table(fitted: Any) -> Table:
 def finetune(
     reward: Reward,
     images: Annotated[str, Images],
-    out: Annotated[
-        Path,
-        typer.Option(metavar="DIR", help="New folder for the reward, for reward.path in a recipe."),
-    ],
-    positive: Positive = [],  # noqa: B006
-    negative: Negative = [],  # noqa: B006
+    out: Annotated[Path, option("New folder for the reward, for reward.path in a recipe.", "DIR")],
+    positive: Positive = [],
+    negative: Negative = [],
     part: Annotated[
-        Part | None,
-        typer.Option(help="Of a CLIP: text tower (default), or lora adapters in both towers."),
+        Part | None, option("Of a CLIP: text tower (default), or lora adapters in both towers.")
     ] = None,
     num_steps: Steps = 300,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per side in an update.")] = 16,
+    batch_size: Annotated[int, option("Images per side in an update.", min=1)] = 16,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0, help="Default: 1e-5 for text, 1e-4 for lora.")
+        float | None, option("Default: 1e-5 for text, 1e-4 for lora.", min=0)
     ] = None,
     gap: Annotated[
         float | None,
-        typer.Option(min=0, help="Target gradient length of pos − neg; default: the reward's own."),
+        option("Target gradient length of pos − neg; default: the reward's own.", min=0),
     ] = None,
     light: Annotated[
-        float, typer.Option(min=0, max=1, help="Relative brightness range that pos − neg ignores.")
+        float, option("Relative brightness range that pos − neg ignores.", min=0, max=1)
     ] = 0.0,
     count: Count = None,
     seed: Seed = 0,
@@ -354,46 +341,32 @@ def _measures(found: dict[str, Any]) -> dict[str, str]:
 @app.command()
 def bias_directions(
     reward: Reward,
-    out: Annotated[
-        Path, typer.Option(metavar="FILE", help="The .safetensors file to write.")
-    ] = Path("directions.safetensors"),
+    out: Annotated[Path, option("The .safetensors file to write.", "FILE")] = Path(
+        "directions.safetensors"
+    ),
     before: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Images of the base model, or a run; default: --after's run."
-        ),
+        Path | None, option("Images of the base model, or a run; default: --after's run.", "DIR")
     ] = None,
     after: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Images of the trained model with the same names, or a run."
-        ),
+        Path | None, option("Images of the trained model with the same names, or a run.", "DIR")
     ] = None,
     probe: Annotated[
-        list[str],
-        typer.Option(help="Instead of --after: change images, e.g. 'red tint', blur. Repeatable."),
-    ] = [],  # noqa: B006
+        list[str], option("Instead of --after: change images, e.g. 'red tint', blur. Repeatable.")
+    ] = [],
     prompts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="Instead of images: prompts (or world); common gradient."
-        ),
+        str | None, option("Instead of images: prompts (or world); common gradient.", "FILE")
     ] = None,
     keep_words: Annotated[
-        list[str],
-        typer.Option(metavar="PHRASE", help="Wanted phrase to keep, with --against. Repeatable."),
-    ] = [],  # noqa: B006
-    against: Annotated[
-        list[str], typer.Option(metavar="PHRASE", help="Unwanted phrase. Repeatable.")
-    ] = [],  # noqa: B006
+        list[str], option("Wanted phrase to keep, with --against. Repeatable.", "PHRASE")
+    ] = [],
+    against: Annotated[list[str], option("Unwanted phrase. Repeatable.", "PHRASE")] = [],
     keep_examples: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="wanted/ and unwanted/, or world:photo/rest, to keep."),
+        str | None, option("wanted/ and unwanted/, or world:photo/rest, to keep.", "DIR")
     ] = None,
     components: Annotated[
-        int, typer.Option(min=1, help="Directions: the mean shift, then the strongest of the rest.")
+        int, option("Directions: the mean shift, then the strongest of the rest.", min=1)
     ] = 1,
-    num_samples: Annotated[int, typer.Option(min=2, help="Images sampled from a run.")] = 64,
+    num_samples: Annotated[int, option("Images sampled from a run.", min=2)] = 64,
     debug: Debug = False,
 ) -> None:
     """Find directions along which a reward is exploited, so that it can ignore them."""

@@ -10,15 +10,13 @@ from typing import Annotated
 
 import typer
 
-from .common import Debug, Overrides, Recipe, default_out, one_line_errors
+from .common import Debug, Overrides, Recipe, default_out, one_line_errors, option
 
 
 def train(
     recipe: Recipe,
-    overrides: Overrides = [],  # noqa: B006 (typer copies it)
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Output folder; default: runs/RECIPE.")
-    ] = None,
+    overrides: Overrides = [],
+    out: Annotated[Path | None, option("Output folder; default: runs/RECIPE.", "DIR")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint in the folder.")
     ] = False,
@@ -45,9 +43,7 @@ def train(
 
 
 def demo(
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for the runs and the page.")
-    ] = Path("runs/demo"),
+    out: Annotated[Path, option("Folder for the runs and the page.", "DIR")] = Path("runs/demo"),
     debug: Debug = False,
 ) -> None:
     """SRPO and plain Direct-Align on the embedded FLUX: about two minutes on two cores."""
@@ -58,9 +54,7 @@ def demo(
 
 
 def schema(
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Output file; default: print it.")
-    ] = None,
+    out: Annotated[Path | None, option("Output file; default: print it.", "FILE")] = None,
     debug: Debug = False,
 ) -> None:
     """Print the JSON schema of a recipe, for completion and checks in editors."""
@@ -102,12 +96,11 @@ def export(
 @world.command()
 def images(
     folder: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="New folder for the images.", show_default=False),
+        Path, typer.Argument(metavar="DIR", help="New folder for the images.", show_default=False)
     ],
-    count: Annotated[int, typer.Option(help="Number of images.")] = 256,
-    style: Annotated[str, typer.Option(help="photo, cg, painting or anime.")] = "photo",
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    count: Annotated[int, option("Number of images.")] = 256,
+    style: Annotated[str, option("photo, cg, painting or anime.")] = "photo",
+    seed: Annotated[int, option("Random seed.")] = 0,
     debug: Debug = False,
 ) -> None:
     """Draw images with captions, as a set of real images for offline training."""

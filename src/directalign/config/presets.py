@@ -144,7 +144,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                     "k_neg": {"low_noise": 0.15, "high_noise": 0.005},
                 },
                 "inversion": {"k_neg": {"low_noise": 0.0, "high_noise": 0.0}},
-            },
+            }
         },
     ),
 }

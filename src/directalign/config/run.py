@@ -228,6 +228,8 @@ class EvaluateConfig(Strict):
     """Images sampled at once."""
     rewards: dict[str, SingleRewardConfig] = {}
     """Held-out rewards by label: measured like the trained reward, and never trained on."""
+    metrics: list[str] = []
+    """Metrics of your own, each my_metric.py:function or my_metric.py:Class."""
     control_prompts: str | None = None
     """Prompts unrelated to the training (a file as data.prompts, or world): any change on them is
     measured as leakage."""

@@ -8,10 +8,12 @@ results.jsonl                   all metrics of an image in one line
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,6 +39,8 @@ from .scores import (
     per_image,
     pixel_diversity,
     pixel_statistics,
+    user_metric_functions,
+    user_metrics,
 )
 
 logger = logging.getLogger(__name__)
@@ -59,8 +63,10 @@ def metric_groups(
     judge: str,
     control_prompts: str | None,
     batch_size: int,
+    own: Sequence[str] = (),
 ) -> list[MetricGroup]:
-    """Pixels, the judge (if it is "world") and every reward, to be loaded one at a time."""
+    """Pixels, the toy world's judge (for "world"), every reward, and `own`, metrics of users'
+    files; to be loaded one at a time."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     leaked = [metrics.OFF_TOPIC + name for name in (metrics.BASE_RMSE, metrics.BASE_CAST)]
     pixel_metrics = metrics.PIXELS | {name: metrics.CONTROL[name] for name in leaked}
@@ -84,7 +90,15 @@ def metric_groups(
         settings = {"reward": each.settings.model_dump(mode="json")}
         return MetricGroup(f"reward-{each.label}", _reward_metrics(each, phrases), load, settings)
 
-    return groups + [reward_group(each) for each in rewards]
+    groups += [reward_group(each) for each in rewards]
+    for path, about in zip(own, user_metrics(own), strict=True):
+        leaked = metrics.metric(metrics.OFF_TOPIC + about.name)
+        load = partial(user_metric_functions, [path], batch_size)
+        digest = hashlib.sha256(Path(path.rpartition(":")[0]).read_bytes()).hexdigest()
+        settings = {"path": path, "sha256": digest[:16]}
+        described = {each.name: each for each in (about, leaked)}
+        groups.append(MetricGroup(f"metric-{about.name}", described, load, settings))
+    return groups
 
 
 def _reward_metrics(each: EvalReward, phrases: config.ControlPhrases) -> dict[str, Metric]:

@@ -62,8 +62,9 @@ class Request:
 
     `sources`: SOURCE or LABEL=SOURCE. `base`: add the model that the runs began with. `rollout`:
     settings of `config.RolloutConfig` for all models. `rewards`: further ones, LABEL=RECIPE.
-    `adherence`: its judge, as `adherence_settings` reads it. `batch_size`: images generated, or
-    evaluated, at once. `command` and `where` (commit, machine, versions) are stored in the record.
+    `metrics`: further ones, file.py:name. `adherence`: its judge, as `adherence_settings` reads it.
+    `batch_size`: images generated, or evaluated, at once. `command` and `where` (commit, machine,
+    versions) are stored in the record.
     """
 
     sources: tuple[str, ...]
@@ -74,6 +75,7 @@ class Request:
     seeds_per_prompt: int | None = None
     rollout: Mapping[str, Any] = field(default_factory=dict)
     rewards: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
     positive: tuple[str, ...] = ()
     negative: tuple[str, ...] = ()
     judge: Literal["world", "none"] | None = None
@@ -124,7 +126,9 @@ def _compare(request: Request, candidates: list[Candidate]) -> Path:
         count = min(MAX_CONTROL_SAMPLES, len(samples))
         samples += control_samples(control_prompts, unwanted_styles, len(samples), count)
     batch_size = request.batch_size or BATCH_SIZE
-    groups = metric_groups(rewards, phrases, judge, control_prompts, batch_size)
+    own = dict.fromkeys(path for each in recipes for path in each.evaluate.metrics)
+    own = list(own | dict.fromkeys(request.metrics))
+    groups = metric_groups(rewards, phrases, judge, control_prompts, batch_size, own)
     adherence = next(filter(None, (each.evaluate.adherence for each in recipes)), None)
     if request.adherence is not None:
         adherence = adherence_settings(request.adherence)

@@ -54,6 +54,7 @@ from .scores import (
     per_image,
     pixel_statistics,
     trained_reward_metrics,
+    user_metric_functions,
 )
 
 DECIMALS = 5
@@ -67,14 +68,16 @@ COLOR_DRIFT = "color_drift"
 def measured_metrics(run: config.RunConfig) -> dict[str, Metric]:
     """Every metric of the run's evaluations by name, in the order of the records.
 
-    A user-defined reward that does not read prompts lacks `score_pos` and `score_neg`.
+    A user-defined reward that does not read prompts lacks `score_pos` and `score_neg`. Metrics of
+    users' files must have been loaded (`scores.user_metrics`).
     """
     settings, scores = run.evaluate, _score_names(run)
     judged = ["photo_rate", "content", *(f"{STYLE}{style}" for style in STYLES)]
     is_world = settings.judge == "world"
-    names = [*(judged if is_world else ()), *image_metrics.STATISTICS, *scores, COLOR_DRIFT]
+    own = [path.rpartition(":")[2] for path in settings.metrics]
+    names = [*(judged if is_world else ()), *image_metrics.STATISTICS, *scores, *own, COLOR_DRIFT]
     if settings.control_prompts is not None:
-        names += [f"{OFF_TOPIC}{name}" for name in (*scores, COLOR_DRIFT)]
+        names += [f"{OFF_TOPIC}{name}" for name in (*scores, *own, COLOR_DRIFT)]
         if settings.control_prompts == WORLD and is_world:
             names += [name for name, each in CONTROL.items() if each.is_rate]
     return {
@@ -167,7 +170,8 @@ class Measurer:
         rewards = [] if reward is None else [trained_reward_metrics(reward, run, device)]
         rewards += [held_out_metrics(*each, run, device) for each in (held_out or {}).items()]
         judges = [] if judge is None else [JudgeMetrics(judge, settings.control_prompts == WORLD)]
-        self.functions: list[MetricFunction] = [*rewards, *judges, pixel_statistics]
+        own = user_metric_functions(settings.metrics, settings.batch_size)
+        self.functions: list[MetricFunction] = [*rewards, *judges, pixel_statistics, *own]
         prompts = measured_prompts(run.data)
         self.pairs = fixed_pairs(prompts, settings.num_samples)
         self._diversity_pairs = diversity_pairs(prompts, settings.diversity_prompts)

@@ -12,6 +12,7 @@ rises while these fall is reward hacking.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from .. import config
 from ..interfaces import Judge, Reward
+from ..io.user_code import load_object
 from ..metrics import (
     BASE_CAST,
     BASE_FEATURES,
@@ -29,14 +31,19 @@ from ..metrics import (
     DIVERSITY_FEATURES,
     HELD_OUT,
     MEMBER,
+    METRICS,
     NEG,
     OFF_TOPIC,
     POS,
+    RESERVED,
     SCORE,
     SGP,
+    USER_METRICS,
+    Metric,
 )
 from ..rewards import load_reward
 from ..rewards.mixture import MixReward
+from ..rewards.python_function import PythonReward, load_function
 from ..rewards.soft_prompts import is_tokens_file
 from ..types import DirectAlignError, Images, PerSample
 from . import image_metrics
@@ -271,3 +278,67 @@ def load_held_out(settings: config.EvaluateConfig, device: torch.device | str) -
         label: load_reward(each, device, held_out_key(label))
         for label, each in settings.rewards.items()
     }
+
+
+# --- metrics of users' files ----------------------------------------------------------------------
+
+METRICS_KEY = "evaluate.metrics"
+"""Recipe key of metrics in users' files: a list of "file.py:name"."""
+
+
+def user_metrics(paths: Sequence[str]) -> list[Metric]:
+    """Run the files of "file.py:name" and enter their metrics into the registry.
+
+    A metric is a function of images (b, 3, H, W) float32 in [0, 1] on the CPU and b prompts that
+    returns b finite numbers, or a class without arguments whose instances are such functions.
+    Optional attributes: `label`, `unit` ("share" is displayed in percent), `higher_is_better`
+    (True, False, or None for neither). The first paragraph of the docstring is the description.
+
+    Raises: DirectAlignError for a missing file or name, an object that cannot be called, a name
+    that is taken, and attributes of another type.
+    """
+    found = [_user_metric(path) for path in paths]
+    for path, each in zip(paths, found, strict=True):
+        reserved = each.name in METRICS or each.name.startswith(RESERVED)
+        if reserved or [other.name for other in found].count(each.name) > 1:
+            raise DirectAlignError(
+                f"{METRICS_KEY}: {path}: another metric is called {each.name}; rename the function"
+            )
+        USER_METRICS[each.name] = each
+    return found
+
+
+def _user_metric(path: str) -> Metric:
+    found, name = load_object(path, METRICS_KEY, "function"), path.rpartition(":")[2]
+    if not callable(found):
+        raise DirectAlignError(
+            f"{METRICS_KEY}: {path} is a {type(found).__name__}, which cannot be called; name a "
+            "function of images and prompts"
+        )
+    label = getattr(found, "label", name.replace("_", " ").capitalize())
+    unit, higher = getattr(found, "unit", ""), getattr(found, "higher_is_better", None)
+    if not (isinstance(label, str) and isinstance(unit, str) and higher in (True, False, None)):
+        raise DirectAlignError(
+            f"{METRICS_KEY}: {path} has label {label!r}, unit {unit!r}, higher_is_better "
+            f"{higher!r}; give two texts, and True, False or None"
+        )
+    text = inspect.cleandoc(found.__doc__ or f"Computed by {path}.").split("\n\n")[0]
+    role = "held_out" if higher else "drift"
+    return Metric(name, label, role, higher, " ".join(text.split()), unit)
+
+
+def user_metric_functions(paths: Sequence[str], batch_size: int) -> list[MetricFunction]:
+    """The functions of `user_metrics`, each called like a reward without gradient.
+
+    One raises DirectAlignError if it fails, or does not return one finite number per image.
+    """
+    named = {each.name: path for path, each in zip(paths, user_metrics(paths), strict=True)}
+    return [
+        RewardMetrics(
+            PythonReward(load_function(path, METRICS_KEY), source=f"{METRICS_KEY}: {path}"),
+            {name: BARE},
+            batch_size,
+            "cpu",
+        )
+        for name, path in named.items()
+    ]

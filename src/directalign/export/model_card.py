@@ -12,9 +12,8 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image, ImageDraw, ImageFont
 
-from ..metrics import metric
 from ..report.format import number
-from ..report.read import RunFiles
+from ..report.read import RunFiles, metric_of
 from ..report.run_page import reward_of
 from .finished_run import BaseModelInfo, FinishedRun
 
@@ -63,7 +62,7 @@ def write_card(finished: FinishedRun, base: BaseModelInfo, form: str, target: Pa
         prompts=finished.records.sample_info.get("prompts") or [],
         file=file,
         web_ui=WEB_UI.get(architecture) if has_web_ui else None,
-        rows=measured(summary.get("before"), summary.get("after")),
+        rows=measured(finished.records),
         judge=JUDGES[run.evaluate.judge],
         commit=summary.get("commit"),
         versions=", ".join(f"{name} {versions[name]}" for name in libraries if name in versions),
@@ -91,14 +90,15 @@ def card_data(finished: FinishedRun, base: BaseModelInfo, form: str) -> ModelCar
     return ModelCardData(**{key: value for key, value in values.items() if value is not None})
 
 
-def measured(before: Any, after: Any) -> list[tuple[str, str, str, str]]:
+def measured(records: RunFiles) -> list[tuple[str, str, str, str]]:
     """(name, before, after, meaning) of every measure; empty without both measurements."""
+    before, after = records.summary.get("before"), records.summary.get("after")
     if not isinstance(before, dict) or not isinstance(after, dict):
         return []
     rows = []
     for name in after:
         if name not in NOT_MEASURES and number(after[name]) is not None:
-            info = metric(name)
+            info = metric_of([records], name)
             meaning = info.description + (f" ({info.direction})" if info.direction else "")
             rows.append((name, _cell(before.get(name)), _cell(after[name]), meaning))
     return rows

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -58,6 +58,10 @@ class MemoryTracker(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:
         MemoryTracker.active = self._outer
         super().__exit__(*error)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and torch's guard against it costs much
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
@@ -196,6 +200,13 @@ class _Output:
     storage: int = 0
     size: int = 0
     requires_grad: bool = False
+
+    @property
+    def fills_storage(self) -> bool:
+        """Whether an empty tensor of this layout has a storage of this size."""
+        assert self.shape is not None
+        last = sum((side - 1) * step for side, step in zip(self.shape, self.stride, strict=True))
+        return self.offset == 0 and self.size == (last + 1) * self.dtype.itemsize
 
 
 MEASURED: dict[Any, Measured | None] = {}
@@ -482,8 +493,11 @@ def _replay(tracker: MemoryTracker, measured: Measured, leaves: list[Any]) -> An
 def _new_outputs(measured: Measured) -> list[Tensor]:
     storages: dict[int, Tensor] = {}
     found = []
+    counts = Counter(of.storage for of in measured.outputs if of.shape is not None)
     for of in measured.outputs:
-        if of.shape is not None:
+        if of.shape is not None and counts[of.storage] == 1 and of.fills_storage:
+            found.append(fake(of.shape, of.dtype, of.stride))
+        elif of.shape is not None:
             whole = storages.setdefault(of.storage, fake((of.size,), torch.uint8))
             with FAKE:
                 whole = whole.view(of.dtype) if of.dtype != torch.uint8 else whole

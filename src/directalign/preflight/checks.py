@@ -22,7 +22,7 @@ from ..data.prompts import read_prompts
 from ..evaluation import adherence
 from ..evaluation.eval_prompts import CONTROL_KEY, WORLD, read_control_prompts
 from ..evaluation.in_training import judge_of, measured_metrics, score_of
-from ..evaluation.scores import check_labels, held_out_key
+from ..evaluation.scores import check_labels, held_out_key, user_metrics
 from ..io import hub
 from ..methods import method_class, objective
 from ..metrics import Metric
@@ -64,6 +64,7 @@ def survey(run: config.RunConfig, out: Path, place: Place, online: bool = False)
     check_method(run)
     check_steps(run)
     used, tracker_warnings = check_trackers(run, place.is_here)
+    user_metrics(run.evaluate.metrics)
     rules = check_early_stopping(run)
     fetch(run, online)
     about, machine_warnings = _check_model(run, place, online)

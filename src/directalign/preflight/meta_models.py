@@ -186,6 +186,21 @@ def _usual_scheduler(kind: Any) -> Any:
 
 
 @contextmanager
+def without_init() -> Iterator[None]:
+    """Weights that are created inside are not initialized, which takes long even without data."""
+    originals = {
+        name: function
+        for name, function in nn.init.__dict__.items()
+        if name.endswith("_") and not name.startswith("_")
+    }
+    nn.init.__dict__.update(dict.fromkeys(originals, lambda tensor, *_, **__: tensor))
+    try:
+        yield
+    finally:
+        nn.init.__dict__.update(originals)
+
+
+@contextmanager
 def on_meta() -> Iterator[None]:
     """Create networks without data inside, without the libraries' warnings about it."""
     logger = diffusers.utils.logging.get_logger("diffusers.models.modeling_utils")
@@ -358,7 +373,7 @@ def _meta_model(as_json: str, like_gpu: bool) -> MetaModel:
 
     source = Source(settings.path, found.folder, build=build)
     plain = settings.model_copy(update={"quantization": None, "text_encoders": "keep"})
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_init():
         warnings.simplefilter("ignore")
         model = kind(source, plain, torch.device("cpu"), 0)
     denoiser = model.denoiser

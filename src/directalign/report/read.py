@@ -98,6 +98,7 @@ class RunFiles:
 
     `steps`, `measured`, `stops` and `keeps` are the records of metrics.jsonl with the events step,
     evaluate, stop and kept, by step. `samples` are (step, file) of the sample grids.
+    `metrics` are described in metric_names.json, which runs with metrics of users' files have.
     `alias` is the displayed name if several runs have the same.
     """
 
@@ -112,6 +113,7 @@ class RunFiles:
     samples: list[tuple[int, Path]]
     sample_info: Record
     notes: list[str] = field(default_factory=list)
+    metrics: dict[str, Metric] = field(default_factory=dict)
     alias: str = ""
 
     @property
@@ -177,6 +179,7 @@ def read_run(folder: Path) -> RunFiles:
             events.setdefault(str(record.get("event")), {})[record["step"]] = record
         else:
             notes.append(f"metrics.jsonl, line {place}: not a record with a step, left out.")
+    names = read_json(folder / "metric_names.json", notes, optional=True)
     by_step = {event: [found[step] for step in sorted(found)] for event, found in events.items()}
     return RunFiles(
         folder=folder,
@@ -190,7 +193,13 @@ def read_run(folder: Path) -> RunFiles:
         samples=_samples(folder, notes),
         sample_info=read_json(folder / "samples" / "samples.json", notes, optional=True),
         notes=notes,
+        metrics={name: recorded_metric(name, mapping(each)) for name, each in names.items()},
     )
+
+
+def metric_of(runs: Sequence[RunFiles], name: str) -> Metric:
+    """The metric of a name as the first run that describes it does, else as the registry."""
+    return next((run.metrics[name] for run in runs if name in run.metrics), None) or metric(name)
 
 
 def with_distinct_names(runs: Sequence[RunFiles]) -> list[RunFiles]:
@@ -328,13 +337,14 @@ def recorded_metric(name: str, record: Record) -> Metric:
     known, role, better = metric(name), record.get("role"), record.get("better")
     description = cut(record.get("scale") or known.description)
     directions = {1: True, -1: False, 0: None}
+    default_unit = SHARE if description.startswith("Share ") else known.unit
     return Metric(
         name,
         label=cut(record.get("label") or known.label, 60),
         role=role if isinstance(role, str) and role in ROLES else known.role,
         higher_is_better=directions[better] if better in (-1, 0, 1) else known.higher_is_better,
         description=description,
-        unit=SHARE if description.startswith("Share ") else known.unit,
+        unit=cut(record.get("unit") or default_unit, 40),
     )
 
 

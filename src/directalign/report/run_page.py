@@ -29,7 +29,7 @@ from .comparison_page import FULL_AXIS, embed_extremes, extremes
 from .format import cut, format_value, mapping, number, percent_of, seconds, span
 from .images import BUDGET, Images, embed_cells, pixelated, prompts_of, sample_cells
 from .page import environment_of, render, repeat_command
-from .read import Record, RunFiles, is_comparison, read_comparison
+from .read import Record, RunFiles, is_comparison, metric_of, read_comparison
 
 EVALUATION = "evaluation"
 """Folder of the comparison with the base model, written by `directalign evaluate`."""
@@ -275,7 +275,7 @@ def curve_groups(run: RunFiles) -> list[CurveGroup]:
     end = ending(run)
     rules = end.rules() if end else []
     names = dict.fromkeys(name for record in run.measured for name in record)
-    found = [metric(name) for name in names if name not in NOT_METRICS]
+    found = [metric_of([run], name) for name in names if name not in NOT_METRICS]
     found = [each for each in found if run.measured_curve(each.name)]
     found = [each for each in found if not each.name.endswith((POS, NEG))]  # in another chart
     if len(found) > MAX_CHARTS:
@@ -406,9 +406,9 @@ def run_scatters(run: RunFiles) -> list[Scatter]:
     judge = judge_of([run])
     if judge is None:
         return []
-    drifts = [metric(name) for name in allowed or DEFAULT_DRIFTS if name != judge.name]
+    names = [name for name in allowed or DEFAULT_DRIFTS if name != judge.name]
     found = []
-    for drift in drifts:
+    for drift in (metric_of([run], name) for name in names):
         rules = _limits(run, drift, number(allowed.get(drift.name)))
         found.append(path_scatter([run], judge, drift, rules))
     return [one for one in found if one.charts][:MAX_SCATTERS]
@@ -420,7 +420,7 @@ def judge_of(runs: Sequence[RunFiles]) -> Metric | None:
     held_out = [name for name in recorded if name.startswith(HELD_OUT) and metric(name).better > 0]
     wanted = [str(run.setting("early_stopping", "metric_for_best", default="")) for run in runs]
     wanted += ["photo_rate", *held_out, *FALLBACK_JUDGES]
-    return next((metric(name) for name in wanted if name in recorded), None)
+    return next((metric_of(runs, name) for name in wanted if name in recorded), None)
 
 
 def path_scatter(

@@ -16,7 +16,7 @@ from .charts import Figure, Scatter, Series, interval_bar, line_chart, line_styl
 from .format import cut, percent_of, span
 from .images import EmbeddedCells, embed_cells, pixelated, prompts_of, sample_cells
 from .page import NAME, differing_settings, environment_of, flat, render, repeat_command
-from .read import SUMMARY, Record, RunFiles, read_json
+from .read import SUMMARY, Record, RunFiles, metric_of, read_json
 from .run_page import (
     NOT_METRICS,
     align_seconds,
@@ -122,7 +122,7 @@ def curves_of_runs(runs: Sequence[RunFiles]) -> list[Figure]:
     shared = [name for name, count in counts.items() if count > 1]
     shared = [one for one in shared if not one.endswith("_neg") and not one.startswith("style_")]
     figures = []
-    for _, metrics in by_role(map(metric, shared)):
+    for _, metrics in by_role(metric_of(runs, name) for name in shared):
         for one in metrics:
             lines = []
             for run, style in zip(runs, line_styles(len(runs)), strict=True):

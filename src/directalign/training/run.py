@@ -23,7 +23,7 @@ from .. import config
 from ..config.load import dump_run
 from ..evaluation.eval_prompts import fixed_pairs, measured_prompts
 from ..evaluation.image_metrics import diversity_pairs
-from ..evaluation.in_training import Measurer
+from ..evaluation.in_training import Measurer, measured_metrics
 from ..evaluation.scores import load_held_out
 from ..interfaces import Method, Model
 from ..io import atomic
@@ -208,6 +208,11 @@ def _open_log(
     """Write run.yaml and open the log, without records and grids beyond `done` finished steps."""
     atomic.write_text(out / "run.yaml", dump_run(run))
     run_log.describe_grids(out, prompts)
+    if run.evaluate.metrics:
+        names = {name: each.as_record() for name, each in measured_metrics(run).items()}
+        atomic.write_text(
+            out / "metric_names.json", json.dumps(names, ensure_ascii=False, indent=1)
+        )
     log = RunLog(out, done if done else NOTHING, dropped, open_trackers(run, out, prompts))
     for file in sorted((out / "samples").glob("step-*.png")):
         step = checkpoint.step_of(file.with_suffix(""))
