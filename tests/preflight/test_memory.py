@@ -43,10 +43,9 @@ HEADS = ("linear", "improved", "v2_5")
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory, tiny_flux: Path, tiny_sd: Path) -> dict[str, Path]:
+def models(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
-    written = {name: write(folder / name) for name, write in WRITERS.items()}
-    return {"flux": tiny_flux, "sd": tiny_sd} | written
+    return {name: write(folder / name) for name, write in WRITERS.items()}
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ from ..metrics import (
 )
 from ..rewards import load_reward
 from ..rewards.mixture import MixReward
-from ..rewards.python_function import PythonReward, load_function
+from ..rewards.black_box import PythonReward, load_function
 from ..rewards.soft_prompts import is_tokens_file
 from ..types import DirectAlignError, Images, PerSample
 from . import image_metrics
