@@ -84,6 +84,8 @@ class TaskScheduler:
 
     def total(self, annotator: int) -> int:
         """Number of tasks that the annotator has completed or can complete."""
+        if not self.unavailable:
+            return len(self.tasks)
         missing = [task for task in self.tasks if task.item in self.unavailable]
         return len(self.tasks) - sum(not self._is_complete(annotator, task) for task in missing)
 
