@@ -12,10 +12,10 @@ import threading
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .records import AXES, ArenaError, Mode
 from .security import Refused, TokenSigner, new_secret
@@ -31,8 +31,7 @@ Question = tuple[str, str]
 VOTE_QUESTION: Question = ("", "")
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """One screen: an item and its models, two in vote mode, all in rate mode."""
 
     item: int
