@@ -12,10 +12,10 @@ import threading
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .records import AXES, ArenaError, Mode
 from .security import Refused, TokenSigner, new_secret
@@ -31,8 +31,7 @@ Question = tuple[str, str]
 VOTE_QUESTION: Question = ("", "")
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """One screen: an item and its models, two in vote mode, all in rate mode."""
 
     item: int
@@ -86,10 +85,8 @@ class TaskScheduler:
         """Number of tasks that the annotator has completed or can complete."""
         if not self.unavailable:
             return len(self.tasks)
-        return sum(
-            task.item not in self.unavailable or self._is_complete(annotator, task)
-            for task in self.tasks
-        )
+        missing = [task for task in self.tasks if task.item in self.unavailable]
+        return len(self.tasks) - sum(not self._is_complete(annotator, task) for task in missing)
 
     def last(self, annotator: int) -> Task | None:
         """The task completed most recently."""
@@ -167,17 +164,14 @@ def _check_same(
     store: Store, collection: Collection, mode: Mode | None, num_items: int | None
 ) -> None:
     stored = store.items()
-    if set(store.models()) != set(collection.models):
-        raise ArenaError(
-            f"{store.file}: compares {', '.join(store.models())}, but the source holds "
-            f"{', '.join(collection.models)}; name another --out"
-        )
+    stored_models, models = ", ".join(sorted(store.models())), ", ".join(sorted(collection.models))
+    if stored_models != models:
+        reason = f"compares {stored_models}, but the source holds {models}"
+        raise ArenaError(f"{store.file}: {reason}; name another --out")
     for index, (_, _, digest) in stored.items():
         if index not in collection.items or collection.items[index].digest() != digest:
-            remedy = "give the original source, or name another --out"
-            raise ArenaError(
-                f"{store.file}: item {index} differs from that of the source; {remedy}"
-            )
+            reason = f"item {index} differs from that of the source"
+            raise ArenaError(f"{store.file}: {reason}; give the original, or name another --out")
     if mode not in (None, store.mode) or num_items not in (None, len(stored)):
         created = f"was created with --mode {store.mode} --items {len(stored)}"
         raise ArenaError(f"{store.file}: {created}; omit these options, or name another --out")
@@ -209,12 +203,10 @@ class Arena:
         """One line: what is asked and where the answers are stored."""
         number = self._collection.left_out
         left_out = f" ({number} without an image of every model)" if number else ""
-        return (
-            f"{self.mode}: {len(self._sizes)} prompts and seeds{left_out}, "
-            f"{len(self._models)} models, {len(self._tasks)} questions per annotator; "
-            f"answers are stored in {self.store.file}; "
-            "stop with Ctrl-C, continue with the same command"
-        )
+        items = f"{self.mode}: {len(self._sizes)} prompts and seeds{left_out}"
+        questions = f"{len(self._models)} models, {len(self._tasks)} questions per annotator"
+        how = "stop with Ctrl-C, continue with the same command"
+        return f"{items}, {questions}; answers are stored in {self.store.file}; {how}"
 
     def join(self, name: str, request: str) -> int:
         """Add an annotator, once per `request`. Raises: Refused for an invalid or taken name."""
@@ -289,12 +281,12 @@ class Arena:
     ) -> dict[str, Any]:
         """Store the level of an image on an axis, None to take it back; returns the new state."""
         found = self._task(task, "rate")
-        for model in found.models:
-            if self._image_token(found.item, model) == image:
-                return self._append(
-                    Answer(annotator, found.item, model, None, axis, level), request
-                )
-        raise Refused(422, "the image is not part of the task")
+        models = {self._image_token(found.item, model): model for model in found.models}
+        if image not in models:
+            raise Refused(422, "the image is not part of the task")
+        return self._append(
+            Answer(annotator, found.item, models[image], None, axis, level), request
+        )
 
     def vote(self, annotator: int, request: str, task: str, choice: str | None) -> dict[str, Any]:
         """Store the better side (left, right or tie), None to take it back; returns the state."""

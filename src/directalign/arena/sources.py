@@ -266,10 +266,8 @@ class ImageCache:
     replaced or changed since the cache was made.
     """
 
-    def __init__(
-        self, files: Mapping[str, tuple[Path, Size]], max_bytes: int = CACHE_BYTES
-    ) -> None:
-        self._files, self._max_bytes = files, max_bytes
+    def __init__(self, files: Mapping[str, tuple[Path, Size]]) -> None:
+        self._files = files
         self._digests = {token: _digest(file.read_bytes()) for token, (file, _) in files.items()}
         self._cache: OrderedDict[str, bytes] = OrderedDict()
         self._lock = threading.Lock()
@@ -287,7 +285,7 @@ class ImageCache:
             content = self._encoded(token)
         with self._lock:
             self._cache[token] = content
-            while sum(map(len, self._cache.values())) > self._max_bytes:
+            while sum(map(len, self._cache.values())) > CACHE_BYTES:
                 self._cache.popitem(last=False)
         return content
 
