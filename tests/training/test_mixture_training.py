@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from black_box.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,7 +46,7 @@ GRPO = {
 def _fast() -> Iterator[None]:
     """No waits and no memory estimate."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(http, "FIRST_WAIT", 0.0)
+        patch.setattr(black_box, "FIRST_WAIT", 0.0)
         no_plan = SimpleNamespace(warnings=())
         patch.setattr("directalign.preflight.plan", lambda run, out: no_plan)
         yield

@@ -42,8 +42,8 @@ from ..metrics import (
     Metric,
 )
 from ..rewards import load_reward
-from ..rewards.mixture import MixReward
 from ..rewards.black_box import PythonReward, load_function
+from ..rewards.mixture import MixReward
 from ..rewards.soft_prompts import is_tokens_file
 from ..types import DirectAlignError, Images, PerSample
 from . import image_metrics
