@@ -14,12 +14,7 @@ from typer.testing import CliRunner
 
 from directalign.cli import app
 from directalign.config.load import recipe_path
-from directalign.evaluation.scores import (
-    EvalSample,
-    MetricInput,
-    per_image,
-    user_metric_functions,
-)
+from directalign.evaluation.scores import EvalSample, MetricInput, per_image, user_metric_functions
 from directalign.report import write_page
 from directalign.types import DirectAlignError
 
@@ -70,7 +65,7 @@ def run(*words: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory):
     """A two-step run with a reward, a metric, a model and a method of the user's files."""
     folder = tmp_path_factory.mktemp("own")
     files = {"my_reward": REWARD, "my_metric": METRIC, "my_model": MODEL, "my_method": METHOD}
@@ -105,7 +100,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_the_run_measures_with_all_of_them(trained: Path) -> None:
+def test_the_run_measures_with_all_of_them(trained):
     records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     measured = [record for record in records if record["event"] == "evaluate"]
     assert [record["step"] for record in measured] == [0, 2]
@@ -118,7 +113,7 @@ def test_the_run_measures_with_all_of_them(trained: Path) -> None:
     assert "Mean red minus the mean of green and blue" in (trained / "report.html").read_text()
 
 
-def test_it_is_compared_with_its_base(trained: Path) -> None:
+def test_it_is_compared_with_its_base(trained):
     out, own = trained.parent / "comparison", trained.parent / "own.py"
     own.write_text("def blueness(images, prompts):\n    return images[:, 2].mean((1, 2))\n")
     words = ("compare", trained, "--base", "--num-samples", "2", "--metric", f"{own}:blueness")
@@ -149,9 +144,7 @@ def test_it_is_compared_with_its_base(trained: Path) -> None:
         ("def fn(images): ...", "fn", "fails (TypeError"),
     ],
 )
-def test_a_metric_that_cannot_work_is_refused(
-    tmp_path: Path, text: str, name: str, problem: str
-) -> None:
+def test_a_metric_that_cannot_work_is_refused(tmp_path, text, name, problem):
     file = tmp_path / "own.py"
     file.write_text(text)
     samples = [EvalSample(index, "a red star", index) for index in range(2)]
@@ -160,7 +153,7 @@ def test_a_metric_that_cannot_work_is_refused(
         per_image(functions, MetricInput(samples, torch.ones(2, 3, 8, 8)))
 
 
-def test_contributing_names_files_that_exist() -> None:
+def test_contributing_names_files_that_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     for name in re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.(?:py|json))", text):
         inside = ROOT / "src/directalign" / name

@@ -21,13 +21,13 @@ TINY += ["evaluate.num_samples_during=4", "evaluate.every=0", "rollout.num_infer
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "demo"
     assert demo(out, TINY) == out / "report.html"
     return out
 
 
-def test_the_summary_has_the_documented_fields(folder: Path) -> None:
+def test_the_summary_has_the_documented_fields(folder):
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     for name in ("base", *FORMS):
         end = summary[name]
@@ -40,7 +40,7 @@ def test_the_summary_has_the_documented_fields(folder: Path) -> None:
     assert {"commit", "machine", "versions", "matched", "title"} <= set(summary)
 
 
-def test_the_longer_runs_have_the_same_settings_and_three_times_the_updates(folder: Path) -> None:
+def test_the_longer_runs_have_the_same_settings_and_three_times_the_updates(folder):
     runs = {name: load_run(folder / name / "run.yaml") for name in FORMS}
     assert [run.train.num_steps for run in runs.values()] == [2, 2, 2 * LONGER, 2 * LONGER]
     assert {name: run.method.form for name, run in runs.items()} == FORMS
@@ -51,7 +51,7 @@ def test_the_longer_runs_have_the_same_settings_and_three_times_the_updates(fold
     assert measured == [0, 2, 4, 6]
 
 
-def test_the_page_holds_every_run_by_name(folder: Path) -> None:
+def test_the_page_holds_every_run_by_name(folder):
     page = (folder / "report.html").read_text(encoding="utf-8")
     for name in FORMS:
         assert (folder / name / "report.html").is_file()
@@ -59,7 +59,7 @@ def test_the_page_holds_every_run_by_name(folder: Path) -> None:
     assert not re.search(r"""(src|href)=["']https?://""", page)
 
 
-def test_finished_runs_are_kept_and_other_settings_refused(folder: Path) -> None:
+def test_finished_runs_are_kept_and_other_settings_refused(folder):
     files = [*folder.rglob("metrics.jsonl"), folder / "summary.json"]
     before = {file: file.read_bytes() for file in files}
     assert len(before) == len(FORMS) + 1
@@ -87,7 +87,7 @@ def planted(folder: Path, curve: list[tuple[int, float, float]]) -> RunFiles:
     return read_run(folder)
 
 
-def test_drift_is_compared_where_both_reach_the_same_photo_rate(tmp_path: Path) -> None:
+def test_drift_is_compared_where_both_reach_the_same_photo_rate(tmp_path):
     ours = planted(tmp_path / "srpo", [(0, 0.1, 0.01), (10, 0.5, 0.03), (20, 0.9, 0.07)])
     curve = [(0, 0.1, 0.01), (10, 0.3, 0.2), (20, 0.7, 0.4), (30, 0.6, 0.5)]
     theirs = planted(tmp_path / "direct_align", curve)

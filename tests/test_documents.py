@@ -20,13 +20,13 @@ EXECUTABLE = "directalign "
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
-def test_links_lead_to_files(document: Path) -> None:
+def test_links_lead_to_files(document):
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8"))
     local = [target for target in targets if "://" not in target]
     assert [target for target in local if not (document.parent / target).exists()] == []
 
 
-def test_python_examples_import_what_exists() -> None:
+def test_python_examples_import_what_exists():
     lines = [
         line.removeprefix(">>> ")
         for document in DOCUMENTS
@@ -50,7 +50,7 @@ def _commands(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
-def test_commands_and_options_exist(document: Path) -> None:
+def test_commands_and_options_exist(document):
     for words in _commands(document.read_text(encoding="utf-8")):
         command: Any = typer.main.get_command(app)
         rest = words[1:]

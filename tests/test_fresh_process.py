@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,14 +60,14 @@ def directalign(*words: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "lora"
     directalign("train", RECIPE, *(f"--set={each}" for each in TINY), "--out", out)
     return out
 
 
 @pytest.fixture(scope="module")
-def sampled(run_folder: Path) -> Path:
+def sampled(run_folder):
     """PNG files and images.jsonl."""
     out = run_folder.parent / "images"
     directalign(
@@ -84,7 +83,7 @@ def sampled(run_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def painted(run_folder: Path, sampled: Path) -> dict[str, np.ndarray]:
+def painted(run_folder, sampled):
     """The images of a process that knows diffusers alone: {"base", "tuned"}, each (n, H, W, 3) in
     [0, 1]."""
     folder = run_folder.parent
@@ -105,9 +104,7 @@ def painted(run_folder: Path, sampled: Path) -> dict[str, np.ndarray]:
         return dict(found)
 
 
-def test_a_fresh_process_paints_the_same_images(
-    run_folder: Path, painted: dict[str, np.ndarray]
-) -> None:
+def test_a_fresh_process_paints_the_same_images(run_folder, painted):
     run = load_run(run_folder / "run.yaml")
     ours = generate(
         load_run_model(run, run_folder), PROMPTS, [SEED] * len(PROMPTS), run.rollout, batch_size=1
@@ -115,9 +112,7 @@ def test_a_fresh_process_paints_the_same_images(
     assert np.abs(ours.permute(0, 2, 3, 1).numpy() - painted["tuned"]).max() <= 1e-4
 
 
-def test_the_files_that_sample_wrote_are_these_images(
-    sampled: Path, painted: dict[str, np.ndarray]
-) -> None:
+def test_the_files_that_sample_wrote_are_these_images(sampled, painted):
     records: list[dict[str, Any]] = [
         json.loads(line)
         for line in (sampled / "images.jsonl").read_text(encoding="utf-8").splitlines()
@@ -128,5 +123,5 @@ def test_the_files_that_sample_wrote_are_these_images(
         assert np.abs(written - (image * 255).round()).max() <= 1
 
 
-def test_the_adapters_did_change_the_images(painted: dict[str, np.ndarray]) -> None:
+def test_the_adapters_did_change_the_images(painted):
     assert np.abs(painted["tuned"] - painted["base"]).mean() > 0.01

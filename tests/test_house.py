@@ -36,7 +36,7 @@ def tree(path: Path) -> ast.Module:
 # imports
 
 
-def test_no_import_rule_is_broken() -> None:
+def test_no_import_rule_is_broken():
     """In a process of its own: the linter disables all loggers that exist."""
     code = (
         "from importlinter.cli import lint_imports as lint; raise SystemExit(lint(no_cache=True))"
@@ -47,7 +47,7 @@ def test_no_import_rule_is_broken() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_every_folder_has_a_layer() -> None:
+def test_every_folder_has_a_layer():
     contracts = read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"]
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
     placed = {
@@ -61,7 +61,7 @@ def test_every_folder_has_a_layer() -> None:
     assert found - placed == {"__init__", "__main__"}
 
 
-def test_files_and_functions_are_short() -> None:
+def test_files_and_functions_are_short():
     """Functions without their signature: the options of a command are its help."""
     long_files = {
         name_of(path): length
@@ -78,7 +78,7 @@ def test_files_and_functions_are_short() -> None:
     assert long_files == {} and long_functions == {}
 
 
-def test_modules_have_a_docstring_and_hide_nothing() -> None:
+def test_modules_have_a_docstring_and_hide_nothing():
     problems = []
     for path in MODULES + SCRIPTS:
         parsed = tree(path)

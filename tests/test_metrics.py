@@ -5,14 +5,14 @@ from __future__ import annotations
 from directalign.metrics import METRICS, ROLES, by_role, drifting, judging, metric
 
 
-def test_every_entry_is_whole() -> None:
+def test_every_entry_is_whole():
     for name, each in METRICS.items():
         assert each.name == name and each.label and each.description.endswith(".")
         assert each.role in ROLES
         assert each.percent == each.description.startswith("Share ")
 
 
-def test_a_name_that_is_not_registered_is_described_by_its_prefix() -> None:
+def test_a_name_that_is_not_registered_is_described_by_its_prefix():
     roles = {
         "held_out_second": ("held_out", 1),
         "held_out_second_pos": ("held_out", 0),
@@ -28,7 +28,7 @@ def test_a_name_that_is_not_registered_is_described_by_its_prefix() -> None:
     assert metric("off_topic_reward").label == "Reward off topic"
 
 
-def test_judges_come_before_held_out_rewards_before_what_is_trained_on() -> None:
+def test_judges_come_before_held_out_rewards_before_what_is_trained_on():
     names = (
         "reward",
         "color_drift",

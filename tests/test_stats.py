@@ -39,7 +39,7 @@ GROUPS = [place // SEEDS for place in range(PROMPTS * SEEDS)]
 # --- closed forms ---------------------------------------------------------------------------------
 
 
-def test_wilson_known_values() -> None:
+def test_wilson_known_values():
     # Newcombe (1998), table I: the score method without continuity correction
     known = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605)}
     known |= {(0, 20): (0.0, 0.1611), (1, 29): (0.0061, 0.1718)}
@@ -57,14 +57,14 @@ def test_wilson_known_values() -> None:
             wilson_interval(rate, n)
 
 
-def test_t_quantiles_have_closed_forms_for_one_and_two_degrees() -> None:
+def test_t_quantiles_have_closed_forms_for_one_and_two_degrees():
     assert t_quantile(1) == pytest.approx(math.tan(math.pi * 0.95 / 2), rel=1e-10)
     assert t_quantile(2) == pytest.approx(0.95 * math.sqrt(2 / (1 - 0.95**2)), rel=1e-10)
     assert t_quantile(1, 0.5) == pytest.approx(1.0, rel=1e-10)
     assert t_quantile(30) == pytest.approx(2.04227, abs=1e-5)
 
 
-def test_t_and_normal_intervals() -> None:
+def test_t_and_normal_intervals():
     # 1, 2, 3: mean 2, standard error 1/√3, t(2) = 4.302653
     found, half = t_interval([1.0, 2.0, 3.0]), 4.302653 / 3**0.5
     assert vars(found) == pytest.approx(vars(Interval(2.0, 2 - half, 2 + half, 3)), rel=1e-6)
@@ -74,7 +74,7 @@ def test_t_and_normal_intervals() -> None:
     assert normal_interval([1.0, 2.0, 3.0]).high == pytest.approx(2 + Z_95 / 3**0.5)
 
 
-def test_an_effect_is_a_mean_difference_with_its_normal_interval() -> None:
+def test_an_effect_is_a_mean_difference_with_its_normal_interval():
     a, b = [1.0, 2.0, 4.0], [0.0, 2.0, 1.0]  # differences 1, 0, 3
     paired = effect(a, b, paired=True)
     deviation = np.std([1.0, 0.0, 3.0], ddof=1)
@@ -90,7 +90,7 @@ def test_an_effect_is_a_mean_difference_with_its_normal_interval() -> None:
 # --- bootstrap ------------------------------------------------------------------------------------
 
 
-def test_the_draws_are_those_of_torch_with_seed_0() -> None:
+def test_the_draws_are_those_of_torch_with_seed_0():
     """Recorded comparisons were resampled with torch; their intervals stay reproducible."""
     torch = pytest.importorskip("torch")
     picks = torch.randint(37, (50, 37), generator=torch.Generator().manual_seed(0)).numpy()
@@ -98,7 +98,7 @@ def test_the_draws_are_those_of_torch_with_seed_0() -> None:
     np.testing.assert_array_equal(resample_counts(37, 50), expected)
 
 
-def test_bootstrap_intervals_of_many_few_and_equal_samples() -> None:
+def test_bootstrap_intervals_of_many_few_and_equal_samples():
     constant = bootstrap_interval(np.full(50, 0.25), resample_groups(range(50)))
     assert vars(constant) == pytest.approx(vars(Interval(0.25, 0.25, 0.25, 50)))
     values = np.random.default_rng(2).normal(0.5, 1, 400)
@@ -111,7 +111,7 @@ def test_bootstrap_intervals_of_many_few_and_equal_samples() -> None:
     assert found.high - found.low == pytest.approx(expected.high - expected.low, rel=0.12)
 
 
-def test_copies_of_a_prompt_do_not_narrow_an_interval() -> None:
+def test_copies_of_a_prompt_do_not_narrow_an_interval():
     values = np.random.default_rng(4).normal(size=40)
     copies, prompts = np.repeat(values, 5), [place // 5 for place in range(200)]
     once = bootstrap_interval(values, resample_groups(range(40)))
@@ -122,7 +122,7 @@ def test_copies_of_a_prompt_do_not_narrow_an_interval() -> None:
     assert by_image.high - by_image.low < 0.6 * (once.high - once.low)
 
 
-def test_groups_have_the_weight_of_their_samples() -> None:
+def test_groups_have_the_weight_of_their_samples():
     drawn = resample_groups(["a", "b", "b", "c"])
     assert drawn.groups == 3 and (drawn.counts.sum(1) == 3).all() and len(drawn.counts) == 2000
     means = drawn.means([0.0, 1.0, 1.0, 0.0])
@@ -135,7 +135,7 @@ def test_groups_have_the_weight_of_their_samples() -> None:
     assert (found.low, found.high, found.n) == (wilson_interval(1.0, 10).low, 1.0, 20)
 
 
-def test_a_number_undefined_on_many_resamples_has_no_interval() -> None:
+def test_a_number_undefined_on_many_resamples_has_no_interval():
     drawn = np.linspace(0, 1, 1000)
     found = percentile_interval(0.5, drawn, 7)
     assert found is not None and (found.low, found.high) == pytest.approx((0.025, 0.975))
@@ -150,7 +150,7 @@ def simulated(effect: float, rng: np.random.Generator, seeds: int = SEEDS) -> np
 
 
 @pytest.mark.parametrize("effect", [0.0, 0.4])
-def test_intervals_cover_planted_effects(effect: float) -> None:
+def test_intervals_cover_planted_effects(effect):
     rng, drawn, runs = np.random.default_rng(7), resample_groups(GROUPS, resamples=1000), 600
     chance = float(stats.norm.cdf(effect / math.sqrt(0.98)))
     covered, won = 0, 0
@@ -163,7 +163,7 @@ def test_intervals_cover_planted_effects(effect: float) -> None:
     assert 0.92 < covered / runs < 0.98 and 0.92 < won / runs < 0.98
 
 
-def test_intervals_over_images_instead_of_prompts_cover_less() -> None:
+def test_intervals_over_images_instead_of_prompts_cover_less():
     rng, by_image = np.random.default_rng(8), resample_groups(range(len(GROUPS)))
     found = [bootstrap_interval(simulated(0.0, rng), by_image) for _ in range(400)]
     assert np.mean([not each.low <= 0 <= each.high for each in found]) > 0.08
@@ -186,7 +186,7 @@ def coverage(chance: float, items: int, annotators: int, alike: float, runs: int
     return covered / runs
 
 
-def test_grouped_rates_cover_planted_rates() -> None:
+def test_grouped_rates_cover_planted_rates():
     cases = [(0.5, 40, 1, 0.0), (0.1, 60, 5, 0.0), (0.3, 30, 5, 0.7), (0.9, 50, 3, 1.0)]
     found = [coverage(*case) for case in cases]
     assert min(found) >= 0.92 and 0.94 <= np.mean(found) <= 0.98
@@ -194,7 +194,7 @@ def test_grouped_rates_cover_planted_rates() -> None:
     assert min(coverage(*case) for case in rare) >= 0.92
 
 
-def test_repeated_answers_do_not_narrow_a_grouped_rate() -> None:
+def test_repeated_answers_do_not_narrow_a_grouped_rate():
     hits = (np.arange(30) % 3 == 0).astype(float)
     once = grouped_rate_interval(hits, np.ones(30))
     often = grouped_rate_interval(10 * hits, np.full(30, 10.0))
@@ -202,7 +202,7 @@ def test_repeated_answers_do_not_narrow_a_grouped_rate() -> None:
     assert (once.n, often.n) == (30, 300)
 
 
-def test_grouped_rates_at_the_ends() -> None:
+def test_grouped_rates_at_the_ends():
     all_of_them = grouped_rate_interval(np.full(20, 5.0), np.full(20, 5.0))
     assert all_of_them.high == 1 and all_of_them.low < 0.87
     assert all_of_them.low == pytest.approx(wilson_interval(1.0, 20, t_quantile(19)).low)
@@ -222,7 +222,7 @@ def exactly(won: int, lost: int) -> float:
     return float(min(Fraction(1), tail))
 
 
-def test_the_sign_test_is_exact() -> None:
+def test_the_sign_test_is_exact():
     counts = [(0, 0), (1, 0), (0, 5), (8, 1), (3, 3), (3, 4), (50, 30), (0, 60), (700, 800)]
     for won, lost in [*counts, (1480, 1020), (1900, 100)]:
         p = sign_test(won, lost)
@@ -231,7 +231,7 @@ def test_the_sign_test_is_exact() -> None:
             assert p == pytest.approx(stats.binomtest(won, won + lost).pvalue)
 
 
-def test_the_sign_test_of_millions_is_the_normal_one() -> None:
+def test_the_sign_test_of_millions_is_the_normal_one():
     z = (2_000 - 0.5) / math.sqrt(4e6 / 4)
     expected = math.erfc(z / math.sqrt(2))
     assert sign_test(2_000_000 + 2_000, 2_000_000 - 2_000) == pytest.approx(expected, rel=1e-4)
@@ -240,12 +240,12 @@ def test_the_sign_test_of_millions_is_the_normal_one() -> None:
         sign_test(3, -1)
 
 
-def test_holm_on_a_worked_example() -> None:
+def test_holm_on_a_worked_example():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == [] and holm([0.6, 0.7]) == [1.0, 1.0] and holm([0.2]) == [0.2]
 
 
-def test_a_tie_is_half_a_win_and_no_vote() -> None:
+def test_a_tie_is_half_a_win_and_no_vote():
     a, b, drawn = [0.0, 1.0, 2.0, 3.0], [1.0, 1.0, 1.0, 4.0], resample_groups(range(4))
     found, other = win_rate(a, b, range(4), drawn), win_rate(b, a, range(4), drawn)
     assert (found.rate.value, found.rate.n) == (0.625, 4)
@@ -255,13 +255,13 @@ def test_a_tie_is_half_a_win_and_no_vote() -> None:
     assert other.rate.low == pytest.approx(1 - found.rate.high)
 
 
-def test_a_prompt_has_one_vote() -> None:
+def test_a_prompt_has_one_vote():
     b, groups = [1.0, 1.0, -1.0, -1.0, 1.0, 1.0], ["a", "a", "a", "b", "c", "c"]
     found = win_rate(np.zeros(6), b, groups, resample_groups(groups))
     assert found.wins == 4 and found.p == sign_test(2, 1)
 
 
-def test_the_sign_test_keeps_its_level_for_copies_of_a_prompt() -> None:
+def test_the_sign_test_keeps_its_level_for_copies_of_a_prompt():
     rng, groups = np.random.default_rng(9), [place // 5 for place in range(5 * PROMPTS)]
     drawn = resample_groups(groups, resamples=20)
     differences = [simulated(0.0, rng, seeds=5) for _ in range(600)]
@@ -282,20 +282,20 @@ def by_minorisation(wins: np.ndarray, rounds: int = 3000) -> np.ndarray:
     return np.log(worth)
 
 
-def test_strengths_equal_those_of_minorisation() -> None:
+def test_strengths_equal_those_of_minorisation():
     for models in (2, 3, 5, 8):
         wins = np.random.default_rng(models).integers(1, 30, (models, models)).astype(float)
         np.fill_diagonal(wins, 0)
         np.testing.assert_allclose(fit_strengths(wins), by_minorisation(wins), atol=1e-8)
 
 
-def test_strengths_are_recovered_from_their_win_probabilities() -> None:
+def test_strengths_are_recovered_from_their_win_probabilities():
     strengths = np.array([0.6, -0.1, -0.5])
     found = fit_strengths(1000 * win_probabilities(strengths))
     np.testing.assert_allclose(found, strengths, atol=1e-9)
 
 
-def test_strong_groups_begin_with_the_winners() -> None:
+def test_strong_groups_begin_with_the_winners():
     wins = np.zeros((4, 4))
     wins[0, 1] = wins[1, 0] = wins[2, 0] = wins[1, 3] = 1
     assert strong_groups(wins, "abcd") == (("c",), ("a", "b"), ("d",))

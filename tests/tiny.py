@@ -39,19 +39,19 @@ MEDIUM = {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}
 
 
 @pytest.fixture(scope="session")
-def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_flux(tmp_path_factory):
     """FLUX with embedded guidance and a static shift."""
     return write_flux(tmp_path_factory.mktemp("flux"))
 
 
 @pytest.fixture(scope="session")
-def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_sd(tmp_path_factory):
     """SD that predicts the noise."""
     return write_sd(tmp_path_factory.mktemp("sd"))
 
 
 @pytest.fixture(scope="session")
-def tiny_sd_v(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_sd_v(tmp_path_factory):
     """SD that predicts v, with zero terminal SNR."""
     return write_sd(tmp_path_factory.mktemp("sd_v"), "v_prediction", ZERO_SNR)
 

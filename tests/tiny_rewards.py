@@ -26,17 +26,17 @@ from tools.build_toyworld.tokenizers import clip_tokenizer
 
 
 @pytest.fixture(scope="session")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clip_folder(tmp_path_factory):
     return write_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="session")
-def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def siglip_folder(tmp_path_factory):
     return write_siglip(tmp_path_factory.mktemp("siglip"))
 
 
 @pytest.fixture(scope="session")
-def vlm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def vlm_folder(tmp_path_factory):
     """A Qwen2.5-VL."""
     return write_vlm(tmp_path_factory.mktemp("vlm"))
 

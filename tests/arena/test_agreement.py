@@ -58,12 +58,12 @@ def alpha_by_pairs(answers: np.ndarray, metric: statistics.AlphaMetric) -> float
         (TWO_OBSERVERS, "nominal", 0.095),
     ],
 )
-def test_published_examples(text: str, metric: statistics.AlphaMetric, value: float) -> None:
+def test_published_examples(text, metric, value):
     assert statistics.alpha(matrix(text), metric) == pytest.approx(value, abs=5e-4)
 
 
 @pytest.mark.parametrize("metric", statistics.ALPHA_METRICS)
-def test_alpha_equals_the_definition(metric: statistics.AlphaMetric) -> None:
+def test_alpha_equals_the_definition(metric):
     rng = np.random.default_rng(7)
     answers = rng.integers(0, 4, (15, 5)).astype(float)
     answers[rng.random(answers.shape) < 0.4] = np.nan
@@ -72,7 +72,7 @@ def test_alpha_equals_the_definition(metric: statistics.AlphaMetric) -> None:
     )
 
 
-def test_limits() -> None:
+def test_limits():
     opposite = statistics.alpha(np.array([[0.0, 3.0], [3.0, 0.0], [0.0, 3.0]]), "ordinal")
     assert opposite is not None and opposite < 0
     assert statistics.alpha(np.full((5, 3), 2.0), "ordinal") is None
@@ -83,7 +83,7 @@ def test_limits() -> None:
     assert statistics.agreement(statistics.rated([], "realism")).units == 0
 
 
-def test_the_interval_holds_alpha_and_narrows() -> None:
+def test_the_interval_holds_alpha_and_narrows():
     widths = []
     for items in (12, 150):
         ratings = planted_ratings({"base": 0.0, "srpo": 0.5}, items, 3, seed=4)
@@ -93,13 +93,13 @@ def test_the_interval_holds_alpha_and_narrows() -> None:
     assert widths[1] < widths[0]
 
 
-def test_agreement_of_votes_does_not_depend_on_the_sides() -> None:
+def test_agreement_of_votes_does_not_depend_on_the_sides():
     votes = cast("lr" * 5) + cast("rl" * 5, "bob", "srpo", "base")
     assert statistics.alpha(statistics.voted(votes).answers, "nominal") == pytest.approx(1)
     assert sorted(statistics.voted(cast("t") + cast("r", "bob")).answers[0]) == [0, 1]
 
 
-def test_an_annotator_who_answers_at_random_stands_out() -> None:
+def test_an_annotator_who_answers_at_random_stands_out():
     rng, models = np.random.default_rng(1), {"base": -0.3, "srpo": 0.3}
     ratings = planted_ratings(models, 40, 3, seed=9, noise=0.3, at=1000.0)
     for item, model, axis in np.ndindex(40, 2, 4):
@@ -118,13 +118,13 @@ def test_an_annotator_who_answers_at_random_stands_out() -> None:
     assert np.mean(each) == pytest.approx(statistics.alpha(panel.answers, "ordinal"), abs=1e-12)
 
 
-def test_a_single_annotator_has_no_agreement() -> None:
+def test_a_single_annotator_has_no_agreement():
     (found,) = statistics.rating_annotators([Rating("ann", 0, "base", "realism", "good")])
     assert found.against_others is found.without is found.seconds is None
     assert found.commonest == 1.0
 
 
-def test_sides() -> None:
+def test_sides():
     fair = planted_votes({"base": 0.0, "srpo": 1.0}, items=100, annotators=2, seed=0, ties=0.2)
     sides = (("base", "srpo"), ("srpo", "base")) * 15
     lazy = [Vote("lazy", item, *pair, pair[0]) for item, pair in enumerate(sides)]

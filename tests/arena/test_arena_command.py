@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 import pytest
@@ -25,9 +24,7 @@ def error_of(*words: object) -> str:
     return result.output
 
 
-def test_a_missing_library_is_named_with_its_remedy(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_missing_library_is_named_with_its_remedy(source, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert "pip install 'directalign[arena]'" in error_of(source, "--out", tmp_path / "a.sqlite")
     assert not any(tmp_path.iterdir())
@@ -40,12 +37,12 @@ def test_results_need_neither_server_library_nor_torch():
 
 
 @pytest.mark.parametrize("names", ["", " ", ", ,"])
-def test_an_empty_list_of_annotators_is_refused(source: Path, tmp_path: Path, names: str):
+def test_an_empty_list_of_annotators_is_refused(source, tmp_path, names):
     options = "--out", tmp_path / "a.sqlite", "--annotators", names
     assert "holds no name" in error_of(source, *options)
 
 
-def test_a_port_in_use_is_named(source: Path, tmp_path: Path):
+def test_a_port_in_use_is_named(source, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         line = error_of(source, "--out", tmp_path / "a.sqlite", "--port", port)
@@ -53,9 +50,7 @@ def test_a_port_in_use_is_named(source: Path, tmp_path: Path):
     assert "--port 0 takes a free one" in line
 
 
-def test_an_interruption_before_there_is_a_database_promises_none(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_interruption_before_there_is_a_database_promises_none(source, tmp_path, monkeypatch):
     def interrupted(*_: str) -> None:
         raise KeyboardInterrupt
 
@@ -76,7 +71,7 @@ def rate_everything(client: httpx.Client) -> None:
     assert state["done"] == 2 and state["next"] == []
 
 
-def test_ratings_end_to_end(source: Path, tmp_path: Path):
+def test_ratings_end_to_end(source, tmp_path):
     """Invited annotators rate; Ctrl-C; the same command and SIGTERM; results without a server."""
     database, found = tmp_path / "a.sqlite", tmp_path / "found"
     options = ["--mode", "rate", "--items", "2", "--annotators", "Ann, Ben"]

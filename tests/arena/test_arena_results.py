@@ -6,7 +6,6 @@ import csv
 import io
 import re
 from html.parser import HTMLParser
-from typing import Any
 
 import pytest
 from planted_answers import MODELS, cast, planted_ratings, planted_votes
@@ -21,7 +20,7 @@ HOSTILE = "</style><script>alert(1)</script>\"'&{{ 7 * 7 }}"
 
 
 @pytest.fixture(scope="module")
-def planted() -> output.Results:
+def planted():
     """24 items, three models, three annotators, both kinds of answers."""
     ratings = planted_ratings(QUALITY, 24, 3, 0, at=1e9)
     return output.gather(ratings, planted_votes(QUALITY, 24, 3, 0, 0.3, 0.1), LABELS)
@@ -50,7 +49,7 @@ def visible(html: str) -> str:
     return re.sub(r"<style>.*?</style>", "", html, flags=re.S)
 
 
-def test_every_answer_counts_once(planted: output.Results) -> None:
+def test_every_answer_counts_once(planted):
     counts = planted.ratings, planted.votes, planted.items, planted.annotators
     assert counts == (24 * 3 * 3 * 4, 24 * 3 * 3, 24, 3)
     assert set(planted.shares) == set(SCALES)
@@ -68,7 +67,7 @@ def test_every_answer_counts_once(planted: output.Results) -> None:
     assert two.votes == 2 * 2 and two.comparisons[output.VOTES].ranking.models == ("base", "srpo")
 
 
-def test_a_planted_difference_is_claimed_with_its_numbers() -> None:
+def test_a_planted_difference_is_claimed_with_its_numbers():
     claims = output.claims(output.gather([], planted_votes(QUALITY, 40, 3, 0, 0.3, 0.1), LABELS))
     pattern = (
         r"SRPO is preferred to Base model in votes: it wins \d+\s% \(95\s% interval \d+–\d+\s%, "
@@ -78,7 +77,7 @@ def test_a_planted_difference_is_claimed_with_its_numbers() -> None:
     assert not any("Base model is preferred" in claim for claim in claims)
 
 
-def test_no_difference_is_claimed_of_equals() -> None:
+def test_no_difference_is_claimed_of_equals():
     wrong, equal = 0, dict.fromkeys(MODELS, 0.0)
     for seed in range(40):
         wins = win_rates(planted_votes(equal, 20, 3, seed, alike=0.6), MODELS)
@@ -109,7 +108,7 @@ CHAIN = planted_votes(QUALITY, 20, 2, 0, pairs=(("base", "srpo"), ("srpo", "refl
         (CONTRARY, "dan agrees with the others no more than by chance", "ann agrees"),
     ],
 )
-def test_caveats(answers: list[Any], present: str, absent: str) -> None:
+def test_caveats(answers, present, absent):
     ratings = [one for one in answers if isinstance(one, Rating)]
     results = output.gather(ratings, [one for one in answers if isinstance(one, Vote)], LABELS)
     caveats = " ".join(output.caveats(results))
@@ -122,12 +121,12 @@ def test_caveats(answers: list[Any], present: str, absent: str) -> None:
         assert output.claims(results)[0].startswith("In votes, no pair of models differs")
 
 
-def test_good_data_need_no_caveat() -> None:
+def test_good_data_need_no_caveat():
     ratings = planted_ratings(QUALITY, 40, 3, 1, noise=0.05)
     assert output.caveats(output.gather(ratings, [], LABELS)) == []
 
 
-def test_the_page_is_complete_and_fetches_nothing(planted: output.Results) -> None:
+def test_the_page_is_complete_and_fetches_nothing(planted):
     html = output.render_results(planted, "Thirty prompts", [("Answers", "results/answers.csv")])
     tags = Tags(html).found
     assert len(html) < 300_000
@@ -143,7 +142,7 @@ def test_the_page_is_complete_and_fetches_nothing(planted: output.Results) -> No
     assert sum(widths) == pytest.approx(100 * 5 * 3, abs=0.1)
 
 
-def test_names_are_escaped() -> None:
+def test_names_are_escaped():
     ratings = [Rating(HOSTILE, 0, model, "realism", "good") for model in ("base", "srpo")]
     results = output.gather(ratings, cast("ttt", HOSTILE), {"base": HOSTILE, "srpo": "SRPO"})
     html = output.render_results(results, HOSTILE, [(HOSTILE, "x.csv")])
@@ -161,13 +160,13 @@ def test_names_are_escaped() -> None:
         (planted_ratings(QUALITY, 2, 1, 0)[:7], planted_votes(QUALITY, 1, 2, 0)),
     ],
 )
-def test_few_answers_make_a_page(ratings: list[Rating], votes: list[Vote]) -> None:
+def test_few_answers_make_a_page(ratings, votes):
     html = output.render_results(output.gather(ratings, votes, LABELS), "Few")
     Tags(html)
     assert not re.search(r"\bnan\b|\binf\b|None", visible(html))
 
 
-def test_intervals_are_inside_the_axis() -> None:
+def test_intervals_are_inside_the_axis():
     ranking = rank_models(planted_votes(QUALITY, 30, 2, 0), MODELS)
     rows, ticks = output.strength_rows(ranking, LABELS)
     assert [row["label"] for row in rows] == [LABELS[model] for model in ranking.order()]
@@ -182,7 +181,7 @@ def rows_of(table: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(table, newline="")))
 
 
-def test_answers_can_be_read_back_from_their_tables() -> None:
+def test_answers_can_be_read_back_from_their_tables():
     name = '=HYPERLINK("http://x","a, b")\n\'quoted\''
     ratings = [
         Rating(name, 3, "-base", "realism", "good", 1.5),
@@ -200,12 +199,12 @@ def test_answers_can_be_read_back_from_their_tables() -> None:
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "'"])
-def test_formulas_are_escaped(start: str) -> None:
+def test_formulas_are_escaped(start):
     table = output.csv_table(["a", "b", "c"], [(f"{start}x", -1, f"a{start}")])
     assert rows_of(table) == [{"a": f"'{start}x", "b": "-1", "c": f"a{start}"}]
 
 
-def test_the_summary_has_every_number_of_the_page(planted: output.Results) -> None:
+def test_the_summary_has_every_number_of_the_page(planted):
     rows = rows_of(output.summary_csv(planted))
     assert list(rows[0]) == output.SUMMARY_COLUMNS
     kinds = ("share", "wins", "strength", "elo", "alpha")

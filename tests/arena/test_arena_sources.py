@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from directalign.arena.sources import read_sources
 
 
 @pytest.fixture
-def one(tmp_path: Path) -> Path:
+def one(tmp_path):
     """A comparison of two models on one prompt."""
     return write_comparison(tmp_path / "source", ["a prompt"])
 
@@ -32,7 +31,7 @@ def change_first(source: Path, **changes: object) -> None:
     write_rows(file, [{**first, **changes}, *rest])
 
 
-def test_a_record_cannot_lead_out_of_its_folder(one: Path, tmp_path: Path):
+def test_a_record_cannot_lead_out_of_its_folder(one, tmp_path):
     outside = tmp_path / "outside.png"
     Image.new("RGB", (24, 24)).save(outside)
     (one / "link.png").symlink_to(outside)
@@ -59,7 +58,7 @@ def test_a_record_cannot_lead_out_of_its_folder(one: Path, tmp_path: Path):
         ({"index": float("nan")}, "index is nan"),
     ],
 )
-def test_a_wrong_record_is_refused_by_name(one: Path, change: dict, message: str):
+def test_a_wrong_record_is_refused_by_name(one, change, message):
     change_first(one, **change)
     with pytest.raises(ArenaError, match=f"results.jsonl.*{message}"):
         read_sources([one])
@@ -78,7 +77,7 @@ def test_a_wrong_record_is_refused_by_name(one: Path, change: dict, message: str
         ("comparison.json", b'{"format": 1, "models": [{"key": ["x"]}]}'),
     ],
 )
-def test_a_broken_file_is_refused_by_name(one: Path, name: str, content: bytes):
+def test_a_broken_file_is_refused_by_name(one, name, content):
     (one / name).write_bytes(content)
     with pytest.raises(ArenaError, match=name):
         read_sources([one])
@@ -118,9 +117,7 @@ def save_half(file: Path) -> None:
         (lambda file: Image.new("I;16", (24, 24), 40_000).save(file, "PNG"), "more than 8 bits"),
     ],
 )
-def test_a_file_that_is_no_plain_image_is_refused_by_name(
-    one: Path, tmp_path: Path, save: Callable[[Path], object], message: str
-):
+def test_a_file_that_is_no_plain_image_is_refused_by_name(one, tmp_path, save, message):
     save(one / "images" / "SECRETMODEL-b" / "SECRETFILE-00000.png")
     with pytest.raises(ArenaError, match=f"SECRETMODEL-b/SECRETFILE-00000.png: .*({message})"):
         open_arena(tmp_path / "a.sqlite", [one])
@@ -142,9 +139,7 @@ def link(file: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [remove, replace, link])
-def test_an_image_that_changes_later_is_not_served(
-    tmp_path: Path, change: Callable[[Path, Path], None]
-):
+def test_an_image_that_changes_later_is_not_served(tmp_path, change):
     """Its tasks are set aside; the error names a model only in the log."""
     source = write_comparison(tmp_path / "source", [f"prompt {index}" for index in range(7)])
     other = tmp_path / "other.png"
@@ -164,7 +159,7 @@ def test_an_image_that_changes_later_is_not_served(
     assert f"SECRETFILE-{index:05d}.png" in error and "refused 503" in refusal
 
 
-def test_sizes_that_would_reveal_a_model_are_refused_or_made_equal(one: Path, tmp_path: Path):
+def test_sizes_that_would_reveal_a_model_are_refused_or_made_equal(one, tmp_path):
     image = one / "images" / "SECRETMODEL-a" / "SECRETFILE-00000.png"
     Image.new("RGB", (48, 48), (9, 9, 9)).save(image)
     arena = open_arena(tmp_path / "a.sqlite", [one])
@@ -175,7 +170,7 @@ def test_sizes_that_would_reveal_a_model_are_refused_or_made_equal(one: Path, tm
         open_arena(tmp_path / "b.sqlite", [one])
 
 
-def test_folders_of_samples_are_paired_by_prompt_and_seed(tmp_path: Path):
+def test_folders_of_samples_are_paired_by_prompt_and_seed(tmp_path):
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder, seeds in zip(folders, ((1, 2, 3), (3, 1)), strict=True):
         folder.mkdir()
@@ -201,7 +196,7 @@ def test_folders_of_samples_are_paired_by_prompt_and_seed(tmp_path: Path):
             read_sources(sources)
 
 
-def test_control_prompts_and_incomplete_items_are_left_out(tmp_path: Path):
+def test_control_prompts_and_incomplete_items_are_left_out(tmp_path):
     prompts = comparison_folders.PROMPTS[:3]
     source = comparison_folders.write_comparison(
         tmp_path / "source", prompts=prompts, control_prompts=2, size=32

@@ -20,7 +20,7 @@ def rated_image(*levels: Level, item: int = 0) -> list[Rating]:
     return [Rating("ann", item, "base", *given) for given in zip(AXES, levels, strict=False)]
 
 
-def test_overall_is_the_lowest_level_of_all_axes() -> None:
+def test_overall_is_the_lowest_level_of_all_axes():
     for levels in product(LEVELS, repeat=len(AXES)):
         (found,) = statistics.judgements(rated_image(*levels), "overall").values()
         assert (found == "excellent") == (set(levels) == {"excellent"})  # the paper's rule
@@ -28,7 +28,7 @@ def test_overall_is_the_lowest_level_of_all_axes() -> None:
         assert found in levels and LEVELS.index(found) == max(map(LEVELS.index, levels))
 
 
-def test_incomplete_images_have_no_overall_level_and_the_latest_rating_counts() -> None:
+def test_incomplete_images_have_no_overall_level_and_the_latest_rating_counts():
     ratings = rated_image("good", "good", "pass", "good") + rated_image("fail", "fail", item=1)
     assert statistics.judgements(ratings, "overall") == {("ann", 0, "base"): "pass"}
     assert statistics.incomplete(ratings) == 1
@@ -41,7 +41,7 @@ def test_incomplete_images_have_no_overall_level_and_the_latest_rating_counts() 
     assert found.model == "base" and found.counts["good"] == 1
 
 
-def test_shares_sum_to_one() -> None:
+def test_shares_sum_to_one():
     ratings = planted_ratings({"base": -0.3, "srpo": 0.4, "refl": 0.0}, 15, 3, seed=1)
     for scale in statistics.SCALES:
         found = statistics.shares(ratings, scale, MODELS)
@@ -53,7 +53,7 @@ def test_shares_sum_to_one() -> None:
                 assert 0 <= share.low <= share.value <= share.high <= 1
 
 
-def test_impossible_answers_are_refused() -> None:
+def test_impossible_answers_are_refused():
     with pytest.raises(Exception, match="axis"):  # also of a type checker
         Rating("ann", 0, "base", "beauty", "good")  # type: ignore[arg-type]
     for right, winner in (("base", "base"), ("srpo", "refl")):
@@ -61,7 +61,7 @@ def test_impossible_answers_are_refused() -> None:
             Vote("ann", 0, "base", right, winner)
 
 
-def test_win_rates_by_hand() -> None:
+def test_win_rates_by_hand():
     votes = [*cast("rt"), Vote("bob", 0, "srpo", "base", "srpo"), cast("tl", "bob")[1]]
     votes += cast("ttl", right="refl")[2:]
     first, second = statistics.win_rates(votes, MODELS)
@@ -73,7 +73,7 @@ def test_win_rates_by_hand() -> None:
     assert latest(turned) == turned[1:] and statistics.win_rates(turned, MODELS)[0].losses == 1
 
 
-def test_the_sign_test_counts_items_and_corrects_for_pairs() -> None:
+def test_the_sign_test_counts_items_and_corrects_for_pairs():
     votes = [vote for n in range(50) for vote in cast("rrrr", f"ann {n}")]
     (found,) = statistics.win_rates(votes, MODELS)
     assert found.p == 2 / 16 and found.rate.low < 0.5
@@ -84,7 +84,7 @@ def test_the_sign_test_counts_items_and_corrects_for_pairs() -> None:
     assert min(one.p_of_all for one in found) == pytest.approx(3 * least)
 
 
-def test_equal_models_are_seldom_called_different() -> None:
+def test_equal_models_are_seldom_called_different():
     """Annotators who repeat each other must not make a fair coin look biased."""
     panels = [
         planted_votes(dict.fromkeys(PAIR, 0.0), 30, 3, seed, alike=0.9) for seed in range(100)
@@ -92,7 +92,7 @@ def test_equal_models_are_seldom_called_different() -> None:
     assert np.mean([statistics.win_rates(votes, MODELS)[0].p < 0.05 for votes in panels]) <= 0.06
 
 
-def test_ratings_imply_votes_of_the_same_annotator() -> None:
+def test_ratings_imply_votes_of_the_same_annotator():
     ratings = planted_ratings({"base": -0.5, "srpo": 0.5, "refl": 0.0}, 6, 2, seed=2)
     votes = statistics.implied_votes(ratings, "overall")
     given = statistics.judgements(ratings, "overall")
@@ -105,7 +105,7 @@ def test_ratings_imply_votes_of_the_same_annotator() -> None:
     assert statistics.implied_votes(two, "realism") == []
 
 
-def test_two_models_have_a_closed_form() -> None:
+def test_two_models_have_a_closed_form():
     ranking = statistics.rank_models(cast("rrrrrrrttlll"), PAIR)
     difference = ranking.strengths[1] - ranking.strengths[0]
     assert difference == pytest.approx(math.log((7 + 1) / (3 + 1)), abs=1e-12)
@@ -114,14 +114,14 @@ def test_two_models_have_a_closed_form() -> None:
     assert statistics.elo(0.0) == 1000 and statistics.elo(math.log(10)) == pytest.approx(1400)
 
 
-def test_one_vote_per_item_has_the_variance_of_the_textbook() -> None:
+def test_one_vote_per_item_has_the_variance_of_the_textbook():
     """Without ties the sandwich is the inverse Fisher information, up to m / (m − 1)."""
     covariance = statistics.rank_models(cast("r" * 30 + "l" * 10), PAIR).covariance
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
     assert variance == pytest.approx((1 / 30 + 1 / 10) * 40 / 39, rel=1e-9)
 
 
-def test_copies_of_every_vote_change_nothing() -> None:
+def test_copies_of_every_vote_change_nothing():
     votes = planted_votes({"base": 0.0, "srpo": 0.7, "refl": 0.3}, items=30, annotators=1, seed=3)
     copies = [
         Vote(f"copy {n}", one.item, one.left, one.right, one.winner)
@@ -144,7 +144,7 @@ def coverage(alike: float, ties: float, annotators: int) -> float:
     return float(np.mean(covered))
 
 
-def test_intervals_cover_planted_strengths() -> None:
+def test_intervals_cover_planted_strengths():
     found = [coverage(0.0, 0.0, 2), coverage(0.8, 0.0, 4), coverage(0.3, 0.3, 3)]
     assert min(found) >= 0.9 and 0.92 <= np.mean(found) <= 0.98
     planted, covered = {"base": 0.0, "srpo": 0.9, "refl": -0.4, "draft": 0.3}, []
@@ -158,7 +158,7 @@ def test_intervals_cover_planted_strengths() -> None:
     assert 0.92 <= np.mean(covered) <= 0.98
 
 
-def test_strengths_without_a_finite_maximum() -> None:
+def test_strengths_without_a_finite_maximum():
     votes = cast("r" * 10) + cast("rl" * 5, right="refl")
     ranking = statistics.rank_models(votes, MODELS)
     assert ranking.groups == (("srpo",), ("base", "refl")) and ranking.prior_ties == PRIOR_TIES
@@ -175,7 +175,7 @@ def test_strengths_without_a_finite_maximum() -> None:
         statistics.rank_models(cast("r"), ["base"])
 
 
-def test_ties_are_not_certainty() -> None:
+def test_ties_are_not_certainty():
     """They do not scatter; the interval is that of as many votes that were split."""
     tied, split = (
         statistics.rank_models(cast(votes), PAIR).interval("srpo") for votes in ("t" * 6, "lr" * 3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,7 +35,7 @@ SCRIPT = (
 
 
 @pytest.fixture(scope="module")
-def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scripts(tmp_path_factory):
     """A source whose prompts hold HTML and scripts."""
     prompts = [f"prompt {index} {SCRIPT}" for index in range(ITEMS)]
     return write_comparison(tmp_path_factory.mktemp("browser") / "source", prompts)
@@ -49,7 +48,7 @@ def assert_clean(browser: Any) -> None:
     assert not any(secret in message for secret in SECRETS for message in received)
 
 
-def test_votes_by_key_mouse_and_touch(browser: Any, scripts: Path, tmp_path: Path):
+def test_votes_by_key_mouse_and_touch(browser, scripts, tmp_path):
     """A desktop with reload, undo and double clicks; a phone."""
     with served(scripts, tmp_path / "votes.sqlite") as server:
         resize(browser, 1280, 860)
@@ -93,7 +92,7 @@ def test_votes_by_key_mouse_and_touch(browser: Any, scripts: Path, tmp_path: Pat
     assert {(row["left"] < row["right"]) for row in counted} == {True, False}
 
 
-def test_two_tabs_a_stopped_server_and_a_lost_response(browser: Any, scripts: Path, tmp_path: Path):
+def test_two_tabs_a_stopped_server_and_a_lost_response(browser, scripts, tmp_path):
     """Both tabs of one annotator keep unsent answers; a join whose response is lost is repeated."""
     database = tmp_path / "tabs.sqlite"
     with served(scripts, database) as server:
@@ -137,7 +136,7 @@ def test_two_tabs_a_stopped_server_and_a_lost_response(browser: Any, scripts: Pa
     browser.get_log("browser")
 
 
-def test_rating_by_keyboard_zoom_help_and_long_texts(browser: Any, tmp_path: Path):
+def test_rating_by_keyboard_zoom_help_and_long_texts(browser, tmp_path):
     texts = [" ".join(["wordy"] * 333), "unbroken" * 250, "short"]
     source = write_comparison(tmp_path / "source", texts)
     zoomed = (
@@ -197,7 +196,7 @@ def test_rating_by_keyboard_zoom_help_and_long_texts(browser: Any, tmp_path: Pat
     assert levels == dict.fromkeys(("excellent", "good", "pass", "fail"), 6)
 
 
-def test_a_task_with_a_missing_image_is_skipped(browser: Any, tmp_path: Path):
+def test_a_task_with_a_missing_image_is_skipped(browser, tmp_path):
     source = write_comparison(tmp_path / "source", [f"prompt {index}" for index in range(5)])
     with served(source, tmp_path / "votes.sqlite") as server:
         for index in (1, 3):

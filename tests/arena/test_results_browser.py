@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 from arena_pages import assert_contrast, assert_fits, resize
 from planted_answers import planted_ratings, planted_votes
@@ -22,7 +19,7 @@ LABELS = {
 }
 
 
-def test_the_page_fits_fetches_nothing_and_has_contrast(browser: Any, tmp_path: Path) -> None:
+def test_the_page_fits_fetches_nothing_and_has_contrast(browser, tmp_path):
     ratings = planted_ratings(QUALITY, 6, 2, 0, at=1e9)
     results = gather(ratings, planted_votes(QUALITY, 6, 2, 0, ties=0.2), LABELS)
     html = render_results(results, "Five models", [("All answers that count", "answers.csv")])

@@ -7,7 +7,6 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -27,7 +26,7 @@ HOSTILE = [
 
 
 @pytest.fixture(scope="module")
-def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def public(tmp_path_factory):
     """Open to a network, and so with an invitation."""
     folder = tmp_path_factory.mktemp("hostile")
     source = write_comparison(folder / "source", HOSTILE)
@@ -36,18 +35,18 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def invitation(public: Server) -> str:
+def invitation(public):
     return public.arena.signer.token("invitation")
 
 
 @pytest.fixture(scope="module")
-def stranger(public: Server) -> httpx.Client:
+def stranger(public):
     """A browser without a session, which keeps no cookies."""
     return httpx.Client(base_url=public.address, timeout=30, verify=NO_TLS)
 
 
 @pytest.fixture(scope="module")
-def voter(public: Server, invitation: str) -> Iterator[httpx.Client]:
+def voter(public, invitation):
     with public.joined("Ann", invitation) as client:
         yield client
 
@@ -73,7 +72,7 @@ def cookie_of(client: httpx.Client) -> str:
     return "; ".join(f"{name}={value}" for name, value in client.cookies.items())
 
 
-def test_joining_a_public_arena_needs_the_invitation(public: Server, stranger: httpx.Client):
+def test_joining_a_public_arena_needs_the_invitation(public, stranger):
     forged = ("0123456789abcdef0123456789abcdef", "%00", "ä")
     for path in ("/", *(f"/invitation/{token}" for token in forged)):
         assert stranger.get(path).status_code == 403
@@ -82,7 +81,7 @@ def test_joining_a_public_arena_needs_the_invitation(public: Server, stranger: h
     assert logged(public, "needs an invitation", 7)
 
 
-def test_forged_links_and_cookies_are_refused(stranger: httpx.Client, voter: httpx.Client):
+def test_forged_links_and_cookies_are_refused(stranger, voter):
     zeros = "0" * 32
     links = [f"1.{zeros}", "0.x", f"999999999.{zeros}", "1", "٣.0", "a" * 5000, "..%2f"]
     for link in (*links, "1.%0d%0aSet-Cookie"):
@@ -107,13 +106,13 @@ def test_forged_links_and_cookies_are_refused(stranger: httpx.Client, voter: htt
         "//etc/passwd",
     ],
 )
-def test_no_path_reaches_the_file_system(public: Server, voter: httpx.Client, path: str):
+def test_no_path_reaches_the_file_system(public, voter, path):
     head = f"Host: localhost\r\nCookie: {cookie_of(voter)}\r\nConnection: close\r\n\r\n"
     answer = raw_answer(public, f"GET {path} HTTP/1.1\r\n{head}")
     assert answer.startswith(b"HTTP/1.1 404") and b"root:" not in answer and b"sqlite" not in answer
 
 
-def test_foreign_hosts_are_refused_without_an_invitation(server: Server):
+def test_foreign_hosts_are_refused_without_an_invitation(server):
     """Else a page could join the arena of its visitor's machine by DNS rebinding."""
     foreign = ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "192.168.1.7", ""]
     foreign += ["localhost:80:80", "a b", "[::1", "evil.example@localhost"]
@@ -141,13 +140,11 @@ def test_foreign_hosts_are_refused_without_an_invitation(server: Server):
         (JSON | {"sec-fetch-site": "same-site"}, 403),
     ],
 )
-def test_a_post_of_another_site_is_refused(
-    voter: httpx.Client, headers: dict[str, str], status: int
-):
+def test_a_post_of_another_site_is_refused(voter, headers, status):
     assert voter.post("/api/vote", content=b"{}", headers=headers).status_code == status
 
 
-def test_malformed_answers_are_refused(public: Server, voter: httpx.Client):
+def test_malformed_answers_are_refused(public, voter):
     zeros = '"' + "0" * 32 + '"'
     answer = '{"annotator": %s, "request": %s, "task": %s, "choice": "left"%s}'
     answers = [
@@ -175,7 +172,7 @@ def test_malformed_answers_are_refused(public: Server, voter: httpx.Client):
     assert voter.get("/api/state").json() == before
 
 
-def test_names(stranger: httpx.Client, invitation: str):
+def test_names(stranger, invitation):
     wrong = ["", "   ", "x" * 10_000, "x" * 61, "a\u202eb", "a\x00b", "a\x1bb", "\u200b"]
     for name in (*wrong, "=cmd()", "@x", "a\ud800b"):
         posted = json.dumps(joining(name, invitation))
@@ -188,7 +185,7 @@ def test_names(stranger: httpx.Client, invitation: str):
         normalized_name("<script>")
 
 
-def test_a_large_body_is_refused_unread(public: Server, voter: httpx.Client):
+def test_a_large_body_is_refused_unread(public, voter):
     """By its announced length; a chunked one at the limit; 50 MB sent at once."""
     head = f"POST /api/vote HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie_of(voter)}\r\n"
     head += "Content-Type: application/json\r\n"
@@ -206,7 +203,7 @@ def test_a_large_body_is_refused_unread(public: Server, voter: httpx.Client):
     assert voter.request("GET", "/", content=b"x").status_code == 400
 
 
-def test_a_slow_body_times_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+def test_a_slow_body_times_out(monkeypatch, caplog):
     monkeypatch.setattr(security, "BODY_SECONDS", 0.05)
     monkeypatch.setattr(security, "LINGER_SECONDS", 0.0)
     sent: list[dict] = []
@@ -229,7 +226,7 @@ def test_a_slow_body_times_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     assert sent[0]["status"] == 408 and "refused 408" in caplog.text
 
 
-def test_every_answer_has_the_headers(server: Server, voter: httpx.Client):
+def test_every_answer_has_the_headers(server, voter):
     with server.visitor() as client:
         foreign = client.get("/", headers={"host": "evil.example"})
     answers = [voter.get(path) for path in ("/", "/api/state", "/nope")]
@@ -244,9 +241,7 @@ def test_every_answer_has_the_headers(server: Server, voter: httpx.Client):
     assert answers[1].headers["content-type"] == "application/json"
 
 
-def test_the_log_has_one_clean_line_per_refusal(
-    public: Server, stranger: httpx.Client, voter: httpx.Client
-):
+def test_the_log_has_one_clean_line_per_refusal(public, stranger, voter):
     stranger.get("/me/1.deadbeefdeadbeefdeadbeefdeadbeef")
     stranger.get("/lines%0a12:00:00%20directalign.arena:%20all%20is%20well")
     forged = stranger.post("/", headers=JSON | {"Origin": "http://evil[31m"})

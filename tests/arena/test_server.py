@@ -12,7 +12,6 @@ import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -25,7 +24,7 @@ from directalign.arena.session import open_arena
 VOTERS, VOTES = 60, 3
 
 
-def test_nothing_received_names_a_model(server: Server):
+def test_nothing_received_names_a_model(server):
     with server.joined("Blind") as client:
         received = [client.get("/"), client.get("/api/state")]
         tasks = received[-1].json()["next"]
@@ -44,7 +43,7 @@ def test_nothing_received_names_a_model(server: Server):
     assert {(task["width"], task["height"]) for task in tasks} == {(24, 24)}
 
 
-def test_a_vote_counts_once_and_can_be_taken_back(server: Server):
+def test_a_vote_counts_once_and_can_be_taken_back(server):
     with server.joined("Voter") as client:
         task = client.get("/api/state").json()["next"][0]["task"]
         for _ in range(3):
@@ -58,7 +57,7 @@ def test_a_vote_counts_once_and_can_be_taken_back(server: Server):
     assert "Voter" not in {row["annotator"] for row in server.table("answers.csv")}
 
 
-def test_a_request_repeated_with_another_answer_is_refused(server: Server):
+def test_a_request_repeated_with_another_answer_is_refused(server):
     """It would be acknowledged but not stored."""
     with server.joined("Reuser") as client:
         first, second = [each["task"] for each in client.get("/api/state").json()["next"]][:2]
@@ -70,7 +69,7 @@ def test_a_request_repeated_with_another_answer_is_refused(server: Server):
         assert vote(client, "used-request", first, "left")["done"] == 1
 
 
-def test_the_personal_link_continues_on_another_device(server: Server):
+def test_the_personal_link_continues_on_another_device(server):
     with server.joined("Mover") as client:
         state = client.get("/api/state").json()
         done = vote(client, "before-moving", state["next"][0]["task"], "tie")
@@ -82,7 +81,7 @@ def test_the_personal_link_continues_on_another_device(server: Server):
         assert other.get("/api/state").json() == done
 
 
-def test_joining_can_be_repeated_only_by_the_same_request(server: Server):
+def test_joining_can_be_repeated_only_by_the_same_request(server):
     posted = joining("Lost Answer")
     with server.visitor() as client, server.visitor() as other:
 
@@ -100,7 +99,7 @@ def test_joining_can_be_repeated_only_by_the_same_request(server: Server):
         assert join().status_code == 422
 
 
-def test_an_answer_does_not_count_for_the_session_of_another_annotator(server: Server):
+def test_an_answer_does_not_count_for_the_session_of_another_annotator(server):
     """Two people on one computer: the first one's tab is open when the second opens a link."""
     with server.joined("First") as client:
         task, first = client.get("/api/state").json()["next"][0]["task"], number_of(client)
@@ -112,7 +111,7 @@ def test_an_answer_does_not_count_for_the_session_of_another_annotator(server: S
         assert str(number_of(client)) == second.split(".")[0] != str(first)
 
 
-def test_only_the_owner_sees_results(server: Server):
+def test_only_the_owner_sees_results(server):
     with server.joined("Curious") as client, server.owner() as owner:
         for path in ("/results", "/results/answers.csv"):
             assert client.get(path).status_code == 403
@@ -125,7 +124,7 @@ def test_only_the_owner_sees_results(server: Server):
         assert owner.get("/results/votes.sqlite").status_code == 404
 
 
-def test_only_invited_annotators_take_part_also_after_a_restart(source: Path, tmp_path: Path):
+def test_only_invited_annotators_take_part_also_after_a_restart(source, tmp_path):
     def status_of(link: str) -> int:
         with server.visitor() as client:
             welcome = client.get(f"/me/{link}").status_code
@@ -164,7 +163,7 @@ def file_size_limit(most: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk_or_a_locked_database_refuses_in_one_line(source: Path, tmp_path: Path):
+def test_a_full_disk_or_a_locked_database_refuses_in_one_line(source, tmp_path):
     with file_size_limit(20_000), pytest.raises(ArenaError, match=r"cannot be created.*free space"):
         open_arena(tmp_path / "full.sqlite", [source])
     assert [left.name for left in tmp_path.iterdir()] == ["full.sqlite.lock"]
@@ -214,7 +213,7 @@ async def vote_at_once(server: Server) -> list[str]:
     return [request for requests in everybody for request in requests]
 
 
-def test_a_crowd_and_a_kill_lose_nothing_and_store_nothing_twice(source: Path, tmp_path: Path):
+def test_a_crowd_and_a_kill_lose_nothing_and_store_nothing_twice(source, tmp_path):
     acknowledged: dict[str, list[str]] = {}
 
     def keep_voting(client: httpx.Client, name: str) -> None:

@@ -40,7 +40,7 @@ ANSWERS = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def three(tmp_path_factory):
     """A comparison of three models on four prompts."""
     return compared(tmp_path_factory.mktemp("store") / "source", 4)
 
@@ -50,7 +50,7 @@ def compared(folder: Path, prompts: int, **options: Any) -> Path:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file(tmp_path):
     return tmp_path / "a.sqlite"
 
 
@@ -67,7 +67,7 @@ def new_store(source: Path, file: Path, mode: Mode = "vote") -> Store:
 @settings(max_examples=10)
 @given(steps=st.lists(st.tuples(ANSWERS, st.integers(0, 2)), max_size=20))
 def test_any_order_of_answers_counts_each_question_once_and_keeps_everything(
-    tmp_path_factory: pytest.TempPathFactory, three: Path, steps: list[tuple[Answer, int]]
+    tmp_path_factory, three, steps
 ):
     store = new_store(three, tmp_path_factory.getbasetemp() / "interleaved.sqlite")
     expected: dict[tuple, Answer] = {}
@@ -89,7 +89,7 @@ def test_any_order_of_answers_counts_each_question_once_and_keeps_everything(
     store.close()
 
 
-def test_rows_and_names_are_unique_private_and_durable(three: Path, file: Path):
+def test_rows_and_names_are_unique_private_and_durable(three, file):
     store = new_store(three, file)
     for annotator in (1, 2):  # an equal request of another annotator is another answer
         assert store.append(Answer(annotator, 0, "x", "y", None, "left"), "same-request")
@@ -106,7 +106,7 @@ def test_rows_and_names_are_unique_private_and_durable(three: Path, file: Path):
     connection.close()
 
 
-def test_a_restart_restores_the_state(three: Path, file: Path):
+def test_a_restart_restores_the_state(three, file):
     arena = open_arena(file, [three], "vote")
     annotator = arena.join("Ann", new_secret())
     state = arena.state(annotator)
@@ -117,7 +117,7 @@ def test_a_restart_restores_the_state(three: Path, file: Path):
     assert again.state(annotator) == state and state["done"] == 5
 
 
-def test_only_one_arena_runs_on_a_database_and_leaves_one_file(three: Path, tmp_path: Path):
+def test_only_one_arena_runs_on_a_database_and_leaves_one_file(three, tmp_path):
     """The second is refused, also while the first one creates the database."""
     file = tmp_path / "new" / "a.sqlite"
     arena = open_arena(file, [three])
@@ -136,7 +136,7 @@ def test_only_one_arena_runs_on_a_database_and_leaves_one_file(three: Path, tmp_
     open_arena(tmp_path / "b.sqlite", [three]).store.close()
 
 
-def test_a_second_name_of_a_database_starts_no_second_arena(three: Path, tmp_path: Path):
+def test_a_second_name_of_a_database_starts_no_second_arena(three, tmp_path):
     names = ("a", "link", "hard", "moved")
     file, link, hard, moved = (tmp_path / f"{name}.sqlite" for name in names)
     arena = open_arena(file, [three])
@@ -157,9 +157,7 @@ def test_a_second_name_of_a_database_starts_no_second_arena(three: Path, tmp_pat
     open_arena(moved, [three]).store.close()
 
 
-def test_a_start_that_fails_leaves_neither_database_nor_lock(
-    three: Path, tmp_path: Path, file: Path
-):
+def test_a_start_that_fails_leaves_neither_database_nor_lock(three, tmp_path, file):
     source = write_comparison(tmp_path / "broken", ["prompt 0", "prompt 1"])
     image = min(source.glob("images/*/*.png"))
     whole = image.read_bytes()
@@ -182,7 +180,7 @@ def test_a_start_that_fails_leaves_neither_database_nor_lock(
         (["Ann", "x" * 61], "1 to 60"),
     ],
 )
-def test_invited_names_are_added_all_or_none(three: Path, file: Path, names: list, message: str):
+def test_invited_names_are_added_all_or_none(three, file, names, message):
     arena = open_arena(file, [three])
     with pytest.raises(ArenaError, match=message):
         arena.invite(names)
@@ -191,7 +189,7 @@ def test_invited_names_are_added_all_or_none(three: Path, file: Path, names: lis
     assert arena.invite(["Ann", "Ben"]) == links and links["Ben"].startswith("2.")
 
 
-def test_an_unusable_database_is_refused_by_name(three: Path, tmp_path: Path, file: Path):
+def test_an_unusable_database_is_refused_by_name(three, tmp_path, file):
     (tmp_path / "text").write_text("no database at all, but a text of some length")
     (tmp_path / "empty").write_bytes(b"")
     with sqlite3.connect(tmp_path / "other") as connection:
@@ -225,7 +223,7 @@ def test_an_unusable_database_is_refused_by_name(three: Path, tmp_path: Path, fi
         "DROP VIEW counted; DROP TABLE answers",
     ],
 )
-def test_a_damaged_database_is_refused(three: Path, file: Path, damage: str):
+def test_a_damaged_database_is_refused(three, file, damage):
     open_arena(file, [three]).store.close()
     with contextlib.closing(sqlite3.connect(file)) as connection:
         connection.executescript(damage)
@@ -233,7 +231,7 @@ def test_a_damaged_database_is_refused(three: Path, file: Path, damage: str):
         open_arena(file, [three])
 
 
-def test_a_source_that_grew_continues(three: Path, tmp_path: Path, file: Path):
+def test_a_source_that_grew_continues(three, tmp_path, file):
     open_arena(file, [three]).store.close()
     assert len(open_arena(file, [compared(tmp_path / "grown", 6)]).store.items()) == 4
 
@@ -248,7 +246,7 @@ def answer_everything(arena: Arena, annotator: int) -> list[str]:
     return tasks
 
 
-def test_everybody_gets_every_task_once_in_an_own_order(three: Path, file: Path):
+def test_everybody_gets_every_task_once_in_an_own_order(three, file):
     arena = open_arena(file, [three])
     names = ("Ann", "Ben", "Cem")
     orders = [answer_everything(arena, arena.join(name, new_secret())) for name in names]
@@ -268,7 +266,7 @@ def scheduler() -> TaskScheduler:
 
 @settings(max_examples=10)
 @given(order=st.permutations([number % 12 for number in range(48)]))
-def test_items_get_annotators_evenly(order: list[int]):
+def test_items_get_annotators_evenly(order):
     """Twelve annotators, four answers each in any order, 30 items: 1.6 answers per item."""
     found = scheduler()
     for annotator in order:
@@ -283,7 +281,7 @@ def test_a_crowd_at_one_moment_is_spread():
     assert set(assigned.values()) == {10}
 
 
-def test_rating_state_and_undo(three: Path, file: Path):
+def test_rating_state_and_undo(three, file):
     arena = open_arena(file, [three], "rate")
     annotator = arena.join("Ann", new_secret())
     task = arena.state(annotator)["next"][0]

@@ -8,15 +8,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import gpu_step
 
 CASES = ["online_lora", "online_lora_8bit", "offline_lora"]
 
 
-def test_cases_are_measured_phase_by_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cases_are_measured_phase_by_phase(tmp_path, monkeypatch):
     out = tmp_path / "found.json"
     given = ["--size", "tiny", "--updates", "1", "--folder", str(tmp_path / "models")]
     given += ["--out", str(out), "--cases", *CASES]
@@ -36,7 +34,7 @@ def test_cases_are_measured_phase_by_phase(tmp_path: Path, monkeypatch: pytest.M
         assert math.isfinite(row["seconds"]) and row["seconds"] > 0 and row["predicted_gib"] == 1
 
 
-def test_levers_are_ranked_by_seconds_of_a_prompt() -> None:
+def test_levers_are_ranked_by_seconds_of_a_prompt():
     seconds = {"online_lora": 4.0, "online_lora_compiled": 2.0, "online_lora_batch_2": 1.0}
     rows = [
         {"case": name, "seconds_per_prompt": each}

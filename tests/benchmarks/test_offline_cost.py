@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import offline_cost
 
 
-def test_one_pair_gives_finite_numbers() -> None:
+def test_one_pair_gives_finite_numbers():
     row = offline_cost.measure(num_inference_steps=2, pairs=1)
     assert all(math.isfinite(value) and value > 0 for value in row.values())
     assert (row["num_inference_steps"], row["pairs"]) == (2, 1)
@@ -23,7 +23,7 @@ def test_one_pair_gives_finite_numbers() -> None:
     assert row["ratio"] == row["ratio_low"] == row["ratio_high"] == pytest.approx(ratio)
 
 
-def test_offline_makes_no_rollout() -> None:
+def test_offline_makes_no_rollout():
     updates = offline_cost.Updates(2)
     before, calls = [weight.detach().clone() for weight in updates.weights], {}
     counter, b = NFECounter(updates.model.denoiser), len(updates.prompts)

@@ -20,7 +20,7 @@ CASES = Path(__file__).parents[1] / "fixtures" / "reference"
 
 
 @pytest.fixture
-def case(tmp_path: Path) -> Path:
+def case(tmp_path):
     """A copy of a recorded case, to be broken."""
     for ending in ("json", "safetensors"):
         shutil.copy(CASES / f"hps_mid.{ending}", tmp_path / f"case.{ending}")
@@ -28,7 +28,7 @@ def case(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["hps_mid", "pickscore", "span_clipped_low"])
-def test_official_recordings_are_reproduced(name: str) -> None:
+def test_official_recordings_are_reproduced(name):
     errors = replay_reference.replay(CASES / name)
     assert errors.image <= 1e-5 and errors.loss <= 1e-6
     assert errors.gradient <= 1e-5 and errors.norm <= 1e-5
@@ -43,15 +43,13 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_settings_are_reproduced(tmp_path: Path, name: str) -> None:
+def test_other_settings_are_reproduced(tmp_path, name):
     errors = replay_reference.replay(record(tmp_path, OTHERS[name]))
     assert errors.within_bounds(), errors
 
 
 @pytest.mark.parametrize("tensor", ["branch1.image", "grad.proj_out.bias"])
-def test_a_deviation_is_reported(
-    case: Path, tensor: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_deviation_is_reported(case, tensor, capsys):
     tensors = load_file(case.with_suffix(".safetensors"))
     tensors[tensor] = tensors[tensor] + 1e-3
     save_file(tensors, case.with_suffix(".safetensors"))
@@ -91,9 +89,7 @@ def truncate_tensors(case: Path) -> None:
         (rewrite(transformer_config=7), "transformer"),
     ],
 )
-def test_a_broken_case_is_one_error_line(
-    case: Path, damage: Callable[[Path], object], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_broken_case_is_one_error_line(case, damage, message, capsys):
     damage(case)
     assert replay_reference.main([str(case), str(CASES / "hps_mid")]) == 2
     output = capsys.readouterr()

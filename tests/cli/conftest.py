@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from directalign.cli import app
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def recipe(tmp_path, tiny_flux, monkeypatch):
     """recipe.yaml and prompts.txt in an otherwise empty folder, which is the current one."""
     monkeypatch.chdir(tmp_path)
     given = {
@@ -31,6 +30,6 @@ def recipe(tmp_path: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def command() -> Callable[..., Result]:
+def command():
     """Run `directalign` with the given words."""
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words])

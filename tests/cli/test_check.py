@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pytest
 import yaml
 from PIL import Image
 
@@ -14,7 +13,7 @@ from directalign.preflight import Place, checks
 from directalign.preflight.memory import Traced
 
 
-def test_a_sound_recipe_gives_findings_and_memory(command, recipe: Path) -> None:
+def test_a_sound_recipe_gives_findings_and_memory(command, recipe):
     result = command("check", recipe, "--set", "train.ema_decay=0.9")
     assert result.exit_code == 0 and not Path("runs").exists()
     for expected in (
@@ -37,7 +36,7 @@ def pictures(folder: Path) -> None:
     (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:60])
 
 
-def test_what_may_be_intended_is_a_warning(command, recipe: Path) -> None:
+def test_what_may_be_intended_is_a_warning(command, recipe):
     """A truncated image, a held-out reward that is trained on, settings that the form ignores."""
     pictures(Path("pictures"))
     same, other = (f"{{name: pixels, statistic: {each}}}" for each in ("redness", "brightness"))
@@ -59,9 +58,7 @@ def test_what_may_be_intended_is_a_warning(command, recipe: Path) -> None:
     assert "rewards.other" not in result.stderr
 
 
-def test_what_does_not_fit_comes_with_what_would_lower_it(
-    command, recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_does_not_fit_comes_with_what_would_lower_it(command, recipe, monkeypatch):
     monkeypatch.setattr("directalign.preflight.memory.CUDA_CONTEXT", 0)
     monkeypatch.setattr(
         "directalign.preflight.memory_suggestions.candidates",
@@ -76,9 +73,7 @@ def test_what_does_not_fit_comes_with_what_would_lower_it(
     assert "What lowers the peak: no setting of the recipe" in command(*crowded).stdout
 
 
-def test_a_run_that_cannot_fit_does_not_start(
-    command, recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_cannot_fit_does_not_start(command, recipe, monkeypatch):
     """If only the activations may not fit, that is a warning."""
     run = load_run(recipe, [])
     size = checks.plan(run, Path("out")).memory.counted + 1
@@ -117,9 +112,7 @@ FLUX_24GB = {
 }  # fmt: skip
 
 
-def test_flux_on_24_gb_is_planned_without_weights_network_or_gpu(
-    command, recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flux_on_24_gb_is_planned_without_weights_network_or_gpu(command, recipe, monkeypatch):
     def refuse(*_: object) -> None:
         raise AssertionError("check must not open a connection")
 
@@ -132,9 +125,7 @@ def test_flux_on_24_gb_is_planned_without_weights_network_or_gpu(
         assert expected in result.stdout
 
 
-def test_an_unknown_hub_id_is_a_warning(
-    command, recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_hub_id_is_a_warning(command, recipe, monkeypatch):
     monkeypatch.setattr("directalign.preflight.memory.trace", lambda *_: Traced({}, 0, ""))
     small = {
         "model": {"architecture": "sd", "path": "someone/finetune"},
@@ -146,9 +137,7 @@ def test_an_unknown_hub_id_is_a_warning(
     assert result.exit_code == 0 and "figures are those of stable-diffusion-v1-5" in result.stderr
 
 
-def test_a_full_disk_is_seen_beforehand(
-    command, recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_seen_beforehand(command, recipe, monkeypatch):
     monkeypatch.setattr(
         checks.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6, 0)
     )

@@ -24,7 +24,7 @@ Calls = list[tuple[Any, ...]]
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+def calls(monkeypatch):
     """Replace everything that does real work by a record of its arguments."""
     recorded: Calls = []
     for target, name, result in (
@@ -45,14 +45,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     return recorded
 
 
-def test_train_passes_on_the_checked_run(command: Command, recipe: Path, calls: Calls) -> None:
+def test_train_passes_on_the_checked_run(command, recipe, calls):
     result = command("train", recipe, "--set", "train.num_steps=7", "--resume")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "page\n", "")
     ((_, run, out, resume),) = calls
     assert (run.train.num_steps, out, resume) == (7, Path("runs/recipe"), True)
 
 
-def test_a_recipe_of_the_package_is_named(command: Command, recipe: Path, calls: Calls) -> None:
+def test_a_recipe_of_the_package_is_named(command, recipe, calls):
     assert command("train", "world_srpo").exit_code == 0
     ((_, run, out, _),) = calls
     assert (run.model.path, out) == ("world:flux", Path("runs/world_srpo"))
@@ -61,9 +61,7 @@ def test_a_recipe_of_the_package_is_named(command: Command, recipe: Path, calls:
     assert "did you mean world_srpo or " in wrong.stderr
 
 
-def test_sample_pairs_every_prompt_with_every_seed(
-    command: Command, recipe: Path, calls: Calls
-) -> None:
+def test_sample_pairs_every_prompt_with_every_seed(command, recipe, calls):
     given = "--prompts prompts.txt --prompt extra --seed 1 --seed 2 --num-inference-steps 4"
     sizes = "--cfg-scale 4.5 --embedded-guidance 0 --height 64 --width 32"
     command("sample", "run", *given.split(), *sizes.split(), "--base", "--out", "o")
@@ -74,12 +72,12 @@ def test_sample_pairs_every_prompt_with_every_seed(
     assert calls == [("sample", Path("run"), prompts, seeds, Path("o"), rollout, True)]
 
 
-def test_sample_needs_prompts(command: Command, calls: Calls) -> None:
+def test_sample_needs_prompts(command, calls):
     result = command("sample", "world:flux")
     assert result.exit_code == 1 and "give --prompt" in result.stderr and calls == []
 
 
-def test_evaluate_compares_the_run_with_its_base(command: Command, calls: Calls) -> None:
+def test_evaluate_compares_the_run_with_its_base(command, calls):
     command("evaluate", "run", "--num-samples", "8", "--num-inference-steps", "4", "--judge=none")
     (_, request, *_), _ = calls
     assert (request.sources, request.out, request.base) == (("run",), Path("run/evaluation"), True)
@@ -88,7 +86,7 @@ def test_evaluate_compares_the_run_with_its_base(command: Command, calls: Calls)
     assert {"commit", "machine", "versions"} == set(request.where)
 
 
-def test_compare_passes_on_every_option(command: Command, calls: Calls) -> None:
+def test_compare_passes_on_every_option(command, calls):
     sizes = "--height 64 --width 32 --cfg-scale 2 --embedded-guidance 1"
     sets = "--prompts world --seeds-per-prompt 3 --control-prompts o.txt --batch-size 5"
     rewards = "--reward a=x --reward b=y --positive Photo --negative CG --metric m.py:f"
@@ -113,9 +111,7 @@ def test_compare_passes_on_every_option(command: Command, calls: Calls) -> None:
         ("world images p --count 3 --style cg", ("images", Path("p"), 3, "cg", 0)),
     ],
 )
-def test_the_other_commands_pass_on_their_options(
-    command: Command, calls: Calls, words: str, call: tuple[Any, ...]
-) -> None:
+def test_the_other_commands_pass_on_their_options(command, calls, words, call):
     assert command(*words.split()).exit_code == 0 and calls == [call]
 
 
@@ -135,14 +131,7 @@ AGAIN = "directalign train recipe.yaml '--set=name=a b' --out runs/recipe --resu
         (TypeError("int + str"), 1, "unexpected TypeError: int + str; this is a bug in directal"),
     ],
 )
-def test_every_error_is_one_line(
-    command: Command,
-    recipe: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    error: BaseException,
-    code: int,
-    line: str,
-) -> None:
+def test_every_error_is_one_line(command, recipe, monkeypatch, error, code, line):
     def fail(*args: object) -> None:
         raise error
 
@@ -154,9 +143,7 @@ def test_every_error_is_one_line(
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
-def test_help_begins_with_train_and_libraries_are_silenced(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
-) -> None:
+def test_help_begins_with_train_and_libraries_are_silenced(monkeypatch, capsys, words):
     environment = {name: value for name, value in os.environ.items() if "VERBOSITY" not in name}
     monkeypatch.setattr(sys, "argv", ["directalign", *words])
     monkeypatch.setattr(os, "environ", environment)
@@ -167,9 +154,7 @@ def test_help_begins_with_train_and_libraries_are_silenced(
     assert 0 < text.index("directalign train RECIPE") < text.index("check") < text.index("world")
 
 
-def test_only_the_warning_about_an_unused_kernel_is_filtered(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_only_the_warning_about_an_unused_kernel_is_filtered(monkeypatch, caplog):
     monkeypatch.setattr(sys, "argv", ["directalign", "--version"])
     monkeypatch.setattr(os, "environ", dict(os.environ))
     with pytest.raises(SystemExit, match="0"):
@@ -189,15 +174,15 @@ def test_only_the_warning_about_an_unused_kernel_is_filtered(
         *("evaluate x --num-samples 0", "evaluate x --judge human"),
     ],
 )
-def test_an_invalid_command_line_ends_with_2(command: Command, words: str) -> None:
+def test_an_invalid_command_line_ends_with_2(command, words):
     assert command(*words.split()).exit_code == 2
 
 
-def test_version(command: Command) -> None:
+def test_version(command):
     assert command("--version").stdout == f"directalign {cli.__version__}\n"
 
 
-def test_as_a_process_errors_are_short_and_help_needs_no_torch(tmp_path: Path) -> None:
+def test_as_a_process_errors_are_short_and_help_needs_no_torch(tmp_path):
     def process(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, *words],
@@ -225,7 +210,7 @@ def test_as_a_process_errors_are_short_and_help_needs_no_torch(tmp_path: Path) -
     ("n", "half", "cell"),
     [(4, 0.25, "[bold]0.50[/bold]\n0.25 to 0.75"), (1, 0.0, "[bold]0.500[/bold]\n")],
 )
-def test_the_table_has_the_mean_and_its_interval_if_any(n: int, half: float, cell: str) -> None:
+def test_the_table_has_the_mean_and_its_interval_if_any(n, half, cell):
     models = [{"key": key, "label": key, "trained_on": []} for key in ("base", "tuned")]
     found = {"value": 0.5, "low": 0.5 - half, "high": 0.5 + half, "n": n}
     summary: dict[str, Any] = {

@@ -20,14 +20,14 @@ Command = Callable[..., Result]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run(tmp_path, monkeypatch):
     """A finished run in the current folder."""
     monkeypatch.chdir(tmp_path)
     updates = updates_of_shape({"mid_block.attentions.0.proj_in": (4, 4)})
     return write_finished(Path("run"), finished_recipe("sd", "someone/else"), updates, "unet")
 
 
-def test_a_run_is_exported_and_uploaded(run: Path, tmp_path: Path) -> None:
+def test_a_run_is_exported_and_uploaded(run, tmp_path):
     options = ["--format", "kohya", "--dtype", "bfloat16", "--push-to-hub", "me/mine", "--private"]
     with hub_stand_in() as hub:
         variables = {
@@ -61,9 +61,7 @@ def test_a_run_is_exported_and_uploaded(run: Path, tmp_path: Path) -> None:
         ("--format folder", "add --merge"),
     ],
 )
-def test_wrong_options_are_one_line(
-    run: Path, command: Command, monkeypatch: pytest.MonkeyPatch, options: str, message: str
-) -> None:
+def test_wrong_options_are_one_line(run, command, monkeypatch, options, message):
     monkeypatch.setattr("directalign.io.hub.get_token", lambda: None)
     found = command("export", run, *options.split())
     assert found.exit_code == 1 and message in found.stderr and found.stderr.count("\n") == 1
@@ -75,9 +73,7 @@ def test_wrong_options_are_one_line(
 
 
 @pytest.mark.parametrize(("tune", "form"), [("lora", "diffusers"), ("full", "folder")])
-def test_sample_and_export_accept_an_average(
-    recipe: Path, command: Command, tune: str, form: str
-) -> None:
+def test_sample_and_export_accept_an_average(recipe, command, tune, form):
     def call(*words: str | Path) -> str:
         result = command(*words)
         assert result.exit_code == 0, result.output
@@ -121,13 +117,7 @@ def test_sample_and_export_accept_an_average(
         (["--last", "2"], "holds no run (no run.yaml)"),
     ],
 )
-def test_wrong_options_of_average_are_one_line(
-    command: Command,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    options: list[str],
-    message: str,
-) -> None:
+def test_wrong_options_of_average_are_one_line(command, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     found = command("average", "nowhere", *options, "--out", "mean")
     assert found.exit_code == 1 and message in found.stderr and found.stderr.count("\n") == 1

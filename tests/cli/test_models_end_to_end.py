@@ -25,12 +25,8 @@ LORA = {"rank": 2, "alpha": 4}
 
 @pytest.mark.parametrize("architecture", WRITERS)
 def test_from_a_checkpoint_to_an_image_of_the_diffusers_pipeline(
-    architecture: str,
-    tmp_path: Path,
-    clip_folder: Path,
-    command: Command,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    architecture, tmp_path, clip_folder, command, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     _write_recipe(architecture, WRITERS[architecture](tmp_path / "model"), clip_folder)
     assert _lines(command("train", "recipe.yaml", "--out", "run"))[-1] == "run"

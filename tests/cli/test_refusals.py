@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from typer.testing import Result
 
 from directalign.toyworld.assets import resolve
 from directalign.training.run_folder import locked
-from hub_stand_in import READER, Hub, hub_stand_in, point_at
+from hub_stand_in import READER, hub_stand_in, point_at
 from tiny import WRITERS, write_flux, write_sd
 
 Command = Callable[..., Result]
@@ -46,14 +46,12 @@ class Models(dict[str, Path]):
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+def models(tmp_path_factory):
     return Models(tmp_path_factory)
 
 
 @pytest.fixture
-def hub(
-    recipe: Path, tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Hub]:
+def hub(recipe, tmp_path, models, monkeypatch):
     """A hub with a tiny FLUX, without a token."""
     disable_progress_bars()  # as the command does
     with hub_stand_in() as served:
@@ -385,14 +383,7 @@ CASES: list[Case] = [
 
 
 @pytest.mark.parametrize(("setup", "overrides", "expected"), CASES, ids=[c[2] for c in CASES])
-def test_train_and_check_refuse_alike(
-    command: Command,
-    recipe: Path,
-    models: Models,
-    setup: Callable[[Models], Any] | None,
-    overrides: tuple[str, ...],
-    expected: str,
-) -> None:
+def test_train_and_check_refuse_alike(command, recipe, models, setup, overrides, expected):
     if setup is not None:
         setup(models)
     line = refused_alike(command, *(each.format_map(models) for each in overrides))
@@ -400,9 +391,7 @@ def test_train_and_check_refuse_alike(
 
 
 @pytest.mark.parametrize("architecture", ["flux2_klein", "sdxl", "qwen_image"])
-def test_sizes_and_guidance_of_an_architecture(
-    command: Command, recipe: Path, models: Models, architecture: str
-) -> None:
+def test_sizes_and_guidance_of_an_architecture(command, recipe, models, architecture):
     use_model(architecture, models[architecture])
     line = refused(command, "check", "rollout.sizes=[[32, 32], [36, 32]]")
     assert f"rollout.sizes: {SIZE}" in line
@@ -410,9 +399,7 @@ def test_sizes_and_guidance_of_an_architecture(
     assert "method.embedded_guidance: 3.5, and this model has no input for it" in line
 
 
-def test_what_depends_on_the_machine(
-    command: Command, recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_depends_on_the_machine(command, recipe, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     line = refused(command, "check", "train.global_batch_size=6", "data.batch_size=2")
     assert "6 is not a multiple of data.batch_size 2 on 2 ranks (4)" in line
@@ -435,7 +422,7 @@ def test_what_depends_on_the_machine(
 # --- the hub --------------------------------------------------------------------------------------
 
 
-def test_repositories_that_are_gated_or_absent(command: Command, hub: Hub, recipe: Path) -> None:
+def test_repositories_that_are_gated_or_absent(command, hub, recipe):
     hub.publish("maker/judge", resolve("world:reward")).gated = True
     line = refused(command, "train", "reward={name: clip, path: maker/judge}")
     page = f"{hub.url}/maker/judge"
@@ -449,9 +436,7 @@ def test_repositories_that_are_gated_or_absent(command: Command, hub: Hub, recip
     assert "or run `hf auth login`" in line
 
 
-def test_no_network(
-    command: Command, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_network(command, recipe, tmp_path, monkeypatch):
     for offline, expected in (
         (False, "http://127.0.0.1:9 cannot be reached"),
         (True, "with HF_HUB_OFFLINE set: unset it"),
@@ -461,12 +446,8 @@ def test_no_network(
 
 
 def test_a_wrong_setting_is_refused_before_weights_are_downloaded(
-    command: Command,
-    hub: Hub,
-    recipe: Path,
-    models: Models,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    command, hub, recipe, models, monkeypatch
+):
     monkeypatch.setenv("HF_TOKEN", READER)
     hub.publish("maker/sd3", models["sd3"])
     path = f"model.path={HUB_ID}"
@@ -479,7 +460,7 @@ def test_a_wrong_setting_is_refused_before_weights_are_downloaded(
     assert hub.fetched and not any(name.endswith(".safetensors") for name in hub.fetched)
 
 
-def test_a_missing_run_is_not_searched_on_the_hub(command: Command, hub: Hub) -> None:
+def test_a_missing_run_is_not_searched_on_the_hub(command, hub):
     Path("runs").mkdir()
     for words in ("evaluate", "report", "sample --prompt x", "export --format diffusers"):
         line = refusal(command, *words.split(), "runs/gone")
@@ -504,7 +485,7 @@ class Failing(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_reward_that_fails_is_named(command: Command, recipe: Path) -> None:
+def test_a_reward_that_fails_is_named(command, recipe):
     without_gradient(None)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Failing)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -538,7 +519,7 @@ BLANK = {"phrases": "--positive", "soft-prompts": "--negative", "finetune": "--p
 
 
 @pytest.mark.parametrize("name", WORKS)
-def test_reward_commands_refuse_before_the_work(command: Command, recipe: Path, name: str) -> None:
+def test_reward_commands_refuse_before_the_work(command, recipe, name):
     def line(*words: str, out: str = "made.safetensors") -> str:
         return refusal(command, "reward", name, *WORKS[name], *words, "--out", out)
 

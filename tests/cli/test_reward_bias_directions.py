@@ -22,7 +22,7 @@ PHRASES = ("--keep-words", "Realistic photo", "--against", "CG render")
 
 
 @pytest.fixture
-def fit(command: Callable[..., Result], recipe: Path, clip_folder: Path) -> Fit:
+def fit(command, recipe, clip_folder):
     """Call the command for a tiny CLIP, in a folder with a recipe and images.
 
     `before` has six captioned images, `after` the same with a red cast, `other` and `bare` two
@@ -46,9 +46,7 @@ def directions(name: str) -> torch.Tensor:
     return read_directions(Path(name), "x").rows
 
 
-def test_the_command_and_a_training_with_the_projected_reward(
-    fit: Fit, command: Callable[..., Result], recipe: Path, clip_folder: Path
-) -> None:
+def test_the_command_and_a_training_with_the_projected_reward(fit, command, recipe, clip_folder):
     folders = ["--before", "before", "--after", "after", "--out", "made/d.safetensors"]
     words = ["--reward", str(clip_folder), *folders, *PHRASES, "--keep-examples", "world:photo/cg"]
     done = command("reward", "bias-directions", *words)
@@ -68,7 +66,7 @@ def test_the_command_and_a_training_with_the_projected_reward(
     assert json.loads(Path("run/summary.json").read_text())["num_steps"] == 2
 
 
-def test_probes_and_components(fit: Fit) -> None:
+def test_probes_and_components(fit):
     probes = ["--probe", "red tint", "--probe", "blur", "--out", "p.safetensors"]
     assert fit("--before", "before", *probes).exit_code == 0
     components = ["--components", 3, "--out", "c.safetensors"]
@@ -78,7 +76,7 @@ def test_probes_and_components(fit: Fit) -> None:
     assert (fitted[:1] @ probed.T).norm() > 0.9, "the probe is the change between the folders"
 
 
-def test_texts_alone(fit: Fit, clip_folder: Path) -> None:
+def test_texts_alone(fit, clip_folder):
     assert fit("--prompts", "world", *PHRASES, "--out", "t.safetensors").exit_code == 0
     rows, reward = directions("t.safetensors"), ClipReward.load(str(clip_folder))
     photo, render = (
@@ -89,9 +87,7 @@ def test_texts_alone(fit: Fit, clip_folder: Path) -> None:
     assert rows.shape == (1, 8) and (rows @ wanted).abs().item() < 0.5 < (rows @ photo).item()
 
 
-def test_a_run_is_sampled_before_and_after(
-    fit: Fit, command: Callable[..., Result], recipe: Path
-) -> None:
+def test_a_run_is_sampled_before_and_after(fit, command, recipe):
     trained = command("train", recipe, "--out", "run", "--set", "train.learning_rate=0.01")
     assert trained.exit_code == 0, trained.output
     result = fit("--after", "run", "--num-samples", 3, "--out", "r.safetensors")
@@ -117,6 +113,6 @@ def test_a_run_is_sampled_before_and_after(
         ("--prompts world --reward recipe.yaml", "pixels takes no project_out"),
     ],
 )
-def test_wrong_options_are_one_line(fit: Fit, options: str, message: str) -> None:
+def test_wrong_options_are_one_line(fit, options, message):
     result = fit(*options.split())
     assert result.exit_code == 1 and message in result.stderr and result.stderr.count("\n") == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import yaml
@@ -23,7 +22,7 @@ def call(*words: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory):
     """Two updates with a mixture; one member has soft prompts."""
     folder = tmp_path_factory.mktemp("mixture")
     tokens = folder / "photo.safetensors"
@@ -65,7 +64,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_every_member_has_curves_of_its_own(run: Path) -> None:
+def test_every_member_has_curves_of_its_own(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     update = next(row for row in rows if row["event"] == "step")["metrics"]
     measured = next(row for row in rows if row["event"] == "evaluate")
@@ -83,7 +82,7 @@ def test_every_member_has_curves_of_its_own(run: Path) -> None:
     ), tags
 
 
-def test_the_page_and_the_model_card_name_every_member(run: Path, tmp_path: Path) -> None:
+def test_the_page_and_the_model_card_name_every_member(run, tmp_path):
     members = "first (clip world:reward), second (clip world:second_reward)"
     named = f"mix of {members}, colour (pixels saturation, weight −0.2)"
     assert named in (run / "report.html").read_text()

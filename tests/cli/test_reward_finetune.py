@@ -24,7 +24,7 @@ OPTIONS = {
 
 
 @pytest.fixture
-def finetune(recipe: Path, command: Callable[..., Result], clip_folder: Path) -> Finetune:
+def finetune(recipe, command, clip_folder):
     """Call the command with `OPTIONS` for a tiny CLIP; None removes an option."""
 
     def call(**changed: str | None) -> Result:
@@ -36,9 +36,7 @@ def finetune(recipe: Path, command: Callable[..., Result], clip_folder: Path) ->
     return call
 
 
-def test_the_folder_trains_as_a_reward(
-    finetune: Finetune, recipe: Path, command: Callable[..., Result], tmp_path: Path
-) -> None:
+def test_the_folder_trains_as_a_reward(finetune, recipe, command, tmp_path):
     result = finetune()
     assert result.exit_code == 0, result.output
     assert "responsiveness" in result.output and result.output.splitlines()[-1] == "tuned"
@@ -74,9 +72,7 @@ def test_the_folder_trains_as_a_reward(
         ({"learning-rate": "1e30"}, "smaller --learning-rate"),
     ],
 )
-def test_wrong_inputs_are_one_line_and_write_nothing(
-    finetune: Finetune, tmp_path: Path, changed: dict[str, str | None], message: str
-) -> None:
+def test_wrong_inputs_are_one_line_and_write_nothing(finetune, tmp_path, changed, message):
     before = sorted(tmp_path.iterdir())
     result = finetune(**changed)
     assert result.exit_code == 1 and message in result.output, result.output

@@ -20,7 +20,7 @@ def call(*words: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+def finished(tmp_path_factory):
     """One call on the embedded reward, with a phrase that is an attack."""
     out = tmp_path_factory.mktemp("phrases") / "out"
     named = [word for phrase in POSITIVE for word in ("--positive", phrase)]
@@ -28,7 +28,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     return call("--reward", "world:reward", *named, "--count", 12, "--out", out), out
 
 
-def test_the_table_and_the_files(finished: tuple[Result, Path]) -> None:
+def test_the_table_and_the_files(finished):
     result, out = finished
     assert result.exit_code == 0 and result.stderr == "", result.output
     assert result.stdout.splitlines()[-1] == str(out / "phrases.html")
@@ -43,7 +43,7 @@ def test_the_table_and_the_files(finished: tuple[Result, Path]) -> None:
     assert data["command"].startswith(f"{command}'Realistic photo'")
 
 
-def test_a_recipe_names_reward_and_phrases(tmp_path: Path) -> None:
+def test_a_recipe_names_reward_and_phrases(tmp_path):
     result = call("--reward", "world_srpo", "--count", 6, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "phrases.json").read_text())["phrases"]
@@ -61,13 +61,7 @@ def test_a_recipe_names_reward_and_phrases(tmp_path: Path) -> None:
         ("world:reward", ("--candidates", "none.txt"), "none.txt: no such file of candidates"),
     ],
 )
-def test_wrong_options_are_one_line(
-    reward: str,
-    options: tuple[str, ...],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_wrong_options_are_one_line(reward, options, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = call("--reward", reward, *options)
     assert result.exit_code == 1 and result.stderr.startswith(f"directalign: {message}")
@@ -75,9 +69,7 @@ def test_wrong_options_are_one_line(
 
 
 @pytest.mark.browser
-def test_the_page_in_a_browser(
-    finished: tuple[Result, Path], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_the_page_in_a_browser(finished, tmp_path_factory):
     """It loads and runs nothing, fits a phone, and is dark where the system is."""
     page = (finished[1] / "phrases.html").as_uri()
     with headless(tmp_path_factory.mktemp("profile")) as browser:

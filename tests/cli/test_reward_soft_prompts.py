@@ -36,7 +36,7 @@ def call(*words: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+def fitted(tmp_path_factory):
     out = tmp_path_factory.mktemp("tokens") / "photo.safetensors"
     options = ["--images", "world:photo/cg", "--count", 8, "--num-steps", 4, "--out", out]
     return call("reward", "soft-prompts", "--reward", RECIPE, *options), out
@@ -49,7 +49,7 @@ def train(tokens: Path, out: Path, *more: str) -> Result:
     return call("train", RECIPE, *(f"--set={each}" for each in settings), "--out", out, *more)
 
 
-def test_both_sides_are_written_and_compared_with_the_phrases(fitted: tuple[Result, Path]) -> None:
+def test_both_sides_are_written_and_compared_with_the_phrases(fitted):
     result, out = fitted
     assert result.exit_code == 0, result.output
     files = [str(out), str(out.with_suffix(".negative.safetensors"))]
@@ -61,9 +61,7 @@ def test_both_sides_are_written_and_compared_with_the_phrases(fitted: tuple[Resu
     assert "8 wanted and 8 unwanted images, seed 0" in found.made
 
 
-def test_a_run_copies_the_tokens_and_resumes_exactly(
-    fitted: tuple[Result, Path], tmp_path: Path
-) -> None:
+def test_a_run_copies_the_tokens_and_resumes_exactly(fitted, tmp_path):
     tokens = tmp_path / "photo.safetensors"
     for suffix in (".safetensors", ".negative.safetensors"):
         shutil.copy(fitted[1].with_suffix(suffix), tokens.with_suffix(suffix))
@@ -84,7 +82,7 @@ def test_a_run_copies_the_tokens_and_resumes_exactly(
     assert "not the tokens that the run in" in changed.stderr.splitlines()[-1]
 
 
-def test_phrases_alone_become_tokens(tmp_path: Path) -> None:
+def test_phrases_alone_become_tokens(tmp_path):
     phrases, out = ["Realistic photo", "Natural lighting"], tmp_path / "a.safetensors"
     options = [word for phrase in phrases for word in ("--positive", phrase)]
     result = call("reward", "soft-prompts", "--reward", "world:reward", *options, "--out", out)
@@ -105,9 +103,7 @@ def test_phrases_alone_become_tokens(tmp_path: Path) -> None:
         ("--positive Photo --length 12", "--length: 12 learned tokens"),
     ],
 )
-def test_wrong_options_are_one_line(
-    options: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_options_are_one_line(options, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("there.negative.safetensors").touch()
     words = ["--out", "new.safetensors", *options.split()]
@@ -116,7 +112,7 @@ def test_wrong_options_are_one_line(
     assert result.stderr.count("\n") == 1 and not Path("new.safetensors").exists()
 
 
-def test_tokens_of_another_reward_are_refused(fitted: tuple[Result, Path]) -> None:
+def test_tokens_of_another_reward_are_refused(fitted):
     phrases = f"method.control_phrases={{positive: [{fitted[1]}], negative: [Anime]}}"
     result = call("check", RECIPE, "--set", phrases, "--set", "reward.path=world:second_reward")
     assert result.exit_code == 1 and "fitted to another clip reward" in result.stderr

@@ -29,7 +29,7 @@ train:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Path:
+def recipe(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(RECIPE)
     return file
@@ -42,7 +42,7 @@ def complaint(file: Path | str, *overrides: str) -> str:
     return str(raised.value)
 
 
-def test_numbers_are_read_as_people_write_them(recipe: Path) -> None:
+def test_numbers_are_read_as_people_write_them(recipe):
     given = "train.weight_decay=1E-2 train.max_grad_norm=1 name=2026-01-01 evaluate.judge=none"
     run = load_run(recipe, [*given.split(), "train.betas=[0.5, .9]"])
     assert (run.train.learning_rate, run.train.weight_decay) == (1e-4, 0.01)
@@ -50,7 +50,7 @@ def test_numbers_are_read_as_people_write_them(recipe: Path) -> None:
     assert (run.name, run.evaluate.judge) == ("2026-01-01", "none")
 
 
-def test_overrides_precede_the_file_and_the_file_its_preset(recipe: Path) -> None:
+def test_overrides_precede_the_file_and_the_file_its_preset(recipe):
     overrides = ["preset=official_flux", "method.margin=null", "train.num_steps=7"]
     run = load_run(recipe, [*overrides, "model.lora={rank: 2}"])
     assert (run.train.num_steps, run.method.margin, run.model.lora.rank) == (7, None, 2)
@@ -59,7 +59,7 @@ def test_overrides_precede_the_file_and_the_file_its_preset(recipe: Path) -> Non
     assert run.train.learning_rate == 1e-4  # the file's, not the preset's 5e-6
 
 
-def test_another_kind_of_noise_levels_replaces_the_section(recipe: Path) -> None:
+def test_another_kind_of_noise_levels_replaces_the_section(recipe):
     overrides = ["method.noise_levels.kind=uniform", "method.noise_levels.jump=0.1"]
     assert load_run(recipe, overrides).method.noise_levels == UniformNoiseLevels(jump=0.1)
 
@@ -72,7 +72,7 @@ def test_another_kind_of_noise_levels_replaces_the_section(recipe: Path) -> None
         "preset=official_qwen method.noise_levels.kind=constant_gain name='1e-4'",
     ],
 )
-def test_a_dumped_run_reads_back_equal(recipe: Path, tmp_path: Path, overrides: str) -> None:
+def test_a_dumped_run_reads_back_equal(recipe, tmp_path, overrides):
     odd = "method.control_phrases.positive=['yes', 'null', '1e3', 'Ölbild: fein', '#1']"
     run = load_run(recipe, [*overrides.split(), odd])
     (tmp_path / "run.yaml").write_text(dump_run(run), encoding="utf-8")
@@ -80,7 +80,7 @@ def test_a_dumped_run_reads_back_equal(recipe: Path, tmp_path: Path, overrides: 
     assert yaml.safe_load(dump_run(run))["train"]["num_steps"] == 3
 
 
-def test_a_recipe_of_the_package_is_found_by_name() -> None:
+def test_a_recipe_of_the_package_is_found_by_name():
     assert recipe_path("world_srpo") == RECIPES / "world_srpo.yaml"
     assert load_run("world_srpo") == load_run(RECIPES / "world_srpo.yaml")
     line = complaint("recipes/flux_srpo_lora.yaml")
@@ -145,7 +145,7 @@ OVERRIDES = {
 
 
 @pytest.mark.parametrize("override", OVERRIDES)
-def test_a_wrong_override_is_one_line(recipe: Path, override: str) -> None:
+def test_a_wrong_override_is_one_line(recipe, override):
     overrides = override.split() if override.count("=") > 1 and "{" not in override else [override]
     assert OVERRIDES[override] in complaint(recipe, *overrides)
 
@@ -170,13 +170,13 @@ def test_a_wrong_override_is_one_line(recipe: Path, override: str) -> None:
         (RECIPE, "a\0b", "special characters are not allowed"),
     ],
 )
-def test_a_wrong_recipe_is_one_line(recipe: Path, old: str, new: str, expected: str) -> None:
+def test_a_wrong_recipe_is_one_line(recipe, old, new, expected):
     recipe.write_text(RECIPE.replace(old, new))
     assert expected in complaint(recipe)
 
 
 @pytest.mark.parametrize("content", [b"name: caf\xe9", b"\x89PNG\r\n\x1a\n"])
-def test_a_file_that_is_no_text_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_text_is_named(tmp_path, content):
     (tmp_path / "recipe.yaml").write_bytes(content)
     assert f"{tmp_path / 'recipe.yaml'}:1: not UTF-8" in complaint(tmp_path / "recipe.yaml")
     assert complaint(tmp_path) == f"{tmp_path}: is a folder, and a recipe is needed"
@@ -228,9 +228,7 @@ DEEPER = [  # the named key lies below the changed one
     ("changed", "value", "expected"),
     [(key, value, f"{key.replace('/', '.')}: {text}") for key, value, text in NESTED] + DEEPER,
 )
-def test_a_mistake_in_a_list_or_a_named_section_is_located(
-    recipe: Path, changed: str, value: Any, expected: str
-) -> None:
+def test_a_mistake_in_a_list_or_a_named_section_is_located(recipe, changed, value, expected):
     settings = yaml.safe_load(RECIPE) | {"evaluate": {"rewards": {"second": CLIP}}}
     settings |= {"reward": {"name": "mix", "members": MEMBERS}}
     settings["train"]["learning_rate"] = 1e-4
@@ -247,13 +245,13 @@ def test_a_mistake_in_a_list_or_a_named_section_is_located(
     assert complaint(recipe).removeprefix(f"{recipe}: ").startswith(expected)
 
 
-def test_renamed_keys_name_keys_that_exist() -> None:
+def test_renamed_keys_name_keys_that_exist():
     properties = json.dumps(recipe_schema())
     for new in RENAMED.values():
         assert f'"{new.split()[0].rstrip(":")}"' in properties
 
 
-def test_the_schema_beside_the_recipes_is_up_to_date() -> None:
+def test_the_schema_beside_the_recipes_is_up_to_date():
     schema = recipe_schema()
     written = json.loads((RECIPES / "schema.json").read_text(encoding="utf-8"))
     assert written == schema, "run: directalign schema --out src/directalign/recipes/schema.json"

@@ -26,7 +26,7 @@ REAL = sorted(set(recipe_names()) - {*WORLD, "remote_reward"})
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory):
     return write_pictures(tmp_path_factory.mktemp("set") / "images", 4)
 
 
@@ -38,9 +38,7 @@ def load(name: str, images: Path, *overrides: str) -> RunConfig:
 
 
 @pytest.mark.parametrize("name", WORLD)
-def test_a_recipe_of_the_toy_world_can_run(
-    name: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recipe_of_the_toy_world_can_run(name, images, tmp_path, monkeypatch):
     """Without its activations: tests/preflight traces each method."""
     monkeypatch.setattr("directalign.preflight.memory.trace", lambda *_: Traced())
     run = load(name, images)
@@ -50,7 +48,7 @@ def test_a_recipe_of_the_toy_world_can_run(
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_a_recipe_of_a_published_model_is_valid_without_weights(name: str, images: Path) -> None:
+def test_a_recipe_of_a_published_model_is_valid_without_weights(name, images):
     """Its memory is estimated in tests/preflight and by benchmarks/recipe_memory.py."""
     run = load(name, images, "data.buckets=null")
     check_reward(run)
@@ -60,13 +58,13 @@ def test_a_recipe_of_a_published_model_is_valid_without_weights(name: str, image
     assert check_data(run, 1, False)[1] == []
 
 
-def test_srpo_and_direct_align_have_the_same_budget() -> None:
+def test_srpo_and_direct_align_have_the_same_budget():
     ours, theirs = (load_run(name) for name in ("world_srpo", "world_direct_align"))
     for section in ("seed", "model", "reward", "rollout", "data", "train", "evaluate"):
         assert getattr(ours, section) == getattr(theirs, section), section
 
 
-def test_the_sd_recipes_differ_in_the_checkpoint_only() -> None:
+def test_the_sd_recipes_differ_in_the_checkpoint_only():
     epsilon, v = (load_run(name) for name in ("world_sd", "world_sd_v"))
     same = {"name": v.name, "model": v.model}
     assert epsilon.model_copy(update=same) == v and epsilon.model.path != v.model.path

@@ -25,9 +25,7 @@ SHAPES = [(32, 32), (48, 24), (24, 48)]
 
 
 @given(sizes=st.lists(shapes, max_size=20), buckets=st.lists(shapes, min_size=1, max_size=6))
-def test_every_image_is_in_the_bucket_of_nearest_shape(
-    sizes: list[tuple[int, int]], buckets: list[tuple[int, int]]
-) -> None:
+def test_every_image_is_in_the_bucket_of_nearest_shape(sizes, buckets):
     filled = fill_buckets(sizes, buckets)
     assert [bucket.size for bucket in filled] == buckets
     members = chain.from_iterable(bucket.members for bucket in filled)
@@ -38,12 +36,12 @@ def test_every_image_is_in_the_bucket_of_nearest_shape(
             assert apart[buckets.index(bucket.size)] == pytest.approx(min(apart), abs=1e-12)
 
 
-def test_nearness_is_measured_on_a_logarithmic_scale() -> None:
+def test_nearness_is_measured_on_a_logarithmic_scale():
     one, two = fill_buckets([(140, 100), (142, 100), (100, 140), (100, 142)], [(64, 64), (128, 64)])
     assert one.members == (0, 2, 3) and two.members == (1,)  # the border is the square root of 2
 
 
-def test_small_buckets_are_named_with_the_remedy() -> None:
+def test_small_buckets_are_named_with_the_remedy():
     filled = fill_buckets([(32, 32)] * 5 + [(48, 24)] * 3, SHAPES)
     check_buckets(filled[:2], 3)
     with pytest.raises(DirectAlignError) as raised:
@@ -55,7 +53,7 @@ def test_small_buckets_are_named_with_the_remedy() -> None:
 
 
 @pytest.fixture
-def stream(tmp_path: Path) -> ImageStream:
+def stream(tmp_path):
     """Six square, four tall and two wide images; each is of one grey, written in its caption."""
     sizes = [(40, 40)] * 6 + [(60, 30)] * 4 + [(20, 41)] * 2
     for index, size in enumerate(sizes):
@@ -67,7 +65,7 @@ def stream(tmp_path: Path) -> ImageStream:
     return ImageStream(images, fill_buckets(images.sizes, SHAPES), seed=5)
 
 
-def test_an_update_has_one_shape_however_it_is_shared_out(stream: ImageStream) -> None:
+def test_an_update_has_one_shape_however_it_is_shared_out(stream):
     for step in range(6):
         captions, images = stream.batch(step, 4)
         assert images.shape == (4, 3, *stream.size(step))
@@ -80,7 +78,7 @@ def test_an_update_has_one_shape_however_it_is_shared_out(stream: ImageStream) -
         )
 
 
-def test_buckets_and_images_come_up_in_proportion(stream: ImageStream) -> None:
+def test_buckets_and_images_come_up_in_proportion(stream):
     rounds, total = 3, 2
     steps = range(rounds * 12)
     assert Counter(stream.size(step) for step in steps) == {
@@ -90,7 +88,7 @@ def test_buckets_and_images_come_up_in_proportion(stream: ImageStream) -> None:
     assert seen == {str(index): rounds * total for index in range(12)}
 
 
-def test_no_image_comes_twice_before_the_others_of_its_bucket(stream: ImageStream) -> None:
+def test_no_image_comes_twice_before_the_others_of_its_bucket(stream):
     by_size: dict[tuple[int, int], list[str]] = {size: [] for size in SHAPES}
     for step in range(40):
         by_size[stream.size(step)] += stream.batch(step, 2)[0]
@@ -100,7 +98,7 @@ def test_no_image_comes_twice_before_the_others_of_its_bucket(stream: ImageStrea
         assert all(len(set(each)) == n for each in rounds)
 
 
-def test_the_order_depends_only_on_the_seed_and_the_step(stream: ImageStream) -> None:
+def test_the_order_depends_only_on_the_seed_and_the_step(stream):
     anew = ImageStream(stream.images, stream.buckets, stream.seed)
     forwards = [stream.batch(step, 2)[0] for step in range(20)]
     assert [anew.batch(step, 2)[0] for step in reversed(range(20))] == forwards[::-1]
@@ -109,7 +107,7 @@ def test_the_order_depends_only_on_the_seed_and_the_step(stream: ImageStream) ->
 
 
 @given(pixels=st.integers(64**2, 2048**2), multiple=st.sampled_from([8, 16, 32, 64]))
-def test_suggested_buckets_lie_around_the_area(pixels: int, multiple: int) -> None:
+def test_suggested_buckets_lie_around_the_area(pixels, multiple):
     buckets = suggest_buckets(pixels, multiple)
     assert buckets == sorted(buckets, key=lambda size: -size[0] / size[1])
     assert [size[::-1] for size in buckets[::-1]] == buckets
@@ -118,7 +116,7 @@ def test_suggested_buckets_lie_around_the_area(pixels: int, multiple: int) -> No
         assert short * long <= pixels < short * (long + multiple) and long <= 2 * short
 
 
-def test_the_documented_list_is_the_suggested_one() -> None:
+def test_the_documented_list_is_the_suggested_one():
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     found = re.search(r"suggest_buckets\((\d+) \* (\d+), (\d+)\)\n((?:\[\[.*\]\])\n)", text)
     assert found is not None
@@ -126,6 +124,6 @@ def test_the_documented_list_is_the_suggested_one() -> None:
     assert str(suggest_buckets(height * width, multiple)) == found[4].strip()
 
 
-def test_no_bucket_fits_a_tiny_area() -> None:
+def test_no_bucket_fits_a_tiny_area():
     with pytest.raises(DirectAlignError, match="no square of 3,000 pixels has sides that are mult"):
         suggest_buckets(3000, 64)

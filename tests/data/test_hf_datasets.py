@@ -25,13 +25,13 @@ GOOD = ["a red star", "a blue moon"]
 
 
 @pytest.fixture(autouse=True)
-def quiet_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def quiet_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
 
 
 @pytest.fixture
-def table() -> datasets.Dataset:
+def table():
     return datasets.Dataset.from_dict(TABLE)
 
 
@@ -50,11 +50,11 @@ def splits(**tables: datasets.Dataset) -> datasets.DatasetDict:
         ("hf:./folder#text", Address("./folder", column="text")),
     ],
 )
-def test_an_address_says_what_is_meant(source: str, address: Address) -> None:
+def test_an_address_says_what_is_meant(source, address):
     assert parse(source) == address
 
 
-def test_a_folder_goes_before_marks_in_its_name(tmp_path: Path) -> None:
+def test_a_folder_goes_before_marks_in_its_name(tmp_path):
     for odd in (tmp_path / "a@b", tmp_path / "a#b"):
         odd.mkdir()
         assert parse(f"hf:{odd}") == Address(str(odd)) and parse(f"hf:{odd}#text") == Address(
@@ -68,14 +68,12 @@ def test_a_folder_goes_before_marks_in_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "source", ["hf:", "hf:name", "hf:a/b/c", "hf:owner/", "hf:two words/name", "hf:@train"]
 )
-def test_what_is_no_address_is_refused(source: str) -> None:
+def test_what_is_no_address_is_refused(source):
     with pytest.raises(DirectAlignError, match="not the address of a dataset; write hf:owner/name"):
         parse(source)
 
 
-def test_prompts_of_saved_datasets_and_of_data_files(
-    tmp_path: Path, table: datasets.Dataset
-) -> None:
+def test_prompts_of_saved_datasets_and_of_data_files(tmp_path, table):
     table.save_to_disk(tmp_path / "saved")
     splits(test=table.select([3]), train=table).save_to_disk(tmp_path / "splits")
     for name in ("files", "lines"):
@@ -138,9 +136,7 @@ BROKEN: list[tuple[Callable[[Path, Table], Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("write", "suffix", "complaint"), BROKEN)
-def test_a_broken_dataset_is_one_line_that_names_it(
-    tmp_path: Path, table: datasets.Dataset, write: Any, suffix: str, complaint: str
-) -> None:
+def test_a_broken_dataset_is_one_line_that_names_it(tmp_path, table, write, suffix, complaint):
     write(tmp_path / "set", table)
     source = f"hf:{tmp_path / 'set'}{suffix}"
     with pytest.raises(DirectAlignError, match=complaint) as raised:
@@ -163,9 +159,7 @@ HUB: dict[str, Exception] = {
 
 
 @pytest.mark.parametrize("complaint", HUB)
-def test_what_the_hub_refuses_is_named_with_its_remedy(
-    monkeypatch: pytest.MonkeyPatch, complaint: str
-) -> None:
+def test_what_the_hub_refuses_is_named_with_its_remedy(monkeypatch, complaint):
     def refuse(*_: object) -> None:
         raise HUB[complaint]
 
@@ -175,9 +169,7 @@ def test_what_the_hub_refuses_is_named_with_its_remedy(
     assert str(raised.value).startswith("hf:owner/name: ") and "\n" not in str(raised.value)
 
 
-def test_the_hub_is_loaded_for_name_and_config(
-    monkeypatch: pytest.MonkeyPatch, table: datasets.Dataset
-) -> None:
+def test_the_hub_is_loaded_for_name_and_config(monkeypatch, table):
     loaded: list[tuple[object, ...]] = []
 
     def load(*given: object) -> datasets.DatasetDict:
@@ -191,9 +183,7 @@ def test_the_hub_is_loaded_for_name_and_config(
     assert loaded == [("owner/name", None), ("owner/name", "en")]
 
 
-def test_without_the_library_the_error_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_the_library_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
         DirectAlignError, match=r"hf:owner/name: .*pip install 'directalign\[data\]'"

@@ -34,7 +34,7 @@ def save(image: Image.Image, file: Path, caption: str | None = "a cat", **option
     return file
 
 
-def test_a_photograph_keeps_its_pixels(tmp_path: Path) -> None:
+def test_a_photograph_keeps_its_pixels(tmp_path):
     image = load_image(save(CAT, tmp_path / "cat.png"), 60, 90)
     assert image.dtype == torch.float32 and image.shape == (3, 60, 90)
     true = torch.from_numpy(np.asarray(CAT) / 255).float()
@@ -42,7 +42,7 @@ def test_a_photograph_keeps_its_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 16), (16, 64), (120, 120)])
-def test_the_centre_is_cut_out(tmp_path: Path, height: int, width: int) -> None:
+def test_the_centre_is_cut_out(tmp_path, height, width):
     target = np.zeros((60, 90, 3), np.uint8)
     target[25:35, 40:50] = 255
     image = load_image(save(Image.fromarray(target), tmp_path / "target.png"), height, width)
@@ -52,14 +52,14 @@ def test_the_centre_is_cut_out(tmp_path: Path, height: int, width: int) -> None:
     )
 
 
-def test_stripes_finer_than_the_target_become_grey(tmp_path: Path) -> None:
+def test_stripes_finer_than_the_target_become_grey(tmp_path):
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     image = load_image(save(Image.fromarray(stripes), tmp_path / "stripes.png"), 16, 16)
     assert (image[:, :, 2:-2] - 0.5).abs().max() < 0.01
 
 
-def test_orientation_of_the_camera_is_undone(tmp_path: Path) -> None:
+def test_orientation_of_the_camera_is_undone(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright: turn by 270 degrees
     turned = load_image(save(CAT, tmp_path / "turned.png", exif=exif), 90, 60)
@@ -67,7 +67,7 @@ def test_orientation_of_the_camera_is_undone(tmp_path: Path) -> None:
     assert torch.equal(turned, upright)
 
 
-def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+def test_what_is_transparent_is_white(tmp_path):
     clear = CAT.copy()
     clear.putalpha(0)
     half = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
@@ -79,7 +79,7 @@ def test_what_is_transparent_is_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "YCbCr", "LA"])
-def test_every_mode_becomes_three_channels(tmp_path: Path, mode: str) -> None:
+def test_every_mode_becomes_three_channels(tmp_path, mode):
     # Pillow 12 cannot read back the plain YCbCr that it writes
     packed = {"compression": "tiff_lzw"} if mode == "YCbCr" else {}
     file = tmp_path / ("cat.png" if mode in ("1", "P", "RGBA", "LA") else "cat.tif")
@@ -90,14 +90,14 @@ def test_every_mode_becomes_three_channels(tmp_path: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize("ending", [".png", ".pgm", ".tif"])
-def test_16_bits_keep_their_finest_steps(tmp_path: Path, ending: str) -> None:
+def test_16_bits_keep_their_finest_steps(tmp_path, ending):
     grey = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
     image = load_image(save(Image.fromarray(grey), tmp_path / f"grey{ending}"), 8, 8)
     assert torch.allclose(image[0], torch.from_numpy(grey / 65535).float(), atol=1e-6)
 
 
 @pytest.fixture
-def mixed(tmp_path: Path) -> Path:
+def mixed(tmp_path):
     save(CAT, tmp_path / "b.jpg")
     save(CAT, tmp_path / "deep" / "a.png", caption=" a deep cat\n")
     save(CAT, tmp_path / "uncaptioned.png", caption=None)
@@ -113,7 +113,7 @@ def mixed(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_unusable_images_are_skipped_by_name_or_refused_if_strict(mixed: Path) -> None:
+def test_unusable_images_are_skipped_by_name_or_refused_if_strict(mixed):
     found = scan_images(mixed)
     assert found.names == ("b.jpg", "deep/a.png") and found.sizes == ((60, 90), (60, 90))
     assert found.captions == ("a cat", "a deep cat")
@@ -129,7 +129,7 @@ def test_unusable_images_are_skipped_by_name_or_refused_if_strict(mixed: Path) -
         found.image(0, 32, 32)
 
 
-def test_metadata_names_images_and_captions(tmp_path: Path) -> None:
+def test_metadata_names_images_and_captions(tmp_path):
     save(CAT, tmp_path / "one.png", caption="ignored")
     rows = [{"file_name": "one.png", "text": "first"}, {"file_name": "gone.png", "prompt": "b"}]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -151,7 +151,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("complaint", BROKEN)
-def test_a_broken_set_is_refused(tmp_path: Path, complaint: str) -> None:
+def test_a_broken_set_is_refused(tmp_path, complaint):
     BROKEN[complaint](tmp_path)
     with pytest.raises(DirectAlignError, match=complaint) as raised:
         scan_images(tmp_path)
@@ -164,9 +164,7 @@ def test_a_broken_set_is_refused(tmp_path: Path, complaint: str) -> None:
     byte=st.integers(0, 255),
     ending=st.sampled_from([".jpg", ".png", ".webp", ".tif", ".gif"]),
 )
-def test_no_flipped_byte_escapes_the_scan(
-    tmp_path: Path, place: int, byte: int, ending: str
-) -> None:
+def test_no_flipped_byte_escapes_the_scan(tmp_path, place, byte, ending):
     whole = tmp_path / "whole" / f"cat{ending}"
     content = bytearray((whole if whole.exists() else save(CAT, whole)).read_bytes())
     content[place % len(content)] = byte
@@ -200,7 +198,7 @@ def save_dataset(
 
 
 @pytest.fixture
-def mixed_dataset(tmp_path: Path) -> str:
+def mixed_dataset(tmp_path):
     cut = encoded(CAT, "jpeg")
     cut["bytes"] = bytes(cut["bytes"])[:900]
     exif = Image.Exif()
@@ -211,7 +209,7 @@ def mixed_dataset(tmp_path: Path) -> str:
     return save_dataset(tmp_path / "set", {"image": cells, "text": texts, "id": list(range(6))})
 
 
-def test_a_dataset_is_scanned_as_a_folder_is(mixed_dataset: str, tmp_path: Path) -> None:
+def test_a_dataset_is_scanned_as_a_folder_is(mixed_dataset, tmp_path):
     found = scan_images(mixed_dataset)
     assert (found.where, found.names) == (mixed_dataset, ("row 0", "row 3", "row 5"))
     assert found.captions == ("a cat", "turned", "beside")
@@ -227,9 +225,7 @@ def test_a_dataset_is_scanned_as_a_folder_is(mixed_dataset: str, tmp_path: Path)
     assert equal == [True, False, True]
 
 
-def test_pixels_of_a_dataset_are_not_kept(
-    mixed_dataset: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pixels_of_a_dataset_are_not_kept(mixed_dataset, monkeypatch):
     alive: list[weakref.ref[np.ndarray]] = []
     decode = image_io.read_pixels
 
@@ -243,7 +239,7 @@ def test_pixels_of_a_dataset_are_not_kept(
     assert len(alive) == 3 and all(each() is None for each in alive)
 
 
-def test_the_column_of_images_is_told_by_its_name_or_by_being_alone(tmp_path: Path) -> None:
+def test_the_column_of_images_is_told_by_its_name_or_by_being_alone(tmp_path):
     red, blue = (encoded(Image.new("RGB", (8, 8), name)) for name in ("red", "blue"))
     source = save_dataset(
         tmp_path / "named", {"mask": [blue], "Image": [red], "title": ["a"]}, ("mask", "Image")
@@ -265,7 +261,7 @@ INCOMPLETE = {
 
 
 @pytest.mark.parametrize("complaint", INCOMPLETE)
-def test_a_dataset_without_what_is_needed_is_refused(tmp_path: Path, complaint: str) -> None:
+def test_a_dataset_without_what_is_needed_is_refused(tmp_path, complaint):
     columns = INCOMPLETE[complaint]
     images = tuple(name for name, cells in columns.items() if cells == [CELL])
     source = save_dataset(tmp_path / "set", columns, images)

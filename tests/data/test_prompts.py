@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -15,14 +14,14 @@ from directalign.types import DirectAlignError
 TWO = ["a red star", 'a sign that says "Peace, now"']
 
 
-def test_text_lists_take_one_prompt_a_line_and_skip_blank_ones(tmp_path: Path) -> None:
+def test_text_lists_take_one_prompt_a_line_and_skip_blank_ones(tmp_path):
     file = tmp_path / "list.txt"
     file.write_bytes(b"\xef\xbb\xbf  a red star \r\n\r\n   \n" + TWO[1].encode())
     assert read_prompts(file) == TWO
 
 
 @pytest.mark.parametrize("key", ["prompt", "caption", "Text"])
-def test_json_lines_know_three_keys(tmp_path: Path, key: str) -> None:
+def test_json_lines_know_three_keys(tmp_path, key):
     file = tmp_path / "list.jsonl"
     file.write_text(
         "\n".join(json.dumps({"id": 1, key: text}) for text in TWO) + "\n\n", encoding="utf-8"
@@ -61,9 +60,7 @@ PARTI_PROMPTS = [
         ("ocr.txt", OCR, OCR.splitlines()),
     ],
 )
-def test_the_lists_of_the_field_are_read_as_they_are(
-    tmp_path: Path, name: str, content: str, prompts: list[str]
-) -> None:
+def test_the_lists_of_the_field_are_read_as_they_are(tmp_path, name, content, prompts):
     (tmp_path / name).write_bytes(content.encode())
     assert read_prompts(tmp_path / name) == prompts
 
@@ -71,7 +68,7 @@ def test_the_lists_of_the_field_are_read_as_they_are(
 @pytest.mark.parametrize(
     ("name", "row"), [("a.csv", '{0},"{1}"'), ("a.tsv", "{0}\t{1}"), ("a.TSV", "{0}\t{1}")]
 )
-def test_tables_know_the_column(tmp_path: Path, name: str, row: str) -> None:
+def test_tables_know_the_column(tmp_path, name, row):
     quoted = TWO[1].replace('"', '""') if name.endswith("csv") else TWO[1]
     file = tmp_path / name
     rows = row.format("id", "PROMPT"), row.format(1, TWO[0]), "", row.format(2, quoted)
@@ -79,7 +76,7 @@ def test_tables_know_the_column(tmp_path: Path, name: str, row: str) -> None:
     assert read_prompts(file) == TWO
 
 
-def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet(tmp_path, monkeypatch):
     pyarrow = pytest.importorskip("pyarrow", reason="parquet lists are an extra: directalign[data]")
     from pyarrow import parquet
 
@@ -116,7 +113,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_list_is_one_line_that_names_file_and_place(tmp_path: Path, name: str) -> None:
+def test_a_broken_list_is_one_line_that_names_file_and_place(tmp_path, name):
     content, complaint = BROKEN[name]
     file = tmp_path / name
     file.write_bytes(content)
@@ -126,13 +123,13 @@ def test_a_broken_list_is_one_line_that_names_file_and_place(tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "missing.parquet", "folder.txt"])
-def test_what_is_no_file_is_named(tmp_path: Path, name: str) -> None:
+def test_what_is_no_file_is_named(tmp_path, name):
     (tmp_path / "folder.txt").mkdir()
     with pytest.raises(DirectAlignError, match=name):
         read_prompts(tmp_path / name)
 
 
-def test_the_world_keeps_every_seventh_caption_for_measuring() -> None:
+def test_the_world_keeps_every_seventh_caption_for_measuring():
     assert read_prompts("world") == train_captions()
     assert (len(train_captions()), len(held_out_captions())) == (205, 35)
     assert sorted(train_captions() + held_out_captions()) == sorted(all_captions())
@@ -142,7 +139,7 @@ def test_the_world_keeps_every_seventh_caption_for_measuring() -> None:
     assert {*COLORS, *SHAPES, *BACKGROUNDS} <= held_out & trained
 
 
-def test_a_stream_started_anew_goes_on_exactly() -> None:
+def test_a_stream_started_anew_goes_on_exactly():
     def steps(first: int, last: int) -> list[tuple[str, ...]]:
         stream = PromptStream(train_captions()[:200], seed=3)
         places = range(0, 16, 4)

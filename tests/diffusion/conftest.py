@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 
 @pytest.fixture
-def latents() -> tuple[Tensor, Tensor, Tensor]:
+def latents():
     """(x0, noise, pred), each (3, 4, 5, 6)."""
     generator = torch.Generator().manual_seed(7)
     x0, noise, pred = torch.randn(3, 3, 4, 5, 6, generator=generator, dtype=torch.float64)
@@ -16,7 +15,7 @@ def latents() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.fixture
-def scores() -> tuple[Tensor, Tensor, Tensor]:
+def scores():
     """(pos, neg, plain), each (4,)."""
     pos, neg, plain = torch.rand(
         3, 4, generator=torch.Generator().manual_seed(8), dtype=torch.float64

@@ -8,11 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from directalign.diffusion.noise_levels import (
-    ConstantGainSampler,
-    GridSampler,
-    UniformSampler,
-)
+from directalign.diffusion.noise_levels import ConstantGainSampler, GridSampler, UniformSampler
 from directalign.diffusion.recovery import gain
 from directalign.diffusion.rng import generator_for
 from directalign.types import DirectAlignError

@@ -38,7 +38,7 @@ def test_coefficients_of_both_paths():
 
 
 @given(st.floats(0, 1), st.floats(0.1, 10))
-def test_shift_is_undone_by_its_inverse(sigma: float, shift: float):
+def test_shift_is_undone_by_its_inverse(sigma, shift):
     there = shift_sigmas(torch.tensor(sigma, dtype=torch.float64), shift)
     assert 0 <= there <= 1
     assert_close(shift_sigmas(there, 1 / shift).item(), sigma, rtol=0, atol=1e-12)
@@ -68,7 +68,7 @@ def test_the_table_is_that_of_the_scheduler():
 
 
 @given(st.floats(0.0292, 0.9976))
-def test_table_inverts_itself_from_sigma(sigma: float):
+def test_table_inverts_itself_from_sigma(sigma):
     table = DDPMTable(STABLE_DIFFUSION)
     level = torch.tensor([sigma], dtype=torch.float64)
     assert_close(table.sigma_of(table.timestep_of(level)), level, rtol=0, atol=1e-12)

@@ -23,14 +23,14 @@ GENEVAL = [
 
 
 @pytest.fixture
-def geneval(tmp_path: Path) -> Path:
+def geneval(tmp_path):
     file = tmp_path / "metadata.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in GENEVAL))
     return file
 
 
 @pytest.fixture(scope="module")
-def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def detector(tmp_path_factory):
     return write_detector(tmp_path_factory.mktemp("compared") / "detector", "rt_detr")
 
 
@@ -50,7 +50,7 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_any_images_are_judged_by_questions(vlm_folder: Path, tmp_path: Path) -> None:
+def test_any_images_are_judged_by_questions(vlm_folder, tmp_path):
     sources = tuple(write_images(tmp_path / name, seed) for seed, name in enumerate(("a", "b")))
     settings = f"{{name: vlm, path: '{vlm_folder}', dtype: float32}}"
     request = Request(sources, tmp_path / "out", adherence=settings)
@@ -72,9 +72,7 @@ def test_any_images_are_judged_by_questions(vlm_folder: Path, tmp_path: Path) ->
     assert file.read_bytes() == whole
 
 
-def test_a_detector_judges_a_geneval_set_by_tag(
-    pipelines: dict[str, Path], detector: Path, geneval: Path, tmp_path: Path
-) -> None:
+def test_a_detector_judges_a_geneval_set_by_tag(pipelines, detector, geneval, tmp_path):
     request = Request(
         (f"tiny={pipelines['sd']}",),
         tmp_path / "out",
@@ -95,8 +93,8 @@ def test_a_detector_judges_a_geneval_set_by_tag(
 
 
 def test_prompts_and_settings_are_refused_before_an_image_is_made(
-    pipelines: dict[str, Path], detector: Path, geneval: Path, tmp_path: Path
-) -> None:
+    pipelines, detector, geneval, tmp_path
+):
     unknown = tmp_path / "unknown.jsonl"
     unknown.write_text(geneval.read_text().replace('"cat"', '"zebra"'))
     for prompts, adherence, words in (

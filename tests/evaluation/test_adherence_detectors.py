@@ -27,7 +27,6 @@ from directalign.evaluation.adherence.detector import (
     KINDS,
     TEMPLATES,
     ColorReader,
-    Detector,
     crop,
     limits_of,
     load_detector,
@@ -44,13 +43,13 @@ PROCESSORS = {"mask2former": Mask2FormerImageProcessor, "owlv2": Owlv2ImageProce
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("detectors")
     return {kind: write_detector(root / kind, kind) for kind in tiny_detectors.KINDS}
 
 
 @pytest.fixture(scope="module")
-def detectors(folders: dict[str, Path]) -> dict[str, Detector]:
+def detectors(folders):
     return {
         kind: load_detector(config.DetectorConfig(path=str(folder)), "cpu", KEY)
         for kind, folder in folders.items()
@@ -58,7 +57,7 @@ def detectors(folders: dict[str, Path]) -> dict[str, Detector]:
 
 
 @pytest.fixture(scope="module")
-def processors(folders: dict[str, Path]) -> dict[str, Any]:
+def processors(folders):
     """The image processors of transformers."""
     return {
         kind: PROCESSORS.get(kind, RTDetrImageProcessor).from_pretrained(folder)
@@ -80,9 +79,7 @@ def rows(*include: dict[str, Any], tag: str = "two_object") -> list[PromptRow]:
 
 
 @pytest.mark.parametrize("kind", tiny_detectors.KINDS)
-def test_images_are_prepared_as_transformers_does(
-    kind: str, detectors: dict[str, Detector], processors: dict[str, Any]
-) -> None:
+def test_images_are_prepared_as_transformers_does(kind, detectors, processors):
     pixels = detectors[kind].pixels
     for size in ((80, 60), (64, 64), (50, 131), (300, 200)):
         image = picture(*size)
@@ -95,9 +92,7 @@ def test_images_are_prepared_as_transformers_does(
 
 
 @pytest.mark.parametrize("kind", ["rt_detr", "rt_detr_v2", "d_fine"])
-def test_boxes_are_those_of_transformers(
-    kind: str, detectors: dict[str, Detector], processors: dict[str, Any]
-) -> None:
+def test_boxes_are_those_of_transformers(kind, detectors, processors):
     detector, image = detectors[kind], picture()
     with torch.no_grad():
         output = detector.model(pixel_values=detector.pixels(image[None]))
@@ -108,9 +103,7 @@ def test_boxes_are_those_of_transformers(
     assert_same(detector.find(image, CLASSES, threshold), theirs, CLASSES)
 
 
-def test_owlv2_reads_text_queries_and_boxes_of_a_padded_square(
-    folders: dict[str, Path], detectors: dict[str, Detector], processors: dict[str, Any]
-) -> None:
+def test_owlv2_reads_text_queries_and_boxes_of_a_padded_square(folders, detectors, processors):
     detector, image, things = detectors["owlv2"], picture(40, 64), ["dog", "owl"]
     tokenizer = AutoTokenizer.from_pretrained(folders["owlv2"])
     queries = [f"a photo of a {thing}" for thing in things]
@@ -140,9 +133,7 @@ def assert_same(found: list[Found], theirs: dict[str, Tensor], names: list[str])
         assert list(box) == pytest.approx(their_box, abs=1e-3)
 
 
-def test_mask2former_finds_masks_with_their_scores_and_boxes(
-    detectors: dict[str, Detector], processors: dict[str, Any]
-) -> None:
+def test_mask2former_finds_masks_with_their_scores_and_boxes(detectors, processors):
     detector, image = detectors["mask2former"], picture(96, 96)
     found = detector.find(image, CLASSES, 0.05)
     with torch.no_grad():
@@ -163,7 +154,7 @@ def test_mask2former_finds_masks_with_their_scores_and_boxes(
 
 
 @pytest.mark.parametrize("kind", tiny_detectors.KINDS)
-def test_weights_are_frozen(kind: str, detectors: dict[str, Detector]) -> None:
+def test_weights_are_frozen(kind, detectors):
     model = detectors[kind].model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     detectors[kind].find(picture().requires_grad_(), ["dog", "cat"], 0.0)
@@ -171,15 +162,13 @@ def test_weights_are_frozen(kind: str, detectors: dict[str, Detector]) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_thing_has_the_prompts_name_for_it(detectors: dict[str, Detector]) -> None:
+def test_a_thing_has_the_prompts_name_for_it(detectors):
     found = detectors["rt_detr"].find(picture(), ["computer mouse"], 0.0)
     assert {each.thing for each in found} == {"computer mouse"} and len(found) == 12
 
 
 @pytest.mark.parametrize("kind", ["mask2former", "rt_detr"])
-def test_images_are_judged_end_to_end(
-    kind: str, folders: dict[str, Path], clip_folder: Path
-) -> None:
+def test_images_are_judged_end_to_end(kind, folders, clip_folder):
     colors = config.ClipConfig(path=str(clip_folder))
     settings = config.DetectorConfig(path=str(folders[kind]), threshold=0.0, colors=colors)
     objects = {"class": "dog", "color": "red"}, {"class": "cat", "position": ["left of", 0]}
@@ -194,7 +183,7 @@ def test_images_are_judged_end_to_end(
     assert {values.item() for values in found.values()} == {float(judged[0].right)}
 
 
-def test_thresholds_are_those_of_the_kind_unless_others_are_given() -> None:
+def test_thresholds_are_those_of_the_kind_unless_others_are_given():
     limits = limits_of(config.DetectorConfig(path="x"), "mask2former")
     assert (limits.of("colors"), limits.of("counting"), limits.max_overlap) == (0.3, 0.9, 1.0)
     settings = {"threshold": 0.0, "counting_threshold": 0.4, "max_overlap": 0.7}
@@ -206,7 +195,7 @@ def test_thresholds_are_those_of_the_kind_unless_others_are_given() -> None:
 # --- colours --------------------------------------------------------------------------------------
 
 
-def test_a_colour_is_the_nearest_of_the_phrases(clip_folder: Path) -> None:
+def test_a_colour_is_the_nearest_of_the_phrases(clip_folder):
     clip, image = ClipReward.load(str(clip_folder)), picture()
     thing = Found("dog", 0.9, (10.2, 20.7, 40.0, 60.0))
     phrases = [[text.format(color=color, thing="dog") for text in TEMPLATES] for color in COLORS]
@@ -216,7 +205,7 @@ def test_a_colour_is_the_nearest_of_the_phrases(clip_folder: Path) -> None:
     assert ColorReader(clip).read(image, [thing, thing], "dog") == [wanted, wanted]
 
 
-def test_a_crop_is_inside_the_image_and_grey_around_the_mask() -> None:
+def test_a_crop_is_inside_the_image_and_grey_around_the_mask():
     image, mask = torch.zeros(3, 8, 8), torch.zeros(8, 8, dtype=torch.bool)
     mask[2:4, 2:4] = True
     cut = crop(image, Found("dog", 0.9, (1.0, 2.0, 5.0, 4.0), mask))
@@ -239,13 +228,11 @@ def refused(words: str, **settings: Any) -> None:
 
 
 @pytest.fixture
-def copy(folders: dict[str, Path], tmp_path: Path) -> Path:
+def copy(folders, tmp_path):
     return Path(shutil.copytree(folders["rt_detr"], tmp_path / "copy"))
 
 
-def test_folders_that_hold_no_detector_are_named(
-    tmp_path: Path, clip_folder: Path, folders: dict[str, Path]
-) -> None:
+def test_folders_that_hold_no_detector_are_named(tmp_path, clip_folder, folders):
     refused(r"evaluate\.adherence\.path: .*missing: no such folder", path=str(tmp_path / "missing"))
     words = r"evaluate\.adherence\.path: .*type clip, which is no supported.* mask2former, rt_detr"
     refused(words, path=str(clip_folder))
@@ -257,7 +244,7 @@ def test_folders_that_hold_no_detector_are_named(
     refused(r"tokenizer\.json .* is missing", path=str(tmp_path / "owl"))
 
 
-def test_broken_and_missing_files_are_named(copy: Path) -> None:
+def test_broken_and_missing_files_are_named(copy):
     weights, file = copy / "model.safetensors", copy / "preprocessor_config.json"
     settings, whole = json.loads(file.read_text()), weights.read_bytes()
     file.write_text(json.dumps({**settings, "resample": 3}))
@@ -276,9 +263,7 @@ def test_broken_and_missing_files_are_named(copy: Path) -> None:
     refused(r"config\.json is missing", path=str(copy))
 
 
-def test_prompts_that_a_detector_cannot_judge_are_refused(
-    folders: dict[str, Path], clip_folder: Path
-) -> None:
+def test_prompts_that_a_detector_cannot_judge_are_refused(folders, clip_folder):
     closed = config.DetectorConfig(path=str(folders["rt_detr"]))
     colored = closed.model_copy(update={"colors": config.ClipConfig(path=str(clip_folder))})
     zebra = rows({"class": "computer mouse"}, {"class": "zebra"})
@@ -299,8 +284,8 @@ def test_prompts_that_a_detector_cannot_judge_are_refused(
 
 
 def test_only_settings_of_a_detector_on_the_hub_are_fetched_to_check_it(
-    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    folders, tmp_path, monkeypatch
+):
     settings = config.DetectorConfig(path="someone/detector", threshold=0.0)
     with hub_stand_in() as hub:
         hub.publish("someone/detector", folders["rt_detr"])

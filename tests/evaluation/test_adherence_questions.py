@@ -32,7 +32,7 @@ def settings(folder: Path, **more: Any) -> config.QwenVLConfig:
     return config.QwenVLConfig(**{"path": str(folder), "dtype": "float32", **more})
 
 
-def test_each_fact_is_a_question_and_one_half_decides(vlm_folder: Path) -> None:
+def test_each_fact_is_a_question_and_one_half_decides(vlm_folder):
     """An image is encoded once for all of its questions; a free prompt is its own fact."""
     judge, encoded = adherence_of(settings(vlm_folder)), []
     assert isinstance(judge.by, VlmJudge)
@@ -51,7 +51,7 @@ def test_each_fact_is_a_question_and_one_half_decides(vlm_folder: Path) -> None:
     assert list(judge(IMAGES[:1], [ROW])) == ["adherence", "adherence_color_attr"]
 
 
-def test_exchanged_answers_reverse_every_verdict(vlm_folder: Path) -> None:
+def test_exchanged_answers_reverse_every_verdict(vlm_folder):
     rows = [PromptRow("a red star"), PromptRow("a blue ring on sandy background")]
     answers = [{}, {"yes": "No", "no": "Yes"}]
     plain, turned = (adherence_of(settings(vlm_folder, **each))(IMAGES, rows) for each in answers)
@@ -59,7 +59,7 @@ def test_exchanged_answers_reverse_every_verdict(vlm_folder: Path) -> None:
     assert torch.equal(plain["adherence"], 1 - turned["adherence"])
 
 
-def test_answers_that_are_no_probability_are_refused(vlm_folder: Path, tmp_path: Path) -> None:
+def test_answers_that_are_no_probability_are_refused(vlm_folder, tmp_path):
     words = r"evaluate\.adherence: answer: .*decided by P\(yes\)"
     for wrong in ({"answer": "log_odds"}, {"scale": 2.0}):
         for use in (check_adherence, adherence_of):
@@ -73,9 +73,7 @@ def test_answers_that_are_no_probability_are_refused(vlm_folder: Path, tmp_path:
 # --- settings from the command line ---------------------------------------------------------------
 
 
-def test_a_path_stands_for_its_kind_of_model(
-    vlm_folder: Path, clip_folder: Path, tmp_path: Path
-) -> None:
+def test_a_path_stands_for_its_kind_of_model(vlm_folder, clip_folder, tmp_path):
     detector = write_detector(tmp_path / "detector", "rt_detr")
     assert adherence_settings(str(vlm_folder)) == config.QwenVLConfig(path=str(vlm_folder))
     assert adherence_settings(str(detector)) == config.DetectorConfig(path=str(detector))
@@ -95,7 +93,7 @@ train: {num_steps: 1}
 """
 
 
-def test_a_recipe_brings_its_own_section(tmp_path: Path) -> None:
+def test_a_recipe_brings_its_own_section(tmp_path):
     file = tmp_path / "recipe.yaml"
     section = "{name: detector, path: there, threshold: 0.2, colors: {name: clip, path: here}}"
     file.write_text(f"{RECIPE}evaluate:\n  adherence: {section}\n")
@@ -107,7 +105,7 @@ def test_a_recipe_brings_its_own_section(tmp_path: Path) -> None:
         adherence_settings(str(file))
 
 
-def test_check_refuses_a_missing_detector(tmp_path: Path) -> None:
+def test_check_refuses_a_missing_detector(tmp_path):
     run = finished_recipe("flux", "world:base-flux")
     assert planned(run) == []
     missing = config.DetectorConfig(path=str(tmp_path / "missing"))

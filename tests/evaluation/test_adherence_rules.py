@@ -68,15 +68,13 @@ TWO = metadata("two_object", {"class": "bench"}, {"class": "cat"})
         (DOG_NO_CAT, [at("dog", 0), at("cat", 9)], [True, False]),
     ],
 )
-def test_things_are_counted_above_the_threshold(
-    facts: Row, found: list[Found], right: list[bool]
-) -> None:
+def test_things_are_counted_above_the_threshold(facts, found, right):
     judged = judged_by(facts, *found)
     assert [verdict.right for verdict in judged.verdicts] == right
     assert judged.right == all(right)
 
 
-def test_verdicts_as_text_and_as_a_record() -> None:
+def test_verdicts_as_text_and_as_a_record():
     judged = judged_by(DOG_NO_CAT, at("dog", 0), at("cat", 9))
     assert judged.verdicts[1] == Verdict("no cat", False, "1 found")
     assert judged_by(CLOCKS).verdicts == (Verdict("exactly two clocks", False, "0 found"),)
@@ -84,7 +82,7 @@ def test_verdicts_as_text_and_as_a_record() -> None:
     assert record == [{"fact": "a bench", "right": True, "saw": "1 found"}]
 
 
-def test_the_most_certain_things_have_the_color() -> None:
+def test_the_most_certain_things_have_the_color():
     facts = metadata("colors", {"class": "apple", "count": 2, "color": "red"})
     apples = at("apple", 5, score=0.9), at("apple", 25, score=0.8), at("apple", 45, score=0.7)
     assert judged_by(facts, *apples, colors={0.0: "red", 20.0: "red", 40.0: "green"}).right
@@ -96,7 +94,7 @@ def test_the_most_certain_things_have_the_color() -> None:
     assert judged_by(one, at("dog", 5), at("dog", 25), colors={0.0: "red"}).right
 
 
-def test_colors_belong_to_their_own_things() -> None:
+def test_colors_belong_to_their_own_things():
     objects = {"class": "car", "color": "red"}, {"class": "bus", "color": "blue"}
     facts, found = metadata("color_attr", *objects), (at("car", 5), at("bus", 25))
     assert judged_by(facts, *found, colors={0.0: "red", 20.0: "blue"}).right
@@ -107,7 +105,7 @@ def test_colors_belong_to_their_own_things() -> None:
     ("relation", "x", "y"),
     [("left of", -20, 0), ("right of", 20, 0), ("above", 0, -20), ("below", 0, 20)],
 )
-def test_each_relation_holds_on_its_own_side_only(relation: str, x: float, y: float) -> None:
+def test_each_relation_holds_on_its_own_side_only(relation, x, y):
     facts = metadata("position", {"class": "dog"}, {"class": "cat", "position": [relation, 0]})
     assert judged_by(facts, at("dog", 0), at("cat", x, y)).right
     assert not judged_by(facts, at("dog", 0), at("cat", -x, -y)).right
@@ -115,7 +113,7 @@ def test_each_relation_holds_on_its_own_side_only(relation: str, x: float, y: fl
     assert judged_by(facts, at("cat", x, y)).verdicts[-1].saw == "too few found"
 
 
-def test_a_relation_holds_for_every_pair() -> None:
+def test_a_relation_holds_for_every_pair():
     objects = {"class": "dog", "count": 2}, {"class": "cat", "position": ["left of", 0]}
     facts, dogs = metadata("position", *objects), (at("dog", 0), at("dog", 40, score=0.92))
     assert judged_by(facts, *dogs, at("cat", -20)).right
@@ -125,7 +123,7 @@ def test_a_relation_holds_for_every_pair() -> None:
     assert third.saw == "right of, left of"  # of the dogs at 0 and 60
 
 
-def test_relations_need_a_distance_beyond_the_margin() -> None:
+def test_relations_need_a_distance_beyond_the_margin():
     def side(x: float, y: float = 0.0) -> frozenset[str]:
         return relations((x, y, x + 10, y + 10), SQUARE)
 
@@ -138,7 +136,7 @@ def test_relations_need_a_distance_beyond_the_margin() -> None:
     assert relations((12.0, 0.0, 22.0, 10.0), (-50.0, -50.0, 60.0, 60.0)) == frozenset()
 
 
-def test_relations_are_reversed_with_the_boxes() -> None:
+def test_relations_are_reversed_with_the_boxes():
     opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
     corners = 100 * torch.rand(200, 2, 2, 2, generator=torch.Generator().manual_seed(0))
     boxes = torch.cat([corners.amin(2), corners.amax(2)], dim=2)
@@ -146,7 +144,7 @@ def test_relations_are_reversed_with_the_boxes() -> None:
         assert relations(b, a) == {opposite[name] for name in relations(a, b)}
 
 
-def test_overlapping_boxes_of_one_thing() -> None:
+def test_overlapping_boxes_of_one_thing():
     assert overlap(SQUARE, SQUARE) == 1
     assert overlap(SQUARE, (5.0, 0.0, 15.0, 10.0)) == pytest.approx(1 / 3)
     assert overlap(SQUARE, (10.0, 0.0, 20.0, 10.0)) == overlap(EMPTY, EMPTY) == 0
@@ -186,12 +184,12 @@ FACTS: list[tuple[list[Row], list[Row], list[str]]] = [
 
 
 @pytest.mark.parametrize(("include", "exclude", "texts"), FACTS)
-def test_texts_of_facts(include: list[Row], exclude: list[Row], texts: list[str]) -> None:
+def test_texts_of_facts(include, exclude, texts):
     facts = facts_of(metadata("x", *include, exclude=exclude))
     assert [fact.text for fact in facts] == texts
 
 
-def test_adherence_by_tag_is_nan_for_other_tags() -> None:
+def test_adherence_by_tag_is_nan_for_other_tags():
     right, wrong = Verdict("a dog", True, ""), Verdict("a cat", False, "")
     judged = [Judged("colors", (right,)), Judged("counting", (right, wrong))]
     judged += [Judged(None, (right,)), Judged("colors", (wrong,))]

@@ -32,7 +32,7 @@ def candidates_of(*sources: Path | str, base: bool = False, **rollout: int) -> l
 
 
 @pytest.fixture(scope="module")
-def runs(pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def runs(pipelines, tmp_path_factory):
     """Two runs on one base, and one of it that is sampled in more steps."""
     root = tmp_path_factory.mktemp("runs")
     plain = recipe("flux", pipelines["flux"], "none")
@@ -43,7 +43,7 @@ def runs(pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     return {"one": one, **folders}
 
 
-def test_labels_and_keys(runs: dict[str, Path], pipelines: dict[str, Path], tmp_path: Path) -> None:
+def test_labels_and_keys(runs, pipelines, tmp_path):
     images = image_folder(tmp_path / "some images", [("a", 1)])
     named = [f"Größer & <b>={runs['two']}", pipelines["flux"], images, f"base={images}"]
     found = candidates_of(runs["one"], *named)
@@ -59,9 +59,7 @@ def test_labels_and_keys(runs: dict[str, Path], pipelines: dict[str, Path], tmp_
     assert [each.key for each in derived] == ["tiny_one", "tiny_two"]
 
 
-def test_a_base_is_added_once_for_each_way_of_sampling(
-    runs: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_base_is_added_once_for_each_way_of_sampling(runs, tmp_path):
     found = candidates_of(runs["one"], f"other={runs['two']}", base=True)
     kinds = [("base", "base", None), ("tiny", "run", "base"), ("other", "run", "base")]
     assert [(each.key, each.kind, each.base) for each in found] == kinds
@@ -78,9 +76,7 @@ def test_a_base_is_added_once_for_each_way_of_sampling(
     assert equal[1].run is not None and equal[1].run.rollout.num_inference_steps == 4
 
 
-def test_sources_that_cannot_be_compared_are_refused(
-    runs: dict[str, Path], pipelines: dict[str, Path], tmp_path: Path
-) -> None:
+def test_sources_that_cannot_be_compared_are_refused(runs, pipelines, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "cut").mkdir()
     shutil.copy(runs["two"] / "run.yaml", tmp_path / "cut")
@@ -104,7 +100,7 @@ def test_sources_that_cannot_be_compared_are_refused(
 # --- folders of images ----------------------------------------------------------------------------
 
 
-def test_folders_of_images_are_paired_by_prompt_and_seed(tmp_path: Path) -> None:
+def test_folders_of_images_are_paired_by_prompt_and_seed(tmp_path):
     pairs = [("b", 1), ("b", 2), ("a", 1)]
     one, two = image_folder(tmp_path / "one", pairs), image_folder(tmp_path / "two", pairs[::-1])
     samples, files = samples_of_images(candidates_of(one, two), None)
@@ -113,7 +109,7 @@ def test_folders_of_images_are_paired_by_prompt_and_seed(tmp_path: Path) -> None
     assert len(samples_of_images(candidates_of(one), 2)[0]) == 2
 
 
-def test_folders_of_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_folders_of_images_that_do_not_fit_are_refused(tmp_path):
     pairs = [("a", 1), ("b", 1)]
     image_folder(tmp_path / "one", pairs)
     image_folder(tmp_path / "less", pairs[:1])
@@ -144,9 +140,7 @@ def test_folders_of_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 # --- rewards --------------------------------------------------------------------------------------
 
 
-def test_a_reward_of_several_sources_is_evaluated_once(
-    runs: dict[str, Path], pipelines: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_reward_of_several_sources_is_evaluated_once(runs, pipelines, tmp_path):
     run = recipe("flux", pipelines["flux"], "none")
     red, bright, saturated = (
         {"name": "pixels", "statistic": name} for name in ("redness", "brightness", "saturation")
@@ -172,7 +166,7 @@ def test_a_reward_of_several_sources_is_evaluated_once(
     assert trained["redness"] == ("tiny", "mixed")
 
 
-def test_rewards_that_cannot_be_read_are_named() -> None:
+def test_rewards_that_cannot_be_read_are_named():
     for text, words in (
         ("noequals", "write it as LABEL=RECIPE"),
         ("a b=x", "write it as LABEL=RECIPE"),
@@ -184,7 +178,7 @@ def test_rewards_that_cannot_be_read_are_named() -> None:
             eval_rewards([], [text])
 
 
-def test_phrases_of_the_style_gap(runs: dict[str, Path]) -> None:
+def test_phrases_of_the_style_gap(runs):
     candidates = candidates_of(runs["one"])
     assert gap_phrases(candidates, ["a"], ["b", "c"]).negative == ["b", "c"]
     default = gap_phrases(candidates, [], [])  # the run has none of its own

@@ -25,7 +25,7 @@ LIGHT = "light={name: pixels, statistic: brightness}"
 
 
 @pytest.fixture(scope="module")
-def run_folder(pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(pipelines, tmp_path_factory):
     """A finished run, evaluated on three prompts and two control prompts."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "prompts.txt").write_text("a red star\na blue circle\na green square\n")
@@ -37,7 +37,7 @@ def run_folder(pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def evaluated(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def evaluated(run_folder, tmp_path_factory):
     """`directalign evaluate` of it, without an interruption."""
     return evaluate_run(request_for(run_folder, tmp_path_factory.mktemp("evaluated") / "out"))
 
@@ -61,7 +61,7 @@ def image_of(out: Path, line: dict[str, Any]) -> torch.Tensor:
     return torch.from_numpy(np.array(Image.open(out / line["file"]))).permute(2, 0, 1) / 255
 
 
-def test_a_run_is_compared_with_its_base(run_folder: Path, evaluated: Path) -> None:
+def test_a_run_is_compared_with_its_base(run_folder, evaluated):
     lines = lines_of(evaluated)
     keys = [(line["model"], line["index"]) for line in lines]
     assert keys == [(key, index) for key in ("base", "tuned") for index in range(12)]
@@ -90,9 +90,7 @@ def test_a_run_is_compared_with_its_base(run_folder: Path, evaluated: Path) -> N
     assert "<title>" in (evaluated / "report.html").read_text()
 
 
-def test_metrics_are_of_the_stored_images_and_images_of_the_models(
-    evaluated: Path, pipelines: dict[str, Path]
-) -> None:
+def test_metrics_are_of_the_stored_images_and_images_of_the_models(evaluated, pipelines):
     lines, distances = lines_of(evaluated), {"base_rmse", "base_color_shift"}
     for line in (lines[3], lines[15]):
         image = image_of(evaluated, line)
@@ -108,7 +106,7 @@ def test_metrics_are_of_the_stored_images_and_images_of_the_models(
     assert (image - image_of(evaluated, line)).abs().max() < 1.01 / 255
 
 
-def test_the_summary_has_differences_and_roles(evaluated: Path) -> None:
+def test_the_summary_has_differences_and_roles(evaluated):
     summary = json.loads((evaluated / "summary.json").read_text())
     scores = [line["numbers"].get("score_redness") for line in lines_of(evaluated)]
     gained = (sum(scores[12:18]) - sum(scores[:6])) / 6
@@ -125,14 +123,8 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(("kind", "left"), [("image", 3), ("image", 17), ("row", 1), ("row", 12)])
 def test_a_killed_comparison_resumes_to_the_same_bytes(
-    run_folder: Path,
-    evaluated: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    kind: str,
-    left: int,
-) -> None:
+    run_folder, evaluated, tmp_path, monkeypatch, caplog, kind, left
+):
     out, write, append, calls = tmp_path / "out", candidates._write, JsonlStore.append, []
 
     def killed() -> bool:
@@ -164,13 +156,7 @@ def test_a_killed_comparison_resumes_to_the_same_bytes(
     assert ("the last line was incomplete" in caplog.text) == (kind == "row")
 
 
-def test_existing_results_are_reused(
-    run_folder: Path,
-    evaluated: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_existing_results_are_reused(run_folder, evaluated, tmp_path, monkeypatch, caplog):
     """Also where the run was moved, or is named by a relative path."""
     caplog.set_level("INFO", logger="directalign")
     out = Path(shutil.copytree(evaluated, tmp_path / "out"))
@@ -187,7 +173,7 @@ def test_existing_results_are_reused(
     assert caplog.messages == [] and contents(out) == contents(evaluated)
 
 
-def test_another_comparison_is_refused_by_name(run_folder: Path, evaluated: Path) -> None:
+def test_another_comparison_is_refused_by_name(run_folder, evaluated):
     for change, words in (
         ({"num_samples": 4}, "prompts and seeds was"),
         ({"rewards": ()}, r"metrics\.reward-light"),
@@ -209,9 +195,7 @@ def test_another_comparison_is_refused_by_name(run_folder: Path, evaluated: Path
         os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_runs_models_and_images_side_by_side(
-    run_folder: Path, pipelines: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_runs_models_and_images_side_by_side(run_folder, pipelines, tmp_path, caplog):
     caplog.set_level("INFO", logger="directalign")
     prompts, seeds = ["a red star", "a red star", "soup"], [1, 2, 3]
     sample_images(run_folder, prompts, seeds, tmp_path / "samples")
@@ -235,9 +219,7 @@ def test_runs_models_and_images_side_by_side(
         compare(replace(request, prompts="world", out=tmp_path / "other"))
 
 
-def test_requests_are_refused_before_anything_is_loaded(
-    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_requests_are_refused_before_anything_is_loaded(run_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(candidates, "load_run_model", lambda *_: pytest.fail("loaded"))
     for change, words in (
         ({"prompts": "gone.txt"}, r"gone\.txt: no such"),
@@ -266,7 +248,7 @@ def test_requests_are_refused_before_anything_is_loaded(
             compare(request_for(run_folder, tmp_path / out))
 
 
-def test_two_processes_do_not_write_to_one_folder(run_folder: Path, evaluated: Path) -> None:
+def test_two_processes_do_not_write_to_one_folder(run_folder, evaluated):
     words = "another process is at work on this comparison"
     with exclusive(evaluated), pytest.raises(DirectAlignError, match=words):
         evaluate_run(request_for(run_folder, evaluated))

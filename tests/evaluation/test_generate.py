@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import numpy as np
@@ -24,7 +23,7 @@ PROMPTS, SEEDS = ["a red star", "a blue circle", "a green square"], [1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["flux", "sd"])
-def test_images_do_not_depend_on_the_batch(pipelines: dict[str, Path], name: str):
+def test_images_do_not_depend_on_the_batch(pipelines, name):
     run = recipe(name, pipelines[name], "none")
     model = load_model(run.model, "cpu")
     whole = generate(model, PROMPTS, SEEDS, run.rollout, batch_size=3)
@@ -34,7 +33,7 @@ def test_images_do_not_depend_on_the_batch(pipelines: dict[str, Path], name: str
     assert (whole[0] - whole[1]).abs().max() > 0.01
 
 
-def test_base_weights_are_the_untrained_ones(pipelines: dict[str, Path]):
+def test_base_weights_are_the_untrained_ones(pipelines):
     run = recipe("flux", pipelines["flux"], "none")
     fresh, tuned = load_model(run.model, "cpu"), trained(run)
     expected = generate(fresh, PROMPTS, SEEDS, run.rollout)
@@ -83,9 +82,7 @@ def single_flux(run: RunConfig, tmp_path: Path) -> RunConfig:
         ("flux", {}, "single file"),
     ],
 )
-def test_the_recorded_call_makes_the_same_image(
-    pipelines: dict[str, Path], tmp_path: Path, name: str, rollout: dict[str, Any], kind: str
-):
+def test_the_recorded_call_makes_the_same_image(pipelines, tmp_path, name, rollout, kind):
     run = recipe(name, pipelines[name], "none", **rollout)
     if kind == "full":
         run = with_settings(run, "model", tune="full")
@@ -102,9 +99,7 @@ def test_the_recorded_call_makes_the_same_image(
 
 
 @pytest.mark.parametrize("parts", [("vae",), ("vae", "text_encoder")])
-def test_a_single_file_with_more_parts_opens_with_all_of_them(
-    monkeypatch: pytest.MonkeyPatch, parts: tuple[str, ...]
-):
+def test_a_single_file_with_more_parts_opens_with_all_of_them(monkeypatch, parts):
     layout = single_file.LAYOUTS[-1]
     tensors = {name: {} for name in (layout.part, *parts)}
     held = single_file.Contents(Path("one.safetensors"), layout, tensors)
@@ -124,7 +119,7 @@ def test_a_single_file_with_more_parts_opens_with_all_of_them(
         assert f"vae=AutoencoderKL.{load}subfolder='vae', {dtype}" in opened
 
 
-def test_base_bare_and_trained_model(pipelines: dict[str, Path], tmp_path: Path):
+def test_base_bare_and_trained_model(pipelines, tmp_path):
     folder = write_run_folder(tmp_path / "run", recipe("sd", pipelines["sd"], "none"))
     two_steps = {"num_inference_steps": 2}
     tuned, base, bare = (
@@ -141,9 +136,7 @@ def test_base_bare_and_trained_model(pipelines: dict[str, Path], tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "guidance"), [("sd", {"cfg_scale": 3.0}), ("flux", {"embedded_guidance": 1.0})]
 )
-def test_a_bare_model_is_sampled_with_given_guidance_and_size(
-    pipelines: dict[str, Path], tmp_path: Path, name: str, guidance: dict[str, float]
-):
+def test_a_bare_model_is_sampled_with_given_guidance_and_size(pipelines, tmp_path, name, guidance):
     settings = {"num_inference_steps": 2, "height": 48, "width": 32}
     guided, plain = (
         sample_images(pipelines[name], PROMPTS[:1], [1], tmp_path / key, {**settings, **more})[0]
@@ -155,7 +148,7 @@ def test_a_bare_model_is_sampled_with_given_guidance_and_size(
     assert guided.read_bytes() != plain.read_bytes()
 
 
-def test_bad_sources_and_full_folders_are_refused(pipelines: dict[str, Path], tmp_path: Path):
+def test_bad_sources_and_full_folders_are_refused(pipelines, tmp_path):
     (tmp_path / "full").mkdir()
     record = tmp_path / "full" / "images.jsonl"
     record.write_text("")

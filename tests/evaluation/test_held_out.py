@@ -49,9 +49,7 @@ def with_rewards(
     return config.RunConfig.model_validate({**run.model_dump(), "evaluate": evaluate})
 
 
-def test_a_record_has_the_mean_of_every_held_out_reward(
-    pipelines: dict[str, Path], prompts: Path
-) -> None:
+def test_a_record_has_the_mean_of_every_held_out_reward(pipelines, prompts):
     names = {"light": "brightness", "colour": "saturation"}
     rewards = {key: {"name": "pixels", "statistic": name} for key, name in names.items()}
     run = with_rewards(pipelines, prompts, rewards)
@@ -63,7 +61,7 @@ def test_a_record_has_the_mean_of_every_held_out_reward(
     assert "held_out_light_pos" not in found
 
 
-def test_scores_under_phrases(pipelines: dict[str, Path], prompts: Path) -> None:
+def test_scores_under_phrases(pipelines, prompts):
     """Of held-out rewards only those with image embeddings are scored under the phrases, and
     without the learned tokens."""
     phrases, images = ("Real one", "learned.safetensors"), torch.rand(5, 3, 32, 32)
@@ -84,8 +82,8 @@ def test_scores_under_phrases(pipelines: dict[str, Path], prompts: Path) -> None
 
 
 def test_training_records_held_out_rewards_and_does_not_use_them(
-    pipelines: dict[str, Path], prompts: Path, clip_folder: Path, tmp_path: Path
-) -> None:
+    pipelines, prompts, clip_folder, tmp_path
+):
     rewards = {"without": {}, "beside": {"second": {"name": "clip", "path": str(clip_folder)}}}
     for name, each in rewards.items():
         run = with_rewards(pipelines, prompts, each)
@@ -106,9 +104,7 @@ def test_training_records_held_out_rewards_and_does_not_use_them(
     assert list((beside / "tensorboard").iterdir())
 
 
-def test_labels_and_rewards_that_are_invalid_are_named(
-    pipelines: dict[str, Path], prompts: Path
-) -> None:
+def test_labels_and_rewards_that_are_invalid_are_named(pipelines, prompts):
     for label in ("a b", "", "x_pos", "second_neg", "a.b"):
         with pytest.raises(DirectAlignError, match=r"evaluate\.rewards\."):
             check_labels([label])

@@ -4,7 +4,6 @@ prompts."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,12 +31,12 @@ class Judge:
 
 
 @pytest.fixture
-def run(pipelines: dict[str, Path], prompts: Path) -> RunConfig:
+def run(pipelines, prompts):
     return recipe("flux", pipelines["flux"], prompts)
 
 
 @pytest.fixture
-def others(tmp_path: Path) -> Path:
+def others(tmp_path):
     file = tmp_path / "others.txt"
     file.write_text("a map of a city\na bowl of soup\n")
     return file
@@ -47,7 +46,7 @@ def full(run: RunConfig) -> RunConfig:
     return with_settings(run, "model", tune="full")
 
 
-def test_a_record_has_rates_with_intervals_and_means(run: RunConfig) -> None:
+def test_a_record_has_rates_with_intervals_and_means(run):
     measurer = Measurer(run, trained(run), load_reward(run.reward), Judge())
     found = measurer.measure(5)
     names = {"photo_rate", "content", "style_drawing", "color_drift", "reward", "seconds"}
@@ -59,7 +58,7 @@ def test_a_record_has_rates_with_intervals_and_means(run: RunConfig) -> None:
     assert measurer.measure(3)["content"]["n"] == 3
 
 
-def test_drift_from_the_base_is_zero_before_training_and_measured_after(run: RunConfig) -> None:
+def test_drift_from_the_base_is_zero_before_training_and_measured_after(run):
     tuned = Measurer(run, trained(run), None, None)
     expected = image_metrics.color_drift(tuned.images(5), tuned.base_images(tuned.pairs))
     assert tuned.measure(5)["color_drift"] == pytest.approx(expected, rel=1e-4) and expected > 0
@@ -67,7 +66,7 @@ def test_drift_from_the_base_is_zero_before_training_and_measured_after(run: Run
     assert untrained.measure(5)["color_drift"] < 1e-6
 
 
-def test_diversity_does_not_depend_on_the_batch_size(run: RunConfig) -> None:
+def test_diversity_does_not_depend_on_the_batch_size(run):
     found = []
     for size in (1, 5):
         each = with_settings(run, "evaluate", diversity_prompts=2, batch_size=size)
@@ -75,7 +74,7 @@ def test_diversity_does_not_depend_on_the_batch_size(run: RunConfig) -> None:
     assert found[0] > 0 and found[0] == pytest.approx(found[1], rel=1e-4)
 
 
-def test_photographs_depend_on_the_pair_only() -> None:
+def test_photographs_depend_on_the_pair_only():
     pairs = Pairs(("a red star on a navy background", "a pink ring on an olive background"), (1, 2))
     assert torch.equal(photographs(pairs.first(1)), photographs(pairs)[:1])
 
@@ -83,7 +82,7 @@ def test_photographs_depend_on_the_pair_only() -> None:
 # --- control prompts ------------------------------------------------------------------------------
 
 
-def test_before_training_nothing_has_leaked(run: RunConfig, others: Path) -> None:
+def test_before_training_nothing_has_leaked(run, others):
     run = with_settings(run, "evaluate", control_prompts=str(others))
     reward = load_reward(run.reward)
     measurer = Measurer(run, load_model(run.model, "cpu"), reward, None)
@@ -95,9 +94,7 @@ def test_before_training_nothing_has_leaked(run: RunConfig, others: Path) -> Non
     assert after["off_topic_reward"] != before["off_topic_reward"]
 
 
-def test_a_fully_trained_model_uses_base_images_from_before_training(
-    run: RunConfig, others: Path
-) -> None:
+def test_a_fully_trained_model_uses_base_images_from_before_training(run, others):
     run = full(with_settings(run, "evaluate", control_prompts=str(others)))
     model = load_model(run.model, "cpu")
     measurer = Measurer(run, model, load_reward(run.reward), None)
@@ -113,9 +110,7 @@ def test_a_fully_trained_model_uses_base_images_from_before_training(
     assert found == pytest.approx(image_metrics.color_drift(images, base)) and found != 0
 
 
-def test_control_prompts_that_are_trained_on_are_refused_before_the_run(
-    run: RunConfig, others: Path, tmp_path: Path
-) -> None:
+def test_control_prompts_that_are_trained_on_are_refused_before_the_run(run, others, tmp_path):
     def check(source: Any) -> list[Any]:
         return check_control_prompts(with_settings(run, "evaluate", control_prompts=str(source)))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 
 import pytest
 
@@ -16,9 +15,7 @@ KEYS = [(key, index) for key in ("a", "b") for index in range(3)]
 ROWS = [{"model": key, "index": index, "numbers": {"é": 0.1 + index}} for key, index in KEYS]
 
 
-def test_a_file_cut_anywhere_is_completed_to_the_same_bytes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_cut_anywhere_is_completed_to_the_same_bytes(tmp_path, caplog):
     file = tmp_path / "rows.jsonl"
     JsonlStore(file).append(ROWS)
     whole, again = file.read_bytes(), JsonlStore(file)
@@ -35,9 +32,7 @@ def test_a_file_cut_anywhere_is_completed_to_the_same_bytes(
         assert ("the last line was incomplete" in caplog.text) == is_incomplete
 
 
-def test_lines_that_are_no_row_nan_and_a_full_disk_are_errors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lines_that_are_no_row_nan_and_a_full_disk_are_errors(tmp_path, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -3,8 +3,6 @@ pipelines."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -32,7 +30,7 @@ from directalign.types import DirectAlignError
 ROWS = [PromptRow(letter, group="g", facts={"tag": letter}) for letter in "abcde"]
 
 
-def test_fewer_pairs_are_the_first_of_more() -> None:
+def test_fewer_pairs_are_the_first_of_more():
     prompts = [f"prompt {i}" for i in range(7)]
     many = fixed_pairs(prompts, 20)
     assert many.first(5) == fixed_pairs(prompts, 5)
@@ -41,14 +39,14 @@ def test_fewer_pairs_are_the_first_of_more() -> None:
         Pairs(("a", "b"), (1,))
 
 
-def test_the_toy_world_is_measured_on_all_captions() -> None:
+def test_the_toy_world_is_measured_on_all_captions():
     found, held_out = measured_prompts(config.DataConfig(prompts="world")), held_out_captions()
     assert sorted(found) == sorted(held_out + train_captions()) and len(set(found)) == 240
     first = set(fixed_pairs(found, 64).prompts)
     assert first & set(held_out) and first & set(train_captions())
 
 
-def test_noise_is_that_of_the_pipelines() -> None:
+def test_noise_is_that_of_the_pipelines():
     noise, generator = seed_noise([3, 4], (4, 8, 6)), torch.Generator().manual_seed(4)
     device, dtype = torch.device("cpu"), torch.float32
     expected = randn_tensor((1, 4, 8, 6), generator=generator, device=device, dtype=dtype)
@@ -56,7 +54,7 @@ def test_noise_is_that_of_the_pipelines() -> None:
     assert torch.equal(seed_noise([4, 9, 3], (4, 8, 6))[[2, 0]], noise)
 
 
-def test_control_prompts_of_the_toy_world_have_styles_that_no_positive_phrase_names() -> None:
+def test_control_prompts_of_the_toy_world_have_styles_that_no_positive_phrase_names():
     def styles(*positive: str) -> set[str]:
         phrases = config.ControlPhrases(positive=list(positive))
         return {prompt.split(". ")[0] for prompt in read_control_prompts("world", phrases)}
@@ -75,7 +73,7 @@ def test_control_prompts_of_the_toy_world_have_styles_that_no_positive_phrase_na
     assert pairs.first(2) == control_pairs(["a", "b"], 2)
 
 
-def test_every_prompt_has_its_seeds_and_no_seed_is_used_twice() -> None:
+def test_every_prompt_has_its_seeds_and_no_seed_is_used_twice():
     samples = samples_of_rows(ROWS, None, 3)
     assert [sample.index for sample in samples] == list(range(15))
     assert len({sample.seed for sample in samples}) == 15
@@ -88,7 +86,7 @@ def test_every_prompt_has_its_seeds_and_no_seed_is_used_twice() -> None:
     assert len({sample.prompt for sample in more}) == 5
 
 
-def test_batches_do_not_split_prompts_nor_mix_in_control_prompts(tmp_path: Path) -> None:
+def test_batches_do_not_split_prompts_nor_mix_in_control_prompts(tmp_path):
     (tmp_path / "o.txt").write_text("soup\na map\n")
     samples = samples_of_rows(ROWS, None, 3)
     samples += control_samples(str(tmp_path / "o.txt"), config.ControlPhrases(), 15, 4)
@@ -100,7 +98,7 @@ def test_batches_do_not_split_prompts_nor_mix_in_control_prompts(tmp_path: Path)
     assert [len(batch) for batch in batches(samples, 1)] == [3] * 5 + [2, 2]
 
 
-def test_the_judge_of_the_toy_world_reads_only_captions() -> None:
+def test_the_judge_of_the_toy_world_reads_only_captions():
     caption = "a red star on a navy background"
     samples = samples_of_rows([PromptRow(caption), PromptRow(f"Anime. {caption}")], None, 1)
     assert first_unknown_prompt(samples, [caption]) is None

@@ -28,7 +28,7 @@ def truth(a: float, b: float) -> float:
     return b * (1 - a) + 0.5 * (a * b + (1 - a) * (1 - b))
 
 
-def test_summaries_cover_planted_rates_and_scores_of_four_models() -> None:
+def test_summaries_cover_planted_rates_and_scores_of_four_models():
     """Every prompt has an effect of its own, shared by its images; four models give six pairs a
     comparison."""
     generator = torch.Generator().manual_seed(3)
@@ -79,7 +79,7 @@ def rendered(folder: Path, rate: float, seed: int) -> Path:
     return folder
 
 
-def test_a_comparison_of_rendered_images_finds_the_planted_truth(tmp_path: Path) -> None:
+def test_a_comparison_of_rendered_images_finds_the_planted_truth(tmp_path):
     rates = {"base_2" if key == "base" else key: rate for key, rate in RENDERED.items()}
     folders = [
         f"{key}={rendered(tmp_path / key, rate, place + 1)}"

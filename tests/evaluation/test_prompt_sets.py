@@ -49,7 +49,7 @@ def write(file: Path, content: str | Sequence[Any]) -> Path:
     return file
 
 
-def test_geneval_brings_the_facts_of_its_prompts(tmp_path: Path):
+def test_geneval_brings_the_facts_of_its_prompts(tmp_path):
     file = write(tmp_path / "evaluation_metadata.jsonl", GENEVAL)
     found = read_prompt_set(file)
     assert found.form == "geneval" and found.prompts == tuple(row["prompt"] for row in GENEVAL)
@@ -62,7 +62,7 @@ def test_geneval_brings_the_facts_of_its_prompts(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["{}.json", "benchmark_{}.json"])
-def test_hpdv2_is_a_folder_with_a_list_for_each_style(tmp_path: Path, name: str):
+def test_hpdv2_is_a_folder_with_a_list_for_each_style(tmp_path, name):
     for place, style in enumerate(reversed(STYLES)):
         write(tmp_path / name.format(style), [f"{style} {number}" for number in range(place + 1)])
     (tmp_path / "drawbench.json").write_text("not read")
@@ -74,7 +74,7 @@ def test_hpdv2_is_a_folder_with_a_list_for_each_style(tmp_path: Path, name: str)
     assert single.rows == tuple(row for row in found.rows if row.group == "paintings")
 
 
-def test_tables_are_recognised_by_their_columns(tmp_path: Path):
+def test_tables_are_recognised_by_their_columns(tmp_path):
     found = read_prompt_set(write(tmp_path / "prompts.csv", DRAWBENCH))
     assert found.form == "drawbench" and found.groups == ("Colors", "Text", "Counting")
     assert found.rows[1] == PromptRow('A sign that says "Open, now".', "Text")
@@ -85,7 +85,7 @@ def test_tables_are_recognised_by_their_columns(tmp_path: Path):
     assert list(found.prompts) == read_prompts(file)
 
 
-def test_other_sources_are_sets_without_groups(tmp_path: Path):
+def test_other_sources_are_sets_without_groups(tmp_path):
     plain = read_prompt_set(write(tmp_path / "other.tsv", "caption\tid\none\t1\n"))
     assert (plain.form, plain.rows) == ("plain", (PromptRow("one"),))
     listed = write(tmp_path / "list.txt", "one\n\ntwo\n")
@@ -95,7 +95,7 @@ def test_other_sources_are_sets_without_groups(tmp_path: Path):
     assert read_prompt_set("world").prompts == tuple(train_captions())
 
 
-def test_the_form_may_be_given(tmp_path: Path):
+def test_the_form_may_be_given(tmp_path):
     table = write(tmp_path / "table.csv", "id,Prompt,Category\n1,a bee,Animals\n")
     assert read_prompt_set(table).rows == (PromptRow("a bee"),)
     assert read_prompt_set(f"parti:{table}").rows == (PromptRow("a bee", "Animals"),)
@@ -136,7 +136,7 @@ def placed(relation: object, target: object) -> list[Row]:
         ({"prompt": "x" * 3000}, "prompt of 3,000 characters"),
     ],
 )
-def test_invalid_lines_of_geneval_are_named(tmp_path: Path, change: Row, words: str):
+def test_invalid_lines_of_geneval_are_named(tmp_path, change, words):
     valid = [{**GENEVAL[1], "include": placed(relation, 0)} for relation in RELATIONS]
     file = write(tmp_path / "bad.jsonl", [*valid, {**GENEVAL[1], **change}])
     with pytest.raises(DirectAlignError, match=rf"bad.jsonl:5: {words}"):
@@ -161,9 +161,7 @@ FIELDS = r"bench.csv:3: 1 fields, and Prompts and Category are fields 1 and 2"
         ("", "", r"holds no anime.json, concept-art.json, paintings.json, photo.json"),
     ],
 )
-def test_broken_files_are_refused_by_file_and_line(
-    tmp_path: Path, name: str, content: str, words: str
-):
+def test_broken_files_are_refused_by_file_and_line(tmp_path, name, content, words):
     if name:
         (tmp_path / name).write_text(content)
     with pytest.raises(DirectAlignError, match=words):

@@ -30,7 +30,7 @@ LINES += [
 LINES += [line("c", index, good=0.0) for index in range(4)]
 
 
-def test_means_differences_and_wins() -> None:
+def test_means_differences_and_wins():
     found = summarise(["a", "b", "c"], LINES, ABOUT)
     assert list(found["names"]) == ["good", "bad", "plain"]
     about = {"label": "Bad", "role": "drift", "better": -1, "unit": "", "scale": "s"}

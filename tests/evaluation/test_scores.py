@@ -51,7 +51,7 @@ def metrics_of(
     return {"base": per_image(functions, base), "tuned": per_image(functions, tuned)}
 
 
-def test_reward_scores_gap_and_distances() -> None:
+def test_reward_scores_gap_and_distances():
     phrases = config.ControlPhrases(positive=["Photo", "Real one"], negative=["CG"])
     reward = Length()
     function = compared_reward_metrics("l", reward, phrases, 2, "cpu")
@@ -69,7 +69,7 @@ def test_reward_scores_gap_and_distances() -> None:
     assert scores == {"off_topic_score_l": [2.5, 2.5, 4.5]}
 
 
-def test_pixel_metrics_and_distances_from_the_base() -> None:
+def test_pixel_metrics_and_distances_from_the_base():
     found = metrics_of(PIXELS)
     for name in ("base_rmse", "base_color_shift"):
         expected = [0.5 * (2 / 3) ** 0.5] * 3
@@ -81,7 +81,7 @@ def test_pixel_metrics_and_distances_from_the_base() -> None:
     assert set(control) == {"off_topic_base_rmse", "off_topic_base_color_shift"}
 
 
-def test_style_kept_compares_with_the_style_of_the_prompt() -> None:
+def test_style_kept_compares_with_the_style_of_the_prompt():
     def judge(images: Images, prompts: Sequence[str]) -> Mapping[str, PerSample]:
         ones = torch.ones(len(prompts))
         styles = {f"style_{name}": 0 * ones for name in ("photo", "cg", "painting")}

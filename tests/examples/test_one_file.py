@@ -7,13 +7,10 @@ import importlib.util
 import inspect
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from safetensors.torch import load_file
-from torch import Tensor
 
-from directalign.config import RunConfig
 from directalign.config.load import load_run
 from directalign.data.prompts import PromptStream, train_captions
 from directalign.toyworld import assets
@@ -26,7 +23,7 @@ ALLOWED = {"torch", "diffusers", "transformers", "PIL"}
 
 
 @pytest.fixture(scope="module")
-def example() -> ModuleType:
+def example():
     spec = importlib.util.spec_from_file_location("one_file", EXAMPLE)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -35,7 +32,7 @@ def example() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def recipe() -> RunConfig:
+def recipe():
     """The recipe that the example says it equals, with small batches and next to no measuring."""
     small = [
         f"train.num_steps={UPDATES}",
@@ -48,23 +45,17 @@ def recipe() -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def world_folder(tmp_path_factory):
     return assets.export(tmp_path_factory.mktemp("world"))[0].parent
 
 
 @pytest.fixture(scope="module")
-def trained(recipe: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+def trained(recipe, tmp_path_factory):
     out = run(recipe, tmp_path_factory.mktemp("run") / "out", resume=False)
     return load_file(out / "transformer" / "diffusion_pytorch_model.safetensors")
 
 
-def test_it_equals_the_trainer_after_three_updates(
-    example: ModuleType,
-    recipe: RunConfig,
-    world_folder: Path,
-    trained: dict[str, Tensor],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_it_equals_the_trainer_after_three_updates(example, recipe, world_folder, trained, capsys):
     world = example.World(str(world_folder))
     before = {name: weight.clone() for name, weight in world.pipe.transformer.state_dict().items()}
     stream = PromptStream(train_captions(), recipe.seed)
@@ -77,7 +68,7 @@ def test_it_equals_the_trainer_after_three_updates(
     assert capsys.readouterr().out.count("reward") == UPDATES
 
 
-def test_its_defaults_are_the_recipe_s(example: ModuleType, recipe: RunConfig) -> None:
+def test_its_defaults_are_the_recipe_s(example, recipe):
     defaults = {
         name: each.default for name, each in inspect.signature(example.align).parameters.items()
     }
@@ -92,7 +83,7 @@ def test_its_defaults_are_the_recipe_s(example: ModuleType, recipe: RunConfig) -
     assert recipe.rollout.num_inference_steps == example.STEPS
 
 
-def test_it_is_short_and_needs_the_mathematics_alone() -> None:
+def test_it_is_short_and_needs_the_mathematics_alone():
     text = EXAMPLE.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 145
     imported: set[str] = set()

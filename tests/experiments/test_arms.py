@@ -44,7 +44,7 @@ def every_arm() -> Iterator[tuple[str, Arm]]:
     yield from (("control_phrases", phrases.arm) for phrases in control_phrases.PHRASES)
 
 
-def test_every_arm_is_a_valid_run_with_its_own_name() -> None:
+def test_every_arm_is_a_valid_run_with_its_own_name():
     arms = list(every_arm())
     assert len({(study, arm.name) for study, arm in arms}) == len(arms)
     for study, arm in arms:
@@ -55,7 +55,7 @@ def test_every_arm_is_a_valid_run_with_its_own_name() -> None:
         assert run.seed == 3 and run.train.save_every == 0, (study, arm.name)
 
 
-def test_arms_of_a_pair_differ_in_one_thing_alone() -> None:
+def test_arms_of_a_pair_differ_in_one_thing_alone():
     rewards = {arm.name: settings_of(arm, 0) for arm in reward_finetuning.arms(OUT)}
     for form in ("relative", "anchored", "made_up"):
         tuned, original = rewards[f"{form}_tuned"], rewards[f"{form}_original"]
@@ -75,7 +75,7 @@ def test_arms_of_a_pair_differ_in_one_thing_alone() -> None:
     assert settings_of(control_phrases.PHRASES[0].arm, 0).method == recipe
 
 
-def test_the_suggested_ramp_changes_nothing_but_the_ramps() -> None:
+def test_the_suggested_ramp_changes_nothing_but_the_ramps():
     official, suggested, anchored = (settings_of(arm, 0) for arm in suggested_phrases.arms())
     ramps = {"denoise", "inversion"}
     assert official.model_dump(exclude={"method"}) == suggested.model_dump(exclude={"method"})
@@ -88,7 +88,7 @@ def test_the_suggested_ramp_changes_nothing_but_the_ramps() -> None:
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_arms_on_stable_diffusion(tmp_path: Path, quick: bool) -> None:
+def test_arms_on_stable_diffusion(tmp_path, quick):
     arms = [arm for group in ddpm.groups(tmp_path, quick) for _, arm in group.parts]
     runs = {arm.name: settings_of(arm, 1) for arm in sized(arms, quick)}
     assert len(runs) == len(arms) and {f"epsilon-{name}" for name in ddpm.METHODS} <= runs.keys()

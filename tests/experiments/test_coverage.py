@@ -26,11 +26,11 @@ ABOUT = {number: JUDGED[number] for number in NUMBERS}
 
 
 @pytest.fixture
-def bank() -> Bank:
+def bank():
     return Bank(["x", "y"], CLEAR[None, :, :, None, :].expand(2, 2, 2, 3, 2))
 
 
-def test_rates_are_those_planted_and_images_of_a_prompt_are_alike() -> None:
+def test_rates_are_those_planted_and_images_of_a_prompt_are_alike():
     drawn = bits(MANY.photo, MANY, generator_for(0)).double()
     assert drawn.shape == (2, 40_000)
     assert torch.allclose(drawn.mean(1), torch.tensor(MANY.photo, dtype=torch.float64), atol=0.01)
@@ -47,7 +47,7 @@ def test_rates_are_those_planted_and_images_of_a_prompt_are_alike() -> None:
     assert won == pytest.approx((1 + 0.8 - 0.3) / 2, abs=0.01)
 
 
-def test_lines_carry_the_answers_of_renders_drawn_as_planted(bank: Bank) -> None:
+def test_lines_carry_the_answers_of_renders_drawn_as_planted(bank):
     planted = Planted("p", "p", (0.0, 1.0), (1.0, 0.0), prompts=3, seeds=2)
     lines = lines_of(planted, bank, generator_for(0))
     first, second = {"photo_rate": 0.0, "content": 1.0}, {"photo_rate": 1.0, "content": 0.0}
@@ -58,7 +58,7 @@ def test_lines_carry_the_answers_of_renders_drawn_as_planted(bank: Bank) -> None
     assert lines == lines_of(planted, bank, generator_for(0))
 
 
-def test_covering_intervals_and_significant_tests_are_counted(bank: Bank) -> None:
+def test_covering_intervals_and_significant_tests_are_counted(bank):
     planted = Planted("p", "p", (0.0, 1.0), (0.5, 0.5), prompts=20)
     found = summarise(KEYS, lines_of(planted, bank, generator_for(0)), ABOUT)
     photo = {(of, "photo_rate") for of in coverage.OF}
@@ -68,7 +68,7 @@ def test_covering_intervals_and_significant_tests_are_counted(bank: Bank) -> Non
     assert not photo & set(coverage.hits_of(found, wrong))
 
 
-def test_intervals_over_prompts_cover_the_truth_and_over_images_do_not(bank: Bank) -> None:
+def test_intervals_over_prompts_cover_the_truth_and_over_images_do_not(bank):
     counts = []
     for by_image in (False, True):
         alike = {"prompts": 20, "seeds": 8, "likeness": 0.8, "by_image": by_image}
@@ -80,7 +80,7 @@ def test_intervals_over_prompts_cover_the_truth_and_over_images_do_not(bank: Ban
     assert found[0] <= 4 < found[1] < found[2] == 30
 
 
-def test_a_comparison_of_renders_gives_the_statistics_of_their_truth(tmp_path: Path) -> None:
+def test_a_comparison_of_renders_gives_the_statistics_of_their_truth(tmp_path):
     """Through files, judge and summary: the numbers of the renderer's own answers."""
     planted, captions = Planted("p", "p", (0.3, 0.8), (0.9, 0.7), prompts=8), all_captions()
     perfect = Bank(captions, CLEAR[None, :, :, None, :].expand(240, 2, 2, 1, 2))
@@ -120,7 +120,7 @@ def write_renders(folder: Path, lines: list[Row]) -> None:
 # --- votes ----------------------------------------------------------------------------------------
 
 
-def test_votes_fall_as_strengths_say_and_annotators_agree() -> None:
+def test_votes_fall_as_strengths_say_and_annotators_agree():
     electorate = Electorate("e", "e", (0.8, 0.0, -0.8), items=4000, annotators=2, likeness=0.6)
     votes = coverage.votes_of(electorate, generator_for(0))
     assert len(votes) == 4000 * 3 * 2

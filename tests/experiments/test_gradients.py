@@ -25,7 +25,7 @@ def settings(**given: object) -> SRPOConfig:
 # --- weights of an update -------------------------------------------------------------------------
 
 
-def test_derived_weights_are_those_of_the_documented_table() -> None:
+def test_derived_weights_are_those_of_the_documented_table():
     """Half cost has half of the summed weights of both branches."""
     official, half = (load_run(recipe).method for recipe in ("world_official", "world_half_cost"))
     grid, points = inversion.grid_of(official), (6, 250, 500, 750, 994)
@@ -39,7 +39,7 @@ def test_derived_weights_are_those_of_the_documented_table() -> None:
         inversion.grid_of(settings(noise_levels={"kind": "uniform"}))
 
 
-def test_a_planted_mixture_is_found_to_the_last_digits() -> None:
+def test_a_planted_mixture_is_found_to_the_last_digits():
     vectors = torch.randn(3, 500, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     fit = inversion.project(-0.2 * vectors[0] + 2.1 * vectors[1], vectors[0], vectors[1])
     assert (fit.absolute, fit.relative, fit.explained) == pytest.approx((-0.2, 2.1, 1.0), abs=1e-12)
@@ -57,9 +57,7 @@ def test_a_planted_mixture_is_found_to_the_last_digits() -> None:
         ({"denoise": (0.2, 0.1), "inversion": (0.2, 0.1)}, (0.2, 2.3)),
     ],
 )
-def test_an_update_has_exactly_the_weights_of_its_ramps(
-    ramps: dict[str, tuple[float, float]], expected: tuple[float, float]
-) -> None:
+def test_an_update_has_exactly_the_weights_of_its_ramps(ramps, expected):
     branches, count = "both" if len(ramps) > 1 else next(iter(ramps)), len(ramps)
     given = {}
     for name, (k_pos, k_neg) in ramps.items():
@@ -79,7 +77,7 @@ def test_an_update_has_exactly_the_weights_of_its_ramps(
     assert derived == pytest.approx(expected, abs=1e-12)
 
 
-def test_an_update_is_taken_at_the_target_that_is_asked_for() -> None:
+def test_an_update_is_taken_at_the_target_that_is_asked_for():
     rollout = RolloutConfig(num_inference_steps=3, embedded_guidance=1.0)
     batch = Batch(0, ("a red star", "a blue ring"), seed=4)
     low, high = (
@@ -93,12 +91,12 @@ def test_an_update_is_taken_at_the_target_that_is_asked_for() -> None:
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
+def bench():
     small = ["rollout.num_inference_steps=2", "data.batch_size=2"]
     return Bench(load_run("world_direct_align", small))
 
 
-def test_every_method_costs_one_update_and_changes_no_state(bench: Bench) -> None:
+def test_every_method_costs_one_update_and_changes_no_state(bench):
     counted, first = {}, {}
     for steps in bench.methods:
         bench.calls.take()
@@ -110,7 +108,7 @@ def test_every_method_costs_one_update_and_changes_no_state(bench: Bench) -> Non
     assert not torch.allclose(bench.gradient(1, bench.batch(1))[1], first[1])
 
 
-def test_the_gradient_at_the_noise_is_a_finite_difference(bench: Bench) -> None:
+def test_the_gradient_at_the_noise_is_a_finite_difference(bench):
     """Along the gradient's own direction the reward changes by its norm."""
     batch, model = bench.batch(0), bench.model
     begun = start_rollout(model, bench.run.rollout, batch)
@@ -129,7 +127,7 @@ def test_the_gradient_at_the_noise_is_a_finite_difference(bench: Bench) -> None:
     assert float(change.mean()) / 0.04 == pytest.approx(float(norms[0]), rel=0.03)
 
 
-def test_costs_and_their_ratios_are_taken_seed_by_seed() -> None:
+def test_costs_and_their_ratios_are_taken_seed_by_seed():
     seeds, key = ((0, 100), (1, 110)), "call_equivalents"
     srpo = [row for seed, nfe in seeds for row in run("srpo", seed, [0.1, 0.5, 0.9], nfe)]
     refl = [row for seed, nfe in seeds for row in run("refl", seed, [0.1, 0.3, 0.5], 4 * nfe)]

@@ -15,7 +15,7 @@ from experiments.soft_prompts import best_within
 
 
 @pytest.fixture(scope="module")
-def reward() -> ClipReward:
+def reward():
     return ClipReward.load("world:reward")
 
 
@@ -33,13 +33,13 @@ class PlantedReward:
 
 
 @pytest.mark.parametrize(("positive", "share"), [("Photo", 1.0), ("Warm", 2 / 3)])
-def test_facts_find_a_planted_bias(positive: str, share: float) -> None:
+def test_facts_find_a_planted_bias(positive, share):
     phrases = Phrases("planted", "planted", None, (positive,), ("Plain",))
     facts = facts_of(phrases, PlantedReward(), renders_for(PlantedReward()))
     assert facts["cancelled"] == pytest.approx(share, abs=1e-5) and facts["tint_pos"] > 0.1
 
 
-def test_facts_of_the_embedded_reward(reward: ClipReward) -> None:
+def test_facts_of_the_embedded_reward(reward):
     facts = facts_of(PHRASES[0], reward, renders_for(reward))
     gaps = {style: facts[f"gap_{style}"] for style in STYLES}
     assert facts["cancelled"] > 0.9 and gaps["photo"] == max(gaps.values()) > 0
@@ -53,14 +53,14 @@ def test_facts_of_the_embedded_reward(reward: ClipReward) -> None:
         assert len(reward.tokenizer(f"{phrase}. {longest}")["input_ids"]) <= limit
 
 
-def test_lost_content_counts_before_any_drift_and_ties_are_split() -> None:
+def test_lost_content_counts_before_any_drift_and_ties_are_split():
     lost = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
     drifted = torch.tensor([[0.0, 0.1, 0.2, 0.2], [9.0, 0.3, 0.2, 0.3], [9.0, 0.2, 0.1, 5.0]])
     wanted = torch.tensor([[1.0, 0.0, 0.5, 0.0], [0.0, 1.0, 0.5, 1.0], [0.0, 0.0, 0.0, 0.0]])
     assert torch.equal(timesteps.most_hacked(lost, drifted), wanted)
 
 
-def test_distances_are_zero_for_the_photograph_and_count_beyond_the_base_alone() -> None:
+def test_distances_are_zero_for_the_photograph_and_count_beyond_the_base_alone():
     photographs = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 0.5 + 0.2
     same = timesteps.distances(photographs, photographs)
     assert set(same) == set(timesteps.DISTANCES)
@@ -83,7 +83,7 @@ def measured(*points: tuple[float, float], arm: str = "srpo", **more: object) ->
     return Rows({**row, "content": content} for row, (_, content) in zip(rows, points, strict=True))
 
 
-def test_the_best_photo_rate_with_content_kept() -> None:
+def test_the_best_photo_rate_with_content_kept():
     collapsed = measured((0.2, 1.0), (0.6, 0.97), (0.85, 0.93), (0.95, 0.7), (1.0, 0.4))
     assert anchor.best_kept(collapsed) == 0.6 and anchor.failures(collapsed, "srpo") == [30]
     assert anchor.best_kept(measured((0.2, 1.0), (0.9, 0.5))) == 0.2
@@ -102,15 +102,13 @@ def test_the_best_photo_rate_with_content_kept() -> None:
         ([(0.1, 1.0), (0.9, 1.0), (0.9, 1.0)], 1.0, 10),  # among equals the earliest
     ],
 )
-def test_the_best_in_hindsight_is_within_the_loss(
-    points: list[tuple[float, float]], base: float, step: int
-) -> None:
+def test_the_best_in_hindsight_is_within_the_loss(points, base, step):
     judged = measured((0.1, base), arm="anchored_judged")
     rows = Rows([*judged, *measured(*points, arm="anchored_free")])
     assert early_stopping.best_of("anchored", 0, rows)["step"] == step
 
 
-def test_the_learning_rate_with_content_kept_decides() -> None:
+def test_the_learning_rate_with_content_kept_decides():
     slow, middle, fast = learning_rates.RATES
 
     def tried(method: str, curves: dict[float, list[tuple[float, float]]]) -> list[Row]:

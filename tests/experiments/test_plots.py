@@ -47,7 +47,7 @@ def shows_all(file: Path) -> bool:
     return pixels.shape[1] == 1248 and all(seen)
 
 
-def test_figures_show_all_arms_and_equal_numbers_give_equal_files(tmp_path: Path) -> None:
+def test_figures_show_all_arms_and_equal_numbers_give_equal_files(tmp_path):
     lines = []
     for place, name in enumerate(ARMS):
         y = [0.1 + 0.01 * place, 0.3 + 0.02 * place, 0.4 + 0.04 * place]
@@ -82,13 +82,13 @@ def lab(color: str, eye: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("eye", EYES)
-def test_colours_stay_apart_for_every_eye(eye: str) -> None:
+def test_colours_stay_apart_for_every_eye(eye):
     for colors in ([style.color for style in STYLES.values()], plots.OTHER_COLORS):
         pairs = combinations([lab(color, EYES[eye]) for color in colors], 2)
         assert min(np.linalg.norm(one - other) for one, other in pairs) > 18
 
 
-def test_every_arm_has_a_marker_a_readable_name_and_its_own_title() -> None:
+def test_every_arm_has_a_marker_a_readable_name_and_its_own_title():
     assert len({STYLES[name].marker for name in ARMS}) == len(ARMS)
     names = ["srpo", "early_window", "late"]
     found = styles_of(names, {"late": "late window", "srpo": "SRPO, ours"})

@@ -23,7 +23,7 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
@@ -38,7 +38,7 @@ def study(name: str, folder: Path) -> tuple[Rows, dict[Path, int]]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_study_in_its_quick_size(name: str, folder: Path) -> None:
+def test_a_study_in_its_quick_size(name, folder):
     rows, kept = study(name, folder)
     page = (folder / f"study_{name}" / "README.md").read_text(encoding="utf-8")
     assert {row.get("kind") for row in rows} == KINDS[name]

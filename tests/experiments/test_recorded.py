@@ -16,7 +16,7 @@ RECORDS = ROOT / "benchmarks/results/studies"
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_recorded_study_gives_tables_and_figures(name: str, tmp_path: Path) -> None:
+def test_a_recorded_study_gives_tables_and_figures(name, tmp_path):
     study, rows = load_study(name), read_rows(RECORDS / f"{name}.jsonl")
     tables = study.tables(rows)
     assert tables and all(table.rows for table in tables.values())
@@ -27,12 +27,12 @@ def test_a_recorded_study_gives_tables_and_figures(name: str, tmp_path: Path) ->
     assert {file.name for file in files} == shipped
 
 
-def test_every_study_is_recorded_and_no_other() -> None:
+def test_every_study_is_recorded_and_no_other():
     assert {file.stem for file in RECORDS.iterdir()} == set(STUDIES)
     message = "no study is called tabel1; there are learning_rates, table1"
     with pytest.raises(DirectAlignError, match=message):
         load_study("tabel1")
 
 
-def test_methods_are_compared_under_the_rates_that_the_recorded_study_chose() -> None:
+def test_methods_are_compared_under_the_rates_that_the_recorded_study_chose():
     assert learning_rates.chosen(read_rows(RECORDS / "learning_rates.jsonl")) == RATES

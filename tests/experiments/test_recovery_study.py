@@ -11,7 +11,6 @@ import torch
 from directalign.diffusion.path import determinant, flow_sigmas, target
 from directalign.diffusion.recovery import gain, inject, recover
 from directalign.diffusion.sampling import sample
-from directalign.types import PathName, PredictionName
 from experiments import recovery, stability
 from experiments.ddpm import SCHEDULES, exactness
 from experiments.rows import Rows
@@ -24,9 +23,7 @@ NOISE = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0), dtyp
 @pytest.mark.parametrize(
     ("path", "prediction"), [("flow", "velocity"), ("vp", "epsilon"), ("vp", "v")]
 )
-def test_the_predicted_ratio_and_the_step_are_those_of_the_closed_form(
-    path: PathName, prediction: PredictionName
-) -> None:
+def test_the_predicted_ratio_and_the_step_are_those_of_the_closed_form(path, prediction):
     generator = torch.Generator().manual_seed(1)
     x0, noise, error = torch.randn(3, 2, 4, 2, 2, generator=generator, dtype=torch.float64)
     for levels in LEVELS:
@@ -42,7 +39,7 @@ def test_the_predicted_ratio_and_the_step_are_those_of_the_closed_form(
         assert recovery.rmse(closed, x0) > 0
 
 
-def test_target_levels_and_where_less_than_half_is_left() -> None:
+def test_target_levels_and_where_less_than_half_is_left():
     assert recovery.target_levels(0.5, (0.02, 0.1)) == [0.48, 0.52, 0.4, 0.6]
     assert recovery.target_levels(0.1, (0.1, 0.2)) == [0.0, 0.2, 0.3]
     assert max(recovery.target_levels(0.97, (0.005, 0.02, 0.05))) == recovery.HIGHEST
@@ -52,7 +49,7 @@ def test_target_levels_and_where_less_than_half_is_left() -> None:
     assert lost_from([(0.1, 0.2), (0.9, 0.1)]) == 0.1
 
 
-def test_what_is_left_is_measured_from_chance_at_the_jump_of_the_tables() -> None:
+def test_what_is_left_is_measured_from_chance_at_the_jump_of_the_tables():
     named = {"arm": "flux", "title": "FLUX", "seed": 0, "noise": "fresh"}
     clean = {"image": "clean", "reward": 0.9, "chance": 0.7, "content": 0.8}
     rows = [
@@ -73,7 +70,7 @@ def test_what_is_left_is_measured_from_chance_at_the_jump_of_the_tables() -> Non
     assert [found for found, _ in recovery.deviations(rows)] == [0.5, 0.5]
 
 
-def test_the_closed_form_is_diffusers_own_step_on_every_table() -> None:
+def test_the_closed_form_is_diffusers_own_step_on_every_table():
     rows = exactness(0)
     wanted = {(name, kind) for name, schedule in SCHEDULES.items() for kind in schedule.predictions}
     assert {(row["arm"], row["prediction"]) for row in rows} == wanted
@@ -101,7 +98,7 @@ class Perfect(ToyFamily):
 
 
 @pytest.mark.parametrize("name", stability.SAMPLERS)
-def test_samplers_reach_the_image_of_a_perfect_model_and_agree_in_the_limit(name: str) -> None:
+def test_samplers_reach_the_image_of_a_perfect_model_and_agree_in_the_limit(name):
     perfect, model = Perfect(), ToyFamily()
     cond = model.encode_prompt(["a", "b"])
 

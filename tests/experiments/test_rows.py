@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from experiments.rows import Rows, after, at_budget, at_level, at_photo_rate, me
 from experiments.tables import VERSUS, Column, Table, means, number, signed, versus, with_interval
 
 
-def test_rows_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+def test_rows_are_read_back_as_they_were_written(tmp_path):
     rows, file = run("srpo", 0, [0.1, 0.4], 10), tmp_path / "new" / "results.jsonl"
     reading.write_rows(rows, file)
     assert reading.read_rows(file) == rows
@@ -28,7 +27,7 @@ def test_rows_are_read_back_as_they_were_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"), [('{"a": 1', "not JSON"), ("[1]", "not a JSON object"), ("", "not JSON")]
 )
-def test_a_broken_line_is_named_by_file_and_number(tmp_path: Path, line: str, problem: str) -> None:
+def test_a_broken_line_is_named_by_file_and_number(tmp_path, line, problem):
     file = tmp_path / "results.jsonl"
     file.write_text(f'{{"step": 0}}\n{line}\n{{"step": 2}}\n')
     with pytest.raises(DirectAlignError, match=rf"results\.jsonl, line 2: {problem}"):
@@ -37,7 +36,7 @@ def test_a_broken_line_is_named_by_file_and_number(tmp_path: Path, line: str, pr
         reading.read_rows(tmp_path / "gone.jsonl")
 
 
-def test_rows_are_selected_by_kind_arm_seed_and_step() -> None:
+def test_rows_are_selected_by_kind_arm_seed_and_step():
     facts = [{"kind": "facts", "arm": "srpo", "target": target} for target in (None, "photo")]
     first, second = run("srpo", 0, [0.1, 0.3, 0.9], 10), run("srpo", 1, [0.1, 0.5], 10)
     rows = Rows([*facts, *second[::-1], *first])
@@ -52,7 +51,7 @@ def test_rows_are_selected_by_kind_arm_seed_and_step() -> None:
     assert (step, mean["value"]) == (10, 0.4)
 
 
-def test_intervals_over_seeds_by_hand() -> None:
+def test_intervals_over_seeds_by_hand():
     """1, 2, 3: standard error 1/√3, t(2) = 4.302653. Log-ratios ln 2, ln 8: t(1) = 12.7062."""
     half = 4.302653 / 3**0.5
     wanted = {"value": 2.0, "low": 2 - half, "high": 2 + half, "n": 3}
@@ -82,7 +81,7 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-def test_a_level_is_read_where_it_is_first_reached() -> None:
+def test_a_level_is_read_where_it_is_first_reached():
     wanted = {"step": 5, "photo_rate": 0.3, "seconds": 2.0, "machine": "m"}
     assert at_level(ROWS, "photo_rate", 0.3) == pytest.approx(wanted)
     late = at_level(ROWS[::-1], "photo_rate", 0.7)  # whatever the order of the rows
@@ -112,7 +111,7 @@ ARMS = Rows(
 )
 
 
-def test_arms_are_compared_seed_by_seed_at_levels_that_every_seed_reaches() -> None:
+def test_arms_are_compared_seed_by_seed_at_levels_that_every_seed_reaches():
     assert [ARMS.highest_common([arm]) for arm in ARMS.arms] == [0.8, 0.4, 0.1]
     assert ARMS.level_of_most("photo_rate") == 0.4 and ARMS.level_of_most("photo_rate", 0.1) == 0.8
     found = ARMS.matched(at_photo_rate(0.4))
@@ -134,7 +133,7 @@ def test_arms_are_compared_seed_by_seed_at_levels_that_every_seed_reaches() -> N
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def test_a_table_is_markdown() -> None:
+def test_a_table_is_markdown():
     table = Table(["arm", "photo"], [["srpo", "0.8"], ["a|b", "–"]])
     wanted = ["| arm | photo |", "| --- | ---: |", "| srpo | 0.8 |", "| a\\|b | – |"]
     assert table.markdown().splitlines() == wanted
@@ -142,7 +141,7 @@ def test_a_table_is_markdown() -> None:
         Table(["arm", "photo"], [["srpo"]])
 
 
-def test_numbers_and_intervals_in_their_unit() -> None:
+def test_numbers_and_intervals_in_their_unit():
     given = ((1.234, 2), (-0.5, 1), (-0.004, 2), (12345.6, 0), (None, 2), (math.nan, 2), (0, 0))
     texts = ["1.23", "−0.5", "0.00", "12 346", "–", "–", "0"]
     assert [number(*each) for each in given] == texts

@@ -27,7 +27,7 @@ RECIPE = {
 
 
 @pytest.fixture
-def arms(tmp_path: Path) -> tuple[Arm, Arm]:
+def arms(tmp_path):
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(RECIPE))
     one = Arm("a", "Arm A", str(tmp_path / "short.yaml"))
     other = Arm("b", "Arm B", one.recipe, ("train.learning_rate=1.0e-3", "train.num_steps=2"))
@@ -35,7 +35,7 @@ def arms(tmp_path: Path) -> tuple[Arm, Arm]:
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+def trained(monkeypatch):
     """Calls, as (folder, resume), of a trainer that writes what a real one writes."""
     calls: list[tuple[str, bool]] = []
 
@@ -60,9 +60,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     return calls
 
 
-def test_finished_runs_are_kept_interrupted_ones_resumed_others_refused(
-    tmp_path: Path, arms: tuple[Arm, Arm], trained: list[tuple[str, bool]]
-) -> None:
+def test_finished_runs_are_kept_interrupted_ones_resumed_others_refused(tmp_path, arms, trained):
     one, other = arms
     folder = run_arm(other, 3, tmp_path / "out")
     assert folder == tmp_path / "out" / "runs" / "b-seed3" and not (folder / "checkpoints").exists()
@@ -78,9 +76,7 @@ def test_finished_runs_are_kept_interrupted_ones_resumed_others_refused(
     assert trained == [("a-seed1", True)]
 
 
-def test_rows_hold_costs_of_updates_alone(
-    tmp_path: Path, arms: tuple[Arm, Arm], trained: list[tuple[str, bool]]
-) -> None:
+def test_rows_hold_costs_of_updates_alone(tmp_path, arms, trained):
     rows = run_arms("demo", arms, [0, 1], tmp_path)
     assert [name for name, _ in trained] == ["a-seed0", "b-seed0", "a-seed1", "b-seed1"]
     found = [(row["arm"], row["seed"]) for row in rows[::3]]
@@ -93,9 +89,7 @@ def test_rows_hold_costs_of_updates_alone(
     assert (rows[0]["seconds"], rows[0]["call_equivalents"], rows[2]["seconds"]) == (0.0, 0, 1.5)
 
 
-def test_a_piece_is_measured_once_and_only_under_its_settings(
-    tmp_path: Path, arms: tuple[Arm, Arm]
-) -> None:
+def test_a_piece_is_measured_once_and_only_under_its_settings(tmp_path, arms):
     calls: list[int] = []
 
     def rows() -> list[dict[str, Any]]:
@@ -111,7 +105,7 @@ def test_a_piece_is_measured_once_and_only_under_its_settings(
         piece(tmp_path, "p", other, rows)
 
 
-def test_a_folder_belongs_to_one_study_in_one_size(tmp_path: Path) -> None:
+def test_a_folder_belongs_to_one_study_in_one_size(tmp_path):
     claim(tmp_path / "out", "table1", quick=False)
     claim(tmp_path / "out", "table1", quick=False)
     message = "holds the full size of study table1, not the quick size of table1"
@@ -125,9 +119,7 @@ def test_a_folder_belongs_to_one_study_in_one_size(tmp_path: Path) -> None:
             claim(taken, "table1", quick=True)
 
 
-def test_a_budget_sets_the_length_of_a_run_by_the_cost_of_an_update(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_budget_sets_the_length_of_a_run_by_the_cost_of_an_update(tmp_path, monkeypatch):
     """One branch: the NFE of the rollout and three for the trained call, per sample."""
     small = ("data.batch_size=2", "rollout.num_inference_steps=3")
     arm = Arm("direct_align", "Direct-Align", "world_direct_align", small)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from diffusers import FluxTransformer2DModel
 
@@ -12,7 +10,7 @@ from low_rank_updates import JOINT, random_updates
 
 
 @pytest.fixture
-def flux_run(tmp_path: Path, tiny_flux: Path) -> Path:
+def flux_run(tmp_path, tiny_flux):
     """A LoRA of the joint blocks and of one layer of the single blocks.
 
     Diffusers reads fused single blocks only at FLUX.1's full width.

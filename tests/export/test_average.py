@@ -28,13 +28,13 @@ def relative_error(update: LowRank, exact: LowRank) -> float:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25])
-def test_weights_are_averaged_and_mixed_with_the_base(share: float) -> None:
+def test_weights_are_averaged_and_mixed_with_the_base(share):
     base, *tuned = (product(drawn(seed)) for seed in range(4))
     expected = (1 - share) * (tuned[0] + tuned[1] + tuned[2]) / 3 + share * base
     torch.testing.assert_close(mean_weight(tuned, base, share), expected)
 
 
-def test_the_mean_of_bfloat16_weights_is_rounded_once() -> None:
+def test_the_mean_of_bfloat16_weights_is_rounded_once():
     a, b = (torch.tensor(v, dtype=torch.bfloat16) for v in ([1.0, 256.0], [1.0078125, 258.0]))
     expected = ((2 * a.double() + b.double()) / 3).bfloat16()
     found = mean_weight([a, b, a], a, 0.0)
@@ -42,7 +42,7 @@ def test_the_mean_of_bfloat16_weights_is_rounded_once() -> None:
 
 
 @KERNELS
-def test_the_mean_update_is_the_mean_of_products(kernel: tuple[int, ...]) -> None:
+def test_the_mean_update_is_the_mean_of_products(kernel):
     each = [drawn(seed, kernel=kernel) for seed in range(3)]
     found = mean_update(each, 0.25)
     assert found.rank == 6 and found.down.shape[1:] == each[0].down.shape[1:]
@@ -51,7 +51,7 @@ def test_the_mean_update_is_the_mean_of_products(kernel: tuple[int, ...]) -> Non
 
 @KERNELS
 @pytest.mark.parametrize("rank", [1, 3, 4])
-def test_a_reduced_rank_is_the_truncated_svd(rank: int, kernel: tuple[int, ...]) -> None:
+def test_a_reduced_rank_is_the_truncated_svd(rank, kernel):
     exact = mean_update([drawn(seed, kernel=kernel) for seed in range(2)], 0.0)
     found, error = reduce_rank(exact, rank)
     values = torch.linalg.svdvals(product(exact))
@@ -62,14 +62,14 @@ def test_a_reduced_rank_is_the_truncated_svd(rank: int, kernel: tuple[int, ...])
     assert (error < 1e-12) == (rank == 4)
 
 
-def test_updates_with_a_common_factor_are_exact_at_their_own_rank() -> None:
+def test_updates_with_a_common_factor_are_exact_at_their_own_rank():
     first = drawn(0)
     exact = mean_update([first, LowRank(first.down, drawn(1).up)], 0.0)
     found, error = reduce_rank(exact, 2)
     assert error < 1e-12 and relative_error(found, exact) < 1e-12
 
 
-def test_a_zero_update_stays_zero() -> None:
+def test_a_zero_update_stays_zero():
     zero = LowRank(drawn(0, 4).down, torch.zeros(5, 4, dtype=torch.float64))
     found, error = reduce_rank(zero, 2)
     assert error == 0 and product(found).abs().max() == 0

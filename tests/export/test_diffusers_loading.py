@@ -46,7 +46,7 @@ def assert_same_lora(pipe: Any, run: Path, folders: list[Path]) -> None:
         assert np.array_equal(drawn, expected), folder
 
 
-def test_flux(flux_run: Path, tiny_flux: Path, tmp_path: Path) -> None:
+def test_flux(flux_run, tiny_flux, tmp_path):
     forms: tuple[Format, ...] = ("diffusers", "comfyui", "kohya")
     folders = [export_run(flux_run, form, tmp_path / form) for form in forms]
     assert_same_lora(FluxPipeline.from_pretrained(tiny_flux), flux_run, folders)
@@ -59,7 +59,7 @@ def test_flux(flux_run: Path, tiny_flux: Path, tmp_path: Path) -> None:
         ("sdxl", "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"),
     ],
 )
-def test_unets(model: str, stem: str, tiny_sd: Path, tmp_path: Path) -> None:
+def test_unets(model, stem, tiny_sd, tmp_path):
     base, kind = tiny_sd, StableDiffusionPipeline
     if model == "sdxl":
         base = write_sdxl(tmp_path / "base", unet={"layers_per_block": 2})
@@ -74,7 +74,7 @@ def test_unets(model: str, stem: str, tiny_sd: Path, tmp_path: Path) -> None:
         assert f"{stem}.alpha" in load_file(folder / "red_lora_2.safetensors")
 
 
-def test_metadata_and_dtype(flux_run: Path, tmp_path: Path) -> None:
+def test_metadata_and_dtype(flux_run, tmp_path):
     folder = export_run(flux_run, "kohya", tmp_path / "kohya")
     with safe_open(folder / "red_lora_2.safetensors", "pt") as file:
         found = file.metadata()

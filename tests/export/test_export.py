@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -25,13 +23,13 @@ FLUX_DEV = "black-forest-labs/FLUX.1-dev"
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path):
     """A LoRA of one layer of a FLUX on the Hub, which is not downloaded."""
     recipe = finished_recipe("flux", FLUX_DEV, quantization="4bit")
     return write_finished(tmp_path / "run", recipe, updates_of_shape(LAYER))
 
 
-def test_a_folder_without_a_run_and_an_unfinished_run_are_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_and_an_unfinished_run_are_refused(tmp_path):
     with pytest.raises(DirectAlignError, match="holds no run"):
         export_run(tmp_path, "kohya")
     unfinished = write_finished(tmp_path / "run", finished_recipe("flux", "a/b"))
@@ -46,18 +44,12 @@ WRONG = [
     ("lora", KOHYA_MERGED, "omit it for --format kohya"),
     ("full", FOLDER_MERGED, "not a LoRA; omit --merge"),
     ("full", {"form": "diffusers"}, "not a LoRA; give --format folder"),
-    (
-        "lora",
-        FOLDER_MERGED | {"max_shard_size": "big"},
-        "--max-shard-size big: give a whole",
-    ),
+    ("lora", FOLDER_MERGED | {"max_shard_size": "big"}, "--max-shard-size big: give a whole"),
 ]
 
 
 @pytest.mark.parametrize(("tune", "arguments", "message"), WRONG)
-def test_wrong_options_are_refused(
-    tune: str, arguments: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_wrong_options_are_refused(tune, arguments, message, tmp_path):
     recipe = finished_recipe("flux", "world:flux", tune)
     run = write_finished(tmp_path / "run", recipe, updates_of_shape(LAYER))
     (run / "transformer").mkdir()
@@ -67,8 +59,8 @@ def test_wrong_options_are_refused(
 
 
 def test_an_existing_export_is_not_overwritten_and_a_failed_one_leaves_no_files(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    run, tmp_path, monkeypatch
+):
     out = export_run(run, "comfyui")
     files = ["README.md", "before_after.png", "red_lora_2.safetensors"]
     assert out == run / "export" / "comfyui"
@@ -85,7 +77,7 @@ def test_an_existing_export_is_not_overwritten_and_a_failed_one_leaves_no_files(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_file_with_other_tensors_is_refused(run: Path) -> None:
+def test_a_file_with_other_tensors_is_refused(run):
     tensors = load_file(run / "lora.safetensors")
     tensors["text_encoder.odd"] = next(iter(tensors.values())).clone()
     save_file(tensors, run / "lora.safetensors")
@@ -96,7 +88,7 @@ def test_a_file_with_other_tensors_is_refused(run: Path) -> None:
 # --- model card -----------------------------------------------------------------------------------
 
 
-def test_the_card_has_metadata_measures_and_usage(run: Path) -> None:
+def test_the_card_has_metadata_measures_and_usage(run):
     card = ModelCard.load(export_run(run, "kohya") / "README.md")
     data = card.data.to_dict()
     expected = {
@@ -124,7 +116,7 @@ def test_the_card_has_metadata_measures_and_usage(run: Path) -> None:
         assert text in card.text, text
 
 
-def test_the_card_has_the_recipe_without_local_paths_and_the_grids(run: Path) -> None:
+def test_the_card_has_the_recipe_without_local_paths_and_the_grids(run):
     out = export_run(run, "diffusers")
     text = (out / "README.md").read_text()
     recipe = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
@@ -136,7 +128,7 @@ def test_the_card_has_the_recipe_without_local_paths_and_the_grids(run: Path) ->
         assert grid.getpixel((30, 40)) == (0, 0, 255) and grid.getpixel((30, 100)) == (255, 0, 0)
 
 
-def test_the_card_names_missing_records_and_an_unknown_license(tmp_path: Path) -> None:
+def test_the_card_names_missing_records_and_an_unknown_license(tmp_path):
     recipe = finished_recipe("flux", "someone/else")
     run = write_finished(tmp_path / "run", recipe, updates_of_shape(LAYER))
     (run / "summary.json").write_text(json.dumps({"before": None, "after": None}))
@@ -149,7 +141,7 @@ def test_the_card_names_missing_records_and_an_unknown_license(tmp_path: Path) -
     assert card.data.license == "unknown" and not (out / "before_after.png").exists()
 
 
-def test_the_license_is_read_from_the_readme_or_the_list(tmp_path: Path) -> None:
+def test_the_license_is_read_from_the_readme_or_the_list(tmp_path):
     def info(path: object) -> BaseModelInfo:
         model = {"architecture": "flux", "path": str(path)}
         return base_model_info(ModelConfig.model_validate(model))

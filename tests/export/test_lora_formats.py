@@ -21,7 +21,7 @@ from diffusers import (
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from torch import Tensor
 
-from directalign.export.lora_formats import LoraFormat, LowRank, convert, fuse
+from directalign.export.lora_formats import LowRank, convert, fuse
 from directalign.types import DirectAlignError
 from low_rank_updates import (
     JOINT,
@@ -106,7 +106,7 @@ def assert_identical(found: dict[str, Tensor], expected: dict[str, Tensor]) -> N
         ("sd3", "comfyui", False),
     ],
 )
-def test_diffusers_reads_the_same_update(model: str, form: LoraFormat, fused: bool) -> None:
+def test_diffusers_reads_the_same_update(model, form, fused):
     updates = updates_of(model)
     assert len(updates) == COUNTS[model]
     expected = as_file(updates)
@@ -121,7 +121,7 @@ def test_diffusers_reads_the_same_update(model: str, form: LoraFormat, fused: bo
 
 
 @pytest.mark.parametrize("form", ["comfyui", "kohya"])
-def test_flux_single_blocks_at_full_width_are_identical(form: LoraFormat) -> None:
+def test_flux_single_blocks_at_full_width_are_identical(form):
     block = "single_transformer_blocks.37"
     shapes = {f"{block}.{layer}": (3072, 3072) for layer in QKV}
     shapes |= {f"{block}.proj_mlp": (12288, 3072), f"{block}.proj_out": (3072, 15360)}
@@ -133,7 +133,7 @@ def test_flux_single_blocks_at_full_width_are_identical(form: LoraFormat) -> Non
 
 @pytest.mark.parametrize("rank", [2, 4])
 @pytest.mark.parametrize("trained", [QKV, ("attn.to_k",), ("attn.to_q", "proj_mlp")])
-def test_untrained_rows_of_a_fused_layer_are_zero(rank: int, trained: tuple[str, ...]) -> None:
+def test_untrained_rows_of_a_fused_layer_are_zero(rank, trained):
     heights = {layer: 12288 if layer == "proj_mlp" else 3072 for layer in trained}
     block = "single_transformer_blocks.0"
     updates = updates_of_shape({f"{block}.{n}": (h, 3072) for n, h in heights.items()}, rank)
@@ -146,7 +146,7 @@ def test_untrained_rows_of_a_fused_layer_are_zero(rank: int, trained: tuple[str,
         torch.testing.assert_close(value, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_keys_are_those_of_sd_scripts_and_comfyui() -> None:
+def test_keys_are_those_of_sd_scripts_and_comfyui():
     updates = updates_of("flux")
     tensors = convert(updates, "flux", "kohya")
     stem = "lora_unet_double_blocks_0_img_attn_qkv"
@@ -158,7 +158,7 @@ def test_keys_are_those_of_sd_scripts_and_comfyui() -> None:
     assert key in convert(updates_of("z_image"), "z_image", "kohya")
 
 
-def test_sd3_for_kohya_equals_the_conversion_of_a_checkpoint() -> None:
+def test_sd3_for_kohya_equals_the_conversion_of_a_checkpoint():
     """Diffusers reads no kohya file for SD3, so its checkpoint converter maps the updates back."""
     network, second = NETWORKS["sd3"](), tuple(f"attn2.{each}" for each in ("to_q", "to_k", "to_v"))
     targets = (*JOINT, *second, "attn2.to_out.0", "ff.net.0.proj", "ff_context.net.2")
@@ -194,13 +194,13 @@ WITHOUT_NAME = {
 }
 
 
-def test_layers_without_a_name_are_refused() -> None:
+def test_layers_without_a_name_are_refused():
     for (layer, model), message in WITHOUT_NAME.items():
         with pytest.raises(DirectAlignError, match=message):
             convert(updates_of_shape({layer: (4, 4)}), model, "kohya")
 
 
-def test_fusing_adds_ranks_and_keeps_every_row() -> None:
+def test_fusing_adds_ranks_and_keeps_every_row():
     first, third = updates_of_shape({"a": (3, 5)}, 2), updates_of_shape({"c": (12, 5)}, 4)
     fused = fuse({0: first["a"], 2: third["c"]}, (1, 1, 4))
     assert fused.rank == 6 and fused.up.shape == (18, 6)

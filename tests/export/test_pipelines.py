@@ -25,7 +25,7 @@ from finished_runs import finished_recipe, image, write_finished
 from low_rank_updates import updates_of_shape
 
 
-def test_all_weights_in_bfloat16_and_in_shards(tiny_flux: Path, tmp_path: Path) -> None:
+def test_all_weights_in_bfloat16_and_in_shards(tiny_flux, tmp_path):
     network = FluxTransformer2DModel.from_pretrained(tiny_flux, subfolder="transformer")
     with torch.no_grad():
         for each in network.parameters():
@@ -45,9 +45,7 @@ def test_all_weights_in_bfloat16_and_in_shards(tiny_flux: Path, tmp_path: Path) 
     assert (out / "directalign.json").is_file()
 
 
-def test_a_merged_lora_gives_the_images_of_the_lora(
-    flux_run: Path, tiny_flux: Path, tmp_path: Path
-) -> None:
+def test_a_merged_lora_gives_the_images_of_the_lora(flux_run, tiny_flux, tmp_path):
     out = export_run(flux_run, "folder", tmp_path / "out", dtype="float32", merge=True)
     pipe = FluxPipeline.from_pretrained(tiny_flux)
     plain = image(pipe)
@@ -56,7 +54,7 @@ def test_a_merged_lora_gives_the_images_of_the_lora(
     assert np.abs(merged - with_lora).max() < 1e-5 < 0.01 < np.abs(merged - plain).max()
 
 
-def test_missing_parts_of_the_base_stay_missing(tiny_sd: Path, tmp_path: Path) -> None:
+def test_missing_parts_of_the_base_stay_missing(tiny_sd, tmp_path):
     """A base model from the Hub is downloaded without the safety checker's weights."""
     base = tmp_path / "base"
     base.mkdir()
@@ -73,7 +71,7 @@ def test_missing_parts_of_the_base_stay_missing(tiny_sd: Path, tmp_path: Path) -
     assert pipe.safety_checker is None and pipe.config["requires_safety_checker"] is False
 
 
-def test_merging_rounds_once_and_handles_convolutions() -> None:
+def test_merging_rounds_once_and_handles_convolutions():
     network = nn.ModuleDict({"line": nn.Linear(6, 4), "conv": nn.Conv2d(3, 5, 1)}).bfloat16()
     before = {name: layer.weight.detach().clone().float() for name, layer in network.items()}
     updates = updates_of_shape({"line": (4, 6), "conv": (5, 3)})
@@ -86,7 +84,7 @@ def test_merging_rounds_once_and_handles_convolutions() -> None:
         assert torch.equal(layer.weight, expected.bfloat16())
 
 
-def test_a_layer_of_another_shape_is_named() -> None:
+def test_a_layer_of_another_shape_is_named():
     network, updates = nn.ModuleDict({"line": nn.Linear(5, 4)}), updates_of_shape({"line": (4, 6)})
     with pytest.raises(DirectAlignError, match="line: the base model has no such layer"):
         merge(network, updates, torch.float32)

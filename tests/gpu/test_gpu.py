@@ -16,7 +16,7 @@ from directalign.types import Batch
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("recipe", ["world_srpo", "world_official", "world_sd"])
-def test_a_step_on_the_gpu_equals_the_step_on_the_cpu(recipe: str) -> None:
+def test_a_step_on_the_gpu_equals_the_step_on_the_cpu(recipe):
     found = {}
     for device in ("cpu", "cuda"):
         run = load_run(recipe, [])

@@ -39,7 +39,7 @@ def steps(count: int) -> config.RolloutConfig:
 
 
 @pytest.fixture(autouse=True)
-def float64_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+def float64_noise(monkeypatch):
     """Noise is drawn in float32; in float64 every step of a toy rollout is exact."""
     drawn = sampling.batch_noise
     monkeypatch.setattr(sampling, "batch_noise", lambda *given: drawn(*given).double())
@@ -66,7 +66,7 @@ def batches_alike(made: Any) -> list[Batch]:
 
 
 @pytest.mark.parametrize("name", ["refl", "alignprop", "drtune", "flowbp", "leapalign"])
-def test_each_sample_has_draws_of_its_own(name: str) -> None:
+def test_each_sample_has_draws_of_its_own(name):
     """The gradient of a batch is the mean of those of its samples, wherever these are computed."""
     settings = {"flowbp": {"trained_steps": 2}, "refl": {"last_steps": 3}}.get(name, {})
     made = make(name, **settings)
@@ -92,9 +92,7 @@ def beginning_at(name: str, begin: int, family: ToyFamily) -> tuple[Any, Batch]:
 @on_every_path
 @pytest.mark.parametrize("begin", range(4))
 @pytest.mark.parametrize("name", ["draft", "alignprop", "refl"])
-def test_the_gradient_is_that_of_the_steps_unrolled(
-    path: Any, prediction: Any, begin: int, name: str
-) -> None:
+def test_the_gradient_is_that_of_the_steps_unrolled(path, prediction, begin, name):
     """From the state before the first trained step: to x0, or for ReFL to its one-step guess."""
     family = ToyFamily(path, prediction)
     made, batch = beginning_at(name, begin, family)
@@ -119,9 +117,7 @@ def test_the_gradient_is_that_of_the_steps_unrolled(
     ("name", "field"), [("alignprop", "max_grad_steps"), ("refl", "last_steps")]
 )
 @pytest.mark.parametrize("count", [1, 3, 4])
-def test_the_trained_steps_are_uniform_over_the_last_ones(
-    name: str, field: str, count: int
-) -> None:
+def test_the_trained_steps_are_uniform_over_the_last_ones(name, field, count):
     made = make(name, **{field: count})
     batches = [Batch(step, PROMPTS) for step in range(1200)]
     drawn = [draws(made, batch)[1][0] for batch in batches]
@@ -129,7 +125,7 @@ def test_the_trained_steps_are_uniform_over_the_last_ones(
     assert drawn_alike(first, dict.fromkeys(range(4 - count, 4), 1.0))
 
 
-def test_recomputing_stores_only_the_input_of_a_step() -> None:
+def test_recomputing_stores_only_the_input_of_a_step():
     def stored(name: str, depth: int) -> int:
         """How many numbers the graph of a loss stores."""
         made, batch = beginning_at(name, 4 - depth, ToyFamily())
@@ -159,7 +155,7 @@ def fresh(batch: Batch, index: int) -> Tensor:
 
 
 @on_every_path
-def test_renoised_copies_denoise_the_sample_from_the_last_level(path: Any, prediction: Any) -> None:
+def test_renoised_copies_denoise_the_sample_from_the_last_level(path, prediction):
     """The first loss is that of the sample. Each is yielded with a graph of its own."""
     family, batch = ToyFamily(path, prediction), BATCHES[1]
     graphs, found = by_hand.watch_gradients(family), []
@@ -178,7 +174,7 @@ def test_renoised_copies_denoise_the_sample_from_the_last_level(path: Any, predi
     assert not torch.allclose(found[1], found[2])
 
 
-def test_on_one_step_from_pure_noise_each_copy_is_a_draw_of_draft_1() -> None:
+def test_on_one_step_from_pure_noise_each_copy_is_a_draw_of_draft_1():
     family, batch = ToyFamily(), Batch(0, PROMPTS)
     found = by_hand.gradients(make("draft", family, rollout=steps(1), lv_samples=4), batch)
     noises = [by_hand.batch_noise(batch), *(fresh(batch, index) for index in (1, 2, 3))]
@@ -187,7 +183,7 @@ def test_on_one_step_from_pure_noise_each_copy_is_a_draw_of_draft_1() -> None:
         torch.testing.assert_close(4 * ours, by_hand.gradient(family, loss), **EXACT)
 
 
-def test_a_copy_has_the_expectation_of_the_last_step_over_all_noise() -> None:
+def test_a_copy_has_the_expectation_of_the_last_step_over_all_noise():
     """By Gauss-Hermite quadrature over the four channels: the toy network acts pixel by pixel."""
     family, batch = ToyFamily(), Batch(0, PROMPTS)
     family.to_rgb = family.to_rgb / 5  # images stay clear of the clamp: quadrature converges fast
@@ -225,8 +221,8 @@ CHAINS: dict[str, tuple[dict[str, Any], int, Callable[[Any, Batch], tuple[int, A
     [(*case, "absolute") for case in CASES] + [(*CASES[0], "relative"), (*CASES[0], "anchored")],
 )
 def test_loss_and_gradient_are_those_of_the_form_along_the_chain(
-    name: str, number: int, path: Any, prediction: Any, form: str
-) -> None:
+    name, number, path, prediction, form
+):
     (settings, count, trained_of), family = CHAINS[name], ToyFamily(path, prediction)
     reward = ToyReward()
     asked = {"form": form, "control_phrases": PHRASES, "anchor": {"reference_updates": 300}}
@@ -252,7 +248,7 @@ def test_loss_and_gradient_are_those_of_the_form_along_the_chain(
 
 
 @on_every_path
-def test_one_sampling_step_has_the_gradient_of_the_whole_loss(path: Any, prediction: Any) -> None:
+def test_one_sampling_step_has_the_gradient_of_the_whole_loss(path, prediction):
     family = ToyFamily(path, prediction)
     drtune = make("drtune", family, rollout=steps(1), trained_steps=1, early_stop=1)
     noise, sigmas = by_hand.batch_noise(BATCHES[0]), levels(family, 1)
@@ -263,7 +259,7 @@ def test_one_sampling_step_has_the_gradient_of_the_whole_loss(path: Any, predict
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 
 
-def test_the_hinge_stops_at_its_margin() -> None:
+def test_the_hinge_stops_at_its_margin():
     rewards = torch.tensor(next(make("refl").losses(BATCHES[0])).levels["reward"])
     margin = float(rewards.mean())  # one of the two is above it
     loss = next(make("refl", margin=margin).losses(BATCHES[0]))
@@ -280,8 +276,8 @@ def test_the_hinge_stops_at_its_margin() -> None:
     [(8, 3, 2), (25, 3, 10), (4, 1, 4), (3, 2, 2)],
 )
 def test_drtune_draws_a_uniform_stop_and_equally_spaced_steps(
-    num_inference_steps: int, trained_steps: int, early_stop: int
-) -> None:
+    num_inference_steps, trained_steps, early_stop
+):
     rollout = config.RolloutConfig(num_inference_steps=num_inference_steps)
     drtune = make("drtune", None, None, rollout, trained_steps=trained_steps, early_stop=early_stop)
     drawn = [draws(drtune, Batch(step, PROMPTS))[1] for step in range(1200)]
@@ -296,7 +292,7 @@ def test_drtune_draws_a_uniform_stop_and_equally_spaced_steps(
     assert max(trained[-1] for trained in last) == num_inference_steps - 1
 
 
-def test_rollouts_that_are_too_short_are_refused() -> None:
+def test_rollouts_that_are_too_short_are_refused():
     """When the method is built, and before anything is loaded."""
     message = r"method\.trained_steps 3 .*early_stop 3 .*num_inference_steps 4 may end after 2"
     with pytest.raises(DirectAlignError, match=message):
@@ -333,9 +329,7 @@ def lengths(family: ToyFamily) -> list[float]:
 
 @on_every_path
 @pytest.mark.parametrize("rescale", [0.0, 0.5, 1.0])
-def test_a_few_steps_count_for_all_by_their_length(
-    path: Any, prediction: Any, rescale: float
-) -> None:
+def test_a_few_steps_count_for_all_by_their_length(path, prediction, rescale):
     family = ToyFamily(path, prediction)
     flowbp = make("flowbp", family, trained_steps=2, rescale=rescale)
     batch = batches_alike(flowbp)[0]
@@ -353,8 +347,8 @@ def test_a_few_steps_count_for_all_by_their_length(
 @on_every_path
 @pytest.mark.parametrize("trained_steps", [1, 2, 3])
 def test_the_mean_over_all_uniform_draws_is_proportional_to_all_steps(
-    path: Any, prediction: Any, trained_steps: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    path, prediction, trained_steps, monkeypatch
+):
     """Without rescaling; with it, equally long steps (a flow) give the whole on average."""
     family = ToyFamily(path, prediction)
     whole = cut_gradient(family, BATCHES[0], dict.fromkeys(range(4), 1.0))
@@ -370,7 +364,7 @@ def test_the_mean_over_all_uniform_draws_is_proportional_to_all_steps(
             torch.testing.assert_close(torch.stack(found).mean(0), factor * whole, **EXACT)
 
 
-def test_flowbp_draws_different_steps_and_late_ones_more_often() -> None:
+def test_flowbp_draws_different_steps_and_late_ones_more_often():
     batches = [Batch(step, PROMPTS) for step in range(1500)]
     late = make("flowbp", trained_steps=1, late_bias=2.0)
     counts = Counter(int(late.steps(batch)[1]) for batch in batches)
@@ -401,8 +395,8 @@ def batch_of_pair(k: int, j: int) -> Batch:
 @pytest.mark.parametrize(("k", "j"), PAIRS)
 @pytest.mark.parametrize("nested_scale", [0.0, 0.3, 1.0])
 def test_the_gradient_is_the_difference_quotient_of_the_pinned_leaps(
-    path: Any, prediction: Any, k: int, j: int, nested_scale: float
-) -> None:
+    path, prediction, k, j, nested_scale
+):
     """Both leaps start on the path and move with the weights.
 
     The second prediction is made where `nested_scale` of the first one's change leads.
@@ -428,9 +422,7 @@ def test_the_gradient_is_the_difference_quotient_of_the_pinned_leaps(
 
 
 @on_every_path
-def test_on_two_steps_with_the_nested_term_the_gradient_is_the_plain_one(
-    path: Any, prediction: Any
-) -> None:
+def test_on_two_steps_with_the_nested_term_the_gradient_is_the_plain_one(path, prediction):
     family = ToyFamily(path, prediction)
     made = make("leapalign", family, None, steps(2), **LEAPS | {"nested_scale": 1.0})
     (found,) = by_hand.gradients(made, BATCHES[0])  # its only pair
@@ -441,9 +433,7 @@ def test_on_two_steps_with_the_nested_term_the_gradient_is_the_plain_one(
 
 @on_every_path
 @pytest.mark.parametrize("floor", [0.1, 0.5])
-def test_a_sample_counts_by_how_close_its_leaps_are_to_the_path(
-    path: Any, prediction: Any, floor: float
-) -> None:
+def test_a_sample_counts_by_how_close_its_leaps_are_to_the_path(path, prediction, floor):
     family, batch = ToyFamily(path, prediction), batch_of_pair(0, 2)
     (loss,) = make("leapalign", family, similarity_floor=floor).losses(batch)
     x = by_hand.states(family, batch)
@@ -457,7 +447,7 @@ def test_a_sample_counts_by_how_close_its_leaps_are_to_the_path(
     assert loss.metrics["distance_j"] == pytest.approx(float(far[0].mean()))
 
 
-def test_neighbouring_last_steps_have_no_distance_and_pairs_are_drawn_alike() -> None:
+def test_neighbouring_last_steps_have_no_distance_and_pairs_are_drawn_alike():
     leapalign = make("leapalign")
     (loss,) = leapalign.losses(batch_of_pair(2, 3))
     assert max(loss.metrics["distance_j"], loss.metrics["distance_0"]) < 1e-12
@@ -477,7 +467,7 @@ def values(made: Any, step: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_method_refuses_rewards_and_resumes_exactly(name: str) -> None:
+def test_every_method_refuses_rewards_and_resumes_exactly(name):
     phrases = {"form": "anchored", "control_phrases": PHRASES, "anchor": {"reference_updates": 2}}
     with pytest.raises(DirectAlignError, match=r"method\.form"):
         make(name, None, ToyReward(reads_prompt=False), **phrases)

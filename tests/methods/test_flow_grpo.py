@@ -73,7 +73,7 @@ def by_hand(
     return logs, advantage.flatten().detach()
 
 
-def test_the_first_update_of_a_rollout_is_reinforce() -> None:
+def test_the_first_update_of_a_rollout_is_reinforce():
     """Ratios of 1, and the gradient of -mean(advantage · log p) over samples and steps."""
     family, reward, batch = ToyFamily(), ToyReward(), Batch(3, PROMPTS, seed=5)
     grpo = method(family, reward, sde="flow_grpo", noise_level=0.7)
@@ -88,7 +88,7 @@ def test_the_first_update_of_a_rollout_is_reinforce() -> None:
 
 
 @torch.no_grad()
-def test_the_gradient_equals_finite_differences_of_the_log_probability() -> None:
+def test_the_gradient_equals_finite_differences_of_the_log_probability():
     family, batch = ToyFamily(), Batch(0, PROMPTS, seed=2)
     grpo = method(family, updates_per_rollout=2)
     with torch.enable_grad():
@@ -114,7 +114,7 @@ def test_the_gradient_equals_finite_differences_of_the_log_probability() -> None
 
 
 @pytest.mark.parametrize(("path", "prediction"), CASES)
-def test_a_rollout_is_made_once_and_a_black_box_will_do(path: Any, prediction: Any) -> None:
+def test_a_rollout_is_made_once_and_a_black_box_will_do(path, prediction):
     family, reward = ToyFamily(path, prediction), ToyReward(differentiable=False)
     losses = list(method(family, reward, trained_steps=2).losses(BATCH))
     assert len(losses) == 2 and len(family.calls) == 4 + 2
@@ -124,7 +124,7 @@ def test_a_rollout_is_made_once_and_a_black_box_will_do(path: Any, prediction: A
     assert reward.prompts == [SIX]
 
 
-def test_one_noise_for_a_group_still_gives_different_samples() -> None:
+def test_one_noise_for_a_group_still_gives_different_samples():
     states = method(same_noise=True)._roll_out(BATCH).states
     noise, x0 = states[0], states[-1]
     assert noise[0].equal(noise[2]) and not noise[0].equal(noise[3])
@@ -144,7 +144,7 @@ class Shifted(ToyReward):
         return super().score(features, prompts) + 100 * torch.tensor(shift)
 
 
-def test_advantages_compare_samples_of_one_prompt_in_any_form() -> None:
+def test_advantages_compare_samples_of_one_prompt_in_any_form():
     rewards = (ToyReward(), Shifted())
     plain, shifted = (method(None, each)._roll_out(BATCH).advantage for each in rewards)
     torch.testing.assert_close(plain, shifted)
@@ -162,7 +162,7 @@ def test_advantages_compare_samples_of_one_prompt_in_any_form() -> None:
 # --- several updates of one rollout ---------------------------------------------------------------
 
 
-def test_updates_alternate_over_the_steps_of_one_rollout() -> None:
+def test_updates_alternate_over_the_steps_of_one_rollout():
     family = ToyFamily()
     grpo = method(family, trained_steps=1, updates_per_rollout=3)
     sigmas = [next(grpo.losses(Batch(step, PROMPTS))).levels["sigma"][0] for step in range(3)]
@@ -172,7 +172,7 @@ def test_updates_alternate_over_the_steps_of_one_rollout() -> None:
     assert len(family.calls) == 4 + 3 + 4 + 1
 
 
-def test_phrases_cycle_by_rollout() -> None:
+def test_phrases_cycle_by_rollout():
     """By update, every rollout of two updates would get the same one of two phrases."""
     reward, phrases = ToyReward(), {"positive": ["Photo", "Real"]}
     grpo = method(None, reward, control_phrases=phrases, updates_per_rollout=2)
@@ -181,14 +181,14 @@ def test_phrases_cycle_by_rollout() -> None:
     assert [texts[0] for texts in reward.prompts] == ["Photo. a red star", "Real. a red star"]
 
 
-def test_the_second_update_has_other_ratios_and_is_clipped() -> None:
+def test_the_second_update_has_other_ratios_and_is_clipped():
     grpo = method(updates_per_rollout=2, clip_range=1e-6)
     update(grpo, torch.optim.SGD(grpo.model.denoiser.parameters(), lr=1e-2), BATCH)
     for loss in grpo.losses(Batch(1, PROMPTS)):
         assert loss.metrics["ratio"] != 1.0 and loss.metrics["clip_fraction"] > 0
 
 
-def test_a_run_resumes_in_the_middle_of_a_rollout() -> None:
+def test_a_run_resumes_in_the_middle_of_a_rollout():
     """The state is stored in a file that is read with weights_only, as in the trainer."""
     settings = {"form": "anchored", "control_phrases": PHRASES, "updates_per_rollout": 2}
     whole, resumed = (method(**settings, anchor={"reference_updates": 1}) for _ in range(2))
@@ -212,7 +212,7 @@ def test_a_run_resumes_in_the_middle_of_a_rollout() -> None:
 # --- the base model -------------------------------------------------------------------------------
 
 
-def test_the_kl_is_from_the_weights_at_the_beginning() -> None:
+def test_the_kl_is_from_the_weights_at_the_beginning():
     grpo, free = method(kl_beta=0.5), method()
     held, plain = (list(each.losses(BATCH)) for each in (grpo, free))
     assert free.base is None and all(loss.metrics["kl"] == 0.0 for loss in held)
@@ -230,7 +230,7 @@ def test_the_kl_is_from_the_weights_at_the_beginning() -> None:
     assert found.value.item() == pytest.approx(0.5 * kl - float(made.advantage.mean()))
 
 
-def test_the_released_kl_leaves_out_the_length_of_the_step() -> None:
+def test_the_released_kl_leaves_out_the_length_of_the_step():
     """(difference of means)² / (2·std_dev_t²), std_dev_t the step's std over the root of its
     length."""
     made = [method(kl_beta=0.5, sde="flow_grpo", kl_form=form) for form in ("exact", "released")]
@@ -246,7 +246,7 @@ def test_the_released_kl_leaves_out_the_length_of_the_step() -> None:
         method(kl_beta=0.5, sde="ddim", kl_form="released")
 
 
-def test_the_base_weights_are_swapped_in_and_out_even_after_an_error() -> None:
+def test_the_base_weights_are_swapped_in_and_out_even_after_an_error():
     denoiser = ToyDenoiser()
     base = ReferenceModel(denoiser)
     with torch.no_grad():
@@ -258,7 +258,7 @@ def test_the_base_weights_are_swapped_in_and_out_even_after_an_error() -> None:
     assert denoiser.bias.equal(changed)
 
 
-def test_adapters_are_switched_off_and_nothing_is_copied() -> None:
+def test_adapters_are_switched_off_and_nothing_is_copied():
     class Adapted(nn.Linear):
         peft_config, on = "settings", True
 
@@ -275,7 +275,7 @@ def test_adapters_are_switched_off_and_nothing_is_copied() -> None:
     assert denoiser.on and base.weights == {}
 
 
-def test_a_black_box_reward_rises() -> None:
+def test_a_black_box_reward_rises():
     """It returns numbers only: the redness of images in sixteen levels."""
 
     def redness(images: Tensor, prompts: list[str]) -> list[float]:
@@ -299,6 +299,6 @@ def test_a_black_box_reward_rises() -> None:
         ({"margin": 0.7}, "margin belongs to a hinge"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(given: dict[str, Any], message: str) -> None:
+def test_settings_that_do_not_fit_are_refused(given, message):
     with pytest.raises((DirectAlignError, ValueError), match=message):
         method(**given)

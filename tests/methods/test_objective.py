@@ -85,7 +85,7 @@ def slope(objective: Any) -> tuple[Tensor, Any]:
 # --- value ----------------------------------------------------------------------------------------
 
 
-def test_a_mixture_is_a_reward_whose_score_is_the_weighted_sum() -> None:
+def test_a_mixture_is_a_reward_whose_score_is_the_weighted_sum():
     red = {"label": "red", "weight": 0.5, "reward": {"name": "pixels", "statistic": "redness"}}
     light = {"name": "pixels", "statistic": "brightness", "scale": 3.0}
     members = [red, {"label": "light", "weight": 2.0, "reward": light}]
@@ -103,7 +103,7 @@ def test_a_mixture_is_a_reward_whose_score_is_the_weighted_sum() -> None:
     assert mixed.reads_prompt and not mixed.differentiable
 
 
-def test_each_member_has_its_own_form_and_phrases() -> None:
+def test_each_member_has_its_own_form_and_phrases():
     own = {"control_phrases": {"positive": ["Glossy"], "negative": ["Dull"]}}
     absolute = {"form": "absolute"}
     table = (
@@ -119,7 +119,7 @@ def test_each_member_has_its_own_form_and_phrases() -> None:
     assert found == [texts for _, texts in table]
 
 
-def test_the_reward_is_the_weighted_sum_over_running_scales() -> None:
+def test_the_reward_is_the_weighted_sum_over_running_scales():
     """The first update uses its own values, later ones those before them; older ones count less."""
     objective, weights = toys(), torch.tensor([[2.0], [1.0]], dtype=torch.float64)
     values = [raw(images(step), 0.3, 0.1) for step in range(3)]
@@ -140,7 +140,7 @@ def test_the_reward_is_the_weighted_sum_over_running_scales() -> None:
         assert {"score_pos_m0", "score_neg_m0", "score_plain_m1"} <= metrics.keys()
 
 
-def test_raw_rewards_are_added_without_normalization_and_disagreement_is_subtracted() -> None:
+def test_raw_rewards_are_added_without_normalization_and_disagreement_is_subtracted():
     rewards = raw(images())
     output = toys(normalise="none")(images(), BATCH)
     torch.testing.assert_close(output.reward, 2 * rewards[0] + rewards[1])
@@ -150,7 +150,7 @@ def test_raw_rewards_are_added_without_normalization_and_disagreement_is_subtrac
     torch.testing.assert_close(plain - penalized, wanted, rtol=1e-9, atol=1e-6)
 
 
-def test_a_member_of_negative_weight_agrees_by_a_low_reward() -> None:
+def test_a_member_of_negative_weight_agrees_by_a_low_reward():
     units, weights = torch.rand(2, 5, dtype=torch.float64), torch.tensor([1.0, -0.5]).double()
     against = torch.stack([units[0], -units[0]])
     found = mixed_reward(against, against.mean(1), weights, 3.0)
@@ -161,7 +161,7 @@ def test_a_member_of_negative_weight_agrees_by_a_low_reward() -> None:
 # --- gradient -------------------------------------------------------------------------------------
 
 
-def test_equal_members_have_no_disagreement_and_a_finite_gradient() -> None:
+def test_equal_members_have_no_disagreement_and_a_finite_gradient():
     same, absolute = (({}, Squares()), ({}, Squares())), settings_of("absolute")
     gradient, output = slope(build_objective(mix(*same, std_penalty=0.5), absolute))
     assert gradient.isfinite().all() and gradient.norm() > 0
@@ -176,7 +176,7 @@ def test_equal_members_have_no_disagreement_and_a_finite_gradient() -> None:
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.4])
-def test_normalization_gives_every_member_one_norm_and_leaves_the_value(penalty: float) -> None:
+def test_normalization_gives_every_member_one_norm_and_leaves_the_value(penalty):
     ours, output = slope(toys(gradient_normalization=True, std_penalty=penalty))
     assert output.reward.equal(toys(std_penalty=penalty)(images(), BATCH).reward)
 
@@ -198,7 +198,7 @@ def test_normalization_gives_every_member_one_norm_and_leaves_the_value(penalty:
 
 
 @pytest.mark.parametrize("normalized", [False, True])
-def test_halves_of_one_reward_train_as_the_reward_does(normalized: bool) -> None:
+def test_halves_of_one_reward_train_as_the_reward_does(normalized):
     """With hinge, ramps and both branches."""
     rollout = config.RolloutConfig(num_inference_steps=3, embedded_guidance=1.0)
     inversion = {"k_neg": {"low_noise": 0.3, "high_noise": 0.01}}
@@ -235,7 +235,7 @@ class Half:
         raise NotImplementedError
 
 
-def test_statistics_do_not_depend_on_how_an_update_is_split() -> None:
+def test_statistics_do_not_depend_on_how_an_update_is_split():
     whole, split, ranks = RunningStats(2), RunningStats(2), RunningStats(2)
     for step in range(4):
         generator = torch.Generator().manual_seed(step)
@@ -249,13 +249,13 @@ def test_statistics_do_not_depend_on_how_an_update_is_split() -> None:
             torch.testing.assert_close(other.means, whole.means, rtol=1e-12, atol=0)
 
 
-def test_what_never_varies_is_divided_by_one() -> None:
+def test_what_never_varies_is_divided_by_one():
     running = RunningStats(3)
     running.update(torch.tensor([[0.3, 0.3, 0.3], [0.0, 0.0, 0.0], [0.1, 0.2, 0.3]]), 0)
     assert running.stds[:2].tolist() == [1.0, 1.0] and running.stds[2] == pytest.approx(0.0816497)
 
 
-def test_a_resumed_mixture_continues_bit_by_bit() -> None:
+def test_a_resumed_mixture_continues_bit_by_bit():
     normalized = {"gradient_normalization": True, "std_penalty": 0.2}
     first, second = (toys("anchored", **normalized) for _ in range(2))
     for step in range(3):
@@ -270,7 +270,7 @@ def test_a_resumed_mixture_continues_bit_by_bit() -> None:
         assert ours.reward.equal(theirs.reward) and ours.metrics == theirs.metrics
 
 
-def test_each_member_has_its_own_anchor() -> None:
+def test_each_member_has_its_own_anchor():
     other = {"tolerance": 3.0, "reference_updates": 1}
     mixed = mix(({}, ToyReward()), ({"anchor": other}, ToyReward()))
     objective = build_objective(mixed, settings_of("anchored"))
@@ -324,15 +324,13 @@ def check(members: list[Any], method: dict[str, Any], settings: dict[str, Any]) 
         ([CLIP, RED], {"control_phrases": TOKENS}, {}, r"method\.control_phrases\.p.* member"),
     ],
 )
-def test_members_are_checked_before_the_start(
-    members: list[Any], method: dict[str, Any], settings: dict[str, Any], message: str
-) -> None:
+def test_members_are_checked_before_the_start(members, method, settings, message):
     with pytest.raises(DirectAlignError, match=message):
         check(members, method, settings)
     check([CLIP, RED], {"name": "flow_grpo", "form": "relative"}, {})
 
 
-def test_a_member_without_two_phrasings_has_no_relative_form() -> None:
+def test_a_member_without_two_phrasings_has_no_relative_form():
     with pytest.raises(DirectAlignError, match=r"members\.0\.control_phrases: form relative comp"):
         given = {"control_phrases": {"positive": ["Photo"]}}
         build_objective(mix((given, ToyReward()), ({}, ToyReward())), settings_of())

@@ -105,5 +105,5 @@ def leaves(section: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
     ("preset", "released"),
     [("official_flux", FLUX), ("official_pickscore", PICKSCORE), ("official_qwen", QWEN)],
 )
-def test_every_value_is_the_released_one(preset: str, released: dict[str, tuple[Any, str]]) -> None:
+def test_every_value_is_the_released_one(preset, released):
     assert dict(leaves(PRESETS[preset])) == {key: value for key, (value, _) in released.items()}

@@ -55,7 +55,7 @@ def euler(family: ToyFamily, noise: Tensor, steps: int) -> Tensor:
 
 
 @pytest.mark.parametrize("step", [0, 3])
-def test_the_official_step_is_the_released_one_with_swapped_prompts(step: int) -> None:
+def test_the_official_step_is_the_released_one_with_swapped_prompts(step):
     """Step, then subtract the known noise; the inversion branch swaps the two rewards."""
     family, reward = ToyFamily(), ToyReward()
     ramps = {
@@ -91,7 +91,7 @@ def test_the_official_step_is_the_released_one_with_swapped_prompts(step: int) -
 
 
 @pytest.mark.parametrize(("path", "prediction"), CASES)
-def test_both_branches_on_every_path(path: Any, prediction: Any) -> None:
+def test_both_branches_on_every_path(path, prediction):
     family = ToyFamily(path, prediction)
     found = losses(method(family, branches="both"))
     assert [loss.branch for loss in found] == ["denoise", "inversion"]
@@ -102,7 +102,7 @@ def test_both_branches_on_every_path(path: Any, prediction: Any) -> None:
     assert family.calls[-1][0].dtype == torch.float64
 
 
-def test_a_reward_that_ignores_the_prompt_has_one_direction_in_both_branches() -> None:
+def test_a_reward_that_ignores_the_prompt_has_one_direction_in_both_branches():
     """Swapped prompts would leave gradients that nearly cancel; the signed direction does not."""
     each = []
     for branch in ("denoise", "inversion"):
@@ -112,7 +112,7 @@ def test_a_reward_that_ignores_the_prompt_has_one_direction_in_both_branches() -
     assert torch.cosine_similarity(each[0], each[1], dim=0) > 0.9
 
 
-def test_injections_share_one_rollout_and_are_averaged() -> None:
+def test_injections_share_one_rollout_and_are_averaged():
     family = ToyFamily()
     found = losses(method(family, branches="denoise", injections=4))
     assert len(found) == 4
@@ -122,7 +122,7 @@ def test_injections_share_one_rollout_and_are_averaged() -> None:
     assert sum(float(loss.value.detach()) for loss in found) == pytest.approx(expected)
 
 
-def test_rollout_and_training_call_have_their_own_guidance_and_offline_images_no_rollout() -> None:
+def test_rollout_and_training_call_have_their_own_guidance_and_offline_images_no_rollout():
     family = ToyFamily()
     losses(method(family, branches="denoise", embedded_guidance=3.5))
     assert [guidance for _, guidance in family.calls] == [1.0, 1.0, 1.0, 3.5]
@@ -132,7 +132,7 @@ def test_rollout_and_training_call_have_their_own_guidance_and_offline_images_no
 
 
 @pytest.mark.parametrize(("resolution", "on_grid"), [(1000, True), (None, False)])
-def test_levels_are_truncated_if_the_recipe_says_so(resolution: int | None, on_grid: bool) -> None:
+def test_levels_are_truncated_if_the_recipe_says_so(resolution, on_grid):
     family = ToyFamily()
     losses(method(family, branches="denoise", truncate_timestep=resolution))
     given = family.calls[-1][0].double() * 1000
@@ -149,7 +149,7 @@ def test_levels_are_truncated_if_the_recipe_says_so(resolution: int | None, on_g
     ("scope", "per_sample", "per_update"),
     [("per_rank", True, True), ("shared", False, True), ("fixed", False, False)],
 )
-def test_the_scope_of_the_noise(scope: Any, per_sample: bool, per_update: bool) -> None:
+def test_the_scope_of_the_noise(scope, per_sample, per_update):
     batches = [Batch(n // 2, PROMPTS, offset=n % 2 * 2, global_size=4, seed=5) for n in (0, 1, 2)]
     first, other_rank, later = (
         start_rollout(ToyFamily(), ROLLOUT, each, scope).noise for each in batches
@@ -162,7 +162,7 @@ def test_the_scope_of_the_noise(scope: Any, per_sample: bool, per_update: bool) 
     assert recovered[0].levels != recovered[1].levels  # fresh noise is new at every update
 
 
-def test_cycling_phrases_begin_where_the_recipe_says() -> None:
+def test_cycling_phrases_begin_where_the_recipe_says():
     prompts = ToyReward(), ToyReward()
     for reward, start in zip(prompts, (0, 1), strict=True):
         phrases = {**PHRASES, "cycle_start": start}
@@ -185,7 +185,7 @@ class Watching(ToyFamily):
 
 
 @pytest.mark.parametrize("source", ["fresh", "rollout"])
-def test_the_known_noise_is_that_of_the_rollout_or_a_new_one(source: str) -> None:
+def test_the_known_noise_is_that_of_the_rollout_or_a_new_one(source):
     family = Watching()
     losses(method(family, branches="denoise", noise={"source": source}))
     noise, (x_t, sigma, _) = family.given[0][0], family.given[-1]
@@ -197,7 +197,7 @@ def test_the_known_noise_is_that_of_the_rollout_or_a_new_one(source: str) -> Non
 # --- the reward -----------------------------------------------------------------------------------
 
 
-def test_phrases_cycle_at_their_own_lengths_or_are_fixed_or_averaged() -> None:
+def test_phrases_cycle_at_their_own_lengths_or_are_fixed_or_averaged():
     assert [select_phrases(["a", "b"], "cycle", step) for step in range(3)] == [["a"], ["b"], ["a"]]
     assert [select_phrases(["a", "b"], "fixed", step) for step in range(2)] == [["a"], ["a"]]
     reward = ToyReward()
@@ -208,15 +208,13 @@ def test_phrases_cycle_at_their_own_lengths_or_are_fixed_or_averaged() -> None:
 
 
 @pytest.mark.parametrize(("phrases", "before"), [({"positive": ["Photo"]}, "Photo. "), ({}, "")])
-def test_the_absolute_form_scores_the_positive_phrase_or_the_bare_prompt(
-    phrases: dict[str, list[str]], before: str
-) -> None:
+def test_the_absolute_form_scores_the_positive_phrase_or_the_bare_prompt(phrases, before):
     reward = ToyReward()
     first(reward=reward, form="absolute", control_phrases=phrases)
     assert reward.prompts == [tuple(before + prompt for prompt in PROMPTS)]
 
 
-def test_the_discount_scales_the_loss_but_not_the_reward() -> None:
+def test_the_discount_scales_the_loss_but_not_the_reward():
     plain, discounted = first(), first(discount_shift=3.0)
     grid, generator = noise_levels.GridSampler(), rng.generator_for(0, NOISE_LEVEL, 0, 0, 0, 0)
     p = grid.denoise(grid.draw(2, generator)).discount_position
@@ -227,14 +225,14 @@ def test_the_discount_scales_the_loss_but_not_the_reward() -> None:
     )
 
 
-def test_the_anchor_is_the_mean_of_the_first_updates() -> None:
+def test_the_anchor_is_the_mean_of_the_first_updates():
     anchor = {"tolerance": 0.05, "reference_updates": 2}
     srpo = method(form="anchored", branches="denoise", anchor=anchor)
     plain = [losses(srpo, step)[0].metrics["score_plain"] for step in range(3)]
     assert srpo.objective.reference.value == pytest.approx((plain[0] + plain[1]) / 2)
 
 
-def test_min_max_stretches_each_image_and_ignores_brightness() -> None:
+def test_min_max_stretches_each_image_and_ignores_brightness():
     images = torch.rand(2, 3, 4, 4, dtype=torch.float64) * 3 - 1
     stretched = map_images(images, "min_max")
     assert stretched.amin() == 0 and stretched.amax() == 1
@@ -250,7 +248,7 @@ def test_min_max_stretches_each_image_and_ignores_brightness() -> None:
         ("official_qwen", (40, None, "denoise", 0.0, 0.0, None, 5.0)),
     ],
 )
-def test_presets_have_the_published_values_and_the_recipe_wins(preset: str, values: Any) -> None:
+def test_presets_have_the_published_values_and_the_recipe_wins(preset, values):
     recipe = {"name": "x", "preset": preset, "model": {"architecture": "flux", "path": "p"}}
     recipe |= {"reward": {"name": "clip", "path": "r"}, "data": {"prompts": "world"}}
     recipe |= {"train": {"num_steps": 1, "learning_rate": 1e-3}}
@@ -291,7 +289,7 @@ def move(family: ToyFamily, seed: int = 6, stride: float = 0.1) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("form", ["absolute", "relative", "anchored"])
-def test_the_kl_is_zero_at_the_base_and_adds_its_weighted_mean_square(form: str) -> None:
+def test_the_kl_is_zero_at_the_base_and_adds_its_weighted_mean_square(form):
     """Two branches of two injections, at their own x_t and level; the discount is not on the KL."""
     settings = {"form": form, "branches": "both", "injections": 2, "discount_shift": 3.0}
     settings |= {"truncate_timestep": 100, "embedded_guidance": 3.5}
@@ -322,7 +320,7 @@ def test_the_kl_is_zero_at_the_base_and_adds_its_weighted_mean_square(form: str)
         assert loss.levels["reward"] == plain_loss.levels["reward"]
 
 
-def test_the_gradient_with_a_kl_is_the_slope() -> None:
+def test_the_gradient_with_a_kl_is_the_slope():
     family = ToyFamily()
     srpo = held(family, form="absolute", branches="both")
     move(family)
@@ -337,7 +335,7 @@ def test_the_gradient_with_a_kl_is_the_slope() -> None:
         assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_strong_kl_pulls_the_prediction_back_to_the_base() -> None:
+def test_a_strong_kl_pulls_the_prediction_back_to_the_base():
     family = ToyFamily()
     srpo = held(family, 1e3, form="absolute", control_phrases={})
     move(family)

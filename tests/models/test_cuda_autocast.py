@@ -47,7 +47,7 @@ def _float32(value: Any) -> Any:
     return value.float() if is_low else value
 
 
-def test_the_emulation_returns_float32_where_cuda_does() -> None:
+def test_the_emulation_returns_float32_where_cuda_does():
     low = torch.ones(2, 4, dtype=torch.bfloat16)
     with CudaAutocast(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert F.layer_norm(low, (4,)).dtype == low.softmax(-1).dtype == torch.float32
@@ -56,9 +56,7 @@ def test_the_emulation_returns_float32_where_cuda_does() -> None:
 
 @pytest.mark.parametrize("bits", [None, "8bit", "4bit"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_linear_layers_return_bfloat16(
-    architecture: str, bits: str | None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_linear_layers_return_bfloat16(architecture, bits, tmp_path, monkeypatch):
     if bits == "4bit" and find_spec("bitsandbytes") is None:
         pytest.skip("needs bitsandbytes")
     monkeypatch.setattr(quantization, "SMALLEST", 64)

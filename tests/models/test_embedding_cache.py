@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from shutil import disk_usage
 
 import pytest
@@ -23,7 +22,7 @@ PROBE = {"sequence": torch.ones(1, 2)}
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> EmbeddingCache:
+def cache(tmp_path):
     return EmbeddingCache(tmp_path, "f" * 64)
 
 

@@ -14,14 +14,7 @@ from directalign.models import MODELS, load_trained, trainable
 from directalign.models.text_encoder import padded
 from methods.toy import ToyReward
 from models.cases import CASES, PLAIN
-from models.srpo_by_hand import (
-    BATCH,
-    PROMPTS,
-    SETTINGS,
-    TRAINING_CFG,
-    known_noise,
-    losses_by_hand,
-)
+from models.srpo_by_hand import BATCH, PROMPTS, SETTINGS, TRAINING_CFG, known_noise, losses_by_hand
 from tiny import SIZE
 
 LONG = "a red star on a sandy background . " * 90

@@ -85,8 +85,8 @@ def taken(network: Any, dtype: torch.dtype, with_gradient: bool) -> tuple[int, i
     ids=str,
 )
 def test_a_call_on_fake_tensors_takes_what_a_real_one_takes(
-    lora: bool, dtype: torch.dtype, checkpointing: bool, with_gradient: bool
-) -> None:
+    lora, dtype, checkpointing, with_gradient
+):
     real = taken(denoiser("real", lora, checkpointing, dtype), dtype, with_gradient)
     assert taken(denoiser("fake", lora, checkpointing, dtype), dtype, with_gradient) == real
     network = denoiser("replayed", lora, checkpointing, dtype)
@@ -94,7 +94,7 @@ def test_a_call_on_fake_tensors_takes_what_a_real_one_takes(
         assert taken(network, dtype, with_gradient) == pytest.approx(real, rel=0.03)
 
 
-def test_the_peak_is_the_most_that_was_alive_and_what_was_there_before_does_not_count() -> None:
+def test_the_peak_is_the_most_that_was_alive_and_what_was_there_before_does_not_count():
     before = torch.zeros(100)
     with MemoryTracker() as tracker:
         a = before.view(10, 10) + 1
@@ -104,7 +104,7 @@ def test_the_peak_is_the_most_that_was_alive_and_what_was_there_before_does_not_
     assert (tracker.now, tracker.peaks[""]) == (4 * 150, 4 * 200) and len(c) == 5
 
 
-def test_tied_weights_stay_tied_and_numbers_can_be_read_off() -> None:
+def test_tied_weights_stay_tied_and_numbers_can_be_read_off():
     network = nn.Sequential(nn.Linear(4, 4, device="meta"), nn.Linear(4, 4, device="meta"))
     network[1].weight = network[0].weight
     make_fake(network)
@@ -113,7 +113,7 @@ def test_tied_weights_stay_tied_and_numbers_can_be_read_off() -> None:
         assert float(network[0].bias.sum()) == 1.0 and bool(network[0].bias.isfinite().all())
 
 
-def test_modules_that_differ_are_measured_apart() -> None:
+def test_modules_that_differ_are_measured_apart():
     class Pair(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -43,13 +43,13 @@ HEADS = ("linear", "improved", "v2_5")
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, Path]:
+def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     return {name: write(folder / name) for name, write in WRITERS.items()}
 
 
 @pytest.fixture(scope="module")
-def sections(tmp_path_factory, clip_folder: Path, siglip_folder: Path) -> dict[str, dict[str, Any]]:
+def sections(tmp_path_factory, clip_folder, siglip_folder):
     """A tiny reward of each kind, as a recipe names it."""
     folder = tmp_path_factory.mktemp("rewards")
     paths: dict[str, tuple[str, Any, Any]] = {
@@ -107,9 +107,7 @@ SETTINGS = {"flux": (LORA, FULL), "sd": (LORA, FULL), "sd3": (LORA,), "qwen_imag
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_update_of_every_model_takes_what_is_predicted(
-    models: dict[str, Path], name: str
-) -> None:
+def test_an_update_of_every_model_takes_what_is_predicted(models, name):
     for model in SETTINGS.get(name, (FULL,)):
         run = changed(a_run(name, models[name], **model), rollout={"height": 64, "width": 64})
         assert predicted(run) == pytest.approx(real_update(run), rel=0.1), model
@@ -138,7 +136,7 @@ class Mine:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_can_be_traced(models: dict[str, Path], tmp_path: Path, name: str) -> None:
+def test_every_method_can_be_traced(models, tmp_path, name):
     (tmp_path / "mine.py").write_text(OWN_METHOD)
     own = {"flow_grpo": {"sde": "ddim"}, "python": {"path": f"{tmp_path}/mine.py:Mine"}}
     method = {"name": name, "form": "absolute", **own.get(name, {})}
@@ -147,7 +145,7 @@ def test_every_method_can_be_traced(models: dict[str, Path], tmp_path: Path, nam
     assert traced.warnings == () and traced.peaks["train"] > 0 and traced.peaks["rollout"] > 0
 
 
-def test_every_reward_is_tested_here(sections: dict[str, dict[str, Any]]) -> None:
+def test_every_reward_is_tested_here(sections):
     traced = {name for name in REWARDS if "meta" in vars(reward_class(name))}
     assert traced == {each["name"] for each in sections.values()}
     assert set(REWARDS) - traced == {"python", "remote", "mix"}
@@ -170,9 +168,7 @@ def networks(reward: Any) -> list[nn.Module]:
 @pytest.mark.parametrize(
     "label", ["clip", "open_clip", "siglip", "image_reward", *HEADS, "mps", *VLMS, "hpsv3"]
 )
-def test_every_reward_takes_what_the_real_one_does(
-    models: dict[str, Path], sections: dict[str, dict[str, Any]], label: str
-) -> None:
+def test_every_reward_takes_what_the_real_one_does(models, sections, label):
     settings = sections[label]
     run = changed(a_run("sd", models["sd"]), reward=settings, method={"form": "absolute"})
     rewards = MetaRewards(run)
@@ -187,9 +183,7 @@ def test_every_reward_takes_what_the_real_one_does(
         assert score_peak(rewards.trained_on) == pytest.approx(score_peak(reward), rel=0.1)
 
 
-def test_a_mixture_and_held_out_rewards_have_their_rows(
-    models: dict[str, Path], sections: dict[str, dict[str, Any]]
-) -> None:
+def test_a_mixture_and_held_out_rewards_have_their_rows(models, sections):
     members = [{"label": name, "reward": sections[name]} for name in ("clip", "pixels")]
     remote = {"name": "remote", "url": "http://localhost:1/"}
     run = changed(
@@ -223,9 +217,7 @@ class Mine(StableDiffusion):
 """
 
 
-def test_classes_of_the_user_are_not_estimated_and_the_run_may_start(
-    models: dict[str, Path], tmp_path: Path
-) -> None:
+def test_classes_of_the_user_are_not_estimated_and_the_run_may_start(models, tmp_path):
     (tmp_path / "reward.py").write_text(OWN_REWARD)
     (tmp_path / "model.py").write_text(OWN_MODEL)
     path = f"{tmp_path}/reward.py:Redness"
@@ -240,9 +232,7 @@ def test_classes_of_the_user_are_not_estimated_and_the_run_may_start(
     assert found.memory.fits and expected in found.warnings
 
 
-def test_a_reward_that_fails_on_fake_tensors_is_not_estimated(
-    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reward_that_fails_on_fake_tensors_is_not_estimated(models, monkeypatch):
     monkeypatch.setattr(reward_class("pixels"), "encode", lambda *_: 1 / 0)
     found = preflight.estimate(a_run("sd", models["sd"]), CPU)
     (warning,) = found.warnings
@@ -257,9 +247,7 @@ REFUSED = {
 }
 
 
-def test_a_missing_file_or_another_architecture_is_refused(
-    models: dict[str, Path], siglip_folder: Path
-) -> None:
+def test_a_missing_file_or_another_architecture_is_refused(models, siglip_folder):
     for reward, message in REFUSED.items():
         name, path = reward.replace("SIGLIP", str(siglip_folder)).split()
         run = changed(a_run("sd", models["sd"]), reward={"name": name, "path": path})
@@ -271,7 +259,7 @@ def test_a_missing_file_or_another_architecture_is_refused(
 
 
 @pytest.fixture
-def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
+def untraced(monkeypatch):
     monkeypatch.setattr("directalign.preflight.memory.trace", lambda *_: Traced())
 
 
@@ -283,9 +271,7 @@ def sizes(run: RunConfig, place: preflight.Place = CPU) -> dict[str, int]:
 
 @pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("tune", ["lora", "full"])
-def test_a_trained_number_takes_16_bytes_and_20_with_an_average(
-    models: dict[str, Path], tune: str
-) -> None:
+def test_a_trained_number_takes_16_bytes_and_20_with_an_average(models, tune):
     run = a_run("sd", models["sd"], tune=tune, lora={"rank": 3})
     count = sum(p.numel() for p in trainable(load_model(run.model, "cpu")).values())
     found, name = sizes(run), "unet, trained" if tune == "full" else "adapters, trained"
@@ -295,9 +281,7 @@ def test_a_trained_number_takes_16_bytes_and_20_with_an_average(
     assert sizes(run, GPU)["roots of moments"] == 4 * count
 
 
-def test_only_full_training_copies_the_weights_for_a_kl_to_the_base_model(
-    models: dict[str, Path],
-) -> None:
+def test_only_full_training_copies_the_weights_for_a_kl_to_the_base_model(models):
     for tune in ("full", "lora"):
         found = sizes(changed(a_run("sd", models["sd"], tune=tune), method={"kl_beta": 1.0}))
         copied = found["unet, trained"] if tune == "full" else 0
@@ -305,7 +289,7 @@ def test_only_full_training_copies_the_weights_for_a_kl_to_the_base_model(
 
 
 @pytest.mark.usefixtures("untraced")
-def test_text_encoders_count_in_the_phases_that_need_them(models: dict[str, Path]) -> None:
+def test_text_encoders_count_in_the_phases_that_need_them(models):
     def phases(mode: str, part: str) -> set[str]:
         rows = preflight.estimate(a_run("flux", models["flux"], text_encoders=mode), CPU).rows
         return set(next(row.sizes for row in rows if row.part == part))
@@ -317,9 +301,7 @@ def test_text_encoders_count_in_the_phases_that_need_them(models: dict[str, Path
 
 @pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("bits", [None, "8bit"])
-def test_a_frozen_base_is_counted_as_stored(
-    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, bits: str | None
-) -> None:
+def test_a_frozen_base_is_counted_as_stored(models, monkeypatch, bits):
     monkeypatch.setattr("directalign.models.quantization.SMALLEST", 64)
     run = a_run("flux", models["flux"], dtype="bfloat16", quantization=bits)
     network: Any = load_model(run.model.model_copy(update={"quantization": None}), "cpu").denoiser
@@ -330,13 +312,13 @@ def test_a_frozen_base_is_counted_as_stored(
     assert sizes(run)["transformer"] == pytest.approx(stored, rel=0.02)
 
 
-def test_four_bits_of_flux_take_a_quarter_of_16() -> None:
+def test_four_bits_of_flux_take_a_quarter_of_16():
     flux = {"path": "black-forest-labs/FLUX.1-dev", "dtype": "bfloat16", "quantization": "4bit"}
     narrow = meta_model(config.ModelConfig(architecture="flux", **flux)).frozen_bytes
     assert 0.25 < narrow / (2 * 11_901_408_320) < 0.28
 
 
-def test_eight_bit_moments_are_what_the_optimizer_allocates() -> None:
+def test_eight_bit_moments_are_what_the_optimizer_allocates():
     weight = nn.Parameter(torch.randn(512, 1024, dtype=torch.bfloat16))
     weight.grad = torch.randn_like(weight)
     optimizer = AdamW8bit([weight], lr=1e-4, betas=(0.9, 0.999), weight_decay=0.0)
@@ -349,7 +331,7 @@ def test_eight_bit_moments_are_what_the_optimizer_allocates() -> None:
 
 
 @pytest.mark.usefixtures("untraced")
-def test_ranks_split_what_is_trained_and_gather_two_blocks(models: dict[str, Path]) -> None:
+def test_ranks_split_what_is_trained_and_gather_two_blocks(models):
     run = a_run("flux", models["flux"], tune="full")
     four_ranks = preflight.Place("the CPU", 10**12, False, ranks=4)
     one, four = sizes(run), sizes(run, four_ranks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ HUGE = preflight.Place("the CPU", 10**12, is_gpu=False)
 
 
 @pytest.fixture
-def run(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+def run(tiny_flux, monkeypatch):
     """Activations take 1 MB for each image of a batch, 10 MB without checkpointing."""
 
     def traced(run: RunConfig, *_: Any) -> Traced:
@@ -28,7 +27,7 @@ def run(tiny_flux: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     return changed(a_run("flux", tiny_flux), data={"batch_size": 4})
 
 
-def test_the_largest_saving_is_first_and_estimated_on_the_changed_recipe(run: RunConfig) -> None:
+def test_the_largest_saving_is_first_and_estimated_on_the_changed_recipe(run):
     found = preflight.suggestions(run, HUGE)
     peaks = [each.estimate.peak for each in found]
     assert peaks == sorted(peaks) and peaks[-1] < preflight.estimate(run, HUGE).peak
@@ -42,7 +41,7 @@ def test_the_largest_saving_is_first_and_estimated_on_the_changed_recipe(run: Ru
     )
 
 
-def test_changes_that_do_not_suffice_alone_are_combined(run: RunConfig) -> None:
+def test_changes_that_do_not_suffice_alone_are_combined(run):
     both = changed(run, model={"gradient_checkpointing": True}, data={"batch_size": 2})
     peak = preflight.estimate(both, HUGE).peak
     found = preflight.suggestions(run, preflight.Place("the CPU", peak, is_gpu=False))
@@ -51,7 +50,7 @@ def test_changes_that_do_not_suffice_alone_are_combined(run: RunConfig) -> None:
     assert found[-1].estimate.fits and found[-1].change == both_changes
 
 
-def test_a_change_that_the_recipe_refuses_is_not_named(run: RunConfig) -> None:
+def test_a_change_that_the_recipe_refuses_is_not_named(run):
     """Quantization excludes sharding; LoRA excludes the 8-bit optimizer and ranks."""
     sharded = changed(run, train={"parallel": "sharded"})
     assert not any("quantization" in each.change for each in preflight.suggestions(sharded, HUGE))
@@ -59,7 +58,7 @@ def test_a_change_that_the_recipe_refuses_is_not_named(run: RunConfig) -> None:
     assert not any("adamw8bit" in each or "--ranks" in each for each in names)
 
 
-def test_full_training_may_be_sharded_or_replaced_by_lora(run: RunConfig) -> None:
+def test_full_training_may_be_sharded_or_replaced_by_lora(run):
     full = changed(run, model={"tune": "full"})
     names = [change for change, _ in memory_suggestions.candidates(full, HUGE)]
     assert {"--ranks 2", "model.tune: lora", "train.optimizer: adamw8bit"} <= set(names)

@@ -39,7 +39,7 @@ PUBLISHED_REWARDS = {
 
 
 @pytest.mark.parametrize("hub_id", PUBLISHED)
-def test_a_published_model_has_its_published_size(hub_id: str) -> None:
+def test_a_published_model_has_its_published_size(hub_id):
     name = next(each["architecture"] for each in known().values() if hub_id in each["hub_ids"])
     found = meta_model(ModelConfig(architecture=name, path=hub_id, tune="full"))
     assert found.folder.state == "not downloaded yet" and found.folder.warnings == ()
@@ -53,7 +53,7 @@ def rewards_of(folder: Path, **reward: str) -> MetaRewards:
 
 
 @pytest.mark.parametrize("millions", PUBLISHED_REWARDS)
-def test_a_published_reward_has_its_published_size(tiny_sd, millions: float) -> None:
+def test_a_published_reward_has_its_published_size(tiny_sd, millions):
     name, path, more = PUBLISHED_REWARDS[millions]
     rewards = rewards_of(tiny_sd, name=name, path=path, **more)
     ((_, modules),) = rewards.modules.values()
@@ -61,14 +61,14 @@ def test_a_published_reward_has_its_published_size(tiny_sd, millions: float) -> 
     assert count / 1e6 == pytest.approx(millions, rel=2e-3) and rewards.warnings == ()
 
 
-def test_an_unknown_reward_is_taken_for_the_usual_one_with_a_warning(tiny_sd) -> None:
+def test_an_unknown_reward_is_taken_for_the_usual_one_with_a_warning(tiny_sd):
     for name, path in {"siglip": "a/b", "clip": "maker/model/weights.bin"}.items():
         (warning,) = rewards_of(tiny_sd, name=name, path=path).warnings
         expected = f"reward.path: {path} is not downloaded yet and not known here: figures"
         assert warning.startswith(expected)
 
 
-def test_each_file_says_where_it_is_from_and_has_every_part() -> None:
+def test_each_file_says_where_it_is_from_and_has_every_part():
     for name, each in known().items():
         assert each["source"].startswith("https://huggingface.co/") and each["hub_ids"], name
         is_model = each["architecture"] in MODELS

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def pages(tmp_path_factory):
     root = tmp_path_factory.mktemp("browser")
     demo = write_demo(root / "demo")
     models = {"base": HOSTILE, "tuned": f"{HOSTILE}{'x' * 90}"}
@@ -37,9 +37,7 @@ def visit(browser: Any, file: Path, width: int = 1280) -> None:
 
 
 @pytest.mark.parametrize("name", ["run", "stopped", "runs", "comparison", "hostile"])
-def test_no_errors_no_requests_and_nothing_overflows(
-    browser: Any, pages: dict[str, Path], name: str
-):
+def test_no_errors_no_requests_and_nothing_overflows(browser, pages, name):
     browser.get_log("performance")
     wide = """
         const out = (e) => e.getBoundingClientRect().right > innerWidth + 1;
@@ -59,7 +57,7 @@ def test_no_errors_no_requests_and_nothing_overflows(
     assert browser.execute_script(loaded)
 
 
-def test_sliders_move_the_line_and_the_update(browser: Any, pages: dict[str, Path]):
+def test_sliders_move_the_line_and_the_update(browser, pages):
     visit(browser, pages["run"])
     choose(browser, "cut", "80")
     cuts = "[...document.querySelectorAll('.stack')].map((s) => s.style.getPropertyValue('--cut'))"
@@ -73,7 +71,7 @@ def test_sliders_move_the_line_and_the_update(browser: Any, pages: dict[str, Pat
     assert browser.execute_script(visible) == ["After 10 updates"] * 8
 
 
-def test_dark_mode_follows_the_system_and_print_is_light(browser: Any, pages: dict[str, Path]):
+def test_dark_mode_follows_the_system_and_print_is_light(browser, pages):
     visit(browser, pages["comparison"])
     colors = []
     for media, scheme in (("", "light"), ("", "dark"), ("print", "dark")):
@@ -112,7 +110,7 @@ def viewer(browser: Any) -> dict[str, Any]:
     return browser.execute_script(script)
 
 
-def test_the_viewer_compares_any_two_models(browser: Any, pages: dict[str, Path]):
+def test_the_viewer_compares_any_two_models(browser, pages):
     visit(browser, pages["comparison"])
     found = viewer(browser)
     assert (found["hidden"], found["count"], found["from"]) == (False, "1 of 24", [0, 2])
@@ -124,7 +122,7 @@ def test_the_viewer_compares_any_two_models(browser: Any, pages: dict[str, Path]
     assert (labels, found["from"]) == (["Plain Direct-Align", "Base model"], [1, 0])
 
 
-def test_the_keyboard_steps_through_prompts(browser: Any, pages: dict[str, Path]):
+def test_the_keyboard_steps_through_prompts(browser, pages):
     keys = pytest.importorskip("selenium.webdriver").Keys
     visit(browser, pages["comparison"])
     pressed = [("on", keys.ENTER, "2 of 24"), ("place", keys.ARROW_RIGHT, "3 of 24")]
@@ -137,7 +135,7 @@ def test_the_keyboard_steps_through_prompts(browser: Any, pages: dict[str, Path]
     assert browser.execute_script(f"return {cut}") == "49%"
 
 
-def test_groups_filter_the_rows_and_a_click_opens_one(browser: Any, pages: dict[str, Path]):
+def test_groups_filter_the_rows_and_a_click_opens_one(browser, pages):
     visit(browser, pages["comparison"])
     choose(browser, "group", "control_prompts")
     found = viewer(browser)
@@ -149,7 +147,7 @@ def test_groups_filter_the_rows_and_a_click_opens_one(browser: Any, pages: dict[
     assert viewer(browser)["count"].startswith("3 of ")
 
 
-def test_all_images_are_there_without_scripts(browser: Any, pages: dict[str, Path]):
+def test_all_images_are_there_without_scripts(browser, pages):
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         visit(browser, pages["comparison"])
@@ -160,7 +158,7 @@ def test_all_images_are_there_without_scripts(browser: Any, pages: dict[str, Pat
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
-def test_hostile_text_is_displayed_and_not_executed(browser: Any, pages: dict[str, Path]):
+def test_hostile_text_is_displayed_and_not_executed(browser, pages):
     visit(browser, pages["hostile"])
     title = browser.execute_script("return document.querySelector('h1').textContent")
     assert title.endswith(f"against {HOSTILE}")

@@ -24,18 +24,18 @@ from directalign.report.comparison_page import (
     win_matrices,
 )
 from directalign.report.page import ABSENT, differing_settings, flat
-from directalign.report.read import Comparison, read_comparison, recorded_metric
+from directalign.report.read import read_comparison, recorded_metric
 
 COMPARISON, SUMMARY, RESULTS = "comparison.json", "summary.json", "results.jsonl"
 
 
 @pytest.fixture
-def comparison(compared: Path) -> Comparison:
+def comparison(compared):
     return read_comparison(compared)
 
 
 @pytest.fixture
-def folder(compared: Path, tmp_path: Path) -> Path:
+def folder(compared, tmp_path):
     return Path(shutil.copytree(compared, tmp_path / "out"))
 
 
@@ -51,7 +51,7 @@ def write_lines(folder: Path, lines: list[dict[str, Any]]) -> None:
     (folder / RESULTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_a_complete_page(folder: Path):
+def test_a_complete_page(folder):
     write_run(folder / "run")  # a run inside does not make it a folder of runs
     file = write_page(folder)
     html = file.read_text()
@@ -66,14 +66,14 @@ def test_a_complete_page(folder: Path):
     assert f"{lead}, and 4 of control prompts, the same for every model." in html
 
 
-def test_two_models_without_control_prompts(tmp_path: Path):
+def test_two_models_without_control_prompts(tmp_path):
     models = {"base": "Base model", "tuned": "Tuned"}
     html = write_page(write_comparison(tmp_path, models, control_prompts=0)).read_text()
     assert "Tuned against Base model" in html and "(prompts.txt), the same for every" in html
     assert 'class="duels"' in html and 'class="wins"' not in html
 
 
-def test_wins_are_mirrored(comparison: Comparison):
+def test_wins_are_mirrored(comparison):
     matrix = next(each for each in win_matrices(comparison) if each.metric.name == "photo_rate")
     assert [model.key for model, _ in matrix.rows] == list(MODELS)
     for place, (_, cells) in enumerate(matrix.rows):
@@ -86,7 +86,7 @@ def test_wins_are_mirrored(comparison: Comparison):
     assert better and worse and (better.side, worse.side) == ("for", "against")
 
 
-def test_metrics_that_a_model_was_trained_on_are_marked(comparison: Comparison):
+def test_metrics_that_a_model_was_trained_on_are_marked(comparison):
     each = [panel for *_, found in panels(comparison) for panel in found]
     trained = {panel.metric.name: {r.model.key: r.trained for r in panel.rows} for panel in each}
     assert trained["score_world_reward"] == {"base": False, "direct_align": True, "srpo": True}
@@ -94,13 +94,13 @@ def test_metrics_that_a_model_was_trained_on_are_marked(comparison: Comparison):
     assert set(trained["base_rmse"]) == {"direct_align", "srpo"}
 
 
-def test_the_scatter_has_the_base_at_distance_0(comparison: Comparison):
+def test_the_scatter_has_the_base_at_distance_0(comparison):
     found = model_scatter(comparison)
     assert found and (found.x.name, found.y.name) == ("photo_rate", "base_color_shift")
     assert all(label in found.charts["wide"] for label in ("Base model", "Direct-Align", "SRPO"))
 
 
-def test_extremes_are_the_pairs_that_changed_most(comparison: Comparison):
+def test_extremes_are_the_pairs_that_changed_most(comparison):
     found = {each.model.key: each for each in extremes(comparison)}["srpo"]
     names = [each.name for each in found.by]
     assert names == ["photo_rate", "content"]
@@ -116,7 +116,7 @@ def test_extremes_are_the_pairs_that_changed_most(comparison: Comparison):
     assert found.gained[0].files == (f"images/base/{best:05d}.png", f"images/srpo/{best:05d}.png")
 
 
-def test_the_gallery_takes_from_every_group_and_every_prompt(comparison: Comparison):
+def test_the_gallery_takes_from_every_group_and_every_prompt(comparison):
     found = gallery(comparison, 1_000_000)
     assert found.groups == ["animation", "control_prompts"] and found.count == 28
     assert {row.prompt for row in found.rows} >= set(PROMPTS)
@@ -124,7 +124,7 @@ def test_the_gallery_takes_from_every_group_and_every_prompt(comparison: Compari
     assert left_out == (len(found.rows) < 28)
 
 
-def test_tables_by_group_need_two_groups(comparison: Comparison, tmp_path: Path):
+def test_tables_by_group_need_two_groups(comparison, tmp_path):
     photo = next(table for table in group_tables(comparison) if table.metric.name == "photo_rate")
     rows = {group: (pairs, cells) for group, pairs, cells in photo.rows}
     assert set(rows) == {"without a group", "animation"}
@@ -136,7 +136,7 @@ def test_tables_by_group_need_two_groups(comparison: Comparison, tmp_path: Path)
     assert group_tables(read_comparison(single)) == []
 
 
-def test_hostile_text_stays_text(folder: Path):
+def test_hostile_text_stays_text(folder):
     models = json.loads((folder / COMPARISON).read_text())["models"]
     for model in models:
         texts = dict.fromkeys(("label", "source", "kind"), HOSTILE)
@@ -155,7 +155,7 @@ def test_hostile_text_stays_text(folder: Path):
     assert Tags(html).harmless() and "alert(&#34;2&#34;)" in html
 
 
-def test_files_outside_are_not_embedded(folder: Path, tmp_path: Path):
+def test_files_outside_are_not_embedded(folder, tmp_path):
     Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "secret.png")
     (folder / "images" / "link.png").symlink_to(tmp_path / "secret.png")
     outside = ["../secret.png", str(tmp_path / "secret.png"), "images/link.png"]
@@ -171,14 +171,14 @@ def test_files_outside_are_not_embedded(folder: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("torn", [COMPARISON, SUMMARY, RESULTS])
-def test_torn_files_become_notes(folder: Path, torn: str):
+def test_torn_files_become_notes(folder, torn):
     file = folder / torn
     file.write_text(file.read_text()[: file.stat().st_size // 2 + 3])
     html = write_page(folder).read_text()
     assert "truncated or not JSON" in html and "Metrics" in html and Tags(html).harmless()
 
 
-def test_an_unfinished_comparison(folder: Path, tmp_path: Path):
+def test_an_unfinished_comparison(folder, tmp_path):
     (folder / SUMMARY).unlink()
     html = write_page(folder).read_text()
     assert "summary.json: No such file" in html
@@ -187,7 +187,7 @@ def test_an_unfinished_comparison(folder: Path, tmp_path: Path):
     assert "<h2>Notes</h2>" in write_page(tmp_path).read_text()
 
 
-def test_records_of_other_shapes_do_no_harm(folder: Path):
+def test_records_of_other_shapes_do_no_harm(folder):
     models = [{"key": "base"}, {"label": "no key"}, 3]
     record = {"format": 7, "models": models, "prompts": [], "machine": 4}
     (folder / COMPARISON).write_text(json.dumps(record))
@@ -202,9 +202,7 @@ def test_records_of_other_shapes_do_no_harm(folder: Path):
     assert "format 7" in html and html.count("not a record of an image") == 2
 
 
-def test_the_page_stays_small_for_any_number_of_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_page_stays_small_for_any_number_of_images(tmp_path, monkeypatch):
     """Five models, 100 prompts, noise (which compresses worst), and a tenth of the usual budget."""
     models = {name: name.upper() for name in ("base", "a", "b", "c", "d")}
     prompts = [f"prompt {place}" for place in range(100)]

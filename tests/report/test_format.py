@@ -52,9 +52,7 @@ def test_decimals_give_two_digits_of_a_step():
         ((0.1108, 0.1093, 0.1123), True, ("11.1\u00a0%", "10.9–11.2")),
     ],
 )
-def test_the_width_of_an_interval_sets_its_digits(
-    ends: tuple[float, ...], percent: bool, texts: tuple[str, str]
-):
+def test_the_width_of_an_interval_sets_its_digits(ends, percent, texts):
     assert interval(dict(zip(("value", "low", "high"), ends, strict=True)), percent) == texts
 
 

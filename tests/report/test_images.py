@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
 from PIL import Image
 
 from directalign.report.images import cut_grid, data_uri, embed, fitted
@@ -15,7 +12,7 @@ def noise(edge: int) -> Image.Image:
     return Image.effect_noise((edge, edge), 90).convert("RGB")
 
 
-def test_small_images_are_lossless_and_large_ones_are_reduced_until_all_fit(tmp_path: Path):
+def test_small_images_are_lossless_and_large_ones_are_reduced_until_all_fit(tmp_path):
     image = noise(64)
     image.save(tmp_path / "a.png")
     found = embed(tmp_path, ["a.png"], notes := [])
@@ -32,7 +29,7 @@ def test_small_images_are_lossless_and_large_ones_are_reduced_until_all_fit(tmp_
 OUTSIDE = ["../secret.png", "/etc/passwd", "a/../../secret.png", "..\\secret.png", "", "nul\0.png"]
 
 
-def test_only_files_inside_the_folder_are_read(tmp_path: Path):
+def test_only_files_inside_the_folder_are_read(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     noise(16).save(tmp_path / "secret.png")
@@ -47,7 +44,7 @@ def test_only_files_inside_the_folder_are_read(tmp_path: Path):
     assert "b.png" in embed(folder, ["b.png"], [])
 
 
-def test_files_that_are_no_image_become_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_files_that_are_no_image_become_notes(tmp_path, monkeypatch):
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     (tmp_path / "page.svg").write_text("<svg onload='alert(1)'/>")
     (tmp_path / "folder.png").mkdir()
@@ -62,7 +59,7 @@ def test_files_that_are_no_image_become_notes(tmp_path: Path, monkeypatch: pytes
     assert notes == ["bomb.png: not readable as an image (DecompressionBombError), left out."]
 
 
-def test_a_grid_is_cut_into_its_cells(tmp_path: Path):
+def test_a_grid_is_cut_into_its_cells(tmp_path):
     grid = Image.new("RGB", (64, 32), "white")
     for place in range(6):
         x, y = place % 4 * 16, place // 4 * 16

@@ -18,7 +18,7 @@ from directalign.report.runs_page import curves_of_runs, matched
 
 
 @pytest.fixture
-def demo(demo_folder: Path, tmp_path: Path) -> Path:
+def demo(demo_folder, tmp_path):
     return Path(shutil.copytree(demo_folder, tmp_path / "demo"))
 
 
@@ -26,7 +26,7 @@ def page_of(folder: Path) -> str:
     return write_page(folder).read_text(encoding="utf-8")
 
 
-def test_one_run(tmp_path: Path):
+def test_one_run(tmp_path):
     file = write_page(write_run(tmp_path / "run"))
     html = file.read_text()
     tags = Tags(html)
@@ -37,7 +37,7 @@ def test_one_run(tmp_path: Path):
     assert tags.count("figure") == 8 + 7 + 3 + 2 and "<h2>Notes</h2>" not in html
 
 
-def test_runs_side_by_side(demo: Path):
+def test_runs_side_by_side(demo):
     html = page_of(demo)
     tags = Tags(html)
     assert len(html) < LIMIT and tags.harmless()
@@ -50,7 +50,7 @@ def test_runs_side_by_side(demo: Path):
     assert 'href="srpo/report.html"' in page_of(demo)
 
 
-def test_the_summary_outranks_the_curves_and_base_models_are_counted(demo: Path):
+def test_the_summary_outranks_the_curves_and_base_models_are_counted(demo):
     summary = json.loads((demo / "summary.json").read_text())
     changed = {**summary, "srpo": {**summary["srpo"], "photo_rate": rate(0.77)}}
     (demo / "summary.json").write_text(json.dumps(changed))
@@ -62,7 +62,7 @@ def test_the_summary_outranks_the_curves_and_base_models_are_counted(demo: Path)
     assert "77\u00a0%<small>72–81" in html and "2 base models, 4 alignments" in html
 
 
-def test_hostile_text_stays_text(run_folder: Path, demo: Path, tmp_path: Path):
+def test_hostile_text_stays_text(run_folder, demo, tmp_path):
     expected = Tags(page_of(run_folder))
     folder = write_run(tmp_path / "run", name=HOSTILE)
     (folder / "samples" / "samples.json").write_text(json.dumps({"prompts": [HOSTILE] * 8}))
@@ -74,7 +74,7 @@ def test_hostile_text_stays_text(run_folder: Path, demo: Path, tmp_path: Path):
     assert tags.harmless() and Tags(page_of(demo)).harmless()
 
 
-def test_a_run_that_has_just_begun(tmp_path: Path):
+def test_a_run_that_has_just_begun(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
         '{"event": "step", "step": 1, "loss": 0.5}\n{"event": "st'
     )
@@ -85,7 +85,7 @@ def test_a_run_that_has_just_begun(tmp_path: Path):
         assert note in html
 
 
-def test_a_broken_grid_and_too_many_metrics_are_noted(run_folder: Path, tmp_path: Path):
+def test_a_broken_grid_and_too_many_metrics_are_noted(run_folder, tmp_path):
     folder = Path(shutil.copytree(run_folder, tmp_path / "run"))
     (folder / "samples" / "step-000005.png").write_bytes(b"\x89PNG broken")
     extra = ", ".join(f'"number_{place}": 1' for place in range(100))
@@ -96,13 +96,13 @@ def test_a_broken_grid_and_too_many_metrics_are_noted(run_folder: Path, tmp_path
     assert "of 104 metrics are not drawn" in html
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path: Path):
+def test_a_folder_without_a_run_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(NothingToReport, match="holds no run"):
             write_page(folder)
 
 
-def test_runs_are_matched_at_one_photo_rate(demo: Path):
+def test_runs_are_matched_at_one_photo_rate(demo):
     found = matched([read_run(demo / "srpo"), read_run(demo / "direct_align")])
     assert found and found.photo_rate == pytest.approx(0.45)
     (_, drift, _, step), (_, other, _, last) = found.rows
@@ -114,7 +114,7 @@ def test_runs_are_matched_at_one_photo_rate(demo: Path):
     assert "reach no common photo rate" in page_of(demo)
 
 
-def test_curves_of_all_runs(demo_folder: Path):
+def test_curves_of_all_runs(demo_folder):
     runs = [read_run(path) for path in sorted(demo_folder.iterdir()) if path.is_dir()]
     found = {figure.title: figure.chart for figure in curves_of_runs(runs)}
     assert list(found) == ["Photo rate", "Content", "Reward of whole images", "Colour drift"]
@@ -122,7 +122,7 @@ def test_curves_of_all_runs(demo_folder: Path):
     assert curves_of_runs(runs[:1]) == [] and len(set(line_styles(7))) == 7
 
 
-def test_any_number_of_runs_and_equal_names(run_folder: Path, tmp_path: Path):
+def test_any_number_of_runs_and_equal_names(run_folder, tmp_path):
     """Runs of one name are called by their folders."""
     for place in range(12):
         shutil.copytree(run_folder, tmp_path / f"run{place:02d}")

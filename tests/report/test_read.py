@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from synthetic_run import write_demo, write_run
 
@@ -11,11 +9,11 @@ from directalign.report.read import read_run, run_folders
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     return write_run(tmp_path / "run")
 
 
-def test_a_complete_run(folder: Path):
+def test_a_complete_run(folder):
     run = read_run(folder)
     steps = [record["step"] for record in run.measured]
     assert (run.name, len(run.steps), steps) == ("SRPO", 20, [0, 5, 10, 15, 20])
@@ -27,7 +25,7 @@ def test_a_complete_run(folder: Path):
     assert run.setting("method", "form", "deeper", default=7) == 7
 
 
-def test_a_step_evaluated_twice_counts_once_and_a_partial_last_line_is_noted(folder: Path):
+def test_a_step_evaluated_twice_counts_once_and_a_partial_last_line_is_noted(folder):
     with (folder / "metrics.jsonl").open("a+") as stream:
         stream.seek(0)
         last = stream.read().splitlines()[-1]
@@ -37,14 +35,14 @@ def test_a_step_evaluated_twice_counts_once_and_a_partial_last_line_is_noted(fol
     assert run.notes == ["metrics.jsonl, line 27: truncated or not JSON, left out."]
 
 
-def test_missing_files_are_noted(folder: Path):
+def test_missing_files_are_noted(folder):
     for file in (folder / "run.yaml", folder / "summary.json", *(folder / "samples").iterdir()):
         file.unlink()
     run = read_run(folder)
     assert len(run.notes) == 3 and run.name == "run" and len(run.steps) == 20
 
 
-def test_broken_files_are_noted(folder: Path):
+def test_broken_files_are_noted(folder):
     (folder / "run.yaml").write_text("name: [unclosed")
     (folder / "summary.json").write_text('{"align_sec')
     line = '{"event": "step", "step": 1, "loss": null, "levels": {"denoise": 3}}'
@@ -54,7 +52,7 @@ def test_broken_files_are_noted(folder: Path):
     assert run.curve("loss") == [] and run.levels() == {}
 
 
-def test_levels_are_means_weighted_by_samples(folder: Path):
+def test_levels_are_means_weighted_by_samples(folder):
     entries = [
         '{"sigma": 0.81, "n": 1, "gain": 0.1}',
         '{"sigma": 0.84, "n": 3, "gain": 0.5}, {"sigma": 0.61, "n": 1, "gain": 0.2}',
@@ -69,7 +67,7 @@ def test_levels_are_means_weighted_by_samples(folder: Path):
     assert high == pytest.approx({"n": 4, "gain": 0.4, "sigma": 0.8325})
 
 
-def test_order_of_runs(tmp_path: Path):
+def test_order_of_runs(tmp_path):
     (write_demo(tmp_path / "demo") / "unrelated").mkdir()
     write_run(tmp_path / "demo" / "another")
     names = [path.name for path in run_folders(tmp_path / "demo")]

@@ -19,7 +19,7 @@ from directalign.report.runs_page import runs_scatters
 
 
 @pytest.fixture
-def copy(run_folder: Path, tmp_path: Path) -> Path:
+def copy(run_folder, tmp_path):
     return Path(shutil.copytree(run_folder, tmp_path / "run"))
 
 
@@ -31,7 +31,7 @@ def replace_text(folder: Path, *pairs: tuple[str, str]) -> Path:
     return folder
 
 
-def test_the_end_of_a_run_is_described(run_folder: Path, stopped: Path):
+def test_the_end_of_a_run_is_described(run_folder, stopped):
     assert ending(read_run(run_folder)) is None
     found = ending(read_run(stopped))
     assert found and (found.stop, found.kept) == (15, 10)
@@ -43,7 +43,7 @@ def test_the_end_of_a_run_is_described(run_folder: Path, stopped: Path):
     assert photo.key == "photo_rate" and photo.after["value"] == pytest.approx(0.55)
 
 
-def test_charts_and_grids_mark_the_stop_and_the_exported_weights(stopped: Path):
+def test_charts_and_grids_mark_the_stop_and_the_exported_weights(stopped):
     html = write_page(stopped).read_text()
     curves = re.findall(r'<svg class="chart".*?</svg>', html)
     over_updates = [curve for curve in curves if " by update</title>" in curve]
@@ -54,7 +54,7 @@ def test_charts_and_grids_mark_the_stop_and_the_exported_weights(stopped: Path):
 
 
 @pytest.mark.parametrize("source", ["summary", "kept only"])
-def test_other_records_of_the_end(stopped: Path, tmp_path: Path, source: str):
+def test_other_records_of_the_end(stopped, tmp_path, source):
     folder = Path(shutil.copytree(stopped, tmp_path / "run"))
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     events = ("stop", "kept") if source == "summary" else ("stop",)
@@ -71,7 +71,7 @@ def test_other_records_of_the_end(stopped: Path, tmp_path: Path, source: str):
     )
 
 
-def test_the_path_of_a_limited_metric(stopped: Path, run_folder: Path, tmp_path: Path):
+def test_the_path_of_a_limited_metric(stopped, run_folder, tmp_path):
     (plane,) = run_scatters(read_run(stopped))
     assert (plane.x.name, plane.y.name, plane.limited) == ("photo_rate", "color_drift", True)
     marks = ("kept: update 10", "stopped: update 15", ">limit<", 'class="marker kept"')
@@ -85,14 +85,14 @@ def test_the_path_of_a_limited_metric(stopped: Path, run_folder: Path, tmp_path:
     assert "stopped and kept: update 15" in run_scatters(run)[0].charts["wide"]
 
 
-def test_a_held_out_reward_judges_without_the_judge_of_the_toy_world(copy: Path):
+def test_a_held_out_reward_judges_without_the_judge_of_the_toy_world(copy):
     renamed = ('"photo_rate"', '"held_out_second"'), ('"content"', '"held_out_second_pos"')
     run = read_run(replace_text(copy, *renamed))
     assert [plane.x.name for plane in run_scatters(run)] == ["held_out_second"]
     assert changes(run)[0].title == "Held out: second"
 
 
-def test_curves_are_grouped_by_role(copy: Path):
+def test_curves_are_grouped_by_role(copy):
     more = (
         '"held_out_second": 0.5, "held_out_second_pos": 0.6, "off_topic_reward": 0.4, '
         '"diversity": 0.1, "something_new": 3, "each": {"x": [1]}, "color_drift"'
@@ -108,7 +108,7 @@ def test_curves_are_grouped_by_role(copy: Path):
     }
 
 
-def test_a_mixture_has_charts_of_its_members(copy: Path):
+def test_a_mixture_has_charts_of_its_members(copy):
     members = '"metrics": {"share_a": 0.2, "reward_a": 1.0}, "grad_norm"'
     styles = '"style_cg": 0.2, "color_drift"'
     run = read_run(replace_text(copy, ('"grad_norm"', members), ('"color_drift"', styles)))
@@ -128,7 +128,7 @@ def test_a_mixture_has_charts_of_its_members(copy: Path):
         {"event": "kept", "step": 99},
     ],
 )
-def test_incomplete_and_hostile_records(copy: Path, record: dict[str, object]):
+def test_incomplete_and_hostile_records(copy, record):
     with (copy / "metrics.jsonl").open("a") as stream:
         stream.write(json.dumps(record) + "\n")
     html = write_page(copy).read_text()
@@ -136,7 +136,7 @@ def test_incomplete_and_hostile_records(copy: Path, record: dict[str, object]):
     assert ("onerror=alert(1)&gt;" in html) == (record.get("says") == HOSTILE)
 
 
-def test_best_and_worst_prompts_of_an_evaluated_run(copy: Path):
+def test_best_and_worst_prompts_of_an_evaluated_run(copy):
     assert "Best and worst prompts" not in write_page(copy).read_text()
     write_comparison(copy / "evaluation", {"base": "Base model", "tuned": "Tuned"})
     (copy / "evaluation" / "images" / "tuned" / "00000.png").write_bytes(b"torn")

@@ -42,13 +42,13 @@ class MeanColor:
         return (features * torch.tensor(rows).to(features)).sum(-1)
 
 
-def test_a_planted_shared_direction_is_recovered() -> None:
+def test_a_planted_shared_direction_is_recovered():
     before = noise(0, 1.0)
     rows = fit(before, before + 0.5 * unit(3) + noise(1))
     assert rows.shape == (1, WIDTH) and (rows @ unit(3).T).item() > 0.999
 
 
-def test_further_components_are_the_strongest_of_the_rest() -> None:
+def test_further_components_are_the_strongest_of_the_rest():
     before, strength = noise(0, 1.0), noise(2, 1.0, 1)
     second = 0.3 * (strength - strength.mean()) * unit(7)
     rows = fit(before, before + unit(3) + second + noise(1), components=2)
@@ -56,7 +56,7 @@ def test_further_components_are_the_strongest_of_the_rest() -> None:
     assert (rows[1:] @ unit(7).T).abs().item() > 0.99
 
 
-def test_the_wanted_shift_is_removed_first() -> None:
+def test_the_wanted_shift_is_removed_first():
     before = noise(0, 1.0)
     after = before + 0.5 * unit(3) + 0.8 * unit(5) + noise(1)
     rows = fit(before, after, components=3, wanted=unit(5))
@@ -67,13 +67,13 @@ def test_the_wanted_shift_is_removed_first() -> None:
     assert found.shared > 0.99 and found.explained is None
 
 
-def test_individual_shifts_are_not_shared() -> None:
+def test_individual_shifts_are_not_shared():
     before, after = noise(0, 1.0), noise(0, 1.0) + noise(1, 0.5)
     found = direction_stats(MeanColor(), before, after, fit(before, after), None, None)
     assert found.shared == pytest.approx(1 / COUNT, abs=0.04)
 
 
-def test_the_share_of_the_gain_along_the_directions() -> None:
+def test_the_share_of_the_gain_along_the_directions():
     red = unit(0, width=3)
     before = F.normalize(noise(0, 1.0, 3).abs(), dim=-1)
     after = F.normalize(before + red, dim=-1)
@@ -93,19 +93,19 @@ def test_the_share_of_the_gain_along_the_directions() -> None:
         (unit(3), {"components": 3}, "--components 3: the images moved in 1 directions only"),
     ],
 )
-def test_too_small_shifts_are_refused(shift: Tensor, options: dict, message: str) -> None:
+def test_too_small_shifts_are_refused(shift, options, message):
     with pytest.raises(DirectAlignError, match=message):
         fit(noise(0, 1.0), noise(0, 1.0) + shift, **options)
 
 
-def test_text_gradients_of_a_linear_score() -> None:
+def test_text_gradients_of_a_linear_score():
     found = bias.text_gradients(MeanColor(), ["ab", "abcd"], "warm", torch.zeros(1, 3))
     assert torch.allclose(found, torch.tensor([[1.0, 0.0, 0.8], [1.0, 0.0, 1.0]]))
     found = bias.text_gradients(MeanColor(), ["ab"], "", torch.zeros(1, 3))
     assert torch.allclose(found, torch.tensor([[0.0, 0.0, 0.2]]))
 
 
-def test_the_wanted_difference_of_phrases_and_of_examples() -> None:
+def test_the_wanted_difference_of_phrases_and_of_examples():
     phrases = config.ControlPhrases(positive=["warm", "warm"], negative=["fresh"])
     row = bias.wanted_from_phrases(MeanColor(), PROMPTS, phrases, torch.zeros(1, 3))
     expected = F.normalize(torch.tensor([[1.0, -1.0, -0.1]], dtype=torch.float64))
@@ -117,14 +117,14 @@ def test_the_wanted_difference_of_phrases_and_of_examples() -> None:
     assert torch.allclose(row.abs(), unit(1, width=3))
 
 
-def test_several_directions_become_one_orthonormal_set() -> None:
+def test_several_directions_become_one_orthonormal_set():
     rows = bias.orthonormal_union([unit(0), unit(0, 1), unit(1, 0), unit(4)])
     assert rows.shape == (3, WIDTH) and (rows @ rows.T - torch.eye(3)).abs().max() < 1e-12
     assert bias.remove_rows(unit(1), rows).norm() < 1e-12
     assert bias.span(torch.cat([unit(0), unit(0, 1), unit(1)])).shape == (2, WIDTH)
 
 
-def test_images_of_several_sizes_are_encoded_in_order() -> None:
+def test_images_of_several_sizes_are_encoded_in_order():
     images = [torch.full((3, size, size), 0.1 * size) for size in (4, 4, 8, 4)]
     expected = torch.tensor([0.4, 0.4, 0.8, 0.4])
     assert torch.allclose(bias.encode_images(MeanColor(), images)[:, 0], expected)

@@ -31,7 +31,7 @@ def save(
         file.with_suffix(".txt").write_text(caption)
 
 
-def test_renders_have_the_requested_styles_and_the_same_content() -> None:
+def test_renders_have_the_requested_styles_and_the_same_content():
     examples = load_examples("world:photo/cg", KEY, count=24)
     wanted, unwanted = (load_judge()(*side) for side in examples.sides)
     assert examples.paired and examples.wanted_prompts == examples.unwanted_prompts
@@ -39,7 +39,7 @@ def test_renders_have_the_requested_styles_and_the_same_content() -> None:
     assert wanted["content"].mean() > 0.9 and unwanted["content"].mean() > 0.9
 
 
-def test_both_renders_of_a_pair_have_the_same_layout() -> None:
+def test_both_renders_of_a_pair_have_the_same_layout():
     """Objects are anywhere within ±0.1 of half an image; mean rows of edges correlate in pairs."""
     examples = load_examples("world:cg/anime", KEY, count=64)
 
@@ -51,7 +51,7 @@ def test_both_renders_of_a_pair_have_the_same_layout() -> None:
     assert torch.corrcoef(rows)[0, 1] > 0.7
 
 
-def test_world_is_photo_against_the_other_styles_in_turn() -> None:
+def test_world_is_photo_against_the_other_styles_in_turn():
     examples = load_examples("world", KEY, count=12)
     rates = load_judge()(*examples.sides[1])
     counts = [rates[f"style_{each}"].sum().item() for each in ("photo", "cg", "painting", "anime")]
@@ -61,13 +61,13 @@ def test_world_is_photo_against_the_other_styles_in_turn() -> None:
     assert torch.equal(again.unwanted, examples.unwanted)
 
 
-def test_count_and_seed_select_the_scenes() -> None:
+def test_count_and_seed_select_the_scenes():
     first, other = (load_examples("world", KEY, count=4, seed=seed) for seed in (0, 1))
     assert first.wanted.shape == (4, 3, 64, 64) and first.wanted_prompts != other.wanted_prompts
     assert first.wanted.min() >= 0 and first.wanted.max() <= 1
 
 
-def test_folders_are_paired_by_name(tmp_path: Path) -> None:
+def test_folders_are_paired_by_name(tmp_path):
     for name, ending, color in (("b", "png", "red"), ("a", "bmp", "blue")):
         save(tmp_path / "wanted" / f"{name}.png", color, caption=f"wanted {name}")
         save(tmp_path / "unwanted" / f"{name}.{ending}", color, caption=f"unwanted {name}")
@@ -84,14 +84,14 @@ def test_folders_are_paired_by_name(tmp_path: Path) -> None:
     assert other.unwanted.shape == (3, 3, 20, 20)
 
 
-def test_unknown_styles_are_refused() -> None:
+def test_unknown_styles_are_refused():
     for styles in ("photo", "photo/photo", "rest/photo", "oil/cg", "photo/cg/anime"):
         message = f"--images: world:{styles}: .*photo, cg, painting, anime"
         with pytest.raises(DirectAlignError, match=message):
             load_examples(f"world:{styles}", KEY)
 
 
-def test_missing_sides_captions_and_images_are_refused(tmp_path: Path) -> None:
+def test_missing_sides_captions_and_images_are_refused(tmp_path):
     save(tmp_path / "wanted" / "a.png", caption="a thing")
     with pytest.raises(DirectAlignError, match="no folder unwanted/"):
         load_examples(str(tmp_path), KEY)
@@ -105,7 +105,7 @@ def test_missing_sides_captions_and_images_are_refused(tmp_path: Path) -> None:
         load_examples("world", KEY, count=0)
 
 
-def test_captions_are_either_trained_on_or_held_out() -> None:
+def test_captions_are_either_trained_on_or_held_out():
     examples = load_examples("world:photo/cg", KEY, count=32, seed=3)
     train, held_out = split_examples(examples, 0, "test")
     assert train.paired and held_out.paired
@@ -116,7 +116,7 @@ def test_captions_are_either_trained_on_or_held_out() -> None:
     assert again.wanted_prompts == held_out.wanted_prompts != other.wanted_prompts
 
 
-def test_random_casts_differ_and_are_bounded() -> None:
+def test_random_casts_differ_and_are_bounded():
     gray = torch.full((8, 3, 4, 4), 0.5)
     change = (random_cast(gray, torch.Generator().manual_seed(0)) - gray).mean((2, 3))
     assert change.norm(dim=1).max() <= CAST + 1e-6 and change.sum(1).abs().max() < 1e-6
@@ -125,7 +125,7 @@ def test_random_casts_differ_and_are_bounded() -> None:
     assert 0.25 <= light.min() < light.max() <= 0.75
 
 
-def test_probes_change_what_they_are_named_after() -> None:
+def test_probes_change_what_they_are_named_after():
     gray = torch.full((1, 3, 64, 64), 0.4)
     gray[..., ::2] += 0.2
     changed = {name: probe(gray) for name, probe in PROBES.items()}

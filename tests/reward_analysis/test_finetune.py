@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,27 +32,27 @@ VLM_SETTINGS = replace(SETTINGS, num_steps=6, learning_rate=1e-2, check_every=2,
 
 
 @pytest.fixture(autouse=True)
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_resamples(monkeypatch):
     monkeypatch.setattr(responsiveness, "RESAMPLES", 20)
 
 
 @pytest.fixture(scope="module")
-def examples() -> Examples:
+def examples():
     return load_examples("world:photo/cg", "--images", count=32, seed=3)
 
 
 @pytest.fixture
-def clip(clip_folder: Path) -> ClipReward:
+def clip(clip_folder):
     return ClipReward.load(str(clip_folder))
 
 
 @pytest.fixture
-def vlm(vlm_folder: Path) -> VlmReward:
+def vlm(vlm_folder):
     return VlmReward.from_config(QwenVLConfig(path=str(vlm_folder)))
 
 
 @pytest.fixture(scope="module")
-def plates() -> Examples:
+def plates():
     """Reddish and bluish images of 16 pixels a side: four tokens of the tiny VLM."""
     gray = 0.3 * torch.rand(12, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     red, blue = torch.cat([gray + 0.6, gray, gray], 1), torch.cat([gray, gray, gray + 0.6], 1)
@@ -71,7 +70,7 @@ def changed(before: dict[str, Tensor], reward: Any) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def test_a_clip_responds_and_keeps_the_rest(clip: ClipReward, examples: Examples) -> None:
+def test_a_clip_responds_and_keeps_the_rest(clip, examples):
     def bare_scores(reward: Any) -> Tensor:
         with torch.no_grad():
             return reward.score(reward.encode(examples.wanted), examples.wanted_prompts)
@@ -89,7 +88,7 @@ def test_a_clip_responds_and_keeps_the_rest(clip: ClipReward, examples: Examples
     assert not any(each.requires_grad for each in clip.model.parameters())
 
 
-def test_the_seed_determines_the_weights(clip_folder: Path, examples: Examples) -> None:
+def test_the_seed_determines_the_weights(clip_folder, examples):
     short = replace(SETTINGS, num_steps=2, batch_size=4, weights=FREE)
     first, second, other = (
         finetune(ClipReward.load(str(clip_folder)), examples, PHRASES, each).reward
@@ -98,7 +97,7 @@ def test_the_seed_determines_the_weights(clip_folder: Path, examples: Examples) 
     assert not changed(weights_of(first), second) and changed(weights_of(first), other)
 
 
-def test_adapters_in_both_towers_are_merged(clip: ClipReward, examples: Examples) -> None:
+def test_adapters_in_both_towers_are_merged(clip, examples):
     before = weights_of(clip)
     settings = replace(SETTINGS, part="lora", num_steps=6, check_every=2, weights=FREE)
     result = finetune(clip, examples, PHRASES, replace(settings, learning_rate=3e-3))
@@ -108,7 +107,7 @@ def test_adapters_in_both_towers_are_merged(clip: ClipReward, examples: Examples
     assert all(name.endswith(tuple(f"{each}.weight" for each in CLIP_LAYERS)) for name in names)
 
 
-def test_merging_preserves_the_output() -> None:
+def test_merging_preserves_the_output():
     model = torch.nn.ModuleDict({"fc1": torch.nn.Linear(4, 4), "other": torch.nn.Linear(4, 4)})
     parameters, x = add_adapters(model, ["fc1"], seed=0), torch.randn(3, 4)
     torch.nn.init.normal_(parameters[1])
@@ -118,7 +117,7 @@ def test_merging_preserves_the_output() -> None:
     assert torch.allclose(model["fc1"](x), before, atol=1e-6)
 
 
-def test_without_improvement_the_weights_are_restored(clip: ClipReward, examples: Examples) -> None:
+def test_without_improvement_the_weights_are_restored(clip, examples):
     before = weights_of(clip)
     weights = LossWeights(respond=0.0, straight=0.0, hold=0.0, keep=1.0, steady=0.0)
     settings = replace(SETTINGS, num_steps=6, check_every=2, patience=1, weights=weights)
@@ -127,7 +126,7 @@ def test_without_improvement_the_weights_are_restored(clip: ClipReward, examples
     assert not changed(before, result.reward)
 
 
-def test_a_vlm_trains_only_its_language_model(vlm: VlmReward, plates: Examples) -> None:
+def test_a_vlm_trains_only_its_language_model(vlm, plates):
     before = weights_of(vlm)
     result = finetune(vlm, plates, PHRASES, VLM_SETTINGS)
     assert result.best_step > 0
@@ -136,9 +135,7 @@ def test_a_vlm_trains_only_its_language_model(vlm: VlmReward, plates: Examples) 
     assert names and all(".language_model." in name for name in names)
 
 
-def test_unusable_inputs_are_refused(
-    clip: ClipReward, vlm: VlmReward, examples: Examples, plates: Examples
-) -> None:
+def test_unusable_inputs_are_refused(clip, vlm, examples, plates):
     few = Examples(*(each[:2] for each in list(vars(examples).values())[:4]), paired=True)
     one_side, same = (
         ControlPhrases(positive=["Anime"], negative=negative) for negative in ([], ["Anime"])

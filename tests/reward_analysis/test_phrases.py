@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -90,14 +89,14 @@ def world_table(scale: float | None = None) -> PhraseTable:
 
 
 @pytest.fixture(scope="module")
-def world() -> PhraseTable:
+def world():
     return world_table()
 
 
 # --- measures -------------------------------------------------------------------------------------
 
 
-def test_lift_gap_and_content_of_planted_phrases() -> None:
+def test_lift_gap_and_content_of_planted_phrases():
     table = planted([0.9, 0.4, 0.8], [0.6, 0.1, 0.5 + 1e-4])
     light, shout = table.phrase("Light"), table.phrase("Shout")
     assert light.lift.value == pytest.approx(0.3, abs=1e-3) and light.lift.is_clear
@@ -111,7 +110,7 @@ def test_lift_gap_and_content_of_planted_phrases() -> None:
     assert mean.gap.value == pytest.approx(0.45, abs=1e-3)
 
 
-def test_a_common_bias_cancels_and_a_bias_of_one_phrase_remains() -> None:
+def test_a_common_bias_cancels_and_a_bias_of_one_phrase_remains():
     table = planted(WANTED, UNWANTED)
     pairs = [table.pair([phrase], ["Dark"]) for phrase in ("Light", "Rust")]
     both, one = (pair.probes["red tint"] for pair in pairs)
@@ -122,7 +121,7 @@ def test_a_common_bias_cancels_and_a_bias_of_one_phrase_remains() -> None:
     assert remains == [False, True]
 
 
-def test_swapped_and_ineffective_phrases_are_warned_of() -> None:
+def test_swapped_and_ineffective_phrases_are_warned_of():
     table = planted(WANTED, UNWANTED)
     assert "swap the two sides" in " ".join(table.pair(["Dark"], ["Light"]).warnings)
     assert "does not separate" in " ".join(table.pair(["Foo"], ["Bar"]).warnings)
@@ -131,14 +130,14 @@ def test_swapped_and_ineffective_phrases_are_warned_of() -> None:
     assert found.suggestion is None and found.warnings[0].startswith("nothing to suggest")
 
 
-def test_without_text_features_there_is_no_ramp() -> None:
+def test_without_text_features_there_is_no_ramp():
     table = planted(WANTED, UNWANTED, paired=False)
     found = settings_for(table, ["Light"], ["Dark"])
     assert (found.mu, found.tolerance, report.recipes(found)) == (None, None, {})
     assert analyze_phrases(table.reward, table.encoded, ["Light"], ["Dark"]).suggestion is not None
 
 
-def test_few_images_and_rewards_without_a_text_side_are_refused() -> None:
+def test_few_images_and_rewards_without_a_text_side_are_refused():
     with pytest.raises(DirectAlignError, match="1 wanted and 3 unwanted"):
         planted([0.8], [0.6, 0.7, 0.5])
     reward = load_reward(config.PixelStatisticsConfig(statistic="redness"))
@@ -147,7 +146,7 @@ def test_few_images_and_rewards_without_a_text_side_are_refused() -> None:
         analyze_phrases(reward, encoded, ["a"], ["b"])
 
 
-def test_images_are_scored_in_order_across_batches() -> None:
+def test_images_are_scored_in_order_across_batches():
     reward = PlantedReward()
     batches = [torch.full((2, 3, 2, 2), 0.2), torch.full((1, 3, 2, 2), 0.7)]
     prompts = "dark thing", "dark thing", "light thing"
@@ -165,7 +164,7 @@ def unit(seed: int, shift: Tensor | float = 0.0) -> Tensor:
     return F.normalize(F.normalize(drawn, dim=-1) + shift, dim=-1)
 
 
-def test_at_the_preserving_ratio_a_gradient_step_preserves_the_bare_score() -> None:
+def test_at_the_preserving_ratio_a_gradient_step_preserves_the_bare_score():
     plain, images = unit(0, 3), unit(1, 2)
     pos = F.normalize(plain + 0.3 * unit(2) + 0.6 * images, dim=-1)
     neg = F.normalize(plain + 0.3 * unit(3), dim=-1)
@@ -183,13 +182,13 @@ def test_at_the_preserving_ratio_a_gradient_step_preserves_the_bare_score() -> N
         preserving_ratio(-plain, -plain, plain, images)
 
 
-def test_a_ramp_leads_from_no_absolute_weight_to_twice_the_mean() -> None:
+def test_a_ramp_leads_from_no_absolute_weight_to_twice_the_mean():
     for end, weight in (("low_noise", 0.0), ("high_noise", 0.6)):
         pos, neg = (report.ramp(0.3)[name][end] for name in ("k_pos", "k_neg"))
         assert absolute_relative(pos, neg) == pytest.approx((weight, 1.0))
 
 
-def test_the_tolerance_is_proportional_to_the_content_margin(world: PhraseTable) -> None:
+def test_the_tolerance_is_proportional_to_the_content_margin(world):
     assert anchor_tolerance(0.8, 0.3) == pytest.approx(AT_REST * 0.8 / 0.3, rel=0.05)  # two digits
     assert anchor_tolerance(None, 0.3) is None and anchor_tolerance(0.8, 0.0) is None
     found = settings_for(world, PHOTO, OTHERS)
@@ -201,7 +200,7 @@ def test_the_tolerance_is_proportional_to_the_content_margin(world: PhraseTable)
     assert scaled.tolerance == pytest.approx(5 * found.tolerance, rel=0.05)
 
 
-def test_suggested_sections_are_valid_in_a_recipe(world: PhraseTable) -> None:
+def test_suggested_sections_are_valid_in_a_recipe(world):
     odd = ('Photo: yes, 50 % "real"\'s', "# no")
     sections = report.recipes(settings_for(world, odd, ("null", "{a}", "- b")))
     for section in sections.values():
@@ -215,7 +214,7 @@ def test_suggested_sections_are_valid_in_a_recipe(world: PhraseTable) -> None:
 # --- the embedded reward --------------------------------------------------------------------------
 
 
-def test_the_style_phrases_are_ranked_first_among_the_common_ones(world: PhraseTable) -> None:
+def test_the_style_phrases_are_ranked_first_among_the_common_ones(world):
     ranked = sorted((world.phrase(each) for each in COMMON), key=lambda each: -each.lift.size)
     assert {each.phrase for each in ranked[:2]} == set(PHOTO)
     assert ranked[1].lift.size > 5 * ranked[2].lift.size
@@ -229,7 +228,7 @@ def test_the_style_phrases_are_ranked_first_among_the_common_ones(world: PhraseT
     assert set(chosen[1]) <= unwanted and len(chosen[1]) >= 3
 
 
-def test_a_truncating_phrase_is_named(world: PhraseTable) -> None:
+def test_a_truncating_phrase_is_named(world):
     long = world.phrase("Concept art of the very highest quality")
     message = f"too long: the reward reads 16 tokens, and {COUNT} of {COUNT} prompts are truncated"
     assert (long.cut, world.limit, world.phrase("Anime").cut) == (COUNT, 16, 0)
@@ -237,7 +236,7 @@ def test_a_truncating_phrase_is_named(world: PhraseTable) -> None:
     assert usable_phrases([long], 1) == usable_phrases([long], -1) == []
 
 
-def test_overlapping_texts_are_named_and_not_chosen(world: PhraseTable) -> None:
+def test_overlapping_texts_are_named_and_not_chosen(world):
     near, far = world.pair(["Photo"], ["Render"]), world.pair(PHOTO[:1], OTHERS[:1])
     assert near.cosine is not None and far.cosine is not None
     assert near.cosine > 0.97 and "overlap" in " ".join(near.warnings)
@@ -249,7 +248,7 @@ def test_overlapping_texts_are_named_and_not_chosen(world: PhraseTable) -> None:
 # --- candidates and page --------------------------------------------------------------------------
 
 
-def test_invalid_phrases_are_refused() -> None:
+def test_invalid_phrases_are_refused():
     long = "x" * (MAX_LENGTH + 1)
     for phrase, message in (
         ("  ", "phrase 2 is empty"),
@@ -262,7 +261,7 @@ def test_invalid_phrases_are_refused() -> None:
             checked_phrases(["Photo", phrase], "--positive")
 
 
-def test_candidates_of_options_file_recipe_and_defaults(tmp_path: Path) -> None:
+def test_candidates_of_options_file_recipe_and_defaults(tmp_path):
     assert checked_phrases([" Photo ", "photo", "Anime"], "--positive") == ("Photo", "Anime")
     with pytest.raises(DirectAlignError, match="600 phrases; the limit is 500"):
         checked_phrases([str(number) for number in range(600)], "--positive")
@@ -278,7 +277,7 @@ def test_candidates_of_options_file_recipe_and_defaults(tmp_path: Path) -> None:
     assert candidate_sides(RECIPE, ["Mine"], [], file) == (named, named[1:])
 
 
-def test_hostile_phrases_are_escaped(tmp_path: Path) -> None:
+def test_hostile_phrases_are_escaped(tmp_path):
     hostile = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}")
     sides = [*hostile, "[red]loud[/red]", "Light"], ["Dark", *hostile]
     table, images = planted(WANTED, UNWANTED), torch.rand(3, 3, 8, 8)

@@ -28,7 +28,7 @@ PHRASES = ControlPhrases(positive=["Warm"], negative=["Cold"])
 
 
 @pytest.fixture(autouse=True)
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_resamples(monkeypatch):
     monkeypatch.setattr(measures, "RESAMPLES", 200)
 
 
@@ -65,9 +65,7 @@ def plates(shift: Sequence[float], count: int = 12, paired: bool = True) -> Exam
 
 
 @pytest.mark.parametrize("degrees", [0, 30, 140])
-def test_a_planted_angle_is_found_in_features_and_pixels(
-    degrees: int,
-) -> None:
+def test_a_planted_angle_is_found_in_features_and_pixels(degrees):
     reward, examples = Planted(axis(degrees)), plates((0.1, 0.0, 0.0))
     features = feature_directions(reward, examples, PHRASES)
     assert features is not None
@@ -76,14 +74,14 @@ def test_a_planted_angle_is_found_in_features_and_pixels(
         assert found["value"] == pytest.approx(degrees, abs=0.1) and found["n"] == 12
 
 
-def test_vectors_are_projected_at_unit_features_only() -> None:
+def test_vectors_are_projected_at_unit_features_only():
     features = F.normalize(torch.randn(5, 4, dtype=torch.float64), dim=1)
     along = tangent(torch.randn(5, 4, dtype=torch.float64), features)
     assert (along * features).sum(1).abs().max() < 1e-12
     assert torch.equal(tangent(features, 3 * features), features)
 
 
-def test_the_interval_of_an_angle_covers_the_true_one() -> None:
+def test_the_interval_of_an_angle_covers_the_true_one():
     """Noise widens the angle of means; the reflected bootstrap corrects it. Nominal: 95 %."""
     generator, covered = torch.Generator().manual_seed(1), 0
     for _ in range(20):
@@ -93,7 +91,7 @@ def test_the_interval_of_an_angle_covers_the_true_one() -> None:
     assert covered >= 17
 
 
-def test_responsiveness_is_in_standard_deviations() -> None:
+def test_responsiveness_is_in_standard_deviations():
     unwanted, wanted = torch.randn(2, 1500, generator=torch.Generator().manual_seed(0))
     found = responsiveness(1 + wanted, unwanted)
     assert found["responsiveness"] == pytest.approx(1, abs=0.1)
@@ -102,7 +100,7 @@ def test_responsiveness_is_in_standard_deviations() -> None:
     assert responsiveness(torch.zeros(3), torch.zeros(3)) == none
 
 
-def test_content_is_the_share_of_other_captions_that_score_lower() -> None:
+def test_content_is_the_share_of_other_captions_that_score_lower():
     class FirstCaption(Planted):
         def score(self, features: Tensor, prompts: Sequence[str]) -> Tensor:
             return torch.tensor([float(prompt.endswith("plate 0")) for prompt in prompts])
@@ -112,7 +110,7 @@ def test_content_is_the_share_of_other_captions_that_score_lower() -> None:
         assert content(FirstCaption(axis(0)), *side, phrases) == pytest.approx(2 / 6)
 
 
-def test_all_measures_of_a_planted_reward() -> None:
+def test_all_measures_of_a_planted_reward():
     found = measure(Planted(axis(0)), plates((0.1, 0.0, 0.0)), PHRASES)
     assert found["separation"] == pytest.approx(0.1, abs=1e-6)
     red, green = found["bias"]["red tint"], found["bias"]["green tint"]

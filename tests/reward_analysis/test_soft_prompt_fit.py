@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from directalign.config import ControlPhrases
-from directalign.reward_analysis.images import PROBES, Examples, load_examples
+from directalign.reward_analysis.images import PROBES, load_examples
 from directalign.reward_analysis.soft_prompts import (
     EncodedExamples,
     EncodedSide,
@@ -36,12 +36,12 @@ FAST = SoftPromptConfig(num_steps=40)
 
 
 @pytest.fixture(scope="module")
-def reward() -> ClipReward:
+def reward():
     return ClipReward.load("world:reward")
 
 
 @pytest.fixture(scope="module")
-def examples() -> Examples:
+def examples():
     return load_examples("world:photo/rest", "--images", count=16, seed=7)
 
 
@@ -69,7 +69,7 @@ def relative_text(weights: Tensor) -> RelativeText:
 PAIRED = EncodedExamples(planted("abc", 1.0), planted("abc", -1.0), paired=True)
 
 
-def test_separation_measures_each_axis() -> None:
+def test_separation_measures_each_axis():
     found = separation_of(relative_text(torch.tensor([0.5, 0.25, 0.75])), PAIRED, scale=2.0)
     values = found.style, found.separated, found.content, found.bias
     assert values == pytest.approx((2.0, 1.0, 1.5, 0.25 * 0.5))
@@ -81,7 +81,7 @@ def test_separation_measures_each_axis() -> None:
     assert found.style == pytest.approx(2.0)  # all combinations
 
 
-def test_each_loss_term_has_a_gradient_along_its_axis_only() -> None:
+def test_each_loss_term_has_a_gradient_along_its_axis_only():
     weights = torch.tensor([0.01, 0.01, 0.01], requires_grad=True)
 
     def gradient(content: float, bias: float) -> Tensor:
@@ -95,7 +95,7 @@ def test_each_loss_term_has_a_gradient_along_its_axis_only() -> None:
     assert bias[1] > 0 and bias[0] == bias[2] == 0
 
 
-def test_images_of_equal_captions_are_not_contrasted() -> None:
+def test_images_of_equal_captions_are_not_contrasted():
     captions = "a", "a", "b"
     text = {"a": [0.0, 0.0, 9.0, 0.0, 0.0], "b": [0.0, 0.0, 0.0, 0.0, 9.0]}
 
@@ -113,12 +113,12 @@ def test_images_of_equal_captions_are_not_contrasted() -> None:
 
 
 @pytest.fixture(scope="module")
-def few() -> Examples:
+def few():
     """Eight captions, the fewest that can be split."""
     return load_examples("world:photo/rest", "--images", count=8, seed=7)
 
 
-def test_tokens_separate_style_and_content(reward: ClipReward, examples: Examples) -> None:
+def test_tokens_separate_style_and_content(reward, examples):
     fitted = fit_soft_prompts(reward, examples, PHRASES, FAST)
     assert fitted.start is not None and fitted.held_out == 4
     assert fitted.learned.separated == 1.0 and fitted.learned.style > 0.05
@@ -130,7 +130,7 @@ def test_tokens_separate_style_and_content(reward: ClipReward, examples: Example
     assert all(parameter.grad is None for parameter in reward.model.parameters())
 
 
-def test_the_seed_determines_the_tokens(reward: ClipReward, few: Examples) -> None:
+def test_the_seed_determines_the_tokens(reward, few):
     short = SoftPromptConfig(num_steps=2, batch_size=4)
     first, again, other = (
         fit_soft_prompts(reward, few, ControlPhrases(), replace(short, seed=seed))
@@ -141,7 +141,7 @@ def test_the_seed_determines_the_tokens(reward: ClipReward, few: Examples) -> No
     assert not torch.equal(first.positive.tokens, other.positive.tokens) and first.start is None
 
 
-def test_without_a_fit_the_tokens_are_the_mean_of_the_phrases(reward: ClipReward) -> None:
+def test_without_a_fit_the_tokens_are_the_mean_of_the_phrases(reward):
     photo, lighting = (reward.soft_prompts.embedding_of(each) for each in PHRASES.positive)
     assert torch.equal(mean_of_phrases(reward, PHRASES.positive[:1]).tokens, photo)
     longer = mean_of_phrases(reward, PHRASES.positive[:1], length=4).tokens
@@ -151,7 +151,7 @@ def test_without_a_fit_the_tokens_are_the_mean_of_the_phrases(reward: ClipReward
     assert torch.allclose(initial_vectors(reward, PHRASES, FAST)[0], mean)
 
 
-def test_images_are_encoded_with_and_without_probes(reward: ClipReward, few: Examples) -> None:
+def test_images_are_encoded_with_and_without_probes(reward, few):
     encoded = encode_examples(reward, few)
     side = encoded.wanted
     assert encoded.paired and side.features.shape == (8, 64)
@@ -161,7 +161,7 @@ def test_images_are_encoded_with_and_without_probes(reward: ClipReward, few: Exa
     assert 0.3 < caption_margin(reward, encoded) < 1.0
 
 
-def test_unusable_inputs_are_refused(reward: ClipReward, few: Examples) -> None:
+def test_unusable_inputs_are_refused(reward, few):
     one_side, three = ControlPhrases(positive=["Photo"]), load_examples("world", "", count=3)
     long = SoftPromptConfig(length=9)
     for given, images, phrases, settings, message in (

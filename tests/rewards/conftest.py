@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import pytest
 
@@ -12,6 +10,6 @@ from rewards.cases import CASES
 
 
 @pytest.fixture(scope="session")
-def sections(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+def sections(tmp_path_factory):
     """The recipe section of a case, by its name."""
     return cache(lambda name: CASES[name](tmp_path_factory.mktemp(name)))

@@ -33,7 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("name", CASES)
 
 
-def test_contract_and_independent_rows(name: str, sections: Sections) -> None:
+def test_contract_and_independent_rows(name, sections):
     settings = sections(name)
     reward = load_reward(settings)
     kind = reward_class(settings.name)
@@ -53,15 +53,13 @@ def test_contract_and_independent_rows(name: str, sections: Sections) -> None:
         assert reward.score(features, ["a red star " * 50, "x" * 600]).isfinite().all()
 
 
-def test_scale_multiplies(name: str, sections: Sections) -> None:
+def test_scale_multiplies(name, sections):
     settings, images = sections(name), images_drawn(2, 32, 32, 1)
     scaled = load_reward(settings.model_copy(update={"scale": 3.0}))
     torch.testing.assert_close(score(scaled, images), 3 * score(load_reward(settings), images))
 
 
-def test_gradient_equals_finite_differences_and_weights_stay_frozen(
-    name: str, sections: Sections, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradient_equals_finite_differences_and_weights_stay_frozen(name, sections, monkeypatch):
     reward = load_reward(sections(name))
     parts = networks(reward)
     before = [{key: w.clone() for key, w in part.state_dict().items()} for part in parts]
@@ -83,9 +81,7 @@ def test_gradient_equals_finite_differences_and_weights_stay_frozen(
     assert difference < 1e-5
 
 
-def test_recomputed_activations_give_the_same_gradient_and_use_less_memory(
-    name: str, sections: Sections
-) -> None:
+def test_recomputed_activations_give_the_same_gradient_and_use_less_memory(name, sections):
     sizes, gradients = [], []
     for recomputed in (False, True):
         settings = sections(name).model_copy(update={"gradient_checkpointing": recomputed})
@@ -107,9 +103,7 @@ def test_recomputed_activations_give_the_same_gradient_and_use_less_memory(
     assert sizes[1] < 0.9 * sizes[0]
 
 
-def test_check_accepts_sound_files_without_loading_weights(
-    name: str, sections: Sections, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_accepts_sound_files_without_loading_weights(name, sections, monkeypatch):
     settings = sections(name)
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", None)
     check_reward(settings)

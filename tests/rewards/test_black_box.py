@@ -75,13 +75,13 @@ class TwoCalls(Callable):
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
+def own(tmp_path):
     """The user's file."""
     (tmp_path / "own.py").write_text(SOURCE)
     return tmp_path / "own.py"
 
 
-def test_a_function_gets_plain_images_and_a_list() -> None:
+def test_a_function_gets_plain_images_and_a_list():
     def measure(given: Tensor, prompts: list[str]) -> Tensor:
         assert given.dtype == torch.float32 and not given.requires_grad and prompts == PROMPTS
         return means(given)
@@ -95,7 +95,7 @@ def test_a_function_gets_plain_images_and_a_list() -> None:
     "answer",
     [[1, 2.5, 3], (1.0, 2.5, 3), np.array([1.0, 2.5, 3]), torch.tensor([1, 2.5, 3]).double()],
 )
-def test_any_sequence_of_numbers_is_accepted(answer: Any) -> None:
+def test_any_sequence_of_numbers_is_accepted(answer):
     assert score(PythonReward(lambda images, prompts: answer)).tolist() == [1.0, 2.5, 3.0]
 
 
@@ -111,13 +111,13 @@ def test_any_sequence_of_numbers_is_accepted(answer: Any) -> None:
         (["good", "bad", "bad"], "it returned a list"),
     ],
 )
-def test_an_unusable_result_is_refused(answer: Any, complaint: str) -> None:
+def test_an_unusable_result_is_refused(answer, complaint):
     reward = PythonReward(lambda images, prompts: answer, source="reward.path: own.py:score")
     with refused(rf"reward\.path: own\.py:score must return .*{complaint}"):
         score(reward)
 
 
-def test_errors_of_the_function_name_it() -> None:
+def test_errors_of_the_function_name_it():
     def fails(images: Any, prompts: Any) -> Any:
         raise ConnectionError("the service is down")
 
@@ -138,7 +138,7 @@ def test_errors_of_the_function_name_it() -> None:
         ("own.py:Callable", r"cannot be constructed with args {'other': 1}"),
     ],
 )
-def test_unusable_files_are_found_by_the_check(own: Path, path: str, complaint: str) -> None:
+def test_unusable_files_are_found_by_the_check(own, path, complaint):
     (own.parent / "torn.py").write_text("def score(:\n")
     (own.parent / "poor.py").write_text("import nowhere_to_be_found\n")
     with refused(rf"held\.path: .*{complaint}"):
@@ -146,7 +146,7 @@ def test_unusable_files_are_found_by_the_check(own: Path, path: str, complaint: 
 
 
 @pytest.mark.parametrize("name", ["srpo", "draft"])
-def test_a_method_that_needs_a_gradient_is_refused(own: Path, name: str) -> None:
+def test_a_method_that_needs_a_gradient_is_refused(own, name):
     reward = f"reward={{name: python, path: '{own}:score'}}"
     checks.check_reward(load_run("remote_reward", [reward]))
     run = load_run("world_srpo", [reward, f"method={{name: {name}, form: absolute}}"])
@@ -156,9 +156,7 @@ def test_a_method_that_needs_a_gradient_is_refused(own: Path, name: str) -> None
 
 @pytest.mark.parametrize("differentiable", [False, True])
 @pytest.mark.parametrize("name", ["score", "Callable", "TwoCalls"])
-def test_functions_and_classes_take_args_and_keep_the_gradient(
-    own: Path, name: str, differentiable: bool
-) -> None:
+def test_functions_and_classes_take_args_and_keep_the_gradient(own, name, differentiable):
     settings = config.PythonConfig(
         path=f"{own}:{name}", args={"factor": 3.0}, differentiable=differentiable, scale=2.0
     )
@@ -178,7 +176,7 @@ def test_functions_and_classes_take_args_and_keep_the_gradient(
 
 
 @pytest.mark.parametrize("body", ["images.detach().mean((1, 2, 3))", "[1.0, 2.0, 3.0]"])
-def test_a_lost_gradient_is_refused(tmp_path: Path, body: str) -> None:
+def test_a_lost_gradient_is_refused(tmp_path, body):
     (tmp_path / "own.py").write_text(f"def score(images, prompts):\n    return {body}\n")
     settings = config.PythonConfig(path=f"{tmp_path}/own.py:score", differentiable=True)
     reward = load_reward(settings)
@@ -195,7 +193,7 @@ def example(name: str) -> Any:
     return module
 
 
-def test_the_black_box_example_scores_the_image_after_jpeg() -> None:
+def test_the_black_box_example_scores_the_image_after_jpeg():
     settings = config.PythonConfig(path=f"{EXAMPLES}/black_box_reward.py:score")
     smooth = F.interpolate(images()[..., :4, :4], size=(64, 64), mode="bicubic").clamp(0, 1)
     prompts = ["a red star on a navy background", "Realistic photo. a blue ring", "a star"]
@@ -211,7 +209,7 @@ def test_the_black_box_example_scores_the_image_after_jpeg() -> None:
     assert (through_jpeg(noise) - noise).abs().mean() > 0.05
 
 
-def test_the_template_is_a_differentiable_reward() -> None:
+def test_the_template_is_a_differentiable_reward():
     path, given = EXAMPLES / "my_reward.py", images().requires_grad_()
     args = {"target": 0.25}
     reward = load_reward(
@@ -278,7 +276,7 @@ def served(*answers: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 @pytest.fixture
-def free_address() -> str:
+def free_address():
     """Where nothing listens."""
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         return f"http://127.0.0.1:{server.server_port}/score"
@@ -289,14 +287,14 @@ def reward_at(url: str, **settings: Any) -> Reward:
 
 
 @pytest.fixture(autouse=True)
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def waits(monkeypatch):
     """Waits are recorded and skipped."""
     waits: list[float] = []
     monkeypatch.setattr(black_box.time, "sleep", waits.append)
     return waits
 
 
-def test_pictures_and_prompts_are_sent_in_batches() -> None:
+def test_pictures_and_prompts_are_sent_in_batches():
     with served(scores) as (url, requests):
         reward = reward_at(url, batch_size=2, scale=2.0)
         found = score(reward)
@@ -308,7 +306,7 @@ def test_pictures_and_prompts_are_sent_in_batches() -> None:
     assert np.abs(picture - images()[1].numpy()).max() <= 0.5 / 255 + 1e-6
 
 
-def test_temporary_failures_are_retried_after_doubling_waits(waits: list[float]) -> None:
+def test_temporary_failures_are_retried_after_doubling_waits(waits):
     with served(failing(503), failing(200, "{", cut=True), failing(429), scores) as (url, requests):
         found = score(reward_at(url, retries=3))
     assert len(found) == 3 and len(requests) == 4 and waits == [1.0, 2.0, 4.0]
@@ -328,14 +326,14 @@ def test_temporary_failures_are_retried_after_doubling_waits(waits: list[float])
         (saying([1.0, float("nan"), 2.0]), r"number 1 is nan: give every image a finite score", 1),
     ],
 )
-def test_unusable_responses_name_the_address(answer: Answer, complaint: str, attempts: int) -> None:
+def test_unusable_responses_name_the_address(answer, complaint, attempts):
     with served(answer) as (url, requests):
         with refused(rf"^reward\.url: {url}.*{complaint}"):
             score(reward_at(url, retries=1))
         assert len(requests) == attempts
 
 
-def test_without_a_server_or_a_timely_response(waits: list[float], free_address: str) -> None:
+def test_without_a_server_or_a_timely_response(waits, free_address):
     with refused(r"connection refused, nothing listens there \(3 attempts\)"):
         score(reward_at(free_address, retries=2))
     assert waits == [1.0, 2.0]
@@ -351,7 +349,7 @@ def test_without_a_server_or_a_timely_response(waits: list[float], free_address:
         slow.set()
 
 
-def test_the_check_requests_one_score_only_if_online(free_address: str) -> None:
+def test_the_check_requests_one_score_only_if_online(free_address):
     settings = config.HttpConfig(url=free_address, retries=0)
     check_reward(settings)
     with refused(r"reward\.members\.0\.reward\.url: .* connection refused"):
@@ -363,7 +361,7 @@ def test_the_check_requests_one_score_only_if_online(free_address: str) -> None:
         check_reward(config.HttpConfig(url="http:///score"))
 
 
-def test_the_example_server_serves_the_reward_of_a_recipe() -> None:
+def test_the_example_server_serves_the_reward_of_a_recipe():
     server = example("reward_server")
     here = load_reward(config.ClipConfig(path="world:reward"))
     with running(server.server_of(server.score_of("world_srpo", "cpu"), 0)) as url:
@@ -373,7 +371,7 @@ def test_the_example_server_serves_the_reward_of_a_recipe() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-def test_the_example_server_serves_a_function_and_reports_errors(tmp_path: Path) -> None:
+def test_the_example_server_serves_a_function_and_reports_errors(tmp_path):
     (tmp_path / "mine.py").write_text(
         "def score(images, prompts):\n    if 'bad' in prompts: raise RuntimeError('no model')\n"
         "    return images.mean((1, 2, 3))\n"
@@ -413,7 +411,7 @@ class TwoRanks:
         return torch.cat([values, other])
 
 
-def test_a_failure_on_one_rank_is_raised_on_all_also_in_a_mixture() -> None:
+def test_a_failure_on_one_rank_is_raised_on_all_also_in_a_mixture():
     fine, broken = (PythonReward(lambda images, prompts, n=n: [1.0] * n) for n in (3, 1))
     pixels = {"name": "pixels", "statistic": "redness"}
     members = [{"label": label, "reward": pixels} for label in ("a", "b")]

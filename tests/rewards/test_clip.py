@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,15 +22,13 @@ IMAGES = images_drawn(2, 48, 40, 1)
 
 
 @pytest.fixture
-def reward(clip_folder: Path) -> ClipReward:
+def reward(clip_folder):
     return ClipReward.load(str(clip_folder))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "length"), [("clip", 16), ("siglip", 12)])
-def test_the_score_is_the_cosine_that_transformers_gives(
-    name: str, length: int, sections: Callable[[str], Any]
-) -> None:
+def test_the_score_is_the_cosine_that_transformers_gives(name, length, sections):
     settings = sections(name)
     reward, model = load_reward(settings), AutoModel.from_pretrained(settings.path)
     tokenizer = AutoTokenizer.from_pretrained(settings.path)
@@ -47,9 +43,7 @@ def test_the_score_is_the_cosine_that_transformers_gives(
     assert torch.allclose(scores_of(reward, IMAGES, PROMPTS), (image * text).sum(-1), atol=1e-5)
 
 
-def test_a_prompt_is_encoded_once_and_the_same_in_any_batch(
-    reward: ClipReward, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prompt_is_encoded_once_and_the_same_in_any_batch(reward, clip_folder, monkeypatch):
     encoded: list[str] = []
     encode = reward._prompts.encode
     monkeypatch.setattr(
@@ -67,7 +61,7 @@ def test_a_prompt_is_encoded_once_and_the_same_in_any_batch(
     assert torch.allclose(fresh.score(features[1:], PROMPTS[1:]), first[1:], atol=1e-6)
 
 
-def test_the_cache_stays_bounded(reward: ClipReward, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_stays_bounded(reward, monkeypatch):
     monkeypatch.setattr(reward._prompts, "limit", 3)
     features = reward.encode(IMAGES)[:1]
     prompts = [f"a {shape}" for shape in ("star", "ring", "circle", "square", "triangle")]
@@ -76,7 +70,7 @@ def test_the_cache_stays_bounded(reward: ClipReward, monkeypatch: pytest.MonkeyP
     assert torch.allclose(reward.score(features, prompts[:1]), first, atol=1e-6)
 
 
-def test_siglip_ignores_case_with_any_tokenizer(siglip_folder: Path, tmp_path: Path) -> None:
+def test_siglip_ignores_case_with_any_tokenizer(siglip_folder, tmp_path):
     copy = Path(shutil.copytree(siglip_folder, tmp_path / "copy"))
     settings = json.loads((copy / "tokenizer_config.json").read_text())
     (copy / "tokenizer_config.json").write_text(json.dumps(settings | {"do_lower_case": False}))

@@ -33,18 +33,15 @@ def differences(file: Path, name: str) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("name", ["plain", "quick", "wide_heads", "custom_text"])
-def test_features_are_those_of_open_clip(name: str) -> None:
+def test_features_are_those_of_open_clip(name):
     assert max(differences(FOLDER / name / "open_clip_model.safetensors", name)) < 1e-5
 
 
-def test_another_activation_or_number_of_heads_gives_other_features(tmp_path: Path) -> None:
+def test_another_activation_or_number_of_heads_gives_other_features(tmp_path):
     model = json.loads((FOLDER / "quick" / "open_clip_config.json").read_text())["model_cfg"]
     file = tmp_path / "w.safetensors"
     file.symlink_to(FOLDER / "quick" / "open_clip_model.safetensors")
-    for change in (
-        {"quick_gelu": False},
-        {"vision_cfg": model["vision_cfg"] | {"head_width": 6}},
-    ):
+    for change in ({"quick_gelu": False}, {"vision_cfg": model["vision_cfg"] | {"head_width": 6}}):
         settings = {"model_cfg": model | change}
         (tmp_path / "open_clip_config.json").write_text(json.dumps(settings))
         assert differences(file, "quick")[0] > 1e-3
@@ -67,7 +64,7 @@ def shapes_of(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     }
 
 
-def test_the_shapes_determine_every_published_size() -> None:
+def test_the_shapes_determine_every_published_size():
     for sizes in PUBLISHED.values():
         vision, text = sizes["vision_cfg"], sizes["text_cfg"]
         activation = "quick_gelu" if sizes["quick_gelu"] else "gelu"
@@ -81,7 +78,7 @@ def test_the_shapes_determine_every_published_size() -> None:
         assert tower.hidden_act == found.text_config.hidden_act == activation
 
 
-def test_hpsv2_needs_no_setting_and_others_require_what_shapes_lack() -> None:
+def test_hpsv2_needs_no_setting_and_others_require_what_shapes_lack():
     file = Path("HPS_v2.1_compressed.pt")
     found = clip_config(shapes_of(PUBLISHED["ViT-H-14"]), file, "reward").vision_config
     assert (found.hidden_act, found.num_attention_heads) == ("gelu", 16)
@@ -96,9 +93,7 @@ def test_hpsv2_needs_no_setting_and_others_require_what_shapes_lack() -> None:
             clip_config(shapes_of(sizes | change), Path("w.pt"), "reward", "gelu")
 
 
-def test_a_reward_of_a_file_scores_as_its_transformers_folder(
-    clip_folder: Path, tmp_path: Path
-) -> None:
+def test_a_reward_of_a_file_scores_as_its_transformers_folder(clip_folder, tmp_path):
     file = write_open_clip(tmp_path, clip_folder, "open_clip_pytorch_model.bin")
     settings = config.ClipConfig(path=str(file), processor=str(clip_folder))
     check_reward(settings)
@@ -107,7 +102,7 @@ def test_a_reward_of_a_file_scores_as_its_transformers_folder(
     assert torch.allclose(*scores, atol=1e-6)
 
 
-def test_half_precision_files_are_read_in_float32(clip_folder: Path, tmp_path: Path) -> None:
+def test_half_precision_files_are_read_in_float32(clip_folder, tmp_path):
     file = write_open_clip(tmp_path, clip_folder)
     halves = {name: tensor.half() for name, tensor in open_clip_weights(clip_folder).items()}
     save_file(halves, tmp_path / "half.safetensors")

@@ -32,7 +32,7 @@ def score_and_gradient(reward: Any, pixels: Tensor, prompt: str) -> tuple[Tensor
 
 
 @pytest.mark.parametrize("name", ["linear", "improved", "v2_5"])
-def test_an_aesthetic_head_on_its_backbone(name: str, sections: Sections, tmp_path: Path) -> None:
+def test_an_aesthetic_head_on_its_backbone(name, sections, tmp_path):
     settings, kept = sections(name), recorded("aesthetic")[1]
     reward = load_reward(settings)
     score, gradient = score_and_gradient(reward, kept["pixels"], "ignored")
@@ -50,7 +50,7 @@ def test_an_aesthetic_head_on_its_backbone(name: str, sections: Sections, tmp_pa
 # --- ImageReward ----------------------------------------------------------------------------------
 
 
-def test_image_reward_tokens_score_and_gradient(sections: Sections) -> None:
+def test_image_reward_tokens_score_and_gradient(sections):
     facts, kept = recorded("image_reward")
     reward: Any = load_reward(sections("image_reward"))
     tokens = reward.model.encode_image(kept["pixels"])
@@ -62,7 +62,7 @@ def test_image_reward_tokens_score_and_gradient(sections: Sections) -> None:
         torch.testing.assert_close(gradient, kept[f"gradient.{number}"], atol=1e-5, rtol=1e-4)
 
 
-def test_image_reward_ignores_the_rest_of_its_file(sections: Sections, tmp_path: Path) -> None:
+def test_image_reward_ignores_the_rest_of_its_file(sections, tmp_path):
     settings, images = sections("image_reward"), images_drawn(2, 32, 32, 1)
     shutil.copytree(Path(settings.path).parent, tmp_path, dirs_exist_ok=True)
     more = {"blip.visual_encoder_m.cls_token": torch.zeros(1), "blip.temp": torch.zeros(())}
@@ -73,9 +73,7 @@ def test_image_reward_ignores_the_rest_of_its_file(sections: Sections, tmp_path:
     assert torch.equal(scores_of(load_reward(copied), images), expected)
 
 
-def test_image_reward_refuses_another_tokenizer(
-    sections: Sections, clip_folder: Path, tmp_path: Path
-) -> None:
+def test_image_reward_refuses_another_tokenizer(sections, clip_folder, tmp_path):
     settings = sections("image_reward")
     reader = Path(shutil.copytree(settings.processor, tmp_path / "bert"))
     (reader / "tokenizer.json").unlink()
@@ -104,7 +102,7 @@ def spelled(ids: Tensor) -> str:
 
 
 @torch.no_grad()
-def test_mps_scores(sections: Sections) -> None:
+def test_mps_scores(sections):
     folder = FIXTURES / "mps"
     file = folder / "mps.safetensors"
     weights, kept = load_file(file), load_file(folder / "answers.safetensors")
@@ -126,7 +124,7 @@ def test_mps_scores(sections: Sections) -> None:
         assert (found - kept["scores"][rows]).abs().max() < 1e-5
 
 
-def test_the_condition_of_mps_selects_prompt_tokens(sections: Sections) -> None:
+def test_the_condition_of_mps_selects_prompt_tokens(sections):
     settings = sections("mps")
     overall: Any = load_reward(settings)
     other: Any = load_reward(settings.model_copy(update={"condition": "ring"}))
@@ -136,14 +134,14 @@ def test_the_condition_of_mps_selects_prompt_tokens(sections: Sections) -> None:
     assert any(not torch.equal(a.selected, b.selected) for a, b in zip(*tokens, strict=True))
 
 
-def test_the_sizes_of_the_cross_model_are_read_from_its_weights() -> None:
+def test_the_sizes_of_the_cross_model_are_read_from_its_weights():
     sizes = {"dim": 12, "layers": 3, "dim_head": 4, "heads": 5, "ff_mult": 2}
     weights = CrossModel(**sizes).state_dict()
     shapes = {f"cross_model.{name}": tuple(tensor.shape) for name, tensor in weights.items()}
     assert sizes_of(shapes, "cross_model.") == sizes
 
 
-def test_products_of_rotary_positions_depend_on_the_distance_only() -> None:
+def test_products_of_rotary_positions_depend_on_the_distance_only():
     generator = torch.Generator().manual_seed(0)
     queries, keys = torch.randn(2, 1, 8, dtype=torch.float64, generator=generator).expand(2, 6, 8)
     products = rotated(queries) @ rotated(keys).T

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +38,7 @@ def eight_bits(images: Tensor) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("resample", [2, 3])
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_as_transformers(
-    name: str, resample: int, sections: Callable[[str], Any], tmp_path: Path
-) -> None:
+def test_as_transformers(name, resample, sections, tmp_path):
     changed = settings_of(Path(sections(name).path)) | {"resample": resample}
     (tmp_path / FILE).write_text(json.dumps(changed))
     ours, processor = Preprocessing.read(tmp_path), PROCESSORS[name].from_pretrained(tmp_path)
@@ -54,7 +51,7 @@ def test_as_transformers(
 
 
 @pytest.mark.parametrize("name", ["linear", "improved", "v2_5", "image_reward"])
-def test_as_torchvision(name: str, sections: Callable[[str], Any]) -> None:
+def test_as_torchvision(name, sections):
     ours = load_reward(sections(name)).preprocessing  # pyright: ignore[reportAttributeAccessIssue]
     mean, std = (torch.tensor(values)[:, None, None] for values in (ours.mean, ours.std))
     for size in [*SIZES, (49, 32), (90, 91), (231, 400)]:
@@ -74,7 +71,7 @@ def cut_square(levels: np.ndarray, squashed: bool, side: int = 32) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1) / 255
 
 
-def test_settings_of_newer_transformers_are_read(clip_folder: Path, tmp_path: Path) -> None:
+def test_settings_of_newer_transformers_are_read(clip_folder, tmp_path):
     (tmp_path / "processor_config.json").write_text(
         json.dumps({"image_processor": settings_of(clip_folder)})
     )
@@ -85,9 +82,7 @@ def test_settings_of_newer_transformers_are_read(clip_folder: Path, tmp_path: Pa
     ("key", "value"),
     [("size", None), ("crop_size", {"shortest_edge": 8}), ("resample", 1), ("image_mean", None)],
 )
-def test_unreadable_settings_name_the_file(
-    clip_folder: Path, tmp_path: Path, key: str, value: object
-) -> None:
+def test_unreadable_settings_name_the_file(clip_folder, tmp_path, key, value):
     settings = settings_of(clip_folder)
     settings.pop(key) if value is None else settings.update({key: value})
     (tmp_path / FILE).write_text(json.dumps(settings))
@@ -107,7 +102,7 @@ clips other overshoot than all Pillows before it, under which the models were ma
 
 
 @pytest.mark.parametrize(("size", "off"), [*VLM_SIZES.items(), ((301, 299), 0)])
-def test_patches_are_the_librarys(size: tuple[int, int], off: int, tmp_path: Path) -> None:
+def test_patches_are_the_librarys(size, off, tmp_path):
     write_reader(tmp_path)
     generator = torch.Generator().manual_seed(1)
     levels = torch.randint(off, 256 - off, (2, 3, *size), generator=generator) / 255
@@ -122,7 +117,7 @@ def test_patches_are_the_librarys(size: tuple[int, int], off: int, tmp_path: Pat
     assert difference.max() < 6e-3 and difference.mean() < 2e-3  # the contract is 2e-2
 
 
-def test_an_image_of_whole_cells_is_only_normalised_and_cut(tmp_path: Path) -> None:
+def test_an_image_of_whole_cells_is_only_normalised_and_cut(tmp_path):
     write_reader(tmp_path)
     images = torch.rand(1, 3, 24, 32)
     mean, std = (torch.tensor(each)[:, None, None] for each in (CLIP_MEAN, CLIP_STD))
@@ -131,7 +126,7 @@ def test_an_image_of_whole_cells_is_only_normalised_and_cut(tmp_path: Path) -> N
     assert torch.allclose(found, first, atol=1e-6)
 
 
-def test_flat_white_has_a_gradient_and_ribbons_are_refused(tmp_path: Path) -> None:
+def test_flat_white_has_a_gradient_and_ribbons_are_refused(tmp_path):
     write_reader(tmp_path)
     pixels, white = VlmPixels.read(tmp_path, "reward.path"), torch.ones(1, 3, 50, 70)
     pixels(white.requires_grad_()).sum().backward()
@@ -140,7 +135,7 @@ def test_flat_white_has_a_gradient_and_ribbons_are_refused(tmp_path: Path) -> No
         pixels(torch.rand(1, 3, 4, 1000))
 
 
-def test_bounds_are_read_in_both_spellings(tmp_path: Path) -> None:
+def test_bounds_are_read_in_both_spellings(tmp_path):
     for bounds in (
         {"min_pixels": 100, "max_pixels": 900},
         {"size": {"shortest_edge": 100, "longest_edge": 900}},

@@ -13,12 +13,7 @@ from torch import Tensor
 from directalign import config
 from directalign.rewards import check_reward, load_reward
 from directalign.rewards.clip import ClipReward
-from directalign.rewards.projection import (
-    Directions,
-    fingerprint,
-    project_out,
-    write_directions,
-)
+from directalign.rewards.projection import Directions, fingerprint, project_out, write_directions
 from rewards.cases import PROMPTS, refused, scores_of
 
 WIDTH = 8
@@ -35,7 +30,7 @@ def random(height: int, width: int, seed: int) -> Tensor:
 
 
 @pytest.fixture
-def model(clip_folder: Path) -> torch.nn.Module:
+def model(clip_folder):
     return ClipReward.load(str(clip_folder)).model
 
 
@@ -43,7 +38,7 @@ Settings = Callable[[Directions | Path | None], config.ClipConfig]
 
 
 @pytest.fixture
-def settings(clip_folder: Path, tmp_path: Path) -> Settings:
+def settings(clip_folder, tmp_path):
     """The tiny CLIP with these directions projected out."""
 
     def make(directions: Directions | Path | None) -> config.ClipConfig:
@@ -55,7 +50,7 @@ def settings(clip_folder: Path, tmp_path: Path) -> Settings:
     return make
 
 
-def test_scores_and_gradients_ignore_the_directions() -> None:
+def test_scores_and_gradients_ignore_the_directions():
     d, features, text = rows(), random(2, WIDTH, 1).requires_grad_(), random(2, WIDTH, 2)
     moved = features + torch.tensor([[3.0, -0.7], [0.2, 11.0]], dtype=torch.float64) @ d
     assert (project_out(features, d) - project_out(moved, d)).abs().max() < 1e-12
@@ -66,7 +61,7 @@ def test_scores_and_gradients_ignore_the_directions() -> None:
     assert torch.allclose(project_out(inside, d), project_out(inside, None), atol=1e-12)
 
 
-def test_without_normalising_last_a_move_would_change_the_score() -> None:
+def test_without_normalising_last_a_move_would_change_the_score():
     d, features = rows(), random(2, WIDTH, 1)
 
     def not_restored(each: Tensor) -> Tensor:
@@ -76,9 +71,7 @@ def test_without_normalising_last_a_move_would_change_the_score() -> None:
     assert (not_restored(features + 3 * d[:1]) - not_restored(features)).abs().max() > 0.05
 
 
-def test_a_loaded_reward_ignores_them_from_the_pixels_on(
-    settings: Settings, model: torch.nn.Module
-) -> None:
+def test_a_loaded_reward_ignores_them_from_the_pixels_on(settings, model):
     d, images = rows().float(), torch.rand(2, 3, 40, 40, requires_grad=True)
     reward = load_reward(settings(Directions(d, fingerprint(model))))
     found, whole = reward.encode(images), load_reward(settings(None)).encode(images)
@@ -88,9 +81,7 @@ def test_a_loaded_reward_ignores_them_from_the_pixels_on(
     assert images.grad is not None and images.grad.abs().max() > 0
 
 
-def test_directions_of_another_reward_are_refused(
-    settings: Settings, model: torch.nn.Module
-) -> None:
+def test_directions_of_another_reward_are_refused(settings, model):
     own = fingerprint(model)
     with torch.no_grad():
         model.text_projection.weight.add_(1)
@@ -122,13 +113,7 @@ FACTS = {"fingerprint": "f"}
         ({}, {}, "not a complete safetensors file"),
     ],
 )
-def test_unusable_files_are_refused(
-    settings: Settings,
-    tmp_path: Path,
-    tensors: dict[str, Tensor] | None,
-    facts: dict[str, str],
-    complaint: str,
-) -> None:
+def test_unusable_files_are_refused(settings, tmp_path, tensors, facts, complaint):
     file = tmp_path / "d.safetensors"
     if tensors:
         save_file(tensors, file, metadata=facts)

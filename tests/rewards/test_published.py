@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ SHAPES = {"weight": (2, 3), "bias": (2,)}
 KEY = "held.path"
 
 
-def test_a_file_differs_from_a_folder_and_a_repository() -> None:
+def test_a_file_differs_from_a_folder_and_a_repository():
     names = ["a.pt", "/x/b.safetensors", "owner/name/c.bin", "d.pth"]
     assert all(map(is_weight_file, names))
     assert not any(map(is_weight_file, ("owner/name", "/x/folder", "world:reward", "v1.5")))
@@ -43,7 +43,7 @@ def test_a_file_differs_from_a_folder_and_a_repository() -> None:
     assert on_the_hub("owner/name/sub/file.pt") == ("owner/name", "sub/file.pt")
 
 
-def test_local_files_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_files_come_first(tmp_path, monkeypatch):
     name = "owner/name/file.safetensors"
     (tmp_path / name).parent.mkdir(parents=True)
     save_file(TENSORS, tmp_path / name)
@@ -65,9 +65,7 @@ WRAPPINGS: list[Callable[[Any], Any]] = [
 
 @pytest.mark.parametrize("wrapped", WRAPPINGS)
 @pytest.mark.parametrize("zipped", [True, False])
-def test_dictionaries_of_trainers_are_removed(
-    tmp_path: Path, wrapped: Callable[[Any], Any], zipped: bool
-) -> None:
+def test_dictionaries_of_trainers_are_removed(tmp_path, wrapped, zipped):
     content = wrapped({f"module.{name}": tensor for name, tensor in TENSORS.items()})
     torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
     found = read_weights(tmp_path / "w.pt", KEY)
@@ -78,7 +76,7 @@ def test_dictionaries_of_trainers_are_removed(
 
 @pytest.mark.parametrize("size", [0, 3, 60, -30])
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "old.pt"])
-def test_a_truncated_file_is_named(tmp_path: Path, name: str, size: int) -> None:
+def test_a_truncated_file_is_named(tmp_path, name, size):
     file = tmp_path / name
     if name == "w.safetensors":
         save_file(TENSORS, file)
@@ -104,7 +102,7 @@ class Harmful:
 @pytest.mark.parametrize("form", ["zip", "old", "pickle", "protocol 4"])
 @pytest.mark.parametrize("suffix", [".pt", ".bin"])
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_a_harmful_file_is_never_run(tmp_path: Path, form: str, suffix: str) -> None:
+def test_a_harmful_file_is_never_run(tmp_path, form, suffix):
     file, traces = tmp_path / f"w{suffix}", tmp_path / "it_ran"
     content = {"state_dict": TENSORS, "more": Harmful(traces)}
     if form in ("zip", "old"):
@@ -120,7 +118,7 @@ def test_a_harmful_file_is_never_run(tmp_path: Path, form: str, suffix: str) -> 
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], {"state_dict": {}}])
-def test_a_file_without_tensors_is_refused(tmp_path: Path, content: object) -> None:
+def test_a_file_without_tensors_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "w.pt")
     with refused(r"w\.pt: holds no tensors by name"):
         read_weights(tmp_path / "w.pt", KEY)
@@ -130,7 +128,7 @@ def test_a_file_without_tensors_is_refused(tmp_path: Path, content: object) -> N
 
 
 @pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def served(tmp_path, monkeypatch):
     """A hub with maker/model, whose sub/file.pt holds tensors."""
     (tmp_path / "made").mkdir()
     written = io.BytesIO()
@@ -147,9 +145,7 @@ FILE, ABSENT = "maker/model/sub/file.pt", "maker/model/absent.pt"
 NO_FILE = r"^held\.path: maker/model/absent\.pt: maker/model has no file absent\.pt"
 
 
-def test_one_file_of_a_repository_is_fetched(
-    served: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_file_of_a_repository_is_fetched(served, tmp_path, monkeypatch):
     check_published(FILE, KEY, online=True)
     check_published(ABSENT, KEY)
     with refused(NO_FILE):
@@ -167,7 +163,7 @@ def test_one_file_of_a_repository_is_fetched(
     assert locate(FILE, KEY) == file  # the copy in the cache
 
 
-def test_a_gated_file_requires_a_login(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gated_file_requires_a_login(served, monkeypatch):
     served.published.gated = True
     with refused(r"held\.path: maker/model: is gated: accept its licence"):
         locate(FILE, KEY)
@@ -177,11 +173,8 @@ def test_a_gated_file_requires_a_login(served: Any, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", ["open_clip", "siglip", "image_reward", "improved", "hpsv3"])
 def test_scores_from_the_hub_are_equal_and_checks_fetch_no_weights(
-    name: str,
-    sections: Callable[[str], Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    name, sections, tmp_path, monkeypatch
+):
     local, moved, images = sections(name), {}, images_drawn(2, 40, 36, 0)
     with hub_stand_in() as served:
         for part in ("path", "processor", "backbone"):
@@ -212,7 +205,7 @@ def only_files(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if (Path(folder) / name).is_dir()]
 
 
-def test_tokenizer_and_image_settings_of_another_folder(clip_folder: Path, tmp_path: Path) -> None:
+def test_tokenizer_and_image_settings_of_another_folder(clip_folder, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).symlink_to(clip_folder / name)
     settings = config.ClipConfig(path=str(tmp_path), processor=str(clip_folder))

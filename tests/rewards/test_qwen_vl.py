@@ -50,12 +50,12 @@ def hps(file: Path = HPSV3 / "HPSv3.safetensors", **more: Any) -> Hpsv3Reward:
 
 
 @pytest.fixture
-def reward(vlm_folder: Path) -> VlmReward:
+def reward(vlm_folder):
     return vlm(vlm_folder)
 
 
 @pytest.fixture
-def copy(vlm_folder: Path, tmp_path: Path) -> Path:
+def copy(vlm_folder, tmp_path):
     return Path(shutil.copytree(vlm_folder, tmp_path / "copy"))
 
 
@@ -63,7 +63,7 @@ def copy(vlm_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", VLMS)
-def test_the_score_is_that_of_the_librarys_model_and_processor(kind: str, tmp_path: Path) -> None:
+def test_the_score_is_that_of_the_librarys_model_and_processor(kind, tmp_path):
     folder = write_vlm(tmp_path / kind, kind)
     reward = vlm(folder)
     questions = [reward.settings.question.replace("{prompt}", prompt) for prompt in PROMPTS]
@@ -77,7 +77,7 @@ def test_the_score_is_that_of_the_librarys_model_and_processor(kind: str, tmp_pa
         assert (found > 0).all() and (found < 1).all()
 
 
-def test_answers_dtype_and_size_are_settings(vlm_folder: Path, reward: VlmReward) -> None:
+def test_answers_dtype_and_size_are_settings(vlm_folder, reward):
     score = scores_of(reward, images(), PROMPTS)
     odds = vlm(vlm_folder, answer="log_odds", scale=2.0)
     half_odds = scores_of(odds, images(), PROMPTS) / 2
@@ -97,7 +97,7 @@ def test_answers_dtype_and_size_are_settings(vlm_folder: Path, reward: VlmReward
     assert tokens == [4, 36]
 
 
-def test_several_phrases_share_one_encoding_of_the_image(reward: VlmReward) -> None:
+def test_several_phrases_share_one_encoding_of_the_image(reward):
     calls: list[int] = []
     reward.model.model.visual.register_forward_pre_hook(lambda *_: calls.append(1))
     features = reward.encode(images())
@@ -109,7 +109,7 @@ def test_several_phrases_share_one_encoding_of_the_image(reward: VlmReward) -> N
 
 
 @pytest.mark.parametrize("layout", ["older", "newer"])
-def test_both_published_layouts_load(layout: str, copy: Path, reward: VlmReward) -> None:
+def test_both_published_layouts_load(layout, copy, reward):
     weights = load_file(copy / "model.safetensors")
     save_file(renamed(weights, layout), copy / "model.safetensors", metadata={"format": "pt"})
     expected = scores_of(reward, images(), PROMPTS)
@@ -130,13 +130,13 @@ def renamed(weights: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
     return names
 
 
-def test_the_tokenizers_own_template_is_the_default(copy: Path, reward: VlmReward) -> None:
+def test_the_tokenizers_own_template_is_the_default(copy, reward):
     (copy / "chat_template.json").unlink()
     (copy / "chat_template.jinja").write_text(TEMPLATE)
     assert vlm(copy).chat.render("a red star") == reward.chat.render("a red star")
 
 
-def test_a_prompt_must_not_hold_the_image_token(reward: VlmReward) -> None:
+def test_a_prompt_must_not_hold_the_image_token(reward):
     with refused(r"holds <\|image_pad\|>"):
         scores_of(reward, images(), ["<|image_pad|>", "a red star"])
 
@@ -145,12 +145,12 @@ def test_a_prompt_must_not_hold_the_image_token(reward: VlmReward) -> None:
 
 
 @pytest.fixture(scope="module")
-def hps_reward() -> Hpsv3Reward:
+def hps_reward():
     return hps()
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file(tmp_path):
     """The file of weights in a folder of its own."""
     return Path(shutil.copy(HPSV3 / "HPSv3.safetensors", tmp_path))
 
@@ -169,7 +169,7 @@ def block(levels: Tensor, side: int) -> Tensor:
     return levels.repeat_interleave(side, 0).repeat_interleave(side, 1)
 
 
-def test_hpsv3_scores_are_the_means_of_the_original(hps_reward: Hpsv3Reward) -> None:
+def test_hpsv3_scores_are_the_means_of_the_original(hps_reward):
     given, prompts, answers = recorded()
     exact = scores_of(hps_reward, torch.stack(given[:2]), prompts)
     assert torch.allclose(exact, answers[:2, 0], rtol=1e-5, atol=1e-5)
@@ -178,9 +178,7 @@ def test_hpsv3_scores_are_the_means_of_the_original(hps_reward: Hpsv3Reward) -> 
         assert found.item() == pytest.approx(answers[number, 0].item(), abs=0.05)
 
 
-def test_hpsv3_needs_plain_positions_and_its_exact_question(
-    hps_reward: Hpsv3Reward, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hpsv3_needs_plain_positions_and_its_exact_question(hps_reward, monkeypatch):
     given, prompts, answers = recorded()
     features = hps_reward.encode(given[0][None])
 
@@ -194,22 +192,20 @@ def test_hpsv3_needs_plain_positions_and_its_exact_question(
     assert error() > 1e-4
 
 
-def test_every_image_has_about_256_tokens(hps_reward: Hpsv3Reward) -> None:
+def test_every_image_has_about_256_tokens(hps_reward):
     sizes = (448, 448), (720, 720), (64, 64), (300, 500), (100, 120)
     counts = [hps_reward.encode(torch.rand(1, 3, *size)).tokens.shape[1] for size in sizes]
     assert counts[:3] == [256] * 3 and all(220 < count < 300 for count in counts)
 
 
-def test_hpsv3_in_bfloat16_has_a_float32_head() -> None:
+def test_hpsv3_in_bfloat16_has_a_float32_head():
     half = hps(dtype="bfloat16")
     assert half.model.dtype == torch.bfloat16 and half.head[0].weight.dtype == torch.float32
     assert scores_of(half, torch.rand(1, 3, 50, 90), PROMPTS).dtype == torch.float32
 
 
 @pytest.mark.parametrize("layout", ["older", "newer"])
-def test_hpsv3_in_both_layouts_without_the_language_head(
-    layout: str, file: Path, hps_reward: Hpsv3Reward
-) -> None:
+def test_hpsv3_in_both_layouts_without_the_language_head(layout, file, hps_reward):
     weights = renamed(load_file(file), layout)
     del weights["lm_head.weight"]
     save_file(weights, file)
@@ -218,7 +214,7 @@ def test_hpsv3_in_both_layouts_without_the_language_head(
     assert torch.equal(scores_of(other, x, PROMPTS), scores_of(hps_reward, x, PROMPTS))
 
 
-def test_text_after_the_reward_token_changes_nothing(hps_reward: Hpsv3Reward) -> None:
+def test_text_after_the_reward_token_changes_nothing(hps_reward):
     features, text = hps_reward.encode(recorded()[0][0][None]), ["before <|Reward|> and a tail"]
     short = hps_reward.chat.tokenize(text, 256)
     whole = hpsv3.Chat(hps_reward.chat.tokenizer, hps_reward.chat.template).tokenize(text, 256)

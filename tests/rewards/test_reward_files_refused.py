@@ -275,14 +275,7 @@ CHECKED = FOLDERS + OPEN_CLIP_ROWS + IMAGE_REWARD + AESTHETIC + MPS + QWEN_VL + 
     ("name", "damage", "complaint", "checked"),
     [(*row, True) for row in CHECKED] + [(*row, False) for row in LOAD_ONLY],
 )
-def test_refused_in_one_line(
-    name: str,
-    damage: Damage,
-    complaint: str,
-    checked: bool,
-    sections: Callable[[str], Any],
-    tmp_path: Path,
-) -> None:
+def test_refused_in_one_line(name, damage, complaint, checked, sections, tmp_path):
     settings = sections(name)
     named = {part: getattr(settings, part, None) for part in ("path", "processor", "backbone")}
     paths = {part: Path(path) for part, path in named.items() if path}

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 import yaml
@@ -30,7 +27,7 @@ RECIPE = "world_srpo"
         ("redness", 0.6, [1.0, -0.5, -0.5]),
     ],
 )
-def test_statistics_of_a_solid_color(statistic: str, value: float, gradient: list[float]) -> None:
+def test_statistics_of_a_solid_color(statistic, value, gradient):
     reward = load_reward(config.PixelStatisticsConfig(statistic=statistic, scale=3.0))
     color = torch.tensor([[0.9, 0.2, 0.4]]).requires_grad_()
     score = reward.score(reward.encode(color[..., None, None].expand(1, 3, 4, 4)), ["ignored"])
@@ -40,14 +37,14 @@ def test_statistics_of_a_solid_color(statistic: str, value: float, gradient: lis
 
 
 @pytest.mark.parametrize("form", ["relative", "anchored"])
-def test_a_reward_without_a_text_side_has_no_relative_form(form: str) -> None:
+def test_a_reward_without_a_text_side_has_no_relative_form(form):
     with refused(rf"reward\.name pixels .* method\.form {form}"):
         require_prompt_reader(PixelReward("brightness"), form)
     require_prompt_reader(PixelReward("brightness"), "absolute")
     require_prompt_reader(ClipReward.load("world:reward"), form)
 
 
-def test_every_reward_of_the_schema_is_registered_and_has_its_own_class() -> None:
+def test_every_reward_of_the_schema_is_registered_and_has_its_own_class():
     names = {each.model_fields["name"].default for each in _reward_classes()} | {"mix"}
     assert names == set(REWARDS)
     for name in names:
@@ -64,11 +61,11 @@ def test_every_reward_of_the_schema_is_registered_and_has_its_own_class() -> Non
         (config.PixelStatisticsConfig(statistic="redness"), {}),
     ],
 )
-def test_a_reward_names_the_files_it_needs(settings: Any, files: dict[str, str]) -> None:
+def test_a_reward_names_the_files_it_needs(settings, files):
     assert reward_class(settings.name).files(settings) == files
 
 
-def test_a_reward_is_named_by_its_path_or_by_a_recipe(tmp_path: Path) -> None:
+def test_a_reward_is_named_by_its_path_or_by_a_recipe(tmp_path):
     assert reward_settings("world:reward").name == "clip"
     assert recipe_words("world:reward").positive == []
     assert reward_settings(RECIPE).path == "world:reward"
@@ -77,7 +74,7 @@ def test_a_reward_is_named_by_its_path_or_by_a_recipe(tmp_path: Path) -> None:
     assert reward_settings(str(tmp_path)).name == "siglip"
 
 
-def test_other_folders_and_mixtures_have_no_name(tmp_path: Path) -> None:
+def test_other_folders_and_mixtures_have_no_name(tmp_path):
     with refused(r"no config\.json there"):
         reward_settings(str(tmp_path))
     for content, complaint in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,12 @@ RECIPE = "world_srpo"
 
 
 @pytest.fixture(scope="module")
-def reward(clip_folder: Path) -> ClipReward:
+def reward(clip_folder):
     return ClipReward.load(str(clip_folder))
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file(tmp_path):
     return tmp_path / "photo.safetensors"
 
 
@@ -52,9 +51,7 @@ def before(phrase: object) -> list[str]:
     ("name", "words"),
     [("clip", "Realistic photo"), ("siglip", "a star"), ("image_reward", "realistic photo")],
 )
-def test_the_vectors_of_words_are_those_words(
-    name: str, words: str, sections: Callable[[str], Any], file: Path
-) -> None:
+def test_the_vectors_of_words_are_those_words(name, words, sections, file):
     reward: Any = load_reward(sections(name))
     save(reward, reward.soft_prompts.embedding_of(words), file)
     features = reward.encode(images_drawn(2, 32, 32, 1))
@@ -67,7 +64,7 @@ def test_the_vectors_of_words_are_those_words(
     torch.testing.assert_close(mixed, torch.stack([as_words[0], bare[1]]), atol=1e-6, rtol=1e-6)
 
 
-def test_a_file_is_read_once(reward: ClipReward, file: Path) -> None:
+def test_a_file_is_read_once(reward, file):
     save(reward, torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), file)
     features = reward.encode(images_drawn(2, 32, 32, 1))
     first = reward.score(features, before(file))
@@ -77,7 +74,7 @@ def test_a_file_is_read_once(reward: ClipReward, file: Path) -> None:
     assert not reward.soft_prompts.table._forward_hooks
 
 
-def test_a_long_prompt_is_cut_and_not_the_tokens(reward: ClipReward, tmp_path: Path) -> None:
+def test_a_long_prompt_is_cut_and_not_the_tokens(reward, tmp_path):
     long = "a red star on a navy background " * 9
     photo, other = tmp_path / "long.safetensors", tmp_path / "other.safetensors"
     words = "Realistic photo " * 4  # the longest allowed: half of what the text tower reads
@@ -87,7 +84,7 @@ def test_a_long_prompt_is_cut_and_not_the_tokens(reward: ClipReward, tmp_path: P
     assert torch.equal(texts[0], texts[1]) and not torch.equal(texts[0], texts[2])
 
 
-def test_the_gradient_of_the_tokens(clip_folder: Path) -> None:
+def test_the_gradient_of_the_tokens(clip_folder):
     reward = ClipReward.load(str(clip_folder))
     reward.model.double()
     tokens = reward.soft_prompts.embedding_of("Realistic photo").requires_grad_()
@@ -101,14 +98,14 @@ def test_the_gradient_of_the_tokens(clip_folder: Path) -> None:
     assert all(parameter.grad is None for parameter in reward.model.parameters())
 
 
-def test_prompts_with_and_without_a_file() -> None:
+def test_prompts_with_and_without_a_file():
     assert split("dir/a b.safetensors. a red. star") == ("dir/a b.safetensors", "a red. star")
     assert split("Realistic photo. a red star") == (None, "Realistic photo. a red star")
     assert split("a.safetensors. b.safetensors. c") == ("a.safetensors", "b.safetensors. c")
     assert is_tokens_file("a.safetensors") and not is_tokens_file("a photo of a.safetensors file")
 
 
-def test_a_fingerprint_identifies_its_table_in_any_dtype() -> None:
+def test_a_fingerprint_identifies_its_table_in_any_dtype():
     table = torch.randn(300, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert fingerprint(table) == fingerprint(table.float()) == fingerprint(table.double())
     changed = table.float().clone()
@@ -133,8 +130,8 @@ UNUSABLE: list[tuple[dict[str, Any] | None, str]] = [
 
 @pytest.mark.parametrize(("given", "complaint"), UNUSABLE)
 def test_unusable_files_are_refused_by_the_check_and_the_reward(
-    given: dict[str, Any], complaint: str, reward: ClipReward, clip_folder: Path, file: Path
-) -> None:
+    given, complaint, reward, clip_folder, file
+):
     if "made" in given:
         write_tokens(file, replace(reward.soft_prompts.made(ONES, "by a test"), **given["made"]))
     elif "content" in given:
@@ -147,14 +144,14 @@ def test_unusable_files_are_refused_by_the_check_and_the_reward(
         reward.encode_text([f"{file}. a star"])
 
 
-def test_without_the_weights_only_kind_and_file_are_checked(file: Path) -> None:
+def test_without_the_weights_only_kind_and_file_are_checked(file):
     write_tokens(file, ControlTokens(torch.ones(2, 24), "clip", "0" * 16, "table", "by a test"))
     check_phrases([str(file)], "clip", None, "words")
     with refused("fitted to a reward of kind clip, and this is siglip"):
         check_phrases([str(file)], "siglip", None, "words")
 
 
-def test_the_check_of_a_recipe_finds_them(file: Path, reward: ClipReward) -> None:
+def test_the_check_of_a_recipe_finds_them(file, reward):
     save(reward, ONES, file)
     phrases = f"{{positive: [{file}], negative: [Anime]}}"
     with refused(r"method\.control_phrases\.positive: .*16 numbers a token, this one has 64"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ COST |= {"ratio": 0.251, "ratio_low": 0.2, "ratio_high": 0.3, "pairs": 8}
 
 
 @pytest.fixture
-def numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def numbers(tmp_path, monkeypatch):
     """The script, on a repository of its own with one recorded study."""
     monkeypatch.setattr(write_numbers, "ROOT", tmp_path)
     for folder in ("benchmarks/results/studies", "docs/findings", "docs/img/studies"):
@@ -42,7 +41,7 @@ def end(photo: float, drift: float, seconds: float = 12.4) -> dict[str, Any]:
     return {**found, "color_drift": drift, "reward": 0.5, "align_seconds": seconds}
 
 
-def test_records_become_tables() -> None:
+def test_records_become_tables():
     ends = {"base": end(0.1, 0.07, 0.0), "srpo": end(0.9, 0.0456), "direct_align": end(0.4, 0.3)}
     ends |= {"srpo_long": end(0.92, 0.05), "official_long": end(0.9, 0.1)}
     matched = {"photo_rate": 0.4, "srpo": 0.03, "direct_align": 0.3, "ratio": 0.1}
@@ -63,7 +62,7 @@ def test_records_become_tables() -> None:
     assert lines[2:] == ["| 25 | 1.00 s | 0.25 s | 0.25 (0.20-0.30) |", "", MACHINE]
 
 
-def test_blocks_are_written_and_the_rest_stays(numbers: ModuleType) -> None:
+def test_blocks_are_written_and_the_rest_stays(numbers):
     record = json.dumps({"rows": [COST], **FACTS})
     (numbers.ROOT / "benchmarks/results/offline_cost.json").write_text(record)
     head, page = numbers.ROOT / "README.md", numbers.ROOT / "docs/findings/learning_rates.md"
@@ -92,14 +91,12 @@ def test_blocks_are_written_and_the_rest_stays(numbers: ModuleType) -> None:
         ("table1.matched_reward", r"table1\.jsonl: no such file of results"),
     ],
 )
-def test_an_unknown_block_is_named(numbers: ModuleType, name: str, message: str) -> None:
+def test_an_unknown_block_is_named(numbers, name, message):
     with pytest.raises(DirectAlignError, match=message):
         numbers.filled(f"<!-- numbers: {name} -->\n<!-- /numbers -->")
 
 
-def test_a_finished_study_is_recorded_and_a_quick_one_is_not(
-    numbers: ModuleType, tmp_path: Path
-) -> None:
+def test_a_finished_study_is_recorded_and_a_quick_one_is_not(numbers, tmp_path):
     folder, figures, kept = tmp_path / "study", tmp_path / "docs/img/studies", tmp_path / RATES
     folder.mkdir()
     for name in ("learning_rates_former.png", "table1_trails.png"):
@@ -118,7 +115,7 @@ def test_a_finished_study_is_recorded_and_a_quick_one_is_not(
     assert kept.read_text() == (folder / "results.jsonl").read_text()
 
 
-def test_the_documents_hold_what_was_recorded() -> None:
+def test_the_documents_hold_what_was_recorded():
     texts = [file.read_text(encoding="utf-8") for file in write_numbers.documents()]
     assert sum(len(write_numbers.BLOCK.findall(text)) for text in texts) >= 6
     write_numbers.main(["--check"])

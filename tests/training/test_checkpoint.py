@@ -23,7 +23,7 @@ WEIGHTS = "lora.safetensors"
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory):
     """A run of six steps with checkpoints at 2, 4 and 6."""
     folder = tmp_path_factory.mktemp("finished")
     stubs.start(stubs.make_run(folder / "prompts.txt", ema_decay=0.9), folder / "out")
@@ -31,7 +31,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def out(finished: Path, tmp_path: Path) -> Path:
+def out(finished, tmp_path):
     return Path(shutil.copytree(finished, tmp_path / "out"))
 
 
@@ -48,16 +48,14 @@ def names(out: Path) -> list[str]:
     return [path.name for path in checkpoint.all_of(out / "checkpoints")]
 
 
-def test_length_logging_and_number_of_checkpoints_may_change(out: Path) -> None:
+def test_length_logging_and_number_of_checkpoints_may_change(out):
     resume(out, num_steps=8, save_every=3, keep_checkpoints=5, sample_every=4)
     assert names(out) == ["step-000002", "step-000004", "step-000006", "step-000008"]
     resume(out, num_steps=11, keep_checkpoints=2)
     assert names(out) == ["step-000010", "step-000011"]
 
 
-def test_a_crash_before_the_rename_leaves_earlier_checkpoints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_before_the_rename_leaves_earlier_checkpoints(tmp_path, monkeypatch):
     run, real = stubs.make_run(tmp_path / "prompts.txt"), atomic.publish
 
     def crash(target: Path, files: Mapping[str, Any]) -> None:
@@ -76,9 +74,7 @@ def test_a_crash_before_the_rename_leaves_earlier_checkpoints(
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "rank-0.pt", "manifest.json"])
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
-    out: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(out, name, capsys):
     file = out / "checkpoints" / "step-000006" / name
     file.write_bytes(file.read_bytes()[:-7])
     wanted = (out / WEIGHTS).read_bytes()
@@ -89,7 +85,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
     assert atomic.damage(out / "checkpoints" / "step-000006") is None
 
 
-def test_kinds_of_damage(out: Path) -> None:
+def test_kinds_of_damage(out):
     folder = out / "checkpoints" / "step-000006"
     assert atomic.damage(folder) is None
     content = bytearray((folder / "optimizer.pt").read_bytes())
@@ -102,7 +98,7 @@ def test_kinds_of_damage(out: Path) -> None:
     assert atomic.damage(folder) == "manifest.json is missing"
 
 
-def test_when_all_are_damaged_it_is_an_error(out: Path) -> None:
+def test_when_all_are_damaged_it_is_an_error(out):
     for path in checkpoint.all_of(out / "checkpoints"):
         (path / "weights.safetensors").unlink()
     message = r"no checkpoint can be used: .*step-000006 \(weights\.safetensors is missing\); .*2"
@@ -125,7 +121,7 @@ def test_when_all_are_damaged_it_is_an_error(out: Path) -> None:
         ),
     ],
 )
-def test_another_recipe_is_refused(out: Path, train: dict[str, Any], message: str) -> None:
+def test_another_recipe_is_refused(out, train, message):
     before = (out / "metrics.jsonl").read_text()
     with pytest.raises(DirectAlignError, match=message):
         resume(out, **train)
@@ -140,9 +136,7 @@ def test_another_recipe_is_refused(out: Path, train: dict[str, Any], message: st
         ({"format": 1}, r"written by directalign .* in another format"),
     ],
 )
-def test_another_architecture_data_set_or_format_is_refused(
-    out: Path, change: dict[str, Any], message: str
-) -> None:
+def test_another_architecture_data_set_or_format_is_refused(out, change, message):
     path = out / "checkpoints" / "step-000006"
     record = checkpoint.read_record(path)
     record |= {"data": {**record["data"], **change}} if "fingerprint" in change else change
@@ -154,7 +148,7 @@ def test_another_architecture_data_set_or_format_is_refused(
         resume(out)
 
 
-def test_the_layout_of_one_global_batch_may_change(out: Path) -> None:
+def test_the_layout_of_one_global_batch_may_change(out):
     wanted = (out / WEIGHTS).read_bytes()
     resume(out, batch_size=1, gradient_accumulation_steps=2, parallel="data")
     resume(out, batch_size=1, global_batch_size=2)
@@ -165,9 +159,7 @@ def test_the_layout_of_one_global_batch_may_change(out: Path) -> None:
     "error",
     [OSError(errno.ENOSPC, "No space left"), RuntimeError("failed: No space left on device")],
 )
-def test_a_full_disk_is_one_line_and_earlier_checkpoints_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_a_full_disk_is_one_line_and_earlier_checkpoints_stay(tmp_path, monkeypatch, error):
     real = torch.save
 
     def full(value: Any, file: Path) -> None:

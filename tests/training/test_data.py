@@ -38,7 +38,7 @@ def open_stub(run: config.RunConfig, rank: int = 0, size: int = 1) -> TrainData:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> config.RunConfig:
+def run(tmp_path):
     """Two images for the first two steps, prompts afterwards; a third image is empty."""
     images = tmp_path / "images"
     for index in range(2):
@@ -50,7 +50,7 @@ def run(tmp_path: Path) -> config.RunConfig:
 
 
 @pytest.fixture
-def shaped(tmp_path: Path) -> config.RunConfig:
+def shaped(tmp_path):
     """Four square and four tall images in buckets for 8 steps of 4, then prompts in three sizes."""
     images = tmp_path / "images"
     for index in range(8):
@@ -63,7 +63,7 @@ def shaped(tmp_path: Path) -> config.RunConfig:
     return with_data(run, images=str(images), prompts=prompts, offline_steps=8, buckets=buckets)
 
 
-def test_images_come_first_then_prompts(run: config.RunConfig) -> None:
+def test_images_come_first_then_prompts(run):
     data = open_stub(run)
     offline, online = data.batches(1), data.batches(2)
     assert [(batch.step, batch.offset, batch.global_size) for batch in offline] == [
@@ -78,7 +78,7 @@ def test_images_come_first_then_prompts(run: config.RunConfig) -> None:
     assert len(data.skipped) == 1 and "2.png" in data.skipped[0]
 
 
-def test_the_fingerprint_depends_on_prompts_captions_and_names(run: config.RunConfig) -> None:
+def test_the_fingerprint_depends_on_prompts_captions_and_names(run):
     data = open_stub(run)
     assert data.prompts is not None and data.images is not None
     fewer = replace(data.prompts, prompts=data.prompts.prompts[1:])
@@ -117,7 +117,7 @@ def joined(batches: list[Batch]) -> tuple[object, ...]:
     return first.step, prompts, pixels, first.image_size, first.global_size
 
 
-def test_a_step_has_one_bucket_or_one_size(shaped: config.RunConfig) -> None:
+def test_a_step_has_one_bucket_or_one_size(shaped):
     seen = steps(shaped, range(14))
     for step, batches in enumerate(seen):
         assert len({batch.image_size for batch in batches}) == 1
@@ -135,23 +135,21 @@ def test_a_step_has_one_bucket_or_one_size(shaped: config.RunConfig) -> None:
 
 
 @pytest.mark.parametrize(("size", "batch_size"), [(1, 4), (2, 1), (2, 2)])
-def test_a_step_is_the_same_for_any_batch_layout(
-    shaped: config.RunConfig, size: int, batch_size: int
-) -> None:
+def test_a_step_is_the_same_for_any_batch_layout(shaped, size, batch_size):
     found = steps(shaped, range(4, 12), size, batch_size)
     assert list(map(joined, found)) == list(map(joined, steps(shaped, range(4, 12))))
     offsets = [batch.offset for batch in found[0]]
     assert offsets == list(range(0, 4, batch_size)) and found[0][0].global_size == 4
 
 
-def test_data_opened_again_continue_exactly(shaped: config.RunConfig) -> None:
+def test_data_opened_again_continue_exactly(shaped):
     whole = list(map(joined, steps(shaped, range(14))))
     assert list(map(joined, steps(shaped, range(5)) + steps(shaped, range(5, 14)))) == whole
     other = shaped.model_copy(update={"seed": shaped.seed + 1})
     assert list(map(joined, steps(other, range(14)))) != whole
 
 
-def test_a_bucket_too_small_for_a_step_is_refused(shaped: config.RunConfig) -> None:
+def test_a_bucket_too_small_for_a_step_is_refused(shaped):
     train = shaped.train.model_copy(update={"global_batch_size": 6})
     message = r"data\.buckets: \[16, 16\] has 4, \[24, 8\] has 4 images, and an? .* takes 6"
     with pytest.raises(DirectAlignError, match=message):
@@ -168,9 +166,7 @@ class MultipleOf16(stubs.StubModel):
 @pytest.mark.parametrize(
     ("buckets", "message"), [(True, "data.buckets: [24, 8]"), (False, "rollout.sizes: [8, 8]")]
 )
-def test_a_size_that_the_model_does_not_support_is_named_with_its_key(
-    shaped: config.RunConfig, buckets: bool, message: str
-) -> None:
+def test_a_size_that_the_model_does_not_support_is_named_with_its_key(shaped, buckets, message):
     data = shaped.data if buckets else shaped.data.model_copy(update={"buckets": None})
     with pytest.raises(DirectAlignError) as raised:
         open_data(shaped.model_copy(update={"data": data}), MultipleOf16(), TorchProcessGroup())

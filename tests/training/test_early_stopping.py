@@ -62,7 +62,7 @@ def spread(name: str, mean: float, half: float, count: int = 100) -> dict[str, l
         ({"tint": math.nan}, math.inf),
     ],
 )
-def test_the_used_share_counts_what_is_worse(moved: dict[str, float], share: float) -> None:
+def test_the_used_share_counts_what_is_worse(moved, share):
     given = rules(max_degradation={"content": 0.05, "tint": 0.05, "light": 0.2})
     found = evaluations(given, [record(0), record(10, **moved)])
     assert found[-1].degradation == pytest.approx(share)
@@ -91,14 +91,12 @@ TWICE = {**LIMIT, "degradation_patience": 2}
         ({"score_patience": 2}, {"score": [0.7, 0.8, 0.75, 0.81, 0.78]}, None),
     ],
 )
-def test_when_a_run_stops(
-    settings: dict[str, Any], metrics: dict[str, Any], wanted: str | None
-) -> None:
+def test_when_a_run_stops(settings, metrics, wanted):
     stop = verdict(rules(**settings), course(**metrics)).stop
     assert stop is None if wanted is None else wanted in str(stop)
 
 
-def test_a_fall_of_the_score_within_its_noise_is_none() -> None:
+def test_a_fall_of_the_score_within_its_noise_is_none():
     def records(last: float) -> list[dict[str, Any]]:
         peak = record(10, score=0.8, each=spread("score", 0.8, 0.1, 50))
         later = {"score": last, "each": {"score": [last] * 50}}
@@ -130,13 +128,11 @@ def test_a_fall_of_the_score_within_its_noise_is_none() -> None:
         ),
     ],
 )
-def test_which_weights_are_best(
-    settings: dict[str, Any], metrics: dict[str, Any], lost: Any, step: int | None
-) -> None:
+def test_which_weights_are_best(settings, metrics, lost, step):
     assert best(rules(**settings), course(**metrics), list(lost)) == step
 
 
-def test_of_equals_within_the_noise_the_less_degraded_is_best() -> None:
+def test_of_equals_within_the_noise_the_less_degraded_is_best():
     given = rules(max_degradation={"tint": 0.1})
     noisy = [
         record(0, 0.1, each=spread("judge", 0.1, 0.3)),
@@ -152,7 +148,7 @@ def test_of_equals_within_the_noise_the_less_degraded_is_best() -> None:
     assert best(given, without_samples) == 10  # every difference counts
 
 
-def test_the_best_does_not_decline_step_by_step() -> None:
+def test_the_best_does_not_decline_step_by_step():
     """Each is within the noise of the one before, the last is not within that of the highest."""
     records = [record(0, 0.1)]
     for place, judge in enumerate((0.9, 0.88, 0.86, 0.84, 0.8)):
@@ -164,14 +160,14 @@ def test_the_best_does_not_decline_step_by_step() -> None:
 # --- records --------------------------------------------------------------------------------------
 
 
-def test_later_records_do_not_change_earlier_decisions() -> None:
+def test_later_records_do_not_change_earlier_decisions():
     records = course(judge=[0.1, 0.5, 0.8, 0.6], score=[0.7, 0.8, 0.75, 0.9])
     given, fallen = rules(score_patience=9), [False, False, True, False]
     assert [each.fallen for each in evaluations(given, records)] == fallen
     assert [evaluations(given, records[: n + 1])[-1].fallen for n in range(4)] == fallen
 
 
-def test_the_decision_is_the_same_from_the_file() -> None:
+def test_the_decision_is_the_same_from_the_file():
     given = rules(max_degradation={"tint": 0.05}, patience=2, score_patience=2)
     records = [
         record(step, 0.1 + step / 97, tint=step / 1003, each=spread("judge", step / 7, 0.123456))
@@ -194,9 +190,7 @@ def test_the_decision_is_the_same_from_the_file() -> None:
         ),
     ],
 )
-def test_records_without_a_reference_are_refused(
-    settings: dict[str, Any], records: Any, message: str
-) -> None:
+def test_records_without_a_reference_are_refused(settings, records, message):
     with pytest.raises(DirectAlignError, match=message):
         verdict(rules(**settings), records)
 
@@ -224,7 +218,7 @@ def recipe(
     return config.RunConfig.model_validate(given)
 
 
-def test_the_metric_is_the_best_that_is_measured() -> None:
+def test_the_metric_is_the_best_that_is_measured():
     assert judge_of(recipe(judge="world", **HELD_OUT)) == "photo_rate"
     assert judge_of(recipe(**HELD_OUT)) == "held_out_second"
     assert judge_of(recipe()) == score_of(recipe()) == "score_pos"
@@ -233,7 +227,7 @@ def test_the_metric_is_the_best_that_is_measured() -> None:
     assert judge_of(named) == "score_pos"
 
 
-def test_every_metric_has_a_direction() -> None:
+def test_every_metric_has_a_direction():
     run = recipe(judge="world", control_prompts="world", diversity_prompts=2, **HELD_OUT)
     better = {"content": 1, "color_drift": -1, "brightness": 0, "score_neg": 0, "diversity": 1}
     better |= {"held_out_second": 1, "off_topic_content": 1, "off_topic_reward": 0}
@@ -252,12 +246,12 @@ def test_every_metric_has_a_direction() -> None:
         ({"metric_for_best": "color_drift"}, r"higher is not better for color_drift; name one of"),
     ],
 )
-def test_metrics_that_do_not_fit_are_refused(stop: dict[str, Any], message: str) -> None:
+def test_metrics_that_do_not_fit_are_refused(stop, message):
     with pytest.raises(DirectAlignError, match=message):
         check_early_stopping(recipe(judge="world", stop=stop))
 
 
-def test_preflight_lists_the_rules() -> None:
+def test_preflight_lists_the_rules():
     limits = {"content": 0.03, "color_drift": 0.05, "brightness": 0.2}
     stop = {"max_degradation": limits, "patience": 1, "score_patience": 3}
     (_, text), (_, exported) = check_early_stopping(recipe(judge="world", stop=stop))
@@ -268,7 +262,7 @@ def test_preflight_lists_the_rules() -> None:
     assert check_early_stopping(load_run("world_stopping", ["early_stopping=null"])) == []
 
 
-def test_preflight_warns_of_patience_beyond_the_run_and_of_no_budget() -> None:
+def test_preflight_warns_of_patience_beyond_the_run_and_of_no_budget():
     limited = {"max_degradation": {"reward": 1}, "patience": 3}
     assert early_stopping_warnings(recipe(stop=limited)) == []
     late, unlimited = early_stopping_warnings(recipe(stop={"patience": 10}))

@@ -83,7 +83,7 @@ def results(out: Path) -> tuple[bytes, list[dict[str, Any]], Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory):
     """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     start(make_run(folder, save_every=1), folder / "out")
@@ -91,9 +91,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("ema", [None, 0.5])
-def test_a_run_stops_and_exports_its_best_weights(
-    tmp_path: Path, ema: float | None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_stops_and_exports_its_best_weights(tmp_path, ema, capsys):
     run, out = make_run(tmp_path, ema_decay=ema), tmp_path / "out"
     start(run, out)
     (stopped,), (exported,) = event(out, "stop"), event(out, "kept")
@@ -121,9 +119,7 @@ def test_a_run_stops_and_exports_its_best_weights(
     assert "to continue, change early_stopping and use --resume" in capsys.readouterr().out
 
 
-def test_the_base_model_is_exported_if_nothing_was_better(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_base_model_is_exported_if_nothing_was_better(tmp_path, capsys):
     out = tmp_path / "out"
     start(make_run(tmp_path), out, peak=-0.5)
     assert event(out, "kept")[0]["step"] == 0
@@ -135,7 +131,7 @@ def test_the_base_model_is_exported_if_nothing_was_better(
 
 
 @pytest.mark.parametrize("stop", [0, 5])
-def test_a_signal_changes_nothing(tmp_path: Path, stop: int) -> None:
+def test_a_signal_changes_nothing(tmp_path, stop):
     run = make_run(tmp_path, ema_decay=0.5)
     start(run, tmp_path / "whole")
     with pytest.raises(Interrupted):
@@ -144,7 +140,7 @@ def test_a_signal_changes_nothing(tmp_path: Path, stop: int) -> None:
     assert results(tmp_path / "broken") == results(tmp_path / "whole")
 
 
-def test_a_killed_run_stops_at_the_same_step(tmp_path: Path) -> None:
+def test_a_killed_run_stops_at_the_same_step(tmp_path):
     run = make_run(tmp_path, save_every=2, tune="lora")
     for out in launching.kill_and_resume(lambda out, go: start(run, out, go, 0.4), tmp_path, 2):
         assert results(out) == results(tmp_path / "whole"), out
@@ -160,9 +156,7 @@ def test_a_killed_run_stops_at_the_same_step(tmp_path: Path) -> None:
     ],
     ids=lambda given: getattr(given, "__name__", given),
 )
-def test_an_interrupt_anywhere_changes_nothing(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: bool
-) -> None:
+def test_an_interrupt_anywhere_changes_nothing(whole, tmp_path, monkeypatch, owner, name, after):
     """Ctrl-C before or after the first call of a function."""
     run, real, calls = make_run(tmp_path, save_every=1), getattr(owner, name), list[str]()
 
@@ -182,9 +176,7 @@ def test_an_interrupt_anywhere_changes_nothing(
     assert results(tmp_path / "broken") == results(whole)
 
 
-def test_a_full_disk_is_one_line(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_one_line(whole, tmp_path, monkeypatch):
     run, out, real = make_run(tmp_path, save_every=1), tmp_path / "out", checkpoint.write_tensors
 
     def full(folder: Path, groups: Any, group: TorchProcessGroup) -> None:
@@ -202,7 +194,7 @@ def test_a_full_disk_is_one_line(
     assert results(out) == results(whole)
 
 
-def test_a_loss_that_is_not_finite_leaves_the_best_weights(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_leaves_the_best_weights(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(NonFiniteError, match=r"the best weights so far are .*best/step-"):
         start(make_run(tmp_path), out, spoil=nan_at(4))
@@ -210,9 +202,7 @@ def test_a_loss_that_is_not_finite_leaves_the_best_weights(tmp_path: Path) -> No
     assert saved and all(not atomic.damage(early_stopping.best_path(out, s)) for s in saved)
 
 
-def test_damaged_best_weights_are_replaced_by_the_best_others(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_best_weights_are_replaced_by_the_best_others(tmp_path, capsys):
     run, out = make_run(tmp_path, save_every=1, keep_checkpoints=9), tmp_path / "out"
     start(run, out)
     best = early_stopping.best_path(out, event(out, "kept")[0]["step"])
@@ -227,7 +217,7 @@ def test_damaged_best_weights_are_replaced_by_the_best_others(
 # --- changed rules --------------------------------------------------------------------------------
 
 
-def test_looser_rules_continue_a_stopped_run_and_tighter_ones_end_it(tmp_path: Path) -> None:
+def test_looser_rules_continue_a_stopped_run_and_tighter_ones_end_it(tmp_path):
     out, loose = tmp_path / "out", {"max_degradation": {"content": 9.0}}
     start(make_run(tmp_path, num_steps=20), out)
     assert event(out, "stop")[0]["step"] < 20
@@ -240,7 +230,7 @@ def test_looser_rules_continue_a_stopped_run_and_tighter_ones_end_it(tmp_path: P
     assert event(out, "kept")[0]["step"] in (0, *early_stopping.best_steps(out))
 
 
-def test_rules_may_be_added_and_removed(tmp_path: Path) -> None:
+def test_rules_may_be_added_and_removed(tmp_path):
     out = tmp_path / "out"
     start(make_run(tmp_path, None, num_steps=8), out)
     start(make_run(tmp_path, num_steps=30), out, resume=True)
@@ -249,7 +239,7 @@ def test_rules_may_be_added_and_removed(tmp_path: Path) -> None:
     assert event(out, "stop") == event(out, "kept") == [] and max(steps(out, "step")) == 14
 
 
-def test_other_samples_are_refused(tmp_path: Path) -> None:
+def test_other_samples_are_refused(tmp_path):
     run, out = make_run(tmp_path), tmp_path / "out"
     start(run, out)
     evaluate = run.evaluate.model_copy(update={"num_samples_during": 2})

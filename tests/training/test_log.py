@@ -6,7 +6,6 @@ import io
 import json
 import math
 import random
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ def record(step: int, **more: object) -> dict[str, object]:
     return {"event": "step", "step": step, "reward": 0.5, "grad_norm": 2.0, "seconds": 3.0, **more}
 
 
-def test_every_record_is_one_line_at_once(tmp_path: Path) -> None:
+def test_every_record_is_one_line_at_once(tmp_path):
     log = run_log.RunLog(tmp_path, step=-1)
     log.write(record(1, metrics={"odd": math.nan, "even": [1.0, math.inf]}, text="rote Blüte"))
     (line,) = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -39,7 +38,7 @@ def displayed(terminal: bool, silent: bool = False) -> str:
     return stream.getvalue()
 
 
-def test_without_a_terminal_there_are_plain_lines() -> None:
+def test_without_a_terminal_there_are_plain_lines():
     first, second, third = displayed(terminal=False).splitlines()
     assert first == "step 1/10  reward 0.5  grad norm 2  27 s left"
     values = "reward 0.5  grad norm 2  photo rate 0.75  color drift 0.125"
@@ -47,13 +46,13 @@ def test_without_a_terminal_there_are_plain_lines() -> None:
     assert third == f"step 2/10  {values}  24 s left"
 
 
-def test_a_terminal_has_a_live_line_and_other_ranks_none() -> None:
+def test_a_terminal_has_a_live_line_and_other_ranks_none():
     live = displayed(terminal=True)
     assert "2/10" in live and "photo rate 0.75" in live and "color drift 0.125" in live
     assert displayed(terminal=False, silent=True) == displayed(terminal=True, silent=True) == ""
 
 
-def test_grids_have_rows_of_four_filled_with_white(tmp_path: Path) -> None:
+def test_grids_have_rows_of_four_filled_with_white(tmp_path):
     images = torch.rand(5, 3, 2, 3)
     grid = run_log.tiled(images)
     assert grid.shape == (1, 3, 4, 12)
@@ -65,7 +64,7 @@ def test_grids_have_rows_of_four_filled_with_white(tmp_path: Path) -> None:
     assert (stored - grid).abs().max() <= 0.5 / 255 + 1e-6
 
 
-def test_random_states_of_every_kind_are_restored(tmp_path: Path) -> None:
+def test_random_states_of_every_kind_are_restored(tmp_path):
     def draw() -> tuple[float, float, float, float]:
         return random.random(), random.gauss(0, 1), float(np.random.randn()), float(torch.rand(()))
 

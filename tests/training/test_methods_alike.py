@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ STEP = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """A tiny Stable Diffusion and its prompts."""
     folder = tmp_path_factory.mktemp("tiny")
     tiny.write_sd(folder / "model")
@@ -76,7 +75,7 @@ def trained(given: dict[str, Any], out: Path, resume: bool = False) -> list[dict
 
 
 @pytest.fixture(scope="module")
-def whole(folder: Path) -> Callable[[str, str], tuple[dict[str, Any], Path]]:
+def whole(folder):
     """An uninterrupted run by method ("kl": SRPO with kl_beta) and tune mode."""
 
     @cache
@@ -93,9 +92,7 @@ def whole(folder: Path) -> Callable[[str, str], tuple[dict[str, Any], Path]]:
     ("name", "tune"),
     [*((name, "lora") for name in NAMES), ("srpo", "full"), ("kl", "lora"), ("kl", "full")],
 )
-def test_records_and_exact_resume(
-    whole: Callable[..., tuple[dict[str, Any], Path]], tmp_path: Path, name: str, tune: str
-) -> None:
+def test_records_and_exact_resume(whole, tmp_path, name, tune):
     """Resumed after the first step: with two updates per rollout, in the middle of one.
 
     With all weights trained, the checkpoint's model is no longer the base of the KL term.
@@ -115,9 +112,7 @@ def test_records_and_exact_resume(
 
 
 @pytest.mark.parametrize("tune", ["lora", "full"])
-def test_kl_needs_one_more_forward_pass_and_keeps_the_model_close(
-    whole: Callable[..., tuple[dict[str, Any], Path]], folder: Path, tmp_path: Path, tune: str
-) -> None:
+def test_kl_needs_one_more_forward_pass_and_keeps_the_model_close(whole, folder, tmp_path, tune):
     steps, branches, weak = records(whole("kl", tune)[1], "step"), 2, {**KL, "kl_beta": 1e-6}
     kl = [record["metrics"]["kl"] for record in steps]
     assert kl[0] == 0 and all(value > 1e-6 for value in kl[1:])
@@ -130,7 +125,7 @@ def test_kl_needs_one_more_forward_pass_and_keeps_the_model_close(
     assert kl[-1] < trained(recipe(folder, weak, tune), tmp_path / "out")[-1]["metrics"]["kl"]
 
 
-def test_kl_with_guidance_takes_two_passes_of_the_base(folder: Path, tmp_path: Path) -> None:
+def test_kl_with_guidance_takes_two_passes_of_the_base(folder, tmp_path):
     steps, branches, passes = trained(recipe(folder, {**KL, "cfg_scale": 3.0}), tmp_path), 2, 2
     assert steps[0]["nfe"] == {
         "forward": BATCH_SIZE * (NUM_INFERENCE_STEPS + 2 * branches * passes),
@@ -139,9 +134,7 @@ def test_kl_with_guidance_takes_two_passes_of_the_base(folder: Path, tmp_path: P
     assert steps[0]["metrics"]["kl"] == 0 < steps[-1]["metrics"]["kl"]
 
 
-def test_kl_with_a_base_in_8_bits(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kl_with_a_base_in_8_bits(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("directalign.models.quantization.SMALLEST", 64)  # layers are tiny
     given = recipe(folder, {**KL, "embedded_guidance": 1.0})
     given["model"] |= {
@@ -157,9 +150,7 @@ def test_kl_with_a_base_in_8_bits(
     assert load_file(tmp_path / "out" / FILES["lora"])
 
 
-def test_unfinished_rollouts_need_the_same_batch_layout(
-    whole: Callable[..., tuple[dict[str, Any], Path]], tmp_path: Path
-) -> None:
+def test_unfinished_rollouts_need_the_same_batch_layout(whole, tmp_path):
     """Three steps of two updates per rollout end in the middle of one."""
     given, out = whole("flow_grpo", "lora")
     shutil.copytree(out, tmp_path / "out")
@@ -171,7 +162,7 @@ def test_unfinished_rollouts_need_the_same_batch_layout(
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
-def test_settings_that_do_not_fit_are_refused(folder: Path, tmp_path: Path, name: str) -> None:
+def test_settings_that_do_not_fit_are_refused(folder, tmp_path, name):
     two = "needs control_phrases.positive and control_phrases.negative"
     for section, values, message in (
         ("data", {"images": "somewhere"}, "trains on rollouts only: remove data.images"),
@@ -199,13 +190,13 @@ def test_settings_that_do_not_fit_are_refused(folder: Path, tmp_path: Path, name
         ("flowbp", "trained_steps"),
     ],
 )
-def test_no_more_steps_are_trained_than_sampled(folder: Path, name: str, field: str) -> None:
+def test_no_more_steps_are_trained_than_sampled(folder, name, field):
     message = rf"method\.{field} 4 is more than rollout\.num_inference_steps 3: decrease it"
     with pytest.raises(ValueError, match=message):
         config.RunConfig.model_validate(recipe(folder, {"name": name, field: 4}))
 
 
-def test_the_default_method_is_srpo_and_another_name_replaces_the_section() -> None:
+def test_the_default_method_is_srpo_and_another_name_replaces_the_section():
     srpo = load_run("world_srpo", [])
     assert srpo.method.name == "srpo"
     refl = load_run("world_srpo", ["method.name=refl", "method.last_steps=3"])

@@ -43,7 +43,7 @@ GRPO = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _fast() -> Iterator[None]:
+def _fast():
     """No waits and no memory estimate."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(black_box, "FIRST_WAIT", 0.0)
@@ -53,7 +53,7 @@ def _fast() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixture")
     write_flux(folder / "model")
     lines = ("a red star", "a blue circle", "a green square", "a red circle", "a blue star")
@@ -93,7 +93,7 @@ def weights(out: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def mixed(folder: Path) -> tuple[Path, Path]:
+def mixed(folder):
     """The recipe of three rewards, two branches and a hinge, and its uninterrupted run."""
     method = {"form": "relative", "branches": "both", "margin": 2.0, **SRPO}
     file = recipe(folder, folder / "mixed.yaml", MIX, method, gradient_accumulation_steps=2)
@@ -102,7 +102,7 @@ def mixed(folder: Path) -> tuple[Path, Path]:
     return file, folder / "mixed"
 
 
-def test_every_member_is_logged_and_on_the_page(mixed: tuple[Path, Path]) -> None:
+def test_every_member_is_logged_and_on_the_page(mixed):
     out = mixed[1]
     steps = [record["metrics"] for record in records(out, "step")]
     evaluated = records(out, "evaluate")
@@ -121,9 +121,7 @@ def test_every_member_is_logged_and_on_the_page(mixed: tuple[Path, Path]) -> Non
     assert {"step/metrics/reward_red", "step/metrics/share_first", "evaluate/reward_second"} < names
 
 
-def test_a_resumed_mixture_ends_with_the_same_bits(
-    mixed: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_resumed_mixture_ends_with_the_same_bits(mixed, tmp_path):
     file, whole = mixed
     arguments = train(file, tmp_path / "out")
     assert command(*arguments, "--set", "train.num_steps=2").exit_code == 0
@@ -132,7 +130,7 @@ def test_a_resumed_mixture_ends_with_the_same_bits(
     assert records(tmp_path / "out", "step") == records(whole, "step")
 
 
-def test_two_processes_mix_as_one_does(folder: Path, tmp_path: Path) -> None:
+def test_two_processes_mix_as_one_does(folder, tmp_path):
     """Normalization and penalty use values of all ranks, so the batch layout is only rounding."""
     method, log = {"form": "anchored", "branches": "denoise", **SRPO}, tmp_path / "log"
     file = recipe(folder, tmp_path / "mix.yaml", MIX, method, max_grad_norm=100.0)
@@ -187,8 +185,8 @@ class Server:
 
 @pytest.mark.parametrize(("mixture", "answered"), [(True, 18)])
 def test_a_server_that_fails_stops_the_run_and_resume_continues_it(
-    folder: Path, tmp_path: Path, mixture: bool, answered: int
-) -> None:
+    folder, tmp_path, mixture, answered
+):
     """In a step that begins a rollout, after its first batch; and between steps that share one."""
     server, out, whole = Server(), tmp_path / "out", tmp_path / "whole"
     with server.up():
@@ -217,9 +215,7 @@ def test_a_server_that_fails_stops_the_run_and_resume_continues_it(
 
 
 @pytest.mark.parametrize("answered", [14])
-def test_all_ranks_stop_when_the_server_of_one_fails(
-    folder: Path, tmp_path: Path, answered: int
-) -> None:
+def test_all_ranks_stop_when_the_server_of_one_fails(folder, tmp_path, answered):
     """In the third step, and in the evaluation after the fourth, which only rank 0 makes."""
     server, out, log = Server(), tmp_path / "out", tmp_path / "log"
     with server.up():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -227,7 +225,7 @@ def test_a_resumed_run_goes_on_bit_by_bit(dtype, tmp_path):
 
 
 @pytest.fixture
-def single_process_group(tmp_path: Path) -> Iterator[None]:
+def single_process_group(tmp_path):
     """A process group of one process."""
     dist.init_process_group(
         "gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ WEIGHTS = "lora.safetensors"
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> config.RunConfig:
+def run(tmp_path):
     return stubs.make_run(tmp_path / "prompts.txt")
 
 
@@ -46,7 +45,7 @@ def scalars(out: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: [(e.step, e.value) for e in board.Scalars(name)] for name in names}
 
 
-def test_what_a_run_writes(tmp_path: Path) -> None:
+def test_what_a_run_writes(tmp_path):
     run = stubs.make_run(tmp_path / "prompts.txt", warmup_steps=1, gradient_accumulation_steps=2)
     out = tmp_path / "out"
     model = stubs.start(run, out)
@@ -77,7 +76,7 @@ def test_what_a_run_writes(tmp_path: Path) -> None:
     assert summary["machine"]["cores"] == os.cpu_count()
 
 
-def test_evaluation_does_not_change_training(tmp_path: Path) -> None:
+def test_evaluation_does_not_change_training(tmp_path):
     often, never = (
         stubs.make_run(tmp_path / "prompts.txt", sample_every=every) for every in (1, 0)
     )
@@ -88,9 +87,7 @@ def test_evaluation_does_not_change_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("tune", "stop"), [("full", 0), ("lora", 4)])
-def test_a_signal_stops_after_the_step_and_resume_repeats_the_whole_run(
-    tmp_path: Path, tune: str, stop: int
-) -> None:
+def test_a_signal_stops_after_the_step_and_resume_repeats_the_whole_run(tmp_path, tune, stop):
     settings = {"schedule": "cosine", "gradient_accumulation_steps": 2, "ema_decay": 0.8}
     run = stubs.make_run(tmp_path / "prompts.txt", tune=tune, **settings)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -113,7 +110,7 @@ def test_a_signal_stops_after_the_step_and_resume_repeats_the_whole_run(
     assert [file.read_bytes() for file in files] == before
 
 
-def test_killed_at_random_moments_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_killed_at_random_moments_a_resumed_run_ends_with_the_same_bits(tmp_path):
     settings = {"num_steps": 12, "sample_every": 6, "ema_decay": 0.9}
     run = stubs.make_run(tmp_path / "prompts.txt", tune="lora", **settings)
     killed = launching.kill_and_resume(lambda out, go: stubs.start(run, out, go), tmp_path, 3)
@@ -124,9 +121,7 @@ def test_killed_at_random_moments_a_resumed_run_ends_with_the_same_bits(tmp_path
 
 
 @pytest.mark.parametrize("failed_step", [1, 5])
-def test_records_after_the_checkpoint_are_dropped(
-    tmp_path: Path, failed_step: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_records_after_the_checkpoint_are_dropped(tmp_path, failed_step, capsys):
     run, out = stubs.make_run(tmp_path / "prompts.txt", save_every=4), tmp_path / "out"
     stubs.start(run, tmp_path / "whole")
     with pytest.raises(NonFiniteError):
@@ -139,9 +134,7 @@ def test_records_after_the_checkpoint_are_dropped(
     assert records(out) == records(tmp_path / "whole")
 
 
-def test_a_loss_that_is_not_finite_names_the_last_checkpoint(
-    tmp_path: Path, run: config.RunConfig
-) -> None:
+def test_a_loss_that_is_not_finite_names_the_last_checkpoint(tmp_path, run):
     loss = r"step 4: the loss is nan \(branch inversion, sigma 0\.\d{4}, 0\.\d{4}\)"
     with pytest.raises(NonFiniteError, match=rf"{loss}.*last checkpoint is .*step-000002"):
         stubs.start(run, tmp_path / "out", spoil=nan_at(3, "inversion"))
@@ -149,9 +142,7 @@ def test_a_loss_that_is_not_finite_names_the_last_checkpoint(
         stubs.start(run, tmp_path / "other", spoil=lambda value, step, branch: value / 0)
 
 
-def test_a_full_disk_is_one_line(
-    tmp_path: Path, run: config.RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_one_line(tmp_path, run, monkeypatch):
     def fail(code: int) -> None:
         def raises(*_: object) -> None:
             raise OSError(code, os.strerror(code))
@@ -180,9 +171,7 @@ def test_a_full_disk_is_one_line(
         ("file/out", False, "cannot be created: Not a directory"),
     ],
 )
-def test_folders_that_cannot_be_used_stay_as_they_are(
-    tmp_path: Path, run: config.RunConfig, name: str, resume: bool, message: str
-) -> None:
+def test_folders_that_cannot_be_used_stay_as_they_are(tmp_path, run, name, resume, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "file").write_text("")
@@ -193,7 +182,7 @@ def test_folders_that_cannot_be_used_stay_as_they_are(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path):
     reader, writer = os.pipe()
 
     def hold() -> None:
@@ -213,7 +202,7 @@ def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def interruptible() -> Iterator[None]:
+def interruptible():
     """Python's own handler: a shell that starts a background job leaves SIGINT ignored."""
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -221,7 +210,7 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_the_second_signal_has_the_previous_handler() -> None:
+def test_the_second_signal_has_the_previous_handler():
     previous = signal.getsignal(signal.SIGINT)
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
@@ -257,7 +246,7 @@ def tiny_recipe(folder: Path, text_encoders: str = "keep") -> config.RunConfig:
     return config.RunConfig.model_validate(given)
 
 
-def test_all_prompts_of_a_run_are_encoded_in_advance(tmp_path: Path) -> None:
+def test_all_prompts_of_a_run_are_encoded_in_advance(tmp_path):
     run = tiny_recipe(tmp_path)
     model = load_model(run.model, "cpu")
     data = [open_data(run, model, TorchProcessGroup(rank, 2)) for rank in range(2)]
@@ -269,9 +258,7 @@ def test_all_prompts_of_a_run_are_encoded_in_advance(tmp_path: Path) -> None:
     assert len(encoded) < len(measured_prompts(run.data))
 
 
-def test_a_run_with_freed_encoders_ends_with_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_with_freed_encoders_ends_with_the_same_weights(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DIRECTALIGN_CACHE", str(tmp_path / "cache"))
     weights: dict[str, Any] = {}
     for mode in ("keep", "offload", "free"):

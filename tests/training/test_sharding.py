@@ -26,12 +26,12 @@ from directalign.training.optim import EMA, adamw, trained_parameters
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory):
     return tiny.write_flux(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture(scope="module")
-def shared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(model, tmp_path_factory):
     """The folder with the results of two processes."""
     folder = tmp_path_factory.mktemp("shared")
     codes = launching.two_processes(lambda: on_each_rank(model, folder), folder / "log")
@@ -150,11 +150,11 @@ def collectives(group: TorchProcessGroup) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def results(shared: Path) -> list[dict[str, Any]]:
+def results(shared):
     return [torch.load(shared / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def test_predictions_are_those_of_a_whole_network(model: Path, results: list[Any]) -> None:
+def test_predictions_are_those_of_a_whole_network(model, results):
     whole = load_model(recipe(model).model, "cpu")
     base, after = predicted(whole), predicted(moved(whole))
     narrow = predicted(load_model(recipe(model, dtype="bfloat16").model, "cpu"))
@@ -166,7 +166,7 @@ def test_predictions_are_those_of_a_whole_network(model: Path, results: list[Any
         assert found["architecture"] == checkpoint.architecture(whole.denoiser)
 
 
-def test_weights_are_swapped_in_and_out(results: list[Any]) -> None:
+def test_weights_are_swapped_in_and_out(results):
     for found in results:
         assert torch.equal(found["reference"], found["base"])
         assert torch.equal(found["average"], found["base"])
@@ -174,9 +174,7 @@ def test_weights_are_swapped_in_and_out(results: list[Any]) -> None:
         assert not torch.allclose(found["moved"], found["base"], atol=1e-2)
 
 
-def test_one_process_reads_a_sharded_checkpoint(
-    model: Path, shared: Path, results: list[Any]
-) -> None:
+def test_one_process_reads_a_sharded_checkpoint(model, shared, results):
     run = recipe(model, "adamw8bit")
     whole = load_model(run.model, "cpu")
     state, average = state_of(run, whole)
@@ -189,9 +187,7 @@ def test_one_process_reads_a_sharded_checkpoint(
     assert all(bool(p.isfinite().all()) for p in state.parameters.values())
 
 
-def test_exports_are_those_of_a_whole_network(
-    model: Path, shared: Path, results: list[Any], tmp_path: Path
-) -> None:
+def test_exports_are_those_of_a_whole_network(model, shared, results, tmp_path):
     whole = load_model(recipe(model).model, "cpu")
     saved = load_file(shared / "saved" / "transformer" / "diffusion_pytorch_model.safetensors")
     assert saved.keys() == whole.denoiser.state_dict().keys()
@@ -208,7 +204,7 @@ def test_exports_are_those_of_a_whole_network(
     assert all(torch.allclose(r["adapted"], predicted(adapted), atol=1e-6) for r in results)
 
 
-def test_collectives(results: list[Any]) -> None:
+def test_collectives(results):
     for found in results:
         assert found["gradients"] == (1.5, None) and found["any"]
         assert found["sum"] == [2.0, 2.0] and found["given"] == [1.0, 1.0]
@@ -226,9 +222,7 @@ def test_collectives(results: list[Any]) -> None:
         *((2, "full", "data", False), (1, "full", "sharded", False)),
     ],
 )
-def test_when_the_network_is_sharded(
-    model: Path, size: int, tune: str, parallel: str, sharded: bool
-) -> None:
+def test_when_the_network_is_sharded(model, size, tune, parallel, sharded):
     run = recipe(model, tune=tune)
     run = run.model_copy(update={"train": run.train.model_copy(update={"parallel": parallel})})
     assert distributed.is_sharded_run(run, replace(TorchProcessGroup(), size=size)) == sharded

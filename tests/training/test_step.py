@@ -65,7 +65,7 @@ def batch(*prompts: float) -> Batch:
     return Batch(0, tuple(str(p) for p in prompts))
 
 
-def test_accumulated_batches_equal_one_big_batch() -> None:
+def test_accumulated_batches_equal_one_big_batch():
     (small, accumulated), (big, whole) = make(), make()
     first = accumulated(1, [batch(1, 2), batch(3, 5)])
     second = whole(1, [batch(1, 2, 3, 5)])
@@ -75,7 +75,7 @@ def test_accumulated_batches_equal_one_big_batch() -> None:
     assert first["grad_norm"] == pytest.approx(second["grad_norm"])
 
 
-def test_gradients_beyond_max_grad_norm_are_scaled_down() -> None:
+def test_gradients_beyond_max_grad_norm_are_scaled_down():
     weight, step = make(factor=1000.0, max_grad_norm=0.5)
     assert step(1, [batch(1, 2)])["grad_norm"] > 100
     assert float((weight.detach() - 0.3).abs()) == pytest.approx(0.1 * 0.5, rel=1e-4)
@@ -85,7 +85,7 @@ def test_gradients_beyond_max_grad_norm_are_scaled_down() -> None:
 
 
 @pytest.mark.parametrize(("factor", "what"), [(math.inf, "-?inf"), (math.nan, "nan")])
-def test_a_loss_that_is_not_finite_names_step_branch_and_sigma(factor: float, what: str) -> None:
+def test_a_loss_that_is_not_finite_names_step_branch_and_sigma(factor, what):
     weight, step = make(factor=factor)
     message = rf"step 7: the loss is {what} \(branch denoise, sigma 0\.8123\)"
     with pytest.raises(NonFiniteError, match=message):
@@ -105,7 +105,7 @@ class Explosive(torch.autograd.Function):
         return grad * math.inf
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+def test_a_gradient_that_is_not_finite_changes_nothing():
     weight = nn.Parameter(torch.tensor([0.3]))
     optimizer = torch.optim.AdamW([weight], lr=0.1)
     step_of(regression(weight), weight, optimizer=optimizer)(1, [batch(1)])
@@ -124,7 +124,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     assert all(torch.equal(after[key], value) for key, value in state["state"][0].items())
 
 
-def test_levels_are_means_by_branch_and_bin_of_sigma() -> None:
+def test_levels_are_means_by_branch_and_bin_of_sigma():
     levels, zero = SigmaHistogram(), torch.tensor(0.0)
     first = {"sigma": [0.81, 0.84, 1.0], "gain": [0.2, 0.4, 1.0]}
     levels.add(LossTerm(zero, "denoise", {}, first))
@@ -139,7 +139,7 @@ def test_levels_are_means_by_branch_and_bin_of_sigma() -> None:
     }
 
 
-def test_nfe_counts_samples_with_and_without_gradient_within_the_step() -> None:
+def test_nfe_counts_samples_with_and_without_gradient_within_the_step():
     network = nn.Linear(3, 3)
 
     def losses(batch: Batch) -> Iterator[LossTerm]:
@@ -152,7 +152,7 @@ def test_nfe_counts_samples_with_and_without_gradient_within_the_step() -> None:
     assert step(1, [batch(1), batch(2)])["nfe"] == {"forward": 14, "backward": 4}
 
 
-def test_nfe_of_a_network_that_returns_a_list_of_samples() -> None:
+def test_nfe_of_a_network_that_returns_a_list_of_samples():
     class Listed(nn.Linear):
         def forward(self, x: Tensor) -> tuple[list[Tensor]]:
             return (list(super().forward(x)),)
@@ -162,7 +162,7 @@ def test_nfe_of_a_network_that_returns_a_list_of_samples() -> None:
     assert counter.take() == (2, 2)
 
 
-def test_a_recomputed_call_counts_twice_forward_and_once_backward() -> None:
+def test_a_recomputed_call_counts_twice_forward_and_once_backward():
     network = nn.Linear(3, 3)
 
     def losses(batch: Batch) -> Iterator[LossTerm]:

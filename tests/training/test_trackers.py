@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,13 @@ Values = set[tuple[str, int, float]]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _store() -> Iterator[None]:
+def _store():
     yield
     shutil.rmtree(STORE, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
-def no_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def no_network(tmp_path_factory):
     """No host name is resolved, though logins exist everywhere."""
     resolved: list[str] = []
 
@@ -158,18 +158,14 @@ def pixels(file: Path | io.BytesIO) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def whole(
-    tmp_path_factory: pytest.TempPathFactory, no_network: None
-) -> tuple[Path, config.RunConfig]:
+def whole(tmp_path_factory, no_network):
     folder = tmp_path_factory.mktemp("whole")
     run = offline(folder, "whole")
     stubs.start(run, folder / "out")
     return folder / "out", run
 
 
-def test_values_and_sample_grids_are_the_same_everywhere(
-    whole: tuple[Path, config.RunConfig],
-) -> None:
+def test_values_and_sample_grids_are_the_same_everywhere(whole):
     import wandb
 
     out, _ = whole
@@ -198,7 +194,7 @@ def test_values_and_sample_grids_are_the_same_everywhere(
     assert text_of(out, "samples/prompts").startswith(caption)
 
 
-def test_config_and_summary_are_logged(whole: tuple[Path, config.RunConfig]) -> None:
+def test_config_and_summary_are_logged(whole):
     out, run = whole
     summary, given = json.loads((out / "summary.json").read_text()), run.model_dump(mode="json")
     (opened,) = wandb_records(out, "run")
@@ -219,9 +215,7 @@ def test_config_and_summary_are_logged(whole: tuple[Path, config.RunConfig]) -> 
 
 
 @NO_NETWORK
-def test_a_resumed_run_is_the_same_run_without_records_beyond_its_checkpoint(
-    tmp_path: Path,
-) -> None:
+def test_a_resumed_run_is_the_same_run_without_records_beyond_its_checkpoint(tmp_path):
     run, out = offline(tmp_path, "resumed", save_every=4), tmp_path / "out"
 
     def fail(step: int) -> None:
@@ -246,7 +240,7 @@ def test_a_resumed_run_is_the_same_run_without_records_beyond_its_checkpoint(
 
 
 @NO_NETWORK
-def test_records_of_an_earlier_step_texts_and_missing_values(tmp_path: Path) -> None:
+def test_records_of_an_earlier_step_texts_and_missing_values(tmp_path):
     opened = trackers.open_trackers(offline(tmp_path, "gaps"), tmp_path, ["x"])
     log, rate = run_log.RunLog(tmp_path, -1, trackers=opened), {"value": 0.5, "low": None}
     step = {"event": "step", "step": 4, "reward": float("nan"), "loss": None, "grad_norm": 0.1}
@@ -262,7 +256,7 @@ def test_records_of_an_earlier_step_texts_and_missing_values(tmp_path: Path) -> 
     assert text_of(tmp_path, "stop/says") == "too far"
 
 
-def test_names_and_passwords(tmp_path: Path) -> None:
+def test_names_and_passwords(tmp_path):
     info = trackers.RunInfo("k", "../../a/b: best\\one", {}, "", None)
     assert trackers.trackio_run_name(info) == "_a_b_ best_one-k"  # no path to another folder
     reward = {"name": "remote", "url": "https://me:hunter2@judge.example:8000/score"}
@@ -313,9 +307,7 @@ def logged_by(tracker: Recorder, out: Path, steps: int) -> list[int]:
     return [record["step"] for record in run_log.read(out)]
 
 
-def test_a_background_tracker_logs_in_order_and_a_failure_is_reported_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_background_tracker_logs_in_order_and_a_failure_is_reported_once(tmp_path, caplog):
     def fail(step: int) -> None:
         if step >= 2:
             raise ConnectionError("no route\nand more")
@@ -331,7 +323,7 @@ def test_a_background_tracker_logs_in_order_and_a_failure_is_reported_once(
     assert failing.calls == wanted[:4]
 
 
-def test_a_tracker_that_hangs_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tracker_that_hangs_is_dropped(caplog):
     free = threading.Event()
 
     def hanging(**timeouts: float) -> trackers.BackgroundTracker:
@@ -351,7 +343,7 @@ def test_a_tracker_that_hangs_is_dropped(caplog: pytest.LogCaptureFixture) -> No
     assert "made no progress for 0 s" in first and "at the end" in second
 
 
-def test_a_backend_with_history_gets_no_record_twice(tmp_path: Path) -> None:
+def test_a_backend_with_history_gets_no_record_twice(tmp_path):
     without, with_history = Recorder(), Recorder(has_history=True)
     run_log.RunLog(tmp_path, -1).write({"event": "step", "step": 1, "loss": 1.0})
     log = run_log.RunLog(tmp_path, 1, trackers=[without, with_history])
@@ -363,7 +355,7 @@ def test_a_backend_with_history_gets_no_record_twice(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def wandb_unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def wandb_unreachable(monkeypatch, tmp_path):
     """W&B with a key and an address without a server."""
     import wandb
 
@@ -386,9 +378,7 @@ def has_wandb_file(out: Path) -> bool:
 
 
 @pytest.mark.usefixtures("wandb_unreachable")
-def test_without_a_network_the_run_is_recorded_offline(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_network_the_run_is_recorded_offline(tmp_path, capsys):
     out = tmp_path / "out"
     stubs.start(with_wandb(tmp_path, "online"), out)
     lines = [line for line in capsys.readouterr().out.splitlines() if "Weights & Biases" in line]
@@ -397,8 +387,8 @@ def test_without_a_network_the_run_is_recorded_offline(
 
 
 def test_a_service_that_dies_is_reported_and_a_resume_catches_up(
-    tmp_path: Path, wandb_unreachable: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path, wandb_unreachable, capsys
+):
     run, out = with_wandb(tmp_path, "offline"), tmp_path / "out"
 
     def kill(step: int) -> None:
@@ -423,9 +413,7 @@ def test_a_service_that_dies_is_reported_and_a_resume_catches_up(
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_a_missing_package_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_missing_package_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     run, remedy = with_trackers(tmp_path, {name: {"project": "p"}}), f"directalign[{name}]"
     with pytest.raises(DirectAlignError, match=rf"trackers\.{name}.*pip install '{remedy[:11]}"):
@@ -434,9 +422,7 @@ def test_a_missing_package_is_refused(
     assert findings == [] and len(warnings) == 1 and remedy in warnings[0]
 
 
-def test_wandb_online_needs_a_login(
-    tmp_path: Path, wandb_unreachable: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_online_needs_a_login(tmp_path, wandb_unreachable, monkeypatch):
     run = with_wandb(tmp_path, "online")
     assert check_trackers(run, is_here=True)[0] == [("W&B", "online, project p")]
     monkeypatch.delenv("WANDB_API_KEY")
@@ -452,9 +438,7 @@ def test_wandb_online_needs_a_login(
         check_trackers(run, is_here=True)
 
 
-def test_trackio_is_local_unless_the_recipe_names_a_space(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trackio_is_local_unless_the_recipe_names_a_space(tmp_path, monkeypatch):
     local = with_trackers(tmp_path, {"trackio": {"project": "p"}})
     space = with_trackers(tmp_path, {"trackio": {"project": "p", "space": "me/there"}})
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
@@ -468,9 +452,7 @@ def test_trackio_is_local_unless_the_recipe_names_a_space(
         check_trackers(local, is_here=True)
 
 
-def test_packages_are_imported_only_when_a_recipe_names_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packages_are_imported_only_when_a_recipe_names_them(tmp_path, monkeypatch):
     for name in ("wandb", "trackio"):
         monkeypatch.setitem(sys.modules, name, None)
     run = with_trackers(tmp_path, {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ STOPPING = (
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def whole(tmp_path_factory):
     """Output folder of a run on one process, by `model.tune`; its recipe lies beside it."""
     folder = tmp_path_factory.mktemp("whole")
 
@@ -70,7 +70,7 @@ def alike(ours: Any, theirs: Any) -> bool:
     return ours == (pytest.approx(theirs, 1e-4, 1e-4) if isinstance(theirs, float) else theirs)
 
 
-def test_sharded_processes_match_one_process(whole: Callable[..., Path], tmp_path: Path) -> None:
+def test_sharded_processes_match_one_process(whole, tmp_path):
     """All weights; also the mean of sharded checkpoints."""
     wanted, out, log = whole("full"), tmp_path / "out", tmp_path / "log"
     arguments = train(wanted.with_suffix(".yaml"), out, HALF)
@@ -91,7 +91,7 @@ def test_sharded_processes_match_one_process(whole: Callable[..., Path], tmp_pat
     assert distance(tmp_path / "ours", tmp_path / "theirs") < 1e-5
 
 
-def test_torchrun_restarts_a_killed_rank(whole: Callable[..., Path], tmp_path: Path) -> None:
+def test_torchrun_restarts_a_killed_rank(whole, tmp_path):
     wanted, out, log = whole("lora"), tmp_path / "out", tmp_path / "log"
     arguments = train(wanted.with_suffix(".yaml"), out, HALF)
     killed = launching.kill_once(step=3, rank=0)
@@ -100,9 +100,7 @@ def test_torchrun_restarts_a_killed_rank(whole: Callable[..., Path], tmp_path: P
     assert not list((out / "checkpoints" / "step-000004").glob("shard-*"))
 
 
-def test_one_process_continues_two_and_two_continue_one(
-    whole: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_one_process_continues_two_and_two_continue_one(whole, tmp_path):
     wanted, log = whole("full"), tmp_path / "log"
     recipe = wanted.with_suffix(".yaml")
     assert torchrun(train(recipe, tmp_path / "a", HALF), log, launching.kill_once(3, rank=1)) != 0
@@ -115,7 +113,7 @@ def test_one_process_continues_two_and_two_continue_one(
     assert alike(records(tmp_path / "a"), records(wanted))
 
 
-def test_two_processes_stop_early_at_the_same_step(tmp_path: Path) -> None:
+def test_two_processes_stop_early_at_the_same_step(tmp_path):
     """Killed once and restarted; finished once more by one process."""
     recipe, log = launching.write_recipe(tmp_path, "lora"), tmp_path / "log"
     one, two = tmp_path / "one", tmp_path / "two"
@@ -148,7 +146,7 @@ class Rank:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> config.RunConfig:
+def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     model = {"architecture": "flux", "path": str(tiny.write_flux(folder / "model")), "tune": "full"}
     given = {
@@ -164,7 +162,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> config.RunConfig:
 
 
 @pytest.mark.parametrize("size", [2, 8])
-def test_ranks_generate_equal_parts_of_the_images(run: config.RunConfig, size: int) -> None:
+def test_ranks_generate_equal_parts_of_the_images(run, size):
     model, seeds = load_model(run.model, "cpu"), range(5)
     prompts = [f"a star {i}" for i in seeds]
     ranks = [Rank(rank, size) for rank in range(size)]
@@ -175,7 +173,7 @@ def test_ranks_generate_equal_parts_of_the_images(run: config.RunConfig, size: i
     assert (joined - generate(model, prompts, seeds, run.rollout, 2)).abs().max() < 1e-5
 
 
-def test_all_ranks_have_one_reference() -> None:
+def test_all_ranks_have_one_reference():
     one, both = Reference(2), Reference(2)
     one.update(torch.tensor([1.0, 2.0]), 0)
     both.update(torch.tensor([1.0, 2.0]), 0, Rank(0, 2, others=4.0))

@@ -32,14 +32,14 @@ RECIPE_OF = {"flux": "world_srpo", "sd": "world_sd", "sd_v": "world_sd_v"}
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     assert assets.export(folder) == [folder / name for name in NAMES]
     return folder
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DIRECTALIGN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -51,7 +51,7 @@ def weights_in(folder: Path) -> list[Path]:
 # --- what is shipped ------------------------------------------------------------------------------
 
 
-def test_what_is_shipped_is_small_and_holds_only_settings_and_16_bit_weights() -> None:
+def test_what_is_shipped_is_small_and_holds_only_settings_and_16_bit_weights():
     files = [path for path in assets.ASSETS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= LIMIT
     assert {path.suffix for path in files} <= {".safetensors", ".json"}
@@ -65,7 +65,7 @@ def test_what_is_shipped_is_small_and_holds_only_settings_and_16_bit_weights() -
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_exported_weights_are_float32_copies(exported: Path, name: str) -> None:
+def test_exported_weights_are_float32_copies(exported, name):
     compared = 0
     for part, source in assets.PIPELINES.get(name, {".": name}).items():
         for shipped in weights_in(assets.ASSETS / source):
@@ -77,7 +77,7 @@ def test_exported_weights_are_float32_copies(exported: Path, name: str) -> None:
     assert compared == len(weights_in(exported / name)) > 0
 
 
-def test_an_existing_folder_is_refused_by_name_and_nothing_is_written(tmp_path: Path) -> None:
+def test_an_existing_folder_is_refused_by_name_and_nothing_is_written(tmp_path):
     (tmp_path / "sd").mkdir()
     message = rf"^{tmp_path}/sd exists already: choose an empty folder$"
     with pytest.raises(DirectAlignError, match=message):
@@ -86,7 +86,7 @@ def test_an_existing_folder_is_refused_by_name_and_nothing_is_written(tmp_path: 
 
 
 @pytest.mark.parametrize("name", assets.PIPELINES)
-def test_diffusers_samples_from_the_folders(exported: Path, name: str) -> None:
+def test_diffusers_samples_from_the_folders(exported, name):
     flux = name == "flux"
     kind = diffusers.FluxPipeline if flux else diffusers.StableDiffusionPipeline
     pipeline = kind.from_pretrained(exported / name)
@@ -101,7 +101,7 @@ def test_diffusers_samples_from_the_folders(exported: Path, name: str) -> None:
         assert pipeline.scheduler.config["prediction_type"] == wanted
 
 
-def test_transformers_scores_with_the_reward_folder_as_the_package_does(exported: Path) -> None:
+def test_transformers_scores_with_the_reward_folder_as_the_package_does(exported):
     folder = exported / "reward"
     model, tokenizer, processor = (
         loader.from_pretrained(folder) for loader in (CLIPModel, AutoTokenizer, CLIPImageProcessor)
@@ -124,7 +124,7 @@ def test_transformers_scores_with_the_reward_folder_as_the_package_does(exported
 
 
 @pytest.mark.parametrize("name", ["sd_v", "reward"])
-def test_resolve_writes_once_and_into_the_cache_that_is_named(cache: Path, name: str) -> None:
+def test_resolve_writes_once_and_into_the_cache_that_is_named(cache, name):
     folder = assets.resolve(f"world:{name}")
     assert folder.is_relative_to(cache) and folder.name == name
     written = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
@@ -133,7 +133,7 @@ def test_resolve_writes_once_and_into_the_cache_that_is_named(cache: Path, name:
     assert [path.name for path in folder.parent.iterdir()] == [name]
 
 
-def test_other_paths(cache: Path, tmp_path: Path) -> None:
+def test_other_paths(cache, tmp_path):
     assert assets.resolve(str(tmp_path)) == tmp_path
     names = ", ".join(f"world:{name}" for name in NAMES)
     with pytest.raises(DirectAlignError, match=rf"^no embedded model 'world:flx': choose {names}$"):
@@ -141,9 +141,7 @@ def test_other_paths(cache: Path, tmp_path: Path) -> None:
     assert not cache.exists()
 
 
-def test_changed_weights_get_a_cache_folder_of_their_own(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changed_weights_get_a_cache_folder_of_their_own(cache, tmp_path, monkeypatch):
     shutil.copytree(assets.ASSETS / "reward", tmp_path / "assets" / "reward")
     monkeypatch.setattr(assets, "ASSETS", tmp_path / "assets")
     before = assets.resolve("world:reward")
@@ -151,9 +149,7 @@ def test_changed_weights_get_a_cache_folder_of_their_own(
     assert assets.resolve("world:reward") != before
 
 
-def test_a_lost_race_and_a_failed_write_leave_one_whole_folder_or_none(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_race_and_a_failed_write_leave_one_whole_folder_or_none(cache, monkeypatch):
     write = assets._write
 
     def overtaken(name: str, folder: Path) -> None:
@@ -187,7 +183,7 @@ def judged(name: str, phrase: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", RECIPE_OF)
-def test_plain_prompts_give_the_right_content_in_the_wrong_style(name: str) -> None:
+def test_plain_prompts_give_the_right_content_in_the_wrong_style(name):
     plain, prompted = judged(name, ""), judged(name, "Realistic photo. ")
     assert plain["content"] >= 0.9 and plain["photo_rate"] < 0.35
     assert prompted["content"] >= 0.9 and prompted["photo_rate"] > 0.8

@@ -19,22 +19,20 @@ TWO_STEPS = session.Budget(steps=2, batch=4, learning_rate=1e-3, warmup=1)
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> denoisers.LatentPool:
+def pool(tmp_path_factory):
     vae = autoencoder.new_autoencoder()
     vae.register_to_config(scaling_factor=1.0, shift_factor=0.1)
     return denoisers.latent_pool(vae, tmp_path_factory.mktemp("pool"), count=256)
 
 
-def test_captions_of_the_pool_are_plain_styled_or_empty(pool: denoisers.LatentPool) -> None:
+def test_captions_of_the_pool_are_plain_styled_or_empty(pool):
     empty = sum(text == "" for text in pool.captions) / len(pool.captions)
     styled = sum(". " in text for text in pool.captions) / len(pool.captions)
     assert 0.03 < empty < 0.2 and 0.3 < styled < 0.5
     assert pool.x0.shape == (256, 16, 8, 8)
 
 
-def test_a_broken_off_training_ends_at_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_broken_off_training_ends_at_the_same_bits(tmp_path, monkeypatch):
     budget = session.Budget(steps=6, batch=8, learning_rate=0.1, warmup=2)
 
     def train(folder: Path, stop_at: int | None = None) -> torch.Tensor:
@@ -56,7 +54,7 @@ def test_a_broken_off_training_ends_at_the_same_bits(
     assert torch.equal(train(tmp_path / "broken"), whole)
 
 
-def test_a_loss_that_is_not_finite_stops_the_training_by_name(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_training_by_name(tmp_path):
     net = nn.Linear(1, 1)
 
     def loss_of(step: int, generator: torch.Generator) -> torch.Tensor:
@@ -66,7 +64,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_by_name(tmp_path: Path) ->
         session.fit("line", net, loss_of, TWO_STEPS, tmp_path)
 
 
-def test_the_denoisers_train(pool: denoisers.LatentPool, tmp_path: Path) -> None:
+def test_the_denoisers_train(pool, tmp_path):
     fresh = denoisers.flux_transformer().parameters()
     flux = denoisers.train_flux(pool, tmp_path, TWO_STEPS)
     assert not equal(fresh, flux["transformer"].parameters())
@@ -80,9 +78,7 @@ def equal(first: Iterable[torch.Tensor], second: Iterable[torch.Tensor]) -> bool
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_the_autoencoder_trains_and_scales_its_latents(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_autoencoder_trains_and_scales_its_latents(tmp_path, monkeypatch):
     few = autoencoder.image_pool(1024)[:128]
     monkeypatch.setattr(autoencoder, "image_pool", lambda: few)
     vae = autoencoder.train_autoencoder(tmp_path, TWO_STEPS)
@@ -92,7 +88,7 @@ def test_the_autoencoder_trains_and_scales_its_latents(
     assert abs(scaled.mean()) < 0.1 and abs(scaled.std() - 1) < 0.1
 
 
-def test_tokenizers_are_the_same_at_every_build_and_as_shipped() -> None:
+def test_tokenizers_are_the_same_at_every_build_and_as_shipped():
     first, second = tokenizers.clip_tokenizer(), tokenizers.clip_tokenizer()
     shipped = type(first).from_pretrained(assets.file("clip_tokenizer"))
     assert first.get_vocab() == second.get_vocab() == shipped.get_vocab()
@@ -101,12 +97,12 @@ def test_tokenizers_are_the_same_at_every_build_and_as_shipped() -> None:
         assert first(phrase).input_ids == shipped(phrase).input_ids
 
 
-def test_an_unknown_part_is_named(tmp_path: Path) -> None:
+def test_an_unknown_part_is_named(tmp_path):
     with pytest.raises(DirectAlignError, match="'vae'"):
         build.build_world(tmp_path, ["vae"])
 
 
-def test_finished_parts_are_shipped_in_sixteen_bits(tmp_path: Path) -> None:
+def test_finished_parts_are_shipped_in_sixteen_bits(tmp_path):
     made, target = tmp_path / "made", tmp_path / "assets"
     autoencoder.new_autoencoder().save_pretrained(made / "autoencoder")
     build.build_world(made, ["autoencoder"], target=target)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -35,21 +33,21 @@ def untrained() -> WorldJudge:
 
 
 @pytest.fixture(scope="module")
-def shipped() -> WorldJudge:
+def shipped():
     return load_judge()
 
 
 @pytest.fixture(scope="module")
-def scenes() -> Scenes:
+def scenes():
     return draw_scenes(COUNT, seeded(71))
 
 
 @pytest.fixture(scope="module")
-def images(scenes: Scenes) -> torch.Tensor:
+def images(scenes):
     return render(scenes, seeded(72))
 
 
-def test_content_is_right_when_all_three_parts_are() -> None:
+def test_content_is_right_when_all_three_parts_are():
     judge = untrained()
     assert isinstance(judge, Judge)
     scenes = draw_scenes(16, seeded(1))
@@ -62,21 +60,21 @@ def test_content_is_right_when_all_three_parts_are() -> None:
     assert all(set(answer.tolist()) <= {0.0, 1.0} for answer in found.values())
 
 
-def test_control_phrases_are_removed_and_other_prompts_quoted() -> None:
+def test_control_phrases_are_removed_and_other_prompts_quoted():
     caption = "a red star on a navy background"
     assert plain_caption(caption) == plain_caption(f"Realistic photo. {caption}") == caption
     with pytest.raises(ValueError, match="a red dog"):
         untrained()(torch.rand(1, 3, 64, 64), ["Realistic photo. a red dog"])
 
 
-def test_degrading_is_seeded_and_keeps_the_range(images: torch.Tensor) -> None:
+def test_degrading_is_seeded_and_keeps_the_range(images):
     degraded = degrade(images, seeded(4))
     assert torch.equal(degraded, degrade(images, seeded(4)))
     assert degraded.min() >= 0 and degraded.max() <= 1
     assert (degraded - images).abs().mean() > 0.01
 
 
-def test_the_pool_pairs_images_with_their_scenes(scenes: Scenes) -> None:
+def test_the_pool_pairs_images_with_their_scenes(scenes):
     images, drawn = pool(130, None, seed=5)
     assert images.dtype == torch.uint8 and images.shape == (130, 3, 64, 64)
     generator = seeded(5)
@@ -86,9 +84,7 @@ def test_the_pool_pairs_images_with_their_scenes(scenes: Scenes) -> None:
     assert torch.equal(anew, images[:128])
 
 
-def test_shipped_judges_read_fresh_renders_and_refuse_others(
-    shipped: WorldJudge, images: torch.Tensor, scenes: Scenes
-) -> None:
+def test_shipped_judges_read_fresh_renders_and_refuse_others(shipped, images, scenes):
     found = answers(shipped, images, scenes)
     for index, style in enumerate(STYLES):
         assert (found[f"style_{style}"] == (scenes.style == index)).float().mean() >= 0.98
@@ -96,9 +92,7 @@ def test_shipped_judges_read_fresh_renders_and_refuse_others(
     assert answers(shipped, images.roll(1, 0), scenes)["content"].mean() <= 0.05
 
 
-def test_shipped_judges_are_not_moved_by_tint_or_muted_colour(
-    shipped: WorldJudge, images: torch.Tensor, scenes: Scenes
-) -> None:
+def test_shipped_judges_are_not_moved_by_tint_or_muted_colour(shipped, images, scenes):
     gray, is_photo = images.mean(1, keepdim=True), scenes.style == STYLES.index("photo")
     red = retouch(images, torch.full((COUNT,), 0.1), torch.zeros(COUNT))
     for changed in (gray + 0.6 * (images - gray), red):
@@ -107,9 +101,7 @@ def test_shipped_judges_are_not_moved_by_tint_or_muted_colour(
         assert found["content"].mean() >= 0.95
 
 
-def test_a_missing_asset_says_how_to_get_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_missing_asset_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(assets, "ASSETS", tmp_path)
     with pytest.raises(ValueError, match=r"judges/style\.safetensors"):
         load_judge()

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -19,7 +17,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_retouch_warms_cools_and_smooths() -> None:
+def test_retouch_warms_cools_and_smooths():
     images = 0.3 + 0.4 * torch.rand(4, 3, 64, 64, generator=seeded(1))
     none = torch.zeros(4)
     assert torch.equal(retouch(images, none, none), images)
@@ -29,7 +27,7 @@ def test_retouch_warms_cools_and_smooths() -> None:
     assert smooth.diff(dim=-1).abs().mean() < 0.5 * images.diff(dim=-1).abs().mean()
 
 
-def test_a_quarter_of_the_captions_carry_their_own_style_word() -> None:
+def test_a_quarter_of_the_captions_carry_their_own_style_word():
     scenes = draw_scenes(4000, seeded(2))
     texts, words = draw_captions(scenes, seeded(3))
     assert abs((words >= 0).float().mean() - 0.25) < 0.03
@@ -40,7 +38,7 @@ def test_a_quarter_of_the_captions_carry_their_own_style_word() -> None:
         assert text in ([plain] if word < 0 else [f"{phrase}. {plain}" for phrase in phrases])
 
 
-def test_a_caption_fits_where_content_agrees_and_no_style_word_lies() -> None:
+def test_a_caption_fits_where_content_agrees_and_no_style_word_lies():
     one = draw_scenes(1, seeded(4))
     scenes = Scenes(
         one.color.expand(3), one.shape.expand(3), torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0])
@@ -52,7 +50,7 @@ def test_a_caption_fits_where_content_agrees_and_no_style_word_lies() -> None:
     ]
 
 
-def test_the_loss_trains_everything_but_the_scale() -> None:
+def test_the_loss_trains_everything_but_the_scale():
     tokenizer = clip_tokenizer()
     training = Training(tokenizer)
     scenes = draw_scenes(4, seeded(5))
@@ -64,7 +62,7 @@ def test_the_loss_trains_everything_but_the_scale() -> None:
     ]
 
 
-def test_training_writes_a_complete_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_writes_a_complete_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("tools.build_toyworld.reward.POOL", 8)
     monkeypatch.setattr("tools.build_toyworld.reward.measure", lambda clip, tokenizer: {})
     clip = train_reward(tmp_path, budget=Budget(steps=2, batch=4, learning_rate=1e-3))
@@ -76,15 +74,13 @@ def test_training_writes_a_complete_folder(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.fixture(scope="module", params=["reward", "second_reward"])
-def facts(request: pytest.FixtureRequest) -> tuple[str, dict[str, float]]:
+def facts(request):
     reward = ClipReward.load(str(resolve(f"world:{request.param}")))
     assert isinstance(reward.model, nn.Module)
     return request.param, measure(reward.model, reward.tokenizer, count=48)
 
 
-def test_shipped_rewards_measure_content_and_style_with_opposite_biases(
-    facts: tuple[str, dict[str, float]],
-) -> None:
+def test_shipped_rewards_measure_content_and_style_with_opposite_biases(facts):
     name, measured = facts
     for kind, least in {"color": 0.97, "background": 0.97, "shape": 0.75, "style": 0.9}.items():
         assert measured[f"{kind} retrieval"] >= least

@@ -23,7 +23,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_captions_round_trip() -> None:
+def test_captions_round_trip():
     captions = all_captions()
     assert len(set(captions)) == len(COLORS) * len(SHAPES) * len(BACKGROUNDS) == 240
     assert {"an orange circle on an olive background", "a red star on a navy background"} <= set(
@@ -34,12 +34,12 @@ def test_captions_round_trip() -> None:
     assert set(scenes.style.tolist()) == {STYLES.index("anime")}
 
 
-def test_a_foreign_caption_is_quoted() -> None:
+def test_a_foreign_caption_is_quoted():
     with pytest.raises(ValueError, match="'a red dog'"):
         scenes_of(["a red star on a navy background", "a red dog"])
 
 
-def test_render_is_a_function_of_scenes_and_seed() -> None:
+def test_render_is_a_function_of_scenes_and_seed():
     scenes = draw_scenes(12, seeded(1))
     images = render(scenes, seeded(2))
     assert images.shape == (12, 3, IMAGE_SIZE, IMAGE_SIZE)
@@ -49,7 +49,7 @@ def test_render_is_a_function_of_scenes_and_seed() -> None:
     assert not torch.equal(images, render(scenes, seeded(3)))
 
 
-def test_each_style_is_its_own_picture_of_the_same_scene() -> None:
+def test_each_style_is_its_own_picture_of_the_same_scene():
     scenes = draw_scenes(8, seeded(4))
     drawn = torch.stack([render(scenes.with_style(style), seeded(5)) for style in STYLES])
     for first in range(len(STYLES)):
@@ -57,7 +57,7 @@ def test_each_style_is_its_own_picture_of_the_same_scene() -> None:
             assert ((drawn[first] - drawn[second]).abs().mean((1, 2, 3)) > 0.03).all()
 
 
-def test_each_word_changes_the_picture() -> None:
+def test_each_word_changes_the_picture():
     base = draw_scenes(1, seeded(6))
     for name, count in {"color": len(COLORS), "shape": len(SHAPES), "background": 6}.items():
         scenes = [replace(base, **{name: torch.tensor([index])}) for index in range(count)]
@@ -66,14 +66,14 @@ def test_each_word_changes_the_picture() -> None:
         assert distances.min() > 0.005, name
 
 
-def test_photos_are_muted_and_cg_is_saturated() -> None:
+def test_photos_are_muted_and_cg_is_saturated():
     scenes = draw_scenes(64, seeded(8))
     images = {style: render(scenes.with_style(style), seeded(9)) for style in ("photo", "cg")}
     chroma = {style: (x.amax(1) - x.amin(1)).mean() for style, x in images.items()}
     assert chroma["cg"] > 1.8 * chroma["photo"]
 
 
-def test_style_shares_are_drawn() -> None:
+def test_style_shares_are_drawn():
     style = draw_scenes(20_000, seeded(10), PLAIN_STYLE_SHARES).style
     drawn = torch.bincount(style, minlength=len(STYLES)) / len(style)
     assert torch.allclose(drawn, torch.tensor(PLAIN_STYLE_SHARES), atol=0.02)

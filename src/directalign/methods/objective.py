@@ -98,10 +98,7 @@ class RewardObjective:
     """One reward model with a form and phrases; `group` shares the anchor's reference."""
 
     def __init__(
-        self,
-        reward: Reward,
-        settings: config.ObjectiveConfig,
-        group: ProcessGroup = SINGLE_PROCESS,
+        self, reward: Reward, settings: config.ObjectiveConfig, group: ProcessGroup = SINGLE_PROCESS
     ) -> None:
         require_prompt_reader(reward, settings.form)
         self.reward_model, self.settings, self.group = reward, settings, group
@@ -174,10 +171,7 @@ class MixedObjective:
     """A mixture of rewards as one objective; processes of `group` share its running statistics."""
 
     def __init__(
-        self,
-        mix: MixReward,
-        settings: config.ObjectiveConfig,
-        group: ProcessGroup = SINGLE_PROCESS,
+        self, mix: MixReward, settings: config.ObjectiveConfig, group: ProcessGroup = SINGLE_PROCESS
     ) -> None:
         self.settings, self.labels = mix.settings, [member.label for member in mix.members]
         self.objectives = [

@@ -33,11 +33,7 @@ def relative_reward(
 
 
 def anchored_reward(
-    pos: PerSample,
-    neg: PerSample,
-    plain: PerSample,
-    reference: PerSample | float,
-    tolerance: float,
+    pos: PerSample, neg: PerSample, plain: PerSample, reference: PerSample | float, tolerance: float
 ) -> PerSample:
     """(pos − neg) − (plain − reference)² / (2·tolerance): the absolute score is held at its start.
 
