@@ -60,9 +60,9 @@ class World:
     @torch.no_grad()
     def rollout(self, noise: Tensor, text: Text) -> Tensor:
         x = noise
-        for high, low in pairwise(flow_sigmas(STEPS).float()):
+        for high, low in pairwise(flow_sigmas(STEPS)):
             pred = self.predict(x, high.expand(len(x)), text, 1.0)
-            x = (1 - low) * (x - high * pred) + low * (x + (1 - high) * pred)  # x0_hat, noise_hat
+            x = x + (low - high) * pred
         return x
 
     def decode(self, x0: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def losses_by_hand(
             for word in (own, other)
         )
         k = low + (high - low) * move.position
-        found.append(torch.relu(MARGIN - ((1 + k) * asked - unasked)).mean())
+        found.append(torch.relu(MARGIN - ((1 + k) * asked - unasked)).mean() / 2)
     return found
 
 

@@ -178,15 +178,18 @@ def kill_and_resume(
 ) -> list[Path]:
     """Folders of runs that were killed at random moments, then resumed to their end.
 
-    `start(out, resume)` is first run to its end in `folder / "whole"`, to learn its duration.
+    `start(out, resume)` is first run to its end in `folder / "whole"`. A run is killed soon after
+    it has written a random number of records, so that it is neither unborn nor over.
     """
-    begin, moments, killed = time.perf_counter(), random.Random(0), 0
     assert exit_code(fork(lambda: start(folder / "whole", False))) == 0
-    duration = time.perf_counter() - begin
+    total, draws, killed = len(records(folder / "whole")), random.Random(0), 0
     outs = [folder / f"killed-{attempt}" for attempt in range(attempts)]
     for out in outs:
         child = fork(lambda out=out: start(out, False))
-        time.sleep(moments.uniform(0.2, 0.95) * duration)
+        goal, metrics = draws.randrange(total - 1), out / "metrics.jsonl"
+        while (metrics.read_bytes().count(b"\n") if metrics.exists() else 0) < goal:
+            time.sleep(0.001)
+        time.sleep(draws.uniform(0, 0.02))
         os.kill(child, signal.SIGKILL)
         killed += exit_code(child) == -signal.SIGKILL
         resume = (out / "run.yaml").exists()

@@ -91,7 +91,6 @@ def _layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 @cache
 def _linear_4bit_class() -> Any:
     """bitsandbytes' NF4 layer; its output has autocast's dtype, as that of a plain layer has."""
-    check_quantization("4bit")
     import bitsandbytes as bnb
 
     class Linear4bit(bnb.nn.Linear4bit):
@@ -109,13 +108,13 @@ def _in_autocast_dtype(input: Tensor) -> Tensor:
 
 
 def _linear_4bit(layer: nn.Linear, device: torch.device) -> nn.Module:
-    linear_4bit = _linear_4bit_class()
+    check_quantization("4bit")
     import bitsandbytes as bnb
 
     settings: dict[str, Any] = {"compress_statistics": True, "quant_type": "nf4"}
     sizes = layer.in_features, layer.out_features, layer.bias is not None
     with torch.device("meta"):
-        rounded: Any = linear_4bit(*sizes, layer.weight.dtype, **settings)
+        rounded: Any = _linear_4bit_class()(*sizes, layer.weight.dtype, **settings)
     settings["module"] = rounded
     weight: Any = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, **settings)
     rounded.weight = weight.to(device)  # rounds it
