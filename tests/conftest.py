@@ -3,12 +3,16 @@ thread, and no deadline for a slow machine."""
 
 from __future__ import annotations
 
+import signal
+
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
 install_import_hook(["directalign", "experiments", "tools"], "beartype.beartype")
 torch.set_num_threads(1)
+# A shell ignores SIGINT for what it starts in the background, and children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tiny import tiny_flux, tiny_sd, tiny_sd_v  # noqa: E402
 from tiny_rewards import clip_folder, siglip_folder, vlm_folder  # noqa: E402

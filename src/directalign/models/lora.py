@@ -81,7 +81,7 @@ def make_trainable(
         target_modules=targets,
         init_lora_weights="gaussian",
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         denoiser.add_adapter(settings, adapter_name=ADAPTER)
     for parameter in trained(denoiser).values():

@@ -542,7 +542,7 @@ def trainable_reward(reward: Reward, part: Part, seed: int) -> TrainableReward:
 
 def add_adapters(model: nn.Module, targets: Sequence[str], seed: int) -> list[nn.Parameter]:
     """Add LoRA adapters (arXiv 2106.09685) to the named layers; returns the trainable weights."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapters = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(targets))
         inject_adapter_in_model(adapters, model)
