@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from synthetic_run import write_demo, write_run
 
 from directalign.report.read import read_run, run_folders
+from directalign.report.run_page import changes
 
 
 @pytest.fixture
@@ -72,3 +75,27 @@ def test_order_of_runs(tmp_path):
     write_run(tmp_path / "demo" / "another")
     names = [path.name for path in run_folders(tmp_path / "demo")]
     assert names == ["srpo", "direct_align", "another", "srpo_long", "official_long"]
+
+
+def test_curves_and_headlines_compare_equal_samples(tmp_path):
+    """A run is evaluated on 256 samples at its ends and on 128 of them in between."""
+
+    def rate(value, n):
+        return {"value": value, "low": value, "high": value, "n": n}
+
+    ends = [rate(0.1, 256), rate(0.9, 256)]
+    records = [
+        {"photo_rate": ends[0], "color_drift": 0.032, "during": {"photo_rate": rate(0.2, 128)}},
+        {"photo_rate": rate(0.5, 128), "color_drift": 0.022},
+        {"photo_rate": ends[1], "color_drift": 0.035, "during": {"photo_rate": rate(0.8, 128)}},
+    ]
+    records[0]["during"]["color_drift"], records[2]["during"]["color_drift"] = 0.021, 0.023
+    lines = [{"event": "evaluate", "step": 10 * n, **each} for n, each in enumerate(records)]
+    for count, headline in ((3, (0.1, 0.9)), (2, (0.2, 0.5))):  # finished, interrupted
+        file = tmp_path / "metrics.jsonl"
+        file.write_text("".join(json.dumps(each) + "\n" for each in lines[:count]))
+        run = read_run(tmp_path)
+        drifts = [value for _, value in run.measured_curve("color_drift")]
+        assert drifts == [0.021, 0.022, 0.023][:count] and run.num_samples == "n = 128"
+        found = changes(run)[0]
+        assert (found.before["value"], found.after["value"]) == headline

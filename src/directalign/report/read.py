@@ -133,13 +133,25 @@ class RunFiles:
         """(step, value) over the updates; dots in the name are nested keys ("metrics.reward")."""
         return _curve(self.steps, name)
 
+    @property
+    def comparable(self) -> list[Record]:
+        """The evaluations on equal samples: of a run that is evaluated on more samples before and
+        after training, the numbers of those that every evaluation has."""
+        return [{**record, **mapping(record.get("during"))} for record in self.measured]
+
+    @property
+    def num_samples(self) -> str:
+        """ "n = 128", the samples of every evaluation; empty if they are not recorded."""
+        counts = {number(_nested(each, ("photo_rate", "n"))) for each in self.comparable}
+        return f"n = {counts.pop():.0f}" if len(counts) == 1 and None not in counts else ""
+
     def measured_curve(self, name: str) -> list[tuple[float, float]]:
-        """(step, value) over the evaluations."""
-        return _curve(self.measured, name)
+        """(step, value) over the evaluations, on equal samples."""
+        return _curve(self.comparable, name)
 
     def band(self, name: str) -> list[tuple[float, float, float]]:
         """(step, low, high) over the evaluations that have an interval."""
-        found = [(float(record["step"]), *ends(record.get(name))) for record in self.measured]
+        found = [(float(record["step"]), *ends(record.get(name))) for record in self.comparable]
         return [(step, low, high) for step, low, high in found if None not in (low, high)]  # type: ignore[misc]
 
     def levels(self) -> dict[str, list[Record]]:

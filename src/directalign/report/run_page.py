@@ -141,11 +141,16 @@ class Change:
 
 
 def changes(run: RunFiles) -> list[Change]:
-    """The main metrics of the base model and of the final (or kept) weights; [] without both."""
+    """The main metrics of the base model and of the final (or kept) weights; [] without both.
+
+    Both are on equal samples, also of a run that was interrupted between evaluations of all.
+    """
     last = run.keeps[-1:] or run.measured[1:][-1:]
     if not run.measured or not last:
         return []
     before, after = run.measured[0], last[0]
+    if "during" in before and "during" not in after and not run.keeps:
+        before = run.comparable[0]
     main = [("Photo rate", "photo_rate"), ("Content right", "content")]
     if "photo_rate" not in after:  # held-out rewards instead of the toy world's judge
         held_out = [metric(key) for key in after if key.startswith(HELD_OUT)]
@@ -321,7 +326,8 @@ def _metric_figures(
         lines = list(map(Series, SIDES, curves, SIDE_STYLES))
         if not curves[1] and not curves[2]:
             lines = [Series("", curves[0], "s0", run.band(each.name))]
-        figures.append(_chart(each.label, lines, each.description, rules, metric_axes(each)))
+        caption = " ".join(filter(None, (each.description, run.num_samples)))
+        figures.append(_chart(each.label, lines, caption, rules, metric_axes(each)))
     if styles:
         labels = [each.label.removeprefix("Style ") for each in styles]
         curves = [run.measured_curve(each.name) for each in styles]
@@ -444,17 +450,11 @@ def path_scatter(
 def _path(run: RunFiles, judge: Metric, drift: Metric) -> list[tuple[float, Point]]:
     """(step, point) of every evaluation."""
     found = []
-    for record in run.measured:
-        x, y = _during(record, judge.name), _during(record, drift.name)
+    for record in run.comparable:
+        x, y = number(record.get(judge.name)), number(record.get(drift.name))
         if x is not None and y is not None:
             found.append((float(record["step"]), (x, y)))
     return found
-
-
-def _during(record: Record, name: str) -> float | None:
-    """A metric on the prompts evaluated during the run (there are more before and after it)."""
-    during = number(mapping(record.get("during")).get(name))
-    return during if during is not None else number(record.get(name))
 
 
 def _markers(run: RunFiles, path: Sequence[tuple[float, Point]], style: str) -> list[Marker]:
@@ -480,7 +480,7 @@ def _markers(run: RunFiles, path: Sequence[tuple[float, Point]], style: str) -> 
 
 def _limits(run: RunFiles, drift: Metric, allowed: float | None) -> list[Rule]:
     """How far the recipe lets a metric move from the base model's value."""
-    base = _during(run.measured[0], drift.name) if run.measured else None
+    base = number(run.comparable[0].get(drift.name)) if run.measured else None
     if base is None or allowed is None:
         return []
     limits = {1: [base - allowed], -1: [base + allowed]}

@@ -144,6 +144,12 @@ class Matched:
     rows: list[tuple[RunFiles, float, float | None, float]]
 
     @property
+    def num_samples(self) -> str:
+        """The samples of each evaluation, if all runs have as many."""
+        counts = {row[0].num_samples for row in self.rows}
+        return counts.pop() if len(counts) == 1 else ""
+
+    @property
     def ratio(self) -> float | None:
         """Drift of the second run over that of the first."""
         first, second = (row[1] for row in self.rows[:2])
