@@ -1,10 +1,9 @@
-"""Takes the pictures of the arena in docs/img: desktop and phone, light and dark, over samples of
-the embedded world.
+"""Takes the pictures in docs/img: the page of the demo, and the arena.
 
-    python docs/img/take_screenshots.py [FOLDER of samples made before]
+    python docs/img/take_screenshots.py runs/demo/report.html
 
-Two folders are sampled from world:flux, one with a style word before the prompt; the style word is
-then taken out of the record, so that both count as models that were given one prompt. Needs the dev
+For the arena two folders are sampled from world:flux, one with a style phrase before the prompt,
+which is then removed from the record: both count as models that got one prompt. Needs the dev
 extra, chromium and chromedriver.
 """
 
@@ -35,13 +34,19 @@ PROMPTS = (
     "a purple star on an olive background",
 )
 SIZES = {"desktop": (1280, 860, 1.5, False), "phone": (390, 844, 2, True)}
+SCHEMES = {("vote", "desktop"): "light", ("vote", "phone"): "dark"}
+SCHEMES |= {("rate", "desktop"): "dark", ("rate", "phone"): "light"}
 
 
 def main() -> None:
-    """Sample (or take the folder given), then photograph both modes."""
+    """The page, then both modes of the arena."""
+    page = Path(sys.argv[1]).resolve().as_uri()
     with tempfile.TemporaryDirectory() as work:
-        samples = Path(sys.argv[1]) if len(sys.argv) > 1 else sample(Path(work, "samples"))
+        samples = sample(Path(work, "samples"))
         with chromium(Path(work, "profile")) as browser:
+            resize(browser, 1280, 1330, 1, False)
+            browser.get(page)
+            save(browser, "demo")
             for mode, act in (("vote", vote), ("rate", rate)):
                 with arena(samples, Path(work, f"{mode}.sqlite"), mode) as address:
                     photograph(browser, address, mode, act)
@@ -119,24 +124,24 @@ def chromium(profile: Path) -> Iterator[Any]:
 
 
 def photograph(browser: Any, address: str, mode: str, act: Callable[[Any], None]) -> None:
-    """A new annotator on each size and scheme, a few answers in."""
+    """A new annotator on each size, a few answers in."""
     for size, (width, height, scale, mobile) in SIZES.items():
-        browser.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": mobile},
-        )
-        browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": mobile})
+        resize(browser, width, height, scale, mobile)
         browser.delete_all_cookies()
-        color(browser, "light")
+        scheme = SCHEMES[mode, size]
+        color(browser, scheme)
         browser.get(address)
         browser.find_element("id", "name").send_keys(f"Visitor on a {size}")
-        if mode == "vote":
-            save(browser, f"arena-start-{size}")
         browser.find_element("css selector", "#join button").click()
         act(browser)
-        for scheme in ("light", "dark"):
-            color(browser, scheme)
-            save(browser, f"arena-{mode}-{size}-{scheme}")
+        save(browser, f"arena-{mode}-{size}-{scheme}")
+
+
+def resize(browser: Any, width: int, height: int, scale: float, mobile: bool) -> None:
+    """The window's size in CSS pixels, and touch on a phone."""
+    metrics = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": mobile}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": mobile})
 
 
 def color(browser: Any, scheme: str) -> None:
