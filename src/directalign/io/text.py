@@ -20,14 +20,24 @@ PROMPT_KEYS = ("prompt", "caption", "text")
 """Names of the prompt column, by priority; case is ignored."""
 
 
-def read_text(path: Path, what: str) -> str:
-    """The file's text without a byte-order mark. `what` names the kind of file in errors."""
+def read_text(path: Path, what: str, max_bytes: int | None = None) -> str:
+    """The file's text without a byte-order mark. `what` names the kind of file in errors.
+
+    Raises DirectAlignError for a missing, unreadable or larger file, a pipe, a device or bytes that
+    are not UTF-8.
+    """
     if not path.exists():
         raise DirectAlignError(
             f"{path}: no such {what}; check the path (relative to the current folder, {Path.cwd()})"
         )
     if path.is_dir():
         raise DirectAlignError(f"{path}: is a folder, and a {what} is needed")
+    if not path.is_file():
+        raise DirectAlignError(f"{path}: is a pipe or a device; write the {what} to a file")
+    if max_bytes is not None and (size := path.stat().st_size) > max_bytes:
+        raise DirectAlignError(
+            f"{path}: {size:,} bytes, and the limit of a {what} is {max_bytes:,}; is this the file?"
+        )
     try:
         content = path.read_bytes()
     except OSError as error:
