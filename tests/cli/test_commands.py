@@ -219,3 +219,21 @@ def test_the_table_has_the_mean_and_its_interval_if_any(n, half, cell):
         "wins": [],
     }
     assert list(table_of(models, summary).columns[2].cells)[-1] == cell
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        ("sample m --prompt a --seed 18446744073709551616", 2, "is no seed; the largest"),
+        ("sample m --prompt a --height 99999999999999999999", 2, "Input should be less than or"),
+        ("world images p --count 99999999999999999999", 2, "Input should be less than or"),
+        (f"sample {'x' * 5000} --prompt a", 1, f"{'x' * 60}...: longer than any path; give the"),
+        (f"evaluate {'x/' * 5000}", 1, "longer than any path"),
+        (f"compare a={'x' * 300} --out o", 1, "longer than any path"),
+        (f"train recipe.yaml --out {'x' * 300}", 1, "longer than any path"),
+        (f"train {'x' * 300}.yaml", 1, "longer than any path"),
+    ],
+)
+def test_numbers_and_paths_beyond_any_use(command, recipe, words, code, line):
+    result = command(*words.split())
+    assert result.exit_code == code and line in " ".join(result.stderr.split()), result.stderr

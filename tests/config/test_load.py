@@ -143,6 +143,23 @@ OVERRIDES = {
     "early_stopping={}": "early_stopping: needs measurements, and evaluate.every is 0",
     "rollout.sizes=[[64,4]]": "rollout.sizes",
     "rollout.sizes=[]": "rollout.sizes",
+    # numbers and paths beyond any use
+    **{
+        f"{key}={value}": f"--set {key}: "
+        for key in ("data.batch_size", "rollout.height", "train.num_steps", "train.learning_rate")
+        for value in ("1" + "0" * 4000, "-" + "9" * 30)
+    },
+    "seed=18446744073709551616": "seed: got 18446744073709551616, and it should be less than or",
+    "rollout.num_inference_steps=1000000000000": "should be less than or equal to 1000",
+    "rollout.sizes=[[100000,64]]": "should be less than or equal to 16384",
+    **{
+        f"{key}={'x' * 300}": f"--set {key}: got '{'x' * 40}'..., which is longer than any"
+        for key in ("data.images", "data.prompts", "evaluate.control_prompts", "model.path")
+    },
+    f"reward.path={'x/' * 3000}": "longer than any path",
+    f"reward.processor=owner/{'x' * 300}": "longer than any path",
+    f"reward.project_out={'é' * 200}": "longer than any path",
+    f"evaluate.metrics=['{'x' * 300}.py:f']": "longer than any path",
 }
 
 
