@@ -195,6 +195,14 @@ def test_as_a_process_errors_are_short_and_help_needs_no_torch(tmp_path):
     failed = process("-m", "directalign", "train", "gone.yaml")
     assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (1, "", 1)
     assert failed.stderr.startswith("directalign: gone.yaml: no such recipe")
+    for words in (
+        "train gone.yaml --out r\udcff",
+        "sample m --prompt a\udcff",
+        "check \udce9.yaml",
+    ):
+        failed = process("-m", "directalign", *words.split())
+        assert failed.returncode == 1 and failed.stderr.count("\n") == 1
+        assert "not Unicode; write or rename it" in failed.stderr
     assert list(tmp_path.iterdir()) == []
     valid = process("-m", "directalign", "check", "world_srpo")
     assert (valid.returncode, valid.stderr) == (0, "")  # no library warning

@@ -201,6 +201,9 @@ ALIASES = "&a0 [x, x]\n" + "".join(
         ("name: test", "\tname: test", "recipe.yaml:2: not a YAML recipe"),
         ("name: test", "name: !!binary aGVsbG8=", "something other than text, numbers, lists"),
         ("name: test", "name: &a [*a]", "something other than text, numbers, lists and sections"),
+        ("name: test", 'name: "a \\ud83d"', "name: not Unicode: U+D83D without its other half at"),
+        ("Realistic photo", '"\\ude00"', "method.control_phrases.positive.0: not Unicode: U+DE00"),
+        ("name: test", '"\\ud83d": test', "not Unicode: U+D83D"),
         ("name: test", "1: test", "key 1 is not text"),
         ("name: test", "name: " + "[" * 5000, "nested too deeply"),
         *(

@@ -115,6 +115,8 @@ BROKEN = {
     "long.txt": (b"a\n" + b"x" * 10_000, r":2: prompt of 10,000 characters; the limit is 2,000"),
     "nul.txt": (b"a\nb\0c\n", r":2: control character U\+0000 at character 2"),
     "escape.jsonl": (b'{"prompt": "a \\u001b[31m star"}', r":1: control character U\+001B"),
+    "half.jsonl": (b'{"prompt": "a \\ud83d star"}', r":1: not Unicode: U\+D83D without its other"),
+    "half_key.jsonl": (b'{"prompt": "a", "\\ude00": 1}', r":1: not Unicode: U\+DE00"),
     "broken.jsonl": (b'{"prompt": "a"}\n{"prompt": ', ":2: not JSON"),
     "list.jsonl": (b"[1]", ":1: list instead of an object"),
     "other_key.jsonl": (b'{"title": "a"}', ":1: no key prompt, caption or text among 'title'"),

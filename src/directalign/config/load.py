@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..io.text import read_text
+from ..io.text import checked_unicode, read_text
 from ..io.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
 from ..types import DirectAlignError
 from .errors import explain
@@ -91,9 +91,9 @@ def load_run(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     settings = _read_mapping(path)
     given = {key: _nested(key, value) for key, value in map(_split_override, overrides)}
     try:
-        _refuse_renamed(settings, str(path))
+        _check_keys(settings, str(path))
         for key, override in given.items():
-            _refuse_renamed(override, f"--set {key}")
+            _check_keys(override, f"--set {key}")
             settings = merged(settings, override)
         # JSON for pydantic's strict mode: a list may be a tuple, an int a float, nothing else.
         text = json.dumps(settings)
@@ -114,18 +114,24 @@ def dump_run(run: RunConfig) -> str:
     return dump_yaml(run.model_dump(mode="json"))
 
 
-def _refuse_renamed(given: Any, where: str, key: str = "", known: str = "") -> None:
-    """Raise for a key of `RENAMED`. `key`: dotted key with list places; `known`: without them."""
+def _check_keys(given: Any, where: str, key: str = "", known: str = "") -> None:
+    """Raise for a key of `RENAMED`, and for text that is not Unicode.
+
+    `key`: dotted key with list places; `known`: without them.
+    """
     if isinstance(given, list):
         for index, each in enumerate(given):
-            _refuse_renamed(each, where, f"{key}.{index}", known)
+            _check_keys(each, where, f"{key}.{index}", known)
+    if isinstance(given, str):
+        checked_unicode(given, f"{where}: {key}")
     if not isinstance(given, dict):
         return
     for name, value in given.items():
+        checked_unicode(name, f"{where}: {key}")
         full, path = f"{key}.{name}".lstrip("."), f"{known}.{name}".lstrip(".")
         if path in RENAMED:
             raise DirectAlignError(f"{where}: {full}: renamed to {RENAMED[path]}")
-        _refuse_renamed(value, where, full, path)
+        _check_keys(value, where, full, path)
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -159,6 +165,7 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 
 def parse_section(kind: Any, section: Any, where: str, remedy: str) -> Any:
     """A config of the (union) type `kind` from a parsed YAML section. Raises: DirectAlignError."""
+    _check_keys(section, where)
     try:
         return TypeAdapter(kind).validate_json(json.dumps(section))
     except ValidationError as error:

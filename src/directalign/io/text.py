@@ -126,12 +126,31 @@ def json_rows(path: Path, what: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 f"{path}:{number}: {type(row).__name__} instead of an object; write it like "
                 '{"prompt": "a red star"}'
             )
+        checked_unicode(json.dumps(row, ensure_ascii=False), f"{path}:{number}")
         yield number, row
 
 
+def checked_unicode(text: str, where: str) -> str:
+    """The text. Raises DirectAlignError for half a character: a lone surrogate, a stray byte."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        what = (
+            f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"U+{code:04X} without"
+        )
+        what += "" if what.startswith("byte") else " its other half"
+        raise DirectAlignError(
+            f"{where}: not Unicode: {what} at character {error.start + 1}; correct it"
+        ) from error
+    return text
+
+
 def checked_prompt(prompt: str, where: str) -> str:
-    """The stripped prompt. Raises DirectAlignError if too long or with a control character."""
-    prompt = prompt.strip()
+    """The stripped prompt. Raises DirectAlignError if too long, with a control character or not
+    Unicode.
+    """
+    prompt = checked_unicode(prompt.strip(), where)
     if len(prompt) > MAX_CHARACTERS:
         raise DirectAlignError(
             f"{where}: prompt of {len(prompt):,} characters; the limit is {MAX_CHARACTERS:,}: one "
